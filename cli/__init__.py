@@ -1,0 +1,7 @@
+"""The command line. A verb is one file with `register(app)`, and one entry here; no verb imports torch at import time."""
+
+from importlib import import_module
+
+VERB_FILES = ("doctor",)
+
+VERBS = [import_module(f".{name}", __name__).register for name in VERB_FILES]

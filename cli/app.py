@@ -1,0 +1,46 @@
+"""The `tessera` command: one file a verb, errors turned into one line and an exit code here.
+
+Exit codes: 0 done, 1 failed, 2 misused (one line that says what was asked, what was found, what to do).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from . import VERBS
+
+app = typer.Typer(
+    name="tessera",
+    help="Autoregressive generation over multi-codebook tokens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _register in VERBS:
+    _register(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (see the head of this file)."""
+    try:
+        return int(app(args=arguments, standalone_mode=False) or 0)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        print(f"tessera: {error.format_message()}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print("tessera: stopped", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, ImportError) as error:
+        print(f"tessera: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2

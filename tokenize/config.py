@@ -1,0 +1,143 @@
+"""Configuration: a frozen, strict pydantic base and the one way a YAML file becomes an object.
+
+Every mistake in a file ends in one `ConfigError` line: file, path of the field, what was found, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line for the user."""
+
+
+class Config(BaseModel):
+    """Base of all configs: unknown keys are errors that name the nearest known key, values are never coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key '{key}'; {nearest_name(str(key), cls.model_fields)}")
+        return data
+
+
+C = TypeVar("C", bound=Config)
+
+
+def nearest_name(name: str, known: Sequence[str] | Any) -> str:
+    """Say which known name was probably meant: "did you mean 'width'?" or "known: a, b"."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def read_config(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
+    """Read a YAML file into a config object.
+
+    Args:
+        path: the YAML file.
+        kind: the Config class to build.
+        sets: overrides "a.b=c"; the value is parsed as YAML. List items are addressed by number ("conditions.0.dropout").
+    Raises:
+        ConfigError: unreadable YAML, unknown keys, wrong types or values. FileNotFoundError: no such file.
+    """
+    return check_config(override(read_yaml(path), sets), kind, str(path))
+
+
+def check_config(data: Any, kind: type[C], where: str = "config") -> C:
+    """Validate plain data (as read from YAML or JSON) as a `kind`; ConfigError names the first bad field."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected a mapping of settings, found {type(data).__name__}")
+    try:
+        # Through JSON: strict mode then takes lists for tuples and strings for enums, as a file has no other way to say it.
+        return kind.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "(top)"
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {field}: {message}{_found(first)}") from None
+
+
+def _found(error: Any) -> str:
+    value = error.get("input")
+    return "" if isinstance(value, dict | list) or error["type"] == "value_error" else f" (found {value!r})"
+
+
+def override(data: Any, sets: Sequence[str]) -> Any:
+    """Apply "a.b=c" overrides to plain data, in place; returns it."""
+    for item in sets:
+        name, sign, text = item.partition("=")
+        if not sign or not name:
+            raise ConfigError(f"--set {item}: expected key.path=value, for instance --set train.steps=100")
+        keys = name.split(".")
+        target = data
+        for depth, key in enumerate(keys):
+            if isinstance(target, list):
+                if not key.isdigit() or int(key) >= len(target):
+                    raise ConfigError(f"--set {item}: '{'.'.join(keys[:depth])}' is a list of {len(target)}, '{key}' is no index of it")
+                key = int(key)
+            elif not isinstance(target, dict):
+                raise ConfigError(f"--set {item}: '{'.'.join(keys[:depth])}' is a value, it has no field '{key}'")
+            if depth == len(keys) - 1:
+                target[key] = parse_yaml(text, f"--set {item}")
+            elif isinstance(target, dict):
+                target = target.setdefault(key, {})
+            else:
+                target = target[key]
+    return data
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Parse a YAML file of at most 1 MB with the safe loader (see `parse_yaml`)."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path}: {path.stat().st_size} bytes is too large for a config (limit {MAX_CONFIG_BYTES})")
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML safely: no tags, no aliases (a few bytes of them expand to gigabytes), no duplicate keys; 1e-3 is a float."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # _Loader derives from SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed in configs; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key '{key}' occurs twice, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-3 as a string; YAML 1.2 and everyone else reads a float.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$|^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)$"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,68 @@
+"""TokenSpec: what a set of codes means, and which frozen tokenizer made them. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from .config import Config
+
+
+class AudioGeometry(Config):
+    """Frames are equal spans of time."""
+
+    kind: Literal["audio"] = "audio"
+    sample_rate: PositiveInt
+    """Samples per second, Hz."""
+    channels: PositiveInt = 1
+    samples_per_frame: PositiveInt
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.samples_per_frame
+
+
+class PictureGeometry(Config):
+    """Frames are the cells of a grid in raster order (row by row)."""
+
+    kind: Literal["picture"] = "picture"
+    height: PositiveInt
+    width: PositiveInt
+    channels: PositiveInt = 3
+    rows: PositiveInt
+    columns: PositiveInt
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of one picture: rows * columns."""
+        return self.rows * self.columns
+
+
+Geometry = Annotated[AudioGeometry | PictureGeometry, Field(discriminator="kind")]
+
+
+class TokenSpec(Config):
+    """Travels with every shard and every model; codes are only meaningful to the tokenizer with this fingerprint."""
+
+    name: str
+    cardinalities: tuple[PositiveInt, ...] = Field(min_length=1)
+    """Codes per codebook, coarse codebook first."""
+    geometry: Geometry
+    fingerprint: str
+    """SHA-256 (hex) over config and weights of the frozen tokenizer."""
+
+    @property
+    def num_codebooks(self) -> int:
+        """K."""
+        return len(self.cardinalities)
+
+
+def check_same_tokenizer(found: TokenSpec, expected: TokenSpec, what: str) -> None:
+    """Raise ValueError when `what` (for instance "shards out/digits") was made by another tokenizer."""
+    if found.fingerprint != expected.fingerprint:
+        raise ValueError(
+            f"{what}: codes of tokenizer '{found.name}' ({found.fingerprint[:12]}), but '{expected.name}' "
+            f"({expected.fingerprint[:12]}) is in use here; encode the media again with '{expected.name}' or pass its tokenizer"
+        )
