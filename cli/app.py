@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import sys
 
-import click
 import typer
 
 from . import VERBS
 
+# Newer typer carries its own copy of click, older ones use the package: either way the base of typer.BadParameter.
+_CommandLineError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+_MISUSE = (ValueError, ImportError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+
 app = typer.Typer(
     name="tessera",
-    help="Autoregressive generation over multi-codebook tokens.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,6 +24,11 @@ app = typer.Typer(
 )
 for _register in VERBS:
     _register(app)
+
+
+@app.callback()
+def _tessera() -> None:
+    """Autoregressive generation over multi-codebook tokens."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,14 +40,15 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (see the head of this file)."""
     try:
         return int(app(args=arguments, standalone_mode=False) or 0)
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        print(f"tessera: {error.format_message()}", file=sys.stderr)
+    except _CommandLineError as error:
+        text = error.format_message()  # type: ignore[attr-defined]
+        print(text if "\n" in text else f"tessera: {text}", file=sys.stderr)  # several lines: help, no arguments given
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("tessera: stopped", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, ImportError) as error:
+    except _MISUSE as error:
         print(f"tessera: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

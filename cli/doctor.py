@@ -1,7 +1,7 @@
 """`tessera doctor`: what is installed, which backends work, on which device.
 
-Packages are asked for their version without importing them; what only an import can tell (does deepspeed load?) is tried in a
-process of its own, so a broken package cannot take the report down with it.
+Packages are asked for their version without importing them; what only an import can tell (does deepspeed load?) is
+tried in a process of its own, so a broken package cannot take the report down with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,18 @@ import typer
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
-CORE_PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "pydantic", "pyyaml", "typer", "tqdm", "pillow", "soundfile")
+CORE_PACKAGES = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "sentencepiece",
+    "pydantic",
+    "pyyaml",
+    "typer",
+    "tqdm",
+    "pillow",
+    "soundfile",
+)
 OPTIONAL_PACKAGES = {
     "deepspeed": "extra 'train': the DeepSpeed engine",
     "tensorboard": "extra 'train': training curves in TensorBoard",
@@ -59,7 +70,9 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of the table.")] = False) -> int:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of the table.")] = False,
+) -> int:
     """Say what is installed, which backends work, and on which device.
 
     Example: tessera doctor --json
@@ -72,7 +85,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON ob
         print(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
         print(format_table(findings))
-        print(f"\n{len(failed)} required part(s) not working: {', '.join(f.name for f in failed)}" if failed else "\nAll required parts work.")
+        names = ", ".join(finding.name for finding in failed)
+        print(f"\nNot working, and required: {names}" if failed else "\nAll required parts work.")
     return 1 if failed else 0
 
 
@@ -101,16 +115,20 @@ def _versions() -> list[Finding]:
 
     found = tuple(sys.version_info[:3])
     python = Finding(
-        "versions", "python", "ok" if found >= (3, 10) else "broken", platform.python_version(), "3.10 or newer", required=True
+        "versions", "python", "ok" if found >= (3, 10) else "broken", platform.python_version(), "at least 3.10", True
     )
     where = f"{platform.system()} {platform.machine()}"
-    return [Finding("versions", "tessera", "ok", __version__, str(PACKAGE_ROOT)), python, Finding("versions", "system", "ok", where)]
+    return [
+        Finding("versions", "tessera", "ok", __version__, str(PACKAGE_ROOT)),
+        python,
+        Finding("versions", "system", "ok", where),
+    ]
 
 
 def _packages() -> list[Finding]:
     findings = [_package("packages", name, "", required=True) for name in CORE_PACKAGES]
     findings += [_package("optional packages", name, note, required=False) for name, note in OPTIONAL_PACKAGES.items()]
-    return [_try_deepspeed(finding) if finding.name == "deepspeed" and finding.state == "ok" else finding for finding in findings]
+    return [_try_deepspeed(found) if found.name == "deepspeed" and found.state == "ok" else found for found in findings]
 
 
 def _package(section: str, name: str, note: str, required: bool) -> Finding:
@@ -125,7 +143,12 @@ def _try_deepspeed(finding: Finding) -> Finding:
     environment = {"DS_ACCELERATOR": "cpu", **os.environ} if not _has_cuda() else dict(os.environ)
     try:
         run = subprocess.run(
-            [sys.executable, "-c", "import deepspeed"], env=environment, cwd=Path.home(), capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", "import deepspeed"],
+            env=environment,
+            cwd=Path.home(),
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         reason = "" if run.returncode == 0 else (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
     except subprocess.TimeoutExpired:
@@ -151,11 +174,13 @@ def _devices() -> list[Finding]:
     except ImportError as error:
         return [*findings, Finding("devices", "torch", "broken", "does not import", str(error), required=True)]
     setting = os.environ.get("OMP_NUM_THREADS", "not set")
-    findings.append(Finding("devices", "threads", "ok", f"torch uses {torch.get_num_threads()}", f"OMP_NUM_THREADS {setting}"))
+    threads = f"torch uses {torch.get_num_threads()}"
+    findings.append(Finding("devices", "threads", "ok", threads, f"OMP_NUM_THREADS {setting}"))
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            memory = f"{properties.total_memory / 2**30:.0f} GiB, compute capability {properties.major}.{properties.minor}"
+            capability = f"compute capability {properties.major}.{properties.minor}"
+            memory = f"{properties.total_memory / 2**30:.0f} GiB, {capability}"
             findings.append(Finding("devices", f"cuda:{index}", "ok", properties.name, memory))
     else:
         findings.append(Finding("devices", "cuda", "missing", "none", "everything runs on the CPU"))
