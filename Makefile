@@ -1,0 +1,69 @@
+# make demo        the main job, small, on a CPU: train, generate, write out/demo/report.html
+# make test        check, then all tests that are not marked slow
+# make test-slow   the slow ones (small trainings, the wheel in a fresh environment, timings)
+# make check       ruff, pyright, the layout test
+# make clean       remove what these made, except the virtual environment
+#
+# Every target makes .venv by itself when it is missing. Settings, all optional:
+#   PYTHON=python3.12        the interpreter that makes .venv (3.10 or newer)
+#   TORCH_INDEX=URL          where torch comes from; for a small CPU build: https://download.pytorch.org/whl/cpu
+#   DEMO=out/demo            where `make demo` writes
+#   PYTEST_FLAGS=...         handed to pytest
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+DEMO ?= out/demo
+PYTEST_FLAGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := .venv/.installed
+EVAL_PACKAGES := scikit-learn scikit-image pystoi prdc pocketsphinx pesq
+
+# One thread per process: tests start several processes, and their tensors are too small to be worth sharing out.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONDONTWRITEBYTECODE=1
+
+.PHONY: install demo test test-slow check clean
+
+install: $(INSTALLED)
+
+# torch first and pinned, then deepspeed (a source package that looks at the installed torch), then Tessera and the rest.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Tessera needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version). Set PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+		{ echo "no virtual environment: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) install --quiet -c constraints.txt numpy 'setuptools>=77' wheel ninja
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation deepspeed || \
+		echo "note: deepspeed did not install; 'engine.kind: torch' trains without it" >&2
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo,dev]'
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation tensorboard
+	@for package in $(EVAL_PACKAGES); do \
+		$(PIP) install --quiet -c constraints.txt $$package || \
+			echo "note: $$package did not install (pesq needs a C compiler); what it measures is left out" >&2; \
+	done
+	@touch $(INSTALLED)
+
+# pyright wants the package under its own name; the root folder may be called anything.
+.typecheck/tessera:
+	@mkdir -p .typecheck
+	@ln -sfn .. .typecheck/tessera
+
+demo: $(INSTALLED)
+	$(BIN)/tessera demo --out $(DEMO)
+
+check: $(INSTALLED) .typecheck/tessera
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest tests/test_layout.py
+
+test: check
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-slow: $(INSTALLED)
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+clean:
+	rm -rf build dist out runs *.egg-info .typecheck .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
