@@ -1,0 +1,45 @@
+"""The randomness of generation: one uniform number per (seed, step, codebook), computed, never consumed.
+
+A generator with a state would make a row's draws depend on which other rows are in the batch and on what was drawn
+before. Here every draw is a hash of its own coordinates, in 64-bit integer arithmetic that is exact on every device, so
+a row gets the same numbers alone, in a batch, in another order, streamed or resumed.
+Source of the mixing function: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), public domain constants.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# int64 arithmetic wraps around modulo 2^64, as the hash needs; the constants are written as torch can read them.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+_SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+def uniform(seeds: Tensor, step: int | Tensor, num_codebooks: int) -> Tensor:
+    """One number in the open interval (0, 1) for every row and codebook of a step.
+
+    Args:
+        seeds: [B], long, any values.
+        step: the arranged step, >= 0 (an int or a 0-d long tensor).
+        num_codebooks: K.
+    Returns:
+        [B, K], float64. Never 0 and never 1: 52 random bits plus a half.
+    """
+    codebooks = torch.arange(num_codebooks, device=seeds.device)
+    hashed = _mix(_mix(_mix(seeds) + step)[:, None] + codebooks)
+    return (_shift(hashed, 12).double() + 0.5) * 2.0**-52
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The SplitMix64 finaliser of x + golden ratio: a bijection of the 64-bit integers; every bit moves every other."""
+    x = x + _GOLDEN
+    x = (x ^ _shift(x, 30)) * _FIRST
+    x = (x ^ _shift(x, 27)) * _SECOND
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical (zero-filling) right shift of int64; `>>` alone would copy the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

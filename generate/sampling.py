@@ -1,0 +1,118 @@
+"""From logits to ids: temperature, top-k, top-p and min-p, each one number for all codebooks or one per codebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How ids are drawn. Each field is one value, or K values (one per codebook, coarse first).
+
+    The filters apply in this order, each to what the one before left, renormalised: temperature, top-k, top-p; min-p
+    compares with the largest probability, so its place does not matter. The most probable id always survives.
+    """
+
+    temperature: float | Sequence[float] = 1.0
+    """0 takes the most probable id."""
+    top_k: int | Sequence[int] = 0
+    """Keep the k most probable ids; 0 keeps all."""
+    top_p: float | Sequence[float] = 1.0
+    """Keep the fewest most probable ids whose probabilities sum to at least p; 1 keeps all."""
+    min_p: float | Sequence[float] = 0.0
+    """Drop ids less probable than min_p times the most probable one; 0 keeps all."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """A `Sampling` checked against K codebooks and laid out as tensors on a device (see `make_filters`)."""
+
+    temperature: Tensor
+    """[K], float64; 1 where greedy."""
+    greedy: Tensor
+    """[K], bool."""
+    top_k: Tensor
+    """[K], long; very large where off."""
+    top_p: Tensor
+    """[K], float64."""
+    min_p: Tensor
+    """[K], float64."""
+    sorts: bool
+    """Whether top-k or top-p is on anywhere, so that probabilities must be sorted."""
+
+
+def make_filters(sampling: Sampling, num_codebooks: int, device: torch.device | str = "cpu") -> Filters:
+    """Check the settings and spread them over K codebooks.
+
+    Raises:
+        ValueError: a list that is not K long, or a value out of range; names the setting and what was found.
+    """
+    K = num_codebooks
+    temperature = _per_codebook("temperature", sampling.temperature, K, "at least 0", lambda x: 0 <= x < 1e9)
+    top_k = _per_codebook("top_k", sampling.top_k, K, "a whole number, at least 0", lambda x: x >= 0 and x % 1 == 0)
+    top_p = _per_codebook("top_p", sampling.top_p, K, "above 0 and at most 1", lambda x: 0 < x <= 1)
+    min_p = _per_codebook("min_p", sampling.min_p, K, "from 0 to 1", lambda x: 0 <= x <= 1)
+    return Filters(
+        temperature=torch.tensor([t or 1.0 for t in temperature], dtype=torch.float64, device=device),
+        greedy=torch.tensor([t == 0 for t in temperature], device=device),
+        top_k=torch.tensor([int(k) or 1 << 40 for k in top_k], device=device),
+        top_p=torch.tensor(top_p, dtype=torch.float64, device=device),
+        min_p=torch.tensor(min_p, dtype=torch.float64, device=device),
+        sorts=any(top_k) or any(p < 1 for p in top_p),
+    )
+
+
+def sample(logits: Tensor, uniforms: Tensor, filters: Filters) -> Tensor:
+    """Draw one id per row and codebook by inverting the distribution function at a given uniform number.
+
+    Args:
+        logits: [B, K, V], -inf where an id must not be drawn; at least one finite logit in every cell.
+        uniforms: [B, K] in (0, 1), float64 (see noise.py). The same number gives the same id.
+        filters: from `make_filters`.
+    Returns:
+        ids [B, K], long.
+
+    In float64 and over ids in their own order: a rounding error of the logits then moves the borders between ids a
+    little, and hardly ever changes a draw. In sorted order two nearly equal ids could swap their whole intervals.
+    """
+    logits = logits.double()
+    probabilities = torch.softmax(logits / filters.temperature[:, None], dim=-1)
+    probabilities = torch.where(_kept(probabilities, filters), probabilities, 0.0)
+    cumulative = probabilities.cumsum(dim=-1)
+    total = cumulative[..., -1:]
+    # Strictly below the total even after rounding, so that the id found has a positive probability.
+    target = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    drawn = (cumulative <= target).sum(dim=-1)
+    return torch.where(filters.greedy, logits.argmax(dim=-1), drawn)
+
+
+def _kept(probabilities: Tensor, filters: Filters) -> Tensor:
+    """True [B, K, V] on the ids that pass all filters. Equal probabilities rank in the order of their ids."""
+    largest = probabilities.amax(dim=-1, keepdim=True)
+    kept = (probabilities >= filters.min_p[:, None] * largest) & (probabilities > 0)
+    if filters.sorts:
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(ordered.shape[-1], device=ordered.device)
+        ordered = torch.where(rank < filters.top_k[:, None], ordered, 0.0)
+        before = ordered.cumsum(dim=-1) - ordered
+        passed = (ordered > 0) & (before < filters.top_p[:, None] * ordered.sum(dim=-1, keepdim=True))
+        passed = passed | (rank == 0)
+        kept &= torch.zeros_like(passed).scatter(-1, order, passed)
+    return kept
+
+
+def _per_codebook(name: str, value, num_codebooks: int, allowed: str, is_allowed) -> list:
+    values = list(value) if isinstance(value, list | tuple) else [value] * num_codebooks
+    if len(values) != num_codebooks:
+        raise ValueError(
+            f"{name} has {len(values)} values but the model has {num_codebooks} codebooks; "
+            f"give one value or {num_codebooks}"
+        )
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, int | float) or not is_allowed(one):
+            raise ValueError(f"{name} must be {allowed}, found {one!r}")
+    return values

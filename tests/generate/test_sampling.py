@@ -1,0 +1,122 @@
+"""Filters and draws against a slow reference with Python loops; distributions against chi-square."""
+
+import math
+
+import pytest
+import torch
+from tessera.generate.noise import uniform
+from tessera.generate.sampling import Sampling, make_filters, sample
+
+SETTINGS = [
+    Sampling(),
+    Sampling(temperature=0.0),
+    Sampling(temperature=0.7),
+    Sampling(top_k=3),
+    Sampling(top_k=1, temperature=2.0),
+    Sampling(top_p=0.6),
+    Sampling(top_p=1e-9),
+    Sampling(min_p=0.2),
+    Sampling(min_p=1.0),
+    Sampling(temperature=1.3, top_k=5, top_p=0.8, min_p=0.05),
+    Sampling(temperature=[0.0, 0.5, 2.0], top_k=[0, 2, 4], top_p=[1.0, 0.9, 0.5], min_p=[0.0, 0.3, 0.1]),
+]
+
+
+def at(value, k):
+    return value[k] if isinstance(value, list) else value
+
+
+def slow_distribution(logits: list[float], s: Sampling, k: int) -> list[float]:
+    """Probabilities after all filters, one list at a time."""
+    temperature, top_k, top_p, min_p = at(s.temperature, k), at(s.top_k, k), at(s.top_p, k), at(s.min_p, k)
+    if temperature == 0:
+        best = max(range(len(logits)), key=lambda i: (logits[i], -i))
+        return [float(i == best) for i in range(len(logits))]
+    largest = max(logits)
+    weights = [math.exp((x - largest) / temperature) for x in logits]
+    p = {i: w / sum(weights) for i, w in enumerate(weights) if w > 0}
+    ranked = sorted(p, key=lambda i: (-p[i], i))
+    if top_k:
+        ranked = ranked[:top_k]
+    total = sum(p[i] for i in ranked)
+    nucleus, mass = [], 0.0
+    for i in ranked:
+        if nucleus and mass >= top_p * total:
+            break
+        nucleus.append(i)
+        mass += p[i]
+    kept = [i for i in nucleus if p[i] >= min_p * p[ranked[0]]]
+    total = sum(p[i] for i in kept)
+    return [p[i] / total if i in kept else 0.0 for i in range(len(logits))]
+
+
+def slow_draw(distribution: list[float], u: float) -> int:
+    mass = 0.0
+    for i, p in enumerate(distribution):
+        mass += p
+        if mass > u and p > 0:
+            return i
+    return max(i for i, p in enumerate(distribution) if p > 0)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=repr)
+@pytest.mark.parametrize("V", [1, 2, 9])
+def test_equals_the_slow_reference(settings, V):
+    generator = torch.Generator().manual_seed(V)
+    logits = torch.randn(6, 3, V, generator=generator) * 3
+    if V > 2:
+        logits[0, :, 4:] = -math.inf
+    u = uniform(torch.arange(6), 0, 3)
+    found = sample(logits, u, make_filters(settings, 3))
+    for b in range(6):
+        for k in range(3):
+            expected = slow_draw(slow_distribution(logits[b, k].tolist(), settings, k), float(u[b, k]))
+            assert found[b, k] == expected, (b, k)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=repr)
+def test_distribution(settings):
+    """Many seeds draw ids in the proportions of the slow distribution (chi-square, tail probability about 1e-4)."""
+    n, K, V = 20_000, 3, 8
+    logits = torch.randn(1, K, V, generator=torch.Generator().manual_seed(1))
+    ids = sample(logits.expand(n, K, V), uniform(torch.arange(n), 5, K), make_filters(settings, K))
+    for k in range(K):
+        expected = torch.tensor(slow_distribution(logits[0, k].double().tolist(), settings, k)) * n
+        counts = torch.bincount(ids[:, k], minlength=V)
+        assert (counts[expected == 0] == 0).all()
+        live = expected > 0
+        chi = ((counts[live] - expected[live]) ** 2 / expected[live]).sum()
+        assert chi < 32, (k, counts.tolist(), expected.tolist())
+
+
+def test_extreme_uniforms_draw_possible_ids():
+    logits = torch.tensor([[[-math.inf, 0.0, 1.0, -math.inf]]])
+    filters = make_filters(Sampling(), 1)
+    for u, expected in ((2.0**-53, 1), (1 - 2.0**-53, 2), (1.0, 2)):
+        assert sample(logits, torch.tensor([[u]], dtype=torch.float64), filters).item() == expected
+
+
+def test_a_row_does_not_depend_on_the_batch():
+    logits, u = torch.randn(32, 4, 50), uniform(torch.arange(32), 0, 4)
+    filters = make_filters(Sampling(top_k=20, top_p=0.9), 4)
+    whole = sample(logits, u, filters)
+    assert all(torch.equal(sample(logits[i : i + 1], u[i : i + 1], filters)[0], whole[i]) for i in range(32))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Sampling(temperature=[1.0, 1.0]), "temperature has 2 values but the model has 3 codebooks"),
+        (Sampling(temperature=-1.0), "temperature must be at least 0, found -1.0"),
+        (Sampling(top_k=-2), "top_k must be a whole number, at least 0, found -2"),
+        (Sampling(top_k=2.5), "top_k must be a whole number"),
+        (Sampling(top_p=0.0), "top_p must be above 0 and at most 1, found 0.0"),
+        (Sampling(min_p=1.5), "min_p must be from 0 to 1, found 1.5"),
+        (Sampling(temperature=float("nan")), "temperature must be at least 0, found nan"),
+        (Sampling(top_p="x"), "top_p must be above 0 and at most 1, found 'x'"),
+    ],
+    ids=repr,
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_filters(settings, 3)
