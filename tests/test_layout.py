@@ -100,15 +100,7 @@ def test_no_name_of_the_standard_library():
 
 def test_no_name_of_a_package_we_use():
     for path in package_files():
-        assert path.stem not in HEAVY_PACKAGES | {
-            "torch",
-            "numpy",
-            "pydantic",
-            "typer",
-            "safetensors",
-            "yaml",
-            "tqdm",
-        }, path
+        assert path.stem not in CORE_WITH_ONE_HOME | OPTIONAL | OTHER_PACKAGES, path
 
 
 @pytest.mark.parametrize("folder", [folder for folder in PACKAGE_FOLDERS])
