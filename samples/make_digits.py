@@ -1,0 +1,42 @@
+"""Write the handwritten digits inside scikit-learn as two safetensors files.
+
+    python -m tessera.samples.make_digits --out samples/digits
+
+1797 pictures, 8x8, grey (UCI "optical recognition of handwritten digits", its test half; CC BY 4.0, E. Alpaydin and
+C. Kaynak). They are kept in their own order, which is that of the 13 writers: the first 1297 are for training, the last
+500, by later writers, for test.
+Each file holds "images" uint8 [N, 8, 8] (the 17 grey levels spread over 0..255, ink is bright) and "labels" int64 [N].
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+NUM_TRAIN = 1297
+
+
+def main() -> None:
+    """Read the command line and write train.safetensors and test.safetensors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    write_digits(parser.parse_args().out)
+
+
+def write_digits(out: Path) -> None:
+    """Write out/train.safetensors and out/test.safetensors (see the head of this file)."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    from ..tokenize.files import write_safetensors
+
+    digits = load_digits()
+    images = torch.from_numpy(digits["images"] / 16 * 255).round().to(torch.uint8)
+    labels = torch.from_numpy(digits["target"]).long()
+    for name, part in (("train", slice(0, NUM_TRAIN)), ("test", slice(NUM_TRAIN, None))):
+        tensors = {"images": images[part].contiguous(), "labels": labels[part].contiguous()}
+        write_safetensors(out / f"{name}.safetensors", tensors, {"source": "scikit-learn load_digits", "split": name})
+
+
+if __name__ == "__main__":
+    main()
