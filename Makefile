@@ -45,9 +45,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	done
 	@touch $(INSTALLED)
 
-# pyright wants the package under its own name; the root folder may be called anything.
+# pyright wants the package under its own name, and the root folder may be called anything: it reads through a link.
 .typecheck/tessera:
 	@mkdir -p .typecheck
+	@ln -sfn ../pyproject.toml .typecheck/pyproject.toml
 	@ln -sfn .. .typecheck/tessera
 
 demo: $(INSTALLED)
@@ -55,7 +56,7 @@ demo: $(INSTALLED)
 
 check: $(INSTALLED) .typecheck/tessera
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --project .typecheck --pythonpath $(BIN)/python
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest tests/test_layout.py
 
 test: check
