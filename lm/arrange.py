@@ -1,0 +1,403 @@
+"""Arrangement: at which step of the sequence each code of each frame stands.
+
+An arrangement is a table [K, S]: the cell (codebook, step) holds a frame index, or -1 where no code stands. Training, generation and
+streaming read the same table, so they cannot disagree. T = 4 frames, K = 3 codebooks a b c; `.` holds no code:
+
+    parallel                     a0 a1 a2 a3                 S = T
+                                 b0 b1 b2 b3
+                                 c0 c1 c2 c3
+
+    delay [0, 1, 2]              a0 a1 a2 a3 .  .            S = T + largest delay
+                                 .  b0 b1 b2 b3 .
+                                 .  .  c0 c1 c2 c3
+
+    delay [0, 1, 1] (partial)    a0 a1 a2 a3 .
+                                 .  b0 b1 b2 b3
+                                 .  c0 c1 c2 c3
+
+    delay [0, 1, 2] with         a0 .  .  a1 a2 a3 .  .      the first frame alone, one codebook a step
+    flatten_first = 1            .  b0 .  .  b1 b2 b3 .
+                                 .  .  c0 .  .  c1 c2 c3
+
+    flat                         a0 .  .  a1 .  .  a2 .  .  a3 .  .       S = T K
+                                 .  b0 .  .  b1 .  .  b2 .  .  b3 .
+                                 .  .  c0 .  .  c1 .  .  c2 .  .  c3
+
+    partial_flat [0, 1, 1]       a0 .  a1 .  a2 .  a3 .      one step for each group of codebooks
+                                 .  b0 .  b1 .  b2 .  b3
+                                 .  c0 .  c1 .  c2 .  c3
+
+    coarse_first                 a0 a1 a2 a3 .  .  .  .      S = 2 T; the only one that must know T beforehand
+                                 .  .  .  .  b0 b1 b2 b3
+                                 .  .  .  .  c0 c1 c2 c3
+
+Cells without a code hold a special id: `start` before the codebook's first code, `pad` after it. The model puts one more column of
+`start` in front, as its first input; it is no part of the table. Where frames end at a length not known beforehand, one more
+frame is arranged, whose cells hold `end`: for codebook 0 it is predicted (a loss term), the other codebooks' follow from it.
+
+All but coarse_first are such that a prefix of the frames stands in a prefix of the steps.
+Source: the drawings are those of audiocraft's patterns (MusicGen, arXiv:2306.05284), less their leading column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt
+from torch import Tensor
+
+from ..tokenize.config import Config, ConfigError
+
+UNKNOWN_LENGTH = 1 << 40
+"""Stands for the length of a row whose end has not been found yet."""
+
+
+class ParallelConfig(Config):
+    """All codes of a frame in one step."""
+
+    kind: Literal["parallel"] = "parallel"
+
+
+class DelayConfig(Config):
+    """Codebook k stands delays[k] steps later."""
+
+    kind: Literal["delay"] = "delay"
+    delays: tuple[NonNegativeInt, ...] | None = None
+    """One delay in frames for each codebook; null: 0, 1, 2, ... Stereo codes (left and right in turn) take 0, 0, 1, 1, ..."""
+    flatten_first: NonNegativeInt = 0
+    """So many frames at the beginning stand one codebook a step."""
+
+
+class FlatConfig(Config):
+    """One code a step."""
+
+    kind: Literal["flat"] = "flat"
+
+
+class PartialFlatConfig(Config):
+    """One step for each group of codebooks."""
+
+    kind: Literal["partial_flat"] = "partial_flat"
+    groups: tuple[NonNegativeInt, ...]
+    """The step within its frame, for each codebook: [0, 1, 1] puts codebook 0 alone and then 1 and 2 together."""
+    delays: tuple[NonNegativeInt, ...] | None = None
+    """One more delay in frames for each codebook; null: none."""
+
+
+class CoarseFirstConfig(Config):
+    """Codebook 0 of all frames, then the others of all frames."""
+
+    kind: Literal["coarse_first"] = "coarse_first"
+
+
+ArrangementConfig = Annotated[
+    ParallelConfig | DelayConfig | FlatConfig | PartialFlatConfig | CoarseFirstConfig, Field(discriminator="kind")
+]
+
+
+class SpecialsConfig(Config):
+    """Ids that are no codes. With V codes in a codebook, `end` is V; `start` and `pad` are V plus the numbers given here.
+
+    The defaults keep the three apart. audiocraft's single special token is start = pad = 0 (without an end), Dia's ids are
+    start = 2, pad = 1.
+    """
+
+    start: int = Field(1, ge=0, le=7)
+    pad: int = Field(2, ge=0, le=7)
+    before: Literal["start", "pad"] = "start"
+    """Fills the cells before a codebook's first code."""
+    after: Literal["pad", "start", "end"] = "pad"
+    """Fills every other cell without a code."""
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """Codes laid out in steps."""
+
+    ids: Tensor
+    """[B, K, S] long: codes and special ids."""
+    mask: Tensor
+    """[B, K, S] bool, True where the model is asked for the id (every code once, and the end of codebook 0)."""
+
+
+class Arrangement:
+    """The table of one config for K codebooks; see the drawings above.
+
+    Raises:
+        ConfigError: a list that does not have K entries, or variable_length where the arrangement must know T.
+    """
+
+    def __init__(
+        self,
+        config: ArrangementConfig,
+        cardinalities: Sequence[int],
+        variable_length: bool = False,
+        specials: SpecialsConfig | None = None,
+    ):
+        specials = specials or SpecialsConfig()
+        K = len(cardinalities)
+        self.config = config
+        self.cardinalities = tuple(cardinalities)
+        self.num_codebooks = K
+        self.variable_length = variable_length
+        self.coarse_first = isinstance(config, CoarseFirstConfig)
+        self.flatten_first = config.flatten_first if isinstance(config, DelayConfig) else 0
+        self.stride, self.offsets = _spread(config, K)
+        if self.coarse_first and variable_length:
+            raise ConfigError("arrangement coarse_first must know the number of frames beforehand; set variable_length: false")
+        if variable_length and 0 in (specials.start, specials.pad):
+            raise ConfigError("specials: start and pad must differ from the end id, so at least 1, when variable_length is true")
+        self.num_specials = max(specials.start, specials.pad, 0) + 1
+        self.end_ids = self.cardinalities
+        self.start_ids = tuple(V + specials.start for V in cardinalities)
+        self.pad_ids = tuple(V + specials.pad for V in cardinalities)
+        fills = {"start": self.start_ids, "pad": self.pad_ids, "end": self.end_ids}
+        self._constants = torch.tensor(
+            [list(range(K)), self.offsets, fills[specials.before], fills[specials.after], self.end_ids], dtype=torch.long, device="cpu"
+        ).unsqueeze(-1)
+        self._on_device: dict[torch.device, Tensor] = {}
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """Ids the model can read, for each codebook: its codes and the special ids."""
+        return tuple(V + self.num_specials for V in self.cardinalities)
+
+    @property
+    def output_sizes(self) -> tuple[int, ...]:
+        """Ids the model can predict, for each codebook: its codes, and the end for codebook 0 when lengths vary."""
+        return tuple(V + (1 if self.variable_length and k == 0 else 0) for k, V in enumerate(self.cardinalities))
+
+    @property
+    def max_delay(self) -> int:
+        """Steps from the first cell of a frame to its last (coarse_first, where that depends on T: raises ValueError)."""
+        self._refuse_coarse_first("max_delay")
+        body = max(self.offsets) - min(self.offsets)
+        return max(body, self.num_codebooks - 1) if self.flatten_first else body
+
+    # The table
+
+    def table(self, num_frames: int) -> Tensor:
+        """The drawing: long [K, S], the frame index in each cell or -1."""
+        frames = self._frames_at(torch.arange(self.num_steps(num_frames)), num_frames)
+        return torch.where(frames < num_frames, frames, -1)
+
+    def num_steps(self, num_frames: int) -> int:
+        """S for T frames (an end frame counts as a frame)."""
+        if num_frames < 1:
+            return 0
+        if self.coarse_first:
+            return num_frames * (2 if self.num_codebooks > 1 else 1)
+        last = num_frames - 1
+        if last < self.flatten_first:
+            return num_frames * self.num_codebooks
+        return self.flatten_first * self.num_codebooks + (last - self.flatten_first) * self.stride + max(self.offsets) + 1
+
+    def steps_of(self, frames: Tensor, num_frames: int | Tensor | None = None) -> Tensor:
+        """Where frames stand.
+
+        Args:
+            frames: long [*, T] frame indices.
+            num_frames: frames of the whole sequence, needed by coarse_first only (an int, or a tensor that broadcasts to [*, 1, T]).
+        Returns:
+            long [*, K, T]: the step of each codebook's code of each frame.
+        """
+        book, offset = self._tensors(frames.device)[:2]
+        frames = frames.unsqueeze(-2)
+        if self.coarse_first:
+            total = self._known_total(num_frames, frames)
+            return frames + (book > 0) * total
+        K, F = self.num_codebooks, self.flatten_first
+        return torch.where(frames < F, frames * K + book, F * K + (frames - F) * self.stride + offset)
+
+    def cell_frames(self, step: int | Tensor, num_frames: int | None = None) -> Tensor:
+        """For the decode loop: the frame each codebook stands at in one step, long [K], -1 where no code can stand.
+
+        Without num_frames the sequence has no last frame. coarse_first needs num_frames.
+        """
+        frames = self._frames_at(torch.as_tensor(step).reshape(1), num_frames).squeeze(-1)
+        return frames if num_frames is None else torch.where(frames < num_frames, frames, -1)
+
+    def known(self, step: int | Tensor, num_frames: int | None = None) -> Tensor:
+        """bool [K]: which codebooks have a code in this step; the others are filled (see `forced_ids`)."""
+        return self.cell_frames(step, num_frames) >= 0
+
+    def forced_ids(self, step: int | Tensor, lengths: Tensor) -> Tensor:
+        """For the decode loop: the ids of a step that follow from the arrangement.
+
+        Args:
+            step: the step.
+            lengths: [B] long, frames of each row; UNKNOWN_LENGTH while codebook 0 has not ended.
+        Returns:
+            [B, K] long: the special id of the cell, or -1 where the model chooses a code (codebook 0: or the end, which sets the
+            row's length to `cell_frames(step)[0]`).
+        """
+        steps = torch.as_tensor(step, device=lengths.device).reshape(1)
+        frames, fill = self._frames_and_fill(steps, lengths[:, None, None])
+        return torch.where((frames >= 0) & (frames < lengths[:, None, None]), -1, fill).squeeze(-1)
+
+    def current_frames(self, steps: Tensor, num_frames: int | Tensor | None = None) -> Tensor:
+        """long, like steps [*, S]: the frame a step works on, that of its furthest codebook. It places steps on a picture's grid.
+
+        coarse_first goes over the frames twice.
+        """
+        if self.coarse_first:
+            total = self._known_total(num_frames, steps)
+            return torch.where(steps < total, steps, steps - total)
+        head = self.flatten_first * self.num_codebooks
+        body = self.flatten_first + (steps - head - min(self.offsets)).clamp(min=0) // self.stride
+        return torch.where(steps < head, steps // self.num_codebooks, body)
+
+    # There and back
+
+    def arrange(self, codes: Tensor, lengths: Tensor | None = None) -> Arranged:
+        """Lay codes out in steps.
+
+        Args:
+            codes: [B, K, T] long; what stands beyond a row's length does not matter.
+            lengths: [B] long, frames of each row, at least 1; None: all T.
+        Returns:
+            Arranged with S = num_steps(T), or num_steps(T + 1) when variable_length. A row's ids and mask do not depend on T: a row
+            padded to a larger T only gets more pad.
+        Raises:
+            ValueError: another number of codebooks, a code out of range, a length below 1 or above T.
+        """
+        lengths = self.check(codes, lengths)
+        T = codes.shape[2]
+        steps = torch.arange(self.num_steps(T + self.variable_length), device=codes.device)
+        ends = lengths[:, None, None]
+        frames, fill = self._frames_and_fill(steps, ends)
+        real = (frames >= 0) & (frames < ends)
+        index = frames.clamp(0, T - 1).expand(*codes.shape[:2], len(steps))
+        mask = real
+        if self.variable_length:
+            book = self._tensors(codes.device)[0]
+            mask = real | ((frames == ends) & (book == 0))
+        return Arranged(ids=torch.where(real, codes.gather(2, index), fill), mask=mask)
+
+    def undo(self, arranged: Tensor, num_frames: int, lengths: Tensor | None = None) -> Tensor:
+        """Take ids or logits back to frames.
+
+        Args:
+            arranged: [B, K, S] or [B, K, S, V]; S may be larger than needed.
+            num_frames: T.
+            lengths: [B] long, for coarse_first where rows differ in length; what comes out beyond a row's length has no meaning.
+        Returns:
+            [B, K, T] or [B, K, T, V].
+        Raises:
+            ValueError: another number of codebooks, or fewer steps than T frames take.
+        """
+        B, K, S = arranged.shape[:3]
+        self._check_codebooks(K)
+        if self.num_steps(num_frames) > S:
+            raise ValueError(f"{num_frames} frames take {self.num_steps(num_frames)} steps, but {S} were given")
+        frames = torch.arange(num_frames, device=arranged.device)
+        if self.coarse_first and lengths is not None:
+            frames = torch.minimum(frames, lengths[:, None] - 1)
+            steps = self.steps_of(frames, lengths[:, None, None])
+        else:
+            steps = self.steps_of(frames, num_frames).expand(B, K, num_frames)
+        if arranged.dim() == 4:
+            return arranged.gather(2, steps[..., None].expand(B, K, num_frames, arranged.shape[3]))
+        return arranged.gather(2, steps)
+
+    def check(self, codes: Tensor, lengths: Tensor | None) -> Tensor:
+        """Raise ValueError unless codes [B, K, T] and lengths [B] fit (ranges: on the CPU only); returns lengths, all T for None."""
+        if codes.dim() != 3 or codes.dtype != torch.long:
+            raise ValueError(f"codes must be long [B, K, T], found {codes.dtype} {list(codes.shape)}")
+        B, K, T = codes.shape
+        self._check_codebooks(K)
+        if B < 1 or T < 1:
+            raise ValueError(f"codes {list(codes.shape)} are empty; at least one row of one frame is needed")
+        if lengths is None:
+            lengths = torch.full((B,), T, dtype=torch.long, device=codes.device)
+            valid = codes
+        else:
+            if lengths.shape != (B,) or lengths.dtype != torch.long:
+                raise ValueError(f"lengths must be long [{B}], one for each row of codes, found {lengths.dtype} {list(lengths.shape)}")
+            valid = codes.masked_fill(torch.arange(T, device=codes.device) >= lengths[:, None, None], 0)
+        if codes.device.type == "cpu":  # elsewhere a look at the values would wait for the device; shards check their codes on reading
+            if int(lengths.min()) < 1 or int(lengths.max()) > T:
+                raise ValueError(f"lengths must be between 1 and the {T} frames given, found {int(lengths.min())} to {int(lengths.max())}")
+            for k, V in enumerate(self.cardinalities):
+                low, high = (int(value) for value in valid[:, k].aminmax())
+                if low < 0 or high >= V:
+                    raise ValueError(f"codebook {k} holds codes 0 to {V - 1}, found {low if low < 0 else high}")
+        return lengths
+
+    # Inside
+
+    def _frames_and_fill(self, steps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (any beyond the last included) and the special id for where no code stands, both [B or 1, K, S]."""
+        _, _, before, after, end = self._tensors(steps.device)
+        frames = self._frames_at(steps, lengths)
+        if frames.dim() == 2:
+            frames = frames.unsqueeze(0)
+        zero = torch.zeros(1, dtype=torch.long, device=steps.device)
+        first = self.steps_of(zero, lengths if self.coarse_first else None)
+        fill = torch.where(steps < first, before, after)
+        if fill.dim() == 2:
+            fill = fill.unsqueeze(0)
+        if self.variable_length:
+            fill = torch.where(frames == lengths, end, fill)
+            fill = torch.where(frames > lengths, after, fill)
+        return frames, fill
+
+    def _frames_at(self, steps: Tensor, num_frames: int | Tensor | None) -> Tensor:
+        """Frame in each cell of the unbounded sequence, -1 for none: steps [S] -> [K, S], or [B, K, S] for coarse_first by row."""
+        book, offset = self._tensors(steps.device)[:2]
+        if self.coarse_first:
+            total = self._known_total(num_frames, steps)
+            frames = steps - (book > 0) * total
+            return torch.where((frames >= 0) & (frames < total), frames, -1)
+        K, F = self.num_codebooks, self.flatten_first
+        ahead = steps - F * K - offset
+        body = torch.where((ahead >= 0) & (ahead % self.stride == 0), F + ahead // self.stride, -1)
+        if not F:
+            return body
+        return torch.where(steps < F * K, torch.where(steps % K == book, steps // K, -1), body)
+
+    def _known_total(self, num_frames: int | Tensor | None, like: Tensor) -> Tensor:
+        if num_frames is None:
+            raise ValueError("arrangement coarse_first must be told the number of frames")
+        return torch.as_tensor(num_frames, device=like.device)
+
+    def _tensors(self, device: torch.device) -> Tensor:
+        """[5, K, 1]: codebook index, offset, id before, id after, end id."""
+        if device not in self._on_device:
+            self._on_device[device] = self._constants.to(device)
+        return self._on_device[device]
+
+    def _check_codebooks(self, K: int) -> None:
+        if self.num_codebooks != K:
+            raise ValueError(f"codes have {K} codebooks but the model has {self.num_codebooks}; pass codes of the model's own tokenizer")
+
+    def _refuse_coarse_first(self, what: str) -> None:
+        if self.coarse_first:
+            raise ValueError(f"arrangement coarse_first: {what} depends on the number of frames")
+
+
+def _spread(config: ArrangementConfig, K: int) -> tuple[int, list[int]]:
+    """Steps a frame takes, and each codebook's offset in steps."""
+    if isinstance(config, DelayConfig):
+        return 1, _entries("delays", config.delays, K, list(range(K)))
+    if isinstance(config, FlatConfig):
+        return K, list(range(K))
+    if isinstance(config, PartialFlatConfig):
+        groups = _entries("groups", config.groups, K, [])
+        if sorted(set(groups)) != list(range(max(groups) + 1)):
+            raise ConfigError(f"arrangement.groups must use every number from 0 to the largest, found {groups}")
+        stride = max(groups) + 1
+        delays = _entries("delays", config.delays, K, [0] * K)
+        return stride, [delay * stride + group for delay, group in zip(delays, groups, strict=True)]
+    return 1, [0] * K
+
+
+def _entries(name: str, found: tuple[int, ...] | None, K: int, default: list[int]) -> list[int]:
+    if found is None:
+        return default
+    if len(found) != K:
+        raise ConfigError(f"arrangement.{name} has {len(found)} entries {list(found)}, but there are {K} codebooks; give {K}")
+    return list(found)

@@ -1,0 +1,92 @@
+"""What the model reads at a step: one vector made of the K ids of that step."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..tokenize.config import Config, ConfigError
+from .arrange import Arrangement
+
+
+class EmbeddingInputConfig(Config):
+    """A learned vector for every id of every codebook, summed over codebooks."""
+
+    kind: Literal["embedding"] = "embedding"
+
+
+class CodesInputConfig(Config):
+    """The tokenizer's frozen code vectors through a learned linear layer; special ids have learned vectors."""
+
+    kind: Literal["codes"] = "codes"
+    combine: Literal["sum", "concat"] = "concat"
+    """sum: one layer for the sum over codebooks. concat: a layer of its own for each codebook (with delays they mean other frames)."""
+
+
+InputConfig = Annotated[EmbeddingInputConfig | CodesInputConfig, Field(discriminator="kind")]
+
+
+class EmbeddingInput(nn.Module):
+    """ids [B, K, S] -> [B, S, D] by summed tables, stored one below the other."""
+
+    def __init__(self, config: EmbeddingInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None):
+        super().__init__()
+        self.table = nn.Embedding(sum(arrangement.input_sizes), width)
+        _register_starts(self, arrangement.input_sizes)
+
+    starts: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows_BSK = (ids + self.starts).transpose(1, 2)
+        return self.table(rows_BSK).sum(dim=2)
+
+
+class CodesInput(nn.Module):
+    """ids [B, K, S] -> [B, S, D] by the tokenizer's code vectors."""
+
+    starts: Tensor
+    special_starts: Tensor
+    cardinalities: Tensor
+    vectors: Tensor
+
+    def __init__(self, config: CodesInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None):
+        super().__init__()
+        K, V = arrangement.num_codebooks, max(arrangement.cardinalities)
+        if code_vectors is None:
+            raise ConfigError("lm.input kind 'codes' needs the tokenizer's code vectors; pass code_vectors=tokenizer.vectors()")
+        if code_vectors.dim() != 3 or code_vectors.shape[:2] != (K, V):
+            raise ValueError(f"code vectors have shape {list(code_vectors.shape)}, expected [{K}, {V}, width of a code vector]")
+        self.combine = config.combine
+        vectors = code_vectors.detach().to("cpu", torch.float32)
+        # One scale for all codebooks: it keeps their relative sizes (finer residual levels are smaller) and makes the layer see unit variance.
+        vectors = vectors / vectors.square().mean().sqrt().clamp(min=1e-8)
+        self.register_buffer("vectors", vectors.flatten(0, 1), persistent=False)  # they are in the tokenizer's file
+        self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], persistent=False)
+        self.register_buffer("starts", torch.arange(0, K * V, V, device="cpu")[:, None], persistent=False)
+        self.register_buffer("special_starts", torch.arange(K, device="cpu")[:, None] * arrangement.num_specials, persistent=False)
+        depth = vectors.shape[-1]
+        self.linear = nn.Linear(depth * (K if config.combine == "concat" else 1), width, bias=False)
+        self.specials = nn.Embedding(K * arrangement.num_specials, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        special = ids >= self.cardinalities
+        codes = torch.where(special, 0, ids) + self.starts
+        vectors_BSKD = F.embedding(codes.transpose(1, 2), self.vectors)
+        vectors_BSKD = vectors_BSKD.masked_fill(special.transpose(1, 2).unsqueeze(-1), 0.0)
+        read = self.linear(vectors_BSKD.flatten(2) if self.combine == "concat" else vectors_BSKD.sum(dim=2))
+        rows = torch.where(special, ids - self.cardinalities, 0) + self.special_starts
+        learned = self.specials(rows.transpose(1, 2)).masked_fill(~special.transpose(1, 2).unsqueeze(-1), 0.0)
+        return read + learned.sum(dim=2)
+
+
+INPUTS: dict[str, type[nn.Module]] = {"embedding": EmbeddingInput, "codes": CodesInput}
+
+
+def _register_starts(module: nn.Module, sizes: tuple[int, ...]) -> None:
+    """Row at which each codebook's table starts. On the CPU even while the parameters are laid out on the meta device."""
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    module.register_buffer("starts", torch.tensor(starts, device="cpu")[:, None], persistent=False)

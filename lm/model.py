@@ -1,0 +1,375 @@
+"""TokenLM: one decoder-only transformer over arranged multi-codebook tokens.
+
+A row as the model reads it (label and text as prefix, delays [0, 1]; s = start):
+
+    position   -4 -3 -2 -1   0  1  2  3
+    input       L  t0 t1 t2  s  a0 a1 a2        `start` stands at position 0 and the ids of step s at s + 1,
+                             s  s  b0 b1        so position s predicts the ids of step s:
+    predicts                 a0 a1 a2 .
+                             .  b0 b1 b2
+
+`forward` and `loss` take whole sequences, `start` and `step` make them one step at a time from a cache; both run the same blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from ..tokenize.config import Config, ConfigError
+from ..tokenize.spec import PictureGeometry, TokenSpec
+from .arrange import Arrangement, ArrangementConfig, ParallelConfig, SpecialsConfig
+from .attention import AttentionName, choose_backend
+from .cache import KVCache
+from .conditions import ConditionBatch, ConditionConfig, Conditions, Joined, count_back, fill_sizes
+from .heads import HEADS, HeadConfig, ParallelHeadConfig
+from .inputs import INPUTS, EmbeddingInputConfig, InputConfig
+from .loss import LossReport, codebook_loss
+from .rope import GridRopeConfig, RopeConfig, TimeRopeConfig, grid_columns, grid_coordinates, rotary_table
+from .transformer import Memory, Transformer, initialise_
+
+
+class LMConfig(Config):
+    """The language model."""
+
+    width: int = Field(256, ge=8, le=65536)
+    """Numbers in a hidden state, D."""
+    layers: int = Field(6, ge=1, le=1024)
+    heads: int = Field(4, ge=1, le=1024)
+    """Query heads; they share the width."""
+    kv_heads: PositiveInt | None = None
+    """Key/value heads, a divisor of heads; null: as many as heads."""
+    ffn: int | None = Field(None, ge=8, le=1 << 20)
+    """Width of the feed-forward; null: 8/3 of the width, rounded up to a multiple of 32."""
+    qk_norm: bool = False
+    """Normalise queries and keys of each head: steadier at high learning rates."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """After each attention, each feed-forward and the input."""
+    rope: RopeConfig = TimeRopeConfig()
+    arrangement: ArrangementConfig = ParallelConfig()
+    specials: SpecialsConfig = SpecialsConfig()
+    variable_length: bool = False
+    """Sequences end by themselves (speech); false: the number of frames is known (pictures)."""
+    head: HeadConfig = ParallelHeadConfig()
+    input: InputConfig = EmbeddingInputConfig()
+    conditions: tuple[ConditionConfig, ...] = ()
+    attention: AttentionName = "auto"
+    """Attention backend: auto, sdpa, flash (flash-attn) or xformers."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LMConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.heads % self.num_kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.num_kv_heads}")
+        pairs = 4 if isinstance(self.rope, GridRopeConfig) else 2
+        if self.head_width % pairs:
+            raise ValueError(f"a head is {self.head_width} wide; rope kind '{self.rope.kind}' needs a multiple of {pairs}")
+        return self
+
+    @property
+    def head_width(self) -> int:
+        """E."""
+        return self.width // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """G."""
+        return self.kv_heads if self.kv_heads is not None else self.heads
+
+    @property
+    def num_ffn(self) -> int:
+        """Width of the feed-forward."""
+        return self.ffn if self.ffn is not None else -(-8 * self.width // 3 // 32) * 32
+
+    def filled(self, classes: int | None = None, vocab_size: int | None = None) -> LMConfig:
+        """The config with the conditions' open sizes filled in from the data; ConfigError where it says otherwise."""
+        return self.model_copy(update={"conditions": fill_sizes(self.conditions, classes, vocab_size)})
+
+
+@dataclass(frozen=True)
+class LMOutput:
+    """Logits of whole sequences, in steps."""
+
+    logits: Tensor
+    """[B, K, S, V'], -inf for ids a codebook does not have; float32, or the autocast's type."""
+    targets: Tensor
+    """[B, K, S] long, the arranged ids."""
+    mask: Tensor
+    """[B, K, S] bool, True where a loss term is due."""
+    arrangement: Arrangement
+    num_frames: int
+    lengths: Tensor | None
+
+    def undo(self) -> Tensor:
+        """Logits by frame, [B, K, T, V']."""
+        return self.arrangement.undo(self.logits, self.num_frames, self.lengths)
+
+
+@dataclass
+class State:
+    """A generation under way: B rows, all at the same step. `TokenLM.step` changes it in place."""
+
+    cache: KVCache
+    memory: Memory | None
+    """Cross-attention keys and values."""
+    summed: Tensor | None
+    """[B, 1, D] added to every step's input."""
+    prefix_mask: Tensor | None
+    """[B, P] bool; None: no row's prefix is padded."""
+    prefix_length: int
+    """P."""
+    capacity: int
+    """Steps there is room for."""
+    num_frames: int | None
+    """Frames of the sequence where known (coarse_first on a grid needs it)."""
+    step: int = 0
+    """The step that is predicted next."""
+
+
+class TokenLM(nn.Module):
+    """The language model of one tokenizer's codes.
+
+    Args:
+        config: the model; sizes of conditions filled in.
+        spec: the tokenizer's TokenSpec.
+        code_vectors: [K, V, width] float, the tokenizer's `vectors()`; for input kind "codes" only.
+    Raises:
+        ConfigError: the config does not fit the tokenizer. ImportError, ValueError: the attention backend cannot be used.
+    """
+
+    def __init__(self, config: LMConfig, spec: TokenSpec, code_vectors: Tensor | None = None):
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        self.arrangement = Arrangement(config.arrangement, spec.cardinalities, config.variable_length, config.specials)
+        self.columns = grid_columns(config.rope, spec.geometry) if isinstance(config.rope, GridRopeConfig) else None
+        self.input = INPUTS[config.input.kind](config.input, self.arrangement, config.width, code_vectors)
+        self.conditions = Conditions(config.conditions, config.width, config.heads, config.rope.base)
+        self.dropout = nn.Dropout(config.dropout)
+        self.transformer = Transformer(
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            kv_heads=config.num_kv_heads,
+            ffn=config.num_ffn,
+            qk_norm=config.qk_norm,
+            dropout=config.dropout,
+            cross=any(condition.join == "cross" for condition in config.conditions),
+            attend=choose_backend(config.attention, _likely_device(config.attention)),
+        )
+        self.head = HEADS[config.head.kind](config.head, config.width, self.arrangement.output_sizes)
+        initialise_(self, config.width, config.layers)
+
+    @property
+    def num_codebooks(self) -> int:
+        """K."""
+        return self.arrangement.num_codebooks
+
+    @property
+    def num_parameters(self) -> int:
+        """Learned numbers."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    # Whole sequences
+
+    def forward(self, codes: Tensor, lengths: Tensor | None = None, conditions: ConditionBatch | None = None) -> LMOutput:
+        """Logits of every id given the ids of earlier steps.
+
+        Args:
+            codes: [B, K, T] long.
+            lengths: [B] long, frames of each row; None: all T. A row's logits do not depend on what stands beyond its length, nor on
+                the other rows.
+            conditions: of B rows; None only where the model has no conditions.
+        Raises:
+            ValueError: codes, lengths or conditions that do not fit the model; says which.
+        """
+        arranged = self.arrangement.arrange(codes, lengths)
+        batch = conditions or ConditionBatch()
+        self.conditions.check(batch, codes.shape[0])
+        joined = self.conditions(batch)
+        B, K, S = arranged.ids.shape
+        start = self.start_ids(B, codes.device).unsqueeze(-1)
+        read = torch.cat([start, arranged.ids[:, :, :-1]], dim=2)
+        x = self._embed(read, joined.summed)
+        steps = torch.arange(S, device=codes.device)
+        P = 0
+        if joined.prefix is not None:
+            P = joined.prefix.shape[1]
+            x = torch.cat([joined.prefix.to(x.dtype), x], dim=1)
+        total_frames = codes.shape[2] if lengths is None else lengths[:, None]
+        table = self._table(steps, total_frames, P, joined.prefix_mask, codes.device)
+        memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
+        mask = None if joined.prefix_mask is None else _causal_mask(joined.prefix_mask, P, 0, P + S)
+        hidden = self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)
+        logits_BKSV = self.head(hidden[:, P:]).transpose(1, 2)
+        return LMOutput(logits_BKSV, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths)
+
+    def loss(
+        self,
+        codes: Tensor,
+        lengths: Tensor | None = None,
+        conditions: ConditionBatch | None = None,
+        label_smoothing: float = 0.0,
+    ) -> LossReport:
+        """Masked cross-entropy per codebook and its mean; arguments and errors as `forward`."""
+        output = self(codes, lengths, conditions)
+        return codebook_loss(output.logits, output.targets, output.mask, label_smoothing)
+
+    # One step at a time
+
+    def start_ids(self, num_rows: int, device: torch.device | str | None = None) -> Tensor:
+        """[B, K] long: what the first `step` is given."""
+        device = device if device is not None else self.device
+        return torch.tensor(self.arrangement.start_ids, dtype=torch.long, device=device).expand(num_rows, -1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.head.weight.device  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def start(
+        self,
+        conditions: ConditionBatch | None = None,
+        capacity: int = 0,
+        num_rows: int | None = None,
+        num_frames: int | None = None,
+    ) -> State:
+        """Begin a generation: allocate the cache, read the conditions.
+
+        Args:
+            conditions: of B rows; None only where the model has no conditions.
+            capacity: steps there shall be room for, usually `arrangement.num_steps(frames)`.
+            num_rows: B, needed where the model has no conditions (with them it must agree).
+            num_frames: frames of the sequence where known; coarse_first with grid positions needs it (a picture tokenizer says it).
+        Raises:
+            ValueError: conditions that do not fit the model, no number of rows, a capacity below 1, a model in training mode with dropout.
+        """
+        if capacity < 1:
+            raise ValueError(f"capacity is {capacity} steps; at least 1 is needed, for T frames arrangement.num_steps(T)")
+        if self.training and self.config.dropout:
+            raise ValueError("the model is in training mode, its dropout would change every step; call lm.eval() first")
+        batch = (conditions or ConditionBatch()).to(self.device)
+        self.conditions.check(batch, num_rows)
+        B = batch.num_rows if batch.num_rows is not None else num_rows
+        if B is None:
+            raise ValueError("the model has no conditions, so the number of rows must be said; pass num_rows")
+        if num_frames is None and isinstance(self.spec.geometry, PictureGeometry):
+            num_frames = self.spec.geometry.num_frames
+        joined = self._conditions_as_in_eval(batch)
+        P = 0 if joined.prefix is None else joined.prefix.shape[1]
+        memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
+        config = self.config
+        cache = KVCache(config.layers, B, config.num_kv_heads, P + capacity, config.head_width, self._compute_dtype(), self.device)
+        state = State(cache, memory, joined.summed, joined.prefix_mask, P, capacity, num_frames)
+        if joined.prefix is not None:
+            none = torch.arange(0, device=self.device)
+            table = self._table(none, num_frames, P, joined.prefix_mask, self.device)
+            mask = None if joined.prefix_mask is None else _causal_mask(joined.prefix_mask, P, 0, P)
+            self.transformer(joined.prefix, table, mask=mask, causal=mask is None, memory=memory, cache=cache)
+        return state
+
+    @torch.no_grad()
+    def step(self, state: State, ids: Tensor) -> Tensor:
+        """Read the ids of the step before and predict this one.
+
+        Args:
+            state: from `start`; changed in place.
+            ids: [B, K] long, `start_ids` at first and then what was chosen for the step before, special ids included; or several
+                steps at once, [B, K, n] (a prompt).
+        Returns:
+            logits [B, K, V'] of step state.step (before the call), or [B, K, n, V'] of n steps.
+        Raises:
+            ValueError: another number of rows or codebooks, or more steps than the capacity.
+        """
+        several = ids.dim() == 3
+        read = ids if several else ids.unsqueeze(-1)
+        B, K, n = read.shape
+        if B != state.cache.keys.shape[1] or K != self.num_codebooks:
+            raise ValueError(f"ids are {list(ids.shape)}, but the generation has {state.cache.keys.shape[1]} rows of {self.num_codebooks} codebooks")
+        if state.step + n > state.capacity:
+            raise ValueError(f"step {state.step + n} is beyond the capacity of {state.capacity} steps; start with a larger capacity")
+        steps = torch.arange(state.step, state.step + n, device=read.device)
+        table = self._table(steps, state.num_frames, 0, None, read.device)
+        P, past = state.prefix_length, state.cache.length
+        if n == 1 and state.prefix_mask is None:
+            mask, causal = None, False
+        elif past == 0:
+            mask, causal = None, True
+        else:
+            mask, causal = _causal_mask(state.prefix_mask, P, past, past + n, read.device), False
+        x = self._embed(read, state.summed)
+        hidden = self.transformer(x, table, mask=mask, causal=causal, memory=state.memory, cache=state.cache)
+        state.step += n
+        logits_BKSV = self.head(hidden).transpose(1, 2)
+        return logits_BKSV if several else logits_BKSV[:, :, 0]
+
+    # Inside
+
+    def _embed(self, ids: Tensor, summed: Tensor | None) -> Tensor:
+        x = self.input(ids)
+        return x if summed is None else x + summed
+
+    def _conditions_as_in_eval(self, batch: ConditionBatch) -> Joined:
+        training = self.conditions.training
+        self.conditions.eval()  # a generation is never given dropped conditions, also while a model trains
+        joined = self.conditions(batch)
+        self.conditions.train(training)
+        return joined
+
+    def _table(
+        self, steps: Tensor, num_frames: int | Tensor | None, P: int, prefix_mask: Tensor | None, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Rotary table for P prefix tokens and then the steps [S]."""
+        positions = steps.unsqueeze(0)
+        if P:
+            back = torch.arange(-P, 0, device=device).unsqueeze(0) if prefix_mask is None else count_back(prefix_mask)
+            positions = torch.cat([back, positions.expand(back.shape[0], -1)], dim=1)
+        if self.columns is None:
+            coordinates = positions.unsqueeze(-1)
+        else:
+            frames = self.arrangement.current_frames(positions.clamp(min=0), num_frames)
+            coordinates = grid_coordinates(positions, frames, self.columns)
+        return rotary_table(coordinates, self.config.head_width, self.config.rope.base)
+
+    def _compute_dtype(self) -> torch.dtype:
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return self.head.weight.dtype  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        return f"{self.num_parameters / 1e6:.2f} M parameters, tokenizer '{self.spec.name}'"
+
+
+def _causal_mask(prefix_mask: Tensor | None, P: int, first: int, last: int, device: torch.device | None = None) -> Tensor:
+    """bool [B or 1, 1, last - first, last]: positions first..last see themselves and all before, save padding in the prefix [B, P]."""
+    device = prefix_mask.device if prefix_mask is not None else device
+    query, key = torch.arange(first, last, device=device), torch.arange(last, device=device)
+    mask = (key <= query[:, None])[None]
+    if prefix_mask is not None:
+        seen = torch.cat([prefix_mask, prefix_mask.new_ones(prefix_mask.shape[0], last - P)], dim=1)
+        # a padded token sees itself, so that its softmax is not empty; nobody else sees it
+        mask = mask & (seen[:, None, :] | (key == query[:, None]))
+    return mask[:, None]
+
+
+def _likely_device(name: AttentionName) -> str:
+    """Where a backend asked for by name is going to run; only flash and xformers are tried there."""
+    return "cuda" if name in ("flash", "xformers") and torch.cuda.is_available() else "cpu"
+
+
+def parameter_shapes(config: LMConfig, spec: TokenSpec, code_width: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors a model of this config holds, found without allocating them."""
+    vectors: Any = None
+    if config.input.kind == "codes":
+        if code_width is None:
+            raise ConfigError("lm.input kind 'codes' needs the width of the tokenizer's code vectors")
+        vectors = torch.zeros(1, 1, code_width, device="cpu").expand(spec.num_codebooks, max(spec.cardinalities), code_width)
+    with torch.device("meta"):
+        model = TokenLM(config, spec, vectors)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

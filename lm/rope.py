@@ -1,0 +1,83 @@
+"""Rotary positions: time (one coordinate) and grid (row and column), for whole sequences and single steps alike.
+
+Positions count steps of the arranged sequence: 0 is the first audio or picture step, and what stands before it (conditions) is counted
+back from there, -1 the nearest. So padding before a row's condition changes nothing.
+Source: RoFormer, arXiv:2104.09864; two coordinates as in LlamaGen (arXiv:2406.06525): the first half of the angles turns by row,
+the second by column.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from ..tokenize.config import Config, ConfigError
+from ..tokenize.spec import Geometry, PictureGeometry
+
+
+class TimeRopeConfig(Config):
+    """Position is the step."""
+
+    kind: Literal["time"] = "time"
+    base: PositiveFloat = 10000.0
+    """The longest wavelength is about 6 times as many steps."""
+
+
+class GridRopeConfig(Config):
+    """Position is the row and the column of the frame a step works on."""
+
+    kind: Literal["grid"] = "grid"
+    columns: PositiveInt | None = None
+    """Frames in a row of the grid; null: as the tokenizer says."""
+    base: PositiveFloat = 10000.0
+
+
+RopeConfig = Annotated[TimeRopeConfig | GridRopeConfig, Field(discriminator="kind")]
+
+
+def grid_columns(config: GridRopeConfig, geometry: Geometry) -> int:
+    """Columns of the grid; ConfigError where neither the config nor the tokenizer says."""
+    if config.columns is not None:
+        return config.columns
+    if isinstance(geometry, PictureGeometry):
+        return geometry.columns
+    raise ConfigError("rope kind 'grid' needs 'columns': the tokenizer makes audio, which has no grid; use kind 'time' or set columns")
+
+
+def grid_coordinates(positions: Tensor, frames: Tensor, columns: int) -> Tensor:
+    """[*, 2] row and column: of `frames` where positions >= 0; before that both are the (negative) position itself."""
+    row, column = frames // columns, frames % columns
+    return torch.stack([torch.where(positions < 0, positions, row), torch.where(positions < 0, positions, column)], dim=-1)
+
+
+def rotary_angles(coordinates: Tensor, head_width: int, base: float) -> Tensor:
+    """Angles of the pairs of a head.
+
+    Args:
+        coordinates: [*, A] numbers, A = 1 (time) or 2 (row and column).
+        head_width: E, a multiple of 2 A.
+        base: the slowest pair turns by about 1 / base a step.
+    Returns:
+        [*, E / 2] float32; coordinate a has the a-th share of the pairs.
+    """
+    pairs = head_width // 2 // coordinates.shape[-1]
+    # fp32 whatever the autocast: bf16 cannot tell step 257 from 256
+    speeds = base ** (-torch.arange(pairs, device=coordinates.device, dtype=torch.float32) / pairs)
+    return (coordinates.to(torch.float32).unsqueeze(-1) * speeds).flatten(-2)
+
+
+def rotary_table(coordinates: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin for `rotate`: float32 [*, S, 1, E] from coordinates [*, S, A]."""
+    angles = rotary_angles(coordinates, head_width, base).unsqueeze(-2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs (i, i + E/2) of x [B, S, H, E] by the table's angles; computed in float32, returned in x's dtype."""
+    cos, sin = table
+    swapped = torch.roll(x, x.shape[-1] // 2, dims=-1)
+    return (x * cos + swapped * sin).to(x.dtype)

@@ -1,0 +1,208 @@
+"""The backbone: pre-norm transformer blocks with RMSNorm, SwiGLU, grouped-query attention and rotary positions.
+
+One code path serves training (a whole sequence, no cache), generation (new steps behind a cache) and the bidirectional text encoder.
+Sources: LLaMA (arXiv:2302.13971) for the block, GQA (arXiv:2305.13245), QK norm (arXiv:2302.05442).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attend
+from .cache import KVCache
+from .rope import rotate
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What cross-attention reads: keys and values of the conditions, computed once."""
+
+    keys: list[Tensor]
+    """For each layer [B, G, L, E]."""
+    values: list[Tensor]
+    mask: Tensor | None
+    """[B, 1, 1, L] bool, True on real tokens; None: all are."""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, computed in float32."""
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (normed * self.weight.float()).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention of a sequence to itself."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, qk_norm: bool, attend: Attend):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
+        self.attend = attend
+        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=False)
+        self.query_norm = RMSNorm(self.head_width) if qk_norm else None
+        self.key_norm = RMSNorm(self.head_width) if qk_norm else None
+        self.out = nn.Linear(heads * self.head_width, width, bias=False)
+
+    def forward(
+        self, x: Tensor, table: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        B, S, _ = x.shape
+        H, G = self.heads, self.kv_heads
+        heads_BSHE = self.qkv(x).view(B, S, H + 2 * G, self.head_width)
+        turned, values = heads_BSHE[:, :, : H + G], heads_BSHE[:, :, H + G :].transpose(1, 2)
+        if self.query_norm is not None and self.key_norm is not None:
+            turned = torch.cat([self.query_norm(turned[:, :, :H]), self.key_norm(turned[:, :, H:])], dim=2)
+        turned = rotate(turned, table).transpose(1, 2)
+        queries, keys = turned[:, :H], turned[:, H:]
+        if cache is not None:
+            keys, values = cache.write(layer, keys, values)
+        mixed = self.attend(queries, keys, values, mask, causal)
+        return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the conditions' memory; keys and values are made by `remember`, once for a whole generation."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, qk_norm: bool, attend: Attend):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
+        self.attend = attend
+        self.query = nn.Linear(width, heads * self.head_width, bias=False)
+        self.key_value = nn.Linear(width, 2 * kv_heads * self.head_width, bias=False)
+        self.query_norm = RMSNorm(self.head_width) if qk_norm else None
+        self.key_norm = RMSNorm(self.head_width) if qk_norm else None
+        self.out = nn.Linear(heads * self.head_width, width, bias=False)
+
+    def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, G, L, E] of memory [B, L, D]."""
+        B, L, _ = memory.shape
+        keys, values = self.key_value(memory).view(B, L, 2 * self.kv_heads, self.head_width).chunk(2, dim=2)
+        if self.key_norm is not None:
+            keys = self.key_norm(keys)
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        B, S, _ = x.shape
+        queries = self.query(x).view(B, S, self.heads, self.head_width)
+        if self.query_norm is not None:
+            queries = self.query_norm(queries)
+        mixed = self.attend(queries.transpose(1, 2), keys, values, mask, False)
+        return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)); gate and up are one matrix."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then cross-attention where there is a memory, then the feed-forward."""
+
+    def __init__(
+        self, width: int, heads: int, kv_heads: int, ffn: int, qk_norm: bool, dropout: float, cross: bool, attend: Attend
+    ):
+        super().__init__()
+        self.attention_norm = RMSNorm(width)
+        self.attention = SelfAttention(width, heads, kv_heads, qk_norm, attend)
+        self.cross_norm = RMSNorm(width) if cross else None
+        self.cross = CrossAttention(width, heads, kv_heads, qk_norm, attend) if cross else None
+        self.ffn_norm = RMSNorm(width)
+        self.ffn = FeedForward(width, ffn)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        table: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        causal: bool,
+        memory: Memory | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), table, mask, causal, cache, layer))
+        if self.cross is not None and self.cross_norm is not None and memory is not None:
+            x = x + self.dropout(self.cross(self.cross_norm(x), memory.keys[layer], memory.values[layer], memory.mask))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class Transformer(nn.Module):
+    """Blocks and a last norm."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        ffn: int,
+        qk_norm: bool,
+        dropout: float,
+        cross: bool,
+        attend: Attend,
+    ):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads, kv_heads, ffn, qk_norm, dropout, cross, attend) for _ in range(layers))
+        self.norm = RMSNorm(width)
+
+    def forward(
+        self,
+        x: Tensor,
+        table: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        causal: bool = False,
+        memory: Memory | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Transform x [B, S, D].
+
+        Args:
+            table: cos and sin of the positions (`rotary_table`).
+            mask: bool, broadcasts to [B, H, S, M], True where a key is seen.
+            causal: step s sees steps 0..s of x; without cache and mask.
+            memory: for cross-attention, from `remember`.
+            cache: x stands behind its positions; the new keys are written into it.
+        """
+        for layer, block in enumerate(self.blocks):
+            x = block(x, table, mask, causal, memory, cache, layer)
+        if cache is not None:
+            cache.advance(x.shape[1])
+        return self.norm(x)
+
+    def remember(self, memory: Tensor, mask: Tensor | None) -> Memory:
+        """Every layer's keys and values of the conditions' tokens [B, L, D]; mask [B, L] is True on real ones."""
+        pairs = [block.cross.remember(memory) for block in self.blocks]  # type: ignore[union-attr]
+        return Memory([k for k, _ in pairs], [v for _, v in pairs], None if mask is None else mask[:, None, None, :])
+
+
+def initialise_(module: nn.Module, width: int, layers: int) -> None:
+    """Normal weights of std sqrt(2 / (5 width)); matrices that write into the residual stream are smaller by sqrt(2 layers).
+
+    Source: small init, arXiv:1910.05895; the residual scale is GPT-2's.
+    """
+    std = (2 / (5 * width)) ** 0.5
+    for name, parameter in module.named_parameters():
+        if parameter.dim() < 2:
+            continue
+        into_stream = name.endswith(("out.weight", "down.weight"))
+        nn.init.normal_(parameter, std=std / (2 * layers) ** 0.5 if into_stream else std)
