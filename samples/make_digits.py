@@ -30,9 +30,9 @@ def write_digits(out: Path) -> None:
 
     from ..tokenize.files import write_safetensors
 
-    digits = load_digits()
-    images = torch.from_numpy(digits["images"] / 16 * 255).round().to(torch.uint8)
-    labels = torch.from_numpy(digits["target"]).long()
+    pixels, targets = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels / 16 * 255).round().to(torch.uint8).reshape(-1, 8, 8)
+    labels = torch.from_numpy(targets).long()
     for name, part in (("train", slice(0, NUM_TRAIN)), ("test", slice(NUM_TRAIN, None))):
         tensors = {"images": images[part].contiguous(), "labels": labels[part].contiguous()}
         write_safetensors(out / f"{name}.safetensors", tensors, {"source": "scikit-learn load_digits", "split": name})

@@ -233,10 +233,7 @@ def speak(utterance: Utterance, out: Path) -> None:
     Raises:
         FileNotFoundError: espeak-ng is not installed. ValueError: it failed, or said nothing.
     """
-    import soundfile
-    import torch
-
-    from ..tokenize.resample import resample
+    from ..tokenize.media import read_audio, write_audio
 
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "spoken.wav"
@@ -248,10 +245,8 @@ def speak(utterance: Utterance, out: Path) -> None:
             raise FileNotFoundError("espeak-ng is not installed; on Debian: apt install espeak-ng") from None
         if done.returncode != 0 or not wav.exists():
             raise ValueError(f"espeak-ng failed on {utterance}: {done.stderr.strip()}")
-        spoken, rate = soundfile.read(wav, dtype="float32")
-    samples = trim(resample(torch.from_numpy(spoken)[None], rate, SAMPLE_RATE)[0], utterance.text)
-    file = out / utterance.file
-    soundfile.write(file, samples.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16", compression_level=1.0)
+        spoken = read_audio(wav, SAMPLE_RATE)
+    write_audio(out / utterance.file, trim(spoken[0], utterance.text)[None], SAMPLE_RATE)
 
 
 def trim(samples, text: str):

@@ -59,13 +59,9 @@ def fsync_dir(path: str | Path) -> None:
 def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, hex."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:  # Python 3.10 has no file_digest
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -89,8 +85,29 @@ def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors and metadata atomically (safetensors does not fsync, and writes for the owner only)."""
-    write_atomic(path, lambda part: safetensors.torch.save_file(dict(tensors), part, dict(metadata or {})))
+    """Write tensors and metadata atomically; the same content gives the same bytes.
+
+    safetensors by itself does not fsync, writes for the owner only, and puts metadata in another order each time.
+    """
+
+    def write(part: Path) -> None:
+        safetensors.torch.save_file(dict(tensors), part, dict(metadata or {}))
+        if metadata and len(metadata) > 1:
+            _sort_metadata(part)
+
+    write_atomic(path, write)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Rewrite a safetensors header in place with its metadata sorted; nothing else moves."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the same JSON in another order must fit"
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def read_safetensors(

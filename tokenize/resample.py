@@ -1,4 +1,4 @@
-"""Change the sample rate of a waveform by windowed-sinc interpolation, for any pair of rates."""
+"""Change the sample rate of a waveform by windowed-sinc interpolation: any pair of rates, whole or piece by piece."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ZERO_CROSSINGS = 16
 ROLLOFF = 0.945
 """Cut-off as a share of the lower Nyquist frequency; leaves room for the filter's slope."""
 KAISER_BETA = 9.0
-MAX_TAPS_AT_ONCE = 1 << 22
+MAX_PRODUCTS_AT_ONCE = 1 << 22
 
 
 def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
@@ -20,37 +20,76 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
 
     Args:
         samples: waveform [C, N], float.
-        old_rate, new_rate: samples per second, both > 0.
+        old_rate, new_rate: samples per second.
     Returns:
         waveform [C, ceil(N * new_rate / old_rate)], float32; sample 0 stays at time 0.
+    Raises:
+        ValueError: a rate that is not positive.
+    """
+    resampler = Resampler(samples.shape[0], old_rate, new_rate)
+    return torch.cat([resampler.push(samples), resampler.finish()], dim=-1)
+
+
+class Resampler:
+    """Resample a waveform that comes in pieces; the joined result does not depend on how it was cut.
 
     Output sample n lies at input position n * old / new = base + phase / L. Only L = new / gcd phases exist, so their
-    filters are made once; each output is the product of its phase's filter with the input around its base.
-    """
-    if old_rate <= 0 or new_rate <= 0:
-        raise ValueError(f"sample rates must be positive, found {old_rate} and {new_rate}")
-    samples = samples.float()
-    if old_rate == new_rate or samples.shape[-1] == 0:
-        return samples
-    divisor = math.gcd(old_rate, new_rate)
-    old, new = old_rate // divisor, new_rate // divisor
-    filters = _phase_filters(old, new)  # [new, taps]
-    taps = filters.shape[1]
-    num_samples = -(-samples.shape[-1] * new // old)
-    last_base = (num_samples - 1) * old // new
-    padding = (taps // 2 - 1, max(0, last_base + taps // 2 + 1 - samples.shape[-1]))
-    windows = torch.nn.functional.pad(samples, padding).unfold(-1, taps, 1)  # view: window i is centred on input i
+    filters are made once, and each output is the product of its phase's filter with the input around its base:
 
-    pieces = []
-    piece_size = max(1, MAX_TAPS_AT_ONCE // taps)
-    for first in range(0, num_samples, piece_size):
-        position = torch.arange(first, min(first + piece_size, num_samples)) * old
-        pieces.append((windows[:, position // new] * filters[position % new]).sum(-1))
-    return torch.cat(pieces, dim=-1)
+        input     x x x x x x x x x x x x          taps = 6:  base - 2 .. base + 3
+        outputs   o    o    o    o    o
+
+    Source: J. O. Smith, "Digital audio resampling", ccrma.stanford.edu/~jos/resample.
+    """
+
+    def __init__(self, channels: int, old_rate: int, new_rate: int):
+        if old_rate <= 0 or new_rate <= 0:
+            raise ValueError(f"sample rates must be positive, found {old_rate} and {new_rate}")
+        divisor = math.gcd(old_rate, new_rate)
+        self.old, self.new = old_rate // divisor, new_rate // divisor
+        self.filters = _phase_filters(self.old, self.new) if self.old != self.new else None  # [new, taps]
+        self.half = self.filters.shape[1] // 2 if self.filters is not None else 0
+        self.held = torch.zeros(channels, max(0, self.half - 1))  # input not yet used up; starts with silence
+        self.first = 1 - self.half  # input position of held[:, 0]
+        self.num_read = 0
+        self.num_written = 0
+
+    def push(self, samples: Tensor) -> Tensor:
+        """Take a piece [C, n]; returns the samples [C, m] that no later input can change."""
+        self.num_read += samples.shape[-1]
+        if self.filters is None:
+            return samples.float()
+        self.held = torch.cat([self.held, samples.float()], dim=-1)
+        # Output n needs input up to base + half, base = n * old // new, so n * old < (num_read - half) * new.
+        return self._advance(max(0, -(-(self.num_read - self.half) * self.new // self.old)))
+
+    def finish(self) -> Tensor:
+        """Say that the waveform has ended; returns the remaining samples [C, m]."""
+        if self.filters is None:
+            return self.held[:, :0]
+        self.held = torch.nn.functional.pad(self.held, (0, self.half))
+        return self._advance(-(-self.num_read * self.new // self.old))
+
+    def _advance(self, until: int) -> Tensor:
+        """Make outputs num_written .. until - 1 and drop the input they alone needed."""
+        assert self.filters is not None
+        taps = 2 * self.half
+        pieces = [self.held[:, :0]]
+        piece_size = max(1, MAX_PRODUCTS_AT_ONCE // taps)
+        for start in range(self.num_written, until, piece_size):
+            position = torch.arange(start, min(start + piece_size, until)) * self.old
+            windows = self.held.unfold(-1, taps, 1)  # a view; window i begins at held[i]
+            begin = position // self.new - self.half + 1 - self.first
+            pieces.append((windows[:, begin] * self.filters[position % self.new]).sum(-1))
+        self.num_written = max(self.num_written, until)
+        unneeded = max(0, self.num_written * self.old // self.new - self.half + 1 - self.first)
+        self.held = self.held[:, unneeded:].clone()
+        self.first += unneeded
+        return torch.cat(pieces, dim=-1)
 
 
 def _phase_filters(old: int, new: int) -> Tensor:
-    """Filters [new, taps], float32: row p weights inputs base - taps/2 + 1 .. base + taps/2 for base + p/new."""
+    """Filters [new, 2 * half], float32: row p weights inputs base - half + 1 .. base + half at base + p/new."""
     cutoff = ROLLOFF * min(1.0, new / old)  # of the input's Nyquist frequency
     reach = ZERO_CROSSINGS / cutoff
     half = math.ceil(reach) + 1
