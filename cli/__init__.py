@@ -1,4 +1,4 @@
-"""The command line. A verb is one file with `register(app)`, and one entry here; no verb imports torch at import time."""
+"""The command line. A verb is one file with `register(app)` and one entry here; none imports torch at import time."""
 
 from importlib import import_module
 

@@ -89,6 +89,8 @@ class Utterance:
     seconds: float
     made_in: float | None = None
     """Seconds it took to generate; None for a recording."""
+    origin: str = ""
+    """Where it comes from, when it was not generated."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class SpeechGallery:
     command: str
     generated: list[Utterance]
     recorded: list[Utterance]
-    """Recordings from the sample data, each as it is or through the tokenizer; `text` says which."""
+    """Recordings from the sample data, each as it is and through the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,8 @@ def _journey(story: TokenizerStory) -> str:
     size = len(journey.codes) * len(journey.codes[0]) * len(journey.codes[0][0])
     words = (
         f"A <em>tokenizer</em> turns each picture into {size} small whole numbers, its <em>codes</em>, and codes back "
-        "into a picture. A <em>language model</em> learns which codes follow which, as it would with words; to make a new "
-        "picture it writes new codes. Sound goes the same way."
+        "into a picture. A <em>language model</em> learns which codes follow which, as it would with words; to make a "
+        "new picture it writes new codes. Sound goes the same way."
     )
     return _section("idea", "The idea in one picture", words, f'<div class="journey">{"".join(steps)}</div>')
 
@@ -256,7 +258,7 @@ def _pictures(anchor: str, title: str, gallery: PictureGallery, words: str) -> s
 
 def _speech(gallery: SpeechGallery) -> str:
     def card(utterance: Utterance) -> str:
-        made = f", made in {utterance.made_in:.1f} s" if utterance.made_in is not None else ""
+        made = f", made in {utterance.made_in:.1f} s" if utterance.made_in is not None else f", {utterance.origin}"
         text = html.escape(utterance.text)
         return (
             f'<figure class="utterance"><figcaption><b title="{text}">{text}</b>'
