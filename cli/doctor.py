@@ -188,7 +188,25 @@ def _devices() -> list[Finding]:
 
 
 def _attention() -> list[Finding]:
-    return []
+    try:
+        from ..lm.attention import available_backends
+    except ImportError:  # torch is missing or broken, which the devices say already
+        return []
+    device = "cuda" if _has_cuda() else "cpu"
+    findings = []
+    for name, result in available_backends(device).items():
+        works = result == "ok"
+        findings.append(
+            Finding(
+                "attention backends",
+                name,
+                "ok" if works else "missing",
+                f"works on {device}" if works else "not usable",
+                "" if works else result,
+                required=name == "sdpa",
+            )
+        )
+    return findings
 
 
 def _bundled() -> list[Finding]:
