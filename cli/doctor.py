@@ -38,13 +38,12 @@ OPTIONAL_PACKAGES = {
     "tensorboard": "extra 'train': training curves in TensorBoard",
     "flash-attn": "extra 'gpu': attention backend 'flash'",
     "xformers": "extra 'gpu': attention backend 'xformers'",
-    "scikit-learn": "extra 'eval': the digits data and the SVM that judges pictures",
+    "scikit-learn": "extras 'eval' and 'demo': the classifier that judges generated digits",
     "scikit-image": "extra 'eval': SSIM",
     "pystoi": "extra 'eval': STOI",
     "pesq": "extra 'eval': PESQ; needs a C compiler to install",
     "prdc": "extra 'eval': precision, recall, density, coverage",
     "pocketsphinx": "extra 'eval': the recogniser that judges speech",
-    "matplotlib": "extra 'demo': plots in the report",
 }
 BUNDLED_MODELS = ("digits", "speech")
 SAMPLE_DATA = ("digits", "speech")

@@ -1,0 +1,77 @@
+"""Every YAML file under configs/ loads as what its name says; the small ones run two steps (slow)."""
+
+from pathlib import Path
+
+import pytest
+from tessera.tokenize.config import Config, read_config
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+SMALL = ("demo",)
+
+
+def kind_of(path: Path) -> type[Config]:
+    """The config class of a file, told by the first word of its name: tokenizer, shards or lm."""
+    word = path.stem.split("-")[0].split("_")[0]
+    if word == "tokenizer":
+        from tessera.train.tokenizer_trainer import TokenizerTrainConfig
+
+        return TokenizerTrainConfig
+    if word == "shards":
+        from tessera.tokenize.shards import ShardsConfig
+
+        return ShardsConfig
+    if word == "lm":
+        from tessera.train.lm_config import TrainConfig
+
+        return TrainConfig
+    raise AssertionError(f"{path}: name it tokenizer, shards or lm, with a word after it where needed (lm-large.yaml)")
+
+
+def test_there_are_configs():
+    assert {path.parent.name for path in CONFIGS} >= {"demo", "digits", "speech"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_config_loads(path):
+    assert isinstance(read_config(path, kind_of(path)), Config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_config_says_how_to_run_it(path):
+    head = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        head.append(line)
+    assert any("tessera " in line for line in head), "the first lines are comments that give the command"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_config_refuses_a_typo(path):
+    kind = kind_of(path)
+    field = sorted(kind.model_fields)[0]
+    with pytest.raises(ValueError, match=f"unknown key '{field}x'; did you mean '{field}'"):
+        read_config(path, kind, [f"{field}x=1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", SMALL)
+def test_small_configs_run_two_steps(folder, tmp_path, monkeypatch):
+    from tessera.cli.app import run
+
+    monkeypatch.chdir(ROOT)
+    configs, out = ROOT / "configs" / folder, tmp_path
+    few = ["--set", "train.steps=2", "--set", "train.batch=8"]
+    tokenizer = ["tokenizer", "train", f"{configs}/tokenizer.yaml", *few, "--out", f"{out}/tokenizer"]
+    assert run([str(part) for part in tokenizer]) == 0
+    for split in ("train", "test"):
+        data = f"samples/digits/{split}.safetensors"
+        sets = {"tokenizer": out / "tokenizer", "corpus.path": data, "out": out / split}
+        overrides = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+        assert run(["shards", f"{configs}/shards.yaml", *overrides]) == 0
+    sets = {"tokenizer": out / "tokenizer", "data.shards": out / "train", "data.test": out / "test"}
+    overrides = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+    engines = ["--set", "engine={kind: torch}"]
+    assert run(["train", f"{configs}/lm.yaml", *few, *overrides, *engines, "--out", f"{out}/lm"]) == 0
+    assert (out / "lm" / "FINISHED").is_file() and (out / "lm" / "model" / "config.json").is_file()
