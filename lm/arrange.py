@@ -1,7 +1,8 @@
 """Arrangement: at which step of the sequence each code of each frame stands.
 
-An arrangement is a table [K, S]: the cell (codebook, step) holds a frame index, or -1 where no code stands. Training, generation and
-streaming read the same table, so they cannot disagree. T = 4 frames, K = 3 codebooks a b c; `.` holds no code:
+An arrangement is a table [K, S]: the cell (codebook, step) holds a frame index, or -1 where no code stands. Training,
+generation and streaming read the same table, so they cannot disagree. T = 4 frames, K = 3 codebooks a b c; `.` holds no
+code:
 
     parallel                     a0 a1 a2 a3                 S = T
                                  b0 b1 b2 b3
@@ -31,9 +32,10 @@ streaming read the same table, so they cannot disagree. T = 4 frames, K = 3 code
                                  .  .  .  .  b0 b1 b2 b3
                                  .  .  .  .  c0 c1 c2 c3
 
-Cells without a code hold a special id: `start` before the codebook's first code, `pad` after it. The model puts one more column of
-`start` in front, as its first input; it is no part of the table. Where frames end at a length not known beforehand, one more
-frame is arranged, whose cells hold `end`: for codebook 0 it is predicted (a loss term), the other codebooks' follow from it.
+Cells without a code hold a special id: `start` before the codebook's first code, `pad` after it. The model puts one
+more column of `start` in front, as its first input; it is no part of the table. Where frames end at a length not known
+beforehand, one more frame is arranged, whose cells hold `end`: for codebook 0 it is predicted (a loss term), the other
+codebooks' follow from it.
 
 All but coarse_first are such that a prefix of the frames stands in a prefix of the steps.
 Source: the drawings are those of audiocraft's patterns (MusicGen, arXiv:2306.05284), less their leading column.
@@ -43,66 +45,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 from torch import Tensor
 
 from ..tokenize.config import Config, ConfigError
+from .layouts import ArrangementConfig as ArrangementConfig
+from .layouts import CoarseFirstConfig as CoarseFirstConfig
+from .layouts import DelayConfig as DelayConfig
+from .layouts import FlatConfig as FlatConfig
+from .layouts import ParallelConfig as ParallelConfig
+from .layouts import PartialFlatConfig as PartialFlatConfig
+from .layouts import spread
 
 UNKNOWN_LENGTH = 1 << 40
 """Stands for the length of a row whose end has not been found yet."""
 
 
-class ParallelConfig(Config):
-    """All codes of a frame in one step."""
-
-    kind: Literal["parallel"] = "parallel"
-
-
-class DelayConfig(Config):
-    """Codebook k stands delays[k] steps later."""
-
-    kind: Literal["delay"] = "delay"
-    delays: tuple[NonNegativeInt, ...] | None = None
-    """One delay in frames for each codebook; null: 0, 1, 2, ... Stereo codes (left and right in turn) take 0, 0, 1, 1, ..."""
-    flatten_first: NonNegativeInt = 0
-    """So many frames at the beginning stand one codebook a step."""
-
-
-class FlatConfig(Config):
-    """One code a step."""
-
-    kind: Literal["flat"] = "flat"
-
-
-class PartialFlatConfig(Config):
-    """One step for each group of codebooks."""
-
-    kind: Literal["partial_flat"] = "partial_flat"
-    groups: tuple[NonNegativeInt, ...]
-    """The step within its frame, for each codebook: [0, 1, 1] puts codebook 0 alone and then 1 and 2 together."""
-    delays: tuple[NonNegativeInt, ...] | None = None
-    """One more delay in frames for each codebook; null: none."""
-
-
-class CoarseFirstConfig(Config):
-    """Codebook 0 of all frames, then the others of all frames."""
-
-    kind: Literal["coarse_first"] = "coarse_first"
-
-
-ArrangementConfig = Annotated[
-    ParallelConfig | DelayConfig | FlatConfig | PartialFlatConfig | CoarseFirstConfig, Field(discriminator="kind")
-]
-
-
 class SpecialsConfig(Config):
-    """Ids that are no codes. With V codes in a codebook, `end` is V; `start` and `pad` are V plus the numbers given here.
+    """Ids that are no codes. With V codes in a codebook, `end` is V; `start` and `pad` are V plus the numbers given
+    here.
 
-    The defaults keep the three apart. audiocraft's single special token is start = pad = 0 (without an end), Dia's ids are
-    start = 2, pad = 1.
+    The defaults keep the three apart. audiocraft's single special token is start = pad = 0 (without an end), Dia's ids
+    are start = 2, pad = 1.
     """
 
     start: int = Field(1, ge=0, le=7)
@@ -145,18 +112,24 @@ class Arrangement:
         self.variable_length = variable_length
         self.coarse_first = isinstance(config, CoarseFirstConfig)
         self.flatten_first = config.flatten_first if isinstance(config, DelayConfig) else 0
-        self.stride, self.offsets = _spread(config, K)
+        self.stride, self.offsets = spread(config, K)
         if self.coarse_first and variable_length:
-            raise ConfigError("arrangement coarse_first must know the number of frames beforehand; set variable_length: false")
+            raise ConfigError(
+                "arrangement coarse_first must know the number of frames beforehand; set variable_length: false"
+            )
         if variable_length and 0 in (specials.start, specials.pad):
-            raise ConfigError("specials: start and pad must differ from the end id, so at least 1, when variable_length is true")
+            raise ConfigError(
+                "specials: start and pad must differ from the end id, so at least 1, when variable_length is true"
+            )
         self.num_specials = max(specials.start, specials.pad, 0) + 1
         self.end_ids = self.cardinalities
         self.start_ids = tuple(V + specials.start for V in cardinalities)
         self.pad_ids = tuple(V + specials.pad for V in cardinalities)
         fills = {"start": self.start_ids, "pad": self.pad_ids, "end": self.end_ids}
         self._constants = torch.tensor(
-            [list(range(K)), self.offsets, fills[specials.before], fills[specials.after], self.end_ids], dtype=torch.long, device="cpu"
+            [list(range(K)), self.offsets, fills[specials.before], fills[specials.after], self.end_ids],
+            dtype=torch.long,
+            device="cpu",
         ).unsqueeze(-1)
         self._on_device: dict[torch.device, Tensor] = {}
 
@@ -172,7 +145,8 @@ class Arrangement:
 
     @property
     def max_delay(self) -> int:
-        """Steps from the first cell of a frame to its last (coarse_first, where that depends on T: raises ValueError)."""
+        """Steps from the first cell of a frame to its last (coarse_first, where that depends on T: raises
+        ValueError)."""
         self._refuse_coarse_first("max_delay")
         body = max(self.offsets) - min(self.offsets)
         return max(body, self.num_codebooks - 1) if self.flatten_first else body
@@ -193,14 +167,17 @@ class Arrangement:
         last = num_frames - 1
         if last < self.flatten_first:
             return num_frames * self.num_codebooks
-        return self.flatten_first * self.num_codebooks + (last - self.flatten_first) * self.stride + max(self.offsets) + 1
+        return (
+            self.flatten_first * self.num_codebooks + (last - self.flatten_first) * self.stride + max(self.offsets) + 1
+        )
 
     def steps_of(self, frames: Tensor, num_frames: int | Tensor | None = None) -> Tensor:
         """Where frames stand.
 
         Args:
             frames: long [*, T] frame indices.
-            num_frames: frames of the whole sequence, needed by coarse_first only (an int, or a tensor that broadcasts to [*, 1, T]).
+            num_frames: frames of the whole sequence, needed by coarse_first only (an int, or a tensor that broadcasts
+                to [*, 1, T]).
         Returns:
             long [*, K, T]: the step of each codebook's code of each frame.
         """
@@ -231,15 +208,16 @@ class Arrangement:
             step: the step.
             lengths: [B] long, frames of each row; UNKNOWN_LENGTH while codebook 0 has not ended.
         Returns:
-            [B, K] long: the special id of the cell, or -1 where the model chooses a code (codebook 0: or the end, which sets the
-            row's length to `cell_frames(step)[0]`).
+            [B, K] long: the special id of the cell, or -1 where the model chooses a code (codebook 0: or the end, which
+            sets the row's length to `cell_frames(step)[0]`).
         """
         steps = torch.as_tensor(step, device=lengths.device).reshape(1)
         frames, fill = self._frames_and_fill(steps, lengths[:, None, None])
         return torch.where((frames >= 0) & (frames < lengths[:, None, None]), -1, fill).squeeze(-1)
 
     def current_frames(self, steps: Tensor, num_frames: int | Tensor | None = None) -> Tensor:
-        """long, like steps [*, S]: the frame a step works on, that of its furthest codebook. It places steps on a picture's grid.
+        """long, like steps [*, S]: the frame a step works on, that of its furthest codebook. It places steps on a
+        picture's grid.
 
         coarse_first goes over the frames twice.
         """
@@ -259,8 +237,8 @@ class Arrangement:
             codes: [B, K, T] long; what stands beyond a row's length does not matter.
             lengths: [B] long, frames of each row, at least 1; None: all T.
         Returns:
-            Arranged with S = num_steps(T), or num_steps(T + 1) when variable_length. A row's ids and mask do not depend on T: a row
-            padded to a larger T only gets more pad.
+            Arranged with S = num_steps(T), or num_steps(T + 1) when variable_length. A row's ids and mask do not depend
+            on T: a row padded to a larger T only gets more pad.
         Raises:
             ValueError: another number of codebooks, a code out of range, a length below 1 or above T.
         """
@@ -283,7 +261,8 @@ class Arrangement:
         Args:
             arranged: [B, K, S] or [B, K, S, V]; S may be larger than needed.
             num_frames: T.
-            lengths: [B] long, for coarse_first where rows differ in length; what comes out beyond a row's length has no meaning.
+            lengths: [B] long, for coarse_first where rows differ in length; what comes out beyond a row's length has no
+                meaning.
         Returns:
             [B, K, T] or [B, K, T, V].
         Raises:
@@ -304,7 +283,8 @@ class Arrangement:
         return arranged.gather(2, steps)
 
     def check(self, codes: Tensor, lengths: Tensor | None) -> Tensor:
-        """Raise ValueError unless codes [B, K, T] and lengths [B] fit (ranges: on the CPU only); returns lengths, all T for None."""
+        """Raise ValueError unless codes [B, K, T] and lengths [B] fit (ranges: on the CPU only); returns lengths, all T
+        for None."""
         if codes.dim() != 3 or codes.dtype != torch.long:
             raise ValueError(f"codes must be long [B, K, T], found {codes.dtype} {list(codes.shape)}")
         B, K, T = codes.shape
@@ -316,11 +296,15 @@ class Arrangement:
             valid = codes
         else:
             if lengths.shape != (B,) or lengths.dtype != torch.long:
-                raise ValueError(f"lengths must be long [{B}], one for each row of codes, found {lengths.dtype} {list(lengths.shape)}")
+                raise ValueError(
+                    f"lengths must be long [{B}], one for each row, found {lengths.dtype} {list(lengths.shape)}"
+                )
             valid = codes.masked_fill(torch.arange(T, device=codes.device) >= lengths[:, None, None], 0)
-        if codes.device.type == "cpu":  # elsewhere a look at the values would wait for the device; shards check their codes on reading
-            if int(lengths.min()) < 1 or int(lengths.max()) > T:
-                raise ValueError(f"lengths must be between 1 and the {T} frames given, found {int(lengths.min())} to {int(lengths.max())}")
+        # On other devices a look at the values would wait for the device; shards check their codes when they are read.
+        if codes.device.type == "cpu":
+            shortest, longest = (int(value) for value in lengths.aminmax())
+            if shortest < 1 or longest > T:
+                raise ValueError(f"lengths must be 1 to the {T} frames given, found {shortest} to {longest}")
             for k, V in enumerate(self.cardinalities):
                 low, high = (int(value) for value in valid[:, k].aminmax())
                 if low < 0 or high >= V:
@@ -346,7 +330,8 @@ class Arrangement:
         return frames, fill
 
     def _frames_at(self, steps: Tensor, num_frames: int | Tensor | None) -> Tensor:
-        """Frame in each cell of the unbounded sequence, -1 for none: steps [S] -> [K, S], or [B, K, S] for coarse_first by row."""
+        """Frame in each cell of the unbounded sequence, -1 for none: steps [S] -> [K, S], or [B, K, S] for coarse_first
+        by row."""
         book, offset = self._tensors(steps.device)[:2]
         if self.coarse_first:
             total = self._known_total(num_frames, steps)
@@ -372,32 +357,10 @@ class Arrangement:
 
     def _check_codebooks(self, K: int) -> None:
         if self.num_codebooks != K:
-            raise ValueError(f"codes have {K} codebooks but the model has {self.num_codebooks}; pass codes of the model's own tokenizer")
+            raise ValueError(
+                f"codes have {K} codebooks but the model has {self.num_codebooks}; encode with the model's tokenizer"
+            )
 
     def _refuse_coarse_first(self, what: str) -> None:
         if self.coarse_first:
             raise ValueError(f"arrangement coarse_first: {what} depends on the number of frames")
-
-
-def _spread(config: ArrangementConfig, K: int) -> tuple[int, list[int]]:
-    """Steps a frame takes, and each codebook's offset in steps."""
-    if isinstance(config, DelayConfig):
-        return 1, _entries("delays", config.delays, K, list(range(K)))
-    if isinstance(config, FlatConfig):
-        return K, list(range(K))
-    if isinstance(config, PartialFlatConfig):
-        groups = _entries("groups", config.groups, K, [])
-        if sorted(set(groups)) != list(range(max(groups) + 1)):
-            raise ConfigError(f"arrangement.groups must use every number from 0 to the largest, found {groups}")
-        stride = max(groups) + 1
-        delays = _entries("delays", config.delays, K, [0] * K)
-        return stride, [delay * stride + group for delay, group in zip(delays, groups, strict=True)]
-    return 1, [0] * K
-
-
-def _entries(name: str, found: tuple[int, ...] | None, K: int, default: list[int]) -> list[int]:
-    if found is None:
-        return default
-    if len(found) != K:
-        raise ConfigError(f"arrangement.{name} has {len(found)} entries {list(found)}, but there are {K} codebooks; give {K}")
-    return list(found)

@@ -1,4 +1,5 @@
-"""Attention backends: one function each, in a table. Only this file imports flash_attn and xformers, and only when they are asked for."""
+"""Attention backends: one function each, in a table. Only this file imports flash_attn and xformers, and only when they
+are asked for."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ AttentionName = Literal["auto", "sdpa", "flash", "xformers"]
 Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None", bool], Tensor]
 """attend(queries [B, H, S, E], keys [B, G, M, E], values [B, G, M, E], mask, causal) -> [B, H, S, E].
 
-mask: bool, broadcasts to [B, H, S, M], True where a key is seen; None: all. causal: query s sees keys 0..s (S = M, no mask).
-H is a multiple of G: query head h reads key head h // (H / G).
+mask: bool, broadcasts to [B, H, S, M], True where a key is seen; None: all. causal: query s sees keys 0..s (S = M, no
+mask). H is a multiple of G: query head h reads key head h // (H / G).
 """
 
 
@@ -41,14 +42,17 @@ def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, ca
 
 
 def xformers(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """xformers' memory-efficient attention; calls with a mask go to sdpa (xformers wants it padded and copied for every head)."""
+    """xformers' memory-efficient attention; calls with a mask go to sdpa (xformers wants it padded and copied for every
+    head)."""
     if mask is not None:
         return sdpa(queries, keys, values, mask, causal)
     from xformers.ops import LowerTriangularMask, memory_efficient_attention  # pyright: ignore[reportMissingImports]
 
     group = queries.shape[1] // keys.shape[1]
     q = queries.transpose(1, 2)
-    k, v = (x.repeat_interleave(group, dim=1).transpose(1, 2) if group > 1 else x.transpose(1, 2) for x in (keys, values))
+    k, v = (
+        x.repeat_interleave(group, dim=1).transpose(1, 2) if group > 1 else x.transpose(1, 2) for x in (keys, values)
+    )
     return memory_efficient_attention(q, k, v, attn_bias=LowerTriangularMask() if causal else None).transpose(1, 2)
 
 
@@ -64,7 +68,8 @@ def choose_backend(name: AttentionName = "auto", device: torch.device | str = "c
     "auto" is sdpa.
 
     Raises:
-        ImportError: the backend's package is not installed. ValueError: unknown name, or it does not work on this device.
+        ImportError: the backend's package is not installed. ValueError: unknown name, or it does not work on this
+            device.
     """
     if name == "auto":
         name = "sdpa"
@@ -88,7 +93,9 @@ def probe(name: str, device: torch.device) -> None:
         out = BACKENDS[name](x, x, x, None, True)
     except Exception as error:  # a kernel that is not built for this device fails in ways of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"attention '{name}' does not work on '{device}' here ({reason}); use attention: sdpa") from error
+        raise ValueError(
+            f"attention '{name}' does not work on '{device}' here ({reason}); use attention: sdpa"
+        ) from error
     if out.shape != x.shape:
         raise ValueError(f"attention '{name}' gave shape {list(out.shape)} for {list(x.shape)}; use attention: sdpa")
 
@@ -112,4 +119,6 @@ def _import(name: str) -> None:
         else:
             import xformers.ops  # pyright: ignore[reportMissingImports]  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"attention '{name}' needs the package {PACKAGES[name]} (pip install {PACKAGES[name]}); or use attention: sdpa") from error
+        raise ImportError(
+            f"attention '{name}' needs the package {PACKAGES[name]} (pip install {PACKAGES[name]}); or use sdpa"
+        ) from error

@@ -9,7 +9,16 @@ from torch import Tensor
 class KVCache:
     """Keys and values of every layer, [layers, B, G, M, E] each; steps are written in place."""
 
-    def __init__(self, layers: int, batch: int, kv_heads: int, capacity: int, head_width: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        kv_heads: int,
+        capacity: int,
+        head_width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
         self.keys = torch.zeros(layers, batch, kv_heads, capacity, head_width, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self.length = 0
@@ -21,7 +30,8 @@ class KVCache:
         return self.keys.shape[3]
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put keys and values [B, G, S, E] behind the positions so far; returns all of the layer's, [B, G, length + S, E].
+        """Put keys and values [B, G, S, E] behind the positions so far; returns all of the layer's, [B, G, length + S,
+        E].
 
         The length moves on once all layers have written, by `advance`.
         """

@@ -1,7 +1,7 @@
 """Conditions: labels and text, turned into tokens that the model reads as a prefix, by cross-attention, or as a sum.
 
-Each condition has a learned null for rows without it. In training a row's condition is replaced by the null with probability
-`dropout`, which is what classifier-free guidance needs (arXiv:2207.12598).
+Each condition has a learned null for rows without it. In training a row's condition is replaced by the null with
+probability `dropout`, which is what classifier-free guidance needs (arXiv:2207.12598).
 """
 
 from __future__ import annotations
@@ -66,9 +66,12 @@ class ConditionBatch:
     def make(
         cls, labels: Sequence[int | None] | None = None, texts: Sequence[Sequence[int] | None] | None = None
     ) -> ConditionBatch:
-        """Build a batch from lists; None in a list is a row without that condition. ValueError: an empty text, unequal lists."""
+        """Build a batch from lists; None in a list is a row without that condition. ValueError: an empty text, unequal
+        lists."""
         if labels is not None and texts is not None and len(labels) != len(texts):
-            raise ValueError(f"{len(labels)} labels but {len(texts)} texts; give one of each for every row, None for none")
+            raise ValueError(
+                f"{len(labels)} labels but {len(texts)} texts; give one of each for every row, None for none"
+            )
         label = text = text_lengths = None
         if labels is not None:
             label = torch.tensor([-1 if entry is None else entry for entry in labels], dtype=torch.long)
@@ -105,7 +108,8 @@ class ConditionBatch:
         return replace(self, label=label, text_lengths=text_lengths)
 
     def followed_by(self, other: ConditionBatch) -> ConditionBatch:
-        """The rows of both (texts of one padded length), for instance `batch.followed_by(batch.null())` for guidance."""
+        """The rows of both (texts of one padded length), for instance `batch.followed_by(batch.null())` for
+        guidance."""
         joined = {}
         for name in (field.name for field in fields(self)):
             first, second = getattr(self, name), getattr(other, name)
@@ -138,22 +142,29 @@ class Joined:
 class Conditions(nn.Module):
     """All conditions of a model, in the order of the config."""
 
-    def __init__(self, configs: Sequence[LabelConfig | TextConditionConfig], width: int, heads: int, rope_base: float = 10000.0):
+    def __init__(
+        self, configs: Sequence[LabelConfig | TextConditionConfig], width: int, heads: int, rope_base: float = 10000.0
+    ):
         super().__init__()
         kinds = [config.kind for config in configs]
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ConfigError(f"conditions: '{kind}' is listed {kinds.count(kind)} times; list each kind once")
         self.configs = tuple(configs)
-        self.parts = nn.ModuleDict({config.kind: CONDITIONS[config.kind](config, width, heads, rope_base) for config in configs})
+        self.parts = nn.ModuleDict(
+            {config.kind: CONDITIONS[config.kind](config, width, heads, rope_base) for config in configs}
+        )
         self.memory_norm = RMSNorm(width) if any(config.join == "cross" for config in configs) else None
 
     def check(self, batch: ConditionBatch, num_rows: int | None) -> None:
-        """ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any number)."""
+        """ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any
+        number)."""
         for name, found in (("label", batch.label), ("text", batch.text)):
             if found is None and name in self.parts:
                 none = "label -1" if name == "label" else "text_lengths 0"
-                raise ValueError(f"the model is conditioned on a {name}, but none was given; pass one ({none} for a row without)")
+                raise ValueError(
+                    f"the model is conditioned on a {name}, but none was given; pass one ({none} for a row without)"
+                )
             if found is not None and name not in self.parts:
                 known = ", ".join(self.parts) or "nothing"
                 raise ValueError(f"a {name} was given, but the model is conditioned on {known}; leave it out")
@@ -198,9 +209,15 @@ class LabelCondition(nn.Module):
         assert label is not None
         if label.dim() != 1 or label.dtype != torch.long:
             raise ValueError(f"label must be long [B], found {label.dtype} {list(label.shape)}")
-        if label.device.type == "cpu" and label.numel() and not -1 <= int(label.min()) <= int(label.max()) < self.classes:
+        if (
+            label.device.type == "cpu"
+            and label.numel()
+            and not -1 <= int(label.min()) <= int(label.max()) < self.classes
+        ):
             wrong = label[(label < -1) | (label >= self.classes)][0]
-            raise ValueError(f"label {int(wrong)} is not one of the model's {self.classes} labels 0 to {self.classes - 1} (-1: none)")
+            raise ValueError(
+                f"label {int(wrong)} is not one of the model's {self.classes} labels 0 to {self.classes - 1} (-1: none)"
+            )
 
     def forward(self, batch: ConditionBatch) -> tuple[Tensor, Tensor | None]:
         """One token a row: [B, 1, D], all real."""
@@ -213,7 +230,8 @@ class LabelCondition(nn.Module):
 
 
 class TextCondition(nn.Module):
-    """Embeddings of text ids, optionally through a bidirectional transformer; a row without text is the one null token."""
+    """Embeddings of text ids, optionally through a bidirectional transformer; a row without text is the one null
+    token."""
 
     def __init__(self, config: TextConditionConfig, width: int, heads: int, rope_base: float):
         super().__init__()
@@ -223,17 +241,25 @@ class TextCondition(nn.Module):
         self.dropout = config.dropout
         self.table = nn.Embedding(config.vocab_size, width)
         self.null = nn.Parameter(torch.zeros(1, width))
-        # As a prefix, text gets its places by rotation in the backbone. Cross-attention rotates nothing: the places are added here.
+        # As a prefix, text gets its places by rotation in the backbone. Cross-attention rotates nothing: the places are
+        # added here.
         self.place_scale = nn.Parameter(torch.full((1,), (4 / (5 * width)) ** 0.5)) if config.join == "cross" else None
         self.head_width, self.rope_base = width // heads, rope_base
         self.encoder = (
             Transformer(
-                width=width, layers=config.layers, heads=heads, kv_heads=heads, ffn=4 * width, qk_norm=False, dropout=0.0,
-                cross=False, attend=sdpa,
+                width=width,
+                layers=config.layers,
+                heads=heads,
+                kv_heads=heads,
+                ffn=4 * width,
+                qk_norm=False,
+                dropout=0.0,
+                cross=False,
+                attend=sdpa,
             )
             if config.layers
             else None
-        )  # fmt: skip
+        )
 
     def check(self, batch: ConditionBatch) -> None:
         text, lengths = batch.text, batch.text_lengths
@@ -244,14 +270,15 @@ class TextCondition(nn.Module):
             raise ValueError(f"text_lengths must be long [{text.shape[0]}], one for each row of text (0: no text)")
         if text.device.type != "cpu":
             return
-        if int(lengths.min()) < 0 or int(lengths.max()) > text.shape[1]:
-            raise ValueError(
-                f"text_lengths must be between 0 and the {text.shape[1]} ids given, found {int(lengths.min())} to {int(lengths.max())}"
-            )
+        shortest, longest = (int(value) for value in lengths.aminmax())
+        if shortest < 0 or longest > text.shape[1]:
+            raise ValueError(f"text_lengths must be 0 to the {text.shape[1]} ids given, found {shortest} to {longest}")
         ids = text[torch.arange(text.shape[1]) < lengths[:, None]]
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             wrong = ids[(ids < 0) | (ids >= self.vocab_size)][0]
-            raise ValueError(f"text id {int(wrong)} is not in the text tokenizer's 0 to {self.vocab_size - 1}; encode with the model's own")
+            raise ValueError(
+                f"text id {int(wrong)} is not one of 0 to {self.vocab_size - 1}; encode with the model's text tokenizer"
+            )
 
     def forward(self, batch: ConditionBatch) -> tuple[Tensor, Tensor | None]:
         """Tokens [B, L, D] and their mask [B, L]."""
@@ -292,7 +319,9 @@ def count_back(mask: Tensor) -> Tensor:
 
 
 def fill_sizes(
-    configs: Sequence[LabelConfig | TextConditionConfig], classes: NonNegativeInt | None = None, vocab_size: NonNegativeInt | None = None
+    configs: Sequence[LabelConfig | TextConditionConfig],
+    classes: NonNegativeInt | None = None,
+    vocab_size: NonNegativeInt | None = None,
 ) -> tuple[LabelConfig | TextConditionConfig, ...]:
     """Fill in sizes the config leaves open; ConfigError where the config says another number than the data."""
     filled = []
@@ -300,7 +329,9 @@ def fill_sizes(
         name, size = ("classes", classes) if isinstance(config, LabelConfig) else ("vocab_size", vocab_size)
         said = getattr(config, name)
         if size is not None and said is not None and said != size:
-            raise ConfigError(f"conditions: {config.kind}.{name} is {said}, but the data has {size}; leave it out or write {size}")
+            raise ConfigError(
+                f"conditions: {config.kind}.{name} is {said}, but the data has {size}; leave it out or write {size}"
+            )
         filled.append(config if size is None else config.model_copy(update={name: size}))
     return tuple(filled)
 

@@ -24,7 +24,8 @@ class CodesInputConfig(Config):
 
     kind: Literal["codes"] = "codes"
     combine: Literal["sum", "concat"] = "concat"
-    """sum: one layer for the sum over codebooks. concat: a layer of its own for each codebook (with delays they mean other frames)."""
+    """sum: one layer for the sum over codebooks. concat: a layer of its own for each codebook (with delays they mean
+    other frames)."""
 
 
 InputConfig = Annotated[EmbeddingInputConfig | CodesInputConfig, Field(discriminator="kind")]
@@ -57,17 +58,26 @@ class CodesInput(nn.Module):
         super().__init__()
         K, V = arrangement.num_codebooks, max(arrangement.cardinalities)
         if code_vectors is None:
-            raise ConfigError("lm.input kind 'codes' needs the tokenizer's code vectors; pass code_vectors=tokenizer.vectors()")
+            raise ConfigError(
+                "lm.input kind 'codes' needs the tokenizer's code vectors; pass code_vectors=tokenizer.vectors()"
+            )
         if code_vectors.dim() != 3 or code_vectors.shape[:2] != (K, V):
-            raise ValueError(f"code vectors have shape {list(code_vectors.shape)}, expected [{K}, {V}, width of a code vector]")
+            raise ValueError(
+                f"code vectors have shape {list(code_vectors.shape)}, expected [{K}, {V}, width of a code vector]"
+            )
         self.combine = config.combine
         vectors = code_vectors.detach().to("cpu", torch.float32)
-        # One scale for all codebooks: it keeps their relative sizes (finer residual levels are smaller) and makes the layer see unit variance.
+        # One scale for all codebooks: it keeps their relative sizes (finer residual levels are smaller) and makes the
+        # layer see unit variance.
         vectors = vectors / vectors.square().mean().sqrt().clamp(min=1e-8)
         self.register_buffer("vectors", vectors.flatten(0, 1), persistent=False)  # they are in the tokenizer's file
-        self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], persistent=False)
+        self.register_buffer(
+            "cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], persistent=False
+        )
         self.register_buffer("starts", torch.arange(0, K * V, V, device="cpu")[:, None], persistent=False)
-        self.register_buffer("special_starts", torch.arange(K, device="cpu")[:, None] * arrangement.num_specials, persistent=False)
+        self.register_buffer(
+            "special_starts", torch.arange(K, device="cpu")[:, None] * arrangement.num_specials, persistent=False
+        )
         depth = vectors.shape[-1]
         self.linear = nn.Linear(depth * (K if config.combine == "concat" else 1), width, bias=False)
         self.specials = nn.Embedding(K * arrangement.num_specials, width)
@@ -87,6 +97,7 @@ INPUTS: dict[str, type[nn.Module]] = {"embedding": EmbeddingInput, "codes": Code
 
 
 def _register_starts(module: nn.Module, sizes: tuple[int, ...]) -> None:
-    """Row at which each codebook's table starts. On the CPU even while the parameters are laid out on the meta device."""
+    """Row at which each codebook's table starts. On the CPU even while the parameters are laid out on the meta
+    device."""
     starts = [sum(sizes[:k]) for k in range(len(sizes))]
     module.register_buffer("starts", torch.tensor(starts, device="cpu")[:, None], persistent=False)

@@ -8,7 +8,8 @@ A row as the model reads it (label and text as prefix, delays [0, 1]; s = start)
     predicts                 a0 a1 a2 .
                              .  b0 b1 b2
 
-`forward` and `loss` take whole sequences, `start` and `step` make them one step at a time from a cache; both run the same blocks.
+`forward` and `loss` take whole sequences, `start` and `step` make them one step at a time from a cache; both run the
+same blocks.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class LMConfig(Config):
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.num_kv_heads}")
         pairs = 4 if isinstance(self.rope, GridRopeConfig) else 2
         if self.head_width % pairs:
-            raise ValueError(f"a head is {self.head_width} wide; rope kind '{self.rope.kind}' needs a multiple of {pairs}")
+            raise ValueError(
+                f"a head is {self.head_width} wide; rope kind '{self.rope.kind}' needs a multiple of {pairs}"
+            )
         return self
 
     @property
@@ -130,6 +133,11 @@ class State:
     step: int = 0
     """The step that is predicted next."""
 
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return self.cache.keys.shape[1]
+
 
 class TokenLM(nn.Module):
     """The language model of one tokenizer's codes.
@@ -139,7 +147,8 @@ class TokenLM(nn.Module):
         spec: the tokenizer's TokenSpec.
         code_vectors: [K, V, width] float, the tokenizer's `vectors()`; for input kind "codes" only.
     Raises:
-        ConfigError: the config does not fit the tokenizer. ImportError, ValueError: the attention backend cannot be used.
+        ConfigError: the config does not fit the tokenizer. ImportError, ValueError: the attention backend cannot be
+            used.
     """
 
     def __init__(self, config: LMConfig, spec: TokenSpec, code_vectors: Tensor | None = None):
@@ -177,13 +186,15 @@ class TokenLM(nn.Module):
 
     # Whole sequences
 
-    def forward(self, codes: Tensor, lengths: Tensor | None = None, conditions: ConditionBatch | None = None) -> LMOutput:
+    def forward(
+        self, codes: Tensor, lengths: Tensor | None = None, conditions: ConditionBatch | None = None
+    ) -> LMOutput:
         """Logits of every id given the ids of earlier steps.
 
         Args:
             codes: [B, K, T] long.
-            lengths: [B] long, frames of each row; None: all T. A row's logits do not depend on what stands beyond its length, nor on
-                the other rows.
+            lengths: [B] long, frames of each row; None: all T. A row's logits do not depend on what stands beyond its
+                length, nor on the other rows.
             conditions: of B rows; None only where the model has no conditions.
         Raises:
             ValueError: codes, lengths or conditions that do not fit the model; says which.
@@ -192,7 +203,7 @@ class TokenLM(nn.Module):
         batch = conditions or ConditionBatch()
         self.conditions.check(batch, codes.shape[0])
         joined = self.conditions(batch)
-        B, K, S = arranged.ids.shape
+        B, _, S = arranged.ids.shape
         start = self.start_ids(B, codes.device).unsqueeze(-1)
         read = torch.cat([start, arranged.ids[:, :, :-1]], dim=2)
         x = self._embed(read, joined.summed)
@@ -246,12 +257,16 @@ class TokenLM(nn.Module):
             conditions: of B rows; None only where the model has no conditions.
             capacity: steps there shall be room for, usually `arrangement.num_steps(frames)`.
             num_rows: B, needed where the model has no conditions (with them it must agree).
-            num_frames: frames of the sequence where known; coarse_first with grid positions needs it (a picture tokenizer says it).
+            num_frames: frames of the sequence where known; coarse_first with grid positions needs it (a picture
+                tokenizer says it).
         Raises:
-            ValueError: conditions that do not fit the model, no number of rows, a capacity below 1, a model in training mode with dropout.
+            ValueError: conditions that do not fit the model, no number of rows, a capacity below 1, a model in training
+                mode with dropout.
         """
         if capacity < 1:
-            raise ValueError(f"capacity is {capacity} steps; at least 1 is needed, for T frames arrangement.num_steps(T)")
+            raise ValueError(
+                f"capacity is {capacity} steps; at least 1 is needed, for T frames arrangement.num_steps(T)"
+            )
         if self.training and self.config.dropout:
             raise ValueError("the model is in training mode, its dropout would change every step; call lm.eval() first")
         batch = (conditions or ConditionBatch()).to(self.device)
@@ -265,7 +280,9 @@ class TokenLM(nn.Module):
         P = 0 if joined.prefix is None else joined.prefix.shape[1]
         memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
         config = self.config
-        cache = KVCache(config.layers, B, config.num_kv_heads, P + capacity, config.head_width, self._compute_dtype(), self.device)
+        cache = KVCache(
+            config.layers, B, config.num_kv_heads, P + capacity, config.head_width, self._compute_dtype(), self.device
+        )
         state = State(cache, memory, joined.summed, joined.prefix_mask, P, capacity, num_frames)
         if joined.prefix is not None:
             none = torch.arange(0, device=self.device)
@@ -280,8 +297,8 @@ class TokenLM(nn.Module):
 
         Args:
             state: from `start`; changed in place.
-            ids: [B, K] long, `start_ids` at first and then what was chosen for the step before, special ids included; or several
-                steps at once, [B, K, n] (a prompt).
+            ids: [B, K] long, `start_ids` at first and then what was chosen for the step before, special ids included;
+                or several steps at once, [B, K, n] (a prompt).
         Returns:
             logits [B, K, V'] of step state.step (before the call), or [B, K, n, V'] of n steps.
         Raises:
@@ -290,10 +307,14 @@ class TokenLM(nn.Module):
         several = ids.dim() == 3
         read = ids if several else ids.unsqueeze(-1)
         B, K, n = read.shape
-        if B != state.cache.keys.shape[1] or K != self.num_codebooks:
-            raise ValueError(f"ids are {list(ids.shape)}, but the generation has {state.cache.keys.shape[1]} rows of {self.num_codebooks} codebooks")
+        if (B, K) != (state.num_rows, self.num_codebooks):
+            raise ValueError(
+                f"ids are {list(ids.shape)}, but the generation has {state.num_rows} rows of {self.num_codebooks} codebooks"
+            )
         if state.step + n > state.capacity:
-            raise ValueError(f"step {state.step + n} is beyond the capacity of {state.capacity} steps; start with a larger capacity")
+            raise ValueError(
+                f"step {state.step + n} is beyond the capacity of {state.capacity} steps; start with a larger capacity"
+            )
         steps = torch.arange(state.step, state.step + n, device=read.device)
         table = self._table(steps, state.num_frames, 0, None, read.device)
         P, past = state.prefix_length, state.cache.length
@@ -346,8 +367,11 @@ class TokenLM(nn.Module):
         return f"{self.num_parameters / 1e6:.2f} M parameters, tokenizer '{self.spec.name}'"
 
 
-def _causal_mask(prefix_mask: Tensor | None, P: int, first: int, last: int, device: torch.device | None = None) -> Tensor:
-    """bool [B or 1, 1, last - first, last]: positions first..last see themselves and all before, save padding in the prefix [B, P]."""
+def _causal_mask(
+    prefix_mask: Tensor | None, P: int, first: int, last: int, device: torch.device | None = None
+) -> Tensor:
+    """bool [B or 1, 1, last - first, last]: positions first..last see themselves and all before, save padding in the
+    prefix [B, P]."""
     device = prefix_mask.device if prefix_mask is not None else device
     query, key = torch.arange(first, last, device=device), torch.arange(last, device=device)
     mask = (key <= query[:, None])[None]
@@ -369,7 +393,9 @@ def parameter_shapes(config: LMConfig, spec: TokenSpec, code_width: int | None =
     if config.input.kind == "codes":
         if code_width is None:
             raise ConfigError("lm.input kind 'codes' needs the width of the tokenizer's code vectors")
-        vectors = torch.zeros(1, 1, code_width, device="cpu").expand(spec.num_codebooks, max(spec.cardinalities), code_width)
+        vectors = torch.zeros(1, 1, code_width, device="cpu").expand(
+            spec.num_codebooks, max(spec.cardinalities), code_width
+        )
     with torch.device("meta"):
         model = TokenLM(config, spec, vectors)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

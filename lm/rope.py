@@ -1,9 +1,9 @@
 """Rotary positions: time (one coordinate) and grid (row and column), for whole sequences and single steps alike.
 
-Positions count steps of the arranged sequence: 0 is the first audio or picture step, and what stands before it (conditions) is counted
-back from there, -1 the nearest. So padding before a row's condition changes nothing.
-Source: RoFormer, arXiv:2104.09864; two coordinates as in LlamaGen (arXiv:2406.06525): the first half of the angles turns by row,
-the second by column.
+Positions count steps of the arranged sequence: 0 is the first audio or picture step, and what stands before it
+(conditions) is counted back from there, -1 the nearest. So padding before a row's condition changes nothing.
+Source: RoFormer, arXiv:2104.09864; two coordinates as in LlamaGen (arXiv:2406.06525): the first half of the angles
+turns by row, the second by column.
 """
 
 from __future__ import annotations
@@ -44,13 +44,17 @@ def grid_columns(config: GridRopeConfig, geometry: Geometry) -> int:
         return config.columns
     if isinstance(geometry, PictureGeometry):
         return geometry.columns
-    raise ConfigError("rope kind 'grid' needs 'columns': the tokenizer makes audio, which has no grid; use kind 'time' or set columns")
+    raise ConfigError(
+        "rope kind 'grid' needs 'columns': the tokenizer makes audio, which has no grid; use kind 'time' or set columns"
+    )
 
 
 def grid_coordinates(positions: Tensor, frames: Tensor, columns: int) -> Tensor:
     """[*, 2] row and column: of `frames` where positions >= 0; before that both are the (negative) position itself."""
     row, column = frames // columns, frames % columns
-    return torch.stack([torch.where(positions < 0, positions, row), torch.where(positions < 0, positions, column)], dim=-1)
+    return torch.stack(
+        [torch.where(positions < 0, positions, row), torch.where(positions < 0, positions, column)], dim=-1
+    )
 
 
 def rotary_angles(coordinates: Tensor, head_width: int, base: float) -> Tensor:
@@ -77,7 +81,8 @@ def rotary_table(coordinates: Tensor, head_width: int, base: float) -> tuple[Ten
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + E/2) of x [B, S, H, E] by the table's angles; computed in float32, returned in x's dtype."""
+    """Turn the pairs (i, i + E/2) of x [B, S, H, E] by the table's angles; computed in float32, returned in x's
+    dtype."""
     cos, sin = table
     swapped = torch.roll(x, x.shape[-1] // 2, dims=-1)
     return (x * cos + swapped * sin).to(x.dtype)

@@ -1,6 +1,7 @@
 """The backbone: pre-norm transformer blocks with RMSNorm, SwiGLU, grouped-query attention and rotary positions.
 
-One code path serves training (a whole sequence, no cache), generation (new steps behind a cache) and the bidirectional text encoder.
+One code path serves training (a whole sequence, no cache), generation (new steps behind a cache) and the bidirectional
+text encoder.
 Sources: LLaMA (arXiv:2302.13971) for the block, GQA (arXiv:2305.13245), QK norm (arXiv:2302.05442).
 """
 
@@ -55,7 +56,13 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(heads * self.head_width, width, bias=False)
 
     def forward(
-        self, x: Tensor, table: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int
+        self,
+        x: Tensor,
+        table: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        causal: bool,
+        cache: KVCache | None,
+        layer: int,
     ) -> Tensor:
         B, S, _ = x.shape
         H, G = self.heads, self.kv_heads
@@ -118,7 +125,15 @@ class Block(nn.Module):
     """x + attention(norm(x)), then cross-attention where there is a memory, then the feed-forward."""
 
     def __init__(
-        self, width: int, heads: int, kv_heads: int, ffn: int, qk_norm: bool, dropout: float, cross: bool, attend: Attend
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        ffn: int,
+        qk_norm: bool,
+        dropout: float,
+        cross: bool,
+        attend: Attend,
     ):
         super().__init__()
         self.attention_norm = RMSNorm(width)
@@ -162,7 +177,9 @@ class Transformer(nn.Module):
         attend: Attend,
     ):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, kv_heads, ffn, qk_norm, dropout, cross, attend) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, kv_heads, ffn, qk_norm, dropout, cross, attend) for _ in range(layers)
+        )
         self.norm = RMSNorm(width)
 
     def forward(
@@ -196,7 +213,8 @@ class Transformer(nn.Module):
 
 
 def initialise_(module: nn.Module, width: int, layers: int) -> None:
-    """Normal weights of std sqrt(2 / (5 width)); matrices that write into the residual stream are smaller by sqrt(2 layers).
+    """Normal weights of std sqrt(2 / (5 width)); matrices that write into the residual stream are smaller by sqrt(2
+    layers).
 
     Source: small init, arXiv:1910.05895; the residual scale is GPT-2's.
     """

@@ -1,0 +1,249 @@
+"""The model directory: what `tessera train` exports and `tessera.load` reads.
+
+    config.json          the LM, the tokenizer's TokenSpec, label names, generation defaults
+    lm.safetensors       the weights, in float32, bfloat16 or float16
+    tokenizer/           the frozen tokenizer
+    text.model           the text tokenizer, where text is used and needs a file
+    README.md            the model card
+
+Nothing in it is pickled. Loading compares names and shapes of all tensors with the config before a model is allocated,
+and the tokenizer's fingerprint with the one the codes were made by.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ..tokenize.config import Config, check_config
+from ..tokenize.files import (
+    check_safetensors_header,
+    read_json,
+    read_safetensors,
+    write_atomic,
+    write_json,
+    write_safetensors,
+)
+from ..tokenize.spec import TokenSpec, check_same_tokenizer
+from .conditions import LabelConfig, TextConditionConfig
+from .defaults import GenerationDefaults
+from .model import LMConfig, TokenLM, parameter_shapes
+
+if TYPE_CHECKING:
+    from ..tokenize.text import TextTokenizer
+    from ..tokenize.tokenizer import Tokenizer
+
+StorageName = Literal["float32", "bfloat16", "float16"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+MAX_CONFIG_BYTES = 16 << 20
+MAX_CODES = 1 << 24
+"""Largest codebook a model directory may claim."""
+
+
+class ModelFile(Config):
+    """config.json of a model directory."""
+
+    format: Literal["tessera-model"] = "tessera-model"
+    version: Literal[1] = 1
+    lm: LMConfig
+    spec: TokenSpec
+    labels: tuple[str, ...] = ()
+    """Names of the labels in the order of their ids."""
+    generation: GenerationDefaults = GenerationDefaults()
+
+
+class WeightsError(ValueError):
+    """The weights are not those of the config: tensors missing, left over, or of another shape."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A language model with everything it needs to turn a request into media."""
+
+    lm: TokenLM
+    tokenizer: Tokenizer
+    text: TextTokenizer | None
+    """None where the model reads no text."""
+    labels: list[str]
+    """Names of the labels in the order of their ids; empty where it has none."""
+    defaults: GenerationDefaults
+
+    @property
+    def config(self) -> LMConfig:
+        """The language model's config."""
+        return self.lm.config
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The tokenizer's TokenSpec."""
+        return self.lm.spec
+
+
+def save_model(
+    folder: str | Path,
+    lm: TokenLM,
+    tokenizer: Tokenizer,
+    text: TextTokenizer | None,
+    labels: list[str],
+    defaults: GenerationDefaults | None = None,
+    card: str = "",
+    dtype: StorageName = "float32",
+) -> None:
+    """Write a model directory. Each file is written whole; config.json comes last, so that a directory with one is
+    complete.
+
+    Args:
+        folder: made when missing.
+        labels: names in the order of ids, as many as the label condition has classes.
+        card: text of README.md.
+        dtype: storage of the weights.
+    Raises:
+        ValueError: parts that do not belong together, or a weight that `dtype` cannot hold.
+    """
+    folder = Path(folder)
+    check_same_tokenizer(tokenizer.spec, lm.spec, f"model {folder}: tokenizer to be saved")
+    _check_parts(lm.config, text, labels, f"model {folder}")
+    tensors = {name: _stored(name, tensor, dtype) for name, tensor in lm.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    tokenizer.save(folder / "tokenizer")
+    if text is not None:
+        text.save(folder)
+    write_safetensors(folder / "lm.safetensors", tensors, {"format": "tessera-model"})
+    write_atomic(folder / "README.md", card.encode())
+    described = ModelFile(lm=lm.config, spec=lm.spec, labels=tuple(labels), generation=defaults or GenerationDefaults())
+    write_json(folder / "config.json", described.model_dump(mode="json"))
+
+
+def load_model(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: StorageName | torch.dtype = "float32"
+) -> LoadedModel:
+    """Read a model directory.
+
+    Args:
+        folder: as written by `save_model`.
+        device: where the language model and the tokenizer go.
+        dtype: of the language model's weights in memory, whatever they are stored as.
+    Returns:
+        LoadedModel, its model in eval mode.
+    Raises:
+        FileNotFoundError: no model there, or a part of it is missing.
+        WeightsError: tensors missing, left over, or of another shape than the config says.
+        ValueError: a config that cannot be used, a damaged file, or the codes of another tokenizer; names the file.
+    """
+    from ..tokenize.text import load_text
+    from ..tokenize.tokenizer import load_tokenizer
+
+    folder = Path(folder)
+    described = read_model_config(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    check_same_tokenizer(tokenizer.spec, described.spec, f"model {folder}: its folder tokenizer/")
+    text_config = next((c for c in described.lm.conditions if isinstance(c, TextConditionConfig)), None)
+    text = None if text_config is None else load_text(folder, text_config.text)
+    _check_parts(described.lm, text, list(described.labels), f"model {folder}")
+    vectors = tokenizer.vectors().cpu() if described.lm.input.kind == "codes" else None
+
+    path = folder / "lm.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; the model directory is incomplete, copy it again")
+    wanted = parameter_shapes(described.lm, described.spec, None if vectors is None else vectors.shape[-1])
+    check_tensors(_header_shapes(path), wanted, path)
+    tensors, _ = read_safetensors(path)
+    target = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
+    # Laid out without memory, then given the file's tensors: nothing is initialised in vain.
+    with torch.device("meta"):
+        lm = TokenLM(described.lm, described.spec, vectors)
+    lm.load_state_dict(
+        {name: _readable(tensor, name, path).to(device, target) for name, tensor in tensors.items()}, assign=True
+    )
+    lm.requires_grad_(True)
+    return LoadedModel(lm.to(device).eval(), tokenizer.to(device), text, list(described.labels), described.generation)
+
+
+def read_model_config(folder: str | Path) -> ModelFile:
+    """Read and check config.json alone; raises as `load_model`."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: no model here (config.json is missing); make one with: tessera train CONFIG"
+        )
+    data = read_json(path, MAX_CONFIG_BYTES)
+    if not isinstance(data, dict) or data.get("format") != "tessera-model":
+        raise ValueError(f"{path}: not a model's config.json (its format is not 'tessera-model')")
+    if data.get("version") != 1:
+        raise ValueError(
+            f"{path}: written by another version of Tessera (format {data.get('version')!r}, this one reads 1)"
+        )
+    described = check_config(data, ModelFile, str(path))
+    if max(described.spec.cardinalities) > MAX_CODES or described.spec.num_codebooks > 1024:
+        raise ValueError(
+            f"{path}: codebooks {described.spec.num_codebooks} x {max(described.spec.cardinalities)} are too large"
+        )
+    return described
+
+
+def check_tensors(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Raise WeightsError unless a file's tensors have exactly the names and shapes the config asks for."""
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing:
+        raise WeightsError(f"{path}: {len(missing)} tensors of the config are missing, first '{missing[0]}'")
+    if extra:
+        raise WeightsError(f"{path}: {len(extra)} tensors do not belong to the config, first '{extra[0]}'")
+    for name in sorted(wanted):
+        if found[name] != wanted[name]:
+            raise WeightsError(
+                f"{path}: tensor '{name}' is {list(found[name])}, the config asks for {list(wanted[name])}"
+            )
+
+
+def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes from the header alone, after its checks."""
+    check_safetensors_header(path)
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    try:
+        return {name: tuple(int(size) for size in entry["shape"]) for name, entry in header.items()}
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(f"{path}: not a usable safetensors file (a tensor without a shape)") from None
+
+
+def _check_parts(config: LMConfig, text: TextTokenizer | None, labels: list[str], where: str) -> None:
+    label = next((condition for condition in config.conditions if isinstance(condition, LabelConfig)), None)
+    text_condition = next(
+        (condition for condition in config.conditions if isinstance(condition, TextConditionConfig)), None
+    )
+    classes = label.classes if label is not None else 0
+    if len(labels) != classes:
+        raise ValueError(f"{where}: {len(labels)} label names, but the model has {classes} labels")
+    if (text is None) != (text_condition is None):
+        raise ValueError(
+            f"{where}: the model reads {'no text' if text_condition is None else 'text'}, the text tokenizer is {text}"
+        )
+    if text is not None and text_condition is not None and text.vocab_size != text_condition.vocab_size:
+        raise ValueError(
+            f"{where}: the text tokenizer has {text.vocab_size} ids, the model {text_condition.vocab_size}; "
+            "they do not belong together"
+        )
+
+
+def _stored(name: str, tensor: Tensor, dtype: StorageName) -> Tensor:
+    stored = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
+    if not bool(stored.isfinite().all()):
+        raise ValueError(
+            f"tensor '{name}' is not finite in {dtype}; the training went wrong, or export with another dtype"
+        )
+    return stored
+
+
+def _readable(tensor: Tensor, name: str, path: Path) -> Tensor:
+    if not tensor.is_floating_point():
+        raise WeightsError(f"{path}: tensor '{name}' holds {tensor.dtype}, weights are floating point")
+    return tensor
