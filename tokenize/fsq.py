@@ -1,0 +1,109 @@
+"""Finite scalar quantization: each of a few dimensions is bounded and rounded to a handful of values; no codebook is learned.
+
+A dimension with L values cuts tanh(z) into L equal parts, whose values are spread evenly over [-1, 1], ends included:
+
+    L = 4     tanh(z)   -1 ---- -.5 ---- 0 ---- .5 ---- 1          L = 3    -1 ------ -1/3 ------ 1/3 ------ 1
+    value                   -1     -1/3    1/3      1                           -1          0           1
+
+Even and odd L are symmetric alike, and no value can fall outside. (The paper's formula shifts even L: with L = 2 its
+boundary lies at z = -3.8, so a fresh encoder would only ever give one code.) Source: arXiv:2309.15505.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, model_validator
+from torch import Tensor, nn
+
+from .codebook import exact_dtype
+from .config import Config
+from .quantized import MAX_PACKED, Parts, Quantizer
+from .vq import project
+
+MAX_TABLE = 1 << 22
+
+
+class FSQConfig(Config):
+    """One implicit codebook, the product of a few scalars."""
+
+    kind: Literal["fsq"] = "fsq"
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)
+    """Values per dimension; V is their product. With another number of dimensions than the latents have, there is a projection in and out."""
+    commitment: NonNegativeFloat = 0.25
+    """Weight of the loss that keeps latents near their codes, and so where tanh still moves."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> FSQConfig:
+        if math.prod(self.levels) > MAX_PACKED:
+            raise ValueError(f"levels {list(self.levels)} make {math.prod(self.levels)} codes, more than 2^62; use fewer or smaller dimensions")
+        return self
+
+
+class FiniteScalarQuantizer(Quantizer):
+    """See the head of this file. Q = 1; `depth` is its place in a residual: every level down, values are finer by L - 1."""
+
+    def __init__(self, config: FSQConfig, dim: int, depth: int = 0):
+        super().__init__(dim, [math.prod(config.levels)])
+        self.config = config
+        width = len(config.levels)
+        self.project_in = nn.Linear(dim, width) if dim != width else None
+        self.project_out = nn.Linear(width, dim) if dim != width else None
+        radix = [math.prod(config.levels[:axis]) for axis in range(width)]
+        self.register_buffer("sizes", torch.tensor(config.levels), persistent=False)
+        self.register_buffer("radix", torch.tensor(radix), persistent=False)
+        # A tuple, not a buffer: `.bfloat16()` must not round it.
+        self.scale = tuple(float(size - 1) ** -depth for size in config.levels)
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize. Losses: "commitment", and "codebook" where there are projections to train."""
+        flat = x.detach().flatten(0, 1)
+        codes = self.search(flat)
+        if mask is not None:
+            codes = codes.masked_fill(~mask.reshape(-1, 1), -1)
+        vectors = self.lookup(codes)
+        if self.project_in is not None and self.project_out is not None:
+            # Adds exactly 0, and leads the gradient straight through the rounding into the projection in.
+            scale = self._scale(flat)
+            bounded = torch.tanh(project(self.project_in, flat, torch.float32) / scale) * scale
+            straight = (bounded - bounded.detach()) @ self.project_out.weight.float().T
+            vectors = vectors + torch.where(codes >= 0, straight, 0.0)
+        vectors = vectors.view_as(x)
+        losses = {"commitment": self.config.commitment * (x - vectors.detach()).square().mean(dim=-1)}
+        if self.project_in is not None:
+            losses["codebook"] = (x.detach() - vectors).square().mean(dim=-1)
+        return Parts(vectors, codes.view(*x.shape[:2], 1), losses)
+
+    @torch.no_grad()
+    def search(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, 1]. Digits are small integers and are joined as int64: sums of floats lose codes above 2^24."""
+        z = x.contiguous().to(exact_dtype(x)) if self.project_in is None else project(self.project_in, x)
+        part = (torch.tanh(z / self._scale(z)) + 1) / 2  # in [0, 1]
+        digits = (part * self.sizes).floor().nan_to_num().long().clamp_min(0).minimum(self.sizes - 1)
+        return (digits * self.radix).sum(dim=-1, keepdim=True)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[N, 1] -> [N, D]."""
+        digits = codes.clamp_min(0) // self.radix % self.sizes
+        values = (2 * digits + 1 - self.sizes).float() / (self.sizes - 1)
+        values = values * self._scale(values)
+        if self.project_out is not None:
+            # Column by column, in float32: a matrix product may round a row by how many rows there are.
+            weight, bias = self.project_out.weight.float(), self.project_out.bias.float()
+            out = bias.expand(len(values), -1)
+            for axis in range(values.shape[1]):
+                out = out + values[:, axis, None] * weight[:, axis]
+            values = out
+        return torch.where(codes >= 0, values, 0.0)
+
+    def vectors(self) -> Tensor:
+        """[1, V, D]; ValueError above 4 million codes, where nothing should ask for them all."""
+        size = self.cardinalities[0]
+        if size > MAX_TABLE:
+            raise ValueError(f"an fsq of {size} codes has no table of vectors (limit {MAX_TABLE}); use decode(codes)")
+        return self.decode(torch.arange(size, device=self.sizes.device)[:, None])[None]
+
+    def _scale(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.scale, dtype=like.dtype, device=like.device)

@@ -1,0 +1,221 @@
+"""What every quantizer is: the base class, its result, and codes packed into single integers.
+
+A quantizer turns latents [*, D] (channels last) into codes [*, Q] and back. Shapes inside: B samples, M places of a sample, D, Q.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .codebook import Codebook, update_codebooks
+
+MAX_PACKED = 1 << 62
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantizer's answer. Where the mask is False: values 0, codes -1, losses 0."""
+
+    values: Tensor
+    """[*, D] float32, the sum of the code vectors; its gradient with respect to x is exactly 1."""
+    codes: Tensor
+    """[*, Q] long; -1 where a level was dropped."""
+    losses: dict[str, Tensor]
+    """Name -> [*] float32, weighted already, one number a token; add them to the training loss."""
+    stats: dict[str, Tensor]
+    """Name -> [Q] float32 over this batch: "perplexity", "usage" (share of the codes that occur)."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One quantizer's share of a `Quantized`, before the straight-through gradient is added around the whole."""
+
+    vectors: Tensor
+    """[B, M, D] float32, gradients reach the quantizer's own parameters only."""
+    codes: Tensor
+    """[B, M, Q] long."""
+    losses: dict[str, Tensor]
+    """Name -> [B, M]."""
+
+
+class Quantizer(nn.Module):
+    """Base of leaves and combinators; a new one defines `quantize`, `search`, `lookup` and `vectors`."""
+
+    def __init__(self, dim: int, cardinalities: Sequence[int]):
+        super().__init__()
+        self.dim = dim
+        self.cardinalities = tuple(cardinalities)
+        self.frozen = False
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+        """Quantize latents; while training, also collect what `update` needs.
+
+        Args:
+            x: latents [*, D], any float dtype; the first axis counts the samples of the batch.
+            mask: [*] bool, True where valid; the rest changes no code, loss, gradient or statistic.
+        Raises:
+            ValueError: x or mask has another shape.
+        """
+        self._check(x)
+        if mask is not None and mask.shape != x.shape[:-1]:
+            raise ValueError(f"the mask is {list(mask.shape)}, the latents are {list(x.shape)}; pass a mask of shape {list(x.shape[:-1])}")
+        shape = x.shape[:-1]
+        with float32_only():
+            flat = _by_sample(x.float())
+            valid = None
+            if mask is not None:
+                valid = _by_sample(mask[..., None])[..., 0]
+                flat = torch.where(valid[..., None], flat, 0.0)
+            parts = self.quantize(flat, valid)
+            # q + (x - x.detach()), not x + (q - x).detach(): the value is then q to the last bit, in every dtype.
+            values = parts.vectors + (flat - flat.detach()) if flat.requires_grad else parts.vectors
+            return Quantized(
+                values=values.reshape(*shape, self.dim),
+                codes=parts.codes.reshape(*shape, len(self.cardinalities)),
+                losses={name: loss.reshape(shape) for name, loss in parts.losses.items()},
+                stats=usage_stats(parts.codes.flatten(0, -2), self.cardinalities),
+            )
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
+        """Latents [*, D] -> codes [*, Q] long. With `levels` fewer than Q, the codes of later levels are -1."""
+        self._check(x)
+        if levels is not None and not 1 <= levels <= len(self.cardinalities):
+            raise ValueError(f"levels must be between 1 and {len(self.cardinalities)}, found {levels}")
+        with float32_only():
+            codes = self.search(x.float().reshape(-1, self.dim))
+            if levels is not None:
+                codes[:, levels:] = -1
+            return codes.reshape(*x.shape[:-1], len(self.cardinalities))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [*, Q] long -> values [*, D] float32; a code of -1 adds nothing."""
+        if codes.shape[-1] != len(self.cardinalities):
+            raise ValueError(f"codes are {list(codes.shape)}, this quantizer has {len(self.cardinalities)} codes a token; the last axis must be that long")
+        with float32_only():
+            return self.lookup(codes.reshape(-1, codes.shape[-1])).reshape(*codes.shape[:-1], self.dim)
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """Latents [B, M, D] float32, 0 where the mask [B, M] is False (None: all valid) -> Parts, 0 and -1 there too."""
+        raise NotImplementedError
+
+    def search(self, x: Tensor) -> Tensor:
+        """Latents [N, D] float32 -> codes [N, Q]."""
+        raise NotImplementedError
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes [N, Q] -> vectors [N, D], with gradients to the quantizer's parameters."""
+        raise NotImplementedError
+
+    def vectors(self) -> Tensor:
+        """Code vectors [Q, V, D] float32 (V: the largest cardinality, zeros beyond a smaller one).
+
+        `decode(codes)` is the sum over q of vectors[q, codes[q]].
+        """
+        raise NotImplementedError
+
+    def update(self) -> None:
+        """Move the codebooks, once per optimizer step: k-means start, moving averages, revival of dead codes.
+
+        Forward passes since the last call only collected. Every process must call it: there is one all-reduce, whatever the masks.
+        Nothing happens in eval mode or when frozen.
+        """
+        if self.training:
+            update_codebooks([module for module in self.modules() if isinstance(module, Codebook)])
+
+    def freeze(self) -> None:
+        """Eval mode for good: nothing changes the state any more, `train()` included."""
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module.frozen = True
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Quantizer:
+        """As every module, but a frozen quantizer stays in eval mode."""
+        super().train(mode and not self.frozen)
+        return self
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """Codes [*, Q] -> one int64 each [*], see `pack_codes`."""
+        return pack_codes(codes, self.cardinalities)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Inverse of `pack`: [*] -> codes [*, Q]."""
+        return unpack_codes(packed, self.cardinalities)
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() < 1 or x.shape[-1] != self.dim or not x.is_floating_point():
+            raise ValueError(f"latents must be floats [..., {self.dim}], found {x.dtype} {list(x.shape)}; the channel axis comes last")
+
+
+def pack_codes(codes: Tensor, cardinalities: Sequence[int]) -> Tensor:
+    """Mixed radix, the first (coarse) code most significant: codes [*, Q] -> [*], both int64, exact.
+
+    Raises:
+        ValueError: more than 2^62 combinations, or a code out of range (a dropped level, -1, too).
+    """
+    _check_packable(cardinalities)
+    sizes = torch.tensor(cardinalities, device=codes.device)
+    if codes.numel() and bool(((codes < 0) | (codes >= sizes)).any()):
+        raise ValueError(f"codes reach from {int(codes.min())} to {int(codes.max())} and cannot be packed with {list(cardinalities)} codes; drop no level")
+    packed = torch.zeros(codes.shape[:-1], dtype=torch.long, device=codes.device)
+    for level, size in enumerate(cardinalities):
+        packed = packed * size + codes[..., level]
+    return packed
+
+
+def unpack_codes(packed: Tensor, cardinalities: Sequence[int]) -> Tensor:
+    """Inverse of `pack_codes`: [*] int64 -> codes [*, Q]."""
+    _check_packable(cardinalities)
+    if packed.numel() and (int(packed.min()) < 0 or int(packed.max()) >= math.prod(cardinalities)):
+        raise ValueError(f"packed codes must be in 0..{math.prod(cardinalities) - 1}, found {int(packed.min())}..{int(packed.max())}")
+    codes = []
+    for size in reversed(cardinalities):
+        codes.append(packed % size)
+        packed = packed // size
+    return torch.stack(codes[::-1], dim=-1)
+
+
+def _check_packable(cardinalities: Sequence[int]) -> None:
+    if math.prod(cardinalities) > MAX_PACKED:
+        raise ValueError(f"{list(cardinalities)} codes make {math.prod(cardinalities)} combinations, more than 2^62; pack fewer codebooks together")
+
+
+@torch.no_grad()
+def usage_stats(codes: Tensor, cardinalities: Sequence[int]) -> dict[str, Tensor]:
+    """Perplexity and usage of codes [N, Q] over the batch, each [Q]; dropped and masked codes (-1) do not count."""
+    perplexity, usage = [], []
+    for column, size in zip(codes.unbind(-1), cardinalities, strict=True):
+        if size > 4 * len(codes) + 1024:  # far more codes than tokens: number those that occur
+            column = torch.unique(column, return_inverse=True)[1] + (column.min() if len(column) else 0).clamp_max(0)
+        counts = torch.bincount(column + 1)[1:].float()
+        share = counts / counts.sum().clamp_min(1)
+        perplexity.append(torch.special.entr(share).sum().exp())
+        usage.append((counts > 0).sum() / size)
+    return {"perplexity": torch.stack(perplexity), "usage": torch.stack(usage)}
+
+
+@contextmanager
+def float32_only() -> Iterator[None]:
+    """Neither the caller's autocast nor a reduced matmul precision (TF32, bf16) reaches what is inside: both flip codes."""
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        if precision != "highest":
+            torch.set_float32_matmul_precision(precision)
+
+
+def _by_sample(x: Tensor) -> Tensor:
+    """[B, *, D] or [D] -> [B, M, D]."""
+    return x.reshape(1, 1, -1) if x.dim() == 1 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
