@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -27,20 +27,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _name_unknown_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    raise ValueError(f"unknown key '{key}'; {nearest_name(str(key), cls.model_fields)}")
-        return data
-
 
 C = TypeVar("C", bound=Config)
 
 
-def nearest_name(name: str, known: Sequence[str] | Any) -> str:
+def nearest_name(name: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant: "did you mean 'width'?" or "known: a, b"."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -70,6 +61,9 @@ def check_config(data: Any, kind: type[C], where: str = "config") -> C:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(top)"
+        if first["type"] == "extra_forbidden":
+            message = f"unknown key; {nearest_name(str(first['loc'][-1]), _fields_at(kind, first['loc'][:-1]))}"
+            raise ConfigError(f"{where}: {field}: {message}") from None
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}: {field}: {message}{_found(first)}") from None
 
@@ -77,6 +71,21 @@ def check_config(data: Any, kind: type[C], where: str = "config") -> C:
 def _found(error: Any) -> str:
     value = error.get("input")
     return "" if isinstance(value, dict | list) or error["type"] == "value_error" else f" (found {value!r})"
+
+
+def _fields_at(annotation: Any, location: Sequence[str | int]) -> set[str]:
+    """Names of the fields allowed where pydantic reports an error: follows its location through models, unions and lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = annotation.model_fields
+        if not location:
+            return set(fields)
+        if location[0] in fields:
+            return _fields_at(fields[str(location[0])].annotation, location[1:])
+        # In a union of kinds the location has the kind's name between the field and its fields.
+        tag = fields.get("kind")
+        return _fields_at(annotation, location[1:]) if tag is not None and tag.default == location[0] else set()
+    inner = location[1:] if location and isinstance(location[0], int) else location
+    return set().union(*(_fields_at(part, inner) for part in get_args(annotation)))
 
 
 def override(data: Any, sets: Sequence[str]) -> Any:

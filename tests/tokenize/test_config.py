@@ -1,0 +1,67 @@
+"""Configs: strict, unknown keys name their neighbour, YAML without its traps."""
+
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from tessera.tokenize.config import Config, ConfigError, check_config, read_config
+
+
+class Small(Config):
+    kind: Literal["small"] = "small"
+    width: int = 1
+
+
+class Large(Config):
+    kind: Literal["large"] = "large"
+    heights: tuple[int, ...] = (1,)
+
+
+class Whole(Config):
+    part: Annotated[Small | Large, Field(discriminator="kind")]
+    parts: tuple[Annotated[Small | Large, Field(discriminator="kind")], ...] = ()
+    lr: float = 1.0
+
+
+def read(tmp_path, text, sets=()):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return read_config(path, Whole, sets)
+
+
+def test_lists_become_tuples_and_exponents_are_numbers(tmp_path):
+    config = read(tmp_path, "part: {kind: large, heights: [1, 2]}\nlr: 1e-3\n", ["parts=[{kind: small}]", "parts.0.width=3"])
+    assert config.part.heights == (1, 2) and config.lr == 1e-3 and config.parts[0].width == 3
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("part: {kind: small, widht: 3}", r"part.small.widht: unknown key; did you mean 'width'"),
+        ("part: {kind: small}\nparts: [{kind: large, height: [3]}]", r"parts.0.large.height: unknown key; did you mean 'heights'"),
+        ("part: {kind: small}\nlearning: 3", r"learning: unknown key; known: lr, part, parts"),
+        ("part: {kind: small, width: '3'}", r"part.small.width: .*\(found '3'\)"),
+        ("part: {kind: tiny}", "part: .*'small', 'large'"),
+        ("part: &a {kind: small}\nparts: [*a]", "aliases"),
+        ("lr: 1\nlr: 2", "'lr' occurs twice"),
+        ("part: !!python/object:os.system {}", "not valid YAML"),
+        ("- 1", "expected a mapping"),
+        ("part: [", "not valid YAML"),
+    ],
+)
+def test_one_line_errors(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        read(tmp_path, text)
+    assert "\n" not in str(caught.value) and str(tmp_path / "c.yaml") in str(caught.value)
+
+
+@pytest.mark.parametrize("item", ["lr", "=3", "lr.x=3", "parts.0.width=1"])
+def test_bad_overrides(tmp_path, item):
+    with pytest.raises(ConfigError, match="--set"):
+        read(tmp_path, "part: {kind: small}\nlr: 1\nparts: []", [item])
+
+
+def test_plain_data_is_checked_too():
+    with pytest.raises(ConfigError, match="index.json: part: Field required"):
+        check_config({}, Whole, "index.json")

@@ -1,0 +1,62 @@
+"""ConvNeXt blocks over time, masked: the body of the audio tokenizer's encoder and decoder.
+
+All mixing over time happens in the depthwise convolutions, and each of them multiplies its input by the mask first. So a frame
+outside the signal is exactly zero for every layer, whether it is missing, padding of a batch, or outside a window: an item's
+result does not depend on what stands around it.
+
+Source: ConvNeXt, arXiv:2201.03545; its use for vocoders: Vocos, arXiv:2306.00814, section 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ConvNeXtBlock(nn.Module):
+    """x + scale * MLP(norm(depthwise_conv(x))), channel-last.
+
+    With a kernel of k frames, output frame t reads input frames t - (k-1)/2 .. t + (k-1)/2, or t - (k-1) .. t when causal.
+    """
+
+    def __init__(self, width: int, kernel: int, causal: bool, expansion: int = 3, layer_scale: float = 0.1):
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel {kernel} is even; give an odd number of frames")
+        self.padding = (kernel - 1, 0) if causal else ((kernel - 1) // 2, (kernel - 1) // 2)
+        self.depthwise = nn.Conv1d(width, width, kernel, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, expansion * width)
+        self.narrow = nn.Linear(expansion * width, width)
+        self.scale = nn.Parameter(torch.full((width,), layer_scale))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: [B, T, width]; mask: [B, T], True on frames that exist. Returns [B, T, width]."""
+        h = F.pad((x * mask[..., None]).transpose(1, 2), self.padding)
+        h = self.norm(self.depthwise(h).transpose(1, 2))
+        return x + self.scale * self.narrow(F.gelu(self.widen(h)))
+
+
+class ConvNeXtStack(nn.Module):
+    """Linear in, `layers` ConvNeXt blocks, norm, linear out; channel-last [B, T, inputs] -> [B, T, outputs]."""
+
+    def __init__(self, inputs: int, width: int, outputs: int, layers: int, kernel: int, causal: bool):
+        super().__init__()
+        self.enter = nn.Linear(inputs, width)
+        self.enter_norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(width, kernel, causal, layer_scale=1.0 / layers) for _ in range(layers)
+        )
+        self.leave_norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, outputs)
+        reach = layers * (kernel - 1)
+        self.reach_back, self.reach_ahead = (reach, 0) if causal else (reach // 2, reach // 2)
+        """Frames before and after t that output frame t depends on."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: [B, T, inputs]; mask: [B, T] bool. Returns [B, T, outputs]; values at masked frames are meaningless."""
+        h = self.enter_norm(self.enter(x))
+        for block in self.blocks:
+            h = block(h, mask)
+        return self.leave(self.leave_norm(h))

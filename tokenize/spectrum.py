@@ -1,0 +1,49 @@
+"""Framed spectra whose frames are exactly the tokenizer's frames: frame t is centred on samples [t*hop, (t+1)*hop).
+
+    samples   |---hop---|---hop---|---hop---|
+    frame 0  <----- window ----->                 starts (window - hop)/2 samples before its hop
+    frame 1            <----- window ----->
+
+So N samples (N a multiple of hop) give N/hop frames, and the inverse gives N samples back ("same" framing, as in Vocos,
+arXiv:2306.00814). Frames that a mask excludes contribute neither sound nor window weight.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def frame_signal(samples: Tensor, window: int, hop: int) -> Tensor:
+    """Cut samples [..., N], N a multiple of hop, into overlapping frames [..., N / hop, window], zeros beyond the ends."""
+    edge = (window - hop) // 2
+    return F.pad(samples, (edge, window - hop - edge)).unfold(-1, window, hop)
+
+
+def overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """Add frames [B, T, window] up at their places: [B, T * hop + window - hop] samples."""
+    batch, count, window = frames.shape
+    length = count * hop + window - hop
+    folded = F.fold(frames.transpose(1, 2), (1, length), (1, window), stride=(1, hop))
+    return folded.reshape(batch, length)
+
+
+def inverse_spectrum(spectrum: Tensor, mask: Tensor, window: Tensor, hop: int) -> Tensor:
+    """Least-squares inverse of windowed spectra by overlap-add.
+
+    Args:
+        spectrum: complex [B, T, window/2 + 1].
+        mask: [B, T], True on frames that exist.
+        window: analysis and synthesis window, float [window].
+    Returns:
+        samples [B, T * hop].
+    Source: Griffin and Lim 1984, equation 6.
+    """
+    size = window.numel()
+    present = mask[..., None].to(window.dtype)
+    frames = torch.fft.irfft(spectrum, n=size, dim=-1) * window * present
+    weights = (window * window * present).expand(-1, -1, size)
+    edge = (size - hop) // 2
+    span = slice(edge, edge + mask.shape[1] * hop)
+    return overlap_add(frames, hop)[:, span] / overlap_add(weights, hop)[:, span].clamp_min(1e-5)

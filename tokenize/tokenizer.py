@@ -1,0 +1,338 @@
+"""The frozen tokenizer: media <-> codes [B, K, T], exact, with a fingerprint.
+
+It runs in float32 and eval mode, without gradients, whatever the caller's autocast says, and each item in one fixed shape: codes
+are the same alone and in any batch. Directory: config.json and tokenizer.safetensors; nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from .audio_net import AudioNet, AudioTokenizerConfig
+from .config import Config, check_config
+from .files import read_json, read_safetensors, write_json, write_safetensors
+from .picture_net import PictureNet, PictureTokenizerConfig
+from .spec import TokenSpec
+from .spectrum import frame_signal
+from .windows import Window, keep_chunk, run_in_windows
+
+TokenizerConfig = Annotated[AudioTokenizerConfig | PictureTokenizerConfig, Field(discriminator="kind")]
+
+NETS = {"audio": AudioNet, "picture": PictureNet}
+
+
+class TokenizerFile(Config):
+    """config.json of a tokenizer directory."""
+
+    format: int = 1
+    tokenizer: TokenizerConfig
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Codes of a batch."""
+
+    codes: Tensor
+    """[B, K, T] long; frames beyond an item's length are 0."""
+    lengths: Tensor
+    """[B] long, frames of each item."""
+
+
+class Tokenizer:
+    """Base of the frozen tokenizers; see the two kinds below for what media they take."""
+
+    def __init__(self, config: AudioTokenizerConfig | PictureTokenizerConfig, net: nn.Module):
+        self.config = config
+        self.net = net.float().eval().requires_grad_(False)
+        self.quantizer = net.quantizer
+        self.quantizer.freeze()
+        self.spec = TokenSpec(
+            name=config.name,
+            cardinalities=tuple(self.quantizer.cardinalities),
+            geometry=config.geometry,
+            fingerprint=fingerprint(config, _stored_tensors(net)),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; media and codes are moved there."""
+        return next(self.net.parameters()).device
+
+    def to(self, device: str | torch.device) -> Tokenizer:
+        """Move the weights; returns self."""
+        self.net.to(device)
+        return self
+
+    def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
+        """Media to codes. See AudioTokenizer.encode and PictureTokenizer.encode."""
+        raise AssertionError("a Tokenizer is made by make_tokenizer or load_tokenizer")
+
+    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Codes to media. See AudioTokenizer.decode and PictureTokenizer.decode."""
+        raise AssertionError("a Tokenizer is made by make_tokenizer or load_tokenizer")
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Latents of codes: [B, K, T] -> [B, D, T], float32."""
+        self.check_codes(codes)
+        with exact_float32():
+            return self.quantizer.decode(codes.to(self.device).transpose(1, 2)).transpose(1, 2)
+
+    def vectors(self) -> Tensor:
+        """Code vectors [K, V, D] in latent space, float32."""
+        with exact_float32():
+            return self.quantizer.vectors()
+
+    def check_codes(self, codes: Tensor) -> None:
+        """Raise ValueError unless codes are [B, K, T] long in range; -1 stands for a dropped level."""
+        expected = self.spec.num_codebooks
+        if codes.dim() != 3 or codes.dtype != torch.long:
+            raise ValueError(f"codes must be long [B, K, T], found {codes.dtype} {list(codes.shape)}")
+        if codes.shape[1] != expected:
+            raise ValueError(f"codes have {codes.shape[1]} codebooks but the tokenizer '{self.spec.name}' has {expected}; pass all of them")
+        sizes = torch.tensor(self.spec.cardinalities, device=codes.device)[:, None]
+        if codes.numel() and bool(((codes >= sizes) | (codes < -1)).any()):
+            raise ValueError(f"codes reach from {int(codes.min())} to {int(codes.max())}, tokenizer '{self.spec.name}' has {list(self.spec.cardinalities)} codes")
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and tokenizer.safetensors."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_safetensors(folder / "tokenizer.safetensors", _stored_tensors(self.net), {"format": "tessera-tokenizer"})
+        described = TokenizerFile(tokenizer=self.config, fingerprint=self.spec.fingerprint)
+        write_json(folder / "config.json", described.model_dump(mode="json"))
+
+
+class PictureTokenizer(Tokenizer):
+    """Pictures of one size."""
+
+    def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
+        """Pictures [B, C, height, width] in [-1, 1] -> codes [B, K, rows * columns], raster order.
+
+        Raises ValueError on another size or non-finite values.
+        """
+        geometry = self.net.geometry
+        wanted = (geometry.channels, geometry.height, geometry.width)
+        if media.dim() != 4 or media.shape[1:] != wanted:
+            raise ValueError(f"pictures must be [B, {wanted[0]}, {wanted[1]}, {wanted[2]}] for tokenizer '{self.spec.name}', found {list(media.shape)}")
+        _check_finite(media)
+        media = media.to(self.device, torch.float32)
+        with exact_float32():
+            codes = [self.quantizer.encode(self.net.encode_pictures(item[None]))[0].T for item in media]
+        frames = torch.full((len(codes),), geometry.num_frames, dtype=torch.long)
+        return Encoded(_stack(codes, self.spec.num_codebooks, geometry.num_frames), frames)
+
+    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Codes [B, K, rows * columns] -> pictures [B, C, height, width] in [-1, 1]."""
+        self.check_codes(codes)
+        geometry = self.net.geometry
+        if codes.shape[2] != geometry.num_frames:
+            raise ValueError(f"codes have {codes.shape[2]} frames, a picture of tokenizer '{self.spec.name}' has {geometry.num_frames}")
+        with exact_float32():
+            latents = [self.quantizer.decode(item.T[None]) for item in codes.to(self.device)]
+            pictures = [self.net.decode_latents(item) for item in latents]
+        return torch.cat(pictures) if pictures else torch.zeros(0, geometry.channels, geometry.height, geometry.width)
+
+
+class AudioTokenizer(Tokenizer):
+    """Mono audio of any length."""
+
+    def __init__(self, config: AudioTokenizerConfig, net: AudioNet):
+        super().__init__(config, net)
+        encoder, decoder, overlap = net.encoder, net.decoder, net.overlap
+        self.encode_window = Window(config.encoder.chunk, encoder.reach_back, encoder.reach_ahead)
+        self.decode_window = Window(config.decoder.chunk, decoder.reach_back + overlap, decoder.reach_ahead + overlap)
+
+    def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
+        """Audio to codes, each item on its own.
+
+        Args:
+            media: samples [B, 1, N] in [-1, 1] at the tokenizer's sample rate.
+            lengths: [B] samples of each item, 1 <= length <= N; None: all of them. What lies beyond is never looked at.
+        Returns:
+            codes [B, K, T] with T = ceil(longest / hop), and frames of each item ceil(length / hop).
+        Raises:
+            ValueError: wrong shape, an empty item, or non-finite samples.
+        """
+        if media.dim() != 3 or media.shape[1] != 1:
+            raise ValueError(f"audio must be [B, 1, N] for tokenizer '{self.spec.name}', found {list(media.shape)}; mix down to mono first")
+        count, _, total = media.shape
+        if lengths is None:
+            lengths = torch.full((count,), total)
+        if lengths.shape != (count,) or (count and (int(lengths.min()) < 1 or int(lengths.max()) > total)):
+            raise ValueError(f"lengths must be {count} numbers between 1 and {total}, found {lengths.tolist()}")
+        hop = self.config.hop
+        codes = []
+        for item, length in zip(media.to(self.device, torch.float32), lengths.tolist(), strict=True):
+            samples = item[0, :length]
+            _check_finite(samples)
+            codes.append(self._encode_one(samples))
+        frames = torch.tensor([-(-length // hop) for length in lengths.tolist()], dtype=torch.long)
+        return Encoded(_stack(codes, self.spec.num_codebooks, int(frames.max()) if count else 0), frames)
+
+    def _encode_one(self, samples: Tensor) -> Tensor:
+        """[N] -> [K, T]."""
+        hop = self.config.hop
+        whole = torch.nn.functional.pad(samples, (0, -samples.numel() % hop))
+        frames = frame_signal(whole, self.config.window, hop)
+
+        def run(window: Tensor, mask: Tensor) -> Tensor:
+            return self.quantizer.encode(self.net.encode_frames(window, mask))
+
+        with exact_float32():
+            return run_in_windows(run, frames, self.encode_window).T
+
+    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Codes [B, K, T] -> samples [B, 1, T * hop]; with lengths [B] (frames), an item is silent after its own."""
+        self.check_codes(codes)
+        count, _, total = codes.shape
+        lengths = torch.full((count,), total) if lengths is None else lengths
+        samples = torch.zeros(count, 1, total * self.config.hop, device=self.device)
+        for item, length, out in zip(codes.to(self.device), lengths.tolist(), samples, strict=True):
+            if length:
+                with exact_float32():
+                    out[0, : length * self.config.hop] = run_in_windows(self._decode_window, item[:, :length].T, self.decode_window, -1)
+        return samples
+
+    def _decode_window(self, codes: Tensor, mask: Tensor) -> Tensor:
+        """Codes [1, size, K], -1 where no frame is -> samples [1, size * hop]."""
+        return self.net.decode_latents(self.quantizer.decode(codes), mask)
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A decoder that takes frames as they come; its samples joined equal `decode` bit for bit."""
+        return StreamDecoder(self)
+
+
+class StreamDecoder:
+    """Decode frames as they arrive.
+
+    Sound comes out once a chunk and the context after it are there: after `delay` frames the first, then every `chunk` frames.
+    """
+
+    def __init__(self, tokenizer: AudioTokenizer):
+        self.tokenizer = tokenizer
+        self.window = tokenizer.decode_window
+        self.delay = self.window.chunk + self.window.ahead
+        self.frames = torch.zeros(0, tokenizer.spec.num_codebooks, dtype=torch.long, device=tokenizer.device)
+        self.first = 0  # number of self.frames[0] in the whole signal
+        self.start = 0  # frames already turned into sound
+
+    def push(self, codes: Tensor) -> Tensor:
+        """Add frames [K, t]; returns the samples [1, n] that are ready, n a multiple of chunk * hop, perhaps 0."""
+        self.tokenizer.check_codes(codes[None])
+        self.frames = torch.cat([self.frames, codes.T.to(self.frames.device)])
+        ready = []
+        while self.first + self.frames.shape[0] >= self.start + self.delay:
+            ready.append(self._next(self.window.chunk, None))
+        return self._join(ready)
+
+    def finish(self) -> Tensor:
+        """Say that no more frames come; returns the remaining samples [1, n]."""
+        total = self.first + self.frames.shape[0]
+        ready = []
+        while self.start < total:
+            ready.append(self._next(min(self.window.chunk, total - self.start), total))
+        return self._join(ready)
+
+    def _next(self, count: int, total: int | None) -> Tensor:
+        window, mask = self.window.cut(self.frames, self.start, self.first, total, -1)
+        with exact_float32():
+            samples = keep_chunk(self.tokenizer._decode_window(window, mask)[0], self.window, count)
+        self.start += self.window.chunk
+        unneeded = max(0, self.start - self.window.back - self.first)  # memory stays constant in length
+        self.frames, self.first = self.frames[unneeded:], self.first + unneeded
+        return samples
+
+    def _join(self, pieces: list[Tensor]) -> Tensor:
+        return torch.cat(pieces)[None] if pieces else torch.zeros(1, 0, device=self.frames.device)
+
+
+FROZEN = {"audio": AudioTokenizer, "picture": PictureTokenizer}
+
+
+def make_tokenizer(config: AudioTokenizerConfig | PictureTokenizerConfig, net: nn.Module | None = None) -> Tokenizer:
+    """Freeze a trained network, rounding its layers to the float16 they are stored in; without one, random weights (for tests)."""
+    net = NETS[config.kind](config) if net is None else net
+    _round_to_storage(net)
+    return FROZEN[config.kind](config, net)
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Read a tokenizer directory.
+
+    Raises:
+        FileNotFoundError: no tokenizer there. ValueError: damaged or foreign files, or weights that do not belong to the config.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: no tokenizer here (config.json is missing); make one with: tessera tokenizer train CONFIG --out {folder}")
+    described = check_config(read_json(folder / "config.json"), TokenizerFile, str(folder / "config.json"))
+    config = described.tokenizer
+    tensors, _ = read_safetensors(folder / "tokenizer.safetensors")
+    net = NETS[config.kind](config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != found:
+        name = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
+        raise ValueError(f"{folder / 'tokenizer.safetensors'}: tensor '{name}' is {found.get(name)}, the config asks for {wanted.get(name)}")
+    net.load_state_dict(tensors)
+    tokenizer = FROZEN[config.kind](config, net)
+    if tokenizer.spec.fingerprint != described.fingerprint:
+        raise ValueError(
+            f"{folder}: the files hold tokenizer {tokenizer.spec.fingerprint[:12]}, config.json promises {described.fingerprint[:12]}; "
+            "one of them was changed or damaged, copy the directory again"
+        )
+    return tokenizer
+
+
+def fingerprint(config: Config, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the config and every stored tensor (name, dtype, shape, bytes)."""
+    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """No gradients and no autocast: the caller's precision must not change codes."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+def _stored_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """What goes on disk: layers as float16 (they hold float16 values already), codebooks and counters as they are."""
+    layers = dict(net.named_parameters())
+    return {name: (tensor.detach().half() if name in layers else tensor) for name, tensor in net.state_dict().items()}
+
+
+def _round_to_storage(net: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(parameter.half().float())
+            if not bool(parameter.isfinite().all()):
+                raise ValueError("a weight is beyond the range of float16; the training went wrong")
+
+
+def _check_finite(media: Tensor) -> None:
+    if not bool(media.isfinite().all()):
+        raise ValueError("media holds NaN or infinite values")
+
+
+def _stack(codes: list[Tensor], num_codebooks: int, frames: int) -> Tensor:
+    stacked = torch.zeros(len(codes), num_codebooks, frames, dtype=torch.long)
+    for row, item in zip(stacked, codes, strict=True):
+        row[:, : item.shape[1]] = item.to(stacked.device)
+    return stacked

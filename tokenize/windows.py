@@ -1,0 +1,75 @@
+"""Run a network over time in windows of one fixed shape, so that an item's result never depends on its neighbours.
+
+Kernels may round differently for different shapes, and a near-tie then flips a code. Here every call has the shape
+[1, back + chunk + ahead, ...]: `chunk` frames are wanted, the context makes them equal to running over everything at once.
+
+    frames      0 ......... a ........ a+chunk ......... T
+    window           [ back | chunk          | ahead ]
+    mask             True on frames in 0 .. T-1, zeros outside
+
+The whole and the stream use the same windows, hence a stream's samples equal the whole decode bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames wanted at a time, and the context on both sides that they depend on."""
+
+    chunk: int
+    back: int
+    ahead: int
+
+    @property
+    def size(self) -> int:
+        """Frames in one call."""
+        return self.back + self.chunk + self.ahead
+
+    def cut(self, frames: Tensor, start: int, first: int, total: int | None, fill: float) -> tuple[Tensor, Tensor]:
+        """The window whose chunk begins at frame `start`.
+
+        Args:
+            frames: [t, ...], the frames numbered first .. first + t - 1.
+            total: number of frames of the whole signal, None while unknown (then all frames given exist).
+            fill: value of frames that do not exist.
+        Returns:
+            [1, size, ...] and its mask [1, size].
+        """
+        end = first + frames.shape[0] if total is None else total
+        low, high = start - self.back, start + self.chunk + self.ahead
+        inside_low, inside_high = max(low, 0), min(high, end)
+        window = frames.new_full((1, self.size, *frames.shape[1:]), fill)
+        mask = torch.zeros(1, self.size, dtype=torch.bool, device=frames.device)
+        window[0, inside_low - low : inside_high - low] = frames[inside_low - first : inside_high - first]
+        mask[0, inside_low - low : inside_high - low] = True
+        return window, mask
+
+
+def run_in_windows(run: Callable[[Tensor, Tensor], Tensor], frames: Tensor, window: Window, fill: float = 0.0) -> Tensor:
+    """Apply `run` to all of `frames` [T, ...] in windows.
+
+    Args:
+        run: (window [1, size, ...], mask [1, size]) -> [1, size * r, ...], r results for each frame.
+        fill: value of frames beyond the ends.
+    Returns:
+        [T * r, ...].
+    """
+    total = frames.shape[0]
+    pieces = []
+    for start in range(0, total, window.chunk):
+        result = run(*window.cut(frames, start, 0, total, fill))[0]
+        pieces.append(keep_chunk(result, window, min(window.chunk, total - start)))
+    return torch.cat(pieces)
+
+
+def keep_chunk(result: Tensor, window: Window, count: int) -> Tensor:
+    """Of one window's result [size * r, ...] keep what belongs to the first `count` frames of the chunk."""
+    rate = result.shape[0] // window.size
+    return result[window.back * rate : (window.back + count) * rate]
