@@ -16,16 +16,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from .kmeans import distinct, first_by_priority, kmeans
+
 REVIVE_EVERY = 5
 """Updates between two looks for dead codes."""
 KMEANS_ITERATIONS = 10
 KMEANS_VECTORS_PER_CODE = 16
-ROUNDING = 1e-6
-"""Relative error a float32 matrix product may have here, with a margin; see `nearest_code`."""
-CANDIDATES = 8
-"""Codes whose distance is computed again where the matrix product cannot tell."""
-SEARCH_ELEMENTS = 1 << 22
-"""Distances held at a time: [N, V] is never whole for large N."""
 SMALLEST_COUNT = 1e-8
 """Counts stop decaying here: sum / count stays defined when revival is off."""
 
@@ -33,11 +29,21 @@ SMALLEST_COUNT = 1e-8
 class Codebook(nn.Module):
     """V vectors [V, D] of one level.
 
-    Under moving averages the state is two float32 buffers, never a Parameter (a bf16 trainer's master copy would overwrite it);
-    `learned` makes the vectors a Parameter that the optimizer moves, and only start and revival happen here.
+    Under moving averages the state is two float32 buffers, never a Parameter: a bf16 trainer's master copy would
+    overwrite it. `learned` makes the vectors a Parameter that the optimizer moves; only start and revival happen here.
     """
 
-    def __init__(self, size: int, dim: int, *, normalise: bool, learned: bool, decay: float, revive_below: float, kmeans_start: bool):
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        normalise: bool,
+        learned: bool,
+        decay: float,
+        revive_below: float,
+        kmeans_start: bool,
+    ):
         super().__init__()
         self.size, self.dim = size, dim
         self.normalise, self.learned = normalise, learned
@@ -59,8 +65,10 @@ class Codebook(nn.Module):
         self.reservoir: Tensor | None = None
 
     def _apply(self, fn, recurse=True):
-        """As every module (`.to`, `.cuda`), but averages stay float32 under `.half()` and `.bfloat16()`: they would stop moving."""
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()}
+        """As every module, but averages stay float32 under `.half()` and `.bfloat16()`: else they stop moving."""
+        kept = {
+            name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()
+        }
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
             if self._buffers[name].dtype != torch.float32:
@@ -74,7 +82,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def collect(self, x: Tensor, codes: Tensor, mask: Tensor | None) -> None:
-        """Take note of vectors [N, D] and their codes [N] for the next update; those outside the mask [N] are left out."""
+        """Take note of vectors [N, D] and their codes [N] for the next update, but for those outside the mask [N]."""
         if mask is not None:
             x, codes = x[mask], codes[mask]
         x = x.float()
@@ -94,10 +102,11 @@ class Codebook(nn.Module):
         """How many vectors the next update needs from the data."""
         if not bool(self.started):
             return KMEANS_VECTORS_PER_CODE * self.size if may_start else 0
-        return self.size if self.revive_below > 0 and int(self.updates) % REVIVE_EVERY == REVIVE_EVERY - 1 else 0
+        due = self.revive_below > 0 and int(self.updates) % REVIVE_EVERY == REVIVE_EVERY - 1
+        return self.size if due else 0
 
     def report(self, wanted: int, rank: int, world: int) -> list[Tensor]:
-        """What this process saw; the sum over processes is what all saw, since each writes its vectors to its own place.
+        """What this process saw, so that the sum over processes is what all saw: each has its own place for vectors.
 
         Returns uses [V], sums of vectors [V, D], numbers of vectors kept [world], and those vectors [world, wanted, D].
         """
@@ -156,13 +165,14 @@ class Codebook(nn.Module):
         if self.learned:
             self.weight[which] = vectors.to(self.weight.dtype)
         else:
-            self.sum[which] = vectors * counts[:, None]  # times the count: a bare vector would be drowned by the next average
+            # Times the count: a bare vector would be drowned by the next average.
+            self.sum[which] = vectors * counts[:, None]
         self.count[which] = counts
 
 
 @torch.no_grad()
 def update_codebooks(books: Sequence[Codebook]) -> None:
-    """One update of all codebooks, coarse first, with a single all-reduce over the processes that exist when it is called."""
+    """One update of all codebooks, coarse first, with a single all-reduce over the processes there are at the call."""
     together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     rank, world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     plan, may_start = [], True
@@ -181,94 +191,3 @@ def _sum_over_processes(reports: list[list[Tensor]]) -> list[list[Tensor]]:
     dist.all_reduce(flat)
     parts = iter(flat.split([part.numel() for report in reports for part in report]))
     return [[next(parts).view_as(part) for part in report] for report in reports]
-
-
-@torch.no_grad()
-def nearest_code(x: Tensor, entries: Tensor, exact: bool = True) -> Tensor:
-    """Nearest of `entries` [V, D] for each row of x [N, D] -> [N] long; the lower number wins a tie.
-
-    A matrix product gives all distances (centred: a common offset would cost it precision). Where two lie closer together
-    than it may round, those few are computed again in float64, row by row. So the result depends neither on how the
-    product rounds nor on the other rows. `exact=False` leaves that out: enough for training, and twice as fast.
-    """
-    centre = entries.mean(dim=0)
-    centred = entries - centre
-    norms = centred.square().sum(dim=-1)
-    half_norms, largest = 0.5 * norms, norms.max()
-    codes = []
-    for rows in x.split(max(1, SEARCH_ELEMENTS // len(entries))):
-        near = rows.float() - centre
-        scores = torch.addmm(half_norms, near, centred.T, alpha=-1)  # half the squared distance, but for |row|^2
-        best, code = scores.min(dim=-1)
-        codes.append(code)
-        if not exact:
-            continue
-        doubt = ROUNDING * (near.square().sum(dim=-1) + largest)
-        tied = (scores <= (best + doubt)[:, None]).sum(dim=-1) > 1
-        which = tied.nonzero()[:, 0]
-        if len(which):
-            code[which] = _nearest_exactly(rows[which], entries, scores[which])
-    return torch.cat(codes) if codes else x.new_zeros(0, dtype=torch.long)
-
-
-def _nearest_exactly(x: Tensor, entries: Tensor, scores: Tensor) -> Tensor:
-    """Of the codes with the lowest scores [n, V], the truly nearest to each row of x [n, D]."""
-    dtype = exact_dtype(x)
-    close = scores.topk(min(CANDIDATES, len(entries)), largest=False, sorted=False).indices.sort(dim=-1).values
-    distances = (x.to(dtype)[:, None] - entries.to(dtype)[close]).square().sum(dim=-1)
-    return close.gather(1, distances.argmin(dim=-1, keepdim=True))[:, 0]
-
-
-def exact_dtype(x: Tensor) -> torch.dtype:
-    """float64, where the device has it."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
-
-
-def kmeans(data: Tensor, num_codes: int, iterations: int, normalise: bool = False) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from random data, which are the first distinct rows: `data` [n, D] comes in random order.
-
-    Returns centres [V, D], and how many rows each one has [V]; with fewer distinct rows than codes, the spare ones repeat rows and have 0.
-    """
-    seeds = distinct(data)[:num_codes]
-    centres = seeds[torch.arange(num_codes, device=data.device) % len(seeds)].clone()
-    active, sizes = centres[: len(seeds)], data.new_zeros(num_codes)
-    for _ in range(iterations):
-        sums, counts = torch.zeros_like(active), data.new_zeros(len(active))
-        half_norms = 0.5 * active.square().sum(dim=-1)
-        for rows in data.split(max(1, SEARCH_ELEMENTS // len(active))):
-            codes = torch.addmm(half_norms, rows, active.T, alpha=-1).argmin(dim=-1)
-            sums.index_add_(0, codes, rows)
-            counts.index_add_(0, codes, rows.new_ones(len(rows)))
-        moved = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], active)
-        moved = F.normalize(moved, dim=-1) if normalise else moved
-        sizes[: len(active)] = counts
-        if torch.equal(moved, active):
-            break
-        active.copy_(moved)  # a view: the centres move with it
-    return centres, sizes
-
-
-def priority(x: Tensor, salt: int) -> Tensor:
-    """A pseudo-random int64 for each row of x [n, D] from its bits alone: equal rows get equal numbers, wherever they are.
-
-    Sorting by it shuffles; taking the lowest draws a random sample, which is the same however the rows were spread over
-    processes, batches and order.
-    """
-    bits = (x.float() + 0.0).contiguous().view(torch.int32).long()  # + 0.0: an all-reduce turns -0 into +0
-    odd = (2 * torch.arange(x.shape[1], device=x.device) + 1) * 0x1E3779B97F4A7C15 | 1  # wraps around, as all below
-    mixed = (bits * odd).sum(dim=-1) + (salt * 0x632BE59BD9B4E019 & (1 << 62) - 1)
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        mixed = (mixed ^ (mixed >> shift)) * factor
-    return mixed ^ (mixed >> 31)
-
-
-def first_by_priority(x: Tensor, salt: int, count: int) -> Tensor:
-    """The `count` rows of x [n, D] with the lowest priority, in its order; all of them, in this order, if there are fewer."""
-    return x[priority(x, salt).argsort(stable=True)[:count]]
-
-
-def distinct(x: Tensor) -> Tensor:
-    """Rows of x [n, D] without those equal to the row before (equal rows are neighbours in order of priority)."""
-    if len(x) < 2:
-        return x
-    return torch.cat([x[:1], x[1:][(x[1:] != x[:-1]).any(dim=-1)]])

@@ -1,4 +1,4 @@
-"""Finite scalar quantization: each of a few dimensions is bounded and rounded to a handful of values; no codebook is learned.
+"""Finite scalar quantization: each of a few dimensions is bounded and rounded to a few values; nothing is learned.
 
 A dimension with L values cuts tanh(z) into L equal parts, whose values are spread evenly over [-1, 1], ends included:
 
@@ -18,8 +18,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
-from .codebook import exact_dtype
 from .config import Config
+from .kmeans import exact_dtype
 from .quantized import MAX_PACKED, Parts, Quantizer
 from .vq import project
 
@@ -31,19 +31,21 @@ class FSQConfig(Config):
 
     kind: Literal["fsq"] = "fsq"
     levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)
-    """Values per dimension; V is their product. With another number of dimensions than the latents have, there is a projection in and out."""
+    """Values per dimension; V is their product. Latents of another dimension are projected, in and out."""
     commitment: NonNegativeFloat = 0.25
     """Weight of the loss that keeps latents near their codes, and so where tanh still moves."""
 
     @model_validator(mode="after")
     def _fits(self) -> FSQConfig:
         if math.prod(self.levels) > MAX_PACKED:
-            raise ValueError(f"levels {list(self.levels)} make {math.prod(self.levels)} codes, more than 2^62; use fewer or smaller dimensions")
+            raise ValueError(
+                f"levels {list(self.levels)} make {math.prod(self.levels)} codes, more than 2^62; use fewer dimensions"
+            )
         return self
 
 
 class FiniteScalarQuantizer(Quantizer):
-    """See the head of this file. Q = 1; `depth` is its place in a residual: every level down, values are finer by L - 1."""
+    """See the head of this file. Q = 1. `depth`: its place in a residual, each level L - 1 times finer than the last."""
 
     def __init__(self, config: FSQConfig, dim: int, depth: int = 0):
         super().__init__(dim, [math.prod(config.levels)])

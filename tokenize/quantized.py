@@ -1,6 +1,7 @@
 """What every quantizer is: the base class, its result, and codes packed into single integers.
 
-A quantizer turns latents [*, D] (channels last) into codes [*, Q] and back. Shapes inside: B samples, M places of a sample, D, Q.
+A quantizer turns latents [*, D] (channels last) into codes [*, Q] and back.
+Inside, B are samples and M the places of a sample: latents [B, M, D], or [N, D] with N = B * M.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class Quantizer(nn.Module):
         """
         self._check(x)
         if mask is not None and mask.shape != x.shape[:-1]:
-            raise ValueError(f"the mask is {list(mask.shape)}, the latents are {list(x.shape)}; pass a mask of shape {list(x.shape[:-1])}")
+            raise ValueError(
+                f"the mask is {list(mask.shape)}, the latents are {list(x.shape)}; pass a mask {list(x.shape[:-1])}"
+            )
         shape = x.shape[:-1]
         with float32_only():
             flat = _by_sample(x.float())
@@ -97,12 +100,15 @@ class Quantizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [*, Q] long -> values [*, D] float32; a code of -1 adds nothing."""
         if codes.shape[-1] != len(self.cardinalities):
-            raise ValueError(f"codes are {list(codes.shape)}, this quantizer has {len(self.cardinalities)} codes a token; the last axis must be that long")
+            raise ValueError(
+                f"codes are {list(codes.shape)}, but a token has {len(self.cardinalities)} codes, on the last axis"
+            )
         with float32_only():
-            return self.lookup(codes.reshape(-1, codes.shape[-1])).reshape(*codes.shape[:-1], self.dim)
+            values = self.lookup(codes.reshape(-1, codes.shape[-1]))
+            return values.reshape(*codes.shape[:-1], self.dim)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
-        """Latents [B, M, D] float32, 0 where the mask [B, M] is False (None: all valid) -> Parts, 0 and -1 there too."""
+        """Latents [B, M, D] float32, 0 outside the mask [B, M] (None: all valid) -> Parts, 0 and -1 there too."""
         raise NotImplementedError
 
     def search(self, x: Tensor) -> Tensor:
@@ -123,8 +129,8 @@ class Quantizer(nn.Module):
     def update(self) -> None:
         """Move the codebooks, once per optimizer step: k-means start, moving averages, revival of dead codes.
 
-        Forward passes since the last call only collected. Every process must call it: there is one all-reduce, whatever the masks.
-        Nothing happens in eval mode or when frozen.
+        Forward passes since the last call only collected. Every process must call it: there is one all-reduce, whatever
+        the masks. Nothing happens in eval mode or when frozen.
         """
         if self.training:
             update_codebooks([module for module in self.modules() if isinstance(module, Codebook)])
@@ -152,7 +158,9 @@ class Quantizer(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 1 or x.shape[-1] != self.dim or not x.is_floating_point():
-            raise ValueError(f"latents must be floats [..., {self.dim}], found {x.dtype} {list(x.shape)}; the channel axis comes last")
+            raise ValueError(
+                f"latents must be floats [..., {self.dim}], found {x.dtype} {list(x.shape)}; channels come last"
+            )
 
 
 def pack_codes(codes: Tensor, cardinalities: Sequence[int]) -> Tensor:
@@ -164,7 +172,9 @@ def pack_codes(codes: Tensor, cardinalities: Sequence[int]) -> Tensor:
     _check_packable(cardinalities)
     sizes = torch.tensor(cardinalities, device=codes.device)
     if codes.numel() and bool(((codes < 0) | (codes >= sizes)).any()):
-        raise ValueError(f"codes reach from {int(codes.min())} to {int(codes.max())} and cannot be packed with {list(cardinalities)} codes; drop no level")
+        raise ValueError(
+            f"codes {int(codes.min())}..{int(codes.max())} are not all in range of {list(cardinalities)} codes; drop no level"
+        )
     packed = torch.zeros(codes.shape[:-1], dtype=torch.long, device=codes.device)
     for level, size in enumerate(cardinalities):
         packed = packed * size + codes[..., level]
@@ -175,7 +185,9 @@ def unpack_codes(packed: Tensor, cardinalities: Sequence[int]) -> Tensor:
     """Inverse of `pack_codes`: [*] int64 -> codes [*, Q]."""
     _check_packable(cardinalities)
     if packed.numel() and (int(packed.min()) < 0 or int(packed.max()) >= math.prod(cardinalities)):
-        raise ValueError(f"packed codes must be in 0..{math.prod(cardinalities) - 1}, found {int(packed.min())}..{int(packed.max())}")
+        raise ValueError(
+            f"packed codes must be in 0..{math.prod(cardinalities) - 1}, found {int(packed.min())}..{int(packed.max())}"
+        )
     codes = []
     for size in reversed(cardinalities):
         codes.append(packed % size)
@@ -185,7 +197,9 @@ def unpack_codes(packed: Tensor, cardinalities: Sequence[int]) -> Tensor:
 
 def _check_packable(cardinalities: Sequence[int]) -> None:
     if math.prod(cardinalities) > MAX_PACKED:
-        raise ValueError(f"{list(cardinalities)} codes make {math.prod(cardinalities)} combinations, more than 2^62; pack fewer codebooks together")
+        raise ValueError(
+            f"{list(cardinalities)} codes make {math.prod(cardinalities)} combinations, above 2^62; pack fewer codebooks"
+        )
 
 
 @torch.no_grad()
@@ -193,8 +207,8 @@ def usage_stats(codes: Tensor, cardinalities: Sequence[int]) -> dict[str, Tensor
     """Perplexity and usage of codes [N, Q] over the batch, each [Q]; dropped and masked codes (-1) do not count."""
     perplexity, usage = [], []
     for column, size in zip(codes.unbind(-1), cardinalities, strict=True):
-        if size > 4 * len(codes) + 1024:  # far more codes than tokens: number those that occur
-            column = torch.unique(column, return_inverse=True)[1] + (column.min() if len(column) else 0).clamp_max(0)
+        if len(codes) and size > 4 * len(codes) + 1024:  # far more codes than tokens: number those that occur
+            column = torch.unique(column, return_inverse=True)[1] + column.min().clamp_max(0)
         counts = torch.bincount(column + 1)[1:].float()
         share = counts / counts.sum().clamp_min(1)
         perplexity.append(torch.special.entr(share).sum().exp())
@@ -204,7 +218,7 @@ def usage_stats(codes: Tensor, cardinalities: Sequence[int]) -> dict[str, Tensor
 
 @contextmanager
 def float32_only() -> Iterator[None]:
-    """Neither the caller's autocast nor a reduced matmul precision (TF32, bf16) reaches what is inside: both flip codes."""
+    """Keep out the caller's autocast and a reduced precision of matrix products (TF32, bf16): both flip codes."""
     precision = torch.get_float32_matmul_precision()
     if precision != "highest":
         torch.set_float32_matmul_precision("highest")

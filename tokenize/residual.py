@@ -2,8 +2,8 @@
 
     rest 0 = x,   q i = level i (rest i),   rest i+1 = rest i - q i (no gradient through q i),   value = q 0 + q 1 + ...
 
-One straight-through gradient goes around the sum (Quantizer.forward): one per level would multiply the encoder's gradient
-by the number of levels. The commitment losses of all levels reach the encoder, since the rest keeps the gradient of x.
+One straight-through gradient goes around the sum (Quantizer.forward): one per level would multiply the encoder's
+gradient by the number of levels. The commitment losses of all levels reach the encoder: the rest keeps the gradient of x.
 Source: SoundStream, arXiv:2107.03312; level dropout per sample: arXiv:2306.06546.
 """
 
@@ -32,7 +32,7 @@ class ResidualConfig(Config):
     quantizer: Annotated[VQConfig | FSQConfig, Field(discriminator="kind")]
     """Of each level; every level has its own state."""
     level_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Share of the training samples that use a random number of levels, 1 to all; any prefix of the codes then decodes well."""
+    """Share of the training samples that use a random number of levels, so that any first few codes decode well."""
 
 
 class ResidualQuantizer(Quantizer):
@@ -45,7 +45,7 @@ class ResidualQuantizer(Quantizer):
         self.levels = nn.ModuleList(levels)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
-        """See Quantizer.quantize. Losses of the same name are summed over levels; a dropped level has code -1 and loss 0."""
+        """See Quantizer.quantize. Losses are summed over levels by name; a dropped level has code -1 and loss 0."""
         used = self.draw_levels(x.shape[0]).to(x.device) if self.training and self.config.level_dropout else None
         rest, total, codes = x, torch.zeros_like(x), []
         losses: dict[str, Tensor] = {}

@@ -1,6 +1,6 @@
 """Vector quantization: each latent becomes the nearest of V learned vectors.
 
-Source: VQ-VAE, arXiv:1711.00937; moving averages from its appendix A.1; look-up in a small, normalised space: arXiv:2110.04627.
+Source: VQ-VAE, arXiv:1711.00937, moving averages from its appendix A.1; a small, normalised space: arXiv:2110.04627.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .codebook import Codebook, exact_dtype, nearest_code
+from .codebook import Codebook
 from .config import Config
+from .kmeans import exact_dtype, nearest_code
 from .quantized import Parts, Quantizer
 
 
@@ -24,7 +25,7 @@ class VQConfig(Config):
     size: PositiveInt
     """Number of codes, V."""
     code_dim: PositiveInt | None = None
-    """Search in a space of this many dimensions, with a learned projection in and out; null: in the latent space itself."""
+    """Search in a space of this many dimensions, projected in and out by learned layers; null: in the latent space."""
     normalise: bool = False
     """Put latents and codes on the unit sphere before the search (cosine similarity)."""
     update: Literal["ema", "gradient"] = "ema"
@@ -59,7 +60,7 @@ class VectorQuantizer(Quantizer):
         )
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
-        """See Quantizer.quantize. Losses: "commitment", and "codebook" where the quantizer has parameters of its own."""
+        """See Quantizer.quantize. Losses: "commitment", and "codebook" where there are parameters to train."""
         flat, valid = x.detach().flatten(0, 1), None if mask is None else mask.flatten()
         keys, entries = self._keys(flat), self.codebook.entries()
         codes = nearest_code(keys, entries, exact=not self.training)
@@ -99,14 +100,12 @@ class VectorQuantizer(Quantizer):
         return F.linear(entries, self.project_out.weight.float(), self.project_out.bias.float())
 
     def _keys(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Latents [N, D] -> where to look them up, [N, code_dim]; projected in float64, so that no rounding reaches the choice."""
-        if self.project_in is not None:
-            x = project(self.project_in, x, dtype)
-        return F.normalize(x, dim=-1) if self.config.normalise else x
+        """Latents [N, D] -> where to look them up [N, code_dim], in float64: no rounding reaches the choice."""
+        x = x if self.project_in is None else project(self.project_in, x, dtype)
+        return F.normalize(x.to(dtype or exact_dtype(x)), dim=-1) if self.config.normalise else x
 
 
 def project(layer: nn.Linear, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A linear layer in `dtype`, by default float64: how the product rounds, by the number of rows, is then far below float32."""
+    """A linear layer in `dtype`, by default float64: what depends on the number of rows is then far below float32."""
     dtype = dtype or exact_dtype(x)
     return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
-

@@ -1,0 +1,107 @@
+"""Nearest codes, k-means, and random samples that depend on the vectors alone, not on their order, batch or process."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CANDIDATES = 8
+"""Codes whose distance is computed again where the matrix product cannot tell."""
+SEARCH_ELEMENTS = 1 << 22
+"""Distances held at a time: [N, V] is never whole for large N."""
+
+
+@torch.no_grad()
+def nearest_code(x: Tensor, entries: Tensor, exact: bool = True) -> Tensor:
+    """Nearest of `entries` [V, D] for each row of x [N, D] -> [N] long; the lower number wins a tie.
+
+    A matrix product gives all distances (centred: a common offset would cost it precision). Where two lie closer
+    together than it may round, those few are computed again in float64, row by row. So the result depends neither on
+    how the product rounds nor on the other rows. `exact=False` leaves that out: enough for
+    training, and twice as fast.
+    """
+    centre = entries.mean(dim=0)
+    centred = entries - centre
+    norms = centred.square().sum(dim=-1)
+    half_norms, largest = 0.5 * norms, norms.max()
+    rounding = 2 * (x.shape[1] + 8) * 2.0**-24  # bound on the error of the difference of two float32 dot products
+    codes = []
+    for rows in x.split(max(1, SEARCH_ELEMENTS // len(entries))):
+        near = rows.float() - centre
+        scores = torch.addmm(half_norms, near, centred.T, alpha=-1)  # half the squared distance, but for |row|^2
+        best, code = scores.min(dim=-1)
+        codes.append(code)
+        if not exact:
+            continue
+        doubt = rounding * (near.square().sum(dim=-1) + largest)
+        tied = (scores <= (best + doubt)[:, None]).sum(dim=-1) > 1
+        which = tied.nonzero()[:, 0]
+        if len(which):
+            code[which] = _nearest_exactly(rows[which], entries, scores[which])
+    return torch.cat(codes) if codes else x.new_zeros(0, dtype=torch.long)
+
+
+def _nearest_exactly(x: Tensor, entries: Tensor, scores: Tensor) -> Tensor:
+    """Of the codes with the lowest scores [n, V], the truly nearest to each row of x [n, D]."""
+    dtype = exact_dtype(x)
+    close = scores.topk(min(CANDIDATES, len(entries)), largest=False, sorted=False).indices.sort(dim=-1).values
+    distances = (x.to(dtype)[:, None] - entries.to(dtype)[close]).square().sum(dim=-1)
+    return close.gather(1, distances.argmin(dim=-1, keepdim=True))[:, 0]
+
+
+def exact_dtype(x: Tensor) -> torch.dtype:
+    """float64, where the device has it."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def kmeans(data: Tensor, num_codes: int, iterations: int, normalise: bool = False) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm, started from the first distinct rows of `data` [n, D], which comes in order of `priority`.
+
+    Returns:
+        centres [V, D], and how many rows each one has [V]. With fewer distinct rows than codes, the spare centres
+        repeat rows and have 0.
+    """
+    seeds = distinct(data)[:num_codes]
+    centres = seeds[torch.arange(num_codes, device=data.device) % len(seeds)].clone()
+    active, sizes = centres[: len(seeds)], data.new_zeros(num_codes)
+    for _ in range(iterations):
+        sums, counts = torch.zeros_like(active), data.new_zeros(len(active))
+        half_norms = 0.5 * active.square().sum(dim=-1)
+        for rows in data.split(max(1, SEARCH_ELEMENTS // len(active))):
+            codes = torch.addmm(half_norms, rows, active.T, alpha=-1).argmin(dim=-1)
+            sums.index_add_(0, codes, rows)
+            counts.index_add_(0, codes, rows.new_ones(len(rows)))
+        moved = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], active)
+        moved = F.normalize(moved, dim=-1) if normalise else moved
+        sizes[: len(active)] = counts
+        if torch.equal(moved, active):
+            break
+        active.copy_(moved)  # a view: the centres move with it
+    return centres, sizes
+
+
+def priority(x: Tensor, salt: int) -> Tensor:
+    """A pseudo-random int64 for each row of x [n, D], made of its bits alone: equal rows get equal numbers.
+
+    Sorting by it shuffles; taking the lowest draws a random sample, which is the same however the rows were spread over
+    processes, batches and order.
+    """
+    bits = (x.float() + 0.0).contiguous().view(torch.int32).long()  # + 0.0: an all-reduce turns -0 into +0
+    odd = (2 * torch.arange(x.shape[1], device=x.device) + 1) * 0x1E3779B97F4A7C15 | 1  # wraps around, as all below
+    mixed = (bits * odd).sum(dim=-1) + (salt * 0x632BE59BD9B4E019 & (1 << 62) - 1)
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    return mixed ^ (mixed >> 31)
+
+
+def first_by_priority(x: Tensor, salt: int, count: int) -> Tensor:
+    """The `count` rows of x [n, D] with the lowest priority, in its order; all of them if there are fewer."""
+    return x[priority(x, salt).argsort(stable=True)[:count]]
+
+
+def distinct(x: Tensor) -> Tensor:
+    """Rows of x [n, D] without those equal to the row before (equal rows are neighbours in order of priority)."""
+    if len(x) < 2:
+        return x
+    return torch.cat([x[:1], x[1:][(x[1:] != x[:-1]).any(dim=-1)]])
