@@ -1,0 +1,140 @@
+"""Text tokenizers: round trips, determinism, normalisation, refusals."""
+
+import random
+
+import pytest
+from tessera.tokenize.config import ConfigError, check_config
+from tessera.tokenize.text import (
+    MODEL_FILE,
+    ByteTextConfig,
+    SentencePieceConfig,
+    load_text,
+    make_text,
+    spell_words,
+)
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+
+
+def digit_sentences(count: int = 200) -> list[str]:
+    draw = random.Random(0)
+    return [" ".join(draw.choices(DIGITS, k=draw.randint(1, 5))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    return make_text(SentencePieceConfig(vocab_size=40), digit_sentences())
+
+
+def test_bytes_round_trip():
+    text = make_text(ByteTextConfig(), [])
+    assert text.vocab_size == 256
+    assert text.encode("hé") == [104, 195, 169]
+    for sample in ("three one four", "  x ", "日本語 🙂", "a\nb"):
+        assert text.decode(text.encode(sample)) == sample
+
+
+@pytest.mark.parametrize("model", ["unigram", "bpe"])
+@pytest.mark.parametrize("normalise", ["none", "words"])
+def test_pieces_round_trip_anything(model, normalise):
+    config = SentencePieceConfig(vocab_size=60, model=model, normalise=normalise)
+    text = make_text(config, digit_sentences())
+    draw = random.Random(1)
+    samples = ["three one four", "Zürich  31", "日本 🙂 x"]
+    samples += ["".join(chr(draw.randint(33, 0x2FF)) for _ in range(20)) for _ in range(20)]
+    for sample in samples:
+        ids = text.encode(sample)
+        assert all(0 <= token_id < text.vocab_size for token_id in ids)
+        assert 0 not in ids, "the unknown piece must never occur"
+        assert text.decode(ids) == (spell_words(sample) if normalise == "words" else sample)
+
+
+def test_pieces_are_learned(pieces):
+    assert pieces.vocab_size <= 40 + 257
+    assert len(pieces.encode("three one four")) < 8
+
+
+def test_same_sentences_same_model(pieces):
+    assert make_text(SentencePieceConfig(vocab_size=40), digit_sentences()).model == pieces.model
+
+
+def test_small_corpus_takes_fewer_pieces():
+    text = make_text(SentencePieceConfig(vocab_size=5000), ["three one four"])
+    assert text.decode(text.encode("four")) == "four"
+
+
+def test_save_and_load(pieces, tmp_path):
+    pieces.save(tmp_path)
+    again = load_text(tmp_path, pieces.config)
+    assert again.encode("nine nine") == pieces.encode("nine nine")
+    assert again.vocab_size == pieces.vocab_size
+    config = ByteTextConfig(normalise="words")
+    make_text(config, []).save(tmp_path / "nothing is written")
+    assert load_text(tmp_path, config).encode("7!") == list(b"seven")
+
+
+def test_long_sentences_are_learned_from():
+    rare = "q" * 6000  # longer than sentencepiece's default limit, which would drop it without a word
+    text = make_text(SentencePieceConfig(vocab_size=30, model="unigram", max_characters=10_000), [rare, "one two"])
+    assert len(text.encode("q" * 64)) < 64
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("Call 31-4, it's  ME!", "call three one four it's me"),
+        ("314", "three one four"),
+        ("ten4four", "ten four four"),
+        ("'quoted' don\u2019t", "quoted don't"),
+        ("\u0661\u0662", "one two"),  # Arabic-Indic digits
+        ("\uff13 caf\u00e9 e\u0301", "three caf\u00e9 \u00e9"),
+        ("... !?", ""),
+    ],
+)
+def test_spell_words(text, words):
+    assert spell_words(text) == words
+    assert spell_words(words) == words
+
+
+def test_long_repetitions():
+    # Nothing here backtracks: a pattern that does would not come back from these.
+    size = 50_000
+    assert spell_words("9" * size) == " ".join(["nine"] * size)
+    assert spell_words("'" * size) == spell_words(" " * size) == spell_words("-." * size) == ""
+    assert spell_words("a'" * size) == "a'" * (size - 1) + "a"
+
+
+def test_refusals(pieces, tmp_path):
+    plain = make_text(ByteTextConfig(max_characters=10), [])
+    with pytest.raises(ValueError, match="'  ' is empty"):
+        plain.encode("  ")
+    with pytest.raises(ValueError, match="empty once punctuation is left out"):
+        pieces.encode("?!")
+    with pytest.raises(ValueError, match="has 11 characters, the limit is 10"):
+        plain.encode("x" * 11)
+    with pytest.raises(ValueError, match="text id 256 is out of range"):
+        plain.decode([256])
+    with pytest.raises(ValueError, match="text id -1 is out of range"):
+        pieces.decode([-1])
+    with pytest.raises(ValueError, match="no sentences to learn from"):
+        make_text(SentencePieceConfig(), ["", " ?"])
+    with pytest.raises(ValueError, match="vocab_size 5 is too small for a corpus with 16 different characters"):
+        make_text(SentencePieceConfig(vocab_size=5), digit_sentences())
+    with pytest.raises(FileNotFoundError, match=MODEL_FILE):
+        load_text(tmp_path, pieces.config)
+    with pytest.raises(ConfigError, match="vocab_size"):
+        check_config({"kind": "sentencepiece", "vocab_size": 1}, SentencePieceConfig)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"not a model", bytes(range(256)) * 4])
+def test_damaged_model(content, tmp_path):
+    (tmp_path / MODEL_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{MODEL_FILE}: (not a SentencePiece model|has no byte pieces)"):
+        load_text(tmp_path, SentencePieceConfig())
+
+
+def test_truncated_model(pieces, tmp_path):
+    for share in (0.1, 0.5, 0.9):
+        (tmp_path / MODEL_FILE).write_bytes(pieces.model[: int(len(pieces.model) * share)])
+        with pytest.raises(ValueError, match=MODEL_FILE):
+            load_text(tmp_path, pieces.config)
