@@ -72,8 +72,8 @@ class SpecialsConfig(Config):
     are start = 2, pad = 1.
     """
 
-    start: int = Field(1, ge=0, le=7)
-    pad: int = Field(2, ge=0, le=7)
+    start: int = Field(default=1, ge=0, le=7)
+    pad: int = Field(default=2, ge=0, le=7)
     before: Literal["start", "pad"] = "start"
     """Fills the cells before a codebook's first code."""
     after: Literal["pad", "start", "end"] = "pad"

@@ -29,7 +29,7 @@ class LabelConfig(Config):
     """Number of labels; null: filled in from the data."""
     join: Literal["prefix", "cross", "sum"] = "prefix"
     """prefix: a token before the first step. cross: a token of the cross-attention memory. sum: added to every step."""
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     """Probability that a training row is given no label; 0: no guidance later."""
 
 
@@ -42,9 +42,9 @@ class TextConditionConfig(Config):
     vocab_size: PositiveInt | None = None
     """Size of the text tokenizer; null: filled in when it is built."""
     join: Literal["prefix", "cross"] = "prefix"
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     """Probability that a training row is given no text; 0: no guidance later."""
-    layers: int = Field(0, ge=0, le=64)
+    layers: int = Field(default=0, ge=0, le=64)
     """Layers of a bidirectional transformer over the text, of the model's width; 0: embeddings only."""
 
 

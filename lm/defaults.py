@@ -18,7 +18,7 @@ class GenerationDefaults(Config):
     """Keep the likeliest ids that together have this probability; 1 keeps all."""
     min_p: float | tuple[float, ...] = 0.0
     """Drop ids less likely than this share of the likeliest; 0 drops none."""
-    guidance: float = Field(1.0, ge=0)
+    guidance: float = Field(default=1.0, ge=0)
     """Classifier-free guidance: 1 none, above it the condition is followed more closely."""
     max_frames: PositiveInt | None = None
     """Frames at most; null: the whole grid of a picture."""

@@ -37,18 +37,18 @@ from .transformer import Memory, Transformer, initialise_
 class LMConfig(Config):
     """The language model."""
 
-    width: int = Field(256, ge=8, le=65536)
+    width: int = Field(default=256, ge=8, le=65536)
     """Numbers in a hidden state, D."""
-    layers: int = Field(6, ge=1, le=1024)
-    heads: int = Field(4, ge=1, le=1024)
+    layers: int = Field(default=6, ge=1, le=1024)
+    heads: int = Field(default=4, ge=1, le=1024)
     """Query heads; they share the width."""
     kv_heads: PositiveInt | None = None
     """Key/value heads, a divisor of heads; null: as many as heads."""
-    ffn: int | None = Field(None, ge=8, le=1 << 20)
+    ffn: int | None = Field(default=None, ge=8, le=1 << 20)
     """Width of the feed-forward; null: 8/3 of the width, rounded up to a multiple of 32."""
     qk_norm: bool = False
     """Normalise queries and keys of each head: steadier at high learning rates."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """After each attention, each feed-forward and the input."""
     rope: RopeConfig = TimeRopeConfig()
     arrangement: ArrangementConfig = ParallelConfig()
@@ -309,7 +309,7 @@ class TokenLM(nn.Module):
         B, K, n = read.shape
         if (B, K) != (state.num_rows, self.num_codebooks):
             raise ValueError(
-                f"ids are {list(ids.shape)}, but the generation has {state.num_rows} rows of {self.num_codebooks} codebooks"
+                f"ids are {list(ids.shape)}, the generation has {state.num_rows} rows of {self.num_codebooks} codebooks"
             )
         if state.step + n > state.capacity:
             raise ValueError(

@@ -1,0 +1,110 @@
+"""Tiny models of every kind, and codes and conditions that fit them."""
+
+import itertools
+
+import torch
+from tessera.lm.arrange import CoarseFirstConfig, DelayConfig, FlatConfig, ParallelConfig, PartialFlatConfig
+from tessera.lm.conditions import ConditionBatch, LabelConfig, TextConditionConfig
+from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig
+from tessera.lm.model import LMConfig, TokenLM
+from tessera.lm.rope import GridRopeConfig, TimeRopeConfig
+from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
+from tessera.tokenize.text import ByteTextConfig
+
+CARDINALITIES = (7, 5, 6)
+
+ARRANGEMENTS = {
+    "parallel": ParallelConfig(),
+    "delay": DelayConfig(),
+    "partial delay": DelayConfig(delays=(0, 2, 2)),
+    "flatten first": DelayConfig(flatten_first=1),
+    "flat": FlatConfig(),
+    "partial flat": PartialFlatConfig(groups=(0, 1, 1)),
+    "coarse first": CoarseFirstConfig(),
+}
+
+
+def label(join="prefix"):
+    return LabelConfig(classes=4, join=join)
+
+
+def text(join="prefix", layers=0):
+    return TextConditionConfig(text=ByteTextConfig(), vocab_size=11, join=join, layers=layers)
+
+
+CONDITIONS = {
+    "nothing": (),
+    "label prefix": (label(),),
+    "label sum": (label("sum"),),
+    "label cross": (label("cross"),),
+    "text prefix": (text(),),
+    "text cross": (text("cross"),),
+    "text encoder": (text("cross", layers=1),),
+    "label and text": (label(), text()),
+    "label sum, text cross": (label("sum"), text("cross")),
+}
+
+ROPES = (TimeRopeConfig(), GridRopeConfig())
+INPUTS = (EmbeddingInputConfig(), CodesInputConfig(combine="sum"), CodesInputConfig(combine="concat"))
+KV_HEADS = (None, 2, 1)
+
+# Every arrangement with every condition; the other choices go round, so that each meets each of them.
+CASES = {
+    f"{arrangement}, {condition}": (
+        arrangement,
+        condition,
+        ROPES[i // 2 % 2],
+        INPUTS[i % 3],
+        KV_HEADS[i // 3 % 3],
+        i % 5 == 0,
+    )
+    for i, (arrangement, condition) in enumerate(itertools.product(ARRANGEMENTS, CONDITIONS))
+}
+
+
+def make_spec(cardinalities=CARDINALITIES, picture=False) -> TokenSpec:
+    geometry = (
+        PictureGeometry(height=8, width=8, rows=2, columns=3)
+        if picture
+        else AudioGeometry(sample_rate=16000, samples_per_frame=320)
+    )
+    return TokenSpec(name="tiny", cardinalities=cardinalities, geometry=geometry, fingerprint="0" * 64)
+
+
+def make_config(
+    case=("delay", "nothing", TimeRopeConfig(), EmbeddingInputConfig(), None, False), **settings
+) -> LMConfig:
+    arrangement, condition, rope, input_config, kv_heads, qk_norm = case
+    values = {
+        "width": 32,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": kv_heads,
+        "rope": rope,
+        "input": input_config,
+        "qk_norm": qk_norm,
+        "arrangement": ARRANGEMENTS[arrangement],
+        "variable_length": rope.kind == "time" and arrangement != "coarse first",
+        "conditions": CONDITIONS[condition],
+    }
+    return LMConfig(**(values | settings))
+
+
+def make_lm(config: LMConfig, seed=0, spec=None) -> TokenLM:
+    spec = spec or make_spec(picture=config.rope.kind == "grid")
+    torch.manual_seed(seed)
+    vectors = torch.randn(spec.num_codebooks, max(spec.cardinalities), 3) if config.input.kind == "codes" else None
+    return TokenLM(config, spec, vectors).eval()
+
+
+def make_codes(num_rows, num_frames, cardinalities=CARDINALITIES, seed=1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(V, (num_rows, num_frames), generator=generator) for V in cardinalities], dim=1)
+
+
+def make_conditions(config: LMConfig, num_rows, seed=2) -> ConditionBatch:
+    """Labels and texts of different lengths, with rows that have none."""
+    kinds = [condition.kind for condition in config.conditions]
+    labels = [None if b == 1 else b % 4 for b in range(num_rows)]
+    texts = [None if b == 2 else [(3 * b + i) % 11 for i in range(1 + (5 * b) % 4)] for b in range(num_rows)]
+    return ConditionBatch.make(labels if "label" in kinds else None, texts if "text" in kinds else None)

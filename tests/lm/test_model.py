@@ -1,0 +1,315 @@
+"""Laws of the language model, over every arrangement, condition, position and input."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tessera.lm.conditions import ConditionBatch
+from tessera.lm.inputs import CodesInputConfig
+from tessera.lm.model import LMConfig
+from tessera.lm.rope import GridRopeConfig
+from tessera.tokenize.config import ConfigError, check_config
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_models import CASES, make_codes, make_conditions, make_config, make_lm, make_spec  # noqa: E402
+
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+half_of_the_cases = pytest.mark.parametrize("case", [*CASES.values()][::2], ids=[*CASES.keys()][::2])
+
+# Both sides are float32 and differ in the order of sums: kernels for one step and for a whole sequence round differently.
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def step_through(lm, ids, conditions, sizes=None):
+    """Logits [B, K, S, V'] of feeding arranged ids [B, K, S] in pieces of the given sizes (one by one)."""
+    B, _, S = ids.shape
+    read = torch.cat([lm.start_ids(B)[..., None], ids[:, :, :-1]], dim=2)
+    state = lm.start(conditions, capacity=S, num_rows=B)
+    if sizes is None:
+        return torch.stack([lm.step(state, read[:, :, s]) for s in range(S)], dim=2)
+    return torch.cat([lm.step(state, piece) for piece in read.split(sizes, dim=2)], dim=2)
+
+
+@cases
+def test_steps_equal_the_full_forward(case):
+    config = make_config(case)
+    lm, codes, conditions = make_lm(config), make_codes(4, 6), make_conditions(config, 4)
+    lengths = torch.tensor([6, 1, 4, 5]) if config.variable_length else None
+    with torch.no_grad():
+        output = lm(codes, lengths, conditions)
+    logits = step_through(lm, output.targets, conditions)
+    close(logits, output.logits)
+    assert logits.argmax(-1).equal(output.logits.argmax(-1))
+    S = output.targets.shape[2]
+    close(step_through(lm, output.targets, conditions, [2, 1, S - 3]), output.logits)
+    assert output.undo().shape == (4, 3, 6, max(lm.arrangement.output_sizes))
+
+
+@half_of_the_cases
+def test_a_later_code_never_changes_an_earlier_logit(case):
+    config = make_config(case)
+    lm, codes, conditions = make_lm(config), make_codes(2, 6), make_conditions(config, 2)
+    before = lm(codes, None, conditions).logits
+    for k, V in enumerate(lm.arrangement.cardinalities):
+        changed = codes.clone()
+        changed[:, k, 3] = (changed[:, k, 3] + 1) % V
+        at = int(lm.arrangement.steps_of(torch.tensor([3]), 6)[k, 0])
+        after = lm(changed, None, conditions).logits
+        assert after[:, :, : at + 1].equal(before[:, :, : at + 1])
+        if at + 1 < before.shape[2]:
+            assert not after[:, :, at + 1].equal(before[:, :, at + 1])
+
+
+@half_of_the_cases
+def test_a_row_of_a_batch_equals_the_row_alone(case):
+    config = make_config(case)
+    lm, codes, conditions = make_lm(config), make_codes(4, 6), make_conditions(config, 4)
+    lengths = torch.tensor([6, 1, 4, 5])
+    if lm.spec.geometry.kind == "picture":
+        lengths = torch.full((4,), 6)
+    whole = lm(codes, lengths, conditions)
+    for b, length in enumerate(lengths.tolist()):
+        row = conditions.rows(slice(b, b + 1))
+        if row.text is not None:  # as short as it gets: not even the padding of its own text
+            row = replace(row, text=row.text[:, : int(row.text_lengths)])
+        alone = lm(codes[b : b + 1, :, :length], None, row)
+        S = alone.logits.shape[2]
+        close(whole.logits[b, :, :S], alone.logits[0])
+        assert whole.targets[b, :, :S].equal(alone.targets[0])
+
+
+@half_of_the_cases
+def test_the_gradient_reaches_every_codebook(case):
+    config = make_config(case)
+    lm, conditions = make_lm(config).train(), make_conditions(config, 8)
+    codes = make_codes(8, 6)
+    report = lm.loss(codes, None, conditions)
+    report.loss.backward()
+    assert report.count.tolist() == [8 * 6 + 8 * config.variable_length, 48, 48]
+    for name, parameter in lm.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+        assert float(parameter.grad.abs().sum()) > 0, name
+    V = max(lm.arrangement.output_sizes)
+    rows = lm.head.weight.grad.view(3, V, -1).abs().sum(-1)
+    for k, size in enumerate(lm.arrangement.output_sizes):
+        assert bool((rows[k, :size] > 0).all())
+        assert bool((rows[k, size:] == 0).all())
+    if config.input.kind == "embedding":
+        used = lm.input.table.weight.grad.abs().sum(-1).split(lm.arrangement.input_sizes)
+        for k, V in enumerate(lm.arrangement.cardinalities):
+            assert bool((used[k][codes[:, k, :3].unique()] > 0).all())
+            assert float(used[k][V + 1]) > 0  # start
+
+
+@pytest.mark.parametrize("condition", ["label prefix", "label sum", "label cross", "text prefix", "text cross"])
+def test_a_condition_and_its_null_differ(condition):
+    config = make_config(("delay", condition, *make_case()[2:]))
+    lm, codes, conditions = make_lm(config), make_codes(1, 4), make_conditions(config, 1)
+    given, null = lm(codes, None, conditions).logits, lm(codes, None, conditions.null()).logits
+    assert float((given - null).detach()[:, 0, :, :7].abs().max()) > 1e-3
+    other = replace(conditions, label=None if conditions.label is None else conditions.label + 1)
+    if other.text is not None:
+        other = replace(other, text=other.text + 1)
+    assert float((given - lm(codes, None, other).logits).detach()[:, 0, :, :7].abs().max()) > 1e-3
+
+
+def test_order_of_text_matters_to_cross_attention():
+    config = make_config(("delay", "text cross", *make_case()[2:]))
+    lm, codes = make_lm(config), make_codes(1, 4)
+    one, other = (lm(codes, None, ConditionBatch.make(texts=[ids])).logits for ids in ([1, 2, 3], [3, 2, 1]))
+    assert float((one - other).detach()[:, 0, :, :7].abs().max()) > 1e-4
+
+
+def make_case():
+    return next(iter(CASES.values()))
+
+
+@pytest.mark.parametrize("name", ["label", "text"])
+def test_dropout_replaces_whole_conditions_by_the_null(name):
+    config = make_config(("delay", f"{name} prefix", *make_case()[2:]))
+    often = config.conditions[0].model_copy(update={"dropout": 0.5})
+    lm = make_lm(config.model_copy(update={"conditions": (often,)})).train()
+    batch = make_conditions(config, 1).rows(torch.zeros(64, dtype=torch.long))
+    codes = make_codes(1, 4).expand(64, -1, -1).contiguous()
+    torch.manual_seed(0)
+    found = lm(codes, None, batch).logits[:, 0]
+    lm.eval()
+    given, null = lm(codes, None, batch).logits[:, 0], lm(codes, None, batch.null()).logits[:, 0]
+    is_given = (found - given).abs().amax((1, 2)) < 1e-5
+    is_null = (found - null).abs().amax((1, 2)) < 1e-5
+    assert bool((is_given ^ is_null).all())
+    assert 16 < int(is_null.sum()) < 48
+    state = lm.train().start(batch, capacity=1)  # a generation never drops, also while the model trains
+    close(lm.step(state, lm.start_ids(64))[:, 0], given[:, 0])
+
+
+def test_loss_is_the_mean_of_the_means_of_each_codebook():
+    config = make_config(make_case())
+    lm, codes, lengths = make_lm(config), make_codes(3, 5), torch.tensor([5, 2, 3])
+    output, report = lm(codes, lengths), lm.loss(codes, lengths)
+    logs = output.logits.log_softmax(-1)
+    for k in range(3):
+        terms = [
+            -logs[b, k, s, output.targets[b, k, s]]
+            for b in range(3)
+            for s in range(output.targets.shape[2])
+            if output.mask[b, k, s]
+        ]
+        close(report.per_codebook[k], torch.stack(terms).mean())
+        assert report.count[k] == len(terms)
+    close(report.loss, report.per_codebook.mean())
+
+
+def test_label_smoothing_spreads_over_the_ids_a_codebook_has():
+    config = make_config(make_case())
+    lm, codes = make_lm(config), make_codes(2, 3)
+    output, report = lm(codes), lm.loss(codes, label_smoothing=0.3)
+    for k, size in enumerate(lm.arrangement.output_sizes):
+        logs = output.logits[:, k, :, :size].log_softmax(-1)
+        wanted = torch.nn.functional.one_hot(output.targets[:, k].clamp(max=size - 1), size)
+        soft = 0.7 * wanted + 0.3 / size
+        close(report.per_codebook[k], -(soft * logs).sum(-1)[output.mask[:, k]].mean())
+
+
+@pytest.mark.parametrize("arrangement", ["parallel", "delay", "flat", "coarse first"])
+def test_the_loss_is_lowest_at_the_right_offset(arrangement):
+    """A few steps on sequences whose next code follows from the last: shifted by a frame, targets must fit worse."""
+    config = make_config((arrangement, "nothing", *make_case()[2:]), layers=1, variable_length=False)
+    lm = make_lm(config, spec=make_spec((7, 7, 7))).train()
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+
+    def make_batch():
+        first = torch.randint(7, (16, 1, 1), generator=generator)
+        return (first + 3 * torch.arange(10) + torch.arange(3)[:, None]) % 7
+
+    for _ in range(60):
+        optimizer.zero_grad()
+        lm.loss(make_batch()).loss.backward()
+        optimizer.step()
+    codes = make_batch()
+    logits = lm.eval()(codes).undo().detach().log_softmax(-1)
+    inside = slice(3, 7)
+    losses = {
+        shift: -logits[:, :, inside].gather(-1, codes[:, :, 3 + shift : 7 + shift, None]).squeeze(-1).mean((0, 2))
+        for shift in (-2, -1, 0, 1, 2)
+    }
+    assert bool((losses[0] < 0.5).all()), losses
+    for shift in (-2, -1, 1, 2):
+        assert bool((losses[shift] > losses[0] + 1).all()), losses
+
+
+def test_bf16_autocast_stays_near_float32():
+    config = make_config(("delay", "label and text", *make_case()[2:]))
+    lm, codes, conditions = make_lm(config), make_codes(2, 6), make_conditions(config, 2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = lm(codes, None, conditions)
+        logits = step_through(lm, output.targets, conditions)
+        assert lm.start(conditions, 3).cache.keys.dtype == torch.bfloat16
+    exact = lm(codes, None, conditions).logits
+    valid = exact.isfinite()
+    # bf16 has 8 bits: 2 layers of width 32 with logits below 2 stay within a few hundredths
+    assert float((output.logits.float() - exact)[valid].abs().max()) < 0.05
+    assert float((logits.float() - exact)[valid].abs().max()) < 0.05
+    assert lm.loss(codes, None, conditions).loss.dtype == torch.float32
+
+
+def test_steps_do_not_allocate_the_cache_again():
+    config = make_config(make_case())
+    lm = make_lm(config)
+    state = lm.start(capacity=3, num_rows=2)
+    where = state.cache.keys.data_ptr()
+    for _ in range(3):
+        lm.step(state, lm.start_ids(2))
+    assert state.cache.keys.data_ptr() == where
+    assert state.cache.length == state.step == 3
+
+
+def test_bad_inputs_have_one_clear_error():
+    config = make_config(("delay", "label and text", *make_case()[2:]))
+    lm, codes, conditions = make_lm(config), make_codes(2, 4), make_conditions(config, 2)
+    with pytest.raises(ValueError, match="has 3; encode"):
+        lm(make_codes(2, 4, (5, 5, 5, 5)), None, conditions)
+    with pytest.raises(ValueError, match="have 4 codebooks"):
+        lm(make_codes(2, 4, (5, 5, 5, 5)), None, conditions)
+    with pytest.raises(ValueError, match="codebook 1 holds codes 0 to 4, found 9"):
+        lm(codes.index_fill(1, torch.tensor([1]), 9), None, conditions)
+    with pytest.raises(ValueError, match="lengths must be 1 to the 4 frames given, found 4 to 5"):
+        lm(codes, torch.tensor([5, 4]), conditions)
+    with pytest.raises(ValueError, match="conditioned on a label, but none was given"):
+        lm(codes, None, replace(conditions, label=None))
+    with pytest.raises(ValueError, match="a text was given, but the model is conditioned on label"):
+        make_lm(make_config(("delay", "label prefix", *make_case()[2:])))(codes, None, conditions)
+    with pytest.raises(ValueError, match="conditions have 1 rows, but 2"):
+        lm(codes, None, conditions.rows(slice(0, 1)))
+    with pytest.raises(ValueError, match="label 4 is not one of the model's 4 labels"):
+        lm(codes, None, replace(conditions, label=torch.tensor([0, 4])))
+    with pytest.raises(ValueError, match="text id 11 is not one of 0 to 10"):
+        lm(codes, None, replace(conditions, text=torch.full((2, 3), 11)))
+    with pytest.raises(ValueError, match="text_lengths must be 0 to the 2 ids given, found 1 to 4"):
+        lm(codes, None, replace(conditions, text_lengths=torch.tensor([4, 1])))
+    with pytest.raises(ValueError, match="text_lengths must be long"):
+        lm(codes, None, replace(conditions, text_lengths=None))
+    with pytest.raises(ValueError, match="text 1 is empty"):
+        ConditionBatch.make(texts=[[1], []])
+    with pytest.raises(ValueError, match="2 labels but 1 texts"):
+        ConditionBatch.make([1, 2], [[1]])
+    with pytest.raises(ValueError, match="capacity is 0"):
+        lm.start(conditions, capacity=0)
+    with pytest.raises(ValueError, match="pass num_rows"):
+        make_lm(make_config(make_case())).start(capacity=2)
+    state = lm.start(conditions, capacity=2)
+    with pytest.raises(ValueError, match="has 2 rows of 3 codebooks"):
+        lm.step(state, lm.start_ids(3))
+    lm.step(state, lm.start_ids(2))
+    lm.step(state, lm.start_ids(2))
+    with pytest.raises(ValueError, match="step 3 is beyond the capacity of 2 steps"):
+        lm.step(state, lm.start_ids(2))
+    with pytest.raises(ValueError, match="call lm.eval"):
+        make_lm(make_config(make_case(), dropout=0.1)).train().start(capacity=2, num_rows=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 30}, "width 30 is not a multiple of heads 4"),
+        ({"kv_heads": 3}, "heads 4 is not a multiple of kv_heads 3"),
+        ({"width": 8, "rope": {"kind": "grid"}}, "a head is 2 wide; rope kind 'grid' needs a multiple of 4"),
+        ({"wdith": 8}, "did you mean 'width'"),
+    ],
+)
+def test_bad_configs_have_one_clear_error(settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(settings, LMConfig)
+
+
+def test_configs_that_do_not_fit_the_tokenizer():
+    spec = make_spec()
+    with pytest.raises(ConfigError, match="needs 'columns'"):
+        make_lm(make_config(make_case(), rope=GridRopeConfig()), spec=spec)
+    with pytest.raises(ConfigError, match="pass code_vectors"):
+        type(make_lm(make_config(make_case())))(make_config(make_case(), input=CodesInputConfig()), spec)
+    label, text = make_config(("delay", "label and text", *make_case()[2:])).conditions
+    with pytest.raises(ConfigError, match="label.classes is not set"):
+        make_lm(make_config(make_case(), conditions=(label.model_copy(update={"classes": None}),)))
+    with pytest.raises(ConfigError, match="text.vocab_size is not set"):
+        make_lm(make_config(make_case(), conditions=(text.model_copy(update={"vocab_size": None}),)))
+    with pytest.raises(ConfigError, match="'label' is listed 2 times"):
+        make_lm(make_config(make_case(), conditions=(label, label)))
+    with pytest.raises(ConfigError, match="label.classes is 4, but the data has 5"):
+        make_config(make_case(), conditions=(label,)).filled(classes=5)
+    filled = make_config(make_case(), conditions=(text.model_copy(update={"vocab_size": None}),)).filled(vocab_size=9)
+    assert filled.conditions[0].vocab_size == 9
+
+
+def test_default_feed_forward_is_eight_thirds_of_the_width():
+    assert LMConfig(width=768).num_ffn == 2048
+    assert LMConfig(width=320).num_ffn == 864
+    assert LMConfig(width=320, ffn=100).num_ffn == 100
