@@ -51,7 +51,7 @@ def test_config_says_how_to_run_it(path):
 def test_config_refuses_a_typo(path):
     kind = kind_of(path)
     field = sorted(kind.model_fields)[0]
-    with pytest.raises(ValueError, match=f"unknown key '{field}x'; did you mean '{field}'"):
+    with pytest.raises(ValueError, match=f"{field}x: unknown key; did you mean '{field}'"):
         read_config(path, kind, [f"{field}x=1"])
 
 
