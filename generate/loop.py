@@ -1,0 +1,311 @@
+"""The decode loop: one step function from logits to the next column of ids, until every row has its frames.
+
+Drawn for delays [0, 1, 2] and a row whose codebook 0 ends after 3 frames; E = end, P = pad, s = start:
+
+    step        0  1  2  3  4  5  6
+    codebook 0  a0 a1 a2 E  P  P  P      codebook 0 draws its end; the row's length becomes 3
+    codebook 1  s  b0 b1 b2 E  P  P      the others follow: end in the cell of frame 3, pad after it
+    codebook 2  s  s  c0 c1 c2 E  P      frames 0..2 are complete after step 4, and so is the row
+
+What a cell gets depends on the frame it stands for and on the row's length alone (`Arrangement.forced_ids`), so the
+cascade is the same few tensor operations at every step, for every arrangement. A finished row is fed pad until the last
+row is done; rows never see each other, so that changes nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..lm.conditions import ConditionBatch
+from ..lm.model import TokenLM
+from .noise import uniform
+from .sampling import Sampling, make_filters, sample
+
+CHECK_EVERY = 8
+"""Steps between two looks at whether all rows have ended, except on the CPU: each look waits for the device."""
+
+Progress = Callable[[int, int], None]
+"""on_progress(done, total), in steps times rows; done jumps to total where rows end early."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How many frames to make."""
+
+    max_frames: int
+    """Frames at most, the prompt included; exactly so many when `fixed`."""
+    min_frames: int = 1
+    """No end before this many frames."""
+    fixed: bool = False
+    """The end is never drawn. Models without an end code and pictures need it."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Codes of a batch."""
+
+    codes: Tensor
+    """[B, K, T] long, T the frames of the longest row; 0 beyond a row's length. A prompt comes first."""
+    lengths: Tensor
+    """[B] long, frames of each row."""
+    ended: Tensor
+    """[B] bool: the row drew its end; everywhere True when the length is fixed."""
+
+
+def generate_codes(
+    lm: TokenLM,
+    conditions: ConditionBatch,
+    seeds: Sequence[int],
+    length: Length,
+    sampling: Sampling | None = None,
+    guidance: float = 1.0,
+    prompt: Tensor | None = None,
+    exact: bool = False,
+    on_progress: Progress | None = None,
+) -> Generated:
+    """Generate codes for a batch of conditions.
+
+    Args:
+        conditions: B rows; what the model is not conditioned on is None.
+        seeds: B whole numbers of 64 bits. All that is random in row i is a function of seeds[i].
+        guidance: s in l_null + s (l_condition - l_null); 1 uses the condition alone.
+        prompt: codes [B, K, t] that the rows begin with, word for word; None: nothing.
+        exact: run the rows one at a time, so that not even the kernels' rounding depends on the batch: a seed and a
+            condition give the same codes in any company, bit for bit. Slower for many rows.
+    Raises:
+        ValueError: settings that contradict each other or the model; names the setting.
+    """
+    if not exact:
+        return _run(DecodeLoop(lm, conditions, seeds, length, sampling, guidance, prompt), 0, len(seeds), on_progress)
+    rows = []
+    for i, seed in enumerate(seeds):
+        row_prompt = None if prompt is None else prompt[i : i + 1]
+        loop = DecodeLoop(lm, one_row(conditions, i), [seed], length, sampling, guidance, row_prompt)
+        rows.append(_run(loop, i, len(seeds), on_progress))
+    return _stack(rows)
+
+
+class DecodeLoop:
+    """A batch being generated: call `step` until `done`, then `result`; or, for one row, iterate over `frames`."""
+
+    def __init__(
+        self,
+        lm: TokenLM,
+        conditions: ConditionBatch,
+        seeds: Sequence[int],
+        length: Length,
+        sampling: Sampling | None = None,
+        guidance: float = 1.0,
+        prompt: Tensor | None = None,
+    ):
+        """Check the settings and read the conditions; arguments and errors as `generate_codes`."""
+        arrangement = lm.arrangement
+        B, K, device = len(seeds), arrangement.num_codebooks, lm.device
+        self.lm, self.arrangement = lm, arrangement
+        self.length = _check_length(length, arrangement.variable_length)
+        self.filters = make_filters(sampling or Sampling(), K, device)
+        self.seeds = torch.tensor(_check_seeds(seeds), dtype=torch.long, device=device)
+        self.guidance = _check_guidance(guidance, lm)
+        prompt = _check_prompt(prompt, B, arrangement.cardinalities, length)
+        self.num_steps = arrangement.num_steps(length.max_frames)
+
+        self.row_lengths = torch.full((B,), length.max_frames, dtype=torch.long, device=device)
+        self.ended = torch.full((B,), length.fixed, dtype=torch.bool, device=device)
+        self.broken = torch.zeros((), dtype=torch.bool, device=device)
+        self.steps_of = arrangement.steps_of(torch.arange(length.max_frames, device=device), length.max_frames)
+        """[K, T]: where each code stands."""
+        self.complete_after: list[int] = self.steps_of.amax(dim=0).tolist()
+        """The step that completes each frame; rising."""
+        if not length.fixed:
+            self.end_id = arrangement.end_ids[0]
+            self.first_book_frames = arrangement.table(length.max_frames + 1)[0].to(device)
+            first_end_frame = torch.tensor([max(length.min_frames, prompt.shape[2])])
+            self.first_end_step = int(arrangement.steps_of(first_end_frame)[0, 0])
+        self.columns = torch.zeros(B, K, 1 + self.num_steps, dtype=torch.long, device=device)
+        """What the model reads: `start`, then the ids of each step."""
+        self.columns[:, :, 0] = lm.start_ids(B)
+        self.given = torch.zeros(K, self.num_steps, dtype=torch.bool, device=device)
+        """Cells that hold a code of the prompt; never overwritten."""
+        self.position = self._write_prompt(prompt.to(device)) if prompt.shape[2] else 0
+        """The step that is made next."""
+
+        conditions = conditions.to(device)
+        if self.guidance != 1:
+            conditions = conditions.followed_by(conditions.null())
+        rows = B if self.guidance == 1 else 2 * B
+        self.state = lm.start(conditions, self.num_steps, rows, length.max_frames if length.fixed else None)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Make the ids of the next step."""
+        s = self.position
+        drawn = sample(self._logits(s), uniform(self.seeds, s, self.columns.shape[1]), self.filters)
+        if not self.length.fixed:
+            frame = self.first_book_frames[s]
+            ends = (drawn[:, 0] == self.end_id) & (frame >= 0) & (frame < self.row_lengths)
+            self.row_lengths = torch.where(ends, frame, self.row_lengths)
+            self.ended = self.ended | ends
+        self._write(s, drawn)
+        self.position += 1
+
+    @property
+    def done(self) -> bool:
+        """Whether all frames of all rows are complete. Waits for the device."""
+        return self.num_complete >= int(self.row_lengths.max())
+
+    @property
+    def num_complete(self) -> int:
+        """Leading frames of which all codes are known, in rows that are so long."""
+        return bisect_right(self.complete_after, self.position - 1)
+
+    def frames(self) -> Iterator[Tensor]:
+        """Step until done and yield codes [K, n] as soon as their frames are complete; for a batch of one row."""
+        assert len(self.seeds) == 1
+        sent = 0
+        while True:
+            ready = min(self.num_complete, int(self.row_lengths[0]))
+            self._check_numbers()
+            if ready > sent:
+                yield self._codes(sent, ready)[0]
+                sent = ready
+            if self.done:
+                return
+            self.step()
+
+    def result(self) -> Generated:
+        """What was generated, on the CPU. ValueError: the model gave logits that are not numbers."""
+        self._check_numbers()
+        longest = int(self.row_lengths.max())
+        codes = self._codes(0, longest)
+        beyond = torch.arange(longest, device=codes.device) >= self.row_lengths[:, None, None]
+        return Generated(codes.masked_fill(beyond, 0).cpu(), self.row_lengths.cpu(), self.ended.cpu())
+
+    def _logits(self, s: int) -> Tensor:
+        """[B, K, V'] float64 of step s; the model reads the columns it has not read: one, or at first the prompt."""
+        read = self.columns[:, :, self.state.step : s + 1]
+        if self.guidance == 1:
+            logits = self.lm.step(self.state, read)[:, :, -1].double()
+        else:
+            conditioned, null = self.lm.step(self.state, torch.cat([read, read]))[:, :, -1].double().chunk(2)
+            logits = null + self.guidance * (conditioned - null)
+            logits = torch.where(conditioned.isneginf(), conditioned, logits)  # -inf minus -inf is not a number
+        self.broken = self.broken | logits.isnan().any()
+        if self.arrangement.variable_length and (self.length.fixed or s < self.first_end_step):
+            logits[:, 0, self.arrangement.end_ids[0]] = float("-inf")
+        return logits
+
+    def _write(self, s: int, drawn: Tensor) -> None:
+        """Fill the column of step s: what the arrangement forces, else what the prompt gives, else what was drawn."""
+        column = self.columns[:, :, s + 1]
+        forced = self.arrangement.forced_ids(s, self.row_lengths)
+        self.columns[:, :, s + 1] = torch.where(forced >= 0, forced, torch.where(self.given[:, s], column, drawn))
+
+    def _write_prompt(self, prompt: Tensor) -> int:
+        """Put the prompt [B, K, t] in its cells; returns the first step with a cell that it leaves open."""
+        where = self.steps_of[:, : prompt.shape[2]]
+        self.given.scatter_(1, where, True)
+        self.columns.scatter_(2, where.expand(len(prompt), -1, -1) + 1, prompt)
+        for s in range(self.num_steps):
+            if not bool(((self.arrangement.forced_ids(s, self.row_lengths[:1])[0] >= 0) | self.given[:, s]).all()):
+                return s
+            self._write(s, self.columns[:, :, s + 1])
+        raise AssertionError("a prompt is shorter than what is to be made")
+
+    def _codes(self, first: int, last: int) -> Tensor:
+        """Ids [B, K, last - first] of the frames first .. last - 1."""
+        where = self.steps_of[:, first:last] + 1
+        return self.columns.gather(2, where.expand(len(self.columns), -1, -1))
+
+    def _check_numbers(self) -> None:
+        if bool(self.broken):
+            raise ValueError("the model's logits are not numbers (NaN); its weights are damaged or its dtype too small")
+
+
+def one_row(conditions: ConditionBatch, row: int) -> ConditionBatch:
+    """Row `row` as it would be alone: without the padding that longer texts in the batch gave it."""
+    alone = conditions.rows(slice(row, row + 1))
+    if alone.text is None or alone.text_lengths is None:
+        return alone
+    return replace(alone, text=alone.text[:, : max(1, int(alone.text_lengths))])
+
+
+def _run(loop: DecodeLoop, first_row: int, num_rows: int, on_progress: Progress | None) -> Generated:
+    """Run a loop to its end; it makes the rows from first_row on of num_rows."""
+    B, every = len(loop.seeds), 1 if loop.seeds.device.type == "cpu" else CHECK_EVERY
+
+    def report(steps: int) -> None:
+        if on_progress is not None:
+            on_progress(first_row * loop.num_steps + steps * B, num_rows * loop.num_steps)
+
+    while loop.position < loop.num_steps:
+        loop.step()
+        report(loop.position)
+        if not loop.length.fixed and loop.position % every == 0 and loop.done:
+            break
+    report(loop.num_steps)
+    return loop.result()
+
+
+def _stack(rows: list[Generated]) -> Generated:
+    longest = max(row.codes.shape[2] for row in rows)
+    codes = [torch.nn.functional.pad(row.codes, (0, longest - row.codes.shape[2])) for row in rows]
+    return Generated(
+        torch.cat(codes), torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows])
+    )
+
+
+def _check_length(length: Length, variable_length: bool) -> Length:
+    if length.max_frames < 1:
+        raise ValueError(f"max_frames must be at least 1, found {length.max_frames}")
+    if not 0 <= length.min_frames <= length.max_frames:
+        raise ValueError(f"min_frames must be from 0 to max_frames ({length.max_frames}), found {length.min_frames}")
+    if not length.fixed and not variable_length:
+        raise ValueError("the model has no end code, so the number of frames must be fixed; pass Length(fixed=True)")
+    return length
+
+
+def _check_seeds(seeds: Sequence[int]) -> list[int]:
+    if len(seeds) < 1:
+        raise ValueError("no seeds were given; one is needed for each sample")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+            raise ValueError(f"a seed must be a whole number of 64 bits, found {seed!r}")
+    return list(seeds)
+
+
+def _check_guidance(guidance: float, lm: TokenLM) -> float:
+    if not 0 <= guidance < float("inf"):
+        raise ValueError(f"guidance must be at least 0, found {guidance}")
+    if guidance != 1:
+        if not lm.config.conditions:
+            raise ValueError(f"guidance is {guidance}, but the model has no conditions; use guidance 1")
+        for condition in lm.config.conditions:
+            if condition.dropout == 0:
+                raise ValueError(
+                    f"guidance is {guidance}, but the model was trained without dropping its {condition.kind} "
+                    "(dropout 0), so it knows no generation without it; use guidance 1"
+                )
+    return float(guidance)
+
+
+def _check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], length: Length) -> Tensor:
+    """The prompt [B, K, t], t = 0 for none."""
+    K = len(cardinalities)
+    if prompt is None:
+        return torch.zeros(B, K, 0, dtype=torch.long)
+    if prompt.dtype != torch.long or prompt.dim() != 3 or tuple(prompt.shape[:2]) != (B, K):
+        raise ValueError(f"the prompt must be long [{B}, {K}, t], found {prompt.dtype} {list(prompt.shape)}")
+    if prompt.shape[2] >= length.max_frames:
+        raise ValueError(
+            f"the prompt has {prompt.shape[2]} frames and at most {length.max_frames} are to be made, prompt included; "
+            "shorten it or raise max_frames"
+        )
+    for k, V in enumerate(cardinalities):
+        if prompt.shape[2] and not 0 <= int(prompt[:, k].min()) <= int(prompt[:, k].max()) < V:
+            raise ValueError(f"the prompt's codebook {k} must hold codes 0 to {V - 1}, found others")
+    return prompt

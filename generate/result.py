@@ -1,0 +1,109 @@
+"""What generation hands back: codes, the media made of them, and how to save both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..tokenize.spec import AudioGeometry, TokenSpec
+
+SUFFIXES = {"audio": (".wav", ".flac"), "picture": (".png",)}
+"""Files a kind of media is saved as; the first is used in directories."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Generated samples. `len(result)` counts them, `result[i]` is the i-th as a Result of one."""
+
+    codes: Tensor
+    """[B, K, T] long, on the CPU; frames beyond a sample's length are 0. A prompt's frames come first."""
+    lengths: Tensor
+    """[B] long, frames of each sample."""
+    media: list[Tensor]
+    """Each sample, float32: audio [C, lengths[i] * samples per frame] or a picture [C, height, width], in [-1, 1]."""
+    seeds: tuple[int, ...]
+    """The seed of each sample: generating with n=1 and this seed makes it again."""
+    ended: tuple[bool, ...]
+    """Whether each sample came to its own end (or is a picture); False where max_frames cut it."""
+    spec: TokenSpec
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: int) -> Result:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        i = index % len(self)
+        length = int(self.lengths[i])
+        return Result(
+            codes=self.codes[i : i + 1, :, :length],
+            lengths=self.lengths[i : i + 1],
+            media=[self.media[i]],
+            seeds=(self.seeds[i],),
+            ended=(self.ended[i],),
+            spec=self.spec,
+        )
+
+    def __iter__(self) -> Iterator[Result]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all samples together."""
+        return int(self.lengths.sum())
+
+    @property
+    def seconds(self) -> float:
+        """Length of all audio together; 0 for pictures."""
+        geometry = self.spec.geometry
+        return self.num_frames / geometry.frame_rate if isinstance(geometry, AudioGeometry) else 0.0
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the media: one file, or a directory of 0000.png, 0001.png, ... (.wav for audio).
+
+        Args:
+            path: a name that ends in .png (pictures), .wav or .flac (audio) is a file and takes one sample; any other
+                name is a directory, made when missing.
+        Returns:
+            the files written, one a sample.
+        Raises:
+            ValueError: several samples into one file, or a suffix of another kind of media.
+        """
+        targets = output_files(path, len(self), self.spec)
+        for target, media in zip(targets, self.media, strict=True):
+            save_media(target, media, self.spec)
+        return targets
+
+
+def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
+    """The files that `Result.save` writes for `count` samples; raises its ValueErrors before anything is generated."""
+    path = Path(path)
+    allowed = SUFFIXES[spec.geometry.kind]
+    suffix = path.suffix.lower()
+    known = {name for names in SUFFIXES.values() for name in names} | {".mp3", ".ogg", ".jpg", ".jpeg", ".gif", ".bmp"}
+    if suffix not in known or path.is_dir():
+        if path.is_file():
+            raise ValueError(f"{path}: a file is in the way; name a directory, or a file ending in {allowed[0]}")
+        digits = max(4, len(str(count - 1)))
+        return [path / f"{i:0{digits}d}{allowed[0]}" for i in range(count)]
+    if suffix not in allowed:
+        wanted = " or ".join(allowed)
+        raise ValueError(f"{path}: '{spec.name}' makes {spec.geometry.kind}; use a name ending in {wanted}")
+    if count != 1:
+        folder = path.with_suffix("")
+        raise ValueError(f"{path}: {count} samples do not fit into one file; name a directory, for instance {folder}/")
+    return [path]
+
+
+def save_media(path: Path, media: Tensor, spec: TokenSpec) -> None:
+    """Write one sample: audio at the tokenizer's sample rate, a picture at its native size."""
+    from ..tokenize.media import write_audio, write_picture  # here, so that a Result needs no codec libraries
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(spec.geometry, AudioGeometry):
+        write_audio(path, media, spec.geometry.sample_rate)
+    else:
+        write_picture(path, media)

@@ -1,0 +1,253 @@
+"""The decode loop against a slow one that runs the whole model again for every step, and its laws."""
+
+import pytest
+import torch
+from tessera.generate.loop import DecodeLoop, Length, generate_codes
+from tessera.generate.noise import uniform
+from tessera.generate.sampling import Sampling
+
+ARRANGEMENTS = ("parallel", "delay", "partial delay", "late delay", "flatten first", "flat", "partial flat")
+FRAMES = 6  # of a picture too: 2 x 3
+UP_TO = Length(max_frames=FRAMES)
+EXACTLY = Length(max_frames=FRAMES, fixed=True)
+
+
+def slow_generate(lm, conditions, seed, length, temperature=1.0, guidance=1.0, prompt=None):
+    """Codes [K, n] and whether the end was drawn: the full forward for every step, Python for everything else."""
+    arrangement, K = lm.arrangement, lm.num_codebooks
+    codes = torch.zeros(1, K, length.max_frames, dtype=torch.long)
+    given = 0 if prompt is None else prompt.shape[1]
+    if prompt is not None:
+        codes[0, :, :given] = prompt
+    end, ended = length.max_frames, False
+    table = arrangement.table(length.max_frames).tolist()
+
+    def logits_at(step):
+        logits = lm(codes[:, :, :end], None, conditions).logits[0, :, step]
+        if guidance != 1:
+            null = lm(codes[:, :, :end], None, conditions.null()).logits[0, :, step]
+            logits = torch.where(logits.isneginf(), logits, null + guidance * (logits - null))
+        return logits
+
+    for step in range(len(table[0])):
+        if all(not 0 <= table[k][step] < end for k in range(K)):
+            continue  # nothing is left to choose in this step
+        logits = logits_at(step)
+        u = uniform(torch.tensor([seed]), step, K)[0]
+        chosen = []
+        for k in range(K):
+            row = logits[k].clone()
+            if k == 0 and lm.arrangement.variable_length:
+                if length.fixed or table[0][step] < max(length.min_frames, given):
+                    row[arrangement.end_ids[0]] = -torch.inf
+            cumulative = torch.softmax(row.double() / temperature, 0).cumsum(0)
+            chosen.append(int((cumulative <= u[k] * cumulative[-1]).sum()))
+        if lm.arrangement.variable_length and 0 <= table[0][step] < end and chosen[0] == arrangement.end_ids[0]:
+            end, ended = table[0][step], True
+        for k in range(K):
+            if given <= table[k][step] < end:
+                codes[0, k, table[k][step]] = chosen[k]
+    return codes[0, :, :end], ended or length.fixed
+
+
+def check_equal(generated, i, expected, ended):
+    n = expected.shape[1]
+    assert int(generated.lengths[i]) == n
+    assert torch.equal(generated.codes[i, :, :n], expected)
+    assert not generated.codes[i, :, n:].any()
+    assert bool(generated.ended[i]) == ended
+
+
+@pytest.mark.parametrize("kind", ["none", "label", "text"])
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_equals_the_full_forward(tiny, arrangement, kind):
+    """Rows of all lengths: some end at once, some are cut."""
+    configs, batch = tiny.conditions(kind, 5)
+    lm = tiny.lm(arrangement, conditions=configs)
+    found = generate_codes(lm, batch, range(5), UP_TO)
+    for i in range(5):
+        check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO))
+    assert len(set(found.lengths.tolist())) > 1
+
+
+@pytest.mark.parametrize("rope", ["time", "grid"])
+@pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, "coarse first"])
+def test_fixed_length_equals_the_full_forward(tiny, arrangement, rope):
+    configs, batch = tiny.conditions("label", 3)
+    lm = tiny.lm(arrangement, variable=False, conditions=configs, rope={"kind": rope})
+    found = generate_codes(lm, batch, [5, 6, 7], EXACTLY)
+    for i in range(3):
+        check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), 5 + i, EXACTLY))
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("guidance", [0.0, 2.5])
+def test_guidance_equals_two_forwards(tiny, arrangement, guidance):
+    configs, batch = tiny.conditions("text", 2)
+    lm = tiny.lm(arrangement, conditions=configs)
+    found = generate_codes(lm, batch, range(2), UP_TO, Sampling(temperature=1.3), guidance)
+    for i in range(2):
+        check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, guidance))
+
+
+@pytest.mark.parametrize("t", [1, 2, 5])
+@pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, "coarse first"])
+def test_a_prompt_is_kept_and_continued(tiny, arrangement, t):
+    variable = arrangement != "coarse first"
+    lm = tiny.lm(arrangement, variable=variable)
+    length = UP_TO if variable else EXACTLY
+    _, none = tiny.conditions("none", 2)
+    prompt = torch.stack([torch.randint(0, V, (2, t)) for V in lm.arrangement.cardinalities], dim=1)
+    found = generate_codes(lm, none, range(2), length, prompt=prompt)
+    assert torch.equal(found.codes[:, :, :t], prompt)
+    for i in range(2):
+        check_equal(found, i, *slow_generate(lm, none, i, length, prompt=prompt[i]))
+
+
+@pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, "coarse first"])
+def test_continuing_the_beginning_of_a_result_gives_the_result(tiny, arrangement):
+    variable = arrangement != "coarse first"
+    lm = tiny.lm(arrangement, variable=variable)
+    length = Length(FRAMES, min_frames=4) if variable else EXACTLY
+    _, none = tiny.conditions("none", 3)
+    whole = generate_codes(lm, none, range(3), length)
+    again = generate_codes(lm, none, range(3), length, prompt=whole.codes[:, :, :3])
+    assert torch.equal(again.codes, whole.codes) and torch.equal(again.lengths, whole.lengths)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_row_does_not_depend_on_its_company(tiny, dtype, guidance):
+    """fp32 runs with exact=True, whose codes are equal bit for bit; fp64 has no ties a rounding could flip."""
+    configs, batch = tiny.conditions("text", 4)
+    lm = tiny.lm(conditions=configs, dtype=dtype)
+    exact = dtype == torch.float32
+    seeds = [11, 2**63 - 1, -4, 7]
+    whole = generate_codes(lm, batch, seeds, UP_TO, guidance=guidance, exact=exact)
+    order = [3, 0, 2, 1]
+    mixed = generate_codes(
+        lm, batch.rows(torch.tensor(order)), [seeds[i] for i in order], UP_TO, guidance=guidance, exact=exact
+    )
+    for place, i in enumerate(order):
+        n = int(whole.lengths[i])
+        alone = generate_codes(lm, batch.rows(slice(i, i + 1)), [seeds[i]], UP_TO, guidance=guidance, exact=exact)
+        assert int(mixed.lengths[place]) == int(alone.lengths[0]) == n
+        assert torch.equal(mixed.codes[place, :, :n], whole.codes[i, :, :n])
+        assert torch.equal(alone.codes[0], whole.codes[i, :, :n])
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_frames_come_as_soon_as_they_are_complete(tiny, arrangement):
+    lm = tiny.lm(arrangement)
+    for seed in range(3):
+        _, none = tiny.conditions("none", 1)
+        whole = generate_codes(lm, none, [seed], UP_TO)
+        loop = DecodeLoop(lm, none, [seed], UP_TO)
+        pieces = []
+        for piece in loop.frames():
+            pieces.append(piece)
+            sent = sum(p.shape[1] for p in pieces)
+            last = int(lm.arrangement.steps_of(torch.tensor([sent - 1])).max())
+            assert loop.position == last + 1, "not later than its last code"
+        joined = torch.cat(pieces, dim=1) if pieces else whole.codes[0, :, :0]
+        assert torch.equal(joined, whole.codes[0])
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_limits(tiny, arrangement):
+    lm = tiny.lm(arrangement)
+    _, none = tiny.conditions("none", 1)
+    for low, high in ((1, 1), (0, 4), (4, 6)):
+        found = generate_codes(lm, none, range(16), Length(high, low))
+        assert low <= int(found.lengths.min()) and int(found.lengths.max()) <= high
+        assert found.codes.shape == (16, 3, int(found.lengths.max()))
+        for k, V in enumerate(lm.arrangement.cardinalities):
+            assert bool(((found.codes[:, k] >= 0) & (found.codes[:, k] < V)).all())
+    fixed = generate_codes(lm, none, range(4), Length(7, fixed=True))
+    assert fixed.lengths.tolist() == [7] * 4 and bool(fixed.ended.all())
+
+
+def test_stops_when_all_rows_have_ended(tiny):
+    lm = tiny.lm("delay")
+    _, none = tiny.conditions("none", 1)
+    seen = []
+    found = generate_codes(lm, none, range(3), Length(500), on_progress=lambda done, total: seen.append((done, total)))
+    steps = len(seen) - 1
+    assert bool(found.ended.all()) and steps <= int(found.lengths.max()) + lm.arrangement.max_delay
+    assert seen[-1][0] == seen[-1][1] == 3 * lm.arrangement.num_steps(500)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_columns_follow_the_end_rule(tiny):
+    """What the model reads after the end: end in every codebook's cell of the end frame, then pad."""
+    lm = tiny.lm("delay")
+    _, none = tiny.conditions("none", 1)
+    loop = DecodeLoop(lm, none, range(20), UP_TO)
+    for _ in range(loop.num_steps):
+        loop.step()
+    found = loop.result()
+    for i in range(20):
+        n = int(found.lengths[i])
+        if n == 0 or n > FRAMES - 2:
+            continue
+        expected = lm.arrangement.arrange(found.codes[i : i + 1, :, :n]).ids[0]
+        for s in range(loop.num_steps):
+            forced = [lm.arrangement.pad_ids[k] for k in range(3)]
+            column = loop.columns[i, :, s + 1].tolist()
+            assert column == (expected[:, s].tolist() if s < expected.shape[1] else forced)
+
+
+def test_per_codebook_settings(tiny):
+    """A greedy codebook takes the likeliest id while the others are drawn."""
+    lm = tiny.lm("parallel", variable=False)
+    _, none = tiny.conditions("none", 1)
+    found = generate_codes(lm, none, range(32), EXACTLY, Sampling(temperature=[1.0, 0.0, 1.0], top_k=[0, 0, 1]))
+    first = found.codes[:, :, 0]
+    assert len(first[:, 0].unique()) > 1
+    assert len(first[:, 1].unique()) == len(first[:, 2].unique()) == 1
+
+
+def test_greedy_needs_no_seed(tiny):
+    lm = tiny.lm()
+    _, none = tiny.conditions("none", 1)
+    found = generate_codes(lm, none, range(5), UP_TO, Sampling(temperature=0.0))
+    assert all(torch.equal(found.codes[0], found.codes[i]) for i in range(5))
+
+
+def test_errors(tiny):
+    configs, batch = tiny.conditions("label", 2)
+    lm = tiny.lm(conditions=configs)
+    plain, none = tiny.lm(), tiny.conditions("none", 1)[1]
+
+    def refuse(message, lm=lm, conditions=batch, seeds=(0, 1), length=UP_TO, **settings):
+        with pytest.raises(ValueError, match=message):
+            generate_codes(lm, conditions, seeds, length, **settings)
+
+    refuse("max_frames must be at least 1, found 0", length=Length(0))
+    refuse(r"min_frames must be from 0 to max_frames \(6\), found 10", length=Length(6, 10))
+    refuse("has no end code", lm=tiny.lm(variable=False), conditions=none)
+    refuse("no seeds were given", seeds=())
+    refuse("a seed must be a whole number of 64 bits, found 1.5", seeds=(0, 1.5))
+    refuse("found 9223372036854775808", seeds=(0, 2**63))
+    refuse("guidance must be at least 0, found -1", guidance=-1.0)
+    refuse("guidance is 3.0, but the model has no conditions", lm=plain, conditions=none, guidance=3.0)
+    undropped = (configs[0].model_copy(update={"dropout": 0.0}),)
+    refuse("without dropping its label", lm=tiny.lm(conditions=undropped), guidance=3.0)
+    refuse("conditions have 2 rows, but 3 rows", seeds=(0, 1, 2))
+    prompt = torch.zeros(2, 3, 4, dtype=torch.long)
+    refuse(r"the prompt must be long \[2, 3, t\], found torch.float32", prompt=prompt.float())
+    refuse(r"found torch.int64 \[2, 2, 4\]", prompt=prompt[:, :2])
+    refuse("the prompt has 6 frames and at most 6 are to be made", prompt=torch.zeros(2, 3, 6, dtype=torch.long))
+    refuse("codebook 1 must hold codes 0 to 6", prompt=prompt + torch.tensor([0, 7, 0])[:, None])
+    refuse("temperature has 2 values but the model has 3 codebooks", sampling=Sampling(temperature=[1.0, 1.0]))
+
+
+def test_logits_that_are_not_numbers_are_an_error(tiny):
+    lm = tiny.lm()
+    with torch.no_grad():
+        lm.head.weight.fill_(float("nan"))
+    _, none = tiny.conditions("none", 1)
+    with pytest.raises(ValueError, match="not numbers"):
+        generate_codes(lm, none, [0], UP_TO)
+    with pytest.raises(ValueError, match="not numbers"):
+        list(DecodeLoop(lm, none, [0], UP_TO).frames())
