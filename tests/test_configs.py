@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tessera.tokenize.config import Config, read_config
 
 ROOT = Path(__file__).resolve().parent.parent

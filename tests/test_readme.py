@@ -125,23 +125,25 @@ def test_own_data_commands_run(kind, tmp_path, monkeypatch):
 
 
 def make_recordings() -> None:
-    """Six short tones with transcripts."""
+    """Twenty short tones with transcripts: enough for both parts of the split."""
     import torch
+
     from tessera.tokenize.media import write_audio
 
     os.mkdir("recordings")
-    for number in range(6):
-        tone = 0.3 * torch.sin(torch.arange(8000) * (0.05 + 0.02 * number))[None]
+    for number in range(20):
+        tone = 0.3 * torch.sin(torch.arange(8000) * (0.05 + 0.01 * number))[None]
         write_audio(Path("recordings") / f"{number}.wav", tone, 16000)
         Path(f"recordings/{number}.txt").write_text(f"tone number {number} of the recordings\n")
 
 
 def make_pictures() -> None:
-    """Eight pictures of two labels, larger than the tokenizer's."""
+    """Twenty pictures of two labels, larger than the tokenizer's."""
     import torch
+
     from tessera.tokenize.media import write_picture
 
     os.mkdir("pictures")
-    for number in range(8):
+    for number in range(20):
         write_picture(Path("pictures") / f"{number}.png", torch.rand(3, 80, 96) * 2 - 1)
         Path(f"pictures/{number}.label").write_text("cat\n" if number % 2 else "dog\n")

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from PIL import Image
+
 from tessera.cli.charts import (
     Curve,
     line_chart,
