@@ -2,6 +2,6 @@
 
 from importlib import import_module
 
-VERB_FILES = ("doctor",)
+VERB_FILES = ("doctor", "train")
 
 VERBS = [import_module(f".{name}", __name__).register for name in VERB_FILES]

@@ -1,0 +1,84 @@
+"""tessera train: a language model from shards and a config."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..train.lm_trainer import SampleRequest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(train)
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    set_: Annotated[
+        list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
+    ] = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/NAME.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest checkpoint in the folder of the run.")
+    ] = False,
+    nproc: Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine.")] = 1,
+) -> None:
+    """Train a language model on shards of codes.
+
+    Example: tessera train configs/digits/lm.yaml --set train.steps=200 --out runs/try
+
+    Ctrl-C finishes the step, saves and leaves with exit code 130; --resume goes on exactly there. The finished model is in
+    OUT/model, losses are in OUT/metrics.jsonl. Several processes: --nproc 2, or
+    deepspeed --num_gpus 2 --no_local_rank --module tessera train CONFIG.
+    """
+    from ..tokenize.config import read_config
+    from ..train.launch import STOPPED, launch, watch_lifeline
+    from ..train.lm_config import TrainConfig
+    from ..train.lm_trainer import TrainingFailed, check_out, train_lm
+
+    settings = read_config(config, TrainConfig, set_)
+    folder = out if out is not None else Path("runs") / settings.name
+    started_by_launcher = "RANK" in os.environ
+    if not started_by_launcher:
+        check_out(folder, resume)
+    command = ["train", str(config), *(part for item in set_ for part in ("--set", item)), "--out", str(folder)]
+    if nproc > 1 and not started_by_launcher:
+        raise typer.Exit(launch([*command, *(["--resume"] if resume else [])], nproc))
+    watch_lifeline()
+    shown = [
+        "tessera",
+        *command,
+        *(["--nproc", os.environ["WORLD_SIZE"]] if "TESSERA_RENDEZVOUS" in os.environ else []),
+    ]
+    try:
+        finished = train_lm(settings, folder, resume=resume, sample=write_samples, command=shlex.join(shown))
+    except TrainingFailed as error:
+        print(f"tessera: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if not finished:
+        raise typer.Exit(STOPPED)
+
+
+def write_samples(request: SampleRequest) -> None:
+    """Generate what a training run asks for, into its folder; a JSON beside it says what was asked."""
+    from ..generate.model import Model
+    from ..tokenize.files import write_json
+
+    loaded = request.model
+    model = Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults)
+    asked = []
+    for number in range(request.count):
+        label = request.labels[number] if request.labels else None
+        text = request.texts[number] if request.texts else None
+        files = model.generate(label=label, text=text, seed=request.seed + number).save(
+            request.folder / f"{number:04}{model.suffix}"
+        )
+        asked.append({"file": Path(files[0]).name, "label": label, "text": text, "seed": request.seed + number})
+    write_json(request.folder / "samples.json", asked)

@@ -1,0 +1,82 @@
+"""A tiny LM and its data, for tests of training."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tessera.lm.arrange import DelayConfig
+from tessera.lm.conditions import ConditionBatch, LabelConfig
+from tessera.lm.model import LMConfig, TokenLM
+from tessera.tokenize.spec import AudioGeometry, TokenSpec
+from tessera.train.lm_config import TrainSettings
+from tessera.train.objective import Objective, TermCounter
+from tessera.train.world import World
+
+SPEC = TokenSpec(
+    name="tiny",
+    cardinalities=(5, 7),
+    geometry=AudioGeometry(sample_rate=8000, samples_per_frame=160),
+    fingerprint="0" * 64,
+)
+LM = LMConfig(
+    width=16,
+    layers=2,
+    heads=2,
+    dropout=0.1,
+    arrangement=DelayConfig(),
+    variable_length=True,
+    conditions=(LabelConfig(classes=3, dropout=0.2),),
+)
+
+
+def _settings(**changes) -> TrainSettings:
+    return TrainSettings(**{"steps": 20, "batch": 4, "lr": 1e-2, "warmup_steps": 2, **changes})
+
+
+def _objective(dtype: str = "float32", lm: LMConfig = LM) -> Objective:
+    torch.manual_seed(0)
+    return Objective(TokenLM(lm, SPEC), dtype)
+
+
+def _batch(step: int, items: int = 4) -> tuple[torch.Tensor, torch.Tensor, ConditionBatch]:
+    generator = torch.Generator().manual_seed(step)
+    codes = torch.randint(0, 5, (items, 2, 9), generator=generator)
+    lengths = torch.randint(3, 10, (items,), generator=generator)
+    label = torch.randint(0, 3, (items,), generator=generator)
+    return codes, lengths, ConditionBatch(label=label)
+
+
+def _run(engine, first: int, last: int, micro: int = 4, rank: int = 0, world: int = 1, spoil=None) -> list[float]:
+    """Steps first .. last - 1 on made-up data as LMTrainer does them; returns this process's share of each loss."""
+    losses = []
+    counter = TermCounter(engine.objective.lm.arrangement)
+    for step in range(first, last):
+        codes, lengths, conditions = _batch(step)
+        totals = counter(lengths.tolist())
+        loss_sum = 0.0
+        for number in range(rank, len(codes) // micro, world):
+            rows = torch.arange(number * micro, (number + 1) * micro)
+            torch.manual_seed(1000 * step + number)
+            loss, _, _ = engine.model(codes[rows], lengths[rows], conditions.rows(rows), totals)
+            if spoil is not None:
+                loss = spoil(loss, step)
+            engine.backward(loss)
+            loss_sum += float(loss.detach())
+        engine.last = engine.step()
+        losses.append(loss_sum)
+    return losses
+
+
+@pytest.fixture
+def tiny() -> SimpleNamespace:
+    """Makers of tiny things."""
+    return SimpleNamespace(
+        spec=SPEC,
+        lm=LM,
+        world=World(0, 1, torch.device("cpu")),
+        settings=_settings,
+        objective=_objective,
+        batch=_batch,
+        run=_run,
+    )

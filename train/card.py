@@ -1,0 +1,88 @@
+"""The model card: what a finished model was made of, by which command, and how well it does."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import __version__
+from .lm_config import TrainConfig
+from .parts import Parts
+
+
+def git_commit() -> str | None:
+    """Commit of the source this runs from, with "-dirty" when files differ; None when it is not run from its own checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
+    ).stdout.strip()
+
+
+def model_card(
+    config: TrainConfig, parts: Parts, *, command: str, step: int, losses: dict[str, dict[str, Any]], parameters: int
+) -> str:
+    """README.md of the model directory, Markdown.
+
+    Args:
+        losses: by split ("train", "test"): {"step", "loss", "loss_per_codebook"}, as last measured.
+    """
+    items, spec = parts.items, parts.spec
+    rows = [
+        f"| {split} | {found['loss']:.4f} | {' '.join(f'{value:.4f}' for value in found['loss_per_codebook'])} | {found['step']} |"
+        for split, found in losses.items()
+    ]
+    lines = [
+        f"# {config.name}",
+        "",
+        f"A token language model made by Tessera {__version__} (commit {git_commit() or 'unknown'}): {parameters:,} parameters, "
+        f"{spec.num_codebooks} codebooks of {', '.join(map(str, spec.cardinalities))} codes, {step} steps.",
+        "",
+        "## Data",
+        "",
+        f"- Training shards `{config.data.shards}`: {len(items)} items, {int(items.lengths.sum())} frames"
+        + (
+            f" ({items.left_out} items longer than {config.data.max_frames} frames were left out)."
+            if items.left_out
+            else "."
+        ),
+        *(
+            [f"- Test shards `{config.data.test}`: {len(parts.test)} items, {int(parts.test.lengths.sum())} frames."]
+            if parts.test
+            else []
+        ),
+        *([f"- Labels: {', '.join(parts.labels)}."] if parts.labels else []),
+        f"- Tokenizer `{spec.name}`, fingerprint {spec.fingerprint}.",
+        "",
+        "## Losses",
+        "",
+        "Cross-entropy in nats per code" + (", of the moving average of the weights." if config.train.ema else "."),
+        "",
+        "| split | mean of the codebooks | each codebook | step |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        "## How it was made",
+        "",
+        "```",
+        command or "train_lm(config, out)",
+        "```",
+        "",
+        "```yaml",
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).strip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,196 @@
+"""Checkpoints that a kill at any moment leaves whole or absent, and that are checked before they are read.
+
+    steps/.step-00000200.tmp/   every process writes its files here                      1
+    manifest.json               rank 0: SHA-256 and size of every file, all fsynced      2
+    steps/step-00000200/        the folder renamed                                       3
+    COMMITTED                   SHA-256 of the manifest; only now the checkpoint exists   4
+    older checkpoints           removed, COMMITTED first                                  5
+
+Resuming takes the newest checkpoint whose marker, manifest and files all agree. DeepSpeed's own `latest` is neither written nor
+read: it is written before the other ranks' files are there.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..tokenize.files import fsync_dir, read_json, sha256_file, write_atomic, write_json
+from .world import World
+
+MANIFEST, MARKER = "manifest.json", "COMMITTED"
+
+ALLOWED_GLOBALS = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
+"""What DeepSpeed's files hold beyond tensors and plain data; anything else in a pickle is refused unread."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`/step-N.
+
+    Args:
+        folder: made when missing.
+        world: the processes that save and load together.
+        keep_last: committed checkpoints to keep, at least 1.
+    """
+
+    def __init__(self, folder: Path, world: World, keep_last: int):
+        self.folder = folder
+        self.world = world
+        self.keep_last = keep_last
+
+    def save(self, step: int, write: Callable[[Path], Any]) -> Path:
+        """Save a checkpoint; all processes call this.
+
+        Args:
+            step: finished steps.
+            write: writes this process's files into the folder it is given.
+        Returns:
+            The committed folder. A good checkpoint of the same step is kept as it is.
+        Raises:
+            OSError: in every process, when any of them cannot write; older checkpoints are untouched.
+        """
+        final = self.folder / f"step-{step:08}"
+        stage = self.folder / f".{final.name}.tmp"
+        if self.world.share(self.world.is_first and not why_unusable(final)):
+            return final
+        try:
+            self.world.together(lambda: self._open_stage(stage) if self.world.is_first else None)
+            self.world.together(lambda: write(stage))
+            self.world.together(lambda: self._commit(stage, final, step) if self.world.is_first else None)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                free = shutil.disk_usage(self.folder).free
+                raise OSError(
+                    error.errno,
+                    f"no room for a checkpoint, {free:,} bytes are free; earlier checkpoints are intact",
+                    str(stage),
+                ) from error
+            raise
+        return final
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole, alike in every process; None when there is none at all.
+
+        Raises:
+            ValueError: there are committed checkpoints, and every one of them is damaged.
+        """
+        return self.world.share(
+            self.world.together(self._find) if self.world.is_first else self.world.together(lambda: None)
+        )
+
+    def _find(self) -> Path | None:
+        damaged = []
+        for found in sorted(self.folder.glob("step-*"), reverse=True):
+            reason = why_unusable(found)
+            if reason is None:
+                return found
+            print(f"warning: {found} is passed over: {reason}", file=sys.stderr)
+            if (found / MARKER).exists():
+                damaged.append(found)
+        if damaged:
+            raise ValueError(
+                f"{self.folder}: every checkpoint is damaged ({', '.join(path.name for path in damaged)}); start again with another --out"
+            )
+        return None
+
+    def _open_stage(self, stage: Path) -> None:
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+
+    def _commit(self, stage: Path, final: Path, step: int) -> None:
+        files = _files(stage)
+        entries = {name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for name, path in files.items()}
+        for path in files.values():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        for folder in {path.parent for path in files.values()}:
+            fsync_dir(folder)
+        write_json(stage / MANIFEST, {"format": 1, "step": step, "processes": self.world.size, "files": entries})
+        if final.exists():
+            remove(final)  # never committed, or damaged
+        os.replace(stage, final)
+        fsync_dir(self.folder)
+        write_atomic(final / MARKER, sha256_file(final / MANIFEST).encode())
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove what is older than the newest `keep_last`, and what kills have left behind."""
+        committed = [path for path in sorted(self.folder.glob("step-*")) if (path / MARKER).exists()]
+        left_behind = [path for path in self.folder.glob("step-*") if path not in committed]
+        for path in [*committed[: -self.keep_last], *left_behind, *self.folder.glob(".step-*.tmp")]:
+            remove(path)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; its marker goes first, so that half of it is never taken for a whole."""
+    marker = folder / MARKER
+    if marker.exists():
+        marker.unlink()
+        fsync_dir(folder)
+    shutil.rmtree(folder)
+
+
+def why_unusable(folder: Path) -> str | None:
+    """None for a committed checkpoint whose every byte is as it was written, otherwise what is wrong with it."""
+    if not (folder / MARKER).is_file():
+        return "it was never finished (no COMMITTED marker)"
+    try:
+        manifest = (folder / MANIFEST).read_bytes()
+        if hashlib.sha256(manifest).hexdigest() != (folder / MARKER).read_text(errors="replace"):
+            return f"{MANIFEST} is not the one that was committed"
+        entries = read_json(folder / MANIFEST)["files"]
+        found = _files(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return " ".join(str(error).split())
+    wrong = sorted((entries.keys() ^ found.keys()) - {MANIFEST, MARKER})
+    if wrong:
+        return f"{wrong[0]} is {'missing' if wrong[0] in entries else 'not in the manifest'}"
+    for name, entry in entries.items():
+        if found[name].stat().st_size != entry["bytes"] or sha256_file(found[name]) != entry["sha256"]:
+            return f"{name} is damaged"
+    return None
+
+
+def check_pickles(folder: Path) -> None:
+    """Raise ValueError unless every file below `folder` that is not safetensors or JSON is a torch file free of foreign code.
+
+    Nothing is unpickled: the opcodes of each pickle are walked, and every name they would import must be on torch's own list of
+    harmless ones or in ALLOWED_GLOBALS.
+    """
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    for name, path in _files(folder).items():
+        if path.suffix in (".json", ".safetensors") or name in (MARKER,):
+            continue
+        try:
+            foreign = sorted(set(get_unsafe_globals_in_checkpoint(str(path))) - ALLOWED_GLOBALS)
+        except Exception as error:  # any complaint of the parser is a reason not to load
+            raise ValueError(
+                f"{path}: not a torch file that can be checked ({' '.join(str(error).split())[:200]}); it was not loaded"
+            ) from None
+        if foreign:
+            raise ValueError(
+                f"{path}: loading it would run {foreign[0]}; it was not loaded, and does not come from a run of tessera"
+            )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All files below a folder by relative name; ValueError on links and other oddities."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path.relative_to(folder)} is a link or no regular file")
+        if path.is_file():
+            found[path.relative_to(folder).as_posix()] = path
+    return found

@@ -1,0 +1,115 @@
+"""Rows of shards as batches for the LM."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..lm.conditions import ConditionBatch
+from ..tokenize.shards import Shards
+from ..tokenize.text import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of equal length after padding."""
+
+    codes: Tensor
+    """[B, K, T] long, 0 beyond a row's length."""
+    lengths: Tensor | None
+    """[B] frames; None where every row has T."""
+    conditions: ConditionBatch
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        lengths = None if self.lengths is None else self.lengths.to(device, non_blocking=True)
+        return Batch(self.codes.to(device, non_blocking=True), lengths, self.conditions.to(device))
+
+
+class Items:
+    """The items of a shards folder that are used, with labels numbered as in training and text as ids.
+
+    Args:
+        shards: opened shards.
+        labels: label names of the model in order, None when it has no label condition.
+        text: the model's text tokenizer, None when it has no text condition.
+        max_frames: leave out longer items.
+    Raises:
+        ValueError: a label the model does not know, an item without the label or text that the model is conditioned on, no items.
+    """
+
+    def __init__(
+        self, shards: Shards, labels: Sequence[str] | None, text: TextTokenizer | None, max_frames: int | None = None
+    ):
+        self.shards = shards
+        self.text = text
+        all_lengths = np.asarray(shards.lengths)
+        used = np.arange(len(all_lengths)) if max_frames is None else np.flatnonzero(all_lengths <= max_frames)
+        self.numbers = used
+        self.lengths = all_lengths[used]
+        self.left_out = len(all_lengths) - len(used)
+        if not len(used):
+            raise ValueError(
+                f"data.max_frames: no item has at most {max_frames} frames, the shortest has {all_lengths.min() if len(all_lengths) else 0}"
+            )
+        self._label_ids: list[int] | None = None
+        if labels is not None:
+            unknown = sorted(set(shards.label_names) - set(labels))
+            if unknown:
+                raise ValueError(
+                    f"label '{unknown[0]}' does not occur in the training shards; known: {', '.join(labels)}"
+                )
+            self._label_ids = [list(labels).index(name) for name in shards.label_names]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """Items by number (0 .. len - 1) as one batch, padded to the longest of them."""
+        items = [self.shards.item(int(self.numbers[row])) for row in rows]
+        lengths = torch.tensor([item.codes.shape[1] for item in items])
+        codes = torch.zeros(len(items), items[0].codes.shape[0], int(lengths.max()), dtype=torch.long)
+        for row, item in zip(codes, items, strict=True):
+            row[:, : item.codes.shape[1]] = item.codes
+        label = text = text_lengths = None
+        if self._label_ids is not None:
+            for item in items:
+                if item.label is None:
+                    raise ValueError(
+                        f"item '{item.id}' has no label, but the model has a label condition; add labels to the corpus"
+                    )
+            label = torch.tensor([self._label_ids[item.label] for item in items if item.label is not None])
+        if self.text is not None:
+            for item in items:
+                if not item.text:
+                    raise ValueError(
+                        f"item '{item.id}' has no text, but the model has a text condition; add transcripts to the corpus"
+                    )
+            ids = [self.text.encode(item.text) for item in items if item.text]
+            text_lengths = torch.tensor([len(line) for line in ids])
+            text = torch.zeros(len(ids), int(text_lengths.max()), dtype=torch.long)
+            for row, line in zip(text, ids, strict=True):
+                row[: len(line)] = torch.tensor(line)
+        equal = bool((lengths == lengths[0]).all())
+        return Batch(
+            codes, None if equal else lengths, ConditionBatch(label=label, text=text, text_lengths=text_lengths)
+        )
+
+
+def data_fingerprint(items: Items) -> str:
+    """Tells one set of training items from another: SHA-256 over the shards' files and which items are used."""
+    files = [file.sha256 for file in items.shards.index.files]
+    digest = hashlib.sha256(" ".join([items.shards.index.build, *files]).encode())
+    digest.update(np.ascontiguousarray(items.numbers, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def batches_by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """All items in batches of neighbours in length, for evaluation."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]

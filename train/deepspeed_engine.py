@@ -1,0 +1,217 @@
+"""The engine on DeepSpeed (ZeRO 0 to 3). The only file that imports deepspeed.
+
+What DeepSpeed leaves open is settled here: unknown keys of its configuration pass silently, so the whole configuration is made from ours;
+its learning-rate schedules give 0 in the first step and stop on skipped steps, so the rate is set by schedule.py; stage 0 in float32
+checks nothing for NaN, so that is done here; its `latest` file is not written, and the scripts it copies beside a checkpoint are removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..tokenize.files import read_json, write_json
+from .checkpoint import check_pickles
+from .engine import StepInfo, parameter_groups, poison_bad
+from .lm_config import DeepSpeedEngineConfig, TrainSettings
+from .objective import Objective
+from .schedule import learning_rate
+from .world import World
+
+TAG = "deepspeed"
+
+
+class DeepSpeedEngine:
+    """See engine.Engine.
+
+    Args:
+        objective: in float32, on its device.
+        config: `engine` of the run. settings: `train` of the run.
+        world: a process group must exist, also of one process (join_world(always=True)).
+        micro_steps: calls of `backward` before each `step` in this process.
+    Raises:
+        ImportError: deepspeed is not installed.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: DeepSpeedEngineConfig,
+        settings: TrainSettings,
+        world: World,
+        micro_steps: int,
+    ):
+        deepspeed = _import_deepspeed(world)
+        objective.use_autocast = False  # DeepSpeed turns the weights themselves into bfloat16 and keeps float32 ones to update
+        self.config, self.settings, self.world, self.micro_steps = config, settings, world, micro_steps
+        self.objective = objective
+        self.steps = self._done = 0
+        with redirect_stdout(sys.stderr):
+            self.engine, _, _, _ = deepspeed.initialize(
+                model=objective,
+                model_parameters=parameter_groups(objective, settings.weight_decay),
+                config=deepspeed_settings(config, settings, micro_steps, world.size),
+                dist_init_required=False,
+            )
+        self.model = self.engine
+
+    def backward(self, loss: Tensor) -> None:
+        """See Engine."""
+        # DeepSpeed averages over the processes, the shares are to be added; they are not to be divided by the micro-batches
+        self.engine.backward(poison_bad(loss * self.world.size), scale_wrt_gas=False)
+        self._done += 1
+        if self._done < self.micro_steps:
+            self.engine.step()  # before the last micro-batch it only counts
+
+    def step(self) -> StepInfo:
+        """See Engine."""
+        assert self._done == self.micro_steps, f"{self._done} of {self.micro_steps} micro-batches before a step"
+        settings = self.settings
+        lr = learning_rate(
+            self.steps,
+            peak=settings.lr,
+            steps=settings.steps,
+            warmup_steps=settings.warmup_steps,
+            min_ratio=settings.min_lr_ratio,
+        )
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        norm = self._plain_norm() if self._is_plain else None
+        if norm is not None and not math.isfinite(norm):
+            self.engine.zero_grad()  # AdamW passes over weights without a gradient
+        self.engine.step()
+        if norm is None:
+            norm = float(self.engine.get_global_grad_norm())
+        self.steps += 1
+        self._done = 0
+        overflow = bool(getattr(self.engine.optimizer, "overflow", False))
+        return StepInfo(norm, lr, skipped=overflow or not math.isfinite(norm))
+
+    @property
+    def _is_plain(self) -> bool:
+        """Stage 0 in float32: DeepSpeed then steps a bare AdamW, whatever the gradients are."""
+        return self.config.zero_stage == 0 and self.settings.dtype == "float32"
+
+    def _plain_norm(self) -> float:
+        gradients = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
+
+    @contextmanager
+    def weights(self, exact: bool = False) -> Iterator[Mapping[str, Tensor]]:
+        """See Engine."""
+        named = dict(self.objective.lm.named_parameters())
+        if exact and self.settings.dtype != "float32":
+            yield self._master_weights(named)
+            return
+        with ExitStack() as stack:
+            if self.config.zero_stage == 3:
+                import deepspeed
+
+                stack.enter_context(deepspeed.zero.GatheredParameters(list(named.values())))
+            yield named
+
+    def _master_weights(self, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """The float32 weights that the optimizer updates, whole; collective."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if self.config.zero_stage == 0:
+            optimizer = self.engine.optimizer
+            pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+            masters = {id(low): high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+            return {name: masters[id(parameter)] if parameter.requires_grad else parameter for name, parameter in named.items()}
+        return {name: safe_get_full_fp32_param(parameter) for name, parameter in named.items()}
+
+    def save(self, folder: Path) -> None:
+        """DeepSpeed's files below folder/deepspeed, and engine.json."""
+        # ds_to_universal, which converts to another world size, wants the key to exist
+        client_state = {"universal_checkpoint_info": {}}
+        self.engine.save_checkpoint(str(folder), tag=TAG, client_state=client_state, save_latest=False)
+        if not self.world.is_first:
+            return
+        for script in [*folder.glob("*.py"), *folder.glob(f"{TAG}/*.py")]:
+            script.unlink()
+        description = {"kind": "deepspeed", "zero_stage": self.config.zero_stage, "processes": self.world.size}
+        write_json(folder / "engine.json", {**description, "steps": self.steps})
+
+    def load(self, folder: Path) -> None:
+        """See Engine.
+
+        Raises:
+            ValueError: a file that would run code when unpickled, or ZeRO parts of another number of processes.
+        """
+        check_pickles(folder)
+        found = read_json(folder / "engine.json")
+        if found["processes"] != self.world.size and self.config.zero_stage > 0:
+            raise ValueError(
+                f"{folder}: saved by {found['processes']} processes with ZeRO {found['zero_stage']}, this run has "
+                f"{self.world.size}; resume with {found['processes']} processes"
+            )
+        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+        if path is None:
+            raise ValueError(f"{folder}: DeepSpeed found no checkpoint there")
+        self.steps = int(found["steps"])
+
+
+def deepspeed_settings(
+    config: DeepSpeedEngineConfig, settings: TrainSettings, micro_steps: int, world_size: int
+) -> dict[str, Any]:
+    """The whole configuration of DeepSpeed."""
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "reduce_bucket_size": config.bucket_elements,
+        "allgather_bucket_size": config.bucket_elements,
+        "overlap_comm": config.overlap_comm,
+    }
+    if config.zero_stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": config.bucket_elements,
+            "stage3_param_persistence_threshold": config.persistence_elements,
+        }
+    return {
+        "train_batch_size": settings.batch,
+        "train_micro_batch_size_per_gpu": settings.batch // micro_steps // world_size,
+        "gradient_accumulation_steps": micro_steps,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": settings.lr,
+                "betas": list(settings.betas),
+                "eps": settings.eps,
+                "weight_decay": settings.weight_decay,
+                "torch_adam": True,  # DeepSpeed's own is compiled on first use
+            },
+        },
+        "gradient_clipping": settings.clip,
+        "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "zero_optimization": zero,
+        "checkpoint": {"tag_validation": "Fail"},
+        "steps_per_print": sys.maxsize,
+    }
+
+
+def _import_deepspeed(world: World) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", world.device.type)
+    os.environ.setdefault("LOCAL_RANK", str(world.device.index or 0))  # it reads this even where no launcher has set it
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ImportError(
+            f"engine kind 'deepspeed' needs the package deepspeed ({error}); pip install deepspeed, or set engine.kind=torch"
+        ) from None
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    for handler in logger.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stderr)  # stdout is for data
+    # Its all-reduce for CPUs is compiled on first use (half a minute, a compiler); gloo does the same.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,180 @@
+"""The engine: what turns losses into weights. Four methods, told apart by `engine.kind`; here in plain torch.
+
+A bad step (a loss or gradient that is not finite, in any process) leaves the weights and the optimizer untouched in all of them: a
+bad loss makes its gradients NaN, the gradients are summed over the processes, so every process sees the same NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..tokenize.files import read_json, read_safetensors, write_json, write_safetensors
+from .lm_config import TrainSettings
+from .objective import Objective
+from .schedule import learning_rate
+from .world import World
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What an optimizer step did."""
+
+    grad_norm: float
+    """Norm of the gradient of the whole batch before clipping; not finite when the step was skipped."""
+    lr: float
+    skipped: bool
+    """True when the step was bad: nothing was changed."""
+
+
+class Engine(Protocol):
+    """Forward through `model` (called as Objective), backward for each micro-batch, then step."""
+
+    model: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch's share of the loss (see Objective)."""
+        ...
+
+    def step(self) -> StepInfo:
+        """One optimizer step on the sum of the gradients of all micro-batches and processes."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write this process's part of weights and optimizer state; all processes call it."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, at the same world size; all processes call it."""
+        ...
+
+    def weights(self, exact: bool = False) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """The LM's weights by name, whole in every process while the context is open; exact: the float32 ones the optimizer keeps."""
+        ...
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups: matrices with weight decay, vectors (norms, biases, null conditions) without."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.dim() >= 2]
+    vectors = [parameter for parameter in trained if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def poison_bad(loss: Tensor) -> Tensor:
+    """The loss, or a NaN whose gradients are all NaN where it is not finite (an infinite loss can have a finite gradient)."""
+    # a factor, for through `where` itself the NaN of the branch not taken would reach the gradient
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+
+
+class TorchEngine:
+    """AdamW on float32 weights; several processes through DistributedDataParallel.
+
+    Args:
+        objective: on its device already.
+        settings: `train` of the config.
+        micro_steps: calls of `backward` before each `step` in this process.
+    """
+
+    def __init__(self, objective: Objective, settings: TrainSettings, world: World, micro_steps: int):
+        self.objective = objective
+        self.settings = settings
+        self.world = world
+        self.micro_steps = micro_steps
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(objective, settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps
+        )
+        self.steps = 0
+        self._parallel = None
+        if world.size > 1:
+            self._parallel = DistributedDataParallel(
+                objective, device_ids=[world.device] if world.device.type == "cuda" else None
+            )
+        self.model = self._parallel or objective
+        self._begin()
+
+    def _begin(self) -> None:
+        self._done = 0
+        self._sync_on_next()
+
+    def _sync_on_next(self) -> None:
+        if self._parallel is not None:  # what its no_sync() sets: exchange gradients in the last micro-batch alone
+            self._parallel.require_backward_grad_sync = self._done + 1 == self.micro_steps
+
+    def backward(self, loss: Tensor) -> None:
+        """See Engine."""
+        # DDP averages over the processes, the shares are to be added
+        poison_bad(loss * self.world.size).backward()
+        self._done += 1
+        self._sync_on_next()
+
+    def step(self) -> StepInfo:
+        """See Engine."""
+        assert self._done == self.micro_steps, f"{self._done} of {self.micro_steps} micro-batches before a step"
+        settings = self.settings
+        lr = learning_rate(
+            self.steps,
+            peak=settings.lr,
+            steps=settings.steps,
+            warmup_steps=settings.warmup_steps,
+            min_ratio=settings.min_lr_ratio,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip or torch.inf))
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        self._begin()
+        return StepInfo(norm, lr, skipped)
+
+    @contextmanager
+    def weights(self, exact: bool = False) -> Iterator[Mapping[str, Tensor]]:
+        """See Engine."""
+        yield dict(self.objective.lm.named_parameters())
+
+    def save(self, folder: Path) -> None:
+        """Rank 0 writes weights.safetensors, optimizer.safetensors and engine.json; the others hold the same."""
+        if not self.world.is_first:
+            return
+        names = {parameter: name for name, parameter in self.objective.lm.named_parameters()}
+        write_safetensors(folder / "weights.safetensors", {name: _stored(value) for value, name in names.items()})
+        state = {
+            f"{names[parameter]}.{key}": _stored(value)
+            for parameter, values in self.optimizer.state.items()
+            for key, value in values.items()
+        }
+        write_safetensors(folder / "optimizer.safetensors", state)
+        write_json(folder / "engine.json", {"kind": "torch", "steps": self.steps})
+
+    def load(self, folder: Path) -> None:
+        """See Engine."""
+        weights, _ = read_safetensors(folder / "weights.safetensors")
+        state, _ = read_safetensors(folder / "optimizer.safetensors")
+        self.steps = int(read_json(folder / "engine.json")["steps"])
+        device = self.world.device
+        with torch.no_grad():
+            for name, parameter in self.objective.lm.named_parameters():
+                parameter.copy_(weights[name])
+                if not parameter.requires_grad or f"{name}.step" not in state:
+                    continue
+                self.optimizer.state[parameter] = {
+                    "step": state[f"{name}.step"].clone(),  # stays on the CPU, as AdamW keeps it
+                    "exp_avg": state[f"{name}.exp_avg"].to(device),
+                    "exp_avg_sq": state[f"{name}.exp_avg_sq"].to(device),
+                }
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()

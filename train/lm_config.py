@@ -1,0 +1,163 @@
+"""The YAML file of `tessera train`, whole: nothing about a run is said anywhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from ..lm.defaults import GenerationDefaults
+from ..lm.model import LMConfig
+from ..tokenize.config import Config, ConfigError
+
+
+class DataConfig(Config):
+    """Where the codes are (folders made by `tessera shards`)."""
+
+    shards: str
+    """Folder of the training shards."""
+    test: str | None = None
+    """Folder of held-out shards, for evaluation."""
+    max_frames: PositiveInt | None = None
+    """Leave out items longer than this; their number is reported."""
+    pool_batches: PositiveInt = 16
+    """Batches that are sorted by length together: more wastes less on padding, fewer mixes better."""
+
+
+class TrainSettings(Config):
+    """Optimisation, and what happens how often."""
+
+    steps: PositiveInt
+    """Optimizer steps of the whole run."""
+    batch: PositiveInt
+    """Items of a global batch, whatever the number of processes."""
+    micro_batch: PositiveInt | None = None
+    """Items of one forward pass; null: the global batch divided by the processes. The rest is accumulated."""
+    lr: PositiveFloat
+    """Peak learning rate of AdamW."""
+    warmup_steps: NonNegativeInt = 100
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """Learning rate of the last step, as a share of the peak."""
+    weight_decay: NonNegativeFloat = 0.01
+    """On matrices; vectors (norms, biases) are not decayed."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    clip: NonNegativeFloat = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward and backward pass; the weights that are updated stay float32."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of the moving average of the weights that is evaluated and exported; 0 uses the weights themselves."""
+    max_consecutive_bad: PositiveInt = 3
+    """A step whose loss or gradient is not finite changes nothing; after this many in a row the run stops."""
+    log_every: PositiveInt = 10
+    eval_every: PositiveInt | None = None
+    """Steps between evaluations on data.test; null: at the end only."""
+    sample_every: PositiveInt | None = None
+    """Steps between generated samples; null: none while training."""
+    samples: PositiveInt = 8
+    """Samples generated each time."""
+    save_every: PositiveInt | None = None
+    """Steps between checkpoints; null: at the end only."""
+    keep_last: PositiveInt = 2
+    """Checkpoints to keep."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainSettings:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be at least 0 and below 1, found {list(self.betas)}")
+        if self.micro_batch is not None and self.batch % self.micro_batch:
+            raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
+        return self
+
+
+class TorchEngineConfig(Config):
+    """Plain torch; several processes hold equal copies (DistributedDataParallel)."""
+
+    kind: Literal["torch"] = "torch"
+
+
+class DeepSpeedEngineConfig(Config):
+    """DeepSpeed with ZeRO; the whole DeepSpeed configuration is made from this and from `train`."""
+
+    kind: Literal["deepspeed"] = "deepspeed"
+    zero_stage: int = Field(1, ge=0, le=3)
+    """What is divided among the processes: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
+    bucket_elements: PositiveInt = 50_000_000
+    """Numbers exchanged at once."""
+    overlap_comm: bool = False
+    """Exchange gradients while the backward pass goes on (GPUs)."""
+    persistence_elements: NonNegativeInt = 100_000
+    """Stage 3: weights smaller than this are kept whole in every process."""
+
+
+EngineConfig = Annotated[TorchEngineConfig | DeepSpeedEngineConfig, Field(discriminator="kind")]
+
+
+class ExportConfig(Config):
+    """The model directory written at the end."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Storage of the weights."""
+
+
+class TrainConfig(Config):
+    """A complete run."""
+
+    name: str = Field(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*")
+    """Name of the model; without --out the run goes to runs/NAME."""
+    seed: NonNegativeInt = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig
+    tokenizer: str
+    """Folder of the frozen tokenizer that made the codes."""
+    lm: LMConfig
+    train: TrainSettings
+    engine: EngineConfig = TorchEngineConfig()
+    generation: GenerationDefaults = GenerationDefaults()
+    """Defaults of generation, stored in the model directory."""
+    export: ExportConfig = ExportConfig()
+
+
+_MAY_CHANGE = (
+    "device",
+    "export",
+    "generation",
+    "train.keep_last",
+    "train.save_every",
+    "train.eval_every",
+    "train.sample_every",
+    "train.samples",
+    "train.log_every",
+    "data.test",
+    "train.max_consecutive_bad",
+)
+
+
+def check_resumable(saved: dict[str, Any], config: TrainConfig, where: str) -> None:
+    """Raise ConfigError that names the first field in which a config differs from the one a run was started with.
+
+    What does not touch the course of training may change, and train.steps may grow (the learning rate then follows the longer
+    schedule from there on).
+    """
+    before, after = _flatten(saved), _flatten(config.model_dump(mode="json"))
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name), after.get(name)
+        if old == new or any(name == free or name.startswith(f"{free}.") for free in _MAY_CHANGE):
+            continue
+        if name == "train.steps" and isinstance(old, int) and isinstance(new, int) and new > old:
+            continue
+        raise ConfigError(
+            f"{name}: this run was started with {old!r} ({where}), the config now says {new!r}; set it back, or start another run with another --out"
+        )
+
+
+def _flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {prefix: data}
+    return {
+        name: value
+        for key, item in data.items()
+        for name, value in _flatten(item, f"{prefix}.{key}" if prefix else key).items()
+    }

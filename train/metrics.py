@@ -1,0 +1,127 @@
+"""What a run reports: metrics.jsonl (one object a line), TensorBoard where it is installed, a progress bar on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..tokenize.files import write_atomic
+
+
+class Metrics:
+    """Append-only metrics of one run.
+
+    A line is {"step": n, "split": "train" | "test", "loss": ..., "loss_per_codebook": [...], ...}; `step` counts finished steps.
+    Lines beyond `step` (a run that was killed after its last checkpoint) are removed on opening, for they will be written again.
+
+    Args:
+        folder: the run's folder.
+        step: finished steps so far.
+    """
+
+    def __init__(self, folder: Path, step: int = 0):
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            write_atomic(self.path, "".join(f"{line}\n" for line in kept).encode())
+        self._file = open(self.path, "a", encoding="utf-8")  # closed by close()
+        self._board = _open_board(folder / "tensorboard", step)
+
+    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Add one line; numbers that are not finite become null."""
+        line = {"step": step, "split": split, **{name: _plain(value) for name, value in values.items()}}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                for suffix, number in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                    if isinstance(number, int | float):
+                        self._board.add_scalar(
+                            f"{split}/{name}" + ("" if suffix is None else f"/{suffix}"), number, step
+                        )
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Progress:
+    """A progress bar where stderr is a terminal, now and then a line where it is not."""
+
+    def __init__(self, steps: int, done: int, show: bool = True):
+        self.steps = steps
+        self.show = show
+        self.bar = tqdm(
+            total=steps, initial=done, unit="step", dynamic_ncols=True, file=sys.stderr, disable=None if show else True
+        )
+
+    def advance(self) -> None:
+        """One step is finished."""
+        self.bar.update()
+
+    def report(
+        self, step: int, loss: float, per_codebook: list[float], tokens_per_second: float, seconds_left: float
+    ) -> None:
+        """Show the latest numbers."""
+        losses = " ".join(f"{value:.2f}" for value in per_codebook)
+        text = f"loss {loss:.3f} [{losses}] {tokens_per_second:,.0f} tokens/s"
+        if not self.bar.disable:
+            self.bar.set_postfix_str(text)
+        elif self.show:
+            print(f"step {step}/{self.steps}  {text}  {duration(seconds_left)} left", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.show:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """ "1:02:03" or "2:03"; "?" when unknown."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """All lines of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _open_board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # an extra; metrics.jsonl holds the same numbers
+        print(
+            "note: no TensorBoard files, the package tensorboard is not installed (pip install tensorboard)",
+            file=sys.stderr,
+        )
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

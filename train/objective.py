@@ -1,0 +1,69 @@
+"""The loss of a share of a batch, scaled so that the shares of all micro-batches and processes add up to the loss of the whole.
+
+Items differ in length, so a mean of the micro-batches' means is not the mean over the batch. Each micro-batch therefore divides its
+sums by the terms of the whole batch, which every process knows from the lengths alone:
+
+    loss = mean_k( sum over all terms of codebook k / number of those terms )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..lm.arrange import Arrangement
+from ..lm.conditions import ConditionBatch
+from ..lm.model import TokenLM
+
+
+class Objective(nn.Module):
+    """Wraps an LM so that calling it gives the loss (DistributedDataParallel and DeepSpeed only wrap `forward`).
+
+    Args:
+        lm: the model in training.
+        dtype: "bfloat16" runs the forward pass under autocast, "float32" as it is.
+    """
+
+    def __init__(self, lm: TokenLM, dtype: str = "float32", label_smoothing: float = 0.0):
+        super().__init__()
+        self.lm = lm
+        self.use_autocast = dtype == "bfloat16"
+        self.label_smoothing = label_smoothing
+
+    def forward(
+        self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch, totals: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of a micro-batch.
+
+        Args:
+            codes: [B, K, T] long. lengths: [B] frames, None where all have T. conditions: of the same rows.
+            totals: [K] loss terms of the whole batch; None: of these rows.
+        Returns:
+            this share of the loss (scalar), sums of the loss terms [K] (detached, float64), their numbers [K].
+        """
+        with torch.autocast(codes.device.type, torch.bfloat16, enabled=self.use_autocast):
+            report = self.lm.loss(codes, lengths, conditions, label_smoothing=self.label_smoothing)
+        counts = report.count.float()
+        shares = report.per_codebook.float() * (counts / (counts if totals is None else totals.to(counts)).clamp(min=1))
+        sums = report.per_codebook.detach().double() * report.count
+        return shares.mean(), sums, report.count
+
+
+class TermCounter:
+    """Loss terms that items of given lengths have, asked from the arrangement once for each length."""
+
+    def __init__(self, arrangement: Arrangement):
+        self.arrangement = arrangement
+        self._known: dict[int, Tensor] = {}
+
+    def __call__(self, lengths: Iterable[int]) -> Tensor:
+        """Terms of each codebook [K], float64, of all items together; lengths in frames."""
+        return torch.stack([self._of(int(length)) for length in lengths]).sum(0)
+
+    def _of(self, length: int) -> Tensor:
+        if length not in self._known:
+            codes = torch.zeros(1, self.arrangement.num_codebooks, length, dtype=torch.long)
+            self._known[length] = self.arrangement.arrange(codes).mask.sum((0, 2)).double()
+        return self._known[length]

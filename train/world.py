@@ -1,0 +1,123 @@
+"""The processes of one run: who am I, what do the others have, and decisions taken by all of them alike.
+
+Without a launcher a run is one process and none of this touches torch.distributed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..tokenize.config import ConfigError
+
+RENDEZVOUS = "TESSERA_RENDEZVOUS"
+"""Environment variable: file:// address where the processes of `--nproc` meet."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank and size of this run, and the device of this process."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """True in the process that writes logs, metrics and samples."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+    def add(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all processes, in place; returns it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def share(self, value: Any) -> Any:
+        """The value that rank 0 holds (plain data), in every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action` everywhere; if it fails anywhere, every process raises, so that none waits for one that is gone."""
+        failure, result = None, None
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+        if self.size > 1:
+            notes: list[Any] = [None] * self.size
+            dist.all_gather_object(notes, None if failure is None else f"{type(failure).__name__}: {failure}")
+            first = next((f"rank {rank}: {note}" for rank, note in enumerate(notes) if note), None)
+            if failure is None and first is not None:
+                failure = RuntimeError(f"another process failed, {first}")
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[return-value]
+
+
+def join_world(device: str = "auto", *, always: bool = False) -> World:
+    """Meet the other processes of this run, as the launcher's environment names them.
+
+    Args:
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        always: make a process group even for one process (DeepSpeed needs one).
+    Understands the variables of `tessera train --nproc`, `deepspeed` and `torchrun`: RANK, WORLD_SIZE, LOCAL_RANK, and
+    MASTER_ADDR and MASTER_PORT or TESSERA_RENDEZVOUS.
+    Raises:
+        ConfigError: CUDA asked for and not there, or more processes than GPUs.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; set device=auto or device=cpu")
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if use_cuda and local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this machine has no GPU, torch sees {torch.cuda.device_count()}; start fewer processes"
+        )
+    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(where)
+    if (size > 1 or always) and not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if use_cuda else "gloo",
+            init_method=_meeting_point(size),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(minutes=30),
+        )
+    return World(rank, size, where)
+
+
+def leave_world(world: World) -> None:
+    """End the process group of several processes. A group of one is kept: DeepSpeed cannot make a second in one process."""
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _meeting_point(size: int) -> str:
+    if RENDEZVOUS in os.environ:
+        return os.environ[RENDEZVOUS]
+    if size > 1:
+        return "env://"
+    return (Path(tempfile.mkdtemp(prefix="tessera-")) / "rendezvous").as_uri()
