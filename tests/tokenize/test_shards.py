@@ -1,0 +1,296 @@
+"""Shards: what is written is what is read; kills, flipped bits, bad media and foreign folders."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tessera.tokenize.config import check_config
+from tessera.tokenize.corpus import FolderCorpus
+from tessera.tokenize.files import read_safetensors
+from tessera.tokenize.media import read_audio, write_audio
+from tessera.tokenize.shards import Shards, ShardsConfig, SplitConfig, build_shards
+from tessera.tokenize.spec import AudioGeometry, TokenSpec
+
+RATE, HOP = 8000, 80
+
+
+class FakeTokenizer:
+    """Codes are the loudness of a frame, in K scales; counts its calls and can be told to fail at one."""
+
+    def __init__(self, cardinalities=(4, 300), name="fake", fail_at=None):
+        geometry = AudioGeometry(sample_rate=RATE, samples_per_frame=HOP)
+        self.spec = TokenSpec(name=name, cardinalities=cardinalities, geometry=geometry, fingerprint=name * 8)
+        self.calls, self.fail_at = 0, fail_at
+
+    def encode(self, media, lengths=None):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        samples = media[0, 0]
+        frames = torch.nn.functional.pad(samples, (0, -len(samples) % HOP)).reshape(-1, HOP).abs().amax(1)
+        codes = torch.stack([(frames * (size - 1)).long() for size in self.spec.cardinalities])
+        return SimpleNamespace(codes=codes[None], lengths=torch.tensor([codes.shape[1]]))
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recordings")
+    generator = torch.Generator().manual_seed(0)
+    for number in range(11):
+        samples = torch.rand(1, 200 + 90 * number, generator=generator) - 0.5
+        path = folder / f"voice{number % 3}" / f"{number:02d}.wav"
+        write_audio(path, samples * (number + 1) / 12, RATE)
+        if number != 4:
+            path.with_suffix(".txt").write_text(f"text {number}")
+    return folder
+
+
+def make_config(recordings: Path, out: Path, **more) -> ShardsConfig:
+    return ShardsConfig(
+        corpus=FolderCorpus(path=str(recordings)), tokenizer="unused", out=str(out), items_per_shard=4, **more
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_read_what_was_written(recordings, tmp_path):
+    tokenizer = FakeTokenizer()
+    shards = build_shards(make_config(recordings, tmp_path / "s"), tokenizer)
+    assert sorted(contents(tmp_path / "s")) == [
+        "00000.safetensors",
+        "00001.safetensors",
+        "00002.safetensors",
+        "index.json",
+    ]
+    assert len(shards) == 11 and shards.spec == tokenizer.spec and shards.skipped == []
+    assert shards.label_names == ["voice0", "voice1", "voice2"]
+    paths = sorted(recordings.rglob("*.wav"))
+    for number in torch.randperm(11).tolist():
+        item, path = shards.item(number), paths[number]
+        codes = tokenizer.encode(read_audio(path, RATE)[None]).codes[0]
+        assert item.codes.dtype == torch.long and torch.equal(item.codes, codes)
+        assert item.id == str(path.relative_to(recordings)) and shards.lengths[number] == codes.shape[1]
+        assert shards.label_names[item.label] == path.parent.name and shards.labels[number] == item.label
+        assert item.text == (None if path.stem == "04" else f"text {int(path.stem)}")
+    assert [text for text in shards.texts() if text is None] == [None]
+    shards.verify()
+    again = pickle.loads(pickle.dumps(shards))  # as a data loader's worker gets it
+    assert torch.equal(again.item(3).codes, shards.item(3).codes)
+    with pytest.raises(IndexError, match="item 11 of 11"):
+        shards.item(11)
+
+
+@pytest.mark.parametrize(
+    "cardinalities, dtype",
+    [
+        ((2,), torch.uint8),
+        ((256, 3), torch.uint8),
+        ((257,), torch.uint16),
+        ((65536,), torch.uint16),
+        ((65537,), torch.uint32),
+    ],
+)
+def test_smallest_type(recordings, tmp_path, cardinalities, dtype):
+    tokenizer = FakeTokenizer(cardinalities)
+    shards = build_shards(make_config(recordings, tmp_path, max_items=2), tokenizer)
+    tensors, metadata = read_safetensors(tmp_path / "00000.safetensors")
+    assert tensors["codes"].dtype == dtype
+    assert tensors["offsets"].tolist() == [0, *np.cumsum(shards.lengths)]
+    assert TokenSpec.model_validate_json(metadata["spec"]) == tokenizer.spec
+    paths = sorted(recordings.rglob("*.wav"))
+    assert torch.equal(shards.item(1).codes, tokenizer.encode(read_audio(paths[1], RATE)[None]).codes[0])
+
+
+@pytest.mark.parametrize("fail_at", [1, 4, 5, 7, 8, 11])
+def test_interrupted_build_goes_on(recordings, tmp_path, fail_at):
+    build_shards(make_config(recordings, tmp_path / "whole"), FakeTokenizer())
+    config = make_config(recordings, tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(config, FakeTokenizer(fail_at=fail_at))
+    with pytest.raises(FileNotFoundError, match=r"no index\.json there"):
+        Shards(config.out)
+    (Path(config.out) / ".00002.safetensors.x.part").write_bytes(b"half")  # what a kill while writing leaves
+    tokenizer = FakeTokenizer()
+    build_shards(config, tokenizer)
+    assert tokenizer.calls == 11 - (fail_at - 1) // 4 * 4, "whole shards are not made again"
+    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
+    tokenizer = FakeTokenizer()
+    assert len(build_shards(config, tokenizer)) == 11 and tokenizer.calls == 0
+
+
+def test_kill_between_index_and_tidying(recordings, tmp_path):
+    config = make_config(recordings, tmp_path / "s")
+    build_shards(config, FakeTokenizer())
+    before = contents(tmp_path / "s")
+    (tmp_path / "s" / "part-00000.json").write_text("{}")
+    build_shards(config, FakeTokenizer())
+    assert contents(tmp_path / "s") == before
+
+
+def test_damaged_shard_is_made_again(recordings, tmp_path):
+    config = make_config(recordings, tmp_path / "s")
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(config, FakeTokenizer(fail_at=9))
+    flip_bit(tmp_path / "s" / "00001.safetensors", -1)
+    tokenizer = FakeTokenizer()
+    build_shards(config, tokenizer)
+    assert tokenizer.calls == 4 + 3
+    build_shards(make_config(recordings, tmp_path / "whole"), FakeTokenizer())
+    assert contents(tmp_path / "whole") == contents(tmp_path / "s")
+
+
+def flip_bit(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def test_other_things_in_the_folder_are_refused(recordings, tmp_path):
+    config = make_config(recordings, tmp_path / "s")
+    build_shards(config, FakeTokenizer())
+    for other, tokenizer in (
+        (config, FakeTokenizer(name="other")),
+        (make_config(recordings, tmp_path / "s", max_items=5), FakeTokenizer()),
+        (config.model_copy(update={"items_per_shard": 5}), FakeTokenizer()),
+    ):
+        with pytest.raises(ValueError, match="holds shards of another corpus, tokenizer or setting"):
+            build_shards(other, tokenizer)
+    unfinished = make_config(recordings, tmp_path / "u")
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(unfinished, FakeTokenizer(fail_at=9))
+    with pytest.raises(ValueError, match="holds shards of another corpus, tokenizer or setting"):
+        build_shards(unfinished, FakeTokenizer(name="other"))
+
+
+def test_where_the_corpus_lies_does_not_matter(recordings, tmp_path):
+    shutil.copytree(recordings, tmp_path / "copy")
+    build_shards(make_config(recordings, tmp_path / "a"), FakeTokenizer())
+    build_shards(make_config(tmp_path / "copy", tmp_path / "b"), FakeTokenizer())
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("position", [0, 8, 60, -1, -9, -200])
+def test_flipped_bit_is_found(recordings, tmp_path, position):
+    build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    flip_bit(tmp_path / "00001.safetensors", position)
+    shards = Shards(tmp_path)
+    shards.item(0)  # another file
+    with pytest.raises(ValueError, match=r"00001\.safetensors: damaged: its SHA-256 is"):
+        shards.item(5)
+    with pytest.raises(ValueError, match=r"00001\.safetensors: damaged"):
+        shards.verify()
+
+
+def test_missing_file(recordings, tmp_path):
+    build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    (tmp_path / "00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"00002\.safetensors: missing"):
+        Shards(tmp_path).item(9)
+
+
+def test_codes_out_of_range_are_refused(recordings, tmp_path):
+    build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    index = json.loads((tmp_path / "index.json").read_text())
+    index["spec"]["cardinalities"] = [4, 20]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"item '.*' has codes up to \[\d, \d+\], tokenizer 'fake' has \[4, 20\]"):
+        Shards(tmp_path).item(10)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"lengths": [3] * 10}, "10 lengths for 11 ids"),
+        ({"texts": []}, "0 texts for 11 ids"),
+        ({"labels": [5] * 11}, "none of its 3 names"),
+        ({"labels": [-2] * 11}, "none of its 3 names"),
+        ({"lengths": [0] * 11}, "a length below 1"),
+        ({"lengths": [10**6] * 11}, r"codes \[\d+, 2\], the index asks for codes \[4000000, 2\]"),
+        ({"files": []}, "its files hold 0 items, it lists 11"),
+        ({"format": "other"}, "format: "),
+        ({"version": 2}, "version: "),
+        ({"extra": 1}, "extra: unknown key"),
+    ],
+)
+def test_wrong_index(recordings, tmp_path, change, message):
+    build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    index = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps(index | change))
+    with pytest.raises(ValueError, match=message):
+        Shards(tmp_path).item(0)
+
+
+def test_index_names_no_file_outside(recordings, tmp_path):
+    build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    index = json.loads((tmp_path / "index.json").read_text())
+    index["files"][0]["file"] = "../00000.safetensors"
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="is not a file name in this folder"):
+        Shards(tmp_path)
+
+
+def test_bad_media_is_skipped_and_listed(recordings, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(recordings, folder)
+    (folder / "voice0" / "00.wav").write_bytes(b"")
+    (folder / "voice1" / "07.txt").write_text("")
+    (folder / "aa.wav").write_bytes(b"RIFF....")
+    shards = build_shards(make_config(folder, tmp_path / "s"), FakeTokenizer())
+    assert [entry.id for entry in shards.skipped] == ["aa.wav", "voice0/00.wav", "voice1/07.wav"]
+    assert "00.wav: the file is empty" in shards.skipped[1].reason
+    assert len(shards) == 12 - 3 and shards.index.files[0].items == 2
+    assert [shards.item(number).id for number in range(9)] == shards.index.ids
+    for path in folder.rglob("*.wav"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the 12 items can be used; the first: .*aa\.wav: the file is empty"):
+        build_shards(make_config(folder, tmp_path / "none"), FakeTokenizer())
+
+
+def test_split(recordings, tmp_path):
+    parts = {}
+    for part in ("train", "test"):
+        config = make_config(recordings, tmp_path / part, split=SplitConfig(part=part, test_share=0.4))
+        parts[part] = set(build_shards(config, FakeTokenizer()).index.ids)
+    assert parts["train"] and parts["test"] and not parts["train"] & parts["test"]
+    assert len(parts["train"] | parts["test"]) == 11
+    folder = tmp_path / "more"
+    shutil.copytree(recordings, folder)
+    shutil.copy(folder / "voice0" / "00.wav", folder / "added.wav")
+    config = make_config(folder, tmp_path / "t", split=SplitConfig(part="test", test_share=0.4))
+    assert set(build_shards(config, FakeTokenizer()).index.ids) - {"added.wav"} == parts["test"]
+    config = make_config(recordings, tmp_path / "e", split=SplitConfig(part="test", test_share=1e-9))
+    with pytest.raises(ValueError, match="falls into 'test'; change split.test_share"):
+        build_shards(config, FakeTokenizer())
+
+
+def test_numbers_as_labels_are_in_the_order_of_numbers(tmp_path):
+    for label in ("10", "9", "100"):
+        write_audio(tmp_path / "in" / label / "x.wav", torch.zeros(1, 100), RATE)
+    assert build_shards(make_config(tmp_path / "in", tmp_path / "out"), FakeTokenizer()).label_names == [
+        "9",
+        "10",
+        "100",
+    ]
+
+
+def test_no_shards(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no index.json there; make it with: tessera shards CONFIG"):
+        Shards(tmp_path / "nowhere")
+    (tmp_path / "part-00000.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="was not finished; run tessera shards again"):
+        Shards(tmp_path)
+
+
+def test_config_from_yaml():
+    data = {"corpus": {"kind": "folder", "path": "x"}, "tokenizer": "t", "out": "o", "split": {"part": "test"}}
+    assert check_config(data, ShardsConfig).split == SplitConfig(part="test")
+    with pytest.raises(ValueError, match="out: Field required"):
+        check_config({"corpus": {"kind": "arrays", "path": "x"}, "tokenizer": "t"}, ShardsConfig)
