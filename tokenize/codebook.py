@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from .kmeans import distinct, first_by_priority, kmeans
+from .kmeans import distinct, exact_dtype, first_by_priority, kmeans
 
 REVIVE_EVERY = 5
 """Updates between two looks for dead codes."""
 KMEANS_ITERATIONS = 10
 KMEANS_VECTORS_PER_CODE = 16
+KMEANS_VECTORS_AT_LEAST = 4096
 SMALLEST_COUNT = 1e-8
 """Counts stop decaying here: sum / count stays defined when revival is off."""
 
@@ -86,13 +87,12 @@ class Codebook(nn.Module):
         if mask is not None:
             x, codes = x[mask], codes[mask]
         x = x.float()
-        if bool(self.started):
-            if self.collected is None:
-                self.collected = self._nothing()
-            counts, sums = self.collected
-            counts += torch.bincount(codes, minlength=self.size)
-            if not self.learned:
-                sums.index_add_(0, codes, x)
+        if self.collected is None:
+            self.collected = self._nothing()
+        counts, sums = self.collected
+        counts += torch.bincount(codes, minlength=self.size)
+        if not self.learned:
+            sums.index_add_(0, codes, x.to(sums.dtype))
         wanted = self.wanted(True)
         if wanted:
             x = x if self.reservoir is None else torch.cat([self.reservoir, x])
@@ -101,7 +101,7 @@ class Codebook(nn.Module):
     def wanted(self, may_start: bool) -> int:
         """How many vectors the next update needs from the data."""
         if not bool(self.started):
-            return KMEANS_VECTORS_PER_CODE * self.size if may_start else 0
+            return max(KMEANS_VECTORS_PER_CODE * self.size, KMEANS_VECTORS_AT_LEAST) if may_start else 0
         due = self.revive_below > 0 and int(self.updates) % REVIVE_EVERY == REVIVE_EVERY - 1
         return self.size if due else 0
 
@@ -110,8 +110,8 @@ class Codebook(nn.Module):
 
         Returns uses [V], sums of vectors [V, D], numbers of vectors kept [world], and those vectors [world, wanted, D].
         """
-        numbers = self.count.new_zeros(world)
-        vectors = self.count.new_zeros(world, wanted, self.dim)
+        numbers = self.count.new_zeros(world, dtype=exact_dtype(self.count))
+        vectors = numbers.new_zeros(world, wanted, self.dim)
         if wanted and self.reservoir is not None:
             numbers[rank] = len(self.reservoir)
             vectors[rank, : len(self.reservoir)] = self.reservoir
@@ -122,27 +122,29 @@ class Codebook(nn.Module):
         counts, sums, numbers, vectors = report
         wanted = vectors.shape[1]
         finite = bool(sums.sum().isfinite()) and bool(vectors.sum().isfinite())
-        data = vectors.new_zeros(0, self.dim)
+        data = self.count.new_zeros(0, self.dim)
         if wanted and finite:
             gathered = [place[:kept] for place, kept in zip(vectors, numbers.long().tolist(), strict=True)]
-            data = first_by_priority(torch.cat(gathered), int(self.updates), wanted)
+            data = first_by_priority(torch.cat(gathered).float(), int(self.updates), wanted)
         if not bool(self.started):
             if len(data):
-                self._start(data)
+                self._start(data, float(counts.sum()))
         elif finite and float(counts.sum()) > 0:
-            self._average(counts, sums)
+            self._average(counts.float(), sums.float())
             if len(data):
                 self._revive(data)
         self.updates += 1
         self.forget()
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
-        return self.count.new_zeros(self.size), self.count.new_zeros(self.size, 0 if self.learned else self.dim)
+        # float64: the order of a sum, and so the number of processes, then never reaches the float32 it is stored as.
+        counts = self.count.new_zeros(self.size, dtype=exact_dtype(self.count))
+        return counts, counts.new_zeros(self.size, 0 if self.learned else self.dim)
 
-    def _start(self, data: Tensor) -> None:
+    def _start(self, data: Tensor, seen: float) -> None:
         centres, sizes = kmeans(data, self.size, KMEANS_ITERATIONS, self.normalise)
-        # A code without data counts as dead and is replaced at the next look; its vector is defined all the same.
-        counts = torch.where(sizes > 0, sizes, 1e-3 * len(data) / self.size)
+        # Counts are uses per update, as the averages to come. A code without data counts as dead and is replaced soon.
+        counts = torch.where(sizes > 0, sizes * (seen / len(data)), 1e-3 * seen / self.size)
         self._set(torch.arange(self.size, device=data.device), centres, counts)
         self.started.fill_(True)
 
@@ -173,6 +175,8 @@ class Codebook(nn.Module):
 @torch.no_grad()
 def update_codebooks(books: Sequence[Codebook]) -> None:
     """One update of all codebooks, coarse first, with a single all-reduce over the processes there are at the call."""
+    if not books:
+        return
     together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     rank, world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     plan, may_start = [], True

@@ -173,7 +173,7 @@ def pack_codes(codes: Tensor, cardinalities: Sequence[int]) -> Tensor:
     sizes = torch.tensor(cardinalities, device=codes.device)
     if codes.numel() and bool(((codes < 0) | (codes >= sizes)).any()):
         raise ValueError(
-            f"codes {int(codes.min())}..{int(codes.max())} are not all in range of {list(cardinalities)} codes; drop no level"
+            f"codes {int(codes.min())}..{int(codes.max())} do not fit {list(cardinalities)} codes; drop no level"
         )
     packed = torch.zeros(codes.shape[:-1], dtype=torch.long, device=codes.device)
     for level, size in enumerate(cardinalities):
@@ -198,7 +198,7 @@ def unpack_codes(packed: Tensor, cardinalities: Sequence[int]) -> Tensor:
 def _check_packable(cardinalities: Sequence[int]) -> None:
     if math.prod(cardinalities) > MAX_PACKED:
         raise ValueError(
-            f"{list(cardinalities)} codes make {math.prod(cardinalities)} combinations, above 2^62; pack fewer codebooks"
+            f"{list(cardinalities)} codes make {math.prod(cardinalities)} combinations, above 2^62; pack fewer"
         )
 
 

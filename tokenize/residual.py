@@ -3,7 +3,7 @@
     rest 0 = x,   q i = level i (rest i),   rest i+1 = rest i - q i (no gradient through q i),   value = q 0 + q 1 + ...
 
 One straight-through gradient goes around the sum (Quantizer.forward): one per level would multiply the encoder's
-gradient by the number of levels. The commitment losses of all levels reach the encoder: the rest keeps the gradient of x.
+gradient by the number of levels. The commitment losses of all levels reach the encoder, as the rest keeps x's gradient.
 Source: SoundStream, arXiv:2107.03312; level dropout per sample: arXiv:2306.06546.
 """
 
