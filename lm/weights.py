@@ -223,10 +223,10 @@ def _check_parts(config: LMConfig, text: TextTokenizer | None, labels: list[str]
     classes = label.classes if label is not None else 0
     if len(labels) != classes:
         raise ValueError(f"{where}: {len(labels)} label names, but the model has {classes} labels")
-    if (text is None) != (text_condition is None):
-        raise ValueError(
-            f"{where}: the model reads {'no text' if text_condition is None else 'text'}, the text tokenizer is {text}"
-        )
+    if text is None and text_condition is not None:
+        raise ValueError(f"{where}: the model reads text, but no text tokenizer was given")
+    if text is not None and text_condition is None:
+        raise ValueError(f"{where}: a text tokenizer was given, but the model reads no text")
     if text is not None and text_condition is not None and text.vocab_size != text_condition.vocab_size:
         raise ValueError(
             f"{where}: the text tokenizer has {text.vocab_size} ids, the model {text_condition.vocab_size}; "

@@ -3,6 +3,7 @@
 import itertools
 
 import torch
+
 from tessera.lm.arrange import CoarseFirstConfig, DelayConfig, FlatConfig, ParallelConfig, PartialFlatConfig
 from tessera.lm.conditions import ConditionBatch, LabelConfig, TextConditionConfig
 from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig

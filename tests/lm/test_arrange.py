@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+
 from tessera.lm.arrange import (
     UNKNOWN_LENGTH,
     Arrangement,
@@ -16,7 +17,8 @@ from tessera.lm.arrange import (
 )
 from tessera.tokenize.config import ConfigError
 
-# The drawings of audiocraft's patterns for T = 4, K = 3, less their leading column: 10 k + t + 1 in a cell, S for special.
+# The drawings of audiocraft's patterns for T = 4, K = 3, less their leading column: 10 k + t + 1 in a cell, S for
+# special.
 DRAWINGS = [
     (
         DelayConfig(delays=(0, 1, 2)),

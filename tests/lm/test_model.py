@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tessera.lm.conditions import ConditionBatch
 from tessera.lm.inputs import CodesInputConfig
 from tessera.lm.model import LMConfig
@@ -13,12 +14,13 @@ from tessera.lm.rope import GridRopeConfig
 from tessera.tokenize.config import ConfigError, check_config
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_models import CASES, make_codes, make_conditions, make_config, make_lm, make_spec  # noqa: E402
+from small_models import CASES, make_codes, make_conditions, make_config, make_lm, make_spec
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 half_of_the_cases = pytest.mark.parametrize("case", [*CASES.values()][::2], ids=[*CASES.keys()][::2])
 
-# Both sides are float32 and differ in the order of sums: kernels for one step and for a whole sequence round differently.
+# Both sides are float32 and differ in the order of sums: kernels for one step and for a whole sequence round
+# differently.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
