@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tessera.lm.arrange import CoarseFirstConfig, DelayConfig, FlatConfig, ParallelConfig, PartialFlatConfig
 from tessera.lm.conditions import ConditionBatch, LabelConfig, TextConditionConfig
 from tessera.lm.model import LMConfig, TokenLM

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tessera.generate.loop import DecodeLoop, Length, generate_codes
 from tessera.generate.noise import uniform
 from tessera.generate.sampling import Sampling

@@ -1,6 +1,7 @@
 """The hash behind every draw: uniform, independent along each axis, and blind to the batch."""
 
 import torch
+
 from tessera.generate.noise import uniform
 
 

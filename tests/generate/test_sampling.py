@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from tessera.generate.noise import uniform
 from tessera.generate.sampling import Sampling, make_filters, sample
 

@@ -1,0 +1,229 @@
+"""Model: a language model, its tokenizer and its names, behind words instead of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..lm.conditions import LabelConfig, TextConditionConfig
+from ..lm.defaults import GenerationDefaults
+from ..lm.model import TokenLM
+from ..lm.weights import StorageName, load_model
+from ..tokenize.config import nearest_name
+from ..tokenize.spec import AudioGeometry, TokenSpec
+from ..tokenize.text import TextTokenizer
+from ..tokenize.tokenizer import Tokenizer
+from .loop import Progress
+from .prompt import Prompt, prompt_codes
+from .request import Settings, max_frames_for
+from .result import SUFFIXES, Result
+from .stream import stream_audio
+from .whole import DEFAULT_BATCH, generate
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
+
+Label = int | str
+
+
+class Model:
+    """What `load` gives. Its parts `lm`, `tokenizer`, `text`, `labels` and `defaults` may be used by themselves."""
+
+    def __init__(
+        self,
+        lm: TokenLM,
+        tokenizer: Tokenizer,
+        text: TextTokenizer | None,
+        labels: Sequence[str],
+        defaults: GenerationDefaults,
+        name: str | None = None,
+    ):
+        self.lm = lm
+        self.tokenizer = tokenizer
+        self.text = text
+        self.labels = list(labels)
+        self.defaults = defaults
+        self.name = name or tokenizer.spec.name
+
+    @property
+    def spec(self) -> TokenSpec:
+        """What its codes mean."""
+        return self.lm.spec
+
+    @property
+    def suffix(self) -> str:
+        """Of files its samples are saved as: .png or .wav."""
+        return SUFFIXES[self.spec.geometry.kind][0]
+
+    def __repr__(self) -> str:
+        conditions = ", ".join(condition.kind for condition in self.lm.config.conditions) or "nothing"
+        size = f"{self.lm.num_parameters / 1e6:.1f} M parameters"
+        return f"Model('{self.name}': {self.spec.geometry.kind}, conditioned on {conditions}, {size})"
+
+    def generate(
+        self,
+        *,
+        label: Label | Sequence[Label] | None = None,
+        text: str | Sequence[str] | None = None,
+        n: int = 1,
+        seed: int = 0,
+        prompt: Prompt | None = None,
+        prompt_frames: int | None = None,
+        num_frames: int | None = None,
+        max_seconds: float | None = None,
+        unconditional: bool = False,
+        exact: bool = False,
+        batch: int = DEFAULT_BATCH,
+        on_progress: Progress | None = None,
+        **settings: Unpack[Settings],
+    ) -> Result:
+        """Generate samples.
+
+        Args:
+            label: a label's name or id, or a list of them.
+            text: what to say or to show, or a list.
+            n: samples for each entry of the lists.
+            seed: sample i has the seed `seed + i`; the same seed and condition give the same sample in any company
+                (`exact=True`: also where kernels round by the size of the batch).
+            prompt: how the samples begin: codes [K, t] or [B, K, t], media (float, [C, N] or [C, height, width]), or
+                a file. It is part of the result.
+            prompt_frames: use only so many frames of the prompt.
+            num_frames: make exactly so many frames; None: until the model ends.
+            max_seconds: limit for sound, instead of max_frames.
+            unconditional: allow a model with a condition to run without.
+            exact, batch, on_progress: as `tessera.generate.generate`.
+            settings: temperature, top_k, top_p, min_p (one value, or one per codebook), guidance, max_frames,
+                min_frames; what is left out is the model's own default.
+        Raises:
+            ValueError: an argument that cannot be met, in one line that names it.
+        """
+        return generate(
+            self.lm,
+            self.tokenizer,
+            **self._ids(label, text, unconditional),
+            n=n,
+            seed=seed,
+            prompt=prompt_codes(prompt, self.tokenizer, prompt_frames),
+            num_frames=num_frames,
+            exact=exact,
+            batch=batch,
+            defaults=self.defaults,
+            on_progress=on_progress,
+            **self._with_seconds(settings, max_seconds),
+        )
+
+    def stream(
+        self,
+        *,
+        label: Label | None = None,
+        text: str | None = None,
+        seed: int = 0,
+        prompt: Prompt | None = None,
+        prompt_frames: int | None = None,
+        num_frames: int | None = None,
+        max_seconds: float | None = None,
+        unconditional: bool = False,
+        **settings: Unpack[Settings],
+    ) -> Iterator[Tensor]:
+        """Generate one sample of sound and yield [C, n] float32 as it becomes final.
+
+        Joined, the chunks equal `generate(...).media[0]` of the same arguments bit for bit. Arguments and errors as
+        `generate`; ValueError for a model of pictures.
+        """
+        return stream_audio(
+            self.lm,
+            self.tokenizer,
+            **self._ids(label, text, unconditional),
+            seed=seed,
+            prompt=prompt_codes(prompt, self.tokenizer, prompt_frames),
+            num_frames=num_frames,
+            defaults=self.defaults,
+            **self._with_seconds(settings, max_seconds),
+        )
+
+    def label_id(self, label: Label) -> int:
+        """Id of a label given by name or id; ValueError names the nearest label."""
+        if isinstance(label, str) and label in self.labels:
+            return self.labels.index(label)
+        if isinstance(label, int) and not isinstance(label, bool):
+            if 0 <= label < len(self.labels):
+                return label
+            raise ValueError(f"'{self.name}' has the labels 0 to {len(self.labels) - 1}, found {label}")
+        raise ValueError(f"'{self.name}' has no label {label!r}; {nearest_name(str(label), self.labels)}")
+
+    def _ids(
+        self, label: Label | Sequence[Label] | None, text: str | Sequence[str] | None, unconditional: bool
+    ) -> dict[str, Any]:
+        """The conditions as ids; a condition the model has not, or one it cannot do without, is an error."""
+        kinds = {type(condition) for condition in self.lm.config.conditions}
+        has_label, has_text = LabelConfig in kinds, TextConditionConfig in kinds
+        read = "text" if has_text else "label" if has_label else ""
+        if label is not None and not has_label:
+            raise ValueError(f"'{self.name}' has no labels; leave label out" + (", pass text" if has_text else ""))
+        if text is not None and not has_text:
+            raise ValueError(f"'{self.name}' reads no text; leave text out" + (", pass label" if has_label else ""))
+        if read and not unconditional and (text if has_text else label) is None:
+            example = f"{read}=" + ("'...'" if has_text else repr(self.labels[0]))
+            raise ValueError(f"'{self.name}' makes samples for a {read}; pass {example} (or unconditional=True)")
+        labels, texts = label, None
+        if label is not None:
+            labels = [self.label_id(one) for one in label] if _is_list(label) else self.label_id(label)  # type: ignore
+        if text is not None and self.text is not None:
+            texts = [self.text.encode(one) for one in text] if _is_list(text) else self.text.encode(text)  # type: ignore
+        return {"label": labels, "text_ids": texts}
+
+    def _with_seconds(self, settings: Settings, max_seconds: float | None) -> Settings:
+        if max_seconds is None:
+            return settings
+        geometry = self.spec.geometry
+        if not isinstance(geometry, AudioGeometry):
+            raise ValueError(f"max_seconds is {max_seconds}, but '{self.name}' makes pictures; leave it out")
+        if "max_frames" in settings:
+            raise ValueError("max_seconds and max_frames were both given; give one")
+        return {**settings, "max_frames": max_frames_for(max_seconds, geometry)}
+
+
+def load(model: str | Path, device: str | torch.device = "auto", dtype: StorageName | torch.dtype = "float32") -> Model:
+    """Load a model directory, or a bundled model by its name.
+
+    Args:
+        model: a directory that `tessera train` exported, or "digits", "speech".
+        device: "auto": the first CUDA device where there is one, else the CPU.
+        dtype: of the language model in memory.
+    Raises:
+        ValueError: neither; names the bundled models. FileNotFoundError, ValueError: a directory without a whole model.
+    """
+    folder = find_model(model)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = load_model(folder, device, dtype)
+    return Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults, name=str(model))
+
+
+def find_model(model: str | Path) -> Path:
+    """The directory of a model given as directory or bundled name; a directory with a config.json comes first."""
+    folder, names = Path(model), bundled_models()
+    if (folder / "config.json").is_file():
+        return folder
+    if str(model) in names:
+        return BUNDLED / str(model)
+    if folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no model here (config.json is missing); make one with: tessera train CONFIG"
+        )
+    raise ValueError(f"no model '{model}': no such directory, and no bundled model; {nearest_name(str(model), names)}")
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(folder.parent.name for folder in BUNDLED.glob("*/config.json"))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

@@ -1,0 +1,169 @@
+"""A request for samples, checked against the model and spelled out: one row for each sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from torch import Tensor
+
+from ..lm.conditions import ConditionBatch
+from ..lm.defaults import GenerationDefaults
+from ..lm.model import TokenLM
+from ..tokenize.config import check_config
+from ..tokenize.spec import AudioGeometry, PictureGeometry
+from .loop import Length
+from .sampling import Sampling
+
+DEFAULT_MAX_SECONDS = 30.0
+"""Longest sound where neither the call nor the model says."""
+
+
+class Settings(TypedDict, total=False):
+    """What a call may set; what it leaves out is the model's default (`lm/defaults.py` says what each means)."""
+
+    temperature: float | Sequence[float]
+    top_k: int | Sequence[int]
+    top_p: float | Sequence[float]
+    min_p: float | Sequence[float]
+    guidance: float
+    max_frames: int
+    min_frames: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """B samples to be made."""
+
+    conditions: ConditionBatch
+    """B rows."""
+    seeds: list[int]
+    """B."""
+    length: Length
+    sampling: Sampling
+    guidance: float
+    prompt: Tensor | None
+    """Codes [B, K, t] that the samples begin with."""
+
+    def rows(self, first: int, last: int) -> Request:
+        """The rows first .. last - 1."""
+        return Request(
+            self.conditions.rows(slice(first, last)),
+            self.seeds[first:last],
+            self.length,
+            self.sampling,
+            self.guidance,
+            None if self.prompt is None else self.prompt[first:last],
+        )
+
+
+def make_request(
+    lm: TokenLM,
+    label: int | Sequence[int] | None,
+    text_ids: Sequence[int] | Sequence[Sequence[int]] | None,
+    n: int,
+    seed: int,
+    prompt: Tensor | None,
+    num_frames: int | None,
+    defaults: GenerationDefaults | None,
+    settings: Settings,
+) -> Request:
+    """Check a call's arguments and lay them out in rows.
+
+    With a list of labels or texts there are n rows for each entry, entry by entry; row i has the seed `seed + i`.
+
+    Args:
+        label, text_ids: one, or a list; None: none (a model that never saw rows without it raises ValueError).
+        prompt: codes [K, t] for all rows, or [B, K, t].
+        num_frames: make exactly so many frames, without an end.
+        defaults: what `settings` leave open.
+    Raises:
+        ValueError: names the argument, what was found and what to do.
+    """
+    given: dict = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    chosen = GenerationDefaults() if defaults is None else defaults
+    chosen = check_config({**chosen.model_dump(mode="json"), **given}, GenerationDefaults, "generate")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be a whole number, at least 1, found {n!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, found {seed!r}")
+    labels, texts = _as_lists(label, text_ids)
+    labels, texts = _repeat_each(labels, n), _repeat_each(texts, n)
+    count = len(labels or texts or [None] * n)
+    _check_none(lm, labels, texts)
+    kinds = {condition.kind for condition in lm.config.conditions}
+    conditions = ConditionBatch.make(
+        labels=labels or ([None] * count if "label" in kinds else None),
+        texts=texts or ([None] * count if "text" in kinds else None),
+    )
+    if prompt is not None:
+        prompt = prompt.expand(count, -1, -1) if prompt.dim() == 2 else prompt
+        if prompt.shape[0] != count:
+            rows = f"the prompt has {prompt.shape[0]} rows for {count} samples"
+            raise ValueError(f"{rows}; give one [K, t] for all, or as many rows")
+    return Request(
+        conditions=conditions,
+        seeds=[seed + i for i in range(count)],
+        length=_length(lm, num_frames, chosen, "min_frames" in settings),
+        sampling=Sampling(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p),
+        guidance=chosen.guidance,
+        prompt=prompt,
+    )
+
+
+def _as_lists(
+    label: int | Sequence[int] | None, text_ids: Sequence[int] | Sequence[Sequence[int]] | None
+) -> tuple[list[int] | None, list[Sequence[int]] | None]:
+    labels = None if label is None else list(label) if isinstance(label, Sequence) else [label]
+    texts: list | None = None
+    if text_ids is not None:
+        texts = list(text_ids) if len(text_ids) and isinstance(text_ids[0], Sequence) else [text_ids]
+    for name, entries in (("label", labels), ("text", texts)):
+        if entries is not None and not entries:
+            raise ValueError(f"the list of {name}s is empty; give at least one")
+    if labels and texts and len(labels) != len(texts):
+        if len(labels) == 1:
+            labels = labels * len(texts)
+        elif len(texts) == 1:
+            texts = texts * len(labels)
+        else:
+            raise ValueError(f"{len(labels)} labels but {len(texts)} texts; give as many, or one of either for all")
+    return labels, texts
+
+
+def _repeat_each(entries: list | None, n: int) -> list | None:
+    return None if entries is None else [entry for entry in entries for _ in range(n)]
+
+
+def _check_none(lm: TokenLM, labels: list | None, texts: list | None) -> None:
+    for condition in lm.config.conditions:
+        if condition.dropout == 0 and (labels if condition.kind == "label" else texts) is None:
+            raise ValueError(
+                f"the model was never trained without a {condition.kind} (dropout 0), but none was given; give one"
+            )
+
+
+def _length(lm: TokenLM, num_frames: int | None, chosen: GenerationDefaults, min_given: bool) -> Length:
+    geometry = lm.spec.geometry
+    if isinstance(geometry, PictureGeometry):
+        for name, asked in (("num_frames", num_frames), ("max_frames", chosen.max_frames)):
+            if asked is not None and asked != geometry.num_frames:
+                whole = f"a picture of '{lm.spec.name}' has {geometry.num_frames} frames"
+                raise ValueError(f"{name} is {asked}, but {whole}; leave it out")
+        return Length(geometry.num_frames, fixed=True)
+    if num_frames is not None:
+        return Length(num_frames, min_frames=0, fixed=True)
+    longest = chosen.max_frames or max_frames_for(DEFAULT_MAX_SECONDS, geometry)
+    if not lm.arrangement.variable_length:
+        return Length(longest, min_frames=0, fixed=True)
+    # A shorter limit than the model's own lower bound is what the caller wants; a contradiction within the call is not.
+    return Length(longest, chosen.min_frames if min_given else min(chosen.min_frames, longest))
+
+
+def max_frames_for(seconds: float, geometry: AudioGeometry) -> int:
+    """The most frames that are not longer than `seconds`, at least one; ValueError unless seconds > 0."""
+    if not 0 < seconds < 1e6:
+        raise ValueError(f"max_seconds must be above 0, found {seconds}")
+    return max(1, math.floor(seconds * geometry.frame_rate + 1e-6))

@@ -1,0 +1,64 @@
+"""Sound while it is being made: finished frames go straight into the tokenizer's stream decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..lm.defaults import GenerationDefaults
+from ..lm.model import TokenLM
+from ..tokenize.spec import check_same_tokenizer
+from ..tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
+from .loop import DecodeLoop
+from .request import Settings, make_request
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+def stream_audio(
+    lm: TokenLM,
+    tokenizer: Tokenizer,
+    *,
+    label: int | None = None,
+    text_ids: Sequence[int] | None = None,
+    seed: int = 0,
+    prompt: Tensor | None = None,
+    num_frames: int | None = None,
+    defaults: GenerationDefaults | None = None,
+    **settings: Unpack[Settings],
+) -> Iterator[Tensor]:
+    """Generate one sample and yield its samples as they become final.
+
+    A frame is final once its last codebook is drawn, at most `max_delay` steps after its first; the stream decoder then
+    waits for the context its network looks at. Stop iterating to cancel: nothing is made ahead.
+
+    Args:
+        as of `generate`; arguments are checked at the call, before the first chunk is asked for.
+    Yields:
+        [C, n] float32 on the CPU, n > 0. Joined they equal `generate(...).media[0]` of the same arguments, bit for bit.
+    Raises:
+        ValueError: the tokenizer makes no audio; and as `generate`.
+    """
+    check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
+    if not isinstance(tokenizer, AudioTokenizer):
+        raise ValueError(f"'{tokenizer.spec.name}' makes pictures, which have no order in time; use generate")
+    request = make_request(lm, label, text_ids, 1, seed, prompt, num_frames, defaults, settings)
+    if len(request.seeds) != 1:
+        raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
+    loop = DecodeLoop(
+        lm, request.conditions, request.seeds, request.length, request.sampling, request.guidance, request.prompt
+    )
+    return _chunks(loop, tokenizer.stream_decoder())
+
+
+def _chunks(loop: DecodeLoop, decoder: StreamDecoder) -> Iterator[Tensor]:
+    for codes in loop.frames():
+        samples = decoder.push(codes)
+        if samples.shape[-1]:
+            yield samples.float().cpu()
+    samples = decoder.finish()
+    if samples.shape[-1]:
+        yield samples.float().cpu()
