@@ -16,7 +16,7 @@ DEMO ?= out/demo
 PYTEST_FLAGS ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 INSTALLED := .venv/.installed
 EVAL_PACKAGES := scikit-learn scikit-image pystoi prdc pocketsphinx pesq
 
@@ -33,14 +33,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo "Tessera needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version). Set PYTHON=..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 		{ echo "no virtual environment: on Debian, apt-get install python3-venv" >&2; exit 1; }
-	$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) install --quiet -c constraints.txt numpy 'setuptools>=77' wheel ninja
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation deepspeed || \
+	@echo "Installing into .venv: torch first, which is the largest part. This takes some minutes."
+	@$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(INSTALL) numpy 'setuptools>=77' wheel ninja
+	@$(INSTALL) --no-build-isolation deepspeed || \
 		echo "note: deepspeed did not install; 'engine.kind: torch' trains without it" >&2
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo,dev]'
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation tensorboard
-	@for package in $(EVAL_PACKAGES); do \
-		$(PIP) install --quiet -c constraints.txt $$package || \
+	@echo "Installing Tessera and what it uses."
+	@$(INSTALL) --no-build-isolation -e '.[demo,dev]' tensorboard
+	@$(INSTALL) $(EVAL_PACKAGES) || for package in $(EVAL_PACKAGES); do \
+		$(INSTALL) $$package || \
 			echo "note: $$package did not install (pesq needs a C compiler); what it measures is left out" >&2; \
 	done
 	@touch $(INSTALLED)
