@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..train.lm_trainer import SampleRequest
+    from ..train.samples import SampleRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -34,8 +34,8 @@ def train(
 
     Example: tessera train configs/digits/lm.yaml --set train.steps=200 --out runs/try
 
-    Ctrl-C finishes the step, saves and leaves with exit code 130; --resume goes on exactly there. The finished model is in
-    OUT/model, losses are in OUT/metrics.jsonl. Several processes: --nproc 2, or
+    Ctrl-C finishes the step, saves and leaves with exit code 130; --resume goes on exactly there. The finished model
+    is in OUT/model, losses are in OUT/metrics.jsonl. Several processes: --nproc 2, or
     deepspeed --num_gpus 2 --no_local_rank --module tessera train CONFIG.
     """
     from ..tokenize.config import read_config
@@ -67,18 +67,19 @@ def train(
 
 
 def write_samples(request: SampleRequest) -> None:
-    """Generate what a training run asks for, into its folder; a JSON beside it says what was asked."""
+    """Generate what a training run asks for, into its folder; samples.json says what was asked."""
     from ..generate.model import Model
     from ..tokenize.files import write_json
 
     loaded = request.model
     model = Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults)
+    given = request.labels is not None or request.texts is not None
+    result = model.generate(
+        label=request.labels, text=request.texts, n=1 if given else request.count, seed=request.seed
+    )
     asked = []
-    for number in range(request.count):
+    for number, file in enumerate(result.save(request.folder)):
         label = request.labels[number] if request.labels else None
         text = request.texts[number] if request.texts else None
-        files = model.generate(label=label, text=text, seed=request.seed + number).save(
-            request.folder / f"{number:04}{model.suffix}"
-        )
-        asked.append({"file": Path(files[0]).name, "label": label, "text": text, "seed": request.seed + number})
+        asked.append({"file": file.name, "label": label, "text": text, "seed": request.seed + number})
     write_json(request.folder / "samples.json", asked)

@@ -14,7 +14,7 @@ from .parts import Parts
 
 
 def git_commit() -> str | None:
-    """Commit of the source this runs from, with "-dirty" when files differ; None when it is not run from its own checkout."""
+    """Commit of the checkout this runs from, with "-dirty" when files differ; None for an installed package."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -41,13 +41,14 @@ def model_card(
     """
     items, spec = parts.items, parts.spec
     rows = [
-        f"| {split} | {found['loss']:.4f} | {' '.join(f'{value:.4f}' for value in found['loss_per_codebook'])} | {found['step']} |"
+        f"| {split} | {found['loss']:.4f} | {_numbers(found['loss_per_codebook'])} | {found['step']} |"
         for split, found in losses.items()
     ]
     lines = [
         f"# {config.name}",
         "",
-        f"A token language model made by Tessera {__version__} (commit {git_commit() or 'unknown'}): {parameters:,} parameters, "
+        f"A token language model made by Tessera {__version__} (commit {git_commit() or 'unknown'}): "
+        f"{parameters:,} parameters, "
         f"{spec.num_codebooks} codebooks of {', '.join(map(str, spec.cardinalities))} codes, {step} steps.",
         "",
         "## Data",
@@ -68,7 +69,8 @@ def model_card(
         "",
         "## Losses",
         "",
-        "Cross-entropy in nats per code" + (", of the moving average of the weights." if config.train.ema else "."),
+        "Cross-entropy in nats per code. Train: the last batch, with dropout; test: all items"
+        + (", with the moving average of the weights." if config.train.ema else "."),
         "",
         "| split | mean of the codebooks | each codebook | step |",
         "|---|---|---|---|",
@@ -86,3 +88,7 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)

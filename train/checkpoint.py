@@ -6,8 +6,8 @@
     COMMITTED                   SHA-256 of the manifest; only now the checkpoint exists   4
     older checkpoints           removed, COMMITTED first                                  5
 
-Resuming takes the newest checkpoint whose marker, manifest and files all agree. DeepSpeed's own `latest` is neither written nor
-read: it is written before the other ranks' files are there.
+Resuming takes the newest checkpoint whose marker, manifest and files all agree. DeepSpeed's own `latest` is neither
+written nor read: it is written before the other ranks' files are there.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Checkpoints:
                 damaged.append(found)
         if damaged:
             raise ValueError(
-                f"{self.folder}: every checkpoint is damaged ({', '.join(path.name for path in damaged)}); start again with another --out"
+                f"{self.folder}: every checkpoint is damaged ({', '.join(path.name for path in damaged)}); "
+                "start again with another --out"
             )
         return None
 
@@ -163,10 +164,10 @@ def why_unusable(folder: Path) -> str | None:
 
 
 def check_pickles(folder: Path) -> None:
-    """Raise ValueError unless every file below `folder` that is not safetensors or JSON is a torch file free of foreign code.
+    """Raise ValueError unless every file below `folder` but safetensors and JSON is a torch file free of foreign code.
 
-    Nothing is unpickled: the opcodes of each pickle are walked, and every name they would import must be on torch's own list of
-    harmless ones or in ALLOWED_GLOBALS.
+    Nothing is unpickled: the opcodes of each pickle are walked, and every name they would import must be on torch's own
+    list of harmless ones or in ALLOWED_GLOBALS.
     """
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
@@ -177,7 +178,7 @@ def check_pickles(folder: Path) -> None:
             foreign = sorted(set(get_unsafe_globals_in_checkpoint(str(path))) - ALLOWED_GLOBALS)
         except Exception as error:  # any complaint of the parser is a reason not to load
             raise ValueError(
-                f"{path}: not a torch file that can be checked ({' '.join(str(error).split())[:200]}); it was not loaded"
+                f"{path}: no torch file that can be checked, it was not loaded ({' '.join(str(error).split())[:200]})"
             ) from None
         if foreign:
             raise ValueError(

@@ -40,7 +40,8 @@ class Items:
         text: the model's text tokenizer, None when it has no text condition.
         max_frames: leave out longer items.
     Raises:
-        ValueError: a label the model does not know, an item without the label or text that the model is conditioned on, no items.
+        ValueError: a label the model does not know, an item without the label or text that the model is conditioned on,
+            no items.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Items:
         self.left_out = len(all_lengths) - len(used)
         if not len(used):
             raise ValueError(
-                f"data.max_frames: no item has at most {max_frames} frames, the shortest has {all_lengths.min() if len(all_lengths) else 0}"
+                f"data.max_frames: no item has at most {max_frames} frames, the shortest has {all_lengths.min()}"
             )
         self._label_ids: list[int] | None = None
         if labels is not None:
@@ -88,7 +89,8 @@ class Items:
             for item in items:
                 if not item.text:
                     raise ValueError(
-                        f"item '{item.id}' has no text, but the model has a text condition; add transcripts to the corpus"
+                        f"item '{item.id}' has no text, but the model has a text condition; add transcripts to the "
+                        "corpus"
                     )
             ids = [self.text.encode(item.text) for item in items if item.text]
             text_lengths = torch.tensor([len(line) for line in ids])

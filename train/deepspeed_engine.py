@@ -1,8 +1,9 @@
 """The engine on DeepSpeed (ZeRO 0 to 3). The only file that imports deepspeed.
 
-What DeepSpeed leaves open is settled here: unknown keys of its configuration pass silently, so the whole configuration is made from ours;
-its learning-rate schedules give 0 in the first step and stop on skipped steps, so the rate is set by schedule.py; stage 0 in float32
-checks nothing for NaN, so that is done here; its `latest` file is not written, and the scripts it copies beside a checkpoint are removed.
+What DeepSpeed leaves open is settled here: unknown keys of its configuration pass silently, so the whole configuration
+is made from ours; its learning-rate schedules give 0 in the first step and stop on skipped steps, so the rate is set by
+schedule.py; stage 0 in float32 checks nothing for NaN, so that is done here; its `latest` file is not written, and the
+scripts it copies beside a checkpoint are removed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..tokenize.files import read_json, write_json
@@ -51,7 +51,8 @@ class DeepSpeedEngine:
         micro_steps: int,
     ):
         deepspeed = _import_deepspeed(world)
-        objective.use_autocast = False  # DeepSpeed turns the weights themselves into bfloat16 and keeps float32 ones to update
+        # DeepSpeed turns the weights themselves into bfloat16 and keeps float32 ones to update
+        objective.use_autocast = False
         self.config, self.settings, self.world, self.micro_steps = config, settings, world, micro_steps
         self.objective = objective
         self.steps = self._done = 0
@@ -66,7 +67,7 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor) -> None:
         """See Engine."""
-        # DeepSpeed averages over the processes, the shares are to be added; they are not to be divided by the micro-batches
+        # DeepSpeed averages over the processes, the shares are to be added, and not divided by the micro-batches
         self.engine.backward(poison_bad(loss * self.world.size), scale_wrt_gas=False)
         self._done += 1
         if self._done < self.micro_steps:
@@ -127,7 +128,7 @@ class DeepSpeedEngine:
             optimizer = self.engine.optimizer
             pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
             masters = {id(low): high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
-            return {name: masters[id(parameter)] if parameter.requires_grad else parameter for name, parameter in named.items()}
+            return {name: masters.get(id(parameter), parameter) for name, parameter in named.items()}
         return {name: safe_get_full_fp32_param(parameter) for name, parameter in named.items()}
 
     def save(self, folder: Path) -> None:
@@ -205,7 +206,8 @@ def _import_deepspeed(world: World) -> Any:
         import deepspeed
     except ImportError as error:
         raise ImportError(
-            f"engine kind 'deepspeed' needs the package deepspeed ({error}); pip install deepspeed, or set engine.kind=torch"
+            f"engine kind 'deepspeed' needs the package deepspeed ({error}); "
+            "pip install deepspeed, or set engine.kind=torch"
         ) from None
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)

@@ -14,8 +14,8 @@ from ..tokenize.files import read_safetensors, write_safetensors
 class WeightAverage:
     """A copy of the model in float32 whose weights follow those in training.
 
-    ema <- d ema + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is soon forgotten.
-    With decay 0 the copy holds the weights themselves, taken over when `refresh` is called.
+    ema <- d ema + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is soon
+    forgotten. With decay 0 the copy holds the weights themselves, taken over when `refresh` is called.
 
     Args:
         model: a model of its own (not the one in training), changed in place.

@@ -1,7 +1,8 @@
 """The engine: what turns losses into weights. Four methods, told apart by `engine.kind`; here in plain torch.
 
-A bad step (a loss or gradient that is not finite, in any process) leaves the weights and the optimizer untouched in all of them: a
-bad loss makes its gradients NaN, the gradients are summed over the processes, so every process sees the same NaN.
+A bad step (a loss or gradient that is not finite, in any process) leaves the weights and the optimizer untouched in all
+of them: a bad loss makes its gradients NaN, the gradients are summed over the processes, so every process sees the same
+NaN.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Engine(Protocol):
         ...
 
     def weights(self, exact: bool = False) -> AbstractContextManager[Mapping[str, Tensor]]:
-        """The LM's weights by name, whole in every process while the context is open; exact: the float32 ones the optimizer keeps."""
+        """The LM's weights by name, whole in every process while open; exact: the float32 ones the optimizer keeps."""
         ...
 
 
@@ -71,7 +72,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def poison_bad(loss: Tensor) -> Tensor:
-    """The loss, or a NaN whose gradients are all NaN where it is not finite (an infinite loss can have a finite gradient)."""
+    """The loss; where it is not finite a NaN, whose gradients are NaN too (those of an infinite one can be finite)."""
     # a factor, for through `where` itself the NaN of the branch not taken would reach the gradient
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 

@@ -1,7 +1,8 @@
 """Several processes on this machine: `tessera train --nproc N`.
 
-Each is a `python -m tessera train ...` of its own, told its rank by the environment (see world.py). They end together: when one
-fails the others are ended, a signal to this process is handed on to all, and when this process is gone they stop by themselves.
+Each is a `python -m tessera train ...` of its own, told its rank by the environment (see world.py). They end together:
+when one fails the others are ended, a signal to this process is handed on to all, and when this process is gone they
+stop by themselves.
 """
 
 from __future__ import annotations

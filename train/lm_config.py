@@ -138,8 +138,8 @@ _MAY_CHANGE = (
 def check_resumable(saved: dict[str, Any], config: TrainConfig, where: str) -> None:
     """Raise ConfigError that names the first field in which a config differs from the one a run was started with.
 
-    What does not touch the course of training may change, and train.steps may grow (the learning rate then follows the longer
-    schedule from there on).
+    What does not touch the course of training may change, and train.steps may grow (the learning rate then follows the
+    longer schedule from there on).
     """
     before, after = _flatten(saved), _flatten(config.model_dump(mode="json"))
     for name in sorted(before.keys() | after.keys()):
@@ -149,7 +149,8 @@ def check_resumable(saved: dict[str, Any], config: TrainConfig, where: str) -> N
         if name == "train.steps" and isinstance(old, int) and isinstance(new, int) and new > old:
             continue
         raise ConfigError(
-            f"{name}: this run was started with {old!r} ({where}), the config now says {new!r}; set it back, or start another run with another --out"
+            f"{name}: this run was started with {old!r} ({where}), the config now says {new!r}; "
+            "set it back, or start another run with another --out"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl (one object a line), TensorBoard where it is installed, a progress bar on stderr."""
+"""What a run reports: metrics.jsonl (one object a line), TensorBoard where installed, a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ..tokenize.files import write_atomic
 class Metrics:
     """Append-only metrics of one run.
 
-    A line is {"step": n, "split": "train" | "test", "loss": ..., "loss_per_codebook": [...], ...}; `step` counts finished steps.
-    Lines beyond `step` (a run that was killed after its last checkpoint) are removed on opening, for they will be written again.
+    A line is {"step": n, "split": "train" | "test", "loss": ..., "loss_per_codebook": [...], ...}; `step` counts
+    finished steps. Lines beyond `step` (a run that was killed after its last checkpoint) are removed on opening, for
+    they will be written again.
 
     Args:
         folder: the run's folder.

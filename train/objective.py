@@ -1,7 +1,8 @@
-"""The loss of a share of a batch, scaled so that the shares of all micro-batches and processes add up to the loss of the whole.
+"""The loss of a share of a batch, scaled so that the shares of all micro-batches and processes add up to the loss of
+the whole.
 
-Items differ in length, so a mean of the micro-batches' means is not the mean over the batch. Each micro-batch therefore divides its
-sums by the terms of the whole batch, which every process knows from the lengths alone:
+Items differ in length, so a mean of the micro-batches' means is not the mean over the batch. Each micro-batch therefore
+divides its sums by the terms of the whole batch, which every process knows from the lengths alone:
 
     loss = mean_k( sum over all terms of codebook k / number of those terms )
 """

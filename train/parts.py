@@ -1,4 +1,4 @@
-"""Everything a run is made of besides its weights: shards, tokenizer, text ids, labels, and a model built to fit them."""
+"""What a run is made of besides its weights: shards, tokenizer, text ids, labels, and a model built to fit them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
         )
     if label_config is not None and not labels:
         raise ConfigError(
-            f"lm.conditions: label: the shards {config.data.shards} have no labels; leave the condition out or add labels to the corpus"
+            f"lm.conditions: label: the shards {config.data.shards} have no labels; "
+            "leave the condition out or add labels to the corpus"
         )
     try:
         lm_config = config.lm.filled(classes=len(labels) or None, vocab_size=text.vocab_size if text else None)

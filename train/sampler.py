@@ -1,15 +1,15 @@
 """Which items are in which batch: a pure function of seed and step, alike in every process.
 
-Items form one endless stream, epoch after epoch, each epoch a permutation of all items that depends on (seed, epoch) alone.
-The stream is cut into pools of `pool_batches` batches; a pool is sorted by length, cut into batches of similar length, and the
-batches are shuffled:
+Items form one endless stream, epoch after epoch, each epoch a permutation of all items that depends on (seed, epoch)
+alone. The stream is cut into pools of `pool_batches` batches; a pool is sorted by length, cut into batches of similar
+length, and the batches are shuffled:
 
     stream   | epoch 0: 4 1 3 0 2 | epoch 1: 2 0 4 3 1 | ...
     pools    [4 1 3 0] [2 2 0 4] [3 1 . .] ...             (batch 2, pool_batches 2)
     batches  [0 3] [1 4], [2 4] [0 2], ...                 each pool sorted by length, then its batches shuffled
 
-A batch is cut into micro-batches of neighbours in length, and rank r takes micro-batches r, r + world, r + 2 world, ...: the same
-micro-batches whatever the world size, so the loss does not depend on it either.
+A batch is cut into micro-batches of neighbours in length, and rank r takes micro-batches r, r + world, r + 2 world,
+...: the same micro-batches whatever the world size, so the loss does not depend on it either.
 """
 
 from __future__ import annotations
@@ -70,7 +70,6 @@ class Sampler:
         """Items start .. start + count - 1 of the endless stream of epochs."""
         num_items = len(self.lengths)
         epochs, places = np.divmod(np.arange(start, start + count), num_items)
-        wanted = np.unique(epochs)
         items = np.empty(count, dtype=np.int64)
         orders = {}  # of the epochs in this span alone: the next span starts in the last of them
         for epoch in np.unique(epochs).tolist():
@@ -102,7 +101,7 @@ def check_batch(batch: int, micro_batch: int | None, world: int) -> int:
 
 
 def mix(*words: int) -> int:
-    """A 63-bit number that depends on all words (splitmix64 over them in turn); the source of every seed in training."""
+    """A 63-bit number that depends on all words (splitmix64 over them in turn); all seeds in training are made so."""
     state = 0
     for word in words:
         state = (state + (word & _MASK) + 0x9E3779B97F4A7C15) & _MASK

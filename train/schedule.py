@@ -8,8 +8,8 @@ import math
 def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int, min_ratio: float) -> float:
     """Learning rate of step `step` (the first is 0).
 
-    Rises by equal amounts to `peak` at step warmup_steps - 1 (never 0: the first step would teach nothing), then falls as a
-    cosine to `peak * min_ratio` at step steps - 1 and stays there.
+    Rises by equal amounts to `peak` at step warmup_steps - 1 (never 0: the first step would teach nothing), then falls
+    as a cosine to `peak * min_ratio` at step steps - 1 and stays there.
 
         peak      /-\\
                  /    \\

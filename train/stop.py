@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Context in which SIGINT and SIGTERM set `asked` instead of ending the process (main thread only; elsewhere it does nothing)."""
+    """Context in which SIGINT and SIGTERM set `asked` instead of ending the process; does nothing in other threads."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -58,7 +58,7 @@ class World:
         return box[0]
 
     def together(self, action: Callable[[], T]) -> T:
-        """Run `action` everywhere; if it fails anywhere, every process raises, so that none waits for one that is gone."""
+        """Run `action` everywhere; if it fails anywhere all processes raise, so none waits for one that is gone."""
         failure, result = None, None
         try:
             result = action()
@@ -93,7 +93,8 @@ def join_world(device: str = "auto", *, always: bool = False) -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if use_cuda and local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"process {local_rank} of this machine has no GPU, torch sees {torch.cuda.device_count()}; start fewer processes"
+            f"process {local_rank} of this machine has no GPU, torch sees {torch.cuda.device_count()}; "
+            "start fewer processes"
         )
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
@@ -110,7 +111,7 @@ def join_world(device: str = "auto", *, always: bool = False) -> World:
 
 
 def leave_world(world: World) -> None:
-    """End the process group of several processes. A group of one is kept: DeepSpeed cannot make a second in one process."""
+    """End the group of several processes. A group of one is kept: DeepSpeed cannot make a second in one process."""
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
 

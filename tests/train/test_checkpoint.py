@@ -47,7 +47,7 @@ def test_newest_is_found_and_old_ones_go(tmp_path):
 
 
 def kill_at(count: int, action) -> bool:
-    """Run `action` in a child that is ended without warning at its count-th call that changes the disk; True if it got through."""
+    """Run `action` in a child that is ended at its count-th call that changes the disk; True if it got through."""
     child = os.fork()
     if child == 0:
         calls = 0

@@ -1,4 +1,4 @@
-"""The torch engine: accumulation equals one large batch, a bad step changes nothing, saved and loaded equals left alone."""
+"""The torch engine: accumulation equals one large batch, a bad step changes nothing, resuming equals going on."""
 
 import pytest
 import torch
@@ -30,7 +30,8 @@ def test_micro_batches_add_up_to_the_whole_batch(tiny):
     whole = TorchEngine(tiny.objective(lm=without_dropout(tiny)), tiny.settings(), tiny.world, 1)
     parts = TorchEngine(tiny.objective(lm=without_dropout(tiny)), tiny.settings(micro_batch=1), tiny.world, 4)
     first, second = tiny.run(whole, 0, 5), tiny.run(parts, 0, 5, micro=1)
-    torch.testing.assert_close(torch.tensor(first), torch.tensor(second), atol=1e-5, rtol=1e-5)  # float32 sums in another order
+    # float32 sums in another order
+    torch.testing.assert_close(torch.tensor(first), torch.tensor(second), atol=1e-5, rtol=1e-5)
     assert first[-1] < first[0]
 
 
@@ -95,5 +96,6 @@ def test_bfloat16_follows_float32(tiny):
 
 def test_vectors_are_not_decayed(tiny):
     engine = make(tiny, weight_decay=0.3)
-    decays = {group["weight_decay"]: {parameter.dim() for parameter in group["params"]} for group in engine.optimizer.param_groups}
+    groups = engine.optimizer.param_groups
+    decays = {group["weight_decay"]: {parameter.dim() for parameter in group["params"]} for group in groups}
     assert decays == {0.3: {2}, 0.0: {1}}

@@ -1,6 +1,7 @@
 """The learning rate: rises evenly, falls as a cosine, ends where it was told to."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_shape(steps, warmup):
     rising = found[: min(warmup, steps)]
     assert all(math.isclose(rate, 2.0 * (step + 1) / warmup) for step, rate in enumerate(rising))
     falling = found[warmup:]
-    assert all(first >= second for first, second in zip(falling, falling[1:], strict=False))
+    assert all(first >= second for first, second in pairwise(falling))
 
 
 def test_ends():

@@ -1,0 +1,67 @@
+"""Where a run is, beside its weights: what a checkpoint's run.json says, and whether it belongs to this run."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..tokenize.config import ConfigError
+from ..tokenize.files import read_json, write_json
+from .card import git_commit
+from .data import data_fingerprint
+from .lm_config import TrainConfig, check_resumable
+from .parts import Parts
+from .world import World
+
+STATE_FILE = "run.json"
+
+
+@dataclass
+class RunState:
+    """Counts of a run."""
+
+    step: int = 0
+    """Finished steps."""
+    skipped: int = 0
+    """Steps among them that were bad and changed nothing."""
+    consecutive_bad: int = 0
+    losses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The latest losses of each split: {"step", "loss", "loss_per_codebook", ...}."""
+
+    def save(self, folder: Path, config: TrainConfig, parts: Parts, world: World) -> None:
+        """Write run.json: the counts, and everything the run was made of."""
+        description = {
+            "tessera": __version__,
+            "git_commit": git_commit(),
+            "step": self.step,
+            "sampler": {"seed": config.seed, "step": self.step},
+            "skipped": self.skipped,
+            "consecutive_bad": self.consecutive_bad,
+            "losses": self.losses,
+            "processes": world.size,
+            "tokenizer": parts.spec.fingerprint,
+            "data": data_fingerprint(parts.items),
+            "config": config.model_dump(mode="json"),
+        }
+        write_json(folder / STATE_FILE, description)
+
+    @classmethod
+    def load(cls, folder: Path, config: TrainConfig, parts: Parts, world: World) -> RunState:
+        """Read run.json. ConfigError: it is of a run with another config or other data."""
+        found = read_json(folder / STATE_FILE)
+        check_resumable(found["config"], config, str(folder))
+        if found["tokenizer"] != parts.spec.fingerprint or found["data"] != data_fingerprint(parts.items):
+            raise ConfigError(
+                f"data.shards: {config.data.shards} is not what {folder} was trained on; "
+                "put the old shards back, or start another run with another --out"
+            )
+        if found["processes"] != world.size and world.is_first:
+            print(
+                f"note: saved by {found['processes']} processes, going on with {world.size}: "
+                "the same run up to rounding, not bit for bit",
+                file=sys.stderr,
+            )
+        return cls(found["step"], found["skipped"], found["consecutive_bad"], found["losses"])

@@ -1,0 +1,41 @@
+"""Samples generated while training. Generation itself is not known here: whoever starts a run passes a callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..lm.weights import LoadedModel
+from .data import Items
+from .parts import Parts
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What the callable is given; it writes what it likes into `folder`."""
+
+    model: LoadedModel
+    folder: Path
+    labels: list[str] | None
+    """Labels to generate, None for a model without a label condition."""
+    texts: list[str] | None
+    """Texts to generate, None for a model without a text condition."""
+    count: int
+    """Samples; as many as there are labels or texts."""
+    seed: int
+
+
+Sample = Callable[[SampleRequest], None]
+
+
+def make_request(model: LoadedModel, parts: Parts, folder: Path, count: int, seed: int) -> SampleRequest:
+    """Ask for all labels in turn, and for the texts of the first test items (where there are none: training items)."""
+    labels = [parts.labels[number % len(parts.labels)] for number in range(count)] if parts.labels else None
+    texts = _texts(parts.test or parts.items, count) if parts.text is not None else None
+    folder.mkdir(parents=True, exist_ok=True)
+    return SampleRequest(model, folder, labels, texts, count, seed)
+
+
+def _texts(items: Items, count: int) -> list[str]:
+    return [str(items.shards.texts()[int(items.numbers[row % len(items)])]) for row in range(count)]
