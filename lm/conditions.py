@@ -18,7 +18,7 @@ from ..tokenize.config import Config, ConfigError
 from ..tokenize.text import TextConfig
 from .attention import sdpa
 from .rope import rotary_table
-from .transformer import RMSNorm, Transformer
+from .transformer import RMSNorm, Table, Transformer
 
 
 class LabelConfig(Config):
@@ -202,7 +202,7 @@ class LabelCondition(nn.Module):
             raise ConfigError("conditions: label.classes is not set; it is the number of labels in the data")
         self.classes = config.classes
         self.dropout = config.dropout
-        self.table = nn.Embedding(config.classes + 1, width)
+        self.table = Table(config.classes + 1, width)
 
     def check(self, batch: ConditionBatch) -> None:
         label = batch.label
@@ -239,7 +239,7 @@ class TextCondition(nn.Module):
             raise ConfigError("conditions: text.vocab_size is not set; it is the size of the text tokenizer")
         self.vocab_size = config.vocab_size
         self.dropout = config.dropout
-        self.table = nn.Embedding(config.vocab_size, width)
+        self.table = Table(config.vocab_size, width)
         self.null = nn.Parameter(torch.zeros(1, width))
         # As a prefix, text gets its places by rotation in the backbone. Cross-attention rotates nothing: the places are
         # added here.

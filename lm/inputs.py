@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..tokenize.config import Config, ConfigError
 from .arrange import Arrangement
+from .transformer import Table
 
 
 class EmbeddingInputConfig(Config):
@@ -36,7 +37,7 @@ class EmbeddingInput(nn.Module):
 
     def __init__(self, config: EmbeddingInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None):
         super().__init__()
-        self.table = nn.Embedding(sum(arrangement.input_sizes), width)
+        self.table = Table(sum(arrangement.input_sizes), width)
         _register_starts(self, arrangement.input_sizes)
 
     starts: Tensor
@@ -80,7 +81,7 @@ class CodesInput(nn.Module):
         )
         depth = vectors.shape[-1]
         self.linear = nn.Linear(depth * (K if config.combine == "concat" else 1), width, bias=False)
-        self.specials = nn.Embedding(K * arrangement.num_specials, width)
+        self.specials = Table(K * arrangement.num_specials, width)
 
     def forward(self, ids: Tensor) -> Tensor:
         special = ids >= self.cardinalities

@@ -29,6 +29,17 @@ class Memory:
     """[B, 1, 1, L] bool, True on real tokens; None: all are."""
 
 
+class Table(nn.Module):
+    """Learned rows, looked up by id. nn.Embedding would fill them at once, which takes seconds on the meta device."""
+
+    def __init__(self, rows: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis, computed in float32."""
 
@@ -220,7 +231,7 @@ def initialise_(module: nn.Module, width: int, layers: int) -> None:
     """
     std = (2 / (5 * width)) ** 0.5
     for name, parameter in module.named_parameters():
-        if parameter.dim() < 2:
+        if parameter.dim() < 2 or parameter.is_meta:  # without memory there is nothing to fill
             continue
         into_stream = name.endswith(("out.weight", "down.weight"))
         nn.init.normal_(parameter, std=std / (2 * layers) ** 0.5 if into_stream else std)

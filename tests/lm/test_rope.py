@@ -1,0 +1,81 @@
+"""Rotary positions: products depend on differences of positions, and nothing else."""
+
+import cmath
+
+import pytest
+import torch
+
+from tessera.lm.conditions import count_back, sinusoids
+from tessera.lm.rope import GridRopeConfig, grid_columns, grid_coordinates, rotary_table, rotate
+from tessera.tokenize.config import ConfigError
+from tessera.tokenize.spec import AudioGeometry, PictureGeometry
+
+
+def slow_rotate(x, coordinates, base):
+    """x [E], coordinates: one number for each share of the pairs."""
+    pairs = len(x) // 2
+    share = pairs // len(coordinates)
+    out = []
+    for i in range(pairs):
+        angle = coordinates[i // share] * base ** (-(i % share) / share)
+        turned = complex(x[2 * i], x[2 * i + 1]) * cmath.exp(1j * angle)
+        out += [turned.real, turned.imag]
+    return torch.tensor(out)
+
+
+@pytest.mark.parametrize(
+    "coordinates", [[[0], [1], [7], [-3]], [[0, 0], [2, 5], [1, 0], [-2, -2]]], ids=["time", "grid"]
+)
+def test_rotate_equals_the_loop(coordinates):
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 2, 8)
+    found = rotate(x, rotary_table(torch.tensor([coordinates]), 8, 100.0))
+    for s, place in enumerate(coordinates):
+        for h in range(2):
+            torch.testing.assert_close(found[0, s, h], slow_rotate(x[0, s, h].tolist(), place, 100.0))
+    assert found[0, 0].equal(x[0, 0])  # position 0 turns nothing
+
+
+def test_products_depend_on_differences_only():
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 1, 1, 16).double(), torch.randn(1, 1, 1, 16).double()
+
+    def product(at, other):
+        q, k = (rotate(x, rotary_table(torch.tensor([[[p]]]), 16, 1e4)) for x, p in ((query, at), (key, other)))
+        return float((q * k).sum())
+
+    # the table is float32: at position 300 its angles carry an error of 300 * 2^-24
+    assert product(3, 1) == pytest.approx(product(302, 300), abs=1e-3)
+    assert product(3, 1) == pytest.approx(product(-1, -3), abs=1e-5)
+    assert abs(product(3, 1) - product(3, 2)) > 0.1
+
+
+def test_bf16_keeps_far_positions_apart():
+    x = torch.ones(1, 2, 1, 4, dtype=torch.bfloat16)
+    turned = rotate(x, rotary_table(torch.tensor([[[256], [257]]]), 4, 1e4))
+    assert turned.dtype == torch.bfloat16
+    assert not turned[0, 0].equal(turned[0, 1])
+
+
+def test_grid():
+    positions = torch.tensor([[-2, -1, 0, 1, 2, 3]])
+    frames = positions.clamp(min=0)
+    expected = [[[-2, -2], [-1, -1], [0, 0], [0, 1], [0, 2], [1, 0]]]
+    assert grid_coordinates(positions, frames, 3).tolist() == expected
+    assert grid_columns(GridRopeConfig(), PictureGeometry(height=8, width=8, rows=2, columns=3)) == 3
+    assert grid_columns(GridRopeConfig(columns=5), PictureGeometry(height=8, width=8, rows=2, columns=3)) == 5
+    with pytest.raises(ConfigError, match="rope kind 'grid' needs 'columns'"):
+        grid_columns(GridRopeConfig(), AudioGeometry(sample_rate=16000, samples_per_frame=320))
+
+
+def test_prefix_positions_count_back_over_real_tokens():
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 1, 0]]).bool()
+    back = count_back(mask)
+    assert [row[keep].tolist() for row, keep in zip(back, mask, strict=True)] == [[-4, -3, -2, -1], [-2, -1], [-2, -1]]
+
+
+@pytest.mark.parametrize("width", [6, 7])
+def test_sinusoids(width):
+    places = sinusoids(5, width, torch.device("cpu"))
+    assert places.shape == (5, width)
+    assert len({tuple(row.tolist()) for row in places}) == 5
