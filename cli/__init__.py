@@ -2,6 +2,6 @@
 
 from importlib import import_module
 
-VERB_FILES = ("doctor", "train")
+VERB_FILES = ("doctor", "demo", "train", "generate", "tts", "image", "eval")
 
 VERBS = [import_module(f".{name}", __name__).register for name in VERB_FILES]

@@ -1,0 +1,103 @@
+"""tessera eval: loss per codebook on shards, and speed of generation."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..generate.model import Model
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("eval")(evaluate)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model directory, or the name of a bundled model.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of shards (tessera shards) to take the loss on.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Items at a time for the loss.")] = 16,
+    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure the speed of generation.")] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Measure a model: loss per codebook on held-out shards, and frames per second of generation.
+
+    Example: tessera eval digits --data runs/digits/shards/test
+    """
+    from ..generate.model import load
+
+    if data is None and not speed:
+        raise ValueError("nothing to measure: give --data SHARDS, or leave --no-speed out")
+    loaded = load(model, device)
+    found: dict = {"model": model, "parameters": loaded.lm.num_parameters}
+    if data is not None:
+        found["loss"] = measure_loss(loaded, data, batch)
+    if speed:
+        found["speed"] = measure_speeds(loaded)
+    print(json.dumps(found, indent=2) if as_json else format_findings(found))
+
+
+def measure_loss(model: Model, data: Path, batch: int) -> dict:
+    """Loss of all items of a folder of shards, in nats, per codebook and their mean."""
+    from ..tokenize.shards import Shards
+    from ..tokenize.spec import check_same_tokenizer
+    from ..train.data import Items
+    from ..train.evaluate import evaluate_loss
+    from ..train.world import World
+
+    shards = Shards(data)
+    check_same_tokenizer(shards.spec, model.spec, f"shards {data}")
+    conditions = {condition.kind for condition in model.lm.config.conditions}
+    items = Items(shards, model.labels if "label" in conditions else None, model.text)
+    print(f"loss of {len(items)} items of {data}", file=sys.stderr)
+    losses = evaluate_loss(model.lm, items, batch, World(0, 1, model.lm.device))
+    return {
+        "data": str(data),
+        "items": len(items),
+        "frames": int(items.lengths.sum()),
+        "mean": float(losses.mean()),
+        "per_codebook": losses.tolist(),
+    }
+
+
+def measure_speeds(model: Model) -> list[dict]:
+    """Frames per second of one sample and of sixteen together, with the model's own settings."""
+    from ..generate.speed import measure_speed
+
+    found = []
+    for rows in (1, 16):
+        print(f"speed of {rows} at a time", file=sys.stderr)
+        speed = measure_speed(model, rows)
+        found.append(
+            {
+                "rows": rows,
+                "guidance": speed.guidance,
+                "frames_per_second": speed.frames_per_second,
+                "audio_per_second": speed.audio_seconds / speed.median,
+            }
+        )
+    return found
+
+
+def format_findings(found: dict) -> str:
+    """The findings as a table."""
+    lines = [f"{found['model']}: {found['parameters'] / 1e6:.2f} M parameters"]
+    if "loss" in found:
+        loss = found["loss"]
+        lines.append(f"\nloss on {loss['data']} ({loss['items']} items, {loss['frames']} frames)")
+        lines.append(f"  {'codebook':>8}  {'nats':>7}  {'perplexity':>10}")
+        for name, nats in [*enumerate(loss["per_codebook"]), ("mean", loss["mean"])]:
+            lines.append(f"  {name:>8}  {nats:7.4f}  {math.exp(min(nats, 700)):10.2f}")
+    if "speed" in found:
+        lines.append(f"\ngeneration\n  {'at a time':>9}  {'guidance':>8}  {'frames/s':>9}  {'s of sound per s':>16}")
+        for one in found["speed"]:
+            sound = f"{one['audio_per_second']:16.2f}" if one["audio_per_second"] else f"{'-':>16}"
+            lines.append(f"  {one['rows']:9d}  {one['guidance']:8.2f}  {one['frames_per_second']:9.1f}  {sound}")
+    return "\n".join(lines)

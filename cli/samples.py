@@ -1,0 +1,78 @@
+"""What generate, tts and image share: make samples with a progress bar, save them, say what was made."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from ..generate.model import Model
+
+
+def make_samples(model: Model, output: Path, count: int, as_json: bool, **call) -> None:
+    """Generate and save.
+
+    Args:
+        output: a media file for one sample, else a directory.
+        count: samples that the call makes in all; the output is checked for them before the work begins.
+        as_json: print a summary on stdout.
+        call: arguments of `Model.generate`; those that are None are left out.
+    """
+    from ..generate.result import output_files
+
+    for target in output_files(output, count, model.spec):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    given = {name: value for name, value in call.items() if value is not None}
+    started = time.monotonic()
+    with tqdm(desc="generating", unit="step", file=sys.stderr, leave=False, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = model.generate(on_progress=show, **given)
+    seconds = time.monotonic() - started
+    files = result.save(output)
+    rate = result.num_frames / seconds
+    kind = "sounds" if result.seconds else "pictures"
+    length = f", {result.seconds:.1f} s of sound" if result.seconds else ""
+    where = files[0] if len(files) == 1 else f"{len(files)} {kind} in {output}"
+    print(f"{where}: {result.num_frames} frames{length} in {seconds:.1f} s ({rate:.0f} frames/s)", file=sys.stderr)
+    cut = result.ended.count(False)
+    if cut:
+        limit = int(result.lengths.max())
+        print(
+            f"tessera: {cut} of {len(result)} samples did not end within {limit} frames and were cut; "
+            "raise --max-seconds, or try another --seed",
+            file=sys.stderr,
+        )
+    if as_json:
+        samples = [
+            {"file": str(file), "seed": seed, "frames": int(frames), "ended": ended}
+            for file, seed, frames, ended in zip(files, result.seeds, result.lengths, result.ended, strict=True)
+        ]
+        summary = {"model": model.name, "samples": samples, "seconds": seconds, "frames_per_second": rate}
+        print(json.dumps(summary, indent=2))
+
+
+def numbers(text: str | None, option: str, whole: bool = False) -> float | list | None:
+    """Parse "0.9" or "0.9,0.8,0.7"; typer.BadParameter names the option."""
+    if text is None:
+        return None
+    try:
+        values = [int(part) if whole else float(part) for part in text.split(",")]
+    except ValueError:
+        wanted = "a whole number" if whole else "a number"
+        raise typer.BadParameter(f"{option} takes {wanted}, or one per codebook with commas; found '{text}'") from None
+    return values[0] if len(values) == 1 else values
+
+
+def label_of(model: Model, text: str) -> str | int:
+    """A label as typed: its name, or its id where no label has that name."""
+    return int(text) if text not in model.labels and text.isdecimal() else text

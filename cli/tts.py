@@ -1,0 +1,54 @@
+"""tessera tts: text to speech."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(tts)
+
+
+def tts(
+    text: Annotated[str, typer.Argument(help="What to say.")],
+    output: Annotated[Path, typer.Option("-o", "--out", help="A .wav or .flac file, or a directory for several.")],
+    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "speech",
+    voice: Annotated[str | None, typer.Option(help="A label of the model, where it has voices.")] = None,
+    n: Annotated[int, typer.Option("-n", "--count", min=1, help="Ways of saying it.")] = 1,
+    seed: Annotated[int, typer.Option(help="Another seed is another way of saying it.")] = 0,
+    guidance: Annotated[float | None, typer.Option(help="1: none; higher follows the text closer.")] = None,
+    temperature: Annotated[str | None, typer.Option(help="Lower is steadier. A number, or one per codebook.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Longest sound.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+) -> None:
+    """Say a text.
+
+    Example: tessera tts "three one four" -o pi.wav
+
+    The bundled model knows English digits and the phrases of the sample data; tessera generate has all settings.
+    """
+    from ..generate.model import load
+    from .samples import label_of, make_samples, numbers
+
+    steadiness = numbers(temperature, "--temperature")
+    loaded = load(model, device)
+    if loaded.spec.geometry.kind != "audio" or loaded.text is None:
+        raise ValueError(f"model '{model}' does not turn text into sound; for pictures use: tessera image")
+    make_samples(
+        loaded,
+        output,
+        n,
+        as_json,
+        text=text,
+        label=None if voice is None else label_of(loaded, voice),
+        n=n,
+        seed=seed,
+        guidance=guidance,
+        temperature=steadiness,
+        max_seconds=max_seconds,
+    )
