@@ -2,6 +2,6 @@
 
 from importlib import import_module
 
-VERB_FILES = ("doctor", "demo", "train", "generate", "tts", "image", "eval")
+VERB_FILES = ("doctor", "demo", "train", "generate", "tts", "image", "eval", "tokenizer")
 
 VERBS = [import_module(f".{name}", __name__).register for name in VERB_FILES]

@@ -225,7 +225,7 @@ def make_judge(run: Run) -> Judge | None:
         return None
 
 
-def draw_digits(run: Run, model: Model, judge: Judge | None, name: str, folder: str, stage: str) -> PictureGallery:
+def draw_digits(run: Run, model: Model, judge: Judge | None, source: str, folder: str, stage: str) -> PictureGallery:
     """Ten pictures of each digit, saved and put beside real ones."""
     import torch
 
@@ -234,25 +234,25 @@ def draw_digits(run: Run, model: Model, judge: Judge | None, name: str, folder: 
     from .report import PictureGallery, PictureRow
 
     each = 2 if run.quick else 10
-    real, labels = real_digits("test")
-    rows, drawn, asked = [], [], []
+    real, names = real_digits("test")
     with run.stage(stage):
         started = time.monotonic()
-        for number, label in enumerate(LABELS):
-            result = model.generate(label=label, n=each, seed=1000 * number)
-            result.save(run.out / folder / label)
-            drawn += result.media
-            asked += [label] * each
-            examples = [picture for picture, found in zip(real, labels, strict=True) if found == label][:5]
-            rows.append(PictureRow(label, [picture_png(p) for p in examples], [picture_png(p) for p in result.media]))
+        result = model.generate(label=LABELS, n=each)
         seconds = time.monotonic() - started
+    rows = []
+    for number, label in enumerate(LABELS):
+        drawn = result.media[number * each : (number + 1) * each]
+        examples = [picture for picture, name in zip(real, names, strict=True) if name == label][:5]
+        rows.append(PictureRow(label, [picture_png(p) for p in examples], [picture_png(p) for p in drawn]))
+    result.save(run.out / folder)
+    asked = [label for label in LABELS for _ in range(each)]
     return PictureGallery(
-        command=f"tessera generate {name} --label 7 -n {each} --seed 7000 -o {run.out}/{folder}/7",
+        command=f"tessera generate {source} --label 7 -n {each} --seed {7 * each} -o out/sevens",
         rows=rows,
         seconds=seconds,
-        count=len(drawn),
-        recognised=judge.share(torch.stack(drawn), asked) if judge else None,
-        recognised_real=judge.share(real, labels) if judge else None,
+        count=len(result),
+        recognised=judge.share(torch.stack(result.media), asked) if judge else None,
+        recognised_real=judge.share(real, names) if judge else None,
     )
 
 
