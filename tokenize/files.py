@@ -20,12 +20,13 @@ MAX_JSON_BYTES = 256 << 20
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,512}")
 
 
-def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any]) -> None:
+def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any], durable: bool = True) -> None:
     """Write a file so that a kill at any moment leaves the old file or the whole new one.
 
     Args:
         path: file to write; its folder is made when missing.
         content: the bytes, or a function that writes them to the temporary path it is given.
+        durable: wait for the disk, so that a power cut leaves one of the two as well; slow for many files.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,13 +39,15 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any]) -> No
         else:
             part.write_bytes(content)
         os.chmod(part, 0o644)  # mkstemp and safetensors both write 0600, which a shared folder cannot read
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    fsync_dir(path.parent)
+    if durable:
+        fsync_dir(path.parent)
 
 
 def fsync_dir(path: str | Path) -> None:
@@ -90,8 +93,10 @@ def write_safetensors(
     safetensors by itself does not fsync, writes for the owner only, and puts metadata in another order each time.
     """
 
+    assert tensors, "safetensors 0.8 writes a broken header without tensors"
+
     def write(part: Path) -> None:
-        safetensors.torch.save_file(dict(tensors), part, dict(metadata or {}))
+        safetensors.torch.save_file(dict(tensors), part, dict(metadata) if metadata else None)
         if metadata and len(metadata) > 1:
             _sort_metadata(part)
 

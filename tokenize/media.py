@@ -5,6 +5,7 @@ A file is probed before it is decoded: a few kilobytes of FLAC or PNG can promis
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,10 +174,9 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:
     kind = path.suffix[1:].upper()
     level = 1.0 if kind == "FLAC" else None  # smallest
 
-    def write(part: Path) -> None:
-        soundfile.write(part, steps.T.numpy(), sample_rate, subtype="PCM_16", format=kind, compression_level=level)
-
-    write_atomic(path, write)
+    content = io.BytesIO()
+    soundfile.write(content, steps.T.numpy(), sample_rate, subtype="PCM_16", format=kind, compression_level=level)
+    write_atomic(path, content.getvalue(), durable=False)
 
 
 def read_picture(
@@ -263,7 +263,9 @@ def write_picture(path: str | Path, picture: Tensor) -> None:
         )
     pixels = ((picture.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
     image = Image.fromarray(pixels.squeeze(2).numpy() if pixels.shape[2] == 1 else pixels.contiguous().numpy())
-    write_atomic(path, lambda part: image.save(part, format="PNG", optimize=True))
+    content = io.BytesIO()
+    image.save(content, format="PNG", optimize=True)
+    write_atomic(path, content.getvalue(), durable=False)
 
 
 def _check_file(path: Path, kind: str) -> None:

@@ -1,0 +1,138 @@
+"""Files: whole or absent, the same bytes for the same content, and hostile safetensors refused."""
+
+import json
+import os
+import stat
+import struct
+
+import pytest
+import torch
+
+from tessera.tokenize.files import (
+    read_json,
+    read_safetensors,
+    sha256_file,
+    write_atomic,
+    write_json,
+    write_safetensors,
+)
+
+TENSORS = {"b": torch.arange(6).reshape(2, 3), "a.x": torch.tensor([1.5], dtype=torch.bfloat16)}
+
+
+def test_write_atomic(tmp_path):
+    path = tmp_path / "new" / "file"
+    for content in (b"one", b"three"):
+        write_atomic(path, content)
+        assert path.read_bytes() == content
+    write_atomic(path, lambda part: part.write_text("two"), durable=False)
+    assert path.read_text() == "two"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    write_atomic(tmp_path / "file", b"old")
+
+    def fail(part):
+        part.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(tmp_path / "file", fail)
+    assert (tmp_path / "file").read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_json(tmp_path):
+    write_json(tmp_path / "x.json", {"b": [1, "é"], "a": None})
+    assert read_json(tmp_path / "x.json") == {"b": [1, "é"], "a": None}
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "y.json", float("nan"))
+    assert not (tmp_path / "y.json").exists()
+    with pytest.raises(ValueError, match=r"x\.json: \d+ bytes of JSON, the limit is 3"):
+        read_json(tmp_path / "x.json", max_bytes=3)
+    for content in (b"", b"{", b"\xff", b"[" * 100_000):
+        (tmp_path / "x.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.json: not valid JSON"):
+            read_json(tmp_path / "x.json")
+
+
+def test_safetensors_round_trip(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, TENSORS, {"format": "mine", "a": 'é\n\u2028"\\'})
+    tensors, metadata = read_safetensors(path)
+    assert metadata == {"format": "mine", "a": 'é\n\u2028"\\'}
+    assert set(tensors) == set(TENSORS)
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    write_safetensors(path, {"x": torch.zeros(0)})
+    assert read_safetensors(path)[1] == {}
+
+
+def test_same_content_same_bytes(tmp_path):
+    metadata = {f"key{number}": "x" * number for number in range(12)}
+    found = set()
+    for _ in range(8):
+        write_safetensors(tmp_path / "x", TENSORS, dict(reversed(metadata.items())))
+        found.add(sha256_file(tmp_path / "x"))
+    assert len(found) == 1
+    assert read_safetensors(tmp_path / "x")[1] == metadata
+
+
+def hostile(header: object, data: bytes = b"", size: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text + data
+
+
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "not a safetensors file, or cut short"),
+        (b"\x08", "not a safetensors file, or cut short"),
+        (hostile(b"{}", size=2**63), "not a safetensors file, or cut short"),
+        (hostile(b"{" + b" " * (9 << 20)), "a safetensors header of 9437185 bytes, the limit is 8388608"),
+        (hostile(b"\x80\x05garbage"), "not a safetensors file"),
+        (hostile(b"[" * 100_000), "not a safetensors file"),
+        (hostile([]), "the header is no mapping"),
+        (hostile(b'{"a":1,"a":1}'), "a name occurs twice"),
+        (hostile({"__metadata__": {"a": 1}}), "metadata must map names to strings"),
+        (hostile({"__metadata__": [1]}), "metadata must map names to strings"),
+        (hostile({"../../etc/x": ONE}, b"\0" * 4), "'../../etc/x' is not a tensor name"),
+        (hostile({"": ONE}, b"\0" * 4), "'' is not a tensor name"),
+        (hostile({"x" * 600: ONE}, b"\0" * 4), "is not a tensor name"),
+        (hostile({f"t{number}": 0 for number in range(100_001)}), "100001 tensors, the limit is 100000"),
+        (hostile({"x": ONE}, b"\0" * 3), "not a usable safetensors file"),
+        (hostile({"x": ONE}, b"\0" * 5), "not a usable safetensors file"),
+        (hostile({"x": ONE, "y": ONE}, b"\0" * 4), "not a usable safetensors file"),
+        (hostile({"x": ONE | {"shape": [2**62, 4]}}, b"\0" * 4), "not a usable safetensors file"),
+        (hostile({"x": ONE | {"shape": [-1]}}, b"\0" * 4), "not a usable safetensors file"),
+        (hostile({"x": ONE | {"dtype": "F33"}}, b"\0" * 4), "not a usable safetensors file"),
+        (hostile({"x": ONE | {"data_offsets": [4, 0]}}, b"\0" * 4), "not a usable safetensors file"),
+        (hostile({"x": 7}), "not a usable safetensors file"),
+    ],
+)
+def test_hostile_safetensors(tmp_path, content, message):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_safetensors(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_truncated_anywhere(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, TENSORS, {"a": "b"})
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"x\.safetensors: not a"):
+            read_safetensors(path)
+
+
+def test_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing: no such file"):
+        read_safetensors(tmp_path / "nothing")
