@@ -1,0 +1,84 @@
+"""`tessera tokenizer train` and `tessera tokenizer eval`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class FitChoice(str, Enum):
+    """See FolderCorpus.fit."""
+
+    exact = "exact"
+    crop = "crop"
+    stretch = "stretch"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    group = typer.Typer(
+        name="tokenizer",
+        help="Train a tokenizer and freeze it; measure a frozen one.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    group.command("train")(train)
+    group.command("eval")(evaluate)
+    app.add_typer(group)
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file: tokenizer, data, training.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the frozen tokenizer.")],
+    set_: Annotated[
+        list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Train a tokenizer on sound or pictures and freeze it.
+
+    Example: tessera tokenizer train configs/digits/tokenizer.yaml --set train.steps=200 --out out/digits-tokenizer
+
+    OUT then holds config.json and tokenizer.safetensors. Ctrl-C once stops early and freezes what is there.
+    """
+    from ..tokenize.config import read_config
+    from ..train.tokenizer_trainer import TokenizerTrainConfig, train_tokenizer
+
+    tokenizer = train_tokenizer(read_config(config, TokenizerTrainConfig, set_), out)
+    print(f"frozen tokenizer {tokenizer.spec.name} ({tokenizer.spec.fingerprint[:12]}) in {out}", file=sys.stderr)
+    print(f"measure it with: tessera tokenizer eval {out}", file=sys.stderr)
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a frozen tokenizer.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder of media, or .safetensors of pictures; default: the bundled test samples."),
+    ] = None,
+    items: Annotated[int, typer.Option("--items", min=1, help="At most so many items, spread over the data.")] = 100,
+    fit: Annotated[
+        FitChoice, typer.Option("--fit", help="What to do with pictures of another size.")
+    ] = FitChoice.exact,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure a frozen tokenizer: fidelity, use of codes, bits, stability of the codes, speed.
+
+    Example: tessera tokenizer eval out/digits-tokenizer --data samples/digits/test.safetensors
+
+    Exit code 1 if a code changes with the batch, padding or precision of the call.
+    """
+    from ..tokenize.tokenizer import load_tokenizer
+    from ..train.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
+
+    tokenizer = load_tokenizer(folder)
+    report = evaluate_tokenizer(tokenizer, corpus_for(tokenizer.spec, data, fit.value), items)
+    print(json.dumps(report.as_dict(), indent=2) if json_ else report_table(report))
+    if report.skipped:
+        print(f"tessera: skipped {len(report.skipped)} items that could not be read", file=sys.stderr)
+    if not report.stability.stable:
+        print("tessera: codes of this tokenizer depend on how it is called; they should not be stored", file=sys.stderr)
+        raise typer.Exit(1)
