@@ -33,8 +33,9 @@ def ssim(found: Tensor, wanted: Tensor) -> float | None:
     window = min(7, smallest - 1 + smallest % 2)
     if window < 3:
         return None
-    a, b = found.double().cpu().numpy(), wanted.double().cpu().numpy()
-    return float(structural_similarity(a, b, win_size=window, data_range=2.0, channel_axis=0))
+    # From 0 to 1: with means of both signs, a negative picture's two faults would make a right.
+    a, b = ((picture.double().cpu().numpy() + 1) / 2 for picture in (found, wanted))
+    return float(structural_similarity(a, b, win_size=window, data_range=1.0, channel_axis=0))
 
 
 def si_sdr(found: Tensor, wanted: Tensor, sample_rate: int) -> float | None:
@@ -75,6 +76,8 @@ def pesq(found: Tensor, wanted: Tensor, sample_rate: int) -> float | None:
     from pesq import pesq as measure
 
     pair = torch.stack([wanted.float(), found.float()]).cpu()
+    if is_silent(wanted) or is_silent(found):
+        return None
     if sample_rate != 16000:
         pair = resample(pair, sample_rate, 16000)
     try:

@@ -344,7 +344,8 @@ def report_table(report: TokenizerReport) -> str:
         )
     lines.append(f"  per frame {bits.nominal_per_frame:.2f} bits nominal, {bits.unigram_per_frame:.2f} unigram")
     lines.append(
-        f"  per {bits.per} {bits.nominal_per:.0f} bits nominal, {bits.unigram_per:.0f} unigram ({bits.frames_per:g} frames)"
+        f"  per {bits.per} {bits.nominal_per:.0f} bits nominal, {bits.unigram_per:.0f} unigram"
+        f" ({bits.frames_per:g} frames)"
     )
     stability = report.stability
     lines += ["", f"codes that change ({stability.items} items, {stability.codes} codes; must be 0)"]

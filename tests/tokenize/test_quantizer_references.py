@@ -1,4 +1,4 @@
-"""Beside each fast path of the quantizers a slow, obvious one; and mistakes of others, with the tests that show them."""
+"""Beside each fast path of the quantizers a slow, obvious one; and mistakes of others, with tests that show them."""
 
 import math
 import random
