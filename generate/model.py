@@ -165,12 +165,15 @@ class Model:
         has_label, has_text = LabelConfig in kinds, TextConditionConfig in kinds
         read = "text" if has_text else "label" if has_label else ""
         if label is not None and not has_label:
-            raise ValueError(f"'{self.name}' has no labels; leave label out" + (", pass text" if has_text else ""))
+            raise ValueError(f"'{self.name}' has no labels; leave label out" + (", give a text" if has_text else ""))
         if text is not None and not has_text:
-            raise ValueError(f"'{self.name}' reads no text; leave text out" + (", pass label" if has_label else ""))
+            raise ValueError(f"'{self.name}' reads no text; leave text out" + (", give a label" if has_label else ""))
         if read and not unconditional and (text if has_text else label) is None:
-            example = f"{read}=" + ("'...'" if has_text else repr(self.labels[0]))
-            raise ValueError(f"'{self.name}' makes samples for a {read}; pass {example} (or unconditional=True)")
+            example = "what to say or show" if has_text else f"one of {', '.join(self.labels[:10])}"
+            raise ValueError(f"'{self.name}' needs a {read}; give {example}, or ask for unconditional")
+        for name, given in (("label", label), ("text", text)):
+            if _is_list(given) and not given:
+                raise ValueError(f"the list of {name}s is empty; give at least one")
         labels, texts = label, None
         if label is not None:
             labels = [self.label_id(one) for one in label] if _is_list(label) else self.label_id(label)  # type: ignore
@@ -217,7 +220,8 @@ def find_model(model: str | Path) -> Path:
         raise FileNotFoundError(
             f"{folder}: no model here (config.json is missing); make one with: tessera train CONFIG"
         )
-    raise ValueError(f"no model '{model}': no such directory, and no bundled model; {nearest_name(str(model), names)}")
+    known = nearest_name(str(model), names) if names else "this checkout has none"
+    raise ValueError(f"no model '{model}': no such directory, and no bundled model of that name; {known}")
 
 
 def bundled_models() -> list[str]:

@@ -120,9 +120,8 @@ def _as_lists(
     texts: list | None = None
     if text_ids is not None:
         texts = list(text_ids) if len(text_ids) and isinstance(text_ids[0], Sequence) else [text_ids]
-    for name, entries in (("label", labels), ("text", texts)):
-        if entries is not None and not entries:
-            raise ValueError(f"the list of {name}s is empty; give at least one")
+    if labels is not None and not labels:
+        raise ValueError("the list of labels is empty; give at least one")
     if labels and texts and len(labels) != len(texts):
         if len(labels) == 1:
             labels = labels * len(texts)

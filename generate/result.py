@@ -91,7 +91,8 @@ def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
         return [path / f"{i:0{digits}d}{allowed[0]}" for i in range(count)]
     if suffix not in allowed:
         wanted = " or ".join(allowed)
-        raise ValueError(f"{path}: '{spec.name}' makes {spec.geometry.kind}; use a name ending in {wanted}")
+        kind = "pictures" if spec.geometry.kind == "picture" else "sound"
+        raise ValueError(f"{path}: '{spec.name}' makes {kind}; use a name ending in {wanted}")
     if count != 1:
         folder = path.with_suffix("")
         raise ValueError(f"{path}: {count} samples do not fit into one file; name a directory, for instance {folder}/")

@@ -1,11 +1,17 @@
 """The decode loop against a slow one that runs the whole model again for every step, and its laws."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from tessera.generate.loop import DecodeLoop, Length, generate_codes
 from tessera.generate.noise import uniform
 from tessera.generate.sampling import Sampling
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_models import make_conditions, make_lm
 
 ARRANGEMENTS = ("parallel", "delay", "partial delay", "late delay", "flatten first", "flat", "partial flat")
 FRAMES = 6  # of a picture too: 2 x 3
@@ -61,10 +67,10 @@ def check_equal(generated, i, expected, ended):
 
 @pytest.mark.parametrize("kind", ["none", "label", "text"])
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_equals_the_full_forward(tiny, arrangement, kind):
+def test_equals_the_full_forward(arrangement, kind):
     """Rows of all lengths: some end at once, some are cut."""
-    configs, batch = tiny.conditions(kind, 5)
-    lm = tiny.lm(arrangement, conditions=configs)
+    configs, batch = make_conditions(kind, 5)
+    lm = make_lm(arrangement, conditions=configs)
     found = generate_codes(lm, batch, range(5), UP_TO)
     for i in range(5):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO))
@@ -73,9 +79,9 @@ def test_equals_the_full_forward(tiny, arrangement, kind):
 
 @pytest.mark.parametrize("rope", ["time", "grid"])
 @pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, "coarse first"])
-def test_fixed_length_equals_the_full_forward(tiny, arrangement, rope):
-    configs, batch = tiny.conditions("label", 3)
-    lm = tiny.lm(arrangement, variable=False, conditions=configs, rope={"kind": rope})
+def test_fixed_length_equals_the_full_forward(arrangement, rope):
+    configs, batch = make_conditions("label", 3)
+    lm = make_lm(arrangement, variable=False, conditions=configs, rope={"kind": rope})
     found = generate_codes(lm, batch, [5, 6, 7], EXACTLY)
     for i in range(3):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), 5 + i, EXACTLY))
@@ -83,9 +89,9 @@ def test_fixed_length_equals_the_full_forward(tiny, arrangement, rope):
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 @pytest.mark.parametrize("guidance", [0.0, 2.5])
-def test_guidance_equals_two_forwards(tiny, arrangement, guidance):
-    configs, batch = tiny.conditions("text", 2)
-    lm = tiny.lm(arrangement, conditions=configs)
+def test_guidance_equals_two_forwards(arrangement, guidance):
+    configs, batch = make_conditions("text", 2)
+    lm = make_lm(arrangement, conditions=configs)
     found = generate_codes(lm, batch, range(2), UP_TO, Sampling(temperature=1.3), guidance)
     for i in range(2):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, guidance))
@@ -93,11 +99,11 @@ def test_guidance_equals_two_forwards(tiny, arrangement, guidance):
 
 @pytest.mark.parametrize("t", [1, 2, 5])
 @pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, "coarse first"])
-def test_a_prompt_is_kept_and_continued(tiny, arrangement, t):
+def test_a_prompt_is_kept_and_continued(arrangement, t):
     variable = arrangement != "coarse first"
-    lm = tiny.lm(arrangement, variable=variable)
+    lm = make_lm(arrangement, variable=variable)
     length = UP_TO if variable else EXACTLY
-    _, none = tiny.conditions("none", 2)
+    _, none = make_conditions("none", 2)
     prompt = torch.stack([torch.randint(0, V, (2, t)) for V in lm.arrangement.cardinalities], dim=1)
     found = generate_codes(lm, none, range(2), length, prompt=prompt)
     assert torch.equal(found.codes[:, :, :t], prompt)
@@ -106,11 +112,11 @@ def test_a_prompt_is_kept_and_continued(tiny, arrangement, t):
 
 
 @pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, "coarse first"])
-def test_continuing_the_beginning_of_a_result_gives_the_result(tiny, arrangement):
+def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement):
     variable = arrangement != "coarse first"
-    lm = tiny.lm(arrangement, variable=variable)
+    lm = make_lm(arrangement, variable=variable)
     length = Length(FRAMES, min_frames=4) if variable else EXACTLY
-    _, none = tiny.conditions("none", 3)
+    _, none = make_conditions("none", 3)
     whole = generate_codes(lm, none, range(3), length)
     again = generate_codes(lm, none, range(3), length, prompt=whole.codes[:, :, :3])
     assert torch.equal(again.codes, whole.codes) and torch.equal(again.lengths, whole.lengths)
@@ -118,10 +124,10 @@ def test_continuing_the_beginning_of_a_result_gives_the_result(tiny, arrangement
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_row_does_not_depend_on_its_company(tiny, dtype, guidance):
+def test_a_row_does_not_depend_on_its_company(dtype, guidance):
     """fp32 runs with exact=True, whose codes are equal bit for bit; fp64 has no ties a rounding could flip."""
-    configs, batch = tiny.conditions("text", 4)
-    lm = tiny.lm(conditions=configs, dtype=dtype)
+    configs, batch = make_conditions("text", 4)
+    lm = make_lm(conditions=configs, dtype=dtype)
     exact = dtype == torch.float32
     seeds = [11, 2**63 - 1, -4, 7]
     whole = generate_codes(lm, batch, seeds, UP_TO, guidance=guidance, exact=exact)
@@ -138,10 +144,10 @@ def test_a_row_does_not_depend_on_its_company(tiny, dtype, guidance):
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_frames_come_as_soon_as_they_are_complete(tiny, arrangement):
-    lm = tiny.lm(arrangement)
+def test_frames_come_as_soon_as_they_are_complete(arrangement):
+    lm = make_lm(arrangement)
     for seed in range(3):
-        _, none = tiny.conditions("none", 1)
+        _, none = make_conditions("none", 1)
         whole = generate_codes(lm, none, [seed], UP_TO)
         loop = DecodeLoop(lm, none, [seed], UP_TO)
         pieces = []
@@ -155,9 +161,9 @@ def test_frames_come_as_soon_as_they_are_complete(tiny, arrangement):
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_limits(tiny, arrangement):
-    lm = tiny.lm(arrangement)
-    _, none = tiny.conditions("none", 1)
+def test_limits(arrangement):
+    lm = make_lm(arrangement)
+    _, none = make_conditions("none", 1)
     for low, high in ((1, 1), (0, 4), (4, 6)):
         found = generate_codes(lm, none, range(16), Length(high, low))
         assert low <= int(found.lengths.min()) and int(found.lengths.max()) <= high
@@ -168,9 +174,9 @@ def test_limits(tiny, arrangement):
     assert fixed.lengths.tolist() == [7] * 4 and bool(fixed.ended.all())
 
 
-def test_stops_when_all_rows_have_ended(tiny):
-    lm = tiny.lm("delay")
-    _, none = tiny.conditions("none", 1)
+def test_stops_when_all_rows_have_ended():
+    lm = make_lm("delay")
+    _, none = make_conditions("none", 1)
     seen = []
     found = generate_codes(lm, none, range(3), Length(500), on_progress=lambda done, total: seen.append((done, total)))
     steps = len(seen) - 1
@@ -179,10 +185,10 @@ def test_stops_when_all_rows_have_ended(tiny):
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_columns_follow_the_end_rule(tiny):
+def test_columns_follow_the_end_rule():
     """What the model reads after the end: end in every codebook's cell of the end frame, then pad."""
-    lm = tiny.lm("delay")
-    _, none = tiny.conditions("none", 1)
+    lm = make_lm("delay")
+    _, none = make_conditions("none", 1)
     loop = DecodeLoop(lm, none, range(20), UP_TO)
     for _ in range(loop.num_steps):
         loop.step()
@@ -198,27 +204,27 @@ def test_columns_follow_the_end_rule(tiny):
             assert column == (expected[:, s].tolist() if s < expected.shape[1] else forced)
 
 
-def test_per_codebook_settings(tiny):
+def test_per_codebook_settings():
     """A greedy codebook takes the likeliest id while the others are drawn."""
-    lm = tiny.lm("parallel", variable=False)
-    _, none = tiny.conditions("none", 1)
+    lm = make_lm("parallel", variable=False)
+    _, none = make_conditions("none", 1)
     found = generate_codes(lm, none, range(32), EXACTLY, Sampling(temperature=[1.0, 0.0, 1.0], top_k=[0, 0, 1]))
     first = found.codes[:, :, 0]
     assert len(first[:, 0].unique()) > 1
     assert len(first[:, 1].unique()) == len(first[:, 2].unique()) == 1
 
 
-def test_greedy_needs_no_seed(tiny):
-    lm = tiny.lm()
-    _, none = tiny.conditions("none", 1)
+def test_greedy_needs_no_seed():
+    lm = make_lm()
+    _, none = make_conditions("none", 1)
     found = generate_codes(lm, none, range(5), UP_TO, Sampling(temperature=0.0))
     assert all(torch.equal(found.codes[0], found.codes[i]) for i in range(5))
 
 
-def test_errors(tiny):
-    configs, batch = tiny.conditions("label", 2)
-    lm = tiny.lm(conditions=configs)
-    plain, none = tiny.lm(), tiny.conditions("none", 1)[1]
+def test_errors():
+    configs, batch = make_conditions("label", 2)
+    lm = make_lm(conditions=configs)
+    plain, none = make_lm(), make_conditions("none", 1)[1]
 
     def refuse(message, lm=lm, conditions=batch, seeds=(0, 1), length=UP_TO, **settings):
         with pytest.raises(ValueError, match=message):
@@ -226,14 +232,14 @@ def test_errors(tiny):
 
     refuse("max_frames must be at least 1, found 0", length=Length(0))
     refuse(r"min_frames must be from 0 to max_frames \(6\), found 10", length=Length(6, 10))
-    refuse("has no end code", lm=tiny.lm(variable=False), conditions=none)
+    refuse("has no end code", lm=make_lm(variable=False), conditions=none)
     refuse("no seeds were given", seeds=())
     refuse("a seed must be a whole number of 64 bits, found 1.5", seeds=(0, 1.5))
     refuse("found 9223372036854775808", seeds=(0, 2**63))
     refuse("guidance must be at least 0, found -1", guidance=-1.0)
     refuse("guidance is 3.0, but the model has no conditions", lm=plain, conditions=none, guidance=3.0)
     undropped = (configs[0].model_copy(update={"dropout": 0.0}),)
-    refuse("without dropping its label", lm=tiny.lm(conditions=undropped), guidance=3.0)
+    refuse("without dropping its label", lm=make_lm(conditions=undropped), guidance=3.0)
     refuse("conditions have 2 rows, but 3 rows", seeds=(0, 1, 2))
     prompt = torch.zeros(2, 3, 4, dtype=torch.long)
     refuse(r"the prompt must be long \[2, 3, t\], found torch.float32", prompt=prompt.float())
@@ -243,11 +249,11 @@ def test_errors(tiny):
     refuse("temperature has 2 values but the model has 3 codebooks", sampling=Sampling(temperature=[1.0, 1.0]))
 
 
-def test_logits_that_are_not_numbers_are_an_error(tiny):
-    lm = tiny.lm()
+def test_logits_that_are_not_numbers_are_an_error():
+    lm = make_lm()
     with torch.no_grad():
         lm.head.weight.fill_(float("nan"))
-    _, none = tiny.conditions("none", 1)
+    _, none = make_conditions("none", 1)
     with pytest.raises(ValueError, match="not numbers"):
         generate_codes(lm, none, [0], UP_TO)
     with pytest.raises(ValueError, match="not numbers"):

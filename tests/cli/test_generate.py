@@ -1,0 +1,140 @@
+"""The verbs generate, tts, image and eval: files written, one line for a mistake."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from tessera.cli.app import run
+from tessera.generate.model import load
+from tessera.tokenize.corpus import ArraysCorpus
+from tessera.tokenize.files import write_safetensors
+from tessera.tokenize.shards import ShardsConfig, build_shards
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
+from tiny_models import save_tiny_models
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return save_tiny_models(tmp_path_factory.mktemp("models"))
+
+
+def tessera(*arguments) -> int:
+    return run([str(argument) for argument in arguments])
+
+
+def test_generate_many(models, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert tessera("generate", models / "shapes", "--label", "star", "-n", 3, "--seed", 4, "-o", out, "--json") == 0
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)
+    assert [sample["seed"] for sample in summary["samples"]] == [4, 5, 6]
+    assert [sample["file"] for sample in summary["samples"]] == [str(out / f"000{i}.png") for i in range(3)]
+    assert f"3 pictures in {out}: 18 frames in" in printed.err
+    again = load(models / "shapes").generate(label="star", n=3, seed=4)
+    again.save(tmp_path / "again")
+    for i in range(3):
+        assert (out / f"000{i}.png").read_bytes() == (tmp_path / "again" / f"000{i}.png").read_bytes()
+
+
+def test_generate_one_with_all_settings(models, tmp_path, capsys):
+    codes = load(models / "tones").generate(text="a", num_frames=3).codes[0]
+    write_safetensors(tmp_path / "prompt.safetensors", {"codes": codes})
+    settings = "--temperature 0.9,1,1.1 --top-k 9,8,7 --top-p 0.9 --min-p 0.01 --guidance 2".split()
+    prompt = ["--prompt", tmp_path / "prompt.safetensors", "--prompt-frames", 2]
+    out = tmp_path / "deep" / "one.wav"
+    assert tessera("generate", models / "tones", "--text", "a", "--frames", 8, *settings, *prompt, "-o", out) == 0
+    assert soundfile.info(out).frames == 8 * 16 and soundfile.info(out).samplerate == 8000
+    found = load(models / "tones").generate(
+        text="a", num_frames=8, temperature=[0.9, 1.0, 1.1], top_k=[9, 8, 7], top_p=0.9, min_p=0.01, guidance=2.0,
+        prompt=codes[:, :2],
+    )  # fmt: skip
+    found.save(tmp_path / "found.wav")
+    assert out.read_bytes() == (tmp_path / "found.wav").read_bytes()
+    assert capsys.readouterr().out == ""
+
+
+def test_several_texts_and_labels(models, tmp_path, capsys):
+    texts = ["--text", "one", "--text", "two"]
+    assert tessera("generate", models / "voices", *texts, "--label", "7", "-n", 2, "-o", tmp_path / "o", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["samples"]) == 4
+
+
+def test_tts(models, tmp_path, capsys):
+    say = ["tts", "a word", "--model", models / "voices", "--voice", "star"]
+    assert tessera(*say, "-o", tmp_path / "out.wav", "--seed", 2) == 0
+    load(models / "voices").generate(text="a word", label="star", seed=2).save(tmp_path / "same.wav")
+    assert (tmp_path / "out.wav").read_bytes() == (tmp_path / "same.wav").read_bytes()
+    assert tessera(*say, "-o", tmp_path / "out.flac", "--max-seconds", 0.004) == 0
+    assert "1 of 1 samples did not end within 2 frames" in capsys.readouterr().err
+    assert tessera(*say, "-n", 2, "-o", tmp_path / "many") == 0
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["0000.wav", "0001.wav"]
+
+
+def test_image(models, tmp_path):
+    assert tessera("image", "star", "--model", models / "shapes", "-o", tmp_path / "star.png") == 0
+    assert Image.open(tmp_path / "star.png").size == (6, 4)
+    assert tessera("image", "2", "--model", models / "shapes", "-o", tmp_path / "two.png") == 0
+    assert (tmp_path / "two.png").read_bytes() == (tmp_path / "star.png").read_bytes(), "label 2 is 'star'"
+
+
+def test_eval(models, tmp_path, capsys):
+    shapes = load(models / "shapes")
+    pictures = torch.randint(0, 256, (5, 4, 6), dtype=torch.uint8)
+    write_safetensors(tmp_path / "x.safetensors", {"images": pictures, "labels": torch.tensor([0, 1, 0, 1, 0])})
+    corpus = ArraysCorpus(path=str(tmp_path / "x.safetensors"))
+    build_shards(ShardsConfig(corpus=corpus, tokenizer="-", out=str(tmp_path / "shards")), shapes.tokenizer, False)
+    # The labels are "0" and "1", which this model has no names for.
+    assert tessera("eval", models / "shapes", "--data", tmp_path / "shards", "--no-speed") == 2
+    assert "label '0'" in capsys.readouterr().err
+    index = (tmp_path / "shards" / "index.json").read_text()
+    for number, name in (("0", "circle"), ("1", "star")):
+        index = index.replace(f'"{number}"', f'"{name}"')
+    (tmp_path / "shards" / "index.json").write_text(index)
+
+    assert tessera("eval", models / "shapes", "--data", tmp_path / "shards", "--json", "--batch", 2) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"]["items"] == 5 and found["loss"]["frames"] == 30 and len(found["loss"]["per_codebook"]) == 3
+    codes = shapes.tokenizer.encode(pictures[:, None].float() / 127.5 - 1).codes
+    from tessera.lm.conditions import ConditionBatch
+
+    expected = shapes.lm.loss(codes, None, ConditionBatch.make(labels=[0, 2, 0, 2, 0])).per_codebook
+    assert found["loss"]["per_codebook"] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert [speed["rows"] for speed in found["speed"]] == [1, 16]
+    assert all(speed["frames_per_second"] > 0 for speed in found["speed"])
+    assert tessera("eval", models / "shapes", "--data", tmp_path / "shards", "--no-speed") == 0
+    assert "perplexity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("generate nothing -o x", "no model 'nothing'"),
+        ("generate {shapes} -o x.png", "needs a label"),
+        ("generate {shapes} --label sqare -o x.png", "no label 'sqare'; did you mean 'square'"),
+        ("generate {shapes} --label 9 -o x.png", "labels 0 to 3, found 9"),
+        ("generate {shapes} --label star -n 3 -o x.png", "3 samples do not fit into one file; name a directory"),
+        ("generate {shapes} --label star -o x.wav", "makes pictures; use a name ending in .png"),
+        ("generate {shapes} --label star --temperature warm -o x.png", "--temperature takes a number"),
+        ("generate {shapes} --label star --temperature 1,1 -o x.png", "temperature has 2 values but the model has 3"),
+        ("generate {shapes} --label star --top-k 1.5 -o x.png", "--top-k takes a whole number"),
+        ("generate {shapes} --label star --frames 3 -o x.png", "num_frames is 3"),
+        ("generate {tones} --text a --prompt nowhere.wav -o x.wav", "nowhere.wav"),
+        ("tts a --model {shapes} -o x.wav", "does not turn text into sound"),
+        ("image star --model {tones} -o x.png", "makes no pictures"),
+        ("eval {shapes} --no-speed", "nothing to measure"),
+        ("eval {shapes} --no-speed --data {shapes}", "no index.json there"),
+    ],
+)
+def test_misuse_is_one_line(models, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    words = arguments.format(shapes=models / "shapes", tones=models / "tones").split()
+    assert run(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("tessera: ") and error.count("\n") == 1
+    assert not list(tmp_path.glob("x*"))

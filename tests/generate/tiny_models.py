@@ -1,0 +1,90 @@
+"""Tiny models with random weights, strong enough to prefer some ids to others."""
+
+import torch
+
+from tessera.lm.arrange import CoarseFirstConfig, DelayConfig, FlatConfig, ParallelConfig, PartialFlatConfig
+from tessera.lm.conditions import ConditionBatch, LabelConfig, TextConditionConfig
+from tessera.lm.defaults import GenerationDefaults
+from tessera.lm.model import LMConfig, TokenLM
+from tessera.lm.weights import save_model
+from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
+from tessera.tokenize.picture_net import PictureTokenizerConfig
+from tessera.tokenize.quantizer import ResidualConfig, VQConfig
+from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
+from tessera.tokenize.text import ByteTextConfig, make_text
+from tessera.tokenize.tokenizer import make_tokenizer
+
+ARRANGEMENTS = {
+    "parallel": ParallelConfig(),
+    "delay": DelayConfig(),
+    "partial delay": DelayConfig(delays=(0, 1, 1)),
+    "late delay": DelayConfig(delays=(1, 3, 2)),
+    "flatten first": DelayConfig(flatten_first=1),
+    "flat": FlatConfig(),
+    "partial flat": PartialFlatConfig(groups=(0, 1, 1)),
+    "coarse first": CoarseFirstConfig(),
+}
+CARDINALITIES = (4, 7, 6)
+
+
+def make_lm(arrangement="delay", variable=True, conditions=(), dtype=torch.float64, seed=0, **settings) -> TokenLM:
+    """A TokenLM of 3 codebooks: audio of variable length, or a picture of 2 x 3 frames."""
+    if variable:
+        geometry = AudioGeometry(sample_rate=16000, samples_per_frame=4)
+    else:
+        geometry = PictureGeometry(height=4, width=6, channels=1, rows=2, columns=3)
+    spec = TokenSpec(name="tiny", cardinalities=CARDINALITIES, geometry=geometry, fingerprint="0" * 64)
+    config = LMConfig(
+        width=16, layers=1, heads=2, arrangement=ARRANGEMENTS[arrangement], variable_length=variable,
+        conditions=conditions, **settings,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return strong(TokenLM(config, spec)).to(dtype).eval()
+
+
+def strong(lm: TokenLM) -> TokenLM:
+    """With larger weights, so that some ids are clearly likelier than others."""
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.mul_(1.5)
+    return lm
+
+
+def make_conditions(kind: str, count: int):
+    """(condition configs, a batch of `count` different rows) for "none", "label" or "text"."""
+    if kind == "label":
+        return (LabelConfig(classes=4),), ConditionBatch.make(labels=[i % 4 for i in range(count)])
+    if kind == "text":
+        texts = [[1 + (7 * i + j) % 11 for j in range(1 + 3 * i % 5)] for i in range(count)]
+        return (TextConditionConfig(text=ByteTextConfig(), vocab_size=16),), ConditionBatch.make(texts=texts)
+    return (), ConditionBatch()
+
+
+def save_tiny_models(folder):
+    """Model directories "tones" (audio, text), "voices" (audio, text and label) and "shapes" (picture, label)."""
+    quantizer = ResidualConfig(levels=3, quantizer=VQConfig(size=16))
+    stack = AudioStackConfig(width=16, layers=2, kernel=3, chunk=4)
+    torch.manual_seed(0)
+    audio = make_tokenizer(
+        AudioTokenizerConfig(
+            name="tones", sample_rate=8000, hop=16, window=64, latent_dim=8, encoder=stack, decoder=stack,
+            quantizer=quantizer,
+        )
+    )  # fmt: skip
+    picture = make_tokenizer(
+        PictureTokenizerConfig(
+            name="shapes", height=4, width=6, channels=1, features=8, blocks=1, latent_dim=8, quantizer=quantizer
+        )
+    )
+    text = make_text(ByteTextConfig(), [])
+    reads = TextConditionConfig(text=ByteTextConfig(), vocab_size=text.vocab_size)
+    names = ["circle", "square", "star", "7"]
+    common = dict(width=16, layers=1, heads=2, arrangement=DelayConfig())
+    speaks = LMConfig(**common, variable_length=True, conditions=(reads,))
+    imitates = LMConfig(**common, variable_length=True, conditions=(LabelConfig(classes=4), reads))
+    draws = LMConfig(**common, conditions=(LabelConfig(classes=4),))
+    limits = GenerationDefaults(max_frames=12, min_frames=2, guidance=1.5)
+    save_model(folder / "tones", strong(TokenLM(speaks, audio.spec)), audio, text, [], limits)
+    save_model(folder / "voices", strong(TokenLM(imitates, audio.spec)), audio, text, names, limits)
+    save_model(folder / "shapes", strong(TokenLM(draws, picture.spec)), picture, None, names, GenerationDefaults())
+    return folder
