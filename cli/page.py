@@ -64,8 +64,8 @@ svg text.name { fill: var(--ink); font-variant-numeric: tabular-nums; }
 .large { width: 120px; height: 120px; border-radius: 8px; }
 .journey { display: flex; flex-wrap: wrap; align-items: center; gap: 18px; }
 .journey figcaption { text-align: center; }
-.grids { display: grid; grid-template-columns: repeat(auto-fit, 94px); gap: 14px; flex: 1; min-width: 94px; }
-.mosaic { width: 94px; }
+.grids { display: grid; grid-template-columns: repeat(auto-fit, 118px); gap: 14px; flex: 1; min-width: 118px; }
+.mosaic { width: 118px; }
 .mosaic text { fill: #fff; font-size: 12px; font-weight: 600; }
 .arrow { width: 58px; text-align: center; color: var(--quiet); font-size: 13px; }
 .arrow path { fill: none; stroke: var(--quiet); stroke-width: 1.5; }
