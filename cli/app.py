@@ -12,7 +12,9 @@ import typer
 from . import VERBS
 
 # Newer typer carries its own copy of click, older ones use the package: either way the base of typer.BadParameter.
-_CommandLineError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+_CommandLineError: type[Exception] = next(
+    base for base in typer.BadParameter.__mro__ if issubclass(base, Exception) and base.__name__ == "ClickException"
+)
 _MISUSE = (ValueError, ImportError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 app = typer.Typer(

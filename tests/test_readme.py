@@ -119,6 +119,8 @@ def test_own_data_commands_run(kind, tmp_path, monkeypatch):
         arguments = shlex.split(line)[1:]
         if "train" in arguments[:2]:
             arguments += ["--set", "train.steps=3", "--set", "train.batch=2"]
+        if arguments[0] == "train":
+            arguments += ["--set", "train.sample_every=null", "--set", "data.pool_batches=1"]
         if arguments[0] == "tts":
             arguments += ["--max-frames", "20"]
         assert run(arguments) == 0, line
