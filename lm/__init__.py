@@ -1,0 +1,1 @@
+"""Codes to logits: arrangement, transformer, conditions, caches, loss, and the model directory."""

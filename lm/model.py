@@ -337,11 +337,13 @@ class TokenLM(nn.Module):
         return x if summed is None else x + summed
 
     def _conditions_as_in_eval(self, batch: ConditionBatch) -> Joined:
-        training = self.conditions.training
+        if not self.conditions.training:
+            return self.conditions(batch)
         self.conditions.eval()  # a generation is never given dropped conditions, also while a model trains
-        joined = self.conditions(batch)
-        self.conditions.train(training)
-        return joined
+        try:
+            return self.conditions(batch)
+        finally:
+            self.conditions.train()
 
     def _table(
         self, steps: Tensor, num_frames: int | Tensor | None, P: int, prefix_mask: Tensor | None, device: torch.device
