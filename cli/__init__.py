@@ -2,6 +2,6 @@
 
 from importlib import import_module
 
-VERB_FILES = ("doctor", "demo", "train", "generate", "tts", "image", "eval", "tokenizer")
+VERB_FILES = ("doctor", "demo", "train", "generate", "tts", "image", "eval", "tokenizer", "encode", "decode", "shards")
 
 VERBS = [import_module(f".{name}", __name__).register for name in VERB_FILES]

@@ -123,7 +123,7 @@ class FolderItems(Corpus):
             raise FileNotFoundError(f"{self.folder}: no such folder")
         metadata = self.folder / METADATA_FILE
         self.described = _read_metadata(metadata) if metadata.is_file() else None
-        self.files = list(self.described) if self.described is not None else _find_media(self.folder)
+        self.files = list(self.described) if self.described is not None else find_media(self.folder)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -156,7 +156,7 @@ class FolderItems(Corpus):
             raise MediaError(f"{path}: {error.strerror or 'no such file'}") from None
 
 
-def _find_media(folder: Path) -> list[str]:
+def find_media(folder: Path) -> list[str]:
     """Names of all media files below a folder, sorted; hidden files and folders are left out."""
     extensions = {*AUDIO_FORMATS, *PICTURE_FORMATS}
     found = []

@@ -22,6 +22,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
+from .codes_file import code_dtype
 from .config import Config, check_config
 from .corpus import Corpus, CorpusConfig, open_corpus
 from .files import read_json, sha256_file, write_json, write_safetensors
@@ -226,15 +227,6 @@ def _write_part(
     )
     write_json(_part_file(out, shard), part.model_dump(mode="json"))
     return part
-
-
-def code_dtype(spec: TokenSpec) -> torch.dtype:
-    """The smallest unsigned type that holds the largest code."""
-    largest = max(spec.cardinalities) - 1
-    for dtype in (torch.uint8, torch.uint16, torch.uint32):
-        if largest <= torch.iinfo(dtype).max:
-            return dtype
-    raise ValueError(f"codes up to {largest} do not fit 32 bits")
 
 
 def _join(parts: Sequence[PartIndex], spec: TokenSpec, build: str) -> Index:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from tessera.tokenize.config import ConfigError
 from tessera.tokenize.corpus import MAX_TEXT_BYTES, ArraysCorpus, FolderCorpus, Item, open_corpus
 from tessera.tokenize.files import write_safetensors
@@ -79,7 +80,7 @@ def test_metadata(tmp_path):
         ("[" * 10_000, "line 2: not JSON"),
         ("[]", "line 2: expected a mapping"),
         ('{"text": "x"}', "line 2: file: Field required"),
-        ('{"file": "y.wav", "lable": "x"}', "line 2: .*unknown key 'lable'; did you mean 'label'"),
+        ('{"file": "y.wav", "lable": "x"}', "line 2: lable: unknown key; did you mean 'label'"),
         ('{"file": "y.wav", "text": 7}', r"line 2: text: .*string \(found 7\)"),
         ('{"file": "../y.wav"}', "line 2: file '../y.wav' must be a path inside"),
         ('{"file": "/etc/y.wav"}', "line 2: file '/etc/y.wav' must be a path inside"),

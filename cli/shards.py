@@ -1,0 +1,53 @@
+"""`tessera shards`: a corpus to token shards."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(shards)
+
+
+def shards(
+    config: Annotated[Path, typer.Argument(help="YAML file: corpus, tokenizer, out.")],
+    set_: Annotated[
+        list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
+    ] = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as one JSON object.")] = False,
+) -> None:
+    """Encode a corpus into token shards for training.
+
+    Example: tessera shards configs/demo/shards.yaml --set out=out/shards
+
+    Stopped or killed, the same command goes on where it was. Items that cannot be used are listed and left out.
+    """
+    from ..tokenize.config import read_config
+    from ..tokenize.shards import ShardsConfig, build_shards
+    from .tokenizers import open_tokenizer, report_skipped
+
+    read = read_config(config, ShardsConfig, set_)
+    try:
+        built = build_shards(read, open_tokenizer(read.tokenizer))
+    except KeyboardInterrupt:
+        print(f"tessera: {read.out} is not finished; run the same command again to go on", file=sys.stderr)
+        raise
+    report_skipped([entry.reason for entry in built.skipped], len(built) + len(built.skipped))
+    summary = {
+        "out": read.out,
+        "items": len(built),
+        "frames": int(built.lengths.sum()),
+        "labels": len(built.label_names),
+        "texts": sum(text is not None for text in built.texts()),
+        "skipped": len(built.skipped),
+    }
+    if as_json:
+        print(json.dumps(summary))
+    told = f"{summary['items']} items, {summary['frames']} frames, {summary['labels']} labels, {summary['texts']} texts"
+    print(f"{read.out}: {told}; tokenizer {built.spec.name}", file=sys.stderr)

@@ -1,0 +1,184 @@
+"""`tessera encode`, `decode` and `shards` as they are typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessera.cli.app import run
+from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
+from tessera.tokenize.codes_file import CodesItem, read_codes, write_codes
+from tessera.tokenize.media import bytes_to_picture, read_audio, read_picture, write_audio, write_picture
+from tessera.tokenize.picture_net import PictureTokenizerConfig
+from tessera.tokenize.quantizer import ResidualConfig, VQConfig
+from tessera.tokenize.shards import Shards
+from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
+
+RVQ = ResidualConfig(levels=2, quantizer=VQConfig(size=16))
+STACK = AudioStackConfig(width=8, layers=1, kernel=3, chunk=8)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> Path:
+    """A folder with the tokenizers sound, other (another sound) and pictures."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    sound = {"sample_rate": 4000, "hop": 20, "window": 80, "latent_dim": 4, "encoder": STACK, "decoder": STACK}
+    configs = {
+        "sound": AudioTokenizerConfig(name="tiny-sound", quantizer=RVQ, **sound),
+        "other": AudioTokenizerConfig(name="tiny-other", quantizer=RVQ, **sound),
+        "pictures": PictureTokenizerConfig(
+            name="tiny-pictures", height=4, width=8, channels=1, features=4, blocks=1, latent_dim=4, quantizer=RVQ
+        ),
+    }
+    for seed, (name, config) in enumerate(configs.items()):
+        torch.manual_seed(seed)
+        make_tokenizer(config).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def media(tmp_path) -> Path:
+    """A folder with a.wav, b.flac, sub/a.wav of different lengths and c.png, d.png."""
+    generator = torch.Generator().manual_seed(0)
+    for name, length in (("a.wav", 333), ("b.flac", 40), ("sub/a.wav", 100)):
+        write_audio(tmp_path / "sound" / name, torch.rand(1, length, generator=generator) - 0.5, 4000)
+    for name in ("c.png", "d.png"):
+        pixels = torch.randint(0, 256, (4, 8, 1), generator=generator, dtype=torch.uint8)
+        write_picture(tmp_path / "pictures" / name, bytes_to_picture(pixels))
+    return tmp_path
+
+
+def tessera(*arguments: object) -> int:
+    return run([str(argument) for argument in arguments])
+
+
+def test_sound_there_and_back(tokenizers, media, capsys):
+    file, sound = media / "codes.safetensors", media / "sound"
+    listed = [sound / "b.flac", sound / "a.wav", sound / "sub"]
+    assert tessera("encode", *listed, "--tokenizer", tokenizers / "sound", "-o", file, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [item["name"] for item in told["items"]] == ["b.flac", "a.wav", "a.wav"] and told["skipped"] == []
+    tokenizer = load_tokenizer(tokenizers / "sound")
+    _, items = read_codes(file, tokenizer.spec)
+    for item, path in zip(items, (sound / "b.flac", sound / "a.wav", sound / "sub" / "a.wav"), strict=True):
+        samples = read_audio(path, 4000)
+        assert torch.equal(item.codes, tokenizer.encode(samples[None]).codes[0])
+        assert item.num_samples == samples.shape[1]
+
+    assert tessera("decode", file, "--tokenizer", tokenizers / "sound", "-o", media / "out") == 0
+    written = capsys.readouterr().out.split()
+    assert written == [str(media / "out" / name) for name in ("b.wav", "a.wav", "a-1.wav")]
+    for item, path in zip(items, written, strict=True):
+        decoded = tokenizer.decode(item.codes[None])[0, :, : item.num_samples].clamp(-1, 1)
+        found = read_audio(path, 4000)
+        assert found.shape == decoded.shape and float((found - decoded).abs().max()) <= 1 / 32768
+    assert tessera("decode", file, "--tokenizer", tokenizers / "sound", "-o", media / "out", "--format", "flac") == 0
+    assert (media / "out" / "b.flac").is_file()
+
+
+def test_pictures_there_and_back(tokenizers, media):
+    file = media / "codes.safetensors"
+    assert tessera("encode", media / "pictures", "--tokenizer", tokenizers / "pictures", "-o", file) == 0
+    assert tessera("decode", file, "--tokenizer", tokenizers / "pictures", "-o", media / "out") == 0
+    tokenizer = load_tokenizer(tokenizers / "pictures")
+    wanted = tokenizer.decode(read_codes(file)[1][1].codes[None])[0].clamp(-1, 1)
+    found = read_picture(media / "out" / "d.png", 4, 8, 1)
+    assert float((found - wanted).abs().max()) <= 1 / 127.5
+
+
+def test_bad_media_is_left_out_and_listed(tokenizers, media, capsys):
+    sound = media / "sound"
+    (sound / "bad.wav").write_bytes(b"RIFF")
+    file = media / "codes.safetensors"
+    assert tessera("encode", sound, media / "pictures", "--tokenizer", tokenizers / "sound", "-o", file) == 0
+    told = capsys.readouterr().err
+    assert "bad.wav: cannot be read as .wav" in told and "c.png: audio is needed here" in told
+    assert "tessera: 3 of 6 items could not be used" in told
+    assert [item.name for item in read_codes(file)[1]] == ["a.wav", "b.flac", "a.wav"]
+    assert tessera("encode", sound / "bad.wav", "--tokenizer", tokenizers / "sound", "-o", media / "x.safetensors") == 2
+    assert "none of 1 files could be used" in capsys.readouterr().err and not (media / "x.safetensors").exists()
+
+
+def test_pictures_of_another_size(tokenizers, media, capsys):
+    write_picture(media / "large.png", torch.zeros(1, 9, 9))
+    arguments = ["encode", media / "large.png", "--tokenizer", tokenizers / "pictures", "-o", media / "x.safetensors"]
+    assert tessera(*arguments) == 2
+    assert "9 x 9 pixels, needed are 8 x 4" in capsys.readouterr().err
+    assert tessera(*arguments, "--fit", "crop") == 0
+
+
+def test_codes_of_another_tokenizer_are_refused(tokenizers, media, capsys):
+    file = media / "codes.safetensors"
+    assert tessera("encode", media / "sound", "--tokenizer", tokenizers / "sound", "-o", file) == 0
+    capsys.readouterr()
+    assert tessera("decode", file, "--tokenizer", tokenizers / "other", "-o", media / "out") == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"tessera: {file}: codes of tokenizer 'tiny-sound' (") and "but 'tiny-other' (" in told
+    assert not (media / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../../evil.wav", "/etc/evil.wav", "..\\evil", "....", "a/\x00b\n", "", "x" * 300])
+def test_names_in_a_file_stay_in_the_folder(tokenizers, media, name, capsys):
+    spec = load_tokenizer(tokenizers / "sound").spec
+    write_codes(media / "x.safetensors", spec, [CodesItem(name, torch.zeros(2, 3).long())])
+    assert (
+        tessera("decode", media / "x.safetensors", "--tokenizer", tokenizers / "sound", "-o", media / "in" / "out") == 0
+    )
+    files = [path for path in media.rglob("*") if path.is_file() and path.parts[-2] not in ("sound", "sub", "pictures")]
+    assert sorted({path.parent for path in files}) == [media, out]
+    assert [path.name for path in files if path.parent == media] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("encode {media}/nothing.wav --tokenizer {t}/sound -o {media}/x.safetensors", "nothing.wav: no such file"),
+        ("encode {media}/sound --tokenizer {t}/none -o {media}/x.safetensors", "none: no tokenizer here"),
+        ("encode {media}/sound --tokenizer {t}/sound -o {media}/x.bin", "ends in .safetensors"),
+        ("encode {media}/sound -o {media}/x.safetensors", "--tokenizer"),
+        ("decode {media}/sound/a.wav --tokenizer {t}/sound -o {media}/out", "a.wav: not a safetensors file"),
+        ("decode {t}/sound/tokenizer.safetensors --tokenizer {t}/sound -o {media}/out", "not a file of codes"),
+        ("decode {media}/no.safetensors --tokenizer {t}/sound -o {media}/out", "no such file"),
+        ("shards {media}/no.yaml", "no.yaml: no such config file"),
+    ],
+)
+def test_misuse_is_one_line_and_code_2(tokenizers, media, command, message, capsys):
+    assert tessera(*command.format(media=media, t=tokenizers).split()) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("tessera: ") and message in told[0]
+
+
+def write_config(media: Path, tokenizers: Path) -> Path:
+    lines = ["corpus: {kind: folder, path: %s/sound}", "tokenizer: %s/sound", "out: %s/shards"]
+    text = "\n".join(line % place for line, place in zip(lines, (media, tokenizers, media), strict=True))
+    (media / "shards.yaml").write_text(text + "\n")
+    return media / "shards.yaml"
+
+
+def test_shards(tokenizers, media, capsys):
+    config = write_config(media, tokenizers)
+    (media / "sound" / "a.txt").write_text("hello")
+    (media / "sound" / "bad.wav").write_bytes(b"")
+    for _ in range(2):  # the second finds everything done
+        assert tessera("shards", config, "--json") == 0
+        told = capsys.readouterr()
+        expected = {"out": f"{media}/shards", "items": 3, "frames": 17 + 2 + 5, "labels": 1, "texts": 1, "skipped": 1}
+        assert json.loads(told.out) == expected
+        assert "bad.wav: the file is empty" in told.err and "1 of 4 items could not be used" in told.err
+    shards = Shards(media / "shards")
+    assert shards.item(0).text == "hello" and shards.spec.name == "tiny-sound"
+    capsys.readouterr()
+    assert tessera("shards", config, "--set", f"tokenizer={tokenizers}/other") == 2
+    assert "holds shards of another corpus, tokenizer or setting" in capsys.readouterr().err
+    assert tessera("shards", config, "--set", "item_per_shard=3") == 2
+    assert "did you mean 'items_per_shard'?" in capsys.readouterr().err
+
+
+def test_interrupted_shards_say_how_to_go_on(tokenizers, media, capsys, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tessera.tokenize.shards.build_shards", interrupt)
+    assert tessera("shards", write_config(media, tokenizers)) == 130
+    assert "is not finished; run the same command again to go on" in capsys.readouterr().err
