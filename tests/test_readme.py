@@ -122,7 +122,7 @@ def test_own_data_commands_run(kind, tmp_path, monkeypatch):
         if arguments[0] == "train":
             arguments += ["--set", "train.sample_every=null", "--set", "data.pool_batches=1"]
         if arguments[0] == "tts":
-            arguments += ["--max-frames", "20"]
+            arguments += ["--max-seconds", "0.5"]
         assert run(arguments) == 0, line
 
 
