@@ -263,4 +263,7 @@ def trim(samples, text: str):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        sys.exit(f"make_speech: {error}")

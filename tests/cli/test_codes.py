@@ -122,9 +122,8 @@ def test_codes_of_another_tokenizer_are_refused(tokenizers, media, capsys):
 def test_names_in_a_file_stay_in_the_folder(tokenizers, media, name, capsys):
     spec = load_tokenizer(tokenizers / "sound").spec
     write_codes(media / "x.safetensors", spec, [CodesItem(name, torch.zeros(2, 3).long())])
-    assert (
-        tessera("decode", media / "x.safetensors", "--tokenizer", tokenizers / "sound", "-o", media / "in" / "out") == 0
-    )
+    file, out = media / "x.safetensors", media / "in" / "out"
+    assert tessera("decode", file, "--tokenizer", tokenizers / "sound", "-o", out) == 0
     files = [path for path in media.rglob("*") if path.is_file() and path.parts[-2] not in ("sound", "sub", "pictures")]
     assert sorted({path.parent for path in files}) == [media, out]
     assert [path.name for path in files if path.parent == media] == ["x.safetensors"]
