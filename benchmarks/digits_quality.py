@@ -1,12 +1,14 @@
-"""How good are generated digits? Recognition by an outside classifier, copies of the training data, precision and coverage.
+"""How good are generated digits? Recognition by an outside classifier, copies of the training data, precision and
+coverage.
 
     python benchmarks/digits_quality.py [MODEL] [--guidance 1.5] [--json FILE] [--sheet FILE.png]
 
-- recognised: share of 500 generated pictures (50 of each digit) that a support vector machine (RBF kernel, scikit-learn's
-  defaults), trained on the real training digits, takes for the digit that was asked for; the real test digits beside it.
+- recognised: share of 500 generated pictures (50 of each digit) that a support vector machine (RBF kernel,
+  scikit-learn's defaults), trained on the real training digits, takes for the digit that was asked for; the real test
+  digits beside it.
 - copies: share of generated pictures whose codes equal those of a training picture.
-- precision, recall, density, coverage (arXiv:2002.09797, package prdc, 5 neighbours, on pixels): against the test digits, with
-  as many training digits in the place of the generated ones as a yardstick.
+- precision, recall, density, coverage (arXiv:2002.09797, package prdc, 5 neighbours, on pixels): against the test
+  digits, with as many training digits in the place of the generated ones as a yardstick.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def main() -> None:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--sheet", type=Path, help="write a sheet of generated digits above real ones, four times enlarged")
+    parser.add_argument(
+        "--sheet", type=Path, help="write a sheet of generated digits above real ones, four times enlarged"
+    )
     args = parser.parse_args()
     settings = {name: value for name in ("guidance", "temperature") if (value := getattr(args, name)) is not None}
 
@@ -42,7 +46,7 @@ def main() -> None:
     pictures = torch.stack([picture.cpu() for picture in result.media])
     asked = [label for label in model.labels for _ in range(args.each)]
 
-    train, train_labels = real_digits("train")
+    train, _ = real_digits("train")
     test, test_labels = real_digits("test")
     judge = Judge()
     known = {tuple(codes.flatten().tolist()) for codes in model.tokenizer.encode(train).codes}
@@ -51,13 +55,17 @@ def main() -> None:
         "pictures": len(result),
         "recognised": judge.share(pictures, asked),
         "recognised_real_test": judge.share(test, test_labels),
-        "recognised_reconstructed_test": judge.share(model.tokenizer.decode(model.tokenizer.encode(test).codes), test_labels),
+        "recognised_reconstructed_test": judge.share(
+            model.tokenizer.decode(model.tokenizer.encode(test).codes), test_labels
+        ),
         "recognised_each": {
             label: judge.share(pictures[[a == label for a in asked]], [label] * args.each) for label in model.labels
         },
         "copies": copies / len(result),
         "generated": neighbours(test, pictures),
-        "real_train": neighbours(test, train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: len(pictures)]]),
+        "real_train": neighbours(
+            test, train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: len(pictures)]]
+        ),
         "seconds": seconds,
     }
     print(json.dumps(report, indent=2))
@@ -75,7 +83,9 @@ def neighbours(real: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def sheet(made: torch.Tensor, made_labels: list[str], real: torch.Tensor, real_labels: list[str], columns: int = 16) -> torch.Tensor:
+def sheet(
+    made: torch.Tensor, made_labels: list[str], real: torch.Tensor, real_labels: list[str], columns: int = 16
+) -> torch.Tensor:
     """One row for each digit: `columns` generated pictures, a white line, `columns` real ones: [1, height, width]."""
     rows = []
     for label in sorted(set(made_labels)):

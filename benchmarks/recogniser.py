@@ -39,7 +39,7 @@ class DigitRecogniser:
 
 
 def hits(spoken: list[str], heard: list[str]) -> int:
-    """Words of `spoken` that were heard, in order: the hits of the alignment that the word error rate is computed from."""
+    """Words of `spoken` that were heard, in order: the hits of the alignment behind the word error rate."""
     import jiwer
 
     return jiwer.process_words(" ".join(spoken), " ".join(heard)).hits if heard else 0

@@ -1,11 +1,14 @@
-"""How well is generated speech understood? An outside recogniser hears it and espeak-ng's own recordings of the same strings.
+"""How well is generated speech understood? An outside recogniser hears it and espeak-ng's own recordings of the same
+strings.
 
-    python benchmarks/speech_quality.py [MODEL] [--codec] [--guidance 1.5] [--temperature 0.8] [--json FILE] [--keep DIR]
+    python benchmarks/speech_quality.py [MODEL] [--codec] [--guidance 1.5] [--temperature 0.8] [--json FILE] [--keep
+    DIR]
 
-- heard: words of 100 digit strings (samples/speech/test; none of them in the training data) that pocketsphinx with a digit
-  grammar hears in order, in the recordings and in the generated speech; their ratio is what counts.
+- heard: words of 100 digit strings (samples/speech/test; none of them in the training data) that pocketsphinx with a
+  digit grammar hears in order, in the recordings and in the generated speech; their ratio is what counts.
 - ended: share of samples where the model found the end by itself; seconds: their lengths beside the recordings'.
-- --codec: the recordings after encode and decode instead of generated speech, which is the ceiling the tokenizer sets.
+- --codec: the recordings after encode and decode instead of generated speech, which is the ceiling the tokenizer
+  sets.
 """
 
 from __future__ import annotations
@@ -39,15 +42,26 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="write the sound files here")
     args = parser.parse_args()
-    settings = {name: value for name in ("guidance", "temperature", "top_p", "min_p") if (value := getattr(args, name)) is not None}
+    settings = {
+        name: value
+        for name in ("guidance", "temperature", "top_p", "min_p")
+        if (value := getattr(args, name)) is not None
+    }
 
     rows = [json.loads(line) for line in (TEST / "metadata.jsonl").read_text().splitlines()][: args.count]
     recordings = [soundfile.read(TEST / row["file"], dtype="float32")[0] for row in rows]
     texts = [row["text"] for row in rows]
     started = time.perf_counter()
     if args.codec:
-        tokenizer = tessera.load_tokenizer(args.model) if Path(args.model, "tokenizer.safetensors").exists() else tessera.load(args.model).tokenizer
-        media = [tokenizer.decode(tokenizer.encode(torch.from_numpy(sound)[None, None]).codes)[0, 0].numpy() for sound in recordings]
+        tokenizer = (
+            tessera.load_tokenizer(args.model)
+            if Path(args.model, "tokenizer.safetensors").exists()
+            else tessera.load(args.model).tokenizer
+        )
+        media = [
+            tokenizer.decode(tokenizer.encode(torch.from_numpy(sound)[None, None]).codes)[0, 0].numpy()
+            for sound in recordings
+        ]
         ended = [True] * len(media)
     else:
         model = tessera.load(args.model)
@@ -61,8 +75,14 @@ def main() -> None:
             soundfile.write(args.keep / f"{number:04d}.wav", sound, SAMPLE_RATE)
 
     recogniser = DigitRecogniser()
-    heard = {name: [recogniser.words(sound) for sound in sounds] for name, sounds in (("recordings", recordings), ("made", media))}
-    counts = {name: sum(hits(text.split(), words) for text, words in zip(texts, found, strict=True)) for name, found in heard.items()}
+    heard = {
+        name: [recogniser.words(sound) for sound in sounds]
+        for name, sounds in (("recordings", recordings), ("made", media))
+    }
+    counts = {
+        name: sum(hits(text.split(), words) for text, words in zip(texts, found, strict=True))
+        for name, found in heard.items()
+    }
     spoken = sum(len(text.split()) for text in texts)
     lengths = [len(sound) / SAMPLE_RATE for sound in media]
     ratios = [length / (len(sound) / SAMPLE_RATE) for length, sound in zip(lengths, recordings, strict=True)]

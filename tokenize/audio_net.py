@@ -1,8 +1,9 @@
 """The audio tokenizer's network: log spectrum -> ConvNeXt -> quantizer -> ConvNeXt -> inverse spectrum.
 
-Everything runs at the frame rate (50 frames a second at hop 320), so it trains on a laptop. The encoder sees magnitudes only:
-codes carry what is heard, the decoder makes up the phase (Vocos, arXiv:2306.00814; WavTokenizer, arXiv:2408.16532). Waveform
-distances such as SI-SDR are therefore low by construction, spectral ones are what it is trained for.
+Everything runs at the frame rate (50 frames a second at hop 320), so it trains on a laptop. The encoder sees
+magnitudes only: codes carry what is heard, the decoder makes up the phase (Vocos, arXiv:2306.00814; WavTokenizer,
+arXiv:2408.16532). Waveform distances such as SI-SDR are therefore low by construction, spectral ones are what it is
+trained for.
 """
 
 from __future__ import annotations
@@ -64,9 +65,13 @@ class AudioNet(nn.Module):
         self.config = config
         bins = config.window // 2 + 1
         encoder, decoder = config.encoder, config.decoder
-        self.encoder = ConvNeXtStack(bins, encoder.width, config.latent_dim, encoder.layers, encoder.kernel, encoder.causal)
+        self.encoder = ConvNeXtStack(
+            bins, encoder.width, config.latent_dim, encoder.layers, encoder.kernel, encoder.causal
+        )
         self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
-        self.decoder = ConvNeXtStack(config.latent_dim, decoder.width, 2 * bins, decoder.layers, decoder.kernel, decoder.causal)
+        self.decoder = ConvNeXtStack(
+            config.latent_dim, decoder.width, 2 * bins, decoder.layers, decoder.kernel, decoder.causal
+        )
         self.register_buffer("window", torch.hann_window(config.window), persistent=False)
         # Frames of neighbouring windows that reach into a frame's own hop.
         self.overlap = -(-((config.window - config.hop) // 2) // config.hop)
@@ -83,7 +88,8 @@ class AudioNet(nn.Module):
     def decode_latents(self, latents: Tensor, mask: Tensor) -> Tensor:
         """Latents [B, T, latent_dim] -> samples [B, T * hop]."""
         log_magnitude, phase = self.decoder(latents, mask).float().chunk(2, dim=-1)
-        magnitude = torch.exp(log_magnitude.clamp(max=6.0))  # exp(6) is far above any sample's spectrum; keeps bf16 steps finite
+        # exp(6) is far above any sample's spectrum; it keeps bf16 steps finite
+        magnitude = torch.exp(log_magnitude.clamp(max=6.0))
         return inverse_spectrum(torch.polar(magnitude, phase), mask, self.window, self.config.hop)
 
     def forward(self, samples: Tensor, mask: Tensor) -> tuple[Tensor, Quantized]:

@@ -44,7 +44,7 @@ def read_config(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
     Args:
         path: the YAML file.
         kind: the Config class to build.
-        sets: overrides "a.b=c"; the value is parsed as YAML. List items are addressed by number ("conditions.0.dropout").
+        sets: overrides "a.b=c"; the value is YAML, list items go by number ("conditions.0.dropout").
     Raises:
         ConfigError: unreadable YAML, unknown keys, wrong types or values. FileNotFoundError: no such file.
     """
@@ -56,7 +56,8 @@ def check_config(data: Any, kind: type[C], where: str = "config") -> C:
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected a mapping of settings, found {type(data).__name__}")
     try:
-        # Through JSON: strict mode then takes lists for tuples and strings for enums, as a file has no other way to say it.
+        # Through JSON: strict mode then takes lists for tuples and strings for enums, as a file has no other way to
+        # say it.
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
         first = error.errors()[0]
@@ -74,7 +75,7 @@ def _found(error: Any) -> str:
 
 
 def _fields_at(annotation: Any, location: Sequence[str | int]) -> set[str]:
-    """Names of the fields allowed where pydantic reports an error: follows its location through models, unions and lists."""
+    """Names of the fields allowed where pydantic reports an error; follows its location through unions and lists."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = annotation.model_fields
         if not location:
@@ -99,7 +100,10 @@ def override(data: Any, sets: Sequence[str]) -> Any:
         for depth, key in enumerate(keys):
             if isinstance(target, list):
                 if not key.isdigit() or int(key) >= len(target):
-                    raise ConfigError(f"--set {item}: '{'.'.join(keys[:depth])}' is a list of {len(target)}, '{key}' is no index of it")
+                    raise ConfigError(
+                        f"--set {item}: '{'.'.join(keys[:depth])}' is a list of {len(target)}, '{key}' is no "
+                        f"index of it"
+                    )
                 key = int(key)
             elif not isinstance(target, dict):
                 raise ConfigError(f"--set {item}: '{'.'.join(keys[:depth])}' is a value, it has no field '{key}'")
@@ -123,7 +127,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML safely: no tags, no aliases (a few bytes of them expand to gigabytes), no duplicate keys; 1e-3 is a float."""
+    """Parse YAML safely: no tags or aliases (they can expand to gigabytes), no duplicate keys; 1e-3 is a float."""
     try:
         return yaml.load(text, Loader=_Loader)  # _Loader derives from SafeLoader
     except yaml.YAMLError as error:

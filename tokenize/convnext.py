@@ -1,8 +1,8 @@
 """ConvNeXt blocks over time, masked: the body of the audio tokenizer's encoder and decoder.
 
-All mixing over time happens in the depthwise convolutions, and each of them multiplies its input by the mask first. So a frame
-outside the signal is exactly zero for every layer, whether it is missing, padding of a batch, or outside a window: an item's
-result does not depend on what stands around it.
+All mixing over time happens in the depthwise convolutions, and each of them multiplies its input by the mask first.
+So a frame outside the signal is exactly zero for every layer, whether it is missing, padding of a batch, or outside a
+window: an item's result does not depend on what stands around it.
 
 Source: ConvNeXt, arXiv:2201.03545; its use for vocoders: Vocos, arXiv:2306.00814, section 3.
 """
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 class ConvNeXtBlock(nn.Module):
     """x + scale * MLP(norm(depthwise_conv(x))), channel-last.
 
-    With a kernel of k frames, output frame t reads input frames t - (k-1)/2 .. t + (k-1)/2, or t - (k-1) .. t when causal.
+    With a kernel of k frames, output frame t reads input frames t - (k-1)/2 .. t + (k-1)/2; causal: t - (k-1) .. t.
     """
 
     def __init__(self, width: int, kernel: int, causal: bool, expansion: int = 3, layer_scale: float = 0.1):

@@ -38,7 +38,10 @@ class PictureTokenizerConfig(Config):
         """What one frame of codes stands for."""
         scale = 2**self.downsamplings
         if self.height % scale or self.width % scale:
-            raise ValueError(f"a picture of {self.height} x {self.width} cannot be halved {self.downsamplings} times; use fewer downsamplings")
+            raise ValueError(
+                f"a picture of {self.height} x {self.width} cannot be halved {self.downsamplings} times; use "
+                f"fewer downsamplings"
+            )
         return PictureGeometry(
             height=self.height,
             width=self.width,
@@ -77,14 +80,24 @@ class PictureNet(nn.Module):
             down += [ResidualBlock(widths[level]) for _ in range(config.blocks)]
             down.append(nn.Conv2d(widths[level], widths[level + 1], 4, stride=2, padding=1))
         down += [ResidualBlock(widths[-1]) for _ in range(config.blocks)]
-        self.encoder = nn.Sequential(*down, nn.GroupNorm(min(8, widths[-1]), widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.latent_dim, 1))
+        self.encoder = nn.Sequential(
+            *down, nn.GroupNorm(min(8, widths[-1]), widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.latent_dim, 1)
+        )
         self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
         up: list[nn.Module] = [nn.Conv2d(config.latent_dim, widths[-1], 3, padding=1)]
         up += [ResidualBlock(widths[-1]) for _ in range(config.blocks)]
         for level in reversed(range(config.downsamplings)):
-            up += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(widths[level + 1], widths[level], 3, padding=1)]
+            up += [
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(widths[level + 1], widths[level], 3, padding=1),
+            ]
             up += [ResidualBlock(widths[level]) for _ in range(config.blocks)]
-        self.decoder = nn.Sequential(*up, nn.GroupNorm(min(8, widths[0]), widths[0]), nn.SiLU(), nn.Conv2d(widths[0], config.channels, 3, padding=1))
+        self.decoder = nn.Sequential(
+            *up,
+            nn.GroupNorm(min(8, widths[0]), widths[0]),
+            nn.SiLU(),
+            nn.Conv2d(widths[0], config.channels, 3, padding=1),
+        )
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
@@ -96,6 +109,6 @@ class PictureNet(nn.Module):
         return self.decoder(grid.contiguous()).float().tanh()
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruct a batch, for training: [B, C, height, width] -> the same, and the quantizer's result, codes [B, T, K]."""
+        """Reconstruct a batch [B, C, height, width], for training; also the quantizer's result with codes [B, T, K]."""
         quantized = self.quantizer(self.encode_pictures(pictures).float())
         return self.decode_latents(quantized.values), quantized

@@ -64,5 +64,6 @@ def check_same_tokenizer(found: TokenSpec, expected: TokenSpec, what: str) -> No
     if found.fingerprint != expected.fingerprint:
         raise ValueError(
             f"{what}: codes of tokenizer '{found.name}' ({found.fingerprint[:12]}), but '{expected.name}' "
-            f"({expected.fingerprint[:12]}) is in use here; encode the media again with '{expected.name}' or pass its tokenizer"
+            f"({expected.fingerprint[:12]}) is in use here; encode the media again with '{expected.name}' or "
+            f"pass its tokenizer"
         )

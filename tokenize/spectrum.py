@@ -4,8 +4,8 @@
     frame 0  <----- window ----->                 starts (window - hop)/2 samples before its hop
     frame 1            <----- window ----->
 
-So N samples (N a multiple of hop) give N/hop frames, and the inverse gives N samples back ("same" framing, as in Vocos,
-arXiv:2306.00814). Frames that a mask excludes contribute neither sound nor window weight.
+So N samples (N a multiple of hop) give N/hop frames, and the inverse gives N samples back ("same" framing, as in
+Vocos, arXiv:2306.00814). Frames that a mask excludes contribute neither sound nor window weight.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 def frame_signal(samples: Tensor, window: int, hop: int) -> Tensor:
-    """Cut samples [..., N], N a multiple of hop, into overlapping frames [..., N / hop, window], zeros beyond the ends."""
+    """Cut samples [..., N] (N a multiple of hop) into frames [..., N / hop, window], zeros beyond the ends."""
     edge = (window - hop) // 2
     return F.pad(samples, (edge, window - hop - edge)).unfold(-1, window, hop)
 

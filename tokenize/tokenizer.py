@@ -1,7 +1,8 @@
 """The frozen tokenizer: media <-> codes [B, K, T], exact, with a fingerprint.
 
-It runs in float32 and eval mode, without gradients, whatever the caller's autocast says, and each item in one fixed shape: codes
-are the same alone and in any batch. Directory: config.json and tokenizer.safetensors; nothing in it is pickled.
+It runs in float32 and eval mode, without gradients, whatever the caller's autocast says, and each item in one fixed
+shape: codes are the same alone and in any batch. Directory: config.json and tokenizer.safetensors; nothing in it is
+pickled.
 """
 
 from __future__ import annotations
@@ -99,10 +100,16 @@ class Tokenizer:
         if codes.dim() != 3 or codes.dtype != torch.long:
             raise ValueError(f"codes must be long [B, K, T], found {codes.dtype} {list(codes.shape)}")
         if codes.shape[1] != expected:
-            raise ValueError(f"codes have {codes.shape[1]} codebooks but the tokenizer '{self.spec.name}' has {expected}; pass all of them")
+            raise ValueError(
+                f"codes have {codes.shape[1]} codebooks but the tokenizer '{self.spec.name}' has {expected}; "
+                f"pass all of them"
+            )
         sizes = torch.tensor(self.spec.cardinalities, device=codes.device)[:, None]
         if codes.numel() and bool(((codes >= sizes) | (codes < -1)).any()):
-            raise ValueError(f"codes reach from {int(codes.min())} to {int(codes.max())}, tokenizer '{self.spec.name}' has {list(self.spec.cardinalities)} codes")
+            raise ValueError(
+                f"codes reach from {int(codes.min())} to {int(codes.max())}, tokenizer '{self.spec.name}' has "
+                f"{list(self.spec.cardinalities)} codes"
+            )
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and tokenizer.safetensors."""
@@ -124,7 +131,10 @@ class PictureTokenizer(Tokenizer):
         geometry = self.net.geometry
         wanted = (geometry.channels, geometry.height, geometry.width)
         if media.dim() != 4 or media.shape[1:] != wanted:
-            raise ValueError(f"pictures must be [B, {wanted[0]}, {wanted[1]}, {wanted[2]}] for tokenizer '{self.spec.name}', found {list(media.shape)}")
+            raise ValueError(
+                f"pictures must be [B, {wanted[0]}, {wanted[1]}, {wanted[2]}] for tokenizer '{self.spec.name}', "
+                f"found {list(media.shape)}"
+            )
         _check_finite(media)
         media = media.to(self.device, torch.float32)
         with exact_float32():
@@ -137,7 +147,10 @@ class PictureTokenizer(Tokenizer):
         self.check_codes(codes)
         geometry = self.net.geometry
         if codes.shape[2] != geometry.num_frames:
-            raise ValueError(f"codes have {codes.shape[2]} frames, a picture of tokenizer '{self.spec.name}' has {geometry.num_frames}")
+            raise ValueError(
+                f"codes have {codes.shape[2]} frames, a picture of tokenizer '{self.spec.name}' has "
+                f"{geometry.num_frames}"
+            )
         with exact_float32():
             latents = [self.quantizer.decode(item.T[None]) for item in codes.to(self.device)]
             pictures = [self.net.decode_latents(item) for item in latents]
@@ -165,7 +178,10 @@ class AudioTokenizer(Tokenizer):
             ValueError: wrong shape, an empty item, or non-finite samples.
         """
         if media.dim() != 3 or media.shape[1] != 1:
-            raise ValueError(f"audio must be [B, 1, N] for tokenizer '{self.spec.name}', found {list(media.shape)}; mix down to mono first")
+            raise ValueError(
+                f"audio must be [B, 1, N] for tokenizer '{self.spec.name}', found {list(media.shape)}; mix down "
+                f"to mono first"
+            )
         count, _, total = media.shape
         if lengths is None:
             lengths = torch.full((count,), total)
@@ -201,7 +217,9 @@ class AudioTokenizer(Tokenizer):
         for item, length, out in zip(codes.to(self.device), lengths.tolist(), samples, strict=True):
             if length:
                 with exact_float32():
-                    out[0, : length * self.config.hop] = run_in_windows(self._decode_window, item[:, :length].T, self.decode_window, -1)
+                    out[0, : length * self.config.hop] = run_in_windows(
+                        self._decode_window, item[:, :length].T, self.decode_window, -1
+                    )
         return samples
 
     def _decode_window(self, codes: Tensor, mask: Tensor) -> Tensor:
@@ -216,7 +234,8 @@ class AudioTokenizer(Tokenizer):
 class StreamDecoder:
     """Decode frames as they arrive.
 
-    Sound comes out once a chunk and the context after it are there: after `delay` frames the first, then every `chunk` frames.
+    Sound comes out once a chunk and the context after it are there: after `delay` frames the first, then every
+    `chunk` frames.
     """
 
     def __init__(self, tokenizer: AudioTokenizer):
@@ -261,7 +280,8 @@ FROZEN = {"audio": AudioTokenizer, "picture": PictureTokenizer}
 
 
 def make_tokenizer(config: AudioTokenizerConfig | PictureTokenizerConfig, net: nn.Module | None = None) -> Tokenizer:
-    """Freeze a trained network, rounding its layers to the float16 they are stored in; without one, random weights (for tests)."""
+    """Freeze a trained network, rounding its layers to the float16 they are stored in; without one, random weights
+    (for tests)."""
     net = NETS[config.kind](config) if net is None else net
     _round_to_storage(net)
     return FROZEN[config.kind](config, net)
@@ -271,11 +291,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Read a tokenizer directory.
 
     Raises:
-        FileNotFoundError: no tokenizer there. ValueError: damaged or foreign files, or weights that do not belong to the config.
+        FileNotFoundError: no tokenizer there. ValueError: damaged or foreign files, or weights that do not belong to
+        the config.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: no tokenizer here (config.json is missing); make one with: tessera tokenizer train CONFIG --out {folder}")
+        raise FileNotFoundError(
+            f"{folder}: no tokenizer here (config.json is missing); make one with: tessera tokenizer train "
+            f"CONFIG --out {folder}"
+        )
     described = check_config(read_json(folder / "config.json"), TokenizerFile, str(folder / "config.json"))
     config = described.tokenizer
     tensors, _ = read_safetensors(folder / "tokenizer.safetensors")
@@ -284,12 +308,16 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != found:
         name = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
-        raise ValueError(f"{folder / 'tokenizer.safetensors'}: tensor '{name}' is {found.get(name)}, the config asks for {wanted.get(name)}")
+        raise ValueError(
+            f"{folder / 'tokenizer.safetensors'}: tensor '{name}' is {found.get(name)}, the config asks for "
+            f"{wanted.get(name)}"
+        )
     net.load_state_dict(tensors)
     tokenizer = FROZEN[config.kind](config, net)
     if tokenizer.spec.fingerprint != described.fingerprint:
         raise ValueError(
-            f"{folder}: the files hold tokenizer {tokenizer.spec.fingerprint[:12]}, config.json promises {described.fingerprint[:12]}; "
+            f"{folder}: the files hold tokenizer {tokenizer.spec.fingerprint[:12]}, config.json promises "
+            f"{described.fingerprint[:12]}; "
             "one of them was changed or damaged, copy the directory again"
         )
     return tokenizer

@@ -1,7 +1,8 @@
 """Run a network over time in windows of one fixed shape, so that an item's result never depends on its neighbours.
 
 Kernels may round differently for different shapes, and a near-tie then flips a code. Here every call has the shape
-[1, back + chunk + ahead, ...]: `chunk` frames are wanted, the context makes them equal to running over everything at once.
+[1, back + chunk + ahead, ...]: `chunk` frames are wanted, the context makes them equal to running over everything at
+once.
 
     frames      0 ......... a ........ a+chunk ......... T
     window           [ back | chunk          | ahead ]
@@ -52,7 +53,9 @@ class Window:
         return window, mask
 
 
-def run_in_windows(run: Callable[[Tensor, Tensor], Tensor], frames: Tensor, window: Window, fill: float = 0.0) -> Tensor:
+def run_in_windows(
+    run: Callable[[Tensor, Tensor], Tensor], frames: Tensor, window: Window, fill: float = 0.0
+) -> Tensor:
     """Apply `run` to all of `frames` [T, ...] in windows.
 
     Args:

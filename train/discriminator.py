@@ -1,9 +1,13 @@
-"""Multi-scale spectral discriminators for the audio tokenizer: small 2-D convolutions over complex spectra, hinge loss.
+"""Multi-scale spectral discriminators for the audio tokenizer: small 2-D convolutions over complex spectra, hinge
+loss.
 
-Source: MS-STFT discriminator of EnCodec, arXiv:2210.13438, section 3.4 (here narrower, and strided in frequency, for CPUs).
+Source: MS-STFT discriminator of EnCodec, arXiv:2210.13438, section 3.4 (here narrower, and strided in frequency, for
+CPUs).
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from pydantic import PositiveInt
@@ -33,16 +37,18 @@ class SpectralDiscriminator(nn.Module):
         self.size = window
         widths = [2] + [channels * (1 if layer < 2 else 2) for layer in range(layers)]
         self.layers = nn.ModuleList(
-            weight_norm(nn.Conv2d(a, b, (3, 9), stride=(1, 2), padding=(1, 4)))
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            weight_norm(nn.Conv2d(a, b, (3, 9), stride=(1, 2), padding=(1, 4))) for a, b in pairwise(widths)
         )
         self.last = weight_norm(nn.Conv2d(widths[-1], 1, (3, 3), padding=1))
 
     def forward(self, samples: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Samples [B, N] -> a map of scores (high: real) and the features of each layer."""
-        spectrum = torch.stft(samples.float(), self.size, self.size // 4, window=self.window, return_complex=True, pad_mode="constant")
+        spectrum = torch.stft(
+            samples.float(), self.size, self.size // 4, window=self.window, return_complex=True, pad_mode="constant"
+        )
         spectrum = spectrum / self.window.square().sum().sqrt()
-        # Compressed magnitudes: speech spans 60 dB, and a linear scale shows the discriminator only the loudest partials.
+        # Compressed magnitudes: speech spans 60 dB, and a linear scale shows the discriminator only the loudest
+        # partials.
         magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-7).sqrt()
         scale = magnitude.pow(-0.5)
         h = torch.stack([spectrum.real * scale, spectrum.imag * scale], dim=1).transpose(2, 3)
@@ -58,7 +64,9 @@ class Discriminators(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
-        self.nets = nn.ModuleList(SpectralDiscriminator(window, config.channels, config.layers) for window in config.windows)
+        self.nets = nn.ModuleList(
+            SpectralDiscriminator(window, config.channels, config.layers) for window in config.windows
+        )
 
     def loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """Hinge loss of the discriminators; `fake` is detached here. Samples [B, N]."""

@@ -20,7 +20,8 @@ class AudioLossConfig(Config):
     mel: NonNegativeFloat = 2.0
     """Log-mel distance over several windows (DAC, arXiv:2306.06546, section 3.4)."""
     spectrum: NonNegativeFloat = 1.0
-    """Spectral convergence and log-magnitude distance over several windows (Parallel WaveGAN, arXiv:1910.11480, section 2.2)."""
+    """Spectral convergence and log-magnitude distance over several windows (Parallel WaveGAN, arXiv:1910.11480,
+    section 2.2)."""
     quantizer: NonNegativeFloat = 1.0
     """Multiplies the quantizer's own losses (commitment, codebook)."""
     adversarial: NonNegativeFloat = 1.0
@@ -64,12 +65,15 @@ def spectral_losses(found: Tensor, wanted: Tensor, mask: Tensor, sample_rate: in
         a, b = magnitudes(found, size), magnitudes(wanted, size)
         mel = mel + (torch.log(a @ filters + 1e-4) - torch.log(b @ filters + 1e-4)).abs().mean()
         convergence = (a - b).norm(dim=(1, 2)) / b.norm(dim=(1, 2)).clamp_min(1e-3)
-        spectrum = spectrum + convergence.clamp(max=10.0).mean() + (torch.log(a + 1e-4) - torch.log(b + 1e-4)).abs().mean()
+        spectrum = (
+            spectrum + convergence.clamp(max=10.0).mean() + (torch.log(a + 1e-4) - torch.log(b + 1e-4)).abs().mean()
+        )
     return mel / len(RESOLUTIONS), spectrum / len(RESOLUTIONS)
 
 
 def magnitudes(samples: Tensor, size: int) -> Tensor:
-    """Spectrum magnitudes of [B, N] with a Hann window of `size` samples, a quarter of it apart: [B, frames, size / 2 + 1].
+    """Spectrum magnitudes of [B, N] with a Hann window of `size` samples, a quarter of it apart: [B, frames, size / 2
+    + 1].
 
     Scaled so that noise of variance 1 has magnitude near 1 in every resolution.
     """
@@ -81,7 +85,8 @@ def magnitudes(samples: Tensor, size: int) -> Tensor:
 
 @lru_cache
 def mel_filters(sample_rate: int, size: int, bands: int) -> Tensor:
-    """Triangular filters, equally spaced on the mel scale (2595 log10(1 + f / 700)), each with sum 1: [size / 2 + 1, bands]."""
+    """Triangular filters, equally spaced on the mel scale (2595 log10(1 + f / 700)), each with sum 1: [size / 2 + 1,
+    bands]."""
     top = 2595 * math.log10(1 + sample_rate / 2 / 700)
     edges = 700 * (10 ** (torch.linspace(0, top, bands + 2, dtype=torch.float64) / 2595) - 1)
     frequencies = torch.linspace(0, sample_rate / 2, size // 2 + 1, dtype=torch.float64)[:, None]

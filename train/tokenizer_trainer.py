@@ -1,7 +1,7 @@
 """Train a tokenizer from a YAML file, then freeze it.
 
-`OUT` becomes a tokenizer directory (config.json, tokenizer.safetensors) with train.json, the resolved config, and metrics.jsonl
-beside it. Batches are a pure function of (seed, step).
+`OUT` becomes a tokenizer directory (config.json, tokenizer.safetensors) with train.json, the resolved config, and
+metrics.jsonl beside it. Batches are a pure function of (seed, step).
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ class TokenizerTrainConfig(Config):
     @model_validator(mode="after")
     def _losses_fit(self) -> TokenizerTrainConfig:
         if self.losses is not None and self.losses.kind != self.tokenizer.kind:
-            raise ValueError(f"losses are for {self.losses.kind}, the tokenizer is for {self.tokenizer.kind}; set losses.kind: {self.tokenizer.kind}")
+            raise ValueError(
+                f"losses are for {self.losses.kind}, the tokenizer is for {self.tokenizer.kind}; set "
+                f"losses.kind: {self.tokenizer.kind}"
+            )
         return self
 
 
@@ -99,7 +102,9 @@ def train_tokenizer(config: TokenizerTrainConfig, out: str | Path, progress: boo
 
 def _loop(config: TokenizerTrainConfig, run: _Run, log, out: Path, stopped: list, progress: bool) -> None:
     settings = config.train
-    optimizer = torch.optim.AdamW(run.net.parameters(), lr=settings.lr, betas=(0.8, 0.99), weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        run.net.parameters(), lr=settings.lr, betas=(0.8, 0.99), weight_decay=settings.weight_decay
+    )
     started, bad = time.monotonic(), 0
     bar = tqdm(range(settings.steps), desc=f"tokenizer {config.tokenizer.name}", disable=not progress, unit="step")
     for step in bar:
@@ -116,7 +121,10 @@ def _loop(config: TokenizerTrainConfig, run: _Run, log, out: Path, stopped: list
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
             bad += 1
             if bad == settings.max_consecutive_bad:
-                raise ValueError(f"the loss was not finite {bad} times in a row (step {step}); lower train.lr or use train.dtype=float32")
+                raise ValueError(
+                    f"the loss was not finite {bad} times in a row (step {step}); lower train.lr or use "
+                    f"train.dtype=float32"
+                )
             continue
         bad = 0
         optimizer.step()
@@ -207,7 +215,8 @@ class _AudioRun(_Run):
 
 
 class _MediaInMemory:
-    """The corpus decoded once, sound as 16-bit samples (115 MB an hour at 16 kHz); batches are drawn from (seed, step)."""
+    """The corpus decoded once, sound as 16-bit samples (115 MB an hour at 16 kHz); batches are drawn from (seed,
+    step)."""
 
     def __init__(self, config: TokenizerTrainConfig):
         self.config = config

@@ -31,7 +31,9 @@ def read(tmp_path, text, sets=()):
 
 
 def test_lists_become_tuples_and_exponents_are_numbers(tmp_path):
-    config = read(tmp_path, "part: {kind: large, heights: [1, 2]}\nlr: 1e-3\n", ["parts=[{kind: small}]", "parts.0.width=3"])
+    config = read(
+        tmp_path, "part: {kind: large, heights: [1, 2]}\nlr: 1e-3\n", ["parts=[{kind: small}]", "parts.0.width=3"]
+    )
     assert config.part.heights == (1, 2) and config.lr == 1e-3 and config.parts[0].width == 3
 
 
@@ -39,7 +41,10 @@ def test_lists_become_tuples_and_exponents_are_numbers(tmp_path):
     "text, message",
     [
         ("part: {kind: small, widht: 3}", r"part.small.widht: unknown key; did you mean 'width'"),
-        ("part: {kind: small}\nparts: [{kind: large, height: [3]}]", r"parts.0.large.height: unknown key; did you mean 'heights'"),
+        (
+            "part: {kind: small}\nparts: [{kind: large, height: [3]}]",
+            r"parts.0.large.height: unknown key; did you mean 'heights'",
+        ),
         ("part: {kind: small}\nlearning: 3", r"learning: unknown key; known: lr, part, parts"),
         ("part: {kind: small, width: '3'}", r"part.small.width: .*\(found '3'\)"),
         ("part: {kind: tiny}", "part: .*'small', 'large'"),

@@ -17,12 +17,21 @@ RVQ = ResidualConfig(levels=3, quantizer=VQConfig(size=16))
 def audio_config(causal=False, quantizer=RVQ, hop=16, window=64):
     stack = AudioStackConfig(width=16, layers=2, kernel=3, causal=causal, chunk=5)
     return AudioTokenizerConfig(
-        name="tiny-audio", sample_rate=800, hop=hop, window=window, latent_dim=8, encoder=stack, decoder=stack, quantizer=quantizer
+        name="tiny-audio",
+        sample_rate=800,
+        hop=hop,
+        window=window,
+        latent_dim=8,
+        encoder=stack,
+        decoder=stack,
+        quantizer=quantizer,
     )
 
 
 def picture_config(quantizer=RVQ):
-    return PictureTokenizerConfig(name="tiny-picture", height=8, width=12, channels=3, features=8, blocks=1, latent_dim=8, quantizer=quantizer)
+    return PictureTokenizerConfig(
+        name="tiny-picture", height=8, width=12, channels=3, features=8, blocks=1, latent_dim=8, quantizer=quantizer
+    )
 
 
 def tiny(config, seed=0):
@@ -30,7 +39,12 @@ def tiny(config, seed=0):
     return make_tokenizer(config)
 
 
-AUDIO = [audio_config(), audio_config(causal=True), audio_config(quantizer=FSQConfig(levels=(5, 4, 3))), audio_config(hop=15, window=64)]
+AUDIO = [
+    audio_config(),
+    audio_config(causal=True),
+    audio_config(quantizer=FSQConfig(levels=(5, 4, 3))),
+    audio_config(hop=15, window=64),
+]
 
 
 @pytest.mark.parametrize("config", AUDIO, ids=["rvq", "causal", "fsq", "odd-hop"])
@@ -112,7 +126,9 @@ def test_picture_codes_do_not_depend_on_batch_or_autocast(quantizer):
     assert decoded.shape == pictures.shape and torch.equal(decoded[3:4], alone) and float(decoded.abs().max()) <= 1
 
 
-@pytest.mark.parametrize("config", [audio_config(), picture_config(), audio_config(quantizer=FSQConfig(levels=(5, 4, 3)))])
+@pytest.mark.parametrize(
+    "config", [audio_config(), picture_config(), audio_config(quantizer=FSQConfig(levels=(5, 4, 3)))]
+)
 def test_saved_and_loaded_is_the_same_tokenizer(tmp_path, config):
     tokenizer = tiny(config)
     tokenizer.save(tmp_path)
