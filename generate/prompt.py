@@ -18,11 +18,12 @@ def prompt_codes(prompt: Prompt | None, tokenizer: Tokenizer, num_frames: int | 
 
     Args:
         prompt: codes (long, [K, t] or [B, K, t]), media (floating point, audio [C, N] at the tokenizer's sample rate
-            or a picture [C, height, width]), or the path of a sound, a picture, or a .safetensors file with "codes".
-            Of sound, a last frame that is not full is left out.
+            or a picture [C, height, width]), or the path of a sound, a picture, or a file of codes
+            (`tessera encode`, .safetensors). Of sound, a last frame that is not full is left out.
         num_frames: keep only the first so many frames.
     Raises:
-        ValueError: not one of these, or fewer frames than num_frames. FileNotFoundError: no such file.
+        ValueError: not one of these, codes of another tokenizer, or fewer frames than num_frames. FileNotFoundError: no
+            such file.
     """
     if prompt is None:
         return None
@@ -42,15 +43,14 @@ def prompt_codes(prompt: Prompt | None, tokenizer: Tokenizer, num_frames: int | 
 
 
 def _read(path: Path, tokenizer: Tokenizer) -> Tensor:
-    from ..tokenize.files import read_safetensors
+    from ..tokenize.codes_file import read_codes
     from ..tokenize.media import read_audio, read_picture
 
     if path.suffix == ".safetensors":
-        tensors, _ = read_safetensors(path)
-        if "codes" not in tensors:
-            found = ", ".join(sorted(tensors)[:5]) or "nothing"
-            raise ValueError(f"{path}: holds no tensor 'codes' (found {found}); make it with: tessera encode MEDIA")
-        return tensors["codes"].long()
+        _, items = read_codes(path, tokenizer.spec)
+        if len(items) != 1:
+            raise ValueError(f"{path}: holds the codes of {len(items)} items, a prompt is one; encode it by itself")
+        return items[0].codes
     geometry = tokenizer.spec.geometry
     if isinstance(geometry, AudioGeometry):
         return read_audio(path, geometry.sample_rate, geometry.channels)

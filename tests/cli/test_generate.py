@@ -11,6 +11,7 @@ from PIL import Image
 
 from tessera.cli.app import run
 from tessera.generate.model import load
+from tessera.tokenize.codes_file import CodesItem, write_codes
 from tessera.tokenize.corpus import ArraysCorpus
 from tessera.tokenize.files import write_safetensors
 from tessera.tokenize.shards import ShardsConfig, build_shards
@@ -44,7 +45,7 @@ def test_generate_many(models, tmp_path, capsys):
 
 def test_generate_one_with_all_settings(models, tmp_path, capsys):
     codes = load(models / "tones").generate(text="a", num_frames=3).codes[0]
-    write_safetensors(tmp_path / "prompt.safetensors", {"codes": codes})
+    write_codes(tmp_path / "prompt.safetensors", load(models / "tones").spec, [CodesItem("a", codes)])
     settings = "--temperature 0.9,1,1.1 --top-k 9,8,7 --top-p 0.9 --min-p 0.01 --guidance 2".split()
     prompt = ["--prompt", tmp_path / "prompt.safetensors", "--prompt-frames", 2]
     out = tmp_path / "deep" / "one.wav"

@@ -16,7 +16,7 @@ from tessera.generate import generate, stream_audio
 from tessera.generate.loop import generate_codes
 from tessera.generate.model import load
 from tessera.generate.sampling import Sampling
-from tessera.tokenize.files import write_safetensors
+from tessera.tokenize.codes_file import CodesItem, write_codes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import save_tiny_models
@@ -124,9 +124,14 @@ def test_prompts(tones, shapes, tmp_path):
     again = tones.generate(text="a", num_frames=12, prompt=codes)
     assert torch.equal(again.codes, whole.codes)
     assert torch.equal(torch.cat(list(tones.stream(text="a", num_frames=12, prompt=codes)), 1), whole.media[0])
-    write_safetensors(tmp_path / "codes.safetensors", {"codes": whole.codes[0].to(torch.int16)})
+    item = CodesItem("a", whole.codes[0])
+    write_codes(tmp_path / "codes.safetensors", tones.spec, [item])
     from_file = tones.generate(text="a", num_frames=12, prompt=tmp_path / "codes.safetensors", prompt_frames=5)
     assert torch.equal(from_file.codes, whole.codes)
+
+    write_codes(tmp_path / "two.safetensors", tones.spec, [item, item])
+    refuse("holds the codes of 2 items", lambda: tones.generate(text="a", prompt=tmp_path / "two.safetensors"))
+    refuse("codes of tokenizer 'tones'", lambda: shapes.generate(label=0, prompt=tmp_path / "codes.safetensors"))
 
     sound = torch.rand(1, 16 * 4 + 5) - 0.5
     begins = tones.tokenizer.encode(sound[None, :, : 16 * 4]).codes
@@ -208,7 +213,7 @@ def test_errors(shapes, tones, voices):
     refuse("n must be a whole number, at least 1, found 0", lambda: tones.generate(text="a", n=0))
     refuse("seed must be a whole number, found 'x'", lambda: tones.generate(text="a", seed="x"))
     refuse("batch must be at least 1", lambda: tones.generate(text="a", batch=0))
-    refuse("unknown key 'temprature'; did you mean 'temperature'", lambda: tones.generate(text="a", temprature=1.0))
+    refuse("temprature: unknown key; did you mean 'temperature'", lambda: tones.generate(text="a", temprature=1.0))
     refuse("top_p must be above 0", lambda: tones.generate(text="a", top_p=0.0))
     refuse("max_seconds must be above 0, found -1", lambda: tones.generate(text="a", max_seconds=-1))
     refuse("both given", lambda: tones.generate(text="a", max_seconds=1, max_frames=5))
