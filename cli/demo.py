@@ -278,11 +278,13 @@ def bundled_speech(run: Run) -> SpeechGallery | None:
     folder, spoken = run.out / "bundled-speech", []
     with run.stage("speak with the bundled speech model"):
         for number, text in enumerate(chosen[:1] if run.quick else chosen):
+            voice = model.labels[number % len(model.labels)] if model.labels else None
             started = time.monotonic()
-            result = model.generate(text=text, seed=number)
+            result = model.generate(text=text, label=voice, seed=number)
             seconds = time.monotonic() - started
             (path,) = result.save(folder / f"{number:04}.wav")
-            spoken.append(utterance(text, result.media[0], model, path, seconds))
+            origin = f"voice {voice}" if voice else ""
+            spoken.append(utterance(text, result.media[0], model, path, seconds, origin))
     recorded = []
     samples = corpus.media(0, model.spec.geometry)[None]
     codes = model.tokenizer.encode(samples)

@@ -90,7 +90,7 @@ class Utterance:
     made_in: float | None = None
     """Seconds it took to generate; None for a recording."""
     origin: str = ""
-    """Where it comes from, when it was not generated."""
+    """The voice, or where a recording comes from."""
 
 
 @dataclass(frozen=True)
@@ -258,11 +258,15 @@ def _pictures(anchor: str, title: str, gallery: PictureGallery, words: str) -> s
 
 def _speech(gallery: SpeechGallery) -> str:
     def card(utterance: Utterance) -> str:
-        made = f", made in {utterance.made_in:.1f} s" if utterance.made_in is not None else f", {utterance.origin}"
+        facts = [f"{utterance.seconds:.1f} s"]
+        if utterance.made_in is not None:
+            facts.append(f"made in {utterance.made_in:.1f} s")
+        if utterance.origin:
+            facts.append(html.escape(utterance.origin))
         text = html.escape(utterance.text)
         return (
             f'<figure class="utterance"><figcaption><b title="{text}">{text}</b>'
-            f"<span>{utterance.seconds:.1f} s{made}</span></figcaption>"
+            f"<span>{', '.join(facts)}</span></figcaption>"
             f'<img src="{data_url(utterance.spectrogram, "image/png")}" alt="spectrogram of {text}">'
             f'<audio controls preload="metadata" src="{data_url(utterance.wav, "audio/wav")}"></audio></figure>'
         )
