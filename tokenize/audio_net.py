@@ -58,6 +58,8 @@ class AudioTokenizerConfig(Config):
 class AudioNet(nn.Module):
     """Trainable audio tokenizer; `tokenizer.py` freezes it. N is a multiple of hop everywhere, T = N / hop."""
 
+    window: Tensor
+
     def __init__(self, config: AudioTokenizerConfig):
         super().__init__()
         if config.window < config.hop or config.window % 2:

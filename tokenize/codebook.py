@@ -34,6 +34,11 @@ class Codebook(nn.Module):
     overwrite it. `learned` makes the vectors a Parameter that the optimizer moves; only start and revival happen here.
     """
 
+    sum: Tensor
+    count: Tensor
+    updates: Tensor
+    started: Tensor
+
     def __init__(
         self,
         size: int,
@@ -72,8 +77,9 @@ class Codebook(nn.Module):
         }
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
-            if self._buffers[name].dtype != torch.float32:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != torch.float32:
+                self._buffers[name] = buffer.to(moved.device)
         return self
 
     def entries(self) -> Tensor:

@@ -96,23 +96,22 @@ def override(data: Any, sets: Sequence[str]) -> Any:
         if not sign or not name:
             raise ConfigError(f"--set {item}: expected key.path=value, for instance --set train.steps=100")
         keys = name.split(".")
-        target = data
+        target: Any = data
         for depth, key in enumerate(keys):
+            place: Any = key
+            above = ".".join(keys[:depth])
             if isinstance(target, list):
                 if not key.isdigit() or int(key) >= len(target):
-                    raise ConfigError(
-                        f"--set {item}: '{'.'.join(keys[:depth])}' is a list of {len(target)}, '{key}' is no "
-                        f"index of it"
-                    )
-                key = int(key)
+                    raise ConfigError(f"--set {item}: '{above}' is a list of {len(target)}, '{key}' is no index of it")
+                place = int(key)
             elif not isinstance(target, dict):
-                raise ConfigError(f"--set {item}: '{'.'.join(keys[:depth])}' is a value, it has no field '{key}'")
+                raise ConfigError(f"--set {item}: '{above}' is a value, it has no field '{key}'")
             if depth == len(keys) - 1:
-                target[key] = parse_yaml(text, f"--set {item}")
+                target[place] = parse_yaml(text, f"--set {item}")
             elif isinstance(target, dict):
-                target = target.setdefault(key, {})
+                target = target.setdefault(place, {})
             else:
-                target = target[key]
+                target = target[place]
     return data
 
 

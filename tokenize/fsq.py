@@ -47,6 +47,9 @@ class FSQConfig(Config):
 class FiniteScalarQuantizer(Quantizer):
     """See the head of this file. Q = 1. `depth`: its place in a residual, each level L - 1 times finer."""
 
+    sizes: Tensor
+    radix: Tensor
+
     def __init__(self, config: FSQConfig, dim: int, depth: int = 0):
         super().__init__(dim, [math.prod(config.levels)])
         self.config = config

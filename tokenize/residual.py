@@ -9,6 +9,7 @@ Source: SoundStream, arXiv:2107.03312; level dropout per sample: arXiv:2306.0654
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -38,11 +39,13 @@ class ResidualConfig(Config):
 class ResidualQuantizer(Quantizer):
     """See the head of this file. Q = levels."""
 
+    levels: Sequence[VectorQuantizer | FiniteScalarQuantizer]
+
     def __init__(self, config: ResidualConfig, dim: int, depth: int = 0):
         levels = [LEAVES[config.quantizer.kind](config.quantizer, dim, depth + level) for level in range(config.levels)]
         super().__init__(dim, [level.cardinalities[0] for level in levels])
         self.config = config
-        self.levels = nn.ModuleList(levels)
+        self.levels = nn.ModuleList(levels)  # pyright: ignore[reportAttributeAccessIssue]
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
         """See Quantizer.quantize. Losses are summed over levels by name; a dropped level has code -1 and loss 0."""

@@ -53,7 +53,10 @@ class Encoded:
 class Tokenizer:
     """Base of the frozen tokenizers; see the two kinds below for what media they take."""
 
-    def __init__(self, config: AudioTokenizerConfig | PictureTokenizerConfig, net: nn.Module):
+    config: AudioTokenizerConfig | PictureTokenizerConfig
+    net: AudioNet | PictureNet
+
+    def __init__(self, config: AudioTokenizerConfig | PictureTokenizerConfig, net: AudioNet | PictureNet):
         self.config = config
         self.net = net.float().eval().requires_grad_(False)
         self.quantizer = net.quantizer
@@ -123,6 +126,9 @@ class Tokenizer:
 class PictureTokenizer(Tokenizer):
     """Pictures of one size."""
 
+    config: PictureTokenizerConfig
+    net: PictureNet
+
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
         """Pictures [B, C, height, width] in [-1, 1] -> codes [B, K, rows * columns], raster order.
 
@@ -159,6 +165,9 @@ class PictureTokenizer(Tokenizer):
 
 class AudioTokenizer(Tokenizer):
     """Mono audio of any length."""
+
+    config: AudioTokenizerConfig
+    net: AudioNet
 
     def __init__(self, config: AudioTokenizerConfig, net: AudioNet):
         super().__init__(config, net)
@@ -279,7 +288,9 @@ class StreamDecoder:
 FROZEN = {"audio": AudioTokenizer, "picture": PictureTokenizer}
 
 
-def make_tokenizer(config: AudioTokenizerConfig | PictureTokenizerConfig, net: nn.Module | None = None) -> Tokenizer:
+def make_tokenizer(
+    config: AudioTokenizerConfig | PictureTokenizerConfig, net: AudioNet | PictureNet | None = None
+) -> Tokenizer:
     """Freeze a trained network, rounding its layers to the float16 they are stored in; without one, random weights
     (for tests)."""
     net = NETS[config.kind](config) if net is None else net

@@ -31,6 +31,8 @@ class DiscriminatorConfig(Config):
 class SpectralDiscriminator(nn.Module):
     """Judges one resolution."""
 
+    window: Tensor
+
     def __init__(self, window: int, channels: int, layers: int):
         super().__init__()
         self.register_buffer("window", torch.hann_window(window), persistent=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ def ssim(found: Tensor, wanted: Tensor) -> float | None:
         return None
     # From 0 to 1: with means of both signs, a negative picture's two faults would make a right.
     a, b = ((picture.double().cpu().numpy() + 1) / 2 for picture in (found, wanted))
-    return float(structural_similarity(a, b, win_size=window, data_range=1.0, channel_axis=0))
+    similarity: Any = structural_similarity(a, b, win_size=window, data_range=1.0, channel_axis=0)
+    return float(similarity)
 
 
 def si_sdr(found: Tensor, wanted: Tensor, sample_rate: int) -> float | None:

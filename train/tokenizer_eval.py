@@ -162,8 +162,9 @@ def evaluate_tokenizer(
         decode_seconds += time.perf_counter() - encoded
         encode_seconds += encoded - started
         scores.add(found, item)
-    audio = isinstance(spec.geometry, AudioGeometry)
-    amount = sum(item.shape[-1] for item in media) / spec.geometry.sample_rate if audio else len(media)
+    geometry = spec.geometry
+    audio = isinstance(geometry, AudioGeometry)
+    amount = sum(item.shape[-1] for item in media) / geometry.sample_rate if audio else len(media)
     joined = torch.cat(codes, dim=1).cpu()
     codebooks = [codebook_use(row, size) for row, size in zip(joined, spec.cardinalities, strict=True)]
     return TokenizerReport(

@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..tokenize.audio_net import AudioNet
+from ..tokenize.audio_net import AudioNet, AudioTokenizerConfig
 from ..tokenize.config import Config
 from ..tokenize.corpus import CorpusConfig, open_corpus
 from ..tokenize.files import write_json
 from ..tokenize.media import MediaError
-from ..tokenize.picture_net import PictureNet
+from ..tokenize.picture_net import PictureNet, PictureTokenizerConfig
 from ..tokenize.quantizer import Quantized
-from ..tokenize.tokenizer import NETS, Tokenizer, TokenizerConfig, make_tokenizer
+from ..tokenize.tokenizer import Tokenizer, TokenizerConfig, make_tokenizer
 from .discriminator import DiscriminatorConfig, Discriminators
 from .tokenizer_losses import AudioLossConfig, PictureLossConfig, spectral_losses
 
@@ -92,7 +92,7 @@ def train_tokenizer(config: TokenizerTrainConfig, out: str | Path, progress: boo
     media = _MediaInMemory(config)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "train.json", config.model_dump(mode="json"))
-    run = _PictureRun(config, media) if config.tokenizer.kind == "picture" else _AudioRun(config, media)
+    run = _make_run(config, media)
     with open(out / "metrics.jsonl", "w") as log, _stop_on_interrupt() as stopped:
         _loop(config, run, log, out, stopped, progress)
     tokenizer = make_tokenizer(config.tokenizer, run.net)
@@ -140,6 +140,14 @@ def _loop(config: TokenizerTrainConfig, run: _Run, log, out: Path, stopped: list
             make_tokenizer(config.tokenizer, copy.deepcopy(run.net)).save(out / f"snapshot-{step}")
 
 
+def _make_run(config: TokenizerTrainConfig, media: _MediaInMemory) -> _PictureRun | _AudioRun:
+    if isinstance(config.tokenizer, PictureTokenizerConfig):
+        weights = config.losses if isinstance(config.losses, PictureLossConfig) else PictureLossConfig()
+        return _PictureRun(config, config.tokenizer, weights, media)
+    weights = config.losses if isinstance(config.losses, AudioLossConfig) else AudioLossConfig()
+    return _AudioRun(config, config.tokenizer, weights, media)
+
+
 class _Run:
     """One kind of tokenizer in training: its network, its batches, its losses."""
 
@@ -155,10 +163,15 @@ class _Run:
 
 
 class _PictureRun(_Run):
-    def __init__(self, config: TokenizerTrainConfig, media: _MediaInMemory):
-        self.config, self.media = config, media
-        self.weights = config.losses or PictureLossConfig()
-        self.net = NETS["picture"](config.tokenizer)
+    def __init__(
+        self,
+        config: TokenizerTrainConfig,
+        tokenizer: PictureTokenizerConfig,
+        weights: PictureLossConfig,
+        media: _MediaInMemory,
+    ):
+        self.config, self.weights, self.media = config, weights, media
+        self.net = PictureNet(tokenizer)
 
     def loss(self, step: int, rate: float) -> tuple[Tensor, dict[str, Tensor], Quantized]:
         pictures = self.media.pictures(step)
@@ -171,21 +184,27 @@ class _PictureRun(_Run):
 
 
 class _AudioRun(_Run):
-    def __init__(self, config: TokenizerTrainConfig, media: _MediaInMemory):
-        self.config, self.media = config, media
-        self.weights = config.losses or AudioLossConfig()
-        self.net = NETS["audio"](config.tokenizer)
+    def __init__(
+        self,
+        config: TokenizerTrainConfig,
+        tokenizer: AudioTokenizerConfig,
+        weights: AudioLossConfig,
+        media: _MediaInMemory,
+    ):
+        self.config, self.weights, self.media = config, weights, media
+        self.sample_rate, self.hop = tokenizer.sample_rate, tokenizer.hop
+        self.net = AudioNet(tokenizer)
         self.judged = self.weights.adversarial > 0 or self.weights.features > 0
         if self.judged:
             self.judges = Discriminators(config.discriminator)
             self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), lr=config.train.lr, betas=(0.8, 0.99))
 
     def loss(self, step: int, rate: float) -> tuple[Tensor, dict[str, Tensor], Quantized]:
-        samples, mask, frame_mask = self.media.excerpts(step)
+        samples, mask, frame_mask = self.media.excerpts(step, self.sample_rate, self.hop)
         with self.precision(self.config):
             found, quantized = self.net(samples, frame_mask)
         found, weights = found.float(), self.weights
-        mel, spectrum = spectral_losses(found, samples, mask, self.config.tokenizer.sample_rate)
+        mel, spectrum = spectral_losses(found, samples, mask, self.sample_rate)
         own = sum_losses(quantized, frame_mask)
         terms = {"mel": mel, "spectrum": spectrum, "quantizer": own}
         loss = weights.mel * mel + weights.spectrum * spectrum + weights.quantizer * own
@@ -196,7 +215,7 @@ class _AudioRun(_Run):
         return loss, terms, quantized
 
     def _judge(self, samples: Tensor, found: Tensor, step: int, rate: float) -> tuple[Tensor, Tensor, Tensor]:
-        length = min(samples.shape[1], int(self.weights.adversarial_seconds * self.config.tokenizer.sample_rate))
+        length = min(samples.shape[1], int(self.weights.adversarial_seconds * self.sample_rate))
         start = int(torch.randint(samples.shape[1] - length + 1, (), generator=seeded(self.config.seed, step, 7)))
         real, fake = samples[:, start : start + length], found[:, start : start + length]
         with self.precision(self.config):
@@ -238,10 +257,10 @@ class _MediaInMemory:
         chosen = torch.randint(len(self.items), (self.config.train.batch,), generator=seeded(self.config.seed, step, 1))
         return torch.stack([self.items[number] for number in chosen.tolist()])
 
-    def excerpts(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def excerpts(self, step: int, sample_rate: int, hop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Samples [batch, N], their mask [batch, N], and the mask of frames [batch, T]; N is a multiple of hop."""
-        generator, hop = seeded(self.config.seed, step, 1), self.config.tokenizer.hop
-        frames = max(1, round(self.config.train.crop_seconds * self.config.tokenizer.sample_rate / hop))
+        generator = seeded(self.config.seed, step, 1)
+        frames = max(1, round(self.config.train.crop_seconds * sample_rate / hop))
         chosen = torch.randint(len(self.items), (self.config.train.batch,), generator=generator).tolist()
         places = torch.rand(self.config.train.batch, generator=generator).tolist()
         samples = torch.zeros(len(chosen), frames * hop)
