@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .lm_config import TrainConfig
 from .parts import Parts
 
 
+@cache
 def git_commit() -> str | None:
     """Commit of the checkout this runs from, with "-dirty" when files differ; None for an installed package."""
     root = Path(__file__).resolve().parent.parent

@@ -129,7 +129,8 @@ class DeepSpeedEngine:
             pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
             masters = {id(low): high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
             return {name: masters.get(id(parameter), parameter) for name, parameter in named.items()}
-        return {name: safe_get_full_fp32_param(parameter) for name, parameter in named.items()}
+        whole = {name: safe_get_full_fp32_param(parameter) for name, parameter in named.items()}
+        return {name: named[name] if weight is None else weight for name, weight in whole.items()}
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's files below folder/deepspeed, and engine.json."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..tokenize.files import read_safetensors, write_safetensors
 
+M = TypeVar("M", bound=nn.Module)
 
-class WeightAverage:
+
+class WeightAverage(Generic[M]):
     """A copy of the model in float32 whose weights follow those in training.
 
     ema <- d ema + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is soon
@@ -22,8 +25,8 @@ class WeightAverage:
         decay: 0 <= decay < 1.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: M, decay: float):
+        self.model: M = model.eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
 

@@ -149,7 +149,7 @@ class TorchEngine:
         """Rank 0 writes weights.safetensors, optimizer.safetensors and engine.json; the others hold the same."""
         if not self.world.is_first:
             return
-        names = {parameter: name for name, parameter in self.objective.lm.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.objective.lm.named_parameters()}
         write_safetensors(folder / "weights.safetensors", {name: _stored(value) for value, name in names.items()})
         state = {
             f"{names[parameter]}.{key}": _stored(value)

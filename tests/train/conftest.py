@@ -1,5 +1,6 @@
 """A tiny LM and its data, for tests of training."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,12 @@ import torch
 from tessera.lm.arrange import DelayConfig
 from tessera.lm.conditions import ConditionBatch, LabelConfig
 from tessera.lm.model import LMConfig, TokenLM
+from tessera.tokenize.files import sha256_file, write_json, write_safetensors
+from tessera.tokenize.picture_net import PictureTokenizerConfig
+from tessera.tokenize.quantizer import ResidualConfig, VQConfig
+from tessera.tokenize.shards import Index, ShardFile, code_dtype
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
+from tessera.tokenize.tokenizer import make_tokenizer
 from tessera.train.lm_config import TrainSettings
 from tessera.train.objective import Objective, TermCounter
 from tessera.train.world import World
@@ -80,3 +86,44 @@ def tiny() -> SimpleNamespace:
         batch=_batch,
         run=_run,
     )
+
+
+def _write_shards(folder: Path, tokenizer, count: int, seed: int) -> None:
+    """Shards of made-up codes of different lengths, with labels and texts."""
+    generator = torch.Generator().manual_seed(seed)
+    index = {"ids": [], "lengths": [], "labels": [], "texts": []}
+    rows = []
+    words = ("one", "two", "three", "four", "five")
+    for number in range(count):
+        length = int(torch.randint(3, 9, (), generator=generator))
+        rows.append(torch.randint(0, 4, (length, 2), generator=generator))
+        index["ids"].append(f"item{number}")
+        index["lengths"].append(length)
+        index["labels"].append(number % 3)
+        index["texts"].append(f"{words[number % 5]} {words[length % 5]}")
+    folder.mkdir(parents=True)
+    codes = torch.cat(rows).to(code_dtype(tokenizer.spec))
+    offsets = torch.tensor([0, *index["lengths"]]).cumsum(0)
+    write_safetensors(folder / "00000.safetensors", {"codes": codes, "offsets": offsets})
+    file = ShardFile(file="00000.safetensors", sha256=sha256_file(folder / "00000.safetensors"), items=count)
+    described = Index(
+        spec=tokenizer.spec, build=f"{seed:064}", label_names=["a", "b", "c"], files=[file], skipped=[], **index
+    )
+    write_json(folder / "index.json", described.model_dump(mode="json"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A folder with tokenizer/, train/ and test/ (shards), and other/, a tokenizer that did not make them."""
+    folder = tmp_path_factory.mktemp("tiny")
+    quantizer = ResidualConfig(levels=2, quantizer=VQConfig(size=4, kmeans_init=False))
+    for name in ("tiny", "other"):
+        config = PictureTokenizerConfig(
+            name=name, height=4, width=4, channels=1, features=8, blocks=1, latent_dim=4, quantizer=quantizer
+        )
+        tokenizer = make_tokenizer(config)
+        tokenizer.save(folder / ("tokenizer" if name == "tiny" else name))
+        if name == "tiny":
+            _write_shards(folder / "train", tokenizer, 23, seed=1)
+            _write_shards(folder / "test", tokenizer, 7, seed=2)
+    return folder

@@ -30,10 +30,13 @@ def same(first: dict, second: dict) -> bool:
 
 
 STAGES = [0, 1, 2, 3]
+SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("micro", [4, 2])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(0, marks=SLOW), 1, pytest.param(2, marks=SLOW), pytest.param(3, marks=SLOW)]
+)
+@pytest.mark.parametrize("micro", [pytest.param(4, marks=SLOW), 2])
 def test_same_losses_as_plain_torch(tiny, stage, micro):
     plain = TorchEngine(tiny.objective(), tiny.settings(micro_batch=micro), tiny.world, 4 // micro)
     deep = make(tiny, stage, 4 // micro, micro_batch=micro)
@@ -49,6 +52,7 @@ def test_same_losses_as_plain_torch(tiny, stage, micro):
         )  # Adam divides by roots of tiny gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_saved_and_loaded_equals_left_alone(tiny, tmp_path, stage, dtype):
@@ -64,8 +68,10 @@ def test_saved_and_loaded_equals_left_alone(tiny, tmp_path, stage, dtype):
     assert not list(tmp_path.rglob("*.py")) and not (tmp_path / "latest").exists()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=SLOW)])
+@pytest.mark.parametrize(
+    "stage", [0, pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), pytest.param(3, marks=SLOW)]
+)
 def test_a_bad_step_leaves_the_weights_untouched(tiny, stage, dtype):
     engine = make(tiny, stage, 2, dtype=dtype, micro_batch=2)
     tiny.run(engine, 0, 3, micro=2)
@@ -79,6 +85,7 @@ def test_a_bad_step_leaves_the_weights_untouched(tiny, stage, dtype):
     assert not same(before, copied(engine))
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_exact_weights(tiny):
     for stage in STAGES:
         engine = make(tiny, stage, dtype="bfloat16")
@@ -91,6 +98,7 @@ def test_bfloat16_keeps_exact_weights(tiny):
                 torch.testing.assert_close(weight.float(), exact[name].bfloat16().float(), atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_refuses_a_pickle_that_would_run_code(tiny, tmp_path):
     engine = make(tiny, 1)
     engine.save(tmp_path)

@@ -1,0 +1,174 @@
+"""Several processes: the same run as one, stopped together, and DeepSpeed's own launcher."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tessera.train.metrics import read_metrics
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def write_config(folder: Path, data: Path, **train) -> Path:
+    settings = {
+        "name": "tiny",
+        "device": "cpu",
+        "data": {"shards": str(data / "train"), "test": str(data / "test")},
+        "tokenizer": str(data / "tokenizer"),
+        "lm": {
+            "width": 16,
+            "layers": 1,
+            "heads": 2,
+            "dropout": 0.1,
+            "variable_length": True,
+            "conditions": [{"kind": "label", "dropout": 0.3}],
+        },
+        "train": {
+            "steps": 6,
+            "batch": 8,
+            "micro_batch": 2,
+            "lr": 0.01,
+            "warmup_steps": 2,
+            "log_every": 1,
+            "ema": 0.9,
+            **train,
+        },
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def tessera(*arguments: object, check: bool = True) -> subprocess.CompletedProcess:
+    found = subprocess.run(
+        [sys.executable, "-m", "tessera", *map(str, arguments)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert not check or found.returncode == 0, found.stderr
+    return found
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder)]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tiny_data, tmp_path):
+    config = write_config(tmp_path, tiny_data)
+    tessera("train", config, "--out", tmp_path / "one")
+    tessera("train", config, "--out", tmp_path / "two", "--nproc", 2)
+    # the same micro-batches with the same dropout, summed in another order
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert (tmp_path / "two" / "model" / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_deepspeed_processes_equal_one_of_torch(tiny_data, tmp_path, stage):
+    config = write_config(tmp_path, tiny_data, save_every=3)
+    tessera("train", config, "--out", tmp_path / "one")
+    deepspeed = ["--set", f"engine={{kind: deepspeed, zero_stage: {stage}, persistence_elements: 0}}"]
+    tessera("train", config, *deepspeed, "--out", tmp_path / "two", "--nproc", 2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["{kind: torch}", "{kind: deepspeed, zero_stage: 1}"])
+def test_two_killed_processes_resume_exactly(tiny_data, tmp_path, engine):
+    config = write_config(tmp_path, tiny_data, save_every=2, steps=8)
+    run = ["train", config, "--set", f"engine={engine}", "--nproc", 2]
+    tessera(*run, "--out", tmp_path / "whole")
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tessera", *map(str, run), "--out", str(killed)], env=ENVIRONMENT, start_new_session=True
+    )
+    while not list(killed.glob("steps/step-*/COMMITTED")) and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()  # the processes it launched notice and end by themselves
+    process.wait()
+    time.sleep(5)
+    tessera(*run, "--out", killed, "--resume")
+    assert losses(killed) == losses(tmp_path / "whole")
+    one, two = (folder / "model" / "lm.safetensors" for folder in (killed, tmp_path / "whole"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_processes_after_saving(tiny_data, tmp_path):
+    config = write_config(tmp_path, tiny_data, steps=100_000)
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tessera", "train", str(config), "--out", str(out), "--nproc", "2"],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (out / "metrics.jsonl").exists() or not read_metrics(out):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "--nproc 2 --resume" in said
+    assert len(list(out.glob("steps/step-*/COMMITTED"))) == 1
+
+
+@pytest.mark.slow
+def test_deepspeeds_own_launcher(tiny_data, tmp_path):
+    config = write_config(tmp_path, tiny_data)
+    out = tmp_path / "run"
+    launcher = Path(sys.executable).with_name("deepspeed")
+    command = [
+        launcher,
+        "--num_gpus",
+        2,
+        "--no_local_rank",
+        "--master_port",
+        free_port(),
+        "--module",
+        "tessera",
+        "train",
+    ]
+    options = [config, "--set", "engine.kind=deepspeed", "--out", out]
+    environment = {**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    found = subprocess.run(
+        [str(part) for part in (*command, *options)], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert json.loads((out / "FINISHED").read_text())["step"] == 6
+    assert json.loads(next(out.glob("steps/*/run.json")).read_text())["processes"] == 2
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_exit_codes_and_one_line_errors(tiny_data, tmp_path):
+    config = write_config(tmp_path, tiny_data)
+    for arguments, said in (
+        (["--set", "train.stepz=1"], "train.stepz: unknown key; did you mean 'steps'?"),
+        (
+            ["--set", "train.batch=3", "--set", "train.micro_batch=null", "--nproc", "2"],
+            "3 items cannot be shared by 2 processes",
+        ),
+        (["--set", "tokenizer=nowhere"], "nowhere: no tokenizer here"),
+    ):
+        found = tessera("train", config, *arguments, "--out", tmp_path / "out", check=False)
+        assert found.returncode == 2, found.stderr
+        assert said in found.stderr and "Traceback" not in found.stderr
+    assert not (tmp_path / "out").exists()

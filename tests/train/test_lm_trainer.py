@@ -1,0 +1,227 @@
+"""A whole run on tiny shards: it finishes, resumes bit for bit, refuses what does not belong, stops where it should."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tessera.lm.weights import load_model
+from tessera.tokenize.config import ConfigError, check_config
+from tessera.tokenize.shards import Shards
+from tessera.train.lm_config import TrainConfig
+from tessera.train.lm_trainer import LMTrainer, TrainingFailed, train_lm
+from tessera.train.metrics import read_metrics
+from tessera.train.world import World
+
+ONE = World(0, 1, torch.device("cpu"))
+
+
+def make_config(data, changes: dict | None = None, **train) -> TrainConfig:
+    settings = {
+        "name": "tiny",
+        "seed": 3,
+        "device": "cpu",
+        "data": {"shards": str(data / "train"), "test": str(data / "test"), "pool_batches": 2},
+        "tokenizer": str(data / "tokenizer"),
+        "lm": {
+            "width": 16,
+            "layers": 1,
+            "heads": 2,
+            "dropout": 0.1,
+            "variable_length": True,
+            "arrangement": {"kind": "delay"},
+            "conditions": [
+                {"kind": "label", "dropout": 0.3},
+                {"kind": "text", "dropout": 0.3, "text": {"kind": "sentencepiece", "vocab_size": 24}},
+            ],
+        },
+        "train": {
+            "steps": 8,
+            "batch": 4,
+            "lr": 0.01,
+            "warmup_steps": 2,
+            "log_every": 1,
+            "eval_every": 4,
+            "save_every": 3,
+            "ema": 0.9,
+            **train,
+        },
+        **(changes or {}),
+    }
+    return check_config(settings, TrainConfig)
+
+
+def curve(folder) -> list:
+    """What must be equal in two runs: everything in metrics.jsonl but the speed."""
+    return [
+        {name: value for name, value in line.items() if name != "tokens_per_second"} for line in read_metrics(folder)
+    ]
+
+
+def weights(folder) -> dict:
+    newest = sorted((folder / "steps").glob("step-*"))[-1]
+    return {
+        f"{path.name}.{name}": tensor
+        for path in newest.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
+
+
+def assert_same_run(first, second) -> None:
+    assert curve(first) == curve(second)
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert (first / "model" / "lm.safetensors").read_bytes() == (second / "model" / "lm.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_data, tmp_path_factory):
+    """A run left alone."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert train_lm(make_config(tiny_data), out, command="tessera train tiny.yaml")
+    return out
+
+
+def test_a_finished_run(tiny_data, whole):
+    lines = read_metrics(whole)
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 9))
+    assert [line["step"] for line in lines if line["split"] == "test"] == [4, 8]
+    assert all(len(line["loss_per_codebook"]) == 2 for line in lines)
+    assert json.loads((whole / "FINISHED").read_text())["step"] == 8
+    model = load_model(whole / "model")
+    assert model.labels == Shards(tiny_data / "train").label_names
+    assert model.text is not None and (whole / "text" / "text.model").exists()
+    card = (whole / "model" / "README.md").read_text()
+    assert "tessera train tiny.yaml" in card and "| test |" in card and "vocab_size: 24" in card
+    saved = json.loads((whole / "steps" / "step-00000008" / "run.json").read_text())
+    assert saved["tokenizer"] == model.spec.fingerprint and saved["config"]["train"]["lr"] == 0.01
+    assert saved["sampler"] == {"seed": 3, "step": 8}
+
+
+@pytest.mark.parametrize("stop_after", [3, 5, 7])
+def test_killed_and_resumed_equals_left_alone(tiny_data, whole, tmp_path, monkeypatch, stop_after):
+    out = tmp_path / "run"
+    step = LMTrainer._train_step
+
+    def dies(self, stop):
+        if self.state.step == stop_after:
+            raise RuntimeError("killed")
+        return step(self, stop)
+
+    monkeypatch.setattr(LMTrainer, "_train_step", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_lm(make_config(tiny_data), out)
+    monkeypatch.setattr(LMTrainer, "_train_step", step)
+    torch.manual_seed(stop_after)  # what is left in the generators does not matter
+    assert train_lm(make_config(tiny_data), out, resume=True)
+    assert_same_run(whole, out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resuming_goes_on_exactly(tiny_data, whole, tmp_path, monkeypatch, capsys, number):
+    out = tmp_path / "run"
+    step = LMTrainer._train_step
+
+    def interrupted(self, stop):
+        if self.state.step == 4:
+            os.kill(os.getpid(), number)
+        return step(self, stop)
+
+    monkeypatch.setattr(LMTrainer, "_train_step", interrupted)
+    assert train_lm(make_config(tiny_data), out, command="tessera train tiny.yaml") is False
+    assert "go on with: tessera train tiny.yaml --resume" in capsys.readouterr().err
+    assert (out / "steps" / "step-00000005" / "COMMITTED").exists() and not (out / "model").exists()
+    monkeypatch.setattr(LMTrainer, "_train_step", step)
+    assert train_lm(make_config(tiny_data), out, resume=True)
+    assert_same_run(whole, out)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny_data, whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    train_lm(make_config(tiny_data), out)
+    damaged = out / "steps" / "step-00000008" / "weights.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    assert train_lm(make_config(tiny_data), out, resume=True)
+    assert "step-00000008 is passed over: weights.safetensors is damaged" in capsys.readouterr().err
+    assert_same_run(whole, out)
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(tiny_data, whole, tmp_path):
+    out = tmp_path / "run"
+    train_lm(make_config(tiny_data), out)
+    assert train_lm(make_config(tiny_data, steps=9), out, resume=True)
+    assert json.loads((out / "FINISHED").read_text())["step"] == 9
+
+
+def test_refusals(tiny_data, whole, tmp_path):
+    with pytest.raises(FileExistsError, match="is not empty; go on with that run by --resume, or name another"):
+        train_lm(make_config(tiny_data), whole)
+    with pytest.raises(ConfigError, match=r"train.lr: this run was started with 0.01 .* the config now says 0.02"):
+        train_lm(make_config(tiny_data, lr=0.02), whole, resume=True)
+    with pytest.raises(ConfigError, match=r"train.steps: this run was started with 8"):
+        train_lm(make_config(tiny_data, steps=7), whole, resume=True)
+    with pytest.raises(ConfigError, match=r"data.shards: this run was started with"):
+        other = {"shards": str(tiny_data / "test"), "test": str(tiny_data / "test"), "pool_batches": 2}
+        train_lm(make_config(tiny_data, {"data": other}), whole, resume=True)
+    with pytest.raises(ValueError, match="codes of tokenizer 'tiny' .* but 'other'"):
+        train_lm(make_config(tiny_data, {"tokenizer": str(tiny_data / "other")}), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"batch 4 is not a multiple of micro_batch 3"):
+        make_config(tiny_data, micro_batch=3)
+    with pytest.raises(ConfigError, match=r"train.weigth_decay: unknown key; did you mean 'weight_decay'"):
+        make_config(tiny_data, weigth_decay=0.1)
+
+
+def test_data_that_changed_is_refused(tiny_data, whole, tmp_path):
+    out = tmp_path / "run"
+    train_lm(make_config(tiny_data), out)
+    trainer = LMTrainer(make_config(tiny_data, {"data": {"shards": str(tiny_data / "test")}}), out, ONE)
+    with pytest.raises(ConfigError, match="is not what .* was trained on"):
+        trainer.state.load(out / "steps" / "step-00000008", make_config(tiny_data), trainer.parts, ONE)
+
+
+def test_three_bad_steps_in_a_row_end_the_run(tiny_data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    step = LMTrainer._train_step
+    seen = []
+
+    def poisoned(self, stop):
+        weight = next(self.engine.objective.parameters())
+        seen.append(weight.detach().clone())
+        handle = weight.register_hook(lambda gradient: gradient * torch.nan) if self.state.step in BAD else None
+        try:
+            return step(self, stop)
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    BAD = {2, 4, 5, 6}
+    monkeypatch.setattr(LMTrainer, "_train_step", poisoned)
+    with pytest.raises(TrainingFailed, match=r"not finite in 3 steps in a row, up to step 7; .* after step 4"):
+        train_lm(make_config(tiny_data), out)
+    assert torch.equal(seen[2], seen[3]) and torch.equal(seen[4], seen[6]) and not torch.equal(seen[3], seen[4])
+    bad = [line for line in read_metrics(out) if line["split"] == "bad"]
+    assert [line["step"] for line in bad] == [3, 5, 6, 7]
+    assert len(bad[0]["items"]) == 4 and bad[0]["grad_norm"] is None
+
+
+def test_samples_are_asked_for(tiny_data, tmp_path):
+    asked = []
+    train_lm(make_config(tiny_data, steps=3, sample_every=2, samples=3, ema=0.0), tmp_path / "run", sample=asked.append)
+    assert [request.folder.name for request in asked] == ["step-00000002", "step-00000003"]
+    request = asked[0]
+    assert request.count == 3 and len(request.labels) == len(request.texts) == 3
+    assert set(request.labels) <= set(request.model.labels) and request.folder.is_dir()
+    assert not request.model.lm.training
+
+
+def test_without_an_average_the_weights_themselves_are_exported(tiny_data, tmp_path):
+    changes = {"export": {"dtype": "float32"}}
+    train_lm(make_config(tiny_data, changes, steps=2, ema=0.0), tmp_path / "run")
+    exported = load_file(tmp_path / "run" / "model" / "lm.safetensors")
+    trained = load_file(tmp_path / "run" / "steps" / "step-00000002" / "weights.safetensors")
+    assert all(torch.equal(exported[name], trained[name]) for name in trained)
