@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from tessera.tokenize.config import ConfigError, check_config
 from tessera.tokenize.text import (
     MODEL_FILE,
