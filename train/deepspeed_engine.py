@@ -86,7 +86,7 @@ class DeepSpeedEngine:
         )
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        norm = self._plain_norm() if self._is_plain else None
+        norm = self._clip() if is_plain(self.config, settings) else None
         if norm is not None and not math.isfinite(norm):
             self.engine.zero_grad()  # AdamW passes over weights without a gradient
         self.engine.step()
@@ -97,14 +97,9 @@ class DeepSpeedEngine:
         overflow = bool(getattr(self.engine.optimizer, "overflow", False))
         return StepInfo(norm, lr, skipped=overflow or not math.isfinite(norm))
 
-    @property
-    def _is_plain(self) -> bool:
-        """Stage 0 in float32: DeepSpeed then steps a bare AdamW, whatever the gradients are."""
-        return self.config.zero_stage == 0 and self.settings.dtype == "float32"
-
-    def _plain_norm(self) -> float:
-        gradients = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
-        return float(nn.utils.get_total_norm(gradients))
+    def _clip(self) -> float:
+        """Clip the gradients; returns their norm before."""
+        return float(nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.clip or math.inf))
 
     @contextmanager
     def weights(self, exact: bool = False) -> Iterator[Mapping[str, Tensor]]:
@@ -163,6 +158,11 @@ class DeepSpeedEngine:
         self.steps = int(found["steps"])
 
 
+def is_plain(config: DeepSpeedEngineConfig, settings: TrainSettings) -> bool:
+    """Stage 0 in float32: DeepSpeed then steps a bare AdamW, whatever the gradients are."""
+    return config.zero_stage == 0 and settings.dtype == "float32"
+
+
 def deepspeed_settings(
     config: DeepSpeedEngineConfig, settings: TrainSettings, micro_steps: int, world_size: int
 ) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def deepspeed_settings(
                 "torch_adam": True,  # DeepSpeed's own is compiled on first use
             },
         },
-        "gradient_clipping": settings.clip,
+        "gradient_clipping": 0.0 if is_plain(config, settings) else settings.clip,
         "bf16": {"enabled": settings.dtype == "bfloat16"},
         "zero_optimization": zero,
         "checkpoint": {"tag_validation": "Fail"},

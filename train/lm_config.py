@@ -131,6 +131,8 @@ _MAY_CHANGE = (
     "train.samples",
     "train.log_every",
     "data.test",
+    "data.shards",  # the folder; what is in it is compared by run_state.py
+    "tokenizer",
     "train.max_consecutive_bad",
 )
 
@@ -138,8 +140,8 @@ _MAY_CHANGE = (
 def check_resumable(saved: dict[str, Any], config: TrainConfig, where: str) -> None:
     """Raise ConfigError that names the first field in which a config differs from the one a run was started with.
 
-    What does not touch the course of training may change, and train.steps may grow (the learning rate then follows the
-    longer schedule from there on).
+    What does not touch the course of training may change, also where data and tokenizer lie, and train.steps may grow
+    (the learning rate then follows the longer schedule from there on).
     """
     before, after = _flatten(saved), _flatten(config.model_dump(mode="json"))
     for name in sorted(before.keys() | after.keys()):

@@ -11,7 +11,7 @@ from ..lm.model import LMConfig, TokenLM
 from ..tokenize.config import ConfigError
 from ..tokenize.shards import Shards
 from ..tokenize.spec import TokenSpec, check_same_tokenizer
-from ..tokenize.text import TextTokenizer, load_text, make_text
+from ..tokenize.text import MODEL_FILE, ByteTextConfig, SentencePieceConfig, TextTokenizer, load_text, make_text
 from ..tokenize.tokenizer import Tokenizer, load_tokenizer
 from .data import Items
 from .lm_config import TrainConfig
@@ -54,14 +54,7 @@ def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
     label_config = next((condition for condition in config.lm.conditions if condition.kind == "label"), None)
     text_config = next((condition for condition in config.lm.conditions if condition.kind == "text"), None)
     labels = list(shards.label_names)
-    text = None
-    if text_config is not None:
-        folder = out / "text"
-        text = (
-            load_text(folder, text_config.text)
-            if folder.is_dir()
-            else _make_text(text_config.text, shards, folder, world)
-        )
+    text = _open_text(text_config.text, shards, out / "text", world) if text_config is not None else None
     if label_config is not None and not labels:
         raise ConfigError(
             f"lm.conditions: label: the shards {config.data.shards} have no labels; "
@@ -81,9 +74,13 @@ def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
     return Parts(lm_config, shards.spec, tokenizer, text, labels if known else [], items, test)
 
 
-def _make_text(config, shards: Shards, folder: Path, world: World) -> TextTokenizer:
+def _open_text(
+    config: ByteTextConfig | SentencePieceConfig, shards: Shards, folder: Path, world: World
+) -> TextTokenizer:
+    """The text tokenizer in `folder`; made by the first process where it is not there yet."""
+
     def make() -> None:
-        if world.is_first:
+        if world.is_first and not (folder / MODEL_FILE).is_file():
             made = make_text(config, (text for text in shards.texts() if text))
             folder.mkdir(parents=True, exist_ok=True)
             made.save(folder)

@@ -172,3 +172,25 @@ def test_exit_codes_and_one_line_errors(tiny_data, tmp_path):
         assert found.returncode == 2, found.stderr
         assert said in found.stderr and "Traceback" not in found.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["torch", "0", "1", "2", "3"])
+def test_a_bad_gradient_in_one_process_is_skipped_in_all(tmp_path, kind, dtype):
+    worker = Path(__file__).with_name("bad_rank.py")
+    processes = []
+    for rank in range(2):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+        meeting = {"TESSERA_RENDEZVOUS": (tmp_path / "rendezvous").as_uri()}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(worker), kind, dtype],
+                env={**ENVIRONMENT, **own, **meeting},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in processes:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
