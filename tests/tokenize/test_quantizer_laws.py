@@ -204,6 +204,18 @@ def test_a_mask_equals_leaving_the_rest_out(name):
     assert torch.equal(masked.codes[mask], alone.codes) and torch.equal(masked.values[mask], alone.values)
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "dropout" not in name])  # which is drawn per sample
+def test_statistics_with_a_mask_equal_those_without_the_rest(name):
+    first, second = trained(name, updates=0), trained(name, updates=0)
+    for _ in range(REVIVE_EVERY + 1):
+        x, mask = torch.randn(4, 9, DIM), torch.rand(4, 9) < 0.6
+        first(x, mask)
+        second(x[mask])
+        first.update()
+        second.update()
+    assert same_state(state_of(first), state_of(second))
+
+
 # L5: two processes equal one.
 
 
