@@ -130,7 +130,7 @@ def _loop(config: TokenizerTrainConfig, run: _Run, log, out: Path, stopped: list
         optimizer.step()
         run.net.quantizer.update()
         if step % settings.log_every == 0 or step == settings.steps - 1:
-            used = [len(codes.unique()) for codes in quantized.codes.flatten(0, -2).T]
+            used = [len(codes[codes >= 0].unique()) for codes in quantized.codes.flatten(0, -2).T]
             row = {"step": step, "lr": rate, "grad_norm": float(norm), "seconds": round(time.monotonic() - started, 2)}
             row |= {name: float(value.detach()) for name, value in terms.items()} | {"codes_in_batch": used}
             log.write(json.dumps(row) + "\n")
