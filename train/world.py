@@ -6,11 +6,9 @@ Without a launcher a run is one process and none of this touches torch.distribut
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -102,7 +100,8 @@ def join_world(device: str = "auto", *, always: bool = False) -> World:
     if (size > 1 or always) and not dist.is_initialized():
         dist.init_process_group(
             "nccl" if use_cuda else "gloo",
-            init_method=_meeting_point(size),
+            init_method=os.environ.get(RENDEZVOUS, "env://") if size > 1 else None,
+            store=None if size > 1 else dist.HashStore(),  # alone there is nobody to meet: no port, no file
             rank=rank,
             world_size=size,
             timeout=timedelta(minutes=30),
@@ -114,11 +113,3 @@ def leave_world(world: World) -> None:
     """End the group of several processes. A group of one is kept: DeepSpeed cannot make a second in one process."""
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _meeting_point(size: int) -> str:
-    if RENDEZVOUS in os.environ:
-        return os.environ[RENDEZVOUS]
-    if size > 1:
-        return "env://"
-    return (Path(tempfile.mkdtemp(prefix="tessera-")) / "rendezvous").as_uri()
