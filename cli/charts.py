@@ -36,7 +36,7 @@ def line_chart(curves: Sequence[Curve], x_label: str, y_label: str, log: bool = 
         curves: at most 8; points whose y is not finite (or not positive, when log) are left out.
         log: logarithmic y axis.
     """
-    width, height, left, right, top, bottom = 720, 270, 48, 128, 26, 40
+    width, height, left, right, top, bottom = 720, 270, 48, 136, 26, 40
     lines = [(curve, _drawable(curve, log)) for curve in curves[:NUM_SERIES_COLOURS]]
     lines = [(curve, points) for curve, points in lines if points]
     if not lines:
@@ -82,7 +82,7 @@ def line_chart(curves: Sequence[Curve], x_label: str, y_label: str, log: bool = 
             f"<title>{html.escape(curve.name)}: {points[0][1]:.3g} at the start, {smooth[-1][1]:.3g} at the end</title>"
         )
         parts.append(f'<polyline class="curve" {colour} points="{_points(place, smooth)}">{title}</polyline>')
-        ends.append((place(*smooth[-1])[1], number, f"{curve.name} {smooth[-1][1]:.3g}"))
+        ends.append((place(*smooth[-1])[1], number, f"{curve.name} {smooth[-1][1]:.2g}"))
     for y, number, text in _spread(ends, 14, top, height - bottom):
         style = f'style="fill: var(--series-{number})"'
         parts.append(f'<circle {style} cx="{width - right + 8}" cy="{y - 4}" r="3.5"/>')

@@ -292,7 +292,8 @@ def bundled_speech(run: Run) -> SpeechGallery | None:
     for kind, sound in (("the recording", samples), ("through the tokenizer", through)):
         path = folder / f"{kind.replace(' ', '-')}.wav"
         recorded.append(utterance(texts[0], sound[0], model, path, None, kind))
-    return SpeechGallery(f'tessera tts "{chosen[0]}" -o out.wav', spoken, recorded)
+    voice = f" --voice {model.labels[0]}" if model.labels else ""
+    return SpeechGallery(f'tessera tts "{chosen[0]}"{voice} --seed 0 -o out.wav', spoken, recorded)
 
 
 def utterance(text: str, sound: Tensor, model: Model, path: Path, made_in: float | None, origin: str = ""):
