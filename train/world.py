@@ -101,7 +101,8 @@ def join_world(device: str = "auto", *, always: bool = False) -> World:
         dist.init_process_group(
             "nccl" if use_cuda else "gloo",
             init_method=os.environ.get(RENDEZVOUS, "env://") if size > 1 else None,
-            store=None if size > 1 else dist.HashStore(),  # alone there is nobody to meet: no port, no file
+            # Alone there is nobody to meet: no port, no file.
+            store=None if size > 1 else dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
             rank=rank,
             world_size=size,
             timeout=timedelta(minutes=30),
