@@ -63,6 +63,10 @@ class DeepSpeedEngine:
                 config=deepspeed_settings(config, settings, micro_steps, world.size),
                 dist_init_required=False,
             )
+        if settings.dtype == "bfloat16":
+            for buffer in objective.buffers():  # newer versions leave them in float32, older ones do not
+                if buffer.is_floating_point():
+                    buffer.data = buffer.data.bfloat16()
         self.model = self.engine
 
     def backward(self, loss: Tensor) -> None:

@@ -42,7 +42,8 @@ def _settings(**changes) -> TrainSettings:
 
 def _objective(dtype: str = "float32", lm: LMConfig = LM) -> Objective:
     torch.manual_seed(0)
-    return Objective(TokenLM(lm, SPEC), dtype)
+    vectors = torch.randn(2, 7, 3) if lm.input.kind == "codes" else None
+    return Objective(TokenLM(lm, SPEC, vectors), dtype)
 
 
 def _batch(step: int, items: int = 4) -> tuple[torch.Tensor, torch.Tensor, ConditionBatch]:

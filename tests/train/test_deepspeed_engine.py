@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 
+from tessera.lm.inputs import CodesInputConfig
 from tessera.train.engine import TorchEngine
 from tessera.train.lm_config import DeepSpeedEngineConfig
 from tessera.train.world import join_world
@@ -12,12 +13,14 @@ from tessera.train.world import join_world
 pytest.importorskip("deepspeed")
 
 
-def make(tiny, stage: int, micro_steps: int = 1, **settings):
+def make(tiny, stage: int, micro_steps: int = 1, lm=None, **settings):
     from tessera.train.deepspeed_engine import DeepSpeedEngine
 
     options = tiny.settings(**settings)
     config = DeepSpeedEngineConfig(zero_stage=stage, bucket_elements=10_000, persistence_elements=0)
-    return DeepSpeedEngine(tiny.objective(options.dtype), config, options, join_world("cpu", always=True), micro_steps)
+    return DeepSpeedEngine(
+        tiny.objective(options.dtype, lm or tiny.lm), config, options, join_world("cpu", always=True), micro_steps
+    )
 
 
 def copied(engine) -> dict[str, torch.Tensor]:
@@ -96,6 +99,13 @@ def test_bfloat16_keeps_exact_weights(tiny):
         with engine.weights() as weights:
             for name, weight in weights.items():
                 torch.testing.assert_close(weight.float(), exact[name].bfloat16().float(), atol=0, rtol=0)
+
+
+def test_frozen_code_vectors_follow_the_weights_to_bfloat16(tiny):
+    lm = tiny.lm.model_copy(update={"input": CodesInputConfig()})
+    engine = make(tiny, 1, lm=lm, dtype="bfloat16")
+    losses = tiny.run(engine, 0, 10)
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.slow
