@@ -40,6 +40,4 @@ def image(
     if loaded.text is None and not loaded.labels:
         raise ValueError(f"model '{model}' takes no prompt; use: tessera generate {model} -o {output}")
     condition = {"label": label_of(loaded, prompt)} if loaded.text is None else {"text": prompt}
-    make_samples(
-        loaded, output, n, as_json, n=n, seed=seed, guidance=guidance, temperature=plainness, **condition
-    )
+    make_samples(loaded, output, n, as_json, n=n, seed=seed, guidance=guidance, temperature=plainness, **condition)

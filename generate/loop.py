@@ -142,15 +142,13 @@ class DecodeLoop:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Make the ids of the next step."""
-        s = self.position
-        drawn = sample(self._logits(s), uniform(self.seeds, s, self.columns.shape[1]), self.filters)
-        if not self.length.fixed:
-            frame = self.first_book_frames[s]
-            ends = (drawn[:, 0] == self.end_id) & (frame >= 0) & (frame < self.row_lengths)
-            self.row_lengths = torch.where(ends, frame, self.row_lengths)
-            self.ended = self.ended | ends
-        self._write(s, drawn)
+        """Make the ids of the next step, stage by stage of the head."""
+        s, head, column = self.position, self.lm.head, self.columns[:, :, self.position + 1]
+        numbers = uniform(self.seeds, s, self.columns.shape[1])
+        begun = head.begin(self._read(s))
+        for stage, books in enumerate(head.stages):
+            logits = self._guided(head.predict(begun, stage, self._for_all_rows(column)))
+            self._write(s, self._draw(s, logits, list(books), numbers), books)
         self.position += 1
 
     @property
@@ -185,25 +183,48 @@ class DecodeLoop:
         beyond = torch.arange(longest, device=codes.device) >= self.row_lengths[:, None, None]
         return Generated(codes.masked_fill(beyond, 0).cpu(), self.row_lengths.cpu(), self.ended.cpu())
 
-    def _logits(self, s: int) -> Tensor:
-        """[B, K, V'] float64 of step s; the model reads the columns it has not read: one, or at first the prompt."""
-        read = self.columns[:, :, self.state.step : s + 1]
-        if self.guidance == 1:
-            logits = self.lm.step(self.state, read)[:, :, -1].double()
-        else:
-            conditioned, null = self.lm.step(self.state, torch.cat([read, read]))[:, :, -1].double().chunk(2)
+    def _read(self, s: int) -> Tensor:
+        """Hidden states of step s, of all rows the model runs; it reads the columns it has not read: one, or at first
+        the prompt."""
+        return self.lm.read(self.state, self._for_all_rows(self.columns[:, :, self.state.step : s + 1]))[:, -1]
+
+    def _for_all_rows(self, ids: Tensor) -> Tensor:
+        """Ids of B rows for the rows the model runs: twice as many with guidance."""
+        return ids if self.guidance == 1 else torch.cat([ids, ids])
+
+    def _guided(self, logits: Tensor) -> Tensor:
+        """Logits [B, n, V'] float64 to sample from, of those of all rows the model runs."""
+        logits = logits.double()
+        if self.guidance != 1:
+            conditioned, null = logits.chunk(2)
             logits = null + self.guidance * (conditioned - null)
             logits = torch.where(conditioned.isneginf(), conditioned, logits)  # -inf minus -inf is not a number
         self.broken = self.broken | logits.isnan().any()
-        if self.arrangement.variable_length and (self.length.fixed or s < self.first_end_step):
-            logits[:, 0, self.arrangement.end_ids[0]] = float("-inf")
         return logits
 
-    def _write(self, s: int, drawn: Tensor) -> None:
-        """Fill the column of step s: what the arrangement forces, else what the prompt gives, else what was drawn."""
+    def _draw(self, s: int, logits: Tensor, books: list[int], numbers: Tensor) -> Tensor:
+        """Ids [B, n] of the codebooks of one stage; a drawn end sets the row's length."""
+        if 0 not in books:
+            return sample(logits, numbers[:, books], self.filters.of(books))
+        if self.arrangement.variable_length and (self.length.fixed or s < self.first_end_step):
+            logits[:, books.index(0), self.arrangement.end_ids[0]] = float("-inf")
+        drawn = sample(logits, numbers[:, books], self.filters.of(books))
+        if not self.length.fixed:
+            frame = self.first_book_frames[s]
+            ends = (drawn[:, books.index(0)] == self.end_id) & (frame >= 0) & (frame < self.row_lengths)
+            self.row_lengths = torch.where(ends, frame, self.row_lengths)
+            self.ended = self.ended | ends
+        return drawn
+
+    def _write(self, s: int, drawn: Tensor, books: tuple[int, ...] | None = None) -> None:
+        """Fill the cells of some codebooks (None: all) in the column of step s: what the arrangement forces, else what
+        the prompt gives, else what was drawn [B, n]."""
         column = self.columns[:, :, s + 1]
         forced = self.arrangement.forced_ids(s, self.row_lengths)
-        self.columns[:, :, s + 1] = torch.where(forced >= 0, forced, torch.where(self.given[:, s], column, drawn))
+        if books is not None and len(books) < column.shape[1]:
+            drawn = column.index_copy(1, torch.tensor(books, device=column.device), drawn)
+        written = torch.where(forced >= 0, forced, torch.where(self.given[:, s], column, drawn))
+        self.columns[:, :, s + 1] = written
 
     def _write_prompt(self, prompt: Tensor) -> int:
         """Put the prompt [B, K, t] in its cells; returns the first step with a cell that it leaves open."""
@@ -254,9 +275,7 @@ def _run(loop: DecodeLoop, first_row: int, num_rows: int, on_progress: Progress 
 def _stack(rows: list[Generated]) -> Generated:
     longest = max(row.codes.shape[2] for row in rows)
     codes = [torch.nn.functional.pad(row.codes, (0, longest - row.codes.shape[2])) for row in rows]
-    return Generated(
-        torch.cat(codes), torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows])
-    )
+    return Generated(torch.cat(codes), torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows]))
 
 
 def _check_length(length: Length, variable_length: bool) -> Length:

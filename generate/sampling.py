@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -43,6 +43,13 @@ class Filters:
     """[K], float64."""
     sorts: bool
     """Whether top-k or top-p is on anywhere, so that probabilities must be sorted."""
+
+    def of(self, codebooks: list[int]) -> Filters:
+        """Those of some codebooks."""
+        if len(codebooks) == len(self.temperature):
+            return self
+        chosen = {field.name: getattr(self, field.name)[codebooks] for field in fields(self) if field.name != "sorts"}
+        return Filters(**chosen, sorts=self.sorts)
 
 
 def make_filters(sampling: Sampling, num_codebooks: int, device: torch.device | str = "cpu") -> Filters:

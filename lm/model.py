@@ -217,7 +217,7 @@ class TokenLM(nn.Module):
         memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
         mask = None if joined.prefix_mask is None else _causal_mask(joined.prefix_mask, P, 0, P + S)
         hidden = self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)
-        logits_BKSV = self.head(hidden[:, P:]).transpose(1, 2)
+        logits_BKSV = self.head(hidden[:, P:], arranged.ids).transpose(1, 2)
         return LMOutput(logits_BKSV, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths)
 
     def loss(
@@ -241,7 +241,7 @@ class TokenLM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.head.weight.device  # type: ignore[return-value]
+        return self.head.weight.device
 
     @torch.no_grad()
     def start(
@@ -292,15 +292,15 @@ class TokenLM(nn.Module):
         return state
 
     @torch.no_grad()
-    def step(self, state: State, ids: Tensor) -> Tensor:
-        """Read the ids of the step before and predict this one.
+    def read(self, state: State, ids: Tensor) -> Tensor:
+        """Read the ids of the step before; what comes out is what this step is predicted from.
 
         Args:
             state: from `start`; changed in place.
             ids: [B, K] long, `start_ids` at first and then what was chosen for the step before, special ids included;
                 or several steps at once, [B, K, n] (a prompt).
         Returns:
-            logits [B, K, V'] of step state.step (before the call), or [B, K, n, V'] of n steps.
+            hidden [B, D] of step state.step (before the call), or [B, n, D] of n steps, for the head's `begin`.
         Raises:
             ValueError: another number of rows or codebooks, or more steps than the capacity.
         """
@@ -327,8 +327,22 @@ class TokenLM(nn.Module):
         x = self._embed(read, state.summed)
         hidden = self.transformer(x, table, mask=mask, causal=causal, memory=state.memory, cache=state.cache)
         state.step += n
-        logits_BKSV = self.head(hidden).transpose(1, 2)
-        return logits_BKSV if several else logits_BKSV[:, :, 0]
+        return hidden if several else hidden[:, 0]
+
+    @torch.no_grad()
+    def step(self, state: State, ids: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Read the ids of the step before and give the logits of this one.
+
+        Args:
+            state, ids: as `read`; errors as well.
+            chosen: ids of this step (of these steps), like `ids`, for a head that predicts codebooks one after another.
+        Returns:
+            logits [B, K, V'] of step state.step (before the call), or [B, K, n, V'] of n steps.
+        """
+        hidden = self.read(state, ids)
+        if ids.dim() == 3:
+            return self.head(hidden, chosen).transpose(1, 2)
+        return self.head(hidden.unsqueeze(1), None if chosen is None else chosen.unsqueeze(-1))[:, 0]
 
     # Inside
 
@@ -363,7 +377,7 @@ class TokenLM(nn.Module):
     def _compute_dtype(self) -> torch.dtype:
         if torch.is_autocast_enabled(self.device.type):
             return torch.get_autocast_dtype(self.device.type)
-        return self.head.weight.dtype  # type: ignore[return-value]
+        return self.head.weight.dtype
 
     def extra_repr(self) -> str:
         return f"{self.num_parameters / 1e6:.2f} M parameters, tokenizer '{self.spec.name}'"

@@ -7,6 +7,7 @@ from tessera.generate.noise import uniform
 
 def slow_uniform(seed: int, step: int, codebook: int) -> float:
     """The same with Python's own integers."""
+
     def mix(x):
         mask = (1 << 64) - 1
         x = (x + 0x9E3779B97F4A7C15) & mask
