@@ -75,7 +75,7 @@ bundled: $(INSTALLED)
 	$(BIN)/tessera shards configs/digits/shards.yaml --set corpus.path=samples/digits/test.safetensors --set out=out/digits/shards/test
 	$(BIN)/tessera train configs/digits/lm.yaml --out out/digits/lm
 	rm -rf bundled/digits && cp -r out/digits/lm/model bundled/digits
-	$(BIN)/python -m tessera.samples.make_speech --count 6000 --seed 1 --exclude samples/speech/test/metadata.jsonl --out out/speech/corpus
+	$(BIN)/python -m tessera.samples.make_speech --count 20000 --seed 1 --exclude samples/speech/test/metadata.jsonl --out out/speech/corpus
 	$(BIN)/tessera tokenizer train configs/speech/tokenizer.yaml --out out/speech/tokenizer
 	$(BIN)/tessera shards configs/speech/shards.yaml
 	$(BIN)/tessera shards configs/speech/shards.yaml --set corpus.path=samples/speech/test --set out=out/speech/shards/test
