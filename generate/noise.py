@@ -1,4 +1,4 @@
-"""The randomness of generation: one uniform number per (seed, step, codebook), computed, never consumed.
+"""The randomness of generation: one uniform number per (seed, step, codebook, draw), computed, never consumed.
 
 A generator with a state would make a row's draws depend on which other rows are in the batch and on what was drawn
 before. Here every draw is a hash of its own coordinates, in 64-bit integer arithmetic that is exact on every device, so
@@ -17,18 +17,19 @@ _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
 
 
-def uniform(seeds: Tensor, step: int | Tensor, num_codebooks: int) -> Tensor:
+def uniform(seeds: Tensor, step: int | Tensor, num_codebooks: int, draw: int = 0) -> Tensor:
     """One number in the open interval (0, 1) for every row and codebook of a step.
 
     Args:
         seeds: [B], long, any values.
         step: the arranged step, >= 0 (an int or a 0-d long tensor).
         num_codebooks: K.
+        draw: which of several numbers of a cell, 0 to 2^30: one that is drawn a second time takes another number.
     Returns:
         [B, K], float64. Never 0 and never 1: 52 random bits plus a half.
     """
     codebooks = torch.arange(num_codebooks, device=seeds.device)
-    hashed = _mix(_mix(_mix(seeds) + step)[:, None] + codebooks)
+    hashed = _mix(_mix(_mix(seeds) + step)[:, None] + (codebooks + (draw << 32)))
     return (_shift(hashed, 12).double() + 0.5) * 2.0**-52
 
 

@@ -5,7 +5,7 @@ import torch
 from tessera.generate.noise import uniform
 
 
-def slow_uniform(seed: int, step: int, codebook: int) -> float:
+def slow_uniform(seed: int, step: int, codebook: int, draw: int = 0) -> float:
     """The same with Python's own integers."""
 
     def mix(x):
@@ -15,7 +15,7 @@ def slow_uniform(seed: int, step: int, codebook: int) -> float:
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
         return x ^ (x >> 31)
 
-    return ((mix(mix(mix(seed % 2**64) + step) + codebook) >> 12) + 0.5) * 2.0**-52
+    return ((mix(mix(mix(seed % 2**64) + step) + codebook + draw * 2**32) >> 12) + 0.5) * 2.0**-52
 
 
 def test_equals_python_integers():
@@ -24,6 +24,7 @@ def test_equals_python_integers():
         found = uniform(seeds, step, 5)
         expected = [[slow_uniform(int(seed), step, k) for k in range(5)] for seed in seeds]
         assert found.tolist() == expected
+        assert uniform(seeds, step, 5, draw=1)[:, 4].tolist() == [slow_uniform(int(seed), step, 4, 1) for seed in seeds]
 
 
 def test_numbers_of_a_release_stay_the_same():
@@ -40,9 +41,9 @@ def test_a_row_does_not_depend_on_the_batch():
     assert torch.equal(uniform(seeds, torch.tensor(3), 9)[:, :4], whole)
 
 
-def draws(num_seeds=64, num_steps=64, num_codebooks=16) -> torch.Tensor:
+def draws(num_seeds=64, num_steps=64, num_codebooks=16, draw=0) -> torch.Tensor:
     seeds = torch.arange(num_seeds)
-    return torch.stack([uniform(seeds, step, num_codebooks) for step in range(num_steps)], dim=1)
+    return torch.stack([uniform(seeds, step, num_codebooks, draw) for step in range(num_steps)], dim=1)
 
 
 def test_uniform():
@@ -63,6 +64,7 @@ def test_neighbours_are_independent():
         "codebook": (u[:, :, :-1], u[:, :, 1:]),
         "seed + 1 against step + 1": (u[1:, :-1], u[:-1, 1:]),  # a hash of the sum would make these equal
         "step + 1 against codebook + 1": (u[:, 1:, :-1], u[:, :-1, 1:]),
+        "draw": (u, draws(draw=1)),
     }
     for name, (a, b) in pairs.items():
         a, b = a.flatten(), b.flatten()
