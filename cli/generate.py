@@ -27,6 +27,18 @@ def generate(
     top_k: Annotated[str | None, typer.Option(help="Keep the k likeliest codes; 0: all.")] = None,
     top_p: Annotated[str | None, typer.Option(help="Keep the likeliest codes that sum to p; 1: all.")] = None,
     min_p: Annotated[str | None, typer.Option(help="Drop codes below this share of the likeliest.")] = None,
+    repetition_penalty: Annotated[
+        str | None, typer.Option(help="Above 1: codes drawn lately are less likely; or one per codebook.")
+    ] = None,
+    repetition_window: Annotated[str | None, typer.Option(help="Frames that the penalty remembers.")] = None,
+    ras: Annotated[
+        str | None, typer.Option(help="Repetition-aware sampling: frames to look back, 10 is usual; 0: off.")
+    ] = None,
+    ras_tau: Annotated[
+        str | None, typer.Option(help="Draw again what is at least this share of the frames looked back on.")
+    ] = None,
+    end_bias: Annotated[float | None, typer.Option(help="Above 0 sounds end sooner, below 0 later.")] = None,
+    max_silence: Annotated[float | None, typer.Option(help="Longest silence, in seconds; 0: no limit.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest sound.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Make exactly so many frames of sound.")] = None,
     prompt: Annotated[
@@ -54,6 +66,12 @@ def generate(
         "top_k": numbers(top_k, "--top-k", whole=True),
         "top_p": numbers(top_p, "--top-p"),
         "min_p": numbers(min_p, "--min-p"),
+        "repetition_penalty": numbers(repetition_penalty, "--repetition-penalty"),
+        "repetition_window": numbers(repetition_window, "--repetition-window", whole=True),
+        "ras": numbers(ras, "--ras", whole=True),
+        "ras_tau": numbers(ras_tau, "--ras-tau"),
+        "end_bias": end_bias,
+        "max_silence": max_silence,
     }
     loaded = load(model, device)
     make_samples(

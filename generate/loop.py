@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ..lm.conditions import ConditionBatch
 from ..lm.model import TokenLM
-from .noise import uniform
-from .sampling import Sampling, make_filters, sample
+from .sampler import Sampler
+from .sampling import Sampling
 
 CHECK_EVERY = 8
 """Steps between two looks at whether all rows have ended, except on the CPU: each look waits for the device."""
@@ -108,7 +108,6 @@ class DecodeLoop:
         B, K, device = len(seeds), arrangement.num_codebooks, lm.device
         self.lm, self.arrangement = lm, arrangement
         self.length = _check_length(length, arrangement.variable_length)
-        self.filters = make_filters(sampling or Sampling(), K, device)
         self.seeds = torch.tensor(_check_seeds(seeds), dtype=torch.long, device=device)
         self.guidance = _check_guidance(guidance, lm)
         prompt = _check_prompt(prompt, B, arrangement.cardinalities, length)
@@ -121,11 +120,14 @@ class DecodeLoop:
         """[K, T]: where each code stands."""
         self.complete_after: list[int] = self.steps_of.amax(dim=0).tolist()
         """The step that completes each frame; rising."""
+        first_end_step = None
         if not length.fixed:
-            self.end_id = arrangement.end_ids[0]
             self.first_book_frames = arrangement.table(length.max_frames + 1)[0].to(device)
             first_end_frame = torch.tensor([max(length.min_frames, prompt.shape[2])])
-            self.first_end_step = int(arrangement.steps_of(first_end_frame)[0, 0])
+            first_end_step = int(arrangement.steps_of(first_end_frame)[0, 0])
+        self.sampler = Sampler(
+            sampling or Sampling(), arrangement, lm.head.stages, length.max_frames, first_end_step, device
+        )
         self.columns = torch.zeros(B, K, 1 + self.num_steps, dtype=torch.long, device=device)
         """What the model reads: `start`, then the ids of each step."""
         self.columns[:, :, 0] = lm.start_ids(B)
@@ -144,11 +146,15 @@ class DecodeLoop:
     def step(self) -> None:
         """Make the ids of the next step, stage by stage of the head."""
         s, head, column = self.position, self.lm.head, self.columns[:, :, self.position + 1]
-        numbers = uniform(self.seeds, s, self.columns.shape[1])
+        draws = self.sampler.begin(self.seeds, s, self.columns)
         begun = head.begin(self._read(s))
         for stage, books in enumerate(head.stages):
-            logits = self._guided(head.predict(begun, stage, self._for_all_rows(column)))
-            self._write(s, self._draw(s, logits, list(books), numbers), books)
+            logits = head.predict(begun, stage, self._for_all_rows(column)).double().unflatten(0, (-1, len(self.seeds)))
+            logits = self._guided(self.sampler.forbid(draws, stage, logits))
+            drawn = self.sampler.draw(draws, stage, logits)
+            if 0 in books:
+                self._end_rows(s, drawn[:, books.index(0)])
+            self._write(s, drawn, books)
         self.position += 1
 
     @property
@@ -193,28 +199,24 @@ class DecodeLoop:
         return ids if self.guidance == 1 else torch.cat([ids, ids])
 
     def _guided(self, logits: Tensor) -> Tensor:
-        """Logits [B, n, V'] float64 to sample from, of those of all rows the model runs."""
-        logits = logits.double()
-        if self.guidance != 1:
-            conditioned, null = logits.chunk(2)
-            logits = null + self.guidance * (conditioned - null)
-            logits = torch.where(conditioned.isneginf(), conditioned, logits)  # -inf minus -inf is not a number
-        self.broken = self.broken | logits.isnan().any()
-        return logits
+        """Logits [B, n, V'] float64 to sample from, of those of all rows the model runs, [1 or 2, B, n, V']."""
+        conditioned = logits[0]
+        if self.guidance == 1:
+            guided = conditioned
+        else:
+            guided = logits[1] + self.guidance * (conditioned - logits[1])
+            guided = torch.where(conditioned.isneginf(), conditioned, guided)  # -inf minus -inf is not a number
+        self.broken = self.broken | guided.isnan().any()
+        return guided
 
-    def _draw(self, s: int, logits: Tensor, books: list[int], numbers: Tensor) -> Tensor:
-        """Ids [B, n] of the codebooks of one stage; a drawn end sets the row's length."""
-        if 0 not in books:
-            return sample(logits, numbers[:, books], self.filters.of(books))
-        if self.arrangement.variable_length and (self.length.fixed or s < self.first_end_step):
-            logits[:, books.index(0), self.arrangement.end_ids[0]] = float("-inf")
-        drawn = sample(logits, numbers[:, books], self.filters.of(books))
-        if not self.length.fixed:
-            frame = self.first_book_frames[s]
-            ends = (drawn[:, books.index(0)] == self.end_id) & (frame >= 0) & (frame < self.row_lengths)
-            self.row_lengths = torch.where(ends, frame, self.row_lengths)
-            self.ended = self.ended | ends
-        return drawn
+    def _end_rows(self, s: int, drawn: Tensor) -> None:
+        """An end among the ids [B] drawn for codebook 0 sets the row's length."""
+        if self.length.fixed:
+            return
+        frame = self.first_book_frames[s]
+        ends = (drawn == self.arrangement.end_ids[0]) & (frame >= 0) & (frame < self.row_lengths)
+        self.row_lengths = torch.where(ends, frame, self.row_lengths)
+        self.ended = self.ended | ends
 
     def _write(self, s: int, drawn: Tensor, books: tuple[int, ...] | None = None) -> None:
         """Fill the cells of some codebooks (None: all) in the column of step s: what the arrangement forces, else what

@@ -14,8 +14,10 @@ from ..lm.defaults import GenerationDefaults
 from ..lm.model import TokenLM
 from ..tokenize.config import check_config
 from ..tokenize.spec import AudioGeometry, PictureGeometry
+from ..tokenize.tokenizer import Tokenizer
 from .loop import Length
 from .sampling import Sampling
+from .silence import silence_codes
 
 DEFAULT_MAX_SECONDS = 30.0
 """Longest sound where neither the call nor the model says."""
@@ -28,6 +30,13 @@ class Settings(TypedDict, total=False):
     top_k: int | Sequence[int]
     top_p: float | Sequence[float]
     min_p: float | Sequence[float]
+    repetition_penalty: float | Sequence[float]
+    repetition_window: int | Sequence[int]
+    ras: int | Sequence[int]
+    ras_tau: float | Sequence[float]
+    end_bias: float
+    max_silence: float
+    silence_codes: Sequence[int]
     guidance: float
     max_frames: int
     min_frames: int
@@ -61,6 +70,7 @@ class Request:
 
 def make_request(
     lm: TokenLM,
+    tokenizer: Tokenizer,
     label: int | Sequence[int] | None,
     text_ids: Sequence[int] | Sequence[Sequence[int]] | None,
     n: int,
@@ -107,7 +117,7 @@ def make_request(
         conditions=conditions,
         seeds=[seed + i for i in range(count)],
         length=_length(lm, num_frames, chosen, "min_frames" in settings),
-        sampling=Sampling(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p),
+        sampling=_sampling(tokenizer, chosen),
         guidance=chosen.guidance,
         prompt=prompt,
     )
@@ -142,6 +152,28 @@ def _check_none(lm: TokenLM, labels: list | None, texts: list | None) -> None:
             raise ValueError(
                 f"the model was never trained without a {condition.kind} (dropout 0), but none was given; give one"
             )
+
+
+def _sampling(tokenizer: Tokenizer, chosen: GenerationDefaults) -> Sampling:
+    frames, silent = 0, chosen.silence_codes
+    if chosen.max_silence:
+        silent = silent or silence_codes(tokenizer)
+        geometry = tokenizer.spec.geometry
+        assert isinstance(geometry, AudioGeometry)
+        frames = max_frames_for(chosen.max_silence, geometry)
+    return Sampling(
+        temperature=chosen.temperature,
+        top_k=chosen.top_k,
+        top_p=chosen.top_p,
+        min_p=chosen.min_p,
+        repetition_penalty=chosen.repetition_penalty,
+        repetition_window=chosen.repetition_window,
+        ras=chosen.ras,
+        ras_tau=chosen.ras_tau,
+        end_bias=chosen.end_bias,
+        max_silence_frames=frames,
+        silence_codes=silent,
+    )
 
 
 def _length(lm: TokenLM, num_frames: int | None, chosen: GenerationDefaults, min_given: bool) -> Length:

@@ -1,9 +1,12 @@
-"""From logits to ids: temperature, top-k, top-p and min-p, each one number for all codebooks or one per codebook."""
+"""From logits to ids: temperature, top-k, top-p and min-p, each one number for all codebooks or one per codebook.
+
+`Sampling` also says what sampler.py adds: repetition, end and silence.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +28,20 @@ class Sampling:
     """Keep the fewest most probable ids whose probabilities sum to at least p; 1 keeps all."""
     min_p: float | Sequence[float] = 0.0
     """Drop ids less probable than min_p times the most probable one; 0 keeps all."""
+    repetition_penalty: float | Sequence[float] = 1.0
+    """Before the filters: positive logits of codes drawn lately are divided by it, negative ones multiplied; 1: off."""
+    repetition_window: int | Sequence[int] = 16
+    """Frames over which the penalty remembers codes."""
+    ras: int | Sequence[int] = 0
+    """Repetition-aware sampling: frames it looks back; 0: off. VALL-E 2 takes 10."""
+    ras_tau: float | Sequence[float] = 0.1
+    """An id that is at least this share of the last `ras` codes is drawn again, from the unfiltered distribution."""
+    end_bias: float = 0.0
+    """Added to the logit of the end: above 0 rows end sooner."""
+    max_silence_frames: int = 0
+    """After so many silent codes of codebook 0 in a row another one follows; 0: no limit."""
+    silence_codes: Sequence[int] = ()
+    """The silent codes of codebook 0 (see silence.py)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,17 @@ class Filters:
         chosen = {field.name: getattr(self, field.name)[codebooks] for field in fields(self) if field.name != "sorts"}
         return Filters(**chosen, sorts=self.sorts)
 
+    def unfiltered(self) -> Filters:
+        """The temperature alone (1 where greedy), and a draw everywhere."""
+        return replace(
+            self,
+            greedy=torch.zeros_like(self.greedy),
+            top_k=torch.full_like(self.top_k, 1 << 40),
+            top_p=torch.ones_like(self.top_p),
+            min_p=torch.zeros_like(self.min_p),
+            sorts=False,
+        )
+
 
 def make_filters(sampling: Sampling, num_codebooks: int, device: torch.device | str = "cpu") -> Filters:
     """Check the settings and spread them over K codebooks.
@@ -59,10 +87,10 @@ def make_filters(sampling: Sampling, num_codebooks: int, device: torch.device | 
         ValueError: a list that is not K long, or a value out of range; names the setting and what was found.
     """
     K = num_codebooks
-    temperature = _per_codebook("temperature", sampling.temperature, K, "at least 0", lambda x: 0 <= x < 1e9)
-    top_k = _per_codebook("top_k", sampling.top_k, K, "a whole number, at least 0", lambda x: x >= 0 and x % 1 == 0)
-    top_p = _per_codebook("top_p", sampling.top_p, K, "above 0 and at most 1", lambda x: 0 < x <= 1)
-    min_p = _per_codebook("min_p", sampling.min_p, K, "from 0 to 1", lambda x: 0 <= x <= 1)
+    temperature = per_codebook("temperature", sampling.temperature, K, "at least 0", lambda x: 0 <= x < 1e9)
+    top_k = per_codebook("top_k", sampling.top_k, K, "a whole number, at least 0", lambda x: x >= 0 and x % 1 == 0)
+    top_p = per_codebook("top_p", sampling.top_p, K, "above 0 and at most 1", lambda x: 0 < x <= 1)
+    min_p = per_codebook("min_p", sampling.min_p, K, "from 0 to 1", lambda x: 0 <= x <= 1)
     return Filters(
         temperature=torch.tensor([t or 1.0 for t in temperature], dtype=torch.float64, device=device),
         greedy=torch.tensor([t == 0 for t in temperature], device=device),
@@ -112,7 +140,8 @@ def _kept(probabilities: Tensor, filters: Filters) -> Tensor:
     return kept
 
 
-def _per_codebook(name: str, value, num_codebooks: int, allowed: str, is_allowed) -> list:
+def per_codebook(name: str, value, num_codebooks: int, allowed: str, is_allowed) -> list:
+    """K values of a setting given as one or as K; ValueError names it where they are not K or one is not allowed."""
     values = list(value) if isinstance(value, list | tuple) else [value] * num_codebooks
     if len(values) != num_codebooks:
         raise ValueError(

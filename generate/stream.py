@@ -45,7 +45,7 @@ def stream_audio(
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     if not isinstance(tokenizer, AudioTokenizer):
         raise ValueError(f"'{tokenizer.spec.name}' makes pictures, which have no order in time; use generate")
-    request = make_request(lm, label, text_ids, 1, seed, prompt, num_frames, defaults, settings)
+    request = make_request(lm, tokenizer, label, text_ids, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
     loop = DecodeLoop(

@@ -52,14 +52,14 @@ def generate(
         batch: samples that are made at a time.
         defaults: used for what `settings` leave out.
         on_progress: called with (done, total) as the work goes on.
-        settings: temperature, top_k, top_p, min_p (one value, or one per codebook), guidance, max_frames, min_frames.
+        settings: see `Settings`; the numbers of drawing are one value, or one per codebook.
     Returns:
         Result of n samples for each entry, entry by entry.
     Raises:
         ValueError: an argument that cannot be met, in one line that names it.
     """
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
-    request = make_request(lm, label, text_ids, n, seed, prompt, num_frames, defaults, settings)
+    request = make_request(lm, tokenizer, label, text_ids, n, seed, prompt, num_frames, defaults, settings)
     if batch < 1:
         raise ValueError(f"batch must be at least 1, found {batch}")
     return run_request(lm, tokenizer, request, exact, batch, on_progress)

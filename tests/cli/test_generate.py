@@ -47,13 +47,16 @@ def test_generate_one_with_all_settings(models, tmp_path, capsys):
     codes = load(models / "tones").generate(text="a", num_frames=3).codes[0]
     write_codes(tmp_path / "prompt.safetensors", load(models / "tones").spec, [CodesItem("a", codes)])
     settings = "--temperature 0.9,1,1.1 --top-k 9,8,7 --top-p 0.9 --min-p 0.01 --guidance 2".split()
+    settings += "--ras 5,4,0 --ras-tau 0.2 --repetition-penalty 1.2 --repetition-window 3".split()
+    settings += "--end-bias 0.5 --max-silence 0.004".split()
     prompt = ["--prompt", tmp_path / "prompt.safetensors", "--prompt-frames", 2]
     out = tmp_path / "deep" / "one.wav"
     assert tessera("generate", models / "tones", "--text", "a", "--frames", 8, *settings, *prompt, "-o", out) == 0
     assert soundfile.info(out).frames == 8 * 16 and soundfile.info(out).samplerate == 8000
     found = load(models / "tones").generate(
         text="a", num_frames=8, temperature=[0.9, 1.0, 1.1], top_k=[9, 8, 7], top_p=0.9, min_p=0.01, guidance=2.0,
-        prompt=codes[:, :2],
+        prompt=codes[:, :2], ras=[5, 4, 0], ras_tau=0.2, repetition_penalty=1.2, repetition_window=3, end_bias=0.5,
+        max_silence=0.004,
     )  # fmt: skip
     found.save(tmp_path / "found.wav")
     assert out.read_bytes() == (tmp_path / "found.wav").read_bytes()
@@ -124,6 +127,8 @@ def test_eval(models, tmp_path, capsys):
         ("generate {shapes} --label star --temperature warm -o x.png", "--temperature takes a number"),
         ("generate {shapes} --label star --temperature 1,1 -o x.png", "temperature has 2 values but the model has 3"),
         ("generate {shapes} --label star --top-k 1.5 -o x.png", "--top-k takes a whole number"),
+        ("generate {shapes} --label star --ras many -o x.png", "--ras takes a whole number"),
+        ("generate {shapes} --label star --max-silence 1 -o x.png", "makes pictures, which have no silence"),
         ("generate {shapes} --label star --frames 3 -o x.png", "num_frames is 3"),
         ("generate {tones} --text a --prompt nowhere.wav -o x.wav", "nowhere.wav"),
         ("tts a --model {shapes} -o x.wav", "does not turn text into sound"),

@@ -16,6 +16,7 @@ from tessera.generate import generate, stream_audio
 from tessera.generate.loop import generate_codes
 from tessera.generate.model import load
 from tessera.generate.sampling import Sampling
+from tessera.generate.silence import silence_codes
 from tessera.tokenize.codes_file import CodesItem, write_codes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -51,6 +52,36 @@ def test_a_stream_equals_the_whole(tones, text, seed):
     assert all(chunk.dtype == torch.float32 and chunk.shape[0] == 1 and chunk.shape[1] for chunk in chunks)
     assert torch.equal(torch.cat(chunks, dim=1), whole.media[0])
     assert torch.equal(whole.media[0], tones.tokenizer.decode(whole.codes)[0])
+
+
+def test_a_stream_equals_the_whole_under_every_rule(tones):
+    rules = dict(ras=6, ras_tau=0.3, repetition_penalty=1.3, end_bias=-1.0, max_silence=0.004, top_k=5)
+    for seed in range(3):
+        whole = tones.generate(text="a", seed=seed, max_frames=30, **rules)
+        assert torch.equal(
+            torch.cat(list(tones.stream(text="a", seed=seed, max_frames=30, **rules)), 1), whole.media[0]
+        )
+
+
+def test_silence_is_what_the_tokenizer_makes_of_zeros(tones, shapes):
+    silent = silence_codes(tones.tokenizer, seconds=0.1)
+    codes = tones.tokenizer.encode(torch.zeros(1, 1, 16 * 50)).codes[0, 0]
+    assert silent == sorted(set(codes.tolist())) and len(silent) < 16
+
+    def longest_silence(seed, **settings):
+        longest = run = 0
+        for code in tones.generate(text="a", num_frames=60, seed=seed, **settings).codes[0, 0].tolist():
+            run = run + 1 if code in wanted else 0
+            longest = max(longest, run)
+        return longest
+
+    wanted = silence_codes(tones.tokenizer)
+    # Two frames of 16 samples at 8000 Hz.
+    assert all(longest_silence(seed, max_silence=0.004) <= 2 for seed in range(6))
+    wanted = list(range(12))
+    assert longest_silence(0, max_silence=0.0039, silence_codes=wanted) == 1
+    assert longest_silence(0) > 2
+    refuse("'shapes' makes pictures, which have no silence", lambda: shapes.generate(label=0, max_silence=1.0))
 
 
 def test_a_stream_makes_nothing_ahead(tones):
@@ -214,6 +245,11 @@ def test_errors(shapes, tones, voices):
     refuse("seed must be a whole number, found 'x'", lambda: tones.generate(text="a", seed="x"))
     refuse("batch must be at least 1", lambda: tones.generate(text="a", batch=0))
     refuse("temprature: unknown key; did you mean 'temperature'", lambda: tones.generate(text="a", temprature=1.0))
+    refuse("ras must be a whole number of frames", lambda: tones.generate(text="a", ras=-1))
+    refuse(
+        "max_silence: Input should be greater than or equal to 0", lambda: tones.generate(text="a", max_silence=-1.0)
+    )
+    refuse("end_bias is 1.0, but the model has no end", lambda: shapes.generate(label=0, end_bias=1.0))
     refuse("top_p must be above 0", lambda: tones.generate(text="a", top_p=0.0))
     refuse("max_seconds must be above 0, found -1", lambda: tones.generate(text="a", max_seconds=-1))
     refuse("both given", lambda: tones.generate(text="a", max_seconds=1, max_frames=5))

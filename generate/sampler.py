@@ -1,0 +1,206 @@
+"""The sampler: all rules of drawing, checked and laid out once, applied step by step and stage by stage.
+
+For each stage of the head, in this order:
+
+    forbidden      ids that must not be drawn at all: the end before its time, silence after too much of it
+    bias, penalty  the end's bias, the penalty on ids drawn lately
+    filters        temperature, top-k, top-p, min-p (sampling.py), and the draw
+    second draw    repetition-aware sampling: an id that repeats is drawn again from the unfiltered distribution
+
+Everything is a tensor operation on what has been written so far: no look at a value, nothing that depends on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..lm.arrange import Arrangement
+from .noise import uniform
+from .repetition import LookBack, Repetition, penalize, repeats
+from .sampling import Filters, Sampling, make_filters, per_codebook, sample
+from .silence import is_silent
+
+MAX_WINDOW = 4096
+"""Frames a rule may look back."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the draws of one step need."""
+
+    step: int | Tensor
+    numbers: Tensor
+    """[B, K] uniform numbers, float64."""
+    again: Tensor | None
+    """[B, K] those of second draws."""
+    recent: Tensor | None
+    """[B, K, W] codes before the step, -1 for none; None where no rule looks back."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The rules of the codebooks that are drawn together."""
+
+    books: Tensor
+    """[n] long."""
+    whole: bool
+    """Whether these are all codebooks in order."""
+    first: int | None
+    """Place of codebook 0 among them."""
+    filters: Filters
+    repetition: Repetition
+
+    def of(self, by_book: Tensor) -> Tensor:
+        """Its codebooks of a tensor [B, K, *]."""
+        return by_book if self.whole else by_book.index_select(1, self.books)
+
+
+class Sampler:
+    """Draws the ids of a generation; `begin` once a step, then `forbid` and `draw` for each stage of the head."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        arrangement: Arrangement,
+        stages: Sequence[Sequence[int]],
+        num_frames: int,
+        first_end_step: int | None,
+        device: torch.device | str,
+    ):
+        """Check the settings against the model.
+
+        Args:
+            stages: the codebooks of each stage of the head.
+            num_frames: the most frames to be made.
+            first_end_step: no end before this step; None: no end at all.
+        Raises:
+            ValueError: names the setting, what was found and what to do.
+        """
+        K, V = arrangement.num_codebooks, max(arrangement.output_sizes)
+        self.has_end, self.first_end_step = arrangement.variable_length, first_end_step
+        self.end_id = arrangement.end_ids[0]
+        filters = make_filters(sampling, K, device)
+        repetition = _make_repetition(sampling, K, device)
+        self.penalizes = bool((repetition.penalty != 1).any())
+        self.draws_again = bool((repetition.ras_window > 0).any())
+        self.end_bias = _check_end_bias(sampling.end_bias, self.has_end)
+        self.max_silence, self.silent = _check_silence(sampling, arrangement.cardinalities[0], V, device)
+        window = max(
+            self.max_silence,
+            int(repetition.penalty_window[repetition.penalty != 1].max()) if self.penalizes else 0,
+            int(repetition.ras_window.max()),
+        )
+        self.look_back = LookBack(arrangement, num_frames, window, device) if window else None
+        self.end = torch.zeros(V, dtype=torch.bool, device=device)
+        """[V'] True on the end of codebook 0."""
+        if self.has_end:
+            self.end[self.end_id] = True
+        self.stages = [
+            Stage(
+                books=torch.tensor(list(books), device=device),
+                whole=list(books) == list(range(K)),
+                first=list(books).index(0) if 0 in books else None,
+                filters=filters.of(list(books)),
+                repetition=repetition.of(list(books)),
+            )
+            for books in stages
+        ]
+
+    def begin(self, seeds: Tensor, step: int | Tensor, columns: Tensor) -> Step:
+        """Prepare the draws of a step: seeds [B], columns [B, K, 1 + S] as written so far."""
+        K = columns.shape[1]
+        again = uniform(seeds, step, K, draw=1) if self.draws_again else None
+        recent = None if self.look_back is None else self.look_back(columns, step)
+        return Step(step, uniform(seeds, step, K), again, recent)
+
+    def forbid(self, begun: Step, stage: int, logits: Tensor) -> Tensor:
+        """-inf on ids of the stage's codebooks that must not be drawn: logits [*, B, n, V'], changed or not."""
+        first = self.stages[stage].first
+        if first is None:
+            return logits
+        V = logits.shape[-1]
+        too_early = self.first_end_step is None or begun.step < self.first_end_step
+        ids = None if not self.has_end or too_early is False else (self.end[:V] & too_early)[None]
+        if self.max_silence:
+            assert begun.recent is not None
+            silence = is_silent(begun.recent[:, 0], self.silent, self.max_silence)[:, None] & self.silent[:V]
+            ids = silence if ids is None else ids | silence
+        if ids is None:
+            return logits
+        is_first = self.stages[stage].books == 0
+        return logits.masked_fill(is_first[:, None] & ids[:, None, :], float("-inf"))
+
+    def draw(self, begun: Step, stage: int, logits: Tensor) -> Tensor:
+        """Ids [B, n] of the codebooks of a stage, from logits [B, n, V'] float64, -inf on what is forbidden."""
+        rules = self.stages[stage]
+        if self.end_bias and rules.first is not None:
+            is_end = (rules.books == 0)[:, None] & self.end[: logits.shape[-1]]
+            logits = logits + is_end * self.end_bias
+        if begun.recent is None:
+            return sample(logits, rules.of(begun.numbers), rules.filters)
+        assert self.look_back is not None
+        recent, ages = rules.of(begun.recent), self.look_back.ages
+        if self.penalizes:
+            logits = penalize(logits, recent, ages, rules.repetition)
+        drawn = sample(logits, rules.of(begun.numbers), rules.filters)
+        if begun.again is not None:
+            second = sample(logits, rules.of(begun.again), rules.filters.unfiltered())
+            drawn = torch.where(repeats(drawn, recent, ages, rules.repetition), second, drawn)
+        return drawn
+
+
+def _make_repetition(sampling: Sampling, num_codebooks: int, device: torch.device | str) -> Repetition:
+    def spread(name: str, allowed: str, is_allowed) -> list:
+        return per_codebook(name, getattr(sampling, name), num_codebooks, allowed, is_allowed)
+
+    whole = "a whole number of frames from"
+    penalty = spread("repetition_penalty", "above 0", lambda x: 0 < x < 1e9)
+    penalty_window = spread(
+        "repetition_window", f"{whole} 1 to {MAX_WINDOW}", lambda x: 1 <= x <= MAX_WINDOW and x % 1 == 0
+    )
+    ras = spread("ras", f"{whole} 0 to {MAX_WINDOW}", lambda x: 0 <= x <= MAX_WINDOW and x % 1 == 0)
+    tau = spread("ras_tau", "above 0 and at most 1", lambda x: 0 < x <= 1)
+    # A product like 10 * 0.3 may come out a rounding error above the whole number that is meant.
+    repeats = [max(1, -int(-(w * t - 1e-9) // 1)) for w, t in zip(ras, tau, strict=True)]
+    return Repetition(
+        penalty=torch.tensor(penalty, dtype=torch.float64, device=device),
+        penalty_window=torch.tensor([int(w) for w in penalty_window], device=device),
+        ras_window=torch.tensor([int(w) for w in ras], device=device),
+        ras_repeats=torch.tensor(repeats, device=device),
+    )
+
+
+def _check_end_bias(bias: float, has_end: bool) -> float:
+    if isinstance(bias, bool) or not isinstance(bias, int | float) or not abs(bias) < 1e9:
+        raise ValueError(f"end_bias must be a number, found {bias!r}")
+    if bias and not has_end:
+        raise ValueError(f"end_bias is {bias}, but the model has no end code: its number of frames is fixed; use 0")
+    return float(bias)
+
+
+def _check_silence(
+    sampling: Sampling, num_codes: int, num_outputs: int, device: torch.device | str
+) -> tuple[int, Tensor]:
+    """The limit in frames and a bool [V'], True on the silent ids of codebook 0."""
+    limit, ids = sampling.max_silence_frames, sampling.silence_codes
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MAX_WINDOW:
+        raise ValueError(f"max_silence_frames must be a whole number from 0 to {MAX_WINDOW}, found {limit!r}")
+    silent = torch.zeros(num_outputs, dtype=torch.bool, device=device)
+    if not limit:
+        return 0, silent
+    if not ids:
+        raise ValueError(
+            f"max_silence_frames is {limit}, but no silence_codes were given; "
+            "pass those of the tokenizer: silence_codes(tokenizer)"
+        )
+    for code in ids:
+        if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code < num_codes:
+            raise ValueError(f"silence_codes must be codes of codebook 0, 0 to {num_codes - 1}, found {code!r}")
+    if len(set(ids)) == num_codes:
+        raise ValueError(f"silence_codes are all {num_codes} codes of codebook 0; nothing else could be drawn")
+    silent[torch.tensor(sorted(set(ids)), device=device)] = True
+    return limit, silent
