@@ -29,6 +29,9 @@ def shipped_files() -> set[str]:
 
 
 def run(command: list, cwd: Path, **options) -> str:
+    # A PYTHONPATH that points at the tree would hide the wheel.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    options = {"env": env, **options}
     done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, **options)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
