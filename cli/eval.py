@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .samples import WEIGHTS_HELP
+
 if TYPE_CHECKING:
     from ..generate.model import Model
 
@@ -24,6 +26,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="Folder of shards (tessera shards) to take the loss on.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Items at a time for the loss.")] = 16,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure the speed of generation.")] = True,
+    weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
@@ -35,7 +38,7 @@ def evaluate(
 
     if data is None and not speed:
         raise ValueError("nothing to measure: give --data SHARDS, or leave --no-speed out")
-    loaded = load(model, device)
+    loaded = load(model, device, weights=weights)  # pyright: ignore[reportArgumentType]
     found: dict = {"model": model, "parameters": loaded.lm.num_parameters}
     if data is not None:
         found["loss"] = measure_loss(loaded, data, batch)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .samples import WEIGHTS_HELP
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -48,6 +50,7 @@ def generate(
     unconditional: Annotated[bool, typer.Option("--unconditional", help="Generate without text or label.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="One by one: no rounding depends on the others.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Samples made at a time.")] = 64,
+    weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
@@ -73,7 +76,7 @@ def generate(
         "end_bias": end_bias,
         "max_silence": max_silence,
     }
-    loaded = load(model, device)
+    loaded = load(model, device, weights=weights)  # pyright: ignore[reportArgumentType]
     make_samples(
         loaded,
         output,

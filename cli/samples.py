@@ -14,6 +14,8 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from ..generate.model import Model
 
+WEIGHTS_HELP = "How matrices are kept: float32, bfloat16, int8 or int4; fewer bits are faster."
+
 
 def make_samples(model: Model, output: Path, count: int, as_json: bool, **call) -> None:
     """Generate and save.

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .samples import WEIGHTS_HELP
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -23,6 +25,7 @@ def tts(
     guidance: Annotated[float | None, typer.Option(help="1: none; higher follows the text closer.")] = None,
     temperature: Annotated[str | None, typer.Option(help="Lower is steadier. A number, or one per codebook.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest sound.")] = None,
+    weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
@@ -36,7 +39,7 @@ def tts(
     from .samples import label_of, make_samples, numbers
 
     steadiness = numbers(temperature, "--temperature")
-    loaded = load(model, device)
+    loaded = load(model, device, weights=weights)  # pyright: ignore[reportArgumentType]
     if loaded.spec.geometry.kind != "audio" or loaded.text is None:
         raise ValueError(f"model '{model}' does not turn text into sound; for pictures use: tessera image")
     make_samples(

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..lm.conditions import LabelConfig, TextConditionConfig
 from ..lm.defaults import GenerationDefaults
 from ..lm.model import TokenLM
+from ..lm.quantise import WeightsName
 from ..lm.weights import StorageName, load_model
 from ..tokenize.config import nearest_name
 from ..tokenize.spec import AudioGeometry, TokenSpec
@@ -193,20 +194,27 @@ class Model:
         return {**settings, "max_frames": max_frames_for(max_seconds, geometry)}
 
 
-def load(model: str | Path, device: str | torch.device = "auto", dtype: StorageName | torch.dtype = "float32") -> Model:
+def load(
+    model: str | Path,
+    device: str | torch.device = "auto",
+    dtype: StorageName | torch.dtype = "float32",
+    weights: WeightsName | None = None,
+) -> Model:
     """Load a model directory, or a bundled model by its name.
 
     Args:
         model: a directory that `tessera train` exported, or "digits", "speech".
         device: "auto": the first CUDA device where there is one, else the CPU.
-        dtype: of the language model in memory.
+        dtype: of the language model in memory, and of what it computes.
+        weights: how its matrices are kept, "float32", "bfloat16", "int8" or "int4"; fewer bits make generation faster
+            (docs of lm/quantise.py say what they are). None: as dtype says.
     Raises:
         ValueError: neither; names the bundled models. FileNotFoundError, ValueError: a directory without a whole model.
     """
     folder = find_model(model)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_model(folder, device, dtype)
+    loaded = load_model(folder, device, dtype, weights)
     return Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults, name=str(model))
 
 

@@ -51,6 +51,7 @@ HeadConfig = ParallelHeadConfig
 class ParallelHead(nn.Module):
     """hidden [*, D] -> logits [*, K, V'], V' the largest number of outputs; ids a codebook does not have get -inf."""
 
+    weight: Tensor | None
     absent: Tensor | None
 
     def __init__(self, config: ParallelHeadConfig, width: int, output_sizes: Sequence[int]):
@@ -59,6 +60,8 @@ class ParallelHead(nn.Module):
         self.stages = (tuple(range(K)),)
         self.shape = (K, V)
         self.weight = nn.Parameter(torch.empty(K * V, width))
+        self.packed: nn.Module | None = None
+        """The layer in another form, in place of the weight; see quantise.py."""
         # The bias of the matrix product is 0 or -inf: forbidding an id costs nothing.
         absent = torch.zeros(K, V, device="cpu")
         for k, size in enumerate(output_sizes):
@@ -66,6 +69,9 @@ class ParallelHead(nn.Module):
         self.register_buffer("absent", absent.flatten() if bool(absent.any()) else None, persistent=False)
 
     def forward(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
+        if self.weight is None:
+            assert self.packed is not None
+            return self.packed(hidden).unflatten(-1, self.shape)
         return F.linear(hidden, self.weight, self.absent).unflatten(-1, self.shape)
 
     def begin(self, hidden: Tensor) -> Tensor:

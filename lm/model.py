@@ -182,7 +182,8 @@ class TokenLM(nn.Module):
     @property
     def num_parameters(self) -> int:
         """Learned numbers."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        packed = sum(getattr(module, "num_packed", 0) for module in self.modules())
+        return packed + sum(parameter.numel() for parameter in self.parameters())
 
     # Whole sequences
 
@@ -241,7 +242,7 @@ class TokenLM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.head.weight.device
+        return next(self.parameters()).device
 
     @torch.no_grad()
     def start(
@@ -377,7 +378,7 @@ class TokenLM(nn.Module):
     def _compute_dtype(self) -> torch.dtype:
         if torch.is_autocast_enabled(self.device.type):
             return torch.get_autocast_dtype(self.device.type)
-        return self.head.weight.dtype
+        return next(self.parameters()).dtype
 
     def extra_repr(self) -> str:
         return f"{self.num_parameters / 1e6:.2f} M parameters, tokenizer '{self.spec.name}'"

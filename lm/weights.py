@@ -33,6 +33,7 @@ from ..tokenize.spec import TokenSpec, check_same_tokenizer
 from .conditions import LabelConfig, TextConditionConfig
 from .defaults import GenerationDefaults
 from .model import LMConfig, TokenLM, parameter_shapes
+from .quantise import WeightsName, check_weights, pack_
 
 if TYPE_CHECKING:
     from ..tokenize.text import TextTokenizer
@@ -123,14 +124,18 @@ def save_model(
 
 
 def load_model(
-    folder: str | Path, device: torch.device | str = "cpu", dtype: StorageName | torch.dtype = "float32"
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: StorageName | torch.dtype = "float32",
+    weights: WeightsName | None = None,
 ) -> LoadedModel:
     """Read a model directory.
 
     Args:
         folder: as written by `save_model`.
         device: where the language model and the tokenizer go.
-        dtype: of the language model's weights in memory, whatever they are stored as.
+        dtype: of the language model's weights in memory, whatever they are stored as, and of what it computes.
+        weights: how the matrices are kept where that differs (quantise.py); None: as dtype says.
     Returns:
         LoadedModel, its model in eval mode.
     Raises:
@@ -142,6 +147,8 @@ def load_model(
     from ..tokenize.tokenizer import load_tokenizer
 
     folder = Path(folder)
+    if weights is not None:
+        check_weights(weights)
     described = read_model_config(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     check_same_tokenizer(tokenizer.spec, described.spec, f"model {folder}: its folder tokenizer/")
@@ -164,7 +171,10 @@ def load_model(
         {name: _readable(tensor, name, path).to(device, target) for name, tensor in tensors.items()}, assign=True
     )
     lm.requires_grad_(True)
-    return LoadedModel(lm.to(device).eval(), tokenizer.to(device), text, list(described.labels), described.generation)
+    lm = lm.to(device).eval()
+    if weights is not None:
+        pack_(lm, weights)
+    return LoadedModel(lm, tokenizer.to(device), text, list(described.labels), described.generation)
 
 
 def read_model_config(folder: str | Path) -> ModelFile:

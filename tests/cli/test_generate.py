@@ -43,6 +43,15 @@ def test_generate_many(models, tmp_path, capsys):
         assert (out / f"000{i}.png").read_bytes() == (tmp_path / "again" / f"000{i}.png").read_bytes()
 
 
+def test_generate_with_packed_weights(models, tmp_path, capsys):
+    call = ["generate", models / "shapes", "--label", "star", "-o", tmp_path / "a.png"]
+    assert tessera(*call, "--weights", "int8") == 0
+    load(models / "shapes", weights="int8").generate(label="star").save(tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert tessera(*call, "--weights", "int5") == 2
+    assert "weights 'int5' are unknown; choose float32, bfloat16, int8, int4" in capsys.readouterr().err
+
+
 def test_generate_one_with_all_settings(models, tmp_path, capsys):
     codes = load(models / "tones").generate(text="a", num_frames=3).codes[0]
     write_codes(tmp_path / "prompt.safetensors", load(models / "tones").spec, [CodesItem("a", codes)])

@@ -1,0 +1,230 @@
+"""Weights at rest: linear layers whose weights are kept as bfloat16, int8 or int4 and read as they are.
+
+    kind       bits a weight   weight =
+    float32    32              the number
+    bfloat16   16              the number
+    int8       8               number * scale, one scale for an output
+    int4       4.5             number * scale + offset, for each 64 inputs of an output
+
+Activations stay as they are (weight-only). Embeddings, norms and what reads the conditions are left alone. Scales of
+int4 are bfloat16, chosen by the least squared error over a few clippings of each group's range.
+Sources: per-channel absolute-maximum int8 as in LLM.int8() (arXiv:2208.07339) without its outliers; grouped int4 with a
+search over clippings as in AWQ's clipping (arXiv:2306.00978), on the weights alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import skinny
+from .heads import ParallelHead
+from .skinny import TILE, skinny_linear, tiled, untiled
+
+if TYPE_CHECKING:
+    from .model import TokenLM
+
+WeightsName = Literal["float32", "bfloat16", "int8", "int4"]
+
+GROUP = 64
+"""Inputs of an output that share scale and offset in int4."""
+CLIPPINGS = 12
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Numbers and what they mean."""
+
+    numbers: Tensor
+    """[N, D]: int8 -127..127, or uint8 0..15 for int4."""
+    scales: Tensor
+    """[N, groups]: float32 for int8 (one group), bfloat16 for int4."""
+    offsets: Tensor | None
+    """[N, groups] bfloat16; None: 0."""
+    group: int
+    """Inputs in a group."""
+
+    def weights(self) -> Tensor:
+        """The weights [N, D] they stand for, float32."""
+        D = self.numbers.shape[1]
+
+        def spread(values: Tensor) -> Tensor:
+            return values.float().repeat_interleave(self.group, dim=1)[:, :D]
+
+        scaled = self.numbers.float() * spread(self.scales)
+        return scaled if self.offsets is None else scaled + spread(self.offsets)
+
+
+def quantise_int8(weight: Tensor) -> Quantised:
+    """[N, D] to 8 bits: the largest weight of an output becomes 127."""
+    weight = weight.float()
+    scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
+    numbers = (weight / scales).round().clamp(-127, 127).to(torch.int8)
+    return Quantised(numbers, scales, None, weight.shape[1])
+
+
+def quantise_int4(weight: Tensor, group: int = GROUP) -> Quantised:
+    """[N, D] to 4 bits for each group of inputs; a last group may be shorter.
+
+    Raises:
+        ValueError: a group that is not a multiple of 32.
+    """
+    if group < 32 or group % 32:
+        raise ValueError(f"group must be a multiple of 32, found {group}")
+    N, D = weight.shape
+    # The last group's missing inputs repeat a real one, which leaves its range, and count for nothing in its error.
+    padded = torch.cat([weight.float(), weight[:, -1:].float().expand(N, -D % group)], dim=1).unflatten(1, (-1, group))
+    real = (torch.arange(padded.shape[1] * group, device=weight.device) < D).view(-1, group)
+    low, high = padded.amin(dim=2, keepdim=True), padded.amax(dim=2, keepdim=True)
+    best = torch.full_like(low, float("inf"))
+    scales, offsets = torch.ones_like(low), torch.zeros_like(low)
+    for step in range(CLIPPINGS):
+        kept = 1 - 0.04 * step
+        scale = ((high - low) * kept / 15).clamp(min=1e-30).bfloat16().float()
+        offset = ((high + low) / 2 - (high - low) * kept / 2).bfloat16().float()
+        error = (_numbers(padded, scale, offset) * scale + offset - padded).square() * real
+        error = error.sum(dim=2, keepdim=True)
+        better = error < best
+        best = torch.where(better, error, best)
+        scales, offsets = torch.where(better, scale, scales), torch.where(better, offset, offsets)
+    numbers = _numbers(padded, scales, offsets).to(torch.uint8).flatten(1)[:, :D].contiguous()
+    return Quantised(numbers, scales.squeeze(2).bfloat16(), offsets.squeeze(2).bfloat16(), group)
+
+
+def _numbers(weight: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    return ((weight - offset) / scale).round().clamp(0, 15)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for inference. Few rows go through skinny.c where it can be used, many are a product with the
+    weights written out.
+
+    On the CPU, with a compiler, numbers lie in tiles (`skinny.tiled`), else as a matrix.
+    """
+
+    numbers: Tensor
+    scales: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kind: WeightsName, group: int = GROUP):
+        super().__init__()
+        self.kind, self.group = kind, group if kind == "int4" else TILE[1]
+        self.out_features, self.in_features = weight.shape
+        self.tiles = weight.device.type == "cpu" and not skinny.why_not()
+        weight = weight.detach()
+        scales = None
+        if kind == "int4":
+            quantised = quantise_int4(weight, group)
+            assert quantised.offsets is not None
+            scales = torch.stack([quantised.scales, quantised.offsets])  # [2, N, groups]
+            numbers = F.pad(quantised.numbers, (0, -self.in_features % group))
+            if self.tiles:
+                numbers = tiled(numbers)
+                scales = F.pad(scales, (0, 0, 0, -self.out_features % TILE[0])).unflatten(1, (-1, TILE[0]))
+                scales = scales.permute(1, 3, 0, 2).contiguous()
+            else:
+                numbers = numbers.unflatten(1, (-1, TILE[1]))
+            half = TILE[1] // 2
+            numbers = numbers[..., :half] | (numbers[..., half:] << 4)
+        elif kind == "int8":
+            quantised = quantise_int8(weight)
+            numbers, scales = quantised.numbers, quantised.scales.squeeze(1)
+        else:
+            numbers = weight.to(getattr(torch, kind))
+        if kind != "int4" and self.tiles:
+            numbers = tiled(numbers)
+        self.register_buffer("numbers", numbers.contiguous(), persistent=False)
+        self.register_buffer("scales", scales, persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach().float(), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        """Moves to another device only: numbers and scales have the dtypes they have."""
+        moved = fn(torch.empty(0, device=self.numbers.device)).device
+        if moved != self.numbers.device and self.tiles:
+            raise ValueError("packed weights were laid out for the CPU; load the model on the device it shall run on")
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = None if buffer is None else buffer.to(moved)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, D] -> [*, N] in x's dtype."""
+        rows = x.numel() // self.in_features
+        if self.tiles and rows <= skinny.MAX_ROWS and x.dtype in (torch.float32, torch.bfloat16):
+            return skinny_linear(x, self.numbers, self.scales, self.bias, self.kind, self.out_features, self.group)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.dequantised(x.dtype), bias)
+
+    def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weights [N, D]."""
+        numbers, N, D = self.numbers, self.out_features, self.in_features
+        if self.kind in ("float32", "bfloat16"):
+            return (untiled(numbers, N, D) if self.tiles else numbers).to(dtype)
+        assert self.scales is not None
+        if self.kind == "int8":
+            return (self._whole(numbers).float() * self.scales[:, None]).to(dtype)
+        numbers = self._whole(torch.cat([numbers & 15, numbers >> 4], dim=-1))
+        scales = self.scales
+        if self.tiles:
+            scales = scales.permute(2, 0, 3, 1).flatten(1, 2)[:, :N]
+        scale, offset = scales.float().repeat_interleave(self.group, dim=2)[..., :D]
+        return (numbers.float() * scale + offset).to(dtype)
+
+    def _whole(self, numbers: Tensor) -> Tensor:
+        """Numbers as a matrix [N, D]."""
+        if self.tiles:
+            return untiled(numbers, self.out_features, self.in_features)
+        return numbers.flatten(1)[:, : self.in_features]
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        raise ValueError("packed weights cannot be saved; save the model as it was before (load it without weights=)")
+
+    @property
+    def num_packed(self) -> int:
+        """Learned numbers that are no parameters any more."""
+        return self.out_features * self.in_features
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of weights, scales and bias."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.kind}"
+
+
+def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
+    """Replace the linear layers of a model's backbone and head by packed ones, one at a time, in place; for inference.
+
+    Raises:
+        ValueError: a name that is not known.
+    """
+    check_weights(weights)
+    for part in (lm.transformer, lm.head):
+        for module in list(part.modules()):
+            for name, child in list(module.named_children()):
+                if type(child) is nn.Linear:
+                    setattr(module, name, PackedLinear(child.weight, child.bias, weights))
+    if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
+        lm.head.packed = PackedLinear(lm.head.weight, lm.head.absent, weights)
+        lm.head.weight = None
+    return lm.eval().requires_grad_(False)
+
+
+def check_weights(name: str) -> None:
+    """Raise ValueError unless it is one of the kinds of weights at rest."""
+    if name not in skinny.KINDS:
+        raise ValueError(f"weights '{name}' are unknown; choose {', '.join(skinny.KINDS)}")
+
+
+def linear_bytes(lm: nn.Module) -> int:
+    """Bytes of all matrices of linear layers, which one step of generation reads once."""
+    head = getattr(lm, "head", None)
+    plain = [module.weight for module in lm.modules() if type(module) is nn.Linear]
+    if isinstance(head, ParallelHead) and head.weight is not None:
+        plain.append(head.weight)
+    packed = [module.num_bytes for module in lm.modules() if isinstance(module, PackedLinear)]
+    return sum(weight.nbytes for weight in plain) + sum(packed)

@@ -1,0 +1,203 @@
+"""Weights at rest: what the kernels compute against float64, what quantising loses, models with packed layers."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tessera.lm import skinny
+from tessera.lm.conditions import ConditionBatch
+from tessera.lm.quantise import PackedLinear, linear_bytes, pack_, quantise_int4, quantise_int8
+from tessera.lm.rope import TimeRopeConfig
+from tessera.lm.weights import load_model, save_model
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
+from small_models import CASES, EmbeddingInputConfig, make_codes, make_conditions, make_config, make_lm
+from tiny_models import save_tiny_models
+
+TEXT_CASE = ("delay", "text cross", TimeRopeConfig(), EmbeddingInputConfig(), 2, True)
+needs_compiler = pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_not())
+
+
+@pytest.fixture(params=[pytest.param("compiled", marks=needs_compiler), "torch alone"])
+def way(request, monkeypatch):
+    """With the compiled kernels, and as on a machine without a compiler."""
+    if request.param == "torch alone":
+        monkeypatch.setattr(skinny, "_library", lambda: (None, "no C compiler"))
+    return request.param
+
+
+def make_layer(kind, N, D, group=64, bias=True, seed=0) -> PackedLinear:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(N, D, generator=generator) * torch.rand(N, 1, generator=generator)
+    return PackedLinear(weight, torch.randn(N, generator=generator) if bias else None, kind, group)
+
+
+@pytest.mark.parametrize("kind", skinny.KINDS)
+@pytest.mark.parametrize(("N", "D"), [(1, 1), (10, 40), (64, 128), (7, 200), (12, 65)])
+def test_layer_is_a_product_with_what_its_weights_stand_for(way, kind, N, D):
+    layer = make_layer(kind, N, D, group=32 if D < 100 else 64)
+    assert layer.tiles == (way == "compiled")
+    weight = layer.dequantised(torch.float64)
+    assert weight.shape == (N, D)
+    for rows in (1, 2, 3, 4, 5, 7, 9, 40):
+        for dtype, tolerance in (
+            (torch.float32, 1e-5),
+            (torch.bfloat16, 1e-2),
+        ):  # of sums in float32, and their rounding
+            x = torch.randn(rows, D, generator=torch.Generator().manual_seed(rows)).to(dtype)
+            assert layer.bias is not None
+            wanted = F.linear(x.double(), weight, layer.bias.double())
+            found = layer(x)
+            assert found.dtype == dtype and found.shape == (rows, N)
+            scale = F.linear(x.double().abs(), weight.abs()).max() + 1
+            torch.testing.assert_close(found.double() / scale, wanted / scale, rtol=0, atol=tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", skinny.KINDS)
+def test_threads_and_company_change_nothing(kind):
+    """Rows are summed alike whatever stands beside them, so a batch equals its rows bit for bit."""
+    layer, x = make_layer(kind, 50, 96), torch.randn(3, 2, 96)
+    together = layer(x)
+    assert together.shape == (3, 2, 50)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(layer(x), together)
+    finally:
+        torch.set_num_threads(threads)
+    for i in range(3):
+        assert torch.equal(layer(x[i]), together[i])
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", skinny.KINDS)
+def test_special_values(kind):
+    """A -inf in the bias forbids an output, what is not a number stays visible, strided rows are read rightly."""
+    bias = torch.zeros(5)
+    bias[3] = float("-inf")
+    layer = PackedLinear(torch.ones(5, 64), bias, kind)
+    x = torch.ones(2, 64)
+    assert torch.equal(layer(x)[:, 3], torch.full((2,), float("-inf")))
+    assert torch.allclose(layer(x)[0, 0], torch.tensor(64.0))
+    broken = x.clone()
+    broken[1, 7] = float("nan")
+    for dtype in (torch.float32, torch.bfloat16):
+        assert layer(broken.to(dtype))[1, :3].isnan().all() and layer(broken.to(dtype))[0, :3].isfinite().all()
+    wide = torch.randn(2, 128)
+    assert torch.equal(layer(wide[:, ::2]), layer(wide[:, ::2].contiguous()))
+
+
+def test_tiles_hold_every_weight_once():
+    for N, D in ((1, 1), (4, 32), (9, 70)):
+        weight = torch.arange(1, N * D + 1).view(N, D)
+        tiles = skinny.tiled(weight)
+        assert tiles.shape == (-(-N // 4), -(-D // 32), 4, 32)
+        assert tiles[tiles > 0].sort().values.tolist() == weight.flatten().tolist()
+        assert torch.equal(skinny.untiled(tiles, N, D), weight)
+
+
+def test_int8_error_is_half_a_step():
+    weight = torch.randn(20, 50) * torch.logspace(-3, 3, 20)[:, None]
+    quantised = quantise_int8(weight)
+    assert quantised.numbers.dtype == torch.int8 and int(quantised.numbers.abs().max()) == 127
+    step = weight.abs().amax(dim=1, keepdim=True) / 127
+    assert bool(((quantised.weights() - weight).abs() <= step * 0.5001).all())
+    assert torch.equal(quantise_int8(torch.zeros(2, 3)).weights(), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_int4_is_as_good_as_a_search_by_hand(group):
+    """Not worse than the plain range of each group, and no worse for an offset of all weights."""
+    weight = torch.randn(16, 160, generator=torch.Generator().manual_seed(3))
+    quantised = quantise_int4(weight, group)
+    assert int(quantised.numbers.max()) <= 15
+    error = (quantised.weights() - weight).square()
+    for start in range(0, 160, group):
+        part = weight[:, start : start + group]
+        low, high = part.amin(dim=1, keepdim=True), part.amax(dim=1, keepdim=True)
+        plain = ((part - low) / (high - low) * 15).round() / 15 * (high - low) + low
+        assert error[:, start : start + group].sum() <= (plain - part).square().sum() * 1.05  # bfloat16 scales
+    assert quantise_int4(torch.full((2, 64), 0.5)).weights().eq(0.5).all()
+    shifted = (quantise_int4(weight + 4, group).weights() - weight - 4).square()
+    assert shifted.mean() < error.mean() * 1.5  # the offset's rounding
+    with pytest.raises(ValueError, match="multiple of 32, found 48"):
+        quantise_int4(weight, 48)
+
+
+@pytest.mark.parametrize("kind", skinny.KINDS)
+def test_packed_model_is_the_model_of_its_weights(way, kind):
+    """Whole sequences and single steps of a packed model equal those of an ordinary model given the same weights."""
+    config = make_config(TEXT_CASE)
+    lm, plain = make_lm(config), make_lm(config)
+    parameters, size = lm.num_parameters, linear_bytes(lm)
+    pack_(lm, kind)
+    assert lm.num_parameters == parameters
+    if kind in ("int8", "int4"):
+        assert linear_bytes(lm) < size * (0.45 if kind == "int8" else 0.4)  # tiny layers: scales and padding weigh
+    layers = {name: module for name, module in lm.named_modules() if isinstance(module, PackedLinear)}
+    assert len(layers) == 2 * 7 + 1
+    with torch.no_grad():
+        for name, layer in layers.items():
+            at = "head" if name == "head.packed" else name
+            plain.get_submodule(at).weight.copy_(layer.dequantised())
+    codes, conditions = make_codes(3, 6), make_conditions(config, 3)
+    with torch.no_grad():
+        whole, wanted = lm(codes, conditions=conditions), plain(codes, conditions=conditions)
+    torch.testing.assert_close(whole.logits, wanted.logits, rtol=1e-4, atol=1e-5)
+    state, ids = lm.start(conditions, capacity=8), lm.start_ids(3)
+    for s in range(5):
+        hidden = lm.read(state, ids)
+        torch.testing.assert_close(lm.head(hidden), wanted.logits[:, :, s], rtol=1e-4, atol=1e-5)
+        ids = whole.targets[:, :, s]
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
+def test_every_kind_of_model_can_be_packed(kind):
+    for case in list(CASES)[:: len(CASES) // 7]:
+        config = make_config(CASES[case])
+        lm = pack_(make_lm(config), kind)
+        conditions = make_conditions(config, 2) if config.conditions else ConditionBatch()
+        with torch.no_grad():
+            output = lm(make_codes(2, 6), conditions=conditions)
+        assert output.logits[output.mask].isfinite().any(dim=-1).all()
+
+
+def test_load_with_weights(tmp_path):
+    folder = save_tiny_models(tmp_path) / "tones"
+    loaded = load_model(folder, weights="int8")
+    assert isinstance(loaded.lm.transformer.blocks[0].attention.qkv, PackedLinear)
+    assert not any(parameter.requires_grad for parameter in loaded.lm.parameters())
+    with pytest.raises(ValueError, match=r"weights 'int3' are unknown; choose float32, bfloat16, int8, int4"):
+        load_model(folder, weights="int3")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="packed weights cannot be saved"):
+        save_model(tmp_path / "again", loaded.lm, loaded.tokenizer, loaded.text, loaded.labels)
+    half = load_model(folder, dtype="bfloat16", weights="int4").lm
+    assert half.start(num_rows=1, conditions=ConditionBatch.make(texts=[[1, 2]]), capacity=3).summed is None
+
+
+def test_without_a_compiler(monkeypatch, tmp_path):
+    """The reason is kept, and so is a compiler's complaint; a second process finds what the first one made."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(skinny, "_found", lambda name: None)
+    with pytest.raises(RuntimeError, match="no C compiler was found"):
+        skinny._built()
+    monkeypatch.setattr(skinny, "_found", lambda name: "false" if name == "gcc" else None)
+    with pytest.raises(RuntimeError, match="false could not compile skinny.c"):
+        skinny._built()
+    assert list((tmp_path / "tessera").iterdir()) == []
+
+
+@needs_compiler
+def test_operator_for_the_compiler():
+    """What torch.compile sees gives the same, in shape and in numbers."""
+    layer, x = make_layer("int8", 12, 64), torch.randn(2, 64)
+    operands = (x, layer.numbers, layer.scales, layer.bias, skinny.KINDS.index("int8"), 12, 32)
+    assert torch.equal(torch.ops.tessera.skinny_linear(*operands), layer(x))
+    torch.library.opcheck(
+        torch.ops.tessera.skinny_linear.default, operands, test_utils=("test_schema", "test_faketensor")
+    )
