@@ -2,6 +2,9 @@
 
 from importlib import import_module
 
-VERB_FILES = ("doctor", "demo", "train", "generate", "tts", "image", "eval", "tokenizer", "encode", "decode", "shards")
+VERB_FILES = (
+    *("doctor", "demo", "train", "generate", "tts", "image", "eval"),
+    *("tokenizer", "encode", "decode", "shards", "coarse"),
+)
 
 VERBS = [import_module(f".{name}", __name__).register for name in VERB_FILES]
