@@ -30,8 +30,18 @@ from .conditions import ConditionBatch, ConditionConfig, Conditions, Joined, cou
 from .heads import HEADS, HeadConfig, ParallelHeadConfig
 from .inputs import INPUTS, EmbeddingInputConfig, InputConfig
 from .loss import LossReport, codebook_loss
-from .rope import GridRopeConfig, RopeConfig, TimeRopeConfig, grid_columns, grid_coordinates, rotary_table
-from .transformer import Memory, Transformer, initialise_
+from .rope import (
+    PAIRS,
+    GridRopeConfig,
+    RopeConfig,
+    SinusoidalConfig,
+    TimeRopeConfig,
+    grid_columns,
+    grid_coordinates,
+    rotary_table,
+    sinusoidal_places,
+)
+from .transformer import FeedForwardName, Memory, NormName, Transformer, initialise_
 
 
 class LMConfig(Config):
@@ -45,12 +55,19 @@ class LMConfig(Config):
     kv_heads: PositiveInt | None = None
     """Key/value heads, a divisor of heads; null: as many as heads."""
     ffn: int | None = Field(default=None, ge=8, le=1 << 20)
-    """Width of the feed-forward; null: 8/3 of the width, rounded up to a multiple of 32."""
+    """Width of the feed-forward; null: 8/3 of the width, rounded up to a multiple of 32 (gelu: 4 times the width)."""
+    feed_forward: FeedForwardName = "swiglu"
+    """swiglu: down(silu(gate x) * up x). gelu: down(gelu(up x))."""
+    norm: NormName = "rms"
+    """rms: by the root of the mean square. layer: LayerNorm with a bias."""
+    norm_eps: float = Field(default=1e-6, gt=0, lt=1)
+    """Added to the mean square (the variance)."""
     qk_norm: bool = False
     """Normalise queries and keys of each head: steadier at high learning rates."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """After each attention, each feed-forward and the input."""
     rope: RopeConfig = TimeRopeConfig()
+    """Positions: rotated by time or on a grid, or sinusoidal."""
     arrangement: ArrangementConfig = ParallelConfig()
     specials: SpecialsConfig = SpecialsConfig()
     variable_length: bool = False
@@ -67,7 +84,7 @@ class LMConfig(Config):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.heads % self.num_kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.num_kv_heads}")
-        pairs = 4 if isinstance(self.rope, GridRopeConfig) else 2
+        pairs = PAIRS[self.rope.kind]
         if self.head_width % pairs:
             raise ValueError(
                 f"a head is {self.head_width} wide; rope kind '{self.rope.kind}' needs a multiple of {pairs}"
@@ -87,7 +104,9 @@ class LMConfig(Config):
     @property
     def num_ffn(self) -> int:
         """Width of the feed-forward."""
-        return self.ffn if self.ffn is not None else -(-8 * self.width // 3 // 32) * 32
+        if self.ffn is not None:
+            return self.ffn
+        return 4 * self.width if self.feed_forward == "gelu" else -(-8 * self.width // 3 // 32) * 32
 
     def filled(self, classes: int | None = None, vocab_size: int | None = None) -> LMConfig:
         """The config with the conditions' open sizes filled in from the data; ConfigError where it says otherwise."""
@@ -170,6 +189,9 @@ class TokenLM(nn.Module):
             dropout=config.dropout,
             cross=any(condition.join == "cross" for condition in config.conditions),
             attend=choose_backend(config.attention, _likely_device(config.attention)),
+            norm=config.norm,
+            norm_eps=config.norm_eps,
+            feed_forward=config.feed_forward,
         )
         self.head = HEADS[config.head.kind](config.head, config.width, self.arrangement.output_sizes)
         initialise_(self, config.width, config.layers)
@@ -213,8 +235,9 @@ class TokenLM(nn.Module):
         if joined.prefix is not None:
             P = joined.prefix.shape[1]
             x = torch.cat([joined.prefix.to(x.dtype), x], dim=1)
+        x = self._with_places(x, steps, P, joined.prefix_mask)
         total_frames = codes.shape[2] if lengths is None else lengths[:, None]
-        table = self._table(steps, total_frames, P, joined.prefix_mask, codes.device)
+        table = self._table(steps, total_frames, P, joined.prefix_mask)
         memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
         mask = None if joined.prefix_mask is None else _causal_mask(joined.prefix_mask, P, 0, P + S)
         hidden = self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)
@@ -287,9 +310,10 @@ class TokenLM(nn.Module):
         state = State(cache, memory, joined.summed, joined.prefix_mask, P, capacity, num_frames)
         if joined.prefix is not None:
             none = torch.arange(0, device=self.device)
-            table = self._table(none, num_frames, P, joined.prefix_mask, self.device)
+            x = self._with_places(joined.prefix, none, P, joined.prefix_mask)
+            table = self._table(none, num_frames, P, joined.prefix_mask)
             mask = None if joined.prefix_mask is None else _causal_mask(joined.prefix_mask, P, 0, P)
-            self.transformer(joined.prefix, table, mask=mask, causal=mask is None, memory=memory, cache=cache)
+            self.transformer(x, table, mask=mask, causal=mask is None, memory=memory, cache=cache)
         return state
 
     @torch.no_grad()
@@ -317,7 +341,7 @@ class TokenLM(nn.Module):
                 f"step {state.step + n} is beyond the capacity of {state.capacity} steps; start with a larger capacity"
             )
         steps = torch.arange(state.step, state.step + n, device=read.device)
-        table = self._table(steps, state.num_frames, 0, None, read.device)
+        table = self._table(steps, state.num_frames, 0, None)
         P, past = state.prefix_length, state.cache.length
         if n == 1 and state.prefix_mask is None:
             mask, causal = None, False
@@ -325,7 +349,7 @@ class TokenLM(nn.Module):
             mask, causal = None, True
         else:
             mask, causal = _causal_mask(state.prefix_mask, P, past, past + n, read.device), False
-        x = self._embed(read, state.summed)
+        x = self._with_places(self._embed(read, state.summed), steps, 0, None)
         hidden = self.transformer(x, table, mask=mask, causal=causal, memory=state.memory, cache=state.cache)
         state.step += n
         return hidden if several else hidden[:, 0]
@@ -361,19 +385,25 @@ class TokenLM(nn.Module):
             self.conditions.train()
 
     def _table(
-        self, steps: Tensor, num_frames: int | Tensor | None, P: int, prefix_mask: Tensor | None, device: torch.device
-    ) -> Tensor:
-        """Rotary table for P prefix tokens and then the steps [S]."""
-        positions = steps.unsqueeze(0)
-        if P:
-            back = torch.arange(-P, 0, device=device).unsqueeze(0) if prefix_mask is None else count_back(prefix_mask)
-            positions = torch.cat([back, positions.expand(back.shape[0], -1)], dim=1)
+        self, steps: Tensor, num_frames: int | Tensor | None, P: int, prefix_mask: Tensor | None
+    ) -> Tensor | None:
+        """Rotary table for P prefix tokens and then the steps [S]; None where nothing is rotated."""
+        if isinstance(self.config.rope, SinusoidalConfig):
+            return None
+        positions = _positions(steps, P, prefix_mask)
         if self.columns is None:
             coordinates = positions.unsqueeze(-1)
         else:
             frames = self.arrangement.current_frames(positions.clamp(min=0), num_frames)
             coordinates = grid_coordinates(positions, frames, self.columns)
         return rotary_table(coordinates, self.config.head_width, self.config.rope.base)
+
+    def _with_places(self, x: Tensor, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
+        """x [B, P + S, D] with sinusoids of its positions added, where the model has such."""
+        if not isinstance(self.config.rope, SinusoidalConfig):
+            return x
+        positions = _positions(steps, P, prefix_mask)
+        return x + sinusoidal_places(positions, self.config.width, self.config.rope.base).to(x.dtype)
 
     def _compute_dtype(self) -> torch.dtype:
         if torch.is_autocast_enabled(self.device.type):
@@ -382,6 +412,17 @@ class TokenLM(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_parameters / 1e6:.2f} M parameters, tokenizer '{self.spec.name}'"
+
+
+def _positions(steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
+    """[B or 1, P + S] long: P prefix tokens counted back from 0, then the steps [S]."""
+    if not P:
+        return steps.unsqueeze(0)
+    if prefix_mask is None:
+        back = torch.arange(-P, 0, device=steps.device).unsqueeze(0)
+    else:
+        back = count_back(prefix_mask)
+    return torch.cat([back, steps.expand(back.shape[0], -1)], dim=1)
 
 
 def _causal_mask(

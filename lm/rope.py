@@ -1,13 +1,15 @@
-"""Rotary positions: time (one coordinate) and grid (row and column), for whole sequences and single steps alike.
+"""Positions: rotations by time (one coordinate) or on a grid (row and column), or sinusoids added to the input; for
+whole sequences and single steps alike.
 
 Positions count steps of the arranged sequence: 0 is the first audio or picture step, and what stands before it
 (conditions) is counted back from there, -1 the nearest. So padding before a row's condition changes nothing.
 Source: RoFormer, arXiv:2104.09864; two coordinates as in LlamaGen (arXiv:2406.06525): the first half of the angles
-turns by row, the second by column.
+turns by row, the second by column. Sinusoids as MusicGen adds them (arXiv:2306.05284).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -35,7 +37,18 @@ class GridRopeConfig(Config):
     base: PositiveFloat = 10000.0
 
 
-RopeConfig = Annotated[TimeRopeConfig | GridRopeConfig, Field(discriminator="kind")]
+class SinusoidalConfig(Config):
+    """Nothing is rotated: sines and cosines of the step are added to the input."""
+
+    kind: Literal["sinusoidal"] = "sinusoidal"
+    base: PositiveFloat = 10000.0
+    """The longest wavelength is about 6 times as many steps."""
+
+
+RopeConfig = Annotated[TimeRopeConfig | GridRopeConfig | SinusoidalConfig, Field(discriminator="kind")]
+
+PAIRS = {"time": 2, "grid": 4, "sinusoidal": 1}
+"""What the width of a head must be a multiple of."""
 
 
 def grid_columns(config: GridRopeConfig, geometry: Geometry) -> int:
@@ -77,6 +90,18 @@ def rotary_table(coordinates: Tensor, head_width: int, base: float) -> Tensor:
     """Turns for `rotate`: complex64 [*, S, 1, E / 2] from coordinates [*, S, A]."""
     angles = rotary_angles(coordinates, head_width, base).unsqueeze(-2)
     return torch.complex(angles.cos(), angles.sin())
+
+
+def sinusoidal_places(positions: Tensor, width: int, base: float) -> Tensor:
+    """What stands for positions in the input: [*] -> [*, width] float32, cosines and then sines.
+
+    The speeds go from 1 to 1 / base, both included; an odd width ends in a 0.
+    """
+    half = width // 2
+    exponents = torch.arange(half, device=positions.device, dtype=torch.float32)
+    speeds = torch.exp(exponents * -(math.log(base) / (half - 1)))
+    angles = positions.to(torch.float32).unsqueeze(-1) * speeds
+    return torch.nn.functional.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width - 2 * half))
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""The backbone: pre-norm transformer blocks with RMSNorm, SwiGLU, grouped-query attention and rotary positions.
+"""The backbone: pre-norm transformer blocks with grouped-query attention.
+
+Two tables hold the choices inside a block: `NORMS` and `FEED_FORWARDS`.
 
 One code path serves training (a whole sequence, no cache), generation (new steps behind a cache) and the bidirectional
 text encoder.
@@ -7,7 +9,9 @@ Sources: LLaMA (arXiv:2302.13971) for the block, GQA (arXiv:2305.13245), QK norm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +20,9 @@ from torch import Tensor, nn
 from .attention import Attend
 from .cache import KVCache
 from .rope import at_least_float32, rotate
+
+NormName = Literal["rms", "layer"]
+FeedForwardName = Literal["swiglu", "gelu"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,10 @@ class RMSNorm(nn.Module):
         return (normed * self.weight).to(x.dtype)
 
 
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "layer": nn.LayerNorm}
+"""Made as NORMS[name](width, eps). "layer" takes the mean off first, and has a bias."""
+
+
 class SelfAttention(nn.Module):
     """Grouped-query attention of a sequence to itself."""
 
@@ -69,7 +80,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        table: Tensor,
+        table: Tensor | None,
         mask: Tensor | None,
         causal: bool,
         cache: KVCache | None,
@@ -81,7 +92,7 @@ class SelfAttention(nn.Module):
         turned, values = heads_BSHE[:, :, : H + G], heads_BSHE[:, :, H + G :].transpose(1, 2)
         if self.query_norm is not None and self.key_norm is not None:
             turned = torch.cat([self.query_norm(turned[:, :, :H]), self.key_norm(turned[:, :, H:])], dim=2)
-        turned = rotate(turned, table).transpose(1, 2)
+        turned = (turned if table is None else rotate(turned, table)).transpose(1, 2)
         queries, keys = turned[:, :H], turned[:, H:]
         if cache is not None:
             keys, values = cache.write(layer, keys, values)
@@ -119,8 +130,8 @@ class CrossAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
 
 
-class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)); gate and up are one matrix."""
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)); gate and up are one matrix."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -130,6 +141,22 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
+
+
+class GELU(nn.Module):
+    """down(gelu(up(x))), the exact GELU."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+FEED_FORWARDS: dict[str, Callable[[int, int], nn.Module]] = {"swiglu": SwiGLU, "gelu": GELU}
+"""Made as FEED_FORWARDS[name](width, hidden)."""
 
 
 class Block(nn.Module):
@@ -145,20 +172,23 @@ class Block(nn.Module):
         dropout: float,
         cross: bool,
         attend: Attend,
+        norm: NormName,
+        norm_eps: float,
+        feed_forward: FeedForwardName,
     ):
         super().__init__()
-        self.attention_norm = RMSNorm(width)
+        self.attention_norm = NORMS[norm](width, norm_eps)
         self.attention = SelfAttention(width, heads, kv_heads, qk_norm, attend)
-        self.cross_norm = RMSNorm(width) if cross else None
+        self.cross_norm = NORMS[norm](width, norm_eps) if cross else None
         self.cross = CrossAttention(width, heads, kv_heads, qk_norm, attend) if cross else None
-        self.ffn_norm = RMSNorm(width)
-        self.ffn = FeedForward(width, ffn)
+        self.ffn_norm = NORMS[norm](width, norm_eps)
+        self.ffn = FEED_FORWARDS[feed_forward](width, ffn)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
         x: Tensor,
-        table: Tensor,
+        table: Tensor | None,
         mask: Tensor | None,
         causal: bool,
         memory: Memory | None = None,
@@ -186,17 +216,21 @@ class Transformer(nn.Module):
         dropout: float,
         cross: bool,
         attend: Attend,
+        norm: NormName = "rms",
+        norm_eps: float = 1e-6,
+        feed_forward: FeedForwardName = "swiglu",
     ):
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(width, heads, kv_heads, ffn, qk_norm, dropout, cross, attend) for _ in range(layers)
+            Block(width, heads, kv_heads, ffn, qk_norm, dropout, cross, attend, norm, norm_eps, feed_forward)
+            for _ in range(layers)
         )
-        self.norm = RMSNorm(width)
+        self.norm = NORMS[norm](width, norm_eps)
 
     def forward(
         self,
         x: Tensor,
-        table: Tensor,
+        table: Tensor | None,
         mask: Tensor | None = None,
         causal: bool = False,
         memory: Memory | None = None,
@@ -205,7 +239,7 @@ class Transformer(nn.Module):
         """Transform x [B, S, D].
 
         Args:
-            table: the positions' turns (`rotary_table`).
+            table: the positions' turns (`rotary_table`); None: x says its positions itself.
             mask: bool, broadcasts to [B, H, S, M], True where a key is seen.
             causal: step s sees steps 0..s of x; without cache and mask.
             memory: for cross-attention, from `remember`.

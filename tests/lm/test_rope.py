@@ -1,12 +1,13 @@
 """Rotary positions: products depend on differences of positions, and nothing else."""
 
 import cmath
+import math
 
 import pytest
 import torch
 
 from tessera.lm.conditions import count_back, sinusoids
-from tessera.lm.rope import GridRopeConfig, grid_columns, grid_coordinates, rotary_table, rotate
+from tessera.lm.rope import GridRopeConfig, grid_columns, grid_coordinates, rotary_table, rotate, sinusoidal_places
 from tessera.tokenize.config import ConfigError
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry
 
@@ -79,3 +80,13 @@ def test_sinusoids(width):
     places = sinusoids(5, width, torch.device("cpu"))
     assert places.shape == (5, width)
     assert len({tuple(row.tolist()) for row in places}) == 5
+
+
+@pytest.mark.parametrize("width", [8, 9])
+def test_sinusoids_are_cosines_then_sines(width):
+    positions = torch.tensor([[-3, 0, 1, 700]])
+    found = sinusoidal_places(positions, width, 100.0)
+    for position, row in zip(positions[0].tolist(), found[0].tolist(), strict=True):
+        angles = [position * 100.0 ** (-i / 3) for i in range(4)]  # the last of the four speeds is 1 / base
+        expected = [*map(math.cos, angles), *map(math.sin, angles), *([0.0] if width == 9 else [])]
+        assert row == pytest.approx(expected, abs=1e-4)
