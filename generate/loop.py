@@ -250,11 +250,13 @@ class DecodeLoop:
 
 
 def one_row(conditions: ConditionBatch, row: int) -> ConditionBatch:
-    """Row `row` as it would be alone: without the padding that longer texts in the batch gave it."""
+    """Row `row` as it would be alone: without the padding that longer texts or embeddings in the batch gave it."""
     alone = conditions.rows(slice(row, row + 1))
-    if alone.text is None or alone.text_lengths is None:
-        return alone
-    return replace(alone, text=alone.text[:, : max(1, int(alone.text_lengths))])
+    if alone.text is not None and alone.text_lengths is not None:
+        alone = replace(alone, text=alone.text[:, : max(1, int(alone.text_lengths))])
+    if alone.embedding is not None and alone.embedding_lengths is not None:
+        alone = replace(alone, embedding=alone.embedding[:, : max(1, int(alone.embedding_lengths))])
+    return alone
 
 
 def _run(loop: DecodeLoop, first_row: int, num_rows: int, on_progress: Progress | None) -> Generated:

@@ -1,4 +1,5 @@
-"""Conditions: labels and text, turned into tokens that the model reads as a prefix, by cross-attention, or as a sum.
+"""Conditions: labels, text and given embeddings, turned into tokens that the model reads as a prefix, by
+cross-attention, or as a sum.
 
 Each condition has a learned null for rows without it. In training a row's condition is replaced by the null with
 probability `dropout`, which is what classifier-free guidance needs (arXiv:2207.12598).
@@ -48,7 +49,27 @@ class TextConditionConfig(Config):
     """Layers of a bidirectional transformer over the text, of the model's width; 0: embeddings only."""
 
 
-ConditionConfig = Annotated[LabelConfig | TextConditionConfig, Field(discriminator="kind")]
+class EmbeddingConditionConfig(Config):
+    """Vectors that another model made of a condition, for instance a text encoder's states."""
+
+    kind: Literal["embedding"] = "embedding"
+    width: PositiveInt
+    """Numbers in a given vector."""
+    projection: Literal["linear", "none"] = "linear"
+    """linear: a learned layer with a bias takes them to the model's width. none: they have it already."""
+    join: Literal["prefix", "cross"] = "cross"
+    mask: Literal["padding", "none"] = "padding"
+    """What stands beyond a row's length is zero; padding: and it is not seen. none: attention sees the zeros, so a
+    row's output depends on how far it is padded (audiocraft's MusicGen)."""
+    norm: Literal["rms", "none"] = "rms"
+    """Of the vectors that cross-attention reads, after the projection."""
+    null: Literal["learned", "zero"] = "learned"
+    """What a row without vectors reads."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Probability that a training row is given none; 0: no guidance later."""
+
+
+ConditionConfig = Annotated[LabelConfig | TextConditionConfig | EmbeddingConditionConfig, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -61,17 +82,27 @@ class ConditionBatch:
     """[B, L] long text ids, padded on the right; what stands in the padding does not matter."""
     text_lengths: Tensor | None = None
     """[B] long, 0 for no text."""
+    embedding: Tensor | None = None
+    """[B, L, width] float, padded on the right; what stands in the padding does not matter."""
+    embedding_lengths: Tensor | None = None
+    """[B] long, 0 for no vectors."""
 
     @classmethod
     def make(
-        cls, labels: Sequence[int | None] | None = None, texts: Sequence[Sequence[int] | None] | None = None
+        cls,
+        labels: Sequence[int | None] | None = None,
+        texts: Sequence[Sequence[int] | None] | None = None,
+        embeddings: Sequence[Tensor | None] | None = None,
     ) -> ConditionBatch:
-        """Build a batch from lists; None in a list is a row without that condition. ValueError: an empty text, unequal
-        lists."""
-        if labels is not None and texts is not None and len(labels) != len(texts):
-            raise ValueError(
-                f"{len(labels)} labels but {len(texts)} texts; give one of each for every row, None for none"
-            )
+        """Build a batch from lists; None in a list is a row without that condition. An embedding is [L, width].
+
+        ValueError: an empty text or embedding, unequal lists.
+        """
+        given = {"labels": labels, "texts": texts, "embeddings": embeddings}
+        counts = {name: len(entries) for name, entries in given.items() if entries is not None}
+        if len(set(counts.values())) > 1:
+            found = " but ".join(f"{count} {name}" for name, count in counts.items())
+            raise ValueError(f"{found}; give one of each for every row, None for none")
         label = text = text_lengths = None
         if labels is not None:
             label = torch.tensor([-1 if entry is None else entry for entry in labels], dtype=torch.long)
@@ -83,12 +114,12 @@ class ConditionBatch:
             longest = max([1, *map(len, rows)])
             text = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.long)
             text_lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
-        return cls(label, text, text_lengths)
+        return cls(label, text, text_lengths, *_padded_embeddings(embeddings))
 
     @property
     def num_rows(self) -> int | None:
         """B; None when there is no condition at all."""
-        for entry in (self.label, self.text_lengths):
+        for entry in (self.label, self.text_lengths, self.embedding_lengths):
             if entry is not None:
                 return entry.shape[0]
         return None
@@ -105,7 +136,8 @@ class ConditionBatch:
         """As many rows, all without conditions."""
         label = None if self.label is None else torch.full_like(self.label, -1)
         text_lengths = None if self.text_lengths is None else torch.zeros_like(self.text_lengths)
-        return replace(self, label=label, text_lengths=text_lengths)
+        embedding_lengths = None if self.embedding_lengths is None else torch.zeros_like(self.embedding_lengths)
+        return replace(self, label=label, text_lengths=text_lengths, embedding_lengths=embedding_lengths)
 
     def followed_by(self, other: ConditionBatch) -> ConditionBatch:
         """The rows of both (texts of one padded length), for instance `batch.followed_by(batch.null())` for
@@ -142,9 +174,7 @@ class Joined:
 class Conditions(nn.Module):
     """All conditions of a model, in the order of the config."""
 
-    def __init__(
-        self, configs: Sequence[LabelConfig | TextConditionConfig], width: int, heads: int, rope_base: float = 10000.0
-    ):
+    def __init__(self, configs: Sequence[ConditionConfig], width: int, heads: int, rope_base: float = 10000.0):
         super().__init__()
         kinds = [config.kind for config in configs]
         for kind in kinds:
@@ -154,20 +184,21 @@ class Conditions(nn.Module):
         self.parts = nn.ModuleDict(
             {config.kind: CONDITIONS[config.kind](config, width, heads, rope_base) for config in configs}
         )
-        self.memory_norm = RMSNorm(width) if any(config.join == "cross" for config in configs) else None
+        self.memory_norm = RMSNorm(width) if any(map(_reads_normed, configs)) else None
 
     def check(self, batch: ConditionBatch, num_rows: int | None) -> None:
         """ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any
         number)."""
-        for name, found in (("label", batch.label), ("text", batch.text)):
-            if found is None and name in self.parts:
-                none = "label -1" if name == "label" else "text_lengths 0"
+        for kind, found in (("label", batch.label), ("text", batch.text), ("embedding", batch.embedding)):
+            name = f"an {kind}" if kind == "embedding" else f"a {kind}"
+            if found is None and kind in self.parts:
+                none = "label -1" if kind == "label" else f"{kind}_lengths 0"
                 raise ValueError(
-                    f"the model is conditioned on a {name}, but none was given; pass one ({none} for a row without)"
+                    f"the model is conditioned on {name}, but none was given; pass one ({none} for a row without)"
                 )
-            if found is not None and name not in self.parts:
+            if found is not None and kind not in self.parts:
                 known = ", ".join(self.parts) or "nothing"
-                raise ValueError(f"a {name} was given, but the model is conditioned on {known}; leave it out")
+                raise ValueError(f"{name} was given, but the model is conditioned on {known}; leave it out")
         if batch.num_rows is not None and num_rows is not None and batch.num_rows != num_rows:
             raise ValueError(f"conditions have {batch.num_rows} rows, but {num_rows} rows were asked for")
         for part in self.parts.values():
@@ -183,13 +214,13 @@ class Conditions(nn.Module):
             if config.join == "prefix":
                 prefix.append((tokens, mask))
             elif config.join == "cross":
+                if self.memory_norm is not None and _reads_normed(config):
+                    tokens = self.memory_norm(tokens)
                 memory.append((tokens, mask))
             else:
                 summed = tokens
         joined_prefix, prefix_mask = _side_by_side(prefix)
         joined_memory, memory_mask = _side_by_side(memory)
-        if joined_memory is not None and self.memory_norm is not None:
-            joined_memory = self.memory_norm(joined_memory)
         return Joined(joined_prefix, prefix_mask, joined_memory, memory_mask, summed)
 
 
@@ -302,7 +333,81 @@ class TextCondition(nn.Module):
         return tokens, mask
 
 
-CONDITIONS: dict[str, type[nn.Module]] = {"label": LabelCondition, "text": TextCondition}
+class EmbeddingCondition(nn.Module):
+    """Given vectors through a linear layer; a row without is one token, learned or zero."""
+
+    def __init__(self, config: EmbeddingConditionConfig, width: int, heads: int, rope_base: float):
+        super().__init__()
+        if config.projection == "none" and config.width != width:
+            raise ConfigError(
+                f"conditions: embedding.width is {config.width} and the model's width {width}; "
+                "they must be the same with projection none"
+            )
+        self.width, self.dropout, self.pad = config.width, config.dropout, config.mask == "padding"
+        self.projection = nn.Linear(config.width, width) if config.projection == "linear" else nn.Identity()
+        if isinstance(self.projection, nn.Linear):
+            nn.init.zeros_(self.projection.bias)
+        self.null = nn.Parameter(torch.zeros(1, width)) if config.null == "learned" else None
+
+    def check(self, batch: ConditionBatch) -> None:
+        vectors, lengths = batch.embedding, batch.embedding_lengths
+        assert vectors is not None
+        if vectors.dim() != 3 or vectors.shape[-1] != self.width or not vectors.is_floating_point():
+            raise ValueError(
+                f"embedding must be floating point [B, L, {self.width}], found {vectors.dtype} {list(vectors.shape)}"
+            )
+        if lengths is None or lengths.shape != vectors.shape[:1] or lengths.dtype != torch.long:
+            raise ValueError(f"embedding_lengths must be long [{vectors.shape[0]}], one for each row (0: no vectors)")
+        if lengths.device.type == "cpu":
+            shortest, longest = (int(value) for value in lengths.aminmax())
+            if shortest < 0 or longest > vectors.shape[1]:
+                found = f"found {shortest} to {longest}"
+                raise ValueError(f"embedding_lengths must be 0 to the {vectors.shape[1]} vectors given, {found}")
+
+    def forward(self, batch: ConditionBatch) -> tuple[Tensor, Tensor | None]:
+        """Tokens [B, L, D] and their mask [B, L]."""
+        vectors, lengths = batch.embedding, batch.embedding_lengths
+        assert vectors is not None and lengths is not None
+        if vectors.shape[1] == 0:
+            vectors = vectors.new_zeros(vectors.shape[0], 1, self.width)
+        if self.training and self.dropout:
+            lengths = torch.where(torch.rand(lengths.shape, device=lengths.device) < self.dropout, 0, lengths)
+        place = torch.arange(vectors.shape[1], device=vectors.device)
+        if isinstance(self.projection, nn.Linear):
+            vectors = self.projection(vectors.to(self.projection.weight.dtype))
+        tokens = vectors.masked_fill((place >= lengths[:, None]).unsqueeze(-1), 0.0)
+        if self.null is not None:
+            tokens = torch.where(((lengths == 0)[:, None] & (place == 0)).unsqueeze(-1), self.null, tokens)
+        mask = place < lengths.clamp(min=1)[:, None]
+        if not self.pad or (mask.device.type == "cpu" and bool(mask.all())):
+            return tokens, None
+        return tokens, mask
+
+
+CONDITIONS: dict[str, type[nn.Module]] = {
+    "label": LabelCondition,
+    "text": TextCondition,
+    "embedding": EmbeddingCondition,
+}
+
+
+def _reads_normed(config: ConditionConfig) -> bool:
+    """Whether cross-attention reads a condition's tokens normalised."""
+    return config.join == "cross" and (not isinstance(config, EmbeddingConditionConfig) or config.norm == "rms")
+
+
+def _padded_embeddings(rows: Sequence[Tensor | None] | None) -> tuple[Tensor | None, Tensor | None]:
+    """[B, L, width] and lengths [B] of B entries [l, width], None for a row without."""
+    if rows is None:
+        return None, None
+    given = [row for row in rows if row is not None]
+    if not given or any(row.dim() != 2 or len(row) == 0 or row.shape[1] != given[0].shape[1] for row in given):
+        found = [None if row is None else list(row.shape) for row in rows]
+        raise ValueError(f"embeddings must be [L, width] of one width, at least one not empty, found {found}")
+    longest = max(len(row) for row in given)
+    none = given[0].new_zeros(longest, given[0].shape[1])
+    padded = [none if row is None else nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows]
+    return torch.stack(padded), torch.tensor([0 if row is None else len(row) for row in rows])
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
@@ -319,13 +424,16 @@ def count_back(mask: Tensor) -> Tensor:
 
 
 def fill_sizes(
-    configs: Sequence[LabelConfig | TextConditionConfig],
+    configs: Sequence[ConditionConfig],
     classes: NonNegativeInt | None = None,
     vocab_size: NonNegativeInt | None = None,
-) -> tuple[LabelConfig | TextConditionConfig, ...]:
+) -> tuple[ConditionConfig, ...]:
     """Fill in sizes the config leaves open; ConfigError where the config says another number than the data."""
     filled = []
     for config in configs:
+        if isinstance(config, EmbeddingConditionConfig):
+            filled.append(config)
+            continue
         name, size = ("classes", classes) if isinstance(config, LabelConfig) else ("vocab_size", vocab_size)
         said = getattr(config, name)
         if size is not None and said is not None and said != size:

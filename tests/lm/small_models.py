@@ -5,10 +5,10 @@ import itertools
 import torch
 
 from tessera.lm.arrange import CoarseFirstConfig, DelayConfig, FlatConfig, ParallelConfig, PartialFlatConfig
-from tessera.lm.conditions import ConditionBatch, LabelConfig, TextConditionConfig
+from tessera.lm.conditions import ConditionBatch, EmbeddingConditionConfig, LabelConfig, TextConditionConfig
 from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig
 from tessera.lm.model import LMConfig, TokenLM
-from tessera.lm.rope import GridRopeConfig, TimeRopeConfig
+from tessera.lm.rope import GridRopeConfig, SinusoidalConfig, TimeRopeConfig
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 from tessera.tokenize.text import ByteTextConfig
 
@@ -33,6 +33,10 @@ def text(join="prefix", layers=0):
     return TextConditionConfig(text=ByteTextConfig(), vocab_size=11, join=join, layers=layers)
 
 
+def embedding(join="prefix", **settings):
+    return EmbeddingConditionConfig(width=6, join=join, **settings)
+
+
 CONDITIONS = {
     "nothing": (),
     "label prefix": (label(),),
@@ -43,21 +47,26 @@ CONDITIONS = {
     "text encoder": (text("cross", layers=1),),
     "label and text": (label(), text()),
     "label sum, text cross": (label("sum"), text("cross")),
+    "embedding prefix": (embedding(),),
+    "embedding cross": (embedding("cross", norm="none", null="zero"),),
+    "embedding and text cross": (embedding("cross"), text("cross")),
 }
 
-ROPES = (TimeRopeConfig(), GridRopeConfig())
+ROPES = (TimeRopeConfig(), GridRopeConfig(), SinusoidalConfig())
 INPUTS = (EmbeddingInputConfig(), CodesInputConfig(combine="sum"), CodesInputConfig(combine="concat"))
 KV_HEADS = (None, 2, 1)
+BLOCKS = ({}, {"norm": "layer", "norm_eps": 1e-5, "feed_forward": "gelu"})
 
 # Every arrangement with every condition; the other choices go round, so that each meets each of them.
 CASES = {
     f"{arrangement}, {condition}": (
         arrangement,
         condition,
-        ROPES[i // 2 % 2],
+        ROPES[i // 2 % 3],
         INPUTS[i % 3],
         KV_HEADS[i // 3 % 3],
         i % 5 == 0,
+        BLOCKS[i // 4 % 2],
     )
     for i, (arrangement, condition) in enumerate(itertools.product(ARRANGEMENTS, CONDITIONS))
 }
@@ -75,7 +84,7 @@ def make_spec(cardinalities=CARDINALITIES, picture=False) -> TokenSpec:
 def make_config(
     case=("delay", "nothing", TimeRopeConfig(), EmbeddingInputConfig(), None, False), **settings
 ) -> LMConfig:
-    arrangement, condition, rope, input_config, kv_heads, qk_norm = case
+    arrangement, condition, rope, input_config, kv_heads, qk_norm, *block = case
     values = {
         "width": 32,
         "layers": 2,
@@ -85,10 +94,10 @@ def make_config(
         "input": input_config,
         "qk_norm": qk_norm,
         "arrangement": ARRANGEMENTS[arrangement],
-        "variable_length": rope.kind == "time" and arrangement != "coarse first",
+        "variable_length": rope.kind != "grid" and arrangement != "coarse first",
         "conditions": CONDITIONS[condition],
     }
-    return LMConfig(**(values | settings))
+    return LMConfig(**(values | (block[0] if block else {}) | settings))
 
 
 def make_lm(config: LMConfig, seed=0, spec=None) -> TokenLM:
@@ -104,8 +113,14 @@ def make_codes(num_rows, num_frames, cardinalities=CARDINALITIES, seed=1) -> tor
 
 
 def make_conditions(config: LMConfig, num_rows, seed=2) -> ConditionBatch:
-    """Labels and texts of different lengths, with rows that have none."""
+    """Labels, texts and embeddings of different lengths, with rows that have none."""
     kinds = [condition.kind for condition in config.conditions]
     labels = [None if b == 1 else b % 4 for b in range(num_rows)]
     texts = [None if b == 2 else [(3 * b + i) % 11 for i in range(1 + (5 * b) % 4)] for b in range(num_rows)]
-    return ConditionBatch.make(labels if "label" in kinds else None, texts if "text" in kinds else None)
+    generator = torch.Generator().manual_seed(seed)
+    vectors = [None if b == 3 else torch.randn(1 + (3 * b) % 4, 6, generator=generator) for b in range(num_rows)]
+    return ConditionBatch.make(
+        labels if "label" in kinds else None,
+        texts if "text" in kinds else None,
+        vectors if "embedding" in kinds else None,
+    )

@@ -80,6 +80,8 @@ def test_a_row_of_a_batch_equals_the_row_alone(case):
         row = conditions.rows(slice(b, b + 1))
         if row.text is not None:  # as short as it gets: not even the padding of its own text
             row = replace(row, text=row.text[:, : int(row.text_lengths)])
+        if row.embedding is not None:
+            row = replace(row, embedding=row.embedding[:, : int(row.embedding_lengths)])
         alone = lm(codes[b : b + 1, :, :length], None, row)
         S = alone.logits.shape[2]
         close(whole.logits[b, :, :S], alone.logits[0])
@@ -133,7 +135,7 @@ def make_case():
     return next(iter(CASES.values()))
 
 
-@pytest.mark.parametrize("name", ["label", "text"])
+@pytest.mark.parametrize("name", ["label", "text", "embedding"])
 def test_dropout_replaces_whole_conditions_by_the_null(name):
     config = make_config(("delay", f"{name} prefix", *make_case()[2:]))
     often = config.conditions[0].model_copy(update={"dropout": 0.5})
