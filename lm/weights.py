@@ -161,20 +161,33 @@ def load_model(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; the model directory is incomplete, copy it again")
     wanted = parameter_shapes(described.lm, described.spec, None if vectors is None else vectors.shape[-1])
-    check_tensors(_header_shapes(path), wanted, path)
+    check_tensors(header_shapes(path), wanted, path)
     tensors, _ = read_safetensors(path)
+    lm = lm_of_tensors(described.lm, described.spec, tensors, device, dtype, path, vectors)
+    if weights is not None:
+        pack_(lm, weights)
+    return LoadedModel(lm, tokenizer.to(device), text, list(described.labels), described.generation)
+
+
+def lm_of_tensors(
+    config: LMConfig,
+    spec: TokenSpec,
+    tensors: dict[str, Tensor],
+    device: torch.device | str,
+    dtype: StorageName | torch.dtype,
+    path: Path,
+    vectors: Tensor | None = None,
+) -> TokenLM:
+    """A model in eval mode of tensors whose names and shapes were checked; errors name the file at `path`."""
     target = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
     # Laid out without memory, then given the file's tensors: nothing is initialised in vain.
     with torch.device("meta"):
-        lm = TokenLM(described.lm, described.spec, vectors)
+        lm = TokenLM(config, spec, vectors)
     lm.load_state_dict(
         {name: _readable(tensor, name, path).to(device, target) for name, tensor in tensors.items()}, assign=True
     )
     lm.requires_grad_(True)
-    lm = lm.to(device).eval()
-    if weights is not None:
-        pack_(lm, weights)
-    return LoadedModel(lm, tokenizer.to(device), text, list(described.labels), described.generation)
+    return lm.to(device).eval()
 
 
 def read_model_config(folder: str | Path) -> ModelFile:
@@ -213,7 +226,7 @@ def check_tensors(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int
             )
 
 
-def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes from the header alone, after its checks."""
     check_safetensors_header(path)
     with open(path, "rb") as file:

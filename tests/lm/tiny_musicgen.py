@@ -1,0 +1,67 @@
+"""Tiny MusicGen models of transformers with random weights, and conditions for them."""
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from transformers import (  # noqa: E402
+    EncodecConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForCausalLM,
+    MusicgenForConditionalGeneration,
+    T5Config,
+)
+
+V, D, TEXT_WIDTH = 32, 24, 16
+
+
+def decoder_config(books=4, channels=1) -> MusicgenDecoderConfig:
+    return MusicgenDecoderConfig(
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        ffn_dim=40,
+        num_codebooks=books,
+        audio_channels=channels,
+        pad_token_id=V,
+        bos_token_id=V,
+    )
+
+
+def strong(model):
+    """With larger weights, so that some codes are clearly likelier than others, and random norms and biases, which a
+    new model fills with ones and zeros."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+            elif "audio_encoder" not in name:
+                parameter.normal_(std=0.4)
+    return model.eval()
+
+
+def make_bare(books=4, channels=1, seed=0) -> MusicgenForCausalLM:
+    torch.manual_seed(seed)
+    return strong(MusicgenForCausalLM(decoder_config(books, channels)))
+
+
+def make_composite(seed=0) -> MusicgenForConditionalGeneration:
+    text = T5Config(vocab_size=30, d_model=TEXT_WIDTH, d_kv=4, d_ff=20, num_layers=1, num_heads=2)
+    codec = EncodecConfig(
+        sampling_rate=8000, num_filters=2, hidden_size=8, upsampling_ratios=[4, 2], codebook_size=V, num_lstm_layers=1
+    )
+    torch.manual_seed(seed)
+    config = MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder_config())
+    return strong(MusicgenForConditionalGeneration(config))
+
+
+def make_states(rows, width, seed=1):
+    """States [rows, 5, width] of 5, 3, 1, ... vectors, zero beyond; their lengths and their mask as transformers
+    takes it."""
+    states = torch.randn(rows, 5, width, generator=torch.Generator().manual_seed(seed))
+    lengths = torch.tensor([5, 3, 1, 4][:rows])
+    mask = torch.arange(5) < lengths[:, None]
+    return states * mask[..., None], lengths, mask.long()
