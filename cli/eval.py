@@ -72,16 +72,18 @@ def measure_loss(model: Model, data: Path, batch: int) -> dict:
 
 def measure_speeds(model: Model) -> list[dict]:
     """Frames per second of one sample and of sixteen together, with the model's own settings."""
+    from ..generate.guidance import guidance_words
     from ..generate.speed import measure_speed
 
     found = []
     for rows in (1, 16):
         print(f"speed of {rows} at a time", file=sys.stderr)
         speed = measure_speed(model, rows)
+        scale = speed.guidance
         found.append(
             {
                 "rows": rows,
-                "guidance": speed.guidance,
+                "guidance": scale if isinstance(scale, int | float) else guidance_words(scale),
                 "frames_per_second": speed.frames_per_second,
                 "audio_per_second": speed.audio_seconds / speed.median,
             }
@@ -102,5 +104,5 @@ def format_findings(found: dict) -> str:
         lines.append(f"\ngeneration\n  {'at a time':>9}  {'guidance':>8}  {'frames/s':>9}  {'s of sound per s':>16}")
         for one in found["speed"]:
             sound = f"{one['audio_per_second']:16.2f}" if one["audio_per_second"] else f"{'-':>16}"
-            lines.append(f"  {one['rows']:9d}  {one['guidance']:8.2f}  {one['frames_per_second']:9.1f}  {sound}")
+            lines.append(f"  {one['rows']:9d}  {one['guidance']:>8}  {one['frames_per_second']:9.1f}  {sound}")
     return "\n".join(lines)

@@ -24,7 +24,13 @@ def generate(
     label: Annotated[list[str] | None, typer.Option(help="Label, by name or number; may be repeated.")] = None,
     n: Annotated[int, typer.Option("-n", "--count", min=1, help="Samples for each text or label.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the first sample; the next has seed + 1, and so on.")] = 0,
-    guidance: Annotated[float | None, typer.Option(help="1: none; higher follows the text or label closer.")] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            help="1: none; higher follows the text or label closer. One per codebook: 3,2,1. "
+            "A schedule: '{kind: linear, scale: 3}' (constant, interval, linear, cosine)."
+        ),
+    ] = None,
     temperature: Annotated[str | None, typer.Option(help="0: the likeliest; or one per codebook: 1,0.9,0.8.")] = None,
     top_k: Annotated[str | None, typer.Option(help="Keep the k likeliest codes; 0: all.")] = None,
     top_p: Annotated[str | None, typer.Option(help="Keep the likeliest codes that sum to p; 1: all.")] = None,
@@ -40,6 +46,7 @@ def generate(
         str | None, typer.Option(help="Draw again what is at least this share of the frames looked back on.")
     ] = None,
     end_bias: Annotated[float | None, typer.Option(help="Above 0 sounds end sooner, below 0 later.")] = None,
+    end_rule: Annotated[str | None, typer.Option(help="drawn; likeliest: end only where no code is likelier.")] = None,
     max_silence: Annotated[float | None, typer.Option(help="Longest silence, in seconds; 0: no limit.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest sound.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Make exactly so many frames of sound.")] = None,
@@ -62,7 +69,7 @@ def generate(
     codebook are written with commas: --temperature 0.9,0.8,0.8,0.7.
     """
     from ..generate.model import load
-    from .samples import label_of, make_samples, numbers
+    from .samples import guidance_of, label_of, make_samples, numbers
 
     settings = {
         "temperature": numbers(temperature, "--temperature"),
@@ -74,6 +81,7 @@ def generate(
         "ras": numbers(ras, "--ras", whole=True),
         "ras_tau": numbers(ras_tau, "--ras-tau"),
         "end_bias": end_bias,
+        "end_rule": end_rule,
         "max_silence": max_silence,
     }
     loaded = load(model, device, weights=weights)  # pyright: ignore[reportArgumentType]
@@ -86,7 +94,7 @@ def generate(
         label=_one_or_list([label_of(loaded, one) for one in label] if label else None),
         n=n,
         seed=seed,
-        guidance=guidance,
+        guidance=guidance_of(guidance),
         max_seconds=max_seconds,
         num_frames=frames,
         prompt=prompt,

@@ -19,7 +19,7 @@ def image(
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "digits",
     n: Annotated[int, typer.Option("-n", "--count", min=1, help="Pictures.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the next has seed + 1, and so on.")] = 0,
-    guidance: Annotated[float | None, typer.Option(help="1: none; higher follows the prompt closer.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="1: none; higher follows the prompt closer.")] = None,
     temperature: Annotated[str | None, typer.Option(help="Lower is plainer. A number, or one per codebook.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
@@ -31,7 +31,7 @@ def image(
     A model that reads text takes the prompt as a caption, another one as a label. tessera generate has all settings.
     """
     from ..generate.model import load
-    from .samples import label_of, make_samples, numbers
+    from .samples import guidance_of, label_of, make_samples, numbers
 
     plainness = numbers(temperature, "--temperature")
     loaded = load(model, device)
@@ -40,4 +40,6 @@ def image(
     if loaded.text is None and not loaded.labels:
         raise ValueError(f"model '{model}' takes no prompt; use: tessera generate {model} -o {output}")
     condition = {"label": label_of(loaded, prompt)} if loaded.text is None else {"text": prompt}
-    make_samples(loaded, output, n, as_json, n=n, seed=seed, guidance=guidance, temperature=plainness, **condition)
+    make_samples(
+        loaded, output, n, as_json, n=n, seed=seed, guidance=guidance_of(guidance), temperature=plainness, **condition
+    )

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from tqdm import tqdm
@@ -73,6 +73,15 @@ def numbers(text: str | None, option: str, whole: bool = False) -> float | list 
         wanted = "a whole number" if whole else "a number"
         raise typer.BadParameter(f"{option} takes {wanted}, or one per codebook with commas; found '{text}'") from None
     return values[0] if len(values) == 1 else values
+
+
+def guidance_of(text: str | None) -> Any:
+    """Parse "3", "3,2,1" or "{kind: linear, scale: 3}"; typer.BadParameter names the option."""
+    from ..tokenize.config import parse_yaml
+
+    if text is None or not text.lstrip().startswith("{"):
+        return numbers(text, "--guidance")
+    return parse_yaml(text, "--guidance")
 
 
 def label_of(model: Model, text: str) -> str | int:

@@ -22,7 +22,7 @@ def tts(
     voice: Annotated[str | None, typer.Option(help="A label of the model, where it has voices.")] = None,
     n: Annotated[int, typer.Option("-n", "--count", min=1, help="Ways of saying it.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed is another way of saying it.")] = 0,
-    guidance: Annotated[float | None, typer.Option(help="1: none; higher follows the text closer.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="1: none; higher follows the text closer.")] = None,
     temperature: Annotated[str | None, typer.Option(help="Lower is steadier. A number, or one per codebook.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest sound.")] = None,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
@@ -36,7 +36,7 @@ def tts(
     The bundled model knows English digits and the phrases of the sample data; tessera generate has all settings.
     """
     from ..generate.model import load
-    from .samples import label_of, make_samples, numbers
+    from .samples import guidance_of, label_of, make_samples, numbers
 
     steadiness = numbers(temperature, "--temperature")
     loaded = load(model, device, weights=weights)  # pyright: ignore[reportArgumentType]
@@ -51,7 +51,7 @@ def tts(
         label=None if voice is None else label_of(loaded, voice),
         n=n,
         seed=seed,
-        guidance=guidance,
+        guidance=guidance_of(guidance),
         temperature=steadiness,
         max_seconds=max_seconds,
     )

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from ..lm.conditions import ConditionBatch
+from ..lm.defaults import Guidance
 from ..lm.model import TokenLM
+from .guidance import Guide
 from .sampler import Sampler
 from .sampling import Sampling
 
@@ -63,7 +65,7 @@ def generate_codes(
     seeds: Sequence[int],
     length: Length,
     sampling: Sampling | None = None,
-    guidance: float = 1.0,
+    guidance: Guidance = 1.0,
     prompt: Tensor | None = None,
     exact: bool = False,
     on_progress: Progress | None = None,
@@ -73,7 +75,7 @@ def generate_codes(
     Args:
         conditions: B rows; what the model is not conditioned on is None.
         seeds: B whole numbers of 64 bits. All that is random in row i is a function of seeds[i].
-        guidance: s in l_null + s (l_condition - l_null); 1 uses the condition alone.
+        guidance: s in l_null + s (l_condition - l_null), 1 uses the condition alone; or a config of lm/defaults.py.
         prompt: codes [B, K, t] that the rows begin with, word for word; None: nothing.
         exact: run the rows one at a time, so that not even the kernels' rounding depends on the batch: a seed and a
             condition give the same codes in any company, bit for bit. Slower for many rows.
@@ -100,7 +102,7 @@ class DecodeLoop:
         seeds: Sequence[int],
         length: Length,
         sampling: Sampling | None = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         prompt: Tensor | None = None,
     ):
         """Check the settings and read the conditions; arguments and errors as `generate_codes`."""
@@ -109,9 +111,9 @@ class DecodeLoop:
         self.lm, self.arrangement = lm, arrangement
         self.length = _check_length(length, arrangement.variable_length)
         self.seeds = torch.tensor(_check_seeds(seeds), dtype=torch.long, device=device)
-        self.guidance = _check_guidance(guidance, lm)
         prompt = _check_prompt(prompt, B, arrangement.cardinalities, length)
         self.num_steps = arrangement.num_steps(length.max_frames)
+        self.guide = Guide(guidance, lm, self.num_steps)
 
         self.row_lengths = torch.full((B,), length.max_frames, dtype=torch.long, device=device)
         self.ended = torch.full((B,), length.fixed, dtype=torch.bool, device=device)
@@ -136,10 +138,8 @@ class DecodeLoop:
         self.position = self._write_prompt(prompt.to(device)) if prompt.shape[2] else 0
         """The step that is made next."""
 
-        conditions = conditions.to(device)
-        if self.guidance != 1:
-            conditions = conditions.followed_by(conditions.null())
-        rows = B if self.guidance == 1 else 2 * B
+        conditions = self.guide.conditions(conditions.to(device))
+        rows = self.guide.branches * B
         self.state = lm.start(conditions, self.num_steps, rows, length.max_frames if length.fixed else None)
 
     @torch.no_grad()
@@ -149,9 +149,10 @@ class DecodeLoop:
         draws = self.sampler.begin(self.seeds, s, self.columns)
         begun = head.begin(self._read(s))
         for stage, books in enumerate(head.stages):
-            logits = head.predict(begun, stage, self._for_all_rows(column)).double().unflatten(0, (-1, len(self.seeds)))
-            logits = self._guided(self.sampler.forbid(draws, stage, logits))
-            drawn = self.sampler.draw(draws, stage, logits)
+            logits = head.predict(begun, stage, self.guide.rows(column)).double()
+            self.broken = self.broken | (logits < float("inf")).logical_not().any()
+            logits = self.sampler.forbid(draws, stage, logits.unflatten(0, (-1, len(self.seeds))))
+            drawn = self.sampler.draw(draws, stage, self.guide(logits, s, stage))
             if 0 in books:
                 self._end_rows(s, drawn[:, books.index(0)])
             self._write(s, drawn, books)
@@ -192,22 +193,7 @@ class DecodeLoop:
     def _read(self, s: int) -> Tensor:
         """Hidden states of step s, of all rows the model runs; it reads the columns it has not read: one, or at first
         the prompt."""
-        return self.lm.read(self.state, self._for_all_rows(self.columns[:, :, self.state.step : s + 1]))[:, -1]
-
-    def _for_all_rows(self, ids: Tensor) -> Tensor:
-        """Ids of B rows for the rows the model runs: twice as many with guidance."""
-        return ids if self.guidance == 1 else torch.cat([ids, ids])
-
-    def _guided(self, logits: Tensor) -> Tensor:
-        """Logits [B, n, V'] float64 to sample from, of those of all rows the model runs, [1 or 2, B, n, V']."""
-        conditioned = logits[0]
-        if self.guidance == 1:
-            guided = conditioned
-        else:
-            guided = logits[1] + self.guidance * (conditioned - logits[1])
-            guided = torch.where(conditioned.isneginf(), conditioned, guided)  # -inf minus -inf is not a number
-        self.broken = self.broken | guided.isnan().any()
-        return guided
+        return self.lm.read(self.state, self.guide.rows(self.columns[:, :, self.state.step : s + 1]))[:, -1]
 
     def _end_rows(self, s: int, drawn: Tensor) -> None:
         """An end among the ids [B] drawn for codebook 0 sets the row's length."""
@@ -299,21 +285,6 @@ def _check_seeds(seeds: Sequence[int]) -> list[int]:
         if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
             raise ValueError(f"a seed must be a whole number of 64 bits, found {seed!r}")
     return list(seeds)
-
-
-def _check_guidance(guidance: float, lm: TokenLM) -> float:
-    if not 0 <= guidance < float("inf"):
-        raise ValueError(f"guidance must be at least 0, found {guidance}")
-    if guidance != 1:
-        if not lm.config.conditions:
-            raise ValueError(f"guidance is {guidance}, but the model has no conditions; use guidance 1")
-        for condition in lm.config.conditions:
-            if condition.dropout == 0:
-                raise ValueError(
-                    f"guidance is {guidance}, but the model was trained without dropping its {condition.kind} "
-                    "(dropout 0), so it knows no generation without it; use guidance 1"
-                )
-    return float(guidance)
 
 
 def _check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], length: Length) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 from ..lm.conditions import ConditionBatch
-from ..lm.defaults import GenerationDefaults
+from ..lm.defaults import GenerationDefaults, Guidance, GuidanceConfig
 from ..lm.model import TokenLM
 from ..tokenize.config import check_config
 from ..tokenize.spec import AudioGeometry, PictureGeometry
@@ -37,7 +37,8 @@ class Settings(TypedDict, total=False):
     end_bias: float
     max_silence: float
     silence_codes: Sequence[int]
-    guidance: float
+    end_rule: str
+    guidance: Guidance | Sequence[float] | dict
     max_frames: int
     min_frames: int
 
@@ -52,7 +53,7 @@ class Request:
     """B."""
     length: Length
     sampling: Sampling
-    guidance: float
+    guidance: Guidance
     prompt: Tensor | None
     """Codes [B, K, t] that the samples begin with."""
 
@@ -92,7 +93,7 @@ def make_request(
     Raises:
         ValueError: names the argument, what was found and what to do.
     """
-    given: dict = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    given = {name: _plain(value) for name, value in settings.items()}
     chosen = GenerationDefaults() if defaults is None else defaults
     chosen = check_config({**chosen.model_dump(mode="json"), **given}, GenerationDefaults, "generate")
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -121,6 +122,13 @@ def make_request(
         guidance=chosen.guidance,
         prompt=prompt,
     )
+
+
+def _plain(value: Any) -> Any:
+    """A setting as YAML would say it."""
+    if isinstance(value, GuidanceConfig):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _as_lists(
@@ -171,6 +179,7 @@ def _sampling(tokenizer: Tokenizer, chosen: GenerationDefaults) -> Sampling:
         ras=chosen.ras,
         ras_tau=chosen.ras_tau,
         end_bias=chosen.end_bias,
+        end_rule=chosen.end_rule,
         max_silence_frames=frames,
         silence_codes=silent,
     )

@@ -3,7 +3,7 @@
 For each stage of the head, in this order:
 
     forbidden      ids that must not be drawn at all: the end before its time, silence after too much of it
-    bias, penalty  the end's bias, the penalty on ids drawn lately
+    bias, penalty  the end's bias, the penalty on ids drawn lately, the end's rule
     filters        temperature, top-k, top-p, min-p (sampling.py), and the draw
     second draw    repetition-aware sampling: an id that repeats is drawn again from the unfiltered distribution
 
@@ -88,6 +88,7 @@ class Sampler:
         self.penalizes = bool((repetition.penalty != 1).any())
         self.draws_again = bool((repetition.ras_window > 0).any())
         self.end_bias = _check_end_bias(sampling.end_bias, self.has_end)
+        self.end_rule = _check_end_rule(sampling.end_rule)
         self.max_silence, self.silent = _check_silence(sampling, arrangement.cardinalities[0], V, device)
         window = max(
             self.max_silence,
@@ -140,17 +141,25 @@ class Sampler:
         if self.end_bias and rules.first is not None:
             is_end = (rules.books == 0)[:, None] & self.end[: logits.shape[-1]]
             logits = logits + is_end * self.end_bias
-        if begun.recent is None:
-            return sample(logits, rules.of(begun.numbers), rules.filters)
-        assert self.look_back is not None
+        if begun.recent is None or self.look_back is None:
+            return sample(self._with_end_rule(rules, logits), rules.of(begun.numbers), rules.filters)
         recent, ages = rules.of(begun.recent), self.look_back.ages
         if self.penalizes:
             logits = penalize(logits, recent, ages, rules.repetition)
+        logits = self._with_end_rule(rules, logits)
         drawn = sample(logits, rules.of(begun.numbers), rules.filters)
         if begun.again is not None:
             second = sample(logits, rules.of(begun.again), rules.filters.unfiltered())
             drawn = torch.where(repeats(drawn, recent, ages, rules.repetition), second, drawn)
         return drawn
+
+    def _with_end_rule(self, rules: Stage, logits: Tensor) -> Tensor:
+        """-inf on the end where another id is likelier, if that is the rule."""
+        if self.end_rule == "drawn" or not self.has_end or rules.first is None:
+            return logits
+        is_end = (rules.books == 0)[:, None] & self.end[: logits.shape[-1]]
+        other = logits.masked_fill(is_end, float("-inf")).amax(dim=-1, keepdim=True)
+        return logits.masked_fill(is_end & (logits < other), float("-inf"))
 
 
 def _make_repetition(sampling: Sampling, num_codebooks: int, device: torch.device | str) -> Repetition:
@@ -180,6 +189,12 @@ def _check_end_bias(bias: float, has_end: bool) -> float:
     if bias and not has_end:
         raise ValueError(f"end_bias is {bias}, but the model has no end code: its number of frames is fixed; use 0")
     return float(bias)
+
+
+def _check_end_rule(rule: str) -> str:
+    if rule not in ("drawn", "likeliest"):
+        raise ValueError(f"end_rule must be 'drawn' or 'likeliest', found {rule!r}")
+    return rule
 
 
 def _check_silence(

@@ -38,6 +38,8 @@ class Sampling:
     """An id that is at least this share of the last `ras` codes is drawn again, from the unfiltered distribution."""
     end_bias: float = 0.0
     """Added to the logit of the end: above 0 rows end sooner."""
+    end_rule: str = "drawn"
+    """drawn, or likeliest: the end is drawn only where no other id is likelier."""
     max_silence_frames: int = 0
     """After so many silent codes of codebook 0 in a row another one follows; 0: no limit."""
     silence_codes: Sequence[int] = ()

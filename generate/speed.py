@@ -6,6 +6,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
+from ..lm.defaults import Guidance
 from ..tokenize.spec import AudioGeometry
 from .model import Model
 
@@ -18,7 +19,7 @@ class Speed:
 
     rows: int
     """Samples made together."""
-    guidance: float
+    guidance: Guidance
     frames: int
     """Frames of each sample."""
     seconds: list[float]
@@ -38,7 +39,7 @@ class Speed:
 
 
 def measure_speed(
-    model: Model, rows: int, guidance: float | None = None, frames: int | None = None, repeats: int = 3
+    model: Model, rows: int, guidance: Guidance | None = None, frames: int | None = None, repeats: int = 3
 ) -> Speed:
     """Time `generate`, language model and tokenizer together, after one run to warm up.
 

@@ -132,12 +132,16 @@ class ConditionBatch:
         """The chosen rows."""
         return self._each(lambda tensor: tensor[index])
 
-    def null(self) -> ConditionBatch:
-        """As many rows, all without conditions."""
-        label = None if self.label is None else torch.full_like(self.label, -1)
-        text_lengths = None if self.text_lengths is None else torch.zeros_like(self.text_lengths)
-        embedding_lengths = None if self.embedding_lengths is None else torch.zeros_like(self.embedding_lengths)
-        return replace(self, label=label, text_lengths=text_lengths, embedding_lengths=embedding_lengths)
+    def null(self, keep: Sequence[str] = ()) -> ConditionBatch:
+        """As many rows, all without conditions, save the kinds that are kept."""
+        nulls = {}
+        if self.label is not None and "label" not in keep:
+            nulls["label"] = torch.full_like(self.label, -1)
+        for kind in ("text", "embedding"):
+            lengths = getattr(self, f"{kind}_lengths")
+            if lengths is not None and kind not in keep:
+                nulls[f"{kind}_lengths"] = torch.zeros_like(lengths)
+        return replace(self, **nulls)
 
     def followed_by(self, other: ConditionBatch) -> ConditionBatch:
         """The rows of both (texts of one padded length), for instance `batch.followed_by(batch.null())` for

@@ -2,9 +2,101 @@
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from ..tokenize.config import Config
+
+
+class TwoConditions(Config):
+    """Guidance by two conditions (MusicGen-Style, arXiv:2407.12563): l_null + s (l_kept + beta (l_all - l_kept) -
+    l_null), with l_kept the logits given the kept conditions alone. It runs three rows for each sample."""
+
+    keep: tuple[str, ...] = Field(min_length=1)
+    """Kinds of the conditions that are kept, for instance [codes]; beta strengthens the others."""
+    beta: NonNegativeFloat = 1.0
+    """1: as with one condition."""
+
+
+class GuidanceConfig(Config):
+    """What every kind has. The scale is s in l_null + s (l_condition - l_null): 1 is the condition alone."""
+
+    scale: NonNegativeFloat | tuple[NonNegativeFloat, ...]
+    """One value, or one for each codebook."""
+    filter_top_k: NonNegativeInt = 0
+    """Above 0 (Dia): the guided logits only choose the k likeliest ids, their probabilities are those of the condition
+    alone; 0: the guided logits are drawn from."""
+    two: TwoConditions | None = None
+
+
+class ConstantGuidance(GuidanceConfig):
+    """The same scale at every step."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class IntervalGuidance(GuidanceConfig):
+    """The scale from `start` to `stop` (LlamaGen: until stop), 1 outside; in shares of the steps, step / steps."""
+
+    kind: Literal["interval"] = "interval"
+    start: float = Field(default=0.0, ge=0, le=1)
+    stop: float = Field(default=1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> IntervalGuidance:
+        if self.stop <= self.start:
+            raise ValueError(f"stop {self.stop} must be above start {self.start}")
+        return self
+
+
+class LinearGuidance(GuidanceConfig):
+    """first + (scale - first) p with p = step / steps. VAR's number t is scale = 1 + t."""
+
+    kind: Literal["linear"] = "linear"
+    first: NonNegativeFloat = 1.0
+
+
+class CosineGuidance(GuidanceConfig):
+    """1 + (scale - 1) (1 - cos(pi p^power)) / 2 with p = step / steps (RAR). MaskBit's number s is scale = 1 + s."""
+
+    kind: Literal["cosine"] = "cosine"
+    power: PositiveFloat = 1.0
+    """Above 1 the scale stays low for longer."""
+
+
+def _tag(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return value.get("kind", "constant")
+    if isinstance(value, GuidanceConfig):
+        return getattr(value, "kind", None)
+    return "scales" if isinstance(value, Sequence) and not isinstance(value, str) else "scale"
+
+
+Guidance = Annotated[
+    Annotated[NonNegativeFloat, Tag("scale")]
+    | Annotated[tuple[NonNegativeFloat, ...], Tag("scales")]
+    | Annotated[ConstantGuidance, Tag("constant")]
+    | Annotated[IntervalGuidance, Tag("interval")]
+    | Annotated[LinearGuidance, Tag("linear")]
+    | Annotated[CosineGuidance, Tag("cosine")],
+    Discriminator(
+        _tag,
+        custom_error_type="guidance_kind",
+        custom_error_message="kind must be one of constant, interval, linear, cosine",
+    ),
+]
+"""A number (or one for each codebook) is a constant scale."""
 
 
 class GenerationDefaults(Config):
@@ -32,8 +124,11 @@ class GenerationDefaults(Config):
     """Seconds of silence in a row at most; 0: no limit."""
     silence_codes: tuple[int, ...] = ()
     """Codes of codebook 0 that count as silence; none: those that the tokenizer gives digital silence."""
-    guidance: float = Field(default=1.0, ge=0)
-    """Classifier-free guidance: 1 none, above it the condition is followed more closely."""
+    end_rule: Literal["drawn", "likeliest"] = "drawn"
+    """likeliest (Dia): the end is drawn only where no other id is likelier."""
+    guidance: Guidance = 1.0
+    """Classifier-free guidance: 1 none, above it the condition is followed more closely. A number, one for each
+    codebook, or a schedule like {kind: linear, scale: 3.0}."""
     max_frames: PositiveInt | None = None
     """Frames at most; null: the whole grid of a picture."""
     min_frames: NonNegativeInt = 1

@@ -72,6 +72,14 @@ def test_generate_one_with_all_settings(models, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_guidance_schedule(models, tmp_path):
+    schedule = "{kind: linear, scale: [3, 2, 1.5]}"
+    assert tessera("image", "star", "--model", models / "shapes", "--guidance", schedule, "-o", tmp_path / "a.png") == 0
+    found = load(models / "shapes").generate(label="star", guidance={"kind": "linear", "scale": [3.0, 2.0, 1.5]})
+    found.save(tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
 def test_several_texts_and_labels(models, tmp_path, capsys):
     texts = ["--text", "one", "--text", "two"]
     assert tessera("generate", models / "voices", *texts, "--label", "7", "-n", 2, "-o", tmp_path / "o", "--json") == 0
@@ -136,6 +144,9 @@ def test_eval(models, tmp_path, capsys):
         ("generate {shapes} --label star --temperature warm -o x.png", "--temperature takes a number"),
         ("generate {shapes} --label star --temperature 1,1 -o x.png", "temperature has 2 values but the model has 3"),
         ("generate {shapes} --label star --top-k 1.5 -o x.png", "--top-k takes a whole number"),
+        ("generate {shapes} --label star --guidance much -o x.png", "--guidance takes a number"),
+        ('generate {shapes} --label star --guidance {{"kind":"a"}} -o x.png', "guidance: kind must be one of"),
+        ("generate {shapes} --label star --guidance 1,2 -o x.png", "guidance has 2 scales but the model has 3"),
         ("generate {shapes} --label star --ras many -o x.png", "--ras takes a whole number"),
         ("generate {shapes} --label star --max-silence 1 -o x.png", "makes pictures, which have no silence"),
         ("generate {shapes} --label star --frames 3 -o x.png", "num_frames is 3"),

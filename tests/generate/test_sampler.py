@@ -25,6 +25,7 @@ RULES = {
     "ras by codebook": Sampling(top_p=[0.3, 0.5, 0.8], ras=[0, 7, 3], ras_tau=[0.1, 0.3, 0.7], temperature=[1, 0, 2.0]),
     "end bias": Sampling(end_bias=1.5),
     "silence": Sampling(max_silence_frames=2, silence_codes=SILENT),
+    "end where likeliest": Sampling(end_rule="likeliest", temperature=2.0, end_bias=2.0),
     "all": Sampling(
         temperature=1.2, top_k=3, min_p=0.05, repetition_penalty=1.5, repetition_window=5, ras=4, ras_tau=0.5,
         end_bias=-0.5, max_silence_frames=1, silence_codes=SILENT,
@@ -46,6 +47,8 @@ def slow_choice(logits, past, s, k, u, again, end_id, may_end):
     for code in set(past[-at(s.repetition_window, k) :]):
         penalty = at(s.repetition_penalty, k)
         logits[code] = logits[code] / penalty if logits[code] > 0 else logits[code] * penalty
+    if k == 0 and s.end_rule == "likeliest" and max(logits) > logits[end_id]:
+        logits[end_id] = float("-inf")
     drawn = slow_draw(slow_distribution(logits, s, k), u)
     window = at(s.ras, k)
     if window and past[-window:].count(drawn) >= window * at(s.ras_tau, k) - 1e-6 and drawn in past[-window:]:
