@@ -1,14 +1,16 @@
-/* Linear layers of few rows: y[b, n] = sum over d of x[b, d] weight[n, d], every weight read from memory once.
+/* What a step of generation does with few rows, every weight, key and value read from memory once.
 
-   With one to a few rows a linear layer costs the time to read its weights, so they lie in the order in which they are
-   read: for each 4 outputs, one tile after another of [4 outputs, 32 inputs] (int4: 16 bytes an output; the low half of
-   byte j is input j, the high half input 16 + j). Reading four rows of an ordinary matrix side by side is two to three
-   times slower: the processor foresees one long stream, not four short ones.
+   Linear layers: y[b, n] = sum over d of x[b, d] weight[n, d]. With one to a few rows such a layer costs the time to
+   read its weights, so they lie in the order in which they are read: for each 4 outputs, one tile after another of
+   [4 outputs, 32 inputs] (int4: 16 bytes an output; the low half of byte j is input j, the high half input 16 + j).
+   Reading four rows of an ordinary matrix side by side is two to three times slower: the processor foresees one long
+   stream, not four short ones.
 
    float32 and bfloat16 weights are as they are; int8 has one scale for an output; int4 has scale and offset for every
    group of inputs: weight = scale number + offset. Sums are float32. Widths are rounded up to whole tiles, with zeros.
    Plain C with the vector extensions of GCC and Clang; only the loads are written for each processor. */
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -230,6 +232,109 @@ int skinny_linear(int kind, const char *weight, const void *scales, const float 
                 if (half) ((uint16_t *)y)[b * outputs + n] = to_bfloat16(value);
                 else ((float *)y)[b * outputs + n] = value;
             }
+    }
+    free(memory);
+    return 0;
+}
+
+/* Attention of one query a row to the positions so far: every key and value read once. */
+
+INLINE float exponential(float x) { /* of x <= 0, to 2e-7 of itself; a loop of these becomes vector code */
+    const float halves = x * 1.44269504f;
+    const int32_t whole = (int32_t)(halves - 0.5f), bits = (whole + 127) << 23;
+    const float rest = (halves - (float)whole) * 0.69314718f;
+    const float tail = 1.f / 6 + rest * (1.f / 24 + rest * (1.f / 120 + rest / 720));
+    const float series = 1 + rest * (1 + rest * (0.5f + rest * tail));
+    float power;
+    memcpy(&power, &bits, 4);
+    return x < -87 ? 0 : series * power;
+}
+
+typedef struct {
+    const char *keys, *values; /* strides in numbers: of row, head, position; the numbers of a head lie together */
+    const uint8_t *mask;       /* [rows, positions], 1 where a position is seen, or NULL */
+    int64_t positions, width, key_strides[3], value_strides[3], mask_stride;
+} Past;
+
+/* scores[m] += query . key[m] over `parts` registers of the head (a constant once inlined) */
+INLINE void add_scores(int kind, const Past *past, const char *key, const float *query, float *scores, int parts) {
+    const int64_t size = kind == FLOAT32 ? 4 : 2;
+    floats qs[8];
+    EACH(p, parts) qs[p] = load_float32(query + p * LANES);
+    for (int64_t m = 0; m < past->positions; m++, key += past->key_strides[2] * size) {
+        floats total = qs[0] * load(kind, key);
+        for (int p = 1; p < parts; p++) total += qs[p] * load(kind, key + p * LANES * size);
+        scores[m] += sum(total);
+    }
+}
+
+/* result = sum over m of scores[m] value[m], as above */
+INLINE void mix_values(int kind, const Past *past, const char *value, const float *scores, float *result, int parts) {
+    const int64_t size = kind == FLOAT32 ? 4 : 2;
+    floats totals[8];
+    EACH(p, parts) totals[p] = (floats){0};
+    for (int64_t m = 0; m < past->positions; m++, value += past->value_strides[2] * size)
+        EACH(p, parts) totals[p] += load(kind, value + p * LANES * size) * scores[m];
+    EACH(p, parts) *(floats *)(result + p * LANES) = totals[p];
+}
+
+INLINE void attend_in_parts(int kind, const Past *past, const char *key, const char *value, const float *query,
+    float *scores, const uint8_t *mask, float *result, int parts) {
+    const int64_t size = kind == FLOAT32 ? 4 : 2;
+    memset(scores, 0, sizeof(float) * past->positions);
+    for (int64_t e = 0; e < past->width; e += parts * LANES)
+        add_scores(kind, past, key + e * size, query + e, scores, parts);
+    float largest = -INFINITY, total = 0;
+    if (mask) for (int64_t m = 0; m < past->positions; m++) scores[m] = mask[m] ? scores[m] : -INFINITY;
+    for (int64_t m = 0; m < past->positions; m++) largest = scores[m] > largest ? scores[m] : largest;
+    for (int64_t m = 0; m < past->positions; m++) scores[m] = exponential(scores[m] - largest);
+    for (int64_t m = 0; m < past->positions; m++) total += scores[m];
+    for (int64_t m = 0; m < past->positions; m++) scores[m] /= total;
+    for (int64_t e = 0; e < past->width; e += parts * LANES)
+        mix_values(kind, past, value + e * size, scores, result + e, parts);
+}
+
+static void attend(int kind, const Past *past, int64_t row, int64_t group, const float *query, float *scores,
+    float *result) {
+    const int64_t size = kind == FLOAT32 ? 4 : 2, parts = past->width / LANES;
+    const char *key = past->keys + (row * past->key_strides[0] + group * past->key_strides[1]) * size;
+    const char *value = past->values + (row * past->value_strides[0] + group * past->value_strides[1]) * size;
+    const uint8_t *mask = past->mask ? past->mask + row * past->mask_stride : 0;
+#define CASE(k, n) \
+    if (kind == k && parts % n == 0) return attend_in_parts(k, past, key, value, query, scores, mask, result, n);
+    CASE(FLOAT32, 8) CASE(FLOAT32, 4) CASE(FLOAT32, 2) CASE(FLOAT32, 1)
+    CASE(BFLOAT16, 8) CASE(BFLOAT16, 4) CASE(BFLOAT16, 2) CASE(BFLOAT16, 1)
+#undef CASE
+}
+
+/* queries and out [rows, heads, width] lie together, all of one kind (float32 or bfloat16), the width a multiple of 16;
+   query head h reads group h / (heads / groups). `strides` are those of Past in its order. Every row must see a
+   position. Returns as above. */
+int skinny_attention(int kind, const void *queries, const void *keys, const void *values, const uint8_t *mask,
+    void *out, int64_t rows, int64_t heads, int64_t groups, int64_t positions, int64_t width, const int64_t *strides,
+    int threads) {
+    const Past past = {keys, values, mask, positions, width, {strides[0], strides[1], strides[2]},
+        {strides[3], strides[4], strides[5]}, strides[6]};
+    const int64_t room = (2 * width + positions + 15) / 16 * 16, work = rows * heads;
+    const int64_t share = (work + threads - 1) / threads;
+    const float scale = 1 / sqrtf((float)width);
+    float *memory = aligned_alloc(64, sizeof(float) * room * threads);
+    if (!memory) return 1;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int t = 0; t < threads; t++) {
+        float *query = memory + t * room, *result = query + width, *scores = result + width;
+        for (int64_t i = t * share; i < (t + 1) * share && i < work; i++) {
+            for (int64_t e = 0; e < width; e++) {
+                const int64_t at = i * width + e;
+                const float number =
+                    kind == FLOAT32 ? ((const float *)queries)[at] : from_bfloat16(((const uint16_t *)queries)[at]);
+                query[e] = scale * number;
+            }
+            attend(kind, &past, i / heads, i % heads / (heads / groups), query, scores, result);
+            for (int64_t e = 0; e < width; e++)
+                if (kind == FLOAT32) ((float *)out)[i * width + e] = result[e];
+                else ((uint16_t *)out)[i * width + e] = to_bfloat16(result[e]);
+        }
     }
     free(memory);
     return 0;

@@ -65,9 +65,36 @@ def skinny_linear(
     return _call(x, weight, scales, bias, KINDS.index(kind), outputs, group)
 
 
+def skinny_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of one query to the positions so far, [B, H, 1, E] -> [B, H, 1, E].
+
+    Args:
+        queries: [B, H, 1, E] float32 or bfloat16 on the CPU, E a multiple of 16.
+        keys, values: [B, G, M, E] of the same dtype; the numbers of a head lie together, all else may be strided.
+        mask: bool [B or 1, 1, 1, M], True where a key is seen; None: all are.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.tessera.skinny_attention(queries, keys, values, mask)
+    return _attend(queries, keys, values, mask)
+
+
+def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> bool:
+    """Whether `skinny_attention` takes these."""
+    return (
+        queries.shape[2] == 1
+        and queries.shape[3] % 16 == 0
+        and queries.dtype in (torch.float32, torch.bfloat16)
+        and queries.dtype == keys.dtype == values.dtype
+        and queries.device.type == "cpu"
+        and keys.stride(3) == values.stride(3) == 1
+        and (mask is None or mask.shape[1:3] == (1, 1))
+        and not why_not()
+    )
+
+
 def why_not() -> str:
     """Why the kernels cannot be used here; "" where they can."""
-    return _library()[1]
+    return _library()[2]
 
 
 def _call(
@@ -97,6 +124,35 @@ def _call(
     return y
 
 
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    B, H, _, E = queries.shape
+    G, M = keys.shape[1:3]
+    queries = queries.contiguous()
+    out = torch.empty_like(queries)
+    function = _library()[1]
+    assert function is not None
+    seen = None if mask is None else mask.expand(B, 1, 1, M).contiguous()
+    strides = (*keys.stride()[:3], *values.stride()[:3], M)
+    status = function(
+        KINDS.index("float32" if queries.dtype == torch.float32 else "bfloat16"),
+        queries.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        None if seen is None else seen.data_ptr(),
+        out.data_ptr(),
+        B,
+        H,
+        G,
+        M,
+        E,
+        (ctypes.c_int64 * 7)(*strides),
+        torch.get_num_threads(),
+    )
+    if status:
+        raise MemoryError(f"no memory for attention to {M} positions")
+    return out
+
+
 def _shape_of(
     x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: int, outputs: int, group: int
 ) -> Tensor:
@@ -108,7 +164,10 @@ _operators.define(
     "skinny_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, int kind, int outputs, int group) -> Tensor"
 )
 _operators.impl("skinny_linear", _call, "CPU")
+_operators.define("skinny_attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask) -> Tensor")
+_operators.impl("skinny_attention", _attend, "CPU")
 torch.library.register_fake("tessera::skinny_linear", _shape_of, lib=_operators)
+torch.library.register_fake("tessera::skinny_attention", lambda queries, *_: torch.empty_like(queries), lib=_operators)
 
 
 # The compiled library
@@ -116,16 +175,17 @@ torch.library.register_fake("tessera::skinny_linear", _shape_of, lib=_operators)
 
 @cache
 def _library():
-    """(the function, "") or (None, why there is none)."""
+    """(linear, attention, "") or (None, None, why there are none)."""
     try:
-        path = _built()
-        function = ctypes.CDLL(str(path)).skinny_linear
+        library = ctypes.CDLL(str(_built()))
+        linear, attention = library.skinny_linear, library.skinny_attention
     except (OSError, RuntimeError) as error:
-        return None, str(error)
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes = [ctypes.c_int, *[pointer] * 5, *[number] * 4, ctypes.c_int, ctypes.c_int]
-    function.restype = ctypes.c_int
-    return function, ""
+        return None, None, str(error)
+    integer, pointer, number = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
+    linear.argtypes = [integer, *[pointer] * 5, *[number] * 4, integer, integer]
+    attention.argtypes = [integer, *[pointer] * 5, *[number] * 5, pointer, integer]
+    linear.restype = attention.restype = integer
+    return linear, attention, ""
 
 
 def _built() -> Path:
@@ -144,7 +204,7 @@ def _built() -> Path:
     try:
         failures = []
         for flags in (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], []):
-            command = [compiler, "-O3", *flags, "-shared", "-fPIC", "-w", str(SOURCE), "-o", made]
+            command = [compiler, "-O3", *flags, "-shared", "-fPIC", "-w", str(SOURCE), "-o", made, "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 os.replace(made, path)

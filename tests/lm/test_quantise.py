@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from tessera.lm import skinny
+from tessera.lm.attention import sdpa
 from tessera.lm.conditions import ConditionBatch
-from tessera.lm.quantise import PackedLinear, linear_bytes, pack_, quantise_int4, quantise_int8
+from tessera.lm.quantise import PackedLinear, linear_bytes, pack_, quantise_int4, quantise_int8, sdpa_or_skinny
 from tessera.lm.rope import TimeRopeConfig
 from tessera.lm.weights import load_model, save_model
 
@@ -26,7 +27,7 @@ needs_compiler = pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_no
 def way(request, monkeypatch):
     """With the compiled kernels, and as on a machine without a compiler."""
     if request.param == "torch alone":
-        monkeypatch.setattr(skinny, "_library", lambda: (None, "no C compiler"))
+        monkeypatch.setattr(skinny, "_library", lambda: (None, None, "no C compiler"))
     return request.param
 
 
@@ -201,3 +202,44 @@ def test_operator_for_the_compiler():
     torch.library.opcheck(
         torch.ops.tessera.skinny_linear.default, operands, test_utils=("test_schema", "test_faketensor")
     )
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [16, 48, 64, 128, 272])
+def test_attention_of_one_query(dtype, width):
+    """Against float64, with shared heads, strided keys, masks, and positions few and many."""
+    for H, G, M, masked in ((4, 4, 1, False), (4, 4, 37, True), (6, 2, 300, False), (8, 1, 65, True)):
+        generator = torch.Generator().manual_seed(M)
+        queries = (4 * torch.randn(2, 1, H, width, generator=generator)).to(dtype).transpose(1, 2)
+        room = torch.randn(2, 2, G, M + 3, width, generator=generator).to(dtype)
+        keys, values = room[0, :, :, :M], room[1, :, :, :M]
+        mask = torch.rand(2, 1, 1, M, generator=generator) < 0.5 if masked else None
+        if mask is not None:
+            mask[..., 0] = True
+        wanted = F.scaled_dot_product_attention(
+            queries.double(), keys.double(), values.double(), attn_mask=mask, enable_gqa=True
+        )
+        assert skinny.can_attend(queries, keys, values, mask)
+        found = skinny.skinny_attention(queries, keys, values, mask)
+        tolerance = 3e-6 if dtype == torch.float32 else 2e-2  # of values of size 1, rounded to bfloat16 at the end
+        torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance)
+        assert torch.equal(torch.ops.tessera.skinny_attention(queries, keys, values, mask), found)
+
+
+@pytest.mark.parametrize("changed", ["two queries", "float64", "odd width", "strided heads", "mask of a head"])
+def test_attention_that_goes_elsewhere(changed):
+    queries, keys = torch.randn(2, 4, 1, 16), torch.randn(2, 4, 9, 16)
+    mask = None
+    if changed == "two queries":
+        queries = torch.randn(2, 4, 2, 16)
+    elif changed == "float64":
+        queries, keys = queries.double(), keys.double()
+    elif changed == "odd width":
+        queries, keys = queries[..., :12], keys[..., :12]
+    elif changed == "strided heads":
+        keys = torch.randn(2, 4, 16, 9).transpose(2, 3)
+    else:
+        mask = torch.ones(2, 4, 1, 9, dtype=torch.bool)
+    assert not skinny.can_attend(queries, keys, keys, mask)
+    assert torch.equal(sdpa_or_skinny(queries, keys, keys, mask, False), sdpa(queries, keys, keys, mask, False))
