@@ -92,6 +92,7 @@ def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     )
 
 
+@torch.compiler.assume_constant_result
 def why_not() -> str:
     """Why the kernels cannot be used here; "" where they can."""
     return _library()[2]
