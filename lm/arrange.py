@@ -28,16 +28,20 @@ code:
                                  .  b0 .  b1 .  b2 .  b3
                                  .  c0 .  c1 .  c2 .  c3
 
-    coarse_first                 a0 a1 a2 a3 .  .  .  .      S = 2 T; the only one that must know T beforehand
+    coarse_first                 a0 a1 a2 a3 .  .  .  .      S = 2 T; must know T beforehand
                                  .  .  .  .  b0 b1 b2 b3
                                  .  .  .  .  c0 c1 c2 c3
+
+    grouped [2, 1]               a0 .  a1 .  a2 .  a3 .  .  .  .  .       S = T K when flat inside, as here; T times the
+                                 .  b0 .  b1 .  b2 .  b3 .  .  .  .       number of groups when parallel inside; must
+                                 .  .  .  .  .  .  .  .  c0 c1 c2 c3      know T beforehand
 
 Cells without a code hold a special id: `start` before the codebook's first code, `pad` after it. The model puts one
 more column of `start` in front, as its first input; it is no part of the table. Where frames end at a length not known
 beforehand, one more frame is arranged, whose cells hold `end`: for codebook 0 it is predicted (a loss term), the other
 codebooks' follow from it.
 
-All but coarse_first are such that a prefix of the frames stands in a prefix of the steps.
+All but coarse_first and grouped are such that a prefix of the frames stands in a prefix of the steps.
 Source: the drawings are those of audiocraft's patterns (MusicGen, arXiv:2306.05284), less their leading column.
 """
 
@@ -56,6 +60,7 @@ from .layouts import ArrangementConfig as ArrangementConfig
 from .layouts import CoarseFirstConfig as CoarseFirstConfig
 from .layouts import DelayConfig as DelayConfig
 from .layouts import FlatConfig as FlatConfig
+from .layouts import GroupedConfig as GroupedConfig
 from .layouts import ParallelConfig as ParallelConfig
 from .layouts import PartialFlatConfig as PartialFlatConfig
 from .layouts import spread
@@ -65,15 +70,15 @@ UNKNOWN_LENGTH = 1 << 40
 
 
 class SpecialsConfig(Config):
-    """Ids that are no codes. With V codes in a codebook, `end` is V; `start` and `pad` are V plus the numbers given
-    here.
+    """Ids that are no codes: the V codes of a codebook are 0 to V - 1, these ids are V plus the numbers given here.
 
-    The defaults keep the three apart. audiocraft's single special token is start = pad = 0 (without an end), Dia's ids
-    are start = 2, pad = 1.
+    The defaults keep the three apart. What other projects use stands in presets.py.
     """
 
     start: int = Field(default=1, ge=0, le=7)
     pad: int = Field(default=2, ge=0, le=7)
+    end: int = Field(default=0, ge=0, le=7)
+    """Where it is not 0, codebook 0 has outputs between its codes and its end that are never drawn."""
     before: Literal["start", "pad"] = "start"
     """Fills the cells before a codebook's first code."""
     after: Literal["pad", "start", "end"] = "pad"
@@ -94,7 +99,7 @@ class Arrangement:
     """The table of one config for K codebooks; see the drawings above.
 
     Raises:
-        ConfigError: a list that does not have K entries, or variable_length where the arrangement must know T.
+        ConfigError: a list that does not fit K codebooks, or variable_length where the arrangement must know T.
     """
 
     def __init__(
@@ -110,24 +115,27 @@ class Arrangement:
         self.cardinalities = tuple(cardinalities)
         self.num_codebooks = K
         self.variable_length = variable_length
-        self.coarse_first = isinstance(config, CoarseFirstConfig)
         self.flatten_first = config.flatten_first if isinstance(config, DelayConfig) else 0
-        self.stride, self.offsets = spread(config, K)
-        if self.coarse_first and variable_length:
+        self.lines = spread(config, K)
+        self.needs_length = any(self.lines.spans)
+        """Whether steps cannot be told without the number of frames (coarse_first, grouped)."""
+        if self.needs_length and variable_length:
             raise ConfigError(
-                "arrangement coarse_first must know the number of frames beforehand; set variable_length: false"
+                f"arrangement {config.kind} must know the number of frames beforehand; set variable_length: false"
             )
-        if variable_length and 0 in (specials.start, specials.pad):
+        if variable_length and specials.start == specials.end:
             raise ConfigError(
-                "specials: start and pad must differ from the end id, so at least 1, when variable_length is true"
+                f"specials: start and end are both {specials.end}; they must differ when variable_length is true"
             )
-        self.num_specials = max(specials.start, specials.pad, 0) + 1
-        self.end_ids = self.cardinalities
+        has_end = variable_length or specials.after == "end"
+        self.num_specials = max(specials.start, specials.pad, specials.end if has_end else 0) + 1
+        self.end_ids = tuple(V + specials.end for V in cardinalities)
         self.start_ids = tuple(V + specials.start for V in cardinalities)
         self.pad_ids = tuple(V + specials.pad for V in cardinalities)
         fills = {"start": self.start_ids, "pad": self.pad_ids, "end": self.end_ids}
+        placing = [list(range(K)), self.lines.spans, self.lines.strides, self.lines.offsets]
         self._constants = torch.tensor(
-            [list(range(K)), self.offsets, fills[specials.before], fills[specials.after], self.end_ids],
+            [*placing, fills[specials.before], fills[specials.after], self.end_ids],
             dtype=torch.long,
             device="cpu",
         ).unsqueeze(-1)
@@ -141,14 +149,15 @@ class Arrangement:
     @property
     def output_sizes(self) -> tuple[int, ...]:
         """Ids the model can predict, for each codebook: its codes, and the end for codebook 0 when lengths vary."""
-        return tuple(V + (1 if self.variable_length and k == 0 else 0) for k, V in enumerate(self.cardinalities))
+        first = self.end_ids[0] + 1 if self.variable_length else self.cardinalities[0]
+        return (first, *self.cardinalities[1:])
 
     @property
     def max_delay(self) -> int:
-        """Steps from the first cell of a frame to its last (coarse_first, where that depends on T: raises
-        ValueError)."""
-        self._refuse_coarse_first("max_delay")
-        body = max(self.offsets) - min(self.offsets)
+        """Steps from the first cell of a frame to its last; ValueError where that depends on the number of frames."""
+        if self.needs_length:
+            raise ValueError(f"arrangement {self.config.kind}: max_delay depends on the number of frames")
+        body = max(self.lines.offsets) - min(self.lines.offsets)
         return max(body, self.num_codebooks - 1) if self.flatten_first else body
 
     # The table
@@ -162,37 +171,34 @@ class Arrangement:
         """S for T frames (an end frame counts as a frame)."""
         if num_frames < 1:
             return 0
-        if self.coarse_first:
-            return num_frames * (2 if self.num_codebooks > 1 else 1)
-        last = num_frames - 1
-        if last < self.flatten_first:
+        lines, last = self.lines, num_frames - 1 - self.flatten_first
+        if last < 0:
             return num_frames * self.num_codebooks
-        return (
-            self.flatten_first * self.num_codebooks + (last - self.flatten_first) * self.stride + max(self.offsets) + 1
-        )
+        ends = zip(lines.spans, lines.strides, lines.offsets, strict=True)
+        body = max(span * num_frames + stride * last + offset for span, stride, offset in ends) + 1
+        return self.flatten_first * self.num_codebooks + body
 
     def steps_of(self, frames: Tensor, num_frames: int | Tensor | None = None) -> Tensor:
         """Where frames stand.
 
         Args:
             frames: long [*, T] frame indices.
-            num_frames: frames of the whole sequence, needed by coarse_first only (an int, or a tensor that broadcasts
-                to [*, 1, T]).
+            num_frames: frames of the whole sequence, for an arrangement that `needs_length` (an int, or a tensor that
+                broadcasts to [*, 1, T]).
         Returns:
             long [*, K, T]: the step of each codebook's code of each frame.
         """
-        book, offset = self._tensors(frames.device)[:2]
+        book, span, stride, offset = self._tensors(frames.device)[:4]
         frames = frames.unsqueeze(-2)
-        if self.coarse_first:
-            total = self._known_total(num_frames, frames)
-            return frames + (book > 0) * total
+        if self.needs_length:
+            return span * self._known_total(num_frames, frames) + stride * frames + offset
         K, F = self.num_codebooks, self.flatten_first
-        return torch.where(frames < F, frames * K + book, F * K + (frames - F) * self.stride + offset)
+        return torch.where(frames < F, frames * K + book, F * K + (frames - F) * stride + offset)
 
     def cell_frames(self, step: int | Tensor, num_frames: int | None = None) -> Tensor:
         """For the decode loop: the frame each codebook stands at in one step, long [K], -1 where no code can stand.
 
-        Without num_frames the sequence has no last frame. coarse_first needs num_frames.
+        Without num_frames the sequence has no last frame.
         """
         frames = self._frames_at(torch.as_tensor(step).reshape(1), num_frames).squeeze(-1)
         return frames if num_frames is None else torch.where(frames < num_frames, frames, -1)
@@ -219,14 +225,17 @@ class Arrangement:
         """long, like steps [*, S]: the frame a step works on, that of its furthest codebook. It places steps on a
         picture's grid.
 
-        coarse_first goes over the frames twice.
+        Where groups stand one after another, each goes over the frames again.
         """
-        if self.coarse_first:
-            total = self._known_total(num_frames, steps)
-            return torch.where(steps < total, steps, steps - total)
+        if self.needs_length:
+            span, stride, offset = self._tensors(steps.device)[1:4]
+            total = self._known_total(num_frames, steps)[..., None]
+            frames = (steps.unsqueeze(-2) - span * total - offset) // stride
+            begun = (frames >= 0) & (frames < total)
+            return torch.where(begun, frames + span * total, 0).amax(-2) % total[..., 0]  # of the last group begun
         head = self.flatten_first * self.num_codebooks
-        body = self.flatten_first + (steps - head - min(self.offsets)).clamp(min=0) // self.stride
-        return torch.where(steps < head, steps // self.num_codebooks, body)
+        begun = (steps - head - min(self.lines.offsets)).clamp(min=0) // self.lines.strides[0]
+        return torch.where(steps < head, steps // self.num_codebooks, self.flatten_first + begun)
 
     # There and back
 
@@ -261,8 +270,8 @@ class Arrangement:
         Args:
             arranged: [B, K, S] or [B, K, S, V]; S may be larger than needed.
             num_frames: T.
-            lengths: [B] long, for coarse_first where rows differ in length; what comes out beyond a row's length has no
-                meaning.
+            lengths: [B] long, for an arrangement that `needs_length` where rows differ in length; what comes out beyond
+                a row's length has no meaning.
         Returns:
             [B, K, T] or [B, K, T, V].
         Raises:
@@ -273,7 +282,7 @@ class Arrangement:
         if self.num_steps(num_frames) > S:
             raise ValueError(f"{num_frames} frames take {self.num_steps(num_frames)} steps, but {S} were given")
         frames = torch.arange(num_frames, device=arranged.device)
-        if self.coarse_first and lengths is not None:
+        if self.needs_length and lengths is not None:
             frames = torch.minimum(frames, lengths[:, None] - 1)
             steps = self.steps_of(frames, lengths[:, None, None])
         else:
@@ -315,12 +324,12 @@ class Arrangement:
 
     def _frames_and_fill(self, steps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (any beyond the last included) and the special id for where no code stands, both [B or 1, K, S]."""
-        _, _, before, after, end = self._tensors(steps.device)
+        before, after, end = self._tensors(steps.device)[4:]
         frames = self._frames_at(steps, lengths)
         if frames.dim() == 2:
             frames = frames.unsqueeze(0)
         zero = torch.zeros(1, dtype=torch.long, device=steps.device)
-        first = self.steps_of(zero, lengths if self.coarse_first else None)
+        first = self.steps_of(zero, lengths if self.needs_length else None)
         fill = torch.where(steps < first, before, after)
         if fill.dim() == 2:
             fill = fill.unsqueeze(0)
@@ -330,27 +339,27 @@ class Arrangement:
         return frames, fill
 
     def _frames_at(self, steps: Tensor, num_frames: int | Tensor | None) -> Tensor:
-        """Frame in each cell of the unbounded sequence, -1 for none: steps [S] -> [K, S], or [B, K, S] for coarse_first
-        by row."""
-        book, offset = self._tensors(steps.device)[:2]
-        if self.coarse_first:
-            total = self._known_total(num_frames, steps)
-            frames = steps - (book > 0) * total
-            return torch.where((frames >= 0) & (frames < total), frames, -1)
+        """Frame in each cell of the unbounded sequence, -1 for none: steps [S] -> [K, S], or [B, K, S] where rows of
+        their own lengths (num_frames [B, 1, 1]) differ in it."""
+        book, span, stride, offset = self._tensors(steps.device)[:4]
         K, F = self.num_codebooks, self.flatten_first
         ahead = steps - F * K - offset
-        body = torch.where((ahead >= 0) & (ahead % self.stride == 0), F + ahead // self.stride, -1)
+        if self.needs_length:
+            total = self._known_total(num_frames, steps)
+            ahead = ahead - span * total
+            return torch.where((ahead >= 0) & (ahead % stride == 0) & (ahead < stride * total), ahead // stride, -1)
+        body = torch.where((ahead >= 0) & (ahead % stride == 0), F + ahead // stride, -1)
         if not F:
             return body
         return torch.where(steps < F * K, torch.where(steps % K == book, steps // K, -1), body)
 
     def _known_total(self, num_frames: int | Tensor | None, like: Tensor) -> Tensor:
         if num_frames is None:
-            raise ValueError("arrangement coarse_first must be told the number of frames")
+            raise ValueError(f"arrangement {self.config.kind} must be told the number of frames")
         return torch.as_tensor(num_frames, device=like.device)
 
     def _tensors(self, device: torch.device) -> Tensor:
-        """[5, K, 1]: codebook index, offset, id before, id after, end id."""
+        """[7, K, 1]: codebook index, span, stride, offset (see `Lines`), id before, id after, end id."""
         if device not in self._on_device:
             self._on_device[device] = self._constants.to(device)
         return self._on_device[device]
@@ -360,7 +369,3 @@ class Arrangement:
             raise ValueError(
                 f"codes have {K} codebooks but the model has {self.num_codebooks}; encode with the model's tokenizer"
             )
-
-    def _refuse_coarse_first(self, what: str) -> None:
-        if self.coarse_first:
-            raise ValueError(f"arrangement coarse_first: {what} depends on the number of frames")

@@ -1,11 +1,14 @@
-"""The named layouts of codes in steps (drawn in arrange.py), and what tells them apart: a stride and K offsets.
+"""The named layouts of codes in steps (drawn in arrange.py), and what they are to the engine: three numbers for each
+codebook.
 
-Frame t of codebook k stands at step t * stride + offsets[k]. Two things do not fit that: frames at the beginning that
-stand one codebook a step (`flatten_first`), and coarse_first.
+Frame t of T of codebook k stands at step spans[k] * T + strides[k] * t + offsets[k]. One thing does not fit that:
+frames at the beginning that stand one codebook a step (`flatten_first`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -48,31 +51,77 @@ class PartialFlatConfig(Config):
     """One more delay in frames for each codebook; null: none."""
 
 
+class GroupedConfig(Config):
+    """Groups of codebooks one after another: all frames of the first group, then all frames of the next."""
+
+    kind: Literal["grouped"] = "grouped"
+    sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...]
+    """Codebooks in each group: [1, 2] is codebook 0, then 1 and 2."""
+    inside: Literal["flat", "parallel"] = "flat"
+    """flat: within a group one code a step. parallel: a step holds a group's codes of one frame."""
+    delays: tuple[Steps, ...] | None = None
+    """One more delay in frames for each codebook within its group; null: none."""
+
+
 class CoarseFirstConfig(Config):
-    """Codebook 0 of all frames, then the others of all frames."""
+    """Codebook 0 of all frames, then the others of all frames: `grouped` of two groups, parallel inside."""
 
     kind: Literal["coarse_first"] = "coarse_first"
 
 
 ArrangementConfig = Annotated[
-    ParallelConfig | DelayConfig | FlatConfig | PartialFlatConfig | CoarseFirstConfig, Field(discriminator="kind")
+    ParallelConfig | DelayConfig | FlatConfig | PartialFlatConfig | GroupedConfig | CoarseFirstConfig,
+    Field(discriminator="kind"),
 ]
 
 
-def spread(config: ArrangementConfig, K: int) -> tuple[int, list[int]]:
-    """Steps a frame takes, and each codebook's offset in steps. ConfigError: a list that does not have K entries."""
+@dataclass(frozen=True)
+class Lines:
+    """Frame t of T of codebook k stands at step spans[k] * T + strides[k] * t + offsets[k]."""
+
+    spans: list[int]
+    """Not all 0: where a code stands depends on the number of frames."""
+    strides: list[int]
+    offsets: list[int]
+
+
+def spread(config: ArrangementConfig, K: int) -> Lines:
+    """What a layout is for K codebooks. ConfigError: a list that does not fit K codebooks."""
+    if isinstance(config, CoarseFirstConfig):
+        return _grouped([1, K - 1] if K > 1 else [1], "parallel", [0] * K)
+    if isinstance(config, GroupedConfig):
+        if sum(config.sizes) != K:
+            raise ConfigError(
+                f"arrangement.sizes {list(config.sizes)} add up to {sum(config.sizes)}, but there are {K} codebooks; "
+                f"give sizes that add up to {K}"
+            )
+        return _grouped(list(config.sizes), config.inside, _entries("delays", config.delays, K, [0] * K))
     if isinstance(config, DelayConfig):
-        return 1, _entries("delays", config.delays, K, list(range(K)))
+        return Lines([0] * K, [1] * K, _entries("delays", config.delays, K, list(range(K))))
     if isinstance(config, FlatConfig):
-        return K, list(range(K))
+        return Lines([0] * K, [K] * K, list(range(K)))
     if isinstance(config, PartialFlatConfig):
         groups = _entries("groups", config.groups, K, [])
         if sorted(set(groups)) != list(range(max(groups) + 1)):
             raise ConfigError(f"arrangement.groups must use every number from 0 to the largest, found {groups}")
         stride = max(groups) + 1
         delays = _entries("delays", config.delays, K, [0] * K)
-        return stride, [delay * stride + group for delay, group in zip(delays, groups, strict=True)]
-    return 1, [0] * K
+        offsets = [delay * stride + group for delay, group in zip(delays, groups, strict=True)]
+        return Lines([0] * K, [stride] * K, offsets)
+    return Lines([0] * K, [1] * K, [0] * K)
+
+
+def _grouped(sizes: list[int], inside: str, delays: list[int]) -> Lines:
+    lines = Lines([], [], [])
+    span = start = 0  # a group begins at step span * T + start
+    for size, end in zip(sizes, accumulate(sizes), strict=True):
+        stride = size if inside == "flat" else 1
+        places = [delay * stride + place % stride for place, delay in enumerate(delays[end - size : end])]
+        lines.spans.extend([span] * size)
+        lines.strides.extend([stride] * size)
+        lines.offsets.extend(start + place for place in places)
+        span, start = span + stride, start + max(places) + 1 - stride
+    return lines
 
 
 def _entries(name: str, found: tuple[int, ...] | None, K: int, default: list[int]) -> list[int]:

@@ -11,7 +11,7 @@ from tessera.generate.noise import uniform
 from tessera.generate.sampling import Sampling
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import make_conditions, make_lm
+from tiny_models import NEED_LENGTH, make_conditions, make_lm
 
 ARRANGEMENTS = ("parallel", "delay", "partial delay", "late delay", "flatten first", "flat", "partial flat")
 FRAMES = 6  # of a picture too: 2 x 3
@@ -79,7 +79,7 @@ def test_equals_the_full_forward(arrangement, kind):
 
 
 @pytest.mark.parametrize("rope", ["time", "grid"])
-@pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, "coarse first"])
+@pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, *NEED_LENGTH])
 def test_fixed_length_equals_the_full_forward(arrangement, rope):
     configs, batch = make_conditions("label", 3)
     lm = make_lm(arrangement, variable=False, conditions=configs, rope={"kind": rope})
@@ -99,9 +99,9 @@ def test_guidance_equals_two_forwards(arrangement, guidance):
 
 
 @pytest.mark.parametrize("t", [1, 2, 5])
-@pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, "coarse first"])
+@pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, *NEED_LENGTH])
 def test_a_prompt_is_kept_and_continued(arrangement, t):
-    variable = arrangement != "coarse first"
+    variable = arrangement not in NEED_LENGTH
     lm = make_lm(arrangement, variable=variable)
     length = UP_TO if variable else EXACTLY
     _, none = make_conditions("none", 2)
@@ -112,9 +112,9 @@ def test_a_prompt_is_kept_and_continued(arrangement, t):
         check_equal(found, i, *slow_generate(lm, none, i, length, prompt=prompt[i]))
 
 
-@pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, "coarse first"])
+@pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, *NEED_LENGTH])
 def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement):
-    variable = arrangement != "coarse first"
+    variable = arrangement not in NEED_LENGTH
     lm = make_lm(arrangement, variable=variable)
     length = Length(FRAMES, min_frames=4) if variable else EXACTLY
     _, none = make_conditions("none", 3)

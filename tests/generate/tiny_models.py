@@ -2,7 +2,14 @@
 
 import torch
 
-from tessera.lm.arrange import CoarseFirstConfig, DelayConfig, FlatConfig, ParallelConfig, PartialFlatConfig
+from tessera.lm.arrange import (
+    CoarseFirstConfig,
+    DelayConfig,
+    FlatConfig,
+    GroupedConfig,
+    ParallelConfig,
+    PartialFlatConfig,
+)
 from tessera.lm.conditions import ConditionBatch, LabelConfig, TextConditionConfig
 from tessera.lm.defaults import GenerationDefaults
 from tessera.lm.model import LMConfig, TokenLM
@@ -23,7 +30,9 @@ ARRANGEMENTS = {
     "flat": FlatConfig(),
     "partial flat": PartialFlatConfig(groups=(0, 1, 1)),
     "coarse first": CoarseFirstConfig(),
+    "grouped": GroupedConfig(sizes=(2, 1)),
 }
+NEED_LENGTH = ("coarse first", "grouped")
 CARDINALITIES = (4, 7, 6)
 
 

@@ -4,7 +4,14 @@ import itertools
 
 import torch
 
-from tessera.lm.arrange import CoarseFirstConfig, DelayConfig, FlatConfig, ParallelConfig, PartialFlatConfig
+from tessera.lm.arrange import (
+    CoarseFirstConfig,
+    DelayConfig,
+    FlatConfig,
+    GroupedConfig,
+    ParallelConfig,
+    PartialFlatConfig,
+)
 from tessera.lm.conditions import ConditionBatch, EmbeddingConditionConfig, LabelConfig, TextConditionConfig
 from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig
 from tessera.lm.model import LMConfig, TokenLM
@@ -22,7 +29,9 @@ ARRANGEMENTS = {
     "flat": FlatConfig(),
     "partial flat": PartialFlatConfig(groups=(0, 1, 1)),
     "coarse first": CoarseFirstConfig(),
+    "grouped": GroupedConfig(sizes=(2, 1)),
 }
+NEED_LENGTH = ("coarse first", "grouped")
 
 
 def label(join="prefix"):
@@ -94,7 +103,7 @@ def make_config(
         "input": input_config,
         "qk_norm": qk_norm,
         "arrangement": ARRANGEMENTS[arrangement],
-        "variable_length": rope.kind != "grid" and arrangement != "coarse first",
+        "variable_length": rope.kind != "grid" and arrangement not in NEED_LENGTH,
         "conditions": CONDITIONS[condition],
     }
     return LMConfig(**(values | (block[0] if block else {}) | settings))

@@ -11,6 +11,7 @@ from tessera.lm.arrange import (
     CoarseFirstConfig,
     DelayConfig,
     FlatConfig,
+    GroupedConfig,
     ParallelConfig,
     PartialFlatConfig,
     SpecialsConfig,
@@ -68,6 +69,24 @@ DRAWINGS = [
            S  S  S  S 11 12 13 14
            S  S  S  S 21 22 23 24""",
     ),
+    (
+        GroupedConfig(sizes=(2, 1)),
+        """1  S  2  S  3  S  4  S  S  S  S  S
+           S 11  S 12  S 13  S 14  S  S  S  S
+           S  S  S  S  S  S  S  S 21 22 23 24""",
+    ),
+    (
+        GroupedConfig(sizes=(2, 1), inside="parallel"),
+        """1  2  3  4  S  S  S  S
+          11 12 13 14  S  S  S  S
+           S  S  S  S 21 22 23 24""",
+    ),
+    (
+        GroupedConfig(sizes=(1, 2), inside="parallel", delays=(0, 0, 1)),
+        """1  2  3  4  S  S  S  S  S
+           S  S  S  S 11 12 13 14  S
+           S  S  S  S  S 21 22 23 24""",
+    ),
 ]
 
 
@@ -110,11 +129,23 @@ def test_ids_of_other_projects():
     assert padded.arrange(torch.zeros(1, 2, 1, dtype=torch.long)).ids.tolist() == [[[0, 10], [10, 0]]]
 
 
+NEED_LENGTH = ("grouped", "coarse_first")
+
+
 def slow_table(config, K, T):
     """The obvious way: walk over frames and write each code down where its turn comes."""
     cells = {}
     if config.kind == "coarse_first":
         cells = {(k, t + (T if k else 0)): t for k in range(K) for t in range(T)}
+    elif config.kind == "grouped":
+        start = first = 0
+        for size in config.sizes:
+            books = range(first, first + size)
+            for t in range(T):
+                for place, k in enumerate(books):
+                    late = t + (config.delays[k] if config.delays else 0)
+                    cells[k, start + (late * size + place if config.inside == "flat" else late)] = t
+            start, first = 1 + max(step for _, step in cells), first + size
     elif config.kind == "flat":
         step = 0
         for t in range(T):
@@ -142,9 +173,14 @@ def slow_table(config, K, T):
 
 
 def random_config(rng: random.Random, K: int):
-    kind = rng.choice(["parallel", "delay", "flat", "partial_flat", "coarse_first"])
+    kind = rng.choice(["parallel", "delay", "flat", "partial_flat", "grouped", "coarse_first"])
     if kind == "delay":
         return DelayConfig(delays=tuple(rng.randrange(6) for _ in range(K)), flatten_first=rng.choice([0, 0, 1, 3]))
+    if kind == "grouped":
+        cuts = sorted(rng.sample(range(1, K), rng.randint(0, K - 1)))
+        sizes = tuple(end - start for start, end in zip([0, *cuts], [*cuts, K], strict=True))
+        late = rng.choice([None, tuple(rng.randrange(3) for _ in range(K))])
+        return GroupedConfig(sizes=sizes, inside=rng.choice(["flat", "parallel"]), delays=late)
     if kind == "partial_flat":
         count = rng.randint(1, K)
         groups = [*range(count), *(rng.randrange(count) for _ in range(K - count))]
@@ -160,7 +196,7 @@ def random_case(seed: int):
     K, B, T = rng.randint(1, 6), rng.randint(1, 4), rng.randint(1, 12)
     config = random_config(rng, K)
     cardinalities = tuple(rng.randint(1, 20) for _ in range(K))
-    arrangement = Arrangement(config, cardinalities, config.kind != "coarse_first" and rng.random() < 0.5)
+    arrangement = Arrangement(config, cardinalities, config.kind not in NEED_LENGTH and rng.random() < 0.5)
     codes = torch.tensor([[[rng.randrange(V) for _ in range(T)] for V in cardinalities] for _ in range(B)])
     lengths = torch.tensor([rng.randint(1, T) for _ in range(B)])
     return arrangement, codes, lengths
@@ -233,7 +269,7 @@ def test_a_prefix_of_frames_is_a_prefix_of_the_table(seed):
     rng = random.Random(seed)
     K, T = rng.randint(1, 6), rng.randint(2, 12)
     config = random_config(rng, K)
-    if config.kind == "coarse_first":  # must know T beforehand
+    if config.kind in NEED_LENGTH:  # must know T beforehand
         config = DelayConfig(flatten_first=2)
     arrangement = Arrangement(config, [4] * K)
     long, short = arrangement.table(T), arrangement.table(rng.randint(1, T - 1))
@@ -296,6 +332,8 @@ def test_sizes():
         (FlatConfig(), [0, 0, 0, 1, 1, 1, 2]),
         (CoarseFirstConfig(), [0, 1, 2, 3, 0, 1, 2, 3]),
         (DelayConfig(flatten_first=1), [0, 0, 0, 1, 2, 3]),
+        (GroupedConfig(sizes=(2, 1)), [0, 0, 1, 1, 2, 2, 3, 3, 0, 1, 2, 3]),
+        (GroupedConfig(sizes=(1, 2), inside="parallel", delays=(0, 0, 1)), [0, 1, 2, 3, 0, 1, 2, 3, 3]),
     ],
 )
 def test_current_frames(config, columns):
@@ -337,7 +375,11 @@ def test_bad_configs_have_one_clear_error():
         Arrangement(CoarseFirstConfig(), (5, 5), variable_length=True)
     with pytest.raises(ConfigError, match="every number from 0"):
         Arrangement(PartialFlatConfig(groups=(0, 2)), (5, 5))
-    with pytest.raises(ConfigError, match="start and pad must differ from the end id"):
+    with pytest.raises(ConfigError, match="arrangement grouped must know .* set variable_length: false"):
+        Arrangement(GroupedConfig(sizes=(1, 1)), (5, 5), variable_length=True)
+    with pytest.raises(ConfigError, match=r"sizes \[2, 2\] add up to 4, but there are 3 codebooks"):
+        Arrangement(GroupedConfig(sizes=(2, 2)), (5, 5, 5))
+    with pytest.raises(ConfigError, match="specials: start and end are both 0"):
         Arrangement(ParallelConfig(), (5,), True, SpecialsConfig(start=0))
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         DelayConfig(delays=(0, -1))
