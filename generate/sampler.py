@@ -100,6 +100,10 @@ class Sampler:
         """[V'] True on the end of codebook 0."""
         if self.has_end:
             self.end[self.end_id] = True
+        self.unused = torch.zeros(V, dtype=torch.bool, device=device)
+        """[V'] True on the outputs of codebook 0 between its codes and its end."""
+        self.unused[arrangement.cardinalities[0] : self.end_id] = self.has_end
+        self.has_unused = self.has_end and self.end_id > arrangement.cardinalities[0]
         self.stages = [
             Stage(
                 books=torch.tensor(list(books), device=device),
@@ -126,6 +130,8 @@ class Sampler:
         V = logits.shape[-1]
         too_early = self.first_end_step is None or begun.step < self.first_end_step
         ids = None if not self.has_end or too_early is False else (self.end[:V] & too_early)[None]
+        if self.has_unused:
+            ids = self.unused[None, :V] if ids is None else ids | self.unused[:V]
         if self.max_silence:
             assert begun.recent is not None
             silence = is_silent(begun.recent[:, 0], self.silent, self.max_silence)[:, None] & self.silent[:V]

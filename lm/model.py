@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from ..tokenize.config import Config, ConfigError
 from ..tokenize.spec import PictureGeometry, TokenSpec
-from .arrange import Arrangement, ArrangementConfig, ParallelConfig, SpecialsConfig
+from .arrange import Arrangement, ParallelConfig, SpecialsConfig
 from .attention import AttentionName, choose_backend
 from .cache import KVCache
 from .conditions import ConditionBatch, ConditionConfig, Conditions, Joined, count_back, fill_sizes
 from .heads import HEADS, HeadConfig, ParallelHeadConfig
 from .inputs import INPUTS, EmbeddingInputConfig, InputConfig
 from .loss import LossReport, codebook_loss
+from .presets import PRESETS, AnyArrangementConfig, PresetConfig
 from .rope import (
     PAIRS,
     GridRopeConfig,
@@ -68,7 +69,8 @@ class LMConfig(Config):
     """After each attention, each feed-forward and the input."""
     rope: RopeConfig = TimeRopeConfig()
     """Positions: rotated by time or on a grid, or sinusoidal."""
-    arrangement: ArrangementConfig = ParallelConfig()
+    arrangement: AnyArrangementConfig = ParallelConfig()
+    """Where codes stand; kind preset also says specials and variable_length."""
     specials: SpecialsConfig = SpecialsConfig()
     variable_length: bool = False
     """Sequences end by themselves (speech); false: the number of frames is known (pictures)."""
@@ -77,6 +79,20 @@ class LMConfig(Config):
     conditions: tuple[ConditionConfig, ...] = ()
     attention: AttentionName = "auto"
     """Attention backend: auto, sdpa, flash (flash-attn) or xformers."""
+
+    @model_validator(mode="after")
+    def _read_preset(self) -> LMConfig:
+        if isinstance(self.arrangement, PresetConfig):
+            preset = PRESETS[self.arrangement.name]
+            for name in ("specials", "variable_length"):
+                said, meant = getattr(self, name), getattr(preset, name)
+                if name in self.model_fields_set and said != meant:
+                    raise ValueError(
+                        f"{name}: arrangement preset '{self.arrangement.name}' means {_in_yaml(meant)}, found "
+                        f"{_in_yaml(said)}; leave {name} out, or write the arrangement out"
+                    )
+                self.__dict__[name] = meant  # the model is frozen for everyone else
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> LMConfig:
@@ -111,6 +127,22 @@ class LMConfig(Config):
     def filled(self, classes: int | None = None, vocab_size: int | None = None) -> LMConfig:
         """The config with the conditions' open sizes filled in from the data; ConfigError where it says otherwise."""
         return self.model_copy(update={"conditions": fill_sizes(self.conditions, classes, vocab_size)})
+
+    def explicit(self, num_codebooks: int) -> LMConfig:
+        """The config with a preset arrangement written out; ConfigError where the preset does not fit."""
+        if not isinstance(self.arrangement, PresetConfig):
+            return self
+        try:
+            arrangement, specials, variable_length = PRESETS[self.arrangement.name](num_codebooks)
+        except ConfigError as error:
+            raise ConfigError(f"arrangement preset '{self.arrangement.name}': {error}") from None
+        return self.model_copy(
+            update={"arrangement": arrangement, "specials": specials, "variable_length": variable_length}
+        )
+
+
+def _in_yaml(value: Config | bool) -> str:
+    return str(value.model_dump() if isinstance(value, Config) else value).lower()
 
 
 @dataclass(frozen=True)
@@ -148,7 +180,7 @@ class State:
     capacity: int
     """Steps there is room for."""
     num_frames: int | None
-    """Frames of the sequence where known (coarse_first on a grid needs it)."""
+    """Frames of the sequence where known (coarse_first and grouped on a grid need it)."""
     step: int = 0
     """The step that is predicted next."""
 
@@ -172,7 +204,9 @@ class TokenLM(nn.Module):
 
     def __init__(self, config: LMConfig, spec: TokenSpec, code_vectors: Tensor | None = None):
         super().__init__()
+        config = config.explicit(spec.num_codebooks)
         self.config = config
+        """With a preset arrangement written out."""
         self.spec = spec
         self.arrangement = Arrangement(config.arrangement, spec.cardinalities, config.variable_length, config.specials)
         self.columns = grid_columns(config.rope, spec.geometry) if isinstance(config.rope, GridRopeConfig) else None
@@ -281,8 +315,8 @@ class TokenLM(nn.Module):
             conditions: of B rows; None only where the model has no conditions.
             capacity: steps there shall be room for, usually `arrangement.num_steps(frames)`.
             num_rows: B, needed where the model has no conditions (with them it must agree).
-            num_frames: frames of the sequence where known; coarse_first with grid positions needs it (a picture
-                tokenizer says it).
+            num_frames: frames of the sequence where known; coarse_first and grouped with grid positions need it (a
+                picture tokenizer says it).
         Raises:
             ValueError: conditions that do not fit the model, no number of rows, a capacity below 1, a model in training
                 mode with dropout.

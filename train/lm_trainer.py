@@ -84,6 +84,7 @@ class LMTrainer:
         settings = config.train
         self.micro = check_batch(settings.batch, settings.micro_batch, world.size)
         self.parts = open_parts(config, out, world)
+        self.config = config.model_copy(update={"lm": config.lm.explicit(self.parts.spec.num_codebooks)})
         self.sampler = Sampler(self.parts.items.lengths, settings.batch, config.seed, config.data.pool_batches)
         self.average = WeightAverage(self.parts.make_lm(config.seed).to(world.device), settings.ema)
         lm = self.parts.make_lm(config.seed).to(world.device)

@@ -24,7 +24,7 @@ class Parts:
     """Opened and checked against each other."""
 
     lm_config: LMConfig
-    """As in the file, with the sizes that depend on the data filled in."""
+    """As in the file, with the sizes that depend on the data filled in and a preset arrangement written out."""
     spec: TokenSpec
     tokenizer: Tokenizer
     text: TextTokenizer | None
@@ -62,6 +62,7 @@ def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
         )
     try:
         lm_config = config.lm.filled(classes=len(labels) or None, vocab_size=text.vocab_size if text else None)
+        lm_config = lm_config.explicit(shards.spec.num_codebooks)
     except ConfigError as error:
         raise ConfigError(f"lm.{error} (data.shards {config.data.shards})") from None
     known = labels if label_config is not None else None

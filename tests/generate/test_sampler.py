@@ -15,7 +15,7 @@ from tessera.generate.sampling import Sampling
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_sampling import at, slow_distribution, slow_draw
-from tiny_models import ARRANGEMENTS, CARDINALITIES, make_conditions, make_lm
+from tiny_models import ARRANGEMENTS, CARDINALITIES, NEED_LENGTH, make_conditions, make_lm
 
 SILENT = [1, 3]
 RULES = {
@@ -93,7 +93,7 @@ def test_equals_the_slow_reference(arrangement, rules):
 
 @pytest.mark.parametrize("arrangement", [*ARRANGEMENTS])
 def test_look_back_finds_the_codes_before(arrangement):
-    lm = make_lm(arrangement, variable=arrangement != "coarse first")
+    lm = make_lm(arrangement, variable=arrangement not in NEED_LENGTH)
     codes = torch.stack([torch.randint(V, (2, 6)) for V in CARDINALITIES], dim=1)
     ids = lm.arrangement.arrange(codes).ids
     columns = torch.cat([torch.zeros(2, 3, 1, dtype=torch.long), ids], dim=2)
@@ -192,3 +192,17 @@ def test_a_bias_needs_an_end():
     lm = make_lm("delay", variable=False)
     with pytest.raises(ValueError, match="end_bias is 1.0, but the model has no end code"):
         generate_codes(lm, make_conditions("none", 1)[1], [0], Length(6, fixed=True), Sampling(end_bias=1.0))
+
+
+def test_an_output_between_codes_and_end_is_never_drawn():
+    """With the end at V + 2 codebook 0 has two outputs that mean nothing; here they are by far the likeliest."""
+    lm = make_lm("parallel", specials={"start": 0, "pad": 1, "end": 2})
+    V = CARDINALITIES[0]
+    assert lm.arrangement.output_sizes[0] == V + 3
+    with torch.no_grad():
+        rows = lm.head.weight.view(3, -1, lm.config.width)
+        rows[0, V : V + 2] = 50 * lm.transformer.norm.weight.new_ones(2, lm.config.width)
+        rows[0, V + 1] *= -1
+    for length in (Length(8), Length(8, min_frames=3), Length(8, fixed=True)):
+        found = generate_codes(lm, make_conditions("none", 1)[1], range(8), length)
+        assert int(found.codes[:, 0].max()) < V

@@ -223,3 +223,12 @@ def test_without_an_average_the_weights_themselves_are_exported(tiny_data, tmp_p
     exported = load_file(tmp_path / "run" / "model" / "lm.safetensors")
     trained = load_file(tmp_path / "run" / "steps" / "step-00000002" / "weights.safetensors")
     assert all(torch.equal(exported[name], trained[name]) for name in trained)
+
+
+def test_a_preset_arrangement_is_written_out(tiny_data, tmp_path):
+    lm = {"width": 16, "layers": 1, "heads": 2, "arrangement": {"kind": "preset", "name": "dia"}}
+    train_lm(make_config(tiny_data, {"lm": lm}, steps=2, eval_every=None, ema=0.0), tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "config.json").read_text())["lm"]
+    assert written["arrangement"] == {"kind": "delay", "delays": [0, 8], "flatten_first": 0}
+    assert written["specials"]["start"] == 2 and written["variable_length"] is True
+    assert load_model(tmp_path / "run" / "model").config.model_dump(mode="json") == written
