@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from .codebook_form import CodebookForm
 from .kmeans import distinct, exact_dtype, first_by_priority, kmeans
 
 REVIVE_EVERY = 5
@@ -27,11 +28,29 @@ SMALLEST_COUNT = 1e-8
 """Counts stop decaying here: sum / count stays defined when revival is off."""
 
 
-class Codebook(nn.Module):
+class Float32Buffers(nn.Module):
+    """A module whose averages and fitted values stay float32 under `.half()` and `.bfloat16()`."""
+
+    def _apply(self, fn, recurse=True):
+        """As every module, but for float buffers: rounded averages stop moving."""
+        kept = {
+            name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()
+        }
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != torch.float32:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class Codebook(Float32Buffers):
     """V vectors [V, D] of one level.
 
     Under moving averages the state is two float32 buffers, never a Parameter: a bf16 trainer's master copy would
     overwrite it. `learned` makes the vectors a Parameter that the optimizer moves; only start and revival happen here.
+    With a `form` the vectors are what that makes of its own parameters. `step`: not averages, but so large a part of
+    the way from a code to the mean of the vectors it got, 0 .. 1.
     """
 
     sum: Tensor
@@ -49,16 +68,22 @@ class Codebook(nn.Module):
         decay: float,
         revive_below: float,
         kmeans_start: bool,
+        form: CodebookForm | None = None,
+        step: float | None = None,
     ):
         super().__init__()
         self.size, self.dim = size, dim
         self.normalise, self.learned = normalise, learned
         self.decay, self.revive_below = decay, revive_below
-        first = torch.randn(size, dim) / dim**0.5
-        if learned:
-            self.weight = nn.Parameter(first)
-        else:
-            self.register_buffer("sum", first)
+        self.form, self.step = form, step
+        if form is not None and not form.settable:
+            self.revive_below, kmeans_start = 0.0, False
+        if form is None:
+            first = torch.randn(size, dim) / dim**0.5
+            if learned:
+                self.weight = nn.Parameter(first)
+            else:
+                self.register_buffer("sum", first)
         self.register_buffer("count", torch.ones(size))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("started", torch.tensor(not kmeans_start))
@@ -70,21 +95,12 @@ class Codebook(nn.Module):
         self.collected: tuple[Tensor, Tensor] | None = None
         self.reservoir: Tensor | None = None
 
-    def _apply(self, fn, recurse=True):
-        """As every module, but averages stay float32 under `.half()` and `.bfloat16()`: else they stop moving."""
-        kept = {
-            name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()
-        }
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype != torch.float32:
-                self._buffers[name] = buffer.to(moved.device)
-        return self
-
     def entries(self) -> Tensor:
         """The code vectors [V, D], float32."""
-        vectors = self.weight.float() if self.learned else self.sum / self.count[:, None]
+        if self.form is not None:
+            vectors = self.form()
+        else:
+            vectors = self.weight.float() if self.learned else self.sum / self.count[:, None]
         return F.normalize(vectors, dim=-1) if self.normalise else vectors
 
     @torch.no_grad()
@@ -155,9 +171,14 @@ class Codebook(nn.Module):
         self.started.fill_(True)
 
     def _average(self, counts: Tensor, sums: Tensor) -> None:
+        entries = None if self.step is None else self.sum / self.count[:, None]
         decay = torch.where(self.count > SMALLEST_COUNT, self.decay, 1.0)
         self.count.mul_(decay).add_(counts, alpha=1 - self.decay)
-        if not self.learned:
+        if entries is not None and self.step is not None:
+            means = sums / counts.clamp_min(1)[:, None]
+            moved = torch.where(counts[:, None] > 0, entries + self.step * (means - entries), entries)
+            self.sum.copy_(moved * self.count[:, None])
+        elif not self.learned:
             self.sum.mul_(decay[:, None]).add_(sums, alpha=1 - self.decay)
 
     def _revive(self, data: Tensor) -> None:
@@ -170,7 +191,9 @@ class Codebook(nn.Module):
         self._set(dead, fresh[: len(dead)], fair.expand(len(dead)))
 
     def _set(self, which: Tensor, vectors: Tensor, counts: Tensor) -> None:
-        if self.learned:
+        if self.form is not None:
+            self.form.set(which, vectors)
+        elif self.learned:
             self.weight[which] = vectors.to(self.weight.dtype)
         else:
             # Times the count: a bare vector would be drowned by the next average.

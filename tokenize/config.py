@@ -10,10 +10,10 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -26,6 +26,22 @@ class Config(BaseModel):
     """Base of all configs: unknown keys are errors that name the nearest known key, values are never coerced."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class GrowingConfig(Config):
+    """A config that goes into fingerprints: fields that were added later are not written while at their default.
+
+    So the fingerprint of everything made before they existed stays as it was.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Names of those fields."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused_additions(self, handler):
+        fields = type(self).model_fields
+        unused = {name for name in self.added if getattr(self, name) == fields[name].get_default()}
+        return {name: value for name, value in handler(self).items() if name not in unused}
 
 
 C = TypeVar("C", bound=Config)

@@ -50,7 +50,7 @@ class FiniteScalarQuantizer(Quantizer):
     sizes: Tensor
     radix: Tensor
 
-    def __init__(self, config: FSQConfig, dim: int, depth: int = 0):
+    def __init__(self, config: FSQConfig, dim: int, depth: int = 0, where: str = "quantizer"):
         super().__init__(dim, [math.prod(config.levels)])
         self.config = config
         width = len(config.levels)
@@ -65,10 +65,10 @@ class FiniteScalarQuantizer(Quantizer):
     def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
         """See Quantizer.quantize. Losses: "commitment", and "codebook" where there are projections to train."""
         flat = x.detach().flatten(0, 1)
-        codes = self.search(flat)
+        codes = self._digits(flat)
         if mask is not None:
             codes = codes.masked_fill(~mask.reshape(-1, 1), -1)
-        vectors = self.lookup(codes)
+        vectors = self._values(codes)
         if self.project_in is not None and self.project_out is not None:
             # Adds exactly 0, and leads the gradient straight through the rounding into the projection in.
             scale = self._scale(flat)
@@ -81,8 +81,12 @@ class FiniteScalarQuantizer(Quantizer):
             losses["codebook"] = (x.detach() - vectors).square().mean(dim=-1)
         return Parts(vectors, codes.view(*x.shape[:2], 1), losses)
 
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, 1]."""
+        return self._digits(x.flatten(0, 1)).view(*x.shape[:2], 1)
+
     @torch.no_grad()
-    def search(self, x: Tensor) -> Tensor:
+    def _digits(self, x: Tensor) -> Tensor:
         """[N, D] -> [N, 1]. Digits are small integers and are joined as int64: sums of floats lose codes above 2^24."""
         z = x.contiguous().to(exact_dtype(x)) if self.project_in is None else project(self.project_in, x)
         part = (torch.tanh(z / self._scale(z)) + 1) / 2  # in [0, 1]
@@ -90,6 +94,10 @@ class FiniteScalarQuantizer(Quantizer):
         return (digits * self.radix).sum(dim=-1, keepdim=True)
 
     def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, 1] -> [B, M, D]."""
+        return self._values(codes.flatten(0, 1)).view(*codes.shape[:2], self.dim)
+
+    def _values(self, codes: Tensor) -> Tensor:
         """[N, 1] -> [N, D]."""
         digits = codes.clamp_min(0) // self.radix % self.sizes
         values = (2 * digits + 1 - self.sizes).float() / (self.sizes - 1)

@@ -24,7 +24,8 @@ class Quantized:
     """A quantizer's answer. Where the mask is False: values 0, codes -1, losses 0."""
 
     values: Tensor
-    """[*, D] float32, the sum of the code vectors; its gradient with respect to x is exactly 1."""
+    """[*, D] float32, the sum of the code vectors; its gradient with respect to x is exactly 1 (unless a part of the
+    tree, such as `rotation`, says otherwise)."""
     codes: Tensor
     """[*, Q] long; -1 where a level was dropped."""
     losses: dict[str, Tensor]
@@ -46,7 +47,14 @@ class Parts:
 
 
 class Quantizer(nn.Module):
-    """Base of leaves and combinators; a new one defines `quantize`, `search`, `lookup` and `vectors`."""
+    """Base of leaves and combinators; a new one defines `quantize`, `search`, `lookup` and `vectors`.
+
+    It is made from (config, dim, depth, where): `depth` is its level in a residual, `where` its path in the tree, which
+    begins every error about it.
+    """
+
+    span = 1
+    """Neighbouring places that share a code; 0: all places of a sample hang together."""
 
     def __init__(self, dim: int, cardinalities: Sequence[int]):
         super().__init__()
@@ -76,25 +84,33 @@ class Quantizer(nn.Module):
                 valid = _by_sample(mask[..., None])[..., 0]
                 flat = torch.where(valid[..., None], flat, 0.0)
             parts = self.quantize(flat, valid)
-            # q + (x - x.detach()), not x + (q - x).detach(): the value is then q to the last bit, in every dtype.
-            values = parts.vectors + (flat - flat.detach()) if flat.requires_grad else parts.vectors
             return Quantized(
-                values=values.reshape(*shape, self.dim),
+                values=self.estimate(flat, parts.vectors).reshape(*shape, self.dim),
                 codes=parts.codes.reshape(*shape, len(self.cardinalities)),
                 losses={name: loss.reshape(shape) for name, loss in parts.losses.items()},
                 stats=usage_stats(parts.codes.flatten(0, -2), self.cardinalities),
             )
 
     @torch.no_grad()
-    def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
-        """Latents [*, D] -> codes [*, Q] long. With `levels` fewer than Q, the codes of later levels are -1."""
+    def encode(self, x: Tensor, levels: int | None = None, mask: Tensor | None = None) -> Tensor:
+        """Latents [*, D] -> codes [*, Q] long, as in evaluation.
+
+        With `levels` fewer than Q, the codes of later levels are -1. Outside the mask [*] they are -1 too; it is needed
+        only where places share codes (`span`).
+        """
         self._check(x)
         if levels is not None and not 1 <= levels <= len(self.cardinalities):
             raise ValueError(f"levels must be between 1 and {len(self.cardinalities)}, found {levels}")
         with float32_only():
-            codes = self.search(x.float().reshape(-1, self.dim))
+            flat, valid = _by_sample(x.float()), None
+            if mask is not None:
+                valid = _by_sample(mask[..., None])[..., 0]
+                flat = torch.where(valid[..., None], flat, 0.0)
+            codes = self.search(flat, valid)
+            if valid is not None:
+                codes = codes.masked_fill(~valid[..., None], -1)
             if levels is not None:
-                codes[:, levels:] = -1
+                codes = torch.cat([codes[..., :levels], torch.full_like(codes[..., levels:], -1)], dim=-1)
             return codes.reshape(*x.shape[:-1], len(self.cardinalities))
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -104,27 +120,47 @@ class Quantizer(nn.Module):
                 f"codes are {list(codes.shape)}, but a token has {len(self.cardinalities)} codes, on the last axis"
             )
         with float32_only():
-            values = self.lookup(codes.reshape(-1, codes.shape[-1]))
+            values = self.lookup(_by_sample(codes))
             return values.reshape(*codes.shape[:-1], self.dim)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
         """Latents [B, M, D] float32, 0 outside the mask [B, M] (None: all valid) -> Parts, 0 and -1 there too."""
         raise NotImplementedError
 
-    def search(self, x: Tensor) -> Tensor:
-        """Latents [N, D] float32 -> codes [N, Q]."""
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Latents [B, M, D] float32 -> codes [B, M, Q], as in evaluation; what it gives outside the mask is free."""
         raise NotImplementedError
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes [N, Q] -> vectors [N, D], with gradients to the quantizer's parameters."""
+        """Codes [B, M, Q] -> vectors [B, M, D], with gradients to the quantizer's parameters."""
         raise NotImplementedError
+
+    def estimate(self, x: Tensor, vectors: Tensor) -> Tensor:
+        """The values, which equal `vectors` [B, M, D] and lead a gradient to x [B, M, D]; asked of the root only."""
+        # q + (x - x.detach()), not x + (q - x).detach(): the value is then q to the last bit, in every dtype.
+        return vectors + (x - x.detach()) if x.requires_grad else vectors
 
     def vectors(self) -> Tensor:
         """Code vectors [Q, V, D] float32 (V: the largest cardinality, zeros beyond a smaller one).
 
-        `decode(codes)` is the sum over q of vectors[q, codes[q]].
+        `decode(codes)` is the sum over q of vectors[q, codes[q]], where every place has its own codes (`span` > 0).
         """
         raise NotImplementedError
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Set what is not trained but fitted (kmeans, scalar with quantile bins) from latents [*, D].
+
+        Raises ValueError where nothing in the tree is fitted.
+        """
+        self._check(x)
+        with float32_only():
+            if not self.fit_parts(_by_sample(x.float())):
+                raise ValueError(f"nothing in this quantizer ({type(self).__name__}) is fitted; train it")
+
+    def fit_parts(self, x: Tensor) -> bool:
+        """Fit from latents [B, M, D]; whether there was anything to fit."""
+        return False
 
     def update(self) -> None:
         """Move the codebooks, once per optimizer step: k-means start, moving averages, revival of dead codes.
@@ -161,6 +197,26 @@ class Quantizer(nn.Module):
             raise ValueError(
                 f"latents must be floats [..., {self.dim}], found {x.dtype} {list(x.shape)}; channels come last"
             )
+
+
+def make_part(config, dim: int, depth: int, where: str) -> Quantizer:
+    """A quantizer inside another one."""
+    from .quantizer import make_quantizer  # not above: the table imports every part
+
+    return make_quantizer(config, dim, depth, where)
+
+
+def join_tables(tables: Sequence[Tensor]) -> Tensor:
+    """Code vectors of parts, each [q, V, D] with its own q and V -> [Q, V, D], zeros beyond a smaller V."""
+    size = max(table.shape[1] for table in tables)
+    return torch.cat([nn.functional.pad(table, (0, 0, 0, size - table.shape[1])) for table in tables])
+
+
+def add_losses(total: dict[str, Tensor], more: dict[str, Tensor], weight: float = 1.0) -> None:
+    """Add losses by name, in place."""
+    for name, loss in more.items():
+        loss = loss if weight == 1 else loss * weight
+        total[name] = total[name] + loss if name in total else loss
 
 
 def pack_codes(codes: Tensor, cardinalities: Sequence[int]) -> Tensor:
@@ -213,6 +269,8 @@ def usage_stats(codes: Tensor, cardinalities: Sequence[int]) -> dict[str, Tensor
         share = counts / counts.sum().clamp_min(1)
         perplexity.append(torch.special.entr(share).sum().exp())
         usage.append((counts > 0).sum() / size)
+    if not cardinalities:
+        return {"perplexity": torch.zeros(0, device=codes.device), "usage": torch.zeros(0, device=codes.device)}
     return {"perplexity": torch.stack(perplexity), "usage": torch.stack(usage)}
 
 

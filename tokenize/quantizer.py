@@ -10,22 +10,41 @@ from typing import Annotated
 
 from pydantic import Field
 
+from .chain import ChainConfig, ChainQuantizer
 from .fsq import FiniteScalarQuantizer, FSQConfig
 from .quantized import Quantized, Quantizer, pack_codes, unpack_codes
 from .residual import ResidualConfig, ResidualQuantizer
 from .vq import VectorQuantizer, VQConfig
 
-QuantizerConfig = Annotated[VQConfig | FSQConfig | ResidualConfig, Field(discriminator="kind")]
+LeafConfig = VQConfig | FSQConfig
+CombinatorConfig = ResidualConfig | ChainConfig
+QuantizerConfig = Annotated[LeafConfig | CombinatorConfig, Field(discriminator="kind")]
 
-QUANTIZERS = {"vq": VectorQuantizer, "fsq": FiniteScalarQuantizer, "residual": ResidualQuantizer}
+QUANTIZERS = {
+    "vq": VectorQuantizer,
+    "fsq": FiniteScalarQuantizer,
+    "residual": ResidualQuantizer,
+    "chain": ChainQuantizer,
+}
+
+# Their parts may be any of the union, which did not exist when they were defined.
+for _part in (ResidualConfig, ChainConfig):
+    _part.model_rebuild(_types_namespace={"QuantizerConfig": QuantizerConfig})
 
 
-def make_quantizer(config: VQConfig | FSQConfig | ResidualConfig, dim: int) -> Quantizer:
-    """A fresh quantizer of latents with `dim` channels."""
-    return QUANTIZERS[config.kind](config, dim)
+def make_quantizer(
+    config: LeafConfig | CombinatorConfig, dim: int, depth: int = 0, where: str = "quantizer"
+) -> Quantizer:
+    """A fresh quantizer of latents with `dim` channels.
+
+    Raises:
+        ConfigError: a tree that cannot be; it begins with the path of the node, "quantizer.stages.1.groups: ...".
+    """
+    return QUANTIZERS[config.kind](config, dim, depth, where)
 
 
 __all__ = [
+    "ChainConfig",
     "FSQConfig",
     "Quantized",
     "Quantizer",

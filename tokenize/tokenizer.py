@@ -20,11 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .audio_net import AudioNet, AudioTokenizerConfig
-from .config import Config, check_config
+from .config import Config, ConfigError, check_config
 from .files import read_json, read_safetensors, write_json, write_safetensors
 from .picture_net import PictureNet, PictureTokenizerConfig
 from .spec import TokenSpec
 from .spectrum import frame_signal
+from .vector_file import without_files
 from .windows import Window, keep_chunk, run_in_windows
 
 TokenizerConfig = Annotated[AudioTokenizerConfig | PictureTokenizerConfig, Field(discriminator="kind")]
@@ -172,7 +173,16 @@ class AudioTokenizer(Tokenizer):
     def __init__(self, config: AudioTokenizerConfig, net: AudioNet):
         super().__init__(config, net)
         encoder, decoder, overlap = net.encoder, net.decoder, net.overlap
-        self.encode_window = Window(config.encoder.chunk, encoder.reach_back, encoder.reach_ahead)
+        span = self.quantizer.span
+        if span == 0 or config.encoder.chunk % span:
+            wanted = "quantize frame by frame" if span == 0 else f"choose a chunk that is a multiple of {span}"
+            raise ConfigError(
+                f"encoder.chunk: audio is encoded {config.encoder.chunk} frames at a time, but the quantizer's codes "
+                f"span {span or 'all'} frames; {wanted}"
+            )
+        # Places that share a code start at the same frames in every window.
+        back = -(-encoder.reach_back // span) * span
+        self.encode_window = Window(config.encoder.chunk, back, encoder.reach_ahead)
         self.decode_window = Window(config.decoder.chunk, decoder.reach_back + overlap, decoder.reach_ahead + overlap)
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
@@ -212,7 +222,8 @@ class AudioTokenizer(Tokenizer):
         frames = frame_signal(whole, self.config.window, hop)
 
         def run(window: Tensor, mask: Tensor) -> Tensor:
-            return self.quantizer.encode(self.net.encode_frames(window, mask))
+            shared = mask if self.quantizer.span > 1 else None
+            return self.quantizer.encode(self.net.encode_frames(window, mask), mask=shared)
 
         with exact_float32():
             return run_in_windows(run, frames, self.encode_window).T
@@ -314,7 +325,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     described = check_config(read_json(folder / "config.json"), TokenizerFile, str(folder / "config.json"))
     config = described.tokenizer
     tensors, _ = read_safetensors(folder / "tokenizer.safetensors")
-    net = NETS[config.kind](config)
+    with without_files():
+        net = NETS[config.kind](config)
     wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != found:
