@@ -10,30 +10,75 @@ from typing import Annotated
 
 from pydantic import Field
 
+from .bernoulli import BernoulliConfig, BernoulliQuantizer
+from .branches import BranchConfig, BranchesConfig, BranchesQuantizer
+from .bsq import BinarySphericalQuantizer, BSQConfig
 from .chain import ChainConfig, ChainQuantizer
 from .fsq import FiniteScalarQuantizer, FSQConfig
+from .group import GroupConfig, GroupQuantizer
+from .identity import IdentityConfig, IdentityQuantizer
+from .kmeans_leaf import KMeansConfig, KMeansQuantizer
+from .lattice import LatticeConfig, LatticeQuantizer
+from .lfq import LFQConfig, LookupFreeQuantizer
+from .project import ProjectConfig, ProjectedQuantizer
 from .quantized import Quantized, Quantizer, pack_codes, unpack_codes
 from .residual import ResidualConfig, ResidualQuantizer
+from .rotation import RotationConfig, RotationQuantizer
+from .scalar import ScalarConfig, ScalarQuantizer
+from .scales import ScalesConfig, ScalesQuantizer
+from .shared_index import SharedIndexConfig, SharedIndexQuantizer
+from .skip import SkipConfig, SkippingQuantizer
+from .stride import StrideConfig, StridedQuantizer
+from .tail import TailConfig, TailQuantizer
 from .vq import VectorQuantizer, VQConfig
 
-LeafConfig = VQConfig | FSQConfig
-CombinatorConfig = ResidualConfig | ChainConfig
-QuantizerConfig = Annotated[LeafConfig | CombinatorConfig, Field(discriminator="kind")]
+LeafConfig = (
+    VQConfig
+    | FSQConfig
+    | LFQConfig
+    | BSQConfig
+    | BernoulliConfig
+    | ScalarConfig
+    | LatticeConfig
+    | KMeansConfig
+    | SharedIndexConfig
+    | IdentityConfig
+)
+CombinatorConfig = ResidualConfig | ChainConfig | GroupConfig | BranchesConfig | ScalesConfig
+WrapperConfig = ProjectConfig | StrideConfig | RotationConfig | SkipConfig | TailConfig
+QuantizerConfig = Annotated[LeafConfig | CombinatorConfig | WrapperConfig, Field(discriminator="kind")]
 
 QUANTIZERS = {
     "vq": VectorQuantizer,
     "fsq": FiniteScalarQuantizer,
+    "lfq": LookupFreeQuantizer,
+    "bsq": BinarySphericalQuantizer,
+    "bernoulli": BernoulliQuantizer,
+    "scalar": ScalarQuantizer,
+    "lattice": LatticeQuantizer,
+    "kmeans": KMeansQuantizer,
+    "shared_index": SharedIndexQuantizer,
+    "identity": IdentityQuantizer,
     "residual": ResidualQuantizer,
     "chain": ChainQuantizer,
+    "group": GroupQuantizer,
+    "branches": BranchesQuantizer,
+    "scales": ScalesQuantizer,
+    "project": ProjectedQuantizer,
+    "stride": StridedQuantizer,
+    "rotation": RotationQuantizer,
+    "skip": SkippingQuantizer,
+    "tail": TailQuantizer,
 }
 
 # Their parts may be any of the union, which did not exist when they were defined.
-for _part in (ResidualConfig, ChainConfig):
+_tree = (ResidualConfig, ChainConfig, GroupConfig, BranchConfig, BranchesConfig, ScalesConfig)
+for _part in (*_tree, ProjectConfig, StrideConfig, RotationConfig, SkipConfig, TailConfig):
     _part.model_rebuild(_types_namespace={"QuantizerConfig": QuantizerConfig})
 
 
 def make_quantizer(
-    config: LeafConfig | CombinatorConfig, dim: int, depth: int = 0, where: str = "quantizer"
+    config: LeafConfig | CombinatorConfig | WrapperConfig, dim: int, depth: int = 0, where: str = "quantizer"
 ) -> Quantizer:
     """A fresh quantizer of latents with `dim` channels.
 
@@ -44,12 +89,29 @@ def make_quantizer(
 
 
 __all__ = [
+    "BSQConfig",
+    "BernoulliConfig",
+    "BranchConfig",
+    "BranchesConfig",
     "ChainConfig",
     "FSQConfig",
+    "GroupConfig",
+    "IdentityConfig",
+    "KMeansConfig",
+    "LFQConfig",
+    "LatticeConfig",
+    "ProjectConfig",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
     "ResidualConfig",
+    "RotationConfig",
+    "ScalarConfig",
+    "ScalesConfig",
+    "SharedIndexConfig",
+    "SkipConfig",
+    "StrideConfig",
+    "TailConfig",
     "VQConfig",
     "make_quantizer",
     "pack_codes",

@@ -16,8 +16,10 @@ import torch
 from torch import distributed as dist
 
 from tessera.tokenize.codebook import REVIVE_EVERY
+from tessera.tokenize.config import Config, check_config
 from tessera.tokenize.quantizer import (
     FSQConfig,
+    QuantizerConfig,
     ResidualConfig,
     VQConfig,
     make_quantizer,
@@ -27,6 +29,20 @@ from tessera.tokenize.quantizer import (
 
 DIM = 6
 VQ = VQConfig(size=16, decay=0.9)
+
+
+class Tree(Config):
+    quantizer: QuantizerConfig
+
+
+def tree(**settings):
+    """A quantizer as it would be written in a YAML file."""
+    return check_config({"quantizer": settings}, Tree).quantizer
+
+
+V16 = {"kind": "vq", "size": 16, "decay": 0.9}
+GRADIENT = {**V16, "update": "gradient"}
+ENTROPY = {"sample": 0.1, "batch": 0.2, "temperature": 0.5}
 CONFIGS = {
     "vq": VQ,
     "vq-random-start": VQConfig(size=16, kmeans_init=False),
@@ -45,15 +61,118 @@ CONFIGS = {
     "residual-projected": ResidualConfig(levels=3, quantizer=VQConfig(size=16, code_dim=2)),
     "residual-fsq": ResidualConfig(levels=3, quantizer=FSQConfig(levels=(3, 3, 4, 4, 5, 5))),
     "residual-fsq-dropout": ResidualConfig(levels=2, quantizer=FSQConfig(levels=(4, 4)), level_dropout=0.5),
+    # How codes move, and what they are made of.
+    "vq-keep-length": tree(**V16, normalise=True, keep_length=True),
+    "vq-keep-length-gradient-projected": tree(**GRADIENT, normalise=True, keep_length=True, code_dim=3),
+    "vq-index-gradient": tree(**{**V16, "update": "index"}, entropy=ENTROPY),
+    "vq-index-gradient-projected": tree(**{**V16, "update": "index"}, code_dim=3, normalise=True),
+    "vq-alternating": tree(**{**V16, "update": "alternating"}, inner_steps=2),
+    "vq-linear-gradient": tree(**GRADIENT, codebook={"kind": "linear"}),
+    "vq-bridge-gradient": tree(**GRADIENT, codebook={"kind": "bridge", "patch": 4, "width": 16, "layers": 1}),
+    "vq-affine-gradient": tree(**GRADIENT, codebook={"kind": "affine"}, moments=0.5),
+    "vq-affine-index-gradient": tree(**{**V16, "update": "index"}, codebook={"kind": "affine"}),
+    "vq-linear-gradient-normalised": tree(**GRADIENT, codebook={"kind": "linear"}, normalise=True, code_dim=3),
+    "vq-entropy": tree(**V16, entropy=ENTROPY, moments=0.1),
+    # Leaves without a table, and with numbers per channel.
+    "lfq": tree(kind="lfq", bits=6, entropy=ENTROPY),
+    "lfq-projected": tree(kind="lfq", bits=4, entropy={**ENTROPY, "group": 3}),
+    "bsq": tree(kind="bsq", bits=6, entropy={**ENTROPY, "group": 6}),
+    "bsq-projected": tree(kind="bsq", bits=9, entropy=ENTROPY),
+    "bernoulli": tree(kind="bernoulli", bits=6, entropy=ENTROPY),
+    "bernoulli-projected": tree(kind="bernoulli", bits=8),
+    "scalar-gradient": tree(kind="scalar", size=5),
+    "scalar-fitted": tree(kind="scalar", size=7, values="quantile"),
+    "lattice-gradient": tree(kind="lattice", size=8),
+    "kmeans-fitted": tree(kind="kmeans", size=8, commitment=0.1),
+    "shared-index": tree(
+        kind="shared_index", size=16, parts={"deep": {"channels": 2, "normalise": True}, "fine": {"channels": 4}}
+    ),
+    "shared-index-gradient": tree(
+        kind="shared_index",
+        size=16,
+        update="gradient",
+        parts={"a": {"channels": 5, "weight": 0.3}, "b": {"channels": 1}},
+    ),
+    # Combinators.
+    "residual-shared": tree(kind="residual", levels=3, shared=True, quantizer=V16),
+    "residual-choices-dropout": tree(
+        kind="residual", levels=4, quantizer=V16, level_dropout=0.8, level_choices=[0, 1, 3, 4]
+    ),
+    "residual-bsq": tree(kind="residual", levels=3, quantizer={"kind": "bsq", "bits": 6}),
+    "residual-lattice-gradient": tree(kind="residual", levels=2, quantizer={"kind": "lattice", "size": 5}),
+    "residual-scalar-gradient": tree(kind="residual", levels=2, quantizer={"kind": "scalar", "size": 4}),
+    "group": tree(kind="group", groups=3, quantizer=V16, disentangle=0.3),
+    "group-shared": tree(kind="group", groups=2, shared=True, quantizer=GRADIENT),
+    "group-dropout": tree(kind="group", groups=3, quantizer=V16, level_dropout=0.5, disentangle=0.1),
+    "group-lfq": tree(kind="group", groups=2, quantizer={"kind": "lfq", "bits": 3, "entropy": ENTROPY}),
+    "group-residual": tree(kind="group", groups=2, quantizer={"kind": "residual", "levels": 2, "quantizer": V16}),
+    "chain-group-residual": tree(
+        kind="chain",
+        stages=[
+            {"kind": "group", "groups": 3, "quantizer": V16},
+            {"kind": "residual", "levels": 2, "quantizer": V16, "level_dropout": 0.7, "level_choices": [0, 1, 2]},
+        ],
+    ),
+    "branches-split": tree(
+        kind="branches",
+        branches={
+            "semantic": {"quantizer": {"kind": "project", "dim": 4, "quantizer": V16}},
+            "acoustic": {
+                "quantizer": {
+                    "kind": "project",
+                    "dim": 3,
+                    "quantizer": {"kind": "residual", "levels": 2, "quantizer": V16},
+                }
+            },
+        },
+    ),
+    "branches-strided": tree(
+        kind="branches",
+        disentangle=0.2,
+        branches={
+            "slow": {"source": [0, 3], "stride": 3, "quantizer": GRADIENT},
+            "fine": {"source": [3, 6], "quantizer": {"kind": "lfq", "bits": 3}},
+        },
+    ),
+    "branches-overlapping-fitted": tree(
+        kind="branches",
+        branches={"a": {"source": [0, 4], "quantizer": {"kind": "kmeans", "size": 5}}, "b": {"quantizer": V16}},
+    ),
+    "project": tree(kind="project", dim=4, quantizer={"kind": "fsq", "levels": [3, 4, 3, 4]}),
+    "strided": tree(kind="stride", every=2, quantizer=V16),
+    "snac-strided": tree(
+        kind="chain",
+        stages=[
+            {"kind": "stride", "every": 4, "quantizer": V16},
+            {"kind": "stride", "every": 2, "quantizer": V16},
+            V16,
+        ],
+    ),
+    "rotation": tree(kind="rotation", quantizer=V16),
+    "rotation-residual": tree(kind="rotation", quantizer={"kind": "residual", "levels": 3, "quantizer": V16}),
+    "skip-dropout": tree(kind="skip", share=0.4, quantizer={"kind": "residual", "levels": 2, "quantizer": V16}),
+    "tail-dropout": tree(kind="tail", shortest=2, quantizer={"kind": "residual", "levels": 2, "quantizer": V16}),
+    "tail-lengths-dropout": tree(kind="tail", lengths=[1, 4], share=0.6, quantizer={"kind": "bsq", "bits": 4}),
 }
+PER_PLACE = [name for name in CONFIGS if "strided" not in name]
+STRAIGHT = [name for name in CONFIGS if "rotation" not in name]
+NOT_RANDOM = [name for name in CONFIGS if not any(word in name for word in ("dropout", "bernoulli", "chain-group"))]
 SHAPES = [(DIM,), (1, DIM), (37, DIM), (4, 9, DIM), (2, 3, 5, DIM), (0, DIM), (3, 0, DIM)]
 every_config = pytest.mark.parametrize("name", CONFIGS)
+
+
+def fresh(name):
+    """A quantizer that has seen nothing but what it must be fitted to."""
+    quantizer = make_quantizer(CONFIGS[name], DIM)
+    if "fitted" in name:
+        quantizer.fit(torch.randn(64, DIM, generator=torch.Generator().manual_seed(3)))
+    return quantizer
 
 
 def trained(name, seed=0, updates=None):
     """A quantizer in training mode that has seen a few batches; by default all levels have started."""
     torch.manual_seed(seed)
-    quantizer = make_quantizer(CONFIGS[name], DIM)
+    quantizer = fresh(name)
     for _ in range(len(quantizer.cardinalities) + 2 if updates is None else updates):
         quantizer(torch.randn(5, 13, DIM))
         quantizer.update()
@@ -98,7 +217,10 @@ def test_training_value_equals_decode_of_codes(name, dtype):
     for scale in (0.1, 1.0, 30.0):
         x = (scale * torch.randn(3, 7, DIM)).to(dtype).requires_grad_()
         result = quantizer(x)
-        assert torch.equal(result.values, quantizer.decode(result.codes))
+        values = quantizer.decode(result.codes)
+        if CONFIGS[name].kind == "skip":  # whose samples without codes keep their latents
+            values = torch.where((result.codes < 0).all(dim=-1, keepdim=True), x.float(), values)
+        assert torch.equal(result.values, values)
 
 
 @every_config
@@ -114,7 +236,7 @@ def test_decode_is_the_sum_of_code_vectors(name):
 # L3: the encoder's gradient. Trap 1 is one straight-through gradient per level: it gives 2, 4, 8 here.
 
 
-@every_config
+@pytest.mark.parametrize("name", STRAIGHT)
 @pytest.mark.parametrize("half", [False, True])
 def test_straight_through_gradient_is_exactly_one(name, half):
     quantizer = trained(name)
@@ -149,9 +271,12 @@ def trained_residual(levels):
     return quantizer
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if "projected" in name or "gradient" in name])
+@every_config
 def test_every_parameter_learns(name):
     quantizer = trained(name)
+    if not list(quantizer.parameters()):
+        assert "projected" not in name and "gradient" not in name
+        return
     result = quantizer(torch.randn(8, 50, DIM))
     (result.values.square().sum() + sum(loss.sum() for loss in result.losses.values())).backward()
     for parameter_name, parameter in quantizer.named_parameters():
@@ -191,12 +316,13 @@ def test_masked_positions_change_nothing(name, training):
         assert all(torch.equal(a.losses[key], b.losses[key]) for key in a.losses)
         assert all(torch.equal(a.stats[key], b.stats[key]) for key in a.stats)
         assert (a.codes[~mask] == -1).all() and (a.values[~mask] == 0).all()
+        assert torch.equal(first.encode(x, mask=mask), second.encode(noisy, mask=mask))
         assert all((loss[~mask] == 0).all() for loss in a.losses.values())
         assert torch.equal(x.grad, noisy.grad) and (x.grad[~mask] == 0).all()
     assert same_state(state_of(first), state_of(second))
 
 
-@every_config
+@pytest.mark.parametrize("name", PER_PLACE)
 def test_a_mask_equals_leaving_the_rest_out(name):
     quantizer = trained(name).eval()
     x, mask = torch.randn(4, 9, DIM), torch.rand(4, 9) < 0.6
@@ -204,7 +330,7 @@ def test_a_mask_equals_leaving_the_rest_out(name):
     assert torch.equal(masked.codes[mask], alone.codes) and torch.equal(masked.values[mask], alone.values)
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if "dropout" not in name])  # which is drawn per sample
+@pytest.mark.parametrize("name", [name for name in NOT_RANDOM if name in PER_PLACE])  # dropout is drawn per sample
 def test_statistics_with_a_mask_equal_those_without_the_rest(name):
     first, second = trained(name, updates=0), trained(name, updates=0)
     for _ in range(REVIVE_EVERY + 1):
@@ -234,22 +360,38 @@ def shared_steps(name):
 def run_shared(name, part):
     """State after the updates, for one process with all samples (part None) or the first or second of two."""
     torch.manual_seed(0)
-    quantizer = make_quantizer(CONFIGS[name], DIM)
+    quantizer = fresh(name)
     for x, mask, first in shared_steps(name):
-        levels = torch.arange(7) % len(quantizer.cardinalities) + 1
         rows = {None: slice(None), 0: slice(first), 1: slice(first, None)}[part]
-        quantizer.draw_levels = lambda n, levels=levels[rows]: (
-            levels
-        )  # dropout is drawn per sample; here the same for both
+        drawn = (torch.arange(7) % 4 + 1)[rows]  # dropout is drawn per sample; here the same for both
+        for module in quantizer.modules():
+            module.draw_levels = module.draw_lengths = lambda *_, drawn=drawn: drawn
+            module.draw_passed = lambda _, drawn=drawn: drawn == 2
         for piece in (x[rows], x[rows] * 0.5):  # two backward passes, one update
             quantizer(piece, mask[rows])
         quantizer.update()
     return quantizer.state_dict()
 
 
+def run_entropies(part):
+    """The entropy losses of a joint batch of 12 tokens, and what gradient reaches the latents of each process."""
+    x = torch.randn(12, DIM, generator=torch.Generator().manual_seed(8))
+    rows = {None: slice(None), 0: slice(6), 1: slice(6, None)}[part]
+    found = {}
+    for name in ("lfq", "bsq", "vq-entropy"):
+        torch.manual_seed(0)
+        config = CONFIGS[name].model_copy(update={"commitment": 0.0, **({"moments": 0.0} if "vq" in name else {})})
+        own = x[rows].clone().requires_grad_()
+        loss = make_quantizer(config, DIM)(own).losses["entropy"].mean()
+        loss.backward()
+        found[name] = (loss.detach(), own.grad)
+    return found
+
+
 def run_as_process(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-    torch.save({name: run_shared(name, rank) for name in CONFIGS}, f"{folder}/{rank}.pt")
+    states = {name: run_shared(name, rank) for name in CONFIGS}
+    torch.save((states, run_entropies(rank)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -259,7 +401,7 @@ def test_two_processes_equal_one(tmp_path):
     running = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment, cwd=tmp_path) for rank in (0, 1)]
     alone = {name: run_shared(name, None) for name in CONFIGS}
     assert [process.wait(timeout=120) for process in running] == [0, 0]
-    zero, one = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    (zero, entropies), (one, others) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, state in alone.items():
         assert same_state(zero[name], one[name]), name
         for key, value in state.items():
@@ -267,6 +409,11 @@ def test_two_processes_equal_one(tmp_path):
             torch.testing.assert_close(
                 zero[name][key], value, atol=1e-5, rtol=1e-4, msg=lambda m, k=f"{name} {key}": f"{k}: {m}"
             )
+
+    for name, (loss, gradient) in run_entropies(None).items():
+        # Trap 5: the share of a code is that in the joint batch, for both. DDP halves the sum of gradients.
+        torch.testing.assert_close((entropies[name][0] + others[name][0]) / 2, loss)
+        torch.testing.assert_close(torch.cat([entropies[name][1], others[name][1]]) / 2, gradient)
 
 
 # L6: a frozen quantizer never changes; state survives saving.
@@ -298,6 +445,7 @@ def test_eval_changes_nothing(name):
 @every_config
 def test_saved_state_goes_on_the_same(name):
     first = trained(name, updates=3)
+    torch.manual_seed(1)
     second = make_quantizer(CONFIGS[name], DIM)
     second.load_state_dict(first.state_dict())
     for step in range(REVIVE_EVERY + 1):
@@ -384,7 +532,7 @@ def test_level_dropout_is_per_sample(name):
     assert (quantizer.eval()(torch.randn(50, 3, DIM)).codes >= 0).all()
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("residual")])
+@every_config
 def test_encode_with_fewer_levels_is_a_prefix(name):
     quantizer = trained(name).eval()
     x = torch.randn(30, DIM)

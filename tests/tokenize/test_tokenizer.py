@@ -5,7 +5,7 @@ import torch
 
 from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
 from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import FSQConfig, ResidualConfig, VQConfig
+from tessera.tokenize.quantizer import FSQConfig, ResidualConfig, ScalesConfig, StrideConfig, VQConfig
 from tessera.tokenize.spec import check_same_tokenizer
 from tessera.tokenize.spectrum import frame_signal, inverse_spectrum
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
@@ -43,11 +43,12 @@ AUDIO = [
     audio_config(),
     audio_config(causal=True),
     audio_config(quantizer=FSQConfig(levels=(5, 4, 3))),
+    audio_config(quantizer=StrideConfig(every=5, quantizer=VQConfig(size=16))),
     audio_config(hop=15, window=64),
 ]
 
 
-@pytest.mark.parametrize("config", AUDIO, ids=["rvq", "causal", "fsq", "odd-hop"])
+@pytest.mark.parametrize("config", AUDIO, ids=["rvq", "causal", "fsq", "strided", "odd-hop"])
 def test_audio_codes_do_not_depend_on_batch_padding_or_autocast(config):
     tokenizer = tiny(config)
     torch.manual_seed(1)
@@ -64,7 +65,19 @@ def test_audio_codes_do_not_depend_on_batch_padding_or_autocast(config):
         assert not together.codes[row, :, frames:].any()
 
 
-@pytest.mark.parametrize("config", AUDIO, ids=["rvq", "causal", "fsq", "odd-hop"])
+@pytest.mark.parametrize(
+    ("quantizer", "message"),
+    [
+        (StrideConfig(every=2, quantizer=VQConfig(size=4)), "span 2 frames; choose a chunk that is a multiple of 2"),
+        (ScalesConfig(sizes=((1, 4),), quantizer=VQConfig(size=4)), "span all frames; quantize frame by frame"),
+    ],
+)
+def test_codes_that_windows_would_cut_are_refused(quantizer, message):
+    with pytest.raises(ValueError, match=message):
+        make_tokenizer(audio_config(quantizer=quantizer))
+
+
+@pytest.mark.parametrize("config", AUDIO, ids=["rvq", "causal", "fsq", "strided", "odd-hop"])
 @pytest.mark.parametrize("frames", [1, 4, 5, 23])
 def test_a_stream_equals_the_whole(config, frames):
     tokenizer = tiny(config)
@@ -89,7 +102,7 @@ def test_a_causal_stream_starts_after_chunk_and_overlap():
     assert silent + 1 == stream.delay == 5 + 2
 
 
-@pytest.mark.parametrize("config", AUDIO, ids=["rvq", "causal", "fsq", "odd-hop"])
+@pytest.mark.parametrize("config", AUDIO, ids=["rvq", "causal", "fsq", "strided", "odd-hop"])
 def test_windows_compute_what_one_pass_over_everything_computes(config):
     """The slow obvious way: no windows at all. Equal up to how kernels round by shape."""
     tokenizer = tiny(config)

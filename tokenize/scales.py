@@ -1,0 +1,147 @@
+"""Next-scale quantization: residuals at growing resolutions of one map, with one codebook.
+
+    sum = 0;   for each scale:   rest = x - sum,   codes = quantize(area mean of rest at this scale),
+                                 sum += phi(their vectors, enlarged)         phi(u) = u / 2 + conv(u) / 2
+
+A sample has no codes place by place. In codes [*, M, scales] the first (rows * columns) rows of column s are the codes
+of scale s, in raster order, the others -1: with a map of 4 x 4 and scales 1, 2, 4:
+
+    scale 1   c -1 -1 -1 -1 -1 ..        scale 2   c c c c -1 -1 ..        scale 4   c c c c c c c c c c c c c c c c
+
+One straight-through gradient goes around the sum. Source: VAR, arXiv:2404.02905.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import Config, ConfigError
+from .kmeans import exact_dtype
+from .quantized import Parts, Quantizer, add_losses, join_tables, make_part
+
+if TYPE_CHECKING:
+    from .quantizer import QuantizerConfig
+
+
+class ScalesConfig(Config):
+    """Maps of fixed size: all places of every sample, in raster order."""
+
+    kind: Literal["scales"] = "scales"
+    sizes: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]
+    """Rows and columns of each scale, growing; the last is the map itself. Audio: [1, frames]."""
+    convolutions: int = Field(default=4, ge=0)
+    """Different phi, spread over the scales; 0: vectors are only enlarged."""
+    shared: bool = True
+    """One quantizer, with one codebook, serves all scales."""
+    quantizer: QuantizerConfig
+    """Of a place of a scale; one code each."""
+
+
+class ScalesQuantizer(Quantizer):
+    """See the head of this file. Q = number of scales."""
+
+    span = 0
+
+    def __init__(self, config: ScalesConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        own = 1 if config.shared else len(config.sizes)
+        levels = [make_part(config.quantizer, dim, depth, f"{where}.quantizer") for _ in range(own)]
+        if len(levels[0].cardinalities) != 1 or levels[0].span != 1:
+            raise ConfigError(f"{where}.quantizer: a place of a scale has one code; use a leaf such as vq")
+        rows, columns = config.sizes[-1]
+        for number, (r, c) in enumerate(config.sizes):
+            if r > rows or c > columns:
+                raise ConfigError(f"{where}.sizes.{number}: {r} x {c} is larger than the map, {rows} x {columns}")
+        super().__init__(dim, levels[0].cardinalities * len(config.sizes))
+        self.config = config
+        self.levels = nn.ModuleList(levels)
+        self.places = rows * columns
+        self.phi = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(config.convolutions))
+        for layer in self.phi:
+            nn.init.dirac_(layer.weight)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        whole = torch.eye(self.places, dtype=torch.float64).view(self.places, 1, rows, columns)
+        for number, size in enumerate(config.sizes):
+            # Linear maps as matrices: the same numbers for any batch.
+            down = F.adaptive_avg_pool2d(whole, size).flatten(1).T
+            small = torch.eye(size[0] * size[1], dtype=torch.float64).view(-1, 1, *size)
+            up = F.interpolate(small, (rows, columns), mode="bicubic").flatten(1).T
+            self.register_buffer(f"down_{number}", down.contiguous(), persistent=False)
+            self.register_buffer(f"up_{number}", up.contiguous(), persistent=False)
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize. A sample is valid or not as a whole. Loss "commitment" is that of the sums."""
+        kept = self._whole(x, mask)
+        total, codes, losses = torch.zeros_like(x), [], {}
+        for number in range(len(self.cardinalities)):
+            small = self._shrink(number, x - total.detach())
+            wanted = None if kept is None else kept[:, None].expand(small.shape[:2])
+            part = self._level(number).quantize(small, wanted)
+            total = total + self._enlarge(number, part.vectors)
+            codes.append(F.pad(part.codes, (0, 0, 0, self.places - part.codes.shape[1]), value=-1))
+            # A mean over the scale's places, the same for every place of the sample.
+            averages = {name: loss.mean(dim=1, keepdim=True).expand(x.shape[:2]) for name, loss in part.losses.items()}
+            add_losses(losses, averages)
+        if self.phi:
+            own = (x.detach() - total).square().mean(dim=-1)
+            losses["codebook"] = losses["codebook"] + own if "codebook" in losses else own
+        if kept is not None:
+            losses = {name: torch.where(kept[:, None], loss, 0.0) for name, loss in losses.items()}
+            total = torch.where(kept[:, None, None], total, 0.0)
+        return Parts(total, torch.cat(codes, dim=-1), losses)
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, Q]."""
+        self._whole(x, mask)
+        total, codes = torch.zeros_like(x), []
+        for number in range(len(self.cardinalities)):
+            found = self._level(number).search(self._shrink(number, x - total))
+            total = total + self._enlarge(number, self._level(number).lookup(found))
+            codes.append(F.pad(found, (0, 0, 0, self.places - found.shape[1]), value=-1))
+        return torch.cat(codes, dim=-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, Q] -> [B, M, D]; a scale whose codes are -1 adds nothing."""
+        total = torch.zeros(*codes.shape[:2], self.dim, device=codes.device)
+        for number, (rows, columns) in enumerate(self.config.sizes):
+            own = codes[:, : rows * columns, number, None]
+            more = self._enlarge(number, self._level(number).lookup(own))
+            total = total + torch.where((own[:, :1] >= 0).expand_as(more), more, 0.0)
+        return total
+
+    def vectors(self) -> Tensor:
+        """[Q, V, D], before they are enlarged."""
+        return join_tables([self._level(number).vectors() for number in range(len(self.cardinalities))])
+
+    def _level(self, number: int) -> Quantizer:
+        return self.levels[0 if self.config.shared else number]  # pyright: ignore[reportReturnType]
+
+    def _whole(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Check the size of the map; which samples are valid [B]."""
+        if x.shape[1] != self.places:
+            rows, columns = self.config.sizes[-1]
+            raise ValueError(f"scales are for {rows} x {columns} places a sample, found {x.shape[1]}")
+        if mask is not None and bool((mask != mask[:, :1]).any()):
+            raise ValueError("scales quantize a sample as a whole; mask all of its places or none")
+        return None if mask is None else mask[:, 0]
+
+    def _shrink(self, number: int, x: Tensor) -> Tensor:
+        """[B, M, D] -> [B, m, D]."""
+        down: Tensor = getattr(self, f"down_{number}").to(exact_dtype(x))
+        return torch.stack([down @ sample for sample in x.to(down.dtype)]).float() if len(x) else x[:, : len(down)]
+
+    def _enlarge(self, number: int, small: Tensor) -> Tensor:
+        """[B, m, D] -> [B, M, D], with phi."""
+        up: Tensor = getattr(self, f"up_{number}").to(exact_dtype(small))
+        large = up @ small.to(up.dtype)
+        if self.phi:
+            rows, columns = self.config.sizes[-1]
+            layer = self.phi[round(number * (len(self.phi) - 1) / max(1, len(self.config.sizes) - 1))]
+            picture = large.transpose(1, 2).reshape(len(small), self.dim, rows, columns)
+            more = F.conv2d(picture, layer.weight.to(up.dtype), layer.bias.to(up.dtype), padding=1)  # pyright: ignore
+            large = 0.5 * large + 0.5 * more.flatten(2).transpose(1, 2)
+        return large.float()
