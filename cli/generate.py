@@ -56,6 +56,9 @@ def generate(
     prompt_frames: Annotated[int | None, typer.Option(min=1, help="Use only so many frames of the prompt.")] = None,
     unconditional: Annotated[bool, typer.Option("--unconditional", help="Generate without text or label.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="One by one: no rounding depends on the others.")] = False,
+    cache: Annotated[
+        str | None, typer.Option(help="How keys and values are kept: static, ring, or {kind: ring, window: 500}.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples made at a time.")] = 64,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -102,6 +105,7 @@ def generate(
         unconditional=unconditional,
         exact=exact,
         batch=batch,
+        cache=cache,
         **settings,
     )
 

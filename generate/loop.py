@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..lm.caches import CacheChoice
 from ..lm.conditions import ConditionBatch
 from ..lm.defaults import Guidance
 from ..lm.model import TokenLM
@@ -69,6 +70,7 @@ def generate_codes(
     prompt: Tensor | None = None,
     exact: bool = False,
     on_progress: Progress | None = None,
+    cache: CacheChoice | None = None,
 ) -> Generated:
     """Generate codes for a batch of conditions.
 
@@ -79,15 +81,17 @@ def generate_codes(
         prompt: codes [B, K, t] that the rows begin with, word for word; None: nothing.
         exact: run the rows one at a time, so that not even the kernels' rounding depends on the batch: a seed and a
             condition give the same codes in any company, bit for bit. Slower for many rows.
+        cache: how keys and values are remembered (lm/caches.py); None: exactly.
     Raises:
         ValueError: settings that contradict each other or the model; names the setting.
     """
     if not exact:
-        return _run(DecodeLoop(lm, conditions, seeds, length, sampling, guidance, prompt), 0, len(seeds), on_progress)
+        loop = DecodeLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache)
+        return _run(loop, 0, len(seeds), on_progress)
     rows = []
     for i, seed in enumerate(seeds):
         row_prompt = None if prompt is None else prompt[i : i + 1]
-        loop = DecodeLoop(lm, one_row(conditions, i), [seed], length, sampling, guidance, row_prompt)
+        loop = DecodeLoop(lm, one_row(conditions, i), [seed], length, sampling, guidance, row_prompt, cache)
         rows.append(_run(loop, i, len(seeds), on_progress))
     return _stack(rows)
 
@@ -104,6 +108,7 @@ class DecodeLoop:
         sampling: Sampling | None = None,
         guidance: Guidance = 1.0,
         prompt: Tensor | None = None,
+        cache: CacheChoice | None = None,
     ):
         """Check the settings and read the conditions; arguments and errors as `generate_codes`."""
         arrangement = lm.arrangement
@@ -140,7 +145,8 @@ class DecodeLoop:
 
         conditions = self.guide.conditions(conditions.to(device))
         rows = self.guide.branches * B
-        self.state = lm.start(conditions, self.num_steps, rows, length.max_frames if length.fixed else None)
+        num_frames = length.max_frames if length.fixed else None
+        self.state = lm.start(conditions, self.num_steps, rows, num_frames, cache)
 
     @torch.no_grad()
     def step(self) -> None:

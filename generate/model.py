@@ -100,8 +100,8 @@ class Model:
             unconditional: allow a model with a condition to run without.
             exact, batch, on_progress: as `tessera.generate.generate`.
             settings: temperature, top_k, top_p, min_p, repetition_penalty, repetition_window, ras, ras_tau (one value,
-                or one per codebook), end_bias, end_rule, max_silence, silence_codes, guidance, max_frames, min_frames
-                (`lm/defaults.py` says what each means); what is left out is the model's own default.
+                or one per codebook), end_bias, end_rule, max_silence, silence_codes, guidance, max_frames, min_frames,
+                cache (`lm/defaults.py` says what each means); what is left out is the model's own default.
         Raises:
             ValueError: an argument that cannot be met, in one line that names it.
         """

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
+from ..lm.caches import CacheChoice, CacheConfig, plain_choice
 from ..lm.conditions import ConditionBatch
 from ..lm.defaults import GenerationDefaults, Guidance, GuidanceConfig
 from ..lm.model import TokenLM
@@ -41,6 +42,7 @@ class Settings(TypedDict, total=False):
     guidance: Guidance | Sequence[float] | dict
     max_frames: int
     min_frames: int
+    cache: CacheChoice
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Request:
     guidance: Guidance
     prompt: Tensor | None
     """Codes [B, K, t] that the samples begin with."""
+    cache: CacheConfig | None = None
 
     def rows(self, first: int, last: int) -> Request:
         """The rows first .. last - 1."""
@@ -66,6 +69,7 @@ class Request:
             self.sampling,
             self.guidance,
             None if self.prompt is None else self.prompt[first:last],
+            self.cache,
         )
 
 
@@ -94,6 +98,8 @@ def make_request(
         ValueError: names the argument, what was found and what to do.
     """
     given = {name: _plain(value) for name, value in settings.items()}
+    if "cache" in given:
+        given["cache"] = plain_choice(given["cache"])
     chosen = GenerationDefaults() if defaults is None else defaults
     chosen = check_config({**chosen.model_dump(mode="json"), **given}, GenerationDefaults, "generate")
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -121,6 +127,7 @@ def make_request(
         sampling=_sampling(tokenizer, chosen),
         guidance=chosen.guidance,
         prompt=prompt,
+        cache=chosen.cache,
     )
 
 

@@ -49,7 +49,14 @@ def stream_audio(
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
     loop = DecodeLoop(
-        lm, request.conditions, request.seeds, request.length, request.sampling, request.guidance, request.prompt
+        lm,
+        request.conditions,
+        request.seeds,
+        request.length,
+        request.sampling,
+        request.guidance,
+        request.prompt,
+        request.cache,
     )
     return _chunks(loop, tokenizer.stream_decoder())
 

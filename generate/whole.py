@@ -105,5 +105,14 @@ def _codes_of(
             on_progress(first * per_row + done, total * per_row)
 
     return generate_codes(
-        lm, rows.conditions, rows.seeds, rows.length, rows.sampling, rows.guidance, rows.prompt, exact, report
+        lm,
+        rows.conditions,
+        rows.seeds,
+        rows.length,
+        rows.sampling,
+        rows.guidance,
+        rows.prompt,
+        exact,
+        report,
+        rows.cache,
     )

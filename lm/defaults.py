@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from ..tokenize.config import Config
+from .caches import CacheConfig
 
 
 class TwoConditions(Config):
@@ -133,3 +134,5 @@ class GenerationDefaults(Config):
     """Frames at most; null: the whole grid of a picture."""
     min_frames: NonNegativeInt = 1
     """No end before this many frames."""
+    cache: CacheConfig | None = None
+    """How keys and values are remembered, a kind's name or its settings; null: exactly."""

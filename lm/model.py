@@ -25,11 +25,13 @@ from ..tokenize.config import Config, ConfigError
 from ..tokenize.spec import PictureGeometry, TokenSpec
 from .arrange import Arrangement, ParallelConfig, SpecialsConfig
 from .attention import AttentionName, choose_backend
-from .cache import KVCache
+from .cache import Cache, CacheShape
+from .caches import CacheChoice, make_cache
 from .conditions import ConditionBatch, ConditionConfig, Conditions, Joined, count_back, fill_sizes
 from .heads import HEADS, HeadConfig, ParallelHeadConfig
 from .inputs import INPUTS, EmbeddingInputConfig, InputConfig
 from .loss import LossReport, codebook_loss
+from .masks import causal_mask
 from .presets import PRESETS, AnyArrangementConfig, PresetConfig
 from .rope import (
     PAIRS,
@@ -77,6 +79,8 @@ class LMConfig(Config):
     head: HeadConfig = ParallelHeadConfig()
     input: InputConfig = EmbeddingInputConfig()
     conditions: tuple[ConditionConfig, ...] = ()
+    window: PositiveInt | None = None
+    """Steps that a step sees, itself included, besides the conditions' prefix; null: all before it."""
     attention: AttentionName = "auto"
     """Attention backend: auto, sdpa, flash (flash-attn) or xformers."""
 
@@ -168,7 +172,8 @@ class LMOutput:
 class State:
     """A generation under way: B rows, all at the same step. `TokenLM.step` changes it in place."""
 
-    cache: KVCache
+    cache: Cache
+    cache_shape: CacheShape
     memory: Memory | None
     """Cross-attention keys and values."""
     summed: Tensor | None
@@ -187,7 +192,12 @@ class State:
     @property
     def num_rows(self) -> int:
         """B."""
-        return self.cache.keys.shape[1]
+        return self.cache.num_rows
+
+    @property
+    def cache_share(self) -> float:
+        """Memory of the cache over that of the static kind in the same precision."""
+        return self.cache.bytes / self.cache_shape.static_bytes
 
 
 class TokenLM(nn.Module):
@@ -273,7 +283,7 @@ class TokenLM(nn.Module):
         total_frames = codes.shape[2] if lengths is None else lengths[:, None]
         table = self._table(steps, total_frames, P, joined.prefix_mask)
         memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
-        mask = None if joined.prefix_mask is None else _causal_mask(joined.prefix_mask, P, 0, P + S)
+        mask = self._mask(P, S, joined.prefix_mask, codes.device)
         hidden = self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)
         logits_BKSV = self.head(hidden[:, P:], arranged.ids).transpose(1, 2)
         return LMOutput(logits_BKSV, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths)
@@ -308,6 +318,7 @@ class TokenLM(nn.Module):
         capacity: int = 0,
         num_rows: int | None = None,
         num_frames: int | None = None,
+        cache: CacheChoice | None = None,
     ) -> State:
         """Begin a generation: allocate the cache, read the conditions.
 
@@ -317,9 +328,10 @@ class TokenLM(nn.Module):
             num_rows: B, needed where the model has no conditions (with them it must agree).
             num_frames: frames of the sequence where known; coarse_first and grouped with grid positions need it (a
                 picture tokenizer says it).
+            cache: how keys and values are remembered, a kind's name or its config (`caches.py`); None: exactly.
         Raises:
             ValueError: conditions that do not fit the model, no number of rows, a capacity below 1, a model in training
-                mode with dropout.
+                mode with dropout, a cache that is unknown or does not fit.
         """
         if capacity < 1:
             raise ValueError(
@@ -338,16 +350,26 @@ class TokenLM(nn.Module):
         P = 0 if joined.prefix is None else joined.prefix.shape[1]
         memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
         config = self.config
-        cache = KVCache(
-            config.layers, B, config.num_kv_heads, P + capacity, config.head_width, self._compute_dtype(), self.device
+        shape = CacheShape(
+            layers=config.layers,
+            num_rows=B,
+            kv_heads=config.num_kv_heads,
+            head_width=config.head_width,
+            num_steps=capacity,
+            dtype=self._compute_dtype(),
+            device=self.device,
+            prefix_length=P,
+            prefix_mask=joined.prefix_mask,
+            window=config.window,
         )
-        state = State(cache, memory, joined.summed, joined.prefix_mask, P, capacity, num_frames)
+        state = State(
+            make_cache(cache, shape), shape, memory, joined.summed, joined.prefix_mask, P, capacity, num_frames
+        )
         if joined.prefix is not None:
             none = torch.arange(0, device=self.device)
             x = self._with_places(joined.prefix, none, P, joined.prefix_mask)
             table = self._table(none, num_frames, P, joined.prefix_mask)
-            mask = None if joined.prefix_mask is None else _causal_mask(joined.prefix_mask, P, 0, P)
-            self.transformer(x, table, mask=mask, causal=mask is None, memory=memory, cache=cache)
+            self.transformer(x, table, memory=memory, cache=state.cache)
         return state
 
     @torch.no_grad()
@@ -375,16 +397,13 @@ class TokenLM(nn.Module):
                 f"step {state.step + n} is beyond the capacity of {state.capacity} steps; start with a larger capacity"
             )
         steps = torch.arange(state.step, state.step + n, device=read.device)
-        table = self._table(steps, state.num_frames, 0, None)
-        P, past = state.prefix_length, state.cache.length
-        if n == 1 and state.prefix_mask is None:
-            mask, causal = None, False
-        elif past == 0:
-            mask, causal = None, True
-        else:
-            mask, causal = _causal_mask(state.prefix_mask, P, past, past + n, read.device), False
         x = self._with_places(self._embed(read, state.summed), steps, 0, None)
-        hidden = self.transformer(x, table, mask=mask, causal=causal, memory=state.memory, cache=state.cache)
+        if state.cache.turned:
+            table = self._table(steps, state.num_frames, 0, None)
+        else:
+            steps = torch.arange(state.step + n, device=read.device)
+            table = self._table(steps, state.num_frames, state.prefix_length, state.prefix_mask)
+        hidden = self.transformer(x, table, memory=state.memory, cache=state.cache)
         state.step += n
         return hidden if several else hidden[:, 0]
 
@@ -439,6 +458,14 @@ class TokenLM(nn.Module):
         positions = _positions(steps, P, prefix_mask)
         return x + sinusoidal_places(positions, self.config.width, self.config.rope.base).to(x.dtype)
 
+    def _mask(self, P: int, S: int, prefix_mask: Tensor | None, device: torch.device) -> Tensor | None:
+        """What P prefix tokens and S steps see, bool [B or 1, 1, P + S, P + S]; None: each all before it."""
+        window = self.config.window
+        if prefix_mask is None and (window is None or S <= window):
+            return None
+        positions = torch.arange(P + S, device=device)
+        return causal_mask(positions, positions, P, prefix_mask, window)
+
     def _compute_dtype(self) -> torch.dtype:
         if torch.is_autocast_enabled(self.device.type):
             return torch.get_autocast_dtype(self.device.type)
@@ -457,21 +484,6 @@ def _positions(steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
     else:
         back = count_back(prefix_mask)
     return torch.cat([back, steps.expand(back.shape[0], -1)], dim=1)
-
-
-def _causal_mask(
-    prefix_mask: Tensor | None, P: int, first: int, last: int, device: torch.device | None = None
-) -> Tensor:
-    """bool [B or 1, 1, last - first, last]: positions first..last see themselves and all before, save padding in the
-    prefix [B, P]."""
-    device = prefix_mask.device if prefix_mask is not None else device
-    query, key = torch.arange(first, last, device=device), torch.arange(last, device=device)
-    mask = (key <= query[:, None])[None]
-    if prefix_mask is not None:
-        seen = torch.cat([prefix_mask, prefix_mask.new_ones(prefix_mask.shape[0], last - P)], dim=1)
-        # a padded token sees itself, so that its softmax is not empty; nobody else sees it
-        mask = mask & (seen[:, None, :] | (key == query[:, None]))
-    return mask[:, None]
 
 
 def _likely_device(name: AttentionName) -> str:

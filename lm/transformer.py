@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attend
-from .cache import KVCache
+from .cache import Cache
 from .rope import at_least_float32, rotate
 
 NormName = Literal["rms", "layer"]
@@ -83,7 +83,7 @@ class SelfAttention(nn.Module):
         table: Tensor | None,
         mask: Tensor | None,
         causal: bool,
-        cache: KVCache | None,
+        cache: Cache | None,
         layer: int,
     ) -> Tensor:
         B, S, _ = x.shape
@@ -92,10 +92,14 @@ class SelfAttention(nn.Module):
         turned, values = heads_BSHE[:, :, : H + G], heads_BSHE[:, :, H + G :].transpose(1, 2)
         if self.query_norm is not None and self.key_norm is not None:
             turned = torch.cat([self.query_norm(turned[:, :, :H]), self.key_norm(turned[:, :, H:])], dim=2)
-        turned = (turned if table is None else rotate(turned, table)).transpose(1, 2)
-        queries, keys = turned[:, :H], turned[:, H:]
+        if table is not None:
+            if cache is None or cache.turned:
+                turned = rotate(turned, table)
+            else:
+                turned = torch.cat([rotate(turned[:, :, :H], table), turned[:, :, H:]], dim=2)
+        queries, keys = turned[:, :, :H].transpose(1, 2), turned[:, :, H:].transpose(1, 2)
         if cache is not None:
-            keys, values = cache.write(layer, keys, values)
+            keys, values, mask, causal = cache.write(layer, keys, values)
         mixed = self.attend(queries, keys, values, mask, causal)
         return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
 
@@ -192,7 +196,7 @@ class Block(nn.Module):
         mask: Tensor | None,
         causal: bool,
         memory: Memory | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         layer: int = 0,
     ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), table, mask, causal, cache, layer))
@@ -234,17 +238,21 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
         memory: Memory | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Transform x [B, S, D].
 
         Args:
             table: the positions' turns (`rotary_table`); None: x says its positions itself.
-            mask: bool, broadcasts to [B, H, S, M], True where a key is seen.
+            mask: bool, broadcasts to [B, H, S, M], True where a key is seen; without cache.
             causal: step s sees steps 0..s of x; without cache and mask.
             memory: for cross-attention, from `remember`.
-            cache: x stands behind its positions; the new keys are written into it.
+            cache: x stands behind its positions; the new keys are written into it, and it says what x sees. Where it is
+                not `turned`, the table covers its positions as well.
         """
+        if cache is not None:
+            cache.begin(x.shape[1], table)
+            table = None if table is None else table[:, -x.shape[1] :]
         for layer, block in enumerate(self.blocks):
             x = block(x, table, mask, causal, memory, cache, layer)
         if cache is not None:

@@ -78,6 +78,29 @@ def test_equals_the_full_forward(arrangement, kind):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 2.0))
 
 
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_a_model_with_a_window_equals_the_full_forward(arrangement):
+    configs, batch = make_conditions("text", 2)
+    lm = make_lm(arrangement, conditions=configs, window=2)
+    found = generate_codes(lm, batch, range(2), UP_TO, Sampling(temperature=1.3), 2.0)
+    for i in range(2):
+        check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, 2.0))
+    again = generate_codes(lm, batch, range(2), UP_TO, Sampling(temperature=1.3), 2.0, cache="static")
+    assert torch.equal(again.codes, found.codes)
+
+
+def test_the_cache_asked_for_is_used():
+    lm = make_lm("delay")
+    _, none = make_conditions("none", 1)
+    narrow = {"kind": "ring", "window": 1}
+    for exact in (False, True):
+        whole = generate_codes(lm, none, range(4), UP_TO, exact=exact)
+        wide = generate_codes(lm, none, range(4), UP_TO, exact=exact, cache={"kind": "ring", "window": 50})
+        assert torch.equal(wide.codes, whole.codes)
+        assert not torch.equal(generate_codes(lm, none, range(4), UP_TO, exact=exact, cache=narrow).codes, whole.codes)
+    assert DecodeLoop(lm, none, [0], UP_TO, cache=narrow).state.cache.capacity == 1
+
+
 @pytest.mark.parametrize("rope", ["time", "grid"])
 @pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, *NEED_LENGTH])
 def test_fixed_length_equals_the_full_forward(arrangement, rope):

@@ -17,6 +17,7 @@ from tessera.generate.loop import generate_codes
 from tessera.generate.model import load
 from tessera.generate.sampling import Sampling
 from tessera.generate.silence import silence_codes
+from tessera.lm.ring import RingCacheConfig
 from tessera.tokenize.codes_file import CodesItem, write_codes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -147,6 +148,23 @@ def test_defaults_are_the_models_own(tones):
     seconds = tones.generate(text="a", n=3, max_seconds=4.5 * 16 / 8000, min_frames=4)
     assert seconds.lengths.tolist() == [4] * 3 and not any(seconds.ended)
     assert seconds.seconds == pytest.approx(3 * 4 * 16 / 8000)
+
+
+def test_a_cache_is_chosen_by_name_or_mapping(tones):
+    own = tones.generate(text="abcdef", num_frames=12).codes
+    narrow = {"kind": "ring", "window": 1}
+    for cache in (narrow, "{kind: ring, window: 1}", RingCacheConfig(window=1)):
+        found = tones.generate(text="abcdef", num_frames=12, cache=cache)
+        assert not torch.equal(found.codes, own)
+        chunks = list(tones.stream(text="abcdef", num_frames=12, cache=cache))
+        assert torch.equal(torch.cat(chunks, dim=1), found.media[0])
+        assert torch.equal(found.codes, tones.generate(text="abcdef", num_frames=12, cache=narrow).codes)
+    assert torch.equal(tones.generate(text="abcdef", num_frames=12, cache="static").codes, own)
+    tones.defaults = tones.defaults.model_copy(update={"cache": RingCacheConfig(window=1)})
+    assert torch.equal(tones.generate(text="abcdef", num_frames=12).codes, found.codes), "a model's own default"
+    tones.defaults = tones.defaults.model_copy(update={"cache": None})
+    refuse("cache.ring.windw: unknown key", lambda: tones.generate(text="a", cache={"kind": "ring", "windw": 1}))
+    refuse("cache kind 'ring' needs a window", lambda: tones.generate(text="a", cache="ring"))
 
 
 def test_prompts(tones, shapes, tmp_path):

@@ -73,8 +73,9 @@ def test_cache_writes_in_place():
     cache = KVCache(2, 1, 2, 5, 4, torch.float32, torch.device("cpu"))
     pieces = [torch.randn(1, 2, size, 4) for size in (2, 1, 2)]
     for piece in pieces:
+        cache.begin(piece.shape[2])
         for layer in range(2):
-            keys, values = cache.write(layer, piece + layer, piece - layer)
+            keys, values, _, _ = cache.write(layer, piece + layer, piece - layer)
         cache.advance(piece.shape[2])
     assert cache.length == cache.capacity == 5
     assert keys.data_ptr() == cache.keys[1].data_ptr()

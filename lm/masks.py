@@ -1,0 +1,44 @@
+"""Which positions a position sees.
+
+Positions count the prefix (conditions) first, P of them, then the steps. Drawn for P = 2, three steps and a window of
+2; rows see columns:
+
+            p0 p1 s0 s1 s2
+    p0       x
+    p1       x  x
+    s0       x  x  x
+    s1       x  x  x  x
+    s2       x  x  .  x  x        `.`: more than window - 1 steps back
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def causal_mask(
+    queries: Tensor,
+    keys: Tensor,
+    prefix_length: int = 0,
+    prefix_mask: Tensor | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """bool [B or 1, 1, n, m], True where query n sees key m: itself and all before, save padding in the prefix.
+
+    Args:
+        queries: [n] long, positions.
+        keys: [m] long, positions; negative ones are places that hold no key.
+        prefix_length: P, positions that every step sees.
+        prefix_mask: [B, P] bool, False on padding: it sees itself, so that its softmax is not empty, nobody else does.
+        window: steps that are seen, the query's own included; None: all.
+    """
+    row, column = queries[:, None], keys[None, :]
+    seen = (column <= row) & (column >= 0)
+    if window is not None:
+        seen &= (column > row - window) | (column < prefix_length)
+    if prefix_mask is None:
+        return seen[None, None]
+    real = torch.nn.functional.pad(prefix_mask, (0, 1), value=True)  # the last entry stands for all steps
+    real = real[:, keys.clamp(0, prefix_length)]
+    return (seen & (real[:, None, :] | (row == column)))[:, None]

@@ -1,0 +1,250 @@
+"""Caches of every kind against slow references, and their laws."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessera.lm.cache import CacheShape, KVCache
+from tessera.lm.caches import CACHES, make_cache, read_cache
+from tessera.lm.masks import causal_mask
+from tessera.lm.ring import RingCacheConfig
+from tessera.tokenize.config import ConfigError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_models import CASES, make_codes, make_conditions, make_config, make_lm
+
+# Every condition with rows whose prefixes are padded, and grouped heads.
+SOME = [case for i, case in enumerate(CASES.values()) if i % 5 == 1 or case[1] == "label and text"]
+some_cases = pytest.mark.parametrize("case", SOME, ids=[f"{case[0]}, {case[1]}, {case[2].kind}" for case in SOME])
+
+
+def close(found, expected):
+    # one step and a whole sequence go through kernels that sum in different orders
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def read(lm, output):
+    """What the model reads to predict the targets, [B, K, S]."""
+    return torch.cat([lm.start_ids(len(output.targets))[..., None], output.targets[:, :, :-1]], dim=2)
+
+
+def step_through(lm, ids, conditions, cache=None, sizes=None):
+    """Logits [B, K, S, V'] of reading ids [B, K, S] in pieces of the given sizes, and the state."""
+    B, _, S = ids.shape
+    state = lm.start(conditions, capacity=S, num_rows=B, cache=cache)
+    pieces = ids.split(sizes or [1] * S, dim=2)
+    return torch.cat([lm.step(state, piece) for piece in pieces], dim=2), state
+
+
+def slow_mask(P, S, real, window):
+    """bool [B, P + S, P + S], pair by pair."""
+    mask = torch.zeros(len(real), P + S, P + S, dtype=torch.bool)
+    for b, row in enumerate(real):
+        for i in range(P + S):
+            for j in range(i + 1):
+                near = window is None or j < P or i - j < window
+                mask[b, i, j] = i == j or (near and (j >= P or row[j]))
+    return mask
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_causal_mask(window):
+    real = torch.tensor([[True, True, True], [True, False, True], [True, False, False]])
+    expected = slow_mask(3, 5, real.tolist(), window)
+    positions = torch.arange(8)
+    assert causal_mask(positions, positions, 3, real, window)[:, 0].equal(expected)
+    assert causal_mask(positions[5:], positions, 3, real, window)[:, 0].equal(expected[:, 5:])
+    assert causal_mask(positions, positions, 3, None, window)[0, 0].equal(expected[0])
+    empty = causal_mask(positions, torch.cat([positions, torch.tensor([-1])]), 3, real, window)[:, 0]
+    assert empty[:, :, :8].equal(expected) and not empty[:, :, 8].any()
+
+
+# A model with a window
+
+
+@some_cases
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_a_ring_equals_the_full_forward_of_a_model_with_a_window(case, window):
+    config = make_config(case, window=window)
+    lm, codes, conditions = make_lm(config), make_codes(4, 6), make_conditions(config, 4)
+    with torch.no_grad():
+        output = lm(codes, None, conditions)
+    ids = read(lm, output)
+    S = ids.shape[2]
+    logits, state = step_through(lm, ids, conditions)
+    close(logits, output.logits)
+    assert state.cache.kind == "ring" and state.cache.length == state.prefix_length + S
+    for sizes in ([2, 1, S - 3], [S], [1, S - 1], [S - 1, 1]):
+        close(step_through(lm, ids, conditions, sizes=sizes)[0], output.logits)
+    close(step_through(lm, ids, conditions, "static")[0], output.logits)
+    close(step_through(lm, ids, conditions, "static", [3, S - 3])[0], output.logits)
+
+
+def test_a_window_hides_what_is_further_back():
+    """In one layer a code changes the steps of its window and no others; the conditions change all."""
+    config = make_config(("parallel", "label prefix", *SOME[0][2:]), layers=1, window=3)
+    lm, codes, conditions = make_lm(config), make_codes(1, 9), make_conditions(config, 1)
+    before = lm(codes, None, conditions).logits
+    changed = codes.clone()
+    changed[:, 0, 2] = (changed[:, 0, 2] + 1) % 7  # read by step 3, seen by steps 3 to 5
+    after = lm(changed, None, conditions).logits
+    differs = (after != before).flatten(3).any(-1).any(1)[0]
+    assert differs.tolist() == [3 <= s <= 5 for s in range(before.shape[2])]
+    other = lm(codes, None, conditions.null()).logits
+    assert bool((other != before).any(-1).any(1).all())
+
+
+def test_a_wide_window_changes_nothing():
+    config = make_config(SOME[0])
+    lm, codes, conditions = make_lm(config), make_codes(4, 6), make_conditions(config, 4)
+    wide = make_lm(config.model_copy(update={"window": 100}))
+    assert wide(codes, None, conditions).logits.equal(lm(codes, None, conditions).logits)
+
+
+@pytest.mark.parametrize(("window", "sinks"), [(1, 2), (3, 0), (3, 2), (50, 1)])
+def test_sinks_are_kept_in_a_model_without_a_window(window, sinks):
+    """A ring in one layer equals attention under the mask of prefix, first steps and window."""
+    config = make_config(("delay", "label and text", *SOME[0][2:]), layers=1)
+    lm, codes, conditions = make_lm(config), make_codes(4, 6), make_conditions(config, 4)
+    with torch.no_grad():
+        ids = read(lm, lm(codes, None, conditions))
+        S = ids.shape[2]
+        joined = lm.conditions(conditions)
+        P = joined.prefix.shape[1]
+        mask = slow_mask(
+            P + sinks, S - sinks, torch.nn.functional.pad(joined.prefix_mask, (0, sinks), value=True), window
+        )
+        table = lm._table(torch.arange(S), None, P, joined.prefix_mask)
+        x = torch.cat([joined.prefix, lm.input(ids)], dim=1)
+        hidden = lm.transformer(x, table, mask=mask[:, None])[:, P:]
+        expected = lm.head(hidden).transpose(1, 2)
+    cache = RingCacheConfig(window=window, sinks=sinks)
+    for sizes in (None, [3, 1, S - 4]):
+        logits, state = step_through(lm, ids, conditions, cache, sizes)
+        close(logits, expected)
+    assert state.cache.keys.shape[3] == P + min(sinks, S) + min(window, S)
+
+
+def test_a_ring_does_not_grow_with_the_steps():
+    config = make_config(SOME[0], window=3)
+    lm, conditions = make_lm(config), make_conditions(config, 2)
+    few, many = (lm.start(conditions, capacity, 2) for capacity in (10, 10000))
+    assert few.cache.bytes == many.cache.bytes
+    assert many.cache_share < 0.01 < few.cache_share < 1
+
+
+# Counting in a tensor, as a compiled step does
+
+
+@some_cases
+@pytest.mark.parametrize("cache", ["static", {"kind": "ring", "window": 3}])
+def test_a_position_in_a_tensor_equals_a_number(case, cache):
+    config = make_config(case)
+    lm, codes, conditions = make_lm(config), make_codes(4, 6), make_conditions(config, 4)
+    ids = read(lm, lm(codes, None, conditions))
+    expected, _ = step_through(lm, ids, conditions, cache)
+    state = lm.start(conditions, capacity=ids.shape[2], num_rows=4, cache=cache)
+    first = lm.step(state, ids[:, :, :2])
+    state.cache.position = torch.tensor(state.cache.length)
+    rest, places = [], set()
+    for s in range(2, ids.shape[2]):
+        rest.append(lm.step(state, ids[:, :, s]))
+        places.add((state.cache.keys.data_ptr(), state.cache.position.data_ptr()))
+    close(torch.cat([first, torch.stack(rest, dim=2)], dim=2), expected)
+    assert len(places) == 1, "in place"
+    assert int(state.cache.position) == state.prefix_length + ids.shape[2]
+    state.cache.position = None
+    assert state.cache.length == state.prefix_length + ids.shape[2]
+
+
+def test_several_steps_by_a_tensor_and_back():
+    lm, codes = make_lm(make_config()), make_codes(2, 6)
+    ids = read(lm, lm(codes))
+    expected, _ = step_through(lm, ids, None)
+    state = lm.start(capacity=ids.shape[2], num_rows=2)
+    state.cache.position = torch.tensor(0)
+    close(lm.step(state, ids[:, :, :4]), expected[:, :, :4])
+    state.cache.rewind(2)
+    state.step = 2
+    close(lm.step(state, ids[:, :, 2:5]), expected[:, :, 2:5])
+    state.cache.position = None
+    close(lm.step(state, ids[:, :, 5]), expected[:, :, 5])
+    state.cache.rewind(1)
+    state.step = 1
+    close(lm.step(state, ids[:, :, 1:3]), expected[:, :, 1:3])
+
+
+# Every kind
+
+KINDS = {"static": "static", "ring": {"kind": "ring", "window": 3}}
+every_kind = pytest.mark.parametrize("cache", KINDS.values(), ids=KINDS.keys())
+
+
+def test_every_kind_is_tried():
+    assert {read_cache(cache).kind for cache in KINDS.values()} == set(CACHES)
+
+
+@every_kind
+def test_rows_are_independent(cache):
+    config = make_config(("delay", "label and text", *SOME[0][2:]))
+    lm, codes, conditions = make_lm(config), make_codes(4, 6), make_conditions(config, 4)
+    ids = read(lm, lm(codes, None, conditions))
+    whole, _ = step_through(lm, ids, conditions, cache)
+    other = ids.clone()
+    other[1:] = ids[1:].flip(2)
+    changed, _ = step_through(lm, other, conditions, cache)
+    assert changed[0].equal(whole[0]) and not changed[1].equal(whole[1])
+    for b in range(4):
+        alone, _ = step_through(lm, ids[b : b + 1], conditions.rows(slice(b, b + 1)), cache)
+        close(alone[0], whole[b])
+
+
+@every_kind
+def test_steps_do_not_allocate_again(cache):
+    lm = make_lm(make_config())
+    state = lm.start(capacity=6, num_rows=2, cache=cache)
+    before, where = state.cache.bytes, state.cache.keys.data_ptr()
+    for _ in range(6):
+        lm.step(state, lm.start_ids(2))
+    assert state.cache.bytes == before and state.cache.keys.data_ptr() == where
+    assert state.cache.num_rows == 2
+    assert state.cache_share == before / (2 * 2 * 2 * 4 * 8 * 6 * 4)
+
+
+def test_only_the_static_kind_takes_steps_back():
+    lm = make_lm(make_config())
+    for name, cache in KINDS.items():
+        state = lm.start(capacity=3, num_rows=1, cache=cache)
+        lm.step(state, lm.start_ids(1))
+        if name != "static":
+            with pytest.raises(
+                ValueError, match=f"cache kind '{name}' cannot take steps back; use cache kind 'static'"
+            ):
+                state.cache.rewind(0)
+
+
+def test_choices():
+    assert read_cache(None).kind == "static" and read_cache(None, window=5).kind == "ring"
+    assert read_cache("ring").kind == "ring"
+    text, mapping = "{kind: ring, window: 5, sinks: 4}", {"kind": "ring", "window": 5, "sinks": 4}
+    assert read_cache(text) == read_cache(mapping) == RingCacheConfig(window=5, sinks=4)
+    with pytest.raises(ConfigError, match="'rung'"):
+        read_cache("rung")
+    with pytest.raises(ConfigError, match="windw: unknown key; did you mean 'window'"):
+        read_cache({"kind": "ring", "windw": 5})
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        read_cache("{kind: ring")
+
+
+def test_a_ring_that_does_not_fit_the_model():
+    shape = {"layers": 1, "num_rows": 1, "kv_heads": 1, "head_width": 4, "num_steps": 8}
+    shape |= {"dtype": torch.float32, "device": torch.device("cpu")}
+    with pytest.raises(ValueError, match="needs a window: the model was trained without one; set window: STEPS"):
+        make_cache("ring", CacheShape(**shape))
+    with pytest.raises(ValueError, match="has window 6 and sinks 0, but the model was trained with window 5"):
+        make_cache({"kind": "ring", "window": 6}, CacheShape(**shape, window=5))
+    with pytest.raises(ValueError, match="has window 5 and sinks 1, but the model was trained with window 5"):
+        make_cache({"kind": "ring", "sinks": 1}, CacheShape(**shape, window=5))
+    assert isinstance(make_cache(None, CacheShape(**shape)), KVCache)
