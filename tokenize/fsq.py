@@ -24,6 +24,8 @@ from .quantized import MAX_PACKED, Parts, Quantizer
 from .vq import project
 
 MAX_TABLE = 1 << 22
+MAX_FLOAT32 = 1 << 20
+"""Values of a dimension that float32 tells apart with bits to spare."""
 
 
 class FSQConfig(Config):
@@ -60,48 +62,58 @@ class FiniteScalarQuantizer(Quantizer):
         self.register_buffer("sizes", torch.tensor(config.levels), persistent=False)
         self.register_buffer("radix", torch.tensor(radix), persistent=False)
         # A tuple, not a buffer: `.bfloat16()` must not round it.
+        self.depth = depth
         self.scale = tuple(float(size - 1) ** -depth for size in config.levels)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
-        """See Quantizer.quantize. Losses: "commitment", and "codebook" where there are projections to train."""
+        """See Quantizer.quantize. Losses: "commitment" if it has a weight, "codebook" where there are projections."""
         flat = x.detach().flatten(0, 1)
-        codes = self._digits(flat)
-        if mask is not None:
-            codes = codes.masked_fill(~mask.reshape(-1, 1), -1)
-        vectors = self._values(codes)
+        digits = self._digits(flat, exact=not self.training)
+        codes, vectors = self._join(digits), self._values(digits)
         if self.project_in is not None and self.project_out is not None:
             # Adds exactly 0, and leads the gradient straight through the rounding into the projection in.
             scale = self._scale(flat)
             bounded = torch.tanh(project(self.project_in, flat, torch.float32) / scale) * scale
             straight = (bounded - bounded.detach()) @ self.project_out.weight.float().T
-            vectors = vectors + torch.where(codes >= 0, straight, 0.0)
+            vectors = vectors + straight
+        if mask is not None:
+            kept = mask.reshape(-1, 1)
+            codes, vectors = codes.masked_fill(~kept, -1), torch.where(kept, vectors, 0.0)
         vectors = vectors.view_as(x)
-        losses = {"commitment": self.config.commitment * (x - vectors.detach()).square().mean(dim=-1)}
+        losses = {}
+        if self.config.commitment:
+            losses["commitment"] = self.config.commitment * (x - vectors.detach()).square().mean(dim=-1)
         if self.project_in is not None:
             losses["codebook"] = (x.detach() - vectors).square().mean(dim=-1)
         return Parts(vectors, codes.view(*x.shape[:2], 1), losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, 1]."""
-        return self._digits(x.flatten(0, 1)).view(*x.shape[:2], 1)
+        return self._join(self._digits(x.flatten(0, 1))).view(*x.shape[:2], 1)
 
     @torch.no_grad()
-    def _digits(self, x: Tensor) -> Tensor:
-        """[N, D] -> [N, 1]. Digits are small integers and are joined as int64: sums of floats lose codes above 2^24."""
-        z = x.contiguous().to(exact_dtype(x)) if self.project_in is None else project(self.project_in, x)
-        part = (torch.tanh(z / self._scale(z)) + 1) / 2  # in [0, 1]
-        digits = (part * self.sizes).floor().nan_to_num().long().clamp_min(0).minimum(self.sizes - 1)
-        return (digits * self.radix).sum(dim=-1, keepdim=True)
+    def _digits(self, x: Tensor, exact: bool = True) -> Tensor:
+        """[N, D] -> the whole number of each dimension [N, d], as floats; `exact`: the same in any batch (float64)."""
+        dtype = exact_dtype(x) if exact or max(self.config.levels) > MAX_FLOAT32 else torch.float32
+        z = x.contiguous().to(dtype) if self.project_in is None else project(self.project_in, x, dtype)
+        z = z if self.depth == 0 else z / self._scale(z)
+        part = torch.tanh(z).add_(1).mul_(self.sizes.to(dtype) / 2)  # in [0, size]
+        return part.floor_().nan_to_num_().minimum(self.sizes - 1).clamp_min_(0)
+
+    def _join(self, digits: Tensor) -> Tensor:
+        """[N, d] -> [N, 1]. Joined as int64: sums of floats lose codes above 2^24."""
+        return (digits.long() * self.radix).sum(dim=-1, keepdim=True)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """[B, M, 1] -> [B, M, D]."""
-        return self._values(codes.flatten(0, 1)).view(*codes.shape[:2], self.dim)
+        digits = codes.flatten(0, 1).clamp_min(0) // self.radix % self.sizes
+        values = self._values(digits).view(*codes.shape[:2], self.dim)
+        return torch.where(codes >= 0, values, 0.0)
 
-    def _values(self, codes: Tensor) -> Tensor:
-        """[N, 1] -> [N, D]."""
-        digits = codes.clamp_min(0) // self.radix % self.sizes
-        values = (2 * digits + 1 - self.sizes).float() / (self.sizes - 1)
-        values = values * self._scale(values)
+    def _values(self, digits: Tensor) -> Tensor:
+        """[N, d] -> [N, D]."""
+        values = (2 * digits + (1 - self.sizes)).float() / (self.sizes - 1)
+        values = values if self.depth == 0 else values * self._scale(values)
         if self.project_out is not None:
             # Column by column, in float32: a matrix product may round a row by how many rows there are.
             weight, bias = self.project_out.weight.float(), self.project_out.bias.float()
@@ -109,7 +121,7 @@ class FiniteScalarQuantizer(Quantizer):
             for axis in range(values.shape[1]):
                 out = out + values[:, axis, None] * weight[:, axis]
             values = out
-        return torch.where(codes >= 0, values, 0.0)
+        return values
 
     def vectors(self) -> Tensor:
         """[1, V, D]; ValueError above 4 million codes, where nothing should ask for them all."""

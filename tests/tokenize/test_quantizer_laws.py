@@ -4,6 +4,7 @@ Run as a script this file is one of the two processes of `test_two_processes_equ
 """
 
 import copy
+import functools
 import os
 import random
 import subprocess
@@ -157,7 +158,7 @@ CONFIGS = {
 PER_PLACE = [name for name in CONFIGS if "strided" not in name]
 STRAIGHT = [name for name in CONFIGS if "rotation" not in name]
 NOT_RANDOM = [name for name in CONFIGS if not any(word in name for word in ("dropout", "bernoulli", "chain-group"))]
-SHAPES = [(DIM,), (1, DIM), (37, DIM), (4, 9, DIM), (2, 3, 5, DIM), (0, DIM), (3, 0, DIM)]
+SHAPES = [(DIM,), (37, DIM), (2, 3, 5, DIM), (0, DIM), (3, 0, DIM)]
 every_config = pytest.mark.parametrize("name", CONFIGS)
 
 
@@ -171,6 +172,13 @@ def fresh(name):
 
 def trained(name, seed=0, updates=None):
     """A quantizer in training mode that has seen a few batches; by default all levels have started."""
+    quantizer = copy.deepcopy(_trained(name, seed, updates))
+    torch.manual_seed(seed + 1)
+    return quantizer
+
+
+@functools.cache
+def _trained(name, seed, updates):
     torch.manual_seed(seed)
     quantizer = fresh(name)
     for _ in range(len(quantizer.cardinalities) + 2 if updates is None else updates):
