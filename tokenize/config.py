@@ -81,6 +81,10 @@ def check_config(data: Any, kind: type[C], where: str = "config") -> C:
         if first["type"] == "extra_forbidden":
             message = f"unknown key; {nearest_name(str(first['loc'][-1]), _fields_at(kind, first['loc'][:-1]))}"
             raise ConfigError(f"{where}: {field}: {message}") from None
+        if first["type"] == "union_tag_invalid":
+            tags = first.get("ctx", {})
+            tag, known = tags["tag"], tags["expected_tags"].replace("'", "").split(", ")
+            raise ConfigError(f"{where}: {field}: kind '{tag}' is unknown; {nearest_name(tag, known)}") from None
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}: {field}: {message}{_found(first)}") from None
 
