@@ -51,7 +51,6 @@ class Guide:
             self.branches = 3 if config.two else 2
             _check_conditions(config, lm)
         self.has_ones = bool((self.scales == 1).any())
-        self.stages = [torch.tensor(list(books), device=lm.device) for books in lm.head.stages]
 
     def conditions(self, batch: ConditionBatch) -> ConditionBatch:
         """Conditions of B samples for all rows that the model runs."""
@@ -64,17 +63,18 @@ class Guide:
         """Ids of B samples for all rows that the model runs."""
         return ids if self.branches == 1 else torch.cat([ids] * self.branches)
 
-    def __call__(self, logits: Tensor, step: int | Tensor, stage: int) -> Tensor:
+    def __call__(self, logits: Tensor, step: int | Tensor, books: Tensor) -> Tensor:
         """The logits to draw from, [B, n, V'].
 
         Args:
-            logits: [branches, B, n, V'] of the codebooks of a stage of the head; -inf in all branches or in none.
+            logits: [branches, B, n, V'] of the symbols of a stage of the head; -inf in all branches or in none.
+            books: [n] long, the codebook of each symbol.
         """
         conditioned = logits[0]
         if self.branches == 1:
             return conditioned
         step = torch.as_tensor(step, device=logits.device).reshape(1)
-        s = self.scales.index_select(0, step).index_select(1, self.stages[stage]).transpose(0, 1)
+        s = self.scales.index_select(0, step).index_select(1, books).transpose(0, 1)
         null, wanted = logits[-1], conditioned
         if self.branches == 3:
             wanted = logits[1] + self.beta * (conditioned - logits[1])

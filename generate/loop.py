@@ -133,7 +133,7 @@ class DecodeLoop:
             first_end_frame = torch.tensor([max(length.min_frames, prompt.shape[2])])
             first_end_step = int(arrangement.steps_of(first_end_frame)[0, 0])
         self.sampler = Sampler(
-            sampling or Sampling(), arrangement, lm.head.stages, length.max_frames, first_end_step, device
+            sampling or Sampling(), arrangement, lm.head.symbols, length.max_frames, first_end_step, device
         )
         self.columns = torch.zeros(B, K, 1 + self.num_steps, dtype=torch.long, device=device)
         """What the model reads: `start`, then the ids of each step."""
@@ -152,16 +152,17 @@ class DecodeLoop:
     def step(self) -> None:
         """Make the ids of the next step, stage by stage of the head."""
         s, head, column = self.position, self.lm.head, self.columns[:, :, self.position + 1]
-        draws = self.sampler.begin(self.seeds, s, self.columns)
-        begun = head.begin(self._read(s))
-        for stage, books in enumerate(head.stages):
-            logits = head.predict(begun, stage, self.guide.rows(column)).double()
+        symbols, draws = head.symbols, self.sampler.begin(self.seeds, s, self.columns)
+        begun = head.begin(self.state.head, self._read(s), s)
+        for stage, places in enumerate(head.stages_at(s)):
+            known, rules = symbols.split(column), self.sampler.stage(places)
+            logits = head.predict(begun, stage, self.guide.rows(known)).double()
             self.broken = self.broken | (logits < float("inf")).logical_not().any()
-            logits = self.sampler.forbid(draws, stage, logits.unflatten(0, (-1, len(self.seeds))))
-            drawn = self.sampler.draw(draws, stage, self.guide(logits, s, stage))
-            if 0 in books:
-                self._end_rows(s, drawn[:, books.index(0)])
-            self._write(s, drawn, books)
+            logits = self.sampler.forbid(draws, rules, logits.unflatten(0, (-1, len(self.seeds))))
+            drawn = self.sampler.draw(draws, rules, self.guide(logits, s, rules.books))
+            if rules.first is not None:
+                self._end_rows(s, drawn[:, rules.first])
+            self._write(s, symbols.join(drawn if rules.whole else known.index_copy(1, rules.places, drawn)))
         self.position += 1
 
     @property
@@ -202,21 +203,19 @@ class DecodeLoop:
         return self.lm.read(self.state, self.guide.rows(self.columns[:, :, self.state.step : s + 1]))[:, -1]
 
     def _end_rows(self, s: int, drawn: Tensor) -> None:
-        """An end among the ids [B] drawn for codebook 0 sets the row's length."""
+        """An end among the values [B] drawn for symbol 0 sets the row's length."""
         if self.length.fixed:
             return
         frame = self.first_book_frames[s]
-        ends = (drawn == self.arrangement.end_ids[0]) & (frame >= 0) & (frame < self.row_lengths)
+        ends = (drawn == self.lm.head.symbols.end) & (frame >= 0) & (frame < self.row_lengths)
         self.row_lengths = torch.where(ends, frame, self.row_lengths)
         self.ended = self.ended | ends
 
-    def _write(self, s: int, drawn: Tensor, books: tuple[int, ...] | None = None) -> None:
-        """Fill the cells of some codebooks (None: all) in the column of step s: what the arrangement forces, else what
-        the prompt gives, else what was drawn [B, n]."""
+    def _write(self, s: int, drawn: Tensor) -> None:
+        """Fill the column of step s: what the arrangement forces, else what the prompt gives, else what was drawn [B,
+        K]."""
         column = self.columns[:, :, s + 1]
         forced = self.arrangement.forced_ids(s, self.row_lengths)
-        if books is not None and len(books) < column.shape[1]:
-            drawn = column.index_copy(1, torch.tensor(books, device=column.device), drawn)
         written = torch.where(forced >= 0, forced, torch.where(self.given[:, s], column, drawn))
         self.columns[:, :, s + 1] = written
 

@@ -12,13 +12,13 @@ Everything is a tensor operation on what has been written so far: no look at a v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..lm.arrange import Arrangement
+from ..lm.symbols import Symbols
 from .noise import uniform
 from .repetition import LookBack, Repetition, penalize, repeats
 from .sampling import Filters, Sampling, make_filters, per_codebook, sample
@@ -34,39 +34,41 @@ class Step:
 
     step: int | Tensor
     numbers: Tensor
-    """[B, K] uniform numbers, float64."""
+    """[B, J] uniform numbers, float64."""
     again: Tensor | None
-    """[B, K] those of second draws."""
+    """[B, J] those of second draws."""
     recent: Tensor | None
     """[B, K, W] codes before the step, -1 for none; None where no rule looks back."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The rules of the codebooks that are drawn together."""
+    """The rules of the symbols that are drawn together."""
 
+    places: Tensor
+    """[n] long, which of the J symbols of a step."""
     books: Tensor
-    """[n] long."""
+    """[n] long, the codebook of each."""
     whole: bool
-    """Whether these are all codebooks in order."""
+    """Whether these are all symbols in order."""
     first: int | None
-    """Place of codebook 0 among them."""
+    """Place of symbol 0 among them, the one that can end."""
     filters: Filters
     repetition: Repetition
 
-    def of(self, by_book: Tensor) -> Tensor:
-        """Its codebooks of a tensor [B, K, *]."""
-        return by_book if self.whole else by_book.index_select(1, self.books)
+    def of(self, by_symbol: Tensor) -> Tensor:
+        """Its symbols of a tensor [B, J, *]."""
+        return by_symbol if self.whole else by_symbol.index_select(1, self.places)
 
 
 class Sampler:
-    """Draws the ids of a generation; `begin` once a step, then `forbid` and `draw` for each stage of the head."""
+    """Draws the symbols of a generation; `begin` once a step, then `forbid` and `draw` for each stage of the head."""
 
     def __init__(
         self,
         sampling: Sampling,
         arrangement: Arrangement,
-        stages: Sequence[Sequence[int]],
+        symbols: Symbols,
         num_frames: int,
         first_end_step: int | None,
         device: torch.device | str,
@@ -74,19 +76,20 @@ class Sampler:
         """Check the settings against the model.
 
         Args:
-            stages: the codebooks of each stage of the head.
+            symbols: what the head draws.
             num_frames: the most frames to be made.
             first_end_step: no end before this step; None: no end at all.
         Raises:
             ValueError: names the setting, what was found and what to do.
         """
-        K, V = arrangement.num_codebooks, max(arrangement.output_sizes)
+        K, V = arrangement.num_codebooks, max(symbols.output_sizes)
+        self.symbols, self.device = symbols, device
         self.has_end, self.first_end_step = arrangement.variable_length, first_end_step
-        self.end_id = arrangement.end_ids[0]
-        filters = make_filters(sampling, K, device)
-        repetition = _make_repetition(sampling, K, device)
+        self.filters = make_filters(sampling, K, device)
+        repetition = self.repetition = _make_repetition(sampling, K, device)
         self.penalizes = bool((repetition.penalty != 1).any())
         self.draws_again = bool((repetition.ras_window > 0).any())
+        _check_whole_codes(symbols, self.penalizes, self.draws_again, sampling.max_silence_frames)
         self.end_bias = _check_end_bias(sampling.end_bias, self.has_end)
         self.end_rule = _check_end_rule(sampling.end_rule)
         self.max_silence, self.silent = _check_silence(sampling, arrangement.cardinalities[0], V, device)
@@ -99,33 +102,38 @@ class Sampler:
         self.end = torch.zeros(V, dtype=torch.bool, device=device)
         """[V'] True on the end of codebook 0."""
         if self.has_end:
-            self.end[self.end_id] = True
+            self.end[symbols.end] = True
+        codes = symbols.end - (arrangement.end_ids[0] - arrangement.cardinalities[0])
         self.unused = torch.zeros(V, dtype=torch.bool, device=device)
-        """[V'] True on the outputs of codebook 0 between its codes and its end."""
-        self.unused[arrangement.cardinalities[0] : self.end_id] = self.has_end
-        self.has_unused = self.has_end and self.end_id > arrangement.cardinalities[0]
-        self.stages = [
-            Stage(
-                books=torch.tensor(list(books), device=device),
-                whole=list(books) == list(range(K)),
-                first=list(books).index(0) if 0 in books else None,
-                filters=filters.of(list(books)),
-                repetition=repetition.of(list(books)),
-            )
-            for books in stages
-        ]
+        """[V'] True on the values of symbol 0 between those of codes and the end."""
+        self.unused[codes : symbols.end] = self.has_end
+        self.has_unused = self.has_end and symbols.end > codes
+        self._stages: dict[tuple[int, ...], Stage] = {}
 
     def begin(self, seeds: Tensor, step: int | Tensor, columns: Tensor) -> Step:
         """Prepare the draws of a step: seeds [B], columns [B, K, 1 + S] as written so far."""
-        K = columns.shape[1]
-        again = uniform(seeds, step, K, draw=1) if self.draws_again else None
+        J = len(self.symbols)
+        again = uniform(seeds, step, J, draw=1) if self.draws_again else None
         recent = None if self.look_back is None else self.look_back(columns, step)
-        return Step(step, uniform(seeds, step, K), again, recent)
+        return Step(step, uniform(seeds, step, J), again, recent)
 
-    def forbid(self, begun: Step, stage: int, logits: Tensor) -> Tensor:
-        """-inf on ids of the stage's codebooks that must not be drawn: logits [*, B, n, V'], changed or not."""
-        first = self.stages[stage].first
-        if first is None:
+    def stage(self, places: tuple[int, ...]) -> Stage:
+        """The rules of the symbols at these places, laid out when they are first asked for."""
+        if places not in self._stages:
+            books = [self.symbols.codebooks[j] for j in places]
+            self._stages[places] = Stage(
+                places=torch.tensor(places, device=self.device),
+                books=torch.tensor(books, device=self.device),
+                whole=places == tuple(range(len(self.symbols))),
+                first=places.index(0) if 0 in places else None,
+                filters=self.filters.of(books),
+                repetition=self.repetition.of(books),
+            )
+        return self._stages[places]
+
+    def forbid(self, begun: Step, rules: Stage, logits: Tensor) -> Tensor:
+        """-inf on values of the stage's symbols that must not be drawn: logits [*, B, n, V'], changed or not."""
+        if rules.first is None:
             return logits
         V = logits.shape[-1]
         too_early = self.first_end_step is None or begun.step < self.first_end_step
@@ -138,14 +146,13 @@ class Sampler:
             ids = silence if ids is None else ids | silence
         if ids is None:
             return logits
-        is_first = self.stages[stage].books == 0
+        is_first = rules.places == 0
         return logits.masked_fill(is_first[:, None] & ids[:, None, :], float("-inf"))
 
-    def draw(self, begun: Step, stage: int, logits: Tensor) -> Tensor:
-        """Ids [B, n] of the codebooks of a stage, from logits [B, n, V'] float64, -inf on what is forbidden."""
-        rules = self.stages[stage]
+    def draw(self, begun: Step, rules: Stage, logits: Tensor) -> Tensor:
+        """Values [B, n] of the stage's symbols, from logits [B, n, V'] float64, -inf on what is forbidden."""
         if self.end_bias and rules.first is not None:
-            is_end = (rules.books == 0)[:, None] & self.end[: logits.shape[-1]]
+            is_end = (rules.places == 0)[:, None] & self.end[: logits.shape[-1]]
             logits = logits + is_end * self.end_bias
         if begun.recent is None or self.look_back is None:
             return sample(self._with_end_rule(rules, logits), rules.of(begun.numbers), rules.filters)
@@ -166,6 +173,13 @@ class Sampler:
         is_end = (rules.books == 0)[:, None] & self.end[: logits.shape[-1]]
         other = logits.masked_fill(is_end, float("-inf")).amax(dim=-1, keepdim=True)
         return logits.masked_fill(is_end & (logits < other), float("-inf"))
+
+
+def _check_whole_codes(symbols: Symbols, penalizes: bool, draws_again: bool, max_silence: int) -> None:
+    """Rules about codes drawn before cannot be applied to parts of a code."""
+    if symbols.parts > 1 and (penalizes or draws_again or max_silence):
+        name = "repetition_penalty" if penalizes else "ras" if draws_again else "max_silence_frames"
+        raise ValueError(f"{name} looks at whole codes, but the model's head draws them in parts; leave it off")
 
 
 def _make_repetition(sampling: Sampling, num_codebooks: int, device: torch.device | str) -> Repetition:

@@ -65,7 +65,7 @@ class Filters:
 
     def of(self, codebooks: list[int]) -> Filters:
         """Those of some codebooks."""
-        if len(codebooks) == len(self.temperature):
+        if codebooks == list(range(len(self.temperature))):
             return self
         chosen = {field.name: getattr(self, field.name)[codebooks] for field in fields(self) if field.name != "sorts"}
         return Filters(**chosen, sorts=self.sorts)

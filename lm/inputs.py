@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..tokenize.config import Config, ConfigError
 from .arrange import Arrangement
-from .transformer import Table
+from .bits import BitsInput, BitsInputConfig
+from .transformer import SpecialVectors, Table
 
 
 class EmbeddingInputConfig(Config):
@@ -29,7 +30,7 @@ class CodesInputConfig(Config):
     other frames)."""
 
 
-InputConfig = Annotated[EmbeddingInputConfig | CodesInputConfig, Field(discriminator="kind")]
+InputConfig = Annotated[EmbeddingInputConfig | CodesInputConfig | BitsInputConfig, Field(discriminator="kind")]
 
 
 class EmbeddingInput(nn.Module):
@@ -51,37 +52,22 @@ class CodesInput(nn.Module):
     """ids [B, K, S] -> [B, S, D] by the tokenizer's code vectors."""
 
     starts: Tensor
-    special_starts: Tensor
     cardinalities: Tensor
     vectors: Tensor
 
     def __init__(self, config: CodesInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None):
         super().__init__()
         K, V = arrangement.num_codebooks, max(arrangement.cardinalities)
-        if code_vectors is None:
-            raise ConfigError(
-                "lm.input kind 'codes' needs the tokenizer's code vectors; pass code_vectors=tokenizer.vectors()"
-            )
-        if code_vectors.dim() != 3 or code_vectors.shape[:2] != (K, V):
-            raise ValueError(
-                f"code vectors have shape {list(code_vectors.shape)}, expected [{K}, {V}, width of a code vector]"
-            )
+        vectors = check_code_vectors(code_vectors, arrangement, "lm.input kind 'codes'")
         self.combine = config.combine
-        vectors = code_vectors.detach().to("cpu", torch.float32)
-        # One scale for all codebooks: it keeps their relative sizes (finer residual levels are smaller) and makes the
-        # layer see unit variance.
-        vectors = vectors / vectors.square().mean().sqrt().clamp(min=1e-8)
         self.register_buffer("vectors", vectors.flatten(0, 1), persistent=False)  # they are in the tokenizer's file
         self.register_buffer(
             "cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], persistent=False
         )
         self.register_buffer("starts", torch.arange(0, K * V, V, device="cpu")[:, None], persistent=False)
-        self.register_buffer(
-            "special_starts", torch.arange(K, device="cpu")[:, None] * arrangement.num_specials, persistent=False
-        )
         depth = vectors.shape[-1]
         self.linear = nn.Linear(depth * (K if config.combine == "concat" else 1), width, bias=False)
-        self.specials = Table(K * arrangement.num_specials, width)
+        self.specials = SpecialVectors(arrangement.cardinalities, arrangement.num_specials, width)
 
     def forward(self, ids: Tensor) -> Tensor:
         special = ids >= self.cardinalities
@@ -89,12 +75,29 @@ class CodesInput(nn.Module):
         vectors_BSKD = F.embedding(codes.transpose(1, 2), self.vectors)
         vectors_BSKD = vectors_BSKD.masked_fill(special.transpose(1, 2).unsqueeze(-1), 0.0)
         read = self.linear(vectors_BSKD.flatten(2) if self.combine == "concat" else vectors_BSKD.sum(dim=2))
-        rows = torch.where(special, ids - self.cardinalities, 0) + self.special_starts
-        learned = self.specials(rows.transpose(1, 2)).masked_fill(~special.transpose(1, 2).unsqueeze(-1), 0.0)
-        return read + learned.sum(dim=2)
+        return read + self.specials(ids)
 
 
-INPUTS: dict[str, type[nn.Module]] = {"embedding": EmbeddingInput, "codes": CodesInput}
+INPUTS: dict[str, type[nn.Module]] = {"embedding": EmbeddingInput, "codes": CodesInput, "bits": BitsInput}
+
+
+def check_code_vectors(code_vectors: Tensor | None, arrangement: Arrangement, who: str) -> Tensor:
+    """The tokenizer's code vectors [K, V, width], float32 on the CPU, scaled to unit variance.
+
+    Raises:
+        ConfigError: there are none, `who` needs them. ValueError: of another shape.
+    """
+    K, V = arrangement.num_codebooks, max(arrangement.cardinalities)
+    if code_vectors is None:
+        raise ConfigError(f"{who} needs the tokenizer's code vectors; pass code_vectors=tokenizer.vectors()")
+    if code_vectors.dim() != 3 or code_vectors.shape[:2] != (K, V):
+        raise ValueError(
+            f"code vectors have shape {list(code_vectors.shape)}, expected [{K}, {V}, width of a code vector]"
+        )
+    vectors = code_vectors.detach().to("cpu", torch.float32)
+    # One scale for all codebooks: it keeps their relative sizes (finer residual levels are smaller) and makes the layer
+    # see unit variance.
+    return vectors / vectors.square().mean().sqrt().clamp(min=1e-8)
 
 
 def _register_starts(module: nn.Module, sizes: tuple[int, ...]) -> None:

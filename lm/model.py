@@ -18,19 +18,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ..tokenize.config import Config, ConfigError
 from ..tokenize.spec import PictureGeometry, TokenSpec
-from .arrange import Arrangement, ParallelConfig, SpecialsConfig
+from .arrange import Arranged, Arrangement, ParallelConfig, SpecialsConfig
 from .attention import AttentionName, choose_backend
 from .cache import Cache, CacheShape
 from .caches import CacheChoice, make_cache
 from .conditions import ConditionBatch, ConditionConfig, Conditions, Joined, count_back, fill_sizes
 from .heads import HEADS, HeadConfig, ParallelHeadConfig
 from .inputs import INPUTS, EmbeddingInputConfig, InputConfig
-from .loss import LossReport, codebook_loss
+from .loss import LossReport, report_loss
 from .masks import causal_mask
 from .presets import PRESETS, AnyArrangementConfig, PresetConfig
 from .rope import (
@@ -77,6 +77,8 @@ class LMConfig(Config):
     variable_length: bool = False
     """Sequences end by themselves (speech); false: the number of frames is known (pictures)."""
     head: HeadConfig = ParallelHeadConfig()
+    loss_weights: tuple[PositiveFloat, ...] | None = None
+    """How much each codebook counts in the loss, relative to each other; null: all alike."""
     input: InputConfig = EmbeddingInputConfig()
     conditions: tuple[ConditionConfig, ...] = ()
     window: PositiveInt | None = None
@@ -95,7 +97,7 @@ class LMConfig(Config):
                         f"{name}: arrangement preset '{self.arrangement.name}' means {_in_yaml(meant)}, found "
                         f"{_in_yaml(said)}; leave {name} out, or write the arrangement out"
                     )
-                self.__dict__[name] = meant  # the model is frozen for everyone else
+                object.__setattr__(self, name, meant)  # the model is frozen for everyone else
         return self
 
     @model_validator(mode="after")
@@ -128,6 +130,11 @@ class LMConfig(Config):
             return self.ffn
         return 4 * self.width if self.feed_forward == "gelu" else -(-8 * self.width // 3 // 32) * 32
 
+    @property
+    def needs_code_vectors(self) -> bool:
+        """Whether the model reads the tokenizer's code vectors."""
+        return "codes" in (self.input.kind, getattr(self.head, "input", None))
+
     def filled(self, classes: int | None = None, vocab_size: int | None = None) -> LMConfig:
         """The config with the conditions' open sizes filled in from the data; ConfigError where it says otherwise."""
         return self.model_copy(update={"conditions": fill_sizes(self.conditions, classes, vocab_size)})
@@ -154,7 +161,8 @@ class LMOutput:
     """Logits of whole sequences, in steps."""
 
     logits: Tensor
-    """[B, K, S, V'], -inf for ids a codebook does not have; float32, or the autocast's type."""
+    """[B, J, S, V'] of the head's symbols: of the K codebooks unless the head splits codes. -inf for values a symbol
+    does not have; float32, or the autocast's type."""
     targets: Tensor
     """[B, K, S] long, the arranged ids."""
     mask: Tensor
@@ -164,8 +172,11 @@ class LMOutput:
     lengths: Tensor | None
 
     def undo(self) -> Tensor:
-        """Logits by frame, [B, K, T, V']."""
-        return self.arrangement.undo(self.logits, self.num_frames, self.lengths)
+        """Logits by frame, [B, J, T, V']."""
+        K, V = self.targets.shape[1], self.logits.shape[3]
+        of_codebooks = self.logits.unflatten(1, (K, -1)).transpose(2, 3).flatten(3)
+        frames = self.arrangement.undo(of_codebooks, self.num_frames, self.lengths)
+        return frames.unflatten(3, (-1, V)).transpose(2, 3).flatten(1, 2)
 
 
 @dataclass
@@ -186,6 +197,8 @@ class State:
     """Steps there is room for."""
     num_frames: int | None
     """Frames of the sequence where known (coarse_first and grouped on a grid need it)."""
+    head: Any = None
+    """The head's memory."""
     step: int = 0
     """The step that is predicted next."""
 
@@ -206,7 +219,7 @@ class TokenLM(nn.Module):
     Args:
         config: the model; sizes of conditions filled in.
         spec: the tokenizer's TokenSpec.
-        code_vectors: [K, V, width] float, the tokenizer's `vectors()`; for input kind "codes" only.
+        code_vectors: [K, V, width] float, the tokenizer's `vectors()`; where config.needs_code_vectors.
     Raises:
         ConfigError: the config does not fit the tokenizer. ImportError, ValueError: the attention backend cannot be
             used.
@@ -218,6 +231,7 @@ class TokenLM(nn.Module):
         self.config = config
         """With a preset arrangement written out."""
         self.spec = spec
+        assert not isinstance(config.arrangement, PresetConfig)
         self.arrangement = Arrangement(config.arrangement, spec.cardinalities, config.variable_length, config.specials)
         self.columns = grid_columns(config.rope, spec.geometry) if isinstance(config.rope, GridRopeConfig) else None
         self.input = INPUTS[config.input.kind](config.input, self.arrangement, config.width, code_vectors)
@@ -237,8 +251,10 @@ class TokenLM(nn.Module):
             norm_eps=config.norm_eps,
             feed_forward=config.feed_forward,
         )
-        self.head = HEADS[config.head.kind](config.head, config.width, self.arrangement.output_sizes)
+        self.head = HEADS[config.head.kind](config.head, config.width, self.arrangement, code_vectors)
+        self.loss_weights = _check_weights(config.loss_weights, spec.num_codebooks)
         initialise_(self, config.width, config.layers)
+        self.head.initialise_()
 
     @property
     def num_codebooks(self) -> int:
@@ -266,27 +282,9 @@ class TokenLM(nn.Module):
         Raises:
             ValueError: codes, lengths or conditions that do not fit the model; says which.
         """
-        arranged = self.arrangement.arrange(codes, lengths)
-        batch = conditions or ConditionBatch()
-        self.conditions.check(batch, codes.shape[0])
-        joined = self.conditions(batch)
-        B, _, S = arranged.ids.shape
-        start = self.start_ids(B, codes.device).unsqueeze(-1)
-        read = torch.cat([start, arranged.ids[:, :, :-1]], dim=2)
-        x = self._embed(read, joined.summed)
-        steps = torch.arange(S, device=codes.device)
-        P = 0
-        if joined.prefix is not None:
-            P = joined.prefix.shape[1]
-            x = torch.cat([joined.prefix.to(x.dtype), x], dim=1)
-        x = self._with_places(x, steps, P, joined.prefix_mask)
-        total_frames = codes.shape[2] if lengths is None else lengths[:, None]
-        table = self._table(steps, total_frames, P, joined.prefix_mask)
-        memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
-        mask = self._mask(P, S, joined.prefix_mask, codes.device)
-        hidden = self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)
-        logits_BKSV = self.head(hidden[:, P:], arranged.ids).transpose(1, 2)
-        return LMOutput(logits_BKSV, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths)
+        arranged, hidden = self._read_all(codes, lengths, conditions)
+        logits = self.head(hidden, arranged.ids).transpose(1, 2)
+        return LMOutput(logits, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths)
 
     def loss(
         self,
@@ -296,8 +294,9 @@ class TokenLM(nn.Module):
         label_smoothing: float = 0.0,
     ) -> LossReport:
         """Masked cross-entropy per codebook and its mean; arguments and errors as `forward`."""
-        output = self(codes, lengths, conditions)
-        return codebook_loss(output.logits, output.targets, output.mask, label_smoothing)
+        arranged, hidden = self._read_all(codes, lengths, conditions)
+        terms = self.head.terms(hidden, arranged.ids, arranged.mask, label_smoothing)
+        return report_loss(terms, arranged.mask, self.loss_weights)
 
     # One step at a time
 
@@ -362,8 +361,9 @@ class TokenLM(nn.Module):
             prefix_mask=joined.prefix_mask,
             window=config.window,
         )
+        head = self.head.start(B, shape.dtype, self.device)
         state = State(
-            make_cache(cache, shape), shape, memory, joined.summed, joined.prefix_mask, P, capacity, num_frames
+            make_cache(cache, shape), shape, memory, joined.summed, joined.prefix_mask, P, capacity, num_frames, head
         )
         if joined.prefix is not None:
             none = torch.arange(0, device=self.device)
@@ -413,16 +413,47 @@ class TokenLM(nn.Module):
 
         Args:
             state, ids: as `read`; errors as well.
-            chosen: ids of this step (of these steps), like `ids`, for a head that predicts codebooks one after another.
+            chosen: ids of this step (of these steps), like `ids`, for a head that predicts codebooks one after another
+                (`DecodeLoop` shows how such a head gives them one by one).
         Returns:
-            logits [B, K, V'] of step state.step (before the call), or [B, K, n, V'] of n steps.
+            logits [B, J, V'] of step state.step (before the call), or [B, J, n, V'] of n steps.
         """
+        if chosen is None and len(self.head.stages_at(0)) > 1:
+            raise ValueError(
+                f"head '{self.config.head.kind}' reads the codes of the step it predicts; pass them as `chosen`"
+            )
+        first = state.step
         hidden = self.read(state, ids)
         if ids.dim() == 3:
-            return self.head(hidden, chosen).transpose(1, 2)
-        return self.head(hidden.unsqueeze(1), None if chosen is None else chosen.unsqueeze(-1))[:, 0]
+            return self.head(hidden, chosen, first).transpose(1, 2)
+        return self.head(hidden.unsqueeze(1), None if chosen is None else chosen.unsqueeze(-1), first)[:, 0]
 
     # Inside
+
+    def _read_all(
+        self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None
+    ) -> tuple[Arranged, Tensor]:
+        """The arranged codes, and of each step the hidden state [B, S, D] that has read all steps before it."""
+        arranged = self.arrangement.arrange(codes, lengths)
+        batch = conditions or ConditionBatch()
+        self.conditions.check(batch, codes.shape[0])
+        joined = self.conditions(batch)
+        B, _, S = arranged.ids.shape
+        start = self.start_ids(B, codes.device).unsqueeze(-1)
+        read = torch.cat([start, arranged.ids[:, :, :-1]], dim=2)
+        x = self._embed(read, joined.summed)
+        steps = torch.arange(S, device=codes.device)
+        P = 0
+        if joined.prefix is not None:
+            P = joined.prefix.shape[1]
+            x = torch.cat([joined.prefix.to(x.dtype), x], dim=1)
+        x = self._with_places(x, steps, P, joined.prefix_mask)
+        total_frames = codes.shape[2] if lengths is None else lengths[:, None]
+        table = self._table(steps, total_frames, P, joined.prefix_mask)
+        memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
+        mask = self._mask(P, S, joined.prefix_mask, codes.device)
+        hidden = self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)
+        return arranged, hidden[:, P:]
 
     def _embed(self, ids: Tensor, summed: Tensor | None) -> Tensor:
         x = self.input(ids)
@@ -491,12 +522,20 @@ def _likely_device(name: AttentionName) -> str:
     return "cuda" if name in ("flash", "xformers") and torch.cuda.is_available() else "cpu"
 
 
+def _check_weights(weights: tuple[float, ...] | None, K: int) -> Tensor | None:
+    if weights is None:
+        return None
+    if len(weights) != K:
+        raise ConfigError(f"lm.loss_weights has {len(weights)} entries, but there are {K} codebooks; give {K}")
+    return torch.tensor(weights, device="cpu")
+
+
 def parameter_shapes(config: LMConfig, spec: TokenSpec, code_width: int | None = None) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors a model of this config holds, found without allocating them."""
     vectors: Any = None
-    if config.input.kind == "codes":
+    if config.needs_code_vectors:
         if code_width is None:
-            raise ConfigError("lm.input kind 'codes' needs the width of the tokenizer's code vectors")
+            raise ConfigError("lm.input or lm.head 'codes' needs the width of the tokenizer's code vectors")
         vectors = torch.zeros(1, 1, code_width, device="cpu").expand(
             spec.num_codebooks, max(spec.cardinalities), code_width
         )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from . import skinny
 from .attention import sdpa
-from .heads import ParallelHead
+from .parallel import ParallelHead
 from .skinny import TILE, skinny_linear, tiled, untiled
 from .transformer import CrossAttention, SelfAttention
 

@@ -9,7 +9,7 @@ Sources: LLaMA (arXiv:2302.13971) for the block, GQA (arXiv:2305.13245), QK norm
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +45,25 @@ class Table(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
+
+
+class SpecialVectors(Table):
+    """Learned vectors of special ids: ids [B, K, S] -> [B, S, width], summed over the codebooks that hold one."""
+
+    cardinalities: Tensor
+    starts: Tensor
+
+    def __init__(self, cardinalities: Sequence[int], num_specials: int, width: int):
+        K = len(cardinalities)
+        super().__init__(K * num_specials, width)
+        starts = torch.arange(K, device="cpu")[:, None] * num_specials
+        self.register_buffer("cardinalities", torch.tensor(cardinalities, device="cpu")[:, None], persistent=False)
+        self.register_buffer("starts", starts, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        beyond = (ids - self.cardinalities).transpose(1, 2)
+        rows = beyond.clamp(min=0) + self.starts[:, 0]
+        return super().forward(rows).masked_fill((beyond < 0).unsqueeze(-1), 0.0).sum(dim=2)
 
 
 class RMSNorm(nn.Module):
@@ -234,7 +253,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        table: Tensor | None,
+        table: Tensor | None = None,
         mask: Tensor | None = None,
         causal: bool = False,
         memory: Memory | None = None,

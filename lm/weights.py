@@ -155,7 +155,7 @@ def load_model(
     text_config = next((c for c in described.lm.conditions if isinstance(c, TextConditionConfig)), None)
     text = None if text_config is None else load_text(folder, text_config.text)
     _check_parts(described.lm, text, list(described.labels), f"model {folder}")
-    vectors = tokenizer.vectors().cpu() if described.lm.input.kind == "codes" else None
+    vectors = tokenizer.vectors().cpu() if described.lm.needs_code_vectors else None
 
     path = folder / "lm.safetensors"
     if not path.is_file():

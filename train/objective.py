@@ -4,7 +4,7 @@ the whole.
 Items differ in length, so a mean of the micro-batches' means is not the mean over the batch. Each micro-batch therefore
 divides its sums by the terms of the whole batch, which every process knows from the lengths alone:
 
-    loss = mean_k( sum over all terms of codebook k / number of those terms )
+    loss = mean_k( sum over all terms of codebook k / number of those terms )      weighted by lm.loss_weights
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Objective(nn.Module):
         counts = report.count.float()
         shares = report.per_codebook.float() * (counts / (counts if totals is None else totals.to(counts)).clamp(min=1))
         sums = report.per_codebook.detach().double() * report.count
-        return shares.mean(), sums, report.count
+        return (shares * report.weights).sum(), sums, report.count
 
 
 class TermCounter:

@@ -37,7 +37,7 @@ class Parts:
         """A model with random weights, alike in every process."""
         torch.manual_seed(mix(seed, 0))
         return TokenLM(
-            self.lm_config, self.spec, self.tokenizer.vectors().cpu() if self.lm_config.input.kind == "codes" else None
+            self.lm_config, self.spec, self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
         )
 
 

@@ -179,9 +179,10 @@ def test_where_a_schedule_is_1_logits_are_those_of_the_condition():
     configs, _ = make_conditions("label", 4)
     guide = Guide(IntervalGuidance(scale=7.3, start=0.5), make_lm("parallel", conditions=configs), 4)
     logits = torch.randn(2, 5, 3, 7, dtype=torch.float64)
-    assert guide(logits, 1, 0).equal(logits[0])
-    assert guide(logits, 2, 0).equal(logits[1] + 7.3 * (logits[0] - logits[1]))
-    assert guide(logits, torch.tensor(2), 0).equal(guide(logits, 2, 0))
+    books = torch.arange(3)
+    assert guide(logits, 1, books).equal(logits[0])
+    assert guide(logits, 2, books).equal(logits[1] + 7.3 * (logits[0] - logits[1]))
+    assert guide(logits, torch.tensor(2), books).equal(guide(logits, 2, books))
 
 
 @pytest.mark.parametrize("arrangement", ["delay", "flat"])

@@ -9,9 +9,10 @@ import torch
 from tessera.generate.loop import DecodeLoop, Length, generate_codes
 from tessera.generate.noise import uniform
 from tessera.generate.sampling import Sampling
+from tessera.lm.flat import FlatHeadConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import NEED_LENGTH, make_conditions, make_lm
+from tiny_models import HEADS, NEED_LENGTH, make_conditions, make_lm
 
 ARRANGEMENTS = ("parallel", "delay", "partial delay", "late delay", "flatten first", "flat", "partial flat")
 FRAMES = 6  # of a picture too: 2 x 3
@@ -36,24 +37,28 @@ def slow_generate(lm, conditions, seed, length, temperature=1.0, guidance=1.0, p
             logits = torch.where(logits.isneginf(), logits, null + guidance * (logits - null))
         return logits
 
+    symbols = lm.head.symbols
     for step in range(len(table[0])):
-        if all(not 0 <= table[k][step] < end for k in range(K)):
-            continue  # nothing is left to choose in this step
-        logits = logits_at(step)
-        u = uniform(torch.tensor([seed]), step, K)[0]
-        chosen = []
-        for k in range(K):
-            row = logits[k].clone()
-            if k == 0 and lm.arrangement.variable_length:
-                if length.fixed or table[0][step] < max(length.min_frames, given):
-                    row[arrangement.end_ids[0]] = -torch.inf
-            cumulative = torch.softmax(row.double() / temperature, 0).cumsum(0)
-            chosen.append(int((cumulative <= u[k] * cumulative[-1]).sum()))
-        if lm.arrangement.variable_length and 0 <= table[0][step] < end and chosen[0] == arrangement.end_ids[0]:
-            end, ended = table[0][step], True
-        for k in range(K):
-            if given <= table[k][step] < end:
-                codes[0, k, table[k][step]] = chosen[k]
+        u = uniform(torch.tensor([seed]), step, len(symbols))[0]
+        chosen = torch.zeros(1, len(symbols), dtype=torch.long)
+        for places in lm.head.stages_at(step):
+            if all(not 0 <= table[k][step] < end for k in range(K)):
+                break  # nothing is left to choose in this step
+            logits = logits_at(step)
+            for j in places:
+                row = logits[j].clone()
+                if j == 0 and lm.arrangement.variable_length:
+                    if length.fixed or table[0][step] < max(length.min_frames, given):
+                        row[symbols.end] = -torch.inf
+                cumulative = torch.softmax(row.double() / temperature, 0).cumsum(0)
+                chosen[0, j] = int((cumulative <= u[j] * cumulative[-1]).sum())
+            if 0 in places and lm.arrangement.variable_length and 0 <= table[0][step] < end:
+                if chosen[0, 0] == symbols.end:
+                    end, ended = table[0][step], True
+            ids = symbols.join(chosen)[0]
+            for k in {symbols.codebooks[j] for j in places}:
+                if given <= table[k][step] < end:
+                    codes[0, k, table[k][step]] = ids[k]
     return codes[0, :, :end], ended or length.fixed
 
 
@@ -65,12 +70,40 @@ def check_equal(generated, i, expected, ended):
     assert bool(generated.ended[i]) == ended
 
 
+heads = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
+arrangements_and_heads = pytest.mark.parametrize(
+    ("arrangement", "head"),
+    [
+        *[
+            pytest.param(a, head, id=f"{a}, {name}")
+            for a in (*ARRANGEMENTS, *NEED_LENGTH)
+            for name, head in HEADS.items()
+        ],
+        *[pytest.param(a, FlatHeadConfig(), id=f"{a}, flat") for a in ("flat", "partial flat")],
+    ],
+)
+
+
 @pytest.mark.parametrize("kind", ["none", "label", "text"])
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_equals_the_full_forward(arrangement, kind):
+    check_against_the_full_forward(arrangement, kind)
+
+
+@arrangements_and_heads
+def test_every_head_equals_the_full_forward(arrangement, head):
+    if arrangement not in NEED_LENGTH:
+        check_against_the_full_forward(arrangement, "label", head=head)
+    configs, batch = make_conditions("label", 1)
+    lm = make_lm(arrangement, variable=False, conditions=configs, head=head)
+    found = generate_codes(lm, batch, [5], EXACTLY)
+    check_equal(found, 0, *slow_generate(lm, batch, 5, EXACTLY))
+
+
+def check_against_the_full_forward(arrangement, kind, **settings):
     """One row of each length that comes up among many: some end at once, some are cut."""
     configs, batch = make_conditions(kind, 24)
-    lm = make_lm(arrangement, conditions=configs)
+    lm = make_lm(arrangement, conditions=configs, **settings)
     found = generate_codes(lm, batch, range(24), UP_TO, Sampling(temperature=2.0))
     rows = {length: i for i, length in enumerate(found.lengths.tolist())}
     assert len(rows) > 1
@@ -111,21 +144,23 @@ def test_fixed_length_equals_the_full_forward(arrangement, rope):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), 5 + i, EXACTLY))
 
 
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-@pytest.mark.parametrize("guidance", [0.0, 2.5])
-def test_guidance_equals_two_forwards(arrangement, guidance):
+@heads
+@pytest.mark.parametrize(
+    ("arrangement", "guidance"), [*zip(ARRANGEMENTS, [0.0, 2.5] * 4, strict=False), ("delay", 0.0)]
+)
+def test_guidance_equals_two_forwards(arrangement, guidance, head):
     configs, batch = make_conditions("text", 2)
-    lm = make_lm(arrangement, conditions=configs)
+    lm = make_lm(arrangement, conditions=configs, head=head)
     found = generate_codes(lm, batch, range(2), UP_TO, Sampling(temperature=1.3), guidance)
     for i in range(2):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, guidance))
 
 
-@pytest.mark.parametrize("t", [1, 2, 5])
-@pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, *NEED_LENGTH])
-def test_a_prompt_is_kept_and_continued(arrangement, t):
+@arrangements_and_heads
+@pytest.mark.parametrize("t", [1, 5])
+def test_a_prompt_is_kept_and_continued(arrangement, head, t):
     variable = arrangement not in NEED_LENGTH
-    lm = make_lm(arrangement, variable=variable)
+    lm = make_lm(arrangement, variable=variable, head=head)
     length = UP_TO if variable else EXACTLY
     _, none = make_conditions("none", 2)
     prompt = torch.stack([torch.randint(0, V, (2, t)) for V in lm.arrangement.cardinalities], dim=1)
@@ -135,10 +170,10 @@ def test_a_prompt_is_kept_and_continued(arrangement, t):
         check_equal(found, i, *slow_generate(lm, none, i, length, prompt=prompt[i]))
 
 
-@pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, *NEED_LENGTH])
-def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement):
+@arrangements_and_heads
+def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement, head):
     variable = arrangement not in NEED_LENGTH
-    lm = make_lm(arrangement, variable=variable)
+    lm = make_lm(arrangement, variable=variable, head=head)
     length = Length(FRAMES, min_frames=4) if variable else EXACTLY
     _, none = make_conditions("none", 3)
     whole = generate_codes(lm, none, range(3), length)
@@ -146,12 +181,13 @@ def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement):
     assert torch.equal(again.codes, whole.codes) and torch.equal(again.lengths, whole.lengths)
 
 
+@heads
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_row_does_not_depend_on_its_company(dtype, guidance):
+def test_a_row_does_not_depend_on_its_company(dtype, guidance, head):
     """fp32 runs with exact=True, whose codes are equal bit for bit; fp64 has no ties a rounding could flip."""
     configs, batch = make_conditions("text", 4)
-    lm = make_lm(conditions=configs, dtype=dtype)
+    lm = make_lm(conditions=configs, dtype=dtype, head=head)
     exact = dtype == torch.float32
     seeds = [11, 2**63 - 1, -4, 7]
     whole = generate_codes(lm, batch, seeds, UP_TO, guidance=guidance, exact=exact)

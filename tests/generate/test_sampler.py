@@ -12,10 +12,11 @@ from tessera.generate.noise import uniform
 from tessera.generate.repetition import LookBack
 from tessera.generate.sampler import Sampler
 from tessera.generate.sampling import Sampling
+from tessera.lm.symbols import Symbols
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_sampling import at, slow_distribution, slow_draw
-from tiny_models import ARRANGEMENTS, CARDINALITIES, NEED_LENGTH, make_conditions, make_lm
+from tiny_models import ARRANGEMENTS, CARDINALITIES, HEADS, NEED_LENGTH, make_conditions, make_lm
 
 SILENT = [1, 3]
 RULES = {
@@ -71,15 +72,16 @@ def test_equals_the_slow_reference(arrangement, rules):
     table = arranged.table(HISTORY).tolist()
     seeds = torch.arange(B)
     first_end_step = arranged.num_steps(HISTORY) // 2
-    sampler = Sampler(rules, arranged, ((0,), (2, 1)), HISTORY, first_end_step, "cpu")
+    sampler = Sampler(rules, arranged, Symbols(arranged), HISTORY, first_end_step, "cpu")
     draw = random.Random(0)
     for step in draw.sample(range(arranged.num_steps(HISTORY)), 6):
         begun = sampler.begin(seeds, step, columns)
         u, again = uniform(seeds, step, K), uniform(seeds, step, K, draw=1)
-        for stage, books in enumerate(((0,), (2, 1))):
+        for books in ((0,), (2, 1)):
             logits = torch.randn(B, len(books), 7, generator=generator).double() * 2
             for i, k in enumerate(books):
                 logits[:, i, CARDINALITIES[k] + (k == 0) :] = float("-inf")
+            stage = sampler.stage(books)
             found = sampler.draw(begun, stage, sampler.forbid(begun, stage, logits))
             for i, k in enumerate(books):
                 before = table[k][step] if table[k][step] >= 0 else 0
@@ -206,3 +208,11 @@ def test_an_output_between_codes_and_end_is_never_drawn():
     for length in (Length(8), Length(8, min_frames=3), Length(8, fixed=True)):
         found = generate_codes(lm, make_conditions("none", 1)[1], range(8), length)
         assert int(found.codes[:, 0].max()) < V
+
+
+@pytest.mark.parametrize("rule", ["repetition_penalty", "ras", "max_silence_frames"])
+def test_rules_on_whole_codes_need_whole_codes(rule):
+    lm = make_lm(head=HEADS["bits"])
+    settings = Sampling(**{rule: 2}, silence_codes=[0])
+    with pytest.raises(ValueError, match=f"{rule} looks at whole codes, but the model's head draws them in parts"):
+        generate_codes(lm, make_conditions("none", 1)[1], [0], Length(6), settings)

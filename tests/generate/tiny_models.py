@@ -10,9 +10,12 @@ from tessera.lm.arrange import (
     ParallelConfig,
     PartialFlatConfig,
 )
+from tessera.lm.bits import BitsHeadConfig
 from tessera.lm.conditions import ConditionBatch, LabelConfig, TextConditionConfig
 from tessera.lm.defaults import GenerationDefaults
+from tessera.lm.depth import DepthHeadConfig, FactorHeadConfig
 from tessera.lm.model import LMConfig, TokenLM
+from tessera.lm.parallel import ParallelHeadConfig
 from tessera.lm.weights import save_model
 from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
 from tessera.tokenize.picture_net import PictureTokenizerConfig
@@ -34,6 +37,18 @@ ARRANGEMENTS = {
 }
 NEED_LENGTH = ("coarse first", "grouped")
 CARDINALITIES = (4, 7, 6)
+HEADS = {
+    "parallel": ParallelHeadConfig(),
+    "depth": DepthHeadConfig(layers=1, heads=2),
+    "depth behind backbone": DepthHeadConfig(width=8, layers=2, heads=1, first="backbone", input="codes"),
+    "factor": FactorHeadConfig(sizes=(2, 3), layers=1, heads=2),
+    "bits": BitsHeadConfig(),
+}
+
+
+def cardinalities_for(head):
+    """Codebooks the head can split."""
+    return {"factor": (6, 6, 6), "bits": (4, 4, 4)}.get(head.kind, CARDINALITIES)
 
 
 def make_lm(arrangement="delay", variable=True, conditions=(), dtype=torch.float64, seed=0, **settings) -> TokenLM:
@@ -42,13 +57,15 @@ def make_lm(arrangement="delay", variable=True, conditions=(), dtype=torch.float
         geometry = AudioGeometry(sample_rate=16000, samples_per_frame=4)
     else:
         geometry = PictureGeometry(height=4, width=6, channels=1, rows=2, columns=3)
-    spec = TokenSpec(name="tiny", cardinalities=CARDINALITIES, geometry=geometry, fingerprint="0" * 64)
+    sizes = cardinalities_for(settings.get("head", HEADS["parallel"]))
+    spec = TokenSpec(name="tiny", cardinalities=sizes, geometry=geometry, fingerprint="0" * 64)
     config = LMConfig(
         width=16, layers=1, heads=2, arrangement=ARRANGEMENTS[arrangement], variable_length=variable,
         conditions=conditions, **settings,
     )  # fmt: skip
     torch.manual_seed(seed)
-    return strong(TokenLM(config, spec)).to(dtype).eval()
+    vectors = torch.randn(3, max(sizes), 2) if config.needs_code_vectors else None
+    return strong(TokenLM(config, spec, vectors)).to(dtype).eval()
 
 
 def strong(lm: TokenLM) -> TokenLM:

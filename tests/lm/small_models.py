@@ -12,9 +12,13 @@ from tessera.lm.arrange import (
     ParallelConfig,
     PartialFlatConfig,
 )
+from tessera.lm.bits import BitsHeadConfig, BitsInputConfig
 from tessera.lm.conditions import ConditionBatch, EmbeddingConditionConfig, LabelConfig, TextConditionConfig
+from tessera.lm.depth import DepthHeadConfig, FactorHeadConfig
+from tessera.lm.flat import FlatHeadConfig
 from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig
 from tessera.lm.model import LMConfig, TokenLM
+from tessera.lm.parallel import ParallelHeadConfig
 from tessera.lm.rope import GridRopeConfig, SinusoidalConfig, TimeRopeConfig
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 from tessera.tokenize.text import ByteTextConfig
@@ -65,6 +69,38 @@ ROPES = (TimeRopeConfig(), GridRopeConfig(), SinusoidalConfig())
 INPUTS = (EmbeddingInputConfig(), CodesInputConfig(combine="sum"), CodesInputConfig(combine="concat"))
 KV_HEADS = (None, 2, 1)
 BLOCKS = ({}, {"norm": "layer", "norm_eps": 1e-5, "feed_forward": "gelu"})
+# Seven, so that as the cases go round each head meets every arrangement and every condition.
+HEADS = (
+    ParallelHeadConfig(),
+    DepthHeadConfig(layers=2, heads=2),
+    DepthHeadConfig(width=16, layers=1, heads=4, kv_heads=2, first="backbone", input="codes", output="shared"),
+    FlatHeadConfig(),
+    FactorHeadConfig(sizes=(2, 3), layers=1, heads=2),
+    BitsHeadConfig(),
+    BitsHeadConfig(groups=2),
+)
+
+
+def head_for(head, arrangement):
+    """The flat head fits two arrangements; elsewhere another one takes its place, and it has its two kinds."""
+    if head.kind != "flat":
+        return head
+    if arrangement == "partial flat":
+        return FlatHeadConfig(output="shared")
+    return head if arrangement == "flat" else DepthHeadConfig(layers=1, heads=1, first="backbone", input="embedding")
+
+
+def input_for(head, config):
+    """Bits are read as well as predicted in one of three cases."""
+    return BitsInputConfig() if head.kind == "bits" and config == INPUTS[2] else config
+
+
+def cardinalities_for(config):
+    """Codebooks that the model's head and input can split."""
+    if "bits" in (config.head.kind, config.input.kind):
+        return (8, 8, 8) if getattr(config.head, "groups", None) is None else (16, 4, 64)
+    return (6, 6, 6) if config.head.kind == "factor" else CARDINALITIES
+
 
 # Every arrangement with every condition; the other choices go round, so that each meets each of them.
 CASES = {
@@ -72,10 +108,10 @@ CASES = {
         arrangement,
         condition,
         ROPES[i // 2 % 3],
-        INPUTS[i % 3],
+        input_for(HEADS[i % 7], INPUTS[i % 3]),
         KV_HEADS[i // 3 % 3],
         i % 5 == 0,
-        BLOCKS[i // 4 % 2],
+        BLOCKS[i // 4 % 2] | {"head": head_for(HEADS[i % 7], arrangement)},
     )
     for i, (arrangement, condition) in enumerate(itertools.product(ARRANGEMENTS, CONDITIONS))
 }
@@ -110,9 +146,9 @@ def make_config(
 
 
 def make_lm(config: LMConfig, seed=0, spec=None) -> TokenLM:
-    spec = spec or make_spec(picture=config.rope.kind == "grid")
+    spec = spec or make_spec(cardinalities_for(config), picture=config.rope.kind == "grid")
     torch.manual_seed(seed)
-    vectors = torch.randn(spec.num_codebooks, max(spec.cardinalities), 3) if config.input.kind == "codes" else None
+    vectors = torch.randn(spec.num_codebooks, max(spec.cardinalities), 3) if config.needs_code_vectors else None
     return TokenLM(config, spec, vectors).eval()
 
 

@@ -1,0 +1,94 @@
+"""Codes that are integers of bits, as lookup-free quantizers make them: read as bits and predicted as bits.
+
+    code 5 of 16 (4 bits)     read as         (+1, -1, +1, -1)      the bit of value 1 first
+                              predicted as    0 1 0 1               4 symbols of 2 values, the largest bit first
+                              in 2 groups     1 1                   2 symbols of 4 values: 5 = 4 * 1 + 1
+
+So 2^18 codes take a table of 18 vectors and 36 logits.
+Sources: MAGVIT-2 (arXiv:2310.05737) and BSQ (arXiv:2406.07548) for the codes, MaskBit (arXiv:2409.16211) for reading
+bits and for the groups.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from ..tokenize.config import Config, ConfigError
+from .arrange import Arrangement
+from .parallel import ParallelHead
+from .transformer import SpecialVectors
+
+
+class BitsInputConfig(Config):
+    """A learned vector for every bit of every codebook, added where the bit is 1 and taken off where it is 0; special
+    ids have learned vectors."""
+
+    kind: Literal["bits"] = "bits"
+
+
+class BitsHeadConfig(Config):
+    """Bits of all codebooks, or groups of them, predicted independently of each other."""
+
+    kind: Literal["bits"] = "bits"
+    groups: PositiveInt | None = None
+    """Groups of a code's bits, of 2^(bits / groups) logits each; null: each bit by itself."""
+
+
+class BitsInput(nn.Module):
+    """ids [B, K, S] -> [B, S, D]."""
+
+    cardinalities: Tensor
+    books: Tensor
+    shifts: Tensor
+
+    def __init__(
+        self, config: BitsInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None = None
+    ):
+        super().__init__()
+        bits = count_bits(arrangement.cardinalities, "lm.input kind 'bits'")
+        places = [(k, shift) for k, count in enumerate(bits) for shift in range(count)]
+        books, shifts = torch.tensor(places, device="cpu").unbind(1)
+        self.register_buffer("books", books, persistent=False)
+        self.register_buffer("shifts", shifts[:, None], persistent=False)
+        self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], False)
+        self.linear = nn.Linear(len(places), width, bias=False)
+        self.specials = SpecialVectors(arrangement.cardinalities, arrangement.num_specials, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        is_code = (ids < self.cardinalities)[:, self.books]
+        signs = torch.where(is_code, 2 * (ids[:, self.books] >> self.shifts & 1) - 1, 0)
+        learned = self.specials(ids)
+        return self.linear(signs.transpose(1, 2).to(learned.dtype)) + learned
+
+
+class BitsHead(ParallelHead):
+    """A parallel head whose symbols are bits or groups of bits."""
+
+    def __init__(
+        self, config: BitsHeadConfig, width: int, arrangement: Arrangement, code_vectors: Tensor | None = None
+    ):
+        bits = count_bits(arrangement.cardinalities, "lm.head kind 'bits'")
+        groups = config.groups or bits[0]
+        for count in bits:
+            if count % groups:
+                raise ConfigError(
+                    f"lm.head.groups: codes of {count} bits do not fall into {groups} groups; give a divisor of "
+                    f"{', '.join(str(one) for one in sorted(set(bits)))}"
+                )
+        digits = [(1 << count // groups,) * groups for count in bits]
+        super().__init__(config, width, arrangement, digits=digits)
+
+
+def count_bits(cardinalities: tuple[int, ...], who: str) -> list[int]:
+    """Bits of a code of each codebook; ConfigError where a cardinality is no power of two."""
+    bits = [size.bit_length() - 1 for size in cardinalities]
+    for k, size in enumerate(cardinalities):
+        if size < 2 or size != 1 << bits[k]:
+            raise ConfigError(
+                f"{who} needs codebooks of 2, 4, 8, ... codes, which are integers of bits; codebook {k} has {size}"
+            )
+    return bits

@@ -1,0 +1,157 @@
+"""The depth head: its alignment, what it is for, its training on a share of the steps, its cache, its errors."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessera.lm.arrange import ParallelConfig
+from tessera.lm.depth import DepthHeadConfig
+from tessera.lm.model import LMConfig
+from tessera.lm.parallel import ParallelHeadConfig
+from tessera.lm.quantise import pack_
+from tessera.tokenize.config import ConfigError, check_config
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_models import ARRANGEMENTS, make_codes, make_config, make_lm, make_spec
+
+DEPTHS = {
+    "all by depth": DepthHeadConfig(layers=1, heads=2),
+    "first by backbone": DepthHeadConfig(layers=1, heads=2, first="backbone"),
+    "code vectors": DepthHeadConfig(layers=1, heads=2, input="codes", output="shared"),
+}
+depths = pytest.mark.parametrize("head", DEPTHS.values(), ids=DEPTHS.keys())
+
+
+def leaks(lm, codes, shift=0) -> bool:
+    """Whether a code changes the prediction of itself or of a code before it in its step, where the head of each step
+    is given the state that is `shift` steps later."""
+
+    def logits(codes):
+        arranged, hidden = lm._read_all(codes, None, None)
+        return lm.head(hidden.roll(-shift, dims=1), arranged.ids)
+
+    before = logits(codes)
+    for k, V in enumerate(lm.arrangement.cardinalities):
+        changed = codes.clone()
+        changed[:, k, 3] = (changed[:, k, 3] + 1) % V
+        at = int(lm.arrangement.steps_of(torch.tensor([3]), codes.shape[2])[k, 0])
+        if not logits(changed)[:, at, : k + 1].equal(before[:, at, : k + 1]):
+            return True
+    return False
+
+
+@depths
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_the_head_gets_the_state_that_has_not_read_its_own_step(arrangement, head):
+    lm = make_lm(make_config(arrangement=ARRANGEMENTS[arrangement], head=head, variable_length=False))
+    codes = make_codes(2, 6)
+    assert not leaks(lm, codes)
+    assert leaks(lm, codes, shift=1), "the state of its own step would be noticed"
+
+
+def train(lm, make_batch, steps, lr=1e-2):
+    optimizer = torch.optim.AdamW(lm.train().parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        lm.loss(make_batch()).loss.backward()
+        optimizer.step()
+    lm.eval()
+
+
+@pytest.mark.parametrize("head", [ParallelHeadConfig(), *DEPTHS.values()], ids=["parallel", *DEPTHS])
+def test_depth_learns_what_codes_of_a_frame_say_of_each_other(head):
+    """Codebook 0 is noise and the others follow from it: only a head that reads it can know them."""
+    config = make_config(arrangement=ParallelConfig(), head=head, layers=1, variable_length=False)
+    lm = make_lm(config, spec=make_spec((6, 6, 6)))
+    generator = torch.Generator().manual_seed(0)
+
+    def make_batch():
+        first = torch.randint(6, (16, 1, 8), generator=generator)
+        return torch.cat([first, (first + 2) % 6, 5 - first], dim=1)
+
+    train(lm, make_batch, 40)
+    losses = lm.loss(make_batch()).per_codebook.tolist()
+    chance = torch.tensor(6.0).log()
+    assert losses[0] > chance - 0.1
+    if head.kind == "parallel":
+        assert min(losses[1:]) > chance - 0.1
+    else:
+        assert max(losses[1:]) < 0.3
+
+
+@depths
+def test_training_on_a_share_of_the_steps_is_right_on_average(head):
+    config = make_config(head=head.model_copy(update={"trained_share": 0.3}))
+    lm, codes, lengths = make_lm(config), make_codes(3, 6), torch.tensor([6, 3, 5])
+    whole = lm.loss(codes, lengths)
+    lm.train()
+    torch.manual_seed(0)
+    reports = [lm.loss(codes, lengths) for _ in range(64)]
+    found = torch.stack([report.per_codebook for report in reports]).detach()
+    # the mean of 64 draws lies within 4 of its own standard errors
+    error = found.std(0) / 8
+    assert bool(((found.mean(0) - whole.per_codebook).abs() <= 4 * error + 1e-6).all())
+    assert all(report.count.equal(whole.count) for report in reports)
+    assert bool((error[1:] > 0.001).all())
+    assert (float(error[0]) < 1e-6) == (head.first == "backbone")
+
+
+@depths
+def test_the_cache_of_a_generation_is_allocated_once(head):
+    lm = make_lm(make_config(head=head))
+    state = lm.start(capacity=3, num_rows=2)
+    where = state.head.keys.data_ptr()
+    ids = lm.start_ids(2)
+    for s in range(3):
+        begun = lm.head.begin(state.head, lm.read(state, ids), s)
+        for stage in range(3):
+            lm.head.predict(begun, stage, torch.zeros(2, 3, dtype=torch.long))
+        assert state.head.length == 3 and state.head.keys.data_ptr() == where
+    assert state.head.capacity == 3
+
+
+@depths
+def test_packed_weights_are_those_of_the_head(head):
+    lm, packed = make_lm(make_config(head=head)), pack_(make_lm(make_config(head=head)), "int8")
+    codes = make_codes(2, 5)
+    found, expected = packed(codes).logits.detach(), lm(codes).logits.detach()
+    some = expected.isfinite()
+    # 8 bits: a weight is off by at most 1/254 of the largest of its row
+    assert 0 < float((found - expected)[some].abs().max()) < 0.1
+
+
+def test_a_head_reads_special_ids_too():
+    """In a step of `delay`, whether codebook 0 holds a code or has ended tells the depth head of codebook 1."""
+    lm = make_lm(make_config(head=DEPTHS["code vectors"]))
+    hidden, ids = torch.randn(1, 1, 32), torch.zeros(1, 3, 1, dtype=torch.long)
+    found = [lm.head(hidden, ids.index_fill(1, torch.tensor([0]), value))[0, 0, 1] for value in range(7 + 3)]
+    assert all(not one.equal(other) for i, one in enumerate(found) for other in found[:i])
+
+
+def test_weights_of_the_loss():
+    weighted, plain = (make_lm(make_config(loss_weights=weights)) for weights in ((6.0, 1.0, 1.0), None))
+    report, same = weighted.loss(make_codes(2, 5)), plain.loss(make_codes(2, 5))
+    assert report.per_codebook.equal(same.per_codebook)
+    torch.testing.assert_close(report.loss, (report.per_codebook * torch.tensor([0.75, 0.125, 0.125])).sum())
+    torch.testing.assert_close(same.loss, same.per_codebook.mean())
+
+
+def test_errors():
+    with pytest.raises(ConfigError, match="lm.loss_weights has 2 entries, but there are 3 codebooks"):
+        make_lm(make_config(loss_weights=(1.0, 2.0)))
+    with pytest.raises(ValueError, match="head: kind 'dpeth' is unknown; did you mean 'depth'"):
+        check_config({"head": {"kind": "dpeth"}}, LMConfig)
+    with pytest.raises(ConfigError, match="lm.head: width 30 is not a multiple of heads 4"):
+        make_lm(make_config(head=DepthHeadConfig(width=30)))
+    with pytest.raises(ConfigError, match="lm.head: heads 4 is not a multiple of kv_heads 3"):
+        make_lm(make_config(head=DepthHeadConfig(kv_heads=3)))
+    with pytest.raises(ConfigError, match="leaves nothing to the depth transformer of a single codebook"):
+        make_lm(make_config(head=DEPTHS["first by backbone"]), spec=make_spec((7,)))
+    with pytest.raises(ConfigError, match="lm.head input 'codes' needs the tokenizer's code vectors"):
+        config = make_config(head=DEPTHS["code vectors"])
+        type(make_lm(config))(config, make_spec())
+    lm = make_lm(make_config(head=DEPTHS["all by depth"]))
+    with pytest.raises(ValueError, match="head 'depth' reads the codes of the step it predicts; pass them as `chosen`"):
+        lm.step(lm.start(capacity=1, num_rows=1), lm.start_ids(1))
