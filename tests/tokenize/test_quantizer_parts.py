@@ -22,9 +22,9 @@ class Tree(Config):
     quantizer: QuantizerConfig
 
 
-def make(dim, **settings):
+def make(channels, /, **settings):
     torch.manual_seed(0)
-    return make_quantizer(check_config({"quantizer": settings}, Tree).quantizer, dim)
+    return make_quantizer(check_config({"quantizer": settings}, Tree).quantizer, channels)
 
 
 V8 = {"kind": "vq", "size": 8, "kmeans_init": False}
@@ -359,6 +359,25 @@ def test_strides_average_and_repeat():
             mean = x[sample, first:end].mean(dim=0)
             assert (codes[sample, first:end] == quantizer.inner.encode(mean)).all()
     assert (codes[1, 4:] == -1).all()
+
+
+def test_later_levels_do_not_pull_the_codes_of_earlier_ones():
+    """A rest with a gradient through the level before would: its codes then serve two masters."""
+    levels = {"kind": "residual", "levels": 3, "quantizer": {**V8, "update": "gradient"}}
+    quantizer = make(4, **levels)
+    x = torch.randn(20, 4)
+    quantizer(x).losses["codebook"].sum().backward()
+    alone = make(4, **levels).levels[0]
+    alone(x).losses["codebook"].sum().backward()
+    torch.testing.assert_close(quantizer.levels[0].codebook.weight.grad, alone.codebook.weight.grad)
+
+
+def test_the_gradient_of_values_reaches_the_projection_in():
+    quantizer = make(5, kind="project", dim=3, quantizer=V8)
+    x, weight = torch.randn(20, 5), torch.randn(20, 5)
+    (quantizer(x).values * weight).sum().backward()
+    wanted = (weight @ quantizer.project_out.weight).T @ x  # as if the quantizer inside were the identity
+    torch.testing.assert_close(quantizer.project_in.weight.grad, wanted)
 
 
 def test_branches_add_up():
