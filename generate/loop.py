@@ -71,6 +71,7 @@ def generate_codes(
     exact: bool = False,
     on_progress: Progress | None = None,
     cache: CacheChoice | None = None,
+    draft: int = 0,
 ) -> Generated:
     """Generate codes for a batch of conditions.
 
@@ -82,16 +83,24 @@ def generate_codes(
         exact: run the rows one at a time, so that not even the kernels' rounding depends on the batch: a seed and a
             condition give the same codes in any company, bit for bit. Slower for many rows.
         cache: how keys and values are remembered (lm/caches.py); None: exactly.
+        draft: steps to guess at a time and have checked by the model (draft.py); 0: none.
     Raises:
         ValueError: settings that contradict each other or the model; names the setting.
     """
+
+    def make(conditions: ConditionBatch, seeds: Sequence[int], prompt: Tensor | None) -> DecodeLoop:
+        arguments = (lm, conditions, seeds, length, sampling, guidance, prompt, cache)
+        if not draft:
+            return DecodeLoop(*arguments)
+        from .draft import DraftedLoop
+
+        return DraftedLoop(*arguments, draft=draft)
+
     if not exact:
-        loop = DecodeLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache)
-        return _run(loop, 0, len(seeds), on_progress)
+        return _run(make(conditions, seeds, prompt), 0, len(seeds), on_progress)
     rows = []
     for i, seed in enumerate(seeds):
-        row_prompt = None if prompt is None else prompt[i : i + 1]
-        loop = DecodeLoop(lm, one_row(conditions, i), [seed], length, sampling, guidance, row_prompt, cache)
+        loop = make(one_row(conditions, i), [seed], None if prompt is None else prompt[i : i + 1])
         rows.append(_run(loop, i, len(seeds), on_progress))
     return _stack(rows)
 
@@ -150,19 +159,8 @@ class DecodeLoop:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Make the ids of the next step, stage by stage of the head."""
-        s, head, column = self.position, self.lm.head, self.columns[:, :, self.position + 1]
-        symbols, draws = head.symbols, self.sampler.begin(self.seeds, s, self.columns)
-        begun = head.begin(self.state.head, self._read(s), s)
-        for stage, places in enumerate(head.stages_at(s)):
-            known, rules = symbols.split(column), self.sampler.stage(places)
-            logits = head.predict(begun, stage, self.guide.rows(known)).double()
-            self.broken = self.broken | (logits < float("inf")).logical_not().any()
-            logits = self.sampler.forbid(draws, rules, logits.unflatten(0, (-1, len(self.seeds))))
-            drawn = self.sampler.draw(draws, rules, self.guide(logits, s, rules.books))
-            if rules.first is not None:
-                self._end_rows(s, drawn[:, rules.first])
-            self._write(s, symbols.join(drawn if rules.whole else known.index_copy(1, rules.places, drawn)))
+        """Make the ids of the next step."""
+        self._choose(self.position, self._read(self.position))
         self.position += 1
 
     @property
@@ -198,9 +196,29 @@ class DecodeLoop:
         return Generated(codes.masked_fill(beyond, 0).cpu(), self.row_lengths.cpu(), self.ended.cpu())
 
     def _read(self, s: int) -> Tensor:
-        """Hidden states of step s, of all rows the model runs; it reads the columns it has not read: one, or at first
-        the prompt."""
-        return self.lm.read(self.state, self.guide.rows(self.columns[:, :, self.state.step : s + 1]))[:, -1]
+        """Hidden states [R, D] of step s, of all rows the model runs."""
+        return self._read_to(s, 1)[:, 0]
+
+    def _read_to(self, s: int, count: int) -> Tensor:
+        """Hidden states [R, count, D] of the last steps up to s; the model reads the columns it has not read: one, or
+        at first the prompt."""
+        return self.lm.read(self.state, self.guide.rows(self.columns[:, :, self.state.step : s + 1]))[:, -count:]
+
+    def _choose(self, s: int, hidden: Tensor, is_guess: bool = False) -> None:
+        """Draw and write the ids of step s, stage by stage of the head, from hidden states [R, D]; from a guess nothing
+        follows yet."""
+        head, column = self.lm.head, self.columns[:, :, s + 1]
+        symbols, draws = head.symbols, self.sampler.begin(self.seeds, s, self.columns)
+        begun = head.begin(self.state.head, hidden, s)
+        for stage, places in enumerate(head.stages_at(s)):
+            known, rules = symbols.split(column), self.sampler.stage(places)
+            logits = head.predict(begun, stage, self.guide.rows(known)).double()
+            self.broken = self.broken | (logits < float("inf")).logical_not().any()
+            logits = self.sampler.forbid(draws, rules, logits.unflatten(0, (-1, len(self.seeds))))
+            drawn = self.sampler.draw(draws, rules, self.guide(logits, s, rules.books))
+            if rules.first is not None and not is_guess:
+                self._end_rows(s, drawn[:, rules.first])
+            self._write(s, symbols.join(drawn if rules.whole else known.index_copy(1, rules.places, drawn)))
 
     def _end_rows(self, s: int, drawn: Tensor) -> None:
         """An end among the values [B] drawn for symbol 0 sets the row's length."""
@@ -258,11 +276,14 @@ def _run(loop: DecodeLoop, first_row: int, num_rows: int, on_progress: Progress 
         if on_progress is not None:
             on_progress(first_row * loop.num_steps + steps * B, num_rows * loop.num_steps)
 
+    checked = 0
     while loop.position < loop.num_steps:
         loop.step()
         report(loop.position)
-        if not loop.length.fixed and loop.position % every == 0 and loop.done:
-            break
+        if not loop.length.fixed and loop.position - checked >= every:
+            checked = loop.position
+            if loop.done:
+                break
     report(loop.num_steps)
     return loop.result()
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..tokenize.config import Config, ConfigError
 from ..tokenize.spec import PictureGeometry, TokenSpec
+from .ahead import Ahead, AheadConfig
 from .arrange import Arranged, Arrangement, ParallelConfig, SpecialsConfig
 from .attention import AttentionName, choose_backend
 from .cache import Cache, CacheShape
@@ -83,6 +84,8 @@ class LMConfig(Config):
     conditions: tuple[ConditionConfig, ...] = ()
     window: PositiveInt | None = None
     """Steps that a step sees, itself included, besides the conditions' prefix; null: all before it."""
+    ahead: AheadConfig | None = None
+    """Guess steps ahead, for drafted generation; null: none."""
     attention: AttentionName = "auto"
     """Attention backend: auto, sdpa, flash (flash-attn) or xformers."""
 
@@ -253,6 +256,7 @@ class TokenLM(nn.Module):
         )
         self.head = HEADS[config.head.kind](config.head, config.width, self.arrangement, code_vectors)
         self.loss_weights = _check_weights(config.loss_weights, spec.num_codebooks)
+        self.ahead = Ahead(config.ahead, config.width) if config.ahead is not None else None
         initialise_(self, config.width, config.layers)
         self.head.initialise_()
 
@@ -406,6 +410,12 @@ class TokenLM(nn.Module):
         hidden = self.transformer(x, table, memory=state.memory, cache=state.cache)
         state.step += n
         return hidden if several else hidden[:, 0]
+
+    def rewind(self, state: State, step: int) -> None:
+        """Forget what was read of step `step` and later: the next `read` stands there."""
+        assert 0 <= step <= state.step
+        state.cache.rewind(state.prefix_length + step)
+        state.step = step
 
     @torch.no_grad()
     def step(self, state: State, ids: Tensor, chosen: Tensor | None = None) -> Tensor:

@@ -1,0 +1,40 @@
+"""Several steps ahead: what the steps after this one hold, guessed from the hidden state of this one.
+
+    hidden of step s  ->  head                    ids of step s
+                      ->  layer 1, head           a guess of step s + 1, without knowing step s
+                      ->  layer n, head           a guess of step s + n
+
+In training the guesses are an extra loss; generation (generate/draft.py) reads several guesses at once and keeps those
+that the model, having read them, would have chosen itself.
+Source: blockwise parallel decoding, arXiv:1811.03115; one residual layer a step as in Medusa, arXiv:2401.10774.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..tokenize.config import Config
+
+
+class AheadConfig(Config):
+    """Guesses of the steps after the one that is predicted."""
+
+    steps: int = Field(default=3, ge=1, le=16)
+    """How many steps ahead."""
+    weight: float = Field(default=0.1, ge=0)
+    """Of the loss of each of these steps, beside 1 for the step itself."""
+
+
+class Ahead(nn.Module):
+    """One residual layer for each step ahead; what comes out goes through the model's own head."""
+
+    def __init__(self, config: AheadConfig, width: int):
+        super().__init__()
+        self.steps, self.weight = config.steps, config.weight
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(config.steps))
+
+    def forward(self, hidden: Tensor, steps: int) -> Tensor:
+        """hidden [*, D] of a step -> hidden [*, D] to guess the ids of so many steps later from, 1 to `steps`."""
+        return hidden + F.silu(self.layers[steps - 1](hidden))

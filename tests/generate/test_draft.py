@@ -1,0 +1,88 @@
+"""Drafted decoding gives what plain decoding gives, and really keeps and refuses guesses."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessera.generate.draft import DraftedLoop
+from tessera.generate.loop import DecodeLoop, Length, generate_codes
+from tessera.generate.sampling import Sampling
+from tessera.lm.ahead import AheadConfig
+from tessera.lm.conditions import ConditionBatch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_models import ARRANGEMENTS, make_conditions, make_lm
+
+FRAMES = 12
+AHEAD = AheadConfig(steps=3)
+
+
+def make(arrangement="delay", seed=0, **settings):
+    return make_lm(arrangement, ahead=AHEAD, seed=seed, **settings)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("kind", ["none", "text"])
+@pytest.mark.parametrize("arrangement", [name for name in ARRANGEMENTS if name != "coarse first"])
+def test_equals_plain_decoding(arrangement, kind, guidance):
+    if kind == "none" and guidance != 1:
+        pytest.skip("guidance needs a condition")
+    configs, batch = make_conditions(kind, 3)
+    lm = make(arrangement, conditions=configs)
+    length, sampling = Length(FRAMES, min_frames=2), Sampling(temperature=0.8, top_k=3)
+    plain = generate_codes(lm, batch, [1, 2, 3], length, sampling, guidance)
+    for draft in (1, 3):
+        drafted = generate_codes(lm, batch, [1, 2, 3], length, sampling, guidance, draft=draft)
+        assert torch.equal(plain.codes, drafted.codes) and torch.equal(plain.lengths, drafted.lengths)
+        assert torch.equal(plain.ended, drafted.ended)
+
+
+def test_of_fixed_length_and_with_a_prompt_and_one_row_at_a_time():
+    lm = make("coarse first", variable=False)
+    length, prompt = Length(6, fixed=True), torch.ones(2, 3, 2, dtype=torch.long)
+    plain = generate_codes(lm, ConditionBatch(), [1, 2], length, prompt=prompt)
+    for exact in (False, True):
+        drafted = generate_codes(lm, ConditionBatch(), [1, 2], length, prompt=prompt, draft=2, exact=exact)
+        assert torch.equal(plain.codes, drafted.codes)
+
+
+def run(loop):
+    while loop.position < loop.num_steps:
+        loop.step()
+    return loop
+
+
+def test_right_guesses_save_runs_and_wrong_ones_cost_none():
+    """With the model's own next ids for guesses every run but the first makes 4 steps; with others, 1."""
+    lm = make("parallel", variable=False)
+    arguments = (lm, ConditionBatch(), [5], Length(FRAMES, fixed=True), Sampling(temperature=0.0))
+    told = run(DecodeLoop(*arguments)).columns
+
+    class Told(DraftedLoop):
+        wrong = False
+
+        def _guess(self, hidden):
+            super()._guess(hidden)
+            behind = slice(self.position + 1, self.position + 1 + self.guessed)
+            self.columns[:, :, behind] = (told[:, :, behind] + 1) % 4 if self.wrong else told[:, :, behind]
+
+    right, wrong = Told(*arguments, draft=3), Told(*arguments, draft=3)
+    wrong.wrong = True
+    assert torch.equal(run(right).columns, told) and right.reads == 1 + 11 // 4 + 1
+    assert torch.equal(run(wrong).columns, told) and wrong.reads == FRAMES
+
+
+def test_frames_of_a_drafted_loop_are_those_of_the_whole():
+    lm = make("delay")
+    loop = DraftedLoop(lm, ConditionBatch(), [7], Length(FRAMES, min_frames=FRAMES), draft=2)
+    plain = generate_codes(lm, ConditionBatch(), [7], Length(FRAMES, min_frames=FRAMES))
+    assert torch.equal(torch.cat(list(loop.frames()), dim=1), plain.codes[0])
+
+
+def test_a_model_that_does_not_look_ahead_is_refused():
+    with pytest.raises(ValueError, match="draft is 2, but the model guesses 0 steps ahead; train it with lm.ahead"):
+        generate_codes(make_lm(), ConditionBatch(), [0], Length(4), draft=2)
+    with pytest.raises(ValueError, match="draft is 5, but the model guesses 3 steps ahead; use a draft of 1 to 3"):
+        generate_codes(make(), ConditionBatch(), [0], Length(4), draft=5)
