@@ -11,11 +11,17 @@ Source: blockwise parallel decoding, arXiv:1811.03115; one residual layer a step
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from ..tokenize.config import Config
+
+if TYPE_CHECKING:
+    from .heads import Head
 
 
 class AheadConfig(Config):
@@ -38,3 +44,17 @@ class Ahead(nn.Module):
     def forward(self, hidden: Tensor, steps: int) -> Tensor:
         """hidden [*, D] of a step -> hidden [*, D] to guess the ids of so many steps later from, 1 to `steps`."""
         return hidden + F.silu(self.layers[steps - 1](hidden))
+
+    def terms(self, head: Head, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Weighted loss terms [B, K, S] of the guesses of each step, summed over how far they look ahead.
+
+        Args:
+            hidden: [B, S, D] of the steps. ids, mask: [B, K, S] of the same steps.
+        """
+        total = torch.zeros_like(mask, dtype=torch.float32)
+        for steps in range(1, min(self.steps, ids.shape[2] - 1) + 1):
+            # What is said of step s comes from the hidden state of step s - steps; the first steps are not guessed.
+            guessing = F.pad(self(hidden[:, :-steps], steps), (0, 0, steps, 0))
+            guessed = mask & (torch.arange(mask.shape[2], device=mask.device) >= steps)
+            total = total + head.terms(guessing, ids, guessed, label_smoothing)
+        return self.weight * total

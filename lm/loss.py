@@ -24,6 +24,8 @@ class LossReport:
     """[K] long, masked-in cells: batches are joined exactly by weighting per_codebook with it."""
     weights: Tensor
     """[K] float32: each codebook's share of the loss; they sum to 1."""
+    guesses: Tensor | None = None
+    """[K] float32, weighted loss of the steps guessed ahead, per term of per_codebook; training adds it."""
 
 
 def report_loss(terms: Tensor, mask: Tensor, weights: Tensor | None = None) -> LossReport:

@@ -14,7 +14,7 @@ same blocks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -297,10 +297,15 @@ class TokenLM(nn.Module):
         conditions: ConditionBatch | None = None,
         label_smoothing: float = 0.0,
     ) -> LossReport:
-        """Masked cross-entropy per codebook and its mean; arguments and errors as `forward`."""
+        """Masked cross-entropy per codebook and its mean, in training mode that of guesses ahead beside it; arguments
+        and errors as `forward`."""
         arranged, hidden = self._read_all(codes, lengths, conditions)
         terms = self.head.terms(hidden, arranged.ids, arranged.mask, label_smoothing)
-        return report_loss(terms, arranged.mask, self.loss_weights)
+        report = report_loss(terms, arranged.mask, self.loss_weights)
+        if self.ahead is None or not self.training:
+            return report
+        guesses = self.ahead.terms(self.head, hidden, arranged.ids, arranged.mask, label_smoothing)
+        return replace(report, guesses=guesses.sum(dim=(0, 2)) / report.count.clamp(min=1))
 
     # One step at a time
 

@@ -42,12 +42,14 @@ class Objective(nn.Module):
             codes: [B, K, T] long. lengths: [B] frames, None where all have T. conditions: of the same rows.
             totals: [K] loss terms of the whole batch; None: of these rows.
         Returns:
-            this share of the loss (scalar), sums of the loss terms [K] (detached, float64), their numbers [K].
+            this share of the loss (scalar, with that of guesses ahead), sums of the loss terms [K] (detached, float64),
+            their numbers [K].
         """
         with torch.autocast(codes.device.type, torch.bfloat16, enabled=self.use_autocast):
             report = self.lm.loss(codes, lengths, conditions, label_smoothing=self.label_smoothing)
         counts = report.count.float()
-        shares = report.per_codebook.float() * (counts / (counts if totals is None else totals.to(counts)).clamp(min=1))
+        means = report.per_codebook.float() if report.guesses is None else report.per_codebook + report.guesses
+        shares = means * (counts / (counts if totals is None else totals.to(counts)).clamp(min=1))
         sums = report.per_codebook.detach().double() * report.count
         return (shares * report.weights).sum(), sums, report.count
 

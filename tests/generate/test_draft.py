@@ -81,6 +81,44 @@ def test_frames_of_a_drafted_loop_are_those_of_the_whole():
     assert torch.equal(torch.cat(list(loop.frames()), dim=1), plain.codes[0])
 
 
+@pytest.mark.parametrize("head", ["parallel", pytest.param("depth", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arrangement", ["parallel", "delay", pytest.param("flat", marks=pytest.mark.slow)])
+def test_a_trained_model_guesses_right(arrangement, head):
+    """On codes that count upwards from anywhere, each guess is certain once it looks at the right step."""
+    lm = make(arrangement, variable=False, dtype=torch.float32, head={"kind": head}).train()
+    start = torch.arange(4).repeat(8)[:, None, None]
+    codes = (start + torch.arange(6)[None, None, :] + torch.arange(3)[None, :, None]) % 4
+    optimizer = torch.optim.Adam(lm.parameters(), lr=0.02)
+    for _ in range(100):
+        report = lm.loss(codes)
+        assert report.guesses is not None
+        (report.loss + 5 * report.guesses.mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    arguments = (lm.eval(), ConditionBatch(), [0], Length(6, fixed=True), Sampling(temperature=0.0))
+    loop = run(DraftedLoop(*arguments, draft=3))
+    assert torch.equal(loop.columns, run(DecodeLoop(*arguments)).columns)
+    assert loop.reads <= 0.7 * loop.num_steps  # the first steps cannot be guessed; a wrong step never would
+
+
+def test_the_loss_of_guesses_is_that_of_a_loop():
+    lm = make("delay", dtype=torch.float64).train()
+    codes = torch.stack([torch.randint(0, V, (2, 5)) for V in lm.arrangement.cardinalities], dim=1)
+    lengths = torch.tensor([5, 3])
+    arranged, hidden = lm._read_all(codes, lengths, None)
+    expected = torch.zeros(3, dtype=torch.float64)
+    for steps in (1, 2, 3):
+        for b in range(2):
+            for s in range(steps, arranged.ids.shape[2]):
+                logits = lm.head(lm.ahead(hidden[b, s - steps], steps)[None, None])[0, 0]
+                for k in range(3):
+                    if arranged.mask[b, k, s]:
+                        expected[k] -= torch.log_softmax(logits[k], -1)[arranged.ids[b, k, s]]
+    counts = arranged.mask.sum(dim=(0, 2))
+    torch.testing.assert_close(lm.loss(codes, lengths).guesses.double(), AHEAD.weight * expected / counts)
+    assert lm.eval().loss(codes, lengths).guesses is None
+
+
 def test_a_model_that_does_not_look_ahead_is_refused():
     with pytest.raises(ValueError, match="draft is 2, but the model guesses 0 steps ahead; train it with lm.ahead"):
         generate_codes(make_lm(), ConditionBatch(), [0], Length(4), draft=2)
