@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..lm.caches import CacheChoice
 from ..lm.conditions import ConditionBatch
+from ..lm.defaults import Guidance
 from ..lm.model import TokenLM
 from .loop import DecodeLoop, Length
 from .sampling import Sampling
@@ -33,7 +34,7 @@ class DraftedLoop(DecodeLoop):
         seeds: Sequence[int],
         length: Length,
         sampling: Sampling | None = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         prompt: Tensor | None = None,
         cache: CacheChoice | None = None,
         draft: int = 1,

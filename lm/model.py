@@ -33,6 +33,7 @@ from .heads import HEADS, HeadConfig, ParallelHeadConfig
 from .inputs import INPUTS, EmbeddingInputConfig, InputConfig
 from .loss import LossReport, report_loss
 from .masks import causal_mask
+from .patches import make_patches
 from .presets import PRESETS, AnyArrangementConfig, PresetConfig
 from .rope import (
     PAIRS,
@@ -296,10 +297,15 @@ class TokenLM(nn.Module):
         lengths: Tensor | None = None,
         conditions: ConditionBatch | None = None,
         label_smoothing: float = 0.0,
+        side: int = 1,
     ) -> LossReport:
-        """Masked cross-entropy per codebook and its mean, in training mode that of guesses ahead beside it; arguments
-        and errors as `forward`."""
-        arranged, hidden = self._read_all(codes, lengths, conditions)
+        """Masked cross-entropy per codebook and its mean, in training mode that of guesses ahead beside it.
+
+        Args:
+            codes, lengths, conditions: as `forward`; errors as well.
+            side: above 1, squares of side x side frames are predicted at once (patches.py).
+        """
+        arranged, hidden = self._read_all(codes, lengths, conditions, side)
         terms = self.head.terms(hidden, arranged.ids, arranged.mask, label_smoothing)
         report = report_loss(terms, arranged.mask, self.loss_weights)
         if self.ahead is None or not self.training:
@@ -446,17 +452,23 @@ class TokenLM(nn.Module):
     # Inside
 
     def _read_all(
-        self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None
+        self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None, side: int = 1
     ) -> tuple[Arranged, Tensor]:
-        """The arranged codes, and of each step the hidden state [B, S, D] that has read all steps before it."""
+        """The arranged codes, and of each step the hidden state [B, S, D] that has read all steps (or squares of
+        frames) before it."""
         arranged = self.arrangement.arrange(codes, lengths)
         batch = conditions or ConditionBatch()
         self.conditions.check(batch, codes.shape[0])
         joined = self.conditions(batch)
         B, _, S = arranged.ids.shape
         start = self.start_ids(B, codes.device).unsqueeze(-1)
-        read = torch.cat([start, arranged.ids[:, :, :-1]], dim=2)
-        x = self._embed(read, joined.summed)
+        patches = make_patches(self.spec.geometry, side) if side > 1 else None
+        if patches is None:
+            x = self._embed(torch.cat([start, arranged.ids[:, :, :-1]], dim=2), joined.summed)
+        else:
+            x = torch.cat([self.input(start), patches.mean(self.input(arranged.ids))[:, :-1]], dim=1)
+            x = x if joined.summed is None else x + joined.summed
+            S = x.shape[1]
         steps = torch.arange(S, device=codes.device)
         P = 0
         if joined.prefix is not None:
@@ -464,11 +476,11 @@ class TokenLM(nn.Module):
             x = torch.cat([joined.prefix.to(x.dtype), x], dim=1)
         x = self._with_places(x, steps, P, joined.prefix_mask)
         total_frames = codes.shape[2] if lengths is None else lengths[:, None]
-        table = self._table(steps, total_frames, P, joined.prefix_mask)
+        table = self._table(steps, total_frames, P, joined.prefix_mask, side)
         memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
         mask = self._mask(P, S, joined.prefix_mask, codes.device)
-        hidden = self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)
-        return arranged, hidden[:, P:]
+        hidden = self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)[:, P:]
+        return arranged, hidden if patches is None else patches.spread(hidden)
 
     def _embed(self, ids: Tensor, summed: Tensor | None) -> Tensor:
         x = self.input(ids)
@@ -484,9 +496,9 @@ class TokenLM(nn.Module):
             self.conditions.train()
 
     def _table(
-        self, steps: Tensor, num_frames: int | Tensor | None, P: int, prefix_mask: Tensor | None
+        self, steps: Tensor, num_frames: int | Tensor | None, P: int, prefix_mask: Tensor | None, side: int = 1
     ) -> Tensor | None:
-        """Rotary table for P prefix tokens and then the steps [S]; None where nothing is rotated."""
+        """Rotary table for P prefix tokens and then the steps [S], which are squares of frames where side > 1; None where nothing is rotated."""
         if isinstance(self.config.rope, SinusoidalConfig):
             return None
         positions = _positions(steps, P, prefix_mask)
@@ -494,7 +506,7 @@ class TokenLM(nn.Module):
             coordinates = positions.unsqueeze(-1)
         else:
             frames = self.arrangement.current_frames(positions.clamp(min=0), num_frames)
-            coordinates = grid_coordinates(positions, frames, self.columns)
+            coordinates = grid_coordinates(positions, frames, self.columns // side)
         return rotary_table(coordinates, self.config.head_width, self.config.rope.base)
 
     def _with_places(self, x: Tensor, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:

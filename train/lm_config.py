@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from ..lm.defaults import GenerationDefaults
 from ..lm.model import LMConfig
+from ..lm.patches import PatchPhase
 from ..tokenize.config import Config, ConfigError
 
 
@@ -45,6 +46,8 @@ class TrainSettings(Config):
     clip: NonNegativeFloat = 1.0
     """Largest gradient norm; 0 does not clip."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    patches: tuple[PatchPhase, ...] = ()
+    """Phases at the beginning of the run that predict squares of a picture's frames at once (lm/patches.py)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward and backward pass; the weights that are updated stay float32."""
     ema: float = Field(0.0, ge=0, lt=1)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from ..lm.patches import check_patches, side_at
 from ..lm.weights import LoadedModel
 from ..tokenize.files import write_json
 from .card import model_card
@@ -90,6 +91,7 @@ class LMTrainer:
         lm = self.parts.make_lm(config.seed).to(world.device)
         self.num_parameters = lm.num_parameters
         self.count_terms = TermCounter(lm.arrangement)
+        check_patches(lm.arrangement, self.parts.spec.geometry, settings.patches)
         objective = Objective(lm, settings.dtype, settings.label_smoothing)
         self.engine = make_engine(config, objective, world, settings.batch // self.micro // world.size)
         self.checkpoints = Checkpoints(out / "steps", world, settings.keep_last)
@@ -150,12 +152,13 @@ class LMTrainer:
         rows = self.sampler.batch(self.state.step)
         items, device = self.parts.items, self.world.device
         totals = self.count_terms(items.lengths[rows])
+        side = side_at(self.config.train.patches, self.state.step, self.config.train.steps)
         K = len(totals)
         gathered = torch.zeros(K + 1, dtype=torch.float64, device=device)
         for number, micro in micro_batches(rows, self.micro, self.world.rank, self.world.size):
             batch = items.batch(micro).to(device)
             torch.manual_seed(mix(self.config.seed, 1, self.state.step, number))  # dropout, of layers and of conditions
-            loss, sums, _ = self.engine.model(batch.codes, batch.lengths, batch.conditions, totals)
+            loss, sums, _ = self.engine.model(batch.codes, batch.lengths, batch.conditions, totals, side)
             self.engine.backward(loss)
             gathered[:K] += sums
         gathered[K] = float(stop.asked)

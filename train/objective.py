@@ -34,19 +34,25 @@ class Objective(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(
-        self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch, totals: Tensor | None = None
+        self,
+        codes: Tensor,
+        lengths: Tensor | None,
+        conditions: ConditionBatch,
+        totals: Tensor | None = None,
+        side: int = 1,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of a micro-batch.
 
         Args:
             codes: [B, K, T] long. lengths: [B] frames, None where all have T. conditions: of the same rows.
             totals: [K] loss terms of the whole batch; None: of these rows.
+            side: of the squares of frames that are predicted at once.
         Returns:
             this share of the loss (scalar, with that of guesses ahead), sums of the loss terms [K] (detached, float64),
             their numbers [K].
         """
         with torch.autocast(codes.device.type, torch.bfloat16, enabled=self.use_autocast):
-            report = self.lm.loss(codes, lengths, conditions, label_smoothing=self.label_smoothing)
+            report = self.lm.loss(codes, lengths, conditions, self.label_smoothing, side)
         counts = report.count.float()
         means = report.per_codebook.float() if report.guesses is None else report.per_codebook + report.guesses
         shares = means * (counts / (counts if totals is None else totals.to(counts)).clamp(min=1))
