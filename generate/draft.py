@@ -79,3 +79,7 @@ class DraftedLoop(DecodeLoop):
         for ahead in range(self.guessed):
             s = self.position + ahead
             self._choose(s, self.lm.ahead(hidden, ahead + 1), is_guess=True)
+
+    def _choose(self, s: int, hidden: Tensor, is_guess: bool = False) -> None:
+        self.columns[:, :, s + 1] *= self.given[:, s]  # a head of several stages must not read what is left of a guess
+        super()._choose(s, hidden, is_guess)

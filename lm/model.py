@@ -498,7 +498,8 @@ class TokenLM(nn.Module):
     def _table(
         self, steps: Tensor, num_frames: int | Tensor | None, P: int, prefix_mask: Tensor | None, side: int = 1
     ) -> Tensor | None:
-        """Rotary table for P prefix tokens and then the steps [S], which are squares of frames where side > 1; None where nothing is rotated."""
+        """Rotary table for P prefix tokens and then the steps [S], which are squares of frames where side > 1; None
+        where nothing is rotated."""
         if isinstance(self.config.rope, SinusoidalConfig):
             return None
         positions = _positions(steps, P, prefix_mask)

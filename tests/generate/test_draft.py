@@ -13,7 +13,7 @@ from tessera.lm.ahead import AheadConfig
 from tessera.lm.conditions import ConditionBatch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import ARRANGEMENTS, make_conditions, make_lm
+from tiny_models import ARRANGEMENTS, HEADS, make_conditions, make_lm
 
 FRAMES = 12
 AHEAD = AheadConfig(steps=3)
@@ -21,6 +21,14 @@ AHEAD = AheadConfig(steps=3)
 
 def make(arrangement="delay", seed=0, **settings):
     return make_lm(arrangement, ahead=AHEAD, seed=seed, **settings)
+
+
+@pytest.mark.parametrize("head", [name for name in HEADS if name != "parallel"])
+def test_equals_plain_decoding_with_every_head(head):
+    lm = make(head=HEADS[head])
+    length = Length(FRAMES, min_frames=2)
+    plain = generate_codes(lm, ConditionBatch(), [1, 2], length)
+    assert torch.equal(plain.codes, generate_codes(lm, ConditionBatch(), [1, 2], length, draft=3).codes)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -85,7 +93,7 @@ def test_frames_of_a_drafted_loop_are_those_of_the_whole():
 @pytest.mark.parametrize("arrangement", ["parallel", "delay", pytest.param("flat", marks=pytest.mark.slow)])
 def test_a_trained_model_guesses_right(arrangement, head):
     """On codes that count upwards from anywhere, each guess is certain once it looks at the right step."""
-    lm = make(arrangement, variable=False, dtype=torch.float32, head={"kind": head}).train()
+    lm = make(arrangement, variable=False, dtype=torch.float32, head=HEADS[head]).train()
     start = torch.arange(4).repeat(8)[:, None, None]
     codes = (start + torch.arange(6)[None, None, :] + torch.arange(3)[None, :, None]) % 4
     optimizer = torch.optim.Adam(lm.parameters(), lr=0.02)

@@ -14,7 +14,7 @@ from tessera.tokenize.config import ConfigError
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_models import CARDINALITIES, CONDITIONS, make_codes, make_conditions, make_config
+from small_models import CARDINALITIES, CONDITIONS, HEADS, make_codes, make_conditions, make_config
 
 PICTURE = PictureGeometry(height=16, width=16, rows=4, columns=8)
 
@@ -37,12 +37,12 @@ def test_squares_are_in_raster_order():
     assert torch.equal(patches.spread(means), means[:, patches.squares])
 
 
-@pytest.mark.parametrize("head", ["parallel", "depth"])
+@pytest.mark.parametrize("head", HEADS[:2], ids=["parallel", "depth"])
 @pytest.mark.parametrize("rope", [TimeRopeConfig(), GridRopeConfig()], ids=["time", "grid"])
 def test_the_loss_is_that_of_a_model_that_reads_means(rope, head):
     """Slow reference: a picture of one frame a square, whose input vectors are the means, with as many targets a
     position as a square has frames."""
-    lm = make(rope, head={"kind": head})
+    lm = make(rope, head=head)
     codes, conditions = make_codes(3, 32), make_conditions(lm.config, 3)
     small = TokenLM(
         lm.config,
