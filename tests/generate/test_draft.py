@@ -13,7 +13,7 @@ from tessera.lm.ahead import AheadConfig
 from tessera.lm.conditions import ConditionBatch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import ARRANGEMENTS, HEADS, make_conditions, make_lm
+from tiny_models import ARRANGEMENTS, HEADS, NEED_LENGTH, make_conditions, make_lm
 
 FRAMES = 12
 AHEAD = AheadConfig(steps=3)
@@ -33,7 +33,7 @@ def test_equals_plain_decoding_with_every_head(head):
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("kind", ["none", "text"])
-@pytest.mark.parametrize("arrangement", [name for name in ARRANGEMENTS if name != "coarse first"])
+@pytest.mark.parametrize("arrangement", [name for name in ARRANGEMENTS if name not in NEED_LENGTH])
 def test_equals_plain_decoding(arrangement, kind, guidance):
     if kind == "none" and guidance != 1:
         pytest.skip("guidance needs a condition")
