@@ -59,6 +59,9 @@ def generate(
     cache: Annotated[
         str | None, typer.Option(help="How keys and values are kept: static, ring, or {kind: ring, window: 500}.")
     ] = None,
+    draft: Annotated[
+        int | None, typer.Option(help="Steps to guess at a time, for models trained with lm.ahead; same samples.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples made at a time.")] = 64,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -106,6 +109,7 @@ def generate(
         exact=exact,
         batch=batch,
         cache=cache,
+        draft=draft,
         **settings,
     )
 

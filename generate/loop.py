@@ -87,20 +87,13 @@ def generate_codes(
     Raises:
         ValueError: settings that contradict each other or the model; names the setting.
     """
-
-    def make(conditions: ConditionBatch, seeds: Sequence[int], prompt: Tensor | None) -> DecodeLoop:
-        arguments = (lm, conditions, seeds, length, sampling, guidance, prompt, cache)
-        if not draft:
-            return DecodeLoop(*arguments)
-        from .draft import DraftedLoop
-
-        return DraftedLoop(*arguments, draft=draft)
-
     if not exact:
-        return _run(make(conditions, seeds, prompt), 0, len(seeds), on_progress)
+        loop = make_loop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft)
+        return _run(loop, 0, len(seeds), on_progress)
     rows = []
     for i, seed in enumerate(seeds):
-        loop = make(one_row(conditions, i), [seed], None if prompt is None else prompt[i : i + 1])
+        row, row_prompt = one_row(conditions, i), None if prompt is None else prompt[i : i + 1]
+        loop = make_loop(lm, row, [seed], length, sampling, guidance, row_prompt, cache, draft)
         rows.append(_run(loop, i, len(seeds), on_progress))
     return _stack(rows)
 
@@ -256,6 +249,25 @@ class DecodeLoop:
     def _check_numbers(self) -> None:
         if bool(self.broken):
             raise ValueError("the model's logits are not numbers (NaN); its weights are damaged or its dtype too small")
+
+
+def make_loop(
+    lm: TokenLM,
+    conditions: ConditionBatch,
+    seeds: Sequence[int],
+    length: Length,
+    sampling: Sampling | None,
+    guidance: Guidance,
+    prompt: Tensor | None,
+    cache: CacheChoice | None,
+    draft: int,
+) -> DecodeLoop:
+    """The loop that a generation's settings ask for; arguments and errors as `generate_codes`."""
+    if not draft:
+        return DecodeLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache)
+    from .draft import DraftedLoop  # which is made of this one
+
+    return DraftedLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft)
 
 
 def one_row(conditions: ConditionBatch, row: int) -> ConditionBatch:

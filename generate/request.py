@@ -43,6 +43,7 @@ class Settings(TypedDict, total=False):
     max_frames: int
     min_frames: int
     cache: CacheChoice
+    draft: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Request:
     prompt: Tensor | None
     """Codes [B, K, t] that the samples begin with."""
     cache: CacheConfig | None = None
+    draft: int = 0
+    """Steps to guess at a time."""
 
     def rows(self, first: int, last: int) -> Request:
         """The rows first .. last - 1."""
@@ -70,6 +73,7 @@ class Request:
             self.guidance,
             None if self.prompt is None else self.prompt[first:last],
             self.cache,
+            self.draft,
         )
 
 
@@ -128,6 +132,7 @@ def make_request(
         guidance=chosen.guidance,
         prompt=prompt,
         cache=chosen.cache,
+        draft=chosen.draft,
     )
 
 

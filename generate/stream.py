@@ -11,7 +11,7 @@ from ..lm.defaults import GenerationDefaults
 from ..lm.model import TokenLM
 from ..tokenize.spec import check_same_tokenizer
 from ..tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
-from .loop import DecodeLoop
+from .loop import DecodeLoop, make_loop
 from .request import Settings, make_request
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def stream_audio(
     request = make_request(lm, tokenizer, label, text_ids, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
-    loop = DecodeLoop(
+    loop = make_loop(
         lm,
         request.conditions,
         request.seeds,
@@ -57,6 +57,7 @@ def stream_audio(
         request.guidance,
         request.prompt,
         request.cache,
+        request.draft,
     )
     return _chunks(loop, tokenizer.stream_decoder())
 

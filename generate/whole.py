@@ -115,4 +115,5 @@ def _codes_of(
         exact,
         report,
         rows.cache,
+        rows.draft,
     )

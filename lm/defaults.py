@@ -136,3 +136,6 @@ class GenerationDefaults(Config):
     """No end before this many frames."""
     cache: CacheConfig | None = None
     """How keys and values are remembered, a kind's name or its settings; null: exactly."""
+    draft: NonNegativeInt = 0
+    """Steps to guess at a time and have checked by the model, which must have been trained to look so far ahead
+    (lm.ahead); the samples stay the same. 0: none."""

@@ -320,3 +320,10 @@ def test_load(folder, tmp_path, monkeypatch):
         load(tmp_path)
     monkeypatch.setattr(module, "BUNDLED", tmp_path)
     refuse("this checkout has none", lambda: load("digits"))
+
+
+def test_draft_of_a_model_that_does_not_look_ahead_is_refused(tones):
+    with pytest.raises(ValueError, match="draft is 2, but the model guesses 0 steps ahead"):
+        tones.generate(text="a", draft=2)
+    with pytest.raises(ValueError, match="draft is 2, but the model guesses 0 steps ahead"):
+        tones.stream(text="a", draft=2)
