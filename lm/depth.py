@@ -14,7 +14,6 @@ dual AR of Fish-Speech (arXiv:2411.01156), and the hierarchical parallel of QTTS
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -28,7 +27,7 @@ from .attention import sdpa
 from .cache import KVCache
 from .inputs import check_code_vectors
 from .loss import cross_entropy
-from .symbols import Symbols
+from .symbols import Symbols, equal_digits
 from .transformer import Table, Transformer, initialise_
 
 
@@ -268,14 +267,7 @@ def _digits(config: DepthSettings, arrangement: Arrangement) -> list[tuple[int, 
     """Values of the symbols of each codebook; None: its ids are the symbols."""
     if not isinstance(config, FactorHeadConfig):
         return None
-    product = math.prod(config.sizes)
-    for k, size in enumerate(arrangement.cardinalities):
-        if product != size:
-            raise ConfigError(
-                f"lm.head.sizes {list(config.sizes)} make {product} codes, but codebook {k} has {size}; "
-                "give sizes whose product it is"
-            )
-    return [config.sizes] * arrangement.num_codebooks
+    return equal_digits(config.sizes, arrangement, "lm.head.sizes")
 
 
 def _check(config: DepthSettings, width: int, kv_heads: int, J: int) -> None:

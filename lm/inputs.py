@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..tokenize.config import Config, ConfigError
 from .arrange import Arrangement
 from .bits import BitsInput, BitsInputConfig
+from .symbols import Symbols, equal_digits
 from .transformer import SpecialVectors, Table
 
 
@@ -30,7 +31,18 @@ class CodesInputConfig(Config):
     other frames)."""
 
 
-InputConfig = Annotated[EmbeddingInputConfig | CodesInputConfig | BitsInputConfig, Field(discriminator="kind")]
+class FactorInputConfig(Config):
+    """A code as several symbols of few values (see symbols.py): a learned vector for every value of every symbol,
+    summed."""
+
+    kind: Literal["factor"] = "factor"
+    sizes: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=2)
+    """Values of the symbols of a code; their product is the size of the codebook: [64, 4096] for 2^18 codes."""
+
+
+InputConfig = Annotated[
+    EmbeddingInputConfig | CodesInputConfig | FactorInputConfig | BitsInputConfig, Field(discriminator="kind")
+]
 
 
 class EmbeddingInput(nn.Module):
@@ -46,6 +58,23 @@ class EmbeddingInput(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         rows_BSK = (ids + self.starts).transpose(1, 2)
         return self.table(rows_BSK).sum(dim=2)
+
+
+class FactorInput(nn.Module):
+    """ids [B, K, S] -> [B, S, D] by summed tables of their symbols."""
+
+    def __init__(
+        self, config: FactorInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None = None
+    ):
+        super().__init__()
+        self.symbols = Symbols(arrangement, equal_digits(config.sizes, arrangement, "lm.input.sizes"))
+        self.table = Table(sum(self.symbols.input_sizes), width)
+        _register_starts(self, self.symbols.input_sizes)
+
+    starts: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table((self.symbols.split(ids) + self.starts).transpose(1, 2)).sum(dim=2)
 
 
 class CodesInput(nn.Module):
@@ -78,7 +107,12 @@ class CodesInput(nn.Module):
         return read + self.specials(ids)
 
 
-INPUTS: dict[str, type[nn.Module]] = {"embedding": EmbeddingInput, "codes": CodesInput, "bits": BitsInput}
+INPUTS: dict[str, type[nn.Module]] = {
+    "embedding": EmbeddingInput,
+    "codes": CodesInput,
+    "factor": FactorInput,
+    "bits": BitsInput,
+}
 
 
 def check_code_vectors(code_vectors: Tensor | None, arrangement: Arrangement, who: str) -> Tensor:

@@ -13,13 +13,26 @@ Source: the sub-tokens of Open-MAGVIT2 (arXiv:2409.04410), a code of 18 bits as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..tokenize.config import ConfigError
 from .arrange import Arrangement
 from .loss import IGNORED
+
+
+def equal_digits(sizes: Sequence[int], arrangement: Arrangement, who: str) -> list[tuple[int, ...]]:
+    """The `digits` that split the codes of every codebook alike; ConfigError unless the product is its cardinality."""
+    product = math.prod(sizes)
+    for k, size in enumerate(arrangement.cardinalities):
+        if product != size:
+            raise ConfigError(
+                f"{who} {list(sizes)} make {product} codes, but codebook {k} has {size}; give sizes whose product it is"
+            )
+    return [tuple(sizes)] * arrangement.num_codebooks
 
 
 class Symbols:

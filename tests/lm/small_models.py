@@ -16,7 +16,7 @@ from tessera.lm.bits import BitsHeadConfig, BitsInputConfig
 from tessera.lm.conditions import ConditionBatch, EmbeddingConditionConfig, LabelConfig, TextConditionConfig
 from tessera.lm.depth import DepthHeadConfig, FactorHeadConfig
 from tessera.lm.flat import FlatHeadConfig
-from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig
+from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig, FactorInputConfig
 from tessera.lm.model import LMConfig, TokenLM
 from tessera.lm.parallel import ParallelHeadConfig
 from tessera.lm.rope import GridRopeConfig, SinusoidalConfig, TimeRopeConfig
@@ -91,8 +91,9 @@ def head_for(head, arrangement):
 
 
 def input_for(head, config):
-    """Bits are read as well as predicted in one of three cases."""
-    return BitsInputConfig() if head.kind == "bits" and config == INPUTS[2] else config
+    """What is predicted in parts is read in parts too, in one of three cases."""
+    inputs = {"bits": BitsInputConfig(), "factor": FactorInputConfig(sizes=(3, 2))}
+    return inputs.get(head.kind, config) if config == INPUTS[2] else config
 
 
 def cardinalities_for(config):

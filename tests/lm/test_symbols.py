@@ -12,6 +12,7 @@ from tessera.lm.arrange import Arrangement, DelayConfig, FlatConfig, ParallelCon
 from tessera.lm.bits import BitsHeadConfig, BitsInputConfig
 from tessera.lm.depth import FactorHeadConfig
 from tessera.lm.flat import FlatHeadConfig
+from tessera.lm.inputs import FactorInputConfig
 from tessera.lm.loss import IGNORED
 from tessera.lm.parallel import ParallelHeadConfig
 from tessera.lm.symbols import Symbols
@@ -154,6 +155,21 @@ def arrangement_stride(lm):
     return lm.arrangement.lines.strides[0]
 
 
+def test_parts_of_codes_are_read_by_their_tables():
+    lm = make_lm(make_config(input=FactorInputConfig(sizes=(2, 4))), spec=make_spec((8, 8)))
+    codes = make_codes(2, 5, (8, 8))
+    codes[0, 1, 2] = 8 + 1  # start
+    rows = lm.input.table.weight.split(lm.input.symbols.input_sizes)
+    found = lm.input(codes)
+    for b, t in itertools.product(range(2), range(5)):
+        expected = torch.zeros(32)
+        for k in range(2):
+            code = int(codes[b, k, t])
+            high, low = divmod(code, 4) if code < 8 else (2 + code - 8, 4)
+            expected = expected + rows[2 * k][high] + rows[2 * k + 1][low]
+        torch.testing.assert_close(found[b, t], expected)
+
+
 def test_errors():
     def refuse(message, sizes=(7, 5, 6), **settings):
         with pytest.raises(ConfigError, match=message):
@@ -163,6 +179,7 @@ def test_errors():
     refuse(
         r"lm.head.sizes \[2, 3\] make 6 codes, but codebook 0 has 7; give sizes", head=FactorHeadConfig(sizes=(2, 3))
     )
+    refuse(r"lm.input.sizes \[2, 3\] make 6 codes", input=FactorInputConfig(sizes=(2, 3)))
     refuse("lm.head kind 'bits' needs codebooks of 2, 4, 8, .* codebook 0 has 7", head=BitsHeadConfig())
     refuse("lm.input kind 'bits' needs codebooks of 2, 4, 8, .* codebook 1 has 5", (8, 5), input=BitsInputConfig())
     refuse("codes of 3 bits do not fall into 2 groups; give a divisor of 3, 4", (16, 8), head=BitsHeadConfig(groups=2))
