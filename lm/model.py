@@ -33,7 +33,7 @@ from .heads import HEADS, HeadConfig, ParallelHeadConfig
 from .inputs import INPUTS, EmbeddingInputConfig, InputConfig
 from .loss import LossReport, report_loss
 from .masks import causal_mask
-from .patches import make_patches
+from .patches import Patches
 from .presets import PRESETS, AnyArrangementConfig, PresetConfig
 from .rope import (
     PAIRS,
@@ -462,7 +462,7 @@ class TokenLM(nn.Module):
         joined = self.conditions(batch)
         B, _, S = arranged.ids.shape
         start = self.start_ids(B, codes.device).unsqueeze(-1)
-        patches = make_patches(self.spec.geometry, side) if side > 1 else None
+        patches = Patches(self.spec.geometry, side) if side > 1 else None
         if patches is None:
             x = self._embed(torch.cat([start, arranged.ids[:, :, :-1]], dim=2), joined.summed)
         else:

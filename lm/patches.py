@@ -12,8 +12,6 @@ Source: Next Patch Prediction, arXiv:2412.15321.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -64,12 +62,6 @@ class Patches:
         return x[:, self.squares.to(x.device)]
 
 
-@lru_cache(maxsize=16)
-def make_patches(geometry: Geometry, side: int) -> Patches:
-    """Patches of a geometry; errors as Patches."""
-    return Patches(geometry, side)
-
-
 def check_patches(arrangement: Arrangement, geometry: Geometry, phases: tuple[PatchPhase, ...]) -> None:
     """Raise ConfigError unless a model of this arrangement can be trained on these squares."""
     if not phases:
@@ -81,7 +73,7 @@ def check_patches(arrangement: Arrangement, geometry: Geometry, phases: tuple[Pa
     if sum(phase.share for phase in phases) >= 1:
         raise ConfigError("train.patches: the shares sum to 1 or more; leave the end of the run to single frames")
     for phase in phases:
-        make_patches(geometry, phase.side)
+        Patches(geometry, phase.side)
 
 
 def side_at(phases: tuple[PatchPhase, ...], step: int, steps: int) -> int:
