@@ -15,7 +15,7 @@ same blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -76,6 +76,9 @@ class LMConfig(Config):
     arrangement: AnyArrangementConfig = ParallelConfig()
     """Where codes stand; kind preset also says specials and variable_length."""
     specials: SpecialsConfig = SpecialsConfig()
+    start: Literal["token", "condition"] = "token"
+    """What the first step is predicted from. token: a special id of its own. condition: the last token of the prefix,
+    which must be a label's; a step stands where its frame does, one position earlier."""
     variable_length: bool = False
     """Sequences end by themselves (speech); false: the number of frames is known (pictures)."""
     head: HeadConfig = ParallelHeadConfig()
@@ -114,6 +117,11 @@ class LMConfig(Config):
         if self.head_width % pairs:
             raise ValueError(
                 f"a head is {self.head_width} wide; rope kind '{self.rope.kind}' needs a multiple of {pairs}"
+            )
+        prefix = [condition.kind for condition in self.conditions if condition.join == "prefix"]
+        if self.start == "condition" and prefix[-1:] != ["label"]:
+            raise ValueError(
+                f"start 'condition' needs a label as the last condition with join prefix, found {prefix or 'none'}"
             )
         return self
 
@@ -193,6 +201,8 @@ class State:
     """Cross-attention keys and values."""
     summed: Tensor | None
     """[B, 1, D] added to every step's input."""
+    first: Tensor | None
+    """[B, 1, D] the input of the first step, instead of `start`."""
     prefix_mask: Tensor | None
     """[B, P] bool; None: no row's prefix is padded."""
     prefix_length: int
@@ -360,7 +370,7 @@ class TokenLM(nn.Module):
             raise ValueError("the model has no conditions, so the number of rows must be said; pass num_rows")
         if num_frames is None and isinstance(self.spec.geometry, PictureGeometry):
             num_frames = self.spec.geometry.num_frames
-        joined = self._conditions_as_in_eval(batch)
+        joined, first = self._take_first(self._conditions_as_in_eval(batch))
         P = 0 if joined.prefix is None else joined.prefix.shape[1]
         memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
         config = self.config
@@ -378,7 +388,16 @@ class TokenLM(nn.Module):
         )
         head = self.head.start(B, shape.dtype, self.device)
         state = State(
-            make_cache(cache, shape), shape, memory, joined.summed, joined.prefix_mask, P, capacity, num_frames, head
+            make_cache(cache, shape),
+            shape,
+            memory,
+            joined.summed,
+            first,
+            joined.prefix_mask,
+            P,
+            capacity,
+            num_frames,
+            head,
         )
         if joined.prefix is not None:
             none = torch.arange(0, device=self.device)
@@ -412,7 +431,9 @@ class TokenLM(nn.Module):
                 f"step {state.step + n} is beyond the capacity of {state.capacity} steps; start with a larger capacity"
             )
         steps = torch.arange(state.step, state.step + n, device=read.device)
-        x = self._with_places(self._embed(read, state.summed), steps, 0, None)
+        x = self._with_places(
+            self._joined(self.input(read), state.summed, None if state.step else state.first), steps, 0, None
+        )
         if state.cache.turned:
             table = self._table(steps, state.num_frames, 0, None)
         else:
@@ -459,16 +480,16 @@ class TokenLM(nn.Module):
         arranged = self.arrangement.arrange(codes, lengths)
         batch = conditions or ConditionBatch()
         self.conditions.check(batch, codes.shape[0])
-        joined = self.conditions(batch)
+        joined, first = self._take_first(self.conditions(batch))
         B, _, S = arranged.ids.shape
         start = self.start_ids(B, codes.device).unsqueeze(-1)
         patches = Patches(self.spec.geometry, side) if side > 1 else None
         if patches is None:
-            x = self._embed(torch.cat([start, arranged.ids[:, :, :-1]], dim=2), joined.summed)
+            x = self.input(torch.cat([start, arranged.ids[:, :, :-1]], dim=2))
         else:
             x = torch.cat([self.input(start), patches.mean(self.input(arranged.ids))[:, :-1]], dim=1)
-            x = x if joined.summed is None else x + joined.summed
             S = x.shape[1]
+        x = self._joined(x, joined.summed, first)
         steps = torch.arange(S, device=codes.device)
         P = 0
         if joined.prefix is not None:
@@ -482,9 +503,20 @@ class TokenLM(nn.Module):
         hidden = self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)[:, P:]
         return arranged, hidden if patches is None else patches.spread(hidden)
 
-    def _embed(self, ids: Tensor, summed: Tensor | None) -> Tensor:
-        x = self.input(ids)
+    def _joined(self, x: Tensor, summed: Tensor | None, first: Tensor | None) -> Tensor:
+        """x [B, S, D] with its first step replaced and what every step is given added."""
+        if first is not None:
+            x = torch.cat([first.to(x.dtype), x[:, 1:]], dim=1)
         return x if summed is None else x + summed
+
+    def _take_first(self, joined: Joined) -> tuple[Joined, Tensor | None]:
+        """The conditions without the token that stands where the start would, and that token [B, 1, D]."""
+        if self.config.start == "token" or joined.prefix is None:
+            return joined, None
+        prefix, mask, P = joined.prefix, joined.prefix_mask, joined.prefix.shape[1] - 1
+        if not P:
+            return replace(joined, prefix=None, prefix_mask=None), prefix
+        return replace(joined, prefix=prefix[:, :P], prefix_mask=None if mask is None else mask[:, :P]), prefix[:, P:]
 
     def _conditions_as_in_eval(self, batch: ConditionBatch) -> Joined:
         if not self.conditions.training:
@@ -502,19 +534,22 @@ class TokenLM(nn.Module):
         where nothing is rotated."""
         if isinstance(self.config.rope, SinusoidalConfig):
             return None
-        positions = _positions(steps, P, prefix_mask)
+        positions = self._positions(steps, P, prefix_mask)
         if self.columns is None:
             coordinates = positions.unsqueeze(-1)
         else:
             frames = self.arrangement.current_frames(positions.clamp(min=0), num_frames)
             coordinates = grid_coordinates(positions, frames, self.columns // side)
-        return rotary_table(coordinates, self.config.head_width, self.config.rope.base)
+        table = rotary_table(coordinates, self.config.head_width, self.config.rope.base)
+        if isinstance(self.config.rope, GridRopeConfig) and self.config.rope.before == "zero":
+            table = table * (positions >= 0)[..., None, None]
+        return table
 
     def _with_places(self, x: Tensor, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
         """x [B, P + S, D] with sinusoids of its positions added, where the model has such."""
         if not isinstance(self.config.rope, SinusoidalConfig):
             return x
-        positions = _positions(steps, P, prefix_mask)
+        positions = self._positions(steps, P, prefix_mask)
         return x + sinusoidal_places(positions, self.config.width, self.config.rope.base).to(x.dtype)
 
     def _mask(self, P: int, S: int, prefix_mask: Tensor | None, device: torch.device) -> Tensor | None:
@@ -524,6 +559,11 @@ class TokenLM(nn.Module):
             return None
         positions = torch.arange(P + S, device=device)
         return causal_mask(positions, positions, P, prefix_mask, window)
+
+    def _positions(self, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
+        """[B or 1, P + S] long: where P prefix tokens and then the steps [S] stand."""
+        positions = _positions(steps, P, prefix_mask)
+        return positions if self.config.start == "token" else positions - 1
 
     def _compute_dtype(self) -> torch.dtype:
         if torch.is_autocast_enabled(self.device.type):

@@ -35,6 +35,9 @@ class GridRopeConfig(Config):
     columns: PositiveInt | None = None
     """Frames in a row of the grid; null: as the tokenizer says."""
     base: PositiveFloat = 10000.0
+    before: Literal["count_back", "zero"] = "count_back"
+    """What stands before the first step. count_back: its row and column are its (negative) position. zero: it is turned
+    by zero instead of by an angle, so that its queries and keys vanish (LlamaGen)."""
 
 
 class SinusoidalConfig(Config):

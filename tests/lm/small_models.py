@@ -59,6 +59,7 @@ CONDITIONS = {
     "text cross": (text("cross"),),
     "text encoder": (text("cross", layers=1),),
     "label and text": (label(), text()),
+    "text and label": (text(), label()),
     "label sum, text cross": (label("sum"), text("cross")),
     "embedding prefix": (embedding(),),
     "embedding cross": (embedding("cross", norm="none", null="zero"),),
@@ -115,6 +116,17 @@ CASES = {
         BLOCKS[i // 4 % 2] | {"head": head_for(HEADS[i % 7], arrangement)},
     )
     for i, (arrangement, condition) in enumerate(itertools.product(ARRANGEMENTS, CONDITIONS))
+}
+# The label's token stands where the start would.
+CASES |= {
+    "start condition, label": (
+        *("flat", "label prefix", GridRopeConfig(before="zero"), EmbeddingInputConfig(), None, False),
+        {"start": "condition"},
+    ),
+    "start condition, text and label": (
+        *("delay", "text and label", SinusoidalConfig(), EmbeddingInputConfig(), 2, False),
+        {"start": "condition"},
+    ),
 }
 
 
