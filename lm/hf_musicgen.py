@@ -27,7 +27,7 @@ from .conditions import EmbeddingConditionConfig
 from .defaults import GenerationDefaults
 from .layouts import DelayConfig
 from .model import LMConfig, TokenLM, parameter_shapes
-from .pieces import Plan, equal, find_weights, read_lm, their_tensors
+from .pieces import Plan, check_layout, equal, find_weights, read_lm, their_tensors
 from .rope import SinusoidalConfig
 from .weights import DTYPES, StorageName, header_shapes
 
@@ -230,20 +230,10 @@ def _describe(lm: TokenLM) -> dict[str, Any]:
         )
     width = given.width if given is not None and given.projection == "linear" else None
     wanted = musicgen_config(described, width)
-    # What a training or a machine chooses is no part of the layout; open settings are spelled out.
-    free = {"attention": config.attention, "kv_heads": config.kv_heads if config.num_kv_heads == config.heads else None}
-    ours = config.model_copy(update={"ffn": config.num_ffn})
-    if isinstance(config.arrangement, DelayConfig) and config.arrangement.delays is None:
-        every = DelayConfig(delays=tuple(range(spec.num_codebooks)), flatten_first=config.arrangement.flatten_first)
-        ours = ours.model_copy(update={"arrangement": every})
-    if given is not None and len(config.conditions) == 1:
+    if given is not None and len(config.conditions) == 1:  # how a model is trained is no part of the layout
         told = wanted.conditions[0].model_copy(update={"dropout": given.dropout, "mask": given.mask})
         wanted = wanted.model_copy(update={"conditions": (told,)})
-    wanted = wanted.model_copy(update=free)
-    for name in LMConfig.model_fields:
-        found, needed = getattr(ours, name), getattr(wanted, name)
-        if found != needed:
-            raise ValueError(f"MusicGen's layout cannot say lm.{name}: found {found!r}, it needs {needed!r}")
+    check_layout("MusicGen", config, wanted, spec.num_codebooks)
     return described
 
 

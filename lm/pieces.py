@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..tokenize.files import read_json
 from ..tokenize.spec import TokenSpec
+from .layouts import DelayConfig
 from .model import LMConfig, TokenLM, parameter_shapes
 from .weights import StorageName, check_tensors, header_shapes, lm_of_tensors
 
@@ -110,6 +111,25 @@ def read_lm(
         ]
         tensors[name] = torch.cat(filled) if len(filled) > 1 else like
     return lm_of_tensors(config, spec, tensors, device, dtype, folder)
+
+
+def check_layout(layout: str, found: LMConfig, wanted: LMConfig, num_codebooks: int) -> None:
+    """Raise ValueError unless a model is the one that a layout would be read back as; names the first setting that
+    differs. Settings of machines do not matter, open settings are what they stand for."""
+    ours, theirs = _spelled_out(found, num_codebooks), _spelled_out(wanted, num_codebooks)
+    for name in LMConfig.model_fields:
+        if name != "attention" and getattr(ours, name) != getattr(theirs, name):
+            raise ValueError(
+                f"{layout}'s layout cannot say lm.{name}: found {getattr(ours, name)!r}, it needs "
+                f"{getattr(theirs, name)!r}"
+            )
+
+
+def _spelled_out(config: LMConfig, num_codebooks: int) -> LMConfig:
+    said: dict = {"ffn": config.num_ffn, "kv_heads": config.num_kv_heads}
+    if isinstance(config.arrangement, DelayConfig) and config.arrangement.delays is None:
+        said["arrangement"] = config.arrangement.model_copy(update={"delays": tuple(range(num_codebooks))})
+    return config.model_copy(update=said)
 
 
 def their_tensors(lm: TokenLM, plan: Plan) -> dict[str, Tensor]:

@@ -1,0 +1,176 @@
+"""LlamaGen's class-conditional models: logits of its published mathematics, its quirk of rotation included."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tessera.lm.conditions import ConditionBatch
+from tessera.lm.llamagen import UNKNOWN_TOKENIZER, load_llamagen, save_llamagen
+from tessera.lm.weights import WeightsError
+from tessera.tokenize.files import read_safetensors, write_safetensors
+from tessera.tokenize.spec import AudioGeometry
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_models import make_config, make_lm
+
+D, HEADS, LAYERS, FFN, CODES, CLASSES, SIDE = 24, 3, 2, 40, 17, 5, 3
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 on both sides, sums in another order
+
+
+def make_tensors(kv_heads=HEADS, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return 0.4 * torch.randn(*shape, generator=generator)
+
+    tensors = {
+        "tok_embeddings.weight": random(CODES, D),
+        "cls_embedding.embedding_table.weight": random(CLASSES + 1, D),
+        "norm.weight": 1 + random(D),
+        "output.weight": random(CODES, D),
+    }
+    for n in range(LAYERS):
+        tensors |= {
+            f"layers.{n}.attention.wqkv.weight": random(D + 2 * D * kv_heads // HEADS, D),
+            f"layers.{n}.attention.wo.weight": random(D, D),
+            f"layers.{n}.feed_forward.w1.weight": random(FFN, D),
+            f"layers.{n}.feed_forward.w2.weight": random(D, FFN),
+            f"layers.{n}.feed_forward.w3.weight": random(FFN, D),
+            f"layers.{n}.attention_norm.weight": 1 + random(D),
+            f"layers.{n}.ffn_norm.weight": 1 + random(D),
+        }
+    return tensors
+
+
+def slow_forward(tensors, label, codes, kv_heads=HEADS, before=0.0):
+    """Logits [T, CODES] of one picture, position by position and head by head; the class's turn is `before`."""
+    E = D // HEADS
+
+    def norm(x, name):
+        return x / math.sqrt(float(x.square().mean()) + 1e-5) * tensors[name]
+
+    def turn(x, position):
+        """Pairs (0, 1), (2, 3), ... of a head: the first half turns by the row, the second by the column."""
+        if position == 0:  # the class
+            return x * before
+        row, column = divmod(position - 1, SIDE)
+        turned = x.clone()
+        for pair in range(E // 2):
+            where, j = (row, pair) if pair < E // 4 else (column, pair - E // 4)
+            angle = where * 10000.0 ** (-2 * j / (E // 2))
+            a, b = float(x[2 * pair]), float(x[2 * pair + 1])
+            turned[2 * pair] = a * math.cos(angle) - b * math.sin(angle)
+            turned[2 * pair + 1] = a * math.sin(angle) + b * math.cos(angle)
+        return turned
+
+    table = tensors["tok_embeddings.weight"]
+    stream = [tensors["cls_embedding.embedding_table.weight"][label], *(table[code] for code in codes[:-1])]
+    for n in range(LAYERS):
+        layer = {name: tensors[f"layers.{n}.{name}.weight"] for name in ("attention.wqkv", "attention.wo")}
+        w1, w2, w3 = (tensors[f"layers.{n}.feed_forward.w{i}.weight"] for i in (1, 2, 3))
+        queries, keys, values = [], [], []
+        for position, x in enumerate(stream):
+            q, k, v = (layer["attention.wqkv"] @ norm(x, f"layers.{n}.attention_norm.weight")).split(
+                [D, kv_heads * E, kv_heads * E]
+            )
+            queries.append([turn(head, position) for head in q.split(E)])
+            keys.append([turn(head, position) for head in k.split(E)])
+            values.append(v.split(E))
+        for position in range(len(stream)):
+            heads = []
+            for h in range(HEADS):
+                g = h // (HEADS // kv_heads)
+                seen = range(position + 1)
+                scores = torch.stack([queries[position][h] @ keys[other][g] for other in seen]) / math.sqrt(E)
+                heads.append(sum(w * values[other][g] for w, other in zip(scores.softmax(0), seen, strict=True)))
+            stream[position] = stream[position] + layer["attention.wo"] @ torch.cat(heads)
+        for position, x in enumerate(stream):
+            y = norm(x, f"layers.{n}.ffn_norm.weight")
+            stream[position] = x + w2 @ (F.silu(w1 @ y) * (w3 @ y))
+    return torch.stack([tensors["output.weight"] @ norm(x, "norm.weight") for x in stream])
+
+
+def write(folder, tensors, **described):
+    folder.mkdir(exist_ok=True)
+    write_safetensors(folder / "model.safetensors", tensors)
+    described = {"model_type": "llamagen", "image_size": 16 * SIDE, "n_head": HEADS} | described
+    (folder / "config.json").write_text(json.dumps(described))
+    return folder
+
+
+@pytest.mark.parametrize("kv_heads", [HEADS, 1])
+def test_logits_are_those_of_the_published_mathematics(kv_heads, tmp_path):
+    tensors = make_tensors(kv_heads)
+    lm = load_llamagen(write(tmp_path, tensors))
+    codes = torch.randint(CODES, (2, 1, SIDE * SIDE), generator=torch.Generator().manual_seed(1))
+    given = ConditionBatch.make(labels=[3, None])  # no class is the row after the last
+    with torch.no_grad():
+        output = lm(codes, None, given)
+        state = lm.start(given, capacity=SIDE * SIDE)
+        read = torch.cat([lm.start_ids(2)[..., None], codes[:, :, :-1]], dim=2)
+        stepped = torch.stack([lm.step(state, read[:, :, s]) for s in range(SIDE * SIDE)], dim=2)
+    for b, label in enumerate([3, CLASSES]):
+        expected = slow_forward(tensors, label, codes[b, 0].tolist(), kv_heads)
+        torch.testing.assert_close(output.logits[b, 0], expected, **CLOSE)
+        torch.testing.assert_close(stepped[b, 0], expected, **CLOSE)
+        # the class turned by an angle of zero is another model
+        other = slow_forward(tensors, label, codes[b, 0].tolist(), kv_heads, before=1.0)
+        assert float((other - expected).abs().max()) > 0.1
+    assert lm.spec.fingerprint == UNKNOWN_TOKENIZER
+    assert (lm.spec.geometry.rows, lm.spec.geometry.width) == (SIDE, 48)
+
+
+def test_written_back_nothing_has_changed(tmp_path):
+    tensors = make_tensors()
+    lm = load_llamagen(write(tmp_path / "in", tensors | {"freqs_cis": torch.zeros(2)}))
+    save_llamagen(tmp_path / "out", lm)
+    written = read_safetensors(tmp_path / "out" / "model.safetensors")[0]
+    assert written.keys() == tensors.keys()
+    assert all(written[name].equal(tensor) for name, tensor in tensors.items())
+    again = load_llamagen(tmp_path / "out")
+    assert (again.config, again.spec) == (lm.config, lm.spec)
+
+
+def test_wrong_files_are_refused(tmp_path):
+    tensors = make_tensors()
+    name = "layers.1.feed_forward.w3.weight"
+    write(tmp_path, {n: t for n, t in tensors.items() if n != name})
+    with pytest.raises(WeightsError, match=f"1 tensors of the config are missing, first '{name}'"):
+        load_llamagen(tmp_path)
+    write(tmp_path, {n: t for n, t in tensors.items() if not n.startswith("cls")})
+    with pytest.raises(WeightsError, match=r"'cls_embedding.embedding_table.weight' is missing; .*\(c2i\)"):
+        load_llamagen(tmp_path)
+    write(tmp_path, tensors, n_head=None)
+    with pytest.raises(ValueError, match="no released model is 24 wide; write its heads in config.json as n_head"):
+        load_llamagen(tmp_path)
+    write(tmp_path, tensors, image_size="256")
+    with pytest.raises(ValueError, match="image_size must be a whole number, found '256'"):
+        load_llamagen(tmp_path)
+    write(tmp_path, tensors, model_type="llama")
+    with pytest.raises(ValueError, match="its model_type is not 'llamagen'"):
+        load_llamagen(tmp_path)
+    write(tmp_path, tensors)
+    (tmp_path / "model.safetensors").rename(tmp_path / "c2i_B_256.pt")
+    with pytest.raises(ValueError, match="c2i_B_256.pt is a pickle"):
+        load_llamagen(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r'write \{"model_type": "llamagen", "image_size": 256\} in it'):
+        load_llamagen(tmp_path)
+
+
+def test_other_tokenizers_and_other_models_are_refused(tmp_path):
+    lm = load_llamagen(write(tmp_path / "in", make_tensors()))
+    sound = AudioGeometry(sample_rate=8000, samples_per_frame=80)
+    with pytest.raises(ValueError, match=r"one codebook of 17 codes of pictures, .* \[17\] of audio"):
+        load_llamagen(tmp_path / "in", spec=lm.spec.model_copy(update={"geometry": sound}))
+    with pytest.raises(ValueError, match="one codebook of square pictures, found 3 of audio"):
+        save_llamagen(tmp_path / "out", make_lm(make_config()))
+    lm.config = lm.config.model_copy(update={"start": "token"})
+    with pytest.raises(ValueError, match="LlamaGen's layout cannot say lm.start: found 'token', it needs 'condition'"):
+        save_llamagen(tmp_path / "out", lm)
+    assert not (tmp_path / "out").exists()
