@@ -117,6 +117,37 @@ def save_model(
     tokenizer.save(folder / "tokenizer")
     if text is not None:
         text.save(folder)
+    _write_lm(folder, lm, tensors, labels, defaults, card)
+
+
+def save_lm(
+    folder: str | Path,
+    lm: TokenLM,
+    labels: list[str],
+    defaults: GenerationDefaults | None = None,
+    card: str = "",
+    dtype: StorageName = "float32",
+) -> None:
+    """Write a language model alone: a model directory without tokenizer and text tokenizer, which `load_lm` reads.
+
+    Args and errors as `save_model`.
+    """
+    folder = Path(folder)
+    _check_labels(lm.config, labels, f"model {folder}")
+    tensors = {name: _stored(name, tensor, dtype) for name, tensor in lm.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    _write_lm(folder, lm, tensors, labels, defaults, card)
+
+
+def _write_lm(
+    folder: Path,
+    lm: TokenLM,
+    tensors: dict[str, Tensor],
+    labels: list[str],
+    defaults: GenerationDefaults | None,
+    card: str,
+) -> None:
     write_safetensors(folder / "lm.safetensors", tensors, {"format": "tessera-model"})
     write_atomic(folder / "README.md", card.encode())
     described = ModelFile(lm=lm.config, spec=lm.spec, labels=tuple(labels), generation=defaults or GenerationDefaults())
@@ -150,23 +181,51 @@ def load_model(
     if weights is not None:
         check_weights(weights)
     described = read_model_config(folder)
+    if not (folder / "tokenizer").is_dir():
+        raise FileNotFoundError(
+            f"{folder}: tokenizer/ is missing, so this is a language model alone; read it with "
+            "tessera.lm.weights.load_lm, or convert it again with --tokenizer"
+        )
     tokenizer = load_tokenizer(folder / "tokenizer")
     check_same_tokenizer(tokenizer.spec, described.spec, f"model {folder}: its folder tokenizer/")
     text_config = next((c for c in described.lm.conditions if isinstance(c, TextConditionConfig)), None)
     text = None if text_config is None else load_text(folder, text_config.text)
     _check_parts(described.lm, text, list(described.labels), f"model {folder}")
     vectors = tokenizer.vectors().cpu() if described.lm.needs_code_vectors else None
+    lm = _read_lm(folder, described, device, dtype, vectors)
+    if weights is not None:
+        pack_(lm, weights)
+    return LoadedModel(lm, tokenizer.to(device), text, list(described.labels), described.generation)
 
+
+def load_lm(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: StorageName | torch.dtype = "float32"
+) -> TokenLM:
+    """Read the language model of a model directory, whole or without its tokenizer.
+
+    Args and errors as `load_model`; ValueError for a model that reads its tokenizer's code vectors.
+    """
+    folder = Path(folder)
+    described = read_model_config(folder)
+    if described.lm.needs_code_vectors:
+        raise ValueError(f"{folder}: the model reads its tokenizer's code vectors; use load_model(...).lm")
+    return _read_lm(folder, described, device, dtype, None)
+
+
+def _read_lm(
+    folder: Path,
+    described: ModelFile,
+    device: torch.device | str,
+    dtype: StorageName | torch.dtype,
+    vectors: Tensor | None,
+) -> TokenLM:
     path = folder / "lm.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; the model directory is incomplete, copy it again")
     wanted = parameter_shapes(described.lm, described.spec, None if vectors is None else vectors.shape[-1])
     check_tensors(header_shapes(path), wanted, path)
     tensors, _ = read_safetensors(path)
-    lm = lm_of_tensors(described.lm, described.spec, tensors, device, dtype, path, vectors)
-    if weights is not None:
-        pack_(lm, weights)
-    return LoadedModel(lm, tokenizer.to(device), text, list(described.labels), described.generation)
+    return lm_of_tensors(described.lm, described.spec, tensors, device, dtype, path, vectors)
 
 
 def lm_of_tensors(
@@ -238,14 +297,18 @@ def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{path}: not a usable safetensors file (a tensor without a shape)") from None
 
 
-def _check_parts(config: LMConfig, text: TextTokenizer | None, labels: list[str], where: str) -> None:
+def _check_labels(config: LMConfig, labels: list[str], where: str) -> None:
     label = next((condition for condition in config.conditions if isinstance(condition, LabelConfig)), None)
-    text_condition = next(
-        (condition for condition in config.conditions if isinstance(condition, TextConditionConfig)), None
-    )
     classes = label.classes if label is not None else 0
     if len(labels) != classes:
         raise ValueError(f"{where}: {len(labels)} label names, but the model has {classes} labels")
+
+
+def _check_parts(config: LMConfig, text: TextTokenizer | None, labels: list[str], where: str) -> None:
+    _check_labels(config, labels, where)
+    text_condition = next(
+        (condition for condition in config.conditions if isinstance(condition, TextConditionConfig)), None
+    )
     if text is None and text_condition is not None:
         raise ValueError(f"{where}: the model reads text, but no text tokenizer was given")
     if text is not None and text_condition is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tessera.cli.app import run
 from tessera.lm.conditions import ConditionBatch
 from tessera.lm.hf_musicgen import UNKNOWN_CODEC, load_musicgen, save_musicgen
 from tessera.lm.weights import WeightsError
@@ -194,3 +195,11 @@ def test_a_model_that_the_layout_cannot_say_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="MusicGen's layout cannot say lm.feed_forward: found 'swiglu'"):
         save_musicgen(tmp_path, lm)
     assert not list(tmp_path.iterdir())
+
+
+def test_converted_by_the_command_and_back(composite, tmp_path):
+    lm, out, back = load_musicgen(composite[1]), tmp_path / "lm", tmp_path / "back"
+    assert run(["convert", str(composite[1]), str(out)]) == 0
+    assert run(["convert", str(out), str(back), "--to", "musicgen"]) == 0
+    again = load_musicgen(back, spec=lm.spec)
+    assert all(tensor.equal(lm.state_dict()[name]) for name, tensor in again.state_dict().items())
