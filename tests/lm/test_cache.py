@@ -8,6 +8,8 @@ import torch
 
 from tessera.lm.cache import CacheShape, KVCache
 from tessera.lm.caches import CACHES, make_cache, read_cache
+from tessera.lm.heads import ParallelHeadConfig
+from tessera.lm.inputs import EmbeddingInputConfig
 from tessera.lm.masks import causal_mask
 from tessera.lm.ring import RingCacheConfig
 from tessera.tokenize.config import ConfigError
@@ -16,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from small_models import CASES, make_codes, make_conditions, make_config, make_lm
 
 # Every condition with rows whose prefixes are padded, and grouped heads.
-SOME = [case for i, case in enumerate(CASES.values()) if i % 5 == 1 or case[1] == "label and text"]
+CHOSEN = [case for i, case in enumerate(CASES.values()) if i % 5 == 1 or case[1] == "label and text"]
+PLAIN = {"head": ParallelHeadConfig()}  # a step is read before the codes it predicts are known
+SOME = [(*case[:3], EmbeddingInputConfig(), *case[4:6], case[6] | PLAIN) for case in CHOSEN]
 some_cases = pytest.mark.parametrize("case", SOME, ids=[f"{case[0]}, {case[1]}, {case[2].kind}" for case in SOME])
 
 
