@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -23,10 +23,8 @@ from torch import Tensor
 from ..tokenize.config import Config, check_config
 from ..tokenize.files import read_json, read_safetensors, write_json, write_safetensors
 from ..tokenize.spec import TokenSpec
+from ..tokenize.tokenizer import Encoded, Tokenizer
 from .clusters import MethodName, group_centres, group_vectors, scatter_of_random, scatter_within
-
-if TYPE_CHECKING:
-    from ..tokenize.tokenizer import Tokenizer
 
 NO_BETTER = 0.1
 """Clusters that are closer than random ones by less than this share of the squared distance say nothing."""
@@ -87,6 +85,14 @@ class Clustering:
         """Number of clusters of each codebook."""
         return self.spec.cardinalities
 
+    def check(self, tokenizer: TokenSpec) -> None:
+        """Raise ValueError when the clusters are of another tokenizer's codes."""
+        if self.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise ValueError(
+                f"the clusters are of tokenizer '{self.tokenizer.name}' ({self.tokenizer.fingerprint[:12]}), but "
+                f"'{tokenizer.name}' ({tokenizer.fingerprint[:12]}) is in use here; make them anew with: tessera coarse"
+            )
+
     def sizes(self, codebook: int) -> Tensor:
         """[M] long: how many codes each cluster has."""
         return torch.bincount(self.labels[codebook, : self.tokenizer.cardinalities[codebook]])
@@ -134,6 +140,47 @@ class Clustering:
             fingerprint=self.spec.fingerprint,
         )
         write_json(folder / "config.json", described.model_dump(mode="json"))
+
+
+class ClusteredTokenizer(Tokenizer):
+    """A tokenizer whose codes are the coarse labels of another's.
+
+    It decodes a label as the code in the middle of its cluster. So a language model of labels has all that one of codes
+    has; what it makes is a sketch.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, clustering: Clustering):
+        """ValueError: clusters of another tokenizer."""
+        clustering.check(tokenizer.spec)
+        self.fine, self.clustering = tokenizer, clustering
+        self.config, self.net, self.quantizer = tokenizer.config, tokenizer.net, tokenizer.quantizer
+        self.spec = clustering.spec
+        self.middles = clustering.middles(tokenizer.vectors())
+
+    def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
+        """As the fine tokenizer, with labels for codes."""
+        encoded = self.fine.encode(media, lengths)
+        return Encoded(self.clustering.coarse(encoded.codes), encoded.lengths)
+
+    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """As the fine tokenizer, from labels [B, K, T]."""
+        return self.fine.decode(self._codes(codes), lengths)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Latents [B, D, T] of labels [B, K, T]."""
+        return self.fine.embed(self._codes(codes))
+
+    def vectors(self) -> Tensor:
+        """Centres of the clusters [K, M, D]."""
+        return self.clustering.centres(self.fine.vectors())
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fine tokenizer; the clusters are saved by themselves."""
+        self.fine.save(folder)
+
+    def _codes(self, labels: Tensor) -> Tensor:
+        self.check_codes(labels)
+        return torch.stack([row[book] for row, book in zip(self.middles, labels.cpu().unbind(1), strict=True)], dim=1)
 
 
 def load_clustering(folder: str | Path) -> Clustering:

@@ -134,6 +134,16 @@ class GenerationDefaults(Config):
     """Frames at most; null: the whole grid of a picture."""
     min_frames: NonNegativeInt = 1
     """No end before this many frames."""
+    passes: PositiveInt | None = None
+    """Of a masked model: passes in which the codes are filled in; null: 1 for a refiner, else 12."""
+    pass_schedule: Literal["cosine", "linear", "square", "root"] = "cosine"
+    """Of a masked model: how many codes each pass keeps."""
+    choice_temperature: float = Field(default=0.0, ge=0)
+    """Of a masked model: noise on the choice of the codes that a pass keeps; 0 keeps the surest."""
+    fine_temperature: float | tuple[float, ...] = 1.0
+    """Of a coarse-to-fine model: the refiner's temperature; the others above are of the coarse labels."""
+    fine_guidance: Guidance = 1.0
+    """Of a coarse-to-fine model: the refiner's guidance."""
     cache: CacheConfig | None = None
     """How keys and values are remembered, a kind's name or its settings; null: exactly."""
     draft: NonNegativeInt = 0

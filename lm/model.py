@@ -14,6 +14,7 @@ same blocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ from .transformer import FeedForwardName, Memory, NormName, Transformer, initial
 class LMConfig(Config):
     """The language model."""
 
+    kind: Literal["causal"] = "causal"
     width: int = Field(default=256, ge=8, le=65536)
     """Numbers in a hidden state, D."""
     layers: int = Field(default=6, ge=1, le=1024)
@@ -598,8 +600,14 @@ def _check_weights(weights: tuple[float, ...] | None, K: int) -> Tensor | None:
     return torch.tensor(weights, device="cpu")
 
 
-def parameter_shapes(config: LMConfig, spec: TokenSpec, code_width: int | None = None) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors a model of this config holds, found without allocating them."""
+def parameter_shapes(
+    config: LMConfig, spec: TokenSpec, code_width: int | None = None, make: Callable[..., TokenLM] = TokenLM
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors a model of this config holds, found without allocating them.
+
+    Args:
+        make: called as TokenLM.
+    """
     vectors: Any = None
     if config.needs_code_vectors:
         if code_width is None:
@@ -608,5 +616,5 @@ def parameter_shapes(config: LMConfig, spec: TokenSpec, code_width: int | None =
             spec.num_codebooks, max(spec.cardinalities), code_width
         )
     with torch.device("meta"):
-        model = TokenLM(config, spec, vectors)
+        model = make(config, spec, vectors)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

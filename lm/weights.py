@@ -2,6 +2,8 @@
 
     config.json          the LM, the tokenizer's TokenSpec, label names, generation defaults
     lm.safetensors       the weights, in float32, bfloat16 or float16
+    clusters/            of coarse labels, where the LM predicts them or, a refiner, reads them
+    coarse.safetensors   the weights of the LM of the coarse labels, beside those of its refiner
     tokenizer/           the frozen tokenizer
     text.model           the text tokenizer, where text is used and needs a file
     README.md            the model card
@@ -13,7 +15,9 @@ and the tokenizer's fingerprint with the one the codes were made by.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,10 +34,14 @@ from ..tokenize.files import (
     write_safetensors,
 )
 from ..tokenize.spec import TokenSpec, check_same_tokenizer
+from .coarse import ClusteredTokenizer, Clustering, load_clustering
 from .conditions import LabelConfig, TextConditionConfig
 from .defaults import GenerationDefaults
+from .kinds import AnyLM, ModelConfig, make_lm
+from .masked import MaskedLM
 from .model import LMConfig, TokenLM, parameter_shapes
 from .quantise import WeightsName, check_weights, pack_
+from .stages import CoarseToFine
 
 if TYPE_CHECKING:
     from ..tokenize.text import TextTokenizer
@@ -53,7 +61,11 @@ class ModelFile(Config):
 
     format: Literal["tessera-model"] = "tessera-model"
     version: Literal[1] = 1
-    lm: LMConfig
+    lm: ModelConfig
+    coarse_lm: LMConfig | None = None
+    """Of the coarse labels; lm is then their refiner."""
+    clusters: str | None = None
+    """Fingerprint of what is in clusters/: a causal lm predicts the labels, a masked one reads them."""
     spec: TokenSpec
     labels: tuple[str, ...] = ()
     """Names of the labels in the order of their ids."""
@@ -68,8 +80,9 @@ class WeightsError(ValueError):
 class LoadedModel:
     """A language model with everything it needs to turn a request into media."""
 
-    lm: TokenLM
+    lm: AnyLM
     tokenizer: Tokenizer
+    """A ClusteredTokenizer where the LM predicts coarse labels alone."""
     text: TextTokenizer | None
     """None where the model reads no text."""
     labels: list[str]
@@ -89,7 +102,7 @@ class LoadedModel:
 
 def save_model(
     folder: str | Path,
-    lm: TokenLM,
+    lm: AnyLM,
     tokenizer: Tokenizer,
     text: TextTokenizer | None,
     labels: list[str],
@@ -111,13 +124,29 @@ def save_model(
     folder = Path(folder)
     check_same_tokenizer(tokenizer.spec, lm.spec, f"model {folder}: tokenizer to be saved")
     _check_parts(lm.config, text, labels, f"model {folder}")
-    tensors = {name: _stored(name, tensor, dtype) for name, tensor in lm.state_dict().items()}
+    last = lm.refiner if isinstance(lm, CoarseToFine) else lm
+    first = lm.coarse if isinstance(lm, CoarseToFine) else None
+    tensors = _tensors_of(last, dtype)
+    first_tensors = None if first is None else _tensors_of(first, dtype)
+    clustering = clustering_of(last, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     tokenizer.save(folder / "tokenizer")
     if text is not None:
         text.save(folder)
-    _write_lm(folder, lm, tensors, labels, defaults, card)
+    if clustering is not None:
+        clustering.save(folder / "clusters")
+    if first_tensors is not None:
+        write_safetensors(folder / "coarse.safetensors", first_tensors, {"format": "tessera-model"})
+    described = ModelFile(
+        lm=last.config,
+        coarse_lm=None if first is None else first.config,
+        clusters=None if clustering is None else clustering.spec.fingerprint,
+        spec=lm.spec,
+        labels=tuple(labels),
+        generation=defaults or GenerationDefaults(),
+    )
+    _write_lm(folder, tensors, described, card)
 
 
 def save_lm(
@@ -134,23 +163,20 @@ def save_lm(
     """
     folder = Path(folder)
     _check_labels(lm.config, labels, f"model {folder}")
-    tensors = {name: _stored(name, tensor, dtype) for name, tensor in lm.state_dict().items()}
+    tensors = _tensors_of(lm, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
-    _write_lm(folder, lm, tensors, labels, defaults, card)
+    described = ModelFile(lm=lm.config, spec=lm.spec, labels=tuple(labels), generation=defaults or GenerationDefaults())
+    _write_lm(folder, tensors, described, card)
 
 
-def _write_lm(
-    folder: Path,
-    lm: TokenLM,
-    tensors: dict[str, Tensor],
-    labels: list[str],
-    defaults: GenerationDefaults | None,
-    card: str,
-) -> None:
+def _tensors_of(lm: TokenLM, dtype: StorageName) -> dict[str, Tensor]:
+    return {name: _stored(name, tensor, dtype) for name, tensor in lm.state_dict().items()}
+
+
+def _write_lm(folder: Path, tensors: dict[str, Tensor], described: ModelFile, card: str) -> None:
     write_safetensors(folder / "lm.safetensors", tensors, {"format": "tessera-model"})
     write_atomic(folder / "README.md", card.encode())
-    described = ModelFile(lm=lm.config, spec=lm.spec, labels=tuple(labels), generation=defaults or GenerationDefaults())
     write_json(folder / "config.json", described.model_dump(mode="json"))
 
 
@@ -186,16 +212,34 @@ def load_model(
             f"{folder}: tokenizer/ is missing, so this is a language model alone; read it with "
             "tessera.lm.weights.load_lm, or convert it again with --tokenizer"
         )
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer").to(device)
+    clustering = None if described.clusters is None else _load_clusters(folder, tokenizer, described.clusters)
+    refines = described.lm.kind == "masked"
+    if clustering is not None and not refines:
+        tokenizer = ClusteredTokenizer(tokenizer, clustering)
     check_same_tokenizer(tokenizer.spec, described.spec, f"model {folder}: its folder tokenizer/")
-    text_config = next((c for c in described.lm.conditions if isinstance(c, TextConditionConfig)), None)
+    config = described.coarse_lm or described.lm
+    text_config = next((c for c in config.conditions if isinstance(c, TextConditionConfig)), None)
     text = None if text_config is None else load_text(folder, text_config.text)
-    _check_parts(described.lm, text, list(described.labels), f"model {folder}")
-    vectors = tokenizer.vectors().cpu() if described.lm.needs_code_vectors else None
-    lm = _read_lm(folder, described, device, dtype, vectors)
-    if weights is not None:
-        pack_(lm, weights)
-    return LoadedModel(lm, tokenizer.to(device), text, list(described.labels), described.generation)
+    _check_parts(config, text, list(described.labels), f"model {folder}")
+    read = partial(_read_lm, device=device, dtype=dtype, weights=weights)
+    vectors = tokenizer.vectors().cpu() if config.needs_code_vectors or described.lm.needs_code_vectors else None
+    make = partial(make_lm, clustering=clustering if refines else None)
+    lm: AnyLM = read(folder / "lm.safetensors", described.lm, described.spec, vectors=vectors, make=make)
+    if described.coarse_lm is not None:
+        if clustering is None or not isinstance(lm, MaskedLM):
+            raise ValueError(f"{folder / 'config.json'}: coarse_lm needs clusters and a masked lm; copy it again")
+        centres = None if vectors is None else clustering.centres(vectors)
+        coarse = read(folder / "coarse.safetensors", described.coarse_lm, clustering.spec, vectors=centres)
+        lm = CoarseToFine(coarse, lm).eval()
+    return LoadedModel(lm, tokenizer, text, list(described.labels), described.generation)
+
+
+def clustering_of(lm: AnyLM, tokenizer: Tokenizer) -> Clustering | None:
+    """The clusters that a model predicts or reads; None for one of plain codes."""
+    if isinstance(lm, CoarseToFine | MaskedLM):
+        return lm.clustering
+    return tokenizer.clustering if isinstance(tokenizer, ClusteredTokenizer) else None
 
 
 def load_lm(
@@ -209,23 +253,30 @@ def load_lm(
     described = read_model_config(folder)
     if described.lm.needs_code_vectors:
         raise ValueError(f"{folder}: the model reads its tokenizer's code vectors; use load_model(...).lm")
-    return _read_lm(folder, described, device, dtype, None)
+    if described.clusters is not None:
+        raise ValueError(f"{folder}: the model is of coarse labels or refines them; use load_model(...).lm")
+    return _read_lm(folder / "lm.safetensors", described.lm, described.spec, device=device, dtype=dtype, make=make_lm)
 
 
 def _read_lm(
-    folder: Path,
-    described: ModelFile,
+    path: Path,
+    config: LMConfig,
+    spec: TokenSpec,
+    *,
     device: torch.device | str,
     dtype: StorageName | torch.dtype,
-    vectors: Tensor | None,
+    weights: WeightsName | None = None,
+    vectors: Tensor | None = None,
+    make: Callable[..., TokenLM] = TokenLM,
 ) -> TokenLM:
-    path = folder / "lm.safetensors"
+    """The model of one file; make: called as TokenLM."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; the model directory is incomplete, copy it again")
-    wanted = parameter_shapes(described.lm, described.spec, None if vectors is None else vectors.shape[-1])
+    wanted = parameter_shapes(config, spec, None if vectors is None else vectors.shape[-1], make)
     check_tensors(header_shapes(path), wanted, path)
     tensors, _ = read_safetensors(path)
-    return lm_of_tensors(described.lm, described.spec, tensors, device, dtype, path, vectors)
+    lm = lm_of_tensors(config, spec, tensors, device, dtype, path, vectors, make)
+    return lm if weights is None else pack_(lm, weights)
 
 
 def lm_of_tensors(
@@ -236,12 +287,13 @@ def lm_of_tensors(
     dtype: StorageName | torch.dtype,
     path: Path,
     vectors: Tensor | None = None,
+    make: Callable[..., TokenLM] = TokenLM,
 ) -> TokenLM:
     """A model in eval mode of tensors whose names and shapes were checked; errors name the file at `path`."""
     target = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
     # Laid out without memory, then given the file's tensors: nothing is initialised in vain.
     with torch.device("meta"):
-        lm = TokenLM(config, spec, vectors)
+        lm = make(config, spec, vectors)
     lm.load_state_dict(
         {name: _readable(tensor, name, path).to(device, target) for name, tensor in tensors.items()}, assign=True
     )
@@ -302,6 +354,17 @@ def _check_labels(config: LMConfig, labels: list[str], where: str) -> None:
     classes = label.classes if label is not None else 0
     if len(labels) != classes:
         raise ValueError(f"{where}: {len(labels)} label names, but the model has {classes} labels")
+
+
+def _load_clusters(folder: Path, tokenizer: Tokenizer, fingerprint: str) -> Clustering:
+    clustering = load_clustering(folder / "clusters")
+    if clustering.spec.fingerprint != fingerprint:
+        raise ValueError(
+            f"model {folder}: its folder clusters/ holds clusters {clustering.spec.fingerprint[:12]}, it was trained "
+            f"with {fingerprint[:12]}; copy the directory again"
+        )
+    clustering.check(tokenizer.spec)
+    return clustering
 
 
 def _check_parts(config: LMConfig, text: TextTokenizer | None, labels: list[str], where: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -77,7 +77,7 @@ def check_config(data: Any, kind: type[C], where: str = "config") -> C:
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "(top)"
+        field = ".".join(_named(first["loc"], data)) or "(top)"
         if first["type"] == "extra_forbidden":
             message = f"unknown key; {nearest_name(str(first['loc'][-1]), _fields_at(kind, first['loc'][:-1]))}"
             raise ConfigError(f"{where}: {field}: {message}") from None
@@ -87,6 +87,18 @@ def check_config(data: Any, kind: type[C], where: str = "config") -> C:
             raise ConfigError(f"{where}: {field}: kind '{tag}' is unknown; {nearest_name(tag, known)}") from None
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}: {field}: {message}{_found(first)}") from None
+
+
+def _named(location: Sequence[str | int], data: Any) -> Iterator[str]:
+    """The parts of a location, but for the name of a kind that is meant where the file says none."""
+    for part in location:
+        if isinstance(data, dict) and part not in data and "kind" not in data and part != location[-1]:
+            continue
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int):
+            data = data[part]
+        yield str(part)
 
 
 def _found(error: Any) -> str:

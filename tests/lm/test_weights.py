@@ -156,7 +156,7 @@ def test_a_config_that_claims_too_much_is_refused_before_any_memory_is_taken(sav
     with pytest.raises(WeightsError, match="the config asks for"):
         load_model(saved)
     change(layers=10**9)
-    with pytest.raises(ConfigError, match=r"lm.layers: .*1024"):
+    with pytest.raises(ConfigError, match=r"lm.causal.layers: .*1024"):
         load_model(saved)
 
 

@@ -1,0 +1,43 @@
+"""The kinds of language model: their configs as one union, and the one way to make them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
+from torch import Tensor
+
+from ..tokenize.spec import TokenSpec
+from .coarse import Clustering
+from .masked import MaskedConfig, MaskedLM
+from .model import LMConfig, TokenLM
+from .stages import CoarseToFine
+
+
+def _kind(config: Any) -> str:
+    """Files that say no kind are of before there was a second one."""
+    kind = config.get("kind", "causal") if isinstance(config, dict) else getattr(config, "kind", "causal")
+    return kind if isinstance(kind, str) else "?"
+
+
+ModelConfig = Annotated[
+    Annotated[LMConfig, Tag("causal")] | Annotated[MaskedConfig, Tag("masked")], Discriminator(_kind)
+]
+
+AnyLM = TokenLM | CoarseToFine
+"""What makes codes; a MaskedLM is a TokenLM by its parts."""
+
+
+def make_lm(
+    config: LMConfig, spec: TokenSpec, code_vectors: Tensor | None = None, clustering: Clustering | None = None
+) -> TokenLM:
+    """A model with random weights.
+
+    Args:
+        spec: of the codes that are predicted: for a causal model with clusters the clustering's, else the tokenizer's.
+        code_vectors: of the same codes, where config.input reads them.
+        clustering: for a refiner.
+    """
+    if isinstance(config, MaskedConfig):
+        return MaskedLM(config, spec, code_vectors, clustering)
+    return TokenLM(config, spec, code_vectors)
