@@ -48,6 +48,11 @@ def generate(
     end_bias: Annotated[float | None, typer.Option(help="Above 0 sounds end sooner, below 0 later.")] = None,
     end_rule: Annotated[str | None, typer.Option(help="drawn; likeliest: end only where no code is likelier.")] = None,
     max_silence: Annotated[float | None, typer.Option(help="Longest silence, in seconds; 0: no limit.")] = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of masked and coarse-to-fine models: passes that fill codes in."),
+    ] = None,
+    fine_temperature: Annotated[str | None, typer.Option(help="Of coarse-to-fine models: the refiner's.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest sound.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Make exactly so many frames of sound.")] = None,
     prompt: Annotated[
@@ -89,6 +94,8 @@ def generate(
         "end_bias": end_bias,
         "end_rule": end_rule,
         "max_silence": max_silence,
+        "passes": passes,
+        "fine_temperature": numbers(fine_temperature, "--fine-temperature"),
     }
     loaded = load(model, device, weights=weights)  # pyright: ignore[reportArgumentType]
     make_samples(

@@ -117,8 +117,8 @@ class DecodeLoop:
         B, K, device = len(seeds), arrangement.num_codebooks, lm.device
         self.lm, self.arrangement = lm, arrangement
         self.length = _check_length(length, arrangement.variable_length)
-        self.seeds = torch.tensor(_check_seeds(seeds), dtype=torch.long, device=device)
-        prompt = _check_prompt(prompt, B, arrangement.cardinalities, length)
+        self.seeds = torch.tensor(check_seeds(seeds), dtype=torch.long, device=device)
+        prompt = check_prompt(prompt, B, arrangement.cardinalities, length)
         self.num_steps = arrangement.num_steps(length.max_frames)
         self.guide = Guide(guidance, lm, self.num_steps)
 
@@ -316,7 +316,8 @@ def _check_length(length: Length, variable_length: bool) -> Length:
     return length
 
 
-def _check_seeds(seeds: Sequence[int]) -> list[int]:
+def check_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds; ValueError unless there are some, whole numbers of 64 bits."""
     if len(seeds) < 1:
         raise ValueError("no seeds were given; one is needed for each sample")
     for seed in seeds:
@@ -325,7 +326,7 @@ def _check_seeds(seeds: Sequence[int]) -> list[int]:
     return list(seeds)
 
 
-def _check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], length: Length) -> Tensor:
+def check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], length: Length) -> Tensor:
     """The prompt [B, K, t], t = 0 for none."""
     K = len(cardinalities)
     if prompt is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..lm.conditions import LabelConfig, TextConditionConfig
 from ..lm.defaults import GenerationDefaults
-from ..lm.model import TokenLM
+from ..lm.kinds import AnyLM
 from ..lm.quantise import WeightsName
 from ..lm.weights import StorageName, load_model
 from ..tokenize.config import nearest_name
@@ -38,7 +38,7 @@ class Model:
 
     def __init__(
         self,
-        lm: TokenLM,
+        lm: AnyLM,
         tokenizer: Tokenizer,
         text: TextTokenizer | None,
         labels: Sequence[str],
@@ -101,6 +101,7 @@ class Model:
             exact, batch, on_progress: as `tessera.generate.generate`.
             settings: temperature, top_k, top_p, min_p, repetition_penalty, repetition_window, ras, ras_tau (one value,
                 or one per codebook), end_bias, end_rule, max_silence, silence_codes, guidance, max_frames, min_frames,
+                passes, pass_schedule, choice_temperature, fine_temperature, fine_guidance,
                 cache (`lm/defaults.py` says what each means); what is left out is the model's own default.
         Raises:
             ValueError: an argument that cannot be met, in one line that names it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -12,10 +12,11 @@ from torch import Tensor
 from ..lm.caches import CacheChoice, CacheConfig, plain_choice
 from ..lm.conditions import ConditionBatch
 from ..lm.defaults import GenerationDefaults, Guidance, GuidanceConfig
-from ..lm.model import TokenLM
+from ..lm.kinds import AnyLM
 from ..tokenize.config import check_config
 from ..tokenize.spec import AudioGeometry, PictureGeometry
 from ..tokenize.tokenizer import Tokenizer
+from .filling import Filling
 from .loop import Length
 from .sampling import Sampling
 from .silence import silence_codes
@@ -42,6 +43,11 @@ class Settings(TypedDict, total=False):
     guidance: Guidance | Sequence[float] | dict
     max_frames: int
     min_frames: int
+    passes: int
+    pass_schedule: str
+    choice_temperature: float
+    fine_temperature: float | Sequence[float]
+    fine_guidance: Guidance | Sequence[float] | dict
     cache: CacheChoice
     draft: int
 
@@ -59,26 +65,27 @@ class Request:
     guidance: Guidance
     prompt: Tensor | None
     """Codes [B, K, t] that the samples begin with."""
+    filling: Filling
+    """Of a masked model."""
+    fine: Sampling
+    """Of a refiner, whose labels are drawn as `sampling` says."""
+    fine_guidance: Guidance
     cache: CacheConfig | None = None
     draft: int = 0
     """Steps to guess at a time."""
 
     def rows(self, first: int, last: int) -> Request:
         """The rows first .. last - 1."""
-        return Request(
-            self.conditions.rows(slice(first, last)),
-            self.seeds[first:last],
-            self.length,
-            self.sampling,
-            self.guidance,
-            None if self.prompt is None else self.prompt[first:last],
-            self.cache,
-            self.draft,
+        return replace(
+            self,
+            conditions=self.conditions.rows(slice(first, last)),
+            seeds=self.seeds[first:last],
+            prompt=None if self.prompt is None else self.prompt[first:last],
         )
 
 
 def make_request(
-    lm: TokenLM,
+    lm: AnyLM,
     tokenizer: Tokenizer,
     label: int | Sequence[int] | None,
     text_ids: Sequence[int] | Sequence[Sequence[int]] | None,
@@ -131,6 +138,9 @@ def make_request(
         sampling=_sampling(tokenizer, chosen),
         guidance=chosen.guidance,
         prompt=prompt,
+        filling=Filling(chosen.passes, chosen.pass_schedule, chosen.choice_temperature),
+        fine=Sampling(temperature=chosen.fine_temperature),
+        fine_guidance=chosen.fine_guidance,
         cache=chosen.cache,
         draft=chosen.draft,
     )
@@ -166,7 +176,7 @@ def _repeat_each(entries: list | None, n: int) -> list | None:
     return None if entries is None else [entry for entry in entries for _ in range(n)]
 
 
-def _check_none(lm: TokenLM, labels: list | None, texts: list | None) -> None:
+def _check_none(lm: AnyLM, labels: list | None, texts: list | None) -> None:
     for condition in lm.config.conditions:
         if condition.dropout == 0 and (labels if condition.kind == "label" else texts) is None:
             raise ValueError(
@@ -197,7 +207,7 @@ def _sampling(tokenizer: Tokenizer, chosen: GenerationDefaults) -> Sampling:
     )
 
 
-def _length(lm: TokenLM, num_frames: int | None, chosen: GenerationDefaults, min_given: bool) -> Length:
+def _length(lm: AnyLM, num_frames: int | None, chosen: GenerationDefaults, min_given: bool) -> Length:
     geometry = lm.spec.geometry
     if isinstance(geometry, PictureGeometry):
         for name, asked in (("num_frames", num_frames), ("max_frames", chosen.max_frames)):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..lm.defaults import GenerationDefaults
+from ..lm.kinds import AnyLM
+from ..lm.masked import MaskedLM
 from ..lm.model import TokenLM
 from ..tokenize.spec import check_same_tokenizer
 from ..tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def stream_audio(
-    lm: TokenLM,
+    lm: AnyLM,
     tokenizer: Tokenizer,
     *,
     label: int | None = None,
@@ -45,6 +47,10 @@ def stream_audio(
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     if not isinstance(tokenizer, AudioTokenizer):
         raise ValueError(f"'{tokenizer.spec.name}' makes pictures, which have no order in time; use generate")
+    if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM):
+        raise ValueError(
+            f"the model of '{tokenizer.spec.name}' makes all frames together, none is final before; use generate"
+        )
     request = make_request(lm, tokenizer, label, text_ids, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..lm.defaults import GenerationDefaults
-from ..lm.model import TokenLM
+from ..lm.kinds import AnyLM
 from ..tokenize.spec import AudioGeometry, check_same_tokenizer
 from ..tokenize.tokenizer import Tokenizer
-from .loop import Generated, Progress, generate_codes
+from .loop import Generated, Progress
 from .request import Request, Settings, make_request
 from .result import Result
+from .stages import make_codes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -24,7 +25,7 @@ DEFAULT_BATCH = 64
 
 
 def generate(
-    lm: TokenLM,
+    lm: AnyLM,
     tokenizer: Tokenizer,
     *,
     label: int | Sequence[int] | None = None,
@@ -66,7 +67,7 @@ def generate(
 
 
 def run_request(
-    lm: TokenLM, tokenizer: Tokenizer, request: Request, exact: bool, batch: int, on_progress: Progress | None
+    lm: AnyLM, tokenizer: Tokenizer, request: Request, exact: bool, batch: int, on_progress: Progress | None
 ) -> Result:
     """Make all rows of a request, `batch` at a time, and decode them."""
     total, parts = len(request.seeds), []
@@ -94,9 +95,7 @@ def decode_one(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
     return tokenizer.decode(codes[None])[0].float().cpu()
 
 
-def _codes_of(
-    lm: TokenLM, rows: Request, exact: bool, first: int, total: int, on_progress: Progress | None
-) -> Generated:
+def _codes_of(lm: AnyLM, rows: Request, exact: bool, first: int, total: int, on_progress: Progress | None) -> Generated:
     """Codes of one batch; its progress is counted as part of all `total` rows."""
 
     def report(done: int, of_batch: int) -> None:
@@ -104,16 +103,4 @@ def _codes_of(
             per_row = of_batch // len(rows.seeds)
             on_progress(first * per_row + done, total * per_row)
 
-    return generate_codes(
-        lm,
-        rows.conditions,
-        rows.seeds,
-        rows.length,
-        rows.sampling,
-        rows.guidance,
-        rows.prompt,
-        exact,
-        report,
-        rows.cache,
-        rows.draft,
-    )
+    return make_codes(lm, rows, exact, report)

@@ -1,0 +1,202 @@
+"""Masked decoding: against filling one code after another, every code once, the same in any company."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessera.generate import filling
+from tessera.generate.filling import SCHEDULES, Filling, fill_codes, remaining_counts
+from tessera.generate.sampling import Sampling
+from tessera.lm.coarse import Clustering
+from tessera.lm.conditions import ConditionBatch
+from tessera.lm.masked import MaskedConfig, MaskedLM
+from tessera.lm.masking import MaskingConfig
+from tessera.tokenize.spec import AudioGeometry, TokenSpec
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_models import CARDINALITIES, make_conditions, strong
+
+LABELS = torch.tensor([[0, 1, 0, 1, -1, -1, -1], [0, 1, 2, 0, 1, 2, 0], [0, 1, 1, 1, 0, 0, -1]])
+
+
+def make(refines=False, condition="none", count=4, unit="cell", **settings) -> tuple[MaskedLM, ConditionBatch]:
+    configs, batch = make_conditions(condition, count)
+    spec = TokenSpec(
+        name="tiny",
+        cardinalities=CARDINALITIES,
+        geometry=AudioGeometry(sample_rate=16000, samples_per_frame=4),
+        fingerprint="0" * 64,
+    )
+    config = MaskedConfig(width=16, layers=1, heads=2, conditions=configs, masking=MaskingConfig(unit=unit), **settings)
+    torch.manual_seed(0)
+    lm = strong(MaskedLM(config, spec, None, Clustering(spec, LABELS) if refines else None))
+    assert isinstance(lm, MaskedLM)
+    return lm.double().eval(), batch
+
+
+def make_labels(count, frames):
+    generator = torch.Generator().manual_seed(1)
+    return torch.stack([torch.randint(M, (count, frames), generator=generator) for M in (2, 3, 2)], dim=1)
+
+
+def frames_of(*lengths):
+    return torch.tensor(lengths)
+
+
+@torch.no_grad()
+def fill_one_by_one(lm, length, coarse, conditions=None, guidance=1.0, unit="cell"):
+    """The slow one: the likeliest code of the surest cell (or the likeliest codes of the surest frame), then again."""
+    codes = torch.zeros(1, 3, length, dtype=torch.long)
+    hidden = torch.ones(1, 3, length, dtype=torch.bool)
+    while hidden.any():
+        logits = lm(codes, hidden, None, conditions, coarse)
+        if guidance != 1:
+            null = lm(codes, hidden, None, conditions.null(), coarse)
+            logits = torch.where(logits.isneginf(), logits, null + guidance * (logits - null))
+        best, likeliest = logits.log_softmax(-1).max(-1)
+        best = best.masked_fill(~hidden, 0.0)
+        if unit == "frame":
+            t = int(best.sum(1).masked_fill(~hidden.any(1), -torch.inf).argmax())
+            codes[0, :, t], hidden[0, :, t] = likeliest[0, :, t], False
+        else:
+            cell = int(best.masked_fill(~hidden, -torch.inf).argmax())
+            k, t = divmod(cell, length)
+            codes[0, k, t], hidden[0, k, t] = likeliest[0, k, t], False
+    return codes
+
+
+@pytest.mark.parametrize("unit", ["cell", "frame"])
+@pytest.mark.parametrize(("refines", "guidance"), [(False, 1.0), (True, 1.0), (True, 2.5)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_as_many_passes_as_codes_are_one_by_one_by_confidence(refines, guidance, schedule, unit):
+    lm, conditions = make(refines, "label", 2, unit=unit)
+    coarse = make_labels(2, 5) if refines else None
+    lengths = frames_of(5, 3)
+    passes = 15 if unit == "cell" else 5
+    how, greedy = Filling(passes, schedule), Sampling(temperature=0)
+    found = fill_codes(lm, conditions, [1, 2], lengths, how, greedy, guidance, coarse=coarse)
+    for b, length in enumerate(lengths.tolist()):
+        labels = None if coarse is None else coarse[b : b + 1, :, :length]
+        slow = fill_one_by_one(lm, length, labels, conditions.rows(slice(b, b + 1)), guidance, unit)
+        assert torch.equal(found[b, :, :length], slow[0]) and not found[b, :, length:].any()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("passes", [1, 2, 5, 12, 40])
+def test_every_code_is_filled_in_once_and_no_pass_is_idle(schedule, passes):
+    counts = list(range(30))
+    rows = remaining_counts(counts, passes, schedule)
+    assert rows[:, 0].tolist() == counts and not rows[:, -1].any()
+    steps = rows[:, :-1] - rows[:, 1:]
+    for count, step in zip(counts, steps.tolist(), strict=True):
+        used = min(count, passes)
+        assert sum(step) == count and all(step[:used]) and not any(step[used:])
+    shares = remaining_counts([1000], 10, schedule)[0].double() / 1000
+    wanted = torch.tensor([SCHEDULES[schedule](i / 10) for i in range(11)], dtype=torch.float64)
+    torch.testing.assert_close(shares, wanted, rtol=0, atol=1e-3)
+
+
+def test_a_code_once_filled_in_is_never_changed(monkeypatch):
+    lm, _ = make()
+    seen = []
+    forward = lm.forward
+    monkeypatch.setattr(
+        lm, "forward", lambda codes, hidden, *rest: (seen.append((codes, hidden)), forward(codes, hidden, *rest))[1]
+    )
+    found = fill_codes(lm, None, [5, 6], frames_of(6, 4), Filling(4, choice_temperature=2.0))
+    assert len(seen) == 4 and int(seen[0][1].sum()) == 30
+    for (before, hidden), (codes, later) in zip(seen, [*seen[1:], (found, torch.zeros_like(seen[0][1]))], strict=True):
+        assert not (later & ~hidden).any() and (hidden & ~later).any(dim=2).any()
+        assert torch.equal(codes[~hidden], before[~hidden])
+
+
+@pytest.mark.parametrize("refines", [False, True])
+@pytest.mark.parametrize("condition", ["none", "text"])
+def test_a_row_comes_out_the_same_in_any_company(refines, condition):
+    lm, conditions = make(refines, condition)
+    coarse, lengths = (make_labels(4, 6) if refines else None), frames_of(6, 2, 5, 6)
+    given = conditions if condition == "text" else None
+    how = Filling(4, choice_temperature=1.0)
+    together = fill_codes(lm, given, [7, 8, 9, 7], lengths, how, coarse=coarse)
+    exact = fill_codes(lm, given, [7, 8, 9, 7], lengths, how, coarse=coarse, exact=True)
+    assert torch.equal(together, exact)  # float64: no rounding is large enough to change a draw here
+    for b, seed in enumerate([7, 8, 9, 7]):
+        row = slice(b, b + 1)
+        labels = None if coarse is None else coarse[row]
+        rows = None if given is None else given.rows(row)
+        alone = fill_codes(lm, rows, [seed], lengths[row], how, coarse=labels, exact=True)
+        assert torch.equal(alone[0], together[b, :, : int(lengths[b])])
+    if not refines and condition == "none":
+        assert torch.equal(together[0], together[3]), "the seed is all that is random"
+    others = fill_codes(lm, given, [17, 18, 19, 17], lengths, how, coarse=coarse)
+    assert not torch.equal(others, together)
+
+
+def test_one_pass_draws_every_code_from_the_first_logits():
+    lm, _ = make(True)
+    coarse = make_labels(2, 4)
+    hidden = torch.ones(2, 3, 4, dtype=torch.bool)
+    found = fill_codes(lm, None, [3, 4], frames_of(4, 4), Filling(1), coarse=coarse)
+    likeliest = fill_codes(lm, None, [3, 4], frames_of(4, 4), None, Sampling(temperature=0), coarse=coarse)
+    assert torch.equal(likeliest, lm(torch.zeros_like(coarse), hidden, coarse=coarse).argmax(-1)), "a refiner's default"
+    noisy = fill_codes(lm, None, [3, 4], frames_of(4, 4), Filling(1, choice_temperature=9.0), coarse=coarse)
+    assert torch.equal(found, noisy) and not torch.equal(found, likeliest)
+    assert lm.clustering is not None and torch.equal(lm.clustering.coarse(found), coarse)
+
+
+def test_draws_follow_the_distribution():
+    """One pass over many seeds: the share of each code is its probability."""
+    lm, _ = make()
+    hidden = torch.ones(1, 3, 1, dtype=torch.bool)
+    wanted = lm(torch.zeros(1, 3, 1, dtype=torch.long), hidden)[0, :, 0].softmax(-1)
+    found = fill_codes(lm, None, list(range(4000)), torch.ones(4000, dtype=torch.long), Filling(1))[:, :, 0]
+    for k, size in enumerate(CARDINALITIES):
+        share = torch.bincount(found[:, k], minlength=size).double() / 4000
+        torch.testing.assert_close(share, wanted[k, :size].detach(), rtol=0, atol=0.03)  # 4 sigma of 4000 draws
+
+
+def test_a_prompt_is_kept(monkeypatch):
+    lm, _ = make()
+    prompt = torch.stack([torch.randint(V, (2, 3)) for V in CARDINALITIES], dim=1)
+    found = fill_codes(lm, None, [1, 2], frames_of(6, 5), Filling(3), prompt=prompt)
+    assert torch.equal(found[:, :, :3], prompt)
+    assert not torch.equal(found, fill_codes(lm, None, [1, 2], frames_of(6, 5), Filling(3)))
+
+
+def test_noise_on_the_choice_falls_to_nothing_and_has_numbers_of_its_own():
+    lm, _ = make()
+    surest = fill_codes(lm, None, [1], frames_of(6), Filling(6))
+    assert not torch.equal(surest, fill_codes(lm, None, [1], frames_of(6), Filling(6, choice_temperature=5.0)))
+    assert filling.CODES != filling.CHOICES and min(filling.CODES, filling.CHOICES) > 1
+
+
+def test_progress_is_counted():
+    lm, _ = make()
+    for exact in (False, True):
+        seen: list[tuple[int, int]] = []
+
+        def note(done, total, seen=seen):
+            seen.append((done, total))
+
+        fill_codes(lm, None, [1, 2], frames_of(2, 2), Filling(3), exact=exact, on_progress=note)
+        assert seen[-1] == (6, 6) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"filling": Filling(schedule="sine")}, "pass_schedule 'sine' is unknown; choose cosine, linear"),
+        ({"filling": Filling(0)}, "passes must be at least 1, found 0"),
+        ({"filling": Filling(choice_temperature=-1.0)}, "choice_temperature must be at least 0, found -1"),
+        ({"guidance": 2.0}, "guidance is 2.0, but the model has no conditions"),
+        ({"sampling": Sampling(temperature=[1.0, 1.0])}, "temperature has 2 values but the model has 3"),
+        ({"sampling": Sampling(ras=10)}, "ras is 10, but a masked model does not fill codes in order"),
+        ({"seeds": [0.5]}, "a seed must be a whole number"),
+    ],
+)
+def test_refusals(settings, message):
+    lm, _ = make()
+    with pytest.raises(ValueError, match=message):
+        fill_codes(**{"lm": lm, "conditions": None, "seeds": [1], "lengths": frames_of(3), **settings})
