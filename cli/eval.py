@@ -49,6 +49,7 @@ def evaluate(
 
 def measure_loss(model: Model, data: Path, batch: int) -> dict:
     """Loss of all items of a folder of shards, in nats, per codebook and their mean."""
+    from ..lm.coarse import ClusteredTokenizer
     from ..tokenize.shards import Shards
     from ..tokenize.spec import check_same_tokenizer
     from ..train.data import Items
@@ -56,9 +57,10 @@ def measure_loss(model: Model, data: Path, batch: int) -> dict:
     from ..train.world import World
 
     shards = Shards(data)
-    check_same_tokenizer(shards.spec, model.spec, f"shards {data}")
+    labelled = model.tokenizer.clustering if isinstance(model.tokenizer, ClusteredTokenizer) else None
+    check_same_tokenizer(shards.spec, model.spec if labelled is None else labelled.tokenizer, f"shards {data}")
     conditions = {condition.kind for condition in model.lm.config.conditions}
-    items = Items(shards, model.labels if "label" in conditions else None, model.text)
+    items = Items(shards, model.labels if "label" in conditions else None, model.text, clustering=labelled)
     print(f"loss of {len(items)} items of {data}", file=sys.stderr)
     losses = evaluate_loss(model.lm, items, batch, World(0, 1, model.lm.device))
     return {

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..lm.coarse import Clustering
 from ..lm.conditions import ConditionBatch
 from ..tokenize.shards import Shards
 from ..tokenize.text import TextTokenizer
@@ -39,15 +40,22 @@ class Items:
         labels: label names of the model in order, None when it has no label condition.
         text: the model's text tokenizer, None when it has no text condition.
         max_frames: leave out longer items.
+        clustering: hand out the coarse labels of the codes.
     Raises:
         ValueError: a label the model does not know, an item without the label or text that the model is conditioned on,
             no items.
     """
 
     def __init__(
-        self, shards: Shards, labels: Sequence[str] | None, text: TextTokenizer | None, max_frames: int | None = None
+        self,
+        shards: Shards,
+        labels: Sequence[str] | None,
+        text: TextTokenizer | None,
+        max_frames: int | None = None,
+        clustering: Clustering | None = None,
     ):
         self.shards = shards
+        self.clustering = clustering
         self.text = text
         all_lengths = np.asarray(shards.lengths)
         used = np.arange(len(all_lengths)) if max_frames is None else np.flatnonzero(all_lengths <= max_frames)
@@ -77,6 +85,8 @@ class Items:
         codes = torch.zeros(len(items), items[0].codes.shape[0], int(lengths.max()), dtype=torch.long)
         for row, item in zip(codes, items, strict=True):
             row[:, : item.codes.shape[1]] = item.codes
+        if self.clustering is not None:
+            codes = self.clustering.coarse(codes)
         label = text = text_lengths = None
         if self._label_ids is not None:
             for item in items:

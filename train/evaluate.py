@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..lm.model import TokenLM
+from ..lm.kinds import AnyLM
 from .data import Items, batches_by_length
 from .objective import Objective
 from .world import World
 
 
 @torch.no_grad()
-def evaluate_loss(lm: TokenLM, items: Items, batch: int, world: World, dtype: str = "float32") -> Tensor:
+def evaluate_loss(lm: AnyLM, items: Items, batch: int, world: World, dtype: str = "float32") -> Tensor:
     """Mean loss of all items, each process taking its share of the batches; all processes call this.
 
     Args:

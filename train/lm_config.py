@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ..lm.defaults import GenerationDefaults
-from ..lm.model import LMConfig
+from ..lm.kinds import ModelConfig
 from ..lm.patches import PatchPhase
 from ..tokenize.config import Config, ConfigError
 
@@ -103,6 +103,8 @@ class ExportConfig(Config):
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Storage of the weights."""
+    coarse_model: str | None = None
+    """Of a refiner: the exported model of the coarse labels. The export then holds both and generates by itself."""
 
 
 class TrainConfig(Config):
@@ -115,12 +117,30 @@ class TrainConfig(Config):
     data: DataConfig
     tokenizer: str
     """Folder of the frozen tokenizer that made the codes."""
-    lm: LMConfig
+    clusters: str | None = None
+    """Folder made by `tessera coarse`: a causal lm predicts the coarse labels of the codes, a masked one reads them and
+    predicts the codes."""
+    lm: ModelConfig
     train: TrainSettings
     engine: EngineConfig = TorchEngineConfig()
     generation: GenerationDefaults = GenerationDefaults()
     """Defaults of generation, stored in the model directory."""
     export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        refines = self.clusters is not None and self.lm.kind == "masked"
+        if self.export.coarse_model is not None and not refines:
+            raise ValueError("export.coarse_model is for a refiner: lm of kind 'masked', with clusters")
+        if self.lm.kind == "masked" and self.train.patches:
+            raise ValueError(
+                "train.patches is for an lm that predicts step by step, not of kind 'masked'; leave it out"
+            )
+        if refines and self.export.coarse_model is None and self.train.sample_every is not None:
+            raise ValueError(
+                "train.sample_every: a refiner alone generates nothing; set export.coarse_model, or leave it out"
+            )
+        return self
 
 
 _MAY_CHANGE = (
@@ -136,6 +156,7 @@ _MAY_CHANGE = (
     "data.test",
     "data.shards",  # the folder; what is in it is compared by run_state.py
     "tokenizer",
+    "clusters",
     "train.max_consecutive_bad",
 )
 

@@ -278,8 +278,7 @@ class LMTrainer:
                 self.average.refresh(weights)
 
     def _loaded_model(self) -> LoadedModel:
-        parts = self.parts
-        return LoadedModel(self.average.model, parts.tokenizer, parts.text, parts.labels, self.config.generation)
+        return self.parts.loaded(self.average.model, self.config.generation)
 
     def _sample(self) -> None:
         if self.sample is not None:

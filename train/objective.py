@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..lm.arrange import Arrangement
 from ..lm.conditions import ConditionBatch
-from ..lm.model import TokenLM
+from ..lm.kinds import AnyLM
 
 
 class Objective(nn.Module):
@@ -27,7 +27,7 @@ class Objective(nn.Module):
         dtype: "bfloat16" runs the forward pass under autocast, "float32" as it is.
     """
 
-    def __init__(self, lm: TokenLM, dtype: str = "float32", label_smoothing: float = 0.0):
+    def __init__(self, lm: AnyLM, dtype: str = "float32", label_smoothing: float = 0.0):
         super().__init__()
         self.lm = lm
         self.use_autocast = dtype == "bfloat16"

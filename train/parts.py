@@ -7,7 +7,13 @@ from pathlib import Path
 
 import torch
 
+from ..lm.coarse import ClusteredTokenizer, Clustering, load_clustering
+from ..lm.defaults import GenerationDefaults
+from ..lm.kinds import make_lm
+from ..lm.masked import MaskedLM
 from ..lm.model import LMConfig, TokenLM
+from ..lm.stages import CoarseToFine
+from ..lm.weights import LoadedModel, load_model
 from ..tokenize.config import ConfigError
 from ..tokenize.shards import Shards
 from ..tokenize.spec import TokenSpec, check_same_tokenizer
@@ -32,13 +38,25 @@ class Parts:
     """Label names in the order of their ids; empty without a label condition."""
     items: Items
     test: Items | None
+    clustering: Clustering | None
+    """Of the coarse labels, where there are such."""
+    coarse: LoadedModel | None
+    """The finished model of the coarse labels, for a refiner to be joined with."""
 
     def make_lm(self, seed: int) -> TokenLM:
         """A model with random weights, alike in every process."""
         torch.manual_seed(mix(seed, 0))
-        return TokenLM(
-            self.lm_config, self.spec, self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
-        )
+        vectors = self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
+        return make_lm(self.lm_config, self.spec, vectors, self.clustering)
+
+    def loaded(self, lm: TokenLM, defaults: GenerationDefaults) -> LoadedModel:
+        """The model that generates: lm, or a refiner joined with the model of its labels."""
+        if self.coarse is None or not isinstance(lm, MaskedLM):
+            return LoadedModel(lm, self.tokenizer, self.text, self.labels, defaults)
+        first = self.coarse
+        assert isinstance(first.lm, TokenLM)
+        both = CoarseToFine(first.lm.to(lm.device), lm).eval()
+        return LoadedModel(both, self.tokenizer, first.text, first.labels, defaults)
 
 
 def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
@@ -49,8 +67,14 @@ def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
         ValueError: shards of another tokenizer, labels or texts that the conditions need and the data lack.
     """
     tokenizer = load_tokenizer(config.tokenizer)
+    clustering = None if config.clusters is None else load_clustering(config.clusters)
     shards = Shards(config.data.shards)
     check_same_tokenizer(shards.spec, tokenizer.spec, f"data.shards {config.data.shards}")
+    labelled = None
+    if clustering is not None:
+        clustering.check(tokenizer.spec)
+        if config.lm.kind == "causal":
+            tokenizer, labelled = ClusteredTokenizer(tokenizer, clustering), clustering
     label_config = next((condition for condition in config.lm.conditions if condition.kind == "label"), None)
     text_config = next((condition for condition in config.lm.conditions if condition.kind == "text"), None)
     labels = list(shards.label_names)
@@ -66,13 +90,32 @@ def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
     except ConfigError as error:
         raise ConfigError(f"lm.{error} (data.shards {config.data.shards})") from None
     known = labels if label_config is not None else None
-    items = Items(shards, known, text, config.data.max_frames)
+    items = Items(shards, known, text, config.data.max_frames, labelled)
     test = None
     if config.data.test is not None:
         test_shards = Shards(config.data.test)
-        check_same_tokenizer(test_shards.spec, tokenizer.spec, f"data.test {config.data.test}")
-        test = Items(test_shards, known, text, config.data.max_frames)
-    return Parts(lm_config, shards.spec, tokenizer, text, labels if known else [], items, test)
+        check_same_tokenizer(test_shards.spec, shards.spec, f"data.test {config.data.test}")
+        test = Items(test_shards, known, text, config.data.max_frames, labelled)
+    coarse = None
+    if config.export.coarse_model is not None:
+        coarse = _open_coarse(config.export.coarse_model, clustering, text, known)
+    return Parts(lm_config, tokenizer.spec, tokenizer, text, labels if known else [], items, test, clustering, coarse)
+
+
+def _open_coarse(
+    folder: str, clustering: Clustering | None, text: TextTokenizer | None, labels: list[str] | None
+) -> LoadedModel:
+    """The model of the coarse labels, for a refiner whose conditions (None: it has no such) are numbered alike."""
+    where = f"export.coarse_model {folder}"
+    loaded = load_model(folder)
+    if clustering is None or not isinstance(loaded.tokenizer, ClusteredTokenizer):
+        raise ConfigError(f"{where}: not a model of coarse labels; train one with `clusters` and an lm of kind causal")
+    check_same_tokenizer(loaded.spec, clustering.spec, where)
+    if labels is not None and loaded.labels != labels:
+        raise ConfigError(f"{where}: its labels are {loaded.labels[:5]} ..., those of the shards {labels[:5]} ...")
+    if text is not None and vars(loaded.text).get("model") != vars(text).get("model"):
+        raise ConfigError(f"{where}: its text tokenizer is another one; train both stages on the same shards")
+    return loaded
 
 
 def _open_text(

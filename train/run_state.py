@@ -43,6 +43,7 @@ class RunState:
             "losses": self.losses,
             "processes": world.size,
             "tokenizer": parts.spec.fingerprint,
+            "clusters": None if parts.clustering is None else parts.clustering.spec.fingerprint,
             "data": data_fingerprint(parts.items),
             "config": config.model_dump(mode="json"),
         }
@@ -57,6 +58,12 @@ class RunState:
             raise ConfigError(
                 f"data.shards: {config.data.shards} is not what {folder} was trained on; "
                 "put the old shards back, or start another run with another --out"
+            )
+        clusters = None if parts.clustering is None else parts.clustering.spec.fingerprint
+        if found.get("clusters") != clusters:
+            raise ConfigError(
+                f"clusters: {config.clusters} are not those {folder} was trained with; put them back, or start another "
+                "run with another --out"
             )
         if found["processes"] != world.size and world.is_first:
             print(

@@ -31,8 +31,8 @@ Sample = Callable[[SampleRequest], None]
 
 def make_request(model: LoadedModel, parts: Parts, folder: Path, count: int, seed: int) -> SampleRequest:
     """Ask for all labels in turn, and for the texts of the first test items (where there are none: training items)."""
-    labels = [parts.labels[number % len(parts.labels)] for number in range(count)] if parts.labels else None
-    texts = _texts(parts.test or parts.items, count) if parts.text is not None else None
+    labels = [model.labels[number % len(model.labels)] for number in range(count)] if model.labels else None
+    texts = _texts(parts.test or parts.items, count) if model.text is not None else None
     folder.mkdir(parents=True, exist_ok=True)
     return SampleRequest(model, folder, labels, texts, count, seed)
 
