@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .samples import WEIGHTS_HELP
+from .samples import CACHE_HELP, WEIGHTS_HELP
 
 
 def register(app: typer.Typer) -> None:
@@ -61,9 +61,7 @@ def generate(
     prompt_frames: Annotated[int | None, typer.Option(min=1, help="Use only so many frames of the prompt.")] = None,
     unconditional: Annotated[bool, typer.Option("--unconditional", help="Generate without text or label.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="One by one: no rounding depends on the others.")] = False,
-    cache: Annotated[
-        str | None, typer.Option(help="How keys and values are kept: static, ring, or {kind: ring, window: 500}.")
-    ] = None,
+    cache: Annotated[str | None, typer.Option(help=CACHE_HELP)] = None,
     draft: Annotated[
         int | None, typer.Option(help="Steps to guess at a time, for models trained with lm.ahead; same samples.")
     ] = None,

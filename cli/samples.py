@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..generate.model import Model
 
 WEIGHTS_HELP = "How matrices are kept: float32, bfloat16, int8 or int4; fewer bits are faster."
+CACHE_HELP = "How keys and values are kept: static, ring, int8, int4, evict; or {kind: ring, window: 500}."
 
 
 def make_samples(model: Model, output: Path, count: int, as_json: bool, **call) -> None:

@@ -212,16 +212,10 @@ class KVCache(InPlace):
         if self._position is not None:
             self._places = self._position + torch.arange(n, device=device)
             keys = torch.arange(self.capacity, device=device)
-            self._mask, self._causal = self._visible(self._places, keys), False
+            self._mask = causal_mask(self._places, keys, self._prefix, self._prefix_mask, self._window)
             return
-        end = self.length + n
-        assert end <= self.capacity, f"{end} positions in a cache of {self.capacity}"
-        fits = self._window is None or end - self._prefix <= self._window
-        self._mask, self._causal = None, False
-        if self._prefix_mask is None and fits and (n == 1 or self.length == 0):
-            self._causal = n > 1
-        else:
-            self._mask = self._visible(torch.arange(self.length, end, device=device), torch.arange(end, device=device))
+        assert self.length + n <= self.capacity, f"{self.length + n} positions in a cache of {self.capacity}"
+        self._mask, self._causal = seen_in_order(self.length, n, device, self._prefix, self._prefix_mask, self._window)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> Seen:
         """Put keys and values [B, G, n, E] behind the positions so far; gives all of the layer's."""
@@ -240,8 +234,17 @@ class KVCache(InPlace):
             assert 0 <= length <= self.length
             self.length = length
 
-    def _visible(self, queries: Tensor, keys: Tensor) -> Tensor:
-        return causal_mask(queries, keys, self._prefix, self._prefix_mask, self._window)
+
+def seen_in_order(
+    length: int, n: int, device: torch.device, prefix_length: int, prefix_mask: Tensor | None, window: int | None
+) -> tuple[Tensor | None, bool]:
+    """(mask, causal) as `Seen` has them, of n positions behind `length` others that are all remembered, in order."""
+    end = length + n
+    fits = window is None or end - prefix_length <= window
+    if prefix_mask is None and fits and (n == 1 or length == 0):
+        return None, n > 1
+    queries, keys = torch.arange(length, end, device=device), torch.arange(end, device=device)
+    return causal_mask(queries, keys, prefix_length, prefix_mask, window), False
 
 
 def cannot_rewind(kind: str) -> ValueError:

@@ -13,6 +13,8 @@ from pydantic import BeforeValidator, Field
 
 from ..tokenize.config import Config, check_config, parse_yaml
 from .cache import Cache, CacheShape, KVCache
+from .evicting_cache import EvictCacheConfig, EvictingCache
+from .quantised_cache import Int4CacheConfig, Int8CacheConfig, QuantisedCache
 from .ring import RingCache, RingCacheConfig
 
 
@@ -32,12 +34,19 @@ def plain_choice(choice: Any) -> Any:
 
 
 CacheConfig = Annotated[
-    Annotated[StaticCacheConfig | RingCacheConfig, Field(discriminator="kind")], BeforeValidator(plain_choice)
+    Annotated[
+        StaticCacheConfig | RingCacheConfig | Int8CacheConfig | Int4CacheConfig | EvictCacheConfig,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(plain_choice),
 ]
 
 CACHES: dict[str, Callable[[Any, CacheShape], Cache]] = {
     "static": lambda config, shape: KVCache.of(shape),
     "ring": RingCache,
+    "int8": QuantisedCache,
+    "int4": QuantisedCache,
+    "evict": EvictingCache,
 }
 """Made as CACHES[kind](config, shape)."""
 

@@ -52,6 +52,18 @@ def test_generate_with_packed_weights(models, tmp_path, capsys):
     assert "weights 'int5' are unknown; choose float32, bfloat16, int8, int4" in capsys.readouterr().err
 
 
+def test_generate_with_another_cache(models, tmp_path, capsys):
+    call = ["generate", models / "shapes", "--label", "star", "-o", tmp_path / "a.png", "--seed", 1]
+    assert tessera(*call, "--cache", "{kind: ring, window: 1}") == 0
+    load(models / "shapes").generate(label="star", seed=1, cache={"kind": "ring", "window": 1}).save(tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    for kind in ("static", "int8", "int4", "evict"):
+        assert tessera(*call, "--cache", kind) == 0
+    capsys.readouterr()
+    assert tessera(*call, "--cache", "int5") == 2
+    assert "'int5'" in capsys.readouterr().err
+
+
 def test_generate_one_with_all_settings(models, tmp_path, capsys):
     codes = load(models / "tones").generate(text="a", num_frames=3).codes[0]
     write_codes(tmp_path / "prompt.safetensors", load(models / "tones").spec, [CodesItem("a", codes)])
