@@ -256,25 +256,27 @@ typedef struct {
     int64_t positions, width, key_strides[3], value_strides[3], mask_stride;
 } Past;
 
-/* scores[m] += query . key[m] over `parts` registers of the head (a constant once inlined) */
-INLINE void add_scores(int kind, const Past *past, const char *key, const float *query, float *scores, int parts) {
+/* scores[m] += query . key[m] over `parts` registers of the head (a constant once inlined), where m is seen */
+INLINE void add_scores(
+    int kind, const Past *past, const char *key, const float *query, const uint8_t *mask, float *scores, int parts) {
     const int64_t size = kind == FLOAT32 ? 4 : 2;
     floats qs[8];
     EACH(p, parts) qs[p] = load_float32(query + p * LANES);
     for (int64_t m = 0; m < past->positions; m++, key += past->key_strides[2] * size) {
+        if (mask && !mask[m]) continue;
         floats total = qs[0] * load(kind, key);
         for (int p = 1; p < parts; p++) total += qs[p] * load(kind, key + p * LANES * size);
         scores[m] += sum(total);
     }
 }
 
-/* result = sum over m of scores[m] value[m], as above */
+/* result = sum over m of scores[m] value[m], as above; what is not seen is not read */
 INLINE void mix_values(int kind, const Past *past, const char *value, const float *scores, float *result, int parts) {
     const int64_t size = kind == FLOAT32 ? 4 : 2;
     floats totals[8];
     EACH(p, parts) totals[p] = (floats){0};
     for (int64_t m = 0; m < past->positions; m++, value += past->value_strides[2] * size)
-        EACH(p, parts) totals[p] += load(kind, value + p * LANES * size) * scores[m];
+        if (scores[m] != 0) EACH(p, parts) totals[p] += load(kind, value + p * LANES * size) * scores[m];
     EACH(p, parts) *(floats *)(result + p * LANES) = totals[p];
 }
 
@@ -283,7 +285,7 @@ INLINE void attend_in_parts(int kind, const Past *past, const char *key, const c
     const int64_t size = kind == FLOAT32 ? 4 : 2;
     memset(scores, 0, sizeof(float) * past->positions);
     for (int64_t e = 0; e < past->width; e += parts * LANES)
-        add_scores(kind, past, key + e * size, query + e, scores, parts);
+        add_scores(kind, past, key + e * size, query + e, mask, scores, parts);
     float largest = -INFINITY, total = 0;
     if (mask) for (int64_t m = 0; m < past->positions; m++) scores[m] = mask[m] ? scores[m] : -INFINITY;
     for (int64_t m = 0; m < past->positions; m++) largest = scores[m] > largest ? scores[m] : largest;
