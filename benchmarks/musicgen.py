@@ -1,0 +1,245 @@
+"""MusicGen-small's shape with random weights: our generation beside that of transformers, turn by turn in one run.
+
+    python benchmarks/musicgen.py --threads 2 --json out.json        (benchmarks/generate.py runs it as well)
+
+What all do: 24 layers of width 1024, 4 codebooks of 2048 codes with delays, cross-attention to 16 states, guidance 3
+(two rows a sample), top-k 250, keys and values cached, for 250 frames. transformers makes the weights and writes them,
+our loader reads them.
+
+Each figure is the median over turns in which everybody runs once, so that other work on the machine hits all alike:
+
+    frames/s     frames of a sample times the batch, over the time of the whole call
+    ratio        ours over transformers' bfloat16 at the same batch, turn by turn
+    bandwidth    bytes of weights and cache that the steps must read, over the time; the share is of what a product of a
+                 large float32 matrix with a vector reads in the same turn
+
+What was tried for the layers of few rows and is not used (one thread of a Zen 4 server core, 24 matrices [4096, 1024]
+so that none stays in a cache, GB/s of weights at one and two rows, best of several; the large product reads 21):
+
+    torch linear                  float32 14.1 / 7.0, bfloat16 9.8 / 10.0 (oneDNN lays the weights out each time)
+    torch._weight_int8pack_mm     7.8 / 7.0
+    torch._weight_int4pack_mm     8.6 / 7.1
+    inductor, one sum a row       bfloat16 24.0 / 16.4, int8 15.8 / 10.2 (a second row costs as much again)
+    C, four rows of the matrix    bfloat16 10.8 / 9.8 (four short streams; prefetching by hand 13.3)
+    C, rows one by one            bfloat16 27.2 / 19.0, 8.7 with other work on the core (x is loaded for each row)
+    C, tiles (lm/skinny.c)        float32 18.5 / 20.1, bfloat16 23.1 / 22.3, int8 22.1 / 18.2, int4 11.1 / 8.1
+
+and torch's attention of one bfloat16 query to 250 keys, 16 heads and two rows takes 860 us, that of skinny.c 94 us
+(float32: 113 and 96 us).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from tessera.generate.loop import Length, generate_codes
+from tessera.generate.sampling import Sampling
+from tessera.lm.conditions import ConditionBatch
+from tessera.lm.hf_musicgen import load_musicgen
+from tessera.lm.model import TokenLM
+from tessera.lm.quantise import pack_, step_bytes
+
+STATES, WIDTH, LAYERS, BOOKS, CODES, GUIDANCE, TOP_K = 16, 1024, 24, 4, 2048, 3.0, 250
+KINDS = ("bfloat16", "int8", "int4")
+
+
+@dataclass
+class Contender:
+    """Somebody who generates."""
+
+    name: str
+    run: Callable[[int, int], object]
+    """run(batch, frames)"""
+    weight_bytes: int
+    """Memory of all weights."""
+    bytes_per_step: int = 0
+    """Weights that a step reads; 0: not counted."""
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    """By batch, one for each turn."""
+    peak_bytes: dict[int, int] = field(default_factory=dict)
+    """By batch, on a CUDA device."""
+
+
+def compare(
+    device: torch.device, batches: Sequence[int] = (1,), frames: int = 250, turns: int = 5, layers: int = LAYERS
+) -> dict:
+    """Measure and print; returns the figures under their names. ImportError where transformers is missing."""
+    contenders = make_contenders(device, layers)
+    print(
+        f"\nMusicGen-small's shape, {layers} layers, {frames} frames, guidance {GUIDANCE:g}, {turns} turns, "
+        f"{torch.get_num_threads()} threads"
+    )
+    print(f"{'':<22} {'batch':>5} {'frames/s':>9} {'spread':>7} {'ratio':>6} {'GB/s':>6} {'share':>6} {'weights':>9}")
+    found: dict = {"rows": []}
+    for batch in batches:
+        bandwidths = take_turns(contenders, device, batch, frames, turns)
+        for contender in contenders:
+            row = figures(contender, contenders[0], batch, frames, bandwidths, layers)
+            found["rows"].append(row)
+            print_row(row)
+            if contender is not contenders[0]:
+                found[f"ratio_{short(contender.name)}_b{batch}"] = row["ratio"]
+                if row["bandwidth_share"] is not None:
+                    found[f"bandwidth_share_{short(contender.name)}_b{batch}"] = row["bandwidth_share"]
+    return found
+
+
+def make_contenders(device: torch.device, layers: int = LAYERS) -> list[Contender]:
+    """transformers first, then ours with each kind of weights."""
+    from transformers import MusicgenDecoderConfig, MusicgenForCausalLM, logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = MusicgenDecoderConfig(
+        vocab_size=CODES, num_hidden_layers=layers, hidden_size=WIDTH, num_attention_heads=16, ffn_dim=4 * WIDTH,
+        num_codebooks=BOOKS, pad_token_id=CODES, bos_token_id=CODES,
+    )  # fmt: skip
+    theirs = MusicgenForCausalLM(config).to(device, torch.bfloat16).eval()
+    for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
+        setattr(theirs.generation_config, name, CODES)
+    generator = torch.Generator().manual_seed(1)
+
+    def states(batch: int) -> torch.Tensor:
+        return torch.randn(batch, STATES, WIDTH, generator=generator).to(device, torch.bfloat16)
+
+    def run_theirs(batch: int, frames: int):
+        given = states(batch)
+        with torch.inference_mode():
+            return theirs.generate(
+                inputs=torch.full((batch * BOOKS, 1), CODES, device=device),
+                attention_mask=torch.ones(batch, 1, dtype=torch.long, device=device),
+                encoder_hidden_states=torch.cat([given, torch.zeros_like(given)]),
+                guidance_scale=GUIDANCE, do_sample=True, top_k=TOP_K, num_return_sequences=1,
+                min_length=frames + BOOKS, max_length=frames + BOOKS,
+            )  # fmt: skip
+
+    weight_bytes = sum(parameter.nbytes for parameter in theirs.parameters())
+    contenders = [Contender("transformers bfloat16", run_theirs, weight_bytes)]
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        for kind in KINDS:
+            lm = load_musicgen(Path(folder), device=device, dtype="bfloat16")
+            if device.type == "cpu" or kind != "bfloat16":
+                pack_(lm, kind)
+            tensors = [*lm.parameters(), *lm.buffers()]
+            contenders.append(
+                Contender(f"tessera {kind}", ours(lm, states), sum(x.nbytes for x in tensors), step_bytes(lm))
+            )
+    return contenders
+
+
+def ours(lm: TokenLM, states: Callable[[int], torch.Tensor]) -> Callable[[int, int], object]:
+    """Generation with a model of ours."""
+
+    def run(batch: int, frames: int):
+        conditions = ConditionBatch(embedding=states(batch), embedding_lengths=torch.full((batch,), STATES))
+        length, sampling = Length(frames, fixed=True), Sampling(top_k=TOP_K)
+        return generate_codes(lm, conditions, list(range(batch)), length, sampling, GUIDANCE)
+
+    return run
+
+
+def take_turns(contenders: list[Contender], device: torch.device, batch: int, frames: int, turns: int) -> list[float]:
+    """Time everybody in each turn, after a few frames to warm up; returns each turn's bandwidth, bytes a second."""
+    matrix, vector = torch.randn(1 << 14, 1 << 12, device=device), torch.randn(1 << 12, device=device)
+    for contender in contenders:
+        contender.run(batch, 4)
+        contender.seconds[batch] = []
+    bandwidths = []
+    for _ in range(turns):
+        seconds = min(timed(device, lambda: torch.mv(matrix, vector)) for _ in range(5))
+        bandwidths.append(matrix.nbytes / seconds)
+        for contender in contenders:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            contender.seconds[batch].append(timed(device, lambda run=contender.run: run(batch, frames)))
+            if device.type == "cuda":
+                contender.peak_bytes[batch] = torch.cuda.max_memory_allocated(device)
+    return bandwidths
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds that work takes, until the device has done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def figures(
+    contender: Contender, base: Contender, batch: int, frames: int, bandwidths: list[float], layers: int
+) -> dict:
+    """The figures of one contender at one batch."""
+    seconds, steps = contender.seconds[batch], frames + BOOKS - 1
+    ratios = [b / s for s, b in zip(seconds, base.seconds[batch], strict=True)]
+    rows = 2 * batch
+    # keys and values of all positions so far, half of them on the average, and those of the states
+    cache = rows * layers * 2 * WIDTH * 2 * (steps / 2 + STATES)
+    read = contender.bytes_per_step + cache if contender.bytes_per_step else None
+    shares = None if read is None else [read * steps / s / b for s, b in zip(seconds, bandwidths, strict=True)]
+    return {
+        "name": contender.name,
+        "batch": batch,
+        "frames": frames,
+        "seconds": seconds,
+        "frames_per_second": batch * frames / statistics.median(seconds),
+        "spread": (max(seconds) - min(seconds)) / statistics.median(seconds),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "bytes_per_step": read,
+        "bytes_per_second": None if read is None else read * steps / statistics.median(seconds),
+        "bandwidths": bandwidths,
+        "bandwidth_share": None if shares is None else statistics.median(shares),
+        "weight_bytes": contender.weight_bytes,
+        "peak_bytes": contender.peak_bytes.get(batch),
+    }
+
+
+def print_row(row: dict) -> None:
+    """One line of the table."""
+    speed = "" if row["bytes_per_second"] is None else f"{row['bytes_per_second'] / 1e9:.1f}"
+    share = "" if row["bandwidth_share"] is None else f"{row['bandwidth_share']:.0%}"
+    print(
+        f"{row['name']:<22} {row['batch']:5d} {row['frames_per_second']:9.1f} {row['spread']:7.0%} {row['ratio']:6.2f} "
+        f"{speed:>6} {share:>6} {row['weight_bytes'] / 1e6:6.0f} MB",
+        flush=True,
+    )
+
+
+def short(name: str) -> str:
+    """bf16, int8 or int4."""
+    return name.split()[1].replace("bfloat", "bf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--frames", type=int, default=250)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    batches = [int(batch) for batch in arguments.batches.split(",")]
+    found = compare(torch.device(arguments.device), batches, arguments.frames, arguments.turns)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
