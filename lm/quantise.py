@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from . import skinny
 from .attention import sdpa
 from .parallel import ParallelHead
-from .skinny import TILE, skinny_linear, tiled, untiled
+from .skinny import skinny_linear
 from .transformer import CrossAttention, SelfAttention
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ def quantise_int4(weight: Tensor, group: int = GROUP) -> Quantised:
     """[N, D] to 4 bits for each group of inputs; a last group may be shorter.
 
     Raises:
-        ValueError: a group that is not a multiple of 32.
+        ValueError: another group than 32, 64 or 128.
     """
-    if group < 32 or group % 32:
-        raise ValueError(f"group must be a multiple of 32, found {group}")
+    if group not in (32, 64, 128):
+        raise ValueError(f"group must be 32, 64 or 128, found {group}")
     # Some outputs at a time: what the search looks at stays in the processor's cache, which is five times as fast.
     parts = [_quantise_rows(rows, group) for rows in weight.split(max(1, ROWS_OF_SEARCH // weight.shape[1]))]
     numbers, scales, offsets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -124,34 +124,33 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: WeightsName, group: int = GROUP):
         super().__init__()
-        self.kind, self.group = kind, group if kind == "int4" else TILE[1]
+        self.kind, self.group = kind, group if kind == "int4" else skinny.INPUTS
         self.out_features, self.in_features = weight.shape
         self.tiles = weight.device.type == "cpu" and not skinny.why_not()
-        weight = weight.detach()
-        scales = None
+        weight, scales = weight.detach(), None
         if kind == "int4":
             quantised = quantise_int4(weight, group)
             assert quantised.offsets is not None
             scales = torch.stack([quantised.scales, quantised.offsets])  # [2, N, groups]
-            numbers = F.pad(quantised.numbers, (0, -self.in_features % group))
             if self.tiles:
-                numbers = tiled(numbers)
-                scales = F.pad(scales, (0, 0, 0, -self.out_features % TILE[0])).unflatten(1, (-1, TILE[0]))
-                scales = scales.permute(1, 3, 0, 2).contiguous()
+                numbers = skinny.tiled_int4(quantised.numbers)
+                groups = numbers.shape[1] * skinny.INT4_INPUTS // group
+                scales = F.pad(scales, (0, groups - scales.shape[2], 0, -self.out_features % skinny.OUTPUTS))
+                scales = scales.unflatten(1, (-1, skinny.OUTPUTS)).permute(1, 3, 0, 2).contiguous()
             else:
-                numbers = numbers.unflatten(1, (-1, TILE[1]))
-            half = TILE[1] // 2
-            numbers = numbers[..., :half] | (numbers[..., half:] << 4)
+                first, second = F.pad(quantised.numbers, (0, self.in_features % 2)).chunk(2, dim=1)
+                numbers = first | (second << 4)
         elif kind == "int8":
             quantised = quantise_int8(weight)
             numbers, scales = quantised.numbers, quantised.scales.squeeze(1)
         else:
             numbers = weight.to(getattr(torch, kind))
         if kind != "int4" and self.tiles:
-            numbers = tiled(numbers)
+            numbers = skinny.tiled(numbers)
         self.register_buffer("numbers", numbers.contiguous(), persistent=False)
         self.register_buffer("scales", scales, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().float(), persistent=False)
+        self._described: skinny.Matrix | None = None
 
     def _apply(self, fn, recurse=True):
         """Moves to another device only: numbers and scales have the dtypes they have."""
@@ -166,30 +165,44 @@ class PackedLinear(nn.Module):
         """[*, D] -> [*, N] in x's dtype."""
         rows = x.numel() // self.in_features
         if self.tiles and rows <= skinny.MAX_ROWS and x.dtype in (torch.float32, torch.bfloat16):
-            return skinny_linear(x, self.numbers, self.scales, self.bias, self.kind, self.out_features, self.group)
+            if torch.compiler.is_compiling():
+                return skinny_linear(x, self.numbers, self.scales, self.bias, self.kind, self.out_features, self.group)
+            return skinny.multiply(x, self.described)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.dequantised(x.dtype), bias)
+
+    @property
+    def described(self) -> skinny.Matrix:
+        """What the kernels are told, where the numbers lie in tiles."""
+        if self._described is None or self._described.weight != self.numbers.data_ptr():
+            self._described = skinny.matrix_of(
+                self.numbers, self.scales, self.bias, self.kind, self.in_features, self.out_features, self.group
+            )
+        return self._described
+
+    def __getstate__(self) -> dict:
+        """Without the addresses: a copy has its own."""
+        return {**super().__getstate__(), "_described": None}  # type: ignore[misc]
 
     def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weights [N, D]."""
         numbers, N, D = self.numbers, self.out_features, self.in_features
-        if self.kind in ("float32", "bfloat16"):
-            return (untiled(numbers, N, D) if self.tiles else numbers).to(dtype)
-        assert self.scales is not None
-        if self.kind == "int8":
-            return (self._whole(numbers).float() * self.scales[:, None]).to(dtype)
-        numbers = self._whole(torch.cat([numbers & 15, numbers >> 4], dim=-1))
-        scales = self.scales
+        if self.kind == "int4":
+            return self._dequantised_int4().to(dtype)
         if self.tiles:
-            scales = scales.permute(2, 0, 3, 1).flatten(1, 2)[:, :N]
-        scale, offset = scales.float().repeat_interleave(self.group, dim=2)[..., :D]
-        return (numbers.float() * scale + offset).to(dtype)
+            numbers = skinny.untiled(numbers, N, D)
+        return numbers.to(dtype) if self.scales is None else (numbers.float() * self.scales[:, None]).to(dtype)
 
-    def _whole(self, numbers: Tensor) -> Tensor:
-        """Numbers as a matrix [N, D]."""
+    def _dequantised_int4(self) -> Tensor:
+        numbers, scales, N, D = self.numbers, self.scales, self.out_features, self.in_features
+        assert scales is not None
         if self.tiles:
-            return untiled(numbers, self.out_features, self.in_features)
-        return numbers.flatten(1)[:, : self.in_features]
+            numbers = skinny.untiled_int4(numbers, N, D)
+            scales = scales.permute(2, 0, 3, 1).flatten(1, 2)[:, :N]
+        else:
+            numbers = torch.cat([numbers & 15, numbers >> 4], dim=1)[:, :D]
+        scale, offset = scales.float().repeat_interleave(self.group, dim=2)[..., :D]
+        return numbers.float() * scale + offset
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         raise ValueError("packed weights cannot be saved; save the model as it was before (load it without weights=)")

@@ -1,14 +1,16 @@
 /* What a step of generation does with few rows, every weight, key and value read from memory once.
 
-   Linear layers: y[b, n] = sum over d of x[b, d] weight[n, d]. With one to a few rows such a layer costs the time to
-   read its weights, so they lie in the order in which they are read: for each 4 outputs, one tile after another of
-   [4 outputs, 32 inputs] (int4: 16 bytes an output; the low half of byte j is input j, the high half input 16 + j).
-   Reading four rows of an ordinary matrix side by side is two to three times slower: the processor foresees one long
-   stream, not four short ones.
+   A linear layer of one to a few rows costs the time to read its weights, so they lie in the order in which they are
+   read: for each 4 outputs, one tile after another of [4 outputs, 32 inputs]. Reading four rows of an ordinary matrix
+   side by side is two to three times slower: the processor foresees one long stream, not four short ones.
 
    float32 and bfloat16 weights are as they are; int8 has one scale for an output; int4 has scale and offset for every
-   group of inputs: weight = scale number + offset. Sums are float32. Widths are rounded up to whole tiles, with zeros.
-   Plain C with the vector extensions of GCC and Clang; only the loads are written for each processor. */
+   group of inputs (weight = scale number + offset) and tiles of [4 outputs, 128 inputs]: each output is 32 words of 16
+   bits, word i has the inputs i, 32 + i, 64 + i, 96 + i from its lowest 4 bits up.
+
+   Sums are float32. Widths are rounded up to whole tiles, with zeros. Plain C with the vector extensions of GCC and
+   Clang; only the loads are written for each processor. Where x is bfloat16 and the processor multiplies bfloat16, so
+   does this. */
 
 #include <math.h>
 #include <stdint.h>
@@ -20,7 +22,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
-#if defined(__AVX512F__) /* LANES: floats in a register */
+#if defined(__AVX512F__) && defined(__AVX512BW__) /* LANES: floats in a register */
+#define AVX512
 enum { LANES = 16, ROWS_AT_ONCE = 4 };
 #define KEEP(value) __asm__("" : "+v"(value)) /* in a register: GCC would load x again for every product */
 #else
@@ -31,8 +34,14 @@ enum { LANES = 4, ROWS_AT_ONCE = 2 };
 #endif
 #define KEEP(value)
 #endif
+#if defined(AVX512) && defined(__AVX512BF16__)
+#define DOTS 1
+#else
+#define DOTS 0
+#endif
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
 enum { OUTPUTS = 4, INPUTS = 32, PARTS = INPUTS / LANES };
+enum { INT4_INPUTS = 128 };
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef float float4 __attribute__((vector_size(16), aligned(4)));
@@ -40,7 +49,6 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
 typedef int8_t numbers8 __attribute__((vector_size(LANES), aligned(1)));
-typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1)));
 
 INLINE float from_bfloat16(uint16_t bits) {
     uint32_t wide = (uint32_t)bits << 16;
@@ -52,24 +60,24 @@ INLINE float from_bfloat16(uint16_t bits) {
 INLINE uint16_t to_bfloat16(float value) { /* to the nearest, ties to even; NaN stays NaN */
     uint32_t bits;
     memcpy(&bits, &value, 4);
-    if (value != value) return (uint16_t)((bits >> 16) | 64);
-    return (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    return (uint16_t)(value == value ? rounded : (bits >> 16) | 64);
 }
 
 INLINE floats load_float32(const void *from) { return *(const floats *)from; }
 
-#if defined(__AVX512F__)
+/* load_int4: the numbers of LANES words, `place` bits up */
+#if defined(AVX512)
 INLINE floats load_bfloat16(const void *from) {
     return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from)), 16);
 }
 INLINE floats load_int8(const void *from) {
     return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)));
 }
-INLINE void load_int4(const void *from, floats *low, floats *high) {
+INLINE floats load_int4(const void *from, int place) {
     const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128(from));
-    *low = (floats)_mm512_permutexvar_ps(pairs, numbers); /* looks at the lowest 4 bits only */
-    *high = (floats)_mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), numbers);
+    __m512i four = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from));
+    return (floats)_mm512_permutexvar_ps(_mm512_srli_epi32(four, place), numbers); /* looks at the lowest 4 bits only */
 }
 INLINE float sum(floats values) { return _mm512_reduce_add_ps((__m512)values); }
 #else
@@ -80,10 +88,9 @@ INLINE floats load_bfloat16(const void *from) {
 INLINE floats load_int8(const void *from) {
     return (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from)));
 }
-INLINE void load_int4(const void *from, floats *low, floats *high) {
-    __m256i pairs = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from));
-    *low = (floats)_mm256_cvtepi32_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(15)));
-    *high = (floats)_mm256_cvtepi32_ps(_mm256_srli_epi32(pairs, 4));
+INLINE floats load_int4(const void *from, int place) {
+    __m256i four = _mm256_cvtepu16_epi32(_mm_loadu_si128(from));
+    return (floats)_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(four, place), _mm256_set1_epi32(15)));
 }
 #else
 INLINE floats load_bfloat16(const void *from) {
@@ -92,10 +99,9 @@ INLINE floats load_bfloat16(const void *from) {
 INLINE floats load_int8(const void *from) {
     return __builtin_convertvector(__builtin_convertvector(*(const numbers8 *)from, ints), floats);
 }
-INLINE void load_int4(const void *from, floats *low, floats *high) {
-    bytes pairs = *(const bytes *)from;
-    *low = __builtin_convertvector(__builtin_convertvector(pairs & 15, ints), floats);
-    *high = __builtin_convertvector(__builtin_convertvector(pairs >> 4, ints), floats);
+INLINE floats load_int4(const void *from, int place) {
+    words four = __builtin_convertvector(*(const halves *)from, words);
+    return __builtin_convertvector((ints)(four >> place & 15), floats);
 }
 #endif
 INLINE float sum(floats values) {
@@ -109,20 +115,37 @@ INLINE floats load(int kind, const void *from) {
     return kind == FLOAT32 ? load_float32(from) : kind == BFLOAT16 ? load_bfloat16(from) : load_int8(from);
 }
 
+/* Linear layers */
+
 typedef struct {
     const char *weight;
-    const uint16_t *scales;  /* int4: bfloat16 [blocks, groups, 2, OUTPUTS], scales and then offsets */
-    const float *x;          /* up to ROWS_AT_ONCE rows together: [inputs / INPUTS, rows, INPUTS] */
-    const float *group_sums; /* int4: [rows, groups], sums of x */
-    float *y;                /* [rows, outputs] */
-    int64_t inputs, outputs, group;
-} Work;
+    const void *scales; /* int8: float32 [outputs]; int4: bfloat16 [outputs / 4, groups, 2, 4], scales and offsets */
+    const float *bias;  /* [outputs] or NULL */
+    int64_t kind, inputs, outputs, group; /* group: a multiple of 32 that divides 128; 32 for kinds other than int4 */
+} Matrix;
+
+typedef struct {
+    char *x;           /* up to ROWS_AT_ONCE rows together: [inputs / 32, rows, 32], float32 or, for DOTS, bfloat16 */
+    float *group_sums; /* int4: [rows, groups], sums of x */
+    float *sums;       /* [rows, outputs rounded up] */
+} Operand;
+
+static int64_t padded_inputs(const Matrix *m) {
+    const int64_t unit = m->kind == INT4 ? INT4_INPUTS : INPUTS;
+    return (m->inputs + unit - 1) / unit * unit;
+}
+static int64_t padded_outputs(const Matrix *m) { return (m->outputs + OUTPUTS - 1) / OUTPUTS * OUTPUTS; }
+static int multiplies_halves(const Matrix *m, int half) {
+    return DOTS && half && (m->kind == BFLOAT16 || m->kind == INT4);
+}
 
 /* The outputs of a block of tiles, for `rows` rows of x (a constant once inlined). */
-INLINE void block_of_weights(int kind, const Work *work, int64_t block, int64_t first_row, int rows) {
-    const int64_t line = INPUTS * (kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1);
-    const char *weight = work->weight + block * OUTPUTS * (work->inputs / INPUTS) * line;
-    const float *x = work->x + first_row * work->inputs, *end = x + rows * work->inputs;
+INLINE void block_of_weights(
+    int kind, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
+    const int64_t line = INPUTS * (kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1), inputs = padded_inputs(m);
+    const int64_t outputs = padded_outputs(m);
+    const char *weight = m->weight + block * OUTPUTS * (inputs / INPUTS) * line;
+    const float *x = (const float *)operand->x + first * inputs, *end = x + rows * inputs;
     floats sums[OUTPUTS][ROWS_AT_ONCE];
     EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = (floats){0};
     for (; x < end; x += rows * INPUTS, weight += OUTPUTS * line)
@@ -134,110 +157,205 @@ INLINE void block_of_weights(int kind, const Work *work, int64_t block, int64_t 
                 EACH(b, rows) sums[o][b] += w * xs[b];
             }
         }
-    EACH(b, rows) EACH(o, OUTPUTS) work->y[(first_row + b) * work->outputs + block * OUTPUTS + o] = sum(sums[o][b]);
+    EACH(b, rows) EACH(o, OUTPUTS) operand->sums[(first + b) * outputs + block * OUTPUTS + o] = sum(sums[o][b]);
 }
 
-INLINE void block_of_int4(const Work *work, int64_t block, int64_t first_row, int rows) {
-    const int64_t groups = work->inputs / work->group;
-    const char *weight = work->weight + block * OUTPUTS * work->inputs / 2;
-    const uint16_t *scales = work->scales + block * groups * 2 * OUTPUTS;
-    const float *x = work->x + first_row * work->inputs, *group_sums = work->group_sums + first_row * groups;
-    floats sums[OUTPUTS][ROWS_AT_ONCE];
+INLINE void block_of_int4(int dots, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
+    const int64_t inputs = padded_inputs(m), outputs = padded_outputs(m), groups = inputs / m->group;
+    const int64_t line = INT4_INPUTS / 2;
+    const char *weight = m->weight + block * OUTPUTS * inputs / 2;
+    const uint16_t *scales = (const uint16_t *)m->scales + block * groups * 2 * OUTPUTS;
+    const char *x = operand->x + first * inputs * (dots ? 2 : 4);
+    const float *group_sums = operand->group_sums + first * groups;
+    floats sums[OUTPUTS][ROWS_AT_ONCE], inner[OUTPUTS][ROWS_AT_ONCE];
     float4 shifts[ROWS_AT_ONCE];
+#if DOTS
+    const __m512i numbers = _mm512_set_epi16(/* 15 to 0 in bfloat16, twice: the fifth bit of an index does not matter */
+        0x4170, 0x4160, 0x4150, 0x4140, 0x4130, 0x4120, 0x4110, 0x4100, 0x40E0, 0x40C0, 0x40A0, 0x4080, 0x4040, 0x4000,
+        0x3F80, 0x0000, 0x4170, 0x4160, 0x4150, 0x4140, 0x4130, 0x4120, 0x4110, 0x4100, 0x40E0, 0x40C0, 0x40A0, 0x4080,
+        0x4040, 0x4000, 0x3F80, 0x0000);
+#endif
     EACH(b, rows) shifts[b] = (float4){0};
-    EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = (floats){0};
-    for (int64_t g = 0; g < groups; g++, scales += 2 * OUTPUTS) {
-        floats inner[OUTPUTS][ROWS_AT_ONCE];
-        EACH(o, OUTPUTS) EACH(b, rows) inner[o][b] = (floats){0};
-        for (int64_t i = 0; i < work->group; i += INPUTS, x += rows * INPUTS, weight += OUTPUTS * INPUTS / 2)
-            EACH(part, PARTS / 2) {
-                floats first[ROWS_AT_ONCE], second[ROWS_AT_ONCE];
-                EACH(b, rows) {
-                    first[b] = load_float32(x + b * INPUTS + part * LANES); KEEP(first[b]);
-                    second[b] = load_float32(x + b * INPUTS + INPUTS / 2 + part * LANES); KEEP(second[b]);
-                }
+    EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = inner[o][b] = (floats){0};
+    int64_t in_group = 0, g = 0;
+    for (int64_t i = 0; i < inputs; i += INT4_INPUTS, weight += OUTPUTS * line)
+        EACH(t, INT4_INPUTS / INPUTS) {
+            if (dots) {
+#if DOTS
+                __m512bh xs[ROWS_AT_ONCE];
+                EACH(b, rows) xs[b] = (__m512bh)_mm512_loadu_si512(x + b * INPUTS * 2);
                 EACH(o, OUTPUTS) {
-                    floats low, high;
-                    load_int4(weight + o * INPUTS / 2 + part * LANES, &low, &high);
-                    EACH(b, rows) inner[o][b] += low * first[b];
-                    EACH(b, rows) inner[o][b] += high * second[b];
+                    __m512i four = _mm512_srli_epi16(_mm512_loadu_si512(weight + o * line), 4 * t);
+                    __m512bh w = (__m512bh)_mm512_permutexvar_epi16(four, numbers);
+                    EACH(b, rows) inner[o][b] = (floats)_mm512_dpbf16_ps((__m512)inner[o][b], w, xs[b]);
                 }
+#endif
+            } else
+                EACH(part, PARTS) {
+                    floats xs[ROWS_AT_ONCE];
+                    EACH(b, rows) {
+                        xs[b] = load_float32(x + (b * INPUTS + part * LANES) * 4);
+                        KEEP(xs[b]);
+                    }
+                    EACH(o, OUTPUTS) {
+                        floats w = load_int4(weight + o * line + part * LANES * 2, 4 * t);
+                        EACH(b, rows) inner[o][b] += w * xs[b];
+                    }
+                }
+            x += rows * INPUTS * (dots ? 2 : 4);
+            in_group += INPUTS;
+            if (in_group == m->group) {
+                float4 offsets;
+                EACH(o, OUTPUTS) offsets[o] = from_bfloat16(scales[OUTPUTS + o]);
+                EACH(b, rows) shifts[b] += offsets * group_sums[b * groups + g];
+                EACH(o, OUTPUTS) EACH(b, rows) {
+                    sums[o][b] += inner[o][b] * from_bfloat16(scales[o]);
+                    inner[o][b] = (floats){0};
+                }
+                in_group = 0, g++, scales += 2 * OUTPUTS;
             }
-        float4 offsets;
-        EACH(o, OUTPUTS) offsets[o] = from_bfloat16(scales[OUTPUTS + o]);
-        EACH(b, rows) shifts[b] += offsets * group_sums[b * groups + g];
-        EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] += inner[o][b] * from_bfloat16(scales[o]);
-    }
+        }
     EACH(b, rows) EACH(o, OUTPUTS)
-        work->y[(first_row + b) * work->outputs + block * OUTPUTS + o] = sum(sums[o][b]) + shifts[b][o];
+        operand->sums[(first + b) * outputs + block * OUTPUTS + o] = sum(sums[o][b]) + shifts[b][o];
 }
 
-INLINE void block_of_kind(int kind, const Work *work, int64_t block, int64_t first_row, int rows) {
-    if (kind == INT4) block_of_int4(work, block, first_row, rows);
-    else block_of_weights(kind, work, block, first_row, rows);
+#if DOTS
+INLINE void block_of_dots(const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
+    const int64_t line = INPUTS * 2, inputs = padded_inputs(m), outputs = padded_outputs(m);
+    const char *weight = m->weight + block * OUTPUTS * (inputs / INPUTS) * line;
+    const char *x = operand->x + first * inputs * 2, *end = x + rows * inputs * 2;
+    __m512 sums[OUTPUTS][ROWS_AT_ONCE];
+    EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = _mm512_setzero_ps();
+    for (; x < end; x += rows * line, weight += OUTPUTS * line) {
+        __m512bh xs[ROWS_AT_ONCE];
+        EACH(b, rows) xs[b] = (__m512bh)_mm512_loadu_si512(x + b * line);
+        EACH(o, OUTPUTS) {
+            __m512bh w = (__m512bh)_mm512_loadu_si512(weight + o * line);
+            EACH(b, rows) sums[o][b] = _mm512_dpbf16_ps(sums[o][b], w, xs[b]);
+        }
+    }
+    EACH(b, rows) EACH(o, OUTPUTS) operand->sums[(first + b) * outputs + block * OUTPUTS + o] = sum((floats)sums[o][b]);
+}
+#endif
+
+INLINE void block_of_kind(
+    int kind, int dots, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
+    if (kind == INT4) block_of_int4(dots, m, operand, block, first, rows);
+#if DOTS
+    else if (dots) block_of_dots(m, operand, block, first, rows);
+#endif
+    else block_of_weights(kind, m, operand, block, first, rows);
 }
 
-INLINE void blocks_of_kind(int kind, const Work *work, int64_t first, int64_t last, int64_t rows) {
-    for (int64_t block = first; block < last; block++) { /* more rows than fit into registers find the block in L1 */
+INLINE void blocks_of_kind(
+    int kind, int dots, const Matrix *m, const Operand *operand, int64_t from, int64_t to, int64_t rows) {
+    for (int64_t block = from; block < to; block++) { /* more rows than fit into registers find the block in L1 */
         int64_t row = 0;
-        for (; row + ROWS_AT_ONCE <= rows; row += ROWS_AT_ONCE) block_of_kind(kind, work, block, row, ROWS_AT_ONCE);
-        if (rows - row == 3) block_of_kind(kind, work, block, row, 3 % ROWS_AT_ONCE);
-        if (rows - row == 2) block_of_kind(kind, work, block, row, 2 % ROWS_AT_ONCE);
-        if (rows - row == 1) block_of_kind(kind, work, block, row, 1);
+        for (; row + ROWS_AT_ONCE <= rows; row += ROWS_AT_ONCE)
+            block_of_kind(kind, dots, m, operand, block, row, ROWS_AT_ONCE);
+        if (rows - row == 3) block_of_kind(kind, dots, m, operand, block, row, 3 % ROWS_AT_ONCE);
+        if (rows - row == 2) block_of_kind(kind, dots, m, operand, block, row, 2 % ROWS_AT_ONCE);
+        if (rows - row == 1) block_of_kind(kind, dots, m, operand, block, row, 1);
     }
 }
 
-static void run_blocks(int kind, const Work *work, int64_t first, int64_t last, int64_t rows) {
-    if (kind == FLOAT32) blocks_of_kind(FLOAT32, work, first, last, rows);
-    if (kind == BFLOAT16) blocks_of_kind(BFLOAT16, work, first, last, rows);
-    if (kind == INT8) blocks_of_kind(INT8, work, first, last, rows);
-    if (kind == INT4) blocks_of_kind(INT4, work, first, last, rows);
+static void run_blocks(const Matrix *m, int dots, const Operand *operand, int64_t from, int64_t to, int64_t rows) {
+    if (m->kind == FLOAT32) blocks_of_kind(FLOAT32, 0, m, operand, from, to, rows);
+    if (m->kind == INT8) blocks_of_kind(INT8, 0, m, operand, from, to, rows);
+#if DOTS
+    if (m->kind == BFLOAT16 && dots) blocks_of_kind(BFLOAT16, 1, m, operand, from, to, rows);
+    if (m->kind == INT4 && dots) blocks_of_kind(INT4, 1, m, operand, from, to, rows);
+#endif
+    if (m->kind == BFLOAT16 && !dots) blocks_of_kind(BFLOAT16, 0, m, operand, from, to, rows);
+    if (m->kind == INT4 && !dots) blocks_of_kind(INT4, 0, m, operand, from, to, rows);
 }
 
-/* x [rows, inputs] and y [rows, outputs] are float32, or bfloat16 where `half`. `scales`: int8 float32 [outputs], int4
-   see Work, else NULL. `bias`: float32 [outputs] or NULL. `group` is a multiple of 32, for the others 32. Returns 0, or
-   1 where there was no memory. */
-int skinny_linear(int kind, const char *weight, const void *scales, const float *bias, const void *x, void *y,
-    int64_t rows, int64_t inputs, int64_t outputs, int64_t group, int half, int threads) {
-    const int64_t groups = kind == INT4 ? (inputs + group - 1) / group : 0;
-    Work work = {weight, scales, 0, 0, 0, (inputs + group - 1) / group * group, (outputs + 3) / 4 * 4, group};
-    float *memory = aligned_alloc(64, (sizeof(float) * rows * (work.inputs + work.outputs + groups) + 63) / 64 * 64);
-    if (!memory) return 1;
-    float *wide = memory, *group_sums = memory + rows * work.inputs;
-    work.x = wide, work.group_sums = group_sums, work.y = group_sums + rows * groups;
-    if (groups || inputs < work.inputs) memset(memory, 0, sizeof(float) * rows * (work.inputs + groups));
+/* Floats that an operand of a matrix takes. */
+static int64_t room_for(const Matrix *m, int64_t rows) {
+    return rows * (padded_inputs(m) + padded_inputs(m) / INPUTS + padded_outputs(m)) + 3 * 16;
+}
+
+/* x [rows, inputs] as the kernels read it, rounded to bfloat16 where `half`. */
+static Operand lay_out(const Matrix *m, const float *x, int64_t rows, int half, float *memory) {
+    const int64_t inputs = padded_inputs(m), groups = m->kind == INT4 ? inputs / m->group : 0;
+    Operand operand = {(char *)memory, memory + rows * inputs, 0};
+    operand.sums = operand.group_sums + (rows * groups + 15) / 16 * 16;
+    const int dots = multiplies_halves(m, half);
+    memset(memory, 0, sizeof(float) * rows * (inputs + groups));
     for (int64_t b = 0; b < rows; b++) {
         const int64_t first = b / ROWS_AT_ONCE * ROWS_AT_ONCE;
         const int64_t together = rows - first < ROWS_AT_ONCE ? rows - first : ROWS_AT_ONCE;
-        for (int64_t tile = 0; tile * INPUTS < inputs; tile++) {
-            const int64_t from = b * inputs + tile * INPUTS, left = inputs - tile * INPUTS;
-            float *to = wide + first * work.inputs + (tile * together + b - first) * INPUTS, total = 0;
-            for (int64_t i = 0; i < (left < INPUTS ? left : INPUTS); i++) {
-                to[i] = half ? from_bfloat16(((const uint16_t *)x)[from + i]) : ((const float *)x)[from + i];
-                total += to[i];
+        for (int64_t tile = 0; tile * INPUTS < m->inputs; tile++) {
+            const int64_t to = first * inputs + (tile * together + b - first) * INPUTS;
+            const int64_t left = m->inputs - tile * INPUTS;
+            const float *from = x + b * m->inputs + tile * INPUTS;
+            float padded[INPUTS] = {0}, total = 0;
+            for (int64_t i = 0; i < (left < INPUTS ? left : INPUTS); i++) padded[i] = from[i];
+            if (half) for (int i = 0; i < INPUTS; i++) padded[i] = from_bfloat16(to_bfloat16(padded[i]));
+            if (dots) for (int i = 0; i < INPUTS; i++) ((uint16_t *)operand.x)[to + i] = to_bfloat16(padded[i]);
+            else memcpy((float *)operand.x + to, padded, sizeof padded);
+            if (groups) {
+                for (int i = 0; i < INPUTS; i++) total += padded[i];
+                operand.group_sums[b * groups + tile * INPUTS / m->group] += total;
             }
-            if (groups) group_sums[b * groups + tile * INPUTS / group] += total;
         }
     }
-    const int64_t blocks = work.outputs / OUTPUTS, share = (blocks + threads - 1) / threads;
+    return operand;
+}
+
+/* Sums of the outputs from..to, scaled and with bias; from and to count blocks of 4. */
+static void multiply(const Matrix *m, const Operand *operand, int64_t from, int64_t to, int64_t rows, int half) {
+    const int64_t outputs = padded_outputs(m);
+    run_blocks(m, multiplies_halves(m, half), operand, from, to, rows);
+    for (int64_t b = 0; b < rows; b++) {
+        float *sums = operand->sums + b * outputs;
+        const int64_t last = to * OUTPUTS < m->outputs ? to * OUTPUTS : m->outputs;
+        if (m->kind == INT8)
+            for (int64_t n = from * OUTPUTS; n < last; n++) sums[n] *= ((const float *)m->scales)[n];
+        if (m->bias)
+            for (int64_t n = from * OUTPUTS; n < last; n++) sums[n] += m->bias[n];
+    }
+}
+
+/* The product of the rows with the matrix, by all threads. Returns [rows, outputs rounded up to 4], in `memory`. */
+static float *product(const Matrix *m, const float *x, int64_t rows, int half, int threads, float *memory) {
+    const Operand operand = lay_out(m, x, rows, half, memory);
+    const int64_t blocks = padded_outputs(m) / OUTPUTS, share = (blocks + threads - 1) / threads;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int t = 0; t < threads; t++) {
-        const int64_t first = t * share, last = first + share < blocks ? first + share : blocks;
-        run_blocks(kind, &work, first, last, rows);
-        for (int64_t b = 0; b < rows; b++)
-            for (int64_t n = first * OUTPUTS; n < last * OUTPUTS && n < outputs; n++) {
-                float value = work.y[b * work.outputs + n];
-                if (kind == INT8) value *= ((const float *)scales)[n];
-                if (bias) value += bias[n];
-                if (half) ((uint16_t *)y)[b * outputs + n] = to_bfloat16(value);
-                else ((float *)y)[b * outputs + n] = value;
-            }
+        const int64_t from = t * share, to = from + share < blocks ? from + share : blocks;
+        if (from < to) multiply(m, &operand, from, to, rows, half);
     }
+    return operand.sums;
+}
+
+static void read_floats(const void *from, int64_t at, int64_t count, int half, float *to) {
+    if (half) for (int64_t i = 0; i < count; i++) to[i] = from_bfloat16(((const uint16_t *)from)[at + i]);
+    else memcpy(to, (const float *)from + at, sizeof(float) * count);
+}
+
+static void write_floats(const float *from, int64_t count, int half, void *to, int64_t at) {
+    if (half) for (int64_t i = 0; i < count; i++) ((uint16_t *)to)[at + i] = to_bfloat16(from[i]);
+    else memcpy((float *)to + at, from, sizeof(float) * count);
+}
+
+static float *room(int64_t floats_needed) {
+    return aligned_alloc(64, (sizeof(float) * floats_needed + 63) / 64 * 64);
+}
+
+/* x [rows, inputs] and y [rows, outputs] are float32, or bfloat16 where `half`. Returns 0, or 1 for want of memory. */
+int skinny_linear(const Matrix *m, const void *x, void *y, int64_t rows, int half, int threads) {
+    const int64_t numbers = (rows * m->inputs + 15) / 16 * 16;
+    float *memory = room(numbers + room_for(m, rows));
+    if (!memory) return 1;
+    read_floats(x, 0, rows * m->inputs, half, memory);
+    const float *sums = product(m, memory, rows, half, threads, memory + numbers);
+    for (int64_t b = 0; b < rows; b++) write_floats(sums + b * padded_outputs(m), m->outputs, half, y, b * m->outputs);
     free(memory);
     return 0;
 }
 
-/* Attention of one query a row to the positions so far: every key and value read once. */
+/* Attention of one query a row to the positions so far */
 
 INLINE float exponential(float x) { /* of x <= 0, to 2e-7 of itself; a loop of these becomes vector code */
     const float halves = x * 1.44269504f;
@@ -251,9 +369,10 @@ INLINE float exponential(float x) { /* of x <= 0, to 2e-7 of itself; a loop of t
 }
 
 typedef struct {
-    const char *keys, *values; /* strides in numbers: of row, head, position; the numbers of a head lie together */
-    const uint8_t *mask;       /* [rows, positions], 1 where a position is seen, or NULL */
-    int64_t positions, width, key_strides[3], value_strides[3], mask_stride;
+    const char *keys, *values; /* the numbers of a head lie together */
+    const uint8_t *mask;       /* [rows, positions], 1 where a position is seen, or NULL; every row sees one */
+    int64_t positions, key_strides[3], value_strides[3]; /* in numbers: of row, head, position */
+    int64_t mask_stride, half;                           /* of a row; keys and values are bfloat16 */
 } Past;
 
 /* scores[m] += query . key[m] over `parts` registers of the head (a constant once inlined), where m is seen */
@@ -281,10 +400,10 @@ INLINE void mix_values(int kind, const Past *past, const char *value, const floa
 }
 
 INLINE void attend_in_parts(int kind, const Past *past, const char *key, const char *value, const float *query,
-    float *scores, const uint8_t *mask, float *result, int parts) {
+    float *scores, const uint8_t *mask, float *result, int64_t width, int parts) {
     const int64_t size = kind == FLOAT32 ? 4 : 2;
     memset(scores, 0, sizeof(float) * past->positions);
-    for (int64_t e = 0; e < past->width; e += parts * LANES)
+    for (int64_t e = 0; e < width; e += parts * LANES)
         add_scores(kind, past, key + e * size, query + e, mask, scores, parts);
     float largest = -INFINITY, total = 0;
     if (mask) for (int64_t m = 0; m < past->positions; m++) scores[m] = mask[m] ? scores[m] : -INFINITY;
@@ -292,52 +411,189 @@ INLINE void attend_in_parts(int kind, const Past *past, const char *key, const c
     for (int64_t m = 0; m < past->positions; m++) scores[m] = exponential(scores[m] - largest);
     for (int64_t m = 0; m < past->positions; m++) total += scores[m];
     for (int64_t m = 0; m < past->positions; m++) scores[m] /= total;
-    for (int64_t e = 0; e < past->width; e += parts * LANES)
+    for (int64_t e = 0; e < width; e += parts * LANES)
         mix_values(kind, past, value + e * size, scores, result + e, parts);
 }
 
-static void attend(int kind, const Past *past, int64_t row, int64_t group, const float *query, float *scores,
+static void attend(const Past *past, int64_t row, int64_t group, int64_t width, const float *query, float *scores,
     float *result) {
-    const int64_t size = kind == FLOAT32 ? 4 : 2, parts = past->width / LANES;
+    const int64_t size = past->half ? 2 : 4, parts = width / LANES;
     const char *key = past->keys + (row * past->key_strides[0] + group * past->key_strides[1]) * size;
     const char *value = past->values + (row * past->value_strides[0] + group * past->value_strides[1]) * size;
     const uint8_t *mask = past->mask ? past->mask + row * past->mask_stride : 0;
-#define CASE(k, n) \
-    if (kind == k && parts % n == 0) return attend_in_parts(k, past, key, value, query, scores, mask, result, n);
+#define CASE(kind, n) \
+    if (past->half == (kind == BFLOAT16) && parts % n == 0) \
+        return attend_in_parts(kind, past, key, value, query, scores, mask, result, width, n);
     CASE(FLOAT32, 8) CASE(FLOAT32, 4) CASE(FLOAT32, 2) CASE(FLOAT32, 1)
     CASE(BFLOAT16, 8) CASE(BFLOAT16, 4) CASE(BFLOAT16, 2) CASE(BFLOAT16, 1)
 #undef CASE
 }
 
-/* queries and out [rows, heads, width] lie together, all of one kind (float32 or bfloat16), the width a multiple of 16;
-   query head h reads group h / (heads / groups). `strides` are those of Past in its order. Every row must see a
-   position. Returns as above. */
-int skinny_attention(int kind, const void *queries, const void *keys, const void *values, const uint8_t *mask,
-    void *out, int64_t rows, int64_t heads, int64_t groups, int64_t positions, int64_t width, const int64_t *strides,
-    int threads) {
-    const Past past = {keys, values, mask, positions, width, {strides[0], strides[1], strides[2]},
-        {strides[3], strides[4], strides[5]}, strides[6]};
-    const int64_t room = (2 * width + positions + 15) / 16 * 16, work = rows * heads;
-    const int64_t share = (work + threads - 1) / threads;
+/* queries [rows, heads, width], which are scaled in place, to `mixed` alike; scores [threads, positions] is memory. */
+static void attend_all(const Past *past, int64_t rows, int64_t heads, int64_t groups, int64_t width, float *queries,
+    float *mixed, float *scores, int threads) {
+    const int64_t work = rows * heads, share = (work + threads - 1) / threads;
     const float scale = 1 / sqrtf((float)width);
-    float *memory = aligned_alloc(64, sizeof(float) * room * threads);
-    if (!memory) return 1;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int t = 0; t < threads; t++) {
-        float *query = memory + t * room, *result = query + width, *scores = result + width;
+    for (int t = 0; t < threads; t++)
         for (int64_t i = t * share; i < (t + 1) * share && i < work; i++) {
-            for (int64_t e = 0; e < width; e++) {
-                const int64_t at = i * width + e;
-                const float number =
-                    kind == FLOAT32 ? ((const float *)queries)[at] : from_bfloat16(((const uint16_t *)queries)[at]);
-                query[e] = scale * number;
-            }
-            attend(kind, &past, i / heads, i % heads / (heads / groups), query, scores, result);
-            for (int64_t e = 0; e < width; e++)
-                if (kind == FLOAT32) ((float *)out)[i * width + e] = result[e];
-                else ((uint16_t *)out)[i * width + e] = to_bfloat16(result[e]);
+            for (int64_t e = 0; e < width; e++) queries[i * width + e] *= scale;
+            attend(past, i / heads, i % heads / (heads / groups), width, queries + i * width,
+                scores + t * past->positions, mixed + i * width);
         }
+}
+
+/* queries and out [rows, heads, width] lie together, float32 or bfloat16 like keys and values, the width a multiple of
+   16; query head h reads group h / (heads / groups). Returns as above. */
+int skinny_attention(const Past *past, const void *queries, void *out, int64_t rows, int64_t heads, int64_t groups,
+    int64_t width, int threads) {
+    const int64_t numbers = rows * heads * width;
+    float *memory = room(2 * numbers + threads * past->positions);
+    if (!memory) return 1;
+    read_floats(queries, 0, numbers, (int)past->half, memory);
+    attend_all(past, rows, heads, groups, width, memory, memory + numbers, memory + 2 * numbers, threads);
+    write_floats(memory + numbers, numbers, (int)past->half, out, 0);
+    free(memory);
+    return 0;
+}
+
+/* A block of the transformer (transformer.py: Block), in two halves: between them the caller's cache takes the new keys
+   and values. Inside a half everything is float32; what goes into a product is rounded to bfloat16 where x is. */
+
+typedef struct {
+    const float *weight, *bias; /* NULL: there is no norm; no bias: root mean square, else with the mean taken off */
+    double eps;
+} Norm;
+
+typedef struct {
+    Matrix qkv, out, cross_query, cross_out, up, down;
+    Norm attention_norm, query_norm, key_norm, cross_norm, cross_query_norm, ffn_norm;
+    int64_t width, heads, groups, head_width;
+    int64_t gated; /* up has gates and values below each other: silu(gate) value; else gelu(up) */
+} Layer;
+
+static void normalise(const Norm *norm, const float *x, int64_t count, int64_t width, float *to) {
+    if (!norm->weight) {
+        if (to != x) memcpy(to, x, sizeof(float) * count * width);
+        return;
+    }
+    for (int64_t r = 0; r < count; r++, x += width, to += width) {
+        floats total = {0}, squares = {0};
+        float mean = 0, rest = 0;
+        int64_t i = 0;
+        if (norm->bias) {
+            for (; i + LANES <= width; i += LANES) total += load_float32(x + i);
+            for (; i < width; i++) rest += x[i];
+            mean = (sum(total) + rest) / (float)width;
+        }
+        for (i = 0, rest = 0; i + LANES <= width; i += LANES) {
+            floats centred = load_float32(x + i) - mean;
+            squares += centred * centred;
+        }
+        for (; i < width; i++) rest += (x[i] - mean) * (x[i] - mean);
+        const float scale = 1 / sqrtf((sum(squares) + rest) / (float)width + (float)norm->eps);
+        if (norm->bias) for (i = 0; i < width; i++) to[i] = (x[i] - mean) * scale * norm->weight[i] + norm->bias[i];
+        else for (i = 0; i < width; i++) to[i] = x[i] * scale * norm->weight[i];
+    }
+}
+
+/* Turn the pairs of `count` heads by angles given as cosine and sine, [width / 2, 2]. */
+static void turn(float *heads, int64_t count, int64_t width, const float *angles) {
+    for (int64_t h = 0; h < count; h++, heads += width)
+        for (int64_t i = 0; i < width; i += 2) {
+            const float a = heads[i], b = heads[i + 1];
+            heads[i] = a * angles[i] - b * angles[i + 1];
+            heads[i + 1] = a * angles[i + 1] + b * angles[i];
+        }
+}
+
+/* 0.5 x (1 + erf(x / sqrt 2)); erf by Abramowitz and Stegun 7.1.26, to 2e-7 */
+INLINE float gelu(float x) {
+    const float size = fabsf(x) * 0.70710678f, t = 1 / (1 + 0.3275911f * size);
+    const float series =
+        t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    const float tail = series * exponential(-size * size); /* 1 - erf(size) */
+    return 0.5f * x * (x < 0 ? tail : 2 - tail);
+}
+
+INLINE float silu(float x) {
+    const float power = exponential(-fabsf(x)); /* x / (1 + exp(-x)) without overflow */
+    return x < 0 ? x * power / (1 + power) : x / (1 + power);
+}
+
+/* First half: norm, projections, norms of heads, turns. x [rows, width]; queries float32 [rows, heads, head_width];
+   keys and values [rows, groups, head_width] in x's type. `angles`: complex64 [rows or 1, head_width / 2] or NULL;
+   `turn_keys`: 0 where the cache turns them. Returns 0, or 1 for want of memory. */
+int skinny_project(const Layer *l, const void *x, float *queries, void *keys, void *values, const float *angles,
+    int64_t angle_stride, int turn_keys, int64_t rows, int half, int threads) {
+    const int64_t D = l->width, E = l->head_width, H = l->heads, G = l->groups, numbers = rows * D;
+    float *memory = room(2 * numbers + 16 + room_for(&l->qkv, rows));
+    if (!memory) return 1;
+    read_floats(x, 0, numbers, half, memory);
+    normalise(&l->attention_norm, memory, rows, D, memory + numbers);
+    float *heads = product(&l->qkv, memory + numbers, rows, half, threads, memory + (2 * numbers + 15) / 16 * 16);
+    for (int64_t b = 0; b < rows; b++) {
+        float *head = heads + b * padded_outputs(&l->qkv);
+        normalise(&l->query_norm, head, H, E, head);
+        normalise(&l->key_norm, head + H * E, G, E, head + H * E);
+        if (angles) turn(head, turn_keys ? H + G : H, E, angles + b * angle_stride);
+        memcpy(queries + b * H * E, head, sizeof(float) * H * E);
+        write_floats(head + H * E, G * E, half, keys, b * G * E);
+        write_floats(head + (H + G) * E, G * E, half, values, b * G * E);
     }
     free(memory);
+    return 0;
+}
+
+static void add_rows(float *x, const float *sums, int64_t rows, int64_t width, int64_t stride) {
+    for (int64_t b = 0; b < rows; b++)
+        for (int64_t i = 0; i < width; i++) x[b * width + i] += sums[b * stride + i];
+}
+
+/* Second half: attention to `past`, cross-attention to `memory` (NULL: none) and the feed-forward, added to x [rows,
+   width], which goes to y. `queries` from the first half are overwritten. Returns as above. */
+int skinny_finish(const Layer *l, const Past *past, const Past *memory, const void *x, float *queries, void *y,
+    int64_t rows, int half, int threads) {
+    const int64_t D = l->width, E = l->head_width, H = l->heads, G = l->groups, numbers = rows * D;
+    const int64_t hidden = l->down.inputs, positions =
+        memory && memory->positions > past->positions ? memory->positions : past->positions;
+    int64_t product_room = 0;
+    const Matrix *matrices[] = {&l->out, &l->cross_query, &l->cross_out, &l->up, &l->down};
+    for (int i = 0; i < 5; i++)
+        if (matrices[i]->weight && room_for(matrices[i], rows) > product_room)
+            product_room = room_for(matrices[i], rows);
+    const int64_t aligned = (numbers + 15) / 16 * 16, mixed_room = (rows * H * E + 15) / 16 * 16;
+    const int64_t hidden_room = (rows * hidden + 15) / 16 * 16;
+    float *stream = room(2 * aligned + mixed_room + hidden_room + product_room + threads * positions);
+    if (!stream) return 1;
+    float *normed = stream + aligned, *mixed = normed + aligned, *inner = mixed + mixed_room;
+    float *work = inner + hidden_room, *scores = work + product_room;
+    read_floats(x, 0, numbers, half, stream);
+    attend_all(past, rows, H, G, E, queries, mixed, scores, threads);
+    add_rows(stream, product(&l->out, mixed, rows, half, threads, work), rows, D, padded_outputs(&l->out));
+    if (memory) {
+        normalise(&l->cross_norm, stream, rows, D, normed);
+        const float *heads = product(&l->cross_query, normed, rows, half, threads, work);
+        for (int64_t b = 0; b < rows; b++)
+            normalise(&l->cross_query_norm, heads + b * padded_outputs(&l->cross_query), H, E, queries + b * H * E);
+        attend_all(memory, rows, H, G, E, queries, mixed, scores, threads);
+        const float *sums = product(&l->cross_out, mixed, rows, half, threads, work);
+        add_rows(stream, sums, rows, D, padded_outputs(&l->cross_out));
+    }
+    normalise(&l->ffn_norm, stream, rows, D, normed);
+    const float *up = product(&l->up, normed, rows, half, threads, work);
+    const int64_t stride = padded_outputs(&l->up), share = (rows * hidden + threads - 1) / threads;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int t = 0; t < threads; t++)
+        for (int64_t b = 0; b < rows; b++) {
+            int64_t from = t * share - b * hidden, to = from + share;
+            from = from < 0 ? 0 : from, to = to > hidden ? hidden : to;
+            const float *gates = up + b * stride, *values = gates + hidden;
+            if (l->gated) for (int64_t i = from; i < to; i++) inner[b * hidden + i] = silu(gates[i]) * values[i];
+            else for (int64_t i = from; i < to; i++) inner[b * hidden + i] = gelu(gates[i]);
+        }
+    add_rows(stream, product(&l->down, inner, rows, half, threads, work), rows, D, padded_outputs(&l->down));
+    write_floats(stream, numbers, half, y, 0);
+    free(stream);
     return 0;
 }

@@ -16,32 +16,78 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("skinny.c")
-TILE = (4, 32)
-"""Outputs and inputs of a tile."""
 KINDS = ("float32", "bfloat16", "int8", "int4")
 """In the order of the numbers skinny.c has for them."""
+OUTPUTS, INPUTS, INT4_INPUTS = 4, 32, 128
+"""Of a tile; int4 has tiles of its own."""
 MAX_ROWS = 16
 """From here on products, not memory, take the time, and torch's matrix product is better."""
 
 
-def tiled(weight: Tensor, filler: float = 0) -> Tensor:
-    """Weights [N, D] of any dtype in the order they are read, [N / 4, D / 32, 4, 32] rounded up."""
-    outputs, inputs = TILE
+class Matrix(ctypes.Structure):
+    """A linear layer; the tensors it points to must live as long."""
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("kind", "inputs", "outputs", "group")],
+    ]
+
+
+class Past(ctypes.Structure):
+    """Keys and values of the positions so far."""
+
+    _fields_ = [
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("positions", ctypes.c_int64),
+        ("key_strides", ctypes.c_int64 * 3),
+        ("value_strides", ctypes.c_int64 * 3),
+        ("mask_stride", ctypes.c_int64),
+        ("half", ctypes.c_int64),
+    ]
+
+
+def tiled(weight: Tensor, inputs: int = INPUTS) -> Tensor:
+    """Weights [N, D] of any dtype in the order they are read, [N / 4, D / inputs, 4, inputs] rounded up with zeros."""
     N, D = weight.shape
-    weight = torch.nn.functional.pad(weight, (0, -D % inputs, 0, -N % outputs), value=filler)
-    return weight.unflatten(1, (-1, inputs)).unflatten(0, (-1, outputs)).transpose(1, 2).contiguous()
+    weight = torch.nn.functional.pad(weight, (0, -D % inputs, 0, -N % OUTPUTS))
+    return weight.unflatten(1, (-1, inputs)).unflatten(0, (-1, OUTPUTS)).transpose(1, 2).contiguous()
 
 
 def untiled(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
     """The weights [N, D] that `tiled` was given."""
     return tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)[:outputs, :inputs]
+
+
+def tiled_int4(numbers: Tensor) -> Tensor:
+    """Numbers 0..15 [N, D], uint8, in the order they are read: bytes [N / 4, D / 128, 4, 64]."""
+    a, b, c, d = tiled(numbers, INT4_INPUTS).chunk(4, dim=-1)
+    return torch.stack([a | (b << 4), c | (d << 4)], dim=-1).flatten(-2)
+
+
+def untiled_int4(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
+    """The numbers [N, D] that `tiled_int4` was given."""
+    low, high = tiles.unflatten(-1, (-1, 2)).unbind(-1)
+    return untiled(torch.cat([low & 15, low >> 4, high & 15, high >> 4], dim=-1), outputs, inputs)
+
+
+def matrix_of(
+    weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: str, inputs: int, outputs: int, group: int
+) -> Matrix:
+    """What the kernels are told of a layer as `PackedLinear` (quantise.py) keeps it; arguments as `skinny_linear`."""
+    return Matrix(weight.data_ptr(), _pointer(scales), _pointer(bias), KINDS.index(kind), inputs, outputs, group)
 
 
 def skinny_linear(
@@ -51,18 +97,27 @@ def skinny_linear(
 
     Args:
         x: [*, D] float32 or bfloat16 on the CPU.
-        weight: tiles of `kind`; int4: uint8 [N / 4, D / 32, 4, 16], rounded up.
-        scales: int8: float32 [N rounded up]. int4: bfloat16 [N / 4, groups, 2, 4], scales and offsets.
+        weight: `tiled` of kind, or `tiled_int4`.
+        scales: int8: float32 [N]. int4: bfloat16 [N / 4, groups, 2, 4], scales and offsets, rounded up with zeros.
         bias: float32 [N].
         kind: one of KINDS.
         outputs: N.
-        group: inputs that share an int4 scale, a multiple of 32; for other kinds 32.
+        group: inputs that share an int4 scale: 32, 64 or 128; for other kinds 32.
     Returns:
         [*, N] in x's dtype; sums are float32.
     """
-    if torch.compiler.is_compiling():
-        return torch.ops.tessera.skinny_linear(x, weight, scales, bias, KINDS.index(kind), outputs, group)
-    return _call(x, weight, scales, bias, KINDS.index(kind), outputs, group)
+    return torch.ops.tessera.skinny_linear(x, weight, scales, bias, KINDS.index(kind), outputs, group)
+
+
+def multiply(x: Tensor, matrix: Matrix) -> Tensor:
+    """`skinny_linear` for a matrix that is described already."""
+    x = x.contiguous()
+    y = x.new_empty((*x.shape[:-1], matrix.outputs))
+    status = _library().linear(
+        matrix, x.data_ptr(), y.data_ptr(), x.numel() // matrix.inputs, _is_half(x), torch.get_num_threads()
+    )
+    _check_memory(status)
+    return y
 
 
 def skinny_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -71,7 +126,7 @@ def skinny_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor
     Args:
         queries: [B, H, 1, E] float32 or bfloat16 on the CPU, E a multiple of 16.
         keys, values: [B, G, M, E] of the same dtype; the numbers of a head lie together, all else may be strided.
-        mask: bool [B or 1, 1, 1, M], True where a key is seen; None: all are.
+        mask: bool [B or 1, 1, 1, M], True where a key is seen; None: all are. What is not seen is not read.
     """
     if torch.compiler.is_compiling():
         return torch.ops.tessera.skinny_attention(queries, keys, values, mask)
@@ -92,101 +147,101 @@ def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     )
 
 
+def past_of(keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Past, Tensor | None]:
+    """What the kernels are told of keys, values and mask as `can_attend` allows, and a tensor to keep as long."""
+    B, _, M, _ = keys.shape
+    seen = None if mask is None else mask.expand(B, 1, 1, M).contiguous()
+    strides, half = ctypes.c_int64 * 3, keys.dtype == torch.bfloat16
+    of_keys, of_values = strides(*keys.stride()[:3]), strides(*values.stride()[:3])
+    return Past(keys.data_ptr(), values.data_ptr(), _pointer(seen), M, of_keys, of_values, M, half), seen
+
+
 @torch.compiler.assume_constant_result
 def why_not() -> str:
     """Why the kernels cannot be used here; "" where they can."""
-    return _library()[2]
-
-
-def _call(
-    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: int, outputs: int, group: int
-) -> Tensor:
-    x = x.contiguous()
-    inputs = x.shape[-1]
-    y = x.new_empty((*x.shape[:-1], outputs))
-    function = _library()[0]
-    assert function is not None
-    status = function(
-        kind,
-        weight.data_ptr(),
-        None if scales is None else scales.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        x.data_ptr(),
-        y.data_ptr(),
-        x.numel() // inputs,
-        inputs,
-        outputs,
-        group,
-        x.dtype == torch.bfloat16,
-        torch.get_num_threads(),
-    )
-    if status:
-        raise MemoryError(f"no memory for a linear layer of {inputs} inputs and {outputs} outputs")
-    return y
+    return _library().why_not
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     B, H, _, E = queries.shape
-    G, M = keys.shape[1:3]
     queries = queries.contiguous()
     out = torch.empty_like(queries)
-    function = _library()[1]
-    assert function is not None
-    seen = None if mask is None else mask.expand(B, 1, 1, M).contiguous()
-    strides = (*keys.stride()[:3], *values.stride()[:3], M)
-    status = function(
-        KINDS.index("float32" if queries.dtype == torch.float32 else "bfloat16"),
-        queries.data_ptr(),
-        keys.data_ptr(),
-        values.data_ptr(),
-        None if seen is None else seen.data_ptr(),
-        out.data_ptr(),
-        B,
-        H,
-        G,
-        M,
-        E,
-        (ctypes.c_int64 * 7)(*strides),
-        torch.get_num_threads(),
-    )
-    if status:
-        raise MemoryError(f"no memory for attention to {M} positions")
+    past, _seen = past_of(keys, values, mask)
+    threads = torch.get_num_threads()
+    status = _library().attention(past, queries.data_ptr(), out.data_ptr(), B, H, keys.shape[1], E, threads)
+    _check_memory(status)
     return out
 
 
-def _shape_of(
+def _linear(
+    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: int, outputs: int, group: int
+) -> Tensor:
+    return multiply(x, matrix_of(weight, scales, bias, KINDS[kind], x.shape[-1], outputs, group))
+
+
+def _linear_shape(
     x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: int, outputs: int, group: int
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], outputs))
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _is_half(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16
+
+
+def _check_memory(status: int) -> None:
+    if status:
+        raise MemoryError("no memory for a step of generation")
 
 
 _operators = torch.library.Library("tessera", "FRAGMENT")
 _operators.define(
     "skinny_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, int kind, int outputs, int group) -> Tensor"
 )
-_operators.impl("skinny_linear", _call, "CPU")
 _operators.define("skinny_attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask) -> Tensor")
+_operators.impl("skinny_linear", _linear, "CPU")
 _operators.impl("skinny_attention", _attend, "CPU")
-torch.library.register_fake("tessera::skinny_linear", _shape_of, lib=_operators)
+torch.library.register_fake("tessera::skinny_linear", _linear_shape, lib=_operators)
 torch.library.register_fake("tessera::skinny_attention", lambda queries, *_: torch.empty_like(queries), lib=_operators)
 
 
 # The compiled library
 
 
+@dataclass(frozen=True)
+class Library:
+    """The functions of skinny.c, or why they are not there."""
+
+    linear: Any = None
+    attention: Any = None
+    project: Any = None
+    finish: Any = None
+    why_not: str = ""
+
+
 @cache
-def _library():
-    """(linear, attention, "") or (None, None, why there are none)."""
+def _library() -> Library:
     try:
         library = ctypes.CDLL(str(_built()))
-        linear, attention = library.skinny_linear, library.skinny_attention
     except (OSError, RuntimeError) as error:
-        return None, None, str(error)
-    integer, pointer, number = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
-    linear.argtypes = [integer, *[pointer] * 5, *[number] * 4, integer, integer]
-    attention.argtypes = [integer, *[pointer] * 5, *[number] * 5, pointer, integer]
-    linear.restype = attention.restype = integer
-    return linear, attention, ""
+        return Library(why_not=str(error))
+    pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    matrix, past = ctypes.POINTER(Matrix), ctypes.POINTER(Past)
+    arguments = {
+        "linear": [matrix, pointer, pointer, number, integer, integer],
+        "attention": [past, pointer, pointer, number, number, number, number, integer],
+        "project": [pointer] * 6 + [number, integer, number, integer, integer],
+        "finish": [pointer, past, past, *[pointer] * 3, number, integer, integer],
+    }
+    functions = {}
+    for name, types in arguments.items():
+        functions[name] = getattr(library, f"skinny_{name}")
+        functions[name].argtypes, functions[name].restype = types, integer
+    return Library(**functions)
 
 
 def _built() -> Path:

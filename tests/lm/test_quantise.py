@@ -27,7 +27,7 @@ needs_compiler = pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_no
 def way(request, monkeypatch):
     """With the compiled kernels, and as on a machine without a compiler."""
     if request.param == "torch alone":
-        monkeypatch.setattr(skinny, "_library", lambda: (None, None, "no C compiler"))
+        monkeypatch.setattr(skinny, "_library", lambda: skinny.Library(why_not="no C compiler"))
     return request.param
 
 
@@ -100,6 +100,10 @@ def test_tiles_hold_every_weight_once():
         assert tiles.shape == (-(-N // 4), -(-D // 32), 4, 32)
         assert tiles[tiles > 0].sort().values.tolist() == weight.flatten().tolist()
         assert torch.equal(skinny.untiled(tiles, N, D), weight)
+        numbers = (weight % 16).to(torch.uint8)
+        packed = skinny.tiled_int4(numbers)
+        assert packed.shape == (-(-N // 4), -(-D // 128), 4, 64)
+        assert torch.equal(skinny.untiled_int4(packed, N, D), numbers)
 
 
 def test_int8_error_is_half_a_step():
@@ -126,7 +130,7 @@ def test_int4_is_as_good_as_a_search_by_hand(group):
     assert quantise_int4(torch.full((2, 64), 0.5)).weights().eq(0.5).all()
     shifted = (quantise_int4(weight + 4, group).weights() - weight - 4).square()
     assert shifted.mean() < error.mean() * 1.5  # the offset's rounding
-    with pytest.raises(ValueError, match="multiple of 32, found 48"):
+    with pytest.raises(ValueError, match="32, 64 or 128, found 48"):
         quantise_int4(weight, 48)
 
 
@@ -139,7 +143,7 @@ def test_packed_model_is_the_model_of_its_weights(way, kind):
     pack_(lm, kind)
     assert lm.num_parameters == parameters
     if kind in ("int8", "int4"):
-        assert step_bytes(lm) < size * (0.45 if kind == "int8" else 0.4)  # tiny layers: scales and padding weigh
+        assert step_bytes(lm) < size * 0.5  # tiny layers: scales and padding weigh
     layers = {name: module for name, module in lm.named_modules() if isinstance(module, PackedLinear)}
     assert len(layers) == 2 * 7 + 1
     with torch.no_grad():
