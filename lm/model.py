@@ -374,7 +374,7 @@ class TokenLM(nn.Module):
             num_frames = self.spec.geometry.num_frames
         joined, first = self._take_first(self._conditions_as_in_eval(batch))
         P = 0 if joined.prefix is None else joined.prefix.shape[1]
-        memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
+        memory = self._remember(joined)
         config = self.config
         shape = CacheShape(
             layers=config.layers,
@@ -500,7 +500,7 @@ class TokenLM(nn.Module):
         x = self._with_places(x, steps, P, joined.prefix_mask)
         total_frames = codes.shape[2] if lengths is None else lengths[:, None]
         table = self._table(steps, total_frames, P, joined.prefix_mask, side)
-        memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
+        memory = self._remember(joined)
         mask = self._mask(P, S, joined.prefix_mask, codes.device)
         hidden = self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)[:, P:]
         return arranged, hidden if patches is None else patches.spread(hidden)
@@ -553,6 +553,13 @@ class TokenLM(nn.Module):
             return x
         positions = self._positions(steps, P, prefix_mask)
         return x + sinusoidal_places(positions, self.config.width, self.config.rope.base).to(x.dtype)
+
+    def _remember(self, joined: Joined) -> Memory | None:
+        """What cross-attention reads, in the type of the model: the places of a text are float32."""
+        if joined.memory is None:
+            return None
+        memory = joined.memory.to(next(self.parameters()).dtype)
+        return self.transformer.remember(memory, joined.memory_mask)
 
     def _mask(self, P: int, S: int, prefix_mask: Tensor | None, device: torch.device) -> Tensor | None:
         """What P prefix tokens and S steps see, bool [B or 1, 1, P + S, P + S]; None: each all before it."""

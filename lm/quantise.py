@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from . import skinny
 from .attention import sdpa
+from .fused import fuse
 from .parallel import ParallelHead
 from .skinny import skinny_linear
 from .transformer import CrossAttention, SelfAttention
@@ -238,6 +239,8 @@ def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
     for module in lm.transformer.modules():
         if isinstance(module, SelfAttention | CrossAttention) and module.attend is sdpa:
             module.attend = sdpa_or_skinny
+    for block in lm.transformer.blocks:
+        block.fused = fuse(block)  # type: ignore[arg-type, assignment]
     if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
         lm.head.packed = PackedLinear(lm.head.weight, lm.head.absent, weights)
         lm.head.weight = None

@@ -59,6 +59,27 @@ class Past(ctypes.Structure):
     ]
 
 
+class Norm(ctypes.Structure):
+    """A norm; without weight there is none."""
+
+    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_double)]
+
+
+MATRICES = ("qkv", "out", "cross_query", "cross_out", "up", "down")
+NORMS = ("attention_norm", "query_norm", "key_norm", "cross_norm", "cross_query_norm", "ffn_norm")
+SIZES = ("width", "heads", "groups", "head_width", "gated")
+
+
+class Layer(ctypes.Structure):
+    """A block as skinny.c is told of it."""
+
+    _fields_ = [
+        *[(name, Matrix) for name in MATRICES],
+        *[(name, Norm) for name in NORMS],
+        *[(name, ctypes.c_int64) for name in SIZES],
+    ]
+
+
 def tiled(weight: Tensor, inputs: int = INPUTS) -> Tensor:
     """Weights [N, D] of any dtype in the order they are read, [N / 4, D / inputs, 4, inputs] rounded up with zeros."""
     N, D = weight.shape
@@ -113,10 +134,10 @@ def multiply(x: Tensor, matrix: Matrix) -> Tensor:
     """`skinny_linear` for a matrix that is described already."""
     x = x.contiguous()
     y = x.new_empty((*x.shape[:-1], matrix.outputs))
-    status = _library().linear(
+    status = library().linear(
         matrix, x.data_ptr(), y.data_ptr(), x.numel() // matrix.inputs, _is_half(x), torch.get_num_threads()
     )
-    _check_memory(status)
+    check_memory(status)
     return y
 
 
@@ -159,7 +180,7 @@ def past_of(keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Past, Te
 @torch.compiler.assume_constant_result
 def why_not() -> str:
     """Why the kernels cannot be used here; "" where they can."""
-    return _library().why_not
+    return library().why_not
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -168,8 +189,8 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
     out = torch.empty_like(queries)
     past, _seen = past_of(keys, values, mask)
     threads = torch.get_num_threads()
-    status = _library().attention(past, queries.data_ptr(), out.data_ptr(), B, H, keys.shape[1], E, threads)
-    _check_memory(status)
+    status = library().attention(past, queries.data_ptr(), out.data_ptr(), B, H, keys.shape[1], E, threads)
+    check_memory(status)
     return out
 
 
@@ -193,7 +214,8 @@ def _is_half(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16
 
 
-def _check_memory(status: int) -> None:
+def check_memory(status: int) -> None:
+    """MemoryError where a function of skinny.c says there was none."""
     if status:
         raise MemoryError("no memory for a step of generation")
 
@@ -224,22 +246,23 @@ class Library:
 
 
 @cache
-def _library() -> Library:
+def library() -> Library:
+    """Compiled and loaded when it is first asked for."""
     try:
-        library = ctypes.CDLL(str(_built()))
+        loaded = ctypes.CDLL(str(_built()))
     except (OSError, RuntimeError) as error:
         return Library(why_not=str(error))
     pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    matrix, past = ctypes.POINTER(Matrix), ctypes.POINTER(Past)
+    matrix, past, layer = ctypes.POINTER(Matrix), ctypes.POINTER(Past), ctypes.POINTER(Layer)
     arguments = {
         "linear": [matrix, pointer, pointer, number, integer, integer],
         "attention": [past, pointer, pointer, number, number, number, number, integer],
-        "project": [pointer] * 6 + [number, integer, number, integer, integer],
-        "finish": [pointer, past, past, *[pointer] * 3, number, integer, integer],
+        "project": [layer, *[pointer] * 5, number, integer, number, integer, integer],
+        "finish": [layer, past, past, *[pointer] * 3, number, integer, integer],
     }
     functions = {}
     for name, types in arguments.items():
-        functions[name] = getattr(library, f"skinny_{name}")
+        functions[name] = getattr(loaded, f"skinny_{name}")
         functions[name].argtypes, functions[name].restype = types, integer
     return Library(**functions)
 

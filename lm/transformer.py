@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -207,6 +207,8 @@ class Block(nn.Module):
         self.ffn_norm = NORMS[norm](width, norm_eps)
         self.ffn = FEED_FORWARDS[feed_forward](width, ffn)
         self.dropout = nn.Dropout(dropout)
+        self.fused: Any = None
+        """Single steps in another way, for packed weights: a `FusedBlock` (fused.py)."""
 
     def forward(
         self,
@@ -218,7 +220,13 @@ class Block(nn.Module):
         cache: Cache | None = None,
         layer: int = 0,
     ) -> Tensor:
+        if self.fused is not None and cache is not None and self.fused.takes(x, table, memory):
+            return self.fused(x, table, cache, layer, memory)
         x = x + self.dropout(self.attention(self.attention_norm(x), table, mask, causal, cache, layer))
+        return self.after_attention(x, memory, layer)
+
+    def after_attention(self, x: Tensor, memory: Memory | None, layer: int) -> Tensor:
+        """Cross-attention and the feed-forward."""
         if self.cross is not None and self.cross_norm is not None and memory is not None:
             x = x + self.dropout(self.cross(self.cross_norm(x), memory.keys[layer], memory.values[layer], memory.mask))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))

@@ -27,7 +27,7 @@ needs_compiler = pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_no
 def way(request, monkeypatch):
     """With the compiled kernels, and as on a machine without a compiler."""
     if request.param == "torch alone":
-        monkeypatch.setattr(skinny, "_library", lambda: skinny.Library(why_not="no C compiler"))
+        monkeypatch.setattr(skinny, "library", lambda: skinny.Library(why_not="no C compiler"))
     return request.param
 
 

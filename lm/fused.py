@@ -1,0 +1,139 @@
+"""A block's step of generation in two calls of skinny.c, with the cache between them.
+
+Op by op a block takes about thirty calls for a single step, each a few microseconds: with weights of four bits that is
+longer than reading them. Here the first call makes queries, keys and values, the cache takes and gives what it does,
+whatever its kind, and the second call does all the rest. Residuals and norms stay float32 inside a call; what a product
+is given is rounded as the activations are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from . import skinny
+from .cache import Cache
+from .skinny import NORMS, Layer, Matrix, Norm, Past
+from .transformer import GELU, Block, Memory, RMSNorm, SwiGLU
+
+NUMBERS = (torch.float32, torch.bfloat16)
+
+
+class FusedBlock:
+    """Steps of a block whose linear layers are packed in tiles.
+
+    Args:
+        block: kept, not copied; it must not be moved or packed again.
+    """
+
+    def __init__(self, block: Block):
+        self.block = block
+        self._layer: Layer | None = None
+        self._kept: list[Tensor] = []
+        self._memory: tuple[Tensor, Tensor | None, Past, Tensor | None] | None = None
+
+    def __getstate__(self) -> dict:
+        """Without the addresses: a copy has its own."""
+        return {"block": self.block, "_layer": None, "_kept": [], "_memory": None}
+
+    @property
+    def layer(self) -> Layer:
+        """What skinny.c is told."""
+        if self._layer is None:
+            self._layer = self._describe()
+        return self._layer
+
+    def _describe(self) -> Layer:
+        attention, cross, ffn, layer = self.block.attention, self.block.cross, self.block.ffn, Layer()
+        layer.qkv, layer.out = _described(attention.qkv), _described(attention.out)
+        up = ffn.gate_up if isinstance(ffn, SwiGLU) else ffn.up  # type: ignore[union-attr]
+        layer.up, layer.down = _described(up), _described(ffn.down)  # type: ignore[arg-type]
+        norms = [self.block.attention_norm, attention.query_norm, attention.key_norm, None, None, self.block.ffn_norm]
+        if cross is not None:
+            layer.cross_query, layer.cross_out = _described(cross.query), _described(cross.out)
+            norms[3:5] = self.block.cross_norm, cross.query_norm
+        for name, norm in zip(NORMS, norms, strict=True):
+            setattr(layer, name, self._norm(norm))
+        layer.width, layer.gated = attention.qkv.in_features, isinstance(ffn, SwiGLU)
+        layer.heads, layer.groups, layer.head_width = attention.heads, attention.kv_heads, attention.head_width
+        return layer
+
+    def takes(self, x: Tensor, table: Tensor | None, memory: Memory | None) -> bool:
+        """Whether this step can go this way."""
+        return (
+            x.shape[1] == 1
+            and x.shape[0] <= skinny.MAX_ROWS
+            and x.dtype in NUMBERS
+            and (table is None or table.dtype == torch.complex64)
+            and (memory is None or self.block.cross is None or memory.keys[0].dtype == x.dtype)
+            and not torch.compiler.is_compiling()
+            and not torch.is_grad_enabled()
+        )
+
+    def __call__(self, x: Tensor, table: Tensor | None, cache: Cache, layer: int, memory: Memory | None) -> Tensor:
+        """One step: x [B, 1, D] -> [B, 1, D]; the other arguments as `Block.forward`."""
+        x = x.contiguous()
+        description, library = self.layer, skinny.library()
+        B, half, threads = x.shape[0], x.dtype == torch.bfloat16, torch.get_num_threads()
+        H, G, E = description.heads, description.groups, description.head_width
+        queries = torch.empty(B, H, 1, E)
+        keys, values = x.new_empty(B, G, 1, E), x.new_empty(B, G, 1, E)
+        angles = None if table is None else table.contiguous()
+        stride = 0 if angles is None or angles.shape[0] == 1 else E
+        status = library.project(
+            description, x.data_ptr(), queries.data_ptr(), keys.data_ptr(), values.data_ptr(),
+            None if angles is None else angles.data_ptr(), stride, cache.turned, B, half, threads,
+        )  # fmt: skip
+        skinny.check_memory(status)
+        seen = cache.write(layer, keys, values)
+        if seen.keys.dtype != x.dtype or not skinny.can_attend(keys, seen.keys, seen.values, seen.mask):
+            return self._rest(x, queries, seen, memory, layer)
+        past, _seen = skinny.past_of(seen.keys, seen.values, seen.mask)
+        read = None if memory is None or self.block.cross is None else self._past_of(memory, layer)
+        y = torch.empty_like(x)
+        status = library.finish(
+            description, past, read, x.data_ptr(), queries.data_ptr(), y.data_ptr(), B, half, threads
+        )
+        skinny.check_memory(status)
+        return y
+
+    def _rest(self, x: Tensor, queries: Tensor, seen, memory: Memory | None, layer: int) -> Tensor:
+        """The second half op by op, for keys and values that skinny.c does not read."""
+        attention = self.block.attention
+        mixed = attention.attend(queries.to(seen.keys.dtype), seen.keys, seen.values, seen.mask, False).to(x.dtype)
+        x = x + attention.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
+        return self.block.after_attention(x, memory, layer)
+
+    def _past_of(self, memory: Memory, layer: int) -> Past:
+        """Keys and values of the conditions; described once for a generation."""
+        keys, values, mask = memory.keys[layer], memory.values[layer], memory.mask
+        if self._memory is None or self._memory[0] is not keys or self._memory[1] is not mask:
+            self._memory = (keys, mask, *skinny.past_of(keys, values, mask))
+        return self._memory[2]
+
+    def _norm(self, norm: nn.Module | None) -> Norm:
+        if norm is None:
+            return Norm()
+        weight = norm.weight.detach().float().contiguous()
+        bias = norm.bias.detach().float().contiguous() if isinstance(norm, nn.LayerNorm) else None
+        self._kept += [weight] if bias is None else [weight, bias]
+        return Norm(weight.data_ptr(), None if bias is None else bias.data_ptr(), norm.eps)
+
+
+def fuse(block: Block) -> Callable[..., Tensor] | None:
+    """The block's fused steps; None where it has parts that skinny.c does not know."""
+    attention, cross, ffn = block.attention, block.cross, block.ffn
+    layers = [attention.qkv, attention.out, *([cross.query, cross.out] if cross is not None else [])]
+    if not isinstance(ffn, SwiGLU | GELU):
+        return None
+    layers += [ffn.gate_up if isinstance(ffn, SwiGLU) else ffn.up, ffn.down]
+    norms = [block.attention_norm, block.cross_norm, block.ffn_norm]
+    known = all(norm is None or type(norm) in (RMSNorm, nn.LayerNorm) for norm in norms)
+    tiles = all(getattr(layer, "tiles", False) for layer in layers)
+    return FusedBlock(block) if known and tiles and attention.head_width % 16 == 0 else None
+
+
+def _described(layer: nn.Module) -> Matrix:
+    return layer.described  # type: ignore[return-value]

@@ -1,0 +1,159 @@
+"""Fused steps of a block equal the block op by op: every kind of block, condition, position and cache."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessera.lm import skinny
+from tessera.lm.cache import Seen
+from tessera.lm.quantise import pack_
+from tessera.lm.rope import rotate
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_models import BLOCKS, CASES, EmbeddingInputConfig, TimeRopeConfig, make_codes, make_conditions, make_config
+from small_models import make_lm as make_small
+
+pytestmark = pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_not())
+
+CROSS = ("delay", "text cross", TimeRopeConfig(), EmbeddingInputConfig(), 2, True)
+
+
+def make_lm(case, **settings):
+    """With norms that are not all ones, and heads of 16."""
+    config = make_config(case, width=64, **settings)
+    lm = make_small(config)
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+            elif name.startswith("transformer"):
+                parameter.mul_(2)
+    return config, lm
+
+
+def steps(lm, codes, conditions, num_steps=5, **settings):
+    """Hidden states [B, S, D] read one step at a time."""
+    state = lm.start(conditions, num_steps, len(codes), codes.shape[2], **settings)
+    arranged = lm.arrangement.arrange(codes).ids
+    read = torch.cat([lm.start_ids(len(codes))[..., None], arranged], dim=2)
+    return torch.stack([lm.read(state, read[:, :, s]) for s in range(num_steps)], dim=1)
+
+
+def count_calls(lm):
+    """A list that grows with each fused step of a block."""
+    calls = []
+    for block in lm.transformer.blocks:
+        fused = block.fused.__call__
+
+        def counted(*arguments, fused=fused):
+            calls.append(1)
+            return fused(*arguments)
+
+        block.fused = type("Counted", (), {"takes": block.fused.takes, "__call__": staticmethod(counted)})()
+    return calls
+
+
+@pytest.mark.parametrize("case", list(CASES)[::5])
+def test_every_kind_of_model(case):
+    config, lm = make_lm(CASES[case])
+    codes, conditions = make_codes(3, 6), make_conditions(config, 3)
+    wanted = steps(lm, codes, conditions)
+    calls = count_calls(pack_(lm, "float32"))
+    torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
+    assert len(calls) >= 5 * config.layers  # a label's prefix is one position, and goes this way as well
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("rows", [1, 2, 7, 16, 17])
+def test_rows(block, rows):
+    config, lm = make_lm((*CROSS, block))
+    codes, conditions = make_codes(rows, 6), make_conditions(config, rows)
+    wanted = steps(lm, codes, conditions)
+    calls = count_calls(pack_(lm, "float32"))
+    torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
+    assert len(calls) == (5 * config.layers if rows <= skinny.MAX_ROWS else 0)
+
+
+@pytest.mark.parametrize("kind", skinny.KINDS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_packed_kinds_in_bfloat16(kind, block):
+    """As far from float32 as op by op."""
+    config, lm = make_lm((*CROSS, block))
+    pack_(lm, kind)
+    codes, conditions = make_codes(3, 6), make_conditions(config, 3)
+    exact = steps(lm, codes, conditions)
+    lm.bfloat16()
+    fused = steps(lm, codes, conditions)
+    assert fused.dtype == torch.bfloat16
+    for one in lm.transformer.blocks:
+        one.fused = None
+    plain = steps(lm, codes, conditions)
+    error, of_plain = (fused.float() - exact).square().mean().sqrt(), (plain.float() - exact).square().mean().sqrt()
+    assert error < 1.3 * of_plain and error < 0.05 * exact.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_a_ring_of_positions(window):
+    config, lm = make_lm(("delay", "label prefix", TimeRopeConfig(), EmbeddingInputConfig(), 2, False), window=window)
+    codes, conditions = make_codes(3, 6), make_conditions(config, 3)
+    wanted = steps(lm, codes, conditions, cache="static")
+    calls = count_calls(pack_(lm, "float32"))
+    for cache in ("static", "ring"):
+        torch.testing.assert_close(steps(lm, codes, conditions, cache=cache), wanted, rtol=2e-5, atol=2e-5)
+    assert calls
+
+
+class Unturned:
+    """A cache that takes keys before rotation and gives float64 back."""
+
+    turned = False
+
+    def __init__(self):
+        self.keys, self.values = [], []
+
+    def begin(self, num_positions, table):
+        self.table = table
+
+    def write(self, layer, keys, values):
+        if layer == 0:
+            self.keys.append([])
+            self.values.append([])
+        self.keys[-1].append(keys)
+        self.values[-1].append(values)
+        past = torch.cat([step[layer] for step in self.keys], dim=2).transpose(1, 2)
+        seen = torch.cat([step[layer] for step in self.values], dim=2)
+        return Seen(rotate(past, self.table).transpose(1, 2).double(), seen.double(), None, False)
+
+    def advance(self, num_positions):
+        pass
+
+
+def test_a_cache_that_rotates_by_itself_and_gives_other_numbers():
+    config, lm = make_lm(CROSS)
+    codes, conditions = make_codes(3, 6), make_conditions(config, 3)
+    wanted = steps(lm, codes, conditions)
+    pack_(lm, "float32")
+    state = lm.start(conditions, 5, 3)
+    cache = Unturned()
+    read = torch.cat([lm.start_ids(3)[..., None], lm.arrangement.arrange(codes).ids], dim=2)
+    for s in range(5):
+        x = lm._embed(read[:, :, s : s + 1], None)
+        table = lm._table(torch.arange(s + 1), None, 0, None)
+        with torch.no_grad():
+            hidden = lm.transformer(x, table, memory=state.memory, cache=cache)
+        torch.testing.assert_close(hidden[:, 0], wanted[:, s], rtol=2e-5, atol=2e-5)
+
+
+def test_a_copy_is_a_model_of_its_own():
+    config, lm = make_lm(CROSS)
+    pack_(lm, "int8")
+    codes, conditions = make_codes(2, 6), make_conditions(config, 2)
+    wanted = steps(lm, codes, conditions)
+    copied = copy.deepcopy(lm)
+    for block in lm.transformer.blocks:
+        block.ffn.down.numbers.zero_()
+    torch.testing.assert_close(steps(copied, codes, conditions), wanted, rtol=0, atol=0)
+    assert not torch.equal(steps(lm, codes, conditions), wanted)
