@@ -1,6 +1,7 @@
 """Filters and draws against a slow reference with Python loops; distributions against chi-square."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,3 +122,17 @@ def test_a_row_does_not_depend_on_the_batch():
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         make_filters(settings, 3)
+
+
+def test_top_k_alone_keeps_what_sorting_keeps():
+    """With equal probabilities, ids that are forbidden, and codebooks without a limit."""
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        logits = (2 * torch.randn(2, 3, 23, generator=generator)).round()
+        logits[..., 1:][torch.rand(2, 3, 22, generator=generator) < 0.3] = float("-inf")
+        top_k = torch.randint(0, 26, (3,), generator=generator).tolist()
+        filters = make_filters(Sampling(top_k=top_k), 3)
+        assert not filters.sorts
+        uniforms = torch.rand(2, 3, generator=generator, dtype=torch.float64)
+        wanted = sample(logits, uniforms, replace(filters, sorts=True))
+        assert torch.equal(sample(logits, uniforms, filters), wanted)

@@ -59,7 +59,7 @@ def count_calls(lm):
 @pytest.mark.parametrize("case", list(CASES)[::5])
 def test_every_kind_of_model(case):
     config, lm = make_lm(CASES[case])
-    codes, conditions = make_codes(3, 6), make_conditions(config, 3)
+    codes, conditions = make_codes(3, 6, lm.arrangement.cardinalities), make_conditions(config, 3)
     wanted = steps(lm, codes, conditions)
     calls = count_calls(pack_(lm, "float32"))
     torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
