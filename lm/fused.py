@@ -116,6 +116,7 @@ class FusedBlock:
     def _norm(self, norm: nn.Module | None) -> Norm:
         if norm is None:
             return Norm()
+        assert isinstance(norm, RMSNorm | nn.LayerNorm)
         weight = norm.weight.detach().float().contiguous()
         bias = norm.bias.detach().float().contiguous() if isinstance(norm, nn.LayerNorm) else None
         self._kept += [weight] if bias is None else [weight, bias]
