@@ -11,7 +11,8 @@ Each figure is the median over turns in which everybody runs once, so that other
     frames/s     frames of a sample times the batch, over the time of the whole call
     ratio        ours over transformers' bfloat16 at the same batch, turn by turn
     bandwidth    bytes of weights and cache that the steps must read, over the time; the share is of what a product of a
-                 large float32 matrix with a vector reads in the same turn
+                 large matrix with a vector reads in the same turn: torch's of 268 MB float32, or that of skinny.c of
+                 134 MB bfloat16, whichever is faster
 
 What was tried for the layers of few rows and is not used (one thread of a Zen 4 server core, 24 matrices [4096, 1024]
 so that none stays in a cache, GB/s of weights at one and two rows, best of several; the large product reads 21):
@@ -46,7 +47,7 @@ from tessera.generate.sampling import Sampling
 from tessera.lm.conditions import ConditionBatch
 from tessera.lm.hf_musicgen import load_musicgen
 from tessera.lm.model import TokenLM
-from tessera.lm.quantise import pack_, step_bytes
+from tessera.lm.quantise import PackedLinear, pack_, step_bytes
 
 STATES, WIDTH, LAYERS, BOOKS, CODES, GUIDANCE, TOP_K = 16, 1024, 24, 4, 2048, 3.0, 250
 KINDS = ("bfloat16", "int8", "int4")
@@ -151,14 +152,15 @@ def ours(lm: TokenLM, states: Callable[[int], torch.Tensor]) -> Callable[[int, i
 
 def take_turns(contenders: list[Contender], device: torch.device, batch: int, frames: int, turns: int) -> list[float]:
     """Time everybody in each turn, after a few frames to warm up; returns each turn's bandwidth, bytes a second."""
-    matrix, vector = torch.randn(1 << 14, 1 << 12, device=device), torch.randn(1 << 12, device=device)
+    matrix, vector = torch.randn(1 << 14, 1 << 12, device=device), torch.randn(1, 1 << 12, device=device)
+    packed = PackedLinear(matrix, None, "bfloat16")
     for contender in contenders:
         contender.run(batch, 4)
         contender.seconds[batch] = []
     bandwidths = []
     for _ in range(turns):
-        seconds = min(timed(device, lambda: torch.mv(matrix, vector)) for _ in range(5))
-        bandwidths.append(matrix.nbytes / seconds)
+        plain = matrix.nbytes / min(timed(device, lambda: torch.mv(matrix, vector[0])) for _ in range(5))
+        bandwidths.append(max(plain, packed.num_bytes / min(timed(device, lambda: packed(vector)) for _ in range(5))))
         for contender in contenders:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
