@@ -170,7 +170,7 @@ class Sampler:
         """-inf on the end where another id is likelier, if that is the rule."""
         if self.end_rule == "drawn" or not self.has_end or rules.first is None:
             return logits
-        is_end = (rules.books == 0)[:, None] & self.end[: logits.shape[-1]]
+        is_end = (rules.places == 0)[:, None] & self.end[: logits.shape[-1]]
         other = logits.masked_fill(is_end, float("-inf")).amax(dim=-1, keepdim=True)
         return logits.masked_fill(is_end & (logits < other), float("-inf"))
 

@@ -216,3 +216,18 @@ def test_rules_on_whole_codes_need_whole_codes(rule):
     settings = Sampling(**{rule: 2}, silence_codes=[0])
     with pytest.raises(ValueError, match=f"{rule} looks at whole codes, but the model's head draws them in parts"):
         generate_codes(lm, make_conditions("none", 1)[1], [0], Length(6), settings)
+
+
+def test_the_rule_of_the_end_touches_no_other_symbol():
+    """A code of 2 x 3 parts: 2 is the end of its first part and a value of its second."""
+    lm = make_lm(head=HEADS["factor"])
+    columns, seeds = torch.zeros(50, 3, 8, dtype=torch.long), torch.arange(50)
+    logits = torch.randn(50, 6, 3, generator=torch.Generator().manual_seed(0)).double()
+    ids = []
+    for rule in ("drawn", "likeliest"):
+        sampler = Sampler(Sampling(end_rule=rule), lm.arrangement, lm.head.symbols, 6, 0, "cpu")
+        ids.append(sampler.draw(sampler.begin(seeds, 3, columns), sampler.stage(tuple(range(6))), logits))
+    assert torch.equal(ids[0][:, 1:], ids[1][:, 1:])
+    ends = ids[1][:, 0] == 2
+    assert bool(ends.any())
+    assert bool((logits[ends, 0].argmax(-1) == 2).all())
