@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -272,12 +272,7 @@ def make_loop(
 
 def one_row(conditions: ConditionBatch, row: int) -> ConditionBatch:
     """Row `row` as it would be alone: without the padding that longer texts or embeddings in the batch gave it."""
-    alone = conditions.rows(slice(row, row + 1))
-    if alone.text is not None and alone.text_lengths is not None:
-        alone = replace(alone, text=alone.text[:, : max(1, int(alone.text_lengths))])
-    if alone.embedding is not None and alone.embedding_lengths is not None:
-        alone = replace(alone, embedding=alone.embedding[:, : max(1, int(alone.embedding_lengths))])
-    return alone
+    return conditions.rows(slice(row, row + 1)).trimmed()
 
 
 def _run(loop: DecodeLoop, first_row: int, num_rows: int, on_progress: Progress | None) -> Generated:

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from tessera.lm.conditions import count_back, sinusoids
+from tessera.lm.conditions import count_back
+from tessera.lm.ragged import sinusoids
 from tessera.lm.rope import GridRopeConfig, grid_columns, grid_coordinates, rotary_table, rotate, sinusoidal_places
 from tessera.tokenize.config import ConfigError
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry

@@ -1,0 +1,132 @@
+"""The conditions of a batch: one tensor for each kind, with lengths where rows differ in length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+LENGTH_AXES = {"text": 1, "embedding": 1}
+"""Kinds whose rows differ in length, and the axis of it. They are padded at the end; `KIND_lengths` holds lengths."""
+KINDS = ("label", *LENGTH_AXES)
+
+
+@dataclass(frozen=True)
+class ConditionBatch:
+    """The conditions of B rows. What the model is not conditioned on stays None."""
+
+    label: Tensor | None = None
+    """[B] long, -1 for none."""
+    text: Tensor | None = None
+    """[B, L] long text ids, padded on the right; what stands in the padding does not matter."""
+    text_lengths: Tensor | None = None
+    """[B] long, 0 for no text."""
+    embedding: Tensor | None = None
+    """[B, L, width] float, padded on the right; what stands in the padding does not matter."""
+    embedding_lengths: Tensor | None = None
+    """[B] long, 0 for no vectors."""
+
+    @classmethod
+    def make(
+        cls,
+        labels: Sequence[int | None] | None = None,
+        texts: Sequence[Sequence[int] | None] | None = None,
+        embeddings: Sequence[Tensor | None] | None = None,
+    ) -> ConditionBatch:
+        """Build a batch from lists; None in a list is a row without that condition. An embedding is [L, width].
+
+        ValueError: an empty text or embedding, unequal lists.
+        """
+        given = {"labels": labels, "texts": texts, "embeddings": embeddings}
+        counts = {name: len(entries) for name, entries in given.items() if entries is not None}
+        if len(set(counts.values())) > 1:
+            found = " but ".join(f"{count} {name}" for name, count in counts.items())
+            raise ValueError(f"{found}; give one of each for every row, None for none")
+        made = {}
+        if labels is not None:
+            made["label"] = torch.tensor([-1 if entry is None else entry for entry in labels], dtype=torch.long)
+        if texts is not None:
+            for row, ids in enumerate(texts):
+                if ids is not None and len(ids) == 0:
+                    raise ValueError(f"text {row} is empty; give at least one token, or None for a row without text")
+            rows = [torch.tensor(list(ids or ()), dtype=torch.long) for ids in texts]
+            made |= _padded("text", rows, torch.zeros(1, dtype=torch.long))
+        if embeddings is not None:
+            one = _one_of(embeddings)
+            if one is None or any(
+                row is not None and (row.dim() != 2 or len(row) == 0 or row.shape[1:] != one.shape[1:])
+                for row in embeddings
+            ):
+                found = [None if row is None else list(row.shape) for row in embeddings]
+                raise ValueError(f"embeddings must be [L, width] of one width, at least one not empty, found {found}")
+            made |= _padded("embedding", embeddings, one[:1])
+        return cls(**made)
+
+    @property
+    def num_rows(self) -> int | None:
+        """B; None when there is no condition at all."""
+        for tensor in vars(self).values():
+            if tensor is not None:
+                return tensor.shape[0]
+        return None
+
+    def to(self, device: torch.device | str) -> ConditionBatch:
+        """The same on a device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def rows(self, index: Tensor | slice) -> ConditionBatch:
+        """The chosen rows."""
+        return self._each(lambda tensor: tensor[index])
+
+    def trimmed(self) -> ConditionBatch:
+        """The same rows without padding that none of them needs, save a length of 1."""
+        shorter = {}
+        for kind, axis in LENGTH_AXES.items():
+            tensor, lengths = getattr(self, kind), getattr(self, f"{kind}_lengths")
+            if tensor is not None and lengths is not None and tensor.shape[axis] > 1:
+                shorter[kind] = tensor.narrow(axis, 0, max(1, int(lengths.max())))
+        return replace(self, **shorter)
+
+    def null(self, keep: Sequence[str] = ()) -> ConditionBatch:
+        """As many rows, all without conditions, save the kinds that are kept."""
+        nulls = {}
+        if self.label is not None and "label" not in keep:
+            nulls["label"] = torch.full_like(self.label, -1)
+        for kind in LENGTH_AXES:
+            lengths = getattr(self, f"{kind}_lengths")
+            if lengths is not None and kind not in keep:
+                nulls[f"{kind}_lengths"] = torch.zeros_like(lengths)
+        return replace(self, **nulls)
+
+    def followed_by(self, other: ConditionBatch) -> ConditionBatch:
+        """The rows of both (texts of one padded length), for instance `batch.followed_by(batch.null())` for
+        guidance."""
+        joined = {}
+        for name in (field.name for field in fields(self)):
+            first, second = getattr(self, name), getattr(other, name)
+            if (first is None) != (second is None):
+                raise ValueError(f"one batch has '{name}' and the other has not")
+            joined[name] = None if first is None else torch.cat([first, second])
+        return ConditionBatch(**joined)
+
+    def _each(self, change) -> ConditionBatch:
+        return ConditionBatch(**{name: None if value is None else change(value) for name, value in vars(self).items()})
+
+
+def _one_of(rows: Sequence[Tensor | None]) -> Tensor | None:
+    return next((row for row in rows if row is not None), None)
+
+
+def _padded(kind: str, rows: Sequence[Tensor | None], one: Tensor) -> dict[str, Tensor]:
+    """A kind's tensor and lengths [B] of B rows, None for a row without; `one` has length 1 and shows the shape."""
+    axis = LENGTH_AXES[kind] - 1
+    lengths = [0 if row is None else row.shape[axis] for row in rows]
+    shape = list(one.shape)
+    shape[axis] = max(1, *lengths)
+    tensor = one.new_zeros(len(rows), *shape)
+    for place, row, length in zip(tensor, rows, lengths, strict=True):
+        if row is not None:
+            place.narrow(axis, 0, length).copy_(row)
+    return {kind: tensor, f"{kind}_lengths": torch.tensor(lengths)}
