@@ -8,6 +8,8 @@ of scale s, in raster order, the others -1: with a map of 4 x 4 and scales 1, 2,
 
     scale 1   c -1 -1 -1 -1 -1 ..        scale 2   c c c c -1 -1 ..        scale 4   c c c c c c c c c c c c c c c c
 
+As frames of one codebook (`to_frames`) they follow each other without the -1, 1 + 4 + 16 of them.
+
 One straight-through gradient goes around the sum. Source: VAR, arXiv:2404.02905.
 """
 
@@ -117,6 +119,21 @@ class ScalesQuantizer(Quantizer):
         """[Q, V, D], before they are enlarged."""
         return join_tables([self._level(number).vectors() for number in range(len(self.cardinalities))])
 
+    def to_frames(self, codes: Tensor) -> Tensor:
+        """Codes [B, M, Q] as frames [B, T, 1]: the cells of the first scale, of the second, and so on."""
+        counts = [rows * columns for rows, columns in self.config.sizes]
+        return torch.cat([codes[:, :count, number] for number, count in enumerate(counts)], dim=1)[..., None]
+
+    def from_frames(self, frames: Tensor) -> Tensor:
+        """The inverse of `to_frames`."""
+        parts = frames[..., 0].split([rows * columns for rows, columns in self.config.sizes], dim=1)
+        return torch.stack([F.pad(part, (0, self.places - part.shape[1]), value=-1) for part in parts], dim=-1)
+
+    def phi_of(self, number: int) -> nn.Conv2d | None:
+        """The convolution of a scale."""
+        last = max(1, len(self.config.sizes) - 1)
+        return self.phi[round(number * (len(self.phi) - 1) / last)] if self.phi else None  # pyright: ignore
+
     def _level(self, number: int) -> Quantizer:
         return self.levels[0 if self.config.shared else number]  # pyright: ignore[reportReturnType]
 
@@ -138,10 +155,15 @@ class ScalesQuantizer(Quantizer):
         """[B, m, D] -> [B, M, D], with phi."""
         up: Tensor = getattr(self, f"up_{number}").to(exact_dtype(small))
         large = up @ small.to(up.dtype)
-        if self.phi:
-            rows, columns = self.config.sizes[-1]
-            layer = self.phi[round(number * (len(self.phi) - 1) / max(1, len(self.config.sizes) - 1))]
-            picture = large.transpose(1, 2).reshape(len(small), self.dim, rows, columns)
-            more = F.conv2d(picture, layer.weight.to(up.dtype), layer.bias.to(up.dtype), padding=1)  # pyright: ignore
-            large = 0.5 * large + 0.5 * more.flatten(2).transpose(1, 2)
+        layer = self.phi_of(number)
+        if layer is not None:
+            weight, bias = layer.weight.to(up.dtype), layer.bias.to(up.dtype)  # pyright: ignore
+            large = blend(large, weight, bias, self.config.sizes[-1])
         return large.float()
+
+
+def blend(large: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
+    """phi of the head of this file: maps [B, M, D] of `size` rows and columns, by a convolution's weight and bias."""
+    picture = large.transpose(1, 2).unflatten(2, size)
+    more = F.conv2d(picture, weight, bias, padding=1)
+    return 0.5 * large + 0.5 * more.flatten(2).transpose(1, 2)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from .config import Config
+from .config import Config, GrowingConfig
 
 
 class AudioGeometry(Config):
@@ -24,20 +24,24 @@ class AudioGeometry(Config):
         return self.sample_rate / self.samples_per_frame
 
 
-class PictureGeometry(Config):
-    """Frames are the cells of a grid in raster order (row by row)."""
+class PictureGeometry(GrowingConfig):
+    """Frames are the cells of a grid in raster order (row by row), or those of several grids, one after another."""
 
+    added = frozenset({"scales"})
     kind: Literal["picture"] = "picture"
     height: PositiveInt
     width: PositiveInt
     channels: PositiveInt = 3
     rows: PositiveInt
     columns: PositiveInt
+    scales: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+    """Rows and columns of each grid, coarse to fine, where each is one scale of the whole picture (VAR,
+    arXiv:2404.02905); the last is rows by columns. Empty: there is that one alone."""
 
     @property
     def num_frames(self) -> int:
-        """Frames of one picture: rows * columns."""
-        return self.rows * self.columns
+        """Frames of one picture: the cells of its grid, or of all its grids."""
+        return sum(rows * columns for rows, columns in self.scales) or self.rows * self.columns
 
 
 Geometry = Annotated[AudioGeometry | PictureGeometry, Field(discriminator="kind")]

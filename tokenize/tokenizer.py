@@ -23,7 +23,9 @@ from .audio_net import AudioNet, AudioTokenizerConfig
 from .config import Config, ConfigError, check_config
 from .files import read_json, read_safetensors, write_json, write_safetensors
 from .picture_net import PictureNet, PictureTokenizerConfig
-from .spec import TokenSpec
+from .quantizer import Quantizer
+from .scales import ScalesQuantizer
+from .spec import Geometry, PictureGeometry, TokenSpec
 from .spectrum import frame_signal
 from .vector_file import without_files
 from .windows import Window, keep_chunk, run_in_windows
@@ -62,10 +64,12 @@ class Tokenizer:
         self.net = net.float().eval().requires_grad_(False)
         self.quantizer = net.quantizer
         self.quantizer.freeze()
+        self.scales = self.quantizer if isinstance(self.quantizer, ScalesQuantizer) else None
+        """The quantizer where its scales follow each other as frames of one codebook."""
         self.spec = TokenSpec(
             name=config.name,
-            cardinalities=tuple(self.quantizer.cardinalities),
-            geometry=config.geometry,
+            cardinalities=tuple(self.quantizer.cardinalities[: 1 if self.scales else None]),
+            geometry=_geometry_of(config.geometry, self.quantizer),
             fingerprint=fingerprint(config, _stored_tensors(net)),
         )
 
@@ -88,15 +92,32 @@ class Tokenizer:
         raise AssertionError("a Tokenizer is made by make_tokenizer or load_tokenizer")
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Latents of codes: [B, K, T] -> [B, D, T], float32."""
+        """Latents of codes: [B, K, T] -> [B, D, T], float32; of scales those of the last grid, [B, D, M]."""
         self.check_codes(codes)
         with exact_float32():
-            return self.quantizer.decode(codes.to(self.device).transpose(1, 2)).transpose(1, 2)
+            return self._lookup(codes.to(self.device).transpose(1, 2)).transpose(1, 2)
 
     def vectors(self) -> Tensor:
-        """Code vectors [K, V, D] in latent space, float32."""
+        """Code vectors [K, V, D] in latent space, float32; ValueError where each scale has its own."""
         with exact_float32():
-            return self.quantizer.vectors()
+            found = self.quantizer.vectors()
+        if self.scales is None:
+            return found
+        if not self.scales.config.shared:
+            raise ValueError(
+                f"the scales of tokenizer '{self.spec.name}' have codebooks of their own, so a code has no vector that "
+                "is the same in every frame; train it with quantizer.shared true"
+            )
+        return found[:1]
+
+    def _quantize(self, latents: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Latents [B, M, D] -> codes [B, T, K]."""
+        codes = self.quantizer.encode(latents, mask=mask)
+        return codes if self.scales is None else self.scales.to_frames(codes)
+
+    def _lookup(self, codes: Tensor) -> Tensor:
+        """Codes [B, T, K] -> latents [B, M, D]."""
+        return self.quantizer.decode(codes if self.scales is None else self.scales.from_frames(codes))
 
     def check_codes(self, codes: Tensor) -> None:
         """Raise ValueError unless codes are [B, K, T] long in range; -1 stands for a dropped level."""
@@ -131,11 +152,12 @@ class PictureTokenizer(Tokenizer):
     net: PictureNet
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
-        """Pictures [B, C, height, width] in [-1, 1] -> codes [B, K, rows * columns], raster order.
+        """Pictures [B, C, height, width] in [-1, 1] -> codes [B, K, T], T = spec.geometry.num_frames.
 
         Raises ValueError on another size or non-finite values.
         """
-        geometry = self.net.geometry
+        geometry = self.spec.geometry
+        assert isinstance(geometry, PictureGeometry)
         wanted = (geometry.channels, geometry.height, geometry.width)
         if media.dim() != 4 or media.shape[1:] != wanted:
             raise ValueError(
@@ -145,21 +167,22 @@ class PictureTokenizer(Tokenizer):
         _check_finite(media)
         media = media.to(self.device, torch.float32)
         with exact_float32():
-            codes = [self.quantizer.encode(self.net.encode_pictures(item[None]))[0].T for item in media]
+            codes = [self._quantize(self.net.encode_pictures(item[None]))[0].T for item in media]
         frames = torch.full((len(codes),), geometry.num_frames, dtype=torch.long)
         return Encoded(_stack(codes, self.spec.num_codebooks, geometry.num_frames), frames)
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Codes [B, K, rows * columns] -> pictures [B, C, height, width] in [-1, 1]."""
+        """Codes [B, K, T] -> pictures [B, C, height, width] in [-1, 1]."""
         self.check_codes(codes)
-        geometry = self.net.geometry
+        geometry = self.spec.geometry
+        assert isinstance(geometry, PictureGeometry)
         if codes.shape[2] != geometry.num_frames:
             raise ValueError(
                 f"codes have {codes.shape[2]} frames, a picture of tokenizer '{self.spec.name}' has "
                 f"{geometry.num_frames}"
             )
         with exact_float32():
-            latents = [self.quantizer.decode(item.T[None]) for item in codes.to(self.device)]
+            latents = [self._lookup(item.T[None]) for item in codes.to(self.device)]
             pictures = [self.net.decode_latents(item) for item in latents]
         return torch.cat(pictures) if pictures else torch.zeros(0, geometry.channels, geometry.height, geometry.width)
 
@@ -375,6 +398,21 @@ def _round_to_storage(net: nn.Module) -> None:
             parameter.copy_(parameter.half().float())
             if not bool(parameter.isfinite().all()):
                 raise ValueError("a weight is beyond the range of float16; the training went wrong")
+
+
+def _geometry_of(geometry: Geometry, quantizer: Quantizer) -> Geometry:
+    """The geometry of the codes: with scales, the frames are the cells of them all."""
+    if not isinstance(geometry, PictureGeometry) or quantizer.span:
+        return geometry
+    if not isinstance(quantizer, ScalesQuantizer):
+        raise ConfigError("quantizer: scales inside another quantizer make no frames; make scales the outermost one")
+    sizes = quantizer.config.sizes
+    if sizes[-1] != (geometry.rows, geometry.columns):
+        raise ConfigError(
+            f"quantizer.sizes: the last scale is {sizes[-1][0]} x {sizes[-1][1]}, but the network makes a map of "
+            f"{geometry.rows} x {geometry.columns}; end with that"
+        )
+    return geometry.model_copy(update={"scales": sizes})
 
 
 def _check_finite(media: Tensor) -> None:
