@@ -1,37 +1,32 @@
-"""The audio tokenizer's network: log spectrum -> ConvNeXt -> quantizer -> ConvNeXt -> inverse spectrum.
+"""The audio tokenizer's network: an encoder, a quantizer and a decoder, each chosen by `kind`.
 
-Everything runs at the frame rate (50 frames a second at hop 320), so it trains on a laptop. The encoder sees
-magnitudes only: codes carry what is heard, the decoder makes up the phase (Vocos, arXiv:2306.00814; WavTokenizer,
-arXiv:2408.16532). Waveform distances such as SI-SDR are therefore low by construction, spectral ones are what it is
-trained for.
+A new kind of part is one file with a config, an encoder and a decoder, one line in the union and in each table here,
+and one entry in the list of tests/tokenize/test_networks.py. Any encoder goes with any decoder: between them are
+latents [B, T, latent_dim], one for each `hop` samples.
+
+    encoder   config, sound -> .frame(samples [..., N]) -> [..., T, F], its own cut of the samples of each frame
+                               .stages()  [B, T, F] -> latents [B, T, latent_dim]
+    decoder   config, sound -> .stages()  [B, T, latent_dim] -> samples [B, T, hop]
+    config    .check_sound(sound) raises ValueError where the part does not fit the tokenizer's hop or window
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from .config import Config
-from .convnext import ConvNeXtStack
 from .quantizer import Quantized, QuantizerConfig, make_quantizer
+from .sound_spectrum import AudioStackConfig, SpectrumDecoder, SpectrumEncoder
 from .spec import AudioGeometry
-from .spectrum import frame_signal, inverse_spectrum
+from .stages import run_stages
 
+SoundPartConfig = AudioStackConfig
 
-class AudioStackConfig(Config):
-    """One ConvNeXt stack of the audio tokenizer."""
-
-    width: PositiveInt = 256
-    layers: PositiveInt = 6
-    kernel: PositiveInt = 7
-    """Frames each layer sees, odd."""
-    causal: bool = False
-    """No layer looks ahead; what remains is the overlap of the spectrum's windows, (window - hop) / 2 samples."""
-    chunk: PositiveInt = 32
-    """Frames worked on at a time when frozen: sets the delay of streaming, and fixes the shape all items share."""
+SOUND_ENCODERS = {"spectrum": SpectrumEncoder}
+SOUND_DECODERS = {"spectrum": SpectrumDecoder}
 
 
 class AudioTokenizerConfig(Config):
@@ -43,11 +38,17 @@ class AudioTokenizerConfig(Config):
     hop: PositiveInt = 320
     """Samples per frame."""
     window: PositiveInt = 1280
-    """Samples of the spectrum's window; even, at least hop."""
+    """Samples of the window of `spectrum` parts; even, at least hop."""
     latent_dim: PositiveInt = 128
-    encoder: AudioStackConfig = Field(default_factory=AudioStackConfig)
-    decoder: AudioStackConfig = Field(default_factory=AudioStackConfig)
+    encoder: SoundPartConfig = Field(default_factory=AudioStackConfig)
+    decoder: SoundPartConfig = Field(default_factory=AudioStackConfig)
     quantizer: QuantizerConfig
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> AudioTokenizerConfig:
+        self.encoder.check_sound(self)
+        self.decoder.check_sound(self)
+        return self
 
     @property
     def geometry(self) -> AudioGeometry:
@@ -58,41 +59,20 @@ class AudioTokenizerConfig(Config):
 class AudioNet(nn.Module):
     """Trainable audio tokenizer; `tokenizer.py` freezes it. N is a multiple of hop everywhere, T = N / hop."""
 
-    window: Tensor
-
     def __init__(self, config: AudioTokenizerConfig):
         super().__init__()
-        if config.window < config.hop or config.window % 2:
-            raise ValueError(f"window {config.window} must be even and at least hop {config.hop}")
         self.config = config
-        bins = config.window // 2 + 1
-        encoder, decoder = config.encoder, config.decoder
-        self.encoder = ConvNeXtStack(
-            bins, encoder.width, config.latent_dim, encoder.layers, encoder.kernel, encoder.causal
-        )
+        self.encoder = SOUND_ENCODERS[config.encoder.kind](config.encoder, config)
         self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
-        self.decoder = ConvNeXtStack(
-            config.latent_dim, decoder.width, 2 * bins, decoder.layers, decoder.kernel, decoder.causal
-        )
-        self.register_buffer("window", torch.hann_window(config.window), persistent=False)
-        # Frames of neighbouring windows that reach into a frame's own hop.
-        self.overlap = -(-((config.window - config.hop) // 2) // config.hop)
+        self.decoder = SOUND_DECODERS[config.decoder.kind](config.decoder, config)
 
-    def features(self, frames: Tensor) -> Tensor:
-        """Log magnitudes of framed samples: [..., T, window] -> [..., T, window/2 + 1]."""
-        magnitude = torch.fft.rfft(frames * self.window, dim=-1).abs()
-        return torch.log(magnitude + 1e-3)
-
-    def encode_frames(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """Framed samples [B, T, window] -> latents [B, T, latent_dim]."""
-        return self.encoder(self.features(frames), mask)
+    def encode_samples(self, samples: Tensor, mask: Tensor) -> Tensor:
+        """Samples [B, N], mask of frames [B, T] -> latents [B, T, latent_dim]."""
+        return run_stages(self.encoder.stages(), self.encoder.frame(samples), mask)
 
     def decode_latents(self, latents: Tensor, mask: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim] -> samples [B, T * hop]."""
-        log_magnitude, phase = self.decoder(latents, mask).float().chunk(2, dim=-1)
-        # exp(6) is far above any sample's spectrum; it keeps bf16 steps finite
-        magnitude = torch.exp(log_magnitude.clamp(max=6.0))
-        return inverse_spectrum(torch.polar(magnitude, phase), mask, self.window, self.config.hop)
+        """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T * hop]."""
+        return run_stages(self.decoder.stages(), latents, mask).flatten(1)
 
     def forward(self, samples: Tensor, mask: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruct a batch, for training.
@@ -103,6 +83,5 @@ class AudioNet(nn.Module):
         Returns:
             reconstruction [B, N] and the quantizer's result with codes [B, T, K].
         """
-        frames = frame_signal(samples, self.config.window, self.config.hop)
-        quantized = self.quantizer(self.encode_frames(frames, mask).float(), mask)
+        quantized = self.quantizer(self.encode_samples(samples, mask).float(), mask)
         return self.decode_latents(quantized.values, mask), quantized

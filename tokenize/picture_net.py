@@ -1,23 +1,36 @@
-"""The picture tokenizer's network: convolutions down to a grid, residual codes on each cell, convolutions back up.
+"""The picture tokenizer's network: an encoder, a quantizer and a decoder, each chosen by `kind`.
 
-Source: VQ-VAE, arXiv:1711.00937; residual codes on the grid: RQ-VAE, arXiv:2203.01941.
+A new kind of part is one file with a config, an encoder and a decoder, one line in the union and in each table here,
+and one entry in the list of tests/tokenize/test_networks.py. Any encoder goes with any decoder of as many frames:
+between them are latents [B, T, latent_dim], the cells of a grid in raster order.
+
+    encoder   config, picture -> (pictures [B, C, height, width]) -> latents [B, T, latent_dim]
+    decoder   config, picture -> (latents [B, T, latent_dim]) -> pictures [B, C, height, width], float32, about -1..1
+    config    .grid(picture) -> (rows, columns), or ValueError where the part does not fit the tokenizer's size
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .config import Config
+from .config import GrowingConfig
+from .picture_convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
 from .quantizer import Quantized, QuantizerConfig, make_quantizer
 from .spec import PictureGeometry
 
+PicturePartConfig = ConvolutionalConfig
 
-class PictureTokenizerConfig(Config):
+PICTURE_ENCODERS = {"convolutional": ConvolutionalEncoder}
+PICTURE_DECODERS = {"convolutional": ConvolutionalDecoder}
+
+
+class PictureTokenizerConfig(GrowingConfig):
     """Pictures of one size to residual codes on a grid and back."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"encoder", "decoder"})
 
     kind: Literal["picture"] = "picture"
     name: str
@@ -25,46 +38,31 @@ class PictureTokenizerConfig(Config):
     width: PositiveInt
     channels: PositiveInt = 3
     downsamplings: NonNegativeInt = 1
-    """How often the size is halved: the grid is height / 2^n by width / 2^n."""
+    """How often parts with a grid halve the size: the grid is height / 2^n by width / 2^n."""
     features: PositiveInt = 64
-    """Channels of the convolutions at full size; doubled at the first halving."""
+    """Of `convolutional` parts: channels at full size; doubled at the first halving."""
     blocks: PositiveInt = 2
-    """Residual blocks at each size."""
+    """Of `convolutional` parts: residual blocks at each size."""
     latent_dim: PositiveInt = 32
+    encoder: PicturePartConfig = Field(default=ConvolutionalConfig())
+    decoder: PicturePartConfig = Field(default=ConvolutionalConfig())
     quantizer: QuantizerConfig
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> PictureTokenizerConfig:
+        made, taken = self.encoder.grid(self), self.decoder.grid(self)
+        if made[0] * made[1] != taken[0] * taken[1]:
+            raise ValueError(
+                f"the encoder '{self.encoder.kind}' gives {made[0]} x {made[1]} codes, the decoder "
+                f"'{self.decoder.kind}' takes {taken[0]} x {taken[1]}; make them as many"
+            )
+        return self
 
     @property
     def geometry(self) -> PictureGeometry:
         """What one frame of codes stands for."""
-        scale = 2**self.downsamplings
-        if self.height % scale or self.width % scale:
-            raise ValueError(
-                f"a picture of {self.height} x {self.width} cannot be halved {self.downsamplings} times; use "
-                f"fewer downsamplings"
-            )
-        return PictureGeometry(
-            height=self.height,
-            width=self.width,
-            channels=self.channels,
-            rows=self.height // scale,
-            columns=self.width // scale,
-        )
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), size unchanged."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(min(8, channels), channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(min(8, channels), channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, h, w] -> the same shape."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        rows, columns = self.encoder.grid(self)
+        return PictureGeometry(height=self.height, width=self.width, channels=self.channels, rows=rows, columns=columns)
 
 
 class PictureNet(nn.Module):
@@ -74,39 +72,17 @@ class PictureNet(nn.Module):
         super().__init__()
         self.config = config
         self.geometry = config.geometry
-        widths = [config.features * (2 if level else 1) for level in range(config.downsamplings + 1)]
-        down: list[nn.Module] = [nn.Conv2d(config.channels, widths[0], 3, padding=1)]
-        for level in range(config.downsamplings):
-            down += [ResidualBlock(widths[level]) for _ in range(config.blocks)]
-            down.append(nn.Conv2d(widths[level], widths[level + 1], 4, stride=2, padding=1))
-        down += [ResidualBlock(widths[-1]) for _ in range(config.blocks)]
-        self.encoder = nn.Sequential(
-            *down, nn.GroupNorm(min(8, widths[-1]), widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.latent_dim, 1)
-        )
+        self.encoder = PICTURE_ENCODERS[config.encoder.kind](config.encoder, config)
         self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
-        up: list[nn.Module] = [nn.Conv2d(config.latent_dim, widths[-1], 3, padding=1)]
-        up += [ResidualBlock(widths[-1]) for _ in range(config.blocks)]
-        for level in reversed(range(config.downsamplings)):
-            up += [
-                nn.Upsample(scale_factor=2, mode="nearest"),
-                nn.Conv2d(widths[level + 1], widths[level], 3, padding=1),
-            ]
-            up += [ResidualBlock(widths[level]) for _ in range(config.blocks)]
-        self.decoder = nn.Sequential(
-            *up,
-            nn.GroupNorm(min(8, widths[0]), widths[0]),
-            nn.SiLU(),
-            nn.Conv2d(widths[0], config.channels, 3, padding=1),
-        )
+        self.decoder = PICTURE_DECODERS[config.decoder.kind](config.decoder, config)
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
-        return self.encoder(pictures).flatten(2).transpose(1, 2)
+        return self.encoder(pictures)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim] -> pictures [B, C, height, width] in [-1, 1]."""
-        grid = latents.transpose(1, 2).unflatten(2, (self.geometry.rows, self.geometry.columns))
-        return self.decoder(grid.contiguous()).float().tanh()
+        """Latents [B, T, latent_dim] -> pictures [B, C, height, width] float32; beyond [-1, 1] is cut when frozen."""
+        return self.decoder(latents)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruct a batch [B, C, height, width], for training; also the quantizer's result with codes [B, T, K]."""

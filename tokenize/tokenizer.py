@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -26,9 +26,8 @@ from .picture_net import PictureNet, PictureTokenizerConfig
 from .quantizer import Quantizer
 from .scales import ScalesQuantizer
 from .spec import Geometry, PictureGeometry, TokenSpec
-from .spectrum import frame_signal
+from .stages import Stage, StagesStream
 from .vector_file import without_files
-from .windows import Window, keep_chunk, run_in_windows
 
 TokenizerConfig = Annotated[AudioTokenizerConfig | PictureTokenizerConfig, Field(discriminator="kind")]
 
@@ -183,7 +182,7 @@ class PictureTokenizer(Tokenizer):
             )
         with exact_float32():
             latents = [self._lookup(item.T[None]) for item in codes.to(self.device)]
-            pictures = [self.net.decode_latents(item) for item in latents]
+            pictures = [self.net.decode_latents(item).clamp(-1, 1) for item in latents]
         return torch.cat(pictures) if pictures else torch.zeros(0, geometry.channels, geometry.height, geometry.width)
 
 
@@ -195,7 +194,6 @@ class AudioTokenizer(Tokenizer):
 
     def __init__(self, config: AudioTokenizerConfig, net: AudioNet):
         super().__init__(config, net)
-        encoder, decoder, overlap = net.encoder, net.decoder, net.overlap
         span = self.quantizer.span
         if span == 0 or config.encoder.chunk % span:
             wanted = "quantize frame by frame" if span == 0 else f"choose a chunk that is a multiple of {span}"
@@ -203,10 +201,29 @@ class AudioTokenizer(Tokenizer):
                 f"encoder.chunk: audio is encoded {config.encoder.chunk} frames at a time, but the quantizer's codes "
                 f"span {span or 'all'} frames; {wanted}"
             )
+        *before, last = net.encoder.stages()
+        first, *after = net.decoder.stages()
+        self.encode_stages = [*before, self._then_quantize(last)]
+        self.decode_stages = [self._after_lookup(first), *after]
+
+    def _then_quantize(self, stage: Stage) -> Stage:
+        """The last stage of the encoder, and the codes [1, T, K] of its latents."""
+        span = self.quantizer.span
+
+        def run(frames: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
+            latents, state = stage.run(frames, mask, state)
+            return self.quantizer.encode(latents, mask=mask if span > 1 else None), state
+
         # Places that share a code start at the same frames in every window.
-        back = -(-encoder.reach_back // span) * span
-        self.encode_window = Window(config.encoder.chunk, back, encoder.reach_ahead)
-        self.decode_window = Window(config.decoder.chunk, decoder.reach_back + overlap, decoder.reach_ahead + overlap)
+        return Stage(run, -(-stage.back // span) * span, stage.ahead)
+
+    def _after_lookup(self, stage: Stage) -> Stage:
+        """The first stage of the decoder, from codes [1, T, K] that are -1 where no frame is."""
+
+        def run(codes: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
+            return stage.run(self.quantizer.decode(codes), mask, state)
+
+        return Stage(run, stage.back, stage.ahead)
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
         """Audio to codes, each item on its own.
@@ -240,16 +257,9 @@ class AudioTokenizer(Tokenizer):
 
     def _encode_one(self, samples: Tensor) -> Tensor:
         """[N] -> [K, T]."""
-        hop = self.config.hop
-        whole = torch.nn.functional.pad(samples, (0, -samples.numel() % hop))
-        frames = frame_signal(whole, self.config.window, hop)
-
-        def run(window: Tensor, mask: Tensor) -> Tensor:
-            shared = mask if self.quantizer.span > 1 else None
-            return self.quantizer.encode(self.net.encode_frames(window, mask), mask=shared)
-
+        whole = torch.nn.functional.pad(samples, (0, -samples.numel() % self.config.hop))
         with exact_float32():
-            return run_in_windows(run, frames, self.encode_window).T
+            return StagesStream(self.encode_stages, self.config.encoder.chunk).run(self.net.encoder.frame(whole)).T
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Codes [B, K, T] -> samples [B, 1, T * hop]; with lengths [B] (frames), an item is silent after its own."""
@@ -260,14 +270,9 @@ class AudioTokenizer(Tokenizer):
         for item, length, out in zip(codes.to(self.device), lengths.tolist(), samples, strict=True):
             if length:
                 with exact_float32():
-                    out[0, : length * self.config.hop] = run_in_windows(
-                        self._decode_window, item[:, :length].T, self.decode_window, -1
-                    )
+                    stream = StagesStream(self.decode_stages, self.config.decoder.chunk, -1)
+                    out[0, : length * self.config.hop] = stream.run(item[:, :length].T).flatten()
         return samples
-
-    def _decode_window(self, codes: Tensor, mask: Tensor) -> Tensor:
-        """Codes [1, size, K], -1 where no frame is -> samples [1, size * hop]."""
-        return self.net.decode_latents(self.quantizer.decode(codes), mask)
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder that takes frames as they come; its samples joined equal `decode` bit for bit."""
@@ -283,40 +288,22 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: AudioTokenizer):
         self.tokenizer = tokenizer
-        self.window = tokenizer.decode_window
-        self.delay = self.window.chunk + self.window.ahead
-        self.frames = torch.zeros(0, tokenizer.spec.num_codebooks, dtype=torch.long, device=tokenizer.device)
-        self.first = 0  # number of self.frames[0] in the whole signal
-        self.start = 0  # frames already turned into sound
+        self.stream = StagesStream(tokenizer.decode_stages, tokenizer.config.decoder.chunk, -1)
+        self.delay = self.stream.delay
 
     def push(self, codes: Tensor) -> Tensor:
         """Add frames [K, t]; returns the samples [1, n] that are ready, n a multiple of chunk * hop, perhaps 0."""
         self.tokenizer.check_codes(codes[None])
-        self.frames = torch.cat([self.frames, codes.T.to(self.frames.device)])
-        ready = []
-        while self.first + self.frames.shape[0] >= self.start + self.delay:
-            ready.append(self._next(self.window.chunk, None))
-        return self._join(ready)
+        with exact_float32():
+            return self._join(self.stream.push(codes.T.to(self.tokenizer.device)))
 
     def finish(self) -> Tensor:
         """Say that no more frames come; returns the remaining samples [1, n]."""
-        total = self.first + self.frames.shape[0]
-        ready = []
-        while self.start < total:
-            ready.append(self._next(min(self.window.chunk, total - self.start), total))
-        return self._join(ready)
-
-    def _next(self, count: int, total: int | None) -> Tensor:
-        window, mask = self.window.cut(self.frames, self.start, self.first, total, -1)
         with exact_float32():
-            samples = keep_chunk(self.tokenizer._decode_window(window, mask)[0], self.window, count)
-        self.start += self.window.chunk
-        unneeded = max(0, self.start - self.window.back - self.first)  # memory stays constant in length
-        self.frames, self.first = self.frames[unneeded:], self.first + unneeded
-        return samples
+            return self._join(self.stream.finish())
 
     def _join(self, pieces: list[Tensor]) -> Tensor:
-        return torch.cat(pieces)[None] if pieces else torch.zeros(1, 0, device=self.frames.device)
+        return torch.cat(pieces).reshape(1, -1) if pieces else torch.zeros(1, 0, device=self.tokenizer.device)
 
 
 FROZEN = {"audio": AudioTokenizer, "picture": PictureTokenizer}

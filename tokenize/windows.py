@@ -1,19 +1,15 @@
-"""Run a network over time in windows of one fixed shape, so that an item's result never depends on its neighbours.
+"""Windows of one fixed shape over frames, with enough context on both sides.
 
-Kernels may round differently for different shapes, and a near-tie then flips a code. Here every call has the shape
-[1, back + chunk + ahead, ...]: `chunk` frames are wanted, the context makes them equal to running over everything at
-once.
+Every call has the shape [1, back + chunk + ahead, ...]: `chunk` frames are wanted, the context makes them equal to
+running over everything at once.
 
     frames      0 ......... a ........ a+chunk ......... T
     window           [ back | chunk          | ahead ]
     mask             True on frames in 0 .. T-1, zeros outside
-
-The whole and the stream use the same windows, hence a stream's samples equal the whole decode bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,28 +47,3 @@ class Window:
         window[0, inside_low - low : inside_high - low] = frames[inside_low - first : inside_high - first]
         mask[0, inside_low - low : inside_high - low] = True
         return window, mask
-
-
-def run_in_windows(
-    run: Callable[[Tensor, Tensor], Tensor], frames: Tensor, window: Window, fill: float = 0.0
-) -> Tensor:
-    """Apply `run` to all of `frames` [T, ...] in windows.
-
-    Args:
-        run: (window [1, size, ...], mask [1, size]) -> [1, size * r, ...], r results for each frame.
-        fill: value of frames beyond the ends.
-    Returns:
-        [T * r, ...].
-    """
-    total = frames.shape[0]
-    pieces = []
-    for start in range(0, total, window.chunk):
-        result = run(*window.cut(frames, start, 0, total, fill))[0]
-        pieces.append(keep_chunk(result, window, min(window.chunk, total - start)))
-    return torch.cat(pieces)
-
-
-def keep_chunk(result: Tensor, window: Window, count: int) -> Tensor:
-    """Of one window's result [size * r, ...] keep what belongs to the first `count` frames of the chunk."""
-    rate = result.shape[0] // window.size
-    return result[window.back * rate : (window.back + count) * rate]

@@ -8,8 +8,8 @@ from tessera.tokenize.picture_net import PictureTokenizerConfig
 from tessera.tokenize.quantizer import FSQConfig, ResidualConfig, ScalesConfig, StrideConfig, VQConfig
 from tessera.tokenize.spec import check_same_tokenizer
 from tessera.tokenize.spectrum import frame_signal, inverse_spectrum
+from tessera.tokenize.stages import StagesStream, window_stage
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
-from tessera.tokenize.windows import Window, run_in_windows
 
 RVQ = ResidualConfig(levels=3, quantizer=VQConfig(size=16))
 
@@ -112,9 +112,8 @@ def test_windows_compute_what_one_pass_over_everything_computes(config):
     whole = net.decode_latents(tokenizer.quantizer.decode(codes.T[None]), mask)
     assert torch.allclose(tokenizer.decode(codes[None])[0], whole, atol=1e-4)
     samples = torch.randn(frames * config.hop)
-    framed = frame_signal(samples, config.window, config.hop)
-    latents = net.encode_frames(framed[None], mask)[0]
-    windowed = run_in_windows(net.encode_frames, framed, tokenizer.encode_window)
+    latents = net.encode_samples(samples[None], mask)[0]
+    windowed = StagesStream(net.encoder.stages(), config.encoder.chunk).run(net.encoder.frame(samples))
     assert torch.allclose(latents, windowed, atol=1e-4)
 
 
@@ -218,6 +217,6 @@ def test_spectrum_and_inverse_return_the_signal():
 
 def test_windows_cover_every_frame_once():
     frames = torch.arange(1, 14.0)[:, None]
-    for window in (Window(4, 0, 0), Window(4, 3, 2), Window(20, 1, 1)):
-        seen = run_in_windows(lambda w, m: w * m[..., None], frames, window)
-        assert torch.equal(seen, frames)
+    for chunk, back, ahead in ((4, 0, 0), (4, 3, 2), (20, 1, 1)):
+        stage = window_stage(lambda w, m: w * m[..., None], back, ahead)
+        assert torch.equal(StagesStream([stage, stage], chunk).run(frames), frames)
