@@ -74,7 +74,7 @@ def _coarse_then_fine(lm: CoarseToFine, rows: Request, exact: bool, on_progress:
         silent = lm.clustering.labels[0, list(sampling.silence_codes)]
         sampling = replace(sampling, silence_codes=sorted(set(silent.tolist())))
     labels = generate_codes(
-        lm.coarse, rows.conditions, rows.seeds, rows.length, sampling, rows.guidance,
+        lm.coarse, lm.for_coarse(rows.conditions), rows.seeds, rows.length, sampling, rows.guidance,
         None if prompt is None else lm.clustering.coarse(prompt), exact, first, rows.cache, rows.draft,
     )  # fmt: skip
     if not int(labels.lengths.max()):

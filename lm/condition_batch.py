@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-LENGTH_AXES = {"text": 1, "embedding": 1}
+LENGTH_AXES = {"text": 1, "embedding": 1, "codes": 2}
 """Kinds whose rows differ in length, and the axis of it. They are padded at the end; `KIND_lengths` holds lengths."""
 KINDS = ("label", *LENGTH_AXES)
 
@@ -27,6 +27,10 @@ class ConditionBatch:
     """[B, L, width] float, padded on the right; what stands in the padding does not matter."""
     embedding_lengths: Tensor | None = None
     """[B] long, 0 for no vectors."""
+    codes: Tensor | None = None
+    """[B, K, L] long codes of a prompt, padded on the right; what stands in the padding does not matter."""
+    codes_lengths: Tensor | None = None
+    """[B] long frames, 0 for no prompt."""
 
     @classmethod
     def make(
@@ -34,12 +38,17 @@ class ConditionBatch:
         labels: Sequence[int | None] | None = None,
         texts: Sequence[Sequence[int] | None] | None = None,
         embeddings: Sequence[Tensor | None] | None = None,
+        codes: Sequence[Tensor | None] | None = None,
     ) -> ConditionBatch:
-        """Build a batch from lists; None in a list is a row without that condition. An embedding is [L, width].
+        """Build a batch from lists; None in a list is a row without that condition.
 
-        ValueError: an empty text or embedding, unequal lists.
+        Args:
+            embeddings: floating point [L, width] each, not all None.
+            codes: of a prompt, long [K, L] each, not all None.
+        Raises:
+            ValueError: an empty text, embedding or prompt, unequal lists.
         """
-        given = {"labels": labels, "texts": texts, "embeddings": embeddings}
+        given = {"labels": labels, "texts": texts, "embeddings": embeddings, "prompts of codes": codes}
         counts = {name: len(entries) for name, entries in given.items() if entries is not None}
         if len(set(counts.values())) > 1:
             found = " but ".join(f"{count} {name}" for name, count in counts.items())
@@ -54,14 +63,11 @@ class ConditionBatch:
             rows = [torch.tensor(list(ids or ()), dtype=torch.long) for ids in texts]
             made |= _padded("text", rows, torch.zeros(1, dtype=torch.long))
         if embeddings is not None:
-            one = _one_of(embeddings)
-            if one is None or any(
-                row is not None and (row.dim() != 2 or len(row) == 0 or row.shape[1:] != one.shape[1:])
-                for row in embeddings
-            ):
-                found = [None if row is None else list(row.shape) for row in embeddings]
-                raise ValueError(f"embeddings must be [L, width] of one width, at least one not empty, found {found}")
+            one = _check_rows(embeddings, 0, "embeddings must be [L, width] of one width")
             made |= _padded("embedding", embeddings, one[:1])
+        if codes is not None:
+            one = _check_rows(codes, 1, "prompts of codes must be [K, L] of one K")
+            made |= _padded("codes", codes, one[:, :1])
         return cls(**made)
 
     @property
@@ -115,8 +121,15 @@ class ConditionBatch:
         return ConditionBatch(**{name: None if value is None else change(value) for name, value in vars(self).items()})
 
 
-def _one_of(rows: Sequence[Tensor | None]) -> Tensor | None:
-    return next((row for row in rows if row is not None), None)
+def _check_rows(rows: Sequence[Tensor | None], axis: int, what: str) -> Tensor:
+    """A row that is there; ValueError unless all are matrices, not empty, and alike but for the length of an axis."""
+    given = [row for row in rows if row is not None]
+    if not given or any(
+        row.dim() != 2 or row.numel() == 0 or row.shape[1 - axis] != given[0].shape[1 - axis] for row in given
+    ):
+        found = [None if row is None else list(row.shape) for row in rows]
+        raise ValueError(f"{what}, at least one not empty, found {found}")
+    return given[0]
 
 
 def _padded(kind: str, rows: Sequence[Tensor | None], one: Tensor) -> dict[str, Tensor]:

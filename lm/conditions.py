@@ -8,7 +8,7 @@ needs (arXiv:2207.12598).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -16,21 +16,26 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from ..tokenize.config import ConfigError
+from .codes_condition import CodesCondition, CodesConditionConfig
 from .condition_batch import KINDS, ConditionBatch
 from .embedding_condition import EmbeddingCondition, EmbeddingConditionConfig
+from .host import Host
 from .label_condition import LabelCondition, LabelConfig
 from .text_condition import TextCondition, TextConditionConfig
 from .transformer import RMSNorm
 
-ConditionConfig = Annotated[LabelConfig | TextConditionConfig | EmbeddingConditionConfig, Field(discriminator="kind")]
+ConditionConfig = Annotated[
+    LabelConfig | TextConditionConfig | EmbeddingConditionConfig | CodesConditionConfig, Field(discriminator="kind")
+]
 
 CONDITIONS: dict[str, Any] = {
     "label": LabelCondition,
     "text": TextCondition,
     "embedding": EmbeddingCondition,
+    "codes": CodesCondition,
 }
-"""Made as CONDITIONS[kind](config, width, heads, rope_base). `check(batch)` raises ValueError, calling it gives tokens
-[B, L, D] and their mask [B, L] (None: all are real), and `said` is its name in messages."""
+"""Made as CONDITIONS[kind](config, host). `check(batch)` raises ValueError, calling it gives tokens [B, L, D] and their
+mask [B, L] (None: all are real), `none(B)` the fields of rows without, and `said` is its name in messages."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,15 @@ class Joined:
 class Conditions(nn.Module):
     """All conditions of a model, in the order of the config."""
 
-    def __init__(self, configs: Sequence[ConditionConfig], width: int, heads: int, rope_base: float = 10000.0):
+    def __init__(self, configs: Sequence[ConditionConfig], host: Host):
         super().__init__()
         kinds = [config.kind for config in configs]
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ConfigError(f"conditions: '{kind}' is listed {kinds.count(kind)} times; list each kind once")
         self.configs = tuple(configs)
-        self.parts = nn.ModuleDict(
-            {config.kind: CONDITIONS[config.kind](config, width, heads, rope_base) for config in configs}
-        )
-        self.memory_norm = RMSNorm(width) if any(map(_reads_normed, configs)) else None
+        self.parts = nn.ModuleDict({config.kind: CONDITIONS[config.kind](config, host) for config in configs})
+        self.memory_norm = RMSNorm(host.width) if any(map(_reads_normed, configs)) else None
 
     def check(self, batch: ConditionBatch, num_rows: int | None) -> None:
         """ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any
@@ -81,6 +84,14 @@ class Conditions(nn.Module):
             raise ValueError(f"conditions have {batch.num_rows} rows, but {num_rows} rows were asked for")
         for part in self.parts.values():
             part.check(batch)  # type: ignore[operator]
+
+    def with_nulls(self, batch: ConditionBatch, num_rows: int) -> ConditionBatch:
+        """The batch with the kinds it lacks, of num_rows rows that have none."""
+        missing = {}
+        for kind, part in self.parts.items():
+            if getattr(batch, kind) is None:
+                missing |= part.none(num_rows)  # type: ignore[operator]
+        return replace(batch, **missing)
 
     def forward(self, batch: ConditionBatch) -> Joined:
         """Embed the conditions of a checked batch; in training mode rows are dropped to the null."""

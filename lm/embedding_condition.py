@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..tokenize.config import Config, ConfigError
 from .condition_batch import ConditionBatch
+from .host import Host
 from .ragged import check_lengths, dropped, unless_all, with_null
 
 
@@ -38,18 +39,18 @@ class EmbeddingCondition(nn.Module):
 
     said = "an embedding"
 
-    def __init__(self, config: EmbeddingConditionConfig, width: int, heads: int, rope_base: float):
+    def __init__(self, config: EmbeddingConditionConfig, host: Host):
         super().__init__()
-        if config.projection == "none" and config.width != width:
+        if config.projection == "none" and config.width != host.width:
             raise ConfigError(
-                f"conditions: embedding.width is {config.width} and the model's width {width}; "
+                f"conditions: embedding.width is {config.width} and the model's width {host.width}; "
                 "they must be the same with projection none"
             )
         self.width, self.dropout, self.pad = config.width, config.dropout, config.mask == "padding"
-        self.projection = nn.Linear(config.width, width) if config.projection == "linear" else nn.Identity()
+        self.projection = nn.Linear(config.width, host.width) if config.projection == "linear" else nn.Identity()
         if isinstance(self.projection, nn.Linear):
             nn.init.zeros_(self.projection.bias)
-        self.null = nn.Parameter(torch.zeros(1, width)) if config.null == "learned" else None
+        self.null = nn.Parameter(torch.zeros(1, host.width)) if config.null == "learned" else None
 
     def check(self, batch: ConditionBatch) -> None:
         """ValueError: vectors or lengths of another shape or type, or lengths beyond the vectors."""
@@ -61,6 +62,11 @@ class EmbeddingCondition(nn.Module):
             )
         B, L, _ = vectors.shape
         check_lengths("embedding_lengths", batch.embedding_lengths, B, L, "vectors", "no vectors")
+
+    def none(self, num_rows: int) -> dict[str, Tensor]:
+        """The fields of rows without vectors."""
+        lengths = torch.zeros(num_rows, dtype=torch.long)
+        return {"embedding": torch.zeros(num_rows, 1, self.width), "embedding_lengths": lengths}
 
     def forward(self, batch: ConditionBatch) -> tuple[Tensor, Tensor | None]:
         """Tokens [B, L, D] and their mask [B, L]."""

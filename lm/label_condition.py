@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..tokenize.config import Config, ConfigError
 from .condition_batch import ConditionBatch
+from .host import Host
 from .transformer import Table
 
 
@@ -30,13 +31,13 @@ class LabelCondition(nn.Module):
 
     said = "a label"
 
-    def __init__(self, config: LabelConfig, width: int, heads: int, rope_base: float):
+    def __init__(self, config: LabelConfig, host: Host):
         super().__init__()
         if config.classes is None:
             raise ConfigError("conditions: label.classes is not set; it is the number of labels in the data")
         self.classes = config.classes
         self.dropout = config.dropout
-        self.table = Table(config.classes + 1, width)
+        self.table = Table(config.classes + 1, host.width)
 
     def check(self, batch: ConditionBatch) -> None:
         """ValueError: ids of another shape or type, or beyond the labels."""
@@ -53,6 +54,10 @@ class LabelCondition(nn.Module):
             raise ValueError(
                 f"label {int(wrong)} is not one of the model's {self.classes} labels 0 to {self.classes - 1} (-1: none)"
             )
+
+    def none(self, num_rows: int) -> dict[str, Tensor]:
+        """The fields of rows without a label."""
+        return {"label": torch.full((num_rows,), -1)}
 
     def forward(self, batch: ConditionBatch) -> tuple[Tensor, Tensor | None]:
         """One token a row: [B, 1, D], all real."""

@@ -31,6 +31,7 @@ from .cache import Cache, CacheShape
 from .caches import CacheChoice, make_cache
 from .conditions import ConditionBatch, ConditionConfig, Conditions, Joined, count_back, fill_sizes
 from .heads import HEADS, HeadConfig, ParallelHeadConfig
+from .host import Host
 from .inputs import INPUTS, EmbeddingInputConfig, InputConfig
 from .loss import LossReport, report_loss
 from .masks import causal_mask
@@ -147,7 +148,9 @@ class LMConfig(Config):
     @property
     def needs_code_vectors(self) -> bool:
         """Whether the model reads the tokenizer's code vectors."""
-        return "codes" in (self.input.kind, getattr(self.head, "input", None))
+        of_conditions = [condition.input for condition in self.conditions if condition.kind == "codes"]
+        read = [config.kind for config in (self.input, *of_conditions) if config is not None]
+        return "codes" in (*read, getattr(self.head, "input", None))
 
     def filled(self, classes: int | None = None, vocab_size: int | None = None) -> LMConfig:
         """The config with the conditions' open sizes filled in from the data; ConfigError where it says otherwise."""
@@ -251,7 +254,8 @@ class TokenLM(nn.Module):
         self.arrangement = Arrangement(config.arrangement, spec.cardinalities, config.variable_length, config.specials)
         self.columns = grid_columns(config.rope, spec.geometry) if isinstance(config.rope, GridRopeConfig) else None
         self.input = INPUTS[config.input.kind](config.input, self.arrangement, config.width, code_vectors)
-        self.conditions = Conditions(config.conditions, config.width, config.heads, config.rope.base)
+        host = Host(config.width, config.heads, config.rope.base, spec.cardinalities, self.input, code_vectors)
+        self.conditions = Conditions(config.conditions, host)
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = Transformer(
             width=config.width,

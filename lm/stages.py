@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from ..tokenize.config import ConfigError
 from ..tokenize.spec import TokenSpec, check_same_tokenizer
 from .arrange import Arrangement
 from .coarse import Clustering
-from .conditions import ConditionBatch
+from .conditions import ConditionBatch, Conditions
 from .loss import LossReport
 from .masked import MaskedLM
 from .model import LMConfig, TokenLM
@@ -74,6 +76,19 @@ class CoarseToFine(nn.Module):
         """Where the parameters are."""
         return self.refiner.device
 
+    @property
+    def conditions(self) -> Conditions:
+        """Of the first stage."""
+        return self.coarse.conditions
+
+    def for_coarse(self, conditions: ConditionBatch) -> ConditionBatch:
+        """The conditions that the model of the labels reads: of a prompt of codes its labels."""
+        codes, lengths = conditions.codes, conditions.codes_lengths
+        if codes is None or lengths is None:
+            return conditions
+        beyond = torch.arange(codes.shape[2], device=codes.device) >= lengths[:, None, None]
+        return replace(conditions, codes=self.clustering.coarse(codes.masked_fill(beyond, 0)))
+
     def for_refiner(self, conditions: ConditionBatch | None) -> ConditionBatch | None:
         """The conditions that the refiner reads."""
         return conditions if self.refiner.config.conditions else None
@@ -90,7 +105,8 @@ class CoarseToFine(nn.Module):
 
         Arguments and errors as `TokenLM.forward`.
         """
-        labels = self.coarse.loss(self.clustering.coarse(codes), lengths, conditions, label_smoothing, side)
+        given = None if conditions is None else self.for_coarse(conditions)
+        labels = self.coarse.loss(self.clustering.coarse(codes), lengths, given, label_smoothing, side)
         fine = self.refiner.loss(codes, lengths, self.for_refiner(conditions), label_smoothing, side)
         per_codebook = fine.per_codebook + labels.per_codebook * labels.count / fine.count
         return LossReport((fine.weights * per_codebook).sum(), per_codebook, fine.count, fine.weights)

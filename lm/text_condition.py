@@ -12,6 +12,7 @@ from ..tokenize.config import Config, ConfigError
 from ..tokenize.text import TextConfig
 from .condition_batch import ConditionBatch
 from .encoder import Encoder
+from .host import Host
 from .ragged import check_lengths, dropped, first_place_scale, sinusoids, unless_all, with_null
 from .transformer import Table
 
@@ -37,16 +38,16 @@ class TextCondition(nn.Module):
 
     said = "a text"
 
-    def __init__(self, config: TextConditionConfig, width: int, heads: int, rope_base: float):
+    def __init__(self, config: TextConditionConfig, host: Host):
         super().__init__()
         if config.vocab_size is None:
             raise ConfigError("conditions: text.vocab_size is not set; it is the size of the text tokenizer")
         self.vocab_size = config.vocab_size
         self.dropout = config.dropout
-        self.table = Table(config.vocab_size, width)
-        self.null = nn.Parameter(torch.zeros(1, width))
-        self.place_scale = nn.Parameter(first_place_scale(width)) if config.join == "cross" else None
-        self.encoder = Encoder(width, heads, config.layers, rope_base) if config.layers else None
+        self.table = Table(config.vocab_size, host.width)
+        self.null = nn.Parameter(torch.zeros(1, host.width))
+        self.place_scale = nn.Parameter(first_place_scale(host.width)) if config.join == "cross" else None
+        self.encoder = Encoder(host.width, host.heads, config.layers, host.rope_base) if config.layers else None
 
     def check(self, batch: ConditionBatch) -> None:
         """ValueError: ids or lengths of another shape or type, or beyond what there is."""
@@ -64,6 +65,13 @@ class TextCondition(nn.Module):
             raise ValueError(
                 f"text id {int(wrong)} is not one of 0 to {self.vocab_size - 1}; encode with the model's text tokenizer"
             )
+
+    def none(self, num_rows: int) -> dict[str, Tensor]:
+        """The fields of rows without text."""
+        return {
+            "text": torch.zeros(num_rows, 1, dtype=torch.long),
+            "text_lengths": torch.zeros(num_rows, dtype=torch.long),
+        }
 
     def forward(self, batch: ConditionBatch) -> tuple[Tensor, Tensor | None]:
         """Tokens [B, L, D] and their mask [B, L]."""

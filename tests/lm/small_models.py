@@ -13,7 +13,13 @@ from tessera.lm.arrange import (
     PartialFlatConfig,
 )
 from tessera.lm.bits import BitsHeadConfig, BitsInputConfig
-from tessera.lm.conditions import ConditionBatch, EmbeddingConditionConfig, LabelConfig, TextConditionConfig
+from tessera.lm.conditions import (
+    CodesConditionConfig,
+    ConditionBatch,
+    EmbeddingConditionConfig,
+    LabelConfig,
+    TextConditionConfig,
+)
 from tessera.lm.depth import DepthHeadConfig, FactorHeadConfig
 from tessera.lm.flat import FlatHeadConfig
 from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig, FactorInputConfig
@@ -50,6 +56,11 @@ def embedding(join="prefix", **settings):
     return EmbeddingConditionConfig(width=6, join=join, **settings)
 
 
+def codes(join="prefix", **settings):
+    return CodesConditionConfig(max_frames=4, join=join, **settings)
+
+
+# An odd number: half of the cases, every other one, still have each of them.
 CONDITIONS = {
     "nothing": (),
     "label prefix": (label(),),
@@ -64,6 +75,10 @@ CONDITIONS = {
     "embedding prefix": (embedding(),),
     "embedding cross": (embedding("cross", norm="none", null="zero"),),
     "embedding and text cross": (embedding("cross"), text("cross")),
+    "codes prefix": (codes(),),
+    "codes encoder": (codes("cross", layers=1),),
+    "text, codes of its own input": (text(), codes(input=CodesInputConfig())),
+    "label, codes and text": (label(), codes("cross", input=EmbeddingInputConfig()), text("cross")),
 }
 
 ROPES = (TimeRopeConfig(), GridRopeConfig(), SinusoidalConfig())
@@ -171,14 +186,17 @@ def make_codes(num_rows, num_frames, cardinalities=CARDINALITIES, seed=1) -> tor
 
 
 def make_conditions(config: LMConfig, num_rows, seed=2) -> ConditionBatch:
-    """Labels, texts and embeddings of different lengths, with rows that have none."""
+    """Labels, texts, embeddings and prompts of different lengths, with rows that have none."""
     kinds = [condition.kind for condition in config.conditions]
     labels = [None if b == 1 else b % 4 for b in range(num_rows)]
     texts = [None if b == 2 else [(3 * b + i) % 11 for i in range(1 + (5 * b) % 4)] for b in range(num_rows)]
     generator = torch.Generator().manual_seed(seed)
     vectors = [None if b == 3 else torch.randn(1 + (3 * b) % 4, 6, generator=generator) for b in range(num_rows)]
+    frames = make_codes(num_rows, 4, cardinalities_for(config), seed + 1)
+    prompts = [None if b == 1 else row[:, : 1 + (3 * b + 2) % 4] for b, row in enumerate(frames)]
     return ConditionBatch.make(
         labels if "label" in kinds else None,
         texts if "text" in kinds else None,
         vectors if "embedding" in kinds else None,
+        prompts if "codes" in kinds else None,
     )

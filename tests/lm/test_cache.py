@@ -21,6 +21,7 @@ from small_models import CASES, make_codes, make_conditions, make_config, make_l
 
 # Every condition with rows whose prefixes are padded, and grouped heads.
 CHOSEN = [case for i, case in enumerate(CASES.values()) if i % 11 == 1 or case[1] == "label and text"]
+CHOSEN += [case for case in CASES.values() if case[:2] == ("delay", "codes prefix")]
 PLAIN = {"head": ParallelHeadConfig()}  # a step is read before the codes it predicts are known
 SOME = [(*case[:3], EmbeddingInputConfig(), *case[4:6], case[6] | PLAIN) for case in CHOSEN]
 some_cases = pytest.mark.parametrize("case", SOME, ids=[f"{case[0]}, {case[1]}, {case[2].kind}" for case in SOME])

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tessera.lm.coarse import Clustering
-from tessera.lm.conditions import ConditionBatch
 from tessera.lm.depth import DepthHeadConfig
 from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig
 from tessera.lm.kinds import make_lm
@@ -112,6 +111,8 @@ def test_in_eval_mode_the_codes_say_what_is_hidden():
         ("label prefix", GridRopeConfig(), CodesInputConfig()),
         ("text prefix", TimeRopeConfig(), CodesInputConfig(combine="sum")),
         ("label sum, text cross", TimeRopeConfig(), EmbeddingInputConfig()),
+        ("codes prefix", GridRopeConfig(), CodesInputConfig()),
+        ("label, codes and text", TimeRopeConfig(), EmbeddingInputConfig()),
     ],
 )
 def test_a_row_alone_equals_a_row_of_a_batch(refines, condition, rope, input_kind):
@@ -124,9 +125,7 @@ def test_a_row_alone_equals_a_row_of_a_batch(refines, condition, rope, input_kin
     for b, length in enumerate(lengths.tolist()):
         row, cut = slice(b, b + 1), (slice(b, b + 1), slice(None), slice(length))
         labels = None if coarse is None else coarse[cut]
-        one = conditions.rows(row)
-        if one.text is not None:
-            one = ConditionBatch(one.label, one.text[:, : max(1, int(one.text_lengths))], one.text_lengths)
+        one = conditions.rows(row).trimmed()
         alone = lm(codes[cut], mask[cut], None, one, labels)
         torch.testing.assert_close(alone[0], together[b, :, :length], rtol=0, atol=1e-9)
 

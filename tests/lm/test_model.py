@@ -143,9 +143,11 @@ def test_the_gradient_reaches_every_codebook(case):
     for name, parameter in lm.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
-        # Where a step holds one code alone, none is read that matters; special ids do not stand everywhere.
+        # Where a step holds one code alone, none is read that matters; special ids do not stand everywhere, in a
+        # prompt nowhere.
         alone = config.arrangement.kind in ("flat", "grouped")
-        if not (name.startswith("head.reader.") and ("specials" in name or alone)):
+        in_prompt = name == "conditions.parts.codes.input.specials.weight"
+        if not in_prompt and not (name.startswith("head.reader.") and ("specials" in name or alone)):
             assert float(parameter.grad.abs().sum()) > 0, name
     if config.head.kind == "parallel":
         V = max(lm.arrangement.output_sizes)
@@ -164,7 +166,18 @@ def test_the_gradient_reaches_every_codebook(case):
             assert (float(used[k][V + 1]) > 0) == read_at_all  # start
 
 
-@pytest.mark.parametrize("condition", ["label prefix", "label sum", "label cross", "text prefix", "text cross"])
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "label prefix",
+        "label sum",
+        "label cross",
+        "text prefix",
+        "text cross",
+        "codes prefix",
+        "codes encoder",
+    ],
+)
 def test_a_condition_and_its_null_differ(condition):
     config = make_config(("delay", condition, *make_case()[2:]))
     lm, codes, conditions = make_lm(config), make_codes(1, 4), make_conditions(config, 1)
@@ -173,6 +186,8 @@ def test_a_condition_and_its_null_differ(condition):
     other = replace(conditions, label=None if conditions.label is None else conditions.label + 1)
     if other.text is not None:
         other = replace(other, text=other.text + 1)
+    if other.codes is not None:
+        other = replace(other, codes=(other.codes + 1) % 5)
     assert float((given - lm(codes, None, other).logits).detach()[:, 0, :, :7].abs().max()) > 1e-3
 
 
@@ -204,7 +219,7 @@ def make_case():
     return next(iter(CASES.values()))
 
 
-@pytest.mark.parametrize("name", ["label", "text", "embedding"])
+@pytest.mark.parametrize("name", ["label", "text", "embedding", "codes"])
 def test_dropout_replaces_whole_conditions_by_the_null(name):
     config = make_config(("delay", f"{name} prefix", *make_case()[2:]))
     often = config.conditions[0].model_copy(update={"dropout": 0.5})
