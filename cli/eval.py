@@ -48,7 +48,7 @@ def evaluate(
 
 
 def measure_loss(model: Model, data: Path, batch: int) -> dict:
-    """Loss of all items of a folder of shards, in nats, per codebook and their mean."""
+    """Loss of all items of a folder of shards, in nats, per codebook (per scale) and their mean."""
     from ..lm.coarse import ClusteredTokenizer
     from ..tokenize.shards import Shards
     from ..tokenize.spec import check_same_tokenizer
@@ -62,13 +62,14 @@ def measure_loss(model: Model, data: Path, batch: int) -> dict:
     conditions = {condition.kind for condition in model.lm.config.conditions}
     items = Items(shards, model.labels if "label" in conditions else None, model.text, clustering=labelled)
     print(f"loss of {len(items)} items of {data}", file=sys.stderr)
+    parts = model.lm.loss_parts
     losses = evaluate_loss(model.lm, items, batch, World(0, 1, model.lm.device))
     return {
         "data": str(data),
         "items": len(items),
         "frames": int(items.lengths.sum()),
-        "mean": float(losses.mean()),
-        "per_codebook": losses.tolist(),
+        "mean": parts.mean(losses.tolist()),
+        f"per_{parts.name}": losses.tolist(),
     }
 
 
@@ -99,8 +100,9 @@ def format_findings(found: dict) -> str:
     if "loss" in found:
         loss = found["loss"]
         lines.append(f"\nloss on {loss['data']} ({loss['items']} items, {loss['frames']} frames)")
-        lines.append(f"  {'codebook':>8}  {'nats':>7}  {'perplexity':>10}")
-        for name, nats in [*enumerate(loss["per_codebook"]), ("mean", loss["mean"])]:
+        part = "scale" if "per_scale" in loss else "codebook"
+        lines.append(f"  {part:>8}  {'nats':>7}  {'perplexity':>10}")
+        for name, nats in [*enumerate(loss[f"per_{part}"]), ("mean", loss["mean"])]:
             lines.append(f"  {name:>8}  {nats:7.4f}  {math.exp(min(nats, 700)):10.2f}")
     if "speed" in found:
         lines.append(f"\ngeneration\n  {'at a time':>9}  {'guidance':>8}  {'frames/s':>9}  {'s of sound per s':>16}")

@@ -7,10 +7,12 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag
 from torch import Tensor
 
+from ..tokenize.quantizer import Quantizer
 from ..tokenize.spec import TokenSpec
 from .coarse import Clustering
 from .masked import MaskedConfig, MaskedLM
 from .model import LMConfig, TokenLM
+from .next_scale import NextScaleConfig, NextScaleLM
 from .stages import CoarseToFine
 
 
@@ -21,15 +23,22 @@ def _kind(config: Any) -> str:
 
 
 ModelConfig = Annotated[
-    Annotated[LMConfig, Tag("causal")] | Annotated[MaskedConfig, Tag("masked")], Discriminator(_kind)
+    Annotated[LMConfig, Tag("causal")]
+    | Annotated[MaskedConfig, Tag("masked")]
+    | Annotated[NextScaleConfig, Tag("next_scale")],
+    Discriminator(_kind),
 ]
 
 AnyLM = TokenLM | CoarseToFine
-"""What makes codes; a MaskedLM is a TokenLM by its parts."""
+"""What makes codes; a MaskedLM and a NextScaleLM are a TokenLM by their parts."""
 
 
 def make_lm(
-    config: LMConfig, spec: TokenSpec, code_vectors: Tensor | None = None, clustering: Clustering | None = None
+    config: LMConfig,
+    spec: TokenSpec,
+    code_vectors: Tensor | None = None,
+    clustering: Clustering | None = None,
+    quantizer: Quantizer | None = None,
 ) -> TokenLM:
     """A model with random weights.
 
@@ -37,7 +46,10 @@ def make_lm(
         spec: of the codes that are predicted: for a causal model with clusters the clustering's, else the tokenizer's.
         code_vectors: of the same codes, where config.input reads them.
         clustering: for a refiner.
+        quantizer: the tokenizer's, for a next-scale model.
     """
+    if isinstance(config, NextScaleConfig):
+        return NextScaleLM(config, spec, quantizer)
     if isinstance(config, MaskedConfig):
         return MaskedLM(config, spec, code_vectors, clustering)
     return TokenLM(config, spec, code_vectors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +20,28 @@ class LossReport:
     loss: Tensor
     """Scalar: mean over codebooks of per_codebook, or their weighted mean."""
     per_codebook: Tensor
-    """[K] float32, nats: mean over the masked-in cells of each codebook. It carries the gradient too."""
+    """[K] float32, nats: mean over the masked-in cells of each codebook. It carries the gradient too. Of a next-scale
+    model the parts are the scales, in this and all that follows (see LossParts)."""
     count: Tensor
     """[K] long, masked-in cells: batches are joined exactly by weighting per_codebook with it."""
     weights: Tensor
     """[K] float32: each codebook's share of the loss; they sum to 1."""
     guesses: Tensor | None = None
     """[K] float32, weighted loss of the steps guessed ahead, per term of per_codebook; training adds it."""
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """What a loss is reported for: the codebooks or, of a next-scale model, the scales of its one codebook."""
+
+    name: str
+    """"codebook" or "scale"."""
+    shares: tuple[float, ...]
+    """Each part's share in the mean that is reported; they sum to 1."""
+
+    def mean(self, values: Sequence[float]) -> float:
+        """Of numbers, one for each part."""
+        return sum(share * value for share, value in zip(self.shares, values, strict=True))
 
 
 def report_loss(terms: Tensor, mask: Tensor, weights: Tensor | None = None) -> LossReport:

@@ -13,6 +13,8 @@ Positions count the prefix (conditions) first, P of them, then the steps. Drawn 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -42,3 +44,25 @@ def causal_mask(
     real = torch.nn.functional.pad(prefix_mask, (0, 1), value=True)  # the last entry stands for all steps
     real = real[:, keys.clamp(0, prefix_length)]
     return (seen & (real[:, None, :] | (row == column)))[:, None]
+
+
+def block_mask(blocks: Sequence[int], prefix_mask: Tensor | None = None) -> Tensor:
+    """bool [B or 1, 1, n, n], True where a position sees another: all of its own block and of the blocks before.
+
+    Args:
+        blocks: positions of each block in order, n together; the first P are one position each where a prefix stands.
+        prefix_mask: [B, P] bool, False on padding, as of `causal_mask`.
+
+    Blocks of 1, 1 (a prefix) and 3:    x . . . .
+                                        x x . . .
+                                        x x x x x
+                                        x x x x x
+                                        x x x x x
+    """
+    block = torch.repeat_interleave(torch.tensor(blocks))
+    seen = block[:, None] >= block[None, :]
+    if prefix_mask is None:
+        return seen[None, None]
+    seen = seen.to(prefix_mask.device)
+    real = torch.nn.functional.pad(prefix_mask, (0, len(block) - prefix_mask.shape[1]), value=True)
+    return (seen & (real[:, None, :] | torch.eye(len(block), dtype=torch.bool, device=seen.device)))[:, None]

@@ -33,7 +33,7 @@ from .conditions import ConditionBatch, ConditionConfig, Conditions, Joined, cou
 from .heads import HEADS, HeadConfig, ParallelHeadConfig
 from .host import Host
 from .inputs import INPUTS, EmbeddingInputConfig, InputConfig
-from .loss import LossReport, report_loss
+from .loss import LossParts, LossReport, report_loss
 from .masks import causal_mask
 from .patches import Patches
 from .presets import PRESETS, AnyArrangementConfig, PresetConfig
@@ -45,6 +45,7 @@ from .rope import (
     TimeRopeConfig,
     grid_columns,
     grid_coordinates,
+    places_of_scales,
     rotary_table,
     sinusoidal_places,
 )
@@ -244,6 +245,9 @@ class TokenLM(nn.Module):
             used.
     """
 
+    places: Tensor | None
+    """[T, 2] where the cells of scales stand; None: there are no scales."""
+
     def __init__(self, config: LMConfig, spec: TokenSpec, code_vectors: Tensor | None = None):
         super().__init__()
         config = config.explicit(spec.num_codebooks)
@@ -253,6 +257,7 @@ class TokenLM(nn.Module):
         assert not isinstance(config.arrangement, PresetConfig)
         self.arrangement = Arrangement(config.arrangement, spec.cardinalities, config.variable_length, config.specials)
         self.columns = grid_columns(config.rope, spec.geometry) if isinstance(config.rope, GridRopeConfig) else None
+        self.register_buffer("places", places_of_scales(spec.geometry), persistent=False)
         self.input = INPUTS[config.input.kind](config.input, self.arrangement, config.width, code_vectors)
         host = Host(config.width, config.heads, config.rope.base, spec.cardinalities, self.input, code_vectors)
         self.conditions = Conditions(config.conditions, host)
@@ -323,11 +328,26 @@ class TokenLM(nn.Module):
         """
         arranged, hidden = self._read_all(codes, lengths, conditions, side)
         terms = self.head.terms(hidden, arranged.ids, arranged.mask, label_smoothing)
-        report = report_loss(terms, arranged.mask, self.loss_weights)
+        report = self.report(terms, arranged.mask)
         if self.ahead is None or not self.training:
             return report
         guesses = self.ahead.terms(self.head, hidden, arranged.ids, arranged.mask, label_smoothing)
         return replace(report, guesses=guesses.sum(dim=(0, 2)) / report.count.clamp(min=1))
+
+    @property
+    def loss_parts(self) -> LossParts:
+        """What the loss is reported for."""
+        return LossParts("codebook", (1 / self.num_codebooks,) * self.num_codebooks)
+
+    def report(self, terms: Tensor, mask: Tensor) -> LossReport:
+        """The report of loss terms [B, K, S] where mask [B, K, S] is True."""
+        return report_loss(terms, mask, self.loss_weights)
+
+    def count_terms(self, num_frames: int) -> Tensor:
+        """Loss terms of each part that an item of so many frames has, long."""
+        codes = torch.zeros(1, self.num_codebooks, num_frames, dtype=torch.long)
+        mask = self.arrangement.arrange(codes).mask
+        return self.report(torch.zeros(mask.shape), mask).count
 
     # One step at a time
 
@@ -394,7 +414,7 @@ class TokenLM(nn.Module):
         )
         head = self.head.start(B, shape.dtype, self.device)
         state = State(
-            make_cache(cache, shape),
+            self._make_cache(cache, shape),
             shape,
             memory,
             joined.summed,
@@ -487,27 +507,29 @@ class TokenLM(nn.Module):
         batch = conditions or ConditionBatch()
         self.conditions.check(batch, codes.shape[0])
         joined, first = self._take_first(self.conditions(batch))
-        B, _, S = arranged.ids.shape
-        start = self.start_ids(B, codes.device).unsqueeze(-1)
+        start = self.start_ids(len(codes), codes.device).unsqueeze(-1)
         patches = Patches(self.spec.geometry, side) if side > 1 else None
         if patches is None:
             x = self.input(torch.cat([start, arranged.ids[:, :, :-1]], dim=2))
         else:
             x = torch.cat([self.input(start), patches.mean(self.input(arranged.ids))[:, :-1]], dim=1)
-            S = x.shape[1]
         x = self._joined(x, joined.summed, first)
-        steps = torch.arange(S, device=codes.device)
+        total_frames = codes.shape[2] if lengths is None else lengths[:, None]
+        hidden = self._transform(x, joined, total_frames, side)
+        return arranged, hidden if patches is None else patches.spread(hidden)
+
+    def _transform(self, x: Tensor, joined: Joined, num_frames: int | Tensor, side: int = 1) -> Tensor:
+        """Run the blocks over whole sequences x [B, S, D] behind the conditions' prefix."""
+        steps = torch.arange(x.shape[1], device=x.device)
         P = 0
         if joined.prefix is not None:
             P = joined.prefix.shape[1]
             x = torch.cat([joined.prefix.to(x.dtype), x], dim=1)
         x = self._with_places(x, steps, P, joined.prefix_mask)
-        total_frames = codes.shape[2] if lengths is None else lengths[:, None]
-        table = self._table(steps, total_frames, P, joined.prefix_mask, side)
+        table = self._table(steps, num_frames, P, joined.prefix_mask, side)
         memory = self._remember(joined)
-        mask = self._mask(P, S, joined.prefix_mask, codes.device)
-        hidden = self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)[:, P:]
-        return arranged, hidden if patches is None else patches.spread(hidden)
+        mask = self._mask(P, len(steps), joined.prefix_mask, x.device)
+        return self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)[:, P:]
 
     def _joined(self, x: Tensor, summed: Tensor | None, first: Tensor | None) -> Tensor:
         """x [B, S, D] with its first step replaced and what every step is given added."""
@@ -545,7 +567,7 @@ class TokenLM(nn.Module):
             coordinates = positions.unsqueeze(-1)
         else:
             frames = self.arrangement.current_frames(positions.clamp(min=0), num_frames)
-            coordinates = grid_coordinates(positions, frames, self.columns // side)
+            coordinates = grid_coordinates(positions, frames, self.columns // side, self.places)
         table = rotary_table(coordinates, self.config.head_width, self.config.rope.base)
         if isinstance(self.config.rope, GridRopeConfig) and self.config.rope.before == "zero":
             table = table * (positions >= 0)[..., None, None]
@@ -575,8 +597,11 @@ class TokenLM(nn.Module):
 
     def _positions(self, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
         """[B or 1, P + S] long: where P prefix tokens and then the steps [S] stand."""
-        positions = _positions(steps, P, prefix_mask)
+        positions = positions_of(steps, P, prefix_mask)
         return positions if self.config.start == "token" else positions - 1
+
+    def _make_cache(self, choice: CacheChoice | None, shape: CacheShape) -> Cache:
+        return make_cache(choice, shape)
 
     def _compute_dtype(self) -> torch.dtype:
         if torch.is_autocast_enabled(self.device.type):
@@ -587,7 +612,7 @@ class TokenLM(nn.Module):
         return f"{self.num_parameters / 1e6:.2f} M parameters, tokenizer '{self.spec.name}'"
 
 
-def _positions(steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
+def positions_of(steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
     """[B or 1, P + S] long: P prefix tokens counted back from 0, then the steps [S]."""
     if not P:
         return steps.unsqueeze(0)

@@ -41,6 +41,8 @@ class Patches:
     def __init__(self, geometry: Geometry, side: int):
         if not isinstance(geometry, PictureGeometry):
             raise ConfigError("squares of frames are for pictures; the tokenizer makes audio, leave train.patches out")
+        if geometry.scales:
+            raise ConfigError("squares of frames are of one grid; the tokenizer makes scales, leave train.patches out")
         rows, columns = geometry.rows, geometry.columns
         if rows % side or columns % side:
             raise ConfigError(

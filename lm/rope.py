@@ -65,12 +65,26 @@ def grid_columns(config: GridRopeConfig, geometry: Geometry) -> int:
     )
 
 
-def grid_coordinates(positions: Tensor, frames: Tensor, columns: int) -> Tensor:
-    """[*, 2] row and column: of `frames` where positions >= 0; before that both are the (negative) position itself."""
-    row, column = frames // columns, frames % columns
-    return torch.stack(
-        [torch.where(positions < 0, positions, row), torch.where(positions < 0, positions, column)], dim=-1
-    )
+def places_of_scales(geometry: Geometry) -> Tensor | None:
+    """[T, 2] float32: row and column of each frame of a picture of several scales, in cells of its last grid, where
+    the middle of a coarse cell stands between them; None: there are no scales."""
+    if not isinstance(geometry, PictureGeometry) or not geometry.scales:
+        return None
+    found = []
+    for rows, columns in geometry.scales:
+        row = (torch.arange(rows, device="cpu") + 0.5) * geometry.rows / rows - 0.5
+        column = (torch.arange(columns, device="cpu") + 0.5) * geometry.columns / columns - 0.5
+        found.append(torch.cartesian_prod(row, column))
+    return torch.cat(found)
+
+
+def grid_coordinates(positions: Tensor, frames: Tensor, columns: int, places: Tensor | None = None) -> Tensor:
+    """[*, 2] row and column: of `frames` where positions >= 0; before that both are the (negative) position itself.
+
+    Frames are counted row by row in a grid of so many columns, or stand at `places` [T, 2].
+    """
+    found = torch.stack([frames // columns, frames % columns], dim=-1) if places is None else places[frames]
+    return torch.where((positions < 0).unsqueeze(-1), positions.unsqueeze(-1).to(found.dtype), found)
 
 
 def rotary_angles(coordinates: Tensor, head_width: int, base: float) -> Tensor:

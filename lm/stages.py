@@ -12,7 +12,7 @@ from ..tokenize.spec import TokenSpec, check_same_tokenizer
 from .arrange import Arrangement
 from .coarse import Clustering
 from .conditions import ConditionBatch, Conditions
-from .loss import LossReport
+from .loss import LossParts, LossReport
 from .masked import MaskedLM
 from .model import LMConfig, TokenLM
 
@@ -70,6 +70,11 @@ class CoarseToFine(nn.Module):
     def num_parameters(self) -> int:
         """Learned numbers of both."""
         return self.coarse.num_parameters + self.refiner.num_parameters
+
+    @property
+    def loss_parts(self) -> LossParts:
+        """What the loss is reported for."""
+        return self.refiner.loss_parts
 
     @property
     def device(self) -> torch.device:

@@ -224,7 +224,7 @@ def load_model(
     _check_parts(config, text, list(described.labels), f"model {folder}")
     read = partial(_read_lm, device=device, dtype=dtype, weights=weights)
     vectors = tokenizer.vectors().cpu() if config.needs_code_vectors or described.lm.needs_code_vectors else None
-    make = partial(make_lm, clustering=clustering if refines else None)
+    make = partial(make_lm, clustering=clustering if refines else None, quantizer=tokenizer.quantizer)
     lm: AnyLM = read(folder / "lm.safetensors", described.lm, described.spec, vectors=vectors, make=make)
     if described.coarse_lm is not None:
         if clustering is None or not isinstance(lm, MaskedLM):
@@ -253,6 +253,8 @@ def load_lm(
     described = read_model_config(folder)
     if described.lm.needs_code_vectors:
         raise ValueError(f"{folder}: the model reads its tokenizer's code vectors; use load_model(...).lm")
+    if described.lm.kind == "next_scale":
+        raise ValueError(f"{folder}: the model reads its tokenizer's scales; use load_model(...).lm")
     if described.clusters is not None:
         raise ValueError(f"{folder}: the model is of coarse labels or refines them; use load_model(...).lm")
     return _read_lm(folder / "lm.safetensors", described.lm, described.spec, device=device, dtype=dtype, make=make_lm)

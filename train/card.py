@@ -34,16 +34,24 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def model_card(
-    config: TrainConfig, parts: Parts, *, command: str, step: int, losses: dict[str, dict[str, Any]], parameters: int
+    config: TrainConfig,
+    parts: Parts,
+    *,
+    command: str,
+    step: int,
+    losses: dict[str, dict[str, Any]],
+    parameters: int,
+    part: str = "codebook",
 ) -> str:
     """README.md of the model directory, Markdown.
 
     Args:
         losses: by split ("train", "test"): {"step", "loss", "loss_per_codebook"}, as last measured.
+        part: what the loss is reported for, "codebook" or "scale".
     """
     items, spec = parts.items, parts.spec
     rows = [
-        f"| {split} | {found['loss']:.4f} | {_numbers(found['loss_per_codebook'])} | {found['step']} |"
+        f"| {split} | {found['loss']:.4f} | {_numbers(found[f'loss_per_{part}'])} | {found['step']} |"
         for split, found in losses.items()
     ]
     lines = [
@@ -74,7 +82,7 @@ def model_card(
         "Cross-entropy in nats per code. Train: the last batch, with dropout; test: all items"
         + (", with the moving average of the weights." if config.train.ema else "."),
         "",
-        "| split | mean of the codebooks | each codebook | step |",
+        f"| split | mean | each {part} | step |",
         "|---|---|---|---|",
         *rows,
         "",

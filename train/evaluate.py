@@ -18,10 +18,10 @@ def evaluate_loss(lm: AnyLM, items: Items, batch: int, world: World, dtype: str 
     Args:
         lm: in eval mode. batch: items at a time. dtype: as `train.dtype`.
     Returns:
-        [K] float64 on the CPU, nats per loss term of each codebook.
+        [K] float64 on the CPU, nats per loss term of each part (lm.loss_parts).
     """
     objective = Objective(lm, dtype)
-    sums_and_counts = torch.zeros(2, lm.num_codebooks, dtype=torch.float64, device=world.device)
+    sums_and_counts = torch.zeros(2, len(lm.loss_parts.shares), dtype=torch.float64, device=world.device)
     for rows in batches_by_length(items.lengths, batch)[world.rank :: world.size]:
         found = items.batch(rows).to(world.device)
         _, sums, counts = objective(found.codes, found.lengths, found.conditions)

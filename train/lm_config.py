@@ -132,10 +132,12 @@ class TrainConfig(Config):
         refines = self.clusters is not None and self.lm.kind == "masked"
         if self.export.coarse_model is not None and not refines:
             raise ValueError("export.coarse_model is for a refiner: lm of kind 'masked', with clusters")
-        if self.lm.kind == "masked" and self.train.patches:
+        if self.lm.kind != "causal" and self.train.patches:
             raise ValueError(
-                "train.patches is for an lm that predicts step by step, not of kind 'masked'; leave it out"
+                f"train.patches is for an lm that predicts step by step, not of kind '{self.lm.kind}'; leave it out"
             )
+        if self.clusters is not None and self.lm.kind == "next_scale":
+            raise ValueError("clusters: a next-scale model predicts the codes themselves; leave clusters out")
         if refines and self.export.coarse_model is None and self.train.sample_every is not None:
             raise ValueError(
                 "train.sample_every: a refiner alone generates nothing; set export.coarse_model, or leave it out"

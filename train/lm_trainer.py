@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -90,7 +91,8 @@ class LMTrainer:
         self.average = WeightAverage(self.parts.make_lm(config.seed).to(world.device), settings.ema)
         lm = self.parts.make_lm(config.seed).to(world.device)
         self.num_parameters = lm.num_parameters
-        self.count_terms = TermCounter(lm.arrangement)
+        self.count_terms = TermCounter(lm)
+        self.loss_parts = lm.loss_parts
         check_patches(lm.arrangement, self.parts.spec.geometry, settings.patches)
         objective = Objective(lm, settings.dtype, settings.label_smoothing)
         self.engine = make_engine(config, objective, world, settings.batch // self.micro // world.size)
@@ -193,11 +195,11 @@ class LMTrainer:
             return
         self._collect()
         found = evaluate_loss(self.average.model, self.parts.test, self.micro, self.world, self.config.train.dtype)
-        losses = {"loss": float(found.mean()), "loss_per_codebook": found.tolist()}
+        losses = self._losses(found.tolist())
         self.state.losses["test"] = {"step": self.state.step, **losses}
         if self.metrics is not None:
             self.metrics.write(self.state.step, "test", losses)
-        each = " ".join(f"{value:.3f}" for value in losses["loss_per_codebook"])
+        each = " ".join(f"{value:.3f}" for value in found.tolist())
         self.progress.note(f"step {self.state.step}: test loss {losses['loss']:.4f} [{each}]")
         self._restart_clock()
 
@@ -233,8 +235,12 @@ class LMTrainer:
             f"to {self.out}"
         )
 
-    def _note_losses(self, per_codebook: list[float], info: StepInfo) -> None:
-        losses = {"loss": sum(per_codebook) / len(per_codebook), "loss_per_codebook": per_codebook}
+    def _losses(self, values: list[float]) -> dict[str, Any]:
+        """As they go into metrics.jsonl, from one number for each codebook (each scale)."""
+        return {"loss": self.loss_parts.mean(values), f"loss_per_{self.loss_parts.name}": values}
+
+    def _note_losses(self, values: list[float], info: StepInfo) -> None:
+        losses = self._losses(values)
         self.latest = {**losses, "lr": info.lr, "grad_norm": info.grad_norm}
         if not info.skipped:
             self.state.losses["train"] = {"step": self.state.step, **losses}
@@ -246,7 +252,8 @@ class LMTrainer:
         step, latest = self.state.step, self.latest
         rate = self._tokens / max(1e-9, time.monotonic() - self._clock)
         self._restart_clock()
-        self.progress.report(step, latest["loss"], latest["loss_per_codebook"], rate, seconds_left)
+        values = latest[f"loss_per_{self.loss_parts.name}"]
+        self.progress.report(step, latest["loss"], values, rate, seconds_left)
         if self.metrics is not None:
             epoch = self.sampler.epoch(step)
             more = {"tokens_per_second": rate, "epoch": epoch, "skipped": self.state.skipped}
@@ -302,6 +309,7 @@ class LMTrainer:
             step=self.state.step,
             losses=self.state.losses,
             parameters=self.num_parameters,
+            part=self.loss_parts.name,
         )
         export_model(self._loaded_model(), self.out / "model", card, self.config.export.dtype)
         write_json(self.out / "FINISHED", {"step": self.state.step, "losses": self.state.losses})

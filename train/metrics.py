@@ -17,8 +17,8 @@ class Metrics:
     """Append-only metrics of one run.
 
     A line is {"step": n, "split": "train" | "test", "loss": ..., "loss_per_codebook": [...], ...}; `step` counts
-    finished steps. Lines beyond `step` (a run that was killed after its last checkpoint) are removed on opening, for
-    they will be written again.
+    finished steps. A next-scale model has "loss_per_scale". Lines beyond `step` (a run that was killed after its last
+    checkpoint) are removed on opening, for they will be written again.
 
     Args:
         folder: the run's folder.

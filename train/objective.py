@@ -14,9 +14,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..lm.arrange import Arrangement
 from ..lm.conditions import ConditionBatch
 from ..lm.kinds import AnyLM
+from ..lm.model import TokenLM
 
 
 class Objective(nn.Module):
@@ -61,18 +61,17 @@ class Objective(nn.Module):
 
 
 class TermCounter:
-    """Loss terms that items of given lengths have, asked from the arrangement once for each length."""
+    """Loss terms that items of given lengths have, asked from the model once for each length."""
 
-    def __init__(self, arrangement: Arrangement):
-        self.arrangement = arrangement
+    def __init__(self, lm: TokenLM):
+        self._count_terms = lm.count_terms
         self._known: dict[int, Tensor] = {}
 
     def __call__(self, lengths: Iterable[int]) -> Tensor:
-        """Terms of each codebook [K], float64, of all items together; lengths in frames."""
+        """Terms of each codebook (each scale) [K], float64, of all items together; lengths in frames."""
         return torch.stack([self._of(int(length)) for length in lengths]).sum(0)
 
     def _of(self, length: int) -> Tensor:
         if length not in self._known:
-            codes = torch.zeros(1, self.arrangement.num_codebooks, length, dtype=torch.long)
-            self._known[length] = self.arrangement.arrange(codes).mask.sum((0, 2)).double()
+            self._known[length] = self._count_terms(length).double()
         return self._known[length]

@@ -47,7 +47,7 @@ class Parts:
         """A model with random weights, alike in every process."""
         torch.manual_seed(mix(seed, 0))
         vectors = self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
-        return make_lm(self.lm_config, self.spec, vectors, self.clustering)
+        return make_lm(self.lm_config, self.spec, vectors, self.clustering, self.tokenizer.quantizer)
 
     def loaded(self, lm: TokenLM, defaults: GenerationDefaults) -> LoadedModel:
         """The model that generates: lm, or a refiner joined with the model of its labels."""

@@ -57,7 +57,7 @@ def _batch(step: int, items: int = 4) -> tuple[torch.Tensor, torch.Tensor, Condi
 def _run(engine, first: int, last: int, micro: int = 4, rank: int = 0, world: int = 1, spoil=None) -> list[float]:
     """Steps first .. last - 1 on made-up data as LMTrainer does them; returns this process's share of each loss."""
     losses = []
-    counter = TermCounter(engine.objective.lm.arrangement)
+    counter = TermCounter(engine.objective.lm)
     for step in range(first, last):
         codes, lengths, conditions = _batch(step)
         totals = counter(lengths.tolist())
