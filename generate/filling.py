@@ -28,7 +28,7 @@ from ..lm.masked import MaskedLM
 from .guidance import Guide
 from .loop import Progress, check_seeds, one_row
 from .noise import uniform
-from .sampling import Sampling, make_filters, sample
+from .sampling import Sampling, check_unordered, make_filters, sample
 
 DEFAULT_PASSES = 12
 """Of a model that has nothing else to go by; a refiner takes one."""
@@ -110,6 +110,11 @@ def fill_codes(
         labels = None if coarse is None else coarse[rows, :, :T]
         return _fill(lm, given, list(seeds[rows]), own, filling, sampling, guide, known, labels, report)
 
+    return run_rows(run, total, exact)
+
+
+def run_rows(run: Callable[[slice], Tensor], total: int, exact: bool) -> Tensor:
+    """Codes [B, K, T] of `run` for all rows, exact: one at a time; 0 where a row is shorter than the longest."""
     if not exact:
         return run(slice(0, total))
     rows = [run(slice(i, i + 1)) for i in range(total)]
@@ -201,7 +206,4 @@ def _check(filling: Filling, sampling: Sampling) -> None:
         raise ValueError(f"passes must be at least 1, found {filling.passes}")
     if not 0 <= filling.choice_temperature < float("inf"):
         raise ValueError(f"choice_temperature must be at least 0, found {filling.choice_temperature}")
-    plain = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-    for name, value in vars(sampling).items():
-        if value != getattr(plain, name) and name != "repetition_window" and name != "ras_tau":
-            raise ValueError(f"{name} is {value}, but a masked model does not fill codes in order; leave it out")
+    check_unordered(sampling, "masked")

@@ -7,7 +7,8 @@ The rows of a batch of B samples are laid out branch by branch:
     two conditions    [conditioned, kept, null]            l_n + s (l_k + beta (l_c - l_k) - l_n)
 
 s is a function of the step and of the codebook (the kinds in lm/defaults.py); the progress p is step / steps, where
-`steps` are those of the longest sound asked for. Guidance acts on logits, before everything in sampler.py.
+`steps` are those of the longest sound asked for; of scales it is scale / (scales - 1), 1 at the last. Guidance acts on
+logits, before everything in sampler.py.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ from ..lm.model import TokenLM
 class Guide:
     """The guidance of one generation, on a device. `branches` is the number of rows the model runs for each sample."""
 
-    def __init__(self, guidance: Guidance, lm: TokenLM, num_steps: int):
+    def __init__(self, guidance: Guidance, lm: TokenLM, num_steps: int, span: int | None = None):
         """Check the guidance against the model.
 
+        Args:
+            span: the steps by which a step is divided to give the progress; None: num_steps.
         Raises:
             ValueError: names the setting, what was found and what to do.
         """
         config = as_config(guidance)
-        self.scales = make_scales(config, lm.num_codebooks, num_steps).to(lm.device)
+        self.scales = make_scales(config, lm.num_codebooks, num_steps, span).to(lm.device)
         """[S, K], float64."""
         self.beta = config.two.beta if config.two else 1.0
         self.filter_top_k = config.filter_top_k
@@ -96,7 +99,7 @@ def as_config(guidance: Guidance | GuidanceConfig | Sequence[float]) -> Guidance
     return ConstantGuidance(scale=tuple(map(float, values)) if isinstance(guidance, Sequence) else float(values[0]))
 
 
-def make_scales(config: GuidanceConfig, num_codebooks: int, num_steps: int) -> Tensor:
+def make_scales(config: GuidanceConfig, num_codebooks: int, num_steps: int, span: int | None = None) -> Tensor:
     """The scale of each step and codebook, [S, K] float64; ValueError: scales that are not K."""
     scales = list(config.scale) if isinstance(config.scale, tuple) else [config.scale] * num_codebooks
     if len(scales) != num_codebooks:
@@ -104,13 +107,13 @@ def make_scales(config: GuidanceConfig, num_codebooks: int, num_steps: int) -> T
             f"guidance has {len(scales)} scales but the model has {num_codebooks} codebooks; "
             f"give one value or {num_codebooks}"
         )
-    rows = [[_scale_at(config, scale, step / num_steps) for scale in scales] for step in range(num_steps)]
+    rows = [[_scale_at(config, scale, step / (span or num_steps)) for scale in scales] for step in range(num_steps)]
     return torch.tensor(rows, dtype=torch.float64)
 
 
 def _scale_at(config: GuidanceConfig, scale: float, p: float) -> float:
     if isinstance(config, IntervalGuidance):
-        return scale if config.start <= p < config.stop else 1.0
+        return scale if config.start <= p < config.stop or p == config.stop == 1 else 1.0
     if isinstance(config, LinearGuidance):
         return config.first + (scale - config.first) * p
     if isinstance(config, CosineGuidance):

@@ -46,6 +46,14 @@ class Sampling:
     """The silent codes of codebook 0 (see silence.py)."""
 
 
+def check_unordered(sampling: Sampling, kind: str) -> None:
+    """Raise ValueError where a setting is about what was drawn before, but a `kind` model has no such order."""
+    plain = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    for name, value in vars(sampling).items():
+        if value != getattr(plain, name) and name != "repetition_window" and name != "ras_tau":
+            raise ValueError(f"{name} is {value}, but a {kind} model does not fill codes in order; leave it out")
+
+
 @dataclass(frozen=True)
 class Filters:
     """A `Sampling` checked against K codebooks and laid out as tensors on a device (see `make_filters`)."""

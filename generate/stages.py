@@ -1,4 +1,5 @@
-"""From a request to codes, by the kind of the model: step by step, masked, or coarse labels first and codes after."""
+"""From a request to codes, by the kind of the model: step by step, masked, scale by scale, or coarse labels first and
+codes after."""
 
 from __future__ import annotations
 
@@ -8,10 +9,13 @@ import torch
 
 from ..lm.kinds import AnyLM
 from ..lm.masked import MaskedLM
+from ..lm.model import TokenLM
+from ..lm.next_scale import NextScaleLM
 from ..lm.stages import CoarseToFine
 from .filling import fill_codes
 from .loop import Generated, Length, Progress, check_prompt, generate_codes
 from .request import Request
+from .scales import generate_scales
 
 
 def make_codes(lm: AnyLM, rows: Request, exact: bool, on_progress: Progress | None = None) -> Generated:
@@ -24,6 +28,8 @@ def make_codes(lm: AnyLM, rows: Request, exact: bool, on_progress: Progress | No
         return _coarse_then_fine(lm, rows, exact, on_progress)
     if isinstance(lm, MaskedLM):
         return _masked(lm, rows, exact, on_progress)
+    if isinstance(lm, NextScaleLM):
+        return _by_scales(lm, rows, exact, on_progress)
     return generate_codes(
         lm,
         rows.conditions,
@@ -54,6 +60,16 @@ def _masked(lm: MaskedLM, rows: Request, exact: bool, on_progress: Progress | No
         lm, rows.conditions, rows.seeds, lengths, rows.filling, rows.sampling, rows.guidance, prompt, None, exact,
         on_progress,
     )  # fmt: skip
+    return Generated(codes, lengths, torch.ones(len(rows.seeds), dtype=torch.bool))
+
+
+def _by_scales(lm: NextScaleLM, rows: Request, exact: bool, on_progress: Progress | None) -> Generated:
+    if rows.draft:
+        raise ValueError("draft was set, but a next-scale model makes whole scales; leave it out")
+    codes = generate_scales(
+        lm, rows.conditions, rows.seeds, rows.sampling, rows.guidance, _prompt(lm, rows), exact, on_progress, rows.cache
+    )  # fmt: skip
+    lengths = torch.full((len(rows.seeds),), codes.shape[2], dtype=torch.long)
     return Generated(codes, lengths, torch.ones(len(rows.seeds), dtype=torch.bool))
 
 
@@ -94,7 +110,7 @@ def _fixed(lm: MaskedLM, length: Length, num_rows: int) -> torch.Tensor:
     return torch.full((num_rows,), length.max_frames, dtype=torch.long)
 
 
-def _prompt(lm: MaskedLM, rows: Request) -> torch.Tensor | None:
+def _prompt(lm: TokenLM, rows: Request) -> torch.Tensor | None:
     if rows.prompt is None:
         return None
     return check_prompt(rows.prompt, len(rows.seeds), lm.spec.cardinalities, rows.length)
