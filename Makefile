@@ -19,7 +19,7 @@ PYTEST_FLAGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 INSTALLED := .venv/.installed
-EVAL_PACKAGES := scikit-learn scikit-image pystoi prdc pocketsphinx jiwer pesq
+EVAL_PACKAGES := scikit-learn scikit-image pystoi prdc pocketsphinx jiwer constriction pesq
 
 # One thread per process: tests start several processes, and their tensors are too small to be worth sharing out.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONDONTWRITEBYTECODE=1
@@ -74,13 +74,15 @@ bundled: $(INSTALLED)
 	$(BIN)/tessera shards configs/digits/shards.yaml
 	$(BIN)/tessera shards configs/digits/shards.yaml --set corpus.path=samples/digits/test.safetensors --set out=out/digits/shards/test
 	$(BIN)/tessera train configs/digits/lm.yaml --out out/digits/lm
-	rm -rf bundled/digits && cp -r out/digits/lm/model bundled/digits
+	$(BIN)/tessera tokenizer coder configs/digits/coder.yaml --out out/digits/coder
+	rm -rf bundled/digits && cp -r out/digits/lm/model bundled/digits && cp -r out/digits/coder bundled/digits/coder
 	$(BIN)/python -m tessera.samples.make_speech --count 20000 --seed 1 --exclude samples/speech/test/metadata.jsonl --out out/speech/corpus
 	$(BIN)/tessera tokenizer train configs/speech/tokenizer.yaml --out out/speech/tokenizer
 	$(BIN)/tessera shards configs/speech/shards.yaml
 	$(BIN)/tessera shards configs/speech/shards.yaml --set corpus.path=samples/speech/test --set out=out/speech/shards/test
 	$(BIN)/tessera train configs/speech/lm.yaml --out out/speech/lm
-	rm -rf bundled/speech && cp -r out/speech/lm/model bundled/speech
+	$(BIN)/tessera tokenizer coder configs/speech/coder.yaml --out out/speech/coder
+	rm -rf bundled/speech && cp -r out/speech/lm/model bundled/speech && cp -r out/speech/coder bundled/speech/coder
 
 clean:
 	rm -rf build dist out runs *.egg-info .typecheck .pytest_cache .ruff_cache .hypothesis

@@ -26,22 +26,42 @@ def decode(
     codes: Annotated[Path, typer.Argument(metavar="FILE", help="File of codes, as tessera encode writes it.")],
     tokenizer: Annotated[str, typer.Option(help="Directory of a tokenizer or a model, or a bundled model's name.")],
     output: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the media to.")],
+    model: Annotated[
+        str | None, typer.Option(help="The coder a compressed file was written with; default: the tokenizer's own.")
+    ] = None,
     sound: Annotated[SoundFormat, typer.Option("--format", help="Of sound; pictures are PNG.")] = SoundFormat.wav,
 ) -> None:
     """Turn codes back into sound or pictures, one file an item, named like the file it was made of.
 
     Example: tessera decode codes.safetensors --tokenizer speech -o decoded
 
-    Codes of another tokenizer are refused. The paths written are printed on stdout.
+    Codes of another tokenizer are refused. The paths written are printed on stdout. Of a compressed file with damaged
+    chunks all the rest is decoded, a gap where they were; each is named on stderr, and the exit code is 1.
     """
+    from ..lm.compressed_file import DecoderDisagrees, is_compressed, read_compressed
     from ..tokenize.codes_file import read_codes
     from ..tokenize.transcode import decode_to_files
-    from .tokenizers import open_tokenizer
+    from .tokenizers import coder_finder, open_tokenizer
 
     opened = open_tokenizer(tokenizer)
-    _, items = read_codes(codes, opened.spec)
+    damage: list[str] = []
+    if is_compressed(codes):
+        try:
+            restored = read_compressed(codes, opened.spec, coder_finder(model, tokenizer, opened.spec))
+        except DecoderDisagrees as error:
+            print(f"tessera: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        items, damage = restored.items, restored.damage
+    elif model is not None:
+        raise ValueError(f"--model: {codes} is not compressed, it needs none")
+    else:
+        _, items = read_codes(codes, opened.spec)
     if output.is_file():
         raise ValueError(f"-o {output}: a file is in the way; name a folder")
     for path in decode_to_files(items, opened, output, f".{sound.value}", progress=True):
         print(path)
     print(f"{output}: {len(items)} files decoded by tokenizer {opened.spec.name}", file=sys.stderr)
+    for line in damage:
+        print(f"tessera: {codes}: {line}", file=sys.stderr)
+    if damage:
+        raise typer.Exit(1)

@@ -40,6 +40,7 @@ OPTIONAL_PACKAGES = {
     "xformers": "extra 'gpu': attention backend 'xformers'",
     "scikit-learn": "extras 'eval' and 'demo': the classifier that judges generated digits",
     "scikit-image": "extra 'eval': SSIM",
+    "constriction": "extra 'compress': tessera encode --compress",
     "pystoi": "extra 'eval': STOI",
     "pesq": "extra 'eval': PESQ; needs a C compiler to install",
     "prdc": "extra 'eval': precision, recall, density, coverage",

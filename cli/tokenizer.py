@@ -1,4 +1,4 @@
-"""`tessera tokenizer train` and `tessera tokenizer eval`."""
+"""`tessera tokenizer train`, `eval` and `coder`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     )
     group.command("train")(train)
     group.command("eval")(evaluate)
+    group.command("coder")(coder)
     app.add_typer(group)
 
 
@@ -82,3 +83,24 @@ def evaluate(
     if not report.stability.stable:
         print("tessera: codes of this tokenizer depend on how it is called; they should not be stored", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def coder(
+    config: Annotated[Path, typer.Argument(help="YAML file: shards, network, training.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the coder; coder/ in a model's directory is found.")],
+    set_: Annotated[
+        list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Train the small network that tessera encode --compress --model codes with.
+
+    Example: tessera tokenizer coder configs/digits/coder.yaml --out out/digits/coder
+
+    Minutes on one CPU core. Prints the bits a frame that it needs for the test shards.
+    """
+    from ..tokenize.config import read_config
+    from ..train.coder_trainer import CoderTrainConfig, train_coder
+
+    bits = train_coder(read_config(config, CoderTrainConfig, set_), out)
+    each = " + ".join(f"{number:.3f}" for number in bits)
+    print(f"coder in {out}: {sum(bits):.3f} bits a frame ({each})", file=sys.stderr)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..lm.coder_net import CoderNet
+    from ..tokenize.spec import TokenSpec
     from ..tokenize.tokenizer import Tokenizer
 
 MAX_LISTED = 20
@@ -21,14 +23,57 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
     Raises:
         FileNotFoundError: none of these. ValueError: a damaged tokenizer.
     """
-    from ..generate.model import BUNDLED, bundled_models
     from ..tokenize.tokenizer import load_tokenizer
 
-    folder = Path(name)
-    if not folder.exists() and str(name) in bundled_models():
-        folder = BUNDLED / str(name)
+    folder = _folder(name)
     inside = folder / "tokenizer"
     return load_tokenizer(inside if (inside / "config.json").is_file() else folder)
+
+
+def open_coder(name: str | Path, spec: TokenSpec) -> CoderNet:
+    """Load the network for compressed codes of a tokenizer.
+
+    Args:
+        name: a coder's directory, a model's that has one in coder/, or the name of a bundled model.
+    Raises:
+        FileNotFoundError: none of these. ValueError: a damaged one, or one for another tokenizer.
+    """
+    from ..lm.coder_net import FILES, load_coder
+    from ..tokenize.spec import check_same_tokenizer
+
+    folder = _folder(name)
+    inside = folder / "coder"
+    net = load_coder(inside if (inside / FILES[0]).is_file() else folder)
+    check_same_tokenizer(spec, net.spec, f"coder {name}")
+    return net
+
+
+def coder_finder(model: str | None, tokenizer: str, spec: TokenSpec) -> Callable[[str], CoderNet]:
+    """What finds the network that a compressed file asks for: --model, by default the one beside the tokenizer."""
+
+    def find(fingerprint: str) -> CoderNet:
+        try:
+            net = open_coder(model or tokenizer, spec)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"the codes were compressed with coder {fingerprint[:12]}; --model: {error}"
+            ) from None
+        if net.fingerprint != fingerprint:
+            raise ValueError(
+                f"the codes were compressed with coder {fingerprint[:12]}, '{model or tokenizer}' has "
+                f"{net.fingerprint[:12]}; pass the right one as --model"
+            )
+        return net
+
+    return find
+
+
+def _folder(name: str | Path) -> Path:
+    """A directory, or that of a bundled model."""
+    from ..generate.model import BUNDLED, bundled_models
+
+    folder = Path(name)
+    return BUNDLED / str(name) if not folder.exists() and str(name) in bundled_models() else folder
 
 
 def report_skipped(reasons: Sequence[str], total: int) -> None:

@@ -12,8 +12,8 @@ SMALL = ("demo",)
 
 
 def kind_of(path: Path) -> type[Config]:
-    """The config class of a file, told by the first word of its name: tokenizer, shards or lm. All in configs/lm are
-    lm."""
+    """The config class of a file, told by the first word of its name: tokenizer, shards, coder or lm. All in configs/lm
+    are lm."""
     word = "lm" if path.parent.name == "lm" else path.stem.split("-")[0].split("_")[0]
     if word == "tokenizer":
         from tessera.train.tokenizer_trainer import TokenizerTrainConfig
@@ -23,11 +23,17 @@ def kind_of(path: Path) -> type[Config]:
         from tessera.tokenize.shards import ShardsConfig
 
         return ShardsConfig
+    if word == "coder":
+        from tessera.train.coder_trainer import CoderTrainConfig
+
+        return CoderTrainConfig
     if word == "lm":
         from tessera.train.lm_config import TrainConfig
 
         return TrainConfig
-    raise AssertionError(f"{path}: name it tokenizer, shards or lm, with a word after it where needed (lm-large.yaml)")
+    raise AssertionError(
+        f"{path}: name it tokenizer, shards, coder or lm, perhaps with a word after it (lm-large.yaml)"
+    )
 
 
 def test_there_are_configs():

@@ -92,7 +92,7 @@ def read_codes(path: str | Path, expected: TokenSpec | None = None) -> tuple[Tok
     codes, ends = _check_tensors(path, tensors["codes"], tensors["offsets"], notes)
     items = []
     for note, start, end in zip(notes.items, ends[:-1], ends[1:], strict=True):
-        _check_length(path, notes.spec.geometry, note, end - start)
+        check_length(path, notes.spec.geometry, note.name, note.num_samples, end - start)
         items.append(CodesItem(note.name, codes[:, start:end].contiguous(), note.num_samples))
     return notes.spec, items
 
@@ -116,9 +116,12 @@ def _check_tensors(path: str | Path, codes: Tensor, offsets: Tensor, notes: _Not
     return codes, ends
 
 
-def _check_length(path: str | Path, geometry: AudioGeometry | PictureGeometry, note: _ItemNote, frames: int) -> None:
+def check_length(
+    path: str | Path, geometry: AudioGeometry | PictureGeometry, name: str, num_samples: int | None, frames: int
+) -> None:
+    """Raise ValueError where an item of a file has more or fewer frames than its medium has."""
     if isinstance(geometry, PictureGeometry):
-        if frames != geometry.num_frames or note.num_samples is not None:
-            raise ValueError(f"{path}: '{note.name}' has {frames} frames, a picture has {geometry.num_frames}")
-    elif note.num_samples is not None and -(-note.num_samples // geometry.samples_per_frame) != frames:
-        raise ValueError(f"{path}: '{note.name}' promises {note.num_samples} samples in {frames} frames")
+        if frames != geometry.num_frames or num_samples is not None:
+            raise ValueError(f"{path}: '{name}' has {frames} frames, a picture has {geometry.num_frames}")
+    elif num_samples is not None and -(-num_samples // geometry.samples_per_frame) != frames:
+        raise ValueError(f"{path}: '{name}' promises {num_samples} samples in {frames} frames")

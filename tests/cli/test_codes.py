@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from tessera.cli.app import run
+from tessera.lm.code_models import UnigramModel
+from tessera.lm.coder_net import CoderConfig, CoderNet, load_coder
+from tessera.lm.compressed_file import write_compressed
 from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
 from tessera.tokenize.codes_file import CodesItem, read_codes, write_codes
 from tessera.tokenize.media import bytes_to_picture, read_audio, read_picture, write_audio, write_picture
@@ -85,6 +88,61 @@ def test_pictures_there_and_back(tokenizers, media):
     wanted = tokenizer.decode(read_codes(file)[1][1].codes[None])[0].clamp(-1, 1)
     found = read_picture(media / "out" / "d.png", 4, 8, 1)
     assert float((found - wanted).abs().max()) <= 1 / 127.5
+
+
+def save_coder(folder, spec):
+    torch.manual_seed(0)
+    net = CoderNet(CoderConfig(context=((0, -1),), embedding=4, width=8), spec)
+    net.save(folder)
+    return net
+
+
+def test_compressed_there_and_back(tokenizers, media, capsys, monkeypatch):
+    pytest.importorskip("constriction")
+    file, plain, spec = media / "codes.tsc", media / "codes.safetensors", load_tokenizer(tokenizers / "sound").spec
+    arguments = [media / "sound", "--tokenizer", tokenizers / "sound"]
+    assert tessera("encode", *arguments, "-o", plain) == 0
+    assert tessera("encode", *arguments, "--compress", "-o", file, "--json") == 0
+    told = json.loads(capsys.readouterr().out)["compressed"]
+    assert told["size"] == file.stat().st_size and told["model"] == "uniform"
+    assert tessera("decode", file, "--tokenizer", tokenizers / "sound", "-o", media / "out") == 0
+    assert tessera("decode", plain, "--tokenizer", tokenizers / "sound", "-o", media / "wanted") == 0
+    for path in sorted((media / "wanted").iterdir()):
+        assert path.read_bytes() == (media / "out" / path.name).read_bytes()
+    assert tessera("decode", plain, "--tokenizer", tokenizers / "sound", "--model", media, "-o", media / "out") == 2
+    assert "is not compressed" in capsys.readouterr().err
+
+    data = bytearray(file.read_bytes())
+    data[-told["chunk_bytes"]] ^= 255
+    file.write_bytes(data)
+    assert tessera("decode", file, "--tokenizer", tokenizers / "sound", "-o", media / "out") == 1
+    said = capsys.readouterr()
+    assert len(said.out.split()) == 3 and "chunk 0 is damaged: frames 0 to 16 of a.wav" in said.err
+
+    net = save_coder(media / "model" / "coder", spec)
+    assert tessera("encode", *arguments, "--compress", "--model", media / "model", "-o", file) == 0
+    items = [CodesItem("a", torch.full((2, 300), 3))]
+    with torch.no_grad():
+        for layer in net.out:
+            layer.bias[3] = 1e5
+    net.save(media / "model" / "coder")
+    monkeypatch.setattr(UnigramModel, "measure", lambda *_: bytes(range(1, 33)))  # else it knows these codes as well
+    write_compressed(file, spec, items, load_coder(media / "model" / "coder"))
+    assert (
+        tessera("decode", file, "--tokenizer", tokenizers / "sound", "--model", media / "model", "-o", media / "n") == 0
+    )
+    assert (media / "n" / "a.wav").is_file()
+    capsys.readouterr()
+    assert tessera("decode", file, "--tokenizer", tokenizers / "sound", "-o", media / "n") == 2
+    assert "--model" in capsys.readouterr().err
+    save_coder(media / "other", spec)
+    assert (
+        tessera("decode", file, "--tokenizer", tokenizers / "sound", "--model", media / "other", "-o", media / "n") == 2
+    )
+    assert "pass the right one as --model" in capsys.readouterr().err
+    save_coder(media / "foreign", load_tokenizer(tokenizers / "other").spec)
+    assert tessera("encode", *arguments, "--compress", "--model", media / "foreign", "-o", file) == 2
+    assert "'tiny-sound'" in capsys.readouterr().err
 
 
 def test_bad_media_is_left_out_and_listed(tokenizers, media, capsys):
