@@ -1,7 +1,12 @@
 """Depth against delay against flat against parallel: the same number of learned numbers, the same steps of training on
 the bundled speech, then the loss on recordings that were not trained on and the speed of generation.
 
-    python benchmarks/heads.py [--quick] [--steps 600] [--width 192] [--layers 5] [--threads N] [--json FILE]
+    python benchmarks/heads.py [--corpus DIR] [--steps 600] [--width 192] [--layers 5] [--threads N] [--json FILE]
+
+Without --corpus it trains on the 240 recordings of samples/speech/train, which a model of this size learns by heart; a
+corpus that it cannot is made by (see configs/speech/tokenizer.yaml)
+
+    python -m tessera.samples.make_speech --count 6000 --seed 1 --exclude samples/speech/test/metadata.jsonl --out DIR
 
 - parallel   all codes of a frame in one step, each by itself
 - delay      the same with codebook k delayed k steps, so that it has read the coarser codes of its frame
@@ -41,6 +46,7 @@ FRAMES = 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, help="a folder of recordings (.flac, .wav) to train on")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=192, help="of the parallel model; the others follow")
@@ -54,7 +60,8 @@ def main() -> None:
     if args.quick:
         args.steps, args.batch, args.width, args.layers = 20, 4, 64, 2
     tokenizer = tessera.load("speech").tokenizer
-    train, test = (read(tokenizer, SPEECH / part, 24 if args.quick else None) for part in ("train", "test"))
+    folders = (args.corpus or SPEECH / "train", SPEECH / "test")
+    train, test = (read(tokenizer, folder, 24 if args.quick else None) for folder in folders)
     vectors = tokenizer.vectors().cpu()
     configs = equal_sizes(args, tokenizer.spec, vectors.shape[-1])
     print(
@@ -70,7 +77,8 @@ def main() -> None:
         by_book = " ".join(f"{value:.2f}" for value in bits)
         print(
             f"{name:<9} {lm.num_parameters / 1e6:>9.2f} {sum(bits):>10.2f}  {by_book:<28} {seconds:>7.3f} "
-            f"{speeds[0]:>7.1f} {speeds[1]:>7.1f}"
+            f"{speeds[0]:>7.1f} {speeds[1]:>7.1f}",
+            flush=True,
         )
         rows.append(
             {
@@ -84,7 +92,7 @@ def main() -> None:
 
 def read(tokenizer, folder: Path, count: int | None) -> list[torch.Tensor]:
     """Codes [K, T] of the recordings of a folder."""
-    files = sorted(folder.glob("*.flac"))[:count]
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".flac", ".wav"))[:count]
     media = [torch.from_numpy(soundfile.read(file, dtype="float32")[0])[None, None] for file in files]
     return [tokenizer.encode(sound).codes[0] for sound in media]
 
