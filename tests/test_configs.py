@@ -13,8 +13,9 @@ SMALL = ("demo",)
 
 def kind_of(path: Path) -> type[Config]:
     """The config class of a file, told by the first word of its name: tokenizer, shards, coder or lm. All in configs/lm
-    are lm."""
-    word = "lm" if path.parent.name == "lm" else path.stem.split("-")[0].split("_")[0]
+    are lm, all in configs/tokenize tokenizer."""
+    folders = {"lm": "lm", "tokenize": "tokenizer"}
+    word = folders.get(path.parent.name) or path.stem.split("-")[0].split("_")[0]
     if word == "tokenizer":
         from tessera.train.tokenizer_trainer import TokenizerTrainConfig
 
