@@ -2,10 +2,11 @@
 
     python benchmarks/tokenizers.py --threads 1 --write docs/tokenizers.md [--only simvq fsq ...] [--steps 300]
 
-The claims are in tokenizers.yaml. Every system is the config of its name in configs/tokenize, trained on patches of two photographs (python -m
-tessera.samples.make_patches; made here when missing) or on the bundled speech, and so is its baseline: the same config
-with another quantizer. What is trained already is not trained again (--out). Measured on pictures and recordings that
-were not trained on, except the use of codes, which is counted over 128,000 training tokens.
+The claims are in tokenizers.yaml. Every system is the config of its name in configs/tokenize, trained on patches of two
+photographs (python -m tessera.samples.make_patches; made here when missing) or on the bundled speech, and so is its
+baseline: the same config with another quantizer. What is trained already is not trained again (--out). Measured on
+pictures and recordings that were not trained on, except the use of codes, which is counted over 128,000 training
+tokens.
 """
 
 from __future__ import annotations
@@ -245,7 +246,8 @@ def page(rows: Sequence[dict], steps: int) -> str:
         f"Written by `python benchmarks/tokenizers.py --threads 1 --steps {steps} --write docs/tokenizers.md`.",
         "Every row is a config in `configs/tokenize`, trained for as many steps as its baseline, which is the same",
         "config with another quantizer. At this scale (16 x 16 patches of two photographs, six minutes of speech, some",
-        f"hundred steps) a direction can be seen or not; sizes of effects cannot. It holds in {held} of {len(rows)} rows.",
+        "hundred steps) a direction can be seen or not; sizes of effects cannot.",
+        f"It holds in {held} of {len(rows)} rows.",
         "",
         "| system | the paper says | measured | system | baseline | baseline is | holds |",
         "|---|---|---|---|---|---|---|",
