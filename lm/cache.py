@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class Cache(Protocol):
     turned: bool
     """True: `write` takes rotated keys. False: it takes them as they are before rotation and rotates what it gives
     back; the table of `begin` then covers all positions."""
+    position: Any
+    """None: positions are counted by a number, and what `write` gives back grows. Set to a long tensor [] on the
+    device, the positions so far: it counts from then on, one step at a time, and no shape and no number in Python
+    depends on the step, as a compiled step or a CUDA graph needs it."""
 
     @property
     def length(self) -> int:
@@ -56,13 +60,18 @@ class Cache(Protocol):
         """Memory allocated for keys, values and what belongs to them."""
         ...
 
+    def parts(self) -> tuple:
+        """All tensors that outlast a step, `position` among them, in the same order for every cache of the kind."""
+        ...
+
     def begin(self, num_positions: int, table: Tensor | None) -> None:
         """Positions are about to be written by every layer.
 
         Args:
             num_positions: n.
             table: their turns (`rotary_table`), [B or 1, n, 1, E / 2]; of all length + n positions where the cache is
-                not `turned`; None: nothing is rotated.
+                not `turned` (while `position` counts: of all there is room for, and then of the next one); None:
+                nothing is rotated.
         """
         ...
 
@@ -135,6 +144,10 @@ class InPlace:
         self._causal = False
         self._places: Tensor | None = None
         """[n] long: where the next positions go, while `position` counts."""
+
+    def parts(self) -> tuple[Tensor | None, ...]:
+        """What it holds."""
+        return self.keys, self.values, self._position
 
     @property
     def capacity(self) -> int:

@@ -149,3 +149,6 @@ class GenerationDefaults(Config):
     draft: NonNegativeInt = 0
     """Steps to guess at a time and have checked by the model, which must have been trained to look so far ahead
     (lm.ahead); the samples stay the same. 0: none."""
+    step: Literal["auto", "eager", "compiled", "graph"] = "auto"
+    """How the steps of a generation are run. eager: operation by operation. compiled: by torch.compile, which takes
+    tens of seconds once. graph: recorded as a CUDA graph. auto: graph on CUDA, else eager."""

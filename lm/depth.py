@@ -72,6 +72,8 @@ class FactorHeadConfig(DepthSettings):
 class DepthHead(nn.Module):
     """See the drawing above; what its methods do is said by `heads.Head`."""
 
+    period = 1
+
     def __init__(
         self,
         config: DepthHeadConfig | FactorHeadConfig,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..tokenize.config import Config
 from .cache import CacheShape, Seen, cannot_rewind, seen_in_order
+from .masks import causal_mask
 
 PolicyName = Literal["key_norm"]
 
@@ -81,9 +82,14 @@ class EvictingCache:
         """[layers, B, G, budget]: the step in each place."""
         self.length = 0
         """Positions read so far, prefix included."""
+        self.position: Tensor | None = None
         self._shape = shape
         self._mask: Tensor | None = None
         self._causal = False
+
+    def parts(self) -> tuple[Tensor | None, ...]:
+        """What it holds."""
+        return self.keys, self.values, self.worth, self.steps, self.position
 
     @property
     def num_rows(self) -> int:
@@ -97,8 +103,14 @@ class EvictingCache:
 
     def begin(self, num_positions: int, table: Tensor | None = None) -> None:
         """Find the mask of the next positions: they see the prefix, what is kept, and those before them."""
-        shape, n = self._shape, num_positions
-        P, steps = shape.prefix_length, max(0, self.length - shape.prefix_length)
+        shape, n, P = self._shape, num_positions, self._shape.prefix_length
+        if self.position is not None:
+            assert n == 1, "counting in a tensor it takes one step at a time"
+            places = torch.arange(P + self.budget, device=shape.device)  # they fill in order
+            filled = torch.where(places <= self.position, places, -1)
+            self._mask = causal_mask(self.position.reshape(1), filled, P, shape.prefix_mask)
+            return
+        steps = max(0, self.length - P)
         kept = min(steps, self.budget - 1 if n == 1 else self.budget)
         held = min(self.length, P) + kept
         self._mask, self._causal = seen_in_order(held, n, shape.device, P, shape.prefix_mask, None)
@@ -108,6 +120,10 @@ class EvictingCache:
         P, n = self._shape.prefix_length, keys.shape[2]
         own_keys, own_values = self.keys[layer], self.values[layer]
         keys, values = keys.to(own_keys.dtype), values.to(own_values.dtype)
+        if self.position is not None:
+            step = (self.position - P).to(torch.int32).reshape(1)
+            self._replace(layer, keys, values, self.policy(keys, values).float(), step)
+            return Seen(own_keys, own_values, self._mask, False)
         if self.length < P:
             own_keys[:, :, self.length : self.length + n] = keys
             own_values[:, :, self.length : self.length + n] = values
@@ -129,7 +145,7 @@ class EvictingCache:
         seen_values = torch.cat([own_values[:, :, : P + used], values], dim=2)
         all_worth = torch.cat([self.worth[layer, :, :, :used], worth], dim=2)
         all_steps = torch.cat([self.steps[layer, :, :, :used], steps.expand(*worth.shape)], dim=2)
-        chosen = self._protected(all_worth, all_steps, int(steps[-1])).topk(self.budget, dim=2).indices.sort().values
+        chosen = self._protected(all_worth, all_steps, steps[-1]).topk(self.budget, dim=2).indices.sort().values
         own_keys[:, :, P:] = _take(seen_keys[:, :, P:], chosen)
         own_values[:, :, P:] = _take(seen_values[:, :, P:], chosen)
         self.worth[layer], self.steps[layer] = all_worth.gather(2, chosen), all_steps.gather(2, chosen)
@@ -137,7 +153,10 @@ class EvictingCache:
 
     def advance(self, num_positions: int) -> None:
         """Count the positions all layers have just written."""
-        self.length += num_positions
+        if self.position is not None:
+            self.position += num_positions
+        else:
+            self.length += num_positions
 
     def rewind(self, length: int) -> None:
         """Only to where it is."""
@@ -145,16 +164,17 @@ class EvictingCache:
             raise cannot_rewind(self.kind)
 
     def _replace(self, layer: int, keys: Tensor, values: Tensor, worth: Tensor, steps: Tensor) -> None:
-        """Put one step [B, G, 1, E] in the place of the least worthy."""
+        """Put one step [B, G, 1, E] in the next free place, or in that of the least worthy."""
         P, E = self._shape.prefix_length, keys.shape[3]
-        least = self._protected(self.worth[layer], self.steps[layer], int(steps[-1])).argmin(dim=2, keepdim=True)
+        least = self._protected(self.worth[layer], self.steps[layer], steps).argmin(dim=2, keepdim=True)
+        least = torch.where(steps < self.budget, steps, least)
         where = (P + least)[..., None].expand(-1, -1, 1, E)
         self.keys[layer].scatter_(2, where, keys)
         self.values[layer].scatter_(2, where, values)
         self.worth[layer].scatter_(2, least, worth)
         self.steps[layer].scatter_(2, least, steps.expand(*least.shape))
 
-    def _protected(self, worth: Tensor, steps: Tensor, newest: int) -> Tensor:
+    def _protected(self, worth: Tensor, steps: Tensor, newest: Tensor) -> Tensor:
         """The worth of steps, infinite where they are recent."""
         return worth.masked_fill(steps > newest - self.recent, torch.inf)
 

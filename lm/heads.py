@@ -25,6 +25,8 @@ class Head(Protocol):
     """What the model asks of a head; J symbols, as many as codebooks unless the head splits codes."""
 
     symbols: Symbols
+    period: int
+    """Steps after which its stages repeat: step s is drawn as step s % period."""
 
     def initialise_(self) -> None:
         """Fill the weights that are of another scale than the backbone's; the model has filled them all before."""

@@ -27,6 +27,7 @@ from ..tokenize.spec import PictureGeometry, TokenSpec
 from .ahead import Ahead, AheadConfig
 from .arrange import Arranged, Arrangement, ParallelConfig, SpecialsConfig
 from .attention import AttentionName, choose_backend
+from .buckets import padded
 from .cache import Cache, CacheShape
 from .caches import CacheChoice, make_cache
 from .conditions import ConditionBatch, ConditionConfig, Conditions, Joined, count_back, fill_sizes
@@ -215,12 +216,18 @@ class State:
     """P."""
     capacity: int
     """Steps there is room for."""
-    num_frames: int | None
+    num_frames: int | Tensor | None
     """Frames of the sequence where known (coarse_first and grouped on a grid need it)."""
     head: Any = None
     """The head's memory."""
     step: int = 0
-    """The step that is predicted next."""
+    """The step that is predicted next; `TokenLM.read_at` neither reads nor changes it."""
+
+    def parts(self) -> tuple:
+        """All tensors that `read_at` and a head read, and `num_frames`."""
+        memory = None if self.memory is None else (self.memory.keys, self.memory.values, self.memory.mask)
+        head = None if self.head is None else self.head.parts()
+        return self.cache.parts(), memory, self.summed, self.prefix_mask, self.num_frames, head
 
     @property
     def num_rows(self) -> int:
@@ -367,8 +374,9 @@ class TokenLM(nn.Module):
         conditions: ConditionBatch | None = None,
         capacity: int = 0,
         num_rows: int | None = None,
-        num_frames: int | None = None,
+        num_frames: int | Tensor | None = None,
         cache: CacheChoice | None = None,
+        steady: bool = False,
     ) -> State:
         """Begin a generation: allocate the cache, read the conditions.
 
@@ -379,6 +387,8 @@ class TokenLM(nn.Module):
             num_frames: frames of the sequence where known; coarse_first and grouped with grid positions need it (a
                 picture tokenizer says it).
             cache: how keys and values are remembered, a kind's name or its config (`caches.py`); None: exactly.
+            steady: pad the conditions to round lengths (buckets.py), so that steps of many generations have the same
+                shapes.
         Raises:
             ValueError: conditions that do not fit the model, no number of rows, a capacity below 1, a model in training
                 mode with dropout, a cache that is unknown or does not fit.
@@ -397,6 +407,10 @@ class TokenLM(nn.Module):
         if num_frames is None and isinstance(self.spec.geometry, PictureGeometry):
             num_frames = self.spec.geometry.num_frames
         joined, first = self._take_first(self._conditions_as_in_eval(batch))
+        if steady and num_frames is not None:
+            num_frames = torch.tensor(num_frames, device=self.device)
+        if steady:
+            joined = padded(joined, all(c.kind == "label" for c in self.config.conditions if c.join == "prefix"))
         P = 0 if joined.prefix is None else joined.prefix.shape[1]
         memory = self._remember(joined)
         config = self.config
@@ -468,6 +482,27 @@ class TokenLM(nn.Module):
         hidden = self.transformer(x, table, memory=state.memory, cache=state.cache)
         state.step += n
         return hidden if several else hidden[:, 0]
+
+    @torch.no_grad()
+    def read_at(self, state: State, ids: Tensor, step: Tensor) -> Tensor:
+        """`read` of one step, for a compiled step or a CUDA graph: its number is a tensor, nothing depends on a number
+        in Python, and state.step stays as it is.
+
+        Args:
+            state: from `start`, changed in place; its cache's `position` counts, and something was read before.
+            ids: [B, K] long, of the step before.
+            step: long [], behind the first.
+        Returns:
+            hidden [B, D].
+        """
+        steps = step.reshape(1)
+        x = self._with_places(self._joined(self.input(ids.unsqueeze(-1)), state.summed, None), steps, 0, None)
+        if state.cache.turned:
+            table = self._table(steps, state.num_frames, 0, None)
+        else:
+            steps = torch.cat([torch.arange(state.capacity, device=ids.device), steps])
+            table = self._table(steps, state.num_frames, state.prefix_length, state.prefix_mask)
+        return self.transformer(x, table, memory=state.memory, cache=state.cache)[:, 0]
 
     def rewind(self, state: State, step: int) -> None:
         """Forget what was read of step `step` and later: the next `read` stands there."""

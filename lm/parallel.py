@@ -29,6 +29,7 @@ class ParallelHead(nn.Module):
 
     weight: Tensor | None
     absent: Tensor | None
+    period = 1
 
     def __init__(
         self,

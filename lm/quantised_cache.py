@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..tokenize.config import Config
 from .cache import CacheShape, Seen, cannot_rewind, seen_in_order
+from .masks import causal_mask
 from .rope import rotate
 
 GroupSize = Annotated[int, Field(ge=2, le=256, multiple_of=2)]
@@ -125,6 +126,14 @@ class Shelf:
         for room, tensor in zip(self.room, found, strict=True):
             room[layer, :, :, first : first + x.shape[2]] = tensor
 
+    def put_where(self, is_due: Tensor, layer: int, first: Tensor, x: Tensor) -> None:
+        """`put` at a place in a tensor [], if is_due, bool []; else nothing changes."""
+        found = quantise(x, self.bits, self.outliers).tensors()
+        places = first + torch.arange(x.shape[2], device=x.device)
+        for room, tensor in zip(self.room, found, strict=True):
+            own = room[layer]
+            own.index_copy_(2, places, torch.where(is_due, tensor, own.index_select(2, places)))
+
     def get(self, layer: int, count: int) -> Tensor:
         """The first `count`, [B, G, count, *shape, n]."""
         held = Quantised(*(room[layer, :, :, :count] for room in self.room))
@@ -136,6 +145,9 @@ class QuantisedCache:
 
     What is quantised depends on the number of steps alone: after s steps the first
     (s - recent) // group * group. Steps that are read together see each other in full precision.
+
+    While `position` counts, recent steps lie in a ring (step s in place s mod R, behind the prefix), and a group is
+    quantised at every step, but kept only when it is due, so that nothing depends on the step.
     """
 
     turned = False
@@ -146,6 +158,9 @@ class QuantisedCache:
         self.length = 0
         """Positions read so far."""
         E, most = shape.head_width, self._num_quantised(shape.num_steps)
+        self.ring = self.recent + self.group
+        """R, places of the ring."""
+        self._most = most
         self.keys = Shelf(shape, most // self.group, (E, self.group), bits, config.outliers)
         self.values = Shelf(shape, most, (E,), bits, config.outliers)
         waiting = min(shape.num_steps, self.recent + self.group - 1)
@@ -153,8 +168,30 @@ class QuantisedCache:
         """The prefix, then the steps that are not quantised, not rotated."""
         self.exact_values = torch.zeros_like(self.exact_keys)
         self._shape, self._table = shape, None
+        self._position: Tensor | None = None
         self._mask: Tensor | None = None
         self._causal = False
+
+    def parts(self) -> tuple:
+        """What it holds."""
+        return self.keys.room, self.values.room, self.exact_keys, self.exact_values, self._position
+
+    @property
+    def position(self) -> Tensor | None:
+        """Positions so far, long []; None: `length` counts."""
+        return self._position
+
+    @position.setter
+    def position(self, position: Tensor) -> None:
+        shape, P, steps = self._shape, self._shape.prefix_length, self.length - self._shape.prefix_length
+        waiting = torch.arange(self._num_quantised(steps), steps, device=shape.device)
+        for name in ("exact_keys", "exact_values"):
+            old = getattr(self, name)
+            ring = shape.empty(P + self.ring, shape.head_width)
+            ring[:, :, :, :P] = old[:, :, :, :P]
+            ring[:, :, :, P + waiting % self.ring] = old[:, :, :, P : P + len(waiting)]
+            setattr(self, name, ring)
+        self._position = position
 
     @property
     def num_rows(self) -> int:
@@ -167,9 +204,16 @@ class QuantisedCache:
         return self.keys.bytes + self.values.bytes + self.exact_keys.nbytes + self.exact_values.nbytes
 
     def begin(self, num_positions: int, table: Tensor | None) -> None:
-        """Note the turns [B or 1, length + n, 1, E / 2] of all positions and find the mask of the next n."""
+        """Note the turns [B or 1, length + n, 1, E / 2] of all positions and find the mask of the next n.
+
+        While `position` counts, the turns are those of all positions there is room for, and then of the next one.
+        """
         shape = self._shape
         self._table = table
+        if self._position is not None:
+            assert num_positions == 1, "counting in a tensor it takes one step at a time"
+            self._begin_in_ring(self._position, table)
+            return
         self._mask, self._causal = seen_in_order(
             self.length, num_positions, shape.device, shape.prefix_length, shape.prefix_mask, shape.window
         )
@@ -177,6 +221,8 @@ class QuantisedCache:
     def write(self, layer: int, keys: Tensor, values: Tensor) -> Seen:
         """Put keys (before rotation) and values [B, G, n, E] in; gives those of all positions."""
         keys, values = keys.to(self._shape.dtype), values.to(self._shape.dtype)
+        if self._position is not None:
+            return self._write_in_ring(layer, keys, values, self._position)
         P, n, group = self._shape.prefix_length, keys.shape[2], self.group
         assert self.length >= P or self.length + n <= P, "the prefix is read by itself"
         steps = max(0, self.length - P)
@@ -206,12 +252,47 @@ class QuantisedCache:
 
     def advance(self, num_positions: int) -> None:
         """Count the positions all layers have just written."""
-        self.length += num_positions
+        if self._position is not None:
+            self._position += num_positions
+        else:
+            self.length += num_positions
 
     def rewind(self, length: int) -> None:
         """Only to where it is."""
         if length != self.length:
             raise cannot_rewind(self.kind)
+
+    def _begin_in_ring(self, position: Tensor, table: Tensor | None) -> None:
+        P, device = self._shape.prefix_length, self._shape.device
+        step = position - P
+        before = (step - self.recent).clamp(min=0) // self.group * self.group
+        shelved, places = torch.arange(self._most, device=device), torch.arange(self.ring, device=device)
+        held = step - (step - places) % self.ring  # the step in each place of the ring
+        steps = torch.cat([torch.where(shelved < before, shelved, -1), torch.where(held >= before, held, -1)])
+        prefix = torch.arange(P, device=device)
+        where = torch.cat([prefix, torch.where(steps >= 0, P + steps, -1)])
+        self._mask = causal_mask(position.reshape(1), where, P, self._shape.prefix_mask, self._shape.window)
+        self._table = None if table is None else table.index_select(1, where.clamp(min=0))
+
+    def _write_in_ring(self, layer: int, keys: Tensor, values: Tensor, position: Tensor) -> Seen:
+        P, group, step = self._shape.prefix_length, self.group, position - self._shape.prefix_length
+        own_keys, own_values = self.exact_keys[layer], self.exact_values[layer]
+        own_keys.index_copy_(2, (P + step % self.ring).reshape(1), keys)
+        own_values.index_copy_(2, (P + step % self.ring).reshape(1), values)
+        seen_keys = [own_keys[:, :, :P], own_keys[:, :, P:]]
+        seen_values = [own_values[:, :, :P], own_values[:, :, P:]]
+        if self._most:
+            seen_keys.insert(1, self.keys.get(layer, self._most // group).transpose(3, 4).flatten(2, 3))
+            seen_values.insert(1, self.values.get(layer, self._most))
+        seen = Seen(self._turn(torch.cat(seen_keys, dim=2)), torch.cat(seen_values, dim=2), self._mask, False)
+        if self._most:
+            enough = step + 1 - self.recent
+            is_due, last = (enough >= group) & (enough % group == 0), (enough // group - 1).clamp(min=0)
+            places = P + (last * group + torch.arange(group, device=position.device)) % self.ring
+            whole = own_keys.index_select(2, places).unflatten(2, (1, group)).transpose(3, 4)
+            self.keys.put_where(is_due, layer, last, whole)
+            self.values.put_where(is_due, layer, last * group, own_values.index_select(2, places))
+        return seen
 
     def _num_quantised(self, num_steps: int) -> int:
         return max(0, num_steps - self.recent) // self.group * self.group

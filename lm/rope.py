@@ -125,8 +125,13 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the pairs (2 i, 2 i + 1) of x [B, S, H, E] by the table's angles; computed in float32, returned in x's
     dtype.
 
-    As complex numbers it is one multiplication: a third of the time of two halves, each with cosine and sine.
+    As complex numbers it is one multiplication: a third of the time of two halves, each with cosine and sine. Compilers
+    have no complex numbers, and need none to be fast.
     """
+    if torch.compiler.is_compiling():
+        first, second = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = torch.view_as_real(table).unbind(-1)
+        return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2).to(x.dtype)
     pairs = torch.view_as_complex(at_least_float32(x).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 
