@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .samples import CACHE_HELP, WEIGHTS_HELP
+from .samples import CACHE_HELP, STEP_HELP, WEIGHTS_HELP
 
 
 def register(app: typer.Typer) -> None:
@@ -65,6 +65,7 @@ def generate(
     draft: Annotated[
         int | None, typer.Option(help="Steps to guess at a time, for models trained with lm.ahead; same samples.")
     ] = None,
+    step: Annotated[str | None, typer.Option(help=STEP_HELP)] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples made at a time.")] = 64,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -115,6 +116,7 @@ def generate(
         batch=batch,
         cache=cache,
         draft=draft,
+        step=step,
         **settings,
     )
 

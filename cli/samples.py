@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_HELP = "How matrices are kept: float32, bfloat16, int8 or int4; fewer bits are faster."
 CACHE_HELP = "How keys and values are kept: static, ring, int8, int4, evict; or {kind: ring, window: 500}."
+STEP_HELP = "How steps are run: auto, eager, compiled (torch.compile), graph (CUDA)."
 
 
 def make_samples(model: Model, output: Path, count: int, as_json: bool, **call) -> None:

@@ -21,11 +21,14 @@ from ..lm.conditions import ConditionBatch
 from ..lm.defaults import Guidance
 from ..lm.model import TokenLM
 from .loop import DecodeLoop, Length
+from .programs import StepName
 from .sampling import Sampling
 
 
 class DraftedLoop(DecodeLoop):
     """A DecodeLoop whose `step` makes one step or more."""
+
+    drafts = True
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class DraftedLoop(DecodeLoop):
         prompt: Tensor | None = None,
         cache: CacheChoice | None = None,
         draft: int = 1,
+        step: StepName = "eager",
     ):
         """Arguments as `DecodeLoop`.
 
@@ -50,7 +54,7 @@ class DraftedLoop(DecodeLoop):
         if not 1 <= draft <= known:
             how = f"use a draft of 1 to {known}" if known else "train it with lm.ahead, or leave draft out"
             raise ValueError(f"draft is {draft}, but the model guesses {known} steps ahead; {how}")
-        super().__init__(lm, conditions, seeds, length, sampling, guidance, prompt, cache)
+        super().__init__(lm, conditions, seeds, length, sampling, guidance, prompt, cache, step)
         self.draft = draft
         self.guessed = 0
         """Columns behind the position that hold guesses."""
@@ -64,9 +68,9 @@ class DraftedLoop(DecodeLoop):
         hidden = self._read_to(first + guessed, 1 + guessed)
         self.reads += 1
         for i in range(1 + guessed):
-            guess = self.columns[:, :, first + i + 1].clone()
+            guess = self.board.columns[:, :, first + i + 1].clone()
             self._choose(first + i, hidden[:, i])
-            if i == guessed or not torch.equal(guess, self.columns[:, :, first + i + 1]):
+            if i == guessed or not torch.equal(guess, self.board.columns[:, :, first + i + 1]):
                 break
         self.position = first + i + 1
         self.lm.rewind(self.state, self.position)
@@ -81,5 +85,6 @@ class DraftedLoop(DecodeLoop):
             self._choose(s, self.lm.ahead(hidden, ahead + 1), is_guess=True)
 
     def _choose(self, s: int, hidden: Tensor, is_guess: bool = False) -> None:
-        self.columns[:, :, s + 1] *= self.given[:, s]  # a head of several stages must not read what is left of a guess
+        columns, given = self.board.columns, self.board.given
+        columns[:, :, s + 1] *= given[:, s]  # a head of several stages must not read what is left of a guess
         super()._choose(s, hidden, is_guess)

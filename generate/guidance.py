@@ -34,26 +34,33 @@ from ..lm.model import TokenLM
 class Guide:
     """The guidance of one generation, on a device. `branches` is the number of rows the model runs for each sample."""
 
-    def __init__(self, guidance: Guidance, lm: TokenLM, num_steps: int, span: int | None = None):
+    def __init__(self, guidance: Guidance, lm: TokenLM, num_steps: int, span: int | None = None, room: int = 0):
         """Check the guidance against the model.
 
         Args:
             span: the steps by which a step is divided to give the progress; None: num_steps.
+            room: steps that the table of scales shall have, should they be more.
         Raises:
             ValueError: names the setting, what was found and what to do.
         """
         config = as_config(guidance)
-        self.scales = make_scales(config, lm.num_codebooks, num_steps, span).to(lm.device)
+        scales = make_scales(config, lm.num_codebooks, num_steps, span)
+        plain, self.has_ones = bool((scales == 1).all()), bool((scales == 1).any())
+        missing = scales[-1:].expand(max(0, room - num_steps), -1)
+        self.scales = torch.cat([scales, missing]).to(lm.device)
         """[S, K], float64."""
         self.beta = config.two.beta if config.two else 1.0
         self.filter_top_k = config.filter_top_k
         self.keep = config.two.keep if config.two else ()
-        if bool((self.scales == 1).all()) and self.beta == 1:
+        if plain and self.beta == 1:
             self.branches = 1
         else:
             self.branches = 3 if config.two else 2
             _check_conditions(config, lm)
-        self.has_ones = bool((self.scales == 1).any())
+
+    def parts(self) -> tuple:
+        """All that decides what it does."""
+        return self.scales, self.branches, float(self.beta), self.filter_top_k, self.has_ones
 
     def conditions(self, batch: ConditionBatch) -> ConditionBatch:
         """Conditions of B samples for all rows that the model runs."""

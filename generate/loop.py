@@ -1,15 +1,9 @@
-"""The decode loop: one step function from logits to the next column of ids, until every row has its frames.
+"""The decode loop: step after step, until every row has its frames. What a step does stands in step.py, how it is run
+in programs.py.
 
-Drawn for delays [0, 1, 2] and a row whose codebook 0 ends after 3 frames; E = end, P = pad, s = start:
-
-    step        0  1  2  3  4  5  6
-    codebook 0  a0 a1 a2 E  P  P  P      codebook 0 draws its end; the row's length becomes 3
-    codebook 1  s  b0 b1 b2 E  P  P      the others follow: end in the cell of frame 3, pad after it
-    codebook 2  s  s  c0 c1 c2 E  P      frames 0..2 are complete after step 4, and so is the row
-
-What a cell gets depends on the frame it stands for and on the row's length alone (`Arrangement.forced_ids`), so the
-cascade is the same few tensor operations at every step, for every arrangement. A finished row is fed pad until the last
-row is done; rows never see each other, so that changes nothing.
+    lm.start        the conditions are read into the cache
+    first step      the model reads `start` and the prompt, several steps at once; from here on every step is alike
+    more steps      one by one: op by op, compiled, or as a CUDA graph, until all rows have ended
 """
 
 from __future__ import annotations
@@ -26,8 +20,10 @@ from ..lm.conditions import ConditionBatch
 from ..lm.defaults import Guidance
 from ..lm.model import TokenLM
 from .guidance import Guide
+from .programs import Program, StepName, choose_way, programs_of
 from .sampler import Sampler
 from .sampling import Sampling
+from .step import Board, Step
 
 CHECK_EVERY = 8
 """Steps between two looks at whether all rows have ended, except on the CPU: each look waits for the device."""
@@ -72,6 +68,7 @@ def generate_codes(
     on_progress: Progress | None = None,
     cache: CacheChoice | None = None,
     draft: int = 0,
+    step: StepName = "auto",
 ) -> Generated:
     """Generate codes for a batch of conditions.
 
@@ -84,22 +81,26 @@ def generate_codes(
             condition give the same codes in any company, bit for bit. Slower for many rows.
         cache: how keys and values are remembered (lm/caches.py); None: exactly.
         draft: steps to guess at a time and have checked by the model (draft.py); 0: none.
+        step: how steps are run (programs.py).
     Raises:
         ValueError: settings that contradict each other or the model; names the setting.
     """
     if not exact:
-        loop = make_loop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft)
+        loop = make_loop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft, step)
         return _run(loop, 0, len(seeds), on_progress)
     rows = []
     for i, seed in enumerate(seeds):
         row, row_prompt = one_row(conditions, i), None if prompt is None else prompt[i : i + 1]
-        loop = make_loop(lm, row, [seed], length, sampling, guidance, row_prompt, cache, draft)
+        loop = make_loop(lm, row, [seed], length, sampling, guidance, row_prompt, cache, draft, step)
         rows.append(_run(loop, i, len(seeds), on_progress))
     return _stack(rows)
 
 
 class DecodeLoop:
     """A batch being generated: call `step` until `done`, then `result`; or, for one row, iterate over `frames`."""
+
+    drafts = False
+    """Whether a call of `step` may make several."""
 
     def __init__(
         self,
@@ -111,55 +112,74 @@ class DecodeLoop:
         guidance: Guidance = 1.0,
         prompt: Tensor | None = None,
         cache: CacheChoice | None = None,
+        step: StepName = "eager",
     ):
         """Check the settings and read the conditions; arguments and errors as `generate_codes`."""
         arrangement = lm.arrangement
         B, K, device = len(seeds), arrangement.num_codebooks, lm.device
         self.lm, self.arrangement = lm, arrangement
         self.length = _check_length(length, arrangement.variable_length)
-        self.seeds = torch.tensor(check_seeds(seeds), dtype=torch.long, device=device)
+        seeds = check_seeds(seeds)
         prompt = check_prompt(prompt, B, arrangement.cardinalities, length)
         self.num_steps = arrangement.num_steps(length.max_frames)
-        self.guide = Guide(guidance, lm, self.num_steps)
-
-        self.row_lengths = torch.full((B,), length.max_frames, dtype=torch.long, device=device)
-        self.ended = torch.full((B,), length.fixed, dtype=torch.bool, device=device)
-        self.broken = torch.zeros((), dtype=torch.bool, device=device)
+        self.asked, self.way = step, choose_way(step, lm, self.drafts)
+        """How steps are to be run, and how they are."""
+        steady = self.way != "eager"
+        room = programs_of(lm).room(B, self.num_steps) if steady else self.num_steps
+        guide = Guide(guidance, lm, self.num_steps, room=room)
+        end_frames, first_end_step = torch.full((room,), -1), None
+        if not length.fixed:
+            end_frames[: self.num_steps] = arrangement.table(length.max_frames + 1)[0, : self.num_steps]
+            first_end_frame = torch.tensor([max(length.min_frames, prompt.shape[2])])
+            first_end_step = int(arrangement.steps_of(first_end_frame)[0, 0])
+        sampler = Sampler(
+            sampling or Sampling(), arrangement, lm.head.symbols, length.max_frames, first_end_step, device, room
+        )
+        self.board = Board(
+            step=torch.zeros((), dtype=torch.long, device=device),
+            columns=torch.zeros(B, K, 1 + room, dtype=torch.long, device=device),
+            given=torch.zeros(K, room, dtype=torch.bool, device=device),
+            end_frames=end_frames.to(device),
+            row_lengths=torch.full((B,), length.max_frames, dtype=torch.long, device=device),
+            ended=torch.full((B,), length.fixed, dtype=torch.bool, device=device),
+            broken=torch.zeros((), dtype=torch.bool, device=device),
+            seeds=torch.tensor(seeds, dtype=torch.long, device=device),
+        )
+        self.board.columns[:, :, 0] = lm.start_ids(B)
         self.steps_of = arrangement.steps_of(torch.arange(length.max_frames, device=device), length.max_frames)
         """[K, T]: where each code stands."""
         self.complete_after: list[int] = self.steps_of.amax(dim=0).tolist()
         """The step that completes each frame; rising."""
-        first_end_step = None
-        if not length.fixed:
-            self.first_book_frames = arrangement.table(length.max_frames + 1)[0].to(device)
-            first_end_frame = torch.tensor([max(length.min_frames, prompt.shape[2])])
-            first_end_step = int(arrangement.steps_of(first_end_frame)[0, 0])
-        self.sampler = Sampler(
-            sampling or Sampling(), arrangement, lm.head.symbols, length.max_frames, first_end_step, device
-        )
-        self.columns = torch.zeros(B, K, 1 + self.num_steps, dtype=torch.long, device=device)
-        """What the model reads: `start`, then the ids of each step."""
-        self.columns[:, :, 0] = lm.start_ids(B)
-        self.given = torch.zeros(K, self.num_steps, dtype=torch.bool, device=device)
-        """Cells that hold a code of the prompt; never overwritten."""
+
+        num_frames = length.max_frames if length.fixed else None
+        rows = guide.branches * B
+        self.state = lm.start(guide.conditions(conditions.to(device)), room, rows, num_frames, cache, steady)
+        self._step = Step(lm, self.state, self.board, guide, sampler, length.fixed)
+        self._program: Program | None = None
         self.position = self._write_prompt(prompt.to(device)) if prompt.shape[2] else 0
         """The step that is made next."""
-
-        conditions = self.guide.conditions(conditions.to(device))
-        rows = self.guide.branches * B
-        num_frames = length.max_frames if length.fixed else None
-        self.state = lm.start(conditions, self.num_steps, rows, num_frames, cache)
 
     @torch.no_grad()
     def step(self) -> None:
         """Make the ids of the next step."""
-        self._choose(self.position, self._read(self.position))
+        if self.way == "eager" or not self.state.step:  # the first step reads a prompt of any length
+            self._choose(self.position, self._read_to(self.position, 1)[:, 0])
+        else:
+            if self._program is None:
+                self._take_program()
+            if self._program is not None:
+                self._program.calls[self.position % self._step.period]()
         self.position += 1
+
+    @property
+    def columns(self) -> Tensor:
+        """[B, K, 1 + S]: what the model reads, `start` and then the ids of each step."""
+        return self.board.columns
 
     @property
     def done(self) -> bool:
         """Whether all frames of all rows are complete. Waits for the device."""
-        return self.num_complete >= int(self.row_lengths.max())
+        return self.num_complete >= self._longest()
 
     @property
     def num_complete(self) -> int:
@@ -168,87 +188,74 @@ class DecodeLoop:
 
     def frames(self) -> Iterator[Tensor]:
         """Step until done and yield codes [K, n] as soon as their frames are complete; for a batch of one row."""
-        assert len(self.seeds) == 1
+        assert len(self.board.seeds) == 1
         sent = 0
         while True:
-            ready = min(self.num_complete, int(self.row_lengths[0]))
-            self._check_numbers()
+            longest = self._longest()
+            ready = min(self.num_complete, longest)
             if ready > sent:
                 yield self._codes(sent, ready)[0]
                 sent = ready
-            if self.done:
+            if self.num_complete >= longest:
                 return
             self.step()
 
     def result(self) -> Generated:
         """What was generated, on the CPU. ValueError: the model gave logits that are not numbers."""
-        self._check_numbers()
-        longest = int(self.row_lengths.max())
+        longest, lengths = self._longest(), self.board.row_lengths
         codes = self._codes(0, longest)
-        beyond = torch.arange(longest, device=codes.device) >= self.row_lengths[:, None, None]
-        return Generated(codes.masked_fill(beyond, 0).cpu(), self.row_lengths.cpu(), self.ended.cpu())
+        beyond = torch.arange(longest, device=codes.device) >= lengths[:, None, None]
+        return Generated(codes.masked_fill(beyond, 0).cpu(), lengths.cpu(), self.board.ended.cpu())
 
-    def _read(self, s: int) -> Tensor:
-        """Hidden states [R, D] of step s, of all rows the model runs."""
-        return self._read_to(s, 1)[:, 0]
+    def _longest(self) -> int:
+        """Frames of the longest row as far as is known; ValueError where logits were not numbers. The one look at the
+        device that a step may cost."""
+        longest, broken = torch.stack([self.board.row_lengths.max(), self.board.broken.long()]).tolist()
+        if broken:
+            raise ValueError("the model's logits are not numbers (NaN); its weights are damaged or its dtype too small")
+        return longest
 
     def _read_to(self, s: int, count: int) -> Tensor:
-        """Hidden states [R, count, D] of the last steps up to s; the model reads the columns it has not read: one, or
-        at first the prompt."""
-        return self.lm.read(self.state, self.guide.rows(self.columns[:, :, self.state.step : s + 1]))[:, -count:]
+        """Hidden states [R, count, D] of the last steps up to s, of all rows the model runs; it reads the columns it
+        has not read: one, or at first the prompt."""
+        ids = self._step.guide.rows(self.board.columns[:, :, self.state.step : s + 1])
+        return self.lm.read(self.state, ids)[:, -count:]
 
     def _choose(self, s: int, hidden: Tensor, is_guess: bool = False) -> None:
-        """Draw and write the ids of step s, stage by stage of the head, from hidden states [R, D]; from a guess nothing
-        follows yet."""
-        head, column = self.lm.head, self.columns[:, :, s + 1]
-        symbols, draws = head.symbols, self.sampler.begin(self.seeds, s, self.columns)
-        begun = head.begin(self.state.head, hidden, s)
-        for stage, places in enumerate(head.stages_at(s)):
-            known, rules = symbols.split(column), self.sampler.stage(places)
-            logits = head.predict(begun, stage, self.guide.rows(known)).double()
-            self.broken = self.broken | (logits < float("inf")).logical_not().any()
-            logits = self.sampler.forbid(draws, rules, logits.unflatten(0, (-1, len(self.seeds))))
-            drawn = self.sampler.draw(draws, rules, self.guide(logits, s, rules.books))
-            if rules.first is not None and not is_guess:
-                self._end_rows(s, drawn[:, rules.first])
-            self._write(s, symbols.join(drawn if rules.whole else known.index_copy(1, rules.places, drawn)))
+        """Draw and write the ids of step s from hidden states [R, D]; from a guess nothing follows yet."""
+        self._step.choose(self.board.step.fill_(s), s % self._step.period, hidden, is_guess)
 
-    def _end_rows(self, s: int, drawn: Tensor) -> None:
-        """An end among the values [B] drawn for symbol 0 sets the row's length."""
-        if self.length.fixed:
+    def _take_program(self) -> None:
+        """From here on steps are run by a program, on its tensors."""
+        self.board.step.fill_(self.position)
+        self.state.cache.position = torch.tensor(self.state.cache.length, device=self.lm.device)
+        programs = programs_of(self.lm)
+        programs = programs_of(self.lm)
+        take = programs.take_graph if self.asked == "auto" else programs.take
+        self._program = take(self, self._step, self.way)
+        if self._program is None:  # no graph could be recorded, and nobody asked for one by name
+            self.way = "eager"
             return
-        frame = self.first_book_frames[s]
-        ends = (drawn == self.lm.head.symbols.end) & (frame >= 0) & (frame < self.row_lengths)
-        self.row_lengths = torch.where(ends, frame, self.row_lengths)
-        self.ended = self.ended | ends
-
-    def _write(self, s: int, drawn: Tensor) -> None:
-        """Fill the column of step s: what the arrangement forces, else what the prompt gives, else what was drawn [B,
-        K]."""
-        column = self.columns[:, :, s + 1]
-        forced = self.arrangement.forced_ids(s, self.row_lengths)
-        written = torch.where(forced >= 0, forced, torch.where(self.given[:, s], column, drawn))
-        self.columns[:, :, s + 1] = written
+        self._step = self._program.step
+        self.board, self.state = self._step.board, self._step.state
 
     def _write_prompt(self, prompt: Tensor) -> int:
         """Put the prompt [B, K, t] in its cells; returns the first step with a cell that it leaves open."""
-        where = self.steps_of[:, : prompt.shape[2]]
-        self.given.scatter_(1, where, True)
-        self.columns.scatter_(2, where.expand(len(prompt), -1, -1) + 1, prompt)
+        board, where = self.board, self.steps_of[:, : prompt.shape[2]]
+        board.given.scatter_(1, where, True)
+        board.columns.scatter_(2, where.expand(len(prompt), -1, -1) + 1, prompt)
         for s in range(self.num_steps):
-            if not bool(((self.arrangement.forced_ids(s, self.row_lengths[:1])[0] >= 0) | self.given[:, s]).all()):
+            forced = self.arrangement.forced_ids(s, board.row_lengths[:1])[0] >= 0
+            if not bool((forced | board.given[:, s]).all()):
                 return s
-            self._write(s, self.columns[:, :, s + 1])
+            column = board.columns[:, :, s + 1]
+            board.columns[:, :, s + 1] = self._step.filled(torch.tensor(s, device=column.device), column, column)
         raise AssertionError("a prompt is shorter than what is to be made")
 
     def _codes(self, first: int, last: int) -> Tensor:
         """Ids [B, K, last - first] of the frames first .. last - 1."""
-        where = self.steps_of[:, first:last] + 1
-        return self.columns.gather(2, where.expand(len(self.columns), -1, -1))
-
-    def _check_numbers(self) -> None:
-        if bool(self.broken):
-            raise ValueError("the model's logits are not numbers (NaN); its weights are damaged or its dtype too small")
+        where, columns = self.steps_of[:, first:last] + 1, self.board.columns
+        return columns.gather(2, where.expand(len(columns), -1, -1))
 
 
 def make_loop(
@@ -261,13 +268,36 @@ def make_loop(
     prompt: Tensor | None,
     cache: CacheChoice | None,
     draft: int,
+    step: StepName = "auto",
 ) -> DecodeLoop:
     """The loop that a generation's settings ask for; arguments and errors as `generate_codes`."""
     if not draft:
-        return DecodeLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache)
+        return DecodeLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, step)
     from .draft import DraftedLoop  # which is made of this one
 
-    return DraftedLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft)
+    return DraftedLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft, step)
+
+
+def warm_up(
+    lm: TokenLM,
+    conditions: ConditionBatch,
+    length: Length,
+    sampling: Sampling | None = None,
+    guidance: Guidance = 1.0,
+    cache: CacheChoice | None = None,
+    draft: int = 0,
+    step: StepName = "auto",
+    num_rows: int | None = None,
+) -> None:
+    """Compile or record ahead the steps of generations up to this length; arguments and errors as `generate_codes`.
+
+    Args:
+        num_rows: B, needed where the model has no conditions.
+    """
+    B = num_rows or conditions.num_rows or 1
+    loop = make_loop(lm, conditions, [0] * B, length, sampling, guidance, None, cache, draft, step)
+    while loop.position < min(loop.num_steps, 1 + lm.head.period):
+        loop.step()
 
 
 def one_row(conditions: ConditionBatch, row: int) -> ConditionBatch:
@@ -277,7 +307,7 @@ def one_row(conditions: ConditionBatch, row: int) -> ConditionBatch:
 
 def _run(loop: DecodeLoop, first_row: int, num_rows: int, on_progress: Progress | None) -> Generated:
     """Run a loop to its end; it makes the rows from first_row on of num_rows."""
-    B, every = len(loop.seeds), 1 if loop.seeds.device.type == "cpu" else CHECK_EVERY
+    B, every = len(loop.board.seeds), 1 if loop.lm.device.type == "cpu" else CHECK_EVERY
 
     def report(steps: int) -> None:
         if on_progress is not None:

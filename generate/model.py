@@ -20,8 +20,9 @@ from ..tokenize.text import TextTokenizer
 from ..tokenize.tokenizer import Tokenizer
 from .loop import Progress
 from .prompt import Prompt, prompt_codes
-from .request import Settings, max_frames_for
+from .request import Settings, make_request, max_frames_for
 from .result import SUFFIXES, Result
+from .stages import warm_up
 from .stream import stream_audio
 from .whole import DEFAULT_BATCH, generate
 
@@ -102,7 +103,7 @@ class Model:
             settings: temperature, top_k, top_p, min_p, repetition_penalty, repetition_window, ras, ras_tau (one value,
                 or one per codebook), end_bias, end_rule, max_silence, silence_codes, guidance, max_frames, min_frames,
                 passes, pass_schedule, choice_temperature, fine_temperature, fine_guidance,
-                cache (`lm/defaults.py` says what each means); what is left out is the model's own default.
+                cache, draft, step (`lm/defaults.py` says what each means); what is left out is the model's own default.
         Raises:
             ValueError: an argument that cannot be met, in one line that names it.
         """
@@ -149,6 +150,35 @@ class Model:
             defaults=self.defaults,
             **self._with_seconds(settings, max_seconds),
         )
+
+    def warmup(
+        self,
+        batch: int = 1,
+        *,
+        label: Label | None = None,
+        text: str | None = None,
+        unconditional: bool = False,
+        **settings: Unpack[Settings],
+    ) -> None:
+        """Compile or record ahead what `generate` and `stream` need for samples of up to max_frames (left out: as long
+        as they may become): calls with the same settings then do not wait for it.
+
+        Args:
+            batch: samples made at a time. Each number of them is another step to be compiled.
+            label, text: an example; None: an arbitrary one. A text up to a multiple of 64 tokens serves all up to that.
+            settings: as of `generate`. What decides which operations there are (guidance or none, top_k, cache, ...)
+                must be the same there; other values may differ.
+        Raises:
+            ValueError: as `generate`.
+        """
+        if not unconditional:
+            text = "a" if text is None and label is None and self.text is not None else text
+            label = 0 if label is None and self.text is None and self.labels else label
+        ids = self._ids(label, text, unconditional)
+        request = make_request(
+            self.lm, self.tokenizer, ids["label"], ids["text_ids"], batch, 0, None, None, self.defaults, settings
+        )
+        warm_up(self.lm, request)
 
     def label_id(self, label: Label) -> int:
         """Id of a label given by name or id; ValueError names the nearest label."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..lm.arrange import Arrangement
@@ -41,13 +42,21 @@ class LookBack:
                                                           codebook 1  s  b0 b1 .      finds b0 b1
     """
 
-    def __init__(self, arrangement: Arrangement, num_frames: int, window: int, device: torch.device | str):
-        """For sequences of num_frames; the window is in frames, at least 1."""
-        self.frames = arrangement.table(num_frames).to(device)
-        self.steps_of = arrangement.steps_of(torch.arange(num_frames, device=device), num_frames)
+    def __init__(
+        self, arrangement: Arrangement, num_frames: int, window: int, device: torch.device | str, room: int = 0
+    ):
+        """For sequences of num_frames; the window is in frames, at least 1. `room`: steps that tables shall have."""
+        frames = arrangement.table(num_frames).to(device)
+        steps_of = arrangement.steps_of(torch.arange(num_frames, device=device), num_frames)
+        self.frames = F.pad(frames, (0, max(0, room - frames.shape[1])), value=-1)
+        self.steps_of = F.pad(steps_of, (0, max(0, room - num_frames)))
         self.ages = torch.arange(window, 0, -1, device=device)
         """[W]: how many frames ago; 1 is the code before."""
         self.cardinalities = torch.tensor(arrangement.cardinalities, device=device)[:, None]
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """Its tables."""
+        return self.frames, self.steps_of, self.ages
 
     def __call__(self, columns: Tensor, step: int | Tensor) -> Tensor:
         """Codes [B, K, W] before a step, the latest last, -1 where there was none (a row that ended has pad there).

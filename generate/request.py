@@ -18,6 +18,7 @@ from ..tokenize.spec import AudioGeometry, PictureGeometry
 from ..tokenize.tokenizer import Tokenizer
 from .filling import Filling
 from .loop import Length
+from .programs import StepName
 from .sampling import Sampling
 from .silence import silence_codes
 
@@ -50,6 +51,7 @@ class Settings(TypedDict, total=False):
     fine_guidance: Guidance | Sequence[float] | dict
     cache: CacheChoice
     draft: int
+    step: StepName
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Request:
     cache: CacheConfig | None = None
     draft: int = 0
     """Steps to guess at a time."""
+    step: StepName = "auto"
 
     def rows(self, first: int, last: int) -> Request:
         """The rows first .. last - 1."""
@@ -143,6 +146,7 @@ def make_request(
         fine_guidance=chosen.fine_guidance,
         cache=chosen.cache,
         draft=chosen.draft,
+        step=chosen.step,
     )
 
 

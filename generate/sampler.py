@@ -26,6 +26,8 @@ from .silence import is_silent
 
 MAX_WINDOW = 4096
 """Frames a rule may look back."""
+NEVER = 1 << 60
+"""A step that is not reached."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Sampler:
         num_frames: int,
         first_end_step: int | None,
         device: torch.device | str,
+        room: int = 0,
     ):
         """Check the settings against the model.
 
@@ -79,12 +82,14 @@ class Sampler:
             symbols: what the head draws.
             num_frames: the most frames to be made.
             first_end_step: no end before this step; None: no end at all.
+            room: steps there shall be room for, should they be more.
         Raises:
             ValueError: names the setting, what was found and what to do.
         """
         K, V = arrangement.num_codebooks, max(symbols.output_sizes)
         self.symbols, self.device = symbols, device
-        self.has_end, self.first_end_step = arrangement.variable_length, first_end_step
+        self.has_end = arrangement.variable_length
+        self.first_end_step = torch.tensor(NEVER if first_end_step is None else first_end_step, device=device)
         self.filters = make_filters(sampling, K, device)
         repetition = self.repetition = _make_repetition(sampling, K, device)
         self.penalizes = bool((repetition.penalty != 1).any())
@@ -98,7 +103,7 @@ class Sampler:
             int(repetition.penalty_window[repetition.penalty != 1].max()) if self.penalizes else 0,
             int(repetition.ras_window.max()),
         )
-        self.look_back = LookBack(arrangement, num_frames, window, device) if window else None
+        self.look_back = LookBack(arrangement, num_frames, window, device, room) if window else None
         self.end = torch.zeros(V, dtype=torch.bool, device=device)
         """[V'] True on the end of codebook 0."""
         if self.has_end:
@@ -109,6 +114,11 @@ class Sampler:
         self.unused[codes : symbols.end] = self.has_end
         self.has_unused = self.has_end and symbols.end > codes
         self._stages: dict[tuple[int, ...], Stage] = {}
+
+    def parts(self) -> tuple:
+        """All that decides what it does, besides the rules of its stages."""
+        rules = self.first_end_step, self.end_bias, self.end_rule, self.max_silence, self.silent
+        return *rules, self.penalizes, self.draws_again, None if self.look_back is None else self.look_back.parts()
 
     def begin(self, seeds: Tensor, step: int | Tensor, columns: Tensor) -> Step:
         """Prepare the draws of a step: seeds [B], columns [B, K, 1 + S] as written so far."""
@@ -136,8 +146,7 @@ class Sampler:
         if rules.first is None:
             return logits
         V = logits.shape[-1]
-        too_early = self.first_end_step is None or begun.step < self.first_end_step
-        ids = None if not self.has_end or too_early is False else (self.end[:V] & too_early)[None]
+        ids = (self.end[:V] & (begun.step < self.first_end_step))[None] if self.has_end else None
         if self.has_unused:
             ids = self.unused[None, :V] if ids is None else ids | self.unused[:V]
         if self.max_silence:

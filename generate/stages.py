@@ -14,6 +14,7 @@ from ..lm.next_scale import NextScaleLM
 from ..lm.stages import CoarseToFine
 from .filling import fill_codes
 from .loop import Generated, Length, Progress, check_prompt, generate_codes
+from .loop import warm_up as warm_up_steps
 from .request import Request
 from .scales import generate_scales
 
@@ -42,7 +43,20 @@ def make_codes(lm: AnyLM, rows: Request, exact: bool, on_progress: Progress | No
         on_progress,
         rows.cache,
         rows.draft,
+        rows.step,
     )
+
+
+def warm_up(lm: AnyLM, rows: Request) -> None:
+    """Make ready what a request's steps need; see `loop.warm_up`. Models that work in whole passes need nothing."""
+    conditions = rows.conditions
+    if isinstance(lm, CoarseToFine):
+        lm, conditions = lm.coarse, lm.for_coarse(conditions)
+    if isinstance(lm, TokenLM) and not isinstance(lm, MaskedLM | NextScaleLM):
+        warm_up_steps(
+            lm, conditions, rows.length, rows.sampling, rows.guidance, rows.cache, rows.draft, rows.step,
+            len(rows.seeds),
+        )  # fmt: skip
 
 
 def _masked(lm: MaskedLM, rows: Request, exact: bool, on_progress: Progress | None) -> Generated:
@@ -51,7 +65,7 @@ def _masked(lm: MaskedLM, rows: Request, exact: bool, on_progress: Progress | No
             "this model refines coarse labels and has none to begin with; export it together with the model of its "
             "labels (export.coarse_model in its config)"
         )
-    for name, value in (("cache", rows.cache), ("draft", rows.draft)):
+    for name, value in (("cache", rows.cache), ("draft", rows.draft), ("step", rows.step != "auto")):
         if value:
             raise ValueError(f"{name} was set, but a masked model fills codes in whole passes; leave it out")
     lengths = _fixed(lm, rows.length, len(rows.seeds))
@@ -64,8 +78,9 @@ def _masked(lm: MaskedLM, rows: Request, exact: bool, on_progress: Progress | No
 
 
 def _by_scales(lm: NextScaleLM, rows: Request, exact: bool, on_progress: Progress | None) -> Generated:
-    if rows.draft:
-        raise ValueError("draft was set, but a next-scale model makes whole scales; leave it out")
+    for name, value in (("draft", rows.draft), ("step", rows.step != "auto")):
+        if value:
+            raise ValueError(f"{name} was set, but a next-scale model makes whole scales; leave it out")
     codes = generate_scales(
         lm, rows.conditions, rows.seeds, rows.sampling, rows.guidance, _prompt(lm, rows), exact, on_progress, rows.cache
     )  # fmt: skip
@@ -92,6 +107,7 @@ def _coarse_then_fine(lm: CoarseToFine, rows: Request, exact: bool, on_progress:
     labels = generate_codes(
         lm.coarse, lm.for_coarse(rows.conditions), rows.seeds, rows.length, sampling, rows.guidance,
         None if prompt is None else lm.clustering.coarse(prompt), exact, first, rows.cache, rows.draft,
+        rows.step,
     )  # fmt: skip
     if not int(labels.lengths.max()):
         return labels

@@ -64,6 +64,7 @@ def stream_audio(
         request.prompt,
         request.cache,
         request.draft,
+        request.step,
     )
     return _chunks(loop, tokenizer.stream_decoder())
 

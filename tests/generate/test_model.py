@@ -3,6 +3,7 @@
 import re
 import struct
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 import tessera
-from tessera.generate import generate, stream_audio
+from tessera.generate import generate, programs, stream_audio
 from tessera.generate.loop import generate_codes
 from tessera.generate.model import load
 from tessera.generate.sampling import Sampling
@@ -165,6 +166,26 @@ def test_a_cache_is_chosen_by_name_or_mapping(tones):
     tones.defaults = tones.defaults.model_copy(update={"cache": None})
     refuse("cache.ring.windw: unknown key", lambda: tones.generate(text="a", cache={"kind": "ring", "windw": 1}))
     refuse("cache kind 'ring' needs a window", lambda: tones.generate(text="a", cache="ring"))
+
+
+def test_warm_up_makes_what_later_calls_need(tones, voices, shapes, monkeypatch):
+    made = []
+
+    def plain(step):
+        made.append(step)
+        return [partial(step.advance, phase) for phase in range(step.period)]
+
+    monkeypatch.setitem(programs.MAKERS, "compiled", plain)
+    for model, condition in ((tones, {"text": "ab"}), (voices, {"text": "b", "label": "star"}), (shapes, {"label": 1})):
+        made.clear()
+        limit = {} if model is shapes else {"max_frames": 40}
+        model.warmup(batch=2, step="compiled", guidance=2.0, **limit)
+        assert len(made) == 1
+        found = model.generate(n=2, step="compiled", guidance=1.5, **condition)
+        assert torch.equal(found.codes, model.generate(n=2, guidance=1.5, **condition).codes)
+        assert len(made) == 1
+        model.warmup(**limit)  # steps in Python need none
+    assert tones.generate(text="a", n=1, step="compiled", max_frames=5).codes.shape[2] <= 5 and len(made) == 2
 
 
 def test_prompts(tones, shapes, tmp_path):
