@@ -166,10 +166,18 @@ class Quantizer(nn.Module):
         """Move the codebooks, once per optimizer step: k-means start, moving averages, revival of dead codes.
 
         Forward passes since the last call only collected. Every process must call it: there is one all-reduce, whatever
-        the masks. Nothing happens in eval mode or when frozen.
+        the masks. Nothing happens in eval mode or when frozen, nor to parts that are.
         """
         if self.training:
-            update_codebooks([module for module in self.modules() if isinstance(module, Codebook)])
+            update_codebooks([module for module in self._codebooks() if module.training])
+
+    def forget(self) -> None:
+        """Drop what forward passes have collected since the last `update`."""
+        for module in self._codebooks():
+            module.forget()
+
+    def _codebooks(self) -> list[Codebook]:
+        return [module for module in self.modules() if isinstance(module, Codebook)]
 
     def freeze(self) -> None:
         """Eval mode for good: nothing changes the state any more, `train()` included."""

@@ -108,7 +108,7 @@ class DeepSpeedEngine:
     @contextmanager
     def weights(self, exact: bool = False) -> Iterator[Mapping[str, Tensor]]:
         """See Engine."""
-        named = dict(self.objective.lm.named_parameters())
+        named = dict(self.objective.body.named_parameters())
         if exact and self.settings.dtype != "float32":
             yield self._master_weights(named)
             return

@@ -19,10 +19,34 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..tokenize.files import read_json, read_safetensors, write_json, write_safetensors
-from .lm_config import TrainSettings
-from .objective import Objective
+from .objective import Trainable
 from .schedule import learning_rate
 from .world import World
+
+
+class OptimizerSettings(Protocol):
+    """What an engine reads of a config; see the fields of lm_config.TrainSettings."""
+
+    @property
+    def steps(self) -> int | None: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def min_lr_ratio(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def clip(self) -> float: ...
+
+
+class TrainingFailed(RuntimeError):
+    """The run cannot go on; the message says what happened and what is left."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +61,9 @@ class StepInfo:
 
 
 class Engine(Protocol):
-    """Forward through `model` (called as Objective), backward for each micro-batch, then step."""
+    """Forward through `model` (called as the objective), backward for each micro-batch, then step."""
 
-    model: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    model: Callable[..., Any]
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's share of the loss (see Objective)."""
@@ -58,7 +82,7 @@ class Engine(Protocol):
         ...
 
     def weights(self, exact: bool = False) -> AbstractContextManager[Mapping[str, Tensor]]:
-        """The LM's weights by name, whole in every process while open; exact: the float32 ones the optimizer keeps."""
+        """The body's weights by name, whole in every process while open; exact: the float32 ones of the optimizer."""
         ...
 
 
@@ -84,9 +108,17 @@ class TorchEngine:
         objective: on its device already.
         settings: `train` of the config.
         micro_steps: calls of `backward` before each `step` in this process.
+        may_skip_parts: whether a step may leave some weights without a gradient.
     """
 
-    def __init__(self, objective: Objective, settings: TrainSettings, world: World, micro_steps: int):
+    def __init__(
+        self,
+        objective: Trainable,
+        settings: OptimizerSettings,
+        world: World,
+        micro_steps: int,
+        may_skip_parts: bool = False,
+    ):
         self.objective = objective
         self.settings = settings
         self.world = world
@@ -98,7 +130,9 @@ class TorchEngine:
         self._parallel = None
         if world.size > 1:
             self._parallel = DistributedDataParallel(
-                objective, device_ids=[world.device] if world.device.type == "cuda" else None
+                objective,
+                device_ids=[world.device] if world.device.type == "cuda" else None,
+                find_unused_parameters=may_skip_parts,
             )
         self.model = self._parallel or objective
         self._begin()
@@ -125,7 +159,7 @@ class TorchEngine:
         lr = learning_rate(
             self.steps,
             peak=settings.lr,
-            steps=settings.steps,
+            steps=settings.steps or 0,
             warmup_steps=settings.warmup_steps,
             min_ratio=settings.min_lr_ratio,
         )
@@ -143,30 +177,33 @@ class TorchEngine:
     @contextmanager
     def weights(self, exact: bool = False) -> Iterator[Mapping[str, Tensor]]:
         """See Engine."""
-        yield dict(self.objective.lm.named_parameters())
+        yield dict(self.objective.body.named_parameters())
 
     def save(self, folder: Path) -> None:
         """Rank 0 writes weights.safetensors, optimizer.safetensors and engine.json; the others hold the same."""
         if not self.world.is_first:
             return
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.objective.lm.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.objective.body.named_parameters()}
         write_safetensors(folder / "weights.safetensors", {name: _stored(value) for value, name in names.items()})
         state = {
             f"{names[parameter]}.{key}": _stored(value)
             for parameter, values in self.optimizer.state.items()
             for key, value in values.items()
         }
-        write_safetensors(folder / "optimizer.safetensors", state)
+        if state:  # none before the first step
+            write_safetensors(folder / "optimizer.safetensors", state)
         write_json(folder / "engine.json", {"kind": "torch", "steps": self.steps})
 
     def load(self, folder: Path) -> None:
         """See Engine."""
         weights, _ = read_safetensors(folder / "weights.safetensors")
-        state, _ = read_safetensors(folder / "optimizer.safetensors")
+        state = {}
+        if (folder / "optimizer.safetensors").exists():
+            state, _ = read_safetensors(folder / "optimizer.safetensors")
         self.steps = int(read_json(folder / "engine.json")["steps"])
         device = self.world.device
         with torch.no_grad():
-            for name, parameter in self.objective.lm.named_parameters():
+            for name, parameter in self.objective.body.named_parameters():
                 parameter.copy_(weights[name])
                 if not parameter.requires_grad or f"{name}.step" not in state:
                     continue

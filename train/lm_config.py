@@ -163,7 +163,9 @@ _MAY_CHANGE = (
 )
 
 
-def check_resumable(saved: dict[str, Any], config: TrainConfig, where: str) -> None:
+def check_resumable(
+    saved: dict[str, Any], config: Config, where: str, may_change: tuple[str, ...] = _MAY_CHANGE
+) -> None:
     """Raise ConfigError that names the first field in which a config differs from the one a run was started with.
 
     What does not touch the course of training may change, also where data and tokenizer lie, and train.steps may grow
@@ -172,7 +174,7 @@ def check_resumable(saved: dict[str, Any], config: TrainConfig, where: str) -> N
     before, after = _flatten(saved), _flatten(config.model_dump(mode="json"))
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
-        if old == new or any(name == free or name.startswith(f"{free}.") for free in _MAY_CHANGE):
+        if old == new or any(name == free or name.startswith(f"{free}.") for free in may_change):
             continue
         if name == "train.steps" and isinstance(old, int) and isinstance(new, int) and new > old:
             continue

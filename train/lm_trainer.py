@@ -24,7 +24,7 @@ from ..tokenize.files import write_json
 from .card import model_card
 from .checkpoint import Checkpoints, check_pickles
 from .ema import WeightAverage
-from .engine import Engine, StepInfo, TorchEngine
+from .engine import Engine, StepInfo, TorchEngine, TrainingFailed
 from .evaluate import evaluate_loss
 from .export import export_model
 from .lm_config import TrainConfig
@@ -36,10 +36,6 @@ from .sampler import Sampler, check_batch, micro_batches, mix
 from .samples import Sample, make_request
 from .stop import StopRequest
 from .world import World, join_world, leave_world
-
-
-class TrainingFailed(RuntimeError):
-    """The run cannot go on; the message says what happened and what is left."""
 
 
 def train_lm(

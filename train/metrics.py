@@ -70,9 +70,12 @@ class Progress:
     def report(
         self, step: int, loss: float, per_codebook: list[float], tokens_per_second: float, seconds_left: float
     ) -> None:
-        """Show the latest numbers."""
+        """Show the latest numbers of a language model."""
         losses = " ".join(f"{value:.2f}" for value in per_codebook)
-        text = f"loss {loss:.3f} [{losses}] {tokens_per_second:,.0f} tokens/s"
+        self.show_text(step, f"loss {loss:.3f} [{losses}] {tokens_per_second:,.0f} tokens/s", seconds_left)
+
+    def show_text(self, step: int, text: str, seconds_left: float) -> None:
+        """Show a line of numbers."""
         if not self.bar.disable:
             self.bar.set_postfix_str(text)
         elif self.show:

@@ -19,7 +19,16 @@ from ..lm.kinds import AnyLM
 from ..lm.model import TokenLM
 
 
-class Objective(nn.Module):
+class Trainable(nn.Module):
+    """What an engine trains: called, it gives what a loss is made from."""
+
+    @property
+    def body(self) -> nn.Module:
+        """What is trained; checkpoints have its weights by their names in it."""
+        raise AssertionError("each objective has a body")
+
+
+class Objective(Trainable):
     """Wraps an LM so that calling it gives the loss (DistributedDataParallel and DeepSpeed only wrap `forward`).
 
     Args:
@@ -32,6 +41,11 @@ class Objective(nn.Module):
         self.lm = lm
         self.use_autocast = dtype == "bfloat16"
         self.label_smoothing = label_smoothing
+
+    @property
+    def body(self) -> nn.Module:
+        """The LM."""
+        return self.lm
 
     def forward(
         self,
