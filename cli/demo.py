@@ -116,6 +116,8 @@ def train_tokenizer(run: Run) -> TokenizerStory:
     config = read_config(CONFIGS / "tokenizer.yaml", TokenizerTrainConfig, sets)
     with run.stage("train the tokenizer"):
         tokenizer = train(config, run.out / "tokenizer")
+    if tokenizer is None:
+        raise KeyboardInterrupt
     pictures, _ = real_digits("test")
     codes = tokenizer.encode(pictures).codes
     found = tokenizer.decode(codes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from enum import Enum
 from pathlib import Path
@@ -35,23 +37,45 @@ def register(app: typer.Typer) -> None:
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file: tokenizer, data, training.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the frozen tokenizer.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run, and of the frozen tokenizer.")],
     set_: Annotated[
         list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
     ] = [],  # noqa: B006
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest checkpoint in OUT.")] = False,
+    nproc: Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine.")] = 1,
 ) -> None:
     """Train a tokenizer on sound or pictures and freeze it.
 
     Example: tessera tokenizer train configs/digits/tokenizer.yaml --set train.steps=200 --out out/digits-tokenizer
 
-    OUT then holds config.json and tokenizer.safetensors. Ctrl-C once stops early and freezes what is there.
+    OUT then holds config.json and tokenizer.safetensors. Ctrl-C finishes the step, saves, freezes what is there in
+    OUT/snapshot-STEP and leaves with exit code 130; --resume goes on exactly there.
     """
     from ..tokenize.config import read_config
-    from ..train.tokenizer_trainer import TokenizerTrainConfig, train_tokenizer
+    from ..train.launch import STOPPED, launch, watch_lifeline
+    from ..train.tokenizer_trainer import TokenizerTrainConfig, TrainingFailed, check_free, train_tokenizer
 
-    tokenizer = train_tokenizer(read_config(config, TokenizerTrainConfig, set_), out)
-    print(f"frozen tokenizer {tokenizer.spec.name} ({tokenizer.spec.fingerprint[:12]}) in {out}", file=sys.stderr)
-    print(f"measure it with: tessera tokenizer eval {out}", file=sys.stderr)
+    settings = read_config(config, TokenizerTrainConfig, set_)
+    command = ["tokenizer", "train", str(config), *(part for item in set_ for part in ("--set", item))]
+    command += ["--out", str(out)]
+    started_by_launcher = "RANK" in os.environ
+    if not started_by_launcher:
+        check_free(out, resume)
+    if nproc > 1 and not started_by_launcher:
+        raise typer.Exit(launch([*command, *(["--resume"] if resume else [])], nproc))
+    watch_lifeline()
+    processes = ["--nproc", os.environ["WORLD_SIZE"]] if "TESSERA_RENDEZVOUS" in os.environ else []
+    shown = shlex.join(["tessera", *command, *processes])
+    try:
+        tokenizer = train_tokenizer(settings, out, resume=resume, command=shown)
+    except TrainingFailed as error:
+        print(f"tessera: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if tokenizer is None:
+        raise typer.Exit(STOPPED)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"frozen tokenizer {tokenizer.spec.name} ({tokenizer.spec.fingerprint[:12]}) in {out}", file=sys.stderr)
+        print(f"measure it with: tessera tokenizer eval {out}", file=sys.stderr)
 
 
 def evaluate(

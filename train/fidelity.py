@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..tokenize.resample import resample
-from .tokenizer_losses import magnitudes, mel_filters
+from .spectra import magnitudes, mel_filters
 
 MEL_WINDOW, MEL_BANDS = 1024, 80
 

@@ -1,315 +1,362 @@
 """Train a tokenizer from a YAML file, then freeze it.
 
-`OUT` becomes a tokenizer directory (config.json, tokenizer.safetensors) with train.json, the resolved config, and
-metrics.jsonl beside it. Batches are a pure function of (seed, step).
+    OUT/train.json       the resolved config            OUT/steps/         checkpoints (checkpoint.py)
+    OUT/metrics.jsonl    losses (metrics.py)            OUT/snapshot-N/    frozen on the way
+    OUT/config.json, OUT/tokenizer.safetensors          the finished tokenizer
+
+Every random choice of a step depends on (seed, step, micro-batch) alone, and codebooks move only between steps. So a
+resumed run equals one that was left alone.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import math
-import signal
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
-from torch import Tensor
-from torch.nn import functional as F
-from tqdm import tqdm
+from torch import nn
 
-from ..tokenize.audio_net import AudioNet, AudioTokenizerConfig
-from ..tokenize.config import Config
-from ..tokenize.corpus import CorpusConfig, open_corpus
+from ..tokenize.audio_net import AudioNet
+from ..tokenize.config import ConfigError
 from ..tokenize.files import write_json
-from ..tokenize.media import MediaError
-from ..tokenize.picture_net import PictureNet, PictureTokenizerConfig
-from ..tokenize.quantizer import Quantized
-from ..tokenize.tokenizer import Tokenizer, TokenizerConfig, make_tokenizer
-from .discriminator import DiscriminatorConfig, Discriminators
-from .tokenizer_losses import AudioLossConfig, PictureLossConfig, spectral_losses
+from ..tokenize.picture_net import PictureNet
+from ..tokenize.tokenizer import NETS, Tokenizer, make_tokenizer
+from .balance import make_balance
+from .checkpoint import Checkpoints, check_pickles
+from .discriminator import Judges
+from .ema import WeightAverage
+from .engine import TorchEngine, TrainingFailed
+from .latents import encode_latents
+from .metrics import Metrics, Progress
+from .sampler import check_batch, mix
+from .stop import StopRequest
+from .term import TermContext
+from .terms import make_terms
+from .tokenizer_config import TokenizerTrainConfig, TokenizerTraining
+from .tokenizer_data import MediaInMemory
+from .tokenizer_objective import TokenizerObjective
+from .tokenizer_stages import FitStageConfig, TrainStageConfig, freeze_parts
+from .tokenizer_state import TokenizerRunState, load_state, save_state
+from .tokenizer_step import StepReport, TokenizerStepper
+from .warm_start import warm_start
+from .world import World, join_world, leave_world
+
+__all__ = ["TokenizerTrainConfig", "TokenizerTrainer", "TokenizerTraining", "TrainingFailed", "train_tokenizer"]
 
 
-class TokenizerTraining(Config):
-    """How long and how fast."""
+def train_tokenizer(
+    config: TokenizerTrainConfig,
+    out: str | Path,
+    progress: bool = True,
+    *,
+    resume: bool = False,
+    teachers: Mapping[str, nn.Module] | None = None,
+    command: str = "",
+) -> Tokenizer | None:
+    """Train and freeze a tokenizer; every process of a run calls this.
 
-    steps: PositiveInt
-    batch: PositiveInt = 16
-    """Pictures, or excerpts of sound, per step."""
-    crop_seconds: PositiveFloat = 1.0
-    """Length of an excerpt; ignored for pictures."""
-    lr: PositiveFloat = 1e-3
-    """Peak learning rate; linear warm-up, then a cosine to 2 % of it."""
-    warmup_steps: NonNegativeInt = 100
-    weight_decay: float = 0.01
-    clip: PositiveFloat = 1.0
-    """Largest norm of the gradient."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the layers; quantizer, spectra and losses stay in float32."""
-    log_every: PositiveInt = 20
-    snapshot_every: NonNegativeInt = 0
-    """Freeze and write the tokenizer as it is every so often; 0: only at the end."""
-    max_consecutive_bad: PositiveInt = 3
-    """Stop after so many losses in a row that are not finite; their steps are skipped."""
-
-
-class TokenizerTrainConfig(Config):
-    """The whole YAML file of `tessera tokenizer train`."""
-
-    seed: int = 0
-    tokenizer: TokenizerConfig
-    data: CorpusConfig
-    train: TokenizerTraining
-    losses: AudioLossConfig | PictureLossConfig | None = Field(default=None, discriminator="kind")
-    """Left out: the defaults for the kind of tokenizer."""
-    discriminator: DiscriminatorConfig = Field(default_factory=DiscriminatorConfig)
-    """Used for sound when losses.adversarial or losses.features is above 0."""
-
-    @model_validator(mode="after")
-    def _losses_fit(self) -> TokenizerTrainConfig:
-        if self.losses is not None and self.losses.kind != self.tokenizer.kind:
-            raise ValueError(
-                f"losses are for {self.losses.kind}, the tokenizer is for {self.tokenizer.kind}; set "
-                f"losses.kind: {self.tokenizer.kind}"
-            )
-        return self
-
-
-def train_tokenizer(config: TokenizerTrainConfig, out: str | Path, progress: bool = True) -> Tokenizer:
-    """Train and freeze a tokenizer; returns it, having written it to `out`.
-
+    Args:
+        out: folder of the run, where the tokenizer is written.
+        progress: report on stderr.
+        resume: go on with the newest checkpoint in `out`; from the beginning when there is none.
+        teachers: modules that teachers of kind `module` name; they are frozen here.
+        command: what started this, for saying how to go on.
+    Returns:
+        The tokenizer; None when stopped by Ctrl-C or SIGTERM, after saving.
     Raises:
-        FileExistsError: `out` holds a tokenizer already. ValueError: no usable media, or the loss stays non-finite.
+        FileExistsError: `out` holds a tokenizer or a run, and `resume` is not set.
+        ValueError: no usable media, or a config that does not fit them or the checkpoint.
+        TrainingFailed: losses that are not finite, `train.max_consecutive_bad` times in a row.
     """
+    world = join_world(config.device)
     out = Path(out)
+    try:
+        world.together(lambda: check_free(out, resume))
+        world.barrier()  # nobody writes before all have looked
+        trainer = TokenizerTrainer(config, out, world, teachers or {}, progress, command)
+        if resume:
+            trainer.resume()
+        return trainer.run()
+    finally:
+        leave_world(world)
+
+
+def check_free(out: Path, resume: bool) -> None:
+    """Raise FileExistsError when a new run would write into a folder that holds a tokenizer or another run."""
+    if resume:
+        return
     if (out / "config.json").exists():
         raise FileExistsError(f"{out}: holds a tokenizer already; choose another --out or remove it")
-    torch.manual_seed(config.seed)
-    media = _MediaInMemory(config)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "train.json", config.model_dump(mode="json"))
-    run = _make_run(config, media)
-    with open(out / "metrics.jsonl", "w") as log, _stop_on_interrupt() as stopped:
-        _loop(config, run, log, out, stopped, progress)
-    tokenizer = make_tokenizer(config.tokenizer, run.net)
-    tokenizer.save(out)
-    return tokenizer
+    if (out / "steps").exists():
+        raise FileExistsError(f"{out}: holds a run already; go on with it by --resume, or choose another --out")
 
 
-def _loop(config: TokenizerTrainConfig, run: _Run, log, out: Path, stopped: list, progress: bool) -> None:
-    settings = config.train
-    optimizer = torch.optim.AdamW(
-        run.net.parameters(), lr=settings.lr, betas=(0.8, 0.99), weight_decay=settings.weight_decay
-    )
-    started, bad = time.monotonic(), 0
-    bar = tqdm(range(settings.steps), desc=f"tokenizer {config.tokenizer.name}", disable=not progress, unit="step")
-    for step in bar:
-        if stopped:
-            bar.write("stopped early: the tokenizer is frozen as it is now")
-            break
-        rate = settings.lr * cosine_factor(step, settings.steps, settings.warmup_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss, terms, quantized = run.loss(step, rate)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(run.net.parameters(), settings.clip)
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            bad += 1
-            if bad == settings.max_consecutive_bad:
-                raise ValueError(
-                    f"the loss was not finite {bad} times in a row (step {step}); lower train.lr or use "
-                    f"train.dtype=float32"
+class TokenizerTrainer:
+    """One run in one process; see `train_tokenizer`."""
+
+    def __init__(
+        self,
+        config: TokenizerTrainConfig,
+        out: Path,
+        world: World,
+        teachers: Mapping[str, nn.Module] = {},
+        progress: bool = True,
+        command: str = "",
+    ):
+        self.config = config = config.resolved()
+        self.out, self.world, self.command = out, world, command
+        self.show = progress and world.is_first
+        settings = config.train
+        self.micro = check_batch(settings.batch, settings.micro_batch, world.size)
+        self.media = MediaInMemory(config, self.show)
+        torch.manual_seed(mix(config.seed, 0))
+        net = NETS[config.tokenizer.kind](config.tokenizer)
+        if config.warm_start is not None:
+            warm_start(net, config.warm_start)
+        context = TermContext(
+            geometry=config.tokenizer.geometry,
+            latent_dim=config.tokenizer.latent_dim,
+            num_codebooks=len(net.quantizer.cardinalities),
+            alphabet=self.media.alphabet,
+            labels=self.media.label_names,
+            teachers=teachers,
+        )
+        self.objective = TokenizerObjective(net, make_terms(config.terms, context), settings.dtype).to(world.device)
+        self.average = WeightAverage(copy.deepcopy(net), settings.ema)
+        self.judges = None
+        if config.judges is not None:
+            self.judges = Judges(config.judges, config.tokenizer.geometry.channels).to(world.device)
+        self.balance = make_balance(config.balance)
+        self.engine: TorchEngine | None = None
+        self.judge_engine: TorchEngine | None = None
+        self.begun: int | None = None
+        self.checkpoints = Checkpoints(out / "steps", world, settings.keep_last)
+        self.state = TokenizerRunState()
+        self.metrics: Metrics | None = None
+        self.progress = Progress(config.total_steps, 0, show=False)
+
+    def resume(self) -> None:
+        """Go on from the newest good checkpoint; from the beginning when there is none."""
+        found = self.checkpoints.newest()
+        if found is None:
+            if self.show:
+                print(f"note: no checkpoint in {self.checkpoints.folder}, starting at the beginning", file=sys.stderr)
+            return
+        self.state = TokenizerRunState.load(found, self.config, self.media.fingerprint)
+        check_pickles(found)
+        trained = [number for number, stage in enumerate(self.config.stages) if stage.kind == "train"]
+        last = [number for number in trained if number <= self.state.stage][-1]
+        if self.state.step < self._start(last + 1):  # it has got more steps since it was finished
+            self.state.stage = last
+        self.begin(last)
+        assert self.engine is not None
+        self.engine.load(found)
+        load_state(self.objective, found / "buffers.safetensors")
+        if self.judges is not None:
+            load_state(self.judges, found / "judges.safetensors")
+        if self.judge_engine is not None:
+            self.judge_engine.load(found / "judges")
+        self.balance.averages = self.state.balance
+        if self.average.decay:
+            self.average.load(found)
+        if self.show:
+            print(f"going on from {found}", file=sys.stderr)
+
+    def run(self) -> Tokenizer | None:
+        """Train to the end or to a signal; see `train_tokenizer`."""
+        state = self.state
+        if self.world.is_first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(self.out / "train.json", self.config.model_dump(mode="json"))
+            self.metrics = Metrics(self.out, state.step)
+        self.progress = Progress(self.config.total_steps, state.step, show=self.show)
+        self._introduce()
+        self.started, self.first = time.monotonic(), state.step
+        try:
+            with StopRequest() as stop:
+                for number, stage in enumerate(self.config.stages):
+                    if number < state.stage:
+                        continue
+                    if stage.kind == "fit":
+                        self.fit(stage)
+                    elif not self._train(number, stage, stop):
+                        return None
+                    state.stage = number + 1
+                return self._finish()
+        finally:
+            self.progress.close()
+            if self.metrics is not None:
+                self.metrics.close()
+
+    def begin(self, number: int) -> None:
+        """Make the engines of a train stage."""
+        stage, settings = self.config.stages[number], self.config.train
+        assert isinstance(stage, TrainStageConfig)
+        where = f"stages.{number}"
+        names = {term.key for term in self.config.terms if term.weight}
+        on = frozenset(names if stage.terms is None else names & set(stage.terms))
+        self.objective.set_stage(on, quantize=stage.latents == "quantized")
+        if not self.objective.output_on and not (self.objective.inner_on and self.objective.quantize):
+            raise ConfigError(
+                f"{where}.terms: no term is on that could teach anything; name some, with weights above 0"
+            )
+        freeze_parts(self.objective.net, stage.freeze, where)
+        warmup = settings.warmup_steps if stage.warmup_steps is None else stage.warmup_steps
+        changes = {"steps": stage.steps, "lr": stage.lr or settings.lr, "warmup_steps": warmup}
+        own = settings.model_copy(update=changes)
+        micro_steps = settings.batch // self.micro // self.world.size
+        self.engine = TorchEngine(self.objective, own, self.world, micro_steps, may_skip_parts=True)
+        self.judge_engine = None
+        if self.judges is not None and any(term.judged for term in self.objective.output_on.values()):
+            judged = self.config.judges
+            assert judged is not None
+            start = self._start(number)
+            times = sum(step >= judged.first_step for step in range(start, start + stage.steps)[:: judged.every])
+            own = own.model_copy(update={"steps": max(1, times), "lr": judged.lr or own.lr})
+            self.judge_engine = TorchEngine(self.judges, own, self.world, micro_steps, may_skip_parts=True)
+        self.stepper = TokenizerStepper(
+            self.config, self.media, self.world, self.micro, self.balance, self.engine, self.judge_engine
+        )
+        self.begun = number
+
+    def fit(self, stage: FitStageConfig) -> None:
+        """A fit stage. Each process does the same."""
+        net = self._frozen_net()
+        net.to(self.world.device).eval()
+        settings, found = self.config.train, []
+        for place in range(-(-stage.items // settings.batch)):
+            rows = self.media.rows(place)
+            batch = self.media.batch(place, rows, 0, settings.batch).to(self.world.device)
+            with torch.no_grad(), self.objective.precision(self.world.device):
+                latents = encode_latents(net, batch.media, batch.frame_mask)
+            found.append(latents.flatten(0, 1) if batch.frame_mask is None else latents[batch.frame_mask])
+        try:
+            self.objective.net.quantizer.fit(torch.cat(found))
+        except ValueError as error:
+            raise ConfigError(f"stages: '{stage.name}': {error}") from None
+        self.progress.note(f"stage '{stage.name}': fitted to {sum(map(len, found)):,} latents")
+
+    def save(self) -> None:
+        """Write a checkpoint; all processes call this."""
+        if self.engine is not None:
+            self.checkpoints.save(self.state.step, self._write)
+
+    def _train(self, number: int, stage: TrainStageConfig, stop: StopRequest) -> bool:
+        """A train stage; False when stopped by a signal."""
+        if self.begun != number:
+            self.begin(number)
+        settings, state = self.config.train, self.state
+        total, end = self.config.total_steps, self._start(number) + stage.steps
+        while state.step < end:
+            report = self.stepper.step(state.step, stop.asked)
+            state.step += 1
+            self.progress.advance()
+            self._account(report)
+            last = state.step == total
+            if state.step % settings.log_every == 0 or state.step == end:
+                self._log(stage, report)
+            if settings.snapshot_every and state.step % settings.snapshot_every == 0 and not last:
+                self._snapshot()
+            if last:
+                break
+            if report.stopping or (settings.save_every and state.step % settings.save_every == 0):
+                self.save()
+            if report.stopping:
+                self._snapshot()
+                command = f"{self.command or 'tessera tokenizer train'} --resume"
+                self.progress.note(
+                    f"stopped after step {state.step}: saved, and frozen as it is in {self._snapshot_folder()}; "
+                    f"go on with: {command}"
                 )
-            continue
-        bad = 0
-        optimizer.step()
-        run.net.quantizer.update()
-        if step % settings.log_every == 0 or step == settings.steps - 1:
-            used = [len(codes[codes >= 0].unique()) for codes in quantized.codes.flatten(0, -2).T]
-            row = {"step": step, "lr": rate, "grad_norm": float(norm), "seconds": round(time.monotonic() - started, 2)}
-            row |= {name: float(value.detach()) for name, value in terms.items()} | {"codes_in_batch": used}
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            bar.set_postfix({name: f"{float(value.detach()):.3f}" for name, value in terms.items()})
-        if settings.snapshot_every and step and step % settings.snapshot_every == 0:
-            make_tokenizer(config.tokenizer, copy.deepcopy(run.net)).save(out / f"snapshot-{step}")
+                return False
+        return True
 
+    def _finish(self) -> Tokenizer:
+        """Save, and freeze."""
+        self.save()
+        tokenizer = make_tokenizer(self.config.tokenizer, self._frozen_net())
+        self.world.together(lambda: tokenizer.save(self.out) if self.world.is_first else None)
+        return tokenizer
 
-def _make_run(config: TokenizerTrainConfig, media: _MediaInMemory) -> _PictureRun | _AudioRun:
-    if isinstance(config.tokenizer, PictureTokenizerConfig):
-        weights = config.losses if isinstance(config.losses, PictureLossConfig) else PictureLossConfig()
-        return _PictureRun(config, config.tokenizer, weights, media)
-    weights = config.losses if isinstance(config.losses, AudioLossConfig) else AudioLossConfig()
-    return _AudioRun(config, config.tokenizer, weights, media)
+    # Supporting
 
+    def _start(self, number: int) -> int:
+        """Steps of the stages before."""
+        return sum(stage.steps for stage in self.config.stages[:number] if stage.kind == "train")
 
-class _Run:
-    """One kind of tokenizer in training: its network, its batches, its losses."""
+    def _introduce(self) -> None:
+        parameters = sum(parameter.numel() for parameter in self.objective.net.parameters())
+        self.progress.note(
+            f"{self.config.tokenizer.name}: {parameters:,} parameters, {len(self.media.items)} items, "
+            f"{self.world.size} x {self.world.device.type}, {self.config.train.dtype}, to {self.out}"
+        )
 
-    net: AudioNet | PictureNet
+    def _account(self, report: StepReport) -> None:
+        """Follow the weights after a good step; stop after too many bad ones in a row."""
+        state, limit = self.state, self.config.train.max_consecutive_bad
+        if not report.info.skipped:
+            state.consecutive_bad = 0
+            assert self.engine is not None
+            with self.engine.weights() as weights:
+                own = {name.removeprefix("net."): weight for name, weight in weights.items() if name.startswith("net.")}
+                self.average.update(own)
+            return
+        state.skipped += 1
+        state.consecutive_bad += 1
+        if self.metrics is not None:
+            self.metrics.write(state.step, "bad", dict(report.terms))
+        self.progress.note(
+            f"step {state.step}: the loss or its gradient is not finite; skipped ({state.consecutive_bad} of {limit})"
+        )
+        if state.consecutive_bad >= limit:
+            raise TrainingFailed(
+                f"the loss or its gradient was not finite {limit} times in a row, up to step {state.step}; the weights "
+                f"were left as after step {state.step - limit}; lower train.lr, or use train.dtype=float32"
+            )
 
-    def loss(self, step: int, rate: float) -> tuple[Tensor, dict[str, Tensor], Quantized]:
-        """Total loss of the batch of this step, its terms by name, and what the quantizer did."""
-        raise AssertionError
+    def _log(self, stage: TrainStageConfig, report: StepReport) -> None:
+        state = self.state
+        seconds = time.monotonic() - self.started
+        left = (self.config.total_steps - state.step) * seconds / max(1, state.step - self.first)
+        text = " ".join(f"{name} {value:.3f}" for name, value in report.terms.items())
+        self.progress.show_text(state.step, text, left)
+        if self.metrics is not None:
+            more = {"stage": stage.name, "loss": report.loss, "lr": report.info.lr, "grad_norm": report.info.grad_norm}
+            more |= report.terms | {"codes_in_batch": report.codes_in_batch, "skipped": state.skipped}
+            self.metrics.write(state.step, "train", more | {"seconds": round(seconds, 2)})
 
-    def precision(self, config: TokenizerTrainConfig):
-        """Autocast to the configured precision."""
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.train.dtype == "bfloat16")
+    def _frozen_net(self) -> AudioNet | PictureNet:
+        """A copy of the network to freeze: averaged weights where there are such, codebooks as they are."""
+        net = copy.deepcopy(self.objective.net)
+        if self.average.updates:
+            with torch.no_grad():
+                for name, parameter in net.named_parameters():
+                    parameter.copy_(self.average.model.get_parameter(name))
+        return net.to("cpu").train(False)
 
+    def _snapshot_folder(self) -> Path:
+        return self.out / f"snapshot-{self.state.step}"
 
-class _PictureRun(_Run):
-    def __init__(
-        self,
-        config: TokenizerTrainConfig,
-        tokenizer: PictureTokenizerConfig,
-        weights: PictureLossConfig,
-        media: _MediaInMemory,
-    ):
-        self.config, self.weights, self.media = config, weights, media
-        self.net = PictureNet(tokenizer)
+    def _snapshot(self) -> None:
+        if self.world.is_first:
+            make_tokenizer(self.config.tokenizer, self._frozen_net()).save(self._snapshot_folder())
 
-    def loss(self, step: int, rate: float) -> tuple[Tensor, dict[str, Tensor], Quantized]:
-        pictures = self.media.pictures(step)
-        with self.precision(self.config):
-            found, quantized = self.net(pictures)
-        squared = F.mse_loss(found, pictures)
-        own = sum_losses(quantized)
-        terms = {"squared": squared, "quantizer": own}
-        return self.weights.squared * squared + self.weights.quantizer * own, terms, quantized
-
-
-class _AudioRun(_Run):
-    def __init__(
-        self,
-        config: TokenizerTrainConfig,
-        tokenizer: AudioTokenizerConfig,
-        weights: AudioLossConfig,
-        media: _MediaInMemory,
-    ):
-        self.config, self.weights, self.media = config, weights, media
-        self.sample_rate, self.hop = tokenizer.sample_rate, tokenizer.hop
-        self.net = AudioNet(tokenizer)
-        self.judged = self.weights.adversarial > 0 or self.weights.features > 0
-        if self.judged:
-            self.judges = Discriminators(config.discriminator)
-            self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), lr=config.train.lr, betas=(0.8, 0.99))
-
-    def loss(self, step: int, rate: float) -> tuple[Tensor, dict[str, Tensor], Quantized]:
-        samples, mask, frame_mask = self.media.excerpts(step, self.sample_rate, self.hop)
-        with self.precision(self.config):
-            found, quantized = self.net(samples, frame_mask)
-        found, weights = found.float(), self.weights
-        mel, spectrum = spectral_losses(found, samples, mask, self.sample_rate)
-        own = sum_losses(quantized, frame_mask)
-        terms = {"mel": mel, "spectrum": spectrum, "quantizer": own}
-        loss = weights.mel * mel + weights.spectrum * spectrum + weights.quantizer * own
-        if self.judged and step >= weights.adversarial_from and step % weights.adversarial_every == 0:
-            adversarial, features, judge = self._judge(samples, found, step, rate)
-            loss = loss + weights.adversarial * adversarial + weights.features * features
-            terms |= {"adversarial": adversarial, "features": features, "judge": judge}
-        return loss, terms, quantized
-
-    def _judge(self, samples: Tensor, found: Tensor, step: int, rate: float) -> tuple[Tensor, Tensor, Tensor]:
-        length = min(samples.shape[1], int(self.weights.adversarial_seconds * self.sample_rate))
-        start = int(torch.randint(samples.shape[1] - length + 1, (), generator=seeded(self.config.seed, step, 7)))
-        real, fake = samples[:, start : start + length], found[:, start : start + length]
-        with self.precision(self.config):
-            judge = self.judges.loss(real, fake)
-        self.judge_optimizer.param_groups[0]["lr"] = rate
-        self.judge_optimizer.zero_grad(set_to_none=True)
-        judge.backward()
-        torch.nn.utils.clip_grad_norm_(self.judges.parameters(), self.config.train.clip)
-        if bool(torch.isfinite(judge)):
-            self.judge_optimizer.step()
-        self.judges.requires_grad_(False)
-        with self.precision(self.config):
-            adversarial, features = self.judges.generator_losses(real, fake)
-        self.judges.requires_grad_(True)
-        return adversarial, features, judge
-
-
-class _MediaInMemory:
-    """The corpus decoded once, sound as 16-bit samples (115 MB an hour at 16 kHz); batches are drawn from (seed,
-    step)."""
-
-    def __init__(self, config: TokenizerTrainConfig):
-        self.config = config
-        corpus = open_corpus(config.data)
-        geometry = config.tokenizer.geometry
-        self.items: list[Tensor] = []
-        for number in tqdm(range(len(corpus)), desc="reading media", leave=False):
-            try:
-                media = corpus.media(number, geometry)
-            except MediaError as error:
-                tqdm.write(f"skipped: {error}")
-                continue
-            self.items.append((media[0] * 32767).round().short() if geometry.kind == "audio" else media)
-        if not self.items:
-            raise ValueError(f"no usable {geometry.kind} files in {config.data}; see the messages above")
-
-    def pictures(self, step: int) -> Tensor:
-        """[batch, C, height, width]."""
-        chosen = torch.randint(len(self.items), (self.config.train.batch,), generator=seeded(self.config.seed, step, 1))
-        return torch.stack([self.items[number] for number in chosen.tolist()])
-
-    def excerpts(self, step: int, sample_rate: int, hop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples [batch, N], their mask [batch, N], and the mask of frames [batch, T]; N is a multiple of hop."""
-        generator = seeded(self.config.seed, step, 1)
-        frames = max(1, round(self.config.train.crop_seconds * sample_rate / hop))
-        chosen = torch.randint(len(self.items), (self.config.train.batch,), generator=generator).tolist()
-        places = torch.rand(self.config.train.batch, generator=generator).tolist()
-        samples = torch.zeros(len(chosen), frames * hop)
-        lengths = torch.zeros(len(chosen), dtype=torch.long)
-        for row, (number, place) in enumerate(zip(chosen, places, strict=True)):
-            item = self.items[number]
-            start = int(place * max(0, item.numel() - frames * hop + 1))
-            excerpt = item[start : start + frames * hop]
-            samples[row, : excerpt.numel()] = excerpt.float() / 32767
-            lengths[row] = excerpt.numel()
-        mask = torch.arange(frames * hop) < lengths[:, None]
-        return samples, mask, mask[:, ::hop]
-
-
-def sum_losses(quantized: Quantized, mask: Tensor | None = None) -> Tensor:
-    """The quantizer's own losses, added up by name, averaged over frames that exist."""
-    total = sum(quantized.losses.values(), torch.zeros(quantized.codes.shape[:-1]))
-    return total.mean() if mask is None else (total * mask).sum() / mask.sum().clamp_min(1)
-
-
-def seeded(seed: int, step: int, stream: int) -> torch.Generator:
-    """A generator that depends on nothing but these numbers."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 64 + stream)
-
-
-def cosine_factor(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then half a cosine down to `floor`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[list]:
-    """Ctrl-C once: the list becomes non-empty and the loop ends in order. Twice: stop at once."""
-    stopped: list[int] = []
-
-    def note(number, frame):
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(number)
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not in the main thread: leave interrupts alone
-        yield stopped
-        return
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def _write(self, folder: Path) -> None:
+        """This process's files of a checkpoint."""
+        assert self.engine is not None
+        self.engine.save(folder)
+        if not self.world.is_first:
+            return
+        save_state(self.objective, folder / "buffers.safetensors", with_weights=False)
+        if self.judges is not None:
+            save_state(self.judges, folder / "judges.safetensors", with_weights=True)
+        if self.judge_engine is not None:
+            (folder / "judges").mkdir()
+            self.judge_engine.save(folder / "judges")
+        if self.average.decay:
+            self.average.save(folder)
+        self.state.balance = self.balance.averages
+        self.state.save(folder, self.config, self.media.fingerprint, self.world.size)

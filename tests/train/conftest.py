@@ -9,10 +9,12 @@ import torch
 from tessera.lm.arrange import DelayConfig
 from tessera.lm.conditions import ConditionBatch, LabelConfig
 from tessera.lm.model import LMConfig, TokenLM
+from tessera.tokenize.audio_net import AudioTokenizerConfig
 from tessera.tokenize.files import sha256_file, write_json, write_safetensors
 from tessera.tokenize.picture_net import PictureTokenizerConfig
 from tessera.tokenize.quantizer import ResidualConfig, VQConfig
 from tessera.tokenize.shards import Index, ShardFile, code_dtype
+from tessera.tokenize.sound_spectrum import AudioStackConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.tokenize.tokenizer import make_tokenizer
 from tessera.train.lm_config import TrainSettings
@@ -128,3 +130,13 @@ def tiny_data(tmp_path_factory) -> Path:
             _write_shards(folder / "train", tokenizer, 23, seed=1)
             _write_shards(folder / "test", tokenizer, 7, seed=2)
     return folder
+
+
+@pytest.fixture
+def tiny_sound() -> AudioTokenizerConfig:
+    """A tokenizer of sound."""
+    stack = AudioStackConfig(width=16, layers=1, kernel=3, chunk=8)
+    quantizer = ResidualConfig(levels=2, quantizer=VQConfig(size=8))
+    return AudioTokenizerConfig(
+        name="s", sample_rate=4000, hop=40, window=160, latent_dim=8, encoder=stack, decoder=stack, quantizer=quantizer
+    )

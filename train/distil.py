@@ -1,0 +1,93 @@
+"""Distillation: chosen levels of the codes (or the latents) learn to tell a teacher's features.
+
+With s the features laid on the tokens and q a learned projection of the levels, both [T, D]:
+
+    d_axis    -mean_d log sigmoid(cos(q[:, d], s[:, d]))                  each feature as a course over time
+    t_axis    mean |q - s| - mean_t log sigmoid(cos(q[t], s[t]))          each token as a vector
+    squared   mean (q - s)^2                                              reconstruction of the features
+
+Sources: SpeechTokenizer, arXiv:2308.16692, section 3.2; DM-Codec, arXiv:2410.15017 (several teachers are several
+terms); X-Codec's semantic reconstruction, arXiv:2408.17175 (squared, with levels "all").
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .teacher import TeacherConfig, feature_size, fit_places, make_teacher
+from .term import InnerTerm, InnerView, TermConfig, TermContext, check_levels, mean_over
+
+Levels = Literal["latents", "all"] | tuple[NonNegativeInt, ...]
+
+
+class DistilConfig(TermConfig):
+    """One teacher, one target."""
+
+    kind: Literal["distil"] = "distil"
+    teacher: TeacherConfig
+    layer: int = -1
+    """Which of the teacher's layers, where it has several."""
+    levels: Levels = (0,)
+    """Numbers of codebooks; "all" quantized latents, or "latents" before the quantizer."""
+    distance: Literal["d_axis", "t_axis", "squared"] = "d_axis"
+    hidden: NonNegativeInt = 0
+    """Width of a hidden layer of the projection; 0: it is linear."""
+
+
+class DistilTerm(InnerTerm):
+    """See the head of this file."""
+
+    def __init__(self, config: DistilConfig, context: TermContext, where: str):
+        super().__init__()
+        self.config = config
+        check_levels(config.levels, context.num_codebooks, where)
+        teacher = make_teacher(config.teacher, context.geometry, context.teachers, f"{where}.teacher")
+        # In a list: it is frozen, and no part of what is trained, averaged and saved.
+        self._teacher = [teacher]
+        features = feature_size(teacher, context.geometry, config.layer, where)
+        self.project = make_projection(context.latent_dim, config.hidden, features)
+
+    def forward(self, view: InnerView) -> Tensor:
+        """See InnerTerm."""
+        (teacher,) = self._teacher
+        teacher.to(view.latents.device)
+        media = view.batch.media
+        if view.batch.sample_mask is not None:
+            media = media * view.batch.sample_mask
+        with torch.no_grad():
+            wanted = fit_places(teacher.layers(media)[self.config.layer].float(), view.places)
+        found = self.project(view.values(self.config.levels)).float()
+        return DISTANCES[self.config.distance](found, wanted, view.mask)
+
+
+def make_projection(inputs: int, hidden: int, outputs: int) -> nn.Module:
+    """Latents -> features, linear or with one hidden layer."""
+    if not hidden:
+        return nn.Linear(inputs, outputs)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+def d_axis(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    """[B, T, D] twice and a mask [B, T] -> [B]."""
+    inside = mask[..., None]
+    cosine = F.cosine_similarity(found * inside, wanted * inside, dim=1)
+    return -F.logsigmoid(cosine).mean(1)
+
+
+def t_axis(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    """[B, T, D] twice and a mask [B, T] -> [B]."""
+    apart = (found - wanted).abs().mean(2)
+    return mean_over(apart - F.logsigmoid(F.cosine_similarity(found, wanted, dim=2)), mask)
+
+
+def squared(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    """[B, T, D] twice and a mask [B, T] -> [B]."""
+    return mean_over((found - wanted).square().mean(2), mask)
+
+
+DISTANCES = {"d_axis": d_axis, "t_axis": t_axis, "squared": squared}
