@@ -30,7 +30,7 @@ from tessera.tokenize.corpus import ArraysCorpus, FolderCorpus, open_corpus
 from tessera.tokenize.files import write_safetensors
 from tessera.tokenize.kmeans import kmeans
 from tessera.tokenize.tokenizer import PictureTokenizer, Tokenizer, load_tokenizer
-from tessera.train.tokenizer_losses import spectral_losses
+from tessera.train.tokenizer_losses import mel_distance
 from tessera.train.tokenizer_trainer import TokenizerTrainConfig, train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -199,7 +199,7 @@ def error(tokenizer: Tokenizer, levels: int | None = None) -> float:
     for item in sounds("test", 40):
         made = tokenizer.decode(first_levels(tokenizer.encode(item[None]).codes, levels))[0, :, : item.shape[1]]
         rate = tokenizer.config.sample_rate  # pyright: ignore[reportAttributeAccessIssue]
-        found.append(float(spectral_losses(made, item, torch.ones_like(item, dtype=torch.bool), rate)[0]))
+        found.append(float(mel_distance(made, item, rate).mean()))
     return statistics.mean(found)
 
 
