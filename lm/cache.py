@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .masks import causal_mask
+from .sight import Counted
 
 
 class Seen(NamedTuple):
@@ -26,8 +27,9 @@ class Seen(NamedTuple):
     """[B, G, M, E], rotated."""
     values: Tensor
     """[B, G, M, E]."""
-    mask: Tensor | None
-    """bool, broadcasts to [B, H, n, M], True where a key is seen; None: all, or as `causal` says."""
+    mask: Tensor | Counted | None
+    """bool, broadcasts to [B, H, n, M], True where a key is seen; `Counted`, where the backend takes it; None: all, or
+    as `causal` says."""
     causal: bool
     """M = n and query s sees keys 0 .. s."""
 
@@ -109,6 +111,8 @@ class CacheShape:
     """[B, P] bool, False on padding; None: there is none."""
     window: int | None = None
     """Steps that a step of the model sees; None: all before it."""
+    counted: bool = False
+    """Whether the attention backend rather takes a count of keys than a dense mask (attention.TAKE_COUNTS)."""
 
     @property
     def static_bytes(self) -> int:
@@ -140,7 +144,7 @@ class InPlace:
         """Positions read so far (the same for all rows and layers), while `position` is None."""
         self._position: Tensor | None = None
         self._prefix_mask = prefix_mask
-        self._mask: Tensor | None = None
+        self._mask: Tensor | Counted | None = None
         self._causal = False
         self._places: Tensor | None = None
         """[n] long: where the next positions go, while `position` counts."""
@@ -207,27 +211,35 @@ class KVCache(InPlace):
         prefix_length: int = 0,
         prefix_mask: Tensor | None = None,
         window: int | None = None,
+        counted: bool = False,
     ):
         keys = torch.zeros(layers, batch, kv_heads, capacity, head_width, dtype=dtype, device=device)
         super().__init__(keys, prefix_mask)
         self._prefix, self._window = prefix_length, window
+        self._counted = counted and prefix_mask is None and window is None
 
     @classmethod
     def of(cls, shape: CacheShape) -> KVCache:
         """For a shape."""
         s, places = shape, shape.prefix_length + shape.num_steps
         sizes = (s.layers, s.num_rows, s.kv_heads, places, s.head_width)
-        return cls(*sizes, s.dtype, s.device, s.prefix_length, s.prefix_mask, s.window)
+        return cls(*sizes, s.dtype, s.device, s.prefix_length, s.prefix_mask, s.window, s.counted)
 
     def begin(self, num_positions: int, table: Tensor | None = None) -> None:
         """Find the mask of the next positions, for all layers."""
         n, device = num_positions, self.keys.device
         if self._position is not None:
             self._places = self._position + torch.arange(n, device=device)
+            if self._counted:
+                self._mask = Counted(self._position + n)
+                return
             keys = torch.arange(self.capacity, device=device)
             self._mask = causal_mask(self._places, keys, self._prefix, self._prefix_mask, self._window)
             return
         assert self.length + n <= self.capacity, f"{self.length + n} positions in a cache of {self.capacity}"
+        if self._counted and self.length:
+            self._mask, self._causal = Counted(self.length + n), False
+            return
         self._mask, self._causal = seen_in_order(self.length, n, device, self._prefix, self._prefix_mask, self._window)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> Seen:

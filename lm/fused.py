@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import skinny
 from .cache import Cache
+from .sight import Sight
 from .skinny import NORMS, Layer, Matrix, Norm, Past
 from .transformer import GELU, Block, Memory, RMSNorm, SwiGLU
 
@@ -32,7 +33,7 @@ class FusedBlock:
         self.block = block
         self._layer: Layer | None = None
         self._kept: list[Tensor] = []
-        self._memory: tuple[Tensor, Tensor | None, Past, Tensor | None] | None = None
+        self._memory: tuple[Tensor, Sight, Past, Tensor | None] | None = None
 
     def __getstate__(self) -> dict:
         """Without the addresses: a copy has its own."""

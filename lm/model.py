@@ -26,7 +26,7 @@ from ..tokenize.config import Config, ConfigError
 from ..tokenize.spec import PictureGeometry, TokenSpec
 from .ahead import Ahead, AheadConfig
 from .arrange import Arranged, Arrangement, ParallelConfig, SpecialsConfig
-from .attention import AttentionName, choose_backend
+from .attention import TAKE_COUNTS, AttentionName, choose_backend
 from .buckets import padded
 from .cache import Cache, CacheShape
 from .caches import CacheChoice, make_cache
@@ -96,7 +96,7 @@ class LMConfig(Config):
     ahead: AheadConfig | None = None
     """Guess steps ahead, for drafted generation; null: none."""
     attention: AttentionName = "auto"
-    """Attention backend: auto, sdpa, flash (flash-attn) or xformers."""
+    """Attention backend: auto, sdpa, flash (flash-attn), xformers or flex."""
 
     @model_validator(mode="after")
     def _read_preset(self) -> LMConfig:
@@ -278,7 +278,7 @@ class TokenLM(nn.Module):
             qk_norm=config.qk_norm,
             dropout=config.dropout,
             cross=any(condition.join == "cross" for condition in config.conditions),
-            attend=choose_backend(config.attention, _likely_device(config.attention)),
+            attend=choose_backend(config.attention),
             norm=config.norm,
             norm_eps=config.norm_eps,
             feed_forward=config.feed_forward,
@@ -425,6 +425,7 @@ class TokenLM(nn.Module):
             prefix_length=P,
             prefix_mask=joined.prefix_mask,
             window=config.window,
+            counted=config.attention in TAKE_COUNTS,
         )
         head = self.head.start(B, shape.dtype, self.device)
         state = State(
@@ -656,11 +657,6 @@ def positions_of(steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
     else:
         back = count_back(prefix_mask)
     return torch.cat([back, steps.expand(back.shape[0], -1)], dim=1)
-
-
-def _likely_device(name: AttentionName) -> str:
-    """Where a backend asked for by name is going to run; only flash and xformers are tried there."""
-    return "cuda" if name in ("flash", "xformers") and torch.cuda.is_available() else "cpu"
 
 
 def _check_weights(weights: tuple[float, ...] | None, K: int) -> Tensor | None:

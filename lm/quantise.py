@@ -25,6 +25,7 @@ from . import skinny
 from .attention import sdpa
 from .fused import fuse
 from .parallel import ParallelHead
+from .sight import Sight
 from .skinny import skinny_linear
 from .transformer import CrossAttention, SelfAttention
 
@@ -247,10 +248,10 @@ def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
     return lm.eval().requires_grad_(False)
 
 
-def sdpa_or_skinny(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def sdpa_or_skinny(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
     """Attention as `attention.Attend` says. torch's own takes nine times as long for one bfloat16 query on the CPU."""
     if skinny.can_attend(queries, keys, values, mask):
-        return skinny.skinny_attention(queries, keys, values, mask)
+        return skinny.skinny_attention(queries, keys, values, mask)  # type: ignore[arg-type]
     return sdpa(queries, keys, values, mask, causal)
 
 

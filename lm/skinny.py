@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .sight import Sight
+
 SOURCE = Path(__file__).with_name("skinny.c")
 KINDS = ("float32", "bfloat16", "int8", "int4")
 """In the order of the numbers skinny.c has for them."""
@@ -154,7 +156,7 @@ def skinny_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor
     return _attend(queries, keys, values, mask)
 
 
-def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> bool:
+def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight) -> bool:
     """Whether `skinny_attention` takes these."""
     return (
         queries.shape[2] == 1
@@ -163,13 +165,14 @@ def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
         and queries.dtype == keys.dtype == values.dtype
         and queries.device.type == "cpu"
         and keys.stride(3) == values.stride(3) == 1
-        and (mask is None or mask.shape[1:3] == (1, 1))
+        and (mask is None or (isinstance(mask, Tensor) and mask.shape[1:3] == (1, 1)))
         and not why_not()
     )
 
 
-def past_of(keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Past, Tensor | None]:
+def past_of(keys: Tensor, values: Tensor, mask: Sight) -> tuple[Past, Tensor | None]:
     """What the kernels are told of keys, values and mask as `can_attend` allows, and a tensor to keep as long."""
+    assert mask is None or isinstance(mask, Tensor)
     B, _, M, _ = keys.shape
     seen = None if mask is None else mask.expand(B, 1, 1, M).contiguous()
     strides, half = ctypes.c_int64 * 3, keys.dtype == torch.bfloat16

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .attention import Attend
 from .cache import Cache
 from .rope import at_least_float32, rotate
+from .sight import Rows, Sight
 
 NormName = Literal["rms", "layer"]
 FeedForwardName = Literal["swiglu", "gelu"]
@@ -32,8 +33,9 @@ class Memory:
     keys: list[Tensor]
     """For each layer [B, G, L, E]."""
     values: list[Tensor]
-    mask: Tensor | None
-    """[B, 1, 1, L] bool, True on real tokens; None: all are."""
+    mask: Tensor | Rows | None
+    """[B, 1, 1, L] bool, True on real tokens; None: all are. `Rows` where the tokens of all rows stand end to end (B is
+    1 then)."""
 
 
 class Table(nn.Module):
@@ -100,7 +102,7 @@ class SelfAttention(nn.Module):
         self,
         x: Tensor,
         table: Tensor | None,
-        mask: Tensor | None,
+        mask: Sight,
         causal: bool,
         cache: Cache | None,
         layer: int,
@@ -144,7 +146,7 @@ class CrossAttention(nn.Module):
             keys = self.key_norm(keys)
         return keys.transpose(1, 2), values.transpose(1, 2)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Sight) -> Tensor:
         B, S, _ = x.shape
         queries = self.query(x).view(B, S, self.heads, self.head_width)
         if self.query_norm is not None:
@@ -214,7 +216,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         table: Tensor | None,
-        mask: Tensor | None,
+        mask: Sight,
         causal: bool,
         memory: Memory | None = None,
         cache: Cache | None = None,
@@ -262,7 +264,7 @@ class Transformer(nn.Module):
         self,
         x: Tensor,
         table: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Sight = None,
         causal: bool = False,
         memory: Memory | None = None,
         cache: Cache | None = None,
@@ -271,7 +273,8 @@ class Transformer(nn.Module):
 
         Args:
             table: the positions' turns (`rotary_table`); None: x says its positions itself.
-            mask: bool, broadcasts to [B, H, S, M], True where a key is seen; without cache.
+            mask: bool, broadcasts to [B, H, S, M], True where a key is seen; or `Rows`: x is rows laid end to end (B is
+                1); without cache.
             causal: step s sees steps 0..s of x; without cache and mask.
             memory: for cross-attention, from `remember`.
             cache: x stands behind its positions; the new keys are written into it, and it says what x sees. Where it is
@@ -286,10 +289,11 @@ class Transformer(nn.Module):
             cache.advance(x.shape[1])
         return self.norm(x)
 
-    def remember(self, memory: Tensor, mask: Tensor | None) -> Memory:
+    def remember(self, memory: Tensor, mask: Tensor | Rows | None) -> Memory:
         """Every layer's keys and values of the conditions' tokens [B, L, D]; mask [B, L] is True on real ones."""
         pairs = [block.cross.remember(memory) for block in self.blocks]  # type: ignore[union-attr]
-        return Memory([k for k, _ in pairs], [v for _, v in pairs], None if mask is None else mask[:, None, None, :])
+        seen = mask[:, None, None, :] if isinstance(mask, Tensor) else mask
+        return Memory([k for k, _ in pairs], [v for _, v in pairs], seen)
 
 
 def initialise_(module: nn.Module, width: int, layers: int) -> None:
