@@ -16,7 +16,10 @@ from tessera.train.metrics import read_metrics
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
-def write_config(folder: Path, data: Path, **train) -> Path:
+DEPTH = {"kind": "depth", "width": 8, "layers": 2, "heads": 2, "first": "backbone"}
+
+
+def write_config(folder: Path, data: Path, head: dict | None = None, **train) -> Path:
     settings = {
         "name": "tiny",
         "device": "cpu",
@@ -29,6 +32,7 @@ def write_config(folder: Path, data: Path, **train) -> Path:
             "dropout": 0.1,
             "variable_length": True,
             "conditions": [{"kind": "label", "dropout": 0.3}],
+            "head": head or {"kind": "parallel"},
         },
         "train": {
             "steps": 6,
@@ -73,9 +77,9 @@ def test_two_processes_equal_one(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_deepspeed_processes_equal_one_of_torch(tiny_data, tmp_path, stage):
-    config = write_config(tmp_path, tiny_data, save_every=3)
+@pytest.mark.parametrize(("stage", "head"), [(0, None), (1, None), (2, None), (3, None), (3, DEPTH)])
+def test_two_deepspeed_processes_equal_one_of_torch(tiny_data, tmp_path, stage, head):
+    config = write_config(tmp_path, tiny_data, head, save_every=3)
     tessera("train", config, "--out", tmp_path / "one")
     deepspeed = ["--set", f"engine={{kind: deepspeed, zero_stage: {stage}, persistence_elements: 0}}"]
     tessera("train", config, *deepspeed, "--out", tmp_path / "two", "--nproc", 2)
