@@ -45,16 +45,26 @@ class Ahead(nn.Module):
         """hidden [*, D] of a step -> hidden [*, D] to guess the ids of so many steps later from, 1 to `steps`."""
         return hidden + F.silu(self.layers[steps - 1](hidden))
 
-    def terms(self, head: Head, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def terms(
+        self,
+        head: Head,
+        hidden: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        label_smoothing: float = 0.0,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """Weighted loss terms [B, K, S] of the guesses of each step, summed over how far they look ahead.
 
         Args:
             hidden: [B, S, D] of the steps. ids, mask: [B, K, S] of the same steps.
+            places: [S] long, the place of each step in its row, where rows are laid end to end; None: 0 to S - 1.
         """
+        places = torch.arange(mask.shape[2], device=mask.device) if places is None else places
         total = torch.zeros_like(mask, dtype=torch.float32)
         for steps in range(1, min(self.steps, ids.shape[2] - 1) + 1):
             # What is said of step s comes from the hidden state of step s - steps; the first steps are not guessed.
             guessing = F.pad(self(hidden[:, :-steps], steps), (0, 0, steps, 0))
-            guessed = mask & (torch.arange(mask.shape[2], device=mask.device) >= steps)
+            guessed = mask & (places >= steps)
             total = total + head.terms(guessing, ids, guessed, label_smoothing)
         return self.weight * total

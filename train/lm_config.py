@@ -8,8 +8,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from ..lm.defaults import GenerationDefaults
 from ..lm.kinds import ModelConfig
+from ..lm.packed import check_packable
 from ..lm.patches import PatchPhase
 from ..tokenize.config import Config, ConfigError
+from .packing import PackingConfig, PaddedConfig
 
 
 class DataConfig(Config):
@@ -22,7 +24,16 @@ class DataConfig(Config):
     max_frames: PositiveInt | None = None
     """Leave out items longer than this; their number is reported."""
     pool_batches: PositiveInt = 16
-    """Batches that are sorted by length together: more wastes less on padding, fewer mixes better."""
+    """Batches that are sorted by length together: more wastes less on padding, fewer mixes better. Of packing
+    padded."""
+    packing: PackingConfig = PaddedConfig()
+    """How items of different lengths make a batch. padded: side by side. best_fit: end to end, without padding."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.packing.kind != "padded" and "pool_batches" in self.model_fields_set and self.pool_batches != 16:
+            raise ValueError(f"pool_batches is for packing padded, not for {self.packing.kind}; leave it out")
+        return self
 
 
 class TrainSettings(Config):
@@ -31,9 +42,10 @@ class TrainSettings(Config):
     steps: PositiveInt
     """Optimizer steps of the whole run."""
     batch: PositiveInt
-    """Items of a global batch, whatever the number of processes."""
+    """Items of a global batch, whatever the number of processes; with data.packing best_fit packed rows."""
     micro_batch: PositiveInt | None = None
-    """Items of one forward pass; null: the global batch divided by the processes. The rest is accumulated."""
+    """Items (packed rows) of one forward pass; null: the global batch divided by the processes. The rest is
+    accumulated."""
     lr: PositiveFloat
     """Peak learning rate of AdamW."""
     warmup_steps: NonNegativeInt = 100
@@ -138,6 +150,13 @@ class TrainConfig(Config):
             )
         if self.clusters is not None and self.lm.kind == "next_scale":
             raise ValueError("clusters: a next-scale model predicts the codes themselves; leave clusters out")
+        if self.data.packing.kind != "padded":
+            check_packable(self.lm)
+            if self.train.patches:
+                raise ValueError(
+                    f"data.packing {self.data.packing.kind}: squares of frames (train.patches) are of pictures of one "
+                    "size; use packing kind padded"
+                )
         if refines and self.export.coarse_model is None and self.train.sample_every is not None:
             raise ValueError(
                 "train.sample_every: a refiner alone generates nothing; set export.coarse_model, or leave it out"

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from ..lm.arrange import Arrangement
 from ..lm.patches import check_patches, side_at
 from ..lm.weights import LoadedModel
 from ..tokenize.files import write_json
@@ -30,6 +32,7 @@ from .export import export_model
 from .lm_config import TrainConfig
 from .metrics import Metrics, Progress
 from .objective import Objective, TermCounter
+from .packing import BestFitConfig, PackedSampler
 from .parts import open_parts
 from .run_state import RunState
 from .sampler import Sampler, check_batch, micro_batches, mix
@@ -83,14 +86,14 @@ class LMTrainer:
         self.micro = check_batch(settings.batch, settings.micro_batch, world.size)
         self.parts = open_parts(config, out, world)
         self.config = config.model_copy(update={"lm": config.lm.explicit(self.parts.spec.num_codebooks)})
-        self.sampler = Sampler(self.parts.items.lengths, settings.batch, config.seed, config.data.pool_batches)
         self.average = WeightAverage(self.parts.make_lm(config.seed).to(world.device), settings.ema)
         lm = self.parts.make_lm(config.seed).to(world.device)
         self.num_parameters = lm.num_parameters
+        self.sampler = self._make_sampler(lm.arrangement)
         self.count_terms = TermCounter(lm)
         self.loss_parts = lm.loss_parts
         check_patches(lm.arrangement, self.parts.spec.geometry, settings.patches)
-        objective = Objective(lm, settings.dtype, settings.label_smoothing)
+        objective = Objective(lm, settings.dtype, settings.label_smoothing, config.data.packing.kind != "padded")
         self.engine = make_engine(config, objective, world, settings.batch // self.micro // world.size)
         self.checkpoints = Checkpoints(out / "steps", world, settings.keep_last)
         self.state = RunState()
@@ -147,14 +150,15 @@ class LMTrainer:
 
     def _train_step(self, stop: StopRequest) -> bool:
         """One optimizer step; returns whether any process was asked to stop."""
-        rows = self.sampler.batch(self.state.step)
+        rows_or_bins = self.sampler.batch(self.state.step)
+        rows = np.hstack(rows_or_bins)
         items, device = self.parts.items, self.world.device
         totals = self.count_terms(items.lengths[rows])
         side = side_at(self.config.train.patches, self.state.step, self.config.train.steps)
         K = len(totals)
         gathered = torch.zeros(K + 1, dtype=torch.float64, device=device)
-        for number, micro in micro_batches(rows, self.micro, self.world.rank, self.world.size):
-            batch = items.batch(micro).to(device)
+        for number, micro in micro_batches(rows_or_bins, self.micro, self.world.rank, self.world.size):
+            batch = items.batch(np.hstack(micro)).to(device)
             torch.manual_seed(mix(self.config.seed, 1, self.state.step, number))  # dropout, of layers and of conditions
             loss, sums, _ = self.engine.model(batch.codes, batch.lengths, batch.conditions, totals, side)
             self.engine.backward(loss)
@@ -211,6 +215,13 @@ class LMTrainer:
         self._restart_clock()
 
     # Supporting
+
+    def _make_sampler(self, arrangement: Arrangement) -> Sampler | PackedSampler:
+        config, lengths = self.config, self.parts.items.lengths
+        if isinstance(config.data.packing, BestFitConfig):
+            steps = [arrangement.num_steps(int(length) + arrangement.variable_length) for length in lengths]
+            return PackedSampler(steps, config.train.batch, config.seed, config.data.packing)
+        return Sampler(lengths, config.train.batch, config.seed, config.data.pool_batches)
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0

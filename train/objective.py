@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..lm.conditions import ConditionBatch
 from ..lm.kinds import AnyLM
 from ..lm.model import TokenLM
+from ..lm.packed import packed_loss
 
 
 class Trainable(nn.Module):
@@ -34,13 +35,15 @@ class Objective(Trainable):
     Args:
         lm: the model in training.
         dtype: "bfloat16" runs the forward pass under autocast, "float32" as it is.
+        packed: lay the rows of a batch end to end instead of padding them (lm/packed.py).
     """
 
-    def __init__(self, lm: AnyLM, dtype: str = "float32", label_smoothing: float = 0.0):
+    def __init__(self, lm: AnyLM, dtype: str = "float32", label_smoothing: float = 0.0, packed: bool = False):
         super().__init__()
         self.lm = lm
         self.use_autocast = dtype == "bfloat16"
         self.label_smoothing = label_smoothing
+        self.packed = packed
 
     @property
     def body(self) -> nn.Module:
@@ -66,7 +69,11 @@ class Objective(Trainable):
             their numbers [K].
         """
         with torch.autocast(codes.device.type, torch.bfloat16, enabled=self.use_autocast):
-            report = self.lm.loss(codes, lengths, conditions, self.label_smoothing, side)
+            if self.packed:
+                assert isinstance(self.lm, TokenLM)
+                report = packed_loss(self.lm, codes, lengths, conditions, self.label_smoothing)
+            else:
+                report = self.lm.loss(codes, lengths, conditions, self.label_smoothing, side)
         counts = report.count.float()
         means = report.per_codebook.float() if report.guesses is None else report.per_codebook + report.guesses
         shares = means * (counts / (counts if totals is None else totals.to(counts)).clamp(min=1))

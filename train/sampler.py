@@ -15,10 +15,14 @@ A batch is cut into micro-batches of neighbours in length, and rank r takes micr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from ..tokenize.config import ConfigError
+
+Batch = TypeVar("Batch", np.ndarray, "list[np.ndarray]")
+"""Item numbers, or those of each packed row (packing.py)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Sampler:
         size = self.pool_batches * self.batch_size
         items = self.stream(number * size, size)
         by_length = items[np.argsort(self.lengths[items], kind="stable")].reshape(self.pool_batches, self.batch_size)
-        return by_length[_shuffled(self.pool_batches, self.seed, number, salt=1)]
+        return by_length[shuffled(self.pool_batches, self.seed, number, salt=1)]
 
     def stream(self, start: int, count: int) -> np.ndarray:
         """Items start .. start + count - 1 of the endless stream of epochs."""
@@ -74,7 +78,7 @@ class Sampler:
         orders = {}  # of the epochs in this span alone: the next span starts in the last of them
         for epoch in np.unique(epochs).tolist():
             orders[epoch] = (
-                self._orders[epoch] if epoch in self._orders else _shuffled(num_items, self.seed, epoch, salt=0)
+                self._orders[epoch] if epoch in self._orders else shuffled(num_items, self.seed, epoch, salt=0)
             )
             here = epochs == epoch
             items[here] = orders[epoch][places[here]]
@@ -82,8 +86,8 @@ class Sampler:
         return items
 
 
-def micro_batches(items: np.ndarray, micro: int, rank: int, world: int) -> list[tuple[int, np.ndarray]]:
-    """The micro-batches of one rank: (number within the global batch, item numbers [micro])."""
+def micro_batches(items: Batch, micro: int, rank: int, world: int) -> list[tuple[int, Batch]]:
+    """The micro-batches of one rank: (number within the global batch, item numbers [micro]); packed rows likewise."""
     return [
         (number, items[number * micro : (number + 1) * micro]) for number in range(rank, len(items) // micro, world)
     ]
@@ -114,7 +118,7 @@ def mix(*words: int) -> int:
 _MASK = (1 << 64) - 1
 
 
-def _shuffled(count: int, seed: int, number: int, salt: int) -> np.ndarray:
+def shuffled(count: int, seed: int, number: int, salt: int) -> np.ndarray:
     """A permutation of 0 .. count - 1: sort by hash. Unlike a library's shuffle it stays the same in every version."""
     hashes = np.arange(count, dtype=np.uint64) + np.uint64(mix(seed, number, salt))
     hashes *= np.uint64(0x9E3779B97F4A7C15)  # wraps around, as meant

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ from tessera.tokenize.shards import Shards
 from tessera.train.lm_config import TrainConfig
 from tessera.train.lm_trainer import LMTrainer, TrainingFailed, train_lm
 from tessera.train.metrics import read_metrics
+from tessera.train.world import World
 
 
 def make_config(data, changes: dict | None = None, **train) -> TrainConfig:
@@ -97,6 +99,52 @@ def test_a_finished_run(tiny_data, whole):
     saved = json.loads((whole / "steps" / "step-00000008" / "run.json").read_text())
     assert saved["tokenizer"] == model.spec.fingerprint and saved["config"]["train"]["lr"] == 0.01
     assert saved["sampler"] == {"seed": 3, "step": 8}
+
+
+def packed_config(data, **train) -> TrainConfig:
+    folders = {"shards": str(data / "train"), "test": str(data / "test")}
+    return make_config(data, {"data": {**folders, "packing": {"kind": "best_fit", "steps": 20}}}, batch=2, **train)
+
+
+def test_a_packed_run_stopped_and_resumed_equals_left_alone(tiny_data, tmp_path):
+    """In micro-batches of one row, and with the loss of the same items side by side."""
+    assert train_lm(packed_config(tiny_data, micro_batch=1), tmp_path / "whole")
+    trainer = LMTrainer(packed_config(tiny_data, micro_batch=1), tmp_path / "other", World(0, 1, torch.device("cpu")))
+    trainer.engine.model.eval()
+    rows = np.hstack(trainer.sampler.batch(0))
+    batch = trainer.parts.items.batch(rows)
+    found = trainer.engine.model(batch.codes, batch.lengths, batch.conditions)
+    trainer.engine.model.packed = False
+    expected = trainer.engine.model(batch.codes, batch.lengths, batch.conditions)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    short = packed_config(tiny_data, micro_batch=1, steps=8)
+    out = tmp_path / "run"
+    step = LMTrainer._train_step
+    with pytest.MonkeyPatch.context() as patch:
+
+        def dies(self, stop):
+            if self.state.step == 5:
+                raise RuntimeError("killed")
+            return step(self, stop)
+
+        patch.setattr(LMTrainer, "_train_step", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            train_lm(short, out)
+    assert train_lm(short, out, resume=True)
+    assert_same_run(tmp_path / "whole", out)
+
+
+def test_what_cannot_be_packed_is_refused(tiny_data):
+    packing = {"packing": {"kind": "best_fit", "steps": 20}, "shards": "x"}
+    for changes, said in (
+        ({"data": {**packing, "pool_batches": 2}}, "pool_batches is for packing padded, not for best_fit"),
+        ({"data": packing, "lm": {"kind": "masked"}}, "found kind 'masked', use packing kind padded"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            make_config(tiny_data, changes)
+    with pytest.raises(ConfigError, match=r"data.packing best_fit: squares of frames \(train.patches\)"):
+        make_config(tiny_data, {"data": packing}, patches=[{"side": 2, "share": 0.5}])
 
 
 @pytest.mark.parametrize("stop_after", [3, 5, 7])
