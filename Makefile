@@ -19,7 +19,7 @@ PYTEST_FLAGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 INSTALLED := .venv/.installed
-EVAL_PACKAGES := scikit-learn scikit-image pystoi prdc pocketsphinx jiwer constriction pesq
+EVAL_PACKAGES := scikit-learn scikit-image torchmetrics auraloss pystoi prdc pocketsphinx jiwer constriction pesq
 
 # One thread per process: tests start several processes, and their tensors are too small to be worth sharing out.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONDONTWRITEBYTECODE=1

@@ -119,14 +119,19 @@ def perplexity(counts: Sequence[int]) -> float:
 
 def time_bars(stages: Sequence[tuple[str, float]]) -> str:
     """Seconds of each stage as horizontal bars."""
-    longest = max((seconds for _, seconds in stages), default=1.0) or 1.0
-    rows = "".join(
+    return bars([(name, seconds, f"{seconds:,.1f} s") for name, seconds in stages])
+
+
+def bars(rows: Sequence[tuple[str, float, str]]) -> str:
+    """(name, length, text at its end) of each as horizontal bars."""
+    longest = max((length for _, length, _ in rows), default=1.0) or 1.0
+    cells = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th>'
-        f'<td class="bar"><div style="width: {100 * seconds / longest:.1f}%"></div></td>'
-        f'<td class="number">{seconds:,.1f} s</td></tr>'
-        for name, seconds in stages
+        f'<td class="bar"><div style="width: {100 * length / longest:.1f}%"></div></td>'
+        f'<td class="number">{html.escape(text)}</td></tr>'
+        for name, length, text in rows
     )
-    return f'<table class="bars">{rows}</table>'
+    return f'<table class="bars">{cells}</table>'
 
 
 def mosaic(codes: Sequence[Sequence[int]], cardinality: int, label: str) -> str:

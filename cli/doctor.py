@@ -41,6 +41,8 @@ OPTIONAL_PACKAGES = {
     "scikit-learn": "extras 'eval' and 'demo': the classifier that judges generated digits",
     "scikit-image": "extra 'eval': SSIM",
     "constriction": "extra 'compress': tessera encode --compress",
+    "torchmetrics": "extra 'eval': MS-SSIM",
+    "auraloss": "extra 'eval': distance of spectra of three resolutions",
     "pystoi": "extra 'eval': STOI",
     "pesq": "extra 'eval': PESQ; needs a C compiler to install",
     "prdc": "extra 'eval': precision, recall, density, coverage",

@@ -1,8 +1,11 @@
-"""The report's page around its sections: style sheet with a light and a dark theme, logo, skeleton."""
+"""A report's page around its sections: style sheet with a light and a dark theme, logo, skeleton, and small parts."""
 
 from __future__ import annotations
 
-from .charts import NUM_SERIES_COLOURS
+import html
+from collections.abc import Sequence
+
+from .charts import NUM_SERIES_COLOURS, data_url
 
 _LIGHT = ("#2a78d6", "#c2410c", "#0f8a5f", "#8b5cf6", "#b7791f", "#d6336c", "#0e7490", "#64748b")
 _DARK = ("#6aa9f4", "#f08c4a", "#3fc08f", "#b197fc", "#e0b04c", "#f06595", "#3bc9db", "#94a3b8")
@@ -61,6 +64,7 @@ svg text.name { fill: var(--ink); font-variant-numeric: tabular-nums; }
 .pixels { image-rendering: pixelated; border-radius: 4px; display: inline-block; vertical-align: middle;
   background: #000; }
 .small { width: 40px; height: 40px; margin: 2px; }
+.middle { width: 88px; height: 88px; object-fit: contain; margin: 2px; }
 .large { width: 120px; height: 120px; border-radius: 8px; }
 .journey { display: flex; flex-wrap: wrap; align-items: center; gap: 18px; }
 .journey figcaption { text-align: center; }
@@ -87,6 +91,9 @@ table { border-collapse: collapse; }
   text-overflow: ellipsis; white-space: nowrap; }
 .utterance audio { width: 100%; height: 36px; margin-top: 6px; }
 
+.facts td, .facts th { padding: 3px 18px 3px 0; text-align: left; font-variant-numeric: tabular-nums; }
+.facts thead th { color: var(--quiet); font-weight: 400; font-size: 13.5px; }
+.facts tbody th { font-weight: 600; }
 .bars { width: 100%; }
 .bars th { text-align: left; font-weight: 400; padding: 4px 16px 4px 0; white-space: nowrap; }
 .bars .bar { width: 100%; }
@@ -114,18 +121,42 @@ PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Tessera demo</title>
+<title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
 <header>{logo}<div>
-<h1>Tessera demo</h1>
-<p>From pictures to codes to a trained model to new pictures and speech. {when}</p>
+<h1>{title}</h1>
+<p>{subtitle}</p>
 </div></header>
 <main>
 {body}
-<footer>Written by <code>tessera demo</code>. Everything on this page is inside this file.</footer>
+<footer>Written by <code>{command}</code>. Everything on this page is inside this file.</footer>
 </main>
 </body>
 </html>
 """
+
+
+def page(title: str, subtitle: str, sections: Sequence[str], command: str) -> str:
+    """The whole page as HTML text: plain title, subtitle and command, and sections that are HTML."""
+    texts = {"title": title, "subtitle": subtitle, "command": command}
+    escaped = {name: html.escape(text) for name, text in texts.items()}
+    return PAGE.format(style=STYLE, logo=LOGO, body="\n".join(sections), **escaped)
+
+
+def section(anchor: str, title: str, words: str, body: str, command: str = "") -> str:
+    """One part of a page: a heading, a sentence, perhaps a command, and what it shows; all but the command is HTML."""
+    shown = f'<pre class="command"><code>{html.escape(command)}</code></pre>' if command else ""
+    return f'<section id="{anchor}"><h2>{title}</h2><p class="lead">{words}</p>{shown}{body}</section>'
+
+
+def figure(drawing: str, caption: str) -> str:
+    """A drawing over its caption."""
+    return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
+
+
+def picture(png: bytes, label: str, size: str = "small") -> str:
+    """A PNG with its pixels shown as squares; size: small, middle or large."""
+    label = html.escape(label)
+    return f'<img class="pixels {size}" src="{data_url(png, "image/png")}" alt="{label}" title="{label}">'

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .charts import Curve, data_url, line_chart, mosaic, perplexity, time_bars, usage_chart
-from .page import LOGO, PAGE, STYLE
+from .page import figure, page, picture, section
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def render(results: DemoResults) -> str:
     if results.speech:
         sections.append(_speech(results.speech))
     sections.append(_timings(results))
-    return PAGE.format(style=STYLE, logo=LOGO, when=html.escape(results.when), body="\n".join(sections))
+    subtitle = f"From pictures to codes to a trained model to new pictures and speech. {results.when}"
+    return page("Tessera demo", subtitle, sections, "tessera demo")
 
 
 _FRESH_WORDS = (
@@ -177,11 +178,11 @@ def _journey(story: TokenizerStory) -> str:
         caption = f"codebook {number}" + (" (coarse)" if number == 0 else "")
         grids.append(f"<figure>{mosaic(codes, cardinality, caption)}<figcaption>{caption}</figcaption></figure>")
     steps = [
-        _figure(_picture(journey.picture, "a real digit", "large"), "a real digit"),
+        figure(picture(journey.picture, "a real digit", "large"), "a real digit"),
         _arrow("encode"),
         f'<div class="grids">{"".join(grids)}</div>',
         _arrow("decode"),
-        _figure(_picture(journey.decoded, "the digit decoded", "large"), "from its codes alone"),
+        figure(picture(journey.decoded, "the digit decoded", "large"), "from its codes alone"),
     ]
     size = len(journey.codes) * len(journey.codes[0]) * len(journey.codes[0][0])
     words = (
@@ -189,12 +190,12 @@ def _journey(story: TokenizerStory) -> str:
         "into a picture. A <em>language model</em> learns which codes follow which, as it would with words; to make a "
         "new picture it writes new codes. Sound goes the same way."
     )
-    return _section("idea", "The idea in one picture", words, f'<div class="journey">{"".join(steps)}</div>')
+    return section("idea", "The idea in one picture", words, f'<div class="journey">{"".join(steps)}</div>')
 
 
 def _tokenizer(story: TokenizerStory) -> str:
     pairs = "".join(
-        f'<div class="pair">{_picture(real, "real")}{_picture(found, "reconstructed")}</div>'
+        f'<div class="pair">{picture(real, "real")}{picture(found, "reconstructed")}</div>'
         for real, found in story.pairs
     )
     usage = []
@@ -204,7 +205,7 @@ def _tokenizer(story: TokenizerStory) -> str:
         text = f"codebook {number}: {used} of {len(counts)} used, {varied}"
         usage.append(f"<figure>{usage_chart(counts, number)}<figcaption>{text}</figcaption></figure>")
     body = (
-        _figure(
+        figure(
             line_chart(story.curves, "training step", "loss (log scale)", log=True),
             "Falling: pictures come back more alike.",
         )
@@ -216,12 +217,12 @@ def _tokenizer(story: TokenizerStory) -> str:
     words = (
         "First a tokenizer is trained to bring pictures back from few codes; then it is frozen and gets a fingerprint."
     )
-    return _section("tokenizer", "Step 1: a tokenizer", words, body, story.command)
+    return section("tokenizer", "Step 1: a tokenizer", words, body, story.command)
 
 
 def _model(story: ModelStory) -> str:
     test = ", ".join(f"{loss:.2f}" for loss in story.test_losses)
-    body = _figure(
+    body = figure(
         line_chart(story.curves, "training step", "loss per codebook"),
         "Falling: the model is less surprised by the next code. Codebook 0 carries the shape, later ones the detail.",
     )
@@ -230,14 +231,14 @@ def _model(story: ModelStory) -> str:
     words = (
         f"Then a transformer with {story.parameters:,} weights learns to predict the codes of a picture from its label."
     )
-    return _section("model", "Step 2: a language model over codes", words, body, story.command)
+    return section("model", "Step 2: a language model over codes", words, body, story.command)
 
 
 def _pictures(anchor: str, title: str, gallery: PictureGallery, words: str) -> str:
     rows = []
     for row in gallery.rows:
-        generated = "".join(_picture(picture, f"generated {row.label}") for picture in row.generated)
-        real = "".join(_picture(picture, f"real {row.label}") for picture in row.real)
+        generated = "".join(picture(png, f"generated {row.label}") for png in row.generated)
+        real = "".join(picture(png, f"real {row.label}") for png in row.real)
         rows.append(
             f'<tr><th scope="row">{html.escape(row.label)}</th><td>{generated}</td><td class="real">{real}</td></tr>'
         )
@@ -253,7 +254,7 @@ def _pictures(anchor: str, title: str, gallery: PictureGallery, words: str) -> s
         if gallery.recognised_real is not None:
             facts += f" (of real digits it has not seen: {100 * gallery.recognised_real:.1f} %)"
         facts += "."
-    return _section(anchor, title, words, f"{table}<p>{facts}</p>", gallery.command)
+    return section(anchor, title, words, f"{table}<p>{facts}</p>", gallery.command)
 
 
 def _speech(gallery: SpeechGallery) -> str:
@@ -283,7 +284,7 @@ def _speech(gallery: SpeechGallery) -> str:
         "the audio tokenizer turns them into 16 kHz speech. Under each text is a spectrogram: time to the right, pitch "
         "upwards."
     )
-    return _section("speech", "Speech from the bundled model", words, body, gallery.command)
+    return section("speech", "Speech from the bundled model", words, body, gallery.command)
 
 
 def _timings(results: DemoResults) -> str:
@@ -291,21 +292,7 @@ def _timings(results: DemoResults) -> str:
         time_bars(results.stages)
         + f'<p class="quiet">{html.escape(results.machine)}; Tessera {html.escape(results.version)}.</p>'
     )
-    return _section("time", "Where the time went", "Measured on this machine while this page was made.", body)
-
-
-def _section(anchor: str, title: str, words: str, body: str, command: str = "") -> str:
-    shown = f'<pre class="command"><code>{html.escape(command)}</code></pre>' if command else ""
-    return f'<section id="{anchor}"><h2>{title}</h2><p class="lead">{words}</p>{shown}{body}</section>'
-
-
-def _figure(drawing: str, caption: str) -> str:
-    return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
-
-
-def _picture(png: bytes, label: str, size: str = "small") -> str:
-    label = html.escape(label)
-    return f'<img class="pixels {size}" src="{data_url(png, "image/png")}" alt="{label}" title="{label}">'
+    return section("time", "Where the time went", "Measured on this machine while this page was made.", body)
 
 
 def _arrow(word: str) -> str:

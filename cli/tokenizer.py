@@ -79,7 +79,9 @@ def train(
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a frozen tokenizer.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Of a tokenizer or a model, or a bundled model's name.")
+    ],
     data: Annotated[
         Path | None,
         typer.Option("--data", help="Folder of media, or .safetensors of pictures; default: the bundled test samples."),
@@ -88,19 +90,34 @@ def evaluate(
     fit: Annotated[
         FitChoice, typer.Option("--fit", help="What to do with pictures of another size.")
     ] = FitChoice.exact,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A coder, or a model that has one: also the bits given the frames before."),
+    ] = None,
+    window: Annotated[int, typer.Option(min=1, help="Frames that usage is counted over.")] = 4096,
+    page: Annotated[Path | None, typer.Option(help="Also write an HTML page with pictures and sound.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a frozen tokenizer: fidelity, use of codes, bits, stability of the codes, speed.
+    """Measure a frozen tokenizer: fidelity, use of codes, bits, stability of the codes, speed and memory.
 
     Example: tessera tokenizer eval out/digits-tokenizer --data samples/digits/test.safetensors
 
-    Exit code 1 if a code changes with the batch, padding or precision of the call.
+    What a missing package would measure is left out, with a note. Exit code 1 if a code changes with the batch, padding
+    or precision of the call.
     """
-    from ..tokenize.tokenizer import load_tokenizer
     from ..train.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
+    from .tokenizers import open_coder, open_tokenizer
 
-    tokenizer = load_tokenizer(folder)
-    report = evaluate_tokenizer(tokenizer, corpus_for(tokenizer.spec, data, fit.value), items)
+    tokenizer = open_tokenizer(folder)
+    net = None if model is None else open_coder(model, tokenizer.spec)
+    corpus = corpus_for(tokenizer.spec, data, fit.value)
+    evaluation = evaluate_tokenizer(tokenizer, corpus, items, net=net, window=window)
+    report = evaluation.report
+    if page is not None:
+        from .tokenizer_page import write_page
+
+        words = [str(folder), *(["--data", str(data)] if data else []), *(["--model", model] if model else [])]
+        print(f"page: {write_page(evaluation, tokenizer.spec, page, ' '.join(words))}", file=sys.stderr)
     print(json.dumps(report.as_dict(), indent=2) if json_ else report_table(report))
     if report.skipped:
         print(f"tessera: skipped {len(report.skipped)} items that could not be read", file=sys.stderr)

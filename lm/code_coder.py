@@ -8,7 +8,7 @@ All chunks are read in step, so a model runs once for a frame of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,22 +45,37 @@ class Layout:
 
 def write_chunks(symbols: np.ndarray, layout: Layout, spec: TokenSpec, model: Model) -> tuple[list[bytes], np.ndarray]:
     """Symbols [F, J] -> the bytes of each chunk, and the bits that each symbol cost [F, J]."""
+    costs = np.zeros(symbols.shape)
+    writers = [SymbolWriter() for _ in layout.chunks]
+    for number, rows, shares in _all_shares(symbols, layout, spec, model):
+        for j, own in enumerate(shares):
+            costs[rows, j] = cost_in_bits(symbols[rows, j], own)
+        for row, frame in enumerate(symbols[rows]):
+            for symbol, own in zip(frame, shares, strict=True):
+                writers[number].put(symbol, own[row])
+    return [writer.finish() for writer in writers], costs
+
+
+def symbol_costs(symbols: np.ndarray, layout: Layout, spec: TokenSpec, model: Model) -> np.ndarray:
+    """The bits that each symbol [F, J] would cost; no package is needed."""
+    costs = np.zeros(symbols.shape)
+    for _, rows, shares in _all_shares(symbols, layout, spec, model):
+        for j, own in enumerate(shares):
+            costs[rows, j] = cost_in_bits(symbols[rows, j], own)
+    return costs
+
+
+def _all_shares(
+    symbols: np.ndarray, layout: Layout, spec: TokenSpec, model: Model
+) -> Iterator[tuple[int, slice, list[np.ndarray]]]:
+    """Some frames at a time: number of the chunk, which frames, and `frequencies` of each symbol [n, V_j]."""
     sizes = symbol_table(spec.cardinalities).sizes
     near = neighbours(layout.place, layout.first, spec.geometry, model.offsets)
-    written, costs = [], np.zeros(symbols.shape)
-    for start, end in layout.chunks:
-        writer = SymbolWriter()
+    for number, (start, end) in enumerate(layout.chunks):
         for begin in range(start, end, FRAMES_AT_ONCE):
             rows = slice(begin, min(begin + FRAMES_AT_ONCE, end))
             model.start(context_symbols(symbols, near[rows], sizes).numpy(), layout.place[rows])
-            shares = [frequencies(model.weights(symbols[rows, :j])) for j in range(len(sizes))]
-            for j, own in enumerate(shares):
-                costs[rows, j] = cost_in_bits(symbols[rows, j], own)
-            for row, frame in enumerate(symbols[rows]):
-                for symbol, own in zip(frame, shares, strict=True):
-                    writer.put(symbol, own[row])
-        written.append(writer.finish())
-    return written, costs
+            yield number, rows, [frequencies(model.weights(symbols[rows, :j])) for j in range(len(sizes))]
 
 
 def read_chunks(chunks: Sequence[bytes], layout: Layout, spec: TokenSpec, model: Model) -> tuple[np.ndarray, set[int]]:

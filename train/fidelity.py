@@ -9,15 +9,21 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..tokenize.resample import resample
+from ..tokenize.spec import AudioGeometry, TokenSpec
 from .spectra import magnitudes, mel_filters
 
 MEL_WINDOW, MEL_BANDS = 1024, 80
+MS_SSIM_PIXELS = 176
+"""Below, the coarsest of five scales (1/16) has no whole window of 11 pixels."""
+MULTI_STFT_SAMPLES = 2048
+"""The longest window's transform."""
 
 
 def psnr(found: Tensor, wanted: Tensor) -> float:
@@ -88,15 +94,91 @@ def pesq(found: Tensor, wanted: Tensor, sample_rate: int) -> float | None:
         return None
 
 
+def ms_ssim(found: Tensor, wanted: Tensor) -> float | None:
+    """SSIM over five scales of pictures [C, height, width] in [-1, 1]; needs 176 pixels a side."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as measure
+
+    if min(wanted.shape[1:]) < MS_SSIM_PIXELS:
+        return None
+    a, b = ((picture.double().cpu()[None] + 1) / 2 for picture in (found, wanted))
+    similarity: Any = measure(a, b, data_range=1.0)
+    return float(similarity)
+
+
+def multi_stft(found: Tensor, wanted: Tensor, sample_rate: int) -> float | None:
+    """Multi-resolution STFT distance of samples [N] (spectral convergence and log magnitude, windows of 240 to 1200).
+
+    Source: Parallel WaveGAN, arXiv:1910.11480, with the settings of auraloss.
+    """
+    from auraloss.freq import MultiResolutionSTFTLoss
+
+    if wanted.shape[-1] <= MULTI_STFT_SAMPLES or is_silent(wanted):
+        return None
+    a, b = (samples.double().cpu()[None, None] for samples in (found, wanted))
+    return float(MultiResolutionSTFTLoss()(a, b))
+
+
 def is_silent(samples: Tensor) -> bool:
     """Nothing above a 16-bit file's last bit."""
     return samples.abs().max().item() < 2.0**-15
 
 
-PICTURE_MEASURES: dict[str, Callable[[Tensor, Tensor], float | None]] = {"psnr_db": psnr, "ssim": ssim}
+PICTURE_MEASURES: dict[str, Callable[[Tensor, Tensor], float | None]] = {
+    "psnr_db": psnr,
+    "ssim": ssim,
+    "ms_ssim": ms_ssim,
+}
 AUDIO_MEASURES: dict[str, Callable[[Tensor, Tensor, int], float | None]] = {
     "si_sdr_db": si_sdr,
     "log_mel": log_mel_distance,
+    "multi_stft": multi_stft,
     "stoi": stoi,
     "pesq": pesq,
 }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measure of fidelity."""
+
+    mean: float | None
+    """Over the items where it is defined; None: not measured."""
+    items: int
+    note: str = ""
+    """Why it is missing, or for how many items it is not defined."""
+
+
+class Scores:
+    """Every measure over all items, and what could not be measured."""
+
+    def __init__(self, spec: TokenSpec):
+        self.spec = spec
+        self.values: dict[str, list[float | None]] = {name: [] for name in self._measures()}
+        self.missing: dict[str, str] = {}
+
+    def add(self, found: Tensor, wanted: Tensor) -> None:
+        """One item and its reconstruction."""
+        for name, measure in self._measures().items():
+            if name in self.missing:
+                continue
+            try:
+                if isinstance(self.spec.geometry, AudioGeometry):
+                    value = measure(found[0, : wanted.shape[-1]], wanted[0], self.spec.geometry.sample_rate)
+                else:
+                    value = measure(found, wanted)
+                self.values[name].append(value)
+            except ImportError as error:
+                self.missing[name] = f"not measured: package '{error.name}' is not installed (extra 'eval')"
+
+    def _measures(self) -> dict[str, Callable[..., float | None]]:
+        return AUDIO_MEASURES if self.spec.geometry.kind == "audio" else PICTURE_MEASURES
+
+    def result(self) -> dict[str, Measured]:
+        """Means by name."""
+        measured = {}
+        for name, values in self.values.items():
+            defined = [value for value in values if value is not None]
+            undefined = len(values) - len(defined)
+            note = self.missing.get(name, f"not defined for {undefined} items" if undefined else "")
+            measured[name] = Measured(sum(defined) / len(defined) if defined else None, len(defined), note)
+        return measured

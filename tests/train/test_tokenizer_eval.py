@@ -7,22 +7,21 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from tessera.cli.app import run
+from tessera.lm.coder_net import CoderConfig, CoderNet
 from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
 from tessera.tokenize.media import write_audio
 from tessera.tokenize.picture_net import PictureTokenizerConfig
 from tessera.tokenize.quantizer import FSQConfig, ResidualConfig, VQConfig
-from tessera.tokenize.tokenizer import make_tokenizer
-from tessera.train.fidelity import log_mel_distance, pesq, psnr, si_sdr, ssim, stoi
-from tessera.train.tokenizer_eval import (
-    changed_share,
-    code_stability,
-    codebook_use,
-    corpus_for,
-    evaluate_tokenizer,
-    report_table,
-)
+from tessera.tokenize.spec import AudioGeometry, TokenSpec
+from tessera.tokenize.tokenizer import Encoded, make_tokenizer
+from tessera.train.code_stability import changed_share, code_stability
+from tessera.train.code_usage import codebook_use, conditional_bits, usage_growth
+from tessera.train.fidelity import log_mel_distance, ms_ssim, multi_stft, pesq, psnr, si_sdr, ssim, stoi
+from tessera.train.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
+from tessera.train.tokenizer_speed import peak_memory
 
 
 @pytest.fixture
@@ -108,12 +107,80 @@ def test_speech_measures_are_undefined_where_there_is_no_speech():
     assert stoi(tone(1.0), tone(1.0), 8000) == pytest.approx(1, abs=1e-3)
 
 
+def test_measures_agree_with_torchmetrics():
+    image = pytest.importorskip("torchmetrics.functional.image")
+    audio = pytest.importorskip("torchmetrics.functional.audio")
+    torch.manual_seed(0)
+    a, b = torch.rand(2, 3, 40, 44, dtype=torch.double) * 2 - 1
+    b = 0.3 * a + 0.7 * b
+    assert psnr(a, b) == pytest.approx(image.peak_signal_noise_ratio(a, b, data_range=2.0).item())
+    x, y = torch.randn(2, 8000, dtype=torch.double)
+    theirs = audio.scale_invariant_signal_distortion_ratio(x + 0.3 * y, x, zero_mean=True)
+    assert si_sdr(x + 0.3 * y, x, 8000) == pytest.approx(theirs.item())
+    pytest.importorskip("skimage")
+    window = {"gaussian_kernel": False, "kernel_size": 7, "data_range": 1.0}
+    theirs = image.structural_similarity_index_measure((a[None] + 1) / 2, (b[None] + 1) / 2, **window).item()
+    assert ssim(a, b) == pytest.approx(theirs, abs=0.01)  # variances over n, and over n - 1
+
+
+def test_ms_ssim_needs_size():
+    pytest.importorskip("torchmetrics")
+    a, noise = torch.rand(2, 1, 176, 180, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert ms_ssim(a, a) == pytest.approx(1)
+    assert ms_ssim(a + 0.5 * noise, a) < ms_ssim(a + 0.1 * noise, a) < 1
+    assert ms_ssim(a[:, :175], a[:, :175]) is None
+
+
+def test_multi_stft():
+    pytest.importorskip("auraloss")
+    wanted, noise = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
+    assert multi_stft(wanted, wanted, 8000) == pytest.approx(0, abs=1e-6)
+    assert 0 < multi_stft(wanted + 0.1 * noise, wanted, 8000) < multi_stft(wanted + noise, wanted, 8000)
+    assert multi_stft(torch.zeros(8000), torch.zeros(8000), 8000) is None
+    assert multi_stft(wanted[:2048], wanted[:2048], 8000) is None
+
+
+# Use and bits.
+
+
+def entropy_of(codes):
+    return -sum(n / len(codes) * math.log2(n / len(codes)) for n in Counter(codes).values())
+
+
 def test_codebook_use():
     codes = torch.tensor([0, 0, 0, 3, 3, 7])
     use = codebook_use(codes, 8)
-    entropy = -sum(n / 6 * math.log2(n / 6) for n in Counter(codes.tolist()).values())
-    assert (use.used, use.usage, use.nominal_bits) == (3, 3 / 8, 3)
+    assert (use.window, use.used, use.usage, use.nominal_bits) == (6, 3, 3 / 8, 3)
+    entropy = entropy_of(codes.tolist())
     assert use.unigram_bits == pytest.approx(entropy) and use.perplexity == pytest.approx(2**entropy)
+    assert use.possible == pytest.approx(1 - (7 / 8) ** 6)
+    pairs = codebook_use(codes, 8, window=2)  # 0 0, 0 3, 3 7
+    assert pairs.used == pytest.approx(5 / 3) and pairs.perplexity == pytest.approx((1 + 2 + 2) / 3)
+    assert pairs.unigram_bits == pytest.approx(entropy) and pairs.possible == pytest.approx(1 - (7 / 8) ** 2)
+
+
+def test_even_use_is_what_is_possible():
+    """A window of 65,536 codes shows 22 % of 262,144 at most."""
+    use = codebook_use(torch.randint(1 << 18, (1 << 16,), generator=torch.Generator().manual_seed(0)), 1 << 18, 1 << 16)
+    assert use.possible == pytest.approx(0.2212, abs=1e-4) and use.usage == pytest.approx(use.possible, abs=2e-3)
+
+
+def test_usage_growth():
+    codes = torch.tensor([3, 3, 1, 3, 2, 1, 5])
+    assert usage_growth(codes, 100) == [(n, len(set(codes[:n].tolist()))) for n in range(1, 8)]
+
+
+def test_conditional_bits(picture_tokenizer):
+    """A network that leans to code 3 needs little for it, whatever the number of items."""
+    spec = picture_tokenizer.spec
+    net = CoderNet(CoderConfig(context=((0, -1),), embedding=4, width=8), spec).freeze()
+    for number, layer in enumerate(net.out):
+        layer.weight.zero_(), layer.bias.zero_()
+        if number == 0:
+            layer.bias[3] = 32 * 32 * 2.0  # two nats
+    found = conditional_bits([torch.full((2, 16), 3)] * 3, net)
+    likely = math.exp(2) / (math.exp(2) + 15)
+    assert found == pytest.approx([-math.log2(likely), 4], abs=1e-3)
 
 
 # Stability.
@@ -125,6 +192,52 @@ def test_stability_of_a_frozen_tokenizer_is_zero(audio_tokenizer, picture_tokeni
     assert (found.batch, found.padding, found.autocast, found.items) == (0, 0, 0, 3) and found.stable
     found = code_stability(picture_tokenizer, list(torch.rand(3, 1, 8, 8)))
     assert (found.batch, found.padding, found.autocast) == (0, None, 0) and found.codes == 3 * 2 * 16
+    assert all(len(shares) == 2 for shares in (found.shift, found.noise, found.again))
+
+
+class Rounding:
+    """A tokenizer of sound whose codes are its samples, rounded; frames of 10, 2 codebooks, the second finer."""
+
+    spec = TokenSpec(
+        name="r",
+        cardinalities=(1000, 1000),
+        geometry=AudioGeometry(sample_rate=100, samples_per_frame=10),
+        fingerprint="",
+    )
+    device = torch.device("cpu")
+
+    def encode(self, media, lengths=None):
+        if lengths is not None:
+            media = torch.where(torch.arange(media.shape[-1]) < lengths[:, None, None], media, 0.0)
+        whole = F.pad(media[:, 0], (0, -media.shape[-1] % 10)).unflatten(1, (-1, 10)).mean(dim=-1)
+        lengths = torch.full((len(media),), media.shape[-1]) if lengths is None else lengths
+        codes = torch.stack([(whole * 4).round() + 500, (whole * 1e5).round() + 500], dim=1)
+        return Encoded(codes.long(), -(-lengths // 10))
+
+    def decode(self, codes):
+        return ((codes[:, :1] - 500) / 4.0).repeat_interleave(10, dim=2)
+
+
+def test_changes_where_media_change():
+    """Sound of two seconds: moved by a frame nothing changes, noise and another way through change the fine codes."""
+    found = code_stability(Rounding(), [0.01 + tone(2.0, 100)[None], 0.3 + tone(1.5, 100)[None]])
+    assert found.stable and found.shift == [0, 0]
+    assert found.noise[0] < 0.1 < found.noise[1] and found.again[0] == 0 < found.again[1]
+
+
+def test_pictures_are_moved_by_a_cell(picture_tokenizer, monkeypatch):
+    def encode(media, lengths=None):
+        cells = media[:, 0].unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean(dim=(2, 4))
+        codes = (cells * 15).round().long().flatten(1)[:, None].expand(-1, 2, -1)
+        return Encoded(codes, torch.full((len(media),), 16))
+
+    monkeypatch.setattr(picture_tokenizer, "encode", encode)
+    assert code_stability(picture_tokenizer, list(torch.rand(3, 1, 8, 8))).shift == [0, 0]
+
+
+def test_peak_memory_of_a_large_tensor():
+    peak = peak_memory(torch.device("cpu"), lambda: torch.ones(40_000_000).sum())
+    assert peak is None or 100 < peak < 400
 
 
 @pytest.mark.parametrize("fault", ["batch", "padding", "autocast"])
@@ -158,7 +271,7 @@ def test_changed_share():
 
 
 def test_report_of_pictures(picture_tokenizer, digits):
-    report = evaluate_tokenizer(picture_tokenizer, corpus_for(picture_tokenizer.spec, digits), 5, progress=False)
+    report = evaluate_tokenizer(picture_tokenizer, corpus_for(picture_tokenizer.spec, digits), 5, progress=False).report
     assert report.items == 5 and report.skipped == []
     assert report.bits.nominal_per_frame == 8 and report.bits.nominal_per == 8 * 16 and report.bits.per == "picture"
     assert report.bits.frames == 5 * 16
@@ -168,14 +281,16 @@ def test_report_of_pictures(picture_tokenizer, digits):
     table = report_table(report)
     assert "psnr_db" in table and "autocast" in table and "0.0000%" in table
     again = json.loads(json.dumps(report.as_dict(), allow_nan=False))
-    assert again["stability"] == {"items": 5, "codes": 160, "batch": 0.0, "padding": None, "autocast": 0.0}
+    fixed = {"items": 5, "codes": 160, "batch": 0.0, "padding": None, "autocast": 0.0}
+    assert fixed.items() <= again["stability"].items() and len(again["stability"]["again"]) == 2
+    assert again["bits"]["conditional_per"] is None and again["speed"]["encode"] > 0
 
 
 def test_bad_files_are_skipped_and_named(audio_tokenizer, tmp_path):
     for number in range(2):
         write_audio(tmp_path / f"{number}.wav", tone(0.6)[None], 8000)
     (tmp_path / "bad.wav").write_bytes(b"not a wave file at all")
-    report = evaluate_tokenizer(audio_tokenizer, corpus_for(audio_tokenizer.spec, tmp_path), progress=False)
+    report = evaluate_tokenizer(audio_tokenizer, corpus_for(audio_tokenizer.spec, tmp_path), progress=False).report
     assert report.items == 2 and len(report.skipped) == 1 and "bad.wav" in report.skipped[0]
     assert report.bits.frames_per == 50 and report.bits.frames == 60
     assert report.fidelity["si_sdr_db"].items == 2
@@ -186,7 +301,10 @@ def test_bad_files_are_skipped_and_named(audio_tokenizer, tmp_path):
 
 def test_a_missing_package_is_said(picture_tokenizer, digits, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "skimage.metrics", None)
-    report = evaluate_tokenizer(picture_tokenizer, corpus_for(picture_tokenizer.spec, digits), 2, progress=False)
+    monkeypatch.setitem(__import__("sys").modules, "torchmetrics.functional.image", None)
+    corpus = corpus_for(picture_tokenizer.spec, digits)
+    report = evaluate_tokenizer(picture_tokenizer, corpus, 2, progress=False).report
+    assert report.fidelity["ms_ssim"].mean is None and "not installed" in report.fidelity["ms_ssim"].note
     assert report.fidelity["ssim"].mean is None and "not installed" in report.fidelity["ssim"].note
     assert "not installed" in report_table(report)
 
@@ -202,9 +320,29 @@ def test_verb(picture_tokenizer, digits, tmp_path, capsys):
     assert "no tokenizer here" in capsys.readouterr().err
 
 
+def test_page(picture_tokenizer, audio_tokenizer, digits, tmp_path, capsys):
+    """One file that asks the network for nothing, with every measure, note and codebook on it."""
+    for number in range(2):
+        write_audio(tmp_path / "sound" / f"{number}.wav", tone(0.6)[None], 8000)
+    for tokenizer, data in ((picture_tokenizer, digits), (audio_tokenizer, tmp_path / "sound")):
+        tokenizer.save(tmp_path / "tokenizer")
+        torch.manual_seed(0)
+        CoderNet(CoderConfig(context=((0, -1),), embedding=4, width=8), tokenizer.spec).save(
+            tmp_path / "tokenizer/coder"
+        )
+        page = tmp_path / "page.html"
+        arguments = [str(tmp_path / "tokenizer"), "--data", str(data), "--model", str(tmp_path / "tokenizer")]
+        assert run(["tokenizer", "eval", *arguments, "--page", str(page)]) == 0
+        assert "given the frames before" in capsys.readouterr().out
+        text = page.read_text(encoding="utf-8")
+        assert "http" not in text.replace("http://www.w3.org/2000/svg", "") and 'src="data:' in text
+        assert all(f"codebook {k}" in text for k in range(tokenizer.spec.num_codebooks))
+        assert ("<audio" in text) == (tokenizer is audio_tokenizer) and "codes that change" in text.lower()
+
+
 def test_verb_fails_when_codes_are_not_stable(picture_tokenizer, digits, tmp_path, capsys, monkeypatch):
     picture_tokenizer.save(tmp_path / "tokenizer")
-    monkeypatch.setattr("tessera.train.tokenizer_eval.changed_share", lambda found, wanted: 0.5)
+    monkeypatch.setattr("tessera.train.code_stability.changed_share", lambda found, wanted: 0.5)
     assert run(["tokenizer", "eval", str(tmp_path / "tokenizer"), "--data", str(digits)]) == 1
     assert "should not be stored" in capsys.readouterr().err
 
