@@ -2,9 +2,9 @@
 
     python benchmarks/compress.py [--only speech] [--json FILE]
 
-Encodes the bundled test data (samples/digits/test.safetensors, 500 pictures; samples/speech/test, 100 recordings) with the
-bundled tokenizers, writes files with and without the bundled networks, reads each back and compares every code, and prints
-a table. Minutes on one CPU core.
+Encodes the bundled test data (500 pictures of samples/digits/test.safetensors, 100 recordings of samples/speech/test)
+with the bundled tokenizers, writes files with and without the bundled networks, reads each back and compares every
+code, and prints a table. Minutes on one CPU core.
 """
 
 import argparse
