@@ -32,7 +32,7 @@ from ..tokenize.config import Config, check_config
 from ..tokenize.files import write_atomic
 from ..tokenize.spec import TokenSpec, check_same_tokenizer
 from .code_coder import Layout, read_chunks, write_chunks
-from .code_context import symbol_table
+from .code_context import SymbolTable, symbol_table
 from .code_models import Model, NetworkModel, UniformModel, UnigramModel
 from .coder_net import CoderNet
 
@@ -112,18 +112,15 @@ def write_compressed(
     codes = np.concatenate([item.codes.cpu().numpy() for item in items], axis=1)
     symbols = table.split(codes)
     layout = Layout.of([item.codes.shape[1] for item in items], chunk_frames)
-    stored = UnigramModel.measure(symbols, table)
-    models: list[tuple[Model, bytes]] = [(UniformModel(table), b""), (UnigramModel(table, stored), stored)]
     if net is not None:
         check_same_tokenizer(net.spec, spec, "the coder's model")
-        models.append((NetworkModel(net), b""))
     notes = [
         _Item(name=item.name, frames=item.codes.shape[1], num_samples=item.num_samples).model_dump(mode="json")
         for item in items
     ]
     best: tuple[bytes, Compressed] | None = None
     nominal = codes.shape[1] * float(np.log2(np.array(spec.cardinalities)).sum())
-    for model, own in models:
+    for model, own in _candidates(table, UnigramModel.measure(symbols, table), net):
         chunks, costs = write_chunks(symbols, layout, spec, model)
         described = {
             "spec": spec.model_dump(mode="json"),
@@ -150,6 +147,12 @@ def write_compressed(
     assert best is not None
     write_atomic(path, best[0])
     return best[1]
+
+
+def _candidates(table: SymbolTable, stored: bytes, net: CoderNet | None) -> list[tuple[Model, bytes]]:
+    """The models that may write a file, and the table each stores."""
+    plain: list[tuple[Model, bytes]] = [(UniformModel(table), b""), (UnigramModel(table, stored), stored)]
+    return plain if net is None else [*plain, (NetworkModel(net), b"")]
 
 
 def is_compressed(path: str | Path) -> bool:
@@ -217,8 +220,10 @@ def _take_apart(path: str | Path, data: bytes) -> tuple[_Header, bytes, list[tup
     packed = data[begin : begin + length]
     if len(packed) != length or zlib.crc32(packed) != crc:
         raise ValueError(f"{path}: its header is damaged, so nothing in it can be read; copy the file again")
-    unpacker = zlib.decompressobj()
-    text, _, rest = unpacker.decompress(packed, MAX_HEADER).partition(b"\0")
+    try:
+        text, _, rest = zlib.decompressobj().decompress(packed, MAX_HEADER).partition(b"\0")
+    except zlib.error as error:
+        raise ValueError(f"{path}: its header is no zlib data ({error})") from None
     header = check_config(json.loads(text), _Header, str(path))
     frames = sum(item.frames for item in header.items)
     count = -(-frames // header.chunk_frames)

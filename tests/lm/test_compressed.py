@@ -1,7 +1,12 @@
-"""Compressed codes: exact whole numbers, chunks that stand alone, damage that stays where it is."""
+"""Compressed codes: exact whole numbers, chunks that stand alone, damage that stays where it is.
+
+Run as a script, this file writes golden.tsc beside itself again.
+"""
 
 import copy
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,6 +237,32 @@ def test_context_symbols_outside_are_a_value_of_their_own():
 
 # The file.
 
+GOLDEN = Path(__file__).with_name("golden.tsc")
+
+
+def golden_net():
+    """Weights by a formula, so that no random generator of another release changes them."""
+    net = make_net(GRID, (7, 50), by_place=True, layers=2).freeze()
+    for number, tensor in enumerate(net.parameters()):
+        size, largest = torch.arange(tensor.numel()), 5000 if tensor.dim() == 1 else 127
+        tensor.copy_(((size * (2 * number + 3) + size**2) % (2 * largest + 1) - largest).view(tensor.shape))
+    return net
+
+
+def golden_items():
+    frames = torch.arange(24)
+    codes = torch.stack([(3 * frames**2 + frames) % 7, (frames**3 + 5) % 50])
+    return [CodesItem("a.png", codes[:, :12]), CodesItem("b.png", codes[:, 12:])]
+
+
+def test_the_golden_file_is_read_everywhere():
+    """Written once: it holds every later release, package and machine to the same codes."""
+    net = golden_net()
+    read = read_compressed(GOLDEN, net.spec, lambda fingerprint: net)
+    assert not read.damage
+    for a, b in zip(read.items, golden_items(), strict=True):
+        assert a.name == b.name and torch.equal(a.codes, b.codes)
+
 
 def find_none(fingerprint):
     raise AssertionError("no network was used")
@@ -334,3 +365,10 @@ def test_a_decoder_that_disagrees_is_not_called_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(compressed_file, "read_chunks", lambda *_: (np.zeros((60, 2), dtype=np.int64), set()))
     with pytest.raises(compressed_file.DecoderDisagrees, match="the file is whole, but 1 of 1 chunks"):
         read_compressed(path, spec)
+
+
+if __name__ == "__main__":
+    net = golden_net()
+    only = pytest.MonkeyPatch()
+    only.setattr(compressed_file, "_candidates", lambda table, stored, net: [(NetworkModel(net), b"")])
+    write_compressed(sys.argv[1] if len(sys.argv) > 1 else GOLDEN, net.spec, golden_items(), net, chunk_frames=10)
