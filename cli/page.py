@@ -84,6 +84,7 @@ table { border-collapse: collapse; }
 .gallery .real { border-left: 1px solid var(--line); padding-left: 16px; }
 
 .utterances { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 20px; }
+.twos { grid-template-columns: 1fr 1fr; }
 .utterance img { width: 100%; height: 120px; border-radius: 8px; display: block; }
 .utterance figcaption { margin: 0 0 6px; }
 .utterance figcaption span { display: block; }

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from ..train.tokenizer_eval import Evaluation, TokenizerReport
 
 SOUNDS_SHOWN = 4
+HEADLINES = ("psnr_db", "stoi")
+"""The measure of the first tile."""
 CURVES_SHOWN = 7
 MEASURES = {
     "psnr_db": "peak signal-to-noise ratio, dB; higher is closer",
     "ssim": "structural similarity, at most 1",
     "ms_ssim": "structural similarity over five scales, at most 1",
-    "si_sdr_db": "scale-invariant signal to distortion, dB; higher is closer",
+    "si_sdr_db": "scale-invariant signal to distortion, dB; low where the decoder does not keep the phase",
     "log_mel": "distance of log-mel spectra, nats; lower is closer",
     "multi_stft": "distance of spectra of three resolutions; lower is closer",
     "stoi": "short-time objective intelligibility, at most 1",
@@ -60,7 +62,8 @@ def render(evaluation: Evaluation, spec: TokenSpec, arguments: str) -> str:
 def _tiles(report: TokenizerReport) -> str:
     bits, speed = report.bits, report.speed
     best = bits.unigram_per if bits.conditional_per is None else bits.conditional_per
-    name, first = next(iter(report.fidelity.items()))
+    name = next((name for name in HEADLINES if name in report.fidelity), next(iter(report.fidelity)))
+    first = report.fidelity[name]
     pace = "x real time" if report.kind == "audio" else "pictures a second"
     tiles = [
         ("-" if first.mean is None else f"{first.mean:.2f}", f"{name}: {MEASURES.get(name, '')}"),
@@ -82,7 +85,7 @@ def _fidelity(evaluation: Evaluation, spec: TokenSpec, command: str) -> str:
     body = _table(("measure", "mean", "items", "", "note"), rows)
     if evaluation.report.kind == "audio":
         shown = "".join(_sound(*pair, spec, number) for number, pair in enumerate(evaluation.examples[:SOUNDS_SHOWN]))
-        body += f'<h3>Original and reconstruction</h3><div class="utterances">{shown}</div>'
+        body += f'<h3>Original and reconstruction</h3><div class="utterances twos">{shown}</div>'
     else:
         pairs = "".join(
             f'<div class="pair">{picture(picture_png(real), "original", "middle")}'
@@ -144,7 +147,7 @@ def _usage(evaluation: Evaluation) -> str:
     curves.append(Curve("even use", frames, [1 - (1 - 1 / size) ** count for count in frames]))
     body = f'<div class="usages">{"".join(figures)}</div><h3>Codes seen so far</h3>' + figure(
         line_chart(curves, "frames", "share of the codes seen"),
-        f"The last line: {size} codes, all equally likely.",
+        f"Even use: {size} codes, all equally likely.",
     )
     words = "Each bar is one code over all frames, the most used first; the dashed line is equal use."
     return section("usage", "Use of the codes", words, body)
@@ -187,10 +190,10 @@ def _stability(report: TokenizerReport) -> str:
     body = _table(("must not change", "changed"), rows)
     may = (("moved by one frame", stability.shift), ("noise 40 dB below", stability.noise))
     lines = [
-        (name, *(f"{share:.1%}" for share in shares))
+        (name, *(("-" for _ in stability.noise) if shares is None else (f"{share:.1%}" for share in shares)))
         for name, shares in (*may, ("decoded and encoded again", stability.again))
     ]
-    books = [f"codebook {number}" for number in range(len(stability.shift))]
+    books = [f"codebook {number}" for number in range(len(stability.noise))]
     body += "<h3>May change, the less the better</h3>" + _table(("", *books), lines)
     words = f"Codes that change, of {stability.codes} codes of {stability.items} items."
     return section("stability", "Stability", words, body)

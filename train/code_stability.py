@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..tokenize.spec import AudioGeometry
+from ..tokenize.spec import AudioGeometry, PictureGeometry
 from ..tokenize.tokenizer import Tokenizer
 
 NOISE_DB = 40.0
@@ -33,8 +33,9 @@ class Stability:
     """With noise behind the item's length, likewise; None for pictures, which have one size."""
     autocast: float
     """With bfloat16 autocast around the call, likewise."""
-    shift: list[float]
-    """[K] moved by one frame (a picture by one cell to the right), compared with the codes moved likewise."""
+    shift: list[float] | None
+    """[K] moved by one frame (a picture by one cell to the right), compared with the codes moved likewise; None where
+    frames are no cells of one grid over the picture."""
     noise: list[float]
     """[K] with white noise 40 dB below the item."""
     again: list[float]
@@ -73,8 +74,11 @@ def code_stability(tokenizer: Tokenizer, media: Sequence[Tensor], progress: bool
             encode(torch.cat([item, _noise_like(item)], -1)[None], torch.tensor([item.shape[-1]]))[0] for item in media
         ]
         padding = changed_share(padded, alone)
-    moved = [_moved(tokenizer, item, codes) for item, codes in zip(media, alone, strict=True)]
-    shifted = [(encode(item[None])[0][:, there], codes[:, here]) for item, codes, here, there in moved]
+    shift = None
+    if _can_move(tokenizer.spec.geometry):
+        moved = [_moved(tokenizer, item, codes) for item, codes in zip(media, alone, strict=True)]
+        shifted = [(encode(item[None])[0][:, there], codes[:, here]) for item, codes, here, there in moved]
+        shift = changed_by_codebook(*zip(*shifted, strict=True))
     noisy = [encode(_with_noise(item, number)[None])[0] for number, item in enumerate(media)]
     decoded = [tokenizer.decode(codes[None])[0].cpu() for codes in alone]
     cut = [found[..., : item.shape[-1]] for found, item in zip(decoded, media, strict=True)]
@@ -86,7 +90,7 @@ def code_stability(tokenizer: Tokenizer, media: Sequence[Tensor], progress: bool
         batch=changed_share([*forwards, *reversed_], [*alone, *alone]),
         padding=padding,
         autocast=changed_share(autocast, alone),
-        shift=changed_by_codebook(*zip(*shifted, strict=True)),
+        shift=shift,
         noise=changed_by_codebook(noisy, alone),
         again=changed_by_codebook(again, alone),
     )
@@ -102,6 +106,15 @@ def changed_share(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def changed_by_codebook(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[float]:
     """The same for each codebook of items [K, T]."""
     return [changed_share([a[k] for a in found], [b[k] for b in wanted]) for k in range(wanted[0].shape[0])]
+
+
+def _can_move(geometry: AudioGeometry | PictureGeometry) -> bool:
+    """Sound, and pictures of one grid of square cells: not those of several scales, or of tokens without a place."""
+    if isinstance(geometry, AudioGeometry):
+        return True
+    whole = geometry.height % geometry.rows == 0 and geometry.width % geometry.columns == 0
+    square = geometry.height * geometry.columns == geometry.width * geometry.rows
+    return whole and square and not geometry.scales
 
 
 def _moved(tokenizer: Tokenizer, item: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

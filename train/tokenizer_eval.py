@@ -184,7 +184,8 @@ def report_table(report: TokenizerReport) -> str:
     for name, share in (("batch", stability.batch), ("padding", stability.padding), ("autocast", stability.autocast)):
         lines.append(f"  {name:<12}{_number(share, '.4%'):>10}  must be 0")
     for name, words in (("shift", "by one frame"), ("noise", "40 dB below"), ("again", "decoded and encoded again")):
-        each = " ".join(f"{share:.1%}" for share in getattr(stability, name))
+        shares = getattr(stability, name)
+        each = "-" if shares is None else " ".join(f"{share:.1%}" for share in shares)
         lines.append(f"  {name:<12}{each}  {words}, by codebook")
     speed = report.speed
     lines += ["", f"speed ({speed.unit}, one item at a time, {speed.device}, {speed.threads} threads) and peak memory"]

@@ -17,7 +17,7 @@ from tessera.tokenize.picture_net import PictureTokenizerConfig
 from tessera.tokenize.quantizer import FSQConfig, ResidualConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.tokenize.tokenizer import Encoded, make_tokenizer
-from tessera.train.code_stability import changed_share, code_stability
+from tessera.train.code_stability import _can_move, changed_share, code_stability
 from tessera.train.code_usage import codebook_use, conditional_bits, usage_growth
 from tessera.train.fidelity import log_mel_distance, ms_ssim, multi_stft, pesq, psnr, si_sdr, ssim, stoi
 from tessera.train.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
@@ -233,6 +233,12 @@ def test_pictures_are_moved_by_a_cell(picture_tokenizer, monkeypatch):
 
     monkeypatch.setattr(picture_tokenizer, "encode", encode)
     assert code_stability(picture_tokenizer, list(torch.rand(3, 1, 8, 8))).shift == [0, 0]
+
+
+@pytest.mark.parametrize("change", [{"rows": 1, "columns": 16}, {"scales": ((1, 1), (4, 4))}, {"columns": 3}])
+def test_frames_without_a_place_cannot_be_moved(picture_tokenizer, change):
+    geometry = picture_tokenizer.spec.geometry
+    assert _can_move(geometry) and not _can_move(geometry.model_copy(update=change))
 
 
 def test_peak_memory_of_a_large_tensor():
