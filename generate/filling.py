@@ -7,6 +7,7 @@ Drawn for 6 codes in 3 passes; what is kept is never changed again:
     pass 1 draws     g  h  i  d  k  l      keeps g and l
     pass 2 draws     g  m  n  d  o  l      keeps all
 
+A `bits` head has several symbols of a code, which are drawn and kept each by itself.
 How many are kept in each pass depends on the row's own number of codes alone, and each draw on (seed, pass, cell), so a
 row comes out the same in any company.
 Sources: MaskGIT (arXiv:2202.04200) for confidence, its noise and the cosine; MaskBit (arXiv:2409.16211) for cells of
@@ -40,6 +41,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda u: 1 - u,
     "square": lambda u: 1 - u**2,
     "root": lambda u: 1 - u**0.5,
+    "arccos": lambda u: math.acos(u) * 2 / math.pi,
 }
 """The share of codes that is still hidden after the share u of the passes: 1 at 0, 0 at 1."""
 
@@ -134,32 +136,33 @@ def _fill(
     coarse: Tensor | None,
     report: Callable[[int], None],
 ) -> Tensor:
-    B, K, T, device = len(seeds), lm.num_codebooks, int(lengths.max()), lm.device
+    B, T, device, symbols = len(seeds), int(lengths.max()), lm.device, lm.head.symbols
+    J = len(symbols)
     lengths = lengths.to(device)
-    filters = make_filters(sampling, K, device)
+    filters = make_filters(sampling, lm.num_codebooks, device).of(list(symbols.codebooks))
     numbers = torch.tensor(seeds, dtype=torch.long, device=device)
     inside = torch.arange(T, device=device) < lengths[:, None]
     some_end = None if bool((lengths == T).all()) else lengths
-    codes = torch.zeros(B, K, T, dtype=torch.long, device=device)
-    hidden = inside.unsqueeze(1).repeat(1, K, 1)
+    made = torch.zeros(B, J, T, dtype=torch.long, device=device)
+    hidden = inside.unsqueeze(1).repeat(1, J, 1)
     if prompt is not None:
-        codes[:, :, : prompt.shape[2]] = prompt.to(device)
+        made[:, :, : prompt.shape[2]] = symbols.split(prompt.to(device))
         hidden[:, :, : prompt.shape[2]] = False
     coarse = None if coarse is None else coarse.to(device)
     conditions = None if conditions is None else guide.conditions(conditions.to(device))
     frames = lm.config.masking.unit == "frame"
-    N, books = filling.num_passes(lm), torch.arange(K, device=device)
+    N, books = filling.num_passes(lm), torch.tensor(symbols.codebooks, device=device)
     remaining = remaining_counts(_units(hidden, frames).sum(1).tolist(), N, filling.schedule).to(device)
 
     for number in range(N):
-        given = [None if part is None else guide.rows(part) for part in (codes, hidden, some_end, coarse)]
+        given = [None if part is None else guide.rows(part) for part in (symbols.join(made), hidden, some_end, coarse)]
         logits = lm(given[0], given[1], given[2], conditions, given[3]).double()
         if not bool((logits < torch.inf).all()):
             raise ValueError("the model's logits are not numbers (NaN); its weights are damaged or its dtype too small")
-        logits_BTKV = guide(logits.transpose(1, 2).unflatten(0, (-1, B)), number, books)
-        cells = uniform(numbers, number, T * K, draw=CODES).view(B, T, K)
-        drawn_BTK = sample(logits_BTKV, cells, filters)
-        sure = logits_BTKV.log_softmax(-1).gather(-1, drawn_BTK.unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+        logits_BTJV = guide(logits.transpose(1, 2).unflatten(0, (-1, B)), number, books)
+        cells = uniform(numbers, number, T * J, draw=CODES).view(B, T, J)
+        drawn_BTJ = sample(logits_BTJV, cells, filters)
+        sure = logits_BTJV.log_softmax(-1).gather(-1, drawn_BTJ.unsqueeze(-1)).squeeze(-1).transpose(1, 2)
         sure = torch.where(hidden, sure, 0.0)
         sure = sure.sum(dim=1, keepdim=True) if frames else sure
         noise = filling.choice_temperature * (1 - (number + 1) / N)
@@ -171,11 +174,11 @@ def _fill(
         ranked = sure.transpose(1, 2).flatten(1).masked_fill(~open_, -torch.inf)
         order = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         kept = open_ & (order < (open_.sum(1) - remaining[:, number + 1])[:, None])
-        kept = kept.view(B, T, -1).transpose(1, 2).expand(B, K, T) & hidden
-        codes = torch.where(kept, drawn_BTK.transpose(1, 2), codes)
+        kept = kept.view(B, T, -1).transpose(1, 2).expand(B, J, T) & hidden
+        made = torch.where(kept, drawn_BTJ.transpose(1, 2), made)
         hidden = hidden & ~kept
         report(number + 1)
-    return codes.cpu()
+    return symbols.join(made).cpu()
 
 
 def remaining_counts(counts: Sequence[int], passes: int, schedule: str) -> Tensor:
@@ -195,7 +198,7 @@ def remaining_counts(counts: Sequence[int], passes: int, schedule: str) -> Tenso
 
 
 def _units(hidden: Tensor, frames: bool) -> Tensor:
-    """Hidden things in the order of frames: cells [B, T * K] of hidden [B, K, T], or frames [B, T] with any."""
+    """Hidden things in the order of frames: cells [B, T * J] of hidden [B, J, T], or frames [B, T] with any."""
     return hidden.any(dim=1) if frames else hidden.transpose(1, 2).flatten(1)
 
 

@@ -39,11 +39,16 @@ class BitsHeadConfig(Config):
 
 
 class BitsInput(nn.Module):
-    """ids [B, K, S] -> [B, S, D]."""
+    """ids [B, K, S] -> [B, S, D].
+
+    With hidden [B, J, S], True where a symbol of J / K groups of bits is hidden, its bits are read as neither 1 nor 0.
+    """
 
     cardinalities: Tensor
     books: Tensor
     shifts: Tensor
+    places: Tensor
+    """[n]: of how many bits each bit's codebook is."""
 
     def __init__(
         self, config: BitsInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None = None
@@ -54,13 +59,18 @@ class BitsInput(nn.Module):
         books, shifts = torch.tensor(places, device="cpu").unbind(1)
         self.register_buffer("books", books, persistent=False)
         self.register_buffer("shifts", shifts[:, None], persistent=False)
+        self.register_buffer("places", torch.tensor(bits, device="cpu")[books], persistent=False)
         self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], False)
         self.linear = nn.Linear(len(places), width, bias=False)
         self.specials = SpecialVectors(arrangement.cardinalities, arrangement.num_specials, width)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        is_code = (ids < self.cardinalities)[:, self.books]
-        signs = torch.where(is_code, 2 * (ids[:, self.books] >> self.shifts & 1) - 1, 0)
+    def forward(self, ids: Tensor, hidden: Tensor | None = None) -> Tensor:
+        known = (ids < self.cardinalities)[:, self.books]
+        if hidden is not None:
+            groups = hidden.shape[1] // ids.shape[1]
+            group = groups - 1 - self.shifts[:, 0] // (self.places // groups)  # the first group has the largest bits
+            known = known & ~hidden[:, self.books * groups + group]
+        signs = torch.where(known, 2 * (ids[:, self.books] >> self.shifts & 1) - 1, 0)
         learned = self.specials(ids)
         return self.linear(signs.transpose(1, 2).to(learned.dtype)) + learned
 

@@ -136,7 +136,7 @@ class GenerationDefaults(Config):
     """No end before this many frames."""
     passes: PositiveInt | None = None
     """Of a masked model: passes in which the codes are filled in; null: 1 for a refiner, else 12."""
-    pass_schedule: Literal["cosine", "linear", "square", "root"] = "cosine"
+    pass_schedule: Literal["cosine", "linear", "square", "root", "arccos"] = "cosine"
     """Of a masked model: how many codes each pass keeps."""
     choice_temperature: float = Field(default=0.0, ge=0)
     """Of a masked model: noise on the choice of the codes that a pass keeps; 0 keeps the surest."""

@@ -9,6 +9,9 @@ A row as the model reads it (label as prefix, 2 codebooks, some codes known; m =
     predicts        .  a1  a2   .
                    b0   .  b2  b3
 
+With a `bits` head a code is several symbols, each hidden and predicted by itself (MaskBit, arXiv:2409.16211): J of them
+in a frame, read as the bits that are known.
+
 With clusters it is the refiner of a coarse-to-fine model (arXiv:2503.16194): a TokenLM predicts the coarse labels, this
 the codes. Without, it makes codes from nothing in a few passes (MaskGIT, arXiv:2202.04200).
 """
@@ -21,8 +24,10 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
+from ..tokenize.config import ConfigError
 from ..tokenize.spec import TokenSpec
 from .arrange import Arrangement, ParallelConfig, SpecialsConfig
+from .bits import BitsInput
 from .coarse import Clustering
 from .conditions import ConditionBatch
 from .inputs import INPUTS
@@ -49,9 +54,14 @@ class MaskedConfig(LMConfig):
             )
         if self.window is not None or self.ahead is not None or self.start != "token":
             raise ValueError("a masked model has no order of steps; leave window, ahead and start out")
-        if self.head.kind not in ("parallel",):
+        if self.head.kind not in ("parallel", "bits"):
             raise ValueError(
-                f"a masked model predicts all codes at once, head '{self.head.kind}' does not; leave it out"
+                f"a masked model predicts all codes at once, head '{self.head.kind}' does not; use parallel or bits"
+            )
+        if self.head.kind == "bits" and self.input.kind != "bits":
+            raise ValueError(
+                f"a masked model with head 'bits' reads parts of codes, input '{self.input.kind}' cannot; use "
+                "input: {kind: bits}"
             )
         return self
 
@@ -80,6 +90,10 @@ class MaskedLM(TokenLM):
         self.clustering = clustering
         self.coarse_input = None
         if clustering is not None:
+            if config.head.kind != "parallel":
+                raise ConfigError(
+                    f"clusters are of whole codes, head '{config.head.kind}' predicts parts; leave it out"
+                )
             clustering.check(spec)
             arrangement = Arrangement(ParallelConfig(), clustering.clusters)
             centres = None if code_vectors is None else clustering.centres(code_vectors.detach().cpu())
@@ -99,25 +113,28 @@ class MaskedLM(TokenLM):
 
         Args:
             codes: [B, K, T] long; what is hidden or beyond a row's length does not matter.
-            mask: [B, K, T] bool, True where a code is hidden.
+            mask: [B, J, T] bool, True where a symbol of the head is hidden; J = K unless the head is `bits`.
             lengths: [B] long, frames of each row; None: all T. A row's logits depend neither on what stands beyond its
                 length nor on the other rows.
             conditions: of B rows; None only where the model has no conditions.
             coarse: [B, K, T] long, the coarse labels, for a refiner.
         Returns:
-            [B, K, T, V], -inf for codes a codebook does not have and, with candidates "cluster", for those of other
-            clusters.
+            [B, J, T, V'], -inf for values a symbol does not have and, with candidates "cluster", for the codes of
+            other clusters.
         Raises:
             ValueError: codes, lengths, conditions or labels that do not fit the model; says which.
         """
         given = lengths
-        lengths = self.arrangement.check(codes.masked_fill(mask, 0), lengths)
+        whole = mask.unflatten(1, (self.num_codebooks, -1)).all(dim=2)
+        lengths = self.arrangement.check(codes.masked_fill(whole, 0), lengths)
         batch = conditions or ConditionBatch()
         self.conditions.check(batch, codes.shape[0])
         joined = self.conditions(batch)
         steps = torch.arange(codes.shape[2], device=codes.device)
         inside = None if given is None else steps < lengths[:, None]
-        x = self._joined(self.input(self._with_specials(codes, mask, inside)), joined.summed, None)
+        ids = self._with_specials(codes, whole, inside)
+        read = self.input(ids, mask) if isinstance(self.input, BitsInput) else self.input(ids)
+        x = self._joined(read, joined.summed, None)
         if self.coarse_input is not None:
             x = x + self.coarse_input(self._checked_labels(coarse, codes, inside))
         P, seen = 0, inside
@@ -158,14 +175,16 @@ class MaskedLM(TokenLM):
         hidden = self.hide(codes, known)
         coarse = None if self.clustering is None else self.clustering.coarse(codes)
         logits = self(codes, hidden.mask, lengths, conditions, coarse)
-        wanted = torch.where(hidden.mask, codes, IGNORED).transpose(1, 2)
-        terms = cross_entropy(logits.transpose(1, 2), wanted, label_smoothing).transpose(1, 2)
+        symbols = self.head.symbols
+        wanted = torch.where(hidden.mask, symbols.split(codes), IGNORED).transpose(1, 2)
+        terms = symbols.sum(cross_entropy(logits.transpose(1, 2), wanted, label_smoothing).transpose(1, 2))
         inside = torch.arange(codes.shape[2], device=codes.device) < known[:, None, None]
         return report_loss(terms * hidden.weight[:, None, None], inside.expand_as(codes), self.loss_weights)
 
     def hide(self, codes: Tensor, lengths: Tensor) -> Hidden:
-        """What `loss` hides of codes [B, K, T] with lengths [B]."""
-        numbers = random_numbers(codes) if self.training else fixed_numbers(codes, lengths)
+        """What `loss` hides of codes [B, K, T] with lengths [B]: of their symbols [B, J, T]."""
+        symbols = self.head.symbols.split(codes)
+        numbers = random_numbers(symbols) if self.training else fixed_numbers(symbols, lengths)
         return hide(self.config.masking, lengths, *numbers)
 
     # Inside

@@ -24,9 +24,11 @@ class MaskingConfig(Config):
     """What is hidden in training."""
 
     unit: Literal["cell", "frame"] = "cell"
-    """cell: the code of one codebook in one frame. frame: all codes of a frame, together."""
-    share: Literal["uniform", "cosine"] = "cosine"
-    """How many are hidden: uniform any number alike; cosine the share cos(pi u / 2), u uniform: mostly many."""
+    """cell: the code of one codebook in one frame, or a part of it that the head predicts by itself. frame: all codes
+    of a frame, together."""
+    share: Literal["uniform", "cosine", "arccos"] = "cosine"
+    """How many are hidden: uniform any number alike; cosine the share cos(pi u / 2), u uniform: mostly many; arccos the
+    share acos(u) 2 / pi."""
     everything: float = Field(default=0.0, ge=0, le=1)
     """Share of the rows of which all codes are hidden, as in the first pass of decoding; 1: for one pass only."""
 
@@ -57,6 +59,8 @@ def hide(config: MaskingConfig, lengths: Tensor, numbers: Tensor, cells: Tensor)
     count = (numbers[:, 1].double() * units).floor() + 1
     if config.share == "cosine":
         count = (torch.cos(math.pi / 2 * numbers[:, 1].double()) * units).ceil().clamp(min=1)
+    if config.share == "arccos":
+        count = (torch.acos(numbers[:, 1].double()) * 2 / math.pi * units).ceil().clamp(min=1)
     count = torch.where(numbers[:, 0] < config.everything, units, count.long()).minimum(units)
     mask = (rank < count[:, None]).unflatten(1, ranked.shape[1:])
     return Hidden(mask.expand(-1, K, -1) if config.unit == "frame" else mask, (units / count).float())

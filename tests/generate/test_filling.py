@@ -9,6 +9,7 @@ import torch
 from tessera.generate import filling
 from tessera.generate.filling import SCHEDULES, Filling, fill_codes, remaining_counts
 from tessera.generate.sampling import Sampling
+from tessera.lm.bits import BitsHeadConfig, BitsInputConfig
 from tessera.lm.coarse import Clustering
 from tessera.lm.conditions import ConditionBatch
 from tessera.lm.masked import MaskedConfig, MaskedLM
@@ -21,11 +22,14 @@ from tiny_models import CARDINALITIES, make_conditions, strong
 LABELS = torch.tensor([[0, 1, 0, 1, -1, -1, -1], [0, 1, 2, 0, 1, 2, 0], [0, 1, 1, 1, 0, 0, -1]])
 
 
+BITS = {"head": BitsHeadConfig(groups=2), "input": BitsInputConfig()}
+
+
 def make(refines=False, condition="none", count=4, unit="cell", **settings) -> tuple[MaskedLM, ConditionBatch]:
     configs, batch = make_conditions(condition, count)
     spec = TokenSpec(
         name="tiny",
-        cardinalities=CARDINALITIES,
+        cardinalities=(16, 4, 64) if "head" in settings else CARDINALITIES,
         geometry=AudioGeometry(sample_rate=16000, samples_per_frame=4),
         fingerprint="0" * 64,
     )
@@ -48,12 +52,13 @@ def frames_of(*lengths):
 @torch.no_grad()
 def fill_one_by_one(lm, length, coarse, conditions=None, guidance=1.0, unit="cell"):
     """The slow one: the likeliest code of the surest cell (or the likeliest codes of the surest frame), then again."""
-    codes = torch.zeros(1, 3, length, dtype=torch.long)
-    hidden = torch.ones(1, 3, length, dtype=torch.bool)
+    symbols = lm.head.symbols
+    codes = torch.zeros(1, len(symbols), length, dtype=torch.long)
+    hidden = torch.ones_like(codes, dtype=torch.bool)
     while hidden.any():
-        logits = lm(codes, hidden, None, conditions, coarse)
+        logits = lm(symbols.join(codes), hidden, None, conditions, coarse)
         if guidance != 1:
-            null = lm(codes, hidden, None, conditions.null(), coarse)
+            null = lm(symbols.join(codes), hidden, None, conditions.null(), coarse)
             logits = torch.where(logits.isneginf(), logits, null + guidance * (logits - null))
         best, likeliest = logits.log_softmax(-1).max(-1)
         best = best.masked_fill(~hidden, 0.0)
@@ -64,7 +69,7 @@ def fill_one_by_one(lm, length, coarse, conditions=None, guidance=1.0, unit="cel
             cell = int(best.masked_fill(~hidden, -torch.inf).argmax())
             k, t = divmod(cell, length)
             codes[0, k, t], hidden[0, k, t] = likeliest[0, k, t], False
-    return codes
+    return symbols.join(codes)
 
 
 @pytest.mark.parametrize("unit", ["cell", "frame"])
@@ -80,6 +85,17 @@ def test_as_many_passes_as_codes_are_one_by_one_by_confidence(refines, guidance,
     for b, length in enumerate(lengths.tolist()):
         labels = None if coarse is None else coarse[b : b + 1, :, :length]
         slow = fill_one_by_one(lm, length, labels, conditions.rows(slice(b, b + 1)), guidance, unit)
+        assert torch.equal(found[b, :, :length], slow[0]) and not found[b, :, length:].any()
+
+
+@pytest.mark.parametrize("unit", ["cell", "frame"])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_parts_of_codes_are_filled_one_by_one_too(unit, guidance):
+    lm, conditions = make(False, "label", 2, unit=unit, **BITS)
+    how, greedy, lengths = Filling(18 if unit == "cell" else 3), Sampling(temperature=0), frames_of(3, 2)
+    found = fill_codes(lm, conditions, [1, 2], lengths, how, greedy, guidance)
+    for b, length in enumerate(lengths.tolist()):
+        slow = fill_one_by_one(lm, length, None, conditions.rows(slice(b, b + 1)), guidance, unit)
         assert torch.equal(found[b, :, :length], slow[0]) and not found[b, :, length:].any()
 
 
@@ -112,10 +128,10 @@ def test_a_code_once_filled_in_is_never_changed(monkeypatch):
         assert torch.equal(codes[~hidden], before[~hidden])
 
 
-@pytest.mark.parametrize("refines", [False, True])
+@pytest.mark.parametrize(("refines", "settings"), [(False, {}), (True, {}), (False, BITS)], ids=["", "refines", "bits"])
 @pytest.mark.parametrize("condition", ["none", "text"])
-def test_a_row_comes_out_the_same_in_any_company(refines, condition):
-    lm, conditions = make(refines, condition)
+def test_a_row_comes_out_the_same_in_any_company(refines, settings, condition):
+    lm, conditions = make(refines, condition, **settings)
     coarse, lengths = (make_labels(4, 6) if refines else None), frames_of(6, 2, 5, 6)
     given = conditions if condition == "text" else None
     how = Filling(4, choice_temperature=1.0)
@@ -144,6 +160,16 @@ def test_one_pass_draws_every_code_from_the_first_logits():
     noisy = fill_codes(lm, None, [3, 4], frames_of(4, 4), Filling(1, choice_temperature=9.0), coarse=coarse)
     assert torch.equal(found, noisy) and not torch.equal(found, likeliest)
     assert lm.clustering is not None and torch.equal(lm.clustering.coarse(found), coarse)
+
+
+def test_the_bits_of_a_code_are_independent_in_one_pass():
+    """The share of each code is the product of the probabilities of its parts."""
+    lm, _ = make(**BITS)
+    parts = lm(torch.zeros(1, 3, 1, dtype=torch.long), torch.ones(1, 6, 1, dtype=torch.bool))[0, :, 0].softmax(-1)
+    found = fill_codes(lm, None, list(range(4000)), torch.ones(4000, dtype=torch.long), Filling(1))[:, 1, 0]
+    wanted = (parts[2, :2, None] * parts[3, None, :2]).flatten().detach()
+    share = torch.bincount(found, minlength=4).double() / 4000
+    torch.testing.assert_close(share, wanted, rtol=0, atol=0.03)  # 4 sigma of 4000 draws
 
 
 def test_draws_follow_the_distribution():

@@ -51,7 +51,7 @@ def labels_of(lm, codes):
 
 
 @pytest.mark.parametrize("unit", ["cell", "frame"])
-@pytest.mark.parametrize("share", ["uniform", "cosine"])
+@pytest.mark.parametrize("share", ["uniform", "cosine", "arccos"])
 def test_as_many_are_hidden_as_the_share_says(unit, share):
     B, K, T = 64, 3, 5
     generator = torch.Generator().manual_seed(0)
@@ -62,9 +62,8 @@ def test_as_many_are_hidden_as_the_share_says(unit, share):
     for b in range(B):
         length, u = int(lengths[b]), float(numbers[b, 1])
         units = length * (K if unit == "cell" else 1)
-        count = (
-            math.floor(u * units) + 1 if share == "uniform" else max(1, math.ceil(math.cos(math.pi / 2 * u) * units))
-        )
+        shares = {"cosine": math.cos(math.pi / 2 * u), "arccos": math.acos(u) * 2 / math.pi}
+        count = math.floor(u * units) + 1 if share == "uniform" else max(1, math.ceil(shares[share] * units))
         assert not hidden.mask[b, :, length:].any()
         row = hidden.mask[b, :, :length]
         if unit == "frame":
@@ -255,7 +254,9 @@ def test_refusals():
         MaskedConfig(variable_length=True)
     with pytest.raises(ValueError, match="no order of steps; leave window, ahead and start out"):
         MaskedConfig(window=4)
-    with pytest.raises(ValueError, match="a masked model predicts all codes at once, head 'depth' does not"):
+    with pytest.raises(
+        ValueError, match="a masked model predicts all codes at once, head 'depth' does not; use parallel or bits"
+    ):
         MaskedConfig(head=DepthHeadConfig())
     assert isinstance(make_lm(LMConfig(width=8, heads=1), make_spec()), torch.nn.Module)
 
