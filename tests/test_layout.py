@@ -102,6 +102,9 @@ def test_no_name_of_the_standard_library():
 def test_no_name_of_a_package_we_use():
     for path in package_files():
         assert path.stem not in CORE_WITH_ONE_HOME | OPTIONAL | OTHER_PACKAGES, path
+    # A benchmark runs with its folder first on the path; transformers imports tokenizers.
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        assert path.stem not in CORE_WITH_ONE_HOME | OPTIONAL | OTHER_PACKAGES | {"tokenizers"}, path
 
 
 @pytest.mark.parametrize("folder", [folder for folder in PACKAGE_FOLDERS])

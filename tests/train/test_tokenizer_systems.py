@@ -25,7 +25,7 @@ SMALL = {
 
 
 def systems() -> list[str]:
-    """Names of the files that benchmarks/tokenizers.py trains: those on patches and on the bundled speech."""
+    """Names of the files that benchmarks/tokenizer_claims.py trains: those on patches and on the bundled speech."""
     found = []
     for path in sorted(FOLDER.glob("*.yaml")):
         data = read_yaml(path)["data"]["path"]

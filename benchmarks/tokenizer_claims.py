@@ -1,8 +1,8 @@
 """What papers say of their tokenizers, at small scale: each system beside its baseline, trained for equal steps.
 
-    python benchmarks/tokenizers.py --threads 1 --write docs/tokenizers.md [--only simvq fsq ...] [--steps 300]
+    python benchmarks/tokenizer_claims.py --threads 1 --write docs/tokenizers.md [--only simvq fsq ...] [--steps 300]
 
-The claims are in tokenizers.yaml. Every system is the config of its name in configs/tokenize, trained on patches of two
+The claims are in the YAML file. Every system is the config of its name in configs/tokenize, trained on patches of two
 photographs (python -m tessera.samples.make_patches; made here when missing) or on the bundled speech, and so is its
 baseline: the same config with another quantizer. What is trained already is not trained again (--out). Measured on
 pictures and recordings that were not trained on, except the use of codes, which is counted over 128,000 training
@@ -243,7 +243,7 @@ def page(rows: Sequence[dict], steps: int) -> str:
     lines = [
         "# What papers say of their tokenizers, at small scale",
         "",
-        f"Written by `python benchmarks/tokenizers.py --threads 1 --steps {steps} --write docs/tokenizers.md`.",
+        f"Written by `python benchmarks/tokenizer_claims.py --threads 1 --steps {steps} --write docs/tokenizers.md`.",
         "Every row is a config in `configs/tokenize`, trained for as many steps as its baseline, which is the same",
         "config with another quantizer. At this scale (16 x 16 patches of two photographs, six minutes of speech, some",
         "hundred steps) a direction can be seen or not; sizes of effects cannot.",
