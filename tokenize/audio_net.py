@@ -1,7 +1,7 @@
 """The audio tokenizer's network: an encoder, a quantizer and a decoder, each chosen by `kind`.
 
 A new kind of part is one file with a config, an encoder and a decoder, one line in the union and in each table here,
-and one entry in the list of tests/tokenize/test_networks.py. Any encoder goes with any decoder: between them are
+and one entry in the list of tests/tokenize/test_sound_networks.py. Any encoder goes with any decoder: between them are
 latents [B, T, latent_dim], one for each `hop` samples.
 
     encoder   config, sound -> .frame(samples [..., N]) -> [..., T, F], its own cut of the samples of each frame
@@ -12,21 +12,28 @@ latents [B, T, latent_dim], one for each `hop` samples.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, Tag, model_validator
 from torch import Tensor, nn
 
-from .config import Config
+from .config import Config, kind_or
 from .quantizer import Quantized, QuantizerConfig, make_quantizer
+from .sound_dac import DACConfig, DACDecoder, DACEncoder
+from .sound_seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from .sound_spectrum import AudioStackConfig, SpectrumDecoder, SpectrumEncoder
 from .spec import AudioGeometry
 from .stages import run_stages
 
-SoundPartConfig = AudioStackConfig
+SoundPartConfig = Annotated[
+    Annotated[AudioStackConfig, Tag("spectrum")]
+    | Annotated[SEANetConfig, Tag("seanet")]
+    | Annotated[DACConfig, Tag("dac")],
+    kind_or("spectrum"),  # files of before there was a choice say none
+]
 
-SOUND_ENCODERS = {"spectrum": SpectrumEncoder}
-SOUND_DECODERS = {"spectrum": SpectrumDecoder}
+SOUND_ENCODERS = {"spectrum": SpectrumEncoder, "seanet": SEANetEncoder, "dac": DACEncoder}
+SOUND_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder}
 
 
 class AudioTokenizerConfig(Config):
@@ -46,8 +53,11 @@ class AudioTokenizerConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> AudioTokenizerConfig:
-        self.encoder.check_sound(self)
-        self.decoder.check_sound(self)
+        for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):
+            try:
+                part.check_sound(self)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         return self
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, model_serializer
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -42,6 +42,15 @@ class GrowingConfig(Config):
         fields = type(self).model_fields
         unused = {name for name in self.added if getattr(self, name) == fields[name].get_default()}
         return {name: value for name, value in handler(self).items() if name not in unused}
+
+
+def kind_or(default: str) -> Discriminator:
+    """For a union of configs told apart by `kind`, where old files do not write it: no kind means `default`."""
+
+    def kind(value: Any) -> str:
+        return str(value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", default))
+
+    return Discriminator(kind)
 
 
 C = TypeVar("C", bound=Config)

@@ -1,8 +1,9 @@
 """The picture tokenizer's network: an encoder, a quantizer and a decoder, each chosen by `kind`.
 
 A new kind of part is one file with a config, an encoder and a decoder, one line in the union and in each table here,
-and one entry in the list of tests/tokenize/test_networks.py. Any encoder goes with any decoder of as many frames:
-between them are latents [B, T, latent_dim], the cells of a grid in raster order.
+and one entry in the list of tests/tokenize/test_picture_networks.py. Any encoder goes with any decoder of as many
+frames: between them are latents [B, T, latent_dim], the cells of a grid in raster order, or tokens without places,
+which are then one row.
 
     encoder   config, picture -> (pictures [B, C, height, width]) -> latents [B, T, latent_dim]
     decoder   config, picture -> (latents [B, T, latent_dim]) -> pictures [B, C, height, width], float32, about -1..1
@@ -11,20 +12,22 @@ between them are latents [B, T, latent_dim], the cells of a grid in raster order
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from .config import GrowingConfig
 from .picture_convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
+from .picture_vit1d import ViT1DConfig, ViT1DDecoder, ViT1DEncoder
+from .picture_vqgan import VQGANConfig, VQGANDecoder, VQGANEncoder
 from .quantizer import Quantized, QuantizerConfig, make_quantizer
 from .spec import PictureGeometry
 
-PicturePartConfig = ConvolutionalConfig
+PicturePartConfig = Annotated[ConvolutionalConfig | VQGANConfig | ViT1DConfig, Field(discriminator="kind")]
 
-PICTURE_ENCODERS = {"convolutional": ConvolutionalEncoder}
-PICTURE_DECODERS = {"convolutional": ConvolutionalDecoder}
+PICTURE_ENCODERS = {"convolutional": ConvolutionalEncoder, "vqgan": VQGANEncoder, "vit1d": ViT1DEncoder}
+PICTURE_DECODERS = {"convolutional": ConvolutionalDecoder, "vqgan": VQGANDecoder, "vit1d": ViT1DDecoder}
 
 
 class PictureTokenizerConfig(GrowingConfig):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .audio_net import AudioNet, AudioTokenizerConfig
 from .config import Config, ConfigError, check_config
 from .files import read_json, read_safetensors, write_json, write_safetensors
+from .padded_conv import fold_norms
 from .picture_net import PictureNet, PictureTokenizerConfig
 from .quantizer import Quantizer
 from .scales import ScalesQuantizer
@@ -315,6 +316,7 @@ def make_tokenizer(
     """Freeze a trained network, rounding its layers to the float16 they are stored in; without one, random weights
     (for tests)."""
     net = NETS[config.kind](config) if net is None else net
+    fold_norms(net)
     _round_to_storage(net)
     return FROZEN[config.kind](config, net)
 
@@ -337,6 +339,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     tensors, _ = read_safetensors(folder / "tokenizer.safetensors")
     with without_files():
         net = NETS[config.kind](config)
+    fold_norms(net)
     wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != found:

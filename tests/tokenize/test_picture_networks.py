@@ -1,0 +1,145 @@
+"""Laws of every part of a picture network: exact in any company, and any encoder goes with any decoder."""
+
+import pytest
+import torch
+
+from tessera.tokenize.config import ConfigError, check_config
+from tessera.tokenize.picture_net import PICTURE_DECODERS, PICTURE_ENCODERS, PictureNet, PictureTokenizerConfig
+from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
+
+RVQ = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vq", "size": 16}}
+VQGAN = {"kind": "vqgan", "channels": 4, "multipliers": [1, 2], "blocks": 1, "inner_dim": 6, "norm_groups": 2}
+VIT = {"kind": "vit1d", "tokens": 24, "patch": 2, "width": 16, "layers": 2, "heads": 2, "expansion": 2}
+PARTS = {
+    "convolutional": {"kind": "convolutional"},
+    "vqgan": VQGAN,
+    "vit1d": VIT,
+    "vit1d-causal": VIT | {"order": "causal"},
+    "vit1d-wide": VIT | {"patch": 4},
+}
+"""One entry for each kind of part, and for each of its choices that changes what it reads. All make 24 codes."""
+
+every = pytest.mark.parametrize("encoder", PARTS)
+any_decoder = pytest.mark.parametrize("decoder", ["convolutional", "vqgan", "vit1d"])
+
+
+def picture(encoder, decoder=None, **other):
+    data = {"kind": "picture", "name": "x", "height": 8, "width": 12, "features": 8, "blocks": 1, "latent_dim": 8}
+    data |= {"encoder": encoder, "decoder": decoder or encoder, "quantizer": RVQ}
+    return check_config(data | other, PictureTokenizerConfig)
+
+
+def tokenizer_of(encoder, decoder=None, **other):
+    torch.manual_seed(0)
+    net = PictureNet(picture(PARTS[encoder], PARTS[decoder or encoder], **other))
+    net(torch.rand(8, 3, 8, 12) * 2 - 1)
+    net.quantizer.update()  # codes start among the latents, so that many of them occur
+    return make_tokenizer(net.config, net)
+
+
+def test_every_part_is_in_the_list():
+    kinds = {part["kind"] for part in PARTS.values()}
+    assert kinds == set(PICTURE_ENCODERS) == set(PICTURE_DECODERS)
+
+
+@every
+@any_decoder
+def test_codes_do_not_depend_on_batch_or_autocast(encoder, decoder):
+    tokenizer = tokenizer_of(encoder, decoder)
+    pictures = torch.rand(5, 3, 8, 12) * 2 - 1
+    encoded = tokenizer.encode(pictures)
+    geometry = tokenizer.spec.geometry
+    assert (geometry.rows, geometry.columns) == ((1, 24) if "vit" in encoder else (4, 6))
+    assert encoded.codes.shape == (5, 2, 24) and len(encoded.codes.unique()) > 4
+    decoded = tokenizer.decode(encoded.codes)
+    assert decoded.shape == pictures.shape and float(decoded.abs().max()) <= 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(tokenizer.encode(pictures[3:4]).codes[0], encoded.codes[3])
+        assert torch.equal(tokenizer.decode(encoded.codes[3:4])[0], decoded[3])
+
+
+@every
+def test_saved_and_loaded_is_the_same_tokenizer(encoder, tmp_path):
+    tokenizer = tokenizer_of(encoder)
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.spec == tokenizer.spec == tokenizer_of(encoder).spec
+    pictures = torch.rand(2, 3, 8, 12) * 2 - 1
+    codes = tokenizer.encode(pictures).codes
+    assert torch.equal(loaded.encode(pictures).codes, codes)
+    assert torch.equal(loaded.decode(codes), tokenizer.decode(codes))
+
+
+def test_a_config_without_parts_is_the_one_of_before_there_were_any():
+    """What goes into the fingerprint of the bundled tokenizer is what went into it when it was made."""
+    data = {"kind": "picture", "name": "x", "height": 8, "width": 8, "quantizer": {"kind": "bsq", "bits": 2}}
+    assert {"encoder", "decoder"}.isdisjoint(check_config(data, PictureTokenizerConfig).model_dump())
+    parts = {"encoder": PARTS["convolutional"], "decoder": PARTS["vit1d"] | {"tokens": 16}}
+    written = check_config(data | parts, PictureTokenizerConfig).model_dump()
+    assert "encoder" not in written and written["decoder"]["kind"] == "vit1d"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every
+def test_training_reaches_every_weight(encoder, dtype):
+    torch.manual_seed(0)
+    net = PictureNet(picture(PARTS[encoder]))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found, quantized = net(torch.rand(2, 3, 8, 12) * 2 - 1)
+    assert found.dtype == torch.float32 and found.shape == (2, 3, 8, 12)
+    (found.square().mean() + sum(quantized.losses.values(), torch.zeros(())).mean()).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.any()), name
+
+
+@torch.no_grad()
+def test_causal_tokens_depend_on_those_before_them_alone():
+    net = tokenizer_of("vit1d-causal").net
+    pictures = torch.rand(2, 3, 8, 12) * 2 - 1
+    before = net.encode_pictures(pictures)
+    net.encoder.token_places[10] += torch.randn(16)
+    after = net.encode_pictures(pictures)
+    assert torch.equal(before[:, :10], after[:, :10])
+    assert not any(torch.equal(before[:, t], after[:, t]) for t in range(10, 24))
+    seen = tokenizer_of("vit1d").net  # without that order every token sees all the others
+    before = seen.encode_pictures(pictures)
+    seen.encoder.token_places[10] += torch.randn(16)
+    assert not any(torch.equal(before[:, t], seen.encode_pictures(pictures)[:, t]) for t in range(24))
+
+
+@torch.no_grad()
+def test_patches_come_back_to_where_they_were():
+    """The slow obvious way: write each patch of the decoder into its place."""
+    decoder = tokenizer_of("vit1d-wide").net.decoder
+    latents = torch.randn(1, 24, 8)
+    tokens = decoder.enter(latents)
+    cells = decoder.leave(decoder.run(torch.zeros(1, 6, 16), tokens)[:, :6])
+    wanted = torch.zeros(1, 3, 8, 12)
+    for number in range(6):
+        row, column = divmod(number, 3)
+        wanted[0, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = cells[0, number].view(3, 4, 4)
+    assert torch.equal(decoder(latents), wanted)
+
+
+def test_the_first_tokens_alone_decode_where_the_tail_was_dropped():
+    tokenizer = tokenizer_of("vit1d", quantizer={"kind": "tail", "quantizer": RVQ})
+    codes = tokenizer.encode(torch.rand(1, 3, 8, 12)).codes
+    codes[:, :, 8:] = -1
+    decoded = tokenizer.decode(codes)
+    assert decoded.shape == (1, 3, 8, 12) and bool(decoded.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder": VIT | {"tokens": 9}}, "the encoder 'vqgan' gives 4 x 6 codes, the decoder 'vit1d' takes 1 x 9"),
+        ({"encoder": VQGAN | {"multipliers": [1, 2, 2]}}, "3 multipliers are 2 halvings, but downsamplings is 1"),
+        ({"encoder": VQGAN | {"norm_groups": 3}}, "4 channels are no multiple of norm_groups 3"),
+        ({"encoder": VIT | {"patch": 5}}, "8 x 12 cannot be cut into patches of 5"),
+        ({"encoder": VIT | {"heads": 3}}, "width 16 is no multiple of heads 3"),
+        ({"encoder": VIT | {"kind": "vit2d"}}, "encoder: kind 'vit2d' is unknown; did you mean 'vit1d'"),
+    ],
+)
+def test_parts_that_do_not_fit_have_one_clear_error(change, message):
+    with pytest.raises(ConfigError, match=message):
+        picture(change.get("encoder", VQGAN), change.get("decoder", VQGAN))

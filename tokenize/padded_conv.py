@@ -1,0 +1,208 @@
+"""Convolutions over a signal that begins and ends somewhere inside the tensor, with the padding rules of the codecs.
+
+A mask says where the signal is. What pads it stands beside the signal's own ends, at every layer, not at the ends of
+the tensor: so padding of a batch changes nothing, and a window computes what a pass over everything computes.
+
+              kernel k, dilation d, stride s:            transposed, kernel 2 s:
+              (k - 1) d + 1 - s places are added         s places too many are cut
+    causal    all before the signal                      a share `trim_right` of them at the right, usually all
+    centred   half after it, and an odd one before       half at the right, and an odd one at the left
+    length    L / s                                      L * s
+
+Source: EnCodec, arXiv:2210.13438, `encodec/modules/conv.py` (MIT): the rule above, and its reflection of signals
+shorter than the padding (zeros are put after them first).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+Padding = Literal["zeros", "reflect", "replicate"]
+Norm = Literal["weight", "none"]
+
+
+class PaddedConv(nn.Module):
+    """Conv1d from [B, inputs, L] to [B, outputs, L / stride]; L is a multiple of the stride."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        causal: bool = False,
+        padding: Padding = "zeros",
+        norm: Norm = "none",
+        bias: bool = True,
+    ):
+        super().__init__()
+        total = (kernel - 1) * dilation + 1 - stride
+        after = 0 if causal else total // 2
+        self.left, self.right = total - after, after
+        self.padding: Padding = padding
+        self.up, self.down = 1, stride
+        self.conv = normed(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, bias=bias), norm)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: [B, inputs, L]; mask: [B, L], one run of True."""
+        return self.conv(pad_signal(x, mask, self.left, self.right, self.padding))
+
+    def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
+        """First and last input place that output places low..high depend on; a frame is input places 0..per_frame-1."""
+        low, high = low * self.down - self.left, high * self.down + self.down - 1 + self.right
+        if self.padding == "reflect":  # a mirror at the frame's own end shows places on the other side of it
+            low, high = min(low, 2 * (per_frame - 1) - high), max(high, -low)
+        return low, high
+
+
+class PaddedTranspose(nn.Module):
+    """ConvTranspose1d of kernel 2 * stride, from [B, inputs, L] to [B, outputs, L * stride]."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        causal: bool = False,
+        trim_right: float = 1.0,
+        norm: Norm = "none",
+        bias: bool = True,
+        groups: int = 1,
+    ):
+        super().__init__()
+        after = math.ceil(trim_right * stride) if causal else stride // 2
+        self.left, self.right = stride - after, after
+        self.up, self.down = stride, 1
+        self.conv = normed(nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride, groups=groups, bias=bias), norm)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: [B, inputs, L]; mask: [B, L]."""
+        y = self.conv(x * mask[:, None])
+        return y[..., self.left : y.shape[-1] - self.right]
+
+    def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
+        """See PaddedConv.needs."""
+        return (low + self.left) // self.up - 1, (high + self.left) // self.up
+
+
+class Pointwise(nn.Module):
+    """Something done to each place alone, among layers that take a mask."""
+
+    up = down = 1
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: [B, channels, L]."""
+        return self.inner(x)
+
+    def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
+        """See PaddedConv.needs."""
+        return low, high
+
+
+class Residual(nn.Module):
+    """shortcut(x) + layers(x), size unchanged; no shortcut: x itself."""
+
+    up = down = 1
+
+    def __init__(self, layers: list[nn.Module], shortcut: nn.Module | None = None):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: [B, channels, L]; mask: [B, L]."""
+        h = x
+        for layer in self.layers:
+            h = layer(h, mask)
+        return h + (x if self.shortcut is None else self.shortcut(x, mask))
+
+    def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
+        """See PaddedConv.needs."""
+        inner = needs_of(self.layers, low, high, per_frame)
+        return min(low, inner[0]), max(high, inner[1])
+
+
+class ConvStack(nn.ModuleList):
+    """Layers of this file over frames: [B, T, r, C] in, [B, T, R, outputs] out, with r and R places a frame."""
+
+    def __init__(self, layers: list[nn.Module], places: int):
+        """`places` is r."""
+        super().__init__(layers)
+        self.places = places
+        low, high = needs_of(layers, 0, self._places_after() - 1, places)
+        self.reach_back, self.reach_ahead = max(0, -(low // places)), max(0, high // places)
+        """Frames before and after t that output frame t depends on."""
+
+    def _places_after(self) -> int:
+        places = self.places
+        for layer in self:
+            places = places * layer.up // layer.down  # pyright: ignore[reportOperatorIssue]
+        return places
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: [B, T, r, C]; mask: [B, T], one run of True. Values of frames outside it are meaningless."""
+        signal = x.flatten(1, 2).transpose(1, 2)
+        places = self.places
+        for layer in self:
+            signal = layer(signal, mask.repeat_interleave(places, dim=1))
+            places = places * layer.up // layer.down  # pyright: ignore[reportOperatorIssue]
+        return signal.transpose(1, 2).unflatten(1, (-1, places))
+
+
+def needs_of(layers, low: int, high: int, places: int) -> tuple[int, int]:
+    """First and last input place that output places low..high of chained layers depend on; `places` a frame go in."""
+    counts = []
+    for layer in layers:
+        counts.append(places)
+        places = places * layer.up // layer.down
+    for layer, count in zip(reversed(layers), reversed(counts), strict=True):
+        low, high = layer.needs(low, high, count)
+    return low, high
+
+
+def pad_signal(x: Tensor, mask: Tensor, left: int, right: int, padding: Padding) -> Tensor:
+    """Pad each row's signal at its own ends.
+
+    Args:
+        x: [B, C, L]. mask: [B, L], one run of True (or none).
+    Returns:
+        [B, C, left + L + right]: zeros outside the signal but for `left` places before it and `right` after it.
+    """
+    x = F.pad(x * mask[:, None], (left, right))
+    if padding == "zeros" or not left + right:
+        return x
+    start, length = mask.int().argmax(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)  # [B, 1]
+    before = torch.arange(-left, 0, device=x.device).expand(len(x), -1)
+    place = torch.cat([before, length + torch.arange(right, device=x.device)], dim=1)  # counted from the signal's start
+    if padding == "replicate":
+        source = place.clamp_min(0).minimum((length - 1).clamp_min(0))
+    else:
+        last = length.clamp_min(max(left, right) + 1) - 1
+        source = last - (last - place.abs()).abs()
+    exists = (source < length)[:, None]
+    first = (start + left)[:, None]
+    values = x.gather(2, (first + source[:, None]).clamp_max(x.shape[2] - 1).expand(-1, x.shape[1], -1))
+    return x.scatter(2, (first + place[:, None]).expand_as(values), values * exists)
+
+
+def normed(layer: nn.Module, norm: Norm) -> nn.Module:
+    """The layer, its weight split into length and direction per channel where asked (arXiv:1602.07868)."""
+    return parametrizations.weight_norm(layer) if norm == "weight" else layer
+
+
+def fold_norms(net: nn.Module) -> None:
+    """Make every split weight one tensor again, in place: what a frozen network keeps and stores."""
+    for module in net.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
