@@ -55,6 +55,13 @@ def generate(
     fine_temperature: Annotated[str | None, typer.Option(help="Of coarse-to-fine models: the refiner's.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest sound.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Make exactly so many frames of sound.")] = None,
+    voice: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sound, picture or codes to follow, not to begin with, for models that can; may be repeated."
+        ),
+    ] = None,
+    voice_frames: Annotated[int | None, typer.Option(min=1, help="Use only so many frames of the voice.")] = None,
     prompt: Annotated[
         Path | None, typer.Option(help="Sound, picture or codes (.safetensors) that the samples begin with.")
     ] = None,
@@ -100,10 +107,12 @@ def generate(
     make_samples(
         loaded,
         output,
-        max(len(text or ()), len(label or ()), 1) * n,
+        max(len(text or ()), len(label or ()), len(voice or ()), 1) * n,
         as_json,
         text=_one_or_list(text),
         label=_one_or_list([label_of(loaded, one) for one in label] if label else None),
+        voice=_one_or_list(voice),
+        voice_frames=voice_frames,
         n=n,
         seed=seed,
         guidance=guidance_of(guidance),

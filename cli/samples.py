@@ -86,6 +86,14 @@ def guidance_of(text: str | None) -> Any:
     return parse_yaml(text, "--guidance")
 
 
+def voice_of(model: Model, text: str) -> dict[str, Any]:
+    """What --voice says: a label of the model, or a file whose voice to take."""
+    if text in model.labels or (model.labels and text.isdecimal()):
+        return {"label": label_of(model, text)}
+    takes_files = any(condition.kind == "codes" for condition in model.lm.config.conditions)
+    return {"voice": text} if takes_files or not model.labels else {"label": text}
+
+
 def label_of(model: Model, text: str) -> str | int:
     """A label as typed: its name, or its id where no label has that name."""
     return int(text) if text not in model.labels and text.isdecimal() else text

@@ -19,7 +19,11 @@ def tts(
     text: Annotated[str, typer.Argument(help="What to say.")],
     output: Annotated[Path, typer.Option("-o", "--out", help="A .wav or .flac file, or a directory for several.")],
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "speech",
-    voice: Annotated[str | None, typer.Option(help="A label of the model, where it has voices.")] = None,
+    voice: Annotated[
+        str | None,
+        typer.Option(help="A voice of the model by its name, or a recording (or its codes) to take it from."),
+    ] = None,
+    voice_frames: Annotated[int | None, typer.Option(min=1, help="Use only so many frames of the recording.")] = None,
     n: Annotated[int, typer.Option("-n", "--count", min=1, help="Ways of saying it.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed is another way of saying it.")] = 0,
     guidance: Annotated[str | None, typer.Option(help="1: none; higher follows the text closer.")] = None,
@@ -36,7 +40,7 @@ def tts(
     The bundled model knows English digits and the phrases of the sample data; tessera generate has all settings.
     """
     from ..generate.model import load
-    from .samples import guidance_of, label_of, make_samples, numbers
+    from .samples import guidance_of, make_samples, numbers, voice_of
 
     steadiness = numbers(temperature, "--temperature")
     loaded = load(model, device, weights=weights)  # pyright: ignore[reportArgumentType]
@@ -48,7 +52,8 @@ def tts(
         n,
         as_json,
         text=text,
-        label=None if voice is None else label_of(loaded, voice),
+        **({} if voice is None else voice_of(loaded, voice)),
+        voice_frames=voice_frames,
         n=n,
         seed=seed,
         guidance=guidance_of(guidance),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..lm.conditions import LabelConfig, TextConditionConfig
+from ..lm.conditions import CodesConditionConfig
 from ..lm.defaults import GenerationDefaults
 from ..lm.kinds import AnyLM
 from ..lm.quantise import WeightsName
@@ -18,6 +18,7 @@ from ..tokenize.config import nearest_name
 from ..tokenize.spec import AudioGeometry, TokenSpec
 from ..tokenize.text import TextTokenizer
 from ..tokenize.tokenizer import Tokenizer
+from .conditioning import SAID, Told
 from .loop import Progress
 from .prompt import Prompt, prompt_codes
 from .request import Settings, make_request, max_frames_for
@@ -32,6 +33,15 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 
 Label = int | str
+
+LACKS = {
+    "label": "has no labels",
+    "text": "reads no text",
+    "codes": "takes no voice, it has no condition of codes (to go on from a recording, give it as prompt)",
+    "embedding": "takes no embedding",
+}
+"""What is said of a model without a condition."""
+EXAMPLES = {"text": "what to say or show", "codes": "a file or codes", "embedding": "vectors [L, width]"}
 
 
 class Model:
@@ -73,6 +83,9 @@ class Model:
         *,
         label: Label | Sequence[Label] | None = None,
         text: str | Sequence[str] | None = None,
+        voice: Prompt | Sequence[Prompt] | None = None,
+        voice_frames: int | None = None,
+        embedding: Tensor | Sequence[Tensor] | None = None,
         n: int = 1,
         seed: int = 0,
         prompt: Prompt | None = None,
@@ -90,6 +103,10 @@ class Model:
         Args:
             label: a label's name or id, or a list of them.
             text: what to say or to show, or a list.
+            voice: a recording whose voice to take, or a picture to follow, or a list: media, codes [K, L] or a file, as
+                `prompt`; nothing of it is part of the result. For models with the condition `codes`.
+            voice_frames: use only so many frames of the voice.
+            embedding: vectors [L, width] of another model, or a list. For models with the condition `embedding`.
             n: samples for each entry of the lists.
             seed: sample i has the seed `seed + i`; the same seed and condition give the same sample in any company
                 (`exact=True`: also where kernels round by the size of the batch).
@@ -110,7 +127,7 @@ class Model:
         return generate(
             self.lm,
             self.tokenizer,
-            **self._ids(label, text, unconditional),
+            **self._told(label, text, voice, voice_frames, embedding, unconditional),
             n=n,
             seed=seed,
             prompt=prompt_codes(prompt, self.tokenizer, prompt_frames),
@@ -127,6 +144,9 @@ class Model:
         *,
         label: Label | None = None,
         text: str | None = None,
+        voice: Prompt | None = None,
+        voice_frames: int | None = None,
+        embedding: Tensor | None = None,
         seed: int = 0,
         prompt: Prompt | None = None,
         prompt_frames: int | None = None,
@@ -143,7 +163,7 @@ class Model:
         return stream_audio(
             self.lm,
             self.tokenizer,
-            **self._ids(label, text, unconditional),
+            **self._told(label, text, voice, voice_frames, embedding, unconditional),
             seed=seed,
             prompt=prompt_codes(prompt, self.tokenizer, prompt_frames),
             num_frames=num_frames,
@@ -157,6 +177,7 @@ class Model:
         *,
         label: Label | None = None,
         text: str | None = None,
+        voice: Prompt | None = None,
         unconditional: bool = False,
         **settings: Unpack[Settings],
     ) -> None:
@@ -165,7 +186,8 @@ class Model:
 
         Args:
             batch: samples made at a time. Each number of them is another step to be compiled.
-            label, text: an example; None: an arbitrary one. A text up to a multiple of 64 tokens serves all up to that.
+            label, text, voice: an example; None: an arbitrary one, of a voice none. A text up to a multiple of 64
+                tokens serves all up to that.
             settings: as of `generate`. What decides which operations there are (guidance or none, top_k, cache, ...)
                 must be the same there; other values may differ.
         Raises:
@@ -174,10 +196,8 @@ class Model:
         if not unconditional:
             text = "a" if text is None and label is None and self.text is not None else text
             label = 0 if label is None and self.text is None and self.labels else label
-        ids = self._ids(label, text, unconditional)
-        request = make_request(
-            self.lm, self.tokenizer, ids["label"], ids["text_ids"], batch, 0, None, None, self.defaults, settings
-        )
+        told = Told(**self._told(label, text, voice, None, None, unconditional))
+        request = make_request(self.lm, self.tokenizer, told, batch, 0, None, None, self.defaults, settings)
         warm_up(self.lm, request)
 
     def label_id(self, label: Label) -> int:
@@ -190,29 +210,52 @@ class Model:
             raise ValueError(f"'{self.name}' has the labels 0 to {len(self.labels) - 1}, found {label}")
         raise ValueError(f"'{self.name}' has no label {label!r}; {nearest_name(str(label), self.labels)}")
 
-    def _ids(
-        self, label: Label | Sequence[Label] | None, text: str | Sequence[str] | None, unconditional: bool
+    def _told(
+        self,
+        label: Label | Sequence[Label] | None,
+        text: str | Sequence[str] | None,
+        voice: Prompt | Sequence[Prompt] | None,
+        voice_frames: int | None,
+        embedding: Tensor | Sequence[Tensor] | None,
+        unconditional: bool,
     ) -> dict[str, Any]:
-        """The conditions as ids; a condition the model has not, or one it cannot do without, is an error."""
-        kinds = {type(condition) for condition in self.lm.config.conditions}
-        has_label, has_text = LabelConfig in kinds, TextConditionConfig in kinds
-        read = "text" if has_text else "label" if has_label else ""
-        if label is not None and not has_label:
-            raise ValueError(f"'{self.name}' has no labels; leave label out" + (", give a text" if has_text else ""))
-        if text is not None and not has_text:
-            raise ValueError(f"'{self.name}' reads no text; leave text out" + (", give a label" if has_label else ""))
-        if read and not unconditional and (text if has_text else label) is None:
-            example = "what to say or show" if has_text else f"one of {', '.join(self.labels[:10])}"
-            raise ValueError(f"'{self.name}' needs a {read}; give {example}, or ask for unconditional")
-        for name, given in (("label", label), ("text", text)):
-            if _is_list(given) and not given:
-                raise ValueError(f"the list of {name}s is empty; give at least one")
-        labels, texts = label, None
+        """The conditions as ids and codes; one that the model has not, or cannot do without, is an error."""
+        given = {"label": label, "text": text, "codes": voice, "embedding": embedding}
+        kinds = [condition.kind for condition in self.lm.config.conditions]
+        main = next((kind for kind in ("text", "label", "codes", "embedding") if kind in kinds), None)
+        for kind, value in given.items():
+            if value is not None and kind not in kinds:
+                instead = f", give a {SAID[main]}" if {main, kind} == {"text", "label"} else ""
+                raise ValueError(f"'{self.name}' {LACKS[kind]}; leave {SAID[kind]} out{instead}")
+            if _is_list(value) and not value:
+                raise ValueError(f"the list of {SAID[kind]}s is empty; give at least one")
+        if main is not None and not unconditional and given[main] is None:
+            example = f"one of {', '.join(self.labels[:10])}" if main == "label" else EXAMPLES[main]
+            what = f"{'an' if main == 'embedding' else 'a'} {SAID[main]}"
+            raise ValueError(f"'{self.name}' needs {what}; give {example}, or ask for unconditional")
+        told: dict[str, Any] = {"embedding": embedding}
         if label is not None:
-            labels = [self.label_id(one) for one in label] if _is_list(label) else self.label_id(label)  # type: ignore
+            told["label"] = [self.label_id(one) for one in label] if _is_list(label) else self.label_id(label)  # type: ignore
         if text is not None and self.text is not None:
-            texts = [self.text.encode(one) for one in text] if _is_list(text) else self.text.encode(text)  # type: ignore
-        return {"label": labels, "text_ids": texts}
+            told["text_ids"] = [self.text.encode(one) for one in text] if _is_list(text) else self.text.encode(text)  # type: ignore
+        if voice is None and voice_frames is not None:
+            raise ValueError(f"voice_frames is {voice_frames}, but no voice was given; give one, or leave it out")
+        if voice is not None:
+            voices = [self._voice(one, voice_frames) for one in (voice if _is_list(voice) else [voice])]
+            told["voice"] = voices if _is_list(voice) else voices[0]
+        return told
+
+    def _voice(self, voice: Prompt, num_frames: int | None) -> Tensor:
+        """Codes of a voice that the model can read."""
+        codes = prompt_codes(voice, self.tokenizer, num_frames, "voice")
+        assert codes is not None
+        longest = next(c.max_frames for c in self.lm.config.conditions if isinstance(c, CodesConditionConfig))
+        if codes.shape[-1] > longest:
+            raise ValueError(
+                f"the voice has {codes.shape[-1]} frames, '{self.name}' reads at most {longest}; give a shorter "
+                f"one, or voice_frames {longest} for its beginning"
+            )
+        return codes
 
     def _with_seconds(self, settings: Settings, max_seconds: float | None) -> Settings:
         if max_seconds is None:

@@ -13,7 +13,9 @@ from ..tokenize.tokenizer import Tokenizer
 Prompt = Tensor | str | Path
 
 
-def prompt_codes(prompt: Prompt | None, tokenizer: Tokenizer, num_frames: int | None = None) -> Tensor | None:
+def prompt_codes(
+    prompt: Prompt | None, tokenizer: Tokenizer, num_frames: int | None = None, said: str = "prompt"
+) -> Tensor | None:
     """Codes [K, t] or [B, K, t] of a prompt, None for none.
 
     Args:
@@ -21,6 +23,7 @@ def prompt_codes(prompt: Prompt | None, tokenizer: Tokenizer, num_frames: int | 
             or a picture [C, height, width]), or the path of a sound, a picture, or a file of codes
             (`tessera encode`, .safetensors). Of sound, a last frame that is not full is left out.
         num_frames: keep only the first so many frames.
+        said: what errors call it.
     Raises:
         ValueError: not one of these, codes of another tokenizer, or fewer frames than num_frames. FileNotFoundError: no
             such file.
@@ -28,28 +31,28 @@ def prompt_codes(prompt: Prompt | None, tokenizer: Tokenizer, num_frames: int | 
     if prompt is None:
         return None
     if isinstance(prompt, str | Path):
-        prompt = _read(Path(prompt), tokenizer)
+        prompt = _read(Path(prompt), tokenizer, said)
     if prompt.is_floating_point():
-        prompt = _encode(prompt, tokenizer)
+        prompt = _encode(prompt, tokenizer, said)
     if prompt.dtype != torch.long or prompt.dim() not in (2, 3):
         found = f"{prompt.dtype} {list(prompt.shape)}"
-        raise ValueError(f"a prompt is codes (long, [K, t] or [B, K, t]) or media (floating point), found {found}")
+        raise ValueError(f"a {said} is codes (long, [K, t] or [B, K, t]) or media (floating point), found {found}")
     tokenizer.check_codes(prompt if prompt.dim() == 3 else prompt[None])
     if num_frames is None:
         return prompt
     if not 1 <= num_frames <= prompt.shape[-1]:
-        raise ValueError(f"prompt_frames must be from 1 to the prompt's {prompt.shape[-1]} frames, found {num_frames}")
+        raise ValueError(f"{said}_frames must be from 1 to the {said}'s {prompt.shape[-1]} frames, found {num_frames}")
     return prompt[..., :num_frames]
 
 
-def _read(path: Path, tokenizer: Tokenizer) -> Tensor:
+def _read(path: Path, tokenizer: Tokenizer, said: str) -> Tensor:
     from ..tokenize.codes_file import read_codes
     from ..tokenize.media import read_audio, read_picture
 
     if path.suffix == ".safetensors":
         _, items = read_codes(path, tokenizer.spec)
         if len(items) != 1:
-            raise ValueError(f"{path}: holds the codes of {len(items)} items, a prompt is one; encode it by itself")
+            raise ValueError(f"{path}: holds the codes of {len(items)} items, a {said} is one; encode it by itself")
         return items[0].codes
     geometry = tokenizer.spec.geometry
     if isinstance(geometry, AudioGeometry):
@@ -57,13 +60,13 @@ def _read(path: Path, tokenizer: Tokenizer) -> Tensor:
     return read_picture(path, geometry.height, geometry.width, geometry.channels, fit="crop")
 
 
-def _encode(media: Tensor, tokenizer: Tokenizer) -> Tensor:
+def _encode(media: Tensor, tokenizer: Tokenizer, said: str) -> Tensor:
     geometry = tokenizer.spec.geometry
     if isinstance(geometry, AudioGeometry):
         full = media.shape[-1] // geometry.samples_per_frame * geometry.samples_per_frame
         if full == 0:
             raise ValueError(
-                f"the prompt has {media.shape[-1]} samples, a frame of '{tokenizer.spec.name}' has "
+                f"the {said} has {media.shape[-1]} samples, a frame of '{tokenizer.spec.name}' has "
                 f"{geometry.samples_per_frame}; give more"
             )
         media = media[..., :full]

@@ -16,6 +16,7 @@ from ..lm.kinds import AnyLM
 from ..tokenize.config import check_config
 from ..tokenize.spec import AudioGeometry, PictureGeometry
 from ..tokenize.tokenizer import Tokenizer
+from .conditioning import Told
 from .filling import Filling
 from .loop import Length
 from .programs import StepName
@@ -90,8 +91,7 @@ class Request:
 def make_request(
     lm: AnyLM,
     tokenizer: Tokenizer,
-    label: int | Sequence[int] | None,
-    text_ids: Sequence[int] | Sequence[Sequence[int]] | None,
+    told: Told,
     n: int,
     seed: int,
     prompt: Tensor | None,
@@ -101,10 +101,10 @@ def make_request(
 ) -> Request:
     """Check a call's arguments and lay them out in rows.
 
-    With a list of labels or texts there are n rows for each entry, entry by entry; row i has the seed `seed + i`.
+    With a list of conditions there are n rows for each entry, entry by entry; row i has the seed `seed + i`.
 
     Args:
-        label, text_ids: one, or a list; None: none (a model that never saw rows without it raises ValueError).
+        told: what the samples are conditioned on.
         prompt: codes [K, t] for all rows, or [B, K, t].
         num_frames: make exactly so many frames, without an end.
         defaults: what `settings` leave open.
@@ -120,15 +120,7 @@ def make_request(
         raise ValueError(f"n must be a whole number, at least 1, found {n!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be a whole number, found {seed!r}")
-    labels, texts = _as_lists(label, text_ids)
-    labels, texts = _repeat_each(labels, n), _repeat_each(texts, n)
-    count = len(labels or texts or [None] * n)
-    _check_none(lm, labels, texts)
-    kinds = {condition.kind for condition in lm.config.conditions}
-    conditions = ConditionBatch.make(
-        labels=labels or ([None] * count if "label" in kinds else None),
-        texts=texts or ([None] * count if "text" in kinds else None),
-    )
+    conditions, count = told.rows(lm, n)
     if prompt is not None:
         prompt = prompt.expand(count, -1, -1) if prompt.dim() == 2 else prompt
         if prompt.shape[0] != count:
@@ -155,37 +147,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, GuidanceConfig):
         return value.model_dump(mode="json")
     return list(value) if isinstance(value, tuple) else value
-
-
-def _as_lists(
-    label: int | Sequence[int] | None, text_ids: Sequence[int] | Sequence[Sequence[int]] | None
-) -> tuple[list[int] | None, list[Sequence[int]] | None]:
-    labels = None if label is None else list(label) if isinstance(label, Sequence) else [label]
-    texts: list | None = None
-    if text_ids is not None:
-        texts = list(text_ids) if len(text_ids) and isinstance(text_ids[0], Sequence) else [text_ids]
-    if labels is not None and not labels:
-        raise ValueError("the list of labels is empty; give at least one")
-    if labels and texts and len(labels) != len(texts):
-        if len(labels) == 1:
-            labels = labels * len(texts)
-        elif len(texts) == 1:
-            texts = texts * len(labels)
-        else:
-            raise ValueError(f"{len(labels)} labels but {len(texts)} texts; give as many, or one of either for all")
-    return labels, texts
-
-
-def _repeat_each(entries: list | None, n: int) -> list | None:
-    return None if entries is None else [entry for entry in entries for _ in range(n)]
-
-
-def _check_none(lm: AnyLM, labels: list | None, texts: list | None) -> None:
-    for condition in lm.config.conditions:
-        if condition.dropout == 0 and (labels if condition.kind == "label" else texts) is None:
-            raise ValueError(
-                f"the model was never trained without a {condition.kind} (dropout 0), but none was given; give one"
-            )
 
 
 def _sampling(tokenizer: Tokenizer, chosen: GenerationDefaults) -> Sampling:

@@ -13,6 +13,7 @@ from ..lm.masked import MaskedLM
 from ..lm.model import TokenLM
 from ..tokenize.spec import check_same_tokenizer
 from ..tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
+from .conditioning import Told
 from .loop import DecodeLoop, make_loop
 from .request import Settings, make_request
 
@@ -26,6 +27,8 @@ def stream_audio(
     *,
     label: int | None = None,
     text_ids: Sequence[int] | None = None,
+    embedding: Tensor | None = None,
+    voice: Tensor | None = None,
     seed: int = 0,
     prompt: Tensor | None = None,
     num_frames: int | None = None,
@@ -51,7 +54,8 @@ def stream_audio(
         raise ValueError(
             f"the model of '{tokenizer.spec.name}' makes all frames together, none is final before; use generate"
         )
-    request = make_request(lm, tokenizer, label, text_ids, 1, seed, prompt, num_frames, defaults, settings)
+    told = Told(label, text_ids, embedding, voice)
+    request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
     loop = make_loop(

@@ -12,6 +12,7 @@ from ..lm.defaults import GenerationDefaults
 from ..lm.kinds import AnyLM
 from ..tokenize.spec import AudioGeometry, check_same_tokenizer
 from ..tokenize.tokenizer import Tokenizer
+from .conditioning import Told
 from .loop import Generated, Progress
 from .request import Request, Settings, make_request
 from .result import Result
@@ -30,6 +31,8 @@ def generate(
     *,
     label: int | Sequence[int] | None = None,
     text_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    embedding: Tensor | Sequence[Tensor] | None = None,
+    voice: Tensor | Sequence[Tensor] | None = None,
     n: int = 1,
     seed: int = 0,
     prompt: Tensor | None = None,
@@ -45,6 +48,8 @@ def generate(
     Args:
         label: id of the label, or a list of ids; None: none.
         text_ids: ids of the text, or a list of lists; None: none.
+        embedding: given vectors [L, width], or a list; None: none.
+        voice: codes of a prompt [K, L] that samples follow but do not begin with, or a list; None: none.
         n: samples for each entry of the lists.
         seed: sample i has the seed `seed + i`, and no other randomness: alone it comes out as in the batch.
         prompt: codes [K, t] or [B, K, t] that the samples begin with; they are part of the result.
@@ -60,7 +65,8 @@ def generate(
         ValueError: an argument that cannot be met, in one line that names it.
     """
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
-    request = make_request(lm, tokenizer, label, text_ids, n, seed, prompt, num_frames, defaults, settings)
+    told = Told(label, text_ids, embedding, voice)
+    request = make_request(lm, tokenizer, told, n, seed, prompt, num_frames, defaults, settings)
     if batch < 1:
         raise ValueError(f"batch must be at least 1, found {batch}")
     return run_request(lm, tokenizer, request, exact, batch, on_progress)

@@ -300,6 +300,11 @@ class TokenLM(nn.Module):
         packed = sum(getattr(module, "num_packed", 0) for module in self.modules())
         return packed + sum(parameter.numel() for parameter in self.parameters())
 
+    def check_conditions(self, batch: ConditionBatch, num_rows: int | None = None) -> None:
+        """ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any
+        number). Ids are looked at on the CPU alone: elsewhere a look would wait for the device."""
+        self.conditions.check(batch, num_rows)
+
     # Whole sequences
 
     def forward(

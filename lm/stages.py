@@ -86,6 +86,11 @@ class CoarseToFine(nn.Module):
         """Of the first stage."""
         return self.coarse.conditions
 
+    def check_conditions(self, batch: ConditionBatch, num_rows: int | None = None) -> None:
+        """As `TokenLM.check_conditions`, of both stages."""
+        self.refiner.check_conditions(self.for_refiner(batch) or ConditionBatch(), None)
+        self.coarse.check_conditions(self.for_coarse(batch), num_rows)
+
     def for_coarse(self, conditions: ConditionBatch) -> ConditionBatch:
         """The conditions that the model of the labels reads: of a prompt of codes its labels."""
         codes, lengths = conditions.codes, conditions.codes_lengths

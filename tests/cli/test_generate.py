@@ -109,6 +109,26 @@ def test_tts(models, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["0000.wav", "0001.wav"]
 
 
+def test_a_voice_from_a_file(models, tmp_path, capsys):
+    clones, ref = models / "clones", tmp_path / "ref.wav"
+    soundfile.write(ref, torch.linspace(-0.5, 0.5, 16 * 9).numpy(), 8000, subtype="FLOAT")
+    say = ["tts", "a word", "--model", clones, "--voice"]
+    assert tessera(*say, ref, "-o", tmp_path / "a.wav") == 2
+    assert "the voice has 9 frames" in capsys.readouterr().err
+    assert tessera(*say, ref, "--voice-frames", 6, "-o", tmp_path / "a.wav") == 0
+    found = load(clones).generate(text="a word", voice=ref, voice_frames=6)
+    found.save(tmp_path / "same.wav")
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "same.wav").read_bytes()
+    call = ["generate", clones, "--text", "a word", "--voice", ref, "--voice-frames", 6]
+    assert tessera(*call, "-o", tmp_path / "b.wav") == 0
+    assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "same.wav").read_bytes()
+    assert tessera(*call, "--voice", ref, "-n", 2, "-o", tmp_path / "many") == 0
+    assert len(list((tmp_path / "many").iterdir())) == 4
+    assert tessera(*say, "star", "-o", tmp_path / "c.wav") == 0, "a label is a voice too"
+    load(clones).generate(text="a word", label="star").save(tmp_path / "same.wav")
+    assert (tmp_path / "c.wav").read_bytes() == (tmp_path / "same.wav").read_bytes()
+
+
 def test_image(models, tmp_path):
     assert tessera("image", "star", "--model", models / "shapes", "-o", tmp_path / "star.png") == 0
     assert Image.open(tmp_path / "star.png").size == (6, 4)
@@ -163,6 +183,10 @@ def test_eval(models, tmp_path, capsys):
         ("generate {shapes} --label star --max-silence 1 -o x.png", "makes pictures, which have no silence"),
         ("generate {shapes} --label star --frames 3 -o x.png", "num_frames is 3"),
         ("generate {tones} --text a --prompt nowhere.wav -o x.wav", "nowhere.wav"),
+        ("generate {tones} --text a --voice nowhere.wav -o x.wav", "takes no voice"),
+        ("tts a --model {tones} --voice nowhere.wav -o x.wav", "takes no voice"),
+        ("tts a --model {voices} --voice nowhere.wav -o x.wav", "has no label 'nowhere.wav'"),
+        ("tts a --model {clones} --voice nowhere.wav -o x.wav", "nowhere.wav"),
         ("tts a --model {shapes} -o x.wav", "does not turn text into sound"),
         ("image star --model {tones} -o x.png", "makes no pictures"),
         ("eval {shapes} --no-speed", "nothing to measure"),
@@ -171,7 +195,7 @@ def test_eval(models, tmp_path, capsys):
 )
 def test_misuse_is_one_line(models, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    words = arguments.format(shapes=models / "shapes", tones=models / "tones").split()
+    words = arguments.format(**{name: models / name for name in ("shapes", "tones", "voices", "clones")}).split()
     assert run(words) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("tessera: ") and error.count("\n") == 1

@@ -41,6 +41,11 @@ def voices(folder):
 
 
 @pytest.fixture(scope="module")
+def clones(folder):
+    return load(folder / "clones")
+
+
+@pytest.fixture(scope="module")
 def shapes(folder):
     return tessera.load(folder / "shapes", device="cpu")
 
@@ -333,7 +338,7 @@ def test_load(folder, tmp_path, monkeypatch):
     from tessera.generate import model as module
 
     monkeypatch.setattr(module, "BUNDLED", folder)
-    assert module.bundled_models() == ["shapes", "tones", "voices"]
+    assert module.bundled_models() == ["clones", "shapes", "tones", "voices"]
     assert repr(tessera.load("tones")).startswith("Model('tones': audio, conditioned on text, 0.0 M")
     assert tessera.load("shapes").suffix == ".png" and tessera.load("tones").suffix == ".wav"
     refuse("no model 'shpaes': no such directory, and no bundled model .* mean 'shapes'", lambda: load("shpaes"))

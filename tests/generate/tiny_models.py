@@ -11,7 +11,7 @@ from tessera.lm.arrange import (
     PartialFlatConfig,
 )
 from tessera.lm.bits import BitsHeadConfig
-from tessera.lm.conditions import ConditionBatch, LabelConfig, TextConditionConfig
+from tessera.lm.conditions import CodesConditionConfig, ConditionBatch, LabelConfig, TextConditionConfig
 from tessera.lm.defaults import GenerationDefaults
 from tessera.lm.depth import DepthHeadConfig, FactorHeadConfig
 from tessera.lm.model import LMConfig, TokenLM
@@ -87,7 +87,8 @@ def make_conditions(kind: str, count: int):
 
 
 def save_tiny_models(folder):
-    """Model directories "tones" (audio, text), "voices" (audio, text and label) and "shapes" (picture, label)."""
+    """Model directories "tones" (audio, text), "voices" (audio, text and label), "clones" (audio, text, label and a
+    voice of at most 8 frames) and "shapes" (picture, label)."""
     quantizer = ResidualConfig(levels=3, quantizer=VQConfig(size=16))
     stack = AudioStackConfig(width=16, layers=2, kernel=3, chunk=4)
     torch.manual_seed(0)
@@ -108,9 +109,13 @@ def save_tiny_models(folder):
     common = dict(width=16, layers=1, heads=2, arrangement=DelayConfig())
     speaks = LMConfig(**common, variable_length=True, conditions=(reads,))
     imitates = LMConfig(**common, variable_length=True, conditions=(LabelConfig(classes=4), reads))
+    clones = LMConfig(
+        **common, variable_length=True, conditions=(LabelConfig(classes=4), reads, CodesConditionConfig(max_frames=8))
+    )
     draws = LMConfig(**common, conditions=(LabelConfig(classes=4),))
     limits = GenerationDefaults(max_frames=12, min_frames=2, guidance=1.5)
     save_model(folder / "tones", strong(TokenLM(speaks, audio.spec)), audio, text, [], limits)
     save_model(folder / "voices", strong(TokenLM(imitates, audio.spec)), audio, text, names, limits)
+    save_model(folder / "clones", strong(TokenLM(clones, audio.spec)), audio, text, names, limits)
     save_model(folder / "shapes", strong(TokenLM(draws, picture.spec)), picture, None, names, GenerationDefaults())
     return folder
