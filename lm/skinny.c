@@ -10,7 +10,9 @@
 
    Sums are float32. Widths are rounded up to whole tiles, with zeros. Plain C with the vector extensions of GCC and
    Clang; only the loads are written for each processor. Where x is bfloat16 and the processor multiplies bfloat16, so
-   does this. */
+   does this. With AVX2 alone int8 and int4 would wait for their conversion to floats, not for memory: there x becomes
+   whole numbers of 16 bits, with a scale for each group of inputs (finer than bfloat16 where numbers of a group are
+   within 2^7 of the largest), and products and their sums are whole numbers within a group. */
 
 #include <math.h>
 #include <stdint.h>
@@ -26,12 +28,12 @@
 #define AVX512
 enum { LANES = 16, ROWS_AT_ONCE = 4 };
 #define KEEP(value) __asm__("" : "+v"(value)) /* in a register: GCC would load x again for every product */
-#else
-#if defined(__AVX2__)
+#elif defined(__AVX2__)
 enum { LANES = 8, ROWS_AT_ONCE = 2 };
+#define WHOLE 1
+#define KEEP(value) __asm__("" : "+x"(value))
 #else
 enum { LANES = 4, ROWS_AT_ONCE = 2 };
-#endif
 #define KEEP(value)
 #endif
 #if defined(AVX512) && defined(__AVX512BF16__)
@@ -39,9 +41,13 @@ enum { LANES = 4, ROWS_AT_ONCE = 2 };
 #else
 #define DOTS 0
 #endif
+#ifndef WHOLE
+#define WHOLE 0
+#endif
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
 enum { OUTPUTS = 4, INPUTS = 32, PARTS = INPUTS / LANES };
 enum { INT4_INPUTS = 128 };
+enum { WHOLE_GROUP = 128 }; /* inputs of x that share a scale, where weights have no groups */
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef float float4 __attribute__((vector_size(16), aligned(4)));
@@ -125,7 +131,9 @@ typedef struct {
 } Matrix;
 
 typedef struct {
-    char *x;           /* up to ROWS_AT_ONCE rows together: [inputs / 32, rows, 32], float32 or, for DOTS, bfloat16 */
+    char *x;           /* up to ROWS_AT_ONCE rows together: [inputs / 32, rows, 32], float32; bfloat16 for DOTS, int16
+                          for WHOLE */
+    float *scales;     /* WHOLE: [rows, groups], of x */
     float *group_sums; /* int4: [rows, groups], sums of x */
     float *sums;       /* [rows, outputs rounded up] */
 } Operand;
@@ -138,6 +146,8 @@ static int64_t padded_outputs(const Matrix *m) { return (m->outputs + OUTPUTS - 
 static int multiplies_halves(const Matrix *m, int half) {
     return DOTS && half && (m->kind == BFLOAT16 || m->kind == INT4);
 }
+static int multiplies_whole(const Matrix *m, int half) { return WHOLE && half && (m->kind == INT8 || m->kind == INT4); }
+static int64_t whole_group(const Matrix *m) { return m->kind == INT4 ? m->group : WHOLE_GROUP; }
 
 /* The outputs of a block of tiles, for `rows` rows of x (a constant once inlined). */
 INLINE void block_of_weights(
@@ -238,8 +248,85 @@ INLINE void block_of_dots(const Matrix *m, const Operand *operand, int64_t block
 }
 #endif
 
+#if WHOLE
+/* inner[o][b] += w[o] . x[b] for 16 inputs; `w` gives the whole numbers of output o */
+#define WHOLE_PRODUCTS(x, w) do { \
+    __m256i xs[ROWS_AT_ONCE]; \
+    EACH(b, rows) { xs[b] = _mm256_loadu_si256((const __m256i *)((x) + b * INPUTS)); KEEP(xs[b]); } \
+    EACH(o, OUTPUTS) { \
+        const __m256i numbers = w; \
+        EACH(b, rows) inner[o][b] = _mm256_add_epi32(inner[o][b], _mm256_madd_epi16(numbers, xs[b])); \
+    } } while (0)
+
+INLINE void block_of_whole8(const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
+    const int64_t inputs = padded_inputs(m), outputs = padded_outputs(m);
+    const int64_t groups = (inputs + WHOLE_GROUP - 1) / WHOLE_GROUP;
+    const char *weight = m->weight + block * OUTPUTS * inputs;
+    const int16_t *x = (const int16_t *)operand->x + first * inputs;
+    floats sums[OUTPUTS][ROWS_AT_ONCE];
+    EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = (floats){0};
+    for (int64_t g = 0, tile = 0; g < groups; g++) {
+        __m256i inner[OUTPUTS][ROWS_AT_ONCE];
+        EACH(o, OUTPUTS) EACH(b, rows) inner[o][b] = _mm256_setzero_si256();
+        for (; tile < (g + 1) * (WHOLE_GROUP / INPUTS) && tile < inputs / INPUTS; tile++) {
+            EACH(part, 2) WHOLE_PRODUCTS(x + part * 16,
+                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(weight + o * INPUTS + part * 16))));
+            x += rows * INPUTS, weight += OUTPUTS * INPUTS;
+        }
+        EACH(b, rows) EACH(o, OUTPUTS)
+            sums[o][b] += (floats)_mm256_cvtepi32_ps(inner[o][b]) * operand->scales[(first + b) * groups + g];
+    }
+    EACH(b, rows) EACH(o, OUTPUTS) operand->sums[(first + b) * outputs + block * OUTPUTS + o] = sum(sums[o][b]);
+}
+
+INLINE void block_of_whole4(const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
+    const int64_t inputs = padded_inputs(m), outputs = padded_outputs(m), groups = inputs / m->group;
+    const int64_t line = INT4_INPUTS / 2;
+    const char *weight = m->weight + block * OUTPUTS * inputs / 2;
+    const uint16_t *scales = (const uint16_t *)m->scales + block * groups * 2 * OUTPUTS;
+    const int16_t *x = (const int16_t *)operand->x + first * inputs;
+    const __m256i mask = _mm256_set1_epi16(15);
+    floats sums[OUTPUTS][ROWS_AT_ONCE];
+    __m256i inner[OUTPUTS][ROWS_AT_ONCE];
+    float4 shifts[ROWS_AT_ONCE];
+    EACH(b, rows) shifts[b] = (float4){0};
+    EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = (floats){0}, inner[o][b] = _mm256_setzero_si256();
+    int64_t in_group = 0, g = first * groups; /* of the first row */
+    for (int64_t i = 0; i < inputs; i += INT4_INPUTS, weight += OUTPUTS * line)
+        EACH(t, INT4_INPUTS / INPUTS) {
+            EACH(part, 2) WHOLE_PRODUCTS(x + part * 16, _mm256_and_si256(mask,
+                _mm256_srli_epi16(_mm256_loadu_si256((const __m256i *)(weight + o * line + part * 32)), 4 * t)));
+            x += rows * INPUTS;
+            in_group += INPUTS;
+            if (in_group == m->group) {
+                float4 offsets, of_weights;
+                EACH(o, OUTPUTS) of_weights[o] = from_bfloat16(scales[o]);
+                EACH(o, OUTPUTS) offsets[o] = from_bfloat16(scales[OUTPUTS + o]);
+                EACH(b, rows) {
+                    const float4 both = of_weights * operand->scales[b * groups + g];
+                    shifts[b] += offsets * operand->group_sums[b * groups + g];
+                    EACH(o, OUTPUTS) {
+                        sums[o][b] += (floats)_mm256_cvtepi32_ps(inner[o][b]) * both[o];
+                        inner[o][b] = _mm256_setzero_si256();
+                    }
+                }
+                in_group = 0, g++, scales += 2 * OUTPUTS;
+            }
+        }
+    EACH(b, rows) EACH(o, OUTPUTS)
+        operand->sums[(first + b) * outputs + block * OUTPUTS + o] = sum(sums[o][b]) + shifts[b][o];
+}
+#endif
+
+/* dots: 1 for products of bfloat16, 2 for products of whole numbers */
 INLINE void block_of_kind(
     int kind, int dots, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
+#if WHOLE
+    if (dots == 2) {
+        if (kind == INT4) return block_of_whole4(m, operand, block, first, rows);
+        return block_of_whole8(m, operand, block, first, rows);
+    }
+#endif
     if (kind == INT4) block_of_int4(dots, m, operand, block, first, rows);
 #if DOTS
     else if (dots) block_of_dots(m, operand, block, first, rows);
@@ -261,10 +348,14 @@ INLINE void blocks_of_kind(
 
 static void run_blocks(const Matrix *m, int dots, const Operand *operand, int64_t from, int64_t to, int64_t rows) {
     if (m->kind == FLOAT32) blocks_of_kind(FLOAT32, 0, m, operand, from, to, rows);
-    if (m->kind == INT8) blocks_of_kind(INT8, 0, m, operand, from, to, rows);
+#if WHOLE
+    if (m->kind == INT8 && dots == 2) blocks_of_kind(INT8, 2, m, operand, from, to, rows);
+    if (m->kind == INT4 && dots == 2) blocks_of_kind(INT4, 2, m, operand, from, to, rows);
+#endif
+    if (m->kind == INT8 && !dots) blocks_of_kind(INT8, 0, m, operand, from, to, rows);
 #if DOTS
-    if (m->kind == BFLOAT16 && dots) blocks_of_kind(BFLOAT16, 1, m, operand, from, to, rows);
-    if (m->kind == INT4 && dots) blocks_of_kind(INT4, 1, m, operand, from, to, rows);
+    if (m->kind == BFLOAT16 && dots == 1) blocks_of_kind(BFLOAT16, 1, m, operand, from, to, rows);
+    if (m->kind == INT4 && dots == 1) blocks_of_kind(INT4, 1, m, operand, from, to, rows);
 #endif
     if (m->kind == BFLOAT16 && !dots) blocks_of_kind(BFLOAT16, 0, m, operand, from, to, rows);
     if (m->kind == INT4 && !dots) blocks_of_kind(INT4, 0, m, operand, from, to, rows);
@@ -275,18 +366,50 @@ static int64_t room_for(const Matrix *m, int64_t rows) {
     return rows * (padded_inputs(m) + padded_inputs(m) / INPUTS + padded_outputs(m)) + 3 * 16;
 }
 
+/* The place of tile `tile` of row `b` in an operand's x, in numbers. */
+INLINE int64_t place_of(int64_t b, int64_t tile, int64_t rows, int64_t inputs) {
+    const int64_t first = b / ROWS_AT_ONCE * ROWS_AT_ONCE;
+    const int64_t together = rows - first < ROWS_AT_ONCE ? rows - first : ROWS_AT_ONCE;
+    return first * inputs + (tile * together + b - first) * INPUTS;
+}
+
+/* x [rows, inputs] rounded to bfloat16 and then to whole numbers. */
+static void lay_out_whole(const Matrix *m, const float *x, int64_t rows, const Operand *operand) {
+    const int64_t inputs = padded_inputs(m), group = whole_group(m), groups = (inputs + group - 1) / group;
+    for (int64_t b = 0; b < rows; b++)
+        for (int64_t g = 0; g < groups; g++) {
+            float numbers[WHOLE_GROUP] = {0}, largest = 0, total = 0;
+            const int64_t left = m->inputs - g * group, count = left < group ? left : group;
+            for (int64_t i = 0; i < count; i++) numbers[i] = from_bfloat16(to_bfloat16(x[b * m->inputs + g * group + i]));
+            for (int i = 0; i < WHOLE_GROUP; i++) largest = fabsf(numbers[i]) > largest ? fabsf(numbers[i]) : largest;
+            for (int i = 0; i < WHOLE_GROUP; i++) total += numbers[i];
+            operand->scales[b * groups + g] = largest / 32767 + (total - total); /* NaN stays NaN */
+            if (m->kind == INT4) operand->group_sums[b * groups + g] = total;
+            const float scale = largest > 0 ? 32767 / largest : 0;
+            for (int64_t t = 0; t * INPUTS < group && g * group + t * INPUTS < inputs; t++) {
+                int16_t *to = (int16_t *)operand->x + place_of(b, (g * group + t * INPUTS) / INPUTS, rows, inputs);
+                for (int i = 0; i < INPUTS; i++) {
+                    const float number = numbers[t * INPUTS + i] * scale;
+                    to[i] = (int16_t)(int32_t)(number + (number < 0 ? -0.5f : 0.5f));
+                }
+            }
+        }
+}
+
 /* x [rows, inputs] as the kernels read it, rounded to bfloat16 where `half`. */
 static Operand lay_out(const Matrix *m, const float *x, int64_t rows, int half, float *memory) {
     const int64_t inputs = padded_inputs(m), groups = m->kind == INT4 ? inputs / m->group : 0;
-    Operand operand = {(char *)memory, memory + rows * inputs, 0};
+    Operand operand = {(char *)memory, memory + rows * inputs / 2, memory + rows * inputs, 0};
     operand.sums = operand.group_sums + (rows * groups + 15) / 16 * 16;
     const int dots = multiplies_halves(m, half);
     memset(memory, 0, sizeof(float) * rows * (inputs + groups));
+    if (multiplies_whole(m, half)) {
+        lay_out_whole(m, x, rows, &operand);
+        return operand;
+    }
     for (int64_t b = 0; b < rows; b++) {
-        const int64_t first = b / ROWS_AT_ONCE * ROWS_AT_ONCE;
-        const int64_t together = rows - first < ROWS_AT_ONCE ? rows - first : ROWS_AT_ONCE;
         for (int64_t tile = 0; tile * INPUTS < m->inputs; tile++) {
-            const int64_t to = first * inputs + (tile * together + b - first) * INPUTS;
+            const int64_t to = place_of(b, tile, rows, inputs);
             const int64_t left = m->inputs - tile * INPUTS;
             const float *from = x + b * m->inputs + tile * INPUTS;
             float padded[INPUTS] = {0}, total = 0;
@@ -306,7 +429,7 @@ static Operand lay_out(const Matrix *m, const float *x, int64_t rows, int half, 
 /* Sums of the outputs from..to, scaled and with bias; from and to count blocks of 4. */
 static void multiply(const Matrix *m, const Operand *operand, int64_t from, int64_t to, int64_t rows, int half) {
     const int64_t outputs = padded_outputs(m);
-    run_blocks(m, multiplies_halves(m, half), operand, from, to, rows);
+    run_blocks(m, multiplies_whole(m, half) ? 2 : multiplies_halves(m, half), operand, from, to, rows);
     for (int64_t b = 0; b < rows; b++) {
         float *sums = operand->sums + b * outputs;
         const int64_t last = to * OUTPUTS < m->outputs ? to * OUTPUTS : m->outputs;
