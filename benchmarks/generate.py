@@ -4,6 +4,9 @@
     python benchmarks/generate.py runs/mine/lm/model            other models alone
     python benchmarks/generate.py --threads 2 --quick --json out.json
 
+--quick is for a minute: of the bundled models one stream of sound; of MusicGen's shape, all its layers, batch 1 and 12
+frames in up to three turns, of which transformers makes as few as its share of the time allows.
+
 The models' figures are medians of the repetitions after one to warm up, from the call of `generate` to the media on the
 CPU, language model and tokenizer together. With guidance the model runs with and without the condition. The share of
 the first audio is of the time that the whole stream of four seconds of sound takes. What the comparison with
@@ -28,6 +31,9 @@ import tessera
 from tessera.generate.model import Model, bundled_models
 from tessera.generate.speed import example_condition, measure_first_audio, measure_speed
 from tessera.tokenize.spec import AudioGeometry
+
+QUICK_SECONDS = 15.0
+"""Of the turns with transformers in --quick."""
 
 
 def main() -> None:
@@ -68,7 +74,7 @@ def compare_with_transformers(device: str, quick: bool) -> dict:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if quick:
-            return compare(torch.device(device), frames=20, turns=3)
+            return compare(torch.device(device), frames=12, turns=3, budget=QUICK_SECONDS)
         return compare(torch.device(device), batches=(1, 8, 32))
     except ImportError as error:
         print(f"no comparison with transformers: {error}", file=sys.stderr)
@@ -77,11 +83,11 @@ def compare_with_transformers(device: str, quick: bool) -> dict:
 
 def measure(model: Model, name: str, quick: bool) -> list[dict]:
     """All settings of one model, printed as they come."""
-    repeats, frames, rows = (1, 25, []) if quick else (3, None, [])
+    audio, repeats, rows = isinstance(model.spec.geometry, AudioGeometry), 1 if quick else 3, []
     guided = [1.0, 2.0] if all(c.dropout for c in model.lm.config.conditions) and model.lm.config.conditions else [1.0]
-    for count in (1, 16):
+    for count in () if quick else (1, 16):
         for guidance in guided:
-            speed = measure_speed(model, count, guidance, frames, repeats)
+            speed = measure_speed(model, count, guidance, repeats=repeats)
             spread = (max(speed.seconds) - min(speed.seconds)) / speed.median
             sound = speed.audio_seconds / speed.median
             row = {
@@ -99,24 +105,25 @@ def measure(model: Model, name: str, quick: bool) -> list[dict]:
                 f"{1000 * speed.median / speed.frames:9.2f} {sound or float('nan'):9.2f} {spread:9.1%}",
                 flush=True,
             )
-    if isinstance(model.spec.geometry, AudioGeometry):
-        seconds = measure_first_audio(model, repeats)
-        share = statistics.median(first_audio_share(model, seed) for seed in range(repeats))
+    if audio:
+        streams = [stream_times(model, seed) for seed in range(repeats)]
+        seconds = [times[0] for times in streams] if quick else measure_first_audio(model, repeats)
+        share = statistics.median(times[0] / times[-1] for times in streams)
         rows.append({"model": name, "first_audio_seconds": seconds, "first_audio_share": share})
         first = 1000 * statistics.median(seconds)
         print(f"{name:<12} first audio of stream(): {first:.0f} ms, {share:.1%} of four seconds of sound", flush=True)
     return rows
 
 
-def first_audio_share(model: Model, seed: int) -> float:
-    """Time to the first chunk of a stream of four seconds, over the time to its last."""
+def stream_times(model: Model, seed: int) -> list[float]:
+    """Seconds from the call to each chunk of a stream of four seconds."""
     geometry = model.spec.geometry
     assert isinstance(geometry, AudioGeometry)
     frames = round(4 * geometry.frame_rate)
     started, times = time.perf_counter(), []
     for _ in model.stream(seed=seed, num_frames=frames, **example_condition(model)):
         times.append(time.perf_counter() - started)
-    return times[0] / times[-1]
+    return times
 
 
 def describe_machine(device: str) -> dict:

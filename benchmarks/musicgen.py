@@ -3,13 +3,13 @@
     python benchmarks/musicgen.py --threads 2 --json out.json        (benchmarks/generate.py runs it as well)
 
 What all do: 24 layers of width 1024, 4 codebooks of 2048 codes with delays, cross-attention to 16 states, guidance 3
-(two rows a sample), top-k 250, keys and values cached, for 250 frames. transformers makes the weights and writes them,
-our loader reads them.
+(two rows a sample), top-k 250, keys and values cached, for 250 frames. transformers makes the weights of one layer and
+writes them, our loader reads them; every layer has these weights, each in memory of its own.
 
 Each figure is the median over turns in which everybody runs once, so that other work on the machine hits all alike:
 
     frames/s     frames of a sample times the batch, over the time of the whole call
-    ratio        ours over transformers' bfloat16 at the same batch, turn by turn
+    ratio        steps a second, ours over transformers' bfloat16 at the same batch, turn by turn
     bandwidth    bytes of weights and cache that the steps must read, over the time; the share is of what a product of a
                  large matrix with a vector reads in the same turn: torch's of 268 MB float32, or that of skinny.c of
                  134 MB bfloat16, whichever is faster
@@ -32,6 +32,7 @@ and torch's attention of one bfloat16 query to 250 keys, 16 heads and two rows t
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
@@ -68,12 +69,24 @@ class Contender:
     """By batch, one for each turn."""
     peak_bytes: dict[int, int] = field(default_factory=dict)
     """By batch, on a CUDA device."""
+    frames: int = 0
+    """Of each sample."""
 
 
 def compare(
-    device: torch.device, batches: Sequence[int] = (1,), frames: int = 250, turns: int = 5, layers: int = LAYERS
+    device: torch.device,
+    batches: Sequence[int] = (1,),
+    frames: int = 250,
+    turns: int = 5,
+    layers: int = LAYERS,
+    budget: float | None = None,
 ) -> dict:
-    """Measure and print; returns the figures under their names. ImportError where transformers is missing."""
+    """Measure and print; returns the figures under their names. ImportError where transformers is missing.
+
+    Args:
+        budget: seconds that the turns of a batch may take: transformers makes so few frames that three turns fit, and
+            there is at least one turn. None: as long as it takes.
+    """
     contenders = make_contenders(device, layers)
     print(
         f"\nMusicGen-small's shape, {layers} layers, {frames} frames, guidance {GUIDANCE:g}, {turns} turns, "
@@ -82,9 +95,9 @@ def compare(
     print(f"{'':<22} {'batch':>5} {'frames/s':>9} {'spread':>7} {'ratio':>6} {'GB/s':>6} {'share':>6} {'weights':>9}")
     found: dict = {"rows": []}
     for batch in batches:
-        bandwidths = take_turns(contenders, device, batch, frames, turns)
+        bandwidths = take_turns(contenders, device, batch, frames, turns, budget)
         for contender in contenders:
-            row = figures(contender, contenders[0], batch, frames, bandwidths, layers)
+            row = figures(contender, contenders[0], batch, bandwidths, layers)
             found["rows"].append(row)
             print_row(row)
             if contender is not contenders[0]:
@@ -102,7 +115,7 @@ def make_contenders(device: torch.device, layers: int = LAYERS) -> list[Contende
     logging.disable_progress_bar()
     torch.manual_seed(0)
     config = MusicgenDecoderConfig(
-        vocab_size=CODES, num_hidden_layers=layers, hidden_size=WIDTH, num_attention_heads=16, ffn_dim=4 * WIDTH,
+        vocab_size=CODES, num_hidden_layers=1, hidden_size=WIDTH, num_attention_heads=16, ffn_dim=4 * WIDTH,
         num_codebooks=BOOKS, pad_token_id=CODES, bos_token_id=CODES,
     )  # fmt: skip
     theirs = MusicgenForCausalLM(config).to(device, torch.bfloat16).eval()
@@ -124,19 +137,33 @@ def make_contenders(device: torch.device, layers: int = LAYERS) -> list[Contende
                 min_length=frames + BOOKS, max_length=frames + BOOKS,
             )  # fmt: skip
 
-    weight_bytes = sum(parameter.nbytes for parameter in theirs.parameters())
-    contenders = [Contender("transformers bfloat16", run_theirs, weight_bytes)]
+    contenders = [Contender("transformers bfloat16", run_theirs, 0)]
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         for kind in KINDS:
             lm = load_musicgen(Path(folder), device=device, dtype="bfloat16")
             if device.type == "cpu" or kind != "bfloat16":
                 pack_(lm, kind)
+            lm.transformer.blocks = repeated(lm.transformer.blocks[0], layers)
+            lm.config = lm.config.model_copy(update={"layers": layers})
             tensors = [*lm.parameters(), *lm.buffers()]
             contenders.append(
                 Contender(f"tessera {kind}", ours(lm, states), sum(x.nbytes for x in tensors), step_bytes(lm))
             )
+    decoder = theirs.model.decoder
+    decoder.layers = repeated(decoder.layers[0], layers)
+    config.num_hidden_layers = layers
+    for number, layer in enumerate(decoder.layers):  # the place in the cache
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = number
+    contenders[0].weight_bytes = sum(parameter.nbytes for parameter in theirs.parameters())
     return contenders
+
+
+def repeated(layer: torch.nn.Module, count: int) -> torch.nn.ModuleList:
+    """The layer and copies of it."""
+    return torch.nn.ModuleList([layer, *[copy.deepcopy(layer) for _ in range(count - 1)]])
 
 
 def ours(lm: TokenLM, states: Callable[[int], torch.Tensor]) -> Callable[[int, int], object]:
@@ -150,21 +177,30 @@ def ours(lm: TokenLM, states: Callable[[int], torch.Tensor]) -> Callable[[int, i
     return run
 
 
-def take_turns(contenders: list[Contender], device: torch.device, batch: int, frames: int, turns: int) -> list[float]:
+def take_turns(
+    contenders: list[Contender], device: torch.device, batch: int, frames: int, turns: int, budget: float | None
+) -> list[float]:
     """Time everybody in each turn, after a few frames to warm up; returns each turn's bandwidth, bytes a second."""
-    matrix, vector = torch.randn(1 << 14, 1 << 12, device=device), torch.randn(1, 1 << 12, device=device)
+    matrix, vector = torch.randn(1 << 10, 1 << 12, device=device).repeat(16, 1), torch.randn(1, 1 << 12, device=device)
     packed = PackedLinear(matrix, None, "bfloat16")
+    started = time.perf_counter()
     for contender in contenders:
-        contender.run(batch, 4)
-        contender.seconds[batch] = []
+        took = timed(device, lambda run=contender.run: run(batch, 2))
+        contender.seconds[batch], contender.frames = [], frames
+        if budget is not None and contender is contenders[0]:
+            steps = budget / 4 / (took / (2 + BOOKS - 1))  # a quarter for the warm-up and for ours
+            contender.frames = max(2, min(frames, int(steps) - BOOKS + 1))
+            print(f"transformers makes {contender.frames} frames a turn, the others {frames}", flush=True)
     bandwidths = []
-    for _ in range(turns):
+    for turn in range(turns):
+        if turn and budget is not None and (time.perf_counter() - started) * (turn + 1) / turn > budget:
+            break
         plain = matrix.nbytes / min(timed(device, lambda: torch.mv(matrix, vector[0])) for _ in range(5))
         bandwidths.append(max(plain, packed.num_bytes / min(timed(device, lambda: packed(vector)) for _ in range(5))))
         for contender in contenders:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            contender.seconds[batch].append(timed(device, lambda run=contender.run: run(batch, frames)))
+            contender.seconds[batch].append(timed(device, lambda one=contender: one.run(batch, one.frames)))
             if device.type == "cuda":
                 contender.peak_bytes[batch] = torch.cuda.max_memory_allocated(device)
     return bandwidths
@@ -181,12 +217,11 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def figures(
-    contender: Contender, base: Contender, batch: int, frames: int, bandwidths: list[float], layers: int
-) -> dict:
+def figures(contender: Contender, base: Contender, batch: int, bandwidths: list[float], layers: int) -> dict:
     """The figures of one contender at one batch."""
-    seconds, steps = contender.seconds[batch], frames + BOOKS - 1
-    ratios = [b / s for s, b in zip(seconds, base.seconds[batch], strict=True)]
+    frames, seconds = contender.frames, contender.seconds[batch]
+    steps, base_steps = frames + BOOKS - 1, base.frames + BOOKS - 1
+    ratios = [(b / base_steps) / (s / steps) for s, b in zip(seconds, base.seconds[batch], strict=True)]
     rows = 2 * batch
     # keys and values of all positions so far, half of them on the average, and those of the states
     cache = rows * layers * 2 * WIDTH * 2 * (steps / 2 + STATES)
