@@ -92,7 +92,7 @@ def evaluate(
     ] = FitChoice.exact,
     model: Annotated[
         str | None,
-        typer.Option(help="A coder, or a model that has one: also the bits given the frames before."),
+        typer.Option(help="A coder, or a model: also the bits given the frames before (by its coder if it has one)."),
     ] = None,
     window: Annotated[int, typer.Option(min=1, help="Frames that usage is counted over.")] = 4096,
     page: Annotated[Path | None, typer.Option(help="Also write an HTML page with pictures and sound.")] = None,
@@ -106,12 +106,12 @@ def evaluate(
     or precision of the call.
     """
     from ..train.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
-    from .tokenizers import open_coder, open_tokenizer
+    from .tokenizers import open_code_model, open_tokenizer
 
     tokenizer = open_tokenizer(folder)
-    net = None if model is None else open_coder(model, tokenizer.spec)
+    reader = None if model is None else open_code_model(model, tokenizer.spec)
     corpus = corpus_for(tokenizer.spec, data, fit.value)
-    evaluation = evaluate_tokenizer(tokenizer, corpus, items, net=net, window=window)
+    evaluation = evaluate_tokenizer(tokenizer, corpus, items, model=reader, window=window)
     report = evaluation.report
     if page is not None:
         from .tokenizer_page import write_page

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..lm.coder_net import CoderNet
+    from ..lm.model import TokenLM
     from ..tokenize.spec import TokenSpec
     from ..tokenize.tokenizer import Tokenizer
 
@@ -46,6 +47,26 @@ def open_coder(name: str | Path, spec: TokenSpec) -> CoderNet:
     net = load_coder(inside if (inside / FILES[0]).is_file() else folder)
     check_same_tokenizer(spec, net.spec, f"coder {name}")
     return net
+
+
+def open_code_model(name: str | Path, spec: TokenSpec) -> CoderNet | TokenLM:
+    """The same, or where a model's directory has no coder its language model.
+
+    Raises ValueError for a kind of language model that does not write frame by frame.
+    """
+    from ..generate.model import load
+    from ..lm.coder_net import FILES
+    from ..lm.model import TokenLM
+    from ..tokenize.spec import check_same_tokenizer
+
+    folder = _folder(name)
+    if (folder / "lm.safetensors").is_file() and not (folder / "coder" / FILES[0]).is_file():
+        lm = load(folder).lm
+        check_same_tokenizer(spec, lm.spec, f"model {name}")
+        if not isinstance(lm, TokenLM):
+            raise ValueError(f"{name}: a {type(lm).__name__} does not predict codes from those before")
+        return lm
+    return open_coder(name, spec)
 
 
 def coder_finder(model: str | None, tokenizer: str, spec: TokenSpec) -> Callable[[str], CoderNet]:

@@ -14,6 +14,8 @@ from ..lm.code_coder import Layout, symbol_costs
 from ..lm.code_context import symbol_table
 from ..lm.code_models import NetworkModel
 from ..lm.coder_net import CoderNet
+from ..lm.conditions import ConditionBatch
+from ..lm.model import TokenLM
 from ..tokenize.spec import AudioGeometry, TokenSpec
 
 WINDOW = 4096
@@ -118,6 +120,17 @@ def conditional_bits(codes: Sequence[Tensor], net: CoderNet) -> list[float]:
     costs = symbol_costs(symbols, layout, net.spec, NetworkModel(net)).sum(axis=0) / len(symbols)
     books = np.array(table.of_codebook)
     return [float(costs[books == book].sum()) for book in range(len(net.spec.cardinalities))]
+
+
+@torch.no_grad()
+def language_model_bits(codes: Sequence[Tensor], lm: TokenLM) -> list[float]:
+    """The same under a language model in eval mode that is told neither label nor text; its end ids are counted too."""
+    nats = torch.zeros(lm.num_codebooks, dtype=torch.float64)
+    for item in codes:
+        nothing = lm.conditions.with_nulls(ConditionBatch(), 1).to(lm.device)
+        report = lm.loss(item[None].to(lm.device), torch.tensor([item.shape[1]], device=lm.device), nothing)
+        nats += (report.per_codebook.double() * report.count).cpu()
+    return (nats / math.log(2) / sum(item.shape[1] for item in codes)).tolist()
 
 
 def usage_growth(codes: Tensor, points: int = 24) -> list[tuple[int, int]]:

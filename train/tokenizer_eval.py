@@ -5,6 +5,7 @@ Each has its file; here they are measured in one run over a corpus.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..lm.coder_net import CoderNet
+from ..lm.model import TokenLM
 from ..tokenize.corpus import ArraysCorpus, Corpus, FolderCorpus, open_corpus
 from ..tokenize.media import Fit, MediaError
 from ..tokenize.spec import AudioGeometry, TokenSpec
 from ..tokenize.tokenizer import Tokenizer
 from .code_stability import Stability, code_stability
-from .code_usage import WINDOW, Bits, CodebookUse, codebook_use, conditional_bits, total_bits
+from .code_usage import WINDOW, Bits, CodebookUse, codebook_use, conditional_bits, language_model_bits, total_bits
 from .fidelity import Measured, Scores
 from .tokenizer_speed import Speed, Stopwatch, largest_item_peaks
 
@@ -84,7 +86,7 @@ def evaluate_tokenizer(
     corpus: Corpus,
     max_items: int = 100,
     progress: bool = True,
-    net: CoderNet | None = None,
+    model: CoderNet | TokenLM | None = None,
     window: int = WINDOW,
 ) -> Evaluation:
     """Encode and decode items of a corpus and measure.
@@ -92,7 +94,7 @@ def evaluate_tokenizer(
     Args:
         max_items: at most so many items, spread evenly over the corpus.
         progress: show a bar on stderr.
-        net: a network for this tokenizer's codes, for the bits that they are worth to one who knows the frames before.
+        model: of this tokenizer's codes, for the bits that they are worth to one who knows the frames before.
         window: frames that usage is counted over.
     Raises:
         ValueError: no item could be read.
@@ -119,7 +121,10 @@ def evaluate_tokenizer(
     audio = isinstance(geometry, AudioGeometry)
     amount = sum(item.shape[-1] for item in media) / geometry.sample_rate if audio else len(media)
     joined = torch.cat(codes, dim=1).cpu()
-    known = conditional_bits([item.cpu() for item in codes], net) if net is not None else [None] * len(joined)
+    known: Sequence[float | None] = [None] * len(joined)
+    if model is not None:
+        measure = conditional_bits if isinstance(model, CoderNet) else language_model_bits
+        known = measure([item.cpu() for item in codes], model)  # pyright: ignore[reportArgumentType]
     codebooks = [
         codebook_use(row, size, window, bits) for row, size, bits in zip(joined, spec.cardinalities, known, strict=True)
     ]

@@ -2,15 +2,22 @@
 
 import json
 import math
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "generate"))
+
+from tiny_models import make_conditions, make_lm
+
 from tessera.cli.app import run
 from tessera.lm.coder_net import CoderConfig, CoderNet
+from tessera.lm.conditions import ConditionBatch
 from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
 from tessera.tokenize.media import write_audio
 from tessera.tokenize.picture_net import PictureTokenizerConfig
@@ -18,7 +25,7 @@ from tessera.tokenize.quantizer import FSQConfig, ResidualConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.tokenize.tokenizer import Encoded, make_tokenizer
 from tessera.train.code_stability import _can_move, changed_share, code_stability
-from tessera.train.code_usage import codebook_use, conditional_bits, usage_growth
+from tessera.train.code_usage import codebook_use, conditional_bits, language_model_bits, usage_growth
 from tessera.train.fidelity import log_mel_distance, ms_ssim, multi_stft, pesq, psnr, si_sdr, ssim, stoi
 from tessera.train.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
 from tessera.train.tokenizer_speed import peak_memory
@@ -183,6 +190,21 @@ def test_conditional_bits(picture_tokenizer):
     assert found == pytest.approx([-math.log2(likely), 4], abs=1e-3)
 
 
+@pytest.mark.parametrize("conditions", ["none", "label", "text"])
+def test_language_model_bits(conditions):
+    """All items at once, from logits, are the same as one by one."""
+    lm = make_lm("delay", variable=False, conditions=make_conditions(conditions, 1)[0]).eval()
+    generator = torch.Generator().manual_seed(0)
+    sizes = lm.spec.cardinalities
+    codes = [torch.stack([torch.randint(size, (6,), generator=generator) for size in sizes]) for _ in range(3)]
+    nulls = lm.conditions.with_nulls(ConditionBatch(), 3)
+    output = lm(torch.stack(codes), None, nulls)
+    targets = torch.where(output.mask, output.targets, 0)[..., None]
+    right = output.logits.log_softmax(-1).gather(-1, targets)[..., 0]
+    wanted = -(right * output.mask).sum(dim=(0, 2)) / math.log(2) / 18
+    assert language_model_bits(codes, lm) == pytest.approx(wanted.tolist())
+
+
 # Stability.
 
 
@@ -306,8 +328,8 @@ def test_bad_files_are_skipped_and_named(audio_tokenizer, tmp_path):
 
 
 def test_a_missing_package_is_said(picture_tokenizer, digits, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "skimage.metrics", None)
-    monkeypatch.setitem(__import__("sys").modules, "torchmetrics.functional.image", None)
+    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     corpus = corpus_for(picture_tokenizer.spec, digits)
     report = evaluate_tokenizer(picture_tokenizer, corpus, 2, progress=False).report
     assert report.fidelity["ms_ssim"].mean is None and "not installed" in report.fidelity["ms_ssim"].note
