@@ -12,14 +12,20 @@ from .sight import Rows, Sight, as_mask
 def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
     """See `attention.Attend`; rows laid end to end are attended to one by one."""
     if isinstance(mask, Rows):
+        # Taken apart and put together with the rows before the heads, as they lie in memory: nothing is transposed.
+        q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
         pieces = zip(
-            queries.split(mask.lengths, dim=2),
-            keys.split(mask.key_lengths, dim=2),
-            values.split(mask.key_lengths, dim=2),
+            q.split(mask.lengths, dim=1),
+            k.split(mask.key_lengths, dim=1),
+            v.split(mask.key_lengths, dim=1),
             mask.masks,
             strict=True,
         )
-        return torch.cat([_sdpa(q, k, v, own, mask.causal and own is None) for q, k, v, own in pieces], dim=2)
+        mixed = [
+            _sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), own, mask.causal and own is None)
+            for q, k, v, own in pieces
+        ]
+        return torch.cat([x.transpose(1, 2) for x in mixed], dim=1).transpose(1, 2)
     return _sdpa(queries, keys, values, as_mask(mask, queries, keys), causal)
 
 
