@@ -6,7 +6,8 @@
 Both have the same weights, read the same tokens and take the same steps (forward, cross-entropy, backward, AdamW of
 torch); that their losses agree is checked first. Steps of the two are timed in turn, so that what else the machine does
 meets both. A figure is the median over the steps after two to warm up; spread is (largest - smallest) / median; ratio
-is the median of the ratios of neighbouring steps. Needs transformers.
+is the median of the ratios of neighbouring steps, with the quartiles of these ratios behind it. On a machine that does
+other work take --clock process, the processor's time that the steps took (with one thread). Needs transformers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ SIZES = {
     "quick": (256, 4, 4, 4, 704, 1024, 4, 128),
     "small": (512, 8, 8, 8, 1408, 2048, 4, 256),
     "grouped": (512, 8, 8, 2, 1408, 2048, 4, 256),
+    "long": (256, 4, 4, 4, 704, 1024, 1, 1024),
+    "wide": (1024, 2, 16, 16, 2816, 2048, 1, 512),
 }
 
 
@@ -43,6 +46,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="timed steps of each")
     parser.add_argument("--sizes", nargs="*", choices=SIZES, help="default: all but quick")
     parser.add_argument("--quick", action="store_true", help="the size 'quick' alone, five steps")
+    parser.add_argument("--precisions", nargs="*", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -51,17 +56,17 @@ def main() -> None:
     names = ["quick"] if arguments.quick else arguments.sizes or [name for name in SIZES if name != "quick"]
     about = describe(arguments.device)
     print("  ".join(f"{name} {value}" for name, value in about.items()), file=sys.stderr)
-    heads = f"{'tessera tok/s':>14} {'spread':>7} {'llama tok/s':>12} {'spread':>7} {'ratio':>6}"
+    heads = f"{'tessera tok/s':>14} {'spread':>7} {'llama tok/s':>12} {'spread':>7} {'ratio':>6} quartiles"
     print(f"{'size':<9} {'precision':<9} {heads}")
     rows = []
     for name in names:
-        for precision in ("float32", "bfloat16"):
-            rows.append(compare(name, precision, steps, arguments.device))
+        for precision in arguments.precisions:
+            rows.append(compare(name, precision, steps, arguments.device, CLOCKS[arguments.clock]))
     if arguments.json:
         arguments.json.write_text(json.dumps({**about, "command": sys.argv, "rows": rows}, indent=1) + "\n")
 
 
-def compare(name: str, precision: str, steps: int, device: str) -> dict:
+def compare(name: str, precision: str, steps: int, device: str, clock: Callable[[], float]) -> dict:
     """One size in one precision, printed."""
     *_, batch, length = SIZES[name]
     lm, llama = make_pair(name, device)
@@ -81,7 +86,7 @@ def compare(name: str, precision: str, steps: int, device: str) -> dict:
     with torch.no_grad():
         found, expected = float(our_loss()), float(their_loss())
     assert abs(found - expected) < 1e-4 * expected, f"losses differ: {found} and {expected}"
-    pair = [make_step(lm, our_loss, precision, device), make_step(llama, their_loss, precision, device)]
+    pair = [make_step(lm, our_loss, precision, device, clock), make_step(llama, their_loss, precision, device, clock)]
     times: list[list[float]] = [[], []]
     for turn in range(2 + steps):
         for side in (0, 1) if turn % 2 else (1, 0):
@@ -95,23 +100,28 @@ def compare(name: str, precision: str, steps: int, device: str) -> dict:
         row[f"{who}_tokens_per_second"] = tokens / median
         row[f"{who}_spread"] = (max(times[side]) - min(times[side])) / median
         row[f"{who}_seconds"] = times[side]
-    row["ratio"] = statistics.median(theirs / ours for ours, theirs in zip(*times, strict=True))
+    ratios = [theirs / ours for ours, theirs in zip(*times, strict=True)]
+    row["ratio"] = statistics.median(ratios)
+    row["ratio_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
     print(
         f"{name:<9} {precision:<9} {row['tessera_tokens_per_second']:14.0f} {row['tessera_spread']:7.1%} "
-        f"{row['llama_tokens_per_second']:12.0f} {row['llama_spread']:7.1%} {row['ratio']:6.3f}",
+        f"{row['llama_tokens_per_second']:12.0f} {row['llama_spread']:7.1%} {row['ratio']:6.3f} "
+        f"{' - '.join(f'{quartile:.3f}' for quartile in row['ratio_quartiles'])}",
         flush=True,
     )
     return row
 
 
-def make_step(module: torch.nn.Module, loss: Callable[[], Tensor], precision: str, device: str) -> Callable[[], float]:
+def make_step(
+    module: torch.nn.Module, loss: Callable[[], Tensor], precision: str, device: str, clock: Callable[[], float]
+) -> Callable[[], float]:
     """A function that trains one step and gives its seconds."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5)
     kind = torch.device(device).type
 
     def step() -> float:
         synchronise(kind)
-        began = time.perf_counter()
+        began = clock()
         cast = torch.autocast(kind, torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
         with cast:
             value = loss()
@@ -119,7 +129,7 @@ def make_step(module: torch.nn.Module, loss: Callable[[], Tensor], precision: st
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         synchronise(kind)
-        return time.perf_counter() - began
+        return clock() - began
 
     return step
 
@@ -188,6 +198,8 @@ def weights_of(llama: torch.nn.Module, lm: TokenLM) -> dict[str, Tensor]:
         ours.update({f"transformer.blocks.{n}.{name}.weight": tensor for name, tensor in block.items()})
     return ours
 
+
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 LAYER = (
     *(f"self_attn.{part}_proj" for part in "qkvo"),
