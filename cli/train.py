@@ -73,9 +73,14 @@ def write_samples(request: SampleRequest) -> None:
 
     loaded = request.model
     model = Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults)
-    given = request.labels is not None or request.texts is not None
+    given = any(one is not None for one in (request.labels, request.texts, request.voices))
     result = model.generate(
-        label=request.labels, text=request.texts, n=1 if given else request.count, seed=request.seed
+        label=request.labels,
+        text=request.texts,
+        voice=request.voices,
+        n=1 if given else request.count,
+        seed=request.seed,
+        unconditional=not given,
     )
     asked = []
     for number, file in enumerate(result.save(request.folder)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from ..lm.coarse import Clustering
 from ..lm.conditions import ConditionBatch
 from ..tokenize.shards import Shards
 from ..tokenize.text import TextTokenizer
+from .prompts import Prompts, PromptSource
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Items:
         text: the model's text tokenizer, None when it has no text condition.
         max_frames: leave out longer items.
         clustering: hand out the coarse labels of the codes.
+        prompts: where prompts of codes come from, None when the model has no condition of codes.
     Raises:
         ValueError: a label the model does not know, an item without the label or text that the model is conditioned on,
             no items.
@@ -53,6 +55,7 @@ class Items:
         text: TextTokenizer | None,
         max_frames: int | None = None,
         clustering: Clustering | None = None,
+        prompts: PromptSource | None = None,
     ):
         self.shards = shards
         self.clustering = clustering
@@ -66,6 +69,9 @@ class Items:
             raise ValueError(
                 f"data.max_frames: no item has at most {max_frames} frames, the shortest has {all_lengths.min()}"
             )
+        self.prompts = None
+        if prompts is not None:
+            self.prompts = Prompts(prompts, self.lengths, shards.labels[used], str(shards.folder))
         self._label_ids: list[int] | None = None
         if labels is not None:
             unknown = sorted(set(shards.label_names) - set(labels))
@@ -78,8 +84,20 @@ class Items:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """Items by number (0 .. len - 1) as one batch, padded to the longest of them."""
+    def prompt(self, row: int, draw: int) -> Tensor | None:
+        """Codes [K, L] of an item's prompt; None: it has none."""
+        found = None if self.prompts is None else self.prompts.choose(int(row), draw)
+        if found is None:
+            return None
+        codes = self.shards.item(int(self.numbers[found.item])).codes[:, found.start : found.stop]
+        return codes if self.clustering is None else self.clustering.coarse(codes[None])[0]
+
+    def batch(self, rows: Sequence[int] | np.ndarray, draw: int = 0) -> Batch:
+        """Items by number (0 .. len - 1) as one batch, padded to the longest of them.
+
+        Args:
+            draw: which of their possible prompts they are given (prompts.py).
+        """
         items = [self.shards.item(int(self.numbers[row])) for row in rows]
         lengths = torch.tensor([item.codes.shape[1] for item in items])
         codes = torch.zeros(len(items), items[0].codes.shape[0], int(lengths.max()), dtype=torch.long)
@@ -107,10 +125,17 @@ class Items:
             text = torch.zeros(len(ids), int(text_lengths.max()), dtype=torch.long)
             for row, line in zip(text, ids, strict=True):
                 row[: len(line)] = torch.tensor(line)
+        told = ConditionBatch(label=label, text=text, text_lengths=text_lengths)
+        if self.prompts is not None:
+            found = [self.prompt(row, draw) for row in rows]
+            sizes = torch.tensor([0 if prompt is None else prompt.shape[1] for prompt in found])
+            prompts = codes.new_zeros(len(found), codes.shape[1], max(1, int(sizes.max())))
+            for place, prompt in zip(prompts, found, strict=True):
+                if prompt is not None:
+                    place[:, : prompt.shape[1]] = prompt
+            told = replace(told, codes=prompts, codes_lengths=sizes)
         equal = bool((lengths == lengths[0]).all())
-        return Batch(
-            codes, None if equal else lengths, ConditionBatch(label=label, text=text, text_lengths=text_lengths)
-        )
+        return Batch(codes, None if equal else lengths, told)
 
 
 def data_fingerprint(items: Items) -> str:

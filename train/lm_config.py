@@ -12,6 +12,7 @@ from ..lm.packed import check_packable
 from ..lm.patches import PatchPhase
 from ..tokenize.config import Config, ConfigError
 from .packing import PackingConfig, PaddedConfig
+from .prompts import PromptConfig
 
 
 class DataConfig(Config):
@@ -26,6 +27,8 @@ class DataConfig(Config):
     pool_batches: PositiveInt = 16
     """Batches that are sorted by length together: more wastes less on padding, fewer mixes better. Of packing
     padded."""
+    prompt: PromptConfig | None = None
+    """Where the prompt of an item comes from, for an lm with the condition codes."""
     packing: PackingConfig = PaddedConfig()
     """How items of different lengths make a batch. padded: side by side. best_fit: end to end, without padding."""
 
@@ -150,6 +153,21 @@ class TrainConfig(Config):
             )
         if self.clusters is not None and self.lm.kind == "next_scale":
             raise ValueError("clusters: a next-scale model predicts the codes themselves; leave clusters out")
+        kinds = [condition.kind for condition in self.lm.conditions]
+        if "codes" in kinds and self.data.prompt is None:
+            raise ValueError(
+                "lm.conditions has codes, but data.prompt does not say where an item's prompt comes from; set it to "
+                "{kind: same_label} or {kind: crop}"
+            )
+        if self.data.prompt is not None and "codes" not in kinds:
+            raise ValueError(
+                "data.prompt is for an lm with the condition codes; add it to lm.conditions, or leave it out"
+            )
+        if "embedding" in kinds:
+            raise ValueError(
+                "lm.conditions: shards hold no vectors for the condition embedding; train such a model from Python, or "
+                "leave it out"
+            )
         if self.data.packing.kind != "padded":
             check_packable(self.lm)
             if self.train.patches:

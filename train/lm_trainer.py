@@ -158,7 +158,7 @@ class LMTrainer:
         K = len(totals)
         gathered = torch.zeros(K + 1, dtype=torch.float64, device=device)
         for number, micro in micro_batches(rows_or_bins, self.micro, self.world.rank, self.world.size):
-            batch = items.batch(np.hstack(micro)).to(device)
+            batch = items.batch(np.hstack(micro), self.state.step).to(device)
             torch.manual_seed(mix(self.config.seed, 1, self.state.step, number))  # dropout, of layers and of conditions
             loss, sums, _ = self.engine.model(batch.codes, batch.lengths, batch.conditions, totals, side)
             self.engine.backward(loss)

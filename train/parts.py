@@ -21,6 +21,7 @@ from ..tokenize.text import MODEL_FILE, ByteTextConfig, SentencePieceConfig, Tex
 from ..tokenize.tokenizer import Tokenizer, load_tokenizer
 from .data import Items
 from .lm_config import TrainConfig
+from .prompts import PromptSource
 from .sampler import mix
 from .world import World
 
@@ -90,16 +91,24 @@ def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
     except ConfigError as error:
         raise ConfigError(f"lm.{error} (data.shards {config.data.shards})") from None
     known = labels if label_config is not None else None
-    items = Items(shards, known, text, config.data.max_frames, labelled)
+    prompts = _prompts(config)
+    items = Items(shards, known, text, config.data.max_frames, labelled, prompts)
     test = None
     if config.data.test is not None:
         test_shards = Shards(config.data.test)
         check_same_tokenizer(test_shards.spec, shards.spec, f"data.test {config.data.test}")
-        test = Items(test_shards, known, text, config.data.max_frames, labelled)
+        test = Items(test_shards, known, text, config.data.max_frames, labelled, prompts)
     coarse = None
     if config.export.coarse_model is not None:
         coarse = _open_coarse(config.export.coarse_model, clustering, text, known)
     return Parts(lm_config, tokenizer.spec, tokenizer, text, labels if known else [], items, test, clustering, coarse)
+
+
+def _prompts(config: TrainConfig) -> PromptSource | None:
+    longest = next((condition.max_frames for condition in config.lm.conditions if condition.kind == "codes"), None)
+    if config.data.prompt is None or longest is None:
+        return None
+    return PromptSource(config.data.prompt, longest, config.seed)
 
 
 def _open_coarse(

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from ..lm.weights import LoadedModel
 from .data import Items
 from .parts import Parts
@@ -21,6 +23,8 @@ class SampleRequest:
     """Labels to generate, None for a model without a label condition."""
     texts: list[str] | None
     """Texts to generate, None for a model without a text condition."""
+    voices: list[Tensor] | None
+    """Codes [K, L] of prompts to follow, None for a model without the condition, or where no item has one."""
     count: int
     """Samples; as many as there are labels or texts."""
     seed: int
@@ -33,8 +37,14 @@ def make_request(model: LoadedModel, parts: Parts, folder: Path, count: int, see
     """Ask for all labels in turn, and for the texts of the first test items (where there are none: training items)."""
     labels = [model.labels[number % len(model.labels)] for number in range(count)] if model.labels else None
     texts = _texts(parts.test or parts.items, count) if model.text is not None else None
+    voices = [found for row in range(count) if (found := _prompt(parts.test or parts.items, row)) is not None]
     folder.mkdir(parents=True, exist_ok=True)
-    return SampleRequest(model, folder, labels, texts, count, seed)
+    return SampleRequest(model, folder, labels, texts, voices if len(voices) == count else None, count, seed)
+
+
+def _prompt(items: Items, row: int) -> Tensor | None:
+    """The prompt of the item whose text is said."""
+    return items.prompt(row % len(items), 0)
 
 
 def _texts(items: Items, count: int) -> list[str]:

@@ -1,0 +1,137 @@
+"""Prompts of training items: where they come from, that they are always the same, and runs that use them."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tessera.tokenize.config import ConfigError, check_config
+from tessera.tokenize.files import read_safetensors
+from tessera.tokenize.shards import Shards
+from tessera.train.data import Items
+from tessera.train.lm_config import TrainConfig
+from tessera.train.lm_trainer import LMTrainer, train_lm
+from tessera.train.prompts import CropPromptConfig, Prompts, PromptSource, SameLabelPromptConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_lm_trainer import make_config
+
+LENGTHS = np.array([9, 4, 6, 2, 7, 5, 8])
+LABELS = np.array([0, 1, 0, 2, 1, 0, -1])
+
+
+def make(config, max_frames=5, seed=3, labels=LABELS):
+    return Prompts(PromptSource(config, max_frames, seed), LENGTHS, labels, "here")
+
+
+def test_another_item_of_the_same_label():
+    prompts = make(SameLabelPromptConfig(min_frames=3))
+    seen = set()
+    for draw in range(200):
+        for item, label in enumerate(LABELS.tolist()):
+            found = prompts.choose(item, draw)
+            if label in (2, -1):
+                assert found is None, "no other item has its label"
+                continue
+            assert found.item != item and LABELS[found.item] == label
+            frames, length = found.stop - found.start, LENGTHS[found.item]
+            assert min(3, length) <= frames <= 5 and 0 <= found.start and found.stop <= length
+            seen.add((item, found.item, frames))
+    others = {(item, other) for item, other, _ in seen}
+    assert others == {
+        (a, b) for a in range(7) for b in range(7) if a != b and LABELS[a] == LABELS[b] < 2 and LABELS[a] >= 0
+    }
+    assert {frames for _, other, frames in seen if other == 0} == {3, 4, 5}
+
+
+def test_a_stretch_of_the_item_itself():
+    prompts = make(CropPromptConfig(min_frames=2, max_share=0.5))
+    for item, length in enumerate(LENGTHS.tolist()):
+        found = [prompts.choose(item, draw) for draw in range(100)]
+        longest = max(1, min(5, length // 2))
+        assert {one.item for one in found} == {item}
+        assert {one.stop - one.start for one in found} == set(range(min(2, longest), longest + 1))
+        assert min(one.start for one in found) == 0 and max(one.stop for one in found) == length
+
+
+def test_a_pure_function_of_seed_draw_and_item():
+    one, again, other = make(CropPromptConfig()), make(CropPromptConfig()), make(CropPromptConfig(), seed=4)
+    draws = [(item, draw) for draw in range(20) for item in range(7)]
+    found = [one.choose(*pair) for pair in draws]
+    assert found[::-1] == [again.choose(*pair) for pair in draws[::-1]]
+    assert found != [other.choose(*pair) for pair in draws]
+    assert len({found[20 * 0 + 0], *(one.choose(0, draw) for draw in range(20))}) > 5
+
+
+def test_labels_are_needed():
+    with pytest.raises(ConfigError, match="same_label: no two items of here have the same label; add labels"):
+        make(SameLabelPromptConfig(), labels=np.full(7, -1))
+    make(CropPromptConfig(), labels=np.full(7, -1))
+
+
+def test_a_batch_holds_them(tiny_data):
+    shards = Shards(tiny_data / "train")
+    items = Items(shards, None, None, 7, None, PromptSource(SameLabelPromptConfig(), 4, 1))
+    rows = [0, 3, 5]
+    batch = items.batch(rows, draw=9)
+    for b, row in enumerate(rows):
+        prompt, length = items.prompt(row, 9), int(batch.conditions.codes_lengths[b])
+        assert torch.equal(batch.conditions.codes[b, :, :length], prompt)
+        found = items.prompts.choose(row, 9)
+        assert shards.labels[items.numbers[found.item]] == shards.labels[items.numbers[row]]
+        whole = shards.item(int(items.numbers[found.item])).codes
+        assert torch.equal(whole[:, found.start : found.stop], prompt)
+    alone = items.batch([5], draw=9).conditions
+    assert torch.equal(alone.codes[0], batch.conditions.codes[2, :, : alone.codes.shape[2]])
+    drawn = [items.batch(rows, draw=draw).conditions for draw in range(6)]
+    assert len({str(one.codes.tolist()) for one in drawn}) > 3
+
+
+def test_a_run_killed_and_resumed_equals_left_alone_and_samples_have_voices(tiny_data, tmp_path, monkeypatch):
+    asked = []
+    conditions = [{"kind": "codes", "max_frames": 4, "dropout": 0.2}]
+
+    def train(out, prompt="same_label", **more):
+        data = {"shards": str(tiny_data / "train"), "test": str(tiny_data / "test"), "prompt": {"kind": prompt}}
+        lm = {"width": 16, "layers": 1, "heads": 2, "variable_length": True, "conditions": conditions}
+        config = make_config(tiny_data, {"data": data, "lm": lm}, steps=4, save_every=1, sample_every=4, samples=3)
+        assert train_lm(config, out, sample=asked.append, **more)
+        return read_safetensors(out / "model" / "lm.safetensors")[0]
+
+    whole, step = train(tmp_path / "whole"), LMTrainer._train_step
+    assert [len(request.voices) for request in asked] == [3] and all(v.shape[0] == 2 for v in asked[0].voices)
+
+    def dies(self, stop):
+        if self.state.step == 2:
+            raise RuntimeError("killed")
+        return step(self, stop)
+
+    monkeypatch.setattr(LMTrainer, "_train_step", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "run")
+    monkeypatch.setattr(LMTrainer, "_train_step", step)
+    resumed, other = train(tmp_path / "run", resume=True), train(tmp_path / "other", "crop")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not all(torch.equal(whole[name], other[name]) for name in whole)
+
+
+BASE = {
+    "name": "x",
+    "data": {"shards": "s"},
+    "tokenizer": "t",
+    "lm": {"conditions": [{"kind": "codes", "max_frames": 4}]},
+    "train": {"steps": 1, "batch": 1, "lr": 0.1},
+}
+
+
+def test_the_config_says_where_they_come_from():
+    with pytest.raises(ConfigError, match="data.prompt does not say where an item's prompt comes from"):
+        check_config(BASE, TrainConfig)
+    prompted = {**BASE, "data": {"shards": "s", "prompt": {"kind": "crop"}}}
+    assert check_config(prompted, TrainConfig).data.prompt == CropPromptConfig()
+    with pytest.raises(ConfigError, match="data.prompt is for an lm with the condition codes"):
+        check_config({**prompted, "lm": {}}, TrainConfig)
+    with pytest.raises(ConfigError, match="shards hold no vectors for the condition embedding"):
+        check_config({**BASE, "lm": {"conditions": [{"kind": "embedding", "width": 4}]}}, TrainConfig)
