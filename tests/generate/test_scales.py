@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tessera.generate.conditioning import Told
 from tessera.generate.model import Model
 from tessera.generate.noise import uniform
 from tessera.generate.request import make_request
@@ -163,7 +164,7 @@ def test_requests_that_cannot_be_met():
 
     def request(**settings):
         prompt = settings.pop("prompt", None)
-        return make_request(lm, tokenizer, None, None, 1, 0, prompt, None, None, settings)
+        return make_request(lm, tokenizer, Told(), 1, 0, prompt, None, None, settings)
 
     with pytest.raises(ValueError, match="draft was set, but a next-scale model makes whole scales"):
         make_codes(lm, request(draft=2), False)
