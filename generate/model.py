@@ -225,7 +225,7 @@ class Model:
         main = next((kind for kind in ("text", "label", "codes", "embedding") if kind in kinds), None)
         for kind, value in given.items():
             if value is not None and kind not in kinds:
-                instead = f", give a {SAID[main]}" if {main, kind} == {"text", "label"} else ""
+                instead = f", give a {SAID[main]}" if main is not None and {main, kind} == {"text", "label"} else ""
                 raise ValueError(f"'{self.name}' {LACKS[kind]}; leave {SAID[kind]} out{instead}")
             if _is_list(value) and not value:
                 raise ValueError(f"the list of {SAID[kind]}s is empty; give at least one")
@@ -241,7 +241,7 @@ class Model:
         if voice is None and voice_frames is not None:
             raise ValueError(f"voice_frames is {voice_frames}, but no voice was given; give one, or leave it out")
         if voice is not None:
-            voices = [self._voice(one, voice_frames) for one in (voice if _is_list(voice) else [voice])]
+            voices = [self._voice(one, voice_frames) for one in (voice if _is_list(voice) else [voice])]  # type: ignore
             told["voice"] = voices if _is_list(voice) else voices[0]
         return told
 

@@ -97,9 +97,9 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention)
 
 
-def _interpreted(*tensors: Tensor, **options: Any) -> Any:
+def _interpreted(queries: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
-        return flex_attention(*tensors, **options)
+        return flex_attention(queries, keys, values, **options)

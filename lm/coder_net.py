@@ -106,6 +106,7 @@ class CoderNet(nn.Module):
         self.register_buffer("exponential", _exponential())
         self.frozen = False
         for layer in self.out:
+            assert isinstance(layer, nn.Linear)
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 

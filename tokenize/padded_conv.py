@@ -147,7 +147,7 @@ class ConvStack(nn.ModuleList):
     def _places_after(self) -> int:
         places = self.places
         for layer in self:
-            places = places * layer.up // layer.down  # pyright: ignore[reportOperatorIssue]
+            places = places * int(layer.up) // int(layer.down)  # pyright: ignore[reportArgumentType]
         return places
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class ConvStack(nn.ModuleList):
         places = self.places
         for layer in self:
             signal = layer(signal, mask.repeat_interleave(places, dim=1))
-            places = places * layer.up // layer.down  # pyright: ignore[reportOperatorIssue]
+            places = places * int(layer.up) // int(layer.down)  # pyright: ignore[reportArgumentType]
         return signal.transpose(1, 2).unflatten(1, (-1, places))
 
 

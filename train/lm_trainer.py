@@ -150,7 +150,7 @@ class LMTrainer:
 
     def _train_step(self, stop: StopRequest) -> bool:
         """One optimizer step; returns whether any process was asked to stop."""
-        rows_or_bins = self.sampler.batch(self.state.step)
+        rows_or_bins: Any = self.sampler.batch(self.state.step)
         rows = np.hstack(rows_or_bins)
         items, device = self.parts.items, self.world.device
         totals = self.count_terms(items.lengths[rows])
