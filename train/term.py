@@ -83,7 +83,8 @@ class InnerView:
     batch: MediaBatch
     latents: Tensor
     """[B, T, D] float32, of the encoder."""
-    quantized: Quantized
+    quantized: Quantized | None
+    """None in a stage whose latents go on as they are."""
     quantizer: Quantizer
     geometry: AudioGeometry | PictureGeometry
 
@@ -105,9 +106,9 @@ class InnerView:
         """Latents [B, T, D] of some levels.
 
         "latents": as the encoder gives them. "all": quantized. Otherwise the sum of the code vectors of these levels,
-        with a gradient of exactly 1 to the encoder.
+        with a gradient of exactly 1 to the encoder. Where nothing is quantized, all of them are the latents.
         """
-        if levels == "latents":
+        if levels == "latents" or self.quantized is None:
             return self.latents
         if levels == "all":
             return self.quantized.values
@@ -157,6 +158,9 @@ class OutputTerm:
 
 class InnerTerm(nn.Module):
     """Base of terms inside the network."""
+
+    needs_codes = False
+    """Whether it has no meaning where latents are not quantized."""
 
     def forward(self, view: InnerView) -> Tensor:
         """The loss of each item, [B] float32."""

@@ -57,6 +57,8 @@ class FeaturesConfig(TermConfig):
 class QuantizerTerm(InnerTerm):
     """See QuantizerTermConfig. A token counts the same whatever its item."""
 
+    needs_codes = True
+
     def __init__(self, config: QuantizerTermConfig, context: TermContext, where: str):
         super().__init__()
 
@@ -150,5 +152,5 @@ def make_terms(configs: Sequence[TermConfig], context: TermContext) -> dict[str,
 
 def sum_losses(view: InnerView) -> Tensor:
     """The quantizer's own losses, added up by name: [B, T]."""
-    losses = list(view.quantized.losses.values())
+    losses = [] if view.quantized is None else list(view.quantized.losses.values())
     return torch.stack(losses).sum(0) if losses else torch.zeros_like(view.latents[..., 0])

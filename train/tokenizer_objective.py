@@ -53,7 +53,11 @@ class TokenizerObjective(Trainable):
 
     def set_stage(self, on: frozenset[str], quantize: bool) -> None:
         """Choose the terms that are on, and whether latents are quantized."""
-        self.inner_on = {name: term for name, term in self.inner.items() if name in on}
+        self.inner_on = {
+            name: term
+            for name, term in self.inner.items()
+            if name in on and isinstance(term, InnerTerm) and (quantize or not term.needs_codes)
+        }
         self.output_on = {name: term for name, term in self.output.items() if name in on}
         self.quantize = quantize
 
@@ -67,10 +71,8 @@ class TokenizerObjective(Trainable):
         with self.precision(batch.media.device):
             latents = encode_latents(net, batch.media, mask)
             quantized = net.quantizer(latents, mask) if self.quantize else None
-            inner = {}
-            if quantized is not None:
-                view = InnerView(batch, latents, quantized, net.quantizer, self.geometry)
-                inner = {name: term(view) for name, term in self.inner_on.items()}
+            view = InnerView(batch, latents, quantized, net.quantizer, self.geometry)
+            inner = {name: term(view) for name, term in self.inner_on.items()}
             values = latents if quantized is None else quantized.values
             found = decode_latents(net, values, mask) if self.output_on else None
         return Passed(found, inner, quantized)

@@ -199,7 +199,7 @@ class TokenizerTrainer:
         names = {term.key for term in self.config.terms if term.weight}
         on = frozenset(names if stage.terms is None else names & set(stage.terms))
         self.objective.set_stage(on, quantize=stage.latents == "quantized")
-        if not self.objective.output_on and not (self.objective.inner_on and self.objective.quantize):
+        if not self.objective.output_on and not self.objective.inner_on:
             raise ConfigError(
                 f"{where}.terms: no term is on that could teach anything; name some, with weights above 0"
             )

@@ -274,8 +274,9 @@ def test_bins_and_centres_are_fitted_to_a_continuous_autoencoder(pictures, tmp_p
         {"kind": "train", "name": "continuous", "steps": 12, "latents": "continuous"},
         {"kind": "fit", "name": "bins", "items": 16},
     ]
+    pictures["terms"] = [{"kind": "pixels"}, {"kind": "quantizer"}, {"kind": "normal", "weight": 0.01}]
     tokenizer, lines = run(pictures | {"stages": stages}, tmp_path / "a")
-    assert "quantizer" not in lines[-1] and lines[-1]["codes_in_batch"] == []
+    assert "quantizer" not in lines[-1] and "normal" in lines[-1] and lines[-1]["codes_in_batch"] == []
     made = trainer(pictures | {"stages": stages}, tmp_path / "b")
     items = torch.stack(made.media.items)
     codes = tokenizer.encode(items).codes
