@@ -53,7 +53,8 @@ def test_a_system_trains_and_its_codes_decode(system, media, tmp_path):
     data = read_yaml(FOLDER / f"{system}.yaml")
     kind = data["tokenizer"]["kind"]
     path = media / "pictures.safetensors" if kind == "picture" else media
-    sets = [*SMALL[kind], f"data.path={path}", "train.steps=20", "train.warmup_steps=2"]
+    steps = "stages.0.steps=20" if "stages" in data else "train.steps=20"
+    sets = [*SMALL[kind], f"data.path={path}", steps, "train.warmup_steps=2"]
     if system == "vqgan-lc":
         sets.append(f"tokenizer.quantizer.codebook.file.path={media / 'centres.safetensors'}")
     config = check_config(override(data, sets), TokenizerTrainConfig, system)
