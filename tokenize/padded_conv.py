@@ -206,3 +206,26 @@ def fold_norms(net: nn.Module) -> None:
     for module in net.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+def plain_state(net: nn.Module) -> dict[str, Tensor]:
+    """A network's state under the names that it has when its norms are folded."""
+    state = net.state_dict()
+    for name, module in net.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            state = {
+                key: value for key, value in state.items() if not key.startswith(f"{name}.parametrizations.weight")
+            }
+            state[f"{name}.weight"] = getattr(module, "weight").detach()  # noqa: B009
+    return state
+
+
+@torch.no_grad()
+def set_plain(net: nn.Module, name: str, value: Tensor) -> None:
+    """Write one tensor of `plain_state` into the network, splitting it again where it is split."""
+    place, _, leaf = name.rpartition(".")
+    module = net.get_submodule(place)
+    if parametrize.is_parametrized(module, leaf):
+        setattr(module, leaf, value)
+    else:
+        getattr(module, leaf).copy_(value)

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from ..tokenize.config import Config, ConfigError
+from ..tokenize.padded_conv import plain_state, set_plain
 from ..tokenize.tokenizer import load_tokenizer
 
 
@@ -39,7 +39,7 @@ def warm_start(net: nn.Module, config: WarmStartConfig, where: str = "warm_start
     if not (Path(config.tokenizer) / "config.json").is_file():
         raise ConfigError(f"{where}.tokenizer: {config.tokenizer}: no tokenizer here")
     given = load_tokenizer(config.tokenizer).net.state_dict()
-    own = net.state_dict()
+    own = plain_state(net)
     taken: dict[str, Tensor] = {}
     for name, tensor in own.items():
         if name.startswith(config.leave):
@@ -56,9 +56,8 @@ def warm_start(net: nn.Module, config: WarmStartConfig, where: str = "warm_start
             )
     if not taken:
         raise ConfigError(f"{where}.tokenizer: no tensor of {config.tokenizer} has the name and shape of one here")
-    with torch.no_grad():
-        for name, tensor in taken.items():
-            own[name].copy_(tensor)
+    for name, tensor in taken.items():
+        set_plain(net, name, tensor)
     left = sorted({name.split(".")[0] for name in own.keys() - taken.keys()})
     rest = f"; the rest, in {', '.join(left)}, starts at random" if left else ""
     print(f"note: {len(taken)} of {len(own)} tensors come from {config.tokenizer}{rest}", file=sys.stderr)

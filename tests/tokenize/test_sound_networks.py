@@ -5,7 +5,7 @@ import torch
 
 from tessera.tokenize.audio_net import SOUND_DECODERS, SOUND_ENCODERS, AudioNet, AudioTokenizerConfig
 from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.padded_conv import pad_signal
+from tessera.tokenize.padded_conv import pad_signal, plain_state, set_plain
 from tessera.tokenize.stages import StagesStream, run_stages
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
@@ -226,6 +226,16 @@ def test_freezing_a_network_with_normed_weights_changes_no_code():
         before = net.encode_samples(samples, mask)
         after = make_tokenizer(net.config, net).net.encode_samples(samples, mask)
     assert torch.allclose(before, after, atol=5e-3)  # weights are stored as float16
+
+
+def test_a_frozen_network_s_weights_go_back_into_one_with_normed_weights():
+    frozen, fresh = tokenizer_of("seanet").net, AudioNet(sound(PARTS["seanet"]))
+    for name, value in frozen.state_dict().items():
+        assert plain_state(fresh)[name].shape == value.shape
+        set_plain(fresh, name, value)
+    found = plain_state(fresh)
+    assert found.keys() == frozen.state_dict().keys()
+    assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in frozen.state_dict().items())
 
 
 def test_padding_stands_at_the_signal_s_own_ends():
