@@ -22,6 +22,21 @@ SMALL = {
     ],
 }
 """Tests look whether a config works, not how well."""
+WHOLE = ["train.crop_seconds=0.7"]
+OWN = {
+    "vqgan-lc": ["tokenizer.quantizer.codebook.file.path=MEDIA/centres.safetensors"],
+    "vqgan-compression": [
+        "tokenizer.quantizer.codebook.file.path=MEDIA/vq-vae/tokenizer.safetensors",
+        "warm_start.tokenizer=MEDIA/vq-vae",
+    ],
+    "distilcodec": [
+        "tokenizer.encoder={width: 160, layers: 4, kernel: 7}",
+        "tokenizer.quantizer.size=64",
+        f"warm_start.tokenizer={FOLDER.parent.parent / 'bundled/speech/tokenizer'}",
+    ],
+    **dict.fromkeys(("qdac", "cosyvoice", "glm-4-voice", "xy-tokenizer-stages"), WHOLE),
+}
+"""Settings of single systems: files that stand elsewhere here, excerpts that hold a whole recording. MEDIA is a folder."""
 
 
 def systems() -> list[str]:
@@ -29,15 +44,15 @@ def systems() -> list[str]:
     found = []
     for path in sorted(FOLDER.glob("*.yaml")):
         data = read_yaml(path)
-        named = "kind" in data["tokenizer"].get("encoder", {})  # a network of its own: test_network_configs.py
-        if data["data"]["path"] in ("out/patches-16/train.safetensors", "samples/speech/train") and not named:
+        small = path.stem.endswith("-small")  # test_network_configs.py
+        if data["data"]["path"] in ("out/patches-16/train.safetensors", "samples/speech/train") and not small:
             found.append(path.stem)
     return found
 
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-    """Pictures, recordings, and a file of code vectors."""
+    """Pictures, recordings with texts, a file of code vectors, and the tokenizer of vq-vae.yaml."""
     folder, generator = tmp_path_factory.mktemp("media"), torch.Generator().manual_seed(0)
     smooth = torch.nn.functional.interpolate(torch.rand(24, 3, 4, 4, generator=generator), size=16, mode="bilinear")
     images = (smooth * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
@@ -46,6 +61,10 @@ def media(tmp_path_factory):
     for number in range(3):
         time = torch.arange(8000 + 1000 * number) / 16000
         write_audio(folder / f"{number}.wav", 0.5 * torch.sin(2 * torch.pi * (200 + 100 * number) * time)[None], 16000)
+        (folder / f"{number}.txt").write_text("ab", encoding="utf-8")
+    sets = [*SMALL["picture"], f"data.path={folder / 'pictures.safetensors'}", "train.steps=1"]
+    other = check_config(override(read_yaml(FOLDER / "vq-vae.yaml"), sets), TokenizerTrainConfig)
+    train_tokenizer(other, folder / "vq-vae", progress=False)
     return folder
 
 
@@ -54,10 +73,10 @@ def test_a_system_trains_and_its_codes_decode(system, media, tmp_path):
     data = read_yaml(FOLDER / f"{system}.yaml")
     kind = data["tokenizer"]["kind"]
     path = media / "pictures.safetensors" if kind == "picture" else media
-    steps = "stages.0.steps=20" if "stages" in data else "train.steps=20"
-    sets = [*SMALL[kind], f"data.path={path}", steps, "train.warmup_steps=2"]
-    if system == "vqgan-lc":
-        sets.append(f"tokenizer.quantizer.codebook.file.path={media / 'centres.safetensors'}")
+    stages = [number for number, stage in enumerate(data.get("stages", [])) if stage["kind"] == "train"]
+    steps = [f"stages.{number}.steps={20 if number == stages[-1] else 2}" for number in stages] or ["train.steps=20"]
+    sets = [*SMALL[kind], f"data.path={path}", *steps, "train.warmup_steps=2", *OWN.get(system, [])]
+    sets = [setting.replace("MEDIA", str(media)) for setting in sets]
     config = check_config(override(data, sets), TokenizerTrainConfig, system)
     trained = train_tokenizer(config, tmp_path / "t", progress=False)
     loaded = load_tokenizer(tmp_path / "t")
