@@ -32,6 +32,10 @@ def check_same(found, expected):
     assert len({tuple(column) for column in expected[0].T.tolist()}) > 8  # not one frame for ever
 
 
+@pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24),
+    reason="from 5.24 on generate of the decoder alone takes no cache, and without one it hides the start",
+)
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_a_decoder_alone(rows, guidance, tmp_path):

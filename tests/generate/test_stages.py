@@ -75,7 +75,7 @@ def test_a_model_directory_holds_both_stages(folder):
     labels = built.coarse.loss(built.clustering.coarse(codes), None, conditions).per_codebook
     fine = built.refiner.loss(codes, None, conditions).per_codebook
     torch.testing.assert_close(report.per_codebook, labels + fine)
-    assert report.per_codebook.mean() == report.loss
+    torch.testing.assert_close(report.per_codebook.mean(), report.loss)  # summed in another order
     assert repr(load(folder / "fine")).startswith(f"Model('{folder / 'fine'}': picture, conditioned on label")
 
 
