@@ -21,6 +21,9 @@ def image(
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the next has seed + 1, and so on.")] = 0,
     guidance: Annotated[str | None, typer.Option(help="1: none; higher follows the prompt closer.")] = None,
     temperature: Annotated[str | None, typer.Option(help="Lower is plainer. A number, or one per codebook.")] = None,
+    frames: Annotated[
+        Path | None, typer.Option(help="A directory for the picture while it grows: 0000.png, 0001.png, ...")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
@@ -32,6 +35,7 @@ def image(
     """
     from ..generate.model import load
     from .samples import guidance_of, label_of, make_samples, numbers
+    from .streams import stream_picture
 
     plainness = numbers(temperature, "--temperature")
     loaded = load(model, device)
@@ -40,6 +44,10 @@ def image(
     if loaded.text is None and not loaded.labels:
         raise ValueError(f"model '{model}' takes no prompt; use: tessera generate {model} -o {output}")
     condition = {"label": label_of(loaded, prompt)} if loaded.text is None else {"text": prompt}
-    make_samples(
-        loaded, output, n, as_json, n=n, seed=seed, guidance=guidance_of(guidance), temperature=plainness, **condition
-    )
+    call = {"seed": seed, "guidance": guidance_of(guidance), "temperature": plainness, **condition}
+    if frames is None:
+        make_samples(loaded, output, n, as_json, n=n, **call)
+    elif n == 1:
+        stream_picture(loaded, output, frames, as_json, **call)
+    else:
+        raise typer.BadParameter(f"--frames shows how one picture grows, but -n is {n}; leave one of them out")

@@ -17,7 +17,10 @@ def register(app: typer.Typer) -> None:
 
 def tts(
     text: Annotated[str, typer.Argument(help="What to say.")],
-    output: Annotated[Path, typer.Option("-o", "--out", help="A .wav or .flac file, or a directory for several.")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--out", help="A .wav or .flac file, a directory for several, or - for WAV on stdout."),
+    ],
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "speech",
     voice: Annotated[
         str | None,
@@ -29,6 +32,7 @@ def tts(
     guidance: Annotated[str | None, typer.Option(help="1: none; higher follows the text closer.")] = None,
     temperature: Annotated[str | None, typer.Option(help="Lower is steadier. A number, or one per codebook.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest sound.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Write the .wav while it is made; -o - does so.")] = False,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
@@ -37,15 +41,23 @@ def tts(
 
     Example: tessera tts "three one four" -o pi.wav
 
+    Heard while it is made: tessera tts "three one four" -o - | aplay
+
     The bundled model knows English digits and the phrases of the sample data; tessera generate has all settings.
     """
     from ..generate.model import load
+<<<<<<< HEAD
     from .samples import guidance_of, make_samples, numbers, voice_of
+=======
+    from .samples import guidance_of, label_of, make_samples, numbers
+    from .streams import stream_sound
+>>>>>>> w-long
 
     steadiness = numbers(temperature, "--temperature")
     loaded = load(model, device, weights=weights)  # pyright: ignore[reportArgumentType]
     if loaded.spec.geometry.kind != "audio" or loaded.text is None:
         raise ValueError(f"model '{model}' does not turn text into sound; for pictures use: tessera image")
+<<<<<<< HEAD
     make_samples(
         loaded,
         output,
@@ -60,3 +72,19 @@ def tts(
         temperature=steadiness,
         max_seconds=max_seconds,
     )
+=======
+    call = {
+        "text": text,
+        "label": None if voice is None else label_of(loaded, voice),
+        "seed": seed,
+        "guidance": guidance_of(guidance),
+        "temperature": steadiness,
+        "max_seconds": max_seconds,
+    }
+    if not stream and str(output) != "-":
+        make_samples(loaded, output, n, as_json, n=n, **call)
+    elif n == 1:
+        stream_sound(loaded, output, as_json, **call)
+    else:
+        raise typer.BadParameter(f"a stream is one sound, but -n is {n}; leave one of them out")
+>>>>>>> w-long

@@ -17,7 +17,7 @@ Sources: MaskGIT (arXiv:2202.04200) for confidence, its noise and the cosine; Ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,7 +110,12 @@ def fill_codes(
             given = one_row(conditions, rows.start) if exact else conditions
         known = None if prompt is None else prompt[rows, :, :T]
         labels = None if coarse is None else coarse[rows, :, :T]
-        return _fill(lm, given, list(seeds[rows]), own, filling, sampling, guide, known, labels, report)
+        passed = _fill(lm, given, list(seeds[rows]), own, filling, sampling, guide, known, labels)
+        for done, codes in enumerate(passed, 1):
+            report(done)
+            if done == passes:
+                return codes.cpu()
+        raise AssertionError("there is one pass at least")
 
     return run_rows(run, total, exact)
 
@@ -124,6 +129,27 @@ def run_rows(run: Callable[[slice], Tensor], total: int, exact: bool) -> Tensor:
     return torch.cat([torch.nn.functional.pad(row, (0, longest - row.shape[2])) for row in rows])
 
 
+def fill_in_passes(
+    lm: MaskedLM,
+    conditions: ConditionBatch | None,
+    seeds: Sequence[int],
+    lengths: Tensor,
+    filling: Filling | None = None,
+    sampling: Sampling | None = None,
+    guidance: Guidance = 1.0,
+    prompt: Tensor | None = None,
+    coarse: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """`fill_codes` pass by pass: yields the codes [B, K, T] after each, -1 where still hidden; the last are those that
+    `fill_codes` gives. Arguments and errors as there."""
+    filling, sampling = filling or Filling(), sampling or Sampling()
+    _check(filling, sampling)
+    check_seeds(seeds)
+    guide = Guide(guidance, lm, filling.num_passes(lm))
+    return _fill(lm, conditions, list(seeds), lengths, filling, sampling, guide, prompt, coarse)
+
+
+@torch.no_grad()
 def _fill(
     lm: MaskedLM,
     conditions: ConditionBatch | None,
@@ -134,10 +160,16 @@ def _fill(
     guide: Guide,
     prompt: Tensor | None,
     coarse: Tensor | None,
+<<<<<<< HEAD
     report: Callable[[int], None],
 ) -> Tensor:
     B, T, device, symbols = len(seeds), int(lengths.max()), lm.device, lm.head.symbols
     J = len(symbols)
+=======
+) -> Iterator[Tensor]:
+    """Yield the codes [B, K, T] after each pass, -1 where still hidden."""
+    B, K, T, device = len(seeds), lm.num_codebooks, int(lengths.max()), lm.device
+>>>>>>> w-long
     lengths = lengths.to(device)
     filters = make_filters(sampling, lm.num_codebooks, device).of(list(symbols.codebooks))
     numbers = torch.tensor(seeds, dtype=torch.long, device=device)
@@ -177,8 +209,12 @@ def _fill(
         kept = kept.view(B, T, -1).transpose(1, 2).expand(B, J, T) & hidden
         made = torch.where(kept, drawn_BTJ.transpose(1, 2), made)
         hidden = hidden & ~kept
+<<<<<<< HEAD
         report(number + 1)
     return symbols.join(made).cpu()
+=======
+        yield codes.masked_fill(hidden, -1)
+>>>>>>> w-long
 
 
 def remaining_counts(counts: Sequence[int], passes: int, schedule: str) -> Tensor:

@@ -200,6 +200,10 @@ class DecodeLoop:
                 return
             self.step()
 
+    def so_far(self) -> Tensor:
+        """Codes [B, K, T] of all frames, -1 where none has been chosen yet; for sequences of a fixed length."""
+        return self._codes(0, self.length.max_frames).masked_fill(self.steps_of >= self.position, -1)
+
     def result(self) -> Generated:
         """What was generated, on the CPU. ValueError: the model gave logits that are not numbers."""
         longest, lengths = self._longest(), self.board.row_lengths

@@ -15,17 +15,24 @@ from ..lm.kinds import AnyLM
 from ..lm.quantise import WeightsName
 from ..lm.weights import StorageName, load_model
 from ..tokenize.config import nearest_name
-from ..tokenize.spec import AudioGeometry, TokenSpec
+from ..tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 from ..tokenize.text import TextTokenizer
+<<<<<<< HEAD
 from ..tokenize.tokenizer import Tokenizer
 from .conditioning import SAID, Told
+=======
+from ..tokenize.tokenizer import AudioTokenizer, Tokenizer
+from .growing import stream_pictures
+>>>>>>> w-long
 from .loop import Progress
 from .prompt import Prompt, prompt_codes
-from .request import Settings, make_request, max_frames_for
-from .result import SUFFIXES, Result
+from .request import Request, Settings, choose, make_request, max_frames_for
+from .result import SUFFIXES, Result, join_results
+from .speech import make_pieces, pieces_of, speak
 from .stages import warm_up
-from .stream import stream_audio
-from .whole import DEFAULT_BATCH, generate
+from .stream import sound_of, stream_audio
+from .whole import DEFAULT_BATCH, decode_one, generate
+from .windows import Making
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -102,11 +109,16 @@ class Model:
 
         Args:
             label: a label's name or id, or a list of them.
+<<<<<<< HEAD
             text: what to say or to show, or a list.
             voice: a recording whose voice to take, or a picture to follow, or a list: media, codes [K, L] or a file, as
                 `prompt`; nothing of it is part of the result. For models with the condition `codes`.
             voice_frames: use only so many frames of the voice.
             embedding: vectors [L, width] of another model, or a list. For models with the condition `embedding`.
+=======
+            text: what to say or to show, or a list. Speech longer than the model has learned is said in pieces
+                (speech.py).
+>>>>>>> w-long
             n: samples for each entry of the lists.
             seed: sample i has the seed `seed + i`; the same seed and condition give the same sample in any company
                 (`exact=True`: also where kernels round by the size of the batch).
@@ -119,11 +131,18 @@ class Model:
             exact, batch, on_progress: as `tessera.generate.generate`.
             settings: temperature, top_k, top_p, min_p, repetition_penalty, repetition_window, ras, ras_tau (one value,
                 or one per codebook), end_bias, end_rule, max_silence, silence_codes, guidance, max_frames, min_frames,
-                passes, pass_schedule, choice_temperature, fine_temperature, fine_guidance,
+                split, carry, retries, text_characters, frames_per_character, window_frames, stride_frames, passes,
+                pass_schedule, choice_temperature, fine_temperature, fine_guidance,
                 cache, draft, step (`lm/defaults.py` says what each means); what is left out is the model's own default.
         Raises:
             ValueError: an argument that cannot be met, in one line that names it.
         """
+        if text is not None and self.text is not None and not isinstance(self.spec.geometry, PictureGeometry):
+            texts = list(text) if _is_list(text) else [text]
+            pieces = self._pieces(texts, num_frames, settings, max_seconds)
+            if any(len(found) > 1 for found in pieces):
+                call = {"exact": exact, "batch": batch, "max_seconds": max_seconds, **settings}
+                return self._generate_long(texts, pieces, label, n, seed, prompt, on_progress, call)
         return generate(
             self.lm,
             self.tokenizer,
@@ -155,12 +174,20 @@ class Model:
         unconditional: bool = False,
         **settings: Unpack[Settings],
     ) -> Iterator[Tensor]:
-        """Generate one sample of sound and yield [C, n] float32 as it becomes final.
+        """Generate one sample and yield it while it is made: sound in chunks, a picture as it grows.
 
-        Joined, the chunks equal `generate(...).media[0]` of the same arguments bit for bit. Arguments and errors as
-        `generate`; ValueError for a model of pictures.
+        Of sound, [C, n] float32 as it becomes final; joined, the chunks equal `generate(...).media[0]` of the same
+        arguments bit for bit. Of a picture, [C, height, width] float32 after each row of frames (each pass of a masked
+        model), the codes still missing left neutral; the last equals `generate(...).media[0]` bit for bit. Arguments
+        and errors as `generate`.
         """
-        return stream_audio(
+        picture = isinstance(self.spec.geometry, PictureGeometry)
+        if isinstance(text, str) and self.text is not None and isinstance(self.tokenizer, AudioTokenizer):
+            (pieces,) = self._pieces([text], num_frames, settings, max_seconds)
+            if len(pieces) > 1:
+                own = self._with_seconds(settings, max_seconds)
+                return sound_of(self._speaking(pieces, label, seed, prompt, own), self.tokenizer.stream_decoder())
+        return (stream_pictures if picture else stream_audio)(
             self.lm,
             self.tokenizer,
             **self._told(label, text, voice, voice_frames, embedding, unconditional),
@@ -199,6 +226,84 @@ class Model:
         told = Told(**self._told(label, text, voice, None, None, unconditional))
         request = make_request(self.lm, self.tokenizer, told, batch, 0, None, None, self.defaults, settings)
         warm_up(self.lm, request)
+
+    def _pieces(
+        self, texts: Sequence[str], num_frames: int | None, settings: Settings, max_seconds: float | None
+    ) -> list[list[str]]:
+        """Each text in the pieces it is said in: one where it is no longer than the model has learned."""
+        assert self.text is not None
+        chosen = choose(self.defaults, self._with_seconds(settings, max_seconds))
+        return [pieces_of(text, self.text.num_characters, chosen, num_frames is not None) for text in texts]
+
+    def _speaking(
+        self, pieces: Sequence[str], label: Label | None, seed: int, prompt: Prompt | None, settings: Settings
+    ) -> Making:
+        """A text in several pieces, while it is made."""
+        assert self.text is not None and isinstance(self.spec.geometry, AudioGeometry)
+        if prompt is not None or "min_frames" in settings:
+            name = "prompt" if prompt is not None else "min_frames"
+            raise ValueError(
+                f"the text is longer than '{self.name}' has learned and is said in {len(pieces)} pieces; leave {name} "
+                "out, or set split to 'off'"
+            )
+        chosen = choose(self.defaults, settings)
+        fixed: Any = {name: value for name, value in settings.items() if name != "max_frames"}
+        label_id = None if label is None else self._ids(label, pieces[0], False)["label"]
+
+        def request_for(ids: Sequence[int], own_seed: int, carried: Tensor | None, most: int) -> Request:
+            limits: Any = {**fixed, "max_frames": most, "min_frames": 0}
+            return make_request(
+                self.lm, self.tokenizer, label_id, ids, 1, own_seed, carried, None, self.defaults, limits
+            )
+
+        said = make_pieces(
+            pieces, self.text.encode, self.text.num_characters, chosen.carry == "audio", self.spec.geometry,
+            chosen.frames_per_character,
+        )  # fmt: skip
+        request_for(said[0].text_ids, seed, None, said[0].most)  # what is wrong with the settings is said at the call
+        return Making(speak(self.lm, said, request_for, seed, chosen.retries, settings.get("max_frames")))
+
+    def _generate_long(
+        self,
+        texts: Sequence[str],
+        pieces: Sequence[Sequence[str]],
+        label: Label | Sequence[Label] | None,
+        n: int,
+        seed: int,
+        prompt: Prompt | None,
+        on_progress: Progress | None,
+        call: Any,
+    ) -> Result:
+        """Texts of which some are said in pieces, one sample after the other."""
+        labels: list = list(label) if _is_list(label) else [label]  # type: ignore[arg-type]
+        if 1 not in (len(labels), len(texts)) and len(labels) != len(texts):
+            raise ValueError(f"{len(labels)} labels but {len(texts)} texts; give as many, or one of either for all")
+        rows = max(len(labels), len(texts))
+        parts: list[Result] = []
+        for i in range(rows * n):
+            entry, own_seed = i // n, seed + i
+            text, own = texts[entry % len(texts)], labels[entry % len(labels)]
+            found = pieces[entry % len(texts)]
+            if len(found) == 1:
+                parts.append(self.generate(text=text, label=own, seed=own_seed, prompt=prompt, **call))
+            else:
+                settings: Any = {name: call[name] for name in call if name not in ("exact", "batch", "max_seconds")}
+                settings = self._with_seconds(settings, call["max_seconds"])
+                making = self._speaking(found, own, own_seed, prompt, settings)
+                codes = torch.cat([piece.cpu() for piece in making], dim=1)[None]
+                parts.append(
+                    Result(
+                        codes=codes,
+                        lengths=torch.tensor([codes.shape[2]]),
+                        media=[decode_one(self.tokenizer, codes[0])],
+                        seeds=(own_seed,),
+                        ended=(making.ended,),
+                        spec=self.spec,
+                    )
+                )
+            if on_progress is not None:
+                on_progress(i + 1, rows * n)
+        return join_results(parts)
 
     def label_id(self, label: Label) -> int:
         """Id of a label given by name or id; ValueError names the nearest label."""

@@ -33,6 +33,13 @@ def uniform(seeds: Tensor, step: int | Tensor, num_codebooks: int, draw: int = 0
     return (_shift(hashed, 12).double() + 0.5) * 2.0**-52
 
 
+def derived_seed(seed: int, part: int, attempt: int = 0) -> int:
+    """The seed of a part of a long sample, which may be made anew: of 64 bits; that of part 0 is the sample's own."""
+    if not part and not attempt:
+        return seed
+    return int(_mix(_mix(_mix(torch.tensor(seed)) + part) + attempt))
+
+
 def _mix(x: Tensor) -> Tensor:
     """The SplitMix64 finaliser of x + golden ratio: a bijection of the 64-bit integers; every bit moves every other."""
     x = x + _GOLDEN

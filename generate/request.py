@@ -45,6 +45,13 @@ class Settings(TypedDict, total=False):
     guidance: Guidance | Sequence[float] | dict
     max_frames: int
     min_frames: int
+    text_characters: int
+    split: str
+    carry: str
+    frames_per_character: Sequence[float]
+    retries: int
+    window_frames: int
+    stride_frames: int
     passes: int
     pass_schedule: str
     choice_temperature: float
@@ -77,6 +84,11 @@ class Request:
     draft: int = 0
     """Steps to guess at a time."""
     step: StepName = "auto"
+
+    window: int | None = None
+    """Frames that are made at once; None: all."""
+    stride: int = 1
+    """Frames that a window adds."""
 
     def rows(self, first: int, last: int) -> Request:
         """The rows first .. last - 1."""
@@ -111,11 +123,7 @@ def make_request(
     Raises:
         ValueError: names the argument, what was found and what to do.
     """
-    given = {name: _plain(value) for name, value in settings.items()}
-    if "cache" in given:
-        given["cache"] = plain_choice(given["cache"])
-    chosen = GenerationDefaults() if defaults is None else defaults
-    chosen = check_config({**chosen.model_dump(mode="json"), **given}, GenerationDefaults, "generate")
+    chosen = choose(defaults, settings)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be a whole number, at least 1, found {n!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
@@ -138,8 +146,31 @@ def make_request(
         fine_guidance=chosen.fine_guidance,
         cache=chosen.cache,
         draft=chosen.draft,
+        window=chosen.window_frames if isinstance(lm.spec.geometry, AudioGeometry) else None,
+        stride=_stride(chosen),
         step=chosen.step,
     )
+
+
+def choose(defaults: GenerationDefaults | None, settings: Settings) -> GenerationDefaults:
+    """The defaults with a call's settings in their places. ConfigError: names the setting that is unknown or wrong."""
+    given = {name: _plain(value) for name, value in settings.items()}
+    if "cache" in given:
+        given["cache"] = plain_choice(given["cache"])
+    chosen = GenerationDefaults() if defaults is None else defaults
+    return check_config({**chosen.model_dump(mode="json"), **given}, GenerationDefaults, "generate")
+
+
+def _stride(chosen: GenerationDefaults) -> int:
+    window, stride = chosen.window_frames, chosen.stride_frames
+    if window is None:
+        return 1
+    if window < 2 or (stride is not None and stride >= window):
+        raise ValueError(
+            f"stride_frames is {stride} and window_frames {window}; the stride must be below the window, whose last "
+            "frames are what the next window goes on from"
+        )
+    return stride or max(1, window * 6 // 10)
 
 
 def _plain(value: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..tokenize.spec import AudioGeometry, TokenSpec
@@ -76,6 +77,20 @@ class Result:
         for target, media in zip(targets, self.media, strict=True):
             save_media(target, media, self.spec)
         return targets
+
+
+def join_results(parts: Sequence[Result]) -> Result:
+    """The samples of several results as one."""
+    longest = max(part.codes.shape[2] for part in parts)
+    padded = [torch.nn.functional.pad(part.codes, (0, longest - part.codes.shape[2])) for part in parts]
+    return Result(
+        codes=torch.cat(padded),
+        lengths=torch.cat([part.lengths for part in parts]),
+        media=[media for part in parts for media in part.media],
+        seeds=tuple(seed for part in parts for seed in part.seeds),
+        ended=tuple(ended for part in parts for ended in part.ended),
+        spec=parts[0].spec,
+    )
 
 
 def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:

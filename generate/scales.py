@@ -13,7 +13,7 @@ Source: VAR, arXiv:2404.02905.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -78,6 +78,35 @@ def generate_scales(
     return run_rows(run, total, exact)
 
 
+def scale_by_scale(
+    lm: NextScaleLM,
+    conditions: ConditionBatch | None,
+    seeds: Sequence[int],
+    sampling: Sampling | None = None,
+    guidance: Guidance = 1.0,
+    prompt: Tensor | None = None,
+    cache: CacheChoice | None = None,
+) -> Iterator[Tensor]:
+    """`generate_scales`, yielding after each scale the codes [B, 1, T] of all cells, -1 where none is made yet; the
+    last are those that `generate_scales` gives. Arguments and errors as there."""
+    sampling = sampling or Sampling()
+    check_unordered(sampling, "next-scale")
+    check_seeds(seeds)
+    guide = Guide(guidance, lm, lm.num_scales, max(1, lm.num_scales - 1))
+    known = None if prompt is None else prompt[:, 0].to(lm.device)
+    scales = _scales(lm, conditions, list(seeds), sampling, guide, known, cache, lm.num_scales)
+    return _with_missing(scales, len(seeds), sum(lm.counts))
+
+
+def _with_missing(scales: Iterator[Tensor], num_rows: int, total: int) -> Iterator[Tensor]:
+    codes, made = torch.full((num_rows, 1, total), -1), 0
+    for scale in scales:
+        codes[:, 0, made : made + scale.shape[1]] = scale
+        made += scale.shape[1]
+        yield codes.clone()
+
+
+@torch.no_grad()
 def _scales(
     lm: NextScaleLM,
     conditions: ConditionBatch | None,
@@ -87,7 +116,7 @@ def _scales(
     prompt: Tensor | None,
     cache: CacheChoice | None,
     num_scales: int,
-):
+) -> Iterator[Tensor]:
     """Yield the codes [B, n] of each scale."""
     B, device, symbols = len(seeds), lm.device, lm.head.symbols
     books = torch.tensor(symbols.codebooks, device=device)

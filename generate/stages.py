@@ -4,18 +4,23 @@ codes after."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from ..lm.condition_batch import ConditionBatch
+from ..lm.defaults import Guidance
 from ..lm.kinds import AnyLM
 from ..lm.masked import MaskedLM
 from ..lm.model import TokenLM
 from ..lm.next_scale import NextScaleLM
 from ..lm.stages import CoarseToFine
-from .filling import fill_codes
-from .loop import Generated, Length, Progress, check_prompt, generate_codes
+from .filling import Filling, fill_codes
+from .loop import DecodeLoop, Generated, Progress, check_prompt, generate_codes, make_loop
 from .loop import warm_up as warm_up_steps
 from .request import Request
+from .sampling import Sampling
 from .scales import generate_scales
 
 
@@ -28,23 +33,14 @@ def make_codes(lm: AnyLM, rows: Request, exact: bool, on_progress: Progress | No
     if isinstance(lm, CoarseToFine):
         return _coarse_then_fine(lm, rows, exact, on_progress)
     if isinstance(lm, MaskedLM):
-        return _masked(lm, rows, exact, on_progress)
+        args = masked_arguments(lm, rows)
+        codes = fill_codes(*args, exact=exact, on_progress=on_progress)
+        return Generated(codes, args.lengths, torch.ones(len(rows.seeds), dtype=torch.bool))
     if isinstance(lm, NextScaleLM):
-        return _by_scales(lm, rows, exact, on_progress)
-    return generate_codes(
-        lm,
-        rows.conditions,
-        rows.seeds,
-        rows.length,
-        rows.sampling,
-        rows.guidance,
-        rows.prompt,
-        exact,
-        on_progress,
-        rows.cache,
-        rows.draft,
-        rows.step,
-    )
+        codes = generate_scales(**scale_arguments(lm, rows), exact=exact, on_progress=on_progress)
+        lengths = torch.full((len(rows.seeds),), codes.shape[2], dtype=torch.long)
+        return Generated(codes, lengths, torch.ones(len(rows.seeds), dtype=torch.bool))
+    return generate_codes(**_of_loop(lm, rows), exact=exact, on_progress=on_progress)
 
 
 def warm_up(lm: AnyLM, rows: Request) -> None:
@@ -59,37 +55,72 @@ def warm_up(lm: AnyLM, rows: Request) -> None:
         )  # fmt: skip
 
 
-def _masked(lm: MaskedLM, rows: Request, exact: bool, on_progress: Progress | None) -> Generated:
+def start_loop(lm: TokenLM, rows: Request) -> DecodeLoop:
+    """The decode loop of a request's rows."""
+    return make_loop(**_of_loop(lm, rows))
+
+
+class MaskedArguments(NamedTuple):
+    """What `fill_codes` and `fill_in_passes` are called with."""
+
+    lm: MaskedLM
+    conditions: ConditionBatch | None
+    seeds: list[int]
+    lengths: Tensor
+    filling: Filling
+    sampling: Sampling
+    guidance: Guidance
+    prompt: Tensor | None
+    coarse: Tensor | None
+
+
+def masked_arguments(lm: MaskedLM, rows: Request) -> MaskedArguments:
+    """Of a masked model by itself; errors as `make_codes`."""
     if lm.clustering is not None:
         raise ValueError(
             "this model refines coarse labels and has none to begin with; export it together with the model of its "
             "labels (export.coarse_model in its config)"
         )
-    for name, value in (("cache", rows.cache), ("draft", rows.draft), ("step", rows.step != "auto")):
+    for name, value in (("cache", rows.cache), ("draft", rows.draft)):
         if value:
             raise ValueError(f"{name} was set, but a masked model fills codes in whole passes; leave it out")
-    lengths = _fixed(lm, rows.length, len(rows.seeds))
-    prompt = _prompt(lm, rows)
-    codes = fill_codes(
-        lm, rows.conditions, rows.seeds, lengths, rows.filling, rows.sampling, rows.guidance, prompt, None, exact,
-        on_progress,
-    )  # fmt: skip
-    return Generated(codes, lengths, torch.ones(len(rows.seeds), dtype=torch.bool))
+    if not rows.length.fixed:
+        raise ValueError("a masked model must be told the number of frames; pass num_frames")
+    lengths = torch.full((len(rows.seeds),), rows.length.max_frames, dtype=torch.long)
+    return MaskedArguments(
+        lm, rows.conditions, rows.seeds, lengths, rows.filling, rows.sampling, rows.guidance, _prompt(lm, rows), None
+    )
 
 
-def _by_scales(lm: NextScaleLM, rows: Request, exact: bool, on_progress: Progress | None) -> Generated:
-    for name, value in (("draft", rows.draft), ("step", rows.step != "auto")):
-        if value:
-            raise ValueError(f"{name} was set, but a next-scale model makes whole scales; leave it out")
-    codes = generate_scales(
-        lm, rows.conditions, rows.seeds, rows.sampling, rows.guidance, _prompt(lm, rows), exact, on_progress, rows.cache
+def scale_arguments(lm: NextScaleLM, rows: Request) -> dict[str, Any]:
+    """What `generate_scales` and `scale_by_scale` are called with; errors as `make_codes`."""
+    if rows.draft:
+        raise ValueError("draft was set, but a next-scale model makes whole scales; leave it out")
+    names = ("conditions", "seeds", "sampling", "guidance", "cache")
+    return {"lm": lm, "prompt": _prompt(lm, rows), **{name: getattr(rows, name) for name in names}}
+
+
+def label_rows(lm: CoarseToFine, rows: Request) -> Request:
+    """The request to the model of the coarse labels."""
+    prompt, sampling = _prompt(lm.refiner, rows), rows.sampling
+    if sampling.silence_codes:
+        silent = lm.clustering.labels[0, list(sampling.silence_codes)]
+        sampling = replace(sampling, silence_codes=sorted(set(silent.tolist())))
+    labels = None if prompt is None else lm.clustering.coarse(prompt)
+    return replace(rows, conditions=lm.for_coarse(rows.conditions), prompt=labels, sampling=sampling)
+
+
+def refiner_arguments(lm: CoarseToFine, rows: Request, labels: Generated) -> MaskedArguments:
+    """Of the refiner, given the labels that were made."""
+    lengths = labels.lengths.clamp(min=1)  # a row that ended at once is filled as one frame, and cut again
+    return MaskedArguments(
+        lm.refiner, lm.for_refiner(rows.conditions), rows.seeds, lengths, rows.filling, rows.fine, rows.fine_guidance,
+        _prompt(lm.refiner, rows), labels.codes,
     )  # fmt: skip
-    lengths = torch.full((len(rows.seeds),), codes.shape[2], dtype=torch.long)
-    return Generated(codes, lengths, torch.ones(len(rows.seeds), dtype=torch.bool))
 
 
 def _coarse_then_fine(lm: CoarseToFine, rows: Request, exact: bool, on_progress: Progress | None) -> Generated:
-    B, prompt = len(rows.seeds), _prompt(lm.refiner, rows)
+    B = len(rows.seeds)
     steps, passes = lm.coarse.arrangement.num_steps(rows.length.max_frames) * B, rows.filling.num_passes(lm.refiner) * B
 
     def first(done: int, total: int) -> None:
@@ -100,33 +131,21 @@ def _coarse_then_fine(lm: CoarseToFine, rows: Request, exact: bool, on_progress:
         if on_progress is not None:
             on_progress(steps + done, steps + passes)
 
-    sampling = rows.sampling
-    if sampling.silence_codes:
-        silent = lm.clustering.labels[0, list(sampling.silence_codes)]
-        sampling = replace(sampling, silence_codes=sorted(set(silent.tolist())))
-    labels = generate_codes(
-        lm.coarse, lm.for_coarse(rows.conditions), rows.seeds, rows.length, sampling, rows.guidance,
-        None if prompt is None else lm.clustering.coarse(prompt), exact, first, rows.cache, rows.draft,
-        rows.step,
-    )  # fmt: skip
+    labels = generate_codes(**_of_loop(lm.coarse, label_rows(lm, rows)), exact=exact, on_progress=first)
     if not int(labels.lengths.max()):
         return labels
-    lengths = labels.lengths.clamp(min=1)  # a row that ended at once is filled as one frame, and cut again
-    codes = fill_codes(
-        lm.refiner, lm.for_refiner(rows.conditions), rows.seeds, lengths, rows.filling, rows.fine, rows.fine_guidance,
-        prompt, labels.codes, exact, second,
-    )  # fmt: skip
+    codes = fill_codes(*refiner_arguments(lm, rows, labels), exact=exact, on_progress=second)
     beyond = torch.arange(codes.shape[2]) >= labels.lengths[:, None, None]
     return Generated(codes.masked_fill(beyond, 0), labels.lengths, labels.ended)
 
 
-def _fixed(lm: MaskedLM, length: Length, num_rows: int) -> torch.Tensor:
-    if not length.fixed:
-        raise ValueError("a masked model must be told the number of frames; pass num_frames")
-    return torch.full((num_rows,), length.max_frames, dtype=torch.long)
+def _of_loop(lm: TokenLM, rows: Request) -> dict[str, Any]:
+    """What `generate_codes` and `make_loop` are called with."""
+    names = ("conditions", "seeds", "length", "sampling", "guidance", "prompt", "cache", "draft", "step")
+    return {"lm": lm, **{name: getattr(rows, name) for name in names}}
 
 
-def _prompt(lm: TokenLM, rows: Request) -> torch.Tensor | None:
+def _prompt(lm: TokenLM, rows: Request) -> Tensor | None:
     if rows.prompt is None:
         return None
     return check_prompt(rows.prompt, len(rows.seeds), lm.spec.cardinalities, rows.length)

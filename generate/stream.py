@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -13,9 +13,14 @@ from ..lm.masked import MaskedLM
 from ..lm.model import TokenLM
 from ..tokenize.spec import check_same_tokenizer
 from ..tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
+<<<<<<< HEAD
 from .conditioning import Told
 from .loop import DecodeLoop, make_loop
+=======
+>>>>>>> w-long
 from .request import Settings, make_request
+from .stages import start_loop
+from .windows import make_row
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -49,7 +54,7 @@ def stream_audio(
     """
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     if not isinstance(tokenizer, AudioTokenizer):
-        raise ValueError(f"'{tokenizer.spec.name}' makes pictures, which have no order in time; use generate")
+        raise ValueError(f"'{tokenizer.spec.name}' makes pictures; use stream_pictures")
     if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM):
         raise ValueError(
             f"the model of '{tokenizer.spec.name}' makes all frames together, none is final before; use generate"
@@ -58,23 +63,14 @@ def stream_audio(
     request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
-    loop = make_loop(
-        lm,
-        request.conditions,
-        request.seeds,
-        request.length,
-        request.sampling,
-        request.guidance,
-        request.prompt,
-        request.cache,
-        request.draft,
-        request.step,
-    )
-    return _chunks(loop, tokenizer.stream_decoder())
+    if request.window is not None and request.length.max_frames > request.window:
+        return sound_of(make_row(lm, request), tokenizer.stream_decoder())
+    return sound_of(start_loop(lm, request).frames(), tokenizer.stream_decoder())
 
 
-def _chunks(loop: DecodeLoop, decoder: StreamDecoder) -> Iterator[Tensor]:
-    for codes in loop.frames():
+def sound_of(frames: Iterable[Tensor], decoder: StreamDecoder) -> Iterator[Tensor]:
+    """Samples [C, n] of codes [K, n] as soon as they are final, n > 0, on the CPU."""
+    for codes in frames:
         samples = decoder.push(codes)
         if samples.shape[-1]:
             yield samples.float().cpu()

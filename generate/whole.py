@@ -17,6 +17,7 @@ from .loop import Generated, Progress
 from .request import Request, Settings, make_request
 from .result import Result
 from .stages import make_codes
+from .windows import Making, make_row
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -109,4 +110,22 @@ def _codes_of(lm: AnyLM, rows: Request, exact: bool, first: int, total: int, on_
             per_row = of_batch // len(rows.seeds)
             on_progress(first * per_row + done, total * per_row)
 
+    if rows.window is not None and rows.length.max_frames > rows.window:
+        return _in_windows(lm, rows, report)
     return make_codes(lm, rows, exact, report)
+
+
+def _in_windows(lm: AnyLM, rows: Request, report: Progress) -> Generated:
+    """Row by row, as each comes to the end of a window when it does."""
+    made, ended, longest = [], [], rows.length.max_frames
+    for i in range(len(rows.seeds)):
+        making, pieces, done = Making(make_row(lm, rows.rows(i, i + 1))), [], 0
+        for piece in making:
+            pieces.append(piece.cpu())
+            done += piece.shape[1]
+            report(i * longest + done, len(rows.seeds) * longest)
+        made.append(torch.cat([torch.zeros(lm.num_codebooks, 0, dtype=torch.long), *pieces], dim=1))
+        ended.append(making.ended)
+    lengths = torch.tensor([codes.shape[1] for codes in made])
+    padded = [torch.nn.functional.pad(codes, (0, int(lengths.max()) - codes.shape[1])) for codes in made]
+    return Generated(torch.stack(padded), lengths, torch.tensor(ended))

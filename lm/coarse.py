@@ -125,6 +125,12 @@ class Clustering:
                 found[k, cluster] = codes[distances[codes].argmin()]
         return found
 
+    @staticmethod
+    def codes_of(labels: Tensor, middles: Tensor) -> Tensor:
+        """Codes in the middle of clusters: labels [B, K, T] and `middles` [K, M], both long; -1 stays."""
+        found = [row[book.clamp(min=0)] for row, book in zip(middles, labels.unbind(1), strict=True)]
+        return torch.where(labels < 0, -1, torch.stack(found, dim=1))
+
     def save(self, folder: str | Path) -> None:
         """Write config.json and clusters.safetensors."""
         folder = Path(folder)
@@ -180,7 +186,7 @@ class ClusteredTokenizer(Tokenizer):
 
     def _codes(self, labels: Tensor) -> Tensor:
         self.check_codes(labels)
-        return torch.stack([row[book] for row, book in zip(self.middles, labels.cpu().unbind(1), strict=True)], dim=1)
+        return self.clustering.codes_of(labels.cpu(), self.middles)
 
 
 def load_clustering(folder: str | Path) -> Clustering:

@@ -134,6 +134,23 @@ class GenerationDefaults(Config):
     """Frames at most; null: the whole grid of a picture."""
     min_frames: NonNegativeInt = 1
     """No end before this many frames."""
+    text_characters: PositiveInt | None = None
+    """Longest text the model has learned to say, in characters as it reads them; longer text is said in pieces. null:
+    unknown, text is never split."""
+    split: Literal["auto", "off"] = "auto"
+    """off: a text is said at once, however long."""
+    carry: Literal["audio", "nothing"] = "audio"
+    """What a piece of a long text goes on from. audio: the piece before, its text and its sound."""
+    frames_per_character: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Of the pieces of a long text: one with fewer frames is made again, and so is one that has not ended by the
+    second number. null: 0.015 and 0.5 seconds."""
+    retries: NonNegativeInt = 2
+    """How often a piece of a long text that went wrong is made again. 0: never, and a stream need not wait for its
+    pieces to be whole."""
+    window_frames: PositiveInt | None = None
+    """Frames the model has learned to make at once; longer sound is made in windows that overlap. null: it goes on."""
+    stride_frames: PositiveInt | None = None
+    """Frames that a window adds, less than window_frames; null: six tenths of them."""
     passes: PositiveInt | None = None
     """Of a masked model: passes in which the codes are filled in; null: 1 for a refiner, else 12."""
     pass_schedule: Literal["cosine", "linear", "square", "root", "arccos"] = "cosine"

@@ -34,8 +34,9 @@ from .weights import DTYPES, StorageName, header_shapes
 UNKNOWN_CODEC = "0" * 64
 """Fingerprint where the codec was not loaded."""
 
-MUSICGEN_DEFAULTS = GenerationDefaults(top_k=250, guidance=3.0, max_frames=1500)
-"""How audiocraft samples it; 1500 frames of 50 Hz is what it was trained on."""
+MUSICGEN_DEFAULTS = GenerationDefaults(top_k=250, guidance=3.0, max_frames=1500, window_frames=1500, stride_frames=900)
+"""How audiocraft samples it; 1500 frames of 50 Hz is what it was trained on, and longer
+sound goes on 18 seconds at a time."""
 
 PUBLISHED_CODEC = {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4]}
 """Of the published models: 50 frames a second. Taken where only a decoder is given."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from .config import Config
 from .files import write_atomic
 from .resample import Resampler
+from .wav_file import pcm16
 
 AUDIO_FORMATS = {
     ".wav": ("WAV", "WAVEX", "RF64"),
@@ -170,7 +171,7 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:
         raise ValueError(f"{path}: sound is written as .wav or .flac, not '{path.suffix}'")
     if samples.dim() != 2 or not 1 <= samples.shape[0] <= 8 or not bool(torch.isfinite(samples).all()):
         raise ValueError(f"{path}: needs finite samples [C, N] with 1 to 8 channels, found {list(samples.shape)}")
-    steps = (samples.detach().cpu().float() * 32768).round().clamp(-32768, 32767).to(torch.int16)
+    steps = pcm16(samples)
     kind = path.suffix[1:].upper()
     level = 1.0 if kind == "FLAC" else None  # smallest
 

@@ -61,6 +61,10 @@ class TextTokenizer:
         prepared = prepare_text(text, self.config)
         return self._encode(prepared)
 
+    def num_characters(self, text: str) -> int:
+        """Characters of a text as it is read, of any length; 0 where nothing is left of it."""
+        return len(_normalise(text, self.config.normalise))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text (as prepared for encoding; broken UTF-8 becomes U+FFFD). ValueError: an id out of range."""
         for token_id in ids:

@@ -136,6 +136,39 @@ def test_image(models, tmp_path):
     assert (tmp_path / "two.png").read_bytes() == (tmp_path / "star.png").read_bytes(), "label 2 is 'star'"
 
 
+def test_tts_as_a_stream(models, tmp_path, capsysbinary):
+    say = ["tts", "a word", "--model", models / "voices", "--voice", "star", "--seed", 2]
+    assert tessera(*say, "-o", tmp_path / "whole.wav") == 0
+    assert tessera(*say, "-o", tmp_path / "deep" / "made.wav", "--stream", "--json") == 0
+    printed = capsysbinary.readouterr()
+    assert b"first sound after " in printed.err
+    assert 0 < json.loads(printed.out)["first_sound_seconds"] <= json.loads(printed.out)["seconds"]
+    whole = (tmp_path / "whole.wav").read_bytes()
+    assert (tmp_path / "deep" / "made.wav").read_bytes() == whole
+    assert tessera(*say, "-o", "-") == 0
+    assert capsysbinary.readouterr().out[44:] == whole[44:]
+    for arguments, message in (
+        (["-o", "-", "--json"], b"cannot both go to stdout"),
+        (["-o", "x.flac", "--stream"], b"x.flac: a stream is written as .wav"),
+        (["-o", "-", "-n", 2], b"a stream is one sound, but -n is 2"),
+    ):
+        assert tessera(*say, *arguments) == 2
+        assert message in capsysbinary.readouterr().err
+
+
+def test_image_frames(models, tmp_path, capsys):
+    draw = ["image", "star", "--model", models / "shapes"]
+    assert tessera(*draw, "-o", tmp_path / "star.png") == 0
+    assert tessera(*draw, "-o", tmp_path / "again.png", "--frames", tmp_path / "grown", "--json") == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "star.png").read_bytes()
+    grown = sorted((tmp_path / "grown").iterdir())
+    assert json.loads(capsys.readouterr().out)["frames"] == [str(file) for file in grown]
+    assert [file.name for file in grown] == ["0000.png", "0001.png"]
+    assert grown[-1].read_bytes() == (tmp_path / "star.png").read_bytes() != grown[0].read_bytes()
+    assert tessera(*draw, "-o", tmp_path / "many", "--frames", tmp_path / "f", "-n", 2) == 2
+    assert "--frames shows how one picture grows, but -n is 2" in capsys.readouterr().err
+
+
 def test_eval(models, tmp_path, capsys):
     shapes = load(models / "shapes")
     pictures = torch.randint(0, 256, (5, 4, 6), dtype=torch.uint8)

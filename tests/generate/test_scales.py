@@ -171,3 +171,15 @@ def test_requests_that_cannot_be_met():
     with pytest.raises(ValueError, match="the prompt's codebook 0 must hold codes 0 to 7"):
         make_codes(lm, request(prompt=torch.full((1, 1, 2), 9)), False)
     assert ConditionBatch().num_rows is None
+
+
+def test_a_stream_shows_each_scale():
+    lm, _, tokenizer = make("label")
+    model = Model(lm, tokenizer, None, ["a", "b", "c", "d"], GenerationDefaults())
+    whole = model.generate(label="c", seed=5, guidance=1.5)
+    pictures = list(model.stream(label="c", seed=5, guidance=1.5))
+    assert len(pictures) == 3 and torch.equal(pictures[-1], whole.media[0])
+    for picture, made in zip(pictures, (1, 5, 17), strict=True):
+        codes = whole.codes.clone()
+        codes[:, :, made:] = -1
+        assert torch.equal(picture, tokenizer.decode(codes)[0])

@@ -1,0 +1,110 @@
+"""Long texts: pieces that go on from each other, made again where they went wrong, streamed and whole alike."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessera.generate.model import load
+from tessera.generate.noise import derived_seed
+from tessera.generate.sentences import split_text
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_models import save_tiny_models
+
+TEXT = "one two. three four, five six. seven."
+WIDE = {"text_characters": 12, "frames_per_character": [0.1, 2.0]}
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory):
+    return load(save_tiny_models(tmp_path_factory.mktemp("models")) / "voices")
+
+
+def slow_speech(model, text, seed, label, retries, carry="audio", least=0.1, most=2.0, limit=12):
+    """Plain calls of generate, piece by piece; (codes [K, T], all well)."""
+    pieces = split_text(text, limit // 2 if carry == "audio" else limit)
+    codes, before, well = [], None, True
+    for i, piece in enumerate(pieces):
+        carried = before if carry == "audio" else None
+        said = piece if carried is None else f"{pieces[i - 1]} {piece}"
+        t, low, high = (
+            0 if carried is None else carried.shape[1],
+            int(least * len(piece)),
+            -int(-most * len(piece) // 1),
+        )
+        tries = []
+        for attempt in range(retries + 1):
+            found = model.generate(
+                text=said, label=label, seed=derived_seed(seed, i, attempt), prompt=carried, split="off",
+                max_frames=t + high, min_frames=0,
+            )  # fmt: skip
+            own = found.codes[0, :, t:]
+            good = found.ended[0] and own.shape[1] >= low
+            middle = (max(low, 1) * high) ** 0.5
+            ratio = max(own.shape[1], 0.5) / middle
+            tries.append((not good, max(ratio, 1 / ratio), attempt, own))
+            if good:
+                break
+        bad, _, _, own = min(tries, key=lambda one: one[:3])
+        codes.append(own)
+        before = None if bad or not own.shape[1] else own
+        well = well and not bad
+    return torch.cat(codes, dim=1), well
+
+
+@pytest.mark.parametrize("carry", ["audio", "nothing"])
+@pytest.mark.parametrize("retries", [0, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_long_text_is_its_pieces(voices, carry, retries, seed):
+    call = {"text": TEXT, "label": "star", "seed": seed, "carry": carry, "retries": retries, **WIDE}
+    whole = voices.generate(**call)
+    codes, well = slow_speech(voices, TEXT, seed, "star", retries, carry)
+    assert torch.equal(whole.codes[0], codes) and whole.ended == (well,) and whole.seeds == (seed,)
+    assert torch.equal(whole.media[0], voices.tokenizer.decode(whole.codes)[0]), "one decoder, no seam"
+    assert torch.equal(torch.cat(list(voices.stream(**call)), dim=1), whole.media[0])
+
+
+def test_retries_make_good_what_can_be(voices):
+    """More samples are well with retries, and those that were well without are unchanged."""
+    narrow = {"text_characters": 12, "frames_per_character": [0.3, 1.2], "label": "star", "text": TEXT}
+    never = [voices.generate(**narrow, seed=seed, retries=0) for seed in range(6)]
+    often = [voices.generate(**narrow, seed=seed, retries=6) for seed in range(6)]
+    assert sum(one.ended[0] for one in often) > sum(one.ended[0] for one in never)
+    for before, after in zip(never, often, strict=True):
+        assert not before.ended[0] or torch.equal(before.codes, after.codes)
+
+
+def test_a_text_that_is_not_long_is_unchanged(voices):
+    plain = voices.generate(text="one two", label=["star", "7"], n=2, seed=3)
+    assert torch.equal(voices.generate(text="one two", label=["star", "7"], n=2, seed=3, **WIDE).codes, plain.codes)
+
+
+def test_long_and_short_texts_together(voices):
+    texts = ["one", TEXT, "two"]
+    together = voices.generate(text=texts, label="star", n=2, seed=5, **WIDE)
+    assert together.seeds == tuple(range(5, 11))
+    for i, one in enumerate(together):
+        alone = voices.generate(text=texts[i // 2], label="star", seed=5 + i, **WIDE)
+        assert torch.equal(one.codes, alone.codes) and torch.equal(one.media[0], alone.media[0])
+
+
+def test_a_limit_on_the_whole(voices):
+    for limit in (1, 5, 9):
+        found = voices.generate(text=TEXT, label="star", max_frames=limit, **WIDE)
+        assert int(found.lengths[0]) <= limit
+        assert found.ended == (False,) or int(found.lengths[0]) < limit
+
+
+def test_a_text_far_too_long_that_is_not_split_is_warned_of(voices):
+    call = {"text": TEXT, "label": "star", "text_characters": 12}
+    for off in ({"split": "off"}, {"num_frames": 6}):
+        with pytest.warns(UserWarning, match="the text has 37 characters, the model has learned at most 12"):
+            voices.generate(**call, **off)
+    with pytest.raises(ValueError, match="is said in .* pieces; leave prompt out, or set split to 'off'"):
+        voices.generate(**call, prompt=torch.zeros(3, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match="is said in .* pieces; leave min_frames out"):
+        voices.stream(**call, min_frames=5)
+    with pytest.raises(ValueError, match="2 labels but 3 texts"):
+        voices.generate(text=[TEXT, "a", "b"], label=["star", "7"], **WIDE)
