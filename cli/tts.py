@@ -46,36 +46,17 @@ def tts(
     The bundled model knows English digits and the phrases of the sample data; tessera generate has all settings.
     """
     from ..generate.model import load
-<<<<<<< HEAD
     from .samples import guidance_of, make_samples, numbers, voice_of
-=======
-    from .samples import guidance_of, label_of, make_samples, numbers
     from .streams import stream_sound
->>>>>>> w-long
 
     steadiness = numbers(temperature, "--temperature")
     loaded = load(model, device, weights=weights)  # pyright: ignore[reportArgumentType]
     if loaded.spec.geometry.kind != "audio" or loaded.text is None:
         raise ValueError(f"model '{model}' does not turn text into sound; for pictures use: tessera image")
-<<<<<<< HEAD
-    make_samples(
-        loaded,
-        output,
-        n,
-        as_json,
-        text=text,
-        **({} if voice is None else voice_of(loaded, voice)),
-        voice_frames=voice_frames,
-        n=n,
-        seed=seed,
-        guidance=guidance_of(guidance),
-        temperature=steadiness,
-        max_seconds=max_seconds,
-    )
-=======
     call = {
         "text": text,
-        "label": None if voice is None else label_of(loaded, voice),
+        **({} if voice is None else voice_of(loaded, voice)),
+        "voice_frames": voice_frames,
         "seed": seed,
         "guidance": guidance_of(guidance),
         "temperature": steadiness,
@@ -87,4 +68,3 @@ def tts(
         stream_sound(loaded, output, as_json, **call)
     else:
         raise typer.BadParameter(f"a stream is one sound, but -n is {n}; leave one of them out")
->>>>>>> w-long

@@ -160,16 +160,10 @@ def _fill(
     guide: Guide,
     prompt: Tensor | None,
     coarse: Tensor | None,
-<<<<<<< HEAD
-    report: Callable[[int], None],
-) -> Tensor:
+) -> Iterator[Tensor]:
+    """Yield the codes [B, K, T] after each pass, -1 where a part is still hidden."""
     B, T, device, symbols = len(seeds), int(lengths.max()), lm.device, lm.head.symbols
     J = len(symbols)
-=======
-) -> Iterator[Tensor]:
-    """Yield the codes [B, K, T] after each pass, -1 where still hidden."""
-    B, K, T, device = len(seeds), lm.num_codebooks, int(lengths.max()), lm.device
->>>>>>> w-long
     lengths = lengths.to(device)
     filters = make_filters(sampling, lm.num_codebooks, device).of(list(symbols.codebooks))
     numbers = torch.tensor(seeds, dtype=torch.long, device=device)
@@ -209,12 +203,7 @@ def _fill(
         kept = kept.view(B, T, -1).transpose(1, 2).expand(B, J, T) & hidden
         made = torch.where(kept, drawn_BTJ.transpose(1, 2), made)
         hidden = hidden & ~kept
-<<<<<<< HEAD
-        report(number + 1)
-    return symbols.join(made).cpu()
-=======
-        yield codes.masked_fill(hidden, -1)
->>>>>>> w-long
+        yield symbols.join(made).masked_fill(hidden.unflatten(1, (-1, symbols.parts)).any(dim=2), -1)
 
 
 def remaining_counts(counts: Sequence[int], passes: int, schedule: str) -> Tensor:

@@ -19,6 +19,7 @@ from ..lm.next_scale import NextScaleLM
 from ..lm.stages import CoarseToFine
 from ..tokenize.spec import PictureGeometry, check_same_tokenizer
 from ..tokenize.tokenizer import Tokenizer
+from .conditioning import Told
 from .filling import fill_in_passes
 from .loop import DecodeLoop
 from .request import Request, Settings, make_request
@@ -36,6 +37,8 @@ def stream_pictures(
     *,
     label: int | None = None,
     text_ids: Sequence[int] | None = None,
+    embedding: Tensor | None = None,
+    voice: Tensor | None = None,
     seed: int = 0,
     prompt: Tensor | None = None,
     num_frames: int | None = None,
@@ -62,7 +65,8 @@ def stream_pictures(
     every = geometry.columns if every is None else every
     if every < 1:
         raise ValueError(f"every must be at least 1 frame, found {every}")
-    request = make_request(lm, tokenizer, label, text_ids, 1, seed, prompt, num_frames, defaults, settings)
+    told = Told(label, text_ids, embedding, voice)
+    request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one picture, {len(request.seeds)} were asked for; make a stream for each")
     if isinstance(lm, CoarseToFine):

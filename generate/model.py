@@ -17,13 +17,9 @@ from ..lm.weights import StorageName, load_model
 from ..tokenize.config import nearest_name
 from ..tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 from ..tokenize.text import TextTokenizer
-<<<<<<< HEAD
-from ..tokenize.tokenizer import Tokenizer
-from .conditioning import SAID, Told
-=======
 from ..tokenize.tokenizer import AudioTokenizer, Tokenizer
+from .conditioning import SAID, Told
 from .growing import stream_pictures
->>>>>>> w-long
 from .loop import Progress
 from .prompt import Prompt, prompt_codes
 from .request import Request, Settings, choose, make_request, max_frames_for
@@ -109,16 +105,12 @@ class Model:
 
         Args:
             label: a label's name or id, or a list of them.
-<<<<<<< HEAD
-            text: what to say or to show, or a list.
+            text: what to say or to show, or a list. Speech longer than the model has learned is said in pieces
+                (speech.py).
             voice: a recording whose voice to take, or a picture to follow, or a list: media, codes [K, L] or a file, as
                 `prompt`; nothing of it is part of the result. For models with the condition `codes`.
             voice_frames: use only so many frames of the voice.
             embedding: vectors [L, width] of another model, or a list. For models with the condition `embedding`.
-=======
-            text: what to say or to show, or a list. Speech longer than the model has learned is said in pieces
-                (speech.py).
->>>>>>> w-long
             n: samples for each entry of the lists.
             seed: sample i has the seed `seed + i`; the same seed and condition give the same sample in any company
                 (`exact=True`: also where kernels round by the size of the batch).
@@ -138,11 +130,17 @@ class Model:
             ValueError: an argument that cannot be met, in one line that names it.
         """
         if text is not None and self.text is not None and not isinstance(self.spec.geometry, PictureGeometry):
-            texts = list(text) if _is_list(text) else [text]
+            texts: Any = list(text) if _is_list(text) else [text]
             pieces = self._pieces(texts, num_frames, settings, max_seconds)
             if any(len(found) > 1 for found in pieces):
+                if _is_list(voice) or _is_list(embedding):
+                    raise ValueError(
+                        "texts said in pieces take one voice and one embedding; give one of each, no lists"
+                    )
+                shared: dict[str, Any] = {"voice": voice, "voice_frames": voice_frames, "embedding": embedding}
+                shared["unconditional"] = unconditional
                 call = {"exact": exact, "batch": batch, "max_seconds": max_seconds, **settings}
-                return self._generate_long(texts, pieces, label, n, seed, prompt, on_progress, call)
+                return self._generate_long(texts, pieces, label, shared, n, seed, prompt, on_progress, call)
         return generate(
             self.lm,
             self.tokenizer,
@@ -186,7 +184,8 @@ class Model:
             (pieces,) = self._pieces([text], num_frames, settings, max_seconds)
             if len(pieces) > 1:
                 own = self._with_seconds(settings, max_seconds)
-                return sound_of(self._speaking(pieces, label, seed, prompt, own), self.tokenizer.stream_decoder())
+                told = self._told(label, pieces[0], voice, voice_frames, embedding, unconditional)
+                return sound_of(self._speaking(pieces, told, seed, prompt, own), self.tokenizer.stream_decoder())
         return (stream_pictures if picture else stream_audio)(
             self.lm,
             self.tokenizer,
@@ -236,9 +235,9 @@ class Model:
         return [pieces_of(text, self.text.num_characters, chosen, num_frames is not None) for text in texts]
 
     def _speaking(
-        self, pieces: Sequence[str], label: Label | None, seed: int, prompt: Prompt | None, settings: Settings
+        self, pieces: Sequence[str], told: dict[str, Any], seed: int, prompt: Prompt | None, settings: Settings
     ) -> Making:
-        """A text in several pieces, while it is made."""
+        """A text in several pieces, while it is made; `told` as of `_told`, each piece brings its own text."""
         assert self.text is not None and isinstance(self.spec.geometry, AudioGeometry)
         if prompt is not None or "min_frames" in settings:
             name = "prompt" if prompt is not None else "min_frames"
@@ -248,13 +247,11 @@ class Model:
             )
         chosen = choose(self.defaults, settings)
         fixed: Any = {name: value for name, value in settings.items() if name != "max_frames"}
-        label_id = None if label is None else self._ids(label, pieces[0], False)["label"]
 
         def request_for(ids: Sequence[int], own_seed: int, carried: Tensor | None, most: int) -> Request:
             limits: Any = {**fixed, "max_frames": most, "min_frames": 0}
-            return make_request(
-                self.lm, self.tokenizer, label_id, ids, 1, own_seed, carried, None, self.defaults, limits
-            )
+            said = Told(**{**told, "text_ids": ids})
+            return make_request(self.lm, self.tokenizer, said, 1, own_seed, carried, None, self.defaults, limits)
 
         said = make_pieces(
             pieces, self.text.encode, self.text.num_characters, chosen.carry == "audio", self.spec.geometry,
@@ -268,6 +265,7 @@ class Model:
         texts: Sequence[str],
         pieces: Sequence[Sequence[str]],
         label: Label | Sequence[Label] | None,
+        shared: Any,
         n: int,
         seed: int,
         prompt: Prompt | None,
@@ -285,11 +283,12 @@ class Model:
             text, own = texts[entry % len(texts)], labels[entry % len(labels)]
             found = pieces[entry % len(texts)]
             if len(found) == 1:
-                parts.append(self.generate(text=text, label=own, seed=own_seed, prompt=prompt, **call))
+                parts.append(self.generate(text=text, label=own, seed=own_seed, prompt=prompt, **shared, **call))
             else:
                 settings: Any = {name: call[name] for name in call if name not in ("exact", "batch", "max_seconds")}
                 settings = self._with_seconds(settings, call["max_seconds"])
-                making = self._speaking(found, own, own_seed, prompt, settings)
+                told = self._told(own, found[0], **shared)
+                making = self._speaking(found, told, own_seed, prompt, settings)
                 codes = torch.cat([piece.cpu() for piece in making], dim=1)[None]
                 parts.append(
                     Result(

@@ -13,11 +13,7 @@ from ..lm.masked import MaskedLM
 from ..lm.model import TokenLM
 from ..tokenize.spec import check_same_tokenizer
 from ..tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
-<<<<<<< HEAD
 from .conditioning import Told
-from .loop import DecodeLoop, make_loop
-=======
->>>>>>> w-long
 from .request import Settings, make_request
 from .stages import start_loop
 from .windows import make_row
