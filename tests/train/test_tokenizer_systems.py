@@ -36,7 +36,7 @@ OWN = {
     ],
     **dict.fromkeys(("qdac", "cosyvoice", "glm-4-voice", "xy-tokenizer-stages"), WHOLE),
 }
-"""Settings of single systems: files that stand elsewhere here, excerpts that hold a whole recording. MEDIA is a folder."""
+"""Settings of single systems: files that stand elsewhere here, excerpts that hold a whole recording."""
 
 
 def systems() -> list[str]:
