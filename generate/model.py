@@ -247,6 +247,9 @@ class Model:
             )
         chosen = choose(self.defaults, settings)
         fixed: Any = {name: value for name, value in settings.items() if name != "max_frames"}
+        nobody = all(told.get(kind) is None for kind in ("label", "voice", "embedding"))
+        if nobody and chosen.carry == "nothing" and any(one.kind == "label" for one in self.lm.config.conditions):
+            told = {**told, "label": seed % len(self.labels)}  # or each piece would have a voice of its own
 
         def request_for(ids: Sequence[int], own_seed: int, carried: Tensor | None, most: int) -> Request:
             limits: Any = {**fixed, "max_frames": most, "min_frames": 0}

@@ -108,3 +108,12 @@ def test_a_text_far_too_long_that_is_not_split_is_warned_of(voices):
         voices.stream(**call, min_frames=5)
     with pytest.raises(ValueError, match="2 labels but 3 texts"):
         voices.generate(text=[TEXT, "a", "b"], label=["star", "7"], **WIDE)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 6])
+def test_without_a_voice_the_seed_chooses_one_for_all_pieces(voices, seed):
+    """Where nothing is carried over, each piece would choose its own."""
+    call = {"text": TEXT, "seed": seed, "carry": "nothing", **WIDE}
+    found = voices.generate(**call)
+    assert torch.equal(found.codes, voices.generate(**call, label=seed % 4).codes)
+    assert torch.equal(torch.cat(list(voices.stream(**call)), dim=1), found.media[0])
