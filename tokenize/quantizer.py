@@ -15,6 +15,7 @@ from .branches import BranchConfig, BranchesConfig, BranchesQuantizer
 from .bsq import BinarySphericalQuantizer, BSQConfig
 from .chain import ChainConfig, ChainQuantizer
 from .fsq import FiniteScalarQuantizer, FSQConfig
+from .gaussian import GaussianConfig, GaussianQuantizer
 from .group import GroupConfig, GroupQuantizer
 from .identity import IdentityConfig, IdentityQuantizer
 from .kmeans_leaf import KMeansConfig, KMeansQuantizer
@@ -45,7 +46,7 @@ LeafConfig = (
     | IdentityConfig
 )
 CombinatorConfig = ResidualConfig | ChainConfig | GroupConfig | BranchesConfig | ScalesConfig
-WrapperConfig = ProjectConfig | StrideConfig | RotationConfig | SkipConfig | TailConfig
+WrapperConfig = ProjectConfig | StrideConfig | RotationConfig | SkipConfig | TailConfig | GaussianConfig
 QuantizerConfig = Annotated[LeafConfig | CombinatorConfig | WrapperConfig, Field(discriminator="kind")]
 
 QUANTIZERS = {
@@ -69,11 +70,12 @@ QUANTIZERS = {
     "rotation": RotationQuantizer,
     "skip": SkippingQuantizer,
     "tail": TailQuantizer,
+    "gaussian": GaussianQuantizer,
 }
 
 # Their parts may be any of the union, which did not exist when they were defined.
 _tree = (ResidualConfig, ChainConfig, GroupConfig, BranchConfig, BranchesConfig, ScalesConfig)
-for _part in (*_tree, ProjectConfig, StrideConfig, RotationConfig, SkipConfig, TailConfig):
+for _part in (*_tree, ProjectConfig, StrideConfig, RotationConfig, SkipConfig, TailConfig, GaussianConfig):
     _part.model_rebuild(_types_namespace={"QuantizerConfig": QuantizerConfig})
 
 
@@ -95,6 +97,7 @@ __all__ = [
     "BranchesConfig",
     "ChainConfig",
     "FSQConfig",
+    "GaussianConfig",
     "GroupConfig",
     "IdentityConfig",
     "KMeansConfig",
