@@ -3,7 +3,8 @@
 Forward passes only collect. `update_codebooks` then does, for all codebooks at once and with one all-reduce:
     start     k-means on the first vectors seen; a later level only after the one before it started on an earlier update
     average   exponential moving averages of (sum, count) per code; the vector of a code is sum / count
-    revive    every few updates, codes used less than `revive_below` of the uniform share become vectors of the data
+    revive    every few updates, codes used less than `revive_below` of the uniform share become vectors of the data, or
+              every code moves towards one, the more the less it is used (`blend`)
 All choices depend on the content of the vectors alone (`priority`), so any number of processes choose the same.
 """
 
@@ -70,12 +71,13 @@ class Codebook(Float32Buffers):
         kmeans_start: bool,
         form: CodebookForm | None = None,
         step: float | None = None,
+        blend: bool = False,
     ):
         super().__init__()
         self.size, self.dim = size, dim
         self.normalise, self.learned = normalise, learned
         self.decay, self.revive_below = decay, revive_below
-        self.form, self.step = form, step
+        self.form, self.step, self.blend = form, step, blend
         if form is not None and not form.settable:
             self.revive_below, kmeans_start = 0.0, False
         if form is None:
@@ -183,12 +185,23 @@ class Codebook(Float32Buffers):
 
     def _revive(self, data: Tensor) -> None:
         fair = self.count.mean()
+        if self.blend:
+            return self._blend(data, fair)
         dead = (self.count < self.revive_below * fair).nonzero()[:, 0]
         fresh = distinct(data)
         dead = dead[: len(fresh)]
         # Sum and count both start anew, else the stale average pulls the vector back at once; the uniform share of
         # uses gives it the time to win vectors of its own.
         self._set(dead, fresh[: len(dead)], fair.expand(len(dead)))
+
+    def _blend(self, data: Tensor, fair: Tensor) -> None:
+        fresh = distinct(data)
+        least_used = self.count.argsort(stable=True)[: len(fresh)]
+        share = self.count[least_used] / fair
+        part = (-share / self.revive_below).exp()
+        vectors = self.entries()[least_used].lerp(fresh[: len(least_used)], part[:, None])
+        # The count stays: a code that is still far off when it has moved must go on moving until it is used.
+        self._set(least_used, vectors, self.count[least_used])
 
     def _set(self, which: Tensor, vectors: Tensor, counts: Tensor) -> None:
         if self.form is not None:

@@ -27,7 +27,7 @@ class VQConfig(GrowingConfig):
     added = frozenset(
         {
             *("codebook", "keep_length", "inner_steps", "inner_rate", "index_temperature"),
-            *("codebook_weight", "entropy", "moments"),
+            *("codebook_weight", "entropy", "moments", "revive"),
         }
     )
 
@@ -66,6 +66,9 @@ class VQConfig(GrowingConfig):
     """Weight of the distance between the distributions of latents and codes, as normals (see regularise.py)."""
     revive_below: float = Field(default=0.1, ge=0, lt=1)
     """A code used less than this fraction of the uniform share is dead and becomes a latent of the batch; 0: never."""
+    revive: Literal["replace", "blend"] = "replace"
+    """replace: as said. blend: every code moves towards a latent, by the part exp(-use / revive_below), where a use of
+    1 is the uniform share (CVQ-VAE, arXiv:2307.15139; MGVQ, arXiv:2507.07997)."""
     kmeans_init: bool = True
     """Start the codes as k-means centres of the first latents; false: at random."""
 
@@ -103,6 +106,7 @@ class VectorQuantizer(Quantizer):
             kmeans_start=config.kmeans_init,
             form=form,
             step=1 - (1 - config.inner_rate) ** config.inner_steps if config.update == "alternating" else None,
+            blend=config.revive == "blend",
         )
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:

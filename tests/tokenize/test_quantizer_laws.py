@@ -74,6 +74,8 @@ CONFIGS = {
     "vq-affine-index-gradient": tree(**{**V16, "update": "index"}, codebook={"kind": "affine"}),
     "vq-linear-gradient-normalised": tree(**GRADIENT, codebook={"kind": "linear"}, normalise=True, code_dim=3),
     "vq-entropy": tree(**V16, entropy=ENTROPY, moments=0.1),
+    "vq-blend": tree(**V16, revive="blend"),
+    "vq-blend-gradient": tree(**GRADIENT, revive="blend"),
     # Leaves without a table, and with numbers per channel.
     "lfq": tree(kind="lfq", bits=6, entropy=ENTROPY),
     "lfq-projected": tree(kind="lfq", bits=4, entropy={**ENTROPY, "group": 3}),
@@ -153,11 +155,17 @@ CONFIGS = {
     "rotation-residual": tree(kind="rotation", quantizer={"kind": "residual", "levels": 3, "quantizer": V16}),
     "skip-dropout": tree(kind="skip", share=0.4, quantizer={"kind": "residual", "levels": 2, "quantizer": V16}),
     "tail-dropout": tree(kind="tail", shortest=2, quantizer={"kind": "residual", "levels": 2, "quantizer": V16}),
+    "gaussian-noise": tree(kind="gaussian", divergence=0.1, quantizer={**V16, "moments": 0.1}),
+    "gaussian-residual-dropout": tree(
+        kind="gaussian", quantizer={"kind": "residual", "levels": 3, "quantizer": GRADIENT, "level_dropout": 0.5}
+    ),
     "tail-lengths-dropout": tree(kind="tail", lengths=[1, 4], share=0.6, quantizer={"kind": "bsq", "bits": 4}),
 }
 PER_PLACE = [name for name in CONFIGS if "strided" not in name]
 STRAIGHT = [name for name in CONFIGS if "rotation" not in name]
-NOT_RANDOM = [name for name in CONFIGS if not any(word in name for word in ("dropout", "bernoulli", "chain-group"))]
+NOT_RANDOM = [
+    name for name in CONFIGS if not any(word in name for word in ("dropout", "bernoulli", "noise", "chain-group"))
+]
 SHAPES = [(DIM,), (37, DIM), (2, 3, 5, DIM), (0, DIM), (3, 0, DIM)]
 every_config = pytest.mark.parametrize("name", CONFIGS)
 
@@ -375,6 +383,7 @@ def run_shared(name, part):
         for module in quantizer.modules():
             module.draw_levels = module.draw_lengths = lambda *_, drawn=drawn: drawn
             module.draw_passed = lambda _, drawn=drawn: drawn == 2
+            module.draw_noise = torch.cos
         for piece in (x[rows], x[rows] * 0.5):  # two backward passes, one update
             quantizer(piece, mask[rows])
         quantizer.update()
@@ -555,7 +564,7 @@ def test_encode_with_fewer_levels_is_a_prefix(name):
 # L10: dead codes. Trap 3: a stale average pulls the replacement back. Trap 15: a threshold that is not relative.
 
 
-@pytest.mark.parametrize("name", ["vq", "vq-gradient", "vq-projected-normalised", "vq-normalised"])
+@pytest.mark.parametrize("name", ["vq", "vq-gradient", "vq-projected-normalised", "vq-normalised", "vq-blend"])
 @pytest.mark.parametrize("batch", [64, 2048])
 def test_planted_dead_codes_come_back_to_life(name, batch):
     quantizer = trained(name)

@@ -108,6 +108,55 @@ def test_bernoulli_draws_while_training_only():
     assert (quantizer.eval()(x).codes == 1).all()
 
 
+def test_a_blended_code_moves_to_a_latent_the_more_the_less_it_is_used():
+    quantizer = make(2, **V8, revive="blend", revive_below=0.25)
+    book, data = quantizer.codebook, torch.randn(5, 2)
+    uses = torch.tensor([0.0, 8.0, 1.0, 2.0, 4.0, 1.0, 16.0, 0.5])
+    book.sum.copy_(torch.randn(8, 2) * uses.clamp_min(0.1)[:, None])
+    book.count.copy_(uses.clamp_min(0.1))
+    before, fair = book.entries().clone(), float(book.count.mean())
+    book._blend(data, book.count.mean())
+    for code in range(8):
+        part = math.exp(-max(0.1, float(uses[code])) / fair / 0.25)
+        meant = [before[code] + part * (latent - before[code]) for latent in data]
+        nearest = min(float((book.entries()[code] - wanted).norm()) for wanted in meant)
+        if code in (1, 4, 6):  # three codes more than there are latents: the most used stay
+            assert torch.equal(book.entries()[code], before[code])
+        else:
+            assert nearest < 1e-5
+
+
+# Draws before the search.
+
+
+def test_what_is_quantized_is_drawn_around_the_latent_while_training():
+    quantizer = make(3, kind="gaussian", divergence=0.5, first_deviation=0.2, quantizer={"kind": "identity"})
+    x = torch.randn(1, 3).expand(40000, 3)
+    drawn = quantizer(x)
+    torch.testing.assert_close(drawn.values.mean(0), x[0], atol=0.01, rtol=0)
+    torch.testing.assert_close(drawn.values.std(0), torch.full((3,), 0.2), atol=0.01, rtol=0)
+    normal = torch.distributions.Normal(x[0], 0.2)
+    apart = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(drawn.losses["divergence"][0], 0.5 * apart)
+    assert torch.equal(quantizer.eval()(x).values, x)
+
+
+def test_the_deviation_of_the_draws_learns_from_what_comes_behind():
+    quantizer = make(2, kind="gaussian", divergence=0.0, first_deviation=0.5, quantizer=V8)
+    x, target = torch.randn(200, 2), torch.randn(2)
+    torch.manual_seed(3)
+    result = quantizer(x)
+    (result.values * target).sum().backward()
+    spread = 0.5 * quantizer_noise(3, x)
+    wanted = (spread * target * 0.5).sum(0)  # d exp(v / 2) / dv = exp(v / 2) / 2
+    torch.testing.assert_close(quantizer.log_variance.bias.grad, wanted)
+
+
+def quantizer_noise(seed, x):
+    torch.manual_seed(seed)
+    return torch.randn(len(x), 1, x.shape[1])[:, 0]
+
+
 # Numbers per channel.
 
 
