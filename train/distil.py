@@ -1,4 +1,5 @@
-"""Distillation: chosen levels of the codes (or the latents) learn to tell a teacher's features.
+"""Distillation: chosen levels of the codes (or the latents), or a range of their channels, learn to tell a teacher's
+features.
 
 With s the features laid on the tokens and q a learned projection of the levels, both [T, D]:
 
@@ -7,7 +8,8 @@ With s the features laid on the tokens and q a learned projection of the levels,
     squared   mean (q - s)^2                                              reconstruction of the features
 
 Sources: SpeechTokenizer, arXiv:2308.16692, section 3.2; DM-Codec, arXiv:2410.15017 (several teachers are several
-terms); X-Codec's semantic reconstruction, arXiv:2408.17175 (squared, with levels "all").
+terms); X-Codec's semantic reconstruction, arXiv:2408.17175 (squared, with levels "all"); one of two codebooks that
+share an index: TokenFlow, arXiv:2412.03069 (its channels).
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..tokenize.config import ConfigError
 from .teacher import TeacherConfig, feature_size, fit_places, make_teacher
 from .term import InnerTerm, InnerView, TermConfig, TermContext, check_levels, mean_over
 
@@ -34,6 +37,8 @@ class DistilConfig(TermConfig):
     """Which of the teacher's layers, where it has several."""
     levels: Levels = (0,)
     """Numbers of codebooks; "all" quantized latents, or "latents" before the quantizer."""
+    channels: tuple[NonNegativeInt, PositiveInt] | None = None
+    """First of the latents' channels that tell them, and the one after the last; null: all."""
     distance: Literal["d_axis", "t_axis", "squared"] = "d_axis"
     hidden: NonNegativeInt = 0
     """Width of a hidden layer of the projection; 0: it is linear."""
@@ -46,11 +51,17 @@ class DistilTerm(InnerTerm):
         super().__init__()
         self.config = config
         check_levels(config.levels, context.num_codebooks, where)
+        first, end = config.channels or (0, context.latent_dim)
+        if not first < end <= context.latent_dim:
+            raise ConfigError(
+                f"{where}.channels: channels {first} to {end} are not among the {context.latent_dim} there are"
+            )
+        self.channels = slice(first, end)
         teacher = make_teacher(config.teacher, context.geometry, context.teachers, f"{where}.teacher")
         # In a list: it is frozen, and no part of what is trained, averaged and saved.
         self._teacher = [teacher]
         features = feature_size(teacher, context.geometry, config.layer, where)
-        self.project = make_projection(context.latent_dim, config.hidden, features)
+        self.project = make_projection(end - first, config.hidden, features)
 
     def forward(self, view: InnerView) -> Tensor:
         """See InnerTerm."""
@@ -61,7 +72,7 @@ class DistilTerm(InnerTerm):
             media = media * view.batch.sample_mask
         with torch.no_grad():
             wanted = fit_places(teacher.layers(media)[self.config.layer].float(), view.places)
-        found = self.project(view.values(self.config.levels)).float()
+        found = self.project(view.values(self.config.levels)[..., self.channels]).float()
         return DISTANCES[self.config.distance](found, wanted, view.mask)
 
 
