@@ -55,6 +55,10 @@ class MediaBatch:
     """Items of the whole batch, of all micro-batches and processes."""
     batch_frames: int
     """Frames that hold sound in the whole batch; 0 for pictures."""
+    batch_labels: Tensor
+    """[batch_items] long, of the whole batch, as labels."""
+    batch_texts: Sequence[str | None]
+    """Of the whole batch."""
 
     def to(self, device: torch.device) -> MediaBatch:
         """On another device."""

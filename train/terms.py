@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..tokenize.config import ConfigError
+from .contrast import ContrastConfig, ContrastTerm
 from .distil import DistilConfig, DistilTerm
 from .perceptual import PerceptualConfig, PerceptualTerm
 from .supervise import CaptionConfig, CaptionTerm, CTCConfig, CTCTerm, LabelHeadConfig, LabelTerm
@@ -108,7 +109,8 @@ LossConfig = Annotated[
     | DistilConfig
     | CTCConfig
     | CaptionConfig
-    | LabelHeadConfig,
+    | LabelHeadConfig
+    | ContrastConfig,
     Field(discriminator="kind"),
 ]
 
@@ -128,6 +130,7 @@ TERMS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "ctc": (CTCTerm, SOUND),
     "caption": (CaptionTerm, BOTH),
     "label": (LabelTerm, BOTH),
+    "contrast": (ContrastTerm, BOTH),
 }
 """Kind -> the term, and the media it is for."""
 

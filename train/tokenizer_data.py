@@ -76,10 +76,11 @@ class MediaInMemory:
         here = slice(first, first + count)
         numbers = rows[here].tolist()
         texts, labels = [self.texts[number] for number in numbers], self.labels[numbers]
+        all_texts, all_labels = [self.texts[number] for number in rows.tolist()], self.labels[rows.tolist()]
         if self.audio is None:
             pictures = torch.stack([self.items[number] for number in numbers])
             whole = torch.ones(len(numbers), dtype=torch.bool)
-            return MediaBatch(pictures, None, None, whole, labels, texts, len(rows), 0)
+            return MediaBatch(pictures, None, None, whole, labels, texts, len(rows), 0, all_labels, all_texts)
         hop = self.audio.samples_per_frame
         size = self.crop_frames * hop
         lengths = np.minimum([self.items[number].numel() for number in rows], size)
@@ -94,7 +95,8 @@ class MediaInMemory:
         mask = torch.arange(size) < torch.as_tensor(lengths[here])[:, None]
         whole = torch.tensor([self.items[number].numel() <= size for number in numbers])
         frames = int((-(-lengths // hop)).sum())
-        return MediaBatch(samples, mask, mask[:, ::hop], whole, labels, texts, len(rows), frames)
+        frame_mask = mask[:, ::hop]
+        return MediaBatch(samples, mask, frame_mask, whole, labels, texts, len(rows), frames, all_labels, all_texts)
 
     def excerpt(self, step: int, seconds: float) -> slice:
         """Samples that judges look at in a step, alike for all items."""

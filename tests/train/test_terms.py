@@ -66,14 +66,18 @@ CASES = {
         "kind": "distil", "teacher": {"kind": "module", "name": "filters"}, "levels": "all", "distance": "squared",
         "hidden": 8, "layer": 0,
     },
+    "distil-channels": {"kind": "distil", "teacher": MEL, "levels": "all", "channels": [2, 5], "hidden": 4},
     "distil-latents": {"kind": "distil", "teacher": MEL, "levels": "latents"},
     "distil-pictures": {"kind": "distil", "teacher": {"kind": "hog", "cell": 4}, "distance": "t_axis"},
     "ctc": {"kind": "ctc", "width": 16, "blocks": 1},
     "caption": {"kind": "caption", "width": 16, "heads": 2, "blocks": 1},
     "label": {"kind": "label"},
+    "contrast-text": {"kind": "contrast", "width": 16, "blocks": 1, "token": "last"},
+    "contrast-label": {"kind": "contrast", "width": 16, "caption": "label", "loss": "sigmoid", "levels": [1]},
 }  # fmt: skip
 FOR_PICTURES = {"pixels-1", "pixels-2", "perceptual-pictures", "distil-pictures"}
-INNER = {"quantizer", "normal", "ctc", "caption", "label"} | {name for name in CASES if name.startswith("distil")}
+INNER = {"quantizer", "normal", "ctc", "caption", "label"}
+INNER |= {name for name in CASES if name.startswith(("distil", "contrast"))}
 each = pytest.mark.parametrize("name", CASES)
 
 
@@ -109,14 +113,24 @@ def batch_of(picture, rows=slice(None)):
     texts = list(TEXTS)[rows]
     if picture:
         media = torch.rand(BATCH, 3, 16, 16, generator=generator) * 2 - 1
-        return MediaBatch(media[rows], None, None, torch.ones(BATCH, dtype=torch.bool)[rows], labels[rows], texts, 3, 0)
+        whole = torch.ones(BATCH, dtype=torch.bool)
+        return MediaBatch(media[rows], None, None, whole[rows], labels[rows], texts, 3, 0, labels, TEXTS)
     media = torch.randn(BATCH, FRAMES * HOP, generator=generator) * 0.1
     lengths = torch.tensor([FRAMES * HOP, FRAMES * HOP - HOP - 7, FRAMES * HOP - 100])
     mask = torch.arange(FRAMES * HOP) < lengths[:, None]
     frames = int(mask[:, ::HOP].sum())
     whole = torch.tensor([True, True, True])
     return MediaBatch(
-        (media * mask)[rows], mask[rows], mask[:, ::HOP][rows], whole[rows], labels[rows], texts, 3, frames
+        (media * mask)[rows],
+        mask[rows],
+        mask[:, ::HOP][rows],
+        whole[rows],
+        labels[rows],
+        texts,
+        3,
+        frames,
+        labels,
+        TEXTS,
     )
 
 
@@ -190,17 +204,19 @@ def test_gradients_reach_the_network_and_the_terms_own_layers(name):
     assert all(parameter.grad is None for module in GIVEN.values() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("name", ["ctc", "caption", "label"])
+@pytest.mark.parametrize("name", ["ctc", "caption", "label", "contrast-text", "contrast-label"])
 def test_items_without_an_answer_or_cut_short_count_for_nothing(name):
     loss, _, _ = loss_of(name)
     assert float(loss[1].detach()) == 0 and float(loss[0].detach()) > 0
     inner, _, _, _ = views(False)
     part = MediaBatch(**{**vars(inner.batch), "whole": torch.tensor([False, True, True])})
     cut = made(name)(InnerView(part, inner.latents, inner.quantized, inner.quantizer, SOUND))
-    assert (float(cut[0].detach()) == 0) == (name != "label")
+    assert (float(cut[0].detach()) == 0) == ("label" not in name)
 
 
-@pytest.mark.parametrize("name", ["ctc", "caption", "label", "distil-d", "distil-squared"])
+@pytest.mark.parametrize(
+    "name", ["ctc", "caption", "label", "distil-d", "distil-squared", "contrast-text", "contrast-label"]
+)
 def test_heads_learn(name):
     inner, _, _, _ = views(False)
     fixed = InnerView(inner.batch, inner.latents.detach(), inner.quantized, inner.quantizer, SOUND)
@@ -272,7 +288,7 @@ def test_ctc_is_the_sum_over_all_alignments():
     small = MediaBatch(
         media=torch.zeros(1, 3 * HOP), sample_mask=torch.ones(1, 3 * HOP, dtype=torch.bool),
         frame_mask=torch.ones(1, 3, dtype=torch.bool), whole=torch.tensor([True]), labels=torch.tensor([-1]),
-        texts=["ab"], batch_items=1, batch_frames=3,
+        texts=["ab"], batch_items=1, batch_frames=3, batch_labels=torch.tensor([-1]), batch_texts=["ab"],
     )  # fmt: skip
     latents = torch.randn(1, 3, DIM)
     term = made("ctc")
@@ -282,6 +298,45 @@ def test_ctc_is_the_sum_over_all_alignments():
     paths = [(a, b, 0), (a, 0, b), (0, a, b), (a, a, b), (a, b, b)]
     total = sum(math.prod(float(chances[t, symbol]) for t, symbol in enumerate(path)) for path in paths)
     assert float(term(view).detach()) == pytest.approx(-math.log(total) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_contrast_against_a_loop_over_pairs(loss):
+    torch.manual_seed(5)
+    config = terms_of({"kind": "contrast", "caption": "label", "loss": loss, "width": 8, "levels": "latents"})
+    (term,) = make_terms(config, context(False)).values()
+    inner, _, latents, _ = views(False)
+    found = term(inner)
+    scale, bias = float(term.log_scale.detach().exp()), 0.0 if term.bias is None else float(term.bias.detach())
+    for row, label in ((0, 1), (1, None), (2, 0)):
+        item = term.project(latents[row][inner.mask[row]].mean(0)).detach()
+        names = term.names.weight.detach()
+        alike = [scale * float(item @ name / item.norm() / name.norm()) for name in names]
+        signs = [1 if label == other else -1 for other in (0, 1)]
+        if label is None:
+            wanted = 0.0
+        elif loss == "softmax":
+            wanted = math.log(sum(math.exp(value) for value in alike)) - alike[label]
+        else:
+            wanted = sum(math.log(1 + math.exp(-s * (v + bias))) for s, v in zip(signs, alike, strict=True)) / 2
+        assert found[row].item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_contrast_reads_every_caption_as_if_it_were_alone():
+    """Shorter captions are padded to the longest; what the padding holds is not read."""
+    term = made("contrast-text")
+    device = torch.device("cpu")
+    captions = [term._spell(text) for text in ("a", "abc b", "cb")]
+    together = term._captions(captions, device)
+    for row, caption in enumerate(captions):
+        torch.testing.assert_close(together[row], term._captions([caption], device)[0], atol=1e-6, rtol=1e-5)
+
+
+def test_a_range_of_channels_alone_is_taught():
+    inner, _, latents, _ = views(False)
+    made("distil-channels")(inner).sum().backward()
+    reached = latents.grad.abs().sum((0, 1)) > 0
+    assert reached.tolist() == [False, False, True, True, True, False]
 
 
 def test_a_caption_does_not_look_ahead():
@@ -351,6 +406,8 @@ def test_a_frozen_tokenizer_teaches(tmp_path, tiny_sound):
         ({"kind": "distil", "teacher": {"kind": "tokenizer", "path": "nowhere"}}, "path: nowhere: no such folder"),
         ({"kind": "distil", "teacher": MEL, "layer": 3}, "terms.0.layer: there is no layer 3; the teacher has 1"),
         ({"kind": "perceptual", "teacher": {**MEL, "kind": "mfcc", "coefficients": 40}}, "40 cannot come from 20"),
+        ({"kind": "distil", "teacher": MEL, "channels": [3, 7]}, "terms.0.channels: channels 3 to 7 .* the 6 there"),
+        ({"kind": "contrast", "levels": [4]}, "terms.0.levels: there is no level 4"),
         ({"kind": "caption", "width": 10, "heads": 4}, "terms.0.heads: width 10 is not a multiple of 4"),
         ({"kind": "pixels"}, "terms.0.kind: 'pixels' is for picture, this tokenizer is for audio"),
     ],
@@ -362,6 +419,7 @@ def test_what_does_not_fit_is_named(settings, message):
 
 def test_recognition_needs_transcripts_and_labels():
     bare = TermContext(SOUND, DIM, 2)
-    for kind, what in (("ctc", "transcripts"), ("caption", "transcripts"), ("label", "labels")):
+    for kind in ("ctc", "caption", "label", "contrast"):
+        what = "labels" if kind == "label" else "transcripts"
         with pytest.raises(ConfigError, match=f"needs {what}"):
             make_terms(terms_of({"kind": kind}), bare)
