@@ -22,6 +22,7 @@ SMALL = {
     ],
 }
 """Tests look whether a config works, not how well."""
+DIGITS = "samples/digits/train.safetensors"
 WHOLE = ["train.crop_seconds=0.7"]
 OWN = {
     "vqgan-lc": ["tokenizer.quantizer.codebook.file.path=MEDIA/centres.safetensors"],
@@ -40,12 +41,12 @@ OWN = {
 
 
 def systems() -> list[str]:
-    """Names of the files that benchmarks/tokenizer_claims.py trains: those on patches and on the bundled speech."""
+    """Names of the files for patches, the bundled digits and the bundled speech."""
     found = []
     for path in sorted(FOLDER.glob("*.yaml")):
         data = read_yaml(path)
         small = path.stem.endswith("-small")  # test_network_configs.py
-        if data["data"]["path"] in ("out/patches-16/train.safetensors", "samples/speech/train") and not small:
+        if data["data"]["path"] in ("out/patches-16/train.safetensors", DIGITS, "samples/speech/train") and not small:
             found.append(path.stem)
     return found
 
@@ -73,6 +74,7 @@ def test_a_system_trains_and_its_codes_decode(system, media, tmp_path):
     data = read_yaml(FOLDER / f"{system}.yaml")
     kind = data["tokenizer"]["kind"]
     path = media / "pictures.safetensors" if kind == "picture" else media
+    path = FOLDER.parent.parent / DIGITS if data["data"]["path"] == DIGITS else path
     stages = [number for number, stage in enumerate(data.get("stages", [])) if stage["kind"] == "train"]
     steps = [f"stages.{number}.steps={20 if number == stages[-1] else 2}" for number in stages] or ["train.steps=20"]
     sets = [*SMALL[kind], f"data.path={path}", *steps, "train.warmup_steps=2", *OWN.get(system, [])]
@@ -81,7 +83,8 @@ def test_a_system_trains_and_its_codes_decode(system, media, tmp_path):
     trained = train_tokenizer(config, tmp_path / "t", progress=False)
     loaded = load_tokenizer(tmp_path / "t")
     assert trained is not None and loaded.spec == trained.spec
-    given = torch.zeros(1, 3, 16, 16) if kind == "picture" else torch.zeros(1, 1, 16 * 320)
+    size = loaded.spec.geometry
+    given = torch.zeros(1, size.channels, size.height, size.width) if kind == "picture" else torch.zeros(1, 1, 16 * 320)
     codes = loaded.encode(given).codes
     assert codes.shape[1] == loaded.spec.num_codebooks and bool((codes >= 0).all())
     assert loaded.decode(codes).shape == given.shape
