@@ -136,14 +136,14 @@ class GenerationDefaults(Config):
     """No end before this many frames."""
     text_characters: PositiveInt | None = None
     """Longest text the model has learned to say, in characters as it reads them; longer text is said in pieces. null:
-    unknown, text is never split."""
+    unknown, text is never split (training fills it in from its items)."""
     split: Literal["auto", "off"] = "auto"
     """off: a text is said at once, however long."""
     carry: Literal["audio", "nothing"] = "audio"
     """What a piece of a long text goes on from. audio: the piece before, its text and its sound."""
     frames_per_character: tuple[PositiveFloat, PositiveFloat] | None = None
     """Of the pieces of a long text: one with fewer frames is made again, and so is one that has not ended by the
-    second number. null: 0.015 and 0.5 seconds."""
+    second number. null: 0.015 and 0.5 seconds (training fills it in from its items)."""
     retries: NonNegativeInt = 2
     """How often a piece of a long text that went wrong is made again. 0: never, and a stream need not wait for its
     pieces to be whole."""

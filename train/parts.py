@@ -16,13 +16,14 @@ from ..lm.stages import CoarseToFine
 from ..lm.weights import LoadedModel, load_model
 from ..tokenize.config import ConfigError
 from ..tokenize.shards import Shards
-from ..tokenize.spec import TokenSpec, check_same_tokenizer
+from ..tokenize.spec import AudioGeometry, TokenSpec, check_same_tokenizer
 from ..tokenize.text import MODEL_FILE, ByteTextConfig, SentencePieceConfig, TextTokenizer, load_text, make_text
 from ..tokenize.tokenizer import Tokenizer, load_tokenizer
 from .data import Items
 from .lm_config import TrainConfig
 from .prompts import PromptSource
 from .sampler import mix
+from .text_limits import text_limits, with_limits
 from .world import World
 
 
@@ -43,6 +44,8 @@ class Parts:
     """Of the coarse labels, where there are such."""
     coarse: LoadedModel | None
     """The finished model of the coarse labels, for a refiner to be joined with."""
+    limits: GenerationDefaults
+    """Of the texts that the model has learned to say; empty where it says none, or cannot end by itself."""
 
     def make_lm(self, seed: int) -> TokenLM:
         """A model with random weights, alike in every process."""
@@ -52,6 +55,7 @@ class Parts:
 
     def loaded(self, lm: TokenLM, defaults: GenerationDefaults) -> LoadedModel:
         """The model that generates: lm, or a refiner joined with the model of its labels."""
+        defaults = with_limits(defaults, self.limits)
         if self.coarse is None or not isinstance(lm, MaskedLM):
             return LoadedModel(lm, self.tokenizer, self.text, self.labels, defaults)
         first = self.coarse
@@ -101,7 +105,12 @@ def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
     coarse = None
     if config.export.coarse_model is not None:
         coarse = _open_coarse(config.export.coarse_model, clustering, text, known)
-    return Parts(lm_config, tokenizer.spec, tokenizer, text, labels if known else [], items, test, clustering, coarse)
+    speaks = isinstance(shards.spec.geometry, AudioGeometry) and lm_config.variable_length
+    limits = text_limits(items, text) if text is not None and speaks else GenerationDefaults()
+    if coarse is not None:
+        limits = coarse.defaults
+    labels = labels if known else []
+    return Parts(lm_config, tokenizer.spec, tokenizer, text, labels, items, test, clustering, coarse, limits)
 
 
 def _prompts(config: TrainConfig) -> PromptSource | None:
