@@ -57,7 +57,7 @@ class ConvolutionalEncoder(nn.Sequential):
     """Pictures to latents; see the head of this file."""
 
     def __init__(self, config: ConvolutionalConfig, picture: PictureTokenizerConfig):
-        widths = _widths(picture)
+        widths = widths_of(picture)
         down: list[nn.Module] = [nn.Conv2d(picture.channels, widths[0], 3, padding=1)]
         for level in range(picture.downsamplings):
             down += [ResidualBlock(widths[level]) for _ in range(picture.blocks)]
@@ -77,7 +77,7 @@ class ConvolutionalDecoder(nn.Sequential):
 
     def __init__(self, config: ConvolutionalConfig, picture: PictureTokenizerConfig):
         self.grid = config.grid(picture)
-        widths = _widths(picture)
+        widths = widths_of(picture)
         up: list[nn.Module] = [nn.Conv2d(picture.latent_dim, widths[-1], 3, padding=1)]
         up += [ResidualBlock(widths[-1]) for _ in range(picture.blocks)]
         for level in reversed(range(picture.downsamplings)):
@@ -98,5 +98,6 @@ class ConvolutionalDecoder(nn.Sequential):
         return super().forward(input.transpose(1, 2).unflatten(2, self.grid).contiguous()).float().tanh()
 
 
-def _widths(picture: PictureTokenizerConfig) -> list[int]:
+def widths_of(picture: PictureTokenizerConfig) -> list[int]:
+    """Channels at each size, full size first."""
     return [picture.features * (2 if level else 1) for level in range(picture.downsamplings + 1)]

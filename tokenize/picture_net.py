@@ -18,16 +18,39 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from .config import GrowingConfig
+from .picture_conditioned import ConditionedConfig, ConditionedDecoder, ConditionedEncoder
 from .picture_convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
+from .picture_merged import MergedConfig, MergedDecoder, MergedEncoder
+from .picture_transposed import TransposedConfig, TransposedDecoder, TransposedEncoder
+from .picture_vit import ViTConfig, ViTDecoder, ViTEncoder
 from .picture_vit1d import ViT1DConfig, ViT1DDecoder, ViT1DEncoder
 from .picture_vqgan import VQGANConfig, VQGANDecoder, VQGANEncoder
 from .quantizer import Quantized, QuantizerConfig, make_quantizer
 from .spec import PictureGeometry
 
-PicturePartConfig = Annotated[ConvolutionalConfig | VQGANConfig | ViT1DConfig, Field(discriminator="kind")]
+PicturePartConfig = Annotated[
+    ConvolutionalConfig | ConditionedConfig | VQGANConfig | ViTConfig | ViT1DConfig | MergedConfig | TransposedConfig,
+    Field(discriminator="kind"),
+]
 
-PICTURE_ENCODERS = {"convolutional": ConvolutionalEncoder, "vqgan": VQGANEncoder, "vit1d": ViT1DEncoder}
-PICTURE_DECODERS = {"convolutional": ConvolutionalDecoder, "vqgan": VQGANDecoder, "vit1d": ViT1DDecoder}
+PICTURE_ENCODERS = {
+    "convolutional": ConvolutionalEncoder,
+    "conditioned": ConditionedEncoder,
+    "vqgan": VQGANEncoder,
+    "vit": ViTEncoder,
+    "vit1d": ViT1DEncoder,
+    "merged": MergedEncoder,
+    "transposed": TransposedEncoder,
+}
+PICTURE_DECODERS = {
+    "convolutional": ConvolutionalDecoder,
+    "conditioned": ConditionedDecoder,
+    "vqgan": VQGANDecoder,
+    "vit": ViTDecoder,
+    "vit1d": ViT1DDecoder,
+    "merged": MergedDecoder,
+    "transposed": TransposedDecoder,
+}
 
 
 class PictureTokenizerConfig(GrowingConfig):

@@ -12,7 +12,7 @@ arXiv:2307.08041.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from pydantic import PositiveInt
@@ -43,14 +43,37 @@ class ViT1DConfig(Config):
 
     def grid(self, picture: PictureTokenizerConfig) -> tuple[int, int]:
         """One row of tokens; ValueError where the part does not fit the tokenizer."""
-        if picture.height % self.patch or picture.width % self.patch:
-            raise ValueError(
-                f"a picture of {picture.height} x {picture.width} cannot be cut into patches of {self.patch}; use a "
-                f"patch that divides both"
-            )
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}; change one of them")
+        patch_grid(self, picture)
         return 1, self.tokens
+
+
+class Patched(Protocol):
+    """A config of a transformer over patches."""
+
+    @property
+    def patch(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+
+
+def patch_grid(part: Patched, picture: PictureTokenizerConfig) -> tuple[int, int]:
+    """Rows and columns of the patches; ValueError where the part does not fit the tokenizer."""
+    if picture.height % part.patch or picture.width % part.patch:
+        raise ValueError(
+            f"a picture of {picture.height} x {picture.width} cannot be cut into patches of {part.patch}; use a "
+            f"patch that divides both"
+        )
+    if part.width % part.heads:
+        raise ValueError(f"width {part.width} is no multiple of heads {part.heads}; change one of them")
+    return picture.height // part.patch, picture.width // part.patch
+
+
+def join_patches(found: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """Patches [B, rows * columns, C * size * size] in raster order -> pictures [B, C, rows * size, columns * size]."""
+    cells = found.unflatten(2, (-1, size, size)).unflatten(1, grid)  # [B, rows, columns, C, size, size]
+    return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 class _Body(nn.Module):
@@ -59,7 +82,7 @@ class _Body(nn.Module):
     def __init__(self, config: ViT1DConfig, picture: PictureTokenizerConfig):
         super().__init__()
         self.config = config
-        self.patches = (picture.height // config.patch, picture.width // config.patch)
+        self.patches = patch_grid(config, picture)
         count = self.patches[0] * self.patches[1]
         self.patch_places = nn.Parameter(0.02 * torch.randn(count, config.width))
         self.token_places = nn.Parameter(0.02 * torch.randn(config.tokens, config.width))
@@ -114,6 +137,4 @@ class ViT1DDecoder(_Body):
         tokens = self.enter(latents)
         masks = tokens.new_zeros(len(tokens), len(self.patch_places), self.config.width)  # their places are learned
         found = self.leave(self.run(masks, tokens)[:, : masks.shape[1]]).float()
-        size = self.config.patch
-        cells = found.unflatten(2, (-1, size, size)).unflatten(1, self.patches)  # [B, rows, columns, C, size, size]
-        return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return join_patches(found, self.patches, self.config.patch)

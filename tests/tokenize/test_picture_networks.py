@@ -4,14 +4,23 @@ import pytest
 import torch
 
 from tessera.tokenize.config import ConfigError, check_config
+from tessera.tokenize.picture_conditioned import SpatialNorm
+from tessera.tokenize.picture_merged import merge
 from tessera.tokenize.picture_net import PICTURE_DECODERS, PICTURE_ENCODERS, PictureNet, PictureTokenizerConfig
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
 RVQ = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vq", "size": 16}}
 VQGAN = {"kind": "vqgan", "channels": 4, "multipliers": [1, 2], "blocks": 1, "inner_dim": 6, "norm_groups": 2}
 VIT = {"kind": "vit1d", "tokens": 24, "patch": 2, "width": 16, "layers": 2, "heads": 2, "expansion": 2}
+PLAIN = {"kind": "vit", "patch": 2, "width": 16, "layers": 2, "heads": 2, "expansion": 2}
 PARTS = {
     "convolutional": {"kind": "convolutional"},
+    "conditioned": {"kind": "conditioned"},
+    "vit": PLAIN,
+    "vit-taps": PLAIN | {"taps": [2, 1]},
+    "merged-row": PLAIN | {"kind": "merged", "tokens": 24, "patch": 1},
+    "transposed-row": {"kind": "transposed", "tokens": 24},
+    "transposed-vqgan-row": {"kind": "transposed", "tokens": 24, "part": VQGAN},
     "vqgan": VQGAN,
     "vit1d": VIT,
     "vit1d-causal": VIT | {"order": "causal"},
@@ -20,7 +29,9 @@ PARTS = {
 """One entry for each kind of part, and for each of its choices that changes what it reads. All make 24 codes."""
 
 every = pytest.mark.parametrize("encoder", PARTS)
-any_decoder = pytest.mark.parametrize("decoder", ["convolutional", "vqgan", "vit1d"])
+any_decoder = pytest.mark.parametrize(
+    "decoder", ["convolutional", "conditioned", "vqgan", "vit", "vit1d", "merged-row"]
+)
 
 
 def picture(encoder, decoder=None, **other):
@@ -49,7 +60,7 @@ def test_codes_do_not_depend_on_batch_or_autocast(encoder, decoder):
     pictures = torch.rand(5, 3, 8, 12) * 2 - 1
     encoded = tokenizer.encode(pictures)
     geometry = tokenizer.spec.geometry
-    assert (geometry.rows, geometry.columns) == ((1, 24) if "vit" in encoder else (4, 6))
+    assert (geometry.rows, geometry.columns) == ((1, 24) if "vit1d" in encoder or "row" in encoder else (4, 6))
     assert encoded.codes.shape == (5, 2, 24) and len(encoded.codes.unique()) > 4
     decoded = tokenizer.decode(encoded.codes)
     assert decoded.shape == pictures.shape and float(decoded.abs().max()) <= 1
@@ -121,6 +132,60 @@ def test_patches_come_back_to_where_they_were():
     assert torch.equal(decoder(latents), wanted)
 
 
+@torch.no_grad()
+def test_tapped_blocks_give_their_own_share_of_the_latents():
+    net = tokenizer_of("vit-taps").net
+    pictures = torch.rand(2, 3, 8, 12) * 2 - 1
+    before = net.encode_pictures(pictures)
+    net.encoder.blocks[1].narrow.weight[:] = 0.5 * torch.randn(16, 32)
+    after = net.encode_pictures(pictures)
+    assert torch.equal(before[..., 4:], after[..., 4:]) and not torch.equal(before[..., :4], after[..., :4])
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3, 5])
+def test_merging_against_a_loop(lost):
+    x, sizes = torch.randn(3, 9, 5), torch.randint(1, 4, (3, 9, 1)).float()
+    found, counts = merge(x, sizes, lost)
+    for row in range(3):
+        first, second = list(range(0, 9, 2)), list(range(1, 9, 2))
+        alike = torch.cosine_similarity(x[row, first][:, None], x[row, second][None], dim=-1)
+        gone = alike.max(1).values.argsort(descending=True)[:lost].tolist()
+        groups = [[second[b]] for b in range(4)]
+        for a in gone:
+            groups[int(alike[a].argmax())].append(first[a])
+        groups = [[first[a]] for a in range(5) if a not in gone] + groups
+        groups = groups if lost else [[place] for place in range(9)]
+        wanted = [sum(x[row, i] * sizes[row, i] for i in g) / sum(sizes[row, i] for i in g) for g in groups]
+        torch.testing.assert_close(found[row], torch.stack(wanted))
+        assert counts[row, :, 0].tolist() == [sum(float(sizes[row, i]) for i in g) for g in groups]
+
+
+@torch.no_grad()
+def test_a_code_moves_the_whole_picture_where_tokens_are_channels():
+    net = tokenizer_of("transposed-row").net
+    latents = torch.randn(1, 24, 8)
+    other = latents.clone()
+    other[0, 5] += 1
+    moved = (net.decode_latents(latents) - net.decode_latents(other)).abs().sum(1)[0]
+    assert bool((moved > 0).all())
+
+
+@torch.no_grad()
+def test_norms_depend_on_the_code_of_their_own_place():
+    norm = SpatialNorm(8, 4)
+    x, latents = torch.randn(1, 8, 4, 6), torch.randn(1, 4, 2, 3)
+    other = latents.clone()
+    other[0, :, 1, 2] += 1
+    changed = (norm(x, latents) != norm(x, other)).any(1)[0]
+    wanted = torch.zeros(4, 6, dtype=torch.bool)
+    wanted[2:, 4:] = True
+    assert torch.equal(changed, wanted)
+    plain = torch.nn.functional.group_norm(x, 8)
+    spot = latents[0, :, 0, 1]
+    scale, shift = norm.scale.weight[:, :, 0, 0] @ spot + norm.scale.bias, norm.shift.weight[:, :, 0, 0] @ spot
+    torch.testing.assert_close(norm(x, latents)[0, :, 1, 3], plain[0, :, 1, 3] * (1 + scale) + shift + norm.shift.bias)
+
+
 def test_the_first_tokens_alone_decode_where_the_tail_was_dropped():
     tokenizer = tokenizer_of("vit1d", quantizer={"kind": "tail", "quantizer": RVQ})
     codes = tokenizer.encode(torch.rand(1, 3, 8, 12)).codes
@@ -137,6 +202,12 @@ def test_the_first_tokens_alone_decode_where_the_tail_was_dropped():
         ({"encoder": VQGAN | {"norm_groups": 3}}, "4 channels are no multiple of norm_groups 3"),
         ({"encoder": VIT | {"patch": 5}}, "8 x 12 cannot be cut into patches of 5"),
         ({"encoder": VIT | {"heads": 3}}, "width 16 is no multiple of heads 3"),
+        ({"encoder": PLAIN | {"patch": 5}}, "8 x 12 cannot be cut into patches of 5"),
+        ({"encoder": PLAIN | {"taps": [1, 3]}}, "there is no block 3 to tap, the part has 2 layers"),
+        ({"encoder": PLAIN | {"taps": [1, 2, 2]}}, "latent_dim 8 cannot be shared by 3 taps"),
+        ({"encoder": PLAIN | {"kind": "merged", "tokens": 25}}, "24 patches cannot be merged to 25 tokens"),
+        ({"encoder": PLAIN | {"kind": "merged", "tokens": 5}}, "halve the tokens 2 times, from 24 to 6, not to 5"),
+        ({"encoder": {"kind": "transposed", "part": VQGAN | {"norm_groups": 3}}}, "no multiple of norm_groups 3"),
         ({"encoder": VIT | {"kind": "vit2d"}}, "encoder: kind 'vit2d' is unknown; did you mean 'vit1d'"),
     ],
 )
