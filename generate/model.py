@@ -115,7 +115,8 @@ class Model:
             seed: sample i has the seed `seed + i`; the same seed and condition give the same sample in any company
                 (`exact=True`: also where kernels round by the size of the batch).
             prompt: how the samples begin: codes [K, t] or [B, K, t], media (float, [C, N] or [C, height, width]), or
-                a file. It is part of the result.
+                a file. It is part of the result, and a text tells what it says too; of a text said in pieces the
+                first does.
             prompt_frames: use only so many frames of the prompt.
             num_frames: make exactly so many frames; None: until the model ends.
             max_seconds: limit for sound, instead of max_frames.
@@ -133,14 +134,11 @@ class Model:
             texts: Any = list(text) if _is_list(text) else [text]
             pieces = self._pieces(texts, num_frames, settings, max_seconds)
             if any(len(found) > 1 for found in pieces):
-                if _is_list(voice) or _is_list(embedding):
-                    raise ValueError(
-                        "texts said in pieces take one voice and one embedding; give one of each, no lists"
-                    )
-                shared: dict[str, Any] = {"voice": voice, "voice_frames": voice_frames, "embedding": embedding}
-                shared["unconditional"] = unconditional
+                lists = {"text": texts, "label": label, "voice": voice, "embedding": embedding}
+                shared: dict[str, Any] = {"voice_frames": voice_frames, "unconditional": unconditional}
+                start = prompt_codes(prompt, self.tokenizer, prompt_frames)
                 call = {"exact": exact, "batch": batch, "max_seconds": max_seconds, **settings}
-                return self._generate_long(texts, pieces, label, shared, n, seed, prompt, on_progress, call)
+                return self._generate_long(lists, pieces, shared, n, seed, start, on_progress, call)
         return generate(
             self.lm,
             self.tokenizer,
@@ -185,7 +183,8 @@ class Model:
             if len(pieces) > 1:
                 own = self._with_seconds(settings, max_seconds)
                 told = self._told(label, pieces[0], voice, voice_frames, embedding, unconditional)
-                return sound_of(self._speaking(pieces, told, seed, prompt, own), self.tokenizer.stream_decoder())
+                start = prompt_codes(prompt, self.tokenizer, prompt_frames)
+                return sound_of(self._speaking(pieces, told, seed, start, own), self.tokenizer.stream_decoder())
         return (stream_pictures if picture else stream_audio)(
             self.lm,
             self.tokenizer,
@@ -235,63 +234,76 @@ class Model:
         return [pieces_of(text, self.text.num_characters, chosen, num_frames is not None) for text in texts]
 
     def _speaking(
-        self, pieces: Sequence[str], told: dict[str, Any], seed: int, prompt: Prompt | None, settings: Settings
+        self, pieces: Sequence[str], told: dict[str, Any], seed: int, prompt: Tensor | None, settings: Settings
     ) -> Making:
-        """A text in several pieces, while it is made; `told` as of `_told`, each piece brings its own text."""
+        """A text in several pieces, while it is made; `told` as of `_told`, each piece brings its own text. The first
+        begins with the prompt, codes [K, t] or [1, K, t]."""
         assert self.text is not None and isinstance(self.spec.geometry, AudioGeometry)
-        if prompt is not None or "min_frames" in settings:
-            name = "prompt" if prompt is not None else "min_frames"
-            raise ValueError(
-                f"the text is longer than '{self.name}' has learned and is said in {len(pieces)} pieces; leave {name} "
-                "out, or set split to 'off'"
-            )
         chosen = choose(self.defaults, settings)
-        fixed: Any = {name: value for name, value in settings.items() if name != "max_frames"}
+        fixed: Any = {name: value for name, value in settings.items() if name not in ("min_frames", "max_frames")}
         nobody = all(told.get(kind) is None for kind in ("label", "voice", "embedding"))
         if nobody and chosen.carry == "nothing" and any(one.kind == "label" for one in self.lm.config.conditions):
             told = {**told, "label": seed % len(self.labels)}  # or each piece would have a voice of its own
 
-        def request_for(ids: Sequence[int], own_seed: int, carried: Tensor | None, most: int) -> Request:
-            limits: Any = {**fixed, "max_frames": most, "min_frames": 0}
+        def request_for(ids: Sequence[int], own_seed: int, start: Tensor | None, fewest: int, most: int) -> Request:
+            limits: Any = {**fixed, "max_frames": most, "min_frames": fewest}
             said = Told(**{**told, "text_ids": ids})
-            return make_request(self.lm, self.tokenizer, said, 1, own_seed, carried, None, self.defaults, limits)
+            return make_request(self.lm, self.tokenizer, said, 1, own_seed, start, None, self.defaults, limits)
 
+        fewest, most = settings.get("min_frames", 0), settings.get("max_frames")
         said = make_pieces(
             pieces, self.text.encode, self.text.num_characters, chosen.carry == "audio", self.spec.geometry,
-            chosen.frames_per_character,
+            chosen.frames_per_character, fewest,
         )  # fmt: skip
-        request_for(said[0].text_ids, seed, None, said[0].most)  # what is wrong with the settings is said at the call
-        return Making(speak(self.lm, said, request_for, seed, chosen.retries, settings.get("max_frames")))
+        # What is wrong with the settings is said at the call.
+        if most is not None and fewest > most:
+            raise ValueError(f"min_frames must be from 0 to max_frames ({most}), found {fewest}")
+        room = said[0].most if most is None else min(said[0].most, most)
+        request_for(said[0].text_ids, seed, prompt, 0, room)
+        if prompt is not None and prompt.shape[-1] >= room:
+            raise ValueError(
+                f"the prompt has {prompt.shape[-1]} frames, and the text is said in {len(pieces)} pieces of which the "
+                f"first, {pieces[0]!r}, begins with it and may have {room} frames; give less of it (prompt_frames), or "
+                "set split to 'off'"
+            )
+        start = None if prompt is None else prompt.reshape(prompt.shape[-2:])
+        return Making(speak(self.lm, said, request_for, seed, chosen.retries, most, start))
 
     def _generate_long(
         self,
-        texts: Sequence[str],
+        lists: dict[str, Any],
         pieces: Sequence[Sequence[str]],
-        label: Label | Sequence[Label] | None,
         shared: Any,
         n: int,
         seed: int,
-        prompt: Prompt | None,
+        prompt: Tensor | None,
         on_progress: Progress | None,
         call: Any,
     ) -> Result:
-        """Texts of which some are said in pieces, one sample after the other."""
-        labels: list = list(label) if _is_list(label) else [label]  # type: ignore[arg-type]
-        if 1 not in (len(labels), len(texts)) and len(labels) != len(texts):
-            raise ValueError(f"{len(labels)} labels but {len(texts)} texts; give as many, or one of either for all")
-        rows = max(len(labels), len(texts))
+        """Texts of which some are said in pieces, one sample after the other; of `lists` each is one or a list."""
+        given = {name: list(value) if _is_batch(value) else [value] for name, value in lists.items()}
+        rows = max(len(value) for value in given.values())
+        for name, value in given.items():
+            if len(value) not in (1, rows):
+                longest = next(name for name, value in given.items() if len(value) == rows)
+                raise ValueError(f"{len(value)} {name}s but {rows} {longest}s; give as many, or one of either for all")
+        if prompt is not None and prompt.dim() == 3 and len(prompt) != rows * n:
+            raise ValueError(
+                f"the prompt has {len(prompt)} rows for {rows * n} samples; give one [K, t] for all, or as many rows"
+            )
         parts: list[Result] = []
         for i in range(rows * n):
             entry, own_seed = i // n, seed + i
-            text, own = texts[entry % len(texts)], labels[entry % len(labels)]
-            found = pieces[entry % len(texts)]
+            own = {name: value[entry % len(value)] for name, value in given.items()}
+            start = prompt if prompt is None or prompt.dim() == 2 else prompt[i]
+            found = pieces[entry % len(pieces)]
             if len(found) == 1:
-                parts.append(self.generate(text=text, label=own, seed=own_seed, prompt=prompt, **shared, **call))
+                parts.append(self.generate(**own, seed=own_seed, prompt=start, **shared, **call))
             else:
                 settings: Any = {name: call[name] for name in call if name not in ("exact", "batch", "max_seconds")}
                 settings = self._with_seconds(settings, call["max_seconds"])
-                told = self._told(own, found[0], **shared)
-                making = self._speaking(found, told, own_seed, prompt, settings)
+                told = self._told(**{**own, "text": found[0]}, **shared)
+                making = self._speaking(found, told, own_seed, start, settings)
                 codes = torch.cat([piece.cpu() for piece in making], dim=1)[None]
                 parts.append(
                     Result(
@@ -421,3 +433,7 @@ def bundled_models() -> list[str]:
 
 def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_batch(value: object) -> bool:
+    return value.dim() == 3 if isinstance(value, Tensor) else _is_list(value)

@@ -48,6 +48,8 @@ class Piece:
     """Frames below which it is too short."""
     most: int
     """Frames at which it is stopped."""
+    no_end_before: int
+    """Frames."""
 
 
 def pieces_of(text: str, size: Callable[[str], int], chosen: GenerationDefaults, fixed: bool) -> list[str]:
@@ -71,8 +73,8 @@ def pieces_of(text: str, size: Callable[[str], int], chosen: GenerationDefaults,
     return split_text(text, limit if chosen.carry == "nothing" else max(1, limit // 2), size)
 
 
-RequestFor = Callable[[Sequence[int], int, Tensor | None, int], Request]
-"""(text ids, seed, prompt [K, t] or None, most frames) -> a request of one row."""
+RequestFor = Callable[[Sequence[int], int, Tensor | None, int, int], Request]
+"""(text ids, seed, prompt [K, t] or None, fewest frames, most frames) -> a request of one row."""
 
 
 def make_pieces(
@@ -82,6 +84,7 @@ def make_pieces(
     carry: bool,
     geometry: AudioGeometry,
     frames_per_character: tuple[float, float] | None,
+    min_frames: int = 0,
 ) -> list[Piece]:
     """The pieces of a text that was cut.
 
@@ -90,21 +93,36 @@ def make_pieces(
         size: characters of a text as the model reads it.
         carry: whether a piece begins with the one before.
         frames_per_character: the fewest and the most; None: SECONDS_PER_CHARACTER.
+        min_frames: of all pieces together; each has its share by its characters.
     """
     least, most = frames_per_character or [seconds * geometry.frame_rate for seconds in SECONDS_PER_CHARACTER]
+    shares = shared_out(min_frames, [size(text) for text in texts])
     return [
         Piece(
             text_ids=encode(text),
             joined_ids=encode(f"{texts[i - 1]} {text}") if i and carry else None,
             least=math.floor(least * size(text)),
-            most=max(1, math.ceil(most * size(text))),
+            most=max(1, shares[i], math.ceil(most * size(text))),
+            no_end_before=shares[i],
         )
         for i, text in enumerate(texts)
     ]
 
 
+def shared_out(total: int, sizes: Sequence[int]) -> list[int]:
+    """Whole numbers that sum to `total`, in proportion to the sizes as nearly as may be from the first on."""
+    ends = [total * sum(sizes[: i + 1]) // max(1, sum(sizes)) for i in range(len(sizes))]
+    return [end - before for end, before in zip(ends, [0, *ends], strict=False)]
+
+
 def speak(
-    lm: AnyLM, pieces: Sequence[Piece], request_for: RequestFor, seed: int, retries: int, max_frames: int | None = None
+    lm: AnyLM,
+    pieces: Sequence[Piece],
+    request_for: RequestFor,
+    seed: int,
+    retries: int,
+    max_frames: int | None = None,
+    prompt: Tensor | None = None,
 ) -> Generator[Tensor, None, bool]:
     """Codes [K, n] of a long text as they become final; returns whether every piece ended well.
 
@@ -112,6 +130,7 @@ def speak(
         retries: how often a piece that went wrong is made again. Above 0 a piece is handed on when it is whole, with 0
             frame by frame.
         max_frames: of all pieces together, None: no limit.
+        prompt: codes [K, t] that the first piece begins with; its text tells them too.
     """
     before: Tensor | None = None
     all_well, total = True, 0
@@ -122,9 +141,11 @@ def speak(
         carried = before if piece.joined_ids is not None else None
         ids = piece.text_ids if carried is None or piece.joined_ids is None else piece.joined_ids
         given = 0 if carried is None else carried.shape[1]
+        start = carried if i else prompt
         found: list[tuple[Tensor, bool]] = []
         for attempt in range(retries + 1):
-            row = request_for(ids, derived_seed(seed, i, attempt), carried, given + room)
+            fewest = given + min(piece.no_end_before, room)
+            row = request_for(ids, derived_seed(seed, i, attempt), start, fewest, given + room)
             made, count, making = [], 0, Making(make_row(lm, row))
             for codes in making:
                 fresh = beyond(codes, count, given)

@@ -9,6 +9,7 @@ import torch
 from tessera.generate.model import load
 from tessera.generate.noise import derived_seed
 from tessera.generate.sentences import split_text
+from tessera.generate.speech import shared_out
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import save_tiny_models
@@ -22,23 +23,24 @@ def voices(tmp_path_factory):
     return load(save_tiny_models(tmp_path_factory.mktemp("models")) / "voices")
 
 
-def slow_speech(model, text, seed, label, retries, carry="audio", least=0.1, most=2.0, limit=12):
+def slow_speech(model, text, seed, label, retries, carry="audio", least=0.1, most=2.0, limit=12, prompt=None, fewest=0):
     """Plain calls of generate, piece by piece; (codes [K, T], all well)."""
     pieces = split_text(text, limit // 2 if carry == "audio" else limit)
     codes, before, well = [], None, True
+    shares = shared_out(fewest, [len(piece) for piece in pieces])
     for i, piece in enumerate(pieces):
         carried = before if carry == "audio" else None
         said = piece if carried is None else f"{pieces[i - 1]} {piece}"
         t, low, high = (
             0 if carried is None else carried.shape[1],
             int(least * len(piece)),
-            -int(-most * len(piece) // 1),
+            max(shares[i], -int(-most * len(piece) // 1)),
         )
         tries = []
         for attempt in range(retries + 1):
             found = model.generate(
-                text=said, label=label, seed=derived_seed(seed, i, attempt), prompt=carried, split="off",
-                max_frames=t + high, min_frames=0,
+                text=said, label=label, seed=derived_seed(seed, i, attempt), prompt=carried if i else prompt,
+                split="off", max_frames=t + high, min_frames=t + shares[i],
             )  # fmt: skip
             own = found.codes[0, :, t:]
             good = found.ended[0] and own.shape[1] >= low
@@ -64,6 +66,55 @@ def test_a_long_text_is_its_pieces(voices, carry, retries, seed):
     assert torch.equal(whole.codes[0], codes) and whole.ended == (well,) and whole.seeds == (seed,)
     assert torch.equal(whole.media[0], voices.tokenizer.decode(whole.codes)[0]), "one decoder, no seam"
     assert torch.equal(torch.cat(list(voices.stream(**call)), dim=1), whole.media[0])
+
+
+@pytest.mark.parametrize("carry", ["audio", "nothing"])
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("fewest", [0, 9, 31, 90])
+def test_what_it_begins_with_and_the_fewest_frames(voices, carry, retries, fewest):
+    """The prompt begins the first piece and is part of the sound once; each piece has its share of the frames."""
+    torch.manual_seed(fewest)
+    prompt = torch.randint(0, 16, (3, 4))
+    more = {} if not fewest else {"min_frames": fewest}
+    call = {"text": TEXT, "label": "star", "seed": 3, "carry": carry, "retries": retries, **WIDE, **more}
+    whole = voices.generate(**call, prompt=prompt)
+    codes, well = slow_speech(voices, TEXT, 3, "star", retries, carry, prompt=prompt, fewest=fewest)
+    assert torch.equal(whole.codes[0], codes) and whole.ended == (well,)
+    assert torch.equal(codes[:, :4], prompt) and codes.shape[1] >= fewest
+    assert torch.equal(torch.cat(list(voices.stream(**call, prompt=prompt)), dim=1), whole.media[0])
+    longer = torch.cat([prompt, torch.zeros_like(prompt)], dim=1)
+    assert torch.equal(voices.generate(**call, prompt=longer, prompt_frames=4).codes, whole.codes)
+
+
+def test_frames_are_shared_out_by_size():
+    for seed in range(50):
+        torch.manual_seed(seed)
+        sizes = torch.randint(1, 40, (1 + seed % 7,)).tolist()
+        shares = shared_out(seed * 5, sizes)
+        assert sum(shares) == seed * 5 and min(shares) >= 0
+        assert all(abs(share - seed * 5 * size / sum(sizes)) < 1 for share, size in zip(shares, sizes, strict=True))
+
+
+def test_lists_beside_long_texts(voices, tmp_path):
+    """Each sample is as it would be alone: its own label, and its own beginning."""
+    prompts = torch.arange(4 * 3 * 2).reshape(4, 3, 2) % 16
+    found = voices.generate(text=[TEXT, "one"], label=["star", "7"], n=2, seed=5, prompt=prompts, **WIDE)
+    for i, one in enumerate(found):
+        text, label = [(TEXT, "star"), ("one", "7")][i // 2]
+        alone = voices.generate(text=text, label=label, seed=5 + i, prompt=prompts[i], **WIDE)
+        assert torch.equal(one.codes, alone.codes)
+
+
+def test_voices_beside_long_texts(tmp_path):
+    clones = load(save_tiny_models(tmp_path / "models") / "clones")
+    given = [torch.arange(3 * 4).reshape(3, 4), torch.ones(3, 6, dtype=torch.long)]
+    found = clones.generate(text=TEXT, voice=given, seed=5, **WIDE)
+    for i, one in enumerate(found):
+        alone = clones.generate(text=TEXT, voice=given[i], seed=5 + i, **WIDE)
+        assert torch.equal(one.codes, alone.codes)
+    assert torch.equal(
+        clones.generate(text=TEXT, voice=torch.stack([given[0]] * 2), seed=5, **WIDE)[0].codes, found[0].codes
+    )
 
 
 def test_retries_make_good_what_can_be(voices):
@@ -102,10 +153,20 @@ def test_a_text_far_too_long_that_is_not_split_is_warned_of(voices):
     for off in ({"split": "off"}, {"num_frames": 6}):
         with pytest.warns(UserWarning, match="the text has 37 characters, the model has learned at most 12"):
             voices.generate(**call, **off)
-    with pytest.raises(ValueError, match="is said in .* pieces; leave prompt out, or set split to 'off'"):
-        voices.generate(**call, prompt=torch.zeros(3, 2, dtype=torch.long))
-    with pytest.raises(ValueError, match="is said in .* pieces; leave min_frames out"):
-        voices.stream(**call, min_frames=5)
+    long = torch.zeros(3, 40, dtype=torch.long)
+    narrow = {**call, "carry": "nothing", "frames_per_character": [0.1, 2.0]}
+    with pytest.raises(
+        ValueError, match="the prompt has 40 frames, .* 'one two.', begins with it and may have 16 frames"
+    ):
+        voices.generate(**narrow, prompt=long)
+    with pytest.raises(
+        ValueError, match=r"may have 5 frames; give less of it \(prompt_frames\), or set split to 'off'"
+    ):
+        voices.stream(**narrow, prompt=long, max_frames=5)
+    with pytest.raises(ValueError, match=r"min_frames must be from 0 to max_frames \(4\), found 5"):
+        voices.stream(**call, min_frames=5, max_frames=4)
+    with pytest.raises(ValueError, match="the prompt has 3 rows for 2 samples"):
+        voices.generate(**call, n=2, prompt=long[None].expand(3, -1, -1))
     with pytest.raises(ValueError, match="2 labels but 3 texts"):
         voices.generate(text=[TEXT, "a", "b"], label=["star", "7"], **WIDE)
 
