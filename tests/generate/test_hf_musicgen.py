@@ -13,7 +13,7 @@ from tessera.lm.conditions import ConditionBatch
 from tessera.lm.hf_musicgen import load_musicgen
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "lm"))
-from tiny_musicgen import D, make_bare, make_composite, make_states, transformers
+from tiny_musicgen import D, make_bare, make_composite, make_states
 
 FRAMES = 64
 GREEDY = {"do_sample": False, "num_return_sequences": 1, "max_length": FRAMES + 4}
