@@ -1,12 +1,15 @@
 """What papers say of their tokenizers, at small scale: each system beside its baseline, trained for equal steps.
 
-    python benchmarks/tokenizer_claims.py --threads 1 --write docs/tokenizers.md [--only simvq fsq ...] [--steps 300]
+    python benchmarks/tokenizer_claims.py --threads 1 --write docs/tokenizers.md [--only simvq fsq ...] [--steps 200]
 
-The claims are in the YAML file. Every system is the config of its name in configs/tokenize, trained on patches of two
-photographs (python -m tessera.samples.make_patches; made here when missing) or on the bundled speech, and so is its
-baseline: the same config with another quantizer. What is trained already is not trained again (--out). Measured on
-pictures and recordings that were not trained on, except the use of codes, which is counted over 128,000 training
-tokens.
+The claims are in tokenizer_claims.yaml, what is measured in tokenizer_measures.py. Every system is the config of its
+name in configs/tokenize, trained on patches of two photographs (python -m tessera.samples.make_patches; made here when
+missing), on the bundled digits or on the bundled speech, and so is its baseline: the same config with another part.
+
+What is trained already is not trained again (--out), and results are kept in tokenizer_claims.json, each with a hash of
+the settings of both sides: a row whose settings have changed since counts as not measured. So --only measures some rows
+and leaves the others as they are, and without it only what is missing is measured; --again measures all that is asked
+for.
 """
 
 from __future__ import annotations
@@ -16,28 +19,26 @@ import hashlib
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from tokenizer_measures import MEASURES, PATCHES, ROOT, Trained
 
 from tessera.samples.make_patches import write_patches
 from tessera.tokenize.config import check_config, override, read_yaml
-from tessera.tokenize.corpus import ArraysCorpus, FolderCorpus, open_corpus
-from tessera.tokenize.files import write_safetensors
+from tessera.tokenize.corpus import ArraysCorpus, open_corpus
+from tessera.tokenize.files import read_json, write_json, write_safetensors
 from tessera.tokenize.kmeans import kmeans
-from tessera.tokenize.tokenizer import PictureTokenizer, Tokenizer, load_tokenizer
-from tessera.train.tokenizer_losses import mel_distance
+from tessera.tokenize.spec import PictureGeometry
+from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.tokenizer_trainer import TokenizerTrainConfig, train_tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
-PATCHES = Path("out/patches-16")
-"""Where the configs look for them."""
-MEMORY: dict[str, Any] = {}
-"""Media, read once."""
+CONFIGS = ROOT / "configs/tokenize"
+NEAR = 1.1
+"""How far above the baseline's a figure may be that should be near it."""
 
 
 @dataclass(frozen=True)
@@ -54,215 +55,195 @@ class Claim:
     above."""
     baseline: str
     """In words."""
-    change: Sequence[str]
+    change: Sequence[str] = ()
     """What makes the system's config the baseline's, as --set takes it."""
     own: Sequence[str] = ()
-    """Settings of the system itself for this comparison."""
+    """Settings of both sides for this comparison."""
+    compared: str | None = None
+    """Measure of the baseline, where it is another one than the system's."""
+    longer: int = 1
+    """Times the steps of the other rows."""
+    seeds: int = 1
+    """Trainings of each side; figures are their means."""
+    note: str = ""
+    """What was found out about the row."""
+
+    def key(self, steps: int) -> str:
+        """Hash of all that the row's figures depend on, but for the code."""
+        sides = [plan(self, sets, steps, 0) for sets in (self.own, [*self.own, *self.change])]
+        said = json.dumps([sides, self.measure, self.compared, self.seeds], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-CLAIMS = [Claim(**row) for row in read_yaml(Path(__file__).with_suffix(".yaml"))]
+TABLE: dict[str, Any] = read_yaml(Path(__file__).with_suffix(".yaml"))
+CLAIMS = [Claim(**row) for row in TABLE["claims"]]
+NOT_HERE: dict[str, str] = TABLE["not_here"]
+"""System -> why its claim cannot be looked at here."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted({claim.system for claim in CLAIMS}))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=Path("out/tokenizers"))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--again", action="store_true", help="measure what is measured already, too")
+    parser.add_argument("--out", type=Path, default=Path("out/tokenizers"), help="trained tokenizers")
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"), help="results so far")
     parser.add_argument("--write", type=Path, help="write the page (docs/tokenizers.md)")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    if not (PATCHES / "centres.safetensors").is_file():
-        write_patches(PATCHES, side=16)
-        write_centres()
-    rows = []
-    for claim in CLAIMS:
-        if args.only and claim.system not in args.only:
-            continue
-        own = look(claim, claim.own, args.steps, args.out)
-        other = look(claim, [*claim.own, *claim.change], args.steps, args.out)
-        row = {
-            "system": claim.system, "says": claim.says, "measure": claim.measure, "baseline": claim.baseline,
-            "wanted": claim.wanted, "own": own, "other": other, "holds": holds(claim.wanted, own, other),
+    results: dict[str, dict] = read_json(args.json) if args.json.is_file() else {}
+    wanted = [claim for claim in CLAIMS if not args.only or claim.system in args.only]
+    wanted = [claim for claim in wanted if args.again or claim.key(args.steps) not in results]
+    if wanted:
+        write_media(json.dumps([[*claim.own, *claim.change] for claim in wanted]))
+    for number, claim in enumerate(wanted):
+        print(f"row {number + 1} of {len(wanted)}: {claim.system}, {claim.measure}", file=sys.stderr, flush=True)
+        result = {
+            "system": claim.system, "measure": claim.measure, "steps": args.steps * claim.longer, "seeds": claim.seeds,
+            "own": look(claim, claim.own, claim.measure, args.steps, args.out),
+            "other": look(claim, [*claim.own, *claim.change], claim.compared or claim.measure, args.steps, args.out),
         }  # fmt: skip
-        rows.append(row)
-        answer = "yes" if row["holds"] else "no"
-        print(
-            f"{claim.system:<22} {claim.measure:<14} {own:10.4g} {other:10.4g}  {claim.wanted:<6} {answer}", flush=True
-        )
-    if args.json:
-        args.json.write_text(json.dumps({"command": sys.argv, "steps": args.steps, "rows": rows}, indent=1) + "\n")
+        results[claim.key(args.steps)] = result
+        known = {claim.key(args.steps) for claim in CLAIMS}
+        write_json(args.json, {key: results[key] for key in results if key in known})
+        answer = "yes" if holds(claim, result) else "no"
+        figures = f"{result['own']:10.4g} {result['other']:10.4g}"
+        print(f"{claim.system:<22} {claim.measure:<18} {figures}  {claim.wanted:<6} {answer}", flush=True)
     if args.write:
-        args.write.write_text(page(rows, args.steps))
+        args.write.write_text(page(results, args.steps), encoding="utf-8")
 
 
-def holds(wanted: str, own: float, other: float) -> bool:
+def holds(claim: Claim, result: Mapping[str, Any]) -> bool:
     """Whether the system's figure is on the side of the baseline's that was said."""
-    if wanted == "near":
-        return own <= 1.1 * other
-    return own > other if wanted == "higher" else own < other
+    own, other = result["own"], result["other"]
+    if claim.wanted == "near":
+        return own <= NEAR * other
+    return own > other if claim.wanted == "higher" else own < other
 
 
-def look(claim: Claim, sets: Sequence[str], steps: int, out: Path) -> float:
-    """Train the config with these settings, unless that was done before, and measure it."""
-    data = override(read_yaml(ROOT / "configs/tokenize" / f"{claim.system}.yaml"), [*sets, f"train.steps={steps}"])
+# Training
+
+
+def plan(claim: Claim, sets: Sequence[str], steps: int, seed: int) -> dict[str, Any]:
+    """The config of a side as plain data. The steps of stages are cut so that there are as many in all."""
+    data = override(read_yaml(CONFIGS / f"{claim.system}.yaml"), sets)
     data["tokenizer"]["name"] = "t"  # the same settings are trained once, whatever their names
+    data["seed"] = seed
     data["train"]["snapshot_every"] = 0
-    config = check_config(data, TokenizerTrainConfig, claim.system)
-    said = json.dumps(config.model_dump(mode="json"), sort_keys=True)
-    folder = out / hashlib.sha256(said.encode()).hexdigest()[:16]
-    tokenizer = load_tokenizer(folder) if (folder / "config.json").is_file() else train_tokenizer(config, folder)
-    return MEASURES[claim.measure](tokenizer)
+    steps *= claim.longer
+    stages = [stage for stage in data.get("stages") or () if stage["kind"] == "train"]
+    if not stages:
+        data["train"]["steps"] = steps
+    whole = sum(stage["steps"] for stage in stages)
+    for stage in stages:
+        stage["steps"] = max(1, steps * stage["steps"] // whole)
+    return data
 
 
-# Media
+def look(claim: Claim, sets: Sequence[str], measure: str, steps: int, out: Path) -> float:
+    """Train the config with these settings, unless that was done before, and measure it."""
+    found = []
+    for seed in range(claim.seeds):
+        config = check_config(plan(claim, sets, steps, seed), TokenizerTrainConfig, claim.system)
+        said = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+        folder = out / hashlib.sha256(said.encode()).hexdigest()[:16]
+        if not (folder / "config.json").is_file() and train_tokenizer(config, folder, resume=folder.is_dir()) is None:
+            raise SystemExit("stopped; the same command goes on from here")
+        tokenizer = load_tokenizer(folder)
+        found.append(MEASURES[measure](Trained(tokenizer, config.resolved(), folder)))
+    return statistics.mean(found)
 
 
-def pictures(part: str, count: int) -> Tensor:
-    """Patches [count, 3, 16, 16] spread over a part."""
-    if part not in MEMORY:
-        corpus = open_corpus(ArraysCorpus(path=str(PATCHES / f"{part}.safetensors")))
-        from tessera.tokenize.spec import PictureGeometry
-
+def write_media(named: str) -> None:
+    """What configs read and is not in the repository: patches, and centres of 2 x 2 pixels of them, a stand-in for a
+    pretrained encoder's features; the larger file only where the settings `named` have it."""
+    if not (PATCHES / "test.safetensors").is_file():
+        write_patches(PATCHES, side=16)
+    for size, name in ((4096, "centres"), (16384, "centres-16384")):
+        path = PATCHES / f"{name}.safetensors"
+        if path.is_file() or (size > 4096 and path.name not in named):
+            continue
+        print(f"making {path}", file=sys.stderr, flush=True)
+        corpus = open_corpus(ArraysCorpus(path=str(PATCHES / "train.safetensors")))
         geometry = PictureGeometry(height=16, width=16, channels=3, rows=8, columns=8)
-        MEMORY[part] = torch.stack([corpus.media(number, geometry) for number in range(len(corpus))])
-    every = max(1, len(MEMORY[part]) // count)
-    return MEMORY[part][::every][:count]
+        every = max(1, len(corpus) // 1500)
+        patches = torch.stack([corpus.media(number, geometry) for number in range(0, len(corpus), every)[:1500]])
+        squares = patches.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+        picked = squares[torch.randperm(len(squares), generator=torch.Generator().manual_seed(0))[:40000]]
+        write_safetensors(path, {"centres": kmeans(picked, size, 5)[0].contiguous()}, {})
 
 
-def sounds(part: str, count: int) -> list[Tensor]:
-    """Recordings [1, N] of the bundled speech."""
-    name = f"speech-{part}"
-    if name not in MEMORY:
-        corpus = open_corpus(FolderCorpus(path=str(ROOT / "samples/speech" / part)))
-        from tessera.tokenize.spec import AudioGeometry
-
-        geometry = AudioGeometry(sample_rate=16000, channels=1, samples_per_frame=320)
-        MEMORY[name] = [corpus.media(number, geometry) for number in range(min(count, len(corpus)))]
-    return MEMORY[name][:count]
+# The page
 
 
-def write_centres() -> None:
-    """4096 centres of 2 x 2 pixels of the training patches: a stand-in for a pretrained encoder's features."""
-    squares = pictures("train", 1500).unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
-    picked = squares[torch.randperm(len(squares), generator=torch.Generator().manual_seed(0))[:40000]]
-    write_safetensors(PATCHES / "centres.safetensors", {"centres": kmeans(picked, 4096, 5)[0].contiguous()}, {})
-
-
-# Measures, each of a frozen tokenizer
-
-
-def codes_of(tokenizer: Tokenizer, part: str) -> Tensor:
-    """Codes [tokens, Q] of about 128,000 training tokens, or of the test media."""
-    if isinstance(tokenizer, PictureTokenizer):
-        media = pictures(part, 2000 if part == "train" else 200)
-        return tokenizer.encode(media).codes.transpose(1, 2).flatten(0, 1)
-    return torch.cat([tokenizer.encode(item[None]).codes[0].T for item in sounds(part, 240 if part == "train" else 40)])
-
-
-def share_used(tokenizer: Tokenizer) -> float:
-    """Share of all codes (of the product of codebooks where there are several) that occur, in per cent of what can."""
-    codes = codes_of(tokenizer, "train")
-    packed = tokenizer.quantizer.pack(codes.clamp_min(0))
-    possible = min(len(packed), int(torch.tensor(tokenizer.spec.cardinalities).double().prod()))
-    return 100 * len(packed.unique()) / possible
-
-
-def share_used_each(tokenizer: Tokenizer) -> float:
-    """The mean over codebooks of the share of codes that occur, in per cent."""
-    codes = codes_of(tokenizer, "train")
-    shares = [
-        len(column[column >= 0].unique()) / min(size, len(column))
-        for column, size in zip(codes.T, tokenizer.spec.cardinalities, strict=True)
-    ]
-    return 100 * statistics.mean(shares)
-
-
-def perplexity(tokenizer: Tokenizer) -> float:
-    """exp of the entropy of the codes' frequencies, the mean over codebooks."""
-    found = []
-    for column in codes_of(tokenizer, "train").T:
-        counts = column[column >= 0].unique(return_counts=True)[1].double()
-        found.append(float(torch.special.entr(counts / counts.sum()).sum().exp()))
-    return statistics.mean(found)
-
-
-def error(tokenizer: Tokenizer, levels: int | None = None) -> float:
-    """Mean squared error of test pictures (x 1000), or log-mel distance of test recordings, with the first levels."""
-    if isinstance(tokenizer, PictureTokenizer):
-        media = pictures("test", 200)
-        made = tokenizer.decode(first_levels(tokenizer.encode(media).codes, levels))
-        return 1000 * float((made.clamp(-1, 1) - media).square().mean())
-    found = []
-    for item in sounds("test", 40):
-        made = tokenizer.decode(first_levels(tokenizer.encode(item[None]).codes, levels))[0, :, : item.shape[1]]
-        rate = tokenizer.config.sample_rate  # pyright: ignore[reportAttributeAccessIssue]
-        found.append(float(mel_distance(made, item, rate).mean()))
-    return statistics.mean(found)
-
-
-def first_levels(codes: Tensor, levels: int | None) -> Tensor:
-    """Codes [B, K, T] with those of later levels dropped."""
-    if levels is None:
-        return codes
-    return torch.cat([codes[:, :levels], torch.full_like(codes[:, levels:], -1)], dim=1)
-
-
-def error_of_half(tokenizer: Tokenizer) -> float:
-    """`error` with the first half of the codebooks."""
-    return error(tokenizer, tokenizer.spec.num_codebooks // 2)
-
-
-def first_level(tokenizer: Tokenizer) -> float:
-    """Per cent of the quantized latents' energy that is in the first codebook's share of them."""
-    codes = codes_of(tokenizer, "test")[None]
-    whole = tokenizer.quantizer.decode(codes)[0]
-    alone = tokenizer.quantizer.decode(first_levels(codes.transpose(1, 2), 1).transpose(1, 2))[0]
-    mean = whole.mean(0)
-    return 100 * (1 - float((whole - alone).square().sum() / (whole - mean).square().sum()))
-
-
-def alike(tokenizer: Tokenizer) -> float:
-    """Mean squared cosine between the code vectors that the first two codebooks choose for a token."""
-    codes, vectors = codes_of(tokenizer, "test"), tokenizer.vectors()
-    first, second = vectors[0][codes[:, 0]], vectors[1][codes[:, 1]]
-    return float(torch.nn.functional.cosine_similarity(first, second, dim=-1).square().mean())
-
-
-MEASURES: dict[str, Callable[[Tokenizer], float]] = {
-    "used": share_used, "used each": share_used_each, "perplexity": perplexity, "error": error,
-    "error of half": error_of_half, "first level": first_level, "alike": alike,
-}  # fmt: skip
-
-
-def page(rows: Sequence[dict], steps: int) -> str:
+def page(results: Mapping[str, dict], steps: int) -> str:
     """The table as Markdown."""
-    held = sum(row["holds"] for row in rows)
+    found = [(claim, results.get(claim.key(steps))) for claim in CLAIMS]
+    measured = [(claim, result) for claim, result in found if result is not None]
+    held = sum(holds(claim, result) for claim, result in measured)
+    unmeasured = len(found) - len(measured)
     lines = [
         "# What papers say of their tokenizers, at small scale",
         "",
         f"Written by `python benchmarks/tokenizer_claims.py --threads 1 --steps {steps} --write docs/tokenizers.md`.",
         "Every row is a config in `configs/tokenize`, trained for as many steps as its baseline, which is the same",
-        "config with another quantizer. At this scale (16 x 16 patches of two photographs, six minutes of speech, some",
-        "hundred steps) a direction can be seen or not; sizes of effects cannot.",
-        f"It holds in {held} of {len(rows)} rows.",
+        "config with another part, and with as many bits unless the row says otherwise. At this scale (patches of two",
+        f"photographs, 16 x 16; digits, 8 x 8; six minutes of speech; {steps} steps and one training a side unless the",
+        "row says otherwise) a direction can be seen or not; sizes of effects cannot. So a row holds where the system is",
+        "on the side of its baseline that was said, however far.",
         "",
-        "| system | the paper says | measured | system | baseline | baseline is | holds |",
-        "|---|---|---|---|---|---|---|",
+        f"**{len(found)} claims of {len({claim.system for claim in CLAIMS})} systems: {held} hold, "
+        f"{len(measured) - held} do not{f', {unmeasured} are not measured' * bool(unmeasured)}.** Where one does not, "
+        "or a row needs a word, there is a note below its table. Systems that are not configs yet: "
+        "[tokenizers-open.md](tokenizers-open.md).",
     ]
-    for row in rows:
-        holds = "yes" if row["holds"] else "**no**"
-        lines.append(
-            f"| [{row['system']}](../configs/tokenize/{row['system']}.yaml) | {row['says']} | {row['measure']} | "
-            f"{row['own']:.4g} | {row['other']:.4g} | {row['baseline']} | {holds} |"
-        )
-    lines += ["", "| measure | what it is |", "|---|---|"]
-    for name, measure in MEASURES.items():
-        about = " ".join((measure.__doc__ or "").split()).rstrip(".")
-        lines.append(f"| {name} | {about} |")
+    for measure in MEASURES:
+        rows = [(claim, result) for claim, result in found if claim.measure == measure]
+        if rows:
+            lines += section(measure, rows, steps)
+    named = {claim.system for claim in CLAIMS}
+    others = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in named)
+    lines += ["", "## No row", "", "| config | why |", "|---|---|"]
+    lines += [f"| {link(name)} | {NOT_HERE.get(name, 'no claim is written down yet')} |" for name in others]
     return "\n".join(lines) + "\n"
+
+
+def section(measure: str, rows: Sequence[tuple[Claim, dict | None]], steps: int) -> list[str]:
+    """The rows of one measure."""
+    lines = [
+        "", f"## {measure[0].upper()}{measure[1:]}", "", about(measure) + ".", "",
+        "| system | the paper says | system's figure | should be | baseline's figure | baseline | direction holds |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    notes = []
+    for claim, result in rows:
+        extra = [f"{steps * claim.longer} steps"] * (claim.longer > 1) + [f"{claim.seeds} seeds"] * (claim.seeds > 1)
+        says = claim.says + (f" ({', '.join(extra)})" if extra else "")
+        figures, answer = ("unmeasured", "unmeasured"), "unmeasured"
+        if result is not None:
+            figures = (f"{result['own']:.4g}", f"{result['other']:.4g}")
+            answer = "yes" if holds(claim, result) else "**no**"
+        if claim.note:
+            notes.append(f"- {claim.system}: {claim.note}")
+        lines.append(
+            f"| {link(claim.system)} | {says} | {figures[0]} | {claim.wanted} | {figures[1]} | {claim.baseline} | "
+            f"{answer} |"
+        )
+    compared = sorted({claim.compared for claim, _ in rows if claim.compared})
+    notes += [f"- the baseline's figure, {name}: {about(name)[0].lower()}{about(name)[1:]}" for name in compared]
+    return lines + (["", *notes] if notes else [])
+
+
+def about(measure: str) -> str:
+    """What a measure is, in a line."""
+    return " ".join((MEASURES[measure].__doc__ or "").split())
+
+
+def link(system: str) -> str:
+    """To its config."""
+    return f"[{system}](../configs/tokenize/{system}.yaml)"
 
 
 if __name__ == "__main__":

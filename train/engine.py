@@ -124,11 +124,7 @@ class TorchEngine:
         self.world = world
         self.micro_steps = micro_steps
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(objective, settings.weight_decay),
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            fused=True,  # weights and moments go through the processor once instead of six times
+            parameter_groups(objective, settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps
         )
         self.steps = 0
         self._parallel = None
@@ -212,7 +208,7 @@ class TorchEngine:
                 if not parameter.requires_grad or f"{name}.step" not in state:
                     continue
                 self.optimizer.state[parameter] = {
-                    "step": state[f"{name}.step"].to(device, copy=True),
+                    "step": state[f"{name}.step"].clone(),  # stays on the CPU, as AdamW keeps it
                     "exp_avg": state[f"{name}.exp_avg"].to(device),
                     "exp_avg_sq": state[f"{name}.exp_avg_sq"].to(device),
                 }

@@ -1,0 +1,336 @@
+"""What tokenizer_claims.py measures of a frozen tokenizer: one function each, in the table at the end.
+
+Pictures and recordings that were not trained on, except for the use of codes, which is counted over as many as about
+128,000 training tokens of pictures, or all training recordings.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tessera.lm.coder_net import CoderConfig
+from tessera.tokenize.corpus import ArraysCorpus, FolderCorpus, open_corpus
+from tessera.tokenize.files import read_json
+from tessera.tokenize.shards import ShardsConfig, build_shards
+from tessera.tokenize.spec import AudioGeometry, PictureGeometry
+from tessera.tokenize.tokenizer import PictureTokenizer, Tokenizer
+from tessera.train.balance import group_gradients, make_balance
+from tessera.train.coder_trainer import CoderTrainConfig, CoderTraining, train_coder
+from tessera.train.teacher import CepstrumTeacherConfig, GradientTeacherConfig, fit_places, make_teacher
+from tessera.train.term import MediaBatch, OutputTerm, OutputView, TermContext
+from tessera.train.terms import make_terms
+from tessera.train.tokenizer_losses import mel_distance
+from tessera.train.tokenizer_trainer import TokenizerTrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+PATCHES = Path("out/patches-16")
+"""Where the configs look for them."""
+MEMORY: dict[tuple, list[Tensor]] = {}
+"""Media, read once."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One side of a comparison."""
+
+    tokenizer: Tokenizer
+    config: TokenizerTrainConfig
+    """Resolved."""
+    folder: Path
+    """Of its run."""
+
+
+# Media
+
+
+def media(tokenizer: Tokenizer, part: str, count: int) -> list[Tensor]:
+    """Pictures [C, height, width] spread over a part ("train" or "test"), or the first recordings [1, N]."""
+    geometry = tokenizer.spec.geometry
+    key = (part, geometry.kind, geometry.channels, count)
+    if key not in MEMORY:
+        corpus = open_corpus(corpus_of(geometry, part))
+        every = max(1, len(corpus) // count) if geometry.kind == "picture" else 1
+        MEMORY[key] = [corpus.media(number, geometry) for number in range(0, len(corpus), every)[:count]]
+    return MEMORY[key]
+
+
+def corpus_of(geometry: AudioGeometry | PictureGeometry, part: str) -> ArraysCorpus | FolderCorpus:
+    """Patches of photographs, digits, or speech."""
+    if isinstance(geometry, AudioGeometry):
+        return FolderCorpus(path=str(ROOT / "samples/speech" / part))
+    folder = PATCHES if geometry.channels == 3 else ROOT / "samples/digits"
+    return ArraysCorpus(path=str(folder / f"{part}.safetensors"))
+
+
+@torch.no_grad()
+def codes_of(tokenizer: Tokenizer, part: str) -> Tensor:
+    """Codes [tokens, Q] of a part. Pictures go through in batches: near-ties may fall otherwise, it is no matter."""
+    if not isinstance(tokenizer, PictureTokenizer):
+        chosen = media(tokenizer, part, 240 if part == "train" else 40)
+        return torch.cat([tokenizer.encode(item[None]).codes[0].T for item in chosen])
+    batches = torch.stack(media(tokenizer, part, 2000 if part == "train" else 200)).split(50)
+    return torch.cat(
+        [tokenizer.quantizer.encode(tokenizer.net.encode_pictures(batch)).flatten(0, 1) for batch in batches]
+    )
+
+
+def first_levels(codes: Tensor, levels: int | None) -> Tensor:
+    """Codes [B, K, T] with those of later levels dropped."""
+    if levels is None:
+        return codes
+    return torch.cat([codes[:, :levels], torch.full_like(codes[:, levels:], -1)], dim=1)
+
+
+# The use of codes
+
+
+def even_use(size: float, tokens: int) -> float:
+    """How many of `size` codes occur among so many tokens, to be expected where all are equally likely."""
+    return size * -math.expm1(tokens * math.log1p(-1 / size))
+
+
+def used(trained: Trained) -> float:
+    """Different codes among the training tokens (of the product of codebooks, where there are several), in per cent of
+    what as many tokens would show if all codes were equally likely"""
+    tokenizer = trained.tokenizer
+    packed = tokenizer.quantizer.pack(codes_of(tokenizer, "train").clamp_min(0))
+    return 100 * len(packed.unique()) / even_use(math.prod(tokenizer.spec.cardinalities), len(packed))
+
+
+def used_each(trained: Trained) -> float:
+    """The same of each codebook, the mean over codebooks"""
+    shares = []
+    for column, size in zip(codes_of(trained.tokenizer, "train").T, trained.tokenizer.spec.cardinalities, strict=True):
+        kept = column[column >= 0]
+        shares.append(len(kept.unique()) / even_use(size, len(kept)))
+    return 100 * statistics.mean(shares)
+
+
+def perplexity(trained: Trained) -> float:
+    """How many equally likely codes would be as varied as those of the training tokens (exp of the entropy of their
+    frequencies), the mean over codebooks"""
+    found = []
+    for column in codes_of(trained.tokenizer, "train").T:
+        counts = column[column >= 0].unique(return_counts=True)[1].double()
+        found.append(float(torch.special.entr(counts / counts.sum()).sum().exp()))
+    return statistics.mean(found)
+
+
+# The error
+
+
+def error(trained: Trained, levels: int | None = None, tokens: int | None = None) -> float:
+    """Mean squared error of test pictures (x 1000), or log-mel distance of test recordings"""
+    tokenizer, found = trained.tokenizer, []
+    for item in media(tokenizer, "test", 200 if isinstance(tokenizer, PictureTokenizer) else 40):
+        codes = first_levels(tokenizer.encode(item[None]).codes, levels)
+        if tokens is not None:
+            codes = torch.cat([codes[..., :tokens], torch.full_like(codes[..., tokens:], -1)], dim=2)
+        found.append(distance(tokenizer, tokenizer.decode(codes), item[None]))
+    return statistics.mean(found)
+
+
+def distance(tokenizer: Tokenizer, made: Tensor, wanted: Tensor) -> float:
+    """Between media [1, ...]; see `error`."""
+    if isinstance(tokenizer, PictureTokenizer):
+        return 1000 * float((made.clamp(-1, 1) - wanted).square().mean())
+    rate = tokenizer.config.sample_rate  # pyright: ignore[reportAttributeAccessIssue]
+    return float(mel_distance(made[0, :, : wanted.shape[2]], wanted[0], rate).mean())
+
+
+def error_of_half(trained: Trained) -> float:
+    """The error when only the first half of the codebooks is decoded"""
+    return error(trained, levels=trained.tokenizer.spec.num_codebooks // 2)
+
+
+def error_of_four(trained: Trained) -> float:
+    """The error when only the first four codebooks are decoded"""
+    return error(trained, levels=4)
+
+
+def error_of_quarter(trained: Trained) -> float:
+    """The error when only the first quarter of a picture's tokens is decoded"""
+    frames = trained.tokenizer.spec.geometry.num_frames  # pyright: ignore[reportAttributeAccessIssue]
+    return error(trained, tokens=frames // 4)
+
+
+def rises(trained: Trained) -> float:
+    """How often one token more makes the error larger, in per cent of the steps from one token to all"""
+    frames = trained.tokenizer.spec.geometry.num_frames  # pyright: ignore[reportAttributeAccessIssue]
+    errors = [error(trained, tokens=count) for count in range(1, frames + 1)]
+    return 100 * sum(after > before for before, after in pairwise(errors)) / (frames - 1)
+
+
+@torch.no_grad()
+def error_unquantized(trained: Trained) -> float:
+    """The error of pictures whose latents go from the encoder to the decoder as they are"""
+    tokenizer, found = trained.tokenizer, []
+    for item in media(tokenizer, "test", 200):
+        latents = tokenizer.net.encode_pictures(item[None])  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        made = tokenizer.net.decode_latents(latents)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        found.append(distance(tokenizer, made, item[None]))
+    return statistics.mean(found)
+
+
+# What levels hold
+
+
+def first_level(trained: Trained) -> float:
+    """Per cent of the variance of the quantized latents of test media that the first codebook explains"""
+    codes, quantizer = codes_of(trained.tokenizer, "test")[None], trained.tokenizer.quantizer
+    whole = quantizer.decode(codes)[0]
+    rest = whole - quantizer.decode(first_levels(codes.transpose(1, 2), 1).transpose(1, 2))[0]
+    return 100 * (1 - float(rest.var(dim=0).sum() / whole.var(dim=0).sum()))
+
+
+def alike(trained: Trained) -> float:
+    """Mean squared cosine between the code vectors that the first two codebooks choose for a token"""
+    codes, vectors = codes_of(trained.tokenizer, "test"), trained.tokenizer.vectors()
+    first, second = vectors[0][codes[:, 0]], vectors[1][codes[:, 1]]
+    return float(torch.nn.functional.cosine_similarity(first, second, dim=-1).square().mean())
+
+
+def told(trained: Trained, levels: int | None = 1) -> float:
+    """Per cent of the variance of a teacher's features (MFCC of sound, histograms of gradients of pictures) that a
+    linear map of the first codebook's vectors explains: fitted on training media, measured on test media"""
+    tokenizer = trained.tokenizer
+    geometry = tokenizer.spec.geometry
+    if geometry.kind == "audio":
+        teacher = make_teacher(CepstrumTeacherConfig(window=1024, coefficients=20), geometry, {}, "teacher")
+    else:
+        teacher = make_teacher(GradientTeacherConfig(cell=2), geometry, {}, "teacher")
+    pairs = [_told(trained, teacher, part, levels) for part in ("train", "test")]
+    (x, y), (x_test, y_test) = pairs
+    ridge = x.T @ x + 1e-3 * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    wrong = (y_test - x_test @ torch.linalg.solve(ridge, x.T @ y)).square().sum(dim=0)
+    return 100 * (1 - float((wrong / (y_test - y_test.mean(dim=0)).square().sum(dim=0)).mean()))
+
+
+def told_by_all(trained: Trained) -> float:
+    """The same, of the vectors of all codebooks together"""
+    return told(trained, None)
+
+
+@torch.no_grad()
+def _told(trained: Trained, teacher, part: str, levels: int | None) -> tuple[Tensor, Tensor]:
+    """Vectors [tokens, D + 1], scaled, with a 1 at the end, and features [tokens, C], float64."""
+    tokenizer, vectors, features = trained.tokenizer, [], []
+    picture = isinstance(tokenizer, PictureTokenizer)
+    for item in media(tokenizer, part, 200 if picture else 240 if part == "train" else 40):
+        codes = first_levels(tokenizer.encode(item[None]).codes, levels)
+        vectors.append(tokenizer.quantizer.decode(codes.transpose(1, 2))[0])
+        geometry = tokenizer.spec.geometry
+        places = (geometry.rows, geometry.columns) if isinstance(geometry, PictureGeometry) else codes.shape[2:]
+        features.append(fit_places(teacher.layers(item[None] if picture else item)[-1], places)[0])
+    x, y = torch.cat(vectors).double(), torch.cat(features).double()
+    x = x / x.square().mean().sqrt().clamp_min(1e-12)
+    return torch.cat([x, torch.ones_like(x[:, :1])], dim=1), y
+
+
+@torch.no_grad()
+def classes(trained: Trained) -> float:
+    """Per cent of the test digits that a linear map of all code vectors of a picture names rightly, fitted on 1000
+    training digits"""
+    tokenizer, sides = trained.tokenizer, []
+    for part, count in (("train", 1000), ("test", 500)):
+        chosen = media(tokenizer, part, count)
+        corpus = open_corpus(corpus_of(tokenizer.spec.geometry, part))
+        every = max(1, len(corpus) // count)
+        labels = [corpus.item(number).label for number in range(0, len(corpus), every)[:count]]
+        codes = torch.cat([tokenizer.encode(item[None]).codes for item in chosen])
+        vectors = tokenizer.quantizer.decode(codes.transpose(1, 2)).flatten(1).double()
+        sides.append((torch.cat([vectors, torch.ones_like(vectors[:, :1])], dim=1), labels))
+    (x, labels), (x_test, wanted) = sides
+    names = sorted(set(labels))
+    y = torch.tensor([[float(label == name) for name in names] for label in labels]).double()
+    ridge = x.T @ x + 1e-2 * len(x) * x[:, :-1].square().mean() * torch.eye(x.shape[1], dtype=x.dtype)
+    found = (x_test @ torch.linalg.solve(ridge, x.T @ y)).argmax(dim=1).tolist()
+    return 100 * statistics.mean(names[place] == label for place, label in zip(found, wanted, strict=True))
+
+
+# Training, and codes after it
+
+
+def shares_off(trained: Trained) -> float:
+    """How far the shares of the terms in the gradient at the reconstruction are from those of their weights at the end
+    of training, in percentage points, the mean over terms and test recordings"""
+    config, geometry = trained.config, trained.tokenizer.spec.geometry
+    made = make_terms(config.terms, TermContext(geometry, config.tokenizer.latent_dim, 1))
+    weights = {name: _weight(config, name) for name, term in made.items() if isinstance(term, OutputTerm)}
+    factors = weights
+    if config.balance.kind == "balancer":
+        balance = make_balance(config.balance)
+        balance.averages = read_json(sorted((trained.folder / "steps").glob("step-*"))[-1] / "run.json")["balance"]
+        factors = balance.factors(weights)
+    found = []
+    for item in media(trained.tokenizer, "test", 40):
+        codes = trained.tokenizer.encode(item[None]).codes
+        back = trained.tokenizer.decode(codes)[0].requires_grad_()
+        wanted = torch.nn.functional.pad(item, (0, back.shape[1] - item.shape[1]))
+        one = torch.zeros(1, dtype=torch.long)
+        batch = MediaBatch(wanted, None, None, one > 0, one, [None], 1, codes.shape[2])
+        view = OutputView(batch, back, wanted)
+        losses = {name: made[name](view) for name in weights}
+        gradients = group_gradients(losses, {name: {name: 1.0} for name in weights}, back)
+        norms = {name: factors[name] * float(gradients[name].norm()) for name in weights}
+        for name, weight in weights.items():
+            found.append(abs(norms[name] / sum(norms.values()) - weight / sum(weights.values())))
+    return 100 * statistics.mean(found)
+
+
+def _weight(config: TokenizerTrainConfig, name: str) -> float:
+    return next(term.weight for term in config.terms if term.key == name)
+
+
+def lm_bits(trained: Trained) -> float:
+    """Bits of the test codes under a small network that knows the frames before (that of `tessera encode --compress`,
+    2000 steps on the training codes), in per cent of fixed-length codes"""
+    tokenizer, geometry = trained.tokenizer, trained.tokenizer.spec.geometry
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("train", "test"):
+            corpus = corpus_of(geometry, part)
+            build_shards(
+                ShardsConfig(corpus=corpus, tokenizer=str(trained.folder), out=f"{folder}/{part}"), progress=False
+            )
+        network = CoderConfig(context=((0, -1), (0, -2), (0, -3), (0, -4)), layers=1)
+        config = CoderTrainConfig(
+            shards=f"{folder}/train", test=f"{folder}/test", network=network,
+            train=CoderTraining(steps=2000, batch=256, lr=5e-3, weight_decay=0.05, dropout=0.1),
+        )  # fmt: skip
+        bits = train_coder(config, Path(folder) / "coder", progress=False)
+    return 100 * sum(bits) / sum(math.log2(size) for size in tokenizer.spec.cardinalities)
+
+
+def fixed_bits(trained: Trained) -> float:
+    """Bits of fixed-length codes, in per cent of themselves"""
+    return 100.0
+
+
+MEASURES: dict[str, Callable[[Trained], float]] = {
+    "used": used,
+    "used each": used_each,
+    "perplexity": perplexity,
+    "error": error,
+    "error of half": error_of_half,
+    "error of four": error_of_four,
+    "error of a quarter": error_of_quarter,
+    "error unquantized": error_unquantized,
+    "rises": rises,
+    "first level": first_level,
+    "alike": alike,
+    "told": told,
+    "told by all": told_by_all,
+    "classes": classes,
+    "shares off": shares_off,
+    "bits": lm_bits,
+    "fixed bits": fixed_bits,
+}

@@ -1,0 +1,62 @@
+"""The table of claims names configs, measures and settings that exist; nothing is trained here."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from tessera.tokenize.config import check_config
+from tessera.train.tokenizer_trainer import TokenizerTrainConfig
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
+
+
+def load():
+    """benchmarks/tokenizer_claims.py as a module; it finds its neighbour as a script does."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location("tokenizer_claims", FOLDER / "tokenizer_claims.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+claims = load()
+
+
+@pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: f"{claim.system}, {claim.measure}")
+def test_both_sides_are_runs_of_as_many_steps(claim):
+    sides = []
+    for sets in (claim.own, [*claim.own, *claim.change]):
+        config = check_config(claims.plan(claim, sets, 20, 0), TokenizerTrainConfig).resolved()
+        assert config.total_steps == 20 * claim.longer
+        sides.append(config)
+    assert claim.wanted in ("higher", "lower", "near")
+    assert claim.measure in claims.MEASURES and (claim.compared or claim.measure) in claims.MEASURES
+    assert (sides[0] != sides[1]) != bool(claim.compared)  # else it would be compared with itself
+
+
+def test_every_config_has_a_row_or_a_reason():
+    named = {claim.system for claim in claims.CLAIMS}
+    there = {path.stem for path in claims.CONFIGS.glob("*.yaml")}
+    assert named <= there and set(claims.NOT_HERE) <= there
+    assert not named & set(claims.NOT_HERE)
+
+
+def test_the_page_has_every_row_whether_measured_or_not():
+    first, *others = claims.CLAIMS
+    found = claims.page({first.key(200): {"own": 3.0, "other": 2.0}}, 200)
+    assert found.count("| unmeasured |\n") == len(others)
+    answer = "yes" if first.wanted == "higher" else "**no**"
+    assert f"| 3 | {first.wanted} | 2 | {first.baseline} | {answer} |" in found
+    assert f"{len(others)} are not measured" in found
+
+
+def test_a_changed_setting_makes_a_row_unmeasured():
+    claim = claims.CLAIMS[0]
+    assert claim.key(200) != claim.key(201)
