@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..tokenize.config import Config, ConfigError
 from ..tokenize.spec import AudioGeometry, PictureGeometry
-from ..tokenize.tokenizer import load_tokenizer
+from ..tokenize.tokenizer import Tokenizer, load_tokenizer
 from .latents import encode_latents
 from .spectra import magnitudes, mel_filters
 
@@ -81,23 +81,29 @@ TeacherConfig = Annotated[
 ]
 
 
+def load_teacher(path: str, geometry: Geometry, where: str) -> Tokenizer:
+    """A frozen tokenizer of the same media; ConfigError where there is none, or it is for others."""
+    if not Path(path).is_dir():
+        raise ConfigError(f"{where}: {path}: no such folder; name that of a frozen tokenizer")
+    tokenizer = load_tokenizer(path)
+    other = tokenizer.spec.geometry
+    same = ("sample_rate", "channels") if geometry.kind == "audio" else ("height", "width", "channels")
+    for name in ("kind", *same):
+        if getattr(other, name, None) != getattr(geometry, name):
+            raise ConfigError(
+                f"{where}: {path} is a tokenizer of {name} {getattr(other, name, None)}, this one has "
+                f"{getattr(geometry, name)}; choose another teacher"
+            )
+    return tokenizer
+
+
 class TokenizerTeacher(nn.Module):
     """See TokenizerTeacherConfig."""
 
     def __init__(self, config: TokenizerTeacherConfig, geometry: Geometry, given: Mapping[str, nn.Module], where: str):
         super().__init__()
-        if not Path(config.path).is_dir():
-            raise ConfigError(f"{where}.path: {config.path}: no such folder; name that of a frozen tokenizer")
-        tokenizer = load_tokenizer(config.path)
-        other = tokenizer.spec.geometry
-        same = ("sample_rate", "channels") if geometry.kind == "audio" else ("height", "width", "channels")
-        for name in ("kind", *same):
-            if getattr(other, name, None) != getattr(geometry, name):
-                raise ConfigError(
-                    f"{where}.path: {config.path} is a tokenizer of {name} {getattr(other, name, None)}, this one has "
-                    f"{getattr(geometry, name)}; choose another teacher"
-                )
-        self.config, self.geometry = config, other
+        tokenizer = load_teacher(config.path, geometry, f"{where}.path")
+        self.config, self.geometry = config, tokenizer.spec.geometry
         self.net = tokenizer.net
         named = dict(self.net.encoder.named_modules())
         self.taken = [name for pattern in config.layers for name in named if name and fnmatchcase(name, pattern)]

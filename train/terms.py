@@ -17,6 +17,7 @@ from ..tokenize.config import ConfigError
 from .contrast import ContrastConfig, ContrastTerm
 from .distil import DistilConfig, DistilTerm
 from .perceptual import PerceptualConfig, PerceptualTerm
+from .proxy_codes import ProxyCodesConfig, ProxyCodesTerm
 from .supervise import CaptionConfig, CaptionTerm, CTCConfig, CTCTerm, LabelHeadConfig, LabelTerm
 from .term import InnerTerm, InnerView, OutputTerm, OutputView, TermConfig, TermContext, mean_over
 from .tokenizer_losses import (
@@ -110,7 +111,8 @@ LossConfig = Annotated[
     | CTCConfig
     | CaptionConfig
     | LabelHeadConfig
-    | ContrastConfig,
+    | ContrastConfig
+    | ProxyCodesConfig,
     Field(discriminator="kind"),
 ]
 
@@ -131,6 +133,7 @@ TERMS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "caption": (CaptionTerm, BOTH),
     "label": (LabelTerm, BOTH),
     "contrast": (ContrastTerm, BOTH),
+    "codes": (ProxyCodesTerm, PICTURES),
 }
 """Kind -> the term, and the media it is for."""
 

@@ -1,16 +1,22 @@
 """Terms of a tokenizer's loss, over a table: the loss of an item is its own, padding is not looked at, and gradients
 reach what they should. Formulas stand beside slow copies of their papers."""
 
+import atexit
+import functools
 import math
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from tessera.tokenize.config import Config, ConfigError, check_config
+from tessera.tokenize.picture_net import PictureTokenizerConfig
 from tessera.tokenize.quantizer import ResidualConfig, VQConfig, make_quantizer
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry
-from tessera.tokenize.tokenizer import make_tokenizer
+from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 from tessera.train.discriminator import Judges, JudgesConfig
 from tessera.train.distil import DISTANCES
 from tessera.train.perceptual import layer_distance
@@ -72,11 +78,12 @@ CASES = {
     "ctc": {"kind": "ctc", "width": 16, "blocks": 1},
     "caption": {"kind": "caption", "width": 16, "heads": 2, "blocks": 1},
     "label": {"kind": "label"},
+    "codes": {"kind": "codes", "tokenizer": "OTHER", "width": 16, "heads": 2, "blocks": 1},
     "contrast-text": {"kind": "contrast", "width": 16, "blocks": 1, "token": "last"},
     "contrast-label": {"kind": "contrast", "width": 16, "caption": "label", "loss": "sigmoid", "levels": [1]},
 }  # fmt: skip
-FOR_PICTURES = {"pixels-1", "pixels-2", "perceptual-pictures", "distil-pictures"}
-INNER = {"quantizer", "normal", "ctc", "caption", "label"}
+FOR_PICTURES = {"codes", "pixels-1", "pixels-2", "perceptual-pictures", "distil-pictures"}
+INNER = {"codes", "quantizer", "normal", "ctc", "caption", "label"}
 INNER |= {name for name in CASES if name.startswith(("distil", "contrast"))}
 each = pytest.mark.parametrize("name", CASES)
 
@@ -87,9 +94,24 @@ def context(picture):
 
 
 def made(name):
+    config = terms_of(CASES[name] | ({"tokenizer": other_tokenizer()} if name == "codes" else {}))
     torch.manual_seed(1)
-    config = terms_of(CASES[name])
     return make_terms(config, context(name in FOR_PICTURES))[config[0].key]
+
+
+@functools.cache
+def other_tokenizer():
+    """A folder with a frozen tokenizer of PICTURE, of 2 x 8 x 8 codes."""
+    data = {"kind": "picture", "name": "other", "height": 16, "width": 16, "features": 4, "blocks": 1, "latent_dim": 4}
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    torch.manual_seed(6)
+    book = {"kind": "vq", "size": 8, "kmeans_init": False}
+    config = check_config(
+        data | {"quantizer": {"kind": "group", "groups": 2, "quantizer": book}}, PictureTokenizerConfig
+    )
+    make_tokenizer(config).save(folder)
+    return str(folder)
 
 
 class OnlyTerms(Config):
@@ -330,6 +352,19 @@ def test_contrast_reads_every_caption_as_if_it_were_alone():
     together = term._captions(captions, device)
     for row, caption in enumerate(captions):
         torch.testing.assert_close(together[row], term._captions([caption], device)[0], atol=1e-6, rtol=1e-5)
+
+
+def test_the_codes_of_the_other_tokenizer_are_what_is_told():
+    inner, _, _, _ = views(True)
+    term = made("codes")
+    wanted = load_tokenizer(other_tokenizer()).encode(inner.batch.media).codes
+    logits = []
+    term.guess.register_forward_hook(lambda module, inputs, output: logits.append(output.detach().double()))
+    found = term(inner)
+    chances = [logits[0][..., :8].softmax(-1), logits[0][..., 8:].softmax(-1)]
+    for row in range(BATCH):
+        told = [-math.log(float(chances[k][row, p, wanted[row, k, p]])) for k in range(2) for p in range(64)]
+        assert found[row].item() == pytest.approx(sum(told) / 128, rel=1e-4)
 
 
 def test_a_range_of_channels_alone_is_taught():
