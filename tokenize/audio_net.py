@@ -1,8 +1,8 @@
 """The audio tokenizer's network: an encoder, a quantizer and a decoder, each chosen by `kind`.
 
-A new kind of part is one file with a config, an encoder and a decoder, one line in the union and in each table here,
-and one entry in the list of tests/tokenize/test_sound_networks.py. Any encoder goes with any decoder: between them are
-latents [B, T, latent_dim], one for each `hop` samples.
+A new kind of part is one file with a config, an encoder and a decoder (or an encoder alone, as `fused`), one line in
+the union and in each table here, and one entry in the list of tests/tokenize/test_sound_networks.py. Any encoder goes
+with any decoder: between them are latents [B, T, latent_dim], one for each `hop` samples.
 
     encoder   config, sound -> .frame(samples [..., N]) -> [..., T, F], its own cut of the samples of each frame
                                .stages()  [B, T, F] -> latents [B, T, latent_dim]
@@ -19,20 +19,23 @@ from torch import Tensor, nn
 
 from .config import Config, kind_or
 from .quantizer import Quantized, QuantizerConfig, make_quantizer
-from .sound_dac import DACConfig, DACDecoder, DACEncoder
-from .sound_seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
-from .sound_spectrum import AudioStackConfig, SpectrumDecoder, SpectrumEncoder
+from .sound_dac import DACConfig, DACDecoder
+from .sound_fused import PLAIN_ENCODERS, FusedConfig, FusedEncoder, PlainPartConfig
+from .sound_seanet import SEANetConfig, SEANetDecoder
+from .sound_spectrum import AudioStackConfig, SpectrumDecoder
 from .spec import AudioGeometry
 from .stages import run_stages
 
-SoundPartConfig = Annotated[
+SoundDecoderConfig = PlainPartConfig
+SoundEncoderConfig = Annotated[
     Annotated[AudioStackConfig, Tag("spectrum")]
     | Annotated[SEANetConfig, Tag("seanet")]
-    | Annotated[DACConfig, Tag("dac")],
-    kind_or("spectrum"),  # files of before there was a choice say none
+    | Annotated[DACConfig, Tag("dac")]
+    | Annotated[FusedConfig, Tag("fused")],
+    kind_or("spectrum"),
 ]
 
-SOUND_ENCODERS = {"spectrum": SpectrumEncoder, "seanet": SEANetEncoder, "dac": DACEncoder}
+SOUND_ENCODERS = {**PLAIN_ENCODERS, "fused": FusedEncoder}
 SOUND_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder}
 
 
@@ -47,8 +50,8 @@ class AudioTokenizerConfig(Config):
     window: PositiveInt = 1280
     """Samples of the window of `spectrum` parts; even, at least hop."""
     latent_dim: PositiveInt = 128
-    encoder: SoundPartConfig = Field(default_factory=AudioStackConfig)
-    decoder: SoundPartConfig = Field(default_factory=AudioStackConfig)
+    encoder: SoundEncoderConfig = Field(default_factory=AudioStackConfig)
+    decoder: SoundDecoderConfig = Field(default_factory=AudioStackConfig)
     quantizer: QuantizerConfig
 
     @model_validator(mode="after")

@@ -53,7 +53,7 @@ class SlidingTransformer(nn.Module):
 
     def stages(self) -> list[Stage]:
         """[B, T, r, D] -> the same shape."""
-        return [Stage(self.forward)] if len(self.blocks) else []
+        return [Stage(self.forward, memory=True)] if len(self.blocks) else []
 
     def forward(self, x: Tensor, mask: Tensor, state: list[Past] | None) -> tuple[Tensor, list[Past]]:
         """x: [B, T, r, D]; state: keys and values of each layer. Frames outside the mask come after all others."""
@@ -111,7 +111,7 @@ class Recurrence(nn.Module):
 
     def stages(self) -> list[Stage]:
         """[B, T, r, D] -> the same shape."""
-        return [Stage(self.forward)]
+        return [Stage(self.forward, memory=True)]
 
     def forward(self, x: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
         """x: [B, T, r, D]; state: the LSTM's own. Frames outside the mask come after all others."""

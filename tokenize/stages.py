@@ -37,6 +37,8 @@ class Stage:
     """Frames before t that result t depends on, beyond the state."""
     ahead: int = 0
     """Frames after t that result t depends on."""
+    memory: bool = False
+    """Whether it hands a state on."""
 
 
 def window_stage(run: Callable[[Tensor, Tensor], Tensor], back: int, ahead: int) -> Stage:

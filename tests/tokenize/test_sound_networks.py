@@ -31,6 +31,8 @@ PARTS = {
     "seanet-all": SEANET | {"ratios": [3, 2], "causal": False, "lstm_layers": 1, "bottleneck": SLIDING},
     "dac": DAC,
     "dac-causal": DAC | {"causal": True},
+    "fused": {"kind": "fused", "acoustic": DAC, "semantic": SPECTRUM, "semantic_dim": 5, "chunk": 5},
+    "fused-seanet": {"kind": "fused", "acoustic": SPECTRUM, "semantic": SEANET, "semantic_dim": 3, "chunk": 7},
     "dac-sliding": DAC | {"strides": [2, 3], "bottleneck": SLIDING},
 }
 """One entry for each kind of part, and for each of its choices that changes what it reads."""
@@ -43,7 +45,8 @@ parts = pytest.mark.parametrize("name", PARTS)
 
 def sound(encoder, decoder=None, **other):
     data = {"kind": "audio", "name": "x", "sample_rate": 800, "hop": HOP, "window": 32, "latent_dim": 8}
-    data |= {"encoder": encoder, "decoder": decoder or encoder, "quantizer": RVQ}
+    own = SPECTRUM if encoder["kind"] == "fused" else encoder  # which is an encoder alone
+    data |= {"encoder": encoder, "decoder": decoder or own, "quantizer": RVQ}
     return check_config(data | other, AudioTokenizerConfig)
 
 
@@ -57,7 +60,7 @@ def lively(net):
 
 def tokenizer_of(encoder, decoder=None):
     torch.manual_seed(0)
-    config = sound(PARTS[encoder], PARTS[decoder or encoder])
+    config = sound(PARTS[encoder], None if decoder in (None, encoder) else PARTS[decoder])
     net = lively(AudioNet(config))
     net(torch.randn(4, 16 * HOP), torch.ones(4, 16, dtype=torch.bool))
     net.quantizer.update()  # codes start among the latents, so that many of them occur
@@ -66,7 +69,7 @@ def tokenizer_of(encoder, decoder=None):
 
 def test_every_part_is_in_the_list():
     kinds = {part["kind"] for part in PARTS.values()}
-    assert kinds == set(SOUND_ENCODERS) == set(SOUND_DECODERS)
+    assert kinds == set(SOUND_ENCODERS) == {*SOUND_DECODERS, "fused"}
 
 
 @pairs
@@ -218,6 +221,24 @@ def test_saved_and_loaded_is_the_same_tokenizer(name, tmp_path):
     assert "parametrizations" not in " ".join(loaded.net.state_dict())
 
 
+def test_fused_parts_must_not_remember():
+    config = sound(PARTS["fused"] | {"semantic": PARTS["seanet-lstm"]})
+    with pytest.raises(ConfigError, match="encoder.semantic: it remembers what came before"):
+        AudioNet(config)
+
+
+@torch.no_grad()
+def test_fused_latents_are_the_two_parts_side_by_side_through_one_layer():
+    net = tokenizer_of("fused").net
+    samples, mask = torch.randn(2, 11 * HOP), torch.ones(2, 11, dtype=torch.bool)
+    found = []
+    for part in (net.encoder.acoustic, net.encoder.semantic):
+        found.append(run_stages(part.stages(), part.frame(samples), mask))
+    wanted = net.encoder.join(torch.cat(found, dim=-1))
+    assert [part.shape[-1] for part in found] == [8, 5]
+    torch.testing.assert_close(net.encode_samples(samples, mask), wanted)
+
+
 def test_freezing_a_network_with_normed_weights_changes_no_code():
     torch.manual_seed(0)
     net = AudioNet(sound(PARTS["seanet"])).eval()
@@ -270,6 +291,11 @@ def test_padding_stands_at_the_signal_s_own_ends():
         ({"decoder": SEANET | {"kind": "seenet"}}, "decoder: kind 'seenet' is unknown; did you mean 'seanet'"),
         ({"decoder": SEANET | {"ratio": [2]}}, "decoder.seanet.ratio: unknown key; did you mean 'ratios'"),
         ({"encoder": SPECTRUM | {"widht": 3}}, "widht: unknown key; did you mean 'width'"),
+        (
+            {"encoder": PARTS["fused"] | {"semantic": DAC | {"strides": [5]}}},
+            r"encoder: semantic: strides \[5\] .* make 5",
+        ),
+        ({"decoder": PARTS["fused"]}, "decoder: kind 'fused' is unknown; known: dac, seanet, spectrum"),
         ({"encoder": PARTS["seanet-sliding"] | {"bottleneck": SLIDING | {"heads": 3}}}, "gives bottleneck.heads 3 no"),
     ],
 )
