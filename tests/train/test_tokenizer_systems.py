@@ -12,6 +12,7 @@ from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.tokenizer_trainer import TokenizerTrainConfig, train_tokenizer
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "configs" / "tokenize"
+BUNDLED = FOLDER.parent.parent / "bundled" / "speech" / "tokenizer"
 SMALL = {
     "picture": ["tokenizer.features=8", "train.batch=2"],
     "audio": [
@@ -26,14 +27,20 @@ DIGITS = "samples/digits/train.safetensors"
 WHOLE = ["train.crop_seconds=0.7"]
 OWN = {
     "vqgan-lc": ["tokenizer.quantizer.codebook.file.path=MEDIA/centres.safetensors"],
+    "titok-stages": ["terms.2.tokenizer=MEDIA/vq-vae"],
     "vqgan-compression": [
         "tokenizer.quantizer.codebook.file.path=MEDIA/vq-vae/tokenizer.safetensors",
         "warm_start.tokenizer=MEDIA/vq-vae",
     ],
+    "x-codec": [
+        "tokenizer.encoder.acoustic={width: 16, layers: 1, kernel: 3}",
+        f"warm_start.tokenizer={BUNDLED}",
+        f"terms.3.teacher.path={BUNDLED}",
+    ],
     "distilcodec": [
         "tokenizer.encoder={width: 160, layers: 4, kernel: 7}",
         "tokenizer.quantizer.size=64",
-        f"warm_start.tokenizer={FOLDER.parent.parent / 'bundled/speech/tokenizer'}",
+        f"warm_start.tokenizer={BUNDLED}",
     ],
     **dict.fromkeys(("qdac", "cosyvoice", "glm-4-voice", "xy-tokenizer-stages"), WHOLE),
 }
@@ -77,7 +84,8 @@ def test_a_system_trains_and_its_codes_decode(system, media, tmp_path):
     path = FOLDER.parent.parent / DIGITS if data["data"]["path"] == DIGITS else path
     stages = [number for number, stage in enumerate(data.get("stages", [])) if stage["kind"] == "train"]
     steps = [f"stages.{number}.steps={20 if number == stages[-1] else 2}" for number in stages] or ["train.steps=20"]
-    sets = [*SMALL[kind], f"data.path={path}", *steps, "train.warmup_steps=2", *OWN.get(system, [])]
+    small = SMALL[kind] if data["tokenizer"].get("encoder", {}).get("kind") != "fused" else SMALL[kind][1:]
+    sets = [*small, f"data.path={path}", *steps, "train.warmup_steps=2", *OWN.get(system, [])]
     sets = [setting.replace("MEDIA", str(media)) for setting in sets]
     config = check_config(override(data, sets), TokenizerTrainConfig, system)
     trained = train_tokenizer(config, tmp_path / "t", progress=False)
