@@ -69,7 +69,7 @@ class Tokenizer:
         self.spec = TokenSpec(
             name=config.name,
             cardinalities=tuple(self.quantizer.cardinalities[: 1 if self.scales else None]),
-            geometry=_geometry_of(config.geometry, self.quantizer),
+            geometry=code_geometry(config, self.quantizer),
             fingerprint=fingerprint(config, _stored_tensors(net)),
         )
 
@@ -195,13 +195,6 @@ class AudioTokenizer(Tokenizer):
 
     def __init__(self, config: AudioTokenizerConfig, net: AudioNet):
         super().__init__(config, net)
-        span = self.quantizer.span
-        if span == 0 or config.encoder.chunk % span:
-            wanted = "quantize frame by frame" if span == 0 else f"choose a chunk that is a multiple of {span}"
-            raise ConfigError(
-                f"encoder.chunk: audio is encoded {config.encoder.chunk} frames at a time, but the quantizer's codes "
-                f"span {span or 'all'} frames; {wanted}"
-            )
         *before, last = net.encoder.stages()
         first, *after = net.decoder.stages()
         self.encode_stages = [*before, self._then_quantize(last)]
@@ -390,9 +383,23 @@ def _round_to_storage(net: nn.Module) -> None:
                 raise ValueError("a weight is beyond the range of float16; the training went wrong")
 
 
-def _geometry_of(geometry: Geometry, quantizer: Quantizer) -> Geometry:
-    """The geometry of the codes: with scales, the frames are the cells of them all."""
-    if not isinstance(geometry, PictureGeometry) or quantizer.span:
+def code_geometry(config: AudioTokenizerConfig | PictureTokenizerConfig, quantizer: Quantizer) -> Geometry:
+    """The geometry of the codes: with scales, the frames are the cells of them all.
+
+    Raises:
+        ConfigError: the quantizer's codes span other frames than the network can give it.
+    """
+    geometry, span = config.geometry, quantizer.span
+    if isinstance(config, AudioTokenizerConfig):
+        if span == 0 or config.encoder.chunk % span:
+            wanted = "quantize frame by frame" if span == 0 else f"choose a chunk that is a multiple of {span}"
+            raise ConfigError(
+                f"encoder.chunk: audio is encoded {config.encoder.chunk} frames at a time, but the quantizer's codes "
+                f"span {span or 'all'} frames; {wanted}"
+            )
+        return geometry
+    assert isinstance(geometry, PictureGeometry)
+    if span:
         return geometry
     if not isinstance(quantizer, ScalesQuantizer):
         raise ConfigError("quantizer: scales inside another quantizer make no frames; make scales the outermost one")

@@ -23,7 +23,7 @@ from ..tokenize.audio_net import AudioNet
 from ..tokenize.config import ConfigError
 from ..tokenize.files import write_json
 from ..tokenize.picture_net import PictureNet
-from ..tokenize.tokenizer import NETS, Tokenizer, make_tokenizer
+from ..tokenize.tokenizer import NETS, Tokenizer, code_geometry, make_tokenizer
 from .balance import make_balance
 from .checkpoint import Checkpoints, check_pickles
 from .discriminator import Judges
@@ -111,9 +111,10 @@ class TokenizerTrainer:
         self.show = progress and world.is_first
         settings = config.train
         self.micro = check_batch(settings.batch, settings.micro_batch, world.size)
-        self.media = MediaInMemory(config, self.show)
         torch.manual_seed(mix(config.seed, 0))
         net = NETS[config.tokenizer.kind](config.tokenizer)
+        code_geometry(config.tokenizer, net.quantizer)  # before all media are read, and long before it is frozen
+        self.media = MediaInMemory(config, self.show)
         if config.warm_start is not None:
             warm_start(net, config.warm_start)
         context = TermContext(

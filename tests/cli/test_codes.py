@@ -176,6 +176,16 @@ def test_codes_of_another_tokenizer_are_refused(tokenizers, media, capsys):
     assert not (media / "out").exists()
 
 
+@pytest.mark.parametrize(("shape", "code", "says"), [((2, 3), 200, "codes up to [200, 0]"), ((3, 3), 0, "[3, 3]")])
+def test_codes_out_of_range_or_of_another_shape_have_one_line(tokenizers, media, shape, code, says, capsys):
+    codes = torch.zeros(shape, dtype=torch.long)
+    codes[0, 1] = code
+    write_codes(media / "x.safetensors", load_tokenizer(tokenizers / "sound").spec, [CodesItem("a", codes)])
+    assert tessera("decode", media / "x.safetensors", "--tokenizer", tokenizers / "sound", "-o", media / "out") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith(f"tessera: {media}/x.safetensors: codes") and says in told[0]
+
+
 @pytest.mark.parametrize("name", ["../../evil.wav", "/etc/evil.wav", "..\\evil", "....", "a/\x00b\n", "", "x" * 300])
 def test_names_in_a_file_stay_in_the_folder(tokenizers, media, name, capsys):
     spec = load_tokenizer(tokenizers / "sound").spec
