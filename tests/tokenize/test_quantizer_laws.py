@@ -373,17 +373,22 @@ def shared_steps(name):
         yield x, mask, first
 
 
+def draw_alike(quantizer, rows):
+    """Dropout is drawn for each sample: here by its number among the 7 of both processes, and noise by the latent."""
+    drawn = (torch.arange(7) % 4 + 1)[rows]
+    for module in quantizer.modules():
+        module.draw_levels = module.draw_lengths = lambda *_, drawn=drawn: drawn
+        module.draw_passed = lambda _, drawn=drawn: drawn == 2
+        module.draw_noise = torch.cos
+
+
 def run_shared(name, part):
     """State after the updates, for one process with all samples (part None) or the first or second of two."""
     torch.manual_seed(0)
     quantizer = fresh(name)
     for x, mask, first in shared_steps(name):
         rows = {None: slice(None), 0: slice(first), 1: slice(first, None)}[part]
-        drawn = (torch.arange(7) % 4 + 1)[rows]  # dropout is drawn per sample; here the same for both
-        for module in quantizer.modules():
-            module.draw_levels = module.draw_lengths = lambda *_, drawn=drawn: drawn
-            module.draw_passed = lambda _, drawn=drawn: drawn == 2
-            module.draw_noise = torch.cos
+        draw_alike(quantizer, rows)
         for piece in (x[rows], x[rows] * 0.5):  # two backward passes, one update
             quantizer(piece, mask[rows])
         quantizer.update()
