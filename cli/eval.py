@@ -14,6 +14,8 @@ from .samples import WEIGHTS_HELP
 
 if TYPE_CHECKING:
     from ..generate.model import Model
+    from ..tokenize.shards import Shards
+    from ..train.prompts import PromptSource
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +26,14 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model directory, or the name of a bundled model.")],
     data: Annotated[Path | None, typer.Option(help="Folder of shards (tessera shards) to take the loss on.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Where an item's prompt of codes comes from, as data.prompt in training: same_label, crop, or "
+            "{kind: same_label, min_frames: 25}. Without it same_label where the shards have labels, else crop."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the prompts.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Items at a time for the loss.")] = 16,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure the speed of generation.")] = True,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
@@ -41,14 +51,18 @@ def evaluate(
     loaded = load(model, device, weights=weights)  # pyright: ignore[reportArgumentType]
     found: dict = {"model": model, "parameters": loaded.lm.num_parameters}
     if data is not None:
-        found["loss"] = measure_loss(loaded, data, batch)
+        found["loss"] = measure_loss(loaded, data, batch, prompt, seed)
     if speed:
         found["speed"] = measure_speeds(loaded)
     print(json.dumps(found, indent=2) if as_json else format_findings(found))
 
 
-def measure_loss(model: Model, data: Path, batch: int) -> dict:
-    """Loss of all items of a folder of shards, in nats, per codebook (per scale) and their mean."""
+def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None, seed: int = 0) -> dict:
+    """Loss of all items of a folder of shards, in nats, per codebook (per scale) and their mean.
+
+    Args:
+        prompt: as --prompt. seed: of the training run, for the prompts that its own evaluations use.
+    """
     from ..lm.coarse import ClusteredTokenizer
     from ..tokenize.shards import Shards
     from ..tokenize.spec import check_same_tokenizer
@@ -60,8 +74,11 @@ def measure_loss(model: Model, data: Path, batch: int) -> dict:
     labelled = model.tokenizer.clustering if isinstance(model.tokenizer, ClusteredTokenizer) else None
     check_same_tokenizer(shards.spec, model.spec if labelled is None else labelled.tokenizer, f"shards {data}")
     conditions = {condition.kind for condition in model.lm.config.conditions}
-    items = Items(shards, model.labels if "label" in conditions else None, model.text, clustering=labelled)
-    print(f"loss of {len(items)} items of {data}", file=sys.stderr)
+    prompts = _prompts(model, shards, prompt, seed)
+    labels = model.labels if "label" in conditions else None
+    items = Items(shards, labels, model.text, clustering=labelled, prompts=prompts)
+    given = "" if prompts is None else f", prompts {prompts.config.kind} of seed {seed}"
+    print(f"loss of {len(items)} items of {data}{given}", file=sys.stderr)
     parts = model.lm.loss_parts
     losses = evaluate_loss(model.lm, items, batch, World(0, 1, model.lm.device))
     return {
@@ -71,6 +88,25 @@ def measure_loss(model: Model, data: Path, batch: int) -> dict:
         "mean": parts.mean(losses.tolist()),
         f"per_{parts.name}": losses.tolist(),
     }
+
+
+def _prompts(model: Model, shards: Shards, prompt: str | None, seed: int) -> PromptSource | None:
+    """Where prompts of codes come from, None for a model without that condition."""
+    from ..tokenize.config import Config, check_config, parse_yaml
+    from ..train.prompts import PromptConfig, PromptSource
+
+    class Rule(Config):
+        prompt: PromptConfig
+
+    longest = next((one.max_frames for one in model.lm.config.conditions if one.kind == "codes"), None)
+    if longest is None:
+        if prompt is not None:
+            raise ValueError(f"--prompt: '{model.name}' takes no prompt of codes; leave it out")
+        return None
+    if prompt is None:
+        prompt = "same_label" if shards.label_names else "crop"
+    rule = parse_yaml(prompt, "--prompt") if prompt.lstrip().startswith("{") else {"kind": prompt}
+    return PromptSource(check_config({"prompt": rule}, Rule, "eval").prompt, longest, seed)
 
 
 def measure_speeds(model: Model) -> list[dict]:

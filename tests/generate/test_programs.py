@@ -50,7 +50,7 @@ def plain(step):
 
 def case(number, arrangement, head_name, head):
     """What one arrangement and head are tried with; the other choices go round."""
-    kind = ("none", "label", "text")[number % 3]
+    kind = ("none", "label", "text", "codes")[number % 4]
     names = [name for name in RULES if name not in WHOLE_CODES or head.kind not in ("factor", "bits")]
     rules = names[number % len(names)]
     cache = list(CACHES)[number % len(CACHES)]
@@ -343,6 +343,7 @@ TRACED = [
     pytest.param("partial flat", FlatHeadConfig(), "none", "sorted", "evict", 1.0, marks=pytest.mark.slow),
     pytest.param("late delay", HEADS["factor"], "text", "filters", "int4", 1.5, marks=pytest.mark.slow),
     ("parallel", HEADS["bits"], "none", "plain", "ring", 1.0),
+    pytest.param("delay", HEADS["depth"], "codes", "plain", "static", 2.0, marks=pytest.mark.slow),
 ]
 
 

@@ -77,7 +77,10 @@ def strong(lm: TokenLM) -> TokenLM:
 
 
 def make_conditions(kind: str, count: int):
-    """(condition configs, a batch of `count` different rows) for "none", "label" or "text"."""
+    """(condition configs, a batch of `count` different rows) for "none", "label", "text" or "codes"."""
+    if kind == "codes":  # codes that every head's codebooks have
+        prompts = [torch.arange(3 * (1 + i % 4)).reshape(3, -1) % 4 for i in range(count)]
+        return (CodesConditionConfig(max_frames=4),), ConditionBatch.make(codes=prompts)
     if kind == "label":
         return (LabelConfig(classes=4),), ConditionBatch.make(labels=[i % 4 for i in range(count)])
     if kind == "text":

@@ -1,5 +1,6 @@
 """Prompts of training items: where they come from, that they are always the same, and runs that use them."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from tessera.cli.app import run
 from tessera.tokenize.config import ConfigError, check_config
 from tessera.tokenize.files import read_safetensors
 from tessera.tokenize.shards import Shards
 from tessera.train.data import Items
 from tessera.train.lm_config import TrainConfig
 from tessera.train.lm_trainer import LMTrainer, train_lm
+from tessera.train.metrics import read_metrics
 from tessera.train.prompts import CropPromptConfig, Prompts, PromptSource, SameLabelPromptConfig
+from tessera.train.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_lm_trainer import make_config
@@ -115,6 +119,49 @@ def test_a_run_killed_and_resumed_equals_left_alone_and_samples_have_voices(tiny
     resumed, other = train(tmp_path / "run", resume=True), train(tmp_path / "other", "crop")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not all(torch.equal(whole[name], other[name]) for name in whole)
+
+
+@pytest.mark.parametrize("prompt", ["same_label", "crop"])
+def test_eval_gives_items_the_prompts_of_training(tiny_data, tmp_path, capsys, prompt):
+    """`tessera eval` of the trained model finds the run's own test loss."""
+    data = {"shards": str(tiny_data / "train"), "test": str(tiny_data / "test"), "prompt": {"kind": prompt}}
+    lm = {"width": 16, "layers": 1, "heads": 2, "variable_length": True,
+          "conditions": [{"kind": "codes", "max_frames": 4}]}  # fmt: skip
+    config = make_config(tiny_data, {"data": data, "lm": lm, "export": {"dtype": "float32"}}, steps=2, eval_every=None)
+    assert train_lm(config, tmp_path / "run")
+    trained = read_metrics(tmp_path / "run")[-1]["loss_per_codebook"]
+    asked = ["eval", str(tmp_path / "run" / "model"), "--data", str(tiny_data / "test"), "--no-speed", "--json"]
+
+    def losses(*more):
+        assert run([*asked, *more]) == 0
+        return json.loads(capsys.readouterr().out)["loss"]["per_codebook"]
+
+    found = losses("--prompt", prompt, "--seed", "3")
+    assert found == pytest.approx(trained, abs=1e-5) and losses("--prompt", prompt, "--seed", "3") == found
+    assert losses("--prompt", f"{{kind: {prompt}}}", "--seed", "4") != found
+    if prompt == "same_label":
+        assert losses("--seed", "3") == found, "where there are labels it is the rule by itself"
+    assert run([*asked, "--prompt", "another"]) == 2
+    assert "prompt: kind 'another' is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("join", ["prefix", "cross"])
+def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(tiny_data, tmp_path, join):
+    """Through the whole of a training step, with prompts of different lengths."""
+    found = []
+    for packing in ({"kind": "padded"}, {"kind": "best_fit", "steps": 60}):
+        data = {"shards": str(tiny_data / "train"), "prompt": {"kind": "same_label"}, "packing": packing}
+        conditions = [{"kind": "codes", "max_frames": 6, "join": join}]
+        lm = {"width": 16, "layers": 1, "heads": 2, "variable_length": True, "conditions": conditions}
+        config = make_config(tiny_data, {"data": data, "lm": lm}, eval_every=None)
+        trainer = LMTrainer(config, tmp_path / packing["kind"], World(0, 1, torch.device("cpu")))
+        model, batch = trainer.engine.model.eval(), trainer.parts.items.batch(range(7), draw=2)
+        assert len(set(batch.conditions.codes_lengths.tolist())) > 2 and model.packed == (packing["kind"] != "padded")
+        loss, sums, _ = model(batch.codes, batch.lengths, batch.conditions, trainer.count_terms(batch.lengths))
+        trainer.engine.backward(loss)
+        found.append([loss.detach(), sums, *(weight.grad for weight in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 BASE = {
