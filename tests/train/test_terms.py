@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tessera.tokenize.config import Config, ConfigError, check_config
+from tessera.tokenize.config import Config, ConfigError, check_config, read_config
 from tessera.tokenize.picture_net import PictureTokenizerConfig
 from tessera.tokenize.quantizer import ResidualConfig, VQConfig, make_quantizer
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry
@@ -23,6 +23,8 @@ from tessera.train.perceptual import layer_distance
 from tessera.train.teacher import cosine_transform, feature_size, fit_places, make_teacher
 from tessera.train.term import InnerTerm, InnerView, MediaBatch, OutputView, TermContext
 from tessera.train.terms import TERMS, LossConfig, make_terms
+from tessera.train.tokenizer_config import TokenizerTrainConfig
+from tessera.train.tokenizer_data import MediaInMemory
 
 HOP, RATE, DIM, BATCH, FRAMES = 40, 4000, 6, 3, 12
 SOUND = AudioGeometry(sample_rate=RATE, samples_per_frame=HOP)
@@ -458,3 +460,28 @@ def test_recognition_needs_transcripts_and_labels():
         what = "labels" if kind == "label" else "transcripts"
         with pytest.raises(ConfigError, match=f"needs {what}"):
             make_terms(terms_of({"kind": kind}), bare)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_contrast_does_not_depend_on_how_the_batch_is_cut(loss):
+    """Captions of the whole batch come with each part of it."""
+    root = Path(__file__).resolve().parents[2]
+    sets = [f"data.path={root}/samples/digits/test.safetensors", "train.batch=6", f"terms.2.loss={loss}"]
+    config = read_config(root / "configs" / "tokenize" / "qlip.yaml", TokenizerTrainConfig, sets)
+    media = MediaInMemory(config, show=False)
+    rows = media.rows(0)
+    quantizer = make_quantizer(config.tokenizer.quantizer, 12).eval()
+    given = TermContext(media.geometry, 12, 1, labels=media.label_names)
+    term = make_terms(config.terms, given)["contrast"]
+    latents = torch.randn(6, 16, 12)
+    found = {}
+    for size in (6, 2, 1):
+        losses = []
+        for first in range(0, 6, size):
+            own = latents[first : first + size]
+            batch = media.batch(0, rows, first, size)
+            losses.append(term(InnerView(batch, own, quantizer(own), quantizer, media.geometry)))
+        found[size] = torch.cat(losses)
+    assert bool((found[6] > 0).all()) and len(set(media.labels[rows].tolist())) > 1
+    torch.testing.assert_close(found[2], found[6])
+    torch.testing.assert_close(found[1], found[6])
