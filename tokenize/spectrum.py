@@ -10,6 +10,8 @@ Vocos, arXiv:2306.00814). Frames that a mask excludes contribute neither sound n
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,3 +49,16 @@ def inverse_spectrum(spectrum: Tensor, mask: Tensor, window: Tensor, hop: int) -
     edge = (size - hop) // 2
     span = slice(edge, edge + mask.shape[1] * hop)
     return overlap_add(frames, hop)[:, span] / overlap_add(weights, hop)[:, span].clamp_min(1e-5)
+
+
+def mel_filters(sample_rate: int, size: int, bands: int) -> Tensor:
+    """Triangular filters, equally spaced on the mel scale (2595 log10(1 + f / 700)), each with sum 1: [size / 2 + 1,
+    bands]."""
+    top = 2595 * math.log10(1 + sample_rate / 2 / 700)
+    edges = 700 * (10 ** (torch.linspace(0, top, bands + 2, dtype=torch.float64) / 2595) - 1)
+    frequencies = torch.linspace(0, sample_rate / 2, size // 2 + 1, dtype=torch.float64)[:, None]
+    width = sample_rate / size  # a filter narrower than a bin would be empty: widen it to one bin
+    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2]).clamp_min(width)
+    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1]).clamp_min(width)
+    filters = torch.minimum(rising, falling).clamp_min(0)
+    return (filters / filters.sum(0).clamp_min(1e-9)).float()
