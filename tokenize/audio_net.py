@@ -21,6 +21,7 @@ from .config import Config, kind_or
 from .quantizer import Quantized, QuantizerConfig, make_quantizer
 from .sound_dac import DACConfig, DACDecoder
 from .sound_fused import PLAIN_ENCODERS, FusedConfig, FusedEncoder, PlainPartConfig
+from .sound_mel2d import Mel2DConfig, Mel2DDecoder
 from .sound_seanet import SEANetConfig, SEANetDecoder
 from .sound_spectrum import AudioStackConfig, SpectrumDecoder
 from .spec import AudioGeometry
@@ -31,12 +32,13 @@ SoundEncoderConfig = Annotated[
     Annotated[AudioStackConfig, Tag("spectrum")]
     | Annotated[SEANetConfig, Tag("seanet")]
     | Annotated[DACConfig, Tag("dac")]
+    | Annotated[Mel2DConfig, Tag("mel2d")]
     | Annotated[FusedConfig, Tag("fused")],
     kind_or("spectrum"),
 ]
 
 SOUND_ENCODERS = {**PLAIN_ENCODERS, "fused": FusedEncoder}
-SOUND_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder}
+SOUND_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder, "mel2d": Mel2DDecoder}
 
 
 class AudioTokenizerConfig(Config):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .config import Config, ConfigError, kind_or
 from .sound_dac import DACConfig, DACEncoder
+from .sound_mel2d import Mel2DConfig, Mel2DEncoder
 from .sound_seanet import SEANetConfig, SEANetEncoder
 from .sound_spectrum import AudioStackConfig, SpectrumEncoder
 from .stages import Stage, run_stages, window_stage
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 PlainPartConfig = Annotated[
     Annotated[AudioStackConfig, Tag("spectrum")]
     | Annotated[SEANetConfig, Tag("seanet")]
-    | Annotated[DACConfig, Tag("dac")],
+    | Annotated[DACConfig, Tag("dac")]
+    | Annotated[Mel2DConfig, Tag("mel2d")],
     kind_or("spectrum"),  # files of before there was a choice say none
 ]
-PLAIN_ENCODERS = {"spectrum": SpectrumEncoder, "seanet": SEANetEncoder, "dac": DACEncoder}
+PLAIN_ENCODERS = {"spectrum": SpectrumEncoder, "seanet": SEANetEncoder, "dac": DACEncoder, "mel2d": Mel2DEncoder}
 
 
 class FusedConfig(Config):

@@ -31,6 +31,7 @@ PARTS = {
     "seanet-all": SEANET | {"ratios": [3, 2], "causal": False, "lstm_layers": 1, "bottleneck": SLIDING},
     "dac": DAC,
     "dac-causal": DAC | {"causal": True},
+    "mel2d": {"kind": "mel2d", "bands": 8, "rows": 2, "channels": 4, "chunk": 5},
     "fused": {"kind": "fused", "acoustic": DAC, "semantic": SPECTRUM, "semantic_dim": 5, "chunk": 5},
     "fused-seanet": {"kind": "fused", "acoustic": SPECTRUM, "semantic": SEANET, "semantic_dim": 3, "chunk": 7},
     "dac-sliding": DAC | {"strides": [2, 3], "bottleneck": SLIDING},
@@ -295,7 +296,9 @@ def test_padding_stands_at_the_signal_s_own_ends():
             {"encoder": PARTS["fused"] | {"semantic": DAC | {"strides": [5]}}},
             r"encoder: semantic: strides \[5\] .* make 5",
         ),
-        ({"decoder": PARTS["fused"]}, "decoder: kind 'fused' is unknown; known: dac, seanet, spectrum"),
+        ({"encoder": PARTS["mel2d"] | {"rows": 3}}, "encoder: 8 bands cannot be halved to 3 rows"),
+        ({"encoder": PARTS["mel2d"] | {"bands": 12, "rows": 3}}, "latent_dim 8 is no multiple of rows 3"),
+        ({"decoder": PARTS["fused"]}, "decoder: kind 'fused' is unknown; known: dac, mel2d, seanet, spectrum"),
         ({"encoder": PARTS["seanet-sliding"] | {"bottleneck": SLIDING | {"heads": 3}}}, "gives bottleneck.heads 3 no"),
     ],
 )
