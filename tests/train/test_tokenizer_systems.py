@@ -84,7 +84,8 @@ def test_a_system_trains_and_its_codes_decode(system, media, tmp_path):
     path = FOLDER.parent.parent / DIGITS if data["data"]["path"] == DIGITS else path
     stages = [number for number, stage in enumerate(data.get("stages", [])) if stage["kind"] == "train"]
     steps = [f"stages.{number}.steps={20 if number == stages[-1] else 2}" for number in stages] or ["train.steps=20"]
-    small = SMALL[kind] if data["tokenizer"].get("encoder", {}).get("kind") != "fused" else SMALL[kind][1:]
+    own = data["tokenizer"].get("encoder", {}).get("kind") in ("fused", "mel2d")  # which are small, and their point
+    small = SMALL[kind] if not own else [setting for setting in SMALL[kind] if "encoder" not in setting]
     sets = [*small, f"data.path={path}", *steps, "train.warmup_steps=2", *OWN.get(system, [])]
     sets = [setting.replace("MEDIA", str(media)) for setting in sets]
     config = check_config(override(data, sets), TokenizerTrainConfig, system)
