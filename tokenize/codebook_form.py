@@ -3,7 +3,7 @@
 Forms, with their sources:
     linear     a frozen random basis times one learned layer: every step moves every code     SimVQ, arXiv:2411.02038
     file       frozen vectors of a file through a learned projector                           VQGAN-LC, arXiv:2406.11837
-    bridge     free vectors, plus what a network over all of them makes of them               VQBridge, arXiv:2509.10140
+    bridge     what a network over all of V free vectors makes of them                        VQBridge, arXiv:2509.10140
     affine     free vectors, scaled and shifted together, channel by channel                  VQ-STE++, arXiv:2305.08842
     clusters   k-means centres of another codebook, frozen
 """
@@ -107,7 +107,8 @@ class BridgeFormConfig(Config):
 
 
 class BridgeForm(CodebookForm):
-    """Starts near the free vectors, as the recovering layer is small. Of the source only the abstract is followed."""
+    """Of the source only the abstract is followed. Nothing goes past the bridge: vectors added to its result would take
+    the gradient of the codes in use for themselves, and the others stay where they are."""
 
     def __init__(self, config: BridgeFormConfig, size: int, dim: int, where: str):
         super().__init__()
@@ -120,14 +121,12 @@ class BridgeForm(CodebookForm):
         self.compress = nn.Linear(config.patch * dim, config.width)
         self.process = nn.Sequential(*(PatchBlock(config.width) for _ in range(config.layers)))
         self.recover = nn.Linear(config.width, config.patch * dim)
-        nn.init.normal_(self.recover.weight, std=0.1 / config.width)
         nn.init.zeros_(self.recover.bias)
 
     def forward(self) -> Tensor:
         """[V, D]."""
         patches = self.weight.reshape(-1, self.patch * self.weight.shape[1])
-        more = self.recover(self.process(self.compress(patches)))
-        return self.weight + more.reshape(self.weight.shape)
+        return self.recover(self.process(self.compress(patches))).reshape(self.weight.shape)
 
 
 class PatchBlock(nn.Module):

@@ -184,6 +184,19 @@ def test_quantile_bins(size):
         torch.testing.assert_close(values, means, atol=0.03, rtol=0)
 
 
+def test_a_step_for_one_code_of_a_bridge_moves_all():
+    """Free vectors added past the bridge would move alone: the others then stay hundreds of times nearer."""
+    quantizer = make(8, kind="vq", size=64, update="gradient", codebook={"kind": "bridge", "patch": 4, "width": 32})
+    form = quantizer.codebook.form
+    before = form().detach()
+    (form()[0] - 1).square().sum().backward()
+    with torch.no_grad():
+        for parameter in form.parameters():
+            parameter -= 1e-3 * parameter.grad
+    moved = (form() - before).norm(dim=1)
+    assert (moved > 0.02 * moved[0]).all()
+
+
 def test_fitted_quantile_bins_come_near_the_latents():
     quantizer = make(4, kind="scalar", size=64, values="quantile")
     x = torch.randn(5000, 4) * torch.tensor([0.1, 1.0, 5.0, 20.0]) + torch.tensor([3.0, 0.0, -1.0, 50.0])
