@@ -4,10 +4,12 @@
     python benchmarks/train_backbone.py --quick --json out.json
 
 Both have the same weights, read the same tokens and take the same steps (forward, cross-entropy, backward, AdamW of
-torch); that their losses agree is checked first. Steps of the two are timed in turn, so that what else the machine does
-meets both. A figure is the median over the steps after two to warm up; spread is (largest - smallest) / median; ratio
-is the median of the ratios of neighbouring steps, with the quartiles of these ratios behind it. On a machine that does
-other work take --clock process, the processor's time that the steps took (with one thread). Needs transformers.
+torch); that their losses agree is checked first. Ours steps AdamW as `tessera train` does, fused; the plain loop leaves
+it as torch makes it, or with --same-optimizer fused as well. Steps of the two are timed in turn, so that what else the
+machine does meets both. A figure is the median over the steps after two to warm up; spread is (largest - smallest) /
+median; ratio is the median of the ratios of neighbouring steps, with the quartiles of these ratios behind it. On a
+machine that does other work take --clock process, the processor's time that the steps took (with one thread). Needs
+transformers.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the size 'quick' alone, five steps")
     parser.add_argument("--precisions", nargs="*", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--same-optimizer", action="store_true", help="fused AdamW on both sides")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -61,13 +64,14 @@ def main() -> None:
     rows = []
     for name in names:
         for precision in arguments.precisions:
-            rows.append(compare(name, precision, steps, arguments.device, CLOCKS[arguments.clock]))
+            rows.append(compare(name, precision, steps, arguments))
     if arguments.json:
         arguments.json.write_text(json.dumps({**about, "command": sys.argv, "rows": rows}, indent=1) + "\n")
 
 
-def compare(name: str, precision: str, steps: int, device: str, clock: Callable[[], float]) -> dict:
+def compare(name: str, precision: str, steps: int, arguments: argparse.Namespace) -> dict:
     """One size in one precision, printed."""
+    device, clock = arguments.device, CLOCKS[arguments.clock]
     *_, batch, length = SIZES[name]
     lm, llama = make_pair(name, device)
     vocabulary = lm.arrangement.output_sizes[0]
@@ -86,7 +90,10 @@ def compare(name: str, precision: str, steps: int, device: str, clock: Callable[
     with torch.no_grad():
         found, expected = float(our_loss()), float(their_loss())
     assert abs(found - expected) < 1e-4 * expected, f"losses differ: {found} and {expected}"
-    pair = [make_step(lm, our_loss, precision, device, clock), make_step(llama, their_loss, precision, device, clock)]
+    pair = [
+        make_step(lm, our_loss, precision, device, clock, fused=True),
+        make_step(llama, their_loss, precision, device, clock, fused=arguments.same_optimizer or None),
+    ]
     times: list[list[float]] = [[], []]
     for turn in range(2 + steps):
         for side in (0, 1) if turn % 2 else (1, 0):
@@ -113,10 +120,15 @@ def compare(name: str, precision: str, steps: int, device: str, clock: Callable[
 
 
 def make_step(
-    module: torch.nn.Module, loss: Callable[[], Tensor], precision: str, device: str, clock: Callable[[], float]
+    module: torch.nn.Module,
+    loss: Callable[[], Tensor],
+    precision: str,
+    device: str,
+    clock: Callable[[], float],
+    fused: bool | None,
 ) -> Callable[[], float]:
-    """A function that trains one step and gives its seconds."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5)
+    """A function that trains one step and gives its seconds. fused: of AdamW; None: torch chooses."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, fused=fused)
     kind = torch.device(device).type
 
     def step() -> float:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .attention import Attend
 from .cache import Cache
+from .gradients import gated, normed
 from .rope import at_least_float32, rotate
 from .sight import Rows, Sight
 
@@ -77,36 +78,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = at_least_float32(x)
-        if torch.is_grad_enabled():
-            return _Normed.apply(wide, self.weight, self.eps).to(x.dtype)  # type: ignore[union-attr]
-        return (_normed(wide, self.eps)[0] * self.weight).to(x.dtype)
-
-
-def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x / rms(x), and 1 / rms(x)."""
-    scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
-    return x * scale, scale
-
-
-class _Normed(torch.autograd.Function):
-    """RMSNorm whose gradient is written out: half the time of what autograd makes of its operations, or of
-    torch.nn.functional.rms_norm, on a CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        normed, scale = _normed(x, eps)
-        ctx.save_for_backward(normed, weight, scale)
-        return normed * weight
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        normed, weight, scale = ctx.saved_tensors
-        gradient = gradients[0].to(normed.dtype)
-        along = (gradient * normed).flatten(0, -2)
-        share = (along @ weight.to(along.dtype)).view(scale.shape) / normed.shape[-1]
-        into_x = torch.addcmul(gradient * weight, normed, share, value=-1) * scale
-        return into_x, along.sum(dim=0).to(weight.dtype), None
+        return normed(at_least_float32(x), self.weight, self.eps).to(x.dtype)
 
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "layer": nn.LayerNorm}
@@ -193,8 +165,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(gated(self.gate_up(x)))
 
 
 class GELU(nn.Module):
