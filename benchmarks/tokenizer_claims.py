@@ -191,8 +191,8 @@ def page(results: Mapping[str, dict], steps: int) -> str:
         "Every row is a config in `configs/tokenize`, trained for as many steps as its baseline, which is the same",
         "config with another part, and with as many bits unless the row says otherwise. At this scale (patches of two",
         f"photographs, 16 x 16; digits, 8 x 8; six minutes of speech; {steps} steps and one training a side unless the",
-        "row says otherwise) a direction can be seen or not; sizes of effects cannot. So a row holds where the system is",
-        "on the side of its baseline that was said, however far.",
+        "row says otherwise) a direction can be seen or not; sizes of effects cannot. So a row holds where the system",
+        "is on the side of its baseline that was said, however far.",
         "",
         f"**{len(found)} claims of {len({claim.system for claim in CLAIMS})} systems: {held} hold, "
         f"{len(measured) - held} do not{f', {unmeasured} are not measured' * bool(unmeasured)}.** Where one does not, "

@@ -276,8 +276,11 @@ def shares_off(trained: Trained) -> float:
         codes = trained.tokenizer.encode(item[None]).codes
         back = trained.tokenizer.decode(codes)[0].requires_grad_()
         wanted = torch.nn.functional.pad(item, (0, back.shape[1] - item.shape[1]))
-        one = torch.zeros(1, dtype=torch.long)
-        batch = MediaBatch(wanted, None, None, one > 0, one, [None], 1, codes.shape[2])
+        none = torch.full((1,), -1)
+        batch = MediaBatch(
+            media=wanted, sample_mask=None, frame_mask=None, whole=none < 0, labels=none, texts=[None],
+            batch_items=1, batch_frames=codes.shape[2], batch_labels=none, batch_texts=[None],
+        )  # fmt: skip
         view = OutputView(batch, back, wanted)
         losses = {name: made[name](view) for name in weights}
         gradients = group_gradients(losses, {name: {name: 1.0} for name in weights}, back)

@@ -41,7 +41,7 @@ def test_both_sides_are_runs_of_as_many_steps(claim):
     assert (sides[0] != sides[1]) != bool(claim.compared)  # else it would be compared with itself
 
 
-def test_every_config_has_a_row_or_a_reason():
+def test_rows_and_reasons_name_configs():
     named = {claim.system for claim in claims.CLAIMS}
     there = {path.stem for path in claims.CONFIGS.glob("*.yaml")}
     assert named <= there and set(claims.NOT_HERE) <= there
