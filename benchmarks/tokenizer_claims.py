@@ -39,6 +39,8 @@ from tessera.train.tokenizer_trainer import TokenizerTrainConfig, train_tokenize
 CONFIGS = ROOT / "configs/tokenize"
 NEAR = 1.1
 """How far above the baseline's a figure may be that should be near it."""
+EVEN = 0.03
+"""Share of the baseline's figure within which one training a side says nothing about higher or lower."""
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,22 @@ def main() -> None:
         results[claim.key(args.steps)] = result
         known = {claim.key(args.steps) for claim in CLAIMS}
         write_json(args.json, {key: results[key] for key in results if key in known})
-        answer = "yes" if holds(claim, result) else "no"
         figures = f"{result['own']:10.4g} {result['other']:10.4g}"
-        print(f"{claim.system:<22} {claim.measure:<18} {figures}  {claim.wanted:<6} {answer}", flush=True)
+        print(
+            f"{claim.system:<22} {claim.measure:<18} {figures}  {claim.wanted:<6} {verdict(claim, result)}", flush=True
+        )
     if args.write:
         args.write.write_text(page(results, args.steps), encoding="utf-8")
 
 
-def holds(claim: Claim, result: Mapping[str, Any]) -> bool:
-    """Whether the system's figure is on the side of the baseline's that was said."""
+def verdict(claim: Claim, result: Mapping[str, Any]) -> str:
+    """ "yes" where the system's figure is on the side of the baseline's that was said, else "no"; "even" for a tie."""
     own, other = result["own"], result["other"]
     if claim.wanted == "near":
-        return own <= NEAR * other
-    return own > other if claim.wanted == "higher" else own < other
+        return "yes" if own <= NEAR * other else "no"
+    if abs(own - other) <= EVEN * abs(other):
+        return "even"
+    return "yes" if (own > other) == (claim.wanted == "higher") else "no"
 
 
 # Training
@@ -182,8 +187,10 @@ def page(results: Mapping[str, dict], steps: int) -> str:
     """The table as Markdown."""
     found = [(claim, results.get(claim.key(steps))) for claim in CLAIMS]
     measured = [(claim, result) for claim, result in found if result is not None]
-    held = sum(holds(claim, result) for claim, result in measured)
-    unmeasured = len(found) - len(measured)
+    said = [verdict(claim, result) for claim, result in measured]
+    counts = [f"{said.count('yes')} hold", f"{said.count('no')} do not", f"{said.count('even')} are even"]
+    if len(measured) < len(found):
+        counts.append(f"{len(found) - len(measured)} are not measured")
     lines = [
         "# What papers say of their tokenizers, at small scale",
         "",
@@ -192,11 +199,11 @@ def page(results: Mapping[str, dict], steps: int) -> str:
         "config with another part, and with as many bits unless the row says otherwise. At this scale (patches of two",
         f"photographs, 16 x 16; digits, 8 x 8; six minutes of speech; {steps} steps and one training a side unless the",
         "row says otherwise) a direction can be seen or not; sizes of effects cannot. So a row holds where the system",
-        "is on the side of its baseline that was said, however far.",
+        f"is on the side of its baseline that was said, however far; within {100 * EVEN:.0f} % both are even: one",
+        f"training a side cannot tell them apart. Near is at most {100 * (NEAR - 1):.0f} % above.",
         "",
-        f"**{len(found)} claims of {len({claim.system for claim in CLAIMS})} systems: {held} hold, "
-        f"{len(measured) - held} do not{f', {unmeasured} are not measured' * bool(unmeasured)}.** Where one does not, "
-        "or a row needs a word, there is a note below its table. Systems that are not configs yet: "
+        f"**{len(found)} claims of {len({claim.system for claim in CLAIMS})} systems: {', '.join(counts)}.**",
+        "Where one does not hold, or a row needs a word, there is a note below its table. Systems that are not configs yet:",
         "[tokenizers-open.md](tokenizers-open.md).",
     ]
     for measure in MEASURES:
@@ -224,7 +231,7 @@ def section(measure: str, rows: Sequence[tuple[Claim, dict | None]], steps: int)
         figures, answer = ("unmeasured", "unmeasured"), "unmeasured"
         if result is not None:
             figures = (f"{result['own']:.4g}", f"{result['other']:.4g}")
-            answer = "yes" if holds(claim, result) else "**no**"
+            answer = {"yes": "yes", "no": "**no**", "even": "even"}[verdict(claim, result)]
         if claim.note:
             notes.append(f"- {claim.system}: {claim.note}")
         lines.append(

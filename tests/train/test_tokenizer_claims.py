@@ -60,3 +60,21 @@ def test_the_page_has_every_row_whether_measured_or_not():
 def test_a_changed_setting_makes_a_row_unmeasured():
     claim = claims.CLAIMS[0]
     assert claim.key(200) != claim.key(201)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "own", "answer"),
+    [
+        *[("higher", 104, "yes"), ("higher", 96, "no"), ("lower", 96, "yes"), ("lower", 104, "no")],
+        *[
+            ("higher", 102, "even"),
+            ("lower", 98, "even"),
+            ("near", 109, "yes"),
+            ("near", 111, "no"),
+            ("near", 50, "yes"),
+        ],
+    ],
+)
+def test_verdicts(wanted, own, answer):
+    claim = claims.Claim("simvq", "", "error", wanted, "")
+    assert claims.verdict(claim, {"own": own, "other": 100}) == answer
