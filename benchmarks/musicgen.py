@@ -46,6 +46,7 @@ import torch
 from tessera.generate.loop import Length, generate_codes
 from tessera.generate.sampling import Sampling
 from tessera.lm.conditions import ConditionBatch
+from tessera.lm.fused import fuse_all
 from tessera.lm.hf_musicgen import load_musicgen
 from tessera.lm.model import TokenLM
 from tessera.lm.quantise import PackedLinear, pack_, step_bytes
@@ -146,6 +147,7 @@ def make_contenders(device: torch.device, layers: int = LAYERS) -> list[Contende
                 pack_(lm, kind)
             lm.transformer.blocks = repeated(lm.transformer.blocks[0], layers)
             lm.config = lm.config.model_copy(update={"layers": layers})
+            lm.transformer.fused = fuse_all(lm.transformer)
             tensors = [*lm.parameters(), *lm.buffers()]
             contenders.append(
                 Contender(f"tessera {kind}", ours(lm, states), sum(x.nbytes for x in tensors), step_bytes(lm))

@@ -34,6 +34,20 @@ class Seen(NamedTuple):
     """M = n and query s sees keys 0 .. s."""
 
 
+class Place(NamedTuple):
+    """Where the keys and values of one position go, where that is a copy and no more."""
+
+    keys: Tensor
+    """[layers, B, G, M, E]."""
+    values: Tensor
+    index: int
+    """Of the M places, the position's own."""
+    num_seen: int
+    """Leading places that its queries see, its own among them."""
+    mask: Tensor | None
+    """[B or 1, 1, 1, num_seen] bool; None: all."""
+
+
 class Cache(Protocol):
     """Keys and values of B rows, all at the same position."""
 
@@ -79,6 +93,11 @@ class Cache(Protocol):
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> Seen:
         """Put keys and values [B, G, n, E] of the next n positions in; gives what their queries see."""
+        ...
+
+    def place(self) -> Place | None:
+        """After `begin` of one position: its place in every layer, for others to write instead of `write`; None where
+        only `write` knows how."""
         ...
 
     def advance(self, num_positions: int) -> None:
@@ -185,6 +204,17 @@ class InPlace:
             self._position += num_positions
         else:
             self.length += num_positions
+
+    def place(self) -> Place | None:
+        """The place of the one position that has begun; None while `position` counts, or for a mask that is none."""
+        index, num_seen = self._slot()
+        if self._position is not None or isinstance(self._mask, Counted):
+            return None
+        return Place(self.keys, self.values, index, num_seen, self._mask)
+
+    def _slot(self) -> tuple[int, int]:
+        """`index` and `num_seen` of a `Place`."""
+        return self.length, self.length + 1
 
     def _put(self, layer: int, keys: Tensor, values: Tensor) -> Seen:
         """Write to `_places` and give all places back."""

@@ -151,6 +151,9 @@ class EvictingCache:
         self.worth[layer], self.steps[layer] = all_worth.gather(2, chosen), all_steps.gather(2, chosen)
         return Seen(seen_keys, seen_values, self._mask, self._causal)
 
+    def place(self) -> None:
+        """None: more than a copy is to be done."""
+
     def advance(self, num_positions: int) -> None:
         """Count the positions all layers have just written."""
         if self.position is not None:

@@ -1,14 +1,17 @@
-"""A block's step of generation in two calls of skinny.c, with the cache between them.
+"""A step of generation in one call of skinny.c for all blocks, or in two for each block with the cache between them.
 
 Op by op a block takes about thirty calls for a single step, each a few microseconds: with weights of four bits that is
-longer than reading them. Here the first call makes queries, keys and values, the cache takes and gives what it does,
-whatever its kind, and the second call does all the rest. Residuals and norms stay float32 inside a call; what a product
-is given is rounded as the activations are.
+longer than reading them. Where a cache only copies keys and values to a place it knows (`Cache.place`), one call does
+all blocks and the last norm. Else a first call makes a block's queries, keys and values, the cache takes and gives what
+it does, whatever its kind, and a second call does the rest; both ways give the same bits. Residuals and norms stay
+float32 inside a call; what a product is given is rounded as the activations are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,7 @@ from . import skinny
 from .cache import Cache
 from .sight import Sight
 from .skinny import NORMS, Layer, Matrix, Norm, Past
-from .transformer import GELU, Block, Memory, RMSNorm, SwiGLU
+from .transformer import GELU, Block, Memory, RMSNorm, SwiGLU, Transformer
 
 NUMBERS = (torch.float32, torch.bfloat16)
 
@@ -56,7 +59,9 @@ class FusedBlock:
             layer.cross_query, layer.cross_out = _described(cross.query), _described(cross.out)
             norms[3:5] = self.block.cross_norm, cross.query_norm
         for name, norm in zip(NORMS, norms, strict=True):
-            setattr(layer, name, self._norm(norm))
+            described, kept = described_norm(norm)
+            setattr(layer, name, described)
+            self._kept += kept
         layer.width, layer.gated = attention.qkv.in_features, isinstance(ffn, SwiGLU)
         layer.heads, layer.groups, layer.head_width = attention.heads, attention.kv_heads, attention.head_width
         return layer
@@ -114,14 +119,76 @@ class FusedBlock:
             self._memory = (keys, mask, *skinny.past_of(keys, values, mask))
         return self._memory[2]
 
-    def _norm(self, norm: nn.Module | None) -> Norm:
-        if norm is None:
-            return Norm()
-        assert isinstance(norm, RMSNorm | nn.LayerNorm)
-        weight = norm.weight.detach().float().contiguous()
-        bias = norm.bias.detach().float().contiguous() if isinstance(norm, nn.LayerNorm) else None
-        self._kept += [weight] if bias is None else [weight, bias]
-        return Norm(weight.data_ptr(), None if bias is None else bias.data_ptr(), norm.eps)
+
+class FusedStack:
+    """Steps of all blocks and the last norm.
+
+    Args:
+        blocks: all of a transformer's, in order.
+        last: its norm.
+    """
+
+    def __init__(self, blocks: Sequence[FusedBlock], last: nn.Module):
+        self.blocks, self.last = blocks, last
+        self._layers: Any = None
+        self._norm, self._kept = Norm(), []
+        self._memory: tuple[Memory, Any, list[Tensor | None]] | None = None
+
+    def __getstate__(self) -> dict:
+        """Without the addresses: a copy has its own."""
+        return {"blocks": self.blocks, "last": self.last, "_layers": None, "_norm": None, "_kept": [], "_memory": None}
+
+    def __call__(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> Tensor | None:
+        """One step: x [B, 1, D] -> [B, 1, D], normed, with its keys and values in the cache, which has begun the
+        position and is to be advanced; None where this step has to go block by block."""
+        first = self.blocks[0]
+        place = cache.place() if cache.turned and first.takes(x, table, memory) else None
+        if place is None or place.keys.dtype != x.dtype:
+            return None
+        keys, values = place.keys[0, :, :, : place.num_seen], place.values[0, :, :, : place.num_seen]
+        if not skinny.can_attend(keys[:, :, :1], keys, values, place.mask):
+            return None
+        if self._layers is None:
+            self._layers = (ctypes.POINTER(Layer) * len(self.blocks))(*(ctypes.pointer(b.layer) for b in self.blocks))
+            self._norm, self._kept = described_norm(self.last)
+        past, _seen = skinny.past_of(keys, values, place.mask)
+        memories = None if memory is None or first.block.cross is None else self._pasts_of(memory)
+        x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        angles = None if table is None else table.contiguous()
+        stride = 0 if angles is None or angles.shape[0] == 1 else first.layer.head_width
+        status = skinny.library().stack(
+            self._layers, len(self.blocks), past, place.keys.stride(0), place.index, memories, self._norm,
+            x.data_ptr(), y.data_ptr(), None if angles is None else angles.data_ptr(), stride,
+            len(x), x.dtype == torch.bfloat16, torch.get_num_threads(),
+        )  # fmt: skip
+        skinny.check_memory(status)
+        return y
+
+    def _pasts_of(self, memory: Memory) -> Any:
+        """Keys and values of the conditions in all layers; described once for a generation."""
+        if self._memory is None or self._memory[0] is not memory:
+            found = [skinny.past_of(k, v, memory.mask) for k, v in zip(memory.keys, memory.values, strict=True)]
+            self._memory = memory, (Past * len(found))(*(past for past, _ in found)), [seen for _, seen in found]
+        return self._memory[1]
+
+
+def fuse_all(transformer: Transformer) -> FusedStack | None:
+    """The fused steps of a transformer whose blocks are all fused; None where one is not."""
+    blocks: list[Any] = [block.fused for block in transformer.blocks]
+    known = type(transformer.norm) in (RMSNorm, nn.LayerNorm)
+    return FusedStack(blocks, transformer.norm) if known and all(blocks) else None
+
+
+def described_norm(norm: nn.Module | None) -> tuple[Norm, list[Tensor]]:
+    """What skinny.c is told of a norm, and tensors to keep as long."""
+    if norm is None:
+        return Norm(), []
+    assert isinstance(norm, RMSNorm | nn.LayerNorm)
+    weight = norm.weight.detach().float().contiguous()
+    bias = norm.bias.detach().float().contiguous() if isinstance(norm, nn.LayerNorm) else None
+    return Norm(weight.data_ptr(), None if bias is None else bias.data_ptr(), norm.eps), [
+        tensor for tensor in (weight, bias) if tensor is not None
+    ]
 
 
 def fuse(block: Block) -> Callable[..., Tensor] | None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from . import skinny
 from .attention import sdpa
-from .fused import fuse
+from .fused import fuse, fuse_all
 from .parallel import ParallelHead
 from .sight import Sight
 from .skinny import skinny_linear
@@ -40,6 +40,8 @@ CLIPPINGS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Shares of a group's range that its 16 numbers may span; what lies outside is clipped."""
 ROWS_OF_SEARCH = 1 << 16
 """Weights that are looked at together."""
+SOME_ROWS = 256
+"""Up to so many rows skinny.c is quicker than writing the weights out."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ def _numbers(weight: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference. Few rows go through skinny.c where it can be used, many are a product with the
-    weights written out.
+    """A linear layer for inference. Up to some rows go through skinny.c where it can be used, many are a product with
+    the weights written out.
 
     On the CPU, with a compiler, numbers lie in tiles (`skinny.tiled`), else as a matrix.
     """
@@ -166,7 +168,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[*, D] -> [*, N] in x's dtype."""
         rows = x.numel() // self.in_features
-        if self.tiles and rows <= skinny.MAX_ROWS and x.dtype in (torch.float32, torch.bfloat16):
+        if self.tiles and rows <= SOME_ROWS and x.dtype in (torch.float32, torch.bfloat16):
             if torch.compiler.is_compiling():
                 return skinny_linear(x, self.numbers, self.scales, self.bias, self.kind, self.out_features, self.group)
             return skinny.multiply(x, self.described)
@@ -242,6 +244,7 @@ def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
             module.attend = sdpa_or_skinny
     for block in lm.transformer.blocks:
         block.fused = fuse(block)  # type: ignore[arg-type, assignment]
+    lm.transformer.fused = fuse_all(lm.transformer)
     if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
         lm.head.packed = PackedLinear(lm.head.weight, lm.head.absent, weights)
         lm.head.weight = None

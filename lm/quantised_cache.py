@@ -250,6 +250,9 @@ class QuantisedCache:
         self.exact_values[layer, :, :, first : first + new_values.shape[2]] = new_values
         return seen
 
+    def place(self) -> None:
+        """None: more than a copy is to be done."""
+
     def advance(self, num_positions: int) -> None:
         """Count the positions all layers have just written."""
         if self._position is not None:

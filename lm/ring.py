@@ -54,7 +54,6 @@ class RingCache(InPlace):
         self.anchors = shape.prefix_length + min(config.sinks, shape.num_steps)
         super().__init__(shape.empty(self.anchors + self.window, shape.head_width), shape.prefix_mask)
         self._num_positions = 0
-        self._slot = 0
 
     def begin(self, num_positions: int, table: Tensor | None = None) -> None:
         """Find the places and the mask of the next positions, for all layers."""
@@ -69,12 +68,10 @@ class RingCache(InPlace):
                 self._mask = self._mask & self._real(size)
             return
         if n == 1:
-            behind = self.length - self.anchors
-            self._slot = self.length if behind < 0 else self.anchors + behind % self.window
             if self._prefix_mask is not None:
-                held = min(self.length + 1, size)
+                slot, held = self._slot()
                 # a padded position sees itself
-                self._mask = self._real(held) | (torch.arange(held, device=device) == self._slot)
+                self._mask = self._real(held) | (torch.arange(held, device=device) == slot)
             return
         end = self.length + n
         new = torch.arange(self.length, end, device=device)
@@ -91,9 +88,9 @@ class RingCache(InPlace):
         keys, values = keys.to(own_keys.dtype), values.to(own_values.dtype)
         n, size = self._num_positions, self.capacity
         if n == 1:
-            own_keys[:, :, self._slot : self._slot + 1] = keys
-            own_values[:, :, self._slot : self._slot + 1] = values
-            held = min(self.length + 1, size)
+            slot, held = self._slot()
+            own_keys[:, :, slot : slot + 1] = keys
+            own_values[:, :, slot : slot + 1] = values
             return Seen(own_keys[:, :, :held], own_values[:, :, :held], self._mask, False)
         held = min(self.length, size)
         seen_keys = torch.cat([own_keys[:, :, :held], keys], dim=2)
@@ -109,6 +106,11 @@ class RingCache(InPlace):
         """Only to where it is."""
         if length != self.length:
             raise cannot_rewind(self.kind)
+
+    def _slot(self) -> tuple[int, int]:
+        behind = self.length - self.anchors
+        index = self.length if behind < 0 else self.anchors + behind % self.window
+        return index, min(self.length + 1, self.capacity)
 
     def _places_of(self, positions: Tensor) -> Tensor:
         behind = positions - self.anchors

@@ -720,3 +720,38 @@ int skinny_finish(const Layer *l, const Past *past, const Past *memory, const vo
     free(stream);
     return 0;
 }
+
+/* All blocks of a step and the last norm, where what is remembered of every layer lies in one tensor: `past` describes
+   that of the first layer as it is to be seen, `layer_stride` numbers before that of the next; new keys and values go to
+   place `place`. `memories`: for each layer, or NULL. y: [rows, width]. Returns as above. */
+int skinny_stack(const Layer *const *layers, int64_t count, const Past *past, int64_t layer_stride, int64_t place,
+    const Past *memories, const Norm *last, const void *x, void *y, const float *angles, int64_t angle_stride,
+    int64_t rows, int half, int threads) {
+    const Layer *first = layers[0];
+    const int64_t numbers = rows * first->width, G = first->groups, E = first->head_width, size = half ? 2 : 4;
+    const int64_t head_numbers = (rows * first->heads * E + 15) / 16 * 16;
+    float *queries = room(3 * head_numbers + numbers);
+    if (!queries) return 1;
+    char *keys = (char *)(queries + head_numbers), *values = (char *)(queries + 2 * head_numbers);
+    int status = 0;
+    Past seen = *past;
+    memcpy(y, x, size * numbers);
+    for (int64_t n = 0; n < count && !status; n++) {
+        status = skinny_project(layers[n], y, queries, keys, values, angles, angle_stride, 1, rows, half, threads);
+        for (int64_t i = 0; i < rows * G && !status; i++) {
+            const int64_t key_at = i / G * seen.key_strides[0] + i % G * seen.key_strides[1];
+            const int64_t value_at = i / G * seen.value_strides[0] + i % G * seen.value_strides[1];
+            memcpy((char *)seen.keys + (key_at + place * seen.key_strides[2]) * size, keys + i * E * size, E * size);
+            memcpy((char *)seen.values + (value_at + place * seen.value_strides[2]) * size, values + i * E * size, E * size);
+        }
+        if (!status) status = skinny_finish(
+            layers[n], &seen, memories ? memories + n : 0, y, queries, y, rows, half, threads);
+        seen.keys += layer_stride * size, seen.values += layer_stride * size;
+    }
+    float *stream = queries + 3 * head_numbers;
+    read_floats(y, 0, numbers, half, stream);
+    normalise(last, stream, rows, first->width, stream);
+    write_floats(stream, numbers, half, y, 0);
+    free(queries);
+    return status;
+}

@@ -136,10 +136,10 @@ def multiply(x: Tensor, matrix: Matrix) -> Tensor:
     """`skinny_linear` for a matrix that is described already."""
     x = x.contiguous()
     y = x.new_empty((*x.shape[:-1], matrix.outputs))
-    status = library().linear(
-        matrix, x.data_ptr(), y.data_ptr(), x.numel() // matrix.inputs, _is_half(x), torch.get_num_threads()
-    )
-    check_memory(status)
+    half, threads = _is_half(x), torch.get_num_threads()
+    inputs, outputs = (rows.view(-1, rows.shape[-1]).split(MAX_ROWS) for rows in (x, y))
+    for some, into in zip(inputs, outputs, strict=True):
+        check_memory(library().linear(matrix, some.data_ptr(), into.data_ptr(), len(some), half, threads))
     return y
 
 
@@ -245,6 +245,7 @@ class Library:
     attention: Any = None
     project: Any = None
     finish: Any = None
+    stack: Any = None
     why_not: str = ""
 
 
@@ -262,6 +263,20 @@ def library() -> Library:
         "attention": [past, pointer, pointer, number, number, number, number, integer],
         "project": [layer, *[pointer] * 5, number, integer, number, integer, integer],
         "finish": [layer, past, past, *[pointer] * 3, number, integer, integer],
+        "stack": [
+            ctypes.POINTER(layer),
+            number,
+            past,
+            number,
+            number,
+            past,
+            ctypes.POINTER(Norm),
+            *[pointer] * 3,
+            number,
+            number,
+            integer,
+            integer,
+        ],
     }
     functions = {}
     for name, types in arguments.items():

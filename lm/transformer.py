@@ -259,6 +259,8 @@ class Transformer(nn.Module):
             for _ in range(layers)
         )
         self.norm = NORMS[norm](width, norm_eps)
+        self.fused: Any = None
+        """Single steps of all blocks in another way, for packed weights: a `FusedStack` (fused.py)."""
 
     def forward(
         self,
@@ -283,6 +285,9 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.begin(x.shape[1], table)
             table = None if table is None else table[:, -x.shape[1] :]
+            if self.fused is not None and (y := self.fused(x, table, cache, memory)) is not None:
+                cache.advance(1)
+                return y
         for layer, block in enumerate(self.blocks):
             x = block(x, table, mask, causal, memory, cache, layer)
         if cache is not None:

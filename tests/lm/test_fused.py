@@ -43,8 +43,15 @@ def steps(lm, codes, conditions, num_steps=5, **settings):
 
 
 def count_calls(lm):
-    """A list that grows with each fused step of a block."""
-    calls = []
+    """A list that grows with each fused step of a block, alone or in a stack."""
+    calls, stack = [], lm.transformer.fused.__call__
+
+    def counted_stack(*arguments):
+        found = stack(*arguments)
+        calls.extend([] if found is None else [1] * len(lm.transformer.blocks))
+        return found
+
+    lm.transformer.fused = counted_stack
     for block in lm.transformer.blocks:
         fused = block.fused.__call__
 
@@ -88,7 +95,7 @@ def test_packed_kinds_in_bfloat16(kind, block):
     lm.bfloat16()
     fused = steps(lm, codes, conditions)
     assert fused.dtype == torch.bfloat16
-    for one in lm.transformer.blocks:
+    for one in (lm.transformer, *lm.transformer.blocks):
         one.fused = None
     plain = steps(lm, codes, conditions)
     error, of_plain = (fused.float() - exact).square().mean().sqrt(), (plain.float() - exact).square().mean().sqrt()
@@ -104,6 +111,25 @@ def test_a_ring_of_positions(window):
     for cache in ("static", "ring"):
         torch.testing.assert_close(steps(lm, codes, conditions, cache=cache), wanted, rtol=2e-5, atol=2e-5)
     assert calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("cache", ["static", "ring", "int8"])
+def test_all_blocks_in_one_call_are_the_blocks_one_by_one(cache, block, dtype):
+    """Up to the rounding of the last norm; conditions in front and beside, more steps than a window."""
+    for case in (CROSS, ("delay", "text prefix", TimeRopeConfig(), EmbeddingInputConfig(), 2, False)):
+        config, lm = make_lm((*case, block), window=3)
+        pack_(lm, "int8").to(dtype)
+        codes, conditions = make_codes(3, 6), make_conditions(config, 3)
+        calls, stack = count_calls(lm), lm.transformer.fused
+        found, num_calls = steps(lm, codes, conditions, cache=cache), len(calls)
+        assert num_calls == 5 * config.layers
+        taken = []
+        lm.transformer.fused = lambda *arguments, taken=taken, stack=stack: taken.append(stack(*arguments))
+        by_block = steps(lm, codes, conditions, cache=cache)
+        assert all((one is None) == (cache == "int8") for one in taken[-5:])
+        torch.testing.assert_close(found, by_block, rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
 
 
 class Unturned:
@@ -126,6 +152,9 @@ class Unturned:
         past = torch.cat([step[layer] for step in self.keys], dim=2).transpose(1, 2)
         seen = torch.cat([step[layer] for step in self.values], dim=2)
         return Seen(rotate(past, self.table).transpose(1, 2).double(), seen.double(), None, False)
+
+    def place(self):
+        raise AssertionError("only turned caches are asked")
 
     def advance(self, num_positions):
         pass
