@@ -203,8 +203,8 @@ def page(results: Mapping[str, dict], steps: int) -> str:
         f"training a side cannot tell them apart. Near is at most {100 * (NEAR - 1):.0f} % above.",
         "",
         f"**{len(found)} claims of {len({claim.system for claim in CLAIMS})} systems: {', '.join(counts)}.**",
-        "Where one does not hold, or a row needs a word, there is a note below its table. Systems that are not configs yet:",
-        "[tokenizers-open.md](tokenizers-open.md).",
+        "Where one does not hold, or a row needs a word, there is a note below its table. Systems that are not",
+        "configs yet: [tokenizers-open.md](tokenizers-open.md).",
     ]
     for measure in MEASURES:
         rows = [(claim, result) for claim, result in found if claim.measure == measure]
