@@ -3,8 +3,9 @@
 Op by op a block takes about thirty calls for a single step, each a few microseconds: with weights of four bits that is
 longer than reading them. Where a cache only copies keys and values to a place it knows (`Cache.place`), one call does
 all blocks and the last norm. Else a first call makes a block's queries, keys and values, the cache takes and gives what
-it does, whatever its kind, and a second call does the rest; both ways give the same bits. Residuals and norms stay
-float32 inside a call; what a product is given is rounded as the activations are.
+it does, whatever its kind, and a second call does the rest. Both ways give the same, up to the rounding of the last
+norm: residuals and norms stay float32 inside a block; between blocks and before a product they are rounded as
+activations are.
 """
 
 from __future__ import annotations
