@@ -156,6 +156,8 @@ def _usage(evaluation: Evaluation) -> str:
 def _bits(report: TokenizerReport) -> str:
     bits, rows = report.bits, []
     kinds = [("nominal", bits.nominal_per), ("unigram", bits.unigram_per)]
+    if bits.written_codes_per < bits.codes_per:
+        kinds.append((f"nominal, {bits.written_codes_per:.1f} of {bits.codes_per:g} codes", bits.written_per))
     if bits.conditional_per is not None:
         kinds.append(("given the frames before", bits.conditional_per))
     for name, value in kinds:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .chain import common_span
 from .config import Config, ConfigError
-from .quantized import Parts, Quantizer, add_losses, join_tables, make_part
+from .quantized import Parts, Quantizer, add_losses, join_tables, make_part, rates_of
 from .regularise import disentangle
 from .stride import StrideConfig
 
@@ -114,6 +114,10 @@ class BranchesQuantizer(Quantizer):
     def vectors(self) -> Tensor:
         """[Q, V, D], zero outside the branch's own channels."""
         return join_tables([self._place(part.vectors(), first, end) for part, (first, end) in self.each()])
+
+    def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """See Quantizer.rate."""
+        return rates_of([part for part, _ in self.each()], codes)
 
     def fit_parts(self, x: Tensor) -> bool:
         """Every branch on its own channels."""

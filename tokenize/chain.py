@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from .config import ConfigError, GrowingConfig
-from .quantized import Parts, Quantizer, add_losses, join_tables, make_part
+from .quantized import Parts, Quantizer, add_losses, join_tables, make_part, rates_of
 
 if TYPE_CHECKING:
     from .quantizer import QuantizerConfig
@@ -111,6 +111,10 @@ class ChainQuantizer(Quantizer):
     def vectors(self) -> Tensor:
         """[Q, V, D]."""
         return join_tables([level.vectors() for level in self.each()])
+
+    def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """See Quantizer.rate."""
+        return rates_of(self.each(), codes)
 
     def fit_parts(self, x: Tensor) -> bool:
         """Each level on the rest of those before it."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .chain import LevelDropout, check_choices, common_span, draw_levels
 from .config import ConfigError
-from .quantized import Parts, Quantizer, add_losses, join_tables, make_part
+from .quantized import Parts, Quantizer, add_losses, join_tables, make_part, rates_of
 from .regularise import disentangle
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ class GroupQuantizer(Quantizer):
             before = number * width
             tables.append(nn.functional.pad(group.vectors(), (before, self.dim - before - width)))
         return join_tables(tables)
+
+    def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """See Quantizer.rate."""
+        return rates_of(self.each(), codes)
 
     def fit_parts(self, x: Tensor) -> bool:
         """Every group on its own channels."""

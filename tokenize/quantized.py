@@ -135,6 +135,13 @@ class Quantizer(nn.Module):
         """Codes [B, M, Q] -> vectors [B, M, D], with gradients to the quantizer's parameters."""
         raise NotImplementedError
 
+    def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """What codes [B, M, Q] of whole samples take when one that places share is written once, whatever `decode` is
+        given: how many codes, and their bits at a fixed length each, both [B] float64. A code of -1 takes nothing."""
+        there = (codes >= 0).sum(dim=1).double()
+        lengths = [math.log2(size) for size in self.cardinalities]
+        return there.sum(dim=-1), (there * there.new_tensor(lengths)).sum(dim=-1)
+
     def estimate(self, x: Tensor, vectors: Tensor) -> Tensor:
         """The values, which equal `vectors` [B, M, D] and lead a gradient to x [B, M, D]; asked of the root only."""
         # q + (x - x.detach()), not x + (q - x).detach(): the value is then q to the last bit, in every dtype.
@@ -218,6 +225,15 @@ def join_tables(tables: Sequence[Tensor]) -> Tensor:
     """Code vectors of parts, each [q, V, D] with its own q and V -> [Q, V, D], zeros beyond a smaller V."""
     size = max(table.shape[1] for table in tables)
     return torch.cat([nn.functional.pad(table, (0, 0, 0, size - table.shape[1])) for table in tables])
+
+
+def rates_of(parts: Sequence[Quantizer], codes: Tensor) -> tuple[Tensor, Tensor]:
+    """`Quantizer.rate` of quantizers whose codes stand side by side in codes [B, M, Q]."""
+    number = bits = torch.zeros(len(codes), dtype=torch.float64, device=codes.device)
+    for part, own in zip(parts, codes.split([len(part.cardinalities) for part in parts], dim=-1), strict=True):
+        more, taken = part.rate(own)
+        number, bits = number + more, bits + taken
+    return number, bits
 
 
 def add_losses(total: dict[str, Tensor], more: dict[str, Tensor], weight: float = 1.0) -> None:

@@ -61,6 +61,12 @@ class StridedQuantizer(Wrapper):
         """[B, M, D] -> [B, M, Q]."""
         return self._spread(self.inner.search(*self._pool(x, mask)), x.shape[1])
 
+    def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """See Quantizer.rate; a cell's code once."""
+        short = -codes.shape[1] % self.every
+        cells = F.pad(codes, (0, 0, 0, short), value=-1).unflatten(1, (-1, self.every))
+        return self.inner.rate(cells.amax(dim=2))
+
     def fit_parts(self, x: Tensor) -> bool:
         """On averages."""
         return self.inner.fit_parts(self._pool(x, None)[0])

@@ -110,6 +110,15 @@ class Tokenizer:
             )
         return found[:1]
 
+    def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """What codes [B, K, T] take when one that places share is written once: how many, and bits, [B] each, float64.
+
+        Fewer than there are where a part of the quantizer, such as `stride`, repeats codes.
+        """
+        self.check_codes(codes)
+        frames = codes.transpose(1, 2)
+        return self.quantizer.rate(frames if self.scales is None else self.scales.from_frames(frames))
+
     def _quantize(self, latents: Tensor, mask: Tensor | None = None) -> Tensor:
         """Latents [B, M, D] -> codes [B, T, K]."""
         codes = self.quantizer.encode(latents, mask=mask)

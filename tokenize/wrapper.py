@@ -31,6 +31,10 @@ class Wrapper(Quantizer):
         """[Q, V, D]."""
         return self.inner.vectors()
 
+    def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """As the quantizer inside."""
+        return self.inner.rate(codes)
+
     def fit_parts(self, x: Tensor) -> bool:
         """As the quantizer inside."""
         return self.inner.fit_parts(x)

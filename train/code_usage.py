@@ -60,6 +60,12 @@ class Bits:
     nominal_per: float
     unigram_per: float
     conditional_per: float | None
+    codes_per: float
+    """Codes of all codebooks."""
+    written_codes_per: float
+    """The same where one that places share counts once: fewer for a quantizer with `stride`."""
+    written_per: float
+    """Nominal bits of those, with what says which places share one."""
 
 
 def codebook_use(codes: Tensor, size: int, window: int = WINDOW, conditional: float | None = None) -> CodebookUse:
@@ -90,8 +96,13 @@ def _entropy(counts: Tensor) -> float:
     return -(shares * shares.log()).sum().item()
 
 
-def total_bits(spec: TokenSpec, codebooks: Sequence[CodebookUse], frames: int) -> Bits:
-    """The sums over codebooks, per frame and per second or picture."""
+def total_bits(
+    spec: TokenSpec, codebooks: Sequence[CodebookUse], frames: int, written: tuple[float, float] | None = None
+) -> Bits:
+    """The sums over codebooks, per frame and per second or picture.
+
+    written: codes and bits of all frames by `Tokenizer.rate`; None: no code is shared.
+    """
     nominal = sum(book.nominal_bits for book in codebooks)
     unigram = sum(book.unigram_bits for book in codebooks)
     known = [book.conditional_bits for book in codebooks if book.conditional_bits is not None]
@@ -109,6 +120,8 @@ def total_bits(spec: TokenSpec, codebooks: Sequence[CodebookUse], frames: int) -
         nominal * frames_per,
         unigram * frames_per,
         None if conditional is None else conditional * frames_per,
+        len(codebooks) * frames_per,
+        *(total / frames * frames_per for total in written or (len(codebooks) * frames, nominal * frames)),
     )
 
 

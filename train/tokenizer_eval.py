@@ -136,7 +136,7 @@ def evaluate_tokenizer(
         skipped=skipped,
         fidelity=scores.result(),
         codebooks=codebooks,
-        bits=total_bits(spec, codebooks, joined.shape[1]),
+        bits=total_bits(spec, codebooks, joined.shape[1], _written(tokenizer, codes)),
         stability=code_stability(tokenizer, media[:: max(1, -(-len(media) // STABILITY_ITEMS))], progress),
         speed=Speed(
             unit="seconds of sound per second" if audio else "pictures per second",
@@ -150,6 +150,12 @@ def evaluate_tokenizer(
         ),
     )
     return Evaluation(report, examples, joined)
+
+
+def _written(tokenizer: Tokenizer, codes: Sequence[Tensor]) -> tuple[float, float]:
+    """Codes and bits that items [K, T] take when one that places share is written once."""
+    rates = [tokenizer.rate(item[None]) for item in codes]
+    return sum(float(number) for number, _ in rates), sum(float(bits) for _, bits in rates)
 
 
 def _read(corpus: Corpus, spec: TokenSpec, max_items: int, progress: bool) -> tuple[list[Tensor], list[str]]:
@@ -184,6 +190,11 @@ def report_table(report: TokenizerReport) -> str:
         )
     lines.append(f"  per frame {_bits(bits, 'per_frame', '.2f')}")
     lines.append(f"  per {bits.per} {_bits(bits, 'per', '.0f')} ({bits.frames_per:g} frames)")
+    if bits.written_codes_per < bits.codes_per:
+        lines.append(
+            f"  per {bits.per} {bits.written_codes_per:.1f} of {bits.codes_per:g} codes to write, "
+            f"{bits.written_per:.0f} bits nominal: places share the rest"
+        )
     stability = report.stability
     lines += ["", f"codes that change ({stability.items} items, {stability.codes} codes)"]
     for name, share in (("batch", stability.batch), ("padding", stability.padding), ("autocast", stability.autocast)):

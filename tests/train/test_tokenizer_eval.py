@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "generate"))
 from tiny_models import make_conditions, make_lm
 
 from tessera.cli.app import run
+from tessera.cli.tokenizer_page import render
 from tessera.lm.coder_net import CoderConfig, CoderNet
 from tessera.lm.conditions import ConditionBatch
 from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
 from tessera.tokenize.media import write_audio
 from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import FSQConfig, ResidualConfig, VQConfig
+from tessera.tokenize.quantizer import ChainConfig, FSQConfig, ResidualConfig, StrideConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.tokenize.tokenizer import Encoded, make_tokenizer
 from tessera.train.code_stability import _can_move, changed_share, code_stability
@@ -312,6 +313,22 @@ def test_report_of_pictures(picture_tokenizer, digits):
     fixed = {"items": 5, "codes": 160, "batch": 0.0, "padding": None, "autocast": 0.0}
     assert fixed.items() <= again["stability"].items() and len(again["stability"]["again"]) == 2
     assert again["bits"]["conditional_per"] is None and again["speed"]["encode"] > 0
+
+
+def test_codes_that_places_share_are_counted_once(picture_tokenizer, digits):
+    plain = evaluate_tokenizer(picture_tokenizer, corpus_for(picture_tokenizer.spec, digits), 5, progress=False).report
+    assert (plain.bits.codes_per, plain.bits.written_codes_per, plain.bits.written_per) == (32, 32, 128)
+    assert "codes to write" not in report_table(plain)
+    levels = picture_tokenizer.config.quantizer
+    quantizer = ChainConfig(stages=(StrideConfig(every=4, quantizer=levels.quantizer), levels))
+    slow = make_tokenizer(picture_tokenizer.config.model_copy(update={"quantizer": quantizer}))
+    evaluation = evaluate_tokenizer(slow, corpus_for(slow.spec, digits), 5, progress=False)
+    bits = evaluation.report.bits
+    assert (bits.codes_per, bits.nominal_per) == (48, 192)
+    assert (bits.written_codes_per, bits.written_per) == (4 + 32, 16 + 128)
+    words = "per picture 36.0 of 48 codes to write, 144 bits nominal: places share the rest"
+    assert words in report_table(evaluation.report)
+    assert "nominal, 36.0 of 48 codes" in render(evaluation, slow.spec, "x")
 
 
 def test_bad_files_are_skipped_and_named(audio_tokenizer, tmp_path):
