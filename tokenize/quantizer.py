@@ -23,6 +23,7 @@ from .lattice import LatticeConfig, LatticeQuantizer
 from .lfq import LFQConfig, LookupFreeQuantizer
 from .project import ProjectConfig, ProjectedQuantizer
 from .quantized import Quantized, Quantizer, pack_codes, unpack_codes
+from .regions import RegionsConfig, RegionsQuantizer
 from .residual import ResidualConfig, ResidualQuantizer
 from .rotation import RotationConfig, RotationQuantizer
 from .scalar import ScalarConfig, ScalarQuantizer
@@ -46,7 +47,7 @@ LeafConfig = (
     | IdentityConfig
 )
 CombinatorConfig = ResidualConfig | ChainConfig | GroupConfig | BranchesConfig | ScalesConfig
-WrapperConfig = ProjectConfig | StrideConfig | RotationConfig | SkipConfig | TailConfig | GaussianConfig
+WrapperConfig = ProjectConfig | StrideConfig | RegionsConfig | RotationConfig | SkipConfig | TailConfig | GaussianConfig
 QuantizerConfig = Annotated[LeafConfig | CombinatorConfig | WrapperConfig, Field(discriminator="kind")]
 
 QUANTIZERS = {
@@ -67,6 +68,7 @@ QUANTIZERS = {
     "scales": ScalesQuantizer,
     "project": ProjectedQuantizer,
     "stride": StridedQuantizer,
+    "regions": RegionsQuantizer,
     "rotation": RotationQuantizer,
     "skip": SkippingQuantizer,
     "tail": TailQuantizer,
@@ -75,7 +77,8 @@ QUANTIZERS = {
 
 # Their parts may be any of the union, which did not exist when they were defined.
 _tree = (ResidualConfig, ChainConfig, GroupConfig, BranchConfig, BranchesConfig, ScalesConfig)
-for _part in (*_tree, ProjectConfig, StrideConfig, RotationConfig, SkipConfig, TailConfig, GaussianConfig):
+_around = (ProjectConfig, StrideConfig, RegionsConfig, RotationConfig, SkipConfig, TailConfig, GaussianConfig)
+for _part in (*_tree, *_around):
     _part.model_rebuild(_types_namespace={"QuantizerConfig": QuantizerConfig})
 
 
@@ -107,6 +110,7 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
+    "RegionsConfig",
     "ResidualConfig",
     "RotationConfig",
     "ScalarConfig",

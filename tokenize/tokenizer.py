@@ -25,6 +25,7 @@ from .files import read_json, read_safetensors, write_json, write_safetensors
 from .padded_conv import fold_norms
 from .picture_net import PictureNet, PictureTokenizerConfig
 from .quantizer import Quantizer
+from .regions import check_regions
 from .scales import ScalesQuantizer
 from .spec import Geometry, PictureGeometry, TokenSpec
 from .stages import Stage, StagesStream
@@ -113,7 +114,7 @@ class Tokenizer:
     def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """What codes [B, K, T] take when one that places share is written once: how many, and bits, [B] each, float64.
 
-        Fewer than there are where a part of the quantizer, such as `stride`, repeats codes.
+        Fewer than there are where a part of the quantizer, such as `stride` or `regions`, repeats codes.
         """
         self.check_codes(codes)
         frames = codes.transpose(1, 2)
@@ -399,6 +400,7 @@ def code_geometry(config: AudioTokenizerConfig | PictureTokenizerConfig, quantiz
         ConfigError: the quantizer's codes span other frames than the network can give it.
     """
     geometry, span = config.geometry, quantizer.span
+    check_regions(quantizer, geometry)
     if isinstance(config, AudioTokenizerConfig):
         if span == 0 or config.encoder.chunk % span:
             wanted = "quantize frame by frame" if span == 0 else f"choose a chunk that is a multiple of {span}"

@@ -63,7 +63,7 @@ class Bits:
     codes_per: float
     """Codes of all codebooks."""
     written_codes_per: float
-    """The same where one that places share counts once: fewer for a quantizer with `stride`."""
+    """The same where one that places share counts once: fewer for a quantizer with `stride` or `regions`."""
     written_per: float
     """Nominal bits of those, with what says which places share one."""
 

@@ -151,6 +151,14 @@ CONFIGS = {
             V16,
         ],
     ),
+    "regions-noise": tree(kind="regions", columns=4, quantizer=V16),
+    "regions-gradient-residual": tree(
+        kind="regions",
+        columns=6,
+        side=3,
+        noise=0.0,
+        quantizer={"kind": "residual", "levels": 2, "quantizer": GRADIENT},
+    ),
     "rotation": tree(kind="rotation", quantizer=V16),
     "rotation-residual": tree(kind="rotation", quantizer={"kind": "residual", "levels": 3, "quantizer": V16}),
     "skip-dropout": tree(kind="skip", share=0.4, quantizer={"kind": "residual", "levels": 2, "quantizer": V16}),
@@ -161,7 +169,7 @@ CONFIGS = {
     ),
     "tail-lengths-dropout": tree(kind="tail", lengths=[1, 4], share=0.6, quantizer={"kind": "bsq", "bits": 4}),
 }
-PER_PLACE = [name for name in CONFIGS if "strided" not in name]
+PER_PLACE = [name for name in CONFIGS if "strided" not in name and "regions" not in name]
 STRAIGHT = [name for name in CONFIGS if "rotation" not in name]
 NOT_RANDOM = [
     name for name in CONFIGS if not any(word in name for word in ("dropout", "bernoulli", "noise", "chain-group"))

@@ -88,6 +88,7 @@ COMBINATORS = {
     },
     "project": lambda leaf: {"kind": "project", "dim": 6, "quantizer": leaf(6)},
     "stride": lambda leaf: {"kind": "stride", "every": 3, "quantizer": leaf(DIM)},
+    "regions": lambda leaf: {"kind": "regions", "columns": 2, "quantizer": leaf(DIM)},
     "rotation": lambda leaf: {"kind": "rotation", "quantizer": leaf(DIM)},
     "skip": lambda leaf: {"kind": "skip", "share": 0.4, "quantizer": leaf(DIM)},
     "tail": lambda leaf: {"kind": "tail", "shortest": 2, "quantizer": leaf(DIM)},
