@@ -68,7 +68,7 @@ class BranchesQuantizer(Quantizer):
                 inner = StrideConfig(every=branch.stride, quantizer=inner)
             parts[name] = make_part(inner, end - first, depth, f"{here}.quantizer")
             ranges.append((first, end))
-        super().__init__(dim, [size for part in parts.values() for size in part.cardinalities])
+        super().__init__(dim, list(parts.values()))
         unread = sorted(set(range(dim)) - {channel for first, end in ranges for channel in range(first, end)})
         if unread:
             raise ConfigError(f"{where}.branches: no branch reads channel {unread[0]}; widen a source")

@@ -57,7 +57,7 @@ class ChainQuantizer(Quantizer):
     def _take(self, config: LevelDropout, parts: list[Quantizer], repeats: int, where: str) -> None:
         """Make it of its levels: `parts`, or a single one used `repeats` times."""
         used = parts if len(parts) == repeats else parts * repeats
-        Quantizer.__init__(self, used[0].dim, [size for part in used for size in part.cardinalities])
+        Quantizer.__init__(self, used[0].dim, used)
         check_choices(config, repeats, where)
         self.config: LevelDropout = config
         self.repeats = repeats

@@ -50,7 +50,7 @@ class GroupQuantizer(Quantizer):
         width = dim // config.groups
         own = 1 if config.shared else config.groups
         groups = [make_part(config.quantizer, width, depth, f"{where}.quantizer") for _ in range(own)]
-        super().__init__(dim, groups[0].cardinalities * config.groups)
+        super().__init__(dim, groups * (config.groups // own))
         check_choices(config, config.groups, where)
         self.config = config
         self.groups = nn.ModuleList(groups)  # pyright: ignore[reportAttributeAccessIssue]

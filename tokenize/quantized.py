@@ -56,11 +56,20 @@ class Quantizer(nn.Module):
     span = 1
     """Neighbouring places that share a code; 0: all places of a sample hang together."""
 
-    def __init__(self, dim: int, cardinalities: Sequence[int]):
+    def __init__(self, dim: int, books: Sequence[int | Quantizer]):
+        """`books`: the number of codes of each codebook, or the part whose codebooks follow here."""
         super().__init__()
         self.dim = dim
-        self.cardinalities = tuple(cardinalities)
+        self._books = tuple(books)  # a tuple: parts are registered by those that hold them
         self.frozen = False
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Codes of each of the Q codebooks. What is fitted may change them, and loading what was fitted."""
+        sizes: list[int] = []
+        for book in self._books:
+            sizes += [book] if isinstance(book, int) else book.cardinalities
+        return tuple(sizes)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize latents; while training, also collect what `update` needs.
@@ -156,7 +165,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Set what is not trained but fitted (kmeans, scalar with quantile bins) from latents [*, D].
+        """Set what is not trained but fitted (kmeans, structural, scalar with quantile bins) from latents [*, D].
 
         Raises ValueError where nothing in the tree is fitted.
         """

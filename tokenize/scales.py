@@ -58,7 +58,7 @@ class ScalesQuantizer(Quantizer):
         for number, (r, c) in enumerate(config.sizes):
             if r > rows or c > columns:
                 raise ConfigError(f"{where}.sizes.{number}: {r} x {c} is larger than the map, {rows} x {columns}")
-        super().__init__(dim, levels[0].cardinalities * len(config.sizes))
+        super().__init__(dim, levels * (len(config.sizes) // own))
         self.config = config
         self.levels = nn.ModuleList(levels)
         self.places = rows * columns

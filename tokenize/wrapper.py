@@ -11,7 +11,7 @@ class Wrapper(Quantizer):
     """One quantizer inside; everything is passed on to it."""
 
     def __init__(self, inner: Quantizer):
-        super().__init__(inner.dim, inner.cardinalities)
+        super().__init__(inner.dim, [inner])
         self.inner = inner
         self.span = inner.span
 
