@@ -50,6 +50,50 @@ def _nearest_exactly(x: Tensor, entries: Tensor, scores: Tensor) -> Tensor:
     return close.gather(1, distances.argmin(dim=-1, keepdim=True))[:, 0]
 
 
+@torch.no_grad()
+def nearest_few(x: Tensor, entries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` nearest of `entries` [V, D] to each row of x [N, D], nearest first; the lower number first in a tie.
+
+    As in `nearest_code`, a matrix product only finds candidates, and the result does not depend on the other rows.
+
+    Returns:
+        numbers [N, count] long, and squared distances [N, count] in float64.
+    """
+    centre = entries.mean(dim=0)
+    centred = entries - centre
+    norms = centred.square().sum(dim=-1)
+    half_norms, largest = 0.5 * norms, norms.max()
+    rounding = 2 * (x.shape[1] + 8) * 2.0**-24  # as in nearest_code
+    wide = min(count + CANDIDATES, len(entries))
+    numbers = [x.new_zeros(0, count, dtype=torch.long)]
+    distances = [x.new_zeros(0, count, dtype=exact_dtype(x))]
+    for rows in x.split(max(1, SEARCH_ELEMENTS // max(len(entries), wide * x.shape[1]))):
+        near = rows.float() - centre
+        scores = torch.addmm(half_norms, near, centred.T, alpha=-1)
+        best, close = scores.topk(wide, largest=False)
+        number, distance = _few_exactly(rows, entries, close, count)
+        if wide < len(entries):
+            doubt = rounding * (near.square().sum(dim=-1) + largest)
+            which = (best[:, -1] <= best[:, count - 1] + doubt).nonzero()[:, 0]  # more may be as near
+            everything = torch.arange(len(entries), device=x.device)[None]
+            for row in which.tolist():
+                number[row], distance[row] = (
+                    found[0] for found in _few_exactly(rows[row : row + 1], entries, everything, count)
+                )
+        numbers.append(number)
+        distances.append(distance)
+    return torch.cat(numbers), torch.cat(distances)
+
+
+def _few_exactly(x: Tensor, entries: Tensor, close: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of the candidates `close` [n, c], the `count` truly nearest to each row of x [n, D], and squared distances."""
+    dtype = exact_dtype(x)
+    close = close.sort(dim=-1).values
+    distances = (x.to(dtype)[:, None] - entries.to(dtype)[close]).square().sum(dim=-1)
+    distances, order = distances.sort(dim=-1, stable=True)
+    return close.gather(1, order[:, :count]), distances[:, :count]
+
+
 def exact_dtype(x: Tensor) -> torch.dtype:
     """float64, where the device has it."""
     return torch.float32 if x.device.type == "mps" else torch.float64

@@ -31,6 +31,7 @@ from .scales import ScalesConfig, ScalesQuantizer
 from .shared_index import SharedIndexConfig, SharedIndexQuantizer
 from .skip import SkipConfig, SkippingQuantizer
 from .stride import StrideConfig, StridedQuantizer
+from .structural import StructuralConfig, StructuralQuantizer
 from .tail import TailConfig, TailQuantizer
 from .vq import VectorQuantizer, VQConfig
 
@@ -43,6 +44,7 @@ LeafConfig = (
     | ScalarConfig
     | LatticeConfig
     | KMeansConfig
+    | StructuralConfig
     | SharedIndexConfig
     | IdentityConfig
 )
@@ -59,6 +61,7 @@ QUANTIZERS = {
     "scalar": ScalarQuantizer,
     "lattice": LatticeQuantizer,
     "kmeans": KMeansQuantizer,
+    "structural": StructuralQuantizer,
     "shared_index": SharedIndexQuantizer,
     "identity": IdentityQuantizer,
     "residual": ResidualQuantizer,
@@ -118,6 +121,7 @@ __all__ = [
     "SharedIndexConfig",
     "SkipConfig",
     "StrideConfig",
+    "StructuralConfig",
     "TailConfig",
     "VQConfig",
     "make_quantizer",

@@ -35,13 +35,18 @@ def without_files() -> Iterator[None]:
         _reading.reset(token)
 
 
+def files_are_read() -> bool:
+    """Whether `read_vectors` reads: not inside `without_files`."""
+    return _reading.get()
+
+
 def read_vectors(file: VectorFile, rows: int | None, columns: int, where: str) -> Tensor:
     """The matrix [rows, columns] as float32; `rows` None: any number (zeros then have one row).
 
     Raises:
         ConfigError: no such file or tensor, another shape, or numbers that are not finite; begins with `where`.
     """
-    if not _reading.get():
+    if not files_are_read():
         return torch.zeros(rows or 1, columns)
     if not Path(file.path).is_file():
         raise ConfigError(f"{where}.path: {file.path}: no such file")

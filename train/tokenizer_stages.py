@@ -35,7 +35,8 @@ class TrainStageConfig(Config):
 
 
 class FitStageConfig(Config):
-    """Fit what is not trained but fitted (`kmeans` centres, `scalar` quantile bins) to the encoder's latents.
+    """Fit what is not trained but fitted (`kmeans` centres, `structural` clusters, `scalar` quantile bins) to the
+    encoder's latents.
 
     Source: bins after training, TokenBridge, arXiv:2503.16430.
     """

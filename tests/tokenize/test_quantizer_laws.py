@@ -87,6 +87,11 @@ CONFIGS = {
     "scalar-fitted": tree(kind="scalar", size=7, values="quantile"),
     "lattice-gradient": tree(kind="lattice", size=8),
     "kmeans-fitted": tree(kind="kmeans", size=8, commitment=0.1),
+    "structural-fitted": tree(kind="structural", size=9, nodes=48, neighbours=4, commitment=0.1),
+    "structural-cosine-fitted": tree(kind="structural", size=48, nodes=48, neighbours=3, similarity="cosine"),
+    "residual-structural-fitted": tree(
+        kind="residual", levels=2, quantizer={"kind": "structural", "size": 30, "nodes": 64, "neighbours": 3}
+    ),
     "shared-index": tree(
         kind="shared_index", size=16, parts={"deep": {"channels": 2, "normalise": True}, "fine": {"channels": 4}}
     ),

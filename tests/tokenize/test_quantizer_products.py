@@ -65,6 +65,7 @@ def leaves():
         "scalar-fitted": lambda dim: {"kind": "scalar", "size": 3, "values": "quantile"},
         "lattice": lambda dim: {"kind": "lattice", "size": 3},
         "kmeans-fitted": lambda dim: {"kind": "kmeans", "size": 8},
+        "structural-fitted": lambda dim: {"kind": "structural", "size": 20, "nodes": 40, "neighbours": 3},
         "shared-index": lambda dim: {
             **halves,
             "parts": {"a": {"channels": dim // 2}, "b": {"channels": dim - dim // 2}},

@@ -265,7 +265,12 @@ def test_averaged_weights_are_what_is_frozen(pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "quantizer", [{"kind": "scalar", "size": 16, "values": "quantile"}, {"kind": "kmeans", "size": 8}]
+    "quantizer",
+    [
+        {"kind": "scalar", "size": 16, "values": "quantile"},
+        {"kind": "kmeans", "size": 8},
+        {"kind": "structural", "size": 99, "nodes": 200, "neighbours": 3},
+    ],
 )
 def test_bins_and_centres_are_fitted_to_a_continuous_autoencoder(pictures, tmp_path, quantizer):
     pictures["tokenizer"] |= {"latent_dim": 4, "quantizer": quantizer}
@@ -285,6 +290,8 @@ def test_bins_and_centres_are_fitted_to_a_continuous_autoencoder(pictures, tmp_p
     apart = (tokenizer.embed(codes).transpose(1, 2) - latents).square().mean() / latents.var()
     assert float(apart) < (0.02 if quantizer["kind"] == "scalar" else 0.7)
     assert load_tokenizer(tmp_path / "a").spec == tokenizer.spec
+    if quantizer["kind"] == "structural":  # it has found how many codes there are
+        assert tokenizer.spec.cardinalities == (int(tokenizer.quantizer.num_codes),) < (99,)
 
 
 def test_a_fit_with_nothing_to_fit_says_so(pictures, tmp_path):
