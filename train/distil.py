@@ -7,6 +7,8 @@ With s the features laid on the tokens and q a learned projection of the levels,
     t_axis    mean |q - s| - mean_t log sigmoid(cos(q[t], s[t]))          each token as a vector
     squared   mean (q - s)^2                                              reconstruction of the features
 
+and s normalised over the item's tokens where that is asked for.
+
 Sources: SpeechTokenizer, arXiv:2308.16692, section 3.2; DM-Codec, arXiv:2410.15017 (several teachers are several
 terms); X-Codec's semantic reconstruction, arXiv:2408.17175 (squared, with levels "all"); one of two codebooks that
 share an index: TokenFlow, arXiv:2412.03069 (its channels).
@@ -25,6 +27,9 @@ from ..tokenize.config import ConfigError
 from .teacher import TeacherConfig, feature_size, fit_places, make_teacher
 from .term import InnerTerm, InnerView, TermConfig, TermContext, check_levels, mean_over
 
+SMALLEST_DEVIATION = 1e-3
+"""Features that vary less over an item are not blown up further."""
+
 Levels = Literal["latents", "all"] | tuple[NonNegativeInt, ...]
 
 
@@ -42,6 +47,9 @@ class DistilConfig(TermConfig):
     distance: Literal["d_axis", "t_axis", "squared"] = "d_axis"
     hidden: NonNegativeInt = 0
     """Width of a hidden layer of the projection; 0: it is linear."""
+    normalise: bool = False
+    """Each feature of an item less its mean over the tokens, divided by its deviation: "squared" and "t_axis" then do
+    not count its scale. A projection needs thousands of steps to reach features of tens, as the first of MFCC."""
 
 
 class DistilTerm(InnerTerm):
@@ -72,8 +80,21 @@ class DistilTerm(InnerTerm):
             media = media * view.batch.sample_mask
         with torch.no_grad():
             wanted = fit_places(teacher.layers(media)[self.config.layer].float(), view.places)
+            wanted = normalise(wanted, view.mask) if self.config.normalise else wanted
         found = self.project(view.values(self.config.levels)[..., self.channels]).float()
         return DISTANCES[self.config.distance](found, wanted, view.mask)
+
+
+def normalise(features: Tensor, mask: Tensor) -> Tensor:
+    """[B, T, D] and a mask [B, T] -> [B, T, D], of mean 0 and variance 1 over the tokens inside; 0 where constant.
+
+    Of MFCC this is known as cepstral mean and variance normalisation.
+    """
+    inside = mask[..., None]
+    number = inside.sum(dim=1, keepdim=True).clamp_min(1)
+    apart = features - torch.where(inside, features, 0.0).sum(dim=1, keepdim=True) / number
+    variance = torch.where(inside, apart.square(), 0.0).sum(dim=1, keepdim=True) / number
+    return apart / variance.sqrt().clamp_min(SMALLEST_DEVIATION)
 
 
 def make_projection(inputs: int, hidden: int, outputs: int) -> nn.Module:

@@ -18,7 +18,7 @@ from tessera.tokenize.quantizer import ResidualConfig, VQConfig, make_quantizer
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 from tessera.train.discriminator import Judges, JudgesConfig
-from tessera.train.distil import DISTANCES
+from tessera.train.distil import DISTANCES, normalise
 from tessera.train.perceptual import layer_distance
 from tessera.train.teacher import cosine_transform, feature_size, fit_places, make_teacher
 from tessera.train.term import InnerTerm, InnerView, MediaBatch, OutputView, TermContext
@@ -73,6 +73,9 @@ CASES = {
     "distil-squared": {
         "kind": "distil", "teacher": {"kind": "module", "name": "filters"}, "levels": "all", "distance": "squared",
         "hidden": 8, "layer": 0,
+    },
+    "distil-normalised": {
+        "kind": "distil", "teacher": {**MEL, "kind": "mfcc"}, "levels": "all", "distance": "squared", "normalise": True,
     },
     "distil-channels": {"kind": "distil", "teacher": MEL, "levels": "all", "channels": [2, 5], "hidden": 4},
     "distil-latents": {"kind": "distil", "teacher": MEL, "levels": "latents"},
@@ -290,6 +293,23 @@ def test_distillation_against_the_papers():
         squared = float((a - b).square().mean())
         for name, wanted in (("d_axis", d_axis), ("t_axis", t_axis), ("squared", squared)):
             assert float(DISTANCES[name](q, s, mask)[row]) == pytest.approx(wanted, rel=1e-4), name
+
+
+def test_normalised_features_do_not_know_their_scale():
+    torch.manual_seed(0)
+    features = torch.randn(2, 7, 5) * torch.tensor([0.1, 1, 10, 100, 1]) + torch.tensor([0.0, 5, -50, 3, 0])
+    features[..., 4] = 2
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    found = normalise(features, mask)
+    for row, count in ((0, 7), (1, 4)):
+        inside = features[row, :count]
+        wanted = (inside - inside.mean(dim=0)) / inside.std(dim=0, correction=0).clamp_min(1e-3)
+        torch.testing.assert_close(found[row, :count], wanted, rtol=1e-4, atol=1e-4)
+    assert bool((found[..., 4] == 0).all())
+    torch.testing.assert_close(normalise(3 * features[..., :4] - 8, mask), found[..., :4], rtol=1e-4, atol=1e-4)
+    beyond = features.clone()
+    beyond[1, 4:] = 1e6  # padding is not looked at
+    assert torch.equal(normalise(beyond, mask)[1, :4], found[1, :4])
 
 
 def test_perceptual_distance_against_a_loop():
