@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,23 @@ class Claim:
     """Times the steps of the other rows."""
     seeds: int = 1
     """Trainings of each side; figures are their means."""
+    every: int = 0
+    """Steps between looks on the way; 0: at the end only."""
+    beside: str | None = None
+    """Another measure of both sides, for the note."""
     note: str = ""
     """What was found out about the row."""
 
     def key(self, steps: int) -> str:
         """Hash of all that the row's figures depend on, but for the code."""
         sides = [plan(self, sets, steps, 0) for sets in (self.own, [*self.own, *self.change])]
-        said = json.dumps([sides, self.measure, self.compared, self.seeds], sort_keys=True)
+        named = [self.measure, self.compared, self.seeds, *([self.beside] if self.beside else [])]
+        said = json.dumps([sides, *named], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
+MEASURED: dict[tuple[Path, int | None, str], float] = {}
+"""Run, steps (None: all), measure -> figure, of this call."""
 TABLE: dict[str, Any] = read_yaml(Path(__file__).with_suffix(".yaml"))
 CLAIMS = [Claim(**row) for row in TABLE["claims"]]
 NOT_HERE: dict[str, str] = TABLE["not_here"]
@@ -104,9 +111,17 @@ def main() -> None:
         print(f"row {number + 1} of {len(wanted)}: {claim.system}, {claim.measure}", file=sys.stderr, flush=True)
         result = {
             "system": claim.system, "measure": claim.measure, "steps": args.steps * claim.longer, "seeds": claim.seeds,
-            "own": look(claim, claim.own, claim.measure, args.steps, args.out),
-            "other": look(claim, [*claim.own, *claim.change], claim.compared or claim.measure, args.steps, args.out),
         }  # fmt: skip
+        for side, sets, measure in (
+            ("own", claim.own, claim.measure),
+            ("other", [*claim.own, *claim.change], claim.compared or claim.measure),
+        ):
+            trained = train(claim, sets, args.steps, args.out)
+            result[side] = mean(measure, trained)
+            for step in looks(claim, args.steps):
+                result.setdefault("way", {}).setdefault(str(step), {})[side] = mean(measure, trained, step)
+            if claim.beside:
+                result.setdefault("beside", {})[side] = mean(claim.beside, trained)
         results[claim.key(args.steps)] = result
         known = {claim.key(args.steps) for claim in CLAIMS}
         write_json(args.json, {key: results[key] for key in results if key in known})
@@ -136,7 +151,7 @@ def plan(claim: Claim, sets: Sequence[str], steps: int, seed: int) -> dict[str, 
     data = override(read_yaml(CONFIGS / f"{claim.system}.yaml"), sets)
     data["tokenizer"]["name"] = "t"  # the same settings are trained once, whatever their names
     data["seed"] = seed
-    data["train"]["snapshot_every"] = 0
+    data["train"]["snapshot_every"] = claim.every
     steps *= claim.longer
     stages = [stage for stage in data.get("stages") or () if stage["kind"] == "train"]
     if not stages:
@@ -147,8 +162,13 @@ def plan(claim: Claim, sets: Sequence[str], steps: int, seed: int) -> dict[str, 
     return data
 
 
-def look(claim: Claim, sets: Sequence[str], measure: str, steps: int, out: Path) -> float:
-    """Train the config with these settings, unless that was done before, and measure it."""
+def looks(claim: Claim, steps: int) -> range:
+    """Steps on the way after which a side is measured."""
+    return range(claim.every, steps * claim.longer, claim.every) if claim.every else range(0)
+
+
+def train(claim: Claim, sets: Sequence[str], steps: int, out: Path) -> list[Trained]:
+    """One side with each seed, but for what was trained before."""
     found = []
     for seed in range(claim.seeds):
         config = check_config(plan(claim, sets, steps, seed), TokenizerTrainConfig, claim.system)
@@ -156,9 +176,18 @@ def look(claim: Claim, sets: Sequence[str], measure: str, steps: int, out: Path)
         folder = out / hashlib.sha256(said.encode()).hexdigest()[:16]
         if not (folder / "config.json").is_file() and train_tokenizer(config, folder, resume=folder.is_dir()) is None:
             raise SystemExit("stopped; the same command goes on from here")
-        tokenizer = load_tokenizer(folder)
-        found.append(MEASURES[measure](Trained(tokenizer, config.resolved(), folder)))
-    return statistics.mean(found)
+        found.append(Trained(load_tokenizer(folder), config.resolved(), folder))
+    return found
+
+
+def mean(measure: str, trained: Sequence[Trained], step: int | None = None) -> float:
+    """Of a measure, over seeds, at the end or after so many steps; what rows share is measured once."""
+    for one in trained:
+        if (one.folder, step, measure) not in MEASURED:
+            if step is not None:
+                one = replace(one, tokenizer=load_tokenizer(one.folder / f"snapshot-{step}"))
+            MEASURED[one.folder, step, measure] = MEASURES[measure](one)
+    return statistics.mean(MEASURED[one.folder, step, measure] for one in trained)
 
 
 def write_media(named: str) -> None:
@@ -232,15 +261,31 @@ def section(measure: str, rows: Sequence[tuple[Claim, dict | None]], steps: int)
         if result is not None:
             figures = (f"{result['own']:.4g}", f"{result['other']:.4g}")
             answer = {"yes": "yes", "no": "**no**", "even": "even"}[verdict(claim, result)]
-        if claim.note:
-            notes.append(f"- {claim.system}: {claim.note}")
+        notes += notes_of(claim, result or {})
         lines.append(
             f"| {link(claim.system)} | {says} | {figures[0]} | {claim.wanted} | {figures[1]} | {claim.baseline} | "
             f"{answer} |"
         )
-    compared = sorted({claim.compared for claim, _ in rows if claim.compared})
-    notes += [f"- the baseline's figure, {name}: {about(name)[0].lower()}{about(name)[1:]}" for name in compared]
+    for prefix, names in (
+        ("the baseline's figure, ", {claim.compared for claim, _ in rows if claim.compared}),
+        ("", {claim.beside for claim, _ in rows if claim.beside}),
+    ):
+        notes += [f"- {prefix}{name}: {about(name)[0].lower()}{about(name)[1:]}" for name in sorted(names)]
     return lines + (["", *notes] if notes else [])
+
+
+def notes_of(claim: Claim, result: Mapping[str, Any]) -> list[str]:
+    """What is said of a row below its table."""
+    notes = [f"- {claim.system}: {claim.note}"] if claim.note else []
+    if "way" in result:
+        figures = [f"{pair['own']:.4g} and {pair['other']:.4g} after {step}" for step, pair in result["way"].items()]
+        notes.append(f"- {claim.system}, system and baseline on the way: {', '.join(figures)} steps")
+    if "beside" in result:
+        notes.append(
+            f"- {claim.system}, {claim.beside}: {result['beside']['own']:.4g}, of the baseline "
+            f"{result['beside']['other']:.4g}"
+        )
+    return notes
 
 
 def about(measure: str) -> str:

@@ -1,7 +1,7 @@
 """What tokenizer_claims.py measures of a frozen tokenizer: one function each, in the table at the end.
 
-Pictures and recordings that were not trained on, except for the use of codes, which is counted over as many as about
-128,000 training tokens of pictures, or all training recordings.
+Pictures and recordings that were not trained on, except for the use of codes, which is counted over 2000 training
+pictures of as many as 128,000 tokens in all, or all training recordings.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from tessera.lm.coder_net import CoderConfig
 from tessera.tokenize.corpus import ArraysCorpus, FolderCorpus, open_corpus
 from tessera.tokenize.files import read_json
+from tessera.tokenize.kmeans import kmeans, nearest_code
 from tessera.tokenize.shards import ShardsConfig, build_shards
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry
 from tessera.tokenize.tokenizer import PictureTokenizer, Tokenizer
@@ -72,15 +73,19 @@ def corpus_of(geometry: AudioGeometry | PictureGeometry, part: str) -> ArraysCor
 
 
 @torch.no_grad()
-def codes_of(tokenizer: Tokenizer, part: str) -> Tensor:
-    """Codes [tokens, Q] of a part. Pictures go through in batches: near-ties may fall otherwise, it is no matter."""
+def codes_of(tokenizer: Tokenizer, part: str, count: int | None = None) -> Tensor:
+    """Codes [tokens, Q] of a part, or of `count` pictures of it."""
     if not isinstance(tokenizer, PictureTokenizer):
         chosen = media(tokenizer, part, 240 if part == "train" else 40)
         return torch.cat([tokenizer.encode(item[None]).codes[0].T for item in chosen])
-    batches = torch.stack(media(tokenizer, part, 2000 if part == "train" else 200)).split(50)
-    return torch.cat(
-        [tokenizer.quantizer.encode(tokenizer.net.encode_pictures(batch)).flatten(0, 1) for batch in batches]
-    )
+    latents = latents_of(tokenizer, part, count or (2000 if part == "train" else 200))
+    return torch.cat([tokenizer.quantizer.encode(batch).flatten(0, 1) for batch in latents])
+
+
+@torch.no_grad()
+def latents_of(tokenizer: PictureTokenizer, part: str, count: int) -> list[Tensor]:
+    """Latents [50, T, D] of pictures. They go through in batches: near-ties may fall otherwise, it is no matter."""
+    return [tokenizer.net.encode_pictures(batch) for batch in torch.stack(media(tokenizer, part, count)).split(50)]
 
 
 def first_levels(codes: Tensor, levels: int | None) -> Tensor:
@@ -98,12 +103,29 @@ def even_use(size: float, tokens: int) -> float:
     return size * -math.expm1(tokens * math.log1p(-1 / size))
 
 
-def used(trained: Trained) -> float:
+def used(trained: Trained, count: int | None = None) -> float:
     """Different codes among the training tokens (of the product of codebooks, where there are several), in per cent of
     what as many tokens would show if all codes were equally likely"""
     tokenizer = trained.tokenizer
-    packed = tokenizer.quantizer.pack(codes_of(tokenizer, "train").clamp_min(0))
+    packed = tokenizer.quantizer.pack(codes_of(tokenizer, "train", count).clamp_min(0))
     return 100 * len(packed.unique()) / even_use(math.prod(tokenizer.spec.cardinalities), len(packed))
+
+
+def used_of_all(trained: Trained) -> float:
+    """The same among the tokens of all training pictures, three times as many"""
+    return used(trained, len(open_corpus(corpus_of(trained.tokenizer.spec.geometry, "train"))))
+
+
+def used_by_centres(trained: Trained) -> float:
+    """The same with k-means centres of the latents in place of the codes: as many, after three rounds over four tokens
+    a centre"""
+    tokenizer = trained.tokenizer
+    assert isinstance(tokenizer, PictureTokenizer)
+    latents = torch.cat(latents_of(tokenizer, "train", 2000)).flatten(0, 1)
+    (size,) = tokenizer.spec.cardinalities
+    order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))
+    centres = kmeans(latents[order[: 4 * size]], size, 3)[0]
+    return 100 * len(nearest_code(latents, centres, exact=False).unique()) / even_use(size, len(latents))
 
 
 def used_each(trained: Trained) -> float:
@@ -320,6 +342,8 @@ def fixed_bits(trained: Trained) -> float:
 
 MEASURES: dict[str, Callable[[Trained], float]] = {
     "used": used,
+    "used of all": used_of_all,
+    "used by centres": used_by_centres,
     "used each": used_each,
     "perplexity": perplexity,
     "error": error,

@@ -37,7 +37,7 @@ def test_both_sides_are_runs_of_as_many_steps(claim):
         assert config.total_steps == 20 * claim.longer
         sides.append(config)
     assert claim.wanted in ("higher", "lower", "near")
-    assert claim.measure in claims.MEASURES and (claim.compared or claim.measure) in claims.MEASURES
+    assert {claim.measure, claim.compared or claim.measure, claim.beside or claim.measure} <= set(claims.MEASURES)
     assert (sides[0] != sides[1]) != bool(claim.compared)  # else it would be compared with itself
 
 
@@ -55,6 +55,18 @@ def test_the_page_has_every_row_whether_measured_or_not():
     answer = "yes" if first.wanted == "higher" else "**no**"
     assert f"| 3 | {first.wanted} | 2 | {first.baseline} | {answer} |" in found
     assert f"{len(others)} are not measured" in found
+
+
+def test_the_page_says_what_was_seen_on_the_way_and_beside():
+    claim = next(claim for claim in claims.CLAIMS if claim.every and claim.beside)
+    steps = [str(step) for step in claims.looks(claim, 200)]
+    assert steps[0] == str(claim.every) and int(steps[-1]) < 200 * claim.longer
+    way = {step: {"own": 3.0, "other": 2.5} for step in steps}
+    result = {"own": 4.0, "other": 2.0, "way": way, "beside": {"own": 9.5, "other": 8.0}}
+    found = claims.page({claim.key(200): result}, 200)
+    assert f"- {claim.system}, system and baseline on the way: 3 and 2.5 after {steps[0]}" in found
+    assert f"- {claim.system}, {claim.beside}: 9.5, of the baseline 8\n" in found
+    assert f"- {claim.beside}: " in found  # what that is
 
 
 def test_a_changed_setting_makes_a_row_unmeasured():
