@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..tokenize.config import Config
+from .linear import Linear
 
 if TYPE_CHECKING:
     from .heads import Head
@@ -39,7 +40,7 @@ class Ahead(nn.Module):
     def __init__(self, config: AheadConfig, width: int):
         super().__init__()
         self.steps, self.weight = config.steps, config.weight
-        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(config.steps))
+        self.layers = nn.ModuleList(Linear(width, width, bias=False) for _ in range(config.steps))
 
     def forward(self, hidden: Tensor, steps: int) -> Tensor:
         """hidden [*, D] of a step -> hidden [*, D] to guess the ids of so many steps later from, 1 to `steps`."""

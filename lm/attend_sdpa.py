@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .linear import lacks_bfloat16
 from .sight import Rows, Sight, as_mask
 
 
@@ -30,6 +31,9 @@ def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: boo
 
 
 def _sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    if queries.dtype == torch.bfloat16 and queries.device.type == "cpu" and lacks_bfloat16():
+        with torch.autocast("cpu", enabled=False):
+            return _sdpa(queries.float(), keys.float(), values.float(), mask, causal).bfloat16()
     B, H, S, E = queries.shape
     G = keys.shape[1]
     if S == 1 and G < H and (mask is None or mask.shape[1:3] == (1, 1)):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..tokenize.config import Config, ConfigError
 from .arrange import Arrangement
+from .linear import Linear
 from .parallel import ParallelHead
 from .transformer import SpecialVectors
 
@@ -61,7 +62,7 @@ class BitsInput(nn.Module):
         self.register_buffer("shifts", shifts[:, None], persistent=False)
         self.register_buffer("places", torch.tensor(bits, device="cpu")[books], persistent=False)
         self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], False)
-        self.linear = nn.Linear(len(places), width, bias=False)
+        self.linear = Linear(len(places), width, bias=False)
         self.specials = SpecialVectors(arrangement.cardinalities, arrangement.num_specials, width)
 
     def forward(self, ids: Tensor, hidden: Tensor | None = None) -> Tensor:

@@ -26,6 +26,7 @@ from .arrange import Arrangement
 from .attention import sdpa
 from .cache import KVCache
 from .inputs import check_code_vectors
+from .linear import Linear
 from .loss import cross_entropy
 from .symbols import Symbols, equal_digits
 from .transformer import Table, Transformer, initialise_
@@ -89,8 +90,8 @@ class DepthHead(nn.Module):
         _check(config, own, kv_heads, J)
         self.stages = tuple((j,) for j in range(J))
         self.cache_shape = (config.layers, kv_heads, J, own // config.heads)
-        self.first = nn.Linear(width, symbols.output_sizes[0], bias=False) if self.backbone_first else None
-        self.project = nn.Linear(width, own, bias=False)
+        self.first = Linear(width, symbols.output_sizes[0], bias=False) if self.backbone_first else None
+        self.project = Linear(width, own, bias=False)
         self.positions = Table(J, own)
         self.reader = None if J == 1 else _make_reader(config, symbols, arrangement, own, code_vectors)
         self.dropout = nn.Dropout(config.dropout)
@@ -107,7 +108,7 @@ class DepthHead(nn.Module):
         )
         sizes = symbols.output_sizes[self.backbone_first :]
         self.outputs = nn.ModuleList(
-            nn.Linear(own, size, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
+            Linear(own, size, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
         )
 
     def initialise_(self) -> None:
@@ -242,7 +243,7 @@ class CodeReader(nn.Module):
         self.register_buffer("starts", torch.arange(0, K * V, V, device="cpu"), persistent=False)
         self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu"), persistent=False)
         self.num_specials = arrangement.num_specials
-        self.linear = nn.Linear(vectors.shape[-1], width, bias=False)
+        self.linear = Linear(vectors.shape[-1], width, bias=False)
         self.specials = Table((K - 1) * self.num_specials, width)
 
     def forward(self, symbols: Tensor, first: int) -> Tensor:

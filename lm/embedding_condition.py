@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..tokenize.config import Config, ConfigError
 from .condition_batch import ConditionBatch
 from .host import Host
+from .linear import Linear
 from .ragged import check_lengths, dropped, unless_all, with_null
 
 
@@ -47,7 +48,7 @@ class EmbeddingCondition(nn.Module):
                 "they must be the same with projection none"
             )
         self.width, self.dropout, self.pad = config.width, config.dropout, config.mask == "padding"
-        self.projection = nn.Linear(config.width, host.width) if config.projection == "linear" else nn.Identity()
+        self.projection = Linear(config.width, host.width) if config.projection == "linear" else nn.Identity()
         if isinstance(self.projection, nn.Linear):
             nn.init.zeros_(self.projection.bias)
         self.null = nn.Parameter(torch.zeros(1, host.width)) if config.null == "learned" else None

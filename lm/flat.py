@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..tokenize.config import Config, ConfigError
 from .arrange import Arrangement
+from .linear import Linear
 from .loss import cross_entropy
 from .symbols import Symbols
 
@@ -49,7 +50,7 @@ class FlatHead(nn.Module):
         ]
         sizes = self.symbols.output_sizes
         self.outputs = nn.ModuleList(
-            nn.Linear(width, size, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
+            Linear(width, size, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
         )
 
     def initialise_(self) -> None:

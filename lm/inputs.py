@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..tokenize.config import Config, ConfigError
 from .arrange import Arrangement
 from .bits import BitsInput, BitsInputConfig
+from .linear import Linear
 from .symbols import Symbols, equal_digits
 from .transformer import SpecialVectors, Table
 
@@ -95,7 +96,7 @@ class CodesInput(nn.Module):
         )
         self.register_buffer("starts", torch.arange(0, K * V, V, device="cpu")[:, None], persistent=False)
         depth = vectors.shape[-1]
-        self.linear = nn.Linear(depth * (K if config.combine == "concat" else 1), width, bias=False)
+        self.linear = Linear(depth * (K if config.combine == "concat" else 1), width, bias=False)
         self.specials = SpecialVectors(arrangement.cardinalities, arrangement.num_specials, width)
 
     def forward(self, ids: Tensor) -> Tensor:

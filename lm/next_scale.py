@@ -33,6 +33,7 @@ from .cache import Cache, CacheShape, KVCache
 from .caches import CacheChoice, read_cache
 from .condition_batch import ConditionBatch
 from .inputs import EmbeddingInputConfig
+from .linear import Linear
 from .loss import LossParts, LossReport
 from .masks import block_mask
 from .model import LMConfig, State, TokenLM, positions_of
@@ -204,7 +205,7 @@ class ScaleInput(nn.Module):
         super().__init__()
         self.sums = ScaleSums(quantizer)
         self.register_buffer("scale", 1 / self.sums.vectors.square().mean().sqrt().clamp(min=1e-8), persistent=False)
-        self.linear = nn.Linear(self.sums.dim, width, bias=False)
+        self.linear = Linear(self.sums.dim, width, bias=False)
         self.levels = Table(len(self.sums.counts), width)
         self.start = nn.Parameter(torch.empty(1, width)) if has_start else None
         """What the first scale is predicted from, unless a condition is."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokenize.config import Config
 from .arrange import Arrangement
+from .linear import linear
 from .loss import cross_entropy
 from .symbols import Symbols
 
@@ -62,7 +62,7 @@ class ParallelHead(nn.Module):
         if self.weight is None:
             assert self.packed is not None
             return self.packed(hidden).unflatten(-1, self.shape)
-        return F.linear(hidden, self.weight, self.absent).unflatten(-1, self.shape)
+        return linear(hidden, self.weight, self.absent).unflatten(-1, self.shape)
 
     def terms(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
         wanted = self.symbols.targets(ids, mask).transpose(1, 2)

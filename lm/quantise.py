@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from . import skinny
 from .attention import sdpa
 from .fused import fuse, fuse_all
+from .linear import Linear, linear
 from .parallel import ParallelHead
 from .sight import Sight
 from .skinny import skinny_linear
@@ -173,7 +174,7 @@ class PackedLinear(nn.Module):
                 return skinny_linear(x, self.numbers, self.scales, self.bias, self.kind, self.out_features, self.group)
             return skinny.multiply(x, self.described)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.dequantised(x.dtype), bias)
+        return linear(x, self.dequantised(x.dtype), bias)
 
     @property
     def described(self) -> skinny.Matrix:
@@ -237,7 +238,7 @@ def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
     for part in (lm.transformer, lm.head):
         for module in list(part.modules()):
             for name, child in list(module.named_children()):
-                if type(child) is nn.Linear:
+                if type(child) in (nn.Linear, Linear):
                     setattr(module, name, PackedLinear(child.weight, child.bias, weights))
     for module in lm.transformer.modules():
         if isinstance(module, SelfAttention | CrossAttention) and module.attend is sdpa:
@@ -273,7 +274,7 @@ def step_bytes(lm: TokenLM) -> int:
         for module in part.modules():
             if isinstance(module, PackedLinear) and id(module) not in once:
                 total += module.num_bytes
-            elif type(module) is nn.Linear and id(module) not in once:
+            elif type(module) in (nn.Linear, Linear) and id(module) not in once:
                 total += module.weight.nbytes
     if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
         total += lm.head.weight.nbytes

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .attention import Attend
 from .cache import Cache
 from .gradients import gated, normed
+from .linear import Linear
 from .rope import at_least_float32, rotate
 from .sight import Rows, Sight
 
@@ -92,10 +93,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
         self.attend = attend
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=False)
+        self.qkv = Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=False)
         self.query_norm = RMSNorm(self.head_width) if qk_norm else None
         self.key_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.out = nn.Linear(heads * self.head_width, width, bias=False)
+        self.out = Linear(heads * self.head_width, width, bias=False)
 
     def forward(
         self,
@@ -133,11 +134,11 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
         self.attend = attend
-        self.query = nn.Linear(width, heads * self.head_width, bias=False)
-        self.key_value = nn.Linear(width, 2 * kv_heads * self.head_width, bias=False)
+        self.query = Linear(width, heads * self.head_width, bias=False)
+        self.key_value = Linear(width, 2 * kv_heads * self.head_width, bias=False)
         self.query_norm = RMSNorm(self.head_width) if qk_norm else None
         self.key_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.out = nn.Linear(heads * self.head_width, width, bias=False)
+        self.out = Linear(heads * self.head_width, width, bias=False)
 
     def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, L, E] of memory [B, L, D]."""
@@ -161,8 +162,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = Linear(width, 2 * hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(gated(self.gate_up(x)))
@@ -173,8 +174,8 @@ class GELU(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.up = Linear(width, hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x)))
