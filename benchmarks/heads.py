@@ -36,8 +36,9 @@ from tessera.lm.conditions import ConditionBatch
 from tessera.lm.depth import DepthHeadConfig
 from tessera.lm.flat import FlatHeadConfig
 from tessera.lm.inputs import CodesInputConfig
-from tessera.lm.model import LMConfig, TokenLM, parameter_shapes
+from tessera.lm.model import LMConfig, TokenLM
 from tessera.lm.parallel import ParallelHeadConfig
+from tessera.lm.parameter_shapes import parameter_shapes
 
 SPEECH = Path(__file__).parent.parent / "samples" / "speech"
 FRAMES = 100

@@ -26,7 +26,8 @@ from .arrange import SpecialsConfig
 from .conditions import EmbeddingConditionConfig
 from .defaults import GenerationDefaults
 from .layouts import DelayConfig
-from .model import LMConfig, TokenLM, parameter_shapes
+from .model import LMConfig, TokenLM
+from .parameter_shapes import parameter_shapes
 from .pieces import Plan, check_layout, equal, find_weights, read_lm, their_tensors
 from .rope import SinusoidalConfig
 from .weights import DTYPES, StorageName, header_shapes

@@ -30,7 +30,8 @@ from ..tokenize.spec import PictureGeometry, TokenSpec
 from .arrange import SpecialsConfig
 from .conditions import LabelConfig
 from .defaults import GenerationDefaults
-from .model import LMConfig, TokenLM, parameter_shapes
+from .model import LMConfig, TokenLM
+from .parameter_shapes import parameter_shapes
 from .pieces import Piece, Plan, check_layout, equal, find_weights, read_lm, their_tensors
 from .rope import GridRopeConfig
 from .weights import DTYPES, StorageName, WeightsError, header_shapes

@@ -145,8 +145,8 @@ class MaskedLM(TokenLM):
                 ones = torch.ones(codes.shape[0], 1, dtype=torch.bool, device=codes.device)
                 prefix = ones.expand(-1, P) if joined.prefix_mask is None else joined.prefix_mask
                 seen = torch.cat([prefix, ones.expand(-1, len(steps)) if inside is None else inside], dim=1)
-        x = self._with_places(x, steps, P, joined.prefix_mask)
-        table = self._table(steps, None, P, joined.prefix_mask)
+        x = self.positions.add(x, steps, P, joined.prefix_mask)
+        table = self.positions.table(steps, None, P, joined.prefix_mask)
         memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
         attended = None if seen is None else seen[:, None, None, :]
         hidden = self.transformer(self.dropout(x), table, mask=attended, memory=memory)

@@ -14,9 +14,7 @@ same blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +27,7 @@ from .attention import TAKE_COUNTS, choose_backend
 from .buckets import padded
 from .cache import Cache, CacheShape
 from .caches import CacheChoice, make_cache
-from .conditions import ConditionBatch, Conditions, Joined, count_back
+from .conditions import ConditionBatch, Conditions, Joined
 from .generation_state import State
 from .heads import HEADS
 from .host import Host
@@ -38,16 +36,8 @@ from .loss import LossParts, LossReport, report_loss
 from .masks import causal_mask
 from .model_config import LMConfig
 from .patches import Patches
+from .positions import Positions
 from .presets import PresetConfig
-from .rope import (
-    GridRopeConfig,
-    SinusoidalConfig,
-    grid_columns,
-    grid_coordinates,
-    places_of_scales,
-    rotary_table,
-    sinusoidal_places,
-)
 from .transformer import Memory, Transformer, initialise_
 
 
@@ -86,9 +76,6 @@ class TokenLM(nn.Module):
             used.
     """
 
-    places: Tensor | None
-    """[T, 2] where the cells of scales stand; None: there are no scales."""
-
     def __init__(self, config: LMConfig, spec: TokenSpec, code_vectors: Tensor | None = None):
         super().__init__()
         config = config.explicit(spec.num_codebooks)
@@ -97,8 +84,8 @@ class TokenLM(nn.Module):
         self.spec = spec
         assert not isinstance(config.arrangement, PresetConfig)
         self.arrangement = Arrangement(config.arrangement, spec.cardinalities, config.variable_length, config.specials)
-        self.columns = grid_columns(config.rope, spec.geometry) if isinstance(config.rope, GridRopeConfig) else None
-        self.register_buffer("places", places_of_scales(spec.geometry), persistent=False)
+        first = 0 if config.start == "token" else -1
+        self.positions = Positions(config.rope, self.arrangement, spec.geometry, config.width, config.head_width, first)
         self.input = INPUTS[config.input.kind](config.input, self.arrangement, config.width, code_vectors)
         host = Host(config.width, config.heads, config.rope.base, spec.cardinalities, self.input, code_vectors)
         self.conditions = Conditions(config.conditions, host)
@@ -281,8 +268,8 @@ class TokenLM(nn.Module):
         )
         if joined.prefix is not None:
             none = torch.arange(0, device=self.device)
-            x = self._with_places(joined.prefix, none, P, joined.prefix_mask)
-            table = self._table(none, num_frames, P, joined.prefix_mask)
+            x = self.positions.add(joined.prefix, none, P, joined.prefix_mask)
+            table = self.positions.table(none, num_frames, P, joined.prefix_mask)
             self.transformer(x, table, memory=memory, cache=state.cache)
         return state
 
@@ -311,14 +298,14 @@ class TokenLM(nn.Module):
                 f"step {state.step + n} is beyond the capacity of {state.capacity} steps; start with a larger capacity"
             )
         steps = torch.arange(state.step, state.step + n, device=read.device)
-        x = self._with_places(
+        x = self.positions.add(
             self._joined(self.input(read), state.summed, None if state.step else state.first), steps, 0, None
         )
         if state.cache.turned:
-            table = self._table(steps, state.num_frames, 0, None)
+            table = self.positions.table(steps, state.num_frames, 0, None)
         else:
             steps = torch.arange(state.step + n, device=read.device)
-            table = self._table(steps, state.num_frames, state.prefix_length, state.prefix_mask)
+            table = self.positions.table(steps, state.num_frames, state.prefix_length, state.prefix_mask)
         hidden = self.transformer(x, table, memory=state.memory, cache=state.cache)
         state.step += n
         return hidden if several else hidden[:, 0]
@@ -336,12 +323,12 @@ class TokenLM(nn.Module):
             hidden [B, D].
         """
         steps = step.reshape(1)
-        x = self._with_places(self._joined(self.input(ids.unsqueeze(-1)), state.summed, None), steps, 0, None)
+        x = self.positions.add(self._joined(self.input(ids.unsqueeze(-1)), state.summed, None), steps, 0, None)
         if state.cache.turned:
-            table = self._table(steps, state.num_frames, 0, None)
+            table = self.positions.table(steps, state.num_frames, 0, None)
         else:
             steps = torch.cat([torch.arange(state.capacity, device=ids.device), steps])
-            table = self._table(steps, state.num_frames, state.prefix_length, state.prefix_mask)
+            table = self.positions.table(steps, state.num_frames, state.prefix_length, state.prefix_mask)
         return self.transformer(x, table, memory=state.memory, cache=state.cache)[:, 0]
 
     def rewind(self, state: State, step: int) -> None:
@@ -400,8 +387,8 @@ class TokenLM(nn.Module):
         if joined.prefix is not None:
             P = joined.prefix.shape[1]
             x = torch.cat([joined.prefix.to(x.dtype), x], dim=1)
-        x = self._with_places(x, steps, P, joined.prefix_mask)
-        table = self._table(steps, num_frames, P, joined.prefix_mask, side)
+        x = self.positions.add(x, steps, P, joined.prefix_mask)
+        table = self.positions.table(steps, num_frames, P, joined.prefix_mask, side)
         memory = self._remember(joined)
         mask = self._mask(P, len(steps), joined.prefix_mask, x.device)
         return self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)[:, P:]
@@ -430,31 +417,6 @@ class TokenLM(nn.Module):
         finally:
             self.conditions.train()
 
-    def _table(
-        self, steps: Tensor, num_frames: int | Tensor | None, P: int, prefix_mask: Tensor | None, side: int = 1
-    ) -> Tensor | None:
-        """Rotary table for P prefix tokens and then the steps [S], which are squares of frames where side > 1; None
-        where nothing is rotated."""
-        if isinstance(self.config.rope, SinusoidalConfig):
-            return None
-        positions = self._positions(steps, P, prefix_mask)
-        if self.columns is None:
-            coordinates = positions.unsqueeze(-1)
-        else:
-            frames = self.arrangement.current_frames(positions.clamp(min=0), num_frames)
-            coordinates = grid_coordinates(positions, frames, self.columns // side, self.places)
-        table = rotary_table(coordinates, self.config.head_width, self.config.rope.base)
-        if isinstance(self.config.rope, GridRopeConfig) and self.config.rope.before == "zero":
-            table = table * (positions >= 0)[..., None, None]
-        return table
-
-    def _with_places(self, x: Tensor, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
-        """x [B, P + S, D] with sinusoids of its positions added, where the model has such."""
-        if not isinstance(self.config.rope, SinusoidalConfig):
-            return x
-        positions = self._positions(steps, P, prefix_mask)
-        return x + sinusoidal_places(positions, self.config.width, self.config.rope.base).to(x.dtype)
-
     def _remember(self, joined: Joined) -> Memory | None:
         """What cross-attention reads, in the type of the model: the places of a text are float32."""
         if joined.memory is None:
@@ -470,11 +432,6 @@ class TokenLM(nn.Module):
         positions = torch.arange(P + S, device=device)
         return causal_mask(positions, positions, P, prefix_mask, window)
 
-    def _positions(self, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
-        """[B or 1, P + S] long: where P prefix tokens and then the steps [S] stand."""
-        positions = positions_of(steps, P, prefix_mask)
-        return positions if self.config.start == "token" else positions - 1
-
     def _make_cache(self, choice: CacheChoice | None, shape: CacheShape) -> Cache:
         return make_cache(choice, shape)
 
@@ -487,40 +444,9 @@ class TokenLM(nn.Module):
         return f"{self.num_parameters / 1e6:.2f} M parameters, tokenizer '{self.spec.name}'"
 
 
-def positions_of(steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
-    """[B or 1, P + S] long: P prefix tokens counted back from 0, then the steps [S]."""
-    if not P:
-        return steps.unsqueeze(0)
-    if prefix_mask is None:
-        back = torch.arange(-P, 0, device=steps.device).unsqueeze(0)
-    else:
-        back = count_back(prefix_mask)
-    return torch.cat([back, steps.expand(back.shape[0], -1)], dim=1)
-
-
 def _check_weights(weights: tuple[float, ...] | None, K: int) -> Tensor | None:
     if weights is None:
         return None
     if len(weights) != K:
         raise ConfigError(f"lm.loss_weights has {len(weights)} entries, but there are {K} codebooks; give {K}")
     return torch.tensor(weights, device="cpu")
-
-
-def parameter_shapes(
-    config: LMConfig, spec: TokenSpec, code_width: int | None = None, make: Callable[..., TokenLM] = TokenLM
-) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors a model of this config holds, found without allocating them.
-
-    Args:
-        make: called as TokenLM.
-    """
-    vectors: Any = None
-    if config.needs_code_vectors:
-        if code_width is None:
-            raise ConfigError("lm.input or lm.head 'codes' needs the width of the tokenizer's code vectors")
-        vectors = torch.zeros(1, 1, code_width, device="cpu").expand(
-            spec.num_codebooks, max(spec.cardinalities), code_width
-        )
-    with torch.device("meta"):
-        model = make(config, spec, vectors)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -36,7 +36,7 @@ from .inputs import EmbeddingInputConfig
 from .linear import Linear
 from .loss import LossParts, LossReport
 from .masks import block_mask
-from .model import LMConfig, State, TokenLM, positions_of
+from .model import LMConfig, State, TokenLM
 from .rope import GridRopeConfig, RopeConfig
 from .transformer import Table, initialise_
 
@@ -101,6 +101,7 @@ class NextScaleLM(TokenLM):
                 "lm kind 'next_scale' needs the tokenizer's quantizer; pass quantizer=tokenizer.quantizer"
             )
         super().__init__(config, spec)
+        self.positions.first = 0  # a cell stands where it is predicted, whatever starts the picture
         self.input = ScaleInput(quantizer, config.width, has_start=config.start == "token")
         initialise_(self.input, config.width, config.layers)
         self.counts = self.input.sums.counts
@@ -152,8 +153,8 @@ class NextScaleLM(TokenLM):
         first = sum(self.counts[:number])
         cells = torch.arange(first, first + self.counts[number], device=self.device)
         x = self.input.first(steps.first, state.total) if not number else self.input.at(state.total, number)
-        x = self._with_places(self._joined(x, steps.summed, None), cells, 0, None)
-        table = self._table(cells, steps.num_frames, 0, None)
+        x = self.positions.add(self._joined(x, steps.summed, None), cells, 0, None)
+        table = self.positions.table(cells, steps.num_frames, 0, None)
         hidden = self.transformer(x, table, memory=steps.memory, cache=steps.cache)
         steps.step += len(cells)
         state.scale += 1
@@ -184,9 +185,6 @@ class NextScaleLM(TokenLM):
 
     def _mask(self, P: int, S: int, prefix_mask: Tensor | None, device: torch.device) -> Tensor:
         return block_mask((1,) * P + self.counts, prefix_mask).to(device)
-
-    def _positions(self, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
-        return positions_of(steps, P, prefix_mask)  # a cell stands where it is predicted, whatever starts the picture
 
     def _make_cache(self, choice: CacheChoice | None, shape: CacheShape) -> Cache:
         kind = read_cache(choice).kind

@@ -67,10 +67,10 @@ def packed_loss(
 
     # Positions and turns are those of the padded batch, which cost little; of them the ones that are present.
     if isinstance(lm.config.rope, SinusoidalConfig):
-        positions = lm._positions(places, P, joined.prefix_mask).expand(B, -1)[present].unsqueeze(0)
+        positions = lm.positions.of(places, P, joined.prefix_mask).expand(B, -1)[present].unsqueeze(0)
         x = x + sinusoidal_places(positions, lm.config.width, lm.config.rope.base).to(x.dtype)
     total_frames = codes.shape[2] if lengths is None else lengths[:, None]
-    table = lm._table(places, total_frames, P, joined.prefix_mask)
+    table = lm.positions.table(places, total_frames, P, joined.prefix_mask)
     if table is not None:
         table = table.expand(B, -1, -1, -1)[present].unsqueeze(0)
     rows = Rows(lengths_of_rows, codes.device, prefixes=prefixes, window=lm.config.window)

@@ -17,7 +17,8 @@ from torch import Tensor
 from ..tokenize.files import read_json
 from ..tokenize.spec import TokenSpec
 from .layouts import DelayConfig
-from .model import LMConfig, TokenLM, parameter_shapes
+from .model import LMConfig, TokenLM
+from .parameter_shapes import parameter_shapes
 from .weights import StorageName, check_tensors, header_shapes, lm_of_tensors
 
 

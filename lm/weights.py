@@ -39,7 +39,8 @@ from .conditions import LabelConfig, TextConditionConfig
 from .defaults import GenerationDefaults
 from .kinds import AnyLM, ModelConfig, make_lm
 from .masked import MaskedLM
-from .model import LMConfig, TokenLM, parameter_shapes
+from .model import LMConfig, TokenLM
+from .parameter_shapes import parameter_shapes
 from .quantise import WeightsName, check_weights, pack_
 from .stages import CoarseToFine
 

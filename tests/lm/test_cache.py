@@ -123,7 +123,7 @@ def test_sinks_are_kept_in_a_model_without_a_window(window, sinks):
         mask = slow_mask(
             P + sinks, S - sinks, torch.nn.functional.pad(joined.prefix_mask, (0, sinks), value=True), window
         )
-        table = lm._table(torch.arange(S), None, P, joined.prefix_mask)
+        table = lm.positions.table(torch.arange(S), None, P, joined.prefix_mask)
         x = torch.cat([joined.prefix, lm.input(ids)], dim=1)
         hidden = lm.transformer(x, table, mask=mask[:, None])[:, P:]
         expected = lm.head(hidden).transpose(1, 2)

@@ -170,7 +170,7 @@ def test_a_cache_that_rotates_by_itself_and_gives_other_numbers():
     read = torch.cat([lm.start_ids(3)[..., None], lm.arrangement.arrange(codes).ids], dim=2)
     for s in range(5):
         x = lm.input(read[:, :, s : s + 1])
-        table = lm._table(torch.arange(s + 1), None, 0, None)
+        table = lm.positions.table(torch.arange(s + 1), None, 0, None)
         with torch.no_grad():
             hidden = lm.transformer(x, table, memory=state.memory, cache=cache)
         torch.testing.assert_close(hidden[:, 0], wanted[:, s], rtol=2e-5, atol=2e-5)

@@ -13,9 +13,10 @@ from tessera.lm.depth import DepthHeadConfig
 from tessera.lm.inputs import CodesInputConfig
 from tessera.lm.kinds import make_lm
 from tessera.lm.masks import block_mask
-from tessera.lm.model import LMConfig, parameter_shapes
+from tessera.lm.model import LMConfig
 from tessera.lm.next_scale import NextScaleConfig, NextScaleLM
 from tessera.lm.parallel import ParallelHeadConfig
+from tessera.lm.parameter_shapes import parameter_shapes
 from tessera.lm.rope import GridRopeConfig, SinusoidalConfig, TimeRopeConfig, places_of_scales
 from tessera.lm.weights import load_lm, load_model, save_model
 from tessera.tokenize.config import ConfigError

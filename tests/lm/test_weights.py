@@ -11,7 +11,8 @@ import torch
 from tessera.lm.conditions import LabelConfig, TextConditionConfig
 from tessera.lm.defaults import GenerationDefaults
 from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig
-from tessera.lm.model import TokenLM, parameter_shapes
+from tessera.lm.model import TokenLM
+from tessera.lm.parameter_shapes import parameter_shapes
 from tessera.lm.weights import WeightsError, load_model, read_model_config, save_model
 from tessera.tokenize.config import ConfigError
 from tessera.tokenize.files import read_safetensors, write_safetensors

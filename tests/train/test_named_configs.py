@@ -15,7 +15,8 @@ import torch
 
 from tessera.cli.app import run
 from tessera.lm.kinds import make_lm
-from tessera.lm.model import TokenLM, parameter_shapes
+from tessera.lm.model import TokenLM
+from tessera.lm.parameter_shapes import parameter_shapes
 from tessera.tokenize.config import read_config
 from tessera.tokenize.quantizer import ScalesConfig, VQConfig, make_quantizer
 from tessera.tokenize.shards import Shards
