@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from . import skinny
 from .attention import sdpa
 from .fused import fuse, fuse_all
-from .linear import Linear, linear
+from .linear import linear
 from .parallel import ParallelHead
 from .sight import Sight
 from .skinny import skinny_linear
@@ -238,7 +238,7 @@ def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
     for part in (lm.transformer, lm.head):
         for module in list(part.modules()):
             for name, child in list(module.named_children()):
-                if type(child) in (nn.Linear, Linear):
+                if isinstance(child, nn.Linear):
                     setattr(module, name, PackedLinear(child.weight, child.bias, weights))
     for module in lm.transformer.modules():
         if isinstance(module, SelfAttention | CrossAttention) and module.attend is sdpa:
@@ -274,7 +274,7 @@ def step_bytes(lm: TokenLM) -> int:
         for module in part.modules():
             if isinstance(module, PackedLinear) and id(module) not in once:
                 total += module.num_bytes
-            elif type(module) in (nn.Linear, Linear) and id(module) not in once:
+            elif isinstance(module, nn.Linear) and id(module) not in once:
                 total += module.weight.nbytes
     if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
         total += lm.head.weight.nbytes
