@@ -94,7 +94,7 @@ class Quantizer(nn.Module):
                 flat = torch.where(valid[..., None], flat, 0.0)
             parts = self.quantize(flat, valid)
             return Quantized(
-                values=self.estimate(flat, parts.vectors).reshape(*shape, self.dim),
+                values=self.estimate(flat, parts).reshape(*shape, self.dim),
                 codes=parts.codes.reshape(*shape, len(self.cardinalities)),
                 losses={name: loss.reshape(shape) for name, loss in parts.losses.items()},
                 stats=usage_stats(parts.codes.flatten(0, -2), self.cardinalities),
@@ -151,10 +151,10 @@ class Quantizer(nn.Module):
         lengths = [math.log2(size) for size in self.cardinalities]
         return there.sum(dim=-1), (there * there.new_tensor(lengths)).sum(dim=-1)
 
-    def estimate(self, x: Tensor, vectors: Tensor) -> Tensor:
-        """The values, which equal `vectors` [B, M, D] and lead a gradient to x [B, M, D]; asked of the root only."""
+    def estimate(self, x: Tensor, parts: Parts) -> Tensor:
+        """The values, which equal parts.vectors and lead a gradient to x [B, M, D]; asked of the root only."""
         # q + (x - x.detach()), not x + (q - x).detach(): the value is then q to the last bit, in every dtype.
-        return vectors + (x - x.detach()) if x.requires_grad else vectors
+        return parts.vectors + (x - x.detach()) if x.requires_grad else parts.vectors
 
     def vectors(self) -> Tensor:
         """Code vectors [Q, V, D] float32 (V: the largest cardinality, zeros beyond a smaller one).

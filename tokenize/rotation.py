@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .config import Config, ConfigError
-from .quantized import make_part
+from .quantized import Parts, make_part
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ class RotationQuantizer(Wrapper):
         super().__init__(make_part(config.quantizer, dim, depth, f"{where}.quantizer"))
         self.config = config
 
-    def estimate(self, x: Tensor, vectors: Tensor) -> Tensor:
+    def estimate(self, x: Tensor, parts: Parts) -> Tensor:
         """The vectors, to the last bit, with the gradient of the rotation; 0 where x or the vector is 0."""
+        vectors = parts.vectors
         if not x.requires_grad:
             return vectors
         with torch.no_grad():
