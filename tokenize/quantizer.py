@@ -17,6 +17,7 @@ from .chain import ChainConfig, ChainQuantizer
 from .fsq import FiniteScalarQuantizer, FSQConfig
 from .gaussian import GaussianConfig, GaussianQuantizer
 from .group import GroupConfig, GroupQuantizer
+from .halting import HaltingConfig, HaltingQuantizer
 from .identity import IdentityConfig, IdentityQuantizer
 from .kmeans_leaf import KMeansConfig, KMeansQuantizer
 from .lattice import LatticeConfig, LatticeQuantizer
@@ -49,7 +50,16 @@ LeafConfig = (
     | IdentityConfig
 )
 CombinatorConfig = ResidualConfig | ChainConfig | GroupConfig | BranchesConfig | ScalesConfig
-WrapperConfig = ProjectConfig | StrideConfig | RegionsConfig | RotationConfig | SkipConfig | TailConfig | GaussianConfig
+WrapperConfig = (
+    ProjectConfig
+    | StrideConfig
+    | RegionsConfig
+    | RotationConfig
+    | SkipConfig
+    | TailConfig
+    | GaussianConfig
+    | HaltingConfig
+)
 QuantizerConfig = Annotated[LeafConfig | CombinatorConfig | WrapperConfig, Field(discriminator="kind")]
 
 QUANTIZERS = {
@@ -76,12 +86,13 @@ QUANTIZERS = {
     "skip": SkippingQuantizer,
     "tail": TailQuantizer,
     "gaussian": GaussianQuantizer,
+    "halting": HaltingQuantizer,
 }
 
 # Their parts may be any of the union, which did not exist when they were defined.
 _tree = (ResidualConfig, ChainConfig, GroupConfig, BranchConfig, BranchesConfig, ScalesConfig)
 _around = (ProjectConfig, StrideConfig, RegionsConfig, RotationConfig, SkipConfig, TailConfig, GaussianConfig)
-for _part in (*_tree, *_around):
+for _part in (*_tree, *_around, HaltingConfig):
     _part.model_rebuild(_types_namespace={"QuantizerConfig": QuantizerConfig})
 
 
@@ -105,6 +116,7 @@ __all__ = [
     "FSQConfig",
     "GaussianConfig",
     "GroupConfig",
+    "HaltingConfig",
     "IdentityConfig",
     "KMeansConfig",
     "LFQConfig",

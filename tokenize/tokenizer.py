@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .audio_net import AudioNet, AudioTokenizerConfig
 from .config import Config, ConfigError, check_config
 from .files import read_json, read_safetensors, write_json, write_safetensors
+from .halting import HaltingQuantizer
 from .padded_conv import fold_norms
 from .picture_net import PictureNet, PictureTokenizerConfig
 from .quantizer import Quantizer
@@ -114,7 +115,8 @@ class Tokenizer:
     def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """What codes [B, K, T] take when one that places share is written once: how many, and bits, [B] each, float64.
 
-        Fewer than there are where a part of the quantizer, such as `stride` or `regions`, repeats codes.
+        Fewer than there are where a part of the quantizer, such as `stride` or `regions`, repeats codes, or `halting`
+        needs no more of them.
         """
         self.check_codes(codes)
         frames = codes.transpose(1, 2)
@@ -410,7 +412,7 @@ def code_geometry(config: AudioTokenizerConfig | PictureTokenizerConfig, quantiz
             )
         return geometry
     assert isinstance(geometry, PictureGeometry)
-    if span:
+    if span or isinstance(quantizer, HaltingQuantizer):
         return geometry
     if not isinstance(quantizer, ScalesQuantizer):
         raise ConfigError("quantizer: scales inside another quantizer make no frames; make scales the outermost one")

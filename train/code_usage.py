@@ -63,9 +63,10 @@ class Bits:
     codes_per: float
     """Codes of all codebooks."""
     written_codes_per: float
-    """The same where one that places share counts once: fewer for a quantizer with `stride` or `regions`."""
+    """The same where one that places share counts once, and one that is not needed not at all: fewer for a quantizer
+    with `stride`, `regions` or `halting`."""
     written_per: float
-    """Nominal bits of those, with what says which places share one."""
+    """Nominal bits of those, with what says which places share or need one."""
 
 
 def codebook_use(codes: Tensor, size: int, window: int = WINDOW, conditional: float | None = None) -> CodebookUse:

@@ -193,7 +193,7 @@ def report_table(report: TokenizerReport) -> str:
     if bits.written_codes_per < bits.codes_per:
         lines.append(
             f"  per {bits.per} {bits.written_codes_per:.1f} of {bits.codes_per:g} codes to write, "
-            f"{bits.written_per:.0f} bits nominal: places share the rest"
+            f"{bits.written_per:.0f} bits nominal: places share the rest, or need none"
         )
     stability = report.stability
     lines += ["", f"codes that change ({stability.items} items, {stability.codes} codes)"]

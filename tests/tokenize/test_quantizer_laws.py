@@ -18,6 +18,7 @@ from torch import distributed as dist
 
 from tessera.tokenize.codebook import REVIVE_EVERY
 from tessera.tokenize.config import Config, check_config
+from tessera.tokenize.halting import HaltingQuantizer
 from tessera.tokenize.quantizer import (
     FSQConfig,
     QuantizerConfig,
@@ -173,8 +174,14 @@ CONFIGS = {
         kind="gaussian", quantizer={"kind": "residual", "levels": 3, "quantizer": GRADIENT, "level_dropout": 0.5}
     ),
     "tail-lengths-dropout": tree(kind="tail", lengths=[1, 4], share=0.6, quantizer={"kind": "bsq", "bits": 4}),
+    "halting-dropout": tree(kind="halting", wanted_error=0.1, shortest=2, quantizer=V16),
+    "halting-residual-dropout": tree(
+        kind="halting", wanted_error=0.1, quantizer={"kind": "residual", "levels": 3, "quantizer": GRADIENT}
+    ),
 }
-PER_PLACE = [name for name in CONFIGS if "strided" not in name and "regions" not in name]
+HANGING = ("strided", "regions", "halting")
+"""Where codes of places hang together."""
+PER_PLACE = [name for name in CONFIGS if not any(word in name for word in HANGING)]
 STRAIGHT = [name for name in CONFIGS if "rotation" not in name]
 NOT_RANDOM = [
     name for name in CONFIGS if not any(word in name for word in ("dropout", "bernoulli", "noise", "chain-group"))
@@ -272,9 +279,16 @@ def test_straight_through_gradient_is_exactly_one(name, half):
     x = torch.randn(4, 9, DIM, requires_grad=True)
     weight = torch.randn(4, 9, DIM)
     with autocast(half):
-        values = quantizer(x).values
-    (values * weight).sum().backward()
-    assert torch.equal(x.grad, weight)
+        result = quantizer(x)
+    (result.values * weight).sum().backward()
+    assert torch.equal(x.grad, torch.where(follows(quantizer, result.codes), weight, 0.0))
+
+
+def follows(quantizer, codes):
+    """Where values follow the latents: everywhere, but for tokens after a halt; [*, 1]."""
+    if not isinstance(quantizer, HaltingQuantizer):
+        return torch.ones_like(codes[..., :1], dtype=torch.bool)
+    return (codes != torch.tensor([size - 1 for size in quantizer.cardinalities])).all(dim=-1, keepdim=True)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4])
@@ -306,8 +320,12 @@ def test_every_parameter_learns(name):
     if not list(quantizer.parameters()):
         assert "projected" not in name and "gradient" not in name
         return
-    result = quantizer(torch.randn(8, 50, DIM))
-    (result.values.square().sum() + sum(loss.sum() for loss in result.losses.values())).backward()
+    x = torch.randn(8, 50, DIM)
+    result = quantizer(x)
+    total = result.values.square().sum() + sum(loss.sum() for loss in result.losses.values())
+    if isinstance(quantizer, HaltingQuantizer):  # its head learns from a term outside
+        total = total + quantizer.halting(x, torch.rand(8)).square().sum()
+    total.backward()
     for parameter_name, parameter in quantizer.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
 

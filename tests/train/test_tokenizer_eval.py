@@ -326,7 +326,7 @@ def test_codes_that_places_share_are_counted_once(picture_tokenizer, digits):
     bits = evaluation.report.bits
     assert (bits.codes_per, bits.nominal_per) == (48, 192)
     assert (bits.written_codes_per, bits.written_per) == (4 + 32, 16 + 128)
-    words = "per picture 36.0 of 48 codes to write, 144 bits nominal: places share the rest"
+    words = "per picture 36.0 of 48 codes to write, 144 bits nominal: places share the rest, or need none"
     assert words in report_table(evaluation.report)
     assert "nominal, 36.0 of 48 codes" in render(evaluation, slow.spec, "x")
 
