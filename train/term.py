@@ -91,6 +91,8 @@ class InnerView:
     """None in a stage whose latents go on as they are."""
     quantizer: Quantizer
     geometry: AudioGeometry | PictureGeometry
+    found: Tensor | None = None
+    """The reconstruction, as batch.media and without gradients; there where a term that is on needs it."""
 
     @property
     def mask(self) -> Tensor:
@@ -165,6 +167,8 @@ class InnerTerm(nn.Module):
 
     needs_codes = False
     """Whether it has no meaning where latents are not quantized."""
+    needs_found = False
+    """Whether it looks at the reconstruction."""
 
     def forward(self, view: InnerView) -> Tensor:
         """The loss of each item, [B] float32."""

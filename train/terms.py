@@ -16,6 +16,7 @@ from torch import Tensor
 from ..tokenize.config import ConfigError
 from .contrast import ContrastConfig, ContrastTerm
 from .distil import DistilConfig, DistilTerm
+from .halting import HaltingTerm, HaltingTermConfig
 from .perceptual import PerceptualConfig, PerceptualTerm
 from .proxy_codes import ProxyCodesConfig, ProxyCodesTerm
 from .supervise import CaptionConfig, CaptionTerm, CTCConfig, CTCTerm, LabelHeadConfig, LabelTerm
@@ -112,7 +113,8 @@ LossConfig = Annotated[
     | CaptionConfig
     | LabelHeadConfig
     | ContrastConfig
-    | ProxyCodesConfig,
+    | ProxyCodesConfig
+    | HaltingTermConfig,
     Field(discriminator="kind"),
 ]
 
@@ -134,6 +136,7 @@ TERMS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "label": (LabelTerm, BOTH),
     "contrast": (ContrastTerm, BOTH),
     "codes": (ProxyCodesTerm, PICTURES),
+    "halting": (HaltingTerm, PICTURES),
 }
 """Kind -> the term, and the media it is for."""
 

@@ -172,6 +172,7 @@ class TokenizerTrainConfig(Config):
                 raise ValueError(f"terms.{number}: '{term.kind}' is for {TERMS[term.kind][1][0]}, not for {kind}")
             if term.kind in ("adversarial", "features") and self.judges is None:
                 raise ValueError(f"terms.{number}: '{term.kind}' needs discriminators; add judges")
+        self._check_halting()
         for number, net in enumerate(self.judges.nets if self.judges else ()):
             if JUDGES[net.kind][1] != kind:
                 raise ValueError(f"judges.nets.{number}: '{net.kind}' judges {JUDGES[net.kind][1]}, not {kind}")
@@ -185,6 +186,20 @@ class TokenizerTrainConfig(Config):
                 if name not in known:
                     raise ValueError(f"balance.terms: there is no term '{name}', but: {', '.join(known)}")
         return self
+
+    def _check_halting(self) -> None:
+        """A halt and what teaches it come together."""
+        halts = self.tokenizer.quantizer.kind == "halting"
+        taught = [number for number, term in enumerate(self.terms) if term.kind == "halting"]
+        if taught and not halts:
+            raise ValueError(
+                f"terms.{taught[0]}: 'halting' is for a halting quantizer, tokenizer.quantizer is "
+                f"'{self.tokenizer.quantizer.kind}'"
+            )
+        if halts and not taught:
+            raise ValueError(
+                "tokenizer.quantizer: nothing teaches its halt; write the terms out, with {kind: halting} among them"
+            )
 
 
 def _check_unique(field: str, names: list[str]) -> None:

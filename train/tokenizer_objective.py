@@ -71,11 +71,13 @@ class TokenizerObjective(Trainable):
         with self.precision(batch.media.device):
             latents = encode_latents(net, batch.media, mask)
             quantized = net.quantizer(latents, mask) if self.quantize else None
-            view = InnerView(batch, latents, quantized, net.quantizer, self.geometry)
-            inner = {name: term(view) for name, term in self.inner_on.items()}
             values = latents if quantized is None else quantized.values
-            found = decode_latents(net, values, mask) if self.output_on else None
-        return Passed(found, inner, quantized)
+            wanted = any(term.needs_found for term in self.inner_on.values())
+            found = decode_latents(net, values, mask) if self.output_on or wanted else None
+            seen = None if found is None else found.detach()
+            view = InnerView(batch, latents, quantized, net.quantizer, self.geometry, seen)
+            inner = {name: term(view) for name, term in self.inner_on.items()}
+        return Passed(found if self.output_on else None, inner, quantized)
 
     def view(self, batch: MediaBatch, found: Tensor, **judging) -> OutputView:
         """What output terms look at; padding is silent on both sides."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from tessera.tokenize.config import Config, ConfigError, check_config, read_config
 from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ResidualConfig, VQConfig, make_quantizer
+from tessera.tokenize.quantizer import HaltingConfig, ResidualConfig, VQConfig, make_quantizer
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 from tessera.train.discriminator import Judges, JudgesConfig
@@ -83,12 +83,13 @@ CASES = {
     "ctc": {"kind": "ctc", "width": 16, "blocks": 1},
     "caption": {"kind": "caption", "width": 16, "heads": 2, "blocks": 1},
     "label": {"kind": "label"},
+    "halting": {"kind": "halting"},
     "codes": {"kind": "codes", "tokenizer": "OTHER", "width": 16, "heads": 2, "blocks": 1},
     "contrast-text": {"kind": "contrast", "width": 16, "blocks": 1, "token": "last"},
     "contrast-label": {"kind": "contrast", "width": 16, "caption": "label", "loss": "sigmoid", "levels": [1]},
 }  # fmt: skip
-FOR_PICTURES = {"codes", "pixels-1", "pixels-2", "perceptual-pictures", "distil-pictures"}
-INNER = {"codes", "quantizer", "normal", "ctc", "caption", "label"}
+FOR_PICTURES = {"codes", "halting", "pixels-1", "pixels-2", "perceptual-pictures", "distil-pictures"}
+INNER = {"codes", "halting", "quantizer", "normal", "ctc", "caption", "label"}
 INNER |= {name for name in CASES if name.startswith(("distil", "contrast"))}
 each = pytest.mark.parametrize("name", CASES)
 
@@ -161,12 +162,13 @@ def batch_of(picture, rows=slice(None)):
     )
 
 
-def quantizer_of():
+def quantizer_of(kind):
     torch.manual_seed(0)
-    return make_quantizer(RVQ, DIM).eval()
+    config = HaltingConfig(wanted_error=0.1, quantizer=RVQ) if kind == "halting" else RVQ
+    return make_quantizer(config, DIM).eval()
 
 
-def views(picture, rows=slice(None), noise=0.0):
+def views(picture, rows=slice(None), noise=0.0, kind="residual"):
     """An inner and an output view of the same batch, and what gradients should reach."""
     batch = batch_of(picture, rows)
     count = 12 if picture else FRAMES
@@ -178,8 +180,9 @@ def views(picture, rows=slice(None), noise=0.0):
         latents = torch.where(batch.frame_mask[..., None], latents, noise)
         found = torch.where(batch.sample_mask, found, noise)
     latents.requires_grad_(), found.requires_grad_()
-    quantizer = quantizer_of()
-    inner = InnerView(batch, latents, quantizer(latents, batch.frame_mask), quantizer, PICTURE if picture else SOUND)
+    quantizer = quantizer_of(kind)
+    quantized = quantizer(latents, batch.frame_mask)
+    inner = InnerView(batch, latents, quantized, quantizer, PICTURE if picture else SOUND, found.detach())
     torch.manual_seed(0)
     kind = {"kind": "patch", "channels": 4} if picture else {"kind": "period", "channels": 2, "layers": 1}
     judges = Judges(check_config({"nets": [kind]}, JudgesConfig), 3 if picture else 1)
@@ -190,7 +193,9 @@ def views(picture, rows=slice(None), noise=0.0):
 
 
 def loss_of(name, **how):
-    inner, output, latents, found = views(name in FOR_PICTURES, **how)
+    inner, output, latents, found = views(name in FOR_PICTURES, kind=name, **how)
+    if name == "halting":  # which teaches the tokenizer's head alone
+        latents = inner.quantizer.limit.weight
     term = made(name)
     assert isinstance(term, InnerTerm) == (name in INNER)
     if isinstance(term, InnerTerm):
