@@ -412,7 +412,14 @@ def code_geometry(config: AudioTokenizerConfig | PictureTokenizerConfig, quantiz
             )
         return geometry
     assert isinstance(geometry, PictureGeometry)
-    if span or isinstance(quantizer, HaltingQuantizer):
+    if isinstance(quantizer, HaltingQuantizer):
+        if quantizer.config.shortest >= geometry.num_frames:
+            raise ConfigError(
+                f"quantizer.shortest: {quantizer.config.shortest} tokens never halt, but a picture has "
+                f"{geometry.num_frames}; choose fewer"
+            )
+        return geometry
+    if span:
         return geometry
     if not isinstance(quantizer, ScalesQuantizer):
         raise ConfigError("quantizer: scales inside another quantizer make no frames; make scales the outermost one")

@@ -185,6 +185,8 @@ def test_what_cannot_halt_has_one_clear_error():
             make_quantizer(tree(**{**halting, "quantizer": inner}), DIM)
     with pytest.raises(ConfigError, match="quantizer.halting.wanted_error: Input should be greater than 0"):
         tree(**{**halting, "wanted_error": 0})
+    with pytest.raises(ConfigError, match="quantizer.shortest: 6 tokens never halt, but a picture has 6"):
+        make_tokenizer(picture({**halting, "shortest": 6}))
     sound = {"kind": "audio", "name": "s", "sample_rate": 8000, "hop": 160, "window": 640, "latent_dim": DIM}
     config = check_config({**sound, "quantizer": halting}, AudioTokenizerConfig)
     with pytest.raises(ConfigError, match="quantizer's codes span all frames; quantize frame by frame"):
