@@ -192,6 +192,60 @@ def rises(trained: Trained) -> float:
     return 100 * sum(after > before for before, after in pairwise(errors)) / (frames - 1)
 
 
+def error_halted(trained: Trained) -> float:
+    """The error when pictures halt where their head says, at the wanted error at which they take half of all tokens on
+    average"""
+    trained.tokenizer.quantizer.wanted_error = _error_of_half(trained.tokenizer)  # pyright: ignore[reportAttributeAccessIssue]
+    return error(trained)
+
+
+@torch.no_grad()
+def error_fixed(trained: Trained) -> float:
+    """The error when every picture halts after half of all tokens"""
+    tokenizer, found = trained.tokenizer, []
+    inner = tokenizer.quantizer.inner  # pyright: ignore[reportAttributeAccessIssue]
+    for item in media(tokenizer, "test", 200):
+        codes = inner.encode(tokenizer.net.encode_pictures(item[None]))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        codes[:, codes.shape[1] // 2 :] = torch.tensor(inner.cardinalities)
+        found.append(distance(tokenizer, tokenizer.decode(codes.transpose(1, 2)), item[None]))
+    return statistics.mean(found)
+
+
+@torch.no_grad()
+def tokens_of_plain(trained: Trained) -> float:
+    """Tokens of the quarter of the test pictures with the smallest differences between neighbouring pixels, in per cent
+    of those of the quarter with the largest, when pictures take half of all tokens on average"""
+    tokenizer, pictures = trained.tokenizer, torch.stack(media(trained.tokenizer, "test", 200))
+    counts = _needed(tokenizer, _error_of_half(tokenizer)).double()
+    detail = sum(pictures.diff(dim=axis).abs().flatten(1).mean(1) for axis in (2, 3))
+    ordered, quarter = counts[detail.argsort()], len(counts) // 4
+    return 100 * float(ordered[:quarter].mean() / ordered[-quarter:].mean())
+
+
+def fixed_tokens(trained: Trained) -> float:
+    """A fixed number of tokens, in per cent of itself"""
+    return 100.0
+
+
+def _error_of_half(tokenizer: Tokenizer) -> float:
+    """The smallest wanted error at which the test pictures take at most half of all tokens on average."""
+    low, high = math.log(1e-3), math.log(2.0)
+    half = tokenizer.spec.geometry.num_frames / 2  # pyright: ignore[reportAttributeAccessIssue]
+    for _ in range(30):
+        middle = (low + high) / 2
+        few = float(_needed(tokenizer, math.exp(middle)).double().mean()) <= half
+        low, high = (low, middle) if few else (middle, high)
+    return math.exp(high)
+
+
+@torch.no_grad()
+def _needed(tokenizer: Tokenizer, wanted: float) -> Tensor:
+    """Tokens that the test pictures take at a wanted error, [pictures]."""
+    batches = torch.stack(media(tokenizer, "test", 200)).split(50)
+    latents = [tokenizer.net.encode_pictures(batch) for batch in batches]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    return torch.cat([tokenizer.quantizer.needed(batch, wanted) for batch in latents]).sum(dim=1)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+
+
 @torch.no_grad()
 def error_unquantized(trained: Trained) -> float:
     """The error of pictures whose latents go from the encoder to the decoder as they are"""
@@ -350,6 +404,10 @@ MEASURES: dict[str, Callable[[Trained], float]] = {
     "error of half": error_of_half,
     "error of four": error_of_four,
     "error of a quarter": error_of_quarter,
+    "error halted": error_halted,
+    "error fixed": error_fixed,
+    "tokens of plain pictures": tokens_of_plain,
+    "fixed tokens": fixed_tokens,
     "error unquantized": error_unquantized,
     "rises": rises,
     "first level": first_level,
