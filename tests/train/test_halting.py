@@ -74,10 +74,12 @@ def test_the_halt_learns_how_many_tokens_reach_an_error():
 @pytest.mark.parametrize("shortest", [1, 3])
 def test_the_term_is_the_slow_cross_entropy(shortest):
     quantizer = quantizer_of(shortest)
-    latents, errors = torch.randn(7, TOKENS, DIM), torch.rand(7, TOKENS + 1)
+    latents, errors = torch.randn(7, TOKENS, DIM), 2 * torch.rand(7, TOKENS + 1)
     view, lengths = view_of(quantizer, latents, errors)
     found = term_of()(view).detach()
-    odds = quantizer.halting(latents, errors.gather(1, lengths[:, None])[:, 0]).detach()
+    reached = errors.gather(1, lengths[:, None])[:, 0]
+    assert (reached < 1).any() and (reached > 1).any()
+    odds = quantizer.halting(latents, reached.clamp(max=1)).detach()  # media are 0 here, and what is found is cut to 1
     for sample, length in enumerate(lengths.tolist()):
         total = 0.0
         for place in range(shortest, TOKENS):
@@ -111,7 +113,7 @@ def pictures_of(count, seed):
 
 
 def test_the_error_is_that_of_what_the_frozen_decoder_gives(tmp_path, monkeypatch):
-    """The term looks at the picture with its tokens halted, cut as it will be."""
+    """The term looks at the picture with its tokens halted, and sends it no gradient."""
     write_safetensors(tmp_path / "p.safetensors", {"images": pictures_of(40, 0)}, {})
     world = join_world("cpu")
     try:
