@@ -212,7 +212,7 @@ DEFECTS = [
     Defect(
         8,
         "a training value that is the code but for rounding",
-        written(quantized.Quantizer.estimate, "vectors + (x - x.detach())", "x + (vectors - x).detach()"),
+        written(quantized.Quantizer.estimate, "parts.vectors + (x - x.detach())", "x + (parts.vectors - x).detach()"),
         [law(laws.test_training_value_equals_decode_of_codes, "vq", torch.bfloat16)],
     ),
     Defect(
