@@ -40,12 +40,14 @@ class Place(NamedTuple):
     keys: Tensor
     """[layers, B, G, M, E]."""
     values: Tensor
-    index: int
-    """Of the M places, the position's own."""
+    index: int | Tensor
+    """Of the M places, the position's own; long [1] while `position` counts."""
     num_seen: int
-    """Leading places that its queries see, its own among them."""
+    """Leading places that its queries see, its own among them; M while `position` counts."""
     mask: Tensor | None
     """[B or 1, 1, 1, num_seen] bool; None: all."""
+    length: int | Tensor
+    """Positions before it; no place behind so many more is seen."""
 
 
 class Cache(Protocol):
@@ -206,11 +208,14 @@ class InPlace:
             self.length += num_positions
 
     def place(self) -> Place | None:
-        """The place of the one position that has begun; None while `position` counts, or for a mask that is none."""
-        index, num_seen = self._slot()
-        if self._position is not None or isinstance(self._mask, Counted):
+        """The place of the one position that has begun; None for a mask that is none."""
+        if isinstance(self._mask, Counted):
             return None
-        return Place(self.keys, self.values, index, num_seen, self._mask)
+        if self._position is not None:
+            assert self._places is not None
+            return Place(self.keys, self.values, self._places, self.capacity, self._mask, self._position)
+        index, num_seen = self._slot()
+        return Place(self.keys, self.values, index, num_seen, self._mask, self.length)
 
     def _slot(self) -> tuple[int, int]:
         """`index` and `num_seen` of a `Place`."""

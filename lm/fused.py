@@ -22,6 +22,7 @@ from .cache import Cache
 from .sight import Sight
 from .skinny import NORMS, Layer, Matrix, Norm, Past
 from .transformer import GELU, Block, Memory, RMSNorm, SwiGLU, Transformer
+from .triton_steps import TritonStack, takes_device
 
 NUMBERS = (torch.float32, torch.bfloat16)
 
@@ -144,7 +145,7 @@ class FusedStack:
         position and is to be advanced; None where this step has to go block by block."""
         first = self.blocks[0]
         place = cache.place() if cache.turned and first.takes(x, table, memory) else None
-        if place is None or place.keys.dtype != x.dtype:
+        if place is None or isinstance(place.index, Tensor) or place.keys.dtype != x.dtype:
             return None
         keys, values = place.keys[0, :, :, : place.num_seen], place.values[0, :, :, : place.num_seen]
         if not skinny.can_attend(keys[:, :, :1], keys, values, place.mask):
@@ -173,8 +174,11 @@ class FusedStack:
         return self._memory[1]
 
 
-def fuse_all(transformer: Transformer) -> FusedStack | None:
-    """The fused steps of a transformer whose blocks are all fused; None where one is not."""
+def fuse_all(transformer: Transformer) -> FusedStack | TritonStack | None:
+    """A transformer's fused steps: on CUDA by Triton, on the CPU where all blocks are fused; None: there are none."""
+    weight = next(transformer.norm.parameters())
+    if weight.is_cuda:
+        return TritonStack(transformer) if takes_device(weight) else None
     blocks: list[Any] = [block.fused for block in transformer.blocks]
     known = type(transformer.norm) in (RMSNorm, nn.LayerNorm)
     return FusedStack(blocks, transformer.norm) if known and all(blocks) else None

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import skinny
+from . import skinny, triton_steps
 from .attention import sdpa
 from .fused import fuse, fuse_all
 from .linear import linear
@@ -173,8 +173,19 @@ class PackedLinear(nn.Module):
             if torch.compiler.is_compiling():
                 return skinny_linear(x, self.numbers, self.scales, self.bias, self.kind, self.out_features, self.group)
             return skinny.multiply(x, self.described)
+        if rows <= triton_steps.MAX_ROWS and self._on_gpu(x):
+            matrix = triton_steps.matrix_of(self)
+            if matrix is not None:
+                flat = x.reshape(rows, self.in_features)
+                return triton_steps.project(flat, matrix).view(*x.shape[:-1], self.out_features)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return linear(x, self.dequantised(x.dtype), bias)
+
+    def _on_gpu(self, x: Tensor) -> bool:
+        """Whether a product with few rows can go through triton_kernels.py."""
+        here = triton_steps.takes_device(x)
+        plain = not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
+        return here and plain and x.dtype in triton_steps.NUMBERS
 
     @property
     def described(self) -> skinny.Matrix:
