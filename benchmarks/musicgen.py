@@ -114,6 +114,8 @@ def make_contenders(device: torch.device, layers: int = LAYERS) -> list[Contende
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if device.type == "cuda":  # torch 2.11's attention by cuDNN fails with the shapes that transformers gives it
+        torch.backends.cuda.enable_cudnn_sdp(False)
     torch.manual_seed(0)
     config = MusicgenDecoderConfig(
         vocab_size=CODES, num_hidden_layers=1, hidden_size=WIDTH, num_attention_heads=16, ffn_dim=4 * WIDTH,

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import triton_draw
+
 # int64 arithmetic wraps around modulo 2^64, as the hash needs; the constants are written as torch can read them.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -28,6 +30,8 @@ def uniform(seeds: Tensor, step: int | Tensor, num_codebooks: int, draw: int = 0
     Returns:
         [B, K], float64. Never 0 and never 1: 52 random bits plus a half.
     """
+    if isinstance(step, Tensor) and triton_draw.takes(seeds):
+        return triton_draw.uniform(seeds, step, num_codebooks, draw)
     codebooks = torch.arange(num_codebooks, device=seeds.device)
     hashed = _mix(_mix(_mix(seeds) + step)[:, None] + (codebooks + (draw << 32)))
     return (_shift(hashed, 12).double() + 0.5) * 2.0**-52

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from . import triton_draw
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -133,6 +135,8 @@ def sample(logits: Tensor, uniforms: Tensor, filters: Filters) -> Tensor:
     little, and hardly ever changes a draw. In sorted order two nearly equal ids could swap their whole intervals.
     """
     logits = logits.double()
+    if not filters.sorts and logits.shape[-1] <= triton_draw.MOST_VALUES and triton_draw.takes(logits):
+        return triton_draw.sample(logits, uniforms, filters)
     probabilities = torch.softmax(logits / filters.temperature[:, None], dim=-1)
     probabilities = torch.where(_kept(probabilities, filters), probabilities, 0.0)
     cumulative = probabilities.cumsum(dim=-1)
