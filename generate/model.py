@@ -13,6 +13,7 @@ from ..lm.conditions import CodesConditionConfig
 from ..lm.defaults import GenerationDefaults
 from ..lm.kinds import AnyLM
 from ..lm.quantise import WeightsName
+from ..lm.quick import quicken_
 from ..lm.weights import StorageName, load_model
 from ..tokenize.config import nearest_name
 from ..tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
@@ -400,7 +401,8 @@ def load(
         device: "auto": the first CUDA device where there is one, else the CPU.
         dtype: of the language model in memory, and of what it computes.
         weights: how its matrices are kept, "float32", "bfloat16", "int8" or "int4"; fewer bits make generation faster
-            (docs of lm/quantise.py say what they are). None: as dtype says.
+            (docs of lm/quantise.py say what they are). None: as dtype says, and small models' steps on a CPU are made
+            quick (lm/quick.py).
     Raises:
         ValueError: neither; names the bundled models. FileNotFoundError, ValueError: a directory without a whole model.
     """
@@ -408,7 +410,8 @@ def load(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_model(folder, device, dtype, weights)
-    return Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults, name=str(model))
+    lm = loaded.lm if weights else quicken_(loaded.lm)
+    return Model(lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults, name=str(model))
 
 
 def find_model(model: str | Path) -> Path:

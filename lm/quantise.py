@@ -28,7 +28,7 @@ from .linear import linear
 from .parallel import ParallelHead
 from .sight import Sight
 from .skinny import skinny_linear
-from .transformer import CrossAttention, SelfAttention
+from .transformer import CrossAttention, SelfAttention, Transformer
 
 if TYPE_CHECKING:
     from .model import TokenLM
@@ -246,21 +246,31 @@ def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
         ValueError: a name that is not known.
     """
     check_weights(weights)
-    for part in (lm.transformer, lm.head):
-        for module in list(part.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
-                    setattr(module, name, PackedLinear(child.weight, child.bias, weights))
-    for module in lm.transformer.modules():
-        if isinstance(module, SelfAttention | CrossAttention) and module.attend is sdpa:
-            module.attend = sdpa_or_skinny
-    for block in lm.transformer.blocks:
-        block.fused = fuse(block)  # type: ignore[arg-type, assignment]
-    lm.transformer.fused = fuse_all(lm.transformer)
+    _pack_layers(lm.head, weights)
+    pack_transformer_(lm.transformer, weights)
     if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
         lm.head.packed = PackedLinear(lm.head.weight, lm.head.absent, weights)
         lm.head.weight = None
     return lm.eval().requires_grad_(False)
+
+
+def pack_transformer_(transformer: Transformer, weights: WeightsName) -> Transformer:
+    """`pack_` of a backbone alone."""
+    _pack_layers(transformer, weights)
+    for module in transformer.modules():
+        if isinstance(module, SelfAttention | CrossAttention) and module.attend is sdpa:
+            module.attend = sdpa_or_skinny
+    for block in transformer.blocks:
+        block.fused = fuse(block)  # type: ignore[arg-type, assignment]
+    transformer.fused = fuse_all(transformer)
+    return transformer.eval().requires_grad_(False)
+
+
+def _pack_layers(part: nn.Module, weights: WeightsName) -> None:
+    for module in list(part.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, PackedLinear(child.weight, child.bias, weights))
 
 
 def sdpa_or_skinny(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:

@@ -261,7 +261,7 @@ class Transformer(nn.Module):
         )
         self.norm = NORMS[norm](width, norm_eps)
         self.fused: Any = None
-        """Single steps of all blocks in another way, for packed weights: a `FusedStack` (fused.py)."""
+        """Single steps of all blocks in another way: a `FusedStack` (fused.py) or what is called like one."""
 
     def forward(
         self,
@@ -294,6 +294,12 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(x.shape[1])
         return self.norm(x)
+
+    def train(self, mode: bool = True) -> Transformer:
+        """As `nn.Module.train`; going into training, forget copies of the weights as they were."""
+        if mode:
+            self.fused = None
+        return super().train(mode)
 
     def remember(self, memory: Tensor, mask: Tensor | Rows | None) -> Memory:
         """Every layer's keys and values of the conditions' tokens [B, L, D]; mask [B, L] is True on real ones."""

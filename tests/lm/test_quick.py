@@ -1,0 +1,98 @@
+"""Quick steps of a model as it is loaded equal its plain ones, and its plain layers stay what they are."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tessera
+from tessera.generate.model import bundled_models
+from tessera.lm import quick, skinny
+from tessera.lm.masked import MaskedConfig, MaskedLM
+from tessera.lm.quick import quicken_
+from tessera.lm.skinny import MAX_ROWS
+from tessera.lm.stages import CoarseToFine
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_models import BLOCKS, CARDINALITIES, CASES, make_codes, make_conditions, make_spec
+from test_fused import CROSS, make_lm, steps
+
+pytestmark = pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_not())
+
+
+def count_calls(lm):
+    """A list with an entry for each step, whether it was made by the copies."""
+    calls, stack = [], lm.transformer.fused
+
+    def counted(*arguments):
+        found = stack(*arguments)
+        calls.append(found is not None)
+        return found
+
+    lm.transformer.fused = counted
+    return calls
+
+
+@pytest.mark.parametrize("case", list(CASES)[1::5])
+@pytest.mark.parametrize("rows", [1, MAX_ROWS, MAX_ROWS + 1])
+def test_steps(case, rows):
+    config, lm = make_lm(CASES[case])
+    codes, conditions = make_codes(rows, 6, lm.arrangement.cardinalities), make_conditions(config, rows)
+    wanted = steps(lm, codes, conditions)
+    calls = count_calls(quicken_(lm))
+    torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
+    assert all(calls[-5:]) if rows <= MAX_ROWS else not any(calls)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_bfloat16_is_as_near(block):
+    config, lm = make_lm((*CROSS, block))
+    codes, conditions = make_codes(3, 6), make_conditions(config, 3)
+    exact = steps(lm, codes, conditions)
+    lm.bfloat16()
+    plain = steps(lm, codes, conditions)
+    calls = count_calls(quicken_(lm))
+    found = steps(lm, codes, conditions)
+    assert all(calls[-5:]) and found.dtype == torch.bfloat16
+    assert (found.float() - exact).square().mean() < 1.5 * (plain.float() - exact).square().mean()
+
+
+def test_the_model_itself_is_left_as_it_was():
+    config, lm = make_lm(CROSS)
+    before = copy.deepcopy(lm)
+    quicken_(lm)
+    for (name, found), (wanted_name, wanted) in zip(lm.state_dict().items(), before.state_dict().items(), strict=True):
+        assert name == wanted_name and found.equal(wanted)
+    assert all(parameter.requires_grad for parameter in lm.parameters())
+    codes, conditions = make_codes(2, 6), make_conditions(config, 2)
+    assert steps(copy.deepcopy(lm), codes, conditions).equal(steps(lm, codes, conditions))
+
+
+def test_training_forgets_the_copies():
+    config, lm = make_lm(CROSS)
+    quicken_(lm).train()
+    with torch.no_grad():
+        [parameter.mul_(1.5) for parameter in lm.parameters()]
+    lm.eval()
+    codes, conditions = make_codes(2, 6), make_conditions(config, 2)
+    found = steps(lm, codes, conditions)
+    lm.transformer.fused = None
+    assert steps(lm, codes, conditions).equal(found)
+
+
+def test_large_models_and_models_of_many_rows_are_left_alone(monkeypatch):
+    assert quicken_(MaskedLM(MaskedConfig(width=16, heads=1), make_spec(CARDINALITIES))).transformer.fused is None
+    _, lm = make_lm(CROSS)
+    monkeypatch.setattr(quick, "MOST_BYTES", sum(weight.nbytes for weight in lm.transformer.parameters()) - 1)
+    assert quicken_(lm).transformer.fused is None
+    monkeypatch.setattr(quick, "MOST_BYTES", quick.MOST_BYTES + 1)
+    assert quicken_(lm).transformer.fused is not None
+
+
+def test_what_is_loaded_is_quick():
+    for name in bundled_models():
+        lm = tessera.load(name).lm
+        first = lm.coarse if isinstance(lm, CoarseToFine) else lm
+        assert isinstance(first.transformer.fused, quick.QuickStack) != isinstance(first, MaskedLM)
