@@ -4,7 +4,7 @@
     python benchmarks/generate.py runs/mine/lm/model            other models alone
     python benchmarks/generate.py --threads 2 --quick --json out.json
 
---quick is for a minute: of the bundled models one stream of sound; of MusicGen's shape, all its layers, batch 1 and 12
+--quick is for a minute: of the bundled models one stream of sound; of MusicGen's shape, all its layers, batch 1 and 50
 frames in up to three turns, of which transformers makes as few as its share of the time allows.
 
 The models' figures are medians of the repetitions after one to warm up, from the call of `generate` to the media on the
@@ -74,7 +74,7 @@ def compare_with_transformers(device: str, quick: bool) -> dict:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if quick:
-            return compare(torch.device(device), frames=12, turns=3, budget=QUICK_SECONDS)
+            return compare(torch.device(device), frames=50, turns=3, budget=QUICK_SECONDS)
         return compare(torch.device(device), batches=(1, 8, 32))
     except ImportError as error:
         print(f"no comparison with transformers: {error}", file=sys.stderr)
