@@ -33,12 +33,12 @@ from pathlib import Path
 
 import torch
 
+import tessera
 from tessera.cli.judge import Judge
 from tessera.generate.model import Model
 from tessera.lm.coarse import Clustering, cluster_codes
 from tessera.lm.masking import MaskingConfig
 from tessera.lm.stages import CoarseToFine
-from tessera.lm.weights import load_model
 from tessera.tokenize.config import read_config
 from tessera.tokenize.shards import Shards, ShardsConfig, build_shards
 from tessera.tokenize.tokenizer import Tokenizer, load_tokenizer
@@ -126,10 +126,9 @@ def run(config: Path, out: Path, sets: list[str]) -> Path:
 
 def measure(folder: Path, data: str, test: Shards) -> dict:
     """All figures of a model directory."""
-    loaded = load_model(folder)
-    model = Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults)
-    items = Items(test, loaded.labels, None)
-    lm, frames = loaded.lm, test.spec.geometry.num_frames  # pyright: ignore[reportAttributeAccessIssue]
+    model = tessera.load(folder)
+    items = Items(test, model.labels, None)
+    lm, frames = model.lm, test.spec.geometry.num_frames  # pyright: ignore[reportAttributeAccessIssue]
 
     def bits() -> float:
         return float(evaluate_loss(lm, items, 64, World(0, 1, lm.device)).sum()) * frames / math.log(2)
@@ -140,8 +139,8 @@ def measure(folder: Path, data: str, test: Shards) -> dict:
         one = bits_with(lm, MaskingConfig(everything=1.0), bits)
     else:
         one = bits()
-    asked = [label for label in loaded.labels for _ in range(50)]
-    pictures = torch.stack(model.generate(label=loaded.labels, n=50, seed=0).media)
+    asked = [label for label in model.labels for _ in range(50)]
+    pictures = torch.stack(model.generate(label=model.labels, n=50, seed=0).media)
     return {
         "parameters": lm.num_parameters,
         "bits": one,

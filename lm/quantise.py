@@ -248,6 +248,9 @@ def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
     check_weights(weights)
     _pack_layers(lm.head, weights)
     pack_transformer_(lm.transformer, weights)
+    if lm.device.type == "cpu":  # a head's own transformer has not been tried in Triton
+        for part in transformers_of(lm.head):
+            pack_transformer_(part, weights)
     if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
         lm.head.packed = PackedLinear(lm.head.weight, lm.head.absent, weights)
         lm.head.weight = None
@@ -264,6 +267,11 @@ def pack_transformer_(transformer: Transformer, weights: WeightsName) -> Transfo
         block.fused = fuse(block)  # type: ignore[arg-type, assignment]
     transformer.fused = fuse_all(transformer)
     return transformer.eval().requires_grad_(False)
+
+
+def transformers_of(part: nn.Module) -> list[Transformer]:
+    """Those inside a head, say."""
+    return [module for module in part.modules() if isinstance(module, Transformer)]
 
 
 def _pack_layers(part: nn.Module, weights: WeightsName) -> None:

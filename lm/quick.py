@@ -18,12 +18,12 @@ from . import skinny
 from .cache import Cache
 from .kinds import AnyLM
 from .model import TokenLM
-from .quantise import WeightsName, pack_transformer_
+from .quantise import WeightsName, pack_transformer_, transformers_of
 from .stages import CoarseToFine
 from .transformer import Memory, Transformer
 
 MOST_BYTES = 1 << 28
-"""Of a backbone that is copied."""
+"""Of a transformer that is copied: the backbone, a depth head's own."""
 NAMES: dict[torch.dtype, WeightsName] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -54,7 +54,12 @@ def quicken_(lm: AnyLM) -> AnyLM:
     if isinstance(lm, CoarseToFine):
         quicken_(lm.coarse)
     elif type(lm) is TokenLM and lm.device.type == "cpu" and not skinny.why_not():
-        weights = list(lm.transformer.parameters())
-        if weights[0].dtype in NAMES and sum(weight.nbytes for weight in weights) <= MOST_BYTES:
-            lm.transformer.fused = QuickStack(lm.transformer)
+        for part in (lm.transformer, *transformers_of(lm.head)):
+            if _is_small(part):
+                part.fused = QuickStack(part)
     return lm
+
+
+def _is_small(transformer: Transformer) -> bool:
+    weights = list(transformer.parameters())
+    return weights[0].dtype in NAMES and sum(weight.nbytes for weight in weights) <= MOST_BYTES

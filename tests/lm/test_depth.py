@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tessera.lm import skinny
 from tessera.lm.arrange import ParallelConfig
 from tessera.lm.depth import DepthHeadConfig
 from tessera.lm.model import LMConfig
 from tessera.lm.parallel import ParallelHeadConfig
 from tessera.lm.quantise import pack_
+from tessera.lm.quick import quicken_
 from tessera.tokenize.config import ConfigError, check_config
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -120,6 +122,33 @@ def test_packed_weights_are_those_of_the_head(head):
     some = expected.isfinite()
     # 8 bits: a weight is off by at most 1/254 of the largest of its row
     assert 0 < float((found - expected)[some].abs().max()) < 0.1
+
+
+@pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_not())
+@pytest.mark.parametrize("rows", [1, skinny.MAX_ROWS, skinny.MAX_ROWS + 1])
+@pytest.mark.parametrize("how", [quicken_, lambda lm: pack_(lm, "float32")], ids=["quick", "packed"])
+@depths
+def test_a_step_of_a_small_model_on_a_cpu_is_quick(head, how, rows):
+    lm = make_lm(make_config(width=64, head=head.model_copy(update={"width": 32, "heads": 2})))
+    hidden, symbols = torch.randn(rows, 64), make_codes(rows, 1)[:, :, 0]
+    wanted = positions(lm, hidden, symbols)
+    stack, calls = how(lm).head.transformer.fused, []
+    lm.head.transformer.fused = lambda *arguments: calls.append(stack(*arguments)) or calls[-1]
+    found = positions(lm, hidden, symbols)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)
+    quick = [call is not None for call in calls]
+    if rows > skinny.MAX_ROWS:
+        assert not any(quick)
+    else:  # where the backbone predicts the first symbol, two positions are read at once before the second
+        assert quick == ([False, True] if lm.head.backbone_first else [True] * 3)
+
+
+@torch.no_grad()
+def positions(lm, hidden, symbols):
+    """Logits of a step's symbols, one after the other."""
+    begun = lm.head.begin(lm.head.start(len(hidden), hidden.dtype, hidden.device), hidden, 0)
+    return [lm.head.predict(begun, stage, symbols) for stage in range(3)]
 
 
 def test_a_head_reads_special_ids_too():
