@@ -22,6 +22,11 @@ RENDEZVOUS = "TESSERA_RENDEZVOUS"
 
 T = TypeVar("T")
 
+_left: list[Any] = []
+"""Groups that were left. The end of a gloo group waits for its threads, and they may want Python's lock to let go of
+the last collective. Where DistributedDataParallel is the last to hold the group, it ends it with the lock held, and
+waits forever; the end of a reference from Python gives the lock away."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -113,4 +118,5 @@ def join_world(device: str = "auto", *, always: bool = False) -> World:
 def leave_world(world: World) -> None:
     """End the group of several processes. A group of one is kept: DeepSpeed cannot make a second in one process."""
     if world.size > 1 and dist.is_initialized():
+        _left.append(dist.group.WORLD)
         dist.destroy_process_group()
