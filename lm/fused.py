@@ -36,13 +36,13 @@ class FusedBlock:
 
     def __init__(self, block: Block):
         self.block = block
+        # Each is set whole, and held by who uses it: several threads may generate at the same time.
         self._layer: Layer | None = None
-        self._kept: list[Tensor] = []
         self._memory: tuple[Tensor, Sight, Past, Tensor | None] | None = None
 
     def __getstate__(self) -> dict:
         """Without the addresses: a copy has its own."""
-        return {"block": self.block, "_layer": None, "_kept": [], "_memory": None}
+        return {"block": self.block, "_layer": None, "_memory": None}
 
     @property
     def layer(self) -> Layer:
@@ -56,6 +56,7 @@ class FusedBlock:
         layer.qkv, layer.out = _described(attention.qkv), _described(attention.out)
         up = ffn.gate_up if isinstance(ffn, SwiGLU) else ffn.up  # type: ignore[union-attr]
         layer.up, layer.down = _described(up), _described(ffn.down)  # type: ignore[arg-type]
+        layer.kept = []
         norms = [self.block.attention_norm, attention.query_norm, attention.key_norm, None, None, self.block.ffn_norm]
         if cross is not None:
             layer.cross_query, layer.cross_out = _described(cross.query), _described(cross.out)
@@ -63,7 +64,7 @@ class FusedBlock:
         for name, norm in zip(NORMS, norms, strict=True):
             described, kept = described_norm(norm)
             setattr(layer, name, described)
-            self._kept += kept
+            layer.kept += kept
         layer.width, layer.gated = attention.qkv.in_features, isinstance(ffn, SwiGLU)
         layer.heads, layer.groups, layer.head_width = attention.heads, attention.kv_heads, attention.head_width
         return layer
@@ -99,7 +100,7 @@ class FusedBlock:
         if seen.keys.dtype != x.dtype or not skinny.can_attend(keys, seen.keys, seen.values, seen.mask):
             return self._rest(x, queries, seen, memory, layer)
         past, _seen = skinny.past_of(seen.keys, seen.values, seen.mask)
-        read = None if memory is None or self.block.cross is None else self._past_of(memory, layer)
+        read, _read = (None, None) if memory is None or self.block.cross is None else self._past_of(memory, layer)
         y = torch.empty_like(x)
         status = library.finish(
             description, past, read, x.data_ptr(), queries.data_ptr(), y.data_ptr(), B, half, threads
@@ -114,12 +115,13 @@ class FusedBlock:
         x = x + attention.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
         return self.block.after_attention(x, memory, layer)
 
-    def _past_of(self, memory: Memory, layer: int) -> Past:
-        """Keys and values of the conditions; described once for a generation."""
+    def _past_of(self, memory: Memory, layer: int) -> tuple[Past, Tensor | None]:
+        """Keys and values of the conditions, and a tensor to keep as long; described once for a generation."""
         keys, values, mask = memory.keys[layer], memory.values[layer], memory.mask
-        if self._memory is None or self._memory[0] is not keys or self._memory[1] is not mask:
-            self._memory = (keys, mask, *skinny.past_of(keys, values, mask))
-        return self._memory[2]
+        found = self._memory
+        if found is None or found[0] is not keys or found[1] is not mask:
+            self._memory = found = (keys, mask, *skinny.past_of(keys, values, mask))
+        return found[2:]
 
 
 class FusedStack:
@@ -132,13 +134,13 @@ class FusedStack:
 
     def __init__(self, blocks: Sequence[FusedBlock], last: nn.Module):
         self.blocks, self.last = blocks, last
-        self._layers: Any = None
-        self._norm, self._kept = Norm(), []
+        # As in a block.
+        self._described: tuple[Any, Norm, list[Tensor]] | None = None
         self._memory: tuple[Memory, Any, list[Tensor | None]] | None = None
 
     def __getstate__(self) -> dict:
         """Without the addresses: a copy has its own."""
-        return {"blocks": self.blocks, "last": self.last, "_layers": None, "_norm": None, "_kept": [], "_memory": None}
+        return {"blocks": self.blocks, "last": self.last, "_described": None, "_memory": None}
 
     def __call__(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> Tensor | None:
         """One step: x [B, 1, D] -> [B, 1, D], normed, with its keys and values in the cache, which has begun the
@@ -150,28 +152,35 @@ class FusedStack:
         keys, values = place.keys[0, :, :, : place.num_seen], place.values[0, :, :, : place.num_seen]
         if not skinny.can_attend(keys[:, :, :1], keys, values, place.mask):
             return None
-        if self._layers is None:
-            self._layers = (ctypes.POINTER(Layer) * len(self.blocks))(*(ctypes.pointer(b.layer) for b in self.blocks))
-            self._norm, self._kept = described_norm(self.last)
+        layers, norm, _kept = self._describe()
         past, _seen = skinny.past_of(keys, values, place.mask)
-        memories = None if memory is None or first.block.cross is None else self._pasts_of(memory)
+        memories, _read = (None, None) if memory is None or first.block.cross is None else self._pasts_of(memory)
         x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         angles = None if table is None else table.contiguous()
         stride = 0 if angles is None or angles.shape[0] == 1 else first.layer.head_width
         status = skinny.library().stack(
-            self._layers, len(self.blocks), past, place.keys.stride(0), place.index, memories, self._norm,
+            layers, len(self.blocks), past, place.keys.stride(0), place.index, memories, norm,
             x.data_ptr(), y.data_ptr(), None if angles is None else angles.data_ptr(), stride,
             len(x), x.dtype == torch.bfloat16, torch.get_num_threads(),
         )  # fmt: skip
         skinny.check_memory(status)
         return y
 
-    def _pasts_of(self, memory: Memory) -> Any:
-        """Keys and values of the conditions in all layers; described once for a generation."""
-        if self._memory is None or self._memory[0] is not memory:
-            found = [skinny.past_of(k, v, memory.mask) for k, v in zip(memory.keys, memory.values, strict=True)]
-            self._memory = memory, (Past * len(found))(*(past for past, _ in found)), [seen for _, seen in found]
-        return self._memory[1]
+    def _describe(self) -> tuple[Any, Norm, list[Tensor]]:
+        """What skinny.c is told of all layers and of the last norm, and tensors to keep as long."""
+        if self._described is None:
+            layers = (ctypes.POINTER(Layer) * len(self.blocks))(*(ctypes.pointer(b.layer) for b in self.blocks))
+            self._described = layers, *described_norm(self.last)
+        return self._described
+
+    def _pasts_of(self, memory: Memory) -> tuple[Any, list[Tensor | None]]:
+        """Keys and values of the conditions in all layers, and tensors to keep; described once for a generation."""
+        found = self._memory
+        if found is None or found[0] is not memory:
+            pasts = [skinny.past_of(k, v, memory.mask) for k, v in zip(memory.keys, memory.values, strict=True)]
+            found = memory, (Past * len(pasts))(*(past for past, _ in pasts)), [seen for _, seen in pasts]
+            self._memory = found
+        return found[1:]
 
 
 def fuse_all(transformer: Transformer) -> FusedStack | TritonStack | None:

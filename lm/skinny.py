@@ -75,6 +75,8 @@ SIZES = ("width", "heads", "groups", "head_width", "gated")
 class Layer(ctypes.Structure):
     """A block as skinny.c is told of it."""
 
+    kept: list[Tensor]
+    """What it points to and nobody else holds."""
     _fields_ = [
         *[(name, Matrix) for name in MATRICES],
         *[(name, Norm) for name in NORMS],

@@ -1,0 +1,56 @@
+"""Threads that generate with one model at the same time get what they get alone."""
+
+import random
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessera.generate.loop import Length, generate_codes
+from tessera.lm import skinny
+from tessera.lm.depth import DepthHeadConfig
+from tessera.lm.quantise import pack_
+from tessera.lm.quick import quicken_
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "lm"))
+from small_models import CASES, make_conditions, make_config, make_lm
+
+THREADS = 3
+KINDS = {"plain": lambda lm: lm, "quick": quicken_, "packed": lambda lm: pack_(lm, "int8")}
+
+
+def hand_over(frame, event, argument):
+    """Let other threads run before some of the lines that keep something from one step to the next."""
+    if Path(frame.f_code.co_filename).name not in ("fused.py", "quick.py", "transformer.py"):
+        return None
+    if random.random() < 0.3:
+        time.sleep(1e-5)
+    return hand_over
+
+
+@pytest.mark.parametrize("cache", [None, "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", [None, DepthHeadConfig(width=32, layers=1, heads=2)], ids=["parallel", "depth"])
+def test_threads_do_not_disturb_each_other(kind, head, cache):
+    if kind != "plain" and skinny.why_not():
+        pytest.skip(skinny.why_not())
+    case = next(case for case in CASES.values() if case[:2] == ("delay", "embedding cross"))
+    config = make_config(case, width=64, **({} if head is None else {"head": head}))
+
+    def make(number, lm):
+        conditions = make_conditions(config, 2, seed=number)
+        return generate_codes(lm, conditions, [number, number + 1], Length(6, fixed=True), cache=cache).codes
+
+    alone = [make(number, KINDS[kind](make_lm(config))) for number in range(4 * THREADS)]
+    lm = KINDS[kind](make_lm(config))
+    threading.settrace(hand_over)
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            together = list(pool.map(lambda number: make(number, lm), range(4 * THREADS)))
+    finally:
+        threading.settrace(None)  # type: ignore[arg-type]
+    assert all(torch.equal(found, wanted) for found, wanted in zip(together, alone, strict=True))
