@@ -1,7 +1,11 @@
-"""Leaving a group of processes."""
+"""Leaving a group of processes. Each case is a process of its own: DeepSpeed's tests keep a group in this one."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,17 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tessera.train.world import World, leave_world
 
 
-@pytest.fixture
-def group(monkeypatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield weakref.ref(dist.group.WORLD)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def test_a_model_is_not_the_last_to_hold_the_group(group):
+def a_model_is_not_the_last_to_hold_the_group():
     """It would end the group while holding Python's lock, which a thread that the end waits for may want."""
+    group = weakref.ref(dist.group.WORLD)
     model = DistributedDataParallel(torch.nn.Linear(2, 2))
     leave_world(World(0, 2, torch.device("cpu")))
     assert not dist.is_initialized()
@@ -31,6 +27,22 @@ def test_a_model_is_not_the_last_to_hold_the_group(group):
     assert group() is not None
 
 
-def test_a_group_of_one_is_kept(group):
+def a_group_of_one_is_kept():
     leave_world(World(0, 1, torch.device("cpu")))
     assert dist.is_initialized()
+
+
+CASES = {case.__name__: case for case in (a_model_is_not_the_last_to_hold_the_group, a_group_of_one_is_kept)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_leaving(case, tmp_path):
+    command = [sys.executable, str(Path(__file__).resolve()), case]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    CASES[sys.argv[1]]()
