@@ -1,7 +1,7 @@
 """Quantizers by config: the table of kinds and the one way to make them.
 
 A new kind is one file with a config and a Quantizer, one entry in the union and in the table here, and one line in the
-table of tests/tokenize/test_quantizer_laws.py.
+table of tests/tokenize/quantizer_trees.py.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_quantizer_laws import tree
+from quantizer_trees import tree
 
 from tessera.tokenize.audio_net import AudioTokenizerConfig
 from tessera.tokenize.config import ConfigError, check_config

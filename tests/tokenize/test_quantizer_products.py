@@ -6,6 +6,7 @@ sample as a whole, the other has no codes.
 
 import copy
 import functools
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,9 @@ from torch import distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import test_quantizer_laws as laws
+import quantizer_trees as trees
 
+from tessera.tokenize.codebook import REVIVE_EVERY
 from tessera.tokenize.files import write_safetensors
 from tessera.tokenize.quantizer import QUANTIZERS, make_quantizer
 
@@ -102,7 +104,7 @@ each_leaf = pytest.mark.parametrize("leaf", LEAVES)
 
 def fresh(leaf, combinator):
     torch.manual_seed(0)
-    quantizer = make_quantizer(laws.tree(**COMBINATORS[combinator](leaves()[leaf])), DIM)
+    quantizer = make_quantizer(trees.tree(**COMBINATORS[combinator](leaves()[leaf])), DIM)
     if "fitted" in leaf:
         quantizer.fit(torch.randn(6, 9, DIM))
     return quantizer
@@ -136,7 +138,7 @@ def test_decoding_codes_gives_the_values_of_evaluation_in_range_and_in_any_batch
         quantizer.eval()
         x = torch.randn(5, 9, DIM)
         x = x.bfloat16() if half else x
-        with laws.autocast(half):
+        with trees.autocast(half):
             result, codes = quantizer(x), quantizer.encode(x)
             assert torch.equal(result.codes, codes), combinator
             assert torch.equal(result.values, quantizer.decode(codes)), combinator
@@ -153,14 +155,14 @@ def test_decoding_codes_gives_the_values_of_evaluation_in_range_and_in_any_batch
 def test_the_gradient_is_one_and_training_values_are_those_of_the_codes(leaf, half):
     for combinator, quantizer in trained(leaf):
         x, weight = torch.randn(5, 9, DIM, requires_grad=True), torch.randn(5, 9, DIM)
-        with laws.autocast(half):
+        with trees.autocast(half):
             result = quantizer(x)
         values = quantizer.decode(result.codes)
         if combinator == "skip":
             values = torch.where((result.codes < 0).all(dim=-1, keepdim=True), x, values)
         assert torch.equal(result.values, values), combinator
         (result.values * weight).sum().backward()
-        wanted = torch.where(laws.follows(quantizer, result.codes), weight, 0.0)
+        wanted = torch.where(trees.follows(quantizer, result.codes), weight, 0.0)
         assert combinator == "rotation" or torch.equal(x.grad, wanted), combinator
 
 
@@ -168,7 +170,7 @@ def test_the_gradient_is_one_and_training_values_are_those_of_the_codes(leaf, ha
 def test_padding_changes_nothing(leaf):
     for combinator, first in trained(leaf):
         second = copy.deepcopy(first)
-        for step in range(laws.REVIVE_EVERY + 1):
+        for step in range(REVIVE_EVERY + 1):
             x, mask = torch.randn(4, 9, DIM), torch.rand(4, 9) < 0.7
             found = []
             for quantizer, latents in ((first, x), (second, torch.where(mask[..., None], x, float("nan")))):
@@ -180,33 +182,33 @@ def test_padding_changes_nothing(leaf):
             assert torch.equal(found[0].values, found[1].values), combinator
             assert all(torch.equal(loss, found[1].losses[name]) for name, loss in found[0].losses.items()), combinator
             assert bool((found[0].codes[~mask] == -1).all()), combinator
-        assert laws.same_state(laws.state_of(first), laws.state_of(second)), combinator
+        assert trees.same_state(trees.state_of(first), trees.state_of(second)), combinator
 
 
 @each_leaf
 def test_frozen_and_saved_stay_the_same(leaf):
     for combinator, quantizer in trained(leaf):
-        other = make_quantizer(laws.tree(**COMBINATORS[combinator](leaves()[leaf])), DIM)
+        other = make_quantizer(trees.tree(**COMBINATORS[combinator](leaves()[leaf])), DIM)
         other.load_state_dict(quantizer.state_dict())
         for one in (quantizer, other):
             one.freeze()
             one.train()
-        before, x = laws.state_of(quantizer), torch.randn(3, 9, DIM)
-        for _ in range(laws.REVIVE_EVERY + 1):
+        before, x = trees.state_of(quantizer), torch.randn(3, 9, DIM)
+        for _ in range(REVIVE_EVERY + 1):
             assert torch.equal(quantizer(x).codes, other(x).codes), combinator
             quantizer.update()
-        assert laws.same_state(before, laws.state_of(quantizer)), combinator
+        assert trees.same_state(before, trees.state_of(quantizer)), combinator
 
 
 def run_shared(leaf, combinator, part):
     """State after a few updates: of one process with all samples (None), or the first or second of two."""
     quantizer = fresh(leaf, combinator)
     generator = torch.Generator().manual_seed(5)
-    for step in range(laws.REVIVE_EVERY + 2):
+    for step in range(REVIVE_EVERY + 2):
         x, mask = torch.randn(7, 6, DIM, generator=generator), torch.rand(7, 6, generator=generator) < 0.8
         first = 1 + step % 4
         rows = {None: slice(None), 0: slice(first), 1: slice(first, None)}[part]
-        laws.draw_alike(quantizer, rows)
+        trees.draw_alike(quantizer, rows)
         quantizer(x[rows], mask[rows])
         quantizer.update()
     return quantizer.state_dict()
@@ -221,14 +223,14 @@ def run_as_process(rank, folder):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    environment = {**laws.os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).resolve())]
     running = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment, cwd=tmp_path) for rank in (0, 1)]
     alone = {(leaf, how): run_shared(leaf, how, None) for leaf in LEAVES for how in COMBINATORS}
     assert [process.wait(timeout=240) for process in running] == [0, 0]
     zero, one = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, state in alone.items():
-        assert laws.same_state(zero[name], one[name]), name
+        assert trees.same_state(zero[name], one[name]), name
         for key, value in state.items():
             torch.testing.assert_close(zero[name][key], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 

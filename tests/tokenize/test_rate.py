@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import test_quantizer_laws as laws
+import quantizer_trees as trees
 
 from tessera.tokenize.picture_net import PictureTokenizerConfig
 from tessera.tokenize.quantizer import ScalesConfig, StrideConfig, VQConfig, make_quantizer
@@ -48,7 +48,7 @@ def test_a_code_of_several_places_counts_once(name):
     settings, wanted, each = CASES[name]
     mask = torch.ones(3, 10, dtype=torch.bool)
     mask[1, 6:] = False
-    quantizer = make_quantizer(laws.tree(**settings), 6).eval()
+    quantizer = make_quantizer(trees.tree(**settings), 6).eval()
     number, bits = quantizer.rate(quantizer.encode(torch.randn(3, 10, 6), mask=mask))
     assert number.tolist() == [wanted[0], wanted[1], wanted[0]]
     assert torch.equal(bits, each * number)
@@ -56,7 +56,7 @@ def test_a_code_of_several_places_counts_once(name):
 
 def test_codes_of_unlike_codebooks_have_their_own_bits():
     stages = [{"kind": "vq", "size": 4}, {"kind": "vq", "size": 1024}]
-    quantizer = make_quantizer(laws.tree(kind="chain", stages=stages), 6).eval()
+    quantizer = make_quantizer(trees.tree(kind="chain", stages=stages), 6).eval()
     codes = torch.tensor([[[0, 5], [1, -1]]])
     number, bits = quantizer.rate(codes)
     assert number.tolist() == [3] and bits.tolist() == [2 + 10 + 2]

@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import test_quantizer_laws as laws
+import quantizer_trees as trees
 from planting import TwoRanks
 
 from tessera.tokenize.audio_net import AudioTokenizerConfig
@@ -28,7 +28,7 @@ each_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 
 
 def make(columns, side=2, quantizer=VQ, **settings):
-    return make_quantizer(laws.tree(kind="regions", columns=columns, side=side, quantizer=quantizer, **settings), DIM)
+    return make_quantizer(trees.tree(kind="regions", columns=columns, side=side, quantizer=quantizer, **settings), DIM)
 
 
 def started(size, quantizer=VQ, **settings):

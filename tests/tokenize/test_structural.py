@@ -28,7 +28,7 @@ from tessera.tokenize.vector_file import without_files
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_quantizer_laws import tree
+from quantizer_trees import tree
 
 # The definition: edges are {(a, b): weight} with a < b, a partition is a list of sets of nodes.
 

@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import test_quantizer_laws as laws
+import quantizer_trees as trees
 from planting import TwoRanks
 
 from tessera.tokenize import regularise
@@ -19,18 +19,18 @@ from tessera.tokenize.quantizer import make_quantizer
 from tessera.train import fidelity
 
 
-def make(name, dim=laws.DIM):
+def make(name, dim=trees.DIM):
     torch.manual_seed(0)
-    return make_quantizer(laws.CONFIGS[name], dim)
+    return make_quantizer(trees.CONFIGS[name], dim)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4, 8])
 def test_a_rotation_of_many_levels_is_one_rotation(levels):
     """Trap 1: one rotation a level multiplies the gradient by 0.6 to 4.6. One keeps its length, but for |q| / |x|."""
-    inner = {"kind": "residual", "levels": levels, "quantizer": laws.V16}
-    quantizer = make_quantizer(laws.tree(kind="rotation", quantizer=inner), laws.DIM)
+    inner = {"kind": "residual", "levels": levels, "quantizer": trees.V16}
+    quantizer = make_quantizer(trees.tree(kind="rotation", quantizer=inner), trees.DIM)
     torch.manual_seed(levels)
-    x, weight = torch.randn(50, laws.DIM, requires_grad=True), torch.randn(50, laws.DIM)
+    x, weight = torch.randn(50, trees.DIM, requires_grad=True), torch.randn(50, trees.DIM)
     values = quantizer(x).values
     (values * weight).sum().backward()
     wanted = weight.norm(dim=-1) * values.detach().norm(dim=-1) / x.detach().norm(dim=-1)
@@ -49,23 +49,23 @@ def test_entropies_over_two_ranks(monkeypatch):
     assert [value.item() for value in entropies] == pytest.approx([8 * math.log(2)] * 2)
 
 
-@pytest.mark.parametrize("name", laws.CONFIGS)
+@pytest.mark.parametrize("name", trees.CONFIGS)
 def test_codes_stay_in_range(name):
     """Trap 7 (vector-quantize-pytorch#240): latents far away, while training too."""
-    quantizer = laws.fresh(name)
+    quantizer = trees.fresh(name)
     sizes = torch.tensor(quantizer.cardinalities)
     for training in (True, False):
         for scale in (1e4, 1e-30, 0.0):
-            codes = quantizer.train(training)(scale * torch.randn(40, 3, laws.DIM)).codes
+            codes = quantizer.train(training)(scale * torch.randn(40, 3, trees.DIM)).codes
             assert (codes >= -1).all() and (codes < sizes).all()
 
 
-@pytest.mark.parametrize("name", [name for name in laws.NOT_RANDOM if name in laws.PER_PLACE])
+@pytest.mark.parametrize("name", [name for name in trees.NOT_RANDOM if name in trees.PER_PLACE])
 def test_losses_with_a_mask_equal_those_without_the_rest(name):
     """Trap 9: padding that the entropy over the batch counts as latents of 0."""
-    first = laws.fresh(name)
+    first = trees.fresh(name)
     second = copy.deepcopy(first)
-    x, mask = torch.randn(4, 9, laws.DIM), torch.rand(4, 9) < 0.6
+    x, mask = torch.randn(4, 9, trees.DIM), torch.rand(4, 9) < 0.6
     masked, alone = first(x, mask).losses, second(x[mask]).losses
     for loss, value in alone.items():
         torch.testing.assert_close(masked[loss][mask], value, atol=1e-5, rtol=1e-4)  # sums over other numbers of rows
@@ -76,7 +76,7 @@ def test_a_rank_without_tokens_takes_part(name, monkeypatch):
     """Trap 11: it also revives dead codes, and the quantizers are older than the process group."""
     quantizers = [make(name) for _ in range(3)]
     generator = torch.Generator().manual_seed(1)
-    batches = torch.randn(2 * REVIVE_EVERY + 4, 16, laws.DIM, generator=generator)
+    batches = torch.randn(2 * REVIVE_EVERY + 4, 16, trees.DIM, generator=generator)
 
     def learn(rank):
         for step, x in enumerate(batches):
@@ -90,8 +90,8 @@ def test_a_rank_without_tokens_takes_part(name, monkeypatch):
     for step, x in enumerate(batches):
         quantizers[2](x, torch.arange(16) < (16 if step < 3 else 8))
         quantizers[2].update()
-    zero, one, alone = map(laws.state_of, quantizers)
-    assert laws.same_state(zero, one)
+    zero, one, alone = map(trees.state_of, quantizers)
+    assert trees.same_state(zero, one)
     for key, value in alone.items():
         torch.testing.assert_close(zero[key], value, atol=1e-5, rtol=1e-4)
 
@@ -101,7 +101,7 @@ def test_an_update_has_one_collective(monkeypatch):
     quantizers, ranks = [make("residual-8"), make("residual-8")], TwoRanks()
 
     def learn(rank):
-        quantizers[rank](torch.ones(4, laws.DIM))
+        quantizers[rank](torch.ones(4, trees.DIM))
         quantizers[rank].update()
 
     ranks.run(monkeypatch, learn)
@@ -114,7 +114,7 @@ def test_an_update_has_one_collective(monkeypatch):
 def test_commitment_pulls_latents_and_the_codebook_loss_codes(name):
     """Trap 13: 0.25 is for the pull on the encoder."""
     quantizer = make(name).train()
-    x = torch.randn(30, laws.DIM, requires_grad=True)
+    x = torch.randn(30, trees.DIM, requires_grad=True)
     result = quantizer(x)
     squares = (x - quantizer.decode(result.codes)).square().mean(dim=-1).detach()
     torch.testing.assert_close(result.losses["commitment"].detach(), 0.25 * squares)
@@ -129,10 +129,10 @@ def test_commitment_pulls_latents_and_the_codebook_loss_codes(name):
 @pytest.mark.parametrize("inner", ["vq", "vq-linear-gradient", "residual-3", "vq-projected", "bernoulli"])
 def test_rotation_leaves_values_and_losses_alone(inner):
     """Trap 16: only the gradient of the values turns, also for a codebook that moves as a whole or random codes."""
-    plain = laws.fresh(inner)
-    turned = make_quantizer(laws.tree(kind="rotation", quantizer=laws.CONFIGS[inner].model_dump()), laws.DIM)
+    plain = trees.fresh(inner)
+    turned = make_quantizer(trees.tree(kind="rotation", quantizer=trees.CONFIGS[inner].model_dump()), trees.DIM)
     turned.inner.load_state_dict(plain.state_dict())
-    x, found = torch.randn(3, 20, laws.DIM, requires_grad=True), []
+    x, found = torch.randn(3, 20, trees.DIM, requires_grad=True), []
     for quantizer in (plain, turned):
         torch.manual_seed(1)
         found.append(quantizer(x))
@@ -148,8 +148,8 @@ def test_rotation_leaves_values_and_losses_alone(inner):
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1e5])
 def test_losses_and_gradients_are_finite(name, scale):
     """Trap 17: a soft choice that is certain has probabilities of 0, whose logarithms must not reach a gradient."""
-    quantizer = laws.fresh(name)
-    x = (scale * torch.randn(20, laws.DIM)).requires_grad_()
+    quantizer = trees.fresh(name)
+    x = (scale * torch.randn(20, trees.DIM)).requires_grad_()
     result = quantizer(x)
     (result.values.sum() + sum(loss.sum() for loss in result.losses.values())).backward()
     assert all(loss.isfinite().all() for loss in result.losses.values())
@@ -160,7 +160,7 @@ def test_lookup_free_codes_leave_a_collapse():
     """Trap 17: all latents begin in one code of 64; the entropy over the batch spreads them."""
     entropy = {"sample": 0.1, "batch": 1.0, "temperature": 1.0}
     settings = {"kind": "lfq", "bits": 6, "commitment": 0.0, "entropy": entropy}
-    quantizer = make_quantizer(laws.tree(**settings), 6)
+    quantizer = make_quantizer(trees.tree(**settings), 6)
     x = (0.5 + 0.05 * torch.randn(256, 6, generator=torch.Generator().manual_seed(0))).requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.05)
     for _ in range(60):

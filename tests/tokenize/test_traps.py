@@ -1,8 +1,7 @@
 """The traps that quantizers have fallen into elsewhere: each is planted here, and a law must then fail.
 
-TRAPS names them; DEFECTS writes each into our code, for the time of a test, beside the laws that see it. Most stand in
-test_quantizer_laws.py, _parts.py and _references.py; those that only a trap asks for in test_trap_laws.py. Names with a
-number are issues of the projects where the trap was found.
+TRAPS names them; DEFECTS writes each into our code, for the time of a test, beside the laws that see it. Those that
+only a trap asks for stand in test_trap_laws.py. Names with a number are issues of the projects where it was found.
 """
 
 import inspect
@@ -17,8 +16,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import quantizer_trees as trees
+import test_codebook_life as life
+import test_codebooks as codebooks
+import test_combinators as combinators
 import test_quantizer_laws as laws
-import test_quantizer_parts as parts
+import test_quantizer_leaves as leaves
 import test_quantizer_references as references
 import test_trap_laws as own
 from planting import written
@@ -101,31 +104,31 @@ DEFECTS = [
         1,
         "a rest that is attached to the codes before",
         written(chain.ChainQuantizer.quantize, "rest - part.vectors.detach()", "rest - part.vectors"),
-        [law(parts.test_later_levels_do_not_pull_the_codes_of_earlier_ones)],
+        [law(combinators.test_later_levels_do_not_pull_the_codes_of_earlier_ones)],
     ),
     Defect(
         2,
         "sums that are the bare centre",
         written(Codebook._set, "vectors * counts[:, None]", "vectors"),
-        [law(laws.test_kmeans_start_survives_the_first_updates, name) for name in ("vq", "residual-3")],
+        [law(life.test_kmeans_start_survives_the_first_updates, name) for name in ("vq", "residual-3")],
     ),
     Defect(
         3,
         "the stale average stays",
         written(Codebook._revive, SET_ALL, f"stale = self.sum.clone(); {SET_ALL}; self.sum.copy_(stale)"),
-        [law(laws.test_planted_dead_codes_come_back_to_life, "vq", 64)],
+        [law(life.test_planted_dead_codes_come_back_to_life, "vq", 64)],
     ),
     Defect(
         4,
         "a k-means start only under torch.distributed",
         written(Codebook.absorb, "if len(data):\n            self._start", "if dist.is_initialized(): self._start"),
-        [law(laws.test_a_level_starts_after_the_level_before_it)],
+        [law(life.test_a_level_starts_after_the_level_before_it)],
     ),
     Defect(
         4,
         "revival to zeros",
         written(Codebook._revive, "fresh[: len(dead)]", "0 * fresh[: len(dead)]"),
-        [law(laws.test_planted_dead_codes_come_back_to_life, "vq", 64)],
+        [law(life.test_planted_dead_codes_come_back_to_life, "vq", 64)],
     ),
     Defect(
         4,
@@ -149,13 +152,13 @@ DEFECTS = [
         6,
         "an epsilon under the logarithm",
         written(regularise.entropy, "torch.where(positive, share, 1.0).log()", "(share + 1e-5).log()"),
-        [law(parts.test_entropy_of_many_codes_has_no_cap)],
+        [law(leaves.test_entropy_of_many_codes_has_no_cap)],
     ),
     Defect(
         6,
         "a probability clamped",
         written(regularise.entropy, "torch.where(positive, share, 1.0).log()", "share.clamp_min(1e-5).log()"),
-        [law(parts.test_entropy_of_many_codes_has_no_cap)],
+        [law(leaves.test_entropy_of_many_codes_has_no_cap)],
     ),
     Defect(
         7,
@@ -181,7 +184,7 @@ DEFECTS = [
         written(
             BinaryQuantizer._join, "(bits * self.powers).sum(dim=-1)", "(bits.float() * self.powers).sum(-1).long()"
         ),
-        [law(parts.test_signs, "bsq", 36)],
+        [law(leaves.test_signs, "bsq", 36)],
     ),
     Defect(
         7,
@@ -237,7 +240,7 @@ DEFECTS = [
         10,
         "codes that do not follow their values",
         written(scalar.ScalarQuantizer.digits, "number.gather(1, rank).T", "rank.T"),
-        [law(parts.test_scalar_takes_the_nearest_value_of_each_channel)],
+        [law(leaves.test_scalar_takes_the_nearest_value_of_each_channel)],
     ),
     Defect(
         10,
@@ -305,7 +308,7 @@ DEFECTS = [
         15,
         "fewer than two uses are dead",
         written(Codebook._revive, "self.revive_below * fair", "2"),
-        [law(laws.test_codes_in_fair_use_are_left_alone_whatever_the_batch, 16)],
+        [law(life.test_codes_in_fair_use_are_left_alone_whatever_the_batch, 16)],
     ),
     Defect(
         16,
@@ -320,7 +323,7 @@ DEFECTS = [
         16,
         "a rotation without its scale",
         written(rotation.RotationQuantizer.estimate, "turned = scale * turned", "pass"),
-        [law(own.test_a_rotation_of_many_levels_is_one_rotation, 2), law(parts.test_rotation_is_the_rotation)],
+        [law(own.test_a_rotation_of_many_levels_is_one_rotation, 2), law(codebooks.test_rotation_is_the_rotation)],
     ),
     Defect(
         17,
@@ -346,7 +349,7 @@ DEFECTS = [
         18,
         "one tail for the batch",
         written(tail.TailQuantizer.draw_lengths, "places + 1, (num_samples,))", "places + 1, (1,))"),
-        [law(parts.test_tails_are_drawn_per_sample)],
+        [law(combinators.test_tails_are_drawn_per_sample)],
     ),
     Defect(
         19,
@@ -361,12 +364,12 @@ DEFECTS = [
 def test_a_planted_trap_is_seen(defect, monkeypatch):
     for check in defect.seen_by:  # without the defect they hold: their own files run them
         with monkeypatch.context() as patch:
-            laws._trained.cache_clear()
+            trees._trained.cache_clear()
             torch.manual_seed(0)
             defect.plant(patch)
             with pytest.raises((AssertionError, RuntimeError)):
                 run(check, patch)
-        laws._trained.cache_clear()
+        trees._trained.cache_clear()
 
 
 def run(check, patch):
