@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +43,8 @@ def make_samples(model: Model, output: Path, count: int, as_json: bool, **call) 
             bar.total = total
             bar.update(done - bar.n)
 
-        result = model.generate(on_progress=show, **given)
+        with warnings_in_one_line():
+            result = model.generate(on_progress=show, **given)
     seconds = time.monotonic() - started
     files = result.save(output)
     rate = result.num_frames / seconds
@@ -62,7 +66,28 @@ def make_samples(model: Model, output: Path, count: int, as_json: bool, **call) 
             for file, seed, frames, ended in zip(files, result.seeds, result.lengths, result.ended, strict=True)
         ]
         summary = {"model": model.name, "samples": samples, "seconds": seconds, "frames_per_second": rate}
-        print(json.dumps(summary, indent=2))
+        print(json.dumps({**summary, "warnings": list(result.warnings)}, indent=2))
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[list[str]]:
+    """Print each GenerationWarning as one line on stderr, every time; gives the list of those printed so far."""
+    from ..generate.result import GenerationWarning
+
+    printed: list[str] = []
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message, category, *rest, **named) -> None:
+            if not issubclass(category, GenerationWarning):
+                return shown(message, category, *rest, **named)
+            printed.append(str(message))
+            with tqdm.external_write_mode(file=sys.stderr):
+                print(f"tessera: {' '.join(str(message).split())}", file=sys.stderr)
+
+        warnings.simplefilter("always", GenerationWarning)
+        warnings.showwarning = show
+        yield printed
 
 
 def numbers(text: str | None, option: str, whole: bool = False) -> float | list | None:

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .samples import warnings_in_one_line
+
 if TYPE_CHECKING:
     from ..generate.model import Model
 
@@ -26,7 +28,8 @@ def stream_sound(model: Model, output: Path, as_json: bool, **call) -> None:
     if not piped and output.suffix.lower() != ".wav":
         raise ValueError(f"{output}: a stream is written as .wav; name such a file, or - for stdout")
     started = time.monotonic()
-    chunks = model.stream(**_given(call))
+    with warnings_in_one_line() as warned:  # all are issued at the call
+        chunks = model.stream(**_given(call))
     if piped:
         summary = _write(model, chunks, sys.stdout.buffer, started, seekable=False)
     else:
@@ -36,7 +39,7 @@ def stream_sound(model: Model, output: Path, as_json: bool, **call) -> None:
     seconds, rate = summary["seconds_of_sound"], summary["seconds_of_sound"] / summary["seconds"]
     print(f"{output}: {seconds:.1f} s of sound in {summary['seconds']:.1f} s ({rate:.1f} s a second)", file=sys.stderr)
     if as_json:
-        print(json.dumps({"model": model.name, "file": str(output), **summary}, indent=2))
+        print(json.dumps({"model": model.name, "file": str(output), **summary, "warnings": warned}, indent=2))
 
 
 def _write(model: Model, chunks, file: BinaryIO, started: float, seekable: bool) -> dict[str, Any]:
@@ -68,14 +71,17 @@ def stream_picture(model: Model, output: Path, folder: Path, as_json: bool, **ca
     (target,) = output_files(output, 1, model.spec)
     files: list[Path] = []
     picture = None
-    for picture in model.stream(**_given(call)):
+    with warnings_in_one_line() as warned:  # all are issued at the call
+        pictures = model.stream(**_given(call))
+    for picture in pictures:
         files.append(folder / f"{len(files):04d}.png")
         save_media(files[-1], picture, model.spec)
     assert picture is not None
     save_media(target, picture, model.spec)
     print(f"{target}, and {len(files)} pictures of how it grew in {folder}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"model": model.name, "file": str(target), "frames": [str(file) for file in files]}, indent=2))
+        summary = {"model": model.name, "file": str(target), "frames": [str(file) for file in files]}
+        print(json.dumps({**summary, "warnings": warned}, indent=2))
 
 
 def _given(call: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from .growing import stream_pictures
 from .loop import Progress
 from .prompt import Prompt, prompt_codes
 from .request import Request, Settings, choose, make_request, max_frames_for
-from .result import SUFFIXES, Result, join_results
+from .result import SUFFIXES, Result, issue_warnings, join_results
 from .speech import make_pieces, pieces_of, speak
 from .stages import warm_up
 from .stream import sound_of, stream_audio
@@ -130,17 +131,21 @@ class Model:
                 cache, draft, step (`lm/defaults.py` says what each means); what is left out is the model's own default.
         Raises:
             ValueError: an argument that cannot be met, in one line that names it.
+        Warns:
+            GenerationWarning: what is likely to be wrong with the samples; also in `Result.warnings`.
         """
+        notes: list[str] = []
         if text is not None and self.text is not None and not isinstance(self.spec.geometry, PictureGeometry):
             texts: Any = list(text) if _is_list(text) else [text]
-            pieces = self._pieces(texts, num_frames, settings, max_seconds)
+            pieces = self._pieces(texts, num_frames, settings, max_seconds, notes)
             if any(len(found) > 1 for found in pieces):
                 lists = {"text": texts, "label": label, "voice": voice, "embedding": embedding}
                 shared: dict[str, Any] = {"voice_frames": voice_frames, "unconditional": unconditional}
                 start = prompt_codes(prompt, self.tokenizer, prompt_frames)
-                call = {"exact": exact, "batch": batch, "max_seconds": max_seconds, **settings}
-                return self._generate_long(lists, pieces, shared, n, seed, start, on_progress, call)
-        return generate(
+                call: dict[str, Any] = {"exact": exact, "batch": batch, **self._with_seconds(settings, max_seconds)}
+                result = self._generate_long(lists, pieces, shared, n, seed, start, on_progress, call)
+                return replace(result, warnings=issue_warnings(notes))
+        result = generate(
             self.lm,
             self.tokenizer,
             **self._told(label, text, voice, voice_frames, embedding, unconditional),
@@ -154,6 +159,7 @@ class Model:
             on_progress=on_progress,
             **self._with_seconds(settings, max_seconds),
         )
+        return replace(result, warnings=issue_warnings(notes))
 
     def stream(
         self,
@@ -176,16 +182,19 @@ class Model:
         Of sound, [C, n] float32 as it becomes final; joined, the chunks equal `generate(...).media[0]` of the same
         arguments bit for bit. Of a picture, [C, height, width] float32 after each row of frames (each pass of a masked
         model), the codes still missing left neutral; the last equals `generate(...).media[0]` bit for bit. Arguments
-        and errors as `generate`.
+        and errors as `generate`; what is in `Result.warnings` there is issued as GenerationWarning here.
         """
+        notes: list[str] = []
         picture = isinstance(self.spec.geometry, PictureGeometry)
         if isinstance(text, str) and self.text is not None and isinstance(self.tokenizer, AudioTokenizer):
-            (pieces,) = self._pieces([text], num_frames, settings, max_seconds)
+            (pieces,) = self._pieces([text], num_frames, settings, max_seconds, notes)
             if len(pieces) > 1:
+                issue_warnings(notes)
                 own = self._with_seconds(settings, max_seconds)
                 told = self._told(label, pieces[0], voice, voice_frames, embedding, unconditional)
                 start = prompt_codes(prompt, self.tokenizer, prompt_frames)
                 return sound_of(self._speaking(pieces, told, seed, start, own), self.tokenizer.stream_decoder())
+        issue_warnings(notes)
         return (stream_pictures if picture else stream_audio)(
             self.lm,
             self.tokenizer,
@@ -227,12 +236,18 @@ class Model:
         warm_up(self.lm, request)
 
     def _pieces(
-        self, texts: Sequence[str], num_frames: int | None, settings: Settings, max_seconds: float | None
+        self,
+        texts: Sequence[str],
+        num_frames: int | None,
+        settings: Settings,
+        max_seconds: float | None,
+        notes: list[str],
     ) -> list[list[str]]:
-        """Each text in the pieces it is said in: one where it is no longer than the model has learned."""
+        """Each text in the pieces it is said in: one where it is no longer than the model has learned. `notes` gets
+        the warnings."""
         assert self.text is not None
         chosen = choose(self.defaults, self._with_seconds(settings, max_seconds))
-        return [pieces_of(text, self.text.num_characters, chosen, num_frames is not None) for text in texts]
+        return [pieces_of(text, self.text.num_characters, chosen, num_frames is not None, notes) for text in texts]
 
     def _speaking(
         self, pieces: Sequence[str], told: dict[str, Any], seed: int, prompt: Tensor | None, settings: Settings
@@ -299,10 +314,13 @@ class Model:
             start = prompt if prompt is None or prompt.dim() == 2 else prompt[i]
             found = pieces[entry % len(pieces)]
             if len(found) == 1:
-                parts.append(self.generate(**own, seed=own_seed, prompt=start, **shared, **call))
+                told = self._told(**own, **shared)
+                made = generate(
+                    self.lm, self.tokenizer, **told, seed=own_seed, prompt=start, defaults=self.defaults, **call
+                )
+                parts.append(made)
             else:
-                settings: Any = {name: call[name] for name in call if name not in ("exact", "batch", "max_seconds")}
-                settings = self._with_seconds(settings, call["max_seconds"])
+                settings: Any = {name: call[name] for name in call if name not in ("exact", "batch")}
                 told = self._told(**{**own, "text": found[0]}, **shared)
                 making = self._speaking(found, told, own_seed, start, settings)
                 codes = torch.cat([piece.cpu() for piece in making], dim=1)[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from ..tokenize.spec import AudioGeometry, TokenSpec
 
 SUFFIXES = {"audio": (".wav", ".flac"), "picture": (".png",)}
 """Files a kind of media is saved as; the first is used in directories."""
+
+
+class GenerationWarning(UserWarning):
+    """Something about a call that is likely to make its samples worse than they could be. Each is issued as a Python
+    warning and stands in `Result.warnings`; the command line prints it as one line on stderr."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class Result:
     ended: tuple[bool, ...]
     """Whether each sample came to its own end (or is a picture); False where max_frames cut it."""
     spec: TokenSpec
+    warnings: tuple[str, ...] = ()
+    """What is likely to be wrong with the samples, one sentence each; empty where nothing is known to be. Of the call
+    as a whole: `result[i]` has the same."""
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -46,6 +55,7 @@ class Result:
             seeds=(self.seeds[i],),
             ended=(self.ended[i],),
             spec=self.spec,
+            warnings=self.warnings,
         )
 
     def __iter__(self) -> Iterator[Result]:
@@ -90,7 +100,20 @@ def join_results(parts: Sequence[Result]) -> Result:
         seeds=tuple(seed for part in parts for seed in part.seeds),
         ended=tuple(ended for part in parts for ended in part.ended),
         spec=parts[0].spec,
+        warnings=tuple(dict.fromkeys(text for part in parts for text in part.warnings)),
     )
+
+
+def issue_warnings(notes: Sequence[str], stacklevel: int = 3) -> tuple[str, ...]:
+    """Issue each different note as a GenerationWarning, and give them for `Result.warnings`.
+
+    Args:
+        stacklevel: as of `warnings.warn`, counted from here; 3: the caller of the function that calls this one.
+    """
+    different = tuple(dict.fromkeys(notes))
+    for note in different:
+        warnings.warn(note, GenerationWarning, stacklevel=stacklevel)
+    return different
 
 
 def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:

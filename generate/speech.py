@@ -14,7 +14,6 @@ The codes go through one decoder: there is no seam between samples.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -52,22 +51,24 @@ class Piece:
     """Frames."""
 
 
-def pieces_of(text: str, size: Callable[[str], int], chosen: GenerationDefaults, fixed: bool) -> list[str]:
-    """The pieces a text is said in, one where it is not long. Warns of one that is far too long and is not cut.
+def pieces_of(
+    text: str, size: Callable[[str], int], chosen: GenerationDefaults, fixed: bool, notes: list[str]
+) -> list[str]:
+    """The pieces a text is said in, one where it is not long.
 
     Args:
         size: characters of a text as the model reads it.
         fixed: the number of frames is given, so the text is said at once.
+        notes: gets a warning where a text is far too long and is not cut.
     """
     limit = chosen.text_characters
     if limit is None or size(text) <= limit:
         return [text]
     if chosen.split == "off" or fixed:
         if size(text) > FAR_TOO_LONG * limit:
-            warnings.warn(
+            notes.append(
                 f"the text has {size(text)} characters, the model has learned at most {limit} and will hardly say it "
-                "all; leave split on 'auto' and the number of frames open",
-                stacklevel=4,
+                "all; leave split on 'auto' and the number of frames open"
             )
         return [text]
     return split_text(text, limit if chosen.carry == "nothing" else max(1, limit // 2), size)

@@ -233,3 +233,17 @@ def test_misuse_is_one_line(models, tmp_path, monkeypatch, capsys, arguments, me
     error = capsys.readouterr().err
     assert message in error and error.startswith("tessera: ") and error.count("\n") == 1
     assert not list(tmp_path.glob("x*"))
+
+
+def test_warnings_are_one_line_each_and_stand_in_the_summary(models, tmp_path, capsys, monkeypatch):
+    def warned(text, size, chosen, fixed, notes):
+        notes.append("words\nare lost")
+        return [text]
+
+    monkeypatch.setattr("tessera.generate.model.pieces_of", warned)
+    say = ["tts", "one", "--model", models / "voices", "--voice", "7", "--max-seconds", 0.2, "--json"]
+    for more in ([], [], ["--stream"]):  # every time, not once a place in the code
+        assert tessera(*say, "-o", tmp_path / "o.wav", *more) == 0
+        printed = capsys.readouterr()
+        assert printed.err.count("tessera: words are lost\n") == 1 and "Warning" not in printed.err
+        assert json.loads(printed.out)["warnings"] == ["words\nare lost"]

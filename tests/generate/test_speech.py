@@ -8,6 +8,7 @@ import torch
 
 from tessera.generate.model import load
 from tessera.generate.noise import derived_seed
+from tessera.generate.result import GenerationWarning
 from tessera.generate.sentences import split_text
 from tessera.generate.speech import shared_out
 
@@ -178,3 +179,15 @@ def test_without_a_voice_the_seed_chooses_one_for_all_pieces(voices, seed):
     found = voices.generate(**call)
     assert torch.equal(found.codes, voices.generate(**call, label=seed % 4).codes)
     assert torch.equal(torch.cat(list(voices.stream(**call)), dim=1), found.media[0])
+
+
+def test_warnings_stand_in_the_result(voices):
+    call = {"text": TEXT, "label": "star", "text_characters": 12, "num_frames": 6}
+    with pytest.warns(GenerationWarning) as issued:
+        found = voices.generate(**call, n=2)
+        list(voices.stream(**call))
+    assert len(found.warnings) == 1 and "has learned at most 12" in found.warnings[0]
+    assert found[1].warnings == found.warnings
+    assert [str(one.message) for one in issued] == [*found.warnings] * 2
+    assert all(one.filename == __file__ for one in issued)  # they point at the caller's line
+    assert voices.generate(text="one.", label="star", num_frames=6).warnings == ()
