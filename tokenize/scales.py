@@ -15,10 +15,11 @@ One straight-through gradient goes around the sum. Source: VAR, arXiv:2404.02905
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_serializer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,10 +39,49 @@ class ScalesConfig(Config):
     """Rows and columns of each scale, growing; the last is the map itself. Audio: [1, frames]."""
     convolutions: int = Field(default=4, ge=0)
     """Different phi, spread over the scales; 0: vectors are only enlarged."""
+    phi: Literal["var", "even"] = "var"
+    """Which phi a scale has. var: as VAR's code chooses (`phi_numbers`). even: as versions before 2026-12 chose; the
+    saved tokenizers of those keep it."""
     shared: bool = True
     """One quantizer, with one codebook, serves all scales."""
     quantizer: QuantizerConfig
     """Of a place of a scale; one code each."""
+
+    @model_serializer(mode="wrap")
+    def _without_old_meaning(self, handler):
+        """`phi` is written only where it says another choice than files without it mean (`restore_phi`): fingerprints
+        of what was made before the field existed stay as they were."""
+        scales = len(self.sizes)
+        same = phi_numbers(scales, self.convolutions, self.phi) == phi_numbers(scales, self.convolutions, "even")
+        return {name: value for name, value in handler(self).items() if name != "phi" or not same}
+
+
+def restore_phi(saved: Any) -> Any:
+    """The data of a saved config, with what a missing `phi` means there: "even"."""
+    if isinstance(saved, list):
+        return [restore_phi(part) for part in saved]
+    if not isinstance(saved, dict):
+        return saved
+    restored = {name: restore_phi(part) for name, part in saved.items()}
+    return {"phi": "even", **restored} if restored.get("kind") == "scales" else restored
+
+
+def phi_numbers(scales: int, convolutions: int, rule: Literal["var", "even"] = "var") -> list[int]:
+    """The number of the convolution of each scale; an empty list where there are none.
+
+    Scale i of S stands at i / (S - 1). var: the nearest of K points spread over 0 to 1, the first of equally near ones,
+    in float64 as in VAR (models/quant.py, PhiPartiallyShared): for K = 4 from 1/12 to 11/12, else from 1 / 2K to
+    1 - 1 / 2K. Rounding decides ties there, and so here. even: the points are 0 to 1, ends included, and ties go to the
+    even number.
+    """
+    if not convolutions:
+        return []
+    last = max(1, scales - 1)
+    if rule == "even":
+        return [round(number * (convolutions - 1) / last) for number in range(scales)]
+    edge = 1 / 3 / convolutions if convolutions == 4 else 1 / 2 / convolutions
+    points = np.linspace(edge, 1 - edge, convolutions)
+    return [int(np.argmin(np.abs(points - number / last))) for number in range(scales)]
 
 
 class ScalesQuantizer(Quantizer):
@@ -62,6 +102,7 @@ class ScalesQuantizer(Quantizer):
         self.config = config
         self.levels = nn.ModuleList(levels)
         self.places = rows * columns
+        self.phi_numbers = phi_numbers(len(config.sizes), config.convolutions, config.phi)
         self.phi = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(config.convolutions))
         for layer in self.phi:
             nn.init.dirac_(layer.weight)  # pyright: ignore[reportArgumentType]
@@ -131,8 +172,7 @@ class ScalesQuantizer(Quantizer):
 
     def phi_of(self, number: int) -> nn.Conv2d | None:
         """The convolution of a scale."""
-        last = max(1, len(self.config.sizes) - 1)
-        return self.phi[round(number * (len(self.phi) - 1) / last)] if self.phi else None  # pyright: ignore
+        return self.phi[self.phi_numbers[number]] if self.phi else None  # pyright: ignore[reportReturnType]
 
     def _level(self, number: int) -> Quantizer:
         return self.levels[0 if self.config.shared else number]  # pyright: ignore[reportReturnType]

@@ -27,7 +27,7 @@ from .padded_conv import fold_norms
 from .picture_net import PictureNet, PictureTokenizerConfig
 from .quantizer import Quantizer
 from .regions import check_regions
-from .scales import ScalesQuantizer
+from .scales import ScalesQuantizer, restore_phi
 from .spec import Geometry, PictureGeometry, TokenSpec
 from .stages import Stage, StagesStream
 from .vector_file import without_files
@@ -339,7 +339,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder}: no tokenizer here (config.json is missing); make one with: tessera tokenizer train "
             f"CONFIG --out {folder}"
         )
-    described = check_config(read_json(folder / "config.json"), TokenizerFile, str(folder / "config.json"))
+    saved = restore_phi(read_json(folder / "config.json"))
+    described = check_config(saved, TokenizerFile, str(folder / "config.json"))
     config = described.tokenizer
     tensors, _ = read_safetensors(folder / "tokenizer.safetensors")
     with without_files():

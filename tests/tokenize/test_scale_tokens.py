@@ -1,5 +1,8 @@
 """Scales as frames of one codebook: a picture tokenizer's codes, and the running sums that a model of them reads."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +11,9 @@ from tessera.tokenize.config import ConfigError, check_config
 from tessera.tokenize.picture_net import PictureTokenizerConfig
 from tessera.tokenize.quantizer import FSQConfig, LFQConfig, ProjectConfig, ScalesConfig, VQConfig, make_quantizer
 from tessera.tokenize.scale_sums import ScaleSums
+from tessera.tokenize.scales import phi_numbers
 from tessera.tokenize.spec import PictureGeometry, TokenSpec
-from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
+from tessera.tokenize.tokenizer import NETS, load_tokenizer, make_tokenizer
 
 SIZES = {"square": ((1, 1), (2, 2), (4, 4)), "odd": ((1, 2), (2, 3), (4, 6)), "line": ((1, 1), (1, 3), (1, 7))}
 LEAVES = {"vq": VQConfig(size=16), "fsq": FSQConfig(levels=(3, 3, 3, 3, 3)), "lfq": LFQConfig(bits=5)}
@@ -53,6 +57,55 @@ def test_codes_are_the_cells_of_all_scales(leaf, shared, tmp_path):
     else:
         with pytest.raises(ValueError, match="scales of tokenizer 'tiny-scales' have codebooks of their own"):
             tokenizer.vectors()
+
+
+def phi_as_in_var(scales, convolutions):
+    """FoundationVision/VAR 78b9539 (MIT), models/quant.py: PhiPartiallyShared asked for si / (SN - 1)."""
+    K = convolutions
+    ticks = np.linspace(1 / 3 / K, 1 - 1 / 3 / K, K) if K == 4 else np.linspace(1 / 2 / K, 1 - 1 / 2 / K, K)
+    return [np.argmin(np.abs(ticks - si / (scales - 1))).item() for si in range(scales)]
+
+
+def test_each_scale_has_the_phi_that_var_gives_it():
+    assert phi_numbers(10, 4) == [
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        3,
+    ]  # 7 / 9 is half-way between two points: rounding decides
+    for scales_, convolutions in ((s, c) for s in range(2, 40) for c in range(1, 17)):
+        assert phi_numbers(scales_, convolutions) == phi_as_in_var(scales_, convolutions)
+    assert phi_numbers(10, 0) == [] and phi_numbers(1, 4) == [0]
+
+
+TEN = ((1, 1), (1, 2), (2, 2), (2, 3), (3, 3), (3, 4), (3, 5), (4, 4), (4, 5), (4, 6))
+
+
+def test_tokenizers_saved_with_the_old_choice_of_phi_keep_it(tmp_path):
+    pictures = torch.rand(2, 3, 8, 12) * 2 - 1
+    codes, files = {}, {}
+    for rule in ("var", "even"):
+        torch.manual_seed(0)
+        quantizer = ScalesConfig(sizes=TEN, quantizer=VQConfig(size=16), phi=rule)
+        net = NETS["picture"](tiny(quantizer).config)
+        for number, layer in enumerate(net.quantizer.phi):
+            torch.nn.init.constant_(layer.bias, float(number))
+        tokenizer = make_tokenizer(net.config, net)
+        assert tokenizer.quantizer.phi_numbers[7] == {"var": 3, "even": 2}[rule]
+        codes[rule] = tokenizer.encode(pictures).codes
+        tokenizer.save(tmp_path / rule)
+        files[rule] = json.loads((tmp_path / rule / "config.json").read_text())["tokenizer"]["quantizer"]
+        loaded = load_tokenizer(tmp_path / rule)  # compares the fingerprint
+        assert loaded.config == tokenizer.config and torch.equal(loaded.encode(pictures).codes, codes[rule])
+    assert not torch.equal(codes["var"], codes["even"])
+    assert files["var"].pop("phi") == "var" and files["even"] == files["var"]  # as it was before there was a choice
+    assert ScalesConfig(sizes=TEN, quantizer=VQConfig(size=16)).phi == "var"  # what is trained from now on
 
 
 def test_later_scales_may_be_missing():
