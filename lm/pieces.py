@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from ..tokenize.files import read_json
+from ..tokenize.files import read_json, read_safetensors
 from ..tokenize.spec import TokenSpec
 from .layouts import DelayConfig
 from .model import LMConfig, TokenLM
@@ -101,10 +100,12 @@ def read_lm(
         piece.name: (piece.rows, *ours[name][1:]) for name, pieces in plan.items() for piece in pieces if piece.name
     }
     check_tensors(found, wanted, folder)
-    open_files = {file: safe_open(file, "pt") for file in set(where.values())}
+    theirs: dict[str, Tensor] = {}
+    for file in sorted(set(where.values())):
+        theirs |= read_safetensors(file, wanted=wanted.__contains__)[0]
     tensors = {}
     for name, pieces in plan.items():
-        read = [open_files[where[piece.name]].get_tensor(piece.name) if piece.name else None for piece in pieces]
+        read = [theirs.pop(piece.name) if piece.name else None for piece in pieces]  # each is in one place, then freed
         like = next(tensor for tensor in read if tensor is not None)
         filled = [
             like.new_zeros(piece.rows, *like.shape[1:]) if tensor is None else tensor

@@ -14,7 +14,6 @@ and the tokenizer's fingerprint with the one the codes were made by.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from ..tokenize.config import Config, check_config
 from ..tokenize.files import (
-    check_safetensors_header,
+    read_header,
     read_json,
     read_safetensors,
     write_atomic,
@@ -342,14 +341,7 @@ def check_tensors(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int
 
 def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes from the header alone, after its checks."""
-    check_safetensors_header(path)
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    header.pop("__metadata__", None)
-    try:
-        return {name: tuple(int(size) for size in entry["shape"]) for name, entry in header.items()}
-    except (TypeError, KeyError, ValueError):
-        raise ValueError(f"{path}: not a usable safetensors file (a tensor without a shape)") from None
+    return {name: entry.shape for name, entry in read_header(path).tensors.items()}
 
 
 def _check_labels(config: LMConfig, labels: list[str], where: str) -> None:

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 100_000
 MAX_JSON_BYTES = 256 << 20
+BLOCK_BYTES = 1 << 20
+COPY_AGAIN = "copy it again, or make it again"
+CONTENT_KEY = "content_sha256"
+"""Metadata of a safetensors file that says what is in it, for files that no other file vouches for."""
+_SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n\Z')
+_DTYPES = {
+    name: getattr(torch, dtype)
+    for name, dtype in {
+        **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"},
+        **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"},
+        **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
+        **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64"},
+    }.items()
+}
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,512}")
+
+
+class DamagedFile(ValueError):
+    """A file holds other bytes than were written."""
 
 
 def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any], durable: bool = True) -> None:
@@ -63,7 +84,7 @@ def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, hex."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
-        while block := file.read(1 << 20):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
@@ -73,27 +94,66 @@ def write_json(path: str | Path, data: Any) -> None:
     write_atomic(path, (json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
+def write_sealed_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object as `write_json`, with one key more at its end: "sha256", of all bytes before it."""
+    write_atomic(path, sealed_json(data))
+
+
+def sealed_json(data: Mapping[str, Any]) -> bytes:
+    """The bytes that `write_sealed_json` writes."""
+    assert data and "sha256" not in data
+    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False).encode()
+    body = text.removesuffix(b"\n}")
+    return body + f',\n "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+
+
+def read_sealed_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES, advice: str = COPY_AGAIN) -> Any:
+    """Read what `write_sealed_json` wrote, without the key "sha256"; or JSON of an earlier version, which has none.
+
+    Raises:
+        DamagedFile: not the bytes that were written. ValueError: as `read_json`.
+    """
+    data, text = _parse_json(Path(path), max_bytes)
+    if not isinstance(data, dict) or "sha256" not in data:
+        return data
+    seal = _SEAL.search(text[-200:])
+    body = text[: -len(seal.group())] if seal else b""
+    if seal is None or hashlib.sha256(body).hexdigest() != seal.group(1).decode():
+        raise DamagedFile(f"{path}: damaged or changed since it was written; {advice}")
+    del data["sha256"]
+    return data
+
+
 def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Read JSON; ValueError names the file when it is too large or not JSON."""
-    path = Path(path)
+    return _parse_json(Path(path), max_bytes)[0]
+
+
+def _parse_json(path: Path, max_bytes: int) -> tuple[Any, bytes]:
     size = path.stat().st_size
     if size > max_bytes:
         raise ValueError(f"{path}: {size} bytes of JSON, the limit is {max_bytes}")
+    text = path.read_bytes()
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(text), text
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
 
 
 def write_safetensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, sealed: bool = False
 ) -> None:
     """Write tensors and metadata atomically; the same content gives the same bytes.
 
     safetensors by itself does not fsync, writes for the owner only, and puts metadata in another order each time.
+
+    Args:
+        sealed: add a SHA-256 of the content to the metadata, which `read_safetensors` checks.
     """
 
     assert tensors, "safetensors 0.8 writes a broken header without tensors"
+    if sealed:
+        metadata = {**(metadata or {}), CONTENT_KEY: _content_digest(tensors, metadata or {})}
 
     def write(part: Path) -> None:
         safetensors.torch.save_file(dict(tensors), part, dict(metadata) if metadata else None)
@@ -115,43 +175,98 @@ def _sort_metadata(path: Path) -> None:
         file.write(text.ljust(size))
 
 
-def read_safetensors(
-    path: str | Path, max_header: int = MAX_HEADER_BYTES, max_tensors: int = MAX_TENSORS
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read all tensors and the metadata of a safetensors file.
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies in a safetensors file."""
 
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    """First byte in the file."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """A checked safetensors header."""
+
+    tensors: dict[str, TensorEntry]
+    """In the order of the file; their bytes fill the rest of it without gaps."""
+    metadata: dict[str, str]
+
+
+def read_safetensors(
+    path: str | Path,
+    max_header: int = MAX_HEADER_BYTES,
+    max_tensors: int = MAX_TENSORS,
+    wanted: Callable[[str], bool] | None = None,
+    sha256: str | None = None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the metadata of a safetensors file into memory.
+
+    Nothing is memory-mapped: a file that changes later changes no tensor, and one that is cut is an error, no SIGBUS.
     The header is checked first: the format itself allows headers that take seconds and gigabytes to parse, a name that
     occurs twice, and names such as "../../etc/x".
 
+    Args:
+        wanted: tells by name which tensors to read; None: all.
+        sha256: the file's SHA-256, hex, where it is known; computed from the bytes as they are read. Then all are read.
     Raises:
-        FileNotFoundError: no such file. ValueError: anything wrong with its content, in one line that names the file.
+        FileNotFoundError: no such file. DamagedFile: the file is another one than `sha256` says, or its content another
+            than it says itself. ValueError: anything else wrong with its content, in one line that names the file.
     """
+    assert wanted is None or sha256 is None
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    metadata = check_safetensors_header(path, max_header, max_tensors)
-    try:
-        return safetensors.torch.load_file(path), metadata
-    except Exception as error:  # SafetensorError, but also TypeError for a dtype this torch does not know
-        raise ValueError(f"{path}: not a usable safetensors file ({_one_line(error)})") from None
-
-
-def check_safetensors_header(
-    path: str | Path, max_header: int = MAX_HEADER_BYTES, max_tensors: int = MAX_TENSORS
-) -> dict[str, str]:
-    """Check a safetensors header and return the metadata; raises as `read_safetensors`."""
-    path = Path(path)
+    digest = None if sha256 is None else hashlib.sha256()
     with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        available = path.stat().st_size - 8
-        if available < 2 or size > available:
-            raise ValueError(f"{path}: not a safetensors file, or cut short ({available + 8} bytes)")
-        if size > max_header:
-            raise ValueError(f"{path}: a safetensors header of {size} bytes, the limit is {max_header}")
-        try:
-            header = json.loads(file.read(size), object_pairs_hook=_refuse_duplicates)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not a safetensors file ({_one_line(error)})") from None
+        header = _read_header(path, file, max_header, max_tensors, digest)
+        tensors = {}
+        for name, entry in header.tensors.items():
+            if wanted is None or wanted(name):
+                tensors[name] = _read_tensor(path, file, entry, digest)
+    if digest is not None:
+        check_sha256(path, digest.hexdigest(), sha256)
+    content = header.metadata.pop(CONTENT_KEY, None)
+    if content is not None and wanted is None and content != _content_digest(tensors, header.metadata):
+        raise DamagedFile(f"{path}: damaged: its tensors are not those it was written with; {COPY_AGAIN}")
+    return tensors, header.metadata
+
+
+def read_header(path: str | Path, max_header: int = MAX_HEADER_BYTES, max_tensors: int = MAX_TENSORS) -> TensorHeader:
+    """Read and check a safetensors header alone; raises as `read_safetensors`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        return _read_header(path, file, max_header, max_tensors, None)
+
+
+def check_sha256(path: Path, found: str, wanted: str | None, advice: str = COPY_AGAIN) -> None:
+    """Raise DamagedFile unless a file's SHA-256 is the wanted one."""
+    if found != wanted:
+        raise DamagedFile(
+            f"{path}: damaged: its SHA-256 is {found[:12]}, it was written as {str(wanted)[:12]}; {advice}"
+        )
+
+
+def _read_header(path: Path, file: BinaryIO, max_header: int, max_tensors: int, digest: Any) -> TensorHeader:
+    start = file.read(8)
+    size = int.from_bytes(start, "little")
+    available = os.fstat(file.fileno()).st_size - 8
+    if available < 2 or size > available:
+        raise ValueError(f"{path}: not a safetensors file, or cut short ({available + 8} bytes)")
+    if size > max_header:
+        raise ValueError(f"{path}: a safetensors header of {size} bytes, the limit is {max_header}")
+    text = file.read(size)
+    if digest is not None:
+        digest.update(start + text)
+    try:
+        header = json.loads(text, object_pairs_hook=_refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a safetensors file ({_one_line(error)})") from None
     if not isinstance(header, dict):
         raise ValueError(f"{path}: not a safetensors file (the header is no mapping)")
     metadata = header.pop("__metadata__", None) or {}
@@ -159,10 +274,66 @@ def check_safetensors_header(
         raise ValueError(f"{path}: metadata must map names to strings")
     if len(header) > max_tensors:
         raise ValueError(f"{path}: {len(header)} tensors, the limit is {max_tensors}")
-    for name in header:
+    entries = {}
+    for name, entry in header.items():
         if not _TENSOR_NAME.fullmatch(name):
             raise ValueError(f"{path}: {name[:80]!r} is not a tensor name (letters, digits, dot, dash, underscore)")
-    return metadata
+        entries[name] = _entry(path, name, entry, 8 + size)
+    entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)))
+    end = 8 + size
+    for name, entry in entries.items():
+        if entry.start != end:
+            raise ValueError(f"{path}: not a usable safetensors file (tensor '{name}' does not follow the one before)")
+        end += entry.size
+    if end != available + 8:
+        raise ValueError(
+            f"{path}: not a usable safetensors file, or cut short ({available + 8} bytes, its header promises {end})"
+        )
+    return TensorHeader(entries, metadata)
+
+
+def _entry(path: Path, name: str, entry: Any, base: int) -> TensorEntry:
+    where = f"{path}: not a usable safetensors file (tensor '{name}'"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{where} must have dtype, shape and data_offsets)")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _are_sizes(shape) or len(shape) > 64 or not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"{where} has a shape or offsets that are not whole numbers from 0)")
+    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise ValueError(f"{where} has the dtype {str(entry['dtype'])[:20]!r}; known are {', '.join(_DTYPES)})")
+    size = math.prod(shape) * dtype.itemsize
+    if offsets[1] - offsets[0] != size:
+        raise ValueError(f"{where} takes {offsets[1] - offsets[0]} bytes, its shape {size})")
+    return TensorEntry(dtype, tuple(shape), base + offsets[0], size)
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 1 << 63 for size in value)
+
+
+def _read_tensor(path: Path, file: BinaryIO, entry: TensorEntry, digest: Any) -> Tensor:
+    tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
+    if not entry.size:
+        return tensor
+    place = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    file.seek(entry.start)
+    for first in range(0, entry.size, BLOCK_BYTES):
+        block = place[first : first + BLOCK_BYTES]
+        if file.readinto(block) != len(block):  # type: ignore[attr-defined]
+            raise DamagedFile(f"{path}: was cut short while it was read; {COPY_AGAIN}")
+        if digest is not None:
+            digest.update(block)
+    return tensor
+
+
+def _content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over the metadata and every tensor (name, dtype, shape, bytes)."""
+    described = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in sorted(tensors.items())]
+    digest = hashlib.sha256(json.dumps([dict(sorted(metadata.items())), described]).encode())
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

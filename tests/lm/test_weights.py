@@ -174,7 +174,7 @@ def test_damaged_and_foreign_directories(saved, tmp_path):
         load_model(saved)
     header = b'{"x":{"dtype":"F32","data_offsets":[0,0]}}'
     weights.write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(ValueError, match="without a shape"):
+    with pytest.raises(ValueError, match="must have dtype, shape and data_offsets"):
         load_model(saved)
     config = saved / "config.json"
     data = json.loads(config.read_text())

@@ -6,15 +6,18 @@ import stat
 import struct
 
 import pytest
+import safetensors.torch
 import torch
 
 from tessera.tokenize.files import (
     read_json,
     read_safetensors,
+    read_sealed_json,
     sha256_file,
     write_atomic,
     write_json,
     write_safetensors,
+    write_sealed_json,
 )
 
 TENSORS = {"b": torch.arange(6).reshape(2, 3), "a.x": torch.tensor([1.5], dtype=torch.bfloat16)}
@@ -78,6 +81,88 @@ def test_same_content_same_bytes(tmp_path):
         found.add(sha256_file(tmp_path / "x"))
     assert len(found) == 1
     assert read_safetensors(tmp_path / "x")[1] == metadata
+
+
+def test_what_was_read_does_not_change_with_the_file(tmp_path):
+    """A memory map would: cut short, it ends the process with SIGBUS."""
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"x": torch.arange(100_000)})
+    tensors, _ = read_safetensors(path)
+    with open(path, "r+b") as file:
+        file.seek(-800_000, 2)
+        file.write(b"\xff" * 8000)
+        file.truncate(9000)
+    assert torch.equal(tensors["x"], torch.arange(100_000))
+
+
+def test_every_dtype_is_read_as_safetensors_does(tmp_path):
+    path = tmp_path / "x.safetensors"
+    names = "float64 float32 float16 bfloat16 bool int64 int32 int16 int8 uint64 uint32 uint16 uint8 complex64"
+    dtypes = [getattr(torch, name) for name in (*names.split(), "float8_e4m3fn", "float8_e5m2")]
+    written = {str(dtype): torch.tensor([[0.0, 1, 2], [3, 4, 5]]).to(dtype) for dtype in dtypes}
+    write_safetensors(path, written | {"scalar": torch.tensor(7), "empty": torch.zeros(0, 3)})
+    tensors, _ = read_safetensors(path)
+    theirs = safetensors.torch.load_file(path)
+    assert tensors.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert (tensors[name].dtype, tensors[name].shape) == (tensor.dtype, tensor.shape)
+        assert tensors[name].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8))
+
+
+def test_hash_while_reading(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, TENSORS | {"large": torch.rand(700_001)}, {"a": "b"})
+    found = sha256_file(path)
+    assert read_safetensors(path, sha256=found)[0].keys() == TENSORS.keys() | {"large"}
+    for position in (0, 9, 40, -1, -2_000_000):
+        flip(path, position)
+        with pytest.raises(ValueError, match=r"x\.safetensors: "):
+            read_safetensors(path, sha256=found)
+        flip(path, position)
+    assert list(read_safetensors(path, wanted="b".__eq__)[0]) == ["b"]
+
+
+def flip(path, position, bit=0):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_sealed_json(tmp_path):
+    path = tmp_path / "x.json"
+    data = {"b": [1, "é"], "a": None, "c": 0.1}
+    write_sealed_json(path, data)
+    assert read_sealed_json(path) == data and read_json(path).keys() == {*data, "sha256"}
+    write_json(path, data)
+    assert read_sealed_json(path) == data, "as an earlier version wrote it"
+    write_sealed_json(path, data)
+    for position in range(path.stat().st_size):
+        for bit in range(8):
+            flip(path, position, bit)
+            try:
+                assert read_sealed_json(path).keys() - data.keys(), "an unknown key in the place of sha256"
+            except ValueError as error:
+                assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            flip(path, position, bit)
+
+
+def test_sealed_safetensors(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, TENSORS, {"format": "mine", "note": "x"}, sealed=True)
+    tensors, metadata = read_safetensors(path)
+    assert metadata == {"format": "mine", "note": "x"} and torch.equal(tensors["b"], TENSORS["b"])
+    missed = []
+    for position in range(path.stat().st_size):
+        flip(path, position)
+        try:
+            tensors, metadata = read_safetensors(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+        else:
+            missed.append(position)
+        flip(path, position)
+    key = path.read_bytes().index(b"content_sha256")
+    assert set(missed) <= set(range(key, key + len("content_sha256"))), "the key alone: callers refuse unknown metadata"
 
 
 def hostile(header: object, data: bytes = b"", size: int | None = None) -> bytes:
