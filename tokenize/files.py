@@ -316,7 +316,7 @@ def _read_tensor(path: Path, file: BinaryIO, entry: TensorEntry, digest: Any) ->
     tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
     if not entry.size:
         return tensor
-    place = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    place = tensor.reshape(-1).view(torch.uint8).numpy().data
     file.seek(entry.start)
     for first in range(0, entry.size, BLOCK_BYTES):
         block = place[first : first + BLOCK_BYTES]
@@ -332,7 +332,7 @@ def _content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
     described = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in sorted(tensors.items())]
     digest = hashlib.sha256(json.dumps([dict(sorted(metadata.items())), described]).encode())
     for _, tensor in sorted(tensors.items()):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

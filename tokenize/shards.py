@@ -5,7 +5,8 @@
     out/index.json          TokenSpec, label names; SHA-256 per file; id, length, label, text per item; what was skipped
 
 A shard holds the items of one range of the corpus, so a build that was killed goes on after its last whole shard and
-ends with the same bytes as one that was not. index.json is written last: without it there are no shards.
+ends with the same bytes as one that was not. index.json is written last: without it there are no shards. A build of
+finished shards verifies them, and makes those again that are missing or damaged.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from .codes_file import code_dtype
 from .config import Config, check_config
 from .corpus import Corpus, CorpusConfig, open_corpus
-from .files import read_json, sha256_file, write_json, write_safetensors
+from .files import read_sealed_json, sha256_file, write_safetensors, write_sealed_json
 from .media import MediaError
 from .shard_reader import INDEX_FILE, Index, ShardFile, ShardItem, Shards, Skipped
 from .spec import TokenSpec
@@ -77,7 +78,7 @@ class PartIndex(Config):
 
 
 def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progress: bool = True) -> Shards:
-    """Encode a corpus; going on where an earlier build of the same things was stopped.
+    """Encode a corpus; going on where an earlier build of the same things was stopped, or its files were damaged.
 
     Args:
         tokenizer: an opened tokenizer; None: the one in config.tokenizer.
@@ -104,8 +105,11 @@ def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progres
     if (out / INDEX_FILE).is_file():
         shards = Shards(out)
         _check_build(shards.index.build, build, out)
-        _remove_parts(out)
-        return shards
+        damaged = _find_damaged(shards)
+        if not damaged:
+            _remove_parts(out)
+            return shards
+        _reopen(shards, damaged, ranges, corpus.ids())
 
     parts = []
     with tqdm(
@@ -123,7 +127,7 @@ def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progres
         raise ValueError(
             f"{config.corpus.path}: none of the {len(numbers)} items can be used; the first: {index.skipped[0].reason}"
         )
-    write_json(out / INDEX_FILE, index.model_dump(mode="json"))
+    write_sealed_json(out / INDEX_FILE, index.model_dump(mode="json"))
     _remove_parts(out)
     return Shards(out)
 
@@ -173,6 +177,46 @@ def _remove_parts(out: Path) -> None:
         path.unlink()
 
 
+def _find_damaged(shards: Shards) -> set[str]:
+    """Names of the files that are missing or are not those of the index."""
+    damaged = set()
+    for number, file in enumerate(shards.index.files):
+        try:
+            shards.verify_file(number)
+        except (ValueError, FileNotFoundError) as error:
+            print(f"note: {' '.join(str(error).split())}; building it now", file=sys.stderr)
+            damaged.add(file.file)
+    return damaged
+
+
+def _reopen(shards: Shards, damaged: set[str], ranges: Sequence[Sequence[int]], ids: Sequence[str]) -> None:
+    """Turn finished shards into a build that was stopped before it made the damaged files."""
+    index, first = shards.index, 0
+    files = {file.file: file for file in index.files}
+    for shard, members in enumerate(ranges):
+        file = files.get(_shard_name(shard))
+        last = first + (file.items if file is not None else 0)
+        _part_file(shards.folder, shard).unlink(missing_ok=True)
+        if file is None or file.file not in damaged:
+            known = {ids[number] for number in members}
+            part = PartIndex(
+                build=index.build,
+                file=file,
+                ids=index.ids[first:last],
+                lengths=index.lengths[first:last],
+                labels=[None if label < 0 else index.label_names[label] for label in index.labels[first:last]],
+                texts=index.texts[first:last],
+                skipped=[entry for entry in index.skipped if entry.id in known],
+            )
+            write_sealed_json(_part_file(shards.folder, shard), part.model_dump(mode="json"))
+        first = last
+    (shards.folder / INDEX_FILE).unlink()
+
+
+def _shard_name(shard: int) -> str:
+    return f"{shard:05d}.safetensors"
+
+
 def _part_file(out: Path, shard: int) -> Path:
     return out / f"part-{shard:05d}.json"
 
@@ -182,10 +226,17 @@ def _read_part(out: Path, shard: int, build: str) -> PartIndex | None:
     path = _part_file(out, shard)
     if not path.is_file():
         return None
-    part = check_config(read_json(path), PartIndex, str(path))
+    try:
+        part = check_config(read_sealed_json(path), PartIndex, str(path))
+    except ValueError as error:
+        print(f"note: {error}; building its shard again", file=sys.stderr)
+        return None
     _check_build(part.build, build, out)
-    if part.file is not None and sha256_file(out / part.file.file) != part.file.sha256:
-        return None  # damaged since; encoded again
+    if part.file is None:
+        return part
+    shard_file = out / _shard_name(shard)
+    if part.file.file != shard_file.name or not shard_file.is_file() or sha256_file(shard_file) != part.file.sha256:
+        return None  # missing, or damaged since; encoded again
     return part
 
 
@@ -211,7 +262,7 @@ def _write_part(
         bar.set_postfix(skipped=len(skipped), refresh=False) if skipped else None
     file = None
     if codes:
-        name = f"{shard:05d}.safetensors"
+        name = _shard_name(shard)
         lengths = torch.tensor([0, *(item.shape[1] for item in codes)])
         tensors = {"codes": torch.cat(codes, dim=1).T.contiguous().to(code_dtype(spec)), "offsets": lengths.cumsum(0)}
         write_safetensors(out / name, tensors, {"format": "tessera-shard", "spec": spec.model_dump_json()})
@@ -225,7 +276,7 @@ def _write_part(
         texts=texts,
         skipped=skipped,
     )
-    write_json(_part_file(out, shard), part.model_dump(mode="json"))
+    write_sealed_json(_part_file(out, shard), part.model_dump(mode="json"))
     return part
 
 

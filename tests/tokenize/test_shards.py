@@ -1,6 +1,7 @@
 """Shards: what is written is what is read; kills, flipped bits, bad media and foreign folders."""
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -177,6 +178,135 @@ def test_where_the_corpus_lies_does_not_matter(recordings, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+def unsealed_index(folder: Path) -> dict:
+    """The index as an earlier version wrote it, without a hash of itself."""
+    index = json.loads((folder / "index.json").read_text())
+    del index["sha256"]
+    return index
+
+
+def test_index_of_an_earlier_version_is_read(recordings, tmp_path):
+    build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    (tmp_path / "index.json").write_text(json.dumps(unsealed_index(tmp_path)))
+    tokenizer = FakeTokenizer()
+    assert len(build_shards(make_config(recordings, tmp_path), tokenizer)) == 11 and tokenizer.calls == 0
+
+
+@pytest.mark.parametrize("old, new", [(b'"labels": [\n  0', b'"labels": [\n  1'), (b"text 3", b"text 2")])
+def test_changed_index_is_refused(recordings, tmp_path, old, new):
+    path = tmp_path / "index.json"
+    build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(
+        ValueError, match=r"index\.json: damaged or changed since it was written; remove it and run tess"
+    ):
+        Shards(tmp_path)
+
+
+def test_lengths_must_be_those_of_the_shard(recordings, tmp_path):
+    build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    index = unsealed_index(tmp_path)
+    index["lengths"][:2] = index["lengths"][1::-1]  # the sum stays
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"00000\.safetensors: its items have other lengths than in index\.json"):
+        Shards(tmp_path).item(0)
+
+
+DAMAGE = {
+    "deleted": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "changed": lambda path: flip_bit(path, -1),
+    "emptied": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "earlier"])
+def test_finished_shards_are_repaired(recordings, tmp_path, damage, sealed, capsys):
+    folder = tmp_path / "corpus"
+    shutil.copytree(recordings, folder)
+    (folder / "voice0" / "00.wav").write_bytes(b"")  # skipped items stay where they are
+    config = make_config(folder, tmp_path / "s")
+    build_shards(config, FakeTokenizer())
+    whole = contents(tmp_path / "s")
+    if not sealed:
+        (tmp_path / "s" / "index.json").write_text(json.dumps(unsealed_index(tmp_path / "s")))
+    DAMAGE[damage](tmp_path / "s" / "00001.safetensors")
+    tokenizer = FakeTokenizer()
+    assert len(build_shards(config, tokenizer)) == 10
+    assert tokenizer.calls == 4, "only the damaged shard is made again"
+    assert contents(tmp_path / "s") == whole
+    assert "00001.safetensors" in capsys.readouterr().err
+
+
+def test_repair_goes_on_after_a_kill(recordings, tmp_path):
+    config = make_config(recordings, tmp_path)
+    build_shards(config, FakeTokenizer())
+    whole = contents(tmp_path)
+    for name in ("00000.safetensors", "00002.safetensors"):
+        (tmp_path / name).unlink()
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(config, FakeTokenizer(fail_at=6))
+    tokenizer = FakeTokenizer()
+    build_shards(config, tokenizer)
+    assert tokenizer.calls == 3 and contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("content", [b"{}", b"", b'{"sha256": 1}', None])
+def test_damaged_part_index_is_made_again(recordings, tmp_path, content):
+    config = make_config(recordings, tmp_path / "s")
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(config, FakeTokenizer(fail_at=9))
+    path = tmp_path / "s" / "part-00001.json"
+    path.write_bytes(path.read_bytes().replace(b"text 7", b"text 8") if content is None else content)
+    tokenizer = FakeTokenizer()
+    build_shards(config, tokenizer)
+    assert tokenizer.calls == 4 + 3
+    build_shards(make_config(recordings, tmp_path / "whole"), FakeTokenizer())
+    assert contents(tmp_path / "whole") == contents(tmp_path / "s")
+
+
+def test_a_shard_that_changes_under_a_reader_is_refused(recordings, tmp_path):
+    build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    path = tmp_path / "00001.safetensors"
+    whole = path.read_bytes()
+    shards = Shards(tmp_path)
+    before = [shards.item(number).codes for number in range(11)]
+    with open(path, "r+b") as file:  # in place
+        file.seek(-3, 2)
+        file.write(b"\0\1\0")
+    with pytest.raises(ValueError, match=r"00001\.safetensors: damaged: its SHA-256 is"):
+        shards.item(5)
+    path.write_bytes(whole)  # put back
+    assert torch.equal(shards.item(5).codes, before[5])
+    os.truncate(path, len(whole) - 40)
+    with pytest.raises(ValueError, match=r"00001\.safetensors: damaged: its SHA-256 is"):
+        shards.item(7)
+    os.truncate(path, 0)
+    with pytest.raises(ValueError, match=r"00001\.safetensors: damaged: its SHA-256 is"):
+        pickle.loads(pickle.dumps(shards)).item(7)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"00001\.safetensors: missing"):
+        shards.item(7)
+    assert torch.equal(shards.item(0).codes, before[0]), "other files are as they were"
+
+
+def test_a_shard_that_is_replaced_is_looked_at_again(recordings, tmp_path):
+    build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    shards, path, other = Shards(tmp_path), tmp_path / "00000.safetensors", tmp_path / "other"
+    before = shards.item(0).codes
+    shutil.copy(path, other)
+    os.replace(other, path)
+    assert torch.equal(shards.item(0).codes, before), "another file of the same bytes"
+    path.chmod(0o600)
+    assert torch.equal(shards.item(0).codes, before)
+    shutil.copy(tmp_path / "00001.safetensors", other)
+    os.replace(other, path)
+    with pytest.raises(ValueError, match=r"00000\.safetensors: damaged"):
+        shards.item(0)
+
+
 @pytest.mark.parametrize("position", [0, 8, 60, -1, -9, -200])
 def test_flipped_bit_is_found(recordings, tmp_path, position):
     build_shards(make_config(recordings, tmp_path), FakeTokenizer())
@@ -198,7 +328,7 @@ def test_missing_file(recordings, tmp_path):
 
 def test_codes_out_of_range_are_refused(recordings, tmp_path):
     build_shards(make_config(recordings, tmp_path), FakeTokenizer())
-    index = json.loads((tmp_path / "index.json").read_text())
+    index = unsealed_index(tmp_path)
     index["spec"]["cardinalities"] = [4, 20]
     (tmp_path / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"item '.*' has codes up to \[\d, \d+\], tokenizer 'fake' has \[4, 20\]"):
@@ -222,7 +352,7 @@ def test_codes_out_of_range_are_refused(recordings, tmp_path):
 )
 def test_wrong_index(recordings, tmp_path, change, message):
     build_shards(make_config(recordings, tmp_path), FakeTokenizer())
-    index = json.loads((tmp_path / "index.json").read_text())
+    index = unsealed_index(tmp_path)
     (tmp_path / "index.json").write_text(json.dumps(index | change))
     with pytest.raises(ValueError, match=message):
         Shards(tmp_path).item(0)
@@ -230,7 +360,7 @@ def test_wrong_index(recordings, tmp_path, change, message):
 
 def test_index_names_no_file_outside(recordings, tmp_path):
     build_shards(make_config(recordings, tmp_path), FakeTokenizer())
-    index = json.loads((tmp_path / "index.json").read_text())
+    index = unsealed_index(tmp_path)
     index["files"][0]["file"] = "../00000.safetensors"
     (tmp_path / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="is not a file name in this folder"):
