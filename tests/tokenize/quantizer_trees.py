@@ -43,6 +43,9 @@ CONFIGS = {
     "vq-projected-gradient": VQConfig(size=16, code_dim=3, update="gradient", normalise=True),
     "fsq": FSQConfig(levels=(2, 3, 4, 5, 2, 3)),
     "fsq-projected": FSQConfig(levels=(8, 5, 4)),
+    "fsq-paper": FSQConfig(levels=(2, 3, 4, 5, 2, 3), rounding="paper"),
+    "fsq-vq-pytorch": FSQConfig(levels=(2, 3, 4, 5, 2, 3), rounding="vq_pytorch"),
+    "fsq-vq-pytorch-projected": FSQConfig(levels=(8, 5, 4), rounding="vq_pytorch"),
     "residual-1": ResidualConfig(levels=1, quantizer=VQ),
     "residual-3": ResidualConfig(levels=3, quantizer=VQ),
     "residual-8": ResidualConfig(levels=8, quantizer=VQ),
@@ -50,6 +53,9 @@ CONFIGS = {
     "residual-gradient": ResidualConfig(levels=3, quantizer=VQConfig(size=16, update="gradient")),
     "residual-projected": ResidualConfig(levels=3, quantizer=VQConfig(size=16, code_dim=2)),
     "residual-fsq": ResidualConfig(levels=3, quantizer=FSQConfig(levels=(3, 3, 4, 4, 5, 5))),
+    "residual-fsq-vq-pytorch": ResidualConfig(
+        levels=3, quantizer=FSQConfig(levels=(3, 3, 4, 4, 5, 5), rounding="vq_pytorch")
+    ),
     "residual-fsq-dropout": ResidualConfig(levels=2, quantizer=FSQConfig(levels=(4, 4)), level_dropout=0.5),
     # How codes move, and what they are made of.
     "vq-keep-length": tree(**V16, normalise=True, keep_length=True),

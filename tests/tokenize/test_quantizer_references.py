@@ -1,8 +1,12 @@
 """Beside each fast path of the quantizers a slow, obvious one; and mistakes of others, with tests that show them."""
 
+import json
 import math
 import random
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +15,9 @@ from tessera.tokenize.config import ConfigError, check_config
 from tessera.tokenize.kmeans import first_by_priority, kmeans, nearest_code
 from tessera.tokenize.quantized import usage_stats
 from tessera.tokenize.quantizer import FSQConfig, ResidualConfig, VQConfig, make_quantizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+import make_fsq_golden as fsq_golden
 
 
 def nearest_slowly(x, entries):
@@ -231,3 +238,63 @@ def test_configs_refuse_what_cannot_be():
         check_config({"kind": "vq", "size": 8, "decay": 1.0}, VQConfig)
     with pytest.raises(ConfigError, match="did you mean 'level_dropout'"):
         check_config({"levels": 2, "leveldropout": 0.1, "quantizer": {"kind": "vq", "size": 8}}, ResidualConfig)
+
+
+def published_fsq_slowly(row, levels, rounding):
+    """One vector, number by number in NumPy's float32: the paper's appendix, or vector-quantize-pytorch."""
+    code, values, radix, one = 0, [], 1, np.float32
+    for number, size in zip(row, levels, strict=True):
+        half = one((size - 1) * (1 - 1e-3 if rounding == "paper" else 1 + 1e-3) / 2)
+        offset = one(0.5 if size % 2 == 0 else 0.0)
+        shift = np.tan(offset / half) if rounding == "paper" else np.arctanh(offset / half)
+        whole = np.round(np.tanh(one(number) + shift) * half - offset)
+        code += (int(whole) + size // 2) * radix
+        radix *= size
+        values.append(float(whole / one(size // 2)))
+    return code, values
+
+
+@pytest.mark.parametrize("rounding", ["paper", "vq_pytorch"])
+@pytest.mark.parametrize("levels", [*fsq_golden.LEVELS, (2,), (2, 3, 2), (1000,)])
+def test_published_fsq(levels, rounding):
+    quantizer = make_quantizer(FSQConfig(levels=levels, rounding=rounding), len(levels)).eval()
+    x = fsq_golden.latents(levels)
+    result = quantizer(x)
+    slow = [published_fsq_slowly(row, levels, rounding) for row in x.tolist()]
+    assert result.codes[:, 0].tolist() == [code for code, _ in slow]
+    assert result.values.tolist() == [values for _, values in slow]
+    assert math.prod(levels) > 1 << 22 or torch.equal(quantizer.vectors()[0][result.codes[:, 0]], result.values)
+    extreme = quantizer.encode(torch.tensor([[-math.inf] * len(levels), [math.inf] * len(levels)]))
+    assert extreme[:, 0].tolist() == [0, math.prod(levels) - 1]
+    if levels != (3,):  # where both cut tanh into three
+        assert not torch.equal(result.codes, make_quantizer(FSQConfig(levels=levels), len(levels)).encode(x))
+
+
+def test_fsq_of_vector_quantize_pytorch():
+    """Bit for bit what that package gives (`make_fsq_golden.py`)."""
+    golden = json.loads(fsq_golden.FILE.read_text())
+    assert list(golden) == [",".join(map(str, levels)) for levels in fsq_golden.LEVELS]
+    for levels, wanted in zip(fsq_golden.LEVELS, golden.values(), strict=True):
+        quantizer = make_quantizer(FSQConfig(levels=levels, rounding="vq_pytorch"), len(levels)).eval()
+        result = quantizer(fsq_golden.latents(levels))
+        assert result.codes[:, 0].tolist() == wanted["codes"] and result.values.tolist() == wanted["values"]
+
+
+def test_the_published_fsq_leads_its_own_gradient_to_the_projection():
+    torch.manual_seed(0)
+    quantizer = make_quantizer(FSQConfig(levels=(8, 5), rounding="vq_pytorch"), 4)
+    x = torch.randn(7, 4)
+    quantizer(x).values.square().sum().backward()
+    half, offset, shift = quantizer.bounds
+    z = quantizer.project_in(x)
+    values = quantizer.project_out(((z + shift).tanh() * half - offset) / torch.tensor([4, 2]))
+    rounded = quantizer(x).values.detach()
+    (wanted,) = torch.autograd.grad((2 * rounded * values).sum(), [quantizer.project_in.weight])
+    torch.testing.assert_close(quantizer.project_in.weight.grad, wanted)
+
+
+def test_fsq_files_of_before_the_choice_of_rounding_mean_the_same():
+    assert "rounding" not in FSQConfig(levels=(4,)).model_dump()
+    assert FSQConfig(levels=(4,), rounding="paper").model_dump()["rounding"] == "paper"
+    with pytest.raises(ConfigError, match="rounding 'paper' is made for at most 1000 values of a dimension"):
+        check_config({"kind": "fsq", "levels": [1001], "rounding": "paper"}, FSQConfig)
