@@ -5,6 +5,7 @@ Every mistake in a file ends in one `ConfigError` line: file, path of the field,
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
@@ -14,6 +15,8 @@ from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, model_serializer
+
+from .config_override import drop_old_fields
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -69,11 +72,16 @@ def read_config(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
     Args:
         path: the YAML file.
         kind: the Config class to build.
-        sets: overrides "a.b=c"; the value is YAML, list items go by number ("conditions.0.dropout").
+        sets: overrides "a.b=c"; the value is YAML, list items go by number ("conditions.0.dropout"). One that changes a
+            `kind` removes the fields of the file that the new kind does not have.
     Raises:
         ConfigError: unreadable YAML, unknown keys, wrong types or values. FileNotFoundError: no such file.
     """
-    return check_config(override(read_yaml(path), sets), kind, str(path))
+    data = read_yaml(path)
+    before = copy.deepcopy(data)
+    data = override(data, sets)
+    drop_old_fields(data, before, sets, lambda place: _fields_at(kind, place))
+    return check_config(data, kind, str(path))
 
 
 def check_config(data: Any, kind: type[C], where: str = "config") -> C:
@@ -88,7 +96,7 @@ def check_config(data: Any, kind: type[C], where: str = "config") -> C:
         first = error.errors()[0]
         field = ".".join(_named(first["loc"], data)) or "(top)"
         if first["type"] == "extra_forbidden":
-            message = f"unknown key; {nearest_name(str(first['loc'][-1]), _fields_at(kind, first['loc'][:-1]))}"
+            message = f"unknown key; {_nearest_field(kind, first['loc'])}"
             raise ConfigError(f"{where}: {field}: {message}") from None
         if first["type"] == "union_tag_invalid":
             tags = first.get("ctx", {})
@@ -113,6 +121,28 @@ def _named(location: Sequence[str | int], data: Any) -> Iterator[str]:
 def _found(error: Any) -> str:
     value = error.get("input")
     return "" if isinstance(value, dict | list) or error["type"] == "value_error" else f" (found {value!r})"
+
+
+def _nearest_field(kind: type[BaseModel], location: Sequence[str | int]) -> str:
+    """What an unknown key at a location may be: a field of another kind, or one that is spelled like it."""
+    *place, name = location
+    others = [tag for tag in _kinds_at(kind, place[:-1]) if name in _fields_at(kind, [*place[:-1], tag])]
+    if others and str(place[-1]) in _kinds_at(kind, place[:-1]):
+        above = ".".join(map(str, place[:-1]))
+        return f"it belongs to kind {' or '.join(map(repr, others))}, not to '{place[-1]}'; set {above}.kind as well"
+    return nearest_name(str(name), _fields_at(kind, place))
+
+
+def _kinds_at(annotation: Any, location: Sequence[str | int]) -> list[str]:
+    """Kinds of the union at a location; none where there is no union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = annotation.model_fields
+        if location:
+            inner = fields[str(location[0])].annotation if location[0] in fields else None
+            return _kinds_at(inner, location[1:])
+        return [str(fields["kind"].default)] if "kind" in fields else []
+    inner = location[1:] if location and isinstance(location[0], int) else location
+    return [tag for part in get_args(annotation) for tag in _kinds_at(part, inner)]
 
 
 def _fields_at(annotation: Any, location: Sequence[str | int]) -> set[str]:

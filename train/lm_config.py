@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -10,7 +11,7 @@ from ..lm.defaults import GenerationDefaults
 from ..lm.kinds import ModelConfig
 from ..lm.packed import check_packable
 from ..lm.patches import PatchPhase
-from ..tokenize.config import Config, ConfigError
+from ..tokenize.config import Config, ConfigError, check_config
 from .packing import PackingConfig, PaddedConfig
 from .prompts import PromptConfig
 
@@ -90,10 +91,19 @@ class TrainSettings(Config):
         return self
 
 
+class AutoEngineConfig(Config):
+    """DeepSpeed where it is installed and not slower on this device and number of processes, else plain torch; a run
+    that is gone on with keeps its engine (engine_choice.py)."""
+
+    kind: Literal["auto"] = "auto"
+
+
 class TorchEngineConfig(Config):
     """Plain torch; several processes hold equal copies (DistributedDataParallel)."""
 
     kind: Literal["torch"] = "torch"
+    because: str | None = None
+    """Written by kind auto: why it took this engine."""
 
 
 class DeepSpeedEngineConfig(Config):
@@ -108,9 +118,17 @@ class DeepSpeedEngineConfig(Config):
     """Exchange gradients while the backward pass goes on (GPUs)."""
     persistence_elements: NonNegativeInt = 100_000
     """Stage 3: weights smaller than this are kept whole in every process."""
+    because: str | None = None
+    """Written by kind auto: why it took this engine."""
 
 
-EngineConfig = Annotated[TorchEngineConfig | DeepSpeedEngineConfig, Field(discriminator="kind")]
+EngineConfig = Annotated[AutoEngineConfig | TorchEngineConfig | DeepSpeedEngineConfig, Field(discriminator="kind")]
+
+
+class EngineHolder(Config):
+    """An engine's config alone."""
+
+    engine: EngineConfig
 
 
 class ExportConfig(Config):
@@ -137,7 +155,7 @@ class TrainConfig(Config):
     predicts the codes."""
     lm: ModelConfig
     train: TrainSettings
-    engine: EngineConfig = TorchEngineConfig()
+    engine: EngineConfig = AutoEngineConfig()
     generation: GenerationDefaults = GenerationDefaults()
     """Defaults of generation, stored in the model directory."""
     export: ExportConfig = ExportConfig()
@@ -184,6 +202,7 @@ class TrainConfig(Config):
 
 _MAY_CHANGE = (
     "device",
+    "engine.because",
     "export",
     "generation",
     "train.keep_last",
@@ -208,8 +227,12 @@ def check_resumable(
     What does not touch the course of training may change, also where data and tokenizer lie, and train.steps may grow
     (the learning rate then follows the longer schedule from there on).
     """
+    # Settings that are younger than the run had no other value then than their default.
+    with suppress(ConfigError):
+        saved = check_config(saved, type(config)).model_dump(mode="json")
     before, after = _flatten(saved), _flatten(config.model_dump(mode="json"))
-    for name in sorted(before.keys() | after.keys()):
+    # The kind first: where that differs all its fields do.
+    for name in sorted(before.keys() | after.keys(), key=lambda name: (not name.endswith("kind"), name)):
         old, new = before.get(name), after.get(name)
         if old == new or any(name == free or name.startswith(f"{free}.") for free in may_change):
             continue

@@ -27,6 +27,7 @@ from .card import model_card
 from .checkpoint import Checkpoints, check_pickles
 from .ema import WeightAverage
 from .engine import Engine, StepInfo, TorchEngine, TrainingFailed
+from .engine_choice import choose_engine
 from .evaluate import evaluate_loss
 from .export import export_model
 from .lm_config import TrainConfig
@@ -59,7 +60,7 @@ def train_lm(
         ValueError: config, data and checkpoint do not fit each other.
         TrainingFailed: losses that are not finite, `train.max_consecutive_bad` times in a row.
     """
-    world = join_world(config.device, always=config.engine.kind == "deepspeed")
+    world = join_world(config.device)
     try:
         world.together(lambda: check_out(out, resume))
         world.barrier()  # nobody writes before all have looked
@@ -81,7 +82,8 @@ class LMTrainer:
     """One run in one process; see `train_lm`."""
 
     def __init__(self, config: TrainConfig, out: Path, world: World, sample: Sample | None = None, command: str = ""):
-        self.config, self.out, self.world, self.sample, self.command = config, out, world, sample, command
+        self.out, self.world, self.sample, self.command = out, world, sample, command
+        config = config.model_copy(update={"engine": choose_engine(config.engine, out / "steps", world)})
         settings = config.train
         self.micro = check_batch(settings.batch, settings.micro_batch, world.size)
         self.parts = open_parts(config, out, world)
@@ -235,11 +237,13 @@ class LMTrainer:
 
     def _introduce(self) -> None:
         config, items = self.config, self.parts.items
+        assert config.engine.kind != "auto"
+        because = f" ({config.engine.because})" if config.engine.because else ""
         left_out = f" ({items.left_out} longer ones left out)" if items.left_out else ""
         self.progress.note(
             f"{config.name}: {self.num_parameters:,} parameters, {len(items)} items{left_out}, "
-            f"{config.engine.kind} engine, {self.world.size} x {self.world.device.type}, {config.train.dtype}, "
-            f"to {self.out}"
+            f"{config.engine.kind} engine{because}, {self.world.size} x {self.world.device.type}, "
+            f"{config.train.dtype}, to {self.out}"
         )
 
     def _losses(self, values: list[float]) -> dict[str, Any]:
@@ -323,9 +327,10 @@ class LMTrainer:
 
 
 def make_engine(config: TrainConfig, objective: Objective, world: World, micro_steps: int) -> Engine:
-    """The engine that the config names."""
+    """The engine that the config names, which is no longer kind auto."""
     if config.engine.kind == "deepspeed":
         from .deepspeed_engine import DeepSpeedEngine
 
+        join_world(config.device, always=True)
         return DeepSpeedEngine(objective, config.engine, config.train, world, micro_steps)
     return TorchEngine(objective, config.train, world, micro_steps)

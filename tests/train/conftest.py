@@ -10,6 +10,7 @@ from tessera.lm.arrange import DelayConfig
 from tessera.lm.conditions import ConditionBatch, LabelConfig
 from tessera.lm.model import LMConfig, TokenLM
 from tessera.tokenize.audio_net import AudioTokenizerConfig
+from tessera.tokenize.config import check_config
 from tessera.tokenize.files import sha256_file, write_json, write_safetensors
 from tessera.tokenize.picture_net import PictureTokenizerConfig
 from tessera.tokenize.quantizer import ResidualConfig, VQConfig
@@ -17,7 +18,7 @@ from tessera.tokenize.shards import Index, ShardFile, code_dtype
 from tessera.tokenize.sound_spectrum import AudioStackConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.tokenize.tokenizer import make_tokenizer
-from tessera.train.lm_config import TrainSettings
+from tessera.train.lm_config import TrainConfig, TrainSettings
 from tessera.train.objective import Objective, TermCounter
 from tessera.train.world import World
 
@@ -130,6 +131,28 @@ def tiny_data(tmp_path_factory) -> Path:
             _write_shards(folder / "train", tokenizer, 23, seed=1)
             _write_shards(folder / "test", tokenizer, 7, seed=2)
     return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_data):
+    """Makes the config of a run on `tiny_data`: tiny_config({"seed": 1}, steps=3), the second part of train."""
+
+    def make(changes: dict | None = None, **train) -> TrainConfig:
+        settings = {
+            "name": "tiny",
+            "device": "cpu",
+            "data": {"shards": str(tiny_data / "train"), "test": str(tiny_data / "test")},
+            "tokenizer": str(tiny_data / "tokenizer"),
+            "lm": {
+                **{"width": 16, "layers": 1, "heads": 2, "dropout": 0.1, "variable_length": True},
+                "conditions": [{"kind": "label", "dropout": 0.3}],
+            },
+            "train": {"steps": 8, "batch": 4, "lr": 0.01, "warmup_steps": 2, "log_every": 1, "ema": 0.9, **train},
+            **(changes or {}),
+        }
+        return check_config(settings, TrainConfig)
+
+    return make
 
 
 @pytest.fixture
