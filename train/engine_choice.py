@@ -61,7 +61,8 @@ def engine_for(device: str, processes: int, deepspeed: bool) -> ChosenEngine:
         return TorchEngineConfig(because="auto: on the CPU DeepSpeed is slower")
     if processes == 1:
         return TorchEngineConfig(because="auto: one GPU, DeepSpeed has nothing to divide")
-    return DeepSpeedEngineConfig(because=f"auto: {processes} GPUs, each holds its share of the optimizer's state")
+    because = f"auto: {processes} GPUs, each holds its share of the optimizer's state"
+    return DeepSpeedEngineConfig(zero_stage=1, because=because)
 
 
 def has_deepspeed() -> bool:
