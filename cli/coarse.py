@@ -43,13 +43,15 @@ def coarse(
     clusters then the codes. It warns where clusters are no better than random ones.
     """
     from ..lm.coarse import cluster_codes, measure_clusters
+    from ..tokenize.folder_lock import lock_folder
     from .samples import numbers
     from .tokenizers import open_tokenizer
 
     opened = open_tokenizer(tokenizer)
     found = cluster_codes(opened, numbers(clusters, "--clusters", whole=True), method.value, seed)  # type: ignore
     reports = measure_clusters(found, opened.vectors())
-    found.save(output)
+    with lock_folder(output, "tessera coarse"):
+        found.save(output)
     if as_json:
         codebooks = [{**asdict(report), "closer": report.closer} for report in reports]
         print(json.dumps({"tokenizer": opened.spec.name, "method": method.value, "codebooks": codebooks}, indent=2))

@@ -48,12 +48,15 @@ def convert(
     as config.json and model.safetensors; no pickle is read. Codecs and text encoders are not converted: without
     --tokenizer DST holds the language model alone, which tessera.lm.weights.load_lm reads.
     """
-    if (target / "config.json").exists():
-        raise FileExistsError(f"{target}: holds a model already; name another folder")
-    if _is_ours(source):
-        _write_public(source, target, to, tokenizer, dtype.value)
-    else:
-        _read_public(source, target, to, tokenizer, dtype.value)
+    from ..tokenize.folder_lock import lock_folder
+
+    with lock_folder(target, "tessera convert"):
+        if (target / "config.json").exists():
+            raise FileExistsError(f"{target}: holds a model already; name another folder")
+        if _is_ours(source):
+            _write_public(source, target, to, tokenizer, dtype.value)
+        else:
+            _read_public(source, target, to, tokenizer, dtype.value)
 
 
 def _read_public(source: Path, target: Path, to: str | None, tokenizer: str | None, dtype: StorageName) -> None:

@@ -45,6 +45,14 @@ def demo(
 
     Takes some minutes on two CPU cores. Open OUT/report.html afterwards; it holds everything and needs no network.
     """
+    from ..tokenize.folder_lock import lock_folder
+
+    with lock_folder(out, "tessera demo"):
+        make_demo(out, quick)
+
+
+def make_demo(out: Path, quick: bool) -> None:
+    """The demo, in a folder that is locked."""
     prepare(out)
     run = Run(out, quick)
     if quick:
@@ -91,12 +99,19 @@ def prepare(out: Path) -> None:
 
     Raises FileExistsError when the folder holds something that is not the demo's.
     """
-    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+    from ..tokenize.folder_lock import LOCK_FILE, is_empty
+
+    out.mkdir(parents=True, exist_ok=True)
+    if not is_empty(out) and not (out / MARK).exists():
         raise FileExistsError(f"{out}: holds files that are not the demo's; name another folder with --out")
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    (out / MARK).touch()
+    (out / MARK).touch()  # what is left of a demo that is stopped here is still the demo's
+    for path in out.iterdir():
+        if path.name in (LOCK_FILE, MARK):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 # What is trained

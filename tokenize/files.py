@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,22 +52,21 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any], durab
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    # A folder, for safetensors writes a temporary file of its own beside the one it is asked for.
+    stage = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".part"))
+    part = stage / path.name
     try:
         if callable(content):
             content(part)
         else:
             part.write_bytes(content)
-        os.chmod(part, 0o644)  # mkstemp and safetensors both write 0600, which a shared folder cannot read
+        os.chmod(part, 0o644)  # safetensors writes 0600, which a shared folder cannot read
         if durable:
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
     if durable:
         fsync_dir(path.parent)
 

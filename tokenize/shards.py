@@ -27,6 +27,7 @@ from .codes_file import code_dtype
 from .config import Config, check_config
 from .corpus import Corpus, CorpusConfig, open_corpus
 from .files import read_sealed_json, sha256_file, write_safetensors, write_sealed_json
+from .folder_lock import lock_folder
 from .media import MediaError
 from .shard_reader import INDEX_FILE, Index, ShardFile, ShardItem, Shards, Skipped
 from .spec import TokenSpec
@@ -86,7 +87,8 @@ def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progres
     Returns:
         the finished shards; `.skipped` lists the items that could not be used.
     Raises:
-        ValueError: `out` holds shards of something else, or no item of the corpus can be used.
+        ValueError: `out` holds shards of something else or is written by another process (FolderInUse), or no item of
+            the corpus can be used.
         FileNotFoundError: no corpus or tokenizer there.
     """
     if tokenizer is None:
@@ -95,13 +97,17 @@ def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progres
         tokenizer = load_tokenizer(config.tokenizer)
     corpus = open_corpus(config.corpus)
     numbers = _choose_items(corpus, config)
+    with lock_folder(config.out, "tessera shards"):
+        return _build(config, tokenizer, corpus, numbers, progress)
+
+
+def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Sequence[int], progress: bool) -> Shards:
+    """`build_shards` in a folder that is locked."""
     out = Path(config.out)
     build = _build_id(config, tokenizer.spec, [corpus.ids()[number] for number in numbers])
     ranges = [
         numbers[first : first + config.items_per_shard] for first in range(0, len(numbers), config.items_per_shard)
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
     if (out / INDEX_FILE).is_file():
         shards = Shards(out)
         _check_build(shards.index.build, build, out)
@@ -164,12 +170,6 @@ def _check_build(found: str, wanted: str, where: Path) -> None:
             f"{where}: holds shards of another corpus, tokenizer or setting; choose another out, or remove the folder "
             "to build again"
         )
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Files half written when a build was killed."""
-    for path in out.glob(".*.part"):
-        path.unlink()
 
 
 def _remove_parts(out: Path) -> None:

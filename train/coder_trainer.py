@@ -14,6 +14,7 @@ from ..lm.code_coder import Layout
 from ..lm.code_context import neighbours
 from ..lm.coder_net import CoderConfig, CoderNet, context_symbols
 from ..tokenize.config import Config
+from ..tokenize.folder_lock import lock_folder
 from ..tokenize.shard_reader import Shards
 from ..tokenize.spec import check_same_tokenizer
 
@@ -53,8 +54,15 @@ def train_coder(config: CoderTrainConfig, out: Path, progress: bool = True) -> l
     """Train and write a coder directory; returns bits a frame of each symbol on the test shards.
 
     Raises:
-        FileNotFoundError, ValueError: shards that are not there, or of two tokenizers.
+        FileNotFoundError, ValueError: shards that are not there, or of two tokenizers; another process that writes in
+            `out`.
     """
+    with lock_folder(out, "tessera tokenizer coder"):
+        return _train(config, out, progress)
+
+
+def _train(config: CoderTrainConfig, out: Path, progress: bool) -> list[float]:
+    """`train_coder` in a folder that is locked."""
     torch.manual_seed(config.seed)
     shards = Shards(config.shards)
     test = shards if config.test is None else Shards(config.test)

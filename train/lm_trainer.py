@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..lm.arrange import Arrangement
 from ..lm.patches import check_patches, side_at
 from ..lm.weights import LoadedModel
 from ..tokenize.files import write_json
+from ..tokenize.folder_lock import is_empty, lock_folder
 from .card import model_card
 from .checkpoint import Checkpoints, check_pickles
 from .ema import WeightAverage
@@ -57,24 +59,30 @@ def train_lm(
         True when finished, False when stopped by Ctrl-C or SIGTERM after saving.
     Raises:
         FileExistsError: `out` holds something and `resume` is not set.
-        ValueError: config, data and checkpoint do not fit each other.
+        ValueError: config, data and checkpoint do not fit each other, or another process trains in `out`.
         TrainingFailed: losses that are not finite, `train.max_consecutive_bad` times in a row.
     """
     world = join_world(config.device)
     try:
-        world.together(lambda: check_out(out, resume))
-        world.barrier()  # nobody writes before all have looked
-        trainer = LMTrainer(config, out, world, sample, command)
-        if resume:
-            trainer.resume()
-        return trainer.run()
+        with ExitStack() as held:
+            world.together(lambda: _take(out, resume, command, held) if world.is_first else None)
+            trainer = LMTrainer(config, out, world, sample, command)
+            if resume:
+                trainer.resume()
+            return trainer.run()
     finally:
         leave_world(world)
 
 
+def _take(out: Path, resume: bool, command: str, held: ExitStack) -> None:
+    """Lock the folder of a run; the first process does, which alone writes there."""
+    held.enter_context(lock_folder(out, command or "tessera train", below=("text", "samples/*")))
+    check_out(out, resume)
+
+
 def check_out(out: Path, resume: bool) -> None:
     """Raise FileExistsError when a new run would write into a folder that is in use."""
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not resume and out.exists() and (not out.is_dir() or not is_empty(out)):
         raise FileExistsError(f"{out} is not empty; go on with that run by --resume, or name another folder with --out")
 
 

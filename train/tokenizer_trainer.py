@@ -14,6 +14,7 @@ import copy
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from torch import nn
 from ..tokenize.audio_net import AudioNet
 from ..tokenize.config import ConfigError
 from ..tokenize.files import write_json
+from ..tokenize.folder_lock import lock_folder
 from ..tokenize.picture_net import PictureNet
 from ..tokenize.tokenizer import NETS, Tokenizer, code_geometry, make_tokenizer
 from .balance import make_balance
@@ -68,20 +70,27 @@ def train_tokenizer(
         The tokenizer; None when stopped by Ctrl-C or SIGTERM, after saving.
     Raises:
         FileExistsError: `out` holds a tokenizer or a run, and `resume` is not set.
-        ValueError: no usable media, or a config that does not fit them or the checkpoint.
+        ValueError: no usable media, a config that does not fit them or the checkpoint, or another process that trains
+            in `out`.
         TrainingFailed: losses that are not finite, `train.max_consecutive_bad` times in a row.
     """
     world = join_world(config.device)
     out = Path(out)
     try:
-        world.together(lambda: check_free(out, resume))
-        world.barrier()  # nobody writes before all have looked
-        trainer = TokenizerTrainer(config, out, world, teachers or {}, progress, command)
-        if resume:
-            trainer.resume()
-        return trainer.run()
+        with ExitStack() as held:
+            world.together(lambda: _take(out, resume, command, held) if world.is_first else None)
+            trainer = TokenizerTrainer(config, out, world, teachers or {}, progress, command)
+            if resume:
+                trainer.resume()
+            return trainer.run()
     finally:
         leave_world(world)
+
+
+def _take(out: Path, resume: bool, command: str, held: ExitStack) -> None:
+    """Lock the folder of a run; the first process does, which alone writes there."""
+    held.enter_context(lock_folder(out, command or "tessera tokenizer train", below=("snapshot-*",)))
+    check_free(out, resume)
 
 
 def check_free(out: Path, resume: bool) -> None:
