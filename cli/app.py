@@ -62,3 +62,7 @@ def run(arguments: list[str] | None = None) -> int:
     except _MISUSE as error:
         print(f"tessera: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        print(f"tessera: {' '.join((named + (error.strerror or str(error))).split())}", file=sys.stderr)
+        return 1

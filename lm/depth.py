@@ -28,6 +28,7 @@ from .cache import KVCache
 from .inputs import check_code_vectors
 from .linear import Linear
 from .loss import cross_entropy
+from .row_noise import Dropout
 from .symbols import Symbols, equal_digits
 from .transformer import Table, Transformer, initialise_
 
@@ -94,7 +95,7 @@ class DepthHead(nn.Module):
         self.project = Linear(width, own, bias=False)
         self.positions = Table(J, own)
         self.reader = None if J == 1 else _make_reader(config, symbols, arrangement, own, code_vectors)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.transformer = Transformer(
             width=own,
             layers=config.layers,

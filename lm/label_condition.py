@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..tokenize.config import Config, ConfigError
 from .condition_batch import ConditionBatch
 from .host import Host
+from .row_noise import rand
 from .transformer import Table
 
 
@@ -65,5 +66,5 @@ class LabelCondition(nn.Module):
         assert label is not None
         label = torch.where(label < 0, self.classes, label)
         if self.training and self.dropout:
-            label = torch.where(torch.rand(label.shape, device=label.device) < self.dropout, self.classes, label)
+            label = torch.where(rand(label.shape, label.device) < self.dropout, self.classes, label)
         return self.table(label).unsqueeze(1), None

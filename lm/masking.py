@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..tokenize.config import Config
+from .row_noise import rand
 
 
 class MaskingConfig(Config):
@@ -69,7 +70,7 @@ def hide(config: MaskingConfig, lengths: Tensor, numbers: Tensor, cells: Tensor)
 def random_numbers(codes: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers for `hide` from torch's global generator: [B, 2] and [B, K, T]."""
     B = codes.shape[0]
-    return torch.rand(B, 2, device=codes.device), torch.rand(codes.shape, device=codes.device)
+    return rand((B, 2), codes.device), rand(codes.shape, codes.device)
 
 
 def fixed_numbers(codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

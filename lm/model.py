@@ -38,6 +38,7 @@ from .model_config import LMConfig
 from .patches import Patches
 from .positions import Positions
 from .presets import PresetConfig
+from .row_noise import Dropout
 from .transformer import Memory, Transformer, initialise_
 
 
@@ -89,7 +90,7 @@ class TokenLM(nn.Module):
         self.input = INPUTS[config.input.kind](config.input, self.arrangement, config.width, code_vectors)
         host = Host(config.width, config.heads, config.rope.base, spec.cardinalities, self.input, code_vectors)
         self.conditions = Conditions(config.conditions, host)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.transformer = Transformer(
             width=config.width,
             layers=config.layers,

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .row_noise import rand
+
 
 def check_lengths(name: str, lengths: Tensor | None, num_rows: int, longest: int, things: str, none: str) -> None:
     """Raise ValueError unless `name` is long [B], from 0 to `longest` things; `none` says what 0 means."""
@@ -19,7 +21,7 @@ def check_lengths(name: str, lengths: Tensor | None, num_rows: int, longest: int
 
 def dropped(lengths: Tensor, share: float) -> Tensor:
     """Lengths [B] with a share of the rows, drawn from torch's generator, set to 0."""
-    return torch.where(torch.rand(lengths.shape, device=lengths.device) < share, 0, lengths)
+    return torch.where(rand(lengths.shape, lengths.device) < share, 0, lengths)
 
 
 def with_null(tokens: Tensor, lengths: Tensor, null: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from .cache import Cache
 from .gradients import gated, normed
 from .linear import Linear
 from .rope import at_least_float32, rotate
+from .row_noise import Dropout
 from .sight import Rows, Sight
 
 NormName = Literal["rms", "layer"]
@@ -209,7 +210,7 @@ class Block(nn.Module):
         self.cross = CrossAttention(width, heads, kv_heads, qk_norm, attend) if cross else None
         self.ffn_norm = NORMS[norm](width, norm_eps)
         self.ffn = FEED_FORWARDS[feed_forward](width, ffn)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.fused: Any = None
         """Single steps in another way, for packed weights: a `FusedBlock` (fused.py)."""
 

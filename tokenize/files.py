@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -25,6 +27,8 @@ BLOCK_BYTES = 1 << 20
 COPY_AGAIN = "copy it again, or make it again"
 CONTENT_KEY = "content_sha256"
 """Metadata of a safetensors file that says what is in it, for files that no other file vouches for."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What a full disk, a used-up quota and a limit on file sizes answer."""
 _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _DTYPES = {
     name: getattr(torch, dtype)
@@ -42,6 +46,13 @@ class DamagedFile(ValueError):
     """A file holds other bytes than were written."""
 
 
+class NoRoom(OSError):
+    """There is no room on the disk; the message names the file."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
+
+
 def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any], durable: bool = True) -> None:
     """Write a file so that a kill at any moment leaves the old file or the whole new one.
 
@@ -49,8 +60,31 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any], durab
         path: file to write; its folder is made when missing.
         content: the bytes, or a function that writes them to the temporary path it is given.
         durable: wait for the disk, so that a power cut leaves one of the two as well; slow for many files.
+    Raises:
+        NoRoom: the disk is full. OSError: it cannot be written for another reason. The old file is as it was.
     """
     path = Path(path)
+    try:
+        _write_atomic(path, content, durable)
+    except Exception as error:
+        number = error_number(error)
+        if number not in NO_ROOM:
+            raise
+        free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
+        raise NoRoom(
+            number, f"no room to write this file ({os.strerror(number)}), {free:,} bytes are free", str(path)
+        ) from None
+
+
+def error_number(error: BaseException) -> int | None:
+    """The errno of an OSError, or of the error of the system that safetensors quotes."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, safetensors.SafetensorError) else None
+    return int(found[1]) if found else None
+
+
+def _write_atomic(path: Path, content: bytes | Callable[[Path], Any], durable: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder, for safetensors writes a temporary file of its own beside the one it is asked for.
     stage = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".part"))

@@ -1,30 +1,35 @@
 """Checkpoints that a kill at any moment leaves whole or absent, and that are checked before they are read.
 
-    steps/.step-00000200.tmp/   every process writes its files here                      1
-    manifest.json               rank 0: SHA-256 and size of every file, all fsynced      2
+    steps/.step-00000200.tmp/   the files are written here                               1
+    manifest.json               SHA-256 and size of every file, all fsynced      2
     steps/step-00000200/        the folder renamed                                       3
     COMMITTED                   SHA-256 of the manifest; only now the checkpoint exists   4
     older checkpoints           removed, COMMITTED first                                  5
 
-Resuming takes the newest checkpoint whose marker, manifest and files all agree. DeepSpeed's own `latest` is neither
-written nor read: it is written before the other ranks' files are there.
+Resuming takes the newest checkpoint whose marker, manifest and files all agree. The first process writes everything:
+what the others hold is collected before, so that a full disk is found where nobody waits for anybody.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
+import pickle
+import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..tokenize.files import fsync_dir, read_json, sha256_file, write_atomic, write_json
+from ..tokenize.files import NO_ROOM, NoRoom, error_number, fsync_dir, read_json, sha256_file, write_atomic, write_json
+from ..tokenize.folder_lock import remove_leftovers
 from .world import World
 
 MANIFEST, MARKER = "manifest.json", "COMMITTED"
+
+_STEP, _STAGE = re.compile(r"step-\d{8,}"), re.compile(r"\.step-\d{8,}\.tmp")
 
 ALLOWED_GLOBALS = {
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -32,7 +37,8 @@ ALLOWED_GLOBALS = {
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 }
-"""What DeepSpeed's files hold beyond tensors and plain data; anything else in a pickle is refused unread."""
+"""What DeepSpeed's own files (of earlier versions) hold beyond tensors and plain data; anything else in a pickle is
+refused unread."""
 
 
 class Checkpoints:
@@ -49,35 +55,66 @@ class Checkpoints:
         self.world = world
         self.keep_last = keep_last
 
-    def save(self, step: int, write: Callable[[Path], Any]) -> Path:
+    def save(self, step: int, write: Callable[[Path], Any], num_bytes: int = 0) -> Path:
         """Save a checkpoint; all processes call this.
 
         Args:
             step: finished steps.
-            write: writes this process's files into the folder it is given.
+            write: writes into the folder it is given; the first process calls it, alone, so that a failure leaves
+                nobody waiting.
+            num_bytes: about how much `write` writes, for the message when there is no room.
         Returns:
             The committed folder. A good checkpoint of the same step is kept as it is.
         Raises:
-            OSError: in every process, when any of them cannot write; older checkpoints are untouched.
+            NoRoom: in every process, when the disk is full. OSError, ProcessLost: another reason. Older checkpoints are
+                untouched, and nothing of this one is left.
         """
         final = self.folder / f"step-{step:08}"
         stage = self.folder / f".{final.name}.tmp"
         if self.world.share(self.world.is_first and not why_unusable(final)):
             return final
-        try:
-            self.world.together(lambda: self._open_stage(stage) if self.world.is_first else None)
-            self.world.together(lambda: write(stage))
-            self.world.together(lambda: self._commit(stage, final, step) if self.world.is_first else None)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                free = shutil.disk_usage(self.folder).free
-                raise OSError(
-                    error.errno,
-                    f"no room for a checkpoint, {free:,} bytes are free; earlier checkpoints are intact",
-                    str(stage),
-                ) from error
-            raise
+        self.world.together(
+            lambda: self._save_alone(step, stage, final, write, num_bytes) if self.world.is_first else None
+        )
         return final
+
+    def _save_alone(self, step: int, stage: Path, final: Path, write: Callable[[Path], Any], num_bytes: int) -> None:
+        try:
+            self._open_stage(stage)
+            write(stage)
+            self._commit(stage, final, step)
+        except Exception as error:
+            shutil.rmtree(stage, ignore_errors=True)
+            number = error_number(error)
+            if number not in NO_ROOM:
+                raise
+            free = shutil.disk_usage(next(path for path in (self.folder, *self.folder.parents) if path.exists())).free
+            needed = f" it needs about {num_bytes:,} bytes and" if num_bytes else ""
+            raise NoRoom(
+                number,
+                f"no room for a checkpoint,{needed} {free:,} bytes are free; earlier checkpoints are intact, make room "
+                "and go on with --resume",
+                str(self.folder),
+            ) from None
+
+    def clean(self) -> None:
+        """Remove what kills have left behind: stages, and checkpoints never committed or half removed.
+
+        Only for the process that has the run's folder locked: another one may be writing them.
+        """
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.iterdir()):
+            if path.is_symlink() or not path.is_dir():
+                continue
+            if _STAGE.fullmatch(path.name):
+                shutil.rmtree(path)
+            elif _STEP.fullmatch(path.name) and not (path / MARKER).exists():
+                print(f"note: {path} was never finished or is half removed; it is removed", file=sys.stderr)
+                shutil.rmtree(path)
+            elif _STEP.fullmatch(path.name):
+                remove_leftovers(path)
+        remove_leftovers(self.folder)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole, alike in every process; None when there is none at all.
@@ -184,6 +221,34 @@ def check_pickles(folder: Path) -> None:
             raise ValueError(
                 f"{path}: loading it would run {foreign[0]}; it was not loaded, and does not come from a run of tessera"
             )
+
+
+@contextmanager
+def restricted_loads(allowed: Sequence[type]) -> Iterator[None]:
+    """Within it every torch.load builds tensors, plain data and `allowed` types only, whatever its caller asks for.
+
+    DeepSpeed asks for anything (weights_only=False). Raises ValueError that names the file for anything else in it.
+    """
+    import torch
+
+    load = torch.load
+
+    def load_restricted(file: Any, map_location: Any = None, *ignored: Any, **options: Any) -> Any:
+        try:
+            return load(file, map_location, mmap=options.get("mmap"), weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{file}: holds more than tensors and plain data; it was not loaded, and does not come from a run of "
+                f"tessera ({reason})"
+            ) from None
+
+    torch.load = load_restricted
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            yield
+    finally:
+        torch.load = load
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -27,6 +27,11 @@ class Batch:
     """[B] frames; None where every row has T."""
     conditions: ConditionBatch
 
+    def rows(self, index: slice) -> Batch:
+        """The chosen rows, padded as they are."""
+        lengths = None if self.lengths is None else self.lengths[index]
+        return Batch(self.codes[index], lengths, self.conditions.rows(index))
+
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         lengths = None if self.lengths is None else self.lengths.to(device, non_blocking=True)

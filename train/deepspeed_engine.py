@@ -2,8 +2,8 @@
 
 What DeepSpeed leaves open is settled here: unknown keys of its configuration pass silently, so the whole configuration
 is made from ours; its learning-rate schedules give 0 in the first step and stop on skipped steps, so the rate is set by
-schedule.py; stage 0 in float32 checks nothing for NaN, so that is done here; its `latest` file is not written, and the
-scripts it copies beside a checkpoint are removed.
+schedule.py; stage 0 in float32 checks nothing for NaN, so that is done here; its checkpoints are pickles that fit one
+number of processes, so ours are written (deepspeed_state.py), and its own, of earlier versions, are only read.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..tokenize.files import read_json, write_json
-from .checkpoint import check_pickles
+from ..tokenize.files import read_json
+from .checkpoint import check_pickles, restricted_loads
+from .deepspeed_state import collect_state, master_weights, put_state
 from .engine import StepInfo, parameter_groups, poison_bad
+from .engine_state import EngineState
 from .lm_config import DeepSpeedEngineConfig, TrainSettings
 from .objective import Objective
 from .schedule import learning_rate
 from .world import World
 
 TAG = "deepspeed"
+"""Folder of DeepSpeed's own files in a checkpoint of an earlier version."""
 
 
 class DeepSpeedEngine:
@@ -110,7 +113,7 @@ class DeepSpeedEngine:
         """See Engine."""
         named = dict(self.objective.body.named_parameters())
         if exact and self.settings.dtype != "float32":
-            yield self._master_weights(named)
+            yield master_weights(self.engine, self.objective.body, self.config.zero_stage)
             return
         with ExitStack() as stack:
             if self.config.zero_stage == 3:
@@ -119,44 +122,43 @@ class DeepSpeedEngine:
                 stack.enter_context(deepspeed.zero.GatheredParameters(list(named.values())))
             yield named
 
-    def _master_weights(self, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """The float32 weights that the optimizer updates, whole; collective."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        if self.config.zero_stage == 0:
-            optimizer = self.engine.optimizer
-            pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
-            masters = {id(low): high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
-            return {name: masters.get(id(parameter), parameter) for name, parameter in named.items()}
-        whole = {name: safe_get_full_fp32_param(parameter) for name, parameter in named.items()}
-        return {name: named[name] if weight is None else weight for name, weight in whole.items()}
-
-    def save(self, folder: Path) -> None:
-        """DeepSpeed's files below folder/deepspeed, and engine.json."""
-        # ds_to_universal, which converts to another world size, wants the key to exist
-        client_state = {"universal_checkpoint_info": {}}
-        self.engine.save_checkpoint(str(folder), tag=TAG, client_state=client_state, save_latest=False)
-        if not self.world.is_first:
-            return
-        for script in [*folder.glob("*.py"), *folder.glob(f"{TAG}/*.py")]:
-            script.unlink()
-        description = {"kind": "deepspeed", "zero_stage": self.config.zero_stage, "processes": self.world.size}
-        write_json(folder / "engine.json", {**description, "steps": self.steps})
+    def collect(self) -> EngineState | None:
+        """See Engine."""
+        return collect_state(
+            self.engine, self.objective.body, self.config.zero_stage, self.steps, keep=self.world.is_first
+        )
 
     def load(self, folder: Path) -> None:
         """See Engine.
 
         Raises:
-            ValueError: a file that would run code when unpickled, or ZeRO parts of another number of processes.
+            ValueError: DeepSpeed's own files, of an earlier version, that would run code when unpickled, or were saved
+                by another number of processes or stage of ZeRO.
         """
+        if (folder / TAG).is_dir():
+            self._load_own(folder)
+            return
+        state = EngineState.load(folder)
+        put_state(self.engine, self.objective.body, self.config.zero_stage, state)
+        self.steps = state.steps
+
+    def _load_own(self, folder: Path) -> None:
+        """Read DeepSpeed's own files below folder/deepspeed, which earlier versions saved."""
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
         check_pickles(folder)
         found = read_json(folder / "engine.json")
-        if found["processes"] != self.world.size and self.config.zero_stage > 0:
+        stage = self.config.zero_stage
+        if found["zero_stage"] != stage or (found["processes"] != self.world.size and stage > 0):
             raise ValueError(
-                f"{folder}: saved by {found['processes']} processes with ZeRO {found['zero_stage']}, this run has "
-                f"{self.world.size}; resume with {found['processes']} processes"
+                f"{folder}: saved by an earlier version, by {found['processes']} processes with ZeRO "
+                f"{found['zero_stage']}; this run has {self.world.size} with ZeRO {stage}; resume once as it was, the "
+                "next checkpoint can be read by any number of processes"
             )
-        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+        with restricted_loads([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+            path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
         if path is None:
             raise ValueError(f"{folder}: DeepSpeed found no checkpoint there")
         self.steps = int(found["steps"])

@@ -47,6 +47,11 @@ class WeightAverage(Generic[M]):
         for name, average in self.model.named_parameters():
             average.copy_(weights[name])
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of what `save` writes; 0 with decay 0, which is not saved."""
+        return 4 * sum(parameter.numel() for parameter in self.model.parameters()) if self.decay else 0
+
     def save(self, folder: Path) -> None:
         """Write ema.safetensors."""
         tensors = {name: tensor.detach().cpu() for name, tensor in self.model.named_parameters()}

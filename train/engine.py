@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..tokenize.files import read_json, read_safetensors, write_json, write_safetensors
+from .engine_state import MOMENTS, EngineState
 from .objective import Trainable
 from .schedule import learning_rate
 from .world import World
@@ -45,10 +45,6 @@ class OptimizerSettings(Protocol):
     def clip(self) -> float: ...
 
 
-class TrainingFailed(RuntimeError):
-    """The run cannot go on; the message says what happened and what is left."""
-
-
 @dataclass(frozen=True)
 class StepInfo:
     """What an optimizer step did."""
@@ -73,12 +69,12 @@ class Engine(Protocol):
         """One optimizer step on the sum of the gradients of all micro-batches and processes."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write this process's part of weights and optimizer state; all processes call it."""
+    def collect(self) -> EngineState | None:
+        """The state to save, in the first process, until the next step; all processes call it, others get None."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, at the same world size; all processes call it."""
+        """Read a state that any engine saved, with any number of processes; all processes call it."""
         ...
 
     def weights(self, exact: bool = False) -> AbstractContextManager[Mapping[str, Tensor]]:
@@ -183,40 +179,29 @@ class TorchEngine:
         """See Engine."""
         yield dict(self.objective.body.named_parameters())
 
-    def save(self, folder: Path) -> None:
-        """Rank 0 writes weights.safetensors, optimizer.safetensors and engine.json; the others hold the same."""
+    def collect(self) -> EngineState | None:
+        """See Engine; the tensors are those in use."""
         if not self.world.is_first:
-            return
+            return None
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.objective.body.named_parameters()}
-        write_safetensors(folder / "weights.safetensors", {name: _stored(value) for value, name in names.items()})
-        state = {
-            f"{names[parameter]}.{key}": _stored(value)
+        moments = {
+            f"{names[parameter]}.{key}": value
             for parameter, values in self.optimizer.state.items()
             for key, value in values.items()
         }
-        if state:  # none before the first step
-            write_safetensors(folder / "optimizer.safetensors", state)
-        write_json(folder / "engine.json", {"kind": "torch", "steps": self.steps})
+        return EngineState("torch", self.steps, {name: value for value, name in names.items()}, moments)
 
     def load(self, folder: Path) -> None:
         """See Engine."""
-        weights, _ = read_safetensors(folder / "weights.safetensors")
-        state = {}
-        if (folder / "optimizer.safetensors").exists():
-            state, _ = read_safetensors(folder / "optimizer.safetensors")
-        self.steps = int(read_json(folder / "engine.json")["steps"])
+        state = EngineState.load(folder)
+        self.steps = state.steps
         device = self.world.device
         with torch.no_grad():
             for name, parameter in self.objective.body.named_parameters():
-                parameter.copy_(weights[name])
-                if not parameter.requires_grad or f"{name}.step" not in state:
+                parameter.copy_(state.weights[name])
+                if not parameter.requires_grad or f"{name}.step" not in state.moments:
                     continue
                 self.optimizer.state[parameter] = {
-                    "step": state[f"{name}.step"].to(device, copy=True),
-                    "exp_avg": state[f"{name}.exp_avg"].to(device),
-                    "exp_avg_sq": state[f"{name}.exp_avg_sq"].to(device),
+                    "step": state.moments[f"{name}.step"].to(device, copy=True),
+                    **{key: state.moments[f"{name}.{key}"].to(device) for key in MOMENTS},
                 }
-
-
-def _stored(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()

@@ -60,7 +60,11 @@ def launch(arguments: Sequence[str], nproc: int, environment: Mapping[str, str] 
 
 
 def _wait(processes: list[subprocess.Popen]) -> int:
+    asked = False
+
     def hand_on(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -71,6 +75,8 @@ def _wait(processes: list[subprocess.Popen]) -> int:
             codes = [process.poll() for process in processes]
             failed = next((code for code in codes if code), None)
             if failed is not None:
+                if failed < 0 and not asked:
+                    print(f"tessera: process {codes.index(failed)} {_ended_by(-failed)}", file=sys.stderr)
                 # Others may be saving after the same signal; after a failure they wait for one that is gone.
                 _end(processes, grace=60.0 if failed == STOPPED else 5.0)
                 return failed if failed > 0 else 128 - failed
@@ -81,6 +87,14 @@ def _wait(processes: list[subprocess.Popen]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
         _end(processes, grace=0.0)
+
+
+def _ended_by(number: int) -> str:
+    often = " (often the system's answer to a full memory)" if number == signal.SIGKILL else ""
+    return (
+        f"was ended by {signal.Signals(number).name}{often}; the others are stopped, checkpoints are intact; go on "
+        "with --resume"
+    )
 
 
 def _end(processes: list[subprocess.Popen], grace: float) -> None:

@@ -10,6 +10,7 @@ and the optimizer's state has to be kept for a resumed run to equal one that was
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -22,14 +23,16 @@ import torch
 
 from ..lm.arrange import Arrangement
 from ..lm.patches import check_patches, side_at
+from ..lm.row_noise import part_of_rows
 from ..lm.weights import LoadedModel
 from ..tokenize.files import write_json
 from ..tokenize.folder_lock import is_empty, lock_folder
 from .card import model_card
 from .checkpoint import Checkpoints, check_pickles
 from .ema import WeightAverage
-from .engine import Engine, StepInfo, TorchEngine, TrainingFailed
+from .engine import Engine, StepInfo, TorchEngine
 from .engine_choice import choose_engine
+from .engine_state import EngineState
 from .evaluate import evaluate_loss
 from .export import export_model
 from .lm_config import TrainConfig
@@ -37,11 +40,11 @@ from .metrics import Metrics, Progress
 from .objective import Objective, TermCounter
 from .packing import BestFitConfig, PackedSampler
 from .parts import open_parts
-from .run_state import RunState
-from .sampler import Sampler, check_batch, micro_batches, mix
+from .run_state import RunState, micro_batch_of
+from .sampler import Cut, Sampler, check_batch, cut_batch, mix, pieces_of
 from .samples import Sample, make_request
 from .stop import StopRequest
-from .world import World, join_world, leave_world
+from .world import ONE_PROCESS, TrainingFailed, World, join_world, run_in
 
 
 def train_lm(
@@ -63,21 +66,21 @@ def train_lm(
         TrainingFailed: losses that are not finite, `train.max_consecutive_bad` times in a row.
     """
     world = join_world(config.device)
-    try:
-        with ExitStack() as held:
-            world.together(lambda: _take(out, resume, command, held) if world.is_first else None)
-            trainer = LMTrainer(config, out, world, sample, command)
-            if resume:
-                trainer.resume()
-            return trainer.run()
-    finally:
-        leave_world(world)
+    with run_in(world), ExitStack() as held:
+        world.together(lambda: _take(out, resume, command, held) if world.is_first else None)
+        found = find_checkpoint(out, world) if resume else None
+        trainer = LMTrainer(config, out, world, sample, command, started=found)
+        if found is not None:
+            trainer.resume(found)
+        return trainer.run()
 
 
 def _take(out: Path, resume: bool, command: str, held: ExitStack) -> None:
     """Lock the folder of a run; the first process does, which alone writes there."""
     held.enter_context(lock_folder(out, command or "tessera train", below=("text", "samples/*")))
     check_out(out, resume)
+    shutil.rmtree(out / ".model.tmp", ignore_errors=True)  # what the kill of an export leaves (export.py)
+    Checkpoints(out / "steps", ONE_PROCESS, keep_last=1).clean()
 
 
 def check_out(out: Path, resume: bool) -> None:
@@ -87,13 +90,29 @@ def check_out(out: Path, resume: bool) -> None:
 
 
 class LMTrainer:
-    """One run in one process; see `train_lm`."""
+    """One run in one process; see `train_lm`.
 
-    def __init__(self, config: TrainConfig, out: Path, world: World, sample: Sample | None = None, command: str = ""):
+    Args:
+        started: checkpoint that `resume` will go on from; the batch is cut as there.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        world: World,
+        sample: Sample | None = None,
+        command: str = "",
+        started: Path | None = None,
+    ):
         self.out, self.world, self.sample, self.command = out, world, sample, command
         config = config.model_copy(update={"engine": choose_engine(config.engine, out / "steps", world)})
         settings = config.train
-        self.micro = check_batch(settings.batch, settings.micro_batch, world.size)
+        if started is None:
+            self.cut = Cut(check_batch(settings.batch, settings.micro_batch, world.size), 1)
+        else:
+            self.cut = cut_like(started, config, world)
+        self.micro = self.cut.micro
         self.parts = open_parts(config, out, world)
         self.config = config.model_copy(update={"lm": config.lm.explicit(self.parts.spec.num_codebooks)})
         self.average = WeightAverage(self.parts.make_lm(config.seed).to(world.device), settings.ema)
@@ -104,19 +123,14 @@ class LMTrainer:
         self.loss_parts = lm.loss_parts
         check_patches(lm.arrangement, self.parts.spec.geometry, settings.patches)
         objective = Objective(lm, settings.dtype, settings.label_smoothing, config.data.packing.kind != "padded")
-        self.engine = make_engine(config, objective, world, settings.batch // self.micro // world.size)
+        self.engine = make_engine(config, objective, world, settings.batch // self.cut.size // world.size)
         self.checkpoints = Checkpoints(out / "steps", world, settings.keep_last)
         self.state = RunState()
         self.metrics: Metrics | None = None
         self.progress = Progress(settings.steps, 0, show=False)
 
-    def resume(self) -> None:
-        """Go on from the newest good checkpoint; from the beginning when there is none."""
-        found = self.checkpoints.newest()
-        if found is None:
-            if self.world.is_first:
-                print(f"note: no checkpoint in {self.checkpoints.folder}, starting at the beginning", file=sys.stderr)
-            return
+    def resume(self, found: Path) -> None:
+        """Go on from a good checkpoint."""
         self.state = RunState.load(found, self.config, self.parts, self.world)
         check_pickles(found)
         self.engine.load(found)
@@ -167,10 +181,15 @@ class LMTrainer:
         side = side_at(self.config.train.patches, self.state.step, self.config.train.steps)
         K = len(totals)
         gathered = torch.zeros(K + 1, dtype=torch.float64, device=device)
-        for number, micro in micro_batches(rows_or_bins, self.micro, self.world.rank, self.world.size):
-            batch = items.batch(np.hstack(micro), self.state.step).to(device)
-            torch.manual_seed(mix(self.config.seed, 1, self.state.step, number))  # dropout, of layers and of conditions
-            loss, sums, _ = self.engine.model(batch.codes, batch.lengths, batch.conditions, totals, side)
+        for piece in pieces_of(rows_or_bins, self.cut, self.world.rank, self.world.size):
+            batch = items.batch(np.hstack(piece.items), self.state.step)
+            if self.cut.pieces > 1:
+                batch = batch.rows(piece.rows)
+            batch = batch.to(device)
+            # dropout, of layers and of conditions
+            torch.manual_seed(mix(self.config.seed, 1, self.state.step, piece.number))
+            with part_of_rows(piece.rows.start, self.cut.size, self.cut.micro):
+                loss, sums, _ = self.engine.model(batch.codes, batch.lengths, batch.conditions, totals, side)
             self.engine.backward(loss)
             gathered[:K] += sums
         gathered[K] = float(stop.asked)
@@ -221,7 +240,9 @@ class LMTrainer:
 
     def save(self) -> None:
         """Write a checkpoint; all processes call this."""
-        self.checkpoints.save(self.state.step, self._write)
+        state = self.engine.collect()
+        size = 0 if state is None else state.num_bytes + self.average.num_bytes
+        self.checkpoints.save(self.state.step, lambda folder: self._write(folder, state), size)
         self._restart_clock()
 
     # Supporting
@@ -312,13 +333,13 @@ class LMTrainer:
             count, seed = self.config.train.samples, self.config.seed
             self.sample(make_request(self._loaded_model(), self.parts, folder, count, seed))
 
-    def _write(self, folder: Path) -> None:
-        """This process's files of a checkpoint."""
-        self.engine.save(folder)
-        if self.world.is_first:
-            if self.average.decay:
-                self.average.save(folder)
-            self.state.save(folder, self.config, self.parts, self.world)
+    def _write(self, folder: Path, state: EngineState | None) -> None:
+        """The files of a checkpoint; the first process writes them."""
+        assert state is not None
+        state.save(folder)
+        if self.average.decay:
+            self.average.save(folder)
+        self.state.save(folder, self.config, self.parts, self.world, self.micro)
 
     def _export(self) -> None:
         card = model_card(
@@ -332,6 +353,36 @@ class LMTrainer:
         )
         export_model(self._loaded_model(), self.out / "model", card, self.config.export.dtype)
         write_json(self.out / "FINISHED", {"step": self.state.step, "losses": self.state.losses})
+
+
+def find_checkpoint(out: Path, world: World) -> Path | None:
+    """The newest good checkpoint of a run; None, with a note, when there is none."""
+    checkpoints = Checkpoints(out / "steps", world, keep_last=1)
+    found = checkpoints.newest()
+    if found is None and world.is_first:
+        print(f"note: no checkpoint in {checkpoints.folder}, starting at the beginning", file=sys.stderr)
+    return found
+
+
+def cut_like(found: Path, config: TrainConfig, world: World) -> Cut:
+    """The cut of the batch that goes on with the micro-batches of a checkpoint.
+
+    Where they cannot be shared by the processes and their noise cannot be divided (packed rows, a depth head that is
+    trained on a share of the steps), they are made smaller, with a note: the noise is then another.
+    """
+    settings = config.train
+    micro = micro_batch_of(found)
+    cut = cut_batch(settings.batch, micro, world.size)
+    whole_noise = config.data.packing.kind == "padded" and getattr(config.lm.head, "trained_share", 1) == 1
+    if cut.pieces == 1 or whole_noise:
+        return cut
+    if world.is_first:
+        print(
+            f"note: this run has micro-batches of {micro}, which {world.size} processes cannot share; it goes on with "
+            f"{cut.size}: the same batches, but other noise (dropout and the like)",
+            file=sys.stderr,
+        )
+    return Cut(cut.size, 1)
 
 
 def make_engine(config: TrainConfig, objective: Objective, world: World, micro_steps: int) -> Engine:

@@ -31,7 +31,7 @@ class RunState:
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The latest losses of each split: {"step", "loss", "loss_per_codebook", ...}."""
 
-    def save(self, folder: Path, config: TrainConfig, parts: Parts, world: World) -> None:
+    def save(self, folder: Path, config: TrainConfig, parts: Parts, world: World, micro_batch: int) -> None:
         """Write run.json: the counts, and everything the run was made of."""
         description = {
             "tessera": __version__,
@@ -42,6 +42,7 @@ class RunState:
             "consecutive_bad": self.consecutive_bad,
             "losses": self.losses,
             "processes": world.size,
+            "micro_batch": micro_batch,
             "tokenizer": parts.spec.fingerprint,
             "clusters": None if parts.clustering is None else parts.clustering.spec.fingerprint,
             "data": data_fingerprint(parts.items),
@@ -53,7 +54,10 @@ class RunState:
     def load(cls, folder: Path, config: TrainConfig, parts: Parts, world: World) -> RunState:
         """Read run.json. ConfigError: it is of a run with another config or other data."""
         found = read_json(folder / STATE_FILE)
-        check_resumable(found["config"], config, str(folder))
+        before = found["config"]
+        if config.train.micro_batch in (None, micro_batch_of(folder)):
+            before["train"]["micro_batch"] = config.train.micro_batch
+        check_resumable(before, config, str(folder))
         if found["tokenizer"] != parts.spec.fingerprint or found["data"] != data_fingerprint(parts.items):
             raise ConfigError(
                 f"data.shards: {config.data.shards} is not what {folder} was trained on; "
@@ -72,3 +76,10 @@ class RunState:
                 file=sys.stderr,
             )
         return cls(found["step"], found["skipped"], found["consecutive_bad"], found["losses"])
+
+
+def micro_batch_of(folder: Path) -> int:
+    """Items of a micro-batch in the run that saved a checkpoint, of a language model or a tokenizer."""
+    found = read_json(folder / STATE_FILE)
+    known = found.get("micro_batch") or found["config"]["train"]["micro_batch"]  # earlier versions: the config's alone
+    return known or max(1, found["config"]["train"]["batch"] // found["processes"])

@@ -9,13 +9,14 @@ length, and the batches are shuffled:
     batches  [0 3] [1 4], [2 4] [0 2], ...                 each pool sorted by length, then its batches shuffled
 
 A batch is cut into micro-batches of neighbours in length, and rank r takes micro-batches r, r + world, r + 2 world,
-...: the same micro-batches whatever the world size, so the loss does not depend on it either.
+...: the same micro-batches whatever the world size, so the loss does not depend on it either. A run that goes on with
+more processes than it has micro-batches cuts each into pieces (row_noise.py keeps their noise that of the whole).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -86,11 +87,62 @@ class Sampler:
         return items
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How a global batch is cut for the processes."""
+
+    micro: int
+    """Items of a micro-batch, whose random numbers are drawn together."""
+    pieces: int
+    """Pieces of each micro-batch; a process takes one at a time. 1 unless there are too few micro-batches."""
+
+    @property
+    def size(self) -> int:
+        """Items of a piece."""
+        return self.micro // self.pieces
+
+
+@dataclass(frozen=True)
+class Piece(Generic[Batch]):
+    """What a process passes through the model at once."""
+
+    number: int
+    """Of the micro-batch within the global batch."""
+    items: Batch
+    """Item numbers [micro] of the whole micro-batch; packed rows likewise."""
+    rows: slice
+    """Those of the piece."""
+
+
+def pieces_of(items: Batch, cut: Cut, rank: int, world: int) -> list[Piece[Batch]]:
+    """The pieces of one rank, in order."""
+    found = []
+    for place, _ in micro_batches(items, cut.size, rank, world):
+        number, piece = divmod(place, cut.pieces)
+        whole = items[number * cut.micro : (number + 1) * cut.micro]
+        found.append(Piece(number, whole, slice(piece * cut.size, (piece + 1) * cut.size)))
+    return found
+
+
 def micro_batches(items: Batch, micro: int, rank: int, world: int) -> list[tuple[int, Batch]]:
     """The micro-batches of one rank: (number within the global batch, item numbers [micro]); packed rows likewise."""
     return [
         (number, items[number * micro : (number + 1) * micro]) for number in range(rank, len(items) // micro, world)
     ]
+
+
+def cut_batch(batch: int, micro: int, world: int) -> Cut:
+    """Keep micro-batches of `micro` items with any number of processes; ConfigError when they cannot share the batch.
+
+    For a run that goes on; `check_batch` says what a new one uses.
+    """
+    for pieces in range(1, micro + 1):
+        if micro % pieces == 0 and (batch // micro * pieces) % world == 0:
+            return Cut(micro, pieces)
+    raise ConfigError(
+        f"train.batch: {batch} items, in micro-batches of {micro} as this run was started, cannot be shared by {world} "
+        "processes; go on with another number of them"
+    )
 
 
 def check_batch(batch: int, micro_batch: int | None, world: int) -> int:

@@ -13,6 +13,7 @@ from ..tokenize.config import ConfigError
 from ..tokenize.files import read_json, read_safetensors, write_json, write_safetensors
 from .card import git_commit
 from .lm_config import check_resumable
+from .run_state import micro_batch_of
 from .tokenizer_config import TokenizerTrainConfig
 
 STATE_FILE = "run.json"
@@ -43,13 +44,14 @@ class TokenizerRunState:
     balance: dict[str, list[float]] = field(default_factory=dict)
     """See Balance.averages."""
 
-    def save(self, folder: Path, config: TokenizerTrainConfig, data: str, processes: int) -> None:
+    def save(self, folder: Path, config: TokenizerTrainConfig, data: str, processes: int, micro_batch: int) -> None:
         """Write run.json; data: fingerprint of the corpus."""
         description = {
             "tessera": __version__,
             "git_commit": git_commit(),
             **vars(self),
             "processes": processes,
+            "micro_batch": micro_batch,
             "data": data,
             "config": config.model_dump(mode="json"),
         }
@@ -59,6 +61,8 @@ class TokenizerRunState:
     def load(cls, folder: Path, config: TokenizerTrainConfig, data: str) -> TokenizerRunState:
         """Read run.json. ConfigError: it is of a run with another config or other data."""
         found = read_json(folder / STATE_FILE)
+        if config.train.micro_batch in (None, micro_batch_of(folder)):
+            found["config"]["train"]["micro_batch"] = config.train.micro_batch
         check_resumable(found["config"], config, str(folder), MAY_CHANGE)
         before, now = found["config"]["stages"], config.model_dump(mode="json")["stages"]
         begun = range(min(len(before), found["stage"] + 1))

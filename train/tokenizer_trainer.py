@@ -30,10 +30,11 @@ from .balance import make_balance
 from .checkpoint import Checkpoints, check_pickles
 from .discriminator import Judges
 from .ema import WeightAverage
-from .engine import TorchEngine, TrainingFailed
+from .engine import TorchEngine
 from .latents import encode_latents
 from .metrics import Metrics, Progress
-from .sampler import check_batch, mix
+from .run_state import micro_batch_of
+from .sampler import check_batch, cut_batch, mix
 from .stop import StopRequest
 from .term import TermContext
 from .terms import make_terms
@@ -44,7 +45,7 @@ from .tokenizer_stages import FitStageConfig, TrainStageConfig, freeze_parts
 from .tokenizer_state import TokenizerRunState, load_state, save_state
 from .tokenizer_step import StepReport, TokenizerStepper
 from .warm_start import warm_start
-from .world import World, join_world, leave_world
+from .world import ONE_PROCESS, TrainingFailed, World, join_world, run_in
 
 __all__ = ["TokenizerTrainConfig", "TokenizerTrainer", "TokenizerTraining", "TrainingFailed", "train_tokenizer"]
 
@@ -76,21 +77,25 @@ def train_tokenizer(
     """
     world = join_world(config.device)
     out = Path(out)
-    try:
-        with ExitStack() as held:
-            world.together(lambda: _take(out, resume, command, held) if world.is_first else None)
-            trainer = TokenizerTrainer(config, out, world, teachers or {}, progress, command)
-            if resume:
-                trainer.resume()
-            return trainer.run()
-    finally:
-        leave_world(world)
+    with run_in(world), ExitStack() as held:
+        world.together(lambda: _take(out, resume, command, held) if world.is_first else None)
+        found = None
+        if resume:
+            checkpoints = Checkpoints(out / "steps", world, keep_last=1)
+            found = checkpoints.newest()
+            if found is None and progress and world.is_first:
+                print(f"note: no checkpoint in {checkpoints.folder}, starting at the beginning", file=sys.stderr)
+        trainer = TokenizerTrainer(config, out, world, teachers or {}, progress, command, started=found)
+        if found is not None:
+            trainer.resume(found)
+        return trainer.run()
 
 
 def _take(out: Path, resume: bool, command: str, held: ExitStack) -> None:
     """Lock the folder of a run; the first process does, which alone writes there."""
     held.enter_context(lock_folder(out, command or "tessera tokenizer train", below=("snapshot-*",)))
     check_free(out, resume)
+    Checkpoints(out / "steps", ONE_PROCESS, keep_last=1).clean()
 
 
 def check_free(out: Path, resume: bool) -> None:
@@ -104,7 +109,11 @@ def check_free(out: Path, resume: bool) -> None:
 
 
 class TokenizerTrainer:
-    """One run in one process; see `train_tokenizer`."""
+    """One run in one process; see `train_tokenizer`.
+
+    Args:
+        started: checkpoint that `resume` will go on from; the batch is cut as there.
+    """
 
     def __init__(
         self,
@@ -114,12 +123,16 @@ class TokenizerTrainer:
         teachers: Mapping[str, nn.Module] = {},
         progress: bool = True,
         command: str = "",
+        started: Path | None = None,
     ):
         self.config = config = config.resolved()
         self.out, self.world, self.command = out, world, command
         self.show = progress and world.is_first
         settings = config.train
-        self.micro = check_batch(settings.batch, settings.micro_batch, world.size)
+        if started is None:
+            self.micro = check_batch(settings.batch, settings.micro_batch, world.size)
+        else:
+            self.micro = micro_like(started, settings, world, self.show)
         torch.manual_seed(mix(config.seed, 0))
         net = NETS[config.tokenizer.kind](config.tokenizer)
         code_geometry(config.tokenizer, net.quantizer)  # before all media are read, and long before it is frozen
@@ -148,13 +161,8 @@ class TokenizerTrainer:
         self.metrics: Metrics | None = None
         self.progress = Progress(config.total_steps, 0, show=False)
 
-    def resume(self) -> None:
-        """Go on from the newest good checkpoint; from the beginning when there is none."""
-        found = self.checkpoints.newest()
-        if found is None:
-            if self.show:
-                print(f"note: no checkpoint in {self.checkpoints.folder}, starting at the beginning", file=sys.stderr)
-            return
+    def resume(self, found: Path) -> None:
+        """Go on from a good checkpoint."""
         self.state = TokenizerRunState.load(found, self.config, self.media.fingerprint)
         check_pickles(found)
         trained = [number for number, stage in enumerate(self.config.stages) if stage.kind == "train"]
@@ -252,7 +260,9 @@ class TokenizerTrainer:
     def save(self) -> None:
         """Write a checkpoint; all processes call this."""
         if self.engine is not None:
-            self.checkpoints.save(self.state.step, self._write)
+            state = self.engine.collect()
+            size = 0 if state is None else state.num_bytes + self.average.num_bytes
+            self.checkpoints.save(self.state.step, self._write, size)
 
     def _train(self, number: int, stage: TrainStageConfig, stop: StopRequest) -> bool:
         """A train stage; False when stopped by a signal."""
@@ -355,18 +365,34 @@ class TokenizerTrainer:
             make_tokenizer(self.config.tokenizer, self._frozen_net()).save(self._snapshot_folder())
 
     def _write(self, folder: Path) -> None:
-        """This process's files of a checkpoint."""
-        assert self.engine is not None
-        self.engine.save(folder)
-        if not self.world.is_first:
-            return
+        """The files of a checkpoint; the first process writes them."""
+        _write_engine(self.engine, folder)
         save_state(self.objective, folder / "buffers.safetensors", with_weights=False)
         if self.judges is not None:
             save_state(self.judges, folder / "judges.safetensors", with_weights=True)
         if self.judge_engine is not None:
             (folder / "judges").mkdir()
-            self.judge_engine.save(folder / "judges")
+            _write_engine(self.judge_engine, folder / "judges")
         if self.average.decay:
             self.average.save(folder)
         self.state.balance = self.balance.averages
-        self.state.save(folder, self.config, self.media.fingerprint, self.world.size)
+        self.state.save(folder, self.config, self.media.fingerprint, self.world.size, self.micro)
+
+
+def _write_engine(engine: TorchEngine | None, folder: Path) -> None:
+    state = None if engine is None else engine.collect()
+    assert state is not None
+    state.save(folder)
+
+
+def micro_like(found: Path, settings: TokenizerTraining, world: World, show: bool) -> int:
+    """The micro-batch of a checkpoint; smaller ones, with a note, where the processes cannot share it."""
+    cut = cut_batch(settings.batch, micro_batch_of(found), world.size)
+    if cut.pieces > 1 and show:
+        print(
+            f"note: this run has micro-batches of {cut.micro}, which {world.size} processes cannot share; it goes on "
+            f"with {cut.size}: the same batches, but where something is drawn at random (level dropout and the like) "
+            "other draws",
+            file=sys.stderr,
+        )
+    return cut.size

@@ -6,7 +6,9 @@ Without a launcher a run is one process and none of this touches torch.distribut
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..tokenize.config import ConfigError
+from ..tokenize.files import NO_ROOM, NoRoom
 
 RENDEZVOUS = "TESSERA_RENDEZVOUS"
 """Environment variable: file:// address where the processes of `--nproc` meet."""
@@ -26,6 +29,14 @@ _left: list[Any] = []
 """Groups that were left. The end of a gloo group waits for its threads, and they may want Python's lock to let go of
 the last collective. Where DistributedDataParallel is the last to hold the group, it ends it with the lock held, and
 waits forever; the end of a reference from Python gives the lock away."""
+
+
+class TrainingFailed(RuntimeError):
+    """The run cannot go on; the message says what happened and what is left."""
+
+
+class ProcessLost(TrainingFailed):
+    """Another process of the run has failed or is gone."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,13 @@ class World:
         return box[0]
 
     def together(self, action: Callable[[], T]) -> T:
-        """Run `action` everywhere; if it fails anywhere all processes raise, so none waits for one that is gone."""
+        """Run `action` everywhere; if it fails anywhere all processes raise, so none waits for one that is gone.
+
+        Args:
+            action: not collective: where it fails in one process, the others must come to its end.
+        Raises:
+            What `action` raises; where another process failed NoRoom or ValueError as there, otherwise ProcessLost.
+        """
         failure, result = None, None
         try:
             result = action()
@@ -69,13 +86,17 @@ class World:
             failure = error
         if self.size > 1:
             notes: list[Any] = [None] * self.size
-            dist.all_gather_object(notes, None if failure is None else f"{type(failure).__name__}: {failure}")
-            first = next((f"rank {rank}: {note}" for rank, note in enumerate(notes) if note), None)
+            dist.all_gather_object(notes, None if failure is None else _note(failure))
+            first = next(((rank, note) for rank, note in enumerate(notes) if note), None)
             if failure is None and first is not None:
-                failure = RuntimeError(f"another process failed, {first}")
+                failure = _as_noted(*first)
         if failure is not None:
             raise failure
         return result  # type: ignore[return-value]
+
+
+ONE_PROCESS = World(0, 1, torch.device("cpu"))
+"""A process alone."""
 
 
 def join_world(device: str = "auto", *, always: bool = False) -> World:
@@ -113,6 +134,48 @@ def join_world(device: str = "auto", *, always: bool = False) -> World:
             timeout=timedelta(minutes=30),
         )
     return World(rank, size, where)
+
+
+@contextmanager
+def run_in(world: World) -> Iterator[None]:
+    """The body of a run: at its end the group is left.
+
+    A process that fails leaves nothing behind that waits for the others: it ends, which ends them too. They see a
+    broken connection instead of an answer, and raise ProcessLost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size > 1 and _is_broken_connection(error):
+            time.sleep(1)  # the process that failed ends first, and its exit code is the run's
+            raise ProcessLost(
+                f"process {world.rank} lost the connection to another one, whose message says why; checkpoints are "
+                "intact, go on with --resume"
+            ) from None
+        raise
+    leave_world(world)
+
+
+def _is_broken_connection(error: RuntimeError) -> bool:
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        words in said for words in ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo")
+    )
+
+
+def _note(error: Exception) -> tuple[str, int | None, str, str | None]:
+    """What other processes need to know of an error: its kind, and its number, text and file where the system's."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return "room", error.errno, str(error.strerror), str(error.filename)
+    return "value" if isinstance(error, ValueError) else "other", None, f"{type(error).__name__}: {error}", None
+
+
+def _as_noted(rank: int, note: tuple[str, int | None, str, str | None]) -> Exception:
+    kind, number, text, file = note
+    if kind == "room":
+        return NoRoom(number, text, file)
+    said = f"another process failed, rank {rank}: {text}"
+    return ValueError(said) if kind == "value" else ProcessLost(said)
 
 
 def leave_world(world: World) -> None:

@@ -1,11 +1,16 @@
 """The DeepSpeed engine in one process without a launcher: the losses of plain torch, exact resuming, bad steps."""
 
+import os
 import pickle
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tessera.lm.inputs import CodesInputConfig
+from tessera.tokenize.files import write_json
+from tessera.train import deepspeed_engine
 from tessera.train.engine import TorchEngine
 from tessera.train.lm_config import DeepSpeedEngineConfig
 from tessera.train.world import join_world
@@ -63,7 +68,7 @@ def test_saved_and_loaded_equals_left_alone(tiny, tmp_path, stage, dtype):
     expected = tiny.run(whole, 0, 8)
     first = make(tiny, stage, dtype=dtype)
     begin = tiny.run(first, 0, 4)
-    first.save(tmp_path)
+    first.collect().save(tmp_path)
     second = make(tiny, stage, dtype=dtype)
     second.load(tmp_path)
     assert begin + tiny.run(second, 4, 8) == expected
@@ -108,17 +113,95 @@ def test_frozen_code_vectors_follow_the_weights_to_bfloat16(tiny):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.slow
-def test_refuses_a_pickle_that_would_run_code(tiny, tmp_path):
-    engine = make(tiny, 1)
-    engine.save(tmp_path)
-    target = next(tmp_path.rglob("*model_states.pt"))
+def save_as_before(engine, folder) -> None:
+    """As earlier versions saved: DeepSpeed's own files."""
+    state = {"universal_checkpoint_info": {}}
+    engine.engine.save_checkpoint(str(folder), tag="deepspeed", client_state=state, save_latest=False)
+    for script in [*folder.glob("*.py"), *folder.glob("deepspeed/*.py")]:
+        script.unlink()
+    described = {"kind": "deepspeed", "zero_stage": engine.config.zero_stage, "processes": 1, "steps": engine.steps}
+    write_json(folder / "engine.json", described)
 
-    class Payload:
-        def __reduce__(self):
-            return open, (str(tmp_path / "executed"), "w")
 
-    torch.save({"module": Payload()}, target, pickle_module=pickle)
-    with pytest.raises(ValueError, match=r"loading it would run .*open; it was not loaded"):
-        make(tiny, 1).load(tmp_path)
-    assert not (tmp_path / "executed").exists()
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=SLOW)])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=SLOW), 1, pytest.param(2, marks=SLOW), 3])
+def test_a_checkpoint_of_an_earlier_version_goes_on(tiny, tmp_path, stage, dtype):
+    whole = make(tiny, stage, dtype=dtype)
+    expected = tiny.run(whole, 0, 6)
+    first = make(tiny, stage, dtype=dtype)
+    begin = tiny.run(first, 0, 3)
+    save_as_before(first, tmp_path)
+    second = make(tiny, stage, dtype=dtype)
+    second.load(tmp_path)
+    assert begin + tiny.run(second, 3, 6) == expected
+    assert same(copied(whole), copied(second))
+    with pytest.raises(ValueError, match="saved by an earlier version, by 1 processes with ZeRO"):
+        make(tiny, 2 if stage == 1 else 1, dtype=dtype).load(tmp_path)
+    with pytest.raises(ValueError, match=f"go on with engine.kind=deepspeed and engine.zero_stage={stage}"):
+        TorchEngine(tiny.objective(), tiny.settings(), tiny.world, 1).load(tmp_path)
+
+
+class Payload:
+    def __init__(self, marker, how):
+        self.marker, self.how = marker, how
+
+    def __reduce__(self):
+        call = f"open({str(self.marker)!r}, 'w').close()"
+        return (eval, (call,)) if self.how == "eval" else (os.system, (f"touch {self.marker}",))
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("stage", [0, 1, pytest.param(2, marks=SLOW), 3])
+def test_a_planted_pickle_never_runs_and_is_named(tiny, tmp_path, monkeypatch, stage, checked):
+    """In every file of DeepSpeed's, in every way; also where the walk over the opcodes is blind (checked False), for
+    DeepSpeed itself asks torch.load for anything."""
+    if not checked:
+        monkeypatch.setattr(deepspeed_engine, "check_pickles", lambda folder: None)
+    good, marker = tmp_path / "good", tmp_path / "executed"
+    engine = make(tiny, stage)
+    tiny.run(engine, 0, 1)
+    save_as_before(engine, good)
+    files = [path.relative_to(good) for path in good.rglob("*.pt")]
+    assert len(files) == (1 if stage == 0 else 2)
+    for number, file in enumerate(files):
+        for how in ("eval", "system", "beside", "plain"):
+            bad = tmp_path / f"{number}-{how}"
+            shutil.copytree(good, bad)
+            held = torch.load(bad / file, weights_only=False)
+            payload = Payload(marker, how)
+            if how == "beside":  # everything that is wanted is there as well
+                torch.save({**held, "more": payload}, bad / file)
+            elif how == "plain":
+                (bad / file).write_bytes(pickle.dumps({"module": payload}))
+            else:
+                torch.save({"module": payload}, bad / file)
+            with pytest.raises(ValueError, match=rf"{file.name}: .*it was not loaded"):
+                make(tiny, stage).load(bad)
+            assert not marker.exists()
+    assert torch.load.__module__ == "torch.serialization"
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=SLOW)])
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 3])
+def test_a_state_goes_from_one_engine_to_the_other(tiny, tmp_path, stage, dtype):
+    """Nothing of it is pickled, and what was divided or rounded does not show."""
+    first = make(tiny, stage, dtype=dtype)
+    tiny.run(first, 0, 4)
+    first.collect().save(tmp_path / "deep")
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == [
+        "engine.json", "optimizer.safetensors", "weights.safetensors"
+    ]  # fmt: skip
+    plain = TorchEngine(tiny.objective(dtype), tiny.settings(dtype=dtype), tiny.world, 1)
+    plain.load(tmp_path / "deep")
+    assert same(copied(first), copied(plain))
+    plain.collect().save(tmp_path / "plain")
+    for name in ("weights", "optimizer"):
+        one, other = (load_file(tmp_path / kind / f"{name}.safetensors") for kind in ("deep", "plain"))
+        assert same(one, other)
+    if dtype == "float32":
+        expected = tiny.run(first, 4, 8)
+        assert tiny.run(plain, 4, 8) == pytest.approx(expected, abs=1e-5)
+    again = make(tiny, stage, dtype=dtype)
+    again.load(tmp_path / "plain")
+    again.collect().save(tmp_path / "again")
+    assert same(load_file(tmp_path / "again" / "optimizer.safetensors"), other)

@@ -79,7 +79,7 @@ def test_saved_and_loaded_equals_left_alone(tiny, tmp_path, dtype):
     first = make(tiny, dtype=dtype)
     begin = tiny.run(first, 0, 4)
     assert begin[-1] != begin[0]
-    first.save(tmp_path)
+    first.collect().save(tmp_path)
     second = make(tiny, dtype=dtype)
     second.load(tmp_path)
     assert begin + tiny.run(second, 4, 8) == expected

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from tessera.train.metrics import read_metrics
 
@@ -84,6 +86,36 @@ def test_two_deepspeed_processes_equal_one_of_torch(tiny_data, tmp_path, stage, 
     deepspeed = ["--set", f"engine={{kind: deepspeed, zero_stage: {stage}, persistence_elements: 0}}"]
     tessera("train", config, *deepspeed, "--out", tmp_path / "two", "--nproc", 2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def from_the_middle(whole: Path, copy: Path) -> Path:
+    """A run of six steps as it was after three."""
+    shutil.copytree(whole, copy)
+    for path in (copy / "steps" / "step-00000006", copy / "model"):
+        shutil.rmtree(path)
+    (copy / "FINISHED").unlink()
+    return copy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", 0, 1, 2, 3])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_processes(tiny_data, tmp_path, engine, before, after):
+    """With the micro-batches it was started with, dropout and all: the largest difference is of rounding."""
+    kind = "{kind: torch}"
+    if engine != "torch":
+        kind = f"{{kind: deepspeed, zero_stage: {engine}, persistence_elements: 0}}"
+    config = write_config(tmp_path, tiny_data, save_every=3, micro_batch=None)
+    run = ["train", config, "--set", f"engine={kind}"]
+    tessera(*run, "--out", tmp_path / "whole", "--nproc", before)
+    other = from_the_middle(tmp_path / "whole", tmp_path / "other")
+    said = tessera(*run, "--out", other, "--nproc", after, "--resume").stderr
+    assert f"saved by {before} processes, going on with {after}: the same run up to rounding" in said
+    assert losses(other) == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    wanted, found = (
+        load_file(folder / "steps" / "step-00000006" / "weights.safetensors") for folder in (tmp_path / "whole", other)
+    )
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-5
 
 
 @pytest.mark.slow
