@@ -21,7 +21,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from ..tokenize.config import Config, check_config
-from ..tokenize.files import read_json, read_safetensors, write_json, write_safetensors
+from ..tokenize.files import check_format, read_safetensors, read_sealed_json, write_safetensors, write_sealed_json
 from ..tokenize.spec import TokenSpec
 from ..tokenize.tokenizer import Encoded, Tokenizer
 from .clusters import MethodName, group_centres, group_vectors, scatter_of_random, scatter_within
@@ -145,7 +145,7 @@ class Clustering:
             seed=self.seed,
             fingerprint=self.spec.fingerprint,
         )
-        write_json(folder / "config.json", described.model_dump(mode="json"))
+        write_sealed_json(folder / "config.json", described.model_dump(mode="json"))
 
 
 class ClusteredTokenizer(Tokenizer):
@@ -201,12 +201,13 @@ def load_clustering(folder: str | Path) -> Clustering:
             f"{folder}: no clusters here (config.json is missing); make them with: tessera coarse TOKENIZER "
             f"--clusters 512 -o {folder}"
         )
-    data = read_json(path)
+    data = read_sealed_json(path)
     if not isinstance(data, dict) or data.get("format") != "tessera-clusters":
         raise ValueError(f"{path}: not of a folder of clusters (its format is not 'tessera-clusters')")
     described = check_config(data, ClusteringFile, str(path))
     path = Path(folder) / "clusters.safetensors"
-    tensors, _ = read_safetensors(path)
+    tensors, metadata = read_safetensors(path)
+    check_format(path, metadata, "tessera-clusters")
     if set(tensors) != {"labels"} or tensors["labels"].dtype != torch.int32:
         raise ValueError(f"{path}: must hold one tensor 'labels' of int32, found {', '.join(sorted(tensors))}")
     try:

@@ -2,7 +2,8 @@
 
     codes    [K, T1 + T2 + ...] in the smallest unsigned type, the items one after the other
     offsets  [items + 1] int64: item i is codes[:, offsets[i] : offsets[i + 1]]
-    metadata format, spec (TokenSpec), items (name and, of sound, the number of samples that were encoded), all JSON
+    metadata format, spec (TokenSpec), items (name and, of sound, the number of samples that were encoded), all JSON;
+             content_sha256 over all that, which earlier versions did not write
 
 A file with one item is so a plain tensor "codes" [K, T] to any reader of safetensors.
 """
@@ -20,7 +21,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from .config import Config, check_config
-from .files import read_safetensors, write_safetensors
+from .files import COPY_AGAIN, read_safetensors, write_safetensors
 from .spec import AudioGeometry, PictureGeometry, TokenSpec, check_same_tokenizer
 
 FORMAT = "tessera-codes"
@@ -66,7 +67,7 @@ def write_codes(path: str | Path, spec: TokenSpec, items: Sequence[CodesItem]) -
     codes = torch.cat([item.codes.cpu() for item in items], dim=1).to(code_dtype(spec))
     notes = [_ItemNote(name=item.name, num_samples=item.num_samples).model_dump(mode="json") for item in items]
     metadata = {"format": FORMAT, "spec": spec.model_dump_json(), "items": json.dumps(notes)}
-    write_safetensors(path, {"codes": codes.contiguous(), "offsets": offsets}, metadata)
+    write_safetensors(path, {"codes": codes.contiguous(), "offsets": offsets}, metadata, sealed=True)
 
 
 def read_codes(path: str | Path, expected: TokenSpec | None = None) -> tuple[TokenSpec, list[CodesItem]]:
@@ -79,6 +80,9 @@ def read_codes(path: str | Path, expected: TokenSpec | None = None) -> tuple[Tok
             another tokenizer than the expected one (both are named).
     """
     tensors, metadata = read_safetensors(path)
+    unknown = sorted(metadata.keys() - _Notes.model_fields.keys())
+    if metadata.get("format") == FORMAT and unknown:
+        raise ValueError(f"{path}: has the unknown metadata {unknown[0][:80]!r}; {COPY_AGAIN}")
     if metadata.get("format") != FORMAT or set(tensors) != {"codes", "offsets"}:
         found = ", ".join(sorted(tensors)[:5])
         raise ValueError(f"{path}: not a file of codes (holds {found}); make one with: tessera encode MEDIA -o FILE")

@@ -125,20 +125,19 @@ def sha256_file(path: str | Path) -> str:
 
 def write_json(path: str | Path, data: Any) -> None:
     """Write JSON atomically, indented, keys in the order given; NaN and infinity are refused with ValueError."""
-    write_atomic(path, (json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, json_bytes(data))
+
+
+def json_bytes(data: Any) -> bytes:
+    """The bytes that `write_json` writes."""
+    return (json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def write_sealed_json(path: str | Path, data: Mapping[str, Any]) -> None:
     """Write a JSON object as `write_json`, with one key more at its end: "sha256", of all bytes before it."""
-    write_atomic(path, sealed_json(data))
-
-
-def sealed_json(data: Mapping[str, Any]) -> bytes:
-    """The bytes that `write_sealed_json` writes."""
     assert data and "sha256" not in data
-    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False).encode()
-    body = text.removesuffix(b"\n}")
-    return body + f',\n "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+    body = json_bytes(data).removesuffix(b"\n}\n")
+    write_atomic(path, body + f',\n "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode())
 
 
 def read_sealed_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES, advice: str = COPY_AGAIN) -> Any:
@@ -267,6 +266,12 @@ def read_safetensors(
     if content is not None and wanted is None and content != _content_digest(tensors, header.metadata):
         raise DamagedFile(f"{path}: damaged: its tensors are not those it was written with; {COPY_AGAIN}")
     return tensors, header.metadata
+
+
+def check_format(path: Path, metadata: Mapping[str, str], name: str) -> None:
+    """Raise ValueError unless the metadata of a safetensors file, where it has any, is its format alone."""
+    if metadata and metadata != {"format": name}:
+        raise ValueError(f"{path}: its metadata is {str(metadata)[:100]}, it should be the format {name}; {COPY_AGAIN}")
 
 
 def read_header(path: str | Path, max_header: int = MAX_HEADER_BYTES, max_tensors: int = MAX_TENSORS) -> TensorHeader:

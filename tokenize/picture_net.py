@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from .config import GrowingConfig
@@ -63,7 +63,7 @@ class PictureTokenizerConfig(GrowingConfig):
     height: PositiveInt
     width: PositiveInt
     channels: PositiveInt = 3
-    downsamplings: NonNegativeInt = 1
+    downsamplings: int = Field(default=1, ge=0, le=30)
     """How often parts with a grid halve the size: the grid is height / 2^n by width / 2^n."""
     features: PositiveInt = 64
     """Of `convolutional` parts: channels at full size; doubled at the first halving."""

@@ -13,15 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from .audio_net import AudioNet, AudioTokenizerConfig
+from .budget import Budget
 from .config import Config, ConfigError, check_config
-from .files import read_json, read_safetensors, write_json, write_safetensors
+from .files import check_format, read_header, read_json, read_safetensors, write_json, write_safetensors
 from .halting import HaltingQuantizer
 from .padded_conv import fold_norms
 from .picture_net import PictureNet, PictureTokenizerConfig
@@ -40,7 +41,7 @@ NETS = {"audio": AudioNet, "picture": PictureNet}
 class TokenizerFile(Config):
     """config.json of a tokenizer directory."""
 
-    format: int = 1
+    format: Literal[1] = 1
     tokenizer: TokenizerConfig
     fingerprint: str
 
@@ -342,18 +343,25 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     saved = restore_phi(read_json(folder / "config.json"))
     described = check_config(saved, TokenizerFile, str(folder / "config.json"))
     config = described.tokenizer
-    tensors, _ = read_safetensors(folder / "tokenizer.safetensors")
-    with without_files():
+    path = folder / "tokenizer.safetensors"
+    header = read_header(path)
+    with without_files(), Budget(header.tensors, path):
         net = NETS[config.kind](config)
-    fold_norms(net)
-    wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        fold_norms(net)
+    layers = {name for name, _ in net.named_parameters()}
+    wanted = {
+        name: (torch.float16 if name in layers else tensor.dtype, tuple(tensor.shape))
+        for name, tensor in net.state_dict().items()
+    }
+    found = {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}
     if wanted != found:
-        name = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
+        name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise ValueError(
-            f"{folder / 'tokenizer.safetensors'}: tensor '{name}' is {found.get(name)}, the config asks for "
-            f"{wanted.get(name)}"
+            f"{path}: tensor '{name}' is {_describe(found.get(name))}, the config asks for "
+            f"{_describe(wanted.get(name))}"
         )
+    tensors, metadata = read_safetensors(path)
+    check_format(path, metadata, "tessera-tokenizer")
     net.load_state_dict(tensors)
     tokenizer = FROZEN[config.kind](config, net)
     if tokenizer.spec.fingerprint != described.fingerprint:
@@ -363,6 +371,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             "one of them was changed or damaged, copy the directory again"
         )
     return tokenizer
+
+
+def _describe(tensor: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
+    return "missing" if tensor is None else f"{str(tensor[0]).removeprefix('torch.')} {list(tensor[1])}"
 
 
 def fingerprint(config: Config, tensors: dict[str, Tensor]) -> str:
