@@ -4,7 +4,7 @@ from importlib import import_module
 
 VERB_FILES = (
     *("doctor", "demo", "train", "generate", "tts", "image", "eval"),
-    *("tokenizer", "encode", "decode", "shards", "coarse", "convert"),
+    *("tokenizer", "encode", "decode", "shards", "coarse", "convert", "seal"),
 )
 
 VERBS = [import_module(f".{name}", __name__).register for name in VERB_FILES]

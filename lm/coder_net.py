@@ -21,7 +21,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -29,10 +29,19 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..tokenize.budget import Budget
 from ..tokenize.config import Config, ConfigError, check_config
-from ..tokenize.files import read_json, read_safetensors, write_json, write_safetensors
+from ..tokenize.files import (
+    check_format,
+    read_header,
+    read_safetensors,
+    read_sealed_json,
+    write_safetensors,
+    write_sealed_json,
+)
 from ..tokenize.spec import PictureGeometry, TokenSpec
 from .code_context import SymbolTable, symbol_table
+from .model_fingerprint import renew_part
 from .range_coder import MAX_WEIGHT
 
 WEIGHT_STEPS = 64
@@ -44,6 +53,8 @@ LOGIT_STEPS = 32
 LARGEST = 127
 WORST_NATS = 10.0
 """No value is less likely than the likeliest by more: what a wrong guess costs at most, about 16 bits."""
+STORED = {"weight": torch.int8, "bias": torch.int32, "exponential": torch.int32}
+"""What numbers are kept as on disk, by the last part of their name."""
 FILES = ("coder.json", "coder.safetensors")
 
 
@@ -73,8 +84,8 @@ class CoderConfig(Config):
 class CoderFile(Config):
     """coder.json of a coder directory."""
 
-    format: str = "tessera-coder"
-    version: int = 1
+    format: Literal["tessera-coder"] = "tessera-coder"
+    version: Literal[1] = 1
     network: CoderConfig
     spec: TokenSpec
     fingerprint: str
@@ -176,14 +187,14 @@ class CoderNet(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         write_safetensors(folder / FILES[1], self._stored(), {"format": "tessera-coder"})
         described = CoderFile(network=self.config, spec=self.spec, fingerprint=self.fingerprint)
-        write_json(folder / FILES[0], described.model_dump(mode="json"))
+        write_sealed_json(folder / FILES[0], described.model_dump(mode="json"))
+        renew_part(folder)
 
     def _stored(self) -> dict[str, Tensor]:
         """Weights as int8, biases as int32, the table as it is."""
         self.freeze()
-        kinds = {"weight": torch.int8, "bias": torch.int32, "exponential": torch.int32}
         return {
-            name: tensor.to(kinds[name.rsplit(".", 1)[-1]]).contiguous() for name, tensor in self.state_dict().items()
+            name: tensor.to(STORED[name.rsplit(".", 1)[-1]]).contiguous() for name, tensor in self.state_dict().items()
         }
 
     def _apply_layer(self, layer: nn.Module, x: Tensor) -> Tensor:
@@ -238,11 +249,14 @@ def load_coder(folder: str | Path) -> CoderNet:
         raise FileNotFoundError(
             f"{folder}: no coder here ({FILES[0]} is missing); make one with: tessera tokenizer coder CONFIG --out DIR"
         )
-    described = check_config(read_json(folder / FILES[0]), CoderFile, str(folder / FILES[0]))
-    tensors, _ = read_safetensors(folder / FILES[1])
-    net = CoderNet(described.network, described.spec).freeze()
-    wanted = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    described = check_config(read_sealed_json(folder / FILES[0]), CoderFile, str(folder / FILES[0]))
+    header = read_header(folder / FILES[1])
+    with Budget(header.tensors, folder / FILES[1]):
+        net = CoderNet(described.network, described.spec).freeze()
+    wanted = {name: (STORED[name.rsplit(".", 1)[-1]], tuple(x.shape)) for name, x in net.state_dict().items()}
+    found = {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}
+    tensors, metadata = read_safetensors(folder / FILES[1])
+    check_format(folder / FILES[1], metadata, "tessera-coder")
     if wanted != found:
         raise ValueError(f"{folder / FILES[1]}: its tensors do not belong to {FILES[0]}; copy the directory again")
     net.load_state_dict({name: tensor.to(net.state_dict()[name].dtype) for name, tensor in tensors.items()})

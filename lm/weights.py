@@ -7,14 +7,15 @@
     tokenizer/           the frozen tokenizer
     text.model           the text tokenizer, where text is used and needs a file
     README.md            the model card
+    fingerprint.json     size and SHA-256 of all that but the card (model_fingerprint.py)
 
-Nothing in it is pickled. Loading compares names and shapes of all tensors with the config before a model is allocated,
-and the tokenizer's fingerprint with the one the codes were made by.
+Nothing in it is pickled. Loading compares every file with the fingerprint, names and shapes of all tensors with the
+config before a model is allocated, and the tokenizer's fingerprint with the one the codes were made by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from ..tokenize.budget import Budget
 from ..tokenize.config import Config, check_config
 from ..tokenize.files import (
+    json_bytes,
     read_header,
     read_json,
     read_safetensors,
     write_atomic,
-    write_json,
     write_safetensors,
 )
 from ..tokenize.spec import TokenSpec, check_same_tokenizer
@@ -39,6 +41,7 @@ from .defaults import GenerationDefaults
 from .kinds import AnyLM, ModelConfig, make_lm
 from .masked import MaskedLM
 from .model import LMConfig, TokenLM
+from .model_fingerprint import check_model_files, write_fingerprint
 from .parameter_shapes import parameter_shapes
 from .quantise import WeightsName, check_weights, pack_
 from .stages import CoarseToFine
@@ -149,6 +152,22 @@ def save_model(
     _write_lm(folder, tensors, described, card)
 
 
+def seal_model(folder: str | Path) -> list[str]:
+    """Write the fingerprint of a model directory whose files were changed on purpose, or that has none.
+
+    Returns:
+        Names of the files in it.
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`; a model that cannot be used is not sealed.
+    """
+    folder = Path(folder)
+    if (folder / "tokenizer").is_dir():
+        _load_model(folder, {}, "cpu", "float32", None)
+    else:
+        _load_lm(folder, {}, "cpu", "float32")
+    return write_fingerprint(folder)
+
+
 def save_lm(
     folder: str | Path,
     lm: TokenLM,
@@ -177,7 +196,9 @@ def _tensors_of(lm: TokenLM, dtype: StorageName) -> dict[str, Tensor]:
 def _write_lm(folder: Path, tensors: dict[str, Tensor], described: ModelFile, card: str) -> None:
     write_safetensors(folder / "lm.safetensors", tensors, {"format": "tessera-model"})
     write_atomic(folder / "README.md", card.encode())
-    write_json(folder / "config.json", described.model_dump(mode="json"))
+    config = json_bytes(described.model_dump(mode="json"))
+    write_fingerprint(folder, {"config.json": config})
+    write_atomic(folder / "config.json", config)
 
 
 def load_model(
@@ -200,12 +221,24 @@ def load_model(
         WeightsError: tensors missing, left over, or of another shape than the config says.
         ValueError: a config that cannot be used, a damaged file, or the codes of another tokenizer; names the file.
     """
-    from ..tokenize.text import load_text
-    from ..tokenize.tokenizer import load_tokenizer
-
     folder = Path(folder)
     if weights is not None:
         check_weights(weights)
+    _check_is_model(folder)
+    return _load_model(folder, check_model_files(folder), device, dtype, weights)
+
+
+def _load_model(
+    folder: Path,
+    sha256: Mapping[str, str],
+    device: torch.device | str,
+    dtype: StorageName | torch.dtype,
+    weights: WeightsName | None,
+) -> LoadedModel:
+    """See `load_model`; sha256: of the files of weights, where they are known."""
+    from ..tokenize.text import load_text
+    from ..tokenize.tokenizer import load_tokenizer
+
     described = read_model_config(folder)
     if not (folder / "tokenizer").is_dir():
         raise FileNotFoundError(
@@ -222,7 +255,7 @@ def load_model(
     text_config = next((c for c in config.conditions if isinstance(c, TextConditionConfig)), None)
     text = None if text_config is None else load_text(folder, text_config.text)
     _check_parts(config, text, list(described.labels), f"model {folder}")
-    read = partial(_read_lm, device=device, dtype=dtype, weights=weights)
+    read = partial(_read_lm, sha256=sha256, device=device, dtype=dtype, weights=weights)
     vectors = tokenizer.vectors().cpu() if config.needs_code_vectors or described.lm.needs_code_vectors else None
     make = partial(make_lm, clustering=clustering if refines else None, quantizer=tokenizer.quantizer)
     lm: AnyLM = read(folder / "lm.safetensors", described.lm, described.spec, vectors=vectors, make=make)
@@ -250,6 +283,13 @@ def load_lm(
     Args and errors as `load_model`; ValueError for a model that reads its tokenizer's code vectors.
     """
     folder = Path(folder)
+    _check_is_model(folder)
+    return _load_lm(folder, check_model_files(folder), device, dtype)
+
+
+def _load_lm(
+    folder: Path, sha256: Mapping[str, str], device: torch.device | str, dtype: StorageName | torch.dtype
+) -> TokenLM:
     described = read_model_config(folder)
     if described.lm.needs_code_vectors:
         raise ValueError(f"{folder}: the model reads its tokenizer's code vectors; use load_model(...).lm")
@@ -257,7 +297,8 @@ def load_lm(
         raise ValueError(f"{folder}: the model reads its tokenizer's scales; use load_model(...).lm")
     if described.clusters is not None:
         raise ValueError(f"{folder}: the model is of coarse labels or refines them; use load_model(...).lm")
-    return _read_lm(folder / "lm.safetensors", described.lm, described.spec, device=device, dtype=dtype, make=make_lm)
+    path = folder / "lm.safetensors"
+    return _read_lm(path, described.lm, described.spec, sha256=sha256, device=device, dtype=dtype, make=make_lm)
 
 
 def _read_lm(
@@ -265,18 +306,21 @@ def _read_lm(
     config: LMConfig,
     spec: TokenSpec,
     *,
+    sha256: Mapping[str, str],
     device: torch.device | str,
     dtype: StorageName | torch.dtype,
     weights: WeightsName | None = None,
     vectors: Tensor | None = None,
     make: Callable[..., TokenLM] = TokenLM,
 ) -> TokenLM:
-    """The model of one file; make: called as TokenLM."""
+    """The model of one file. sha256: of the files by name, where they are known; make: called as TokenLM."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; the model directory is incomplete, copy it again")
-    wanted = parameter_shapes(config, spec, None if vectors is None else vectors.shape[-1], make)
-    check_tensors(header_shapes(path), wanted, path)
-    tensors, _ = read_safetensors(path)
+    header = read_header(path)
+    code_width = None if vectors is None else vectors.shape[-1]
+    wanted = parameter_shapes(config, spec, code_width, make, Budget(header.tensors, path, on_meta=True))
+    check_tensors({name: entry.shape for name, entry in header.tensors.items()}, wanted, path)
+    tensors, _ = read_safetensors(path, sha256=sha256.get(path.name))
     lm = lm_of_tensors(config, spec, tensors, device, dtype, path, vectors, make)
     return lm if weights is None else pack_(lm, weights)
 
@@ -303,13 +347,17 @@ def lm_of_tensors(
     return lm.to(device).eval()
 
 
-def read_model_config(folder: str | Path) -> ModelFile:
-    """Read and check config.json alone; raises as `load_model`."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
+def _check_is_model(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder}: no model here (config.json is missing); make one with: tessera train CONFIG"
         )
+
+
+def read_model_config(folder: str | Path) -> ModelFile:
+    """Read and check config.json alone; raises as `load_model`."""
+    _check_is_model(Path(folder))
+    path = Path(folder) / "config.json"
     data = read_json(path, MAX_CONFIG_BYTES)
     if not isinstance(data, dict) or data.get("format") != "tessera-model":
         raise ValueError(f"{path}: not a model's config.json (its format is not 'tessera-model')")
