@@ -38,6 +38,7 @@ OPTIONAL_PACKAGES = {
     "tensorboard": "extra 'train': training curves in TensorBoard",
     "flash-attn": "extra 'gpu': attention backend 'flash'",
     "xformers": "extra 'gpu': attention backend 'xformers'",
+    "av": "extra 'media': m4a, AAC, WMA, the sound of videos; the length of MP3 files",
     "scikit-learn": "extras 'eval' and 'demo': the classifier that judges generated digits",
     "scikit-image": "extra 'eval': SSIM",
     "constriction": "extra 'compress': tessera encode --compress",

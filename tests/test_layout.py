@@ -30,7 +30,7 @@ CORE_WITH_ONE_HOME = {"sentencepiece", "soundfile", "PIL"}
 OPTIONAL = {
     *("deepspeed", "flash_attn", "xformers", "transformers", "ray", "fastapi", "tensorboard", "matplotlib"),
     *("sklearn", "skimage", "pystoi", "pesq", "prdc", "pocketsphinx", "scipy"),
-    *("constriction", "torchmetrics", "auraloss"),
+    *("constriction", "torchmetrics", "auraloss", "av"),
 }
 OTHER_PACKAGES = {"torch", "numpy", "safetensors", "pydantic", "yaml", "typer", "tqdm"}
 

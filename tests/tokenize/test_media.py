@@ -12,6 +12,7 @@ import soundfile
 import torch
 from PIL import Image
 
+from tessera.tokenize.audio_av import has_av
 from tessera.tokenize.media import (
     MediaError,
     MediaLimits,
@@ -143,7 +144,7 @@ def test_wrong_extension(tmp_path):
     for name in ("x.wav", "x.mp3", "x.ogg"):
         (tmp_path / name).write_bytes((tmp_path / "x.flac").read_bytes())
         refused(read_audio, tmp_path / name, 16000, match="contains FLAC, not")
-    refused(read_audio, tmp_path / "x.aiff", 16000, match="'.aiff' is no media file known here; use one of .wav")
+    refused(read_audio, tmp_path / "x.xyz", 16000, match="'.xyz' is no media file known here; use one of .wav")
     refused(read_audio, tmp_path / "x.png", 16000, match="audio is needed here, '.png' is picture")
     assert media_kind("a/B.JPEG") == "picture" and media_kind("x.opus") == "audio"
     (tmp_path / "folder.wav").mkdir()
@@ -176,7 +177,11 @@ def test_flac_bomb(tmp_path):
     path.write_bytes(promise_samples(small, 2**36 - 1))
     refused(read_audio, path, 16000, match="8589935 s long, the limit is 1800 s")
     path.write_bytes(promise_samples(small, 0))  # unknown, as a stream writes it
-    refused(read_audio, path, 16000, match="does not say how long it is")
+    if has_av():
+        assert read_audio(path, 16000).shape == (1, 40 * 16000)
+        refused(read_audio, path, 16000, limits=MediaLimits(max_seconds=30), match="more than 30 s long")
+    else:
+        refused(read_audio, path, 16000, match=r"pip install 'tessera-lm\[media\]'")
     path.write_bytes(promise_samples(small, 1700 * 8000))  # within the limit, but a lie
     refused(read_audio, path, 16000, match="cut short|damaged")
     assert rss_mb() - before < 100
@@ -300,9 +305,6 @@ def test_picture_of_another_kind(tmp_path):
     Image.fromarray(pixels().numpy()).save(tmp_path / "x.png")
     (tmp_path / "x.jpg").write_bytes((tmp_path / "x.png").read_bytes())
     refused(read_picture, tmp_path / "x.jpg", 20, 30, match="its content is not JPEG")
-    frames = [Image.fromarray(pixels().numpy()), Image.fromarray(255 - pixels().numpy())]
-    frames[0].save(tmp_path / "y.png", save_all=True, append_images=frames[1:])
-    refused(read_picture, tmp_path / "y.png", 20, 30, match=r"animated \(2 pictures\)")
     refused(read_picture, tmp_path / "x.wav", 20, 30, match="picture is needed here, '.wav' is audio")
     with pytest.raises(ValueError, match="pictures have 1, 3 or 4 channels, not 2"):
         read_picture(tmp_path / "x.png", 20, 30, 2)
