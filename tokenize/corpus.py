@@ -4,40 +4,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from .config import Config, ConfigError, check_config
+from .config import Config, ConfigError, GrowingConfig, check_config
+from .corpus_items import MAX_TEXT_BYTES, Corpus, FileItems, Item, find_media, spell, unique_ids
+from .corpus_manifest import ManifestCorpus, ManifestItems, manifest_in
 from .files import read_safetensors
-from .media import (
-    AUDIO_FORMATS,
-    DEFAULT_LIMITS,
-    PICTURE_FORMATS,
-    Fit,
-    MediaError,
-    MediaLimits,
-    bytes_to_picture,
-    read_audio,
-    read_picture,
-)
+from .media import DEFAULT_LIMITS, MEDIA_EXTENSIONS, Fit, MediaLimits, bytes_to_picture, open_regular
 from .spec import AudioGeometry, PictureGeometry
 
+__all__ = [
+    "MAX_TEXT_BYTES",
+    "ArraysCorpus",
+    "Corpus",
+    "CorpusConfig",
+    "FolderCorpus",
+    "Item",
+    "ManifestCorpus",
+    "find_media",
+    "open_corpus",
+]
+
 METADATA_FILE = "metadata.jsonl"
-MAX_TEXT_BYTES = 64 << 10
 
 
-class FolderCorpus(Config):
+class FolderCorpus(GrowingConfig):
     """A folder of media files.
 
     With metadata.jsonl in it, the items are its lines: {"file": "a/b.wav", "text": "...", "label": "..."}, text and
     label optional. Otherwise all media files in it and its sub-folders are items, in the order of their names; the
     transcript of x.wav is x.txt beside it.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"follow_links"})
 
     kind: Literal["folder"] = "folder"
     path: str
@@ -47,6 +51,8 @@ class FolderCorpus(Config):
     fit: Fit = "exact"
     """Pictures of another size. exact: an error. crop: scaled to cover it, middle kept. stretch: scaled to it."""
     limits: MediaLimits = DEFAULT_LIMITS
+    follow_links: bool = False
+    """Read symbolic links that lead out of the folder; otherwise they are skipped and named."""
 
 
 class ArraysCorpus(Config):
@@ -57,49 +63,15 @@ class ArraysCorpus(Config):
     path: str
 
 
-CorpusConfig = Annotated[FolderCorpus | ArraysCorpus, Field(discriminator="kind")]
+CorpusConfig = Annotated[FolderCorpus | ArraysCorpus | ManifestCorpus, Field(discriminator="kind")]
 
 
-@dataclass(frozen=True)
-class Item:
-    """What is known of an item without decoding it."""
-
-    id: str
-    """Path relative to the corpus' folder, or the number in its arrays."""
-    label: str | None
-    text: str | None
-
-
-class Corpus:
-    """Base of the corpora; made by `open_corpus`."""
-
-    looked_for: str
-    """For the error when nothing is found."""
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def ids(self) -> Sequence[str]:
-        """Ids of all items, in order, without reading them."""
-        raise NotImplementedError
-
-    def item(self, number: int) -> Item:
-        """Label and transcript of an item. MediaError: a sidecar file that cannot be used."""
-        raise NotImplementedError
-
-    def media(self, number: int, geometry: AudioGeometry | PictureGeometry) -> Tensor:
-        """An item's samples [C, N] or picture [C, height, width], float32 in [-1, 1], as `geometry` wants it.
-
-        Raises MediaError when this item cannot be used, ValueError when none of the corpus can.
-        """
-        raise NotImplementedError
-
-
-def open_corpus(config: FolderCorpus | ArraysCorpus) -> Corpus:
+def open_corpus(config: FolderCorpus | ArraysCorpus | ManifestCorpus) -> Corpus:
     """Open a corpus. FileNotFoundError: no such path. ValueError: nothing in it, or wrong metadata or arrays."""
     corpus = OPEN[config.kind](config)
     if not len(corpus):
-        raise ValueError(f"{config.path}: no items in this corpus (looked for {corpus.looked_for})")
+        told = "".join(f"; {line}" for line in corpus.notes.lines())
+        raise ValueError(f"{config.path}: no items in this corpus (looked for {corpus.looked_for}){told}")
     return corpus
 
 
@@ -111,70 +83,67 @@ class MetadataLine(Config):
     text: str | None = None
 
 
-class FolderItems(Corpus):
+class FolderItems(FileItems):
     """See FolderCorpus."""
 
-    looked_for = f"{METADATA_FILE}, {' '.join([*AUDIO_FORMATS, *PICTURE_FORMATS])}"
+    looked_for = f"{METADATA_FILE}, {' '.join(MEDIA_EXTENSIONS)}"
 
     def __init__(self, config: FolderCorpus):
+        folder = Path(config.path)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
+        super().__init__(folder, config)
         self.config = config
-        self.folder = Path(config.path)
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"{self.folder}: no such folder")
-        metadata = self.folder / METADATA_FILE
-        self.described = _read_metadata(metadata) if metadata.is_file() else None
-        self.files = list(self.described) if self.described is not None else find_media(self.folder)
+        metadata = folder / METADATA_FILE
+        self.described = None
+        if metadata.is_file():
+            self.check_link(metadata)
+            self.described = _read_metadata(metadata)
+        self.files = (
+            list(self.described) if self.described is not None else find_media(folder, config.follow_links, self.notes)
+        )
+        self.names = unique_ids(self.files)
+        manifest = None if self.described is not None else manifest_in(folder)
+        if manifest is not None:
+            self.notes.say(
+                f"{manifest} is not read by a corpus of kind folder; to use it, write corpus: {{kind: manifest, "
+                f"path: {folder}}}"
+            )
 
     def __len__(self) -> int:
         return len(self.files)
 
     def ids(self) -> Sequence[str]:
-        return self.files
+        return self.names
 
     def item(self, number: int) -> Item:
-        name = self.files[number]
+        file, name = self.files[number], self.names[number]
         if self.described is not None:
-            line = self.described[name]
+            line = self.described[file]
             return Item(name, None if line.label is None else str(line.label), line.text)
-        path = self.folder / name
-        return Item(name, self._label(path), _read_text(path.with_suffix(".txt")))
+        path = self.folder / file
+        return Item(name, self._label(path), self.read_text(path.with_suffix(".txt")))
 
     def _label(self, path: Path) -> str | None:
         how = self.config.labels
-        label = _read_text(path.with_suffix(".label")) if how in ("auto", "sidecar") else None
+        label = self.read_text(path.with_suffix(".label")) if how in ("auto", "sidecar") else None
         if label is None and how in ("auto", "folder") and path.parent != self.folder:
-            label = path.parent.name
+            label = spell(path.parent.name)
         return label
 
     def media(self, number: int, geometry: AudioGeometry | PictureGeometry) -> Tensor:
-        path, config = self.folder / self.files[number], self.config
-        try:
-            if geometry.kind == "audio":
-                return read_audio(path, geometry.sample_rate, geometry.channels, config.limits)
-            return read_picture(path, geometry.height, geometry.width, geometry.channels, config.limits, config.fit)
-        except OSError as error:  # gone, or not ours to read
-            raise MediaError(f"{path}: {error.strerror or 'no such file'}") from None
-
-
-def find_media(folder: Path) -> list[str]:
-    """Names of all media files below a folder, sorted; hidden files and folders are left out."""
-    extensions = {*AUDIO_FORMATS, *PICTURE_FORMATS}
-    found = []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder)
-        if (
-            path.suffix.lower() in extensions
-            and not any(part.startswith(".") for part in name.parts)
-            and path.is_file()
-        ):
-            found.append(name.as_posix())
-    return sorted(found)
+        return self.read_media(self.folder / self.files[number], geometry)
 
 
 def _read_metadata(path: Path) -> dict[str, MetadataLine]:
     """Lines of metadata.jsonl by file name, in their order."""
     lines: dict[str, MetadataLine] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        with open_regular(path) as file:
+            whole = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    for number, text in enumerate(whole.split("\n"), start=1):
         if not text.strip():
             continue
         where = f"{path}, line {number}"
@@ -182,6 +151,11 @@ def _read_metadata(path: Path) -> dict[str, MetadataLine]:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where}: not JSON ({error})") from None
+        if isinstance(data, dict) and "file" not in data and "file_name" in data:
+            raise ConfigError(
+                f"{where}: has file_name where file is expected, as data sets of Hugging Face have; write corpus: "
+                f"{{kind: manifest, path: {path.parent}}}"
+            )
         line = check_config(data, MetadataLine, where)
         name = PurePosixPath(line.file)
         if name.is_absolute() or ".." in name.parts or not name.parts:
@@ -192,32 +166,13 @@ def _read_metadata(path: Path) -> dict[str, MetadataLine]:
     return lines
 
 
-def _read_text(path: Path) -> str | None:
-    """Content of a sidecar file without surrounding space; None when there is no such file."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > MAX_TEXT_BYTES:
-        raise MediaError(f"{path}: more than {MAX_TEXT_BYTES} bytes of text")
-    try:
-        text = data.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise MediaError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    if not text:
-        raise MediaError(f"{path}: is empty; write the text into it or remove it")
-    return text
-
-
 class ArrayItems(Corpus):
     """See ArraysCorpus."""
 
     looked_for = "rows of 'images'"
 
     def __init__(self, config: ArraysCorpus):
+        super().__init__()
         self.path = config.path
         tensors, _ = read_safetensors(config.path)
         if "images" not in tensors:
@@ -259,4 +214,4 @@ class ArrayItems(Corpus):
         return bytes_to_picture(self.images[number])
 
 
-OPEN = {"folder": FolderItems, "arrays": ArrayItems}
+OPEN = {"folder": FolderItems, "arrays": ArrayItems, "manifest": ManifestItems}

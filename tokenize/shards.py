@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,7 +29,7 @@ from .config import Config, check_config
 from .corpus import Corpus, CorpusConfig, open_corpus
 from .files import read_sealed_json, sha256_file, write_safetensors, write_sealed_json
 from .folder_lock import lock_folder
-from .media import MediaError
+from .media import MediaError, print_notes
 from .shard_reader import INDEX_FILE, Index, ShardFile, ShardItem, Shards, Skipped
 from .spec import TokenSpec
 
@@ -36,7 +37,8 @@ __all__ = ["ShardItem", "Shards", "ShardsConfig", "SplitConfig", "build_shards"]
 
 
 class SplitConfig(Config):
-    """A part of the corpus: which one an item belongs to is a hash of its id, so it stays when others come."""
+    """A part of the corpus: the split that the corpus gives an item (a manifest's column); without one, a hash of its
+    id decides, so an item stays in its part when others come."""
 
     part: Literal["train", "test"]
     test_share: float = Field(0.1, gt=0, lt=1)
@@ -114,6 +116,7 @@ def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Se
         damaged = _find_damaged(shards)
         if not damaged:
             _remove_parts(out)
+            print_notes(corpus.notes, progress)
             return shards
         _reopen(shards, damaged, ranges, corpus.ids())
 
@@ -128,6 +131,7 @@ def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Se
             else:
                 bar.update(len(members))
             parts.append(part)
+    print_notes(corpus.notes, progress)
     index = _join(parts, tokenizer.spec, build)
     if not index.ids:
         raise ValueError(
@@ -142,9 +146,16 @@ def _choose_items(corpus: Corpus, config: ShardsConfig) -> list[int]:
     """Numbers of the corpus items to encode, in the corpus' order."""
     numbers = list(range(len(corpus)))
     if config.split is not None:
-        wanted = config.split.part == "test"
-        ids = corpus.ids()
-        numbers = [number for number in numbers if (_place(ids[number]) < config.split.test_share) == wanted]
+        ids, given = corpus.ids(), corpus.splits()
+        by_id = ["test" if _place(name) < config.split.test_share else "train" for name in ids]
+        # A corpus that gives a validation split alone means what is called test here.
+        called = {"validation": "test"} if given is not None and "test" not in given else {}
+        parts = by_id if given is None else [called.get(a, a) if a else b for a, b in zip(given, by_id, strict=True)]
+        numbers = [number for number in numbers if parts[number] == config.split.part]
+        unused = Counter(part for part in parts if part not in ("train", "test"))
+        if unused:
+            named = ", ".join(f"{name} {count}" for name, count in sorted(unused.items()))
+            corpus.notes.say(f"{sum(unused.values())} items are of splits that are neither train nor test: {named}")
         if not numbers:
             raise ValueError(
                 f"split: no item of {config.corpus.path} falls into '{config.split.part}'; change split.test_share"

@@ -9,8 +9,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .codes_file import CodesItem
-from .corpus import find_media
-from .media import DEFAULT_LIMITS, Fit, MediaError, MediaLimits, read_audio, read_picture, write_audio, write_picture
+from .corpus_items import find_media, spell
+from .media import (
+    DEFAULT_LIMITS,
+    Fit,
+    MediaError,
+    MediaLimits,
+    Notes,
+    print_notes,
+    read_audio,
+    read_picture,
+    write_audio,
+    write_picture,
+)
 from .spec import AudioGeometry
 from .tokenizer import Tokenizer
 
@@ -33,28 +44,33 @@ def encode_files(
     Raises:
         FileNotFoundError: a path that does not exist.
     """
-    files = list_media(paths)
+    notes = Notes()
+    files = list_media(paths, notes)
     geometry, items, skipped = tokenizer.spec.geometry, [], []
     for path in tqdm(files, desc="encoding", unit="file", file=sys.stderr, disable=None if progress else True):
         try:
             if isinstance(geometry, AudioGeometry):
-                media = read_audio(path, geometry.sample_rate, geometry.channels, limits)
+                media = read_audio(path, geometry.sample_rate, geometry.channels, limits, notes)
             else:
-                media = read_picture(path, geometry.height, geometry.width, geometry.channels, limits, fit)
-        except MediaError as error:
+                media = read_picture(path, geometry.height, geometry.width, geometry.channels, limits, fit, notes)
+        except (MediaError, OSError) as error:  # gone since it was listed
             skipped.append(str(error))
             continue
         samples = media.shape[-1] if isinstance(geometry, AudioGeometry) else None
-        items.append(CodesItem(path.name, tokenizer.encode(media[None]).codes[0].cpu(), samples))
+        items.append(CodesItem(spell(path.name), tokenizer.encode(media[None]).codes[0].cpu(), samples))
+    print_notes(notes, progress)
     return items, skipped
 
 
-def list_media(paths: Iterable[str | Path]) -> list[Path]:
-    """The files named and the media files of the folders named, in order. FileNotFoundError: no such path."""
+def list_media(paths: Iterable[str | Path], notes: Notes | None = None) -> list[Path]:
+    """The files named and the media files of the folders named, in order. FileNotFoundError: no such path.
+
+    Links that lead out of a folder named are not followed; notes is told of them and of files of other kinds.
+    """
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files += [path / name for name in find_media(path)]
+            files += [path / name for name in find_media(path, notes=notes)]
         elif path.exists():
             files.append(path)
         else:

@@ -12,11 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..tokenize.corpus import open_corpus
-from ..tokenize.media import MediaError
+from ..tokenize.media import MediaError, print_notes
 from ..tokenize.spec import AudioGeometry
 from .sampler import Sampler, mix
 from .term import MediaBatch
 from .tokenizer_config import TokenizerTrainConfig
+
+MAX_LISTED = 20
+"""Items that are skipped and named one by one."""
 
 
 class MediaInMemory:
@@ -37,20 +40,25 @@ class MediaInMemory:
         self.texts: list[str | None] = []
         labels: list[str | None] = []
         digest = hashlib.sha256()
+        skipped = 0
         for number in tqdm(range(len(corpus)), desc="reading media", leave=False, disable=not show):
             try:
                 item = corpus.item(number)
                 media = corpus.media(number, self.geometry)
             except MediaError as error:
-                if show:
+                skipped += 1
+                if show and skipped <= MAX_LISTED:
                     tqdm.write(f"skipped: {error}", file=sys.stderr)
                 continue
             self.items.append((media[0] * 32767).round().short() if self.audio else media)
             self.texts.append(item.text)
             labels.append(item.label)
             digest.update(json.dumps([item.id, item.label, item.text, list(media.shape)]).encode())
+        if skipped > MAX_LISTED:
+            corpus.notes.say(f"{skipped - MAX_LISTED} more items were skipped")
+        print_notes(corpus.notes, show)
         if not self.items:
-            raise ValueError(f"no usable {self.geometry.kind} files in {config.data}; see the messages above")
+            raise ValueError(f"no usable {self.geometry.kind} files in {config.data.path}; see the messages above")
         self.fingerprint = digest.hexdigest()
         """Of what the items are called, their labels, texts and sizes."""
         self.alphabet = "".join(sorted(set().union(*(text or "" for text in self.texts))))

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ..lm.coder_net import CoderNet
 from ..lm.model import TokenLM
-from ..tokenize.corpus import ArraysCorpus, Corpus, FolderCorpus, open_corpus
-from ..tokenize.media import Fit, MediaError
+from ..tokenize.corpus import ArraysCorpus, Corpus, FolderCorpus, ManifestCorpus, open_corpus
+from ..tokenize.media import Fit, MediaError, print_notes
 from ..tokenize.spec import AudioGeometry, TokenSpec
 from ..tokenize.tokenizer import Tokenizer
 from .code_stability import Stability, code_stability
@@ -54,10 +54,11 @@ class TokenizerReport:
 
 
 def corpus_for(spec: TokenSpec, data: Path | None, fit: Fit = "exact") -> Corpus:
-    """Open the media to evaluate on: a folder, a .safetensors file of pictures, or (None) the bundled test samples.
+    """Open the media to evaluate on: a folder, a manifest, a .safetensors file of pictures, or (None) the
+    bundled test samples.
 
     Raises:
-        FileNotFoundError: no such path. ValueError: neither a folder nor a .safetensors file, or an empty one.
+        FileNotFoundError: no such path. ValueError: none of these, or an empty one.
     """
     if data is None:
         data = SAMPLES / ("speech/test" if spec.geometry.kind == "audio" else "digits/test.safetensors")
@@ -65,8 +66,12 @@ def corpus_for(spec: TokenSpec, data: Path | None, fit: Fit = "exact") -> Corpus
         return open_corpus(FolderCorpus(path=str(data), fit=fit))
     if not data.exists():
         raise FileNotFoundError(f"{data}: no such folder or file; pass --data a folder of media")
+    if data.suffix in (".csv", ".tsv", ".jsonl"):
+        return open_corpus(ManifestCorpus(path=str(data), fit=fit))
     if data.suffix != ".safetensors":
-        raise ValueError(f"{data}: expected a folder of media or a .safetensors file of pictures")
+        raise ValueError(
+            f"{data}: expected a folder of media, a manifest (.csv, .tsv, .jsonl) or a .safetensors file of pictures"
+        )
     return open_corpus(ArraysCorpus(path=str(data)))
 
 
@@ -101,6 +106,7 @@ def evaluate_tokenizer(
     """
     spec = tokenizer.spec
     media, skipped = _read(corpus, spec, max_items, progress)
+    print_notes(corpus.notes, progress)
     if not media:
         raise ValueError(f"none of {len(skipped)} items could be read; the first: {skipped[0]}")
     encode_peak, decode_peak, note = largest_item_peaks(tokenizer, max(media, key=lambda item: item.shape[-1]))

@@ -1,6 +1,7 @@
 """Corpora: order, labels, transcripts, and what is refused."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -108,6 +109,108 @@ def test_wrong_transcript(tmp_path, content, message):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(MediaError, match=message):
         open_corpus(FolderCorpus(path=str(tmp_path))).item(0)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    """The index of shards is UTF-8: ids, labels and reasons must be, whatever a file is called."""
+    strange = os.fsdecode(b"l\xe4bel")
+    (tmp_path / strange).mkdir()
+    write_audio(tmp_path / strange / os.fsdecode(b"\xff.wav"), tone(), 8000)
+    (tmp_path / strange / os.fsdecode(b"\xff.txt")).write_text("one")
+    (tmp_path / strange / os.fsdecode(b"\xfe.wav")).write_bytes(b"RIFF")
+    write_audio(tmp_path / "x\x1b[31m\n.wav", tone(), 8000)
+    corpus = open_corpus(FolderCorpus(path=str(tmp_path)))
+    assert [(name, item.label, item.text) for name, item in zip(corpus.ids(), items(corpus), strict=True)] == [
+        ("l\\xe4bel/\\xfe.wav", "l\\xe4bel", None),
+        ("l\\xe4bel/\\xff.wav", "l\\xe4bel", "one"),
+        ("x\x1b[31m\n.wav", None, None),
+    ]
+    assert corpus.media(1, SPEECH).shape == (1, 400) == corpus.media(2, SPEECH).shape
+    with pytest.raises(MediaError) as error:
+        corpus.media(0, SPEECH)
+    str(error.value).encode()
+
+
+def test_ids_are_unique(tmp_path):
+    for name in (b"\xff.wav", b"\\xff.wav"):
+        (tmp_path / os.fsdecode(name)).touch()
+    assert len(set(open_corpus(FolderCorpus(path=str(tmp_path))).ids())) == 2
+
+
+def test_links_that_leave_the_folder(tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "corpus"
+    (outside / "more").mkdir(parents=True)
+    folder.mkdir()
+    write_audio(outside / "x.wav", tone(), 8000)
+    write_audio(outside / "more/y.wav", tone(), 8000)
+    (outside / "secret").write_text("root:x:0:0")
+    write_audio(folder / "a.wav", tone(), 8000)
+    (folder / "a.txt").symlink_to(outside / "secret")
+    (folder / "b.wav").symlink_to(outside / "x.wav")
+    (folder / "c").symlink_to(outside / "more")
+    (folder / "d.wav").symlink_to("a.wav")  # stays inside
+    (folder / "loop").symlink_to(".")
+    (folder / "e.wav").symlink_to("e.wav")
+    corpus = open_corpus(FolderCorpus(path=str(folder)))
+    assert list(corpus.ids()) == ["a.wav", "d.wav"]
+    (line,) = corpus.notes.lines()
+    assert line == (
+        "4 links that lead out of the folder or nowhere (to follow them: follow_links: true): a.txt, b.wav, c, ..."
+    )
+    with pytest.raises(MediaError, match=r"a\.txt: a link that leads out of the corpus folder"):
+        corpus.item(0)
+    corpus = open_corpus(FolderCorpus(path=str(folder), follow_links=True))
+    assert list(corpus.ids()) == ["a.wav", "b.wav", "c/y.wav", "d.wav"]
+    assert corpus.item(0).text == "root:x:0:0" and corpus.media(2, SPEECH).shape == (1, 400)
+
+
+def test_links_in_metadata(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_audio(tmp_path / "x.wav", tone(), 8000)
+    (folder / "b.wav").symlink_to(tmp_path / "x.wav")
+    (folder / "metadata.jsonl").write_text('{"file": "b.wav"}')
+    with pytest.raises(MediaError, match="leads out of the corpus folder"):
+        open_corpus(FolderCorpus(path=str(folder))).media(0, SPEECH)
+    assert open_corpus(FolderCorpus(path=str(folder), follow_links=True)).media(0, SPEECH).shape == (1, 400)
+
+
+def test_the_corpus_itself_may_be_a_link(tmp_path):
+    write_audio(tmp_path / "real/a.wav", tone(), 8000)
+    (tmp_path / "link").symlink_to("real")
+    assert open_corpus(FolderCorpus(path=str(tmp_path / "link"))).media(0, SPEECH).shape == (1, 400)
+
+
+def test_sidecars_that_are_no_files(tmp_path):
+    write_audio(tmp_path / "a.wav", tone(), 8000)
+    os.mkfifo(tmp_path / "a.txt")
+    os.mkfifo(tmp_path / "b.wav")
+    corpus = open_corpus(FolderCorpus(path=str(tmp_path)))
+    with pytest.raises(MediaError, match=r"a\.txt: not a file"):
+        corpus.item(0)
+    assert "2 pipes, sockets or devices are not read: a.txt, b.wav" in corpus.notes.lines()
+
+
+def test_files_of_other_kinds_are_counted(tmp_path):
+    write_audio(tmp_path / "a.wav", tone(), 8000)
+    for name in ("a.txt", "a.label", "metadata.csv.bak", "x.XYZ", "y.xyz", "README", "alone.txt", "\x1b.q\x1b"):
+        (tmp_path / name).write_text("x")
+    assert open_corpus(FolderCorpus(path=str(tmp_path))).notes.lines() == [
+        "6 files of kinds that are not read: .xyz 2, .bak 1, .q\\x1b 1, .txt 1, without extension 1"
+    ]
+
+
+def test_corpus_settings_of_before_keep_their_fingerprint():
+    """The build of finished shards is named by them."""
+    described = FolderCorpus(path="x").model_dump(mode="json")
+    assert set(described) == {"kind", "path", "labels", "fit", "limits"}
+    assert FolderCorpus(path="x", follow_links=True).model_dump(mode="json")["follow_links"] is True
+
+
+def test_separators_inside_a_text_of_metadata(tmp_path):
+    line = json.dumps({"file": "a.wav", "text": "one\u2028two\x85three"}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_text(line, encoding="utf-8")
+    assert open_corpus(FolderCorpus(path=str(tmp_path))).item(0).text == "one\u2028two\x85three"
 
 
 def test_one_bad_file_leaves_the_others(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tessera.tokenize.config import check_config
-from tessera.tokenize.corpus import FolderCorpus
+from tessera.tokenize.corpus import FolderCorpus, ManifestCorpus
 from tessera.tokenize.files import read_safetensors
 from tessera.tokenize.media import read_audio, write_audio
 from tessera.tokenize.shards import Shards, ShardsConfig, SplitConfig, build_shards
@@ -424,3 +424,34 @@ def test_config_from_yaml():
     assert check_config(data, ShardsConfig).split == SplitConfig(part="test")
     with pytest.raises(ValueError, match="out: Field required"):
         check_config({"corpus": {"kind": "arrays", "path": "x"}, "tokenizer": "t"}, ShardsConfig)
+
+
+def test_strange_corpus(tmp_path, capfd):
+    """Names that are not UTF-8, pipes, links and other kinds of files end no build, and the index stays UTF-8."""
+    folder = tmp_path / "corpus"
+    for name in (b"a\xff", b"b"):
+        write_audio(folder / os.fsdecode(name + b".wav"), torch.rand(1, 400) - 0.5, RATE)
+    (folder / os.fsdecode(b"c\xfe\x1b[31m.wav")).write_bytes(b"RIFF")
+    os.mkfifo(folder / "b.txt")
+    (folder / "x.m4q").touch()
+    (folder / "d.wav").symlink_to(__file__)
+    shards = build_shards(make_config(folder, tmp_path / "s"), FakeTokenizer())
+    assert [shards.item(0).id] == ["a\\xff.wav"] and len(shards) == 1
+    assert [entry.id for entry in shards.skipped] == ["b.wav", "c\\xfe\x1b[31m.wav"]
+    (tmp_path / "s" / "index.json").read_text(encoding="utf-8")
+    told = capfd.readouterr().err
+    assert "1 file of kinds that are not read: .m4q 1" in told
+    assert "links that lead out of the folder" in told and "d.wav" in told and "\x1b[31m" not in told
+
+
+def test_manifest_splits_of_shards(recordings, tmp_path):
+    names = [path.relative_to(recordings).as_posix() for path in sorted(recordings.rglob("*.wav"))]
+    rows = [f"{name},text {number},{'test' if number < 3 else 'train'}" for number, name in enumerate(names)]
+    (recordings / "table.csv").write_text("\n".join(["file,text,split", *rows, "gone.wav,x,train"]))
+    corpus = ManifestCorpus(path=str(recordings / "table.csv"))
+    for part, count, skipped in (("test", 3, 0), ("train", 8, 1)):
+        config = ShardsConfig(corpus=corpus, tokenizer="x", out=str(tmp_path / part), split=SplitConfig(part=part))
+        shards = build_shards(config, FakeTokenizer())
+        assert len(shards) == count and len(shards.skipped) == skipped
+    assert shards.skipped[0].reason.startswith(f"{recordings}/table.csv:13: ")
+    (recordings / "table.csv").unlink()
