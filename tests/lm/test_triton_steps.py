@@ -1,6 +1,5 @@
 """Steps by the Triton kernels equal the steps op by op: on the CPU with Triton's interpreter, and on a GPU."""
 
-import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 from tessera.generate.loop import Length, generate_codes
 from tessera.lm import skinny, triton_steps
@@ -23,7 +20,15 @@ from test_fused import CROSS, make_lm, steps
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+STEPS = 5 if DEVICE == "cuda" else 2
+"""Steps that are compared: the interpreter takes seconds for one."""
 CLOSE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
+
+
+def seldom(*values):
+    """A case that the interpreter takes seconds for: without a GPU it is one of the slow tests."""
+    return pytest.param(*values, marks=[pytest.mark.slow] if DEVICE == "cpu" else [])
+
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +53,7 @@ def no_tiles(monkeypatch):
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("norm", ["none", "rms", "layer"])
 @pytest.mark.parametrize(
-    ("rows", "outputs", "inputs"), [(1, 24, 64), (2, 40, 192), (3, 48, 128), (4, 600, 64), (2, 8, 2560)]
+    ("rows", "outputs", "inputs"), [(1, 24, 64), (2, 40, 192), (3, 48, 128), seldom(4, 600, 64), seldom(2, 8, 2560)]
 )
 def test_project_is_the_layer(kind, norm, rows, outputs, inputs):
     """Sizes that no tile divides, a row and many, with bias and residual and without, each activation."""
@@ -89,29 +94,31 @@ def make_pair(case, rows, dtype=torch.float32, **settings):
     return config, lm.to(DEVICE, dtype), codes.to(DEVICE), conditions.to(DEVICE)
 
 
-@pytest.mark.parametrize("case", list(CASES)[::5])
+@pytest.mark.parametrize("case", [case if number == 3 else seldom(case) for number, case in enumerate([*CASES][::5])])
 def test_every_kind_of_model(case):
     _, lm, codes, conditions = make_pair(CASES[case], 3)
-    wanted = steps(lm, codes, conditions)
+    wanted = steps(lm, codes, conditions, STEPS)
     calls = stack_calls(lm)
-    torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
-    assert sum(calls) >= 5
+    torch.testing.assert_close(steps(lm, codes, conditions, STEPS), wanted, rtol=2e-5, atol=2e-5)
+    assert sum(calls) >= STEPS
 
 
 @pytest.mark.parametrize("dtype", list(CLOSE))
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("rows", [1, seldom(3), seldom(9)])
 def test_rows(block, rows, dtype):
     _, lm, codes, conditions = make_pair((*CROSS, block), rows, dtype)
-    wanted = steps(lm, codes, conditions)
+    wanted = steps(lm, codes, conditions, STEPS)
     calls = stack_calls(lm)
-    found = steps(lm, codes, conditions)
+    found = steps(lm, codes, conditions, STEPS)
     torch.testing.assert_close(found, wanted, rtol=CLOSE[dtype], atol=CLOSE[dtype])
     assert all(calls)
 
 
-@pytest.mark.parametrize("cache", ["static", "ring", "int8"])
-@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize(
+    ("cache", "counted"),
+    [("static", True), ("ring", False), ("int8", False), ("int8", True), seldom("static", False), seldom("ring", True)],
+)
 def test_caches(cache, counted):
     """Counted by a number, and by a tensor as a CUDA graph needs it; behind padded prefixes and a window."""
     case = ("delay", "text prefix", TimeRopeConfig(), EmbeddingInputConfig(), 2, True, BLOCKS[0])
@@ -123,7 +130,7 @@ def test_caches(cache, counted):
         found = [lm.read(state, ids[:, :, 0])]
         if counted:
             state.cache.position = torch.tensor(state.cache.length, device=DEVICE)
-        for s in range(1, 6):
+        for s in range(1, STEPS):
             at = torch.tensor(s, device=DEVICE)
             found.append(lm.read_at(state, ids[:, :, s], at) if counted else lm.read(state, ids[:, :, s]))
         return torch.stack(found)
@@ -134,28 +141,28 @@ def test_caches(cache, counted):
     assert any(calls) == (cache != "int8")
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", ["int8", seldom("int4")])
 def test_packed_models(weights, monkeypatch):
     _, lm, codes, conditions = make_pair((*CROSS, BLOCKS[0]), 2)
     pack_(lm, weights)
     lm.transformer.fused = None
-    wanted = steps(lm, codes, conditions)
+    wanted = steps(lm, codes, conditions, STEPS)
     calls = stack_calls(lm)
-    torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(steps(lm, codes, conditions, STEPS), wanted, rtol=2e-5, atol=2e-5)
     assert all(calls)
     monkeypatch.setattr(triton_steps, "MAX_ROWS", 1)
-    steps(lm, codes, conditions)
+    steps(lm, codes, conditions, STEPS)
     assert not calls[-1]  # many rows of packed weights are for the blocks
 
 
 def test_weights_that_move_are_found_again():
     _, lm, codes, conditions = make_pair((*CROSS, BLOCKS[0]), 2)
     calls = stack_calls(lm)
-    before = steps(lm, codes, conditions)
+    before = steps(lm, codes, conditions, STEPS)
     with torch.no_grad():
         for parameter in lm.parameters():
             parameter.data = parameter.data.clone()
-    torch.testing.assert_close(steps(lm, codes, conditions), before, rtol=0, atol=0)
+    torch.testing.assert_close(steps(lm, codes, conditions, STEPS), before, rtol=0, atol=0)
     assert all(calls)
 
 
