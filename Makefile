@@ -1,6 +1,7 @@
 # make demo        the main job, small, on a CPU: train, generate, write out/demo/report.html
 # make test        check, then all tests that are not marked slow
 # make test-slow   the slow ones (small trainings, the wheel in a fresh environment, timings)
+# make test-gpu    what needs a CUDA device, under 9 minutes: tests, generation and training beside transformers, one table
 # make check       ruff, pyright, the layout test
 # make bundled     train the two bundled models again from their configs (needs espeak-ng, about two hours on 2 cores)
 # make clean       remove what these made, except the virtual environment
@@ -10,13 +11,17 @@
 #   TORCH_INDEX=URL          where torch comes from; for a small CPU build: https://download.pytorch.org/whl/cpu
 #   DEMO=out/demo            where `make demo` writes
 #   PYTEST_FLAGS=...         handed to pytest
+#   PYTEST_PROCESSES=2       how many processes share the tests
+#   GPU_PYTHON=python3       for test-gpu: an interpreter that has torch for CUDA, instead of .venv
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 DEMO ?= out/demo
 PYTEST_FLAGS ?=
+PYTEST_PROCESSES ?= 2
 
 BIN := .venv/bin
+GPU_PYTHON ?= $(BIN)/python
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 INSTALLED := .venv/.installed
 EVAL_PACKAGES := scikit-learn scikit-image torchmetrics auraloss pystoi prdc pocketsphinx jiwer constriction pesq
@@ -24,7 +29,7 @@ EVAL_PACKAGES := scikit-learn scikit-image torchmetrics auraloss pystoi prdc poc
 # One thread per process: tests start several processes, and their tensors are too small to be worth sharing out.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: install demo test test-slow check bundled clean
+.PHONY: install demo test test-slow test-gpu check bundled clean
 
 install: $(INSTALLED)
 
@@ -62,10 +67,13 @@ check: $(INSTALLED) .typecheck/tessera
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest tests/test_layout.py
 
 test: check
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist worksteal -rs $(PYTEST_FLAGS)
 
 test-slow: $(INSTALLED)
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+test-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(INSTALLED)) .typecheck/tessera
+	PYTHONPATH=$(CURDIR)/.typecheck $(GPU_PYTHON) benchmarks/gpu.py
 
 # OMP_NUM_THREADS=1 because the committed weights were made with it: another number of threads rounds differently.
 bundled: export OMP_NUM_THREADS := 1

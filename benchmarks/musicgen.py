@@ -35,6 +35,8 @@ import argparse
 import copy
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -88,28 +90,50 @@ def compare(
         budget: seconds that the turns of a batch may take: transformers makes so few frames that three turns fit, and
             there is at least one turn. None: as long as it takes.
     """
-    contenders = make_contenders(device, layers)
+    attention = choose_attention(device)
+    contenders = make_contenders(device, layers, attention or "sdpa")
+    theirs = contenders[0] if attention else None
+    if theirs is None:
+        contenders = contenders[1:]
     print(
         f"\nMusicGen-small's shape, {layers} layers, {frames} frames, guidance {GUIDANCE:g}, {turns} turns, "
         f"{torch.get_num_threads()} threads"
     )
     print(f"{'':<22} {'batch':>5} {'frames/s':>9} {'spread':>7} {'ratio':>6} {'GB/s':>6} {'share':>6} {'weights':>9}")
-    found: dict = {"rows": []}
+    found: dict = {"transformers_attention": attention, "rows": []}
     for batch in batches:
         bandwidths = take_turns(contenders, device, batch, frames, turns, budget)
         for contender in contenders:
-            row = figures(contender, contenders[0], batch, bandwidths, layers)
+            row = figures(contender, theirs, batch, bandwidths, layers)
             found["rows"].append(row)
             print_row(row)
-            if contender is not contenders[0]:
+            if contender is not theirs:
                 found[f"ratio_{short(contender.name)}_b{batch}"] = row["ratio"]
                 if row["bandwidth_share"] is not None:
                     found[f"bandwidth_share_{short(contender.name)}_b{batch}"] = row["bandwidth_share"]
     return found
 
 
-def make_contenders(device: torch.device, layers: int = LAYERS) -> list[Contender]:
-    """transformers first, then ours with each kind of weights."""
+def choose_attention(device: torch.device) -> str | None:
+    """The attention with which transformers generates on this device: "sdpa", its default, or "eager"; None: neither.
+
+    On a CUDA device each is tried in a process of its own, because a failed assertion of a kernel ends the use of the
+    device for the process that met it. What a failed one printed last goes to stderr.
+    """
+    if device.type != "cuda":
+        return "sdpa"
+    for name in ("sdpa", "eager"):
+        command = [sys.executable, __file__, "--device", str(device), "--try-attention", name]
+        tried = subprocess.run(command, capture_output=True, text=True)
+        if tried.returncode == 0:
+            return name
+        printed = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
+        print(f"transformers does not generate on {device} with attention {name}: {printed}", file=sys.stderr)
+    return None
+
+
+def make_contenders(device: torch.device, layers: int = LAYERS, attention: str = "sdpa") -> list[Contender]:
+    """transformers first, with this attention, then ours with each kind of weights."""
     from transformers import MusicgenDecoderConfig, MusicgenForCausalLM, logging
 
     logging.set_verbosity_error()
@@ -119,7 +143,7 @@ def make_contenders(device: torch.device, layers: int = LAYERS) -> list[Contende
     torch.manual_seed(0)
     config = MusicgenDecoderConfig(
         vocab_size=CODES, num_hidden_layers=1, hidden_size=WIDTH, num_attention_heads=16, ffn_dim=4 * WIDTH,
-        num_codebooks=BOOKS, pad_token_id=CODES, bos_token_id=CODES,
+        num_codebooks=BOOKS, pad_token_id=CODES, bos_token_id=CODES, attn_implementation=attention,
     )  # fmt: skip
     theirs = MusicgenForCausalLM(config).to(device, torch.bfloat16).eval()
     for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
@@ -191,7 +215,7 @@ def take_turns(
     for contender in contenders:
         took = timed(device, lambda run=contender.run: run(batch, 2))
         contender.seconds[batch], contender.frames = [], frames
-        if budget is not None and contender is contenders[0]:
+        if budget is not None and contender.bytes_per_step == 0:  # transformers
             steps = budget / 4 / (took / (2 + BOOKS - 1))  # a quarter for the warm-up and for ours
             contender.frames = max(2, min(frames, int(steps) - BOOKS + 1))
             print(f"transformers makes {contender.frames} frames a turn, the others {frames}", flush=True)
@@ -221,11 +245,14 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def figures(contender: Contender, base: Contender, batch: int, bandwidths: list[float], layers: int) -> dict:
-    """The figures of one contender at one batch."""
+def figures(contender: Contender, base: Contender | None, batch: int, bandwidths: list[float], layers: int) -> dict:
+    """The figures of one contender at one batch; base: transformers, None where it does not generate."""
     frames, seconds = contender.frames, contender.seconds[batch]
-    steps, base_steps = frames + BOOKS - 1, base.frames + BOOKS - 1
-    ratios = [(b / base_steps) / (s / steps) for s, b in zip(seconds, base.seconds[batch], strict=True)]
+    steps = frames + BOOKS - 1
+    ratios = []
+    if base is not None:
+        base_steps = base.frames + BOOKS - 1
+        ratios = [(b / base_steps) / (s / steps) for s, b in zip(seconds, base.seconds[batch], strict=True)]
     rows = 2 * batch
     # keys and values of all positions so far, half of them on the average, and those of the states
     cache = rows * layers * 2 * WIDTH * 2 * (steps / 2 + STATES)
@@ -238,7 +265,7 @@ def figures(contender: Contender, base: Contender, batch: int, bandwidths: list[
         "seconds": seconds,
         "frames_per_second": batch * frames / statistics.median(seconds),
         "spread": (max(seconds) - min(seconds)) / statistics.median(seconds),
-        "ratio": statistics.median(ratios),
+        "ratio": statistics.median(ratios) if ratios else None,
         "ratios": ratios,
         "bytes_per_step": read,
         "bytes_per_second": None if read is None else read * steps / statistics.median(seconds),
@@ -253,8 +280,9 @@ def print_row(row: dict) -> None:
     """One line of the table."""
     speed = "" if row["bytes_per_second"] is None else f"{row['bytes_per_second'] / 1e9:.1f}"
     share = "" if row["bandwidth_share"] is None else f"{row['bandwidth_share']:.0%}"
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
     print(
-        f"{row['name']:<22} {row['batch']:5d} {row['frames_per_second']:9.1f} {row['spread']:7.0%} {row['ratio']:6.2f} "
+        f"{row['name']:<22} {row['batch']:5d} {row['frames_per_second']:9.1f} {row['spread']:7.0%} {ratio:>6} "
         f"{speed:>6} {share:>6} {row['weight_bytes'] / 1e6:6.0f} MB",
         flush=True,
     )
@@ -273,9 +301,15 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=250)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--try-attention", choices=("sdpa", "eager"), help="only generate 4 frames with transformers")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.try_attention:
+        device = torch.device(arguments.device)
+        contender = make_contenders(device, 1, arguments.try_attention)[0]
+        timed(device, lambda: contender.run(8, 4))
+        return
     batches = [int(batch) for batch in arguments.batches.split(",")]
     found = compare(torch.device(arguments.device), batches, arguments.frames, arguments.turns)
     if arguments.json:

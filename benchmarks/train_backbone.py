@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from tessera.lm.arrange import ParallelConfig
+from tessera.lm.attention import BACKENDS
 from tessera.lm.model import LMConfig, TokenLM
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", choices=SIZES, help="default: all but quick")
     parser.add_argument("--quick", action="store_true", help="the size 'quick' alone, five steps")
     parser.add_argument("--precisions", nargs="*", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
+    parser.add_argument("--attention", nargs="*", choices=BACKENDS, default=["sdpa"], help="backends of ours")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--same-optimizer", action="store_true", help="fused AdamW on both sides")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -60,20 +62,21 @@ def main() -> None:
     about = describe(arguments.device)
     print("  ".join(f"{name} {value}" for name, value in about.items()), file=sys.stderr)
     heads = f"{'tessera tok/s':>14} {'spread':>7} {'llama tok/s':>12} {'spread':>7} {'ratio':>6} quartiles"
-    print(f"{'size':<9} {'precision':<9} {heads}")
+    print(f"{'size':<9} {'precision':<9} {'attention':<9} {heads}")
     rows = []
     for name in names:
         for precision in arguments.precisions:
-            rows.append(compare(name, precision, steps, arguments))
+            for attention in arguments.attention:
+                rows.append(compare(name, precision, attention, steps, arguments))
     if arguments.json:
         arguments.json.write_text(json.dumps({**about, "command": sys.argv, "rows": rows}, indent=1) + "\n")
 
 
-def compare(name: str, precision: str, steps: int, arguments: argparse.Namespace) -> dict:
-    """One size in one precision, printed."""
+def compare(name: str, precision: str, attention: str, steps: int, arguments: argparse.Namespace) -> dict:
+    """One size in one precision with one attention backend of ours, printed."""
     device, clock = arguments.device, CLOCKS[arguments.clock]
     *_, batch, length = SIZES[name]
-    lm, llama = make_pair(name, device)
+    lm, llama = make_pair(name, device, attention)
     vocabulary = lm.arrangement.output_sizes[0]
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(vocabulary - 1, (batch, 1, length - 1), generator=generator).to(device)
@@ -101,7 +104,7 @@ def compare(name: str, precision: str, steps: int, arguments: argparse.Namespace
             if turn >= 2:
                 times[side].append(seconds)
     tokens = batch * length
-    row = {"size": name, "precision": precision, "tokens_per_step": tokens}
+    row = {"size": name, "precision": precision, "attention": attention, "tokens_per_step": tokens}
     for side, who in enumerate(("tessera", "llama")):
         median = statistics.median(times[side])
         row[f"{who}_tokens_per_second"] = tokens / median
@@ -111,7 +114,8 @@ def compare(name: str, precision: str, steps: int, arguments: argparse.Namespace
     row["ratio"] = statistics.median(ratios)
     row["ratio_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
     print(
-        f"{name:<9} {precision:<9} {row['tessera_tokens_per_second']:14.0f} {row['tessera_spread']:7.1%} "
+        f"{name:<9} {precision:<9} {attention:<9} "
+        f"{row['tessera_tokens_per_second']:14.0f} {row['tessera_spread']:7.1%} "
         f"{row['llama_tokens_per_second']:12.0f} {row['llama_spread']:7.1%} {row['ratio']:6.3f} "
         f"{' - '.join(f'{quartile:.3f}' for quartile in row['ratio_quartiles'])}",
         flush=True,
@@ -146,7 +150,7 @@ def make_step(
     return step
 
 
-def make_pair(name: str, device: str) -> tuple[TokenLM, torch.nn.Module]:
+def make_pair(name: str, device: str, attention: str = "sdpa") -> tuple[TokenLM, torch.nn.Module]:
     """A TokenLM and a LlamaForCausalLM of the same weights, in training mode."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -171,6 +175,7 @@ def make_pair(name: str, device: str) -> tuple[TokenLM, torch.nn.Module]:
         heads=heads,
         kv_heads=kv_heads,
         ffn=ffn,
+        attention=attention,
         arrangement=ParallelConfig(),
         variable_length=True,
     )
