@@ -19,6 +19,7 @@ from ..lm.weights import StorageName, load_model
 from ..tokenize.config import nearest_name
 from ..tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 from ..tokenize.text import TextTokenizer
+from ..tokenize.text_seen import unseen_in
 from ..tokenize.tokenizer import AudioTokenizer, Tokenizer
 from .conditioning import SAID, Told
 from .growing import stream_pictures
@@ -134,7 +135,7 @@ class Model:
         Warns:
             GenerationWarning: what is likely to be wrong with the samples; also in `Result.warnings`.
         """
-        notes: list[str] = []
+        notes = self._text_notes(text)
         if text is not None and self.text is not None and not isinstance(self.spec.geometry, PictureGeometry):
             texts: Any = list(text) if _is_list(text) else [text]
             pieces = self._pieces(texts, num_frames, settings, max_seconds, notes)
@@ -184,7 +185,7 @@ class Model:
         model), the codes still missing left neutral; the last equals `generate(...).media[0]` bit for bit. Arguments
         and errors as `generate`; what is in `Result.warnings` there is issued as GenerationWarning here.
         """
-        notes: list[str] = []
+        notes = self._text_notes(text)
         picture = isinstance(self.spec.geometry, PictureGeometry)
         if isinstance(text, str) and self.text is not None and isinstance(self.tokenizer, AudioTokenizer):
             (pieces,) = self._pieces([text], num_frames, settings, max_seconds, notes)
@@ -235,6 +236,14 @@ class Model:
         request = make_request(self.lm, self.tokenizer, told, batch, 0, None, None, self.defaults, settings)
         warm_up(self.lm, request)
 
+    def _text_notes(self, text: str | Sequence[str] | None) -> list[str]:
+        """Warnings of what the model has never read."""
+        if text is None or self.text is None:
+            return []
+        texts = [text] if isinstance(text, str) else list(text)
+        unseen = unseen_in(texts, self.text, self.defaults.text_seen)
+        return [] if unseen is None else [unseen]
+
     def _pieces(
         self,
         texts: Sequence[str],
@@ -247,7 +256,7 @@ class Model:
         the warnings."""
         assert self.text is not None
         chosen = choose(self.defaults, self._with_seconds(settings, max_seconds))
-        return [pieces_of(text, self.text.num_characters, chosen, num_frames is not None, notes) for text in texts]
+        return [pieces_of(text, self.text, chosen, num_frames is not None, notes) for text in texts]
 
     def _speaking(
         self, pieces: Sequence[str], told: dict[str, Any], seed: int, prompt: Tensor | None, settings: Settings
@@ -269,7 +278,7 @@ class Model:
         fewest, most = settings.get("min_frames", 0), settings.get("max_frames")
         said = make_pieces(
             pieces, self.text.encode, self.text.num_characters, chosen.carry == "audio", self.spec.geometry,
-            chosen.frames_per_character, fewest,
+            chosen.frames_per_character, fewest, chosen.text_characters,
         )  # fmt: skip
         # What is wrong with the settings is said at the call.
         if most is not None and fewest > most:

@@ -1,13 +1,15 @@
-"""A long text in pieces that a model can say: cut behind sentences, else behind clauses, else between words.
+"""A long text in pieces that a model can say: cut behind sentences, else behind clauses, else between words, and only
+a word that is too long by itself behind its punctuation, else inside.
 
     limit 12    "One two. Three, four five six."     ->    "One two."  "Three,"  "four five"  "six."
 
-Neighbours are put together again as far as they fit, in pieces about equally long. Words are never cut.
+Neighbours are put together again as far as they fit, in pieces about equally long.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 
 _CLOSING = r"""["'”’»)\]]*"""
@@ -17,15 +19,27 @@ _BREAKS = (
     re.compile(rf"(?<=[.!?…]){_CLOSING}\s+|(?<=[。！？]){_CLOSING}\s*|\s*\n+\s*"),
     re.compile(rf"(?<=[,;:]){_CLOSING}\s+|(?<=[、，；：]){_CLOSING}\s*|\s+[-–—]\s+|(?<=—)"),
     re.compile(rf"\s+|(?<=[{_WIDE}])(?=[{_WIDE}])"),
+    re.compile(r"""(?<=[-–—_/\\.,:;!?…@#&+=~|*%<>(){}"“”\[\]])(?=[^\W_])"""),
 )
 """Where a text may be cut, the best places first. A full stop inside a number is followed by no space."""
+_INSIDE = 3
+"""Which of them is inside a word."""
+_JOINER = "\u200d"
 
 
-def split_text(text: str, limit: int, size: Callable[[str], int] = len) -> list[str]:
-    """Cut a text into pieces that are not longer than `limit`, but for words that are longer by themselves.
+def split_text(
+    text: str,
+    limit: int,
+    size: Callable[[str], int] = len,
+    longest_word: int | None = None,
+    cut_words: list[str] | None = None,
+) -> list[str]:
+    """Cut a text into pieces that are not longer than `limit`, but for words.
 
     Args:
         size: length of a piece, in the unit of the limit; what has none (punctuation alone) joins its neighbour.
+        longest_word: words up to it stay whole; None: the limit.
+        cut_words: gets the words that had to be cut inside, where no punctuation parts them.
     Returns:
         the pieces in order, stripped; joined they are the text but for white space.
     Raises:
@@ -33,7 +47,8 @@ def split_text(text: str, limit: int, size: Callable[[str], int] = len) -> list[
     """
     if limit < 1:
         raise ValueError(f"the limit of a piece must be at least 1, found {limit}")
-    pieces = _split(text.strip(), limit, size, 0)
+    cut = [] if cut_words is None else cut_words
+    pieces = _split(text.strip(), limit, size, 0, max(limit, longest_word or 0), cut)
     said: list[str] = []
     for piece in pieces:
         if said and (not size(piece) or not size(said[-1])):
@@ -43,21 +58,29 @@ def split_text(text: str, limit: int, size: Callable[[str], int] = len) -> list[
     return said
 
 
-def _split(text: str, limit: int, size: Callable[[str], int], level: int) -> list[str]:
-    if size(text) <= limit or level == len(_BREAKS):
+def _split(
+    text: str, limit: int, size: Callable[[str], int], level: int, longest_word: int, cut_words: list[str]
+) -> list[str]:
+    if size(text) <= (longest_word if level >= _INSIDE else limit):
         return [text] if text else []
+    if level == len(_BREAKS):
+        cut_words.append(text)
+        return _cut_inside(text, longest_word, size)
     parts = _cut(text, _BREAKS[level])
+    glue = " "
+    if level == _INSIDE:  # of a word there was no space
+        glue, limit = "", longest_word
     if all(size(part) <= limit for part in parts):
-        return _pack(parts, limit, size)
+        return _pack(parts, limit, size, glue)
     found: list[str] = []
     group: list[str] = []
     for part in [*parts, None]:
         if part is not None and size(part) <= limit:
             group.append(part)
             continue
-        found += _pack(group, limit, size)
+        found += _pack(group, limit, size, glue)
         group = []
-        found += [] if part is None else _split(part, limit, size, level + 1)
+        found += [] if part is None else _split(part, limit, size, level + 1, longest_word, cut_words)
     return found
 
 
@@ -71,23 +94,43 @@ def _cut(text: str, where: re.Pattern[str]) -> list[str]:
     return [part for part in [*parts, text[start:].strip()] if part]
 
 
-def _pack(parts: list[str], limit: int, size: Callable[[str], int]) -> list[str]:
+def _cut_inside(word: str, limit: int, size: Callable[[str], int]) -> list[str]:
+    """A word in parts about equally long, marks and what is joined staying with their letters."""
+    letters: list[str] = []
+    for character in word:
+        if letters and (unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf") or letters[-1].endswith(_JOINER)):
+            letters[-1] += character
+        else:
+            letters.append(character)
+    parts, start = [], 0
+    fewest = -(-size(word) // limit)
+    while start < len(letters):
+        left = max(1, fewest - len(parts))
+        count = min(-(-(len(letters) - start) // left), limit)
+        while count > 1 and size("".join(letters[start : start + count])) > limit:
+            count -= 1
+        parts.append("".join(letters[start : start + count]))
+        start += count
+    return parts
+
+
+def _pack(parts: list[str], limit: int, size: Callable[[str], int], glue: str) -> list[str]:
     """Parts put together, in as few pieces as the limit allows and with the smallest limit that needs no more."""
     if not parts:
         return []
-    fewest = len(_greedy(parts, limit, size))
+    fewest = len(_greedy(parts, limit, size, glue))
     low, high = max(size(part) for part in parts), limit
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if len(_greedy(parts, middle, size)) <= fewest else (middle + 1, high)
-    return _greedy(parts, low, size)
+        low, high = (low, middle) if len(_greedy(parts, middle, size, glue)) <= fewest else (middle + 1, high)
+    return _greedy(parts, low, size, glue)
 
 
-def _greedy(parts: list[str], limit: int, size: Callable[[str], int]) -> list[str]:
+def _greedy(parts: list[str], limit: int, size: Callable[[str], int], glue: str) -> list[str]:
     pieces = [parts[0]]
     for part in parts[1:]:
-        glue = "" if re.match(f"[{_WIDE}]", part) and re.search(f"[{_WIDE}。！？、，；：]$", pieces[-1]) else " "
-        joined = f"{pieces[-1]}{glue}{part}"
+        wide = re.match(f"[{_WIDE}]", part) and re.search(f"[{_WIDE}。！？、，；：]$", pieces[-1])
+        joined = f"{pieces[-1]}{'' if wide else glue}{part}"
         if size(joined) <= limit:
             pieces[-1] = joined
         else:

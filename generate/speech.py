@@ -23,6 +23,8 @@ from torch import Tensor
 from ..lm.defaults import GenerationDefaults
 from ..lm.kinds import AnyLM
 from ..tokenize.spec import AudioGeometry
+from ..tokenize.text import TextTokenizer
+from ..tokenize.text_seen import named
 from .noise import derived_seed
 from .request import Request
 from .sentences import split_text
@@ -51,17 +53,15 @@ class Piece:
     """Frames."""
 
 
-def pieces_of(
-    text: str, size: Callable[[str], int], chosen: GenerationDefaults, fixed: bool, notes: list[str]
-) -> list[str]:
-    """The pieces a text is said in, one where it is not long.
+def pieces_of(text: str, reader: TextTokenizer, chosen: GenerationDefaults, fixed: bool, notes: list[str]) -> list[str]:
+    """The pieces a text is said in, one where it is not long; none is longer than the model has learned.
 
     Args:
-        size: characters of a text as the model reads it.
+        reader: how the model reads: numbers are spelled before the text is cut, and lengths are those of what is read.
         fixed: the number of frames is given, so the text is said at once.
-        notes: gets a warning where a text is far too long and is not cut.
+        notes: gets a warning where a text is far too long and is not cut, and of words that are cut.
     """
-    limit = chosen.text_characters
+    limit, size = chosen.text_characters, reader.num_characters
     if limit is None or size(text) <= limit:
         return [text]
     if chosen.split == "off" or fixed:
@@ -71,7 +71,16 @@ def pieces_of(
                 "all; leave split on 'auto' and the number of frames open"
             )
         return [text]
-    return split_text(text, limit if chosen.carry == "nothing" else max(1, limit // 2), size)
+    # Two pieces and the space between them are read together where one goes on from the other.
+    room = limit if chosen.carry == "nothing" else max(1, (limit - 1) // 2)
+    cut: list[str] = []
+    pieces = split_text(reader.spell(text), room, size, limit, cut)
+    if cut:
+        notes.append(
+            f"{named(cut)} {'is' if len(cut) == 1 else 'are'} longer than the {limit} characters the model says at a "
+            "time, and will be said in parts; put spaces where it may pause"
+        )
+    return pieces
 
 
 RequestFor = Callable[[Sequence[int], int, Tensor | None, int, int], Request]
@@ -86,6 +95,7 @@ def make_pieces(
     geometry: AudioGeometry,
     frames_per_character: tuple[float, float] | None,
     min_frames: int = 0,
+    limit: int | None = None,
 ) -> list[Piece]:
     """The pieces of a text that was cut.
 
@@ -95,13 +105,16 @@ def make_pieces(
         carry: whether a piece begins with the one before.
         frames_per_character: the fewest and the most; None: SECONDS_PER_CHARACTER.
         min_frames: of all pieces together; each has its share by its characters.
+        limit: characters the model has learned to say; a piece that is longer with the one before is begun anew. None:
+            unknown.
     """
     least, most = frames_per_character or [seconds * geometry.frame_rate for seconds in SECONDS_PER_CHARACTER]
     shares = shared_out(min_frames, [size(text) for text in texts])
+    joined = [f"{texts[i - 1]} {text}" if i else text for i, text in enumerate(texts)]
     return [
         Piece(
             text_ids=encode(text),
-            joined_ids=encode(f"{texts[i - 1]} {text}") if i and carry else None,
+            joined_ids=encode(joined[i]) if i and carry and (limit is None or size(joined[i]) <= limit) else None,
             least=math.floor(least * size(text)),
             most=max(1, shares[i], math.ceil(most * size(text))),
             no_end_before=shares[i],

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from ..tokenize.config import Config
+from ..tokenize.text_seen import TextSeen
 from .caches import CacheConfig
 
 
@@ -144,6 +145,9 @@ class GenerationDefaults(Config):
     frames_per_character: tuple[PositiveFloat, PositiveFloat] | None = None
     """Of the pieces of a long text: one with fewer frames is made again, and so is one that has not ended by the
     second number. null: 0.015 and 0.5 seconds (training fills it in from its items)."""
+    text_seen: TextSeen | None = None
+    """What the texts of the training data were made of: words and characters beside them are warned of. null: unknown
+    (training fills it in from its items)."""
     retries: NonNegativeInt = 2
     """How often a piece of a long text that went wrong is made again. 0: never, and a stream need not wait for its
     pieces to be whole."""

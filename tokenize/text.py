@@ -6,7 +6,6 @@ The only file that imports sentencepiece.
 from __future__ import annotations
 
 import io
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,11 +15,13 @@ from pydantic import Field, PositiveInt
 
 from .config import Config
 from .files import write_atomic
+from .spelling import spell_digits, spell_words
 
 MODEL_FILE = "text.model"
 MAX_MODEL_BYTES = 64 << 20
 NUM_BYTES = 256
-DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORD_START = "\u2581"
+"""SentencePiece's sign for a space."""
 
 
 class ByteTextConfig(Config):
@@ -63,7 +64,19 @@ class TextTokenizer:
 
     def num_characters(self, text: str) -> int:
         """Characters of a text as it is read, of any length; 0 where nothing is left of it."""
-        return len(_normalise(text, self.config.normalise))
+        return len(self.read(text))
+
+    def read(self, text: str) -> str:
+        """A text of any length as it is read; reading that again changes nothing."""
+        return _normalise(text, self.config.normalise)
+
+    def spell(self, text: str) -> str:
+        """A text with its numbers as they are read and its punctuation as it stands: what it is cut by."""
+        return spell_digits(text) if self.config.normalise == "words" else text
+
+    def known_characters(self) -> frozenset[str] | None:
+        """The characters it has learned, as it reads them; None: it takes all alike, so it cannot know."""
+        return None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text (as prepared for encoding; broken UTF-8 becomes U+FFFD). ValueError: an id out of range."""
@@ -112,6 +125,12 @@ class SentencePieceText(TextTokenizer):
 
     def save(self, folder: str | Path) -> None:
         write_atomic(Path(folder) / MODEL_FILE, self.model)
+
+    def known_characters(self) -> frozenset[str]:
+        """See TextTokenizer. A character of the corpus is in a piece, and every other one is spelled in bytes."""
+        each = range(self.vocab_size)
+        learned = [i for i in each if not (self.processor.is_byte(i) or self.processor.is_unknown(i))]
+        return frozenset("".join(self.processor.id_to_piece(i) for i in learned).replace(WORD_START, " "))
 
     def _encode(self, text: str) -> list[int]:
         return list(self.processor.encode(text))
@@ -177,36 +196,30 @@ def load_text(folder: str | Path, config: ByteTextConfig | SentencePieceConfig) 
 
 
 def prepare_text(text: str, config: ByteTextConfig | SentencePieceConfig) -> str:
-    """The text that is encoded: checked and normalised. ValueError: nothing left, or longer than the config allows."""
+    """The text that is encoded: checked and normalised. ValueError: nothing left, not text, or longer than the config
+    allows."""
     if len(text) > config.max_characters:
         raise ValueError(
             f"the text has {len(text)} characters, the limit is {config.max_characters}; cut it into pieces"
         )
+    check_unicode(text)
     prepared = _normalise(text, config.normalise)
     if not prepared:
         raise ValueError(f"the text {text!r} is empty" + (" once punctuation is left out" if text.strip() else ""))
     return prepared
 
 
+def check_unicode(text: str) -> None:
+    """ValueError: the text holds half a surrogate pair, as Python makes of bytes that are not UTF-8."""
+    broken = next((place for place, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+    if broken is not None:
+        raise ValueError(
+            f"the text is not Unicode: character {broken} is U+{ord(text[broken]):04X}, half of a pair; give it in "
+            "UTF-8"
+        )
+
+
 def _normalise(text: str, how: str) -> str:
     if how == "words":
         return spell_words(text)
     return text if text.strip() else ""
-
-
-def spell_words(text: str) -> str:
-    """Lower-case words with single spaces: digits spelled one by one, no punctuation but inner apostrophes.
-
-    >>> spell_words("Call 31-4, it's  ME!")
-    "call three one four it's me"
-    """
-    pieces = []
-    for character in unicodedata.normalize("NFKC", text).lower():
-        if character.isdecimal():
-            pieces.append(f" {DIGIT_WORDS[int(character)]} ")
-        elif character.isalpha() or unicodedata.category(character).startswith("M"):
-            pieces.append(character)
-        else:
-            pieces.append("'" if character in "'\u2019" else " ")
-    words = (word.strip("'") for word in "".join(pieces).split())
-    return " ".join(word for word in words if word)

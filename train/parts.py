@@ -23,7 +23,7 @@ from .data import Items
 from .lm_config import TrainConfig
 from .prompts import PromptSource
 from .sampler import mix
-from .text_limits import text_limits, with_limits
+from .text_limits import text_limits, text_made_of, with_limits
 from .world import World
 
 
@@ -45,7 +45,8 @@ class Parts:
     coarse: LoadedModel | None
     """The finished model of the coarse labels, for a refiner to be joined with."""
     limits: GenerationDefaults
-    """Of the texts that the model has learned to say; empty where it says none, or cannot end by itself."""
+    """Of the texts that the model has learned: how long they are, where it says them and ends by itself, and what they
+    are made of."""
 
     def make_lm(self, seed: int) -> TokenLM:
         """A model with random weights, alike in every process."""
@@ -107,6 +108,7 @@ def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
         coarse = _open_coarse(config.export.coarse_model, clustering, text, known)
     speaks = isinstance(shards.spec.geometry, AudioGeometry) and lm_config.variable_length
     limits = text_limits(items, text) if text is not None and speaks else GenerationDefaults()
+    limits = limits if text is None else with_limits(limits, text_made_of(items, text))
     if coarse is not None:
         limits = coarse.defaults
     labels = labels if known else []

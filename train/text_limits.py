@@ -1,4 +1,5 @@
-"""How long the texts of a corpus are, and how many frames they take: by this a model says longer texts in pieces."""
+"""How long the texts of a corpus are, and how many frames they take: by this a model says longer texts in pieces. And
+what they are made of: by this it warns of others."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import numpy as np
 
 from ..lm.defaults import GenerationDefaults
 from ..tokenize.text import TextTokenizer
+from ..tokenize.text_seen import seen_in
 from .data import Items
 
 TAIL = 0.005
@@ -37,9 +39,15 @@ def text_limits(items: Items, text: TextTokenizer) -> GenerationDefaults:
     )
 
 
+def text_made_of(items: Items, text: TextTokenizer) -> GenerationDefaults:
+    """`text_seen` as found in the texts of training items."""
+    texts = items.shards.texts()
+    return GenerationDefaults(text_seen=seen_in((texts[number] or "" for number in items.numbers), text))
+
+
 def with_limits(defaults: GenerationDefaults, limits: GenerationDefaults) -> GenerationDefaults:
     """`defaults` with the limits in the places that they leave open."""
-    names = ("text_characters", "frames_per_character")
+    names = ("text_characters", "frames_per_character", "text_seen")
     return defaults.model_copy(
         update={name: getattr(limits, name) for name in names if getattr(defaults, name) is None}
     )

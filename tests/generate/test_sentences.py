@@ -1,4 +1,4 @@
-"""Texts in pieces: nothing lost, no word cut, as few and as even as the limit allows."""
+"""Texts in pieces: nothing lost, no word cut that fits, as few and as even as the limit allows."""
 
 import random
 import re
@@ -14,9 +14,14 @@ def test_laws(seed):
     words = ["".join(draw.choices("abcde", k=draw.randint(1, 7))) for _ in range(draw.randint(1, 40))]
     text = " ".join(word + draw.choices(["", ".", ",", "?!", ";", '."'], [6, 1, 1, 1, 1, 1])[0] for word in words)
     limit = draw.randint(3, 60)
-    pieces = split_text(text, limit)
-    assert " ".join(pieces).split() == text.split(), "nothing is lost and no word is cut"
-    assert all(len(piece) <= limit or " " not in piece for piece in pieces)
+    cut = []
+    pieces = split_text(text, limit, cut_words=cut)
+    assert "".join(pieces).replace(" ", "") == text.replace(" ", ""), "nothing is lost"
+    assert all(len(piece) <= limit for piece in pieces)
+    fit = [word for word in text.split() if len(word) <= limit]
+    said = " ".join(pieces).split()
+    assert all(word in said for word in fit) and all(len(word) > limit for word in cut), "no word is cut that fits"
+    assert len(fit) < len(text.split()) or said == text.split()
     if len(text) <= limit:
         assert pieces == [text]
 
@@ -36,7 +41,11 @@ def test_equal_words_are_spread_evenly(count):
         ("It is 3.14, not 1,000.5 at all.", 12, ["It is 3.14,", "not 1,000.5", "at all."]),
         ('He said "go." She went.', 14, ['He said "go."', "She went."]),
         ("a b c d", 1, ["a", "b", "c", "d"]),
-        ("incomprehensibilities", 5, ["incomprehensibilities"]),
+        ("incomprehensibilities", 5, ["incom", "preh", "ensi", "bili", "ties"]),
+        ("see https://example.com/a_long-path now", 12, ["see", "https://", "example.com/", "a_long-path", "now"]),
+        ("e\u0301" * 4, 5, ["e\u0301e\u0301", "e\u0301e\u0301"]),
+        ("\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35", 4, ["\u0e2a\u0e27\u0e31", "\u0e2a\u0e14\u0e35"]),
+        ("\U0001f468\u200d\U0001f469", 1, ["\U0001f468\u200d\U0001f469"]),
         ("first line\nsecond line", 12, ["first line", "second line"]),
         ("今天天气很好。我们去公园吧。", 8, ["今天天气很好。", "我们去公园吧。"]),
         ("今天天气很好", 4, ["今天天", "气很好"]),

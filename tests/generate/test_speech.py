@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate.model import load
+from tessera.generate.model import Model, load
 from tessera.generate.noise import derived_seed
 from tessera.generate.result import GenerationWarning
 from tessera.generate.sentences import split_text
-from tessera.generate.speech import shared_out
+from tessera.generate.speech import make_pieces, pieces_of, shared_out
+from tessera.lm.defaults import GenerationDefaults
+from tessera.tokenize.config import check_config
+from tessera.tokenize.spec import AudioGeometry
+from tessera.tokenize.text import ByteTextConfig, make_text
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import save_tiny_models
@@ -24,9 +28,15 @@ def voices(tmp_path_factory):
     return load(save_tiny_models(tmp_path_factory.mktemp("models")) / "voices")
 
 
+def load_again(model, **defaults):
+    """The model with other generation defaults."""
+    changed = check_config({**model.defaults.model_dump(mode="json"), **defaults}, GenerationDefaults)
+    return Model(model.lm, model.tokenizer, model.text, model.labels, changed)
+
+
 def slow_speech(model, text, seed, label, retries, carry="audio", least=0.1, most=2.0, limit=12, prompt=None, fewest=0):
     """Plain calls of generate, piece by piece; (codes [K, T], all well)."""
-    pieces = split_text(text, limit // 2 if carry == "audio" else limit)
+    pieces = split_text(text, (limit - 1) // 2 if carry == "audio" else limit)
     codes, before, well = [], None, True
     shares = shared_out(fewest, [len(piece) for piece in pieces])
     for i, piece in enumerate(pieces):
@@ -191,3 +201,40 @@ def test_warnings_stand_in_the_result(voices):
     assert [str(one.message) for one in issued] == [*found.warnings] * 2
     assert all(one.filename == __file__ for one in issued)  # they point at the caller's line
     assert voices.generate(text="one.", label="star", num_frames=6).warnings == ()
+
+
+@pytest.mark.parametrize("carry", ["audio", "nothing"])
+@pytest.mark.parametrize("limit", [5, 28])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5551234567",
+        "Call 5551234567 or 3.14159265358979, now.",
+        "see https://www.example.com/a/very-long_path?with=things&more=1234567890",
+        "1.2.3.4.5.6.7.8.9.10.11.12",
+        "pneumonoultramicroscopicsilicovolcanoconiosis",
+    ],
+)
+def test_no_piece_is_longer_as_read_than_the_model_has_learned(text, limit, carry):
+    reader = make_text(ByteTextConfig(normalise="words"), [])
+    chosen = GenerationDefaults(text_characters=limit, carry=carry)
+    notes: list[str] = []
+    pieces = pieces_of(text, reader, chosen, False, notes)
+    geometry = AudioGeometry(sample_rate=100, channels=1, samples_per_frame=4)
+    made = make_pieces(pieces, reader.encode, reader.num_characters, carry == "audio", geometry, None, limit=limit)
+    assert len(pieces) > 1 and max(len(piece.joined_ids or piece.text_ids) for piece in made) <= limit  # ids are bytes
+    assert carry == "nothing" or limit == 5 or len(pieces) == 2 or any(piece.joined_ids for piece in made[1:])
+    assert "".join(map(reader.read, pieces)).replace(" ", "") == reader.read(text).replace(" ", "")
+    if max(map(len, reader.read(text).split())) <= limit:
+        assert not notes and " ".join(map(reader.read, pieces)) == reader.read(text)  # no word is cut that fits
+    else:
+        assert len(notes) == 1 and "will be said in parts" in notes[0]
+
+
+def test_what_was_never_read_is_named_once(voices):
+    voices = load_again(voices, text_seen={"characters": "oneasitwa .", "words": ["one", "two"]})
+    call = {"text": ["one two", "six two"], "label": "star", "num_frames": 4}
+    with pytest.warns(GenerationWarning, match="never read the word 'six' or the character 'x'") as issued:
+        found = voices.generate(**call, n=2)
+    assert [str(one.message) for one in issued] == list(found.warnings)
+    assert voices.generate(text="two one", label="star", num_frames=4).warnings == ()

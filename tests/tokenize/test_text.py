@@ -1,17 +1,19 @@
 """Text tokenizers: round trips, determinism, normalisation, refusals."""
 
 import random
+import unicodedata
 
 import pytest
 
+from tessera.tokenize import spelling
 from tessera.tokenize.config import ConfigError, check_config
+from tessera.tokenize.spelling import spell_digits, spell_words
 from tessera.tokenize.text import (
     MODEL_FILE,
     ByteTextConfig,
     SentencePieceConfig,
     load_text,
     make_text,
-    spell_words,
 )
 
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -90,11 +92,51 @@ def test_long_sentences_are_learned_from():
         ("\u0661\u0662", "one two"),  # Arabic-Indic digits
         ("\uff13 caf\u00e9 e\u0301", "three caf\u00e9 \u00e9"),
         ("... !?", ""),
+        ("one \u260e\ufe0f two", "one two"),  # a telephone and the sign that it is an emoji
+        ("1\ufe0f\u20e3 2\u20e3", "one two"),  # keycaps
+        ("\u2764\ufe0f", ""),
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd", ""),  # joined people, a skin tone
+        ("\u0301x \u0301 x", "x x"),  # marks without a letter
+        ("soft\u00adware e\u200d\u0301", "software \u00e9"),
+        ("a\u200bb", "a b"),  # a space without width
+        ("\x00one\x07two\x1b", "one two"),
+        ("\u0928\u092e\u0938\u094d\u0924\u0947", "\u0928\u092e\u0938\u094d\u0924\u0947"),  # vowel signs are marks
+        ("\u3164\u115f", ""),  # letters without a form
+        ("don\u02bct 5's", "don't five s"),
     ],
 )
 def test_spell_words(text, words):
     assert spell_words(text) == words
     assert spell_words(words) == words
+
+
+STRANGE = [0x200D, 0xFE0F, 0x301, 0x20E3, 0x31, 0x3164, 0x2BC, 0xAD, 0x1F3FD, 0x27, 0x2E]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_reading_again_changes_nothing_and_digits_may_be_spelled_first(seed):
+    draw = random.Random(seed)
+    for _ in range(100):
+        ranges = [(32, 0x300), (0x300, 0xD800), (0xE000, 0x2FFFF)]
+        codes = [draw.choice([draw.randrange(*draw.choice(ranges)), draw.choice(STRANGE)]) for _ in range(12)]
+        text = "".join(map(chr, codes))
+        words = spell_words(text)
+        assert spell_words(words) == words and spell_words(spell_digits(text)) == words, ascii(text)
+        for word in words.split():
+            assert unicodedata.category(word[0])[0] == "L" and all(unicodedata.category(c)[0] in "LM'P" for c in word)
+        plain = "".join(chr(code % 128) for code in codes)
+        assert spelling._spell_ascii(plain) == spelling._spell_all(plain)
+
+
+def test_spelled_digits_leave_punctuation_where_it_was():
+    assert spell_digits("Call 31-4. Now!") == "Call three one-four. Now!"
+    assert spell_digits("It is 3.14, no4") == "It is three.one four, no four"
+
+
+def test_broken_unicode_is_refused_by_name():
+    for config in (ByteTextConfig(), ByteTextConfig(normalise="words")):
+        with pytest.raises(ValueError, match=r"not Unicode: character 2 is U\+DC80"):
+            make_text(config, []).encode("a \udc80")
 
 
 def test_long_repetitions():
