@@ -192,7 +192,7 @@ def _devices() -> list[Finding]:
 
 def _attention() -> list[Finding]:
     try:
-        from ..lm.attention import available_backends
+        from ..lm.attention import available_backends, explain
     except ImportError:  # torch is missing or broken, which the devices say already
         return []
     device = "cuda" if _has_cuda() else "cpu"
@@ -208,6 +208,14 @@ def _attention() -> list[Finding]:
                 "" if works else result,
                 required=name == "sdpa",
             )
+        )
+    import torch
+
+    for packed in (False, True):
+        chosen = explain("auto", device, torch.bfloat16, 64, packed)
+        rows = "packed rows" if packed else "other rows"
+        findings.append(
+            Finding("attention backends", f"auto, {rows}", "ok", f"{chosen.name} on {device}", chosen.because)
         )
     return findings
 

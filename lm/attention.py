@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .attend_auto import Choice, choose_kernel
 from .attend_flash import flash
 from .attend_flex import flex
 from .attend_sdpa import sdpa
 from .attend_xformers import xformers
-from .sight import Sight
+from .sight import Rows, Sight
 
 AttentionName = Literal["auto", "sdpa", "flash", "xformers", "flex"]
 
@@ -40,7 +42,7 @@ TAKE_COUNTS = ("flash",)
 def choose_backend(name: AttentionName = "auto", device: torch.device | str | None = None) -> Attend:
     """Give the attention function of that name, after it has worked on a tiny input.
 
-    "auto" is sdpa.
+    "auto" is sdpa where there is no CUDA device, and else `auto`.
 
     Args:
         device: where to try it; None: on a CUDA device where there is one and the backend is made for it.
@@ -49,7 +51,7 @@ def choose_backend(name: AttentionName = "auto", device: torch.device | str | No
             device.
     """
     if name == "auto":
-        name = "sdpa"
+        return auto if torch.cuda.is_available() else sdpa
     if name not in BACKENDS:
         raise ValueError(f"attention '{name}' is unknown; choose auto, {', '.join(BACKENDS)}")
     if name != "sdpa":
@@ -57,6 +59,38 @@ def choose_backend(name: AttentionName = "auto", device: torch.device | str | No
             device = "cuda" if name in ON_CUDA and torch.cuda.is_available() else "cpu"
         probe(name, torch.device(device))
     return BACKENDS[name]
+
+
+def auto(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
+    """See `Attend`; takes the kernel that `attend_auto.choose_kernel` names."""
+    if not isinstance(mask, Rows):
+        return sdpa(queries, keys, values, mask, causal)
+    device = queries.device
+    chosen = choose_kernel(mask, device.type, queries.dtype, queries.shape[3], usable_packages(str(device)))
+    return BACKENDS[chosen.name](queries, keys, values, mask, causal)
+
+
+def explain(name: AttentionName, device: torch.device | str, dtype: torch.dtype, head: int, packed: bool) -> Choice:
+    """The backend that a training run uses there, and why.
+
+    Args:
+        name: as configured.
+        dtype: that attention computes in, under autocast that of autocast.
+        head: its width.
+        packed: whether rows are laid end to end.
+    """
+    if name != "auto":
+        return Choice(name, "as configured")
+    device = torch.device(device)
+    rows = Rows([1], device) if packed else None
+    usable = usable_packages(str(device)) if packed and device.type == "cuda" else {}
+    return choose_kernel(rows, device.type, dtype, head, usable)
+
+
+@cache
+def usable_packages(device: str) -> Mapping[str, str]:
+    """Of the backends that need a package "ok", or why they cannot be used on a device; tried once a process."""
+    return {name: _state(name, torch.device(device)) for name in PACKAGES}
 
 
 def probe(name: str, device: torch.device) -> None:
@@ -80,14 +114,15 @@ def probe(name: str, device: torch.device) -> None:
 
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str]:
     """Each backend's name with "ok" or the reason why it cannot be used on this device."""
-    report = {}
-    for name in BACKENDS:
-        try:
-            probe(name, torch.device(device))
-            report[name] = "ok"
-        except (ImportError, ValueError) as error:
-            report[name] = str(error)
-    return report
+    return {name: _state(name, torch.device(device)) for name in BACKENDS}
+
+
+def _state(name: str, device: torch.device) -> str:
+    try:
+        probe(name, device)
+        return "ok"
+    except (ImportError, ValueError) as error:
+        return str(error)
 
 
 def _check_installed(name: str) -> None:

@@ -61,7 +61,8 @@ class LMConfig(Config):
     ahead: AheadConfig | None = None
     """Guess steps ahead, for drafted generation; null: none."""
     attention: AttentionName = "auto"
-    """Attention backend: auto, sdpa, flash (flash-attn), xformers or flex."""
+    """Attention backend: auto (chosen by device, precision and what is installed; lm/attend_auto.py), sdpa, flash
+    (flash-attn), xformers or flex."""
 
     @model_validator(mode="after")
     def _read_preset(self) -> LMConfig:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import skinny, triton_steps
-from .attention import sdpa
+from .attention import auto, sdpa
 from .fused import fuse, fuse_all
 from .linear import linear
 from .parallel import ParallelHead
@@ -261,7 +261,7 @@ def pack_transformer_(transformer: Transformer, weights: WeightsName) -> Transfo
     """`pack_` of a backbone alone."""
     _pack_layers(transformer, weights)
     for module in transformer.modules():
-        if isinstance(module, SelfAttention | CrossAttention) and module.attend is sdpa:
+        if isinstance(module, SelfAttention | CrossAttention) and module.attend in (sdpa, auto):
             module.attend = sdpa_or_skinny
     for block in transformer.blocks:
         block.fused = fuse(block)  # type: ignore[arg-type, assignment]

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ..lm.arrange import Arrangement
+from ..lm.attention import explain
 from ..lm.patches import check_patches, side_at
 from ..lm.row_noise import part_of_rows
 from ..lm.weights import LoadedModel
@@ -122,7 +123,10 @@ class LMTrainer:
         self.count_terms = TermCounter(lm)
         self.loss_parts = lm.loss_parts
         check_patches(lm.arrangement, self.parts.spec.geometry, settings.patches)
-        objective = Objective(lm, settings.dtype, settings.label_smoothing, config.data.packing.kind != "padded")
+        packed = config.data.packing.kind != "padded"
+        objective = Objective(lm, settings.dtype, settings.label_smoothing, packed)
+        dtype, head_width = getattr(torch, settings.dtype), self.config.lm.head_width
+        self.attention = explain(self.config.lm.attention, world.device, dtype, head_width, packed)
         self.engine = make_engine(config, objective, world, settings.batch // self.cut.size // world.size)
         self.checkpoints = Checkpoints(out / "steps", world, settings.keep_last)
         self.state = RunState()
@@ -274,6 +278,7 @@ class LMTrainer:
             f"{config.engine.kind} engine{because}, {self.world.size} x {self.world.device.type}, "
             f"{config.train.dtype}, to {self.out}"
         )
+        self.progress.note(f"attention: {self.attention.name} ({self.attention.because})")
 
     def _losses(self, values: list[float]) -> dict[str, Any]:
         """As they go into metrics.jsonl, from one number for each codebook (each scale)."""
@@ -339,7 +344,7 @@ class LMTrainer:
         state.save(folder)
         if self.average.decay:
             self.average.save(folder)
-        self.state.save(folder, self.config, self.parts, self.world, self.micro)
+        self.state.save(folder, self.config, self.parts, self.world, self.micro, self.attention)
 
     def _export(self) -> None:
         card = model_card(

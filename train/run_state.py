@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..lm.attend_auto import Choice
 from ..tokenize.config import ConfigError
 from ..tokenize.files import read_json, write_json
 from .card import git_commit
@@ -31,8 +32,10 @@ class RunState:
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The latest losses of each split: {"step", "loss", "loss_per_codebook", ...}."""
 
-    def save(self, folder: Path, config: TrainConfig, parts: Parts, world: World, micro_batch: int) -> None:
-        """Write run.json: the counts, and everything the run was made of."""
+    def save(
+        self, folder: Path, config: TrainConfig, parts: Parts, world: World, micro_batch: int, attention: Choice
+    ) -> None:
+        """Write run.json: the counts, and everything the run was made of; `attention` as `explain` gives it."""
         description = {
             "tessera": __version__,
             "git_commit": git_commit(),
@@ -43,6 +46,7 @@ class RunState:
             "losses": self.losses,
             "processes": world.size,
             "micro_batch": micro_batch,
+            "attention": vars(attention),
             "tokenizer": parts.spec.fingerprint,
             "clusters": None if parts.clustering is None else parts.clustering.spec.fingerprint,
             "data": data_fingerprint(parts.items),

@@ -22,6 +22,9 @@ def test_json_is_one_object(capsys):
     assert report["ok"] is True
     assert found["packages", "torch"]["value"] == importlib.metadata.version("torch")
     assert found["attention backends", "sdpa"]["state"] == "ok"
+    for rows in ("packed rows", "other rows"):
+        chosen = found["attention backends", f"auto, {rows}"]
+        assert chosen["value"].startswith("sdpa on ") and chosen["note"]
     assert {"digits", "speech"} == {name for section, name in found if section == "bundled models"}
 
 
