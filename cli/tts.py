@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .samples import WEIGHTS_HELP
+
+MAX_STDIN_BYTES = 1 << 20
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tts(
-    text: Annotated[str, typer.Argument(help="What to say.")],
+    text: Annotated[str, typer.Argument(help="What to say; - reads it from stdin, as UTF-8.")],
     output: Annotated[
         Path,
         typer.Option("-o", "--out", help="A .wav or .flac file, a directory for several, or - for WAV on stdout."),
@@ -43,12 +46,15 @@ def tts(
 
     Heard while it is made: tessera tts "three one four" -o - | aplay
 
+    From a file or another program: tessera tts - -o letter.wav < letter.txt
+
     The bundled model knows English digits and the phrases of the sample data; tessera generate has all settings.
     """
     from ..generate.model import load
     from .samples import guidance_of, make_samples, numbers, voice_of
     from .streams import stream_sound
 
+    text = _read_stdin() if text == "-" else text
     steadiness = numbers(temperature, "--temperature")
     loaded = load(model, device, weights=weights)  # pyright: ignore[reportArgumentType]
     if loaded.spec.geometry.kind != "audio" or loaded.text is None:
@@ -68,3 +74,20 @@ def tts(
         stream_sound(loaded, output, as_json, **call)
     else:
         raise typer.BadParameter(f"a stream is one sound, but -n is {n}; leave one of them out")
+
+
+def _read_stdin() -> str:
+    """The text on stdin, less white space around it. ValueError: empty, not UTF-8, or longer than 1 MiB."""
+    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if len(data) > MAX_STDIN_BYTES:
+        raise ValueError(f"the text on stdin is longer than {MAX_STDIN_BYTES} bytes; give less of it at a time")
+    try:
+        text = data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the text on stdin is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; convert it, for "
+            "instance with: iconv -t UTF-8"
+        ) from None
+    if not text:
+        raise ValueError("there is no text on stdin; pipe some in, or give it as an argument")
+    return text

@@ -1,5 +1,6 @@
 """The verbs generate, tts, image and eval: files written, one line for a mistake."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -247,3 +248,29 @@ def test_warnings_are_one_line_each_and_stand_in_the_summary(models, tmp_path, c
         printed = capsys.readouterr()
         assert printed.err.count("tessera: words are lost\n") == 1 and "Warning" not in printed.err
         assert json.loads(printed.out)["warnings"] == ["words\nare lost"]
+
+
+class Stdin:
+    def __init__(self, data):
+        self.buffer = io.BytesIO(data)
+
+
+def test_text_from_stdin(models, tmp_path, capsys, monkeypatch):
+    def say(text, name, data=b""):
+        monkeypatch.setattr("sys.stdin", Stdin(data))
+        options = ["--model", models / "voices", "--voice", "7", "--seed", 3]
+        return tessera("tts", text, *options, "-o", tmp_path / name)
+
+    assert say("one two", "given.wav") == 0
+    assert say("-", "read.wav", b"\xef\xbb\xbfone two\r\n\n") == 0
+    assert (tmp_path / "read.wav").read_bytes() == (tmp_path / "given.wav").read_bytes()
+    for data, message in [
+        (b"", "there is no text on stdin"),
+        (b" \n", "there is no text on stdin"),
+        (b"caf\xe9", "not UTF-8: byte 3 is 0xe9"),
+        (b"a" * ((1 << 20) + 1), "longer than 1048576 bytes"),
+    ]:
+        capsys.readouterr()
+        assert say("-", "refused.wav", data) == 2
+        printed = capsys.readouterr().err
+        assert message in printed and printed.count("\n") == 1 and not (tmp_path / "refused.wav").exists()

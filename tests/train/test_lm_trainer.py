@@ -97,6 +97,7 @@ def test_a_finished_run(tiny_data, whole):
     card = (whole / "model" / "README.md").read_text()
     assert "tessera train tiny.yaml" in card and "| test |" in card and "vocab_size: 24" in card
     saved = json.loads((whole / "steps" / "step-00000008" / "run.json").read_text())
+    assert saved["attention"]["name"] == "sdpa" and saved["attention"]["because"]
     assert saved["tokenizer"] == model.spec.fingerprint and saved["config"]["train"]["lr"] == 0.01
     assert saved["sampler"] == {"seed": 3, "step": 8}
 
