@@ -22,7 +22,7 @@ from .condition_batch import ConditionBatch
 from .encoder import Encoder
 from .host import Host
 from .inputs import INPUTS, InputConfig
-from .ragged import check_lengths, dropped, first_place_scale, sinusoids, unless_all, with_null
+from .ragged import check_lengths, dropped, first_place_scale, placed, unless_all, with_null
 
 
 class CodesConditionConfig(Config):
@@ -105,7 +105,7 @@ class CodesCondition(nn.Module):
         tokens = read(codes.masked_fill((place >= lengths[:, None]).unsqueeze(1), 0)) + self.marker
         tokens, mask = with_null(tokens, lengths, self.null)
         if self.place_scale is not None:
-            tokens = tokens + self.place_scale * sinusoids(len(place), tokens.shape[-1], tokens.device)
+            tokens = placed(tokens, self.place_scale)
         if self.encoder is not None:
             tokens = self.encoder.read(tokens, mask)
         return tokens, unless_all(mask)

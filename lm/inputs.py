@@ -104,8 +104,9 @@ class CodesInput(nn.Module):
         codes = torch.where(special, 0, ids) + self.starts
         vectors_BSKD = F.embedding(codes.transpose(1, 2), self.vectors)
         vectors_BSKD = vectors_BSKD.masked_fill(special.transpose(1, 2).unsqueeze(-1), 0.0)
-        read = self.linear(vectors_BSKD.flatten(2) if self.combine == "concat" else vectors_BSKD.sum(dim=2))
-        return read + self.specials(ids)
+        combined = vectors_BSKD.flatten(2) if self.combine == "concat" else vectors_BSKD.sum(dim=2)
+        learned = self.specials(ids)
+        return self.linear(combined.to(learned.dtype)) + learned
 
 
 INPUTS: dict[str, type[nn.Module]] = {

@@ -147,7 +147,7 @@ class MaskedLM(TokenLM):
                 seen = torch.cat([prefix, ones.expand(-1, len(steps)) if inside is None else inside], dim=1)
         x = self.positions.add(x, steps, P, joined.prefix_mask)
         table = self.positions.table(steps, None, P, joined.prefix_mask)
-        memory = None if joined.memory is None else self.transformer.remember(joined.memory, joined.memory_mask)
+        memory = self._remember(joined)
         attended = None if seen is None else seen[:, None, None, :]
         hidden = self.transformer(self.dropout(x), table, mask=attended, memory=memory)
         logits_BKTV = self.head(hidden[:, P:], None).transpose(1, 2)

@@ -195,6 +195,11 @@ class TokenLM(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next(self.parameters()).dtype
+
     @torch.no_grad()
     def start(
         self,
@@ -269,7 +274,8 @@ class TokenLM(nn.Module):
         )
         if joined.prefix is not None:
             none = torch.arange(0, device=self.device)
-            x = self.positions.add(joined.prefix, none, P, joined.prefix_mask)
+            prefix = joined.prefix.to(self.dtype)  # given vectors may be of another
+            x = self.positions.add(prefix, none, P, joined.prefix_mask)
             table = self.positions.table(none, num_frames, P, joined.prefix_mask)
             self.transformer(x, table, memory=memory, cache=state.cache)
         return state
@@ -419,11 +425,10 @@ class TokenLM(nn.Module):
             self.conditions.train()
 
     def _remember(self, joined: Joined) -> Memory | None:
-        """What cross-attention reads, in the type of the model: the places of a text are float32."""
+        """What cross-attention reads, in the dtype of the model's weights: given vectors may be of another."""
         if joined.memory is None:
             return None
-        memory = joined.memory.to(next(self.parameters()).dtype)
-        return self.transformer.remember(memory, joined.memory_mask)
+        return self.transformer.remember(joined.memory.to(self.dtype), joined.memory_mask)
 
     def _mask(self, P: int, S: int, prefix_mask: Tensor | None, device: torch.device) -> Tensor | None:
         """What P prefix tokens and S steps see, bool [B or 1, 1, P + S, P + S]; None: each all before it."""
@@ -439,7 +444,7 @@ class TokenLM(nn.Module):
     def _compute_dtype(self) -> torch.dtype:
         if torch.is_autocast_enabled(self.device.type):
             return torch.get_autocast_dtype(self.device.type)
-        return next(self.parameters()).dtype
+        return self.dtype
 
     def extra_repr(self) -> str:
         return f"{self.num_parameters / 1e6:.2f} M parameters, tokenizer '{self.spec.name}'"

@@ -58,6 +58,11 @@ class NextScaleConfig(LMConfig):
             raise ValueError("a next-scale model sees all scales, one codebook; leave window, ahead, loss_weights out")
         if self.input != EmbeddingInputConfig():
             raise ValueError("a next-scale model reads the sums of the scales before; leave input out")
+        if any(condition.kind == "codes" and condition.input is None for condition in self.conditions):
+            raise ValueError(
+                "a next-scale model has no input of codes that a condition could share; give the condition 'codes' an "
+                "input of its own, for instance input: {kind: embedding}"
+            )
         if self.head.kind not in ("parallel", "bits"):
             raise ValueError(
                 f"a next-scale model predicts all cells of a scale at once, head '{self.head.kind}' does not; use "

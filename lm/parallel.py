@@ -62,7 +62,8 @@ class ParallelHead(nn.Module):
         if self.weight is None:
             assert self.packed is not None
             return self.packed(hidden).unflatten(-1, self.shape)
-        return linear(hidden, self.weight, self.absent).unflatten(-1, self.shape)
+        absent = None if self.absent is None else self.absent.to(self.weight.dtype)
+        return linear(hidden, self.weight, absent).unflatten(-1, self.shape)
 
     def terms(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
         wanted = self.symbols.targets(ids, mask).transpose(1, 2)

@@ -50,6 +50,12 @@ def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
     return pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, width - 2 * half))
 
 
+def placed(tokens: Tensor, scale: Tensor) -> Tensor:
+    """Tokens [B, L, D] with `sinusoids` times the scale [1] added; the sum is float32, the result in the tokens' dtype,
+    which is what the layers that read them compute in."""
+    return (tokens + scale * sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)).to(tokens.dtype)
+
+
 def first_place_scale(width: int) -> Tensor:
     """What `sinusoids` are multiplied by at first, [1]: they are as large as an embedding then."""
     return torch.full((1,), (4 / (5 * width)) ** 0.5)

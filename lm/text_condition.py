@@ -13,7 +13,7 @@ from ..tokenize.text import TextConfig
 from .condition_batch import ConditionBatch
 from .encoder import Encoder
 from .host import Host
-from .ragged import check_lengths, dropped, first_place_scale, sinusoids, unless_all, with_null
+from .ragged import check_lengths, dropped, first_place_scale, placed, unless_all, with_null
 from .transformer import Table
 
 
@@ -85,7 +85,7 @@ class TextCondition(nn.Module):
         tokens = self.table(torch.where(place < lengths[:, None], text, 0))
         tokens, mask = with_null(tokens, lengths, self.null)
         if self.place_scale is not None:
-            tokens = tokens + self.place_scale * sinusoids(len(place), tokens.shape[-1], tokens.device)
+            tokens = placed(tokens, self.place_scale)
         if self.encoder is not None:
             tokens = self.encoder.read(tokens, mask)
         return tokens, unless_all(mask)

@@ -60,5 +60,11 @@ class ScaleSums(nn.Module):
         with torch.autocast(total.device.type, enabled=False):
             return getattr(self, f"down_{number}") @ total
 
+    def _apply(self, fn, recurse=True):
+        """As any module, but for half precision: sums stay float32, whatever the model is cast to."""
+        moved = fn(self.vectors.new_empty(0))
+        half = moved.dtype in (torch.float16, torch.bfloat16)
+        return super()._apply((lambda x: x.to(moved.device)) if half else fn, recurse)
+
     def _keep(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value.detach().clone().float(), persistent=False)

@@ -19,7 +19,7 @@ from tessera.lm.parallel import ParallelHeadConfig
 from tessera.lm.parameter_shapes import parameter_shapes
 from tessera.lm.rope import GridRopeConfig, SinusoidalConfig, TimeRopeConfig, places_of_scales
 from tessera.lm.weights import load_lm, load_model, save_model
-from tessera.tokenize.config import ConfigError
+from tessera.tokenize.config import ConfigError, check_config
 from tessera.tokenize.picture_net import PictureTokenizerConfig
 from tessera.tokenize.quantizer import ScalesConfig, VQConfig
 from tessera.tokenize.spec import PictureGeometry
@@ -246,3 +246,18 @@ def test_refusals():
     assert NextScaleConfig(head=ParallelHeadConfig()).rope == GridRopeConfig()
     with pytest.raises(ValueError, match="cache kind 'int8' is for steps in order"):
         lm.begin(None, 1, cache="int8")
+
+
+def test_sums_of_scales_stay_float32_in_half_precision():
+    lm = make(CASES["label prefix, qk norm"])
+    before = [buffer.clone() for buffer in lm.input.sums.buffers()]
+    for dtype in (torch.bfloat16, torch.float16):
+        lm.to(dtype)
+        assert all(a.equal(b) for a, b in zip(lm.input.sums.buffers(), before, strict=True))
+    assert lm.double().input.sums.vectors.dtype == torch.float64
+
+
+def test_a_prompt_of_codes_needs_an_input_of_its_own():
+    """The model's own input reads sums of scales: what the condition would share is no part of the model."""
+    with pytest.raises(ConfigError, match="no input of codes that a condition could share; give the condition 'codes'"):
+        check_config({"kind": "next_scale", "conditions": [{"kind": "codes", "max_frames": 4}]}, NextScaleConfig)
