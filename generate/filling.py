@@ -8,8 +8,8 @@ Drawn for 6 codes in 3 passes; what is kept is never changed again:
     pass 2 draws     g  m  n  d  o  l      keeps all
 
 A `bits` head has several symbols of a code, which are drawn and kept each by itself.
-How many are kept in each pass depends on the row's own number of codes alone, and each draw on (seed, pass, cell), so a
-row comes out the same in any company.
+How many are kept in each pass depends on the row's own number of codes alone, each draw on (seed, pass, cell), and so
+does the choice among cells that are as sure as each other; so a row comes out the same in any company.
 Sources: MaskGIT (arXiv:2202.04200) for confidence, its noise and the cosine; MaskBit (arXiv:2409.16211) for cells of
 (position, codebook).
 """
@@ -24,17 +24,25 @@ import torch
 from torch import Tensor
 
 from ..lm.conditions import ConditionBatch
-from ..lm.defaults import Guidance
+from ..lm.defaults import LARGEST, Guidance
 from ..lm.masked import MaskedLM
+from ..lm.near_ties import largest
 from .guidance import Guide
 from .loop import Progress, check_seeds, one_row
 from .noise import uniform
-from .sampling import Sampling, check_unordered, make_filters, sample
+from .sampling import NOT_NUMBERS, Sampling, check_unordered, drawable, make_filters, sample
 
 DEFAULT_PASSES = 12
 """Of a model that has nothing else to go by; a refiner takes one."""
-CODES, CHOICES = 8, 9
-"""Which of a cell's numbers are for drawing codes and for choosing cells; the decode loop uses lower ones."""
+CODES, CHOICES, TIES = 8, 9, 10
+"""Which of a cell's numbers are for drawing codes, for choosing cells, and for choosing among cells that are as sure;
+the decode loop uses lower ones."""
+
+AS_SURE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Nats by which two cells may differ and be as sure: far more than kernels round by. Where everything is hidden and
+positions are told by rotation alone, all of a row's cells have the same logits."""
+AS_SURE_IN_HALF = 0.125
+"""The same for models in half precision."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda u: math.cos(math.pi / 2 * u),
@@ -176,30 +184,30 @@ def _fill(
         hidden[:, :, : prompt.shape[2]] = False
     coarse = None if coarse is None else coarse.to(device)
     conditions = None if conditions is None else guide.conditions(conditions.to(device))
-    frames = lm.config.masking.unit == "frame"
+    frames, close = lm.config.masking.unit == "frame", AS_SURE.get(lm.dtype, AS_SURE_IN_HALF)
     N, books = filling.num_passes(lm), torch.tensor(symbols.codebooks, device=device)
     remaining = remaining_counts(_units(hidden, frames).sum(1).tolist(), N, filling.schedule).to(device)
 
     for number in range(N):
         given = [None if part is None else guide.rows(part) for part in (symbols.join(made), hidden, some_end, coarse)]
         logits = lm(given[0], given[1], given[2], conditions, given[3]).double()
-        if not bool((logits < torch.inf).all()):
-            raise ValueError("the model's logits are not numbers (NaN); its weights are damaged or its dtype too small")
+        if not bool(drawable(logits)):
+            raise ValueError(NOT_NUMBERS)
         logits_BTJV = guide(logits.transpose(1, 2).unflatten(0, (-1, B)), number, books)
         cells = uniform(numbers, number, T * J, draw=CODES).view(B, T, J)
         drawn_BTJ = sample(logits_BTJV, cells, filters)
         sure = logits_BTJV.log_softmax(-1).gather(-1, drawn_BTJ.unsqueeze(-1)).squeeze(-1).transpose(1, 2)
         sure = torch.where(hidden, sure, 0.0)
-        sure = sure.sum(dim=1, keepdim=True) if frames else sure
+        sure = (sure.sum(dim=1, keepdim=True) if frames else sure).clamp(min=torch.finfo(sure.dtype).min)
         noise = filling.choice_temperature * (1 - (number + 1) / N)
         if noise:
             chance = uniform(numbers, number, T * sure.shape[1], draw=CHOICES).view(B, T, -1).transpose(1, 2)
             sure = sure - noise * torch.log(-torch.log(chance))
         open_ = _units(hidden, frames)
-        # Cells in the order of frames, so that equal ones rank alike however far the row is padded.
+        # Cells in the order of frames, so that they have the same numbers however far the row is padded.
         ranked = sure.transpose(1, 2).flatten(1).masked_fill(~open_, -torch.inf)
-        order = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        kept = open_ & (order < (open_.sum(1) - remaining[:, number + 1])[:, None])
+        count = (open_.sum(1) - remaining[:, number + 1])[:, None]
+        kept = largest(ranked, count, uniform(numbers, number, ranked.shape[1], draw=TIES), close)
         kept = kept.view(B, T, -1).transpose(1, 2).expand(B, J, T) & hidden
         made = torch.where(kept, drawn_BTJ.transpose(1, 2), made)
         hidden = hidden & ~kept
@@ -232,6 +240,7 @@ def _check(filling: Filling, sampling: Sampling) -> None:
         raise ValueError(f"pass_schedule '{filling.schedule}' is unknown; choose {', '.join(SCHEDULES)}")
     if filling.passes is not None and filling.passes < 1:
         raise ValueError(f"passes must be at least 1, found {filling.passes}")
-    if not 0 <= filling.choice_temperature < float("inf"):
-        raise ValueError(f"choice_temperature must be at least 0, found {filling.choice_temperature}")
+    noise = filling.choice_temperature
+    if not 0 <= noise <= LARGEST:
+        raise ValueError(f"choice_temperature must be at {'most 1e9' if noise > 0 else 'least 0'}, found {noise}")
     check_unordered(sampling, "masked")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..lm.conditions import ConditionBatch
 from ..lm.defaults import (
+    LARGEST,
     ConstantGuidance,
     CosineGuidance,
     Guidance,
@@ -101,8 +102,8 @@ def as_config(guidance: Guidance | GuidanceConfig | Sequence[float]) -> Guidance
         return guidance
     values = list(guidance) if isinstance(guidance, Sequence) else [guidance]
     for value in values:
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"guidance must be at least 0, found {value}")
+        if not 0 <= value <= LARGEST:
+            raise ValueError(f"guidance must be at {'most 1e9' if value > 0 else 'least 0'}, found {value}")
     return ConstantGuidance(scale=tuple(map(float, values)) if isinstance(guidance, Sequence) else float(values[0]))
 
 

@@ -22,7 +22,7 @@ from ..lm.model import TokenLM
 from .guidance import Guide
 from .programs import Program, StepName, choose_way, programs_of
 from .sampler import Sampler
-from .sampling import Sampling
+from .sampling import NOT_NUMBERS, Sampling
 from .step import Board, Step
 
 CHECK_EVERY = 8
@@ -216,7 +216,7 @@ class DecodeLoop:
         device that a step may cost."""
         longest, broken = torch.stack([self.board.row_lengths.max(), self.board.broken.long()]).tolist()
         if broken:
-            raise ValueError("the model's logits are not numbers (NaN); its weights are damaged or its dtype too small")
+            raise ValueError(NOT_NUMBERS)
         return longest
 
     def _read_to(self, s: int, count: int) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..lm.arrange import Arrangement
+from ..lm.defaults import RANGES
 from ..lm.symbols import Symbols
 from .noise import uniform
 from .repetition import LookBack, Repetition, penalize, repeats
@@ -196,7 +197,8 @@ def _make_repetition(sampling: Sampling, num_codebooks: int, device: torch.devic
         return per_codebook(name, getattr(sampling, name), num_codebooks, allowed, is_allowed)
 
     whole = "a whole number of frames from"
-    penalty = spread("repetition_penalty", "above 0", lambda x: 0 < x < 1e9)
+    penalty = spread("repetition_penalty", "above 0", lambda x: x > 0)
+    penalty = spread("repetition_penalty", *RANGES["repetition_penalty"])
     penalty_window = spread(
         "repetition_window", f"{whole} 1 to {MAX_WINDOW}", lambda x: 1 <= x <= MAX_WINDOW and x % 1 == 0
     )

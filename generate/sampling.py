@@ -11,7 +11,14 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from ..lm.defaults import RANGES
 from . import triton_draw
+
+NOT_NUMBERS = (
+    "the model's logits are not numbers (NaN or infinite), or leave nothing to draw; its weights are damaged or its "
+    "dtype too small"
+)
+"""Where `drawable` is False."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,9 @@ def make_filters(sampling: Sampling, num_codebooks: int, device: torch.device | 
         ValueError: a list that is not K long, or a value out of range; names the setting and what was found.
     """
     K = num_codebooks
-    temperature = per_codebook("temperature", sampling.temperature, K, "at least 0", lambda x: 0 <= x < 1e9)
+    temperature = per_codebook("temperature", sampling.temperature, K, "at least 0", lambda x: 0 <= x <= 1e9)
     top_k = per_codebook("top_k", sampling.top_k, K, "a whole number, at least 0", lambda x: x >= 0 and x % 1 == 0)
+    top_k = per_codebook("top_k", top_k, K, *RANGES["top_k"])
     top_p = per_codebook("top_p", sampling.top_p, K, "above 0 and at most 1", lambda x: 0 < x <= 1)
     min_p = per_codebook("min_p", sampling.min_p, K, "from 0 to 1", lambda x: 0 <= x <= 1)
     return Filters(
@@ -125,11 +133,13 @@ def sample(logits: Tensor, uniforms: Tensor, filters: Filters) -> Tensor:
     """Draw one id per row and codebook by inverting the distribution function at a given uniform number.
 
     Args:
-        logits: [B, K, V], -inf where an id must not be drawn; at least one finite logit in every cell.
+        logits: [B, K, V], floating point, -inf where an id must not be drawn.
         uniforms: [B, K] in (0, 1), float64 (see noise.py). The same number gives the same id.
         filters: from `make_filters`.
     Returns:
-        ids [B, K], long.
+        ids [B, K], long, always from 0 to V - 1. A cell that has nothing to draw from (NaN, inf, or -inf everywhere)
+        gives its largest logit's id; callers look for such cells with `drawable`, as a look here would wait for the
+        device.
 
     In float64 and over ids in their own order: a rounding error of the logits then moves the borders between ids a
     little, and hardly ever changes a draw. In sorted order two nearly equal ids could swap their whole intervals.
@@ -137,20 +147,31 @@ def sample(logits: Tensor, uniforms: Tensor, filters: Filters) -> Tensor:
     logits = logits.double()
     if not filters.sorts and logits.shape[-1] <= triton_draw.MOST_VALUES and triton_draw.takes(logits):
         return triton_draw.sample(logits, uniforms, filters)
-    probabilities = torch.softmax(logits / filters.temperature[:, None], dim=-1)
-    probabilities = torch.where(_kept(probabilities, filters), probabilities, 0.0)
-    cumulative = probabilities.cumsum(dim=-1)
-    total = cumulative[..., -1:]
-    # Strictly below the total even after rounding, so that the id found has a positive probability.
-    target = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    drawn = (cumulative <= target).sum(dim=-1)
-    return torch.where(filters.greedy, logits.argmax(dim=-1), drawn)
+    # The largest logit is taken off first: no temperature makes the quotient overflow, and the likeliest id weighs 1.
+    weights = torch.exp((logits - logits.amax(dim=-1, keepdim=True)) / filters.temperature[:, None])
+    weights = torch.where(_kept(weights, filters), weights, 0.0)
+    cumulative = weights.cumsum(dim=-1)
+    target = uniforms[..., None] * cumulative[..., -1:]  # below the total, as that is at least 1
+    drawn = _first_above(cumulative, target, weights) if weights.is_cuda else (cumulative <= target).sum(dim=-1)
+    return torch.where(filters.greedy | (drawn == logits.shape[-1]), logits.argmax(dim=-1), drawn)
+
+
+def drawable(logits: Tensor) -> Tensor:
+    """True [] where every cell of logits [*, V] has something to draw from: no NaN, no inf, not -inf everywhere."""
+    return logits.amax(dim=-1).isfinite().all()
+
+
+def _first_above(cumulative: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """The first id [B, K] with a weight whose cumulative sum [B, K, V] is above the target, V where there is none. Sums
+    in parallel, as on a GPU, need not rise everywhere."""
+    ids = torch.arange(weights.shape[-1], device=weights.device)
+    return torch.where((cumulative > target) & (weights > 0), ids, len(ids)).amin(dim=-1)
 
 
 def _kept(probabilities: Tensor, filters: Filters) -> Tensor:
-    """True [B, K, V] on the ids that pass all filters. Equal probabilities rank in the order of their ids."""
-    largest = probabilities.amax(dim=-1, keepdim=True)
-    kept = (probabilities >= filters.min_p[:, None] * largest) & (probabilities > 0)
+    """True [B, K, V] on the ids that pass all filters, from probabilities divided by the largest one. Equal ones rank
+    in the order of their ids."""
+    kept = probabilities >= filters.min_p[:, None]
     if filters.sorts:
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(ordered.shape[-1], device=ordered.device)

@@ -26,7 +26,7 @@ from .filling import run_rows
 from .guidance import Guide
 from .loop import Progress, check_seeds, one_row
 from .noise import uniform
-from .sampling import Sampling, check_unordered, make_filters, sample
+from .sampling import NOT_NUMBERS, Sampling, check_unordered, drawable, make_filters, sample
 
 
 @torch.no_grad()
@@ -127,8 +127,8 @@ def _scales(
     codes = None
     for number, n in enumerate(lm.counts[:num_scales]):
         logits = lm.step_scale(state, None if codes is None else guide.rows(codes)).double()
-        if not bool((logits < torch.inf).all()):
-            raise ValueError("the model's logits are not numbers (NaN); its weights are damaged or its dtype too small")
+        if not bool(drawable(logits)):
+            raise ValueError(NOT_NUMBERS)
         logits_BnJV = guide(logits.transpose(1, 2).unflatten(0, (-1, B)), number, books)
         cells = uniform(numbers, number, n * len(symbols)).view(B, n, len(symbols))
         codes = symbols.join(sample(logits_BnJV, cells, filters).transpose(1, 2))[:, 0]

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..lm.model import State, TokenLM
 from .guidance import Guide
 from .sampler import Sampler
+from .sampling import drawable
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Board:
     ended: Tensor
     """[B] bool: the row drew its end."""
     broken: Tensor
-    """[] bool: some logits were not numbers."""
+    """[] bool: some logits were no numbers to draw from (`sampling.drawable`)."""
     seeds: Tensor
     """[B] long."""
 
@@ -88,8 +89,8 @@ class Step:
         for stage, rules in enumerate(self.stages[phase]):
             known = symbols.split(column)
             logits = head.predict(begun, stage, guide.rows(known)).double()
-            board.broken.logical_or_((logits < float("inf")).logical_not().any())
             logits = sampler.forbid(draws, rules, logits.unflatten(0, (-1, len(board.seeds))))
+            board.broken.logical_or_(drawable(logits).logical_not())
             drawn = sampler.draw(draws, rules, guide(logits, step, rules.books))
             if rules.first is not None and not (is_guess or self.fixed):
                 self._end_rows(step, drawn[:, rules.first])

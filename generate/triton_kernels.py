@@ -43,10 +43,12 @@ def sample_kernel(
     symbol = cell % n
     each = tl.arange(0, BLOCK)
     own = tl.load(logits + cell * V + each, mask=each < V, other=float("-inf"))
-    scaled = own / tl.load(temperature + symbol)
-    weights = tl.exp(scaled - tl.max(scaled, axis=0))
-    weights = weights / tl.sum(weights, axis=0)
-    kept = (weights >= tl.load(min_p + symbol) * tl.max(weights, axis=0)) & (weights > 0)
+    largest = tl.max(own, axis=0)
+    likeliest = tl.min(tl.where(own == largest, each, BLOCK), axis=0)
+    likeliest = tl.where(likeliest < V, likeliest, 0)  # nothing equals the largest where logits are not numbers
+    # The largest is taken off first, as sampling.py does: no temperature makes the quotient overflow.
+    weights = tl.exp((own - largest) / tl.load(temperature + symbol))
+    kept = (weights >= tl.load(min_p + symbol)) & (weights > 0) & (each < V)
     if LIMITED:
         k = tl.load(top_k + symbol)
         if k < V:
@@ -65,8 +67,7 @@ def sample_kernel(
     target = tl.load(uniforms + cell) * tl.max(cumulative, axis=0)
     # A sum in parallel need not rise everywhere: only ids that may be drawn are looked at, at last the last of them.
     found = tl.min(tl.where(kept & (cumulative > target), each, BLOCK), axis=0)
-    last = tl.max(tl.where(kept, each, 0), axis=0)
+    last = tl.max(tl.where(kept, each, -1), axis=0)
     found = tl.minimum(found, last)
-    if tl.load(greedy + symbol):
-        found = tl.min(tl.where(own == tl.max(own, axis=0), each, BLOCK), axis=0)
+    found = tl.where((tl.load(greedy + symbol) != 0) | (found < 0), likeliest, found)
     tl.store(ids + cell, found.to(tl.int64))

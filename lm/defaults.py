@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     Discriminator,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     Tag,
+    field_validator,
     model_validator,
 )
 
 from ..tokenize.config import Config
 from ..tokenize.text_seen import TextSeen
 from .caches import CacheConfig
+
+LARGEST = 1e9
+"""Of the numbers that logits are multiplied with or divided by: no product overflows."""
+SMALLEST_TEMPERATURE = 1e-30
+"""Above 0."""
+
+Amount = Annotated[float, Field(ge=0, le=LARGEST)]
+PositiveAmount = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
 class TwoConditions(Config):
@@ -27,14 +34,14 @@ class TwoConditions(Config):
 
     keep: tuple[str, ...] = Field(min_length=1)
     """Kinds of the conditions that are kept, for instance [codes]; beta strengthens the others."""
-    beta: NonNegativeFloat = 1.0
+    beta: Amount = 1.0
     """1: as with one condition."""
 
 
 class GuidanceConfig(Config):
     """What every kind has. The scale is s in l_null + s (l_condition - l_null): 1 is the condition alone."""
 
-    scale: NonNegativeFloat | tuple[NonNegativeFloat, ...]
+    scale: Amount | tuple[Amount, ...]
     """One value, or one for each codebook."""
     filter_top_k: NonNegativeInt = 0
     """Above 0 (Dia): the guided logits only choose the k likeliest ids, their probabilities are those of the condition
@@ -66,14 +73,14 @@ class LinearGuidance(GuidanceConfig):
     """first + (scale - first) p with p = step / steps. VAR's number t is scale = 1 + t."""
 
     kind: Literal["linear"] = "linear"
-    first: NonNegativeFloat = 1.0
+    first: Amount = 1.0
 
 
 class CosineGuidance(GuidanceConfig):
     """1 + (scale - 1) (1 - cos(pi p^power)) / 2 with p = step / steps (RAR). MaskBit's number s is scale = 1 + s."""
 
     kind: Literal["cosine"] = "cosine"
-    power: PositiveFloat = 1.0
+    power: PositiveAmount = 1.0
     """Above 1 the scale stays low for longer."""
 
 
@@ -86,8 +93,8 @@ def _tag(value: Any) -> str | None:
 
 
 Guidance = Annotated[
-    Annotated[NonNegativeFloat, Tag("scale")]
-    | Annotated[tuple[NonNegativeFloat, ...], Tag("scales")]
+    Annotated[Amount, Tag("scale")]
+    | Annotated[tuple[Amount, ...], Tag("scales")]
     | Annotated[ConstantGuidance, Tag("constant")]
     | Annotated[IntervalGuidance, Tag("interval")]
     | Annotated[LinearGuidance, Tag("linear")]
@@ -105,15 +112,15 @@ class GenerationDefaults(Config):
     """Sampling settings. Where a tuple is given it has one value for each codebook."""
 
     temperature: float | tuple[float, ...] = 1.0
-    """Divides the logits; 0 takes the likeliest id."""
+    """Divides the logits; 0 takes the likeliest id. 0, or from 1e-30 to 1e9."""
     top_k: int | tuple[int, ...] = 0
-    """Keep the k likeliest ids; 0 keeps all."""
+    """Keep the k likeliest ids; 0 keeps all. At most 2^40."""
     top_p: float | tuple[float, ...] = 1.0
     """Keep the likeliest ids that together have this probability; 1 keeps all."""
     min_p: float | tuple[float, ...] = 0.0
     """Drop ids less likely than this share of the likeliest; 0 drops none."""
     repetition_penalty: float | tuple[float, ...] = 1.0
-    """Makes codes that were drawn lately less likely, in the same row and codebook; 1: off."""
+    """Makes codes that were drawn lately less likely, in the same row and codebook; 1: off. From 1e-9 to 1e9."""
     repetition_window: int | tuple[int, ...] = 16
     """Frames over which the penalty remembers codes."""
     ras: int | tuple[int, ...] = 0
@@ -142,7 +149,7 @@ class GenerationDefaults(Config):
     """off: a text is said at once, however long."""
     carry: Literal["audio", "nothing"] = "audio"
     """What a piece of a long text goes on from. audio: the piece before, its text and its sound."""
-    frames_per_character: tuple[PositiveFloat, PositiveFloat] | None = None
+    frames_per_character: tuple[PositiveAmount, PositiveAmount] | None = None
     """Of the pieces of a long text: one with fewer frames is made again, and so is one that has not ended by the
     second number. null: 0.015 and 0.5 seconds (training fills it in from its items)."""
     text_seen: TextSeen | None = None
@@ -159,7 +166,7 @@ class GenerationDefaults(Config):
     """Of a masked model: passes in which the codes are filled in; null: 1 for a refiner, else 12."""
     pass_schedule: Literal["cosine", "linear", "square", "root", "arccos"] = "cosine"
     """Of a masked model: how many codes each pass keeps."""
-    choice_temperature: float = Field(default=0.0, ge=0)
+    choice_temperature: Amount = 0.0
     """Of a masked model: noise on the choice of the codes that a pass keeps; 0 keeps the surest."""
     fine_temperature: float | tuple[float, ...] = 1.0
     """Of a coarse-to-fine model: the refiner's temperature; the others above are of the coarse labels."""
@@ -173,3 +180,25 @@ class GenerationDefaults(Config):
     step: Literal["auto", "eager", "compiled", "graph"] = "auto"
     """How the steps of a generation are run. eager: operation by operation. compiled: by torch.compile, which takes
     tens of seconds once. graph: recorded as a CUDA graph. auto: graph on CUDA, else eager."""
+
+    @field_validator("temperature", "fine_temperature", "repetition_penalty", "top_k")
+    @classmethod
+    def _in_range(cls, value: Any, info: Any) -> Any:
+        allowed, is_allowed = RANGES[info.field_name]
+        for one in value if isinstance(value, tuple) else (value,):
+            if not is_allowed(one):
+                raise ValueError(f"must be {allowed}, found {one!r}")
+        return value
+
+
+def _is_temperature(value: float) -> bool:
+    return value == 0 or SMALLEST_TEMPERATURE <= value <= LARGEST
+
+
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "temperature": ("0, or from 1e-30 to 1e9", _is_temperature),
+    "fine_temperature": ("0, or from 1e-30 to 1e9", _is_temperature),
+    "repetition_penalty": ("from 1e-9 to 1e9", lambda value: 1 / LARGEST <= value <= LARGEST),
+    "top_k": ("a whole number from 0 to 2^40", lambda value: 0 <= value <= 1 << 40),
+}
+"""Settings that are one value or one for each codebook: what each value may be."""

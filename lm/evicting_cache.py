@@ -1,7 +1,8 @@
 """The evict kind of cache: a budget of steps; when it is spent, the step that a policy values least is forgotten.
 
 Every layer, head and row chooses by itself. The conditions and the most recent steps are always kept. A step is valued
-once, from its own key and value.
+once, from its own key and value. Of steps that are worth as much but for rounding (the first layer's keys of the same
+codes, turned) the oldest is forgotten.
 Source: keys with a low L2 norm receive the most attention, Devoto et al. 2024 (arXiv:2406.11430).
 """
 
@@ -17,6 +18,10 @@ from torch import Tensor
 from ..tokenize.config import Config
 from .cache import CacheShape, Seen, cannot_rewind, seen_in_order
 from .masks import causal_mask
+from .near_ties import is_small, largest
+
+NEVER = (1 << 31) - 1
+"""Above the number of any step."""
 
 PolicyName = Literal["key_norm"]
 
@@ -145,7 +150,11 @@ class EvictingCache:
         seen_values = torch.cat([own_values[:, :, : P + used], values], dim=2)
         all_worth = torch.cat([self.worth[layer, :, :, :used], worth], dim=2)
         all_steps = torch.cat([self.steps[layer, :, :, :used], steps.expand(*worth.shape)], dim=2)
-        chosen = self._protected(all_worth, all_steps, steps[-1]).topk(self.budget, dim=2).indices.sort().values
+        protected, close = self._protected(all_worth, all_steps, steps[-1]), self._as_worthy(all_worth)
+        flat = [x.flatten(0, 1) for x in (protected, all_steps.double(), close)]
+        kept = largest(flat[0], self.budget, flat[1], flat[2])
+        order = kept.byte().argsort(dim=1, descending=True, stable=True)[:, : self.budget]
+        chosen = order.view(*worth.shape[:2], self.budget)
         own_keys[:, :, P:] = _take(seen_keys[:, :, P:], chosen)
         own_values[:, :, P:] = _take(seen_values[:, :, P:], chosen)
         self.worth[layer], self.steps[layer] = all_worth.gather(2, chosen), all_steps.gather(2, chosen)
@@ -169,13 +178,21 @@ class EvictingCache:
     def _replace(self, layer: int, keys: Tensor, values: Tensor, worth: Tensor, steps: Tensor) -> None:
         """Put one step [B, G, 1, E] in the next free place, or in that of the least worthy."""
         P, E = self._shape.prefix_length, keys.shape[3]
-        least = self._protected(self.worth[layer], self.steps[layer], steps).argmin(dim=2, keepdim=True)
+        protected = self._protected(self.worth[layer], self.steps[layer], steps)
+        above = protected - protected.amin(dim=2, keepdim=True)
+        equal = is_small(above, self._as_worthy(self.worth[layer]))
+        least = torch.where(equal, self.steps[layer], NEVER).argmin(dim=2, keepdim=True)
         least = torch.where(steps < self.budget, steps, least)
         where = (P + least)[..., None].expand(-1, -1, 1, E)
         self.keys[layer].scatter_(2, where, keys)
         self.values[layer].scatter_(2, where, values)
         self.worth[layer].scatter_(2, least, worth)
         self.steps[layer].scatter_(2, least, steps.expand(*least.shape))
+
+    def _as_worthy(self, worth: Tensor) -> Tensor:
+        """[B, G, 1]: by how much steps [B, G, n] may differ and be worth as much."""
+        rounding = 1e-4 if self.keys.dtype in (torch.float32, torch.float64) else 0.02
+        return rounding * worth.abs().amax(dim=2, keepdim=True)
 
     def _protected(self, worth: Tensor, steps: Tensor, newest: Tensor) -> Tensor:
         """The worth of steps, infinite where they are recent."""

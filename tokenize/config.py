@@ -107,8 +107,11 @@ def check_config(data: Any, kind: type[C], where: str = "config") -> C:
 
 
 def _named(location: Sequence[str | int], data: Any) -> Iterator[str]:
-    """The parts of a location, but for the name of a kind that is meant where the file says none."""
+    """The parts of a location, but for the name of a kind that is meant where the file says none, and for pydantic's
+    names of the alternatives of a value or list."""
     for part in location:
+        if not isinstance(data, dict) and isinstance(part, str) and _ALTERNATIVE.fullmatch(part):
+            continue
         if isinstance(data, dict) and part not in data and "kind" not in data and part != location[-1]:
             continue
         if isinstance(data, dict):
@@ -116,6 +119,10 @@ def _named(location: Sequence[str | int], data: Any) -> Iterator[str]:
         elif isinstance(data, list) and isinstance(part, int):
             data = data[part]
         yield str(part)
+
+
+_ALTERNATIVE = re.compile(r"(constrained-)?(float|int|str)|tuple\[.*|function-.*")
+"""What pydantic calls the alternatives of a value that may be one number or several."""
 
 
 def _found(error: Any) -> str:

@@ -226,3 +226,20 @@ def test_refusals(settings, message):
     lm, _ = make()
     with pytest.raises(ValueError, match=message):
         fill_codes(**{"lm": lm, "conditions": None, "seeds": [1], "lengths": frames_of(3), **settings})
+
+
+@pytest.mark.parametrize("unit", ["cell", "frame"])
+@pytest.mark.parametrize("parts", [{}, BITS], ids=["codes", "bits"])
+def test_rounding_does_not_choose_among_cells_that_are_as_sure(parts, unit):
+    """Nothing is known in the first pass and positions are told by rotation alone: all positions have the same logits,
+    but for rounding, which differs alone and in a batch of other lengths."""
+    lm, _ = make(unit=unit, **parts)
+    lengths, seeds = frames_of(40, 31, 9, 25, 38, 16), list(range(6))
+    codes, hidden = torch.zeros(1, 3, 40, dtype=torch.long), torch.ones(1, len(lm.head.symbols), 40, dtype=torch.bool)
+    for dtype in (torch.float64, torch.float32):
+        lm = lm.to(dtype)
+        logits = lm(codes, hidden)
+        spread = (logits - logits[:, :, :1]).nan_to_num(0.0).abs().max()
+        assert spread < 1e-4  # as sure as each other
+        batch = fill_codes(lm, None, seeds, lengths, Filling(6))
+        assert batch.equal(fill_codes(lm, None, seeds, lengths, Filling(6), exact=True))

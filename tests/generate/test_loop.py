@@ -310,12 +310,17 @@ def test_errors():
     refuse("the prompt has 6 frames and at most 6 are to be made", prompt=torch.zeros(2, 3, 6, dtype=torch.long))
     refuse("codebook 1 must hold codes 0 to 6", prompt=prompt + torch.tensor([0, 7, 0])[:, None])
     refuse("temperature has 2 values but the model has 3 codebooks", sampling=Sampling(temperature=[1.0, 1.0]))
+    refuse("guidance must be at most 1e9, found inf", guidance=float("inf"))
+    refuse("repetition_penalty must be from 1e-9 to 1e9, found 1e-320", sampling=Sampling(repetition_penalty=1e-320))
+    refuse(r"top_k must be a whole number from 0 to 2\^40", sampling=Sampling(top_k=10**30))
+    refuse("end_bias must be a number, found inf", sampling=Sampling(end_bias=float("inf")))
 
 
-def test_logits_that_are_not_numbers_are_an_error():
+@pytest.mark.parametrize("value", [float("nan"), 1e308])  # sums of the second overflow
+def test_logits_that_are_not_numbers_are_an_error(value):
     lm = make_lm()
     with torch.no_grad():
-        lm.head.weight.fill_(float("nan"))
+        lm.head.weight.fill_(value).mul_(10)
     _, none = make_conditions("none", 1)
     with pytest.raises(ValueError, match="not numbers"):
         generate_codes(lm, none, [0], UP_TO)

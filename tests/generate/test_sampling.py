@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tessera.generate import sampling
 from tessera.generate.noise import uniform
-from tessera.generate.sampling import Sampling, make_filters, sample
+from tessera.generate.sampling import Sampling, drawable, make_filters, sample
 
 SETTINGS = [
     Sampling(),
@@ -136,3 +137,47 @@ def test_top_k_alone_keeps_what_sorting_keeps():
         uniforms = torch.rand(2, 3, generator=generator, dtype=torch.float64)
         wanted = sample(logits, uniforms, replace(filters, sorts=True))
         assert torch.equal(sample(logits, uniforms, filters), wanted)
+
+
+EXTREMES = [0.0, -0.0, 1.0, -1e4, 6e4, 3e38, -3e38, 1e300, -1e300, math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_any_logits_give_an_id_that_exists_and_is_allowed(dtype):
+    """Whatever stands in the logits, an id from 0 to V - 1; where there is anything to draw from, one that is."""
+    generator = torch.Generator().manual_seed(0)
+    uniforms = torch.tensor([2.0**-53, 0.3, 0.5, 1 - 2.0**-53], dtype=torch.float64)[:, None]
+    settings = [
+        {"temperature": t, "top_k": k, "top_p": p, "min_p": m}
+        for t, k, p, m in [
+            (0.0, 0, 1.0, 0.0), (1e-320, 0, 1.0, 0.0), (1e-308, 2, 1.0, 0.0), (1e-30, 0, 0.9, 0.0), (1.0, 0, 1.0, 0.0),
+            (1.0, 0, 1e-320, 0.0), (1.0, 3, 1.0, 1.0), (1.0, 1 << 40, 0.5, 1.0), (1e9, 0, 1.0, 1.0), (1e9, 1, 1.0, 0.0),
+        ]
+    ]  # fmt: skip
+    filters = [make_filters(Sampling(**one), 1) for one in settings]
+    for _ in range(60):
+        V = int(torch.randint(1, 6, (), generator=generator))
+        picked = torch.randint(len(EXTREMES), (V,), generator=generator).tolist()
+        logits = torch.tensor([EXTREMES[i] for i in picked], dtype=torch.float64).to(dtype).expand(4, 1, V)
+        for one in filters:
+            ids = sample(logits, uniforms, one)
+            assert bool(((ids >= 0) & (ids < V)).all())
+            if bool(drawable(logits)):
+                assert bool((logits.gather(2, ids[..., None]) > -math.inf).all())
+        row = logits[0, 0].tolist()
+        assert bool(drawable(logits)) == (not any(map(math.isnan, row)) and math.isfinite(max(row)))
+
+
+def test_a_tiny_temperature_takes_the_likeliest():
+    logits, half = torch.tensor([[[3.0, 5.0, 1.0]]]), torch.tensor([[0.999]], dtype=torch.float64)
+    for temperature in (1e-30, 1e-300, 1e-308, 1e-320):
+        assert sample(logits, half, make_filters(Sampling(temperature=temperature), 1)).item() == 1
+
+
+def test_sums_that_do_not_rise_give_no_forbidden_id():
+    """On a GPU sums of another order may fall by a rounding error: a weight of 0 must not be chosen there."""
+    weights = torch.tensor([[[0.5, 0.0, 0.5, 0.0, 0.0]]], dtype=torch.float64)
+    wobbling = torch.tensor([[[0.5, 0.5 + 1e-16, 1.0, 1.0 - 1e-16, 1.0]]], dtype=torch.float64)
+    for target, expected in ((0.4, 0), (0.5, 2), (1.0 - 1.5e-16, 2), (1.0, 5)):
+        reached = torch.tensor([[[target]]], dtype=torch.float64)
+        assert sampling._first_above(wobbling, reached, weights).item() == expected

@@ -72,3 +72,21 @@ def test_never_what_is_forbidden():
     logits[..., 200:] = float("-inf")
     numbers = torch.full((8, 1), 1 - 2.0**-53, dtype=torch.float64, device=DEVICE)
     assert bool((sampling.sample(logits, numbers, filters) < 200).all())
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered")  # of NumPy, in the interpreter
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-300, 1.0, 1e9])
+def test_an_id_that_exists_whatever_the_logits_are(temperature, op_by_op):
+    """The same rules as op by op: the likeliest id wins at tiny temperatures, and what cannot be drawn from gives an id
+    that exists."""
+    inf, nan = float("inf"), float("nan")
+    rows = [[5.0, 3.0, 1.0], [-inf, 1e300, -1e300], [-inf, -inf, -7.0], [-inf, inf, 1.0], [-inf] * 3, [nan] * 3]
+    rows += [[1.0, nan, -inf], [nan, inf, -inf]]
+    logits = torch.tensor(rows, dtype=torch.float64, device=DEVICE)[:, None]
+    numbers = torch.full((len(rows), 1), 0.5, dtype=torch.float64, device=DEVICE)
+    for settings in ({}, {"top_k": 2}, {"min_p": 1.0}):
+        filters = make_filters(Sampling(temperature=temperature, **settings), 1, DEVICE)
+        found = sampling.sample(logits, numbers, filters)
+        assert bool(((found >= 0) & (found < 3)).all())
+        assert found[:4].equal(op_by_op(sampling.sample, logits, numbers, filters)[:4])
+        assert found[1:4].flatten().tolist() == [1, 2, 1]

@@ -461,3 +461,24 @@ def test_evicting_settings_that_do_not_fit():
         lm.start(capacity=4, num_rows=1, cache="evict")
     with pytest.raises(ConfigError, match="multiple of 2"):
         read_cache({"kind": "int4", "group": 5})
+
+
+@pytest.mark.parametrize("together", [1, 5])
+@pytest.mark.parametrize("counted", [False, True])
+def test_of_steps_that_are_worth_as_much_but_for_rounding_the_oldest_is_forgotten(together, counted):
+    """The first layer's keys of equal codes differ by their turns alone, which leave their norms as they were."""
+    if counted and together > 1:
+        return
+    layers, B, G, E, budget = 1, 2, 1, 4, 4
+    shape = CacheShape(layers, B, G, E, 20, torch.float32, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for _trial in range(5):
+        cache = make_cache({"kind": "evict", "budget": budget, "recent": 1}, shape)
+        if counted:
+            cache.position = torch.tensor(0)
+        for _ in range(0, 10, together):
+            keys = torch.ones(B, G, together, E) * (1 + 2e-7 * torch.randn(B, G, together, 1, generator=generator))
+            cache.begin(together)
+            cache.write(0, keys, keys)
+            cache.advance(together)
+        assert sorted(cache.steps[0, 0, 0].tolist()) == [6, 7, 8, 9]
