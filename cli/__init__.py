@@ -3,7 +3,7 @@
 from importlib import import_module
 
 VERB_FILES = (
-    *("doctor", "demo", "train", "generate", "tts", "image", "eval"),
+    *("doctor", "demo", "train", "export", "generate", "tts", "image", "eval"),
     *("tokenizer", "encode", "decode", "shards", "coarse", "convert", "seal"),
 )
 

@@ -34,8 +34,9 @@ def train(
 
     Example: tessera train configs/digits/lm.yaml --set train.steps=200 --out runs/try
 
-    Ctrl-C finishes the step, saves and leaves with exit code 130; --resume goes on exactly there. The finished model
-    is in OUT/model, losses are in OUT/metrics.jsonl. Several processes: --nproc 2, or
+    Ctrl-C finishes the step, saves and leaves with exit code 130; --resume goes on exactly there, and --set
+    train.steps=N with it ends the run earlier or later. tessera export OUT makes a model of a run as it is. The
+    finished model is in OUT/model, losses are in OUT/metrics.jsonl. Several processes: --nproc 2, or
     deepspeed --num_gpus 2 --no_local_rank --module tessera train CONFIG.
     """
     from ..tokenize.config import read_config

@@ -50,6 +50,7 @@ def model_card(
         part: what the loss is reported for, "codebook" or "scale".
     """
     items, spec = parts.items, parts.spec
+    steps = f"{step} steps" if step == config.train.steps else f"{step} of {config.train.steps} steps"
     rows = [
         f"| {split} | {found['loss']:.4f} | {_numbers(found[f'loss_per_{part}'])} | {found['step']} |"
         for split, found in losses.items()
@@ -59,7 +60,7 @@ def model_card(
         "",
         f"A token language model made by Tessera {__version__} (commit {git_commit() or 'unknown'}): "
         f"{parameters:,} parameters, "
-        f"{spec.num_codebooks} codebooks of {', '.join(map(str, spec.cardinalities))} codes, {step} steps.",
+        f"{spec.num_codebooks} codebooks of {', '.join(map(str, spec.cardinalities))} codes, {steps}.",
         "",
         "## Data",
         "",

@@ -41,6 +41,9 @@ ALLOWED_GLOBALS = {
 refused unread."""
 
 
+Loss = Callable[[Path], float | None]
+
+
 class Checkpoints:
     """The checkpoints of one run, in `folder`/step-N.
 
@@ -48,12 +51,14 @@ class Checkpoints:
         folder: made when missing.
         world: the processes that save and load together.
         keep_last: committed checkpoints to keep, at least 1.
+        keep_best: those with the lowest loss are kept as well, so many.
+        loss: of a checkpoint; None where it has none.
     """
 
-    def __init__(self, folder: Path, world: World, keep_last: int):
+    def __init__(self, folder: Path, world: World, keep_last: int, keep_best: int = 0, loss: Loss = lambda _: None):
         self.folder = folder
         self.world = world
-        self.keep_last = keep_last
+        self.keep_last, self.keep_best, self.loss = keep_last, keep_best, loss
 
     def save(self, step: int, write: Callable[[Path], Any], num_bytes: int = 0) -> Path:
         """Save a checkpoint; all processes call this.
@@ -126,6 +131,21 @@ class Checkpoints:
             self.world.together(self._find) if self.world.is_first else self.world.together(lambda: None)
         )
 
+    def committed(self) -> list[Path]:
+        """The folders that were finished, oldest first; whether their bytes are right is not looked at."""
+        return [path for path in sorted(self.folder.glob("step-*")) if (path / MARKER).exists()]
+
+    def best(self, count: int = 1) -> list[Path]:
+        """The committed checkpoints with the lowest loss, lowest first; the earlier of two that are equal."""
+        losses = [(loss, path) for path in self.committed() if (loss := self.loss(path)) is not None]
+        return [path for _, path in sorted(losses)[:count]]
+
+    def is_best(self, loss: float) -> bool:
+        """Whether a checkpoint with this loss would be kept for it; alike in every process, all of them call this."""
+        best = self.best(self.keep_best) if self.world.is_first else []
+        losses = [found for path in best if (found := self.loss(path)) is not None]
+        return self.world.share(len(losses) < self.keep_best or any(loss < found for found in losses))
+
     def _find(self) -> Path | None:
         damaged = []
         for found in sorted(self.folder.glob("step-*"), reverse=True):
@@ -163,10 +183,12 @@ class Checkpoints:
         self._prune()
 
     def _prune(self) -> None:
-        """Remove what is older than the newest `keep_last`, and what kills have left behind."""
-        committed = [path for path in sorted(self.folder.glob("step-*")) if (path / MARKER).exists()]
+        """Remove what is neither among the newest `keep_last` nor among the best, and what kills have left behind."""
+        committed = self.committed()
         left_behind = [path for path in self.folder.glob("step-*") if path not in committed]
-        for path in [*committed[: -self.keep_last], *left_behind, *self.folder.glob(".step-*.tmp")]:
+        best = self.best(self.keep_best)
+        old = [path for path in committed[: -self.keep_last] if path not in best]
+        for path in [*old, *left_behind, *self.folder.glob(".step-*.tmp")]:
             remove(path)
 
 

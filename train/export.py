@@ -5,8 +5,32 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from ..lm.model import TokenLM
 from ..lm.weights import LoadedModel, save_model
 from ..tokenize.files import fsync_dir
+from .card import model_card
+from .lm_config import TrainConfig
+from .parts import Parts
+from .run_state import RunState
+
+
+def export_lm(lm: TokenLM, parts: Parts, config: TrainConfig, folder: Path, state: RunState) -> None:
+    """Write the model directory of a run's weights, as they are after state.step steps.
+
+    Args:
+        lm: the weights that are exported, those of the moving average where there is one.
+        folder: an older one is replaced.
+    """
+    card = model_card(
+        config,
+        parts,
+        command=state.command,
+        step=state.step,
+        losses=state.losses,
+        parameters=lm.num_parameters,
+        part=lm.loss_parts.name,
+    )
+    export_model(parts.loaded(lm, config.generation), folder, card, config.export.dtype)
 
 
 def export_model(model: LoadedModel, folder: Path, card: str, dtype: str) -> None:

@@ -40,6 +40,15 @@ class DataConfig(Config):
         return self
 
 
+class KeepConfig(Config):
+    """Checkpoints that stay."""
+
+    last: PositiveInt = 2
+    """The newest."""
+    best: NonNegativeInt = 1
+    """Those with the lowest loss on data.test; each is saved right after its evaluation. 0: none."""
+
+
 class TrainSettings(Config):
     """Optimisation, and what happens how often."""
 
@@ -78,12 +87,24 @@ class TrainSettings(Config):
     samples: PositiveInt = 8
     """Samples generated each time."""
     save_every: PositiveInt | None = None
-    """Steps between checkpoints; null: at the end only."""
-    keep_last: PositiveInt = 2
-    """Checkpoints to keep."""
+    """Steps between checkpoints, besides those of keep.best; null: at the end only."""
+    keep: KeepConfig = KeepConfig()
+    """Checkpoints to keep: {last: 2, best: 1}."""
+    keep_last: PositiveInt | None = None
+    """Earlier spelling of keep.last."""
+
+    @property
+    def kept(self) -> KeepConfig:
+        """`keep`, however it was spelled."""
+        return self.keep if self.keep_last is None else self.keep.model_copy(update={"last": self.keep_last})
 
     @model_validator(mode="after")
     def _check(self) -> TrainSettings:
+        if self.keep_last is not None and "last" in self.keep.model_fields_set and self.keep.last != self.keep_last:
+            raise ValueError(
+                f"keep_last {self.keep_last} is the earlier spelling of keep.last, which is {self.keep.last}; leave "
+                "keep_last out"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and below 1, found {list(self.betas)}")
         if self.micro_batch is not None and self.batch % self.micro_batch:
@@ -205,7 +226,9 @@ _MAY_CHANGE = (
     "engine.because",
     "export",
     "generation",
+    "train.keep",
     "train.keep_last",
+    "train.steps",  # compared with the steps that are done by run_state.py
     "train.save_every",
     "train.eval_every",
     "train.sample_every",
@@ -224,8 +247,8 @@ def check_resumable(
 ) -> None:
     """Raise ConfigError that names the first field in which a config differs from the one a run was started with.
 
-    What does not touch the course of training may change, also where data and tokenizer lie, and train.steps may grow
-    (the learning rate then follows the longer schedule from there on).
+    What does not touch the course of training may change, also where data and tokenizer lie, and train.steps (what that
+    does to the learning rate is said in schedule.py).
     """
     # Settings that are younger than the run had no other value then than their default.
     with suppress(ConfigError):
@@ -235,8 +258,6 @@ def check_resumable(
     for name in sorted(before.keys() | after.keys(), key=lambda name: (not name.endswith("kind"), name)):
         old, new = before.get(name), after.get(name)
         if old == new or any(name == free or name.startswith(f"{free}.") for free in may_change):
-            continue
-        if name == "train.steps" and isinstance(old, int) and isinstance(new, int) and new > old:
             continue
         raise ConfigError(
             f"{name}: this run was started with {old!r} ({where}), the config now says {new!r}; "

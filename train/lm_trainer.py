@@ -10,6 +10,8 @@ and the optimizer's state has to be kept for a resumed run to equal one that was
 
 from __future__ import annotations
 
+import math
+import shlex
 import shutil
 import sys
 import time
@@ -28,22 +30,22 @@ from ..lm.row_noise import part_of_rows
 from ..lm.weights import LoadedModel
 from ..tokenize.files import write_json
 from ..tokenize.folder_lock import is_empty, lock_folder
-from .card import model_card
 from .checkpoint import Checkpoints, check_pickles
 from .ema import WeightAverage
 from .engine import Engine, StepInfo, TorchEngine
 from .engine_choice import choose_engine
 from .engine_state import EngineState
 from .evaluate import evaluate_loss
-from .export import export_model
+from .export import export_lm
 from .lm_config import TrainConfig
 from .metrics import Metrics, Progress
 from .objective import Objective, TermCounter
 from .packing import BestFitConfig, PackedSampler
 from .parts import open_parts
-from .run_state import RunState, micro_batch_of
+from .run_state import RunState, micro_batch_of, test_loss
 from .sampler import Cut, Sampler, check_batch, cut_batch, mix, pieces_of
 from .samples import Sample, make_request
+from .schedule import describe_new_end
 from .stop import StopRequest
 from .world import ONE_PROCESS, TrainingFailed, World, join_world, run_in
 
@@ -128,20 +130,25 @@ class LMTrainer:
         dtype, head_width = getattr(torch, settings.dtype), self.config.lm.head_width
         self.attention = explain(self.config.lm.attention, world.device, dtype, head_width, packed)
         self.engine = make_engine(config, objective, world, settings.batch // self.cut.size // world.size)
-        self.checkpoints = Checkpoints(out / "steps", world, settings.keep_last)
-        self.state = RunState()
+        kept = settings.kept
+        self.checkpoints = Checkpoints(out / "steps", world, kept.last, kept.best, test_loss)
+        self.is_best = False
+        """Whether the weights as they are were found to be among the best, and are to be saved."""
+        self.state = RunState(command=command)
         self.metrics: Metrics | None = None
         self.progress = Progress(settings.steps, 0, show=False)
 
     def resume(self, found: Path) -> None:
         """Go on from a good checkpoint."""
         self.state = RunState.load(found, self.config, self.parts, self.world)
+        self.state.command = self.command
         check_pickles(found)
         self.engine.load(found)
         if self.average.decay:
             self.average.load(found)
         if self.world.is_first:
             print(f"going on from {found}", file=sys.stderr)
+            self._say_new_end()
 
     def run(self) -> bool:
         """Train to the end or to a signal; see `train_lm`."""
@@ -163,11 +170,14 @@ class LMTrainer:
                         self.evaluate()
                     if self._due(settings.sample_every) or (last and settings.sample_every is not None):
                         self.generate_samples()
-                    if (self._due(settings.save_every) or stopping) and not last:
+                    if (self._due(settings.save_every) or self.is_best or stopping) and not last:
                         self.save()
                     if stopping and not last:
                         command = f"{self.command or 'tessera train'} --resume"
-                        self.progress.note(f"stopped after step {state.step} and saved; go on with: {command}")
+                        self.progress.note(
+                            f"stopped after step {state.step} and saved; go on with: {command}\n"
+                            f"or make a model of it as it is with: tessera export {shlex.quote(str(self.out))}"
+                        )
                         return False
                 self.finish()
                 return True
@@ -229,11 +239,16 @@ class LMTrainer:
         self._collect()
         found = evaluate_loss(self.average.model, self.parts.test, self.micro, self.world, self.config.train.dtype)
         losses = self._losses(found.tolist())
-        self.state.losses["test"] = {"step": self.state.step, **losses}
         if self.metrics is not None:
             self.metrics.write(self.state.step, "test", losses)
         each = " ".join(f"{value:.3f}" for value in found.tolist())
-        self.progress.note(f"step {self.state.step}: test loss {losses['loss']:.4f} [{each}]")
+        finite = math.isfinite(losses["loss"])
+        self.is_best = finite and self.checkpoints.is_best(losses["loss"])
+        said = ", among the best so far" if self.is_best else ""
+        self.progress.note(f"step {self.state.step}: test loss {losses['loss']:.4f} [{each}]{said}")
+        self.state.losses.pop("test", None)
+        if finite:
+            self.state.losses["test"] = {"step": self.state.step, **losses}
         self._restart_clock()
 
     def generate_samples(self) -> None:
@@ -247,6 +262,7 @@ class LMTrainer:
         state = self.engine.collect()
         size = 0 if state is None else state.num_bytes + self.average.num_bytes
         self.checkpoints.save(self.state.step, lambda folder: self._write(folder, state), size)
+        self.is_best = False
         self._restart_clock()
 
     # Supporting
@@ -279,6 +295,13 @@ class LMTrainer:
             f"{config.train.dtype}, to {self.out}"
         )
         self.progress.note(f"attention: {self.attention.name} ({self.attention.because})")
+
+    def _say_new_end(self) -> None:
+        settings, planned = self.config.train, self.state.planned
+        if planned not in (None, settings.steps):
+            shape = {"peak": settings.lr, "warmup_steps": settings.warmup_steps, "min_ratio": settings.min_lr_ratio}
+            said = describe_new_end("train.steps", self.state.step, planned, settings.steps, **shape)
+            print(said, file=sys.stderr)
 
     def _losses(self, values: list[float]) -> dict[str, Any]:
         """As they go into metrics.jsonl, from one number for each codebook (each scale)."""
@@ -347,17 +370,9 @@ class LMTrainer:
         self.state.save(folder, self.config, self.parts, self.world, self.micro, self.attention)
 
     def _export(self) -> None:
-        card = model_card(
-            self.config,
-            self.parts,
-            command=self.command,
-            step=self.state.step,
-            losses=self.state.losses,
-            parameters=self.num_parameters,
-            part=self.loss_parts.name,
-        )
-        export_model(self._loaded_model(), self.out / "model", card, self.config.export.dtype)
-        write_json(self.out / "FINISHED", {"step": self.state.step, "losses": self.state.losses})
+        state = self.state
+        export_lm(self.average.model, self.parts, self.config, self.out / "model", state)
+        write_json(self.out / "FINISHED", {"step": state.step, "losses": state.losses, "command": state.command})
 
 
 def find_checkpoint(out: Path, world: World) -> Path | None:

@@ -31,6 +31,10 @@ class RunState:
     consecutive_bad: int = 0
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The latest losses of each split: {"step", "loss", "loss_per_codebook", ...}."""
+    command: str = ""
+    """What started the process that saved it."""
+    planned: int | None = None
+    """train.steps at that time; None: none was saved."""
 
     def save(
         self, folder: Path, config: TrainConfig, parts: Parts, world: World, micro_batch: int, attention: Choice
@@ -44,6 +48,7 @@ class RunState:
             "skipped": self.skipped,
             "consecutive_bad": self.consecutive_bad,
             "losses": self.losses,
+            "command": self.command,
             "processes": world.size,
             "micro_batch": micro_batch,
             "attention": vars(attention),
@@ -62,6 +67,11 @@ class RunState:
         if config.train.micro_batch in (None, micro_batch_of(folder)):
             before["train"]["micro_batch"] = config.train.micro_batch
         check_resumable(before, config, str(folder))
+        if config.train.steps < found["step"]:
+            raise ConfigError(
+                f"train.steps: {config.train.steps}, but {found['step']} are done ({folder}); give at least as many, "
+                f"or make a model of an earlier checkpoint with: tessera export {folder.parent.parent} --step N"
+            )
         if found["tokenizer"] != parts.spec.fingerprint or found["data"] != data_fingerprint(parts.items):
             raise ConfigError(
                 f"data.shards: {config.data.shards} is not what {folder} was trained on; "
@@ -79,7 +89,8 @@ class RunState:
                 "the same run up to rounding, not bit for bit",
                 file=sys.stderr,
             )
-        return cls(found["step"], found["skipped"], found["consecutive_bad"], found["losses"])
+        counts = {name: found[name] for name in ("step", "skipped", "consecutive_bad", "losses")}
+        return cls(**counts, command=found.get("command", ""), planned=found["config"]["train"]["steps"])
 
 
 def micro_batch_of(folder: Path) -> int:
@@ -87,3 +98,13 @@ def micro_batch_of(folder: Path) -> int:
     found = read_json(folder / STATE_FILE)
     known = found.get("micro_batch") or found["config"]["train"]["micro_batch"]  # earlier versions: the config's alone
     return known or max(1, found["config"]["train"]["batch"] // found["processes"])
+
+
+def test_loss(folder: Path) -> float | None:
+    """The loss on data.test of a checkpoint; None where it was not evaluated at that step, or cannot be read."""
+    try:
+        state = read_json(folder / STATE_FILE)
+        found = state["losses"].get("test", {})
+        return float(found["loss"]) if found.get("step") == state["step"] else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,4 +1,9 @@
-"""Learning rate as a pure function of the step: linear warm-up, then half a cosine down to a floor."""
+"""Learning rate as a pure function of the step: linear warm-up, then half a cosine down to a floor.
+
+A run that is gone on with and shall end at another step than it was begun for follows the schedule of the new end from
+there on, as if it had been meant so from the beginning: a later end raises the rate at once, an earlier one lowers it.
+So the rate of a step depends on nothing but the step and the end, and in the last step it is always at the floor.
+"""
 
 from __future__ import annotations
 
@@ -20,3 +25,24 @@ def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int, min_
     span = max(1, steps - 1 - warmup_steps)
     done = min(1.0, (step - warmup_steps) / span)
     return peak * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def describe_new_end(
+    what: str, step: int, old: int, new: int, *, peak: float, warmup_steps: int, min_ratio: float
+) -> str:
+    """What another end does to a run, or to a stage of one, for its log.
+
+    Args:
+        what: name of the setting.
+        step: steps that are done. old, new: the end that was planned, and the one that is planned now.
+    """
+    if step >= new:
+        return f"{what} {old} -> {new}: all of them are done, it ends here"
+    before, after, last = (
+        learning_rate(at, peak=peak, steps=end, warmup_steps=warmup_steps, min_ratio=min_ratio)
+        for at, end in ((step, old), (step, new), (new - 1, new))
+    )
+    return (
+        f"{what} {old} -> {new}: from step {step + 1} on the learning rate is that of a run of {new} steps, "
+        f"{after:.3g} where it was {before:.3g}, and falls to {last:.3g} in the last step"
+    )

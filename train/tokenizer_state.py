@@ -67,8 +67,15 @@ class TokenizerRunState:
         before, now = found["config"]["stages"], config.model_dump(mode="json")["stages"]
         begun = range(min(len(before), found["stage"] + 1))
         last = max((number for number in begun if before[number]["kind"] == "train"), default=-1)
+        done = found["step"] - sum(stage.get("steps", 0) for stage in before[: max(0, last)])
         for number in begun:
-            if number >= len(now) or not _goes_on(before[number], now[number], may_grow=number == last):
+            if number < len(now) and number == last and _other_end(before[number], now[number]):
+                if now[number]["steps"] < done:
+                    raise ConfigError(
+                        f"stages.{number}.steps: {now[number]['steps']}, but {done} are done ({folder}); give at least "
+                        f"as many, or freeze an earlier checkpoint with: tessera export {folder.parent.parent} --step N"
+                    )
+            elif number >= len(now) or before[number] != now[number]:
                 raise ConfigError(
                     f"stages.{number}: this run was begun with another one ({folder}); set it back, or start another "
                     "run with another --out"
@@ -81,10 +88,9 @@ class TokenizerRunState:
         return cls(found["step"], found["stage"], found["skipped"], found["consecutive_bad"], found["balance"])
 
 
-def _goes_on(before: dict, now: dict, may_grow: bool) -> bool:
-    """Whether a stage that is begun may go on as `now`: the steps of the last one may grow, all else stays."""
-    grown = now.get("steps", 0) - before.get("steps", 0)
-    return {**before, "steps": 0} == {**now, "steps": 0} and (grown == 0 or (may_grow and grown > 0))
+def _other_end(before: dict, now: dict) -> bool:
+    """Whether two stages differ in nothing but their steps."""
+    return {**before, "steps": 0} == {**now, "steps": 0}
 
 
 def save_state(module: nn.Module, path: Path, with_weights: bool) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..tokenize.audio_net import AudioNet
 from ..tokenize.config import ConfigError
-from ..tokenize.files import write_json
+from ..tokenize.files import read_json, write_json
 from ..tokenize.folder_lock import lock_folder
 from ..tokenize.picture_net import PictureNet
 from ..tokenize.tokenizer import NETS, Tokenizer, code_geometry, make_tokenizer
@@ -35,6 +35,7 @@ from .latents import encode_latents
 from .metrics import Metrics, Progress
 from .run_state import micro_batch_of
 from .sampler import check_batch, cut_batch, mix
+from .schedule import describe_new_end
 from .stop import StopRequest
 from .term import TermContext
 from .terms import make_terms
@@ -42,7 +43,7 @@ from .tokenizer_config import TokenizerTrainConfig, TokenizerTraining
 from .tokenizer_data import MediaInMemory
 from .tokenizer_objective import TokenizerObjective
 from .tokenizer_stages import FitStageConfig, TrainStageConfig, freeze_parts
-from .tokenizer_state import TokenizerRunState, load_state, save_state
+from .tokenizer_state import STATE_FILE, TokenizerRunState, load_state, save_state
 from .tokenizer_step import StepReport, TokenizerStepper
 from .warm_start import warm_start
 from .world import ONE_PROCESS, TrainingFailed, World, join_world, run_in
@@ -182,6 +183,7 @@ class TokenizerTrainer:
             self.average.load(found)
         if self.show:
             print(f"going on from {found}", file=sys.stderr)
+            self._say_new_end(read_json(found / STATE_FILE)["config"]["stages"][last]["steps"], last)
 
     def run(self) -> Tokenizer | None:
         """Train to the end or to a signal; see `train_tokenizer`."""
@@ -306,6 +308,17 @@ class TokenizerTrainer:
     def _start(self, number: int) -> int:
         """Steps of the stages before."""
         return sum(stage.steps for stage in self.config.stages[:number] if stage.kind == "train")
+
+    def _say_new_end(self, planned: int, number: int) -> None:
+        """planned: steps of the train stage when the checkpoint was saved."""
+        stage, settings = self.config.stages[number], self.config.train
+        assert isinstance(stage, TrainStageConfig)
+        if planned != stage.steps:
+            warmup = settings.warmup_steps if stage.warmup_steps is None else stage.warmup_steps
+            shape = {"peak": stage.lr or settings.lr, "warmup_steps": warmup, "min_ratio": settings.min_lr_ratio}
+            done = self.state.step - self._start(number)
+            said = describe_new_end(f"steps of stage '{stage.name}'", done, planned, stage.steps, **shape)
+            print(said, file=sys.stderr)
 
     def _introduce(self) -> None:
         parameters = sum(parameter.numel() for parameter in self.objective.net.parameters())

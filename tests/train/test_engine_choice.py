@@ -10,9 +10,10 @@ import yaml
 
 from tessera.tokenize.config import ConfigError, read_config
 from tessera.train import engine_choice
-from tessera.train.engine_choice import engine_for, saved_engine
-from tessera.train.lm_config import DeepSpeedEngineConfig, TorchEngineConfig, TrainConfig
+from tessera.train.engine_choice import choose_engine, engine_for, saved_engine
+from tessera.train.lm_config import AutoEngineConfig, DeepSpeedEngineConfig, TorchEngineConfig, TrainConfig
 from tessera.train.lm_trainer import train_lm
+from tessera.train.world import ONE_PROCESS
 
 SHORT = {"steps": 2}
 
@@ -65,7 +66,7 @@ def test_a_run_of_deepspeed_is_not_gone_on_with_without_it(tiny_config, tmp_path
     assert saved_engine(out / "steps") == DeepSpeedEngineConfig(zero_stage=2)
     monkeypatch.setattr(engine_choice, "has_deepspeed", lambda: False)
     with pytest.raises(ImportError, match="was begun with DeepSpeed, which is not installed here; pip install"):
-        train_lm(tiny_config(**SHORT), out, resume=True)
+        choose_engine(AutoEngineConfig(), out / "steps", ONE_PROCESS)
     shutil.rmtree(out / "steps")
     assert saved_engine(out / "steps") is None
 

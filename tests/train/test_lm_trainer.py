@@ -210,7 +210,7 @@ def test_refusals(tiny_data, whole, tmp_path):
         train_lm(make_config(tiny_data), whole)
     with pytest.raises(ConfigError, match=r"train.lr: this run was started with 0.01 .* the config now says 0.02"):
         train_lm(make_config(tiny_data, lr=0.02), whole, resume=True)
-    with pytest.raises(ConfigError, match=r"train.steps: this run was started with 8"):
+    with pytest.raises(ConfigError, match=r"train.steps: 7, but 8 are done .* tessera export .*run --step N"):
         train_lm(make_config(tiny_data, steps=7), whole, resume=True)
     with pytest.raises(ConfigError, match=r"data.shards: .*test is not what .*step-00000008 was trained on"):
         other = {"shards": str(tiny_data / "test"), "test": str(tiny_data / "test"), "pool_batches": 2}

@@ -1,0 +1,177 @@
+"""A checkpoint of a run as a model (or a frozen tokenizer), whether the run was finished, stopped or killed.
+
+Of the last step of a finished run it gives the same bytes as the run itself did: both write by `export_lm`, from the
+same weights, data and names. Nothing is unpickled; the engine is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..tokenize.config import check_config, override
+from ..tokenize.files import read_json, read_safetensors
+from ..tokenize.folder_lock import lock_folder
+from ..tokenize.tokenizer import NETS, make_tokenizer
+from .checkpoint import Checkpoints, why_unusable
+from .ema import WeightAverage
+from .export import export_lm
+from .lm_config import TrainConfig
+from .parts import open_parts
+from .run_state import STATE_FILE, RunState, test_loss
+from .tokenizer_config import TokenizerTrainConfig
+from .world import ONE_PROCESS, World
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    what: str
+    """ "model" or "tokenizer"."""
+    step: int
+    folder: Path
+    advice: str
+    """What to do with it."""
+
+
+def export_run(
+    run: Path, out: Path | None = None, *, step: int | None = None, best: bool = False, sets: Sequence[str] = ()
+) -> Exported:
+    """Export a checkpoint of a run.
+
+    Args:
+        run: folder of a run of `tessera train` or `tessera tokenizer train`.
+        out: folder to write, empty or not there; None: see the command line's help.
+        step: the checkpoint after so many steps; None: the newest.
+        best: the one with the lowest test loss.
+        sets: "a.b=c", of what may change in a run that is gone on with (where data and tokenizer are, export,
+            generation).
+    Raises:
+        FileNotFoundError: no run, or no such checkpoint. FileExistsError: `out` holds something.
+        ValueError: checkpoints that are damaged, or data that the run was not trained on.
+    """
+    if step is not None and best:
+        raise ValueError("--step and --best were both given; give one")
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is not empty; name another folder with --out")
+    if (run / "train.json").is_file():
+        if best:
+            raise ValueError(f"{run}: a tokenizer's run measures no test loss; give --step, or neither for the newest")
+        with _locked(run, out):
+            return _export_tokenizer(run, out, step, sets)
+    described: Any = read_json(run / "config.json") if (run / "config.json").is_file() else None
+    if not isinstance(described, dict) or not {"lm", "train", "data"} <= described.keys():
+        raise FileNotFoundError(f"{run}: no run of tessera train or tessera tokenizer train here")
+    with _locked(run, out):
+        return _export_lm(run, described, out, step, best, sets)
+
+
+def _locked(run: Path, out: Path | None) -> AbstractContextManager[None]:
+    """The right to write into the run's folder, where that is where the model goes: not while it is trained."""
+    return lock_folder(run, "tessera export") if out is None else nullcontext()
+
+
+def find_checkpoint(run: Path, step: int | None = None, best: bool = False) -> Path:
+    """A good checkpoint of a run: of a step, the best, or the newest; errors as `export_run`."""
+    checkpoints = Checkpoints(run / "steps", ONE_PROCESS, 1, loss=test_loss)
+    known = checkpoints.committed()
+    steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in known)
+    if not known:
+        raise FileNotFoundError(
+            f"{run}: it has no checkpoint yet; go on with it (tessera train CONFIG --out {run} --resume), and stop it "
+            "by Ctrl-C, which saves one"
+        )
+    if best:
+        found = checkpoints.best()
+        if not found:
+            raise FileNotFoundError(
+                f"{run}: no checkpoint has a test loss (that takes data.test, train.eval_every and train.keep.best); "
+                f"choose one with --step: {steps}"
+            )
+        chosen = found[0]
+    elif step is not None:
+        chosen = run / "steps" / f"step-{step:08}"
+        if chosen not in known:
+            raise FileNotFoundError(f"{run}: no checkpoint of step {step} is there; those that are: {steps}")
+    else:
+        newest = checkpoints.newest()
+        assert newest is not None
+        return newest
+    reason = why_unusable(chosen)
+    if reason is not None:
+        raise ValueError(f"{chosen}: {reason}; choose another one with --step: {steps}")
+    return chosen
+
+
+def _export_lm(
+    run: Path, described: dict, out: Path | None, step: int | None, best: bool, sets: Sequence[str]
+) -> Exported:
+    config = check_config(override(described, sets), TrainConfig, str(run / "config.json"))
+    found = find_checkpoint(run, step, best)
+    finished = read_json(run / "FINISHED") if (run / "FINISHED").is_file() else None
+    try:
+        parts = open_parts(config, run, ONE_PROCESS)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error} (named in {run / 'config.json'}, from the folder where the run was started; for another place "
+            "there is --set, for instance --set data.shards=DIR)"
+        ) from None
+    processes = read_json(found / STATE_FILE)["processes"]
+    state = RunState.load(found, config, parts, World(0, processes, ONE_PROCESS.device))
+    if finished is not None and finished["step"] == state.step:  # evaluated, or gone on with, after it was saved
+        state.losses, state.command = finished["losses"], finished.get("command", state.command)
+    average = WeightAverage(parts.make_lm(config.seed), config.train.ema)
+    if average.decay:
+        average.load(found)
+    if average.updates == 0:
+        average.refresh(_weights(found))
+    folder = out if out is not None else run / ("model" if finished is None else f"model-{state.step}")
+    if out is None and finished is not None and folder.exists():
+        raise FileExistsError(f"{folder} is there already; name another folder with --out")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        folder.rmdir()  # an empty one
+    export_lm(average.model, parts, config, folder, state)
+    return Exported("model", state.step, folder, f"make samples with: tessera generate {folder} -o out")
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    if not (folder / "weights.safetensors").is_file():
+        raise ValueError(
+            f"{folder}: saved by an earlier version, in files of DeepSpeed's own; go on with the run once (--resume), "
+            "its next checkpoint can be exported"
+        )
+    return read_safetensors(folder / "weights.safetensors")[0]
+
+
+@torch.no_grad()
+def _export_tokenizer(run: Path, out: Path | None, step: int | None, sets: Sequence[str]) -> Exported:
+    described = override(read_json(run / "train.json"), sets)
+    config = check_config(described, TokenizerTrainConfig, str(run / "train.json"))
+    found = find_checkpoint(run, step)
+    net = NETS[config.tokenizer.kind](config.tokenizer)
+    weights, buffers = _weights(found), {}
+    if (found / "buffers.safetensors").is_file():
+        buffers, _ = read_safetensors(found / "buffers.safetensors")
+    own = net.state_dict()
+    for name, tensor in (weights | buffers).items():
+        if name.startswith("net."):  # the rest is of the terms
+            own[name.removeprefix("net.")].copy_(tensor)
+    average = WeightAverage(NETS[config.tokenizer.kind](config.tokenizer), config.train.ema)
+    if average.decay:
+        average.load(found)
+        if average.updates:
+            for name, parameter in net.named_parameters():
+                parameter.copy_(average.model.get_parameter(name))
+    done = int(read_json(found / STATE_FILE)["step"])
+    folder = out if out is not None else run / f"snapshot-{done}"
+    if (folder / "config.json").exists():
+        raise FileExistsError(f"{folder} holds a tokenizer already; name another folder with --out")
+    make_tokenizer(config.tokenizer, net.train(False)).save(folder)
+    return Exported("tokenizer", done, folder, f"measure it with: tessera tokenizer eval {folder}")
