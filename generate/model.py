@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from .conditioning import SAID, Told
 from .growing import stream_pictures
 from .loop import Progress
 from .prompt import Prompt, prompt_codes
+from .prompt_fit import UNLIKELY, gain_by_text
 from .request import Request, Settings, choose, make_request, max_frames_for
 from .result import SUFFIXES, Result, issue_warnings, join_results
 from .speech import make_pieces, pieces_of, speak
@@ -142,17 +144,18 @@ class Model:
             if any(len(found) > 1 for found in pieces):
                 lists = {"text": texts, "label": label, "voice": voice, "embedding": embedding}
                 shared: dict[str, Any] = {"voice_frames": voice_frames, "unconditional": unconditional}
-                start = prompt_codes(prompt, self.tokenizer, prompt_frames)
+                start = self._start(prompt, prompt_frames, pieces[0][0], notes)
                 call: dict[str, Any] = {"exact": exact, "batch": batch, **self._with_seconds(settings, max_seconds)}
-                result = self._generate_long(lists, pieces, shared, n, seed, start, on_progress, call)
+                result = self._generate_long(lists, pieces, shared, n, seed, start, on_progress, call, notes)
                 return replace(result, warnings=issue_warnings(notes))
+        told = self._told(label, text, voice, voice_frames, embedding, unconditional, notes)
         result = generate(
             self.lm,
             self.tokenizer,
-            **self._told(label, text, voice, voice_frames, embedding, unconditional),
+            **told,
             n=n,
             seed=seed,
-            prompt=prompt_codes(prompt, self.tokenizer, prompt_frames),
+            prompt=self._start(prompt, prompt_frames, text if isinstance(text, str) else None, notes),
             num_frames=num_frames,
             exact=exact,
             batch=batch,
@@ -160,6 +163,8 @@ class Model:
             on_progress=on_progress,
             **self._with_seconds(settings, max_seconds),
         )
+        if text is not None and num_frames is None:
+            self._note_short([text] if isinstance(text, str) else text, result, settings, notes)
         return replace(result, warnings=issue_warnings(notes))
 
     def stream(
@@ -190,18 +195,20 @@ class Model:
         if isinstance(text, str) and self.text is not None and isinstance(self.tokenizer, AudioTokenizer):
             (pieces,) = self._pieces([text], num_frames, settings, max_seconds, notes)
             if len(pieces) > 1:
-                issue_warnings(notes)
                 own = self._with_seconds(settings, max_seconds)
-                told = self._told(label, pieces[0], voice, voice_frames, embedding, unconditional)
-                start = prompt_codes(prompt, self.tokenizer, prompt_frames)
+                told = self._told(label, pieces[0], voice, voice_frames, embedding, unconditional, notes)
+                start = self._start(prompt, prompt_frames, pieces[0], notes)
+                issue_warnings(notes)
                 return sound_of(self._speaking(pieces, told, seed, start, own), self.tokenizer.stream_decoder())
+        told = self._told(label, text, voice, voice_frames, embedding, unconditional, notes)
+        start = self._start(prompt, prompt_frames, text, notes)
         issue_warnings(notes)
         return (stream_pictures if picture else stream_audio)(
             self.lm,
             self.tokenizer,
-            **self._told(label, text, voice, voice_frames, embedding, unconditional),
+            **told,
             seed=seed,
-            prompt=prompt_codes(prompt, self.tokenizer, prompt_frames),
+            prompt=start,
             num_frames=num_frames,
             defaults=self.defaults,
             **self._with_seconds(settings, max_seconds),
@@ -232,7 +239,7 @@ class Model:
         if not unconditional:
             text = "a" if text is None and label is None and self.text is not None else text
             label = 0 if label is None and self.text is None and self.labels else label
-        told = Told(**self._told(label, text, voice, None, None, unconditional))
+        told = Told(**self._told(label, text, voice, None, None, unconditional, []))
         request = make_request(self.lm, self.tokenizer, told, batch, 0, None, None, self.defaults, settings)
         warm_up(self.lm, request)
 
@@ -243,6 +250,51 @@ class Model:
         texts = [text] if isinstance(text, str) else list(text)
         unseen = unseen_in(texts, self.text, self.defaults.text_seen)
         return [] if unseen is None else [unseen]
+
+    def _start(
+        self, prompt: Prompt | None, num_frames: int | None, text: str | None, notes: list[str]
+    ) -> Tensor | None:
+        """Codes of a prompt. `text` is what is said from its beginning on: of such a prompt silence is left out, and
+        `notes` gets a warning where it does not sound like the text."""
+        codes = prompt_codes(prompt, self.tokenizer, num_frames, notes=None if self.text is None else notes)
+        if codes is None or codes.dim() != 2 or text is None or self.text is None or not codes.shape[1]:
+            return codes
+        gain = gain_by_text(self.lm, Told(text_ids=self.text.encode(text)), codes)
+        if gain is not None and gain < -UNLIKELY:
+            notes.append(
+                "the prompt does not sound like the beginning of the text, which must tell what the prompt says too; "
+                "words may be swallowed"
+            )
+        return codes
+
+    def _with_least(self, texts: Sequence[str], settings: Settings) -> Settings:
+        """Settings by which no sample ends before the fewest frames that the shortest text takes, where the model knows
+        and the call does not say."""
+        rates = settings.get("frames_per_character") or self.defaults.frames_per_character
+        if self.text is None or rates is None or "min_frames" in settings:
+            return settings
+        least = math.floor(rates[0] * min(map(self.text.num_characters, texts)))
+        longest = settings.get("max_frames") or self.defaults.max_frames or least
+        return {**settings, "min_frames": max(self.defaults.min_frames, min(least, longest))}
+
+    def _note_short(self, texts: Sequence[str], result: Result, settings: Settings, notes: list[str]) -> None:
+        """Warn of samples that ended before they can have said their text."""
+        rates = settings.get("frames_per_character") or self.defaults.frames_per_character
+        if self.text is None or rates is None:
+            return
+        each = len(result) // len(texts)
+        least = [math.floor(rates[0] * self.text.num_characters(texts[i // each])) for i in range(len(result))]
+        lengths = result.lengths.tolist()
+        short = [i for i in range(len(result)) if result.ended[i] and lengths[i] < least[i]]
+        if short:
+            first, count = (
+                short[0],
+                f"{len(short)} of {len(result)} samples are" if len(result) > 1 else "the sample is",
+            )
+            notes.append(
+                f"{count} shorter than the text needs ({lengths[first]} frames of at least {least[first]}), so words "
+                "are missing; try another seed"
+            )
 
     def _pieces(
         self,
@@ -304,6 +356,7 @@ class Model:
         prompt: Tensor | None,
         on_progress: Progress | None,
         call: Any,
+        notes: list[str],
     ) -> Result:
         """Texts of which some are said in pieces, one sample after the other; of `lists` each is one or a list."""
         given = {name: list(value) if _is_batch(value) else [value] for name, value in lists.items()}
@@ -323,14 +376,14 @@ class Model:
             start = prompt if prompt is None or prompt.dim() == 2 else prompt[i]
             found = pieces[entry % len(pieces)]
             if len(found) == 1:
-                told = self._told(**own, **shared)
+                told = self._told(**own, **shared, notes=notes)
                 made = generate(
                     self.lm, self.tokenizer, **told, seed=own_seed, prompt=start, defaults=self.defaults, **call
                 )
                 parts.append(made)
             else:
                 settings: Any = {name: call[name] for name in call if name not in ("exact", "batch")}
-                told = self._told(**{**own, "text": found[0]}, **shared)
+                told = self._told(**{**own, "text": found[0]}, **shared, notes=notes)
                 making = self._speaking(found, told, own_seed, start, settings)
                 codes = torch.cat([piece.cpu() for piece in making], dim=1)[None]
                 parts.append(
@@ -365,8 +418,10 @@ class Model:
         voice_frames: int | None,
         embedding: Tensor | Sequence[Tensor] | None,
         unconditional: bool,
+        notes: list[str],
     ) -> dict[str, Any]:
-        """The conditions as ids and codes; one that the model has not, or cannot do without, is an error."""
+        """The conditions as ids and codes; one that the model has not, or cannot do without, is an error. `notes` gets
+        warnings."""
         given = {"label": label, "text": text, "codes": voice, "embedding": embedding}
         kinds = [condition.kind for condition in self.lm.config.conditions]
         main = next((kind for kind in ("text", "label", "codes", "embedding") if kind in kinds), None)
@@ -388,14 +443,17 @@ class Model:
         if voice is None and voice_frames is not None:
             raise ValueError(f"voice_frames is {voice_frames}, but no voice was given; give one, or leave it out")
         if voice is not None:
-            voices = [self._voice(one, voice_frames) for one in (voice if _is_list(voice) else [voice])]  # type: ignore
+            voices = [self._voice(one, voice_frames, notes) for one in (voice if _is_list(voice) else [voice])]  # type: ignore
             told["voice"] = voices if _is_list(voice) else voices[0]
         return told
 
-    def _voice(self, voice: Prompt, num_frames: int | None) -> Tensor:
+    def _voice(self, voice: Prompt, num_frames: int | None, notes: list[str]) -> Tensor:
         """Codes of a voice that the model can read."""
-        codes = prompt_codes(voice, self.tokenizer, num_frames, "voice")
-        assert codes is not None
+        codes = prompt_codes(voice, self.tokenizer, num_frames, "voice", notes)
+        if codes is None:
+            raise ValueError(
+                "the voice is silent: no sound in it is above -50 dB; give a recording of somebody speaking"
+            )
         longest = next(c.max_frames for c in self.lm.config.conditions if isinstance(c, CodesConditionConfig))
         if codes.shape[-1] > longest:
             raise ValueError(
