@@ -30,7 +30,6 @@ def seldom(*values):
     return pytest.param(*values, marks=[pytest.mark.slow] if DEVICE == "cpu" else [])
 
 
-
 @pytest.fixture(autouse=True)
 def no_tiles(monkeypatch):
     """Weights lie in memory as on a GPU, also on the CPU."""

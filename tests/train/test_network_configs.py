@@ -61,3 +61,56 @@ def test_a_network_of_a_paper_builds_at_its_size(name):
             fold_norms(net)
     million = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     assert million == pytest.approx(PUBLIC[name], rel=1e-6) if name in PUBLIC else million > 50
+
+
+PUBLISHED = {
+    # The published configs: facebook/encodec_24khz and encodec_32khz (revision 2f57de7), kyutai/mimi,
+    # novateur/WavTokenizer, descript/dac_44khz.
+    "encodec-24khz": {
+        **{"sample_rate": 24000, "hop": 320, "latent_dim": 128},
+        **{"causal": True, "padding": "reflect", "shortcut": "convolution", "lstm_layers": 2, "norm": "weight"},
+        **{"channels": 32, "ratios": [8, 5, 4, 2], "kernel": 7, "last_kernel": 7, "residual_kernel": 3, "compress": 2},
+        **{"dilation_growth": 2, "residual_layers": 1, "trim_right": 1.0},
+    },
+    "encodec-32khz": {
+        **{"sample_rate": 32000, "hop": 640, "latent_dim": 128},
+        **{"causal": False, "padding": "reflect", "shortcut": "identity", "lstm_layers": 2, "norm": "weight"},
+        **{"channels": 64, "ratios": [8, 5, 4, 4], "kernel": 7, "last_kernel": 7, "residual_kernel": 3, "compress": 2},
+    },
+    "mimi": {
+        **{"sample_rate": 24000, "hop": 1920, "latent_dim": 512},
+        **{"causal": True, "padding": "zeros", "shortcut": "identity", "lstm_layers": 0, "norm": "none"},
+        **{"channels": 64, "ratios": [8, 6, 5, 4], "kernel": 7, "last_kernel": 3, "residual_kernel": 3, "compress": 2},
+    },
+    "dac-44khz": {"sample_rate": 44100, "hop": 512, "latent_dim": 1024},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_network_has_its_published_settings(name):
+    config = config_of(name).tokenizer.model_dump(mode="json")
+    for setting, wanted in PUBLISHED[name].items():
+        sides = [config] if setting in config else [config["encoder"], config["decoder"]]
+        assert all(side[setting] == wanted for side in sides), setting
+
+
+def test_published_quantizers_have_their_published_sizes():
+    def quantizer(name):
+        return config_of(name).tokenizer.model_dump(mode="json")["quantizer"]
+
+    assert (quantizer("encodec-24khz")["levels"], quantizer("encodec-24khz")["quantizer"]["size"]) == (32, 1024)
+    assert (quantizer("encodec-32khz")["levels"], quantizer("encodec-32khz")["quantizer"]["size"]) == (4, 2048)
+    dac = quantizer("dac-44khz")
+    assert (dac["levels"], dac["quantizer"]["size"], dac["quantizer"]["code_dim"]) == (9, 1024, 8)
+    assert dac["quantizer"]["normalise"] and dac["quantizer"]["keep_length"]
+    branches = quantizer("mimi")["branches"]
+    semantic, acoustic = branches["semantic"]["quantizer"], branches["acoustic"]["quantizer"]
+    assert (semantic["dim"], semantic["quantizer"]["size"]) == (256, 2048)
+    assert (acoustic["dim"], acoustic["quantizer"]["levels"], acoustic["quantizer"]["quantizer"]["size"]) == (
+        *(256, 31, 2048),
+    )
+    bottleneck = config_of("mimi").tokenizer.model_dump(mode="json")["encoder"]["bottleneck"]
+    wanted = {"stride": 2, "padding": "replicate", "layers": 8, "heads": 8, "feed_forward": 2048, "window": 250}
+    assert {setting: bottleneck[setting] for setting in wanted} == wanted
+    encoder = config_of("wavtokenizer-24khz").tokenizer.encoder
+    assert (encoder.padding, encoder.causal, encoder.shortcut) == ("reflect", False, "convolution")
