@@ -30,6 +30,7 @@ from pydantic import PositiveInt
 from ..tokenize.codes_file import CodesItem, check_length
 from ..tokenize.config import Config, check_config
 from ..tokenize.files import write_atomic
+from ..tokenize.json_limits import INDEX, parse_json
 from ..tokenize.spec import TokenSpec, check_same_tokenizer
 from .code_coder import Layout, read_chunks, write_chunks
 from .code_context import SymbolTable, symbol_table
@@ -39,7 +40,9 @@ from .coder_net import CoderNet
 MAGIC = b"TESSERAC"
 VERSION = 1
 CHUNK_FRAMES = 500
-MAX_HEADER = 1 << 28
+MAX_HEADER = 64 << 20
+MAX_SYMBOLS_PER_BYTE = 1000
+"""Codes per byte of a file, at most: what repeats costs nearly nothing, but an empty file must not fill the memory."""
 
 
 class DecoderDisagrees(RuntimeError):
@@ -224,8 +227,10 @@ def _take_apart(path: str | Path, data: bytes) -> tuple[_Header, bytes, list[tup
         text, _, rest = zlib.decompressobj().decompress(packed, MAX_HEADER).partition(b"\0")
     except zlib.error as error:
         raise ValueError(f"{path}: its header is no zlib data ({error})") from None
-    header = check_config(json.loads(text), _Header, str(path))
+    header = check_config(parse_json(text, str(path), INDEX), _Header, str(path))
     frames = sum(item.frames for item in header.items)
+    if frames * header.spec.num_codebooks > MAX_SYMBOLS_PER_BYTE * (len(data) + 1000):
+        raise ValueError(f"{path}: claims {frames} frames in {len(data)} bytes; it is damaged")
     count = -(-frames // header.chunk_frames)
     own = rest[: len(rest) - 8 * count]
     numbers = list(struct.iter_unpack("<II", rest[len(own) :]))

@@ -54,7 +54,6 @@ StorageName = Literal["float32", "bfloat16", "float16"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-MAX_CONFIG_BYTES = 16 << 20
 MAX_CODES = 1 << 24
 """Largest codebook a model directory may claim."""
 
@@ -358,7 +357,7 @@ def read_model_config(folder: str | Path) -> ModelFile:
     """Read and check config.json alone; raises as `load_model`."""
     _check_is_model(Path(folder))
     path = Path(folder) / "config.json"
-    data = read_json(path, MAX_CONFIG_BYTES)
+    data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != "tessera-model":
         raise ValueError(f"{path}: not a model's config.json (its format is not 'tessera-model')")
     if data.get("version") != 1:

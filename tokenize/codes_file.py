@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .config import Config, check_config
 from .files import COPY_AGAIN, read_safetensors, write_safetensors
+from .json_limits import HEADER, parse_json
 from .spec import AudioGeometry, PictureGeometry, TokenSpec, check_same_tokenizer
 
 FORMAT = "tessera-codes"
@@ -86,11 +87,8 @@ def read_codes(path: str | Path, expected: TokenSpec | None = None) -> tuple[Tok
     if metadata.get("format") != FORMAT or set(tensors) != {"codes", "offsets"}:
         found = ", ".join(sorted(tensors)[:5])
         raise ValueError(f"{path}: not a file of codes (holds {found}); make one with: tessera encode MEDIA -o FILE")
-    try:
-        data = {key: _parse(metadata.get(key, ""), key) for key in _Notes.model_fields}
-        notes = check_config(data, _Notes, str(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: its metadata is not JSON ({error})") from None
+    data = {key: _parse(metadata.get(key, ""), key, path) for key in _Notes.model_fields}
+    notes = check_config(data, _Notes, str(path))
     if expected is not None:
         check_same_tokenizer(notes.spec, expected, str(path))
     codes, ends = _check_tensors(path, tensors["codes"], tensors["offsets"], notes)
@@ -101,8 +99,8 @@ def read_codes(path: str | Path, expected: TokenSpec | None = None) -> tuple[Tok
     return notes.spec, items
 
 
-def _parse(text: str, key: str) -> object:
-    return text if key == "format" else json.loads(text)
+def _parse(text: str, key: str, path: str | Path) -> object:
+    return text if key == "format" else parse_json(text, f"{path}: metadata '{key}'", HEADER)
 
 
 def _check_tensors(path: str | Path, codes: Tensor, offsets: Tensor, notes: _Notes) -> tuple[Tensor, list[int]]:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, model_serializer
 
+from . import yaml_subset
+from .printable import printable
 from .config_override import drop_old_fields
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_COMPARED, MAX_SHOWN = 5000, 100
+"""Names that an unknown one is compared with, and of them shown."""
 
 
 class ConfigError(ValueError):
@@ -26,9 +28,12 @@ class ConfigError(ValueError):
 
 
 class Config(BaseModel):
-    """Base of all configs: unknown keys are errors that name the nearest known key, values are never coerced."""
+    """Base of all configs: unknown keys are errors that name the nearest known key, values are never coerced, numbers
+    are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class GrowingConfig(Config):
@@ -62,8 +67,11 @@ C = TypeVar("C", bound=Config)
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant: "did you mean 'width'?" or "known: a, b"."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    close = difflib.get_close_matches(name, known[:MAX_COMPARED], n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    more = f", and {len(known) - MAX_SHOWN} more" if len(known) > MAX_SHOWN else ""
+    return f"known: {', '.join(known[:MAX_SHOWN])}{more}"
 
 
 def read_config(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
@@ -127,7 +135,11 @@ _ALTERNATIVE = re.compile(r"(constrained-)?(float|int|str)|tuple\[.*|function-.*
 
 def _found(error: Any) -> str:
     value = error.get("input")
-    return "" if isinstance(value, dict | list) or error["type"] == "value_error" else f" (found {value!r})"
+    return (
+        ""
+        if isinstance(value, dict | list) or error["type"] == "value_error"
+        else f" (found {printable(repr(value), 100)})"
+    )
 
 
 def _nearest_field(kind: type[BaseModel], location: Sequence[str | int]) -> str:
@@ -194,40 +206,26 @@ def override(data: Any, sets: Sequence[str]) -> Any:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Parse a YAML file of at most 1 MB with the safe loader (see `parse_yaml`)."""
+    """Parse a YAML file of at most 1 MB (see `parse_yaml`)."""
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name a YAML file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
+    with open(path, "rb") as file:
+        data = file.read(MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size} bytes is too large for a config (limit {MAX_CONFIG_BYTES})")
-    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML safely: no tags or aliases (they can expand to gigabytes), no duplicate keys; 1e-3 is a float."""
+    """Parse YAML safely: no tags or aliases, no duplicate keys, limited in size and depth (yaml_subset.py)."""
     try:
-        return yaml.load(text, Loader=_Loader)  # _Loader derives from SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed in configs; write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key '{key}' occurs twice, line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads 1e-3 as a string; YAML 1.2 and everyone else reads a float.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$|^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)$"),
-    list("-+0123456789."),
-)
+        return yaml_subset.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None

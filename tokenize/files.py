@@ -20,9 +20,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .json_limits import HEADER, SMALL, JsonLimits, parse_json, parse_measured, read_measured
+
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 100_000
-MAX_JSON_BYTES = 256 << 20
 BLOCK_BYTES = 1 << 20
 COPY_AGAIN = "copy it again, or make it again"
 CONTENT_KEY = "content_sha256"
@@ -140,13 +141,13 @@ def write_sealed_json(path: str | Path, data: Mapping[str, Any]) -> None:
     write_atomic(path, body + f',\n "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode())
 
 
-def read_sealed_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES, advice: str = COPY_AGAIN) -> Any:
+def read_sealed_json(path: str | Path, limits: JsonLimits = SMALL, advice: str = COPY_AGAIN) -> Any:
     """Read what `write_sealed_json` wrote, without the key "sha256"; or JSON of an earlier version, which has none.
 
     Raises:
         DamagedFile: not the bytes that were written. ValueError: as `read_json`.
     """
-    data, text = _parse_json(Path(path), max_bytes)
+    data, text = _parse_json(Path(path), limits)
     if not isinstance(data, dict) or "sha256" not in data:
         return data
     seal = _SEAL.search(text[-200:])
@@ -157,20 +158,15 @@ def read_sealed_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES, advice: 
     return data
 
 
-def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Read JSON; ValueError names the file when it is too large or not JSON."""
-    return _parse_json(Path(path), max_bytes)[0]
+def read_json(path: str | Path, limits: JsonLimits = SMALL) -> Any:
+    """Read JSON; ValueError names the file when it is larger than the limits or not usable JSON (json_limits.py)."""
+    return _parse_json(Path(path), limits)[0]
 
 
-def _parse_json(path: Path, max_bytes: int) -> tuple[Any, bytes]:
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise ValueError(f"{path}: {size} bytes of JSON, the limit is {max_bytes}")
-    text = path.read_bytes()
-    try:
-        return json.loads(text), text
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
+def _parse_json(path: Path, limits: JsonLimits) -> tuple[Any, bytes]:
+    with open(path, "rb") as file:
+        text = read_measured(file, str(path), limits)
+    return parse_measured(text, str(path)), text
 
 
 def write_safetensors(
@@ -302,10 +298,7 @@ def _read_header(path: Path, file: BinaryIO, max_header: int, max_tensors: int, 
     text = file.read(size)
     if digest is not None:
         digest.update(start + text)
-    try:
-        header = json.loads(text, object_pairs_hook=_refuse_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a safetensors file ({_one_line(error)})") from None
+    header = parse_json(text, f"{path}: not a safetensors file", HEADER)
     if not isinstance(header, dict):
         raise ValueError(f"{path}: not a safetensors file (the header is no mapping)")
     metadata = header.pop("__metadata__", None) or {}
@@ -375,11 +368,11 @@ def _content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
     return digest.hexdigest()
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
+def _shape(entry: Any, name: str, path: Path) -> tuple[int, ...]:
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"{path}: not a usable safetensors file (a tensor without a shape: '{name}')")
+    return tuple(shape)
 
 
 def _one_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .config import Config, check_config
 from .files import DamagedFile, check_sha256, read_header, read_safetensors, read_sealed_json, sha256_file
+from .json_limits import INDEX
 from .spec import TokenSpec
 
 INDEX_FILE = "index.json"
@@ -149,7 +150,8 @@ class Shards:
             unfinished = any(self.folder.glob("part-*.json")) if self.folder.is_dir() else False
             hint = "was not finished; run tessera shards again" if unfinished else "make it with: tessera shards CONFIG"
             raise FileNotFoundError(f"{self.folder}: no {INDEX_FILE} there; {hint}")
-        data = read_sealed_json(path, advice="remove it and run tessera shards again, which encodes the corpus anew")
+        advice = "remove it and run tessera shards again, which encodes the corpus anew"
+        data = read_sealed_json(path, INDEX, advice)
         self.index = check_config(data, Index, str(path))
         self._check_index(path)
         self.spec: TokenSpec = self.index.spec

@@ -29,6 +29,7 @@ from .config import Config, check_config
 from .corpus import Corpus, CorpusConfig, open_corpus
 from .files import read_sealed_json, sha256_file, write_safetensors, write_sealed_json
 from .folder_lock import lock_folder
+from .json_limits import INDEX
 from .media import MediaError, print_notes
 from .shard_reader import INDEX_FILE, Index, ShardFile, ShardItem, Shards, Skipped
 from .spec import TokenSpec
@@ -238,7 +239,7 @@ def _read_part(out: Path, shard: int, build: str) -> PartIndex | None:
     if not path.is_file():
         return None
     try:
-        part = check_config(read_sealed_json(path), PartIndex, str(path))
+        part = check_config(read_sealed_json(path, INDEX), PartIndex, str(path))
     except ValueError as error:
         print(f"note: {error}; building its shard again", file=sys.stderr)
         return None

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..tokenize.files import write_atomic
+from ..tokenize.json_limits import LINE, parse_json
 
 
 class Metrics:
@@ -28,7 +29,11 @@ class Metrics:
     def __init__(self, folder: Path, step: int = 0):
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            kept = [
+                line
+                for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+                if _step_of(line) <= step
+            ]
             write_atomic(self.path, "".join(f"{line}\n" for line in kept).encode())
         self._file = open(self.path, "a", encoding="utf-8")  # closed by close()
         self._board = _open_board(folder / "tensorboard", step)
@@ -102,13 +107,13 @@ def duration(seconds: float) -> str:
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     """All lines of a run's metrics.jsonl; a last line cut short by a kill is left out."""
-    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
+    return [parse_json(line, "metrics.jsonl", LINE) for line in lines if _step_of(line) < math.inf]
 
 
 def _step_of(line: str) -> float:
     try:
-        return int(json.loads(line)["step"])
+        return int(parse_json(line, "metrics.jsonl", LINE)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

@@ -19,6 +19,7 @@ from tessera.tokenize.files import (
     write_safetensors,
     write_sealed_json,
 )
+from tessera.tokenize.json_limits import JsonLimits
 
 TENSORS = {"b": torch.arange(6).reshape(2, 3), "a.x": torch.tensor([1.5], dtype=torch.bfloat16)}
 
@@ -52,9 +53,9 @@ def test_json(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "y.json", float("nan"))
     assert not (tmp_path / "y.json").exists()
-    with pytest.raises(ValueError, match=r"x\.json: \d+ bytes of JSON, the limit is 3"):
-        read_json(tmp_path / "x.json", max_bytes=3)
-    for content in (b"", b"{", b"\xff", b"[" * 100_000):
+    with pytest.raises(ValueError, match=r"x\.json: more than 3 bytes of JSON"):
+        read_json(tmp_path / "x.json", JsonLimits(3, 10, 10))
+    for content in (b"", b"{", b"\xff", b"[" * 50_000):
         (tmp_path / "x.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"x\.json: not valid JSON"):
             read_json(tmp_path / "x.json")

@@ -1,0 +1,167 @@
+"""JSON that is measured before it is parsed.
+
+A parser makes 64 bytes of `[],` and more of each short string, so a file of some megabytes can take gigabytes. Brackets
+and commas outside of strings are counted first, while the file is read; parsing happens only below the limits.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+BLOCK = 1 << 20
+MAX_INTEGER = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class JsonLimits:
+    """What a kind of file may hold at most."""
+
+    num_bytes: int
+    containers: int
+    """Lists and mappings."""
+    values: int
+    """Entries of lists and mappings."""
+
+
+SMALL = JsonLimits(16 << 20, 50_000, 200_000)
+"""Configs and states; 16 MB hold the names of 200,000 labels."""
+HEADER = JsonLimits(8 << 20, 400_000, 1_000_000)
+"""Headers of safetensors files: four lists and mappings for each of 100,000 tensors."""
+LINE = JsonLimits(1 << 20, 1000, 10_000)
+"""One line of a JSONL file."""
+INDEX = JsonLimits(256 << 20, 400_000, 8_000_000)
+"""Indexes of shards: four values for each of two million items, and a mapping for each skipped one."""
+
+
+def parse_json(data: bytes | str, where: str, limits: JsonLimits = SMALL) -> Any:
+    """Parse JSON.
+
+    Args:
+        data: UTF-8, with or without a byte order mark.
+        where: begins the message of an error.
+    Raises:
+        ValueError: more than the limits allow, not JSON, a key that occurs twice in a mapping, NaN or infinity, a whole
+            number beyond 64 bits, or nested so deep that it cannot be parsed.
+    """
+    data = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    return parse_measured(read_measured(io.BytesIO(data), where, limits), where)
+
+
+def read_json_lines(path: str | Path, max_bytes: int = INDEX.num_bytes) -> Iterator[tuple[str, Any]]:
+    """The lines of a JSONL file that are not empty, each with its place "path, line 3" for messages.
+
+    Lines end with a line feed, as JSONL says: JSON may hold other line separators unescaped.
+
+    Raises ValueError: as `parse_json`; a line has the limits LINE.
+    """
+    read = 0
+    with open(path, "rb") as file:
+        number = 0
+        while line := file.readline(LINE.num_bytes + 2):
+            number += 1
+            read += len(line)
+            where = f"{path}, line {number}"
+            if read > max_bytes:
+                raise ValueError(f"{where}: more than {max_bytes} bytes")
+            if len(line) > LINE.num_bytes:
+                raise ValueError(f"{where}: more than {LINE.num_bytes} bytes")
+            if line.strip() and line.strip() != b"\xef\xbb\xbf":
+                yield where, parse_json(line, where, LINE)
+
+
+def parse_measured(data: bytes, where: str) -> Any:
+    """`parse_json` of what `read_measured` gave."""
+    try:
+        return json.loads(
+            data.decode("utf-8-sig"),
+            object_pairs_hook=_refuse_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON (not UTF-8: {error.reason} at byte {error.start})") from None
+    except RecursionError:
+        raise ValueError(f"{where}: not valid JSON (nested too deep)") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from None
+
+
+def read_measured(file: BinaryIO, where: str, limits: JsonLimits) -> bytes:
+    """The bytes of a file of JSON; ValueError as soon as they are beyond the limits."""
+    read: list[bytes] = []
+    total = containers = values = 0
+    exact: _Counter | None = None
+    while block := file.read(BLOCK):
+        read.append(block)
+        total += len(block)
+        if total > limits.num_bytes:
+            raise ValueError(f"{where}: more than {limits.num_bytes} bytes of JSON, the limit")
+        if exact is None:
+            # Counting within strings as well is much faster and mostly enough.
+            containers += block.count(b"[") + block.count(b"{")
+            values += block.count(b",")
+            if containers <= limits.containers and values <= limits.values:
+                continue
+            exact = _Counter()
+            for earlier in read[:-1]:
+                exact.feed(earlier)
+        exact.feed(block)
+        if exact.containers > limits.containers or exact.values > limits.values:
+            raise ValueError(
+                f"{where}: more than {limits.containers} lists and mappings or {limits.values} values in "
+                f"{total} bytes of JSON"
+            )
+    return b"".join(read)
+
+
+class _Counter:
+    """Counts brackets and commas outside of strings."""
+
+    def __init__(self) -> None:
+        self.containers = self.values = 0
+        self._inside = False
+        self._rest = b""
+
+    def feed(self, block: bytes) -> None:
+        block = self._rest + block
+        # An escape may be cut by the end of the block.
+        cut = (len(block) - len(block.rstrip(b"\\"))) % 2
+        block, self._rest = block[: len(block) - cut], block[len(block) - cut :]
+        parts = block.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        outside = b"".join(parts[1 if self._inside else 0 :: 2])
+        self.containers += outside.count(b"[") + outside.count(b"{")
+        self.values += outside.count(b",")
+        self._inside ^= len(parts) % 2 == 0
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"a name occurs twice: '{twice[:100]}'")
+    return found
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:50]} is beyond the range of numbers")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or abs(number := int(text)) > MAX_INTEGER:
+        raise ValueError(f"{text[:50]} is beyond 64 bits")
+    return number
