@@ -66,7 +66,7 @@ def test_nothing_to_write(tmp_path):
         ({"offsets": torch.zeros(0).long()}, "offsets do not cut"),
         ({"more": torch.zeros(1)}, r"not a file of codes \(holds codes, more, offsets\)"),
         ({"format": "other"}, "not a file of codes"),
-        ({"spec": "{"}, "metadata 'items': not valid JSON"),
+        ({"spec": "{"}, "metadata 'spec': not valid JSON"),
         ({"spec": "{}"}, "spec.name: Field required"),
         ({"spec": PICTURES.model_dump_json()}, "'a' promises|'a' has 3 frames, a picture has 6"),
         ({"items": "7"}, "items: "),
