@@ -15,7 +15,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kernel_cache import cache_folder, load_code, private_folder, read_cached, write_cached
 from .sight import Sight
 
 SOURCE = Path(__file__).with_name("skinny.c")
@@ -239,6 +239,9 @@ torch.library.register_fake("tessera::skinny_attention", lambda queries, *_: tor
 # The compiled library
 
 
+FUNCTIONS = ("linear", "attention", "project", "finish", "stack")
+
+
 @dataclass(frozen=True)
 class Library:
     """The functions of skinny.c, or why they are not there."""
@@ -255,9 +258,12 @@ class Library:
 def library() -> Library:
     """Compiled and loaded when it is first asked for."""
     try:
-        loaded = ctypes.CDLL(str(_built()))
+        return _functions(_loaded())
     except (OSError, RuntimeError) as error:
-        return Library(why_not=str(error))
+        return Library(why_not=" ".join(str(error).split()))
+
+
+def _functions(loaded: ctypes.CDLL) -> Library:
     pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     matrix, past, layer = ctypes.POINTER(Matrix), ctypes.POINTER(Past), ctypes.POINTER(Layer)
     arguments = {
@@ -287,41 +293,52 @@ def library() -> Library:
     return Library(**functions)
 
 
-def _built() -> Path:
-    """The shared library for this machine and this source, compiled where the cache has none."""
+def _loaded() -> ctypes.CDLL:
+    """The shared library for this machine and this source: the cache's where it is trusted and whole, else compiled."""
     compiler = next((found for name in (os.environ.get("CC"), "gcc", "clang", "cc") if (found := _found(name))), None)
     if compiler is None or os.name == "nt":
         raise RuntimeError("no C compiler was found (gcc or clang); install one, or set CC")
     described = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, _processor()])
-    path = cache_folder() / f"skinny-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Made under another name and then renamed: a process beside this one never loads half a file.
-    handle, made = tempfile.mkstemp(suffix=".so", dir=path.parent)
-    os.close(handle)
-    try:
-        failures = []
+    name = f"skinny-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
+    folder = cache_folder()
+    with contextlib.suppress(OSError):  # not there, not to be trusted, or not a library: compiled again
+        content = None if folder is None else read_cached(folder, name)
+        if content is not None:
+            return _with_all_functions(load_code(content, name))
+    content = _compiled(compiler)
+    loaded = _with_all_functions(load_code(content, name))
+    if folder is not None:
+        with contextlib.suppress(OSError):  # a disk that is full or read-only costs the compilation each time
+            write_cached(folder, name, content)
+    return loaded
+
+
+def _compiled(compiler: str) -> bytes:
+    with private_folder() as folder:
+        made, failures = folder / "skinny.so", []
         for flags in (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], []):
-            command = [compiler, "-O3", *flags, "-shared", "-fPIC", "-w", str(SOURCE), "-o", made, "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            command = [compiler, "-O3", *flags, "-shared", "-fPIC", "-w", str(SOURCE), "-o", str(made), "-lm"]
+            environment = {**os.environ, "TMPDIR": str(folder)}
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", env=environment, check=False
+            )
             if done.returncode == 0:
-                os.replace(made, path)
-                return path
-            failures.append(done.stderr.strip().splitlines()[:1])
-        raise RuntimeError(f"{compiler} could not compile {SOURCE.name}: {failures[0]}")
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(made)
+                return made.read_bytes()
+            failures.append((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0])
+    raise RuntimeError(f"{compiler} could not compile {SOURCE.name}: {failures[0]}")
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/tessera, by default ~/.cache/tessera."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessera"
+def _with_all_functions(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    missing = [name for name in FUNCTIONS if not hasattr(loaded, f"skinny_{name}")]
+    if missing:
+        raise OSError(f"the library has no function skinny_{missing[0]}")
+    return loaded
 
 
 def _found(name: str | None) -> str | None:
-    return shutil.which(name) if name else None
+    """A compiler's absolute path; one that PATH finds relative to the current directory is nobody's choice."""
+    path = shutil.which(name) if name else None
+    return path if path is not None and os.path.isabs(path) else None
 
 
 def _processor() -> str:
@@ -331,4 +348,4 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
     except OSError:
-        return f"{platform.machine()} {platform.processor()}"
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
