@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..tokenize.files import read_json, read_safetensors
+from ..tokenize.names import check_file_name
 from ..tokenize.spec import TokenSpec
 from .layouts import DelayConfig
 from .model import LMConfig, TokenLM
@@ -54,7 +55,8 @@ def find_weights(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{folder}/model.safetensors.index.json: has no weight_map of names to files")
         files = sorted(set(listed.values()))
         for file in files:
-            if Path(file).name != file or not (folder / file).is_file():
+            check_file_name(file, f"{folder}/model.safetensors.index.json")
+            if not (folder / file).is_file():
                 raise FileNotFoundError(f"{folder / file}: no such file; the checkpoint is incomplete, copy it again")
     else:
         pickled = sorted(path.name for end in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{end}"))

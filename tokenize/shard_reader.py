@@ -17,6 +17,7 @@ from torch import Tensor
 from .config import Config, check_config
 from .files import DamagedFile, check_sha256, read_header, read_safetensors, read_sealed_json, sha256_file
 from .json_limits import INDEX
+from .names import check_file_name
 from .spec import TokenSpec
 
 INDEX_FILE = "index.json"
@@ -181,8 +182,7 @@ class Shards:
         if min(index.lengths) < 1 or not -1 <= min(index.labels) <= max(index.labels) < max(1, len(index.label_names)):
             raise ValueError(f"{path}: a length below 1, or a label that is none of its {len(index.label_names)} names")
         for file in index.files:
-            if Path(file.file).name != file.file:
-                raise ValueError(f"{path}: '{file.file}' is not a file name in this folder")
+            check_file_name(file.file, str(path))
 
     def __len__(self) -> int:
         return len(self.index.ids)

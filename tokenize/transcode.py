@@ -22,6 +22,7 @@ from .media import (
     write_audio,
     write_picture,
 )
+from .names import output_stems
 from .spec import AudioGeometry
 from .tokenizer import Tokenizer
 
@@ -92,7 +93,8 @@ def decode_to_files(
     """
     geometry = tokenizer.spec.geometry
     sound = isinstance(geometry, AudioGeometry)
-    paths = _output_names(items, Path(out), extension if sound else ".png")
+    ending = extension if sound else ".png"
+    paths = [Path(out) / f"{stem}{ending}" for stem in output_stems(item.name for item in items)]
     bar = tqdm(total=len(items), desc="decoding", unit="file", file=sys.stderr, disable=None if progress else True)
     with bar:
         for item, path in zip(items, paths, strict=True):
@@ -102,21 +104,4 @@ def decode_to_files(
             else:
                 write_picture(path, media)
             bar.update(1)
-    return paths
-
-
-def _output_names(items: Sequence[CodesItem], out: Path, extension: str) -> list[Path]:
-    """One path in `out` for each item, none twice; the names come from a file and may be hostile."""
-    taken: set[str] = set()
-    paths = []
-    for item in items:
-        stem = Path(item.name.replace("\\", "/")).stem
-        stem = "".join(letter if letter.isalnum() or letter in "-_+. " else "_" for letter in stem).strip(". ")[:100]
-        stem = stem or "item"
-        name, copies = stem, 0
-        while name.lower() in taken:
-            copies += 1
-            name = f"{stem}-{copies}"
-        taken.add(name.lower())
-        paths.append(out / f"{name}{extension}")
     return paths

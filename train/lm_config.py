@@ -12,6 +12,7 @@ from ..lm.kinds import ModelConfig
 from ..lm.packed import check_packable
 from ..lm.patches import PatchPhase
 from ..tokenize.config import Config, ConfigError, check_config
+from ..tokenize.names import FolderName
 from .packing import PackingConfig, PaddedConfig
 from .prompts import PromptConfig
 
@@ -164,7 +165,7 @@ class ExportConfig(Config):
 class TrainConfig(Config):
     """A complete run."""
 
-    name: str = Field(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*")
+    name: FolderName
     """Name of the model; without --out the run goes to runs/NAME."""
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

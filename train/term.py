@@ -26,7 +26,7 @@ from .discriminator import Judges
 class TermConfig(Config):
     """What all terms have; each has a `kind` besides."""
 
-    name: str | None = Field(default=None, pattern=r"[A-Za-z0-9_-]+")
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,100}$")
     """What metrics, stages and balances call it; null: its kind."""
     weight: NonNegativeFloat = 1.0
 

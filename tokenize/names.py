@@ -1,0 +1,69 @@
+"""Names that become files and folders: what a config, an index or a file of codes says must stay inside its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from .printable import printable
+
+MAX_BYTES = 200
+"""Of a name; file systems allow 255, and temporary names are longer than what they stand for."""
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+
+
+def check_file_name(name: str, where: str) -> str:
+    """Return a name that is a single part of a path; ValueError, which begins with `where`, for anything else.
+
+    Refused are "", ".", "..", slashes of both kinds, control characters, bytes that are not UTF-8, and long names.
+    """
+    if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable() or _size(name) > MAX_BYTES:
+        raise ValueError(f"{where}: '{printable(name, 80)}' is not a file name in this folder")
+    return name
+
+
+def _not_a_device(name: str) -> str:
+    if name.split(".")[0].lower() in _DEVICES:
+        raise ValueError(f"'{name}' is a device on some systems; choose another name")
+    return name
+
+
+FolderName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$", max_length=100),
+    AfterValidator(_not_a_device),
+]
+"""A config's name for a folder on any system: letters, digits, dot, dash and underscore, not a dot at either end."""
+
+
+def output_stems(names: Iterable[str]) -> list[str]:
+    """A file name without extension for each name of an item, none twice, whatever the names are.
+
+    Folders and the extension are cut off, other characters than letters, digits, space and -_+. become _, and a second
+    x becomes x-1. Names that differ in case alone count as the same, as on some file systems they are.
+    """
+    taken: set[str] = set()
+    copies: dict[str, int] = {}
+    stems = []
+    for name in names:
+        stem = name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+        stem = stem.rpartition(".")[0] or stem
+        stem = "".join(letter if letter.isalnum() or letter in "-_+. " else "_" for letter in stem[:MAX_BYTES])
+        while _size(stem) > MAX_BYTES - 60:
+            stem = stem[: max(1, len(stem) - max(1, (_size(stem) - MAX_BYTES + 60) // 4))]
+        stem = stem.strip(". ") or "item"
+        if stem.split(".")[0].lower() in _DEVICES:
+            stem = f"_{stem}"
+        unique, key = stem, stem.lower()
+        while unique.lower() in taken:
+            copies[key] = copies.get(key, 0) + 1
+            unique = f"{stem}-{copies[key]}"
+        taken.add(unique.lower())
+        stems.append(unique)
+    return stems
+
+
+def _size(name: str) -> int:
+    return len(name.encode("utf-8", "surrogatepass"))
