@@ -10,20 +10,7 @@ import sys
 import typer
 
 from . import VERBS
-
-# Newer typer carries its own copy of click, older ones use the package: either way the base of typer.BadParameter.
-_CommandLineError: type[Exception] = next(
-    base for base in typer.BadParameter.__mro__ if issubclass(base, Exception) and base.__name__ == "ClickException"
-)
-_MISUSE = (
-    ValueError,
-    ImportError,
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
+from .failures import print_failure
 
 app = typer.Typer(
     name="tessera",
@@ -52,17 +39,5 @@ def run(arguments: list[str] | None = None) -> int:
         return int(app(args=arguments, standalone_mode=False) or 0)
     except typer.Exit as error:
         return error.exit_code
-    except _CommandLineError as error:
-        text = error.format_message()  # type: ignore[attr-defined]
-        print(text if "\n" in text else f"tessera: {text}", file=sys.stderr)  # several lines: help, no arguments given
-        return 2
-    except (KeyboardInterrupt, typer.Abort):
-        print("tessera: stopped", file=sys.stderr)
-        return 130
-    except _MISUSE as error:
-        print(f"tessera: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        named = f"{error.filename}: " if error.filename is not None else ""
-        print(f"tessera: {' '.join((named + (error.strerror or str(error))).split())}", file=sys.stderr)
-        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        return print_failure(error)
