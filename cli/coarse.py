@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .limits import MAX_SEED
+
 if TYPE_CHECKING:
     from ..lm.coarse import ClusterReport
 
@@ -32,7 +34,7 @@ def coarse(
     clusters: Annotated[str, typer.Option(help="Clusters of each codebook; or one number per codebook: 16,8,8.")],
     output: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the clusters to.")],
     method: Annotated[Method, typer.Option(help="balanced: all clusters equally large.")] = Method.kmeans,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed starts from other codes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed starts from other codes.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
     """Put the codes of each codebook into clusters of similar ones.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .limits import MAX_BATCH, MAX_SEED
 from .samples import WEIGHTS_HELP
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def evaluate(
             "{kind: same_label, min_frames: 25}. Without it same_label where the shards have labels, else crop."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the prompts.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Items at a time for the loss.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Chooses the prompts.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Items at a time for the loss.")] = 16,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure the speed of generation.")] = True,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",

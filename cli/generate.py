@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .limits import MAX_BATCH, MAX_DRAFT, MAX_FRAMES, MAX_PASSES, MAX_SAMPLES, MAX_SEED
 from .samples import CACHE_HELP, STEP_HELP, WEIGHTS_HELP
 
 
@@ -22,8 +23,13 @@ def generate(
     ],
     text: Annotated[list[str] | None, typer.Option(help="Text to say or show; may be repeated.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Label, by name or number; may be repeated.")] = None,
-    n: Annotated[int, typer.Option("-n", "--count", min=1, help="Samples for each text or label.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the first sample; the next has seed + 1, and so on.")] = 0,
+    n: Annotated[
+        int, typer.Option("-n", "--count", min=1, max=MAX_SAMPLES, help="Samples for each text or label.")
+    ] = 1,
+    seed: Annotated[
+        int,
+        typer.Option(min=-MAX_SEED, max=MAX_SEED, help="Seed of the first sample; the next has seed + 1, and so on."),
+    ] = 0,
     guidance: Annotated[
         str | None,
         typer.Option(
@@ -50,30 +56,39 @@ def generate(
     max_silence: Annotated[float | None, typer.Option(help="Longest silence, in seconds; 0: no limit.")] = None,
     passes: Annotated[
         int | None,
-        typer.Option(min=1, help="Of masked and coarse-to-fine models: passes that fill codes in."),
+        typer.Option(min=1, max=MAX_PASSES, help="Of masked and coarse-to-fine models: passes that fill codes in."),
     ] = None,
     fine_temperature: Annotated[str | None, typer.Option(help="Of coarse-to-fine models: the refiner's.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest sound.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Make exactly so many frames of sound.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=MAX_FRAMES, help="Make exactly so many frames of sound.")
+    ] = None,
     voice: Annotated[
         list[str] | None,
         typer.Option(
             help="Sound, picture or codes to follow, not to begin with, for models that can; may be repeated."
         ),
     ] = None,
-    voice_frames: Annotated[int | None, typer.Option(min=1, help="Use only so many frames of the voice.")] = None,
+    voice_frames: Annotated[
+        int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only so many frames of the voice.")
+    ] = None,
     prompt: Annotated[
         Path | None, typer.Option(help="Sound, picture or codes (.safetensors) that the samples begin with.")
     ] = None,
-    prompt_frames: Annotated[int | None, typer.Option(min=1, help="Use only so many frames of the prompt.")] = None,
+    prompt_frames: Annotated[
+        int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only so many frames of the prompt.")
+    ] = None,
     unconditional: Annotated[bool, typer.Option("--unconditional", help="Generate without text or label.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="One by one: no rounding depends on the others.")] = False,
     cache: Annotated[str | None, typer.Option(help=CACHE_HELP)] = None,
     draft: Annotated[
-        int | None, typer.Option(help="Steps to guess at a time, for models trained with lm.ahead; same samples.")
+        int | None,
+        typer.Option(
+            min=0, max=MAX_DRAFT, help="Steps to guess at a time, for models trained with lm.ahead; same samples."
+        ),
     ] = None,
     step: Annotated[str | None, typer.Option(help=STEP_HELP)] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples made at a time.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Samples made at a time.")] = 64,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .limits import MAX_SAMPLES, MAX_SEED
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -17,8 +19,11 @@ def image(
     prompt: Annotated[str, typer.Argument(help="A caption, or a label of the model.")],
     output: Annotated[Path, typer.Option("-o", "--out", help="A .png file, or a directory for several.")],
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "digits",
-    n: Annotated[int, typer.Option("-n", "--count", min=1, help="Pictures.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next has seed + 1, and so on.")] = 0,
+    n: Annotated[int, typer.Option("-n", "--count", min=1, max=MAX_SAMPLES, help="Pictures.")] = 1,
+    seed: Annotated[
+        int,
+        typer.Option(min=-MAX_SEED, max=MAX_SEED, help="Seed of the first picture; the next has seed + 1, and so on."),
+    ] = 0,
     guidance: Annotated[str | None, typer.Option(help="1: none; higher follows the prompt closer.")] = None,
     temperature: Annotated[str | None, typer.Option(help="Lower is plainer. A number, or one per codebook.")] = None,
     frames: Annotated[

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 from tqdm import tqdm
 
+from ..tokenize.printable import printable
+
 if TYPE_CHECKING:
     from ..generate.model import Model
 
 WEIGHTS_HELP = "How matrices are kept: float32, bfloat16, int8 or int4; fewer bits are faster."
+MAX_NUMBER = 2**31
 CACHE_HELP = "How keys and values are kept: static, ring, int8, int4, evict; or {kind: ring, window: 500}."
 STEP_HELP = "How steps are run: auto, eager, compiled (torch.compile), graph (CUDA)."
 
@@ -31,8 +34,10 @@ def make_samples(model: Model, output: Path, count: int, as_json: bool, **call) 
         as_json: print a summary on stdout.
         call: arguments of `Model.generate`; those that are None are left out.
     """
+    from ..generate.request import check_room
     from ..generate.result import output_files
 
+    check_room(model.lm, count, call.get("num_frames"))
     for target in output_files(output, count, model.spec):
         target.parent.mkdir(parents=True, exist_ok=True)
     given = {name: value for name, value in call.items() if value is not None}
@@ -97,8 +102,11 @@ def numbers(text: str | None, option: str, whole: bool = False) -> float | list 
     try:
         values = [int(part) if whole else float(part) for part in text.split(",")]
     except ValueError:
+        values = []
+    if not values or any(not abs(value) < MAX_NUMBER for value in values):
         wanted = "a whole number" if whole else "a number"
-        raise typer.BadParameter(f"{option} takes {wanted}, or one per codebook with commas; found '{text}'") from None
+        found = f"found '{printable(text, 100)}'"
+        raise typer.BadParameter(f"{option} takes {wanted}, or one per codebook with commas; {found}") from None
     return values[0] if len(values) == 1 else values
 
 

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from .limits import MAX_FRAMES, MAX_ITEMS, MAX_PROCESSES
+
 
 class FitChoice(str, Enum):
     """See FolderCorpus.fit."""
@@ -42,7 +44,7 @@ def train(
         list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
     ] = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest checkpoint in OUT.")] = False,
-    nproc: Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine.")] = 1,
+    nproc: Annotated[int, typer.Option("--nproc", min=1, max=MAX_PROCESSES, help="Processes on this machine.")] = 1,
 ) -> None:
     """Train a tokenizer on sound or pictures and freeze it.
 
@@ -86,7 +88,9 @@ def evaluate(
         Path | None,
         typer.Option("--data", help="Folder of media, or .safetensors of pictures; default: the bundled test samples."),
     ] = None,
-    items: Annotated[int, typer.Option("--items", min=1, help="At most so many items, spread over the data.")] = 100,
+    items: Annotated[
+        int, typer.Option("--items", min=1, max=MAX_ITEMS, help="At most so many items, spread over the data.")
+    ] = 100,
     fit: Annotated[
         FitChoice, typer.Option("--fit", help="What to do with pictures of another size.")
     ] = FitChoice.exact,
@@ -94,7 +98,7 @@ def evaluate(
         str | None,
         typer.Option(help="A coder, or a model: also the bits given the frames before (by its coder if it has one)."),
     ] = None,
-    window: Annotated[int, typer.Option(min=1, help="Frames that usage is counted over.")] = 4096,
+    window: Annotated[int, typer.Option(min=1, max=MAX_FRAMES, help="Frames that usage is counted over.")] = 4096,
     page: Annotated[Path | None, typer.Option(help="Also write an HTML page with pictures and sound.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .limits import MAX_PROCESSES
+
 if TYPE_CHECKING:
     from ..train.samples import SampleRequest
 
@@ -28,7 +30,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest checkpoint in the folder of the run.")
     ] = False,
-    nproc: Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine.")] = 1,
+    nproc: Annotated[int, typer.Option("--nproc", min=1, max=MAX_PROCESSES, help="Processes on this machine.")] = 1,
 ) -> None:
     """Train a language model on shards of codes.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .limits import MAX_FRAMES, MAX_SAMPLES, MAX_SEED
 from .samples import WEIGHTS_HELP
 
 MAX_STDIN_BYTES = 1 << 20
@@ -29,9 +30,13 @@ def tts(
         str | None,
         typer.Option(help="A voice of the model by its name, or a recording (or its codes) to take it from."),
     ] = None,
-    voice_frames: Annotated[int | None, typer.Option(min=1, help="Use only so many frames of the recording.")] = None,
-    n: Annotated[int, typer.Option("-n", "--count", min=1, help="Ways of saying it.")] = 1,
-    seed: Annotated[int, typer.Option(help="Another seed is another way of saying it.")] = 0,
+    voice_frames: Annotated[
+        int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only so many frames of the recording.")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--count", min=1, max=MAX_SAMPLES, help="Ways of saying it.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=-MAX_SEED, max=MAX_SEED, help="Another seed is another way of saying it.")
+    ] = 0,
     guidance: Annotated[str | None, typer.Option(help="1: none; higher follows the text closer.")] = None,
     temperature: Annotated[str | None, typer.Option(help="Lower is steadier. A number, or one per codebook.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest sound.")] = None,

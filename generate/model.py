@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..lm.conditions import CodesConditionConfig
 from ..lm.defaults import GenerationDefaults
+from ..lm.device import choose_device
 from ..lm.kinds import AnyLM
 from ..lm.quantise import WeightsName
 from ..lm.quick import quicken_
@@ -489,12 +490,11 @@ def load(
             (docs of lm/quantise.py say what they are). None: as dtype says, and small models' steps on a CPU are made
             quick (lm/quick.py).
     Raises:
-        ValueError: neither; names the bundled models. FileNotFoundError, ValueError: a directory without a whole model.
+        ValueError: neither; names the bundled models. FileNotFoundError, ValueError: a directory without a whole model,
+            or a device that is not there.
     """
-    folder = find_model(model)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_model(folder, device, dtype, weights)
+    where = choose_device(device)
+    loaded = load_model(find_model(model), where, dtype, weights)
     lm = loaded.lm if weights else quicken_(loaded.lm)
     return Model(lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults, name=str(model))
 

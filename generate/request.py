@@ -14,6 +14,7 @@ from ..lm.conditions import ConditionBatch
 from ..lm.defaults import GenerationDefaults, Guidance, GuidanceConfig
 from ..lm.kinds import AnyLM
 from ..tokenize.config import check_config
+from ..tokenize.memory import check_memory
 from ..tokenize.spec import AudioGeometry, PictureGeometry
 from ..tokenize.tokenizer import Tokenizer
 from .conditioning import Told
@@ -128,6 +129,8 @@ def make_request(
         raise ValueError(f"n must be a whole number, at least 1, found {n!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be a whole number, found {seed!r}")
+    length = _length(lm, num_frames, chosen, "min_frames" in settings)
+    check_room(lm, n, length.max_frames if length.fixed else None)
     conditions, count = told.rows(lm, n)
     if prompt is not None:
         prompt = prompt.expand(count, -1, -1) if prompt.dim() == 2 else prompt
@@ -137,7 +140,7 @@ def make_request(
     return Request(
         conditions=conditions,
         seeds=[seed + i for i in range(count)],
-        length=_length(lm, num_frames, chosen, "min_frames" in settings),
+        length=length,
         sampling=_sampling(tokenizer, chosen),
         guidance=chosen.guidance,
         prompt=prompt,
@@ -150,6 +153,22 @@ def make_request(
         stride=_stride(chosen),
         step=chosen.step,
     )
+
+
+def check_room(lm: AnyLM, count: int, num_frames: int | None = None) -> None:
+    """Raise ValueError where the codes and media of `count` samples do not fit into memory.
+
+    Args:
+        num_frames: of each; None: as many as its media have, one of sound.
+    """
+    geometry = lm.spec.geometry
+    if isinstance(geometry, AudioGeometry):
+        frames, values = num_frames or 1, (num_frames or 1) * geometry.samples_per_frame * geometry.channels
+    else:
+        frames, values = geometry.num_frames, geometry.height * geometry.width * geometry.channels
+    size = 8 * frames * lm.spec.num_codebooks + 4 * values
+    asked = f"{count} samples" if count > 1 else f"a sample of {frames} frames"
+    check_memory(count * size, asked, "make fewer at a time, or shorter ones")
 
 
 def choose(defaults: GenerationDefaults | None, settings: Settings) -> GenerationDefaults:

@@ -14,10 +14,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from ..tokenize.config import Config, ConfigError
+from ..tokenize.config import Config, ConfigError, LayerCount
 from .arrange import Arrangement
 from .linear import Linear
 from .parallel import ParallelHead
@@ -35,7 +34,7 @@ class BitsHeadConfig(Config):
     """Bits of all codebooks, or groups of them, predicted independently of each other."""
 
     kind: Literal["bits"] = "bits"
-    groups: PositiveInt | None = None
+    groups: LayerCount | None = None
     """Groups of a code's bits, of 2^(bits / groups) logits each; null: each bit by itself."""
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..tokenize.budget import Budget
-from ..tokenize.config import Config, ConfigError, check_config
+from ..tokenize.config import Config, ConfigError, LayerCount, check_config
 from ..tokenize.files import (
     check_format,
     read_header,
@@ -68,7 +68,7 @@ class CoderConfig(Config):
     """Numbers per symbol."""
     width: Annotated[int, Field(ge=8, le=2048)] = 192
     """Of hidden layers."""
-    layers: PositiveInt = 2
+    layers: LayerCount = 2
     """Hidden layers over the context."""
     by_place: bool = False
     """Pictures: also know which cell a frame is."""

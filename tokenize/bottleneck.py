@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from .attention_block import AttentionBlock, Past, rotary_angles, sliding_window
-from .config import Config
+from .config import Config, LayerCount, LayerCountOrNone
 from .padded_conv import ConvStack, PaddedConv, PaddedTranspose, Padding
 from .quantized import float32_only
 from .stages import Stage, window_stage
@@ -28,9 +28,9 @@ class BottleneckConfig(Config):
     """Places at the network's rate that make one frame of codes."""
     padding: Padding = "replicate"
     """Before the first place, for the convolution to frames."""
-    layers: NonNegativeInt = 0
+    layers: LayerCountOrNone = 0
     """Of the transformer; 0: none."""
-    heads: PositiveInt = 8
+    heads: LayerCount = 8
     feed_forward: PositiveInt = 2048
     window: PositiveInt = 250
     """Places a layer sees: its own and those just before it."""

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import Config, ConfigError
+from .config import Config, ConfigError, LayerCount
 from .kmeans import exact_dtype, first_by_priority, kmeans
 from .vector_file import VectorFile, read_vectors
 
@@ -103,7 +103,7 @@ class BridgeFormConfig(Config):
     """Codes per patch; must divide their number."""
     width: PositiveInt = 128
     """Of a patch inside; a multiple of 16."""
-    layers: PositiveInt = 2
+    layers: LayerCount = 2
 
 
 class BridgeForm(CodebookForm):

@@ -10,9 +10,9 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_serializer
 
 from . import yaml_subset
 from .printable import printable
@@ -60,6 +60,12 @@ def kind_or(default: str) -> Discriminator:
 
     return Discriminator(kind)
 
+
+LayerCount = Annotated[int, Field(ge=1, le=4096)]
+"""Of parts that are built one by one."""
+BatchSize = Annotated[int, Field(ge=1, le=1 << 24)]
+StepCount = Annotated[int, Field(ge=1, le=10**10)]
+LayerCountOrNone = Annotated[int, Field(ge=0, le=4096)]
 
 C = TypeVar("C", bound=Config)
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from .chain import LevelDropout, check_choices, common_span, draw_levels
-from .config import ConfigError
+from .config import ConfigError, LayerCount
 from .quantized import Parts, Quantizer, add_losses, join_tables, make_part, rates_of
 from .regularise import disentangle
 
@@ -29,7 +29,7 @@ class GroupConfig(LevelDropout):
     """Groups of channels side by side; level dropout keeps the first few groups."""
 
     kind: Literal["group"] = "group"
-    groups: PositiveInt
+    groups: LayerCount
     """Must divide the number of channels."""
     quantizer: QuantizerConfig
     """Of each group."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention_block import AttentionBlock
-from .config import Config
+from .config import Config, LayerCount
 from .picture_vit1d import join_patches, patch_grid
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class MergedConfig(Config):
     patch: PositiveInt = 16
     """Pixels along each side of a patch."""
     width: PositiveInt = 512
-    layers: PositiveInt = 8
-    heads: PositiveInt = 8
+    layers: LayerCount = 8
+    heads: LayerCount = 8
     expansion: PositiveInt = 4
     """Width of the MLP, in units of `width`."""
 

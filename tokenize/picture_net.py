@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from .config import GrowingConfig
+from .config import GrowingConfig, LayerCount, LayerCountOrNone
 from .picture_conditioned import ConditionedConfig, ConditionedDecoder, ConditionedEncoder
 from .picture_convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
 from .picture_merged import MergedConfig, MergedDecoder, MergedEncoder
@@ -67,7 +67,7 @@ class PictureTokenizerConfig(GrowingConfig):
     """How often parts with a grid halve the size: the grid is height / 2^n by width / 2^n."""
     features: PositiveInt = 64
     """Of `convolutional` parts: channels at full size; doubled at the first halving."""
-    blocks: PositiveInt = 2
+    blocks: LayerCount = 2
     """Of `convolutional` parts: residual blocks at each size."""
     latent_dim: PositiveInt = 32
     encoder: PicturePartConfig = Field(default=ConvolutionalConfig())

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from .attention_block import AttentionBlock
-from .config import Config
+from .config import Config, LayerCount
 from .picture_vit1d import join_patches, patch_grid
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class ViTConfig(Config):
     patch: PositiveInt = 16
     """Pixels along each side of a patch."""
     width: PositiveInt = 512
-    layers: PositiveInt = 8
-    heads: PositiveInt = 8
+    layers: LayerCount = 8
+    heads: LayerCount = 8
     expansion: PositiveInt = 4
     """Width of the MLP, in units of `width`."""
     taps: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None

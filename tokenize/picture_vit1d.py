@@ -19,7 +19,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from .attention_block import AttentionBlock
-from .config import Config
+from .config import Config, LayerCount
 
 if TYPE_CHECKING:
     from .picture_net import PictureTokenizerConfig
@@ -34,8 +34,8 @@ class ViT1DConfig(Config):
     patch: PositiveInt = 16
     """Pixels along each side of a patch."""
     width: PositiveInt = 512
-    layers: PositiveInt = 8
-    heads: PositiveInt = 8
+    layers: LayerCount = 8
+    heads: LayerCount = 8
     expansion: PositiveInt = 4
     """Width of the MLP, in units of `width`."""
     order: Literal["none", "causal"] = "none"

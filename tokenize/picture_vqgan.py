@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import Config
+from .config import Config, LayerCount
 from .picture_convolutional import halved_grid
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class VQGANConfig(Config):
     channels: PositiveInt = 128
     multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
     """Channels at each size, full size first, in units of `channels`."""
-    blocks: PositiveInt = 2
+    blocks: LayerCount = 2
     """Residual blocks at each size of the encoder; the decoder has one more."""
     inner_dim: PositiveInt = 256
     """Channels between the network and its last (first) layer to the latents."""

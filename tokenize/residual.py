@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveInt
-
 from .chain import ChainQuantizer, LevelDropout
+from .config import LayerCount
 from .quantized import make_part
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class ResidualConfig(LevelDropout):
     added = LevelDropout.added | {"shared"}
 
     kind: Literal["residual"] = "residual"
-    levels: PositiveInt
+    levels: LayerCount
     """Number of levels."""
     quantizer: QuantizerConfig
     """Of each level."""

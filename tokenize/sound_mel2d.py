@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import Config
+from .config import Config, LayerCount
 from .spectrum import frame_signal, inverse_spectrum, mel_filters
 from .stages import Stage, window_stage
 
@@ -33,7 +33,7 @@ class Mel2DConfig(Config):
     rows: PositiveInt = 5
     """Codes above each other in a frame; bands are rows times a power of 2."""
     channels: PositiveInt = 64
-    blocks: PositiveInt = 1
+    blocks: LayerCount = 1
     """Residual blocks at each height."""
     chunk: PositiveInt = 32
     """Frames worked on at a time when frozen."""

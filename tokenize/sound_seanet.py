@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck, Recurrence
-from .config import Config
+from .config import Config, LayerCount, LayerCountOrNone
 from .padded_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Padding, Pointwise, Residual
 from .stages import Stage, window_stage
 
@@ -35,7 +35,7 @@ class SEANetConfig(Config):
     kernel: PositiveInt = 7
     last_kernel: PositiveInt = 7
     residual_kernel: PositiveInt = 3
-    residual_layers: PositiveInt = 1
+    residual_layers: LayerCount = 1
     """Residual blocks at each rate."""
     dilation_growth: PositiveInt = 2
     """Block j at a rate has dilation dilation_growth ^ j."""
@@ -43,7 +43,7 @@ class SEANetConfig(Config):
     """Channels inside a residual block are fewer by this factor."""
     shortcut: Literal["convolution", "identity"] = "identity"
     """What goes around a residual block."""
-    lstm_layers: NonNegativeInt = 2
+    lstm_layers: LayerCountOrNone = 2
     causal: bool = True
     padding: Padding = "zeros"
     """Beside the signal's ends. `reflect` mirrors the first samples: then even causal convolutions look ahead there."""

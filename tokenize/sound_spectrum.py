@@ -14,7 +14,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from .config import GrowingConfig
+from .config import GrowingConfig, LayerCount
 from .convnext import ConvNeXtStack
 from .spectrum import frame_signal, inverse_spectrum
 from .stages import Stage, window_stage
@@ -30,7 +30,7 @@ class AudioStackConfig(GrowingConfig):
 
     kind: Literal["spectrum"] = "spectrum"
     width: PositiveInt = 256
-    layers: PositiveInt = 6
+    layers: LayerCount = 6
     kernel: PositiveInt = 7
     """Frames each layer sees, odd."""
     causal: bool = False

@@ -51,7 +51,7 @@ class TokenSpec(Config):
     """Travels with every shard and every model; codes are only meaningful to the tokenizer with this fingerprint."""
 
     name: str
-    cardinalities: tuple[PositiveInt, ...] = Field(min_length=1)
+    cardinalities: tuple[Annotated[int, Field(ge=1, le=1 << 32)], ...] = Field(min_length=1, max_length=1024)
     """Codes per codebook, coarse codebook first."""
     geometry: Geometry
     fingerprint: str

@@ -13,7 +13,7 @@ from tqdm import trange
 from ..lm.code_coder import Layout
 from ..lm.code_context import neighbours
 from ..lm.coder_net import CoderConfig, CoderNet, context_symbols
-from ..tokenize.config import Config
+from ..tokenize.config import BatchSize, Config, StepCount
 from ..tokenize.folder_lock import lock_folder
 from ..tokenize.shard_reader import Shards
 from ..tokenize.spec import check_same_tokenizer
@@ -25,8 +25,8 @@ CUT_SHARE = 0.03
 class CoderTraining(Config):
     """How it is trained."""
 
-    steps: PositiveInt = 3000
-    batch: PositiveInt = 512
+    steps: StepCount = 3000
+    batch: BatchSize = 512
     """Frames per step."""
     lr: PositiveFloat = 2e-3
     warmup_steps: PositiveInt = 100

@@ -22,7 +22,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..tokenize.config import ConfigError
+from ..tokenize.config import ConfigError, LayerCount
 from ..tokenize.convnext import ConvNeXtStack
 from .distil import Levels
 from .term import InnerTerm, InnerView, TermConfig, TermContext, check_levels
@@ -39,7 +39,7 @@ class ContrastConfig(TermConfig):
     """What stands for an item: the mean over its tokens, or the last one (that of causal tokens has seen all)."""
     width: PositiveInt = 64
     """Of the space both are brought to, and of the captions' network."""
-    blocks: PositiveInt = 2
+    blocks: LayerCount = 2
     """ConvNeXt blocks that read a text."""
 
 

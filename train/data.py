@@ -84,7 +84,8 @@ class Items:
                 raise ValueError(
                     f"label '{unknown[0]}' does not occur in the training shards; known: {', '.join(labels)}"
                 )
-            self._label_ids = [list(labels).index(name) for name in shards.label_names]
+            place = {name: number for number, name in enumerate(labels)}
+            self._label_ids = [place[name] for name in shards.label_names]
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from ..tokenize.config import Config
+from ..tokenize.config import Config, LayerCount
 from .discriminator_stft import compressed_spectrum
 
 
@@ -27,7 +27,7 @@ class BandsJudgeConfig(Config):
     edges: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     """Where bands begin and end, as shares of the spectrum."""
     channels: PositiveInt = 32
-    layers: PositiveInt = 5
+    layers: LayerCount = 5
     """Of each band; all but the first and the last halve the frequencies."""
 
     @model_validator(mode="after")

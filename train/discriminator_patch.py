@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..tokenize.config import Config
+from ..tokenize.config import Config, LayerCount
 
 
 class PatchJudgeConfig(Config):
@@ -21,7 +21,7 @@ class PatchJudgeConfig(Config):
     kind: Literal["patch"] = "patch"
     channels: PositiveInt = 64
     """Of the first layer; doubled in each next one, at most 8 times."""
-    layers: PositiveInt = 3
+    layers: LayerCount = 3
     """Layers that halve the picture. A patch is 70 pixels wide with 3."""
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from ..tokenize.config import Config
+from ..tokenize.config import Config, LayerCount
 
 
 class PeriodJudgeConfig(Config):
@@ -28,7 +28,7 @@ class PeriodJudgeConfig(Config):
     """Samples of a row; primes overlap least."""
     channels: PositiveInt = 32
     """Of the first layer; four times as many in each next one, at most 32 times."""
-    layers: PositiveInt = 4
+    layers: LayerCount = 4
     """Layers that shorten the columns by three."""
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from ..tokenize.config import Config
+from ..tokenize.config import Config, LayerCount
 
 
 class STFTJudgeConfig(Config):
@@ -25,7 +25,7 @@ class STFTJudgeConfig(Config):
     windows: tuple[PositiveInt, ...] = (1024, 512, 256)
     """Samples of each network's spectrum."""
     channels: PositiveInt = 16
-    layers: PositiveInt = 4
+    layers: LayerCount = 4
     """Strided layers between the first and the last."""
 
 

@@ -11,7 +11,7 @@ from ..lm.defaults import GenerationDefaults
 from ..lm.kinds import ModelConfig
 from ..lm.packed import check_packable
 from ..lm.patches import PatchPhase
-from ..tokenize.config import Config, ConfigError, check_config
+from ..tokenize.config import BatchSize, Config, ConfigError, LayerCount, StepCount, check_config
 from ..tokenize.names import FolderName
 from .packing import PackingConfig, PaddedConfig
 from .prompts import PromptConfig
@@ -26,7 +26,7 @@ class DataConfig(Config):
     """Folder of held-out shards, for evaluation."""
     max_frames: PositiveInt | None = None
     """Leave out items longer than this; their number is reported."""
-    pool_batches: PositiveInt = 16
+    pool_batches: LayerCount = 16
     """Batches that are sorted by length together: more wastes less on padding, fewer mixes better. Of packing
     padded."""
     prompt: PromptConfig | None = None
@@ -53,11 +53,11 @@ class KeepConfig(Config):
 class TrainSettings(Config):
     """Optimisation, and what happens how often."""
 
-    steps: PositiveInt
+    steps: StepCount
     """Optimizer steps of the whole run."""
-    batch: PositiveInt
+    batch: BatchSize
     """Items of a global batch, whatever the number of processes; with data.packing best_fit packed rows."""
-    micro_batch: PositiveInt | None = None
+    micro_batch: BatchSize | None = None
     """Items (packed rows) of one forward pass; null: the global batch divided by the processes. The rest is
     accumulated."""
     lr: PositiveFloat
@@ -85,7 +85,7 @@ class TrainSettings(Config):
     """Steps between evaluations on data.test; null: at the end only."""
     sample_every: PositiveInt | None = None
     """Steps between generated samples; null: none while training."""
-    samples: PositiveInt = 8
+    samples: BatchSize = 8
     """Samples generated each time."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints, besides those of keep.best; null: at the end only."""

@@ -42,6 +42,7 @@ from .metrics import Metrics, Progress
 from .objective import Objective, TermCounter
 from .packing import BestFitConfig, PackedSampler
 from .parts import open_parts
+from .room import check_batch_fits, check_weights_fit
 from .run_state import RunState, micro_batch_of, test_loss
 from .sampler import Cut, Sampler, check_batch, cut_batch, mix, pieces_of
 from .samples import Sample, make_request
@@ -118,6 +119,7 @@ class LMTrainer:
         self.micro = self.cut.micro
         self.parts = open_parts(config, out, world)
         self.config = config.model_copy(update={"lm": config.lm.explicit(self.parts.spec.num_codebooks)})
+        self._check_room()
         self.average = WeightAverage(self.parts.make_lm(config.seed).to(world.device), settings.ema)
         lm = self.parts.make_lm(config.seed).to(world.device)
         self.num_parameters = lm.num_parameters
@@ -137,6 +139,15 @@ class LMTrainer:
         self.state = RunState(command=command)
         self.metrics: Metrics | None = None
         self.progress = Progress(settings.steps, 0, show=False)
+
+    def _check_room(self) -> None:
+        """ValueError where weights or a micro-batch of this config cannot fit into memory."""
+        config, lm, device = self.config, self.parts.lm_config, self.world.device
+        check_weights_fit(lambda: self.parts.make_lm(config.seed), "lm", device)
+        packing = config.data.packing
+        frames = float(self.parts.items.lengths.mean()) if packing.kind == "padded" else packing.steps
+        half = config.train.dtype == "bfloat16"
+        check_batch_fits(self.micro, frames, lm.layers * lm.width, self.parts.spec.num_codebooks, half, device)
 
     def resume(self, found: Path) -> None:
         """Go on from a good checkpoint."""

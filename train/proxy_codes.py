@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..tokenize.config import ConfigError
+from ..tokenize.config import ConfigError, LayerCount
 from .distil import Levels
 from .teacher import load_teacher
 from .term import InnerTerm, InnerView, TermConfig, TermContext, check_levels
@@ -30,8 +30,8 @@ class ProxyCodesConfig(TermConfig):
     """Folder of the other tokenizer, frozen, of pictures of the same size."""
     levels: Levels = "all"
     width: PositiveInt = 128
-    heads: PositiveInt = 4
-    blocks: PositiveInt = 2
+    heads: LayerCount = 4
+    blocks: LayerCount = 2
     """Transformer blocks."""
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..tokenize.config import ConfigError
+from ..tokenize.config import ConfigError, LayerCount, LayerCountOrNone
 from ..tokenize.convnext import ConvNeXtStack
 from .distil import Levels
 from .term import InnerTerm, InnerView, TermConfig, TermContext, check_levels, mean_over
@@ -29,7 +29,7 @@ class CTCConfig(TermConfig):
     kind: Literal["ctc"] = "ctc"
     levels: Levels = (0,)
     width: PositiveInt = 128
-    blocks: NonNegativeInt = 2
+    blocks: LayerCountOrNone = 2
     """ConvNeXt blocks before the guess."""
 
 
@@ -39,8 +39,8 @@ class CaptionConfig(TermConfig):
     kind: Literal["caption"] = "caption"
     levels: Levels = (0,)
     width: PositiveInt = 128
-    heads: PositiveInt = 4
-    blocks: PositiveInt = 2
+    heads: LayerCount = 4
+    blocks: LayerCount = 2
     """Transformer blocks."""
     max_characters: PositiveInt = 256
     """Longer transcripts count for nothing."""

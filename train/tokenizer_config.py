@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from ..tokenize.config import Config
+from ..tokenize.config import BatchSize, Config, StepCount
 from ..tokenize.corpus import CorpusConfig
 from ..tokenize.tokenizer import TokenizerConfig
 from .balance import BalanceConfig, SumConfig
@@ -22,11 +22,11 @@ from .warm_start import WarmStartConfig
 class TokenizerTraining(Config):
     """How long and how fast."""
 
-    steps: PositiveInt | None = None
+    steps: StepCount | None = None
     """Optimizer steps; needed where there are no stages, and left out where there are."""
-    batch: PositiveInt = 16
+    batch: BatchSize = 16
     """Pictures, or excerpts of sound, per step, whatever the number of processes."""
-    micro_batch: PositiveInt | None = None
+    micro_batch: BatchSize | None = None
     """Of one forward pass; null: the batch divided by the processes. The rest is accumulated."""
     crop_seconds: PositiveFloat = 1.0
     """Length of an excerpt; ignored for pictures."""

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
-from ..tokenize.config import Config, ConfigError
+from ..tokenize.config import Config, ConfigError, StepCount
 
 
 class TrainStageConfig(Config):
@@ -20,7 +20,7 @@ class TrainStageConfig(Config):
 
     kind: Literal["train"] = "train"
     name: str
-    steps: PositiveInt
+    steps: StepCount
     terms: tuple[str, ...] | None = None
     """Names of the terms that are on; null: all."""
     freeze: tuple[str, ...] = ()

@@ -25,6 +25,7 @@ from ..tokenize.config import ConfigError
 from ..tokenize.files import read_json, write_json
 from ..tokenize.folder_lock import lock_folder
 from ..tokenize.picture_net import PictureNet
+from ..tokenize.spec import AudioGeometry
 from ..tokenize.tokenizer import NETS, Tokenizer, code_geometry, make_tokenizer
 from .balance import make_balance
 from .checkpoint import Checkpoints, check_pickles
@@ -33,6 +34,7 @@ from .ema import WeightAverage
 from .engine import TorchEngine
 from .latents import encode_latents
 from .metrics import Metrics, Progress
+from .room import check_batch_fits, check_weights_fit
 from .run_state import micro_batch_of
 from .sampler import check_batch, cut_batch, mix
 from .schedule import describe_new_end
@@ -134,6 +136,7 @@ class TokenizerTrainer:
             self.micro = check_batch(settings.batch, settings.micro_batch, world.size)
         else:
             self.micro = micro_like(started, settings, world, self.show)
+        self._check_room()
         torch.manual_seed(mix(config.seed, 0))
         net = NETS[config.tokenizer.kind](config.tokenizer)
         code_geometry(config.tokenizer, net.quantizer)  # before all media are read, and long before it is frozen
@@ -161,6 +164,19 @@ class TokenizerTrainer:
         self.state = TokenizerRunState()
         self.metrics: Metrics | None = None
         self.progress = Progress(config.total_steps, 0, show=False)
+
+    def _check_room(self) -> None:
+        """ValueError where weights or a micro-batch of this config cannot fit into memory."""
+        config, device = self.config.tokenizer, self.world.device
+        check_weights_fit(lambda: NETS[config.kind](config), "tokenizer", device)
+        geometry = config.geometry
+        if isinstance(geometry, AudioGeometry):
+            frames = self.config.train.crop_seconds * geometry.frame_rate
+            outputs = geometry.samples_per_frame
+        else:
+            frames, outputs = geometry.num_frames, geometry.channels * geometry.height * geometry.width
+            outputs = outputs / frames
+        check_batch_fits(self.micro, frames, config.latent_dim, outputs, False, device)
 
     def resume(self, found: Path) -> None:
         """Go on from a good checkpoint."""

@@ -1,0 +1,83 @@
+"""How much memory there is, asked before much of it is allocated: Linux gives what is not there and kills later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device | str = "cpu") -> int | None:
+    """Bytes that can still be allocated on a device, within the limits of this process; None where nobody says."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [free for free in (_free_of_machine(), _free_of_group(), _free_of_process()) if free is not None]
+    return min(found, default=None)
+
+
+def check_memory(needed: float, what: str, advice: str, device: torch.device | str = "cpu") -> None:
+    """Raise ValueError where `needed` bytes, a lower bound, are more than a device has left.
+
+    Args:
+        what: is said to need them; begins the message.
+        advice: what to lower; ends it.
+    """
+    if needed < 1 << 28:
+        return
+    available = available_bytes(device)
+    if available is not None and needed > available:
+        raise ValueError(f"{what} needs {in_words(needed)} of memory or more, {in_words(available)} are free; {advice}")
+
+
+def in_words(size: float) -> str:
+    """ "12.3 GB"."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
+        if size < 1000 or unit == "PB":
+            return (
+                f"{size:.0f} {unit}"
+                if unit == "bytes"
+                else f"{size:.3g} {unit}"
+                if size < 1000
+                else f"{size:.1e} {unit}"
+            )
+        size /= 1000
+    raise AssertionError
+
+
+def _free_of_machine() -> int | None:
+    return _field("/proc/meminfo", "MemAvailable:", 1024)
+
+
+def _free_of_group() -> int | None:
+    """Of a container: the limit of its control group (version 2) without what is used."""
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+        cached = _field(CGROUP / "memory.stat", "inactive_file", 1) or 0
+        return None if limit == "max" else max(0, int(limit) - used + cached)
+    except (OSError, ValueError):
+        return None
+
+
+def _free_of_process() -> int | None:
+    """What RLIMIT_AS leaves."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    used = _field("/proc/self/status", "VmSize:", 1024)
+    return None if limit == resource.RLIM_INFINITY or used is None else max(0, limit - used)
+
+
+def _field(path: str | Path, name: str, unit: int) -> int | None:
+    try:
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * unit
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
