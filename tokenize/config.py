@@ -15,8 +15,8 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_serializer
 
 from . import yaml_subset
-from .printable import printable
 from .config_override import drop_old_fields
+from .printable import printable
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_COMPARED, MAX_SHOWN = 5000, 100
