@@ -8,14 +8,13 @@ import sys
 
 import typer
 
+from ..tokenize.memory import is_out_of_memory
 from ..tokenize.printable import one_line
 
 FAILED, MISUSED = 1, 2
 MISUSE = (ValueError, ImportError, OverflowError, FileNotFoundError, FileExistsError, IsADirectoryError)
 MISUSE += (NotADirectoryError, PermissionError)
 _MISUSED_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EROFS, errno.EXDEV}
-_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "invalid buffer size", "storage size")
-"""What torch's RuntimeErrors say of it on CPUs and GPUs."""
 _ASKED = re.compile(r"tried to allocate (\d+) bytes")
 
 # Newer typer carries its own copy of click, older ones use the package: either way the base of typer.BadParameter.
@@ -33,7 +32,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         return 130, _line("stopped")
     if isinstance(error, BrokenPipeError):
         return FAILED, _line("what read the output has gone")
-    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+    if is_out_of_memory(error):
         asked = _ASKED.search(str(error))
         reason = f"{int(asked[1]) / 1e9:.1f} GB were asked for at once" if asked else str(error)
         return FAILED, _line(f"not enough memory{': ' if reason else ''}{reason}")
@@ -49,10 +48,6 @@ def explain(error: BaseException) -> tuple[int, str] | None:
 
 def _line(text: object) -> str:
     return f"tessera: {one_line(text)}"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
 
 def _of_system(error: OSError) -> str:

@@ -19,9 +19,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
+from pydantic import FailFast
 from torch import Tensor
 
 from ..tokenize.budget import Budget
@@ -34,6 +35,7 @@ from ..tokenize.files import (
     write_atomic,
     write_safetensors,
 )
+from ..tokenize.json_limits import NAMED
 from ..tokenize.spec import TokenSpec, check_same_tokenizer
 from .coarse import ClusteredTokenizer, Clustering, load_clustering
 from .conditions import LabelConfig, TextConditionConfig
@@ -69,7 +71,7 @@ class ModelFile(Config):
     clusters: str | None = None
     """Fingerprint of what is in clusters/: a causal lm predicts the labels, a masked one reads them."""
     spec: TokenSpec
-    labels: tuple[str, ...] = ()
+    labels: Annotated[tuple[str, ...], FailFast()] = ()
     """Names of the labels in the order of their ids."""
     generation: GenerationDefaults = GenerationDefaults()
 
@@ -357,7 +359,7 @@ def read_model_config(folder: str | Path) -> ModelFile:
     """Read and check config.json alone; raises as `load_model`."""
     _check_is_model(Path(folder))
     path = Path(folder) / "config.json"
-    data = read_json(path)
+    data = read_json(path, NAMED)
     if not isinstance(data, dict) or data.get("format") != "tessera-model":
         raise ValueError(f"{path}: not a model's config.json (its format is not 'tessera-model')")
     if data.get("version") != 1:

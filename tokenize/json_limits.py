@@ -29,8 +29,10 @@ class JsonLimits:
     """Entries of lists and mappings."""
 
 
-SMALL = JsonLimits(16 << 20, 50_000, 200_000)
-"""Configs and states; 16 MB hold the names of 200,000 labels."""
+SMALL = JsonLimits(16 << 20, 50_000, 100_000)
+"""Configs and states."""
+NAMED = JsonLimits(64 << 20, 50_000, 4_000_000)
+"""Configs of models, which name each label."""
 HEADER = JsonLimits(8 << 20, 400_000, 1_000_000)
 """Headers of safetensors files: four lists and mappings for each of 100,000 tensors."""
 LINE = JsonLimits(1 << 20, 1000, 10_000)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 CGROUP = Path("/sys/fs/cgroup")
+_SIGNS = ("not enough memory", "can't allocate memory", "out of memory", "invalid buffer size", "storage size")
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int | None:
     """Bytes that can still be allocated on a device, within the limits of this process; None where nobody says."""
-    device = torch.device(device)
-    if device.type == "cuda":
+    if str(device).startswith("cuda"):
+        import torch  # here, for the command line says what failed before torch is imported
+
         return torch.cuda.mem_get_info(device)[0]
     found = [free for free in (_free_of_machine(), _free_of_group(), _free_of_process()) if free is not None]
     return min(found, default=None)
@@ -30,6 +34,13 @@ def check_memory(needed: float, what: str, advice: str, device: torch.device | s
     available = available_bytes(device)
     if available is not None and needed > available:
         raise ValueError(f"{what} needs {in_words(needed)} of memory or more, {in_words(available)} are free; {advice}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory: Python's, or one of torch's for CPUs and GPUs."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 def in_words(size: float) -> str:

@@ -7,11 +7,11 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import FailFast, Field
 from torch import Tensor
 
 from .config import Config, check_config
@@ -54,15 +54,15 @@ class Index(Config):
     spec: TokenSpec
     build: str
     """SHA-256 over what was built: corpus, items and tokenizer."""
-    label_names: list[str]
-    files: list[ShardFile]
-    skipped: list[Skipped]
-    ids: list[str]
-    lengths: list[int]
+    label_names: Annotated[list[str], FailFast()]
+    files: Annotated[list[ShardFile], FailFast()]
+    skipped: Annotated[list[Skipped], FailFast()]
+    ids: Annotated[list[str], FailFast()]
+    lengths: Annotated[list[int], FailFast()]
     """Frames of each item."""
-    labels: list[int]
+    labels: Annotated[list[int], FailFast()]
     """Place in label_names, -1 for none."""
-    texts: list[str | None]
+    texts: Annotated[list[str | None], FailFast()]
 
 
 @dataclass(frozen=True)

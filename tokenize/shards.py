@@ -17,10 +17,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import FailFast, Field, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
@@ -74,11 +74,11 @@ class PartIndex(Config):
     build: str
     file: ShardFile | None
     """None: every item of the range was skipped."""
-    ids: list[str]
-    lengths: list[int]
-    labels: list[str | None]
-    texts: list[str | None]
-    skipped: list[Skipped]
+    ids: Annotated[list[str], FailFast()]
+    lengths: Annotated[list[int], FailFast()]
+    labels: Annotated[list[str | None], FailFast()]
+    texts: Annotated[list[str | None], FailFast()]
+    skipped: Annotated[list[Skipped], FailFast()]
 
 
 def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progress: bool = True) -> Shards:

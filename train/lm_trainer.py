@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from .metrics import Metrics, Progress
 from .objective import Objective, TermCounter
 from .packing import BestFitConfig, PackedSampler
 from .parts import open_parts
-from .room import check_batch_fits, check_weights_fit
+from .room import check_batch_fits, check_weights_fit, count_numbers
 from .run_state import RunState, micro_batch_of, test_loss
 from .sampler import Cut, Sampler, check_batch, cut_batch, mix, pieces_of
 from .samples import Sample, make_request
@@ -143,11 +144,17 @@ class LMTrainer:
     def _check_room(self) -> None:
         """ValueError where weights or a micro-batch of this config cannot fit into memory."""
         config, lm, device = self.config, self.parts.lm_config, self.world.device
-        check_weights_fit(lambda: self.parts.make_lm(config.seed), "lm", device)
+        one, two = (self._with_layers(layers) for layers in (1, 2))
+        check_weights_fit(one + (lm.layers - 1) * (two - one), "lm", device)
         packing = config.data.packing
         frames = float(self.parts.items.lengths.mean()) if packing.kind == "padded" else packing.steps
         half = config.train.dtype == "bfloat16"
         check_batch_fits(self.micro, frames, lm.layers * lm.width, self.parts.spec.num_codebooks, half, device)
+
+    def _with_layers(self, layers: int) -> int:
+        """Numbers that training keeps of a model of so many layers; a thousand take seconds to lay out."""
+        parts = replace(self.parts, lm_config=self.parts.lm_config.model_copy(update={"layers": layers}))
+        return count_numbers(lambda: parts.make_lm(0), "lm")
 
     def resume(self, found: Path) -> None:
         """Go on from a good checkpoint."""

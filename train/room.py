@@ -7,28 +7,37 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..tokenize.memory import check_memory
+from ..tokenize.memory import check_memory, is_out_of_memory
 from ..tokenize.vector_file import without_files
 
 STATES = 4
 """Numbers kept for each weight: itself, its gradient and two averages of AdamW."""
 
 
-def check_weights_fit(make: Callable[[], nn.Module], what: str, device: torch.device, copies: int = STATES) -> None:
-    """Raise ValueError where a network that `make` makes, and what training keeps of each weight, do not fit.
+def count_numbers(make: Callable[[], nn.Module], what: str) -> int:
+    """Numbers that training keeps of a network that `make` makes, found without allocating it.
 
-    Args:
-        what: the field of the config that says how large it is.
+    Raises ValueError, which begins with `what`, where a part is beyond all memory. 0 where it cannot be said: some
+    quantizers look at their values when they are made.
     """
     state = torch.get_rng_state()
     try:
         with torch.device("meta"), without_files():
-            count = sum(parameter.numel() for parameter in make().parameters())
-    except (NotImplementedError, RuntimeError):
-        return  # some quantizers look at their values when they are made; those are not the large ones
+            net = make()
+    except (NotImplementedError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise ValueError(f"{what}: one of its tensors is larger than any memory; choose smaller sizes") from None
+        return 0
     finally:
         torch.set_rng_state(state)
-    check_memory(4 * copies * count, f"{what}: training {count / 1e6:.0f} M weights", "choose a smaller one", device)
+    return sum(STATES * one.numel() for one in net.parameters()) + sum(one.numel() for one in net.buffers())
+
+
+def check_weights_fit(numbers: int, what: str, device: torch.device) -> None:
+    """Raise ValueError, which begins with `what`, where so many numbers (see `count_numbers`) do not fit."""
+    check_memory(
+        4 * numbers, f"{what}: training {numbers / STATES / 1e6:.0f} M weights", "choose smaller sizes", device
+    )
 
 
 def check_batch_fits(micro: int, frames: float, hidden: int, outputs: float, half: bool, device: torch.device) -> None:

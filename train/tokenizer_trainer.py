@@ -34,7 +34,7 @@ from .ema import WeightAverage
 from .engine import TorchEngine
 from .latents import encode_latents
 from .metrics import Metrics, Progress
-from .room import check_batch_fits, check_weights_fit
+from .room import check_batch_fits, check_weights_fit, count_numbers
 from .run_state import micro_batch_of
 from .sampler import check_batch, cut_batch, mix
 from .schedule import describe_new_end
@@ -168,7 +168,7 @@ class TokenizerTrainer:
     def _check_room(self) -> None:
         """ValueError where weights or a micro-batch of this config cannot fit into memory."""
         config, device = self.config.tokenizer, self.world.device
-        check_weights_fit(lambda: NETS[config.kind](config), "tokenizer", device)
+        check_weights_fit(count_numbers(lambda: NETS[config.kind](config), "tokenizer"), "tokenizer", device)
         geometry = config.geometry
         if isinstance(geometry, AudioGeometry):
             frames = self.config.train.crop_seconds * geometry.frame_rate
