@@ -28,7 +28,9 @@ def shards(
 
     Stopped or killed, the same command goes on where it was. Items that cannot be used are listed and left out.
     """
-    from ..tokenize.config import read_config
+    from ..tokenize.config import read_config, read_yaml
+
+    read_yaml(config)  # what is no YAML is refused before what follows is imported, which takes seconds
     from ..tokenize.shards import ShardsConfig, build_shards
     from .tokenizers import open_tokenizer, report_skipped
 

@@ -53,7 +53,9 @@ def train(
     OUT then holds config.json and tokenizer.safetensors. Ctrl-C finishes the step, saves, freezes what is there in
     OUT/snapshot-STEP and leaves with exit code 130; --resume goes on exactly there.
     """
-    from ..tokenize.config import read_config
+    from ..tokenize.config import read_config, read_yaml
+
+    read_yaml(config)  # what is no YAML is refused before what follows is imported, which takes seconds
     from ..train.launch import STOPPED, launch, watch_lifeline
     from ..train.tokenizer_trainer import TokenizerTrainConfig, TrainingFailed, check_free, train_tokenizer
 
@@ -143,7 +145,9 @@ def coder(
 
     Minutes on one CPU core. Prints the bits a frame that it needs for the test shards.
     """
-    from ..tokenize.config import read_config
+    from ..tokenize.config import read_config, read_yaml
+
+    read_yaml(config)  # what is no YAML is refused before what follows is imported, which takes seconds
     from ..train.coder_trainer import CoderTrainConfig, train_coder
 
     bits = train_coder(read_config(config, CoderTrainConfig, set_), out)

@@ -41,7 +41,9 @@ def train(
     finished model is in OUT/model, losses are in OUT/metrics.jsonl. Several processes: --nproc 2, or
     deepspeed --num_gpus 2 --no_local_rank --module tessera train CONFIG.
     """
-    from ..tokenize.config import read_config
+    from ..tokenize.config import read_config, read_yaml
+
+    read_yaml(config)  # what is no YAML is refused before what follows is imported, which takes seconds
     from ..train.launch import STOPPED, launch, watch_lifeline
     from ..train.lm_config import TrainConfig
     from ..train.lm_trainer import TrainingFailed, check_out, train_lm

@@ -26,7 +26,6 @@ MODEL_FILES = (
     *("coder/coder.json", "coder/coder.safetensors"),
 )
 """All that is ever read of a model directory."""
-MAX_BYTES = 1 << 20
 
 _warned: set[Path] = set()
 
@@ -125,7 +124,7 @@ def check_model_files(folder: Path) -> dict[str, str]:
 
 def _read(folder: Path) -> ModelFingerprint:
     path = folder / FINGERPRINT_FILE
-    data = read_sealed_json(path, MAX_BYTES, f"copy the model again, or run: tessera seal {folder}")
+    data = read_sealed_json(path, advice=f"copy the model again, or run: tessera seal {folder}")
     found = check_config(data, ModelFingerprint, str(path))
     unknown = sorted(found.files.keys() - set(MODEL_FILES))
     if unknown:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal
@@ -15,6 +14,7 @@ from .config import Config, ConfigError, GrowingConfig, check_config
 from .corpus_items import MAX_TEXT_BYTES, Corpus, FileItems, Item, find_media, spell, unique_ids
 from .corpus_manifest import ManifestCorpus, ManifestItems, manifest_in
 from .files import read_safetensors
+from .json_limits import read_json_lines
 from .media import DEFAULT_LIMITS, MEDIA_EXTENSIONS, Fit, MediaLimits, bytes_to_picture, open_regular
 from .spec import AudioGeometry, PictureGeometry
 
@@ -138,19 +138,9 @@ class FolderItems(FileItems):
 def _read_metadata(path: Path) -> dict[str, MetadataLine]:
     """Lines of metadata.jsonl by file name, in their order."""
     lines: dict[str, MetadataLine] = {}
-    try:
-        with open_regular(path) as file:
-            whole = file.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    for number, text in enumerate(whole.split("\n"), start=1):
-        if not text.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{where}: not JSON ({error})") from None
+    with open_regular(path) as file:
+        found = list(read_json_lines(file, path))
+    for where, data in found:
         if isinstance(data, dict) and "file" not in data and "file_name" in data:
             raise ConfigError(
                 f"{where}: has file_name where file is expected, as data sets of Hugging Face have; write corpus: "

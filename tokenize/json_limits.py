@@ -55,26 +55,26 @@ def parse_json(data: bytes | str, where: str, limits: JsonLimits = SMALL) -> Any
     return parse_measured(read_measured(io.BytesIO(data), where, limits), where)
 
 
-def read_json_lines(path: str | Path, max_bytes: int = INDEX.num_bytes) -> Iterator[tuple[str, Any]]:
-    """The lines of a JSONL file that are not empty, each with its place "path, line 3" for messages.
+def read_json_lines(
+    file: BinaryIO, path: str | Path, max_bytes: int = INDEX.num_bytes
+) -> Iterator[tuple[str, Any]]:
+    """The lines of an opened JSONL file that are not empty, each with its place "path, line 3" for messages.
 
     Lines end with a line feed, as JSONL says: JSON may hold other line separators unescaped.
 
     Raises ValueError: as `parse_json`; a line has the limits LINE.
     """
-    read = 0
-    with open(path, "rb") as file:
-        number = 0
-        while line := file.readline(LINE.num_bytes + 2):
-            number += 1
-            read += len(line)
-            where = f"{path}, line {number}"
-            if read > max_bytes:
-                raise ValueError(f"{where}: more than {max_bytes} bytes")
-            if len(line) > LINE.num_bytes:
-                raise ValueError(f"{where}: more than {LINE.num_bytes} bytes")
-            if line.strip() and line.strip() != b"\xef\xbb\xbf":
-                yield where, parse_json(line, where, LINE)
+    number = read = 0
+    while line := file.readline(LINE.num_bytes + 2):
+        number += 1
+        read += len(line)
+        where = f"{path}, line {number}"
+        if read > max_bytes:
+            raise ValueError(f"{where}: more than {max_bytes} bytes")
+        if len(line) > LINE.num_bytes:
+            raise ValueError(f"{where}: more than {LINE.num_bytes} bytes")
+        if line.strip() and line.strip() != b"\xef\xbb\xbf":
+            yield where, parse_json(line, where, LINE)
 
 
 def parse_measured(data: bytes, where: str) -> Any:

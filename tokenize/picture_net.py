@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from .config import GrowingConfig, LayerCount, LayerCountOrNone
+from .config import GrowingConfig, LayerCount
 from .picture_conditioned import ConditionedConfig, ConditionedDecoder, ConditionedEncoder
 from .picture_convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
 from .picture_merged import MergedConfig, MergedDecoder, MergedEncoder

@@ -71,13 +71,18 @@ def test_a_bomb_is_not_read_to_its_end(tmp_path):
         read_json(path, INDEX)
 
 
+def lines_of(path, *limit):
+    with open(path, "rb") as file:
+        return list(read_json_lines(file, path, *limit))
+
+
 def test_lines(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes('\ufeff\n{"a": "\u2028\x85"}\r\n\n[1]'.encode())
-    assert list(read_json_lines(path)) == [(f"{path}, line 2", {"a": "\u2028\x85"}), (f"{path}, line 4", [1])]
+    assert lines_of(path) == [(f"{path}, line 2", {"a": "\u2028\x85"}), (f"{path}, line 4", [1])]
     path.write_bytes(b'"' + b"x" * LINE.num_bytes + b'"\n')
     with pytest.raises(ValueError, match="line 1: more than"):
-        list(read_json_lines(path))
+        lines_of(path)
     path.write_bytes(b"[1]\n[2]\n")
     with pytest.raises(ValueError, match="line 2: more than 7 bytes"):
-        list(read_json_lines(path, 7))
+        lines_of(path, 7)
