@@ -22,7 +22,7 @@ from hostile_inputs import CASES
 from tiny_models import save_tiny_models
 
 SECONDS, MEGABYTES = 2.0, 500
-IN_PROCESSES = ("yaml: many keys", "option: --frames 10^9", "json: 60 MB of lists", "number: batch of 10^9")
+IN_PROCESSES = ("yaml: many keys", "option: --frames 10^9")
 """Cases that the quick tests run in processes of their own."""
 
 

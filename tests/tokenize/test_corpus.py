@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 
-from tessera.tokenize.config import ConfigError
 from tessera.tokenize.corpus import MAX_TEXT_BYTES, ArraysCorpus, FolderCorpus, Item, open_corpus
 from tessera.tokenize.files import write_safetensors
 from tessera.tokenize.media import MediaError, bytes_to_picture, write_audio, write_picture
@@ -77,8 +76,8 @@ def test_metadata(tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("{", "line 2: not JSON"),
-        ("[" * 10_000, "line 2: not JSON"),
+        ("{", "line 2: not valid JSON"),
+        ("[" * 10_000, "line 2: more than 1000 lists"),
         ("[]", "line 2: expected a mapping"),
         ('{"text": "x"}', "line 2: file: Field required"),
         ('{"file": "y.wav", "lable": "x"}', "line 2: lable: unknown key; did you mean 'label'"),
@@ -91,7 +90,7 @@ def test_metadata(tmp_path):
 )
 def test_wrong_metadata(tmp_path, line, message):
     (tmp_path / "metadata.jsonl").write_text('{"file": "x.wav"}\n' + line)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         open_corpus(FolderCorpus(path=str(tmp_path)))
 
 
