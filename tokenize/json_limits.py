@@ -55,9 +55,7 @@ def parse_json(data: bytes | str, where: str, limits: JsonLimits = SMALL) -> Any
     return parse_measured(read_measured(io.BytesIO(data), where, limits), where)
 
 
-def read_json_lines(
-    file: BinaryIO, path: str | Path, max_bytes: int = INDEX.num_bytes
-) -> Iterator[tuple[str, Any]]:
+def read_json_lines(file: BinaryIO, path: str | Path, max_bytes: int = INDEX.num_bytes) -> Iterator[tuple[str, Any]]:
     """The lines of an opened JSONL file that are not empty, each with its place "path, line 3" for messages.
 
     Lines end with a line feed, as JSONL says: JSON may hold other line separators unescaped.
