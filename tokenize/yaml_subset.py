@@ -46,8 +46,9 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"aliases (*name) are not allowed in configs; write the value out, {where}")
         if getattr(event, "anchor", None) is not None:
             raise yaml.YAMLError(f"anchors and aliases (&name, *name) are not allowed in configs, {where}")
-        if getattr(event, "tag", None) is not None:
-            raise yaml.YAMLError(f"tags ({event.tag[:40]}) are not allowed in configs; write the plain value, {where}")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise yaml.YAMLError(f"tags ({tag[:40]}) are not allowed in configs; write the plain value, {where}")
         self.count += 1
         if self.count > MAX_VALUES:
             raise yaml.YAMLError(f"more than {MAX_VALUES} keys and values, {where}")
