@@ -1,0 +1,37 @@
+"""Copied as sitecustomize.py by test_failures.py: makes one process of a run fail in the way that FAIL names."""
+
+import os
+import signal
+
+
+def main(how: str) -> None:
+    from tessera.train import lm_trainer
+    from tessera.train.data import Items
+
+    if how == "disk":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    elif how in ("shard", "kill", "interrupt"):
+        batch = Items.batch
+
+        def damaged(self, rows, draw=0):
+            if draw == 2:
+                if how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise KeyboardInterrupt if how == "interrupt" else ValueError("00000.safetensors: damaged")
+            return batch(self, rows, draw)
+
+        Items.batch = damaged
+    elif how == "evaluate":
+
+        def fails(*given):
+            raise MemoryError("no memory for an evaluation")
+
+        lm_trainer.evaluate_loss = fails
+    else:
+        raise AssertionError(how)
+
+
+if os.environ.get("FAIL") and os.environ.get("RANK") == os.environ["FAIL"].split()[0]:
+    main(os.environ["FAIL"].split()[1])
