@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import torch
 from tessera.tokenize.config import check_config
 from tessera.tokenize.corpus import FolderCorpus, ManifestCorpus
 from tessera.tokenize.files import read_safetensors
+from tessera.tokenize.folder_lock import lock_folder
 from tessera.tokenize.media import read_audio, write_audio
 from tessera.tokenize.shards import Shards, ShardsConfig, SplitConfig, build_shards
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
@@ -125,6 +127,54 @@ def test_interrupted_build_goes_on(recordings, tmp_path, fail_at):
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
     tokenizer = FakeTokenizer()
     assert len(build_shards(config, tokenizer)) == 11 and tokenizer.calls == 0
+
+
+def kill_at(count: int, action) -> bool:
+    """Run `action` in a child that is killed at its count-th call that changes the disk; True if it got through."""
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def counting(function):
+            def call(*arguments, **options):
+                nonlocal calls
+                calls += 1
+                if calls == count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **options)
+
+            return call
+
+        for name in ("fsync", "replace", "unlink", "rmdir", "mkdir", "chmod", "open", "pwrite"):
+            setattr(os, name, counting(getattr(os, name)))
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_at_any_point_leaves_nothing_behind(recordings, tmp_path, step):
+    """SIGKILL at every call (at every eleventh); the next build gives the same files and no other, also hidden ones."""
+    build_shards(make_config(recordings, tmp_path / "whole"), FakeTokenizer())
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    count, through = 1, False
+    while not through:
+        config = make_config(recordings, tmp_path / str(count))
+        through = kill_at(count, lambda config=config: build_shards(config, FakeTokenizer(), progress=False))
+        build_shards(config, FakeTokenizer(), progress=False)
+        assert {path.name for path in Path(config.out).iterdir()} == names
+        assert contents(tmp_path / "whole") == contents(tmp_path / str(count))
+        count += step
+    assert count > 40  # the counting works
+
+
+def test_a_second_build_into_a_folder_is_refused_by_name(recordings, tmp_path):
+    config = make_config(recordings, tmp_path / "s")
+    with lock_folder(tmp_path / "s", "tessera shards"), pytest.raises(ValueError, match="another process is writing"):
+        build_shards(config, FakeTokenizer())
+    assert len(build_shards(config, FakeTokenizer())) == 11
 
 
 def test_kill_between_index_and_tidying(recordings, tmp_path):

@@ -7,11 +7,14 @@ import signal
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
 from tessera.lm.weights import load_model
 from tessera.tokenize.config import ConfigError, check_config
+from tessera.tokenize.files import NoRoom
+from tessera.tokenize.folder_lock import lock_folder
 from tessera.tokenize.shards import Shards
 from tessera.train.lm_config import TrainConfig
 from tessera.train.lm_trainer import LMTrainer, TrainingFailed, train_lm
@@ -196,6 +199,53 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_data, whole, tmp_path, capsys)
     assert train_lm(make_config(tiny_data), out, resume=True)
     assert "step-00000008 is passed over: weights.safetensors is damaged" in capsys.readouterr().err
     assert_same_run(whole, out)
+
+
+def test_what_kills_leave_is_gone_after_the_next_start(tiny_data, whole, tmp_path, capsys):
+    """Half written and half removed checkpoints, temporary files and a half exported model; files of others stay."""
+    out = tmp_path / "run"
+    train_lm(make_config(tiny_data), out)
+    shutil.copytree(out / "steps" / "step-00000008", out / "steps" / "step-00000003")
+    (out / "steps" / "step-00000003" / "COMMITTED").unlink()
+    (out / "steps" / ".step-00000009.tmp").mkdir()
+    (out / ".model.tmp").mkdir()
+    for name in (".config.json.ab_12xyz.part", "text/.text.model.ab_12xyz.part", "steps/.tmpAbC123"):
+        (out / name).write_bytes(b"half")
+    (out / "steps" / "mine").mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert train_lm(make_config(tiny_data), out, resume=True)
+    assert "step-00000003 was never finished or is half removed; it is removed" in capsys.readouterr().err
+    assert sorted(path.name for path in (out / "steps").iterdir()) == ["mine", "step-00000006", "step-00000008"]
+    assert (out / "notes.txt").exists() and (out / "model").is_dir()
+    hidden = [path for path in out.rglob(".*")]
+    assert hidden == []
+    assert_same_run(whole, out)
+
+
+def test_a_second_run_in_a_folder_is_refused_by_name(tiny_data, whole, tmp_path):
+    with lock_folder(tmp_path / "run", "tessera train tiny.yaml"):
+        for resume in (False, True):
+            with pytest.raises(ValueError, match="another process is writing there .*: tessera train tiny.yaml"):
+                train_lm(make_config(tiny_data), tmp_path / "run", resume=resume)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tiny_data, tmp_path, monkeypatch):
+    """safetensors' error has no errno of its own."""
+    out = tmp_path / "run"
+    save, saved = safetensors.torch.save_file, []
+
+    def full(tensors, file, *more, **options):
+        if len(saved) >= 3 and "ema" in str(file):
+            raise safetensors.SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+        saved.append(file)
+        return save(tensors, file, *more, **options)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(NoRoom, match=r"no room for a checkpoint, it needs about \d[\d,]+ bytes and [\d,]+ bytes"):
+        train_lm(make_config(tiny_data), out)
+    assert [path.name for path in (out / "steps").iterdir()] == ["step-00000003"]
+    monkeypatch.setattr(safetensors.torch, "save_file", save)
+    assert train_lm(make_config(tiny_data), out, resume=True)
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(tiny_data, whole, tmp_path):
