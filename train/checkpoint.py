@@ -89,7 +89,8 @@ class Checkpoints:
             write(stage)
             self._commit(stage, final, step)
         except Exception as error:
-            shutil.rmtree(stage, ignore_errors=True)
+            for path in (stage, *([] if (final / MARKER).exists() else [final])):
+                shutil.rmtree(path, ignore_errors=True)
             number = error_number(error)
             if number not in NO_ROOM:
                 raise
@@ -133,7 +134,7 @@ class Checkpoints:
 
     def committed(self) -> list[Path]:
         """The folders that were finished, oldest first; whether their bytes are right is not looked at."""
-        return [path for path in sorted(self.folder.glob("step-*")) if (path / MARKER).exists()]
+        return [path for path in self._steps() if (path / MARKER).exists()]
 
     def best(self, count: int = 1) -> list[Path]:
         """The committed checkpoints with the lowest loss, lowest first; the earlier of two that are equal."""
@@ -148,7 +149,7 @@ class Checkpoints:
 
     def _find(self) -> Path | None:
         damaged = []
-        for found in sorted(self.folder.glob("step-*"), reverse=True):
+        for found in reversed(self._steps()):
             reason = why_unusable(found)
             if reason is None:
                 return found
@@ -161,6 +162,11 @@ class Checkpoints:
                 "start again with another --out"
             )
         return None
+
+    def _steps(self) -> list[Path]:
+        """Folders of checkpoints, oldest first; a folder of another name (`step-00000200-copy`) is somebody else's."""
+        found = [path for path in self.folder.glob("step-*") if _STEP.fullmatch(path.name) and not path.is_symlink()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
     def _open_stage(self, stage: Path) -> None:
         shutil.rmtree(stage, ignore_errors=True)
@@ -185,10 +191,11 @@ class Checkpoints:
     def _prune(self) -> None:
         """Remove what is neither among the newest `keep_last` nor among the best, and what kills have left behind."""
         committed = self.committed()
-        left_behind = [path for path in self.folder.glob("step-*") if path not in committed]
+        left_behind = [path for path in self._steps() if path not in committed]
         best = self.best(self.keep_best)
         old = [path for path in committed[: -self.keep_last] if path not in best]
-        for path in [*old, *left_behind, *self.folder.glob(".step-*.tmp")]:
+        stages = [path for path in self.folder.glob(".step-*.tmp") if _STAGE.fullmatch(path.name)]
+        for path in [*old, *left_behind, *stages]:
             remove(path)
 
 

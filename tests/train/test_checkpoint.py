@@ -111,6 +111,38 @@ def test_failure_to_write_keeps_the_last_good_one(tmp_path):
     assert step_of(checkpoints.newest()) == 1
 
 
+@pytest.mark.parametrize("call", ["manifest.json", "COMMITTED"])
+def test_a_disk_that_is_full_at_the_end_leaves_nothing_of_the_new_one(tmp_path, monkeypatch, call):
+    checkpoints = make(tmp_path, keep_last=1)
+    checkpoints.save(1, writer(1))
+    replace = os.replace
+
+    def full(source, target):
+        if Path(target).name == call:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no room for a checkpoint, it needs about 1,234,567 bytes and .* are free"):
+        checkpoints.save(2, writer(2), 1234567)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert step_of(checkpoints.newest()) == 1
+
+
+def test_folders_of_other_names_are_neither_taken_nor_removed(tmp_path):
+    checkpoints = make(tmp_path, keep_last=1)
+    checkpoints.save(1, writer(1))
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000009-copy")
+    (tmp_path / "step-notes").mkdir()
+    (tmp_path / ".step-x.tmp").mkdir()
+    for step in (2, 3):
+        checkpoints.save(step, writer(step))
+        checkpoints.clean()
+        assert step_of(checkpoints.newest()) == step
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".step-x.tmp", "step-00000003", "step-00000009-copy", "step-notes"]
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete", "extra", "manifest", "marker", "link"])
 def test_a_damaged_newest_is_passed_over_with_a_warning(tmp_path, capsys, damage):
     checkpoints = make(tmp_path)
