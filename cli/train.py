@@ -63,12 +63,28 @@ def train(
         *(["--nproc", os.environ["WORLD_SIZE"]] if "TESSERA_RENDEZVOUS" in os.environ else []),
     ]
     try:
-        finished = train_lm(settings, folder, resume=resume, sample=write_samples, command=shlex.join(shown))
+        finished = train_lm(
+            settings, folder, resume=resume, sample=write_samples, command=shlex.join(shown), rehearse=rehearse_samples
+        )
     except TrainingFailed as error:
         print(f"tessera: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     if not finished:
         raise typer.Exit(STOPPED)
+
+
+def rehearse_samples(request: SampleRequest) -> None:
+    """See whether what a training run will ask for can be made, before it begins."""
+    from ..generate.model import Model
+    from ..generate.rehearse import rehearse
+
+    loaded = request.model
+    given = {"label": request.labels, "text": request.texts, "voice": request.voices}
+    rehearse(
+        Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults),
+        **{name: None if values is None else values[0] for name, values in given.items()},
+        unconditional=all(values is None for values in given.values()),
+    )
 
 
 def write_samples(request: SampleRequest) -> None:

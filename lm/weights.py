@@ -15,6 +15,7 @@ config before a model is allocated, and the tokenizer's fingerprint with the one
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -188,6 +189,16 @@ def save_lm(
     (folder / "config.json").unlink(missing_ok=True)
     described = ModelFile(lm=lm.config, spec=lm.spec, labels=tuple(labels), generation=defaults or GenerationDefaults())
     _write_lm(folder, tensors, described, card)
+
+
+def check_saveable(model: LoadedModel) -> None:
+    """Raise ValueError where `save_model` refuses a model, or `load_model` what it saved, whatever the weights."""
+    where = "the exported model"
+    check_same_tokenizer(model.tokenizer.spec, model.spec, f"{where}: its tokenizer")
+    _check_parts(model.config, model.text, model.labels, where)
+    last = model.lm.refiner if isinstance(model.lm, CoarseToFine) else model.lm
+    described = ModelFile(lm=last.config, spec=model.spec, labels=tuple(model.labels), generation=model.defaults)
+    _check_described(check_config(json.loads(described.model_dump_json()), ModelFile, where), where)
 
 
 def _tensors_of(lm: TokenLM, dtype: StorageName) -> dict[str, Tensor]:
@@ -367,11 +378,15 @@ def read_model_config(folder: str | Path) -> ModelFile:
             f"{path}: written by another version of Tessera (format {data.get('version')!r}, this one reads 1)"
         )
     described = check_config(data, ModelFile, str(path))
+    _check_described(described, str(path))
+    return described
+
+
+def _check_described(described: ModelFile, where: str) -> None:
     if max(described.spec.cardinalities) > MAX_CODES or described.spec.num_codebooks > 1024:
         raise ValueError(
-            f"{path}: codebooks {described.spec.num_codebooks} x {max(described.spec.cardinalities)} are too large"
+            f"{where}: codebooks {described.spec.num_codebooks} x {max(described.spec.cardinalities)} are too large"
         )
-    return described
 
 
 def check_tensors(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], path: Path) -> None:

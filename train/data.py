@@ -13,7 +13,7 @@ from torch import Tensor
 from ..lm.coarse import Clustering
 from ..lm.conditions import ConditionBatch
 from ..tokenize.shards import Shards
-from ..tokenize.text import TextTokenizer
+from ..tokenize.text import TextTokenizer, prepare_text
 from .prompts import Prompts, PromptSource
 
 
@@ -48,9 +48,9 @@ class Items:
         max_frames: leave out longer items.
         clustering: hand out the coarse labels of the codes.
         prompts: where prompts of codes come from, None when the model has no condition of codes.
+        missing: what to do about items without the label or text that the model is conditioned on: "refuse" or "skip".
     Raises:
-        ValueError: a label the model does not know, an item without the label or text that the model is conditioned on,
-            no items.
+        ValueError: a label the model does not know, no items, or items of which something is missing; names them.
     """
 
     def __init__(
@@ -61,19 +61,26 @@ class Items:
         max_frames: int | None = None,
         clustering: Clustering | None = None,
         prompts: PromptSource | None = None,
+        missing: str = "refuse",
     ):
         self.shards = shards
         self.clustering = clustering
         self.text = text
         all_lengths = np.asarray(shards.lengths)
         used = np.arange(len(all_lengths)) if max_frames is None else np.flatnonzero(all_lengths <= max_frames)
-        self.numbers = used
-        self.lengths = all_lengths[used]
         self.left_out = len(all_lengths) - len(used)
         if not len(used):
             raise ValueError(
                 f"data.max_frames: no item has at most {max_frames} frames, the shortest has {all_lengths.min()}"
             )
+        lacking = find_missing(shards, used, labels is not None, text)
+        if lacking and (missing == "refuse" or len(lacking) == len(used)):
+            raise ValueError(describe_missing(shards, lacking, len(used)))
+        used = used[~np.isin(used, list(lacking))]
+        self.skipped = len(lacking)
+        """Items without what the model is conditioned on, which are left out as well."""
+        self.numbers = used
+        self.lengths = all_lengths[used]
         self.prompts = None
         if prompts is not None:
             self.prompts = Prompts(prompts, self.lengths, shards.labels[used], str(shards.folder))
@@ -113,19 +120,8 @@ class Items:
             codes = self.clustering.coarse(codes)
         label = text = text_lengths = None
         if self._label_ids is not None:
-            for item in items:
-                if item.label is None:
-                    raise ValueError(
-                        f"item '{item.id}' has no label, but the model has a label condition; add labels to the corpus"
-                    )
             label = torch.tensor([self._label_ids[item.label] for item in items if item.label is not None])
         if self.text is not None:
-            for item in items:
-                if not item.text:
-                    raise ValueError(
-                        f"item '{item.id}' has no text, but the model has a text condition; add transcripts to the "
-                        "corpus"
-                    )
             ids = [self.text.encode(item.text) for item in items if item.text]
             text_lengths = torch.tensor([len(line) for line in ids])
             text = torch.zeros(len(ids), int(text_lengths.max()), dtype=torch.long)
@@ -142,6 +138,38 @@ class Items:
             told = replace(told, codes=prompts, codes_lengths=sizes)
         equal = bool((lengths == lengths[0]).all())
         return Batch(codes, None if equal else lengths, told)
+
+
+def find_missing(shards: Shards, used: np.ndarray, label: bool, text: TextTokenizer | None) -> dict[int, str]:
+    """Items among `used` that lack what a model is conditioned on: number -> what is wrong with it.
+
+    Args:
+        label: whether it has a label condition. text: its text tokenizer, None where it reads none.
+    """
+    found: dict[int, str] = {}
+    texts = shards.texts()
+    for number in used.tolist():
+        if label and shards.labels[number] < 0:
+            found[number] = "no label"
+        elif text is not None and not texts[number]:
+            found[number] = "no text"
+        elif text is not None:
+            try:
+                prepare_text(texts[number] or "", text.config)
+            except ValueError as error:
+                found[number] = str(error)
+    return found
+
+
+def describe_missing(shards: Shards, lacking: dict[int, str], used: int) -> str:
+    """One line that names the first of the items that lack something."""
+    named = "; ".join(f"'{shards.index.ids[number]}': {why}" for number, why in list(lacking.items())[:3])
+    more = f"; and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    advice = "" if len(lacking) == used else ", or leave them out by data.missing=skip"
+    return (
+        f"{shards.folder}: {len(lacking)} of {used} items lack what the model is conditioned on ({named}{more}); add "
+        f"it to the corpus and build the shards again{advice}"
+    )
 
 
 def data_fingerprint(items: Items) -> str:

@@ -30,8 +30,12 @@ def choose_engine(engine: AutoEngineConfig | ChosenEngine, steps: Path, world: W
     Args:
         steps: folder of the run's checkpoints, which need not be there.
     Raises:
-        ImportError: the checkpoints are DeepSpeed's, and it is not installed.
+        ImportError: DeepSpeed is asked for, or the checkpoints are its own, and it is not installed.
     """
+    if engine.kind == "deepspeed" and not has_deepspeed():
+        raise ImportError(
+            "engine kind 'deepspeed' needs the package deepspeed; pip install deepspeed, or set engine.kind=torch"
+        )
     if engine.kind != "auto":
         return engine
     made = world.together(lambda: _choose(steps, world) if world.is_first else None)

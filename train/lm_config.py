@@ -26,6 +26,9 @@ class DataConfig(Config):
     """Folder of held-out shards, for evaluation."""
     max_frames: PositiveInt | None = None
     """Leave out items longer than this; their number is reported."""
+    missing: Literal["refuse", "skip"] = "refuse"
+    """Items without the label or the text that lm.conditions ask for, or with a text that cannot be read: name them and
+    do not begin, or leave them out; their number is reported."""
     pool_batches: LayerCount = 16
     """Batches that are sorted by length together: more wastes less on padding, fewer mixes better. Of packing
     padded."""
@@ -202,6 +205,12 @@ class TrainConfig(Config):
         if self.data.prompt is not None and "codes" not in kinds:
             raise ValueError(
                 "data.prompt is for an lm with the condition codes; add it to lm.conditions, or leave it out"
+            )
+        longest = next((condition.max_frames for condition in self.lm.conditions if condition.kind == "codes"), None)
+        if self.data.prompt is not None and longest is not None and self.data.prompt.min_frames > longest:
+            raise ValueError(
+                f"data.prompt.min_frames is {self.data.prompt.min_frames}, but the condition codes of lm.conditions "
+                f"reads at most {longest} (its max_frames); lower the one or raise the other"
             )
         if "embedding" in kinds:
             raise ValueError(

@@ -43,6 +43,17 @@ from .metrics import Metrics, Progress
 from .objective import Objective, TermCounter
 from .packing import BestFitConfig, PackedSampler
 from .parts import open_parts
+from .preflight import (
+    EXPORT_BYTES,
+    Rehearse,
+    check_evaluation,
+    check_exportable,
+    check_generation,
+    check_room,
+    checkpoint_bytes,
+    evaluates,
+    notes,
+)
 from .room import check_batch_fits, check_weights_fit, count_numbers
 from .run_state import RunState, micro_batch_of, test_loss
 from .sampler import Cut, Sampler, check_batch, cut_batch, mix, pieces_of
@@ -53,7 +64,13 @@ from .world import ONE_PROCESS, TrainingFailed, World, join_world, run_in
 
 
 def train_lm(
-    config: TrainConfig, out: Path, *, resume: bool = False, sample: Sample | None = None, command: str = ""
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    sample: Sample | None = None,
+    command: str = "",
+    rehearse: Rehearse | None = None,
 ) -> bool:
     """Train a language model; every process of a run calls this.
 
@@ -63,6 +80,8 @@ def train_lm(
         resume: go on with the newest checkpoint in `out`; from the beginning when there is none.
         sample: generates while training, in the first process.
         command: what started this, for the model card and for saying how to go on.
+        rehearse: tries what `sample` will be asked for, and what the exported model will do by default, in the first
+            process before the first step.
     Returns:
         True when finished, False when stopped by Ctrl-C or SIGTERM after saving.
     Raises:
@@ -77,6 +96,7 @@ def train_lm(
         trainer = LMTrainer(config, out, world, sample, command, started=found)
         if found is not None:
             trainer.resume(found)
+        trainer.check(rehearse)
         return trainer.run()
 
 
@@ -124,6 +144,7 @@ class LMTrainer:
         self.average = WeightAverage(self.parts.make_lm(config.seed).to(world.device), settings.ema)
         lm = self.parts.make_lm(config.seed).to(world.device)
         self.num_parameters = lm.num_parameters
+        self.num_trained = sum(parameter.numel() for parameter in lm.parameters() if parameter.requires_grad)
         self.sampler = self._make_sampler(lm.arrangement)
         self.count_terms = TermCounter(lm)
         self.loss_parts = lm.loss_parts
@@ -167,6 +188,24 @@ class LMTrainer:
         if self.world.is_first:
             print(f"going on from {found}", file=sys.stderr)
             self._say_new_end()
+
+    def check(self, rehearse: Rehearse | None = None) -> None:
+        """Look for what would end the run later (preflight.py); all processes call this, before `run`."""
+        config, parts, lm = self.config, self.parts, self.average.model
+
+        def look() -> None:
+            check_evaluation(config, parts, lm, self.micro)
+            loaded = check_exportable(config, parts, lm)
+            if self.world.is_first:
+                kept, size = config.train.kept, checkpoint_bytes(config, self.num_parameters, self.num_trained)
+                model = EXPORT_BYTES[config.export.dtype] * self.num_parameters
+                check_room(self.out, size, model, kept.last + (kept.best if evaluates(config) else 0))
+                for note in notes(config):
+                    print(f"note: {note}", file=sys.stderr)
+                if rehearse is not None:
+                    check_generation(config, parts, loaded, rehearse)
+
+        self.world.together(look)
 
     def run(self) -> bool:
         """Train to the end or to a signal; see `train_lm`."""
@@ -300,6 +339,9 @@ class LMTrainer:
         if self.state.step < self.config.train.steps:
             (self.out / "FINISHED").unlink(missing_ok=True)
         write_json(self.out / "config.json", self.config.model_dump(mode="json"))
+        if self.parts.text is not None:
+            (self.out / "text").mkdir(exist_ok=True)
+            self.parts.text.save(self.out / "text")
         self.metrics = Metrics(self.out, self.state.step)
 
     def _introduce(self) -> None:
@@ -307,6 +349,7 @@ class LMTrainer:
         assert config.engine.kind != "auto"
         because = f" ({config.engine.because})" if config.engine.because else ""
         left_out = f" ({items.left_out} longer ones left out)" if items.left_out else ""
+        left_out += f" ({items.skipped} without label or text left out)" if items.skipped else ""
         self.progress.note(
             f"{config.name}: {self.num_parameters:,} parameters, {len(items)} items{left_out}, "
             f"{config.engine.kind} engine{because}, {self.world.size} x {self.world.device.type}, "
@@ -377,6 +420,7 @@ class LMTrainer:
         if self.sample is not None:
             folder = self.out / "samples" / f"step-{self.state.step:08}"
             count, seed = self.config.train.samples, self.config.seed
+            folder.mkdir(parents=True, exist_ok=True)
             self.sample(make_request(self._loaded_model(), self.parts, folder, count, seed))
 
     def _write(self, folder: Path, state: EngineState | None) -> None:
@@ -389,7 +433,11 @@ class LMTrainer:
 
     def _export(self) -> None:
         state = self.state
-        export_lm(self.average.model, self.parts, self.config, self.out / "model", state)
+        try:
+            export_lm(self.average.model, self.parts, self.config, self.out / "model", state)
+        except ValueError as error:
+            again = f"tessera export {shlex.quote(str(self.out))} --set export.dtype=float32"
+            raise ValueError(f"{error}; nothing is lost, the run is saved, and can be exported by: {again}") from None
         write_json(self.out / "FINISHED", {"step": state.step, "losses": state.losses, "command": state.command})
 
 

@@ -17,7 +17,15 @@ from ..lm.weights import LoadedModel, load_model
 from ..tokenize.config import ConfigError
 from ..tokenize.shards import Shards
 from ..tokenize.spec import AudioGeometry, TokenSpec, check_same_tokenizer
-from ..tokenize.text import MODEL_FILE, ByteTextConfig, SentencePieceConfig, TextTokenizer, load_text, make_text
+from ..tokenize.text import (
+    MODEL_FILE,
+    ByteTextConfig,
+    SentencePieceConfig,
+    SentencePieceText,
+    TextTokenizer,
+    load_text,
+    make_text,
+)
 from ..tokenize.tokenizer import Tokenizer, load_tokenizer
 from .data import Items
 from .lm_config import TrainConfig
@@ -66,7 +74,9 @@ class Parts:
 
 
 def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
-    """Open what a config names; the text tokenizer is trained on the shards' texts, once, and kept in out/text.
+    """Open what a config names; the text tokenizer is the one in out/text, or trained on the shards' texts.
+
+    Nothing is written.
 
     Raises:
         FileNotFoundError: no shards or tokenizer there.
@@ -97,12 +107,12 @@ def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
         raise ConfigError(f"lm.{error} (data.shards {config.data.shards})") from None
     known = labels if label_config is not None else None
     prompts = _prompts(config)
-    items = Items(shards, known, text, config.data.max_frames, labelled, prompts)
+    items = Items(shards, known, text, config.data.max_frames, labelled, prompts, config.data.missing)
     test = None
     if config.data.test is not None:
         test_shards = Shards(config.data.test)
         check_same_tokenizer(test_shards.spec, shards.spec, f"data.test {config.data.test}")
-        test = Items(test_shards, known, text, config.data.max_frames, labelled, prompts)
+        test = Items(test_shards, known, text, config.data.max_frames, labelled, prompts, config.data.missing)
     coarse = None
     if config.export.coarse_model is not None:
         coarse = _open_coarse(config.export.coarse_model, clustering, text, known)
@@ -141,13 +151,12 @@ def _open_coarse(
 def _open_text(
     config: ByteTextConfig | SentencePieceConfig, shards: Shards, folder: Path, world: World
 ) -> TextTokenizer:
-    """The text tokenizer in `folder`; made by the first process where it is not there yet."""
+    """The text tokenizer in `folder`; where it is not there yet one made by the first process, which is not written."""
+    if world.share((folder / MODEL_FILE).is_file()) or config.kind == "bytes":
+        return load_text(folder, config)
 
-    def make() -> None:
-        if world.is_first and not (folder / MODEL_FILE).is_file():
-            made = make_text(config, (text for text in shards.texts() if text))
-            folder.mkdir(parents=True, exist_ok=True)
-            made.save(folder)
+    def make() -> bytes | None:
+        made = make_text(config, (text for text in shards.texts() if text)) if world.is_first else None
+        return made.model if isinstance(made, SentencePieceText) else None
 
-    world.together(make)
-    return load_text(folder, config)
+    return SentencePieceText(config, world.share(world.together(make)), str(folder))

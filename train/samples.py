@@ -38,7 +38,6 @@ def make_request(model: LoadedModel, parts: Parts, folder: Path, count: int, see
     labels = [model.labels[number % len(model.labels)] for number in range(count)] if model.labels else None
     texts = _texts(parts.test or parts.items, count) if model.text is not None else None
     voices = [found for row in range(count) if (found := _prompt(parts.test or parts.items, row)) is not None]
-    folder.mkdir(parents=True, exist_ok=True)
     return SampleRequest(model, folder, labels, texts, voices if len(voices) == count else None, count, seed)
 
 

@@ -34,6 +34,7 @@ from .ema import WeightAverage
 from .engine import TorchEngine
 from .latents import encode_latents
 from .metrics import Metrics, Progress
+from .preflight import check_room
 from .room import check_batch_fits, check_weights_fit, count_numbers
 from .run_state import micro_batch_of
 from .sampler import check_batch, cut_batch, mix
@@ -44,7 +45,8 @@ from .terms import make_terms
 from .tokenizer_config import TokenizerTrainConfig, TokenizerTraining
 from .tokenizer_data import MediaInMemory
 from .tokenizer_objective import TokenizerObjective
-from .tokenizer_stages import FitStageConfig, TrainStageConfig, freeze_parts
+from .tokenizer_preflight import begin_stage, check_freezing, check_judges, check_stages, say_notes
+from .tokenizer_stages import FitStageConfig, TrainStageConfig
 from .tokenizer_state import STATE_FILE, TokenizerRunState, load_state, save_state
 from .tokenizer_step import StepReport, TokenizerStepper
 from .warm_start import warm_start
@@ -89,6 +91,7 @@ def train_tokenizer(
             if found is None and progress and world.is_first:
                 print(f"note: no checkpoint in {checkpoints.folder}, starting at the beginning", file=sys.stderr)
         trainer = TokenizerTrainer(config, out, world, teachers or {}, progress, command, started=found)
+        trainer.check()
         if found is not None:
             trainer.resume(found)
         return trainer.run()
@@ -140,9 +143,9 @@ class TokenizerTrainer:
         torch.manual_seed(mix(config.seed, 0))
         net = NETS[config.tokenizer.kind](config.tokenizer)
         code_geometry(config.tokenizer, net.quantizer)  # before all media are read, and long before it is frozen
-        self.media = MediaInMemory(config, self.show)
         if config.warm_start is not None:
             warm_start(net, config.warm_start)
+        self.media = MediaInMemory(config, self.show)
         context = TermContext(
             geometry=config.tokenizer.geometry,
             latent_dim=config.tokenizer.latent_dim,
@@ -177,6 +180,24 @@ class TokenizerTrainer:
             frames, outputs = geometry.num_frames, geometry.channels * geometry.height * geometry.width
             outputs = outputs / frames
         check_batch_fits(self.micro, frames, config.latent_dim, outputs, False, device)
+
+    def check(self) -> None:
+        """Look for what would end the run later (tokenizer_preflight.py); all processes call this, before `resume`."""
+        config, settings = self.config, self.config.train
+
+        def look() -> None:
+            check_stages(config, self.objective)
+            check_judges(config, self.media, self.judges)
+            if self.world.is_first:
+                check_freezing(config, self._frozen_net())
+                modules = [self.objective, *([self.judges] if self.judges is not None else [])]
+                trained = sum(parameter.numel() for module in modules for parameter in module.parameters())
+                own = sum(parameter.numel() for parameter in self.objective.net.parameters())
+                check_room(self.out, 12 * trained + (4 * own if settings.ema else 0), 4 * own, settings.keep_last)
+            if self.show:
+                say_notes(config)
+
+        self.world.together(look)
 
     def resume(self, found: Path) -> None:
         """Go on from a good checkpoint."""
@@ -231,15 +252,7 @@ class TokenizerTrainer:
         """Make the engines of a train stage."""
         stage, settings = self.config.stages[number], self.config.train
         assert isinstance(stage, TrainStageConfig)
-        where = f"stages.{number}"
-        names = {term.key for term in self.config.terms if term.weight}
-        on = frozenset(names if stage.terms is None else names & set(stage.terms))
-        self.objective.set_stage(on, quantize=stage.latents == "quantized")
-        if not self.objective.output_on and not self.objective.inner_on:
-            raise ConfigError(
-                f"{where}.terms: no term is on that could teach anything; name some, with weights above 0"
-            )
-        freeze_parts(self.objective.net, stage.freeze, where)
+        begin_stage(self.config, self.objective, number)
         warmup = settings.warmup_steps if stage.warmup_steps is None else stage.warmup_steps
         changes = {"steps": stage.steps, "lr": stage.lr or settings.lr, "warmup_steps": warmup}
         own = settings.model_copy(update=changes)
