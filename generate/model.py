@@ -162,7 +162,7 @@ class Model:
             batch=batch,
             defaults=self.defaults,
             on_progress=on_progress,
-            **self._with_seconds(settings, max_seconds),
+            **self._with_least(text, num_frames, self._with_seconds(settings, max_seconds)),
         )
         if text is not None and num_frames is None:
             self._note_short([text] if isinstance(text, str) else text, result, settings, notes)
@@ -212,7 +212,7 @@ class Model:
             prompt=start,
             num_frames=num_frames,
             defaults=self.defaults,
-            **self._with_seconds(settings, max_seconds),
+            **self._with_least(text, num_frames, self._with_seconds(settings, max_seconds)),
         )
 
     def warmup(
@@ -268,12 +268,15 @@ class Model:
             )
         return codes
 
-    def _with_least(self, texts: Sequence[str], settings: Settings) -> Settings:
+    def _with_least(self, text: str | Sequence[str] | None, num_frames: int | None, settings: Settings) -> Settings:
         """Settings by which no sample ends before the fewest frames that the shortest text takes, where the model knows
         and the call does not say."""
         rates = settings.get("frames_per_character") or self.defaults.frames_per_character
-        if self.text is None or rates is None or "min_frames" in settings:
+        if text is None or self.text is None or rates is None or num_frames is not None or "min_frames" in settings:
             return settings
+        if not self.lm.arrangement.variable_length:
+            return settings
+        texts = [text] if isinstance(text, str) else text
         least = math.floor(rates[0] * min(map(self.text.num_characters, texts)))
         longest = settings.get("max_frames") or self.defaults.max_frames or least
         return {**settings, "min_frames": max(self.defaults.min_frames, min(least, longest))}
@@ -378,8 +381,9 @@ class Model:
             found = pieces[entry % len(pieces)]
             if len(found) == 1:
                 told = self._told(**own, **shared, notes=notes)
+                own_call = self._with_least(found[0], None, call)
                 made = generate(
-                    self.lm, self.tokenizer, **told, seed=own_seed, prompt=start, defaults=self.defaults, **call
+                    self.lm, self.tokenizer, **told, seed=own_seed, prompt=start, defaults=self.defaults, **own_call
                 )
                 parts.append(made)
             else:

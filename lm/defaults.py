@@ -141,7 +141,7 @@ class GenerationDefaults(Config):
     max_frames: PositiveInt | None = None
     """Frames at most; null: the whole grid of a picture."""
     min_frames: NonNegativeInt = 1
-    """No end before this many frames."""
+    """No end before this many frames; of a text, where frames_per_character is known, before the fewest it takes."""
     text_characters: PositiveInt | None = None
     """Longest text the model has learned to say, in characters as it reads them; longer text is said in pieces. null:
     unknown, text is never split (training fills it in from its items)."""

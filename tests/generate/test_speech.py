@@ -36,11 +36,12 @@ def load_again(model, **defaults):
 
 def slow_speech(model, text, seed, label, retries, carry="audio", least=0.1, most=2.0, limit=12, prompt=None, fewest=0):
     """Plain calls of generate, piece by piece; (codes [K, T], all well)."""
-    pieces = split_text(text, (limit - 1) // 2 if carry == "audio" else limit)
+    pieces = split_text(text, (limit - 1) // 2 if carry == "audio" else limit, longest_word=limit)
     codes, before, well = [], None, True
     shares = shared_out(fewest, [len(piece) for piece in pieces])
     for i, piece in enumerate(pieces):
-        carried = before if carry == "audio" else None
+        together = len(f"{pieces[i - 1]} {piece}") <= limit
+        carried = before if carry == "audio" and together else None
         said = piece if carried is None else f"{pieces[i - 1]} {piece}"
         t, low, high = (
             0 if carried is None else carried.shape[1],
@@ -238,3 +239,21 @@ def test_what_was_never_read_is_named_once(voices):
         found = voices.generate(**call, n=2)
     assert [str(one.message) for one in issued] == list(found.warnings)
     assert voices.generate(text="two one", label="star", num_frames=4).warnings == ()
+
+
+def test_no_end_before_the_fewest_frames_a_text_takes(voices):
+    """A prompt, or a bad draw, must not make the model end before it can have said the text."""
+    model = load_again(voices, frames_per_character=[2.0, 9.0], max_frames=60)
+    for seed in range(6):
+        call = {"text": "one two", "label": "star", "seed": seed}
+        found = model.generate(**call)
+        assert int(found.lengths[0]) >= 14 and found.warnings == ()
+        assert torch.equal(torch.cat(list(model.stream(**call)), dim=1), found.media[0])
+        several = model.generate(text=["one two", "one"], label="star", seed=seed)
+        assert min(several.lengths.tolist()) >= 6  # of the shortest text
+        assert int(model.generate(**call, max_frames=5).lengths[0]) <= 5
+    early = [model.generate(text="one two", label="star", seed=seed, min_frames=1) for seed in range(20)]
+    assert any(int(one.lengths[0]) < 14 for one in early)
+    for one in early:
+        assert (len(one.warnings) == 1) == (int(one.lengths[0]) < 14 and one.ended[0])
+        assert not one.warnings or "shorter than the text needs" in one.warnings[0]
