@@ -28,6 +28,10 @@ code:
                                  .  b0 .  b1 .  b2 .  b3
                                  .  c0 .  c1 .  c2 .  c3
 
+    unrolled [0, 1, 1] with      a0 a1 .  a2 .  a3 .  .  .   older frames first, and no step for what has not begun
+    delays [0, 2, 2]             .  .  b0 .  b1 .  b2 .  b3
+                                 .  .  c0 .  c1 .  c2 .  c3
+
     coarse_first                 a0 a1 a2 a3 .  .  .  .      S = 2 T; must know T beforehand
                                  .  .  .  .  b0 b1 b2 b3
                                  .  .  .  .  c0 c1 c2 c3
@@ -63,6 +67,7 @@ from .layouts import FlatConfig as FlatConfig
 from .layouts import GroupedConfig as GroupedConfig
 from .layouts import ParallelConfig as ParallelConfig
 from .layouts import PartialFlatConfig as PartialFlatConfig
+from .layouts import UnrolledConfig as UnrolledConfig
 from .layouts import spread
 
 UNKNOWN_LENGTH = 1 << 40
@@ -140,6 +145,8 @@ class Arrangement:
             device="cpu",
         ).unsqueeze(-1)
         self._on_device: dict[torch.device, Tensor] = {}
+        self._beginning = torch.tensor(self.lines.beginning, dtype=torch.long, device="cpu").view(-1, K).T
+        self._beginning_on_device: dict[torch.device, Tensor] = {}
 
     @property
     def input_sizes(self) -> tuple[int, ...]:
@@ -171,6 +178,8 @@ class Arrangement:
         """S for T frames (an end frame counts as a frame)."""
         if num_frames < 1:
             return 0
+        if self.lines.beginning:
+            return int(self.steps_of(torch.tensor([num_frames - 1])).max()) + 1
         lines, last = self.lines, num_frames - 1 - self.flatten_first
         if last < 0:
             return num_frames * self.num_codebooks
@@ -192,6 +201,10 @@ class Arrangement:
         frames = frames.unsqueeze(-2)
         if self.needs_length:
             return span * self._known_total(num_frames, frames) + stride * frames + offset
+        if self.lines.beginning:
+            begun = self._beginning_of(frames.device)  # [K, R]
+            found = frames.unsqueeze(-1) == begun.unsqueeze(-2)  # [*, K, T, R]
+            return torch.where(found.any(-1), found.to(torch.uint8).argmax(-1), stride * frames + offset)
         K, F = self.num_codebooks, self.flatten_first
         return torch.where(frames < F, frames * K + book, F * K + (frames - F) * stride + offset)
 
@@ -233,6 +246,10 @@ class Arrangement:
             frames = (steps.unsqueeze(-2) - span * total - offset) // stride
             begun = (frames >= 0) & (frames < total)
             return torch.where(begun, frames + span * total, 0).amax(-2) % total[..., 0]  # of the last group begun
+        if self.lines.beginning:
+            first = self._beginning_of(steps.device).amax(0).cummax(0).values
+            later = (steps - min(self.lines.offsets)) // self.lines.strides[0]
+            return torch.where(steps < len(first), first[steps.clamp(0, len(first) - 1)], later)
         head = self.flatten_first * self.num_codebooks
         begun = (steps - head - min(self.lines.offsets)).clamp(min=0) // self.lines.strides[0]
         return torch.where(steps < head, steps // self.num_codebooks, self.flatten_first + begun)
@@ -349,9 +366,18 @@ class Arrangement:
             ahead = ahead - span * total
             return torch.where((ahead >= 0) & (ahead % stride == 0) & (ahead < stride * total), ahead // stride, -1)
         body = torch.where((ahead >= 0) & (ahead % stride == 0), F + ahead // stride, -1)
+        if self.lines.beginning:
+            begun = self._beginning_of(steps.device)
+            return torch.where(steps < begun.shape[1], begun[:, steps.clamp(0, begun.shape[1] - 1)], body)
         if not F:
             return body
         return torch.where(steps < F * K, torch.where(steps % K == book, steps // K, -1), body)
+
+    def _beginning_of(self, device: torch.device) -> Tensor:
+        """[K, R]: the frame of each codebook in the steps that `Lines` tells one by one, or -1."""
+        if device not in self._beginning_on_device:
+            self._beginning_on_device[device] = self._beginning.to(device)
+        return self._beginning_on_device[device]
 
     def _known_total(self, num_frames: int | Tensor | None, like: Tensor) -> Tensor:
         if num_frames is None:

@@ -1,13 +1,14 @@
 """The named layouts of codes in steps (drawn in arrange.py), and what they are to the engine: three numbers for each
 codebook.
 
-Frame t of T of codebook k stands at step spans[k] * T + strides[k] * t + offsets[k]. One thing does not fit that:
-frames at the beginning that stand one codebook a step (`flatten_first`).
+Frame t of T of codebook k stands at step spans[k] * T + strides[k] * t + offsets[k]. Two things do not fit that: frames
+at the beginning that stand one codebook a step (`flatten_first`), and the beginning of `unrolled`, which is told step
+by step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Annotated, Literal
 
@@ -42,13 +43,26 @@ class FlatConfig(Config):
 
 
 class PartialFlatConfig(Config):
-    """One step for each group of codebooks."""
+    """One step for each group of codebooks. With delays it is not audiocraft's UnrolledPatternProvider, which is kind
+    `unrolled`: here a group keeps its place within the frame's steps, and no step is left out at the beginning."""
 
     kind: Literal["partial_flat"] = "partial_flat"
     groups: tuple[Steps, ...]
     """The step within its frame, for each codebook: [0, 1, 1] puts codebook 0 alone and then 1 and 2 together."""
     delays: tuple[Steps, ...] | None = None
     """One more delay in frames for each codebook; null: none."""
+
+
+class UnrolledConfig(Config):
+    """audiocraft's UnrolledPatternProvider: one step for each group of codebooks, later groups delayed by frames. In a
+    frame's steps the groups of older frames come first, and a group takes no step before its first frame."""
+
+    kind: Literal["unrolled"] = "unrolled"
+    flattening: tuple[Steps, ...] | None = None
+    """The group of each codebook, not falling: [0, 1, 1] puts codebook 0 alone, then 1 and 2 together; null: each
+    alone."""
+    delays: tuple[Steps, ...] | None = None
+    """Frames by which each codebook comes later, not falling, the same within a group; null: none."""
 
 
 class GroupedConfig(Config):
@@ -70,7 +84,7 @@ class CoarseFirstConfig(Config):
 
 
 ArrangementConfig = Annotated[
-    ParallelConfig | DelayConfig | FlatConfig | PartialFlatConfig | GroupedConfig | CoarseFirstConfig,
+    ParallelConfig | DelayConfig | FlatConfig | PartialFlatConfig | UnrolledConfig | GroupedConfig | CoarseFirstConfig,
     Field(discriminator="kind"),
 ]
 
@@ -83,6 +97,8 @@ class Lines:
     """Not all 0: where a code stands depends on the number of frames."""
     strides: list[int]
     offsets: list[int]
+    beginning: list[list[int]] = field(default_factory=list)
+    """Of steps that come before: for each the frame of each codebook, or -1. Frames in it stand nowhere else."""
 
 
 def spread(config: ArrangementConfig, K: int) -> Lines:
@@ -108,7 +124,35 @@ def spread(config: ArrangementConfig, K: int) -> Lines:
         delays = _entries("delays", config.delays, K, [0] * K)
         offsets = [delay * stride + group for delay, group in zip(delays, groups, strict=True)]
         return Lines([0] * K, [stride] * K, offsets)
+    if isinstance(config, UnrolledConfig):
+        return _unrolled(
+            _entries("flattening", config.flattening, K, list(range(K))), _entries("delays", config.delays, K, [0] * K)
+        )
     return Lines([0] * K, [1] * K, [0] * K)
+
+
+def _unrolled(flattening: list[int], delays: list[int]) -> Lines:
+    groups = sorted(set(flattening))
+    if groups != list(range(len(groups))) or flattening != sorted(flattening):
+        raise ConfigError(
+            f"arrangement.flattening must begin with 0 and go up by at most 1, found {flattening}; reorder it"
+        )
+    if delays != sorted(delays) or len({*zip(flattening, delays, strict=True)}) > len(groups):
+        raise ConfigError(
+            f"arrangement.delays must not fall and be the same for codebooks of a step, found {delays} with flattening "
+            f"{flattening}"
+        )
+    delay_of = dict(zip(flattening, delays, strict=True))
+    order = sorted(groups, key=lambda group: (-delay_of[group], group))  # those of older frames first
+    longest, beginning = max(delays), []
+    for position in range(longest):  # where not all have begun
+        for group in order:
+            if delay_of[group] <= position:
+                frame = position - delay_of[group]
+                beginning.append([frame if own == group else -1 for own in flattening])
+    places = [order.index(group) + (delay_of[group] - longest) * len(groups) for group in flattening]
+    K = len(flattening)
+    return Lines([0] * K, [len(groups)] * K, [len(beginning) + place for place in places], beginning)
 
 
 def _grouped(sizes: list[int], inside: str, delays: list[int]) -> Lines:

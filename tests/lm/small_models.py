@@ -11,6 +11,7 @@ from tessera.lm.arrange import (
     GroupedConfig,
     ParallelConfig,
     PartialFlatConfig,
+    UnrolledConfig,
 )
 from tessera.lm.bits import BitsHeadConfig, BitsInputConfig
 from tessera.lm.conditions import (
@@ -38,6 +39,7 @@ ARRANGEMENTS = {
     "flatten first": DelayConfig(flatten_first=1),
     "flat": FlatConfig(),
     "partial flat": PartialFlatConfig(groups=(0, 1, 1)),
+    "unrolled": UnrolledConfig(flattening=(0, 1, 1), delays=(0, 2, 2)),
     "coarse first": CoarseFirstConfig(),
     "grouped": GroupedConfig(sizes=(2, 1)),
 }

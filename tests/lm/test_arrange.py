@@ -15,6 +15,7 @@ from tessera.lm.arrange import (
     ParallelConfig,
     PartialFlatConfig,
     SpecialsConfig,
+    UnrolledConfig,
 )
 from tessera.tokenize.config import ConfigError
 
@@ -62,6 +63,12 @@ DRAWINGS = [
         """1  S  2  S  3  S  4  S
            S 11  S 12  S 13  S 14
            S 21  S 22  S 23  S 24""",
+    ),
+    (
+        UnrolledConfig(flattening=(0, 1, 1), delays=(0, 2, 2)),
+        """1  2  S  3  S  4  S  S  S
+           S  S 11  S 12  S 13  S 14
+           S  S 21  S 22  S 23  S 24""",
     ),
     (
         CoarseFirstConfig(),
@@ -132,6 +139,21 @@ def test_ids_of_other_projects():
 NEED_LENGTH = ("grouped", "coarse_first")
 
 
+def unrolled_as_in_audiocraft(flattening, delays, timesteps):
+    """facebookresearch/audiocraft 896ec7c (MIT), codebooks_patterns.py: UnrolledPatternProvider.get_pattern, less its
+    leading step and the coordinates beyond the last frame, as {(codebook, step): frame}."""
+    books = {}
+    for q, (inner, delay) in enumerate(zip(flattening, delays, strict=True)):
+        books.setdefault(inner, (delay, []))[1].append(q)
+    steps = []
+    for t in range(timesteps + max(delays)):
+        for inner in range(max(books) + 1):
+            delay, together = books[inner]
+            if t + delay < timesteps + max(delays):
+                steps.append((t + delay, [(t, q) for q in together]))
+    return {(q, s): t for s, (_, coords) in enumerate(sorted(steps)) for t, q in coords if t < timesteps}
+
+
 def slow_table(config, K, T):
     """The obvious way: walk over frames and write each code down where its turn comes."""
     cells = {}
@@ -152,6 +174,8 @@ def slow_table(config, K, T):
             for k in range(K):
                 cells[k, step] = t
                 step += 1
+    elif config.kind == "unrolled":
+        cells = unrolled_as_in_audiocraft(config.flattening or range(K), config.delays or [0] * K, T)
     elif config.kind == "partial_flat":
         for t in range(T):
             for k in range(K):
@@ -173,7 +197,7 @@ def slow_table(config, K, T):
 
 
 def random_config(rng: random.Random, K: int):
-    kind = rng.choice(["parallel", "delay", "flat", "partial_flat", "grouped", "coarse_first"])
+    kind = rng.choice(["parallel", "delay", "flat", "partial_flat", "unrolled", "grouped", "coarse_first"])
     if kind == "delay":
         return DelayConfig(delays=tuple(rng.randrange(6) for _ in range(K)), flatten_first=rng.choice([0, 0, 1, 3]))
     if kind == "grouped":
@@ -181,6 +205,14 @@ def random_config(rng: random.Random, K: int):
         sizes = tuple(end - start for start, end in zip([0, *cuts], [*cuts, K], strict=True))
         late = rng.choice([None, tuple(rng.randrange(3) for _ in range(K))])
         return GroupedConfig(sizes=sizes, inside=rng.choice(["flat", "parallel"]), delays=late)
+    if kind == "unrolled":
+        flattening, delays = [0], [rng.randrange(3)]
+        for _ in range(K - 1):
+            flattening.append(flattening[-1] + rng.randrange(2))
+            delays.append(delays[-1] + (rng.randrange(4) if flattening[-1] > flattening[-2] else 0))
+        return UnrolledConfig(
+            flattening=rng.choice([tuple(flattening), None]), delays=rng.choice([None, tuple(delays)])
+        )
     if kind == "partial_flat":
         count = rng.randint(1, K)
         groups = [*range(count), *(rng.randrange(count) for _ in range(K - count))]
@@ -375,6 +407,15 @@ def test_bad_configs_have_one_clear_error():
         Arrangement(CoarseFirstConfig(), (5, 5), variable_length=True)
     with pytest.raises(ConfigError, match="every number from 0"):
         Arrangement(PartialFlatConfig(groups=(0, 2)), (5, 5))
+    for flattening, delays, message in [
+        ((0, 2), None, "flattening must begin with 0"),
+        ((1, 0), None, "flattening must begin with 0"),
+        ((0, 1), (1, 0), "delays must not fall"),
+        ((0, 0), (0, 1), "the same for codebooks of a step"),
+        ((0, 1, 1), None, "has 3 entries"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            Arrangement(UnrolledConfig(flattening=flattening, delays=delays), (5, 5))
     with pytest.raises(ConfigError, match="arrangement grouped must know .* set variable_length: false"):
         Arrangement(GroupedConfig(sizes=(1, 1)), (5, 5), variable_length=True)
     with pytest.raises(ConfigError, match=r"sizes \[2, 2\] add up to 4, but there are 3 codebooks"):
