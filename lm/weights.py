@@ -263,6 +263,11 @@ def _load_model(
     if clustering is not None and not refines:
         tokenizer = ClusteredTokenizer(tokenizer, clustering)
     check_same_tokenizer(tokenizer.spec, described.spec, f"model {folder}: its folder tokenizer/")
+    if tokenizer.spec != described.spec:
+        raise ValueError(
+            f"{folder / 'config.json'}: its spec says other codes {list(described.spec.cardinalities)[:8]} or another "
+            f"geometry than its tokenizer, which has {list(tokenizer.spec.cardinalities)[:8]}; copy the model again"
+        )
     config = described.coarse_lm or described.lm
     text_config = next((c for c in config.conditions if isinstance(c, TextConditionConfig)), None)
     text = None if text_config is None else load_text(folder, text_config.text)
