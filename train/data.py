@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -177,6 +178,14 @@ def data_fingerprint(items: Items) -> str:
     files = [file.sha256 for file in items.shards.index.files]
     digest = hashlib.sha256(" ".join([items.shards.index.build, *files]).encode())
     digest.update(np.ascontiguousarray(items.numbers, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def told_fingerprint(items: Items) -> str:
+    """Tells what a model is told of its items apart: SHA-256 over labels, texts and the text tokenizer."""
+    shards = items.shards
+    digest = hashlib.sha256(json.dumps([shards.label_names, shards.index.labels, shards.index.texts]).encode())
+    digest.update(getattr(items.text, "model", b""))
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ from ..lm.attend_auto import Choice
 from ..tokenize.config import ConfigError
 from ..tokenize.files import read_json, write_json
 from .card import git_commit
-from .data import data_fingerprint
+from .data import data_fingerprint, told_fingerprint
 from .lm_config import TrainConfig, check_resumable
 from .parts import Parts
 from .world import World
@@ -55,6 +55,7 @@ class RunState:
             "tokenizer": parts.spec.fingerprint,
             "clusters": None if parts.clustering is None else parts.clustering.spec.fingerprint,
             "data": data_fingerprint(parts.items),
+            "told": told_fingerprint(parts.items),
             "config": config.model_dump(mode="json"),
         }
         write_json(folder / STATE_FILE, description)
@@ -76,6 +77,11 @@ class RunState:
             raise ConfigError(
                 f"data.shards: {config.data.shards} is not what {folder} was trained on; "
                 "put the old shards back, or start another run with another --out"
+            )
+        if found.get("told") not in (None, told_fingerprint(parts.items)):  # earlier versions did not say
+            raise ConfigError(
+                f"the labels or texts of {config.data.shards}, or the text tokenizer beside the checkpoints, are not "
+                f"those {folder} was trained with; put them back, or start another run with another --out"
             )
         clusters = None if parts.clustering is None else parts.clustering.spec.fingerprint
         if found.get("clusters") != clusters:

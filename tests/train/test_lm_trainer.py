@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tessera.lm.weights import load_model
 from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.files import NoRoom
+from tessera.tokenize.files import NoRoom, read_sealed_json, write_sealed_json
 from tessera.tokenize.folder_lock import lock_folder
 from tessera.tokenize.shards import Shards
 from tessera.train.lm_config import TrainConfig
@@ -266,6 +266,13 @@ def test_refusals(tiny_data, whole, tmp_path):
     with pytest.raises(ConfigError, match=r"data.shards: .*test is not what .*step-00000008 was trained on"):
         other = {"shards": str(tiny_data / "test"), "test": str(tiny_data / "test"), "pool_batches": 2}
         train_lm(make_config(tiny_data, {"data": other}), whole, resume=True)
+    shutil.copytree(tiny_data / "train", tmp_path / "relabelled")
+    index = read_sealed_json(tmp_path / "relabelled" / "index.json")
+    index["labels"] = index["labels"][::-1]  # the same codes, told otherwise
+    write_sealed_json(tmp_path / "relabelled" / "index.json", index)
+    with pytest.raises(ConfigError, match=r"the labels or texts of .*relabelled, or the text tokenizer beside"):
+        data = {"shards": str(tmp_path / "relabelled"), "test": str(tiny_data / "test"), "pool_batches": 2}
+        train_lm(make_config(tiny_data, {"data": data}), whole, resume=True)
     with pytest.raises(ValueError, match="codes of tokenizer 'tiny' .* but 'other'"):
         train_lm(make_config(tiny_data, {"tokenizer": str(tiny_data / "other")}), tmp_path / "a")
     with pytest.raises(ValueError, match=r"batch 4 is not a multiple of micro_batch 3"):
