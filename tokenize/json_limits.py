@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any, BinaryIO
 
 BLOCK = 1 << 20
 MAX_INTEGER = 2**63 - 1
-_MANY_DIGITS = re.compile(rb"[0-9]{19}")
+_DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else ord(" ") for byte in range(256))
+"""For bytes.translate: all digits alike."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def parse_measured(data: bytes, where: str) -> Any:
             object_pairs_hook=_refuse_duplicates,
             parse_constant=_refuse_constant,
             parse_float=_finite,
-            parse_int=_integer if _MANY_DIGITS.search(data) else int,  # a function of ours takes three times as long
+            parse_int=_integer if b"0" * 19 in data.translate(_DIGITS) else int,  # ours takes three times as long
         )
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not valid JSON (not UTF-8: {error.reason} at byte {error.start})") from None
