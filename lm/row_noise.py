@@ -54,8 +54,10 @@ class Dropout(nn.Dropout):
     """nn.Dropout of x [rows or rows * n, ...]."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not self.p:  # generation, which is compiled: the compiler cannot trace a ContextVar
+            return input
         part = _part.get()
-        if part is None or not self.training or not self.p:
+        if part is None:
             return super().forward(input)
         ones = input.new_ones(_whole(input.shape, part))
         return input * _own(F.dropout(ones, self.p), part)

@@ -14,7 +14,7 @@ from tessera.cli.app import run
 from tessera.generate.model import load
 from tessera.tokenize.codes_file import CodesItem, write_codes
 from tessera.tokenize.corpus import ArraysCorpus
-from tessera.tokenize.files import write_safetensors
+from tessera.tokenize.files import read_sealed_json, write_safetensors, write_sealed_json
 from tessera.tokenize.shards import ShardsConfig, build_shards
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
@@ -179,10 +179,11 @@ def test_eval(models, tmp_path, capsys):
     # The labels are "0" and "1", which this model has no names for.
     assert tessera("eval", models / "shapes", "--data", tmp_path / "shards", "--no-speed") == 2
     assert "label '0'" in capsys.readouterr().err
-    index = (tmp_path / "shards" / "index.json").read_text()
+    path = tmp_path / "shards" / "index.json"
+    text = json.dumps(read_sealed_json(path))
     for number, name in (("0", "circle"), ("1", "star")):
-        index = index.replace(f'"{number}"', f'"{name}"')
-    (tmp_path / "shards" / "index.json").write_text(index)
+        text = text.replace(f'"{number}"', f'"{name}"')
+    write_sealed_json(path, json.loads(text))
 
     assert tessera("eval", models / "shapes", "--data", tmp_path / "shards", "--json", "--batch", 2) == 0
     found = json.loads(capsys.readouterr().out)

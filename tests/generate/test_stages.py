@@ -179,6 +179,7 @@ def test_refusals(folder, tmp_path):
     with pytest.raises(ValueError, match="num_frames is 3, but a picture"):
         load(folder / "masked").generate(label="star", num_frames=3)
     moved = shutil.copytree(folder / "fine", tmp_path / "moved")
+    (moved / "fingerprint.json").unlink()  # as in a directory of an earlier version
     (moved / "coarse.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"coarse.safetensors: no such file"):
         load_model(moved)

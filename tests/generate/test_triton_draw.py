@@ -60,7 +60,7 @@ def test_the_same_ids(settings, op_by_op):
         logits[torch.rand(logits.shape) < 0.3] = float("-inf")
         logits[..., 40] = 2.0
         numbers = torch.rand(rows, 3, dtype=torch.float64)
-        numbers[0] = torch.tensor([2.0**-53, 1 - 2.0**-53, 0.5])
+        numbers[0] = torch.tensor([2.0**-53, 1 - 2.0**-53, 0.5], dtype=torch.float64)
         arguments = logits.to(DEVICE), numbers.to(DEVICE), filters
         assert sampling.sample(*arguments).equal(op_by_op(sampling.sample, *arguments))
 
