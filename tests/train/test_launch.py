@@ -210,23 +210,34 @@ def test_exit_codes_and_one_line_errors(tiny_data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["torch", "0", "1", "2", "3"])
-def test_a_bad_gradient_in_one_process_is_skipped_in_all(tmp_path, kind, dtype):
-    worker = Path(__file__).with_name("bad_rank.py")
+def in_two_processes(folder: Path, *command: str) -> None:
+    """Run a script of this folder in two processes that meet in `folder`."""
     processes = []
     for rank in range(2):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-        meeting = {"TESSERA_RENDEZVOUS": (tmp_path / "rendezvous").as_uri()}
+        meeting = {"TESSERA_RENDEZVOUS": (folder / "rendezvous").as_uri()}
+        script = str(Path(__file__).with_name(command[0]))
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(worker), kind, dtype],
+                [sys.executable, script, *command[1:]],
                 env={**ENVIRONMENT, **own, **meeting},
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
     for process in processes:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said
+
+
+@pytest.mark.slow
+def test_what_deepspeed_divides_is_collected_whole(tmp_path):
+    in_two_processes(tmp_path, "shared_state.py", str(tmp_path))
+    assert len(list(tmp_path.glob("*/engine.json"))) == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["torch", "0", "1", "2", "3"])
+def test_a_bad_gradient_in_one_process_is_skipped_in_all(tmp_path, kind, dtype):
+    in_two_processes(tmp_path, "bad_rank.py", kind, dtype)
