@@ -26,9 +26,7 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
     """
     from ..tokenize.tokenizer import load_tokenizer
 
-    folder = _folder(name)
-    inside = folder / "tokenizer"
-    return load_tokenizer(inside if (inside / "config.json").is_file() else folder)
+    return load_tokenizer(name)
 
 
 def open_coder(name: str | Path, spec: TokenSpec) -> CoderNet:
@@ -90,11 +88,12 @@ def coder_finder(model: str | None, tokenizer: str, spec: TokenSpec) -> Callable
 
 
 def _folder(name: str | Path) -> Path:
-    """A directory, or that of a bundled model."""
-    from ..generate.model import BUNDLED, bundled_models
+    """A directory, the model of a finished run, or the directory of a bundled model."""
+    from ..tokenize.bundled import bundled_model, shipped_path
+    from ..tokenize.recognise import run_model
 
-    folder = Path(name)
-    return BUNDLED / str(name) if not folder.exists() and str(name) in bundled_models() else folder
+    folder = shipped_path(name)
+    return run_model(folder) or (folder if folder.exists() else bundled_model(name) or folder)
 
 
 def report_skipped(reasons: Sequence[str], total: int) -> None:

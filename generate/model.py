@@ -18,7 +18,9 @@ from ..lm.kinds import AnyLM
 from ..lm.quantise import WeightsName
 from ..lm.quick import quicken_
 from ..lm.weights import StorageName, load_model
+from ..tokenize.bundled import bundled_model, bundled_models, shipped_path
 from ..tokenize.config import nearest_name
+from ..tokenize.recognise import describe_wrong, folder_kind, run_model
 from ..tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 from ..tokenize.text import TextTokenizer
 from ..tokenize.text_seen import unseen_in
@@ -38,8 +40,6 @@ from .windows import Making
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 
 Label = int | str
 
@@ -504,23 +504,26 @@ def load(
 
 
 def find_model(model: str | Path) -> Path:
-    """The directory of a model given as directory or bundled name; a directory with a config.json comes first."""
-    folder, names = Path(model), bundled_models()
-    if (folder / "config.json").is_file():
+    """The directory of a model given as directory, finished run or bundled name; a directory comes first."""
+    folder, names = shipped_path(model), bundled_models()
+    kind = folder_kind(folder)
+    if kind == "model" or (kind is None and (folder / "config.json").is_file()):
         return folder
-    if str(model) in names:
-        return BUNDLED / str(model)
+    found = run_model(folder)
+    if found is not None:
+        return found
+    bundled = bundled_model(model)
+    if bundled is not None and kind is None:
+        return bundled
+    wrong = describe_wrong(folder, "a model")
+    if wrong is not None:
+        raise ValueError(wrong)
     if folder.is_dir():
         raise FileNotFoundError(
             f"{folder}: no model here (config.json is missing); make one with: tessera train CONFIG"
         )
     known = nearest_name(str(model), names) if names else "this checkout has none"
     raise ValueError(f"no model '{model}': no such directory, and no bundled model of that name; {known}")
-
-
-def bundled_models() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(folder.parent.name for folder in BUNDLED.glob("*/config.json"))
 
 
 def _is_list(value: object) -> bool:

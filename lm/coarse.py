@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..tokenize.config import Config, check_config
 from ..tokenize.files import check_format, read_safetensors, read_sealed_json, write_safetensors, write_sealed_json
+from ..tokenize.recognise import describe_wrong, folder_kind
 from ..tokenize.spec import TokenSpec
 from ..tokenize.tokenizer import Encoded, Tokenizer
 from .clusters import MethodName, group_centres, group_vectors, scatter_of_random, scatter_within
@@ -196,6 +197,8 @@ def load_clustering(folder: str | Path) -> Clustering:
         FileNotFoundError: none there. ValueError: damaged or foreign files; names the file.
     """
     path = Path(folder) / "config.json"
+    if folder_kind(folder) not in ("clusters", None) or Path(folder).is_file():
+        raise ValueError(describe_wrong(folder, "a folder of clusters"))
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder}: no clusters here (config.json is missing); make them with: tessera coarse TOKENIZER "

@@ -39,6 +39,7 @@ from ..tokenize.files import (
     write_safetensors,
     write_sealed_json,
 )
+from ..tokenize.recognise import describe_wrong
 from ..tokenize.spec import PictureGeometry, TokenSpec
 from .code_context import SymbolTable, symbol_table
 from .model_fingerprint import renew_part
@@ -247,7 +248,9 @@ def load_coder(folder: str | Path) -> CoderNet:
     folder = Path(folder)
     if not (folder / FILES[0]).is_file():
         raise FileNotFoundError(
-            f"{folder}: no coder here ({FILES[0]} is missing); make one with: tessera tokenizer coder CONFIG --out DIR"
+            describe_wrong(folder, "a coder")
+            or f"{folder}: no coder here ({FILES[0]} is missing); "
+            "make one with: tessera tokenizer coder CONFIG --out DIR"
         )
     described = check_config(read_sealed_json(folder / FILES[0]), CoderFile, str(folder / FILES[0]))
     header = read_header(folder / FILES[1])

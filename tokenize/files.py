@@ -247,6 +247,8 @@ def read_safetensors(
     """
     assert wanted is None or sha256 is None
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, a file is needed here")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     digest = None if sha256 is None else hashlib.sha256()

@@ -18,6 +18,7 @@ from .config import Config, check_config
 from .files import DamagedFile, check_sha256, read_header, read_safetensors, read_sealed_json, sha256_file
 from .json_limits import INDEX
 from .names import check_file_name
+from .recognise import describe_wrong, folder_kind
 from .spec import TokenSpec
 
 INDEX_FILE = "index.json"
@@ -148,6 +149,9 @@ class Shards:
         self.folder = Path(folder)
         path = self.folder / INDEX_FILE
         if not path.is_file():
+            wrong = describe_wrong(self.folder, "a folder of shards") if folder_kind(self.folder) != "shards" else None
+            if wrong is not None:
+                raise FileNotFoundError(wrong)
             unfinished = any(self.folder.glob("part-*.json")) if self.folder.is_dir() else False
             hint = "was not finished; run tessera shards again" if unfinished else "make it with: tessera shards CONFIG"
             raise FileNotFoundError(f"{self.folder}: no {INDEX_FILE} there; {hint}")

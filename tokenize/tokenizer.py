@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from .audio_net import AudioNet, AudioTokenizerConfig
 from .budget import Budget
-from .config import Config, ConfigError, check_config
+from .bundled import bundled_model, bundled_models, shipped_path
+from .config import Config, ConfigError, check_config, nearest_name
 from .files import check_format, read_header, read_json, read_safetensors, write_json, write_safetensors
 from .halting import HaltingQuantizer
 from .padded_conv import fold_norms
 from .picture_net import PictureNet, PictureTokenizerConfig
 from .quantizer import Quantizer
+from .recognise import describe_wrong, folder_kind, run_model
 from .regions import check_regions
 from .scales import ScalesQuantizer, restore_phi
 from .spec import Geometry, PictureGeometry, TokenSpec
@@ -328,18 +330,16 @@ def make_tokenizer(
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read a tokenizer directory.
+    """Read a tokenizer.
 
+    Args:
+        folder: a tokenizer's directory, a model's or a finished run's (its own tokenizer is taken), or the name of a
+            bundled model: "digits", "speech".
     Raises:
         FileNotFoundError: no tokenizer there. ValueError: damaged or foreign files, or weights that do not belong to
         the config.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder}: no tokenizer here (config.json is missing); make one with: tessera tokenizer train "
-            f"CONFIG --out {folder}"
-        )
+    folder = find_tokenizer(folder)
     saved = restore_phi(read_json(folder / "config.json"))
     described = check_config(saved, TokenizerFile, str(folder / "config.json"))
     config = described.tokenizer
@@ -375,6 +375,38 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 def _describe(tensor: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
     return "missing" if tensor is None else f"{str(tensor[0]).removeprefix('torch.')} {list(tensor[1])}"
+
+
+def find_tokenizer(tokenizer: str | Path) -> Path:
+    """The directory of a tokenizer given as `load_tokenizer` takes it; raises FileNotFoundError as that."""
+    folder = shipped_path(tokenizer)
+    kind = folder_kind(folder)
+    if kind == "model" and (folder / "tokenizer" / "config.json").is_file():
+        return folder / "tokenizer"
+    model = run_model(folder)
+    if model is not None:
+        return model / "tokenizer"
+    if kind == "tokenizer" or (kind is None and (folder / "config.json").is_file()):
+        return folder
+    bundled = bundled_model(tokenizer)
+    if bundled is not None and kind is None:
+        return bundled / "tokenizer"
+    if kind == "model":
+        raise FileNotFoundError(
+            f"{folder}: this model was saved without its tokenizer; name the tokenizer's own folder"
+        )
+    wrong = describe_wrong(folder, "a tokenizer")
+    if wrong is not None:
+        raise FileNotFoundError(wrong)
+    if folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no tokenizer here (config.json is missing); make one with: tessera tokenizer train "
+            f"CONFIG --out {folder}"
+        )
+    raise FileNotFoundError(
+        f"{tokenizer}: no tokenizer here; there is no such folder, and no bundled model of that name; "
+        f"{nearest_name(str(tokenizer), bundled_models())}"
+    )
 
 
 def fingerprint(config: Config, tensors: dict[str, Tensor]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -83,9 +82,10 @@ TeacherConfig = Annotated[
 
 def load_teacher(path: str, geometry: Geometry, where: str) -> Tokenizer:
     """A frozen tokenizer of the same media; ConfigError where there is none, or it is for others."""
-    if not Path(path).is_dir():
-        raise ConfigError(f"{where}: {path}: no such folder; name that of a frozen tokenizer")
-    tokenizer = load_tokenizer(path)
+    try:
+        tokenizer = load_tokenizer(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}: {error}") from None
     other = tokenizer.spec.geometry
     same = ("sample_rate", "channels") if geometry.kind == "audio" else ("height", "width", "channels")
     for name in ("kind", *same):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -36,9 +35,10 @@ def warm_start(net: nn.Module, config: WarmStartConfig, where: str = "warm_start
     Raises:
         ConfigError: no tokenizer there, a mapped name that it lacks, or nothing fits.
     """
-    if not (Path(config.tokenizer) / "config.json").is_file():
-        raise ConfigError(f"{where}.tokenizer: {config.tokenizer}: no tokenizer here")
-    given = load_tokenizer(config.tokenizer).net.state_dict()
+    try:
+        given = load_tokenizer(config.tokenizer).net.state_dict()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}.tokenizer: {error}") from None
     own = plain_state(net)
     taken: dict[str, Tensor] = {}
     for name, tensor in own.items():

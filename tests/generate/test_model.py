@@ -334,7 +334,7 @@ def test_a_model_that_never_ran_without_its_condition(shapes):
 
 
 def test_load(folder, tmp_path, monkeypatch):
-    from tessera.generate import model as module
+    from tessera.tokenize import bundled as module
 
     monkeypatch.setattr(module, "BUNDLED", folder)
     assert module.bundled_models() == ["clones", "shapes", "tones", "voices"]

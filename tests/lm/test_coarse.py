@@ -133,7 +133,7 @@ def test_files(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="one tensor 'labels' of int32"):
         load_clustering(tmp_path / "c")
     write_json(tmp_path / "c" / "config.json", {"format": "tessera-model"})
-    with pytest.raises(ValueError, match="its format is not 'tessera-clusters'"):
+    with pytest.raises(ValueError, match="this is a model, a folder of clusters is needed"):
         load_clustering(tmp_path / "c")
     assert "fingerprint" in json.dumps(made.spec.model_dump())
 
