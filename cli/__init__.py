@@ -4,7 +4,7 @@ from importlib import import_module
 
 VERB_FILES = (
     *("doctor", "demo", "train", "export", "generate", "tts", "image", "eval"),
-    *("tokenizer", "encode", "decode", "shards", "coarse", "convert", "seal"),
+    *("tokenizer", "encode", "decode", "shards", "coarse", "convert", "seal", "configs"),
 )
 
 VERBS = [import_module(f".{name}", __name__).register for name in VERB_FILES]

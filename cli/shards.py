@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def shards(
-    config: Annotated[Path, typer.Argument(help="YAML file: corpus, tokenizer, out.")],
+    config: Annotated[str, typer.Argument(help="YAML file, or a shipped one by its name: own-speech/shards.")],
     set_: Annotated[
         list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
     ] = [],  # noqa: B006
@@ -28,13 +27,13 @@ def shards(
 
     Stopped or killed, the same command goes on where it was. Items that cannot be used are listed and left out.
     """
-    from ..tokenize.config import read_config, read_yaml
+    from .config_files import open_config
 
-    read_yaml(config)  # what is no YAML is refused before what follows is imported, which takes seconds
+    found = open_config(config, "shards", set_)  # before what follows is imported, which takes seconds
     from ..tokenize.shards import ShardsConfig, build_shards
     from .tokenizers import open_tokenizer, report_skipped
 
-    read = read_config(config, ShardsConfig, set_)
+    read = found.read_as(ShardsConfig)
     try:
         built = build_shards(read, open_tokenizer(read.tokenizer))
     except KeyboardInterrupt:

@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file: tokenizer, data, training.")],
+    config: Annotated[str, typer.Argument(help="YAML file of the run, or a shipped one by its name: tokenize/mimi.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run, and of the frozen tokenizer.")],
     set_: Annotated[
         list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
@@ -53,14 +53,14 @@ def train(
     OUT then holds config.json and tokenizer.safetensors. Ctrl-C finishes the step, saves, freezes what is there in
     OUT/snapshot-STEP and leaves with exit code 130; --resume goes on exactly there.
     """
-    from ..tokenize.config import read_config, read_yaml
+    from .config_files import open_config
 
-    read_yaml(config)  # what is no YAML is refused before what follows is imported, which takes seconds
+    opened = open_config(config, "tokenizer", set_)  # before what follows is imported, which takes seconds
     from ..train.launch import STOPPED, launch, watch_lifeline
     from ..train.tokenizer_trainer import TokenizerTrainConfig, TrainingFailed, check_free, train_tokenizer
 
-    settings = read_config(config, TokenizerTrainConfig, set_)
-    command = ["tokenizer", "train", str(config), *(part for item in set_ for part in ("--set", item))]
+    settings = opened.read_as(TokenizerTrainConfig)
+    command = ["tokenizer", "train", config, *(part for item in set_ for part in ("--set", item))]
     command += ["--out", str(out)]
     started_by_launcher = "RANK" in os.environ
     if not started_by_launcher:
@@ -133,7 +133,7 @@ def evaluate(
 
 
 def coder(
-    config: Annotated[Path, typer.Argument(help="YAML file: shards, network, training.")],
+    config: Annotated[str, typer.Argument(help="YAML file, or a shipped one by its name: digits/coder.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the coder; coder/ in a model's directory is found.")],
     set_: Annotated[
         list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
@@ -145,11 +145,11 @@ def coder(
 
     Minutes on one CPU core. Prints the bits a frame that it needs for the test shards.
     """
-    from ..tokenize.config import read_config, read_yaml
+    from .config_files import open_config
 
-    read_yaml(config)  # what is no YAML is refused before what follows is imported, which takes seconds
+    opened = open_config(config, "coder", set_)  # before what follows is imported, which takes seconds
     from ..train.coder_trainer import CoderTrainConfig, train_coder
 
-    bits = train_coder(read_config(config, CoderTrainConfig, set_), out)
+    bits = train_coder(opened.read_as(CoderTrainConfig), out)
     each = " + ".join(f"{number:.3f}" for number in bits)
     print(f"coder in {out}: {sum(bits):.3f} bits a frame ({each})", file=sys.stderr)

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    config: Annotated[str, typer.Argument(help="YAML file of the run, or a shipped one by its name: own-speech/lm.")],
     set_: Annotated[
         list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
     ] = [],  # noqa: B006
@@ -41,19 +41,19 @@ def train(
     finished model is in OUT/model, losses are in OUT/metrics.jsonl. Several processes: --nproc 2, or
     deepspeed --num_gpus 2 --no_local_rank --module tessera train CONFIG.
     """
-    from ..tokenize.config import read_config, read_yaml
+    from .config_files import open_config
 
-    read_yaml(config)  # what is no YAML is refused before what follows is imported, which takes seconds
+    opened = open_config(config, "lm", set_)  # before what follows is imported, which takes seconds
     from ..train.launch import STOPPED, launch, watch_lifeline
     from ..train.lm_config import TrainConfig
     from ..train.lm_trainer import TrainingFailed, check_out, train_lm
 
-    settings = read_config(config, TrainConfig, set_)
+    settings = opened.read_as(TrainConfig)
     folder = out if out is not None else Path("runs") / settings.name
     started_by_launcher = "RANK" in os.environ
     if not started_by_launcher:
         check_out(folder, resume)
-    command = ["train", str(config), *(part for item in set_ for part in ("--set", item)), "--out", str(folder)]
+    command = ["train", config, *(part for item in set_ for part in ("--set", item)), "--out", str(folder)]
     if nproc > 1 and not started_by_launcher:
         raise typer.Exit(launch([*command, *(["--resume"] if resume else [])], nproc))
     watch_lifeline()

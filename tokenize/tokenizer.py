@@ -398,10 +398,10 @@ def find_tokenizer(tokenizer: str | Path) -> Path:
     wrong = describe_wrong(folder, "a tokenizer")
     if wrong is not None:
         raise FileNotFoundError(wrong)
-    if folder.is_dir():
+    if folder.is_dir() or len(folder.parts) != 1:
+        missing = "config.json is missing" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(
-            f"{folder}: no tokenizer here (config.json is missing); make one with: tessera tokenizer train "
-            f"CONFIG --out {folder}"
+            f"{folder}: no tokenizer here ({missing}); make one with: tessera tokenizer train CONFIG --out {folder}"
         )
     raise FileNotFoundError(
         f"{tokenizer}: no tokenizer here; there is no such folder, and no bundled model of that name; "

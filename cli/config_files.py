@@ -1,0 +1,133 @@
+"""Configs given by path or by the name of a shipped one, read as what a verb needs."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from ..tokenize.config import Config
+
+    C = TypeVar("C", bound=Config)
+
+
+def read_settings(config: str, kind: str, model: type[C], sets: Sequence[str]) -> C:
+    """Read the config that a verb was given.
+
+    Args:
+        config: path of a YAML file, or the name of a shipped one ("own-speech/lm"; "own-speech" where that folder has
+            one config of this kind). A file at that path comes first.
+        kind: what the verb needs, one of `CONFIG_KINDS`.
+        model: the class of that kind.
+        sets: overrides, as of `read_config`.
+    Raises:
+        ConfigError: a config of another kind, named with the verb that takes it; and as `read_config`.
+        FileNotFoundError: no such file or config; names the nearest.
+
+    Paths of the file that begin with samples/ or bundled/ are found in the package where nothing else is there.
+    """
+    from ..tokenize.config import ConfigError, check_config, override, read_yaml
+    from ..tokenize.recognise import CONFIG_KINDS, config_kind
+
+    path = find_config(config, kind)
+    data = override(read_yaml(path), sets)
+    found = config_kind(data)
+    if found is not None and found != kind:
+        what, command = CONFIG_KINDS[found]
+        needed, own = CONFIG_KINDS[kind]
+        raise ConfigError(f"{config}: this is {what}, {own} needs {needed}; use it with: {command} {config}")
+    return check_config(_with_shipped(data), model, str(path))
+
+
+def find_config(config: str, kind: str | None = None) -> Path:
+    """The file of a config given by path or name; args and errors as `read_settings`, kind None: any."""
+    from ..tokenize.recognise import CONFIG_KINDS, describe_wrong
+
+    path = Path(config)
+    if path.is_file():
+        return path
+    named = shipped_configs(config)
+    fitting = [name for name in named if kind is None or kind_of_name(name) == kind]
+    if len(fitting) == 1 or len(named) == 1:
+        (name,) = fitting if len(fitting) == 1 else named
+        print(f"config: {name} of Tessera's own; a copy to change: tessera configs {name} --copy DIR", file=sys.stderr)
+        return shipped_file(name)
+    wanted = "a config" if kind is None else CONFIG_KINDS[kind][0]
+    if named and fitting:
+        raise FileNotFoundError(f"{config}: several configs come with Tessera under that name: {_some(fitting)}")
+    if named:
+        others = _some([f"{name} ({CONFIG_KINDS[kind_of_name(name)][1]})" for name in named])
+        raise FileNotFoundError(f"{config}: {wanted} is needed here, that name is of others: {others}")
+    wrong = describe_wrong(path, wanted) if path.exists() else None
+    if wrong is not None or path.exists():
+        raise FileNotFoundError(wrong or f"{config}: a folder, {wanted} is needed here (a YAML file)")
+    raise FileNotFoundError(
+        f"{config}: no such file, and no config of that name comes with Tessera; {_nearest(config, kind)}"
+    )
+
+
+def shipped_configs(name: str) -> list[str]:
+    """Names of the shipped configs that a name may mean: one file, the files of one folder, or those with this last
+    part."""
+    known = all_configs()
+    word = name.removeprefix("./").removeprefix("configs/").rstrip("/")
+    word = word.removesuffix(".yaml").removesuffix(".yml")
+    if word in known:
+        return [word]
+    return [one for one in known if one.startswith(f"{word}/")] or [one for one in known if one.endswith(f"/{word}")]
+
+
+def all_configs() -> list[str]:
+    """Names of all shipped configs: "digits/lm", ..."""
+    from ..tokenize.bundled import CONFIGS
+
+    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+def shipped_file(name: str) -> Path:
+    """The file of a shipped config."""
+    from ..tokenize.bundled import CONFIGS
+
+    return CONFIGS / f"{name}.yaml"
+
+
+def kind_of_name(name: str) -> str:
+    """The kind of a shipped config, told by its content."""
+    from ..tokenize.config import read_yaml
+    from ..tokenize.recognise import config_kind
+
+    kind = config_kind(read_yaml(shipped_file(name)))
+    assert kind is not None, name
+    return kind
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names."""
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _nearest(config: str, kind: str | None) -> str:
+    """The names of shipped configs that were probably meant, of the kind that is needed where there are such."""
+    word = config.removeprefix("configs/").removesuffix(".yaml")
+    known = {name: name for name in all_configs()}
+    known |= {name.split("/")[1]: name for name in all_configs()}
+    known |= {name.split("/")[0]: name.split("/")[0] for name in all_configs()}
+    close = [known[one] for one in difflib.get_close_matches(word, known, n=3, cutoff=0.6)]
+    named = list(dict.fromkeys(close))
+    if named:
+        return f"did you mean {' or '.join(repr(one) for one in named)}?"
+    return "tessera configs lists them"
+
+
+def _with_shipped(data: Any) -> Any:
+    """Plain data whose paths lead into the package where they begin with samples/ or bundled/ and nothing is there."""
+    from ..tokenize.bundled import shipped_path
+
+    if isinstance(data, dict):
+        return {key: _with_shipped(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_with_shipped(value) for value in data]
+    return str(shipped_path(data)) if isinstance(data, str) and data.startswith(("samples/", "bundled/")) else data
