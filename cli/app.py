@@ -5,12 +5,17 @@ Exit codes: 0 done, 1 failed, 2 misused (one line that says what was asked, what
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
 import sys
+from typing import Annotated
 
 import typer
 
+from .. import __version__
 from . import VERBS
 from .failures import print_failure
+from .wording import options_of, with_flags
 
 app = typer.Typer(
     name="tessera",
@@ -23,9 +28,30 @@ for _register in VERBS:
     _register(app)
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"tessera {__version__}, torch {_installed('torch')}, python {platform.python_version()}")
+        raise typer.Exit
+
+
+def _installed(package: str) -> str:
+    """The version of a package, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 @app.callback()
-def _tessera() -> None:
-    """Autoregressive generation over multi-codebook tokens."""
+def _tessera(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """Autoregressive generation over multi-codebook tokens.
+
+    First steps: tessera image 7 -o seven.png; tessera tts "three one four" -o pi.wav; tessera configs; tessera doctor
+    """
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,8 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (see the head of this file)."""
     try:
-        return int(app(args=arguments, standalone_mode=False) or 0)
+        return int(app(args=arguments, prog_name="tessera", standalone_mode=False) or 0)
     except typer.Exit as error:
         return error.exit_code
     except (Exception, KeyboardInterrupt) as error:
-        return print_failure(error)
+        return print_failure(error, lambda text: with_flags(text, options_of(arguments, app)))

@@ -5,16 +5,25 @@ from __future__ import annotations
 import errno
 import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
 from ..tokenize.memory import is_out_of_memory
 from ..tokenize.printable import one_line
+from .wording import usage_text
 
 FAILED, MISUSED = 1, 2
 MISUSE = (ValueError, ImportError, OverflowError, FileNotFoundError, FileExistsError, IsADirectoryError)
 MISUSE += (NotADirectoryError, PermissionError)
 _MISUSED_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EROFS, errno.EXDEV}
+ERRNO = r"\[Errno -?\d+\] "
+SYSTEM_WORDS = {
+    errno.EEXIST: "there already, and not a folder",
+    errno.EISDIR: "a folder, a file is needed here",
+    errno.ENOTDIR: "a file is in the way of a folder",
+}
 _ASKED = re.compile(r"tried to allocate (\d+) bytes")
 
 # Newer typer carries its own copy of click, older ones use the package: either way the base of typer.BadParameter.
@@ -26,7 +35,7 @@ CommandLineError: type[Exception] = next(
 def explain(error: BaseException) -> tuple[int, str] | None:
     """Exit code and the line to print for an error of a known kind; None for what is a mistake of ours."""
     if isinstance(error, CommandLineError):
-        text = error.format_message()  # type: ignore[attr-defined]
+        text = usage_text(error)
         return MISUSED, text if type(error).__name__ == "NoArgsIsHelpError" else _line(text)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 130, _line("stopped")
@@ -42,26 +51,38 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         misused = isinstance(error, MISUSE) or error.errno in _MISUSED_PATHS
         return MISUSED if misused else FAILED, _line(_of_system(error))
     if isinstance(error, MISUSE):
-        return MISUSED, _line(error)
+        return MISUSED, _line(_of_pydantic(error) or error)
     return None
 
 
 def _line(text: object) -> str:
-    return f"tessera: {one_line(text)}"
+    return f"tessera: {re.sub(ERRNO, '', one_line(text))}"
 
 
 def _of_system(error: OSError) -> str:
     """A system's error without its number."""
     if error.strerror is None:
         return str(error)
-    return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror.lower()
+    what = SYSTEM_WORDS.get(error.errno or 0) or error.strerror.lower()
+    return f"{error.filename}: {what}" if error.filename else what
 
 
-def print_failure(error: BaseException) -> int:
-    """Print the line of an error on stderr and return the exit code; raises the error where it is a mistake of ours."""
+def _of_pydantic(error: Any) -> str:
+    """The first mistake in a pydantic ValidationError, which by itself prints many lines; "" for another error."""
+    if type(error).__name__ != "ValidationError" or not hasattr(error, "errors"):
+        return ""
+    first = error.errors()[0]
+    return ": ".join([*[".".join(map(str, first["loc"]))] * bool(first["loc"]), first["msg"]])
+
+
+def print_failure(error: BaseException, spell: Callable[[str], str] = str) -> int:
+    """Print the line of an error on stderr and return the exit code; raises the error where it is a mistake of ours.
+
+    `spell`: turns the words of the library into those of the command line.
+    """
     found = explain(error)
     if found is None:
         raise error
     code, text = found
-    print(text, file=sys.stderr)
+    print(spell(text), file=sys.stderr)
     return code

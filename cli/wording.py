@@ -1,0 +1,86 @@
+"""Errors as the command line says them: in one line, with flags instead of Python's parameters.
+
+The messages of the library name what a Python caller wrote (`voice_frames`, "ask for unconditional"). The one place
+that turns them into what was typed is here; verbs that read a YAML file are left alone, its keys are the same words.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.main import get_command
+
+RENAMED = {"num_frames": "frames", "max_frames": "max_seconds", "min_frames": "max_seconds"}
+"""Parameters of Python that a verb's option of another name sets."""
+
+PHRASES = (
+    (r"or ask for unconditional", "or add --unconditional", "unconditional"),
+    (r", or set split to 'off'", "", None),
+    (r"read it with tessera\.lm\.weights\.load_lm, or convert it again", "convert it again", None),
+    (r"\bn must be", "-n must be", "n"),
+    (r"pass num_frames", "pass --frames", "frames"),
+)
+"""(what is written for Python, what the command line says, the parameter that the verb must have for it). Without that
+parameter the phrase is left out, together with the comma before it."""
+
+
+def with_flags(text: str, options: dict[str, str]) -> str:
+    """A message with a verb's flags in place of the parameters of the library.
+
+    Args:
+        options: flag of each parameter of the verb: {"voice_frames": "--voice-frames"}.
+    """
+    if "set_" in options or not options:
+        return text
+    for written, said, needed in PHRASES:
+        if needed is None or needed in options:
+            text = re.sub(written, said, text)
+        else:
+            text = re.sub(rf",? ?{written}", "", text)
+    text = re.sub(
+        r"^(?:tessera: )?generate: (\w+)(?:\.[\w\[\]\-,]+)*: ",
+        lambda found: f"tessera: {_flag(found[1], options) or found[1]}: ",
+        text,
+    )
+    return re.sub(
+        r"(?<![-\w./])[a-z]+(?:_[a-z]+)+\b(?![./(=])", lambda found: _flag(found[0], options) or found[0], text
+    )
+
+
+def _flag(parameter: str, options: dict[str, str]) -> str | None:
+    return options.get(parameter) or options.get(RENAMED.get(parameter, ""))
+
+
+def options_of(arguments: Sequence[str] | None, app: typer.Typer) -> dict[str, str]:
+    """The longest flag of each option of the verb that was called, by its parameter.
+
+    Args:
+        arguments: of the command line; None: those of this process.
+    """
+    command: Any = get_command(app)
+    for word in sys.argv[1:] if arguments is None else arguments:
+        if word not in getattr(command, "commands", {}):
+            break
+        command = command.commands[word]
+    found = {}
+    for parameter in command.params:
+        flags = [flag for flag in parameter.opts if flag.startswith("-")]
+        if flags:
+            found[parameter.name] = max(flags, key=len)
+    return found
+
+
+def usage_text(error: Any) -> str:
+    """A mistake in the command line itself, with an example of the verb where something is missing."""
+    text = error.format_message()
+    context = getattr(error, "ctx", None)
+    if context is None or "\n" in text:
+        return text
+    if "No such command" in text and "Did you mean" not in text:
+        return f"{text.rstrip('.')}; {context.command_path.replace('-', 'tessera', 1)} --help lists them"
+    example = re.search(r"Example: (tessera .*?)(?:\n|$)", context.command.help or "")
+    return f"{text.rstrip('.')}; for instance: {example[1]}" if text.startswith("Missing") and example else text
