@@ -41,6 +41,7 @@ def decode(
     from ..lm.compressed_file import DecoderDisagrees, is_compressed, read_compressed
     from ..tokenize.codes_file import read_codes
     from ..tokenize.transcode import decode_to_files
+    from .samples import prepare_outputs, say_older
     from .tokenizers import coder_finder, open_tokenizer
 
     opened = open_tokenizer(tokenizer)
@@ -58,8 +59,12 @@ def decode(
         _, items = read_codes(codes, opened.spec)
     if output.is_file():
         raise ValueError(f"-o {output}: a file is in the way; name a folder")
+    before = prepare_outputs([output / "0"])
+    written = []
     for path in decode_to_files(items, opened, output, f".{sound.value}", progress=True):
+        written.append(path)
         print(path)
+    say_older(before, written)
     print(f"{output}: {len(items)} files decoded by tokenizer {opened.spec.name}", file=sys.stderr)
     for line in damage:
         print(f"tessera: {codes}: {line}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .limits import MAX_BATCH, MAX_DRAFT, MAX_FRAMES, MAX_PASSES, MAX_SAMPLES, MAX_SEED
-from .samples import CACHE_HELP, STEP_HELP, WEIGHTS_HELP
+from .samples import CACHE_HELP, GRID_HELP, SCALE_HELP, STEP_HELP, WEIGHTS_HELP
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +19,8 @@ def register(app: typer.Typer) -> None:
 def generate(
     model: Annotated[str, typer.Argument(help="Model directory, or the name of a bundled model.")],
     output: Annotated[
-        Path, typer.Option("-o", "--out", help="A .png, .wav or .flac file for one sample, else a directory.")
+        Path,
+        typer.Option("-o", "--out", help="A .png, .jpg, .webp, .wav or .flac file for one, else a directory."),
     ],
     text: Annotated[list[str] | None, typer.Option(help="Text to say or show; may be repeated.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Label, by name or number; may be repeated.")] = None,
@@ -90,6 +91,8 @@ def generate(
     step: Annotated[str | None, typer.Option(help=STEP_HELP)] = None,
     batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Samples made at a time.")] = 64,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
+    scale: Annotated[int | None, typer.Option(min=1, help=f"Of pictures: {SCALE_HELP}", show_default=False)] = None,
+    grid: Annotated[bool, typer.Option("--grid", help=f"Of pictures: {GRID_HELP}")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
@@ -124,6 +127,8 @@ def generate(
         output,
         max(len(text or ()), len(label or ()), len(voice or ()), 1) * n,
         as_json,
+        scale,
+        grid,
         text=_one_or_list(text),
         label=_one_or_list([label_of(loaded, one) for one in label] if label else None),
         voice=_one_or_list(voice),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .limits import MAX_SAMPLES, MAX_SEED
+from .samples import GRID_HELP, SCALE_HELP
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def image(
     prompt: Annotated[str, typer.Argument(help="A caption, or a label of the model.")],
-    output: Annotated[Path, typer.Option("-o", "--out", help="A .png file, or a directory for several.")],
+    output: Annotated[Path, typer.Option("-o", "--out", help="A .png, .jpg or .webp file; a directory for several.")],
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "digits",
     n: Annotated[int, typer.Option("-n", "--count", min=1, max=MAX_SAMPLES, help="Pictures.")] = 1,
     seed: Annotated[
@@ -29,12 +30,16 @@ def image(
     frames: Annotated[
         Path | None, typer.Option(help="A directory for the picture while it grows: 0000.png, 0001.png, ...")
     ] = None,
+    scale: Annotated[int | None, typer.Option(min=1, help=SCALE_HELP, show_default=False)] = None,
+    grid: Annotated[bool, typer.Option("--grid", help=GRID_HELP)] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
     """Draw a picture.
 
     Example: tessera image 7 -o seven.png
+
+    Example: tessera image 7 -n 16 --grid -o sevens.png
 
     A model that reads text takes the prompt as a caption, another one as a label. tessera generate has all settings.
     """
@@ -51,8 +56,9 @@ def image(
     condition = {"label": label_of(loaded, prompt)} if loaded.text is None else {"text": prompt}
     call = {"seed": seed, "guidance": guidance_of(guidance), "temperature": plainness, **condition}
     if frames is None:
-        make_samples(loaded, output, n, as_json, n=n, **call)
-    elif n == 1:
-        stream_picture(loaded, output, frames, as_json, **call)
+        make_samples(loaded, output, n, as_json, scale, grid, n=n, **call)
+    elif n == 1 and not grid:
+        stream_picture(loaded, output, frames, as_json, scale, **call)
     else:
-        raise typer.BadParameter(f"--frames shows how one picture grows, but -n is {n}; leave one of them out")
+        given = "--grid was given" if grid else f"-n is {n}"
+        raise typer.BadParameter(f"--frames shows how one picture grows, but {given}; leave one of them out")

@@ -59,26 +59,33 @@ def _write(model: Model, chunks, file: BinaryIO, started: float, seekable: bool)
     return {"first_sound_seconds": first, "seconds_of_sound": seconds, "seconds": time.monotonic() - started}
 
 
-def stream_picture(model: Model, output: Path, folder: Path, as_json: bool, **call) -> None:
+def stream_picture(model: Model, output: Path, folder: Path, as_json: bool, scale: int | None = None, **call) -> None:
     """Save a picture as `output`, and how it grew in a folder: 0000.png, 0001.png, ...
 
     Args:
         as_json: print a summary on stdout.
+        scale: as of `make_samples`.
         call: arguments of `Model.stream`; those that are None are left out.
     """
     from ..generate.result import output_files, save_media
+    from .samples import picture_scale, prepare_outputs, say_older, say_scale
 
     (target,) = output_files(output, 1, model.spec)
+    factor = picture_scale(model, scale)
+    prepare_outputs([target])
+    before = prepare_outputs([folder / "0000.png"])
     files: list[Path] = []
     picture = None
     with warnings_in_one_line() as warned:  # all are issued at the call
         pictures = model.stream(**_given(call))
     for picture in pictures:
         files.append(folder / f"{len(files):04d}.png")
-        save_media(files[-1], picture, model.spec)
+        save_media(files[-1], picture, model.spec, factor)
     assert picture is not None
-    save_media(target, picture, model.spec)
+    save_media(target, picture, model.spec, factor)
     print(f"{target}, and {len(files)} pictures of how it grew in {folder}", file=sys.stderr)
+    say_scale(model, factor, scale)
+    say_older(before, files)
     if as_json:
         summary = {"model": model.name, "file": str(target), "frames": [str(file) for file in files]}
         print(json.dumps({**summary, "warnings": warned}, indent=2))

@@ -22,6 +22,7 @@ from ..tokenize.tokenizer import Tokenizer
 from .conditioning import Told
 from .filling import fill_in_passes
 from .loop import DecodeLoop
+from .own_lm import OwnLM, check_pair
 from .request import Request, Settings, make_request
 from .scales import scale_by_scale
 from .stages import label_rows, masked_arguments, refiner_arguments, scale_arguments, start_loop
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def stream_pictures(
-    lm: AnyLM,
+    lm: AnyLM | OwnLM,
     tokenizer: Tokenizer,
     *,
     label: int | None = None,
@@ -58,6 +59,7 @@ def stream_pictures(
     Raises:
         ValueError: the tokenizer makes no pictures; and as `generate`.
     """
+    lm = check_pair(lm, tokenizer, "stream_pictures")
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     geometry = tokenizer.spec.geometry
     if not isinstance(geometry, PictureGeometry):

@@ -89,6 +89,8 @@ class Model:
 
     def generate(
         self,
+        given: Label | Sequence[Label] | None = None,
+        /,
         *,
         label: Label | Sequence[Label] | None = None,
         text: str | Sequence[str] | None = None,
@@ -110,6 +112,8 @@ class Model:
         """Generate samples.
 
         Args:
+            given: the text of a model that reads text, else the label, by position: generate("one"), generate(7).
+                A number is a label also where a model has both.
             label: a label's name or id, or a list of them.
             text: what to say or to show, or a list. Speech longer than the model has learned is said in pieces
                 (speech.py).
@@ -138,6 +142,7 @@ class Model:
         Warns:
             GenerationWarning: what is likely to be wrong with the samples; also in `Result.warnings`.
         """
+        label, text = self._named(given, label, text)
         notes = self._text_notes(text)
         if text is not None and self.text is not None and not isinstance(self.spec.geometry, PictureGeometry):
             texts: Any = list(text) if _is_list(text) else [text]
@@ -170,6 +175,8 @@ class Model:
 
     def stream(
         self,
+        given: Label | None = None,
+        /,
         *,
         label: Label | None = None,
         text: str | None = None,
@@ -191,6 +198,7 @@ class Model:
         model), the codes still missing left neutral; the last equals `generate(...).media[0]` bit for bit. Arguments
         and errors as `generate`; what is in `Result.warnings` there is issued as GenerationWarning here.
         """
+        label, text = self._named(given, label, text)
         notes = self._text_notes(text)
         picture = isinstance(self.spec.geometry, PictureGeometry)
         if isinstance(text, str) and self.text is not None and isinstance(self.tokenizer, AudioTokenizer):
@@ -404,6 +412,25 @@ class Model:
             if on_progress is not None:
                 on_progress(i + 1, rows * n)
         return join_results(parts)
+
+    def _named(self, given: Any, label: Any, text: Any) -> tuple[Any, Any]:
+        """(label, text), one of them `given` by position."""
+        if given is None:
+            for one in text if _is_list(text) else [text]:
+                if one is not None and not isinstance(one, str):
+                    raise ValueError(f"text must be a string, found {one!r}")
+            return label, text
+        kinds = [condition.kind for condition in self.lm.config.conditions]
+        numbers = all(isinstance(one, int) for one in given) if _is_list(given) else isinstance(given, int)
+        if "text" in kinds and not (numbers and "label" in kinds):
+            name, other = "text", text
+        elif "label" in kinds:
+            name, other = "label", label
+        else:
+            raise ValueError(f"'{self.name}' takes neither text nor label, found {given!r}; leave it out")
+        if other is not None:
+            raise ValueError(f"the {name} was given twice, {given!r} by position and {other!r} by name; give it once")
+        return self._named(None, label, given) if name == "text" else self._named(None, given, text)
 
     def label_id(self, label: Label) -> int:
         """Id of a label given by name or id; ValueError names the nearest label."""

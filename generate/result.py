@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from ..tokenize.spec import AudioGeometry, TokenSpec
 
-SUFFIXES = {"audio": (".wav", ".flac"), "picture": (".png",)}
+SUFFIXES = {"audio": (".wav", ".flac"), "picture": (".png", ".jpg", ".jpeg", ".webp")}
 """Files a kind of media is saved as; the first is used in directories."""
 
 
@@ -72,21 +74,41 @@ class Result:
         geometry = self.spec.geometry
         return self.num_frames / geometry.frame_rate if isinstance(geometry, AudioGeometry) else 0.0
 
-    def save(self, path: str | Path) -> list[Path]:
+    def save(self, path: str | Path, scale: int = 1) -> list[Path]:
         """Write the media: one file, or a directory of 0000.png, 0001.png, ... (.wav for audio).
 
         Args:
-            path: a name that ends in .png (pictures), .wav or .flac (audio) is a file and takes one sample; any other
-                name is a directory, made when missing.
+            path: a name that ends in .png, .jpg, .webp (pictures), .wav or .flac (audio) is a file and takes one
+                sample; a name without such an ending is a directory, made when missing.
+            scale: of pictures: repeat each pixel so many times in both directions.
         Returns:
             the files written, one a sample.
         Raises:
-            ValueError: several samples into one file, or a suffix of another kind of media.
+            ValueError: several samples into one file, a suffix that is not written, a scale of sound or below 1.
         """
         targets = output_files(path, len(self), self.spec)
+        if scale != 1:
+            check_pictures(self.spec, f"scale is {scale}")
         for target, media in zip(targets, self.media, strict=True):
-            save_media(target, media, self.spec)
+            save_media(target, media, self.spec, scale)
         return targets
+
+    def save_grid(self, path: str | Path, columns: int | None = None, scale: int = 1) -> Path:
+        """Write all pictures on one sheet, row by row, with a thin line between them.
+
+        Args:
+            path: a name that ends in .png, .jpg or .webp.
+            columns: pictures of a row; None: as many as make the sheet about square.
+            scale: as of `save`.
+        Raises:
+            ValueError: samples of sound, another suffix, columns below 1.
+        """
+        (target,) = output_files(path, 1, self.spec)
+        check_pictures(self.spec, "a grid was asked for")
+        if target != Path(path):
+            raise ValueError(f"{path}: a grid is one picture; use a name ending in {' or '.join(SUFFIXES['picture'])}")
+        save_media(target, make_grid(self.media, columns), self.spec, scale)
+        return target
 
 
 def join_results(parts: Sequence[Result]) -> Result:
@@ -116,33 +138,60 @@ def issue_warnings(notes: Sequence[str], stacklevel: int = 3) -> tuple[str, ...]
     return different
 
 
+def check_pictures(spec: TokenSpec, asked: str) -> None:
+    """ValueError where samples are no pictures; `asked`: what was asked of them."""
+    if isinstance(spec.geometry, AudioGeometry):
+        raise ValueError(f"{asked}, but '{spec.name}' makes sound; leave it out")
+
+
+def make_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Tensor:
+    """Pictures [C, height, width] on a sheet [C, *, *], row by row; places between and behind them are white."""
+    columns = math.ceil(len(pictures) ** 0.5) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, found {columns}")
+    C, height, width = pictures[0].shape
+    gap = grid_gap(height, width)
+    columns, rows = min(columns, len(pictures)), math.ceil(len(pictures) / columns)
+    sheet = torch.ones(C, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = picture
+    return sheet
+
+
+def grid_gap(height: int, width: int) -> int:
+    """Pixels between two pictures of a sheet."""
+    return max(1, max(height, width) // 32)
+
+
 def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
     """The files that `Result.save` writes for `count` samples; raises its ValueErrors before anything is generated."""
     path = Path(path)
     allowed = SUFFIXES[spec.geometry.kind]
     suffix = path.suffix.lower()
-    known = {name for names in SUFFIXES.values() for name in names} | {".mp3", ".ogg", ".jpg", ".jpeg", ".gif", ".bmp"}
-    if suffix not in known or path.is_dir():
+    if path.is_dir() or not re.fullmatch(r"\.[a-z][a-z0-9]*", suffix):
         if path.is_file():
             raise ValueError(f"{path}: a file is in the way; name a directory, or a file ending in {allowed[0]}")
         digits = max(4, len(str(count - 1)))
         return [path / f"{i:0{digits}d}{allowed[0]}" for i in range(count)]
     if suffix not in allowed:
-        wanted = " or ".join(allowed)
         kind = "pictures" if spec.geometry.kind == "picture" else "sound"
-        raise ValueError(f"{path}: '{spec.name}' makes {kind}; use a name ending in {wanted}")
+        raise ValueError(
+            f"{path}: '{spec.name}' makes {kind}; use a name ending in {' or '.join(allowed)}, or, for a directory, one "
+            "without a dot"
+        )
     if count != 1:
         folder = path.with_suffix("")
         raise ValueError(f"{path}: {count} samples do not fit into one file; name a directory, for instance {folder}/")
     return [path]
 
 
-def save_media(path: Path, media: Tensor, spec: TokenSpec) -> None:
-    """Write one sample: audio at the tokenizer's sample rate, a picture at its native size."""
+def save_media(path: Path, media: Tensor, spec: TokenSpec, scale: int = 1) -> None:
+    """Write one sample: audio at the tokenizer's sample rate, a picture `scale` times enlarged."""
     from ..tokenize.media import write_audio, write_picture  # here, so that a Result needs no codec libraries
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(spec.geometry, AudioGeometry):
         write_audio(path, media, spec.geometry.sample_rate)
     else:
-        write_picture(path, media)
+        write_picture(path, media, scale)

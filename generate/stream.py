@@ -14,6 +14,7 @@ from ..lm.model import TokenLM
 from ..tokenize.spec import check_same_tokenizer
 from ..tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
 from .conditioning import Told
+from .own_lm import OwnLM, Wrapped, check_pair
 from .request import Settings, make_request
 from .stages import start_loop
 from .windows import make_row
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def stream_audio(
-    lm: AnyLM,
+    lm: AnyLM | OwnLM,
     tokenizer: Tokenizer,
     *,
     label: int | None = None,
@@ -48,10 +49,11 @@ def stream_audio(
     Raises:
         ValueError: the tokenizer makes no audio; and as `generate`.
     """
+    lm = check_pair(lm, tokenizer, "stream_audio")
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     if not isinstance(tokenizer, AudioTokenizer):
         raise ValueError(f"'{tokenizer.spec.name}' makes pictures; use stream_pictures")
-    if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM):
+    if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM | Wrapped):
         raise ValueError(
             f"the model of '{tokenizer.spec.name}' makes all frames together, none is final before; use generate"
         )

@@ -14,6 +14,7 @@ from ..tokenize.spec import AudioGeometry, check_same_tokenizer
 from ..tokenize.tokenizer import Tokenizer
 from .conditioning import Told
 from .loop import Generated, Progress
+from .own_lm import OwnLM, check_pair
 from .request import Request, Settings, make_request
 from .result import Result
 from .stages import make_codes
@@ -27,7 +28,7 @@ DEFAULT_BATCH = 64
 
 
 def generate(
-    lm: AnyLM,
+    lm: AnyLM | OwnLM,
     tokenizer: Tokenizer,
     *,
     label: int | Sequence[int] | None = None,
@@ -47,6 +48,8 @@ def generate(
     """Generate samples with a language model and a tokenizer of one's own (`tessera.load` gives a Model that has both).
 
     Args:
+        lm: Tessera's, or an object that does what `OwnLM` says.
+        tokenizer: made of the same codes; of one's own, it needs `spec` and `decode`.
         label: id of the label, or a list of ids; None: none.
         text_ids: ids of the text, or a list of lists; None: none.
         embedding: given vectors [L, width], or a list; None: none.
@@ -65,6 +68,7 @@ def generate(
     Raises:
         ValueError: an argument that cannot be met, in one line that names it.
     """
+    lm = check_pair(lm, tokenizer, "generate")
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
     told = Told(label, text_ids, embedding, voice)
     request = make_request(lm, tokenizer, told, n, seed, prompt, num_frames, defaults, settings)

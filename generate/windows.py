@@ -24,6 +24,7 @@ from ..lm.masked import MaskedLM
 from ..lm.model import TokenLM
 from .loop import Generated, Length
 from .noise import derived_seed
+from .own_lm import Wrapped
 from .request import Request
 from .stages import make_codes, start_loop
 
@@ -55,7 +56,7 @@ def make_row(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
 
 
 def _make(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
-    if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM):
+    if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM | Wrapped):
         made: Generated = make_codes(lm, row, exact=True)
         yield made.codes[0, :, : int(made.lengths[0])]
         return bool(made.ended[0])

@@ -6,7 +6,7 @@ import io
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,15 @@ from .files import write_atomic
 from .media_file import DEFAULT_LIMITS, PICTURE_FORMATS, MediaError, MediaLimits, Notes, open_media, reason, silenced
 
 PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+PICTURE_WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {"optimize": True}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"quality": 95, "method": 4}),
+}
+"""Extension -> the Pillow encoder and its settings. Only PNG keeps every value."""
+MAX_SIDE = 16383
+"""Pixels of a side that is written; WebP holds no more."""
 SECOND_PICTURES = ("MPO",)
 """Formats of a main picture with others about it, such as a thumbnail or a gain map, which nobody misses."""
 
@@ -67,6 +76,8 @@ def read_picture(
             except Exception as error:  # decoders fail in every way there is
                 raise MediaError(f"{path}: damaged or cut short ({reason(error)})") from None
     if image.size != (width, height):
+        image = _without_scale(image, height, width)
+    if image.size != (width, height):
         if fit == "exact":
             size = f"{image.width} x {image.height} pixels, needed are {width} x {height}"
             raise MediaError(f"{path}: {size}; scale it, or set fit to crop or stretch")
@@ -112,6 +123,15 @@ TURNS = {
 """EXIF orientation -> what makes it upright; 1 is upright."""
 
 
+def _without_scale(image: Image.Image, height: int, width: int) -> Image.Image:
+    """A picture that was enlarged to a multiple of a size by repeating pixels, as it was; others as they are."""
+    factor = image.width // width
+    if factor < 2 or image.size != (width * factor, height * factor):
+        return image
+    small = image.resize((width, height), Image.Resampling.NEAREST)
+    return small if small.resize(image.size, Image.Resampling.NEAREST).tobytes() == image.tobytes() else image
+
+
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating point numbers of an unknown range; save it with 8 or 16 bits")
@@ -130,20 +150,38 @@ def bytes_to_picture(pixels: Tensor) -> Tensor:
     return (pixels.permute(2, 0, 1).float() / 127.5 - 1).contiguous()
 
 
-def write_picture(path: str | Path, picture: Tensor) -> None:
-    """Write a picture [C, height, width] in [-1, 1] (clipped beyond) as PNG of that size, atomically.
+def write_picture(path: str | Path, picture: Tensor, scale: int = 1) -> None:
+    """Write a picture [C, height, width] in [-1, 1] (clipped beyond), atomically, as its suffix says (PICTURE_WRITTEN).
 
-    Raises ValueError on another extension or shape, or on values that are not finite.
+    Args:
+        scale: repeat each pixel so many times in both directions (nearest neighbour); `read_picture` undoes it.
+    Raises:
+        ValueError: another suffix or shape, values that are not finite, opacity in JPEG, a side beyond MAX_SIDE.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{path}: pictures are written as .png, not '{path.suffix}'")
+    suffix = path.suffix.lower()
+    if suffix not in PICTURE_WRITTEN:
+        raise ValueError(f"{path}: pictures are written as {', '.join(PICTURE_WRITTEN)}, not '{path.suffix}'")
     if picture.dim() != 3 or picture.shape[0] not in PICTURE_MODES or not bool(torch.isfinite(picture).all()):
         raise ValueError(
             f"{path}: needs finite values [C, height, width] with C 1, 3 or 4, found {list(picture.shape)}"
         )
+    kind, options = PICTURE_WRITTEN[suffix]
+    if kind == "JPEG" and picture.shape[0] == 4:
+        raise ValueError(f"{path}: JPEG holds no opacity; write .png or .webp")
+    check_scale(scale, picture.shape[1], picture.shape[2], str(path))
     pixels = ((picture.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    pixels = pixels.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     image = Image.fromarray(pixels.squeeze(2).numpy() if pixels.shape[2] == 1 else pixels.contiguous().numpy())
     content = io.BytesIO()
-    image.save(content, format="PNG", optimize=True)
+    image.save(content, format=kind, **options)
     write_atomic(path, content.getvalue(), durable=False)
+
+
+def check_scale(scale: int, height: int, width: int, what: str) -> None:
+    """ValueError unless `scale` is a whole number from 1 that keeps a picture's sides within MAX_SIDE."""
+    if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
+        raise ValueError(f"{what}: scale must be a whole number, at least 1, found {scale!r}")
+    if max(height, width) * scale > MAX_SIDE:
+        size = f"{width * scale} x {height * scale} pixels"
+        raise ValueError(f"{what}: scale {scale} makes {size}; a side has at most {MAX_SIDE}")

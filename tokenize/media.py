@@ -6,7 +6,7 @@ A file is probed before it is decoded: a few kilobytes of FLAC or PNG can promis
 from __future__ import annotations
 
 from .audio_io import read_audio, write_audio
-from .image_io import Fit, bytes_to_picture, read_picture, write_picture
+from .image_io import Fit, bytes_to_picture, check_scale, read_picture, write_picture
 from .media_file import (
     AUDIO_EXTENSIONS,
     AUDIO_FORMATS,
@@ -32,6 +32,7 @@ __all__ = [
     "MediaLimits",
     "Notes",
     "bytes_to_picture",
+    "check_scale",
     "media_kind",
     "open_regular",
     "print_notes",
