@@ -146,9 +146,8 @@ def say_scale(model: Model, factor: int, scale: int | None) -> None:
     geometry: Any = model.spec.geometry
     if scale is None and factor > 1:
         made = f"{geometry.width} x {geometry.height} pixels"
-        print(
-            f"the model makes {made}, written {factor} times as large; --scale 1 writes them as made", file=sys.stderr
-        )
+        told = f"pictures of {made} are written {factor} times as large; --scale 1 writes them as made"
+        print(told, file=sys.stderr)
 
 
 def prepare_outputs(targets: list[Path]) -> list[Path]:
@@ -175,9 +174,7 @@ def say_older(before: list[Path], written: list[Path]) -> None:
     older = [path.name for path in before if path.name not in now]
     replaced = len(before) - len(older)
     if older:
-        names = ", ".join(older[:4]) + (
-            f", ... {older[-1]}" if len(older) > 5 else f", {older[4]}" if older[4:] else ""
-        )
+        names = ", ".join(older if len(older) <= 5 else [*older[:4], f"... {older[-1]}"])
         also = f"; {replaced} others were replaced" if replaced else ""
         count = f"{len(older)} older file{'s' if len(older) > 1 else ''}"
         print(f"tessera: {before[0].parent} also holds {count}, not of this run: {names}{also}", file=sys.stderr)

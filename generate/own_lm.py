@@ -89,8 +89,8 @@ def _wrapped(lm: Any, who: str) -> AnyLM:
         raise ValueError(f"{who}: of {_described(lm)}, {wanted}")
     if lm.arrangement.cardinalities != tuple(lm.spec.cardinalities):
         raise ValueError(
-            f"{who}: the arrangement of {_described(lm)} is of codebooks {list(lm.arrangement.cardinalities)}, its spec "
-            f"of {list(lm.spec.cardinalities)}"
+            f"{who}: the arrangement of {_described(lm)} has codebooks of {list(lm.arrangement.cardinalities)} codes, "
+            f"its spec of {list(lm.spec.cardinalities)}"
         )
     return Wrapped(lm)  # type: ignore[return-value]
 

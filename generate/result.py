@@ -177,8 +177,8 @@ def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
     if suffix not in allowed:
         kind = "pictures" if spec.geometry.kind == "picture" else "sound"
         raise ValueError(
-            f"{path}: '{spec.name}' makes {kind}; use a name ending in {' or '.join(allowed)}, or, for a directory, one "
-            "without a dot"
+            f"{path}: '{spec.name}' makes {kind}; use a name ending in {' or '.join(allowed)} "
+            "(for a directory one without a dot)"
         )
     if count != 1:
         folder = path.with_suffix("")

@@ -207,7 +207,7 @@ def test_names_in_a_file_stay_in_the_folder(tokenizers, media, name, capsys):
         ("decode {media}/sound/a.wav --tokenizer {t}/sound -o {media}/out", "a.wav: not a safetensors file"),
         ("decode {t}/sound/tokenizer.safetensors --tokenizer {t}/sound -o {media}/out", "not a file of codes"),
         ("decode {media}/no.safetensors --tokenizer {t}/sound -o {media}/out", "no such file"),
-        ("shards {media}/no.yaml", "no.yaml: no such config file"),
+        ("shards {media}/no.yaml", "no.yaml: no such file, and no config of that name comes"),
     ],
 )
 def test_misuse_is_one_line_and_code_2(tokenizers, media, command, message, capsys):

@@ -32,7 +32,12 @@ def tessera(*arguments) -> int:
 
 def test_generate_many(models, tmp_path, capsys):
     out = tmp_path / "out"
-    assert tessera("generate", models / "shapes", "--label", "star", "-n", 3, "--seed", 4, "-o", out, "--json") == 0
+    assert (
+        tessera(
+            "generate", models / "shapes", "--label", "star", "-n", 3, "--seed", 4, "-o", out, "--json", "--scale", 1
+        )
+        == 0
+    )
     printed = capsys.readouterr()
     summary = json.loads(printed.out)
     assert [sample["seed"] for sample in summary["samples"]] == [4, 5, 6]
@@ -45,7 +50,7 @@ def test_generate_many(models, tmp_path, capsys):
 
 
 def test_generate_with_packed_weights(models, tmp_path, capsys):
-    call = ["generate", models / "shapes", "--label", "star", "-o", tmp_path / "a.png"]
+    call = ["generate", models / "shapes", "--label", "star", "-o", tmp_path / "a.png", "--scale", 1]
     assert tessera(*call, "--weights", "int8") == 0
     load(models / "shapes", weights="int8").generate(label="star").save(tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -54,7 +59,7 @@ def test_generate_with_packed_weights(models, tmp_path, capsys):
 
 
 def test_generate_with_another_cache(models, tmp_path, capsys):
-    call = ["generate", models / "shapes", "--label", "star", "-o", tmp_path / "a.png", "--seed", 1]
+    call = ["generate", models / "shapes", "--label", "star", "-o", tmp_path / "a.png", "--seed", 1, "--scale", 1]
     assert tessera(*call, "--cache", "{kind: ring, window: 1}") == 0
     load(models / "shapes").generate(label="star", seed=1, cache={"kind": "ring", "window": 1}).save(tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -87,7 +92,8 @@ def test_generate_one_with_all_settings(models, tmp_path, capsys):
 
 def test_a_guidance_schedule(models, tmp_path):
     schedule = "{kind: linear, scale: [3, 2, 1.5]}"
-    assert tessera("image", "star", "--model", models / "shapes", "--guidance", schedule, "-o", tmp_path / "a.png") == 0
+    draw = ["image", "star", "--model", models / "shapes", "--scale", 1]
+    assert tessera(*draw, "--guidance", schedule, "-o", tmp_path / "a.png") == 0
     found = load(models / "shapes").generate(label="star", guidance={"kind": "linear", "scale": [3.0, 2.0, 1.5]})
     found.save(tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -132,7 +138,9 @@ def test_a_voice_from_a_file(models, tmp_path, capsys):
 
 def test_image(models, tmp_path):
     assert tessera("image", "star", "--model", models / "shapes", "-o", tmp_path / "star.png") == 0
-    assert Image.open(tmp_path / "star.png").size == (6, 4)
+    assert Image.open(tmp_path / "star.png").size == (6 * 43, 4 * 43), (
+        "a tiny picture is enlarged to 256 pixels or more"
+    )
     assert tessera("image", "2", "--model", models / "shapes", "-o", tmp_path / "two.png") == 0
     assert (tmp_path / "two.png").read_bytes() == (tmp_path / "star.png").read_bytes(), "label 2 is 'star'"
 
@@ -216,7 +224,7 @@ def test_eval(models, tmp_path, capsys):
         ("generate {shapes} --label star --guidance 1,2 -o x.png", "guidance has 2 scales but the model has 3"),
         ("generate {shapes} --label star --ras many -o x.png", "--ras takes a whole number"),
         ("generate {shapes} --label star --max-silence 1 -o x.png", "makes pictures, which have no silence"),
-        ("generate {shapes} --label star --frames 3 -o x.png", "num_frames is 3"),
+        ("generate {shapes} --label star --frames 3 -o x.png", "--frames is 3"),
         ("generate {tones} --text a --prompt nowhere.wav -o x.wav", "nowhere.wav"),
         ("generate {tones} --text a --voice nowhere.wav -o x.wav", "takes no voice"),
         ("tts a --model {tones} --voice nowhere.wav -o x.wav", "takes no voice"),
@@ -225,7 +233,7 @@ def test_eval(models, tmp_path, capsys):
         ("tts a --model {shapes} -o x.wav", "does not turn text into sound"),
         ("image star --model {tones} -o x.png", "makes no pictures"),
         ("eval {shapes} --no-speed", "nothing to measure"),
-        ("eval {shapes} --no-speed --data {shapes}", "no index.json there"),
+        ("eval {shapes} --no-speed --data {shapes}", "this is a model, a folder of shards is needed here"),
     ],
 )
 def test_misuse_is_one_line(models, tmp_path, monkeypatch, capsys, arguments, message):

@@ -310,6 +310,31 @@ def test_picture_of_another_kind(tmp_path):
         read_picture(tmp_path / "x.png", 20, 30, 2)
 
 
+def test_a_written_picture_may_be_enlarged_and_is_read_as_it_was(tmp_path):
+    picture = bytes_to_picture(pixels())
+    for scale in (1, 2, 7):
+        write_picture(tmp_path / "x.png", picture, scale)
+        assert Image.open(tmp_path / "x.png").size == (30 * scale, 20 * scale)
+        assert torch.equal(read_picture(tmp_path / "x.png", 20, 30), picture), "nothing is lost on the way"
+    shown = np.array(Image.open(tmp_path / "x.png"))
+    assert (shown == pixels().numpy().repeat(7, 0).repeat(7, 1)).all(), "nearest neighbour"
+    shown[0, 0] ^= 1  # no longer a repeated pixel
+    Image.fromarray(shown).save(tmp_path / "x.png")
+    refused(read_picture, tmp_path / "x.png", 20, 30, match="210 x 140 pixels, needed are 30 x 20")
+    for scale in (0, -1, 1.5, True, 1 << 40):
+        with pytest.raises(ValueError, match="scale"):
+            write_picture(tmp_path / "x.png", picture, scale)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lossy_files_are_near(suffix, channels, tmp_path):
+    picture = torch.linspace(-1, 1, 32 * 24).reshape(1, 32, 24).expand(channels, -1, -1)
+    write_picture(tmp_path / f"x{suffix}", picture)
+    found = read_picture(tmp_path / f"x{suffix}", 32, 24, channels)
+    assert float((found - picture).abs().max()) < 0.1
+
+
 def test_pixel_limit(tmp_path):
     write_picture(tmp_path / "x.png", bytes_to_picture(pixels()))
     assert read_picture(tmp_path / "x.png", 20, 30, limits=MediaLimits(max_pixels=600)).shape == (3, 20, 30)
@@ -319,7 +344,8 @@ def test_pixel_limit(tmp_path):
 
 def test_picture_that_cannot_be_written(tmp_path):
     for path, picture, message in (
-        ("x.jpg", torch.zeros(3, 2, 2), "pictures are written as .png, not '.jpg'"),
+        ("x.gif", torch.zeros(3, 2, 2), "pictures are written as .png, .jpg, .jpeg, .webp, not '.gif'"),
+        ("x.jpg", torch.zeros(4, 2, 2), "JPEG holds no opacity"),
         ("x.png", torch.zeros(2, 2), r"needs finite values .* found \[2, 2\]"),
         ("x.png", torch.zeros(2, 2, 2), r"with C 1, 3 or 4, found \[2, 2, 2\]"),
         ("x.png", torch.full((1, 2, 2), float("inf")), "needs finite values"),
