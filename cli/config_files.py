@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,22 +15,37 @@ if TYPE_CHECKING:
     C = TypeVar("C", bound=Config)
 
 
-def read_settings(config: str, kind: str, model: type[C], sets: Sequence[str]) -> C:
-    """Read the config that a verb was given.
+@dataclass(frozen=True)
+class OpenConfig:
+    """A config whose kind is known to be the right one, not yet checked further."""
+
+    path: Path
+    data: Any
+    """What is in it, with the overrides."""
+
+    def read_as(self, model: type[C]) -> C:
+        """As an object; raises ConfigError as `check_config`."""
+        from ..tokenize.config import check_config
+
+        return check_config(self.data, model, str(self.path))
+
+
+def open_config(config: str, kind: str, sets: Sequence[str]) -> OpenConfig:
+    """Open the config that a verb was given.
 
     Args:
         config: path of a YAML file, or the name of a shipped one ("own-speech/lm"; "own-speech" where that folder has
             one config of this kind). A file at that path comes first.
         kind: what the verb needs, one of `CONFIG_KINDS`.
-        model: the class of that kind.
         sets: overrides, as of `read_config`.
     Raises:
-        ConfigError: a config of another kind, named with the verb that takes it; and as `read_config`.
+        ConfigError: no YAML, or a config of another kind, named with the verb that takes it.
         FileNotFoundError: no such file or config; names the nearest.
 
-    Paths of the file that begin with samples/ or bundled/ are found in the package where nothing else is there.
+    Nothing heavy is imported. Paths of the file that begin with samples/ or bundled/ are found in the package where
+    nothing else is there.
     """
-    from ..tokenize.config import ConfigError, check_config, override, read_yaml
+    from ..tokenize.config import ConfigError, override, read_yaml
     from ..tokenize.recognise import CONFIG_KINDS, config_kind
 
     path = find_config(config, kind)
@@ -39,11 +55,11 @@ def read_settings(config: str, kind: str, model: type[C], sets: Sequence[str]) -
         what, command = CONFIG_KINDS[found]
         needed, own = CONFIG_KINDS[kind]
         raise ConfigError(f"{config}: this is {what}, {own} needs {needed}; use it with: {command} {config}")
-    return check_config(_with_shipped(data), model, str(path))
+    return OpenConfig(path, _with_shipped(data))
 
 
 def find_config(config: str, kind: str | None = None) -> Path:
-    """The file of a config given by path or name; args and errors as `read_settings`, kind None: any."""
+    """The file of a config given by path or name; args and errors as `open_config`, kind None: any."""
     from ..tokenize.recognise import CONFIG_KINDS, describe_wrong
 
     path = Path(config)

@@ -9,10 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .files import read_json
-
-MAX_LOOKED_AT = 16 << 20
-"""Bytes of JSON that are read to recognise a folder."""
+from .json_limits import NAMED, parse_measured, read_measured
 
 CONFIG_KINDS = {
     "lm": ("a language model's config", "tessera train"),
@@ -82,9 +79,8 @@ def describe_wrong(path: str | Path, wanted: str) -> str | None:
 
 def unfinished_run(folder: Path) -> str:
     """What to do with a run of `tessera train` that has no model yet."""
-    return (
-        f"it has no model yet (its folder model/ is missing); go on with: tessera train CONFIG --out {folder} --resume"
-    )
+    onward = f"go on with: tessera train CONFIG --out {folder} --resume"
+    return f"it has no model yet; make one of it as it is with: tessera export {folder}, or {onward}"
 
 
 def _folder_words(folder: Path) -> tuple[str, str]:
@@ -137,7 +133,10 @@ def _file_words(path: Path) -> tuple[str, str]:
 
 
 def _read(path: Path) -> Any:
+    if not path.is_file():
+        return None
     try:
-        return read_json(path, MAX_LOOKED_AT)
+        with path.open("rb") as file:
+            return parse_measured(read_measured(file, str(path), NAMED), str(path))
     except (ValueError, OSError):
         return None

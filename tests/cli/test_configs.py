@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tessera.cli.app import run
-from tessera.cli.config_files import all_configs, find_config, kind_of_name, read_settings, shipped_file
+from tessera.cli.config_files import all_configs, find_config, kind_of_name, open_config, shipped_file
 from tessera.cli.configs import read_head
 from tessera.tokenize.bundled import CONFIGS
 from tessera.tokenize.recognise import CONFIG_KINDS
@@ -109,12 +109,15 @@ def test_a_file_of_the_users_comes_first(tmp_path):
 
 
 def test_data_that_come_with_the_package_are_found(tmp_path):
-    read = read_settings("digits/shards", "shards", ShardsConfig, ["tokenizer=bundled/digits/tokenizer"])
+    read = open_config("digits/shards", "shards", ["tokenizer=bundled/digits/tokenizer"]).read_as(ShardsConfig)
     assert Path(read.corpus.path).is_file() and (Path(read.tokenizer) / "config.json").is_file()
     assert read.out == "out/digits/shards/train", "what is written stays where the user is"
     (tmp_path / "samples" / "digits").mkdir(parents=True)
     (tmp_path / "samples" / "digits" / "train.safetensors").touch()
-    assert read_settings("digits/shards", "shards", ShardsConfig, []).corpus.path == "samples/digits/train.safetensors"
+    assert (
+        open_config("digits/shards", "shards", []).read_as(ShardsConfig).corpus.path
+        == "samples/digits/train.safetensors"
+    )
 
 
 @pytest.mark.parametrize(
