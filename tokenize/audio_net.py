@@ -5,19 +5,19 @@ the union and in each table here, and one entry in the list of tests/tokenize/te
 with any decoder: between them are latents [B, T, latent_dim], one for each `hop` samples.
 
     encoder   config, sound -> .frame(samples [..., N]) -> [..., T, F], its own cut of the samples of each frame
-                               .stages()  [B, T, F] -> latents [B, T, latent_dim]
-    decoder   config, sound -> .stages()  [B, T, latent_dim] -> samples [B, T, hop]
+                               .stages()  [B, T, C * F] -> latents [B, T, latent_dim]
+    decoder   config, sound -> .stages()  [B, T, latent_dim] -> samples [B, T, C * hop]
     config    .check_sound(sound) raises ValueError where the part does not fit the tokenizer's hop or window
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, Tag, model_validator
 from torch import Tensor, nn
 
-from .config import Config, kind_or
+from .config import GrowingConfig, kind_or
 from .quantizer import Quantized, QuantizerConfig, make_quantizer
 from .sound_dac import DACConfig, DACDecoder
 from .sound_fused import PLAIN_ENCODERS, FusedConfig, FusedEncoder, PlainPartConfig
@@ -41,12 +41,20 @@ SOUND_ENCODERS = {**PLAIN_ENCODERS, "fused": FusedEncoder}
 SOUND_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder, "mel2d": Mel2DDecoder}
 
 
-class AudioTokenizerConfig(Config):
-    """Mono audio to residual codes and back."""
+class AudioTokenizerConfig(GrowingConfig):
+    """Audio to residual codes and back.
+
+    With several channels one set of codes stands for them all: the encoder reads them side by side, and the decoder
+    makes them side by side (as EnCodec at 48 kHz, arXiv:2210.13438).
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"channels"})
 
     kind: Literal["audio"] = "audio"
     name: str
     sample_rate: PositiveInt = 16000
+    channels: int = Field(default=1, ge=1, le=8)
+    """1: mono, files with more are mixed down. 2: stereo, mono files are repeated."""
     hop: PositiveInt = 320
     """Samples per frame."""
     window: PositiveInt = 1280
@@ -68,7 +76,7 @@ class AudioTokenizerConfig(Config):
     @property
     def geometry(self) -> AudioGeometry:
         """What one frame of codes stands for."""
-        return AudioGeometry(sample_rate=self.sample_rate, channels=1, samples_per_frame=self.hop)
+        return AudioGeometry(sample_rate=self.sample_rate, channels=self.channels, samples_per_frame=self.hop)
 
 
 class AudioNet(nn.Module):
@@ -81,22 +89,32 @@ class AudioNet(nn.Module):
         self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
         self.decoder = SOUND_DECODERS[config.decoder.kind](config.decoder, config)
 
+    def frames(self, samples: Tensor) -> Tensor:
+        """Samples [B, C, N] -> frames [B, T, C * F], one channel after another."""
+        return self.encoder.frame(samples).transpose(1, 2).flatten(2)
+
+    def samples(self, frames: Tensor) -> Tensor:
+        """The decoder's frames [B, T, C * hop] -> samples [B, C, T * hop]."""
+        return frames.unflatten(2, (self.config.channels, -1)).transpose(1, 2).flatten(2)
+
     def encode_samples(self, samples: Tensor, mask: Tensor) -> Tensor:
-        """Samples [B, N], mask of frames [B, T] -> latents [B, T, latent_dim]."""
-        return run_stages(self.encoder.stages(), self.encoder.frame(samples), mask)
+        """Samples [B, N], or [B, C, N] of several channels, mask of frames [B, T] -> latents [B, T, latent_dim]."""
+        samples = samples if samples.dim() == 3 else samples[:, None]
+        return run_stages(self.encoder.stages(), self.frames(samples), mask)
 
     def decode_latents(self, latents: Tensor, mask: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T * hop]."""
-        return run_stages(self.decoder.stages(), latents, mask).flatten(1)
+        """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T * hop], or [B, C, T * hop] of several channels."""
+        samples = self.samples(run_stages(self.decoder.stages(), latents, mask))
+        return samples if self.config.channels > 1 else samples[:, 0]
 
     def forward(self, samples: Tensor, mask: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruct a batch, for training.
 
         Args:
-            samples: [B, N] float.
+            samples: [B, N] float, or [B, C, N] of several channels.
             mask: [B, T] bool, True on frames that hold sound (not padding).
         Returns:
-            reconstruction [B, N] and the quantizer's result with codes [B, T, K].
+            reconstruction, as the samples, and the quantizer's result with codes [B, T, K].
         """
         quantized = self.quantizer(self.encode_samples(samples, mask).float(), mask)
         return self.decode_latents(quantized.values, mask), quantized

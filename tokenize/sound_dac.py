@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck
 from .config import Config, ConfigError
 from .padded_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual
-from .sound_seanet import check_hop
+from .sound_seanet import channels_last, check_hop
 from .stages import Stage, window_stage
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ class DACEncoder(nn.Module):
 
     def __init__(self, config: DACConfig, sound: AudioTokenizerConfig):
         super().__init__()
-        self.hop = sound.hop
+        self.hop, self.channels = sound.hop, sound.channels
         width = config.channels
-        layers: list[nn.Module] = [config.conv(1, width, 7)]
+        layers: list[nn.Module] = [config.conv(sound.channels, width, 7)]
         for stride in config.strides:
             layers += [*config.units(width), Pointwise(Snake(width))]
             layers.append(config.conv(width, 2 * width, 2 * stride, stride))
@@ -98,9 +98,9 @@ class DACEncoder(nn.Module):
         return samples.unflatten(-1, (-1, self.hop))
 
     def stages(self) -> list[Stage]:
-        """Frames [B, T, hop] -> latents [B, T, latent_dim]."""
-        down = self.down
-        first = window_stage(lambda x, mask: down(x[..., None], mask), down.reach_back, down.reach_ahead)
+        """Frames [B, T, C * hop] -> latents [B, T, latent_dim]."""
+        down, channels = self.down, self.channels
+        first = window_stage(lambda x, mask: down(channels_last(x, channels), mask), down.reach_back, down.reach_ahead)
         return [first, *self.bottleneck.stages()]
 
 
@@ -121,12 +121,14 @@ class DACDecoder(nn.Module):
             layers.append(PaddedTranspose(width, width // 2, stride, config.causal, norm=config.norm))
             width //= 2
             layers += config.units(width)
-        layers += [Pointwise(Snake(width)), config.conv(width, 1, 7), Pointwise(nn.Tanh())]
+        layers += [Pointwise(Snake(width)), config.conv(width, sound.channels, 7), Pointwise(nn.Tanh())]
         self.bottleneck = DecoderBottleneck(config.bottleneck, sound.latent_dim)
         self.up = ConvStack(layers, config.bottleneck.stride)
 
     def stages(self) -> list[Stage]:
-        """Latents [B, T, latent_dim] -> samples [B, T, hop]."""
+        """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
         up = self.up
-        last = window_stage(lambda x, mask: up(x, mask)[..., 0].float(), up.reach_back, up.reach_ahead)
+        last = window_stage(
+            lambda x, mask: up(x, mask).transpose(2, 3).flatten(2).float(), up.reach_back, up.reach_ahead
+        )
         return [*self.bottleneck.stages(), last]

@@ -64,6 +64,7 @@ class FusedEncoder(nn.Module):
         other = sound.model_copy(update={"latent_dim": config.semantic_dim})
         self.acoustic = PLAIN_ENCODERS[config.acoustic.kind](config.acoustic, sound)  # pyright: ignore
         self.semantic = PLAIN_ENCODERS[config.semantic.kind](config.semantic, other)  # pyright: ignore
+        self.channels = sound.channels
         self.join = nn.Linear(sound.latent_dim + config.semantic_dim, sound.latent_dim)
         self.widths = [part.frame(torch.zeros(sound.hop)).shape[-1] for part in (self.acoustic, self.semantic)]
         for name, part in (("acoustic", self.acoustic), ("semantic", self.semantic)):
@@ -78,11 +79,12 @@ class FusedEncoder(nn.Module):
         return torch.cat([self.acoustic.frame(samples), self.semantic.frame(samples)], dim=-1)
 
     def stages(self) -> list[Stage]:
-        """Frames [B, T, F] -> latents [B, T, latent_dim]."""
+        """Frames [B, T, C * F] -> latents [B, T, latent_dim]."""
         chains = self.acoustic.stages(), self.semantic.stages()
 
         def run(frames: Tensor, mask: Tensor) -> Tensor:
-            pieces = frames.split(self.widths, dim=-1)
+            # Each part gets its own piece of every channel's frame.
+            pieces = (piece.flatten(2) for piece in frames.unflatten(2, (self.channels, -1)).split(self.widths, dim=-1))
             found = [run_stages(chain, piece, mask) for chain, piece in zip(chains, pieces, strict=True)]
             return self.join(torch.cat(found, dim=-1))
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import Config, LayerCount
-from .spectrum import frame_signal, inverse_spectrum, mel_filters
+from .sound_spectrum import frames_of_spectra
+from .spectrum import frame_signal, mel_filters
 from .stages import Stage, window_stage
 
 if TYPE_CHECKING:
@@ -117,13 +118,13 @@ class Mel2DEncoder(_Stack):
     filters: Tensor
 
     def __init__(self, config: Mel2DConfig, sound: AudioTokenizerConfig):
-        width, layers = config.channels, [Step(1, config.channels)]
+        width, layers = config.channels, [Step(sound.channels, config.channels)]
         for _ in range(config.halvings):
             layers += [*(Block(width) for _ in range(config.blocks)), Step(width, width, 0.5)]
         super().__init__([*layers, *(Block(width) for _ in range(config.blocks))])
         self.norm = CellNorm(width)
         self.leave = nn.Conv2d(width, sound.latent_dim // config.rows, 1)
-        self.hop = sound.hop
+        self.hop, self.channels = sound.hop, sound.channels
         self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
         filters = mel_filters(sound.sample_rate, sound.window, config.bands)
         self.register_buffer("filters", filters, persistent=False)
@@ -133,13 +134,13 @@ class Mel2DEncoder(_Stack):
         return frame_signal(samples, self.window.numel(), self.hop)
 
     def stages(self) -> list[Stage]:
-        """Frames [B, T, window] -> latents [B, T, latent_dim], row by row."""
+        """Frames [B, T, C * window] -> latents [B, T, latent_dim], row by row."""
         return [window_stage(self, self.reach, self.reach)]
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Framed samples [B, T, window], mask [B, T] -> latents [B, T, latent_dim]."""
-        magnitude = torch.fft.rfft(x * self.window, dim=-1).abs()
-        cells = self.run(torch.log(magnitude @ self.filters + 1e-3)[:, None], mask)
+        """Framed samples [B, T, C * window], mask [B, T] -> latents [B, T, latent_dim]."""
+        magnitude = torch.fft.rfft(x.unflatten(2, (self.channels, -1)) * self.window, dim=-1).abs()
+        cells = self.run(torch.log(magnitude @ self.filters + 1e-3).transpose(1, 2), mask)
         return self.leave(F.silu(self.norm(cells))).permute(0, 2, 3, 1).flatten(2)
 
 
@@ -154,23 +155,19 @@ class Mel2DDecoder(_Stack):
         for _ in range(config.halvings):
             layers += [*(Block(width) for _ in range(config.blocks)), Step(width, width, 2)]
         super().__init__([*layers, *(Block(width) for _ in range(config.blocks))])
-        self.rows, self.hop = config.rows, sound.hop
+        self.rows, self.hop, self.channels = config.rows, sound.hop, sound.channels
         self.norm = CellNorm(width)
-        self.leave = nn.Linear(width * config.bands, sound.window + 2)
+        self.leave = nn.Linear(width * config.bands, sound.channels * (sound.window + 2))
         self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
         # Frames of neighbouring windows that reach into a frame's own hop.
         self.reach += -(-((sound.window - sound.hop) // 2) // sound.hop)
 
     def stages(self) -> list[Stage]:
-        """Latents [B, T, latent_dim] -> samples [B, T, hop]."""
+        """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
         return [window_stage(self, self.reach, self.reach)]
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T, hop]."""
+        """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T, C * hop]."""
         cells = self.run(x.unflatten(2, (self.rows, -1)).permute(0, 3, 1, 2), mask)
         bands = F.silu(self.norm(cells)).permute(0, 2, 3, 1).flatten(2)
-        log_magnitude, phase = self.leave(bands).float().chunk(2, dim=-1)
-        # exp(6) is far above any sample's spectrum; it keeps bf16 steps finite
-        magnitude = torch.exp(log_magnitude.clamp(max=6.0))
-        samples = inverse_spectrum(torch.polar(magnitude, phase), mask, self.window, self.hop)
-        return samples.unflatten(1, (-1, self.hop))
+        return frames_of_spectra(self.leave(bands).float(), mask, self.window, self.hop, self.channels)

@@ -92,14 +92,19 @@ def check_hop(ratios: tuple[int, ...], name: str, bottleneck: BottleneckConfig, 
         )
 
 
+def channels_last(frames: Tensor, channels: int) -> Tensor:
+    """Frames [B, T, C * hop], one channel after another -> [B, T, hop, C], as convolutions over samples want them."""
+    return frames.unflatten(2, (channels, -1)).transpose(2, 3)
+
+
 class SEANetEncoder(nn.Module):
     """Samples to latents; see the head of this file."""
 
     def __init__(self, config: SEANetConfig, sound: AudioTokenizerConfig):
         super().__init__()
-        self.hop = sound.hop
+        self.hop, self.channels = sound.hop, sound.channels
         width = config.channels
-        layers: list[nn.Module] = [config.conv(1, width, config.kernel)]
+        layers: list[nn.Module] = [config.conv(sound.channels, width, config.kernel)]
         for ratio in reversed(config.ratios):
             layers += [*config.residual(width), Pointwise(nn.ELU())]
             layers.append(config.conv(width, 2 * width, 2 * ratio, ratio))
@@ -117,9 +122,9 @@ class SEANetEncoder(nn.Module):
         return samples.unflatten(-1, (-1, self.hop))
 
     def stages(self) -> list[Stage]:
-        """Frames [B, T, hop] -> latents [B, T, latent_dim]."""
-        down, last = self.down, self.last
-        first = window_stage(lambda x, mask: down(x[..., None], mask), down.reach_back, down.reach_ahead)
+        """Frames [B, T, C * hop] -> latents [B, T, latent_dim]."""
+        down, last, channels = self.down, self.last, self.channels
+        first = window_stage(lambda x, mask: down(channels_last(x, channels), mask), down.reach_back, down.reach_ahead)
         if self.recurrence is None:
             return [first, *self.bottleneck.stages()]
         after = window_stage(last, last.reach_back, last.reach_ahead)
@@ -141,7 +146,7 @@ class SEANetDecoder(nn.Module):
             layers.append(PaddedTranspose(width, width // 2, ratio, config.causal, config.trim_right, config.norm))
             width //= 2
             layers += config.residual(width)
-        layers += [Pointwise(nn.ELU()), config.conv(width, 1, config.last_kernel)]
+        layers += [Pointwise(nn.ELU()), config.conv(width, sound.channels, config.last_kernel)]
         stride = config.bottleneck.stride
         self.bottleneck = DecoderBottleneck(config.bottleneck, sound.latent_dim)
         apart = config.lstm_layers > 0  # what stands before the LSTM is a stage of its own
@@ -150,9 +155,11 @@ class SEANetDecoder(nn.Module):
         self.up = ConvStack(layers if apart else first + layers, stride)
 
     def stages(self) -> list[Stage]:
-        """Latents [B, T, latent_dim] -> samples [B, T, hop]."""
+        """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
         up, first = self.up, self.first
-        last = window_stage(lambda x, mask: up(x, mask)[..., 0].float(), up.reach_back, up.reach_ahead)
+        last = window_stage(
+            lambda x, mask: up(x, mask).transpose(2, 3).flatten(2).float(), up.reach_back, up.reach_ahead
+        )
         if self.recurrence is None:
             return [*self.bottleneck.stages(), last]
         before = window_stage(first, first.reach_back, first.reach_ahead)

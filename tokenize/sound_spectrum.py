@@ -51,9 +51,14 @@ class SpectrumEncoder(ConvNeXtStack):
 
     def __init__(self, config: AudioStackConfig, sound: AudioTokenizerConfig):
         super().__init__(
-            sound.window // 2 + 1, config.width, sound.latent_dim, config.layers, config.kernel, config.causal
+            sound.channels * (sound.window // 2 + 1),
+            config.width,
+            sound.latent_dim,
+            config.layers,
+            config.kernel,
+            config.causal,
         )
-        self.hop = sound.hop
+        self.hop, self.channels = sound.hop, sound.channels
         self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
 
     def frame(self, samples: Tensor) -> Tensor:
@@ -61,13 +66,13 @@ class SpectrumEncoder(ConvNeXtStack):
         return frame_signal(samples, self.window.numel(), self.hop)
 
     def stages(self) -> list[Stage]:
-        """Frames [B, T, window] -> latents [B, T, latent_dim]."""
+        """Frames [B, T, C * window] -> latents [B, T, latent_dim]."""
         return [window_stage(self, self.reach_back, self.reach_ahead)]
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Framed samples [B, T, window], mask [B, T] -> latents [B, T, latent_dim]."""
-        magnitude = torch.fft.rfft(x * self.window, dim=-1).abs()
-        return super().forward(torch.log(magnitude + 1e-3), mask)
+        """Framed samples [B, T, C * window], mask [B, T] -> latents [B, T, latent_dim]."""
+        magnitude = torch.fft.rfft(x.unflatten(2, (self.channels, -1)) * self.window, dim=-1).abs()
+        return super().forward(torch.log(magnitude + 1e-3).flatten(2), mask)
 
 
 class SpectrumDecoder(ConvNeXtStack):
@@ -76,21 +81,32 @@ class SpectrumDecoder(ConvNeXtStack):
     window: Tensor
 
     def __init__(self, config: AudioStackConfig, sound: AudioTokenizerConfig):
-        super().__init__(sound.latent_dim, config.width, sound.window + 2, config.layers, config.kernel, config.causal)
-        self.hop = sound.hop
+        outputs = sound.channels * (sound.window + 2)
+        super().__init__(sound.latent_dim, config.width, outputs, config.layers, config.kernel, config.causal)
+        self.hop, self.channels = sound.hop, sound.channels
         self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
         # Frames of neighbouring windows that reach into a frame's own hop.
         overlap = -(-((sound.window - sound.hop) // 2) // sound.hop)
         self.reach_back, self.reach_ahead = self.reach_back + overlap, self.reach_ahead + overlap
 
     def stages(self) -> list[Stage]:
-        """Latents [B, T, latent_dim] -> samples [B, T, hop]."""
+        """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
         return [window_stage(self, self.reach_back, self.reach_ahead)]
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T, hop]."""
-        log_magnitude, phase = super().forward(x, mask).float().chunk(2, dim=-1)
-        # exp(6) is far above any sample's spectrum; it keeps bf16 steps finite
-        magnitude = torch.exp(log_magnitude.clamp(max=6.0))
-        samples = inverse_spectrum(torch.polar(magnitude, phase), mask, self.window, self.hop)
-        return samples.unflatten(1, (-1, self.hop))
+        """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T, C * hop]."""
+        return frames_of_spectra(super().forward(x, mask).float(), mask, self.window, self.hop, self.channels)
+
+
+def frames_of_spectra(outputs: Tensor, mask: Tensor, window: Tensor, hop: int, channels: int) -> Tensor:
+    """What a decoder says of each frame [B, T, C * (window + 2)], log magnitudes and phases -> samples [B, T, C * hop].
+
+    mask: [B, T], True on frames that exist.
+    """
+    # [B, T, C * F] -> [B * C, T, F]: channels are sounds of their own from here on
+    apart = outputs.unflatten(2, (channels, -1)).transpose(1, 2).flatten(0, 1)
+    log_magnitude, phase = apart.chunk(2, dim=-1)
+    # exp(6) is far above any sample's spectrum; it keeps bf16 steps finite
+    magnitude = torch.exp(log_magnitude.clamp(max=6.0))
+    samples = inverse_spectrum(torch.polar(magnitude, phase), mask.repeat_interleave(channels, 0), window, hop)
+    return samples.reshape(len(mask), channels, -1, hop).transpose(1, 2).flatten(2)

@@ -203,7 +203,7 @@ class PictureTokenizer(Tokenizer):
 
 
 class AudioTokenizer(Tokenizer):
-    """Mono audio of any length."""
+    """Audio of any length, C channels."""
 
     config: AudioTokenizerConfig
     net: AudioNet
@@ -238,18 +238,18 @@ class AudioTokenizer(Tokenizer):
         """Audio to codes, each item on its own.
 
         Args:
-            media: samples [B, 1, N] in [-1, 1] at the tokenizer's sample rate.
+            media: samples [B, C, N] in [-1, 1] at the tokenizer's sample rate.
             lengths: [B] samples of each item, 1 <= length <= N; None: all of them. What lies beyond is never looked at.
         Returns:
             codes [B, K, T] with T = ceil(longest / hop), and frames of each item ceil(length / hop).
         Raises:
             ValueError: wrong shape, an empty item, or non-finite samples.
         """
-        if media.dim() != 3 or media.shape[1] != 1:
-            raise ValueError(
-                f"audio must be [B, 1, N] for tokenizer '{self.spec.name}', found {list(media.shape)}; mix down "
-                f"to mono first"
-            )
+        channels = self.config.channels
+        if media.dim() != 3 or media.shape[1] != channels:
+            advice = "mix down to mono first" if channels == 1 else f"repeat or mix it to {channels} channels first"
+            found = f"found {list(media.shape)}; {advice}"
+            raise ValueError(f"audio must be [B, {channels}, N] for tokenizer '{self.spec.name}', {found}")
         count, _, total = media.shape
         if lengths is None:
             lengths = torch.full((count,), total)
@@ -258,29 +258,29 @@ class AudioTokenizer(Tokenizer):
         hop = self.config.hop
         codes = []
         for item, length in zip(media.to(self.device, torch.float32), lengths.tolist(), strict=True):
-            samples = item[0, :length]
+            samples = item[:, :length]
             _check_finite(samples)
             codes.append(self._encode_one(samples))
         frames = torch.tensor([-(-length // hop) for length in lengths.tolist()], dtype=torch.long)
         return Encoded(_stack(codes, self.spec.num_codebooks, int(frames.max()) if count else 0), frames)
 
     def _encode_one(self, samples: Tensor) -> Tensor:
-        """[N] -> [K, T]."""
-        whole = torch.nn.functional.pad(samples, (0, -samples.numel() % self.config.hop))
+        """[C, N] -> [K, T]."""
+        whole = torch.nn.functional.pad(samples, (0, -samples.shape[1] % self.config.hop))
         with exact_float32():
-            return StagesStream(self.encode_stages, self.config.encoder.chunk).run(self.net.encoder.frame(whole)).T
+            return StagesStream(self.encode_stages, self.config.encoder.chunk).run(self.net.frames(whole[None])[0]).T
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Codes [B, K, T] -> samples [B, 1, T * hop]; with lengths [B] (frames), an item is silent after its own."""
+        """Codes [B, K, T] -> samples [B, C, T * hop]; with lengths [B] (frames), an item is silent after its own."""
         self.check_codes(codes)
         count, _, total = codes.shape
         lengths = torch.full((count,), total) if lengths is None else lengths
-        samples = torch.zeros(count, 1, total * self.config.hop, device=self.device)
+        samples = torch.zeros(count, self.config.channels, total * self.config.hop, device=self.device)
         for item, length, out in zip(codes.to(self.device), lengths.tolist(), samples, strict=True):
             if length:
                 with exact_float32():
                     stream = StagesStream(self.decode_stages, self.config.decoder.chunk, -1)
-                    out[0, : length * self.config.hop] = stream.run(item[:, :length].T).flatten()
+                    out[:, : length * self.config.hop] = self.net.samples(stream.run(item[:, :length].T)[None])[0]
         return samples
 
     def stream_decoder(self) -> StreamDecoder:
@@ -301,18 +301,21 @@ class StreamDecoder:
         self.delay = self.stream.delay
 
     def push(self, codes: Tensor) -> Tensor:
-        """Add frames [K, t]; returns the samples [1, n] that are ready, n a multiple of chunk * hop, perhaps 0."""
+        """Add frames [K, t]; returns the samples [C, n] that are ready, n a multiple of chunk * hop, perhaps 0."""
         self.tokenizer.check_codes(codes[None])
         with exact_float32():
             return self._join(self.stream.push(codes.T.to(self.tokenizer.device)))
 
     def finish(self) -> Tensor:
-        """Say that no more frames come; returns the remaining samples [1, n]."""
+        """Say that no more frames come; returns the remaining samples [C, n]."""
         with exact_float32():
             return self._join(self.stream.finish())
 
     def _join(self, pieces: list[Tensor]) -> Tensor:
-        return torch.cat(pieces).reshape(1, -1) if pieces else torch.zeros(1, 0, device=self.tokenizer.device)
+        tokenizer = self.tokenizer
+        if not pieces:
+            return torch.zeros(tokenizer.config.channels, 0, device=tokenizer.device)
+        return tokenizer.net.samples(torch.cat(pieces)[None])[0]
 
 
 FROZEN = {"audio": AudioTokenizer, "picture": PictureTokenizer}

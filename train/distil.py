@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ..tokenize.config import ConfigError
 from .teacher import TeacherConfig, feature_size, fit_places, make_teacher
-from .term import InnerTerm, InnerView, TermConfig, TermContext, check_levels, mean_over
+from .term import InnerTerm, InnerView, TermConfig, TermContext, check_levels, mean_over, mixed
 
 SMALLEST_DEVIATION = 1e-3
 """Features that vary less over an item are not blown up further."""
@@ -75,7 +75,7 @@ class DistilTerm(InnerTerm):
         """See InnerTerm."""
         (teacher,) = self._teacher
         teacher.to(view.latents.device)
-        media = view.batch.media
+        media = mixed(view.batch.media)
         if view.batch.sample_mask is not None:
             media = media * view.batch.sample_mask
         with torch.no_grad():

@@ -163,12 +163,19 @@ class Scores:
                 continue
             try:
                 if isinstance(self.spec.geometry, AudioGeometry):
-                    value = measure(found[0, : wanted.shape[-1]], wanted[0], self.spec.geometry.sample_rate)
+                    value = self._of_channels(measure, found[:, : wanted.shape[-1]], wanted)
                 else:
                     value = measure(found, wanted)
                 self.values[name].append(value)
             except ImportError as error:
                 self.missing[name] = f"not measured: package '{error.name}' is not installed (extra 'eval')"
+
+    def _of_channels(self, measure: Callable[..., float | None], found: Tensor, wanted: Tensor) -> float | None:
+        """The mean over channels [C, N] where it is defined."""
+        assert isinstance(self.spec.geometry, AudioGeometry)
+        values = [measure(a, b, self.spec.geometry.sample_rate) for a, b in zip(found, wanted, strict=True)]
+        defined = [value for value in values if value is not None]
+        return sum(defined) / len(defined) if defined else None
 
     def _measures(self) -> dict[str, Callable[..., float | None]]:
         return AUDIO_MEASURES if self.spec.geometry.kind == "audio" else PICTURE_MEASURES

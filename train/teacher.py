@@ -1,8 +1,8 @@
 """Teachers of a tokenizer: frozen features of media, to be compared (perceptual.py) or imitated (distil.py).
 
 A kind is a config, a module with `layers(media) -> features`, and one line in `TEACHERS`. Features are [B, C, *places]:
-[B, C, T] of sound, [B, C, h, w] of pictures, with as many places as the teacher likes. Gradients reach the media, never
-the teacher.
+[B, C, T] of sound, [B, C, h, w] of pictures, with as many places as the teacher likes. Sound of several channels is
+mixed down for them. Gradients reach the media, never the teacher.
 """
 
 from __future__ import annotations
@@ -89,10 +89,12 @@ def load_teacher(path: str, geometry: Geometry, where: str) -> Tokenizer:
     other = tokenizer.spec.geometry
     same = ("sample_rate", "channels") if geometry.kind == "audio" else ("height", "width", "channels")
     for name in ("kind", *same):
-        if getattr(other, name, None) != getattr(geometry, name):
+        # Sound of several channels is mixed down for its teachers.
+        wanted = 1 if name == "channels" and geometry.kind == "audio" else getattr(geometry, name)
+        if getattr(other, name, None) != wanted:
             raise ConfigError(
-                f"{where}: {path} is a tokenizer of {name} {getattr(other, name, None)}, this one has "
-                f"{getattr(geometry, name)}; choose another teacher"
+                f"{where}: {path} is a tokenizer of {name} {getattr(other, name, None)}, {wanted} is needed here; "
+                "choose another teacher"
             )
     return tokenizer
 

@@ -41,7 +41,7 @@ class MediaBatch:
     """A batch, or a micro-batch of it."""
 
     media: Tensor
-    """[B, N] samples, N a multiple of hop, or [B, C, height, width] in [-1, 1]."""
+    """[B, N] samples (of several channels [B, C, N]), N a multiple of hop, or [B, C, height, width]; in [-1, 1]."""
     sample_mask: Tensor | None
     """[B, N] bool, False on padding; None for pictures."""
     frame_mask: Tensor | None
@@ -127,28 +127,49 @@ class InnerView:
 
 @dataclass(frozen=True)
 class OutputView:
-    """What output terms look at."""
+    """What output terms look at. Sound of several channels comes as V sounds an item, one after another in the batch:
+    the channels, and of stereo their sum and difference (see `sounds`)."""
 
     batch: MediaBatch
     found: Tensor
-    """The reconstruction, as batch.media; silent on padding."""
+    """The reconstruction, as batch.media, or [B * V, N]; silent on padding."""
     wanted: Tensor
-    """batch.media, silent on padding."""
+    """What it should be, likewise."""
     judges: Judges | None = None
     excerpt: slice = field(default_factory=lambda: slice(None))
     """Samples that the judges look at; the whole of pictures."""
 
     def judged(self) -> tuple[Tensor, Tensor]:
-        """Real and reconstructed media, as the judges see them."""
-        if self.batch.media.dim() == 2:
-            return self.wanted[:, self.excerpt], self.found[:, self.excerpt]
-        return self.wanted, self.found
+        """Real and reconstructed media, as the judges see them: of sound of several channels each by itself."""
+        media = self.batch.media
+        if media.dim() == 4:
+            return self.wanted, self.found
+        channels = media.shape[1] if media.dim() == 3 else 1
+        pair = (sound.unflatten(0, (len(media), -1))[:, :channels].flatten(0, 1) for sound in (self.wanted, self.found))
+        wanted, found = (sound[:, self.excerpt] for sound in pair)
+        return wanted, found
 
     @cached_property
     def verdict(self) -> tuple[Tensor, Tensor]:
         """The adversarial term and the distance of features, each [B]; see Judges.fool."""
         assert self.judges is not None
         return self.judges.fool(*self.judged())
+
+
+def sounds(media: Tensor) -> Tensor:
+    """What is listened to: [B, N] as it is; [B, C, N] -> [B * V, N], each channel, and of stereo also half the sum and
+    half the difference, without which left and right may fit each by itself but not together."""
+    if media.dim() == 2:
+        return media
+    if media.shape[1] == 2:
+        left, right = media.unbind(1)
+        media = torch.stack([left, right, (left + right) / 2, (left - right) / 2], 1)
+    return media.flatten(0, 1)
+
+
+def mixed(media: Tensor) -> Tensor:
+    """Sound as one channel: [B, N] as it is, the mean of [B, C, N]; pictures as they are."""
+    return media.mean(1) if media.dim() == 3 else media
 
 
 class OutputTerm:
@@ -158,7 +179,7 @@ class OutputTerm:
     """Whether it needs judges."""
 
     def __call__(self, view: OutputView) -> Tensor:
-        """The loss of each item, [B] float32."""
+        """The loss of each item, [B] float32; or of each sound, [B * V]."""
         raise NotImplementedError
 
 

@@ -50,7 +50,7 @@ class MediaInMemory:
                 if show and skipped <= MAX_LISTED:
                     tqdm.write(f"skipped: {error}", file=sys.stderr)
                 continue
-            self.items.append((media[0] * 32767).round().short() if self.audio else media)
+            self.items.append((self._sound(media) * 32767).round().short() if self.audio else media)
             self.texts.append(item.text)
             labels.append(item.label)
             digest.update(json.dumps([item.id, item.label, item.text, list(media.shape)]).encode())
@@ -65,8 +65,13 @@ class MediaInMemory:
         self.label_names = sorted({label for label in labels if label is not None})
         number_of = {name: number for number, name in enumerate(self.label_names)}
         self.labels = torch.tensor([-1 if label is None else number_of[label] for label in labels])
-        lengths = np.array([item.numel() if self.audio else 1 for item in self.items])
+        lengths = np.array([item.shape[-1] if self.audio else 1 for item in self.items])
         self.sampler = Sampler(lengths, self.settings.batch, config.seed, pool_batches=1)
+
+    @staticmethod
+    def _sound(media: Tensor) -> Tensor:
+        """As MediaBatch has it: [N] of one channel, [C, N] of several."""
+        return media[0] if len(media) == 1 else media
 
     @property
     def crop_frames(self) -> int:
@@ -91,17 +96,17 @@ class MediaInMemory:
             return MediaBatch(pictures, None, None, whole, labels, texts, len(rows), 0, all_labels, all_texts)
         hop = self.audio.samples_per_frame
         size = self.crop_frames * hop
-        lengths = np.minimum([self.items[number].numel() for number in rows], size)
+        lengths = np.minimum([self.items[number].shape[-1] for number in rows], size)
         generator = torch.Generator().manual_seed(mix(self.seed, 2, step))
         places = torch.rand(len(rows), generator=generator)[here].tolist()
-        samples = torch.zeros(len(numbers), size)
+        samples = torch.zeros(len(numbers), *self.items[0].shape[:-1], size)
         for row, number, place in zip(samples, numbers, places, strict=True):
             item = self.items[number]
-            start = int(place * max(0, item.numel() - size + 1))
-            excerpt = item[start : start + size]
-            row[: excerpt.numel()] = excerpt.float() / 32767
+            start = int(place * max(0, item.shape[-1] - size + 1))
+            excerpt = item[..., start : start + size]
+            row[..., : excerpt.shape[-1]] = excerpt.float() / 32767
         mask = torch.arange(size) < torch.as_tensor(lengths[here])[:, None]
-        whole = torch.tensor([self.items[number].numel() <= size for number in numbers])
+        whole = torch.tensor([self.items[number].shape[-1] <= size for number in numbers])
         frames = int((-(-lengths // hop)).sum())
         frame_mask = mask[:, ::hop]
         return MediaBatch(samples, mask, frame_mask, whole, labels, texts, len(rows), frames, all_labels, all_texts)

@@ -14,7 +14,7 @@ from ..tokenize.quantizer import Quantized
 from .balance import Balance, group_gradients
 from .latents import decode_latents, encode_latents, last_layer
 from .objective import Trainable
-from .term import InnerTerm, InnerView, MediaBatch, OutputTerm, OutputView
+from .term import InnerTerm, InnerView, MediaBatch, OutputTerm, OutputView, sounds
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,15 @@ class TokenizerObjective(Trainable):
         """What output terms look at; padding is silent on both sides."""
         if batch.sample_mask is None:
             return OutputView(batch, found, batch.media, **judging)
-        return OutputView(batch, found * batch.sample_mask, batch.media * batch.sample_mask, **judging)
+        mask = batch.sample_mask if found.dim() == 2 else batch.sample_mask[:, None]
+        return OutputView(batch, sounds(found * mask), sounds(batch.media * mask), **judging)
 
     def output_losses(self, view: OutputView, names: Mapping[str, float]) -> dict[str, Tensor]:
         """Output term -> [B], of the terms named."""
         with self.precision(view.found.device):
-            return {name: self.output_on[name](view).float() for name in names}
+            losses = {name: self.output_on[name](view).float() for name in names}
+        # The loss of an item is the mean over its sounds.
+        return {name: loss.unflatten(0, (len(view.batch.media), -1)).mean(1) for name, loss in losses.items()}
 
     def at_last_layer(self, found: Tensor) -> Callable[[Tensor], Tensor]:
         """Turns a gradient with respect to `found` into that of the decoder's last layer; the graph is kept."""

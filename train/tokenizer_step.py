@@ -133,6 +133,7 @@ class TokenizerStepper:
             real, fake = view.judged()
             with self.objective.precision(fake.device):
                 loss = self.judge_engine.model(real, fake)
+            loss = loss.unflatten(0, (len(batch.media), -1)).mean(1)  # over the channels of an item
             self.judge_engine.backward(loss.float().sum() / batch.batch_items)
         gradients, measured = output_gradients(self.objective, self.balance, losses, weights, passed.found)
         if judging:

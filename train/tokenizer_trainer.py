@@ -158,7 +158,9 @@ class TokenizerTrainer:
         self.average = WeightAverage(copy.deepcopy(net), settings.ema)
         self.judges = None
         if config.judges is not None:
-            self.judges = Judges(config.judges, config.tokenizer.geometry.channels).to(world.device)
+            self.judges = Judges(
+                config.judges, 1 if config.tokenizer.kind == "audio" else config.tokenizer.geometry.channels
+            ).to(world.device)
         self.balance = make_balance(config.balance)
         self.engine: TorchEngine | None = None
         self.judge_engine: TorchEngine | None = None
