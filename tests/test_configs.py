@@ -84,3 +84,42 @@ def test_small_configs_run_two_steps(folder, tmp_path, monkeypatch):
     engines = ["--set", "engine={kind: torch}"]
     assert run(["train", f"{configs}/lm.yaml", *few, *overrides, *engines, "--out", f"{out}/lm"]) == 0
     assert (out / "lm" / "FINISHED").is_file() and (out / "lm" / "model" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_own_music_runs_two_steps(tmp_path, monkeypatch):
+    """Stereo, windows, no conditions: tokenizer, shards, model and a sample of both channels."""
+    import torch
+
+    from tessera.cli.app import run
+    from tessera.tokenize.media import read_audio, write_audio
+
+    monkeypatch.chdir(ROOT)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(8):
+        path = tmp_path / "music" / "ab"[number % 2] / f"{number}.wav"
+        write_audio(path, torch.rand(2, 9000, generator=generator) - 0.5, 8000)
+    small = {
+        "tokenizer.sample_rate": 8000, "tokenizer.hop": 160, "tokenizer.window": 640, "tokenizer.latent_dim": 16,
+        "tokenizer.encoder": "{width: 16, layers: 1, kernel: 3}",
+        "tokenizer.decoder": "{width: 16, layers: 1, kernel: 3}",
+        "tokenizer.quantizer.quantizer.size": 16, "tokenizer.quantizer.levels": 2, "train.batch": 2,
+        "train.crop_seconds": 0.3, "train.steps": 2, "losses.adversarial_from": 0, "losses.adversarial_seconds": 0.2,
+        "data.path": tmp_path / "music",
+    }  # fmt: skip
+    own, out = "configs/own-music", tmp_path
+
+    def call(verb: list[str], config: str, sets: dict, *rest: str) -> None:
+        overrides = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+        assert run([*verb, f"{own}/{config}.yaml", *overrides, *rest]) == 0
+
+    call(["tokenizer", "train"], "tokenizer", small, "--out", f"{out}/tokenizer")
+    for part in ("train", "test"):
+        split = {"split.part": part, "split.test_share": 0.4, "window_seconds": 0.5, "out": out / part}
+        call(["shards"], "shards", {"corpus.path": out / "music", "tokenizer": out / "tokenizer"} | split)
+    sets = {"tokenizer": out / "tokenizer", "data.shards": out / "train", "data.test": out / "test"}
+    sets |= {"train.steps": 2, "train.batch": 2, "lm.width": 16, "lm.layers": 1, "lm.heads": 2}
+    call(["train"], "lm", sets | {"engine": "{kind: torch}", "generation.max_frames": 25}, "--out", f"{out}/lm")
+    assert run(["generate", f"{out}/lm/model", "--seed", "0", "-o", f"{out}/x.wav"]) == 0
+    samples = read_audio(out / "x.wav", 8000, 2)
+    assert samples.shape == (2, 25 * 160) and not torch.equal(samples[0], samples[1])

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import FailFast, Field, PositiveInt
+from pydantic import FailFast, Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,7 +32,7 @@ from .folder_lock import lock_folder
 from .json_limits import INDEX
 from .media import MediaError, print_notes
 from .shard_reader import INDEX_FILE, Index, ShardFile, ShardItem, Shards, Skipped
-from .spec import TokenSpec
+from .spec import AudioGeometry, TokenSpec
 
 __all__ = ["ShardItem", "Shards", "ShardsConfig", "SplitConfig", "build_shards"]
 
@@ -56,6 +56,9 @@ class ShardsConfig(Config):
     items_per_shard: PositiveInt = 1000
     split: SplitConfig | None = None
     """Take one part of the corpus only; run once for each part, with another `out`."""
+    window_seconds: PositiveFloat | None = None
+    """Cut each sound into items of this length, rounded to frames. What is left over at its end, and sounds that are
+    shorter, are left out; transcripts belong to whole sounds, so the items have none. null: a sound is an item."""
     max_items: PositiveInt | None = None
     """Take the first items only."""
 
@@ -107,7 +110,8 @@ def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progres
 def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Sequence[int], progress: bool) -> Shards:
     """`build_shards` in a folder that is locked."""
     out = Path(config.out)
-    build = _build_id(config, tokenizer.spec, [corpus.ids()[number] for number in numbers])
+    window = _window_frames(config, tokenizer.spec)
+    build = _build_id(config, tokenizer.spec, window, [corpus.ids()[number] for number in numbers])
     ranges = [
         numbers[first : first + config.items_per_shard] for first in range(0, len(numbers), config.items_per_shard)
     ]
@@ -128,7 +132,7 @@ def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Se
         for shard, members in enumerate(ranges):
             part = _read_part(out, shard, build)
             if part is None:
-                part = _write_part(out, shard, build, corpus, members, tokenizer, bar)
+                part = _write_part(out, shard, build, corpus, members, tokenizer, window, bar)
             else:
                 bar.update(len(members))
             parts.append(part)
@@ -169,10 +173,20 @@ def _place(item_id: str) -> float:
     return int.from_bytes(hashlib.sha256(item_id.encode()).digest()[:6], "big") / 2**48
 
 
-def _build_id(config: ShardsConfig, spec: TokenSpec, ids: Sequence[str]) -> str:
+def _window_frames(config: ShardsConfig, spec: TokenSpec) -> int | None:
+    """Frames of the items that sounds are cut into; None: they are whole."""
+    if config.window_seconds is None:
+        return None
+    if not isinstance(spec.geometry, AudioGeometry):
+        raise ValueError(f"window_seconds: tokenizer '{spec.name}' is for pictures, which have no seconds; remove it")
+    return max(1, round(config.window_seconds * spec.geometry.frame_rate))
+
+
+def _build_id(config: ShardsConfig, spec: TokenSpec, window: int | None, ids: Sequence[str]) -> str:
     """Names what is built; where the corpus, the tokenizer and the output lie does not matter."""
     corpus = config.corpus.model_dump(mode="json", exclude={"path"})
     description = [corpus, spec.model_dump(mode="json"), config.items_per_shard, list(ids)]
+    description += [] if window is None else [window]
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
@@ -253,7 +267,14 @@ def _read_part(out: Path, shard: int, build: str) -> PartIndex | None:
 
 
 def _write_part(
-    out: Path, shard: int, build: str, corpus: Corpus, members: Sequence[int], tokenizer: Encoder, bar: tqdm
+    out: Path,
+    shard: int,
+    build: str,
+    corpus: Corpus,
+    members: Sequence[int],
+    tokenizer: Encoder,
+    window: int | None,
+    bar: tqdm,
 ) -> PartIndex:
     """Encode one range of the corpus; first the shard, then its index, each whole or absent."""
     spec = tokenizer.spec
@@ -262,14 +283,15 @@ def _write_part(
     for number in members:
         try:
             item = corpus.item(number)
-            media = corpus.media(number, spec.geometry)
+            found = tokenizer.encode(corpus.media(number, spec.geometry)[None]).codes[0].cpu()
+            pieces = {item.id: found} if window is None else _cut(item.id, found, window)
         except MediaError as error:
             skipped.append(Skipped(id=corpus.ids()[number], reason=str(error)))
         else:
-            codes.append(tokenizer.encode(media[None]).codes[0].cpu())
-            ids.append(item.id)
-            labels.append(item.label)
-            texts.append(item.text)
+            codes += pieces.values()
+            ids += pieces
+            labels += [item.label] * len(pieces)
+            texts += [item.text if window is None else None] * len(pieces)
         bar.update(1)
         bar.set_postfix(skipped=len(skipped), refresh=False) if skipped else None
     file = None
@@ -290,6 +312,14 @@ def _write_part(
     )
     write_sealed_json(_part_file(out, shard), part.model_dump(mode="json"))
     return part
+
+
+def _cut(name: str, codes: Tensor, window: int) -> dict[str, Tensor]:
+    """Codes [K, T] of a sound as items of `window` frames, by id: "x.wav@500" begins at frame 500."""
+    starts = range(0, codes.shape[1] - window + 1, window)
+    if not starts:
+        raise MediaError(f"{name}: {codes.shape[1]} frames, fewer than the {window} of window_seconds")
+    return {f"{name}@{start}": codes[:, start : start + window] for start in starts}
 
 
 def _join(parts: Sequence[PartIndex], spec: TokenSpec, build: str) -> Index:

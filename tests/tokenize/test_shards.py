@@ -505,3 +505,25 @@ def test_manifest_splits_of_shards(recordings, tmp_path):
         assert len(shards) == count and len(shards.skipped) == skipped
     assert shards.skipped[0].reason.startswith(f"{recordings}/table.csv:13: ")
     (recordings / "table.csv").unlink()
+
+
+def test_long_sounds_are_cut_into_windows(recordings, tmp_path):
+    tokenizer = FakeTokenizer()
+    whole = build_shards(make_config(recordings, tmp_path / "w"), tokenizer)
+    seconds = 5 * HOP / RATE
+    cut = build_shards(make_config(recordings, tmp_path / "c", window_seconds=seconds), tokenizer)
+    assert set(cut.lengths.tolist()) == {5} and set(cut.texts()) == {None}
+    assert cut.label_names == whole.label_names
+    pieces = [cut.item(number) for number in range(len(cut))]
+    for number in range(len(whole)):
+        item = whole.item(number)
+        mine = [piece for piece in pieces if piece.id.startswith(f"{item.id}@")]
+        frames = item.codes.shape[1] // 5 * 5
+        assert [piece.id for piece in mine] == [f"{item.id}@{start}" for start in range(0, frames, 5)]
+        assert all(piece.label == item.label for piece in mine)
+        if mine:
+            assert torch.equal(torch.cat([piece.codes for piece in mine], 1), item.codes[:, :frames])
+        else:
+            assert item.id in [entry.id for entry in cut.skipped]
+    with pytest.raises(ValueError, match="shards of another corpus, tokenizer or setting"):
+        build_shards(make_config(recordings, tmp_path / "c"), tokenizer)
