@@ -98,10 +98,12 @@ def _folder(name: str | Path) -> Path:
 
 def report_skipped(reasons: Sequence[str], total: int) -> None:
     """Say on stderr which of `total` files were left out, the first of them one a line."""
+    from ..tokenize.printable import printable  # shards made elsewhere hold reasons of others
+
     if not reasons:
         return
     for reason in reasons[:MAX_LISTED]:
-        print(f"skipped: {reason}", file=sys.stderr)
+        print(f"skipped: {printable(reason)}", file=sys.stderr)
     if len(reasons) > MAX_LISTED:
         print(f"skipped: {len(reasons) - MAX_LISTED} more", file=sys.stderr)
     print(f"tessera: {len(reasons)} of {total} items could not be used", file=sys.stderr)

@@ -18,6 +18,7 @@ from pydantic import Field, PositiveInt, Tag, model_validator
 from torch import Tensor, nn
 
 from .config import GrowingConfig, kind_or
+from .names import ShownName
 from .quantizer import Quantized, QuantizerConfig, make_quantizer
 from .sound_dac import DACConfig, DACDecoder
 from .sound_fused import PLAIN_ENCODERS, FusedConfig, FusedEncoder, PlainPartConfig
@@ -51,7 +52,7 @@ class AudioTokenizerConfig(GrowingConfig):
     added: ClassVar[frozenset[str]] = frozenset({"channels"})
 
     kind: Literal["audio"] = "audio"
-    name: str
+    name: ShownName
     sample_rate: PositiveInt = 16000
     channels: int = Field(default=1, ge=1, le=8)
     """1: mono, files with more are mixed down. 2: stereo, mono files are repeated."""

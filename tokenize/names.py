@@ -38,6 +38,16 @@ FolderName = Annotated[
 """A config's name for a folder on any system: letters, digits, dot, dash and underscore, not a dot at either end."""
 
 
+def _is_shown(name: str) -> str:
+    if not name.isprintable() or len(name) > MAX_BYTES:
+        raise ValueError(f"'{printable(name, 80)}' is no name to print; use at most {MAX_BYTES} printable characters")
+    return name
+
+
+ShownName = Annotated[str, AfterValidator(_is_shown)]
+"""A name that messages show as it is, such as a tokenizer's."""
+
+
 def output_stems(names: Iterable[str]) -> list[str]:
     """A file name without extension for each name of an item, none twice, whatever the names are.
 

@@ -18,6 +18,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from .config import GrowingConfig, LayerCount
+from .names import ShownName
 from .picture_conditioned import ConditionedConfig, ConditionedDecoder, ConditionedEncoder
 from .picture_convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
 from .picture_merged import MergedConfig, MergedDecoder, MergedEncoder
@@ -59,7 +60,7 @@ class PictureTokenizerConfig(GrowingConfig):
     added: ClassVar[frozenset[str]] = frozenset({"encoder", "decoder"})
 
     kind: Literal["picture"] = "picture"
-    name: str
+    name: ShownName
     height: PositiveInt
     width: PositiveInt
     channels: PositiveInt = 3

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from .config import Config, GrowingConfig
+from .names import ShownName
 
 
 class AudioGeometry(Config):
@@ -50,7 +51,7 @@ Geometry = Annotated[AudioGeometry | PictureGeometry, Field(discriminator="kind"
 class TokenSpec(Config):
     """Travels with every shard and every model; codes are only meaningful to the tokenizer with this fingerprint."""
 
-    name: str
+    name: ShownName
     cardinalities: tuple[Annotated[int, Field(ge=1, le=1 << 32)], ...] = Field(min_length=1, max_length=1024)
     """Codes per codebook, coarse codebook first."""
     geometry: Geometry
