@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import sys
 from collections.abc import Sequence
@@ -21,13 +22,14 @@ class OpenConfig:
 
     path: Path
     data: Any
-    """What is in it, with the overrides."""
+    """What is in the file."""
+    sets: Sequence[str]
 
     def read_as(self, model: type[C]) -> C:
-        """As an object; raises ConfigError as `check_config`."""
-        from ..tokenize.config import check_config
+        """As an object, with the overrides; raises ConfigError as `read_config`."""
+        from ..tokenize.config import build_config
 
-        return check_config(self.data, model, str(self.path))
+        return build_config(copy.deepcopy(self.data), model, self.sets, str(self.path), _with_shipped)
 
 
 def open_config(config: str, kind: str, sets: Sequence[str]) -> OpenConfig:
@@ -49,13 +51,13 @@ def open_config(config: str, kind: str, sets: Sequence[str]) -> OpenConfig:
     from ..tokenize.recognise import CONFIG_KINDS, config_kind
 
     path = find_config(config, kind)
-    data = override(read_yaml(path), sets)
-    found = config_kind(data)
+    data = read_yaml(path)
+    found = config_kind(override(copy.deepcopy(data), sets))
     if found is not None and found != kind:
         what, command = CONFIG_KINDS[found]
         needed, own = CONFIG_KINDS[kind]
         raise ConfigError(f"{config}: this is {what}, {own} needs {needed}; use it with: {command} {config}")
-    return OpenConfig(path, _with_shipped(data))
+    return OpenConfig(path, data, sets)
 
 
 def find_config(config: str, kind: str | None = None) -> Path:

@@ -9,7 +9,7 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
@@ -92,11 +92,22 @@ def read_config(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
     Raises:
         ConfigError: unreadable YAML, unknown keys, wrong types or values. FileNotFoundError: no such file.
     """
-    data = read_yaml(path)
+    return build_config(read_yaml(path), kind, sets, str(path))
+
+
+def build_config(
+    data: Any, kind: type[C], sets: Sequence[str], where: str, resolve: Callable[[Any], Any] | None = None
+) -> C:
+    """`read_config` of data already read from a file; it is changed.
+
+    Args:
+        where: begins the message of an error.
+        resolve: what is done to the data between the overrides and the check.
+    """
     before = copy.deepcopy(data)
     data = override(data, sets)
     drop_old_fields(data, before, sets, lambda place: _fields_at(kind, place))
-    return check_config(data, kind, str(path))
+    return check_config(data if resolve is None else resolve(data), kind, where)
 
 
 def check_config(data: Any, kind: type[C], where: str = "config") -> C:

@@ -1,5 +1,6 @@
 """Shipped configs: listed, shown, copied, found by name from an empty folder, and never taken for another verb's."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,15 @@ def test_data_that_come_with_the_package_are_found(tmp_path):
         open_config("digits/shards", "shards", []).read_as(ShardsConfig).corpus.path
         == "samples/digits/train.safetensors"
     )
+
+
+def test_another_kind_leaves_the_fields_of_the_old_one_behind(tmp_path):
+    from tessera.train.lm_config import TrainConfig
+
+    text = (CONFIGS / "digits" / "lm.yaml").read_text() + "engine: {kind: deepspeed, zero_stage: 2}\n"
+    (tmp_path / "own.yaml").write_text(re.sub(r"(?m)^engine:(?! \{kind: deepspeed, zero).*\n( .*\n)*", "", text))
+    read = open_config("own.yaml", "lm", ["engine.kind=torch"]).read_as(TrainConfig)
+    assert read.engine.kind == "torch"
 
 
 @pytest.mark.parametrize(
