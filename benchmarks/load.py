@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 
 import tessera
-from tessera.generate.model import BUNDLED, find_model
+from tessera.generate.model import find_model
 from tessera.lm.heads import ParallelHeadConfig
 from tessera.lm.inputs import EmbeddingInputConfig
 from tessera.lm.model import TokenLM
 from tessera.lm.weights import load_model, save_model
+from tessera.tokenize.bundled import BUNDLED
 
 
 def make_large(folder: Path) -> Path:

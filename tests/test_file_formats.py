@@ -26,11 +26,11 @@ from typing import Any
 import pytest
 import torch
 
-from tessera.generate.model import BUNDLED
 from tessera.lm.coarse import cluster_codes, load_clustering
 from tessera.lm.coder_net import load_coder
 from tessera.lm.compressed_file import read_compressed, write_compressed
 from tessera.lm.weights import load_model
+from tessera.tokenize.bundled import BUNDLED
 from tessera.tokenize.codes_file import CodesItem, read_codes, write_codes
 from tessera.tokenize.shards import Shards
 from tessera.tokenize.tokenizer import load_tokenizer

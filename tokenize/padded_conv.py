@@ -205,6 +205,10 @@ def fold_norms(net: nn.Module) -> None:
     """Make every split weight one tensor again, in place: what a frozen network keeps and stores."""
     for module in net.modules():
         if parametrize.is_parametrized(module, "weight"):
+            # torch takes the property "weight" off the module's class, which copies of the module share.
+            kind = type(module)
+            own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+            module.__class__ = type(kind.__name__, kind.__bases__, own)
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 

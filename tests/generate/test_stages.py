@@ -145,6 +145,7 @@ def test_the_model_of_the_labels_alone_makes_sketches(folder):
 def test_the_command_line(folder, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--label", "star", "-n", "2", "--passes", "2", "--fine-temperature", "0.5,1,1", "-o", str(out)]
+    arguments += ["--scale", "1"]
     assert run(["generate", str(folder / "fine"), *arguments]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["0000.png", "0001.png"]
     load(folder / "fine").generate(label="star", n=2, passes=2, fine_temperature=[0.5, 1.0, 1.0]).save(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tessera.generate.model import BUNDLED
 from tessera.lm.coarse import cluster_codes
+from tessera.tokenize.bundled import BUNDLED
 from tessera.tokenize.tokenizer import load_tokenizer
 
 SCRIPT = Path(__file__).with_name("lying_configs.py")

@@ -16,8 +16,12 @@ HOLD = """
 import os, sys, time
 from tessera.tokenize.folder_lock import lock_folder
 with lock_folder(sys.argv[1], "tessera holds"):
-    if "fork" in sys.argv and os.fork() == 0:
-        time.sleep(60)
+    if "fork" in sys.argv:
+        ready, done = os.pipe()
+        if os.fork() == 0:
+            os.write(done, b"x")
+            time.sleep(60)
+        os.read(ready, 1)  # the child runs, and has closed what it inherited
     if "start" in sys.argv:
         import subprocess
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)

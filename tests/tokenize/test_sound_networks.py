@@ -1,5 +1,6 @@
 """Laws of every part of a sound network: exact in any company and as a stream, and honest about what it reads."""
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from tessera.tokenize.audio_net import SOUND_DECODERS, SOUND_ENCODERS, AudioNet, AudioTokenizerConfig
 from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.padded_conv import pad_signal, plain_state, set_plain
+from tessera.tokenize.padded_conv import fold_norms, normed, pad_signal, plain_state, set_plain
 from tessera.tokenize.stages import StagesStream, run_stages
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
@@ -313,3 +314,15 @@ def test_padding_stands_at_the_signal_s_own_ends():
 def test_parts_that_do_not_fit_have_one_clear_error(change, message):
     with pytest.raises(ConfigError, match=message):
         sound(change.get("encoder", PARTS["seanet"]), change.get("decoder"), window=change.get("window", 32))
+
+
+def test_folding_a_copy_leaves_the_network_as_it_is():
+    """A tokenizer is frozen from a copy while its training goes on."""
+    layer = normed(torch.nn.Conv1d(2, 3, 3), "weight")
+    x = torch.randn(1, 2, 8)
+    wanted, copied = layer(x), copy.deepcopy(layer)
+    fold_norms(copied)
+    torch.testing.assert_close(copied(x), wanted)
+    assert layer(x).equal(wanted)
+    fold_norms(layer)
+    assert layer.weight.equal(copied.weight) and type(layer) is type(copied) is torch.nn.Conv1d

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tessera.generate.model import BUNDLED
 from tessera.samples.make_speech import DIGITS, PHRASES
+from tessera.tokenize.bundled import BUNDLED
 from tessera.tokenize.config import ConfigError, check_config
 from tessera.tokenize.files import read_json
 from tessera.tokenize.text import ByteTextConfig, SentencePieceConfig, load_text, make_text
