@@ -17,6 +17,7 @@ import torch
 
 from ..lm.buckets import bucket
 from ..lm.model import TokenLM
+from ..lm.weight_stamp import structure_of
 from .compiled import compiled
 from .graph import recorded
 from .leaves import signature, tensors_in
@@ -128,6 +129,8 @@ def programs_of(lm: TokenLM) -> Programs:
 
 
 def _weights(lm: TokenLM) -> int:
-    """Changes when the model's weights are moved or replaced, not when their values change."""
+    """Changes when the model's weights are moved or its modules replaced, not when the weights' values change: programs
+    read them where they are."""
     tensors = [*lm.parameters(), *lm.buffers()]
-    return hash(tuple((tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in tensors))
+    where = tuple((tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in tensors)
+    return hash((where, structure_of(lm)))

@@ -187,6 +187,7 @@ class DepthHead(nn.Module):
         return self.stages
 
     def start(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        self.transformer.refresh()
         layers, kv_heads, J, head_width = self.cache_shape
         return KVCache(layers, num_rows, kv_heads, J, head_width, dtype, device)
 

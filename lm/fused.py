@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ from . import skinny
 from .cache import Cache
 from .sight import Sight
 from .skinny import NORMS, Layer, Matrix, Norm, Past
-from .transformer import GELU, Block, Memory, RMSNorm, SwiGLU, Transformer
+from .transformer import GELU, Block, CrossAttention, Memory, RMSNorm, SelfAttention, SwiGLU, Transformer
 from .triton_steps import TritonStack, takes_device
+from .weight_stamp import hash_of, is_altered
 
 NUMBERS = (torch.float32, torch.bfloat16)
+KNOWN_NORMS = (RMSNorm, nn.LayerNorm)
 
 
 class FusedBlock:
@@ -36,13 +39,26 @@ class FusedBlock:
 
     def __init__(self, block: Block):
         self.block = block
+        self._made_for = self._key()
+        """Where all that it reads is, and numbers that are copied; None: there are parts it does not know."""
         # Each is set whole, and held by who uses it: several threads may generate at the same time.
         self._layer: Layer | None = None
         self._memory: tuple[Tensor, Sight, Past, Tensor | None] | None = None
 
     def __getstate__(self) -> dict:
         """Without the addresses: a copy has its own."""
-        return {"block": self.block, "_layer": None, "_memory": None}
+        made_for = None if self._made_for is None else ()
+        return {"block": self.block, "_layer": None, "_memory": None, "_made_for": made_for}
+
+    def refresh(self, block: Block) -> None:
+        """Describe the block anew where its layers or norms are not where or what they were."""
+        key = self._key()
+        if key != self._made_for:
+            self._layer, self._made_for = None, key
+
+    def _key(self) -> tuple | None:
+        parts = _parts_of(self.block)
+        return None if parts is None else (*(layer.pointers for layer in parts[0]), *map(_norm_key, parts[1]))
 
     @property
     def layer(self) -> Layer:
@@ -65,6 +81,7 @@ class FusedBlock:
             described, kept = described_norm(norm)
             setattr(layer, name, described)
             layer.kept += kept
+        layer.kept += [buffer for part in _linears(self.block) for buffer in part.buffers()]
         layer.width, layer.gated = attention.qkv.in_features, isinstance(ffn, SwiGLU)
         layer.heads, layer.groups, layer.head_width = attention.heads, attention.kv_heads, attention.head_width
         return layer
@@ -75,6 +92,7 @@ class FusedBlock:
             x.shape[1] == 1
             and x.shape[0] <= skinny.MAX_ROWS
             and x.dtype in NUMBERS
+            and self._made_for is not None
             and (table is None or table.dtype == torch.complex64)
             and (memory is None or self.block.cross is None or memory.keys[0].dtype == x.dtype)
             and not torch.compiler.is_compiling()
@@ -134,17 +152,35 @@ class FusedStack:
 
     def __init__(self, blocks: Sequence[FusedBlock], last: nn.Module):
         self.blocks, self.last = blocks, last
+        self._made_for = self._key()
         # As in a block.
         self._described: tuple[Any, Norm, list[Tensor]] | None = None
         self._memory: tuple[Memory, Any, list[Tensor | None]] | None = None
 
     def __getstate__(self) -> dict:
         """Without the addresses: a copy has its own."""
-        return {"blocks": self.blocks, "last": self.last, "_described": None, "_memory": None}
+        made_for = None if self._made_for is None else ()
+        return {"blocks": self.blocks, "last": self.last, "_described": None, "_memory": None, "_made_for": made_for}
+
+    def refresh(self, transformer: Transformer) -> None:
+        """As `FusedBlock.refresh`, once the blocks are refreshed."""
+        blocks: list[Any] = [block.fused for block in transformer.blocks]
+        if blocks != list(self.blocks) or self.last is not transformer.norm:
+            self.blocks, self.last = blocks, transformer.norm
+        key = self._key()
+        if key != self._made_for:
+            self._described, self._made_for = None, key
+
+    def _key(self) -> tuple | None:
+        keys = [block._made_for if isinstance(block, FusedBlock) else None for block in self.blocks]
+        known = None not in keys and type(self.last) in KNOWN_NORMS and not is_altered(self.last)
+        return (*keys, _norm_key(self.last)) if known else None
 
     def __call__(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> Tensor | None:
         """One step: x [B, 1, D] -> [B, 1, D], normed, with its keys and values in the cache, which has begun the
         position and is to be advanced; None where this step has to go block by block."""
+        if self._made_for is None:
+            return None
         first = self.blocks[0]
         place = cache.place() if cache.turned and first.takes(x, table, memory) else None
         if place is None or isinstance(place.index, Tensor) or place.keys.dtype != x.dtype:
@@ -189,8 +225,7 @@ def fuse_all(transformer: Transformer) -> FusedStack | TritonStack | None:
     if weight.is_cuda:
         return TritonStack(transformer) if takes_device(weight) else None
     blocks: list[Any] = [block.fused for block in transformer.blocks]
-    known = type(transformer.norm) in (RMSNorm, nn.LayerNorm)
-    return FusedStack(blocks, transformer.norm) if known and all(blocks) else None
+    return FusedStack(blocks, transformer.norm) if type(transformer.norm) in KNOWN_NORMS and all(blocks) else None
 
 
 def described_norm(norm: nn.Module | None) -> tuple[Norm, list[Tensor]]:
@@ -207,15 +242,36 @@ def described_norm(norm: nn.Module | None) -> tuple[Norm, list[Tensor]]:
 
 def fuse(block: Block) -> Callable[..., Tensor] | None:
     """The block's fused steps; None where it has parts that skinny.c does not know."""
+    return None if _parts_of(block) is None else FusedBlock(block)
+
+
+def _parts_of(block: Block) -> tuple[list[Any], list[nn.Module | None]] | None:
+    """The linear layers and norms of a block; None where it has parts that skinny.c does not know."""
+    attention, cross, ffn = block.attention, block.cross, block.ffn
+    if type(attention) is not SelfAttention or type(cross) not in (CrossAttention, NoneType):
+        return None
+    if type(ffn) not in (SwiGLU, GELU) or attention.head_width % 16 or any(map(is_altered, block.modules())):
+        return None
+    norms = [block.attention_norm, attention.query_norm, attention.key_norm, block.cross_norm, block.ffn_norm]
+    norms += [] if cross is None else [cross.query_norm]
+    layers = _linears(block)
+    known = all(norm is None or type(norm) in KNOWN_NORMS for norm in norms)
+    return (layers, norms) if known and all(getattr(layer, "tiles", False) for layer in layers) else None
+
+
+def _linears(block: Block) -> list[Any]:
     attention, cross, ffn = block.attention, block.cross, block.ffn
     layers = [attention.qkv, attention.out, *([cross.query, cross.out] if cross is not None else [])]
-    if not isinstance(ffn, SwiGLU | GELU):
-        return None
-    layers += [ffn.gate_up if isinstance(ffn, SwiGLU) else ffn.up, ffn.down]
-    norms = [block.attention_norm, block.cross_norm, block.ffn_norm]
-    known = all(norm is None or type(norm) in (RMSNorm, nn.LayerNorm) for norm in norms)
-    tiles = all(getattr(layer, "tiles", False) for layer in layers)
-    return FusedBlock(block) if known and tiles and attention.head_width % 16 == 0 else None
+    return [*layers, ffn.gate_up if isinstance(ffn, SwiGLU) else ffn.up, ffn.down]  # type: ignore[union-attr]
+
+
+def _norm_key(norm: Any) -> tuple:
+    """Where a norm's numbers are, or what they are where skinny.c is given a copy."""
+    if norm is None:
+        return ()
+    read = [x for x in (norm.weight, getattr(norm, "bias", None)) if x is not None]
+    copied = any(x.dtype != torch.float32 or not x.is_contiguous() for x in read)
+    return type(norm), norm.eps, *((hash_of(x) if copied else x.data_ptr()) for x in read)
 
 
 def _described(layer: nn.Module) -> Matrix:

@@ -238,6 +238,7 @@ class TokenLM(nn.Module):
             raise ValueError("the model has no conditions, so the number of rows must be said; pass num_rows")
         if num_frames is None and isinstance(self.spec.geometry, PictureGeometry):
             num_frames = self.spec.geometry.num_frames
+        self.transformer.refresh()
         joined, first = self._take_first(self._conditions_as_in_eval(batch))
         if steady and num_frames is not None:
             num_frames = torch.tensor(num_frames, device=self.device)

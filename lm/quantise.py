@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from . import skinny, triton_steps
 from .attention import auto, sdpa
 from .fused import fuse, fuse_all
-from .linear import linear
+from .linear import Linear, linear
 from .parallel import ParallelHead
 from .sight import Sight
 from .skinny import skinny_linear
@@ -190,11 +190,17 @@ class PackedLinear(nn.Module):
     @property
     def described(self) -> skinny.Matrix:
         """What the kernels are told, where the numbers lie in tiles."""
-        if self._described is None or self._described.weight != self.numbers.data_ptr():
-            self._described = skinny.matrix_of(
+        described, pointers = self._described, self.pointers
+        if described is None or (described.weight, described.scales, described.bias) != pointers:
+            self._described = described = skinny.matrix_of(
                 self.numbers, self.scales, self.bias, self.kind, self.in_features, self.out_features, self.group
             )
-        return self._described
+        return described
+
+    @property
+    def pointers(self) -> tuple[int | None, ...]:
+        """Where numbers, scales and bias are."""
+        return tuple(None if x is None else x.data_ptr() for x in (self.numbers, self.scales, self.bias))
 
     def __getstate__(self) -> dict:
         """Without the addresses: a copy has its own."""
@@ -277,7 +283,7 @@ def transformers_of(part: nn.Module) -> list[Transformer]:
 def _pack_layers(part: nn.Module, weights: WeightsName) -> None:
     for module in list(part.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
+            if type(child) in (nn.Linear, Linear):  # another class may do more than multiply
                 setattr(module, name, PackedLinear(child.weight, child.bias, weights))
 
 

@@ -21,6 +21,7 @@ from .model import TokenLM
 from .quantise import WeightsName, pack_transformer_, transformers_of
 from .stages import CoarseToFine
 from .transformer import Memory, Transformer
+from .weight_stamp import stamp_of
 
 MOST_BYTES = 1 << 28
 """Of a transformer that is copied: the backbone, a depth head's own."""
@@ -28,28 +29,42 @@ NAMES: dict[torch.dtype, WeightsName] = {torch.float32: "float32", torch.bfloat1
 
 
 class QuickStack:
-    """Single steps of a few rows, by copies of a transformer's matrices.
-
-    Args:
-        transformer: as it is now; a later change of its weights is not seen.
-    """
+    """Single steps of a few rows, by copies of a transformer's matrices, which `refresh` keeps up to date."""
 
     def __init__(self, transformer: Transformer):
-        dtype = next(transformer.parameters()).dtype
-        self.stack: Any = pack_transformer_(copy.deepcopy(transformer), NAMES[dtype]).fused
+        self._made: tuple[tuple | None, Any] = (None, None)
+        """What the copies were made of, and the steps; set whole, as several threads may generate at the same time."""
+        self.refresh(transformer)
+
+    def refresh(self, transformer: Transformer) -> None:
+        """Copy the matrices anew where the transformer is not what it was; where it has parts that cannot be copied, or
+        is not on the CPU, there are no quick steps."""
+        stamp = stamp_of(transformer)
+        if stamp != self._made[0]:
+            self._made = stamp, None if stamp is None else _copied(transformer)
 
     def __call__(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> Tensor | None:
         """As `fused.FusedStack`."""
+        stack = self._made[1]
         plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu")
-        return None if plain or self.stack is None else self.stack(x, table, cache, memory)
+        return None if plain or stack is None else stack(x, table, cache, memory)
+
+
+def _copied(transformer: Transformer) -> Any:
+    """Fused steps of a copy; None where there are none."""
+    name = NAMES.get(next(transformer.parameters()).dtype)
+    if name is None:
+        return None
+    copied = copy.deepcopy(transformer, {id(transformer.fused): None})
+    return pack_transformer_(copied, name).fused
 
 
 def quicken_(lm: AnyLM) -> AnyLM:
     """Make single steps of a small model on a CPU quick, where there is a C compiler; in place, for inference.
 
-    Sums are in another order, so results may differ in their last bits. The copies are forgotten when the model goes
-    into training (`lm.train()`). Masked and next-scale models read many rows at once and are left alone; of a
-    coarse-to-fine model the first stage is quickened.
+    Sums are in another order, so results may differ in their last bits. Where weights have changed, the next generation
+    copies them anew; the copies are forgotten when the model goes into training (`lm.train()`). Masked and next-scale
+    models read many rows at once and are left alone; of a coarse-to-fine model the first stage is quickened.
     """
     if isinstance(lm, CoarseToFine):
         quicken_(lm.coarse)

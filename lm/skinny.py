@@ -251,6 +251,7 @@ class Library:
     project: Any = None
     finish: Any = None
     stack: Any = None
+    hash: Any = None
     why_not: str = ""
 
 
@@ -267,6 +268,7 @@ def _functions(loaded: ctypes.CDLL) -> Library:
     pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     matrix, past, layer = ctypes.POINTER(Matrix), ctypes.POINTER(Past), ctypes.POINTER(Layer)
     arguments = {
+        "hash": [pointer, number, ctypes.POINTER(ctypes.c_uint64)],
         "linear": [matrix, pointer, pointer, number, integer, integer],
         "attention": [past, pointer, pointer, number, number, number, number, integer],
         "project": [layer, *[pointer] * 5, number, integer, number, integer, integer],

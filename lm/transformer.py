@@ -296,6 +296,13 @@ class Transformer(nn.Module):
             cache.advance(x.shape[1])
         return self.norm(x)
 
+    def refresh(self) -> None:
+        """Bring what was made of the weights up to date with them; asked for before a generation."""
+        for part in (*self.blocks, self):
+            refresh = getattr(part.fused, "refresh", None)
+            if refresh is not None:
+                refresh(part)
+
     def train(self, mode: bool = True) -> Transformer:
         """As `nn.Module.train`; going into training, forget copies of the weights as they were."""
         if mode:

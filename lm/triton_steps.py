@@ -10,6 +10,7 @@ import functools
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
+from types import NoneType
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import Cache, Place
+from .linear import Linear
 from .sight import Rows
-from .transformer import GELU, Block, Memory, RMSNorm, SwiGLU, Transformer
+from .transformer import GELU, Block, CrossAttention, Memory, RMSNorm, SelfAttention, SwiGLU, Transformer
+from .weight_stamp import is_altered, structure_of
 
 MAX_ROWS = 4
 """More rows are left to the libraries' products, and those of packed weights to the blocks."""
@@ -86,7 +89,7 @@ class Matrix:
 
 def matrix_of(layer: nn.Module) -> Matrix | None:
     """A layer as the kernels read it; None where they cannot."""
-    if isinstance(layer, nn.Linear):
+    if type(layer) in (nn.Linear, Linear):
         weight = layer.weight.detach()
         fits = weight.is_contiguous() and weight.dtype in NUMBERS
         return Matrix(weight, None, layer.bias, *weight.shape) if fits else None
@@ -277,10 +280,18 @@ class TritonStack:
         self.transformer = transformer
         self._steps: list[Steps] | None = None
         self._made_for: tuple[int, ...] = ()
+        self._structure: tuple = ()
 
     def __getstate__(self) -> dict:
         """Without the tensors: a copy has its own."""
-        return {"transformer": self.transformer, "_steps": None, "_made_for": ()}
+        return {"transformer": self.transformer, "_steps": None, "_made_for": (), "_structure": ()}
+
+    def refresh(self, transformer: Transformer) -> None:
+        """Look at the blocks anew where there are other modules, settings or hooks; moved weights are seen by `steps`,
+        changed ones are read where they are."""
+        structure = structure_of(transformer)
+        if structure != self._structure:
+            self._structure, self._made_for = structure, ()
 
     @property
     def steps(self) -> list[Steps] | None:
@@ -324,7 +335,11 @@ class TritonStack:
 def steps_of(block: Block) -> Steps | None:
     """A block as the kernels read it; None where they cannot."""
     attention, cross, ffn = block.attention, block.cross, block.ffn
-    if not isinstance(ffn, SwiGLU | GELU) or attention.head_width & (attention.head_width - 1):
+    if type(ffn) not in (SwiGLU, GELU) or attention.head_width & (attention.head_width - 1):
+        return None
+    if type(attention) is not SelfAttention or type(cross) not in (CrossAttention, NoneType):
+        return None
+    if any(map(is_altered, block.modules())):
         return None
     up = ffn.gate_up if isinstance(ffn, SwiGLU) else ffn.up
     act = 2 if isinstance(ffn, SwiGLU) else 1
