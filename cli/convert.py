@@ -70,13 +70,16 @@ def _read_public(source: Path, target: Path, to: str | None, tokenizer: str | No
     layout, opened = layout_of(name), None if tokenizer is None else open_tokenizer(tokenizer)
     lm = layout.load(source, None if opened is None else opened.spec)
     labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
+    defaults = layout.defaults
+    if any(condition.dropout == 0 for condition in lm.config.conditions):  # it knows no generation without
+        defaults = defaults.model_copy(update={"guidance": 1.0})
     made = f"Converted from a {name} checkpoint by `tessera convert`."
     if opened is None:
         card = f"# {target.name}\n\n{made} {layout.left_out.capitalize()} is not in it.\n"
-        save_lm(target, lm, labels, layout.defaults, card, dtype)
+        save_lm(target, lm, labels, defaults, card, dtype)
         read = f'tessera.lm.weights.load_lm("{target}")'
     else:
-        save_model(target, lm, opened, None, labels, layout.defaults, f"# {target.name}\n\n{made}\n", dtype)
+        save_model(target, lm, opened, None, labels, defaults, f"# {target.name}\n\n{made}\n", dtype)
         read = f'tessera.load("{target}")'
     size = f"{lm.num_parameters / 1e6:.1f} M parameters"
     print(f"{target}: {name}, {size}; left out: {layout.left_out}", file=sys.stderr)

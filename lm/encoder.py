@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..tokenize.config import ConfigError
 from .attention import sdpa
 from .rope import rotary_table
 from .transformer import Transformer
@@ -15,9 +16,16 @@ class Encoder(Transformer):
 
     Args:
         layers: 1 or more. rope_base: of its positions, counted from the first token.
+    Raises:
+        ConfigError: heads of an odd width.
     """
 
     def __init__(self, width: int, heads: int, layers: int, rope_base: float):
+        if width // heads % 2:
+            raise ConfigError(
+                f"conditions: layers {layers} turns the numbers of a head in pairs, but a head is {width // heads} "
+                f"wide (lm.width {width}, lm.heads {heads}); choose an even number, or layers 0"
+            )
         super().__init__(
             width=width,
             layers=layers,

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ..tokenize.config import make_config
 from ..tokenize.files import read_json, write_json, write_safetensors
 from ..tokenize.spec import AudioGeometry, TokenSpec
 from .arrange import SpecialsConfig
@@ -127,11 +128,17 @@ def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, wher
     }
     for key, allowed in refused.items():
         if decoder.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{where}: {key} is {decoder[key]!r}; only {allowed[-1]!r} is known here")
+            known = " or ".join(repr(one) for one in allowed if one is not None)
+            raise ValueError(f"{where}: {key} is {decoder[key]!r}; only {known} is known here")
     books, channels = decoder["num_codebooks"], decoder.get("audio_channels", 1)
     if books % channels:
         raise ValueError(f"{where}: {books} codebooks cannot be shared by {channels} channels")
-    return LMConfig(
+    rate = decoder.get("dropout", 0.0)
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise ValueError(f"{where}: dropout must be a number, found {rate!r}")
+    return make_config(
+        LMConfig,
+        where,
         width=width,
         layers=decoder["num_hidden_layers"],
         heads=decoder["num_attention_heads"],
@@ -139,12 +146,14 @@ def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, wher
         feed_forward="gelu",
         norm="layer",
         norm_eps=1e-5,
-        dropout=float(decoder.get("dropout", 0.0)),
+        dropout=float(rate),
         rope=SinusoidalConfig(),
         arrangement=DelayConfig(delays=tuple(k // channels for k in range(books))),
         specials=SpecialsConfig(start=0, pad=0),
         conditions=(
-            EmbeddingConditionConfig(
+            make_config(
+                EmbeddingConditionConfig,
+                where,
                 width=width if text_width is None else text_width,
                 projection="none" if text_width is None else "linear",
                 norm="none",
@@ -159,14 +168,21 @@ def musicgen_spec(described: dict[str, Any], where: str = "config.json") -> Toke
     """What the codes mean, as far as the config says; the codec itself is not loaded."""
     decoder = _decoder(described)
     codec = described.get("audio_encoder") or PUBLISHED_CODEC
+    codec = codec if isinstance(codec, dict) else {}
     rate, ratios = codec.get("sampling_rate"), codec.get("upsampling_ratios")
     if not isinstance(rate, int) or not isinstance(ratios, list) or not all(isinstance(r, int) for r in ratios):
         raise ValueError(f"{where}: audio_encoder has no sampling_rate or upsampling_ratios; pass spec=")
-    return TokenSpec(
+    return make_config(
+        TokenSpec,
+        where,
         name="musicgen-codec",
         cardinalities=(decoder["vocab_size"],) * decoder["num_codebooks"],
-        geometry=AudioGeometry(
-            sample_rate=rate, channels=decoder.get("audio_channels", 1), samples_per_frame=math.prod(ratios)
+        geometry=make_config(
+            AudioGeometry,
+            where,
+            sample_rate=rate,
+            channels=decoder.get("audio_channels", 1),
+            samples_per_frame=math.prod(ratios),
         ),
         fingerprint=UNKNOWN_CODEC,
     )
@@ -218,6 +234,7 @@ def _describe(lm: TokenLM) -> dict[str, Any]:
         "ffn_dim": config.num_ffn,
         "activation_function": "gelu",
         "dropout": config.dropout,
+        "max_position_embeddings": _positions(spec),
         "num_codebooks": spec.num_codebooks,
         "audio_channels": channels,
         "scale_embedding": False,
@@ -237,6 +254,13 @@ def _describe(lm: TokenLM) -> dict[str, Any]:
         wanted = wanted.model_copy(update={"conditions": (told,)})
     check_layout("MusicGen", config, wanted, spec.num_codebooks)
     return described
+
+
+def _positions(spec: TokenSpec) -> int:
+    """How many sinusoids transformers shall make, which fails beyond them: as in the published models, or more where
+    these would not do for 40 seconds."""
+    rate = spec.geometry.frame_rate if isinstance(spec.geometry, AudioGeometry) else 0
+    return max(2048, 1 << math.ceil(40 * rate).bit_length())
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -266,8 +290,8 @@ def _decoder(described: dict[str, Any]) -> dict[str, Any]:
 
 def _text_width(described: dict[str, Any], folder: Path) -> int | None:
     """Width of the text encoder's states; None where they need no linear layer."""
-    text = described.get("text_encoder") or {}
-    width = text.get("d_model", text.get("hidden_size"))
+    text = described.get("text_encoder")
+    width = text.get("d_model", text.get("hidden_size")) if isinstance(text, dict) else None
     if not isinstance(width, int):
         raise ValueError(f"{folder}/config.json: text_encoder has no d_model")
     decoder = _decoder(described)

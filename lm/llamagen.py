@@ -4,7 +4,8 @@ A folder with
 
     model.safetensors    the tensors by LlamaGen's names: `tok_embeddings.weight`, `layers.0.attention.wqkv.weight`, ...
     config.json          {"model_type": "llamagen", "image_size": 256}, and where they differ from a released model's
-                         `downsample_size` (16) and `n_head`
+                         `downsample_size` (16), `n_head` and `num_classes` (1000) or `class_dropout_prob` (0.1; 0: the
+                         class table has no row for "no class", so there is no guidance)
 
 The released files are pickles, which are not loaded here. Where you trust one, write the folder with torch:
 
@@ -20,11 +21,13 @@ Source: tensor names and mathematics of LlamaGen (arXiv:2406.06525), FoundationV
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..tokenize.config import make_config
 from ..tokenize.files import read_json, write_json, write_safetensors
 from ..tokenize.spec import PictureGeometry, TokenSpec
 from .arrange import SpecialsConfig
@@ -44,6 +47,9 @@ LLAMAGEN_DEFAULTS = GenerationDefaults(guidance=4.0, top_k=2000)
 
 HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
 """Heads of the models that LlamaGen defines, by their width."""
+
+RELEASED_CLASSES = 1000
+"""Of ImageNet; their tables have one row more, for no class."""
 
 IGNORED = ("freqs_cis",)
 """Rotations that older files hold."""
@@ -70,21 +76,25 @@ def load_llamagen(
     where = find_weights(folder)
     shapes = {name: shape for file in set(where.values()) for name, shape in header_shapes(file).items()}
     codes, width = _matrix(shapes, "tok_embeddings.weight", folder)
-    classes = _matrix(shapes, "cls_embedding.embedding_table.weight", folder)[0] - 1
+    rows = _matrix(shapes, "cls_embedding.embedding_table.weight", folder)[0]
+    classes, class_dropout = _classes(described, rows, folder / "config.json")
     ffn = _matrix(shapes, "layers.0.feed_forward.w1.weight", folder)[0]
-    rows = _matrix(shapes, "layers.0.attention.wqkv.weight", folder)[0]
+    projected = _matrix(shapes, "layers.0.attention.wqkv.weight", folder)[0]
     heads = described.get("n_head", HEADS.get(width))
     if heads is None:
         raise ValueError(f"{folder}: no released model is {width} wide; write its heads in config.json as n_head")
-    spec = spec or llamagen_spec(codes, described["image_size"], described.get("downsample_size", 16))
+    sizes = described["image_size"], described.get("downsample_size", 16)
+    spec = spec or llamagen_spec(codes, *sizes, str(folder / "config.json"))
     if spec.cardinalities != (codes,) or not isinstance(spec.geometry, PictureGeometry):
         raise ValueError(
             f"{folder}: the model has one codebook of {codes} codes of pictures, the tokenizer '{spec.name}' "
             f"{list(spec.cardinalities)} of {spec.geometry.kind}; pass the spec of the tokenizer it was trained with"
         )
     layers = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
-    key_heads = (rows - width) // 2 * heads // width
-    config = llamagen_config(width, layers, heads, key_heads, ffn, classes)
+    key_heads = (projected - width) // 2 * heads // width
+    config = llamagen_config(
+        width, layers, heads, key_heads, ffn, classes, class_dropout=class_dropout, where=str(folder / "config.json")
+    )
     return read_lm(folder, where, llamagen_plan(config, spec), config, spec, IGNORED, device, dtype)
 
 
@@ -111,6 +121,8 @@ def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
         "image_size": geometry.height,
         "downsample_size": geometry.height // geometry.rows,
         "n_head": config.heads,
+        "num_classes": classes,
+        "class_dropout_prob": label.dropout if label is not None else 0.0,
     }
     tensors = their_tensors(lm, llamagen_plan(config, lm.spec))
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,9 +139,12 @@ def llamagen_config(
     classes: int,
     dropout: float = 0.1,
     class_dropout: float = 0.1,
+    where: str = "llamagen",
 ) -> LMConfig:
-    """A model of LlamaGen's kind."""
-    return LMConfig(
+    """A model of LlamaGen's kind; ConfigError begins with `where`."""
+    return make_config(
+        LMConfig,
+        where,
         width=width,
         layers=layers,
         heads=heads,
@@ -140,17 +155,20 @@ def llamagen_config(
         rope=GridRopeConfig(before="zero"),
         specials=SpecialsConfig(start=0, pad=0),
         start="condition",
-        conditions=(LabelConfig(classes=classes, dropout=class_dropout),),
+        conditions=(make_config(LabelConfig, where, classes=classes, dropout=class_dropout),),
     )
 
 
-def llamagen_spec(codes: int, image_size: int, downsample_size: int) -> TokenSpec:
-    """What the codes of a square picture mean; the tokenizer itself is not loaded."""
+def llamagen_spec(codes: int, image_size: int, downsample_size: int, where: str = "llamagen") -> TokenSpec:
+    """What the codes of a square picture mean; the tokenizer itself is not loaded. ConfigError begins with `where`."""
     side = image_size // downsample_size
-    return TokenSpec(
+    geometry = make_config(PictureGeometry, where, height=image_size, width=image_size, rows=side, columns=side)
+    return make_config(
+        TokenSpec,
+        where,
         name="llamagen-tokenizer",
         cardinalities=(codes,),
-        geometry=PictureGeometry(height=image_size, width=image_size, rows=side, columns=side),
+        geometry=geometry,
         fingerprint=UNKNOWN_TOKENIZER,
     )
 
@@ -177,7 +195,33 @@ def llamagen_plan(config: LMConfig, spec: TokenSpec) -> Plan:
     codes = spec.cardinalities[0]
     rows = shapes.pop("input.table.weight")[0]  # the special ids, which are never read, have rows as well
     plan = {name: equal(names[name], shape) for name, shape in shapes.items()}
+    label = config.conditions[0]
+    if label.dropout == 0:  # nor has a class that no row was ever without a row for none
+        name = "conditions.parts.label.table.weight"
+        plan[name] = (Piece(names[name][0], shapes[name][0] - 1), Piece(None, 1))
     return plan | {"input.table.weight": (Piece("tok_embeddings.weight", codes), Piece(None, rows - codes))}
+
+
+def _classes(described: dict[str, Any], rows: int, where: Path) -> tuple[int, float]:
+    """Classes and their dropout of a class table with so many rows: with a dropout, the last is of no class."""
+    classes, dropout = described.get("num_classes"), described.get("class_dropout_prob")
+    if classes is None and dropout is None and rows != RELEASED_CLASSES + 1:
+        warnings.warn(
+            f"{where}: the class table has {rows} rows, read as {rows} classes without a row for no class, so without "
+            f"guidance; where the last row is for no class, write num_classes {rows - 1} in the file",
+            stacklevel=3,
+        )
+        dropout = 0.0
+    if classes is None:
+        classes = rows if dropout == 0 else rows - 1
+    if dropout is None:
+        dropout = 0.0 if classes == rows else 0.1
+    if rows != classes + (dropout > 0):
+        raise ValueError(
+            f"{where}: num_classes {classes} with class_dropout_prob {dropout} makes a class table of "
+            f"{classes + (dropout > 0)} rows, but it has {rows}"
+        )
+    return classes, float(dropout)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -187,7 +231,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     described = read_json(path)
     if not isinstance(described, dict) or described.get("model_type") != "llamagen":
         raise ValueError(f"{path}: its model_type is not 'llamagen'")
-    for key in ("image_size", "downsample_size", "n_head"):
+    dropout = described.get("class_dropout_prob")
+    if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, int | float)):
+        raise ValueError(f"{path}: class_dropout_prob must be a number, found {dropout!r}")
+    for key in ("image_size", "downsample_size", "n_head", "num_classes"):
         value = described.get(key)
         if value is None and key != "image_size":
             continue

@@ -119,17 +119,28 @@ def check_config(data: Any, kind: type[C], where: str = "config") -> C:
         # say it.
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(_named(first["loc"], data)) or "(top)"
-        if first["type"] == "extra_forbidden":
-            message = f"unknown key; {_nearest_field(kind, first['loc'])}"
-            raise ConfigError(f"{where}: {field}: {message}") from None
-        if first["type"] == "union_tag_invalid":
-            tags = first.get("ctx", {})
-            tag, known = tags["tag"], tags["expected_tags"].replace("'", "").split(", ")
-            raise ConfigError(f"{where}: {field}: kind '{tag}' is unknown; {nearest_name(tag, known)}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {field}: {message}{_found(first)}") from None
+        raise _refusal(error, kind, data, where) from None
+
+
+def make_config(kind: type[C], where: str, **fields: Any) -> C:
+    """A `kind` made of fields that another file said; ConfigError names that file and the first bad field."""
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise _refusal(error, kind, fields, where) from None
+
+
+def _refusal(error: ValidationError, kind: type[Config], data: Any, where: str) -> ConfigError:
+    """pydantic's errors as one line about the first."""
+    first = error.errors()[0]
+    field = ".".join(_named(first["loc"], data)) or "(top)"
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{where}: {field}: unknown key; {_nearest_field(kind, first['loc'])}")
+    if first["type"] == "union_tag_invalid":
+        tags = first.get("ctx", {})
+        tag, known = tags["tag"], tags["expected_tags"].replace("'", "").split(", ")
+        return ConfigError(f"{where}: {field}: kind '{tag}' is unknown; {nearest_name(tag, known)}")
+    return ConfigError(f"{where}: {field}: {first['msg'].removeprefix('Value error, ')}{_found(first)}")
 
 
 def _named(location: Sequence[str | int], data: Any) -> Iterator[str]:

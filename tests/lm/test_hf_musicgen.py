@@ -172,13 +172,31 @@ def test_a_pickle_is_not_loaded(copied):
         ({"pad_token_id": 0}, "pad_token_id is 0; only 32 is known here"),
         ({"hidden_size": None}, "hidden_size must be a whole number, found None"),
         ({"num_codebooks": 3, "audio_channels": 2}, "3 codebooks cannot be shared by 2 channels"),
+        ({"scale_embedding": True}, "scale_embedding is True; only False is known here"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is True; only False is known here"),
+        ({"audio_channels": 3}, "audio_channels is 3; only 1 or 2 is known here"),
+        ({"hidden_size": 4}, "config.json: width: Input should be greater than or equal to 8"),
+        ({"num_attention_heads": 5}, "config.json: .*width 24 is not a multiple of heads 5"),
+        ({"ffn_dim": 2}, "config.json: ffn: Input should be greater than or equal to 8"),
+        ({"dropout": "x"}, "config.json: dropout must be a number, found 'x'"),
+        ({"dropout": 1}, "config.json: dropout: Input should be less than 1"),
     ],
 )
 def test_another_kind_of_model_is_refused(copied, change, error):
     folder, _, described = copied
     (folder / "config.json").write_text(json.dumps(described | change))
-    with pytest.raises(ValueError, match=error):
+    with pytest.raises(ValueError, match=error) as refused:
         load_musicgen(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_positions_enough_for_the_rate_are_written(bare, tmp_path):
+    lm = load_musicgen(bare[1])
+    for rate, positions in ((32000, 2048), (86 * 640, 4096)):
+        geometry = lm.spec.geometry.model_copy(update={"sample_rate": rate, "samples_per_frame": 640})
+        lm.spec = lm.spec.model_copy(update={"geometry": geometry})
+        save_musicgen(tmp_path, lm)
+        assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == positions
 
 
 def test_a_spec_of_other_codes_is_refused(bare):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tessera.generate.guidance import Guide
 from tessera.lm.conditions import ConditionBatch
 from tessera.lm.llamagen import UNKNOWN_TOKENIZER, load_llamagen, save_llamagen
 from tessera.lm.weights import WeightsError
@@ -98,7 +99,8 @@ def slow_forward(tensors, label, codes, kv_heads=HEADS, before=0.0):
 def write(folder, tensors, **described):
     folder.mkdir(exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors)
-    described = {"model_type": "llamagen", "image_size": 16 * SIDE, "n_head": HEADS} | described
+    plain = {"model_type": "llamagen", "image_size": 16 * SIDE, "n_head": HEADS, "num_classes": CLASSES}
+    described = {name: value for name, value in (plain | described).items() if value is not None}
     (folder / "config.json").write_text(json.dumps(described))
     return folder
 
@@ -174,3 +176,66 @@ def test_other_tokenizers_and_other_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match="LlamaGen's layout cannot say lm.start: found 'token', it needs 'condition'"):
         save_llamagen(tmp_path / "out", lm)
     assert not (tmp_path / "out").exists()
+
+
+def no_null(tensors):
+    name = "cls_embedding.embedding_table.weight"
+    return tensors | {name: tensors[name][:-1].contiguous()}
+
+
+@pytest.mark.parametrize("said", [{"num_classes": CLASSES}, {"num_classes": None, "class_dropout_prob": 0}])
+def test_a_model_without_a_row_for_no_class_keeps_all_its_classes(said, tmp_path):
+    """class_dropout_prob 0: the last class is no null, and there is no guidance."""
+    tensors = no_null(make_tensors())
+    lm = load_llamagen(write(tmp_path / "in", tensors, **said))
+    label = lm.config.conditions[0]
+    assert (label.classes, label.dropout) == (CLASSES, 0.0)
+    codes = torch.zeros(1, 1, SIDE * SIDE, dtype=torch.long)
+    with torch.no_grad():
+        found = lm(codes, None, ConditionBatch.make(labels=[CLASSES - 1])).logits[0, 0]
+    expected = slow_forward(tensors, CLASSES - 1, codes[0, 0].tolist())
+    torch.testing.assert_close(found, expected, **CLOSE)
+    save_llamagen(tmp_path / "out", lm)
+    written = read_safetensors(tmp_path / "out" / "model.safetensors")[0]
+    assert all(written[name].equal(tensor) for name, tensor in tensors.items())
+    again = load_llamagen(tmp_path / "out")
+    assert again.config == lm.config
+    with pytest.raises(ValueError, match="without dropping its label"):
+        Guide(2.0, lm, 4)
+
+
+def test_a_class_table_that_nothing_is_said_of(tmp_path):
+    """Released models have 1000 classes and one row more; of other tables no row is lost, and that is said."""
+    tensors = make_tensors()
+    with pytest.warns(UserWarning, match=f"has {CLASSES + 1} rows, .* write num_classes {CLASSES} in the file"):
+        lm = load_llamagen(write(tmp_path, tensors, num_classes=None))
+    assert (lm.config.conditions[0].classes, lm.config.conditions[0].dropout) == (CLASSES + 1, 0.0)
+    released = torch.zeros(1001, D)
+    lm = load_llamagen(write(tmp_path, tensors | {"cls_embedding.embedding_table.weight": released}, num_classes=None))
+    assert (lm.config.conditions[0].classes, lm.config.conditions[0].dropout) == (1000, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"num_classes": 3}, "num_classes 3 with class_dropout_prob 0.1 makes a class table of 4 rows, but it has 6"),
+        ({"num_classes": CLASSES, "class_dropout_prob": 0}, "makes a class table of 5 rows, but it has 6"),
+        ({"num_classes": "5"}, "num_classes must be a whole number, found '5'"),
+        ({"class_dropout_prob": "x"}, "class_dropout_prob must be a number, found 'x'"),
+        ({"class_dropout_prob": 1.5}, "config.json: dropout: Input should be less than 1"),
+        ({"n_head": 5}, "config.json: .*width 24 is not a multiple of heads 5"),
+        ({"image_size": 3}, "config.json: rows: Input should be greater than 0"),
+    ],
+)
+def test_config_files_that_cannot_be_used_are_refused_in_one_line(said, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as refused:
+        load_llamagen(write(tmp_path, make_tensors(), **said))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_tiny_model_is_refused_in_one_line(tmp_path):
+    small = {"tok_embeddings.weight": (CODES, 4), "cls_embedding.embedding_table.weight": (CLASSES + 1, 4)}
+    small |= {"layers.0.feed_forward.w1.weight": (8, 4), "layers.0.attention.wqkv.weight": (12, 4)}
+    with pytest.raises(ValueError, match="config.json: width: Input should be greater than or equal to 8") as refused:
+        load_llamagen(write(tmp_path, {name: torch.zeros(shape) for name, shape in small.items()}, n_head=2))
+    assert "\n" not in str(refused.value)
