@@ -101,10 +101,8 @@ def fill_codes(
         ValueError: settings that contradict each other or the model; names the setting.
     """
     filling, sampling = filling or Filling(), sampling or Sampling()
-    _check(filling, sampling)
-    check_seeds(seeds)
+    guide = check_filling(lm, conditions, seeds, lengths, filling, sampling, guidance)
     passes, total = filling.num_passes(lm), len(seeds)
-    guide = Guide(guidance, lm, passes)
 
     def run(rows: slice) -> Tensor:
         def report(done: int) -> None:
@@ -151,10 +149,27 @@ def fill_in_passes(
     """`fill_codes` pass by pass: yields the codes [B, K, T] after each, -1 where still hidden; the last are those that
     `fill_codes` gives. Arguments and errors as there."""
     filling, sampling = filling or Filling(), sampling or Sampling()
+    guide = check_filling(lm, conditions, seeds, lengths, filling, sampling, guidance)
+    return _fill(lm, conditions, list(seeds), lengths, filling, sampling, guide, prompt, coarse)
+
+
+def check_filling(
+    lm: MaskedLM,
+    conditions: ConditionBatch | None,
+    seeds: Sequence[int],
+    lengths: Tensor,
+    filling: Filling,
+    sampling: Sampling,
+    guidance: Guidance,
+) -> Guide:
+    """Raise ValueError where `fill_codes` would refuse its arguments; gives the guidance, checked."""
     _check(filling, sampling)
     check_seeds(seeds)
-    guide = Guide(guidance, lm, filling.num_passes(lm))
-    return _fill(lm, conditions, list(seeds), lengths, filling, sampling, guide, prompt, coarse)
+    if lengths.shape != (len(seeds),) or int(lengths.min()) < 1:
+        raise ValueError(f"lengths must be {len(seeds)} numbers of frames, at least 1, found {lengths.tolist()}")
+    lm.check_conditions(conditions or ConditionBatch(), len(seeds))
+    make_filters(sampling, lm.num_codebooks)
+    return Guide(guidance, lm, filling.num_passes(lm))
 
 
 @torch.no_grad()

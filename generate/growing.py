@@ -25,7 +25,7 @@ from .loop import DecodeLoop
 from .own_lm import OwnLM, check_pair
 from .request import Request, Settings, make_request
 from .scales import scale_by_scale
-from .stages import label_rows, masked_arguments, refiner_arguments, scale_arguments, start_loop
+from .stages import check_refiner, label_rows, masked_arguments, refiner_arguments, scale_arguments, start_loop
 from .whole import decode_one
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def stream_pictures(
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one picture, {len(request.seeds)} were asked for; make a stream for each")
     if isinstance(lm, CoarseToFine):
+        check_refiner(lm, request)
         stages = _coarse_then_fine(lm, tokenizer, request, start_loop(lm.coarse, label_rows(lm, request)), every)
     elif isinstance(lm, MaskedLM):
         stages = fill_in_passes(*masked_arguments(lm, request))

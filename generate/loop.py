@@ -85,6 +85,7 @@ def generate_codes(
     Raises:
         ValueError: settings that contradict each other or the model; names the setting.
     """
+    check_seeds(seeds)
     if not exact:
         loop = make_loop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft, step)
         return _run(loop, 0, len(seeds), on_progress)
@@ -118,7 +119,7 @@ class DecodeLoop:
         arrangement = lm.arrangement
         B, K, device = len(seeds), arrangement.num_codebooks, lm.device
         self.lm, self.arrangement = lm, arrangement
-        self.length = _check_length(length, arrangement.variable_length)
+        self.length = check_length(length, arrangement.variable_length)
         seeds = check_seeds(seeds)
         prompt = check_prompt(prompt, B, arrangement.cardinalities, length)
         self.num_steps = arrangement.num_steps(length.max_frames)
@@ -335,7 +336,8 @@ def _stack(rows: list[Generated]) -> Generated:
     return Generated(torch.cat(codes), torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows]))
 
 
-def _check_length(length: Length, variable_length: bool) -> Length:
+def check_length(length: Length, variable_length: bool) -> Length:
+    """The length; ValueError where it contradicts itself or the model."""
     if length.max_frames < 1:
         raise ValueError(f"max_frames must be at least 1, found {length.max_frames}")
     if not 0 <= length.min_frames <= length.max_frames:
@@ -353,6 +355,16 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
         if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
             raise ValueError(f"a seed must be a whole number of 64 bits, found {seed!r}")
     return list(seeds)
+
+
+def seeds_from(seed: int, count: int) -> list[int]:
+    """The seeds `seed`, `seed + 1`, ... of so many samples; ValueError unless all are whole numbers of 64 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, found {seed!r}")
+    if not -(2**63) <= seed <= 2**63 - count:
+        more = f", so {count} samples need one of at most {2**63 - count}" if count > 1 else ""
+        raise ValueError(f"seed must be from {-(2**63)} to {2**63 - 1}{more}, found {seed}")
+    return [seed + i for i in range(count)]
 
 
 def check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], length: Length) -> Tensor:

@@ -27,16 +27,16 @@ from ..tokenize.text_seen import unseen_in
 from ..tokenize.tokenizer import AudioTokenizer, Tokenizer
 from .conditioning import SAID, Told
 from .growing import stream_pictures
-from .loop import Progress
+from .loop import Progress, seeds_from
 from .prompt import Prompt, prompt_codes
 from .prompt_fit import UNLIKELY, gain_by_text
-from .request import Request, Settings, choose, make_request, max_frames_for
+from .request import Request, Settings, check_count, choose, make_request, max_frames_for
 from .result import SUFFIXES, Result, issue_warnings, join_results
 from .speech import make_pieces, pieces_of, speak
 from .stages import warm_up
 from .stream import sound_of, stream_audio
 from .whole import DEFAULT_BATCH, decode_one, generate
-from .windows import Making
+from .windows import Making, make_row
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -328,6 +328,7 @@ class Model:
         """A text in several pieces, while it is made; `told` as of `_told`, each piece brings its own text. The first
         begins with the prompt, codes [K, t] or [1, K, t]."""
         assert self.text is not None and isinstance(self.spec.geometry, AudioGeometry)
+        seeds_from(seed, 1)
         chosen = choose(self.defaults, settings)
         fixed: Any = {name: value for name, value in settings.items() if name not in ("min_frames", "max_frames")}
         nobody = all(told.get(kind) is None for kind in ("label", "voice", "embedding"))
@@ -348,13 +349,13 @@ class Model:
         if most is not None and fewest > most:
             raise ValueError(f"min_frames must be from 0 to max_frames ({most}), found {fewest}")
         room = said[0].most if most is None else min(said[0].most, most)
-        request_for(said[0].text_ids, seed, prompt, 0, room)
         if prompt is not None and prompt.shape[-1] >= room:
             raise ValueError(
                 f"the prompt has {prompt.shape[-1]} frames, and the text is said in {len(pieces)} pieces of which the "
                 f"first, {pieces[0]!r}, begins with it and may have {room} frames; give less of it (prompt_frames), or "
                 "set split to 'off'"
             )
+        make_row(self.lm, request_for(said[0].text_ids, seed, prompt, 0, room))
         start = None if prompt is None else prompt.reshape(prompt.shape[-2:])
         return Making(speak(self.lm, said, request_for, seed, chosen.retries, most, start))
 
@@ -381,14 +382,19 @@ class Model:
             raise ValueError(
                 f"the prompt has {len(prompt)} rows for {rows * n} samples; give one [K, t] for all, or as many rows"
             )
-        parts: list[Result] = []
-        for i in range(rows * n):
-            entry, own_seed = i // n, seed + i
+        check_count(n)
+        seeds = seeds_from(seed, rows * n)
+        entries = []  # all are checked before the first is made
+        for entry in range(rows):
             own = {name: value[entry % len(value)] for name, value in given.items()}
+            entries.append(self._told(**{**own, "text": pieces[entry % len(pieces)][0]}, **shared, notes=notes))
+        parts: list[Result] = []
+        for i, own_seed in enumerate(seeds):
+            entry = i // n
+            told = entries[entry]
             start = prompt if prompt is None or prompt.dim() == 2 else prompt[i]
             found = pieces[entry % len(pieces)]
             if len(found) == 1:
-                told = self._told(**own, **shared, notes=notes)
                 own_call = self._with_least(found[0], None, call)
                 made = generate(
                     self.lm, self.tokenizer, **told, seed=own_seed, prompt=start, defaults=self.defaults, **own_call
@@ -396,7 +402,6 @@ class Model:
                 parts.append(made)
             else:
                 settings: Any = {name: call[name] for name in call if name not in ("exact", "batch")}
-                told = self._told(**{**own, "text": found[0]}, **shared, notes=notes)
                 making = self._speaking(found, told, own_seed, start, settings)
                 codes = torch.cat([piece.cpu() for piece in making], dim=1)[None]
                 parts.append(

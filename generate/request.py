@@ -19,7 +19,7 @@ from ..tokenize.spec import AudioGeometry, PictureGeometry
 from ..tokenize.tokenizer import Tokenizer
 from .conditioning import Told
 from .filling import Filling
-from .loop import Length
+from .loop import Length, check_length, check_prompt, seeds_from
 from .programs import StepName
 from .sampling import Sampling
 from .silence import silence_codes
@@ -125,21 +125,21 @@ def make_request(
         ValueError: names the argument, what was found and what to do.
     """
     chosen = choose(defaults, settings)
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number, at least 1, found {n!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed must be a whole number, found {seed!r}")
-    length = _length(lm, num_frames, chosen, "min_frames" in settings)
+    check_count(n)
+    seeds_from(seed, 1)
+    length = check_length(_length(lm, num_frames, chosen, "min_frames" in settings), lm.arrangement.variable_length)
     check_room(lm, n, length.max_frames if length.fixed else None)
     conditions, count = told.rows(lm, n)
+    seeds = seeds_from(seed, count)
     if prompt is not None:
         prompt = prompt.expand(count, -1, -1) if prompt.dim() == 2 else prompt
         if prompt.shape[0] != count:
             rows = f"the prompt has {prompt.shape[0]} rows for {count} samples"
             raise ValueError(f"{rows}; give one [K, t] for all, or as many rows")
+        check_prompt(prompt, count, lm.spec.cardinalities, length)
     return Request(
         conditions=conditions,
-        seeds=[seed + i for i in range(count)],
+        seeds=seeds,
         length=length,
         sampling=_sampling(tokenizer, chosen),
         guidance=chosen.guidance,
@@ -169,6 +169,12 @@ def check_room(lm: AnyLM, count: int, num_frames: int | None = None) -> None:
     size = 8 * frames * lm.spec.num_codebooks + 4 * values
     asked = f"{count} samples" if count > 1 else f"a sample of {frames} frames"
     check_memory(count * size, asked, "make fewer at a time, or shorter ones")
+
+
+def check_count(n: int) -> None:
+    """ValueError unless n is a number of samples."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be a whole number, at least 1, found {n!r}")
 
 
 def choose(defaults: GenerationDefaults | None, settings: Settings) -> GenerationDefaults:

@@ -58,12 +58,10 @@ def generate_scales(
         ValueError: settings that contradict each other or the model; names the setting.
     """
     sampling = sampling or Sampling()
-    check_unordered(sampling, "next-scale")
-    check_seeds(seeds)
+    guide = prepare_scales(lm, conditions, seeds, sampling, guidance, prompt, cache)
     S, total = lm.num_scales if num_scales is None else num_scales, len(seeds)
     if not 1 <= S <= lm.num_scales:
         raise ValueError(f"num_scales must be 1 to {lm.num_scales}, the scales of '{lm.spec.name}', found {num_scales}")
-    guide = Guide(guidance, lm, lm.num_scales, max(1, lm.num_scales - 1))
 
     def run(rows: slice) -> Tensor:
         given = one_row(conditions, rows.start) if conditions is not None and exact else conditions
@@ -90,12 +88,28 @@ def scale_by_scale(
     """`generate_scales`, yielding after each scale the codes [B, 1, T] of all cells, -1 where none is made yet; the
     last are those that `generate_scales` gives. Arguments and errors as there."""
     sampling = sampling or Sampling()
-    check_unordered(sampling, "next-scale")
-    check_seeds(seeds)
-    guide = Guide(guidance, lm, lm.num_scales, max(1, lm.num_scales - 1))
+    guide = prepare_scales(lm, conditions, seeds, sampling, guidance, prompt, cache)
     known = None if prompt is None else prompt[:, 0].to(lm.device)
     scales = _scales(lm, conditions, list(seeds), sampling, guide, known, cache, lm.num_scales)
     return _with_missing(scales, len(seeds), sum(lm.counts))
+
+
+def prepare_scales(
+    lm: NextScaleLM,
+    conditions: ConditionBatch | None,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    guidance: Guidance,
+    prompt: Tensor | None = None,
+    cache: CacheChoice | None = None,
+) -> Guide:
+    """Raise ValueError where `generate_scales` would refuse its arguments; gives the guidance, checked."""
+    check_unordered(sampling, "next-scale")
+    check_seeds(seeds)
+    lm.check_conditions(conditions or ConditionBatch(), len(seeds))
+    lm.check_cache(cache)
+    make_filters(sampling, 1)
+    return Guide(guidance, lm, lm.num_scales, max(1, lm.num_scales - 1))
 
 
 def _with_missing(scales: Iterator[Tensor], num_rows: int, total: int) -> Iterator[Tensor]:

@@ -16,12 +16,12 @@ from ..lm.masked import MaskedLM
 from ..lm.model import TokenLM
 from ..lm.next_scale import NextScaleLM
 from ..lm.stages import CoarseToFine
-from .filling import Filling, fill_codes
+from .filling import Filling, check_filling, fill_codes
 from .loop import DecodeLoop, Generated, Progress, check_prompt, generate_codes, make_loop
 from .loop import warm_up as warm_up_steps
 from .request import Request
 from .sampling import Sampling
-from .scales import generate_scales
+from .scales import generate_scales, prepare_scales
 
 
 def make_codes(lm: AnyLM, rows: Request, exact: bool, on_progress: Progress | None = None) -> Generated:
@@ -41,6 +41,25 @@ def make_codes(lm: AnyLM, rows: Request, exact: bool, on_progress: Progress | No
         lengths = torch.full((len(rows.seeds),), codes.shape[2], dtype=torch.long)
         return Generated(codes, lengths, torch.ones(len(rows.seeds), dtype=torch.bool))
     return generate_codes(**_of_loop(lm, rows), exact=exact, on_progress=on_progress)
+
+
+def check_codes(lm: AnyLM, rows: Request) -> None:
+    """Raise what `make_codes` would of a request to a model that makes its codes in passes, scales or stages, before
+    anything is made."""
+    if isinstance(lm, CoarseToFine):
+        start_loop(lm.coarse, label_rows(lm, rows))
+        check_refiner(lm, rows)
+    elif isinstance(lm, MaskedLM):
+        check_filling(*masked_arguments(lm, rows)[:-2])
+    elif isinstance(lm, NextScaleLM):
+        prepare_scales(**scale_arguments(lm, rows))
+
+
+def check_refiner(lm: CoarseToFine, rows: Request) -> None:
+    """Raise what is wrong with the settings of the second stage, before the first is made."""
+    lengths = torch.ones(len(rows.seeds), dtype=torch.long)
+    conditions = lm.for_refiner(rows.conditions)
+    check_filling(lm.refiner, conditions, rows.seeds, lengths, rows.filling, rows.fine, rows.fine_guidance)
 
 
 def warm_up(lm: AnyLM, rows: Request) -> None:
@@ -120,6 +139,7 @@ def refiner_arguments(lm: CoarseToFine, rows: Request, labels: Generated) -> Mas
 
 
 def _coarse_then_fine(lm: CoarseToFine, rows: Request, exact: bool, on_progress: Progress | None) -> Generated:
+    check_refiner(lm, rows)
     B = len(rows.seeds)
     steps, passes = lm.coarse.arrangement.num_steps(rows.length.max_frames) * B, rows.filling.num_passes(lm.refiner) * B
 

@@ -22,11 +22,11 @@ from torch import Tensor
 from ..lm.kinds import AnyLM
 from ..lm.masked import MaskedLM
 from ..lm.model import TokenLM
-from .loop import Generated, Length
+from .loop import DecodeLoop, Generated, Length
 from .noise import derived_seed
 from .own_lm import Wrapped
 from .request import Request
-from .stages import make_codes, start_loop
+from .stages import check_codes, make_codes, start_loop
 
 
 class Making:
@@ -48,41 +48,57 @@ def beyond(codes: Tensor, count: int, skip: int) -> Tensor:
 def make_row(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
     """Codes [K, n] of a request of one row as they become final, its prompt first; returns whether it ended.
 
-    Models that make all frames together give them at once.
+    Models that make all frames together give them at once. What is wrong with the request is raised at the call, not
+    when the first codes are asked for.
     """
     if row.window is None or row.length.max_frames <= row.window:
-        return (yield from _make(lm, row))
-    return (yield from _in_windows(lm, row, row.window))
+        return _begin(lm, row)
+    given = None if row.prompt is None else row.prompt[0]
+    before = 0
+    if given is not None and given.shape[1] >= row.window:
+        before = given.shape[1] - (row.window - row.stride)
+    context = None if given is None else given[:, before:]
+    first = None if given is None or not before else given[:, :before]
+    begun = _begin(lm, _in_window(row, row.window, context, 0, before))
+    return _in_windows(lm, row, row.window, first, before, begun)
 
 
-def _make(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
+def _begin(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
+    """`make_row` without windows."""
     if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM | Wrapped):
-        made: Generated = make_codes(lm, row, exact=True)
-        yield made.codes[0, :, : int(made.lengths[0])]
-        return bool(made.ended[0])
-    loop = start_loop(lm, row)
+        check_codes(lm, row)
+        return _all_at_once(lm, row)
+    return _step_by_step(start_loop(lm, row))
+
+
+def _all_at_once(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
+    made: Generated = make_codes(lm, row, exact=True)
+    yield made.codes[0, :, : int(made.lengths[0])]
+    return bool(made.ended[0])
+
+
+def _step_by_step(loop: DecodeLoop) -> Generator[Tensor, None, bool]:
     yield from loop.frames()
     return bool(loop.board.ended[0])
 
 
-def _in_windows(lm: AnyLM, row: Request, window: int) -> Generator[Tensor, None, bool]:
+def _in_windows(
+    lm: AnyLM,
+    row: Request,
+    window: int,
+    first: Tensor | None,
+    before: int,
+    begun: Generator[Tensor, None, bool],
+) -> Generator[Tensor, None, bool]:
+    """Codes of the prompt before the first window, if any, and then window by window; `before` frames stand before
+    the one that has begun."""
     overlap, length = window - row.stride, row.length
-    context, before, number = None if row.prompt is None else row.prompt[0], 0, 0
-    skip = 0  # frames of the context that have been handed on already
-    if context is not None and context.shape[1] >= window:
-        before = context.shape[1] - overlap
-        yield context[:, :before]
-        context = context[:, before:]
+    number = skip = 0  # skip: frames of a window's context that have been handed on already
+    if first is not None:
+        yield first
     while True:
         size = min(window, length.max_frames - before)
-        own = replace(
-            row,
-            prompt=context[None] if context is not None and context.shape[1] else None,
-            seeds=[derived_seed(row.seeds[0], number)],
-            length=Length(size, min(max(length.min_frames - before, 0), size), length.fixed),
-            window=None,
-        )
-        count, kept, making = 0, [], Making(_make(lm, own))
+        count, kept, making = 0, [], Making(begun)
         for codes in making:
             fresh = beyond(codes, count, skip)
             count += codes.shape[1]
@@ -91,8 +107,21 @@ def _in_windows(lm: AnyLM, row: Request, window: int) -> Generator[Tensor, None,
                 yield fresh
         if count < size or before + size >= length.max_frames:
             return making.ended
-        context = _last(kept, overlap)
         skip, number, before = overlap, number + 1, before + size - overlap
+        begun = _begin(lm, _in_window(row, window, _last(kept, overlap), number, before))
+
+
+def _in_window(row: Request, window: int, context: Tensor | None, number: int, before: int) -> Request:
+    """The request of one window, which begins with the context [K, n]; `before` frames stand before it."""
+    length = row.length
+    size = min(window, length.max_frames - before)
+    return replace(
+        row,
+        prompt=context[None] if context is not None and context.shape[1] else None,
+        seeds=[derived_seed(row.seeds[0], number)],
+        length=Length(size, min(max(length.min_frames - before, 0), size), length.fixed),
+        window=None,
+    )
 
 
 def _last(pieces: list[Tensor], count: int) -> Tensor:

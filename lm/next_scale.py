@@ -192,10 +192,15 @@ class NextScaleLM(TokenLM):
         return block_mask((1,) * P + self.counts, prefix_mask).to(device)
 
     def _make_cache(self, choice: CacheChoice | None, shape: CacheShape) -> Cache:
+        self.check_cache(choice)
+        return BlockCache.of(shape)
+
+    @staticmethod
+    def check_cache(choice: CacheChoice | None) -> None:
+        """ValueError for any kind but the static one."""
         kind = read_cache(choice).kind
         if kind != "static":
             raise ValueError(f"cache kind '{kind}' is for steps in order, a next-scale model has none; leave cache out")
-        return BlockCache.of(shape)
 
 
 class ScaleInput(nn.Module):
