@@ -16,6 +16,7 @@ from ..tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
 from .conditioning import Told
 from .own_lm import OwnLM, Wrapped, check_pair
 from .request import Settings, make_request
+from .stages import start_loop
 from .windows import make_row
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ def stream_audio(
     request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
-    return sound_of(make_row(lm, request), tokenizer.stream_decoder())
+    if request.window is not None and request.length.max_frames > request.window:
+        return sound_of(make_row(lm, request), tokenizer.stream_decoder())
+    return sound_of(start_loop(lm, request).frames(), tokenizer.stream_decoder())
 
 
 def sound_of(frames: Iterable[Tensor], decoder: StreamDecoder) -> Iterator[Tensor]:
