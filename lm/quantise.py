@@ -284,7 +284,7 @@ def _pack_layers(part: nn.Module, weights: WeightsName) -> None:
     for module in list(part.modules()):
         for name, child in list(module.named_children()):
             if type(child) in (nn.Linear, Linear):  # another class may do more than multiply
-                setattr(module, name, PackedLinear(child.weight, child.bias, weights))
+                setattr(module, name, PackedLinear(child.weight, child.bias, weights))  # type: ignore
 
 
 def sdpa_or_skinny(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:

@@ -90,9 +90,9 @@ class Matrix:
 def matrix_of(layer: nn.Module) -> Matrix | None:
     """A layer as the kernels read it; None where they cannot."""
     if type(layer) in (nn.Linear, Linear):
-        weight = layer.weight.detach()
+        weight = layer.weight.detach()  # type: ignore
         fits = weight.is_contiguous() and weight.dtype in NUMBERS
-        return Matrix(weight, None, layer.bias, *weight.shape) if fits else None
+        return Matrix(weight, None, layer.bias, *weight.shape) if fits else None  # type: ignore
     if getattr(layer, "tiles", True):
         return None
     packed: Any = layer
@@ -349,8 +349,8 @@ def steps_of(block: Block) -> Steps | None:
         "heads": _heads(attention),
         "out": matrix_of(attention.out),
         "ffn_norm": norm_of(block.ffn_norm),
-        "up": matrix_of(up),
-        "down": matrix_of(ffn.down),
+        "up": matrix_of(up),  # type: ignore
+        "down": matrix_of(ffn.down),  # type: ignore
     }
     crossing: dict[str, Any] = dict.fromkeys(("cross_norm", "cross_query", "cross_heads", "cross_out"))
     if cross is not None:

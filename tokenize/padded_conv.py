@@ -208,7 +208,7 @@ def fold_norms(net: nn.Module) -> None:
             # torch takes the property "weight" off the module's class, which copies of the module share.
             kind = type(module)
             own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-            module.__class__ = type(kind.__name__, kind.__bases__, own)
+            module.__class__ = type(kind.__name__, kind.__bases__, own)  # type: ignore
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 
