@@ -21,6 +21,7 @@ PHRASES = (
     (r"or ask for unconditional", "or add --unconditional", "unconditional"),
     (r", or set split to 'off'", "", None),
     (r"read it with tessera\.lm\.weights\.load_lm, or convert it again", "convert it again", None),
+    (r"give it as prompt", "give it as --prompt", "prompt"),
     (r"\bn must be", "-n must be", "n"),
     (r"pass num_frames", "pass --frames", "frames"),
 )

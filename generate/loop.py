@@ -377,7 +377,7 @@ def check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], le
     if prompt.shape[2] >= length.max_frames:
         raise ValueError(
             f"the prompt has {prompt.shape[2]} frames and at most {length.max_frames} are to be made, prompt included; "
-            "shorten it or raise max_frames"
+            f"shorten it{'' if length.fixed else ' or raise max_frames'}"
         )
     for k, V in enumerate(cardinalities):
         if prompt.shape[2] and not 0 <= int(prompt[:, k].min()) <= int(prompt[:, k].max()) < V:

@@ -265,6 +265,8 @@ class Model:
     ) -> Tensor | None:
         """Codes of a prompt. `text` is what is said from its beginning on: of such a prompt silence is left out, and
         `notes` gets a warning where it does not sound like the text."""
+        if prompt is None and num_frames is not None:
+            raise ValueError(f"prompt_frames is {num_frames}, but no prompt was given; give one, or leave it out")
         codes = prompt_codes(prompt, self.tokenizer, num_frames, notes=None if self.text is None else notes)
         if codes is None or codes.dim() != 2 or text is None or self.text is None or not codes.shape[1]:
             return codes

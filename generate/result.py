@@ -177,7 +177,7 @@ def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
     if suffix not in allowed:
         kind = "pictures" if spec.geometry.kind == "picture" else "sound"
         raise ValueError(
-            f"{path}: '{spec.name}' makes {kind}; use a name ending in {' or '.join(allowed)} "
+            f"{path}: '{spec.name}' makes {kind}; use a name ending in {' or '.join(allowed)}, not '{path.suffix}' "
             "(for a directory one without a dot)"
         )
     if count != 1:

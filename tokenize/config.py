@@ -140,7 +140,8 @@ def _refusal(error: ValidationError, kind: type[Config], data: Any, where: str) 
         tags = first.get("ctx", {})
         tag, known = tags["tag"], tags["expected_tags"].replace("'", "").split(", ")
         return ConfigError(f"{where}: {field}: kind '{tag}' is unknown; {nearest_name(tag, known)}")
-    return ConfigError(f"{where}: {field}: {first['msg'].removeprefix('Value error, ')}{_found(first)}")
+    message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{where}: {field}: {message}{_found(first)}")
 
 
 def _named(location: Sequence[str | int], data: Any) -> Iterator[str]:
@@ -162,13 +163,29 @@ _ALTERNATIVE = re.compile(r"(constrained-)?(float|int|str)|tuple\[.*|function-.*
 """What pydantic calls the alternatives of a value that may be one number or several."""
 
 
+_PLAIN = {
+    "union_tag_not_found": "kind is missing; say which is meant",
+    "tuple_type": "Input should be a list",
+    "list_type": "Input should be a list",
+    "dict_type": "Input should be a mapping",
+    "model_type": "Input should be a mapping",
+    "model_attributes_type": "Input should be a mapping",
+}
+"""Mistakes that pydantic describes in the words of Python or JSON."""
+
+
 def _found(error: Any) -> str:
     value = error.get("input")
     return (
         ""
         if isinstance(value, dict | list) or error["type"] == "value_error"
-        else f" (found {printable(repr(value), 100)})"
+        else f" (found {printable(_as_yaml(value), 100)})"
     )
+
+
+def _as_yaml(value: Any) -> str:
+    """A scalar as it is written in YAML."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def _nearest_field(kind: type[BaseModel], location: Sequence[str | int]) -> str:
