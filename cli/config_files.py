@@ -21,6 +21,8 @@ class OpenConfig:
     """A config whose kind is known to be the right one, not yet checked further."""
 
     path: Path
+    name: str | None
+    """Of a shipped config."""
     data: Any
     """What is in the file."""
     sets: Sequence[str]
@@ -29,7 +31,11 @@ class OpenConfig:
         """As an object, with the overrides; raises ConfigError as `read_config`."""
         from ..tokenize.config import build_config
 
-        return build_config(copy.deepcopy(self.data), model, self.sets, str(self.path), _with_shipped)
+        where = str(self.path) if self.name is None else self.name
+        read = build_config(copy.deepcopy(self.data), model, self.sets, where, _with_shipped)
+        if self.name is not None:
+            print(f"config {self.name}; a copy to change: tessera configs {self.name} --copy DIR", file=sys.stderr)
+        return read
 
 
 def open_config(config: str, kind: str, sets: Sequence[str]) -> OpenConfig:
@@ -47,6 +53,7 @@ def open_config(config: str, kind: str, sets: Sequence[str]) -> OpenConfig:
     Nothing heavy is imported. Paths of the file that begin with samples/ or bundled/ are found in the package where
     nothing else is there.
     """
+    from ..tokenize.bundled import CONFIGS
     from ..tokenize.config import ConfigError, override, read_yaml
     from ..tokenize.recognise import CONFIG_KINDS, config_kind
 
@@ -57,7 +64,8 @@ def open_config(config: str, kind: str, sets: Sequence[str]) -> OpenConfig:
         what, command = CONFIG_KINDS[found]
         needed, own = CONFIG_KINDS[kind]
         raise ConfigError(f"{config}: this is {what}, {own} needs {needed}; use it with: {command} {config}")
-    return OpenConfig(path, data, sets)
+    name = None if path == Path(config) else path.relative_to(CONFIGS).with_suffix("").as_posix()
+    return OpenConfig(path, name, data, sets)
 
 
 def find_config(config: str, kind: str | None = None) -> Path:
@@ -71,7 +79,6 @@ def find_config(config: str, kind: str | None = None) -> Path:
     fitting = [name for name in named if kind is None or kind_of_name(name) == kind]
     if len(fitting) == 1 or len(named) == 1:
         (name,) = fitting if len(fitting) == 1 else named
-        print(f"config: {name} of Tessera's own; a copy to change: tessera configs {name} --copy DIR", file=sys.stderr)
         return shipped_file(name)
     wanted = "a config" if kind is None else CONFIG_KINDS[kind][0]
     if named and fitting:

@@ -62,6 +62,8 @@ def encode(
     coder = None if model is None else open_coder(model, opened.spec)
     items, skipped = encode_files(media, opened, fit.value, progress=True)
     report_skipped(skipped, len(items) + len(skipped))
+    if not items and not skipped:
+        raise ValueError(f"{', '.join(map(str, media))}: no sound or picture files are there")
     if not items:
         raise ValueError(f"no codes were written to {output}: none of {len(skipped)} files could be used")
     found: dict = {}

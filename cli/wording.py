@@ -21,6 +21,7 @@ PHRASES = (
     (r"or ask for unconditional", "or add --unconditional", "unconditional"),
     (r", or set split to 'off'", "", None),
     (r"read it with tessera\.lm\.weights\.load_lm, or convert it again", "convert it again", None),
+    (r"use load_model\(\.\.\.\)\.lm", "no public layout holds such a model", None),
     (r"give it as prompt", "give it as --prompt", "prompt"),
     (r"\bn must be", "-n must be", "n"),
     (r"pass num_frames", "pass --frames", "frames"),
@@ -43,13 +44,19 @@ def with_flags(text: str, options: dict[str, str]) -> str:
         else:
             text = re.sub(rf",? ?{written}", "", text)
     text = re.sub(
-        r"^(?:tessera: )?generate: (\w+)(?:\.[\w\[\]\-,]+)*: ",
-        lambda found: f"tessera: {_flag(found[1], options) or found[1]}: ",
+        r"^tessera: generate: (\w+)((?:\.\w+)*): ",
+        lambda found: f"tessera: {_flag(found[1], options) or found[1]}: " + _inside(found[2]),
         text,
     )
     return re.sub(
         r"(?<![-\w./])[a-z]+(?:_[a-z]+)+\b(?![./(=])", lambda found: _flag(found[0], options) or found[0], text
     )
+
+
+def _inside(place: str) -> str:
+    """The place within a value, as in a mapping; "" for the number of a codebook."""
+    inner = [part for part in place.split(".") if part and not part.isdigit()]
+    return f"{'.'.join(inner)}: " if inner else ""
 
 
 def _flag(parameter: str, options: dict[str, str]) -> str | None:
@@ -77,7 +84,7 @@ def options_of(arguments: Sequence[str] | None, app: typer.Typer) -> dict[str, s
 
 def usage_text(error: Any) -> str:
     """A mistake in the command line itself, with an example of the verb where something is missing."""
-    text = error.format_message()
+    text = error.format_message().replace("Value error, ", "")
     context = getattr(error, "ctx", None)
     if context is None or "\n" in text:
         return text

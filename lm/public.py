@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..tokenize.config import nearest_name
 from ..tokenize.files import read_json
+from ..tokenize.recognise import describe_wrong
 from .defaults import GenerationDefaults
 from .hf_musicgen import MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
 from .llamagen import LLAMAGEN_DEFAULTS, load_llamagen, save_llamagen
@@ -50,7 +51,10 @@ def public_layout(folder: str | Path) -> str:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a checkpoint is a folder of config.json and model.safetensors")
+        raise FileNotFoundError(
+            describe_wrong(folder, "a checkpoint")
+            or f"{path}: no such file; a checkpoint is a folder of config.json and model.safetensors"
+        )
     described = read_json(path)
     kind = described.get("model_type") if isinstance(described, dict) else None
     for name, layout in PUBLIC.items():

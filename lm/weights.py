@@ -37,6 +37,7 @@ from ..tokenize.files import (
     write_safetensors,
 )
 from ..tokenize.json_limits import NAMED
+from ..tokenize.recognise import describe_wrong
 from ..tokenize.spec import TokenSpec, check_same_tokenizer
 from .coarse import ClusteredTokenizer, Clustering, load_clustering
 from .conditions import LabelConfig, TextConditionConfig
@@ -367,7 +368,8 @@ def lm_of_tensors(
 def _check_is_model(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"{folder}: no model here (config.json is missing); make one with: tessera train CONFIG"
+            describe_wrong(folder, "a model")
+            or f"{folder}: no model here (config.json is missing); make one with: tessera train CONFIG"
         )
 
 

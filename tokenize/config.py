@@ -155,7 +155,7 @@ def _named(location: Sequence[str | int], data: Any) -> Iterator[str]:
         if isinstance(data, dict):
             data = data.get(part)
         elif isinstance(data, list) and isinstance(part, int):
-            data = data[part]
+            data = data[part] if part < len(data) else None  # an entry may be what is missing
         yield str(part)
 
 

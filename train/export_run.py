@@ -17,6 +17,7 @@ import torch
 from ..tokenize.config import check_config, override
 from ..tokenize.files import read_json, read_safetensors
 from ..tokenize.folder_lock import lock_folder
+from ..tokenize.recognise import describe_wrong, folder_kind
 from ..tokenize.tokenizer import NETS, make_tokenizer
 from .checkpoint import Checkpoints, why_unusable
 from .ema import WeightAverage
@@ -67,7 +68,8 @@ def export_run(
             return _export_tokenizer(run, out, step, sets)
     described: Any = read_json(run / "config.json") if (run / "config.json").is_file() else None
     if not isinstance(described, dict) or not {"lm", "train", "data"} <= described.keys():
-        raise FileNotFoundError(f"{run}: no run of tessera train or tessera tokenizer train here")
+        wrong = describe_wrong(run, "a run") if folder_kind(run) != "run" else None
+        raise FileNotFoundError(wrong or f"{run}: no run of tessera train or tessera tokenizer train here")
     with _locked(run, out):
         return _export_lm(run, described, out, step, best, sets)
 

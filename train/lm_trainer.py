@@ -110,7 +110,9 @@ def _take(out: Path, resume: bool, command: str, held: ExitStack) -> None:
 
 def check_out(out: Path, resume: bool) -> None:
     """Raise FileExistsError when a new run would write into a folder that is in use."""
-    if not resume and out.exists() and (not out.is_dir() or not is_empty(out)):
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out}: a file is in the way; name a folder with --out")
+    if not resume and out.exists() and not is_empty(out):
         raise FileExistsError(f"{out} is not empty; go on with that run by --resume, or name another folder with --out")
 
 

@@ -438,7 +438,8 @@ def test_a_mistake_is_one_line_in_the_words_of_the_command_line(line, place, mod
     printed = capsys.readouterr()
     said = printed.err.strip().splitlines()
     assert said and said[-1].startswith("tessera: "), printed.err
-    assert len(said) == 1 or all(not one.startswith("tessera:") for one in said[:-1]), printed.err
+    notes = ("skipped: ", "config ", "note: ")
+    assert all(one.startswith(notes) or "items could not be used" in one for one in said[:-1]), printed.err
     text = said[-1]
     assert not printed.out
     assert not PYTHONS.search(text), text
@@ -446,7 +447,7 @@ def test_a_mistake_is_one_line_in_the_words_of_the_command_line(line, place, mod
         assert not PARAMETERS.search(text), text
     assert len(text) < 700, text
     made = {path for path in place.rglob("*")} - before
-    assert not any(path.is_file() for path in made), made
+    assert not any(path.is_file() and not path.name.startswith("part-") for path in made), made
 
 
 def test_names_become_the_flags_of_the_verb():
