@@ -49,6 +49,7 @@ def encode(
 
     Files that cannot be used are listed and left out; the exit code is 2 only if none could be used.
     """
+    from ..tokenize.bundled import shipped_path
     from ..tokenize.codes_file import write_codes
     from ..tokenize.transcode import encode_files
     from .tokenizers import open_coder, open_tokenizer, report_skipped
@@ -60,7 +61,7 @@ def encode(
         raise ValueError("--model: it is for --compress; give both or neither")
     opened = open_tokenizer(tokenizer)
     coder = None if model is None else open_coder(model, opened.spec)
-    items, skipped = encode_files(media, opened, fit.value, progress=True)
+    items, skipped = encode_files([shipped_path(path) for path in media], opened, fit.value, progress=True)
     report_skipped(skipped, len(items) + len(skipped))
     if not items and not skipped:
         raise ValueError(f"{', '.join(map(str, media))}: no sound or picture files are there")

@@ -111,12 +111,13 @@ def evaluate(
     What a missing package would measure is left out, with a note. Exit code 1 if a code changes with the batch, padding
     or precision of the call.
     """
+    from ..tokenize.bundled import shipped_path
     from ..train.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
     from .tokenizers import open_code_model, open_tokenizer
 
     tokenizer = open_tokenizer(folder)
     reader = None if model is None else open_code_model(model, tokenizer.spec)
-    corpus = corpus_for(tokenizer.spec, data, fit.value)
+    corpus = corpus_for(tokenizer.spec, None if data is None else shipped_path(data), fit.value)
     evaluation = evaluate_tokenizer(tokenizer, corpus, items, model=reader, window=window)
     report = evaluation.report
     if page is not None:

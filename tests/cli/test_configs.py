@@ -158,6 +158,14 @@ def test_what_is_not_there_is_said(words, message, tmp_path, capsys):
     assert not any(path.name != "own.yaml" for path in tmp_path.iterdir()), "nothing is written"
 
 
+def test_the_shipped_samples_are_found(capsys):
+    assert run(["encode", "samples/speech/test", "--tokenizer", "speech", "-o", "c.safetensors"]) == 0
+    assert "c.safetensors: 100 items" in capsys.readouterr().err
+    evaluate = ["tokenizer", "eval", "digits", "--items", "4", "--json"]
+    assert run([*evaluate, "--data", "samples/digits/test.safetensors"]) == 0
+    assert run([*evaluate, "--data", "samples/digits/nothing.safetensors"]) == 2
+
+
 def test_the_shipped_small_one_runs_from_an_empty_folder(tmp_path):
     """As after `pip install`: a bundled tokenizer by its name, shipped data, a few steps."""
     sets = ["--set", "tokenizer=digits", "--set", "max_items=32", "--set", "out=s"]
