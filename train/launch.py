@@ -1,6 +1,6 @@
 """Several processes on this machine: `tessera train --nproc N`.
 
-Each is a `python -m tessera train ...` of its own, told its rank by the environment (see world.py). They end together:
+Each is a `tessera train ...` of its own, told its rank by the environment (see world.py). They end together:
 when one fails the others are ended, a signal to this process is handed on to all, and when this process is gone they
 stop by themselves.
 """
@@ -23,10 +23,13 @@ LIFELINE = "TESSERA_LIFELINE"
 """Environment variable: number of a pipe that closes when the launching process is gone."""
 STOPPED = 130
 """Exit code of a process that saved and stopped after a signal."""
+START = "import sys; sys.path[:] = {path!r}; from {package}.cli.app import main; main()"
+"""The program of a process. It searches where this process searches: `python -m tessera` would take a folder
+`tessera` of the working directory for the package."""
 
 
 def launch(arguments: Sequence[str], nproc: int, environment: Mapping[str, str] | None = None) -> int:
-    """Run `python -m tessera ARGUMENTS` in `nproc` processes.
+    """Run `tessera ARGUMENTS` in `nproc` processes, with the package that this process runs.
 
     Returns:
         0 when all end with 0, otherwise the exit code of the first that failed (128 + n for a signal n).
@@ -37,6 +40,7 @@ def launch(arguments: Sequence[str], nproc: int, environment: Mapping[str, str] 
     environment.setdefault(
         "GLOO_SOCKET_IFNAME", "lo"
     )  # all on this machine; its name may not resolve to a usable address
+    program = START.format(path=sys.path, package=__package__.partition(".")[0])
     reading, writing = os.pipe()
     with tempfile.TemporaryDirectory(prefix="tessera-") as folder:
         meeting = (Path(folder) / "rendezvous").as_uri()
@@ -46,7 +50,7 @@ def launch(arguments: Sequence[str], nproc: int, environment: Mapping[str, str] 
             own_environment = {**environment, RENDEZVOUS: meeting, **{name: str(value) for name, value in own.items()}}
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "tessera", *arguments],
+                    [sys.executable, "-c", program, *arguments],
                     env=own_environment,
                     pass_fds=(reading,),
                     start_new_session=True,

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from tessera.train.launch import launch
 from tessera.train.metrics import read_metrics
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -157,6 +158,17 @@ def test_ctrl_c_stops_all_processes_after_saving(tiny_data, tmp_path):
     assert process.returncode == 130
     assert "--nproc 2 --resume" in said
     assert len(list(out.glob("steps/step-*/COMMITTED"))) == 1
+
+
+def test_a_folder_of_the_same_name_is_not_taken_for_the_package(tmp_path, monkeypatch):
+    planted = tmp_path / "planted"
+    package = tmp_path / "tessera"
+    package.mkdir()
+    for name in ("__init__", "__main__"):
+        (package / f"{name}.py").write_text(f"open({str(planted)!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert launch(["--version"], 2) == 0
+    assert not planted.exists()
 
 
 @pytest.mark.slow
