@@ -1,9 +1,26 @@
-"""Settings of every test: Triton's interpreter where there is no GPU."""
+"""Settings of every test: Triton's interpreter where there is no GPU, and the marker `sample`."""
 
 import os
+import random
 
+import pytest
 import torch
 
 # Triton reads this once, at its first import, and transformers imports Triton: set it before any test file is read.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks which are slow
+def pytest_collection_modifyitems(items):
+    """Of a test marked `sample(n)`, n cases drawn once for all by its name are quick, the others are slow."""
+    cases = {}
+    for item in items:
+        marker = item.get_closest_marker("sample")
+        if marker is not None:
+            cases.setdefault((item.path, item.originalname, *marker.args), []).append(item)
+    for (_, name, count), found in cases.items():
+        quick = random.Random(name).sample(found, min(count, len(found)))
+        for item in found:
+            if item not in quick:
+                item.add_marker(pytest.mark.slow)

@@ -82,6 +82,7 @@ def test_map_of_folders_is_whole():
     assert listed == {name for name in found if not name.endswith(".egg-info")}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.skipif(not BUNDLED, reason="the bundled models are not in this checkout")
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1][:40])
 def test_python_blocks_run(code, tmp_path):
@@ -100,6 +101,7 @@ def test_generation_commands_run(tmp_path, monkeypatch):
         assert any(written.iterdir()) if written.is_dir() else written.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_doctor_runs(tmp_path):
     done = subprocess.run([sys.executable, "-m", "tessera", "doctor"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -69,6 +69,7 @@ def test_a_folder_is_copied_whole_and_speaks_of_the_copy(tmp_path, capsys):
     assert len(list((tmp_path / "all").rglob("*.yaml"))) == len(all_configs())
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("given", VERBS)
 def test_a_config_of_another_verb_is_named(given, verb, tmp_path, capsys):
@@ -85,6 +86,7 @@ def test_a_config_of_another_verb_is_named(given, verb, tmp_path, capsys):
         assert said.endswith(f"; use it with: {CONFIG_KINDS[given][1]} {config}")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", VERBS)
 def test_names_lead_to_files(kind):
     for name in all_configs():
@@ -130,6 +132,7 @@ def test_another_kind_leaves_the_fields_of_the_old_one_behind(tmp_path):
     assert read.engine.kind == "torch"
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -52,6 +52,7 @@ TREES = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("tree", "message"), TREES.values(), ids=TREES)
 def test_a_tree_that_cannot_be_has_one_line(tree, message, tmp_path, capsys):
     sets = ["data.path=nowhere", f"tokenizer.quantizer={tree}"]

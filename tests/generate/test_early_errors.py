@@ -41,6 +41,7 @@ WINDOWS = {"window_frames": 6, "stride_frames": 4}
 LONG = "abc def ghi. jkl mno pqr. stu vwx yz."
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("settings", [{}, WINDOWS], ids=["whole", "windows"])
 @pytest.mark.parametrize("frames", [10, 12, 20, 30])
 def test_a_prompt_that_is_too_long(models, frames, settings, no_steps):
@@ -65,6 +66,7 @@ BAD = [
 ]
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("more", [{}, WINDOWS, {"text": LONG, "text_characters": 12}], ids=["whole", "windows", "long"])
 @pytest.mark.parametrize(("wrong", "message"), BAD, ids=lambda x: str(x)[:30])
 def test_a_stream_of_sound_is_checked_at_the_call(models, wrong, message, more, no_steps):

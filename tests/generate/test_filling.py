@@ -72,6 +72,7 @@ def fill_one_by_one(lm, length, coarse, conditions=None, guidance=1.0, unit="cel
     return symbols.join(codes)
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("unit", ["cell", "frame"])
 @pytest.mark.parametrize(("refines", "guidance"), [(False, 1.0), (True, 1.0), (True, 2.5)])
 @pytest.mark.parametrize("schedule", SCHEDULES)

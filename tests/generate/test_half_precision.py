@@ -212,6 +212,7 @@ halves = pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
 ways = pytest.mark.parametrize("way", ["all", "loaded"])
 
 
+@pytest.mark.sample(2)
 @halves
 @pytest.mark.parametrize("kind", KINDS)
 def test_conditions(kind, dtype):
@@ -244,6 +245,7 @@ PARTS = {
 }
 
 
+@pytest.mark.sample(12)
 @halves
 @ways
 @pytest.mark.parametrize("name", PARTS)
@@ -260,6 +262,7 @@ def test_parts(name, way, dtype):
         check(masked, dtype, way, conditions=conditions, **PARTS[name])
 
 
+@pytest.mark.sample(8)
 @halves
 @ways
 @pytest.mark.parametrize("rope", [TimeRopeConfig(), GridRopeConfig(), SinusoidalConfig()])

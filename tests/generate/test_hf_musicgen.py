@@ -56,6 +56,7 @@ def greedy(model, states, mask, guidance):
     return ids[pattern == -1].view(rows, 4, FRAMES)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_a_decoder_alone(rows, guidance, tmp_path):
@@ -65,6 +66,7 @@ def test_a_decoder_alone(rows, guidance, tmp_path):
     check_same(ours(tmp_path, states, lengths, guidance), greedy(model, states, mask, guidance))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_a_whole_model_from_text(rows, guidance, tmp_path, monkeypatch):

@@ -84,12 +84,14 @@ arrangements_and_heads = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("kind", ["none", "label", "text"])
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_equals_the_full_forward(arrangement, kind):
     check_against_the_full_forward(arrangement, kind)
 
 
+@pytest.mark.sample(12)
 @arrangements_and_heads
 def test_every_head_equals_the_full_forward(arrangement, head):
     if arrangement not in NEED_LENGTH:
@@ -134,6 +136,7 @@ def test_the_cache_asked_for_is_used():
     assert DecodeLoop(lm, none, [0], UP_TO, cache=narrow).state.cache.capacity == 1
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("rope", ["time", "grid"])
 @pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, *NEED_LENGTH])
 def test_fixed_length_equals_the_full_forward(arrangement, rope):
@@ -144,6 +147,7 @@ def test_fixed_length_equals_the_full_forward(arrangement, rope):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), 5 + i, EXACTLY))
 
 
+@pytest.mark.sample(10)
 @heads
 @pytest.mark.parametrize(
     ("arrangement", "guidance"), [*zip(ARRANGEMENTS, [0.0, 2.5] * 4, strict=False), ("delay", 0.0)]
@@ -156,6 +160,7 @@ def test_guidance_equals_two_forwards(arrangement, guidance, head):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, guidance))
 
 
+@pytest.mark.sample(16)
 @arrangements_and_heads
 @pytest.mark.parametrize("t", [1, 5])
 def test_a_prompt_is_kept_and_continued(arrangement, head, t):
@@ -170,6 +175,7 @@ def test_a_prompt_is_kept_and_continued(arrangement, head, t):
         check_equal(found, i, *slow_generate(lm, none, i, length, prompt=prompt[i]))
 
 
+@pytest.mark.sample(12)
 @arrangements_and_heads
 def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement, head):
     variable = arrangement not in NEED_LENGTH
@@ -181,6 +187,7 @@ def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement, head
     assert torch.equal(again.codes, whole.codes) and torch.equal(again.lengths, whole.lengths)
 
 
+@pytest.mark.sample(6)
 @heads
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

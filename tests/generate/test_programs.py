@@ -86,6 +86,7 @@ def guided(guidance):
     return LinearGuidance(scale=guidance["scale"]) if isinstance(guidance, dict) else guidance
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES)
 def test_counting_in_tensors_changes_no_code(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
     monkeypatch.setitem(programs.MAKERS, "compiled", plain)
@@ -124,6 +125,7 @@ def _plain(found):
     return tuple(found) if isinstance(found, tuple | list) else (found,)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES[::3])
 def test_steps_are_all_alike_and_wait_for_nothing(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
     """The same operations on the same shapes at every step of a phase, and nothing that looks at a value."""
@@ -167,6 +169,7 @@ class OnDevice(TorchDispatchMode):
         return found
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES[1::3])
 def test_nothing_of_a_step_is_on_the_cpu(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
     """A number or constant that stays on the CPU would be copied at every step, or frozen in a recording."""
@@ -347,6 +350,7 @@ TRACED = [
 ]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance"), TRACED)
 def test_the_whole_step_is_one_graph(arrangement, head, kind, rules, cache, guidance, traced):
     """For every step and length; `fullgraph` refuses breaks, `error_on_recompile` a second compilation."""

@@ -68,6 +68,7 @@ def slow_speech(model, text, seed, label, retries, carry="audio", least=0.1, mos
     return torch.cat(codes, dim=1), well
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("carry", ["audio", "nothing"])
 @pytest.mark.parametrize("retries", [0, 2])
 @pytest.mark.parametrize("seed", range(4))
@@ -80,6 +81,7 @@ def test_a_long_text_is_its_pieces(voices, carry, retries, seed):
     assert torch.equal(torch.cat(list(voices.stream(**call)), dim=1), whole.media[0])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("carry", ["audio", "nothing"])
 @pytest.mark.parametrize("retries", [0, 1])
 @pytest.mark.parametrize("fewest", [0, 9, 31, 90])
@@ -117,6 +119,7 @@ def test_lists_beside_long_texts(voices, tmp_path):
         assert torch.equal(one.codes, alone.codes)
 
 
+@pytest.mark.slow
 def test_voices_beside_long_texts(tmp_path):
     clones = load(save_tiny_models(tmp_path / "models") / "clones")
     given = [torch.arange(3 * 4).reshape(3, 4), torch.ones(3, 6, dtype=torch.long)]
@@ -129,6 +132,7 @@ def test_voices_beside_long_texts(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_retries_make_good_what_can_be(voices):
     """More samples are well with retries, and those that were well without are unchanged."""
     narrow = {"text_characters": 12, "frames_per_character": [0.3, 1.2], "label": "star", "text": TEXT}
@@ -183,6 +187,7 @@ def test_a_text_far_too_long_that_is_not_split_is_warned_of(voices):
         voices.generate(text=[TEXT, "a", "b"], label=["star", "7"], **WIDE)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("seed", [0, 3, 6])
 def test_without_a_voice_the_seed_chooses_one_for_all_pieces(voices, seed):
     """Where nothing is carried over, each piece would choose its own."""

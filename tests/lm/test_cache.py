@@ -71,6 +71,7 @@ def test_causal_mask(window):
 # A model with a window
 
 
+@pytest.mark.sample(24)
 @some_cases
 @pytest.mark.parametrize("window", [1, 2, 4])
 def test_a_ring_equals_the_full_forward_of_a_model_with_a_window(case, window):
@@ -145,6 +146,7 @@ def test_a_ring_does_not_grow_with_the_steps():
 # Counting in a tensor, as a compiled step does
 
 
+@pytest.mark.sample(16)
 @some_cases
 @pytest.mark.parametrize("cache", ["static", {"kind": "ring", "window": 3}])
 def test_a_position_in_a_tensor_equals_a_number(case, cache):
@@ -354,6 +356,7 @@ def test_what_is_read_is_what_was_quantised(bits, sizes, recent, outliers, rotat
         cache.rewind(0)
 
 
+@pytest.mark.sample(16)
 @pytest.mark.parametrize(("kind", "tolerance"), [("int8", 0.02), ("int4", 0.3)])
 @some_cases
 def test_quantised_steps_stay_near_the_full_forward(case, kind, tolerance):

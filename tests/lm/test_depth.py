@@ -62,6 +62,7 @@ def train(lm, make_batch, steps, lr=1e-2):
     lm.eval()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("head", [ParallelHeadConfig(), *DEPTHS.values()], ids=["parallel", *DEPTHS])
 def test_depth_learns_what_codes_of_a_frame_say_of_each_other(head):
     """Codebook 0 is noise and the others follow from it: only a head that reads it can know them."""

@@ -42,6 +42,7 @@ def check(tmp_path: Path, case: tuple[str, str, str, str], every: int) -> None:
     assert any(one["line"] != "loaded" for one in found)
 
 
+@pytest.mark.slow
 def test_some_lies(tmp_path):
     check(tmp_path, CASES[0], 41)
 

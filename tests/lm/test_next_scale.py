@@ -88,6 +88,7 @@ def test_scale_by_scale_equals_the_whole(case):
     assert state.scale == lm.num_scales
 
 
+@pytest.mark.sample(3)
 @cases
 def test_a_prediction_sees_earlier_scales_and_nothing_else(case):
     """Neither a later scale nor any code of its own scale, its own included."""

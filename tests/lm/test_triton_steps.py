@@ -49,6 +49,7 @@ def no_tiles(monkeypatch):
         monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("norm", ["none", "rms", "layer"])
 @pytest.mark.parametrize(
@@ -102,6 +103,7 @@ def test_every_kind_of_model(case):
     assert sum(calls) >= STEPS
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", list(CLOSE))
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("rows", [1, seldom(3), seldom(9)])
@@ -114,6 +116,7 @@ def test_rows(block, rows, dtype):
     assert all(calls)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("cache", "counted"),
     [("static", True), ("ring", False), ("int8", False), ("int8", True), seldom("static", False), seldom("ring", True)],
@@ -154,6 +157,7 @@ def test_packed_models(weights, monkeypatch):
     assert not calls[-1]  # many rows of packed weights are for the blocks
 
 
+@pytest.mark.slow
 def test_weights_that_move_are_found_again():
     _, lm, codes, conditions = make_pair((*CROSS, BLOCKS[0]), 2)
     calls = stack_calls(lm)

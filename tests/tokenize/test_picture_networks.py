@@ -53,6 +53,7 @@ def test_every_part_is_in_the_list():
     assert kinds == set(PICTURE_ENCODERS) == set(PICTURE_DECODERS)
 
 
+@pytest.mark.sample(25)
 @every
 @any_decoder
 def test_codes_do_not_depend_on_batch_or_autocast(encoder, decoder):
@@ -69,6 +70,7 @@ def test_codes_do_not_depend_on_batch_or_autocast(encoder, decoder):
         assert torch.equal(tokenizer.decode(encoded.codes[3:4])[0], decoded[3])
 
 
+@pytest.mark.sample(4)
 @every
 def test_saved_and_loaded_is_the_same_tokenizer(encoder, tmp_path):
     tokenizer = tokenizer_of(encoder)

@@ -36,6 +36,7 @@ from tessera.tokenize.quantizer import ResidualConfig, make_quantizer, pack_code
 # L1, L2: what training, evaluation and decoding call a value is one thing, to the last bit.
 
 
+@pytest.mark.sample(50)
 @every_config
 @pytest.mark.parametrize("half", [False, True])
 def test_eval_forward_equals_decode_of_encode(name, half):
@@ -52,6 +53,7 @@ def test_eval_forward_equals_decode_of_encode(name, half):
         assert all(loss.shape == shape[:-1] for loss in result.losses.values())
 
 
+@pytest.mark.sample(75)
 @every_config
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_training_value_equals_decode_of_codes(name, dtype):
@@ -139,6 +141,7 @@ def test_an_averaged_codebook_has_no_parameters():
 # L4: the content of padding changes nothing.
 
 
+@pytest.mark.sample(40)
 @every_config
 @pytest.mark.parametrize("training", [False, True])
 def test_masked_positions_change_nothing(name, training):
@@ -176,6 +179,7 @@ def test_a_mask_equals_leaving_the_rest_out(name):
     assert torch.equal(masked.codes[mask], alone.codes) and torch.equal(masked.values[mask], alone.values)
 
 
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("name", [name for name in NOT_RANDOM if name in PER_PLACE])  # dropout is drawn per sample
 def test_statistics_with_a_mask_equal_those_without_the_rest(name):
     first, second = trained(name, updates=0), trained(name, updates=0)
@@ -214,6 +218,7 @@ def test_eval_changes_nothing(name):
     assert same_state(before, state_of(quantizer))
 
 
+@pytest.mark.sample(25)
 @every_config
 def test_saved_state_goes_on_the_same(name):
     first = trained(name, updates=3)
@@ -319,6 +324,7 @@ def test_encode_with_fewer_levels_is_a_prefix(name):
 # L12: codes do not depend on the rest of the batch.
 
 
+@pytest.mark.sample(30)
 @every_config
 def test_codes_do_not_depend_on_the_batch(name):
     quantizer = trained(name).eval()

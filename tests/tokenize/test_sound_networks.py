@@ -76,6 +76,7 @@ def test_every_part_is_in_the_list():
     assert kinds == set(SOUND_ENCODERS) == {*SOUND_DECODERS, "fused"}
 
 
+@pytest.mark.sample(8)
 @pairs
 def test_codes_do_not_depend_on_batch_padding_or_autocast(encoder, decoder):
     tokenizer = tokenizer_of(encoder, decoder)
@@ -93,6 +94,7 @@ def test_codes_do_not_depend_on_batch_padding_or_autocast(encoder, decoder):
         assert tokenizer.decode(alone.codes).shape == (1, 1, frames * HOP)
 
 
+@pytest.mark.sample(20)
 @pairs
 @pytest.mark.parametrize("frames", [1, 4, 23])
 def test_a_stream_equals_the_whole(encoder, decoder, frames):
@@ -151,6 +153,7 @@ def dependence(run, x, at):
     return [t for t in range(x.shape[1]) if bool(x.grad[0, t].any())]
 
 
+@pytest.mark.sample(12)
 @parts
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_a_stage_reads_as_far_as_it_says(name, side):
@@ -218,6 +221,7 @@ def test_training_reaches_every_weight(name, dtype):
         assert bool(parameter.grad.any()), name
 
 
+@pytest.mark.sample(6)
 @parts
 def test_saved_and_loaded_is_the_same_tokenizer(name, tmp_path):
     tokenizer = tokenizer_of(name)

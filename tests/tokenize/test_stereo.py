@@ -42,6 +42,7 @@ def net_of(name: str, channels: int = 2) -> AudioNet:
     return net
 
 
+@pytest.mark.sample(4)
 @parts
 @pytest.mark.parametrize("channels", [2, 3])
 def test_codes_alone_and_in_company_and_sound_whole_and_streamed(name, channels):

@@ -41,6 +41,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_is_refused_in_one_line_and_soon(name):
     text, message = HOSTILE[name]

@@ -123,6 +123,7 @@ def save_as_before(engine, folder) -> None:
     write_json(folder / "engine.json", described)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=SLOW)])
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=SLOW), 1, pytest.param(2, marks=SLOW), 3])
 def test_a_checkpoint_of_an_earlier_version_goes_on(tiny, tmp_path, stage, dtype):
@@ -150,6 +151,7 @@ class Payload:
         return (eval, (call,)) if self.how == "eval" else (os.system, (f"touch {self.marker}",))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("checked", [True, False])
 @pytest.mark.parametrize("stage", [0, 1, pytest.param(2, marks=SLOW), 3])
 def test_a_planted_pickle_never_runs_and_is_named(tiny, tmp_path, monkeypatch, stage, checked):
@@ -181,6 +183,7 @@ def test_a_planted_pickle_never_runs_and_is_named(tiny, tmp_path, monkeypatch, s
     assert torch.load.__module__ == "torch.serialization"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=SLOW)])
 @pytest.mark.parametrize("stage", [0, pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 3])
 def test_a_state_goes_from_one_engine_to_the_other(tiny, tmp_path, stage, dtype):

@@ -29,6 +29,7 @@ def config_of(name, sets=()):
     return check_config(override(read_yaml(FOLDER / f"{name}.yaml"), sets), TokenizerTrainConfig, name)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_network_trains_and_its_codes_decode(name, tmp_path):
     sets = [

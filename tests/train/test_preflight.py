@@ -52,6 +52,7 @@ def refused(tmp_path, capsys):
     return train
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "model, generation, said",
     [
@@ -87,6 +88,7 @@ def test_a_model_without_conditions_generates_by_its_defaults(tiny_config, tmp_p
     assert tessera(["generate", str(out / "model"), "-o", str(tmp_path / "made"), "-n", "2"]) == 0
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "columns, condition, said",
     [

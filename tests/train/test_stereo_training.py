@@ -44,6 +44,7 @@ def energy(samples: torch.Tensor, low: int, high: int) -> float:
     return float(power[(hertz >= low) & (hertz < high)].sum() / power.sum())
 
 
+@pytest.mark.slow
 def test_left_and_right_stay_where_they_are(stereo, tmp_path):
     stereo["terms"] = [
         *({"kind": kind} for kind in ("mel", "spectrum", "waveform", "quantizer", "adversarial", "features")),

@@ -207,6 +207,7 @@ def test_the_table_of_terms_is_tested():
     assert {case["kind"] for case in CASES.values()} == set(TERMS)
 
 
+@pytest.mark.sample(10)
 @each
 def test_the_loss_of_an_item_is_its_own(name):
     together, _, _ = loss_of(name)
@@ -246,6 +247,7 @@ def test_items_without_an_answer_or_cut_short_count_for_nothing(name):
     assert (float(cut[0].detach()) == 0) == ("label" not in name)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "name", ["ctc", "caption", "label", "distil-d", "distil-squared", "contrast-text", "contrast-label"]
 )

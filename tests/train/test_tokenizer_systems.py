@@ -58,6 +58,17 @@ def systems() -> list[str]:
     return found
 
 
+def cases() -> list:
+    """The first system of each kind of network, and the others, which are slow."""
+    seen, found = set(), []
+    for system in systems():
+        tokenizer = read_yaml(FOLDER / f"{system}.yaml")["tokenizer"]
+        network = (tokenizer["kind"], *(tokenizer.get(side, {}).get("kind") for side in ("encoder", "decoder")))
+        found.append(pytest.param(system, marks=[pytest.mark.slow] if network in seen else []))
+        seen.add(network)
+    return found
+
+
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
     """Pictures, recordings with texts, a file of code vectors, and the tokenizer of vq-vae.yaml."""
@@ -76,7 +87,7 @@ def media(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("system", systems())
+@pytest.mark.parametrize("system", cases())
 def test_a_system_trains_and_its_codes_decode(system, media, tmp_path):
     data = read_yaml(FOLDER / f"{system}.yaml")
     kind = data["tokenizer"]["kind"]

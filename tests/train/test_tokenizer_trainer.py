@@ -155,6 +155,7 @@ def weights_of(folder):
     return (folder / "tokenizer.safetensors").read_bytes()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_killed_run_resumed_equals_the_run_left_alone(sounds, tmp_path, dtype):
     data = everything(sounds, save_every=1, keep_last=99, dtype=dtype)
