@@ -26,8 +26,9 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c c
 INSTALLED := .venv/.installed
 EVAL_PACKAGES := scikit-learn scikit-image torchmetrics auraloss pystoi prdc pocketsphinx jiwer constriction pesq
 
-# One thread per process: tests start several processes, and their tensors are too small to be worth sharing out.
-TEST_ENVIRONMENT := OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONDONTWRITEBYTECODE=1
+# One thread per process: tests start several processes, and their tensors are too small to be worth sharing out. Bytecode
+# is kept, whatever the caller sets: most of those processes live for a second.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONDONTWRITEBYTECODE=
 
 .PHONY: install demo test test-slow test-gpu check bundled clean
 
@@ -70,7 +71,7 @@ test: check
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist worksteal -rs $(PYTEST_FLAGS)
 
 test-slow: $(INSTALLED)
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -m slow -n $(PYTEST_PROCESSES) --dist worksteal -rs $(PYTEST_FLAGS)
 
 test-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(INSTALLED)) .typecheck/tessera
 	PYTHONPATH=$(CURDIR)/.typecheck $(GPU_PYTHON) benchmarks/gpu.py

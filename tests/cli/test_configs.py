@@ -86,7 +86,7 @@ def test_a_config_of_another_verb_is_named(given, verb, tmp_path, capsys):
         assert said.endswith(f"; use it with: {CONFIG_KINDS[given][1]} {config}")
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", VERBS)
 def test_names_lead_to_files(kind):
     for name in all_configs():
@@ -161,6 +161,7 @@ def test_what_is_not_there_is_said(words, message, tmp_path, capsys):
     assert not any(path.name != "own.yaml" for path in tmp_path.iterdir()), "nothing is written"
 
 
+@pytest.mark.slow
 def test_the_shipped_samples_are_found(capsys):
     assert run(["encode", "samples/speech/test", "--tokenizer", "speech", "-o", "c.safetensors"]) == 0
     assert "c.safetensors: 100 items" in capsys.readouterr().err

@@ -59,6 +59,7 @@ def test_a_tree_that_cannot_be_has_one_line(tree, message, tmp_path, capsys):
     check_refused("digits", sets, message, tmp_path, capsys)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("config", "sets", "message"),
     [

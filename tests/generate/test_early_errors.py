@@ -74,6 +74,7 @@ def test_a_stream_of_sound_is_checked_at_the_call(models, wrong, message, more, 
         models["tones"].stream(**{"text": "abc", "max_frames": 20, "frames_per_character": (0.1, 1.0), **more, **wrong})
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [

@@ -40,7 +40,7 @@ def make(tokenizer, seed=0, kind=LMConfig, **settings):
     return strong(build(kind(**SHAPE, **settings), tokenizer.spec)).eval()
 
 
-@pytest.mark.sample(16)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 @pytest.mark.parametrize("head", ["parallel", "depth"])
 @pytest.mark.parametrize("every", [1, 2, None, 50])

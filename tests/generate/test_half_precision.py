@@ -212,7 +212,7 @@ halves = pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
 ways = pytest.mark.parametrize("way", ["all", "loaded"])
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @halves
 @pytest.mark.parametrize("kind", KINDS)
 def test_conditions(kind, dtype):
@@ -245,7 +245,7 @@ PARTS = {
 }
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(6)
 @halves
 @ways
 @pytest.mark.parametrize("name", PARTS)

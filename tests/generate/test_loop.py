@@ -91,7 +91,7 @@ def test_equals_the_full_forward(arrangement, kind):
     check_against_the_full_forward(arrangement, kind)
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(6)
 @arrangements_and_heads
 def test_every_head_equals_the_full_forward(arrangement, head):
     if arrangement not in NEED_LENGTH:
@@ -147,7 +147,7 @@ def test_fixed_length_equals_the_full_forward(arrangement, rope):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), 5 + i, EXACTLY))
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(5)
 @heads
 @pytest.mark.parametrize(
     ("arrangement", "guidance"), [*zip(ARRANGEMENTS, [0.0, 2.5] * 4, strict=False), ("delay", 0.0)]
@@ -160,7 +160,7 @@ def test_guidance_equals_two_forwards(arrangement, guidance, head):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, guidance))
 
 
-@pytest.mark.sample(16)
+@pytest.mark.sample(8)
 @arrangements_and_heads
 @pytest.mark.parametrize("t", [1, 5])
 def test_a_prompt_is_kept_and_continued(arrangement, head, t):

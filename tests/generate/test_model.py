@@ -50,6 +50,7 @@ def shapes(folder):
     return tessera.load(folder / "shapes", device="cpu")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("text", ["a", "some words"])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_stream_equals_the_whole(tones, text, seed):
@@ -61,6 +62,7 @@ def test_a_stream_equals_the_whole(tones, text, seed):
     assert torch.equal(whole.media[0], tones.tokenizer.decode(whole.codes)[0])
 
 
+@pytest.mark.slow
 def test_a_stream_equals_the_whole_under_every_rule(tones):
     rules = dict(ras=6, ras_tau=0.3, repetition_penalty=1.3, end_bias=-1.0, max_silence=0.004, top_k=5)
     for seed in range(3):

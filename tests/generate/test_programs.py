@@ -86,7 +86,7 @@ def guided(guidance):
     return LinearGuidance(scale=guidance["scale"]) if isinstance(guidance, dict) else guidance
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES)
 def test_counting_in_tensors_changes_no_code(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
     monkeypatch.setitem(programs.MAKERS, "compiled", plain)
@@ -362,6 +362,7 @@ def test_the_whole_step_is_one_graph(arrangement, head, kind, rules, cache, guid
     assert traced() == lm.head.period
 
 
+@pytest.mark.slow
 def test_after_a_warm_up_nothing_is_compiled(traced):
     lm, batch, _ = make("delay", HEADS["parallel"], "text", rows=2)
     warm_up(lm, batch, Length(200), guidance=2.0, step="compiled")

@@ -58,6 +58,7 @@ def slow_choice(logits, past, s, k, u, again, end_id, may_end):
     return drawn
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
 @pytest.mark.parametrize("arrangement", ["delay", "flat", "flatten first"])
 def test_equals_the_slow_reference(arrangement, rules):

@@ -68,7 +68,7 @@ def slow_speech(model, text, seed, label, retries, carry="audio", least=0.1, mos
     return torch.cat(codes, dim=1), well
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("carry", ["audio", "nothing"])
 @pytest.mark.parametrize("retries", [0, 2])
 @pytest.mark.parametrize("seed", range(4))
@@ -81,7 +81,7 @@ def test_a_long_text_is_its_pieces(voices, carry, retries, seed):
     assert torch.equal(torch.cat(list(voices.stream(**call)), dim=1), whole.media[0])
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("carry", ["audio", "nothing"])
 @pytest.mark.parametrize("retries", [0, 1])
 @pytest.mark.parametrize("fewest", [0, 9, 31, 90])
@@ -109,6 +109,7 @@ def test_frames_are_shared_out_by_size():
         assert all(abs(share - seed * 5 * size / sum(sizes)) < 1 for share, size in zip(shares, sizes, strict=True))
 
 
+@pytest.mark.slow
 def test_lists_beside_long_texts(voices, tmp_path):
     """Each sample is as it would be alone: its own label, and its own beginning."""
     prompts = torch.arange(4 * 3 * 2).reshape(4, 3, 2) % 16
@@ -148,6 +149,7 @@ def test_a_text_that_is_not_long_is_unchanged(voices):
     assert torch.equal(voices.generate(text="one two", label=["star", "7"], n=2, seed=3, **WIDE).codes, plain.codes)
 
 
+@pytest.mark.slow
 def test_long_and_short_texts_together(voices):
     texts = ["one", TEXT, "two"]
     together = voices.generate(text=texts, label="star", n=2, seed=5, **WIDE)
@@ -187,7 +189,7 @@ def test_a_text_far_too_long_that_is_not_split_is_warned_of(voices):
         voices.generate(text=[TEXT, "a", "b"], label=["star", "7"], **WIDE)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 3, 6])
 def test_without_a_voice_the_seed_chooses_one_for_all_pieces(voices, seed):
     """Where nothing is carried over, each piece would choose its own."""
@@ -246,6 +248,7 @@ def test_what_was_never_read_is_named_once(voices):
     assert voices.generate(text="two one", label="star", num_frames=4).warnings == ()
 
 
+@pytest.mark.slow
 def test_no_end_before_the_fewest_frames_a_text_takes(voices):
     """A prompt, or a bad draw, must not make the model end before it can have said the text."""
     model = load_again(voices, frames_per_character=[2.0, 9.0], max_frames=60)

@@ -17,7 +17,7 @@ from test_sound_networks import HOP, PARTS, tokenizer_of
 from tiny_models import strong
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", PARTS)
 def test_a_stream_equals_the_whole(name):
     """Alone, as a row of a batch, after a prompt, and where the length is given; chunks are of whole frames."""

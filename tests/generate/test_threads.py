@@ -32,7 +32,7 @@ def hand_over(frame, event, argument):
     return hand_over
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("cache", [None, "int8"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head", [None, DepthHeadConfig(width=32, layers=1, heads=2)], ids=["parallel", "depth"])

@@ -45,7 +45,7 @@ def slow_windows(lm, seed, total, window, stride, prompt=None):
     return codes[0]
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 @pytest.mark.parametrize(("total", "window", "stride"), [(13, 5, 3), (12, 6, 4), (7, 6, 1), (9, 3, 2)])
 def test_windows_equal_whole_generations_joined(tokenizer, arrangement, total, window, stride):
@@ -72,7 +72,7 @@ def test_within_a_window_nothing_changes(tokenizer):
     assert torch.equal(longer[2].codes, alone.codes)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["parallel", "depth"])
 def test_an_end_in_a_later_window(tokenizer, head):
     lm = make(tokenizer, variable=True, head=head)

@@ -446,6 +446,7 @@ def test_steps_read_together_are_thinned_out_afterwards():
         assert cache.keys[0, b, 0, P:].equal(keys[b, 0, [P + i for i in [*sorted(old), 10, 11]]])
 
 
+@pytest.mark.sample(10)
 @some_cases
 def test_a_budget_for_all_steps_changes_nothing(case):
     config = make_config(case)

@@ -44,6 +44,7 @@ def leaks(lm, codes, shift=0) -> bool:
     return False
 
 
+@pytest.mark.sample(10)
 @depths
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_the_head_gets_the_state_that_has_not_read_its_own_step(arrangement, head):

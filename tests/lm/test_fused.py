@@ -63,6 +63,7 @@ def count_calls(lm):
     return calls
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("case", list(CASES)[::5])
 def test_every_kind_of_model(case):
     config, lm = make_lm(CASES[case])

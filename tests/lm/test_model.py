@@ -67,7 +67,7 @@ def make_all(config, num_rows):
     return lm, make_codes(num_rows, 6, lm.arrangement.cardinalities), make_conditions(config, num_rows)
 
 
-@pytest.mark.sample(40)
+@pytest.mark.sample(25)
 @cases
 def test_steps_equal_the_full_forward(case):
     config = make_config(case)

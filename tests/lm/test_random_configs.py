@@ -161,7 +161,7 @@ def make_scales(draw):
     return make_tokenizer(PictureTokenizerConfig(**settings, features=4, blocks=1, quantizer=scales))
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("part", range(4))
 def test_a_config_is_refused_in_one_line_or_works(kind, part, count=25):

@@ -143,6 +143,7 @@ def test_caches(cache, counted):
     assert any(calls) == (cache != "int8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["int8", seldom("int4")])
 def test_packed_models(weights, monkeypatch):
     _, lm, codes, conditions = make_pair((*CROSS, BLOCKS[0]), 2)

@@ -141,7 +141,7 @@ def test_an_averaged_codebook_has_no_parameters():
 # L4: the content of padding changes nothing.
 
 
-@pytest.mark.sample(40)
+@pytest.mark.sample(25)
 @every_config
 @pytest.mark.parametrize("training", [False, True])
 def test_masked_positions_change_nothing(name, training):

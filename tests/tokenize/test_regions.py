@@ -213,6 +213,7 @@ def test_the_gradient_of_the_values_reaches_the_router():
         torch.testing.assert_close(parameter.grad, wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_codes_go_where_information_is():
     """Of pictures that are flat but for a quarter of their regions, those regions become fine."""
     torch.manual_seed(0)

@@ -94,7 +94,7 @@ def test_codes_do_not_depend_on_batch_padding_or_autocast(encoder, decoder):
         assert tokenizer.decode(alone.codes).shape == (1, 1, frames * HOP)
 
 
-@pytest.mark.sample(20)
+@pytest.mark.sample(10)
 @pairs
 @pytest.mark.parametrize("frames", [1, 4, 23])
 def test_a_stream_equals_the_whole(encoder, decoder, frames):
@@ -118,6 +118,7 @@ def test_a_stream_equals_the_whole(encoder, decoder, frames):
         assert torch.equal(torch.cat([*pieces, stream.finish()], dim=1), whole[row])
 
 
+@pytest.mark.sample(8)
 @parts
 @torch.no_grad()
 def test_stages_compute_what_one_pass_over_everything_computes(name):
@@ -193,6 +194,7 @@ def test_a_causal_network_never_looks_ahead(name):
     assert tokenizer_of(name).stream_decoder().delay == net.config.decoder.chunk
 
 
+@pytest.mark.sample(6)
 @parts
 def test_a_sliding_memory_stays_constant_in_length(name):
     net, sizes = tokenizer_of(name).net, []

@@ -49,6 +49,7 @@ def test_entropies_over_two_ranks(monkeypatch):
     assert [value.item() for value in entropies] == pytest.approx([8 * math.log(2)] * 2)
 
 
+@pytest.mark.sample(25)
 @pytest.mark.parametrize("name", trees.CONFIGS)
 def test_codes_stay_in_range(name):
     """Trap 7 (vector-quantize-pytorch#240): latents far away, while training too."""

@@ -71,6 +71,7 @@ def test_a_run_of_deepspeed_is_not_gone_on_with_without_it(tiny_config, tmp_path
     assert saved_engine(out / "steps") is None
 
 
+@pytest.mark.slow
 def test_nothing_of_deepspeed_is_imported_to_find_out():
     code = (
         "import sys; from tessera.train.engine_choice import engine_for, has_deepspeed; has_deepspeed(); "

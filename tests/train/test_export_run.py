@@ -54,6 +54,7 @@ def killed(config, out, steps: int) -> None:
         train_lm(config, out, command="tessera train tiny.yaml")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "changes, train", [({}, {}), ({}, {"ema": 0.0}), (TEXT, {}), (MASKED, {}), (FLOAT32, {"ema": 0.0, "steps": 3})]
 )

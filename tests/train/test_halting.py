@@ -49,6 +49,7 @@ def term_of(**settings):
     return HaltingTerm(HaltingTermConfig(**settings), TermContext(GEOMETRY, DIM, 1), "terms.0")
 
 
+@pytest.mark.slow
 def test_the_halt_learns_how_many_tokens_reach_an_error():
     """Beside the slow way: to decode every number of tokens, and take the first that is good enough."""
     quantizer, term = quantizer_of(), term_of()

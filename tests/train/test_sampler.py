@@ -25,6 +25,7 @@ def test_every_epoch_of_the_stream_is_a_permutation(num_items, batch, seed, pool
     assert seen.max() - seen.min() <= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     num_items=st.integers(1, 300),

@@ -35,7 +35,7 @@ def a_group_of_one_is_kept():
 CASES = {case.__name__: case for case in (a_model_is_not_the_last_to_hold_the_group, a_group_of_one_is_kept)}
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_leaving(case, tmp_path):
     command = [sys.executable, str(Path(__file__).resolve()), case]
