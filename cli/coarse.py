@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..tokenize.printable import say
 from .limits import MAX_SEED
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def coarse(
         print(json.dumps({"tokenizer": opened.spec.name, "method": method.value, "codebooks": codebooks}, indent=2))
     else:
         print(format_reports(reports))
-    print(f"clusters of tokenizer {opened.spec.name} ({found.spec.fingerprint[:12]}) in {output}", file=sys.stderr)
+    say(f"clusters of tokenizer {opened.spec.name} ({found.spec.fingerprint[:12]}) in {output}")
     for report in reports:
         if report.says_nothing:
             closer = f"{max(0.0, report.closer):.0%} closer"

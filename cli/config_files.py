@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import difflib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..tokenize.printable import say
 
 if TYPE_CHECKING:
     from ..tokenize.config import Config
@@ -34,7 +35,7 @@ class OpenConfig:
         where = str(self.path) if self.name is None else self.name
         read = build_config(copy.deepcopy(self.data), model, self.sets, where, _with_shipped)
         if self.name is not None:
-            print(f"config {self.name}; a copy to change: tessera configs {self.name} --copy DIR", file=sys.stderr)
+            say(f"config {self.name}; a copy to change: tessera configs {self.name} --copy DIR")
         return read
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ..tokenize.printable import say
 
 _COMMAND = re.compile(r"#\s+(tessera|deepspeed|python|torchrun) ")
 _COST = re.compile(r"GPU|CPU|[Mm]inutes?\b|[Hh]ours?\b|Seconds\b|^Sized")
@@ -48,7 +51,7 @@ def configs(
             print(path)
     elif len(names) == 1:
         print(shipped_file(names[0]).read_text(encoding="utf-8"), end="")
-        print(f"{shipped_file(names[0])}; copy it with: tessera configs {names[0]} --copy DIR", file=sys.stderr)
+        say(f"{shipped_file(names[0])}; copy it with: tessera configs {names[0]} --copy DIR")
     else:
         print(format_heads([read_head(one) for one in names]))
 
@@ -59,15 +62,18 @@ def copy_configs(names: list[str], folder: Path, keep_folders: bool) -> list[Pat
     Args:
         keep_folders: digits/lm becomes folder/digits/lm.yaml, else folder/lm.yaml.
     Raises:
-        FileExistsError: a file is there already; nothing is copied.
+        FileExistsError: a file is there already; nothing is copied. OSError: see `prepare_file`.
     """
     from ..tokenize.files import write_atomic
+    from ..tokenize.output_place import prepare_file
     from .config_files import shipped_file
 
     targets = {one: folder / f"{one if keep_folders else one.split('/')[-1]}.yaml" for one in names}
-    taken = [str(path) for path in targets.values() if path.exists()]
+    taken = [str(path) for path in targets.values() if os.path.lexists(path)]
     if taken:
         raise FileExistsError(f"{', '.join(taken)}: there already, nothing was copied; name another folder")
+    for target in targets.values():
+        prepare_file(target)
     for name, target in targets.items():
         text = shipped_file(name).read_text(encoding="utf-8")
         for other, path in targets.items():

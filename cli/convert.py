@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ..tokenize.printable import say
 
 if TYPE_CHECKING:
     from ..lm.weights import StorageName
@@ -82,8 +83,8 @@ def _read_public(source: Path, target: Path, to: str | None, tokenizer: str | No
         save_model(target, lm, opened, None, labels, defaults, f"# {target.name}\n\n{made}\n", dtype)
         read = f'tessera.load("{target}")'
     size = f"{lm.num_parameters / 1e6:.1f} M parameters"
-    print(f"{target}: {name}, {size}; left out: {layout.left_out}", file=sys.stderr)
-    print(f"read it with: {read}", file=sys.stderr)
+    say(f"{target}: {name}, {size}; left out: {layout.left_out}")
+    say(f"read it with: {read}")
 
 
 def _write_public(source: Path, target: Path, to: str | None, tokenizer: str | None, dtype: StorageName) -> None:
@@ -95,7 +96,7 @@ def _write_public(source: Path, target: Path, to: str | None, tokenizer: str | N
     if tokenizer is not None:
         raise ValueError(f"--tokenizer {tokenizer}: a {to} checkpoint holds no tokenizer of Tessera; leave it out")
     layout_of(to).save(target, load_lm(source), dtype)
-    print(f"{target}: a {to} checkpoint", file=sys.stderr)
+    say(f"{target}: a {to} checkpoint")
 
 
 def _is_ours(folder: Path) -> bool:

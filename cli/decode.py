@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ..tokenize.printable import say
 
 
 class SoundFormat(str, Enum):
@@ -50,14 +52,14 @@ def decode(
         try:
             restored = read_compressed(codes, opened.spec, coder_finder(model, tokenizer, opened.spec))
         except DecoderDisagrees as error:
-            print(f"tessera: {error}", file=sys.stderr)
+            say(f"tessera: {error}")
             raise typer.Exit(1) from None
         items, damage = restored.items, restored.damage
     elif model is not None:
         raise ValueError(f"--model: {codes} is not compressed, it needs none")
     else:
         _, items = read_codes(codes, opened.spec)
-    if output.is_file():
+    if os.path.isfile(output):
         raise ValueError(f"-o {output}: a file is in the way; name a folder")
     before = prepare_outputs([output / "0"])
     written = []
@@ -65,8 +67,8 @@ def decode(
         written.append(path)
         print(path)
     say_older(before, written)
-    print(f"{output}: {len(items)} files decoded by tokenizer {opened.spec.name}", file=sys.stderr)
+    say(f"{output}: {len(items)} files decoded by tokenizer {opened.spec.name}")
     for line in damage:
-        print(f"tessera: {codes}: {line}", file=sys.stderr)
+        say(f"tessera: {codes}: {line}")
     if damage:
         raise typer.Exit(1)

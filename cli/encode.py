@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ..tokenize.printable import say
 
 
 class FitChoice(str, Enum):
@@ -51,6 +52,7 @@ def encode(
     """
     from ..tokenize.bundled import shipped_path
     from ..tokenize.codes_file import write_codes
+    from ..tokenize.output_place import prepare_file
     from ..tokenize.transcode import encode_files
     from .tokenizers import open_coder, open_tokenizer, report_skipped
 
@@ -60,6 +62,7 @@ def encode(
     if model is not None and not compress:
         raise ValueError("--model: it is for --compress; give both or neither")
     opened = open_tokenizer(tokenizer)
+    prepare_file(output)
     coder = None if model is None else open_coder(model, opened.spec)
     items, skipped = encode_files([shipped_path(path) for path in media], opened, fit.value, progress=True)
     report_skipped(skipped, len(items) + len(skipped))
@@ -74,7 +77,7 @@ def encode(
         wrote = write_compressed(output, opened.spec, items, coder)
         found = {"compressed": asdict(wrote)}
         share = 8 * wrote.size / wrote.nominal_bits
-        print(f"{wrote.size} bytes, {share:.1%} of fixed-length codes, by the {wrote.model} model", file=sys.stderr)
+        say(f"{wrote.size} bytes, {share:.1%} of fixed-length codes, by the {wrote.model} model")
     else:
         write_codes(output, opened.spec, items)
     frames = [item.codes.shape[1] for item in items]
@@ -83,4 +86,4 @@ def encode(
         found |= {"file": str(output), "spec": opened.spec.model_dump(), "items": listed, "skipped": skipped}
         print(json.dumps(found))
     what = f"{len(items)} items, {sum(frames)} frames of {opened.spec.num_codebooks} codes"
-    print(f"{output}: {what} of tokenizer {opened.spec.name}", file=sys.stderr)
+    say(f"{output}: {what} of tokenizer {opened.spec.name}")

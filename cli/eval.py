@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..tokenize.printable import say
 from .limits import MAX_BATCH, MAX_SEED
 from .samples import WEIGHTS_HELP
 
@@ -79,7 +79,7 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
     labels = model.labels if "label" in conditions else None
     items = Items(shards, labels, model.text, clustering=labelled, prompts=prompts)
     given = "" if prompts is None else f", prompts {prompts.config.kind} of seed {seed}"
-    print(f"loss of {len(items)} items of {data}{given}", file=sys.stderr)
+    say(f"loss of {len(items)} items of {data}{given}")
     parts = model.lm.loss_parts
     losses = evaluate_loss(model.lm, items, batch, World(0, 1, model.lm.device))
     return {
@@ -117,7 +117,7 @@ def measure_speeds(model: Model) -> list[dict]:
 
     found = []
     for rows in (1, 16):
-        print(f"speed of {rows} at a time", file=sys.stderr)
+        say(f"speed of {rows} at a time")
         speed = measure_speed(model, rows)
         scale = speed.guidance
         found.append(

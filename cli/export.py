@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ..tokenize.printable import say
 
 
 def register(app: typer.Typer) -> None:
@@ -41,5 +42,5 @@ def export(
     from ..train.export_run import export_run
 
     made = export_run(run, out, step=step, best=best, sets=set_)
-    print(f"{made.what} of step {made.step} in {made.folder}", file=sys.stderr)
-    print(f"{made.advice}", file=sys.stderr)
+    say(f"{made.what} of step {made.step} in {made.folder}")
+    say(f"{made.advice}")

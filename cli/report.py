@@ -125,7 +125,6 @@ def write_report(results: DemoResults, path: str | Path) -> Path:
     from ..tokenize.files import write_atomic
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, render(results).encode("utf-8"))
     return path
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from tqdm import tqdm
 
-from ..tokenize.printable import printable
+from ..tokenize.printable import printable, say
 
 if TYPE_CHECKING:
     from ..generate.model import Model
@@ -83,7 +81,7 @@ def make_samples(
     length = f", {result.seconds:.1f} s of sound" if result.seconds else ""
     many = f"{len(files)} {kind} " + (f"on {output}" if grid else f"in {output}")
     where = files[0] if len(files) == 1 else many
-    print(f"{where}: {result.num_frames} frames{length} in {seconds:.1f} s ({rate:.0f} frames/s)", file=sys.stderr)
+    say(f"{where}: {result.num_frames} frames{length} in {seconds:.1f} s ({rate:.0f} frames/s)")
     say_scale(model, factor, scale)
     say_older(before, targets)
     cut = result.ended.count(False)
@@ -147,21 +145,19 @@ def say_scale(model: Model, factor: int, scale: int | None) -> None:
     if scale is None and factor > 1:
         made = f"{geometry.width} x {geometry.height} pixels"
         told = f"pictures of {made} are written {factor} times as large; --scale 1 writes them as made"
-        print(told, file=sys.stderr)
+        say(told)
 
 
 def prepare_outputs(targets: list[Path]) -> list[Path]:
     """Make the folders of files to be written; returns the media that are in a folder of numbered files already.
 
     Raises:
-        OSError: a folder that cannot be made or written.
+        OSError: a file that cannot be written there, see `prepare_file`.
     """
     from ..generate.result import SUFFIXES
+    from ..tokenize.output_place import prepare_file
 
-    for folder in {target.parent for target in targets}:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    prepare_file(targets[0])  # the others are beside it
     if len(targets) == 1 and not re.fullmatch(r"0+", targets[0].stem):
         return []
     known = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
@@ -177,9 +173,9 @@ def say_older(before: list[Path], written: list[Path]) -> None:
         names = ", ".join(older if len(older) <= 5 else [*older[:4], f"... {older[-1]}"])
         also = f"; {replaced} others were replaced" if replaced else ""
         count = f"{len(older)} older file{'s' if len(older) > 1 else ''}"
-        print(f"tessera: {before[0].parent} also holds {count}, not of this run: {names}{also}", file=sys.stderr)
+        say(f"tessera: {before[0].parent} also holds {count}, not of this run: {names}{also}")
     elif replaced:
-        print(f"replaced {replaced} older file{'s' if replaced > 1 else ''} there", file=sys.stderr)
+        say(f"replaced {replaced} older file{'s' if replaced > 1 else ''} there")
 
 
 @contextmanager
@@ -196,7 +192,7 @@ def warnings_in_one_line() -> Iterator[list[str]]:
                 return shown(message, category, *rest, **named)
             printed.append(str(message))
             with tqdm.external_write_mode(file=sys.stderr):
-                print(f"tessera: {' '.join(str(message).split())}", file=sys.stderr)
+                say(f"tessera: {' '.join(str(message).split())}")
 
         warnings.simplefilter("always", GenerationWarning)
         warnings.showwarning = show

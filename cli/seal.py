@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ..tokenize.printable import say
 
 
 def register(app: typer.Typer) -> None:
@@ -26,4 +27,4 @@ def seal(model: Annotated[Path, typer.Argument(help="Directory of a model.")]) -
     from ..lm.weights import seal_model
 
     names = seal_model(model)
-    print(f"{model}: sealed {', '.join(names)}", file=sys.stderr)
+    say(f"{model}: sealed {', '.join(names)}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
+
+from ..tokenize.printable import say
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +38,7 @@ def shards(
     try:
         built = build_shards(read, open_tokenizer(read.tokenizer))
     except KeyboardInterrupt:
-        print(f"tessera: {read.out} is not finished; run the same command again to go on", file=sys.stderr)
+        say(f"tessera: {read.out} is not finished; run the same command again to go on")
         raise
     report_skipped([entry.reason for entry in built.skipped], len(built) + len(built.skipped))
     summary = {
@@ -51,4 +52,4 @@ def shards(
     if as_json:
         print(json.dumps(summary))
     told = f"{summary['items']} items, {summary['frames']} frames, {summary['labels']} labels, {summary['texts']} texts"
-    print(f"{read.out}: {told}; tokenizer {built.spec.name}", file=sys.stderr)
+    say(f"{read.out}: {told}; tokenizer {built.spec.name}")

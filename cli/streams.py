@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ..tokenize.printable import say
 from .samples import warnings_in_one_line
 
 if TYPE_CHECKING:
@@ -22,22 +23,25 @@ def stream_sound(model: Model, output: Path, as_json: bool, **call) -> None:
         as_json: print a summary on stdout; not with -.
         call: arguments of `Model.stream`; those that are None are left out.
     """
+    from ..tokenize.output_place import prepare_file
+
     piped = str(output) == "-"
     if piped and as_json:
         raise ValueError("--json and the sound cannot both go to stdout; name a file with -o")
     if not piped and output.suffix.lower() != ".wav":
         raise ValueError(f"{output}: a stream is written as .wav; name such a file, or - for stdout")
+    if not piped:
+        prepare_file(output)
     started = time.monotonic()
     with warnings_in_one_line() as warned:  # all are issued at the call
         chunks = model.stream(**_given(call))
     if piped:
         summary = _write(model, chunks, sys.stdout.buffer, started, seekable=False)
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("wb") as file:
             summary = _write(model, chunks, file, started, seekable=True)
     seconds, rate = summary["seconds_of_sound"], summary["seconds_of_sound"] / summary["seconds"]
-    print(f"{output}: {seconds:.1f} s of sound in {summary['seconds']:.1f} s ({rate:.1f} s a second)", file=sys.stderr)
+    say(f"{output}: {seconds:.1f} s of sound in {summary['seconds']:.1f} s ({rate:.1f} s a second)")
     if as_json:
         print(json.dumps({"model": model.name, "file": str(output), **summary, "warnings": warned}, indent=2))
 
@@ -53,7 +57,7 @@ def _write(model: Model, chunks, file: BinaryIO, started: float, seekable: bool)
         writer.write(samples)
         if first is None:
             first = time.monotonic() - started
-            print(f"first sound after {first:.2f} s", file=sys.stderr)
+            say(f"first sound after {first:.2f} s")
     writer.finish()
     seconds = writer.num_samples / geometry.sample_rate
     return {"first_sound_seconds": first, "seconds_of_sound": seconds, "seconds": time.monotonic() - started}
@@ -83,7 +87,7 @@ def stream_picture(model: Model, output: Path, folder: Path, as_json: bool, scal
         save_media(files[-1], picture, model.spec, factor)
     assert picture is not None
     save_media(target, picture, model.spec, factor)
-    print(f"{target}, and {len(files)} pictures of how it grew in {folder}", file=sys.stderr)
+    say(f"{target}, and {len(files)} pictures of how it grew in {folder}")
     say_scale(model, factor, scale)
     say_older(before, files)
     if as_json:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..tokenize.printable import say
 from .limits import MAX_FRAMES, MAX_ITEMS, MAX_PROCESSES
 
 
@@ -73,13 +73,13 @@ def train(
     try:
         tokenizer = train_tokenizer(settings, out, resume=resume, command=shown)
     except TrainingFailed as error:
-        print(f"tessera: {error}", file=sys.stderr)
+        say(f"tessera: {error}")
         raise typer.Exit(1) from None
     if tokenizer is None:
         raise typer.Exit(STOPPED)
     if os.environ.get("RANK", "0") == "0":
-        print(f"frozen tokenizer {tokenizer.spec.name} ({tokenizer.spec.fingerprint[:12]}) in {out}", file=sys.stderr)
-        print(f"measure it with: tessera tokenizer eval {out}", file=sys.stderr)
+        say(f"frozen tokenizer {tokenizer.spec.name} ({tokenizer.spec.fingerprint[:12]}) in {out}")
+        say(f"measure it with: tessera tokenizer eval {out}")
 
 
 def evaluate(
@@ -112,10 +112,13 @@ def evaluate(
     or precision of the call.
     """
     from ..tokenize.bundled import shipped_path
+    from ..tokenize.output_place import prepare_file
     from ..train.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
     from .tokenizers import open_code_model, open_tokenizer
 
     tokenizer = open_tokenizer(folder)
+    if page is not None:
+        prepare_file(page)
     reader = None if model is None else open_code_model(model, tokenizer.spec)
     corpus = corpus_for(tokenizer.spec, None if data is None else shipped_path(data), fit.value)
     evaluation = evaluate_tokenizer(tokenizer, corpus, items, model=reader, window=window)
@@ -124,12 +127,12 @@ def evaluate(
         from .tokenizer_page import write_page
 
         words = [str(folder), *(["--data", str(data)] if data else []), *(["--model", model] if model else [])]
-        print(f"page: {write_page(evaluation, tokenizer.spec, page, ' '.join(words))}", file=sys.stderr)
+        say(f"page: {write_page(evaluation, tokenizer.spec, page, ' '.join(words))}")
     print(json.dumps(report.as_dict(), indent=2) if json_ else report_table(report))
     if report.skipped:
-        print(f"tessera: skipped {len(report.skipped)} items that could not be read", file=sys.stderr)
+        say(f"tessera: skipped {len(report.skipped)} items that could not be read")
     if not report.stability.stable:
-        print("tessera: codes of this tokenizer depend on how it is called; they should not be stored", file=sys.stderr)
+        say("tessera: codes of this tokenizer depend on how it is called; they should not be stored")
         raise typer.Exit(1)
 
 
@@ -153,4 +156,4 @@ def coder(
 
     bits = train_coder(opened.read_as(CoderTrainConfig), out)
     each = " + ".join(f"{number:.3f}" for number in bits)
-    print(f"coder in {out}: {sum(bits):.3f} bits a frame ({each})", file=sys.stderr)
+    say(f"coder in {out}: {sum(bits):.3f} bits a frame ({each})")

@@ -38,7 +38,6 @@ def write_page(evaluation: Evaluation, spec: TokenSpec, path: str | Path, argume
     from ..tokenize.files import write_atomic
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, render(evaluation, spec, arguments).encode("utf-8"))
     return path
 

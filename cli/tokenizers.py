@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..tokenize.printable import say
 
 if TYPE_CHECKING:
     from ..lm.coder_net import CoderNet
@@ -103,7 +104,7 @@ def report_skipped(reasons: Sequence[str], total: int) -> None:
     if not reasons:
         return
     for reason in reasons[:MAX_LISTED]:
-        print(f"skipped: {printable(reason)}", file=sys.stderr)
+        say(f"skipped: {printable(reason)}")
     if len(reasons) > MAX_LISTED:
-        print(f"skipped: {len(reasons) - MAX_LISTED} more", file=sys.stderr)
-    print(f"tessera: {len(reasons)} of {total} items could not be used", file=sys.stderr)
+        say(f"skipped: {len(reasons) - MAX_LISTED} more")
+    say(f"tessera: {len(reasons)} of {total} items could not be used")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..tokenize.printable import say
 from .limits import MAX_PROCESSES
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def train(
             settings, folder, resume=resume, sample=write_samples, command=shlex.join(shown), rehearse=rehearse_samples
         )
     except TrainingFailed as error:
-        print(f"tessera: {error}", file=sys.stderr)
+        say(f"tessera: {error}")
         raise typer.Exit(1) from None
     if not finished:
         raise typer.Exit(STOPPED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -169,8 +170,9 @@ def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
     path = Path(path)
     allowed = SUFFIXES[spec.geometry.kind]
     suffix = path.suffix.lower()
-    if path.is_dir() or not re.fullmatch(r"\.[a-z][a-z0-9]*", suffix):
-        if path.is_file():
+    # of os.path, which take a name that is too long for one that is not there
+    if os.path.isdir(path) or not re.fullmatch(r"\.[a-z][a-z0-9]*", suffix):
+        if os.path.isfile(path):
             raise ValueError(f"{path}: a file is in the way; name a directory, or a file ending in {allowed[0]}")
         digits = max(4, len(str(count - 1)))
         return [path / f"{i:0{digits}d}{allowed[0]}" for i in range(count)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
+
+from .printable import say
 
 
 def drop_old_fields(
@@ -30,7 +31,7 @@ def drop_old_fields(
             del new[name]
             if os.environ.get("RANK", "0") == "0":
                 said = f"{'.'.join([*place, name])} of the file is left out"
-                print(f"note: {said}, kind '{new['kind']}' has no such setting", file=sys.stderr)
+                say(f"note: {said}, kind '{new['kind']}' has no such setting")
 
 
 def _at(data: Any, place: Sequence[str]) -> Any:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .json_limits import HEADER, SMALL, JsonLimits, parse_json, parse_measured, read_measured
+from .output_place import cannot_write
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 100_000
@@ -62,15 +63,18 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any], durab
         content: the bytes, or a function that writes them to the temporary path it is given.
         durable: wait for the disk, so that a power cut leaves one of the two as well; slow for many files.
     Raises:
-        NoRoom: the disk is full. OSError: it cannot be written for another reason. The old file is as it was.
+        NoRoom: the disk is full. OSError: it cannot be written for another reason, see `cannot_write`. The old file is
+            as it was.
     """
     path = Path(path)
     try:
         _write_atomic(path, content, durable)
     except Exception as error:
         number = error_number(error)
-        if number not in NO_ROOM:
+        if number is None:
             raise
+        if number not in NO_ROOM:  # the error names a temporary file
+            raise cannot_write(path, number) from None
         free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
         raise NoRoom(
             number, f"no room to write this file ({os.strerror(number)}), {free:,} bytes are free", str(path)

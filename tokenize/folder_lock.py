@@ -17,11 +17,13 @@ import os
 import re
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .output_place import prepare_folder
+from .printable import say
 
 LOCK_FILE = ".tessera.lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
@@ -51,10 +53,8 @@ def lock_folder(folder: str | Path, purpose: str, below: Sequence[str] = ()) -> 
     A file system without locks, or a folder that cannot be written, is not locked: the first with a note on stderr.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder}: a file is in the way; name another folder")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    prepare_folder(folder)
     handle = _acquire(folder, purpose)
     refused = False
     try:
@@ -148,7 +148,7 @@ def _release(path: Path, handle: int) -> None:
 
 
 def _unlocked(folder: Path, why: str) -> None:
-    print(f"note: {folder} cannot be locked ({why}); make sure that no second process writes there", file=sys.stderr)
+    say(f"note: {folder} cannot be locked ({why}); make sure that no second process writes there")
 
 
 def _close_in_children(handle: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import BinaryIO, Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from .config import Config
-from .printable import one_line, printable
+from .printable import one_line, printable, say
 
 AUDIO_FORMATS = {
     ".wav": ("WAV", "WAVEX", "RF64"),
@@ -120,7 +119,7 @@ class Notes:
 def print_notes(notes: Notes, show: bool = True) -> None:
     """Print notes on stderr, one a line."""
     for line in notes.lines() if show else ():
-        print(f"note: {line}", file=sys.stderr)
+        say(f"note: {line}")
 
 
 def media_kind(path: str | Path) -> Literal["audio", "picture"]:

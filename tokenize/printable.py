@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 MAX_CHARACTERS = 2000
 
 
@@ -29,3 +31,8 @@ def printable(text: object, max_characters: int = MAX_CHARACTERS) -> str:
 def one_line(text: object, max_characters: int = MAX_CHARACTERS) -> str:
     """The same for a message: runs of white space become one space, then as `printable`."""
     return printable(" ".join(str(text).split()), max_characters)
+
+
+def say(text: object) -> None:
+    """Print a line on stderr, as `printable`: what it names may be another's text."""
+    print(printable(text), file=sys.stderr)

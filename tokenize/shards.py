@@ -31,6 +31,7 @@ from .files import read_sealed_json, sha256_file, write_safetensors, write_seale
 from .folder_lock import lock_folder
 from .json_limits import INDEX
 from .media import MediaError, print_notes
+from .printable import say
 from .shard_reader import INDEX_FILE, Index, ShardFile, ShardItem, Shards, Skipped
 from .spec import AudioGeometry, TokenSpec
 
@@ -210,7 +211,7 @@ def _find_damaged(shards: Shards) -> set[str]:
         try:
             shards.verify_file(number)
         except (ValueError, FileNotFoundError) as error:
-            print(f"note: {' '.join(str(error).split())}; building it now", file=sys.stderr)
+            say(f"note: {' '.join(str(error).split())}; building it now")
             damaged.add(file.file)
     return damaged
 
@@ -255,7 +256,7 @@ def _read_part(out: Path, shard: int, build: str) -> PartIndex | None:
     try:
         part = check_config(read_sealed_json(path, INDEX), PartIndex, str(path))
     except ValueError as error:
-        print(f"note: {error}; building its shard again", file=sys.stderr)
+        say(f"note: {error}; building its shard again")
         return None
     _check_build(part.build, build, out)
     if part.file is None:

@@ -17,7 +17,6 @@ import os
 import pickle
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 from ..tokenize.files import NO_ROOM, NoRoom, error_number, fsync_dir, read_json, sha256_file, write_atomic, write_json
 from ..tokenize.folder_lock import remove_leftovers
+from ..tokenize.printable import say
 from .world import World
 
 MANIFEST, MARKER = "manifest.json", "COMMITTED"
@@ -116,7 +116,7 @@ class Checkpoints:
             if _STAGE.fullmatch(path.name):
                 shutil.rmtree(path)
             elif _STEP.fullmatch(path.name) and not (path / MARKER).exists():
-                print(f"note: {path} was never finished or is half removed; it is removed", file=sys.stderr)
+                say(f"note: {path} was never finished or is half removed; it is removed")
                 shutil.rmtree(path)
             elif _STEP.fullmatch(path.name):
                 remove_leftovers(path)
@@ -153,7 +153,7 @@ class Checkpoints:
             reason = why_unusable(found)
             if reason is None:
                 return found
-            print(f"warning: {found} is passed over: {reason}", file=sys.stderr)
+            say(f"warning: {found} is passed over: {reason}")
             if (found / MARKER).exists():
                 damaged.append(found)
         if damaged:

@@ -17,6 +17,7 @@ import torch
 from ..tokenize.config import check_config, override
 from ..tokenize.files import read_json, read_safetensors
 from ..tokenize.folder_lock import lock_folder
+from ..tokenize.output_place import prepare_folder
 from ..tokenize.recognise import describe_wrong, folder_kind
 from ..tokenize.tokenizer import NETS, make_tokenizer
 from .checkpoint import Checkpoints, why_unusable
@@ -136,7 +137,7 @@ def _export_lm(
     folder = out if out is not None else run / ("model" if finished is None else f"model-{state.step}")
     if out is None and finished is not None and folder.exists():
         raise FileExistsError(f"{folder} is there already; name another folder with --out")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    prepare_folder(folder.parent)
     with suppress(OSError):
         folder.rmdir()  # an empty one
     export_lm(average.model, parts, config, folder, state)

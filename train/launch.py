@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..tokenize.printable import say
 from .world import RENDEZVOUS
 
 LIFELINE = "TESSERA_LIFELINE"
@@ -80,7 +81,7 @@ def _wait(processes: list[subprocess.Popen]) -> int:
             failed = next((code for code in codes if code), None)
             if failed is not None:
                 if failed < 0 and not asked:
-                    print(f"tessera: process {codes.index(failed)} {_ended_by(-failed)}", file=sys.stderr)
+                    say(f"tessera: process {codes.index(failed)} {_ended_by(-failed)}")
                 # Others may be saving after the same signal; after a failure they wait for one that is gone.
                 _end(processes, grace=60.0 if failed == STOPPED else 5.0)
                 return failed if failed > 0 else 128 - failed

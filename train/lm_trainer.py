@@ -31,6 +31,7 @@ from ..lm.row_noise import part_of_rows
 from ..lm.weights import LoadedModel
 from ..tokenize.files import write_json
 from ..tokenize.folder_lock import is_empty, lock_folder
+from ..tokenize.printable import say
 from .checkpoint import Checkpoints, check_pickles
 from .ema import WeightAverage
 from .engine import Engine, StepInfo, TorchEngine
@@ -188,7 +189,7 @@ class LMTrainer:
         if self.average.decay:
             self.average.load(found)
         if self.world.is_first:
-            print(f"going on from {found}", file=sys.stderr)
+            say(f"going on from {found}")
             self._say_new_end()
 
     def check(self, rehearse: Rehearse | None = None) -> None:
@@ -203,7 +204,7 @@ class LMTrainer:
                 model = EXPORT_BYTES[config.export.dtype] * self.num_parameters
                 check_room(self.out, size, model, kept.last + (kept.best if evaluates(config) else 0))
                 for note in notes(config):
-                    print(f"note: {note}", file=sys.stderr)
+                    say(f"note: {note}")
                 if rehearse is not None:
                     check_generation(config, parts, loaded, rehearse)
 
@@ -364,7 +365,7 @@ class LMTrainer:
         if planned not in (None, settings.steps):
             shape = {"peak": settings.lr, "warmup_steps": settings.warmup_steps, "min_ratio": settings.min_lr_ratio}
             said = describe_new_end("train.steps", self.state.step, planned, settings.steps, **shape)
-            print(said, file=sys.stderr)
+            say(said)
 
     def _losses(self, values: list[float]) -> dict[str, Any]:
         """As they go into metrics.jsonl, from one number for each codebook (each scale)."""
@@ -448,7 +449,7 @@ def find_checkpoint(out: Path, world: World) -> Path | None:
     checkpoints = Checkpoints(out / "steps", world, keep_last=1)
     found = checkpoints.newest()
     if found is None and world.is_first:
-        print(f"note: no checkpoint in {checkpoints.folder}, starting at the beginning", file=sys.stderr)
+        say(f"note: no checkpoint in {checkpoints.folder}, starting at the beginning")
     return found
 
 

@@ -17,6 +17,7 @@ from ..tokenize.audio_net import AudioNet
 from ..tokenize.config import ConfigError
 from ..tokenize.kmeans_leaf import KMeansQuantizer
 from ..tokenize.picture_net import PictureNet
+from ..tokenize.printable import say
 from ..tokenize.quantizer import Quantizer
 from ..tokenize.scalar import ScalarQuantizer
 from ..tokenize.structural import StructuralQuantizer
@@ -121,7 +122,7 @@ def say_notes(config: TokenizerTrainConfig) -> None:
     if config.judges is None:
         return
     if not any(term.kind in ("adversarial", "features") and term.weight for term in config.terms):
-        print("note: judges are given, but no term adversarial or features: they are not used", file=sys.stderr)
+        say("note: judges are given, but no term adversarial or features: they are not used")
     elif config.judges.first_step >= config.total_steps:
         print(
             f"note: judges.first_step {config.judges.first_step} is not below the {config.total_steps} steps of the "

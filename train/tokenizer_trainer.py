@@ -25,6 +25,7 @@ from ..tokenize.config import ConfigError
 from ..tokenize.files import read_json, write_json
 from ..tokenize.folder_lock import lock_folder
 from ..tokenize.picture_net import PictureNet
+from ..tokenize.printable import say
 from ..tokenize.spec import AudioGeometry
 from ..tokenize.tokenizer import NETS, Tokenizer, code_geometry, make_tokenizer
 from .balance import make_balance
@@ -89,7 +90,7 @@ def train_tokenizer(
             checkpoints = Checkpoints(out / "steps", world, keep_last=1)
             found = checkpoints.newest()
             if found is None and progress and world.is_first:
-                print(f"note: no checkpoint in {checkpoints.folder}, starting at the beginning", file=sys.stderr)
+                say(f"note: no checkpoint in {checkpoints.folder}, starting at the beginning")
         trainer = TokenizerTrainer(config, out, world, teachers or {}, progress, command, started=found)
         trainer.check()
         if found is not None:
@@ -221,7 +222,7 @@ class TokenizerTrainer:
         if self.average.decay:
             self.average.load(found)
         if self.show:
-            print(f"going on from {found}", file=sys.stderr)
+            say(f"going on from {found}")
             self._say_new_end(read_json(found / STATE_FILE)["config"]["stages"][last]["steps"], last)
 
     def run(self) -> Tokenizer | None:
@@ -349,7 +350,7 @@ class TokenizerTrainer:
             shape = {"peak": stage.lr or settings.lr, "warmup_steps": warmup, "min_ratio": settings.min_lr_ratio}
             done = self.state.step - self._start(number)
             said = describe_new_end(f"steps of stage '{stage.name}'", done, planned, stage.steps, **shape)
-            print(said, file=sys.stderr)
+            say(said)
 
     def _introduce(self) -> None:
         parameters = sum(parameter.numel() for parameter in self.objective.net.parameters())

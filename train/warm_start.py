@@ -6,7 +6,6 @@ decoder of a grouped residual teacher (UniTTS, arXiv:2505.17426).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 
 from pydantic import Field
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ..tokenize.config import Config, ConfigError
 from ..tokenize.padded_conv import plain_state, set_plain
+from ..tokenize.printable import say
 from ..tokenize.tokenizer import load_tokenizer
 
 
@@ -60,7 +60,7 @@ def warm_start(net: nn.Module, config: WarmStartConfig, where: str = "warm_start
         set_plain(net, name, tensor)
     left = sorted({name.split(".")[0] for name in own.keys() - taken.keys()})
     rest = f"; the rest, in {', '.join(left)}, starts at random" if left else ""
-    print(f"note: {len(taken)} of {len(own)} tensors come from {config.tokenizer}{rest}", file=sys.stderr)
+    say(f"note: {len(taken)} of {len(own)} tensors come from {config.tokenizer}{rest}")
     return len(taken)
 
 
