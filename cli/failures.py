@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from ..tokenize.memory import is_out_of_memory
-from ..tokenize.printable import one_line
+from ..tokenize.printable import one_line, printable
 from .wording import usage_text
 
 FAILED, MISUSED = 1, 2
@@ -50,6 +50,9 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, OSError):
         misused = isinstance(error, MISUSE) or error.errno in _MISUSED_PATHS
         return MISUSED if misused else FAILED, _line(_of_system(error))
+    if isinstance(error, UnicodeEncodeError):
+        found = printable(error.object, 200)
+        return MISUSED, _line(f"'{found}' holds bytes that are no text in UTF-8; rename it, or name another place")
     if isinstance(error, MISUSE):
         return MISUSED, _line(_of_pydantic(error) or error)
     return None

@@ -7,6 +7,7 @@ say who made them. It carries its own SHA-256 (`write_sealed_json`), so that eac
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,9 +94,12 @@ def check_model_files(folder: Path) -> dict[str, str]:
     Raises:
         FileNotFoundError, DamagedFile: a file is missing, not listed, or not the one that was written; names it.
     """
-    if not (folder / FINGERPRINT_FILE).is_file():
+    path = folder / FINGERPRINT_FILE
+    if not os.path.lexists(path):
         _warn(folder)
         return {}
+    if not path.is_file():
+        raise DamagedFile(f"{path}: no file, or a link to none; copy the model again, or run: tessera seal {folder}")
     files = _read(folder).files
     on_purpose = f"or, if it was changed on purpose, run: tessera seal {folder}"
     for name in MODEL_FILES:

@@ -16,6 +16,7 @@ config before a model is allocated, and the tokenizer's fingerprint with the one
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -420,6 +421,9 @@ def _check_labels(config: LMConfig, labels: list[str], where: str) -> None:
     classes = label.classes if label is not None else 0
     if len(labels) != classes:
         raise ValueError(f"{where}: {len(labels)} label names, but the model has {classes} labels")
+    twice = [label for label, count in Counter(labels).items() if count > 1]
+    if twice:
+        raise ValueError(f"{where}: the label name '{twice[0]}' occurs twice; give each label its own")
 
 
 def _load_clusters(folder: Path, tokenizer: Tokenizer, fingerprint: str) -> Clustering:

@@ -113,7 +113,7 @@ def build_config(
 def check_config(data: Any, kind: type[C], where: str = "config") -> C:
     """Validate plain data (as read from YAML or JSON) as a `kind`; ConfigError names the first bad field."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected a mapping of settings, found {type(data).__name__}")
+        raise ConfigError(f"{where}: expected a mapping of settings, found {_kind_of(data)}")
     try:
         # Through JSON: strict mode then takes lists for tuples and strings for enums, as a file has no other way to
         # say it.
@@ -128,6 +128,11 @@ def make_config(kind: type[C], where: str, **fields: Any) -> C:
         return kind(**fields)
     except ValidationError as error:
         raise _refusal(error, kind, fields, where) from None
+
+
+def _kind_of(data: Any) -> str:
+    """What YAML calls a value that is no mapping."""
+    return "nothing" if data is None else "a list" if isinstance(data, list) else _as_yaml(data)
 
 
 def _refusal(error: ValidationError, kind: type[Config], data: Any, where: str) -> ConfigError:

@@ -55,6 +55,8 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels, {where}")
+        if "\0" in (getattr(event, "value", None) or ""):
+            raise yaml.YAMLError(f"text with a NUL character, which no name of a file may have, {where}")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

@@ -15,6 +15,11 @@ from tessera.cli.failures import explain, print_failure
         (ValueError("a\n b\x1b[31m"), 2, "tessera: a b\\x1b[31m"),
         (OverflowError("int too large"), 2, "tessera: int too large"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "tessera: 'utf-8' codec can't"),
+        (
+            UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates"),
+            2,
+            r"tessera: 'a\udcff' holds bytes that are no text",
+        ),
         (FileNotFoundError(2, "No such file or directory", "x"), 2, "tessera: x: no such file or directory"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 9000), 2, "file name too long"),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "x"), 2, "tessera: x: too many levels of"),

@@ -163,3 +163,24 @@ def test_parts_are_checked_by_themselves(model):
                 with pytest.raises((ValueError, FileNotFoundError), match=str(model / part)):
                     load(model / part)
                 path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("what", ["a folder", "a pipe", "a link to nothing"])
+def test_a_fingerprint_that_is_no_file_is_damage_and_not_an_earlier_version(model, what):
+    path = model / FINGERPRINT_FILE
+    path.unlink()
+    {"a folder": path.mkdir, "a pipe": lambda: os.mkfifo(path), "a link to nothing": lambda: path.symlink_to("x")}[
+        what
+    ]()
+    with pytest.raises(DamagedFile, match=f"{FINGERPRINT_FILE}: no file, or a link to none; copy the model again"):
+        load_model(model)
+
+
+def test_a_label_name_that_occurs_twice_is_refused(tmp_path):
+    shutil.copytree(BUNDLED / "digits", tmp_path / "m")
+    config = read_json(tmp_path / "m" / "config.json")
+    config["labels"][1] = config["labels"][0]
+    write_json(tmp_path / "m" / "config.json", config)
+    (tmp_path / "m" / FINGERPRINT_FILE).unlink()
+    with pytest.raises(ValueError, match="the label name '0' occurs twice"):
+        load_model(tmp_path / "m")

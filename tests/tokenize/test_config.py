@@ -52,7 +52,9 @@ def test_lists_become_tuples_and_exponents_are_numbers(tmp_path):
         ("part: &a {kind: small}\nparts: [*a]", "aliases"),
         ("lr: 1\nlr: 2", "'lr' occurs twice"),
         ("part: !!python/object:os.system {}", "not valid YAML"),
-        ("- 1", "expected a mapping"),
+        ("- 1", "expected a mapping of settings, found a list"),
+        ("", "expected a mapping of settings, found nothing"),
+        ("x", "expected a mapping of settings, found 'x'"),
         ("part: [", "not valid YAML"),
     ],
 )

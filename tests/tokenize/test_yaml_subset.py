@@ -33,6 +33,8 @@ HOSTILE = {
     "twice": ("a: 1\na: 2", "'a' occurs twice"),
     "twice by another spelling": ("1: 1\n'1': 2", "'1' occurs twice"),
     "NUL": ("a: \x00", "#x0000"),
+    "escaped NUL": ('a: "x\\0y"', "NUL"),
+    "escaped NUL in a key": ('"a\\0": 1', "NUL"),
     "surrogate": ("a: \ud800", "#xd800"),
     "no character": ('a: "\\Uffffffff"', "not valid YAML"),
     "version": ("%YAML " + "9" * 5000 + ".1\n--- a", "not valid YAML"),
