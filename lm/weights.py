@@ -383,7 +383,8 @@ def read_model_config(folder: str | Path) -> ModelFile:
         raise ValueError(f"{path}: not a model's config.json (its format is not 'tessera-model')")
     if data.get("version") != 1:
         raise ValueError(
-            f"{path}: written by another version of Tessera (format {data.get('version')!r}, this one reads 1)"
+            f"{path}: written by another version of Tessera (format {json.dumps(data.get('version'))[:80]}, this one "
+            "reads 1)"
         )
     described = check_config(data, ModelFile, str(path))
     _check_described(described, str(path))

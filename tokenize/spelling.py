@@ -44,8 +44,8 @@ def _spell_all(text: str) -> str:
         if _is_unseen(character):
             continue
         on_letter = character.isalpha() and character not in APOSTROPHES
-        if character.isdecimal():
-            pieces.append(f" {DIGIT_WORDS[int(character)]} ")
+        if digits := _digits_of(character):
+            pieces.append(f" {_spelled(digits)} ")
         elif on_letter:
             pieces.append(character)
         else:
@@ -53,6 +53,21 @@ def _spell_all(text: str) -> str:
     # A mark that was parted from its letter by a joiner meets it here.
     words = (word.strip("'") for word in unicodedata.normalize("NFKC", "".join(pieces)).split())
     return " ".join(word for word in words if word)
+
+
+def _digits_of(character: str) -> str:
+    """The decimal digits of a numeral of any script ("1" of an Ethiopic one, "10" of a circled ten); "" of others.
+
+    Letters that stand for numbers, as in Chinese, are letters. Fractions that NFKC leaves have no digits.
+    """
+    if not unicodedata.category(character).startswith("N"):
+        return ""
+    value = unicodedata.numeric(character, 0.5)
+    return str(int(value)) if value >= 0 and value == int(value) else ""
+
+
+def _spelled(digits: str) -> str:
+    return " ".join(DIGIT_WORDS[int(digit)] for digit in digits)
 
 
 def _is_unseen(character: str) -> bool:
@@ -75,9 +90,10 @@ def spell_digits(text: str) -> str:
             if not after_digit:  # or the mark would stand on the last letter of the word
                 pieces.append(character)
             continue
-        digit, letter = character.isdecimal(), character.isalpha() or character in APOSTROPHES
+        digits, letter = _digits_of(character), character.isalpha() or character in APOSTROPHES
+        digit = bool(digits)
         if (after_digit and (digit or letter)) or (after_letter and digit):
             pieces.append(" ")
-        pieces.append(DIGIT_WORDS[int(character)] if digit else character)
+        pieces.append(_spelled(digits) if digit else character)
         after_digit, after_letter = digit, letter
     return "".join(pieces)

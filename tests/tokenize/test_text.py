@@ -90,6 +90,7 @@ def test_long_sentences_are_learned_from():
         ("ten4four", "ten four four"),
         ("'quoted' don\u2019t", "quoted don't"),
         ("\u0661\u0662", "one two"),  # Arabic-Indic digits
+        ("\u1369 \u2776x \u277f \u3021", "one one x one zero one"),  # Ethiopic, circled on black, a ten, Hangzhou
         ("\uff13 caf\u00e9 e\u0301", "three caf\u00e9 \u00e9"),
         ("... !?", ""),
         ("one \u260e\ufe0f two", "one two"),  # a telephone and the sign that it is an emoji
