@@ -19,6 +19,7 @@ from ..lm.next_scale import NextScaleLM
 from ..lm.stages import CoarseToFine
 from ..tokenize.spec import PictureGeometry, check_same_tokenizer
 from ..tokenize.tokenizer import Tokenizer
+from .arguments import whole
 from .conditioning import Told
 from .filling import fill_in_passes
 from .loop import DecodeLoop
@@ -65,8 +66,7 @@ def stream_pictures(
     if not isinstance(geometry, PictureGeometry):
         raise ValueError(f"'{tokenizer.spec.name}' makes sound; use stream_audio")
     every = geometry.columns if every is None else every
-    if every < 1:
-        raise ValueError(f"every must be at least 1 frame, found {every}")
+    every = whole("every", every, 1)
     told = Told(label, text_ids, embedding, voice)
     request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:

@@ -235,7 +235,6 @@ class DecodeLoop:
         self.board.step.fill_(self.position)
         self.state.cache.position = torch.tensor(self.state.cache.length, device=self.lm.device)
         programs = programs_of(self.lm)
-        programs = programs_of(self.lm)
         take = programs.take_graph if self.asked == "auto" else programs.take
         self._program = take(self, self._step, self.way)
         if self._program is None:  # no graph could be recorded, and nobody asked for one by name

@@ -25,6 +25,7 @@ from ..tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 from ..tokenize.text import TextTokenizer
 from ..tokenize.text_seen import unseen_in
 from ..tokenize.tokenizer import AudioTokenizer, Tokenizer
+from .arguments import flag, function, plain, setting, shown, whole
 from .conditioning import SAID, Told
 from .growing import stream_pictures
 from .loop import Progress, seeds_from
@@ -143,6 +144,10 @@ class Model:
             GenerationWarning: what is likely to be wrong with the samples; also in `Result.warnings`.
         """
         label, text = self._named(given, label, text)
+        n, seed, batch = whole("n", n, 1), whole("seed", seed), whole("batch", batch, 1)
+        exact, on_progress = flag("exact", exact), function("on_progress", on_progress)
+        num_frames, unconditional = _frames(num_frames), flag("unconditional", unconditional)
+        settings = _settings(settings)
         notes = self._text_notes(text)
         if text is not None and self.text is not None and not isinstance(self.spec.geometry, PictureGeometry):
             texts: Any = list(text) if _is_list(text) else [text]
@@ -199,6 +204,8 @@ class Model:
         and errors as `generate`; what is in `Result.warnings` there is issued as GenerationWarning here.
         """
         label, text = self._named(given, label, text)
+        seed, num_frames, unconditional = whole("seed", seed), _frames(num_frames), flag("unconditional", unconditional)
+        settings = _settings(settings)
         notes = self._text_notes(text)
         picture = isinstance(self.spec.geometry, PictureGeometry)
         if isinstance(text, str) and self.text is not None and isinstance(self.tokenizer, AudioTokenizer):
@@ -422,10 +429,11 @@ class Model:
 
     def _named(self, given: Any, label: Any, text: Any) -> tuple[Any, Any]:
         """(label, text), one of them `given` by position."""
+        given, label, text = plain(given), plain(label), plain(text)
         if given is None:
-            for one in text if _is_list(text) else [text]:
-                if one is not None and not isinstance(one, str):
-                    raise ValueError(f"text must be a string, found {one!r}")
+            for one in text if _is_list(text) else [] if text is None else [text]:
+                if not isinstance(one, str):
+                    raise ValueError(f"text must be a string, found {shown(one)}")
             return label, text
         kinds = [condition.kind for condition in self.lm.config.conditions]
         numbers = all(isinstance(one, int) for one in given) if _is_list(given) else isinstance(given, int)
@@ -434,9 +442,11 @@ class Model:
         elif "label" in kinds:
             name, other = "label", label
         else:
-            raise ValueError(f"'{self.name}' takes neither text nor label, found {given!r}; leave it out")
+            raise ValueError(f"'{self.name}' takes neither text nor label, found {shown(given)}; leave it out")
         if other is not None:
-            raise ValueError(f"the {name} was given twice, {given!r} by position and {other!r} by name; give it once")
+            raise ValueError(
+                f"the {name} was given twice, {shown(given)} by position and {shown(other)} by name; give it once"
+            )
         return self._named(None, label, given) if name == "text" else self._named(None, given, text)
 
     def label_id(self, label: Label) -> int:
@@ -447,7 +457,7 @@ class Model:
             if 0 <= label < len(self.labels):
                 return label
             raise ValueError(f"'{self.name}' has the labels 0 to {len(self.labels) - 1}, found {label}")
-        raise ValueError(f"'{self.name}' has no label {label!r}; {nearest_name(str(label), self.labels)}")
+        raise ValueError(f"'{self.name}' has no label {shown(label)}; {nearest_name(str(label), self.labels)}")
 
     def _told(
         self,
@@ -560,8 +570,17 @@ def find_model(model: str | Path) -> Path:
     raise ValueError(f"no model '{model}': no such directory, and no bundled model of that name; {known}")
 
 
+def _frames(num_frames: Any) -> int | None:
+    return None if num_frames is None else whole("num_frames", num_frames, 1)
+
+
+def _settings(given: Settings) -> Settings:
+    """Settings with numbers of numpy and torch as Python's."""
+    return {name: setting(name, value) for name, value in given.items()}  # type: ignore[return-value]
+
+
 def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _is_batch(value: object) -> bool:

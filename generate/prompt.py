@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..tokenize.spec import AudioGeometry
 from ..tokenize.tokenizer import Tokenizer
+from .arguments import tensor, whole
 from .prompt_silence import trim_silence
 
 Prompt = Tensor | str | Path
@@ -36,10 +37,15 @@ def prompt_codes(
         ValueError: not one of these, codes of another tokenizer, or fewer frames than num_frames. FileNotFoundError: no
             such file.
     """
+    if num_frames is not None:
+        num_frames = whole(f"{said}_frames", num_frames)
     if prompt is None:
         return None
     if isinstance(prompt, str | Path):
         prompt = _read(Path(prompt), tokenizer, said)
+    prompt = tensor(f"the {said}", prompt, "a path, codes (long, [K, t] or [B, K, t]) or media (floating point)")
+    if not prompt.dim():
+        raise ValueError(f"a {said} is codes (long, [K, t]) or media (floating point), found one number")
     if prompt.is_floating_point():
         media = _whole_frames(prompt, tokenizer, said)
         if notes is not None and isinstance(tokenizer.spec.geometry, AudioGeometry):

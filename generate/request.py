@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from torch import Tensor
 
 from ..lm.caches import CacheChoice, CacheConfig, plain_choice
 from ..lm.conditions import ConditionBatch
-from ..lm.defaults import GenerationDefaults, Guidance, GuidanceConfig
+from ..lm.defaults import GenerationDefaults, Guidance
 from ..lm.kinds import AnyLM
 from ..tokenize.config import check_config
 from ..tokenize.memory import check_memory
 from ..tokenize.spec import AudioGeometry, PictureGeometry
 from ..tokenize.tokenizer import Tokenizer
+from .arguments import number, setting, tensor, whole
 from .conditioning import Told
 from .filling import Filling
 from .loop import Length, check_length, check_prompt, seeds_from
@@ -125,13 +126,18 @@ def make_request(
         ValueError: names the argument, what was found and what to do.
     """
     chosen = choose(defaults, settings)
-    check_count(n)
+    n, seed = whole("n", n, 1), whole("seed", seed)
     seeds_from(seed, 1)
+    if num_frames is not None:
+        num_frames = whole("num_frames", num_frames, 1)
     length = check_length(_length(lm, num_frames, chosen, "min_frames" in settings), lm.arrangement.variable_length)
     check_room(lm, n, length.max_frames if length.fixed else None)
+    if not length.fixed and chosen.window_frames is None:
+        check_room(lm, 1, length.max_frames)  # cells for all frames are laid out before the first
     conditions, count = told.rows(lm, n)
     seeds = seeds_from(seed, count)
     if prompt is not None:
+        prompt = tensor("prompt", prompt, "codes, long [K, t] or [B, K, t]")
         prompt = prompt.expand(count, -1, -1) if prompt.dim() == 2 else prompt
         if prompt.shape[0] != count:
             rows = f"the prompt has {prompt.shape[0]} rows for {count} samples"
@@ -173,13 +179,12 @@ def check_room(lm: AnyLM, count: int, num_frames: int | None = None) -> None:
 
 def check_count(n: int) -> None:
     """ValueError unless n is a number of samples."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number, at least 1, found {n!r}")
+    whole("n", n, 1)
 
 
 def choose(defaults: GenerationDefaults | None, settings: Settings) -> GenerationDefaults:
     """The defaults with a call's settings in their places. ConfigError: names the setting that is unknown or wrong."""
-    given = {name: _plain(value) for name, value in settings.items()}
+    given = {name: setting(name, value) for name, value in settings.items()}
     if "cache" in given:
         given["cache"] = plain_choice(given["cache"])
     chosen = GenerationDefaults() if defaults is None else defaults
@@ -196,13 +201,6 @@ def _stride(chosen: GenerationDefaults) -> int:
             "frames are what the next window goes on from"
         )
     return stride or max(1, window * 6 // 10)
-
-
-def _plain(value: Any) -> Any:
-    """A setting as YAML would say it."""
-    if isinstance(value, GuidanceConfig):
-        return value.model_dump(mode="json")
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _sampling(tokenizer: Tokenizer, chosen: GenerationDefaults) -> Sampling:
@@ -247,6 +245,6 @@ def _length(lm: AnyLM, num_frames: int | None, chosen: GenerationDefaults, min_g
 
 def max_frames_for(seconds: float, geometry: AudioGeometry) -> int:
     """The most frames that are not longer than `seconds`, at least one; ValueError unless seconds > 0."""
-    if not 0 < seconds < 1e6:
+    if not 0 < number("max_seconds", seconds) < 1e6:
         raise ValueError(f"max_seconds must be above 0, found {seconds}")
     return max(1, math.floor(seconds * geometry.frame_rate + 1e-6))

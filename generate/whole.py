@@ -12,6 +12,7 @@ from ..lm.defaults import GenerationDefaults
 from ..lm.kinds import AnyLM
 from ..tokenize.spec import AudioGeometry, check_same_tokenizer
 from ..tokenize.tokenizer import Tokenizer
+from .arguments import flag, function, whole
 from .conditioning import Told
 from .loop import Generated, Progress
 from .own_lm import OwnLM, check_pair
@@ -72,8 +73,8 @@ def generate(
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
     told = Told(label, text_ids, embedding, voice)
     request = make_request(lm, tokenizer, told, n, seed, prompt, num_frames, defaults, settings)
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, found {batch}")
+    batch, exact = whole("batch", batch, 1), flag("exact", exact)
+    function("on_progress", on_progress)
     return run_request(lm, tokenizer, request, exact, batch, on_progress)
 
 

@@ -112,7 +112,10 @@ def test_errors(folder, tokenizer):
     for message, call in (
         ("'tones' makes sound; use stream_audio", lambda: stream_pictures(tones.lm, tones.tokenizer)),
         ("'shapes' makes pictures; use stream_pictures", lambda: stream_audio(shapes.lm, shapes.tokenizer)),
-        ("every must be at least 1 frame, found 0", lambda: stream_pictures(shapes.lm, tokenizer, label=0, every=0)),
+        (
+            "every must be a whole number, at least 1, found 0",
+            lambda: stream_pictures(shapes.lm, tokenizer, label=0, every=0),
+        ),
         ("a stream is one picture, 2 were asked for", lambda: shapes.stream(label=[0, 1])),
     ):
         with pytest.raises(ValueError, match=message):

@@ -289,7 +289,7 @@ def test_errors(shapes, tones, voices):
     refuse("2 labels but 3 texts", lambda: voices.generate(label=[0, 1], text=["a", "b", "c"]))
     refuse("n must be a whole number, at least 1, found 0", lambda: tones.generate(text="a", n=0))
     refuse("seed must be a whole number, found 'x'", lambda: tones.generate(text="a", seed="x"))
-    refuse("batch must be at least 1", lambda: tones.generate(text="a", batch=0))
+    refuse("batch must be a whole number, at least 1", lambda: tones.generate(text="a", batch=0))
     refuse("temprature: unknown key; did you mean 'temperature'", lambda: tones.generate(text="a", temprature=1.0))
     refuse("ras must be a whole number of frames", lambda: tones.generate(text="a", ras=-1))
     refuse(
