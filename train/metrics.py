@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ..tokenize.files import write_atomic
+from ..tokenize.files import NO_ROOM, NoRoom, write_atomic
 from ..tokenize.json_limits import LINE, parse_json
+from .event_file import EventFile
 
 
 class Metrics:
@@ -35,24 +39,27 @@ class Metrics:
                 if _step_of(line) <= step
             ]
             write_atomic(self.path, "".join(f"{line}\n" for line in kept).encode())
-        self._file = open(self.path, "a", encoding="utf-8")  # closed by close()
+        with _naming(self.path):
+            self._file = open(self.path, "ab", buffering=0)  # closed by close()
         self._board = _open_board(folder / "tensorboard", step)
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Add one line; numbers that are not finite become null."""
+        """Add one line; numbers that are not finite become null. NoRoom: the disk is full."""
         line = {"step": step, "split": split, **{name: _plain(value) for name, value in values.items()}}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        with _naming(self.path):
+            self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
         if self._board is not None:
-            for name, value in values.items():
-                for suffix, number in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                    if isinstance(number, int | float):
-                        self._board.add_scalar(
-                            f"{split}/{name}" + ("" if suffix is None else f"/{suffix}"), number, step
-                        )
+            numbers = {
+                f"{split}/{name}" + ("" if suffix is None else f"/{suffix}"): number
+                for name, value in values.items()
+                for suffix, number in (enumerate(value) if isinstance(value, list) else [(None, value)])
+                if isinstance(number, int | float)
+            }
+            with _naming(self._board.path):
+                self._board.add(numbers, step)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Close the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()
@@ -124,13 +131,30 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _open_board(folder: Path, step: int) -> Any:
+def _open_board(folder: Path, step: int) -> EventFile | None:
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        with _naming(folder):
+            return EventFile(folder, step)
     except ImportError:  # an extra; metrics.jsonl holds the same numbers
         print(
             "note: no TensorBoard files, the package tensorboard is not installed (pip install tensorboard)",
             file=sys.stderr,
         )
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system say which file could not be written, and what to do where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
+        raise NoRoom(
+            error.errno,
+            f"no room to write this file ({error.strerror}), {free:,} bytes are free; the checkpoints are intact, make "
+            "room and go on with --resume",
+            str(path),
+        ) from None

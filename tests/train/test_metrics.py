@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tessera.tokenize.files import NoRoom
 from tessera.train.metrics import Metrics, Progress, duration, read_metrics
 
 
@@ -37,3 +38,43 @@ def test_plain_lines_where_stderr_is_no_terminal(capfd):
 
 def test_duration():
     assert [duration(value) for value in (5, 3661, float("inf"))] == ["0:05", "1:01:01", "?"]
+
+
+def test_a_full_disk_is_said_with_the_file_and_closes_quietly(tmp_path, capfd):
+    """/dev/full is a file on a full disk."""
+    for name in ("metrics", "board"):
+        folder = tmp_path / name
+        folder.mkdir()
+        metrics = Metrics(folder)
+        metrics.write(1, "train", {"loss": 1.0})
+        full = open("/dev/full", "ab", buffering=0)
+        if name == "metrics":
+            metrics._file = full
+        elif metrics._board is None:
+            continue
+        else:
+            metrics._board._records._writer = full
+        with pytest.raises(NoRoom, match=r"no room to write this file .*go on with --resume") as caught:
+            metrics.write(2, "train", {"loss": 1.0})
+        assert str(caught.value).startswith(str(folder)) and "\n" not in str(caught.value)
+        metrics.close()
+        full.close()
+        assert read_metrics(folder)[0]["step"] == 1
+    assert capfd.readouterr().err.count("\n") <= 1  # the note where tensorboard is missing
+
+
+def test_tensorboard_reads_what_is_written_and_drops_what_comes_again(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, start in ((1, 0), (3, 2)):
+        metrics = Metrics(tmp_path, start)
+        for step in range(first, 5):
+            metrics.write(
+                step, "train", {"loss": step + start, "loss_per_codebook": [1.0, float("nan")], "items": ["a"]}
+            )
+        metrics.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == {"train/loss", "train/loss_per_codebook/0", "train/loss_per_codebook/1"}
+    assert [(found.step, found.value) for found in board.Scalars("train/loss")] == [(1, 1), (2, 2), (3, 5), (4, 6)]
