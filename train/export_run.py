@@ -25,7 +25,7 @@ from .ema import WeightAverage
 from .export import export_lm
 from .lm_config import TrainConfig
 from .parts import open_parts
-from .run_state import STATE_FILE, RunState, test_loss
+from .run_state import STATE_FILE, RunState, micro_batch_of, test_loss
 from .tokenizer_config import TokenizerTrainConfig
 from .world import ONE_PROCESS, World
 
@@ -126,7 +126,7 @@ def _export_lm(
             "there is --set, for instance --set data.shards=DIR)"
         ) from None
     processes = read_json(found / STATE_FILE)["processes"]
-    state = RunState.load(found, config, parts, World(0, processes, ONE_PROCESS.device))
+    state = RunState.load(found, config, parts, World(0, processes, ONE_PROCESS.device), micro_batch_of(found))
     if finished is not None and finished["step"] == state.step:  # evaluated, or gone on with, after it was saved
         state.losses, state.command = finished["losses"], finished.get("command", state.command)
     average = WeightAverage(parts.make_lm(config.seed), config.train.ema)

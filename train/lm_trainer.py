@@ -182,7 +182,7 @@ class LMTrainer:
 
     def resume(self, found: Path) -> None:
         """Go on from a good checkpoint."""
-        self.state = RunState.load(found, self.config, self.parts, self.world)
+        self.state = RunState.load(found, self.config, self.parts, self.world, self.micro)
         self.state.command = self.command
         check_pickles(found)
         self.engine.load(found)

@@ -61,8 +61,12 @@ class RunState:
         write_json(folder / STATE_FILE, description)
 
     @classmethod
-    def load(cls, folder: Path, config: TrainConfig, parts: Parts, world: World) -> RunState:
-        """Read run.json. ConfigError: it is of a run with another config or other data."""
+    def load(cls, folder: Path, config: TrainConfig, parts: Parts, world: World, micro_batch: int) -> RunState:
+        """Read run.json. ConfigError: it is of a run with another config or other data.
+
+        Args:
+            micro_batch: items of a micro-batch from here on (`cut_like` in lm_trainer.py says where they are fewer).
+        """
         found = read_json(folder / STATE_FILE)
         before = found["config"]
         if config.train.micro_batch in (None, micro_batch_of(folder)):
@@ -89,7 +93,7 @@ class RunState:
                 f"clusters: {config.clusters} are not those {folder} was trained with; put them back, or start another "
                 "run with another --out"
             )
-        if found["processes"] != world.size and world.is_first:
+        if found["processes"] != world.size and micro_batch == micro_batch_of(folder) and world.is_first:
             print(
                 f"note: saved by {found['processes']} processes, going on with {world.size}: "
                 "the same run up to rounding, not bit for bit",

@@ -16,10 +16,13 @@ from tessera.tokenize.config import ConfigError, check_config
 from tessera.tokenize.files import NoRoom, read_sealed_json, write_sealed_json
 from tessera.tokenize.folder_lock import lock_folder
 from tessera.tokenize.shards import Shards
+from tessera.train.engine_choice import saved_engine
 from tessera.train.lm_config import TrainConfig
-from tessera.train.lm_trainer import LMTrainer, TrainingFailed, train_lm
+from tessera.train.lm_trainer import LMTrainer, TrainingFailed, cut_like, train_lm
 from tessera.train.metrics import read_metrics
-from tessera.train.world import World
+from tessera.train.parts import open_parts
+from tessera.train.run_state import RunState
+from tessera.train.world import ONE_PROCESS, World
 
 
 def make_config(data, changes: dict | None = None, **train) -> TrainConfig:
@@ -339,3 +342,30 @@ def test_a_preset_arrangement_is_written_out(tiny_data, tmp_path):
     assert written["arrangement"] == {"kind": "delay", "delays": [0, 8], "flatten_first": 0}
     assert written["specials"]["start"] == 2 and written["variable_length"] is True
     assert load_model(tmp_path / "run" / "model").config.model_dump(mode="json") == written
+
+
+DEPTH_SHARE = {"kind": "depth", "width": 8, "layers": 1, "heads": 2, "trained_share": 0.5}
+
+
+@pytest.mark.parametrize("uncut", ["nothing", "packed rows", "depth head"])
+def test_only_the_same_noise_is_called_the_same_run(tiny_data, tmp_path, capfd, uncut):
+    """Where the processes cannot share the micro-batches, it goes on with smaller ones, not "up to rounding"."""
+    config = make_config(tiny_data)
+    changes = {}
+    if uncut == "packed rows":
+        changes = {"data": {"shards": str(tiny_data / "train"), "packing": {"kind": "best_fit", "steps": 32}}}
+    elif uncut == "depth head":
+        changes = {"lm": {**config.lm.model_dump(mode="json"), "head": DEPTH_SHARE}}
+    config = make_config(tiny_data, changes, steps=2, save_every=1, eval_every=None)
+    assert train_lm(config, tmp_path / "run")
+    found = tmp_path / "run" / "steps" / "step-00000001"
+    parts = open_parts(config, tmp_path / "run", ONE_PROCESS)
+    capfd.readouterr()
+    world = World(0, 4, torch.device("cpu"))
+    started = config.model_copy(update={"engine": saved_engine(tmp_path / "run" / "steps")})
+    started = started.model_copy(update={"lm": started.lm.explicit(parts.spec.num_codebooks)})
+    RunState.load(found, started, parts, world, cut_like(found, config, world).micro)
+    said = capfd.readouterr().err
+    assert said.count("note: ") == 1
+    assert ("the same run up to rounding" in said) == (uncut == "nothing")
+    assert ("other noise" in said) == (uncut != "nothing")
