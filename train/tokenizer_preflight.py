@@ -1,5 +1,6 @@
 """What a tokenizer's run would come upon in a later stage or at its end, looked for before its first step.
 
+    terms            can be made: their teachers are there and fit (before the media are read)
     stages           each has a term that teaches, parts to train, and a quantizer that is fitted where it must be
     discriminators   can look at an excerpt as long as they are given
     freezing         works
@@ -10,8 +11,10 @@ No weight, no codebook and no random number of the run is touched.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from ..tokenize.audio_net import AudioNet
 from ..tokenize.config import ConfigError
@@ -23,10 +26,30 @@ from ..tokenize.scalar import ScalarQuantizer
 from ..tokenize.structural import StructuralQuantizer
 from ..tokenize.tokenizer import make_tokenizer
 from .discriminator import Judges
+from .term import TermContext
+from .terms import make_terms
 from .tokenizer_config import TokenizerTrainConfig
 from .tokenizer_data import MediaInMemory
 from .tokenizer_objective import TokenizerObjective
 from .tokenizer_stages import TrainStageConfig, freeze_parts
+
+
+def check_terms(config: TokenizerTrainConfig, net: AudioNet | PictureNet, teachers: Mapping[str, nn.Module]) -> None:
+    """Make all terms and go through all stages, before the media are read, which may take an hour.
+
+    Labels and characters are only known afterwards; until then there are some of each. ConfigError: a teacher that is
+    not there or does not fit, or another setting of a term that is wrong; and as `check_stages`.
+    """
+    context = TermContext(
+        geometry=config.tokenizer.geometry,
+        latent_dim=config.tokenizer.latent_dim,
+        num_codebooks=len(net.quantizer.cardinalities),
+        alphabet="ab",
+        labels=("a", "b"),
+        teachers=teachers,
+    )
+    with torch.random.fork_rng(devices=[]):
+        check_stages(config, TokenizerObjective(net, make_terms(config.terms, context), config.train.dtype))
 
 
 def begin_stage(config: TokenizerTrainConfig, objective: TokenizerObjective, number: int) -> None:

@@ -46,7 +46,7 @@ from .terms import make_terms
 from .tokenizer_config import TokenizerTrainConfig, TokenizerTraining
 from .tokenizer_data import MediaInMemory
 from .tokenizer_objective import TokenizerObjective
-from .tokenizer_preflight import begin_stage, check_freezing, check_judges, check_stages, say_notes
+from .tokenizer_preflight import begin_stage, check_freezing, check_judges, check_stages, check_terms, say_notes
 from .tokenizer_stages import FitStageConfig, TrainStageConfig
 from .tokenizer_state import STATE_FILE, TokenizerRunState, load_state, save_state
 from .tokenizer_step import StepReport, TokenizerStepper
@@ -146,6 +146,7 @@ class TokenizerTrainer:
         code_geometry(config.tokenizer, net.quantizer)  # before all media are read, and long before it is frozen
         if config.warm_start is not None:
             warm_start(net, config.warm_start)
+        check_terms(config, net, teachers)
         self.media = MediaInMemory(config, self.show)
         context = TermContext(
             geometry=config.tokenizer.geometry,

@@ -6,8 +6,11 @@ import torch
 from tessera.tokenize.config import ConfigError, check_config
 from tessera.tokenize.files import write_safetensors
 from tessera.tokenize.media import write_audio
-from tessera.train import preflight
+from tessera.tokenize.tokenizer import NETS
+from tessera.train import preflight, tokenizer_trainer
+from tessera.train.tokenizer_preflight import check_terms
 from tessera.train.tokenizer_trainer import TokenizerTrainConfig, TokenizerTrainer, train_tokenizer
+from tessera.train.world import ONE_PROCESS
 
 VQ = {"kind": "vq", "size": 8, "kmeans_init": False}
 KMEANS = {"kind": "kmeans", "size": 8}
@@ -110,8 +113,6 @@ def test_room_for_a_checkpoint(pictures, refuse, monkeypatch):
 
 def test_nothing_that_is_trained_is_touched(pictures, tmp_path):
     data = pictures(stages=[{**FIRST, "freeze": ["encoder"]}])
-    from tessera.train.world import ONE_PROCESS
-
     made = TokenizerTrainer(check_config(data, TokenizerTrainConfig), tmp_path / "run", ONE_PROCESS, {}, False)
     before = {name: tensor.clone() for name, tensor in made.objective.state_dict().items()}
     made.check()
@@ -131,3 +132,30 @@ def test_discriminators_that_never_come_in_are_noted(pictures, tmp_path, capsys)
         data = check_config(pictures(stages=[FIRST], **changes), TokenizerTrainConfig)
         train_tokenizer(data, tmp_path / str(len(changes)))
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"terms": [*TERMS, {"kind": "perceptual", "teacher": {"kind": "tokenizer", "path": "nowhere"}}]}, "nowhere"),
+        ({"terms": [*TERMS, {"kind": "codes", "tokenizer": "nowhere"}]}, "nowhere"),
+        ({"terms": [*TERMS, {"kind": "perceptual", "teacher": {"kind": "module", "name": "x"}}]}, "terms.2.teacher"),
+        ({"stages": [{**FIRST, "freeze": ["decodr"]}]}, "stages.0.freeze"),
+        ({"warm_start": {"tokenizer": "nowhere"}}, "warm_start.tokenizer"),
+    ],
+)
+def test_what_needs_no_media_is_said_before_they_are_read(pictures, refuse, monkeypatch, changes, said):
+    monkeypatch.setattr(tokenizer_trainer, "MediaInMemory", lambda *a: pytest.fail("the media were read"))
+    assert said in refuse(pictures(**{"stages": [FIRST], **changes}))
+
+
+def test_the_check_of_terms_changes_nothing_of_the_run(pictures):
+    contrast = {"kind": "contrast", "caption": "label"}
+    config = check_config(pictures(terms=[*TERMS, contrast], stages=[FIRST]), TokenizerTrainConfig)
+    net = NETS["picture"](config.tokenizer)
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    check_terms(config, net, {})
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
+    assert all(parameter.requires_grad for parameter in net.parameters())
