@@ -24,11 +24,11 @@ import torch
 
 import tessera
 from tessera.generate.model import Model
-from tessera.lm.caches import read_cache
-from tessera.lm.loss import codebook_loss
-from tessera.tokenize.corpus import ArraysCorpus, FolderCorpus
-from tessera.tokenize.shards import Shards, ShardsConfig, build_shards
-from tessera.train.data import Items
+from tessera.lm.kv_cache.registry import read_cache
+from tessera.lm.ops.loss import codebook_loss
+from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus
+from tessera.tokenize.data.shard_writer import Shards, ShardsConfig, build_shards
+from tessera.train.lm.dataset import Items
 
 KINDS = [
     "static",

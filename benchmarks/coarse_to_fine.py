@@ -34,19 +34,19 @@ from pathlib import Path
 import torch
 
 import tessera
-from tessera.cli.judge import Judge
+from tessera.cli.report.digit_classifier import Judge
+from tessera.configs.schema import read_config
 from tessera.generate.model import Model
-from tessera.lm.coarse import Clustering, cluster_codes
-from tessera.lm.masking import MaskingConfig
-from tessera.lm.stages import CoarseToFine
-from tessera.tokenize.config import read_config
-from tessera.tokenize.shards import Shards, ShardsConfig, build_shards
+from tessera.lm.clustering.clustering import Clustering, cluster_codes
+from tessera.lm.models.coarse_to_fine import CoarseToFine
+from tessera.lm.models.mask_schedule import MaskingConfig
+from tessera.tokenize.data.shard_writer import Shards, ShardsConfig, build_shards
 from tessera.tokenize.tokenizer import Tokenizer, load_tokenizer
-from tessera.train.data import Items
-from tessera.train.evaluate import evaluate_loss
-from tessera.train.lm_config import TrainConfig
-from tessera.train.lm_trainer import train_lm
-from tessera.train.world import World
+from tessera.train.distributed.process_group import World
+from tessera.train.lm.config import TrainConfig
+from tessera.train.lm.dataset import Items
+from tessera.train.lm.evaluate import evaluate_loss
+from tessera.train.lm.trainer import train_lm
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTERS = {"digits": 8, "patches": 64}

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from tessera.lm.coder_net import load_coder
-from tessera.lm.compressed_file import read_compressed, write_compressed
-from tessera.tokenize.codes_file import CodesItem, write_codes
+from tessera.tokenize.compression.file_format import read_compressed, write_compressed
+from tessera.tokenize.compression.integer_network import load_coder
+from tessera.tokenize.data.codes_file import CodesItem, write_codes
 from tessera.tokenize.tokenizer import load_tokenizer
-from tessera.train.code_usage import codebook_use, conditional_bits, total_bits
-from tessera.train.tokenizer_eval import corpus_for
+from tessera.train.evaluation.code_usage import codebook_use, conditional_bits, total_bits
+from tessera.train.evaluation.tokenizer_eval import corpus_for
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import tessera
-from tessera.cli.judge import Judge, real_digits
+from tessera.cli.report.digit_classifier import Judge, real_digits
 from tessera.generate.result import save_media
 
 

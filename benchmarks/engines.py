@@ -6,7 +6,7 @@
 Small language models of the shipped configs' shapes take whole training steps (forward, backward, clipping, AdamW) on
 made-up codes of a fixed length. The engines take turns, --steps steps each. tokens/s counts codes; the ratio's median
 and quartiles are over turns. DeepSpeed is stage 1 as `engine: {kind: auto}` would run it. Time is that of the processor
-on the CPU (all threads together), and of the wall on CUDA. train/engine_choice.py holds the rule that follows.
+on the CPU (all threads together), and of the wall on CUDA. train/engines/auto.py holds the rule that follows.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 
 import torch
 
-from tessera.lm.arrange import DelayConfig
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.model import LMConfig, TokenLM
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.patterns.pattern import DelayConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
-from tessera.train.engine import Engine, TorchEngine
-from tessera.train.lm_config import DeepSpeedEngineConfig, TrainSettings
-from tessera.train.objective import Objective
-from tessera.train.world import World, join_world
+from tessera.train.distributed.process_group import World, join_world
+from tessera.train.engines.torch_engine import Engine, TorchEngine
+from tessera.train.lm.config import DeepSpeedEngineConfig, TrainSettings
+from tessera.train.lm.objective import Objective
 
 SHAPES = {"digits": (128, 4, 4, 64, 49), "speech": (192, 5, 4, 16, 100), "musicgen/2": (512, 12, 8, 4, 250)}
 """Name -> width, layers, heads, items of a batch, frames of an item."""
@@ -99,7 +99,7 @@ def objective(width: int, layers: int, heads: int, dtype: str, world: World) -> 
 
 def deepspeed_engine(made: Objective, settings: TrainSettings, world: World) -> Engine:
     """The other engine; imported here, it prints and takes seconds."""
-    from tessera.train.deepspeed_engine import DeepSpeedEngine
+    from tessera.train.engines.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(made, DeepSpeedEngineConfig(), settings, world, 1)
 

@@ -29,7 +29,7 @@ import torch
 
 import tessera
 from tessera.generate.model import Model, bundled_models
-from tessera.generate.speed import example_condition, measure_first_audio, measure_speed
+from tessera.generate.throughput import example_condition, measure_first_audio, measure_speed
 from tessera.tokenize.spec import AudioGeometry
 
 QUICK_SECONDS = 15.0

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from tessera.lm.attention import available_backends
+from tessera.lm.attention.registry import available_backends
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "transformers", "flash-attn", "xformers", "deepspeed", "pytest")

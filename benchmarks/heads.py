@@ -30,16 +30,16 @@ import soundfile
 import torch
 
 import tessera
-from tessera.generate.loop import Length, generate_codes
-from tessera.lm.arrange import DelayConfig, FlatConfig, ParallelConfig
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.depth import DepthHeadConfig
-from tessera.lm.flat import FlatHeadConfig
-from tessera.lm.inputs import CodesInputConfig
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.lm.parallel import ParallelHeadConfig
-from tessera.lm.parameter_shapes import parameter_shapes
-from tessera.lm.quick import quicken_
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.heads.depth_transformer import DepthHeadConfig
+from tessera.lm.heads.flat import FlatHeadConfig
+from tessera.lm.heads.parallel import ParallelHeadConfig
+from tessera.lm.layers.input_embedding import CodesInputConfig
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.patterns.pattern import DelayConfig, FlatConfig, ParallelConfig
+from tessera.lm.quantization.cpu_fast_decode import quicken_
 
 SPEECH = Path(__file__).parent.parent / "samples" / "speech"
 FRAMES = 100

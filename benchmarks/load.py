@@ -20,10 +20,10 @@ import torch
 
 import tessera
 from tessera.generate.model import find_model
-from tessera.lm.heads import ParallelHeadConfig
-from tessera.lm.inputs import EmbeddingInputConfig
-from tessera.lm.model import TokenLM
-from tessera.lm.weights import load_model, save_model
+from tessera.lm.checkpoints.model_directory import load_model, save_model
+from tessera.lm.heads.registry import ParallelHeadConfig
+from tessera.lm.layers.input_embedding import EmbeddingInputConfig
+from tessera.lm.models.causal import TokenLM
 from tessera.tokenize.bundled import BUNDLED
 
 

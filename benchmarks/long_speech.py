@@ -21,7 +21,7 @@ import torch
 
 import tessera
 from tessera.samples.make_speech import SAMPLE_RATE, Utterance, speak
-from tessera.tokenize.media import read_audio
+from tessera.tokenize.data.media import read_audio
 
 sys.path.insert(0, str(Path(__file__).parent))
 from recogniser import DigitRecogniser, hits

@@ -23,7 +23,7 @@ so that none stays in a cache, GB/s of weights at one and two rows, best of seve
     inductor, one sum a row       bfloat16 24.0 / 16.4, int8 15.8 / 10.2 (a second row costs as much again)
     C, four rows of the matrix    bfloat16 10.8 / 9.8 (four short streams; prefetching by hand 13.3)
     C, rows one by one            bfloat16 27.2 / 19.0, 8.7 with other work on the core (x is loaded for each row)
-    C, tiles (lm/skinny.c)        float32 18.5 / 20.1, bfloat16 23.1 / 22.3, int8 22.1 / 18.2, int4 11.1 / 8.1
+    C, tiles (lm/kernels/cpu_gemv.c)        float32 18.5 / 20.1, bfloat16 23.1 / 22.3, int8 22.1 / 18.2, int4 11.1 / 8.1
 
 and torch's attention of one bfloat16 query to 250 keys, 16 heads and two rows takes 860 us, that of skinny.c 94 us
 (float32: 113 and 96 us).
@@ -45,13 +45,13 @@ from pathlib import Path
 
 import torch
 
-from tessera.generate.loop import Length, generate_codes
-from tessera.generate.sampling import Sampling
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.fused import fuse_all
-from tessera.lm.hf_musicgen import load_musicgen
-from tessera.lm.model import TokenLM
-from tessera.lm.quantise import PackedLinear, pack_, step_bytes
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.sampling.filters import Sampling
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.kernels.cpu_fused_block import fuse_all
+from tessera.lm.models.causal import TokenLM
+from tessera.lm.public.musicgen import load_musicgen
+from tessera.lm.quantization.packed_linear import PackedLinear, pack_, step_bytes
 
 STATES, WIDTH, LAYERS, BOOKS, CODES, GUIDANCE, TOP_K = 16, 1024, 24, 4, 2048, 3.0, 250
 KINDS = ("bfloat16", "int8", "int4")

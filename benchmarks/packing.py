@@ -22,14 +22,14 @@ import soundfile
 import torch
 
 import tessera
-from tessera.lm.arrange import DelayConfig
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.tokenize.shards import Shards
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.patterns.pattern import DelayConfig
+from tessera.tokenize.data.shard_writer import Shards
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
-from tessera.train.objective import Objective
-from tessera.train.packing import BestFitConfig, PackedSampler
-from tessera.train.sampler import Sampler
+from tessera.train.common.batch_sampler import Sampler
+from tessera.train.lm.objective import Objective
+from tessera.train.lm.sequence_packing import BestFitConfig, PackedSampler
 
 SAMPLES_PER_FRAME = 320
 V = 512

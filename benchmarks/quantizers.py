@@ -32,8 +32,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tessera.tokenize.config import Config, check_config
-from tessera.tokenize.quantizer import QuantizerConfig, make_quantizer
+from tessera.configs.schema import Config, check_config
+from tessera.tokenize.quantizers.registry import QuantizerConfig, make_quantizer
 
 CASES: dict[str, tuple[int, int, int]] = {  # batch, places, channels
     "residual-vq": (8, 750, 128),

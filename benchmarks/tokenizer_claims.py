@@ -27,14 +27,14 @@ from typing import Any
 import torch
 from tokenizer_measures import MEASURES, PATCHES, ROOT, Trained
 
+from tessera.configs.files import read_json, write_json, write_safetensors
+from tessera.configs.schema import check_config, override, read_yaml
 from tessera.samples.make_patches import write_patches
-from tessera.tokenize.config import check_config, override, read_yaml
-from tessera.tokenize.corpus import ArraysCorpus, open_corpus
-from tessera.tokenize.files import read_json, write_json, write_safetensors
-from tessera.tokenize.kmeans import kmeans
+from tessera.tokenize.data.corpus import ArraysCorpus, open_corpus
+from tessera.tokenize.quantizers.nearest import kmeans
 from tessera.tokenize.spec import PictureGeometry
 from tessera.tokenize.tokenizer import load_tokenizer
-from tessera.train.tokenizer_trainer import TokenizerTrainConfig, train_tokenizer
+from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
 
 CONFIGS = ROOT / "configs/tokenize"
 NEAR = 1.1

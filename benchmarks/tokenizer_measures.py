@@ -17,20 +17,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tessera.lm.coder_net import CoderConfig
-from tessera.tokenize.corpus import ArraysCorpus, FolderCorpus, open_corpus
-from tessera.tokenize.files import read_json
-from tessera.tokenize.kmeans import kmeans, nearest_code
-from tessera.tokenize.shards import ShardsConfig, build_shards
+from tessera.configs.files import read_json
+from tessera.tokenize.compression.integer_network import CoderConfig
+from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus, open_corpus
+from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
+from tessera.tokenize.quantizers.nearest import kmeans, nearest_code
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry
 from tessera.tokenize.tokenizer import PictureTokenizer, Tokenizer
-from tessera.train.balance import group_gradients, make_balance
-from tessera.train.coder_trainer import CoderTrainConfig, CoderTraining, train_coder
-from tessera.train.teacher import CepstrumTeacherConfig, GradientTeacherConfig, fit_places, make_teacher
-from tessera.train.term import MediaBatch, OutputTerm, OutputView, TermContext
-from tessera.train.terms import make_terms
-from tessera.train.tokenizer_losses import mel_distance
-from tessera.train.tokenizer_trainer import TokenizerTrainConfig
+from tessera.train.entropy_coder import CoderTrainConfig, CoderTraining, train_coder
+from tessera.train.losses.balancer import group_gradients, make_balance
+from tessera.train.losses.base import MediaBatch, OutputTerm, OutputView, TermContext
+from tessera.train.losses.reconstruction import mel_distance
+from tessera.train.losses.registry import make_terms
+from tessera.train.losses.teachers import CepstrumTeacherConfig, GradientTeacherConfig, fit_places, make_teacher
+from tessera.train.tokenizer.trainer import TokenizerTrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES = Path("out/patches-16")

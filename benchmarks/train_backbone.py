@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tessera.lm.arrange import ParallelConfig
-from tessera.lm.attention import BACKENDS
-from tessera.lm.model import LMConfig, TokenLM
+from tessera.lm.attention.registry import BACKENDS
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.patterns.pattern import ParallelConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 
 SIZES = {

@@ -14,8 +14,8 @@ import typer
 
 from .. import __version__
 from . import VERBS
+from .error_messages import options_of, with_flags
 from .failures import print_failure
-from .wording import options_of, with_flags
 
 app = typer.Typer(
     name="tessera",

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..tokenize.printable import say
+from ..configs.printable import say
 
 if TYPE_CHECKING:
-    from ..tokenize.config import Config
+    from ..configs.schema import Config
 
     C = TypeVar("C", bound=Config)
 
@@ -30,7 +30,7 @@ class OpenConfig:
 
     def read_as(self, model: type[C]) -> C:
         """As an object, with the overrides; raises ConfigError as `read_config`."""
-        from ..tokenize.config import build_config
+        from ..configs.schema import build_config
 
         where = str(self.path) if self.name is None else self.name
         read = build_config(copy.deepcopy(self.data), model, self.sets, where, _with_shipped)
@@ -54,9 +54,9 @@ def open_config(config: str, kind: str, sets: Sequence[str]) -> OpenConfig:
     Nothing heavy is imported. Paths of the file that begin with samples/ or bundled/ are found in the package where
     nothing else is there.
     """
+    from ..configs.recognize import CONFIG_KINDS, config_kind
+    from ..configs.schema import ConfigError, override, read_yaml
     from ..tokenize.bundled import CONFIGS
-    from ..tokenize.config import ConfigError, override, read_yaml
-    from ..tokenize.recognise import CONFIG_KINDS, config_kind
 
     path = find_config(config, kind)
     data = read_yaml(path)
@@ -71,7 +71,7 @@ def open_config(config: str, kind: str, sets: Sequence[str]) -> OpenConfig:
 
 def find_config(config: str, kind: str | None = None) -> Path:
     """The file of a config given by path or name; args and errors as `open_config`, kind None: any."""
-    from ..tokenize.recognise import CONFIG_KINDS, describe_wrong
+    from ..configs.recognize import CONFIG_KINDS, describe_wrong
 
     path = Path(config)
     if path.is_file():
@@ -122,8 +122,8 @@ def shipped_file(name: str) -> Path:
 
 def kind_of_name(name: str) -> str:
     """The kind of a shipped config, told by its content."""
-    from ..tokenize.config import read_yaml
-    from ..tokenize.recognise import config_kind
+    from ..configs.recognize import config_kind
+    from ..configs.schema import read_yaml
 
     kind = config_kind(read_yaml(shipped_file(name)))
     assert kind is not None, name

@@ -10,9 +10,9 @@ from typing import Any
 
 import typer
 
-from ..tokenize.memory import is_out_of_memory
-from ..tokenize.printable import one_line, printable
-from .wording import usage_text
+from ..configs.memory import is_out_of_memory
+from ..configs.printable import one_line, printable
+from .error_messages import usage_text
 
 FAILED, MISUSED = 1, 2
 MISUSE = (ValueError, ImportError, OverflowError, FileNotFoundError, FileExistsError, IsADirectoryError)

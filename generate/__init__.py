@@ -1,10 +1,10 @@
 """Logits to media. The functions take a language model and a tokenizer; a `Model` has both."""
 
-from .growing import stream_pictures
+from .custom_lm import OwnLM
 from .model import Model, load
-from .own_lm import OwnLM
+from .pipeline import generate
 from .result import Result
-from .stream import stream_audio
-from .whole import generate
+from .streaming.audio import stream_audio
+from .streaming.image import stream_pictures
 
 __all__ = ["Model", "OwnLM", "Result", "generate", "load", "stream_audio", "stream_pictures"]

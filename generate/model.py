@@ -11,33 +11,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..lm.conditions import CodesConditionConfig
-from ..lm.defaults import GenerationDefaults
+from ..configs.recognize import describe_wrong, folder_kind, run_model
+from ..configs.schema import nearest_name
+from ..lm.checkpoints.model_directory import StorageName, load_model
+from ..lm.conditioning.registry import CodesConditionConfig
 from ..lm.device import choose_device
-from ..lm.kinds import AnyLM
-from ..lm.quantise import WeightsName
-from ..lm.quick import quicken_
-from ..lm.weights import StorageName, load_model
+from ..lm.generation_config import GenerationDefaults
+from ..lm.models.registry import AnyLM
+from ..lm.quantization.cpu_fast_decode import quicken_
+from ..lm.quantization.packed_linear import WeightsName
 from ..tokenize.bundled import bundled_model, bundled_models, shipped_path
-from ..tokenize.config import nearest_name
-from ..tokenize.recognise import describe_wrong, folder_kind, run_model
 from ..tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
-from ..tokenize.text import TextTokenizer
-from ..tokenize.text_seen import unseen_in
+from ..tokenize.text_coverage import unseen_in
+from ..tokenize.text_tokenizer import TextTokenizer
 from ..tokenize.tokenizer import AudioTokenizer, Tokenizer
-from .arguments import flag, function, plain, setting, shown, whole
-from .conditioning import SAID, Told
-from .growing import stream_pictures
-from .loop import Progress, seeds_from
-from .prompt import Prompt, prompt_codes
-from .prompt_fit import UNLIKELY, gain_by_text
-from .request import Request, Settings, check_count, choose, make_request, max_frames_for
+from .decoding.dispatch import warm_up
+from .decoding.loop import Progress, seeds_from
+from .long_form.speech import make_pieces, pieces_of, speak
+from .long_form.windows import Making, make_row
+from .pipeline import DEFAULT_BATCH, decode_one, generate
+from .requests.arguments import flag, function, plain, setting, shown, whole
+from .requests.conditions import SAID, Told
+from .requests.prompt import Prompt, prompt_codes
+from .requests.prompt_fit import UNLIKELY, gain_by_text
+from .requests.request import Request, Settings, check_count, choose, make_request, max_frames_for
 from .result import SUFFIXES, Result, issue_warnings, join_results
-from .speech import make_pieces, pieces_of, speak
-from .stages import warm_up
-from .stream import sound_of, stream_audio
-from .whole import DEFAULT_BATCH, decode_one, generate
-from .windows import Making, make_row
+from .streaming.audio import sound_of, stream_audio
+from .streaming.image import stream_pictures
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -117,7 +117,7 @@ class Model:
                 A number is a label also where a model has both.
             label: a label's name or id, or a list of them.
             text: what to say or to show, or a list. Speech longer than the model has learned is said in pieces
-                (speech.py).
+                (generate/long_form/speech.py).
             voice: a recording whose voice to take, or a picture to follow, or a list: media, codes [K, L] or a file, as
                 `prompt`; nothing of it is part of the result. For models with the condition `codes`.
             voice_frames: use only so many frames of the voice.
@@ -137,7 +137,8 @@ class Model:
                 or one per codebook), end_bias, end_rule, max_silence, silence_codes, guidance, max_frames, min_frames,
                 split, carry, retries, text_characters, frames_per_character, window_frames, stride_frames, passes,
                 pass_schedule, choice_temperature, fine_temperature, fine_guidance,
-                cache, draft, step (`lm/defaults.py` says what each means); what is left out is the model's own default.
+                cache, draft, step (`lm/generation_config.py` says what each means); what is left out is the model's own
+                default.
         Raises:
             ValueError: an argument that cannot be met, in one line that names it.
         Warns:
@@ -535,8 +536,8 @@ def load(
         device: "auto": the first CUDA device where there is one, else the CPU.
         dtype: of the language model in memory, and of what it computes.
         weights: how its matrices are kept, "float32", "bfloat16", "int8" or "int4"; fewer bits make generation faster
-            (docs of lm/quantise.py say what they are). None: as dtype says, and small models' steps on a CPU are made
-            quick (lm/quick.py).
+            (docs of lm/quantization/packed_linear.py say what they are). None: as dtype says, and small models' steps
+            on a CPU are made quick (lm/quantization/cpu_fast_decode.py).
     Raises:
         ValueError: neither; names the bundled models. FileNotFoundError, ValueError: a directory without a whole model,
             or a device that is not there.

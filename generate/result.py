@@ -190,7 +190,7 @@ def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
 
 def save_media(path: Path, media: Tensor, spec: TokenSpec, scale: int = 1) -> None:
     """Write one sample: audio at the tokenizer's sample rate, a picture `scale` times enlarged."""
-    from ..tokenize.media import write_audio, write_picture  # here, so that a Result needs no codec libraries
+    from ..tokenize.data.media import write_audio, write_picture  # here, so that a Result needs no codec libraries
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(spec.geometry, AudioGeometry):

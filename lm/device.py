@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..tokenize.printable import printable
+from ..configs.printable import printable
 
 HINT = "choose auto, cpu, cuda or cuda:N"
 

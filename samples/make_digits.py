@@ -28,7 +28,7 @@ def write_digits(out: Path) -> None:
     import torch
     from sklearn.datasets import load_digits
 
-    from ..tokenize.files import write_safetensors
+    from ..configs.files import write_safetensors
 
     pixels, targets = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels / 16 * 255).round().to(torch.uint8).reshape(-1, 8, 8)

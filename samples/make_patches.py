@@ -34,7 +34,7 @@ def write_patches(out: Path, side: int = 32, stride: int = 8) -> None:
     import torch
     from sklearn.datasets import load_sample_images
 
-    from ..tokenize.files import write_safetensors
+    from ..configs.files import write_safetensors
 
     photographs = [torch.from_numpy(image.copy()) for image in load_sample_images().images]
     fits = min(int(photo.shape[1] * TEST_SHARE) for photo in photographs)

@@ -233,7 +233,7 @@ def speak(utterance: Utterance, out: Path) -> None:
     Raises:
         FileNotFoundError: espeak-ng is not installed. ValueError: it failed, or said nothing.
     """
-    from ..tokenize.media import read_audio, write_audio
+    from ..tokenize.data.media import read_audio, write_audio
 
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "spoken.wav"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tessera.tokenize.config import Config, read_config
+from tessera.configs.schema import Config, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -17,19 +17,19 @@ def kind_of(path: Path) -> type[Config]:
     folders = {"lm": "lm", "tokenize": "tokenizer"}
     word = folders.get(path.parent.name) or path.stem.split("-")[0].split("_")[0]
     if word == "tokenizer":
-        from tessera.train.tokenizer_trainer import TokenizerTrainConfig
+        from tessera.train.tokenizer.trainer import TokenizerTrainConfig
 
         return TokenizerTrainConfig
     if word == "shards":
-        from tessera.tokenize.shards import ShardsConfig
+        from tessera.tokenize.data.shard_writer import ShardsConfig
 
         return ShardsConfig
     if word == "coder":
-        from tessera.train.coder_trainer import CoderTrainConfig
+        from tessera.train.entropy_coder import CoderTrainConfig
 
         return CoderTrainConfig
     if word == "lm":
-        from tessera.train.lm_config import TrainConfig
+        from tessera.train.lm.config import TrainConfig
 
         return TrainConfig
     raise AssertionError(
@@ -92,7 +92,7 @@ def test_own_music_runs_two_steps(tmp_path, monkeypatch):
     import torch
 
     from tessera.cli.app import run
-    from tessera.tokenize.media import read_audio, write_audio
+    from tessera.tokenize.data.media import read_audio, write_audio
 
     monkeypatch.chdir(ROOT)
     generator = torch.Generator().manual_seed(0)

@@ -26,16 +26,16 @@ from typing import Any
 import pytest
 import torch
 
-from tessera.lm.coarse import cluster_codes, load_clustering
-from tessera.lm.coder_net import load_coder
-from tessera.lm.compressed_file import read_compressed, write_compressed
-from tessera.lm.weights import load_model
+from tessera.lm.checkpoints.model_directory import load_model
+from tessera.lm.clustering.clustering import cluster_codes, load_clustering
 from tessera.tokenize.bundled import BUNDLED
-from tessera.tokenize.codes_file import CodesItem, read_codes, write_codes
-from tessera.tokenize.shards import Shards
+from tessera.tokenize.compression.file_format import read_compressed, write_compressed
+from tessera.tokenize.compression.integer_network import load_coder
+from tessera.tokenize.data.codes_file import CodesItem, read_codes, write_codes
+from tessera.tokenize.data.shard_writer import Shards
 from tessera.tokenize.tokenizer import load_tokenizer
-from tessera.train.checkpoint import Checkpoints
-from tessera.train.world import World
+from tessera.train.common.checkpoint import Checkpoints
+from tessera.train.distributed.process_group import World
 
 sys.path.insert(0, str(Path(__file__).parent / "tokenize"))
 from test_shards import FakeTokenizer, make_config, recordings  # noqa: F401 - a fixture
@@ -127,8 +127,8 @@ def make_compressed(folder: Path) -> Format:
 
 
 def make_shards(folder: Path) -> Format:
-    from tessera.tokenize.media import write_audio
-    from tessera.tokenize.shards import build_shards
+    from tessera.tokenize.data.media import write_audio
+    from tessera.tokenize.data.shard_writer import build_shards
 
     for number in range(9):
         path = folder / "corpus" / f"voice{number % 3}" / f"{number}.wav"

@@ -56,7 +56,8 @@ def parse(path: Path) -> ast.Module:
 def imported_modules(path: Path) -> list[tuple[str, int, bool]]:
     """Modules a file imports as (absolute dotted name, line, inside a function).
 
-    Relative imports are spelled out: in lm/model.py, `from ..tokenize.spec import X` gives "tessera.tokenize.spec".
+    Relative imports are spelled out: in lm/models/causal.py, `from ..tokenize.spec import X` gives
+        "tessera.tokenize.spec".
     Imports under `if TYPE_CHECKING:` never run and are left out.
     """
     package = ("tessera", *path.relative_to(ROOT).parent.parts)
@@ -83,8 +84,8 @@ def imported_modules(path: Path) -> list[tuple[str, int, bool]]:
 
 def test_tokenize_has_no_init():
     assert not (ROOT / "tokenize" / "__init__.py").exists(), "it would hide the standard module tokenize; delete it"
-    for folder in set(PACKAGE_FOLDERS) - {"tokenize"}:
-        assert (ROOT / folder / "__init__.py").is_file(), f"{folder}/ needs an __init__.py"
+    for folder in {path.parent for path in package_files()} - {ROOT / "tokenize"}:
+        assert (folder / "__init__.py").is_file(), f"{folder.relative_to(ROOT)}/ needs an __init__.py"
     assert not list((ROOT / "tests").rglob("__init__.py")), "tests are collected by path, without __init__.py"
 
 
@@ -151,7 +152,7 @@ def test_heavy_packages_have_one_home():
 
 
 def test_command_line_imports_no_torch_at_import():
-    for path in sorted((ROOT / "cli").glob("*.py")):
+    for path in sorted((ROOT / "cli").rglob("*.py")):
         for module, line, inside in imported_modules(path):
             assert inside or module.split(".")[0] not in {"torch", "numpy", "yaml"}, (
                 f"{path.name}:{line}: import it on use"
@@ -186,7 +187,7 @@ def test_every_file_says_what_it_is():
 
 
 def test_every_verb_shows_an_example():
-    for path in sorted((ROOT / "cli").glob("*.py")):
+    for path in sorted((ROOT / "cli").rglob("*.py")):
         if path.stem in ("__init__", "app") or "def register(" not in path.read_text(encoding="utf-8"):
             continue
         assert "Example" in path.read_text(encoding="utf-8"), f"{path.relative_to(ROOT)}: the help has no example"

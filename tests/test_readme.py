@@ -132,7 +132,7 @@ def make_recordings() -> None:
     """Twenty short tones with transcripts: enough for both parts of the split."""
     import torch
 
-    from tessera.tokenize.media import write_audio
+    from tessera.tokenize.data.media import write_audio
 
     os.mkdir("recordings")
     for number in range(20):
@@ -145,7 +145,7 @@ def make_pictures() -> None:
     """Twenty pictures of two labels, larger than the tokenizer's."""
     import torch
 
-    from tessera.tokenize.media import write_picture
+    from tessera.tokenize.data.media import write_picture
 
     os.mkdir("pictures")
     for number in range(20):

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from .config import Config, GrowingConfig
-from .names import ShownName
+from ..configs.names import ShownName
+from ..configs.schema import Config, GrowingConfig
 
 
 class AudioGeometry(Config):

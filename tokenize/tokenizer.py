@@ -19,21 +19,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from .audio_net import AudioNet, AudioTokenizerConfig
-from .budget import Budget
+from ..configs.files import check_format, read_header, read_json, read_safetensors, write_json, write_safetensors
+from ..configs.recognize import describe_wrong, folder_kind, run_model
+from ..configs.schema import Config, ConfigError, check_config, nearest_name
+from .audio.masked_conv import fold_norms
+from .audio.networks import AudioNet, AudioTokenizerConfig
+from .audio.streaming import Stage, StagesStream
 from .bundled import bundled_model, bundled_models, shipped_path
-from .config import Config, ConfigError, check_config, nearest_name
-from .files import check_format, read_header, read_json, read_safetensors, write_json, write_safetensors
-from .halting import HaltingQuantizer
-from .padded_conv import fold_norms
-from .picture_net import PictureNet, PictureTokenizerConfig
-from .quantizer import Quantizer
-from .recognise import describe_wrong, folder_kind, run_model
-from .regions import check_regions
-from .scales import ScalesQuantizer, restore_phi
+from .image.networks import PictureNet, PictureTokenizerConfig
+from .layers.parameter_budget import Budget
+from .quantizers.combinators.adaptive_length import HaltingQuantizer
+from .quantizers.combinators.multi_scale import ScalesQuantizer, restore_phi
+from .quantizers.combinators.region_routing import check_regions
+from .quantizers.registry import Quantizer
+from .quantizers.vector_file import without_files
 from .spec import Geometry, PictureGeometry, TokenSpec
-from .stages import Stage, StagesStream
-from .vector_file import without_files
 
 TokenizerConfig = Annotated[AudioTokenizerConfig | PictureTokenizerConfig, Field(discriminator="kind")]
 

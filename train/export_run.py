@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 
-from ..tokenize.config import check_config, override
-from ..tokenize.files import read_json, read_safetensors
-from ..tokenize.folder_lock import lock_folder
-from ..tokenize.output_place import prepare_folder
-from ..tokenize.recognise import describe_wrong, folder_kind
+from ..configs.files import read_json, read_safetensors
+from ..configs.folder_lock import lock_folder
+from ..configs.output_place import prepare_folder
+from ..configs.recognize import describe_wrong, folder_kind
+from ..configs.schema import check_config, override
 from ..tokenize.tokenizer import NETS, make_tokenizer
-from .checkpoint import Checkpoints, why_unusable
-from .ema import WeightAverage
-from .export import export_lm
-from .lm_config import TrainConfig
-from .parts import open_parts
-from .run_state import STATE_FILE, RunState, micro_batch_of, test_loss
-from .tokenizer_config import TokenizerTrainConfig
-from .world import ONE_PROCESS, World
+from .common.checkpoint import Checkpoints, why_unusable
+from .distributed.process_group import ONE_PROCESS, World
+from .engines.ema import WeightAverage
+from .lm.config import TrainConfig
+from .lm.export import export_lm
+from .lm.run_state import STATE_FILE, RunState, micro_batch_of, test_loss
+from .lm.setup import open_parts
+from .tokenizer.config import TokenizerTrainConfig
 
 
 @dataclass(frozen=True)

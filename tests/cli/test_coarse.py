@@ -5,7 +5,7 @@ import json
 import torch
 
 from tessera.cli.app import run
-from tessera.lm.coarse import load_clustering
+from tessera.lm.clustering.clustering import load_clustering
 from tessera.tokenize.tokenizer import Tokenizer
 
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from tessera.cli.app import run
-from tessera.lm.code_models import UnigramModel
-from tessera.lm.coder_net import CoderConfig, CoderNet, load_coder
-from tessera.lm.compressed_file import write_compressed
-from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
-from tessera.tokenize.codes_file import CodesItem, read_codes, write_codes
-from tessera.tokenize.media import bytes_to_picture, read_audio, read_picture, write_audio, write_picture
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ResidualConfig, VQConfig
-from tessera.tokenize.shards import Shards
+from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConfig
+from tessera.tokenize.compression.file_format import write_compressed
+from tessera.tokenize.compression.integer_network import CoderConfig, CoderNet, load_coder
+from tessera.tokenize.compression.probability_models import UnigramModel
+from tessera.tokenize.data.codes_file import CodesItem, read_codes, write_codes
+from tessera.tokenize.data.media import bytes_to_picture, read_audio, read_picture, write_audio, write_picture
+from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
 RVQ = ResidualConfig(levels=2, quantizer=VQConfig(size=16))
@@ -247,6 +247,6 @@ def test_interrupted_shards_say_how_to_go_on(tokenizers, media, capsys, monkeypa
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tessera.tokenize.shards.build_shards", interrupt)
+    monkeypatch.setattr("tessera.tokenize.data.shard_writer.build_shards", interrupt)
     assert tessera("shards", write_config(media, tokenizers)) == 130
     assert "is not finished; run the same command again to go on" in capsys.readouterr().err

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tessera.cli.app import run
+from tessera.cli.commands.configs import read_head
 from tessera.cli.config_files import all_configs, find_config, kind_of_name, open_config, shipped_file
-from tessera.cli.configs import read_head
+from tessera.configs.recognize import CONFIG_KINDS
 from tessera.tokenize.bundled import CONFIGS
-from tessera.tokenize.recognise import CONFIG_KINDS
-from tessera.tokenize.shards import ShardsConfig
+from tessera.tokenize.data.shard_writer import ShardsConfig
 
 VERBS = {
     "lm": ["train"],
@@ -124,7 +124,7 @@ def test_data_that_come_with_the_package_are_found(tmp_path):
 
 
 def test_another_kind_leaves_the_fields_of_the_old_one_behind(tmp_path):
-    from tessera.train.lm_config import TrainConfig
+    from tessera.train.lm.config import TrainConfig
 
     text = (CONFIGS / "digits" / "lm.yaml").read_text() + "engine: {kind: deepspeed, zero_stage: 2}\n"
     (tmp_path / "own.yaml").write_text(re.sub(r"(?m)^engine:(?! \{kind: deepspeed, zero).*\n( .*\n)*", "", text))

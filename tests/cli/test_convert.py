@@ -9,12 +9,12 @@ import torch
 
 import tessera
 from tessera.cli.app import run
-from tessera.lm.llamagen import load_llamagen
-from tessera.lm.model import TokenLM
-from tessera.lm.weights import load_lm, load_model, read_model_config
-from tessera.tokenize.files import read_safetensors
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import VQConfig
+from tessera.configs.files import read_safetensors
+from tessera.lm.checkpoints.model_directory import load_lm, load_model, read_model_config
+from tessera.lm.models.causal import TokenLM
+from tessera.lm.public.llamagen import load_llamagen
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "lm"))
@@ -44,7 +44,7 @@ def test_in_and_back_out(checkpoint, tmp_path, capsys):
     assert run(["convert", str(checkpoint), str(tmp_path / "lm")]) == 0
     said = capsys.readouterr().err
     assert "llamagen, 0.0 M parameters; left out: the picture tokenizer" in said
-    assert f'read it with: tessera.lm.weights.load_lm("{tmp_path / "lm"}")' in said
+    assert f'read it with: tessera.lm.checkpoints.model_directory.load_lm("{tmp_path / "lm"}")' in said
     lm = load_lm(tmp_path / "lm")
     assert same_tensors(lm, load_llamagen(checkpoint))
     described = read_model_config(tmp_path / "lm")

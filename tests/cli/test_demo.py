@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tessera.cli import demo, judge
-from tessera.cli.demo import MARK, Run, peak_signal_to_noise, prepare
+from tessera.cli.commands import demo
+from tessera.cli.commands.demo import MARK, Run, peak_signal_to_noise, prepare
+from tessera.cli.report.demo_report import digit_classifier
 
 
 def test_prepare_replaces_only_its_own_folder(tmp_path):
@@ -36,8 +37,8 @@ def test_peak_signal_to_noise():
 
 
 def test_real_digits_are_split_by_writer():
-    train, train_labels = judge.real_digits("train")
-    test, test_labels = judge.real_digits("test")
+    train, train_labels = digit_classifier.real_digits("train")
+    test, test_labels = digit_classifier.real_digits("test")
     assert (len(train), len(test)) == (1297, 500) and train.shape[1:] == (1, 8, 8)
     assert train.min() == -1 and train.max() == 1
     assert set(train_labels) == set(test_labels) == {str(digit) for digit in range(10)}
@@ -45,8 +46,8 @@ def test_real_digits_are_split_by_writer():
 
 def test_judge_knows_real_digits_and_not_their_names_turned():
     pytest.importorskip("sklearn")
-    pictures, labels = judge.real_digits("test")
-    found = judge.Judge()
+    pictures, labels = digit_classifier.real_digits("test")
+    found = digit_classifier.Judge()
     assert found.share(pictures, labels) > 0.9
     assert found.share(pictures, labels[1:] + labels[:1]) < 0.2
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from tessera.cli import doctor
-from tessera.cli.doctor import Finding, examine, format_table
+from tessera.cli.commands import doctor
+from tessera.cli.commands.doctor import Finding, examine, format_table
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from tessera.cli.app import run
+from tessera.configs.files import read_sealed_json, write_safetensors, write_sealed_json
 from tessera.generate.model import load
-from tessera.tokenize.codes_file import CodesItem, write_codes
-from tessera.tokenize.corpus import ArraysCorpus
-from tessera.tokenize.files import read_sealed_json, write_safetensors, write_sealed_json
-from tessera.tokenize.shards import ShardsConfig, build_shards
+from tessera.tokenize.data.codes_file import CodesItem, write_codes
+from tessera.tokenize.data.corpus import ArraysCorpus
+from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
 from tiny_models import save_tiny_models
@@ -197,7 +197,7 @@ def test_eval(models, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["loss"]["items"] == 5 and found["loss"]["frames"] == 30 and len(found["loss"]["per_codebook"]) == 3
     codes = shapes.tokenizer.encode(pictures[:, None].float() / 127.5 - 1).codes
-    from tessera.lm.conditions import ConditionBatch
+    from tessera.lm.conditioning.registry import ConditionBatch
 
     expected = shapes.lm.loss(codes, None, ConditionBatch.make(labels=[0, 2, 0, 2, 0])).per_codebook
     assert found["loss"]["per_codebook"] == pytest.approx(expected.tolist(), abs=1e-5)

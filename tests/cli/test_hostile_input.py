@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tessera.cli.app import run
+from tessera.configs.files import write_safetensors
 from tessera.generate.model import load
-from tessera.tokenize.corpus import ArraysCorpus
-from tessera.tokenize.files import write_safetensors
-from tessera.tokenize.shards import ShardsConfig, build_shards
+from tessera.tokenize.data.corpus import ArraysCorpus
+from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))

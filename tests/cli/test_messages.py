@@ -14,12 +14,12 @@ import soundfile
 import torch
 
 from tessera.cli.app import app, run
-from tessera.cli.wording import PHRASES, options_of, with_flags
+from tessera.cli.error_messages import PHRASES, options_of, with_flags
+from tessera.configs.files import write_json
 from tessera.tokenize.bundled import BUNDLED, CONFIGS, shipped_path
-from tessera.tokenize.corpus import ArraysCorpus
-from tessera.tokenize.files import write_json
-from tessera.tokenize.media import write_picture
-from tessera.tokenize.shards import ShardsConfig, build_shards
+from tessera.tokenize.data.corpus import ArraysCorpus
+from tessera.tokenize.data.media import write_picture
+from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
 from tiny_models import save_tiny_models

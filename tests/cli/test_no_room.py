@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.tokenize.codes_file import CodesItem, write_codes
-from tessera.tokenize.files import NoRoom, write_atomic, write_safetensors
+from tessera.configs.files import NoRoom, write_atomic, write_safetensors
+from tessera.tokenize.data.codes_file import CodesItem, write_codes
 from tessera.tokenize.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ import torch
 
 from tessera.cli.app import run
 from tessera.cli.failures import explain
-from tessera.tokenize.files import write_atomic, write_safetensors
-from tessera.tokenize.output_place import prepare_file, prepare_folder
+from tessera.configs.files import write_atomic, write_safetensors
+from tessera.configs.output_place import prepare_file, prepare_folder
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
 from tiny_models import save_tiny_models

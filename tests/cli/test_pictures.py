@@ -69,7 +69,7 @@ def test_an_enlarged_picture_is_read_as_it_was_made(draw, models):
     for name in ("large", "small"):
         encode = ("encode", f"{name}.png", "--tokenizer", models / "shapes", "-o", f"{name}.safetensors")
         draw(verb=encode)
-    from tessera.tokenize.codes_file import read_codes
+    from tessera.tokenize.data.codes_file import read_codes
 
     (_, (large,)), (_, (small,)) = read_codes("large.safetensors"), read_codes("small.safetensors")
     assert torch.equal(large.codes, small.codes)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tessera.cli.charts import (
+from tessera.cli.report.charts import (
     Curve,
     line_chart,
     mosaic,
@@ -18,7 +18,7 @@ from tessera.cli.charts import (
     spectrogram_png,
     usage_chart,
 )
-from tessera.cli.report import (
+from tessera.cli.report.demo_report import (
     DemoResults,
     Journey,
     ModelStory,

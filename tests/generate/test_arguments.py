@@ -9,7 +9,7 @@ import torch
 
 import tessera
 from tessera.generate import generate
-from tessera.generate.arguments import plain, shown
+from tessera.generate.requests.arguments import plain, shown
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import save_tiny_models

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate.draft import DraftedLoop
-from tessera.generate.loop import DecodeLoop, Length, generate_codes
-from tessera.generate.sampling import Sampling
-from tessera.lm.ahead import AheadConfig
-from tessera.lm.conditions import ConditionBatch
+from tessera.generate.decoding.loop import DecodeLoop, Length, generate_codes
+from tessera.generate.decoding.speculative import DraftedLoop
+from tessera.generate.sampling.filters import Sampling
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.heads.multi_token_prediction import AheadConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import ARRANGEMENTS, HEADS, NEED_LENGTH, make_conditions, make_lm

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate import windows
-from tessera.generate.filling import Filling, fill_codes, fill_in_passes
-from tessera.generate.loop import Length, generate_codes, seeds_from
+from tessera.generate.decoding.loop import Length, generate_codes, seeds_from
+from tessera.generate.decoding.masked import Filling, fill_codes, fill_in_passes
+from tessera.generate.long_form import windows
 from tessera.generate.model import Model, load
-from tessera.generate.request import make_request
-from tessera.generate.sampling import Sampling
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.model import TokenLM
+from tessera.generate.requests.request import make_request
+from tessera.generate.sampling.filters import Sampling
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.models.causal import TokenLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_stages import folder  # noqa: F401
@@ -125,7 +125,7 @@ def test_a_prompt_is_checked_in_all_rows_before_the_first_batch(models, no_steps
     with pytest.raises(ValueError, match="codes reach from 0 to 16"):
         models["tones"].generate(text=["a", "b", "c"], prompt=prompt, batch=1)
     tones: Model = models["tones"]
-    from tessera.generate.conditioning import Told
+    from tessera.generate.requests.conditions import Told
 
     with pytest.raises(ValueError, match="codebook 1 must hold codes 0 to 15"):
         make_request(tones.lm, tones.tokenizer, Told(text_ids=[1]), 3, 0, prompt, None, None, {"max_frames": 9})

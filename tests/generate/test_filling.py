@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate import filling
-from tessera.generate.filling import SCHEDULES, Filling, fill_codes, remaining_counts
-from tessera.generate.sampling import Sampling
-from tessera.lm.bits import BitsHeadConfig, BitsInputConfig
-from tessera.lm.coarse import Clustering
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.masked import MaskedConfig, MaskedLM
-from tessera.lm.masking import MaskingConfig
+from tessera.generate.decoding import masked
+from tessera.generate.decoding.masked import SCHEDULES, Filling, fill_codes, remaining_counts
+from tessera.generate.sampling.filters import Sampling
+from tessera.lm.clustering.clustering import Clustering
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.heads.bits import BitsHeadConfig, BitsInputConfig
+from tessera.lm.models.mask_schedule import MaskingConfig
+from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -196,7 +196,7 @@ def test_noise_on_the_choice_falls_to_nothing_and_has_numbers_of_its_own():
     lm, _ = make()
     surest = fill_codes(lm, None, [1], frames_of(6), Filling(6))
     assert not torch.equal(surest, fill_codes(lm, None, [1], frames_of(6), Filling(6, choice_temperature=5.0)))
-    assert filling.CODES != filling.CHOICES and min(filling.CODES, filling.CHOICES) > 1
+    assert masked.CODES != masked.CHOICES and min(masked.CODES, masked.CHOICES) > 1
 
 
 def test_progress_is_counted():

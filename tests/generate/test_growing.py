@@ -8,14 +8,14 @@ import torch
 
 from tessera.generate import generate, stream_audio, stream_pictures
 from tessera.generate.model import load
-from tessera.lm.arrange import Arrangement
-from tessera.lm.coarse import ClusteredTokenizer, cluster_codes
-from tessera.lm.conditions import LabelConfig
-from tessera.lm.inputs import CodesInputConfig
-from tessera.lm.masked import MaskedConfig, MaskedLM
-from tessera.lm.masking import MaskingConfig
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.lm.stages import CoarseToFine
+from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
+from tessera.lm.conditioning.registry import LabelConfig
+from tessera.lm.layers.input_embedding import CodesInputConfig
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.coarse_to_fine import CoarseToFine
+from tessera.lm.models.mask_schedule import MaskingConfig
+from tessera.lm.models.masked import MaskedConfig, MaskedLM
+from tessera.lm.patterns.pattern import Arrangement
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong

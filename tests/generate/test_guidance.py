@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate.guidance import Guide, filtered, guidance_words, make_scales
-from tessera.generate.loop import Length, generate_codes
-from tessera.generate.sampling import Sampling
-from tessera.lm.conditions import ConditionBatch, LabelConfig, TextConditionConfig
-from tessera.lm.defaults import (
+from tessera.configs.schema import ConfigError, check_config
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.guidance import Guide, filtered, guidance_words, make_scales
+from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig, TextConditionConfig
+from tessera.lm.generation_config import (
     ConstantGuidance,
     CosineGuidance,
     GenerationDefaults,
@@ -19,8 +20,7 @@ from tessera.lm.defaults import (
     LinearGuidance,
     TwoConditions,
 )
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.text import ByteTextConfig
+from tessera.tokenize.text_tokenizer import ByteTextConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import make_conditions, make_lm

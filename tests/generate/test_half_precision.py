@@ -7,34 +7,34 @@ import itertools
 import pytest
 import torch
 
-from tessera.generate.filling import fill_codes
-from tessera.generate.loop import Length, generate_codes
-from tessera.generate.scales import generate_scales
-from tessera.lm.ahead import AheadConfig
-from tessera.lm.arrange import DelayConfig, FlatConfig
-from tessera.lm.bits import BitsHeadConfig, BitsInputConfig
-from tessera.lm.coarse import cluster_codes
-from tessera.lm.conditions import (
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.masked import fill_codes
+from tessera.generate.decoding.next_scale import generate_scales
+from tessera.lm.clustering.clustering import cluster_codes
+from tessera.lm.conditioning.registry import (
     CodesConditionConfig,
     ConditionBatch,
     EmbeddingConditionConfig,
     LabelConfig,
     TextConditionConfig,
 )
-from tessera.lm.depth import DepthHeadConfig, FactorHeadConfig
-from tessera.lm.flat import FlatHeadConfig
-from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig, FactorInputConfig
-from tessera.lm.masked import MaskedConfig, MaskedLM
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.lm.next_scale import NextScaleConfig, NextScaleLM
-from tessera.lm.quantise import pack_
-from tessera.lm.quick import quicken_
-from tessera.lm.rope import GridRopeConfig, SinusoidalConfig, TimeRopeConfig
-from tessera.lm.stages import CoarseToFine
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ResidualConfig, ScalesConfig, VQConfig
+from tessera.lm.heads.bits import BitsHeadConfig, BitsInputConfig
+from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig
+from tessera.lm.heads.flat import FlatHeadConfig
+from tessera.lm.heads.multi_token_prediction import AheadConfig
+from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputConfig, FactorInputConfig
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.coarse_to_fine import CoarseToFine
+from tessera.lm.models.masked import MaskedConfig, MaskedLM
+from tessera.lm.models.next_scale import NextScaleConfig, NextScaleLM
+from tessera.lm.ops.rotary import GridRopeConfig, SinusoidalConfig, TimeRopeConfig
+from tessera.lm.patterns.pattern import DelayConfig, FlatConfig
+from tessera.lm.quantization.cpu_fast_decode import quicken_
+from tessera.lm.quantization.packed_linear import pack_
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ResidualConfig, ScalesConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
-from tessera.tokenize.text import ByteTextConfig
+from tessera.tokenize.text_tokenizer import ByteTextConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 
 WIDTH, T, ROWS = 32, 6, 3

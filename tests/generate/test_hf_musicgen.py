@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tessera.generate.loop import Length, generate_codes
-from tessera.generate.sampling import Sampling
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.hf_musicgen import load_musicgen
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.sampling.filters import Sampling
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.public.musicgen import load_musicgen
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "lm"))
 from tiny_musicgen import D, make_bare, make_composite, make_states

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate.loop import DecodeLoop, Length, generate_codes
-from tessera.generate.noise import uniform
-from tessera.generate.sampling import Sampling
-from tessera.lm.flat import FlatHeadConfig
+from tessera.generate.decoding.loop import DecodeLoop, Length, generate_codes
+from tessera.generate.sampling.counter_rng import uniform
+from tessera.generate.sampling.filters import Sampling
+from tessera.lm.heads.flat import FlatHeadConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import HEADS, NEED_LENGTH, make_conditions, make_lm

@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 import tessera
-from tessera.generate import generate, programs, stream_audio
-from tessera.generate.loop import generate_codes
+from tessera.generate import generate, stream_audio
+from tessera.generate.decoding.loop import generate_codes
+from tessera.generate.execution import step_runner
 from tessera.generate.model import load
-from tessera.generate.sampling import Sampling
-from tessera.generate.silence import silence_codes
-from tessera.lm.ring import RingCacheConfig
-from tessera.tokenize.codes_file import CodesItem, write_codes
+from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.silence import silence_codes
+from tessera.lm.kv_cache.sliding_window import RingCacheConfig
+from tessera.tokenize.data.codes_file import CodesItem, write_codes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import save_tiny_models
@@ -117,8 +118,8 @@ def test_generate_is_codes_then_decode(shapes):
     settings = {"temperature": [0.8, 1.0, 1.2], "top_k": 9, "top_p": 0.9, "min_p": 0.01, "guidance": 2.0}
     result = shapes.generate(label="star", n=2, seed=3, **settings)
     functional = generate(shapes.lm, shapes.tokenizer, label=2, n=2, seed=3, **settings)
-    from tessera.generate.loop import Length
-    from tessera.lm.conditions import ConditionBatch
+    from tessera.generate.decoding.loop import Length
+    from tessera.lm.conditioning.registry import ConditionBatch
 
     sampling = Sampling([0.8, 1.0, 1.2], 9, 0.9, 0.01)
     codes = generate_codes(
@@ -182,7 +183,7 @@ def test_warm_up_makes_what_later_calls_need(tones, voices, shapes, monkeypatch)
         made.append(step)
         return [partial(step.advance, phase) for phase in range(step.period)]
 
-    monkeypatch.setitem(programs.MAKERS, "compiled", plain)
+    monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     for model, condition in ((tones, {"text": "ab"}), (voices, {"text": "b", "label": "star"}), (shapes, {"label": 1})):
         made.clear()
         limit = {} if model is shapes else {"max_frames": 40}

@@ -2,7 +2,7 @@
 
 import torch
 
-from tessera.generate.noise import uniform
+from tessera.generate.sampling.counter_rng import uniform
 
 
 def slow_uniform(seed: int, step: int, codebook: int, draw: int = 0) -> float:

@@ -9,8 +9,8 @@ import torch
 
 import tessera
 from tessera.generate import OwnLM, generate, stream_audio, stream_pictures
-from tessera.generate.own_lm import NEEDED
-from tessera.lm.arrange import Arrangement, DelayConfig, ParallelConfig
+from tessera.generate.custom_lm import NEEDED
+from tessera.lm.patterns.pattern import Arrangement, DelayConfig, ParallelConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 
 sys.path.insert(0, str(Path(__file__).parent))

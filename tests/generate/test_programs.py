@@ -11,16 +11,16 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tessera.generate import compiled, programs
-from tessera.generate.leaves import tensors_in
-from tessera.generate.loop import DecodeLoop, Length, generate_codes, warm_up
-from tessera.generate.sampling import Sampling
-from tessera.lm.ahead import AheadConfig
-from tessera.lm.buckets import bucket
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.defaults import LinearGuidance
-from tessera.lm.flat import FlatHeadConfig
-from tessera.lm.quantise import pack_
+from tessera.generate.decoding.loop import DecodeLoop, Length, generate_codes, warm_up
+from tessera.generate.execution import step_runner, torch_compile
+from tessera.generate.execution.tensor_tree import tensors_in
+from tessera.generate.sampling.filters import Sampling
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.generation_config import LinearGuidance
+from tessera.lm.heads.flat import FlatHeadConfig
+from tessera.lm.heads.multi_token_prediction import AheadConfig
+from tessera.lm.models.shape_buckets import bucket
+from tessera.lm.quantization.packed_linear import pack_
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import ARRANGEMENTS, HEADS, NEED_LENGTH, make_conditions, make_lm
@@ -89,7 +89,7 @@ def guided(guidance):
 @pytest.mark.sample(6)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES)
 def test_counting_in_tensors_changes_no_code(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
-    monkeypatch.setitem(programs.MAKERS, "compiled", plain)
+    monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm, batch, length = make(arrangement, head, kind, rope)
     if arrangement in NEED_LENGTH or rope == "grid":
         rules = Sampling(rules.temperature, rules.top_k, rules.top_p, rules.min_p)
@@ -129,7 +129,7 @@ def _plain(found):
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES[::3])
 def test_steps_are_all_alike_and_wait_for_nothing(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
     """The same operations on the same shapes at every step of a phase, and nothing that looks at a value."""
-    monkeypatch.setitem(programs.MAKERS, "compiled", plain)
+    monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm, batch, length = make(arrangement, head, kind, rope)
     if arrangement in NEED_LENGTH or rope == "grid":
         rules = Sampling(rules.temperature, rules.top_k, rules.top_p, rules.min_p)
@@ -188,7 +188,7 @@ def test_nothing_of_a_step_is_on_the_cpu(arrangement, head, kind, rules, cache, 
                 moved.advance(phase)
         return plain(step)
 
-    monkeypatch.setitem(programs.MAKERS, "compiled", away)
+    monkeypatch.setitem(step_runner.MAKERS, "compiled", away)
     loop = DecodeLoop(lm, batch, range(3), length, rules, guided(guidance), cache=cache, step="compiled")
     loop.step()
     loop.step()
@@ -219,7 +219,7 @@ def test_one_look_at_the_device_a_step():
 def test_values_change_without_a_new_program(monkeypatch):
     """Everything that may differ between two generations of one program: each is as if it were the first."""
     made = []
-    monkeypatch.setitem(programs.MAKERS, "compiled", lambda step: made.append(step) or plain(step))
+    monkeypatch.setitem(step_runner.MAKERS, "compiled", lambda step: made.append(step) or plain(step))
     lm, batch, _ = make("delay", HEADS["parallel"], "text")
     first = Sampling(temperature=0.8, top_k=3, repetition_penalty=1.3, repetition_window=4)
     other = Sampling(
@@ -251,7 +251,7 @@ def test_values_change_without_a_new_program(monkeypatch):
 )
 def test_another_kind_of_step_is_another_program(other, monkeypatch):
     made = []
-    monkeypatch.setitem(programs.MAKERS, "compiled", lambda step: made.append(step) or plain(step))
+    monkeypatch.setitem(step_runner.MAKERS, "compiled", lambda step: made.append(step) or plain(step))
     lm, batch, _ = make("delay", HEADS["parallel"], "label")
     common = dict(length=Length(9), sampling=Sampling(), guidance=2.0, cache=None)
     for changed in ({}, other, {}):
@@ -265,7 +265,7 @@ def test_another_kind_of_step_is_another_program(other, monkeypatch):
 
 
 def test_two_generations_at_once_do_not_share_a_program(monkeypatch):
-    monkeypatch.setitem(programs.MAKERS, "compiled", plain)
+    monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm, length = make_lm("delay"), Length(9, 8)
     wanted = [generate_codes(lm, ConditionBatch(), [seed], length, step="eager") for seed in (1, 2)]
     loops = [DecodeLoop(lm, ConditionBatch(), [seed], length, step="compiled") for seed in (1, 2)]
@@ -281,7 +281,7 @@ def test_two_generations_at_once_do_not_share_a_program(monkeypatch):
 
 
 def test_a_stream_equals_the_whole(monkeypatch):
-    monkeypatch.setitem(programs.MAKERS, "compiled", plain)
+    monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm = make_lm("delay")
     whole = generate_codes(lm, ConditionBatch(), [3], Length(12, 6), step="compiled").codes[0]
     stream = DecodeLoop(lm, ConditionBatch(), [3], Length(12, 6), step="compiled").frames()
@@ -289,7 +289,7 @@ def test_a_stream_equals_the_whole(monkeypatch):
 
 
 def test_new_weights_and_copies_have_no_old_programs(monkeypatch):
-    monkeypatch.setitem(programs.MAKERS, "compiled", plain)
+    monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm = make_lm("delay", dtype=torch.float32)
     changes = (lambda model: model, copy.deepcopy, torch.nn.Module.double, lambda model: pack_(model, "int8"))
     for change in changes:
@@ -332,7 +332,7 @@ def test_names():
 @pytest.fixture
 def traced(monkeypatch):
     """torch.compile takes the whole step as one graph, and is not asked a second time; nothing is generated from it."""
-    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    monkeypatch.setattr(torch_compile, "BACKEND", "eager")
     torch._dynamo.reset()
     counters.clear()
     with torch._dynamo.config.patch(error_on_recompile=True):

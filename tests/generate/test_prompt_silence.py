@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tessera.generate.model import load
-from tessera.generate.prompt_silence import KEPT, trim_silence
+from tessera.generate.requests.prompt_silence import KEPT, trim_silence
 from tessera.generate.result import GenerationWarning
 
 sys.path.insert(0, str(Path(__file__).parent))

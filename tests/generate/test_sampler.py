@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate.loop import Length, generate_codes
-from tessera.generate.noise import uniform
-from tessera.generate.repetition import LookBack
-from tessera.generate.sampler import Sampler
-from tessera.generate.sampling import Sampling
-from tessera.lm.symbols import Symbols
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.sampling.counter_rng import uniform
+from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.repetition import LookBack
+from tessera.generate.sampling.token_sampler import Sampler
+from tessera.lm.patterns.sub_tokens import Symbols
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_sampling import at, slow_distribution, slow_draw

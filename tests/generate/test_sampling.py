@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tessera.generate import sampling
-from tessera.generate.noise import uniform
-from tessera.generate.sampling import Sampling, drawable, make_filters, sample
+from tessera.generate.sampling.counter_rng import uniform
+from tessera.generate.sampling.filters import Sampling, drawable, filters, make_filters, sample
 
 SETTINGS = [
     Sampling(),
@@ -180,4 +179,4 @@ def test_sums_that_do_not_rise_give_no_forbidden_id():
     wobbling = torch.tensor([[[0.5, 0.5 + 1e-16, 1.0, 1.0 - 1e-16, 1.0]]], dtype=torch.float64)
     for target, expected in ((0.4, 0), (0.5, 2), (1.0 - 1.5e-16, 2), (1.0, 5)):
         reached = torch.tensor([[[target]]], dtype=torch.float64)
-        assert sampling._first_above(wobbling, reached, weights).item() == expected
+        assert filters._first_above(wobbling, reached, weights).item() == expected

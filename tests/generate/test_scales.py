@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate.conditioning import Told
+from tessera.generate.decoding.dispatch import make_codes
+from tessera.generate.decoding.next_scale import generate_scales
 from tessera.generate.model import Model
-from tessera.generate.noise import uniform
-from tessera.generate.request import make_request
-from tessera.generate.sampling import Sampling, make_filters, sample
-from tessera.generate.scales import generate_scales
-from tessera.generate.stages import make_codes
-from tessera.lm.bits import BitsHeadConfig
-from tessera.lm.condition_batch import ConditionBatch
-from tessera.lm.defaults import GenerationDefaults, IntervalGuidance, LinearGuidance
-from tessera.lm.kinds import make_lm
-from tessera.lm.next_scale import NextScaleConfig
-from tessera.lm.parallel import ParallelHeadConfig
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ScalesConfig, VQConfig
+from tessera.generate.requests.conditions import Told
+from tessera.generate.requests.request import make_request
+from tessera.generate.sampling.counter_rng import uniform
+from tessera.generate.sampling.filters import Sampling, make_filters, sample
+from tessera.lm.conditioning.batch import ConditionBatch
+from tessera.lm.generation_config import GenerationDefaults, IntervalGuidance, LinearGuidance
+from tessera.lm.heads.bits import BitsHeadConfig
+from tessera.lm.heads.parallel import ParallelHeadConfig
+from tessera.lm.models.next_scale import NextScaleConfig
+from tessera.lm.models.registry import make_lm
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))

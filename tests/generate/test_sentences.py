@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tessera.generate.sentences import split_text
+from tessera.generate.long_form.text_splitting import split_text
 
 
 @pytest.mark.parametrize("seed", range(60))

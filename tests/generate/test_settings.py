@@ -2,9 +2,15 @@
 
 import pytest
 
-from tessera.generate.request import choose
-from tessera.lm.defaults import ConstantGuidance, CosineGuidance, IntervalGuidance, LinearGuidance, TwoConditions
-from tessera.tokenize.config import ConfigError
+from tessera.configs.schema import ConfigError
+from tessera.generate.requests.request import choose
+from tessera.lm.generation_config import (
+    ConstantGuidance,
+    CosineGuidance,
+    IntervalGuidance,
+    LinearGuidance,
+    TwoConditions,
+)
 
 INF, NAN = float("inf"), float("nan")
 NUMBERS = ("temperature", "fine_temperature", "repetition_penalty", "choice_temperature")

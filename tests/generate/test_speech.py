@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tessera.configs.schema import check_config
+from tessera.generate.long_form.speech import make_pieces, pieces_of, shared_out
+from tessera.generate.long_form.text_splitting import split_text
 from tessera.generate.model import Model, load
-from tessera.generate.noise import derived_seed
 from tessera.generate.result import GenerationWarning
-from tessera.generate.sentences import split_text
-from tessera.generate.speech import make_pieces, pieces_of, shared_out
-from tessera.lm.defaults import GenerationDefaults
-from tessera.tokenize.config import check_config
+from tessera.generate.sampling.counter_rng import derived_seed
+from tessera.lm.generation_config import GenerationDefaults
 from tessera.tokenize.spec import AudioGeometry
-from tessera.tokenize.text import ByteTextConfig, make_text
+from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import save_tiny_models

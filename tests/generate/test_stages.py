@@ -9,21 +9,21 @@ import torch
 
 import tessera
 from tessera.cli.app import run
-from tessera.generate.filling import Filling, fill_codes
-from tessera.generate.loop import Length, generate_codes
+from tessera.configs.files import read_json, write_json
+from tessera.configs.schema import ConfigError
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.masked import Filling, fill_codes
 from tessera.generate.model import load
-from tessera.lm.arrange import DelayConfig
-from tessera.lm.coarse import ClusteredTokenizer, cluster_codes
-from tessera.lm.conditions import ConditionBatch, LabelConfig
-from tessera.lm.defaults import GenerationDefaults
-from tessera.lm.inputs import CodesInputConfig
-from tessera.lm.masked import MaskedConfig, MaskedLM
-from tessera.lm.masking import MaskingConfig
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.lm.stages import CoarseToFine
-from tessera.lm.weights import load_model, save_model
-from tessera.tokenize.config import ConfigError
-from tessera.tokenize.files import read_json, write_json
+from tessera.lm.checkpoints.model_directory import load_model, save_model
+from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
+from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig
+from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.layers.input_embedding import CodesInputConfig
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.coarse_to_fine import CoarseToFine
+from tessera.lm.models.mask_schedule import MaskingConfig
+from tessera.lm.models.masked import MaskedConfig, MaskedLM
+from tessera.lm.patterns.pattern import DelayConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import save_tiny_models, strong
@@ -86,7 +86,7 @@ def test_generate_is_the_labels_and_then_the_codes(folder):
     )
     conditions = ConditionBatch.make(labels=[2, 2, 3, 3])
     seeds = [3, 4, 5, 6]
-    from tessera.generate.sampling import Sampling
+    from tessera.generate.sampling.filters import Sampling
 
     labels = generate_codes(model.lm.coarse, conditions, seeds, Length(6, fixed=True), Sampling(0.9), 1.5).codes
     lengths = torch.full((4,), 6)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tessera.generate.model import Model
-from tessera.lm.arrange import DelayConfig
-from tessera.lm.defaults import GenerationDefaults
-from tessera.lm.model import LMConfig, TokenLM
+from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.patterns.pattern import DelayConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tokenize"))

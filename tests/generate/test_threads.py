@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate.loop import Length, generate_codes
-from tessera.lm import skinny
-from tessera.lm.depth import DepthHeadConfig
-from tessera.lm.quantise import pack_
-from tessera.lm.quick import quicken_
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.lm.heads.depth_transformer import DepthHeadConfig
+from tessera.lm.kernels import cpu_gemv
+from tessera.lm.quantization.cpu_fast_decode import quicken_
+from tessera.lm.quantization.packed_linear import pack_
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "lm"))
 from small_models import CASES, make_conditions, make_config, make_lm
@@ -37,8 +37,8 @@ def hand_over(frame, event, argument):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head", [None, DepthHeadConfig(width=32, layers=1, heads=2)], ids=["parallel", "depth"])
 def test_threads_do_not_disturb_each_other(kind, head, cache):
-    if kind != "plain" and skinny.why_not():
-        pytest.skip(skinny.why_not())
+    if kind != "plain" and cpu_gemv.why_not():
+        pytest.skip(cpu_gemv.why_not())
     case = next(case for case in CASES.values() if case[:2] == ("delay", "embedding cross"))
     config = make_config(case, width=64, **({} if head is None else {"head": head}))
 

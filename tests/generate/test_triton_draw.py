@@ -5,9 +5,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tessera.generate import noise, sampling, triton_draw
-from tessera.generate.sampling import Sampling, make_filters
-from tessera.lm import triton_steps
+from tessera.generate.sampling.filters import Sampling, counter_rng, make_filters, triton_sampling
+from tessera.lm.kernels import triton_fused_block
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -15,7 +14,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
-    monkeypatch.setattr(triton_steps, "ON_CPU", DEVICE == "cpu")
+    monkeypatch.setattr(triton_fused_block, "ON_CPU", DEVICE == "cpu")
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def op_by_op(monkeypatch):
 
     def run(function, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(triton_draw, "takes", lambda x: False)
+            patch.setattr(triton_sampling, "takes", lambda x: False)
             return function(*arguments)
 
     return run
@@ -35,8 +34,8 @@ def test_the_same_numbers_to_the_last_bit(num_codebooks, op_by_op):
     seeds = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 123456789], device=DEVICE)
     for step, draw in ((0, 0), (1, 1), (100_000, 2**30)):
         arguments = seeds, torch.tensor(step, device=DEVICE), num_codebooks, draw
-        assert triton_draw.takes(seeds)
-        assert noise.uniform(*arguments).equal(op_by_op(noise.uniform, *arguments))
+        assert triton_sampling.takes(seeds)
+        assert counter_rng.uniform(*arguments).equal(op_by_op(counter_rng.uniform, *arguments))
 
 
 SETTINGS = {
@@ -63,7 +62,7 @@ def test_the_same_ids(settings, op_by_op):
         numbers = torch.rand(rows, 3, dtype=torch.float64)
         numbers[0] = torch.tensor([2.0**-53, 1 - 2.0**-53, 0.5], dtype=torch.float64)
         arguments = logits.to(DEVICE), numbers.to(DEVICE), filters
-        assert sampling.sample(*arguments).equal(op_by_op(sampling.sample, *arguments))
+        assert filters.sample(*arguments).equal(op_by_op(filters.sample, *arguments))
 
 
 def test_never_what_is_forbidden():
@@ -72,7 +71,7 @@ def test_never_what_is_forbidden():
     logits = torch.randn(8, 1, 300, dtype=torch.float64, device=DEVICE)
     logits[..., 200:] = float("-inf")
     numbers = torch.full((8, 1), 1 - 2.0**-53, dtype=torch.float64, device=DEVICE)
-    assert bool((sampling.sample(logits, numbers, filters) < 200).all())
+    assert bool((filters.sample(logits, numbers, filters) < 200).all())
 
 
 @pytest.mark.sample(2)
@@ -88,7 +87,7 @@ def test_an_id_that_exists_whatever_the_logits_are(temperature, op_by_op):
     numbers = torch.full((len(rows), 1), 0.5, dtype=torch.float64, device=DEVICE)
     for settings in ({}, {"top_k": 2}, {"min_p": 1.0}):
         filters = make_filters(Sampling(temperature=temperature, **settings), 1, DEVICE)
-        found = sampling.sample(logits, numbers, filters)
+        found = filters.sample(logits, numbers, filters)
         assert bool(((found >= 0) & (found < 3)).all())
-        assert found[:4].equal(op_by_op(sampling.sample, logits, numbers, filters)[:4])
+        assert found[:4].equal(op_by_op(filters.sample, logits, numbers, filters)[:4])
         assert found[1:4].flatten().tolist() == [1, 2, 1]

@@ -8,14 +8,14 @@ import soundfile
 import torch
 
 from tessera.generate import generate
-from tessera.generate.loop import Length, generate_codes
+from tessera.generate.decoding.loop import Length, generate_codes
 from tessera.generate.model import Model, load
-from tessera.generate.sampling import Sampling
-from tessera.lm.conditions import CodesConditionConfig, ConditionBatch, EmbeddingConditionConfig, LabelConfig
-from tessera.lm.defaults import ConstantGuidance, GenerationDefaults, TwoConditions
-from tessera.lm.masked import MaskedConfig, MaskedLM
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.tokenize.codes_file import CodesItem, write_codes
+from tessera.generate.sampling.filters import Sampling
+from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch, EmbeddingConditionConfig, LabelConfig
+from tessera.lm.generation_config import ConstantGuidance, GenerationDefaults, TwoConditions
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.masked import MaskedConfig, MaskedLM
+from tessera.tokenize.data.codes_file import CodesItem, write_codes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_stages import build

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate import generate, stream_audio, windows
-from tessera.generate.loop import Length, generate_codes
+from tessera.generate import generate, stream_audio
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.long_form import windows
 from tessera.generate.model import load
-from tessera.generate.noise import derived_seed
-from tessera.lm.condition_batch import ConditionBatch
-from tessera.lm.model import LMConfig, TokenLM
+from tessera.generate.sampling.counter_rng import derived_seed
+from tessera.lm.conditioning.batch import ConditionBatch
+from tessera.lm.models.causal import LMConfig, TokenLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong

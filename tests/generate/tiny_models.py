@@ -2,7 +2,14 @@
 
 import torch
 
-from tessera.lm.arrange import (
+from tessera.lm.checkpoints.model_directory import save_model
+from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch, LabelConfig, TextConditionConfig
+from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.heads.bits import BitsHeadConfig
+from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig
+from tessera.lm.heads.parallel import ParallelHeadConfig
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.patterns.pattern import (
     CoarseFirstConfig,
     DelayConfig,
     FlatConfig,
@@ -10,18 +17,11 @@ from tessera.lm.arrange import (
     ParallelConfig,
     PartialFlatConfig,
 )
-from tessera.lm.bits import BitsHeadConfig
-from tessera.lm.conditions import CodesConditionConfig, ConditionBatch, LabelConfig, TextConditionConfig
-from tessera.lm.defaults import GenerationDefaults
-from tessera.lm.depth import DepthHeadConfig, FactorHeadConfig
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.lm.parallel import ParallelHeadConfig
-from tessera.lm.weights import save_model
-from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ResidualConfig, VQConfig
+from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConfig
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
-from tessera.tokenize.text import ByteTextConfig, make_text
+from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
 from tessera.tokenize.tokenizer import make_tokenizer
 
 ARRANGEMENTS = {

@@ -81,9 +81,9 @@ def load_limited(load, folder):
 
 
 def main(kind, folder, config, every=1):
-    from tessera.lm.coarse import load_clustering
-    from tessera.lm.coder_net import load_coder
-    from tessera.lm.weights import load_model
+    from tessera.lm.checkpoints.model_directory import load_model
+    from tessera.lm.clustering.clustering import load_clustering
+    from tessera.tokenize.compression.integer_network import load_coder
     from tessera.tokenize.tokenizer import load_tokenizer
 
     load = {"model": load_model, "tokenizer": load_tokenizer, "coder": load_coder, "clusters": load_clustering}[kind]

@@ -4,7 +4,21 @@ import itertools
 
 import torch
 
-from tessera.lm.arrange import (
+from tessera.lm.conditioning.registry import (
+    CodesConditionConfig,
+    ConditionBatch,
+    EmbeddingConditionConfig,
+    LabelConfig,
+    TextConditionConfig,
+)
+from tessera.lm.heads.bits import BitsHeadConfig, BitsInputConfig
+from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig
+from tessera.lm.heads.flat import FlatHeadConfig
+from tessera.lm.heads.parallel import ParallelHeadConfig
+from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputConfig, FactorInputConfig
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.ops.rotary import GridRopeConfig, SinusoidalConfig, TimeRopeConfig
+from tessera.lm.patterns.pattern import (
     CoarseFirstConfig,
     DelayConfig,
     FlatConfig,
@@ -13,22 +27,8 @@ from tessera.lm.arrange import (
     PartialFlatConfig,
     UnrolledConfig,
 )
-from tessera.lm.bits import BitsHeadConfig, BitsInputConfig
-from tessera.lm.conditions import (
-    CodesConditionConfig,
-    ConditionBatch,
-    EmbeddingConditionConfig,
-    LabelConfig,
-    TextConditionConfig,
-)
-from tessera.lm.depth import DepthHeadConfig, FactorHeadConfig
-from tessera.lm.flat import FlatHeadConfig
-from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig, FactorInputConfig
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.lm.parallel import ParallelHeadConfig
-from tessera.lm.rope import GridRopeConfig, SinusoidalConfig, TimeRopeConfig
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
-from tessera.tokenize.text import ByteTextConfig
+from tessera.tokenize.text_tokenizer import ByteTextConfig
 
 CARDINALITIES = (7, 5, 6)
 

@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from tessera.lm.arrange import (
+from tessera.configs.schema import ConfigError
+from tessera.lm.patterns.pattern import (
     UNKNOWN_LENGTH,
     Arrangement,
     CoarseFirstConfig,
@@ -17,7 +18,6 @@ from tessera.lm.arrange import (
     SpecialsConfig,
     UnrolledConfig,
 )
-from tessera.tokenize.config import ConfigError
 
 # The drawings of audiocraft's patterns for T = 4, K = 3, less their leading column: 10 k + t + 1 in a cell, S for
 # special.

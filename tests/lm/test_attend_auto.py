@@ -5,10 +5,9 @@ import itertools
 import pytest
 import torch
 
-from tessera.lm import attention
-from tessera.lm.attend_auto import Choice, choose_kernel
-from tessera.lm.attention import BACKENDS, choose_backend, explain
-from tessera.lm.sight import Counted, Rows
+from tessera.lm.attention.auto import Choice, choose_kernel
+from tessera.lm.attention.mask_types import Counted, Rows
+from tessera.lm.attention.registry import BACKENDS, choose_backend, explain, registry
 
 OK = {"flash": "ok", "xformers": "ok"}
 PACKED = Rows([3, 2], "cpu")
@@ -63,10 +62,10 @@ def test_auto_runs_what_is_chosen(monkeypatch):
         return BACKENDS["sdpa"](*arguments)
 
     monkeypatch.setitem(BACKENDS, "flash", flash)
-    monkeypatch.setattr(attention, "choose_kernel", lambda *_: Choice("flash", ""))
+    monkeypatch.setattr(registry, "choose_kernel", lambda *_: Choice("flash", ""))
     expected = BACKENDS["sdpa"](x, x, x, PACKED, False)
-    assert torch.equal(attention.auto(x, x, x, PACKED, False), expected) and called == ["flash"]
-    assert torch.equal(attention.auto(x, x, x, None, True), BACKENDS["sdpa"](x, x, x, None, True))
+    assert torch.equal(registry.auto(x, x, x, PACKED, False), expected) and called == ["flash"]
+    assert torch.equal(registry.auto(x, x, x, None, True), BACKENDS["sdpa"](x, x, x, None, True))
     assert called == ["flash"]  # what is not packed needs no choice
 
 
@@ -74,16 +73,16 @@ def test_without_cuda_auto_is_sdpa(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_backend("auto") is BACKENDS["sdpa"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_backend("auto") is attention.auto
+    assert choose_backend("auto") is registry.auto
     assert explain("auto", "cpu", torch.float32, 64, packed=True).name == "sdpa"
     assert explain("flex", "cpu", torch.float32, 64, packed=True) == Choice("flex", "as configured")
 
 
 def test_packages_are_tried_once_a_device(monkeypatch):
     tried = []
-    monkeypatch.setattr(attention, "probe", lambda name, device: tried.append((name, str(device))))
-    attention.usable_packages.cache_clear()
+    monkeypatch.setattr(registry, "probe", lambda name, device: tried.append((name, str(device))))
+    registry.usable_packages.cache_clear()
     for _ in range(3):
-        assert attention.usable_packages("cuda:7") == OK
+        assert registry.usable_packages("cuda:7") == OK
     assert tried == [("flash", "cuda:7"), ("xformers", "cuda:7")]
-    attention.usable_packages.cache_clear()
+    registry.usable_packages.cache_clear()

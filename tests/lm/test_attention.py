@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.attention import BACKENDS, available_backends, choose_backend
-from tessera.lm.cache import CacheShape, KVCache
-from tessera.lm.sight import Counted, Rows, as_mask
+from tessera.lm.attention.mask_types import Counted, Rows, as_mask
+from tessera.lm.attention.registry import BACKENDS, available_backends, choose_backend
+from tessera.lm.kv_cache.base import CacheShape, KVCache
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_kernels
@@ -225,7 +225,7 @@ def test_a_backend_that_fails_its_probe_is_refused(monkeypatch):
         raise RuntimeError("no kernel image\nis available")
 
     monkeypatch.setitem(BACKENDS, "xformers", broken)
-    monkeypatch.setattr("tessera.lm.attention._check_installed", lambda name: None)
+    monkeypatch.setattr("tessera.lm.attention.registry._check_installed", lambda name: None)
     with pytest.raises(ValueError, match=r"attention 'xformers' does not work on 'cpu' here \(no kernel image\)"):
         choose_backend("xformers", "cpu")
     with pytest.raises(ValueError, match="runs on CUDA devices, not on 'cpu'"):

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.cache import CacheShape, KVCache
-from tessera.lm.caches import CACHES, make_cache, read_cache
-from tessera.lm.heads import ParallelHeadConfig
-from tessera.lm.inputs import EmbeddingInputConfig
-from tessera.lm.masks import causal_mask
-from tessera.lm.quantised_cache import Shelf, dequantise, quantise
-from tessera.lm.ring import RingCacheConfig
-from tessera.lm.rope import rotary_table, rotate
-from tessera.tokenize.config import ConfigError
+from tessera.configs.schema import ConfigError
+from tessera.lm.attention.masks import causal_mask
+from tessera.lm.heads.registry import ParallelHeadConfig
+from tessera.lm.kv_cache.base import CacheShape, KVCache
+from tessera.lm.kv_cache.quantized import Shelf, dequantise, quantise
+from tessera.lm.kv_cache.registry import CACHES, make_cache, read_cache
+from tessera.lm.kv_cache.sliding_window import RingCacheConfig
+from tessera.lm.layers.input_embedding import EmbeddingInputConfig
+from tessera.lm.ops.rotary import rotary_table, rotate
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import CASES, make_codes, make_conditions, make_config, make_lm

@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-from tessera.lm.clusters import METHODS, group_centres, group_vectors, scatter_of_random, scatter_within
-from tessera.lm.coarse import Clustering, cluster_codes, load_clustering, measure_clusters
-from tessera.tokenize.files import read_safetensors, write_json, write_safetensors
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ResidualConfig, VQConfig
+from tessera.configs.files import read_safetensors, write_json, write_safetensors
+from tessera.lm.clustering.algorithms import METHODS, group_centres, group_vectors, scatter_of_random, scatter_within
+from tessera.lm.clustering.clustering import Clustering, cluster_codes, load_clustering, measure_clusters
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.spec import PictureGeometry, TokenSpec
 from tessera.tokenize.tokenizer import make_tokenizer
 

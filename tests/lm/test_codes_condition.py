@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.conditions import CodesConditionConfig, ConditionBatch
-from tessera.lm.defaults import GenerationDefaults
-from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.lm.weights import load_model, save_model
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import VQConfig
+from tessera.configs.schema import ConfigError, check_config
+from tessera.lm.checkpoints.model_directory import load_model, save_model
+from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch
+from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputConfig
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))

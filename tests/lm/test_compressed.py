@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from tessera.lm import code_coder, compressed_file
-from tessera.lm.code_coder import Layout, read_chunks, write_chunks
-from tessera.lm.code_context import neighbours, symbol_table
-from tessera.lm.code_models import NetworkModel, UniformModel, UnigramModel
-from tessera.lm.coder_net import CoderConfig, CoderNet, context_symbols, load_coder
-from tessera.lm.compressed_file import is_compressed, read_compressed, write_compressed
-from tessera.lm.range_coder import MAX_WEIGHT, SymbolReader, SymbolWriter, cost_in_bits, frequencies
-from tessera.tokenize.codes_file import CodesItem
-from tessera.tokenize.config import ConfigError
+from tessera.configs.schema import ConfigError
+from tessera.tokenize.compression import chunk_coder, file_format
+from tessera.tokenize.compression.chunk_coder import Layout, read_chunks, write_chunks
+from tessera.tokenize.compression.context import neighbours, symbol_table
+from tessera.tokenize.compression.file_format import is_compressed, read_compressed, write_compressed
+from tessera.tokenize.compression.integer_network import CoderConfig, CoderNet, context_symbols, load_coder
+from tessera.tokenize.compression.probability_models import NetworkModel, UniformModel, UnigramModel
+from tessera.tokenize.compression.range_coder import MAX_WEIGHT, SymbolReader, SymbolWriter, cost_in_bits, frequencies
+from tessera.tokenize.data.codes_file import CodesItem
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 
 pytest.importorskip("constriction")
@@ -211,7 +211,7 @@ def test_neighbours(geometry):
 @pytest.mark.parametrize("kind", ["uniform", "unigram", "sound", "grid"])
 @pytest.mark.parametrize("chunk_frames", [1, 5, 1000])
 def test_chunks_come_back(kind, chunk_frames, monkeypatch):
-    monkeypatch.setattr(code_coder, "FRAMES_AT_ONCE", 4)
+    monkeypatch.setattr(chunk_coder, "FRAMES_AT_ONCE", 4)
     geometry = GRID if kind == "grid" else SOUND
     spec = spec_of(geometry, (7, 5000))
     items = items_of(spec, [12, 12, 12] if kind == "grid" else [3, 1, 22])
@@ -363,13 +363,13 @@ def test_headers_are_checked(tmp_path):
 def test_a_decoder_that_disagrees_is_not_called_damage(tmp_path, monkeypatch):
     spec, path = spec_of(), tmp_path / "codes.tsc"
     write_compressed(path, spec, items_of(spec, [60]))
-    monkeypatch.setattr(compressed_file, "read_chunks", lambda *_: (np.zeros((60, 2), dtype=np.int64), set()))
-    with pytest.raises(compressed_file.DecoderDisagrees, match="the file is whole, but 1 of 1 chunks"):
+    monkeypatch.setattr(file_format, "read_chunks", lambda *_: (np.zeros((60, 2), dtype=np.int64), set()))
+    with pytest.raises(file_format.DecoderDisagrees, match="the file is whole, but 1 of 1 chunks"):
         read_compressed(path, spec)
 
 
 if __name__ == "__main__":
     net = golden_net()
     only = pytest.MonkeyPatch()
-    only.setattr(compressed_file, "_candidates", lambda table, stored, net: [(NetworkModel(net), b"")])
+    only.setattr(file_format, "_candidates", lambda table, stored, net: [(NetworkModel(net), b"")])
     write_compressed(sys.argv[1] if len(sys.argv) > 1 else GOLDEN, net.spec, golden_items(), net, chunk_frames=10)

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm import skinny
-from tessera.lm.arrange import ParallelConfig
-from tessera.lm.depth import DepthHeadConfig
-from tessera.lm.model import LMConfig
-from tessera.lm.parallel import ParallelHeadConfig
-from tessera.lm.quantise import pack_
-from tessera.lm.quick import quicken_
-from tessera.tokenize.config import ConfigError, check_config
+from tessera.configs.schema import ConfigError, check_config
+from tessera.lm.heads.depth_transformer import DepthHeadConfig
+from tessera.lm.heads.parallel import ParallelHeadConfig
+from tessera.lm.kernels import cpu_gemv
+from tessera.lm.models.causal import LMConfig
+from tessera.lm.patterns.pattern import ParallelConfig
+from tessera.lm.quantization.cpu_fast_decode import quicken_
+from tessera.lm.quantization.packed_linear import pack_
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import ARRANGEMENTS, make_codes, make_config, make_lm, make_spec
@@ -126,8 +126,8 @@ def test_packed_weights_are_those_of_the_head(head):
     assert 0 < float((found - expected)[some].abs().max()) < 0.1
 
 
-@pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_not())
-@pytest.mark.parametrize("rows", [1, skinny.MAX_ROWS, skinny.MAX_ROWS + 1])
+@pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
+@pytest.mark.parametrize("rows", [1, cpu_gemv.MAX_ROWS, cpu_gemv.MAX_ROWS + 1])
 @pytest.mark.parametrize("how", [quicken_, lambda lm: pack_(lm, "float32")], ids=["quick", "packed"])
 @depths
 def test_a_step_of_a_small_model_on_a_cpu_is_quick(head, how, rows):
@@ -140,7 +140,7 @@ def test_a_step_of_a_small_model_on_a_cpu_is_quick(head, how, rows):
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)
     quick = [call is not None for call in calls]
-    if rows > skinny.MAX_ROWS:
+    if rows > cpu_gemv.MAX_ROWS:
         assert not any(quick)
     else:  # where the backbone predicts the first symbol, two positions are read at once before the second
         assert quick == ([False, True] if lm.head.backbone_first else [True] * 3)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.conditions import ConditionBatch, Conditions, EmbeddingConditionConfig
-from tessera.lm.host import Host
-from tessera.tokenize.config import ConfigError
+from tessera.configs.schema import ConfigError
+from tessera.lm.conditioning.base import Host
+from tessera.lm.conditioning.registry import ConditionBatch, Conditions, EmbeddingConditionConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import make_codes, make_config, make_lm

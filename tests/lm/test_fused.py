@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm import skinny
-from tessera.lm.cache import Seen
-from tessera.lm.quantise import pack_
-from tessera.lm.rope import rotate
+from tessera.lm.kernels import cpu_gemv
+from tessera.lm.kv_cache.base import Seen
+from tessera.lm.ops.rotary import rotate
+from tessera.lm.quantization.packed_linear import pack_
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import BLOCKS, CASES, EmbeddingInputConfig, TimeRopeConfig, make_codes, make_conditions, make_config
 from small_models import make_lm as make_small
 
-pytestmark = pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_not())
+pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 
 CROSS = ("delay", "text cross", TimeRopeConfig(), EmbeddingInputConfig(), 2, True)
 
@@ -82,10 +82,10 @@ def test_rows(block, rows):
     wanted = steps(lm, codes, conditions)
     calls = count_calls(pack_(lm, "float32"))
     torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
-    assert len(calls) == (5 * config.layers if rows <= skinny.MAX_ROWS else 0)
+    assert len(calls) == (5 * config.layers if rows <= cpu_gemv.MAX_ROWS else 0)
 
 
-@pytest.mark.parametrize("kind", skinny.KINDS)
+@pytest.mark.parametrize("kind", cpu_gemv.KINDS)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_packed_kinds_in_bfloat16(kind, block):
     """As far from float32 as op by op."""

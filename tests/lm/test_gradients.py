@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tessera.lm.gradients import gated
-from tessera.lm.transformer import RMSNorm
+from tessera.lm.layers.transformer import RMSNorm
+from tessera.lm.ops.fused_autograd import gated
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

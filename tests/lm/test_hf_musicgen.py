@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tessera.cli.app import run
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.hf_musicgen import UNKNOWN_CODEC, load_musicgen, save_musicgen
-from tessera.lm.weights import WeightsError
-from tessera.tokenize.files import read_safetensors, write_safetensors
+from tessera.configs.files import read_safetensors, write_safetensors
+from tessera.lm.checkpoints.model_directory import WeightsError
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.public.musicgen import UNKNOWN_CODEC, load_musicgen, save_musicgen
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import make_config, make_lm

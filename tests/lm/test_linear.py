@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tessera.lm import attend_sdpa, linear
-from tessera.lm.linear import Linear
+from tessera.lm.attention.registry import sdpa
+from tessera.lm.ops import linear
+from tessera.lm.ops.linear import Linear
 
 BFLOAT16 = {"rtol": 2**-7, "atol": 2**-7}
 
@@ -13,7 +14,7 @@ BFLOAT16 = {"rtol": 2**-7, "atol": 2**-7}
 @pytest.fixture(params=[True, False], ids=["without instructions", "with them"])
 def lacks(request, monkeypatch):
     """Both kinds of processor; torch's own product works on each."""
-    for module in (linear, attend_sdpa):
+    for module in (linear, sdpa):
         monkeypatch.setattr(module, "lacks_bfloat16", lambda: request.param)
     return request.param
 
@@ -70,9 +71,9 @@ def test_attention_in_bfloat16(lacks, masked, autocast):
     q, k, v = (torch.randn(2, heads, 5, 8).bfloat16().requires_grad_() for heads in (4, 2, 2))
     mask = torch.ones(5, 5, dtype=torch.bool).tril() if masked else None
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y, found = gradients(lambda *parts: attend_sdpa.sdpa(*parts, mask, not masked), q, k, v)
+        y, found = gradients(lambda *parts: sdpa.sdpa(*parts, mask, not masked), q, k, v)
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    exact, expected = gradients(lambda *parts: attend_sdpa.sdpa(*parts, mask, not masked), *wide)
+    exact, expected = gradients(lambda *parts: sdpa.sdpa(*parts, mask, not masked), *wide)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.double(), exact, **BFLOAT16)
     for one, other in zip(found, expected, strict=True):

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tessera.generate.guidance import Guide
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.llamagen import UNKNOWN_TOKENIZER, load_llamagen, save_llamagen
-from tessera.lm.weights import WeightsError
-from tessera.tokenize.files import read_safetensors, write_safetensors
+from tessera.configs.files import read_safetensors, write_safetensors
+from tessera.generate.sampling.guidance import Guide
+from tessera.lm.checkpoints.model_directory import WeightsError
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.public.llamagen import UNKNOWN_TOKENIZER, load_llamagen, save_llamagen
 from tessera.tokenize.spec import AudioGeometry
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tessera.lm.coarse import cluster_codes
+from tessera.lm.clustering.clustering import cluster_codes
 from tessera.tokenize.bundled import BUNDLED
 from tessera.tokenize.tokenizer import load_tokenizer
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.coarse import Clustering
-from tessera.lm.depth import DepthHeadConfig
-from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig
-from tessera.lm.kinds import make_lm
-from tessera.lm.masked import MaskedConfig, MaskedLM
-from tessera.lm.masking import Hidden, MaskingConfig, fixed_numbers, hide
-from tessera.lm.model import LMConfig
-from tessera.lm.rope import GridRopeConfig, TimeRopeConfig
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.train.lm_config import TrainConfig
+from tessera.configs.schema import ConfigError, check_config
+from tessera.lm.clustering.clustering import Clustering
+from tessera.lm.heads.depth_transformer import DepthHeadConfig
+from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputConfig
+from tessera.lm.models.causal import LMConfig
+from tessera.lm.models.mask_schedule import Hidden, MaskingConfig, fixed_numbers, hide
+from tessera.lm.models.masked import MaskedConfig, MaskedLM
+from tessera.lm.models.registry import make_lm
+from tessera.lm.ops.rotary import GridRopeConfig, TimeRopeConfig
+from tessera.train.lm.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import CONDITIONS, make_codes, make_conditions, make_spec

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.bits import BitsHeadConfig, BitsInput, BitsInputConfig
-from tessera.lm.coarse import Clustering
-from tessera.lm.masked import MaskedConfig, MaskedLM
-from tessera.lm.masking import MaskingConfig
-from tessera.tokenize.config import ConfigError
+from tessera.configs.schema import ConfigError
+from tessera.lm.clustering.clustering import Clustering
+from tessera.lm.heads.bits import BitsHeadConfig, BitsInput, BitsInputConfig
+from tessera.lm.models.mask_schedule import MaskingConfig
+from tessera.lm.models.masked import MaskedConfig, MaskedLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import CONDITIONS, make_codes, make_conditions, make_spec

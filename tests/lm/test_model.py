@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.depth import DepthHeadConfig
-from tessera.lm.flat import FlatHeadConfig
-from tessera.lm.inputs import CodesInputConfig
-from tessera.lm.model import LMConfig
-from tessera.lm.parallel import ParallelHeadConfig
-from tessera.lm.rope import GridRopeConfig
-from tessera.tokenize.config import ConfigError, check_config
+from tessera.configs.schema import ConfigError, check_config
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.heads.depth_transformer import DepthHeadConfig
+from tessera.lm.heads.flat import FlatHeadConfig
+from tessera.lm.heads.parallel import ParallelHeadConfig
+from tessera.lm.layers.input_embedding import CodesInputConfig
+from tessera.lm.models.causal import LMConfig
+from tessera.lm.ops.rotary import GridRopeConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import CASES, make_codes, make_conditions, make_config, make_lm, make_spec

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import tessera
-from tessera.lm.coder_net import load_coder
-from tessera.lm.heads import ParallelHeadConfig
-from tessera.lm.inputs import EmbeddingInputConfig
-from tessera.lm.model import TokenLM
-from tessera.lm.model_fingerprint import FINGERPRINT_FILE, MODEL_FILES
-from tessera.lm.weights import load_lm, load_model, save_lm, save_model, seal_model
+from tessera.configs.files import DamagedFile, read_json, write_json, write_sealed_json
+from tessera.lm.checkpoints.fingerprint import FINGERPRINT_FILE, MODEL_FILES
+from tessera.lm.checkpoints.model_directory import load_lm, load_model, save_lm, save_model, seal_model
+from tessera.lm.heads.registry import ParallelHeadConfig
+from tessera.lm.layers.input_embedding import EmbeddingInputConfig
+from tessera.lm.models.causal import TokenLM
 from tessera.tokenize.bundled import BUNDLED
-from tessera.tokenize.files import DamagedFile, read_json, write_json, write_sealed_json
+from tessera.tokenize.compression.integer_network import load_coder
 from tessera.tokenize.tokenizer import load_tokenizer
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tessera.lm.near_ties import is_small, largest
+from tessera.lm.ops.near_ties import is_small, largest
 
 CLOSE = 1e-4
 

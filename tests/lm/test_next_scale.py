@@ -7,21 +7,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tessera.lm.bits import BitsHeadConfig
-from tessera.lm.condition_batch import ConditionBatch
-from tessera.lm.depth import DepthHeadConfig
-from tessera.lm.inputs import CodesInputConfig
-from tessera.lm.kinds import make_lm
-from tessera.lm.masks import block_mask
-from tessera.lm.model import LMConfig
-from tessera.lm.next_scale import NextScaleConfig, NextScaleLM
-from tessera.lm.parallel import ParallelHeadConfig
-from tessera.lm.parameter_shapes import parameter_shapes
-from tessera.lm.rope import GridRopeConfig, SinusoidalConfig, TimeRopeConfig, places_of_scales
-from tessera.lm.weights import load_lm, load_model, save_model
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ScalesConfig, VQConfig
+from tessera.configs.schema import ConfigError, check_config
+from tessera.lm.attention.masks import block_mask
+from tessera.lm.checkpoints.model_directory import load_lm, load_model, save_model
+from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
+from tessera.lm.conditioning.batch import ConditionBatch
+from tessera.lm.heads.bits import BitsHeadConfig
+from tessera.lm.heads.depth_transformer import DepthHeadConfig
+from tessera.lm.heads.parallel import ParallelHeadConfig
+from tessera.lm.layers.input_embedding import CodesInputConfig
+from tessera.lm.models.causal import LMConfig
+from tessera.lm.models.next_scale import NextScaleConfig, NextScaleLM
+from tessera.lm.models.registry import make_lm
+from tessera.lm.ops.rotary import GridRopeConfig, SinusoidalConfig, TimeRopeConfig, places_of_scales
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
 from tessera.tokenize.spec import PictureGeometry
 from tessera.tokenize.tokenizer import make_tokenizer
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.ahead import AheadConfig
-from tessera.lm.masked import MaskedConfig
-from tessera.lm.packed import check_packable, packed_loss
-from tessera.tokenize.config import ConfigError
+from tessera.configs.schema import ConfigError
+from tessera.lm.heads.multi_token_prediction import AheadConfig
+from tessera.lm.models.masked import MaskedConfig
+from tessera.lm.models.packed_sequences import check_packable, packed_loss
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_kernels
@@ -70,8 +70,8 @@ def test_packed_equals_padded_with_other_settings(case, settings):
 @pytest.mark.parametrize("name", ["flash", "xformers", "flex"])
 def test_packed_equals_padded_on_every_backend(monkeypatch, case, name):
     """The forward pass; what a real kernel computes is for a machine that has it."""
-    from tessera.lm.attention import BACKENDS
-    from tessera.lm.transformer import CrossAttention, SelfAttention
+    from tessera.lm.attention.registry import BACKENDS
+    from tessera.lm.layers.transformer import CrossAttention, SelfAttention
 
     flash, ops = fake_kernels.install(monkeypatch)
     config = make_config(case)

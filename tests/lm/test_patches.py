@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.arrange import DelayConfig, ParallelConfig
-from tessera.lm.model import TokenLM
-from tessera.lm.patches import Patches, PatchPhase, check_patches, side_at
-from tessera.lm.rope import GridRopeConfig, TimeRopeConfig
-from tessera.tokenize.config import ConfigError
+from tessera.configs.schema import ConfigError
+from tessera.lm.models.causal import TokenLM
+from tessera.lm.models.next_patch import Patches, PatchPhase, check_patches, side_at
+from tessera.lm.ops.rotary import GridRopeConfig, TimeRopeConfig
+from tessera.lm.patterns.pattern import DelayConfig, ParallelConfig
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 
 sys.path.insert(0, str(Path(__file__).parent))

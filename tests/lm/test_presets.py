@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 
-from tessera.lm.arrange import UNKNOWN_LENGTH, Arrangement, SpecialsConfig
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.lm.presets import PRESETS
-from tessera.tokenize.config import ConfigError, check_config
+from tessera.configs.schema import ConfigError, check_config
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.patterns.pattern import UNKNOWN_LENGTH, Arrangement, SpecialsConfig
+from tessera.lm.patterns.presets import PRESETS
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 
 # audiocraft's patterns for T = 4, their leading column included: 10 k + t + 1 in a cell, S for the special id.

@@ -7,12 +7,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tessera.lm import skinny
-from tessera.lm.attention import sdpa
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.quantise import PackedLinear, pack_, quantise_int4, quantise_int8, sdpa_or_skinny, step_bytes
-from tessera.lm.rope import TimeRopeConfig
-from tessera.lm.weights import load_model, save_model
+from tessera.lm.attention.registry import sdpa
+from tessera.lm.checkpoints.model_directory import load_model, save_model
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.kernels import cpu_gemv
+from tessera.lm.ops.rotary import TimeRopeConfig
+from tessera.lm.quantization.packed_linear import (
+    PackedLinear,
+    pack_,
+    quantise_int4,
+    quantise_int8,
+    sdpa_or_skinny,
+    step_bytes,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
@@ -20,14 +27,14 @@ from small_models import CASES, EmbeddingInputConfig, make_codes, make_condition
 from tiny_models import save_tiny_models
 
 TEXT_CASE = ("delay", "text cross", TimeRopeConfig(), EmbeddingInputConfig(), 2, True)
-needs_compiler = pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_not())
+needs_compiler = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 
 
 @pytest.fixture(params=[pytest.param("compiled", marks=needs_compiler), "torch alone"])
 def way(request, monkeypatch):
     """With the compiled kernels, and as on a machine without a compiler."""
     if request.param == "torch alone":
-        monkeypatch.setattr(skinny, "library", lambda: skinny.Library(why_not="no C compiler"))
+        monkeypatch.setattr(cpu_gemv, "library", lambda: cpu_gemv.Library(why_not="no C compiler"))
     return request.param
 
 
@@ -37,7 +44,7 @@ def make_layer(kind, N, D, group=64, bias=True, seed=0) -> PackedLinear:
     return PackedLinear(weight, torch.randn(N, generator=generator) if bias else None, kind, group)
 
 
-@pytest.mark.parametrize("kind", skinny.KINDS)
+@pytest.mark.parametrize("kind", cpu_gemv.KINDS)
 @pytest.mark.parametrize(("N", "D"), [(1, 1), (10, 40), (64, 128), (7, 200), (12, 65)])
 def test_layer_is_a_product_with_what_its_weights_stand_for(way, kind, N, D):
     layer = make_layer(kind, N, D, group=32 if D < 100 else 64)
@@ -59,7 +66,7 @@ def test_layer_is_a_product_with_what_its_weights_stand_for(way, kind, N, D):
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", skinny.KINDS)
+@pytest.mark.parametrize("kind", cpu_gemv.KINDS)
 def test_threads_and_company_change_nothing(kind):
     """Rows are summed alike whatever stands beside them, so a batch equals its rows bit for bit."""
     layer, x = make_layer(kind, 50, 96), torch.randn(3, 2, 96)
@@ -76,7 +83,7 @@ def test_threads_and_company_change_nothing(kind):
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", skinny.KINDS)
+@pytest.mark.parametrize("kind", cpu_gemv.KINDS)
 def test_special_values(kind):
     """A -inf in the bias forbids an output, what is not a number stays visible, strided rows are read rightly."""
     bias = torch.zeros(5)
@@ -96,14 +103,14 @@ def test_special_values(kind):
 def test_tiles_hold_every_weight_once():
     for N, D in ((1, 1), (4, 32), (9, 70)):
         weight = torch.arange(1, N * D + 1).view(N, D)
-        tiles = skinny.tiled(weight)
+        tiles = cpu_gemv.tiled(weight)
         assert tiles.shape == (-(-N // 4), -(-D // 32), 4, 32)
         assert tiles[tiles > 0].sort().values.tolist() == weight.flatten().tolist()
-        assert torch.equal(skinny.untiled(tiles, N, D), weight)
+        assert torch.equal(cpu_gemv.untiled(tiles, N, D), weight)
         numbers = (weight % 16).to(torch.uint8)
-        packed = skinny.tiled_int4(numbers)
+        packed = cpu_gemv.tiled_int4(numbers)
         assert packed.shape == (-(-N // 4), -(-D // 128), 4, 64)
-        assert torch.equal(skinny.untiled_int4(packed, N, D), numbers)
+        assert torch.equal(cpu_gemv.untiled_int4(packed, N, D), numbers)
 
 
 def test_int8_error_is_half_a_step():
@@ -134,7 +141,7 @@ def test_int4_is_as_good_as_a_search_by_hand(group):
         quantise_int4(weight, 48)
 
 
-@pytest.mark.parametrize("kind", skinny.KINDS)
+@pytest.mark.parametrize("kind", cpu_gemv.KINDS)
 def test_packed_model_is_the_model_of_its_weights(way, kind):
     """Whole sequences and single steps of a packed model equal those of an ordinary model given the same weights."""
     config = make_config(TEXT_CASE)
@@ -189,12 +196,12 @@ def test_load_with_weights(tmp_path):
 def test_without_a_compiler(monkeypatch, tmp_path):
     """The reason is kept, and so is a compiler's complaint."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(skinny, "_found", lambda name: None)
+    monkeypatch.setattr(cpu_gemv, "_found", lambda name: None)
     with pytest.raises(RuntimeError, match="no C compiler was found"):
-        skinny._loaded()
-    monkeypatch.setattr(skinny, "_found", lambda name: "/bin/false" if name == "gcc" else None)
+        cpu_gemv._loaded()
+    monkeypatch.setattr(cpu_gemv, "_found", lambda name: "/bin/false" if name == "gcc" else None)
     with pytest.raises(RuntimeError, match="false could not compile skinny.c"):
-        skinny._loaded()
+        cpu_gemv._loaded()
     assert not (tmp_path / "tessera").exists()
 
 
@@ -202,7 +209,7 @@ def test_without_a_compiler(monkeypatch, tmp_path):
 def test_operator_for_the_compiler():
     """What torch.compile sees gives the same, in shape and in numbers."""
     layer, x = make_layer("int8", 12, 64), torch.randn(2, 64)
-    operands = (x, layer.numbers, layer.scales, layer.bias, skinny.KINDS.index("int8"), 12, 32)
+    operands = (x, layer.numbers, layer.scales, layer.bias, cpu_gemv.KINDS.index("int8"), 12, 32)
     assert torch.equal(torch.ops.tessera.skinny_linear(*operands), layer(x))
     torch.library.opcheck(
         torch.ops.tessera.skinny_linear.default, operands, test_utils=("test_schema", "test_faketensor")
@@ -225,8 +232,8 @@ def test_attention_of_one_query(dtype, width):
         wanted = F.scaled_dot_product_attention(
             queries.double(), keys.double(), values.double(), attn_mask=mask, enable_gqa=True
         )
-        assert skinny.can_attend(queries, keys, values, mask)
-        found = skinny.skinny_attention(queries, keys, values, mask)
+        assert cpu_gemv.can_attend(queries, keys, values, mask)
+        found = cpu_gemv.skinny_attention(queries, keys, values, mask)
         tolerance = 3e-6 if dtype == torch.float32 else 2e-2  # of values of size 1, rounded to bfloat16 at the end
         torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance)
         assert torch.equal(torch.ops.tessera.skinny_attention(queries, keys, values, mask), found)
@@ -246,5 +253,5 @@ def test_attention_that_goes_elsewhere(changed):
         keys = torch.randn(2, 4, 16, 9).transpose(2, 3)
     else:
         mask = torch.ones(2, 4, 1, 9, dtype=torch.bool)
-    assert not skinny.can_attend(queries, keys, keys, mask)
+    assert not cpu_gemv.can_attend(queries, keys, keys, mask)
     assert torch.equal(sdpa_or_skinny(queries, keys, keys, mask, False), sdpa(queries, keys, keys, mask, False))

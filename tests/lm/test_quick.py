@@ -9,17 +9,18 @@ import torch
 
 import tessera
 from tessera.generate.model import bundled_models
-from tessera.lm import quick, skinny
-from tessera.lm.masked import MaskedConfig, MaskedLM
-from tessera.lm.quick import quicken_
-from tessera.lm.skinny import MAX_ROWS
-from tessera.lm.stages import CoarseToFine
+from tessera.lm.kernels import cpu_gemv
+from tessera.lm.kernels.cpu_gemv import MAX_ROWS
+from tessera.lm.models.coarse_to_fine import CoarseToFine
+from tessera.lm.models.masked import MaskedConfig, MaskedLM
+from tessera.lm.quantization import cpu_fast_decode
+from tessera.lm.quantization.cpu_fast_decode import quicken_
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import BLOCKS, CARDINALITIES, CASES, make_codes, make_conditions, make_spec
 from test_fused import CROSS, make_lm, steps
 
-pytestmark = pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_not())
+pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 
 
 def count_calls(lm):
@@ -86,9 +87,9 @@ def test_training_forgets_the_copies():
 def test_large_models_and_models_of_many_rows_are_left_alone(monkeypatch):
     assert quicken_(MaskedLM(MaskedConfig(width=16, heads=1), make_spec(CARDINALITIES))).transformer.fused is None
     _, lm = make_lm(CROSS)
-    monkeypatch.setattr(quick, "MOST_BYTES", sum(weight.nbytes for weight in lm.transformer.parameters()) - 1)
+    monkeypatch.setattr(cpu_fast_decode, "MOST_BYTES", sum(weight.nbytes for weight in lm.transformer.parameters()) - 1)
     assert quicken_(lm).transformer.fused is None
-    monkeypatch.setattr(quick, "MOST_BYTES", quick.MOST_BYTES + 1)
+    monkeypatch.setattr(cpu_fast_decode, "MOST_BYTES", cpu_fast_decode.MOST_BYTES + 1)
     assert quicken_(lm).transformer.fused is not None
 
 
@@ -96,4 +97,4 @@ def test_what_is_loaded_is_quick():
     for name in bundled_models():
         lm = tessera.load(name).lm
         first = lm.coarse if isinstance(lm, CoarseToFine) else lm
-        assert isinstance(first.transformer.fused, quick.QuickStack) != isinstance(first, MaskedLM)
+        assert isinstance(first.transformer.fused, cpu_fast_decode.QuickStack) != isinstance(first, MaskedLM)

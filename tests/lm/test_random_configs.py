@@ -6,17 +6,17 @@ import random
 import pytest
 import torch
 
-from tessera.generate.filling import fill_codes
-from tessera.generate.loop import Length, generate_codes
-from tessera.generate.scales import generate_scales
-from tessera.lm.condition_batch import ConditionBatch
-from tessera.lm.kinds import make_lm
-from tessera.lm.masked import MaskedConfig, MaskedLM
-from tessera.lm.model import LMConfig
-from tessera.lm.next_scale import NextScaleConfig, NextScaleLM
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ScalesConfig, VQConfig
+from tessera.configs.schema import ConfigError, check_config
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.masked import fill_codes
+from tessera.generate.decoding.next_scale import generate_scales
+from tessera.lm.conditioning.batch import ConditionBatch
+from tessera.lm.models.causal import LMConfig
+from tessera.lm.models.masked import MaskedConfig, MaskedLM
+from tessera.lm.models.next_scale import NextScaleConfig, NextScaleLM
+from tessera.lm.models.registry import make_lm
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 from tessera.tokenize.tokenizer import make_tokenizer
 

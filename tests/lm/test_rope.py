@@ -6,10 +6,17 @@ import math
 import pytest
 import torch
 
-from tessera.lm.conditions import count_back
-from tessera.lm.ragged import sinusoids
-from tessera.lm.rope import GridRopeConfig, grid_columns, grid_coordinates, rotary_table, rotate, sinusoidal_places
-from tessera.tokenize.config import ConfigError
+from tessera.configs.schema import ConfigError
+from tessera.lm.conditioning.padding import sinusoids
+from tessera.lm.conditioning.registry import count_back
+from tessera.lm.ops.rotary import (
+    GridRopeConfig,
+    grid_columns,
+    grid_coordinates,
+    rotary_table,
+    rotate,
+    sinusoidal_places,
+)
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry
 
 

@@ -8,25 +8,25 @@ import pytest
 import torch
 from torch import nn
 
-from tessera.generate import programs
-from tessera.generate.loop import Length, generate_codes
-from tessera.generate.sampling import Sampling
-from tessera.lm import skinny, triton_steps
-from tessera.lm.conditions import LabelConfig, TextConditionConfig
-from tessera.lm.depth import DepthHeadConfig
-from tessera.lm.linear import Linear
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.lm.quantise import pack_
-from tessera.lm.quick import quicken_
-from tessera.lm.rope import SinusoidalConfig
-from tessera.lm.transformer import RMSNorm
-from tessera.lm.weight_stamp import hash_of, stamp_of
-from tessera.tokenize.text import ByteTextConfig
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.execution import step_runner
+from tessera.generate.sampling.filters import Sampling
+from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
+from tessera.lm.heads.depth_transformer import DepthHeadConfig
+from tessera.lm.kernels import cpu_gemv, triton_fused_block
+from tessera.lm.kernels.weight_versions import hash_of, stamp_of
+from tessera.lm.layers.transformer import RMSNorm
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.ops.linear import Linear
+from tessera.lm.ops.rotary import SinusoidalConfig
+from tessera.lm.quantization.cpu_fast_decode import quicken_
+from tessera.lm.quantization.packed_linear import pack_
+from tessera.tokenize.text_tokenizer import ByteTextConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import make_conditions, make_spec
 
-pytestmark = pytest.mark.skipif(bool(skinny.why_not()), reason=skinny.why_not())
+pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 
 KINDS = {
     "rms, swiglu": {},
@@ -307,7 +307,7 @@ def test_packed_models_read_norms_and_modules_as_they_are(weights, dtype):
 def test_programs_are_of_the_weights_as_they_are(monkeypatch):
     """A recorded step reads weights where they are; where they move or modules change, another is recorded."""
     monkeypatch.setitem(
-        programs.MAKERS, "compiled", lambda step: [lambda p=p: step.advance(p) for p in range(step.period)]
+        step_runner.MAKERS, "compiled", lambda step: [lambda p=p: step.advance(p) for p in range(step.period)]
     )
     lm = make()
     keys = set()
@@ -324,8 +324,8 @@ def test_programs_are_of_the_weights_as_they_are(monkeypatch):
 
 
 def test_triton_steps_are_described_anew(monkeypatch):
-    monkeypatch.setattr(triton_steps, "ON_CPU", True)
-    stack = triton_steps.TritonStack(make().transformer)
+    monkeypatch.setattr(triton_fused_block, "ON_CPU", True)
+    stack = triton_fused_block.TritonStack(make().transformer)
     stack.refresh(stack.transformer)
     first = stack.steps
     stack.refresh(stack.transformer)
@@ -335,7 +335,7 @@ def test_triton_steps_are_described_anew(monkeypatch):
     assert stack.steps is not None and stack.steps[0].ffn_norm.eps == 0.5
     for change in (low_rank, low_rank_class, hook, own_forward):
         lm = make()
-        stack = triton_steps.TritonStack(lm.transformer)
+        stack = triton_fused_block.TritonStack(lm.transformer)
         assert stack.steps is not None
         change(lm)
         stack.refresh(stack.transformer)

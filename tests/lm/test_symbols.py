@@ -8,15 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.arrange import Arrangement, DelayConfig, FlatConfig, ParallelConfig, PartialFlatConfig, SpecialsConfig
-from tessera.lm.bits import BitsHeadConfig, BitsInputConfig
-from tessera.lm.depth import FactorHeadConfig
-from tessera.lm.flat import FlatHeadConfig
-from tessera.lm.inputs import FactorInputConfig
-from tessera.lm.loss import IGNORED
-from tessera.lm.parallel import ParallelHeadConfig
-from tessera.lm.symbols import Symbols
-from tessera.tokenize.config import ConfigError
+from tessera.configs.schema import ConfigError
+from tessera.lm.heads.bits import BitsHeadConfig, BitsInputConfig
+from tessera.lm.heads.depth_transformer import FactorHeadConfig
+from tessera.lm.heads.flat import FlatHeadConfig
+from tessera.lm.heads.parallel import ParallelHeadConfig
+from tessera.lm.layers.input_embedding import FactorInputConfig
+from tessera.lm.ops.loss import IGNORED
+from tessera.lm.patterns.pattern import (
+    Arrangement,
+    DelayConfig,
+    FlatConfig,
+    ParallelConfig,
+    PartialFlatConfig,
+    SpecialsConfig,
+)
+from tessera.lm.patterns.sub_tokens import Symbols
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import make_codes, make_config, make_lm, make_spec

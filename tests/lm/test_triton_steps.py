@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tessera.generate.loop import Length, generate_codes
-from tessera.lm import skinny, triton_steps
-from tessera.lm.quantise import PackedLinear, pack_
-from tessera.lm.transformer import RMSNorm
-from tessera.lm.triton_steps import TritonStack, matrix_of, norm_of, project
+from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.lm.kernels import cpu_gemv, triton_fused_block
+from tessera.lm.kernels.triton_fused_block import TritonStack, matrix_of, norm_of, project
+from tessera.lm.layers.transformer import RMSNorm
+from tessera.lm.quantization.packed_linear import PackedLinear, pack_
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import BLOCKS, CASES, EmbeddingInputConfig, TimeRopeConfig, make_codes, make_conditions
@@ -33,11 +33,11 @@ def seldom(*values):
 @pytest.fixture(autouse=True)
 def no_tiles(monkeypatch):
     """Weights lie in memory as on a GPU, also on the CPU."""
-    monkeypatch.setattr(skinny, "why_not", lambda: "not here")
-    monkeypatch.setattr(triton_steps, "ON_CPU", DEVICE == "cpu")
+    monkeypatch.setattr(cpu_gemv, "why_not", lambda: "not here")
+    monkeypatch.setattr(triton_fused_block, "ON_CPU", DEVICE == "cpu")
     if DEVICE == "cpu":  # Triton's interpreter makes numbers of arrays with one element, which numpy no longer does
-        monkeypatch.setattr(triton_steps, "PROGRAMS", 2)  # which run one after another
-        monkeypatch.setattr(triton_steps, "MOST_OUTPUTS", 64)
+        monkeypatch.setattr(triton_fused_block, "PROGRAMS", 2)  # which run one after another
+        monkeypatch.setattr(triton_fused_block, "MOST_OUTPUTS", 64)
         from triton.runtime import interpreter
 
         patch = interpreter._patch_lang_tensor
@@ -153,7 +153,7 @@ def test_packed_models(weights, monkeypatch):
     calls = stack_calls(lm)
     torch.testing.assert_close(steps(lm, codes, conditions, STEPS), wanted, rtol=2e-5, atol=2e-5)
     assert all(calls)
-    monkeypatch.setattr(triton_steps, "MAX_ROWS", 1)
+    monkeypatch.setattr(triton_fused_block, "MAX_ROWS", 1)
     steps(lm, codes, conditions, STEPS)
     assert not calls[-1]  # many rows of packed weights are for the blocks
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.conditions import LabelConfig, TextConditionConfig
-from tessera.lm.defaults import GenerationDefaults
-from tessera.lm.inputs import CodesInputConfig, EmbeddingInputConfig
-from tessera.lm.model import TokenLM
-from tessera.lm.parameter_shapes import parameter_shapes
-from tessera.lm.weights import WeightsError, load_model, read_model_config, save_model
-from tessera.tokenize.config import ConfigError
-from tessera.tokenize.files import read_safetensors, write_safetensors
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ResidualConfig, VQConfig
-from tessera.tokenize.text import ByteTextConfig, SentencePieceConfig, make_text
+from tessera.configs.files import read_safetensors, write_safetensors
+from tessera.configs.schema import ConfigError
+from tessera.lm.checkpoints.model_directory import WeightsError, load_model, read_model_config, save_model
+from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
+from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
+from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputConfig
+from tessera.lm.models.causal import TokenLM
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
+from tessera.tokenize.text_tokenizer import ByteTextConfig, SentencePieceConfig, make_text
 from tessera.tokenize.tokenizer import make_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -7,9 +7,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tessera.tokenize.config import Config, check_config
-from tessera.tokenize.halting import HaltingQuantizer
-from tessera.tokenize.quantizer import FSQConfig, QuantizerConfig, ResidualConfig, VQConfig, make_quantizer
+from tessera.configs.schema import Config, check_config
+from tessera.tokenize.quantizers.combinators.adaptive_length import HaltingQuantizer
+from tessera.tokenize.quantizers.registry import FSQConfig, QuantizerConfig, ResidualConfig, VQConfig, make_quantizer
 
 DIM = 6
 VQ = VQConfig(size=16, decay=0.9)

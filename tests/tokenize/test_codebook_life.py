@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from quantizer_trees import CONFIGS, DIM, trained
 
-from tessera.tokenize.codebook import REVIVE_EVERY
-from tessera.tokenize.quantizer import VQConfig, make_quantizer
+from tessera.tokenize.quantizers.codebook import REVIVE_EVERY
+from tessera.tokenize.quantizers.registry import VQConfig, make_quantizer
 
 # L10: dead codes. Trap 3: a stale average pulls the replacement back. Trap 15: a threshold that is not relative.
 

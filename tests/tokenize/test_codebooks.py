@@ -12,12 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from quantizer_trees import make
 
-from tessera.tokenize import vq as vq_file
-from tessera.tokenize.config import ConfigError
-from tessera.tokenize.files import write_safetensors
-from tessera.tokenize.regularise import moment_distance
-from tessera.tokenize.vector_file import without_files
-from tessera.tokenize.vq import soft_choice
+from tessera.configs.files import write_safetensors
+from tessera.configs.schema import ConfigError
+from tessera.tokenize.quantizers import vq as vq_file
+from tessera.tokenize.quantizers.regularization import moment_distance
+from tessera.tokenize.quantizers.vector_file import without_files
+from tessera.tokenize.quantizers.vq import soft_choice
 
 V8 = {"kind": "vq", "size": 8, "kmeans_init": False}
 

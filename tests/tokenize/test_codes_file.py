@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tessera.tokenize.codes_file import CodesItem, read_codes, write_codes
-from tessera.tokenize.files import read_safetensors, write_safetensors
+from tessera.configs.files import read_safetensors, write_safetensors
+from tessera.tokenize.data.codes_file import CodesItem, read_codes, write_codes
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
 
 GEOMETRY = AudioGeometry(sample_rate=8000, samples_per_frame=80)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from quantizer_trees import Tree, make
 
-from tessera.tokenize.config import ConfigError, check_config
+from tessera.configs.schema import ConfigError, check_config
 
 V8 = {"kind": "vq", "size": 8, "kmeans_init": False}
 RESIDUAL = {"kind": "residual", "levels": 2, "quantizer": V8}

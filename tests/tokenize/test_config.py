@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from tessera.tokenize.config import Config, ConfigError, check_config, read_config
+from tessera.configs.schema import Config, ConfigError, check_config, read_config
 
 
 class Small(Config):

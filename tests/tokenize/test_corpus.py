@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 
-from tessera.tokenize.corpus import MAX_TEXT_BYTES, ArraysCorpus, FolderCorpus, Item, open_corpus
-from tessera.tokenize.files import write_safetensors
-from tessera.tokenize.media import MediaError, bytes_to_picture, write_audio, write_picture
+from tessera.configs.files import write_safetensors
+from tessera.tokenize.data.corpus import MAX_TEXT_BYTES, ArraysCorpus, FolderCorpus, Item, open_corpus
+from tessera.tokenize.data.media import MediaError, bytes_to_picture, write_audio, write_picture
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry
 
 SPEECH = AudioGeometry(sample_rate=8000, samples_per_frame=80)

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tessera.tokenize.files import (
+from tessera.configs.files import (
     read_json,
     read_safetensors,
     read_sealed_json,
@@ -19,7 +19,7 @@ from tessera.tokenize.files import (
     write_safetensors,
     write_sealed_json,
 )
-from tessera.tokenize.json_limits import JsonLimits
+from tessera.configs.json_limits import JsonLimits
 
 TENSORS = {"b": torch.arange(6).reshape(2, 3), "a.x": torch.tensor([1.5], dtype=torch.bfloat16)}
 

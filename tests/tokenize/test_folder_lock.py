@@ -9,12 +9,12 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from tessera.tokenize.files import write_atomic
-from tessera.tokenize.folder_lock import LOCK_FILE, FolderInUse, is_empty, lock_folder
+from tessera.configs.files import write_atomic
+from tessera.configs.folder_lock import LOCK_FILE, FolderInUse, is_empty, lock_folder
 
 HOLD = """
 import os, sys, time
-from tessera.tokenize.folder_lock import lock_folder
+from tessera.configs.folder_lock import lock_folder
 with lock_folder(sys.argv[1], "tessera holds"):
     if "fork" in sys.argv:
         ready, done = os.pipe()
@@ -130,7 +130,7 @@ def test_many_at_once_take_turns(tmp_path):
     """Holders remove the lock file; nobody may hold a removed one while another holds its successor."""
     script = """
 import os, sys
-from tessera.tokenize.folder_lock import FolderInUse, lock_folder
+from tessera.configs.folder_lock import FolderInUse, lock_folder
 done = 0
 while done < 40:
     try:

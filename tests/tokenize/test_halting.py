@@ -11,10 +11,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from quantizer_trees import tree
 
-from tessera.tokenize.audio_net import AudioTokenizerConfig
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.picture_net import PictureNet, PictureTokenizerConfig
-from tessera.tokenize.quantizer import make_quantizer
+from tessera.configs.schema import ConfigError, check_config
+from tessera.tokenize.audio.networks import AudioTokenizerConfig
+from tessera.tokenize.image.networks import PictureNet, PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import make_quantizer
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
 DIM = 5

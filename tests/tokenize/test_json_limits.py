@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from tessera.tokenize.files import read_json
-from tessera.tokenize.json_limits import BLOCK, INDEX, LINE, SMALL, JsonLimits, _Counter, parse_json, read_json_lines
+from tessera.configs.files import read_json
+from tessera.configs.json_limits import BLOCK, INDEX, LINE, SMALL, JsonLimits, _Counter, parse_json, read_json_lines
 
 SIZES = JsonLimits(1000, 3, 5)
 

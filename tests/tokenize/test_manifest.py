@@ -6,10 +6,10 @@ import os
 import pytest
 import torch
 
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.corpus import FolderCorpus, Item, ManifestCorpus, open_corpus
-from tessera.tokenize.media import MediaError, write_audio, write_picture
-from tessera.tokenize.shards import ShardsConfig, SplitConfig, _choose_items
+from tessera.configs.schema import ConfigError, check_config
+from tessera.tokenize.data.corpus import FolderCorpus, Item, ManifestCorpus, open_corpus
+from tessera.tokenize.data.media import MediaError, write_audio, write_picture
+from tessera.tokenize.data.shard_writer import ShardsConfig, SplitConfig, _choose_items
 from tessera.tokenize.spec import AudioGeometry
 
 SPEECH = AudioGeometry(sample_rate=8000, samples_per_frame=80)

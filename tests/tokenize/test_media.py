@@ -12,8 +12,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from tessera.tokenize.audio_av import has_av
-from tessera.tokenize.media import (
+from tessera.tokenize.data.audio_pyav import has_av
+from tessera.tokenize.data.media import (
     MediaError,
     MediaLimits,
     bytes_to_picture,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tessera.cli.tokenizers import report_skipped
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.media import MediaError, Notes, print_notes
+from tessera.cli.resolve import report_skipped
+from tessera.configs.schema import ConfigError, check_config
+from tessera.tokenize.data.media import MediaError, Notes, print_notes
 from tessera.tokenize.spec import TokenSpec
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m\r\n\u202e"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from tessera.tokenize.names import FolderName, check_file_name, output_stems
+from tessera.configs.names import FolderName, check_file_name, output_stems
 
 ESCAPING = [
     *("", ".", "..", "../x", "/etc/x", "a/b", "a\\b", "..\\x", "C:\\x", "a\nb", "a\x00", "a\x1b[31m", "x\n", "\udcff"),

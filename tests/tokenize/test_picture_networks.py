@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.picture_conditioned import SpatialNorm
-from tessera.tokenize.picture_merged import merge
-from tessera.tokenize.picture_net import PICTURE_DECODERS, PICTURE_ENCODERS, PictureNet, PictureTokenizerConfig
+from tessera.configs.schema import ConfigError, check_config
+from tessera.tokenize.image.movq import SpatialNorm
+from tessera.tokenize.image.networks import PICTURE_DECODERS, PICTURE_ENCODERS, PictureNet, PictureTokenizerConfig
+from tessera.tokenize.image.token_merging import merge
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
 RVQ = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vq", "size": 16}}

@@ -2,7 +2,7 @@
 
 import sys
 
-from tessera.tokenize.printable import one_line, printable
+from tessera.configs.printable import one_line, printable
 
 
 def test_harmless_text_stays_and_everything_else_is_escaped():

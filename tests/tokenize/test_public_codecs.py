@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from tessera.tokenize.audio_net import AudioNet, AudioTokenizerConfig
-from tessera.tokenize.config import check_config
-from tessera.tokenize.padded_conv import fold_norms
+from tessera.configs.schema import check_config
+from tessera.tokenize.audio.masked_conv import fold_norms
+from tessera.tokenize.audio.networks import AudioNet, AudioTokenizerConfig
 
 transformers = pytest.importorskip("transformers")
 

@@ -29,9 +29,9 @@ from quantizer_trees import (
     trained,
 )
 
-from tessera.tokenize.codebook import REVIVE_EVERY
-from tessera.tokenize.halting import HaltingQuantizer
-from tessera.tokenize.quantizer import ResidualConfig, make_quantizer, pack_codes, unpack_codes
+from tessera.tokenize.quantizers.codebook import REVIVE_EVERY
+from tessera.tokenize.quantizers.combinators.adaptive_length import HaltingQuantizer
+from tessera.tokenize.quantizers.registry import ResidualConfig, make_quantizer, pack_codes, unpack_codes
 
 # L1, L2: what training, evaluation and decoding call a value is one thing, to the last bit.
 

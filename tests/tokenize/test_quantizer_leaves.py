@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from quantizer_trees import make
 
-from tessera.tokenize import regularise
-from tessera.tokenize.regularise import bit_entropies, code_entropies
-from tessera.tokenize.scalar import normal_centroids
+from tessera.tokenize.quantizers import regularization
+from tessera.tokenize.quantizers.regularization import bit_entropies, code_entropies
+from tessera.tokenize.quantizers.scalar import normal_centroids
 
 V8 = {"kind": "vq", "size": 8, "kmeans_init": False}
 
@@ -66,7 +66,7 @@ def test_bit_entropies_have_no_cap_and_no_nan(bits):
 
 
 def test_code_entropies_in_chunks(monkeypatch):
-    monkeypatch.setattr(regularise, "PROBABILITIES", 30)
+    monkeypatch.setattr(regularization, "PROBABILITIES", 30)
     x, entries = torch.randn(20, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
     mask = torch.rand(20) < 0.6
 

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from quantizer_trees import CONFIGS, DIM, draw_alike, fresh, same_state
 from torch import distributed as dist
 
-from tessera.tokenize.codebook import REVIVE_EVERY
-from tessera.tokenize.quantizer import make_quantizer
+from tessera.tokenize.quantizers.codebook import REVIVE_EVERY
+from tessera.tokenize.quantizers.registry import make_quantizer
 
 
 def shared_steps(name):

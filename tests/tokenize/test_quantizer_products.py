@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import quantizer_trees as trees
 
-from tessera.tokenize.codebook import REVIVE_EVERY
-from tessera.tokenize.files import write_safetensors
-from tessera.tokenize.quantizer import QUANTIZERS, make_quantizer
+from tessera.configs.files import write_safetensors
+from tessera.tokenize.quantizers.codebook import REVIVE_EVERY
+from tessera.tokenize.quantizers.registry import QUANTIZERS, make_quantizer
 
 DIM = 12
 

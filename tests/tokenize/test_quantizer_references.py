@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from tessera.tokenize import kmeans as kmeans_file
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.kmeans import first_by_priority, kmeans, nearest_code
-from tessera.tokenize.quantized import usage_stats
-from tessera.tokenize.quantizer import FSQConfig, ResidualConfig, VQConfig, make_quantizer
+from tessera.configs.schema import ConfigError, check_config
+from tessera.tokenize.quantizers import nearest as kmeans_file
+from tessera.tokenize.quantizers.base import usage_stats
+from tessera.tokenize.quantizers.nearest import first_by_priority, kmeans, nearest_code
+from tessera.tokenize.quantizers.registry import FSQConfig, ResidualConfig, VQConfig, make_quantizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 import make_fsq_golden as fsq_golden

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import quantizer_trees as trees
 
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ScalesConfig, StrideConfig, VQConfig, make_quantizer
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ScalesConfig, StrideConfig, VQConfig, make_quantizer
 from tessera.tokenize.tokenizer import make_tokenizer
 
 V8 = {"kind": "vq", "size": 8}

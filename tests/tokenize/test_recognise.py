@@ -5,14 +5,14 @@ import shutil
 import pytest
 
 import tessera
+from tessera.configs.files import write_json
+from tessera.configs.recognize import CONFIG_KINDS, config_kind, folder_kind
 from tessera.generate.model import find_model
-from tessera.lm.coarse import load_clustering
-from tessera.lm.coder_net import load_coder
+from tessera.lm.clustering.clustering import load_clustering
 from tessera.tokenize.bundled import BUNDLED, CONFIGS, shipped_path
-from tessera.tokenize.corpus import ArraysCorpus
-from tessera.tokenize.files import write_json
-from tessera.tokenize.recognise import CONFIG_KINDS, config_kind, folder_kind
-from tessera.tokenize.shards import Shards, ShardsConfig, build_shards
+from tessera.tokenize.compression.integer_network import load_coder
+from tessera.tokenize.data.corpus import ArraysCorpus
+from tessera.tokenize.data.shard_writer import Shards, ShardsConfig, build_shards
 from tessera.tokenize.tokenizer import find_tokenizer
 
 OPENED = {
@@ -67,7 +67,7 @@ def test_a_file_is_no_folder(folders, wanted, tmp_path):
 
 
 def test_configs_are_told_apart():
-    from tessera.tokenize.config import read_yaml
+    from tessera.configs.schema import read_yaml
 
     for path in CONFIGS.rglob("*.yaml"):
         word = {"lm": "lm", "tokenize": "tokenizer"}.get(path.parent.name) or path.stem.split("-")[0]
@@ -108,7 +108,7 @@ def test_names_of_tokenizers(folders, tmp_path, monkeypatch):
 def test_shipped_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert shipped_path("samples/digits/test.safetensors").is_file()
-    for path in ("samples/nowhere", "samples/../pyproject.toml", "tokenize/files.py", "/samples", ""):
+    for path in ("samples/nowhere", "samples/../pyproject.toml", "configs/files.py", "/samples", ""):
         assert shipped_path(path) == type(tmp_path)(path)
     (tmp_path / "samples" / "digits").mkdir(parents=True)
     (tmp_path / "samples" / "digits" / "test.safetensors").write_bytes(b"")

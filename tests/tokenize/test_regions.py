@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import quantizer_trees as trees
 from planting import TwoRanks
 
-from tessera.tokenize.audio_net import AudioTokenizerConfig
-from tessera.tokenize.config import ConfigError
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import RegionsConfig, ResidualConfig, StrideConfig, VQConfig, make_quantizer
+from tessera.configs.schema import ConfigError
+from tessera.tokenize.audio.networks import AudioTokenizerConfig
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import RegionsConfig, ResidualConfig, StrideConfig, VQConfig, make_quantizer
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
 DIM = 5

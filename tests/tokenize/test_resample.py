@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tessera.tokenize.resample import Resampler, resample
+from tessera.tokenize.audio.resample import Resampler, resample
 
 RATES = [
     (22050, 16000), (16000, 22050), (48000, 16000), (44100, 16000), (8000, 16000), (192000, 16000), (9001, 4001),

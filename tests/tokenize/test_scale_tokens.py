@@ -7,11 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import FSQConfig, LFQConfig, ProjectConfig, ScalesConfig, VQConfig, make_quantizer
-from tessera.tokenize.scale_sums import ScaleSums
-from tessera.tokenize.scales import phi_numbers
+from tessera.configs.schema import ConfigError, check_config
+from tessera.lm.models.scale_sums import ScaleSums
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.combinators.multi_scale import phi_numbers
+from tessera.tokenize.quantizers.registry import (
+    FSQConfig,
+    LFQConfig,
+    ProjectConfig,
+    ScalesConfig,
+    VQConfig,
+    make_quantizer,
+)
 from tessera.tokenize.spec import PictureGeometry, TokenSpec
 from tessera.tokenize.tokenizer import NETS, load_tokenizer, make_tokenizer
 

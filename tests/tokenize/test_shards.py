@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from tessera.tokenize.config import check_config
-from tessera.tokenize.corpus import FolderCorpus, ManifestCorpus
-from tessera.tokenize.files import read_safetensors
-from tessera.tokenize.folder_lock import lock_folder
-from tessera.tokenize.media import read_audio, write_audio
-from tessera.tokenize.shards import Shards, ShardsConfig, SplitConfig, build_shards
+from tessera.configs.files import read_safetensors
+from tessera.configs.folder_lock import lock_folder
+from tessera.configs.schema import check_config
+from tessera.tokenize.data.corpus import FolderCorpus, ManifestCorpus
+from tessera.tokenize.data.media import read_audio, write_audio
+from tessera.tokenize.data.shard_writer import Shards, ShardsConfig, SplitConfig, build_shards
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 
 RATE, HOP = 8000, 80

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tessera.tokenize.audio_net import SOUND_DECODERS, SOUND_ENCODERS, AudioNet, AudioTokenizerConfig
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.padded_conv import fold_norms, normed, pad_signal, plain_state, set_plain
-from tessera.tokenize.stages import StagesStream, run_stages
+from tessera.configs.schema import ConfigError, check_config
+from tessera.tokenize.audio.masked_conv import fold_norms, normed, pad_signal, plain_state, set_plain
+from tessera.tokenize.audio.networks import SOUND_DECODERS, SOUND_ENCODERS, AudioNet, AudioTokenizerConfig
+from tessera.tokenize.audio.streaming import StagesStream, run_stages
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
 RVQ = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vq", "size": 16}}

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from tessera.tokenize.audio_net import AudioNet, AudioTokenizerConfig
-from tessera.tokenize.config import check_config
-from tessera.tokenize.media import read_audio, write_audio
+from tessera.configs.schema import check_config
+from tessera.tokenize.audio.networks import AudioNet, AudioTokenizerConfig
+from tessera.tokenize.data.media import read_audio, write_audio
+from tessera.tokenize.data.transcode import decode_to_files, encode_files
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
-from tessera.tokenize.transcode import decode_to_files, encode_files
-from tessera.train.term import mixed, sounds
+from tessera.train.losses.base import mixed, sounds
 
 HOP = 12
 SEANET = {"kind": "seanet", "channels": 4, "ratios": [3, 2, 2], "lstm_layers": 0, "chunk": 5}

@@ -12,8 +12,8 @@ import soundfile
 import torch
 from PIL import Image
 
-import tessera.tokenize.audio_io as audio_io
-from tessera.tokenize.media import MediaError, MediaLimits, Notes, read_audio, read_picture, write_audio
+import tessera.tokenize.data.audio_io as audio_io
+from tessera.tokenize.data.media import MediaError, MediaLimits, Notes, read_audio, read_picture, write_audio
 
 RATE = 16000
 

@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.tokenize import kmeans as kmeans_file
-from tessera.tokenize import structural as leaf_file
-from tessera.tokenize.config import ConfigError
-from tessera.tokenize.files import write_safetensors
-from tessera.tokenize.kmeans import nearest_few
-from tessera.tokenize.quantizer import make_quantizer
-from tessera.tokenize.structural_entropy import (
+from tessera.configs.files import write_safetensors
+from tessera.configs.schema import ConfigError
+from tessera.tokenize.quantizers import nearest as kmeans_file
+from tessera.tokenize.quantizers import structural_entropy_vq as leaf_file
+from tessera.tokenize.quantizers.graph_clustering import (
     Graph,
     joining_costs,
     least_cost,
@@ -24,7 +22,9 @@ from tessera.tokenize.structural_entropy import (
     merge_clusters,
     neighbour_graph,
 )
-from tessera.tokenize.vector_file import without_files
+from tessera.tokenize.quantizers.nearest import nearest_few
+from tessera.tokenize.quantizers.registry import make_quantizer
+from tessera.tokenize.quantizers.vector_file import without_files
 
 sys.path.insert(0, str(Path(__file__).parent))
 

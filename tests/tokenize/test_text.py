@@ -5,10 +5,10 @@ import unicodedata
 
 import pytest
 
-from tessera.tokenize import spelling
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.spelling import spell_digits, spell_words
-from tessera.tokenize.text import (
+from tessera.configs.schema import ConfigError, check_config
+from tessera.tokenize import text_normalization
+from tessera.tokenize.text_normalization import spell_digits, spell_words
+from tessera.tokenize.text_tokenizer import (
     MODEL_FILE,
     ByteTextConfig,
     SentencePieceConfig,
@@ -126,7 +126,7 @@ def test_reading_again_changes_nothing_and_digits_may_be_spelled_first(seed):
         for word in words.split():
             assert unicodedata.category(word[0])[0] == "L" and all(unicodedata.category(c)[0] in "LM'P" for c in word)
         plain = "".join(chr(code % 128) for code in codes)
-        assert spelling._spell_ascii(plain) == spelling._spell_all(plain)
+        assert text_normalization._spell_ascii(plain) == text_normalization._spell_all(plain)
 
 
 def test_spelled_digits_leave_punctuation_where_it_was():

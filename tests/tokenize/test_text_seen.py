@@ -2,12 +2,12 @@
 
 import pytest
 
+from tessera.configs.files import read_json
+from tessera.configs.schema import ConfigError, check_config
 from tessera.samples.make_speech import DIGITS, PHRASES
 from tessera.tokenize.bundled import BUNDLED
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.files import read_json
-from tessera.tokenize.text import ByteTextConfig, SentencePieceConfig, load_text, make_text
-from tessera.tokenize.text_seen import MAX_WORDS, TextSeen, named, seen_in, unseen_in
+from tessera.tokenize.text_coverage import MAX_WORDS, TextSeen, named, seen_in, unseen_in
+from tessera.tokenize.text_tokenizer import ByteTextConfig, SentencePieceConfig, load_text, make_text
 
 READERS = {
     "bytes": make_text(ByteTextConfig(), []),

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import FSQConfig, ResidualConfig, ScalesConfig, StrideConfig, VQConfig
+from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConfig
+from tessera.tokenize.audio.stft import frame_signal, inverse_spectrum
+from tessera.tokenize.audio.streaming import StagesStream, window_stage
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import FSQConfig, ResidualConfig, ScalesConfig, StrideConfig, VQConfig
 from tessera.tokenize.spec import check_same_tokenizer
-from tessera.tokenize.spectrum import frame_signal, inverse_spectrum
-from tessera.tokenize.stages import StagesStream, window_stage
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
 RVQ = ResidualConfig(levels=3, quantizer=VQConfig(size=16))

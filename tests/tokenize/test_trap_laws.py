@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import quantizer_trees as trees
 from planting import TwoRanks
 
-from tessera.tokenize import regularise
-from tessera.tokenize.codebook import REVIVE_EVERY
-from tessera.tokenize.quantizer import make_quantizer
-from tessera.train import fidelity
+from tessera.tokenize.quantizers import regularization
+from tessera.tokenize.quantizers.codebook import REVIVE_EVERY
+from tessera.tokenize.quantizers.registry import make_quantizer
+from tessera.train.evaluation import reconstruction_metrics
 
 
 def make(name, dim=trees.DIM):
@@ -40,11 +40,11 @@ def test_a_rotation_of_many_levels_is_one_rotation(levels):
 def test_entropies_over_two_ranks(monkeypatch):
     """Trap 5: shares of 1 and 2 are 1.5 for both, not 0.5 and 1; eight bits in even use have 5.54 nats, not 3.12."""
     ones = torch.ones(())
-    found = TwoRanks().run(monkeypatch, lambda rank: regularise._share_of_all(torch.tensor([1.0 + rank]), ones))
+    found = TwoRanks().run(monkeypatch, lambda rank: regularization._share_of_all(torch.tensor([1.0 + rank]), ones))
     assert [share.item() for share in found] == [1.5, 1.5]
     signs = 2.0 * (torch.arange(256)[:, None] >> torch.arange(8) & 1) - 1  # rank 0 has the codes below 128
     entropies = TwoRanks().run(
-        monkeypatch, lambda rank: regularise.bit_entropies(1e3 * signs[128 * rank :][:128], 8, None)[1]
+        monkeypatch, lambda rank: regularization.bit_entropies(1e3 * signs[128 * rank :][:128], 8, None)[1]
     )
     assert [value.item() for value in entropies] == pytest.approx([8 * math.log(2)] * 2)
 
@@ -184,7 +184,7 @@ def test_a_measure_that_fails_is_no_number(monkeypatch):
         package = type(sys)("pesq")
         package.PesqError, package.pesq = Refuses, raising
         monkeypatch.setitem(sys.modules, "pesq", package)
-        return fidelity.pesq(torch.ones(16000), torch.ones(16000), 16000)
+        return reconstruction_metrics.pesq(torch.ones(16000), torch.ones(16000), 16000)
 
     assert measure(Refuses("no utterance")) is None
     try:

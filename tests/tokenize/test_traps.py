@@ -26,11 +26,12 @@ import test_quantizer_references as references
 import test_trap_laws as own
 from planting import written
 
-from tessera.tokenize import chain, codebook, fsq, quantized, regularise, rotation, scalar, tail, vq
-from tessera.tokenize.binary import BinaryQuantizer
-from tessera.tokenize.codebook import Codebook
-from tessera.tokenize.lattice import LatticeQuantizer
-from tessera.train import fidelity
+from tessera.tokenize.quantizers import base, codebook, fsq, regularization, scalar, vq
+from tessera.tokenize.quantizers.binary import BinaryQuantizer
+from tessera.tokenize.quantizers.codebook import Codebook
+from tessera.tokenize.quantizers.combinators import chain, nested_dropout, rotation_trick
+from tessera.tokenize.quantizers.lattice import LatticeQuantizer
+from tessera.train.evaluation import reconstruction_metrics
 
 TRAPS = {
     1: "an encoder gradient multiplied by the number of levels, or none after the first (encodec#25)",
@@ -139,33 +140,33 @@ DEFECTS = [
     Defect(
         5,
         "the all-reduce's result dropped",
-        written(regularise._share_of_all, "dist.all_reduce(everywhere)", "dist.all_reduce(everywhere.clone())"),
+        written(regularization._share_of_all, "dist.all_reduce(everywhere)", "dist.all_reduce(everywhere.clone())"),
         [own.test_entropies_over_two_ranks],
     ),
     Defect(
         5,
         "the mean of the ranks' shares divided again",
-        written(regularise._share_of_all, "return total / count.clamp_min(1)", "return total / count.clamp_min(1) / 2"),
+        written(
+            regularization._share_of_all, "return total / count.clamp_min(1)", "return total / count.clamp_min(1) / 2"
+        ),
         [own.test_entropies_over_two_ranks],
     ),
     Defect(
         6,
         "an epsilon under the logarithm",
-        written(regularise.entropy, "torch.where(positive, share, 1.0).log()", "(share + 1e-5).log()"),
+        written(regularization.entropy, "torch.where(positive, share, 1.0).log()", "(share + 1e-5).log()"),
         [law(leaves.test_entropy_of_many_codes_has_no_cap)],
     ),
     Defect(
         6,
         "a probability clamped",
-        written(regularise.entropy, "torch.where(positive, share, 1.0).log()", "share.clamp_min(1e-5).log()"),
+        written(regularization.entropy, "torch.where(positive, share, 1.0).log()", "share.clamp_min(1e-5).log()"),
         [law(leaves.test_entropy_of_many_codes_has_no_cap)],
     ),
     Defect(
         7,
         "levels packed as float32",
-        written(
-            quantized.pack_codes, "packed * size + codes[..., level]", "(packed.float() * size + codes[..., level])"
-        ),
+        written(base.pack_codes, "packed * size + codes[..., level]", "(packed.float() * size + codes[..., level])"),
         [PACK],
     ),
     Defect(
@@ -215,7 +216,7 @@ DEFECTS = [
     Defect(
         8,
         "a training value that is the code but for rounding",
-        written(quantized.Quantizer.estimate, "parts.vectors + (x - x.detach())", "x + (parts.vectors - x).detach()"),
+        written(base.Quantizer.estimate, "parts.vectors + (x - x.detach())", "x + (parts.vectors - x).detach()"),
         [law(laws.test_training_value_equals_decode_of_codes, "vq", torch.bfloat16)],
     ),
     Defect(
@@ -313,7 +314,7 @@ DEFECTS = [
     Defect(
         16,
         "values that are the rotated latents",
-        written(rotation.RotationQuantizer.estimate, "vectors + (turned - turned.detach())", "turned"),
+        written(rotation_trick.RotationQuantizer.estimate, "vectors + (turned - turned.detach())", "turned"),
         [
             law(laws.test_training_value_equals_decode_of_codes, "rotation", torch.float32),
             law(own.test_rotation_leaves_values_and_losses_alone, "vq"),
@@ -322,13 +323,13 @@ DEFECTS = [
     Defect(
         16,
         "a rotation without its scale",
-        written(rotation.RotationQuantizer.estimate, "turned = scale * turned", "pass"),
+        written(rotation_trick.RotationQuantizer.estimate, "turned = scale * turned", "pass"),
         [law(own.test_a_rotation_of_many_levels_is_one_rotation, 2), law(codebooks.test_rotation_is_the_rotation)],
     ),
     Defect(
         17,
         "the logarithm of a share of 0",
-        written(regularise.entropy, "torch.where(positive, share, 1.0).log()", "share.log()"),
+        written(regularization.entropy, "torch.where(positive, share, 1.0).log()", "share.log()"),
         [law(own.test_losses_and_gradients_are_finite, "vq-entropy", 1e5)],
     ),
     Defect(
@@ -348,13 +349,17 @@ DEFECTS = [
     Defect(
         18,
         "one tail for the batch",
-        written(tail.TailQuantizer.draw_lengths, "places + 1, (num_samples,))", "places + 1, (1,))"),
+        written(nested_dropout.TailQuantizer.draw_lengths, "places + 1, (num_samples,))", "places + 1, (1,))"),
         [law(combinators.test_tails_are_drawn_per_sample)],
     ),
     Defect(
         19,
         "a failed measure is the worst number",
-        written(fidelity.pesq, "except PesqError:\n        return None", "except Exception:\n        return 1.0"),
+        written(
+            reconstruction_metrics.pesq,
+            "except PesqError:\n        return None",
+            "except Exception:\n        return 1.0",
+        ),
         [own.test_a_measure_that_fails_is_no_number],
     ),
 ]

@@ -6,8 +6,8 @@ import pytest
 import soundfile
 import torch
 
-from tessera.tokenize.media import write_audio
-from tessera.tokenize.wav_file import WavWriter
+from tessera.tokenize.audio.wav_writer import WavWriter
+from tessera.tokenize.data.media import write_audio
 
 
 @pytest.mark.parametrize("channels", [1, 2])

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from tessera.tokenize.config import ConfigError, parse_yaml
-from tessera.tokenize.yaml_subset import MAX_CHARACTERS, MAX_VALUES, parse
+from tessera.configs.schema import ConfigError, parse_yaml
+from tessera.configs.yaml_subset import MAX_CHARACTERS, MAX_VALUES, parse
 
 HOSTILE = {
     "many keys": ("\n".join(f"k{number}: 1" for number in range(15_000)), "more than 10000 keys"),

@@ -4,14 +4,14 @@ import sys
 
 import torch
 
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.model import LMConfig, TokenLM
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
-from tessera.train.deepspeed_engine import DeepSpeedEngine
-from tessera.train.engine import TorchEngine
-from tessera.train.lm_config import DeepSpeedEngineConfig, TrainSettings
-from tessera.train.objective import Objective
-from tessera.train.world import join_world, leave_world
+from tessera.train.distributed.process_group import join_world, leave_world
+from tessera.train.engines.deepspeed_engine import DeepSpeedEngine
+from tessera.train.engines.torch_engine import TorchEngine
+from tessera.train.lm.config import DeepSpeedEngineConfig, TrainSettings
+from tessera.train.lm.objective import Objective
 
 
 def main(kind: str, dtype: str) -> None:

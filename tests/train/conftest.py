@@ -6,21 +6,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tessera.lm.arrange import DelayConfig
-from tessera.lm.conditions import ConditionBatch, LabelConfig
-from tessera.lm.model import LMConfig, TokenLM
-from tessera.tokenize.audio_net import AudioTokenizerConfig
-from tessera.tokenize.config import check_config
-from tessera.tokenize.files import sha256_file, write_json, write_safetensors
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ResidualConfig, VQConfig
-from tessera.tokenize.shards import Index, ShardFile, code_dtype
-from tessera.tokenize.sound_spectrum import AudioStackConfig
+from tessera.configs.files import sha256_file, write_json, write_safetensors
+from tessera.configs.schema import check_config
+from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig
+from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.patterns.pattern import DelayConfig
+from tessera.tokenize.audio.networks import AudioTokenizerConfig
+from tessera.tokenize.audio.vocos import AudioStackConfig
+from tessera.tokenize.data.shard_writer import Index, ShardFile, code_dtype
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.tokenize.tokenizer import make_tokenizer
-from tessera.train.lm_config import TrainConfig, TrainSettings
-from tessera.train.objective import Objective, TermCounter
-from tessera.train.world import World
+from tessera.train.distributed.process_group import World
+from tessera.train.lm.config import TrainConfig, TrainSettings
+from tessera.train.lm.objective import Objective, TermCounter
 
 SPEC = TokenSpec(
     name="tiny",

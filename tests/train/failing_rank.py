@@ -5,8 +5,8 @@ import signal
 
 
 def main(how: str) -> None:
-    from tessera.train import lm_trainer
-    from tessera.train.data import Items
+    from tessera.train.lm import trainer
+    from tessera.train.lm.dataset import Items
 
     if how == "disk":
         import resource
@@ -28,7 +28,7 @@ def main(how: str) -> None:
         def fails(*given):
             raise MemoryError("no memory for an evaluation")
 
-        lm_trainer.evaluate_loss = fails
+        trainer.evaluate_loss = fails
     else:
         raise AssertionError(how)
 

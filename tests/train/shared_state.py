@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tessera.lm.conditions import ConditionBatch
-from tessera.lm.model import LMConfig, TokenLM
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
-from tessera.train.deepspeed_engine import DeepSpeedEngine
-from tessera.train.engine import TorchEngine
-from tessera.train.lm_config import DeepSpeedEngineConfig, TrainSettings
-from tessera.train.objective import Objective
-from tessera.train.world import ONE_PROCESS, World, join_world, leave_world
+from tessera.train.distributed.process_group import ONE_PROCESS, World, join_world, leave_world
+from tessera.train.engines.deepspeed_engine import DeepSpeedEngine
+from tessera.train.engines.torch_engine import TorchEngine
+from tessera.train.lm.config import DeepSpeedEngineConfig, TrainSettings
+from tessera.train.lm.objective import Objective
 
 
 def make(world: World, stage: int, dtype: str) -> DeepSpeedEngine | TorchEngine:

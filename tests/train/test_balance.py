@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tessera.train.balance import (
+from tessera.train.losses.balancer import (
     AdaptiveConfig,
     BalancerConfig,
     SumConfig,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.train import checkpoint
-from tessera.train.checkpoint import Checkpoints, check_pickles, why_unusable
-from tessera.train.world import World
+from tessera.train.common import checkpoint
+from tessera.train.common.checkpoint import Checkpoints, check_pickles, why_unusable
+from tessera.train.distributed.process_group import World
 
 ONE = World(0, 1, torch.device("cpu"))
 

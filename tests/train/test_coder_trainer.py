@@ -6,10 +6,10 @@ import torch
 pytest.importorskip("constriction")
 
 from tessera.cli.app import run
-from tessera.lm.coder_net import load_coder
-from tessera.lm.compressed_file import write_compressed
-from tessera.tokenize.codes_file import CodesItem
-from tessera.tokenize.shards import Shards
+from tessera.tokenize.compression.file_format import write_compressed
+from tessera.tokenize.compression.integer_network import load_coder
+from tessera.tokenize.data.codes_file import CodesItem
+from tessera.tokenize.data.shard_writer import Shards
 
 
 @pytest.fixture

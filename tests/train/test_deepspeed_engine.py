@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tessera.lm.inputs import CodesInputConfig
-from tessera.tokenize.files import write_json
-from tessera.train import deepspeed_engine
-from tessera.train.engine import TorchEngine
-from tessera.train.lm_config import DeepSpeedEngineConfig
-from tessera.train.world import join_world
+from tessera.configs.files import write_json
+from tessera.lm.layers.input_embedding import CodesInputConfig
+from tessera.train.distributed.process_group import join_world
+from tessera.train.engines import deepspeed_engine
+from tessera.train.engines.torch_engine import TorchEngine
+from tessera.train.lm.config import DeepSpeedEngineConfig
 
 pytest.importorskip("deepspeed")
 
 
 def make(tiny, stage: int, micro_steps: int = 1, lm=None, **settings):
-    from tessera.train.deepspeed_engine import DeepSpeedEngine
+    from tessera.train.engines.deepspeed_engine import DeepSpeedEngine
 
     options = tiny.settings(**settings)
     config = DeepSpeedEngineConfig(zero_stage=stage, bucket_elements=10_000, persistence_elements=0)

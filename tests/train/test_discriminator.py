@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.train.discriminator import GAMES, LECAM_DECAY, Judges, JudgesConfig
-from tessera.train.world import World
+from tessera.configs.schema import ConfigError, check_config
+from tessera.train.discriminators.registry import GAMES, LECAM_DECAY, Judges, JudgesConfig
+from tessera.train.distributed.process_group import World
 
 SMALL = {
     "stft": {"kind": "stft", "windows": [64, 128], "channels": 4, "layers": 2},

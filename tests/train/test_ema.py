@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tessera.train.ema import WeightAverage
+from tessera.train.engines.ema import WeightAverage
 
 
 def test_follows_the_recurrence_and_survives_saving(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tessera.train.engine import TorchEngine
+from tessera.train.engines.torch_engine import TorchEngine
 
 
 def make(tiny, micro_steps: int = 1, **settings) -> TorchEngine:

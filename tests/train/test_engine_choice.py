@@ -8,12 +8,12 @@ import sys
 import pytest
 import yaml
 
-from tessera.tokenize.config import ConfigError, read_config
-from tessera.train import engine_choice
-from tessera.train.engine_choice import choose_engine, engine_for, saved_engine
-from tessera.train.lm_config import AutoEngineConfig, DeepSpeedEngineConfig, TorchEngineConfig, TrainConfig
-from tessera.train.lm_trainer import train_lm
-from tessera.train.world import ONE_PROCESS
+from tessera.configs.schema import ConfigError, read_config
+from tessera.train.distributed.process_group import ONE_PROCESS
+from tessera.train.engines import auto
+from tessera.train.engines.auto import choose_engine, engine_for, saved_engine
+from tessera.train.lm.config import AutoEngineConfig, DeepSpeedEngineConfig, TorchEngineConfig, TrainConfig
+from tessera.train.lm.trainer import train_lm
 
 SHORT = {"steps": 2}
 
@@ -48,7 +48,7 @@ def test_the_choice_is_in_the_log_and_the_resolved_config(tiny_config, tmp_path,
 def test_a_run_keeps_its_engine(tiny_config, tmp_path, monkeypatch):
     out = tmp_path / "run"
     assert train_lm(tiny_config(**SHORT), out)
-    monkeypatch.setattr(engine_choice, "engine_for", lambda *a: DeepSpeedEngineConfig(because="another rule"))
+    monkeypatch.setattr(auto, "engine_for", lambda *a: DeepSpeedEngineConfig(because="another rule"))
     assert train_lm(tiny_config(**{**SHORT, "steps": 3}), out, resume=True)
     assert json.loads((out / "config.json").read_text())["engine"]["kind"] == "torch"
     with pytest.raises(ConfigError, match=r"engine.kind: this run was started with 'torch' .* now says 'deepspeed'"):
@@ -64,7 +64,7 @@ def test_a_run_of_deepspeed_is_not_gone_on_with_without_it(tiny_config, tmp_path
     found["config"]["engine"] = DeepSpeedEngineConfig(zero_stage=2).model_dump(mode="json")
     state.write_text(json.dumps(found))
     assert saved_engine(out / "steps") == DeepSpeedEngineConfig(zero_stage=2)
-    monkeypatch.setattr(engine_choice, "has_deepspeed", lambda: False)
+    monkeypatch.setattr(auto, "has_deepspeed", lambda: False)
     with pytest.raises(ImportError, match="was begun with DeepSpeed, which is not installed here; pip install"):
         choose_engine(AutoEngineConfig(), out / "steps", ONE_PROCESS)
     shutil.rmtree(out / "steps")
@@ -74,7 +74,7 @@ def test_a_run_of_deepspeed_is_not_gone_on_with_without_it(tiny_config, tmp_path
 @pytest.mark.slow
 def test_nothing_of_deepspeed_is_imported_to_find_out():
     code = (
-        "import sys; from tessera.train.engine_choice import engine_for, has_deepspeed; has_deepspeed(); "
+        "import sys; from tessera.train.engines.auto import engine_for, has_deepspeed; has_deepspeed(); "
         "sys.exit('deepspeed' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

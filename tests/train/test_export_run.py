@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from tessera.cli.app import run as tessera
-from tessera.lm.weights import load_model
-from tessera.tokenize.config import check_config
-from tessera.tokenize.folder_lock import FolderInUse, lock_folder
+from tessera.configs.folder_lock import FolderInUse, lock_folder
+from tessera.configs.schema import check_config
+from tessera.lm.checkpoints.model_directory import load_model
 from tessera.tokenize.tokenizer import load_tokenizer
+from tessera.train.common.metrics import read_metrics
+from tessera.train.engines.lr_schedule import learning_rate
 from tessera.train.export_run import export_run, find_checkpoint
-from tessera.train.lm_trainer import LMTrainer, train_lm
-from tessera.train.metrics import read_metrics
-from tessera.train.schedule import learning_rate
-from tessera.train.tokenizer_trainer import TokenizerTrainConfig, TokenizerTrainer, train_tokenizer
+from tessera.train.lm.trainer import LMTrainer, train_lm
+from tessera.train.tokenizer.trainer import TokenizerTrainConfig, TokenizerTrainer, train_tokenizer
 
 MASKED = {"lm": {"kind": "masked", "width": 16, "layers": 1, "heads": 2, "conditions": [{"kind": "label"}]}}
 TEXT = {
@@ -118,7 +118,7 @@ def losses(monkeypatch):
 
     def evaluate(self):
         value = given[self.state.step]
-        monkeypatch.setattr("tessera.train.lm_trainer.evaluate_loss", lambda *a: torch.tensor([value, value]))
+        monkeypatch.setattr("tessera.train.lm.trainer.evaluate_loss", lambda *a: torch.tensor([value, value]))
         return before(self)
 
     before = LMTrainer.evaluate

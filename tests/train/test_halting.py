@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.files import write_safetensors
-from tessera.tokenize.quantizer import HaltingConfig, VQConfig, make_quantizer
+from tessera.configs.files import write_safetensors
+from tessera.configs.schema import ConfigError, check_config
+from tessera.tokenize.quantizers.registry import HaltingConfig, VQConfig, make_quantizer
 from tessera.tokenize.spec import PictureGeometry
-from tessera.train.halting import HaltingTerm, HaltingTermConfig
-from tessera.train.latents import decode_latents
-from tessera.train.term import InnerView, MediaBatch, TermContext
-from tessera.train.tokenizer_config import TokenizerTrainConfig
-from tessera.train.tokenizer_trainer import TokenizerTrainer, train_tokenizer
-from tessera.train.world import join_world, leave_world
+from tessera.train.distributed.process_group import join_world, leave_world
+from tessera.train.losses.adaptive_length import HaltingTerm, HaltingTermConfig
+from tessera.train.losses.base import InnerView, MediaBatch, TermContext
+from tessera.train.losses.codec_forward import decode_latents
+from tessera.train.tokenizer.config import TokenizerTrainConfig
+from tessera.train.tokenizer.trainer import TokenizerTrainer, train_tokenizer
 
 TOKENS, DIM, KINDS = 6, 8, 4
 GEOMETRY = PictureGeometry(height=4, width=4, channels=1, rows=1, columns=TOKENS)

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tessera.train.launch import launch
-from tessera.train.metrics import read_metrics
+from tessera.train.common.metrics import read_metrics
+from tessera.train.distributed.launch import launch
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 

@@ -11,18 +11,18 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
-from tessera.lm.weights import load_model
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.files import NoRoom, read_sealed_json, write_sealed_json
-from tessera.tokenize.folder_lock import lock_folder
-from tessera.tokenize.shards import Shards
-from tessera.train.engine_choice import saved_engine
-from tessera.train.lm_config import TrainConfig
-from tessera.train.lm_trainer import LMTrainer, TrainingFailed, cut_like, train_lm
-from tessera.train.metrics import read_metrics
-from tessera.train.parts import open_parts
-from tessera.train.run_state import RunState
-from tessera.train.world import ONE_PROCESS, World
+from tessera.configs.files import NoRoom, read_sealed_json, write_sealed_json
+from tessera.configs.folder_lock import lock_folder
+from tessera.configs.schema import ConfigError, check_config
+from tessera.lm.checkpoints.model_directory import load_model
+from tessera.tokenize.data.shard_writer import Shards
+from tessera.train.common.metrics import read_metrics
+from tessera.train.distributed.process_group import ONE_PROCESS, World
+from tessera.train.engines.auto import saved_engine
+from tessera.train.lm.config import TrainConfig
+from tessera.train.lm.run_state import RunState
+from tessera.train.lm.setup import open_parts
+from tessera.train.lm.trainer import LMTrainer, TrainingFailed, cut_like, train_lm
 
 
 def make_config(data, changes: dict | None = None, **train) -> TrainConfig:

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from tessera.cli.app import run
+from tessera.configs.schema import ConfigError
 from tessera.generate.model import load
-from tessera.lm.coarse import ClusteredTokenizer, cluster_codes
-from tessera.lm.masked import MaskedLM
-from tessera.lm.stages import CoarseToFine
-from tessera.lm.weights import load_model
-from tessera.tokenize.config import ConfigError
-from tessera.tokenize.shards import Shards
+from tessera.lm.checkpoints.model_directory import load_model
+from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
+from tessera.lm.models.coarse_to_fine import CoarseToFine
+from tessera.lm.models.masked import MaskedLM
+from tessera.tokenize.data.shard_writer import Shards
 from tessera.tokenize.tokenizer import load_tokenizer
-from tessera.train.data import Items
-from tessera.train.lm_config import TrainConfig
-from tessera.train.lm_trainer import LMTrainer, train_lm
+from tessera.train.lm.config import TrainConfig
+from tessera.train.lm.dataset import Items
+from tessera.train.lm.trainer import LMTrainer, train_lm
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_lm_trainer import assert_same_run, make_config, read_metrics

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tessera.tokenize.files import NoRoom
-from tessera.train.metrics import Metrics, Progress, duration, read_metrics
+from tessera.configs.files import NoRoom
+from tessera.train.common.metrics import Metrics, Progress, duration, read_metrics
 
 
 def test_lines_and_truncation_on_resume(tmp_path):

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from tessera.cli.app import run
-from tessera.lm.kinds import make_lm
-from tessera.lm.model import TokenLM
-from tessera.lm.parameter_shapes import parameter_shapes
-from tessera.tokenize.config import read_config
-from tessera.tokenize.quantizer import ScalesConfig, VQConfig, make_quantizer
-from tessera.tokenize.shards import Shards
+from tessera.configs.schema import read_config
+from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
+from tessera.lm.models.causal import TokenLM
+from tessera.lm.models.registry import make_lm
+from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig, make_quantizer
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
-from tessera.train.lm_config import TrainConfig
+from tessera.train.lm.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs" / "lm").glob("*.yaml"))

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.tokenize.config import check_config, override, read_yaml
-from tessera.tokenize.padded_conv import fold_norms
+from tessera.configs.schema import check_config, override, read_yaml
+from tessera.tokenize.audio.masked_conv import fold_norms
 from tessera.tokenize.tokenizer import NETS, load_tokenizer
-from tessera.train.tokenizer_trainer import TokenizerTrainConfig, train_tokenizer
+from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "configs" / "tokenize"

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tessera.cli.app import run
+from tessera.configs.schema import ConfigError, check_config
 from tessera.generate.model import load
-from tessera.lm.next_scale import NextScaleLM
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ScalesConfig, VQConfig
+from tessera.lm.models.next_scale import NextScaleLM
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
-from tessera.train.lm_config import TrainConfig
+from tessera.train.lm.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_lm_trainer import read_metrics

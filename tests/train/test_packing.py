@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.tokenize.config import ConfigError
-from tessera.train.packing import BestFitConfig, PackedSampler, best_fit
-from tessera.train.sampler import micro_batches
+from tessera.configs.schema import ConfigError
+from tessera.train.common.batch_sampler import micro_batches
+from tessera.train.lm.sequence_packing import BestFitConfig, PackedSampler, best_fit
 
 sizes = st.lists(st.integers(1, 20), min_size=1, max_size=80)
 

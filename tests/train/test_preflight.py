@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from tessera.cli.app import run as tessera
+from tessera.configs.schema import ConfigError
 from tessera.generate.model import load
-from tessera.tokenize.config import ConfigError
-from tessera.tokenize.shards import Shards
-from tessera.train import engine_choice, preflight
-from tessera.train.lm_trainer import LMTrainer, train_lm
-from tessera.train.world import ONE_PROCESS
+from tessera.tokenize.data.shard_writer import Shards
+from tessera.train.distributed.process_group import ONE_PROCESS
+from tessera.train.engines import auto
+from tessera.train.lm import preflight
+from tessera.train.lm.trainer import LMTrainer, train_lm
 
 LM = {"width": 16, "layers": 1, "heads": 2, "variable_length": True}
 MASKED = {"kind": "masked", "width": 16, "layers": 1, "heads": 2}
@@ -182,7 +183,7 @@ def test_evaluation_is_tried_on_the_longest_items(tiny_config, tiny_data, tmp_pa
 
 
 def test_deepspeed_that_is_not_installed(tiny_config, refused, monkeypatch):
-    monkeypatch.setattr(engine_choice, "has_deepspeed", lambda: False)
+    monkeypatch.setattr(auto, "has_deepspeed", lambda: False)
     line = refused(tiny_config({"engine": {"kind": "deepspeed"}}))
     assert (
         "engine kind 'deepspeed' needs the package deepspeed; pip install deepspeed, or set engine.kind=torch" in line
@@ -208,7 +209,7 @@ def test_an_export_that_fails_says_that_nothing_is_lost(tiny_config, tmp_path, m
     def overflows(*a):
         raise ValueError("tensor 'x' is not finite in float16")
 
-    monkeypatch.setattr("tessera.train.lm_trainer.export_lm", overflows)
+    monkeypatch.setattr("tessera.train.lm.trainer.export_lm", overflows)
     out = tmp_path / "run"
     with pytest.raises(
         ValueError, match="not finite in float16; nothing is lost, .* tessera export .* --set export.dtype"

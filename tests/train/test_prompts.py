@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from tessera.cli.app import run
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.files import read_safetensors
-from tessera.tokenize.shards import Shards
-from tessera.train.data import Items
-from tessera.train.lm_config import TrainConfig
-from tessera.train.lm_trainer import LMTrainer, train_lm
-from tessera.train.metrics import read_metrics
-from tessera.train.prompts import CropPromptConfig, Prompts, PromptSource, SameLabelPromptConfig
-from tessera.train.world import World
+from tessera.configs.files import read_safetensors
+from tessera.configs.schema import ConfigError, check_config
+from tessera.tokenize.data.shard_writer import Shards
+from tessera.train.common.metrics import read_metrics
+from tessera.train.distributed.process_group import World
+from tessera.train.lm.config import TrainConfig
+from tessera.train.lm.dataset import Items
+from tessera.train.lm.reference_prompts import CropPromptConfig, Prompts, PromptSource, SameLabelPromptConfig
+from tessera.train.lm.trainer import LMTrainer, train_lm
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_lm_trainer import make_config

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.kinds import make_lm as make_any
-from tessera.lm.masked import MaskedConfig
-from tessera.lm.row_noise import Dropout, part_of_rows, rand
-from tessera.train.objective import Objective
+from tessera.lm.models.masked import MaskedConfig
+from tessera.lm.models.registry import make_lm as make_any
+from tessera.lm.ops.row_rng import Dropout, part_of_rows, rand
+from tessera.train.lm.objective import Objective
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lm"))
 import small_models

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.tokenize.config import ConfigError
-from tessera.train.sampler import Sampler, check_batch, micro_batches, mix
+from tessera.configs.schema import ConfigError
+from tessera.train.common.batch_sampler import Sampler, check_batch, micro_batches, mix
 
 
 def make_sampler(num_items: int, batch: int, seed: int = 0, pool: int = 4) -> Sampler:

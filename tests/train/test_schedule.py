@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from tessera.train.schedule import learning_rate
+from tessera.train.engines.lr_schedule import learning_rate
 
 
 def rates(steps: int, warmup: int, min_ratio: float = 0.1) -> list[float]:

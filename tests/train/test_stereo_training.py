@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from tessera.tokenize.audio_net import AudioNet
-from tessera.tokenize.config import check_config
-from tessera.tokenize.corpus import FolderCorpus, open_corpus
-from tessera.tokenize.media import write_audio
-from tessera.train.metrics import read_metrics
-from tessera.train.term import MediaBatch, TermContext
-from tessera.train.terms import make_terms
-from tessera.train.tokenizer_data import MediaInMemory
-from tessera.train.tokenizer_eval import evaluate_tokenizer
-from tessera.train.tokenizer_objective import TokenizerObjective
-from tessera.train.tokenizer_trainer import TokenizerTrainConfig, train_tokenizer
+from tessera.configs.schema import check_config
+from tessera.tokenize.audio.networks import AudioNet
+from tessera.tokenize.data.corpus import FolderCorpus, open_corpus
+from tessera.tokenize.data.media import write_audio
+from tessera.train.common.metrics import read_metrics
+from tessera.train.evaluation.tokenizer_eval import evaluate_tokenizer
+from tessera.train.losses.base import MediaBatch, TermContext
+from tessera.train.losses.registry import make_terms
+from tessera.train.tokenizer.dataset import MediaInMemory
+from tessera.train.tokenizer.objective import TokenizerObjective
+from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
 
 RATE, HOP = 4000, 40
 

@@ -12,19 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from tessera.tokenize.config import Config, ConfigError, check_config, read_config
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import HaltingConfig, ResidualConfig, VQConfig, make_quantizer
+from tessera.configs.schema import Config, ConfigError, check_config, read_config
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import HaltingConfig, ResidualConfig, VQConfig, make_quantizer
 from tessera.tokenize.spec import AudioGeometry, PictureGeometry
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
-from tessera.train.discriminator import Judges, JudgesConfig
-from tessera.train.distil import DISTANCES, normalise
-from tessera.train.perceptual import layer_distance
-from tessera.train.teacher import cosine_transform, feature_size, fit_places, make_teacher
-from tessera.train.term import InnerTerm, InnerView, MediaBatch, OutputView, TermContext
-from tessera.train.terms import TERMS, LossConfig, make_terms
-from tessera.train.tokenizer_config import TokenizerTrainConfig
-from tessera.train.tokenizer_data import MediaInMemory
+from tessera.train.discriminators.registry import Judges, JudgesConfig
+from tessera.train.losses.base import InnerTerm, InnerView, MediaBatch, OutputView, TermContext
+from tessera.train.losses.distillation import DISTANCES, normalise
+from tessera.train.losses.perceptual import layer_distance
+from tessera.train.losses.registry import TERMS, LossConfig, make_terms
+from tessera.train.losses.teachers import cosine_transform, feature_size, fit_places, make_teacher
+from tessera.train.tokenizer.config import TokenizerTrainConfig
+from tessera.train.tokenizer.dataset import MediaInMemory
 
 HOP, RATE, DIM, BATCH, FRAMES = 40, 4000, 6, 3, 12
 SOUND = AudioGeometry(sample_rate=RATE, samples_per_frame=HOP)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tessera.configs.files import read_json, write_json
 from tessera.generate.model import load
-from tessera.lm.defaults import GenerationDefaults
-from tessera.tokenize.files import read_json, write_json
-from tessera.tokenize.shards import Shards
-from tessera.tokenize.text import ByteTextConfig, make_text
+from tessera.lm.generation_config import GenerationDefaults
+from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
 from tessera.tokenize.tokenizer import make_tokenizer
-from tessera.train.data import Items
-from tessera.train.lm_trainer import train_lm
-from tessera.train.text_limits import text_limits, with_limits
+from tessera.train.lm.dataset import Items
+from tessera.train.lm.text_statistics import text_limits, with_limits
+from tessera.train.lm.trainer import train_lm
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import _write_shards

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tessera.tokenize.config import check_config
-from tessera.train.tokenizer_trainer import TokenizerTrainConfig
+from tessera.configs.schema import check_config
+from tessera.train.tokenizer.trainer import TokenizerTrainConfig
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 

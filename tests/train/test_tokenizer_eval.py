@@ -16,20 +16,29 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "generate"))
 from tiny_models import make_conditions, make_lm
 
 from tessera.cli.app import run
-from tessera.cli.tokenizer_page import render
-from tessera.lm.coder_net import CoderConfig, CoderNet
-from tessera.lm.conditions import ConditionBatch
-from tessera.tokenize.audio_net import AudioStackConfig, AudioTokenizerConfig
-from tessera.tokenize.media import write_audio
-from tessera.tokenize.picture_net import PictureTokenizerConfig
-from tessera.tokenize.quantizer import ChainConfig, FSQConfig, ResidualConfig, StrideConfig, VQConfig
+from tessera.cli.report.tokenizer_report import render
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConfig
+from tessera.tokenize.compression.integer_network import CoderConfig, CoderNet
+from tessera.tokenize.data.media import write_audio
+from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.quantizers.registry import ChainConfig, FSQConfig, ResidualConfig, StrideConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.tokenize.tokenizer import Encoded, make_tokenizer
-from tessera.train.code_stability import _can_move, changed_share, code_stability
-from tessera.train.code_usage import codebook_use, conditional_bits, language_model_bits, usage_growth
-from tessera.train.fidelity import log_mel_distance, ms_ssim, multi_stft, pesq, psnr, si_sdr, ssim, stoi
-from tessera.train.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
-from tessera.train.tokenizer_speed import peak_memory
+from tessera.train.evaluation.code_stability import _can_move, changed_share, code_stability
+from tessera.train.evaluation.code_usage import codebook_use, conditional_bits, language_model_bits, usage_growth
+from tessera.train.evaluation.reconstruction_metrics import (
+    log_mel_distance,
+    ms_ssim,
+    multi_stft,
+    pesq,
+    psnr,
+    si_sdr,
+    ssim,
+    stoi,
+)
+from tessera.train.evaluation.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
+from tessera.train.evaluation.tokenizer_speed import peak_memory
 
 
 @pytest.fixture
@@ -387,7 +396,7 @@ def test_page(picture_tokenizer, audio_tokenizer, digits, tmp_path, capsys):
 
 def test_verb_fails_when_codes_are_not_stable(picture_tokenizer, digits, tmp_path, capsys, monkeypatch):
     picture_tokenizer.save(tmp_path / "tokenizer")
-    monkeypatch.setattr("tessera.train.code_stability.changed_share", lambda found, wanted: 0.5)
+    monkeypatch.setattr("tessera.train.evaluation.code_stability.changed_share", lambda found, wanted: 0.5)
     assert run(["tokenizer", "eval", str(tmp_path / "tokenizer"), "--data", str(digits)]) == 1
     assert "should not be stored" in capsys.readouterr().err
 

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.files import write_safetensors
-from tessera.tokenize.media import write_audio
+from tessera.configs.files import write_safetensors
+from tessera.configs.schema import ConfigError, check_config
+from tessera.tokenize.data.media import write_audio
 from tessera.tokenize.tokenizer import NETS
-from tessera.train import preflight, tokenizer_trainer
-from tessera.train.tokenizer_preflight import check_terms
-from tessera.train.tokenizer_trainer import TokenizerTrainConfig, TokenizerTrainer, train_tokenizer
-from tessera.train.world import ONE_PROCESS
+from tessera.train.distributed.process_group import ONE_PROCESS
+from tessera.train.lm import preflight
+from tessera.train.tokenizer import trainer
+from tessera.train.tokenizer.preflight import check_terms
+from tessera.train.tokenizer.trainer import TokenizerTrainConfig, TokenizerTrainer, train_tokenizer
 
 VQ = {"kind": "vq", "size": 8, "kmeans_init": False}
 KMEANS = {"kind": "kmeans", "size": 8}
@@ -145,7 +146,7 @@ def test_discriminators_that_never_come_in_are_noted(pictures, tmp_path, capsys)
     ],
 )
 def test_what_needs_no_media_is_said_before_they_are_read(pictures, refuse, monkeypatch, changes, said):
-    monkeypatch.setattr(tokenizer_trainer, "MediaInMemory", lambda *a: pytest.fail("the media were read"))
+    monkeypatch.setattr(trainer, "MediaInMemory", lambda *a: pytest.fail("the media were read"))
     assert said in refuse(pictures(**{"stages": [FIRST], **changes}))
 
 

@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 
-from tessera.tokenize.files import read_safetensors
-from tessera.tokenize.media import write_audio
-from tessera.train.metrics import read_metrics
+from tessera.configs.files import read_safetensors
+from tessera.tokenize.data.media import write_audio
+from tessera.train.common.metrics import read_metrics
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.tokenize.config import check_config, override, read_yaml
-from tessera.tokenize.files import write_safetensors
-from tessera.tokenize.media import write_audio
+from tessera.configs.files import write_safetensors
+from tessera.configs.schema import check_config, override, read_yaml
+from tessera.tokenize.data.media import write_audio
 from tessera.tokenize.tokenizer import load_tokenizer
-from tessera.train.tokenizer_trainer import TokenizerTrainConfig, train_tokenizer
+from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "configs" / "tokenize"
 BUNDLED = FOLDER.parent.parent / "bundled" / "speech" / "tokenizer"

@@ -6,15 +6,15 @@ import json
 import pytest
 import torch
 
-from tessera.tokenize.config import ConfigError, check_config
-from tessera.tokenize.files import write_safetensors
-from tessera.tokenize.media import write_audio
+from tessera.configs.files import write_safetensors
+from tessera.configs.schema import ConfigError, check_config
+from tessera.tokenize.data.media import write_audio
 from tessera.tokenize.tokenizer import load_tokenizer
-from tessera.train.metrics import read_metrics
-from tessera.train.spectra import magnitudes, mel_filters
-from tessera.train.tokenizer_losses import RESOLUTIONS
-from tessera.train.tokenizer_trainer import TokenizerTrainConfig, TokenizerTrainer, TrainingFailed, train_tokenizer
-from tessera.train.world import World
+from tessera.train.common.metrics import read_metrics
+from tessera.train.distributed.process_group import World
+from tessera.train.losses.reconstruction import RESOLUTIONS
+from tessera.train.losses.stft import magnitudes, mel_filters
+from tessera.train.tokenizer.trainer import TokenizerTrainConfig, TokenizerTrainer, TrainingFailed, train_tokenizer
 
 RVQ = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vq", "size": 8}}
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # its defaults hold the group where it is imported later
 from torch.nn.parallel import DistributedDataParallel
 
-from tessera.train.world import World, leave_world
+from tessera.train.distributed.process_group import World, leave_world
 
 
 def a_model_is_not_the_last_to_hold_the_group():

@@ -1,0 +1,1 @@
+"""Commands of `tessera`, one file each with `register(app)`."""

@@ -1,0 +1,374 @@
+"""`tessera demo`: the main job, small. Train both models on real data, generate, write a report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...tokenize.bundled import PACKAGE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...generate.model import Model
+    from ..report.demo_report import ModelStory, PictureGallery, SpeechGallery, TokenizerStory
+    from ..report.digit_classifier import Judge
+
+CONFIGS = PACKAGE / "configs" / "demo"
+SPEECH = PACKAGE / "samples" / "speech" / "test"
+LABELS = [str(digit) for digit in range(10)]
+MARK = ".tessera-demo"
+"""A file that says a folder was made by the demo, so that the next demo may replace what is in it."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("demo")(demo)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path("out/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps only, to see that it runs.")] = False,
+) -> None:
+    """Train a small model on handwritten digits, generate from it and from the bundled models, and write a report.
+
+    Example: tessera demo --out out/demo
+
+    Takes some minutes on two CPU cores. Open OUT/report.html afterwards; it holds everything and needs no network.
+    """
+    from ...configs.folder_lock import lock_folder
+
+    with lock_folder(out, "tessera demo"):
+        make_demo(out, quick)
+
+
+def make_demo(out: Path, quick: bool) -> None:
+    """The demo, in a folder that is locked."""
+    prepare(out)
+    run = Run(out, quick)
+    if quick:
+        run.note("this is a quick run: models trained for a few steps know next to nothing.")
+    tokenizer_story = train_tokenizer(run)
+    model, model_story = train_model(run)
+    judge = make_judge(run)
+    fresh = draw_digits(run, model, judge, f"{run.out}/lm/model", "pictures", "generate with the new model")
+    bundled = bundled_digits(run, judge)
+    speech = bundled_speech(run)
+    path = write(run, tokenizer_story, model_story, fresh, bundled, speech)
+    run.say(f"\nThe report is in {path.resolve()}; open it in a browser.")
+
+
+@dataclass
+class Run:
+    """One demo: where it writes, how long each part took, what the reader must be told."""
+
+    out: Path
+    quick: bool
+    stages: list[tuple[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Say what begins, and note how long it took."""
+        self.say(f"\n[{len(self.stages) + 1}] {name}")
+        started = time.monotonic()
+        yield
+        self.stages.append((name, time.monotonic() - started))
+
+    def note(self, text: str) -> None:
+        """Tell the reader, here and in the report."""
+        self.say(f"note: {text}")
+        self.notes.append(text)
+
+    def say(self, text: str) -> None:
+        """Print a line on stderr."""
+        print(text, file=sys.stderr, flush=True)
+
+
+def prepare(out: Path) -> None:
+    """Make the demo's folder, or empty the one that an earlier demo made.
+
+    Raises FileExistsError when the folder holds something that is not the demo's.
+    """
+    from ...configs.folder_lock import LOCK_FILE, is_empty
+
+    out.mkdir(parents=True, exist_ok=True)
+    if not is_empty(out) and not (out / MARK).exists():
+        raise FileExistsError(f"{out}: holds files that are not the demo's; name another folder with --out")
+    (out / MARK).touch()  # what is left of a demo that is stopped here is still the demo's
+    for path in out.iterdir():
+        if path.name in (LOCK_FILE, MARK):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+# What is trained
+
+
+def train_tokenizer(run: Run) -> TokenizerStory:
+    """Train the demo's tokenizer and look at what it does with pictures it has not seen."""
+    from ...configs.schema import read_config
+    from ...train.common.metrics import read_metrics
+    from ...train.tokenizer.trainer import TokenizerTrainConfig
+    from ...train.tokenizer.trainer import train_tokenizer as train
+    from ..report.charts import Curve, picture_png
+    from ..report.demo_report import Journey, TokenizerStory
+    from ..report.digit_classifier import DIGITS, real_digits
+
+    sets = [f"data.path={DIGITS / 'train.safetensors'}", *(["train.steps=30"] if run.quick else [])]
+    config = read_config(CONFIGS / "tokenizer.yaml", TokenizerTrainConfig, sets)
+    with run.stage("train the tokenizer"):
+        tokenizer = train(config, run.out / "tokenizer")
+    if tokenizer is None:
+        raise KeyboardInterrupt
+    pictures, _ = real_digits("test")
+    codes = tokenizer.encode(pictures).codes
+    found = tokenizer.decode(codes)
+    grid = tokenizer.spec.geometry
+    assert grid.kind == "picture"
+    lines = read_metrics(run.out / "tokenizer")
+    steps = [line["step"] for line in lines]
+    return TokenizerStory(
+        command=f"tessera tokenizer train configs/demo/tokenizer.yaml --out {run.out}/tokenizer",
+        curves=[
+            Curve("squared error", steps, [line["squared"] for line in lines]),
+            Curve("quantizer", steps, [line["quantizer"] for line in lines]),
+        ],
+        pairs=[(picture_png(pictures[i]), picture_png(found[i])) for i in range(20)],
+        counts=[
+            codes[:, book].flatten().bincount(minlength=size).tolist()
+            for book, size in enumerate(tokenizer.spec.cardinalities)
+        ],
+        psnr=peak_signal_to_noise(pictures, found),
+        journey=Journey(
+            picture_png(pictures[3]),
+            codes[3].reshape(-1, grid.rows, grid.columns).tolist(),
+            picture_png(found[3]),
+        ),
+    )
+
+
+def peak_signal_to_noise(wanted: Tensor, found: Tensor) -> float:
+    """Mean PSNR in dB over pictures [n, C, height, width] in [-1, 1] (a range of 2)."""
+    error = (wanted - found).square().flatten(1).mean(1).clamp_min(1e-10)
+    return float((10 * (4 / error).log10()).mean())
+
+
+def train_model(run: Run) -> tuple[Model, ModelStory]:
+    """Turn the digits into shards and train the demo's language model on them."""
+    from ...configs.schema import read_config
+    from ...generate.model import load
+    from ...tokenize.data.shard_writer import ShardsConfig, build_shards
+    from ...train.common.metrics import read_metrics
+    from ..report.charts import Curve
+    from ..report.demo_report import ModelStory
+    from ..report.digit_classifier import DIGITS
+
+    with run.stage("turn the digits into codes"):
+        for split in ("train", "test"):
+            data = f"corpus.path={DIGITS / split}.safetensors"
+            sets = [data, f"tokenizer={run.out}/tokenizer", f"out={run.out}/shards/{split}"]
+            build_shards(read_config(CONFIGS / "shards.yaml", ShardsConfig, sets))
+    with run.stage("train the language model"):
+        engine = train_language_model(run)
+    lines = read_metrics(run.out / "lm")
+    training = [line for line in lines if line["split"] == "train"]
+    tests = [line["loss_per_codebook"] for line in lines if line["split"] == "test"]
+    steps = [line["step"] for line in training]
+    curves = [
+        Curve(f"codebook {book}", steps, [line["loss_per_codebook"][book] for line in training])
+        for book in range(len(training[0]["loss_per_codebook"]))
+    ]
+    model = load(run.out / "lm" / "model")
+    story = ModelStory(
+        command=f"tessera train configs/demo/lm.yaml --out {run.out}/lm",
+        engine=engine,
+        parameters=sum(parameter.numel() for parameter in model.lm.parameters()),
+        curves=curves,
+        test_losses=tests[-1] if tests else [],
+        tokens_per_second=sum(line["tokens_per_second"] for line in training) / len(training),
+    )
+    return model, story
+
+
+def train_language_model(run: Run) -> str:
+    """Train as the demo's config says; returns the engine that was taken, and why."""
+    from ...configs.files import read_json
+    from ...configs.schema import read_config
+    from ...train.lm.config import TrainConfig
+    from ...train.lm.trainer import train_lm
+
+    sets = [
+        f"tokenizer={run.out}/tokenizer",
+        f"data.shards={run.out}/shards/train",
+        f"data.test={run.out}/shards/test",
+        *(["train.steps=20", "train.eval_every=20"] if run.quick else []),
+    ]
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    config = read_config(CONFIGS / "lm.yaml", TrainConfig, sets)
+    train_lm(config, run.out / "lm", command="tessera train configs/demo/lm.yaml")
+    engine = read_json(run.out / "lm" / "config.json")["engine"]
+    name = "DeepSpeed" if engine["kind"] == "deepspeed" else "plain torch"
+    return f"{name} ({engine['because']})" if engine["because"] else name
+
+
+# What is generated
+
+
+def make_judge(run: Run) -> Judge | None:
+    """The classifier of digits, or None and a note where scikit-learn is not installed."""
+    from ..report.digit_classifier import Judge
+
+    try:
+        return Judge()
+    except ImportError:
+        run.note("scikit-learn is not installed, so nobody judged the generated digits.")
+        return None
+
+
+def draw_digits(run: Run, model: Model, judge: Judge | None, source: str, folder: str, stage: str) -> PictureGallery:
+    """Ten pictures of each digit, saved and put beside real ones."""
+    import torch
+
+    from ..report.charts import picture_png
+    from ..report.demo_report import PictureGallery, PictureRow
+    from ..report.digit_classifier import real_digits
+
+    each = 2 if run.quick else 10
+    real, names = real_digits("test")
+    with run.stage(stage):
+        started = time.monotonic()
+        result = model.generate(label=LABELS, n=each)
+        seconds = time.monotonic() - started
+    rows = []
+    for number, label in enumerate(LABELS):
+        drawn = result.media[number * each : (number + 1) * each]
+        examples = [picture for picture, name in zip(real, names, strict=True) if name == label][:5]
+        rows.append(PictureRow(label, [picture_png(p) for p in examples], [picture_png(p) for p in drawn]))
+    result.save(run.out / folder)
+    asked = [label for label in LABELS for _ in range(each)]
+    return PictureGallery(
+        command=f"tessera generate {source} --label 7 -n {each} --seed {7 * each} -o out/sevens",
+        rows=rows,
+        seconds=seconds,
+        count=len(result),
+        recognised=judge.share(torch.stack(result.media), asked) if judge else None,
+        recognised_real=judge.share(real, names) if judge else None,
+    )
+
+
+def bundled_digits(run: Run, judge: Judge | None) -> PictureGallery | None:
+    """Digits from the model that comes with Tessera."""
+    model = load_bundled(run, "digits")
+    if model is None:
+        return None
+    return draw_digits(run, model, judge, "digits", "bundled-pictures", "generate with the bundled digits model")
+
+
+def bundled_speech(run: Run) -> SpeechGallery | None:
+    """Speech from the model that comes with Tessera: strings of digits that it was not trained on."""
+    from ...tokenize.data.corpus import FolderCorpus, open_corpus
+    from ..report.demo_report import SpeechGallery
+
+    model = load_bundled(run, "speech")
+    if model is None:
+        return None
+    corpus = open_corpus(FolderCorpus(path=str(SPEECH)))
+    texts = [str(corpus.item(number).text) for number in range(len(corpus))]
+    chosen = sorted(set(texts), key=lambda text: (len(text.split()), text))[:: max(1, len(set(texts)) // 5)][:5]
+    folder, spoken = run.out / "bundled-speech", []
+    with run.stage("speak with the bundled speech model"):
+        for number, text in enumerate(chosen[:1] if run.quick else chosen):
+            voice = model.labels[number % len(model.labels)] if model.labels else None
+            started = time.monotonic()
+            result = model.generate(text=text, label=voice, seed=number)
+            seconds = time.monotonic() - started
+            (path,) = result.save(folder / f"{number:04}.wav")
+            origin = f"voice {voice}" if voice else ""
+            spoken.append(utterance(text, result.media[0], model, path, seconds, origin))
+    recorded = []
+    samples = corpus.media(0, model.spec.geometry)[None]
+    codes = model.tokenizer.encode(samples)
+    through = model.tokenizer.decode(codes.codes, codes.lengths)
+    for kind, sound in (("the recording", samples), ("through the tokenizer", through)):
+        path = folder / f"{kind.replace(' ', '-')}.wav"
+        recorded.append(utterance(texts[0], sound[0], model, path, None, kind))
+    voice = f" --voice {model.labels[0]}" if model.labels else ""
+    return SpeechGallery(f'tessera tts "{chosen[0]}"{voice} --seed 0 -o out.wav', spoken, recorded)
+
+
+def utterance(text: str, sound: Tensor, model: Model, path: Path, made_in: float | None, origin: str = ""):
+    """What the report shows of samples [C, N]; they are written to `path` when it does not exist yet."""
+    from ...tokenize.data.media import write_audio
+    from ..report.charts import spectrogram_png
+    from ..report.demo_report import Utterance
+
+    rate = model.spec.geometry.sample_rate  # type: ignore[union-attr]
+    if not path.exists():
+        write_audio(path, sound, rate)
+    return Utterance(text, path.read_bytes(), spectrogram_png(sound[0], rate), sound.shape[1] / rate, made_in, origin)
+
+
+def load_bundled(run: Run, name: str) -> Model | None:
+    """A bundled model, or None and a note where this checkout has none."""
+    from ...generate.model import load
+
+    if not (PACKAGE / "bundled" / name / "config.json").is_file():
+        run.note(f"the bundled model '{name}' is not in this checkout, so nothing was generated from it.")
+        return None
+    return load(name)
+
+
+# What is written
+
+
+def write(
+    run: Run,
+    tokenizer: TokenizerStory,
+    model: ModelStory,
+    fresh: PictureGallery,
+    bundled: PictureGallery | None,
+    speech: SpeechGallery | None,
+) -> Path:
+    """Write the report; returns its path."""
+    from ... import __version__
+    from ..report.demo_report import DemoResults, write_report
+
+    results = DemoResults(
+        version=__version__,
+        machine=machine(),
+        when=time.strftime("%Y-%m-%d %H:%M"),
+        stages=run.stages,
+        tokenizer=tokenizer,
+        model=model,
+        fresh=fresh,
+        bundled_pictures=bundled,
+        speech=speech,
+        notes=run.notes,
+    )
+    return write_report(results, run.out / "report.html")
+
+
+def machine() -> str:
+    """The machine in one line."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"{platform.system()} {platform.machine()}, {cores} cores, {device}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )

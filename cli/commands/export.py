@@ -1,0 +1,46 @@
+"""tessera export: a model from a checkpoint of a run, finished or stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...configs.printable import say
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(export)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of tessera train or tessera tokenizer train.")],
+    step: Annotated[
+        int | None, typer.Option("--step", min=0, help="The checkpoint after so many steps; default: the newest.")
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="The checkpoint with the lowest loss on data.test.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write; default RUN/model, of a finished run RUN/model-STEP."),
+    ] = None,
+    set_: Annotated[
+        list[str],
+        typer.Option(
+            "--set", help="A setting of the run's config that may change: tokenizer=DIR, export.dtype=float32."
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Make a model of a checkpoint of a run, also where the run was stopped or killed before its end.
+
+    Example: tessera export runs/digits --best --out out/digits
+
+    The model is what the run would have exported at that step, with the moving average of the weights where the run has
+    one. Of a tokenizer's run the tokenizer is frozen as it was, by default in RUN/snapshot-STEP.
+    """
+    from ...train.export_run import export_run
+
+    made = export_run(run, out, step=step, best=best, sets=set_)
+    say(f"{made.what} of step {made.step} in {made.folder}")
+    say(f"{made.advice}")

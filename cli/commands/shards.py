@@ -1,0 +1,55 @@
+"""`tessera shards`: a corpus to token shards."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from ...configs.printable import say
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(shards)
+
+
+def shards(
+    config: Annotated[str, typer.Argument(help="YAML file, or a shipped one by its name: own-speech/shards.")],
+    set_: Annotated[
+        list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
+    ] = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as one JSON object.")] = False,
+) -> None:
+    """Encode a corpus into token shards for training.
+
+    Example: tessera shards configs/demo/shards.yaml --set out=out/shards
+
+    Stopped or killed, the same command goes on where it was. Items that cannot be used are listed and left out.
+    """
+    from ..config_files import open_config
+
+    found = open_config(config, "shards", set_)  # before what follows is imported, which takes seconds
+    from ...tokenize.data.shard_writer import ShardsConfig, build_shards
+    from ..resolve import open_tokenizer, report_skipped
+
+    read = found.read_as(ShardsConfig)
+    try:
+        built = build_shards(read, open_tokenizer(read.tokenizer))
+    except KeyboardInterrupt:
+        say(f"tessera: {read.out} is not finished; run the same command again to go on")
+        raise
+    report_skipped([entry.reason for entry in built.skipped], len(built) + len(built.skipped))
+    summary = {
+        "out": read.out,
+        "items": len(built),
+        "frames": int(built.lengths.sum()),
+        "labels": len(built.label_names),
+        "texts": sum(text is not None for text in built.texts()),
+        "skipped": len(built.skipped),
+    }
+    if as_json:
+        print(json.dumps(summary))
+    told = f"{summary['items']} items, {summary['frames']} frames, {summary['labels']} labels, {summary['texts']} texts"
+    say(f"{read.out}: {told}; tokenizer {built.spec.name}")

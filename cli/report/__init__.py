@@ -1,0 +1,1 @@
+"""Pages and charts: the report of the demo, the report of a tokenizer."""

@@ -1,0 +1,52 @@
+"""An outside eye for generated digits: the real ones of the sample data, and a classifier trained on them.
+
+The only file that imports scikit-learn.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...tokenize.bundled import PACKAGE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DIGITS = PACKAGE / "samples" / "digits"
+
+
+def real_digits(split: str) -> tuple[Tensor, list[str]]:
+    """All digits of a part ("train" or "test") of the sample data.
+
+    Returns:
+        pictures [n, 1, 8, 8] in [-1, 1], and their labels, "0" to "9". No writer is in both parts.
+    """
+    import torch
+
+    from ...tokenize.data.corpus import ArraysCorpus, open_corpus
+    from ...tokenize.spec import PictureGeometry
+
+    corpus = open_corpus(ArraysCorpus(path=str(DIGITS / f"{split}.safetensors")))
+    geometry = PictureGeometry(height=8, width=8, channels=1, rows=1, columns=1)
+    pictures = torch.stack([corpus.media(number, geometry) for number in range(len(corpus))])
+    return pictures, [str(corpus.item(number).label) for number in range(len(corpus))]
+
+
+class Judge:
+    """A support vector machine (RBF kernel, scikit-learn's defaults) trained on the real training digits."""
+
+    def __init__(self):
+        """Raises ImportError when scikit-learn is not installed."""
+        from sklearn.svm import SVC
+
+        pictures, labels = real_digits("train")
+        self.classifier: Any = SVC().fit(_features(pictures), labels)
+
+    def share(self, pictures: Tensor, labels: list[str]) -> float:
+        """Share of pictures [n, 1, 8, 8] recognised as their labels."""
+        return float(self.classifier.score(_features(pictures), labels))
+
+
+def _features(pictures: Tensor) -> Any:
+    # Grey values from 0 to 16, as scikit-learn's own copy of these digits has them.
+    return ((pictures.flatten(1) + 1) * 8).numpy()

@@ -1,0 +1,110 @@
+"""What encode, decode and shards share: find a tokenizer, say what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..configs.printable import say
+
+if TYPE_CHECKING:
+    from ..lm.models.causal import TokenLM
+    from ..tokenize.compression.integer_network import CoderNet
+    from ..tokenize.spec import TokenSpec
+    from ..tokenize.tokenizer import Tokenizer
+
+MAX_LISTED = 20
+
+
+def open_tokenizer(name: str | Path) -> Tokenizer:
+    """Load a tokenizer.
+
+    Args:
+        name: a tokenizer's directory, a model's directory (its own tokenizer is taken), or the name of a bundled model.
+    Raises:
+        FileNotFoundError: none of these. ValueError: a damaged tokenizer.
+    """
+    from ..tokenize.tokenizer import load_tokenizer
+
+    return load_tokenizer(name)
+
+
+def open_coder(name: str | Path, spec: TokenSpec) -> CoderNet:
+    """Load the network for compressed codes of a tokenizer.
+
+    Args:
+        name: a coder's directory, a model's that has one in coder/, or the name of a bundled model.
+    Raises:
+        FileNotFoundError: none of these. ValueError: a damaged one, or one for another tokenizer.
+    """
+    from ..tokenize.compression.integer_network import FILES, load_coder
+    from ..tokenize.spec import check_same_tokenizer
+
+    folder = _folder(name)
+    inside = folder / "coder"
+    net = load_coder(inside if (inside / FILES[0]).is_file() else folder)
+    check_same_tokenizer(spec, net.spec, f"coder {name}")
+    return net
+
+
+def open_code_model(name: str | Path, spec: TokenSpec) -> CoderNet | TokenLM:
+    """The same, or where a model's directory has no coder its language model.
+
+    Raises ValueError for a kind of language model that does not write frame by frame.
+    """
+    from ..generate.model import load
+    from ..lm.models.causal import TokenLM
+    from ..tokenize.compression.integer_network import FILES
+    from ..tokenize.spec import check_same_tokenizer
+
+    folder = _folder(name)
+    if (folder / "lm.safetensors").is_file() and not (folder / "coder" / FILES[0]).is_file():
+        lm = load(folder).lm
+        check_same_tokenizer(spec, lm.spec, f"model {name}")
+        if not isinstance(lm, TokenLM):
+            raise ValueError(f"{name}: a {type(lm).__name__} does not predict codes from those before")
+        return lm
+    return open_coder(name, spec)
+
+
+def coder_finder(model: str | None, tokenizer: str, spec: TokenSpec) -> Callable[[str], CoderNet]:
+    """What finds the network that a compressed file asks for: --model, by default the one beside the tokenizer."""
+
+    def find(fingerprint: str) -> CoderNet:
+        try:
+            net = open_coder(model or tokenizer, spec)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"the codes were compressed with coder {fingerprint[:12]}; --model: {error}"
+            ) from None
+        if net.fingerprint != fingerprint:
+            raise ValueError(
+                f"the codes were compressed with coder {fingerprint[:12]}, '{model or tokenizer}' has "
+                f"{net.fingerprint[:12]}; pass the right one as --model"
+            )
+        return net
+
+    return find
+
+
+def _folder(name: str | Path) -> Path:
+    """A directory, the model of a finished run, or the directory of a bundled model."""
+    from ..configs.recognize import run_model
+    from ..tokenize.bundled import bundled_model, shipped_path
+
+    folder = shipped_path(name)
+    return run_model(folder) or (folder if folder.exists() else bundled_model(name) or folder)
+
+
+def report_skipped(reasons: Sequence[str], total: int) -> None:
+    """Say on stderr which of `total` files were left out, the first of them one a line."""
+    from ..configs.printable import printable  # shards made elsewhere hold reasons of others
+
+    if not reasons:
+        return
+    for reason in reasons[:MAX_LISTED]:
+        say(f"skipped: {printable(reason)}")
+    if len(reasons) > MAX_LISTED:
+        say(f"skipped: {len(reasons) - MAX_LISTED} more")
+    say(f"tessera: {len(reasons)} of {total} items could not be used")

@@ -1,0 +1,99 @@
+"""What is written while it is made: sound into a file or a pipe, the pictures of a picture that grows."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ..configs.printable import say
+from .generation_options import warnings_in_one_line
+
+if TYPE_CHECKING:
+    from ..generate.model import Model
+
+
+def stream_sound(model: Model, output: Path, as_json: bool, **call) -> None:
+    """Write one sound while it is made, and say on stderr after how long it began.
+
+    Args:
+        output: a .wav file, or - for stdout.
+        as_json: print a summary on stdout; not with -.
+        call: arguments of `Model.stream`; those that are None are left out.
+    """
+    from ..configs.output_place import prepare_file
+
+    piped = str(output) == "-"
+    if piped and as_json:
+        raise ValueError("--json and the sound cannot both go to stdout; name a file with -o")
+    if not piped and output.suffix.lower() != ".wav":
+        raise ValueError(f"{output}: a stream is written as .wav; name such a file, or - for stdout")
+    if not piped:
+        prepare_file(output)
+    started = time.monotonic()
+    with warnings_in_one_line() as warned:  # all are issued at the call
+        chunks = model.stream(**_given(call))
+    if piped:
+        summary = _write(model, chunks, sys.stdout.buffer, started, seekable=False)
+    else:
+        with output.open("wb") as file:
+            summary = _write(model, chunks, file, started, seekable=True)
+    seconds, rate = summary["seconds_of_sound"], summary["seconds_of_sound"] / summary["seconds"]
+    say(f"{output}: {seconds:.1f} s of sound in {summary['seconds']:.1f} s ({rate:.1f} s a second)")
+    if as_json:
+        print(json.dumps({"model": model.name, "file": str(output), **summary, "warnings": warned}, indent=2))
+
+
+def _write(model: Model, chunks, file: BinaryIO, started: float, seekable: bool) -> dict[str, Any]:
+    from ..tokenize.audio.wav_writer import WavWriter
+    from ..tokenize.spec import AudioGeometry
+
+    geometry = model.spec.geometry
+    assert isinstance(geometry, AudioGeometry)
+    writer, first = WavWriter(file, geometry.sample_rate, geometry.channels, seekable), None
+    for samples in chunks:
+        writer.write(samples)
+        if first is None:
+            first = time.monotonic() - started
+            say(f"first sound after {first:.2f} s")
+    writer.finish()
+    seconds = writer.num_samples / geometry.sample_rate
+    return {"first_sound_seconds": first, "seconds_of_sound": seconds, "seconds": time.monotonic() - started}
+
+
+def stream_picture(model: Model, output: Path, folder: Path, as_json: bool, scale: int | None = None, **call) -> None:
+    """Save a picture as `output`, and how it grew in a folder: 0000.png, 0001.png, ...
+
+    Args:
+        as_json: print a summary on stdout.
+        scale: as of `make_samples`.
+        call: arguments of `Model.stream`; those that are None are left out.
+    """
+    from ..generate.result import output_files, save_media
+    from .generation_options import picture_scale, prepare_outputs, say_older, say_scale
+
+    (target,) = output_files(output, 1, model.spec)
+    factor = picture_scale(model, scale)
+    prepare_outputs([target])
+    before = prepare_outputs([folder / "0000.png"])
+    files: list[Path] = []
+    picture = None
+    with warnings_in_one_line() as warned:  # all are issued at the call
+        pictures = model.stream(**_given(call))
+    for picture in pictures:
+        files.append(folder / f"{len(files):04d}.png")
+        save_media(files[-1], picture, model.spec, factor)
+    assert picture is not None
+    save_media(target, picture, model.spec, factor)
+    say(f"{target}, and {len(files)} pictures of how it grew in {folder}")
+    say_scale(model, factor, scale)
+    say_older(before, files)
+    if as_json:
+        summary = {"model": model.name, "file": str(target), "frames": [str(file) for file in files]}
+        print(json.dumps({**summary, "warnings": warned}, indent=2))
+
+
+def _given(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in call.items() if value is not None}

@@ -1,0 +1,186 @@
+"""A language model of one's own: what it must have, and how the decode loop runs one.
+
+    class Mine:
+        spec: TokenSpec                 what the codes mean (tokenizer.spec)
+        arrangement: Arrangement        at which step each code stands
+        def logits(self, ids): ...      ids [B, K, S] long -> logits [B, K, V] of the next step
+
+The loop asks for the logits of one step after another, with all ids so far, and does all the rest: sampling, ends,
+prompts, seeds, decoding. Nothing is cached, so a step costs what the model's whole sequence costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..lm.conditioning.batch import ConditionBatch
+from ..lm.models.causal import TokenLM
+from ..lm.models.coarse_to_fine import CoarseToFine
+from ..lm.models.registry import AnyLM
+from ..lm.patterns.pattern import Arrangement
+from ..lm.patterns.sub_tokens import Symbols
+from ..tokenize.spec import TokenSpec
+from ..tokenize.tokenizer import Tokenizer
+
+
+class OwnLM(Protocol):
+    """What `generate` asks of a language model that is not Tessera's."""
+
+    spec: TokenSpec
+    """What the codes mean; that of the tokenizer that decodes them."""
+    arrangement: Arrangement
+    """At which step each code stands, and whether sequences end by themselves (variable_length)."""
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits of the next step.
+
+        Args:
+            ids: [B, K, S] long: `arrangement.start_ids`, then the ids of each step so far, special ids included.
+        Returns:
+            [B, K, V] floating point, V = max(arrangement.output_sizes): the codes of the largest codebook, and one more
+            for the end where codebook 0 is the largest and may end. Values that a codebook does not have are ignored.
+        """
+        ...
+
+
+NEEDED = {"spec": "a TokenSpec", "arrangement": "an Arrangement", "logits": "ids [B, K, S] -> logits [B, K, V]"}
+"""The parts of an OwnLM."""
+
+
+def check_pair(lm: Any, tokenizer: Any, who: str) -> AnyLM:
+    """The language model that the decode loop runs; ValueError where either argument is something else.
+
+    Args:
+        who: the function that was called.
+    """
+    if isinstance(lm, str) or hasattr(lm, "__fspath__"):
+        raise ValueError(f"{who} takes a language model, found the path '{lm}'; use tessera.load('{lm}').{_short(who)}")
+    if isinstance(lm, Tokenizer):
+        raise ValueError(f"{who} takes the language model first and the tokenizer second, found a tokenizer first")
+    if hasattr(lm, "lm") and hasattr(lm, "tokenizer"):
+        raise ValueError(f"{who} takes a language model; a Model has both, use model.{_short(who)}(...)")
+    found = lm if isinstance(lm, TokenLM | CoarseToFine) else _wrapped(lm, who)
+    lacking = [name for name in ("spec", "decode") if not hasattr(tokenizer, name)]
+    if lacking or isinstance(tokenizer, type):
+        raise ValueError(
+            f"{who} takes a tokenizer second (tessera.load_tokenizer gives one), found {_described(tokenizer)}"
+            + (f" without {', '.join(lacking)}" if lacking else "")
+        )
+    return found
+
+
+def _wrapped(lm: Any, who: str) -> AnyLM:
+    if isinstance(lm, type):
+        raise ValueError(f"{who} takes a language model, found the class {lm.__name__}; make one of it first")
+    missing = [name for name in NEEDED if not hasattr(lm, name)]
+    if missing:
+        lacks = ", ".join(f"{name} ({NEEDED[name]})" for name in missing)
+        raise ValueError(
+            f"{who} takes a TokenLM, or an object with {', '.join(NEEDED)} (tessera.generate.OwnLM); "
+            f"found {_described(lm)} without {lacks}"
+        )
+    if not isinstance(lm.spec, TokenSpec) or not isinstance(lm.arrangement, Arrangement) or not callable(lm.logits):
+        wanted = "spec must be a TokenSpec, arrangement an Arrangement and logits a method"
+        raise ValueError(f"{who}: of {_described(lm)}, {wanted}")
+    if lm.arrangement.cardinalities != tuple(lm.spec.cardinalities):
+        raise ValueError(
+            f"{who}: the arrangement of {_described(lm)} has codebooks of {list(lm.arrangement.cardinalities)} codes, "
+            f"its spec of {list(lm.spec.cardinalities)}"
+        )
+    return Wrapped(lm)  # type: ignore[return-value]
+
+
+def _short(who: str) -> str:
+    return "stream" if who.startswith("stream") else "generate"
+
+
+def _described(value: Any) -> str:
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+@dataclass
+class WrappedState:
+    """What was read so far."""
+
+    ids: Tensor
+    """[B, K, S]."""
+    step: int = 0
+    head: None = None
+
+
+class Wrapped:
+    """An OwnLM as the decode loop sees it: a model whose hidden state is the logits, and a head that passes them on."""
+
+    config = SimpleNamespace(conditions=(), window=None, attention="none")
+    ahead = None
+
+    def __init__(self, own: OwnLM):
+        self.own, self.spec, self.arrangement = own, own.spec, own.arrangement
+        self.head = _PassOn(Symbols(own.arrangement), own.arrangement.num_codebooks)
+        self.device = torch.device(getattr(own, "device", "cpu"))
+        self.conditions = self
+        self.num_codebooks = own.arrangement.num_codebooks
+
+    def with_nulls(self, batch: ConditionBatch, num_rows: int) -> ConditionBatch:
+        """There are no conditions to be without."""
+        return batch
+
+    def check_conditions(self, batch: ConditionBatch, num_rows: int | None = None) -> None:
+        """ValueError for any condition: what an own model is conditioned on it holds itself."""
+        if batch.num_rows is not None:
+            raise ValueError("a language model of your own takes no label, text, embedding or voice; leave them out")
+
+    def start_ids(self, num_rows: int) -> Tensor:
+        """[B, K] long."""
+        return torch.tensor(self.arrangement.start_ids, device=self.device).expand(num_rows, -1)
+
+    def start(
+        self, conditions: Any, capacity: int, num_rows: int, num_frames: int | None, cache: Any, steady: bool
+    ) -> WrappedState:
+        """Begin; a cache is the model's own affair."""
+        if steady:
+            raise ValueError("step: the steps of a language model of your own run one by one; leave it out")
+        if cache is not None:
+            raise ValueError("cache: a language model of your own keeps what it needs itself; leave it out")
+        return WrappedState(torch.zeros(num_rows, self.num_codebooks, 0, dtype=torch.long, device=self.device))
+
+    def read(self, state: WrappedState, ids: Tensor) -> Tensor:
+        """The logits [B, 1, K V] of the step behind ids [B, K, n]."""
+        state.ids = torch.cat([state.ids, ids], dim=2)
+        state.step += ids.shape[2]
+        with torch.no_grad():
+            logits = self.own.logits(state.ids)
+        wanted = (len(ids), self.num_codebooks, self.head.width)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted or not logits.is_floating_point():
+            found = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else _described(logits)
+            raise ValueError(f"logits of {_described(self.own)} must be floating point {list(wanted)}, found {found}")
+        return logits.to(self.device).flatten(1)[:, None]
+
+
+class _PassOn:
+    """A head that draws all codebooks of a step at once from logits it is given."""
+
+    period = 1
+
+    def __init__(self, symbols: Symbols, num_codebooks: int):
+        self.symbols, self.width = symbols, max(symbols.output_sizes)
+        self.stages = (tuple(range(num_codebooks)),)
+        sizes = torch.tensor(symbols.output_sizes)[:, None]
+        self.absent = torch.arange(self.width) >= sizes
+        """[K, V]: values that a codebook does not have."""
+
+    def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
+        return self.stages
+
+    def begin(self, memory: None, hidden: Tensor, step: int) -> Tensor:
+        return hidden
+
+    def predict(self, begun: Tensor, stage: int, symbols: Tensor) -> Tensor:
+        logits = begun.unflatten(-1, self.absent.shape)
+        return logits.masked_fill(self.absent.to(logits.device), float("-inf"))

@@ -1,0 +1,1 @@
+"""The decoding loops: autoregressive, speculative, masked, next-scale, and the choice between them."""

@@ -1,0 +1,385 @@
+"""The decode loop: step after step, until every row has its frames. What a step does stands in
+generate/execution/decode_step.py, how it is run in generate/execution/step_runner.py.
+
+    lm.start        the conditions are read into the cache
+    first step      the model reads `start` and the prompt, several steps at once; from here on every step is alike
+    more steps      one by one: op by op, compiled, or as a CUDA graph, until all rows have ended
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...lm.conditioning.registry import ConditionBatch
+from ...lm.generation_config import Guidance
+from ...lm.kv_cache.registry import CacheChoice
+from ...lm.models.causal import TokenLM
+from ..execution.decode_step import Board, Step
+from ..execution.step_runner import Program, StepName, choose_way, programs_of
+from ..sampling.filters import NOT_NUMBERS, Sampling
+from ..sampling.guidance import Guide
+from ..sampling.token_sampler import Sampler
+
+CHECK_EVERY = 8
+"""Steps between two looks at whether all rows have ended, except on the CPU: each look waits for the device."""
+
+Progress = Callable[[int, int], None]
+"""on_progress(done, total), in steps times rows; done jumps to total where rows end early."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How many frames to make."""
+
+    max_frames: int
+    """Frames at most, the prompt included; exactly so many when `fixed`."""
+    min_frames: int = 1
+    """No end before this many frames."""
+    fixed: bool = False
+    """The end is never drawn. Models without an end code and pictures need it."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Codes of a batch."""
+
+    codes: Tensor
+    """[B, K, T] long, T the frames of the longest row; 0 beyond a row's length. A prompt comes first."""
+    lengths: Tensor
+    """[B] long, frames of each row."""
+    ended: Tensor
+    """[B] bool: the row drew its end; everywhere True when the length is fixed."""
+
+
+def generate_codes(
+    lm: TokenLM,
+    conditions: ConditionBatch,
+    seeds: Sequence[int],
+    length: Length,
+    sampling: Sampling | None = None,
+    guidance: Guidance = 1.0,
+    prompt: Tensor | None = None,
+    exact: bool = False,
+    on_progress: Progress | None = None,
+    cache: CacheChoice | None = None,
+    draft: int = 0,
+    step: StepName = "auto",
+) -> Generated:
+    """Generate codes for a batch of conditions.
+
+    Args:
+        conditions: B rows; what the model is not conditioned on is None.
+        seeds: B whole numbers of 64 bits. All that is random in row i is a function of seeds[i].
+        guidance: s in l_null + s (l_condition - l_null), 1 uses the condition alone; or a config of
+            lm/generation_config.py.
+        prompt: codes [B, K, t] that the rows begin with, word for word; None: nothing.
+        exact: run the rows one at a time, so that not even the kernels' rounding depends on the batch: a seed and a
+            condition give the same codes in any company, bit for bit. Slower for many rows.
+        cache: how keys and values are remembered (lm/kv_cache/registry.py); None: exactly.
+        draft: steps to guess at a time and have checked by the model (speculative.py); 0: none.
+        step: how steps are run (generate/execution/step_runner.py).
+    Raises:
+        ValueError: settings that contradict each other or the model; names the setting.
+    """
+    check_seeds(seeds)
+    if not exact:
+        loop = make_loop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft, step)
+        return _run(loop, 0, len(seeds), on_progress)
+    rows = []
+    for i, seed in enumerate(seeds):
+        row, row_prompt = one_row(conditions, i), None if prompt is None else prompt[i : i + 1]
+        loop = make_loop(lm, row, [seed], length, sampling, guidance, row_prompt, cache, draft, step)
+        rows.append(_run(loop, i, len(seeds), on_progress))
+    return _stack(rows)
+
+
+class DecodeLoop:
+    """A batch being generated: call `step` until `done`, then `result`; or, for one row, iterate over `frames`."""
+
+    drafts = False
+    """Whether a call of `step` may make several."""
+
+    def __init__(
+        self,
+        lm: TokenLM,
+        conditions: ConditionBatch,
+        seeds: Sequence[int],
+        length: Length,
+        sampling: Sampling | None = None,
+        guidance: Guidance = 1.0,
+        prompt: Tensor | None = None,
+        cache: CacheChoice | None = None,
+        step: StepName = "eager",
+    ):
+        """Check the settings and read the conditions; arguments and errors as `generate_codes`."""
+        arrangement = lm.arrangement
+        B, K, device = len(seeds), arrangement.num_codebooks, lm.device
+        self.lm, self.arrangement = lm, arrangement
+        self.length = check_length(length, arrangement.variable_length)
+        seeds = check_seeds(seeds)
+        prompt = check_prompt(prompt, B, arrangement.cardinalities, length)
+        self.num_steps = arrangement.num_steps(length.max_frames)
+        self.asked, self.way = step, choose_way(step, lm, self.drafts)
+        """How steps are to be run, and how they are."""
+        steady = self.way != "eager"
+        room = programs_of(lm).room(B, self.num_steps) if steady else self.num_steps
+        guide = Guide(guidance, lm, self.num_steps, room=room)
+        end_frames, first_end_step = torch.full((room,), -1), None
+        if not length.fixed:
+            end_frames[: self.num_steps] = arrangement.table(length.max_frames + 1)[0, : self.num_steps]
+            first_end_frame = torch.tensor([max(length.min_frames, prompt.shape[2])])
+            first_end_step = int(arrangement.steps_of(first_end_frame)[0, 0])
+        sampler = Sampler(
+            sampling or Sampling(), arrangement, lm.head.symbols, length.max_frames, first_end_step, device, room
+        )
+        self.board = Board(
+            step=torch.zeros((), dtype=torch.long, device=device),
+            columns=torch.zeros(B, K, 1 + room, dtype=torch.long, device=device),
+            given=torch.zeros(K, room, dtype=torch.bool, device=device),
+            end_frames=end_frames.to(device),
+            row_lengths=torch.full((B,), length.max_frames, dtype=torch.long, device=device),
+            ended=torch.full((B,), length.fixed, dtype=torch.bool, device=device),
+            broken=torch.zeros((), dtype=torch.bool, device=device),
+            seeds=torch.tensor(seeds, dtype=torch.long, device=device),
+        )
+        self.board.columns[:, :, 0] = lm.start_ids(B)
+        self.steps_of = arrangement.steps_of(torch.arange(length.max_frames, device=device), length.max_frames)
+        """[K, T]: where each code stands."""
+        self.complete_after: list[int] = self.steps_of.amax(dim=0).tolist()
+        """The step that completes each frame; rising."""
+
+        num_frames = length.max_frames if length.fixed else None
+        rows = guide.branches * B
+        self.state = lm.start(guide.conditions(conditions.to(device)), room, rows, num_frames, cache, steady)
+        self._step = Step(lm, self.state, self.board, guide, sampler, length.fixed)
+        self._program: Program | None = None
+        self.position = self._write_prompt(prompt.to(device)) if prompt.shape[2] else 0
+        """The step that is made next."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Make the ids of the next step."""
+        if self.way == "eager" or not self.state.step:  # the first step reads a prompt of any length
+            self._choose(self.position, self._read_to(self.position, 1)[:, 0])
+        else:
+            if self._program is None:
+                self._take_program()
+            if self._program is not None:
+                self._program.calls[self.position % self._step.period]()
+        self.position += 1
+
+    @property
+    def columns(self) -> Tensor:
+        """[B, K, 1 + S]: what the model reads, `start` and then the ids of each step."""
+        return self.board.columns
+
+    @property
+    def done(self) -> bool:
+        """Whether all frames of all rows are complete. Waits for the device."""
+        return self.num_complete >= self._longest()
+
+    @property
+    def num_complete(self) -> int:
+        """Leading frames of which all codes are known, in rows that are so long."""
+        return bisect_right(self.complete_after, self.position - 1)
+
+    def frames(self) -> Iterator[Tensor]:
+        """Step until done and yield codes [K, n] as soon as their frames are complete; for a batch of one row."""
+        assert len(self.board.seeds) == 1
+        sent = 0
+        while True:
+            longest = self._longest()
+            ready = min(self.num_complete, longest)
+            if ready > sent:
+                yield self._codes(sent, ready)[0]
+                sent = ready
+            if self.num_complete >= longest:
+                return
+            self.step()
+
+    def so_far(self) -> Tensor:
+        """Codes [B, K, T] of all frames, -1 where none has been chosen yet; for sequences of a fixed length."""
+        return self._codes(0, self.length.max_frames).masked_fill(self.steps_of >= self.position, -1)
+
+    def result(self) -> Generated:
+        """What was generated, on the CPU. ValueError: the model gave logits that are not numbers."""
+        longest, lengths = self._longest(), self.board.row_lengths
+        codes = self._codes(0, longest)
+        beyond = torch.arange(longest, device=codes.device) >= lengths[:, None, None]
+        return Generated(codes.masked_fill(beyond, 0).cpu(), lengths.cpu(), self.board.ended.cpu())
+
+    def _longest(self) -> int:
+        """Frames of the longest row as far as is known; ValueError where logits were not numbers. The one look at the
+        device that a step may cost."""
+        longest, broken = torch.stack([self.board.row_lengths.max(), self.board.broken.long()]).tolist()
+        if broken:
+            raise ValueError(NOT_NUMBERS)
+        return longest
+
+    def _read_to(self, s: int, count: int) -> Tensor:
+        """Hidden states [R, count, D] of the last steps up to s, of all rows the model runs; it reads the columns it
+        has not read: one, or at first the prompt."""
+        ids = self._step.guide.rows(self.board.columns[:, :, self.state.step : s + 1])
+        return self.lm.read(self.state, ids)[:, -count:]
+
+    def _choose(self, s: int, hidden: Tensor, is_guess: bool = False) -> None:
+        """Draw and write the ids of step s from hidden states [R, D]; from a guess nothing follows yet."""
+        self._step.choose(self.board.step.fill_(s), s % self._step.period, hidden, is_guess)
+
+    def _take_program(self) -> None:
+        """From here on steps are run by a program, on its tensors."""
+        self.board.step.fill_(self.position)
+        self.state.cache.position = torch.tensor(self.state.cache.length, device=self.lm.device)
+        programs = programs_of(self.lm)
+        take = programs.take_graph if self.asked == "auto" else programs.take
+        self._program = take(self, self._step, self.way)
+        if self._program is None:  # no graph could be recorded, and nobody asked for one by name
+            self.way = "eager"
+            return
+        self._step = self._program.step
+        self.board, self.state = self._step.board, self._step.state
+
+    def _write_prompt(self, prompt: Tensor) -> int:
+        """Put the prompt [B, K, t] in its cells; returns the first step with a cell that it leaves open."""
+        board, where = self.board, self.steps_of[:, : prompt.shape[2]]
+        board.given.scatter_(1, where, True)
+        board.columns.scatter_(2, where.expand(len(prompt), -1, -1) + 1, prompt)
+        for s in range(self.num_steps):
+            forced = self.arrangement.forced_ids(s, board.row_lengths[:1])[0] >= 0
+            if not bool((forced | board.given[:, s]).all()):
+                return s
+            column = board.columns[:, :, s + 1]
+            board.columns[:, :, s + 1] = self._step.filled(torch.tensor(s, device=column.device), column, column)
+        raise AssertionError("a prompt is shorter than what is to be made")
+
+    def _codes(self, first: int, last: int) -> Tensor:
+        """Ids [B, K, last - first] of the frames first .. last - 1."""
+        where, columns = self.steps_of[:, first:last] + 1, self.board.columns
+        return columns.gather(2, where.expand(len(columns), -1, -1))
+
+
+def make_loop(
+    lm: TokenLM,
+    conditions: ConditionBatch,
+    seeds: Sequence[int],
+    length: Length,
+    sampling: Sampling | None,
+    guidance: Guidance,
+    prompt: Tensor | None,
+    cache: CacheChoice | None,
+    draft: int,
+    step: StepName = "auto",
+) -> DecodeLoop:
+    """The loop that a generation's settings ask for; arguments and errors as `generate_codes`."""
+    if not draft:
+        return DecodeLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, step)
+    from .speculative import DraftedLoop  # which is made of this one
+
+    return DraftedLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft, step)
+
+
+def warm_up(
+    lm: TokenLM,
+    conditions: ConditionBatch,
+    length: Length,
+    sampling: Sampling | None = None,
+    guidance: Guidance = 1.0,
+    cache: CacheChoice | None = None,
+    draft: int = 0,
+    step: StepName = "auto",
+    num_rows: int | None = None,
+) -> None:
+    """Compile or record ahead the steps of generations up to this length; arguments and errors as `generate_codes`.
+
+    Args:
+        num_rows: B, needed where the model has no conditions.
+    """
+    B = num_rows or conditions.num_rows or 1
+    loop = make_loop(lm, conditions, [0] * B, length, sampling, guidance, None, cache, draft, step)
+    while loop.position < min(loop.num_steps, 1 + lm.head.period):
+        loop.step()
+
+
+def one_row(conditions: ConditionBatch, row: int) -> ConditionBatch:
+    """Row `row` as it would be alone: without the padding that longer texts or embeddings in the batch gave it."""
+    return conditions.rows(slice(row, row + 1)).trimmed()
+
+
+def _run(loop: DecodeLoop, first_row: int, num_rows: int, on_progress: Progress | None) -> Generated:
+    """Run a loop to its end; it makes the rows from first_row on of num_rows."""
+    B, every = len(loop.board.seeds), 1 if loop.lm.device.type == "cpu" else CHECK_EVERY
+
+    def report(steps: int) -> None:
+        if on_progress is not None:
+            on_progress(first_row * loop.num_steps + steps * B, num_rows * loop.num_steps)
+
+    checked = 0
+    while loop.position < loop.num_steps:
+        loop.step()
+        report(loop.position)
+        if not loop.length.fixed and loop.position - checked >= every:
+            checked = loop.position
+            if loop.done:
+                break
+    report(loop.num_steps)
+    return loop.result()
+
+
+def _stack(rows: list[Generated]) -> Generated:
+    longest = max(row.codes.shape[2] for row in rows)
+    codes = [torch.nn.functional.pad(row.codes, (0, longest - row.codes.shape[2])) for row in rows]
+    return Generated(torch.cat(codes), torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows]))
+
+
+def check_length(length: Length, variable_length: bool) -> Length:
+    """The length; ValueError where it contradicts itself or the model."""
+    if length.max_frames < 1:
+        raise ValueError(f"max_frames must be at least 1, found {length.max_frames}")
+    if not 0 <= length.min_frames <= length.max_frames:
+        raise ValueError(f"min_frames must be from 0 to max_frames ({length.max_frames}), found {length.min_frames}")
+    if not length.fixed and not variable_length:
+        raise ValueError("the model has no end code, so the number of frames must be fixed; pass Length(fixed=True)")
+    return length
+
+
+def check_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds; ValueError unless there are some, whole numbers of 64 bits."""
+    if len(seeds) < 1:
+        raise ValueError("no seeds were given; one is needed for each sample")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+            raise ValueError(f"a seed must be a whole number of 64 bits, found {seed!r}")
+    return list(seeds)
+
+
+def seeds_from(seed: int, count: int) -> list[int]:
+    """The seeds `seed`, `seed + 1`, ... of so many samples; ValueError unless all are whole numbers of 64 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, found {seed!r}")
+    if not -(2**63) <= seed <= 2**63 - count:
+        more = f", so {count} samples need one of at most {2**63 - count}" if count > 1 else ""
+        raise ValueError(f"seed must be from {-(2**63)} to {2**63 - 1}{more}, found {seed}")
+    return [seed + i for i in range(count)]
+
+
+def check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], length: Length) -> Tensor:
+    """The prompt [B, K, t], t = 0 for none."""
+    K = len(cardinalities)
+    if prompt is None:
+        return torch.zeros(B, K, 0, dtype=torch.long)
+    if prompt.dtype != torch.long or prompt.dim() != 3 or tuple(prompt.shape[:2]) != (B, K):
+        raise ValueError(f"the prompt must be long [{B}, {K}, t], found {prompt.dtype} {list(prompt.shape)}")
+    if prompt.shape[2] >= length.max_frames:
+        raise ValueError(
+            f"the prompt has {prompt.shape[2]} frames and at most {length.max_frames} are to be made, prompt included; "
+            f"shorten it{'' if length.fixed else ' or raise max_frames'}"
+        )
+    for k, V in enumerate(cardinalities):
+        if prompt.shape[2] and not 0 <= int(prompt[:, k].min()) <= int(prompt[:, k].max()) < V:
+            raise ValueError(f"the prompt's codebook {k} must hold codes 0 to {V - 1}, found others")
+    return prompt

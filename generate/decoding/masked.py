@@ -1,0 +1,261 @@
+"""Masked decoding: all hidden codes are drawn at once, the surest are kept, the rest is drawn anew in the next pass.
+
+Drawn for 6 codes in 3 passes; what is kept is never changed again:
+
+    hidden           .  .  .  .  .  .
+    pass 0 draws     a  b  c  d  e  f      keeps d
+    pass 1 draws     g  h  i  d  k  l      keeps g and l
+    pass 2 draws     g  m  n  d  o  l      keeps all
+
+A `bits` head has several symbols of a code, which are drawn and kept each by itself.
+How many are kept in each pass depends on the row's own number of codes alone, each draw on (seed, pass, cell), and so
+does the choice among cells that are as sure as each other; so a row comes out the same in any company.
+Sources: MaskGIT (arXiv:2202.04200) for confidence, its noise and the cosine; MaskBit (arXiv:2409.16211) for cells of
+(position, codebook).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...lm.conditioning.registry import ConditionBatch
+from ...lm.generation_config import LARGEST, Guidance
+from ...lm.models.masked import MaskedLM
+from ...lm.ops.near_ties import largest
+from ..sampling.counter_rng import uniform
+from ..sampling.filters import NOT_NUMBERS, Sampling, check_unordered, drawable, make_filters, sample
+from ..sampling.guidance import Guide
+from .loop import Progress, check_seeds, one_row
+
+DEFAULT_PASSES = 12
+"""Of a model that has nothing else to go by; a refiner takes one."""
+CODES, CHOICES, TIES = 8, 9, 10
+"""Which of a cell's numbers are for drawing codes, for choosing cells, and for choosing among cells that are as sure;
+the decode loop uses lower ones."""
+
+AS_SURE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Nats by which two cells may differ and be as sure: far more than kernels round by. Where everything is hidden and
+positions are told by rotation alone, all of a row's cells have the same logits."""
+AS_SURE_IN_HALF = 0.125
+"""The same for models in half precision."""
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda u: math.cos(math.pi / 2 * u),
+    "linear": lambda u: 1 - u,
+    "square": lambda u: 1 - u**2,
+    "root": lambda u: 1 - u**0.5,
+    "arccos": lambda u: math.acos(u) * 2 / math.pi,
+}
+"""The share of codes that is still hidden after the share u of the passes: 1 at 0, 0 at 1."""
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How hidden codes are filled in."""
+
+    passes: int | None = None
+    """Passes at most, one for each code; None: 1 for a refiner, else DEFAULT_PASSES."""
+    schedule: str = "cosine"
+    """Of SCHEDULES: how many codes each pass keeps."""
+    choice_temperature: float = 0.0
+    """Gumbel noise on the log-probability by which the surest are chosen; it falls to 0 in the last pass."""
+
+    def num_passes(self, lm: MaskedLM) -> int:
+        """Of a model."""
+        return self.passes or (1 if lm.clustering is not None else DEFAULT_PASSES)
+
+
+@torch.no_grad()
+def fill_codes(
+    lm: MaskedLM,
+    conditions: ConditionBatch | None,
+    seeds: Sequence[int],
+    lengths: Tensor,
+    filling: Filling | None = None,
+    sampling: Sampling | None = None,
+    guidance: Guidance = 1.0,
+    prompt: Tensor | None = None,
+    coarse: Tensor | None = None,
+    exact: bool = False,
+    on_progress: Progress | None = None,
+) -> Tensor:
+    """Make the codes of a batch.
+
+    Args:
+        conditions: B rows; None where the model has none.
+        seeds: B whole numbers of 64 bits. All that is random in row i is a function of seeds[i].
+        lengths: [B] long, frames of each row, at least 1.
+        guidance: as of `generate_codes`; its steps are the passes.
+        prompt: codes [B, K, t] that are given; None: nothing.
+        coarse: [B, K, T] coarse labels, for a refiner.
+        exact: run the rows one at a time, so that not even the kernels' rounding depends on the batch.
+        on_progress: called with (done, total), in passes times rows.
+    Returns:
+        codes [B, K, T] long on the CPU, T the longest row; 0 beyond a row's length.
+    Raises:
+        ValueError: settings that contradict each other or the model; names the setting.
+    """
+    filling, sampling = filling or Filling(), sampling or Sampling()
+    guide = check_filling(lm, conditions, seeds, lengths, filling, sampling, guidance)
+    passes, total = filling.num_passes(lm), len(seeds)
+
+    def run(rows: slice) -> Tensor:
+        def report(done: int) -> None:
+            if on_progress is not None:
+                on_progress(rows.start * passes + done * (rows.stop - rows.start), total * passes)
+
+        own = lengths[rows]
+        T = int(own.max())
+        given = conditions
+        if conditions is not None:
+            given = one_row(conditions, rows.start) if exact else conditions
+        known = None if prompt is None else prompt[rows, :, :T]
+        labels = None if coarse is None else coarse[rows, :, :T]
+        passed = _fill(lm, given, list(seeds[rows]), own, filling, sampling, guide, known, labels)
+        for done, codes in enumerate(passed, 1):
+            report(done)
+            if done == passes:
+                return codes.cpu()
+        raise AssertionError("there is one pass at least")
+
+    return run_rows(run, total, exact)
+
+
+def run_rows(run: Callable[[slice], Tensor], total: int, exact: bool) -> Tensor:
+    """Codes [B, K, T] of `run` for all rows, exact: one at a time; 0 where a row is shorter than the longest."""
+    if not exact:
+        return run(slice(0, total))
+    rows = [run(slice(i, i + 1)) for i in range(total)]
+    longest = max(row.shape[2] for row in rows)
+    return torch.cat([torch.nn.functional.pad(row, (0, longest - row.shape[2])) for row in rows])
+
+
+def fill_in_passes(
+    lm: MaskedLM,
+    conditions: ConditionBatch | None,
+    seeds: Sequence[int],
+    lengths: Tensor,
+    filling: Filling | None = None,
+    sampling: Sampling | None = None,
+    guidance: Guidance = 1.0,
+    prompt: Tensor | None = None,
+    coarse: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """`fill_codes` pass by pass: yields the codes [B, K, T] after each, -1 where still hidden; the last are those that
+    `fill_codes` gives. Arguments and errors as there."""
+    filling, sampling = filling or Filling(), sampling or Sampling()
+    guide = check_filling(lm, conditions, seeds, lengths, filling, sampling, guidance)
+    return _fill(lm, conditions, list(seeds), lengths, filling, sampling, guide, prompt, coarse)
+
+
+def check_filling(
+    lm: MaskedLM,
+    conditions: ConditionBatch | None,
+    seeds: Sequence[int],
+    lengths: Tensor,
+    filling: Filling,
+    sampling: Sampling,
+    guidance: Guidance,
+) -> Guide:
+    """Raise ValueError where `fill_codes` would refuse its arguments; gives the guidance, checked."""
+    _check(filling, sampling)
+    check_seeds(seeds)
+    if lengths.shape != (len(seeds),) or int(lengths.min()) < 1:
+        raise ValueError(f"lengths must be {len(seeds)} numbers of frames, at least 1, found {lengths.tolist()}")
+    lm.check_conditions(conditions or ConditionBatch(), len(seeds))
+    make_filters(sampling, lm.num_codebooks)
+    return Guide(guidance, lm, filling.num_passes(lm))
+
+
+@torch.no_grad()
+def _fill(
+    lm: MaskedLM,
+    conditions: ConditionBatch | None,
+    seeds: list[int],
+    lengths: Tensor,
+    filling: Filling,
+    sampling: Sampling,
+    guide: Guide,
+    prompt: Tensor | None,
+    coarse: Tensor | None,
+) -> Iterator[Tensor]:
+    """Yield the codes [B, K, T] after each pass, -1 where a part is still hidden."""
+    B, T, device, symbols = len(seeds), int(lengths.max()), lm.device, lm.head.symbols
+    J = len(symbols)
+    lengths = lengths.to(device)
+    filters = make_filters(sampling, lm.num_codebooks, device).of(list(symbols.codebooks))
+    numbers = torch.tensor(seeds, dtype=torch.long, device=device)
+    inside = torch.arange(T, device=device) < lengths[:, None]
+    some_end = None if bool((lengths == T).all()) else lengths
+    made = torch.zeros(B, J, T, dtype=torch.long, device=device)
+    hidden = inside.unsqueeze(1).repeat(1, J, 1)
+    if prompt is not None:
+        made[:, :, : prompt.shape[2]] = symbols.split(prompt.to(device))
+        hidden[:, :, : prompt.shape[2]] = False
+    coarse = None if coarse is None else coarse.to(device)
+    conditions = None if conditions is None else guide.conditions(conditions.to(device))
+    frames, close = lm.config.masking.unit == "frame", AS_SURE.get(lm.dtype, AS_SURE_IN_HALF)
+    N, books = filling.num_passes(lm), torch.tensor(symbols.codebooks, device=device)
+    remaining = remaining_counts(_units(hidden, frames).sum(1).tolist(), N, filling.schedule).to(device)
+
+    for number in range(N):
+        given = [None if part is None else guide.rows(part) for part in (symbols.join(made), hidden, some_end, coarse)]
+        logits = lm(given[0], given[1], given[2], conditions, given[3]).double()
+        if not bool(drawable(logits)):
+            raise ValueError(NOT_NUMBERS)
+        logits_BTJV = guide(logits.transpose(1, 2).unflatten(0, (-1, B)), number, books)
+        cells = uniform(numbers, number, T * J, draw=CODES).view(B, T, J)
+        drawn_BTJ = sample(logits_BTJV, cells, filters)
+        sure = logits_BTJV.log_softmax(-1).gather(-1, drawn_BTJ.unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+        sure = torch.where(hidden, sure, 0.0)
+        sure = (sure.sum(dim=1, keepdim=True) if frames else sure).clamp(min=torch.finfo(sure.dtype).min)
+        noise = filling.choice_temperature * (1 - (number + 1) / N)
+        if noise:
+            chance = uniform(numbers, number, T * sure.shape[1], draw=CHOICES).view(B, T, -1).transpose(1, 2)
+            sure = sure - noise * torch.log(-torch.log(chance))
+        open_ = _units(hidden, frames)
+        # Cells in the order of frames, so that they have the same numbers however far the row is padded.
+        ranked = sure.transpose(1, 2).flatten(1).masked_fill(~open_, -torch.inf)
+        count = (open_.sum(1) - remaining[:, number + 1])[:, None]
+        kept = largest(ranked, count, uniform(numbers, number, ranked.shape[1], draw=TIES), close)
+        kept = kept.view(B, T, -1).transpose(1, 2).expand(B, J, T) & hidden
+        made = torch.where(kept, drawn_BTJ.transpose(1, 2), made)
+        hidden = hidden & ~kept
+        yield symbols.join(made).masked_fill(hidden.unflatten(1, (-1, symbols.parts)).any(dim=2), -1)
+
+
+def remaining_counts(counts: Sequence[int], passes: int, schedule: str) -> Tensor:
+    """How many of a row's codes are hidden before the first pass and after each: [B, passes + 1] long.
+
+    After pass i of N it is the schedule's share of all, but each pass keeps one at least while there are any, and
+    leaves one at least for each pass to come; with fewer codes than passes the last passes have nothing to do.
+    """
+    rows = []
+    for count in counts:
+        row = [count]
+        for done in range(1, passes + 1):
+            wanted = math.floor(count * SCHEDULES[schedule](done / passes) + 1e-9)  # 10 * (1 - 0.9) is below 1
+            row.append(max(0, min(count, passes) - done, min(wanted, row[-1] - 1)))
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.long)
+
+
+def _units(hidden: Tensor, frames: bool) -> Tensor:
+    """Hidden things in the order of frames: cells [B, T * J] of hidden [B, J, T], or frames [B, T] with any."""
+    return hidden.any(dim=1) if frames else hidden.transpose(1, 2).flatten(1)
+
+
+def _check(filling: Filling, sampling: Sampling) -> None:
+    if filling.schedule not in SCHEDULES:
+        raise ValueError(f"pass_schedule '{filling.schedule}' is unknown; choose {', '.join(SCHEDULES)}")
+    if filling.passes is not None and filling.passes < 1:
+        raise ValueError(f"passes must be at least 1, found {filling.passes}")
+    noise = filling.choice_temperature
+    if not 0 <= noise <= LARGEST:
+        raise ValueError(f"choice_temperature must be at {'most 1e9' if noise > 0 else 'least 0'}, found {noise}")
+    check_unordered(sampling, "masked")

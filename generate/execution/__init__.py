@@ -1,0 +1,1 @@
+"""How one decode step runs: eager, compiled, or as a CUDA graph."""

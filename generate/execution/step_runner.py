@@ -1,0 +1,136 @@
+"""How steps are run: one by one in Python, compiled, or recorded as a CUDA graph; and how what was made is kept.
+
+A compiled or recorded step is a `Program`. It works on the tensors of the generation it was made for; a later one whose
+step is the same but for the values in its tensors copies them there and goes on with them. Lengths are rounded
+(lm/models/shape_buckets.py), and any program with room enough will do, so that another number of frames, another prompt
+or another text needs no new one.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+from ...lm.kernels.weight_versions import structure_of
+from ...lm.models.causal import TokenLM
+from ...lm.models.shape_buckets import bucket
+from .cuda_graph import recorded
+from .decode_step import Step
+from .tensor_tree import signature, tensors_in
+from .torch_compile import compiled
+
+StepName = Literal["auto", "eager", "compiled", "graph"]
+
+Make = Callable[[Step], "list[Callable[[], object]]"]
+"""What makes a program: for each phase of the head a call that makes one step. The step's tensors hold what they held
+before."""
+
+MAKERS: dict[str, Make] = {"compiled": compiled, "graph": recorded}
+
+MOST_KEPT = 8
+"""Programs of a model; with more, the one used longest ago goes."""
+
+
+def choose_way(name: StepName, lm: TokenLM, drafts: bool) -> str:
+    """ "eager", or a key of MAKERS. auto: graph on CUDA, else eager.
+
+    Raises:
+        ValueError: an unknown name, a graph without CUDA, drafts in anything but eager steps.
+    """
+    known = ("auto", "eager", *MAKERS)
+    if name not in known:
+        raise ValueError(f"step must be one of {', '.join(known)}, found {name!r}")
+    autocast = torch.is_autocast_enabled(lm.device.type)
+    if name == "auto":
+        graph = lm.device.type == "cuda" and not (drafts or autocast or programs_of(lm).refused)
+        return "graph" if graph else "eager"
+    if autocast and name != "eager":
+        raise ValueError(f"step is '{name}' under autocast; load the model in that dtype instead, or use eager")
+    if drafts and name != "eager":
+        raise ValueError(f"step is '{name}', but drafted steps differ in length; leave draft out, or use step eager")
+    if name == "graph" and lm.device.type != "cuda":
+        raise ValueError(f"step is 'graph', which needs a CUDA device; the model is on '{lm.device}'; use compiled")
+    return name
+
+
+class Program:
+    """A step made ready, on tensors of its own."""
+
+    def __init__(self, step: Step, key: tuple, make: Make):
+        self.step, self.key = step, key
+        self.calls = make(step)
+        self.owner: weakref.ref | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no generation is using it."""
+        return self.owner is None or self.owner() is None
+
+    def load(self, step: Step) -> None:
+        """Take over the values of a step of the same key."""
+        for mine, theirs in zip(tensors_in(self.step.parts()), tensors_in(step.parts()), strict=True):
+            mine.copy_(theirs)
+
+
+class Programs:
+    """Those of a model, the last used last."""
+
+    def __init__(self) -> None:
+        self.kept: list[Program] = []
+        self.refused = ""
+        """Why a device could not record a graph; "": it could, or was not asked."""
+
+    def room(self, rows: int, steps: int) -> int:
+        """Steps there shall be room for: as many as a program has that is there, else the bucket."""
+        found = [program.step.board.columns.shape[2] - 1 for program in self.kept if program.key[1] == rows]
+        return min((room for room in found if room >= steps), default=bucket(steps))
+
+    def take(self, owner: object, step: Step, way: str) -> Program:
+        """The program for a step, made where there is none; it belongs to the owner as long as that lives."""
+        key = (way, len(step.board.seeds), _weights(step.lm), signature(step.parts()))
+        self.kept = [program for program in self.kept if program.key[2] == key[2]]  # of other weights: of no use
+        program = next((program for program in self.kept if program.idle and program.key == key), None)
+        if program is None:
+            program = Program(step, key, MAKERS[way])
+        else:
+            program.load(step)
+            self.kept.remove(program)
+        self.kept.append(program)
+        program.owner = weakref.ref(owner)
+        while len(self.kept) > MOST_KEPT:
+            self.kept.pop(0)
+        return program
+
+    def take_graph(self, owner: object, step: Step, way: str) -> Program | None:
+        """`take` where nobody asked for a graph by name: None, and a warning, where none can be recorded."""
+        try:
+            return self.take(owner, step, way)
+        except RuntimeError as error:
+            self.refused = str(error).strip().splitlines()[0]
+            warnings.warn(f"steps run one by one: no CUDA graph could be recorded ({self.refused})", stacklevel=2)
+            return None
+
+    def __deepcopy__(self, memo: dict) -> Programs:
+        return Programs()  # a copy of the model has other weights
+
+    def __reduce__(self) -> tuple:
+        return Programs, ()
+
+
+def programs_of(lm: TokenLM) -> Programs:
+    """The model's programs, kept with it."""
+    if not hasattr(lm, "programs"):
+        lm.programs = Programs()  # type: ignore[assignment]
+    return lm.programs  # type: ignore[return-value]
+
+
+def _weights(lm: TokenLM) -> int:
+    """Changes when the model's weights are moved or its modules replaced, not when the weights' values change: programs
+    read them where they are."""
+    tensors = [*lm.parameters(), *lm.buffers()]
+    where = tuple((tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in tensors)
+    return hash((where, structure_of(lm)))

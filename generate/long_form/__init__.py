@@ -1,0 +1,1 @@
+"""Text and audio longer than the training examples: chunks and sliding windows."""

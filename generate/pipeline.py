@@ -1,0 +1,136 @@
+"""From conditions to media in one call: codes by the decode loop, media by the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..lm.generation_config import GenerationDefaults
+from ..lm.models.registry import AnyLM
+from ..tokenize.spec import AudioGeometry, check_same_tokenizer
+from ..tokenize.tokenizer import Tokenizer
+from .custom_lm import OwnLM, check_pair
+from .decoding.dispatch import make_codes
+from .decoding.loop import Generated, Progress
+from .long_form.windows import Making, make_row
+from .requests.arguments import flag, function, whole
+from .requests.conditions import Told
+from .requests.request import Request, Settings, make_request
+from .result import Result
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+DEFAULT_BATCH = 64
+"""Rows that are made at a time; guidance doubles them inside the model."""
+
+
+def generate(
+    lm: AnyLM | OwnLM,
+    tokenizer: Tokenizer,
+    *,
+    label: int | Sequence[int] | None = None,
+    text_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    embedding: Tensor | Sequence[Tensor] | None = None,
+    voice: Tensor | Sequence[Tensor] | None = None,
+    n: int = 1,
+    seed: int = 0,
+    prompt: Tensor | None = None,
+    num_frames: int | None = None,
+    exact: bool = False,
+    batch: int = DEFAULT_BATCH,
+    defaults: GenerationDefaults | None = None,
+    on_progress: Progress | None = None,
+    **settings: Unpack[Settings],
+) -> Result:
+    """Generate samples with a language model and a tokenizer of one's own (`tessera.load` gives a Model that has both).
+
+    Args:
+        lm: Tessera's, or an object that does what `OwnLM` says.
+        tokenizer: made of the same codes; of one's own, it needs `spec` and `decode`.
+        label: id of the label, or a list of ids; None: none.
+        text_ids: ids of the text, or a list of lists; None: none.
+        embedding: given vectors [L, width], or a list; None: none.
+        voice: codes of a prompt [K, L] that samples follow but do not begin with, or a list; None: none.
+        n: samples for each entry of the lists.
+        seed: sample i has the seed `seed + i`, and no other randomness: alone it comes out as in the batch.
+        prompt: codes [K, t] or [B, K, t] that the samples begin with; they are part of the result.
+        num_frames: make exactly so many frames; None: until the model ends, or `max_frames`.
+        exact: make samples one at a time, so that not even a rounding error depends on the batch.
+        batch: samples that are made at a time.
+        defaults: used for what `settings` leave out.
+        on_progress: called with (done, total) as the work goes on.
+        settings: see `Settings`; the numbers of drawing are one value, or one per codebook.
+    Returns:
+        Result of n samples for each entry, entry by entry.
+    Raises:
+        ValueError: an argument that cannot be met, in one line that names it.
+    """
+    lm = check_pair(lm, tokenizer, "generate")
+    check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
+    told = Told(label, text_ids, embedding, voice)
+    request = make_request(lm, tokenizer, told, n, seed, prompt, num_frames, defaults, settings)
+    batch, exact = whole("batch", batch, 1), flag("exact", exact)
+    function("on_progress", on_progress)
+    return run_request(lm, tokenizer, request, exact, batch, on_progress)
+
+
+def run_request(
+    lm: AnyLM, tokenizer: Tokenizer, request: Request, exact: bool, batch: int, on_progress: Progress | None
+) -> Result:
+    """Make all rows of a request, `batch` at a time, and decode them."""
+    total, parts = len(request.seeds), []
+    for first in range(0, total, batch):
+        rows = request.rows(first, min(first + batch, total))
+        parts.append(_codes_of(lm, rows, exact, first, total, on_progress))
+    longest = max(part.codes.shape[2] for part in parts)
+    codes = torch.cat([torch.nn.functional.pad(part.codes, (0, longest - part.codes.shape[2])) for part in parts])
+    lengths = torch.cat([part.lengths for part in parts])
+    return Result(
+        codes=codes,
+        lengths=lengths,
+        media=[decode_one(tokenizer, row[:, :n]) for row, n in zip(codes, lengths.tolist(), strict=True)],
+        seeds=tuple(request.seeds),
+        ended=tuple(bool(ended) for part in parts for ended in part.ended),
+        spec=lm.spec,
+    )
+
+
+def decode_one(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+    """Media of one sample's codes [K, T], float32 on the CPU: [C, N] or [C, height, width]."""
+    geometry = tokenizer.spec.geometry
+    if codes.shape[1] == 0 and isinstance(geometry, AudioGeometry):
+        return torch.zeros(geometry.channels, 0)
+    return tokenizer.decode(codes[None])[0].float().cpu()
+
+
+def _codes_of(lm: AnyLM, rows: Request, exact: bool, first: int, total: int, on_progress: Progress | None) -> Generated:
+    """Codes of one batch; its progress is counted as part of all `total` rows."""
+
+    def report(done: int, of_batch: int) -> None:
+        if on_progress is not None:
+            per_row = of_batch // len(rows.seeds)
+            on_progress(first * per_row + done, total * per_row)
+
+    if rows.window is not None and rows.length.max_frames > rows.window:
+        return _in_windows(lm, rows, report)
+    return make_codes(lm, rows, exact, report)
+
+
+def _in_windows(lm: AnyLM, rows: Request, report: Progress) -> Generated:
+    """Row by row, as each comes to the end of a window when it does."""
+    made, ended, longest = [], [], rows.length.max_frames
+    for i in range(len(rows.seeds)):
+        making, pieces, done = Making(make_row(lm, rows.rows(i, i + 1))), [], 0
+        for piece in making:
+            pieces.append(piece.cpu())
+            done += piece.shape[1]
+            report(i * longest + done, len(rows.seeds) * longest)
+        made.append(torch.cat([torch.zeros(lm.num_codebooks, 0, dtype=torch.long), *pieces], dim=1))
+        ended.append(making.ended)
+    lengths = torch.tensor([codes.shape[1] for codes in made])
+    padded = [torch.nn.functional.pad(codes, (0, int(lengths.max()) - codes.shape[1])) for codes in made]
+    return Generated(torch.stack(padded), lengths, torch.tensor(ended))

@@ -1,0 +1,1 @@
+"""What is asked for: a checked request, its conditions, its prompt."""

@@ -1,0 +1,83 @@
+"""What samples are told, one entry for all or a list, as the conditions of the rows that the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...lm.conditioning.registry import ConditionBatch
+from ...lm.models.registry import AnyLM
+
+SAID = {"label": "label", "text": "text", "embedding": "embedding", "codes": "voice"}
+"""Kinds of conditions, and what a call names them."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """Of each kind one entry for all samples, a list, or None for none."""
+
+    label: int | Sequence[int] | None = None
+    """Ids of labels."""
+    text_ids: Sequence[int] | Sequence[Sequence[int]] | None = None
+    """Ids of a text each."""
+    embedding: Tensor | Sequence[Tensor] | None = None
+    """Floating point [L, width] each, or one tensor [B, L, width]."""
+    voice: Tensor | Sequence[Tensor] | None = None
+    """Codes of a prompt, long [K, L] each, or one tensor [B, K, L]."""
+
+    def rows(self, lm: AnyLM, n: int) -> tuple[ConditionBatch, int]:
+        """Conditions of n rows for each entry, entry by entry, and the number of rows.
+
+        Raises:
+            ValueError: lists of unequal lengths, a condition that the model has not, was never without, or cannot be
+                read.
+        """
+        lists = {
+            "label": _as_list(self.label, isinstance(self.label, Sequence)),
+            "text": _as_list(self.text_ids, _is_nested(self.text_ids)),
+            "embedding": _as_list(self.embedding, not _is_matrix(self.embedding)),
+            "codes": _as_list(self.voice, not _is_matrix(self.voice)),
+        }
+        count = _common_length(lists)
+        repeated = {
+            kind: None if given is None else [one for one in given * (count // len(given)) for _ in range(n)]
+            for kind, given in lists.items()
+        }
+        for condition in lm.config.conditions:
+            if condition.dropout == 0 and repeated[condition.kind] is None:
+                raise ValueError(
+                    f"the model was never trained without a {SAID[condition.kind]} (dropout 0), but none was given; "
+                    "give one"
+                )
+        made = ConditionBatch.make(*repeated.values())
+        batch = lm.conditions.with_nulls(made, count * n)
+        lm.check_conditions(batch, count * n)  # here all is on the CPU
+        return batch, count * n
+
+
+def _as_list(given: Any, is_list: bool) -> list | None:
+    return None if given is None else list(given) if is_list else [given]
+
+
+def _is_nested(text_ids: Sequence | None) -> bool:
+    return text_ids is not None and len(text_ids) > 0 and isinstance(text_ids[0], Sequence)
+
+
+def _is_matrix(given: Tensor | Sequence[Tensor] | None) -> bool:
+    return isinstance(given, Tensor) and given.dim() < 3
+
+
+def _common_length(lists: dict[str, list | None]) -> int:
+    """Entries of the longest list, 1 where there is none; ValueError unless each other has as many, or one."""
+    lengths = {kind: len(given) for kind, given in lists.items() if given is not None}
+    for kind, length in lengths.items():
+        if not length:
+            raise ValueError(f"the list of {SAID[kind]}s is empty; give at least one")
+    several = {kind: length for kind, length in lengths.items() if length > 1}
+    if len(set(several.values())) > 1:
+        found = " but ".join(f"{length} {SAID[kind]}s" for kind, length in several.items())
+        raise ValueError(f"{found}; give as many, or one of either for all")
+    return max(several.values(), default=1)

@@ -1,0 +1,134 @@
+"""Prompts: codes, media or a file, turned into the codes that a sample begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...tokenize.spec import AudioGeometry
+from ...tokenize.tokenizer import Tokenizer
+from .arguments import tensor, whole
+from .prompt_silence import trim_silence
+
+Prompt = Tensor | str | Path
+
+
+def prompt_codes(
+    prompt: Prompt | None,
+    tokenizer: Tokenizer,
+    num_frames: int | None = None,
+    said: str = "prompt",
+    notes: list[str] | None = None,
+) -> Tensor | None:
+    """Codes [K, t] or [B, K, t] of a prompt, None for none.
+
+    Args:
+        prompt: codes (long, [K, t] or [B, K, t]), media (floating point, audio [C, N] at the tokenizer's sample rate
+            or a picture [C, height, width]), or the path of a sound, a picture, or a file of codes
+            (`tessera encode`, .safetensors). Of sound, a last frame that is not full is left out.
+        num_frames: keep only the first so many frames.
+        said: what errors call it.
+        notes: of sound that somebody speaks in: gets a warning of silence at its ends, which is left out of media
+            (prompt_silence.py) and stays in codes; of silence alone the answer is None. None: silence is as good as any
+            sound.
+    Raises:
+        ValueError: not one of these, codes of another tokenizer, or fewer frames than num_frames. FileNotFoundError: no
+            such file.
+    """
+    if num_frames is not None:
+        num_frames = whole(f"{said}_frames", num_frames)
+    if prompt is None:
+        return None
+    if isinstance(prompt, str | Path):
+        prompt = _read(Path(prompt), tokenizer, said)
+    prompt = tensor(f"the {said}", prompt, "a path, codes (long, [K, t] or [B, K, t]) or media (floating point)")
+    if not prompt.dim():
+        raise ValueError(f"a {said} is codes (long, [K, t]) or media (floating point), found one number")
+    if prompt.is_floating_point():
+        media = _whole_frames(prompt, tokenizer, said)
+        if notes is not None and isinstance(tokenizer.spec.geometry, AudioGeometry):
+            media = _first_frames(media, tokenizer.spec.geometry, num_frames, said)
+            num_frames = None
+            media = _trimmed(media, tokenizer, said, notes)
+            if media is None:
+                return None
+        prompt = tokenizer.encode(media[None]).codes[0].cpu()
+    elif notes is not None and prompt.dtype == torch.long and prompt.dim() == 2:
+        tokenizer.check_codes(prompt[None])
+        _note_silence(prompt, tokenizer, said, notes)
+    if prompt.dtype != torch.long or prompt.dim() not in (2, 3):
+        found = f"{prompt.dtype} {list(prompt.shape)}"
+        raise ValueError(f"a {said} is codes (long, [K, t] or [B, K, t]) or media (floating point), found {found}")
+    tokenizer.check_codes(prompt if prompt.dim() == 3 else prompt[None])
+    if num_frames is None:
+        return prompt
+    _check_frames(num_frames, prompt.shape[-1], said)
+    return prompt[..., :num_frames]
+
+
+def _read(path: Path, tokenizer: Tokenizer, said: str) -> Tensor:
+    from ...tokenize.data.codes_file import read_codes
+    from ...tokenize.data.media import read_audio, read_picture
+
+    if path.suffix == ".safetensors":
+        _, items = read_codes(path, tokenizer.spec)
+        if len(items) != 1:
+            raise ValueError(f"{path}: holds the codes of {len(items)} items, a {said} is one; encode it by itself")
+        return items[0].codes
+    geometry = tokenizer.spec.geometry
+    if isinstance(geometry, AudioGeometry):
+        return read_audio(path, geometry.sample_rate, geometry.channels)
+    return read_picture(path, geometry.height, geometry.width, geometry.channels, fit="crop")
+
+
+def _check_frames(num_frames: int, found: int, said: str) -> None:
+    if not 1 <= num_frames <= found:
+        raise ValueError(f"{said}_frames must be from 1 to the {said}'s {found} frames, found {num_frames}")
+
+
+def _whole_frames(media: Tensor, tokenizer: Tokenizer, said: str) -> Tensor:
+    """Media [C, N] less a last frame that is not full; a picture as it is."""
+    geometry = tokenizer.spec.geometry
+    if isinstance(geometry, AudioGeometry):
+        full = media.shape[-1] // geometry.samples_per_frame * geometry.samples_per_frame
+        if full == 0:
+            raise ValueError(
+                f"the {said} has {media.shape[-1]} samples, a frame of '{tokenizer.spec.name}' has "
+                f"{geometry.samples_per_frame}; give more"
+            )
+        media = media[..., :full]
+    return media
+
+
+def _first_frames(media: Tensor, geometry: AudioGeometry, num_frames: int | None, said: str) -> Tensor:
+    if num_frames is None:
+        return media
+    _check_frames(num_frames, media.shape[-1] // geometry.samples_per_frame, said)
+    return media[..., : num_frames * geometry.samples_per_frame]
+
+
+def _trimmed(media: Tensor, tokenizer: Tokenizer, said: str, notes: list[str]) -> Tensor | None:
+    """Sound of whole frames without its silent ends; None: it is all silent. Of what the tokenizer will refuse, all."""
+    geometry = tokenizer.spec.geometry
+    assert isinstance(geometry, AudioGeometry)
+    if media.dim() != 2 or not bool(media.isfinite().all()):
+        return media
+    found = trim_silence(media, geometry.sample_rate)
+    if found.note is not None:
+        notes.append(f"the {said} {found.note}, left out")
+    if found.media is None:
+        return None
+    if found.media.shape[-1] < geometry.samples_per_frame:
+        return media
+    return _whole_frames(found.media, tokenizer, said)
+
+
+def _note_silence(codes: Tensor, tokenizer: Tokenizer, said: str, notes: list[str]) -> None:
+    """Warn of silence that codes [K, t] begin or end with; they stay as they are."""
+    geometry = tokenizer.spec.geometry
+    if isinstance(geometry, AudioGeometry) and codes.shape[1]:
+        note = trim_silence(tokenizer.decode(codes[None])[0].float().cpu(), geometry.sample_rate).note
+        if note is not None:
+            notes.append(f"the {said} {note}; words may be swallowed: give fewer of its codes, or the recording itself")

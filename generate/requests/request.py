@@ -1,0 +1,251 @@
+"""A request for samples, checked against the model and spelled out: one row for each sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+from torch import Tensor
+
+from ...configs.memory import check_memory
+from ...configs.schema import check_config
+from ...lm.conditioning.registry import ConditionBatch
+from ...lm.generation_config import GenerationDefaults, Guidance
+from ...lm.kv_cache.registry import CacheChoice, CacheConfig, plain_choice
+from ...lm.models.registry import AnyLM
+from ...tokenize.spec import AudioGeometry, PictureGeometry
+from ...tokenize.tokenizer import Tokenizer
+from ..decoding.loop import Length, check_length, check_prompt, seeds_from
+from ..decoding.masked import Filling
+from ..execution.step_runner import StepName
+from ..sampling.filters import Sampling
+from ..sampling.silence import silence_codes
+from .arguments import number, setting, tensor, whole
+from .conditions import Told
+
+DEFAULT_MAX_SECONDS = 30.0
+"""Longest sound where neither the call nor the model says."""
+
+
+class Settings(TypedDict, total=False):
+    """What a call may set; what it leaves out is the model's default (`lm/generation_config.py` says what each
+    means)."""
+
+    temperature: float | Sequence[float]
+    top_k: int | Sequence[int]
+    top_p: float | Sequence[float]
+    min_p: float | Sequence[float]
+    repetition_penalty: float | Sequence[float]
+    repetition_window: int | Sequence[int]
+    ras: int | Sequence[int]
+    ras_tau: float | Sequence[float]
+    end_bias: float
+    max_silence: float
+    silence_codes: Sequence[int]
+    end_rule: str
+    guidance: Guidance | Sequence[float] | dict
+    max_frames: int
+    min_frames: int
+    text_characters: int
+    split: str
+    carry: str
+    frames_per_character: Sequence[float]
+    retries: int
+    window_frames: int
+    stride_frames: int
+    passes: int
+    pass_schedule: str
+    choice_temperature: float
+    fine_temperature: float | Sequence[float]
+    fine_guidance: Guidance | Sequence[float] | dict
+    cache: CacheChoice
+    draft: int
+    step: StepName
+
+
+@dataclass(frozen=True)
+class Request:
+    """B samples to be made."""
+
+    conditions: ConditionBatch
+    """B rows."""
+    seeds: list[int]
+    """B."""
+    length: Length
+    sampling: Sampling
+    guidance: Guidance
+    prompt: Tensor | None
+    """Codes [B, K, t] that the samples begin with."""
+    filling: Filling
+    """Of a masked model."""
+    fine: Sampling
+    """Of a refiner, whose labels are drawn as `sampling` says."""
+    fine_guidance: Guidance
+    cache: CacheConfig | None = None
+    draft: int = 0
+    """Steps to guess at a time."""
+    step: StepName = "auto"
+
+    window: int | None = None
+    """Frames that are made at once; None: all."""
+    stride: int = 1
+    """Frames that a window adds."""
+
+    def rows(self, first: int, last: int) -> Request:
+        """The rows first .. last - 1."""
+        return replace(
+            self,
+            conditions=self.conditions.rows(slice(first, last)),
+            seeds=self.seeds[first:last],
+            prompt=None if self.prompt is None else self.prompt[first:last],
+        )
+
+
+def make_request(
+    lm: AnyLM,
+    tokenizer: Tokenizer,
+    told: Told,
+    n: int,
+    seed: int,
+    prompt: Tensor | None,
+    num_frames: int | None,
+    defaults: GenerationDefaults | None,
+    settings: Settings,
+) -> Request:
+    """Check a call's arguments and lay them out in rows.
+
+    With a list of conditions there are n rows for each entry, entry by entry; row i has the seed `seed + i`.
+
+    Args:
+        told: what the samples are conditioned on.
+        prompt: codes [K, t] for all rows, or [B, K, t].
+        num_frames: make exactly so many frames, without an end.
+        defaults: what `settings` leave open.
+    Raises:
+        ValueError: names the argument, what was found and what to do.
+    """
+    chosen = choose(defaults, settings)
+    n, seed = whole("n", n, 1), whole("seed", seed)
+    seeds_from(seed, 1)
+    if num_frames is not None:
+        num_frames = whole("num_frames", num_frames, 1)
+    length = check_length(_length(lm, num_frames, chosen, "min_frames" in settings), lm.arrangement.variable_length)
+    check_room(lm, n, length.max_frames if length.fixed else None)
+    if not length.fixed and chosen.window_frames is None:
+        check_room(lm, 1, length.max_frames)  # cells for all frames are laid out before the first
+    conditions, count = told.rows(lm, n)
+    seeds = seeds_from(seed, count)
+    if prompt is not None:
+        prompt = tensor("prompt", prompt, "codes, long [K, t] or [B, K, t]")
+        prompt = prompt.expand(count, -1, -1) if prompt.dim() == 2 else prompt
+        if prompt.shape[0] != count:
+            rows = f"the prompt has {prompt.shape[0]} rows for {count} samples"
+            raise ValueError(f"{rows}; give one [K, t] for all, or as many rows")
+        check_prompt(prompt, count, lm.spec.cardinalities, length)
+    return Request(
+        conditions=conditions,
+        seeds=seeds,
+        length=length,
+        sampling=_sampling(tokenizer, chosen),
+        guidance=chosen.guidance,
+        prompt=prompt,
+        filling=Filling(chosen.passes, chosen.pass_schedule, chosen.choice_temperature),
+        fine=Sampling(temperature=chosen.fine_temperature),
+        fine_guidance=chosen.fine_guidance,
+        cache=chosen.cache,
+        draft=chosen.draft,
+        window=chosen.window_frames if isinstance(lm.spec.geometry, AudioGeometry) else None,
+        stride=_stride(chosen),
+        step=chosen.step,
+    )
+
+
+def check_room(lm: AnyLM, count: int, num_frames: int | None = None) -> None:
+    """Raise ValueError where the codes and media of `count` samples do not fit into memory.
+
+    Args:
+        num_frames: of each; None: as many as its media have, one of sound.
+    """
+    geometry = lm.spec.geometry
+    if isinstance(geometry, AudioGeometry):
+        frames, values = num_frames or 1, (num_frames or 1) * geometry.samples_per_frame * geometry.channels
+    else:
+        frames, values = geometry.num_frames, geometry.height * geometry.width * geometry.channels
+    size = 8 * frames * lm.spec.num_codebooks + 4 * values
+    asked = f"{count} samples" if count > 1 else f"a sample of {frames} frames"
+    check_memory(count * size, asked, "make fewer at a time, or shorter ones")
+
+
+def check_count(n: int) -> None:
+    """ValueError unless n is a number of samples."""
+    whole("n", n, 1)
+
+
+def choose(defaults: GenerationDefaults | None, settings: Settings) -> GenerationDefaults:
+    """The defaults with a call's settings in their places. ConfigError: names the setting that is unknown or wrong."""
+    given = {name: setting(name, value) for name, value in settings.items()}
+    if "cache" in given:
+        given["cache"] = plain_choice(given["cache"])
+    chosen = GenerationDefaults() if defaults is None else defaults
+    return check_config({**chosen.model_dump(mode="json"), **given}, GenerationDefaults, "generate")
+
+
+def _stride(chosen: GenerationDefaults) -> int:
+    window, stride = chosen.window_frames, chosen.stride_frames
+    if window is None:
+        return 1
+    if window < 2 or (stride is not None and stride >= window):
+        raise ValueError(
+            f"stride_frames is {stride} and window_frames {window}; the stride must be below the window, whose last "
+            "frames are what the next window goes on from"
+        )
+    return stride or max(1, window * 6 // 10)
+
+
+def _sampling(tokenizer: Tokenizer, chosen: GenerationDefaults) -> Sampling:
+    frames, silent = 0, chosen.silence_codes
+    if chosen.max_silence:
+        silent = silent or silence_codes(tokenizer)
+        geometry = tokenizer.spec.geometry
+        assert isinstance(geometry, AudioGeometry)
+        frames = max_frames_for(chosen.max_silence, geometry)
+    return Sampling(
+        temperature=chosen.temperature,
+        top_k=chosen.top_k,
+        top_p=chosen.top_p,
+        min_p=chosen.min_p,
+        repetition_penalty=chosen.repetition_penalty,
+        repetition_window=chosen.repetition_window,
+        ras=chosen.ras,
+        ras_tau=chosen.ras_tau,
+        end_bias=chosen.end_bias,
+        end_rule=chosen.end_rule,
+        max_silence_frames=frames,
+        silence_codes=silent,
+    )
+
+
+def _length(lm: AnyLM, num_frames: int | None, chosen: GenerationDefaults, min_given: bool) -> Length:
+    geometry = lm.spec.geometry
+    if isinstance(geometry, PictureGeometry):
+        for name, asked in (("num_frames", num_frames), ("max_frames", chosen.max_frames)):
+            if asked is not None and asked != geometry.num_frames:
+                whole = f"a picture of '{lm.spec.name}' has {geometry.num_frames} frames"
+                raise ValueError(f"{name} is {asked}, but {whole}; leave it out")
+        return Length(geometry.num_frames, fixed=True)
+    if num_frames is not None:
+        return Length(num_frames, min_frames=0, fixed=True)
+    longest = chosen.max_frames or max_frames_for(DEFAULT_MAX_SECONDS, geometry)
+    if not lm.arrangement.variable_length:
+        return Length(longest, min_frames=0, fixed=True)
+    # A shorter limit than the model's own lower bound is what the caller wants; a contradiction within the call is not.
+    return Length(longest, chosen.min_frames if min_given else min(chosen.min_frames, longest))
+
+
+def max_frames_for(seconds: float, geometry: AudioGeometry) -> int:
+    """The most frames that are not longer than `seconds`, at least one; ValueError unless seconds > 0."""
+    if not 0 < number("max_seconds", seconds) < 1e6:
+        raise ValueError(f"max_seconds must be above 0, found {seconds}")
+    return max(1, math.floor(seconds * geometry.frame_rate + 1e-6))

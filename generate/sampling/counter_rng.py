@@ -1,0 +1,57 @@
+"""The randomness of generation: one uniform number per (seed, step, codebook, draw), computed, never consumed.
+
+A generator with a state would make a row's draws depend on which other rows are in the batch and on what was drawn
+before. Here every draw is a hash of its own coordinates, in 64-bit integer arithmetic that is exact on every device, so
+a row gets the same numbers alone, in a batch, in another order, streamed or resumed.
+Source of the mixing function: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), public domain constants.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import triton_sampling
+
+# int64 arithmetic wraps around modulo 2^64, as the hash needs; the constants are written as torch can read them.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+_SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+def uniform(seeds: Tensor, step: int | Tensor, num_codebooks: int, draw: int = 0) -> Tensor:
+    """One number in the open interval (0, 1) for every row and codebook of a step.
+
+    Args:
+        seeds: [B], long, any values.
+        step: the arranged step, >= 0 (an int or a 0-d long tensor).
+        num_codebooks: K.
+        draw: which of several numbers of a cell, 0 to 2^30: one that is drawn a second time takes another number.
+    Returns:
+        [B, K], float64. Never 0 and never 1: 52 random bits plus a half.
+    """
+    if isinstance(step, Tensor) and triton_sampling.takes(seeds):
+        return triton_sampling.uniform(seeds, step, num_codebooks, draw)
+    codebooks = torch.arange(num_codebooks, device=seeds.device)
+    hashed = _mix(_mix(_mix(seeds) + step)[:, None] + (codebooks + (draw << 32)))
+    return (_shift(hashed, 12).double() + 0.5) * 2.0**-52
+
+
+def derived_seed(seed: int, part: int, attempt: int = 0) -> int:
+    """The seed of a part of a long sample, which may be made anew: of 64 bits; that of part 0 is the sample's own."""
+    if not part and not attempt:
+        return seed
+    return int(_mix(_mix(_mix(torch.tensor(seed)) + part) + attempt))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The SplitMix64 finaliser of x + golden ratio: a bijection of the 64-bit integers; every bit moves every other."""
+    x = x + _GOLDEN
+    x = (x ^ _shift(x, 30)) * _FIRST
+    x = (x ^ _shift(x, 27)) * _SECOND
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical (zero-filling) right shift of int64; `>>` alone would copy the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,102 @@
+"""Against repetition: a penalty on the ids a row drew lately, and repetition-aware sampling.
+
+Both look at the last codes of the same row and the same codebook (`LookBack`), so rows never touch each other. The
+codes are read from what was written, prompt included: continuing the beginning of a sample gives the sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...lm.patterns.pattern import Arrangement
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """The rules of n codebooks, laid out as tensors on a device (see token_sampler.py)."""
+
+    penalty: Tensor
+    """[n], float64; 1 where off."""
+    penalty_window: Tensor
+    """[n], long, in frames."""
+    ras_window: Tensor
+    """[n], long, in frames; 0 where off."""
+    ras_repeats: Tensor
+    """[n], long: an id that stands so often among the last `ras_window` codes is drawn again."""
+
+    def of(self, codebooks: list[int]) -> Repetition:
+        """Those of some codebooks."""
+        return Repetition(*(getattr(self, field.name)[codebooks] for field in fields(self)))
+
+
+class LookBack:
+    """The last codes of each row and codebook before a step, in frames: where the arrangement leaves cells without a
+    code, they are passed over.
+
+    With delays [0, 1] and a window of 2, at step 3:      step        0  1  2  3
+                                                          codebook 0  a0 a1 a2 .      finds a1 a2
+                                                          codebook 1  s  b0 b1 .      finds b0 b1
+    """
+
+    def __init__(
+        self, arrangement: Arrangement, num_frames: int, window: int, device: torch.device | str, room: int = 0
+    ):
+        """For sequences of num_frames; the window is in frames, at least 1. `room`: steps that tables shall have."""
+        frames = arrangement.table(num_frames).to(device)
+        steps_of = arrangement.steps_of(torch.arange(num_frames, device=device), num_frames)
+        self.frames = F.pad(frames, (0, max(0, room - frames.shape[1])), value=-1)
+        self.steps_of = F.pad(steps_of, (0, max(0, room - num_frames)))
+        self.ages = torch.arange(window, 0, -1, device=device)
+        """[W]: how many frames ago; 1 is the code before."""
+        self.cardinalities = torch.tensor(arrangement.cardinalities, device=device)[:, None]
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """Its tables."""
+        return self.frames, self.steps_of, self.ages
+
+    def __call__(self, columns: Tensor, step: int | Tensor) -> Tensor:
+        """Codes [B, K, W] before a step, the latest last, -1 where there was none (a row that ended has pad there).
+
+        Args:
+            columns: [B, K, 1 + S], the model's input: a column of `start`, then the ids of each step.
+        """
+        step = torch.as_tensor(step, device=columns.device).reshape(1)
+        past = self.frames.index_select(1, step) - self.ages
+        where = self.steps_of.gather(1, past.clamp(min=0)) + 1
+        codes = columns.gather(2, where.expand(len(columns), -1, -1))
+        return codes.masked_fill((past < 0) | (codes >= self.cardinalities), -1)
+
+
+def penalize(logits: Tensor, recent: Tensor, ages: Tensor, rules: Repetition) -> Tensor:
+    """Make ids that occur among the recent codes less likely, once however often they occur.
+
+    A positive logit is divided by the penalty, a negative one multiplied with it.
+
+    Args:
+        logits: [B, n, V], floating point.
+        recent: [B, n, W] long, -1 for none.
+        ages: [W], how many frames ago each is.
+    Returns:
+        [B, n, V].
+    Source: CTRL, arXiv:1909.05858, section 4.1; the window is Zonos'.
+    """
+    V = logits.shape[-1]
+    counted = (recent >= 0) & (ages <= rules.penalty_window[:, None])
+    seen = torch.zeros(*logits.shape[:-1], V + 1, dtype=torch.bool, device=logits.device)
+    seen = seen.scatter(-1, torch.where(counted, recent, V), True)[..., :V]
+    penalty = rules.penalty[:, None]
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def repeats(ids: Tensor, recent: Tensor, ages: Tensor, rules: Repetition) -> Tensor:
+    """True [B, n] where repetition-aware sampling draws again: the id [B, n] occurs `ras_repeats` times or more among
+    the last `ras_window` codes.
+
+    Source: VALL-E 2, arXiv:2406.05370, section 3.2 (window 10, tau 0.1).
+    """
+    same = (recent == ids.unsqueeze(-1)) & (ages <= rules.ras_window[:, None])
+    return (same.sum(dim=-1) >= rules.ras_repeats) & (rules.ras_window > 0)

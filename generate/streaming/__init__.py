@@ -1,0 +1,1 @@
+"""Audio and images while they are generated."""

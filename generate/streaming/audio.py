@@ -1,0 +1,77 @@
+"""Sound while it is being made: finished frames go straight into the tokenizer's stream decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ...lm.generation_config import GenerationDefaults
+from ...lm.models.causal import TokenLM
+from ...lm.models.masked import MaskedLM
+from ...lm.models.registry import AnyLM
+from ...tokenize.spec import check_same_tokenizer
+from ...tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
+from ..custom_lm import OwnLM, Wrapped, check_pair
+from ..decoding.dispatch import start_loop
+from ..long_form.windows import make_row
+from ..requests.conditions import Told
+from ..requests.request import Settings, make_request
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+def stream_audio(
+    lm: AnyLM | OwnLM,
+    tokenizer: Tokenizer,
+    *,
+    label: int | None = None,
+    text_ids: Sequence[int] | None = None,
+    embedding: Tensor | None = None,
+    voice: Tensor | None = None,
+    seed: int = 0,
+    prompt: Tensor | None = None,
+    num_frames: int | None = None,
+    defaults: GenerationDefaults | None = None,
+    **settings: Unpack[Settings],
+) -> Iterator[Tensor]:
+    """Generate one sample and yield its samples as they become final.
+
+    A frame is final once its last codebook is drawn, at most `max_delay` steps after its first; the stream decoder then
+    waits for the context its network looks at. Stop iterating to cancel: nothing is made ahead.
+
+    Args:
+        as of `generate`; arguments are checked at the call, before the first chunk is asked for.
+    Yields:
+        [C, n] float32 on the CPU, n > 0. Joined they equal `generate(...).media[0]` of the same arguments, bit for bit.
+    Raises:
+        ValueError: the tokenizer makes no audio; and as `generate`.
+    """
+    lm = check_pair(lm, tokenizer, "stream_audio")
+    check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
+    if not isinstance(tokenizer, AudioTokenizer):
+        raise ValueError(f"'{tokenizer.spec.name}' makes pictures; use stream_pictures")
+    if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM | Wrapped):
+        raise ValueError(
+            f"the model of '{tokenizer.spec.name}' makes all frames together, none is final before; use generate"
+        )
+    told = Told(label, text_ids, embedding, voice)
+    request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
+    if len(request.seeds) != 1:
+        raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
+    if request.window is not None and request.length.max_frames > request.window:
+        return sound_of(make_row(lm, request), tokenizer.stream_decoder())
+    return sound_of(start_loop(lm, request).frames(), tokenizer.stream_decoder())
+
+
+def sound_of(frames: Iterable[Tensor], decoder: StreamDecoder) -> Iterator[Tensor]:
+    """Samples [C, n] of codes [K, n] as soon as they are final, n > 0, on the CPU."""
+    for codes in frames:
+        samples = decoder.push(codes)
+        if samples.shape[-1]:
+            yield samples.float().cpu()
+    samples = decoder.finish()
+    if samples.shape[-1]:
+        yield samples.float().cpu()

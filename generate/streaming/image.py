@@ -1,0 +1,115 @@
+"""A picture while it is being made: what is drawn so far, the rest left neutral.
+
+A cell without a code counts as a dropped level: its vector adds nothing. So with residual codes a frame is first seen
+coarsely, and with the coarse-first arrangement the whole picture is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...lm.generation_config import GenerationDefaults
+from ...lm.models.coarse_to_fine import CoarseToFine
+from ...lm.models.masked import MaskedLM
+from ...lm.models.next_scale import NextScaleLM
+from ...lm.models.registry import AnyLM
+from ...tokenize.spec import PictureGeometry, check_same_tokenizer
+from ...tokenize.tokenizer import Tokenizer
+from ..custom_lm import OwnLM, check_pair
+from ..decoding.dispatch import (
+    check_refiner,
+    label_rows,
+    masked_arguments,
+    refiner_arguments,
+    scale_arguments,
+    start_loop,
+)
+from ..decoding.loop import DecodeLoop
+from ..decoding.masked import fill_in_passes
+from ..decoding.next_scale import scale_by_scale
+from ..pipeline import decode_one
+from ..requests.arguments import whole
+from ..requests.conditions import Told
+from ..requests.request import Request, Settings, make_request
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+def stream_pictures(
+    lm: AnyLM | OwnLM,
+    tokenizer: Tokenizer,
+    *,
+    label: int | None = None,
+    text_ids: Sequence[int] | None = None,
+    embedding: Tensor | None = None,
+    voice: Tensor | None = None,
+    seed: int = 0,
+    prompt: Tensor | None = None,
+    num_frames: int | None = None,
+    every: int | None = None,
+    defaults: GenerationDefaults | None = None,
+    **settings: Unpack[Settings],
+) -> Iterator[Tensor]:
+    """Generate one picture and yield it as it grows.
+
+    Args:
+        as of `generate`; arguments are checked at the call, before the first picture is asked for.
+        every: frames from one picture to the next; None: a row of the grid. A model that makes codes in passes or
+            scales gives a picture after each.
+    Yields:
+        [C, height, width] float32 on the CPU. The last equals `generate(...).media[0]` of the same arguments, bit for
+        bit.
+    Raises:
+        ValueError: the tokenizer makes no pictures; and as `generate`.
+    """
+    lm = check_pair(lm, tokenizer, "stream_pictures")
+    check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
+    geometry = tokenizer.spec.geometry
+    if not isinstance(geometry, PictureGeometry):
+        raise ValueError(f"'{tokenizer.spec.name}' makes sound; use stream_audio")
+    every = geometry.columns if every is None else every
+    every = whole("every", every, 1)
+    told = Told(label, text_ids, embedding, voice)
+    request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
+    if len(request.seeds) != 1:
+        raise ValueError(f"a stream is one picture, {len(request.seeds)} were asked for; make a stream for each")
+    if isinstance(lm, CoarseToFine):
+        check_refiner(lm, request)
+        stages = _coarse_then_fine(lm, tokenizer, request, start_loop(lm.coarse, label_rows(lm, request)), every)
+    elif isinstance(lm, MaskedLM):
+        stages = fill_in_passes(*masked_arguments(lm, request))
+    elif isinstance(lm, NextScaleLM):
+        stages = scale_by_scale(**scale_arguments(lm, request))
+    else:
+        stages = _grow(start_loop(lm, request), every)
+    return (decode_one(tokenizer, codes[0].cpu()) for codes in stages)
+
+
+def _coarse_then_fine(
+    lm: CoarseToFine, tokenizer: Tokenizer, request: Request, loop: DecodeLoop, every: int
+) -> Iterator[Tensor]:
+    """Codes [1, K, T]: those in the middle of the coarse labels, then the refiner's in their places."""
+    middles = lm.clustering.middles(tokenizer.vectors())
+    for labels in _grow(loop, every):
+        yield lm.clustering.codes_of(labels.cpu(), middles)
+    made = loop.result()
+    sketch = lm.clustering.codes_of(made.codes, middles)
+    for codes in fill_in_passes(*refiner_arguments(lm, request, made)):
+        yield torch.where(codes.cpu() < 0, sketch, codes.cpu())
+
+
+def _grow(loop: DecodeLoop, every: int) -> Iterator[Tensor]:
+    """Codes [1, K, T] of a picture, -1 where none has been chosen yet, each time `every` frames' share of the steps is
+    done; at last all."""
+    steps, shown = every * loop.num_steps / loop.length.max_frames, 0
+    while not loop.done:
+        loop.step()
+        if loop.position >= steps * (shown + 1) and not loop.done:
+            shown += 1
+            yield loop.so_far()
+    yield loop.result().codes

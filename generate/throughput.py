@@ -1,0 +1,79 @@
+"""How fast a model generates; used by `tessera eval` and by benchmarks/generate.py."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+from ..lm.generation_config import Guidance
+from ..tokenize.spec import AudioGeometry
+from .model import Model
+
+PLAIN_TEXT = "one two three four five"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Timings of one setting."""
+
+    rows: int
+    """Samples made together."""
+    guidance: Guidance
+    frames: int
+    """Frames of each sample."""
+    seconds: list[float]
+    """Wall time of each repetition, from the call to the media on the CPU."""
+    audio_seconds: float
+    """Length of all samples of one repetition together; 0 for pictures."""
+
+    @property
+    def median(self) -> float:
+        """Seconds of the middle repetition."""
+        return statistics.median(self.seconds)
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames of all samples together, by the median time."""
+        return self.rows * self.frames / self.median
+
+
+def measure_speed(
+    model: Model, rows: int, guidance: Guidance | None = None, frames: int | None = None, repeats: int = 3
+) -> Speed:
+    """Time `generate`, language model and tokenizer together, after one run to warm up.
+
+    Args:
+        guidance: None: the model's default.
+        frames: of each sample, without an end; None: a whole picture, or four seconds of sound.
+    """
+    geometry = model.spec.geometry
+    audio = isinstance(geometry, AudioGeometry)
+    frames = (frames or round(4 * geometry.frame_rate)) if audio else None
+    guidance = model.defaults.guidance if guidance is None else guidance
+    seconds, made = [], 0
+    for seed in range(repeats + 1):
+        started = time.perf_counter()
+        result = model.generate(
+            n=rows, seed=seed, num_frames=frames, guidance=guidance, batch=rows, **example_condition(model)
+        )
+        seconds.append(time.perf_counter() - started)
+        made, length = int(result.lengths[0]), result.seconds
+    return Speed(rows, guidance, made, seconds[1:], length)
+
+
+def measure_first_audio(model: Model, repeats: int = 3) -> list[float]:
+    """Seconds from the call of `stream` to its first chunk, for each repetition, after one run to warm up."""
+    seconds = []
+    for seed in range(repeats + 1):
+        started = time.perf_counter()
+        next(model.stream(seed=seed, min_frames=1000, max_frames=1000, **example_condition(model)))
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
+
+
+def example_condition(model: Model) -> dict:
+    """A condition that every model of the kind can be given."""
+    if model.text is not None:
+        return {"text": PLAIN_TEXT}
+    return {"label": 0} if model.labels else {}

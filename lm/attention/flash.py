@@ -1,0 +1,74 @@
+"""Attention by flash-attn 2 (arXiv:2307.08691). Only this file imports flash_attn.
+
+Its kernels take half precision on CUDA devices and no dense mask. What they do not know goes to sdpa.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .mask_types import Counted, Rows, Sight
+from .sdpa import sdpa
+
+LARGEST_HEAD = 256
+"""Numbers in a head that the kernels take at most."""
+
+
+def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
+    """See `attention.Attend`.
+
+    Rows laid end to end go through flash_attn_varlen_func, steps behind a cache through flash_attn_with_kvcache (which
+    has no backward pass), whole sequences through flash_attn_func.
+    """
+    if queries.dtype not in (torch.float16, torch.bfloat16) or queries.shape[3] > LARGEST_HEAD:
+        return sdpa(queries, keys, values, mask, causal)
+    if isinstance(mask, Rows):
+        return _rows(queries, keys, values, mask)
+    if isinstance(mask, Counted):
+        return _behind_a_cache(queries, keys, values, mask)
+    if mask is not None:
+        return sdpa(queries, keys, values, mask, causal)
+    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, S, H, E], as flash-attn wants it
+    return _package().flash_attn_func(q, k, v, causal=causal, deterministic=_deterministic()).transpose(1, 2)
+
+
+def _rows(queries: Tensor, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:
+    if rows.window is not None and any(rows.prefixes):  # its window knows no prefix
+        return sdpa(queries, keys, values, rows, False)
+    q, k, v = (x[0].transpose(0, 1) for x in (queries, keys, values))  # [N, H, E]
+    mixed = _package().flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        cu_seqlens_q=rows.query_starts,
+        cu_seqlens_k=rows.key_starts,
+        max_seqlen_q=max(rows.lengths),
+        max_seqlen_k=max(rows.key_lengths),
+        causal=rows.causal,
+        window_size=(-1, -1) if rows.window is None else (rows.window - 1, 0),
+        deterministic=_deterministic(),
+    )
+    return mixed.transpose(0, 1).unsqueeze(0)
+
+
+def _behind_a_cache(queries: Tensor, keys: Tensor, values: Tensor, counted: Counted) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
+    count = counted.count
+    if isinstance(count, Tensor):
+        count = count.to(torch.int32).expand(q.shape[0]).contiguous()
+    # The new keys are in the cache already; causal is counted from the last of them.
+    return _package().flash_attn_with_kvcache(q, k, v, cache_seqlens=count, causal=True).transpose(1, 2)
+
+
+def _deterministic() -> bool:
+    """Its backward pass adds in an order of chance unless told otherwise."""
+    return torch.are_deterministic_algorithms_enabled()
+
+
+def _package() -> Any:
+    import flash_attn  # pyright: ignore[reportMissingImports]
+
+    return flash_attn

@@ -1,0 +1,135 @@
+"""Attention backends: one function each, in a file of its own, named in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .auto import Choice, choose_kernel
+from .flash import flash
+from .flex import flex
+from .mask_types import Rows, Sight
+from .sdpa import sdpa
+from .xformers_backend import xformers
+
+AttentionName = Literal["auto", "sdpa", "flash", "xformers", "flex"]
+
+Attend = Callable[[Tensor, Tensor, Tensor, Sight, bool], Tensor]
+"""attend(queries [B, H, S, E], keys [B, G, M, E], values [B, G, M, E], mask, causal) -> [B, H, S, E].
+
+mask: bool, broadcasts to [B, H, S, M], True where a key is seen; or `Rows` (then B is 1) or `Counted`, which stand for
+one (mask_types.py); None: all. causal: query s sees keys 0..s (S = M, no mask). H is a multiple of G: query head h
+reads key head h // (H / G). What a backend has no kernel for it hands to sdpa.
+"""
+
+BACKENDS: dict[str, Attend] = {"sdpa": sdpa, "flash": flash, "xformers": xformers, "flex": flex}
+
+PACKAGES = {"flash": ("flash-attn", "flash_attn"), "xformers": ("xformers", "xformers.ops")}
+"""What to install for a backend, and what it imports."""
+
+ON_CUDA = ("flash", "xformers", "flex")
+"""Backends that are tried where CUDA is rather than on the CPU."""
+
+TAKE_COUNTS = ("flash",)
+"""Backends with a kernel for `Counted`; a cache gives the others a dense mask."""
+
+
+def choose_backend(name: AttentionName = "auto", device: torch.device | str | None = None) -> Attend:
+    """Give the attention function of that name, after it has worked on a tiny input.
+
+    "auto" is sdpa where there is no CUDA device, and else `auto`.
+
+    Args:
+        device: where to try it; None: on a CUDA device where there is one and the backend is made for it.
+    Raises:
+        ImportError: the backend's package is not installed. ValueError: unknown name, or it does not work on this
+            device.
+    """
+    if name == "auto":
+        return auto if torch.cuda.is_available() else sdpa
+    if name not in BACKENDS:
+        raise ValueError(f"attention '{name}' is unknown; choose auto, {', '.join(BACKENDS)}")
+    if name != "sdpa":
+        if device is None:
+            device = "cuda" if name in ON_CUDA and torch.cuda.is_available() else "cpu"
+        probe(name, torch.device(device))
+    return BACKENDS[name]
+
+
+def auto(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
+    """See `Attend`; takes the kernel that `attend_auto.choose_kernel` names."""
+    if not isinstance(mask, Rows):
+        return sdpa(queries, keys, values, mask, causal)
+    device = queries.device
+    chosen = choose_kernel(mask, device.type, queries.dtype, queries.shape[3], usable_packages(str(device)))
+    return BACKENDS[chosen.name](queries, keys, values, mask, causal)
+
+
+def explain(name: AttentionName, device: torch.device | str, dtype: torch.dtype, head: int, packed: bool) -> Choice:
+    """The backend that a training run uses there, and why.
+
+    Args:
+        name: as configured.
+        dtype: that attention computes in, under autocast that of autocast.
+        head: its width.
+        packed: whether rows are laid end to end.
+    """
+    if name != "auto":
+        return Choice(name, "as configured")
+    device = torch.device(device)
+    rows = Rows([1], device) if packed else None
+    usable = usable_packages(str(device)) if packed and device.type == "cuda" else {}
+    return choose_kernel(rows, device.type, dtype, head, usable)
+
+
+@cache
+def usable_packages(device: str) -> Mapping[str, str]:
+    """Of the backends that need a package "ok", or why they cannot be used on a device; tried once a process."""
+    return {name: _state(name, torch.device(device)) for name in PACKAGES}
+
+
+def probe(name: str, device: torch.device) -> None:
+    """Run a backend on a tiny causal input in the dtype it is made for; raises as `choose_backend` says."""
+    if name in PACKAGES:
+        _check_installed(name)
+    if name == "flash" and device.type != "cuda":
+        raise ValueError(f"attention 'flash' runs on CUDA devices, not on '{device.type}'; use attention: sdpa")
+    dtype = torch.float32 if device.type == "cpu" else torch.float16
+    x = torch.zeros(1, 2, 8, 32, dtype=dtype, device=device)
+    try:
+        out = BACKENDS[name](x, x, x, None, True)
+    except Exception as error:  # a kernel that is not built for this device fails in ways of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"attention '{name}' does not work on '{device}' here ({reason}); use attention: sdpa"
+        ) from error
+    if out.shape != x.shape:
+        raise ValueError(f"attention '{name}' gave shape {list(out.shape)} for {list(x.shape)}; use attention: sdpa")
+
+
+def available_backends(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Each backend's name with "ok" or the reason why it cannot be used on this device."""
+    return {name: _state(name, torch.device(device)) for name in BACKENDS}
+
+
+def _state(name: str, device: torch.device) -> str:
+    try:
+        probe(name, device)
+        return "ok"
+    except (ImportError, ValueError) as error:
+        return str(error)
+
+
+def _check_installed(name: str) -> None:
+    package, module = PACKAGES[name]
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"attention '{name}' needs the package {package} (pip install {package}); or use sdpa"
+        ) from error

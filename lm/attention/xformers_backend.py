@@ -1,0 +1,46 @@
+"""Attention by xformers' memory_efficient_attention. Only this file imports xformers.
+
+A dense mask goes to sdpa: xformers wants it padded and copied for every head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .mask_types import Counted, Rows, Sight
+from .sdpa import sdpa
+
+
+def xformers(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
+    """See `attention.Attend`; rows laid end to end go by block-diagonal biases."""
+    dense = mask is not None and not isinstance(mask, Rows)
+    windowed = isinstance(mask, Rows) and mask.window is not None
+    if dense or windowed or isinstance(mask, Counted) or queries.dtype == torch.float64:
+        return sdpa(queries, keys, values, mask, causal)
+    ops = _package()
+    if isinstance(mask, Rows):
+        rows = mask
+        bias = rows.once("xformers", lambda: _bias(ops, rows))
+    else:
+        bias = ops.LowerTriangularMask() if causal else None
+    group = queries.shape[1] // keys.shape[1]
+    if group > 1:
+        keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
+    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, S, H, E], as xformers wants it
+    return ops.memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
+
+
+def _bias(ops: Any, rows: Rows) -> Any:
+    kinds = ops.fmha.attn_bias
+    if rows.causal:
+        return kinds.BlockDiagonalCausalMask.from_seqlens(rows.lengths, device=rows.device)
+    return kinds.BlockDiagonalMask.from_seqlens(rows.lengths, rows.key_lengths, device=rows.device)
+
+
+def _package() -> Any:
+    import xformers.ops  # pyright: ignore[reportMissingImports]
+
+    return xformers.ops

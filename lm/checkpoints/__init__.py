@@ -1,0 +1,1 @@
+"""Model directories: read and written, with shapes and fingerprints checked."""

@@ -1,0 +1,469 @@
+"""The model directory: what `tessera train` exports and `tessera.load` reads.
+
+    config.json          the LM, the tokenizer's TokenSpec, label names, generation defaults
+    lm.safetensors       the weights, in float32, bfloat16 or float16
+    clusters/            of coarse labels, where the LM predicts them or, a refiner, reads them
+    coarse.safetensors   the weights of the LM of the coarse labels, beside those of its refiner
+    tokenizer/           the frozen tokenizer
+    text.model           the text tokenizer, where text is used and needs a file
+    README.md            the model card
+    fingerprint.json     size and SHA-256 of all that but the card (fingerprint.py)
+
+Nothing in it is pickled. Loading compares every file with the fingerprint, names and shapes of all tensors with the
+config before a model is allocated, and the tokenizer's fingerprint with the one the codes were made by.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import FailFast
+from torch import Tensor
+
+from ...configs.files import (
+    json_bytes,
+    read_header,
+    read_json,
+    read_safetensors,
+    write_atomic,
+    write_safetensors,
+)
+from ...configs.json_limits import NAMED
+from ...configs.recognize import describe_wrong
+from ...configs.schema import Config, check_config
+from ...tokenize.layers.parameter_budget import Budget
+from ...tokenize.spec import TokenSpec, check_same_tokenizer
+from ..clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
+from ..conditioning.registry import LabelConfig, TextConditionConfig
+from ..generation_config import GenerationDefaults
+from ..models.causal import LMConfig, TokenLM
+from ..models.coarse_to_fine import CoarseToFine
+from ..models.masked import MaskedLM
+from ..models.registry import AnyLM, ModelConfig, make_lm
+from ..quantization.packed_linear import WeightsName, check_weights, pack_
+from .fingerprint import check_model_files, write_fingerprint
+from .parameter_shapes import parameter_shapes
+
+if TYPE_CHECKING:
+    from ...tokenize.text_tokenizer import TextTokenizer
+    from ...tokenize.tokenizer import Tokenizer
+
+StorageName = Literal["float32", "bfloat16", "float16"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+MAX_CODES = 1 << 24
+"""Largest codebook a model directory may claim."""
+
+
+class ModelFile(Config):
+    """config.json of a model directory."""
+
+    format: Literal["tessera-model"] = "tessera-model"
+    version: Literal[1] = 1
+    lm: ModelConfig
+    coarse_lm: LMConfig | None = None
+    """Of the coarse labels; lm is then their refiner."""
+    clusters: str | None = None
+    """Fingerprint of what is in clusters/: a causal lm predicts the labels, a masked one reads them."""
+    spec: TokenSpec
+    labels: Annotated[tuple[str, ...], FailFast()] = ()
+    """Names of the labels in the order of their ids."""
+    generation: GenerationDefaults = GenerationDefaults()
+
+
+class WeightsError(ValueError):
+    """The weights are not those of the config: tensors missing, left over, or of another shape."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A language model with everything it needs to turn a request into media."""
+
+    lm: AnyLM
+    tokenizer: Tokenizer
+    """A ClusteredTokenizer where the LM predicts coarse labels alone."""
+    text: TextTokenizer | None
+    """None where the model reads no text."""
+    labels: list[str]
+    """Names of the labels in the order of their ids; empty where it has none."""
+    defaults: GenerationDefaults
+
+    @property
+    def config(self) -> LMConfig:
+        """The language model's config."""
+        return self.lm.config
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The tokenizer's TokenSpec."""
+        return self.lm.spec
+
+
+def save_model(
+    folder: str | Path,
+    lm: AnyLM,
+    tokenizer: Tokenizer,
+    text: TextTokenizer | None,
+    labels: list[str],
+    defaults: GenerationDefaults | None = None,
+    card: str = "",
+    dtype: StorageName = "float32",
+) -> None:
+    """Write a model directory. Each file is written whole; config.json comes last, so that a directory with one is
+    complete.
+
+    Args:
+        folder: made when missing.
+        labels: names in the order of ids, as many as the label condition has classes.
+        card: text of README.md.
+        dtype: storage of the weights.
+    Raises:
+        ValueError: parts that do not belong together, or a weight that `dtype` cannot hold.
+    """
+    folder = Path(folder)
+    check_same_tokenizer(tokenizer.spec, lm.spec, f"model {folder}: tokenizer to be saved")
+    _check_parts(lm.config, text, labels, f"model {folder}")
+    last = lm.refiner if isinstance(lm, CoarseToFine) else lm
+    first = lm.coarse if isinstance(lm, CoarseToFine) else None
+    tensors = _tensors_of(last, dtype)
+    first_tensors = None if first is None else _tensors_of(first, dtype)
+    clustering = clustering_of(last, tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    tokenizer.save(folder / "tokenizer")
+    if text is not None:
+        text.save(folder)
+    if clustering is not None:
+        clustering.save(folder / "clusters")
+    if first_tensors is not None:
+        write_safetensors(folder / "coarse.safetensors", first_tensors, {"format": "tessera-model"})
+    described = ModelFile(
+        lm=last.config,
+        coarse_lm=None if first is None else first.config,
+        clusters=None if clustering is None else clustering.spec.fingerprint,
+        spec=lm.spec,
+        labels=tuple(labels),
+        generation=defaults or GenerationDefaults(),
+    )
+    _write_lm(folder, tensors, described, card)
+
+
+def seal_model(folder: str | Path) -> list[str]:
+    """Write the fingerprint of a model directory whose files were changed on purpose, or that has none.
+
+    Returns:
+        Names of the files in it.
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`; a model that cannot be used is not sealed.
+    """
+    folder = Path(folder)
+    if (folder / "tokenizer").is_dir():
+        _load_model(folder, {}, "cpu", "float32", None)
+    else:
+        _load_lm(folder, {}, "cpu", "float32")
+    return write_fingerprint(folder)
+
+
+def save_lm(
+    folder: str | Path,
+    lm: TokenLM,
+    labels: list[str],
+    defaults: GenerationDefaults | None = None,
+    card: str = "",
+    dtype: StorageName = "float32",
+) -> None:
+    """Write a language model alone: a model directory without tokenizer and text tokenizer, which `load_lm` reads.
+
+    Args and errors as `save_model`.
+    """
+    folder = Path(folder)
+    _check_labels(lm.config, labels, f"model {folder}")
+    tensors = _tensors_of(lm, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    described = ModelFile(lm=lm.config, spec=lm.spec, labels=tuple(labels), generation=defaults or GenerationDefaults())
+    _write_lm(folder, tensors, described, card)
+
+
+def check_saveable(model: LoadedModel) -> None:
+    """Raise ValueError where `save_model` refuses a model, or `load_model` what it saved, whatever the weights."""
+    where = "the exported model"
+    check_same_tokenizer(model.tokenizer.spec, model.spec, f"{where}: its tokenizer")
+    _check_parts(model.config, model.text, model.labels, where)
+    last = model.lm.refiner if isinstance(model.lm, CoarseToFine) else model.lm
+    described = ModelFile(lm=last.config, spec=model.spec, labels=tuple(model.labels), generation=model.defaults)
+    _check_described(check_config(json.loads(described.model_dump_json()), ModelFile, where), where)
+
+
+def _tensors_of(lm: TokenLM, dtype: StorageName) -> dict[str, Tensor]:
+    return {name: _stored(name, tensor, dtype) for name, tensor in lm.state_dict().items()}
+
+
+def _write_lm(folder: Path, tensors: dict[str, Tensor], described: ModelFile, card: str) -> None:
+    write_safetensors(folder / "lm.safetensors", tensors, {"format": "tessera-model"})
+    write_atomic(folder / "README.md", card.encode())
+    config = json_bytes(described.model_dump(mode="json"))
+    write_fingerprint(folder, {"config.json": config})
+    write_atomic(folder / "config.json", config)
+
+
+def load_model(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: StorageName | torch.dtype = "float32",
+    weights: WeightsName | None = None,
+) -> LoadedModel:
+    """Read a model directory.
+
+    Args:
+        folder: as written by `save_model`.
+        device: where the language model and the tokenizer go.
+        dtype: of the language model's weights in memory, whatever they are stored as, and of what it computes.
+        weights: how the matrices are kept where that differs (lm/quantization/packed_linear.py); None: as dtype says.
+    Returns:
+        LoadedModel, its model in eval mode.
+    Raises:
+        FileNotFoundError: no model there, or a part of it is missing.
+        WeightsError: tensors missing, left over, or of another shape than the config says.
+        ValueError: a config that cannot be used, a damaged file, or the codes of another tokenizer; names the file.
+    """
+    folder = Path(folder)
+    if weights is not None:
+        check_weights(weights)
+    _check_is_model(folder)
+    return _load_model(folder, check_model_files(folder), device, dtype, weights)
+
+
+def _load_model(
+    folder: Path,
+    sha256: Mapping[str, str],
+    device: torch.device | str,
+    dtype: StorageName | torch.dtype,
+    weights: WeightsName | None,
+) -> LoadedModel:
+    """See `load_model`; sha256: of the files of weights, where they are known."""
+    from ...tokenize.text_tokenizer import load_text
+    from ...tokenize.tokenizer import load_tokenizer
+
+    described = read_model_config(folder)
+    if not (folder / "tokenizer").is_dir():
+        raise FileNotFoundError(
+            f"{folder}: tokenizer/ is missing, so this is a language model alone; read it with "
+            "tessera.lm.checkpoints.model_directory.load_lm, or convert it again with --tokenizer"
+        )
+    tokenizer = load_tokenizer(folder / "tokenizer").to(device)
+    clustering = None if described.clusters is None else _load_clusters(folder, tokenizer, described.clusters)
+    refines = described.lm.kind == "masked"
+    if clustering is not None and not refines:
+        tokenizer = ClusteredTokenizer(tokenizer, clustering)
+    check_same_tokenizer(tokenizer.spec, described.spec, f"model {folder}: its folder tokenizer/")
+    if tokenizer.spec != described.spec:
+        raise ValueError(
+            f"{folder / 'config.json'}: its spec says other codes {list(described.spec.cardinalities)[:8]} or another "
+            f"geometry than its tokenizer, which has {list(tokenizer.spec.cardinalities)[:8]}; copy the model again"
+        )
+    config = described.coarse_lm or described.lm
+    text_config = next((c for c in config.conditions if isinstance(c, TextConditionConfig)), None)
+    text = None if text_config is None else load_text(folder, text_config.text)
+    _check_parts(config, text, list(described.labels), f"model {folder}")
+    read = partial(_read_lm, sha256=sha256, device=device, dtype=dtype, weights=weights)
+    vectors = tokenizer.vectors().cpu() if config.needs_code_vectors or described.lm.needs_code_vectors else None
+    make = partial(make_lm, clustering=clustering if refines else None, quantizer=tokenizer.quantizer)
+    lm: AnyLM = read(folder / "lm.safetensors", described.lm, described.spec, vectors=vectors, make=make)
+    if described.coarse_lm is not None:
+        if clustering is None or not isinstance(lm, MaskedLM):
+            raise ValueError(f"{folder / 'config.json'}: coarse_lm needs clusters and a masked lm; copy it again")
+        centres = None if vectors is None else clustering.centres(vectors)
+        coarse = read(folder / "coarse.safetensors", described.coarse_lm, clustering.spec, vectors=centres)
+        lm = CoarseToFine(coarse, lm).eval()
+    return LoadedModel(lm, tokenizer, text, list(described.labels), described.generation)
+
+
+def clustering_of(lm: AnyLM, tokenizer: Tokenizer) -> Clustering | None:
+    """The clusters that a model predicts or reads; None for one of plain codes."""
+    if isinstance(lm, CoarseToFine | MaskedLM):
+        return lm.clustering
+    return tokenizer.clustering if isinstance(tokenizer, ClusteredTokenizer) else None
+
+
+def load_lm(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: StorageName | torch.dtype = "float32"
+) -> TokenLM:
+    """Read the language model of a model directory, whole or without its tokenizer.
+
+    Args and errors as `load_model`; ValueError for a model that reads its tokenizer's code vectors.
+    """
+    folder = Path(folder)
+    _check_is_model(folder)
+    return _load_lm(folder, check_model_files(folder), device, dtype)
+
+
+def _load_lm(
+    folder: Path, sha256: Mapping[str, str], device: torch.device | str, dtype: StorageName | torch.dtype
+) -> TokenLM:
+    described = read_model_config(folder)
+    if described.lm.needs_code_vectors:
+        raise ValueError(f"{folder}: the model reads its tokenizer's code vectors; use load_model(...).lm")
+    if described.lm.kind == "next_scale":
+        raise ValueError(f"{folder}: the model reads its tokenizer's scales; use load_model(...).lm")
+    if described.clusters is not None:
+        raise ValueError(f"{folder}: the model is of coarse labels or refines them; use load_model(...).lm")
+    path = folder / "lm.safetensors"
+    return _read_lm(path, described.lm, described.spec, sha256=sha256, device=device, dtype=dtype, make=make_lm)
+
+
+def _read_lm(
+    path: Path,
+    config: LMConfig,
+    spec: TokenSpec,
+    *,
+    sha256: Mapping[str, str],
+    device: torch.device | str,
+    dtype: StorageName | torch.dtype,
+    weights: WeightsName | None = None,
+    vectors: Tensor | None = None,
+    make: Callable[..., TokenLM] = TokenLM,
+) -> TokenLM:
+    """The model of one file. sha256: of the files by name, where they are known; make: called as TokenLM."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; the model directory is incomplete, copy it again")
+    header = read_header(path)
+    code_width = None if vectors is None else vectors.shape[-1]
+    wanted = parameter_shapes(config, spec, code_width, make, Budget(header.tensors, path, on_meta=True))
+    check_tensors({name: entry.shape for name, entry in header.tensors.items()}, wanted, path)
+    tensors, _ = read_safetensors(path, sha256=sha256.get(path.name))
+    lm = lm_of_tensors(config, spec, tensors, device, dtype, path, vectors, make)
+    return lm if weights is None else pack_(lm, weights)
+
+
+def lm_of_tensors(
+    config: LMConfig,
+    spec: TokenSpec,
+    tensors: dict[str, Tensor],
+    device: torch.device | str,
+    dtype: StorageName | torch.dtype,
+    path: Path,
+    vectors: Tensor | None = None,
+    make: Callable[..., TokenLM] = TokenLM,
+) -> TokenLM:
+    """A model in eval mode of tensors whose names and shapes were checked; errors name the file at `path`."""
+    target = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
+    # Laid out without memory, then given the file's tensors: nothing is initialised in vain.
+    with torch.device("meta"):
+        lm = make(config, spec, vectors)
+    lm.load_state_dict(
+        {name: _readable(tensor, name, path).to(device, target) for name, tensor in tensors.items()}, assign=True
+    )
+    lm.requires_grad_(True)
+    return lm.to(device).eval()
+
+
+def _check_is_model(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            describe_wrong(folder, "a model")
+            or f"{folder}: no model here (config.json is missing); make one with: tessera train CONFIG"
+        )
+
+
+def read_model_config(folder: str | Path) -> ModelFile:
+    """Read and check config.json alone; raises as `load_model`."""
+    _check_is_model(Path(folder))
+    path = Path(folder) / "config.json"
+    data = read_json(path, NAMED)
+    if not isinstance(data, dict) or data.get("format") != "tessera-model":
+        raise ValueError(f"{path}: not a model's config.json (its format is not 'tessera-model')")
+    if data.get("version") != 1:
+        raise ValueError(
+            f"{path}: written by another version of Tessera (format {json.dumps(data.get('version'))[:80]}, this one "
+            "reads 1)"
+        )
+    described = check_config(data, ModelFile, str(path))
+    _check_described(described, str(path))
+    return described
+
+
+def _check_described(described: ModelFile, where: str) -> None:
+    if max(described.spec.cardinalities) > MAX_CODES or described.spec.num_codebooks > 1024:
+        raise ValueError(
+            f"{where}: codebooks {described.spec.num_codebooks} x {max(described.spec.cardinalities)} are too large"
+        )
+
+
+def check_tensors(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Raise WeightsError unless a file's tensors have exactly the names and shapes the config asks for."""
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing:
+        raise WeightsError(f"{path}: {len(missing)} tensors of the config are missing, first '{missing[0]}'")
+    if extra:
+        raise WeightsError(f"{path}: {len(extra)} tensors do not belong to the config, first '{extra[0]}'")
+    for name in sorted(wanted):
+        if found[name] != wanted[name]:
+            raise WeightsError(
+                f"{path}: tensor '{name}' is {list(found[name])}, the config asks for {list(wanted[name])}"
+            )
+
+
+def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes from the header alone, after its checks."""
+    return {name: entry.shape for name, entry in read_header(path).tensors.items()}
+
+
+def _check_labels(config: LMConfig, labels: list[str], where: str) -> None:
+    label = next((condition for condition in config.conditions if isinstance(condition, LabelConfig)), None)
+    classes = label.classes if label is not None else 0
+    if len(labels) != classes:
+        raise ValueError(f"{where}: {len(labels)} label names, but the model has {classes} labels")
+    twice = [label for label, count in Counter(labels).items() if count > 1]
+    if twice:
+        raise ValueError(f"{where}: the label name '{twice[0]}' occurs twice; give each label its own")
+
+
+def _load_clusters(folder: Path, tokenizer: Tokenizer, fingerprint: str) -> Clustering:
+    clustering = load_clustering(folder / "clusters")
+    if clustering.spec.fingerprint != fingerprint:
+        raise ValueError(
+            f"model {folder}: its folder clusters/ holds clusters {clustering.spec.fingerprint[:12]}, it was trained "
+            f"with {fingerprint[:12]}; copy the directory again"
+        )
+    clustering.check(tokenizer.spec)
+    return clustering
+
+
+def _check_parts(config: LMConfig, text: TextTokenizer | None, labels: list[str], where: str) -> None:
+    _check_labels(config, labels, where)
+    text_condition = next(
+        (condition for condition in config.conditions if isinstance(condition, TextConditionConfig)), None
+    )
+    if text is None and text_condition is not None:
+        raise ValueError(f"{where}: the model reads text, but no text tokenizer was given")
+    if text is not None and text_condition is None:
+        raise ValueError(f"{where}: a text tokenizer was given, but the model reads no text")
+    if text is not None and text_condition is not None and text.vocab_size != text_condition.vocab_size:
+        raise ValueError(
+            f"{where}: the text tokenizer has {text.vocab_size} ids, the model {text_condition.vocab_size}; "
+            "they do not belong together"
+        )
+
+
+def _stored(name: str, tensor: Tensor, dtype: StorageName) -> Tensor:
+    stored = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
+    if not bool(stored.isfinite().all()):
+        raise ValueError(
+            f"tensor '{name}' is not finite in {dtype}; the training went wrong, or export with another dtype"
+        )
+    return stored
+
+
+def _readable(tensor: Tensor, name: str, path: Path) -> Tensor:
+    if not tensor.is_floating_point():
+        raise WeightsError(f"{path}: tensor '{name}' holds {tensor.dtype}, weights are floating point")
+    return tensor

@@ -1,0 +1,1 @@
+"""Clusters of codes: the coarse vocabulary of coarse-to-fine models."""

@@ -1,0 +1,296 @@
+"""Coarse labels: the codes of a tokenizer in clusters of similar ones.
+
+A language model predicts the labels, a refiner (lm/models/masked.py) then the codes. Each codebook has clusters of its
+own.
+
+    config.json            the tokenizer's TokenSpec, method, seed, and a fingerprint of all that
+    clusters.safetensors   labels [K, V] int32: the cluster of each code, -1 where a codebook has fewer codes
+
+Source: CTF, arXiv:2503.16194.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from ...configs.files import check_format, read_safetensors, read_sealed_json, write_safetensors, write_sealed_json
+from ...configs.recognize import describe_wrong, folder_kind
+from ...configs.schema import Config, check_config
+from ...tokenize.spec import TokenSpec
+from ...tokenize.tokenizer import Encoded, Tokenizer
+from .algorithms import MethodName, group_centres, group_vectors, scatter_of_random, scatter_within
+
+NO_BETTER = 0.1
+"""Clusters that are closer than random ones by less than this share of the squared distance say nothing."""
+
+
+class ClusteringFile(Config):
+    """config.json of a folder of clusters."""
+
+    format: Literal["tessera-clusters"] = "tessera-clusters"
+    version: Literal[1] = 1
+    tokenizer: TokenSpec
+    """Whose codes these are."""
+    clusters: tuple[PositiveInt, ...]
+    """Number of clusters of each codebook."""
+    method: MethodName
+    seed: NonNegativeInt
+    fingerprint: str
+    """SHA-256 over the tokenizer's fingerprint and the labels; it is that of the coarse TokenSpec."""
+
+
+class Clustering:
+    """Which cluster each code is in.
+
+    Args:
+        tokenizer: TokenSpec of the codes.
+        labels: [K, V] long, V the largest cardinality, -1 where a codebook has fewer codes; a codebook uses each number
+            from 0 to its largest.
+    Raises:
+        ValueError: labels that do not fit the codes.
+    """
+
+    def __init__(self, tokenizer: TokenSpec, labels: Tensor, method: MethodName = "kmeans", seed: int = 0):
+        sizes = tokenizer.cardinalities
+        if labels.dtype != torch.long or tuple(labels.shape) != (len(sizes), max(sizes)):
+            raise ValueError(f"labels must be long {[len(sizes), max(sizes)]}, found {labels.dtype} {[*labels.shape]}")
+        for k, size in enumerate(sizes):
+            used = labels[k, :size].unique()
+            if not torch.equal(used, torch.arange(len(used))) or bool((labels[k, size:] != -1).any()):
+                raise ValueError(
+                    f"codebook {k}: its {size} codes must use every cluster from 0 to the largest, and -1 must follow"
+                )
+        self.tokenizer, self.labels, self.seed = tokenizer, labels, seed
+        self.method: MethodName = method
+        clusters = tuple(int(row.max()) + 1 for row in labels)
+        digest = hashlib.sha256(tokenizer.fingerprint.encode())
+        digest.update(labels.to(torch.int32).numpy().astype("<i4").tobytes())
+        self.spec = tokenizer.model_copy(
+            update={
+                "name": f"{tokenizer.name}-coarse",
+                "cardinalities": clusters,
+                "fingerprint": digest.hexdigest(),
+            }
+        )
+        """TokenSpec of the coarse labels."""
+
+    @property
+    def clusters(self) -> tuple[int, ...]:
+        """Number of clusters of each codebook."""
+        return self.spec.cardinalities
+
+    def check(self, tokenizer: TokenSpec) -> None:
+        """Raise ValueError when the clusters are of another tokenizer's codes."""
+        if self.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise ValueError(
+                f"the clusters are of tokenizer '{self.tokenizer.name}' ({self.tokenizer.fingerprint[:12]}), but "
+                f"'{tokenizer.name}' ({tokenizer.fingerprint[:12]}) is in use here; make them anew with: tessera coarse"
+            )
+
+    def sizes(self, codebook: int) -> Tensor:
+        """[M] long: how many codes each cluster has."""
+        return torch.bincount(self.labels[codebook, : self.tokenizer.cardinalities[codebook]])
+
+    def coarse(self, codes: Tensor) -> Tensor:
+        """The clusters of codes: [B, K, T] long to the same. ValueError: another number of codebooks."""
+        if codes.shape[1] != len(self.labels):
+            raise ValueError(f"codes have {codes.shape[1]} codebooks, the clusters are of {len(self.labels)}")
+        labels = self.labels.to(codes.device)
+        return torch.stack([row[book] for row, book in zip(labels, codes.unbind(1), strict=True)], dim=1)
+
+    def centres(self, vectors: Tensor) -> Tensor:
+        """Means of the code vectors [K, V, D] of each cluster: [K, M, D], M the largest number, zeros beyond a smaller
+        one."""
+        found = vectors.new_zeros(len(self.labels), max(self.clusters), vectors.shape[-1])
+        for k, size in enumerate(self.tokenizer.cardinalities):
+            labels = self.labels[k, :size].to(vectors.device)
+            found[k, : self.clusters[k]] = group_centres(vectors[k, :size], labels, self.clusters[k])
+        return found
+
+    def middles(self, vectors: Tensor) -> Tensor:
+        """The code nearest to the centre of each cluster: [K, M] long, 0 beyond a smaller number; vectors [K, V, D]."""
+        centres = self.centres(vectors.cpu())
+        found = torch.zeros(len(self.labels), max(self.clusters), dtype=torch.long)
+        for k, size in enumerate(self.tokenizer.cardinalities):
+            labels = self.labels[k, :size]
+            distances = (vectors[k, :size].cpu() - centres[k, labels]).double().square().sum(dim=-1)
+            for cluster in range(self.clusters[k]):
+                codes = (labels == cluster).nonzero()[:, 0]
+                found[k, cluster] = codes[distances[codes].argmin()]
+        return found
+
+    @staticmethod
+    def codes_of(labels: Tensor, middles: Tensor) -> Tensor:
+        """Codes in the middle of clusters: labels [B, K, T] and `middles` [K, M], both long; -1 stays."""
+        found = [row[book.clamp(min=0)] for row, book in zip(middles, labels.unbind(1), strict=True)]
+        return torch.where(labels < 0, -1, torch.stack(found, dim=1))
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and clusters.safetensors."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").unlink(missing_ok=True)
+        tensors = {"labels": self.labels.to(torch.int32)}
+        write_safetensors(folder / "clusters.safetensors", tensors, {"format": "tessera-clusters"})
+        described = ClusteringFile(
+            tokenizer=self.tokenizer,
+            clusters=self.clusters,
+            method=self.method,
+            seed=self.seed,
+            fingerprint=self.spec.fingerprint,
+        )
+        write_sealed_json(folder / "config.json", described.model_dump(mode="json"))
+
+
+class ClusteredTokenizer(Tokenizer):
+    """A tokenizer whose codes are the coarse labels of another's.
+
+    It decodes a label as the code in the middle of its cluster. So a language model of labels has all that one of codes
+    has; what it makes is a sketch.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, clustering: Clustering):
+        """ValueError: clusters of another tokenizer."""
+        clustering.check(tokenizer.spec)
+        self.fine, self.clustering = tokenizer, clustering
+        self.config, self.net, self.quantizer = tokenizer.config, tokenizer.net, tokenizer.quantizer
+        self.spec = clustering.spec
+        self.middles = clustering.middles(tokenizer.vectors())
+
+    def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
+        """As the fine tokenizer, with labels for codes."""
+        encoded = self.fine.encode(media, lengths)
+        return Encoded(self.clustering.coarse(encoded.codes), encoded.lengths)
+
+    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """As the fine tokenizer, from labels [B, K, T]."""
+        return self.fine.decode(self._codes(codes), lengths)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Latents [B, D, T] of labels [B, K, T]."""
+        return self.fine.embed(self._codes(codes))
+
+    def vectors(self) -> Tensor:
+        """Centres of the clusters [K, M, D]."""
+        return self.clustering.centres(self.fine.vectors())
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fine tokenizer; the clusters are saved by themselves."""
+        self.fine.save(folder)
+
+    def _codes(self, labels: Tensor) -> Tensor:
+        self.check_codes(labels)
+        return self.clustering.codes_of(labels.cpu(), self.middles)
+
+
+def load_clustering(folder: str | Path) -> Clustering:
+    """Read a folder of clusters.
+
+    Raises:
+        FileNotFoundError: none there. ValueError: damaged or foreign files; names the file.
+    """
+    path = Path(folder) / "config.json"
+    if folder_kind(folder) not in ("clusters", None) or Path(folder).is_file():
+        raise ValueError(describe_wrong(folder, "a folder of clusters"))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: no clusters here (config.json is missing); make them with: tessera coarse TOKENIZER "
+            f"--clusters 512 -o {folder}"
+        )
+    data = read_sealed_json(path)
+    if not isinstance(data, dict) or data.get("format") != "tessera-clusters":
+        raise ValueError(f"{path}: not of a folder of clusters (its format is not 'tessera-clusters')")
+    described = check_config(data, ClusteringFile, str(path))
+    path = Path(folder) / "clusters.safetensors"
+    tensors, metadata = read_safetensors(path)
+    check_format(path, metadata, "tessera-clusters")
+    if set(tensors) != {"labels"} or tensors["labels"].dtype != torch.int32:
+        raise ValueError(f"{path}: must hold one tensor 'labels' of int32, found {', '.join(sorted(tensors))}")
+    try:
+        found = Clustering(described.tokenizer, tensors["labels"].long(), described.method, described.seed)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if found.spec.fingerprint != described.fingerprint or found.clusters != described.clusters:
+        raise ValueError(f"{path}: not the labels that config.json promises; copy the folder again")
+    return found
+
+
+def cluster_codes(
+    tokenizer: Tokenizer, clusters: int | Sequence[int], method: MethodName = "kmeans", seed: int = 0
+) -> Clustering:
+    """Put the codes of each codebook into clusters of similar code vectors.
+
+    Args:
+        clusters: how many, one number for all codebooks or one for each.
+    Raises:
+        ValueError: a number below 1 or above a codebook's number of codes, or a list that is not K long.
+    """
+    sizes = tokenizer.spec.cardinalities
+    wanted = [clusters] * len(sizes) if isinstance(clusters, int) else list(clusters)
+    if len(wanted) != len(sizes):
+        raise ValueError(
+            f"clusters has {len(wanted)} numbers but tokenizer '{tokenizer.spec.name}' has {len(sizes)} codebooks; "
+            f"give one number or {len(sizes)}"
+        )
+    for k, (size, number) in enumerate(zip(sizes, wanted, strict=True)):
+        if not 1 <= number <= size:
+            raise ValueError(
+                f"codebook {k} of tokenizer '{tokenizer.spec.name}' has {size} codes, they cannot make {number} "
+                f"clusters; ask for 1 to {size}, for instance {max(1, size // 8)}"
+            )
+    labels = torch.full((len(sizes), max(sizes)), -1)
+    vectors = tokenizer.vectors().cpu()
+    for k, (size, number) in enumerate(zip(sizes, wanted, strict=True)):
+        labels[k, :size] = group_vectors(vectors[k, :size], number, method, seed)
+    return Clustering(tokenizer.spec, labels, method, seed)
+
+
+@dataclass(frozen=True)
+class ClusterReport:
+    """How alike the codes of a cluster are, in one codebook."""
+
+    codebook: int
+    codes: int
+    clusters: int
+    sizes: tuple[int, int, int]
+    """Codes of the smallest, the middle and the largest cluster."""
+    distance: float
+    """Root of the mean squared distance of a code vector to the centre of its cluster."""
+    random_distance: float
+    """The same of random clusters of the same sizes, on average."""
+
+    @property
+    def closer(self) -> float:
+        """Share of the squared distance that is gone against random clusters: 1 for equal vectors, 0 for chance."""
+        return 1 - self.distance**2 / self.random_distance**2 if self.random_distance else 1.0
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether the clusters are hardly better than random ones, and so of no help to a refiner."""
+        return self.clusters > 1 and self.closer < NO_BETTER
+
+
+def measure_clusters(clustering: Clustering, vectors: Tensor) -> list[ClusterReport]:
+    """Compare the clusters of each codebook with random ones; vectors [K, V, D] are the tokenizer's."""
+    reports = []
+    for k, size in enumerate(clustering.tokenizer.cardinalities):
+        book, labels, counts = vectors[k, :size].cpu(), clustering.labels[k, :size], clustering.sizes(k).sort().values
+        reports.append(
+            ClusterReport(
+                codebook=k,
+                codes=size,
+                clusters=clustering.clusters[k],
+                sizes=(int(counts[0]), int(counts[len(counts) // 2]), int(counts[-1])),
+                distance=scatter_within(book, labels) ** 0.5,
+                random_distance=scatter_of_random(book, labels) ** 0.5,
+            )
+        )
+    return reports

@@ -1,0 +1,111 @@
+"""The condition `codes`: a reference given as codes of the same tokenizer, for instance a voice or a picture.
+
+    prompt   a0 a1 a2  .        each frame's K codes are read as one vector, and a learned marker is added:
+             b0 b1 b2  .        it tells them from the frames that the model makes
+    tokens   p0 p1 p2  .        beyond a row's length nothing is seen; a row without a prompt reads the one null token
+
+It is not what the samples begin with: nothing of it is part of the result.
+Source: the acoustic prompt of VALL-E (arXiv:2301.02111), the style codes of MusicGen-Style (arXiv:2407.12563).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from ...configs.schema import Config
+from ..layers.input_embedding import INPUTS, InputConfig
+from ..patterns.pattern import Arrangement, ParallelConfig
+from .base import Host
+from .batch import ConditionBatch
+from .encoder import Encoder
+from .padding import check_lengths, dropped, first_place_scale, placed, unless_all, with_null
+
+
+class CodesConditionConfig(Config):
+    """A reference of the same tokenizer: a voice, a picture."""
+
+    kind: Literal["codes"] = "codes"
+    max_frames: PositiveInt
+    """Longest prompt, in frames: longer ones are refused, in training stretches of at most so many are given."""
+    join: Literal["prefix", "cross"] = "prefix"
+    input: InputConfig | None = None
+    """How a frame is read, as lm.input, with weights of its own; null: by the model's own input."""
+    layers: int = Field(default=0, ge=0, le=64)
+    """Layers of a bidirectional transformer over the prompt, of the model's width; 0: none."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Probability that a training row is given no prompt; 0: no guidance later."""
+
+
+class CodesCondition(nn.Module):
+    """Codes [B, K, L] by an input of codes, with a marker; a row without is the one null token."""
+
+    said = "a prompt of codes"
+
+    def __init__(self, config: CodesConditionConfig, host: Host):
+        super().__init__()
+        self.cardinalities, self.max_frames, self.dropout = host.cardinalities, config.max_frames, config.dropout
+        self.host = host
+        self.input = None
+        if config.input is not None:
+            frames = Arrangement(ParallelConfig(), host.cardinalities)
+            self.input = INPUTS[config.input.kind](config.input, frames, host.width, host.code_vectors)
+        self.marker = nn.Parameter(torch.zeros(1, host.width))
+        self.null = nn.Parameter(torch.zeros(1, host.width))
+        self.place_scale = nn.Parameter(first_place_scale(host.width)) if config.join == "cross" else None
+        self.encoder = Encoder(host.width, host.heads, config.layers, host.rope_base) if config.layers else None
+
+    def check(self, batch: ConditionBatch) -> None:
+        """ValueError: codes or lengths of another shape or type, too many frames, codes that the tokenizer has not."""
+        codes, lengths, K = batch.codes, batch.codes_lengths, len(self.cardinalities)
+        assert codes is not None
+        if codes.dim() != 3 or codes.dtype != torch.long or codes.shape[1] != K:
+            raise ValueError(
+                f"a prompt of codes must be long [B, {K}, L], one row for each codebook, found {codes.dtype} "
+                f"{list(codes.shape)}"
+            )
+        check_lengths("codes_lengths", lengths, codes.shape[0], codes.shape[2], "frames", "no prompt")
+        assert lengths is not None
+        if codes.device.type != "cpu":
+            return
+        longest = int(lengths.max()) if len(lengths) else 0
+        if longest > self.max_frames:
+            raise ValueError(
+                f"a prompt of codes has {longest} frames, the model reads at most {self.max_frames}; give the first "
+                f"{self.max_frames}"
+            )
+        inside = torch.arange(codes.shape[2]) < lengths[:, None]
+        for k, V in enumerate(self.cardinalities):
+            wrong = codes[:, k][inside & ((codes[:, k] < 0) | (codes[:, k] >= V))]
+            if wrong.numel():
+                raise ValueError(
+                    f"codebook {k} of a prompt of codes holds codes 0 to {V - 1}, found {int(wrong[0])}; encode it "
+                    "with the model's tokenizer"
+                )
+
+    def none(self, num_rows: int) -> dict[str, Tensor]:
+        """The fields of rows without a prompt."""
+        codes = torch.zeros(num_rows, len(self.cardinalities), 1, dtype=torch.long)
+        return {"codes": codes, "codes_lengths": torch.zeros(num_rows, dtype=torch.long)}
+
+    def forward(self, batch: ConditionBatch) -> tuple[Tensor, Tensor | None]:
+        """Tokens [B, L, D] and their mask [B, L]."""
+        codes, lengths = batch.codes, batch.codes_lengths
+        assert codes is not None and lengths is not None
+        if codes.shape[2] == 0:
+            codes = codes.new_zeros(*codes.shape[:2], 1)
+        if self.training and self.dropout:
+            lengths = dropped(lengths, self.dropout)
+        place = torch.arange(codes.shape[2], device=codes.device)
+        read = self.host.input if self.input is None else self.input
+        assert read is not None
+        tokens = read(codes.masked_fill((place >= lengths[:, None]).unsqueeze(1), 0)) + self.marker
+        tokens, mask = with_null(tokens, lengths, self.null)
+        if self.place_scale is not None:
+            tokens = placed(tokens, self.place_scale)
+        if self.encoder is not None:
+            tokens = self.encoder.read(tokens, mask)
+        return tokens, unless_all(mask)

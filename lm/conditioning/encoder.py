@@ -1,0 +1,46 @@
+"""A small bidirectional transformer over the tokens of a condition, before the model reads them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...configs.schema import ConfigError
+from ..attention.registry import sdpa
+from ..layers.transformer import Transformer
+from ..ops.rotary import rotary_table
+
+
+class Encoder(Transformer):
+    """Reads a row's tokens both ways, padding aside.
+
+    Args:
+        layers: 1 or more. rope_base: of its positions, counted from the first token.
+    Raises:
+        ConfigError: heads of an odd width.
+    """
+
+    def __init__(self, width: int, heads: int, layers: int, rope_base: float):
+        if width // heads % 2:
+            raise ConfigError(
+                f"conditions: layers {layers} turns the numbers of a head in pairs, but a head is {width // heads} "
+                f"wide (lm.width {width}, lm.heads {heads}); choose an even number, or layers 0"
+            )
+        super().__init__(
+            width=width,
+            layers=layers,
+            heads=heads,
+            kv_heads=heads,
+            ffn=4 * width,
+            qk_norm=False,
+            dropout=0.0,
+            cross=False,
+            attend=sdpa,
+        )
+        self.head_width, self.rope_base = width // heads, rope_base
+
+    def read(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]; mask [B, L], True on real tokens."""
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        table = rotary_table(place.unsqueeze(-1), self.head_width, self.rope_base)
+        return self(tokens, table, mask=mask[:, None, None, :])

@@ -1,0 +1,152 @@
+"""Conditions: what a model is told, as tokens that it reads as a prefix, by cross-attention, or as a sum.
+
+Each kind is a file (`*_condition.py`) and a line in `CONDITIONS`. Each has a learned null for rows without it. In
+training a row's condition is replaced by the null with probability `dropout`, which is what classifier-free guidance
+needs (arXiv:2207.12598).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, NonNegativeInt
+from torch import Tensor, nn
+
+from ...configs.schema import ConfigError
+from ..layers.transformer import RMSNorm
+from .base import Host
+from .batch import KINDS, ConditionBatch
+from .codes import CodesCondition, CodesConditionConfig
+from .embedding import EmbeddingCondition, EmbeddingConditionConfig
+from .label import LabelCondition, LabelConfig
+from .text import TextCondition, TextConditionConfig
+
+ConditionConfig = Annotated[
+    LabelConfig | TextConditionConfig | EmbeddingConditionConfig | CodesConditionConfig, Field(discriminator="kind")
+]
+
+CONDITIONS: dict[str, Any] = {
+    "label": LabelCondition,
+    "text": TextCondition,
+    "embedding": EmbeddingCondition,
+    "codes": CodesCondition,
+}
+"""Made as CONDITIONS[kind](config, host). `check(batch)` raises ValueError, calling it gives tokens [B, L, D] and their
+mask [B, L] (None: all are real), `none(B)` the fields of rows without, and `said` is its name in messages."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What the conditions of a batch add to the model's input."""
+
+    prefix: Tensor | None
+    """[B, P, D] tokens before the first step."""
+    prefix_mask: Tensor | None
+    """[B, P] bool, True on real tokens; None: all are."""
+    memory: Tensor | None
+    """[B, L, D] tokens for cross-attention."""
+    memory_mask: Tensor | None
+    """[B, L] bool; None: all are real."""
+    summed: Tensor | None
+    """[B, 1, D] added to every step."""
+
+
+class Conditions(nn.Module):
+    """All conditions of a model, in the order of the config."""
+
+    def __init__(self, configs: Sequence[ConditionConfig], host: Host):
+        super().__init__()
+        kinds = [config.kind for config in configs]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise ConfigError(f"conditions: '{kind}' is listed {kinds.count(kind)} times; list each kind once")
+        self.configs = tuple(configs)
+        self.parts = nn.ModuleDict({config.kind: CONDITIONS[config.kind](config, host) for config in configs})
+        self.memory_norm = RMSNorm(host.width) if any(map(_reads_normed, configs)) else None
+
+    def check(self, batch: ConditionBatch, num_rows: int | None) -> None:
+        """ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any
+        number)."""
+        for kind in KINDS:
+            found, said = getattr(batch, kind) is not None, CONDITIONS[kind].said
+            if kind in self.parts and not found:
+                none = "label -1" if kind == "label" else f"{kind}_lengths 0"
+                raise ValueError(
+                    f"the model is conditioned on {said}, but none was given; pass one ({none} for a row without)"
+                )
+            if found and kind not in self.parts:
+                known = ", ".join(self.parts) or "nothing"
+                raise ValueError(f"{said} was given, but the model is conditioned on {known}; leave it out")
+        if batch.num_rows is not None and num_rows is not None and batch.num_rows != num_rows:
+            raise ValueError(f"conditions have {batch.num_rows} rows, but {num_rows} rows were asked for")
+        for part in self.parts.values():
+            part.check(batch)  # type: ignore[operator]
+
+    def with_nulls(self, batch: ConditionBatch, num_rows: int) -> ConditionBatch:
+        """The batch with the kinds it lacks, of num_rows rows that have none."""
+        missing = {}
+        for kind, part in self.parts.items():
+            if getattr(batch, kind) is None:
+                missing |= part.none(num_rows)  # type: ignore[operator]
+        return replace(batch, **missing)
+
+    def forward(self, batch: ConditionBatch) -> Joined:
+        """Embed the conditions of a checked batch; in training mode rows are dropped to the null."""
+        prefix: list[tuple[Tensor, Tensor | None]] = []
+        memory: list[tuple[Tensor, Tensor | None]] = []
+        summed = None
+        for config in self.configs:
+            tokens, mask = self.parts[config.kind](batch)
+            if config.join == "prefix":
+                prefix.append((tokens, mask))
+            elif config.join == "cross":
+                if self.memory_norm is not None and _reads_normed(config):
+                    tokens = self.memory_norm(tokens)
+                memory.append((tokens, mask))
+            else:
+                summed = tokens
+        joined_prefix, prefix_mask = _side_by_side(prefix)
+        joined_memory, memory_mask = _side_by_side(memory)
+        return Joined(joined_prefix, prefix_mask, joined_memory, memory_mask, summed)
+
+
+def count_back(mask: Tensor) -> Tensor:
+    """Positions of prefix tokens: -1 for a row's last real one, -2 before it, and so on; long like mask [B, P]."""
+    return -mask.long().flip(1).cumsum(1).flip(1)
+
+
+def fill_sizes(
+    configs: Sequence[ConditionConfig],
+    classes: NonNegativeInt | None = None,
+    vocab_size: NonNegativeInt | None = None,
+) -> tuple[ConditionConfig, ...]:
+    """Fill in sizes the config leaves open; ConfigError where the config says another number than the data."""
+    open_sizes = {"label": ("classes", classes), "text": ("vocab_size", vocab_size)}
+    filled = []
+    for config in configs:
+        name, size = open_sizes.get(config.kind, ("", None))
+        said = getattr(config, name, None)
+        if size is not None and said is not None and said != size:
+            raise ConfigError(
+                f"conditions: {config.kind}.{name} is {said}, but the data has {size}; leave it out or write {size}"
+            )
+        filled.append(config if size is None else config.model_copy(update={name: size}))
+    return tuple(filled)
+
+
+def _reads_normed(config: ConditionConfig) -> bool:
+    """Whether cross-attention reads a condition's tokens normalised."""
+    return config.join == "cross" and getattr(config, "norm", "rms") == "rms"
+
+
+def _side_by_side(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor | None, Tensor | None]:
+    if not parts:
+        return None, None
+    tokens = torch.cat([part for part, _ in parts], dim=1) if len(parts) > 1 else parts[0][0]
+    if all(mask is None for _, mask in parts):
+        return tokens, None
+    masks = [part.new_ones(part.shape[:2], dtype=torch.bool) if mask is None else mask for part, mask in parts]
+    return tokens, torch.cat(masks, dim=1)

@@ -1,0 +1,1 @@
+"""Output heads: parallel, flat, depth transformer, bits, multi-token prediction."""

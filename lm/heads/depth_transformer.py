@@ -1,0 +1,284 @@
+"""The depth head: a small causal transformer over the codes of one step.
+
+    position     0         1         2             n
+    reads        h         c0        c1            h is the backbone's state before it has read this step,
+    predicts     c0        c1        c2            c0 c1 c2 the ids of the step, special ids included
+
+Every step begins anew: nothing is remembered from one step to the next but what h says. In training all steps of all
+rows run side by side as one batch of short sequences; in generation they run one position after the other, in a cache
+that is allocated once and overwritten at every step.
+
+Source: RQ-Transformer (arXiv:2203.01941). The same idea is the depth decoder of Moshi (arXiv:2410.00037) and CSM, the
+dual AR of Fish-Speech (arXiv:2411.01156), and the hierarchical parallel of QTTS (arXiv:2507.12197).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from ...configs.schema import Config, ConfigError
+from ..attention.registry import sdpa
+from ..kv_cache.base import KVCache
+from ..layers.input_embedding import check_code_vectors
+from ..layers.transformer import Table, Transformer, initialise_
+from ..ops.linear import Linear
+from ..ops.loss import cross_entropy
+from ..ops.row_rng import Dropout
+from ..patterns.pattern import Arrangement
+from ..patterns.sub_tokens import Symbols, equal_digits
+
+
+class DepthSettings(Config):
+    """The transformer over the symbols of a step."""
+
+    width: int | None = Field(default=None, ge=8, le=65536)
+    """Numbers in its states; null: as many as in the backbone's."""
+    layers: int = Field(default=4, ge=1, le=1024)
+    heads: int = Field(default=4, ge=1, le=1024)
+    kv_heads: PositiveInt | None = None
+    """Key/value heads, a divisor of heads; null: as many as heads."""
+    ffn: int | None = Field(default=None, ge=8, le=1 << 20)
+    """Width of the feed-forward; null: 8/3 of the width, rounded up to a multiple of 32."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    first: Literal["depth", "backbone"] = "depth"
+    """Who predicts the first symbol: the depth transformer too, or a linear layer on the backbone's state."""
+    output: Literal["own", "shared"] = "own"
+    """Output layers: one for each symbol, or one for all."""
+    trained_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the steps, drawn at random, that the depth transformer is trained on each time: less is faster, and the
+    loss is the same on average. The first symbol is trained on all steps where the backbone predicts it."""
+
+
+class DepthHeadConfig(DepthSettings):
+    """Codes of a step one after the other, each knowing those before it."""
+
+    kind: Literal["depth"] = "depth"
+    input: Literal["embedding", "codes"] = "embedding"
+    """What it reads of a code: a learned vector, or the sum of the tokenizer's code vectors up to this codebook through
+    a learned linear layer (for residual codes)."""
+
+
+class FactorHeadConfig(DepthSettings):
+    """A large code as several symbols of few values, one after the other, each knowing those before it."""
+
+    kind: Literal["factor"] = "factor"
+    sizes: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=2)
+    """Values of the symbols of a code; their product is the size of the codebook: [64, 4096] for 2^18 codes."""
+
+
+class DepthHead(nn.Module):
+    """See the drawing above; what its methods do is said by `heads.Head`."""
+
+    period = 1
+
+    def __init__(
+        self,
+        config: DepthHeadConfig | FactorHeadConfig,
+        width: int,
+        arrangement: Arrangement,
+        code_vectors: Tensor | None = None,
+    ):
+        super().__init__()
+        symbols = self.symbols = Symbols(arrangement, _digits(config, arrangement))
+        J, own = len(symbols), config.width or width
+        kv_heads = config.kv_heads or config.heads
+        self.backbone_first, self.trained_share = config.first == "backbone", config.trained_share
+        _check(config, own, kv_heads, J)
+        self.stages = tuple((j,) for j in range(J))
+        self.cache_shape = (config.layers, kv_heads, J, own // config.heads)
+        self.first = Linear(width, symbols.output_sizes[0], bias=False) if self.backbone_first else None
+        self.project = Linear(width, own, bias=False)
+        self.positions = Table(J, own)
+        self.reader = None if J == 1 else _make_reader(config, symbols, arrangement, own, code_vectors)
+        self.dropout = Dropout(config.dropout)
+        self.transformer = Transformer(
+            width=own,
+            layers=config.layers,
+            heads=config.heads,
+            kv_heads=kv_heads,
+            ffn=config.ffn or -(-8 * own // 3 // 32) * 32,
+            qk_norm=False,
+            dropout=config.dropout,
+            cross=False,
+            attend=sdpa,
+        )
+        sizes = symbols.output_sizes[self.backbone_first :]
+        self.outputs = nn.ModuleList(
+            Linear(own, size, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
+        )
+
+    def initialise_(self) -> None:
+        """Fill the weights of the depth transformer, which has a width and layers of its own."""
+        initialise_(self, self.positions.weight.shape[1], self.cache_shape[0])
+
+    # Whole sequences
+
+    def forward(self, hidden: Tensor, ids: Tensor | None, first_step: int = 0) -> Tensor:
+        B, S, D = hidden.shape
+        assert ids is not None
+        flat = hidden.reshape(B * S, D)
+        states = self._states(flat, self._cells(self.symbols.split(ids)))
+        V = max(self.symbols.output_sizes)
+        logits = [self._logits(j, flat, states[:, j]) for j in range(len(self.symbols))]
+        padded = [nn.functional.pad(x, (0, V - x.shape[-1]), value=float("-inf")) for x in logits]
+        return torch.stack(padded, dim=1).view(B, S, len(logits), V)
+
+    def terms(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        B, S, D = hidden.shape
+        flat, wanted = hidden.reshape(B * S, D), self._cells(self.symbols.targets(ids, mask))
+        symbols = self._cells(self.symbols.split(ids))
+        first = None
+        if self.first is not None:
+            first = cross_entropy(self.first(flat), wanted[:, 0], label_smoothing)
+        chosen = self._choose(B * S, hidden.device)
+        if chosen is not None:
+            flat, wanted, symbols = flat[chosen], wanted[chosen], symbols[chosen]
+        states = self._states(flat, symbols)
+        # Symbol by symbol: their logits are never padded to the widest and laid side by side.
+        terms = [
+            cross_entropy(self._logits(j, flat, states[:, j]), wanted[:, j], label_smoothing)
+            for j in range(self.backbone_first, len(self.symbols))
+        ]
+        found = torch.stack(terms, dim=1)
+        if chosen is not None:
+            found = found.new_zeros(B * S, found.shape[1]).index_copy(0, chosen, found * (B * S / len(chosen)))
+        if first is not None:
+            found = torch.cat([first.unsqueeze(1), found], dim=1)
+        return self.symbols.sum(found.view(B, S, -1).transpose(1, 2))
+
+    def _choose(self, cells: int, device: torch.device) -> Tensor | None:
+        """The steps of all rows that are trained on, None for all."""
+        if not self.training or self.trained_share == 1:
+            return None
+        return torch.randperm(cells, device=device)[: max(1, round(cells * self.trained_share))]
+
+    def _states(self, hidden: Tensor, symbols: Tensor) -> Tensor:
+        """[N, J, D'] from N steps' hidden [N, D] and symbols [N, J]."""
+        return self.transformer(self._inputs(hidden, symbols, 0, len(self.symbols)), None, causal=True)
+
+    def _inputs(self, hidden: Tensor, symbols: Tensor, first: int, last: int) -> Tensor:
+        """What positions first .. last - 1 read, [N, last - first, D']."""
+        pieces = [self.project(hidden).unsqueeze(1)] if first == 0 else []
+        if last > 1 and self.reader is not None:
+            pieces.append(self.reader(symbols[:, : last - 1], max(first - 1, 0)))
+        x = torch.cat(pieces, dim=1)
+        return self.dropout(x + self.positions(torch.arange(first, last, device=x.device)))
+
+    def _logits(self, j: int, hidden: Tensor, state: Tensor) -> Tensor:
+        """[N, values of symbol j] from hidden [N, D] and the state at its position [N, D']."""
+        if self.first is not None and j == 0:
+            return self.first(hidden)
+        output = self.outputs[0] if len(self.outputs) == 1 else self.outputs[j - self.backbone_first]
+        return output(state)[:, : self.symbols.output_sizes[j]]
+
+    @staticmethod
+    def _cells(x: Tensor) -> Tensor:
+        """[B * S, J] of [B, J, S]."""
+        return x.transpose(1, 2).flatten(0, 1)
+
+    # One step at a time
+
+    def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
+        return self.stages
+
+    def start(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        self.transformer.refresh()
+        layers, kv_heads, J, head_width = self.cache_shape
+        return KVCache(layers, num_rows, kv_heads, J, head_width, dtype, device)
+
+    def begin(self, memory: KVCache, hidden: Tensor, step: int) -> _Begun:
+        memory.rewind(0)
+        return _Begun(memory, hidden)
+
+    def predict(self, begun: _Begun, stage: int, symbols: Tensor) -> Tensor:
+        state = begun.hidden  # not used where the backbone predicts
+        if stage >= self.backbone_first:
+            cache = begun.cache
+            x = self._inputs(begun.hidden, symbols, cache.length, stage + 1)
+            state = self.transformer(x, None, cache=cache)[:, -1]
+        return self._logits(stage, begun.hidden, state).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    cache: KVCache
+    """Positions of this step so far."""
+    hidden: Tensor
+    """[B, D]."""
+
+
+class SymbolReader(nn.Module):
+    """A learned vector for every value of every symbol but the last."""
+
+    starts: Tensor
+
+    def __init__(self, symbols: Symbols, width: int):
+        super().__init__()
+        sizes = symbols.input_sizes[:-1]
+        self.table = Table(sum(sizes), width)
+        starts = [sum(sizes[:j]) for j in range(len(sizes))]
+        self.register_buffer("starts", torch.tensor(starts, device="cpu"), persistent=False)
+
+    def forward(self, symbols: Tensor, first: int) -> Tensor:
+        """[N, n - first, D'] of symbols first .. n - 1, given all up to there [N, n]."""
+        return self.table(symbols[:, first:] + self.starts[first : symbols.shape[1]])
+
+
+class CodeReader(nn.Module):
+    """The sum of the tokenizer's code vectors of the codes so far, through a linear layer; special ids have learned
+    vectors and add nothing to the sum."""
+
+    vectors: Tensor
+    starts: Tensor
+    cardinalities: Tensor
+
+    def __init__(self, arrangement: Arrangement, width: int, code_vectors: Tensor | None):
+        super().__init__()
+        vectors = check_code_vectors(code_vectors, arrangement, "lm.head input 'codes'")
+        K, V = vectors.shape[:2]
+        self.register_buffer("vectors", vectors.flatten(0, 1), persistent=False)  # they are in the tokenizer's file
+        self.register_buffer("starts", torch.arange(0, K * V, V, device="cpu"), persistent=False)
+        self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu"), persistent=False)
+        self.num_specials = arrangement.num_specials
+        self.linear = Linear(vectors.shape[-1], width, bias=False)
+        self.specials = Table((K - 1) * self.num_specials, width)
+
+    def forward(self, symbols: Tensor, first: int) -> Tensor:
+        """As `SymbolReader.forward`."""
+        n = symbols.shape[1]
+        beyond = symbols - self.cardinalities[:n]
+        special = (beyond >= 0).unsqueeze(-1)
+        rows = torch.where(beyond >= 0, 0, symbols) + self.starts[:n]
+        so_far = nn.functional.embedding(rows, self.vectors).masked_fill(special, 0.0).cumsum(dim=1)
+        rows = beyond.clamp(min=0) + self.num_specials * torch.arange(n, device=symbols.device)
+        learned = self.specials(rows[:, first:]).masked_fill(~special[:, first:], 0.0)
+        return self.linear(so_far[:, first:].to(learned.dtype)) + learned
+
+
+def _make_reader(
+    config: DepthSettings, symbols: Symbols, arrangement: Arrangement, width: int, code_vectors: Tensor | None
+) -> nn.Module:
+    if isinstance(config, DepthHeadConfig) and config.input == "codes":
+        return CodeReader(arrangement, width, code_vectors)
+    return SymbolReader(symbols, width)
+
+
+def _digits(config: DepthSettings, arrangement: Arrangement) -> list[tuple[int, ...]] | None:
+    """Values of the symbols of each codebook; None: its ids are the symbols."""
+    if not isinstance(config, FactorHeadConfig):
+        return None
+    return equal_digits(config.sizes, arrangement, "lm.head.sizes")
+
+
+def _check(config: DepthSettings, width: int, kv_heads: int, J: int) -> None:
+    if width % config.heads:
+        raise ConfigError(f"lm.head: width {width} is not a multiple of heads {config.heads}")
+    if config.heads % kv_heads:
+        raise ConfigError(f"lm.head: heads {config.heads} is not a multiple of kv_heads {kv_heads}")
+    if J == 1 and config.first == "backbone":
+        raise ConfigError("lm.head: first 'backbone' leaves nothing to the depth transformer of a single codebook")

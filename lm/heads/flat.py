@@ -1,0 +1,98 @@
+"""The flat head: logits only of the codebooks that stand in a step, for arrangements that share a frame's codebooks out
+over steps. With one code a step it takes a K-th of the parallel head's work and memory.
+
+    partial_flat [0, 1, 1]    step       0  1  2  3
+                              codebooks  a  b  a  b
+                                            c     c
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...configs.schema import Config, ConfigError
+from ..ops.linear import Linear
+from ..ops.loss import cross_entropy
+from ..patterns.pattern import Arrangement
+from ..patterns.sub_tokens import Symbols
+
+
+class FlatHeadConfig(Config):
+    """Linear layers on the codebooks that stand in a step; for arrangements flat and partial_flat."""
+
+    kind: Literal["flat"] = "flat"
+    output: Literal["own", "shared"] = "own"
+    """One layer for each codebook, or one for all."""
+
+
+class FlatHead(nn.Module):
+    """What its methods do is said by `heads.Head`."""
+
+    def __init__(
+        self, config: FlatHeadConfig, width: int, arrangement: Arrangement, code_vectors: Tensor | None = None
+    ):
+        super().__init__()
+        kind = arrangement.config.kind
+        if kind not in ("flat", "partial_flat"):
+            raise ConfigError(
+                f"lm.head kind 'flat' needs arrangement flat or partial_flat, found '{kind}', which has codes of all "
+                "codebooks in a step; use head kind parallel or depth"
+            )
+        self.symbols = Symbols(arrangement)
+        self.period = arrangement.lines.strides[0]
+        self.phases = [offset % self.period for offset in arrangement.lines.offsets]
+        """[K]: codebook k stands in steps phases[k], phases[k] + period, ..."""
+        self.stages = [
+            tuple(k for k, found in enumerate(self.phases) if found == phase) for phase in range(self.period)
+        ]
+        sizes = self.symbols.output_sizes
+        self.outputs = nn.ModuleList(
+            Linear(width, size, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
+        )
+
+    def initialise_(self) -> None:
+        pass
+
+    def forward(self, hidden: Tensor, ids: Tensor | None = None, first_step: int = 0) -> Tensor:
+        """Where a codebook does not stand its logits are 0."""
+        sizes = self.symbols.output_sizes
+        found = [self._logits(k, hidden[:, self._steps(k, first_step)]) for k in range(len(sizes))]
+        logits = found[0].new_zeros(*hidden.shape[:2], len(sizes), max(sizes))
+        for k, size in enumerate(sizes):
+            logits[:, self._steps(k, first_step), k, :size] = found[k]
+            logits[:, :, k, size:] = float("-inf")
+        return logits
+
+    def terms(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        wanted = self.symbols.targets(ids, mask)
+        terms = torch.zeros(wanted.shape, device=hidden.device)
+        for k in range(wanted.shape[1]):
+            steps = self._steps(k, 0)
+            terms[:, k, steps] = cross_entropy(self._logits(k, hidden[:, steps]), wanted[:, k, steps], label_smoothing)
+        return terms
+
+    def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
+        return (self.stages[step % self.period],)
+
+    def start(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        return None
+
+    def begin(self, memory: None, hidden: Tensor, step: int) -> tuple[Tensor, tuple[int, ...]]:
+        return hidden, self.stages[step % self.period]
+
+    def predict(self, begun: tuple[Tensor, tuple[int, ...]], stage: int, symbols: Tensor) -> Tensor:
+        hidden, books = begun
+        found = [self._logits(k, hidden) for k in books]
+        V = max(logits.shape[1] for logits in found)
+        return torch.stack([nn.functional.pad(x, (0, V - x.shape[1]), value=float("-inf")) for x in found], dim=1)
+
+    def _steps(self, k: int, first_step: int) -> slice:
+        """The steps of codebook k, counted from first_step."""
+        return slice((self.phases[k] - first_step) % self.period, None, self.period)
+
+    def _logits(self, k: int, hidden: Tensor) -> Tensor:
+        output = self.outputs[0] if len(self.outputs) == 1 else self.outputs[k]
+        return output(hidden)[..., : self.symbols.output_sizes[k]]

@@ -1,0 +1,82 @@
+"""The parallel head: one linear layer for each symbol of a step, all drawn at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...configs.schema import Config
+from ..ops.linear import linear
+from ..ops.loss import cross_entropy
+from ..patterns.pattern import Arrangement
+from ..patterns.sub_tokens import Symbols
+
+
+class ParallelHeadConfig(Config):
+    """One linear layer for each codebook; the codes of a step are predicted independently of each other."""
+
+    kind: Literal["parallel"] = "parallel"
+
+
+class ParallelHead(nn.Module):
+    """hidden [*, D] -> logits [*, J, V'], V' the largest number of values; those a symbol does not have get -inf.
+
+    What its methods do is said by `heads.Head`.
+    """
+
+    weight: Tensor | None
+    absent: Tensor | None
+    period = 1
+
+    def __init__(
+        self,
+        config: Config,
+        width: int,
+        arrangement: Arrangement,
+        code_vectors: Tensor | None = None,
+        digits: Sequence[Sequence[int]] | None = None,
+    ):
+        """`digits`: as `Symbols`; None: the symbols are the codebooks' ids."""
+        super().__init__()
+        self.symbols = Symbols(arrangement, digits)
+        sizes = self.symbols.output_sizes
+        J, V = len(sizes), max(sizes)
+        self.stages = (tuple(range(J)),)
+        self.shape = (J, V)
+        self.weight = nn.Parameter(torch.empty(J * V, width))
+        self.packed: nn.Module | None = None
+        """The layer in another form, in place of the weight; see lm/quantization/packed_linear.py."""
+        # The bias of the matrix product is 0 or -inf: forbidding a value costs nothing.
+        absent = torch.zeros(J, V, device="cpu")
+        for j, size in enumerate(sizes):
+            absent[j, size:] = float("-inf")
+        self.register_buffer("absent", absent.flatten() if bool(absent.any()) else None, persistent=False)
+
+    def initialise_(self) -> None:
+        pass
+
+    def forward(self, hidden: Tensor, ids: Tensor | None = None, first_step: int = 0) -> Tensor:
+        if self.weight is None:
+            assert self.packed is not None
+            return self.packed(hidden).unflatten(-1, self.shape)
+        absent = None if self.absent is None else self.absent.to(self.weight.dtype)
+        return linear(hidden, self.weight, absent).unflatten(-1, self.shape)
+
+    def terms(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        wanted = self.symbols.targets(ids, mask).transpose(1, 2)
+        return self.symbols.sum(cross_entropy(self(hidden), wanted, label_smoothing).transpose(1, 2))
+
+    def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
+        return self.stages
+
+    def start(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        return None
+
+    def begin(self, memory: None, hidden: Tensor, step: int) -> Tensor:
+        return hidden
+
+    def predict(self, begun: Tensor, stage: int, symbols: Tensor) -> Tensor:
+        return self(begun)

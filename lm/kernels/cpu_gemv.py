@@ -1,0 +1,354 @@
+"""Linear layers of few rows at the speed of memory: skinny.c, compiled once and kept in the user's cache.
+
+One step of generation multiplies every weight with one row (two with guidance) for each sample, so it takes as long as
+reading the weights takes. torch's own layers lay bfloat16 weights out anew for each product, and read float32 weights
+once for each row. Only a C compiler is needed, no headers: it takes two seconds, once for a machine. Where there is
+none, `why_not` says so and callers use torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention.mask_types import Sight
+from .kernel_cache import cache_folder, load_code, private_folder, read_cached, write_cached
+
+SOURCE = Path(__file__).with_name("cpu_gemv.c")
+KINDS = ("float32", "bfloat16", "int8", "int4")
+"""In the order of the numbers skinny.c has for them."""
+OUTPUTS, INPUTS, INT4_INPUTS = 4, 32, 128
+"""Of a tile; int4 has tiles of its own."""
+MAX_ROWS = 16
+"""From here on products, not memory, take the time, and torch's matrix product is better."""
+
+
+class Matrix(ctypes.Structure):
+    """A linear layer; the tensors it points to must live as long."""
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("kind", "inputs", "outputs", "group")],
+    ]
+
+
+class Past(ctypes.Structure):
+    """Keys and values of the positions so far."""
+
+    _fields_ = [
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("positions", ctypes.c_int64),
+        ("key_strides", ctypes.c_int64 * 3),
+        ("value_strides", ctypes.c_int64 * 3),
+        ("mask_stride", ctypes.c_int64),
+        ("half", ctypes.c_int64),
+    ]
+
+
+class Norm(ctypes.Structure):
+    """A norm; without weight there is none."""
+
+    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_double)]
+
+
+MATRICES = ("qkv", "out", "cross_query", "cross_out", "up", "down")
+NORMS = ("attention_norm", "query_norm", "key_norm", "cross_norm", "cross_query_norm", "ffn_norm")
+SIZES = ("width", "heads", "groups", "head_width", "gated")
+
+
+class Layer(ctypes.Structure):
+    """A block as skinny.c is told of it."""
+
+    kept: list[Tensor]
+    """What it points to and nobody else holds."""
+    _fields_ = [
+        *[(name, Matrix) for name in MATRICES],
+        *[(name, Norm) for name in NORMS],
+        *[(name, ctypes.c_int64) for name in SIZES],
+    ]
+
+
+def tiled(weight: Tensor, inputs: int = INPUTS) -> Tensor:
+    """Weights [N, D] of any dtype in the order they are read, [N / 4, D / inputs, 4, inputs] rounded up with zeros."""
+    N, D = weight.shape
+    weight = torch.nn.functional.pad(weight, (0, -D % inputs, 0, -N % OUTPUTS))
+    return weight.unflatten(1, (-1, inputs)).unflatten(0, (-1, OUTPUTS)).transpose(1, 2).contiguous()
+
+
+def untiled(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
+    """The weights [N, D] that `tiled` was given."""
+    return tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)[:outputs, :inputs]
+
+
+def tiled_int4(numbers: Tensor) -> Tensor:
+    """Numbers 0..15 [N, D], uint8, in the order they are read: bytes [N / 4, D / 128, 4, 64]."""
+    a, b, c, d = tiled(numbers, INT4_INPUTS).chunk(4, dim=-1)
+    return torch.stack([a | (b << 4), c | (d << 4)], dim=-1).flatten(-2)
+
+
+def untiled_int4(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
+    """The numbers [N, D] that `tiled_int4` was given."""
+    low, high = tiles.unflatten(-1, (-1, 2)).unbind(-1)
+    return untiled(torch.cat([low & 15, low >> 4, high & 15, high >> 4], dim=-1), outputs, inputs)
+
+
+def matrix_of(
+    weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: str, inputs: int, outputs: int, group: int
+) -> Matrix:
+    """What the kernels are told of a layer as `PackedLinear` (lm/quantization/packed_linear.py) keeps it; arguments
+    as `skinny_linear`."""
+    return Matrix(weight.data_ptr(), _pointer(scales), _pointer(bias), KINDS.index(kind), inputs, outputs, group)
+
+
+def skinny_linear(
+    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: str, outputs: int, group: int
+) -> Tensor:
+    """x W^T + bias for a matrix as `PackedLinear` (lm/quantization/packed_linear.py) keeps it.
+
+    Args:
+        x: [*, D] float32 or bfloat16 on the CPU.
+        weight: `tiled` of kind, or `tiled_int4`.
+        scales: int8: float32 [N]. int4: bfloat16 [N / 4, groups, 2, 4], scales and offsets, rounded up with zeros.
+        bias: float32 [N].
+        kind: one of KINDS.
+        outputs: N.
+        group: inputs that share an int4 scale: 32, 64 or 128; for other kinds 32.
+    Returns:
+        [*, N] in x's dtype; sums are float32.
+    """
+    return torch.ops.tessera.skinny_linear(x, weight, scales, bias, KINDS.index(kind), outputs, group)
+
+
+def multiply(x: Tensor, matrix: Matrix) -> Tensor:
+    """`skinny_linear` for a matrix that is described already."""
+    x = x.contiguous()
+    y = x.new_empty((*x.shape[:-1], matrix.outputs))
+    half, threads = _is_half(x), torch.get_num_threads()
+    inputs, outputs = (rows.view(-1, rows.shape[-1]).split(MAX_ROWS) for rows in (x, y))
+    for some, into in zip(inputs, outputs, strict=True):
+        check_memory(library().linear(matrix, some.data_ptr(), into.data_ptr(), len(some), half, threads))
+    return y
+
+
+def skinny_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of one query to the positions so far, [B, H, 1, E] -> [B, H, 1, E].
+
+    Args:
+        queries: [B, H, 1, E] float32 or bfloat16 on the CPU, E a multiple of 16.
+        keys, values: [B, G, M, E] of the same dtype; the numbers of a head lie together, all else may be strided.
+        mask: bool [B or 1, 1, 1, M], True where a key is seen; None: all are. What is not seen is not read.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.tessera.skinny_attention(queries, keys, values, mask)
+    return _attend(queries, keys, values, mask)
+
+
+def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight) -> bool:
+    """Whether `skinny_attention` takes these."""
+    return (
+        queries.shape[2] == 1
+        and queries.shape[3] % 16 == 0
+        and queries.dtype in (torch.float32, torch.bfloat16)
+        and queries.dtype == keys.dtype == values.dtype
+        and queries.device.type == "cpu"
+        and keys.stride(3) == values.stride(3) == 1
+        and (mask is None or (isinstance(mask, Tensor) and mask.shape[1:3] == (1, 1)))
+        and not why_not()
+    )
+
+
+def past_of(keys: Tensor, values: Tensor, mask: Sight) -> tuple[Past, Tensor | None]:
+    """What the kernels are told of keys, values and mask as `can_attend` allows, and a tensor to keep as long."""
+    assert mask is None or isinstance(mask, Tensor)
+    B, _, M, _ = keys.shape
+    seen = None if mask is None else mask.expand(B, 1, 1, M).contiguous()
+    strides, half = ctypes.c_int64 * 3, keys.dtype == torch.bfloat16
+    of_keys, of_values = strides(*keys.stride()[:3]), strides(*values.stride()[:3])
+    return Past(keys.data_ptr(), values.data_ptr(), _pointer(seen), M, of_keys, of_values, M, half), seen
+
+
+@torch.compiler.assume_constant_result
+def why_not() -> str:
+    """Why the kernels cannot be used here; "" where they can."""
+    return library().why_not
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    B, H, _, E = queries.shape
+    queries = queries.contiguous()
+    out = torch.empty_like(queries)
+    past, _seen = past_of(keys, values, mask)
+    threads = torch.get_num_threads()
+    status = library().attention(past, queries.data_ptr(), out.data_ptr(), B, H, keys.shape[1], E, threads)
+    check_memory(status)
+    return out
+
+
+def _linear(
+    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: int, outputs: int, group: int
+) -> Tensor:
+    return multiply(x, matrix_of(weight, scales, bias, KINDS[kind], x.shape[-1], outputs, group))
+
+
+def _linear_shape(
+    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: int, outputs: int, group: int
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], outputs))
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _is_half(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16
+
+
+def check_memory(status: int) -> None:
+    """MemoryError where a function of skinny.c says there was none."""
+    if status:
+        raise MemoryError("no memory for a step of generation")
+
+
+_operators = torch.library.Library("tessera", "FRAGMENT")
+_operators.define(
+    "skinny_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, int kind, int outputs, int group) -> Tensor"
+)
+_operators.define("skinny_attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask) -> Tensor")
+_operators.impl("skinny_linear", _linear, "CPU")
+_operators.impl("skinny_attention", _attend, "CPU")
+torch.library.register_fake("tessera::skinny_linear", _linear_shape, lib=_operators)
+torch.library.register_fake("tessera::skinny_attention", lambda queries, *_: torch.empty_like(queries), lib=_operators)
+
+
+# The compiled library
+
+
+FUNCTIONS = ("linear", "attention", "project", "finish", "stack")
+
+
+@dataclass(frozen=True)
+class Library:
+    """The functions of skinny.c, or why they are not there."""
+
+    linear: Any = None
+    attention: Any = None
+    project: Any = None
+    finish: Any = None
+    stack: Any = None
+    hash: Any = None
+    why_not: str = ""
+
+
+@cache
+def library() -> Library:
+    """Compiled and loaded when it is first asked for."""
+    try:
+        return _functions(_loaded())
+    except (OSError, RuntimeError) as error:
+        return Library(why_not=" ".join(str(error).split()))
+
+
+def _functions(loaded: ctypes.CDLL) -> Library:
+    pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    matrix, past, layer = ctypes.POINTER(Matrix), ctypes.POINTER(Past), ctypes.POINTER(Layer)
+    arguments = {
+        "hash": [pointer, number, ctypes.POINTER(ctypes.c_uint64)],
+        "linear": [matrix, pointer, pointer, number, integer, integer],
+        "attention": [past, pointer, pointer, number, number, number, number, integer],
+        "project": [layer, *[pointer] * 5, number, integer, number, integer, integer],
+        "finish": [layer, past, past, *[pointer] * 3, number, integer, integer],
+        "stack": [
+            ctypes.POINTER(layer),
+            number,
+            past,
+            number,
+            number,
+            past,
+            ctypes.POINTER(Norm),
+            *[pointer] * 3,
+            number,
+            number,
+            integer,
+            integer,
+        ],
+    }
+    functions = {}
+    for name, types in arguments.items():
+        functions[name] = getattr(loaded, f"skinny_{name}")
+        functions[name].argtypes, functions[name].restype = types, integer
+    return Library(**functions)
+
+
+def _loaded() -> ctypes.CDLL:
+    """The shared library for this machine and this source: the cache's where it is trusted and whole, else compiled."""
+    compiler = next((found for name in (os.environ.get("CC"), "gcc", "clang", "cc") if (found := _found(name))), None)
+    if compiler is None or os.name == "nt":
+        raise RuntimeError("no C compiler was found (gcc or clang); install one, or set CC")
+    described = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, _processor()])
+    name = f"skinny-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
+    folder = cache_folder()
+    with contextlib.suppress(OSError):  # not there, not to be trusted, or not a library: compiled again
+        content = None if folder is None else read_cached(folder, name)
+        if content is not None:
+            return _with_all_functions(load_code(content, name))
+    content = _compiled(compiler)
+    loaded = _with_all_functions(load_code(content, name))
+    if folder is not None:
+        with contextlib.suppress(OSError):  # a disk that is full or read-only costs the compilation each time
+            write_cached(folder, name, content)
+    return loaded
+
+
+def _compiled(compiler: str) -> bytes:
+    with private_folder() as folder:
+        made, failures = folder / "skinny.so", []
+        for flags in (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], []):
+            command = [compiler, "-O3", *flags, "-shared", "-fPIC", "-w", str(SOURCE), "-o", str(made), "-lm"]
+            environment = {**os.environ, "TMPDIR": str(folder)}
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", env=environment, check=False
+            )
+            if done.returncode == 0:
+                return made.read_bytes()
+            failures.append((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0])
+    raise RuntimeError(f"{compiler} could not compile {SOURCE.name}: {failures[0]}")
+
+
+def _with_all_functions(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    missing = [name for name in FUNCTIONS if not hasattr(loaded, f"skinny_{name}")]
+    if missing:
+        raise OSError(f"the library has no function skinny_{missing[0]}")
+    return loaded
+
+
+def _found(name: str | None) -> str | None:
+    """A compiler's absolute path; one that PATH finds relative to the current directory is nobody's choice."""
+    path = shutil.which(name) if name else None
+    return path if path is not None and os.path.isabs(path) else None
+
+
+def _processor() -> str:
+    """What decides which instructions may be used: a library compiled for another processor would crash."""
+    wanted = ("model name", "flags", "Features", "CPU part")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"

@@ -1,0 +1,68 @@
+"""Whether the weights that something was made of are still what they were.
+
+Copies of weights, and addresses of them, are made once and used for many generations. In between anybody may load other
+weights, change them in place, swap in an average, move or cast the model, or put another module in its place. A stamp
+of a module says all of that, by content: a change through `.data` or a NumPy array, which torch does not count, is seen
+too, and the same weights in another place are the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from torch import Tensor, nn
+
+from ..attention.registry import BACKENDS, auto
+from ..layers.transformer import GELU, Block, CrossAttention, RMSNorm, SelfAttention, SwiGLU, Transformer
+from ..ops.linear import Linear
+from ..ops.row_rng import Dropout
+from . import cpu_gemv
+
+PLAIN = (
+    *(Transformer, Block, SelfAttention, CrossAttention, SwiGLU, GELU, RMSNorm, Linear),
+    *(nn.Linear, nn.LayerNorm, nn.ModuleList, Dropout),
+)
+"""Modules that do what their class says and nothing else."""
+
+
+def stamp_of(part: nn.Module) -> tuple | None:
+    """What decides what a module on the CPU computes; two that are equal compute the same.
+
+    None where that cannot be told: modules of other kinds (a wrapper that adds something to a layer, say), with hooks
+    or a forward of their own, or tensors on another device.
+    """
+    found: list = []
+    for module in part.modules():
+        if type(module) not in PLAIN or getattr(module, "attend", None) not in (None, auto, *BACKENDS.values()):
+            return None
+        if is_altered(module):
+            return None
+        found += _settings(module)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None:
+                continue
+            if tensor.device.type != "cpu" or type(tensor) not in (Tensor, nn.Parameter):
+                return None
+            found += name, tensor.dtype, tensor.shape, hash_of(tensor)
+    return tuple(found)
+
+
+def structure_of(part: nn.Module) -> tuple:
+    """All of a stamp but the tensors, of modules of any kind on any device."""
+    return tuple((*_settings(module), is_altered(module)) for module in part.modules())
+
+
+def is_altered(module: nn.Module) -> bool:
+    """Whether it does more than its class says: hooks, or a forward of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
+def _settings(module: nn.Module) -> list:
+    return [type(module), *(value for value in module.__dict__.values() if type(value) in (int, float, str))]
+
+
+def hash_of(tensor: Tensor) -> int:
+    """Of a tensor's bytes on the CPU."""
+    tensor, result = tensor.detach().contiguous(), ctypes.c_uint64()
+    cpu_gemv.library().hash(tensor.data_ptr(), tensor.nbytes, ctypes.byref(result))
+    return result.value

@@ -1,0 +1,1 @@
+"""KV caches: static, sliding window, quantized, evicting."""

@@ -1,0 +1,204 @@
+"""The evict kind of cache: a budget of steps; when it is spent, the step that a policy values least is forgotten.
+
+Every layer, head and row chooses by itself. The conditions and the most recent steps are always kept. A step is valued
+once, from its own key and value. Of steps that are worth as much but for rounding (the first layer's keys of the same
+codes, turned) the oldest is forgotten.
+Source: keys with a low L2 norm receive the most attention, Devoto et al. 2024 (arXiv:2406.11430).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor
+
+from ...configs.schema import Config
+from ..attention.masks import causal_mask
+from ..ops.near_ties import is_small, largest
+from .base import CacheShape, Seen, cannot_rewind, seen_in_order
+
+NEVER = (1 << 31) - 1
+"""Above the number of any step."""
+
+PolicyName = Literal["key_norm"]
+
+
+class EvictCacheConfig(Config):
+    """As many steps as the budget says."""
+
+    kind: Literal["evict"] = "evict"
+    budget: PositiveInt = 256
+    """Steps that are kept besides the conditions."""
+    recent: NonNegativeInt = 32
+    """The last steps that are always kept, part of the budget."""
+    policy: PolicyName = "key_norm"
+    """Which steps are kept: key_norm, those whose keys have a low L2 norm."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EvictCacheConfig:
+        if self.recent >= self.budget:
+            raise ValueError(
+                f"recent {self.recent} leaves nothing of the budget {self.budget}; set recent below budget"
+            )
+        return self
+
+
+Policy = Callable[[Tensor, Tensor], Tensor]
+"""policy(keys [B, G, n, E], values [B, G, n, E]) -> [B, G, n]: how much each is worth keeping."""
+
+
+def low_norm(keys: Tensor, values: Tensor) -> Tensor:
+    """The lower the norm of a key, the better."""
+    return -keys.float().norm(dim=-1)
+
+
+POLICIES: dict[str, Policy] = {"key_norm": low_norm}
+
+
+class EvictingCache:
+    """The conditions' prefix, then `budget` places for steps.
+
+    Steps that are read one by one are forgotten before the new one looks back; steps that are read together see all
+    that was there, and each other, and are thinned out afterwards.
+
+    Raises:
+        ValueError: the model was trained with a window.
+    """
+
+    kind = "evict"
+    turned = True
+
+    def __init__(self, config: EvictCacheConfig, shape: CacheShape):
+        if shape.window is not None:
+            raise ValueError(
+                f"cache kind 'evict' keeps steps of any age, but the model was trained with window {shape.window}; "
+                "use cache kind 'ring'"
+            )
+        self.budget, self.recent = min(config.budget, shape.num_steps), config.recent
+        self.policy = POLICIES[config.policy]
+        self.keys = shape.empty(shape.prefix_length + self.budget, shape.head_width)
+        self.values = torch.zeros_like(self.keys)
+        self.worth = shape.empty(self.budget, dtype=torch.float32)
+        """Of the step in each place."""
+        self.steps = shape.empty(self.budget, dtype=torch.int32)
+        """[layers, B, G, budget]: the step in each place."""
+        self.length = 0
+        """Positions read so far, prefix included."""
+        self.position: Tensor | None = None
+        self._shape = shape
+        self._mask: Tensor | None = None
+        self._causal = False
+
+    def parts(self) -> tuple[Tensor | None, ...]:
+        """What it holds."""
+        return self.keys, self.values, self.worth, self.steps, self.position
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return self._shape.num_rows
+
+    @property
+    def bytes(self) -> int:
+        """Memory of keys, values and what is known of them."""
+        return self.keys.nbytes + self.values.nbytes + self.worth.nbytes + self.steps.nbytes
+
+    def begin(self, num_positions: int, table: Tensor | None = None) -> None:
+        """Find the mask of the next positions: they see the prefix, what is kept, and those before them."""
+        shape, n, P = self._shape, num_positions, self._shape.prefix_length
+        if self.position is not None:
+            assert n == 1, "counting in a tensor it takes one step at a time"
+            places = torch.arange(P + self.budget, device=shape.device)  # they fill in order
+            filled = torch.where(places <= self.position, places, -1)
+            self._mask = causal_mask(self.position.reshape(1), filled, P, shape.prefix_mask)
+            return
+        steps = max(0, self.length - P)
+        kept = min(steps, self.budget - 1 if n == 1 else self.budget)
+        held = min(self.length, P) + kept
+        self._mask, self._causal = seen_in_order(held, n, shape.device, P, shape.prefix_mask, None)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> Seen:
+        """Put rotated keys and values [B, G, n, E] in; gives what is kept and they themselves."""
+        P, n = self._shape.prefix_length, keys.shape[2]
+        own_keys, own_values = self.keys[layer], self.values[layer]
+        keys, values = keys.to(own_keys.dtype), values.to(own_values.dtype)
+        if self.position is not None:
+            step = (self.position - P).to(torch.int32).reshape(1)
+            self._replace(layer, keys, values, self.policy(keys, values).float(), step)
+            return Seen(own_keys, own_values, self._mask, False)
+        if self.length < P:
+            own_keys[:, :, self.length : self.length + n] = keys
+            own_values[:, :, self.length : self.length + n] = values
+            end = self.length + n
+            return Seen(own_keys[:, :, :end], own_values[:, :, :end], self._mask, self._causal)
+        used = min(self.length - P, self.budget)
+        worth = self.policy(keys, values).float()
+        steps = torch.arange(self.length - P, self.length - P + n, device=keys.device, dtype=torch.int32)
+        if n == 1 and used == self.budget:
+            self._replace(layer, keys, values, worth, steps)
+            return Seen(own_keys, own_values, self._mask, self._causal)
+        if used + n <= self.budget:
+            place = slice(P + used, P + used + n)
+            own_keys[:, :, place], own_values[:, :, place] = keys, values
+            self.worth[layer, :, :, used : used + n], self.steps[layer, :, :, used : used + n] = worth, steps
+            end = P + used + n
+            return Seen(own_keys[:, :, :end], own_values[:, :, :end], self._mask, self._causal)
+        seen_keys = torch.cat([own_keys[:, :, : P + used], keys], dim=2)
+        seen_values = torch.cat([own_values[:, :, : P + used], values], dim=2)
+        all_worth = torch.cat([self.worth[layer, :, :, :used], worth], dim=2)
+        all_steps = torch.cat([self.steps[layer, :, :, :used], steps.expand(*worth.shape)], dim=2)
+        protected, close = self._protected(all_worth, all_steps, steps[-1]), self._as_worthy(all_worth)
+        flat = [x.flatten(0, 1) for x in (protected, all_steps.double(), close)]
+        kept = largest(flat[0], self.budget, flat[1], flat[2])
+        order = kept.byte().argsort(dim=1, descending=True, stable=True)[:, : self.budget]
+        chosen = order.view(*worth.shape[:2], self.budget)
+        own_keys[:, :, P:] = _take(seen_keys[:, :, P:], chosen)
+        own_values[:, :, P:] = _take(seen_values[:, :, P:], chosen)
+        self.worth[layer], self.steps[layer] = all_worth.gather(2, chosen), all_steps.gather(2, chosen)
+        return Seen(seen_keys, seen_values, self._mask, self._causal)
+
+    def place(self) -> None:
+        """None: more than a copy is to be done."""
+
+    def advance(self, num_positions: int) -> None:
+        """Count the positions all layers have just written."""
+        if self.position is not None:
+            self.position += num_positions
+        else:
+            self.length += num_positions
+
+    def rewind(self, length: int) -> None:
+        """Only to where it is."""
+        if length != self.length:
+            raise cannot_rewind(self.kind)
+
+    def _replace(self, layer: int, keys: Tensor, values: Tensor, worth: Tensor, steps: Tensor) -> None:
+        """Put one step [B, G, 1, E] in the next free place, or in that of the least worthy."""
+        P, E = self._shape.prefix_length, keys.shape[3]
+        protected = self._protected(self.worth[layer], self.steps[layer], steps)
+        above = protected - protected.amin(dim=2, keepdim=True)
+        equal = is_small(above, self._as_worthy(self.worth[layer]))
+        least = torch.where(equal, self.steps[layer], NEVER).argmin(dim=2, keepdim=True)
+        least = torch.where(steps < self.budget, steps, least)
+        where = (P + least)[..., None].expand(-1, -1, 1, E)
+        self.keys[layer].scatter_(2, where, keys)
+        self.values[layer].scatter_(2, where, values)
+        self.worth[layer].scatter_(2, least, worth)
+        self.steps[layer].scatter_(2, least, steps.expand(*least.shape))
+
+    def _as_worthy(self, worth: Tensor) -> Tensor:
+        """[B, G, 1]: by how much steps [B, G, n] may differ and be worth as much."""
+        rounding = 1e-4 if self.keys.dtype in (torch.float32, torch.float64) else 0.02
+        return rounding * worth.abs().amax(dim=2, keepdim=True)
+
+    def _protected(self, worth: Tensor, steps: Tensor, newest: Tensor) -> Tensor:
+        """The worth of steps, infinite where they are recent."""
+        return worth.masked_fill(steps > newest - self.recent, torch.inf)
+
+
+def _take(x: Tensor, chosen: Tensor) -> Tensor:
+    """x [B, G, M, E] at chosen [B, G, m]."""
+    return x.gather(2, chosen[..., None].expand(-1, -1, -1, x.shape[3]))

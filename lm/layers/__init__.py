@@ -1,0 +1,1 @@
+"""Layers: transformer blocks, input embeddings, position embeddings."""

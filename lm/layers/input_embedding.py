@@ -1,0 +1,143 @@
+"""What the model reads at a step: one vector made of the K ids of that step."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...configs.schema import Config, ConfigError
+from ..heads.bits import BitsInput, BitsInputConfig
+from ..ops.linear import Linear
+from ..patterns.pattern import Arrangement
+from ..patterns.sub_tokens import Symbols, equal_digits
+from .transformer import SpecialVectors, Table
+
+
+class EmbeddingInputConfig(Config):
+    """A learned vector for every id of every codebook, summed over codebooks."""
+
+    kind: Literal["embedding"] = "embedding"
+
+
+class CodesInputConfig(Config):
+    """The tokenizer's frozen code vectors through a learned linear layer; special ids have learned vectors."""
+
+    kind: Literal["codes"] = "codes"
+    combine: Literal["sum", "concat"] = "concat"
+    """sum: one layer for the sum over codebooks. concat: a layer of its own for each codebook (with delays they mean
+    other frames)."""
+
+
+class FactorInputConfig(Config):
+    """A code as several symbols of few values (see lm/patterns/sub_tokens.py): a learned vector for every value of
+    every symbol, summed."""
+
+    kind: Literal["factor"] = "factor"
+    sizes: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=2)
+    """Values of the symbols of a code; their product is the size of the codebook: [64, 4096] for 2^18 codes."""
+
+
+InputConfig = Annotated[
+    EmbeddingInputConfig | CodesInputConfig | FactorInputConfig | BitsInputConfig, Field(discriminator="kind")
+]
+
+
+class EmbeddingInput(nn.Module):
+    """ids [B, K, S] -> [B, S, D] by summed tables, stored one below the other."""
+
+    def __init__(self, config: EmbeddingInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None):
+        super().__init__()
+        self.table = Table(sum(arrangement.input_sizes), width)
+        _register_starts(self, arrangement.input_sizes)
+
+    starts: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows_BSK = (ids + self.starts).transpose(1, 2)
+        return self.table(rows_BSK).sum(dim=2)
+
+
+class FactorInput(nn.Module):
+    """ids [B, K, S] -> [B, S, D] by summed tables of their symbols."""
+
+    def __init__(
+        self, config: FactorInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None = None
+    ):
+        super().__init__()
+        self.symbols = Symbols(arrangement, equal_digits(config.sizes, arrangement, "lm.input.sizes"))
+        self.table = Table(sum(self.symbols.input_sizes), width)
+        _register_starts(self, self.symbols.input_sizes)
+
+    starts: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table((self.symbols.split(ids) + self.starts).transpose(1, 2)).sum(dim=2)
+
+
+class CodesInput(nn.Module):
+    """ids [B, K, S] -> [B, S, D] by the tokenizer's code vectors."""
+
+    starts: Tensor
+    cardinalities: Tensor
+    vectors: Tensor
+
+    def __init__(self, config: CodesInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None):
+        super().__init__()
+        K, V = arrangement.num_codebooks, max(arrangement.cardinalities)
+        vectors = check_code_vectors(code_vectors, arrangement, "lm.input kind 'codes'")
+        self.combine = config.combine
+        self.register_buffer("vectors", vectors.flatten(0, 1), persistent=False)  # they are in the tokenizer's file
+        self.register_buffer(
+            "cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], persistent=False
+        )
+        self.register_buffer("starts", torch.arange(0, K * V, V, device="cpu")[:, None], persistent=False)
+        depth = vectors.shape[-1]
+        self.linear = Linear(depth * (K if config.combine == "concat" else 1), width, bias=False)
+        self.specials = SpecialVectors(arrangement.cardinalities, arrangement.num_specials, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        special = ids >= self.cardinalities
+        codes = torch.where(special, 0, ids) + self.starts
+        vectors_BSKD = F.embedding(codes.transpose(1, 2), self.vectors)
+        vectors_BSKD = vectors_BSKD.masked_fill(special.transpose(1, 2).unsqueeze(-1), 0.0)
+        combined = vectors_BSKD.flatten(2) if self.combine == "concat" else vectors_BSKD.sum(dim=2)
+        learned = self.specials(ids)
+        return self.linear(combined.to(learned.dtype)) + learned
+
+
+INPUTS: dict[str, type[nn.Module]] = {
+    "embedding": EmbeddingInput,
+    "codes": CodesInput,
+    "factor": FactorInput,
+    "bits": BitsInput,
+}
+
+
+def check_code_vectors(code_vectors: Tensor | None, arrangement: Arrangement, who: str) -> Tensor:
+    """The tokenizer's code vectors [K, V, width], float32 on the CPU, scaled to unit variance.
+
+    Raises:
+        ConfigError: there are none, `who` needs them. ValueError: of another shape.
+    """
+    K, V = arrangement.num_codebooks, max(arrangement.cardinalities)
+    if code_vectors is None:
+        raise ConfigError(f"{who} needs the tokenizer's code vectors; pass code_vectors=tokenizer.vectors()")
+    if code_vectors.dim() != 3 or code_vectors.shape[:2] != (K, V):
+        raise ValueError(
+            f"code vectors have shape {list(code_vectors.shape)}, expected [{K}, {V}, width of a code vector]"
+        )
+    vectors = code_vectors.detach().to("cpu", torch.float32)
+    # One scale for all codebooks: it keeps their relative sizes (finer residual levels are smaller) and makes the layer
+    # see unit variance.
+    return vectors / vectors.square().mean().sqrt().clamp(min=1e-8)
+
+
+def _register_starts(module: nn.Module, sizes: tuple[int, ...]) -> None:
+    """Row at which each codebook's table starts. On the CPU even while the parameters are laid out on the meta
+    device."""
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    module.register_buffer("starts", torch.tensor(starts, device="cpu")[:, None], persistent=False)

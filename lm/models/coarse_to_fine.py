@@ -1,0 +1,122 @@
+"""CoarseToFine: a language model of coarse labels and a refiner, as one model of the codes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ...configs.schema import ConfigError
+from ...tokenize.spec import TokenSpec, check_same_tokenizer
+from ..clustering.clustering import Clustering
+from ..conditioning.registry import ConditionBatch, Conditions
+from ..ops.loss import LossParts, LossReport
+from ..patterns.pattern import Arrangement
+from .causal import LMConfig, TokenLM
+from .masked import MaskedLM
+
+
+class CoarseToFine(nn.Module):
+    """p(codes) = p(coarse labels) p(codes | coarse labels), the first by `coarse`, the second by `refiner`.
+
+    Args:
+        coarse: predicts the labels; its spec is that of the refiner's clustering.
+        refiner: reads labels and predicts codes; it has the conditions of `coarse`, or none.
+    Raises:
+        ConfigError: the refiner has no clusters, or other conditions. ValueError: labels of other clusters.
+    """
+
+    def __init__(self, coarse: TokenLM, refiner: MaskedLM):
+        super().__init__()
+        if refiner.clustering is None:
+            raise ConfigError("the refiner reads no coarse labels: it was trained without clusters")
+        check_same_tokenizer(coarse.spec, refiner.clustering.spec, "the language model of the coarse labels")
+        kinds = [[condition.kind for condition in lm.config.conditions] for lm in (coarse, refiner)]
+        if kinds[1] and sorted(kinds[0]) != sorted(kinds[1]):
+            raise ConfigError(
+                f"the language model of the coarse labels is conditioned on {', '.join(kinds[0]) or 'nothing'}, the "
+                f"refiner on {', '.join(kinds[1])}; give the refiner the same conditions, or none"
+            )
+        self.coarse, self.refiner = coarse, refiner
+
+    @property
+    def clustering(self) -> Clustering:
+        """What takes codes to labels."""
+        assert self.refiner.clustering is not None
+        return self.refiner.clustering
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The tokenizer's TokenSpec."""
+        return self.refiner.spec
+
+    @property
+    def config(self) -> LMConfig:
+        """Of the first stage: its conditions are those of the whole."""
+        return self.coarse.config
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """Of the first stage: it says how long a sequence becomes."""
+        return self.coarse.arrangement
+
+    @property
+    def num_codebooks(self) -> int:
+        """K."""
+        return self.refiner.num_codebooks
+
+    @property
+    def num_parameters(self) -> int:
+        """Learned numbers of both."""
+        return self.coarse.num_parameters + self.refiner.num_parameters
+
+    @property
+    def loss_parts(self) -> LossParts:
+        """What the loss is reported for."""
+        return self.refiner.loss_parts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.refiner.device
+
+    @property
+    def conditions(self) -> Conditions:
+        """Of the first stage."""
+        return self.coarse.conditions
+
+    def check_conditions(self, batch: ConditionBatch, num_rows: int | None = None) -> None:
+        """As `TokenLM.check_conditions`, of both stages."""
+        self.refiner.check_conditions(self.for_refiner(batch) or ConditionBatch(), None)
+        self.coarse.check_conditions(self.for_coarse(batch), num_rows)
+
+    def for_coarse(self, conditions: ConditionBatch) -> ConditionBatch:
+        """The conditions that the model of the labels reads: of a prompt of codes its labels."""
+        codes, lengths = conditions.codes, conditions.codes_lengths
+        if codes is None or lengths is None:
+            return conditions
+        beyond = torch.arange(codes.shape[2], device=codes.device) >= lengths[:, None, None]
+        return replace(conditions, codes=self.clustering.coarse(codes.masked_fill(beyond, 0)))
+
+    def for_refiner(self, conditions: ConditionBatch | None) -> ConditionBatch | None:
+        """The conditions that the refiner reads."""
+        return conditions if self.refiner.config.conditions else None
+
+    def loss(
+        self,
+        codes: Tensor,
+        lengths: Tensor | None = None,
+        conditions: ConditionBatch | None = None,
+        label_smoothing: float = 0.0,
+        side: int = 1,
+    ) -> LossReport:
+        """Both losses added, per code: nats of the label and of the code given the label (see `MaskedLM.loss`).
+
+        Arguments and errors as `TokenLM.forward`.
+        """
+        given = None if conditions is None else self.for_coarse(conditions)
+        labels = self.coarse.loss(self.clustering.coarse(codes), lengths, given, label_smoothing, side)
+        fine = self.refiner.loss(codes, lengths, self.for_refiner(conditions), label_smoothing, side)
+        per_codebook = fine.per_codebook + labels.per_codebook * labels.count / fine.count
+        return LossReport((fine.weights * per_codebook).sum(), per_codebook, fine.count, fine.weights)

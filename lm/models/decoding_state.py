@@ -1,0 +1,53 @@
+"""What a model holds while it generates, between one step and the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..kv_cache.base import Cache, CacheShape
+from ..layers.transformer import Memory
+
+
+@dataclass
+class State:
+    """A generation under way: B rows, all at the same step. `TokenLM.step` changes it in place."""
+
+    cache: Cache
+    cache_shape: CacheShape
+    memory: Memory | None
+    """Cross-attention keys and values."""
+    summed: Tensor | None
+    """[B, 1, D] added to every step's input."""
+    first: Tensor | None
+    """[B, 1, D] the input of the first step, instead of `start`."""
+    prefix_mask: Tensor | None
+    """[B, P] bool; None: no row's prefix is padded."""
+    prefix_length: int
+    """P."""
+    capacity: int
+    """Steps there is room for."""
+    num_frames: int | Tensor | None
+    """Frames of the sequence where known (coarse_first and grouped on a grid need it)."""
+    head: Any = None
+    """The head's memory."""
+    step: int = 0
+    """The step that is predicted next; `TokenLM.read_at` neither reads nor changes it."""
+
+    def parts(self) -> tuple:
+        """All tensors that `read_at` and a head read, and `num_frames`."""
+        memory = None if self.memory is None else (self.memory.keys, self.memory.values, self.memory.mask)
+        head = None if self.head is None else self.head.parts()
+        return self.cache.parts(), memory, self.summed, self.prefix_mask, self.num_frames, head
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return self.cache.num_rows
+
+    @property
+    def cache_share(self) -> float:
+        """Memory of the cache over that of the static kind in the same precision."""
+        return self.cache.bytes / self.cache_shape.static_bytes

@@ -1,0 +1,205 @@
+"""MaskedLM: a bidirectional transformer that predicts hidden codes, all of them at once.
+
+A row as the model reads it (label as prefix, 2 codebooks, some codes known; m = hidden, c = coarse label):
+
+    position   -1   0   1   2   3        every position sees every other
+    input       L  a0   m   m  a3
+                    m  b1   m   m
+                   c0  c1  c2  c3        with clusters: the coarse labels of all cells are read as well
+    predicts        .  a1  a2   .
+                   b0   .  b2  b3
+
+With a `bits` head a code is several symbols, each hidden and predicted by itself (MaskBit, arXiv:2409.16211): J of them
+in a frame, read as the bits that are known.
+
+With clusters it is the refiner of a coarse-to-fine model (arXiv:2503.16194): a TokenLM predicts the coarse labels, this
+the codes. Without, it makes codes from nothing in a few passes (MaskGIT, arXiv:2202.04200).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from ...configs.schema import ConfigError
+from ...tokenize.spec import TokenSpec
+from ..clustering.clustering import Clustering
+from ..conditioning.registry import ConditionBatch
+from ..heads.bits import BitsInput
+from ..layers.input_embedding import INPUTS
+from ..layers.transformer import initialise_
+from ..ops.loss import IGNORED, LossReport, cross_entropy, report_loss
+from ..patterns.pattern import Arrangement, ParallelConfig, SpecialsConfig
+from .causal import LMConfig, TokenLM
+from .mask_schedule import Hidden, MaskingConfig, fixed_numbers, hide, random_numbers
+
+
+class MaskedConfig(LMConfig):
+    """A masked language model, or the refiner of a coarse-to-fine model."""
+
+    kind: Literal["masked"] = "masked"  # pyright: ignore[reportIncompatibleVariableOverride]
+    masking: MaskingConfig = MaskingConfig()
+    candidates: Literal["cluster", "codebook"] = "cluster"
+    """Of a refiner. cluster: the codes of a cell's coarse label. codebook: all, so that it can mend a wrong label."""
+
+    @model_validator(mode="after")
+    def _check_masked(self) -> MaskedConfig:
+        if self.variable_length or self.arrangement != ParallelConfig() or self.specials != SpecialsConfig():
+            raise ValueError(
+                "a masked model fills codes where they stand, in a number of frames that is known; leave "
+                "variable_length, arrangement and specials out"
+            )
+        if self.window is not None or self.ahead is not None or self.start != "token":
+            raise ValueError("a masked model has no order of steps; leave window, ahead and start out")
+        if self.head.kind not in ("parallel", "bits"):
+            raise ValueError(
+                f"a masked model predicts all codes at once, head '{self.head.kind}' does not; use parallel or bits"
+            )
+        if self.head.kind == "bits" and self.input.kind != "bits":
+            raise ValueError(
+                f"a masked model with head 'bits' reads parts of codes, input '{self.input.kind}' cannot; use "
+                "input: {kind: bits}"
+            )
+        return self
+
+
+class MaskedLM(TokenLM):
+    """A masked model of one tokenizer's codes; of TokenLM it has the parts, but reads both ways and has no steps.
+
+    Args:
+        config, spec, code_vectors: as TokenLM.
+        clustering: for a refiner, of the same tokenizer.
+    Raises:
+        ValueError: clusters of another tokenizer; and as TokenLM.
+    """
+
+    config: MaskedConfig
+    clusters: Tensor
+
+    def __init__(
+        self,
+        config: MaskedConfig,
+        spec: TokenSpec,
+        code_vectors: Tensor | None = None,
+        clustering: Clustering | None = None,
+    ):
+        super().__init__(config, spec, code_vectors)
+        self.clustering = clustering
+        self.coarse_input = None
+        if clustering is not None:
+            if config.head.kind != "parallel":
+                raise ConfigError(
+                    f"clusters are of whole codes, head '{config.head.kind}' predicts parts; leave it out"
+                )
+            clustering.check(spec)
+            arrangement = Arrangement(ParallelConfig(), clustering.clusters)
+            centres = None if code_vectors is None else clustering.centres(code_vectors.detach().cpu())
+            self.coarse_input = INPUTS[config.input.kind](config.input, arrangement, config.width, centres)
+            self.register_buffer("clusters", clustering.labels, persistent=False)
+            initialise_(self.coarse_input, config.width, config.layers)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        codes: Tensor,
+        mask: Tensor,
+        lengths: Tensor | None = None,
+        conditions: ConditionBatch | None = None,
+        coarse: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of every code, given those that are not hidden.
+
+        Args:
+            codes: [B, K, T] long; what is hidden or beyond a row's length does not matter.
+            mask: [B, J, T] bool, True where a symbol of the head is hidden; J = K unless the head is `bits`.
+            lengths: [B] long, frames of each row; None: all T. A row's logits depend neither on what stands beyond its
+                length nor on the other rows.
+            conditions: of B rows; None only where the model has no conditions.
+            coarse: [B, K, T] long, the coarse labels, for a refiner.
+        Returns:
+            [B, J, T, V'], -inf for values a symbol does not have and, with candidates "cluster", for the codes of
+            other clusters.
+        Raises:
+            ValueError: codes, lengths, conditions or labels that do not fit the model; says which.
+        """
+        given = lengths
+        whole = mask.unflatten(1, (self.num_codebooks, -1)).all(dim=2)
+        lengths = self.arrangement.check(codes.masked_fill(whole, 0), lengths)
+        batch = conditions or ConditionBatch()
+        self.conditions.check(batch, codes.shape[0])
+        joined = self.conditions(batch)
+        steps = torch.arange(codes.shape[2], device=codes.device)
+        inside = None if given is None else steps < lengths[:, None]
+        ids = self._with_specials(codes, whole, inside)
+        read = self.input(ids, mask) if isinstance(self.input, BitsInput) else self.input(ids)
+        x = self._joined(read, joined.summed, None)
+        if self.coarse_input is not None:
+            x = x + self.coarse_input(self._checked_labels(coarse, codes, inside))
+        P, seen = 0, inside
+        if joined.prefix is not None:
+            P = joined.prefix.shape[1]
+            x = torch.cat([joined.prefix.to(x.dtype), x], dim=1)
+            if joined.prefix_mask is not None or inside is not None:
+                ones = torch.ones(codes.shape[0], 1, dtype=torch.bool, device=codes.device)
+                prefix = ones.expand(-1, P) if joined.prefix_mask is None else joined.prefix_mask
+                seen = torch.cat([prefix, ones.expand(-1, len(steps)) if inside is None else inside], dim=1)
+        x = self.positions.add(x, steps, P, joined.prefix_mask)
+        table = self.positions.table(steps, None, P, joined.prefix_mask)
+        memory = self._remember(joined)
+        attended = None if seen is None else seen[:, None, None, :]
+        hidden = self.transformer(self.dropout(x), table, mask=attended, memory=memory)
+        logits_BKTV = self.head(hidden[:, P:], None).transpose(1, 2)
+        if self.coarse_input is not None and self.config.candidates == "cluster":
+            assert coarse is not None
+            other = self.clusters[:, None, : logits_BKTV.shape[-1]] != coarse.unsqueeze(-1)
+            logits_BKTV = logits_BKTV.masked_fill(other, float("-inf"))
+        return logits_BKTV
+
+    def loss(
+        self,
+        codes: Tensor,
+        lengths: Tensor | None = None,
+        conditions: ConditionBatch | None = None,
+        label_smoothing: float = 0.0,
+        side: int = 1,
+    ) -> LossReport:
+        """Cross-entropy of hidden codes, weighted so that each row counts all its codes (see mask_schedule.py).
+
+        In training mode torch's global generator says what is hidden, in eval mode the codes themselves. A refiner is
+        given the true coarse labels. Arguments and errors as `TokenLM.forward`.
+        """
+        assert side == 1, "a masked model reads single frames (TrainConfig checks it)"
+        known = self.arrangement.check(codes, lengths)
+        hidden = self.hide(codes, known)
+        coarse = None if self.clustering is None else self.clustering.coarse(codes)
+        logits = self(codes, hidden.mask, lengths, conditions, coarse)
+        symbols = self.head.symbols
+        wanted = torch.where(hidden.mask, symbols.split(codes), IGNORED).transpose(1, 2)
+        terms = symbols.sum(cross_entropy(logits.transpose(1, 2), wanted, label_smoothing).transpose(1, 2))
+        inside = torch.arange(codes.shape[2], device=codes.device) < known[:, None, None]
+        return report_loss(terms * hidden.weight[:, None, None], inside.expand_as(codes), self.loss_weights)
+
+    def hide(self, codes: Tensor, lengths: Tensor) -> Hidden:
+        """What `loss` hides of codes [B, K, T] with lengths [B]: of their symbols [B, J, T]."""
+        symbols = self.head.symbols.split(codes)
+        numbers = random_numbers(symbols) if self.training else fixed_numbers(symbols, lengths)
+        return hide(self.config.masking, lengths, *numbers)
+
+    # Inside
+
+    def _with_specials(self, codes: Tensor, mask: Tensor, inside: Tensor | None) -> Tensor:
+        """Codes with the id `start` where one is hidden and `pad` beyond a row's length."""
+        starts, pads = (
+            torch.tensor(ids, device=codes.device)[:, None]
+            for ids in (self.arrangement.start_ids, self.arrangement.pad_ids)
+        )
+        ids = torch.where(mask, starts, codes)
+        return ids if inside is None else torch.where(inside.unsqueeze(1), ids, pads)
+
+    def _checked_labels(self, coarse: Tensor | None, codes: Tensor, inside: Tensor | None) -> Tensor:
+        if coarse is None or coarse.shape != codes.shape or coarse.dtype != torch.long:
+            found = "nothing" if coarse is None else f"{coarse.dtype} {list(coarse.shape)}"
+            raise ValueError(f"a refiner reads coarse labels, long {list(codes.shape)}, found {found}")
+        return coarse if inside is None else coarse.masked_fill(~inside.unsqueeze(1), 0)

@@ -1,0 +1,88 @@
+"""Next-patch training: a picture's frames in squares, one position for each square.
+
+With squares of 2 x 2 the frames of a grid of 2 rows and 4 columns are two positions:
+
+    frames    0 1 2 3        squares    0 0 1 1        a square is read as the mean of its frames' vectors and
+              4 5 6 7                   0 0 1 1        predicted all at once: each of its frames from one hidden state
+
+The sequence is side * side times shorter, so a step costs as much less; no parameter is added, and training ends with
+single frames (side 1), which is what generation does.
+Source: Next Patch Prediction, arXiv:2412.15321.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...configs.schema import Config, ConfigError
+from ...tokenize.spec import Geometry, PictureGeometry
+from ..patterns.layouts import ParallelConfig
+from ..patterns.pattern import Arrangement
+
+
+class PatchPhase(Config):
+    """A part of the training that predicts squares of frames."""
+
+    side: int = Field(ge=2, le=64)
+    """Frames along an edge of a square; it divides the rows and the columns of the grid."""
+    share: float = Field(gt=0, lt=1)
+    """Of all steps of the run."""
+
+
+class Patches:
+    """Squares of side x side frames, counted in raster order.
+
+    Raises:
+        ConfigError: the codes are not a picture's, or its grid is not a multiple of the squares.
+    """
+
+    def __init__(self, geometry: Geometry, side: int):
+        if not isinstance(geometry, PictureGeometry):
+            raise ConfigError("squares of frames are for pictures; the tokenizer makes audio, leave train.patches out")
+        if geometry.scales:
+            raise ConfigError("squares of frames are of one grid; the tokenizer makes scales, leave train.patches out")
+        rows, columns = geometry.rows, geometry.columns
+        if rows % side or columns % side:
+            raise ConfigError(
+                f"squares of {side} x {side} frames do not fill a grid of {rows} x {columns}; use a divisor of both"
+            )
+        self.area = side * side
+        frame = torch.arange(geometry.num_frames, device="cpu")
+        self.squares = frame // columns // side * (columns // side) + frame % columns // side
+        """[T]: the square of each frame."""
+        self.frames = self.squares.argsort(stable=True)
+        """[T]: the frames, square by square."""
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Vectors of squares [B, T / area, D] of those of frames [B, T, D]."""
+        return x[:, self.frames.to(x.device)].unflatten(1, (-1, self.area)).mean(dim=2)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Each frame's copy [B, T, D] of what is known of its square [B, T / area, D]."""
+        return x[:, self.squares.to(x.device)]
+
+
+def check_patches(arrangement: Arrangement, geometry: Geometry, phases: tuple[PatchPhase, ...]) -> None:
+    """Raise ConfigError unless a model of this arrangement can be trained on these squares."""
+    if not phases:
+        return
+    if not isinstance(arrangement.config, ParallelConfig) or arrangement.variable_length:
+        raise ConfigError(
+            "train.patches needs lm.arrangement parallel and variable_length false, so that a step is a frame"
+        )
+    if sum(phase.share for phase in phases) >= 1:
+        raise ConfigError("train.patches: the shares sum to 1 or more; leave the end of the run to single frames")
+    for phase in phases:
+        Patches(geometry, phase.side)
+
+
+def side_at(phases: tuple[PatchPhase, ...], step: int, steps: int) -> int:
+    """Side of the squares in a step of a run of so many steps: the phases in their order, then 1."""
+    end = 0.0
+    for phase in phases:
+        end += phase.share * steps
+        if step < round(end):
+            return phase.side
+    return 1

@@ -1,0 +1,246 @@
+"""NextScaleLM: a transformer that predicts all cells of a scale at once, from the scales before it.
+
+For a tokenizer of scales (1 x 1, 2 x 2, 4 x 4) and a label as prefix; f_s is the sum of the scales before s (what the
+tokenizer would decode), seen at scale s (lm/models/scale_sums.py):
+
+    scale         -       0       1                2
+    input         L       start   f_1 f_1 f_1 f_1  f_2 f_2 ... f_2      + a learned vector of the scale
+    predicts              a       b   b   b   b    c   c   ... c
+    sees          L       L       L, scales 0, 1   L, scales 0, 1, 2    its own scale too: what stands there holds
+                                                                        codes of earlier scales only
+
+Positions are rows and columns on the last grid, so a coarse cell stands in the middle of the fine ones that it covers.
+`forward` and `loss` take whole pictures, `begin` and `step_scale` make them a scale at a time from a cache.
+Source: VAR, arXiv:2404.02905; positions shared by the scales as in Infinity, arXiv:2412.04431.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from ...configs.schema import ConfigError
+from ...tokenize.quantizers.combinators.multi_scale import ScalesQuantizer
+from ...tokenize.quantizers.registry import Quantizer
+from ...tokenize.spec import PictureGeometry, TokenSpec
+from ..attention.masks import block_mask
+from ..conditioning.batch import ConditionBatch
+from ..kv_cache.base import Cache, CacheShape, KVCache
+from ..kv_cache.registry import CacheChoice, read_cache
+from ..layers.input_embedding import EmbeddingInputConfig
+from ..layers.transformer import Table, initialise_
+from ..ops.linear import Linear
+from ..ops.loss import LossParts, LossReport
+from ..ops.rotary import GridRopeConfig, RopeConfig
+from ..patterns.pattern import Arranged, ParallelConfig, SpecialsConfig
+from .causal import LMConfig, State, TokenLM
+from .scale_sums import ScaleSums
+
+
+class NextScaleConfig(LMConfig):
+    """A model of the scales of pictures."""
+
+    kind: Literal["next_scale"] = "next_scale"  # pyright: ignore[reportIncompatibleVariableOverride]
+    rope: RopeConfig = GridRopeConfig()
+
+    @model_validator(mode="after")
+    def _check_next_scale(self) -> NextScaleConfig:
+        if self.variable_length or self.arrangement != ParallelConfig() or self.specials != SpecialsConfig():
+            raise ValueError(
+                "a next-scale model predicts cells where they stand, in a number that is known; leave variable_length, "
+                "arrangement and specials out"
+            )
+        if self.window is not None or self.ahead is not None or self.loss_weights is not None:
+            raise ValueError("a next-scale model sees all scales, one codebook; leave window, ahead, loss_weights out")
+        if self.input != EmbeddingInputConfig():
+            raise ValueError("a next-scale model reads the sums of the scales before; leave input out")
+        if any(condition.kind == "codes" and condition.input is None for condition in self.conditions):
+            raise ValueError(
+                "a next-scale model has no input of codes that a condition could share; give the condition 'codes' an "
+                "input of its own, for instance input: {kind: embedding}"
+            )
+        if self.head.kind not in ("parallel", "bits"):
+            raise ValueError(
+                f"a next-scale model predicts all cells of a scale at once, head '{self.head.kind}' does not; use "
+                "parallel or bits"
+            )
+        return self
+
+
+@dataclass
+class ScaleState:
+    """A generation under way; `NextScaleLM.step_scale` changes it in place."""
+
+    steps: State
+    """Cache and conditions."""
+    total: Tensor
+    """[B, M, C] sum of the scales so far."""
+    scale: int = 0
+    """The scale that is predicted next."""
+
+
+class NextScaleLM(TokenLM):
+    """A next-scale model of one tokenizer; of TokenLM it has the parts, but its steps are scales.
+
+    Args:
+        config, spec: as TokenLM.
+        quantizer: the tokenizer's.
+    Raises:
+        ConfigError: the tokenizer has no scales.
+    """
+
+    config: NextScaleConfig
+
+    def __init__(self, config: NextScaleConfig, spec: TokenSpec, quantizer: Quantizer | None = None):
+        if not isinstance(spec.geometry, PictureGeometry) or not spec.geometry.scales:
+            raise ConfigError(
+                f"lm kind 'next_scale' predicts a picture's scales, but tokenizer '{spec.name}' has none; use a "
+                "tokenizer whose quantizer is of kind scales"
+            )
+        if not isinstance(quantizer, ScalesQuantizer):
+            raise ConfigError(
+                "lm kind 'next_scale' needs the tokenizer's quantizer; pass quantizer=tokenizer.quantizer"
+            )
+        super().__init__(config, spec)
+        self.positions.first = 0  # a cell stands where it is predicted, whatever starts the picture
+        self.input = ScaleInput(quantizer, config.width, has_start=config.start == "token")
+        initialise_(self.input, config.width, config.layers)
+        self.counts = self.input.sums.counts
+        """Cells of each scale."""
+
+    @property
+    def num_scales(self) -> int:
+        """Scales of a picture."""
+        return len(self.counts)
+
+    @property
+    def loss_parts(self) -> LossParts:
+        """The scales; each cell counts alike."""
+        return LossParts("scale", tuple(count / sum(self.counts) for count in self.counts))
+
+    def report(self, terms: Tensor, mask: Tensor) -> LossReport:
+        """Means per scale of terms [B, 1, T]; the loss is the mean over all cells."""
+        means = torch.stack([part.mean() for part in terms.split(self.counts, dim=2)])
+        cells = torch.tensor(self.counts, device=terms.device)
+        weights = cells / cells.sum()
+        return LossReport((weights * means).sum(), means, cells * terms.shape[0], weights)
+
+    # A scale at a time
+
+    @torch.no_grad()
+    def begin(
+        self,
+        conditions: ConditionBatch | None = None,
+        num_rows: int | None = None,
+        cache: CacheChoice | None = None,
+    ) -> ScaleState:
+        """Begin a generation; arguments and errors as `TokenLM.start`."""
+        state = self.start(conditions, sum(self.counts), num_rows, cache=cache)
+        return ScaleState(state, self.input.sums.start(state.num_rows))
+
+    @torch.no_grad()
+    def step_scale(self, state: ScaleState, codes: Tensor | None = None) -> Tensor:
+        """Read the codes of the scale before, and give the logits of all cells of this one.
+
+        Args:
+            state: from `begin`; changed in place.
+            codes: [B, n] long, chosen for the scale before; None at the first.
+        Returns:
+            logits [B, J, n, V'] of scale state.scale (before the call).
+        """
+        number, steps = state.scale, state.steps
+        if codes is not None:
+            state.total = self.input.sums.add(state.total, number - 1, codes)
+        first = sum(self.counts[:number])
+        cells = torch.arange(first, first + self.counts[number], device=self.device)
+        x = self.input.first(steps.first, state.total) if not number else self.input.at(state.total, number)
+        x = self.positions.add(self._joined(x, steps.summed, None), cells, 0, None)
+        table = self.positions.table(cells, steps.num_frames, 0, None)
+        hidden = self.transformer(x, table, memory=steps.memory, cache=steps.cache)
+        steps.step += len(cells)
+        state.scale += 1
+        return self.head(hidden, None).transpose(1, 2)
+
+    # Inside
+
+    def _read_all(
+        self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None, side: int = 1
+    ) -> tuple[Arranged, Tensor]:
+        assert side == 1, "scales have no squares of frames (TrainConfig checks it)"
+        arranged = self.arrangement.arrange(codes, lengths)
+        if codes.shape[2] != sum(self.counts) or not bool(arranged.mask.all()):
+            raise ValueError(
+                f"codes are {list(codes.shape)}, but a picture of '{self.spec.name}' has {sum(self.counts)} frames; "
+                "pass whole pictures"
+            )
+        batch = conditions or ConditionBatch()
+        self.conditions.check(batch, codes.shape[0])
+        joined, first = self._take_first(self.conditions(batch))
+        total = self.input.sums.start(codes.shape[0])
+        inputs = [self.input.first(first, total)]
+        for number, own in enumerate(codes[:, 0].split(self.counts, dim=1)[:-1]):
+            total = self.input.sums.add(total, number, own)
+            inputs.append(self.input.at(total, number + 1))
+        x = self._joined(torch.cat(inputs, dim=1), joined.summed, None)
+        return arranged, self._transform(x, joined, codes.shape[2])
+
+    def _mask(self, P: int, S: int, prefix_mask: Tensor | None, device: torch.device) -> Tensor:
+        return block_mask((1,) * P + self.counts, prefix_mask).to(device)
+
+    def _make_cache(self, choice: CacheChoice | None, shape: CacheShape) -> Cache:
+        self.check_cache(choice)
+        return BlockCache.of(shape)
+
+    @staticmethod
+    def check_cache(choice: CacheChoice | None) -> None:
+        """ValueError for any kind but the static one."""
+        kind = read_cache(choice).kind
+        if kind != "static":
+            raise ValueError(f"cache kind '{kind}' is for steps in order, a next-scale model has none; leave cache out")
+
+
+class ScaleInput(nn.Module):
+    """What a next-scale model reads: the sums of the scales before through a linear layer, and which scale it is."""
+
+    scale: Tensor
+    """1 over the size of the numbers in a code vector."""
+
+    def __init__(self, quantizer: ScalesQuantizer, width: int, has_start: bool):
+        super().__init__()
+        self.sums = ScaleSums(quantizer)
+        self.register_buffer("scale", 1 / self.sums.vectors.square().mean().sqrt().clamp(min=1e-8), persistent=False)
+        self.linear = Linear(self.sums.dim, width, bias=False)
+        self.levels = Table(len(self.sums.counts), width)
+        self.start = nn.Parameter(torch.empty(1, width)) if has_start else None
+        """What the first scale is predicted from, unless a condition is."""
+
+    def first(self, first: Tensor | None, total: Tensor) -> Tensor:
+        """The first scale's input [B, n, D], all cells alike: the given token [B, 1, D], or a learned one."""
+        token = self.start if first is None else first
+        assert token is not None
+        vector = token + self.levels.weight[0]
+        return vector.expand(total.shape[0], self.sums.counts[0], -1)
+
+    def at(self, total: Tensor, number: int) -> Tensor:
+        """The input of a later scale [B, n, D] from the sum [B, M, C] of those before."""
+        seen = self.sums.at(total, number) * self.scale
+        return self.linear(seen.to(self.linear.weight.dtype)) + self.levels.weight[number]
+
+
+class BlockCache(KVCache):
+    """The static kind, for positions that come in blocks and see their whole block."""
+
+    kind = "static"
+
+    def begin(self, num_positions: int, table: Tensor | None = None) -> None:
+        """Find the mask of the next block; the conditions' prefix is read in order."""
+        super().begin(num_positions, table)
+        if self.length or not self._prefix:
+            mask, more = self._prefix_mask, self.length + num_positions - self._prefix
+            self._mask, self._causal = None, False
+            if mask is not None:
+                self._mask = nn.functional.pad(mask, (0, more), value=True)[:, None, None, :]

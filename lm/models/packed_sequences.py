@@ -1,0 +1,123 @@
+"""Training on rows laid end to end: no position is spent on padding.
+
+    padded, 3 rows           packed, one row
+    p  a0 a1 a2 a3           p a0 a1 a2 a3 p q b0 b1 p c0 c1 c2
+    p  q  b0 b1 .
+    p  c0 c1 c2 .            p, q: the conditions' prefix
+
+Positions begin anew in each row, and no row sees another (sight.Rows). The loss is that of the padded batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...configs.schema import ConfigError
+from ..attention.mask_types import Rows
+from ..conditioning.registry import ConditionBatch, Joined
+from ..layers.transformer import Memory
+from ..ops.loss import LossReport, report_loss
+from ..ops.rotary import SinusoidalConfig, sinusoidal_places
+from .causal import LMConfig, TokenLM
+
+
+def packed_loss(
+    lm: TokenLM,
+    codes: Tensor,
+    lengths: Tensor | None = None,
+    conditions: ConditionBatch | None = None,
+    label_smoothing: float = 0.0,
+) -> LossReport:
+    """`TokenLM.loss` of the same batch, computed without padding; arguments and errors are the same.
+
+    Lengths of rows and of what precedes them become numbers in Python: on a GPU the device is waited for, once.
+    """
+    arranged = lm.arrangement.arrange(codes, lengths)
+    batch = conditions or ConditionBatch()
+    lm.conditions.check(batch, codes.shape[0])
+    B, _, S = arranged.ids.shape
+    frames = [codes.shape[2]] * B if lengths is None else lengths.tolist()
+    counts = [lm.arrangement.num_steps(length + lm.arrangement.variable_length) for length in frames]
+    places = torch.arange(S, device=codes.device)
+    inside = places < torch.tensor(counts, device=codes.device)[:, None]
+    row, place = inside.nonzero(as_tuple=True)  # of every step, [N]
+
+    joined, first = lm._take_first(lm.conditions(batch))
+    start = lm.start_ids(B, codes.device).unsqueeze(-1)
+    read = torch.cat([start, arranged.ids[:, :, :-1]], dim=2)
+    x = lm.input(_cells(read, inside))
+    if first is not None:
+        x = torch.where((place == 0)[:, None], first[row, 0].to(x.dtype), x)
+    if joined.summed is not None:
+        x = x + joined.summed.index_select(0, row).transpose(0, 1)
+
+    P, present, prefixes, is_step = 0, inside, [0] * B, None
+    if joined.prefix is not None:
+        prefix, real = joined.prefix, joined.prefix_mask
+        P = prefix.shape[1]
+        real = inside.new_ones(B, P) if real is None else real
+        prefixes = real.sum(1).tolist()
+        present = torch.cat([real, inside], dim=1)
+        x = torch.cat([prefix[real].to(x.dtype).unsqueeze(0), x], dim=1).index_select(1, _order(real, inside))
+        is_step = present.nonzero(as_tuple=True)[1] >= P
+    lengths_of_rows = [prefix + count for prefix, count in zip(prefixes, counts, strict=True)]
+
+    # Positions and turns are those of the padded batch, which cost little; of them the ones that are present.
+    if isinstance(lm.config.rope, SinusoidalConfig):
+        positions = lm.positions.of(places, P, joined.prefix_mask).expand(B, -1)[present].unsqueeze(0)
+        x = x + sinusoidal_places(positions, lm.config.width, lm.config.rope.base).to(x.dtype)
+    total_frames = codes.shape[2] if lengths is None else lengths[:, None]
+    table = lm.positions.table(places, total_frames, P, joined.prefix_mask)
+    if table is not None:
+        table = table.expand(B, -1, -1, -1)[present].unsqueeze(0)
+    rows = Rows(lengths_of_rows, codes.device, prefixes=prefixes, window=lm.config.window)
+    memory = _remember(lm, joined, lengths_of_rows)
+    hidden = lm.transformer(lm.dropout(x), table, mask=rows, memory=memory)
+    if is_step is not None:
+        hidden = hidden[:, is_step]
+
+    ids, mask = _cells(arranged.ids, inside), _cells(arranged.mask, inside)
+    report = report_loss(lm.head.terms(hidden, ids, mask, label_smoothing), mask, lm.loss_weights)
+    if lm.ahead is None or not lm.training:
+        return report
+    guesses = lm.ahead.terms(lm.head, hidden, ids, mask, label_smoothing, place)
+    return replace(report, guesses=guesses.sum(dim=(0, 2)) / report.count.clamp(min=1))
+
+
+def check_packable(config: LMConfig) -> None:
+    """Raise ConfigError unless a model of this config can be trained on rows laid end to end."""
+    if config.kind != "causal":
+        raise ConfigError(
+            f"data.packing: rows are laid end to end for an lm of kind 'causal', which reads in one direction; "
+            f"found kind '{config.kind}', use packing kind padded"
+        )
+
+
+def _cells(x: Tensor, inside: Tensor) -> Tensor:
+    """[1, K, N] of x [B, K, S], where inside [B, S]."""
+    return x.transpose(1, 2)[inside].t().unsqueeze(0)
+
+
+def _order(real: Tensor, inside: Tensor) -> Tensor:
+    """Of all prefix tokens, real [B, P], and behind them all steps, inside [B, S]: the order in which they stand row by
+    row, each row's prefix before its steps."""
+    number = torch.cat([real, inside], dim=1).long()
+    P, num_tokens, num_steps = real.shape[1], int(real.sum()), int(inside.sum())
+    present = number.bool()
+    number[:, :P][real] = torch.arange(num_tokens, device=real.device)
+    number[:, P:][inside] = torch.arange(num_tokens, num_tokens + num_steps, device=real.device)
+    return number[present]
+
+
+def _remember(lm: TokenLM, joined: Joined, lengths: list[int]) -> Memory | None:
+    """What cross-attention reads, end to end as well."""
+    if joined.memory is None:
+        return None
+    memory, real = joined.memory.to(next(lm.parameters()).dtype), joined.memory_mask
+    B, L, _ = memory.shape
+    counts = [L] * B if real is None else real.sum(1).tolist()
+    tokens = memory.flatten(0, 1) if real is None else memory[real]
+    return lm.transformer.remember(tokens.unsqueeze(0), Rows(lengths, memory.device, counts))

@@ -1,0 +1,47 @@
+"""Round lengths: shapes that many generations share, so that a step is compiled or recorded for few of them.
+
+A length is rounded up to the next multiple of 64, above 512 of an eighth of the power of two below it:
+64, 128, ... 512, 576, ... 1024, 1152, ... 2048, 2304, ... so at most an eighth is left over, or 63 places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..conditioning.registry import Joined
+
+UNIT = 64
+"""The smallest bucket."""
+
+
+def bucket(length: int) -> int:
+    """The length rounded up, at least UNIT."""
+    unit = max(UNIT, (1 << max(length - 1, 1).bit_length() - 1) // 8)
+    return max(1, -(-length // unit)) * unit
+
+
+def padded(joined: Joined, fixed_prefix: bool) -> Joined:
+    """Conditions whose prefix [B, P, D] and memory [B, L, D] are padded to round lengths, and masked.
+
+    Args:
+        fixed_prefix: the prefix has the same length for all conditions there are, so it stays as it is.
+    """
+    prefix, prefix_mask = joined.prefix, joined.prefix_mask
+    if prefix is not None and not fixed_prefix:
+        missing = bucket(prefix.shape[1]) - prefix.shape[1]  # in front: a prefix ends where the steps begin
+        prefix_mask = F.pad(_mask(prefix, prefix_mask), (missing, 0))
+        prefix = F.pad(prefix, (0, 0, missing, 0))
+    memory, memory_mask = joined.memory, joined.memory_mask
+    if memory is not None:
+        missing = bucket(memory.shape[1]) - memory.shape[1]
+        memory_mask = F.pad(_mask(memory, memory_mask), (0, missing))
+        memory = F.pad(memory, (0, 0, 0, missing))
+    return replace(joined, prefix=prefix, prefix_mask=prefix_mask, memory=memory, memory_mask=memory_mask)
+
+
+def _mask(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    return tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask

@@ -1,0 +1,1 @@
+"""Operations that layers share: packed linear, fused autograd, rotary embedding, row-wise random numbers."""

@@ -1,0 +1,1 @@
+"""Codebook patterns: how codes [K, T] are laid out over the steps of a sequence (delay, flat, grouped, ...)."""

@@ -1,0 +1,397 @@
+"""Arrangement: at which step of the sequence each code of each frame stands.
+
+An arrangement is a table [K, S]: the cell (codebook, step) holds a frame index, or -1 where no code stands. Training,
+generation and streaming read the same table, so they cannot disagree. T = 4 frames, K = 3 codebooks a b c; `.` holds no
+code:
+
+    parallel                     a0 a1 a2 a3                 S = T
+                                 b0 b1 b2 b3
+                                 c0 c1 c2 c3
+
+    delay [0, 1, 2]              a0 a1 a2 a3 .  .            S = T + largest delay
+                                 .  b0 b1 b2 b3 .
+                                 .  .  c0 c1 c2 c3
+
+    delay [0, 1, 1] (partial)    a0 a1 a2 a3 .
+                                 .  b0 b1 b2 b3
+                                 .  c0 c1 c2 c3
+
+    delay [0, 1, 2] with         a0 .  .  a1 a2 a3 .  .      the first frame alone, one codebook a step
+    flatten_first = 1            .  b0 .  .  b1 b2 b3 .
+                                 .  .  c0 .  .  c1 c2 c3
+
+    flat                         a0 .  .  a1 .  .  a2 .  .  a3 .  .       S = T K
+                                 .  b0 .  .  b1 .  .  b2 .  .  b3 .
+                                 .  .  c0 .  .  c1 .  .  c2 .  .  c3
+
+    partial_flat [0, 1, 1]       a0 .  a1 .  a2 .  a3 .      one step for each group of codebooks
+                                 .  b0 .  b1 .  b2 .  b3
+                                 .  c0 .  c1 .  c2 .  c3
+
+    unrolled [0, 1, 1] with      a0 a1 .  a2 .  a3 .  .  .   older frames first, and no step for what has not begun
+    delays [0, 2, 2]             .  .  b0 .  b1 .  b2 .  b3
+                                 .  .  c0 .  c1 .  c2 .  c3
+
+    coarse_first                 a0 a1 a2 a3 .  .  .  .      S = 2 T; must know T beforehand
+                                 .  .  .  .  b0 b1 b2 b3
+                                 .  .  .  .  c0 c1 c2 c3
+
+    grouped [2, 1]               a0 .  a1 .  a2 .  a3 .  .  .  .  .       S = T K when flat inside, as here; T times the
+                                 .  b0 .  b1 .  b2 .  b3 .  .  .  .       number of groups when parallel inside; must
+                                 .  .  .  .  .  .  .  .  c0 c1 c2 c3      know T beforehand
+
+Cells without a code hold a special id: `start` before the codebook's first code, `pad` after it. The model puts one
+more column of `start` in front, as its first input; it is no part of the table. Where frames end at a length not known
+beforehand, one more frame is arranged, whose cells hold `end`: for codebook 0 it is predicted (a loss term), the other
+codebooks' follow from it.
+
+All but coarse_first and grouped are such that a prefix of the frames stands in a prefix of the steps.
+Source: the drawings are those of audiocraft's patterns (MusicGen, arXiv:2306.05284), less their leading column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...configs.schema import Config, ConfigError
+from .layouts import ArrangementConfig as ArrangementConfig
+from .layouts import CoarseFirstConfig as CoarseFirstConfig
+from .layouts import DelayConfig as DelayConfig
+from .layouts import FlatConfig as FlatConfig
+from .layouts import GroupedConfig as GroupedConfig
+from .layouts import ParallelConfig as ParallelConfig
+from .layouts import PartialFlatConfig as PartialFlatConfig
+from .layouts import UnrolledConfig as UnrolledConfig
+from .layouts import spread
+
+UNKNOWN_LENGTH = 1 << 40
+"""Stands for the length of a row whose end has not been found yet."""
+
+
+class SpecialsConfig(Config):
+    """Ids that are no codes: the V codes of a codebook are 0 to V - 1, these ids are V plus the numbers given here.
+
+    The defaults keep the three apart. What other projects use stands in presets.py.
+    """
+
+    start: int = Field(default=1, ge=0, le=7)
+    pad: int = Field(default=2, ge=0, le=7)
+    end: int = Field(default=0, ge=0, le=7)
+    """Where it is not 0, codebook 0 has outputs between its codes and its end that are never drawn."""
+    before: Literal["start", "pad"] = "start"
+    """Fills the cells before a codebook's first code."""
+    after: Literal["pad", "start", "end"] = "pad"
+    """Fills every other cell without a code."""
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """Codes laid out in steps."""
+
+    ids: Tensor
+    """[B, K, S] long: codes and special ids."""
+    mask: Tensor
+    """[B, K, S] bool, True where the model is asked for the id (every code once, and the end of codebook 0)."""
+
+
+class Arrangement:
+    """The table of one config for K codebooks; see the drawings above.
+
+    Raises:
+        ConfigError: a list that does not fit K codebooks, or variable_length where the arrangement must know T.
+    """
+
+    def __init__(
+        self,
+        config: ArrangementConfig,
+        cardinalities: Sequence[int],
+        variable_length: bool = False,
+        specials: SpecialsConfig | None = None,
+    ):
+        specials = specials or SpecialsConfig()
+        K = len(cardinalities)
+        self.config = config
+        self.cardinalities = tuple(cardinalities)
+        self.num_codebooks = K
+        self.variable_length = variable_length
+        self.flatten_first = config.flatten_first if isinstance(config, DelayConfig) else 0
+        self.lines = spread(config, K)
+        self.needs_length = any(self.lines.spans)
+        """Whether steps cannot be told without the number of frames (coarse_first, grouped)."""
+        if self.needs_length and variable_length:
+            raise ConfigError(
+                f"arrangement {config.kind} must know the number of frames beforehand; set variable_length: false"
+            )
+        if variable_length and specials.start == specials.end:
+            raise ConfigError(
+                f"specials: start and end are both {specials.end}; they must differ when variable_length is true"
+            )
+        has_end = variable_length or specials.after == "end"
+        self.num_specials = max(specials.start, specials.pad, specials.end if has_end else 0) + 1
+        self.end_ids = tuple(V + specials.end for V in cardinalities)
+        self.start_ids = tuple(V + specials.start for V in cardinalities)
+        self.pad_ids = tuple(V + specials.pad for V in cardinalities)
+        fills = {"start": self.start_ids, "pad": self.pad_ids, "end": self.end_ids}
+        placing = [list(range(K)), self.lines.spans, self.lines.strides, self.lines.offsets]
+        self._constants = torch.tensor(
+            [*placing, fills[specials.before], fills[specials.after], self.end_ids],
+            dtype=torch.long,
+            device="cpu",
+        ).unsqueeze(-1)
+        self._on_device: dict[torch.device, Tensor] = {}
+        self._beginning = torch.tensor(self.lines.beginning, dtype=torch.long, device="cpu").view(-1, K).T
+        self._beginning_on_device: dict[torch.device, Tensor] = {}
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """Ids the model can read, for each codebook: its codes and the special ids."""
+        return tuple(V + self.num_specials for V in self.cardinalities)
+
+    @property
+    def output_sizes(self) -> tuple[int, ...]:
+        """Ids the model can predict, for each codebook: its codes, and the end for codebook 0 when lengths vary."""
+        first = self.end_ids[0] + 1 if self.variable_length else self.cardinalities[0]
+        return (first, *self.cardinalities[1:])
+
+    @property
+    def max_delay(self) -> int:
+        """Steps from the first cell of a frame to its last; ValueError where that depends on the number of frames."""
+        if self.needs_length:
+            raise ValueError(f"arrangement {self.config.kind}: max_delay depends on the number of frames")
+        body = max(self.lines.offsets) - min(self.lines.offsets)
+        return max(body, self.num_codebooks - 1) if self.flatten_first else body
+
+    # The table
+
+    def table(self, num_frames: int) -> Tensor:
+        """The drawing: long [K, S], the frame index in each cell or -1."""
+        frames = self._frames_at(torch.arange(self.num_steps(num_frames)), num_frames)
+        return torch.where(frames < num_frames, frames, -1)
+
+    def num_steps(self, num_frames: int) -> int:
+        """S for T frames (an end frame counts as a frame)."""
+        if num_frames < 1:
+            return 0
+        if self.lines.beginning:
+            return int(self.steps_of(torch.tensor([num_frames - 1])).max()) + 1
+        lines, last = self.lines, num_frames - 1 - self.flatten_first
+        if last < 0:
+            return num_frames * self.num_codebooks
+        ends = zip(lines.spans, lines.strides, lines.offsets, strict=True)
+        body = max(span * num_frames + stride * last + offset for span, stride, offset in ends) + 1
+        return self.flatten_first * self.num_codebooks + body
+
+    def steps_of(self, frames: Tensor, num_frames: int | Tensor | None = None) -> Tensor:
+        """Where frames stand.
+
+        Args:
+            frames: long [*, T] frame indices.
+            num_frames: frames of the whole sequence, for an arrangement that `needs_length` (an int, or a tensor that
+                broadcasts to [*, 1, T]).
+        Returns:
+            long [*, K, T]: the step of each codebook's code of each frame.
+        """
+        book, span, stride, offset = self._tensors(frames.device)[:4]
+        frames = frames.unsqueeze(-2)
+        if self.needs_length:
+            return span * self._known_total(num_frames, frames) + stride * frames + offset
+        if self.lines.beginning:
+            begun = self._beginning_of(frames.device)  # [K, R]
+            found = frames.unsqueeze(-1) == begun.unsqueeze(-2)  # [*, K, T, R]
+            return torch.where(found.any(-1), found.to(torch.uint8).argmax(-1), stride * frames + offset)
+        K, F = self.num_codebooks, self.flatten_first
+        return torch.where(frames < F, frames * K + book, F * K + (frames - F) * stride + offset)
+
+    def cell_frames(self, step: int | Tensor, num_frames: int | None = None) -> Tensor:
+        """For the decode loop: the frame each codebook stands at in one step, long [K], -1 where no code can stand.
+
+        Without num_frames the sequence has no last frame.
+        """
+        frames = self._frames_at(torch.as_tensor(step).reshape(1), num_frames).squeeze(-1)
+        return frames if num_frames is None else torch.where(frames < num_frames, frames, -1)
+
+    def known(self, step: int | Tensor, num_frames: int | None = None) -> Tensor:
+        """bool [K]: which codebooks have a code in this step; the others are filled (see `forced_ids`)."""
+        return self.cell_frames(step, num_frames) >= 0
+
+    def forced_ids(self, step: int | Tensor, lengths: Tensor) -> Tensor:
+        """For the decode loop: the ids of a step that follow from the arrangement.
+
+        Args:
+            step: the step.
+            lengths: [B] long, frames of each row; UNKNOWN_LENGTH while codebook 0 has not ended.
+        Returns:
+            [B, K] long: the special id of the cell, or -1 where the model chooses a code (codebook 0: or the end, which
+            sets the row's length to `cell_frames(step)[0]`).
+        """
+        steps = torch.as_tensor(step, device=lengths.device).reshape(1)
+        frames, fill = self._frames_and_fill(steps, lengths[:, None, None])
+        return torch.where((frames >= 0) & (frames < lengths[:, None, None]), -1, fill).squeeze(-1)
+
+    def current_frames(self, steps: Tensor, num_frames: int | Tensor | None = None) -> Tensor:
+        """long, like steps [*, S]: the frame a step works on, that of its furthest codebook. It places steps on a
+        picture's grid.
+
+        Where groups stand one after another, each goes over the frames again.
+        """
+        if self.needs_length:
+            span, stride, offset = self._tensors(steps.device)[1:4]
+            total = self._known_total(num_frames, steps)[..., None]
+            frames = (steps.unsqueeze(-2) - span * total - offset) // stride
+            begun = (frames >= 0) & (frames < total)
+            return torch.where(begun, frames + span * total, 0).amax(-2) % total[..., 0]  # of the last group begun
+        if self.lines.beginning:
+            first = self._beginning_of(steps.device).amax(0).cummax(0).values
+            later = (steps - min(self.lines.offsets)) // self.lines.strides[0]
+            return torch.where(steps < len(first), first[steps.clamp(0, len(first) - 1)], later)
+        head = self.flatten_first * self.num_codebooks
+        begun = (steps - head - min(self.lines.offsets)).clamp(min=0) // self.lines.strides[0]
+        return torch.where(steps < head, steps // self.num_codebooks, self.flatten_first + begun)
+
+    # There and back
+
+    def arrange(self, codes: Tensor, lengths: Tensor | None = None) -> Arranged:
+        """Lay codes out in steps.
+
+        Args:
+            codes: [B, K, T] long; what stands beyond a row's length does not matter.
+            lengths: [B] long, frames of each row, at least 1; None: all T.
+        Returns:
+            Arranged with S = num_steps(T), or num_steps(T + 1) when variable_length. A row's ids and mask do not depend
+            on T: a row padded to a larger T only gets more pad.
+        Raises:
+            ValueError: another number of codebooks, a code out of range, a length below 1 or above T.
+        """
+        lengths = self.check(codes, lengths)
+        T = codes.shape[2]
+        steps = torch.arange(self.num_steps(T + self.variable_length), device=codes.device)
+        ends = lengths[:, None, None]
+        frames, fill = self._frames_and_fill(steps, ends)
+        real = (frames >= 0) & (frames < ends)
+        index = frames.clamp(0, T - 1).expand(*codes.shape[:2], len(steps))
+        mask = real
+        if self.variable_length:
+            book = self._tensors(codes.device)[0]
+            mask = real | ((frames == ends) & (book == 0))
+        return Arranged(ids=torch.where(real, codes.gather(2, index), fill), mask=mask)
+
+    def undo(self, arranged: Tensor, num_frames: int, lengths: Tensor | None = None) -> Tensor:
+        """Take ids or logits back to frames.
+
+        Args:
+            arranged: [B, K, S] or [B, K, S, V]; S may be larger than needed.
+            num_frames: T.
+            lengths: [B] long, for an arrangement that `needs_length` where rows differ in length; what comes out beyond
+                a row's length has no meaning.
+        Returns:
+            [B, K, T] or [B, K, T, V].
+        Raises:
+            ValueError: another number of codebooks, or fewer steps than T frames take.
+        """
+        B, K, S = arranged.shape[:3]
+        self._check_codebooks(K)
+        if self.num_steps(num_frames) > S:
+            raise ValueError(f"{num_frames} frames take {self.num_steps(num_frames)} steps, but {S} were given")
+        frames = torch.arange(num_frames, device=arranged.device)
+        if self.needs_length and lengths is not None:
+            frames = torch.minimum(frames, lengths[:, None] - 1)
+            steps = self.steps_of(frames, lengths[:, None, None])
+        else:
+            steps = self.steps_of(frames, num_frames).expand(B, K, num_frames)
+        if arranged.dim() == 4:
+            return arranged.gather(2, steps[..., None].expand(B, K, num_frames, arranged.shape[3]))
+        return arranged.gather(2, steps)
+
+    def check(self, codes: Tensor, lengths: Tensor | None) -> Tensor:
+        """Raise ValueError unless codes [B, K, T] and lengths [B] fit (ranges: on the CPU only); returns lengths, all T
+        for None."""
+        if codes.dim() != 3 or codes.dtype != torch.long:
+            raise ValueError(f"codes must be long [B, K, T], found {codes.dtype} {list(codes.shape)}")
+        B, K, T = codes.shape
+        self._check_codebooks(K)
+        if B < 1 or T < 1:
+            raise ValueError(f"codes {list(codes.shape)} are empty; at least one row of one frame is needed")
+        if lengths is None:
+            lengths = torch.full((B,), T, dtype=torch.long, device=codes.device)
+            valid = codes
+        else:
+            if lengths.shape != (B,) or lengths.dtype != torch.long:
+                raise ValueError(
+                    f"lengths must be long [{B}], one for each row, found {lengths.dtype} {list(lengths.shape)}"
+                )
+            valid = codes.masked_fill(torch.arange(T, device=codes.device) >= lengths[:, None, None], 0)
+        # On other devices a look at the values would wait for the device; shards check their codes when they are read.
+        if codes.device.type == "cpu":
+            shortest, longest = (int(value) for value in lengths.aminmax())
+            if shortest < 1 or longest > T:
+                raise ValueError(f"lengths must be 1 to the {T} frames given, found {shortest} to {longest}")
+            for k, V in enumerate(self.cardinalities):
+                low, high = (int(value) for value in valid[:, k].aminmax())
+                if low < 0 or high >= V:
+                    raise ValueError(f"codebook {k} holds codes 0 to {V - 1}, found {low if low < 0 else high}")
+        return lengths
+
+    # Inside
+
+    def _frames_and_fill(self, steps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (any beyond the last included) and the special id for where no code stands, both [B or 1, K, S]."""
+        before, after, end = self._tensors(steps.device)[4:]
+        frames = self._frames_at(steps, lengths)
+        if frames.dim() == 2:
+            frames = frames.unsqueeze(0)
+        zero = torch.zeros(1, dtype=torch.long, device=steps.device)
+        first = self.steps_of(zero, lengths if self.needs_length else None)
+        fill = torch.where(steps < first, before, after)
+        if fill.dim() == 2:
+            fill = fill.unsqueeze(0)
+        if self.variable_length:
+            fill = torch.where(frames == lengths, end, fill)
+            fill = torch.where(frames > lengths, after, fill)
+        return frames, fill
+
+    def _frames_at(self, steps: Tensor, num_frames: int | Tensor | None) -> Tensor:
+        """Frame in each cell of the unbounded sequence, -1 for none: steps [S] -> [K, S], or [B, K, S] where rows of
+        their own lengths (num_frames [B, 1, 1]) differ in it."""
+        book, span, stride, offset = self._tensors(steps.device)[:4]
+        K, F = self.num_codebooks, self.flatten_first
+        ahead = steps - F * K - offset
+        if self.needs_length:
+            total = self._known_total(num_frames, steps)
+            ahead = ahead - span * total
+            return torch.where((ahead >= 0) & (ahead % stride == 0) & (ahead < stride * total), ahead // stride, -1)
+        body = torch.where((ahead >= 0) & (ahead % stride == 0), F + ahead // stride, -1)
+        if self.lines.beginning:
+            begun = self._beginning_of(steps.device)
+            return torch.where(steps < begun.shape[1], begun[:, steps.clamp(0, begun.shape[1] - 1)], body)
+        if not F:
+            return body
+        return torch.where(steps < F * K, torch.where(steps % K == book, steps // K, -1), body)
+
+    def _beginning_of(self, device: torch.device) -> Tensor:
+        """[K, R]: the frame of each codebook in the steps that `Lines` tells one by one, or -1."""
+        if device not in self._beginning_on_device:
+            self._beginning_on_device[device] = self._beginning.to(device)
+        return self._beginning_on_device[device]
+
+    def _known_total(self, num_frames: int | Tensor | None, like: Tensor) -> Tensor:
+        if num_frames is None:
+            raise ValueError(f"arrangement {self.config.kind} must be told the number of frames")
+        return torch.as_tensor(num_frames, device=like.device)
+
+    def _tensors(self, device: torch.device) -> Tensor:
+        """[7, K, 1]: codebook index, span, stride, offset (see `Lines`), id before, id after, end id."""
+        if device not in self._on_device:
+            self._on_device[device] = self._constants.to(device)
+        return self._on_device[device]
+
+    def _check_codebooks(self, K: int) -> None:
+        if self.num_codebooks != K:
+            raise ValueError(
+                f"codes have {K} codebooks but the model has {self.num_codebooks}; encode with the model's tokenizer"
+            )

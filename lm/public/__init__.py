@@ -1,0 +1,1 @@
+"""Public language models, read and written in their own layout."""

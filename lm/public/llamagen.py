@@ -1,0 +1,252 @@
+"""LlamaGen's class-conditional model (GPT c2i) in its own layout, read and written.
+
+A folder with
+
+    model.safetensors    the tensors by LlamaGen's names: `tok_embeddings.weight`, `layers.0.attention.wqkv.weight`, ...
+    config.json          {"model_type": "llamagen", "image_size": 256}, and where they differ from a released model's
+                         `downsample_size` (16), `n_head` and `num_classes` (1000) or `class_dropout_prob` (0.1; 0: the
+                         class table has no row for "no class", so there is no guidance)
+
+The released files are pickles, which are not loaded here. Where you trust one, write the folder with torch:
+
+    held = torch.load("c2i_B_256.pt", map_location="cpu", weights_only=False)
+    state = next(held[key] for key in ("model", "module", "state_dict") if key in held)    # FSDP: state = held
+    safetensors.torch.save_file({name: t for name, t in state.items() if name != "freqs_cis"}, "DIR/model.safetensors")
+
+The class stands where other models have their start, and is turned by zero, not by an angle of zero: its queries and
+keys vanish. The picture tokenizer is not loaded: without a TokenSpec of yours the fingerprint is `UNKNOWN_TOKENIZER`,
+which is no tokenizer's.
+Source: tensor names and mathematics of LlamaGen (arXiv:2406.06525), FoundationVision/LlamaGen (MIT).
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...configs.files import read_json, write_json, write_safetensors
+from ...configs.schema import make_config
+from ...tokenize.public.tensor_map import Piece, Plan, check_layout, equal, find_weights, read_lm, their_tensors
+from ...tokenize.spec import PictureGeometry, TokenSpec
+from ..checkpoints.model_directory import DTYPES, StorageName, WeightsError, header_shapes
+from ..checkpoints.parameter_shapes import parameter_shapes
+from ..conditioning.registry import LabelConfig
+from ..generation_config import GenerationDefaults
+from ..models.causal import LMConfig, TokenLM
+from ..ops.rotary import GridRopeConfig
+from ..patterns.pattern import SpecialsConfig
+
+UNKNOWN_TOKENIZER = "0" * 64
+"""Fingerprint where the tokenizer was not loaded."""
+
+LLAMAGEN_DEFAULTS = GenerationDefaults(guidance=4.0, top_k=2000)
+"""For pictures worth looking at; scores of the paper are measured with less guidance and all codes."""
+
+HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
+"""Heads of the models that LlamaGen defines, by their width."""
+
+RELEASED_CLASSES = 1000
+"""Of ImageNet; their tables have one row more, for no class."""
+
+IGNORED = ("freqs_cis",)
+"""Rotations that older files hold."""
+
+
+def load_llamagen(
+    folder: str | Path,
+    spec: TokenSpec | None = None,
+    device: torch.device | str = "cpu",
+    dtype: StorageName | torch.dtype = "float32",
+) -> TokenLM:
+    """Read a LlamaGen c2i model, in eval mode.
+
+    Args:
+        folder: as described above.
+        spec: of the picture tokenizer; None: a spec from config.json, whose tokenizer is not loaded.
+        dtype: of the weights in memory.
+    Raises:
+        FileNotFoundError: config.json or weights are missing. WeightsError: tensors missing, left over or misshapen.
+            ValueError: pickled weights, a size that cannot be found out, or a spec that does not fit.
+    """
+    folder = Path(folder)
+    described = _read_config(folder)
+    where = find_weights(folder)
+    shapes = {name: shape for file in set(where.values()) for name, shape in header_shapes(file).items()}
+    codes, width = _matrix(shapes, "tok_embeddings.weight", folder)
+    rows = _matrix(shapes, "cls_embedding.embedding_table.weight", folder)[0]
+    classes, class_dropout = _classes(described, rows, folder / "config.json")
+    ffn = _matrix(shapes, "layers.0.feed_forward.w1.weight", folder)[0]
+    projected = _matrix(shapes, "layers.0.attention.wqkv.weight", folder)[0]
+    heads = described.get("n_head", HEADS.get(width))
+    if heads is None:
+        raise ValueError(f"{folder}: no released model is {width} wide; write its heads in config.json as n_head")
+    sizes = described["image_size"], described.get("downsample_size", 16)
+    spec = spec or llamagen_spec(codes, *sizes, str(folder / "config.json"))
+    if spec.cardinalities != (codes,) or not isinstance(spec.geometry, PictureGeometry):
+        raise ValueError(
+            f"{folder}: the model has one codebook of {codes} codes of pictures, the tokenizer '{spec.name}' "
+            f"{list(spec.cardinalities)} of {spec.geometry.kind}; pass the spec of the tokenizer it was trained with"
+        )
+    layers = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
+    key_heads = (projected - width) // 2 * heads // width
+    config = llamagen_config(
+        width, layers, heads, key_heads, ffn, classes, class_dropout=class_dropout, where=str(folder / "config.json")
+    )
+    return read_lm(folder, where, llamagen_plan(config, spec), config, spec, IGNORED, device, dtype)
+
+
+def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
+    """Write a model in LlamaGen's layout.
+
+    Raises:
+        ValueError: a model that LlamaGen's layout cannot say; names the first setting that differs.
+    """
+    folder, config, geometry = Path(folder), lm.config, lm.spec.geometry
+    label = next((c for c in config.conditions if isinstance(c, LabelConfig)), None)
+    if lm.num_codebooks != 1 or not isinstance(geometry, PictureGeometry) or geometry.rows != geometry.columns:
+        raise ValueError(
+            f"LlamaGen's layout has one codebook of square pictures, found {lm.num_codebooks} of {geometry.kind}"
+        )
+    classes = label.classes if label is not None and label.classes is not None else 1
+    wanted = llamagen_config(
+        config.width, config.layers, config.heads, config.num_kv_heads, config.num_ffn, classes, config.dropout,
+        label.dropout if label is not None else 0.0,
+    )  # fmt: skip
+    check_layout("LlamaGen", config, wanted, 1)
+    described = {
+        "model_type": "llamagen",
+        "image_size": geometry.height,
+        "downsample_size": geometry.height // geometry.rows,
+        "n_head": config.heads,
+        "num_classes": classes,
+        "class_dropout_prob": label.dropout if label is not None else 0.0,
+    }
+    tensors = their_tensors(lm, llamagen_plan(config, lm.spec))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", {n: t.to(DTYPES[dtype]) for n, t in tensors.items()})
+    write_json(folder / "config.json", described)
+
+
+def llamagen_config(
+    width: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    ffn: int,
+    classes: int,
+    dropout: float = 0.1,
+    class_dropout: float = 0.1,
+    where: str = "llamagen",
+) -> LMConfig:
+    """A model of LlamaGen's kind; ConfigError begins with `where`."""
+    return make_config(
+        LMConfig,
+        where,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        ffn=ffn,
+        norm_eps=1e-5,
+        dropout=dropout,
+        rope=GridRopeConfig(before="zero"),
+        specials=SpecialsConfig(start=0, pad=0),
+        start="condition",
+        conditions=(make_config(LabelConfig, where, classes=classes, dropout=class_dropout),),
+    )
+
+
+def llamagen_spec(codes: int, image_size: int, downsample_size: int, where: str = "llamagen") -> TokenSpec:
+    """What the codes of a square picture mean; the tokenizer itself is not loaded. ConfigError begins with `where`."""
+    side = image_size // downsample_size
+    geometry = make_config(PictureGeometry, where, height=image_size, width=image_size, rows=side, columns=side)
+    return make_config(
+        TokenSpec,
+        where,
+        name="llamagen-tokenizer",
+        cardinalities=(codes,),
+        geometry=geometry,
+        fingerprint=UNKNOWN_TOKENIZER,
+    )
+
+
+def llamagen_plan(config: LMConfig, spec: TokenSpec) -> Plan:
+    """Where their tensors stand in ours."""
+    names = {
+        "head.weight": ["output.weight"],
+        "transformer.norm.weight": ["norm.weight"],
+        "conditions.parts.label.table.weight": ["cls_embedding.embedding_table.weight"],
+    }
+    matrices = {
+        "attention_norm": ("attention_norm",),
+        "attention.qkv": ("attention.wqkv",),
+        "attention.out": ("attention.wo",),
+        "ffn_norm": ("ffn_norm",),
+        "ffn.gate_up": ("feed_forward.w1", "feed_forward.w3"),
+        "ffn.down": ("feed_forward.w2",),
+    }
+    for n in range(config.layers):
+        for ours, theirs in matrices.items():
+            names[f"transformer.blocks.{n}.{ours}.weight"] = [f"layers.{n}.{name}.weight" for name in theirs]
+    shapes = parameter_shapes(config, spec)
+    codes = spec.cardinalities[0]
+    rows = shapes.pop("input.table.weight")[0]  # the special ids, which are never read, have rows as well
+    plan = {name: equal(names[name], shape) for name, shape in shapes.items()}
+    label = config.conditions[0]
+    if label.dropout == 0:  # nor has a class that no row was ever without a row for none
+        name = "conditions.parts.label.table.weight"
+        plan[name] = (Piece(names[name][0], shapes[name][0] - 1), Piece(None, 1))
+    return plan | {"input.table.weight": (Piece("tok_embeddings.weight", codes), Piece(None, rows - codes))}
+
+
+def _classes(described: dict[str, Any], rows: int, where: Path) -> tuple[int, float]:
+    """Classes and their dropout of a class table with so many rows: with a dropout, the last is of no class."""
+    classes, dropout = described.get("num_classes"), described.get("class_dropout_prob")
+    if classes is None and dropout is None and rows != RELEASED_CLASSES + 1:
+        warnings.warn(
+            f"{where}: the class table has {rows} rows, read as {rows} classes without a row for no class, so without "
+            f"guidance; where the last row is for no class, write num_classes {rows - 1} in the file",
+            stacklevel=3,
+        )
+        dropout = 0.0
+    if classes is None:
+        classes = rows if dropout == 0 else rows - 1
+    if dropout is None:
+        dropout = 0.0 if classes == rows else 0.1
+    if rows != classes + (dropout > 0):
+        raise ValueError(
+            f"{where}: num_classes {classes} with class_dropout_prob {dropout} makes a class table of "
+            f"{classes + (dropout > 0)} rows, but it has {rows}"
+        )
+    return classes, float(dropout)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such file; write {{"model_type": "llamagen", "image_size": 256}} in it')
+    described = read_json(path)
+    if not isinstance(described, dict) or described.get("model_type") != "llamagen":
+        raise ValueError(f"{path}: its model_type is not 'llamagen'")
+    dropout = described.get("class_dropout_prob")
+    if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, int | float)):
+        raise ValueError(f"{path}: class_dropout_prob must be a number, found {dropout!r}")
+    for key in ("image_size", "downsample_size", "n_head", "num_classes"):
+        value = described.get(key)
+        if value is None and key != "image_size":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{path}: {key} must be a whole number, found {value!r}")
+    return described
+
+
+def _matrix(shapes: dict[str, tuple[int, ...]], name: str, folder: Path) -> tuple[int, int]:
+    """Shape of a tensor that tells the model's size."""
+    shape = shapes.get(name)
+    if shape is None or len(shape) != 2:
+        found = "missing" if shape is None else f"{list(shape)}, no matrix"
+        raise WeightsError(f"{folder}: tensor '{name}' is {found}; known here are LlamaGen's models of classes (c2i)")
+    return shape[0], shape[1]

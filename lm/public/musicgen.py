@@ -1,0 +1,299 @@
+"""MusicGen's decoder in the layout of Hugging Face transformers, read and written.
+
+Two kinds of folder, each with config.json and model.safetensors (or several files and their index):
+
+    MusicgenForConditionalGeneration    `decoder.model.decoder.*`, `decoder.lm_heads.*`, `enc_to_dec_proj.*`; the text
+                                        encoder and the audio codec beside them are not read
+    MusicgenForCausalLM                 `model.decoder.*`, `lm_heads.*`; the layer from the text encoder's width, which
+                                        has no place in it, is written to and read from enc_to_dec_proj.safetensors
+
+The model reads the text encoder's states as its condition "embedding". Its codec is not loaded: without a TokenSpec of
+yours the spec's fingerprint is `UNKNOWN_CODEC`, which is no tokenizer's.
+Source: tensor names and config keys of transformers 5 (Apache-2.0), MusicGen (arXiv:2306.05284).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...configs.files import read_json, write_json, write_safetensors
+from ...configs.schema import make_config
+from ...tokenize.public.tensor_map import Plan, check_layout, equal, find_weights, read_lm, their_tensors
+from ...tokenize.spec import AudioGeometry, TokenSpec
+from ..checkpoints.model_directory import DTYPES, StorageName, header_shapes
+from ..checkpoints.parameter_shapes import parameter_shapes
+from ..conditioning.registry import EmbeddingConditionConfig
+from ..generation_config import GenerationDefaults
+from ..models.causal import LMConfig, TokenLM
+from ..ops.rotary import SinusoidalConfig
+from ..patterns.layouts import DelayConfig
+from ..patterns.pattern import SpecialsConfig
+
+UNKNOWN_CODEC = "0" * 64
+"""Fingerprint where the codec was not loaded."""
+
+MUSICGEN_DEFAULTS = GenerationDefaults(top_k=250, guidance=3.0, max_frames=1500, window_frames=1500, stride_frames=900)
+"""How audiocraft samples it; 1500 frames of 50 Hz is what it was trained on, and longer
+sound goes on 18 seconds at a time."""
+
+PUBLISHED_CODEC = {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4]}
+"""Of the published models: 50 frames a second. Taken where only a decoder is given."""
+
+TEXT_DROPOUT = 0.3
+"""Probability that a training row is given no text (audiocraft's)."""
+
+PROJECTION = "enc_to_dec_proj"
+POSITIONS = "model.decoder.embed_positions."
+IGNORED = ("text_encoder.", "audio_encoder.", f"decoder.{POSITIONS}", POSITIONS)
+"""Other models, and sinusoids that a file may hold."""
+
+
+def load_musicgen(
+    folder: str | Path,
+    spec: TokenSpec | None = None,
+    device: torch.device | str = "cpu",
+    dtype: StorageName | torch.dtype = "float32",
+) -> TokenLM:
+    """Read a MusicGen checkpoint's decoder, in eval mode.
+
+    Args:
+        folder: as drawn above.
+        spec: of the tokenizer that makes and plays the codes; None: a spec from the config, whose codec is not loaded.
+        dtype: of the weights in memory.
+    Raises:
+        FileNotFoundError: config.json or weights are missing. WeightsError: tensors missing, left over or of another
+            shape than the config says. ValueError: pickled weights, another kind of model, or a spec that does not fit.
+    """
+    folder = Path(folder)
+    described = _read_config(folder)
+    where = find_weights(folder)
+    beside = folder / f"{PROJECTION}.safetensors"
+    if _is_composite(described):
+        prefix, width = "decoder.", _text_width(described, folder)
+    else:
+        prefix = ""
+        width = None
+        if beside.is_file():
+            shapes = header_shapes(beside)
+            where.update(dict.fromkeys(shapes, beside))
+            width = shapes.get(f"{PROJECTION}.weight", (0, 0))[-1]
+    config = musicgen_config(_decoder(described), width, str(folder / "config.json"))
+    spec = spec or musicgen_spec(described, str(folder / "config.json"))
+    books = _decoder(described)["num_codebooks"], _decoder(described)["vocab_size"]
+    if spec.cardinalities != (books[1],) * books[0]:
+        raise ValueError(
+            f"{folder}: the model has {books[0]} codebooks of {books[1]} codes, the tokenizer '{spec.name}' "
+            f"{list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
+        )
+    return read_lm(folder, where, musicgen_plan(config, spec, prefix), config, spec, IGNORED, device, dtype)
+
+
+def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
+    """Write a model as a `MusicgenForCausalLM` folder, and its layer from the text encoder's width beside it.
+
+    Raises:
+        ValueError: a model that MusicGen's layout cannot say; names the first setting that differs.
+    """
+    folder = Path(folder)
+    described = _describe(lm)
+    plan = musicgen_plan(lm.config, lm.spec)
+    tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in their_tensors(lm, plan).items()}
+    projection = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PROJECTION)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    beside = folder / f"{PROJECTION}.safetensors"
+    if projection:
+        write_safetensors(beside, projection, {"format": "pt"})
+    else:
+        beside.unlink(missing_ok=True)
+    write_json(folder / "config.json", described | {"dtype": dtype})
+
+
+def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, where: str = "config.json") -> LMConfig:
+    """The model that a decoder's config describes; text_width is that of the states before a linear layer, None where
+    there is none."""
+    width, vocab = decoder["hidden_size"], decoder["vocab_size"]
+    refused = {
+        "activation_function": ("gelu",),
+        "scale_embedding": (False, None),
+        "tie_word_embeddings": (False, None),
+        "cross_attention_hidden_size": (None, width),
+        "pad_token_id": (None, vocab),
+        "bos_token_id": (None, vocab),
+        "audio_channels": (1, 2),
+    }
+    for key, allowed in refused.items():
+        if decoder.get(key, allowed[0]) not in allowed:
+            known = " or ".join(repr(one) for one in allowed if one is not None)
+            raise ValueError(f"{where}: {key} is {decoder[key]!r}; only {known} is known here")
+    books, channels = decoder["num_codebooks"], decoder.get("audio_channels", 1)
+    if books % channels:
+        raise ValueError(f"{where}: {books} codebooks cannot be shared by {channels} channels")
+    rate = decoder.get("dropout", 0.0)
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise ValueError(f"{where}: dropout must be a number, found {rate!r}")
+    return make_config(
+        LMConfig,
+        where,
+        width=width,
+        layers=decoder["num_hidden_layers"],
+        heads=decoder["num_attention_heads"],
+        ffn=decoder["ffn_dim"],
+        feed_forward="gelu",
+        norm="layer",
+        norm_eps=1e-5,
+        dropout=float(rate),
+        rope=SinusoidalConfig(),
+        arrangement=DelayConfig(delays=tuple(k // channels for k in range(books))),
+        specials=SpecialsConfig(start=0, pad=0),
+        conditions=(
+            make_config(
+                EmbeddingConditionConfig,
+                where,
+                width=width if text_width is None else text_width,
+                projection="none" if text_width is None else "linear",
+                norm="none",
+                null="zero",
+                dropout=TEXT_DROPOUT,
+            ),
+        ),
+    )
+
+
+def musicgen_spec(described: dict[str, Any], where: str = "config.json") -> TokenSpec:
+    """What the codes mean, as far as the config says; the codec itself is not loaded."""
+    decoder = _decoder(described)
+    codec = described.get("audio_encoder") or PUBLISHED_CODEC
+    codec = codec if isinstance(codec, dict) else {}
+    rate, ratios = codec.get("sampling_rate"), codec.get("upsampling_ratios")
+    if not isinstance(rate, int) or not isinstance(ratios, list) or not all(isinstance(r, int) for r in ratios):
+        raise ValueError(f"{where}: audio_encoder has no sampling_rate or upsampling_ratios; pass spec=")
+    return make_config(
+        TokenSpec,
+        where,
+        name="musicgen-codec",
+        cardinalities=(decoder["vocab_size"],) * decoder["num_codebooks"],
+        geometry=make_config(
+            AudioGeometry,
+            where,
+            sample_rate=rate,
+            channels=decoder.get("audio_channels", 1),
+            samples_per_frame=math.prod(ratios),
+        ),
+        fingerprint=UNKNOWN_CODEC,
+    )
+
+
+def musicgen_plan(config: LMConfig, spec: TokenSpec, prefix: str = "") -> Plan:
+    """Where their tensors stand in ours; prefix stands before the decoder's names."""
+    books, base = range(spec.num_codebooks), f"{prefix}model.decoder."
+    names: dict[str, list[str]] = {
+        "input.table.weight": [f"{base}embed_tokens.{k}.weight" for k in books],
+        "head.weight": [f"{prefix}lm_heads.{k}.weight" for k in books],
+        "transformer.norm.weight": [f"{base}layer_norm.weight"],
+        "transformer.norm.bias": [f"{base}layer_norm.bias"],
+        "conditions.parts.embedding.projection.weight": [f"{PROJECTION}.weight"],
+        "conditions.parts.embedding.projection.bias": [f"{PROJECTION}.bias"],
+    }
+    for n in range(config.layers):
+        ours, theirs = f"transformer.blocks.{n}.", f"{base}layers.{n}."
+        norms = {"attention_norm": "self_attn_layer_norm", "cross_norm": "encoder_attn_layer_norm"}
+        for our_norm, norm in (norms | {"ffn_norm": "final_layer_norm"}).items():
+            for part in ("weight", "bias"):
+                names[f"{ours}{our_norm}.{part}"] = [f"{theirs}{norm}.{part}"]
+        matrices = {
+            "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "attention.out": ("self_attn.out_proj",),
+            "cross.query": ("encoder_attn.q_proj",),
+            "cross.key_value": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+            "cross.out": ("encoder_attn.out_proj",),
+            "ffn.up": ("fc1",),
+            "ffn.down": ("fc2",),
+        }
+        for our_matrix, matrix in matrices.items():
+            names[f"{ours}{our_matrix}.weight"] = [f"{theirs}{name}.weight" for name in matrix]
+    return {name: equal(names[name], shape) for name, shape in parameter_shapes(config, spec).items()}
+
+
+def _describe(lm: TokenLM) -> dict[str, Any]:
+    """config.json of a MusicgenForCausalLM; ValueError where it cannot say what the model is."""
+    config, spec = lm.config, lm.spec
+    given = next((c for c in config.conditions if isinstance(c, EmbeddingConditionConfig)), None)
+    channels = getattr(spec.geometry, "channels", 1)
+    described = {
+        "architectures": ["MusicgenForCausalLM"],
+        "model_type": "musicgen_decoder",
+        "vocab_size": spec.cardinalities[0],
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "ffn_dim": config.num_ffn,
+        "activation_function": "gelu",
+        "dropout": config.dropout,
+        "max_position_embeddings": _positions(spec),
+        "num_codebooks": spec.num_codebooks,
+        "audio_channels": channels,
+        "scale_embedding": False,
+        "tie_word_embeddings": False,
+        "pad_token_id": spec.cardinalities[0],
+        "bos_token_id": spec.cardinalities[0],
+    }
+    if len(set(spec.cardinalities)) > 1 or channels > 2 or spec.num_codebooks % channels:
+        raise ValueError(
+            f"MusicGen's layout has codebooks of one size in one or two channels, found {list(spec.cardinalities)} "
+            f"in {channels}"
+        )
+    width = given.width if given is not None and given.projection == "linear" else None
+    wanted = musicgen_config(described, width)
+    if given is not None and len(config.conditions) == 1:  # how a model is trained is no part of the layout
+        told = wanted.conditions[0].model_copy(update={"dropout": given.dropout, "mask": given.mask})
+        wanted = wanted.model_copy(update={"conditions": (told,)})
+    check_layout("MusicGen", config, wanted, spec.num_codebooks)
+    return described
+
+
+def _positions(spec: TokenSpec) -> int:
+    """How many sinusoids transformers shall make, which fails beyond them: as in the published models, or more where
+    these would not do for 40 seconds."""
+    rate = spec.geometry.frame_rate if isinstance(spec.geometry, AudioGeometry) else 0
+    return max(2048, 1 << math.ceil(40 * rate).bit_length())
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no checkpoint here (config.json is missing)")
+    described = read_json(path)
+    kind = described.get("model_type") if isinstance(described, dict) else None
+    if kind not in ("musicgen", "musicgen_decoder"):
+        raise ValueError(f"{path}: model_type is {kind!r}; known here are 'musicgen' and 'musicgen_decoder'")
+    decoder = described.get("decoder") if kind == "musicgen" else described
+    if not isinstance(decoder, dict):
+        raise ValueError(f"{path}: has no decoder")
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "vocab_size", "num_codebooks"):
+        if not isinstance(decoder.get(key), int) or isinstance(decoder[key], bool) or decoder[key] < 1:
+            raise ValueError(f"{path}: {key} must be a whole number, found {decoder.get(key)!r}")
+    return described
+
+
+def _is_composite(described: dict[str, Any]) -> bool:
+    return described["model_type"] == "musicgen"
+
+
+def _decoder(described: dict[str, Any]) -> dict[str, Any]:
+    return described["decoder"] if _is_composite(described) else described
+
+
+def _text_width(described: dict[str, Any], folder: Path) -> int | None:
+    """Width of the text encoder's states; None where they need no linear layer."""
+    text = described.get("text_encoder")
+    width = text.get("d_model", text.get("hidden_size")) if isinstance(text, dict) else None
+    if not isinstance(width, int):
+        raise ValueError(f"{folder}/config.json: text_encoder has no d_model")
+    decoder = _decoder(described)
+    same = width == decoder["hidden_size"] or decoder.get("cross_attention_hidden_size") is not None
+    return None if same else width

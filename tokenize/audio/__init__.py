@@ -1,0 +1,1 @@
+"""Audio tokenizers: networks, STFT, resampling, streaming."""

@@ -1,0 +1,134 @@
+"""Sound parts `dac`: strided convolutions with dilated residual units and Snake, from samples to latents and back.
+
+    encoder   conv7; per stride: units of dilation 1, 3, 9, Snake, strided conv that doubles the channels; Snake, conv3
+    decoder   conv7; per stride: Snake, transposed conv that halves them, units of dilation 1, 3, 9; Snake, conv7, tanh
+
+The published network loses a sample at each odd stride; here the surplus is cut so that T frames are T * hop samples
+(the first ones the same as there). Source: DAC, arXiv:2306.06546.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from ...configs.schema import Config, ConfigError
+from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck
+from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual
+from .seanet import channels_last, check_hop
+from .streaming import Stage, window_stage
+
+if TYPE_CHECKING:
+    from .networks import AudioTokenizerConfig
+
+
+class DACConfig(Config):
+    """One side of the codec."""
+
+    kind: Literal["dac"] = "dac"
+    channels: PositiveInt = 64
+    """At the sample rate in the encoder, where strides double them; at the frame rate in the decoder, where they are
+    halved."""
+    strides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (2, 4, 8, 8)
+    """In the part's own order: the decoder's are usually the encoder's, reversed."""
+    dilations: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 3, 9)
+    """Of the residual units at each rate."""
+    causal: bool = False
+    norm: Norm = "weight"
+    bottleneck: BottleneckConfig = Field(default_factory=BottleneckConfig)
+    chunk: PositiveInt = 32
+    """Frames worked on at a time when frozen: sets the delay of streaming, and fixes the shape all items share."""
+
+    def check_sound(self, sound: AudioTokenizerConfig) -> None:
+        """Raise ValueError unless this part fits the tokenizer."""
+        check_hop(self.strides, "strides", self.bottleneck, sound)
+
+    def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> PaddedConv:
+        """A convolution as all of this part are."""
+        return PaddedConv(inputs, outputs, kernel, stride, dilation, self.causal, "zeros", self.norm)
+
+    def units(self, channels: int) -> list[nn.Module]:
+        """The residual units of one rate."""
+        return [
+            Residual(
+                [
+                    Pointwise(Snake(channels)),
+                    self.conv(channels, channels, 7, dilation=dilation),
+                    Pointwise(Snake(channels)),
+                    self.conv(channels, channels, 1),
+                ]
+            )
+            for dilation in self.dilations
+        ]
+
+
+class Snake(nn.Module):
+    """x + sin(a x)^2 / a, with a learned per channel. Source: arXiv:2006.08195."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, L] -> the same shape."""
+        return x + (self.alpha + 1e-9).reciprocal() * torch.sin(self.alpha * x).square()
+
+
+class DACEncoder(nn.Module):
+    """Samples to latents; see the head of this file."""
+
+    def __init__(self, config: DACConfig, sound: AudioTokenizerConfig):
+        super().__init__()
+        self.hop, self.channels = sound.hop, sound.channels
+        width = config.channels
+        layers: list[nn.Module] = [config.conv(sound.channels, width, 7)]
+        for stride in config.strides:
+            layers += [*config.units(width), Pointwise(Snake(width))]
+            layers.append(config.conv(width, 2 * width, 2 * stride, stride))
+            width *= 2
+        layers += [Pointwise(Snake(width)), config.conv(width, sound.latent_dim, 3)]
+        self.down = ConvStack(layers, sound.hop)
+        self.bottleneck = EncoderBottleneck(config.bottleneck, sound.latent_dim)
+
+    def frame(self, samples: Tensor) -> Tensor:
+        """Samples [..., N], N a multiple of hop -> frames [..., T, hop]."""
+        return samples.unflatten(-1, (-1, self.hop))
+
+    def stages(self) -> list[Stage]:
+        """Frames [B, T, C * hop] -> latents [B, T, latent_dim]."""
+        down, channels = self.down, self.channels
+        first = window_stage(lambda x, mask: down(channels_last(x, channels), mask), down.reach_back, down.reach_ahead)
+        return [first, *self.bottleneck.stages()]
+
+
+class DACDecoder(nn.Module):
+    """Latents to samples; see the head of this file."""
+
+    def __init__(self, config: DACConfig, sound: AudioTokenizerConfig):
+        super().__init__()
+        width = config.channels
+        if width % 2 ** len(config.strides):
+            raise ConfigError(
+                f"decoder.channels: {width} cannot be halved {len(config.strides)} times, once for each stride; "
+                f"choose a multiple of {2 ** len(config.strides)}"
+            )
+        layers: list[nn.Module] = [config.conv(sound.latent_dim, width, 7)]
+        for stride in config.strides:
+            layers.append(Pointwise(Snake(width)))
+            layers.append(PaddedTranspose(width, width // 2, stride, config.causal, norm=config.norm))
+            width //= 2
+            layers += config.units(width)
+        layers += [Pointwise(Snake(width)), config.conv(width, sound.channels, 7), Pointwise(nn.Tanh())]
+        self.bottleneck = DecoderBottleneck(config.bottleneck, sound.latent_dim)
+        self.up = ConvStack(layers, config.bottleneck.stride)
+
+    def stages(self) -> list[Stage]:
+        """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
+        up = self.up
+        last = window_stage(
+            lambda x, mask: up(x, mask).transpose(2, 3).flatten(2).float(), up.reach_back, up.reach_ahead
+        )
+        return [*self.bottleneck.stages(), last]

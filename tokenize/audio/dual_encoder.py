@@ -1,0 +1,93 @@
+"""Sound part `fused`: two encoders read the same sound, and a linear layer joins what they find.
+
+    sound ──► acoustic ──┐
+          └─► semantic ──┴──► side by side ──► linear ──► latents            an encoder alone; any decoder goes with it
+
+The semantic one may be the encoder of a tokenizer trained before (`warm_start`) and stay as it is (`freeze`):
+a teacher that the frozen tokenizer carries along. Source: X-Codec, arXiv:2408.17175.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import PositiveInt, Tag
+from torch import Tensor, nn
+
+from ...configs.schema import Config, ConfigError, kind_or
+from .dac import DACConfig, DACEncoder
+from .mel_2d import Mel2DConfig, Mel2DEncoder
+from .seanet import SEANetConfig, SEANetEncoder
+from .streaming import Stage, run_stages, window_stage
+from .vocos import AudioStackConfig, SpectrumEncoder
+
+if TYPE_CHECKING:
+    from .networks import AudioTokenizerConfig
+
+PlainPartConfig = Annotated[
+    Annotated[AudioStackConfig, Tag("spectrum")]
+    | Annotated[SEANetConfig, Tag("seanet")]
+    | Annotated[DACConfig, Tag("dac")]
+    | Annotated[Mel2DConfig, Tag("mel2d")],
+    kind_or("spectrum"),  # files of before there was a choice say none
+]
+PLAIN_ENCODERS = {"spectrum": SpectrumEncoder, "seanet": SEANetEncoder, "dac": DACEncoder, "mel2d": Mel2DEncoder}
+
+
+class FusedConfig(Config):
+    """Two encoders without memory (no LSTM, no sliding transformer): both read windows."""
+
+    kind: Literal["fused"] = "fused"
+    acoustic: PlainPartConfig
+    """Gives `latent_dim` channels."""
+    semantic: PlainPartConfig
+    """Gives `semantic_dim` channels."""
+    semantic_dim: PositiveInt
+    chunk: PositiveInt = 32
+    """Frames worked on at a time when frozen; those of the two parts have no meaning here."""
+
+    def check_sound(self, sound: AudioTokenizerConfig) -> None:
+        """Raise ValueError unless both parts fit the tokenizer."""
+        for name, part in (("acoustic", self.acoustic), ("semantic", self.semantic)):
+            try:
+                part.check_sound(sound)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+
+
+class FusedEncoder(nn.Module):
+    """Samples to latents; see the head of this file."""
+
+    def __init__(self, config: FusedConfig, sound: AudioTokenizerConfig):
+        super().__init__()
+        other = sound.model_copy(update={"latent_dim": config.semantic_dim})
+        self.acoustic = PLAIN_ENCODERS[config.acoustic.kind](config.acoustic, sound)  # pyright: ignore
+        self.semantic = PLAIN_ENCODERS[config.semantic.kind](config.semantic, other)  # pyright: ignore
+        self.channels = sound.channels
+        self.join = nn.Linear(sound.latent_dim + config.semantic_dim, sound.latent_dim)
+        self.widths = [part.frame(torch.zeros(sound.hop)).shape[-1] for part in (self.acoustic, self.semantic)]
+        for name, part in (("acoustic", self.acoustic), ("semantic", self.semantic)):
+            if any(stage.memory for stage in part.stages()):
+                raise ConfigError(
+                    f"encoder.{name}: it remembers what came before, but fused parts read windows; leave out its LSTM "
+                    "and the transformer of its bottleneck"
+                )
+
+    def frame(self, samples: Tensor) -> Tensor:
+        """Samples [..., N], N a multiple of hop -> frames [..., T, F], those of both parts side by side."""
+        return torch.cat([self.acoustic.frame(samples), self.semantic.frame(samples)], dim=-1)
+
+    def stages(self) -> list[Stage]:
+        """Frames [B, T, C * F] -> latents [B, T, latent_dim]."""
+        chains = self.acoustic.stages(), self.semantic.stages()
+
+        def run(frames: Tensor, mask: Tensor) -> Tensor:
+            # Each part gets its own piece of every channel's frame.
+            pieces = (piece.flatten(2) for piece in frames.unflatten(2, (self.channels, -1)).split(self.widths, dim=-1))
+            found = [run_stages(chain, piece, mask) for chain, piece in zip(chains, pieces, strict=True)]
+            return self.join(torch.cat(found, dim=-1))
+
+        back = max(sum(stage.back for stage in chain) for chain in chains)
+        ahead = max(sum(stage.ahead for stage in chain) for chain in chains)
+        return [window_stage(run, back, ahead)]

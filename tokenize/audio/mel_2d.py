@@ -1,0 +1,173 @@
+"""Sound parts `mel2d`: mel bands over time as a picture whose height alone is halved; each row of a frame is one code.
+
+    encoder   log mel bands [T, bands] ──► convolutions ──► [T, rows] cells of `latent_dim / rows` channels
+    decoder   cells ──► convolutions ──► [T, bands] ──► linear ──► inverse spectrum
+
+Rows stand side by side in the latents, so `group` with as many groups and one shared codebook quantizes the cells.
+Norms are of a cell alone: a frame then depends on nothing beyond the reach of the convolutions.
+Source: SpecVQGAN, arXiv:2110.08791 (there time is halved too, and a vocoder of its own turns bands into sound).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...configs.schema import Config, LayerCount
+from .stft import frame_signal, mel_filters
+from .streaming import Stage, window_stage
+from .vocos import frames_of_spectra
+
+if TYPE_CHECKING:
+    from .networks import AudioTokenizerConfig
+
+
+class Mel2DConfig(Config):
+    """One side of the network."""
+
+    kind: Literal["mel2d"] = "mel2d"
+    bands: PositiveInt = 80
+    rows: PositiveInt = 5
+    """Codes above each other in a frame; bands are rows times a power of 2."""
+    channels: PositiveInt = 64
+    blocks: LayerCount = 1
+    """Residual blocks at each height."""
+    chunk: PositiveInt = 32
+    """Frames worked on at a time when frozen."""
+
+    @property
+    def halvings(self) -> int:
+        """How often the height is halved."""
+        return (self.bands // self.rows).bit_length() - 1
+
+    def check_sound(self, sound: AudioTokenizerConfig) -> None:
+        """Raise ValueError unless this part fits the tokenizer."""
+        if sound.window < sound.hop or sound.window % 2:
+            raise ValueError(f"window {sound.window} must be even and at least hop {sound.hop}")
+        if self.rows * 2**self.halvings != self.bands:
+            raise ValueError(f"{self.bands} bands cannot be halved to {self.rows} rows; use rows times a power of 2")
+        if sound.latent_dim % self.rows:
+            raise ValueError(f"latent_dim {sound.latent_dim} is no multiple of rows {self.rows}; change one of them")
+
+
+class CellNorm(nn.LayerNorm):
+    """Of the channels of each cell."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, channels, T, height] -> the same shape."""
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+class Block(nn.Module):
+    """x + conv(silu(conv(silu(norm(x)))))."""
+
+    reach = 2
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = CellNorm(channels)
+        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor, inside: Tensor) -> Tensor:
+        """[B, channels, T, height], inside [B, 1, T, 1] -> the same shape."""
+        h = self.conv1(F.silu(self.norm(x)) * inside)
+        return x + self.conv2(F.silu(h) * inside)
+
+
+class Step(nn.Module):
+    """A convolution, before which the height may be doubled, or by which it is halved."""
+
+    reach = 1
+
+    def __init__(self, inputs: int, outputs: int, height: float = 1):
+        super().__init__()
+        self.grow = height == 2
+        kernel, stride = ((3, 4), (1, 2)) if height == 0.5 else ((3, 3), (1, 1))
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=1)
+
+    def forward(self, x: Tensor, inside: Tensor) -> Tensor:
+        """[B, inputs, T, height], inside [B, 1, T, 1] -> [B, outputs, T, other height]."""
+        x = x.repeat_interleave(2, dim=3) if self.grow else x
+        return self.conv(x * inside)
+
+
+class _Stack(nn.Module):
+    """Steps and blocks over cells."""
+
+    def __init__(self, layers: list[Block | Step]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.reach = sum(layer.reach for layer in layers)
+
+    def run(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[B, C, T, height], mask [B, T] -> [B, C, T, height] of the last layer."""
+        inside = mask[:, None, :, None].to(x.dtype)
+        for layer in self.layers:
+            x = layer(x, inside)
+        return x
+
+
+class Mel2DEncoder(_Stack):
+    """Samples to latents; see the head of this file. A frame of samples holds its whole window."""
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, config: Mel2DConfig, sound: AudioTokenizerConfig):
+        width, layers = config.channels, [Step(sound.channels, config.channels)]
+        for _ in range(config.halvings):
+            layers += [*(Block(width) for _ in range(config.blocks)), Step(width, width, 0.5)]
+        super().__init__([*layers, *(Block(width) for _ in range(config.blocks))])
+        self.norm = CellNorm(width)
+        self.leave = nn.Conv2d(width, sound.latent_dim // config.rows, 1)
+        self.hop, self.channels = sound.hop, sound.channels
+        self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
+        filters = mel_filters(sound.sample_rate, sound.window, config.bands)
+        self.register_buffer("filters", filters, persistent=False)
+
+    def frame(self, samples: Tensor) -> Tensor:
+        """Samples [..., N], N a multiple of hop -> frames [..., T, window]."""
+        return frame_signal(samples, self.window.numel(), self.hop)
+
+    def stages(self) -> list[Stage]:
+        """Frames [B, T, C * window] -> latents [B, T, latent_dim], row by row."""
+        return [window_stage(self, self.reach, self.reach)]
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Framed samples [B, T, C * window], mask [B, T] -> latents [B, T, latent_dim]."""
+        magnitude = torch.fft.rfft(x.unflatten(2, (self.channels, -1)) * self.window, dim=-1).abs()
+        cells = self.run(torch.log(magnitude @ self.filters + 1e-3).transpose(1, 2), mask)
+        return self.leave(F.silu(self.norm(cells))).permute(0, 2, 3, 1).flatten(2)
+
+
+class Mel2DDecoder(_Stack):
+    """Latents to samples; see the head of this file."""
+
+    window: Tensor
+
+    def __init__(self, config: Mel2DConfig, sound: AudioTokenizerConfig):
+        width = config.channels
+        layers: list[Block | Step] = [Step(sound.latent_dim // config.rows, width)]
+        for _ in range(config.halvings):
+            layers += [*(Block(width) for _ in range(config.blocks)), Step(width, width, 2)]
+        super().__init__([*layers, *(Block(width) for _ in range(config.blocks))])
+        self.rows, self.hop, self.channels = config.rows, sound.hop, sound.channels
+        self.norm = CellNorm(width)
+        self.leave = nn.Linear(width * config.bands, sound.channels * (sound.window + 2))
+        self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
+        # Frames of neighbouring windows that reach into a frame's own hop.
+        self.reach += -(-((sound.window - sound.hop) // 2) // sound.hop)
+
+    def stages(self) -> list[Stage]:
+        """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
+        return [window_stage(self, self.reach, self.reach)]
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T, C * hop]."""
+        cells = self.run(x.unflatten(2, (self.rows, -1)).permute(0, 3, 1, 2), mask)
+        bands = F.silu(self.norm(cells)).permute(0, 2, 3, 1).flatten(2)
+        return frames_of_spectra(self.leave(bands).float(), mask, self.window, self.hop, self.channels)

@@ -1,0 +1,121 @@
+"""The audio tokenizer's network: an encoder, a quantizer and a decoder, each chosen by `kind`.
+
+A new kind of part is one file with a config, an encoder and a decoder (or an encoder alone, as `fused`), one line in
+the union and in each table here, and one entry in the list of tests/tokenize/test_sound_networks.py. Any encoder goes
+with any decoder: between them are latents [B, T, latent_dim], one for each `hop` samples.
+
+    encoder   config, sound -> .frame(samples [..., N]) -> [..., T, F], its own cut of the samples of each frame
+                               .stages()  [B, T, C * F] -> latents [B, T, latent_dim]
+    decoder   config, sound -> .stages()  [B, T, latent_dim] -> samples [B, T, C * hop]
+    config    .check_sound(sound) raises ValueError where the part does not fit the tokenizer's hop or window
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, Tag, model_validator
+from torch import Tensor, nn
+
+from ...configs.names import ShownName
+from ...configs.schema import GrowingConfig, kind_or
+from ..quantizers.registry import Quantized, QuantizerConfig, make_quantizer
+from ..spec import AudioGeometry
+from .dac import DACConfig, DACDecoder
+from .dual_encoder import PLAIN_ENCODERS, FusedConfig, FusedEncoder, PlainPartConfig
+from .mel_2d import Mel2DConfig, Mel2DDecoder
+from .seanet import SEANetConfig, SEANetDecoder
+from .streaming import run_stages
+from .vocos import AudioStackConfig, SpectrumDecoder
+
+SoundDecoderConfig = PlainPartConfig
+SoundEncoderConfig = Annotated[
+    Annotated[AudioStackConfig, Tag("spectrum")]
+    | Annotated[SEANetConfig, Tag("seanet")]
+    | Annotated[DACConfig, Tag("dac")]
+    | Annotated[Mel2DConfig, Tag("mel2d")]
+    | Annotated[FusedConfig, Tag("fused")],
+    kind_or("spectrum"),
+]
+
+SOUND_ENCODERS = {**PLAIN_ENCODERS, "fused": FusedEncoder}
+SOUND_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder, "mel2d": Mel2DDecoder}
+
+
+class AudioTokenizerConfig(GrowingConfig):
+    """Audio to residual codes and back.
+
+    With several channels one set of codes stands for them all: the encoder reads them side by side, and the decoder
+    makes them side by side (as EnCodec at 48 kHz, arXiv:2210.13438).
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"channels"})
+
+    kind: Literal["audio"] = "audio"
+    name: ShownName
+    sample_rate: PositiveInt = 16000
+    channels: int = Field(default=1, ge=1, le=8)
+    """1: mono, files with more are mixed down. 2: stereo, mono files are repeated."""
+    hop: PositiveInt = 320
+    """Samples per frame."""
+    window: PositiveInt = 1280
+    """Samples of the window of `spectrum` parts; even, at least hop."""
+    latent_dim: PositiveInt = 128
+    encoder: SoundEncoderConfig = Field(default_factory=AudioStackConfig)
+    decoder: SoundDecoderConfig = Field(default_factory=AudioStackConfig)
+    quantizer: QuantizerConfig
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> AudioTokenizerConfig:
+        for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):
+            try:
+                part.check_sound(self)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return self
+
+    @property
+    def geometry(self) -> AudioGeometry:
+        """What one frame of codes stands for."""
+        return AudioGeometry(sample_rate=self.sample_rate, channels=self.channels, samples_per_frame=self.hop)
+
+
+class AudioNet(nn.Module):
+    """Trainable audio tokenizer; `tokenize/tokenizer.py` freezes it. N is a multiple of hop everywhere, T = N / hop."""
+
+    def __init__(self, config: AudioTokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = SOUND_ENCODERS[config.encoder.kind](config.encoder, config)
+        self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
+        self.decoder = SOUND_DECODERS[config.decoder.kind](config.decoder, config)
+
+    def frames(self, samples: Tensor) -> Tensor:
+        """Samples [B, C, N] -> frames [B, T, C * F], one channel after another."""
+        return self.encoder.frame(samples).transpose(1, 2).flatten(2)
+
+    def samples(self, frames: Tensor) -> Tensor:
+        """The decoder's frames [B, T, C * hop] -> samples [B, C, T * hop]."""
+        return frames.unflatten(2, (self.config.channels, -1)).transpose(1, 2).flatten(2)
+
+    def encode_samples(self, samples: Tensor, mask: Tensor) -> Tensor:
+        """Samples [B, N], or [B, C, N] of several channels, mask of frames [B, T] -> latents [B, T, latent_dim]."""
+        samples = samples if samples.dim() == 3 else samples[:, None]
+        return run_stages(self.encoder.stages(), self.frames(samples), mask)
+
+    def decode_latents(self, latents: Tensor, mask: Tensor) -> Tensor:
+        """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T * hop], or [B, C, T * hop] of several channels."""
+        samples = self.samples(run_stages(self.decoder.stages(), latents, mask))
+        return samples if self.config.channels > 1 else samples[:, 0]
+
+    def forward(self, samples: Tensor, mask: Tensor) -> tuple[Tensor, Quantized]:
+        """Reconstruct a batch, for training.
+
+        Args:
+            samples: [B, N] float, or [B, C, N] of several channels.
+            mask: [B, T] bool, True on frames that hold sound (not padding).
+        Returns:
+            reconstruction, as the samples, and the quantizer's result with codes [B, T, K].
+        """
+        quantized = self.quantizer(self.encode_samples(samples, mask).float(), mask)
+        return self.decode_latents(quantized.values, mask), quantized

@@ -1,0 +1,166 @@
+"""Sound parts `seanet`: strided convolutions with residual blocks from samples to latents, and back.
+
+    encoder   conv, then per ratio (the last one first): residual blocks, ELU, strided conv that doubles the channels;
+              LSTM, ELU, conv; bottleneck
+    decoder   bottleneck; conv, LSTM, then per ratio: ELU, transposed conv that halves them, residual blocks; ELU, conv
+
+Sources: SoundStream, arXiv:2107.03312; EnCodec, arXiv:2210.13438; Mimi (Moshi), arXiv:2410.00037.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from ...configs.schema import Config, LayerCount, LayerCountOrNone
+from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck, Recurrence
+from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Padding, Pointwise, Residual
+from .streaming import Stage, window_stage
+
+if TYPE_CHECKING:
+    from .networks import AudioTokenizerConfig
+
+
+class SEANetConfig(Config):
+    """One side of a convolutional codec."""
+
+    kind: Literal["seanet"] = "seanet"
+    channels: PositiveInt = 32
+    """At the sample rate; doubled at every ratio."""
+    ratios: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 5, 4, 2)
+    """In the decoder's order; times the bottleneck's stride they make `hop`."""
+    kernel: PositiveInt = 7
+    last_kernel: PositiveInt = 7
+    residual_kernel: PositiveInt = 3
+    residual_layers: LayerCount = 1
+    """Residual blocks at each rate."""
+    dilation_growth: PositiveInt = 2
+    """Block j at a rate has dilation dilation_growth ^ j."""
+    compress: PositiveInt = 2
+    """Channels inside a residual block are fewer by this factor."""
+    shortcut: Literal["convolution", "identity"] = "identity"
+    """What goes around a residual block."""
+    lstm_layers: LayerCountOrNone = 2
+    causal: bool = True
+    padding: Padding = "zeros"
+    """Beside the signal's ends. `reflect` mirrors the first samples: then even causal convolutions look ahead there."""
+    trim_right: float = Field(default=1.0, ge=0, le=1)
+    """Share of a causal transposed convolution's surplus that is cut at the right; less than 1 looks ahead."""
+    norm: Norm = "weight"
+    bottleneck: BottleneckConfig = Field(default_factory=BottleneckConfig)
+    chunk: PositiveInt = 32
+    """Frames worked on at a time when frozen: sets the delay of streaming, and fixes the shape all items share."""
+
+    def check_sound(self, sound: AudioTokenizerConfig) -> None:
+        """Raise ValueError unless this part fits the tokenizer."""
+        check_hop(self.ratios, "ratios", self.bottleneck, sound)
+
+    def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> PaddedConv:
+        """A convolution as all of this part are."""
+        return PaddedConv(inputs, outputs, kernel, stride, dilation, self.causal, self.padding, self.norm)
+
+    def residual(self, channels: int) -> list[nn.Module]:
+        """The residual blocks of one rate."""
+        blocks: list[nn.Module] = []
+        for number in range(self.residual_layers):
+            inner = max(1, channels // self.compress)
+            layers: list[nn.Module] = [
+                Pointwise(nn.ELU()),
+                self.conv(channels, inner, self.residual_kernel, dilation=self.dilation_growth**number),
+                Pointwise(nn.ELU()),
+                self.conv(inner, channels, 1),
+            ]
+            blocks.append(Residual(layers, self.conv(channels, channels, 1) if self.shortcut != "identity" else None))
+        return blocks
+
+
+def check_hop(ratios: tuple[int, ...], name: str, bottleneck: BottleneckConfig, sound: AudioTokenizerConfig) -> None:
+    """Raise ValueError unless the ratios and the bottleneck's stride make the tokenizer's hop."""
+    found = math.prod(ratios) * bottleneck.stride
+    if found != sound.hop:
+        raise ValueError(
+            f"{name} {list(ratios)} and a bottleneck.stride of {bottleneck.stride} make {found} samples a frame, but "
+            f"hop is {sound.hop}; make them equal"
+        )
+    if bottleneck.layers and (sound.latent_dim % (2 * bottleneck.heads)):
+        raise ValueError(
+            f"latent_dim {sound.latent_dim} gives bottleneck.heads {bottleneck.heads} no even number of channels each; "
+            "change one of them"
+        )
+
+
+def channels_last(frames: Tensor, channels: int) -> Tensor:
+    """Frames [B, T, C * hop], one channel after another -> [B, T, hop, C], as convolutions over samples want them."""
+    return frames.unflatten(2, (channels, -1)).transpose(2, 3)
+
+
+class SEANetEncoder(nn.Module):
+    """Samples to latents; see the head of this file."""
+
+    def __init__(self, config: SEANetConfig, sound: AudioTokenizerConfig):
+        super().__init__()
+        self.hop, self.channels = sound.hop, sound.channels
+        width = config.channels
+        layers: list[nn.Module] = [config.conv(sound.channels, width, config.kernel)]
+        for ratio in reversed(config.ratios):
+            layers += [*config.residual(width), Pointwise(nn.ELU())]
+            layers.append(config.conv(width, 2 * width, 2 * ratio, ratio))
+            width *= 2
+        last: list[nn.Module] = [Pointwise(nn.ELU()), config.conv(width, sound.latent_dim, config.last_kernel)]
+        stride = config.bottleneck.stride
+        apart = config.lstm_layers > 0  # what stands after the LSTM is a stage of its own
+        self.down = ConvStack(layers if apart else layers + last, sound.hop)
+        self.recurrence = Recurrence(width, config.lstm_layers) if apart else None
+        self.last = ConvStack(last if apart else [], stride)
+        self.bottleneck = EncoderBottleneck(config.bottleneck, sound.latent_dim)
+
+    def frame(self, samples: Tensor) -> Tensor:
+        """Samples [..., N], N a multiple of hop -> frames [..., T, hop]."""
+        return samples.unflatten(-1, (-1, self.hop))
+
+    def stages(self) -> list[Stage]:
+        """Frames [B, T, C * hop] -> latents [B, T, latent_dim]."""
+        down, last, channels = self.down, self.last, self.channels
+        first = window_stage(lambda x, mask: down(channels_last(x, channels), mask), down.reach_back, down.reach_ahead)
+        if self.recurrence is None:
+            return [first, *self.bottleneck.stages()]
+        after = window_stage(last, last.reach_back, last.reach_ahead)
+        return [first, *self.recurrence.stages(), after, *self.bottleneck.stages()]
+
+
+class SEANetDecoder(nn.Module):
+    """Latents to samples; see the head of this file."""
+
+    def __init__(self, config: SEANetConfig, sound: AudioTokenizerConfig):
+        super().__init__()
+        self.hop = sound.hop
+        width = config.channels * 2 ** len(config.ratios)
+        first: list[nn.Module] = [config.conv(sound.latent_dim, width, config.kernel)]
+        layers: list[nn.Module] = []
+        deepest = width
+        for ratio in config.ratios:
+            layers.append(Pointwise(nn.ELU()))
+            layers.append(PaddedTranspose(width, width // 2, ratio, config.causal, config.trim_right, config.norm))
+            width //= 2
+            layers += config.residual(width)
+        layers += [Pointwise(nn.ELU()), config.conv(width, sound.channels, config.last_kernel)]
+        stride = config.bottleneck.stride
+        self.bottleneck = DecoderBottleneck(config.bottleneck, sound.latent_dim)
+        apart = config.lstm_layers > 0  # what stands before the LSTM is a stage of its own
+        self.first = ConvStack(first if apart else [], stride)
+        self.recurrence = Recurrence(deepest, config.lstm_layers) if apart else None
+        self.up = ConvStack(layers if apart else first + layers, stride)
+
+    def stages(self) -> list[Stage]:
+        """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
+        up, first = self.up, self.first
+        last = window_stage(
+            lambda x, mask: up(x, mask).transpose(2, 3).flatten(2).float(), up.reach_back, up.reach_ahead
+        )
+        if self.recurrence is None:
+            return [*self.bottleneck.stages(), last]
+        before = window_stage(first, first.reach_back, first.reach_ahead)
+        return [*self.bottleneck.stages(), before, *self.recurrence.stages(), last]

@@ -1,0 +1,1 @@
+"""Lossless compression of codes: integer networks and a range coder."""

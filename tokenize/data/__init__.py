@@ -1,0 +1,1 @@
+"""Media and datasets on disk: decoding, corpora, shards, files of codes."""

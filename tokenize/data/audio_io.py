@@ -1,0 +1,261 @@
+"""Sound files: read within limits, written exactly. The only file that imports soundfile.
+
+What a header says of the length is compared with the limits first, and what decodes is counted against them again: WAV,
+AIFF and FLAC promise an exact number of samples, MP3 files often an estimate, streams none at all.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
+from typing import BinaryIO
+
+import soundfile
+import torch
+from torch import Tensor
+
+from ...configs.files import write_atomic
+from ..audio.resample import Resampler
+from ..audio.wav_writer import pcm16
+from .audio_pyav import MISSING, SoundTrack, has_av
+from .media_file import (
+    AUDIO_FORMATS,
+    CONTAINER_FORMATS,
+    DEFAULT_LIMITS,
+    MediaError,
+    MediaLimits,
+    Notes,
+    open_media,
+    open_regular,
+    reason,
+    silenced,
+)
+
+LOUDEST = 4.0
+"""Samples of float files may overshoot full scale a little (they are clipped); beyond this they are in another unit."""
+BLOCK_FRAMES = 1 << 16
+UNKNOWN_FRAMES = 1 << 48
+"""libsndfile's lengths of streamed files are near 2**63."""
+OTHER_HEADS = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS")
+"""How files begin that are no MP3, whatever their name."""
+ESTIMATED = ("MP3", "MPEG", "OGG")
+"""Formats whose length is an estimate."""
+
+
+def read_audio(
+    path: str | Path,
+    sample_rate: int,
+    channels: int = 1,
+    limits: MediaLimits = DEFAULT_LIMITS,
+    notes: Notes | None = None,
+) -> Tensor:
+    """Read a sound file at the wanted rate.
+
+    Args:
+        path: .wav, .flac, .ogg, .opus, .mp3, .aiff; with PyAV also .m4a, .aac, .wma, and the sound of .mp4, .webm, ...
+        sample_rate: wanted rate in Hz; the file is resampled.
+        channels: wanted channels: 1 mixes down (the mean), more than the file's single one repeats it.
+        notes: is told of files that are mixed down.
+    Returns:
+        samples [C, N], float32 in [-1, 1]. Memory is that of the result, however high the file's own rate is.
+    Raises:
+        MediaError: empty, truncated, not what its extension says, over a limit, or with samples that are not finite.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    with open_media(path, "audio") as file, closing(_open_sound(path, file)) as sound:
+        _check_sound(path, sound, limits)
+        if channels != sound.channels and 1 not in (channels, sound.channels):
+            raise MediaError(f"{path}: {sound.channels} channels, {channels} are needed; mix it first")
+        resampler = Resampler(min(channels, sound.channels), sound.samplerate, sample_rate)
+        pieces = [resampler.push(block) for block in _mixed_blocks(path, sound, channels, limits)]
+        if not resampler.num_read:
+            raise MediaError(f"{path}: holds no samples")
+        samples = torch.cat([*pieces, resampler.finish()], dim=-1).clamp_(-1, 1)
+        if channels == 1 < sound.channels and notes is not None:
+            notes.add("with several channels: they are mixed down to one", path)
+    return samples.expand(channels, -1).contiguous()
+
+
+class UnknownFormat(MediaError):
+    """libsndfile knows nothing of the kind."""
+
+
+class SoundFile:
+    """A file that libsndfile reads, with the members of SoundTrack."""
+
+    def __init__(self, path: Path, file: BinaryIO):
+        extension = path.suffix.lower()
+        self.path, self.given = path, file
+        missing = _missing_bytes(file)
+        # By its descriptor: errors in callbacks to a Python file would go to stderr. It has a position of its own.
+        self.opened = open_regular(path)
+        try:
+            with self._quiet():
+                self.file = soundfile.SoundFile(self.opened.fileno(), closefd=False)
+        except Exception as error:
+            raise UnknownFormat(f"{path}: cannot be read as {extension} ({reason(error)})") from None
+        self.samplerate, self.channels = self.file.samplerate, self.file.channels
+        self.exact = self.file.format not in ESTIMATED and self.file.frames < UNKNOWN_FRAMES
+        """Whether the header's length is that of the samples."""
+        if self.file.format not in AUDIO_FORMATS[extension]:
+            raise MediaError(f"{path}: contains {self.file.format}, not {extension}; rename it to what it is")
+        if missing:
+            raise MediaError(f"{path}: cut short, {missing} bytes of the promised samples are missing")
+        if self.exact and self.file.frames < 1:
+            raise MediaError(f"{path}: holds no samples")
+
+    def _quiet(self) -> AbstractContextManager[None]:
+        """mpg123 writes to stderr."""
+        return silenced() if self.path.suffix.lower() == ".mp3" else nullcontext()
+
+    def ends_early(self, file: BinaryIO) -> bool:
+        """Whether libsndfile does not read to the end: FLAC of unknown length, several Ogg streams in a row."""
+        if self.file.format == "FLAC":
+            return self.file.frames >= UNKNOWN_FRAMES
+        return self.file.format == "OGG" and _count_in(file, b"OggS\0\2") > 1
+
+    @property
+    def seconds(self) -> float:
+        """What the header promises."""
+        return self.file.frames / max(1, self.samplerate)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Samples [C, n] float32, as they are decoded. MediaError: damaged or cut short."""
+        num_read, promised = 0, self.file.frames
+        while True:
+            try:
+                with self._quiet():
+                    block = torch.from_numpy(self.file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)).T
+            except Exception as error:
+                raise MediaError(f"{self.path}: damaged after {num_read} samples ({reason(error)})") from None
+            if block.shape[1] == 0:
+                break
+            num_read += block.shape[1]
+            yield block
+        if self.exact and num_read < promised:
+            raise MediaError(f"{self.path}: cut short, {num_read} of {promised} promised samples are there")
+        if self.file.format == "MP3" and num_read >= promised and not _says_length(self.given):
+            # libsndfile stops at its estimate, which is too low where a file begins with high bit rates.
+            raise MediaError(f"{self.path}: an MP3 file that does not say how long it is; {MISSING}")
+
+    def close(self) -> None:
+        """Free the decoder."""
+        self.file.close()
+        self.opened.close()
+
+
+def _open_sound(path: Path, file: BinaryIO) -> SoundFile | SoundTrack:
+    """By libsndfile where it knows the format well, else by FFmpeg."""
+    extension = path.suffix.lower()
+    head = file.read(4)
+    file.seek(0)
+    # Of an MP3 file libsndfile reads as much as the header promises or as it estimates.
+    if extension not in AUDIO_FORMATS or (extension == ".mp3" and has_av() and head not in OTHER_HEADS):
+        return SoundTrack(path, file)
+    try:
+        found = SoundFile(path, file)
+    except UnknownFormat:
+        if CONTAINER_FORMATS.get(extension) != "ogg" or not has_av():  # Speex, for instance
+            raise
+    else:
+        if not found.ends_early(file):
+            return found
+        found.close()
+    file.seek(0)
+    return SoundTrack(path, file)
+
+
+def _check_sound(path: Path, sound: SoundFile | SoundTrack, limits: MediaLimits) -> None:
+    """Compare a header with the limits, before any sample is decoded."""
+    if not limits.min_sample_rate <= sound.samplerate <= limits.max_sample_rate:
+        wanted = f"{limits.min_sample_rate} to {limits.max_sample_rate} Hz"
+        raise MediaError(f"{path}: sample rate {sound.samplerate} Hz, allowed are {wanted}")
+    if not 1 <= sound.channels <= limits.max_channels:
+        raise MediaError(f"{path}: {sound.channels} channels, allowed are 1 to {limits.max_channels}")
+    # An estimate may be twice too long, and is no reason to refuse a file that decodes to less.
+    if sound.exact and sound.seconds > limits.max_seconds:
+        raise MediaError(_too_long(path, f"{sound.seconds:.0f} s long", limits))
+
+
+def _too_long(path: Path, found: str, limits: MediaLimits) -> str:
+    return f"{path}: {found}, the limit is {limits.max_seconds:.0f} s; cut it into pieces"
+
+
+def _mixed_blocks(path: Path, sound: SoundFile | SoundTrack, channels: int, limits: MediaLimits) -> Iterator[Tensor]:
+    """Blocks [C, n] of a sound file, mixed to `channels` (or to its single one), each checked."""
+    num_read, allowed = 0, int(limits.max_seconds * sound.samplerate)
+    for block in sound.blocks():
+        num_read += block.shape[1]
+        if num_read > allowed:
+            raise MediaError(_too_long(path, f"more than {limits.max_seconds:.0f} s long", limits))
+        if not bool(torch.isfinite(block).all()):
+            raise MediaError(f"{path}: holds samples that are not finite numbers")
+        if block.numel() and float(block.abs().max()) > LOUDEST:
+            raise MediaError(f"{path}: samples reach {float(block.abs().max()):.4g}, expected are -1 to 1; rescale it")
+        yield block.mean(dim=0, keepdim=True) if channels == 1 else block
+
+
+def _missing_bytes(file: BinaryIO) -> int:
+    """Bytes that the samples' chunk of a RIFF or AIFF file promises beyond its end; libsndfile silently shortens the
+    promise."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    outer = file.read(4)
+    order = {b"RIFF": "little", b"FORM": "big"}.get(outer)
+    if order is None:
+        return 0
+    position = 12
+    while position + 8 <= size:
+        file.seek(position)
+        name, length = file.read(4), int.from_bytes(file.read(4), "little" if order == "little" else "big")
+        if name in (b"data", b"SSND"):
+            # 0xFFFFFFFF and 0x7FFFFFFF-like sizes are how a stream says that it does not know its length.
+            return 0 if length >= 0x7FFFF000 else max(0, position + 8 + length - size)
+        position += 8 + length + length % 2
+    return 0
+
+
+def _count_in(file: BinaryIO, mark: bytes) -> int:
+    """How often a mark stands in a file."""
+    file.seek(0)
+    count, tail = 0, b""
+    while block := file.read(1 << 20):
+        count += (tail + block).count(mark)
+        tail = block[1 - len(mark) :]
+    return count
+
+
+def _says_length(file: BinaryIO) -> bool:
+    """Whether the first frame of an MP3 file counts the others (Xing, Info or VBRI header)."""
+    file.seek(0)
+    head = file.read(10)
+    skip = 0
+    if head[:3] == b"ID3":  # its size has 7 bits a byte
+        skip = 10 + sum((byte & 127) << 7 * place for place, byte in enumerate(reversed(head[6:10])))
+    file.seek(skip)
+    first = file.read(4096)
+    return any(name in first for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:
+    """Write samples [C, N] in [-1, 1] (clipped beyond) as 16-bit .wav or .flac, atomically.
+
+    A 16-bit file that is read and written again has the same samples. Raises ValueError on another extension or shape,
+    or on samples that are not finite.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".wav", ".flac"):
+        raise ValueError(f"{path}: sound is written as .wav or .flac, not '{path.suffix}'")
+    if samples.dim() != 2 or not 1 <= samples.shape[0] <= 8 or not bool(torch.isfinite(samples).all()):
+        raise ValueError(f"{path}: needs finite samples [C, N] with 1 to 8 channels, found {list(samples.shape)}")
+    steps = pcm16(samples)
+    kind = path.suffix[1:].upper()
+    level = 1.0 if kind == "FLAC" else None  # smallest
+
+    content = io.BytesIO()
+    soundfile.write(content, steps.T.numpy(), sample_rate, subtype="PCM_16", format=kind, compression_level=level)
+    write_atomic(path, content.getvalue(), durable=False)

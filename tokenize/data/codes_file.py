@@ -1,0 +1,129 @@
+"""A file of codes: what `tessera encode` writes, and prompts and `tessera decode` read.
+
+    codes    [K, T1 + T2 + ...] in the smallest unsigned type, the items one after the other
+    offsets  [items + 1] int64: item i is codes[:, offsets[i] : offsets[i + 1]]
+    metadata format, spec (TokenSpec), items (name and, of sound, the number of samples that were encoded), all JSON;
+             content_sha256 over all that, which earlier versions did not write
+
+A file with one item is so a plain tensor "codes" [K, T] to any reader of safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from ...configs.files import COPY_AGAIN, read_safetensors, write_safetensors
+from ...configs.json_limits import HEADER, parse_json
+from ...configs.schema import Config, check_config
+from ..spec import AudioGeometry, PictureGeometry, TokenSpec, check_same_tokenizer
+
+FORMAT = "tessera-codes"
+
+
+@dataclass(frozen=True)
+class CodesItem:
+    """One item of a file of codes."""
+
+    name: str
+    """Of the media file it was made of."""
+    codes: Tensor
+    """[K, T] long."""
+    num_samples: int | None = None
+    """Of sound: samples that were encoded; the last frame may reach beyond them. None: all of the frames."""
+
+
+class _ItemNote(Config):
+    name: str
+    num_samples: PositiveInt | None = None
+
+
+class _Notes(Config):
+    format: Literal["tessera-codes"]
+    spec: TokenSpec
+    items: list[_ItemNote]
+
+
+def code_dtype(spec: TokenSpec) -> torch.dtype:
+    """The smallest unsigned type that holds the largest code."""
+    largest = max(spec.cardinalities) - 1
+    for dtype in (torch.uint8, torch.uint16, torch.uint32):
+        if largest <= torch.iinfo(dtype).max:
+            return dtype
+    raise ValueError(f"codes up to {largest} do not fit 32 bits")
+
+
+def write_codes(path: str | Path, spec: TokenSpec, items: Sequence[CodesItem]) -> None:
+    """Write a file of codes, atomically. ValueError: no items."""
+    if not items:
+        raise ValueError(f"{path}: no codes to write")
+    offsets = torch.tensor([0, *(item.codes.shape[1] for item in items)]).cumsum(0)
+    codes = torch.cat([item.codes.cpu() for item in items], dim=1).to(code_dtype(spec))
+    notes = [_ItemNote(name=item.name, num_samples=item.num_samples).model_dump(mode="json") for item in items]
+    metadata = {"format": FORMAT, "spec": spec.model_dump_json(), "items": json.dumps(notes)}
+    write_safetensors(path, {"codes": codes.contiguous(), "offsets": offsets}, metadata, sealed=True)
+
+
+def read_codes(path: str | Path, expected: TokenSpec | None = None) -> tuple[TokenSpec, list[CodesItem]]:
+    """Read a file of codes.
+
+    Args:
+        expected: the tokenizer that will be used on them.
+    Raises:
+        FileNotFoundError: no such file. ValueError: not a file of codes, codes the tokenizer does not have, or made by
+            another tokenizer than the expected one (both are named).
+    """
+    tensors, metadata = read_safetensors(path)
+    unknown = sorted(metadata.keys() - _Notes.model_fields.keys())
+    if metadata.get("format") == FORMAT and unknown:
+        raise ValueError(f"{path}: has the unknown metadata {unknown[0][:80]!r}; {COPY_AGAIN}")
+    if metadata.get("format") != FORMAT or set(tensors) != {"codes", "offsets"}:
+        found = ", ".join(sorted(tensors)[:5])
+        raise ValueError(f"{path}: not a file of codes (holds {found}); make one with: tessera encode MEDIA -o FILE")
+    data = {key: _parse(metadata.get(key, ""), key, path) for key in _Notes.model_fields}
+    notes = check_config(data, _Notes, str(path))
+    if expected is not None:
+        check_same_tokenizer(notes.spec, expected, str(path))
+    codes, ends = _check_tensors(path, tensors["codes"], tensors["offsets"], notes)
+    items = []
+    for note, start, end in zip(notes.items, ends[:-1], ends[1:], strict=True):
+        check_length(path, notes.spec.geometry, note.name, note.num_samples, end - start)
+        items.append(CodesItem(note.name, codes[:, start:end].contiguous(), note.num_samples))
+    return notes.spec, items
+
+
+def _parse(text: str, key: str, path: str | Path) -> object:
+    return text if key == "format" else parse_json(text, f"{path}: metadata '{key}'", HEADER)
+
+
+def _check_tensors(path: str | Path, codes: Tensor, offsets: Tensor, notes: _Notes) -> tuple[Tensor, list[int]]:
+    """Codes [K, sum of T] as long and the offsets as numbers, once they are known to fit each other and the notes."""
+    spec = notes.spec
+    if codes.dim() != 2 or codes.dtype != code_dtype(spec) or codes.shape[0] != spec.num_codebooks:
+        wanted = f"{code_dtype(spec)} [{spec.num_codebooks}, frames]"
+        raise ValueError(f"{path}: codes are {codes.dtype} {list(codes.shape)}, '{spec.name}' makes {wanted}")
+    ends = offsets.tolist() if offsets.dim() == 1 and offsets.dtype == torch.int64 else []
+    if len(ends) != len(notes.items) + 1 or ends[0] != 0 or ends[-1] != codes.shape[1] or sorted(set(ends)) != ends:
+        raise ValueError(f"{path}: offsets do not cut {codes.shape[1]} frames into {len(notes.items)} items")
+    codes = codes.long()
+    if bool((codes >= torch.tensor(spec.cardinalities)[:, None]).any()):
+        raise ValueError(f"{path}: codes up to {codes.amax(1).tolist()}, '{spec.name}' has {list(spec.cardinalities)}")
+    return codes, ends
+
+
+def check_length(
+    path: str | Path, geometry: AudioGeometry | PictureGeometry, name: str, num_samples: int | None, frames: int
+) -> None:
+    """Raise ValueError where an item of a file has more or fewer frames than its medium has."""
+    if isinstance(geometry, PictureGeometry):
+        if frames != geometry.num_frames or num_samples is not None:
+            raise ValueError(f"{path}: '{name}' has {frames} frames, a picture has {geometry.num_frames}")
+    elif num_samples is not None and -(-num_samples // geometry.samples_per_frame) != frames:
+        raise ValueError(f"{path}: '{name}' promises {num_samples} samples in {frames} frames")

@@ -1,0 +1,245 @@
+"""What all corpora have, and what those of files share: walking a folder, links, sidecar files, names."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from ..spec import AudioGeometry, PictureGeometry
+from .media import MEDIA_EXTENSIONS, Fit, MediaError, MediaLimits, Notes, open_regular, read_audio, read_picture
+
+MAX_TEXT_BYTES = 64 << 10
+SIDECARS = (".txt", ".label")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
+LEAVES = "a link that leads out of the corpus folder; to read it, set follow_links: true in the corpus"
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is known of an item without decoding it."""
+
+    id: str
+    """Path relative to the corpus' folder, or the number in its arrays. Always valid Unicode."""
+    label: str | None
+    text: str | None
+
+
+class Corpus:
+    """Base of the corpora; made by `corpus.open_corpus`."""
+
+    looked_for: str
+    """For the error when nothing is found."""
+
+    def __init__(self):
+        self.notes = Notes()
+        """What to tell the user when all items are read."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def ids(self) -> Sequence[str]:
+        """Ids of all items, in order, without reading them."""
+        raise NotImplementedError
+
+    def splits(self) -> Sequence[str | None] | None:
+        """The split of each item ("train", "test", ...), as the corpus itself gives it; None: it gives none."""
+        return None
+
+    def item(self, number: int) -> Item:
+        """Label and transcript of an item. MediaError: a sidecar file or a line that cannot be used."""
+        raise NotImplementedError
+
+    def media(self, number: int, geometry: AudioGeometry | PictureGeometry) -> Tensor:
+        """Samples [C, N] at the geometry's rate, or a picture [C, height, width].
+
+        Raises:
+            MediaError: this item cannot be used. ValueError: nothing in this corpus can.
+        """
+        raise NotImplementedError
+
+
+class FilesConfig(Protocol):
+    """What FileItems reads of its config."""
+
+    @property
+    def fit(self) -> Fit: ...
+    @property
+    def limits(self) -> MediaLimits: ...
+    @property
+    def follow_links(self) -> bool: ...
+
+
+class FileItems(Corpus):
+    """Base of corpora whose items are files in a folder."""
+
+    def __init__(self, folder: Path, config: FilesConfig):
+        super().__init__()
+        self.folder, self.files_config = folder, config
+        self.root = os.path.realpath(folder)
+
+    def read_media(self, path: Path, geometry: AudioGeometry | PictureGeometry) -> Tensor:
+        """See Corpus.media."""
+        config = self.files_config
+        self.check_link(path)
+        try:
+            if geometry.kind == "audio":
+                return read_audio(path, geometry.sample_rate, geometry.channels, config.limits, self.notes)
+            size = geometry.height, geometry.width, geometry.channels
+            return read_picture(path, *size, config.limits, config.fit, self.notes)
+        except OSError as error:  # gone, or not ours to read
+            raise MediaError(f"{path}: {error.strerror or 'no such file'}") from None
+
+    def check_link(self, path: Path) -> None:
+        """Raise MediaError where a path leads out of the folder and links are not to be followed."""
+        if not self.files_config.follow_links and not is_inside(self.root, path):
+            raise MediaError(f"{path}: {LEAVES}")
+
+    def read_text(self, path: Path) -> str | None:
+        """Content of a sidecar file without surrounding space; None when there is no such file."""
+        try:
+            file = open_regular(path)
+        except FileNotFoundError:
+            return None
+        with file:
+            self.check_link(path)
+            try:
+                data = file.read(MAX_TEXT_BYTES + 1)
+            except OSError as error:
+                raise MediaError(f"{path}: cannot be read ({error.strerror})") from None
+        if len(data) > MAX_TEXT_BYTES:
+            raise MediaError(f"{path}: more than {MAX_TEXT_BYTES} bytes of text")
+        try:
+            text = data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise MediaError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        if not text:
+            raise MediaError(f"{path}: is empty; write the text into it or remove it")
+        return text
+
+
+def is_inside(root: str, path: str | Path) -> bool:
+    """Whether a path, with all links followed, lies in a folder; root: as os.path.realpath gives it."""
+    found = os.path.realpath(path)
+    return found == root or found.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def spell(name: str) -> str:
+    """A name as valid Unicode: bytes that are not UTF-8 (surrogates in Python) are written like "\\\\xff"."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def unique_ids(names: Iterable[str]) -> list[str]:
+    """Ids of files, none twice; as `spell`."""
+    found: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        spelled = unique = spell(name)
+        copies = 1
+        while unique in taken:
+            copies += 1
+            unique = f"{spelled}#{copies}"
+        taken.add(unique)
+        found.append(unique)
+    return found
+
+
+@dataclass
+class Walk:
+    """What is in a folder."""
+
+    files: list[str] = field(default_factory=list)
+    """Regular files relative to the folder, sorted; bytes of names that are not UTF-8 are surrogates."""
+    outside: list[str] = field(default_factory=list)
+    """Links that lead out of the folder, or nowhere."""
+    closed: list[str] = field(default_factory=list)
+    """Folders that cannot be read."""
+    special: list[str] = field(default_factory=list)
+    """Pipes, sockets and devices."""
+
+
+def walk(folder: Path, follow_links: bool) -> Walk:
+    """Find the files below a folder; hidden files and folders are left out.
+
+    A link to a file inside the folder is a file; links to folders are entered only with follow_links, each folder once.
+    """
+    found, root = Walk(), os.path.realpath(folder)
+    entered: set[tuple[int, int]] = set()
+    todo = [""]
+    while todo:
+        below = todo.pop()
+        try:
+            with os.scandir(os.path.join(folder, below)) as entries:
+                status = os.stat(os.path.join(folder, below))
+                if (status.st_dev, status.st_ino) in entered:
+                    continue
+                entered.add((status.st_dev, status.st_ino))
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            found.closed.append(below)
+            continue
+        for entry in listed:
+            name = f"{below}/{entry.name}" if below else entry.name
+            if entry.name.startswith("."):
+                continue
+            try:
+                mode = entry.stat().st_mode
+            except OSError:  # a link to nowhere, or round in a circle
+                found.outside.append(name)
+                continue
+            link = entry.is_symlink()
+            if link and not follow_links and not is_inside(root, entry.path):
+                found.outside.append(name)
+            elif stat.S_ISDIR(mode):
+                if follow_links or not link:
+                    todo.append(name)
+            elif stat.S_ISREG(mode):
+                found.files.append(name)
+            else:
+                found.special.append(name)
+    found.files.sort()
+    return found
+
+
+def find_media(folder: Path, follow_links: bool = False, notes: Notes | None = None) -> list[str]:
+    """Names of all media files below a folder, sorted; hidden files and folders are left out.
+
+    Args:
+        follow_links: read what links lead to outside the folder, too.
+        notes: is told what else is there.
+    """
+    found = walk(folder, follow_links)
+    media = [name for name in found.files if Path(name).suffix.lower() in MEDIA_EXTENSIONS]
+    if notes is not None:
+        _tell_of_others(found, media, notes)
+    return media
+
+
+def _tell_of_others(found: Walk, media: Sequence[str], notes: Notes) -> None:
+    described = {os.path.splitext(name)[0] for name in media}
+    kinds: Counter[str] = Counter()
+    for name in set(found.files).difference(media):
+        stem, extension = os.path.splitext(name)
+        sidecar = extension.lower() in SIDECARS and stem in described
+        if not sidecar and os.path.basename(name) not in METADATA_FILES:
+            kinds[spell(extension.lower()) or "without extension"] += 1
+    if kinds:
+        listed = ", ".join(
+            f"{kind} {count}" for kind, count in sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
+        )
+        total = sum(kinds.values())
+        notes.say(f"{total} {'file' if total == 1 else 'files'} of kinds that are not read: {listed}")
+    for names, what in (
+        (found.outside, "links that lead out of the folder or nowhere (to follow them: follow_links: true)"),
+        (found.closed, "folders cannot be read"),
+        (found.special, "pipes, sockets or devices are not read"),
+    ):
+        if names:
+            shown = ", ".join(spell(name) or "." for name in sorted(names)[:3])
+            notes.say(f"{len(names)} {what}: {shown}{', ...' if len(names) > 3 else ''}")

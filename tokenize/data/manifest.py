@@ -1,0 +1,361 @@
+"""Corpora that a table describes: which file, what is said or seen, a label, a split.
+
+    metadata.csv        id|text|normalised            LJSpeech: no header, the file is wavs/ID.wav
+    any .csv or .tsv    file_name,text,label,split    a header; the columns may have any of the usual names
+    any .jsonl          {"audio": "a.wav", "text": "..."}
+    a folder            one of these in it, or one in each of train/, test/, validation/, or train.tsv, test.tsv, ...;
+                        or none: then folders are classes, train/cat/1.png (Hugging Face's imagefolder, audiofolder)
+
+A line that cannot be used is an item that cannot be used: it is skipped and named, "metadata.csv:17: ...".
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ...configs.schema import Config, ConfigError
+from ..spec import AudioGeometry, PictureGeometry
+from .corpus_items import MAX_TEXT_BYTES, FileItems, Item, find_media, spell, unique_ids
+from .media import DEFAULT_LIMITS, MEDIA_EXTENSIONS, Fit, MediaError, MediaLimits, open_regular
+
+MEDIA_COLUMNS = (
+    *("file_name", "audio", "image", "audio_filepath", "audio_path", "image_path", "audio_file", "image_file"),
+    *("file", "path", "filename", "wav", "id"),
+)
+TEXT_COLUMNS = (
+    *("normalised", "normalized", "normalized_text", "text", "caption", "transcript", "transcription", "sentence"),
+)
+LABEL_COLUMNS = ("label", "class", "speaker", "speaker_id", "speaker_name", "client_id")
+SPLIT_COLUMNS = ("split", "subset")
+LJSPEECH_COLUMNS = ("id", "text", "normalised")
+SPLITS = {
+    **{name: "train" for name in ("train", "training")},
+    **{name: "test" for name in ("test", "testing")},
+    **{name: "validation" for name in ("validation", "valid", "val", "dev", "eval")},
+}
+"""Usual names of splits -> ours."""
+DELIMITERS = (",", "\t", "|", ";")
+FILE_FOLDERS = ("", "wavs", "clips")
+"""Where files that a table names may lie, seen from it."""
+TABLES = (".csv", ".tsv", ".txt", ".jsonl")
+NAMES_IN_FOLDERS = tuple(f"metadata{extension}" for extension in (".jsonl", ".csv", ".tsv"))
+MAX_LINE_BYTES = 1 << 20
+MAX_LINES = 10_000_000
+
+
+class ManifestCorpus(Config):
+    """Media files that a table describes. Paths in it are relative to it and stay inside its folder."""
+
+    kind: Literal["manifest"] = "manifest"
+    path: str
+    """The table (.csv, .tsv, .jsonl), or a folder with one; see docs/corpora.md."""
+    media: str | None = None
+    """Column of the files' names; null: the first of the usual names that there is. The same below."""
+    text: str | None = None
+    label: str | None = None
+    split: str | None = None
+    """Take the items of this split only."""
+    fit: Fit = "exact"
+    """Pictures of another size. exact: an error. crop: scaled to cover it, middle kept. stretch: scaled to it."""
+    limits: MediaLimits = DEFAULT_LIMITS
+    follow_links: bool = False
+    """Read symbolic links that lead out of the folder; otherwise they are skipped and named."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table."""
+
+    where: str
+    """File, relative to the corpus' folder, and line, "metadata.csv:17"; "" where no table has it."""
+    file: str
+    """Relative to the corpus' folder; "" when the line cannot be used."""
+    text: str | None = None
+    label: str | None = None
+    split: str | None = None
+    wrong: str = ""
+    """Why it cannot be used."""
+
+
+class ManifestItems(FileItems):
+    """See ManifestCorpus."""
+
+    looked_for = "lines of a table, or media files in folders"
+
+    def __init__(self, config: ManifestCorpus):
+        path = Path(config.path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        super().__init__(path if path.is_dir() else path.parent, config)
+        self.config = config
+        lines = self._find_lines(path)
+        if config.split is not None:
+            wanted = SPLITS.get(config.split.lower(), config.split)
+            known = {line.split for line in lines if line.split is not None}
+            if wanted not in known:
+                names = ", ".join(sorted(known)) or "none"
+                raise ConfigError(f"{path}: no item of split '{config.split}'; the splits are: {names}")
+            lines = [line for line in lines if line.split == wanted or (line.wrong and line.split is None)]
+        self.lines = _without_doubles(lines)
+        self.names = unique_ids(line.file or line.where for line in self.lines)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def ids(self) -> Sequence[str]:
+        return self.names
+
+    def splits(self) -> Sequence[str | None] | None:
+        found = [line.split for line in self.lines]
+        return found if any(found) else None
+
+    def item(self, number: int) -> Item:
+        line = self.lines[number]
+        if line.wrong:
+            raise MediaError(f"{self.folder / line.where}: {line.wrong}")
+        return Item(self.names[number], line.label, line.text)
+
+    def media(self, number: int, geometry: AudioGeometry | PictureGeometry) -> Tensor:
+        line = self.lines[number]
+        if line.wrong:
+            raise MediaError(f"{self.folder / line.where}: {line.wrong}")
+        try:
+            return self.read_media(self.folder / line.file, geometry)
+        except MediaError as error:
+            raise MediaError(f"{self.folder / line.where}: {error}" if line.where else str(error)) from None
+
+    def _find_lines(self, path: Path) -> list[Line]:
+        if not path.is_dir():
+            return list(self._read_table(path, None))
+        table = manifest_in(path)
+        if table is not None:
+            return list(self._read_table(table, None))
+        tables = sorted(_split_tables(path))
+        if tables:
+            return [line for table, split in tables for line in self._read_table(table, split)]
+        return [self._of_class(name) for name in find_media(path, self.config.follow_links, self.notes)]
+
+    def _of_class(self, name: str) -> Line:
+        """A file whose folders say what it is."""
+        *folders, _ = name.split("/")
+        split = SPLITS.get(folders[0].lower()) if folders else None
+        inner = folders[1:] if split else folders
+        return Line("", name, label=spell(inner[-1]) if inner else None, split=split)
+
+    def _read_table(self, path: Path, split: str | None) -> Iterator[Line]:
+        """Lines of one table; split: of those that do not say theirs.
+
+        Raises:
+            ConfigError: it has no column of files' names, or another one that was asked for.
+        """
+        if path.suffix.lower() not in TABLES:
+            raise ConfigError(f"{path}: a manifest is one of {' '.join(TABLES)}, or a folder")
+        self.check_link(path)
+        jsonl = path.suffix.lower() == ".jsonl"
+        for number, row in _json_rows(path) if jsonl else _csv_rows(path, self.config.media):
+            where = f"{os.path.relpath(path, self.folder).replace(os.sep, '/')}:{number}"
+            if isinstance(row, str):
+                yield Line(where, "", split=split, wrong=row)
+                continue
+            try:
+                yield self._line(path, where, row, split)
+            except ValueError as error:
+                yield Line(where, "", split=split, wrong=str(error))
+
+    def _line(self, table: Path, where: str, row: dict[str, Any], split: str | None) -> Line:
+        """A line from its fields; ValueError: what is wrong with it."""
+        config = self.config
+        named = row.get(_column(row, MEDIA_COLUMNS, config.media, "media") or "")
+        if isinstance(named, dict):  # Hugging Face's columns of features
+            named = named.get("path")
+        if not isinstance(named, str) or not named.strip():
+            expected = config.media or " ".join(MEDIA_COLUMNS)
+            raise ValueError(f"names no media file (looked for {expected})")
+        text = row.get(_column(row, TEXT_COLUMNS, config.text, "text") or "")
+        if config.text is None and not text:  # LJSpeech leaves the normalised text of some lines empty
+            text = row.get("text")
+        if text is not None and not isinstance(text, str):
+            raise ValueError("its text is no string")
+        label = row.get(_column(row, LABEL_COLUMNS, config.label, "label") or "")
+        if isinstance(label, bool) or not isinstance(label, str | int | None):
+            raise ValueError("its label is neither a string nor a whole number")
+        told = row.get(_column(row, SPLIT_COLUMNS, None, "split") or "")
+        if isinstance(told, str) and told.strip():
+            split = SPLITS.get(told.strip().lower(), told.strip())
+        text, label = (text or "").strip() or None, "" if label is None else str(label).strip()
+        for value in (named, text or "", label, split or ""):
+            _check_text(value)
+        return Line(where, self._locate(table.parent, named.strip()), text, label or None, split)
+
+    def _locate(self, base: Path, name: str) -> str:
+        """A file that a table in the folder `base` names, relative to the corpus' folder."""
+        folder = os.path.normpath(os.path.abspath(self.folder))
+        choices = []
+        for inner in FILE_FOLDERS:
+            found = os.path.normpath(os.path.join(os.path.abspath(base), inner, name))
+            if found != folder and not found.startswith(folder.rstrip(os.sep) + os.sep):
+                raise ValueError(f"'{name}' lies outside the folder of the manifest; move or copy it there")
+            endings = ("",) if Path(name).suffix.lower() in MEDIA_EXTENSIONS else ("", *MEDIA_EXTENSIONS)
+            for ending in endings:
+                if ending or Path(name).suffix.lower() in MEDIA_EXTENSIONS:
+                    choices.append(found + ending)
+        present = next((choice for choice in choices if os.path.exists(choice)), None)
+        if present is None and len(choices) > len(FILE_FOLDERS):
+            raise ValueError(f"no media file '{name}' beside it or in {' or '.join(filter(None, FILE_FOLDERS))}")
+        return os.path.relpath(present or choices[0], folder).replace(os.sep, "/")
+
+
+def manifest_in(folder: Path) -> Path | None:
+    """The table of a folder; ConfigError when there are several."""
+    found = [folder / name for name in NAMES_IN_FOLDERS if (folder / name).is_file()]
+    if len(found) > 1:
+        raise ConfigError(f"{folder}: has {' and '.join(path.name for path in found)}; name the one that counts")
+    return found[0] if found else None
+
+
+def _split_tables(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Tables of a folder's splits: train/metadata.csv, or train.csv."""
+    for entry in folder.iterdir():
+        split = SPLITS.get(entry.stem.lower() if entry.is_file() else entry.name.lower())
+        if split and entry.is_dir() and (table := manifest_in(entry)) is not None:
+            yield table, split
+        elif split and entry.is_file() and entry.suffix.lower() in (".csv", ".tsv", ".jsonl"):
+            yield entry, split
+
+
+def _column(row: dict[str, Any], usual: Sequence[str], asked: str | None, field: str) -> str | None:
+    """The column of a row that holds something; `asked` counts alone where it is given."""
+    if asked is not None:
+        if asked not in row:
+            raise ValueError(f"has no field '{asked}', which corpus.{field} asks for")
+        return asked
+    return next((name for name in usual if row.get(name) not in (None, "")), None)
+
+
+def _check_text(value: str) -> None:
+    """Raise ValueError on what cannot be stored as text."""
+    if "\0" in value:
+        raise ValueError("holds a zero byte")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8 text") from None
+    if size > MAX_TEXT_BYTES:
+        raise ValueError(f"holds more than {MAX_TEXT_BYTES} bytes of text")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Lines of a JSONL file: number, and the fields or what is wrong."""
+    with open_regular(path) as file:
+        for number, line in enumerate(_lines(file, path), start=1):
+            if len(line) > MAX_LINE_BYTES:
+                yield number, f"a line of more than {MAX_LINE_BYTES} bytes"
+                continue
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                row = json.loads(text) if text.strip() else None
+            except (ValueError, RecursionError) as error:
+                yield number, f"not JSON ({' '.join(str(error).split())[:100]})"
+                continue
+            if isinstance(row, dict):
+                yield number, row
+            elif text.strip():
+                yield number, "not a JSON object"
+
+
+def _lines(file: Any, path: Path) -> Iterator[bytes]:
+    """Lines without their ends; what is longer than the limit is cut to one byte more."""
+    count = 0
+    while line := file.readline(MAX_LINE_BYTES + 2):
+        count += 1
+        if count > MAX_LINES:
+            raise ConfigError(f"{path}: more than {MAX_LINES} lines")
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while (more := file.readline(MAX_LINE_BYTES)) and not more.endswith(b"\n"):
+                pass
+        yield line.rstrip(b"\r\n") if len(line) <= MAX_LINE_BYTES + 1 else line
+
+
+def _csv_rows(path: Path, media: str | None) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Lines of a table: number, and the fields or what is wrong.
+
+    Raises:
+        ConfigError: the first line is no header that names a column of files, nor a line of LJSpeech's.
+    """
+    with open_regular(path) as file:
+        texts = (line.decode("utf-8", "surrogateescape") for line in _lines(file, path))
+        first = next(texts, "").removeprefix("\ufeff")
+        names, delimiter = _header(first, path, media)
+        quoted = delimiter != "|"
+        if names is None:
+            names, data = list(LJSPEECH_COLUMNS), _chain(first, texts)
+        else:
+            data = texts
+        start = 1 if names == list(LJSPEECH_COLUMNS) and data is not texts else 2
+        reader = csv.reader(
+            (text + "\n" for text in data),
+            delimiter=delimiter,
+            quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        )
+        while True:
+            number = start + reader.line_num
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, f"not a line of a table ({error})"
+                continue
+            if not row:
+                continue
+            few = 2 if names == list(LJSPEECH_COLUMNS) else len(names)
+            if not few <= len(row) <= len(names):
+                yield number, f"has {len(row)} fields, {len(names)} are expected ({delimiter.join(names)})"
+                continue
+            yield number, {name: value for name, value in zip(names, row, strict=False)}
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _header(first: str, path: Path, media: str | None) -> tuple[list[str] | None, str]:
+    """Names of the columns (None: LJSpeech's, which no header gives) and what stands between them."""
+    wanted = {media} if media is not None else set(MEDIA_COLUMNS)
+    for delimiter in DELIMITERS:
+        names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        if media is None:
+            names = [name.lower() for name in names]
+        if wanted.intersection(names):
+            return names, delimiter
+    if "|" in first and media is None:
+        return None, "|"
+    expected = f"'{media}'" if media else f"one of {' '.join(MEDIA_COLUMNS)}"
+    raise ConfigError(
+        f"{path}:1: no column names the media files (expected {expected}; found {first[:200]}); write a header, or "
+        "name the column as corpus.media"
+    )
+
+
+def _without_doubles(lines: Sequence[Line]) -> list[Line]:
+    """A file that is named again is refused there: its copies could fall into different splits."""
+    first: dict[str, str] = {}
+    found = []
+    for line in lines:
+        if line.file and line.file in first and line.where:
+            line = Line(
+                line.where, "", split=line.split, wrong=f"'{line.file}' occurs twice, first in {first[line.file]}"
+            )
+        elif line.file:
+            first[line.file] = line.where
+        found.append(line)
+    return found

@@ -1,0 +1,198 @@
+"""Media files before they are decoded: which kinds are known, what they may ask for, and how they are opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from ...configs.printable import one_line, printable, say
+from ...configs.schema import Config
+
+AUDIO_FORMATS = {
+    ".wav": ("WAV", "WAVEX", "RF64"),
+    ".flac": ("FLAC",),
+    ".ogg": ("OGG",),
+    ".oga": ("OGG",),
+    ".opus": ("OGG",),
+    ".mp3": ("MP3", "MPEG"),
+    ".aif": ("AIFF",),
+    ".aiff": ("AIFF",),
+    ".aifc": ("AIFF",),
+}
+"""Extension -> what libsndfile may call its content."""
+CONTAINER_FORMATS = {
+    ".flac": "flac",
+    ".mp3": "mp3",
+    ".ogg": "ogg",
+    ".oga": "ogg",
+    ".opus": "ogg",
+    ".m4a": "mov",
+    ".m4b": "mov",
+    ".mp4": "mov",
+    ".m4v": "mov",
+    ".mov": "mov",
+    ".3gp": "mov",
+    ".aac": "aac",
+    ".wma": "asf",
+    ".wmv": "asf",
+    ".webm": "matroska",
+    ".mkv": "matroska",
+    ".mka": "matroska",
+    ".avi": "avi",
+}
+"""Extension -> the one demuxer of FFmpeg that is tried. A demuxer that is guessed could be a playlist's, which opens
+other files."""
+PICTURE_FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".mpo": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".avif": "AVIF",
+}
+"""Extension -> the one Pillow decoder that is tried."""
+AUDIO_EXTENSIONS = (*AUDIO_FORMATS, *(name for name in CONTAINER_FORMATS if name not in AUDIO_FORMATS))
+MEDIA_EXTENSIONS = (*AUDIO_EXTENSIONS, *PICTURE_FORMATS)
+
+
+class MediaError(ValueError):
+    """A media file that cannot be used; one line that names the file and the reason, safe to print and to store."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+class MediaLimits(Config):
+    """What a media file may ask for; headers are compared before anything is decoded, and so is what decodes."""
+
+    max_seconds: PositiveFloat = 1800.0
+    min_sample_rate: PositiveInt = 4000
+    max_sample_rate: PositiveInt = 192_000
+    max_channels: PositiveInt = 16
+    max_pixels: PositiveInt = 32_000_000
+
+
+DEFAULT_LIMITS = MediaLimits()
+
+
+class Notes:
+    """What a user would not see otherwise, such as channels that are mixed down: files are counted, and each kind of
+    note is one line."""
+
+    def __init__(self):
+        self.said: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def say(self, line: str) -> None:
+        """Add a line."""
+        self.said.append(printable(line))
+
+    def add(self, what: str, path: str | Path) -> None:
+        """Count a file. what: goes on after "3 files", for instance "with several channels: they are mixed down"."""
+        self.counts[what] += 1
+        self.first.setdefault(what, printable(path))
+
+    def lines(self) -> list[str]:
+        """All notes, one line each."""
+        counted = [
+            f"{count} {'file' if count == 1 else 'files'} {what} ({self.first[what]}{', ...' if count > 1 else ''})"
+            for what, count in self.counts.items()
+        ]
+        return [*self.said, *counted]
+
+
+def print_notes(notes: Notes, show: bool = True) -> None:
+    """Print notes on stderr, one a line."""
+    for line in notes.lines() if show else ():
+        say(f"note: {line}")
+
+
+def media_kind(path: str | Path) -> Literal["audio", "picture"]:
+    """Tell sound from pictures by the extension; MediaError when it is neither."""
+    extension = Path(path).suffix.lower()
+    if extension in AUDIO_EXTENSIONS:
+        return "audio"
+    if extension in PICTURE_FORMATS:
+        return "picture"
+    raise MediaError(f"{path}: '{extension}' is no media file known here; use one of {' '.join(MEDIA_EXTENSIONS)}")
+
+
+def open_media(path: Path, kind: str) -> BinaryIO:
+    """Open a media file of a kind.
+
+    Raises:
+        MediaError: of another kind, empty, or no regular file. FileNotFoundError: no such file.
+    """
+    if media_kind(path) != kind:
+        raise MediaError(f"{path}: {kind} is needed here, '{path.suffix}' is {media_kind(path)}")
+    file = open_regular(path)
+    if os.fstat(file.fileno()).st_size == 0:
+        file.close()
+        raise MediaError(f"{path}: the file is empty")
+    return file
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading; a pipe, which would wait for its writer, a socket or a device is refused.
+
+    Raises:
+        MediaError: not a regular file, or not ours to read. FileNotFoundError: no such file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | OPEN_FLAGS)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{printable(path)}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise MediaError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise MediaError(f"{path}: not a file, but a folder, pipe, socket or device")
+    return os.fdopen(handle, "rb")
+
+
+OPEN_FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
+_SILENCING = threading.Lock()
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Nothing reaches stderr: for libraries in C that write there what they raise as well, or what is no fault.
+
+    It holds for the whole process, so it is only put around such calls.
+    """
+    with _SILENCING:
+        try:
+            kept = os.dup(2)
+        except OSError:  # stderr is closed
+            yield
+            return
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(null)
+            os.close(kept)
+
+
+def reason(error: BaseException) -> str:
+    """The message of a decoder in one line, without the path it repeats."""
+    told = getattr(error, "strerror", None)  # PyAV's errors are OSErrors
+    text = one_line(told or error) or type(error).__name__
+    return text.removeprefix("Error opening ").rsplit(": ", 1)[-1][:200]

@@ -1,0 +1,103 @@
+"""Picture parts `convolutional`: small convolutions down to a grid, and back up.
+
+Source: VQ-VAE, arXiv:1711.00937; residual codes on the grid: RQ-VAE, arXiv:2203.01941.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...configs.schema import Config
+
+if TYPE_CHECKING:
+    from .networks import PictureTokenizerConfig
+
+
+class ConvolutionalConfig(Config):
+    """Sized by the tokenizer's `downsamplings`, `features` and `blocks`."""
+
+    kind: Literal["convolutional"] = "convolutional"
+
+    def grid(self, picture: PictureTokenizerConfig) -> tuple[int, int]:
+        """Rows and columns of the codes; ValueError where the size cannot be halved so often."""
+        return halved_grid(picture)
+
+
+def halved_grid(picture: PictureTokenizerConfig) -> tuple[int, int]:
+    """Rows and columns after the tokenizer's `downsamplings`; ValueError where the size cannot be halved so often."""
+    scale = 2**picture.downsamplings
+    if picture.height % scale or picture.width % scale:
+        raise ValueError(
+            f"a picture of {picture.height} x {picture.width} cannot be halved {picture.downsamplings} times; use "
+            f"fewer downsamplings"
+        )
+    return picture.height // scale, picture.width // scale
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), size unchanged."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(min(8, channels), channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(min(8, channels), channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, h, w] -> the same shape."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class ConvolutionalEncoder(nn.Sequential):
+    """Pictures to latents; see the head of this file."""
+
+    def __init__(self, config: ConvolutionalConfig, picture: PictureTokenizerConfig):
+        widths = widths_of(picture)
+        down: list[nn.Module] = [nn.Conv2d(picture.channels, widths[0], 3, padding=1)]
+        for level in range(picture.downsamplings):
+            down += [ResidualBlock(widths[level]) for _ in range(picture.blocks)]
+            down.append(nn.Conv2d(widths[level], widths[level + 1], 4, stride=2, padding=1))
+        down += [ResidualBlock(widths[-1]) for _ in range(picture.blocks)]
+        super().__init__(
+            *down, nn.GroupNorm(min(8, widths[-1]), widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], picture.latent_dim, 1)
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
+        return super().forward(input).flatten(2).transpose(1, 2)
+
+
+class ConvolutionalDecoder(nn.Sequential):
+    """Latents to pictures; see the head of this file."""
+
+    def __init__(self, config: ConvolutionalConfig, picture: PictureTokenizerConfig):
+        self.grid = config.grid(picture)
+        widths = widths_of(picture)
+        up: list[nn.Module] = [nn.Conv2d(picture.latent_dim, widths[-1], 3, padding=1)]
+        up += [ResidualBlock(widths[-1]) for _ in range(picture.blocks)]
+        for level in reversed(range(picture.downsamplings)):
+            up += [
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(widths[level + 1], widths[level], 3, padding=1),
+            ]
+            up += [ResidualBlock(widths[level]) for _ in range(picture.blocks)]
+        super().__init__(
+            *up,
+            nn.GroupNorm(min(8, widths[0]), widths[0]),
+            nn.SiLU(),
+            nn.Conv2d(widths[0], picture.channels, 3, padding=1),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Latents [B, T, latent_dim] -> pictures [B, C, height, width] in [-1, 1], float32."""
+        return super().forward(input.transpose(1, 2).unflatten(2, self.grid).contiguous()).float().tanh()
+
+
+def widths_of(picture: PictureTokenizerConfig) -> list[int]:
+    """Channels at each size, full size first."""
+    return [picture.features * (2 if level else 1) for level in range(picture.downsamplings + 1)]

@@ -1,0 +1,117 @@
+"""The picture tokenizer's network: an encoder, a quantizer and a decoder, each chosen by `kind`.
+
+A new kind of part is one file with a config, an encoder and a decoder, one line in the union and in each table here,
+and one entry in the list of tests/tokenize/test_picture_networks.py. Any encoder goes with any decoder of as many
+frames: between them are latents [B, T, latent_dim], the cells of a grid in raster order, or tokens without places,
+which are then one row.
+
+    encoder   config, picture -> (pictures [B, C, height, width]) -> latents [B, T, latent_dim]
+    decoder   config, picture -> (latents [B, T, latent_dim]) -> pictures [B, C, height, width], float32, about -1..1
+    config    .grid(picture) -> (rows, columns), or ValueError where the part does not fit the tokenizer's size
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from ...configs.names import ShownName
+from ...configs.schema import GrowingConfig, LayerCount
+from ..quantizers.registry import Quantized, QuantizerConfig, make_quantizer
+from ..spec import PictureGeometry
+from .convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
+from .global_tokens import TransposedConfig, TransposedDecoder, TransposedEncoder
+from .movq import ConditionedConfig, ConditionedDecoder, ConditionedEncoder
+from .token_merging import MergedConfig, MergedDecoder, MergedEncoder
+from .vit import ViTConfig, ViTDecoder, ViTEncoder
+from .vit_1d import ViT1DConfig, ViT1DDecoder, ViT1DEncoder
+from .vqgan import VQGANConfig, VQGANDecoder, VQGANEncoder
+
+PicturePartConfig = Annotated[
+    ConvolutionalConfig | ConditionedConfig | VQGANConfig | ViTConfig | ViT1DConfig | MergedConfig | TransposedConfig,
+    Field(discriminator="kind"),
+]
+
+PICTURE_ENCODERS = {
+    "convolutional": ConvolutionalEncoder,
+    "conditioned": ConditionedEncoder,
+    "vqgan": VQGANEncoder,
+    "vit": ViTEncoder,
+    "vit1d": ViT1DEncoder,
+    "merged": MergedEncoder,
+    "transposed": TransposedEncoder,
+}
+PICTURE_DECODERS = {
+    "convolutional": ConvolutionalDecoder,
+    "conditioned": ConditionedDecoder,
+    "vqgan": VQGANDecoder,
+    "vit": ViTDecoder,
+    "vit1d": ViT1DDecoder,
+    "merged": MergedDecoder,
+    "transposed": TransposedDecoder,
+}
+
+
+class PictureTokenizerConfig(GrowingConfig):
+    """Pictures of one size to residual codes on a grid and back."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"encoder", "decoder"})
+
+    kind: Literal["picture"] = "picture"
+    name: ShownName
+    height: PositiveInt
+    width: PositiveInt
+    channels: PositiveInt = 3
+    downsamplings: int = Field(default=1, ge=0, le=30)
+    """How often parts with a grid halve the size: the grid is height / 2^n by width / 2^n."""
+    features: PositiveInt = 64
+    """Of `convolutional` parts: channels at full size; doubled at the first halving."""
+    blocks: LayerCount = 2
+    """Of `convolutional` parts: residual blocks at each size."""
+    latent_dim: PositiveInt = 32
+    encoder: PicturePartConfig = Field(default=ConvolutionalConfig())
+    decoder: PicturePartConfig = Field(default=ConvolutionalConfig())
+    quantizer: QuantizerConfig
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> PictureTokenizerConfig:
+        made, taken = self.encoder.grid(self), self.decoder.grid(self)
+        if made[0] * made[1] != taken[0] * taken[1]:
+            raise ValueError(
+                f"the encoder '{self.encoder.kind}' gives {made[0]} x {made[1]} codes, the decoder "
+                f"'{self.decoder.kind}' takes {taken[0]} x {taken[1]}; make them as many"
+            )
+        return self
+
+    @property
+    def geometry(self) -> PictureGeometry:
+        """What one frame of codes stands for."""
+        rows, columns = self.encoder.grid(self)
+        return PictureGeometry(height=self.height, width=self.width, channels=self.channels, rows=rows, columns=columns)
+
+
+class PictureNet(nn.Module):
+    """Trainable picture tokenizer; `tokenize/tokenizer.py` freezes it."""
+
+    def __init__(self, config: PictureTokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.geometry = config.geometry
+        self.encoder = PICTURE_ENCODERS[config.encoder.kind](config.encoder, config)
+        self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
+        self.decoder = PICTURE_DECODERS[config.decoder.kind](config.decoder, config)
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
+        return self.encoder(pictures)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Latents [B, T, latent_dim] -> pictures [B, C, height, width] float32; beyond [-1, 1] is cut when frozen."""
+        return self.decoder(latents)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Quantized]:
+        """Reconstruct a batch [B, C, height, width], for training; also the quantizer's result with codes [B, T, K]."""
+        quantized = self.quantizer(self.encode_pictures(pictures).float())
+        return self.decode_latents(quantized.values), quantized

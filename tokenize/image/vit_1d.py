@@ -1,0 +1,140 @@
+"""Picture parts `vit1d`: a transformer that reads a picture into a sequence of tokens without places, and one back.
+
+    encoder   patches | queries    ──► transformer ──► the queries' results are the latents, one for each token
+    decoder   mask tokens, one a patch | latents   ──► transformer ──► the mask tokens' results are the patches
+
+Causal: a query sees all patches and the queries before it, patches see patches. Then the first tokens do not depend on
+how many follow, and a language model reads them in the order in which they were made.
+
+Sources: TiTok, arXiv:2406.07550; One-D-Piece, arXiv:2501.10064 (with the quantizer `tail`); causal queries: SEED,
+arXiv:2307.08041.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from ...configs.schema import Config, LayerCount
+from ..layers.transformer_block import AttentionBlock
+
+if TYPE_CHECKING:
+    from .networks import PictureTokenizerConfig
+
+
+class ViT1DConfig(Config):
+    """One side of the network."""
+
+    kind: Literal["vit1d"] = "vit1d"
+    tokens: PositiveInt = 32
+    """Codes of a picture (times the quantizer's levels)."""
+    patch: PositiveInt = 16
+    """Pixels along each side of a patch."""
+    width: PositiveInt = 512
+    layers: LayerCount = 8
+    heads: LayerCount = 8
+    expansion: PositiveInt = 4
+    """Width of the MLP, in units of `width`."""
+    order: Literal["none", "causal"] = "none"
+    """causal: a token sees only those before it; in the encoder alone."""
+
+    def grid(self, picture: PictureTokenizerConfig) -> tuple[int, int]:
+        """One row of tokens; ValueError where the part does not fit the tokenizer."""
+        patch_grid(self, picture)
+        return 1, self.tokens
+
+
+class Patched(Protocol):
+    """A config of a transformer over patches."""
+
+    @property
+    def patch(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+
+
+def patch_grid(part: Patched, picture: PictureTokenizerConfig) -> tuple[int, int]:
+    """Rows and columns of the patches; ValueError where the part does not fit the tokenizer."""
+    if picture.height % part.patch or picture.width % part.patch:
+        raise ValueError(
+            f"a picture of {picture.height} x {picture.width} cannot be cut into patches of {part.patch}; use a "
+            f"patch that divides both"
+        )
+    if part.width % part.heads:
+        raise ValueError(f"width {part.width} is no multiple of heads {part.heads}; change one of them")
+    return picture.height // part.patch, picture.width // part.patch
+
+
+def join_patches(found: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """Patches [B, rows * columns, C * size * size] in raster order -> pictures [B, C, rows * size, columns * size]."""
+    cells = found.unflatten(2, (-1, size, size)).unflatten(1, grid)  # [B, rows, columns, C, size, size]
+    return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+class _Body(nn.Module):
+    """Blocks over patches and tokens, in this order."""
+
+    def __init__(self, config: ViT1DConfig, picture: PictureTokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.patches = patch_grid(config, picture)
+        count = self.patches[0] * self.patches[1]
+        self.patch_places = nn.Parameter(0.02 * torch.randn(count, config.width))
+        self.token_places = nn.Parameter(0.02 * torch.randn(config.tokens, config.width))
+        self.enter_norm = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(
+            AttentionBlock(config.width, config.heads, config.expansion * config.width) for _ in range(config.layers)
+        )
+        self.leave_norm = nn.LayerNorm(config.width)
+
+    def run(self, patches: Tensor, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Patches [B, P, width] and tokens [B, T, width] -> [B, P + T, width]."""
+        x = torch.cat([patches + self.patch_places, tokens + self.token_places], dim=1)
+        x = self.enter_norm(x)
+        for block in self.blocks:
+            x, _ = block(x, visible)
+        return self.leave_norm(x)
+
+
+class ViT1DEncoder(_Body):
+    """Pictures to latents; see the head of this file."""
+
+    visible: Tensor | None
+
+    def __init__(self, config: ViT1DConfig, picture: PictureTokenizerConfig):
+        super().__init__(config, picture)
+        self.enter = nn.Conv2d(picture.channels, config.width, config.patch, config.patch)
+        self.leave = nn.Linear(config.width, picture.latent_dim)
+        visible = None
+        if config.order == "causal":
+            patches = len(self.patch_places)
+            visible = torch.ones(patches + config.tokens, patches + config.tokens, dtype=torch.bool).tril()
+            visible[:patches, :patches] = True
+        self.register_buffer("visible", visible, persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim]."""
+        patches = self.enter(pictures).flatten(2).transpose(1, 2)
+        queries = patches.new_zeros(len(patches), self.config.tokens, self.config.width)
+        return self.leave(self.run(patches, queries, self.visible)[:, patches.shape[1] :])
+
+
+class ViT1DDecoder(_Body):
+    """Latents to pictures; see the head of this file."""
+
+    def __init__(self, config: ViT1DConfig, picture: PictureTokenizerConfig):
+        super().__init__(config, picture)
+        self.enter = nn.Linear(picture.latent_dim, config.width)
+        self.leave = nn.Linear(config.width, picture.channels * config.patch**2)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents [B, T, latent_dim] -> pictures [B, C, height, width], float32, not bounded."""
+        tokens = self.enter(latents)
+        masks = tokens.new_zeros(len(tokens), len(self.patch_places), self.config.width)  # their places are learned
+        found = self.leave(self.run(masks, tokens)[:, : masks.shape[1]]).float()
+        return join_patches(found, self.patches, self.config.patch)

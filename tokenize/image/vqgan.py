@@ -1,0 +1,150 @@
+"""Picture parts `vqgan`: residual blocks at every size, attention at the smallest, down to a grid and back up.
+
+    encoder   conv3; per size: blocks (with attention at the smallest), halve;
+              block, attention, block; norm, conv3, conv1
+    decoder   conv1, conv3; block, attention, block;
+              per size: one block more (with attention at the smallest), double; norm, conv3
+
+Source: VQGAN, arXiv:2012.09841 (taming-transformers, MIT), in the sizes of LlamaGen, arXiv:2406.06525.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...configs.schema import Config, LayerCount
+from .convolutional import halved_grid
+
+if TYPE_CHECKING:
+    from .networks import PictureTokenizerConfig
+
+
+class VQGANConfig(Config):
+    """One side of the network; the tokenizer's `downsamplings` must be one less than there are multipliers."""
+
+    kind: Literal["vqgan"] = "vqgan"
+    channels: PositiveInt = 128
+    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
+    """Channels at each size, full size first, in units of `channels`."""
+    blocks: LayerCount = 2
+    """Residual blocks at each size of the encoder; the decoder has one more."""
+    inner_dim: PositiveInt = 256
+    """Channels between the network and its last (first) layer to the latents."""
+    norm_groups: PositiveInt = 32
+
+    def grid(self, picture: PictureTokenizerConfig) -> tuple[int, int]:
+        """Rows and columns of the codes; ValueError where the part does not fit the tokenizer."""
+        if len(self.multipliers) != picture.downsamplings + 1:
+            raise ValueError(
+                f"{len(self.multipliers)} multipliers are {len(self.multipliers) - 1} halvings, but downsamplings is "
+                f"{picture.downsamplings}; make them equal"
+            )
+        odd = [self.channels * m for m in self.multipliers if self.channels * m % self.norm_groups]
+        if odd:
+            raise ValueError(f"{odd[0]} channels are no multiple of norm_groups {self.norm_groups}; change one of them")
+        return halved_grid(picture)
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        """As everywhere in this part."""
+        return nn.GroupNorm(self.norm_groups, channels, eps=1e-6)
+
+    def middle(self, width: int) -> list[nn.Module]:
+        """Block, attention, block at the smallest size."""
+        return [Block(self, width, width), GridAttention(self, width), Block(self, width, width)]
+
+
+class Block(nn.Module):
+    """shortcut(x) + conv(silu(norm(conv(silu(norm(x)))))); the shortcut is a conv1 where the channels change."""
+
+    def __init__(self, config: VQGANConfig, inputs: int, outputs: int):
+        super().__init__()
+        self.norm1 = config.norm(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = config.norm(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, h, w] -> [B, outputs, h, w]."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class GridAttention(nn.Module):
+    """x + attention of all cells to all cells, one head."""
+
+    def __init__(self, config: VQGANConfig, width: int):
+        super().__init__()
+        self.norm = config.norm(width)
+        self.query, self.key, self.value, self.out = (nn.Conv2d(width, width, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width, h, w] -> the same shape."""
+        h = self.norm(x)
+        query, key, value = (layer(h).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return x + self.out(attended.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Halve(nn.Conv2d):
+    """Conv3 of stride 2, padded with zeros to the right and below only."""
+
+    def __init__(self, width: int):
+        super().__init__(width, width, 3, stride=2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, width, h, w] -> [B, width, h / 2, w / 2]."""
+        return super().forward(F.pad(input, (0, 1, 0, 1)))
+
+
+class VQGANEncoder(nn.Sequential):
+    """Pictures to latents; see the head of this file."""
+
+    def __init__(self, config: VQGANConfig, picture: PictureTokenizerConfig):
+        widths = [config.channels * multiplier for multiplier in config.multipliers]
+        width = config.channels
+        layers: list[nn.Module] = [nn.Conv2d(picture.channels, width, 3, padding=1)]
+        for level, wanted in enumerate(widths):
+            for _ in range(config.blocks):
+                layers.append(Block(config, width, wanted))
+                width = wanted
+                if level == len(widths) - 1:
+                    layers.append(GridAttention(config, width))
+            if level < len(widths) - 1:
+                layers.append(Halve(width))
+        layers += [*config.middle(width), config.norm(width), nn.SiLU()]
+        layers += [nn.Conv2d(width, config.inner_dim, 3, padding=1), nn.Conv2d(config.inner_dim, picture.latent_dim, 1)]
+        super().__init__(*layers)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
+        return super().forward(input).flatten(2).transpose(1, 2)
+
+
+class VQGANDecoder(nn.Sequential):
+    """Latents to pictures; see the head of this file."""
+
+    def __init__(self, config: VQGANConfig, picture: PictureTokenizerConfig):
+        self.grid = config.grid(picture)
+        widths = [config.channels * multiplier for multiplier in config.multipliers]
+        width = widths[-1]
+        layers: list[nn.Module] = [nn.Conv2d(picture.latent_dim, config.inner_dim, 1)]
+        layers += [nn.Conv2d(config.inner_dim, width, 3, padding=1), *config.middle(width)]
+        for level in reversed(range(len(widths))):
+            for _ in range(config.blocks + 1):
+                layers.append(Block(config, width, widths[level]))
+                width = widths[level]
+                if level == len(widths) - 1:
+                    layers.append(GridAttention(config, width))
+            if level:
+                layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(width, width, 3, padding=1)]
+        layers += [config.norm(width), nn.SiLU(), nn.Conv2d(width, picture.channels, 3, padding=1)]
+        super().__init__(*layers)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Latents [B, T, latent_dim] -> pictures [B, C, height, width], float32, not bounded."""
+        return super().forward(input.transpose(1, 2).unflatten(2, self.grid).contiguous()).float()

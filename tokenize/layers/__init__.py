@@ -1,0 +1,1 @@
+"""Layers that audio and image networks share."""

@@ -1,0 +1,1 @@
+"""Public checkpoints: the tensor map that renames and reshapes their tensors."""

@@ -1,0 +1,1 @@
+"""Quantizers: vectors to codes and back, by kind, composed as trees."""

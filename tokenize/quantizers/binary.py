@@ -1,0 +1,138 @@
+"""Binary codes: the sign of each of a few dimensions is a bit, and a code is all of them; no table exists.
+
+`lfq.py`, `bsq.py` and `bernoulli.py` differ in what comes before the sign and after it. A code of d bits is
+an int64 put together from integers: sums of floats give wrong codes (bf16 from 9 bits on, float32 from 25).
+Entropies are exact bit by bit, since the soft choice among all 2^d codes is a product over bits (see
+regularization.py): with p = softmax(-|u - c|^2 / T) over codes c in {-s, s}^d, bit i is 1 with probability
+sigmoid(4 s u_i / T).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor, nn
+
+from ...configs.schema import Config, ConfigError
+from .base import Parts, Quantizer
+from .fsq import MAX_TABLE
+from .nearest import exact_dtype
+from .regularization import BitEntropyConfig, bit_entropies
+from .vq import project
+
+MAX_GROUP = 12
+
+
+class BinaryConfig(Config):
+    """What lfq, bsq and bernoulli have in common; a base of configs."""
+
+    bits: Annotated[int, Field(ge=1, le=62)]
+    """V = 2^bits. Latents of another dimension are projected, in and out."""
+    commitment: NonNegativeFloat = 0.25
+    """Weight of the loss that keeps latents near their codes."""
+    entropy: BitEntropyConfig | None = None
+    """Reward certain bits and even use, while training; null: neither."""
+
+
+class BinaryQuantizer(Quantizer):
+    """See the head of this file. Q = 1. `depth`: its place in a residual, each level half the size."""
+
+    powers: Tensor
+
+    def __init__(self, config: BinaryConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        super().__init__(dim, [1 << config.bits])
+        if config.entropy is not None and config.entropy.group > MAX_GROUP:
+            raise ConfigError(
+                f"{where}.entropy.group: {config.entropy.group} bits are too many for a table; at most 12"
+            )
+        self.config = config
+        self.project_in = nn.Linear(dim, config.bits) if dim != config.bits else None
+        self.project_out = nn.Linear(config.bits, dim) if dim != config.bits else None
+        self.register_buffer("powers", 1 << torch.arange(config.bits), persistent=False)
+        self.scale = self.code_scale() * 0.5**depth
+
+    def code_scale(self) -> float:
+        """A bit's value is plus or minus this."""
+        return 1.0
+
+    def before_sign(self, z: Tensor) -> Tensor:
+        """What the sign is taken of [N, d], near the code values where the commitment has done its work."""
+        return z
+
+    def logits(self, u: Tensor, temperature: float) -> Tensor:
+        """Of each bit being 1, for the entropies."""
+        return 4 * self.scale / temperature * u
+
+    def draw(self, u: Tensor) -> Tensor:
+        """The bits of a training step: [N, d] -> bool."""
+        return u > 0
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize. Losses: "commitment", "entropy" if wanted, "codebook" where there are projections."""
+        flat, valid = x.flatten(0, 1), None if mask is None else mask.flatten()
+        u = self._inner(flat.detach())
+        codes = self._join(self.draw(u.detach()) if self.training else u.detach() > 0)
+        vectors = self._values(codes)
+        if self.project_out is not None:
+            # Adds exactly 0, and leads the gradient straight through the sign into the projection in.
+            straight = u.float() - u.float().detach()
+            vectors = vectors + straight @ self.project_out.weight.float().T
+        attached = self._inner(flat).float()
+        signs = self._signs(codes)
+        losses = {"commitment": self.config.commitment * (attached - signs).square().mean(dim=-1)}
+        if self.project_in is not None:
+            losses["codebook"] = (flat.detach() - vectors).square().mean(dim=-1)
+        wanted = self.config.entropy
+        if wanted is not None and self.training:
+            per_token, over_batch = bit_entropies(self.logits(attached, wanted.temperature), wanted.group, valid)
+            losses["entropy"] = wanted.sample * per_token - wanted.batch * over_batch
+        codes = codes[:, None]
+        if valid is not None:
+            codes = codes.masked_fill(~valid[:, None], -1)
+            vectors = torch.where(valid[:, None], vectors, 0.0)
+            losses = {name: torch.where(valid, loss, 0.0) for name, loss in losses.items()}
+        shape = x.shape[:2]
+        losses = {name: loss.view(shape) for name, loss in losses.items()}
+        return Parts(vectors.view_as(x), codes.view(*shape, 1), losses)
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, 1]."""
+        return self._join(self._inner(x.flatten(0, 1)) > 0).view(*x.shape[:2], 1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, 1] -> [B, M, D]."""
+        values = self._values(codes.flatten().clamp_min(0))
+        return torch.where(codes >= 0, values.view(*codes.shape[:2], self.dim), 0.0)
+
+    def vectors(self) -> Tensor:
+        """[1, V, D]; ValueError above 4 million codes, where nothing should ask for them all."""
+        size = self.cardinalities[0]
+        if size > MAX_TABLE:
+            raise ValueError(f"{size} binary codes have no table of vectors (limit {MAX_TABLE}); use decode(codes)")
+        return self.decode(torch.arange(size, device=self.powers.device)[:, None])[None]
+
+    def _inner(self, x: Tensor) -> Tensor:
+        """[N, D] -> what the sign is taken of [N, d], in float64: no rounding reaches a sign."""
+        z = x.to(exact_dtype(x)) if self.project_in is None else project(self.project_in, x)
+        return self.before_sign(z)
+
+    def _join(self, bits: Tensor) -> Tensor:
+        """Bits [N, d] -> codes [N]."""
+        return (bits * self.powers).sum(dim=-1)
+
+    def _signs(self, codes: Tensor) -> Tensor:
+        """Codes [N] -> [N, d], plus or minus `scale`."""
+        return ((codes[:, None] & self.powers) != 0).float() * (2 * self.scale) - self.scale
+
+    def _values(self, codes: Tensor) -> Tensor:
+        """Codes [N] -> [N, D]. With a projection column by column: a matrix product may round a row by their number."""
+        signs = self._signs(codes)
+        if self.project_out is None:
+            return signs
+        weight, bias = self.project_out.weight.float(), self.project_out.bias.float()
+        out = bias.expand(len(signs), -1)
+        for bit in range(signs.shape[1]):
+            out = out + signs[:, bit, None] * weight[:, bit]
+        return out

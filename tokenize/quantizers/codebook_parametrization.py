@@ -1,0 +1,216 @@
+"""How code vectors are made where they are not simply V free vectors. One class a form, in the table at the end.
+
+Forms, with their sources:
+    linear     a frozen random basis times one learned layer: every step moves every code     SimVQ, arXiv:2411.02038
+    file       frozen vectors of a file through a learned projector                           VQGAN-LC, arXiv:2406.11837
+    bridge     what a network over all of V free vectors makes of them                        VQBridge, arXiv:2509.10140
+    affine     free vectors, scaled and shifted together, channel by channel                  VQ-STE++, arXiv:2305.08842
+    clusters   k-means centres of another codebook, frozen
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...configs.schema import Config, ConfigError, LayerCount
+from .nearest import exact_dtype, first_by_priority, kmeans
+from .vector_file import VectorFile, read_vectors
+
+
+class CodebookForm(nn.Module):
+    """V code vectors as a function of parameters: `forward()` -> [V, D]."""
+
+    settable = False
+    """Whether single vectors can be given a value, for the k-means start and the revival of dead codes."""
+
+    def set(self, which: Tensor, vectors: Tensor) -> None:
+        """Give codes `which` [n] the values [n, D]."""
+        raise NotImplementedError
+
+
+class FrozenBasis(CodebookForm):
+    """A form with a `basis` [V, F] that layers make into codes."""
+
+    basis: Tensor
+
+    def _rows(self) -> Tensor:
+        """The basis; in evaluation as float64, whose rounding (by place in memory, say) no code vector shows."""
+        return self.basis.float() if self.training else self.basis.to(exact_dtype(self.basis))
+
+
+def _linear(layer: nn.Linear, rows: Tensor) -> Tensor:
+    return F.linear(rows, layer.weight.to(rows.dtype), layer.bias.to(rows.dtype))
+
+
+class LinearFormConfig(Config):
+    """Frozen random basis, learned linear layer."""
+
+    kind: Literal["linear"] = "linear"
+
+
+class LinearForm(FrozenBasis):
+    """V * D frozen numbers, D * D + D learned ones."""
+
+    def __init__(self, config: LinearFormConfig, size: int, dim: int, where: str):
+        super().__init__()
+        self.register_buffer("basis", torch.randn(size, dim) / dim**0.5)
+        self.linear = nn.Linear(dim, dim)
+
+    def forward(self) -> Tensor:
+        """[V, D]."""
+        return _linear(self.linear, self._rows()).float()
+
+
+class FileFormConfig(Config):
+    """Frozen vectors, learned projector."""
+
+    kind: Literal["file"] = "file"
+    file: VectorFile
+    """Centres of features of a pretrained encoder, for instance: as many rows as codes."""
+    width: PositiveInt
+    """Columns of the file."""
+    layers: Literal[1, 2] = 1
+    """1: a linear projector; 2: one hidden layer as wide as the file."""
+
+
+class FileForm(FrozenBasis):
+    """See FileFormConfig."""
+
+    def __init__(self, config: FileFormConfig, size: int, dim: int, where: str):
+        super().__init__()
+        self.register_buffer("basis", read_vectors(config.file, size, config.width, f"{where}.file"))
+        self.hidden = nn.Linear(config.width, config.width) if config.layers == 2 else None
+        self.linear = nn.Linear(config.width, dim)
+
+    def forward(self) -> Tensor:
+        """[V, D]."""
+        rows = self._rows()
+        if self.hidden is not None:
+            rows = F.gelu(_linear(self.hidden, rows))
+        return _linear(self.linear, rows).float()
+
+
+class BridgeFormConfig(Config):
+    """Compress patches of codes, process them together, recover every code."""
+
+    kind: Literal["bridge"] = "bridge"
+    patch: PositiveInt = 16
+    """Codes per patch; must divide their number."""
+    width: PositiveInt = 128
+    """Of a patch inside; a multiple of 16."""
+    layers: LayerCount = 2
+
+
+class BridgeForm(CodebookForm):
+    """Of the source only the abstract is followed. Nothing goes past the bridge: vectors added to its result would take
+    the gradient of the codes in use for themselves, and the others stay where they are."""
+
+    def __init__(self, config: BridgeFormConfig, size: int, dim: int, where: str):
+        super().__init__()
+        if size % config.patch:
+            raise ConfigError(f"{where}.patch: {config.patch} does not divide {size} codes")
+        if config.width % 16:
+            raise ConfigError(f"{where}.width: {config.width} is not a multiple of 16")
+        self.patch = config.patch
+        self.weight = nn.Parameter(torch.randn(size, dim) / dim**0.5)
+        self.compress = nn.Linear(config.patch * dim, config.width)
+        self.process = nn.Sequential(*(PatchBlock(config.width) for _ in range(config.layers)))
+        self.recover = nn.Linear(config.width, config.patch * dim)
+        nn.init.zeros_(self.recover.bias)
+
+    def forward(self) -> Tensor:
+        """[V, D]."""
+        patches = self.weight.reshape(-1, self.patch * self.weight.shape[1])
+        return self.recover(self.process(self.compress(patches))).reshape(self.weight.shape)
+
+
+class PatchBlock(nn.Module):
+    """Self-attention among all patches [P, width], then a hidden layer; both added, both normalised first."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.heads = width // 16
+        self.norm, self.mix_in, self.mix_out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.hidden = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[P, width] -> [P, width]."""
+        query, key, value = (
+            part.view(len(x), self.heads, 16).transpose(0, 1)[None]
+            for part in self.mix_in(self.norm(x)).chunk(3, dim=-1)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1).reshape(x.shape)
+        x = x + self.mix_out(mixed)
+        return x + self.hidden(x)
+
+
+class AffineFormConfig(Config):
+    """Free vectors, scaled and shifted together."""
+
+    kind: Literal["affine"] = "affine"
+
+
+class AffineForm(CodebookForm):
+    """A step of the scale or the shift moves every code, used or not."""
+
+    settable = True
+
+    def __init__(self, config: AffineFormConfig, size: int, dim: int, where: str):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(size, dim) / dim**0.5)
+        self.log_scale = nn.Parameter(torch.zeros(dim))
+        self.shift = nn.Parameter(torch.zeros(dim))
+
+    def forward(self) -> Tensor:
+        """[V, D]."""
+        return self.weight.float() * self.log_scale.float().exp() + self.shift.float()
+
+    def set(self, which: Tensor, vectors: Tensor) -> None:
+        """As CodebookForm.set."""
+        self.weight[which] = ((vectors - self.shift) / self.log_scale.exp()).to(self.weight.dtype)
+
+
+class ClustersFormConfig(Config):
+    """K-means of a trained codebook, for a smaller one whose codes mean the same."""
+
+    kind: Literal["clusters"] = "clusters"
+    file: VectorFile
+    """The other codebook: any number of rows, as many columns as this one has dimensions."""
+    iterations: PositiveInt = 100
+
+
+class ClustersForm(CodebookForm):
+    """Frozen; made when the quantizer is, and part of its state."""
+
+    centres: Tensor
+
+    def __init__(self, config: ClustersFormConfig, size: int, dim: int, where: str):
+        super().__init__()
+        rows = read_vectors(config.file, None, dim, f"{where}.file")
+        ordered = first_by_priority(rows, 0, len(rows))
+        self.register_buffer("centres", kmeans(ordered, size, config.iterations)[0])
+
+    def forward(self) -> Tensor:
+        """[V, D]."""
+        return self.centres.float()
+
+
+CodebookFormConfig = Annotated[
+    LinearFormConfig | FileFormConfig | BridgeFormConfig | AffineFormConfig | ClustersFormConfig,
+    Field(discriminator="kind"),
+]
+
+FORMS = {
+    "linear": LinearForm,
+    "file": FileForm,
+    "bridge": BridgeForm,
+    "affine": AffineForm,
+    "clusters": ClustersForm,
+}

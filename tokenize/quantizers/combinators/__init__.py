@@ -1,0 +1,1 @@
+"""Quantizers made of quantizers: residual, grouped, multi-scale, and wrappers around one."""

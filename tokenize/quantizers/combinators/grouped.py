@@ -1,0 +1,112 @@
+"""Product quantization: the channels are cut into groups of equal width, each with a quantizer of its own.
+
+    x [*, D]   ->   x 0 | x 1 | .. | x G-1, each [*, D / G]   ->   q 0 | q 1 | .. | q G-1
+
+Losses are averaged over groups, so a mean over channels stays one.
+Source: product quantization, doi:10.1109/TPAMI.2010.57; with residuals inside: HiFi-Codec, arXiv:2305.02765; one
+codebook for all groups: MoVQ, arXiv:2209.09002; nested dropping of groups: MGVQ, arXiv:2507.07997.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor, nn
+
+from ....configs.schema import ConfigError, LayerCount
+from ..base import Parts, Quantizer, add_losses, join_tables, make_part, rates_of
+from ..regularization import disentangle
+from .chain import LevelDropout, check_choices, common_span, draw_levels
+
+if TYPE_CHECKING:
+    from ..registry import QuantizerConfig
+
+
+class GroupConfig(LevelDropout):
+    """Groups of channels side by side; level dropout keeps the first few groups."""
+
+    kind: Literal["group"] = "group"
+    groups: LayerCount
+    """Must divide the number of channels."""
+    quantizer: QuantizerConfig
+    """Of each group."""
+    shared: bool = False
+    """One quantizer, with one codebook, serves all groups."""
+    disentangle: NonNegativeFloat = 0.0
+    """Weight of the squared cosine between the code vectors of two groups, the mean over pairs."""
+
+
+class GroupQuantizer(Quantizer):
+    """See the head of this file. Q = groups, times the codes of one."""
+
+    groups: Sequence[Quantizer]
+
+    def __init__(self, config: GroupConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        if dim % config.groups:
+            raise ConfigError(f"{where}.groups: {config.groups} groups do not divide {dim} channels; use a divisor")
+        width = dim // config.groups
+        own = 1 if config.shared else config.groups
+        groups = [make_part(config.quantizer, width, depth, f"{where}.quantizer") for _ in range(own)]
+        super().__init__(dim, groups * (config.groups // own))
+        check_choices(config, config.groups, where)
+        self.config = config
+        self.groups = nn.ModuleList(groups)  # pyright: ignore[reportAttributeAccessIssue]
+        self.span = common_span(groups)
+
+    def each(self) -> list[Quantizer]:
+        """The quantizer of every group; the same one again where they share it."""
+        return list(self.groups) * (self.config.groups if self.config.shared else 1)
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize. Losses are averaged over groups; "disentangle" where it has a weight."""
+        used = self.draw_levels(x.shape[0]).to(x.device) if self.training and self.config.level_dropout else None
+        vectors, codes = [], []
+        losses: dict[str, Tensor] = {}
+        pieces = x.chunk(self.config.groups, dim=-1)
+        for number, (group, piece) in enumerate(zip(self.each(), pieces, strict=True)):
+            kept = mask
+            if used is not None:
+                kept = (used > number)[:, None].expand(x.shape[:2])
+                kept = kept if mask is None else kept & mask
+                piece = torch.where(kept[..., None], piece, 0.0)
+            part = group.quantize(piece, kept)
+            vectors.append(part.vectors)
+            codes.append(part.codes)
+            add_losses(losses, part.losses, 1 / self.config.groups)
+        if self.config.disentangle:
+            losses["disentangle"] = self.config.disentangle * disentangle(pieces, vectors)
+        return Parts(torch.cat(vectors, dim=-1), torch.cat(codes, dim=-1), losses)
+
+    def draw_levels(self, num_samples: int) -> Tensor:
+        """How many groups each sample uses, [B] long, from torch's global generator."""
+        return draw_levels(self.config, self.config.groups, num_samples)
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, Q]."""
+        pieces = zip(self.each(), x.chunk(self.config.groups, dim=-1), strict=True)
+        return torch.cat([group.search(piece, mask) for group, piece in pieces], dim=-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, Q] -> [B, M, D]."""
+        pieces = zip(self.each(), codes.chunk(self.config.groups, dim=-1), strict=True)
+        return torch.cat([group.lookup(piece) for group, piece in pieces], dim=-1)
+
+    def vectors(self) -> Tensor:
+        """[Q, V, D], zero outside the group's own channels."""
+        width, tables = self.dim // self.config.groups, []
+        for number, group in enumerate(self.each()):
+            before = number * width
+            tables.append(nn.functional.pad(group.vectors(), (before, self.dim - before - width)))
+        return join_tables(tables)
+
+    def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """See Quantizer.rate."""
+        return rates_of(self.each(), codes)
+
+    def fit_parts(self, x: Tensor) -> bool:
+        """Every group on its own channels."""
+        pieces = zip(self.each(), x.chunk(self.config.groups, dim=-1), strict=True)
+        return any([group.fit_parts(piece) for group, piece in pieces])

@@ -1,0 +1,209 @@
+"""Next-scale quantization: residuals at growing resolutions of one map, with one codebook.
+
+    sum = 0;   for each scale:   rest = x - sum,   codes = quantize(area mean of rest at this scale),
+                                 sum += phi(their vectors, enlarged)         phi(u) = u / 2 + conv(u) / 2
+
+A sample has no codes place by place. In codes [*, M, scales] the first (rows * columns) rows of column s are the codes
+of scale s, in raster order, the others -1: with a map of 4 x 4 and scales 1, 2, 4:
+
+    scale 1   c -1 -1 -1 -1 -1 ..        scale 2   c c c c -1 -1 ..        scale 4   c c c c c c c c c c c c c c c c
+
+As frames of one codebook (`to_frames`) they follow each other without the -1, 1 + 4 + 16 of them.
+
+One straight-through gradient goes around the sum. Source: VAR, arXiv:2404.02905.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt, model_serializer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ....configs.schema import Config, ConfigError
+from ..base import Parts, Quantizer, add_losses, join_tables, make_part
+from ..nearest import exact_dtype
+
+if TYPE_CHECKING:
+    from ..registry import QuantizerConfig
+
+
+class ScalesConfig(Config):
+    """Maps of fixed size: all places of every sample, in raster order."""
+
+    kind: Literal["scales"] = "scales"
+    sizes: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]
+    """Rows and columns of each scale, growing; the last is the map itself. Audio: [1, frames]."""
+    convolutions: int = Field(default=4, ge=0)
+    """Different phi, spread over the scales; 0: vectors are only enlarged."""
+    phi: Literal["var", "even"] = "var"
+    """Which phi a scale has. var: as VAR's code chooses (`phi_numbers`). even: as versions before 2026-12 chose; the
+    saved tokenizers of those keep it."""
+    shared: bool = True
+    """One quantizer, with one codebook, serves all scales."""
+    quantizer: QuantizerConfig
+    """Of a place of a scale; one code each."""
+
+    @model_serializer(mode="wrap")
+    def _without_old_meaning(self, handler):
+        """`phi` is written only where it says another choice than files without it mean (`restore_phi`): fingerprints
+        of what was made before the field existed stay as they were."""
+        scales = len(self.sizes)
+        same = phi_numbers(scales, self.convolutions, self.phi) == phi_numbers(scales, self.convolutions, "even")
+        return {name: value for name, value in handler(self).items() if name != "phi" or not same}
+
+
+def restore_phi(saved: Any) -> Any:
+    """The data of a saved config, with what a missing `phi` means there: "even"."""
+    if isinstance(saved, list):
+        return [restore_phi(part) for part in saved]
+    if not isinstance(saved, dict):
+        return saved
+    restored = {name: restore_phi(part) for name, part in saved.items()}
+    return {"phi": "even", **restored} if restored.get("kind") == "scales" else restored
+
+
+def phi_numbers(scales: int, convolutions: int, rule: Literal["var", "even"] = "var") -> list[int]:
+    """The number of the convolution of each scale; an empty list where there are none.
+
+    Scale i of S stands at i / (S - 1). var: the nearest of K points spread over 0 to 1, the first of equally near ones,
+    in float64 as in VAR (models/quant.py, PhiPartiallyShared): for K = 4 from 1/12 to 11/12, else from 1 / 2K to
+    1 - 1 / 2K. Rounding decides ties there, and so here. even: the points are 0 to 1, ends included, and ties go to the
+    even number.
+    """
+    if not convolutions:
+        return []
+    last = max(1, scales - 1)
+    if rule == "even":
+        return [round(number * (convolutions - 1) / last) for number in range(scales)]
+    edge = 1 / 3 / convolutions if convolutions == 4 else 1 / 2 / convolutions
+    points = np.linspace(edge, 1 - edge, convolutions)
+    return [int(np.argmin(np.abs(points - number / last))) for number in range(scales)]
+
+
+class ScalesQuantizer(Quantizer):
+    """See the head of this file. Q = number of scales."""
+
+    span = 0
+
+    def __init__(self, config: ScalesConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        own = 1 if config.shared else len(config.sizes)
+        levels = [make_part(config.quantizer, dim, depth, f"{where}.quantizer") for _ in range(own)]
+        if len(levels[0].cardinalities) != 1 or levels[0].span != 1:
+            raise ConfigError(f"{where}.quantizer: a place of a scale has one code; use a leaf such as vq")
+        rows, columns = config.sizes[-1]
+        for number, (r, c) in enumerate(config.sizes):
+            if r > rows or c > columns:
+                raise ConfigError(f"{where}.sizes.{number}: {r} x {c} is larger than the map, {rows} x {columns}")
+        super().__init__(dim, levels * (len(config.sizes) // own))
+        self.config = config
+        self.levels = nn.ModuleList(levels)
+        self.places = rows * columns
+        self.phi_numbers = phi_numbers(len(config.sizes), config.convolutions, config.phi)
+        self.phi = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(config.convolutions))
+        for layer in self.phi:
+            nn.init.dirac_(layer.weight)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        whole = torch.eye(self.places, dtype=torch.float64).view(self.places, 1, rows, columns)
+        for number, size in enumerate(config.sizes):
+            # Linear maps as matrices: the same numbers for any batch.
+            down = F.adaptive_avg_pool2d(whole, size).flatten(1).T
+            small = torch.eye(size[0] * size[1], dtype=torch.float64).view(-1, 1, *size)
+            up = F.interpolate(small, (rows, columns), mode="bicubic").flatten(1).T
+            self.register_buffer(f"down_{number}", down.contiguous(), persistent=False)
+            self.register_buffer(f"up_{number}", up.contiguous(), persistent=False)
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize. A sample is valid or not as a whole. Loss "commitment" is that of the sums."""
+        kept = self._whole(x, mask)
+        total, codes, losses = torch.zeros_like(x), [], {}
+        for number in range(len(self.cardinalities)):
+            small = self._shrink(number, x - total.detach())
+            wanted = None if kept is None else kept[:, None].expand(small.shape[:2])
+            part = self._level(number).quantize(small, wanted)
+            total = total + self._enlarge(number, part.vectors)
+            codes.append(F.pad(part.codes, (0, 0, 0, self.places - part.codes.shape[1]), value=-1))
+            # A mean over the scale's places, the same for every place of the sample.
+            averages = {name: loss.mean(dim=1, keepdim=True).expand(x.shape[:2]) for name, loss in part.losses.items()}
+            add_losses(losses, averages)
+        if self.phi:
+            own = (x.detach() - total).square().mean(dim=-1)
+            losses["codebook"] = losses["codebook"] + own if "codebook" in losses else own
+        if kept is not None:
+            losses = {name: torch.where(kept[:, None], loss, 0.0) for name, loss in losses.items()}
+            total = torch.where(kept[:, None, None], total, 0.0)
+        return Parts(total, torch.cat(codes, dim=-1), losses)
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, Q]."""
+        self._whole(x, mask)
+        total, codes = torch.zeros_like(x), []
+        for number in range(len(self.cardinalities)):
+            found = self._level(number).search(self._shrink(number, x - total))
+            total = total + self._enlarge(number, self._level(number).lookup(found))
+            codes.append(F.pad(found, (0, 0, 0, self.places - found.shape[1]), value=-1))
+        return torch.cat(codes, dim=-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, Q] -> [B, M, D]; a scale whose codes are -1 adds nothing."""
+        total = torch.zeros(*codes.shape[:2], self.dim, device=codes.device)
+        for number, (rows, columns) in enumerate(self.config.sizes):
+            own = codes[:, : rows * columns, number, None]
+            more = self._enlarge(number, self._level(number).lookup(own))
+            total = total + torch.where((own[:, :1] >= 0).expand_as(more), more, 0.0)
+        return total
+
+    def vectors(self) -> Tensor:
+        """[Q, V, D], before they are enlarged."""
+        return join_tables([self._level(number).vectors() for number in range(len(self.cardinalities))])
+
+    def to_frames(self, codes: Tensor) -> Tensor:
+        """Codes [B, M, Q] as frames [B, T, 1]: the cells of the first scale, of the second, and so on."""
+        counts = [rows * columns for rows, columns in self.config.sizes]
+        return torch.cat([codes[:, :count, number] for number, count in enumerate(counts)], dim=1)[..., None]
+
+    def from_frames(self, frames: Tensor) -> Tensor:
+        """The inverse of `to_frames`."""
+        parts = frames[..., 0].split([rows * columns for rows, columns in self.config.sizes], dim=1)
+        return torch.stack([F.pad(part, (0, self.places - part.shape[1]), value=-1) for part in parts], dim=-1)
+
+    def phi_of(self, number: int) -> nn.Conv2d | None:
+        """The convolution of a scale."""
+        return self.phi[self.phi_numbers[number]] if self.phi else None  # pyright: ignore[reportReturnType]
+
+    def _level(self, number: int) -> Quantizer:
+        return self.levels[0 if self.config.shared else number]  # pyright: ignore[reportReturnType]
+
+    def _whole(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Check the size of the map; which samples are valid [B]."""
+        if x.shape[1] != self.places:
+            rows, columns = self.config.sizes[-1]
+            raise ValueError(f"scales are for {rows} x {columns} places a sample, found {x.shape[1]}")
+        if mask is not None and bool((mask != mask[:, :1]).any()):
+            raise ValueError("scales quantize a sample as a whole; mask all of its places or none")
+        return None if mask is None else mask[:, 0]
+
+    def _shrink(self, number: int, x: Tensor) -> Tensor:
+        """[B, M, D] -> [B, m, D]."""
+        down: Tensor = getattr(self, f"down_{number}").to(exact_dtype(x))
+        return torch.stack([down @ sample for sample in x.to(down.dtype)]).float() if len(x) else x[:, : len(down)]
+
+    def _enlarge(self, number: int, small: Tensor) -> Tensor:
+        """[B, m, D] -> [B, M, D], with phi."""
+        up: Tensor = getattr(self, f"up_{number}").to(exact_dtype(small))
+        large = up @ small.to(up.dtype)
+        layer = self.phi_of(number)
+        if layer is not None:
+            weight, bias = layer.weight.to(up.dtype), layer.bias.to(up.dtype)  # pyright: ignore
+            large = blend(large, weight, bias, self.config.sizes[-1])
+        return large.float()
+
+
+def blend(large: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
+    """phi of the head of this file: maps [B, M, D] of `size` rows and columns, by a convolution's weight and bias."""
+    picture = large.transpose(1, 2).unflatten(2, size)
+    more = F.conv2d(picture, weight, bias, padding=1)
+    return 0.5 * large + 0.5 * more.flatten(2).transpose(1, 2)

@@ -1,0 +1,60 @@
+"""Dropping the tail of a sample's tokens, so that any first few of a 1-D sequence of tokens decode well.
+
+The length is drawn for each sample. Source: One-D-Piece, arXiv:2501.10064 (there one length for the batch).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from ....configs.schema import Config
+from ..base import Parts, make_part
+from .wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from ..registry import QuantizerConfig
+
+
+class TailConfig(Config):
+    """Places of a sample are tokens in order of importance; the last ones are left out at random while training."""
+
+    kind: Literal["tail"] = "tail"
+    shortest: PositiveInt = 1
+    """Tokens that are never dropped."""
+    lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    """Numbers of tokens to draw from, equally likely; null: every number from `shortest` to all."""
+    share: float = Field(default=1.0, ge=0, le=1)
+    """Of the training samples that draw a length; the others keep all."""
+    quantizer: QuantizerConfig
+    """Of every token; a dropped one has codes -1 and a value of 0."""
+
+
+class TailQuantizer(Wrapper):
+    """See the head of this file."""
+
+    def __init__(self, config: TailConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        super().__init__(make_part(config.quantizer, dim, depth, f"{where}.quantizer"))
+        self.config = config
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize."""
+        if not self.training or not self.config.share:
+            return self.inner.quantize(x, mask)
+        lengths = self.draw_lengths(*x.shape[:2]).to(x.device)
+        kept = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        kept = kept if mask is None else kept & mask
+        return self.inner.quantize(torch.where(kept[..., None], x, 0.0), kept)
+
+    def draw_lengths(self, num_samples: int, places: int) -> Tensor:
+        """How many of its `places` each sample keeps, [B] long, from torch's global generator."""
+        dropped = torch.rand(num_samples) < self.config.share
+        if self.config.lengths is None:
+            shortest = min(self.config.shortest, places)
+            drawn = torch.randint(shortest, places + 1, (num_samples,))
+        else:
+            drawn = torch.tensor(self.config.lengths)[torch.randint(len(self.config.lengths), (num_samples,))]
+        return torch.where(dropped, drawn, places)

@@ -1,0 +1,85 @@
+"""A quantizer in a space of its own: linear maps without bias lead in and out, once around the whole of it.
+
+Mimi has one such pair around all levels of each residual quantizer (arXiv:2410.00037); `code_dim` of `vq` has one pair
+for every codebook.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ....configs.schema import Config
+from ..base import Parts, make_part
+from ..nearest import exact_dtype
+from .wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from ..registry import QuantizerConfig
+
+
+class ProjectConfig(Config):
+    """Linear in, quantize, linear out."""
+
+    kind: Literal["project"] = "project"
+    dim: PositiveInt
+    """Channels inside."""
+    quantizer: QuantizerConfig
+    """What quantizes there."""
+
+
+class ProjectedQuantizer(Wrapper):
+    """See the head of this file. Without bias, so that the vector of a sum of codes is the sum of their vectors."""
+
+    def __init__(self, config: ProjectConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        super().__init__(make_part(config.quantizer, config.dim, depth, f"{where}.quantizer"))
+        self.dim = dim
+        self.config = config
+        self.project_in = nn.Linear(dim, config.dim, bias=False)
+        self.project_out = nn.Linear(config.dim, dim, bias=False)
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize. Besides the losses inside: "codebook", which teaches the projections."""
+        part = self.inner.quantize(self._in(x), mask)
+        vectors = self._out(part.vectors)
+        # Adds exactly 0, and leads the gradient straight through the quantizer into the projection in.
+        z = F.linear(x.detach(), self.project_in.weight.float())
+        straight = (z - z.detach()) @ self.project_out.weight.float().T
+        kept = (part.codes >= 0).any(dim=-1)
+        vectors = vectors + torch.where(kept[..., None], straight, 0.0)
+        losses = dict(part.losses)
+        own = torch.where(kept, (x.detach() - vectors).square().mean(dim=-1), 0.0)
+        losses["codebook"] = losses["codebook"] + own if "codebook" in losses else own
+        return Parts(vectors, part.codes, losses)
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, Q]."""
+        return self.inner.search(self._in(x), mask)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, Q] -> [B, M, D]."""
+        return self._out(self.inner.lookup(codes))
+
+    def vectors(self) -> Tensor:
+        """[Q, V, D]."""
+        return self._out(self.inner.vectors())
+
+    def fit_parts(self, x: Tensor) -> bool:
+        """On projected latents."""
+        return self.inner.fit_parts(self._in(x))
+
+    def _in(self, x: Tensor) -> Tensor:
+        return _linear(self.project_in, x)
+
+    def _out(self, x: Tensor) -> Tensor:
+        return _linear(self.project_out, x)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """In float64, then float32: how the product rounds by the number of rows is far below that."""
+    dtype = exact_dtype(x)
+    return F.linear(x.to(dtype), layer.weight.to(dtype)).float()

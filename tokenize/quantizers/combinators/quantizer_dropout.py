@@ -1,0 +1,50 @@
+"""Quantization left out for some training samples: their values are the latents, so the decoder learns both.
+
+Source: Mimi's rate of no quantization, arXiv:2410.00037.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ....configs.schema import Config
+from ..base import Parts, make_part
+from .wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from ..registry import QuantizerConfig
+
+
+class SkipConfig(Config):
+    """Draws for each sample."""
+
+    kind: Literal["skip"] = "skip"
+    share: float = Field(ge=0, le=1)
+    """Of the training samples that pass as they are; their codes are -1 and move no codebook."""
+    quantizer: QuantizerConfig
+    """Of all others."""
+
+
+class SkippingQuantizer(Wrapper):
+    """See the head of this file."""
+
+    def __init__(self, config: SkipConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        super().__init__(make_part(config.quantizer, dim, depth, f"{where}.quantizer"))
+        self.config = config
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize."""
+        if not self.training or not self.config.share:
+            return self.inner.quantize(x, mask)
+        passed = self.draw_passed(x.shape[0]).to(x.device)[:, None].expand(x.shape[:2])
+        kept = ~passed if mask is None else mask & ~passed
+        part = self.inner.quantize(torch.where(kept[..., None], x, 0.0), kept)
+        return Parts(torch.where(passed[..., None], x.detach(), part.vectors), part.codes, part.losses)
+
+    def draw_passed(self, num_samples: int) -> Tensor:
+        """Which samples pass unquantized, [B] bool, from torch's global generator."""
+        return torch.rand(num_samples) < self.config.share

@@ -1,0 +1,217 @@
+"""Codes where information is: a region of a picture has one code, or one for each of its places, as a router chooses.
+
+    regions of 2 x 2        coarse: the mean of its places is      codes  a a b c        to write  a  b c
+    of a grid of 4 columns  quantized, and all get its code               a a d e                     d e
+                            fine: every place is quantized
+
+Codes stand at all places, repeated where a region is coarse, so everything that takes codes works as before; `rate`
+tells how many there are to write. The router is a small network that sees, for each channel, the mean of a region's
+places and the logarithm of their deviation from it. While training it draws (Gumbel), in evaluation it takes the
+likelier. It learns from the gradient of the values along the way from the mean to the places, and from the budget:
+
+    weight * (share of fine regions in the batch of all processes - the share wanted)^2
+
+Source: DQ-VAE, arXiv:2305.11718, section 3.1. There a network makes the coarse latents; here they are the means. There
+the share is that of what was drawn; here it is that of evaluation, without the noise: else a router that is not yet
+certain draws what is wanted, and makes all regions coarse in evaluation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ....configs.schema import Config, ConfigError
+from ...spec import AudioGeometry, PictureGeometry
+from ..base import Parts, Quantizer, make_part
+from ..nearest import exact_dtype
+from ..regularization import mean_over_batch
+from ..vq import project
+from .strided import StridedQuantizer
+from .wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from ..registry import QuantizerConfig
+
+
+SMALLEST = 1e-3
+"""Added to deviations: their logarithms stay finite where all places are alike."""
+
+
+class RegionsConfig(Config):
+    """Regions of a picture's grid, whose places come in raster order."""
+
+    kind: Literal["regions"] = "regions"
+    columns: PositiveInt
+    """Places in a row of the grid."""
+    side: int = Field(default=2, ge=2)
+    """Rows and columns of a region; must divide those of the grid."""
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Of the regions that should be fine."""
+    budget: NonNegativeFloat = 1.0
+    """Weight of the loss that draws the share of fine regions to `share`."""
+    noise: NonNegativeFloat = 1.0
+    """Scale of the Gumbel noise of the draws; 0: the likelier is taken while training, too."""
+    quantizer: QuantizerConfig
+    """Of a place of a fine region, and of the mean of a coarse one."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RegionsConfig:
+        if self.columns % self.side:
+            raise ValueError(f"regions of {self.side} columns do not fill rows of {self.columns}; choose a divisor")
+        return self
+
+
+class RegionsQuantizer(Wrapper):
+    """See the head of this file."""
+
+    def __init__(self, config: RegionsConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        super().__init__(make_part(config.quantizer, dim, depth, f"{where}.quantizer"))
+        if self.inner.span != 1:
+            raise ConfigError(
+                f"{where}.quantizer: '{config.quantizer.kind}' looks at several places, but those of a region are "
+                "quantized one by one; use a leaf such as vq, or a residual or group of them"
+            )
+        self.config, self.where = config, where
+        self.span = config.side * config.columns
+        self.hidden = nn.Linear(2 * dim, 2 * dim)
+        self.choice = nn.Linear(2 * dim, 1)
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize. Besides the losses inside, while training: "budget".
+
+        A coarse region has the losses of its one code, shared out among its places.
+        """
+        cells, valid = self._cut_with_mask(x, mask)
+        means, logits = self._route(cells, valid)
+        noise = self.config.noise if self.training else 0.0
+        drawn = logits + noise * self.draw_noise(logits) if noise else logits
+        fine = drawn > 0
+        part = self.inner.quantize(*self._candidates(cells, means, valid, fine))
+        vectors, codes = self._choose(part.vectors, fine), self._choose(part.codes, fine)
+        number = valid.sum(dim=-1, keepdim=True).clamp_min(1)
+        losses = {}
+        for name, loss in part.losses.items():
+            once, each = self._split(loss, cells.shape)
+            losses[name] = torch.where(fine[..., None], each, once / number)
+        if self.training:
+            # Adds exactly 0, and leads the gradient of the values into the router.
+            soft = torch.sigmoid(drawn).float()
+            vectors = vectors + (soft - soft.detach())[..., None, None] * (cells - means[:, :, None]).detach()
+            if self.config.budget:
+                soft = torch.sigmoid(logits).float()
+                share = (logits > 0) + (soft - soft.detach())
+                found = mean_over_batch(share.flatten()[:, None], valid.any(dim=-1).flatten())
+                losses["budget"] = (self.config.budget * (found - self.config.share).square()).expand(valid.shape)
+        places = x.shape[1]
+        vectors = torch.where(valid[..., None], vectors, 0.0)
+        losses = {name: self._lay(torch.where(valid, loss, 0.0), places) for name, loss in losses.items()}
+        return Parts(self._lay(vectors, places), self._lay(codes.masked_fill(~valid[..., None], -1), places), losses)
+
+    def draw_noise(self, logits: Tensor) -> Tensor:
+        """The difference of two Gumbel variables for each region, as logits, from torch's global generator."""
+        return torch.logit(torch.rand(logits.shape), eps=1e-6).to(logits)
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, Q]."""
+        cells, valid = self._cut_with_mask(x, mask)
+        means, logits = self._route(cells, valid)
+        fine = logits > 0
+        codes = self.inner.search(*self._candidates(cells, means, valid, fine))
+        return self._lay(self._choose(codes, fine), x.shape[1])
+
+    def fit_parts(self, x: Tensor) -> bool:
+        """On what is quantized of [B, M, D]."""
+        cells, valid = self._cut_with_mask(x, None)
+        means, logits = self._route(cells, valid)
+        wanted, kept = self._candidates(cells, means, valid, logits > 0)
+        return self.inner.fit_parts(wanted[kept][:, None])
+
+    def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """See Quantizer.rate. A region whose places have the same codes writes them once; which do is a bit for each
+        region of several places."""
+        cells = self._cut(codes, -1)
+        valid = (cells >= 0).any(dim=-1)
+        first = cells.amax(dim=2)
+        same = ((cells == first[:, :, None]) | ~valid[..., None]).flatten(2).all(dim=-1)
+        once, each = first.masked_fill(~same[..., None], -1), cells.masked_fill(same[..., None, None], -1)
+        number, bits = self.inner.rate(torch.cat([once, each.flatten(1, 2)], dim=1))
+        return number, bits + (valid.sum(dim=-1) > 1).sum(dim=-1)
+
+    def _route(self, cells: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each region the mean [B, R, D], and the log odds of being fine [B, R] in float64: no rounding reaches the
+        choice. They lead no gradient to the latents."""
+        number = valid.sum(dim=-1, keepdim=True).clamp_min(1)
+        # One after the other: a reduction may add in an order that depends on the shape.
+        total = cells[:, :, 0]
+        for place in range(1, cells.shape[2]):
+            total = total + cells[:, :, place]
+        means = total / number
+        away = torch.where(valid[..., None], cells - means[:, :, None], 0.0).detach().to(exact_dtype(cells))
+        deviations = (away.square().sum(dim=2) / number).sqrt()
+        seen = torch.cat([means.detach().to(away.dtype), (deviations + SMALLEST).log()], dim=-1)
+        return means, project(self.choice, F.silu(project(self.hidden, seen)))[..., 0]
+
+    def _candidates(self, cells: Tensor, means: Tensor, valid: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
+        """All that could be quantized [B, R + R * S, D], the means first, and what is."""
+        kept = torch.cat([valid.any(dim=-1) & ~fine, (valid & fine[..., None]).flatten(1)], dim=1)
+        wanted = torch.cat([means, cells.flatten(1, 2)], dim=1)
+        return torch.where(kept[..., None], wanted, 0.0), kept
+
+    def _split(self, found: Tensor, cells: torch.Size) -> tuple[Tensor, Tensor]:
+        """What was found of the candidates [B, R + R * S, *]: of the means [B, R, 1, *], of the places [B, R, S, *]."""
+        once, each = found.split([cells[1], cells[1] * cells[2]], dim=1)
+        return once[:, :, None], each.reshape(*cells[:3], *found.shape[2:])
+
+    def _choose(self, found: Tensor, fine: Tensor) -> Tensor:
+        """What was found of the candidates [B, R + R * S, *] -> of every place [B, R, S, *]."""
+        once, each = self._split(found, torch.Size((*fine.shape, self.config.side**2)))
+        return torch.where(fine[..., None, None], each, once)
+
+    def _cut_with_mask(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Latents [B, M, D] -> [B, R, S, D], and which places there are [B, R, S]."""
+        valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        return self._cut(x, 0), self._cut(valid[..., None], False)[..., 0]
+
+    def _cut(self, x: Tensor, filling: float) -> Tensor:
+        """[B, M, *] -> regions in raster order [B, R, S, *], S = side * side; the last rows may be short of places."""
+        side, across = self.config.side, self.config.columns // self.config.side
+        whole = F.pad(x, (0, 0, 0, -x.shape[1] % self.span), value=filling)
+        bands = whole.shape[1] // self.span
+        cells = whole.view(len(x), bands, side, across, side, x.shape[2]).transpose(2, 3)
+        return cells.reshape(len(x), bands * across, side * side, x.shape[2])
+
+    def _lay(self, cells: Tensor, places: int) -> Tensor:
+        """The inverse of `_cut`: [B, R, S, *] -> [B, M, *]."""
+        side, across = self.config.side, self.config.columns // self.config.side
+        bands, rest = cells.shape[1] // across, cells.shape[3:]
+        rows = cells.reshape(len(cells), bands, across, side, side, *rest).transpose(2, 3)
+        return rows.reshape(len(cells), bands * self.span, *rest)[:, :places]
+
+
+def check_regions(quantizer: Quantizer, geometry: AudioGeometry | PictureGeometry) -> None:
+    """Raise ConfigError, with the path of the node, where a quantizer has regions that do not fit the codes' places."""
+    for part in quantizer.modules():
+        if isinstance(part, StridedQuantizer) and part.every > 1:
+            for inner in part.modules():
+                if isinstance(inner, RegionsQuantizer):
+                    raise ConfigError(f"{inner.where}: inside stride there is no grid; use one of them")
+        if not isinstance(part, RegionsQuantizer):
+            continue
+        side, columns = part.config.side, part.config.columns
+        if isinstance(geometry, AudioGeometry):
+            raise ConfigError(f"{part.where}: regions are cut from the grid of a picture, sound has none; use stride")
+        if columns != geometry.columns:
+            raise ConfigError(
+                f"{part.where}.columns: {columns}, but the network makes a grid of {geometry.rows} x "
+                f"{geometry.columns}; set columns: {geometry.columns}"
+            )
+        if geometry.rows % side:
+            raise ConfigError(
+                f"{part.where}.side: regions of {side} x {side} do not fill a grid of {geometry.rows} x "
+                f"{geometry.columns}; choose a divisor of both"
+            )

@@ -1,0 +1,52 @@
+"""The rotation estimator: the gradient is turned and scaled as the latent is to become its code vector.
+
+    value = q,   d value / d x = |q| / |x| R,   R the rotation, in the plane of x and q, of x to the direction of q
+
+Instead of the straight-through 1, for the whole tree inside. Source: arXiv:2410.06424.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ....configs.schema import Config, ConfigError
+from ..base import Parts, make_part
+from .wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from ..registry import QuantizerConfig
+
+
+class RotationConfig(Config):
+    """The outermost part of a tree."""
+
+    kind: Literal["rotation"] = "rotation"
+    quantizer: QuantizerConfig
+    """Whose values they are."""
+
+
+class RotationQuantizer(Wrapper):
+    """See the head of this file."""
+
+    def __init__(self, config: RotationConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        if "." in where:
+            raise ConfigError(f"{where}: rotation is about the value of the whole tree; make it the outermost part")
+        super().__init__(make_part(config.quantizer, dim, depth, f"{where}.quantizer"))
+        self.config = config
+
+    def estimate(self, x: Tensor, parts: Parts) -> Tensor:
+        """The vectors, to the last bit, with the gradient of the rotation; 0 where x or the vector is 0."""
+        vectors = parts.vectors
+        if not x.requires_grad:
+            return vectors
+        with torch.no_grad():
+            from_, to = F.normalize(x, dim=-1), F.normalize(vectors, dim=-1)
+            scale = vectors.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+            between = F.normalize(from_ + to, dim=-1)
+        turned = x - 2 * between * (between * x).sum(-1, keepdim=True) + 2 * to * (from_ * x).sum(-1, keepdim=True)
+        turned = scale * turned
+        return vectors + (turned - turned.detach())

@@ -1,0 +1,40 @@
+"""Base of the parts that put something around one quantizer and leave its codes as they are."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..base import Parts, Quantizer
+
+
+class Wrapper(Quantizer):
+    """One quantizer inside; everything is passed on to it."""
+
+    def __init__(self, inner: Quantizer):
+        super().__init__(inner.dim, [inner])
+        self.inner = inner
+        self.span = inner.span
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize."""
+        return self.inner.quantize(x, mask)
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, Q]."""
+        return self.inner.search(x, mask)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, Q] -> [B, M, D]."""
+        return self.inner.lookup(codes)
+
+    def vectors(self) -> Tensor:
+        """[Q, V, D]."""
+        return self.inner.vectors()
+
+    def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """As the quantizer inside."""
+        return self.inner.rate(codes)
+
+    def fit_parts(self, x: Tensor) -> bool:
+        """As the quantizer inside."""
+        return self.inner.fit_parts(x)

@@ -1,0 +1,40 @@
+"""No quantization: latents pass as they are and there are no codes. The continuous yardstick of every quantizer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from ...configs.schema import Config
+from .base import Parts, Quantizer
+
+
+class IdentityConfig(Config):
+    """Q = 0."""
+
+    kind: Literal["identity"] = "identity"
+
+
+class IdentityQuantizer(Quantizer):
+    """See the head of this file."""
+
+    def __init__(self, config: IdentityConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        super().__init__(dim, [])
+        self.config = config
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """The latents themselves, no codes, no losses."""
+        return Parts(x.detach(), self.search(x), {})
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, 0]."""
+        return x.new_zeros(*x.shape[:2], 0).long()
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """ValueError: nothing can be decoded."""
+        raise ValueError("an identity quantizer has no codes, so nothing can be decoded; keep the latents themselves")
+
+    def vectors(self) -> Tensor:
+        """ValueError, as `lookup`."""
+        raise ValueError("an identity quantizer has no code vectors")

@@ -1,0 +1,80 @@
+"""Frozen k-means: the codes are centres of features of a frozen network; nothing is trained.
+
+The centres come from a file, or from `Quantizer.fit` on features. Semantic tokens of speech and pictures are made so.
+Source: HuBERT units, arXiv:2106.07447; SemantiCodec, arXiv:2405.00233.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...configs.schema import Config
+from .base import Parts, Quantizer
+from .codebook import KMEANS_VECTORS_PER_CODE, Float32Buffers
+from .nearest import first_by_priority, kmeans, nearest_code
+from .vector_file import VectorFile, read_vectors
+
+
+class KMeansConfig(Config):
+    """Centres that do not move."""
+
+    kind: Literal["kmeans"] = "kmeans"
+    size: PositiveInt
+    """Number of centres, V."""
+    file: VectorFile | None = None
+    """Where the centres [V, D] are; null: they are fitted."""
+    iterations: PositiveInt = 50
+    """Of Lloyd's algorithm, when fitted."""
+    commitment: NonNegativeFloat = 0.0
+    """Weight of the loss that pulls latents to their centres, for an encoder that is trained."""
+
+
+class KMeansQuantizer(Float32Buffers, Quantizer):
+    """See the head of this file. Q = 1."""
+
+    centres: Tensor
+    fitted: Tensor
+
+    def __init__(self, config: KMeansConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        super().__init__(dim, [config.size])
+        self.config = config
+        centres = torch.zeros(config.size, dim)
+        if config.file is not None:
+            centres = read_vectors(config.file, config.size, dim, f"{where}.file")
+        self.register_buffer("centres", centres)
+        self.register_buffer("fitted", torch.tensor(config.file is not None))
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize. Loss: "commitment"."""
+        codes = self.search(x.detach())
+        if mask is not None:
+            codes = codes.masked_fill(~mask[..., None], -1)
+        vectors = self.lookup(codes)
+        losses = {"commitment": self.config.commitment * (x - vectors).square().mean(dim=-1)}
+        return Parts(vectors, codes, losses)
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, 1]. ValueError before there are centres."""
+        if not bool(self.fitted):
+            raise ValueError("kmeans has no centres yet; call fit(features) first, or name a file in the config")
+        return nearest_code(x.flatten(0, 1), self.centres).view(*x.shape[:2], 1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, 1] -> [B, M, D]."""
+        return torch.where(codes >= 0, F.embedding(codes[..., 0].clamp_min(0), self.centres), 0.0)
+
+    def vectors(self) -> Tensor:
+        """[1, V, D]."""
+        return self.centres[None]
+
+    def fit_parts(self, x: Tensor) -> bool:
+        """Centres of at most 16 * 16 vectors per code of [B, M, D], which do not depend on their order."""
+        rows = first_by_priority(x.flatten(0, 1), 0, KMEANS_VECTORS_PER_CODE**2 * self.config.size)
+        self.centres.copy_(kmeans(rows, self.config.size, self.config.iterations)[0])
+        self.fitted.fill_(True)
+        return True

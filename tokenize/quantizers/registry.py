@@ -1,0 +1,142 @@
+"""Quantizers by config: the table of kinds and the one way to make them.
+
+A new kind is one file with a config and a Quantizer, one entry in the union and in the table here, and one line in the
+table of tests/tokenize/quantizer_trees.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from .base import Quantized, Quantizer, pack_codes, unpack_codes
+from .bernoulli import BernoulliConfig, BernoulliQuantizer
+from .bsq import BinarySphericalQuantizer, BSQConfig
+from .combinators.adaptive_length import HaltingConfig, HaltingQuantizer
+from .combinators.branches import BranchConfig, BranchesConfig, BranchesQuantizer
+from .combinators.chain import ChainConfig, ChainQuantizer
+from .combinators.grouped import GroupConfig, GroupQuantizer
+from .combinators.multi_scale import ScalesConfig, ScalesQuantizer
+from .combinators.nested_dropout import TailConfig, TailQuantizer
+from .combinators.projected import ProjectConfig, ProjectedQuantizer
+from .combinators.quantizer_dropout import SkipConfig, SkippingQuantizer
+from .combinators.region_routing import RegionsConfig, RegionsQuantizer
+from .combinators.residual import ResidualConfig, ResidualQuantizer
+from .combinators.rotation_trick import RotationConfig, RotationQuantizer
+from .combinators.strided import StrideConfig, StridedQuantizer
+from .combinators.variational import GaussianConfig, GaussianQuantizer
+from .fsq import FiniteScalarQuantizer, FSQConfig
+from .identity import IdentityConfig, IdentityQuantizer
+from .kmeans_vq import KMeansConfig, KMeansQuantizer
+from .lattice import LatticeConfig, LatticeQuantizer
+from .lfq import LFQConfig, LookupFreeQuantizer
+from .scalar import ScalarConfig, ScalarQuantizer
+from .shared_index import SharedIndexConfig, SharedIndexQuantizer
+from .structural_entropy_vq import StructuralConfig, StructuralQuantizer
+from .vq import VectorQuantizer, VQConfig
+
+LeafConfig = (
+    VQConfig
+    | FSQConfig
+    | LFQConfig
+    | BSQConfig
+    | BernoulliConfig
+    | ScalarConfig
+    | LatticeConfig
+    | KMeansConfig
+    | StructuralConfig
+    | SharedIndexConfig
+    | IdentityConfig
+)
+CombinatorConfig = ResidualConfig | ChainConfig | GroupConfig | BranchesConfig | ScalesConfig
+WrapperConfig = (
+    ProjectConfig
+    | StrideConfig
+    | RegionsConfig
+    | RotationConfig
+    | SkipConfig
+    | TailConfig
+    | GaussianConfig
+    | HaltingConfig
+)
+QuantizerConfig = Annotated[LeafConfig | CombinatorConfig | WrapperConfig, Field(discriminator="kind")]
+
+QUANTIZERS = {
+    "vq": VectorQuantizer,
+    "fsq": FiniteScalarQuantizer,
+    "lfq": LookupFreeQuantizer,
+    "bsq": BinarySphericalQuantizer,
+    "bernoulli": BernoulliQuantizer,
+    "scalar": ScalarQuantizer,
+    "lattice": LatticeQuantizer,
+    "kmeans": KMeansQuantizer,
+    "structural": StructuralQuantizer,
+    "shared_index": SharedIndexQuantizer,
+    "identity": IdentityQuantizer,
+    "residual": ResidualQuantizer,
+    "chain": ChainQuantizer,
+    "group": GroupQuantizer,
+    "branches": BranchesQuantizer,
+    "scales": ScalesQuantizer,
+    "project": ProjectedQuantizer,
+    "stride": StridedQuantizer,
+    "regions": RegionsQuantizer,
+    "rotation": RotationQuantizer,
+    "skip": SkippingQuantizer,
+    "tail": TailQuantizer,
+    "gaussian": GaussianQuantizer,
+    "halting": HaltingQuantizer,
+}
+
+# Their parts may be any of the union, which did not exist when they were defined.
+_tree = (ResidualConfig, ChainConfig, GroupConfig, BranchConfig, BranchesConfig, ScalesConfig)
+_around = (ProjectConfig, StrideConfig, RegionsConfig, RotationConfig, SkipConfig, TailConfig, GaussianConfig)
+for _part in (*_tree, *_around, HaltingConfig):
+    _part.model_rebuild(_types_namespace={"QuantizerConfig": QuantizerConfig})
+
+
+def make_quantizer(
+    config: LeafConfig | CombinatorConfig | WrapperConfig, dim: int, depth: int = 0, where: str = "quantizer"
+) -> Quantizer:
+    """A fresh quantizer of latents with `dim` channels.
+
+    Raises:
+        ConfigError: a tree that cannot be; it begins with the path of the node, "quantizer.stages.1.groups: ...".
+    """
+    return QUANTIZERS[config.kind](config, dim, depth, where)
+
+
+__all__ = [
+    "BSQConfig",
+    "BernoulliConfig",
+    "BranchConfig",
+    "BranchesConfig",
+    "ChainConfig",
+    "FSQConfig",
+    "GaussianConfig",
+    "GroupConfig",
+    "HaltingConfig",
+    "IdentityConfig",
+    "KMeansConfig",
+    "LFQConfig",
+    "LatticeConfig",
+    "ProjectConfig",
+    "Quantized",
+    "Quantizer",
+    "QuantizerConfig",
+    "RegionsConfig",
+    "ResidualConfig",
+    "RotationConfig",
+    "ScalarConfig",
+    "ScalesConfig",
+    "SharedIndexConfig",
+    "SkipConfig",
+    "StrideConfig",
+    "StructuralConfig",
+    "TailConfig",
+    "VQConfig",
+    "make_quantizer",
+    "pack_codes",
+    "unpack_codes",
+]

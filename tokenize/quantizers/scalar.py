@@ -1,0 +1,143 @@
+"""A codebook of plain numbers for each dimension: every channel takes the nearest of its own V values, Q = D.
+
+`learned` values follow the gradient of the codebook loss (latent quantization, arXiv:2305.18378). `quantile` values are
+fitted to a finished continuous autoencoder by `Quantizer.fit`: with z the standardised latent, bin edges are the
+quantiles of a normal distribution, clamped to +-3, and a bin's value is the mean of z inside it,
+(pdf(a) - pdf(b)) / (cdf(b) - cdf(a)) (TokenBridge, arXiv:2503.16430).
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor, nn
+
+from ...configs.schema import Config
+from .base import Parts, Quantizer
+from .codebook import Float32Buffers
+from .nearest import exact_dtype
+
+FARTHEST = 3.0
+"""Standard deviations beyond which no quantile bin begins."""
+
+
+class ScalarConfig(Config):
+    """V values for every channel; V to the power of D combinations, as D codes."""
+
+    kind: Literal["scalar"] = "scalar"
+    size: Annotated[int, Field(ge=2)]
+    """Values of each channel, V."""
+    values: Literal["learned", "quantile"] = "learned"
+    """Trained along, or fitted to finished latents."""
+    commitment: NonNegativeFloat = 0.25
+    """Weight of the loss that pulls latents to their values."""
+
+
+class PerChannelQuantizer(Quantizer):
+    """Base of scalar and lattice: digits [N, D] <-> values [N, D], Q = D."""
+
+    learns = True
+
+    def digits(self, x: Tensor) -> Tensor:
+        """Latents [N, D] -> long [N, D]."""
+        raise NotImplementedError
+
+    def values(self, digits: Tensor) -> Tensor:
+        """[N, D] long -> [N, D] float32, with gradients to what is learned."""
+        raise NotImplementedError
+
+    def commitment(self) -> float:
+        """Weight of the commitment loss."""
+        raise NotImplementedError
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize. Losses: "commitment", and "codebook" where values are learned."""
+        codes = self.search(x.detach())
+        if mask is not None:
+            codes = codes.masked_fill(~mask[..., None], -1)
+        vectors = self.lookup(codes)
+        losses = {"commitment": self.commitment() * (x - vectors.detach()).square().mean(dim=-1)}
+        if self.learns:
+            losses["codebook"] = (x.detach() - vectors).square().mean(dim=-1)
+        return Parts(vectors, codes, losses)
+
+    @torch.no_grad()
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, D] long."""
+        return self.digits(x.flatten(0, 1).to(exact_dtype(x))).view(x.shape)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, D] long -> [B, M, D]."""
+        values = self.values(codes.clamp_min(0).flatten(0, 1)).view(codes.shape)
+        return torch.where(codes >= 0, values, 0.0)
+
+    def vectors(self) -> Tensor:
+        """[D, V, D]: code v of channel d is zero but for channel d."""
+        size = self.cardinalities[0]
+        device = next(chain(self.parameters(), self.buffers())).device
+        values = self.values(torch.arange(size, device=device)[:, None].expand(size, self.dim))
+        return torch.diag_embed(values).transpose(0, 1)  # [V, D, D], code v on the diagonal -> [D, V, D]
+
+
+class ScalarQuantizer(Float32Buffers, PerChannelQuantizer):
+    """See the head of this file."""
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, config: ScalarConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        super().__init__(dim, [config.size] * dim)
+        self.config = config
+        self.learns = config.values == "learned"
+        scale = float(config.size - 1) ** -depth
+        if self.learns:
+            self.table = nn.Parameter((scale * torch.linspace(-1, 1, config.size)).repeat(dim, 1))
+        else:
+            self.register_buffer("centre", torch.zeros(dim))
+            self.register_buffer("spread", torch.full((dim,), scale))
+            self.normal = tuple(normal_centroids(config.size))
+
+    def commitment(self) -> float:
+        """See PerChannelQuantizer."""
+        return self.config.commitment
+
+    def tables(self) -> Tensor:
+        """The values of each channel [D, V], float32."""
+        if self.learns:
+            return self.table.float()
+        normal = torch.tensor(self.normal, device=self.centre.device)
+        return self.centre[:, None] + self.spread[:, None] * normal
+
+    def digits(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, D], the nearest value; of two equally near the smaller value."""
+        ordered, number = self.tables().to(x.dtype).sort(dim=1, stable=True)
+        borders = (ordered[:, 1:] + ordered[:, :-1]) / 2
+        rank = torch.searchsorted(borders.contiguous(), x.T.contiguous())
+        return number.gather(1, rank).T
+
+    def values(self, digits: Tensor) -> Tensor:
+        """[N, D] -> [N, D]."""
+        return self.tables().gather(1, digits.T).T
+
+    def fit_parts(self, x: Tensor) -> bool:
+        """Mean and standard deviation of each channel of [B, M, D]; nothing if the values are learned."""
+        if self.learns:
+            return False
+        rows = x.flatten(0, 1).to(exact_dtype(x))
+        self.centre.copy_(rows.mean(dim=0))
+        self.spread.copy_(rows.std(dim=0, correction=0))
+        return True
+
+
+def normal_centroids(size: int) -> list[float]:
+    """The mean of a standard normal inside each of `size` equally likely bins, whose edges are clamped to +-3."""
+    normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
+    edges = normal.icdf(torch.linspace(0, 1, size + 1, dtype=torch.float64)[1:-1]).clamp(-FARTHEST, FARTHEST)
+    density = torch.cat([edges.new_zeros(1), normal.log_prob(edges).exp(), edges.new_zeros(1)])
+    below = torch.cat([edges.new_zeros(1), normal.cdf(edges), edges.new_ones(1)])
+    mass = below[1:] - below[:-1]
+    ends = torch.cat([edges[:1], edges])  # a bin without mass, both edges clamped, has the value of its edge
+    return torch.where(mass > 0, (density[:-1] - density[1:]) / mass.clamp_min(1e-300), ends).tolist()

@@ -1,0 +1,90 @@
+"""One index, several codebooks: a code is chosen by the weighted sum of distances in all of them.
+
+    code = argmin_v  sum over parts  weight * |x part - e part [v]|^2     value = e part 0 [code] | e part 1 [code] | ..
+
+Parts are ranges of channels, one after the other: a semantic half, say, and a pixel half.
+Source: TokenFlow, arXiv:2412.03069.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...configs.schema import Config, ConfigError
+from .nearest import exact_dtype
+from .vq import VectorQuantizer, VQConfig
+
+
+class SharedPartConfig(Config):
+    """One of the codebooks."""
+
+    channels: PositiveInt
+    """Width of its range."""
+    weight: PositiveFloat = 1.0
+    """Of its squared distance in the choice."""
+    normalise: bool = False
+    """Compare directions only; its code vectors have length 1."""
+
+
+class SharedIndexConfig(Config):
+    """Named codebooks that share one index."""
+
+    kind: Literal["shared_index"] = "shared_index"
+    size: PositiveInt
+    """Number of codes, V."""
+    parts: Annotated[dict[str, SharedPartConfig], Field(min_length=1)]
+    """In the order of their channels, which must add up to all."""
+    update: Literal["ema", "gradient"] = "ema"
+    """As in vq."""
+    decay: float = Field(default=0.99, ge=0, lt=1)
+    """As in vq."""
+    commitment: NonNegativeFloat = 0.25
+    """As in vq."""
+    revive_below: float = Field(default=0.1, ge=0, lt=1)
+    """As in vq."""
+    kmeans_init: bool = True
+    """As in vq."""
+
+
+class SharedIndexQuantizer(VectorQuantizer):
+    """See the head of this file. Q = 1. A vq in a space where each part is stretched by the root of its weight."""
+
+    def __init__(self, config: SharedIndexConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        self.widths = [part.channels for part in config.parts.values()]
+        if sum(self.widths) != dim:
+            raise ConfigError(f"{where}.parts: they have {sum(self.widths)} channels together, the latents {dim}")
+        same = config.model_dump(exclude={"kind", "parts"})
+        super().__init__(VQConfig(**same), dim, depth, where)
+        self.parts = list(config.parts.values())
+
+    def _keys(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Latents [N, D], stretched, in float64."""
+        pieces = x.to(dtype or exact_dtype(x)).split(self.widths, dim=-1)
+        return torch.cat(
+            [
+                (F.normalize(piece, dim=-1) if part.normalise else piece) * part.weight**0.5
+                for part, piece in zip(self.parts, pieces, strict=True)
+            ],
+            dim=-1,
+        )
+
+    def _places(self, entries: Tensor) -> Tensor:
+        """Code vectors as kept, stretched; on the sphere where a part wants it."""
+        pieces = entries.split(self.widths, dim=-1)
+        return torch.cat(
+            [
+                F.normalize(piece, dim=-1) * part.weight**0.5 if part.normalise else piece
+                for part, piece in zip(self.parts, pieces, strict=True)
+            ],
+            dim=-1,
+        )
+
+    def _project_out(self, entries: Tensor) -> Tensor:
+        """Code vectors as kept -> as they are in the latents."""
+        pieces = self._places(entries).split(self.widths, dim=-1)
+        return torch.cat([piece / part.weight**0.5 for part, piece in zip(self.parts, pieces, strict=True)], dim=-1)

@@ -1,0 +1,158 @@
+"""Codes by structural entropy: clusters of a graph of latents, as many as there are, and a latent joins one of them.
+
+    fit      vectors -> graph of nearest neighbours -> clusters of least 2-D structural entropy -> their means are codes
+    search   a latent -> edges to its nearest nodes of that graph -> the cluster that it joins with the least entropy
+
+So the number of codes V is found, and the nearest mean is not always the code. The graph is kept with the codes.
+The entropy, its formulas and the clustering: graph_clustering.py.
+
+Source: SECodec, arXiv:2501.00018: the graph, the clustering and a choice by the same entropy. Its formulas were not at
+hand, so these are ours: edges to a fixed number of neighbours, weights that fall off with the distance (the cosine is
+the other choice), the order of merges, that a latent joins as a new node, an upper bound on V, and a graph of a sample.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...configs.schema import Config, ConfigError
+from .base import Parts, Quantizer
+from .codebook import Float32Buffers
+from .graph_clustering import SIMILARITIES, joining_costs, least_cost, merge_clusters, neighbour_graph
+from .nearest import SEARCH_ELEMENTS, distinct, exact_dtype, first_by_priority, nearest_few
+from .vector_file import VectorFile, files_are_read, read_vectors
+
+
+class StructuralConfig(Config):
+    """Clusters that are fitted and do not move."""
+
+    kind: Literal["structural"] = "structural"
+    size: PositiveInt
+    """Codes at most; how many there are, V, is found when they are fitted."""
+    nodes: PositiveInt = 4096
+    """Vectors of the graph at most, a random sample. More make more codes; each latent is compared with all of them."""
+    neighbours: PositiveInt = 8
+    """Nearest nodes that a node or a latent has edges to. More make fewer codes."""
+    similarity: Literal["gaussian", "cosine"] = "gaussian"
+    """Weights of edges. gaussian: exp(-d^2 / w), w being the mean of d^2, the squared distance of neighbours. cosine:
+    that of the angle, for neighbours by angle."""
+    file: VectorFile | None = None
+    """Where vectors [any, D] are to fit to; null: they are given to `fit`."""
+    commitment: NonNegativeFloat = 0.0
+    """Weight of the loss that pulls latents to their codes' vectors, for an encoder that is trained."""
+
+
+class StructuralQuantizer(Float32Buffers, Quantizer):
+    """See the head of this file. Q = 1."""
+
+    nodes: Tensor
+    clusters: Tensor
+    centres: Tensor
+    volume: Tensor
+    inside: Tensor
+    width: Tensor
+    num_nodes: Tensor
+    num_codes: Tensor
+
+    def __init__(self, config: StructuralConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        super().__init__(dim, [config.size])
+        if config.size > config.nodes:
+            raise ConfigError(f"{where}.size: {config.size} codes cannot come from {config.nodes} nodes; raise nodes")
+        self.config = config
+        # All as long as they may get, so that a saved state fits whatever was found.
+        self.register_buffer("nodes", torch.zeros(config.nodes, dim))
+        self.register_buffer("clusters", torch.zeros(config.nodes, dtype=torch.long))
+        self.register_buffer("centres", torch.zeros(config.size, dim))
+        self.register_buffer("volume", torch.zeros(config.size))
+        self.register_buffer("inside", torch.zeros(config.size))
+        self.register_buffer("width", torch.ones(()))
+        self.register_buffer("num_nodes", torch.tensor(0))
+        self.register_buffer("num_codes", torch.tensor(0))
+        if config.file is not None and files_are_read():
+            try:
+                self.fit(read_vectors(config.file, None, dim, f"{where}.file"))
+            except ConfigError:
+                raise
+            except ValueError as error:
+                raise ConfigError(f"{where}.file: {config.file.path}: {error}") from None
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """(V,); the most there may be as long as they are not fitted."""
+        return (int(self.num_codes) or self.config.size,)
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize. Loss: "commitment"."""
+        codes = self.search(x.detach())
+        if mask is not None:
+            codes = codes.masked_fill(~mask[..., None], -1)
+        vectors = self.lookup(codes)
+        losses = {"commitment": self.config.commitment * (x - vectors).square().mean(dim=-1)}
+        return Parts(vectors, codes, losses)
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, 1]. ValueError before there are codes."""
+        V, n = int(self.num_codes), int(self.num_nodes)
+        if not V:
+            raise ValueError("structural has no codes yet; call fit(features) first, or name a file in the config")
+        rows = self._keys(x.flatten(0, 1))
+        nodes, clusters = self._keys(self.nodes[:n]), self.clusters[:n]
+        inside, volume = (numbers[:V].to(exact_dtype(x)) for numbers in (self.inside, self.volume))
+        weigh = SIMILARITIES[self.config.similarity]
+        codes = [clusters[:0]]
+        k = self.config.neighbours
+        for part in rows.split(max(1, SEARCH_ELEMENTS // max(V, k * k))):
+            near, squared = nearest_few(part, nodes, k)
+            weight = weigh(squared, self.width)
+            costs = joining_costs(clusters[near], weight, inside, volume)
+            codes.append(least_cost(costs, weight.sum(dim=-1)))
+        return torch.cat(codes).view(*x.shape[:2], 1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, 1] -> [B, M, D]."""
+        return torch.where(codes >= 0, F.embedding(codes[..., 0].clamp_min(0), self.centres), 0.0)
+
+    def vectors(self) -> Tensor:
+        """[1, V, D]."""
+        return self.centres[None, : self.cardinalities[0]]
+
+    def fit_parts(self, x: Tensor) -> bool:
+        """Clusters of a sample of [B, M, D] that does not depend on their order.
+
+        Raises:
+            ValueError: too few different vectors, or numbers that are not finite.
+        """
+        rows, few = x.flatten(0, 1).cpu(), self.config.neighbours + 1  # where sums do not depend on the device
+        if not bool(rows.isfinite().all()):
+            raise ValueError("the vectors to fit to hold NaN or infinite numbers")
+        rows = distinct(first_by_priority(rows, 0, len(rows)))[: self.config.nodes]
+        if len(rows) < few:
+            raise ValueError(
+                f"found {len(rows)} different vectors (nodes: {self.config.nodes}) to fit to, but {few - 1} neighbours "
+                f"need {few}; give more, or lower neighbours"
+            )
+        graph, width = neighbour_graph(self._keys(rows), self.config.neighbours, self.config.similarity)
+        clusters = torch.tensor(merge_clusters(graph, self.config.size))
+        volume, inside = graph.volumes(clusters)
+        sums = torch.zeros(len(volume), self.dim, dtype=torch.float64).index_add_(0, clusters, rows.double())
+        for buffer, found in (
+            (self.nodes, rows),
+            (self.clusters, clusters),
+            (self.centres, sums / torch.bincount(clusters)[:, None]),
+            (self.volume, volume),
+            (self.inside, inside),
+        ):
+            buffer.zero_()[: len(found)] = found.to(buffer)
+        self.width.copy_(width)
+        self.num_nodes.fill_(len(rows))
+        self.num_codes.fill_(len(volume))
+        return True
+
+    def _keys(self, x: Tensor) -> Tensor:
+        """Vectors [n, D] as they are compared."""
+        return F.normalize(x, dim=-1) if self.config.similarity == "cosine" else x

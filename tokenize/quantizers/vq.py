@@ -1,0 +1,210 @@
+"""Vector quantization: each latent becomes the nearest of V learned vectors.
+
+Source: VQ-VAE, arXiv:1711.00937, moving averages from its appendix A.1; a small, normalised space: arXiv:2110.04627.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ...configs.schema import GrowingConfig
+from .base import Parts, Quantizer
+from .codebook import Codebook
+from .codebook_parametrization import FORMS, CodebookFormConfig
+from .nearest import exact_dtype, nearest_code
+from .regularization import PROBABILITIES, EntropyConfig, code_entropies, moment_distance
+
+
+class VQConfig(GrowingConfig):
+    """One codebook of learned vectors."""
+
+    added = frozenset(
+        {
+            *("codebook", "keep_length", "inner_steps", "inner_rate", "index_temperature"),
+            *("codebook_weight", "entropy", "moments", "revive"),
+        }
+    )
+
+    kind: Literal["vq"] = "vq"
+    size: PositiveInt
+    """Number of codes, V."""
+    code_dim: PositiveInt | None = None
+    """Search in a space of this many dimensions, projected in and out by learned layers; null: in the latent space."""
+    normalise: bool = False
+    """Put latents and codes on the unit sphere before the search (cosine similarity)."""
+    keep_length: bool = False
+    """With `normalise`: only the search is on the sphere, code vectors keep their lengths (DAC, arXiv:2306.06546)."""
+    codebook: CodebookFormConfig | None = None
+    """How code vectors are made; null: V free vectors. The others need update "gradient" or "index"; only
+    "affine" has a k-means start and revival."""
+    update: Literal["ema", "gradient", "index", "alternating"] = "ema"
+    """How codes move. ema: moving averages of the latents assigned to them. gradient: that of the codebook loss.
+    index: besides, every code through a soft choice among all (index back-propagation, IBQ, arXiv:2412.02692).
+    alternating: after each step of the optimizer, steps of their own towards the mean of their latents
+    (arXiv:2305.08842)."""
+    decay: float = Field(default=0.99, ge=0, lt=1)
+    """Of the moving averages, per update; counts of uses are averaged under every other update too, for revival."""
+    inner_steps: PositiveInt = 1
+    """Of "alternating": codebook steps per update, all with the assignments of the forward passes before."""
+    inner_rate: float = Field(default=0.5, gt=0, le=1)
+    """Of "alternating": part of the way to the mean that one step goes."""
+    index_temperature: PositiveFloat = 1.0
+    """Of the soft choice of "index", softmax(-distance^2 / temperature)."""
+    commitment: NonNegativeFloat = 0.25
+    """Weight of the loss that pulls latents to their codes."""
+    codebook_weight: NonNegativeFloat = 1.0
+    """Weight of the loss that pulls codes to their latents, where codes or projections follow a gradient."""
+    entropy: EntropyConfig | None = None
+    """Reward certain choices and even use, while training; null: neither."""
+    moments: NonNegativeFloat = 0.0
+    """Weight of the distance between the distributions of latents and codes, as normals (see regularization.py)."""
+    revive_below: float = Field(default=0.1, ge=0, lt=1)
+    """A code used less than this fraction of the uniform share is dead and becomes a latent of the batch; 0: never."""
+    revive: Literal["replace", "blend"] = "replace"
+    """replace: as said. blend: every code moves towards a latent, by the part exp(-use / revive_below), where a use of
+    1 is the uniform share (CVQ-VAE, arXiv:2307.15139; MGVQ, arXiv:2507.07997)."""
+    kmeans_init: bool = True
+    """Start the codes as k-means centres of the first latents; false: at random."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> VQConfig:
+        if self.codebook is not None and self.update not in ("gradient", "index"):
+            raise ValueError(
+                f"a {self.codebook.kind} codebook cannot be moved by update '{self.update}'; "
+                f"set update: gradient (or index)"
+            )
+        if self.keep_length and not self.normalise:
+            raise ValueError("keep_length has a meaning only with normalise: true")
+        return self
+
+
+class VectorQuantizer(Quantizer):
+    """See the head of this file. Q = 1."""
+
+    def __init__(self, config: VQConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+        super().__init__(dim, [config.size])
+        self.config = config
+        code_dim = config.code_dim or dim
+        self.project_in = nn.Linear(dim, code_dim) if config.code_dim else None
+        self.project_out = nn.Linear(code_dim, dim) if config.code_dim else None
+        form = None
+        if config.codebook is not None:
+            form = FORMS[config.codebook.kind](config.codebook, config.size, code_dim, f"{where}.codebook")
+        self.codebook = Codebook(
+            config.size,
+            code_dim,
+            normalise=config.normalise and not config.keep_length,
+            learned=config.update in ("gradient", "index"),
+            decay=config.decay,
+            revive_below=config.revive_below,
+            kmeans_start=config.kmeans_init,
+            form=form,
+            step=1 - (1 - config.inner_rate) ** config.inner_steps if config.update == "alternating" else None,
+            blend=config.revive == "blend",
+        )
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize.
+
+        Losses: "commitment"; "codebook" where there are parameters to train; "entropy", "moments" where wanted.
+        """
+        flat, valid = x.detach().flatten(0, 1), None if mask is None else mask.flatten()
+        keys, entries = self._keys(flat), self.codebook.entries()
+        places = self._places(entries)
+        codes = nearest_code(keys, places.detach(), exact=not self.training)
+        if self.training:
+            self.codebook.collect(self._inner(flat) if self.config.keep_length else keys, codes, valid)
+        table = self._project_out(entries)
+        vectors = F.embedding(codes, table)
+        if self.project_in is not None and self.project_out is not None:
+            # Adds exactly 0, and leads the gradient straight through the choice of the code into the projection in.
+            keys = self._keys(flat, torch.float32)
+            vectors = vectors + (keys - keys.detach()) @ self.project_out.weight.float().T
+        if self.config.update == "index" and self.training:
+            soft = soft_choice(keys.float(), places, table.detach(), self.config.index_temperature)
+            vectors = vectors + (soft - soft.detach())  # again 0: the gradient of the choice among all codes
+        if valid is not None:
+            codes = codes.masked_fill(~valid, -1)
+            vectors = torch.where(valid[:, None], vectors, 0.0)
+        vectors = vectors.view_as(x)
+        losses = {"commitment": self.config.commitment * (x - vectors.detach()).square().mean(dim=-1)}
+        if self.codebook.learned or self.project_in is not None:
+            losses["codebook"] = (x.detach() - vectors).square().mean(dim=-1)
+            if self.config.codebook_weight != 1:
+                losses["codebook"] = self.config.codebook_weight * losses["codebook"]
+        if self.training:
+            losses |= {name: loss.view(x.shape[:2]) for name, loss in self._regularise(x, places, valid).items()}
+        return Parts(vectors, codes.view(*x.shape[:2], 1), losses)
+
+    def _regularise(self, x: Tensor, places: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+        """Losses [N] about the use of codes."""
+        wanted, losses = self.config.entropy, {}
+        if wanted is None and not self.config.moments:
+            return losses
+        keys = self._keys(x.flatten(0, 1), torch.float32)
+        if wanted is not None:
+            per_token, over_batch = code_entropies(keys, places, wanted.temperature, valid)
+            losses["entropy"] = wanted.sample * per_token - wanted.batch * over_batch
+        if self.config.moments:
+            losses["moments"] = (self.config.moments * moment_distance(keys, places, valid)).expand(len(keys))
+        return losses if valid is None else {name: torch.where(valid, loss, 0.0) for name, loss in losses.items()}
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, 1]."""
+        places = self._places(self.codebook.entries())
+        return nearest_code(self._keys(x.flatten(0, 1)), places).view(*x.shape[:2], 1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, 1] -> [B, M, D]."""
+        table = self._project_out(self.codebook.entries())
+        return torch.where(codes >= 0, F.embedding(codes[..., 0].clamp_min(0), table), 0.0)
+
+    def vectors(self) -> Tensor:
+        """[1, V, D]."""
+        return self._project_out(self.codebook.entries())[None]
+
+    def _project_out(self, entries: Tensor) -> Tensor:
+        """Code vectors [V, code_dim] -> [V, D]. Always the whole table: one shape, so the same bits every time."""
+        if self.project_out is None:
+            return entries
+        return F.linear(entries, self.project_out.weight.float(), self.project_out.bias.float())
+
+    def _places(self, entries: Tensor) -> Tensor:
+        """Code vectors [V, code_dim] -> where they are searched [V, code_dim]."""
+        return F.normalize(entries, dim=-1) if self.config.keep_length else entries
+
+    def _inner(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Latents [N, D] -> [N, code_dim]."""
+        return x if self.project_in is None else project(self.project_in, x, dtype)
+
+    def _keys(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Latents [N, D] -> where to look them up [N, code_dim], in float64: no rounding reaches the choice."""
+        x = self._inner(x, dtype)
+        return F.normalize(x.to(dtype or exact_dtype(x)), dim=-1) if self.config.normalise else x
+
+
+def soft_choice(x: Tensor, places: Tensor, table: Tensor, temperature: float) -> Tensor:
+    """softmax(-|x - place|^2 / temperature) over codes, times their vectors, a chunk of latents at a time.
+
+    x [N, d], places [V, d], table [V, D] -> [N, D]; [N, V] is never whole, in the backward pass neither.
+    """
+
+    def chunk(rows: Tensor, codes: Tensor, vectors: Tensor) -> Tensor:
+        return torch.softmax((2 * rows @ codes.T - codes.square().sum(dim=-1)) / temperature, dim=-1) @ vectors
+
+    found = [x.new_zeros(0, table.shape[1])]
+    for rows in x.split(max(1, PROBABILITIES // len(places))):
+        found.append(checkpoint(chunk, rows, places, table, use_reentrant=False))  # pyright: ignore[reportArgumentType]
+    return torch.cat(found)
+
+
+def project(layer: nn.Linear, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A linear layer in `dtype`, by default float64: what depends on the number of rows is then far below float32."""
+    dtype = dtype or exact_dtype(x)
+    return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))

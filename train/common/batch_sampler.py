@@ -1,0 +1,179 @@
+"""Which items are in which batch: a pure function of seed and step, alike in every process.
+
+Items form one endless stream, epoch after epoch, each epoch a permutation of all items that depends on (seed, epoch)
+alone. The stream is cut into pools of `pool_batches` batches; a pool is sorted by length, cut into batches of similar
+length, and the batches are shuffled:
+
+    stream   | epoch 0: 4 1 3 0 2 | epoch 1: 2 0 4 3 1 | ...
+    pools    [4 1 3 0] [2 2 0 4] [3 1 . .] ...             (batch 2, pool_batches 2)
+    batches  [0 3] [1 4], [2 4] [0 2], ...                 each pool sorted by length, then its batches shuffled
+
+A batch is cut into micro-batches of neighbours in length, and rank r takes micro-batches r, r + world, r + 2 world,
+...: the same micro-batches whatever the world size, so the loss does not depend on it either. A run that goes on with
+more processes than it has micro-batches cuts each into pieces (lm/ops/row_rng.py keeps their noise that of the whole).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from ...configs.schema import ConfigError
+
+Batch = TypeVar("Batch", np.ndarray, "list[np.ndarray]")
+"""Item numbers, or those of each packed row (train/lm/sequence_packing.py)."""
+
+
+@dataclass(frozen=True)
+class SamplerState:
+    """All there is to know to go on: two integers."""
+
+    seed: int
+    step: int
+
+
+class Sampler:
+    """Batches of item numbers.
+
+    Args:
+        lengths: [n] frames of each item.
+        batch: items of a global batch.
+        seed: order of the items.
+        pool_batches: batches sorted by length together; 1 means no sorting beyond a batch.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch: int, seed: int, pool_batches: int = 16):
+        if len(lengths) == 0:
+            raise ValueError("there are no items to train on")
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch
+        self.seed = seed
+        self.pool_batches = pool_batches
+        self._orders: dict[int, np.ndarray] = {}
+        self._pool: tuple[int, np.ndarray] | None = None
+
+    def batch(self, step: int) -> np.ndarray:
+        """Item numbers [batch] of a step, sorted by length."""
+        number, inside = divmod(step, self.pool_batches)
+        if self._pool is None or self._pool[0] != number:
+            self._pool = (number, self._make_pool(number))
+        return self._pool[1][inside]
+
+    def epoch(self, step: int) -> float:
+        """How often the items have been gone through before this step."""
+        return step * self.batch_size / len(self.lengths)
+
+    def _make_pool(self, number: int) -> np.ndarray:
+        size = self.pool_batches * self.batch_size
+        items = self.stream(number * size, size)
+        by_length = items[np.argsort(self.lengths[items], kind="stable")].reshape(self.pool_batches, self.batch_size)
+        return by_length[shuffled(self.pool_batches, self.seed, number, salt=1)]
+
+    def stream(self, start: int, count: int) -> np.ndarray:
+        """Items start .. start + count - 1 of the endless stream of epochs."""
+        num_items = len(self.lengths)
+        epochs, places = np.divmod(np.arange(start, start + count), num_items)
+        items = np.empty(count, dtype=np.int64)
+        orders = {}  # of the epochs in this span alone: the next span starts in the last of them
+        for epoch in np.unique(epochs).tolist():
+            orders[epoch] = (
+                self._orders[epoch] if epoch in self._orders else shuffled(num_items, self.seed, epoch, salt=0)
+            )
+            here = epochs == epoch
+            items[here] = orders[epoch][places[here]]
+        self._orders = orders
+        return items
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a global batch is cut for the processes."""
+
+    micro: int
+    """Items of a micro-batch, whose random numbers are drawn together."""
+    pieces: int
+    """Pieces of each micro-batch; a process takes one at a time. 1 unless there are too few micro-batches."""
+
+    @property
+    def size(self) -> int:
+        """Items of a piece."""
+        return self.micro // self.pieces
+
+
+@dataclass(frozen=True)
+class Piece(Generic[Batch]):
+    """What a process passes through the model at once."""
+
+    number: int
+    """Of the micro-batch within the global batch."""
+    items: Batch
+    """Item numbers [micro] of the whole micro-batch; packed rows likewise."""
+    rows: slice
+    """Those of the piece."""
+
+
+def pieces_of(items: Batch, cut: Cut, rank: int, world: int) -> list[Piece[Batch]]:
+    """The pieces of one rank, in order."""
+    found = []
+    for place, _ in micro_batches(items, cut.size, rank, world):
+        number, piece = divmod(place, cut.pieces)
+        whole = items[number * cut.micro : (number + 1) * cut.micro]
+        found.append(Piece(number, whole, slice(piece * cut.size, (piece + 1) * cut.size)))
+    return found
+
+
+def micro_batches(items: Batch, micro: int, rank: int, world: int) -> list[tuple[int, Batch]]:
+    """The micro-batches of one rank: (number within the global batch, item numbers [micro]); packed rows likewise."""
+    return [
+        (number, items[number * micro : (number + 1) * micro]) for number in range(rank, len(items) // micro, world)
+    ]
+
+
+def cut_batch(batch: int, micro: int, world: int) -> Cut:
+    """Keep micro-batches of `micro` items with any number of processes; ConfigError when they cannot share the batch.
+
+    For a run that goes on; `check_batch` says what a new one uses.
+    """
+    for pieces in range(1, micro + 1):
+        if micro % pieces == 0 and (batch // micro * pieces) % world == 0:
+            return Cut(micro, pieces)
+    raise ConfigError(
+        f"train.batch: {batch} items, in micro-batches of {micro} as this run was started, cannot be shared by {world} "
+        "processes; go on with another number of them"
+    )
+
+
+def check_batch(batch: int, micro_batch: int | None, world: int) -> int:
+    """Micro-batch size to use; ConfigError when the global batch cannot be shared out evenly."""
+    micro = micro_batch if micro_batch is not None else max(1, batch // world)
+    if batch % (micro * world):
+        raise ConfigError(
+            f"train.batch: {batch} items cannot be shared by {world} processes in micro-batches of {micro}; "
+            f"make train.batch a multiple of {micro * world}"
+        )
+    return micro
+
+
+def mix(*words: int) -> int:
+    """A 63-bit number that depends on all words (splitmix64 over them in turn); all seeds in training are made so."""
+    state = 0
+    for word in words:
+        state = (state + (word & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+_MASK = (1 << 64) - 1
+
+
+def shuffled(count: int, seed: int, number: int, salt: int) -> np.ndarray:
+    """A permutation of 0 .. count - 1: sort by hash. Unlike a library's shuffle it stays the same in every version."""
+    hashes = np.arange(count, dtype=np.uint64) + np.uint64(mix(seed, number, salt))
+    hashes *= np.uint64(0x9E3779B97F4A7C15)  # wraps around, as meant
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(hashes ^ (hashes >> np.uint64(31)), kind="stable")

@@ -1,0 +1,291 @@
+"""Checkpoints that a kill at any moment leaves whole or absent, and that are checked before they are read.
+
+    steps/.step-00000200.tmp/   the files are written here                               1
+    manifest.json               SHA-256 and size of every file, all fsynced      2
+    steps/step-00000200/        the folder renamed                                       3
+    COMMITTED                   SHA-256 of the manifest; only now the checkpoint exists   4
+    older checkpoints           removed, COMMITTED first                                  5
+
+Resuming takes the newest checkpoint whose marker, manifest and files all agree. The first process writes everything:
+what the others hold is collected before, so that a full disk is found where nobody waits for anybody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...configs.files import NO_ROOM, NoRoom, error_number, fsync_dir, read_json, sha256_file, write_atomic, write_json
+from ...configs.folder_lock import remove_leftovers
+from ...configs.printable import say
+from ..distributed.process_group import World
+
+MANIFEST, MARKER = "manifest.json", "COMMITTED"
+
+_STEP, _STAGE = re.compile(r"step-\d{8,}"), re.compile(r"\.step-\d{8,}\.tmp")
+
+ALLOWED_GLOBALS = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
+"""What DeepSpeed's own files (of earlier versions) hold beyond tensors and plain data; anything else in a pickle is
+refused unread."""
+
+
+Loss = Callable[[Path], float | None]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`/step-N.
+
+    Args:
+        folder: made when missing.
+        world: the processes that save and load together.
+        keep_last: committed checkpoints to keep, at least 1.
+        keep_best: those with the lowest loss are kept as well, so many.
+        loss: of a checkpoint; None where it has none.
+    """
+
+    def __init__(self, folder: Path, world: World, keep_last: int, keep_best: int = 0, loss: Loss = lambda _: None):
+        self.folder = folder
+        self.world = world
+        self.keep_last, self.keep_best, self.loss = keep_last, keep_best, loss
+
+    def save(self, step: int, write: Callable[[Path], Any], num_bytes: int = 0) -> Path:
+        """Save a checkpoint; all processes call this.
+
+        Args:
+            step: finished steps.
+            write: writes into the folder it is given; the first process calls it, alone, so that a failure leaves
+                nobody waiting.
+            num_bytes: about how much `write` writes, for the message when there is no room.
+        Returns:
+            The committed folder. A good checkpoint of the same step is kept as it is.
+        Raises:
+            NoRoom: in every process, when the disk is full. OSError, ProcessLost: another reason. Older checkpoints are
+                untouched, and nothing of this one is left.
+        """
+        final = self.folder / f"step-{step:08}"
+        stage = self.folder / f".{final.name}.tmp"
+        if self.world.share(self.world.is_first and not why_unusable(final)):
+            return final
+        self.world.together(
+            lambda: self._save_alone(step, stage, final, write, num_bytes) if self.world.is_first else None
+        )
+        return final
+
+    def _save_alone(self, step: int, stage: Path, final: Path, write: Callable[[Path], Any], num_bytes: int) -> None:
+        try:
+            self._open_stage(stage)
+            write(stage)
+            self._commit(stage, final, step)
+        except Exception as error:
+            for path in (stage, *([] if (final / MARKER).exists() else [final])):
+                shutil.rmtree(path, ignore_errors=True)
+            number = error_number(error)
+            if number not in NO_ROOM:
+                raise
+            free = shutil.disk_usage(next(path for path in (self.folder, *self.folder.parents) if path.exists())).free
+            needed = f" it needs about {num_bytes:,} bytes and" if num_bytes else ""
+            raise NoRoom(
+                number,
+                f"no room for a checkpoint,{needed} {free:,} bytes are free; earlier checkpoints are intact, make room "
+                "and go on with --resume",
+                str(self.folder),
+            ) from None
+
+    def clean(self) -> None:
+        """Remove what kills have left behind: stages, and checkpoints never committed or half removed.
+
+        Only for the process that has the run's folder locked: another one may be writing them.
+        """
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.iterdir()):
+            if path.is_symlink() or not path.is_dir():
+                continue
+            if _STAGE.fullmatch(path.name):
+                shutil.rmtree(path)
+            elif _STEP.fullmatch(path.name) and not (path / MARKER).exists():
+                say(f"note: {path} was never finished or is half removed; it is removed")
+                shutil.rmtree(path)
+            elif _STEP.fullmatch(path.name):
+                remove_leftovers(path)
+        remove_leftovers(self.folder)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole, alike in every process; None when there is none at all.
+
+        Raises:
+            ValueError: there are committed checkpoints, and every one of them is damaged.
+        """
+        return self.world.share(
+            self.world.together(self._find) if self.world.is_first else self.world.together(lambda: None)
+        )
+
+    def committed(self) -> list[Path]:
+        """The folders that were finished, oldest first; whether their bytes are right is not looked at."""
+        return [path for path in self._steps() if (path / MARKER).exists()]
+
+    def best(self, count: int = 1) -> list[Path]:
+        """The committed checkpoints with the lowest loss, lowest first; the earlier of two that are equal."""
+        losses = [(loss, path) for path in self.committed() if (loss := self.loss(path)) is not None]
+        return [path for _, path in sorted(losses)[:count]]
+
+    def is_best(self, loss: float) -> bool:
+        """Whether a checkpoint with this loss would be kept for it; alike in every process, all of them call this."""
+        best = self.best(self.keep_best) if self.world.is_first else []
+        losses = [found for path in best if (found := self.loss(path)) is not None]
+        return self.world.share(len(losses) < self.keep_best or any(loss < found for found in losses))
+
+    def _find(self) -> Path | None:
+        damaged = []
+        for found in reversed(self._steps()):
+            reason = why_unusable(found)
+            if reason is None:
+                return found
+            say(f"warning: {found} is passed over: {reason}")
+            if (found / MARKER).exists():
+                damaged.append(found)
+        if damaged:
+            raise ValueError(
+                f"{self.folder}: every checkpoint is damaged ({', '.join(path.name for path in damaged)}); "
+                "start again with another --out"
+            )
+        return None
+
+    def _steps(self) -> list[Path]:
+        """Folders of checkpoints, oldest first; a folder of another name (`step-00000200-copy`) is somebody else's."""
+        found = [path for path in self.folder.glob("step-*") if _STEP.fullmatch(path.name) and not path.is_symlink()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def _open_stage(self, stage: Path) -> None:
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+
+    def _commit(self, stage: Path, final: Path, step: int) -> None:
+        files = _files(stage)
+        entries = {name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for name, path in files.items()}
+        for path in files.values():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        for folder in {path.parent for path in files.values()}:
+            fsync_dir(folder)
+        write_json(stage / MANIFEST, {"format": 1, "step": step, "processes": self.world.size, "files": entries})
+        if final.exists():
+            remove(final)  # never committed, or damaged
+        os.replace(stage, final)
+        fsync_dir(self.folder)
+        write_atomic(final / MARKER, sha256_file(final / MANIFEST).encode())
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove what is neither among the newest `keep_last` nor among the best, and what kills have left behind."""
+        committed = self.committed()
+        left_behind = [path for path in self._steps() if path not in committed]
+        best = self.best(self.keep_best)
+        old = [path for path in committed[: -self.keep_last] if path not in best]
+        stages = [path for path in self.folder.glob(".step-*.tmp") if _STAGE.fullmatch(path.name)]
+        for path in [*old, *left_behind, *stages]:
+            remove(path)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; its marker goes first, so that half of it is never taken for a whole."""
+    marker = folder / MARKER
+    if marker.exists():
+        marker.unlink()
+        fsync_dir(folder)
+    shutil.rmtree(folder)
+
+
+def why_unusable(folder: Path) -> str | None:
+    """None for a committed checkpoint whose every byte is as it was written, otherwise what is wrong with it."""
+    if not (folder / MARKER).is_file():
+        return "it was never finished (no COMMITTED marker)"
+    try:
+        manifest = (folder / MANIFEST).read_bytes()
+        if hashlib.sha256(manifest).hexdigest() != (folder / MARKER).read_text(errors="replace"):
+            return f"{MANIFEST} is not the one that was committed"
+        entries = read_json(folder / MANIFEST)["files"]
+        found = _files(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return " ".join(str(error).split())
+    wrong = sorted((entries.keys() ^ found.keys()) - {MANIFEST, MARKER})
+    if wrong:
+        return f"{wrong[0]} is {'missing' if wrong[0] in entries else 'not in the manifest'}"
+    for name, entry in entries.items():
+        if found[name].stat().st_size != entry["bytes"] or sha256_file(found[name]) != entry["sha256"]:
+            return f"{name} is damaged"
+    return None
+
+
+def check_pickles(folder: Path) -> None:
+    """Raise ValueError unless every file below `folder` but safetensors and JSON is a torch file free of foreign code.
+
+    Nothing is unpickled: the opcodes of each pickle are walked, and every name they would import must be on torch's own
+    list of harmless ones or in ALLOWED_GLOBALS.
+    """
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    for name, path in _files(folder).items():
+        if path.suffix in (".json", ".safetensors") or name in (MARKER,):
+            continue
+        try:
+            foreign = sorted(set(get_unsafe_globals_in_checkpoint(str(path))) - ALLOWED_GLOBALS)
+        except Exception as error:  # any complaint of the parser is a reason not to load
+            raise ValueError(
+                f"{path}: no torch file that can be checked, it was not loaded ({' '.join(str(error).split())[:200]})"
+            ) from None
+        if foreign:
+            raise ValueError(
+                f"{path}: loading it would run {foreign[0]}; it was not loaded, and does not come from a run of tessera"
+            )
+
+
+@contextmanager
+def restricted_loads(allowed: Sequence[type]) -> Iterator[None]:
+    """Within it every torch.load builds tensors, plain data and `allowed` types only, whatever its caller asks for.
+
+    DeepSpeed asks for anything (weights_only=False). Raises ValueError that names the file for anything else in it.
+    """
+    import torch
+
+    load = torch.load
+
+    def load_restricted(file: Any, map_location: Any = None, *ignored: Any, **options: Any) -> Any:
+        try:
+            return load(file, map_location, mmap=options.get("mmap"), weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{file}: holds more than tensors and plain data; it was not loaded, and does not come from a run of "
+                f"tessera ({reason})"
+            ) from None
+
+    torch.load = load_restricted
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            yield
+    finally:
+        torch.load = load
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All files below a folder by relative name; ValueError on links and other oddities."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path.relative_to(folder)} is a link or no regular file")
+        if path.is_file():
+            found[path.relative_to(folder).as_posix()] = path
+    return found

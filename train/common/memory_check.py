@@ -1,0 +1,56 @@
+"""Whether a run fits into memory, asked before anything is allocated. All numbers are lower bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ...configs.memory import check_memory, is_out_of_memory
+from ...tokenize.quantizers.vector_file import without_files
+
+STATES = 4
+"""Numbers kept for each weight: itself, its gradient and two averages of AdamW."""
+
+
+def count_numbers(make: Callable[[], nn.Module], what: str) -> int:
+    """Numbers that training keeps of a network that `make` makes, found without allocating it.
+
+    Raises ValueError, which begins with `what`, where a part is beyond all memory. 0 where it cannot be said: some
+    quantizers look at their values when they are made.
+    """
+    state = torch.get_rng_state()
+    try:
+        with torch.device("meta"), without_files():
+            net = make()
+    except (NotImplementedError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise ValueError(f"{what}: one of its tensors is larger than any memory; choose smaller sizes") from None
+        return 0
+    finally:
+        torch.set_rng_state(state)
+    return sum(STATES * one.numel() for one in net.parameters()) + sum(one.numel() for one in net.buffers())
+
+
+def check_weights_fit(numbers: int, what: str, device: torch.device) -> None:
+    """Raise ValueError, which begins with `what`, where so many numbers (see `count_numbers`) do not fit."""
+    check_memory(
+        4 * numbers, f"{what}: training {numbers / STATES / 1e6:.0f} M weights", "choose smaller sizes", device
+    )
+
+
+def check_batch_fits(micro: int, frames: float, hidden: int, outputs: float, half: bool, device: torch.device) -> None:
+    """Raise ValueError where what a forward pass keeps for the backward pass does not fit.
+
+    Args:
+        micro: items of one forward pass.
+        frames: of an item.
+        hidden: numbers in the hidden states of a frame: width times layers. Each layer keeps its input, queries, keys,
+            values, and at least as much of its feed-forward.
+        outputs: numbers that a frame is read from, or predicted.
+        half: bfloat16.
+    """
+    size = micro * frames * (6 * hidden * (2 if half else 4) + 4 * outputs)
+    advice = "choose fewer; train.micro_batch cuts a batch of train.batch items"
+    check_memory(size, f"train.micro_batch: {micro} items at a time", advice, device)

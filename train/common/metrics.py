@@ -1,0 +1,160 @@
+"""What a run reports: metrics.jsonl (one object a line), TensorBoard where installed, a progress bar on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ...configs.files import NO_ROOM, NoRoom, write_atomic
+from ...configs.json_limits import LINE, parse_json
+from .event_file import EventFile
+
+
+class Metrics:
+    """Append-only metrics of one run.
+
+    A line is {"step": n, "split": "train" | "test", "loss": ..., "loss_per_codebook": [...], ...}; `step` counts
+    finished steps. A next-scale model has "loss_per_scale". Lines beyond `step` (a run that was killed after its last
+    checkpoint) are removed on opening, for they will be written again.
+
+    Args:
+        folder: the run's folder.
+        step: finished steps so far.
+    """
+
+    def __init__(self, folder: Path, step: int = 0):
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            kept = [
+                line
+                for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+                if _step_of(line) <= step
+            ]
+            write_atomic(self.path, "".join(f"{line}\n" for line in kept).encode())
+        with _naming(self.path):
+            self._file = open(self.path, "ab", buffering=0)  # closed by close()
+        self._board = _open_board(folder / "tensorboard", step)
+
+    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Add one line; numbers that are not finite become null. NoRoom: the disk is full."""
+        line = {"step": step, "split": split, **{name: _plain(value) for name, value in values.items()}}
+        with _naming(self.path):
+            self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
+        if self._board is not None:
+            numbers = {
+                f"{split}/{name}" + ("" if suffix is None else f"/{suffix}"): number
+                for name, value in values.items()
+                for suffix, number in (enumerate(value) if isinstance(value, list) else [(None, value)])
+                if isinstance(number, int | float)
+            }
+            with _naming(self._board.path):
+                self._board.add(numbers, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Progress:
+    """A progress bar where stderr is a terminal, now and then a line where it is not."""
+
+    def __init__(self, steps: int, done: int, show: bool = True):
+        self.steps = steps
+        self.show = show
+        self.bar = tqdm(
+            total=steps, initial=done, unit="step", dynamic_ncols=True, file=sys.stderr, disable=None if show else True
+        )
+
+    def advance(self) -> None:
+        """One step is finished."""
+        self.bar.update()
+
+    def report(
+        self, step: int, loss: float, per_codebook: list[float], tokens_per_second: float, seconds_left: float
+    ) -> None:
+        """Show the latest numbers of a language model."""
+        losses = " ".join(f"{value:.2f}" for value in per_codebook)
+        self.show_text(step, f"loss {loss:.3f} [{losses}] {tokens_per_second:,.0f} tokens/s", seconds_left)
+
+    def show_text(self, step: int, text: str, seconds_left: float) -> None:
+        """Show a line of numbers."""
+        if not self.bar.disable:
+            self.bar.set_postfix_str(text)
+        elif self.show:
+            print(f"step {step}/{self.steps}  {text}  {duration(seconds_left)} left", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.show:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """ "1:02:03" or "2:03"; "?" when unknown."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """All lines of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
+    return [parse_json(line, "metrics.jsonl", LINE) for line in lines if _step_of(line) < math.inf]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(parse_json(line, "metrics.jsonl", LINE)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _open_board(folder: Path, step: int) -> EventFile | None:
+    try:
+        with _naming(folder):
+            return EventFile(folder, step)
+    except ImportError:  # an extra; metrics.jsonl holds the same numbers
+        print(
+            "note: no TensorBoard files, the package tensorboard is not installed (pip install tensorboard)",
+            file=sys.stderr,
+        )
+        return None
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system say which file could not be written, and what to do where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
+        raise NoRoom(
+            error.errno,
+            f"no room to write this file ({error.strerror}), {free:,} bytes are free; the checkpoints are intact, make "
+            "room and go on with --resume",
+            str(path),
+        ) from None

@@ -1,0 +1,76 @@
+"""A discriminator of sound with convolutions of their own for each band of a complex spectrum, at several resolutions.
+
+Source: complex multi-resolution, multi-band discriminator of the Descript Audio Codec, arXiv:2306.06546, section 3.3.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from ...configs.schema import Config, LayerCount
+from .multi_scale_stft import compressed_spectrum
+
+
+class BandsJudgeConfig(Config):
+    """One network for each window."""
+
+    kind: Literal["bands"] = "bands"
+    windows: tuple[PositiveInt, ...] = (2048, 1024, 512)
+    """Samples of each network's spectrum."""
+    edges: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+    """Where bands begin and end, as shares of the spectrum."""
+    channels: PositiveInt = 32
+    layers: LayerCount = 5
+    """Of each band; all but the first and the last halve the frequencies."""
+
+    @model_validator(mode="after")
+    def _edges_rise(self) -> BandsJudgeConfig:
+        if self.edges[:1] != (0.0,) or self.edges[-1:] != (1.0,) or any(a >= b for a, b in pairwise(self.edges)):
+            raise ValueError(f"edges must rise from 0.0 to 1.0, found {list(self.edges)}")
+        return self
+
+
+class BandsJudge(nn.Module):
+    """Judges one resolution."""
+
+    window: Tensor
+
+    def __init__(self, window: int, edges: tuple[float, ...], channels: int, layers: int):
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(window), persistent=False)
+        bins = window // 2 + 1
+        self.bands = [(int(a * bins), max(int(b * bins), int(a * bins) + 1)) for a, b in pairwise(edges)]
+        self.stacks = nn.ModuleList()
+        for _ in self.bands:
+            stack = nn.ModuleList()
+            for layer in range(layers):
+                stride = (1, 2) if 0 < layer < layers - 1 else (1, 1)
+                inputs = channels if layer else 2
+                stack.append(weight_norm(nn.Conv2d(inputs, channels, (3, 9), stride=stride, padding=(1, 4))))
+            self.stacks.append(stack)
+        self.last = weight_norm(nn.Conv2d(channels, 1, (3, 3), padding=1))
+
+    def forward(self, media: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Samples [B, N] -> a map of scores [B, 1, ...] (high: real) and the features of each layer and band."""
+        spectrum = compressed_spectrum(media, self.window)
+        features, ends = [], []
+        for (low, high), stack in zip(self.bands, self.stacks, strict=True):
+            h = spectrum[..., low:high]
+            assert isinstance(stack, nn.ModuleList)
+            for layer in stack:
+                h = F.leaky_relu(layer(h), 0.1)
+                features.append(h)
+            ends.append(h)
+        return self.last(torch.cat(ends, dim=-1)), features
+
+
+def make_bands_judges(config: BandsJudgeConfig, channels: int) -> list[nn.Module]:
+    """The networks of a config."""
+    return [BandsJudge(window, config.edges, config.channels, config.layers) for window in config.windows]

@@ -1,0 +1,129 @@
+"""Discriminators ("judges") of a tokenizer's reconstructions: the table of kinds, and their game with the tokenizer.
+
+All losses are given for each item [B]; the loss of a batch is their mean. A kind is one file with networks that turn
+media into a map of scores (high: real) and a list of features, and one line in `JUDGES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...configs.schema import Config
+from ..distributed.process_group import World
+from ..lm.objective import Trainable
+from .multi_band import BandsJudgeConfig, make_bands_judges
+from .multi_period import PeriodJudgeConfig, make_period_judges
+from .multi_scale_stft import STFTJudgeConfig, make_stft_judges
+from .patch import PatchJudgeConfig, make_patch_judges
+
+JudgeConfig = Annotated[
+    STFTJudgeConfig | PeriodJudgeConfig | BandsJudgeConfig | PatchJudgeConfig, Field(discriminator="kind")
+]
+
+JUDGES = {
+    "stft": (make_stft_judges, "audio"),
+    "period": (make_period_judges, "audio"),
+    "bands": (make_bands_judges, "audio"),
+    "patch": (make_patch_judges, "picture"),
+}
+"""Kind -> maker of its networks, and the media they judge."""
+
+LECAM_DECAY = 0.999
+
+
+class JudgesConfig(Config):
+    """The networks that judge, and when and how."""
+
+    nets: tuple[JudgeConfig, ...] = Field(min_length=1)
+    loss: Literal["hinge", "non_saturating", "least_squares"] = "hinge"
+    """See GAMES."""
+    lecam: NonNegativeFloat = 0.0
+    """Weight of the regulariser that keeps scores of one side near the average of the other (arXiv:2104.03310)."""
+    first_step: NonNegativeInt = 0
+    """Step of the run at which they come in."""
+    every: PositiveInt = 1
+    """Judge every so many steps; it costs more than everything else together."""
+    seconds: PositiveFloat = 0.5
+    """Length of the excerpt of sound they look at."""
+    lr: PositiveFloat | None = None
+    """Peak learning rate of their own; null: that of the tokenizer."""
+
+
+GAMES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "hinge": (lambda real: F.relu(1 - real), lambda fake: F.relu(1 + fake), lambda fake: F.relu(1 - fake)),
+    "non_saturating": (lambda real: F.softplus(-real), F.softplus, lambda fake: F.softplus(-fake)),
+    "least_squares": (lambda real: (1 - real).square(), torch.square, lambda fake: (1 - fake).square()),
+}
+"""Loss -> what judges minimise on real and on fake scores, and what the tokenizer minimises on fake ones. Hinge as in
+EnCodec; non-saturating, arXiv:1406.2661; least squares, arXiv:1611.04076."""
+
+
+class Judges(Trainable):
+    """All networks of a config.
+
+    Args:
+        channels: of the media.
+    """
+
+    averages: Tensor
+
+    def __init__(self, config: JudgesConfig, channels: int = 1):
+        super().__init__()
+        self.config = config
+        self.nets = nn.ModuleList(net for each in config.nets for net in JUDGES[each.kind][0](each, channels))
+        # Mean scores of real and of fake media, for LeCam.
+        self.register_buffer("averages", torch.zeros(2, len(self.nets)))
+        self._seen: Tensor | None = None
+
+    @property
+    def body(self) -> nn.Module:
+        """Itself."""
+        return self
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """What the judges minimise, [B]; `fake` is detached here. Media [B, ...]."""
+        on_real, on_fake, _ = GAMES[self.config.loss]
+        terms, means = [], []
+        for number, net in enumerate(self.nets):
+            scores, _ = net(torch.cat([real, fake.detach()]))
+            real_scores, fake_scores = scores.float().flatten(1).chunk(2)
+            terms.append(on_real(real_scores).mean(1) + on_fake(fake_scores).mean(1))
+            if self.config.lecam:
+                average_real, average_fake = self.averages[:, number]
+                above = F.relu(real_scores - average_fake).square().mean(1)
+                below = F.relu(average_real - fake_scores).square().mean(1)
+                terms[-1] = terms[-1] + self.config.lecam * (above + below)
+            means.append(torch.stack([real_scores.detach().mean(1), fake_scores.detach().mean(1)]).sum(1))
+        seen = torch.cat([torch.stack(means, 1).flatten(), real.new_full((1,), len(real))])
+        self._seen = seen if self._seen is None else self._seen + seen
+        return torch.stack(terms).mean(0)
+
+    def fool(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """What the tokenizer minimises: the adversarial term, and the relative distance of features, both [B]."""
+        wish = GAMES[self.config.loss][2]
+        adversarial, distances = [], []
+        for net in self.nets:
+            with torch.no_grad():
+                _, wanted = net(real)
+            scores, found = net(fake)
+            adversarial.append(wish(scores.float()).flatten(1).mean(1))
+            distances += [
+                (a.float() - b.float()).abs().flatten(1).mean(1) / b.float().abs().flatten(1).mean(1).clamp_min(1e-3)
+                for a, b in zip(found, wanted, strict=True)
+            ]
+        return torch.stack(adversarial).mean(0), torch.stack(distances).mean(0)
+
+    @torch.no_grad()
+    def update(self, world: World) -> None:
+        """Move the averages of scores by those of all processes since the last call."""
+        seen = torch.zeros(self.averages.numel() + 1, device=self.averages.device) if self._seen is None else self._seen
+        *_, count = seen = world.add(seen)
+        if bool(seen.isfinite().all()) and float(count) > 0:
+            self.averages.lerp_((seen[:-1] / count).view_as(self.averages), 1 - LECAM_DECAY)
+        self._seen = None

@@ -1,0 +1,185 @@
+"""The processes of one run: who am I, what do the others have, and decisions taken by all of them alike.
+
+Without a launcher a run is one process and none of this touches torch.distributed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ...configs.files import NO_ROOM, NoRoom
+from ...configs.schema import ConfigError
+
+RENDEZVOUS = "TESSERA_RENDEZVOUS"
+"""Environment variable: file:// address where the processes of `--nproc` meet."""
+
+T = TypeVar("T")
+
+_left: list[Any] = []
+"""Groups that were left. The end of a gloo group waits for its threads, and they may want Python's lock to let go of
+the last collective. Where DistributedDataParallel is the last to hold the group, it ends it with the lock held, and
+waits forever; the end of a reference from Python gives the lock away."""
+
+
+class TrainingFailed(RuntimeError):
+    """The run cannot go on; the message says what happened and what is left."""
+
+
+class ProcessLost(TrainingFailed):
+    """Another process of the run has failed or is gone."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank and size of this run, and the device of this process."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """True in the process that writes logs, metrics and samples."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+    def add(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all processes, in place; returns it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def share(self, value: Any) -> Any:
+        """The value that rank 0 holds (plain data), in every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action` everywhere; if it fails anywhere all processes raise, so none waits for one that is gone.
+
+        Args:
+            action: not collective: where it fails in one process, the others must come to its end.
+        Raises:
+            What `action` raises; where another process failed NoRoom or ValueError as there, otherwise ProcessLost.
+        """
+        failure, result = None, None
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+        if self.size > 1:
+            notes: list[Any] = [None] * self.size
+            dist.all_gather_object(notes, None if failure is None else _note(failure))
+            first = next(((rank, note) for rank, note in enumerate(notes) if note), None)
+            if failure is None and first is not None:
+                failure = _as_noted(*first)
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[return-value]
+
+
+ONE_PROCESS = World(0, 1, torch.device("cpu"))
+"""A process alone."""
+
+
+def join_world(device: str = "auto", *, always: bool = False) -> World:
+    """Meet the other processes of this run, as the launcher's environment names them.
+
+    Args:
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        always: make a process group even for one process (DeepSpeed needs one).
+    Understands the variables of `tessera train --nproc`, `deepspeed` and `torchrun`: RANK, WORLD_SIZE, LOCAL_RANK, and
+    MASTER_ADDR and MASTER_PORT or TESSERA_RENDEZVOUS.
+    Raises:
+        ConfigError: CUDA asked for and not there, or more processes than GPUs.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; set device=auto or device=cpu")
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if use_cuda and local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this machine has no GPU, torch sees {torch.cuda.device_count()}; "
+            "start fewer processes"
+        )
+    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(where)
+    if (size > 1 or always) and not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if use_cuda else "gloo",
+            init_method=os.environ.get(RENDEZVOUS, "env://") if size > 1 else None,
+            # Alone there is nobody to meet: no port, no file.
+            store=None if size > 1 else dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(minutes=30),
+        )
+    return World(rank, size, where)
+
+
+@contextmanager
+def run_in(world: World) -> Iterator[None]:
+    """The body of a run: at its end the group is left.
+
+    A process that fails leaves nothing behind that waits for the others: it ends, which ends them too. They see a
+    broken connection instead of an answer, and raise ProcessLost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size > 1 and _is_broken_connection(error):
+            time.sleep(1)  # the process that failed ends first, and its exit code is the run's
+            raise ProcessLost(
+                f"process {world.rank} lost the connection to another one, whose message says why; checkpoints are "
+                "intact, go on with --resume"
+            ) from None
+        raise
+    leave_world(world)
+
+
+def _is_broken_connection(error: RuntimeError) -> bool:
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        words in said for words in ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo")
+    )
+
+
+def _note(error: Exception) -> tuple[str, int | None, str, str | None]:
+    """What other processes need to know of an error: its kind, and its number, text and file where the system's."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return "room", error.errno, str(error.strerror), str(error.filename)
+    return "value" if isinstance(error, ValueError) else "other", None, f"{type(error).__name__}: {error}", None
+
+
+def _as_noted(rank: int, note: tuple[str, int | None, str, str | None]) -> Exception:
+    kind, number, text, file = note
+    if kind == "room":
+        return NoRoom(number, text, file)
+    said = f"another process failed, rank {rank}: {text}"
+    return ValueError(said) if kind == "value" else ProcessLost(said)
+
+
+def leave_world(world: World) -> None:
+    """End the group of several processes. A group of one is kept: DeepSpeed cannot make a second in one process."""
+    if world.size > 1 and dist.is_initialized():
+        _left.append(dist.group.WORLD)
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""Engines: one optimizer step, by torch or by DeepSpeed."""

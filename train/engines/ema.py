@@ -1,0 +1,66 @@
+"""Moving average of the weights: what is evaluated, sampled and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...configs.files import read_safetensors, write_safetensors
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class WeightAverage(Generic[M]):
+    """A copy of the model in float32 whose weights follow those in training.
+
+    ema <- d ema + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is soon
+    forgotten. With decay 0 the copy holds the weights themselves, taken over when `refresh` is called.
+
+    Args:
+        model: a model of its own (not the one in training), changed in place.
+        decay: 0 <= decay < 1.
+    """
+
+    def __init__(self, model: M, decay: float):
+        self.model: M = model.eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """Follow the weights after an optimizer step; nothing to do with decay 0."""
+        if self.decay == 0:
+            return
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, average in self.model.named_parameters():
+            average.lerp_(weights[name].to(average.dtype), 1 - decay)
+        self.updates += 1
+
+    @torch.no_grad()
+    def refresh(self, weights: Mapping[str, Tensor]) -> None:
+        """With decay 0, or before the first update, take the weights as they are."""
+        assert self.updates == 0, "the average would be lost"
+        for name, average in self.model.named_parameters():
+            average.copy_(weights[name])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of what `save` writes; 0 with decay 0, which is not saved."""
+        return 4 * sum(parameter.numel() for parameter in self.model.parameters()) if self.decay else 0
+
+    def save(self, folder: Path) -> None:
+        """Write ema.safetensors."""
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.model.named_parameters()}
+        write_safetensors(folder / "ema.safetensors", tensors, {"updates": str(self.updates)})
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        tensors, metadata = read_safetensors(folder / "ema.safetensors")
+        self.updates = int(metadata["updates"])
+        for name, average in self.model.named_parameters():
+            average.copy_(tensors[name])

@@ -1,0 +1,207 @@
+"""The engine: what turns losses into weights. Four methods, told apart by `engine.kind`; here in plain torch.
+
+A bad step (a loss or gradient that is not finite, in any process) leaves the weights and the optimizer untouched in all
+of them: a bad loss makes its gradients NaN, the gradients are summed over the processes, so every process sees the same
+NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..distributed.process_group import World
+from ..lm.objective import Trainable
+from .lr_schedule import learning_rate
+from .state_files import MOMENTS, EngineState
+
+
+class OptimizerSettings(Protocol):
+    """What an engine reads of a config; see the fields of lm_config.TrainSettings."""
+
+    @property
+    def steps(self) -> int | None: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def min_lr_ratio(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def clip(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What an optimizer step did."""
+
+    grad_norm: float
+    """Norm of the gradient of the whole batch before clipping; not finite when the step was skipped."""
+    lr: float
+    skipped: bool
+    """True when the step was bad: nothing was changed."""
+
+
+class Engine(Protocol):
+    """Forward through `model` (called as the objective), backward for each micro-batch, then step."""
+
+    model: Callable[..., Any]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch's share of the loss (see Objective)."""
+        ...
+
+    def step(self) -> StepInfo:
+        """One optimizer step on the sum of the gradients of all micro-batches and processes."""
+        ...
+
+    def collect(self) -> EngineState | None:
+        """The state to save, in the first process, until the next step; all processes call it, others get None."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read a state that any engine saved, with any number of processes; all processes call it."""
+        ...
+
+    def weights(self, exact: bool = False) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """The body's weights by name, whole in every process while open; exact: the float32 ones of the optimizer."""
+        ...
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups: matrices with weight decay, vectors (norms, biases, null conditions) without."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.dim() >= 2]
+    vectors = [parameter for parameter in trained if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def poison_bad(loss: Tensor) -> Tensor:
+    """The loss; where it is not finite a NaN, whose gradients are NaN too (those of an infinite one can be finite)."""
+    # a factor, for through `where` itself the NaN of the branch not taken would reach the gradient
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+
+
+class TorchEngine:
+    """AdamW on float32 weights; several processes through DistributedDataParallel.
+
+    Args:
+        objective: on its device already.
+        settings: `train` of the config.
+        micro_steps: calls of `backward` before each `step` in this process.
+        may_skip_parts: whether a step may leave some weights without a gradient.
+    """
+
+    def __init__(
+        self,
+        objective: Trainable,
+        settings: OptimizerSettings,
+        world: World,
+        micro_steps: int,
+        may_skip_parts: bool = False,
+    ):
+        self.objective = objective
+        self.settings = settings
+        self.world = world
+        self.micro_steps = micro_steps
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(objective, settings.weight_decay),
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,  # weights and moments go through the processor once instead of six times
+        )
+        self.steps = 0
+        self._parallel = None
+        if world.size > 1:
+            self._parallel = DistributedDataParallel(
+                objective,
+                device_ids=[world.device] if world.device.type == "cuda" else None,
+                find_unused_parameters=may_skip_parts,
+            )
+        self.model = self._parallel or objective
+        self._begin()
+
+    def _begin(self) -> None:
+        self._done = 0
+        self._sync_on_next()
+
+    def _sync_on_next(self) -> None:
+        if self._parallel is not None:  # what its no_sync() sets: exchange gradients in the last micro-batch alone
+            self._parallel.require_backward_grad_sync = self._done + 1 == self.micro_steps
+
+    def backward(self, loss: Tensor) -> None:
+        """See Engine."""
+        # DDP averages over the processes, the shares are to be added
+        poison_bad(loss * self.world.size).backward()
+        self._done += 1
+        self._sync_on_next()
+
+    def step(self) -> StepInfo:
+        """See Engine."""
+        assert self._done == self.micro_steps, f"{self._done} of {self.micro_steps} micro-batches before a step"
+        settings = self.settings
+        lr = learning_rate(
+            self.steps,
+            peak=settings.lr,
+            steps=settings.steps or 0,
+            warmup_steps=settings.warmup_steps,
+            min_ratio=settings.min_lr_ratio,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip or torch.inf))
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        self._begin()
+        return StepInfo(norm, lr, skipped)
+
+    @contextmanager
+    def weights(self, exact: bool = False) -> Iterator[Mapping[str, Tensor]]:
+        """See Engine."""
+        yield dict(self.objective.body.named_parameters())
+
+    def collect(self) -> EngineState | None:
+        """See Engine; the tensors are those in use."""
+        if not self.world.is_first:
+            return None
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.objective.body.named_parameters()}
+        moments = {
+            f"{names[parameter]}.{key}": value
+            for parameter, values in self.optimizer.state.items()
+            for key, value in values.items()
+        }
+        return EngineState("torch", self.steps, {name: value for value, name in names.items()}, moments)
+
+    def load(self, folder: Path) -> None:
+        """See Engine."""
+        state = EngineState.load(folder)
+        self.steps = state.steps
+        device = self.world.device
+        with torch.no_grad():
+            for name, parameter in self.objective.body.named_parameters():
+                parameter.copy_(state.weights[name])
+                if not parameter.requires_grad or f"{name}.step" not in state.moments:
+                    continue
+                self.optimizer.state[parameter] = {
+                    "step": state.moments[f"{name}.step"].to(device, copy=True),
+                    **{key: state.moments[f"{name}.{key}"].to(device) for key in MOMENTS},
+                }

@@ -1,0 +1,1 @@
+"""Evaluation of tokenizers: reconstruction, code usage, stability, speed."""

@@ -1,0 +1,89 @@
+"""How fast a tokenizer is and how much memory it takes, one item at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...tokenize.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One item at a time on `device`, after a warm-up."""
+
+    unit: str
+    """"seconds of sound per second" (times real time) or "pictures per second"."""
+    encode: float
+    decode: float
+    device: str
+    threads: int
+    encode_peak_mb: float | None
+    """Memory above what was in use before, for the largest item; None where the system does not tell (see note)."""
+    decode_peak_mb: float | None
+    note: str = ""
+
+
+class Stopwatch:
+    """Seconds over several pieces of work, those of the device included."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, 0.0
+
+    @contextmanager
+    def running(self):
+        """Add the time of what is inside."""
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - started
+
+
+def peak_memory(device: torch.device, work: Callable[[], object]) -> float | None:
+    """Megabytes that work takes at most, above what is in use; None where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    if not _reset_peak():
+        return None
+    before = _status("VmRSS")
+    work()
+    return max(0.0, (_status("VmHWM") - before) / 1000)
+
+
+def largest_item_peaks(tokenizer: Tokenizer, item: Tensor) -> tuple[float | None, float | None, str]:
+    """Peaks of encoding an item and of decoding its codes, and why they are missing where they are."""
+    codes = tokenizer.encode(item[None]).codes
+    encode = peak_memory(tokenizer.device, lambda: tokenizer.encode(item[None]))
+    decode = peak_memory(tokenizer.device, lambda: tokenizer.decode(codes))
+    note = "" if encode is not None else "memory not measured: only Linux (/proc) and CUDA tell the peak"
+    return encode, decode, note
+
+
+def _reset_peak() -> bool:
+    """Linux: hand free memory back, and let the highest resident size begin anew at the present one."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else work fits into what earlier work left behind, and seems free
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def _status(name: str) -> float:
+    """A line of /proc/self/status, kB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return float(line.split()[1])
+    raise OSError(f"/proc/self/status has no {name}")

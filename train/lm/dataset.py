@@ -1,0 +1,195 @@
+"""Rows of shards as batches for the LM."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...lm.clustering.clustering import Clustering
+from ...lm.conditioning.registry import ConditionBatch
+from ...tokenize.data.shard_writer import Shards
+from ...tokenize.text_tokenizer import TextTokenizer, prepare_text
+from .reference_prompts import Prompts, PromptSource
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of equal length after padding."""
+
+    codes: Tensor
+    """[B, K, T] long, 0 beyond a row's length."""
+    lengths: Tensor | None
+    """[B] frames; None where every row has T."""
+    conditions: ConditionBatch
+
+    def rows(self, index: slice) -> Batch:
+        """The chosen rows, padded as they are."""
+        lengths = None if self.lengths is None else self.lengths[index]
+        return Batch(self.codes[index], lengths, self.conditions.rows(index))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        lengths = None if self.lengths is None else self.lengths.to(device, non_blocking=True)
+        return Batch(self.codes.to(device, non_blocking=True), lengths, self.conditions.to(device))
+
+
+class Items:
+    """The items of a shards folder that are used, with labels numbered as in training and text as ids.
+
+    Args:
+        shards: opened shards.
+        labels: label names of the model in order, None when it has no label condition.
+        text: the model's text tokenizer, None when it has no text condition.
+        max_frames: leave out longer items.
+        clustering: hand out the coarse labels of the codes.
+        prompts: where prompts of codes come from, None when the model has no condition of codes.
+        missing: what to do about items without the label or text that the model is conditioned on: "refuse" or "skip".
+    Raises:
+        ValueError: a label the model does not know, no items, or items of which something is missing; names them.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        labels: Sequence[str] | None,
+        text: TextTokenizer | None,
+        max_frames: int | None = None,
+        clustering: Clustering | None = None,
+        prompts: PromptSource | None = None,
+        missing: str = "refuse",
+    ):
+        self.shards = shards
+        self.clustering = clustering
+        self.text = text
+        all_lengths = np.asarray(shards.lengths)
+        used = np.arange(len(all_lengths)) if max_frames is None else np.flatnonzero(all_lengths <= max_frames)
+        self.left_out = len(all_lengths) - len(used)
+        if not len(used):
+            raise ValueError(
+                f"data.max_frames: no item has at most {max_frames} frames, the shortest has {all_lengths.min()}"
+            )
+        lacking = find_missing(shards, used, labels is not None, text)
+        if lacking and (missing == "refuse" or len(lacking) == len(used)):
+            raise ValueError(describe_missing(shards, lacking, len(used)))
+        used = used[~np.isin(used, list(lacking))]
+        self.skipped = len(lacking)
+        """Items without what the model is conditioned on, which are left out as well."""
+        self.numbers = used
+        self.lengths = all_lengths[used]
+        self.prompts = None
+        if prompts is not None:
+            self.prompts = Prompts(prompts, self.lengths, shards.labels[used], str(shards.folder))
+        self._label_ids: list[int] | None = None
+        if labels is not None:
+            unknown = sorted(set(shards.label_names) - set(labels))
+            if unknown:
+                raise ValueError(
+                    f"label '{unknown[0]}' does not occur in the training shards; known: {', '.join(labels)}"
+                )
+            place = {name: number for number, name in enumerate(labels)}
+            self._label_ids = [place[name] for name in shards.label_names]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def prompt(self, row: int, draw: int) -> Tensor | None:
+        """Codes [K, L] of an item's prompt; None: it has none."""
+        found = None if self.prompts is None else self.prompts.choose(int(row), draw)
+        if found is None:
+            return None
+        codes = self.shards.item(int(self.numbers[found.item])).codes[:, found.start : found.stop]
+        return codes if self.clustering is None else self.clustering.coarse(codes[None])[0]
+
+    def batch(self, rows: Sequence[int] | np.ndarray, draw: int = 0) -> Batch:
+        """Items by number (0 .. len - 1) as one batch, padded to the longest of them.
+
+        Args:
+            draw: which of their possible prompts they are given (reference_prompts.py).
+        """
+        items = [self.shards.item(int(self.numbers[row])) for row in rows]
+        lengths = torch.tensor([item.codes.shape[1] for item in items])
+        codes = torch.zeros(len(items), items[0].codes.shape[0], int(lengths.max()), dtype=torch.long)
+        for row, item in zip(codes, items, strict=True):
+            row[:, : item.codes.shape[1]] = item.codes
+        if self.clustering is not None:
+            codes = self.clustering.coarse(codes)
+        label = text = text_lengths = None
+        if self._label_ids is not None:
+            label = torch.tensor([self._label_ids[item.label] for item in items if item.label is not None])
+        if self.text is not None:
+            ids = [self.text.encode(item.text) for item in items if item.text]
+            text_lengths = torch.tensor([len(line) for line in ids])
+            text = torch.zeros(len(ids), int(text_lengths.max()), dtype=torch.long)
+            for row, line in zip(text, ids, strict=True):
+                row[: len(line)] = torch.tensor(line)
+        told = ConditionBatch(label=label, text=text, text_lengths=text_lengths)
+        if self.prompts is not None:
+            found = [self.prompt(row, draw) for row in rows]
+            sizes = torch.tensor([0 if prompt is None else prompt.shape[1] for prompt in found])
+            prompts = codes.new_zeros(len(found), codes.shape[1], max(1, int(sizes.max())))
+            for place, prompt in zip(prompts, found, strict=True):
+                if prompt is not None:
+                    place[:, : prompt.shape[1]] = prompt
+            told = replace(told, codes=prompts, codes_lengths=sizes)
+        equal = bool((lengths == lengths[0]).all())
+        return Batch(codes, None if equal else lengths, told)
+
+
+def find_missing(shards: Shards, used: np.ndarray, label: bool, text: TextTokenizer | None) -> dict[int, str]:
+    """Items among `used` that lack what a model is conditioned on: number -> what is wrong with it.
+
+    Args:
+        label: whether it has a label condition. text: its text tokenizer, None where it reads none.
+    """
+    found: dict[int, str] = {}
+    texts = shards.texts()
+    for number in used.tolist():
+        if label and shards.labels[number] < 0:
+            found[number] = "no label"
+        elif text is not None and not texts[number]:
+            found[number] = "no text"
+        elif text is not None:
+            try:
+                prepare_text(texts[number] or "", text.config)
+            except ValueError as error:
+                found[number] = str(error)
+    return found
+
+
+def describe_missing(shards: Shards, lacking: dict[int, str], used: int) -> str:
+    """One line that names the first of the items that lack something."""
+    named = "; ".join(f"'{shards.index.ids[number]}': {why}" for number, why in list(lacking.items())[:3])
+    more = f"; and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    advice = "" if len(lacking) == used else ", or leave them out by data.missing=skip"
+    return (
+        f"{shards.folder}: {len(lacking)} of {used} items lack what the model is conditioned on ({named}{more}); add "
+        f"it to the corpus and build the shards again{advice}"
+    )
+
+
+def data_fingerprint(items: Items) -> str:
+    """Tells one set of training items from another: SHA-256 over the shards' files and which items are used."""
+    files = [file.sha256 for file in items.shards.index.files]
+    digest = hashlib.sha256(" ".join([items.shards.index.build, *files]).encode())
+    digest.update(np.ascontiguousarray(items.numbers, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def told_fingerprint(items: Items) -> str:
+    """Tells what a model is told of its items apart: SHA-256 over labels, texts and the text tokenizer."""
+    shards = items.shards
+    digest = hashlib.sha256(json.dumps([shards.label_names, shards.index.labels, shards.index.texts]).encode())
+    digest.update(getattr(items.text, "model", b""))
+    return digest.hexdigest()
+
+
+def batches_by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """All items in batches of neighbours in length, for evaluation."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]

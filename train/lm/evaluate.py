@@ -1,0 +1,30 @@
+"""Loss of a model on held-out items."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...lm.models.registry import AnyLM
+from ..distributed.process_group import World
+from .dataset import Items, batches_by_length
+from .objective import Objective
+
+
+@torch.no_grad()
+def evaluate_loss(lm: AnyLM, items: Items, batch: int, world: World, dtype: str = "float32") -> Tensor:
+    """Mean loss of all items, each process taking its share of the batches; all processes call this.
+
+    Args:
+        lm: in eval mode. batch: items at a time. dtype: as `train.dtype`.
+    Returns:
+        [K] float64 on the CPU, nats per loss term of each part (lm.loss_parts).
+    """
+    objective = Objective(lm, dtype)
+    sums_and_counts = torch.zeros(2, len(lm.loss_parts.shares), dtype=torch.float64, device=world.device)
+    for rows in batches_by_length(items.lengths, batch)[world.rank :: world.size]:
+        found = items.batch(rows).to(world.device)
+        _, sums, counts = objective(found.codes, found.lengths, found.conditions)
+        sums_and_counts += torch.stack([sums, counts.double()])
+    sums, counts = world.add(sums_and_counts).cpu()
+    return sums / counts

@@ -1,0 +1,106 @@
+"""The model card: what a finished model was made of, by which command, and how well it does."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ... import __version__
+from ...tokenize.bundled import PACKAGE
+from .config import TrainConfig
+from .setup import Parts
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the checkout this runs from, with "-dirty" when files differ; None for an installed package."""
+    root = PACKAGE
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
+    ).stdout.strip()
+
+
+def model_card(
+    config: TrainConfig,
+    parts: Parts,
+    *,
+    command: str,
+    step: int,
+    losses: dict[str, dict[str, Any]],
+    parameters: int,
+    part: str = "codebook",
+) -> str:
+    """README.md of the model directory, Markdown.
+
+    Args:
+        losses: by split ("train", "test"): {"step", "loss", "loss_per_codebook"}, as last measured.
+        part: what the loss is reported for, "codebook" or "scale".
+    """
+    items, spec = parts.items, parts.spec
+    steps = f"{step} steps" if step == config.train.steps else f"{step} of {config.train.steps} steps"
+    rows = [
+        f"| {split} | {found['loss']:.4f} | {_numbers(found[f'loss_per_{part}'])} | {found['step']} |"
+        for split, found in losses.items()
+    ]
+    lines = [
+        f"# {config.name}",
+        "",
+        f"A token language model made by Tessera {__version__} (commit {git_commit() or 'unknown'}): "
+        f"{parameters:,} parameters, "
+        f"{spec.num_codebooks} codebooks of {', '.join(map(str, spec.cardinalities))} codes, {steps}.",
+        "",
+        "## Data",
+        "",
+        f"- Training shards `{config.data.shards}`: {len(items)} items, {int(items.lengths.sum())} frames"
+        + (
+            f" ({items.left_out} items longer than {config.data.max_frames} frames were left out)."
+            if items.left_out
+            else "."
+        ),
+        *(
+            [f"- Test shards `{config.data.test}`: {len(parts.test)} items, {int(parts.test.lengths.sum())} frames."]
+            if parts.test
+            else []
+        ),
+        *([f"- Labels: {', '.join(parts.labels)}."] if parts.labels else []),
+        f"- Tokenizer `{spec.name}`, fingerprint {spec.fingerprint}.",
+        "",
+        "## Losses",
+        "",
+        "Cross-entropy in nats per code. Train: the last batch, with dropout; test: all items"
+        + (", with the moving average of the weights." if config.train.ema else "."),
+        "",
+        f"| split | mean | each {part} | step |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        "## How it was made",
+        "",
+        "```",
+        command or "train_lm(config, out)",
+        "```",
+        "",
+        "```yaml",
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).strip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)

@@ -1,0 +1,50 @@
+"""Samples generated while training. Generation itself is not known here: whoever starts a run passes a callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ...lm.checkpoints.model_directory import LoadedModel
+from .dataset import Items
+from .setup import Parts
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What the callable is given; it writes what it likes into `folder`."""
+
+    model: LoadedModel
+    folder: Path
+    labels: list[str] | None
+    """Labels to generate, None for a model without a label condition."""
+    texts: list[str] | None
+    """Texts to generate, None for a model without a text condition."""
+    voices: list[Tensor] | None
+    """Codes [K, L] of prompts to follow, None for a model without the condition, or where no item has one."""
+    count: int
+    """Samples; as many as there are labels or texts."""
+    seed: int
+
+
+Sample = Callable[[SampleRequest], None]
+
+
+def make_request(model: LoadedModel, parts: Parts, folder: Path, count: int, seed: int) -> SampleRequest:
+    """Ask for all labels in turn, and for the texts of the first test items (where there are none: training items)."""
+    labels = [model.labels[number % len(model.labels)] for number in range(count)] if model.labels else None
+    texts = _texts(parts.test or parts.items, count) if model.text is not None else None
+    voices = [found for row in range(count) if (found := _prompt(parts.test or parts.items, row)) is not None]
+    return SampleRequest(model, folder, labels, texts, voices if len(voices) == count else None, count, seed)
+
+
+def _prompt(items: Items, row: int) -> Tensor | None:
+    """The prompt of the item whose text is said."""
+    return items.prompt(row % len(items), 0)
+
+
+def _texts(items: Items, count: int) -> list[str]:
+    return [str(items.shards.texts()[int(items.numbers[row % len(items)])]) for row in range(count)]

@@ -1,0 +1,162 @@
+"""What a run is made of besides its weights: shards, tokenizer, text ids, labels, and a model built to fit them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...configs.schema import ConfigError
+from ...lm.checkpoints.model_directory import LoadedModel, load_model
+from ...lm.clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
+from ...lm.generation_config import GenerationDefaults
+from ...lm.models.causal import LMConfig, TokenLM
+from ...lm.models.coarse_to_fine import CoarseToFine
+from ...lm.models.masked import MaskedLM
+from ...lm.models.registry import make_lm
+from ...tokenize.data.shard_writer import Shards
+from ...tokenize.spec import AudioGeometry, TokenSpec, check_same_tokenizer
+from ...tokenize.text_tokenizer import (
+    MODEL_FILE,
+    ByteTextConfig,
+    SentencePieceConfig,
+    SentencePieceText,
+    TextTokenizer,
+    load_text,
+    make_text,
+)
+from ...tokenize.tokenizer import Tokenizer, load_tokenizer
+from ..common.batch_sampler import mix
+from ..distributed.process_group import World
+from .config import TrainConfig
+from .dataset import Items
+from .reference_prompts import PromptSource
+from .text_statistics import text_limits, text_made_of, with_limits
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Opened and checked against each other."""
+
+    lm_config: LMConfig
+    """As in the file, with the sizes that depend on the data filled in and a preset arrangement written out."""
+    spec: TokenSpec
+    tokenizer: Tokenizer
+    text: TextTokenizer | None
+    labels: list[str]
+    """Label names in the order of their ids; empty without a label condition."""
+    items: Items
+    test: Items | None
+    clustering: Clustering | None
+    """Of the coarse labels, where there are such."""
+    coarse: LoadedModel | None
+    """The finished model of the coarse labels, for a refiner to be joined with."""
+    limits: GenerationDefaults
+    """Of the texts that the model has learned: how long they are, where it says them and ends by itself, and what they
+    are made of."""
+
+    def make_lm(self, seed: int) -> TokenLM:
+        """A model with random weights, alike in every process."""
+        torch.manual_seed(mix(seed, 0))
+        vectors = self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
+        return make_lm(self.lm_config, self.spec, vectors, self.clustering, self.tokenizer.quantizer)
+
+    def loaded(self, lm: TokenLM, defaults: GenerationDefaults) -> LoadedModel:
+        """The model that generates: lm, or a refiner joined with the model of its labels."""
+        defaults = with_limits(defaults, self.limits)
+        if self.coarse is None or not isinstance(lm, MaskedLM):
+            return LoadedModel(lm, self.tokenizer, self.text, self.labels, defaults)
+        first = self.coarse
+        assert isinstance(first.lm, TokenLM)
+        both = CoarseToFine(first.lm.to(lm.device), lm).eval()
+        return LoadedModel(both, self.tokenizer, first.text, first.labels, defaults)
+
+
+def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
+    """Open what a config names; the text tokenizer is the one in out/text, or trained on the shards' texts.
+
+    Nothing is written.
+
+    Raises:
+        FileNotFoundError: no shards or tokenizer there.
+        ValueError: shards of another tokenizer, labels or texts that the conditions need and the data lack.
+    """
+    tokenizer = load_tokenizer(config.tokenizer)
+    clustering = None if config.clusters is None else load_clustering(config.clusters)
+    shards = Shards(config.data.shards)
+    check_same_tokenizer(shards.spec, tokenizer.spec, f"data.shards {config.data.shards}")
+    labelled = None
+    if clustering is not None:
+        clustering.check(tokenizer.spec)
+        if config.lm.kind == "causal":
+            tokenizer, labelled = ClusteredTokenizer(tokenizer, clustering), clustering
+    label_config = next((condition for condition in config.lm.conditions if condition.kind == "label"), None)
+    text_config = next((condition for condition in config.lm.conditions if condition.kind == "text"), None)
+    labels = list(shards.label_names)
+    text = _open_text(text_config.text, shards, out / "text", world) if text_config is not None else None
+    if label_config is not None and not labels:
+        raise ConfigError(
+            f"lm.conditions: label: the shards {config.data.shards} have no labels; "
+            "leave the condition out or add labels to the corpus"
+        )
+    try:
+        lm_config = config.lm.filled(classes=len(labels) or None, vocab_size=text.vocab_size if text else None)
+        lm_config = lm_config.explicit(shards.spec.num_codebooks)
+    except ConfigError as error:
+        raise ConfigError(f"lm.{error} (data.shards {config.data.shards})") from None
+    known = labels if label_config is not None else None
+    prompts = _prompts(config)
+    items = Items(shards, known, text, config.data.max_frames, labelled, prompts, config.data.missing)
+    test = None
+    if config.data.test is not None:
+        test_shards = Shards(config.data.test)
+        check_same_tokenizer(test_shards.spec, shards.spec, f"data.test {config.data.test}")
+        test = Items(test_shards, known, text, config.data.max_frames, labelled, prompts, config.data.missing)
+    coarse = None
+    if config.export.coarse_model is not None:
+        coarse = _open_coarse(config.export.coarse_model, clustering, text, known)
+    speaks = isinstance(shards.spec.geometry, AudioGeometry) and lm_config.variable_length
+    limits = text_limits(items, text) if text is not None and speaks else GenerationDefaults()
+    limits = limits if text is None else with_limits(limits, text_made_of(items, text))
+    if coarse is not None:
+        limits = coarse.defaults
+    labels = labels if known else []
+    return Parts(lm_config, tokenizer.spec, tokenizer, text, labels, items, test, clustering, coarse, limits)
+
+
+def _prompts(config: TrainConfig) -> PromptSource | None:
+    longest = next((condition.max_frames for condition in config.lm.conditions if condition.kind == "codes"), None)
+    if config.data.prompt is None or longest is None:
+        return None
+    return PromptSource(config.data.prompt, longest, config.seed)
+
+
+def _open_coarse(
+    folder: str, clustering: Clustering | None, text: TextTokenizer | None, labels: list[str] | None
+) -> LoadedModel:
+    """The model of the coarse labels, for a refiner whose conditions (None: it has no such) are numbered alike."""
+    where = f"export.coarse_model {folder}"
+    loaded = load_model(folder)
+    if clustering is None or not isinstance(loaded.tokenizer, ClusteredTokenizer):
+        raise ConfigError(f"{where}: not a model of coarse labels; train one with `clusters` and an lm of kind causal")
+    check_same_tokenizer(loaded.spec, clustering.spec, where)
+    if labels is not None and loaded.labels != labels:
+        raise ConfigError(f"{where}: its labels are {loaded.labels[:5]} ..., those of the shards {labels[:5]} ...")
+    if text is not None and vars(loaded.text).get("model") != vars(text).get("model"):
+        raise ConfigError(f"{where}: its text tokenizer is another one; train both stages on the same shards")
+    return loaded
+
+
+def _open_text(
+    config: ByteTextConfig | SentencePieceConfig, shards: Shards, folder: Path, world: World
+) -> TextTokenizer:
+    """The text tokenizer in `folder`; where it is not there yet one made by the first process, which is not written."""
+    if world.share((folder / MODEL_FILE).is_file()) or config.kind == "bytes":
+        return load_text(folder, config)
+
+    def make() -> bytes | None:
+        made = make_text(config, (text for text in shards.texts() if text)) if world.is_first else None
+        return made.model if isinstance(made, SentencePieceText) else None
+
+    return SentencePieceText(config, world.share(world.together(make)), str(folder))

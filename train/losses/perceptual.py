@@ -1,0 +1,44 @@
+"""Perceptual distance: how far apart a frozen teacher finds the reconstruction and the original.
+
+In every layer the features of a place are brought to length 1, and the squared length of their difference is averaged
+over places; layers count alike. Source: LPIPS, arXiv:1801.03924, equation 1, with all channel weights 1.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import OutputTerm, OutputView, TermConfig, TermContext
+from .teachers import TeacherConfig, make_teacher
+
+
+class PerceptualConfig(TermConfig):
+    """Distance in a teacher's features."""
+
+    kind: Literal["perceptual"] = "perceptual"
+    teacher: TeacherConfig
+
+
+class PerceptualTerm(OutputTerm):
+    """See the head of this file."""
+
+    def __init__(self, config: PerceptualConfig, context: TermContext, where: str):
+        self.teacher = make_teacher(config.teacher, context.geometry, context.teachers, f"{where}.teacher")
+
+    def __call__(self, view: OutputView) -> Tensor:
+        """See OutputTerm."""
+        self.teacher.to(view.found.device)
+        with torch.no_grad():
+            wanted = self.teacher.layers(view.wanted)
+        found = self.teacher.layers(view.found)
+        return torch.stack([layer_distance(a, b) for a, b in zip(found, wanted, strict=True)]).mean(0)
+
+
+def layer_distance(found: Tensor, wanted: Tensor) -> Tensor:
+    """Features [B, C, *places] -> [B]."""
+    a, b = (F.normalize(x.float(), dim=1, eps=1e-6) for x in (found, wanted))
+    return (a - b).square().sum(1).flatten(1).mean(1)

@@ -1,0 +1,82 @@
+"""Proxy codes: the tokens of a picture must tell the codes that another tokenizer gives it.
+
+    tokens ──► memory                 one query a code of the other tokenizer ──► cross-attention ──► cross-entropy
+
+Codes are easier to tell than pixels, so the encoder and its codebook come first; a later stage, with both frozen,
+teaches the decoder to give pixels. Source: TiTok's two stages, arXiv:2406.07550, section 3.3. There the head stays, in
+front of the other tokenizer's own decoder; here it is left behind.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...configs.schema import ConfigError, LayerCount
+from .base import InnerTerm, InnerView, TermConfig, TermContext, check_levels
+from .distillation import Levels
+from .teachers import load_teacher
+
+
+class ProxyCodesConfig(TermConfig):
+    """Whose codes, and what tells them."""
+
+    kind: Literal["codes"] = "codes"
+    tokenizer: str
+    """Folder of the other tokenizer, frozen, of pictures of the same size."""
+    levels: Levels = "all"
+    width: PositiveInt = 128
+    heads: LayerCount = 4
+    blocks: LayerCount = 2
+    """Transformer blocks."""
+
+
+class ProxyCodesTerm(InnerTerm):
+    """See the head of this file. Nats per code."""
+
+    def __init__(self, config: ProxyCodesConfig, context: TermContext, where: str):
+        super().__init__()
+        check_levels(config.levels, context.num_codebooks, where)
+        if config.width % config.heads:
+            raise ConfigError(f"{where}.heads: width {config.width} is not a multiple of {config.heads} heads")
+        self.config = config
+        other = load_teacher(config.tokenizer, context.geometry, f"{where}.tokenizer")
+        # In a list: it is frozen, and no part of what is trained, averaged and saved.
+        self._other = [other]
+        self.sizes = list(other.spec.cardinalities)
+        self.read = nn.Linear(context.latent_dim, config.width)
+        count = other.encode(torch.zeros(1, context.geometry.channels, *_size(context))).codes.shape[2]
+        self.places = nn.Parameter(0.02 * torch.randn(count, config.width))
+        self.blocks = nn.ModuleList(
+            nn.TransformerDecoderLayer(
+                config.width, config.heads, 4 * config.width, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(config.blocks)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.guess = nn.Linear(config.width, sum(self.sizes))
+
+    def forward(self, view: InnerView) -> Tensor:
+        """See InnerTerm."""
+        (other,) = self._other
+        wanted = other.to(view.latents.device).encode(view.batch.media).codes.to(view.latents.device)
+        memory = self.read(view.values(self.config.levels))
+        h = self.places.to(memory.dtype).expand(len(memory), -1, -1)
+        for block in self.blocks:
+            h = block(h, memory)
+        guesses = self.guess(self.norm(h)).float().split(self.sizes, dim=-1)
+        losses = [
+            F.cross_entropy(guess.transpose(1, 2), codes, reduction="none").mean(1)
+            for guess, codes in zip(guesses, wanted.unbind(1), strict=True)
+        ]
+        return torch.stack(losses).mean(0)
+
+
+def _size(context: TermContext) -> tuple[int, int]:
+    geometry = context.geometry
+    assert geometry.kind == "picture"
+    return geometry.height, geometry.width

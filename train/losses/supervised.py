@@ -1,0 +1,157 @@
+"""Supervised heads on chosen levels: what the codes must still tell. Heads are trained along and then left behind.
+
+    ctc        characters of the transcript, each token one guess (CosyVoice, GLM-4-Voice: tokens from recognition)
+    caption    characters of the transcript one after another, reading the tokens by cross-attention (QDAC)
+    label      the item's label, from the mean over the tokens
+
+Recognition needs the whole item: an excerpt that leaves something out counts for nothing there, so give
+`train.crop_seconds` the length of most items. Sources: CTC, doi:10.1145/1143844.1143891; CosyVoice, arXiv:2407.05407.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...configs.schema import ConfigError, LayerCount, LayerCountOrNone
+from ...tokenize.layers.convnext import ConvNeXtStack
+from .base import InnerTerm, InnerView, TermConfig, TermContext, check_levels, mean_over
+from .distillation import Levels
+
+
+class CTCConfig(TermConfig):
+    """Recognition, one guess a token."""
+
+    kind: Literal["ctc"] = "ctc"
+    levels: Levels = (0,)
+    width: PositiveInt = 128
+    blocks: LayerCountOrNone = 2
+    """ConvNeXt blocks before the guess."""
+
+
+class CaptionConfig(TermConfig):
+    """Recognition, character by character."""
+
+    kind: Literal["caption"] = "caption"
+    levels: Levels = (0,)
+    width: PositiveInt = 128
+    heads: LayerCount = 4
+    blocks: LayerCount = 2
+    """Transformer blocks."""
+    max_characters: PositiveInt = 256
+    """Longer transcripts count for nothing."""
+
+
+class LabelHeadConfig(TermConfig):
+    """Classification."""
+
+    kind: Literal["label"] = "label"
+    levels: Levels = (0,)
+
+
+class CTCTerm(InnerTerm):
+    """See CTCConfig. Nats per character."""
+
+    def __init__(self, config: CTCConfig, context: TermContext, where: str):
+        super().__init__()
+        check_text(config.levels, context, where)
+        self.config, self.alphabet = config, context.alphabet
+        outputs = 1 + len(context.alphabet)  # 0 is the blank
+        self.head = ConvNeXtStack(context.latent_dim, config.width, outputs, config.blocks, 5, causal=False)
+
+    def forward(self, view: InnerView) -> Tensor:
+        """See InnerTerm."""
+        values, mask = view.values(self.config.levels), view.mask
+        chances = self.head(values, mask).float().log_softmax(-1)
+        ids, lengths = spell(view, self.alphabet)
+        losses = F.ctc_loss(
+            chances.transpose(0, 1), ids + 1, mask.sum(1), lengths, reduction="none", zero_infinity=True
+        )
+        # A text that does not fit into so few tokens is impossible, and left out by zero_infinity.
+        return torch.where(lengths > 0, losses / lengths.clamp_min(1), 0.0)
+
+
+class CaptionTerm(InnerTerm):
+    """See CaptionConfig. Nats per character; the end is one of them."""
+
+    def __init__(self, config: CaptionConfig, context: TermContext, where: str):
+        super().__init__()
+        check_text(config.levels, context, where)
+        if config.width % config.heads:
+            raise ConfigError(f"{where}.heads: width {config.width} is not a multiple of {config.heads} heads")
+        self.config, self.alphabet = config, context.alphabet
+        self.end = len(context.alphabet)  # also stands at the beginning
+        self.read = nn.Linear(context.latent_dim, config.width)
+        self.characters = nn.Embedding(len(context.alphabet) + 1, config.width)
+        self.places = nn.Parameter(0.02 * torch.randn(config.max_characters + 1, config.width))
+        self.blocks = nn.ModuleList(
+            nn.TransformerDecoderLayer(
+                config.width, config.heads, 4 * config.width, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(config.blocks)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.guess = nn.Linear(config.width, len(context.alphabet) + 1)
+
+    def forward(self, view: InnerView) -> Tensor:
+        """See InnerTerm."""
+        memory, mask = self.read(view.values(self.config.levels)), view.mask
+        ids, lengths = spell(view, self.alphabet)
+        lengths = torch.where(lengths > self.config.max_characters, 0, lengths)
+        longest = int(lengths.max())
+        ids = F.pad(ids[:, :longest], (0, 1), value=self.end)
+        ids = torch.where(torch.arange(longest + 1, device=ids.device) < lengths[:, None], ids, self.end)
+        h = self.characters(F.pad(ids[:, :-1], (1, 0), value=self.end)) + self.places[: longest + 1]
+        ahead = torch.ones(longest + 1, longest + 1, dtype=torch.bool, device=ids.device).triu(1)
+        for block in self.blocks:
+            h = block(h, memory, tgt_mask=ahead, memory_key_padding_mask=~mask)
+        logits = self.guess(self.norm(h)).float()
+        losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
+        counted = torch.arange(longest + 1, device=ids.device) <= lengths[:, None]
+        return mean_over(losses, counted & (lengths > 0)[:, None])
+
+
+class LabelTerm(InnerTerm):
+    """See LabelHeadConfig. Nats per item; an item without a label counts for nothing."""
+
+    def __init__(self, config: LabelHeadConfig, context: TermContext, where: str):
+        super().__init__()
+        check_levels(config.levels, context.num_codebooks, where)
+        if not context.labels:
+            raise ConfigError(f"{where}.kind: 'label' needs labels, and the corpus in data has none")
+        self.config = config
+        self.guess = nn.Linear(context.latent_dim, len(context.labels))
+
+    def forward(self, view: InnerView) -> Tensor:
+        """See InnerTerm."""
+        values, inside = view.values(self.config.levels), view.mask[..., None]
+        mean = (values * inside).sum(1) / inside.sum(1).clamp_min(1)
+        labels = view.batch.labels
+        losses = F.cross_entropy(self.guess(mean).float(), labels.clamp_min(0), reduction="none")
+        return torch.where(labels >= 0, losses, 0.0)
+
+
+def check_text(levels: str | tuple[int, ...], context: TermContext, where: str) -> None:
+    """Raise ConfigError where a corpus has no transcripts, or a level does not exist."""
+    check_levels(levels, context.num_codebooks, where)
+    if not context.alphabet:
+        raise ConfigError(f"{where}.kind: recognition needs transcripts, and the corpus in data has none")
+
+
+def spell(view: InnerView, alphabet: str) -> tuple[Tensor, Tensor]:
+    """Numbers of the characters of the transcripts, [B, longest] long, and their lengths [B]; 0 for an item that has no
+    transcript or of which the excerpt is only a part."""
+    number = {character: place for place, character in enumerate(alphabet)}
+    batch, device = view.batch, view.latents.device
+    rows = [
+        [number[character] for character in text or ""] if whole else []
+        for text, whole in zip(batch.texts, batch.whole.tolist(), strict=True)
+    ]
+    ids = torch.zeros(len(rows), max(1, *map(len, rows)), dtype=torch.long)
+    for row, found in zip(ids, rows, strict=True):
+        row[: len(found)] = torch.tensor(found, dtype=torch.long)
+    return ids.to(device), torch.tensor([len(row) for row in rows], device=device)

@@ -1,0 +1,303 @@
+"""Teachers of a tokenizer: frozen features of media, to be compared (perceptual.py) or imitated (distillation.py).
+
+A kind is a config, a module with `layers(media) -> features`, and one line in `TEACHERS`. Features are [B, C, *places]:
+[B, C, T] of sound, [B, C, h, w] of pictures, with as many places as the teacher likes. Sound of several channels is
+mixed down for them. Gradients reach the media, never the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...configs.schema import Config, ConfigError
+from ...tokenize.spec import AudioGeometry, PictureGeometry
+from ...tokenize.tokenizer import Tokenizer, load_tokenizer
+from .codec_forward import encode_latents
+from .stft import magnitudes, mel_filters
+
+Geometry = AudioGeometry | PictureGeometry
+
+
+class TokenizerTeacherConfig(Config):
+    """The encoder of a frozen Tessera tokenizer."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    path: str
+    """Its folder."""
+    layers: tuple[str, ...] = ()
+    """Parts of its encoder whose outputs are features, in order, as names with wildcards ("blocks.*"); none: the
+    latents alone."""
+    channels_last: bool = True
+    """Where the channels of parts with results of three axes are: [B, T, C], or [B, C, T]."""
+
+
+class MelTeacherConfig(Config):
+    """Logarithms of mel bands; needs no download."""
+
+    kind: Literal["mel"] = "mel"
+    window: PositiveInt = 1024
+    """Samples; frames are a quarter of it apart."""
+    bands: PositiveInt = 80
+
+
+class CepstrumTeacherConfig(Config):
+    """Mel-frequency cepstral coefficients (MFCC)."""
+
+    kind: Literal["mfcc"] = "mfcc"
+    window: PositiveInt = 1024
+    bands: PositiveInt = 80
+    coefficients: PositiveInt = 20
+
+
+class GradientTeacherConfig(Config):
+    """Histograms of the directions of brightness gradients in square cells (HOG, doi:10.1109/CVPR.2005.177)."""
+
+    kind: Literal["hog"] = "hog"
+    cell: PositiveInt = 8
+    """Pixels of a cell's side."""
+    directions: PositiveInt = 9
+
+
+class ModuleTeacherConfig(Config):
+    """A torch module that is handed to `train_tokenizer` in Python: media [B, N] or [B, C, height, width] -> features
+    [B, C, *places], or a list of such."""
+
+    kind: Literal["module"] = "module"
+    name: str
+    """Its key in `teachers`."""
+
+
+TeacherConfig = Annotated[
+    TokenizerTeacherConfig | MelTeacherConfig | CepstrumTeacherConfig | GradientTeacherConfig | ModuleTeacherConfig,
+    Field(discriminator="kind"),
+]
+
+
+def load_teacher(path: str, geometry: Geometry, where: str) -> Tokenizer:
+    """A frozen tokenizer of the same media; ConfigError where there is none, or it is for others."""
+    try:
+        tokenizer = load_tokenizer(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    other = tokenizer.spec.geometry
+    same = ("sample_rate", "channels") if geometry.kind == "audio" else ("height", "width", "channels")
+    for name in ("kind", *same):
+        # Sound of several channels is mixed down for its teachers.
+        wanted = 1 if name == "channels" and geometry.kind == "audio" else getattr(geometry, name)
+        if getattr(other, name, None) != wanted:
+            raise ConfigError(
+                f"{where}: {path} is a tokenizer of {name} {getattr(other, name, None)}, {wanted} is needed here; "
+                "choose another teacher"
+            )
+    return tokenizer
+
+
+class TokenizerTeacher(nn.Module):
+    """See TokenizerTeacherConfig."""
+
+    def __init__(self, config: TokenizerTeacherConfig, geometry: Geometry, given: Mapping[str, nn.Module], where: str):
+        super().__init__()
+        tokenizer = load_teacher(config.path, geometry, f"{where}.path")
+        self.config, self.geometry = config, tokenizer.spec.geometry
+        self.net = tokenizer.net
+        named = dict(self.net.encoder.named_modules())
+        self.taken = [name for pattern in config.layers for name in named if name and fnmatchcase(name, pattern)]
+        for pattern in config.layers:
+            if not any(fnmatchcase(name, pattern) for name in named):
+                raise ConfigError(
+                    f"{where}.layers: the encoder of {config.path} has no part '{pattern}'; it has, for instance, "
+                    f"{', '.join(list(named)[1:6])}"
+                )
+
+    def layers(self, media: Tensor) -> list[Tensor]:
+        """See the head of this file."""
+        seen: dict[str, Tensor] = {}
+        hooks = [
+            self.net.encoder.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, name=name: seen.update({name: output})
+            )
+            for name in self.taken
+        ]
+        try:
+            latents = self._latents(media)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not self.taken:
+            return [latents]
+        found = [seen[name] for name in self.taken]
+        return [x.transpose(1, 2) if x.dim() == 3 and self.config.channels_last else x for x in found]
+
+    def _latents(self, media: Tensor) -> Tensor:
+        geometry = self.geometry
+        if geometry.kind == "picture":
+            latents = encode_latents(self.net, media, None).transpose(1, 2)
+            grid = (geometry.rows, geometry.columns)
+            return latents.unflatten(2, grid) if latents.shape[2] == grid[0] * grid[1] else latents
+        hop = geometry.samples_per_frame
+        whole = F.pad(media, (0, -media.shape[1] % hop))
+        mask = torch.ones(len(media), whole.shape[1] // hop, dtype=torch.bool, device=media.device)
+        return encode_latents(self.net, whole, mask).transpose(1, 2)
+
+
+class MelTeacher(nn.Module):
+    """See MelTeacherConfig and CepstrumTeacherConfig."""
+
+    filters: Tensor
+    cosines: Tensor | None
+
+    def __init__(
+        self,
+        config: MelTeacherConfig | CepstrumTeacherConfig,
+        geometry: Geometry,
+        given: Mapping[str, nn.Module],
+        where: str,
+    ):
+        super().__init__()
+        self.config = config
+        assert isinstance(geometry, AudioGeometry)
+        self.register_buffer("filters", mel_filters(geometry.sample_rate, config.window, config.bands))
+        cosines = None
+        if config.kind == "mfcc":
+            if config.coefficients > config.bands:
+                raise ConfigError(
+                    f"{where}.coefficients: {config.coefficients} cannot come from {config.bands} bands; use fewer"
+                )
+            cosines = cosine_transform(config.bands, config.coefficients)
+        self.register_buffer("cosines", cosines)
+
+    def layers(self, media: Tensor) -> list[Tensor]:
+        """See the head of this file."""
+        mel = torch.log(magnitudes(media.float(), self.config.window) @ self.filters + 1e-4)
+        return [(mel if self.cosines is None else mel @ self.cosines).transpose(1, 2)]
+
+
+class GradientTeacher(nn.Module):
+    """See GradientTeacherConfig. A direction's share is shared out between its two neighbours."""
+
+    def __init__(self, config: GradientTeacherConfig, geometry: Geometry, given: Mapping[str, nn.Module], where: str):
+        super().__init__()
+        self.config = config
+        assert isinstance(geometry, PictureGeometry)
+        if geometry.height < config.cell or geometry.width < config.cell:
+            raise ConfigError(
+                f"{where}.cell: {config.cell} pixels are more than a picture of {geometry.height} x {geometry.width} "
+                "has; use a smaller cell"
+            )
+
+    def layers(self, media: Tensor) -> list[Tensor]:
+        """See the head of this file."""
+        grey = F.pad(media.float().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+        across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
+        down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
+        length = (across.square() + down.square() + 1e-8).sqrt()
+        count = self.config.directions
+        # Of a line, not an arrow: half a turn is the whole circle.
+        angle = torch.atan2(down, across + 1e-8 * (across == 0)) / torch.pi * count
+        places = torch.arange(count, device=media.device).view(1, count, 1, 1)
+        away = (angle - places + count / 2) % count - count / 2
+        votes = length * F.relu(1 - away.abs())
+        histogram = F.avg_pool2d(votes, self.config.cell, ceil_mode=True)
+        return [histogram / (histogram.square().sum(1, keepdim=True) + 1e-4).sqrt()]
+
+
+class ModuleTeacher(nn.Module):
+    """See ModuleTeacherConfig."""
+
+    def __init__(self, config: ModuleTeacherConfig, geometry: Geometry, given: Mapping[str, nn.Module], where: str):
+        super().__init__()
+        if config.name not in given:
+            known = ", ".join(sorted(given)) or "none"
+            raise ConfigError(
+                f"{where}.name: no module '{config.name}' was given (given: {known}); call "
+                f"train_tokenizer(config, out, teachers={{'{config.name}': module}})"
+            )
+        self.module = given[config.name]
+
+    def layers(self, media: Tensor) -> list[Tensor]:
+        """See the head of this file."""
+        found = self.module(media)
+        return [found] if isinstance(found, Tensor) else list(found)
+
+
+TEACHERS = {
+    "tokenizer": (TokenizerTeacher, ("audio", "picture")),
+    "mel": (MelTeacher, ("audio",)),
+    "mfcc": (MelTeacher, ("audio",)),
+    "hog": (GradientTeacher, ("picture",)),
+    "module": (ModuleTeacher, ("audio", "picture")),
+}
+"""Kind -> its module, and the media it knows."""
+
+Teacher = TokenizerTeacher | MelTeacher | GradientTeacher | ModuleTeacher
+
+
+def make_teacher(
+    config: TokenizerTeacherConfig
+    | MelTeacherConfig
+    | CepstrumTeacherConfig
+    | GradientTeacherConfig
+    | ModuleTeacherConfig,
+    geometry: Geometry,
+    given: Mapping[str, nn.Module],
+    where: str,
+) -> Teacher:
+    """The frozen teacher of a config, for media of `geometry`.
+
+    Raises:
+        ConfigError: it does not fit; begins with `where`.
+    """
+    made, media = TEACHERS[config.kind]
+    if geometry.kind not in media:
+        raise ConfigError(f"{where}.kind: '{config.kind}' teaches {media[0]}, this tokenizer is for {geometry.kind}")
+    return made(config, geometry, given, where).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def feature_size(teacher: Teacher, geometry: Geometry, layer: int, where: str) -> int:
+    """Channels of one of a teacher's layers, found by showing it a second of silence or a grey picture.
+
+    Raises ConfigError where there is no such layer.
+    """
+    if geometry.kind == "audio":
+        media = torch.zeros(1, -(-geometry.sample_rate // geometry.samples_per_frame) * geometry.samples_per_frame)
+    else:
+        media = torch.zeros(1, geometry.channels, geometry.height, geometry.width)
+    layers = teacher.layers(media)
+    if not -len(layers) <= layer < len(layers):
+        raise ConfigError(f"{where}.layer: there is no layer {layer}; the teacher has {len(layers)}")
+    return layers[layer].shape[1]
+
+
+def cosine_transform(size: int, count: int) -> Tensor:
+    """The first `count` rows of the orthonormal DCT-II of vectors of `size`, as a matrix [size, count]."""
+    place = torch.arange(size, dtype=torch.float64)[:, None]
+    order = torch.arange(count, dtype=torch.float64)
+    matrix = torch.cos(torch.pi / size * (place + 0.5) * order) * (2 / size) ** 0.5
+    matrix[:, 0] /= 2**0.5
+    return matrix.float()
+
+
+def fit_places(features: Tensor, places: Sequence[int]) -> Tensor:
+    """Features [B, C, *] brought to other places by linear interpolation (or means, to far fewer) -> [B, prod, C]."""
+    if features.dim() - 2 != len(places):
+        raise ValueError(
+            f"features of {features.dim() - 2} axes cannot be laid on {len(places)}; the tokens have {list(places)}"
+        )
+    if tuple(features.shape[2:]) != tuple(places):
+        if all(a >= 2 * b for a, b in zip(features.shape[2:], places, strict=True)):
+            if len(places) == 1:
+                features = F.adaptive_avg_pool1d(features, places[0])
+            else:
+                features = F.adaptive_avg_pool2d(features, (places[0], places[1]))
+        else:
+            mode = "linear" if len(places) == 1 else "bilinear"
+            features = F.interpolate(features, size=tuple(places), mode=mode, align_corners=False)
+    return features.flatten(2).transpose(1, 2)

@@ -1,0 +1,130 @@
+"""A tokenizer in training: one forward pass, and the gradient that its terms send back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...tokenize.audio.networks import AudioNet
+from ...tokenize.image.networks import PictureNet
+from ...tokenize.quantizers.registry import Quantized
+from ..lm.objective import Trainable
+from ..losses.balancer import Balance, group_gradients
+from ..losses.base import InnerTerm, InnerView, MediaBatch, OutputTerm, OutputView, sounds
+from ..losses.codec_forward import decode_latents, encode_latents, last_layer
+
+
+@dataclass(frozen=True)
+class Passed:
+    """One micro-batch gone through the network."""
+
+    found: Tensor | None
+    """The reconstruction, as the media; None where no term looks at it."""
+    inner: dict[str, Tensor]
+    """Inner term -> [B]."""
+    quantized: Quantized | None
+    """None where latents went on as they are."""
+
+
+class TokenizerObjective(Trainable):
+    """The network with the layers that inner terms train along.
+
+    Args:
+        net: of the tokenizer. terms: see terms.make_terms.
+        dtype: "bfloat16" runs the layers under autocast, "float32" as they are.
+    """
+
+    def __init__(self, net: AudioNet | PictureNet, terms: Mapping[str, OutputTerm | InnerTerm], dtype: str):
+        super().__init__()
+        self.net = net
+        self.geometry = net.config.geometry
+        self.inner = nn.ModuleDict({name: term for name, term in terms.items() if isinstance(term, InnerTerm)})
+        self.output = {name: term for name, term in terms.items() if isinstance(term, OutputTerm)}
+        self.use_autocast = dtype == "bfloat16"
+        self.set_stage(frozenset(terms), quantize=True)
+
+    @property
+    def body(self) -> nn.Module:
+        """Network and inner terms: "net.encoder...", "inner.NAME..."."""
+        return self
+
+    def set_stage(self, on: frozenset[str], quantize: bool) -> None:
+        """Choose the terms that are on, and whether latents are quantized."""
+        self.inner_on = {
+            name: term
+            for name, term in self.inner.items()
+            if name in on and isinstance(term, InnerTerm) and (quantize or not term.needs_codes)
+        }
+        self.output_on = {name: term for name, term in self.output.items() if name in on}
+        self.quantize = quantize
+
+    def precision(self, device: torch.device):
+        """Autocast to the configured precision."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.use_autocast)
+
+    def forward(self, batch: MediaBatch) -> Passed:
+        """Encode, quantize, decode; inner terms are computed here."""
+        net, mask = self.net, batch.frame_mask
+        with self.precision(batch.media.device):
+            latents = encode_latents(net, batch.media, mask)
+            quantized = net.quantizer(latents, mask) if self.quantize else None
+            values = latents if quantized is None else quantized.values
+            wanted = any(term.needs_found for term in self.inner_on.values())
+            found = decode_latents(net, values, mask) if self.output_on or wanted else None
+            seen = None if found is None else found.detach()
+            view = InnerView(batch, latents, quantized, net.quantizer, self.geometry, seen)
+            inner = {name: term(view) for name, term in self.inner_on.items()}
+        return Passed(found if self.output_on else None, inner, quantized)
+
+    def view(self, batch: MediaBatch, found: Tensor, **judging) -> OutputView:
+        """What output terms look at; padding is silent on both sides."""
+        if batch.sample_mask is None:
+            return OutputView(batch, found, batch.media, **judging)
+        mask = batch.sample_mask if found.dim() == 2 else batch.sample_mask[:, None]
+        return OutputView(batch, sounds(found * mask), sounds(batch.media * mask), **judging)
+
+    def output_losses(self, view: OutputView, names: Mapping[str, float]) -> dict[str, Tensor]:
+        """Output term -> [B], of the terms named."""
+        with self.precision(view.found.device):
+            losses = {name: self.output_on[name](view).float() for name in names}
+        # The loss of an item is the mean over its sounds.
+        return {name: loss.unflatten(0, (len(view.batch.media), -1)).mean(1) for name, loss in losses.items()}
+
+    def at_last_layer(self, found: Tensor) -> Callable[[Tensor], Tensor]:
+        """Turns a gradient with respect to `found` into that of the decoder's last layer; the graph is kept."""
+        weight = last_layer(self.net)
+
+        def turn(gradient: Tensor) -> Tensor:
+            return torch.autograd.grad(found, weight, gradient, retain_graph=True)[0]
+
+        return turn
+
+
+def output_gradients(
+    objective: TokenizerObjective, balance: Balance, losses: Mapping[str, Tensor], weights: Mapping[str, float],
+    found: Tensor,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
+    """Gradients of the groups with respect to the reconstruction (of the sum over items), and what is measured of
+    them."""
+    gradients = group_gradients(losses, balance.groups(weights), found)
+    turn = objective.at_last_layer(found)
+    return gradients, {group: balance.measure(gradients[group], turn) for group in balance.measured(weights)}
+
+
+def surrogate(passed: Passed, gradient: Tensor | None, inner_weights: Mapping[str, float], items: int) -> Tensor:
+    """A number whose gradient is that of the whole loss.
+
+    The gradient of all output terms is put in front of the reconstruction as a constant: they are differentiated
+    already, and the network is gone through backwards once.
+
+    Args:
+        gradient: of the output terms, summed over items, as passed.found; None where there are none.
+        items: of the whole batch; the loss is a mean over them.
+    """
+    parts = [weight * passed.inner[name].sum() for name, weight in inner_weights.items() if name in passed.inner]
+    if gradient is not None and passed.found is not None:
+        parts.append((passed.found * gradient.detach()).sum())
+    return torch.stack(parts).sum() / items

@@ -1,0 +1,154 @@
+"""What a tokenizer's run would come upon in a later stage or at its end, looked for before its first step.
+
+    terms            can be made: their teachers are there and fit (before the media are read)
+    stages           each has a term that teaches, parts to train, and a quantizer that is fitted where it must be
+    discriminators   can look at an excerpt as long as they are given
+    freezing         works
+
+No weight, no codebook and no random number of the run is touched.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ...configs.printable import say
+from ...configs.schema import ConfigError
+from ...tokenize.audio.networks import AudioNet
+from ...tokenize.image.networks import PictureNet
+from ...tokenize.quantizers.kmeans_vq import KMeansQuantizer
+from ...tokenize.quantizers.registry import Quantizer
+from ...tokenize.quantizers.scalar import ScalarQuantizer
+from ...tokenize.quantizers.structural_entropy_vq import StructuralQuantizer
+from ...tokenize.tokenizer import make_tokenizer
+from ..discriminators.registry import Judges
+from ..losses.base import TermContext
+from ..losses.registry import make_terms
+from .config import TokenizerTrainConfig
+from .dataset import MediaInMemory
+from .objective import TokenizerObjective
+from .phases import TrainStageConfig, freeze_parts
+
+
+def check_terms(config: TokenizerTrainConfig, net: AudioNet | PictureNet, teachers: Mapping[str, nn.Module]) -> None:
+    """Make all terms and go through all stages, before the media are read, which may take an hour.
+
+    Labels and characters are only known afterwards; until then there are some of each. ConfigError: a teacher that is
+    not there or does not fit, or another setting of a term that is wrong; and as `check_stages`.
+    """
+    context = TermContext(
+        geometry=config.tokenizer.geometry,
+        latent_dim=config.tokenizer.latent_dim,
+        num_codebooks=len(net.quantizer.cardinalities),
+        alphabet="ab",
+        labels=("a", "b"),
+        teachers=teachers,
+    )
+    with torch.random.fork_rng(devices=[]):
+        check_stages(config, TokenizerObjective(net, make_terms(config.terms, context), config.train.dtype))
+
+
+def begin_stage(config: TokenizerTrainConfig, objective: TokenizerObjective, number: int) -> None:
+    """Turn the terms of a train stage on and freeze its parts. ConfigError: none teaches, or nothing can be trained."""
+    stage, where = config.stages[number], f"stages.{number}"
+    assert isinstance(stage, TrainStageConfig)
+    names = {term.key for term in config.terms if term.weight}
+    on = frozenset(names if stage.terms is None else names & set(stage.terms))
+    objective.set_stage(on, quantize=stage.latents == "quantized")
+    if not objective.output_on and not objective.inner_on:
+        raise ConfigError(f"{where}.terms: no term is on that could teach anything; name some, with weights above 0")
+    freeze_parts(objective.net, stage.freeze, where)
+    if not any(parameter.requires_grad for parameter in objective.parameters()):
+        raise ConfigError(f"{where}.freeze: nothing is left that could be trained; freeze less")
+
+
+def check_stages(config: TokenizerTrainConfig, objective: TokenizerObjective) -> None:
+    """Go through all stages. ConfigError: one that could not be begun, or a quantizer that is not fitted in time."""
+    fitted = not unfitted(objective.net.quantizer)
+    for number, stage in enumerate(config.stages):
+        if stage.kind == "fit":
+            if not can_fit(objective.net.quantizer):
+                raise ConfigError(
+                    f"stages: '{stage.name}': nothing in this quantizer ({type(objective.net.quantizer).__name__}) is "
+                    "fitted; train it, and leave the stage out"
+                )
+            fitted = True
+            continue
+        begin_stage(config, objective, number)
+        if stage.latents == "quantized" and not fitted:
+            raise ConfigError(
+                f"stages.{number}: the quantizer has no codes yet, they are fitted; put a stage of kind fit before it, "
+                "or set latents: continuous"
+            )
+    if not fitted:
+        raise ConfigError("stages: the quantizer has no codes, they are fitted; end with a stage of kind fit")
+    objective.set_stage(frozenset(term.key for term in config.terms), quantize=True)
+    objective.net.train().requires_grad_(True)
+
+
+def unfitted(quantizer: Quantizer) -> bool:
+    """Whether a part of a quantizer has no codes before it is fitted."""
+    return any(
+        (isinstance(part, KMeansQuantizer) and not bool(part.fitted))
+        or (isinstance(part, StructuralQuantizer) and not int(part.num_codes))
+        for part in quantizer.modules()
+    )
+
+
+def can_fit(quantizer: Quantizer) -> bool:
+    """Whether there is a part that a fit stage sets."""
+    return any(
+        isinstance(part, KMeansQuantizer | StructuralQuantizer)
+        or (isinstance(part, ScalarQuantizer) and not part.learns)
+        for part in quantizer.modules()
+    )
+
+
+@torch.no_grad()
+def check_judges(config: TokenizerTrainConfig, media: MediaInMemory, judges: Judges | None) -> None:
+    """Show each discriminator silence, or a grey picture. ConfigError: it cannot look at anything so small."""
+    settings = config.judges
+    if judges is None or settings is None:
+        return
+    geometry, device = config.tokenizer.geometry, judges.averages.device
+    if geometry.kind == "audio":
+        excerpt = media.excerpt(0, settings.seconds)
+        shown = torch.zeros(1, excerpt.stop - excerpt.start, device=device)
+        size, advice = f"{shown.shape[1]} samples", "raise judges.seconds or train.crop_seconds, or make it smaller"
+    else:
+        shown = torch.zeros(1, geometry.channels, geometry.height, geometry.width, device=device)
+        size, advice = f"pictures of {geometry.height} x {geometry.width}", "make it smaller"
+    for net in judges.nets:
+        try:
+            if not shown.numel():
+                raise ValueError("it would see nothing")
+            net(shown)
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"judges.nets: a {type(net).__name__} cannot look at {size}; {advice} ({reason})"
+            ) from None
+
+
+def check_freezing(config: TokenizerTrainConfig, net: AudioNet | PictureNet) -> None:
+    """Freeze a copy of the network as it is, where it has codes already; errors as make_tokenizer."""
+    if not unfitted(net.quantizer):
+        make_tokenizer(config.tokenizer, net)
+
+
+def say_notes(config: TokenizerTrainConfig) -> None:
+    """Settings that contradict each other without harm, one line each on stderr."""
+    if config.judges is None:
+        return
+    if not any(term.kind in ("adversarial", "features") and term.weight for term in config.terms):
+        say("note: judges are given, but no term adversarial or features: they are not used")
+    elif config.judges.first_step >= config.total_steps:
+        print(
+            f"note: judges.first_step {config.judges.first_step} is not below the {config.total_steps} steps of the "
+            "run: they never come in",
+            file=sys.stderr,
+        )

@@ -1,0 +1,69 @@
+"""Begin from another tokenizer: tensors of the same name and shape are taken over.
+
+A student of another kind takes what fits and learns the rest: DistilCodec's single codebook inherits encoder and
+decoder of a grouped residual teacher (UniTTS, arXiv:2505.17426).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...configs.printable import say
+from ...configs.schema import Config, ConfigError
+from ...tokenize.audio.masked_conv import plain_state, set_plain
+from ...tokenize.tokenizer import load_tokenizer
+
+
+class WarmStartConfig(Config):
+    """Where weights come from."""
+
+    tokenizer: str
+    """Folder of a frozen tokenizer."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """Beginning of a name here -> beginning of the name there, where they differ, as in
+    {"quantizer.": "quantizer.levels.0."}. The longest beginning counts."""
+    leave: tuple[str, ...] = ()
+    """Beginnings of names that start at random all the same."""
+
+
+def warm_start(net: nn.Module, config: WarmStartConfig, where: str = "warm_start") -> int:
+    """Take over what fits; returns how many tensors, and says on stderr which parts were left.
+
+    Raises:
+        ConfigError: no tokenizer there, a mapped name that it lacks, or nothing fits.
+    """
+    try:
+        given = load_tokenizer(config.tokenizer).net.state_dict()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}.tokenizer: {error}") from None
+    own = plain_state(net)
+    taken: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        if name.startswith(config.leave):
+            continue
+        other = _name_there(name, config.names)
+        if other in given and given[other].shape == tensor.shape:
+            taken[name] = given[other]
+    for begin, there in config.names.items():
+        if not any(name.startswith(there) for name in given):
+            raise ConfigError(f"{where}.names: {config.tokenizer} has nothing that begins with '{there}'")
+        if not any(name.startswith(begin) for name in taken):
+            raise ConfigError(
+                f"{where}.names: nothing that begins with '{begin}' here has the shape of its like there, '{there}'"
+            )
+    if not taken:
+        raise ConfigError(f"{where}.tokenizer: no tensor of {config.tokenizer} has the name and shape of one here")
+    for name, tensor in taken.items():
+        set_plain(net, name, tensor)
+    left = sorted({name.split(".")[0] for name in own.keys() - taken.keys()})
+    rest = f"; the rest, in {', '.join(left)}, starts at random" if left else ""
+    say(f"note: {len(taken)} of {len(own)} tensors come from {config.tokenizer}{rest}")
+    return len(taken)
+
+
+def _name_there(name: str, names: Mapping[str, str]) -> str:
+    found = max((begin for begin in names if name.startswith(begin)), key=len, default=None)
+    return name if found is None else names[found] + name[len(found) :]
