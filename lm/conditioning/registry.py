@@ -113,11 +113,6 @@ class Conditions(nn.Module):
         return Joined(joined_prefix, prefix_mask, joined_memory, memory_mask, summed)
 
 
-def count_back(mask: Tensor) -> Tensor:
-    """Positions of prefix tokens: -1 for a row's last real one, -2 before it, and so on; long like mask [B, P]."""
-    return -mask.long().flip(1).cumsum(1).flip(1)
-
-
 def fill_sizes(
     configs: Sequence[ConditionConfig],
     classes: NonNegativeInt | None = None,

@@ -1,4 +1,6 @@
-"""Codes that are integers of bits, as lookup-free quantizers make them: read as bits and predicted as bits.
+"""Codes that are integers of bits, as lookup-free quantizers make them, predicted as bits.
+
+`BitsInput` (layers/input_embedding.py) reads them as bits.
 
     code 5 of 16 (4 bits)     read as         (+1, -1, +1, -1)      the bit of value 1 first
                               predicted as    0 1 0 1               4 symbols of 2 values, the largest bit first
@@ -13,21 +15,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...configs.schema import Config, ConfigError, LayerCount
-from ..layers.transformer import SpecialVectors
-from ..ops.linear import Linear
 from ..patterns.pattern import Arrangement
+from ..patterns.sub_tokens import count_bits
 from .parallel import ParallelHead
-
-
-class BitsInputConfig(Config):
-    """A learned vector for every bit of every codebook, added where the bit is 1 and taken off where it is 0; special
-    ids have learned vectors."""
-
-    kind: Literal["bits"] = "bits"
 
 
 class BitsHeadConfig(Config):
@@ -36,43 +29,6 @@ class BitsHeadConfig(Config):
     kind: Literal["bits"] = "bits"
     groups: LayerCount | None = None
     """Groups of a code's bits, of 2^(bits / groups) logits each; null: each bit by itself."""
-
-
-class BitsInput(nn.Module):
-    """ids [B, K, S] -> [B, S, D].
-
-    With hidden [B, J, S], True where a symbol of J / K groups of bits is hidden, its bits are read as neither 1 nor 0.
-    """
-
-    cardinalities: Tensor
-    books: Tensor
-    shifts: Tensor
-    places: Tensor
-    """[n]: of how many bits each bit's codebook is."""
-
-    def __init__(
-        self, config: BitsInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None = None
-    ):
-        super().__init__()
-        bits = count_bits(arrangement.cardinalities, "lm.input kind 'bits'")
-        places = [(k, shift) for k, count in enumerate(bits) for shift in range(count)]
-        books, shifts = torch.tensor(places, device="cpu").unbind(1)
-        self.register_buffer("books", books, persistent=False)
-        self.register_buffer("shifts", shifts[:, None], persistent=False)
-        self.register_buffer("places", torch.tensor(bits, device="cpu")[books], persistent=False)
-        self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], False)
-        self.linear = Linear(len(places), width, bias=False)
-        self.specials = SpecialVectors(arrangement.cardinalities, arrangement.num_specials, width)
-
-    def forward(self, ids: Tensor, hidden: Tensor | None = None) -> Tensor:
-        known = (ids < self.cardinalities)[:, self.books]
-        if hidden is not None:
-            groups = hidden.shape[1] // ids.shape[1]
-            group = groups - 1 - self.shifts[:, 0] // (self.places // groups)  # the first group has the largest bits
-            known = known & ~hidden[:, self.books * groups + group]
-        signs = torch.where(known, 2 * (ids[:, self.books] >> self.shifts & 1) - 1, 0)
-        learned = self.specials(ids)
-        return self.linear(signs.transpose(1, 2).to(learned.dtype)) + learned
 
 
 class BitsHead(ParallelHead):
@@ -91,14 +47,3 @@ class BitsHead(ParallelHead):
                 )
         digits = [(1 << count // groups,) * groups for count in bits]
         super().__init__(config, width, arrangement, digits=digits)
-
-
-def count_bits(cardinalities: tuple[int, ...], who: str) -> list[int]:
-    """Bits of a code of each codebook; ConfigError where a cardinality is no power of two."""
-    bits = [size.bit_length() - 1 for size in cardinalities]
-    for k, size in enumerate(cardinalities):
-        if size < 2 or size != 1 << bits[k]:
-            raise ConfigError(
-                f"{who} needs codebooks of 2, 4, 8, ... codes, which are integers of bits; codebook {k} has {size}"
-            )
-    return bits

@@ -10,10 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
-from ..heads.bits import BitsInput, BitsInputConfig
 from ..ops.linear import Linear
 from ..patterns.pattern import Arrangement
-from ..patterns.sub_tokens import Symbols, equal_digits
+from ..patterns.sub_tokens import Symbols, count_bits, equal_digits
 from .transformer import SpecialVectors, Table
 
 
@@ -39,6 +38,13 @@ class FactorInputConfig(Config):
     kind: Literal["factor"] = "factor"
     sizes: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=2)
     """Values of the symbols of a code; their product is the size of the codebook: [64, 4096] for 2^18 codes."""
+
+
+class BitsInputConfig(Config):
+    """A learned vector for every bit of every codebook, added where the bit is 1 and taken off where it is 0; special
+    ids have learned vectors."""
+
+    kind: Literal["bits"] = "bits"
 
 
 InputConfig = Annotated[
@@ -76,6 +82,43 @@ class FactorInput(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.table((self.symbols.split(ids) + self.starts).transpose(1, 2)).sum(dim=2)
+
+
+class BitsInput(nn.Module):
+    """ids [B, K, S] -> [B, S, D].
+
+    With hidden [B, J, S], True where a symbol of J / K groups of bits is hidden, its bits are read as neither 1 nor 0.
+    """
+
+    cardinalities: Tensor
+    books: Tensor
+    shifts: Tensor
+    places: Tensor
+    """[n]: of how many bits each bit's codebook is."""
+
+    def __init__(
+        self, config: BitsInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None = None
+    ):
+        super().__init__()
+        bits = count_bits(arrangement.cardinalities, "lm.input kind 'bits'")
+        places = [(k, shift) for k, count in enumerate(bits) for shift in range(count)]
+        books, shifts = torch.tensor(places, device="cpu").unbind(1)
+        self.register_buffer("books", books, persistent=False)
+        self.register_buffer("shifts", shifts[:, None], persistent=False)
+        self.register_buffer("places", torch.tensor(bits, device="cpu")[books], persistent=False)
+        self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], False)
+        self.linear = Linear(len(places), width, bias=False)
+        self.specials = SpecialVectors(arrangement.cardinalities, arrangement.num_specials, width)
+
+    def forward(self, ids: Tensor, hidden: Tensor | None = None) -> Tensor:
+        known = (ids < self.cardinalities)[:, self.books]
+        if hidden is not None:
+            groups = hidden.shape[1] // ids.shape[1]
+            group = groups - 1 - self.shifts[:, 0] // (self.places // groups)  # the first group has the largest bits
+            known = known & ~hidden[:, self.books * groups + group]
+        signs = torch.where(known, 2 * (ids[:, self.books] >> self.shifts & 1) - 1, 0)
+        learned = self.specials(ids)
+        return self.linear(signs.transpose(1, 2).to(learned.dtype)) + learned
 
 
 class CodesInput(nn.Module):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ...tokenize.spec import Geometry
-from ..conditioning.registry import count_back
 from ..ops.rotary import (
     GridRopeConfig,
     RopeConfig,
@@ -89,3 +88,8 @@ class Positions(nn.Module):
         if not isinstance(self.config, SinusoidalConfig):
             return x
         return x + sinusoidal_places(self.of(steps, P, prefix_mask), self.width, self.config.base).to(x.dtype)
+
+
+def count_back(mask: Tensor) -> Tensor:
+    """Positions of prefix tokens: -1 for a row's last real one, -2 before it, and so on; long like mask [B, P]."""
+    return -mask.long().flip(1).cumsum(1).flip(1)

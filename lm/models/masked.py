@@ -28,8 +28,7 @@ from ...configs.schema import ConfigError
 from ...tokenize.spec import TokenSpec
 from ..clustering.clustering import Clustering
 from ..conditioning.registry import ConditionBatch
-from ..heads.bits import BitsInput
-from ..layers.input_embedding import INPUTS
+from ..layers.input_embedding import INPUTS, BitsInput
 from ..layers.transformer import initialise_
 from ..ops.loss import IGNORED, LossReport, cross_entropy, report_loss
 from ..patterns.pattern import Arrangement, ParallelConfig, SpecialsConfig

@@ -109,3 +109,14 @@ class Symbols:
         if ids.device not in self._on_device:
             self._on_device[ids.device] = self._constants.to(ids.device)
         return self._on_device[ids.device].view(5, -1, *[1] * (ids.dim() - 2))
+
+
+def count_bits(cardinalities: tuple[int, ...], who: str) -> list[int]:
+    """Bits of a code of each codebook; ConfigError where a cardinality is no power of two."""
+    bits = [size.bit_length() - 1 for size in cardinalities]
+    for k, size in enumerate(cardinalities):
+        if size < 2 or size != 1 << bits[k]:
+            raise ConfigError(
+                f"{who} needs codebooks of 2, 4, 8, ... codes, which are integers of bits; codebook {k} has {size}"
+            )
+    return bits

@@ -11,7 +11,8 @@ from tessera.generate.decoding.masked import SCHEDULES, Filling, fill_codes, rem
 from tessera.generate.sampling.filters import Sampling
 from tessera.lm.clustering.clustering import Clustering
 from tessera.lm.conditioning.registry import ConditionBatch
-from tessera.lm.heads.bits import BitsHeadConfig, BitsInputConfig
+from tessera.lm.heads.bits import BitsHeadConfig
+from tessera.lm.layers.input_embedding import BitsInputConfig
 from tessera.lm.models.mask_schedule import MaskingConfig
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.tokenize.spec import AudioGeometry, TokenSpec

@@ -8,7 +8,8 @@ import torch
 
 from tessera.configs.schema import ConfigError
 from tessera.lm.clustering.clustering import Clustering
-from tessera.lm.heads.bits import BitsHeadConfig, BitsInput, BitsInputConfig
+from tessera.lm.heads.bits import BitsHeadConfig
+from tessera.lm.layers.input_embedding import BitsInput, BitsInputConfig
 from tessera.lm.models.mask_schedule import MaskingConfig
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 

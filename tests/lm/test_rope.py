@@ -8,7 +8,7 @@ import torch
 
 from tessera.configs.schema import ConfigError
 from tessera.lm.conditioning.padding import sinusoids
-from tessera.lm.conditioning.registry import count_back
+from tessera.lm.layers.position_embedding import count_back
 from tessera.lm.ops.rotary import (
     GridRopeConfig,
     grid_columns,

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tessera.configs.schema import ConfigError
-from tessera.lm.heads.bits import BitsHeadConfig, BitsInputConfig
+from tessera.lm.heads.bits import BitsHeadConfig
 from tessera.lm.heads.depth_transformer import FactorHeadConfig
 from tessera.lm.heads.flat import FlatHeadConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
-from tessera.lm.layers.input_embedding import FactorInputConfig
+from tessera.lm.layers.input_embedding import BitsInputConfig, FactorInputConfig
 from tessera.lm.ops.loss import IGNORED
 from tessera.lm.patterns.pattern import (
     Arrangement,
