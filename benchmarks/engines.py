@@ -25,8 +25,10 @@ from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.train.distributed.process_group import World, join_world
-from tessera.train.engines.torch_engine import Engine, TorchEngine
-from tessera.train.lm.config import DeepSpeedEngineConfig, TrainSettings
+from tessera.train.engines.base import Engine
+from tessera.train.engines.config import DeepSpeedEngineConfig
+from tessera.train.engines.torch_engine import TorchEngine
+from tessera.train.lm.config import TrainSettings
 from tessera.train.lm.objective import Objective
 
 SHAPES = {"digits": (128, 4, 4, 64, 49), "speech": (192, 5, 4, 16, 100), "musicgen/2": (512, 12, 8, 4, 250)}

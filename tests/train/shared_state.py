@@ -10,9 +10,10 @@ from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.train.distributed.process_group import ONE_PROCESS, World, join_world, leave_world
+from tessera.train.engines.config import DeepSpeedEngineConfig
 from tessera.train.engines.deepspeed_engine import DeepSpeedEngine
 from tessera.train.engines.torch_engine import TorchEngine
-from tessera.train.lm.config import DeepSpeedEngineConfig, TrainSettings
+from tessera.train.lm.config import TrainSettings
 from tessera.train.lm.objective import Objective
 
 

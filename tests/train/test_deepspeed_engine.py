@@ -12,8 +12,8 @@ from tessera.configs.files import write_json
 from tessera.lm.layers.input_embedding import CodesInputConfig
 from tessera.train.distributed.process_group import join_world
 from tessera.train.engines import deepspeed_engine
+from tessera.train.engines.config import DeepSpeedEngineConfig
 from tessera.train.engines.torch_engine import TorchEngine
-from tessera.train.lm.config import DeepSpeedEngineConfig
 
 pytest.importorskip("deepspeed")
 

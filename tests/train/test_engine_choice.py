@@ -12,7 +12,8 @@ from tessera.configs.schema import ConfigError, read_config
 from tessera.train.distributed.process_group import ONE_PROCESS
 from tessera.train.engines import auto
 from tessera.train.engines.auto import choose_engine, engine_for, saved_engine
-from tessera.train.lm.config import AutoEngineConfig, DeepSpeedEngineConfig, TorchEngineConfig, TrainConfig
+from tessera.train.engines.config import AutoEngineConfig, DeepSpeedEngineConfig, TorchEngineConfig
+from tessera.train.lm.config import TrainConfig
 from tessera.train.lm.trainer import train_lm
 
 SHORT = {"steps": 2}

@@ -31,6 +31,8 @@ MANIFEST, MARKER = "manifest.json", "COMMITTED"
 
 _STEP, _STAGE = re.compile(r"step-\d{8,}"), re.compile(r"\.step-\d{8,}\.tmp")
 
+STATE_FILE = "run.json"
+"""Where a run is, in a checkpoint: counts, config, data."""
 ALLOWED_GLOBALS = {
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",

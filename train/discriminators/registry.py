@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ...configs.schema import Config
 from ..distributed.process_group import World
-from ..lm.objective import Trainable
+from ..engines.base import Trainable
 from .multi_band import BandsJudgeConfig, make_bands_judges
 from .multi_period import PeriodJudgeConfig, make_period_judges
 from .multi_scale_stft import STFTJudgeConfig, make_stft_judges

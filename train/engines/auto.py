@@ -17,9 +17,9 @@ from pathlib import Path
 
 from ...configs.files import read_json
 from ...configs.schema import ConfigError, check_config
+from ..common.checkpoint import STATE_FILE
 from ..distributed.process_group import World
-from ..lm.config import AutoEngineConfig, DeepSpeedEngineConfig, EngineHolder, TorchEngineConfig
-from ..lm.run_state import STATE_FILE
+from .config import AutoEngineConfig, DeepSpeedEngineConfig, EngineHolder, TorchEngineConfig
 
 ChosenEngine = TorchEngineConfig | DeepSpeedEngineConfig
 

@@ -15,22 +15,31 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from ...configs.files import read_json
 from ..common.checkpoint import check_pickles, restricted_loads
 from ..distributed.process_group import World
-from ..lm.config import DeepSpeedEngineConfig, TrainSettings
-from ..lm.objective import Objective
+from .base import OptimizerSettings, StepInfo, Trainable
+from .config import DeepSpeedEngineConfig
 from .deepspeed_state import collect_state, master_weights, put_state
 from .lr_schedule import learning_rate
 from .state_files import EngineState
-from .torch_engine import StepInfo, parameter_groups, poison_bad
+from .torch_engine import parameter_groups, poison_bad
 
 TAG = "deepspeed"
 """Folder of DeepSpeed's own files in a checkpoint of an earlier version."""
+
+
+class DeepSpeedSettings(OptimizerSettings, Protocol):
+    """What this engine reads of a config beside."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
 
 
 class DeepSpeedEngine:
@@ -47,9 +56,9 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Trainable,
         config: DeepSpeedEngineConfig,
-        settings: TrainSettings,
+        settings: DeepSpeedSettings,
         world: World,
         micro_steps: int,
     ):
@@ -164,13 +173,13 @@ class DeepSpeedEngine:
         self.steps = int(found["steps"])
 
 
-def is_plain(config: DeepSpeedEngineConfig, settings: TrainSettings) -> bool:
+def is_plain(config: DeepSpeedEngineConfig, settings: DeepSpeedSettings) -> bool:
     """Stage 0 in float32: DeepSpeed then steps a bare AdamW, whatever the gradients are."""
     return config.zero_stage == 0 and settings.dtype == "float32"
 
 
 def deepspeed_settings(
-    config: DeepSpeedEngineConfig, settings: TrainSettings, micro_steps: int, world_size: int
+    config: DeepSpeedEngineConfig, settings: DeepSpeedSettings, micro_steps: int, world_size: int
 ) -> dict[str, Any]:
     """The whole configuration of DeepSpeed."""
     zero: dict[str, Any] = {

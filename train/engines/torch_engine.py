@@ -8,78 +8,19 @@ NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed.process_group import World
-from ..lm.objective import Trainable
+from .base import OptimizerSettings, StepInfo, Trainable
 from .lr_schedule import learning_rate
 from .state_files import MOMENTS, EngineState
-
-
-class OptimizerSettings(Protocol):
-    """What an engine reads of a config; see the fields of lm_config.TrainSettings."""
-
-    @property
-    def steps(self) -> int | None: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def min_lr_ratio(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def betas(self) -> tuple[float, float]: ...
-    @property
-    def eps(self) -> float: ...
-    @property
-    def clip(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What an optimizer step did."""
-
-    grad_norm: float
-    """Norm of the gradient of the whole batch before clipping; not finite when the step was skipped."""
-    lr: float
-    skipped: bool
-    """True when the step was bad: nothing was changed."""
-
-
-class Engine(Protocol):
-    """Forward through `model` (called as the objective), backward for each micro-batch, then step."""
-
-    model: Callable[..., Any]
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a micro-batch's share of the loss (see Objective)."""
-        ...
-
-    def step(self) -> StepInfo:
-        """One optimizer step on the sum of the gradients of all micro-batches and processes."""
-        ...
-
-    def collect(self) -> EngineState | None:
-        """The state to save, in the first process, until the next step; all processes call it, others get None."""
-        ...
-
-    def load(self, folder: Path) -> None:
-        """Read a state that any engine saved, with any number of processes; all processes call it."""
-        ...
-
-    def weights(self, exact: bool = False) -> AbstractContextManager[Mapping[str, Tensor]]:
-        """The body's weights by name, whole in every process while open; exact: the float32 ones of the optimizer."""
-        ...
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

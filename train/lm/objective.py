@@ -18,15 +18,7 @@ from ...lm.conditioning.registry import ConditionBatch
 from ...lm.models.causal import TokenLM
 from ...lm.models.packed_sequences import packed_loss
 from ...lm.models.registry import AnyLM
-
-
-class Trainable(nn.Module):
-    """What an engine trains: called, it gives what a loss is made from."""
-
-    @property
-    def body(self) -> nn.Module:
-        """What is trained; checkpoints have its weights by their names in it."""
-        raise AssertionError("each objective has a body")
+from ..engines.base import Trainable
 
 
 class Objective(Trainable):

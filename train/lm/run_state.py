@@ -11,13 +11,12 @@ from ... import __version__
 from ...configs.files import read_json, write_json
 from ...configs.schema import ConfigError
 from ...lm.attention.auto import Choice
+from ..common.checkpoint import STATE_FILE
 from ..distributed.process_group import World
 from .config import TrainConfig, check_resumable
 from .dataset import data_fingerprint, told_fingerprint
 from .model_card import git_commit
 from .setup import Parts
-
-STATE_FILE = "run.json"
 
 
 @dataclass

@@ -39,10 +39,11 @@ from ..common.metrics import Metrics, Progress
 from ..common.signals import StopRequest
 from ..distributed.process_group import ONE_PROCESS, TrainingFailed, World, join_world, run_in
 from ..engines.auto import choose_engine
+from ..engines.base import Engine, StepInfo
 from ..engines.ema import WeightAverage
 from ..engines.lr_schedule import describe_new_end
 from ..engines.state_files import EngineState
-from ..engines.torch_engine import Engine, StepInfo, TorchEngine
+from ..engines.torch_engine import TorchEngine
 from .config import TrainConfig
 from .evaluate import evaluate_loss
 from .export import export_lm

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...tokenize.audio.networks import AudioNet
 from ...tokenize.image.networks import PictureNet
 from ...tokenize.quantizers.registry import Quantized
-from ..lm.objective import Trainable
+from ..engines.base import Trainable
 from ..losses.balancer import Balance, group_gradients
 from ..losses.base import InnerTerm, InnerView, MediaBatch, OutputTerm, OutputView, sounds
 from ..losses.codec_forward import decode_latents, encode_latents, last_layer

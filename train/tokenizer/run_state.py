@@ -11,12 +11,12 @@ from torch import nn
 from ... import __version__
 from ...configs.files import read_json, read_safetensors, write_json, write_safetensors
 from ...configs.schema import ConfigError
+from ..common.checkpoint import STATE_FILE
 from ..lm.config import check_resumable
 from ..lm.model_card import git_commit
 from ..lm.run_state import micro_batch_of
 from .config import TokenizerTrainConfig
 
-STATE_FILE = "run.json"
 MAY_CHANGE = (
     "device",
     "data",  # what is in it is compared by its fingerprint

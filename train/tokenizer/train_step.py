@@ -20,7 +20,8 @@ from torch import Tensor
 from ..common.batch_sampler import mix
 from ..discriminators.registry import Judges
 from ..distributed.process_group import World
-from ..engines.torch_engine import StepInfo, TorchEngine
+from ..engines.base import StepInfo
+from ..engines.torch_engine import TorchEngine
 from ..losses.balancer import Balance
 from ..losses.base import MediaBatch
 from .config import TokenizerTrainConfig

@@ -29,7 +29,7 @@ from ...tokenize.image.networks import PictureNet
 from ...tokenize.spec import AudioGeometry
 from ...tokenize.tokenizer import NETS, Tokenizer, code_geometry, make_tokenizer
 from ..common.batch_sampler import check_batch, cut_batch, mix
-from ..common.checkpoint import Checkpoints, check_pickles
+from ..common.checkpoint import STATE_FILE, Checkpoints, check_pickles
 from ..common.memory_check import check_batch_fits, check_weights_fit, count_numbers
 from ..common.metrics import Metrics, Progress
 from ..common.signals import StopRequest
@@ -49,7 +49,7 @@ from .dataset import MediaInMemory
 from .objective import TokenizerObjective
 from .phases import FitStageConfig, TrainStageConfig
 from .preflight import begin_stage, check_freezing, check_judges, check_stages, check_terms, say_notes
-from .run_state import STATE_FILE, TokenizerRunState, load_state, save_state
+from .run_state import TokenizerRunState, load_state, save_state
 from .train_step import StepReport, TokenizerStepper
 from .warm_start import warm_start
 
