@@ -30,7 +30,8 @@ import soundfile
 import torch
 
 import tessera
-from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.requests.settings import Length
 from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.heads.depth_transformer import DepthHeadConfig

@@ -45,7 +45,8 @@ from pathlib import Path
 
 import torch
 
-from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.filters import Sampling
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.kernels.cpu_fused_block import fuse_all

@@ -1,6 +1,6 @@
 """Logits to media. The functions take a language model and a tokenizer; a `Model` has both."""
 
-from .custom_lm import OwnLM
+from .decoding.custom_lm import OwnLM
 from .model import Model, load
 from .pipeline import generate
 from .result import Result

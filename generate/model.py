@@ -26,15 +26,17 @@ from ..tokenize.text_coverage import unseen_in
 from ..tokenize.text_tokenizer import TextTokenizer
 from ..tokenize.tokenizer import AudioTokenizer, Tokenizer
 from .decoding.dispatch import warm_up
-from .decoding.loop import Progress, seeds_from
+from .decoding.loop import Progress
+from .decoding.media import decode_one
 from .long_form.speech import make_pieces, pieces_of, speak
 from .long_form.windows import Making, make_row
-from .pipeline import DEFAULT_BATCH, decode_one, generate
+from .pipeline import DEFAULT_BATCH, generate
 from .requests.arguments import flag, function, plain, setting, shown, whole
 from .requests.conditions import SAID, Told
 from .requests.prompt import Prompt, prompt_codes
 from .requests.prompt_fit import UNLIKELY, gain_by_text
 from .requests.request import Request, Settings, check_count, choose, make_request, max_frames_for
+from .requests.settings import seeds_from
 from .result import SUFFIXES, Result, issue_warnings, join_results
 from .streaming.audio import sound_of, stream_audio
 from .streaming.image import stream_pictures

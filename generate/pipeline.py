@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..lm.generation_config import GenerationDefaults
 from ..lm.models.registry import AnyLM
-from ..tokenize.spec import AudioGeometry, check_same_tokenizer
+from ..tokenize.spec import check_same_tokenizer
 from ..tokenize.tokenizer import Tokenizer
-from .custom_lm import OwnLM, check_pair
+from .decoding.custom_lm import OwnLM, check_pair
 from .decoding.dispatch import make_codes
 from .decoding.loop import Generated, Progress
+from .decoding.media import decode_one
 from .long_form.windows import Making, make_row
 from .requests.arguments import flag, function, whole
 from .requests.conditions import Told
@@ -97,14 +98,6 @@ def run_request(
         ended=tuple(bool(ended) for part in parts for ended in part.ended),
         spec=lm.spec,
     )
-
-
-def decode_one(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
-    """Media of one sample's codes [K, T], float32 on the CPU: [C, N] or [C, height, width]."""
-    geometry = tokenizer.spec.geometry
-    if codes.shape[1] == 0 and isinstance(geometry, AudioGeometry):
-        return torch.zeros(geometry.channels, 0)
-    return tokenizer.decode(codes[None])[0].float().cpu()
 
 
 def _codes_of(lm: AnyLM, rows: Request, exact: bool, first: int, total: int, on_progress: Progress | None) -> Generated:

@@ -17,10 +17,12 @@ from ...lm.models.masked import MaskedLM
 from ...lm.models.next_scale import NextScaleLM
 from ...lm.models.registry import AnyLM
 from ..requests.request import Request
+from ..requests.settings import Filling, check_prompt
 from ..sampling.filters import Sampling
-from .loop import DecodeLoop, Generated, Progress, check_prompt, generate_codes, make_loop
-from .loop import warm_up as warm_up_steps
-from .masked import Filling, check_filling, fill_codes
+from .generate_codes import generate_codes, make_loop
+from .generate_codes import warm_up as warm_up_steps
+from .loop import DecodeLoop, Generated, Progress
+from .masked import check_filling, fill_codes
 from .next_scale import generate_scales, prepare_scales
 
 

@@ -21,27 +21,13 @@ from ...lm.kv_cache.registry import CacheChoice
 from ...lm.models.causal import TokenLM
 from ..execution.decode_step import Board, Step
 from ..execution.step_runner import Program, StepName, choose_way, programs_of
+from ..requests.settings import Length, check_length, check_prompt, check_seeds
 from ..sampling.filters import NOT_NUMBERS, Sampling
 from ..sampling.guidance import Guide
 from ..sampling.token_sampler import Sampler
 
-CHECK_EVERY = 8
-"""Steps between two looks at whether all rows have ended, except on the CPU: each look waits for the device."""
-
 Progress = Callable[[int, int], None]
 """on_progress(done, total), in steps times rows; done jumps to total where rows end early."""
-
-
-@dataclass(frozen=True)
-class Length:
-    """How many frames to make."""
-
-    max_frames: int
-    """Frames at most, the prompt included; exactly so many when `fixed`."""
-    min_frames: int = 1
-    """No end before this many frames."""
-    fixed: bool = False
-    """The end is never drawn. Models without an end code and pictures need it."""
 
 
 @dataclass(frozen=True)
@@ -54,48 +40,6 @@ class Generated:
     """[B] long, frames of each row."""
     ended: Tensor
     """[B] bool: the row drew its end; everywhere True when the length is fixed."""
-
-
-def generate_codes(
-    lm: TokenLM,
-    conditions: ConditionBatch,
-    seeds: Sequence[int],
-    length: Length,
-    sampling: Sampling | None = None,
-    guidance: Guidance = 1.0,
-    prompt: Tensor | None = None,
-    exact: bool = False,
-    on_progress: Progress | None = None,
-    cache: CacheChoice | None = None,
-    draft: int = 0,
-    step: StepName = "auto",
-) -> Generated:
-    """Generate codes for a batch of conditions.
-
-    Args:
-        conditions: B rows; what the model is not conditioned on is None.
-        seeds: B whole numbers of 64 bits. All that is random in row i is a function of seeds[i].
-        guidance: s in l_null + s (l_condition - l_null), 1 uses the condition alone; or a config of
-            lm/generation_config.py.
-        prompt: codes [B, K, t] that the rows begin with, word for word; None: nothing.
-        exact: run the rows one at a time, so that not even the kernels' rounding depends on the batch: a seed and a
-            condition give the same codes in any company, bit for bit. Slower for many rows.
-        cache: how keys and values are remembered (lm/kv_cache/registry.py); None: exactly.
-        draft: steps to guess at a time and have checked by the model (speculative.py); 0: none.
-        step: how steps are run (generate/execution/step_runner.py).
-    Raises:
-        ValueError: settings that contradict each other or the model; names the setting.
-    """
-    check_seeds(seeds)
-    if not exact:
-        loop = make_loop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft, step)
-        return _run(loop, 0, len(seeds), on_progress)
-    rows = []
-    for i, seed in enumerate(seeds):
-        row, row_prompt = one_row(conditions, i), None if prompt is None else prompt[i : i + 1]
-        loop = make_loop(lm, row, [seed], length, sampling, guidance, row_prompt, cache, draft, step)
-        rows.append(_run(loop, i, len(seeds), on_progress))
-    return _stack(rows)
 
 
 class DecodeLoop:
@@ -263,123 +207,6 @@ class DecodeLoop:
         return columns.gather(2, where.expand(len(columns), -1, -1))
 
 
-def make_loop(
-    lm: TokenLM,
-    conditions: ConditionBatch,
-    seeds: Sequence[int],
-    length: Length,
-    sampling: Sampling | None,
-    guidance: Guidance,
-    prompt: Tensor | None,
-    cache: CacheChoice | None,
-    draft: int,
-    step: StepName = "auto",
-) -> DecodeLoop:
-    """The loop that a generation's settings ask for; arguments and errors as `generate_codes`."""
-    if not draft:
-        return DecodeLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, step)
-    from .speculative import DraftedLoop  # which is made of this one
-
-    return DraftedLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft, step)
-
-
-def warm_up(
-    lm: TokenLM,
-    conditions: ConditionBatch,
-    length: Length,
-    sampling: Sampling | None = None,
-    guidance: Guidance = 1.0,
-    cache: CacheChoice | None = None,
-    draft: int = 0,
-    step: StepName = "auto",
-    num_rows: int | None = None,
-) -> None:
-    """Compile or record ahead the steps of generations up to this length; arguments and errors as `generate_codes`.
-
-    Args:
-        num_rows: B, needed where the model has no conditions.
-    """
-    B = num_rows or conditions.num_rows or 1
-    loop = make_loop(lm, conditions, [0] * B, length, sampling, guidance, None, cache, draft, step)
-    while loop.position < min(loop.num_steps, 1 + lm.head.period):
-        loop.step()
-
-
 def one_row(conditions: ConditionBatch, row: int) -> ConditionBatch:
     """Row `row` as it would be alone: without the padding that longer texts or embeddings in the batch gave it."""
     return conditions.rows(slice(row, row + 1)).trimmed()
-
-
-def _run(loop: DecodeLoop, first_row: int, num_rows: int, on_progress: Progress | None) -> Generated:
-    """Run a loop to its end; it makes the rows from first_row on of num_rows."""
-    B, every = len(loop.board.seeds), 1 if loop.lm.device.type == "cpu" else CHECK_EVERY
-
-    def report(steps: int) -> None:
-        if on_progress is not None:
-            on_progress(first_row * loop.num_steps + steps * B, num_rows * loop.num_steps)
-
-    checked = 0
-    while loop.position < loop.num_steps:
-        loop.step()
-        report(loop.position)
-        if not loop.length.fixed and loop.position - checked >= every:
-            checked = loop.position
-            if loop.done:
-                break
-    report(loop.num_steps)
-    return loop.result()
-
-
-def _stack(rows: list[Generated]) -> Generated:
-    longest = max(row.codes.shape[2] for row in rows)
-    codes = [torch.nn.functional.pad(row.codes, (0, longest - row.codes.shape[2])) for row in rows]
-    return Generated(torch.cat(codes), torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows]))
-
-
-def check_length(length: Length, variable_length: bool) -> Length:
-    """The length; ValueError where it contradicts itself or the model."""
-    if length.max_frames < 1:
-        raise ValueError(f"max_frames must be at least 1, found {length.max_frames}")
-    if not 0 <= length.min_frames <= length.max_frames:
-        raise ValueError(f"min_frames must be from 0 to max_frames ({length.max_frames}), found {length.min_frames}")
-    if not length.fixed and not variable_length:
-        raise ValueError("the model has no end code, so the number of frames must be fixed; pass Length(fixed=True)")
-    return length
-
-
-def check_seeds(seeds: Sequence[int]) -> list[int]:
-    """The seeds; ValueError unless there are some, whole numbers of 64 bits."""
-    if len(seeds) < 1:
-        raise ValueError("no seeds were given; one is needed for each sample")
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-            raise ValueError(f"a seed must be a whole number of 64 bits, found {seed!r}")
-    return list(seeds)
-
-
-def seeds_from(seed: int, count: int) -> list[int]:
-    """The seeds `seed`, `seed + 1`, ... of so many samples; ValueError unless all are whole numbers of 64 bits."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed must be a whole number, found {seed!r}")
-    if not -(2**63) <= seed <= 2**63 - count:
-        more = f", so {count} samples need one of at most {2**63 - count}" if count > 1 else ""
-        raise ValueError(f"seed must be from {-(2**63)} to {2**63 - 1}{more}, found {seed}")
-    return [seed + i for i in range(count)]
-
-
-def check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], length: Length) -> Tensor:
-    """The prompt [B, K, t], t = 0 for none."""
-    K = len(cardinalities)
-    if prompt is None:
-        return torch.zeros(B, K, 0, dtype=torch.long)
-    if prompt.dtype != torch.long or prompt.dim() != 3 or tuple(prompt.shape[:2]) != (B, K):
-        raise ValueError(f"the prompt must be long [{B}, {K}, t], found {prompt.dtype} {list(prompt.shape)}")
-    if prompt.shape[2] >= length.max_frames:
-        raise ValueError(
-            f"the prompt has {prompt.shape[2]} frames and at most {length.max_frames} are to be made, prompt included; "
-            f"shorten it{'' if length.fixed else ' or raise max_frames'}"
-        )
-    for k, V in enumerate(cardinalities):
-        if prompt.shape[2] and not 0 <= int(prompt[:, k].min()) <= int(prompt[:, k].max()) < V:
-            raise ValueError(f"the prompt's codebook {k} must hold codes 0 to {V - 1}, found others")
-    return prompt

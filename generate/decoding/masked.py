@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,13 +26,12 @@ from ...lm.conditioning.registry import ConditionBatch
 from ...lm.generation_config import LARGEST, Guidance
 from ...lm.models.masked import MaskedLM
 from ...lm.ops.near_ties import largest
+from ..requests.settings import Filling, check_seeds
 from ..sampling.counter_rng import uniform
 from ..sampling.filters import NOT_NUMBERS, Sampling, check_unordered, drawable, make_filters, sample
 from ..sampling.guidance import Guide
-from .loop import Progress, check_seeds, one_row
+from .loop import Progress, one_row
 
-DEFAULT_PASSES = 12
-"""Of a model that has nothing else to go by; a refiner takes one."""
 CODES, CHOICES, TIES = 8, 9, 10
 """Which of a cell's numbers are for drawing codes, for choosing cells, and for choosing among cells that are as sure;
 the decode loop uses lower ones."""
@@ -52,22 +50,6 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "arccos": lambda u: math.acos(u) * 2 / math.pi,
 }
 """The share of codes that is still hidden after the share u of the passes: 1 at 0, 0 at 1."""
-
-
-@dataclass(frozen=True)
-class Filling:
-    """How hidden codes are filled in."""
-
-    passes: int | None = None
-    """Passes at most, one for each code; None: 1 for a refiner, else DEFAULT_PASSES."""
-    schedule: str = "cosine"
-    """Of SCHEDULES: how many codes each pass keeps."""
-    choice_temperature: float = 0.0
-    """Gumbel noise on the log-probability by which the surest are chosen; it falls to 0 in the last pass."""
-
-    def num_passes(self, lm: MaskedLM) -> int:
-        """Of a model."""
-        return self.passes or (1 if lm.clustering is not None else DEFAULT_PASSES)
 
 
 @torch.no_grad()

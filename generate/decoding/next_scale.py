@@ -22,10 +22,11 @@ from ...lm.conditioning.batch import ConditionBatch
 from ...lm.generation_config import Guidance
 from ...lm.kv_cache.registry import CacheChoice
 from ...lm.models.next_scale import NextScaleLM
+from ..requests.settings import check_seeds
 from ..sampling.counter_rng import uniform
 from ..sampling.filters import NOT_NUMBERS, Sampling, check_unordered, drawable, make_filters, sample
 from ..sampling.guidance import Guide
-from .loop import Progress, check_seeds, one_row
+from .loop import Progress, one_row
 from .masked import run_rows
 
 

@@ -21,8 +21,9 @@ from ...lm.generation_config import Guidance
 from ...lm.kv_cache.registry import CacheChoice
 from ...lm.models.causal import TokenLM
 from ..execution.step_runner import StepName
+from ..requests.settings import Length
 from ..sampling.filters import Sampling
-from .loop import DecodeLoop, Length
+from .loop import DecodeLoop
 
 
 class DraftedLoop(DecodeLoop):

@@ -22,10 +22,11 @@ from torch import Tensor
 from ...lm.models.causal import TokenLM
 from ...lm.models.masked import MaskedLM
 from ...lm.models.registry import AnyLM
-from ..custom_lm import Wrapped
+from ..decoding.custom_lm import Wrapped
 from ..decoding.dispatch import check_codes, make_codes, start_loop
-from ..decoding.loop import DecodeLoop, Generated, Length
+from ..decoding.loop import DecodeLoop, Generated
 from ..requests.request import Request
+from ..requests.settings import Length
 from ..sampling.counter_rng import derived_seed
 
 

@@ -17,13 +17,12 @@ from ...lm.kv_cache.registry import CacheChoice, CacheConfig, plain_choice
 from ...lm.models.registry import AnyLM
 from ...tokenize.spec import AudioGeometry, PictureGeometry
 from ...tokenize.tokenizer import Tokenizer
-from ..decoding.loop import Length, check_length, check_prompt, seeds_from
-from ..decoding.masked import Filling
 from ..execution.step_runner import StepName
 from ..sampling.filters import Sampling
 from ..sampling.silence import silence_codes
 from .arguments import number, setting, tensor, whole
 from .conditions import Told
+from .settings import Filling, Length, check_length, check_prompt, seeds_from
 
 DEFAULT_MAX_SECONDS = 30.0
 """Longest sound where neither the call nor the model says."""

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...lm.generation_config import RANGES
 from . import triton_sampling
+from .filter_tensors import Filters
 
 NOT_NUMBERS = (
     "the model's logits are not numbers (NaN or infinite), or leave nothing to draw; its weights are damaged or its "
@@ -61,49 +62,6 @@ def check_unordered(sampling: Sampling, kind: str) -> None:
     for name, value in vars(sampling).items():
         if value != getattr(plain, name) and name != "repetition_window" and name != "ras_tau":
             raise ValueError(f"{name} is {value}, but a {kind} model does not fill codes in order; leave it out")
-
-
-@dataclass(frozen=True)
-class Filters:
-    """A `Sampling` checked against K codebooks and laid out as tensors on a device (see `make_filters`)."""
-
-    temperature: Tensor
-    """[K], float64; 1 where greedy."""
-    greedy: Tensor
-    """[K], bool."""
-    top_k: Tensor
-    """[K], long; very large where off."""
-    top_p: Tensor
-    """[K], float64."""
-    min_p: Tensor
-    """[K], float64."""
-    sorts: bool
-    """Whether top-p is on anywhere, so that probabilities must be sorted."""
-    largest_k: int
-    """The largest top-k; 0 where it is off everywhere."""
-
-    def of(self, codebooks: list[int]) -> Filters:
-        """Those of some codebooks."""
-        if codebooks == list(range(len(self.temperature))):
-            return self
-        chosen = {
-            field.name: getattr(self, field.name)[codebooks]
-            for field in fields(self)
-            if field.name not in ("sorts", "largest_k")
-        }
-        return Filters(**chosen, sorts=self.sorts, largest_k=self.largest_k)
-
-    def unfiltered(self) -> Filters:
-        """The temperature alone (1 where greedy), and a draw everywhere."""
-        return replace(
-            self,
-            greedy=torch.zeros_like(self.greedy),
-            top_k=torch.full_like(self.top_k, 1 << 40),
-            top_p=torch.ones_like(self.top_p),
-            min_p=torch.zeros_like(self.min_p),
-            sorts=False,
-            largest_k=0,
-        )
 
 
 def make_filters(sampling: Sampling, num_codebooks: int, device: torch.device | str = "cpu") -> Filters:

@@ -21,7 +21,8 @@ from ...lm.generation_config import RANGES
 from ...lm.patterns.pattern import Arrangement
 from ...lm.patterns.sub_tokens import Symbols
 from .counter_rng import uniform
-from .filters import Filters, Sampling, make_filters, per_codebook, sample
+from .filter_tensors import Filters
+from .filters import Sampling, make_filters, per_codebook, sample
 from .repetition import LookBack, Repetition, penalize, repeats
 from .silence import is_silent
 

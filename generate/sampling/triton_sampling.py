@@ -10,7 +10,7 @@ from torch import Tensor
 from ...lm.kernels.triton_fused_block import takes_device
 
 if TYPE_CHECKING:
-    from .filters import Filters
+    from .filter_tensors import Filters
 
 MOST_VALUES = 1 << 14
 """More values than a program holds are drawn op by op."""

@@ -13,7 +13,7 @@ from ...lm.models.masked import MaskedLM
 from ...lm.models.registry import AnyLM
 from ...tokenize.spec import check_same_tokenizer
 from ...tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
-from ..custom_lm import OwnLM, Wrapped, check_pair
+from ..decoding.custom_lm import OwnLM, Wrapped, check_pair
 from ..decoding.dispatch import start_loop
 from ..long_form.windows import make_row
 from ..requests.conditions import Told

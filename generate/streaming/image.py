@@ -19,7 +19,7 @@ from ...lm.models.next_scale import NextScaleLM
 from ...lm.models.registry import AnyLM
 from ...tokenize.spec import PictureGeometry, check_same_tokenizer
 from ...tokenize.tokenizer import Tokenizer
-from ..custom_lm import OwnLM, check_pair
+from ..decoding.custom_lm import OwnLM, check_pair
 from ..decoding.dispatch import (
     check_refiner,
     label_rows,
@@ -30,8 +30,8 @@ from ..decoding.dispatch import (
 )
 from ..decoding.loop import DecodeLoop
 from ..decoding.masked import fill_in_passes
+from ..decoding.media import decode_one
 from ..decoding.next_scale import scale_by_scale
-from ..pipeline import decode_one
 from ..requests.arguments import whole
 from ..requests.conditions import Told
 from ..requests.request import Request, Settings, make_request

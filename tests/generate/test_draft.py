@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate.decoding.loop import DecodeLoop, Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.decoding.loop import DecodeLoop
 from tessera.generate.decoding.speculative import DraftedLoop
+from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.filters import Sampling
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.heads.multi_token_prediction import AheadConfig

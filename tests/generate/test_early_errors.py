@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate.decoding.loop import Length, generate_codes, seeds_from
-from tessera.generate.decoding.masked import Filling, fill_codes, fill_in_passes
+from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.decoding.masked import fill_codes, fill_in_passes
 from tessera.generate.long_form import windows
 from tessera.generate.model import Model, load
 from tessera.generate.requests.request import make_request
+from tessera.generate.requests.settings import Filling, Length, seeds_from
 from tessera.generate.sampling.filters import Sampling
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.models.causal import TokenLM

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tessera.generate.decoding import masked
-from tessera.generate.decoding.masked import SCHEDULES, Filling, fill_codes, remaining_counts
+from tessera.generate.decoding.masked import SCHEDULES, fill_codes, remaining_counts
+from tessera.generate.requests.settings import Filling
 from tessera.generate.sampling.filters import Sampling
 from tessera.lm.clustering.clustering import Clustering
 from tessera.lm.conditioning.registry import ConditionBatch

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tessera.configs.schema import ConfigError, check_config
-from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.filters import Sampling
 from tessera.generate.sampling.guidance import Guide, filtered, guidance_words, make_scales
 from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig, TextConditionConfig

@@ -7,9 +7,10 @@ import itertools
 import pytest
 import torch
 
-from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.decoding.masked import fill_codes
 from tessera.generate.decoding.next_scale import generate_scales
+from tessera.generate.requests.settings import Length
 from tessera.lm.clustering.clustering import cluster_codes
 from tessera.lm.conditioning.registry import (
     CodesConditionConfig,

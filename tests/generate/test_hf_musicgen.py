@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.filters import Sampling
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.public.musicgen import load_musicgen

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate.decoding.loop import DecodeLoop, Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.decoding.loop import DecodeLoop
+from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import uniform
 from tessera.generate.sampling.filters import Sampling
 from tessera.lm.heads.flat import FlatHeadConfig

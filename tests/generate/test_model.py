@@ -14,7 +14,7 @@ from PIL import Image
 
 import tessera
 from tessera.generate import generate, stream_audio
-from tessera.generate.decoding.loop import generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.execution import step_runner
 from tessera.generate.model import load
 from tessera.generate.sampling.filters import Sampling
@@ -118,7 +118,7 @@ def test_generate_is_codes_then_decode(shapes):
     settings = {"temperature": [0.8, 1.0, 1.2], "top_k": 9, "top_p": 0.9, "min_p": 0.01, "guidance": 2.0}
     result = shapes.generate(label="star", n=2, seed=3, **settings)
     functional = generate(shapes.lm, shapes.tokenizer, label=2, n=2, seed=3, **settings)
-    from tessera.generate.decoding.loop import Length
+    from tessera.generate.requests.settings import Length
     from tessera.lm.conditioning.registry import ConditionBatch
 
     sampling = Sampling([0.8, 1.0, 1.2], 9, 0.9, 0.01)

@@ -9,7 +9,7 @@ import torch
 
 import tessera
 from tessera.generate import OwnLM, generate, stream_audio, stream_pictures
-from tessera.generate.custom_lm import NEEDED
+from tessera.generate.decoding.custom_lm import NEEDED
 from tessera.lm.patterns.pattern import Arrangement, DelayConfig, ParallelConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 

@@ -11,9 +11,11 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tessera.generate.decoding.loop import DecodeLoop, Length, generate_codes, warm_up
+from tessera.generate.decoding.generate_codes import generate_codes, warm_up
+from tessera.generate.decoding.loop import DecodeLoop
 from tessera.generate.execution import step_runner, torch_compile
 from tessera.generate.execution.tensor_tree import tensors_in
+from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.filters import Sampling
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.generation_config import LinearGuidance

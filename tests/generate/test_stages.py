@@ -11,9 +11,10 @@ import tessera
 from tessera.cli.app import run
 from tessera.configs.files import read_json, write_json
 from tessera.configs.schema import ConfigError
-from tessera.generate.decoding.loop import Length, generate_codes
-from tessera.generate.decoding.masked import Filling, fill_codes
+from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.decoding.masked import fill_codes
 from tessera.generate.model import load
+from tessera.generate.requests.settings import Filling, Length
 from tessera.lm.checkpoints.model_directory import load_model, save_model
 from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
 from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig

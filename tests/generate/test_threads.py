@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.requests.settings import Length
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.kernels import cpu_gemv
 from tessera.lm.quantization.cpu_fast_decode import quicken_

@@ -8,8 +8,9 @@ import soundfile
 import torch
 
 from tessera.generate import generate
-from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.model import Model, load
+from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.filters import Sampling
 from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch, EmbeddingConditionConfig, LabelConfig
 from tessera.lm.generation_config import ConstantGuidance, GenerationDefaults, TwoConditions

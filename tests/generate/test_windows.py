@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tessera.generate import generate, stream_audio
-from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.long_form import windows
 from tessera.generate.model import load
+from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import derived_seed
 from tessera.lm.conditioning.batch import ConditionBatch
 from tessera.lm.models.causal import LMConfig, TokenLM

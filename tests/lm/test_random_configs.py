@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tessera.configs.schema import ConfigError, check_config
-from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.decoding.masked import fill_codes
 from tessera.generate.decoding.next_scale import generate_scales
+from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.batch import ConditionBatch
 from tessera.lm.models.causal import LMConfig
 from tessera.lm.models.masked import MaskedConfig, MaskedLM

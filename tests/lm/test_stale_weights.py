@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.execution import step_runner
+from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.filters import Sampling
 from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig

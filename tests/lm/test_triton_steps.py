@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tessera.generate.decoding.loop import Length, generate_codes
+from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.requests.settings import Length
 from tessera.lm.kernels import cpu_gemv, triton_fused_block
 from tessera.lm.kernels.triton_fused_block import TritonStack, matrix_of, norm_of, project
 from tessera.lm.layers.transformer import RMSNorm

@@ -18,14 +18,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..lm.conditioning.batch import ConditionBatch
-from ..lm.models.causal import TokenLM
-from ..lm.models.coarse_to_fine import CoarseToFine
-from ..lm.models.registry import AnyLM
-from ..lm.patterns.pattern import Arrangement
-from ..lm.patterns.sub_tokens import Symbols
-from ..tokenize.spec import TokenSpec
-from ..tokenize.tokenizer import Tokenizer
+from ...lm.conditioning.batch import ConditionBatch
+from ...lm.models.causal import TokenLM
+from ...lm.models.coarse_to_fine import CoarseToFine
+from ...lm.models.registry import AnyLM
+from ...lm.patterns.pattern import Arrangement
+from ...lm.patterns.sub_tokens import Symbols
+from ...tokenize.spec import TokenSpec
+from ...tokenize.tokenizer import Tokenizer
 
 
 class OwnLM(Protocol):

@@ -1,0 +1,129 @@
+"""Codes by the decoding loop: the loop that the settings ask for, run to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...lm.conditioning.registry import ConditionBatch
+from ...lm.generation_config import Guidance
+from ...lm.kv_cache.registry import CacheChoice
+from ...lm.models.causal import TokenLM
+from ..execution.step_runner import StepName
+from ..requests.settings import Length, check_seeds
+from ..sampling.filters import Sampling
+from .loop import DecodeLoop, Generated, Progress, one_row
+from .speculative import DraftedLoop
+
+CHECK_EVERY = 8
+"""Steps between two looks at whether all rows have ended, except on the CPU: each look waits for the device."""
+
+
+def generate_codes(
+    lm: TokenLM,
+    conditions: ConditionBatch,
+    seeds: Sequence[int],
+    length: Length,
+    sampling: Sampling | None = None,
+    guidance: Guidance = 1.0,
+    prompt: Tensor | None = None,
+    exact: bool = False,
+    on_progress: Progress | None = None,
+    cache: CacheChoice | None = None,
+    draft: int = 0,
+    step: StepName = "auto",
+) -> Generated:
+    """Generate codes for a batch of conditions.
+
+    Args:
+        conditions: B rows; what the model is not conditioned on is None.
+        seeds: B whole numbers of 64 bits. All that is random in row i is a function of seeds[i].
+        guidance: s in l_null + s (l_condition - l_null), 1 uses the condition alone; or a config of
+            lm/generation_config.py.
+        prompt: codes [B, K, t] that the rows begin with, word for word; None: nothing.
+        exact: run the rows one at a time, so that not even the kernels' rounding depends on the batch: a seed and a
+            condition give the same codes in any company, bit for bit. Slower for many rows.
+        cache: how keys and values are remembered (lm/kv_cache/registry.py); None: exactly.
+        draft: steps to guess at a time and have checked by the model (speculative.py); 0: none.
+        step: how steps are run (generate/execution/step_runner.py).
+    Raises:
+        ValueError: settings that contradict each other or the model; names the setting.
+    """
+    check_seeds(seeds)
+    if not exact:
+        loop = make_loop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft, step)
+        return _run(loop, 0, len(seeds), on_progress)
+    rows = []
+    for i, seed in enumerate(seeds):
+        row, row_prompt = one_row(conditions, i), None if prompt is None else prompt[i : i + 1]
+        loop = make_loop(lm, row, [seed], length, sampling, guidance, row_prompt, cache, draft, step)
+        rows.append(_run(loop, i, len(seeds), on_progress))
+    return _stack(rows)
+
+
+def make_loop(
+    lm: TokenLM,
+    conditions: ConditionBatch,
+    seeds: Sequence[int],
+    length: Length,
+    sampling: Sampling | None,
+    guidance: Guidance,
+    prompt: Tensor | None,
+    cache: CacheChoice | None,
+    draft: int,
+    step: StepName = "auto",
+) -> DecodeLoop:
+    """The loop that a generation's settings ask for; arguments and errors as `generate_codes`."""
+    if not draft:
+        return DecodeLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, step)
+    return DraftedLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft, step)
+
+
+def warm_up(
+    lm: TokenLM,
+    conditions: ConditionBatch,
+    length: Length,
+    sampling: Sampling | None = None,
+    guidance: Guidance = 1.0,
+    cache: CacheChoice | None = None,
+    draft: int = 0,
+    step: StepName = "auto",
+    num_rows: int | None = None,
+) -> None:
+    """Compile or record ahead the steps of generations up to this length; arguments and errors as `generate_codes`.
+
+    Args:
+        num_rows: B, needed where the model has no conditions.
+    """
+    B = num_rows or conditions.num_rows or 1
+    loop = make_loop(lm, conditions, [0] * B, length, sampling, guidance, None, cache, draft, step)
+    while loop.position < min(loop.num_steps, 1 + lm.head.period):
+        loop.step()
+
+
+def _run(loop: DecodeLoop, first_row: int, num_rows: int, on_progress: Progress | None) -> Generated:
+    """Run a loop to its end; it makes the rows from first_row on of num_rows."""
+    B, every = len(loop.board.seeds), 1 if loop.lm.device.type == "cpu" else CHECK_EVERY
+
+    def report(steps: int) -> None:
+        if on_progress is not None:
+            on_progress(first_row * loop.num_steps + steps * B, num_rows * loop.num_steps)
+
+    checked = 0
+    while loop.position < loop.num_steps:
+        loop.step()
+        report(loop.position)
+        if not loop.length.fixed and loop.position - checked >= every:
+            checked = loop.position
+            if loop.done:
+                break
+    report(loop.num_steps)
+    return loop.result()
+
+
+def _stack(rows: list[Generated]) -> Generated:
+    longest = max(row.codes.shape[2] for row in rows)
+    codes = [torch.nn.functional.pad(row.codes, (0, longest - row.codes.shape[2])) for row in rows]
+    return Generated(torch.cat(codes), torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows]))

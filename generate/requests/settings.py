@@ -1,0 +1,92 @@
+"""What a decoding loop is given, checked: length, seeds, prompt, and the passes of masked decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...lm.models.masked import MaskedLM
+
+
+@dataclass(frozen=True)
+class Length:
+    """How many frames to make."""
+
+    max_frames: int
+    """Frames at most, the prompt included; exactly so many when `fixed`."""
+    min_frames: int = 1
+    """No end before this many frames."""
+    fixed: bool = False
+    """The end is never drawn. Models without an end code and pictures need it."""
+
+
+def check_length(length: Length, variable_length: bool) -> Length:
+    """The length; ValueError where it contradicts itself or the model."""
+    if length.max_frames < 1:
+        raise ValueError(f"max_frames must be at least 1, found {length.max_frames}")
+    if not 0 <= length.min_frames <= length.max_frames:
+        raise ValueError(f"min_frames must be from 0 to max_frames ({length.max_frames}), found {length.min_frames}")
+    if not length.fixed and not variable_length:
+        raise ValueError("the model has no end code, so the number of frames must be fixed; pass Length(fixed=True)")
+    return length
+
+
+def check_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds; ValueError unless there are some, whole numbers of 64 bits."""
+    if len(seeds) < 1:
+        raise ValueError("no seeds were given; one is needed for each sample")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+            raise ValueError(f"a seed must be a whole number of 64 bits, found {seed!r}")
+    return list(seeds)
+
+
+def seeds_from(seed: int, count: int) -> list[int]:
+    """The seeds `seed`, `seed + 1`, ... of so many samples; ValueError unless all are whole numbers of 64 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, found {seed!r}")
+    if not -(2**63) <= seed <= 2**63 - count:
+        more = f", so {count} samples need one of at most {2**63 - count}" if count > 1 else ""
+        raise ValueError(f"seed must be from {-(2**63)} to {2**63 - 1}{more}, found {seed}")
+    return [seed + i for i in range(count)]
+
+
+def check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], length: Length) -> Tensor:
+    """The prompt [B, K, t], t = 0 for none."""
+    K = len(cardinalities)
+    if prompt is None:
+        return torch.zeros(B, K, 0, dtype=torch.long)
+    if prompt.dtype != torch.long or prompt.dim() != 3 or tuple(prompt.shape[:2]) != (B, K):
+        raise ValueError(f"the prompt must be long [{B}, {K}, t], found {prompt.dtype} {list(prompt.shape)}")
+    if prompt.shape[2] >= length.max_frames:
+        raise ValueError(
+            f"the prompt has {prompt.shape[2]} frames and at most {length.max_frames} are to be made, prompt included; "
+            f"shorten it{'' if length.fixed else ' or raise max_frames'}"
+        )
+    for k, V in enumerate(cardinalities):
+        if prompt.shape[2] and not 0 <= int(prompt[:, k].min()) <= int(prompt[:, k].max()) < V:
+            raise ValueError(f"the prompt's codebook {k} must hold codes 0 to {V - 1}, found others")
+    return prompt
+
+
+DEFAULT_PASSES = 12
+"""Of a model that has nothing else to go by; a refiner takes one."""
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How hidden codes are filled in."""
+
+    passes: int | None = None
+    """Passes at most, one for each code; None: 1 for a refiner, else DEFAULT_PASSES."""
+    schedule: str = "cosine"
+    """Of SCHEDULES: how many codes each pass keeps."""
+    choice_temperature: float = 0.0
+    """Gumbel noise on the log-probability by which the surest are chosen; it falls to 0 in the last pass."""
+
+    def num_passes(self, lm: MaskedLM) -> int:
+        """Of a model."""
+        return self.passes or (1 if lm.clustering is not None else DEFAULT_PASSES)
