@@ -9,20 +9,18 @@ The published network loses a sample at each odd stride; here the surplus is cut
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
+from .base import AudioShape
 from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck
 from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual
 from .seanet import channels_last, check_hop
 from .streaming import Stage, window_stage
-
-if TYPE_CHECKING:
-    from .networks import AudioTokenizerConfig
 
 
 class DACConfig(Config):
@@ -42,7 +40,7 @@ class DACConfig(Config):
     chunk: PositiveInt = 32
     """Frames worked on at a time when frozen: sets the delay of streaming, and fixes the shape all items share."""
 
-    def check_sound(self, sound: AudioTokenizerConfig) -> None:
+    def check_sound(self, sound: AudioShape) -> None:
         """Raise ValueError unless this part fits the tokenizer."""
         check_hop(self.strides, "strides", self.bottleneck, sound)
 
@@ -80,7 +78,7 @@ class Snake(nn.Module):
 class DACEncoder(nn.Module):
     """Samples to latents; see the head of this file."""
 
-    def __init__(self, config: DACConfig, sound: AudioTokenizerConfig):
+    def __init__(self, config: DACConfig, sound: AudioShape):
         super().__init__()
         self.hop, self.channels = sound.hop, sound.channels
         width = config.channels
@@ -107,7 +105,7 @@ class DACEncoder(nn.Module):
 class DACDecoder(nn.Module):
     """Latents to samples; see the head of this file."""
 
-    def __init__(self, config: DACConfig, sound: AudioTokenizerConfig):
+    def __init__(self, config: DACConfig, sound: AudioShape):
         super().__init__()
         width = config.channels
         if width % 2 ** len(config.strides):

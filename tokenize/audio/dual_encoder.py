@@ -9,21 +9,19 @@ a teacher that the frozen tokenizer carries along. Source: X-Codec, arXiv:2408.1
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import PositiveInt, Tag
 from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError, kind_or
+from .base import AudioShape
 from .dac import DACConfig, DACEncoder
 from .mel_2d import Mel2DConfig, Mel2DEncoder
 from .seanet import SEANetConfig, SEANetEncoder
 from .streaming import Stage, run_stages, window_stage
 from .vocos import AudioStackConfig, SpectrumEncoder
-
-if TYPE_CHECKING:
-    from .networks import AudioTokenizerConfig
 
 PlainPartConfig = Annotated[
     Annotated[AudioStackConfig, Tag("spectrum")]
@@ -47,7 +45,7 @@ class FusedConfig(Config):
     chunk: PositiveInt = 32
     """Frames worked on at a time when frozen; those of the two parts have no meaning here."""
 
-    def check_sound(self, sound: AudioTokenizerConfig) -> None:
+    def check_sound(self, sound: AudioShape) -> None:
         """Raise ValueError unless both parts fit the tokenizer."""
         for name, part in (("acoustic", self.acoustic), ("semantic", self.semantic)):
             try:
@@ -59,7 +57,7 @@ class FusedConfig(Config):
 class FusedEncoder(nn.Module):
     """Samples to latents; see the head of this file."""
 
-    def __init__(self, config: FusedConfig, sound: AudioTokenizerConfig):
+    def __init__(self, config: FusedConfig, sound: AudioShape):
         super().__init__()
         other = sound.model_copy(update={"latent_dim": config.semantic_dim})
         self.acoustic = PLAIN_ENCODERS[config.acoustic.kind](config.acoustic, sound)  # pyright: ignore

@@ -10,7 +10,7 @@ Source: SpecVQGAN, arXiv:2110.08791 (there time is halved too, and a vocoder of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import PositiveInt
@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import Config, LayerCount
+from .base import AudioShape
 from .stft import frame_signal, mel_filters
 from .streaming import Stage, window_stage
 from .vocos import frames_of_spectra
-
-if TYPE_CHECKING:
-    from .networks import AudioTokenizerConfig
 
 
 class Mel2DConfig(Config):
@@ -44,7 +42,7 @@ class Mel2DConfig(Config):
         """How often the height is halved."""
         return (self.bands // self.rows).bit_length() - 1
 
-    def check_sound(self, sound: AudioTokenizerConfig) -> None:
+    def check_sound(self, sound: AudioShape) -> None:
         """Raise ValueError unless this part fits the tokenizer."""
         if sound.window < sound.hop or sound.window % 2:
             raise ValueError(f"window {sound.window} must be even and at least hop {sound.hop}")
@@ -117,7 +115,7 @@ class Mel2DEncoder(_Stack):
     window: Tensor
     filters: Tensor
 
-    def __init__(self, config: Mel2DConfig, sound: AudioTokenizerConfig):
+    def __init__(self, config: Mel2DConfig, sound: AudioShape):
         width, layers = config.channels, [Step(sound.channels, config.channels)]
         for _ in range(config.halvings):
             layers += [*(Block(width) for _ in range(config.blocks)), Step(width, width, 0.5)]
@@ -149,7 +147,7 @@ class Mel2DDecoder(_Stack):
 
     window: Tensor
 
-    def __init__(self, config: Mel2DConfig, sound: AudioTokenizerConfig):
+    def __init__(self, config: Mel2DConfig, sound: AudioShape):
         width = config.channels
         layers: list[Block | Step] = [Step(sound.latent_dim // config.rows, width)]
         for _ in range(config.halvings):

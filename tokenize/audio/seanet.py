@@ -10,18 +10,16 @@ Sources: SoundStream, arXiv:2107.03312; EnCodec, arXiv:2210.13438; Mimi (Moshi),
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ...configs.schema import Config, LayerCount, LayerCountOrNone
+from .base import AudioShape
 from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck, Recurrence
 from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Padding, Pointwise, Residual
 from .streaming import Stage, window_stage
-
-if TYPE_CHECKING:
-    from .networks import AudioTokenizerConfig
 
 
 class SEANetConfig(Config):
@@ -54,7 +52,7 @@ class SEANetConfig(Config):
     chunk: PositiveInt = 32
     """Frames worked on at a time when frozen: sets the delay of streaming, and fixes the shape all items share."""
 
-    def check_sound(self, sound: AudioTokenizerConfig) -> None:
+    def check_sound(self, sound: AudioShape) -> None:
         """Raise ValueError unless this part fits the tokenizer."""
         check_hop(self.ratios, "ratios", self.bottleneck, sound)
 
@@ -77,7 +75,7 @@ class SEANetConfig(Config):
         return blocks
 
 
-def check_hop(ratios: tuple[int, ...], name: str, bottleneck: BottleneckConfig, sound: AudioTokenizerConfig) -> None:
+def check_hop(ratios: tuple[int, ...], name: str, bottleneck: BottleneckConfig, sound: AudioShape) -> None:
     """Raise ValueError unless the ratios and the bottleneck's stride make the tokenizer's hop."""
     found = math.prod(ratios) * bottleneck.stride
     if found != sound.hop:
@@ -100,7 +98,7 @@ def channels_last(frames: Tensor, channels: int) -> Tensor:
 class SEANetEncoder(nn.Module):
     """Samples to latents; see the head of this file."""
 
-    def __init__(self, config: SEANetConfig, sound: AudioTokenizerConfig):
+    def __init__(self, config: SEANetConfig, sound: AudioShape):
         super().__init__()
         self.hop, self.channels = sound.hop, sound.channels
         width = config.channels
@@ -134,7 +132,7 @@ class SEANetEncoder(nn.Module):
 class SEANetDecoder(nn.Module):
     """Latents to samples; see the head of this file."""
 
-    def __init__(self, config: SEANetConfig, sound: AudioTokenizerConfig):
+    def __init__(self, config: SEANetConfig, sound: AudioShape):
         super().__init__()
         self.hop = sound.hop
         width = config.channels * 2 ** len(config.ratios)

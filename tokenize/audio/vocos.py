@@ -8,7 +8,7 @@ trained for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -16,11 +16,9 @@ from torch import Tensor
 
 from ...configs.schema import GrowingConfig, LayerCount
 from ..layers.convnext import ConvNeXtStack
+from .base import AudioShape
 from .stft import frame_signal, inverse_spectrum
 from .streaming import Stage, window_stage
-
-if TYPE_CHECKING:
-    from .networks import AudioTokenizerConfig
 
 
 class AudioStackConfig(GrowingConfig):
@@ -38,7 +36,7 @@ class AudioStackConfig(GrowingConfig):
     chunk: PositiveInt = 32
     """Frames worked on at a time when frozen: sets the delay of streaming, and fixes the shape all items share."""
 
-    def check_sound(self, sound: AudioTokenizerConfig) -> None:
+    def check_sound(self, sound: AudioShape) -> None:
         """Raise ValueError unless this part fits the tokenizer."""
         if sound.window < sound.hop or sound.window % 2:
             raise ValueError(f"window {sound.window} must be even and at least hop {sound.hop}")
@@ -49,7 +47,7 @@ class SpectrumEncoder(ConvNeXtStack):
 
     window: Tensor
 
-    def __init__(self, config: AudioStackConfig, sound: AudioTokenizerConfig):
+    def __init__(self, config: AudioStackConfig, sound: AudioShape):
         super().__init__(
             sound.channels * (sound.window // 2 + 1),
             config.width,
@@ -80,7 +78,7 @@ class SpectrumDecoder(ConvNeXtStack):
 
     window: Tensor
 
-    def __init__(self, config: AudioStackConfig, sound: AudioTokenizerConfig):
+    def __init__(self, config: AudioStackConfig, sound: AudioShape):
         outputs = sound.channels * (sound.window + 2)
         super().__init__(sound.latent_dim, config.width, outputs, config.layers, config.kernel, config.causal)
         self.hop, self.channels = sound.hop, sound.channels

@@ -5,15 +5,13 @@ Source: VQ-VAE, arXiv:1711.00937; residual codes on the grid: RQ-VAE, arXiv:2203
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import Config
-
-if TYPE_CHECKING:
-    from .networks import PictureTokenizerConfig
+from .base import ImageShape
 
 
 class ConvolutionalConfig(Config):
@@ -21,12 +19,12 @@ class ConvolutionalConfig(Config):
 
     kind: Literal["convolutional"] = "convolutional"
 
-    def grid(self, picture: PictureTokenizerConfig) -> tuple[int, int]:
+    def grid(self, picture: ImageShape) -> tuple[int, int]:
         """Rows and columns of the codes; ValueError where the size cannot be halved so often."""
         return halved_grid(picture)
 
 
-def halved_grid(picture: PictureTokenizerConfig) -> tuple[int, int]:
+def halved_grid(picture: ImageShape) -> tuple[int, int]:
     """Rows and columns after the tokenizer's `downsamplings`; ValueError where the size cannot be halved so often."""
     scale = 2**picture.downsamplings
     if picture.height % scale or picture.width % scale:
@@ -56,7 +54,7 @@ class ResidualBlock(nn.Module):
 class ConvolutionalEncoder(nn.Sequential):
     """Pictures to latents; see the head of this file."""
 
-    def __init__(self, config: ConvolutionalConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: ConvolutionalConfig, picture: ImageShape):
         widths = widths_of(picture)
         down: list[nn.Module] = [nn.Conv2d(picture.channels, widths[0], 3, padding=1)]
         for level in range(picture.downsamplings):
@@ -75,7 +73,7 @@ class ConvolutionalEncoder(nn.Sequential):
 class ConvolutionalDecoder(nn.Sequential):
     """Latents to pictures; see the head of this file."""
 
-    def __init__(self, config: ConvolutionalConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: ConvolutionalConfig, picture: ImageShape):
         self.grid = config.grid(picture)
         widths = widths_of(picture)
         up: list[nn.Module] = [nn.Conv2d(picture.latent_dim, widths[-1], 3, padding=1)]
@@ -98,6 +96,6 @@ class ConvolutionalDecoder(nn.Sequential):
         return super().forward(input.transpose(1, 2).unflatten(2, self.grid).contiguous()).float().tanh()
 
 
-def widths_of(picture: PictureTokenizerConfig) -> list[int]:
+def widths_of(picture: ImageShape) -> list[int]:
     """Channels at each size, full size first."""
     return [picture.features * (2 if level else 1) for level in range(picture.downsamplings + 1)]

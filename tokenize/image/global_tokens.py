@@ -9,17 +9,15 @@ basis. Source: the quantised global autoencoder, arXiv:2407.11913.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ...configs.schema import Config
+from .base import ImageShape
 from .convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
 from .vqgan import VQGANConfig, VQGANDecoder, VQGANEncoder
-
-if TYPE_CHECKING:
-    from .networks import PictureTokenizerConfig
 
 INNER = {
     "convolutional": (ConvolutionalEncoder, ConvolutionalDecoder),
@@ -36,12 +34,12 @@ class TransposedConfig(Config):
     part: Annotated[ConvolutionalConfig | VQGANConfig, Field(discriminator="kind")] = ConvolutionalConfig()
     """What turns pictures into a grid of channels, or back."""
 
-    def grid(self, picture: PictureTokenizerConfig) -> tuple[int, int]:
+    def grid(self, picture: ImageShape) -> tuple[int, int]:
         """One row of tokens; ValueError where the inner part does not fit the tokenizer."""
         self.part.grid(picture)
         return 1, self.tokens
 
-    def inner(self, picture: PictureTokenizerConfig) -> tuple[PictureTokenizerConfig, int]:
+    def inner(self, picture: ImageShape) -> tuple[ImageShape, int]:
         """The tokenizer as the inner part sees it, and the places of its grid."""
         rows, columns = self.part.grid(picture)
         return picture.model_copy(update={"latent_dim": self.tokens}), rows * columns
@@ -50,7 +48,7 @@ class TransposedConfig(Config):
 class TransposedEncoder(nn.Module):
     """Pictures to latents; see the head of this file."""
 
-    def __init__(self, config: TransposedConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: TransposedConfig, picture: ImageShape):
         super().__init__()
         inner, places = config.inner(picture)
         self.part = INNER[config.part.kind][0](config.part, inner)  # pyright: ignore[reportArgumentType]
@@ -64,7 +62,7 @@ class TransposedEncoder(nn.Module):
 class TransposedDecoder(nn.Module):
     """Latents to pictures; see the head of this file."""
 
-    def __init__(self, config: TransposedConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: TransposedConfig, picture: ImageShape):
         super().__init__()
         inner, places = config.inner(picture)
         self.turn = nn.Linear(picture.latent_dim, places)

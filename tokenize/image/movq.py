@@ -9,17 +9,15 @@ Source: MoVQ, arXiv:2209.09002.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import Config
+from .base import ImageShape
 from .convolutional import ConvolutionalConfig, ConvolutionalEncoder, halved_grid, widths_of
-
-if TYPE_CHECKING:
-    from .networks import PictureTokenizerConfig
 
 
 class ConditionedConfig(Config):
@@ -27,7 +25,7 @@ class ConditionedConfig(Config):
 
     kind: Literal["conditioned"] = "conditioned"
 
-    def grid(self, picture: PictureTokenizerConfig) -> tuple[int, int]:
+    def grid(self, picture: ImageShape) -> tuple[int, int]:
         """Rows and columns of the codes; ValueError where the size cannot be halved so often."""
         return halved_grid(picture)
 
@@ -66,14 +64,14 @@ class ConditionedBlock(nn.Module):
 class ConditionedEncoder(ConvolutionalEncoder):
     """Pictures to latents, as `convolutional`."""
 
-    def __init__(self, config: ConditionedConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: ConditionedConfig, picture: ImageShape):
         super().__init__(ConvolutionalConfig(), picture)
 
 
 class ConditionedDecoder(nn.Module):
     """Latents to pictures; see the head of this file."""
 
-    def __init__(self, config: ConditionedConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: ConditionedConfig, picture: ImageShape):
         super().__init__()
         self.grid = config.grid(picture)
         widths = widths_of(picture)

@@ -12,7 +12,7 @@ Sources: MergeVQ, arXiv:2504.00999; the merge: ToMe, arXiv:2210.09461.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import PositiveInt
@@ -21,10 +21,8 @@ from torch.nn import functional as F
 
 from ...configs.schema import Config, LayerCount
 from ..layers.transformer_block import AttentionBlock
+from .base import ImageShape
 from .vit_1d import join_patches, patch_grid
-
-if TYPE_CHECKING:
-    from .networks import PictureTokenizerConfig
 
 
 class MergedConfig(Config):
@@ -41,7 +39,7 @@ class MergedConfig(Config):
     expansion: PositiveInt = 4
     """Width of the MLP, in units of `width`."""
 
-    def grid(self, picture: PictureTokenizerConfig) -> tuple[int, int]:
+    def grid(self, picture: ImageShape) -> tuple[int, int]:
         """One row of tokens; ValueError where the part does not fit the tokenizer."""
         rows, columns = patch_grid(self, picture)
         if rows * columns < self.tokens:
@@ -65,7 +63,7 @@ class MergedConfig(Config):
 class MergedEncoder(nn.Module):
     """Pictures to latents; see the head of this file."""
 
-    def __init__(self, config: MergedConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: MergedConfig, picture: ImageShape):
         super().__init__()
         config.grid(picture)
         rows, columns = patch_grid(config, picture)
@@ -119,7 +117,7 @@ def _over(index: Tensor, x: Tensor) -> Tensor:
 class MergedDecoder(nn.Module):
     """Latents to pictures; see the head of this file."""
 
-    def __init__(self, config: MergedConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: MergedConfig, picture: ImageShape):
         super().__init__()
         self.patch, self.patches = config.patch, patch_grid(config, picture)
         self.enter = nn.Linear(picture.latent_dim, config.width)

@@ -9,7 +9,7 @@ each a codebook of its own. Sources: ViT-VQGAN, arXiv:2110.04627; two depths: Du
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from ...configs.schema import Config, LayerCount
 from ..layers.transformer_block import AttentionBlock
+from .base import ImageShape
 from .vit_1d import join_patches, patch_grid
-
-if TYPE_CHECKING:
-    from .networks import PictureTokenizerConfig
 
 
 class ViTConfig(Config):
@@ -38,7 +36,7 @@ class ViTConfig(Config):
     """Blocks, counted from 1, whose results are the latents: equal shares of `latent_dim`, in this order; null: the
     last. In the encoder alone."""
 
-    def grid(self, picture: PictureTokenizerConfig) -> tuple[int, int]:
+    def grid(self, picture: ImageShape) -> tuple[int, int]:
         """Rows and columns of the patches; ValueError where the part does not fit the tokenizer."""
         taps = self.taps or (self.layers,)
         if max(taps) > self.layers:
@@ -55,7 +53,7 @@ class ViTConfig(Config):
 class _Body(nn.Module):
     """Blocks over the places of patches."""
 
-    def __init__(self, config: ViTConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: ViTConfig, picture: ImageShape):
         super().__init__()
         self.config = config
         self.grid = config.grid(picture)
@@ -68,7 +66,7 @@ class _Body(nn.Module):
 class ViTEncoder(_Body):
     """Pictures to latents; see the head of this file."""
 
-    def __init__(self, config: ViTConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: ViTConfig, picture: ImageShape):
         super().__init__(config, picture)
         self.taps = config.taps or (config.layers,)
         del self.blocks[max(self.taps) :]  # nobody reads those behind
@@ -90,7 +88,7 @@ class ViTEncoder(_Body):
 class ViTDecoder(_Body):
     """Latents to pictures; see the head of this file."""
 
-    def __init__(self, config: ViTConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: ViTConfig, picture: ImageShape):
         super().__init__(config, picture)
         self.enter = nn.Linear(picture.latent_dim, config.width)
         self.leave_norm = nn.LayerNorm(config.width)

@@ -12,7 +12,7 @@ arXiv:2307.08041.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from pydantic import PositiveInt
@@ -20,9 +20,7 @@ from torch import Tensor, nn
 
 from ...configs.schema import Config, LayerCount
 from ..layers.transformer_block import AttentionBlock
-
-if TYPE_CHECKING:
-    from .networks import PictureTokenizerConfig
+from .base import ImageShape
 
 
 class ViT1DConfig(Config):
@@ -41,7 +39,7 @@ class ViT1DConfig(Config):
     order: Literal["none", "causal"] = "none"
     """causal: a token sees only those before it; in the encoder alone."""
 
-    def grid(self, picture: PictureTokenizerConfig) -> tuple[int, int]:
+    def grid(self, picture: ImageShape) -> tuple[int, int]:
         """One row of tokens; ValueError where the part does not fit the tokenizer."""
         patch_grid(self, picture)
         return 1, self.tokens
@@ -58,7 +56,7 @@ class Patched(Protocol):
     def heads(self) -> int: ...
 
 
-def patch_grid(part: Patched, picture: PictureTokenizerConfig) -> tuple[int, int]:
+def patch_grid(part: Patched, picture: ImageShape) -> tuple[int, int]:
     """Rows and columns of the patches; ValueError where the part does not fit the tokenizer."""
     if picture.height % part.patch or picture.width % part.patch:
         raise ValueError(
@@ -79,7 +77,7 @@ def join_patches(found: Tensor, grid: tuple[int, int], size: int) -> Tensor:
 class _Body(nn.Module):
     """Blocks over patches and tokens, in this order."""
 
-    def __init__(self, config: ViT1DConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: ViT1DConfig, picture: ImageShape):
         super().__init__()
         self.config = config
         self.patches = patch_grid(config, picture)
@@ -106,7 +104,7 @@ class ViT1DEncoder(_Body):
 
     visible: Tensor | None
 
-    def __init__(self, config: ViT1DConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: ViT1DConfig, picture: ImageShape):
         super().__init__(config, picture)
         self.enter = nn.Conv2d(picture.channels, config.width, config.patch, config.patch)
         self.leave = nn.Linear(config.width, picture.latent_dim)
@@ -127,7 +125,7 @@ class ViT1DEncoder(_Body):
 class ViT1DDecoder(_Body):
     """Latents to pictures; see the head of this file."""
 
-    def __init__(self, config: ViT1DConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: ViT1DConfig, picture: ImageShape):
         super().__init__(config, picture)
         self.enter = nn.Linear(picture.latent_dim, config.width)
         self.leave = nn.Linear(config.width, picture.channels * config.patch**2)

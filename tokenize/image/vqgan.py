@@ -10,17 +10,15 @@ Source: VQGAN, arXiv:2012.09841 (taming-transformers, MIT), in the sizes of Llam
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import Config, LayerCount
+from .base import ImageShape
 from .convolutional import halved_grid
-
-if TYPE_CHECKING:
-    from .networks import PictureTokenizerConfig
 
 
 class VQGANConfig(Config):
@@ -36,7 +34,7 @@ class VQGANConfig(Config):
     """Channels between the network and its last (first) layer to the latents."""
     norm_groups: PositiveInt = 32
 
-    def grid(self, picture: PictureTokenizerConfig) -> tuple[int, int]:
+    def grid(self, picture: ImageShape) -> tuple[int, int]:
         """Rows and columns of the codes; ValueError where the part does not fit the tokenizer."""
         if len(self.multipliers) != picture.downsamplings + 1:
             raise ValueError(
@@ -104,7 +102,7 @@ class Halve(nn.Conv2d):
 class VQGANEncoder(nn.Sequential):
     """Pictures to latents; see the head of this file."""
 
-    def __init__(self, config: VQGANConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: VQGANConfig, picture: ImageShape):
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         width = config.channels
         layers: list[nn.Module] = [nn.Conv2d(picture.channels, width, 3, padding=1)]
@@ -128,7 +126,7 @@ class VQGANEncoder(nn.Sequential):
 class VQGANDecoder(nn.Sequential):
     """Latents to pictures; see the head of this file."""
 
-    def __init__(self, config: VQGANConfig, picture: PictureTokenizerConfig):
+    def __init__(self, config: VQGANConfig, picture: ImageShape):
         self.grid = config.grid(picture)
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         width = widths[-1]
