@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import quantizer_trees as trees
 
 from tessera.configs.files import write_safetensors
+from tessera.tokenize.quantizers import registry
 from tessera.tokenize.quantizers.codebook import REVIVE_EVERY
-from tessera.tokenize.quantizers.registry import QUANTIZERS, make_quantizer
+from tessera.tokenize.quantizers.registry import make_quantizer
 
 DIM = 12
 
@@ -128,7 +129,7 @@ def trained(leaf):
 def test_every_kind_is_in_the_product():
     whole = {settings(DIM)["kind"] for settings in leaves().values()}
     whole |= {combinator(leaves()["vq"])["kind"] for combinator in COMBINATORS.values()}
-    assert whole == set(QUANTIZERS) - {"scales", "identity"}
+    assert whole == set(registry.LEAVES | registry.COMBINATORS) - {"scales", "identity"}
 
 
 @pytest.mark.sample(6)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Quantizer(nn.Module):
     """Base of leaves and combinators; a new one defines `quantize`, `search`, `lookup` and `vectors`.
 
     It is made from (config, dim, depth, where): `depth` is its level in a residual, `where` its path in the tree, which
-    begins every error about it.
+    begins every error about it. A combinator is given one more argument, `make` of the quantizers that it holds.
     """
 
     span = 1
@@ -223,11 +224,17 @@ class Quantizer(nn.Module):
             )
 
 
-def make_part(config, dim: int, depth: int, where: str) -> Quantizer:
-    """A quantizer inside another one."""
-    from .registry import make_quantizer  # not above: the table imports every part
+class PartConfig(Protocol):
+    """Config of a quantizer inside another one."""
 
-    return make_quantizer(config, dim, depth, where)
+    @property
+    def kind(self) -> str: ...
+
+
+class MakeQuantizer(Protocol):
+    """`make_quantizer` of registry.py, handed down the tree: the table there imports every combinator."""
+
+    def __call__(self, config: Any, dim: int, depth: int, where: str, /) -> Quantizer: ...
 
 
 def join_tables(tables: Sequence[Tensor]) -> Tensor:

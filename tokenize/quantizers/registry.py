@@ -1,6 +1,6 @@
 """Quantizers by config: the table of kinds and the one way to make them.
 
-A new kind is one file with a config and a Quantizer, one entry in the union and in the table here, and one line in the
+A new kind is one file with a config and a Quantizer, one entry in the union and in a table here, and one line in the
 table of tests/tokenize/quantizer_trees.py.
 """
 
@@ -62,7 +62,7 @@ WrapperConfig = (
 )
 QuantizerConfig = Annotated[LeafConfig | CombinatorConfig | WrapperConfig, Field(discriminator="kind")]
 
-QUANTIZERS = {
+LEAVES = {
     "vq": VectorQuantizer,
     "fsq": FiniteScalarQuantizer,
     "lfq": LookupFreeQuantizer,
@@ -74,6 +74,8 @@ QUANTIZERS = {
     "structural": StructuralQuantizer,
     "shared_index": SharedIndexQuantizer,
     "identity": IdentityQuantizer,
+}
+COMBINATORS = {
     "residual": ResidualQuantizer,
     "chain": ChainQuantizer,
     "group": GroupQuantizer,
@@ -104,7 +106,9 @@ def make_quantizer(
     Raises:
         ConfigError: a tree that cannot be; it begins with the path of the node, "quantizer.stages.1.groups: ...".
     """
-    return QUANTIZERS[config.kind](config, dim, depth, where)
+    if config.kind in LEAVES:
+        return LEAVES[config.kind](config, dim, depth, where)
+    return COMBINATORS[config.kind](config, dim, depth, where, make_quantizer)
 
 
 __all__ = [

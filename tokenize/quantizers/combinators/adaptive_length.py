@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ....configs.schema import Config, ConfigError
-from ..base import Parts, float32_only, join_tables, make_part
+from ..base import MakeQuantizer, Parts, float32_only, join_tables
 from ..nearest import exact_dtype
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 SMALLEST_ERROR = 1e-4
 """Of a picture; a smaller one counts as this."""
@@ -60,10 +60,10 @@ class HaltingQuantizer(Wrapper):
     `wanted_error` may be set between calls: codes then differ, what they decode to does not.
     """
 
-    def __init__(self, config: HaltingConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(self, config: HaltingConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         if "." in where:
             raise ConfigError(f"{where}: halting is about all tokens of a picture; make it the outermost part")
-        inner = make_part(config.quantizer, dim, depth, f"{where}.quantizer")
+        inner = make(config.quantizer, dim, depth, f"{where}.quantizer")
         if inner.span == 0 or not inner.cardinalities:
             raise ConfigError(f"{where}.quantizer: '{config.quantizer.kind}' has no code of a token to leave out")
         super().__init__(inner)

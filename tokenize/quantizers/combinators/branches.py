@@ -22,13 +22,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from ....configs.schema import Config, ConfigError
-from ..base import Parts, Quantizer, add_losses, join_tables, make_part, rates_of
+from ..base import MakeQuantizer, Parts, Quantizer, add_losses, join_tables, rates_of
 from ..regularization import disentangle
 from .chain import common_span
 from .strided import StrideConfig
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 
 class BranchConfig(Config):
@@ -53,7 +53,7 @@ class BranchesConfig(Config):
 class BranchesQuantizer(Quantizer):
     """See the head of this file. Q is the sum over branches."""
 
-    def __init__(self, config: BranchesConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(self, config: BranchesConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         parts = {}
         ranges = []
         for name, branch in config.branches.items():
@@ -66,7 +66,7 @@ class BranchesQuantizer(Quantizer):
             inner = branch.quantizer
             if branch.stride > 1:
                 inner = StrideConfig(every=branch.stride, quantizer=inner)
-            parts[name] = make_part(inner, end - first, depth, f"{here}.quantizer")
+            parts[name] = make(inner, end - first, depth, f"{here}.quantizer")
             ranges.append((first, end))
         super().__init__(dim, list(parts.values()))
         unread = sorted(set(range(dim)) - {channel for first, end in ranges for channel in range(first, end)})

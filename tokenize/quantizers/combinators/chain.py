@@ -19,10 +19,10 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from ....configs.schema import ConfigError, GrowingConfig
-from ..base import Parts, Quantizer, add_losses, join_tables, make_part, rates_of
+from ..base import MakeQuantizer, Parts, Quantizer, add_losses, join_tables, rates_of
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 
 class LevelDropout(GrowingConfig):
@@ -49,9 +49,9 @@ class ChainQuantizer(Quantizer):
 
     levels: Sequence[Quantizer]
 
-    def __init__(self, config: ChainConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(self, config: ChainConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         stages = config.stages
-        parts = [make_part(part, dim, depth + i, f"{where}.stages.{i}") for i, part in enumerate(stages)]
+        parts = [make(part, dim, depth + i, f"{where}.stages.{i}") for i, part in enumerate(stages)]
         self._take(config, parts, len(parts), where)
 
     def _take(self, config: LevelDropout, parts: list[Quantizer], repeats: int, where: str) -> None:

@@ -17,12 +17,12 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from ....configs.schema import ConfigError, LayerCount
-from ..base import Parts, Quantizer, add_losses, join_tables, make_part, rates_of
+from ..base import MakeQuantizer, Parts, Quantizer, add_losses, join_tables, rates_of
 from ..regularization import disentangle
 from .chain import LevelDropout, check_choices, common_span, draw_levels
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 
 class GroupConfig(LevelDropout):
@@ -44,12 +44,12 @@ class GroupQuantizer(Quantizer):
 
     groups: Sequence[Quantizer]
 
-    def __init__(self, config: GroupConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(self, config: GroupConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         if dim % config.groups:
             raise ConfigError(f"{where}.groups: {config.groups} groups do not divide {dim} channels; use a divisor")
         width = dim // config.groups
         own = 1 if config.shared else config.groups
-        groups = [make_part(config.quantizer, width, depth, f"{where}.quantizer") for _ in range(own)]
+        groups = [make(config.quantizer, width, depth, f"{where}.quantizer") for _ in range(own)]
         super().__init__(dim, groups * (config.groups // own))
         check_choices(config, config.groups, where)
         self.config = config

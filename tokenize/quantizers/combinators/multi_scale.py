@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ....configs.schema import Config, ConfigError
-from ..base import Parts, Quantizer, add_losses, join_tables, make_part
+from ..base import MakeQuantizer, Parts, Quantizer, add_losses, join_tables
 from ..nearest import exact_dtype
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 
 class ScalesConfig(Config):
@@ -89,9 +89,9 @@ class ScalesQuantizer(Quantizer):
 
     span = 0
 
-    def __init__(self, config: ScalesConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(self, config: ScalesConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         own = 1 if config.shared else len(config.sizes)
-        levels = [make_part(config.quantizer, dim, depth, f"{where}.quantizer") for _ in range(own)]
+        levels = [make(config.quantizer, dim, depth, f"{where}.quantizer") for _ in range(own)]
         if len(levels[0].cardinalities) != 1 or levels[0].span != 1:
             raise ConfigError(f"{where}.quantizer: a place of a scale has one code; use a leaf such as vq")
         rows, columns = config.sizes[-1]

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ....configs.schema import Config
-from ..base import Parts, make_part
+from ..base import MakeQuantizer, Parts
 from ..nearest import exact_dtype
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 
 class ProjectConfig(Config):
@@ -35,8 +35,8 @@ class ProjectConfig(Config):
 class ProjectedQuantizer(Wrapper):
     """See the head of this file. Without bias, so that the vector of a sum of codes is the sum of their vectors."""
 
-    def __init__(self, config: ProjectConfig, dim: int, depth: int = 0, where: str = "quantizer"):
-        super().__init__(make_part(config.quantizer, config.dim, depth, f"{where}.quantizer"))
+    def __init__(self, config: ProjectConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
+        super().__init__(make(config.quantizer, config.dim, depth, f"{where}.quantizer"))
         self.dim = dim
         self.config = config
         self.project_in = nn.Linear(dim, config.dim, bias=False)

@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ....configs.schema import Config
-from ..base import Parts, make_part
+from ..base import MakeQuantizer, Parts
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 
 class SkipConfig(Config):
@@ -32,8 +32,8 @@ class SkipConfig(Config):
 class SkippingQuantizer(Wrapper):
     """See the head of this file."""
 
-    def __init__(self, config: SkipConfig, dim: int, depth: int = 0, where: str = "quantizer"):
-        super().__init__(make_part(config.quantizer, dim, depth, f"{where}.quantizer"))
+    def __init__(self, config: SkipConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
+        super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
         self.config = config
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from ....configs.schema import Config, ConfigError
 from ...spec import AudioGeometry, PictureGeometry
-from ..base import Parts, Quantizer, make_part
+from ..base import MakeQuantizer, Parts, Quantizer
 from ..nearest import exact_dtype
 from ..regularization import mean_over_batch
 from ..vq import project
@@ -35,7 +35,7 @@ from .strided import StridedQuantizer
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 
 SMALLEST = 1e-3
@@ -69,8 +69,8 @@ class RegionsConfig(Config):
 class RegionsQuantizer(Wrapper):
     """See the head of this file."""
 
-    def __init__(self, config: RegionsConfig, dim: int, depth: int = 0, where: str = "quantizer"):
-        super().__init__(make_part(config.quantizer, dim, depth, f"{where}.quantizer"))
+    def __init__(self, config: RegionsConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
+        super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
         if self.inner.span != 1:
             raise ConfigError(
                 f"{where}.quantizer: '{config.quantizer.kind}' looks at several places, but those of a region are "

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ....configs.schema import LayerCount
-from ..base import make_part
+from ..base import MakeQuantizer
 from .chain import ChainQuantizer, LevelDropout
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 
 class ResidualConfig(LevelDropout):
@@ -33,7 +33,7 @@ class ResidualConfig(LevelDropout):
 class ResidualQuantizer(ChainQuantizer):
     """See the head of this file. Q = levels, times the codes of one."""
 
-    def __init__(self, config: ResidualConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(self, config: ResidualConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         own = 1 if config.shared else config.levels
-        parts = [make_part(config.quantizer, dim, depth + level, f"{where}.quantizer") for level in range(own)]
+        parts = [make(config.quantizer, dim, depth + level, f"{where}.quantizer") for level in range(own)]
         self._take(config, parts, config.levels, where)

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ....configs.schema import Config, ConfigError
-from ..base import Parts, make_part
+from ..base import MakeQuantizer, Parts
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 
 class RotationConfig(Config):
@@ -32,10 +32,10 @@ class RotationConfig(Config):
 class RotationQuantizer(Wrapper):
     """See the head of this file."""
 
-    def __init__(self, config: RotationConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(self, config: RotationConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         if "." in where:
             raise ConfigError(f"{where}: rotation is about the value of the whole tree; make it the outermost part")
-        super().__init__(make_part(config.quantizer, dim, depth, f"{where}.quantizer"))
+        super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
         self.config = config
 
     def estimate(self, x: Tensor, parts: Parts) -> Tensor:

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ....configs.schema import Config
-from ..base import Parts, Quantizer, make_part
+from ..base import MakeQuantizer, Parts, Quantizer
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 
 class StrideConfig(Config):
@@ -36,8 +36,8 @@ class StrideConfig(Config):
 class StridedQuantizer(Wrapper):
     """See the head of this file."""
 
-    def __init__(self, config: StrideConfig, dim: int, depth: int = 0, where: str = "quantizer"):
-        super().__init__(make_part(config.quantizer, dim, depth, f"{where}.quantizer"))
+    def __init__(self, config: StrideConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
+        super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
         self.config = config
         self._set_every(config.every, self.inner)
 

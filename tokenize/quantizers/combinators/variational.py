@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ....configs.schema import Config
-from ..base import Parts, add_losses, make_part
+from ..base import MakeQuantizer, Parts, add_losses
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from ..registry import QuantizerConfig
+    from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 LARGEST = 10.0
 """Log variances are cut beyond this, either way: their exponentials stay finite."""
@@ -41,8 +41,8 @@ class GaussianConfig(Config):
 class GaussianQuantizer(Wrapper):
     """See the head of this file."""
 
-    def __init__(self, config: GaussianConfig, dim: int, depth: int = 0, where: str = "quantizer"):
-        super().__init__(make_part(config.quantizer, dim, depth, f"{where}.quantizer"))
+    def __init__(self, config: GaussianConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
+        super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
         self.config = config
         self.log_variance = nn.Linear(dim, dim)
         nn.init.zeros_(self.log_variance.weight)
