@@ -30,7 +30,7 @@ from tessera.tokenize.quantizers import base, codebook, fsq, regularization, sca
 from tessera.tokenize.quantizers.binary import BinaryQuantizer
 from tessera.tokenize.quantizers.codebook import Codebook
 from tessera.tokenize.quantizers.combinators import chain, nested_dropout, rotation_trick
-from tessera.tokenize.quantizers.lattice import LatticeQuantizer
+from tessera.tokenize.quantizers.scalar import LatticeQuantizer
 from tessera.train.evaluation import reconstruction_metrics
 
 TRAPS = {

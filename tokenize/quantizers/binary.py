@@ -1,7 +1,11 @@
 """Binary codes: the sign of each of a few dimensions is a bit, and a code is all of them; no table exists.
 
-`lfq.py`, `bsq.py` and `bernoulli.py` differ in what comes before the sign and after it. A code of d bits is
-an int64 put together from integers: sums of floats give wrong codes (bf16 from 9 bits on, float32 from 25).
+    lfq          signs of the latents; MAGVIT-2, arXiv:2310.05737
+    bsq          signs of latents on the unit sphere, times 1 / sqrt(bits), so that codes lie on it too; arXiv:2406.07548
+    bernoulli    each bit is drawn with probability sigmoid(z) while training, and is the likelier value afterwards;
+                 Binary Latent Diffusion, arXiv:2304.04820
+
+They differ in what comes before the sign and after it. A code of d bits is an int64 put together from integers: sums of floats give wrong codes (bf16 from 9 bits on, float32 from 25).
 Entropies are exact bit by bit, since the soft choice among all 2^d codes is a product over bits (see
 regularization.py): with p = softmax(-|u - c|^2 / T) over codes c in {-s, s}^d, bit i is 1 with probability
 sigmoid(4 s u_i / T).
@@ -9,11 +13,12 @@ sigmoid(4 s u_i / T).
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError
 from .base import Parts, Quantizer
@@ -136,3 +141,51 @@ class BinaryQuantizer(Quantizer):
         for bit in range(signs.shape[1]):
             out = out + signs[:, bit, None] * weight[:, bit]
         return out
+
+
+class LFQConfig(BinaryConfig):
+    """Signs, of latents as they are; bits have values of -1 and 1."""
+
+    kind: Literal["lfq"] = "lfq"
+
+
+class LookupFreeQuantizer(BinaryQuantizer):
+    """Lookup-free quantization. Q = 1."""
+
+
+class BSQConfig(BinaryConfig):
+    """Signs, of normalised latents."""
+
+    kind: Literal["bsq"] = "bsq"
+
+
+class BinarySphericalQuantizer(BinaryQuantizer):
+    """Binary spherical quantization. Q = 1."""
+
+    def code_scale(self) -> float:
+        """1 / sqrt(bits): a code's norm is 1."""
+        return self.config.bits**-0.5
+
+    def before_sign(self, z: Tensor) -> Tensor:
+        """On the sphere of the codes."""
+        return F.normalize(z, dim=-1) * (self.scale * self.config.bits**0.5)
+
+
+class BernoulliConfig(BinaryConfig):
+    """Random signs; the latents are log-odds. Bits have values of -1 and 1."""
+
+    kind: Literal["bernoulli"] = "bernoulli"
+    commitment: float = 0.0
+    """Weight of the loss that keeps latents near -1 and 1; log-odds need none."""
+
+
+class BernoulliQuantizer(BinaryQuantizer):
+    """Bernoulli codes. Q = 1."""
+
+    def draw(self, u: Tensor) -> Tensor:
+        """Bits drawn from torch's global generator."""
+        return torch.rand(u.shape, dtype=u.dtype, device=u.device) < torch.sigmoid(u)
+
+    def logits(self, u: Tensor, temperature: float) -> Tensor:
+        """The latents themselves; a temperature of 1 is the model's own."""
+        return u / temperature

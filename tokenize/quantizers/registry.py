@@ -11,27 +11,30 @@ from typing import Annotated
 from pydantic import Field
 
 from .base import Quantized, Quantizer, pack_codes, unpack_codes
-from .bernoulli import BernoulliConfig, BernoulliQuantizer
-from .bsq import BinarySphericalQuantizer, BSQConfig
+from .binary import (
+    BernoulliConfig,
+    BernoulliQuantizer,
+    BinarySphericalQuantizer,
+    BSQConfig,
+    LFQConfig,
+    LookupFreeQuantizer,
+)
 from .combinators.adaptive_length import HaltingConfig, HaltingQuantizer
 from .combinators.branches import BranchConfig, BranchesConfig, BranchesQuantizer
-from .combinators.chain import ChainConfig, ChainQuantizer
 from .combinators.grouped import GroupConfig, GroupQuantizer
 from .combinators.multi_scale import ScalesConfig, ScalesQuantizer
 from .combinators.nested_dropout import TailConfig, TailQuantizer
 from .combinators.projected import ProjectConfig, ProjectedQuantizer
 from .combinators.quantizer_dropout import SkipConfig, SkippingQuantizer
 from .combinators.region_routing import RegionsConfig, RegionsQuantizer
-from .combinators.residual import ResidualConfig, ResidualQuantizer
+from .combinators.residual import ChainConfig, ChainQuantizer, ResidualConfig, ResidualQuantizer
 from .combinators.rotation_trick import RotationConfig, RotationQuantizer
 from .combinators.strided import StrideConfig, StridedQuantizer
 from .combinators.variational import GaussianConfig, GaussianQuantizer
 from .fsq import FiniteScalarQuantizer, FSQConfig
 from .identity import IdentityConfig, IdentityQuantizer
 from .kmeans_vq import KMeansConfig, KMeansQuantizer
-from .lattice import LatticeConfig, LatticeQuantizer
-from .lfq import LFQConfig, LookupFreeQuantizer
-from .scalar import ScalarConfig, ScalarQuantizer
+from .scalar import LatticeConfig, LatticeQuantizer, ScalarConfig, ScalarQuantizer
 from .shared_index import SharedIndexConfig, SharedIndexQuantizer
 from .structural_entropy_vq import StructuralConfig, StructuralQuantizer
 from .vq import VectorQuantizer, VQConfig

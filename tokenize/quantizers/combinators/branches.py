@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ....configs.schema import Config, ConfigError
 from ..base import MakeQuantizer, Parts, Quantizer, add_losses, join_tables, rates_of
 from ..regularization import disentangle
-from .chain import common_span
+from .residual import common_span
 from .strided import StrideConfig
 
 if TYPE_CHECKING:

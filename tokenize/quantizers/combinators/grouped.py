@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ....configs.schema import ConfigError, LayerCount
 from ..base import MakeQuantizer, Parts, Quantizer, add_losses, join_tables, rates_of
 from ..regularization import disentangle
-from .chain import LevelDropout, check_choices, common_span, draw_levels
+from .residual import LevelDropout, check_choices, common_span, draw_levels
 
 if TYPE_CHECKING:
     from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py

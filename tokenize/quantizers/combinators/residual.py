@@ -1,19 +1,157 @@
-"""Residual quantization: a chain (see chain.py) of the same kind of quantizer, several times.
+"""Residual quantization: each stage quantizes what the stages before it left over; the value is the sum of all.
 
-Source: SoundStream, arXiv:2107.03312; one codebook for all levels: RQ-VAE, arXiv:2203.01941; level dropout per sample:
-arXiv:2306.06546, from a set of numbers: EnCodec, arXiv:2210.13438.
+    rest 0 = x,   q i = stage i (rest i),   rest i+1 = rest i - q i (no gradient through q i),   value = q 0 + q 1 + ...
+
+One straight-through gradient goes around the sum (Quantizer.forward): one per stage would multiply the encoder's
+gradient by the number of stages. The commitment losses of all stages reach the encoder, as the rest keeps x's gradient;
+the rest after stage i is x less the cumulative sum, so theirs is the cumulative commitment of RQ-VAE
+(arXiv:2203.01941).
+
+`residual` repeats one kind of quantizer (SoundStream, arXiv:2107.03312; one codebook for all levels: RQ-VAE,
+arXiv:2203.01941; level dropout per sample: arXiv:2306.06546, from a set of numbers: EnCodec, arXiv:2210.13438).
+The stages of a `chain` may differ: Language-Codec's MCRVQ (arXiv:2402.12208) is a `group` of 3, then a `residual`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from ....configs.schema import LayerCount
-from ..base import MakeQuantizer
-from .chain import ChainQuantizer, LevelDropout
+import torch
+from pydantic import Field, NonNegativeInt
+from torch import Tensor, nn
+
+from ....configs.schema import ConfigError, GrowingConfig, LayerCount
+from ..base import MakeQuantizer, Parts, Quantizer, add_losses, join_tables, rates_of
 
 if TYPE_CHECKING:
     from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
+
+
+class LevelDropout(GrowingConfig):
+    """How a combinator drops its last levels while training; a base of configs."""
+
+    added = frozenset({"level_choices"})
+
+    level_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training samples that use a random number of levels, so that any first few codes decode well."""
+    level_choices: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    """The numbers of levels such a sample may draw, all equally likely; null: 1, 2, .. all."""
+
+
+class ChainConfig(LevelDropout):
+    """Quantizers one after the other, coarse first."""
+
+    kind: Literal["chain"] = "chain"
+    stages: tuple[QuantizerConfig, ...] = Field(min_length=1)
+    """Each sees what those before it left over."""
+
+
+class ChainQuantizer(Quantizer):
+    """Stages one after another. Q is the sum over stages."""
+
+    levels: Sequence[Quantizer]
+
+    def __init__(self, config: ChainConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
+        stages = config.stages
+        parts = [make(part, dim, depth + i, f"{where}.stages.{i}") for i, part in enumerate(stages)]
+        self._take(config, parts, len(parts), where)
+
+    def _take(self, config: LevelDropout, parts: list[Quantizer], repeats: int, where: str) -> None:
+        """Make it of its levels: `parts`, or a single one used `repeats` times."""
+        used = parts if len(parts) == repeats else parts * repeats
+        Quantizer.__init__(self, used[0].dim, used)
+        check_choices(config, repeats, where)
+        self.config: LevelDropout = config
+        self.repeats = repeats
+        self.levels = nn.ModuleList(parts)  # pyright: ignore[reportAttributeAccessIssue]
+        self.span = common_span(parts)
+
+    def each(self) -> list[Quantizer]:
+        """The quantizer of every level, in order; the same one again where levels share it."""
+        levels = list(self.levels)
+        return levels if len(levels) == self.repeats else levels * self.repeats
+
+    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+        """See Quantizer.quantize. Losses are summed over levels by name; a dropped level has code -1 and loss 0."""
+        used = self.draw_levels(x.shape[0]).to(x.device) if self.training and self.config.level_dropout else None
+        rest, total, codes = x, torch.zeros_like(x), []
+        losses: dict[str, Tensor] = {}
+        for number, level in enumerate(self.each()):
+            kept = mask
+            if used is not None:
+                kept = (used > number)[:, None].expand(x.shape[:2])
+                kept = kept if mask is None else kept & mask
+                rest = torch.where(kept[..., None], rest, 0.0)
+            part = level.quantize(rest, kept)
+            rest = rest - part.vectors.detach()
+            total = total + part.vectors
+            codes.append(part.codes)
+            add_losses(losses, part.losses)
+        return Parts(total, torch.cat(codes, dim=-1), losses)
+
+    def draw_levels(self, num_samples: int) -> Tensor:
+        """How many levels each sample uses, [B] long, from torch's global generator."""
+        return draw_levels(self.config, self.repeats, num_samples)
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, M, D] -> [B, M, Q]."""
+        rest, codes = x, []
+        for level in self.each():
+            codes.append(level.search(rest, mask))
+            rest = rest - level.lookup(codes[-1])
+            rest = rest if mask is None else torch.where(mask[..., None], rest, 0.0)
+        return torch.cat(codes, dim=-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, Q] -> [B, M, D], summed coarse first as in `quantize`."""
+        total = torch.zeros(1, device=codes.device)
+        levels = self.each()
+        for level, own in zip(levels, codes.split([len(level.cardinalities) for level in levels], -1), strict=True):
+            total = total + level.lookup(own)
+        return total
+
+    def vectors(self) -> Tensor:
+        """[Q, V, D]."""
+        return join_tables([level.vectors() for level in self.each()])
+
+    def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """See Quantizer.rate."""
+        return rates_of(self.each(), codes)
+
+    def fit_parts(self, x: Tensor) -> bool:
+        """Each level on the rest of those before it."""
+        found, rest = False, x
+        for level in self.each():
+            found = level.fit_parts(rest) or found
+            rest = rest - level.lookup(level.search(rest))
+        return found
+
+
+def draw_levels(config: LevelDropout, levels: int, num_samples: int) -> Tensor:
+    """How many of `levels` each sample uses, [B] long: all, or for a share of them a random number."""
+    dropped = torch.rand(num_samples) < config.level_dropout
+    if config.level_choices is None:
+        chosen = torch.randint(1, levels + 1, (num_samples,))
+    else:
+        chosen = torch.tensor(config.level_choices)[torch.randint(len(config.level_choices), (num_samples,))]
+    return torch.where(dropped, chosen, levels)
+
+
+def check_choices(config: LevelDropout, levels: int, where: str) -> None:
+    """Raise ConfigError where a sample could draw more levels than there are."""
+    if config.level_choices is not None and max(config.level_choices) > levels:
+        raise ConfigError(
+            f"{where}.level_choices: {max(config.level_choices)} is more than the {levels} levels there are"
+        )
+    if config.level_choices is not None and not config.level_dropout:
+        raise ConfigError(f"{where}.level_choices: level_dropout is 0, so nothing is ever drawn; set it, 1 for always")
+
+
+def common_span(parts: Sequence[Quantizer]) -> int:
+    """The span of quantizers used side by side or one after the other (`Quantizer.span`)."""
+    return 0 if any(part.span == 0 for part in parts) else math.lcm(*(part.span for part in parts))
 
 
 class ResidualConfig(LevelDropout):
@@ -31,7 +169,7 @@ class ResidualConfig(LevelDropout):
 
 
 class ResidualQuantizer(ChainQuantizer):
-    """See the head of this file. Q = levels, times the codes of one."""
+    """The same kind of stage several times. Q = levels, times the codes of one."""
 
     def __init__(self, config: ResidualConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         own = 1 if config.shared else config.levels
