@@ -28,7 +28,7 @@ from tessera.lm.kv_cache.registry import read_cache
 from tessera.lm.ops.loss import codebook_loss
 from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus
 from tessera.tokenize.data.shard_writer import Shards, ShardsConfig, build_shards
-from tessera.train.lm.dataset import Items
+from tessera.train.lm.dataset import CodesDataset
 
 KINDS = [
     "static",
@@ -84,7 +84,7 @@ def main() -> None:
         for name in [args.model] if args.model else HELD_OUT:
             model = tessera.load(name, args.device)
             shards = Shards(args.shards) if args.shards else encode(model, HELD_OUT[name], Path(scratch) / name)
-            items = Items(shards, model.labels or None, model.text)
+            items = CodesDataset(shards, model.labels or None, model.text)
             chosen = sorted(range(len(items)), key=lambda i: -int(items.lengths[i]))[:count]  # the longest
             rows += measure(model, Path(name).name, items, chosen, kinds, args.batch)
     if args.json:
@@ -99,7 +99,9 @@ def encode(model: Model, corpus: FolderCorpus | ArraysCorpus, folder: Path) -> S
     return build_shards(config, model.tokenizer, progress=False)
 
 
-def measure(model: Model, name: str, items: Items, chosen: list[int], kinds: list[str], batch: int) -> list[dict]:
+def measure(
+    model: Model, name: str, items: CodesDataset, chosen: list[int], kinds: list[str], batch: int
+) -> list[dict]:
     """All kinds on one model, printed as they come."""
     rows: list[dict] = []
     for kind in kinds:
@@ -118,7 +120,7 @@ def measure(model: Model, name: str, items: Items, chosen: list[int], kinds: lis
 
 
 @torch.no_grad()
-def read_stepwise(model: Model, items: Items, chosen: list[int], kind: str, batch: int) -> dict:
+def read_stepwise(model: Model, items: CodesDataset, chosen: list[int], kind: str, batch: int) -> dict:
     """Loss over the chosen items, all of it and that of the last half of each item, and what the cache takes."""
     lm = model.lm
     sums, counts = torch.zeros(2, lm.num_codebooks).double(), torch.zeros(2, lm.num_codebooks).double()

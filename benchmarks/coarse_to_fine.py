@@ -42,9 +42,9 @@ from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.mask_schedule import MaskingConfig
 from tessera.tokenize.data.shard_writer import Shards, ShardsConfig, build_shards
 from tessera.tokenize.tokenizer import Tokenizer, load_tokenizer
-from tessera.train.distributed.process_group import World
+from tessera.train.distributed.process_group import ProcessGroup
 from tessera.train.lm.config import TrainConfig
-from tessera.train.lm.dataset import Items
+from tessera.train.lm.dataset import CodesDataset
 from tessera.train.lm.evaluate import evaluate_loss
 from tessera.train.lm.trainer import train_lm
 
@@ -127,11 +127,11 @@ def run(config: Path, out: Path, sets: list[str]) -> Path:
 def measure(folder: Path, data: str, test: Shards) -> dict:
     """All figures of a model directory."""
     model = tessera.load(folder)
-    items = Items(test, model.labels, None)
+    items = CodesDataset(test, model.labels, None)
     lm, frames = model.lm, test.spec.geometry.num_frames  # pyright: ignore[reportAttributeAccessIssue]
 
     def bits() -> float:
-        return float(evaluate_loss(lm, items, 64, World(0, 1, lm.device)).sum()) * frames / math.log(2)
+        return float(evaluate_loss(lm, items, 64, ProcessGroup(0, 1, lm.device)).sum()) * frames / math.log(2)
 
     many = None
     if isinstance(lm, CoarseToFine):

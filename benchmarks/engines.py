@@ -24,7 +24,7 @@ from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
-from tessera.train.distributed.process_group import World, join_world
+from tessera.train.distributed.process_group import ProcessGroup, join_world
 from tessera.train.engines.base import Engine
 from tessera.train.engines.config import DeepSpeedEngineConfig
 from tessera.train.engines.torch_engine import TorchEngine
@@ -64,7 +64,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def measure(shape: str, dtype: str, world: World, steps: int, turns: int) -> dict:
+def measure(shape: str, dtype: str, world: ProcessGroup, steps: int, turns: int) -> dict:
     """Codes a second of both engines, and the quartiles of their ratio."""
     width, layers, heads, batch, frames = SHAPES[shape]
     settings = TrainSettings(steps=100_000, batch=batch, lr=1e-3, dtype=dtype)  # pyright: ignore[reportArgumentType]
@@ -90,7 +90,7 @@ def measure(shape: str, dtype: str, world: World, steps: int, turns: int) -> dic
     return {"shape": shape, "dtype": dtype, "device": str(world.device), **rate, "ratio": [low, middle, high]}
 
 
-def objective(width: int, layers: int, heads: int, dtype: str, world: World) -> Objective:
+def objective(width: int, layers: int, heads: int, dtype: str, world: ProcessGroup) -> Objective:
     """Four codebooks with delays, no conditions."""
     geometry = AudioGeometry(sample_rate=16000, samples_per_frame=320)
     spec = TokenSpec(name="none", cardinalities=(V,) * K, geometry=geometry, fingerprint="0" * 64)
@@ -99,14 +99,14 @@ def objective(width: int, layers: int, heads: int, dtype: str, world: World) -> 
     return Objective(TokenLM(config, spec).to(world.device).train(), dtype)
 
 
-def deepspeed_engine(made: Objective, settings: TrainSettings, world: World) -> Engine:
+def deepspeed_engine(made: Objective, settings: TrainSettings, world: ProcessGroup) -> Engine:
     """The other engine; imported here, it prints and takes seconds."""
     from tessera.train.engines.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(made, DeepSpeedEngineConfig(), settings, world, 1)
 
 
-def settled(clock: Callable[[], float], world: World) -> float:
+def settled(clock: Callable[[], float], world: ProcessGroup) -> float:
     """The time when the device has done all it was given."""
     if world.device.type == "cuda":
         torch.cuda.synchronize()

@@ -40,7 +40,7 @@ from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.patterns.pattern import DelayConfig, FlatConfig, ParallelConfig
-from tessera.lm.quantization.cpu_fast_decode import quicken_
+from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 
 SPEECH = Path(__file__).parent.parent / "samples" / "speech"
 FRAMES = 100
@@ -165,7 +165,7 @@ def evaluate(lm: TokenLM, test: list[torch.Tensor]) -> list[float]:
 
 def speed(lm: TokenLM, count: int, repeats: int) -> float:
     """Frames per second of generating `count` samples at once, by a model as it is loaded; the median after a first."""
-    quicken_(lm.requires_grad_(False))
+    enable_fast_cpu_decode_(lm.requires_grad_(False))
     seconds = []
     for _ in range(repeats + 1):
         began = time.perf_counter()

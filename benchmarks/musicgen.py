@@ -47,7 +47,7 @@ import torch
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.kernels.cpu_fused_block import fuse_all
 from tessera.lm.models.causal import TokenLM
@@ -200,7 +200,7 @@ def ours(lm: TokenLM, states: Callable[[int], torch.Tensor]) -> Callable[[int, i
 
     def run(batch: int, frames: int):
         conditions = ConditionBatch(embedding=states(batch), embedding_lengths=torch.full((batch,), STATES))
-        length, sampling = Length(frames, fixed=True), Sampling(top_k=TOP_K)
+        length, sampling = Length(frames, fixed=True), SamplingConfig(top_k=TOP_K)
         return generate_codes(lm, conditions, list(range(batch)), length, sampling, GUIDANCE)
 
     return run

@@ -32,7 +32,7 @@ from tessera.configs.schema import check_config, override, read_yaml
 from tessera.samples.make_patches import write_patches
 from tessera.tokenize.data.corpus import ArraysCorpus, open_corpus
 from tessera.tokenize.quantizers.nearest import kmeans
-from tessera.tokenize.spec import PictureGeometry
+from tessera.tokenize.spec import ImageGeometry
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
 
@@ -201,7 +201,7 @@ def write_media(named: str) -> None:
             continue
         print(f"making {path}", file=sys.stderr, flush=True)
         corpus = open_corpus(ArraysCorpus(path=str(PATCHES / "train.safetensors")))
-        geometry = PictureGeometry(height=16, width=16, channels=3, rows=8, columns=8)
+        geometry = ImageGeometry(height=16, width=16, channels=3, rows=8, columns=8)
         every = max(1, len(corpus) // 1500)
         patches = torch.stack([corpus.media(number, geometry) for number in range(0, len(corpus), every)[:1500]])
         squares = patches.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)

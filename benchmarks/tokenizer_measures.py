@@ -22,13 +22,13 @@ from tessera.tokenize.compression.integer_network import CoderConfig
 from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus, open_corpus
 from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
 from tessera.tokenize.quantizers.nearest import kmeans, nearest_code
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry
-from tessera.tokenize.tokenizer import PictureTokenizer, Tokenizer
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry
+from tessera.tokenize.tokenizer import ImageTokenizer, Tokenizer
 from tessera.train.entropy_coder import CoderTrainConfig, CoderTraining, train_coder
 from tessera.train.losses.balancer import group_gradients, make_balance
-from tessera.train.losses.base import MediaBatch, OutputTerm, OutputView, TermContext
+from tessera.train.losses.base import LossContext, MediaBatch, ReconstructionLoss, ReconstructionLossInputs
 from tessera.train.losses.reconstruction import mel_distance
-from tessera.train.losses.registry import make_terms
+from tessera.train.losses.registry import make_losses
 from tessera.train.losses.teachers import CepstrumTeacherConfig, GradientTeacherConfig, fit_places, make_teacher
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig
 
@@ -64,7 +64,7 @@ def media(tokenizer: Tokenizer, part: str, count: int) -> list[Tensor]:
     return MEMORY[key]
 
 
-def corpus_of(geometry: AudioGeometry | PictureGeometry, part: str) -> ArraysCorpus | FolderCorpus:
+def corpus_of(geometry: AudioGeometry | ImageGeometry, part: str) -> ArraysCorpus | FolderCorpus:
     """Patches of photographs, digits, or speech."""
     if isinstance(geometry, AudioGeometry):
         return FolderCorpus(path=str(ROOT / "samples/speech" / part))
@@ -75,7 +75,7 @@ def corpus_of(geometry: AudioGeometry | PictureGeometry, part: str) -> ArraysCor
 @torch.no_grad()
 def codes_of(tokenizer: Tokenizer, part: str, count: int | None = None) -> Tensor:
     """Codes [tokens, Q] of a part, or of `count` pictures of it."""
-    if not isinstance(tokenizer, PictureTokenizer):
+    if not isinstance(tokenizer, ImageTokenizer):
         chosen = media(tokenizer, part, 240 if part == "train" else 40)
         return torch.cat([tokenizer.encode(item[None]).codes[0].T for item in chosen])
     latents = latents_of(tokenizer, part, count or (2000 if part == "train" else 200))
@@ -83,7 +83,7 @@ def codes_of(tokenizer: Tokenizer, part: str, count: int | None = None) -> Tenso
 
 
 @torch.no_grad()
-def latents_of(tokenizer: PictureTokenizer, part: str, count: int) -> list[Tensor]:
+def latents_of(tokenizer: ImageTokenizer, part: str, count: int) -> list[Tensor]:
     """Latents [50, T, D] of pictures. They go through in batches: near-ties may fall otherwise, it is no matter."""
     return [tokenizer.net.encode_pictures(batch) for batch in torch.stack(media(tokenizer, part, count)).split(50)]
 
@@ -120,7 +120,7 @@ def used_by_centres(trained: Trained) -> float:
     """The same with k-means centres of the latents in place of the codes: as many, after three rounds over four tokens
     a centre"""
     tokenizer = trained.tokenizer
-    assert isinstance(tokenizer, PictureTokenizer)
+    assert isinstance(tokenizer, ImageTokenizer)
     latents = torch.cat(latents_of(tokenizer, "train", 2000)).flatten(0, 1)
     (size,) = tokenizer.spec.cardinalities
     order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))
@@ -153,7 +153,7 @@ def perplexity(trained: Trained) -> float:
 def error(trained: Trained, levels: int | None = None, tokens: int | None = None) -> float:
     """Mean squared error of test pictures (x 1000), or log-mel distance of test recordings"""
     tokenizer, found = trained.tokenizer, []
-    for item in media(tokenizer, "test", 200 if isinstance(tokenizer, PictureTokenizer) else 40):
+    for item in media(tokenizer, "test", 200 if isinstance(tokenizer, ImageTokenizer) else 40):
         codes = first_levels(tokenizer.encode(item[None]).codes, levels)
         if tokens is not None:
             codes = torch.cat([codes[..., :tokens], torch.full_like(codes[..., tokens:], -1)], dim=2)
@@ -163,7 +163,7 @@ def error(trained: Trained, levels: int | None = None, tokens: int | None = None
 
 def distance(tokenizer: Tokenizer, made: Tensor, wanted: Tensor) -> float:
     """Between media [1, ...]; see `error`."""
-    if isinstance(tokenizer, PictureTokenizer):
+    if isinstance(tokenizer, ImageTokenizer):
         return 1000 * float((made.clamp(-1, 1) - wanted).square().mean())
     rate = tokenizer.config.sample_rate  # pyright: ignore[reportAttributeAccessIssue]
     return float(mel_distance(made[0, :, : wanted.shape[2]], wanted[0], rate).mean())
@@ -300,12 +300,12 @@ def told_by_all(trained: Trained) -> float:
 def _told(trained: Trained, teacher, part: str, levels: int | None) -> tuple[Tensor, Tensor]:
     """Vectors [tokens, D + 1], scaled, with a 1 at the end, and features [tokens, C], float64."""
     tokenizer, vectors, features = trained.tokenizer, [], []
-    picture = isinstance(tokenizer, PictureTokenizer)
+    picture = isinstance(tokenizer, ImageTokenizer)
     for item in media(tokenizer, part, 200 if picture else 240 if part == "train" else 40):
         codes = first_levels(tokenizer.encode(item[None]).codes, levels)
         vectors.append(tokenizer.quantizer.decode(codes.transpose(1, 2))[0])
         geometry = tokenizer.spec.geometry
-        places = (geometry.rows, geometry.columns) if isinstance(geometry, PictureGeometry) else codes.shape[2:]
+        places = (geometry.rows, geometry.columns) if isinstance(geometry, ImageGeometry) else codes.shape[2:]
         features.append(fit_places(teacher.layers(item[None] if picture else item)[-1], places)[0])
     x, y = torch.cat(vectors).double(), torch.cat(features).double()
     x = x / x.square().mean().sqrt().clamp_min(1e-12)
@@ -340,8 +340,8 @@ def shares_off(trained: Trained) -> float:
     """How far the shares of the terms in the gradient at the reconstruction are from those of their weights at the end
     of training, in percentage points, the mean over terms and test recordings"""
     config, geometry = trained.config, trained.tokenizer.spec.geometry
-    made = make_terms(config.terms, TermContext(geometry, config.tokenizer.latent_dim, 1))
-    weights = {name: _weight(config, name) for name, term in made.items() if isinstance(term, OutputTerm)}
+    made = make_losses(config.terms, LossContext(geometry, config.tokenizer.latent_dim, 1))
+    weights = {name: _weight(config, name) for name, term in made.items() if isinstance(term, ReconstructionLoss)}
     factors = weights
     if config.balance.kind == "balancer":
         balance = make_balance(config.balance)
@@ -357,7 +357,7 @@ def shares_off(trained: Trained) -> float:
             media=wanted, sample_mask=None, frame_mask=None, whole=none < 0, labels=none, texts=[None],
             batch_items=1, batch_frames=codes.shape[2], batch_labels=none, batch_texts=[None],
         )  # fmt: skip
-        view = OutputView(batch, back, wanted)
+        view = ReconstructionLossInputs(batch, back, wanted)
         losses = {name: made[name](view) for name in weights}
         gradients = group_gradients(losses, {name: {name: 1.0} for name in weights}, back)
         norms = {name: factors[name] * float(gradients[name].norm()) for name in weights}

@@ -49,14 +49,14 @@ def make_samples(
         call: arguments of `Model.generate`; those that are None are left out.
     """
     from ..generate.requests.request import check_room
-    from ..generate.result import check_pictures, output_files
+    from ..generate.result import check_images, output_files
 
     check_room(model.lm, count, call.get("num_frames"))
     if scale is not None or grid:
-        check_pictures(model.spec, "--grid was given" if grid else f"--scale is {scale}")
+        check_images(model.spec, "--grid was given" if grid else f"--scale is {scale}")
     entries = max(len(value) for value in map(as_list, (call.get("text"), call.get("label"), call.get("voice"))))
     columns = count // entries if entries > 1 and count > entries else None
-    factor = picture_scale(model, scale, count if grid else 1, columns)
+    factor = image_scale(model, scale, count if grid else 1, columns)
     targets = output_files(output, 1 if grid else count, model.spec)
     if grid and targets != [output]:
         raise ValueError(f"--grid writes one picture; name it with -o, for instance -o {output}.png")
@@ -117,14 +117,14 @@ def as_list(value: Any) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def picture_scale(model: Model, scale: int | None, count: int = 1, columns: int | None = None) -> int:
+def image_scale(model: Model, scale: int | None, count: int = 1, columns: int | None = None) -> int:
     """By how much to enlarge pictures, or a sheet of `count`; 1 for sound. ValueError: a scale that is too large."""
     from ..generate.result import grid_gap
     from ..tokenize.data.media import check_scale
-    from ..tokenize.spec import PictureGeometry
+    from ..tokenize.spec import ImageGeometry
 
     geometry = model.spec.geometry
-    if not isinstance(geometry, PictureGeometry):
+    if not isinstance(geometry, ImageGeometry):
         return 1
     across = min(count, math.ceil(count**0.5) if columns is None else columns)
     gap, down = grid_gap(geometry.height, geometry.width), math.ceil(count / across)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..generate.model import Model
 
 
-def stream_sound(model: Model, output: Path, as_json: bool, **call) -> None:
+def stream_audio_to(model: Model, output: Path, as_json: bool, **call) -> None:
     """Write one sound while it is made, and say on stderr after how long it began.
 
     Args:
@@ -63,7 +63,7 @@ def _write(model: Model, chunks, file: BinaryIO, started: float, seekable: bool)
     return {"first_sound_seconds": first, "seconds_of_sound": seconds, "seconds": time.monotonic() - started}
 
 
-def stream_picture(model: Model, output: Path, folder: Path, as_json: bool, scale: int | None = None, **call) -> None:
+def stream_image_to(model: Model, output: Path, folder: Path, as_json: bool, scale: int | None = None, **call) -> None:
     """Save a picture as `output`, and how it grew in a folder: 0000.png, 0001.png, ...
 
     Args:
@@ -72,10 +72,10 @@ def stream_picture(model: Model, output: Path, folder: Path, as_json: bool, scal
         call: arguments of `Model.stream`; those that are None are left out.
     """
     from ..generate.result import output_files, save_media
-    from .generation_options import picture_scale, prepare_outputs, say_older, say_scale
+    from .generation_options import image_scale, prepare_outputs, say_older, say_scale
 
     (target,) = output_files(output, 1, model.spec)
-    factor = picture_scale(model, scale)
+    factor = image_scale(model, scale)
     prepare_outputs([target])
     before = prepare_outputs([folder / "0000.png"])
     files: list[Path] = []

@@ -1,10 +1,13 @@
 """Logits to media. The functions take a language model and a tokenizer; a `Model` has both."""
 
-from .decoding.custom_lm import OwnLM
+from .decoding.custom_lm import CustomLM
 from .model import Model, load
 from .pipeline import generate
 from .result import Result
 from .streaming.audio import stream_audio
-from .streaming.image import stream_pictures
+from .streaming.image import stream_images
 
-__all__ = ["Model", "OwnLM", "Result", "generate", "load", "stream_audio", "stream_pictures"]
+stream_pictures = stream_images
+"""Earlier name of `stream_images`."""
+
+__all__ = ["CustomLM", "Model", "Result", "generate", "load", "stream_audio", "stream_images", "stream_pictures"]

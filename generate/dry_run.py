@@ -6,7 +6,7 @@ from typing import Any
 
 from ..lm.models.coarse_to_fine import CoarseToFine
 from ..lm.models.masked import MaskedLM
-from ..tokenize.spec import PictureGeometry
+from ..tokenize.spec import ImageGeometry
 from .model import Model
 
 
@@ -22,7 +22,7 @@ def rehearse(model: Model, **call: Any) -> None:
     """
     call["step"] = "eager"  # nothing is compiled or recorded for a model that will change
     refined = isinstance(model.lm, CoarseToFine)
-    if isinstance(model.spec.geometry, PictureGeometry):
+    if isinstance(model.spec.geometry, ImageGeometry):
         if refined:
             model.generate(**call)
         else:

@@ -16,12 +16,12 @@ from ..configs.schema import nearest_name
 from ..lm.checkpoints.model_directory import StorageName, load_model
 from ..lm.conditioning.registry import CodesConditionConfig
 from ..lm.device import choose_device
-from ..lm.generation_config import GenerationDefaults
+from ..lm.generation_config import GenerationConfig
 from ..lm.models.registry import AnyLM
-from ..lm.quantization.cpu_fast_decode import quicken_
+from ..lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from ..lm.quantization.packed_linear import WeightsName
 from ..tokenize.bundled import bundled_model, bundled_models, shipped_path
-from ..tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
+from ..tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 from ..tokenize.text_coverage import unseen_in
 from ..tokenize.text_tokenizer import TextTokenizer
 from ..tokenize.tokenizer import AudioTokenizer, Tokenizer
@@ -32,14 +32,14 @@ from .long_form.speech import make_pieces, pieces_of, speak
 from .long_form.windows import Making, make_row
 from .pipeline import DEFAULT_BATCH, generate
 from .requests.arguments import flag, function, plain, setting, shown, whole
-from .requests.conditions import SAID, Told
+from .requests.conditions import SAID, ConditionInputs
 from .requests.prompt import Prompt, prompt_codes
 from .requests.prompt_fit import UNLIKELY, gain_by_text
 from .requests.request import Request, Settings, check_count, choose, make_request, max_frames_for
 from .requests.settings import seeds_from
 from .result import SUFFIXES, Result, issue_warnings, join_results
 from .streaming.audio import sound_of, stream_audio
-from .streaming.image import stream_pictures
+from .streaming.image import stream_images
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -65,7 +65,7 @@ class Model:
         tokenizer: Tokenizer,
         text: TextTokenizer | None,
         labels: Sequence[str],
-        defaults: GenerationDefaults,
+        defaults: GenerationConfig,
         name: str | None = None,
     ):
         self.lm = lm
@@ -152,7 +152,7 @@ class Model:
         num_frames, unconditional = _frames(num_frames), flag("unconditional", unconditional)
         settings = _settings(settings)
         notes = self._text_notes(text)
-        if text is not None and self.text is not None and not isinstance(self.spec.geometry, PictureGeometry):
+        if text is not None and self.text is not None and not isinstance(self.spec.geometry, ImageGeometry):
             texts: Any = list(text) if _is_list(text) else [text]
             pieces = self._pieces(texts, num_frames, settings, max_seconds, notes)
             if any(len(found) > 1 for found in pieces):
@@ -210,7 +210,7 @@ class Model:
         seed, num_frames, unconditional = whole("seed", seed), _frames(num_frames), flag("unconditional", unconditional)
         settings = _settings(settings)
         notes = self._text_notes(text)
-        picture = isinstance(self.spec.geometry, PictureGeometry)
+        picture = isinstance(self.spec.geometry, ImageGeometry)
         if isinstance(text, str) and self.text is not None and isinstance(self.tokenizer, AudioTokenizer):
             (pieces,) = self._pieces([text], num_frames, settings, max_seconds, notes)
             if len(pieces) > 1:
@@ -222,7 +222,7 @@ class Model:
         told = self._told(label, text, voice, voice_frames, embedding, unconditional, notes)
         start = self._start(prompt, prompt_frames, text, notes)
         issue_warnings(notes)
-        return (stream_pictures if picture else stream_audio)(
+        return (stream_images if picture else stream_audio)(
             self.lm,
             self.tokenizer,
             **told,
@@ -258,7 +258,7 @@ class Model:
         if not unconditional:
             text = "a" if text is None and label is None and self.text is not None else text
             label = 0 if label is None and self.text is None and self.labels else label
-        told = Told(**self._told(label, text, voice, None, None, unconditional, []))
+        told = ConditionInputs(**self._told(label, text, voice, None, None, unconditional, []))
         request = make_request(self.lm, self.tokenizer, told, batch, 0, None, None, self.defaults, settings)
         warm_up(self.lm, request)
 
@@ -280,7 +280,7 @@ class Model:
         codes = prompt_codes(prompt, self.tokenizer, num_frames, notes=None if self.text is None else notes)
         if codes is None or codes.dim() != 2 or text is None or self.text is None or not codes.shape[1]:
             return codes
-        gain = gain_by_text(self.lm, Told(text_ids=self.text.encode(text)), codes)
+        gain = gain_by_text(self.lm, ConditionInputs(text_ids=self.text.encode(text)), codes)
         if gain is not None and gain < -UNLIKELY:
             notes.append(
                 "the prompt does not sound like the beginning of the text, which must tell what the prompt says too; "
@@ -349,7 +349,7 @@ class Model:
 
         def request_for(ids: Sequence[int], own_seed: int, start: Tensor | None, fewest: int, most: int) -> Request:
             limits: Any = {**fixed, "max_frames": most, "min_frames": fewest}
-            said = Told(**{**told, "text_ids": ids})
+            said = ConditionInputs(**{**told, "text_ids": ids})
             return make_request(self.lm, self.tokenizer, said, 1, own_seed, start, None, self.defaults, limits)
 
         fewest, most = settings.get("min_frames", 0), settings.get("max_frames")
@@ -546,7 +546,7 @@ def load(
     """
     where = choose_device(device)
     loaded = load_model(find_model(model), where, dtype, weights)
-    lm = loaded.lm if weights else quicken_(loaded.lm)
+    lm = loaded.lm if weights else enable_fast_cpu_decode_(loaded.lm)
     return Model(lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults, name=str(model))
 
 

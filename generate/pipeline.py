@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..lm.generation_config import GenerationDefaults
+from ..lm.generation_config import GenerationConfig
 from ..lm.models.registry import AnyLM
 from ..tokenize.spec import check_same_tokenizer
 from ..tokenize.tokenizer import Tokenizer
-from .decoding.custom_lm import OwnLM, check_pair
+from .decoding.custom_lm import CustomLM, check_pair
 from .decoding.dispatch import make_codes
 from .decoding.loop import Generated, Progress
 from .decoding.media import decode_one
 from .long_form.windows import Making, make_row
 from .requests.arguments import flag, function, whole
-from .requests.conditions import Told
+from .requests.conditions import ConditionInputs
 from .requests.request import Request, Settings, make_request
 from .result import Result
 
@@ -30,7 +30,7 @@ DEFAULT_BATCH = 64
 
 
 def generate(
-    lm: AnyLM | OwnLM,
+    lm: AnyLM | CustomLM,
     tokenizer: Tokenizer,
     *,
     label: int | Sequence[int] | None = None,
@@ -43,14 +43,14 @@ def generate(
     num_frames: int | None = None,
     exact: bool = False,
     batch: int = DEFAULT_BATCH,
-    defaults: GenerationDefaults | None = None,
+    defaults: GenerationConfig | None = None,
     on_progress: Progress | None = None,
     **settings: Unpack[Settings],
 ) -> Result:
     """Generate samples with a language model and a tokenizer of one's own (`tessera.load` gives a Model that has both).
 
     Args:
-        lm: Tessera's, or an object that does what `OwnLM` says.
+        lm: Tessera's, or an object that does what `CustomLM` says.
         tokenizer: made of the same codes; of one's own, it needs `spec` and `decode`.
         label: id of the label, or a list of ids; None: none.
         text_ids: ids of the text, or a list of lists; None: none.
@@ -72,7 +72,7 @@ def generate(
     """
     lm = check_pair(lm, tokenizer, "generate")
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
-    told = Told(label, text_ids, embedding, voice)
+    told = ConditionInputs(label, text_ids, embedding, voice)
     request = make_request(lm, tokenizer, told, n, seed, prompt, num_frames, defaults, settings)
     batch, exact = whole("batch", batch, 1), flag("exact", exact)
     function("on_progress", on_progress)

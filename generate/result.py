@@ -89,7 +89,7 @@ class Result:
         """
         targets = output_files(path, len(self), self.spec)
         if scale != 1:
-            check_pictures(self.spec, f"scale is {scale}")
+            check_images(self.spec, f"scale is {scale}")
         for target, media in zip(targets, self.media, strict=True):
             save_media(target, media, self.spec, scale)
         return targets
@@ -105,7 +105,7 @@ class Result:
             ValueError: samples of sound, another suffix, columns below 1.
         """
         (target,) = output_files(path, 1, self.spec)
-        check_pictures(self.spec, "a grid was asked for")
+        check_images(self.spec, "a grid was asked for")
         if target != Path(path):
             raise ValueError(f"{path}: a grid is one picture; use a name ending in {' or '.join(SUFFIXES['picture'])}")
         save_media(target, make_grid(self.media, columns), self.spec, scale)
@@ -139,7 +139,7 @@ def issue_warnings(notes: Sequence[str], stacklevel: int = 3) -> tuple[str, ...]
     return different
 
 
-def check_pictures(spec: TokenSpec, asked: str) -> None:
+def check_images(spec: TokenSpec, asked: str) -> None:
     """ValueError where samples are no pictures; `asked`: what was asked of them."""
     if isinstance(spec.geometry, AudioGeometry):
         raise ValueError(f"{asked}, but '{spec.name}' makes sound; leave it out")
@@ -190,10 +190,10 @@ def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
 
 def save_media(path: Path, media: Tensor, spec: TokenSpec, scale: int = 1) -> None:
     """Write one sample: audio at the tokenizer's sample rate, a picture `scale` times enlarged."""
-    from ..tokenize.data.media import write_audio, write_picture  # here, so that a Result needs no codec libraries
+    from ..tokenize.data.media import write_audio, write_image  # here, so that a Result needs no codec libraries
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(spec.geometry, AudioGeometry):
         write_audio(path, media, spec.geometry.sample_rate)
     else:
-        write_picture(path, media, scale)
+        write_image(path, media, scale)

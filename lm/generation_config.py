@@ -108,7 +108,7 @@ Guidance = Annotated[
 """A number (or one for each codebook) is a constant scale."""
 
 
-class GenerationDefaults(Config):
+class GenerationConfig(Config):
     """Sampling settings. Where a tuple is given it has one value for each codebook."""
 
     temperature: float | tuple[float, ...] = 1.0

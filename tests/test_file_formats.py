@@ -35,7 +35,7 @@ from tessera.tokenize.data.codes_file import CodesItem, read_codes, write_codes
 from tessera.tokenize.data.shard_writer import Shards
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.common.checkpoint import Checkpoints
-from tessera.train.distributed.process_group import World
+from tessera.train.distributed.process_group import ProcessGroup
 
 sys.path.insert(0, str(Path(__file__).parent / "tokenize"))
 from test_shards import FakeTokenizer, make_config, recordings  # noqa: F401 - a fixture
@@ -150,7 +150,7 @@ def make_checkpoint(folder: Path) -> Format:
         (stage / "deep" / "weights.bin").write_bytes(bytes(range(256)))
         (stage / "run.json").write_text('{"step": 3}')
 
-    world = World(0, 1, torch.device("cpu"))
+    world = ProcessGroup(0, 1, torch.device("cpu"))
     Checkpoints(folder / "steps", world, 2).save(3, write)
 
     def read(path):

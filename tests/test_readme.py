@@ -145,9 +145,9 @@ def make_pictures() -> None:
     """Twenty pictures of two labels, larger than the tokenizer's."""
     import torch
 
-    from tessera.tokenize.data.media import write_picture
+    from tessera.tokenize.data.media import write_image
 
     os.mkdir("pictures")
     for number in range(20):
-        write_picture(Path("pictures") / f"{number}.png", torch.rand(3, 80, 96) * 2 - 1)
+        write_image(Path("pictures") / f"{number}.png", torch.rand(3, 80, 96) * 2 - 1)
         Path(f"pictures/{number}.label").write_text("cat\n" if number % 2 else "dog\n")

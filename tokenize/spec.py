@@ -25,7 +25,7 @@ class AudioGeometry(Config):
         return self.sample_rate / self.samples_per_frame
 
 
-class PictureGeometry(GrowingConfig):
+class ImageGeometry(GrowingConfig):
     """Frames are the cells of a grid in raster order (row by row), or those of several grids, one after another."""
 
     added = frozenset({"scales"})
@@ -45,7 +45,7 @@ class PictureGeometry(GrowingConfig):
         return sum(rows * columns for rows, columns in self.scales) or self.rows * self.columns
 
 
-Geometry = Annotated[AudioGeometry | PictureGeometry, Field(discriminator="kind")]
+Geometry = Annotated[AudioGeometry | ImageGeometry, Field(discriminator="kind")]
 
 
 class TokenSpec(Config):

@@ -24,20 +24,20 @@ from ..configs.recognize import describe_wrong, folder_kind, run_model
 from ..configs.schema import Config, ConfigError, check_config, nearest_name
 from .audio.masked_conv import fold_norms
 from .audio.networks import AudioNet, AudioTokenizerConfig
-from .audio.streaming import Stage, StagesStream
+from .audio.streaming import StagesStream, StreamingLayer
 from .bundled import bundled_model, bundled_models, shipped_path
-from .image.networks import PictureNet, PictureTokenizerConfig
+from .image.networks import ImageNet, ImageTokenizerConfig
 from .layers.parameter_budget import Budget
 from .quantizers.combinators.adaptive_length import HaltingQuantizer
 from .quantizers.combinators.multi_scale import ScalesQuantizer, restore_phi
 from .quantizers.combinators.region_routing import check_regions
 from .quantizers.registry import Quantizer
 from .quantizers.vector_file import without_files
-from .spec import Geometry, PictureGeometry, TokenSpec
+from .spec import Geometry, ImageGeometry, TokenSpec
 
-TokenizerConfig = Annotated[AudioTokenizerConfig | PictureTokenizerConfig, Field(discriminator="kind")]
+TokenizerConfig = Annotated[AudioTokenizerConfig | ImageTokenizerConfig, Field(discriminator="kind")]
 
-NETS = {"audio": AudioNet, "picture": PictureNet}
+NETS = {"audio": AudioNet, "picture": ImageNet}
 
 
 class TokenizerFile(Config):
@@ -61,10 +61,10 @@ class Encoded:
 class Tokenizer:
     """Base of the frozen tokenizers; see the two kinds below for what media they take."""
 
-    config: AudioTokenizerConfig | PictureTokenizerConfig
-    net: AudioNet | PictureNet
+    config: AudioTokenizerConfig | ImageTokenizerConfig
+    net: AudioNet | ImageNet
 
-    def __init__(self, config: AudioTokenizerConfig | PictureTokenizerConfig, net: AudioNet | PictureNet):
+    def __init__(self, config: AudioTokenizerConfig | ImageTokenizerConfig, net: AudioNet | ImageNet):
         self.config = config
         self.net = net.float().eval().requires_grad_(False)
         self.quantizer = net.quantizer
@@ -160,11 +160,11 @@ class Tokenizer:
         write_json(folder / "config.json", described.model_dump(mode="json"))
 
 
-class PictureTokenizer(Tokenizer):
+class ImageTokenizer(Tokenizer):
     """Pictures of one size."""
 
-    config: PictureTokenizerConfig
-    net: PictureNet
+    config: ImageTokenizerConfig
+    net: ImageNet
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
         """Pictures [B, C, height, width] in [-1, 1] -> codes [B, K, T], T = spec.geometry.num_frames.
@@ -172,7 +172,7 @@ class PictureTokenizer(Tokenizer):
         Raises ValueError on another size or non-finite values.
         """
         geometry = self.spec.geometry
-        assert isinstance(geometry, PictureGeometry)
+        assert isinstance(geometry, ImageGeometry)
         wanted = (geometry.channels, geometry.height, geometry.width)
         if media.dim() != 4 or media.shape[1:] != wanted:
             raise ValueError(
@@ -190,7 +190,7 @@ class PictureTokenizer(Tokenizer):
         """Codes [B, K, T] -> pictures [B, C, height, width] in [-1, 1]."""
         self.check_codes(codes)
         geometry = self.spec.geometry
-        assert isinstance(geometry, PictureGeometry)
+        assert isinstance(geometry, ImageGeometry)
         if codes.shape[2] != geometry.num_frames:
             raise ValueError(
                 f"codes have {codes.shape[2]} frames, a picture of tokenizer '{self.spec.name}' has "
@@ -215,7 +215,7 @@ class AudioTokenizer(Tokenizer):
         self.encode_stages = [*before, self._then_quantize(last)]
         self.decode_stages = [self._after_lookup(first), *after]
 
-    def _then_quantize(self, stage: Stage) -> Stage:
+    def _then_quantize(self, stage: StreamingLayer) -> StreamingLayer:
         """The last stage of the encoder, and the codes [1, T, K] of its latents."""
         span = self.quantizer.span
 
@@ -224,15 +224,15 @@ class AudioTokenizer(Tokenizer):
             return self.quantizer.encode(latents, mask=mask if span > 1 else None), state
 
         # Places that share a code start at the same frames in every window.
-        return Stage(run, -(-stage.back // span) * span, stage.ahead)
+        return StreamingLayer(run, -(-stage.back // span) * span, stage.ahead)
 
-    def _after_lookup(self, stage: Stage) -> Stage:
+    def _after_lookup(self, stage: StreamingLayer) -> StreamingLayer:
         """The first stage of the decoder, from codes [1, T, K] that are -1 where no frame is."""
 
         def run(codes: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
             return stage.run(self.quantizer.decode(codes), mask, state)
 
-        return Stage(run, stage.back, stage.ahead)
+        return StreamingLayer(run, stage.back, stage.ahead)
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
         """Audio to codes, each item on its own.
@@ -318,11 +318,11 @@ class StreamDecoder:
         return tokenizer.net.samples(torch.cat(pieces)[None])[0]
 
 
-FROZEN = {"audio": AudioTokenizer, "picture": PictureTokenizer}
+FROZEN = {"audio": AudioTokenizer, "picture": ImageTokenizer}
 
 
 def make_tokenizer(
-    config: AudioTokenizerConfig | PictureTokenizerConfig, net: AudioNet | PictureNet | None = None
+    config: AudioTokenizerConfig | ImageTokenizerConfig, net: AudioNet | ImageNet | None = None
 ) -> Tokenizer:
     """Freeze a trained network, rounding its layers to the float16 they are stored in; without one, random weights
     (for tests)."""
@@ -443,7 +443,7 @@ def _round_to_storage(net: nn.Module) -> None:
                 raise ValueError("a weight is beyond the range of float16; the training went wrong")
 
 
-def code_geometry(config: AudioTokenizerConfig | PictureTokenizerConfig, quantizer: Quantizer) -> Geometry:
+def code_geometry(config: AudioTokenizerConfig | ImageTokenizerConfig, quantizer: Quantizer) -> Geometry:
     """The geometry of the codes: with scales, the frames are the cells of them all.
 
     Raises:
@@ -459,7 +459,7 @@ def code_geometry(config: AudioTokenizerConfig | PictureTokenizerConfig, quantiz
                 f"span {span or 'all'} frames; {wanted}"
             )
         return geometry
-    assert isinstance(geometry, PictureGeometry)
+    assert isinstance(geometry, ImageGeometry)
     if isinstance(quantizer, HaltingQuantizer):
         if quantizer.config.shortest >= geometry.num_frames:
             raise ConfigError(

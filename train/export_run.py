@@ -21,7 +21,7 @@ from ..configs.recognize import describe_wrong, folder_kind
 from ..configs.schema import check_config, override
 from ..tokenize.tokenizer import NETS, make_tokenizer
 from .common.checkpoint import STATE_FILE, Checkpoints, why_unusable
-from .distributed.process_group import ONE_PROCESS, World
+from .distributed.process_group import ONE_PROCESS, ProcessGroup
 from .engines.ema import WeightAverage
 from .lm.config import TrainConfig
 from .lm.export import export_lm
@@ -126,7 +126,7 @@ def _export_lm(
             "there is --set, for instance --set data.shards=DIR)"
         ) from None
     processes = read_json(found / STATE_FILE)["processes"]
-    state = RunState.load(found, config, parts, World(0, processes, ONE_PROCESS.device), micro_batch_of(found))
+    state = RunState.load(found, config, parts, ProcessGroup(0, processes, ONE_PROCESS.device), micro_batch_of(found))
     if finished is not None and finished["step"] == state.step:  # evaluated, or gone on with, after it was saved
         state.losses, state.command = finished["losses"], finished.get("command", state.command)
     average = WeightAverage(parts.make_lm(config.seed), config.train.ema)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...generate.model import Model
-    from ..report.demo_report import ModelStory, PictureGallery, SpeechGallery, TokenizerStory
+    from ..report.demo_report import ImageGallery, ModelStory, SpeechGallery, TokenizerStory
     from ..report.digit_classifier import Judge
 
 CONFIGS = PACKAGE / "configs" / "demo"
@@ -239,12 +239,12 @@ def make_judge(run: Run) -> Judge | None:
         return None
 
 
-def draw_digits(run: Run, model: Model, judge: Judge | None, source: str, folder: str, stage: str) -> PictureGallery:
+def draw_digits(run: Run, model: Model, judge: Judge | None, source: str, folder: str, stage: str) -> ImageGallery:
     """Ten pictures of each digit, saved and put beside real ones."""
     import torch
 
     from ..report.charts import picture_png
-    from ..report.demo_report import PictureGallery, PictureRow
+    from ..report.demo_report import ImageGallery, ImageRow
     from ..report.digit_classifier import real_digits
 
     each = 2 if run.quick else 10
@@ -257,10 +257,10 @@ def draw_digits(run: Run, model: Model, judge: Judge | None, source: str, folder
     for number, label in enumerate(LABELS):
         drawn = result.media[number * each : (number + 1) * each]
         examples = [picture for picture, name in zip(real, names, strict=True) if name == label][:5]
-        rows.append(PictureRow(label, [picture_png(p) for p in examples], [picture_png(p) for p in drawn]))
+        rows.append(ImageRow(label, [picture_png(p) for p in examples], [picture_png(p) for p in drawn]))
     result.save(run.out / folder)
     asked = [label for label in LABELS for _ in range(each)]
-    return PictureGallery(
+    return ImageGallery(
         command=f"tessera generate {source} --label 7 -n {each} --seed {7 * each} -o out/sevens",
         rows=rows,
         seconds=seconds,
@@ -270,7 +270,7 @@ def draw_digits(run: Run, model: Model, judge: Judge | None, source: str, folder
     )
 
 
-def bundled_digits(run: Run, judge: Judge | None) -> PictureGallery | None:
+def bundled_digits(run: Run, judge: Judge | None) -> ImageGallery | None:
     """Digits from the model that comes with Tessera."""
     model = load_bundled(run, "digits")
     if model is None:
@@ -339,8 +339,8 @@ def write(
     run: Run,
     tokenizer: TokenizerStory,
     model: ModelStory,
-    fresh: PictureGallery,
-    bundled: PictureGallery | None,
+    fresh: ImageGallery,
+    bundled: ImageGallery | None,
     speech: SpeechGallery | None,
 ) -> Path:
     """Write the report; returns its path."""

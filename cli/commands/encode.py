@@ -14,7 +14,7 @@ from ...configs.printable import say
 
 
 class FitChoice(str, Enum):
-    """See `read_picture`."""
+    """See `read_image`."""
 
     exact = "exact"
     crop = "crop"

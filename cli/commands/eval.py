@@ -67,8 +67,8 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
     from ...lm.clustering.clustering import ClusteredTokenizer
     from ...tokenize.data.shard_writer import Shards
     from ...tokenize.spec import check_same_tokenizer
-    from ...train.distributed.process_group import World
-    from ...train.lm.dataset import Items
+    from ...train.distributed.process_group import ProcessGroup
+    from ...train.lm.dataset import CodesDataset
     from ...train.lm.evaluate import evaluate_loss
 
     shards = Shards(data)
@@ -77,11 +77,11 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
     conditions = {condition.kind for condition in model.lm.config.conditions}
     prompts = _prompts(model, shards, prompt, seed)
     labels = model.labels if "label" in conditions else None
-    items = Items(shards, labels, model.text, clustering=labelled, prompts=prompts)
+    items = CodesDataset(shards, labels, model.text, clustering=labelled, prompts=prompts)
     given = "" if prompts is None else f", prompts {prompts.config.kind} of seed {seed}"
     say(f"loss of {len(items)} items of {data}{given}")
     parts = model.lm.loss_parts
-    losses = evaluate_loss(model.lm, items, batch, World(0, 1, model.lm.device))
+    losses = evaluate_loss(model.lm, items, batch, ProcessGroup(0, 1, model.lm.device))
     return {
         "data": str(data),
         "items": len(items),

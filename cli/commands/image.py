@@ -45,7 +45,7 @@ def image(
     """
     from ...generate.model import load
     from ..generation_options import guidance_of, label_of, make_samples, numbers
-    from ..streaming_output import stream_picture
+    from ..streaming_output import stream_image_to
 
     plainness = numbers(temperature, "--temperature")
     loaded = load(model, device)
@@ -58,7 +58,7 @@ def image(
     if frames is None:
         make_samples(loaded, output, n, as_json, scale, grid, n=n, **call)
     elif n == 1 and not grid:
-        stream_picture(loaded, output, frames, as_json, scale, **call)
+        stream_image_to(loaded, output, frames, as_json, scale, **call)
     else:
         given = "--grid was given" if grid else f"-n is {n}"
         raise typer.BadParameter(f"--frames shows how one picture grows, but {given}; leave one of them out")

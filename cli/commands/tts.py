@@ -57,7 +57,7 @@ def tts(
     """
     from ...generate.model import load
     from ..generation_options import guidance_of, make_samples, numbers, voice_of
-    from ..streaming_output import stream_sound
+    from ..streaming_output import stream_audio_to
 
     text = _read_stdin() if text == "-" else text
     steadiness = numbers(temperature, "--temperature")
@@ -76,7 +76,7 @@ def tts(
     if not stream and str(output) != "-":
         make_samples(loaded, output, n, as_json, n=n, **call)
     elif n == 1:
-        stream_sound(loaded, output, as_json, **call)
+        stream_audio_to(loaded, output, as_json, **call)
     else:
         raise typer.BadParameter(f"a stream is one sound, but -n is {n}; leave one of them out")
 

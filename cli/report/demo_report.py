@@ -56,7 +56,7 @@ class ModelStory:
 
 
 @dataclass(frozen=True)
-class PictureRow:
+class ImageRow:
     """Pictures asked for under one label, beside real ones of that label."""
 
     label: str
@@ -65,11 +65,11 @@ class PictureRow:
 
 
 @dataclass(frozen=True)
-class PictureGallery:
+class ImageGallery:
     """What one picture model generated."""
 
     command: str
-    rows: list[PictureRow]
+    rows: list[ImageRow]
     seconds: float
     count: int
     recognised: float | None = None
@@ -114,8 +114,8 @@ class DemoResults:
     """(what, seconds), in order."""
     tokenizer: TokenizerStory
     model: ModelStory
-    fresh: PictureGallery
-    bundled_pictures: PictureGallery | None = None
+    fresh: ImageGallery
+    bundled_pictures: ImageGallery | None = None
     speech: SpeechGallery | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -233,7 +233,7 @@ def _model(story: ModelStory) -> str:
     return section("model", "Step 2: a language model over codes", words, body, story.command)
 
 
-def _pictures(anchor: str, title: str, gallery: PictureGallery, words: str) -> str:
+def _pictures(anchor: str, title: str, gallery: ImageGallery, words: str) -> str:
     rows = []
     for row in gallery.rows:
         generated = "".join(picture(png, f"generated {row.label}") for png in row.generated)

@@ -24,10 +24,10 @@ def real_digits(split: str) -> tuple[Tensor, list[str]]:
     import torch
 
     from ...tokenize.data.corpus import ArraysCorpus, open_corpus
-    from ...tokenize.spec import PictureGeometry
+    from ...tokenize.spec import ImageGeometry
 
     corpus = open_corpus(ArraysCorpus(path=str(DIGITS / f"{split}.safetensors")))
-    geometry = PictureGeometry(height=8, width=8, channels=1, rows=1, columns=1)
+    geometry = ImageGeometry(height=8, width=8, channels=1, rows=1, columns=1)
     pictures = torch.stack([corpus.media(number, geometry) for number in range(len(corpus))])
     return pictures, [str(corpus.item(number).label) for number in range(len(corpus))]
 

@@ -22,18 +22,18 @@ from ...lm.conditioning.batch import ConditionBatch
 from ...lm.models.causal import TokenLM
 from ...lm.models.coarse_to_fine import CoarseToFine
 from ...lm.models.registry import AnyLM
-from ...lm.patterns.pattern import Arrangement
-from ...lm.patterns.sub_tokens import Symbols
+from ...lm.patterns.pattern import CodebookPattern
+from ...lm.patterns.sub_tokens import SubTokens
 from ...tokenize.spec import TokenSpec
 from ...tokenize.tokenizer import Tokenizer
 
 
-class OwnLM(Protocol):
+class CustomLM(Protocol):
     """What `generate` asks of a language model that is not Tessera's."""
 
     spec: TokenSpec
     """What the codes mean; that of the tokenizer that decodes them."""
-    arrangement: Arrangement
+    arrangement: CodebookPattern
     """At which step each code stands, and whether sequences end by themselves (variable_length)."""
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def _wrapped(lm: Any, who: str) -> AnyLM:
             f"{who} takes a TokenLM, or an object with {', '.join(NEEDED)} (tessera.generate.OwnLM); "
             f"found {_described(lm)} without {lacks}"
         )
-    if not isinstance(lm.spec, TokenSpec) or not isinstance(lm.arrangement, Arrangement) or not callable(lm.logits):
+    if not isinstance(lm.spec, TokenSpec) or not isinstance(lm.arrangement, CodebookPattern) or not callable(lm.logits):
         wanted = "spec must be a TokenSpec, arrangement an Arrangement and logits a method"
         raise ValueError(f"{who}: of {_described(lm)}, {wanted}")
     if lm.arrangement.cardinalities != tuple(lm.spec.cardinalities):
@@ -120,9 +120,9 @@ class Wrapped:
     config = SimpleNamespace(conditions=(), window=None, attention="none")
     ahead = None
 
-    def __init__(self, own: OwnLM):
+    def __init__(self, own: CustomLM):
         self.own, self.spec, self.arrangement = own, own.spec, own.arrangement
-        self.head = _PassOn(Symbols(own.arrangement), own.arrangement.num_codebooks)
+        self.head = _PassOn(SubTokens(own.arrangement), own.arrangement.num_codebooks)
         self.device = torch.device(getattr(own, "device", "cpu"))
         self.conditions = self
         self.num_codebooks = own.arrangement.num_codebooks
@@ -168,7 +168,7 @@ class _PassOn:
 
     period = 1
 
-    def __init__(self, symbols: Symbols, num_codebooks: int):
+    def __init__(self, symbols: SubTokens, num_codebooks: int):
         self.symbols, self.width = symbols, max(symbols.output_sizes)
         self.stages = (tuple(range(num_codebooks)),)
         sizes = torch.tensor(symbols.output_sizes)[:, None]

@@ -18,7 +18,7 @@ from ...lm.models.next_scale import NextScaleLM
 from ...lm.models.registry import AnyLM
 from ..requests.request import Request
 from ..requests.settings import Filling, check_prompt
-from ..sampling.filters import Sampling
+from ..sampling.filters import SamplingConfig
 from .generate_codes import generate_codes, make_loop
 from .generate_codes import warm_up as warm_up_steps
 from .loop import DecodeLoop, Generated, Progress
@@ -89,7 +89,7 @@ class MaskedArguments(NamedTuple):
     seeds: list[int]
     lengths: Tensor
     filling: Filling
-    sampling: Sampling
+    sampling: SamplingConfig
     guidance: Guidance
     prompt: Tensor | None
     coarse: Tensor | None

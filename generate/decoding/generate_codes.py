@@ -13,7 +13,7 @@ from ...lm.kv_cache.registry import CacheChoice
 from ...lm.models.causal import TokenLM
 from ..execution.step_runner import StepName
 from ..requests.settings import Length, check_seeds
-from ..sampling.filters import Sampling
+from ..sampling.filters import SamplingConfig
 from .loop import DecodeLoop, Generated, Progress, one_row
 from .speculative import DraftedLoop
 
@@ -26,7 +26,7 @@ def generate_codes(
     conditions: ConditionBatch,
     seeds: Sequence[int],
     length: Length,
-    sampling: Sampling | None = None,
+    sampling: SamplingConfig | None = None,
     guidance: Guidance = 1.0,
     prompt: Tensor | None = None,
     exact: bool = False,
@@ -68,7 +68,7 @@ def make_loop(
     conditions: ConditionBatch,
     seeds: Sequence[int],
     length: Length,
-    sampling: Sampling | None,
+    sampling: SamplingConfig | None,
     guidance: Guidance,
     prompt: Tensor | None,
     cache: CacheChoice | None,
@@ -85,7 +85,7 @@ def warm_up(
     lm: TokenLM,
     conditions: ConditionBatch,
     length: Length,
-    sampling: Sampling | None = None,
+    sampling: SamplingConfig | None = None,
     guidance: Guidance = 1.0,
     cache: CacheChoice | None = None,
     draft: int = 0,

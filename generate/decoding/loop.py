@@ -19,11 +19,11 @@ from ...lm.conditioning.registry import ConditionBatch
 from ...lm.generation_config import Guidance
 from ...lm.kv_cache.registry import CacheChoice
 from ...lm.models.causal import TokenLM
-from ..execution.decode_step import Board, Step
-from ..execution.step_runner import Program, StepName, choose_way, programs_of
+from ..execution.decode_step import DecodeBuffers, DecodeStep
+from ..execution.step_runner import CapturedStep, StepName, choose_way, programs_of
 from ..requests.settings import Length, check_length, check_prompt, check_seeds
-from ..sampling.filters import NOT_NUMBERS, Sampling
-from ..sampling.guidance import Guide
+from ..sampling.filters import NOT_NUMBERS, SamplingConfig
+from ..sampling.guidance import ClassifierFreeGuidance
 from ..sampling.token_sampler import Sampler
 
 Progress = Callable[[int, int], None]
@@ -54,7 +54,7 @@ class DecodeLoop:
         conditions: ConditionBatch,
         seeds: Sequence[int],
         length: Length,
-        sampling: Sampling | None = None,
+        sampling: SamplingConfig | None = None,
         guidance: Guidance = 1.0,
         prompt: Tensor | None = None,
         cache: CacheChoice | None = None,
@@ -72,16 +72,16 @@ class DecodeLoop:
         """How steps are to be run, and how they are."""
         steady = self.way != "eager"
         room = programs_of(lm).room(B, self.num_steps) if steady else self.num_steps
-        guide = Guide(guidance, lm, self.num_steps, room=room)
+        guide = ClassifierFreeGuidance(guidance, lm, self.num_steps, room=room)
         end_frames, first_end_step = torch.full((room,), -1), None
         if not length.fixed:
             end_frames[: self.num_steps] = arrangement.table(length.max_frames + 1)[0, : self.num_steps]
             first_end_frame = torch.tensor([max(length.min_frames, prompt.shape[2])])
             first_end_step = int(arrangement.steps_of(first_end_frame)[0, 0])
         sampler = Sampler(
-            sampling or Sampling(), arrangement, lm.head.symbols, length.max_frames, first_end_step, device, room
+            sampling or SamplingConfig(), arrangement, lm.head.symbols, length.max_frames, first_end_step, device, room
         )
-        self.board = Board(
+        self.board = DecodeBuffers(
             step=torch.zeros((), dtype=torch.long, device=device),
             columns=torch.zeros(B, K, 1 + room, dtype=torch.long, device=device),
             given=torch.zeros(K, room, dtype=torch.bool, device=device),
@@ -100,8 +100,8 @@ class DecodeLoop:
         num_frames = length.max_frames if length.fixed else None
         rows = guide.branches * B
         self.state = lm.start(guide.conditions(conditions.to(device)), room, rows, num_frames, cache, steady)
-        self._step = Step(lm, self.state, self.board, guide, sampler, length.fixed)
-        self._program: Program | None = None
+        self._step = DecodeStep(lm, self.state, self.board, guide, sampler, length.fixed)
+        self._program: CapturedStep | None = None
         self.position = self._write_prompt(prompt.to(device)) if prompt.shape[2] else 0
         """The step that is made next."""
 

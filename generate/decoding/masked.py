@@ -28,8 +28,8 @@ from ...lm.models.masked import MaskedLM
 from ...lm.ops.near_ties import largest
 from ..requests.settings import Filling, check_seeds
 from ..sampling.counter_rng import uniform
-from ..sampling.filters import NOT_NUMBERS, Sampling, check_unordered, drawable, make_filters, sample
-from ..sampling.guidance import Guide
+from ..sampling.filters import NOT_NUMBERS, SamplingConfig, check_unordered, drawable, make_filters, sample
+from ..sampling.guidance import ClassifierFreeGuidance
 from .loop import Progress, one_row
 
 CODES, CHOICES, TIES = 8, 9, 10
@@ -59,7 +59,7 @@ def fill_codes(
     seeds: Sequence[int],
     lengths: Tensor,
     filling: Filling | None = None,
-    sampling: Sampling | None = None,
+    sampling: SamplingConfig | None = None,
     guidance: Guidance = 1.0,
     prompt: Tensor | None = None,
     coarse: Tensor | None = None,
@@ -82,7 +82,7 @@ def fill_codes(
     Raises:
         ValueError: settings that contradict each other or the model; names the setting.
     """
-    filling, sampling = filling or Filling(), sampling or Sampling()
+    filling, sampling = filling or Filling(), sampling or SamplingConfig()
     guide = check_filling(lm, conditions, seeds, lengths, filling, sampling, guidance)
     passes, total = filling.num_passes(lm), len(seeds)
 
@@ -123,14 +123,14 @@ def fill_in_passes(
     seeds: Sequence[int],
     lengths: Tensor,
     filling: Filling | None = None,
-    sampling: Sampling | None = None,
+    sampling: SamplingConfig | None = None,
     guidance: Guidance = 1.0,
     prompt: Tensor | None = None,
     coarse: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """`fill_codes` pass by pass: yields the codes [B, K, T] after each, -1 where still hidden; the last are those that
     `fill_codes` gives. Arguments and errors as there."""
-    filling, sampling = filling or Filling(), sampling or Sampling()
+    filling, sampling = filling or Filling(), sampling or SamplingConfig()
     guide = check_filling(lm, conditions, seeds, lengths, filling, sampling, guidance)
     return _fill(lm, conditions, list(seeds), lengths, filling, sampling, guide, prompt, coarse)
 
@@ -141,9 +141,9 @@ def check_filling(
     seeds: Sequence[int],
     lengths: Tensor,
     filling: Filling,
-    sampling: Sampling,
+    sampling: SamplingConfig,
     guidance: Guidance,
-) -> Guide:
+) -> ClassifierFreeGuidance:
     """Raise ValueError where `fill_codes` would refuse its arguments; gives the guidance, checked."""
     _check(filling, sampling)
     check_seeds(seeds)
@@ -151,7 +151,7 @@ def check_filling(
         raise ValueError(f"lengths must be {len(seeds)} numbers of frames, at least 1, found {lengths.tolist()}")
     lm.check_conditions(conditions or ConditionBatch(), len(seeds))
     make_filters(sampling, lm.num_codebooks)
-    return Guide(guidance, lm, filling.num_passes(lm))
+    return ClassifierFreeGuidance(guidance, lm, filling.num_passes(lm))
 
 
 @torch.no_grad()
@@ -161,8 +161,8 @@ def _fill(
     seeds: list[int],
     lengths: Tensor,
     filling: Filling,
-    sampling: Sampling,
-    guide: Guide,
+    sampling: SamplingConfig,
+    guide: ClassifierFreeGuidance,
     prompt: Tensor | None,
     coarse: Tensor | None,
 ) -> Iterator[Tensor]:
@@ -232,7 +232,7 @@ def _units(hidden: Tensor, frames: bool) -> Tensor:
     return hidden.any(dim=1) if frames else hidden.transpose(1, 2).flatten(1)
 
 
-def _check(filling: Filling, sampling: Sampling) -> None:
+def _check(filling: Filling, sampling: SamplingConfig) -> None:
     if filling.schedule not in SCHEDULES:
         raise ValueError(f"pass_schedule '{filling.schedule}' is unknown; choose {', '.join(SCHEDULES)}")
     if filling.passes is not None and filling.passes < 1:

@@ -24,8 +24,8 @@ from ...lm.kv_cache.registry import CacheChoice
 from ...lm.models.next_scale import NextScaleLM
 from ..requests.settings import check_seeds
 from ..sampling.counter_rng import uniform
-from ..sampling.filters import NOT_NUMBERS, Sampling, check_unordered, drawable, make_filters, sample
-from ..sampling.guidance import Guide
+from ..sampling.filters import NOT_NUMBERS, SamplingConfig, check_unordered, drawable, make_filters, sample
+from ..sampling.guidance import ClassifierFreeGuidance
 from .loop import Progress, one_row
 from .masked import run_rows
 
@@ -35,7 +35,7 @@ def generate_scales(
     lm: NextScaleLM,
     conditions: ConditionBatch | None,
     seeds: Sequence[int],
-    sampling: Sampling | None = None,
+    sampling: SamplingConfig | None = None,
     guidance: Guidance = 1.0,
     prompt: Tensor | None = None,
     exact: bool = False,
@@ -58,7 +58,7 @@ def generate_scales(
     Raises:
         ValueError: settings that contradict each other or the model; names the setting.
     """
-    sampling = sampling or Sampling()
+    sampling = sampling or SamplingConfig()
     guide = prepare_scales(lm, conditions, seeds, sampling, guidance, prompt, cache)
     S, total = lm.num_scales if num_scales is None else num_scales, len(seeds)
     if not 1 <= S <= lm.num_scales:
@@ -81,14 +81,14 @@ def scale_by_scale(
     lm: NextScaleLM,
     conditions: ConditionBatch | None,
     seeds: Sequence[int],
-    sampling: Sampling | None = None,
+    sampling: SamplingConfig | None = None,
     guidance: Guidance = 1.0,
     prompt: Tensor | None = None,
     cache: CacheChoice | None = None,
 ) -> Iterator[Tensor]:
     """`generate_scales`, yielding after each scale the codes [B, 1, T] of all cells, -1 where none is made yet; the
     last are those that `generate_scales` gives. Arguments and errors as there."""
-    sampling = sampling or Sampling()
+    sampling = sampling or SamplingConfig()
     guide = prepare_scales(lm, conditions, seeds, sampling, guidance, prompt, cache)
     known = None if prompt is None else prompt[:, 0].to(lm.device)
     scales = _scales(lm, conditions, list(seeds), sampling, guide, known, cache, lm.num_scales)
@@ -99,18 +99,18 @@ def prepare_scales(
     lm: NextScaleLM,
     conditions: ConditionBatch | None,
     seeds: Sequence[int],
-    sampling: Sampling,
+    sampling: SamplingConfig,
     guidance: Guidance,
     prompt: Tensor | None = None,
     cache: CacheChoice | None = None,
-) -> Guide:
+) -> ClassifierFreeGuidance:
     """Raise ValueError where `generate_scales` would refuse its arguments; gives the guidance, checked."""
     check_unordered(sampling, "next-scale")
     check_seeds(seeds)
     lm.check_conditions(conditions or ConditionBatch(), len(seeds))
     lm.check_cache(cache)
     make_filters(sampling, 1)
-    return Guide(guidance, lm, lm.num_scales, max(1, lm.num_scales - 1))
+    return ClassifierFreeGuidance(guidance, lm, lm.num_scales, max(1, lm.num_scales - 1))
 
 
 def _with_missing(scales: Iterator[Tensor], num_rows: int, total: int) -> Iterator[Tensor]:
@@ -126,8 +126,8 @@ def _scales(
     lm: NextScaleLM,
     conditions: ConditionBatch | None,
     seeds: list[int],
-    sampling: Sampling,
-    guide: Guide,
+    sampling: SamplingConfig,
+    guide: ClassifierFreeGuidance,
     prompt: Tensor | None,
     cache: CacheChoice | None,
     num_scales: int,

@@ -22,7 +22,7 @@ from ...lm.kv_cache.registry import CacheChoice
 from ...lm.models.causal import TokenLM
 from ..execution.step_runner import StepName
 from ..requests.settings import Length
-from ..sampling.filters import Sampling
+from ..sampling.filters import SamplingConfig
 from .loop import DecodeLoop
 
 
@@ -37,7 +37,7 @@ class DraftedLoop(DecodeLoop):
         conditions: ConditionBatch,
         seeds: Sequence[int],
         length: Length,
-        sampling: Sampling | None = None,
+        sampling: SamplingConfig | None = None,
         guidance: Guidance = 1.0,
         prompt: Tensor | None = None,
         cache: CacheChoice | None = None,

@@ -13,14 +13,14 @@ from functools import partial
 
 import torch
 
-from .decode_step import Step
+from .decode_step import DecodeStep
 from .tensor_tree import tensors_in
 
 WARM_UPS = 2
 """Runs before the recording: libraries set themselves up, lazily made tensors are made."""
 
 
-def recorded(step: Step, calls: Sequence[Callable[[], object]] = ()) -> list[Callable[[], object]]:
+def recorded(step: DecodeStep, calls: Sequence[Callable[[], object]] = ()) -> list[Callable[[], object]]:
     """For each phase of the head a call that plays one recorded step; see `programs.Make`.
 
     Args:

@@ -7,7 +7,7 @@ Drawn for delays [0, 1, 2] and a row whose codebook 0 ends after 3 frames; E = e
     codebook 1  s  b0 b1 b2 E  P  P      the others follow: end in the cell of frame 3, pad after it
     codebook 2  s  s  c0 c1 c2 E  P      frames 0..2 are complete after step 4, and so is the row
 
-What a cell gets depends on the frame it stands for and on the row's length alone (`Arrangement.forced_ids`), so the
+What a cell gets depends on the frame it stands for and on the row's length alone (`CodebookPattern.forced_ids`), so the
 cascade is the same few tensor operations at every step, for every arrangement. A finished row is fed pad until the last
 row is done; rows never see each other, so that changes nothing.
 
@@ -22,14 +22,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...lm.models.causal import State, TokenLM
+from ...lm.models.causal import DecodingState, TokenLM
 from ..sampling.filters import drawable
-from ..sampling.guidance import Guide
+from ..sampling.guidance import ClassifierFreeGuidance
 from ..sampling.token_sampler import Sampler
 
 
 @dataclass(frozen=True)
-class Board:
+class DecodeBuffers:
     """What steps read and write, on the model's device; S is the number of steps there is room for."""
 
     step: Tensor
@@ -54,10 +54,18 @@ class Board:
         return self.columns.index_select(2, step.reshape(1) + 1)[:, :, 0]
 
 
-class Step:
+class DecodeStep:
     """What a step needs, with its number on the board."""
 
-    def __init__(self, lm: TokenLM, state: State, board: Board, guide: Guide, sampler: Sampler, fixed: bool):
+    def __init__(
+        self,
+        lm: TokenLM,
+        state: DecodingState,
+        board: DecodeBuffers,
+        guide: ClassifierFreeGuidance,
+        sampler: Sampler,
+        fixed: bool,
+    ):
         """`fixed`: no end is drawn."""
         self.lm, self.state, self.board, self.guide, self.sampler, self.fixed = lm, state, board, guide, sampler, fixed
         self.period: int = lm.head.period

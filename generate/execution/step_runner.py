@@ -1,7 +1,7 @@
 """How steps are run: one by one in Python, compiled, or recorded as a CUDA graph; and how what was made is kept.
 
-A compiled or recorded step is a `Program`. It works on the tensors of the generation it was made for; a later one whose
-step is the same but for the values in its tensors copies them there and goes on with them. Lengths are rounded
+A compiled or recorded step is a `CapturedStep`. It works on the tensors of the generation it was made for; a later one
+whose step is the same but for the values in its tensors copies them there and goes on with them. Lengths are rounded
 (lm/models/shape_buckets.py), and any program with room enough will do, so that another number of frames, another prompt
 or another text needs no new one.
 """
@@ -19,13 +19,13 @@ from ...lm.kernels.weight_versions import structure_of
 from ...lm.models.causal import TokenLM
 from ...lm.models.shape_buckets import bucket
 from .cuda_graph import recorded
-from .decode_step import Step
+from .decode_step import DecodeStep
 from .tensor_tree import signature, tensors_in
 from .torch_compile import compiled
 
 StepName = Literal["auto", "eager", "compiled", "graph"]
 
-Make = Callable[[Step], "list[Callable[[], object]]"]
+Make = Callable[[DecodeStep], "list[Callable[[], object]]"]
 """What makes a program: for each phase of the head a call that makes one step. The step's tensors hold what they held
 before."""
 
@@ -57,10 +57,10 @@ def choose_way(name: StepName, lm: TokenLM, drafts: bool) -> str:
     return name
 
 
-class Program:
+class CapturedStep:
     """A step made ready, on tensors of its own."""
 
-    def __init__(self, step: Step, key: tuple, make: Make):
+    def __init__(self, step: DecodeStep, key: tuple, make: Make):
         self.step, self.key = step, key
         self.calls = make(step)
         self.owner: weakref.ref | None = None
@@ -70,7 +70,7 @@ class Program:
         """Whether no generation is using it."""
         return self.owner is None or self.owner() is None
 
-    def load(self, step: Step) -> None:
+    def load(self, step: DecodeStep) -> None:
         """Take over the values of a step of the same key."""
         for mine, theirs in zip(tensors_in(self.step.parts()), tensors_in(step.parts()), strict=True):
             mine.copy_(theirs)
@@ -80,7 +80,7 @@ class Programs:
     """Those of a model, the last used last."""
 
     def __init__(self) -> None:
-        self.kept: list[Program] = []
+        self.kept: list[CapturedStep] = []
         self.refused = ""
         """Why a device could not record a graph; "": it could, or was not asked."""
 
@@ -89,13 +89,13 @@ class Programs:
         found = [program.step.board.columns.shape[2] - 1 for program in self.kept if program.key[1] == rows]
         return min((room for room in found if room >= steps), default=bucket(steps))
 
-    def take(self, owner: object, step: Step, way: str) -> Program:
+    def take(self, owner: object, step: DecodeStep, way: str) -> CapturedStep:
         """The program for a step, made where there is none; it belongs to the owner as long as that lives."""
         key = (way, len(step.board.seeds), _weights(step.lm), signature(step.parts()))
         self.kept = [program for program in self.kept if program.key[2] == key[2]]  # of other weights: of no use
         program = next((program for program in self.kept if program.idle and program.key == key), None)
         if program is None:
-            program = Program(step, key, MAKERS[way])
+            program = CapturedStep(step, key, MAKERS[way])
         else:
             program.load(step)
             self.kept.remove(program)
@@ -105,7 +105,7 @@ class Programs:
             self.kept.pop(0)
         return program
 
-    def take_graph(self, owner: object, step: Step, way: str) -> Program | None:
+    def take_graph(self, owner: object, step: DecodeStep, way: str) -> CapturedStep | None:
         """`take` where nobody asked for a graph by name: None, and a warning, where none can be recorded."""
         try:
             return self.take(owner, step, way)

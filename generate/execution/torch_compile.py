@@ -12,12 +12,12 @@ from types import FunctionType
 import torch
 
 from .cuda_graph import recorded
-from .decode_step import Step
+from .decode_step import DecodeStep
 
 BACKEND = "inductor"
 
 
-def compiled(step: Step) -> list[Callable[[], object]]:
+def compiled(step: DecodeStep) -> list[Callable[[], object]]:
     """For each phase of the head a call that makes one compiled step; see `programs.Make`.
 
     Each has code of its own, as torch counts how often one piece of code is compiled and gives up at eight. Nothing is
@@ -27,7 +27,7 @@ def compiled(step: Step) -> list[Callable[[], object]]:
     return recorded(step, calls) if step.board.step.device.type == "cuda" else calls
 
 
-def _compiled(step: Step, phase: int) -> Callable[[], object]:
+def _compiled(step: DecodeStep, phase: int) -> Callable[[], object]:
     def advance() -> None:
         step.advance(phase)
 

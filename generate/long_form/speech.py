@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...lm.generation_config import GenerationDefaults
+from ...lm.generation_config import GenerationConfig
 from ...lm.models.registry import AnyLM
 from ...tokenize.spec import AudioGeometry
 from ...tokenize.text_coverage import named
@@ -53,7 +53,7 @@ class Piece:
     """Frames."""
 
 
-def pieces_of(text: str, reader: TextTokenizer, chosen: GenerationDefaults, fixed: bool, notes: list[str]) -> list[str]:
+def pieces_of(text: str, reader: TextTokenizer, chosen: GenerationConfig, fixed: bool, notes: list[str]) -> list[str]:
     """The pieces a text is said in, one where it is not long; none is longer than the model has learned.
 
     Args:

@@ -16,7 +16,7 @@ SAID = {"label": "label", "text": "text", "embedding": "embedding", "codes": "vo
 
 
 @dataclass(frozen=True)
-class Told:
+class ConditionInputs:
     """Of each kind one entry for all samples, a list, or None for none."""
 
     label: int | Sequence[int] | None = None

@@ -70,7 +70,7 @@ def prompt_codes(
 
 def _read(path: Path, tokenizer: Tokenizer, said: str) -> Tensor:
     from ...tokenize.data.codes_file import read_codes
-    from ...tokenize.data.media import read_audio, read_picture
+    from ...tokenize.data.media import read_audio, read_image
 
     if path.suffix == ".safetensors":
         _, items = read_codes(path, tokenizer.spec)
@@ -80,7 +80,7 @@ def _read(path: Path, tokenizer: Tokenizer, said: str) -> Tensor:
     geometry = tokenizer.spec.geometry
     if isinstance(geometry, AudioGeometry):
         return read_audio(path, geometry.sample_rate, geometry.channels)
-    return read_picture(path, geometry.height, geometry.width, geometry.channels, fit="crop")
+    return read_image(path, geometry.height, geometry.width, geometry.channels, fit="crop")
 
 
 def _check_frames(num_frames: int, found: int, said: str) -> None:

@@ -16,14 +16,14 @@ from torch import Tensor
 from ...lm.models.causal import TokenLM
 from ...lm.models.masked import MaskedLM
 from ...lm.models.registry import AnyLM
-from .conditions import Told
+from .conditions import ConditionInputs
 
 UNLIKELY = 6.0
 """Nats that the text takes from the likelihood of a prompt that is of other words."""
 
 
 @torch.no_grad()
-def gain_by_text(lm: AnyLM, told: Told, prompt: Tensor) -> float | None:
+def gain_by_text(lm: AnyLM, told: ConditionInputs, prompt: Tensor) -> float | None:
     """Nats by which the text makes the codes of codebook 0 of a prompt likelier; None where the model cannot say.
 
     Args:

@@ -12,16 +12,16 @@ from torch import Tensor
 from ...configs.memory import check_memory
 from ...configs.schema import check_config
 from ...lm.conditioning.registry import ConditionBatch
-from ...lm.generation_config import GenerationDefaults, Guidance
+from ...lm.generation_config import GenerationConfig, Guidance
 from ...lm.kv_cache.registry import CacheChoice, CacheConfig, plain_choice
 from ...lm.models.registry import AnyLM
-from ...tokenize.spec import AudioGeometry, PictureGeometry
+from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer
 from ..execution.step_runner import StepName
-from ..sampling.filters import Sampling
+from ..sampling.filters import SamplingConfig
 from ..sampling.silence import silence_codes
 from .arguments import number, setting, tensor, whole
-from .conditions import Told
+from .conditions import ConditionInputs
 from .settings import Filling, Length, check_length, check_prompt, seeds_from
 
 DEFAULT_MAX_SECONDS = 30.0
@@ -73,13 +73,13 @@ class Request:
     seeds: list[int]
     """B."""
     length: Length
-    sampling: Sampling
+    sampling: SamplingConfig
     guidance: Guidance
     prompt: Tensor | None
     """Codes [B, K, t] that the samples begin with."""
     filling: Filling
     """Of a masked model."""
-    fine: Sampling
+    fine: SamplingConfig
     """Of a refiner, whose labels are drawn as `sampling` says."""
     fine_guidance: Guidance
     cache: CacheConfig | None = None
@@ -105,12 +105,12 @@ class Request:
 def make_request(
     lm: AnyLM,
     tokenizer: Tokenizer,
-    told: Told,
+    told: ConditionInputs,
     n: int,
     seed: int,
     prompt: Tensor | None,
     num_frames: int | None,
-    defaults: GenerationDefaults | None,
+    defaults: GenerationConfig | None,
     settings: Settings,
 ) -> Request:
     """Check a call's arguments and lay them out in rows.
@@ -151,7 +151,7 @@ def make_request(
         guidance=chosen.guidance,
         prompt=prompt,
         filling=Filling(chosen.passes, chosen.pass_schedule, chosen.choice_temperature),
-        fine=Sampling(temperature=chosen.fine_temperature),
+        fine=SamplingConfig(temperature=chosen.fine_temperature),
         fine_guidance=chosen.fine_guidance,
         cache=chosen.cache,
         draft=chosen.draft,
@@ -182,16 +182,16 @@ def check_count(n: int) -> None:
     whole("n", n, 1)
 
 
-def choose(defaults: GenerationDefaults | None, settings: Settings) -> GenerationDefaults:
+def choose(defaults: GenerationConfig | None, settings: Settings) -> GenerationConfig:
     """The defaults with a call's settings in their places. ConfigError: names the setting that is unknown or wrong."""
     given = {name: setting(name, value) for name, value in settings.items()}
     if "cache" in given:
         given["cache"] = plain_choice(given["cache"])
-    chosen = GenerationDefaults() if defaults is None else defaults
-    return check_config({**chosen.model_dump(mode="json"), **given}, GenerationDefaults, "generate")
+    chosen = GenerationConfig() if defaults is None else defaults
+    return check_config({**chosen.model_dump(mode="json"), **given}, GenerationConfig, "generate")
 
 
-def _stride(chosen: GenerationDefaults) -> int:
+def _stride(chosen: GenerationConfig) -> int:
     window, stride = chosen.window_frames, chosen.stride_frames
     if window is None:
         return 1
@@ -203,14 +203,14 @@ def _stride(chosen: GenerationDefaults) -> int:
     return stride or max(1, window * 6 // 10)
 
 
-def _sampling(tokenizer: Tokenizer, chosen: GenerationDefaults) -> Sampling:
+def _sampling(tokenizer: Tokenizer, chosen: GenerationConfig) -> SamplingConfig:
     frames, silent = 0, chosen.silence_codes
     if chosen.max_silence:
         silent = silent or silence_codes(tokenizer)
         geometry = tokenizer.spec.geometry
         assert isinstance(geometry, AudioGeometry)
         frames = max_frames_for(chosen.max_silence, geometry)
-    return Sampling(
+    return SamplingConfig(
         temperature=chosen.temperature,
         top_k=chosen.top_k,
         top_p=chosen.top_p,
@@ -226,9 +226,9 @@ def _sampling(tokenizer: Tokenizer, chosen: GenerationDefaults) -> Sampling:
     )
 
 
-def _length(lm: AnyLM, num_frames: int | None, chosen: GenerationDefaults, min_given: bool) -> Length:
+def _length(lm: AnyLM, num_frames: int | None, chosen: GenerationConfig, min_given: bool) -> Length:
     geometry = lm.spec.geometry
-    if isinstance(geometry, PictureGeometry):
+    if isinstance(geometry, ImageGeometry):
         for name, asked in (("num_frames", num_frames), ("max_frames", chosen.max_frames)):
             if asked is not None and asked != geometry.num_frames:
                 whole = f"a picture of '{lm.spec.name}' has {geometry.num_frames} frames"

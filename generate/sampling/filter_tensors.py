@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Filters:
-    """A `Sampling` checked against K codebooks and laid out as tensors on a device (see `make_filters`)."""
+    """A `SamplingConfig` checked against K codebooks and laid out as tensors on a device (see `make_filters`)."""
 
     temperature: Tensor
     """[K], float64; 1 where greedy."""

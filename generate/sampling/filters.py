@@ -1,6 +1,6 @@
 """From logits to ids: temperature, top-k, top-p and min-p, each one number for all codebooks or one per codebook.
 
-`Sampling` also says what token_sampler.py adds: repetition, end and silence.
+`SamplingConfig` also says what token_sampler.py adds: repetition, end and silence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOT_NUMBERS = (
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     """How ids are drawn. Each field is one value, or K values (one per codebook, coarse first).
 
     The filters apply in this order, each to what the one before left, renormalised: temperature, top-k, top-p; min-p
@@ -56,15 +56,15 @@ class Sampling:
     """The silent codes of codebook 0 (see silence.py)."""
 
 
-def check_unordered(sampling: Sampling, kind: str) -> None:
+def check_unordered(sampling: SamplingConfig, kind: str) -> None:
     """Raise ValueError where a setting is about what was drawn before, but a `kind` model has no such order."""
-    plain = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    plain = SamplingConfig(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
     for name, value in vars(sampling).items():
         if value != getattr(plain, name) and name != "repetition_window" and name != "ras_tau":
             raise ValueError(f"{name} is {value}, but a {kind} model does not fill codes in order; leave it out")
 
 
-def make_filters(sampling: Sampling, num_codebooks: int, device: torch.device | str = "cpu") -> Filters:
+def make_filters(sampling: SamplingConfig, num_codebooks: int, device: torch.device | str = "cpu") -> Filters:
     """Check the settings and spread them over K codebooks.
 
     Raises:

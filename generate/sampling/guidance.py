@@ -32,7 +32,7 @@ from ...lm.generation_config import (
 from ...lm.models.causal import TokenLM
 
 
-class Guide:
+class ClassifierFreeGuidance:
     """The guidance of one generation, on a device. `branches` is the number of rows the model runs for each sample."""
 
     def __init__(self, guidance: Guidance, lm: TokenLM, num_steps: int, span: int | None = None, room: int = 0):

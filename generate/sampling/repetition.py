@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...lm.patterns.pattern import Arrangement
+from ...lm.patterns.pattern import CodebookPattern
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LookBack:
     """
 
     def __init__(
-        self, arrangement: Arrangement, num_frames: int, window: int, device: torch.device | str, room: int = 0
+        self, arrangement: CodebookPattern, num_frames: int, window: int, device: torch.device | str, room: int = 0
     ):
         """For sequences of num_frames; the window is in frames, at least 1. `room`: steps that tables shall have."""
         frames = arrangement.table(num_frames).to(device)

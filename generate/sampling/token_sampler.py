@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from ...lm.generation_config import RANGES
-from ...lm.patterns.pattern import Arrangement
-from ...lm.patterns.sub_tokens import Symbols
+from ...lm.patterns.pattern import CodebookPattern
+from ...lm.patterns.sub_tokens import SubTokens
 from .counter_rng import uniform
 from .filter_tensors import Filters
-from .filters import Sampling, make_filters, per_codebook, sample
+from .filters import SamplingConfig, make_filters, per_codebook, sample
 from .repetition import LookBack, Repetition, penalize, repeats
 from .silence import is_silent
 
@@ -33,7 +33,7 @@ NEVER = 1 << 60
 
 
 @dataclass(frozen=True)
-class Step:
+class StepDraws:
     """What the draws of one step need."""
 
     step: int | Tensor
@@ -70,9 +70,9 @@ class Sampler:
 
     def __init__(
         self,
-        sampling: Sampling,
-        arrangement: Arrangement,
-        symbols: Symbols,
+        sampling: SamplingConfig,
+        arrangement: CodebookPattern,
+        symbols: SubTokens,
         num_frames: int,
         first_end_step: int | None,
         device: torch.device | str,
@@ -122,12 +122,12 @@ class Sampler:
         rules = self.first_end_step, self.end_bias, self.end_rule, self.max_silence, self.silent
         return *rules, self.penalizes, self.draws_again, None if self.look_back is None else self.look_back.parts()
 
-    def begin(self, seeds: Tensor, step: int | Tensor, columns: Tensor) -> Step:
+    def begin(self, seeds: Tensor, step: int | Tensor, columns: Tensor) -> StepDraws:
         """Prepare the draws of a step: seeds [B], columns [B, K, 1 + S] as written so far."""
         J = len(self.symbols)
         again = uniform(seeds, step, J, draw=1) if self.draws_again else None
         recent = None if self.look_back is None else self.look_back(columns, step)
-        return Step(step, uniform(seeds, step, J), again, recent)
+        return StepDraws(step, uniform(seeds, step, J), again, recent)
 
     def stage(self, places: tuple[int, ...]) -> Stage:
         """The rules of the symbols at these places, laid out when they are first asked for."""
@@ -143,7 +143,7 @@ class Sampler:
             )
         return self._stages[places]
 
-    def forbid(self, begun: Step, rules: Stage, logits: Tensor) -> Tensor:
+    def forbid(self, begun: StepDraws, rules: Stage, logits: Tensor) -> Tensor:
         """-inf on values of the stage's symbols that must not be drawn: logits [*, B, n, V'], changed or not."""
         if rules.first is None:
             return logits
@@ -160,7 +160,7 @@ class Sampler:
         is_first = rules.places == 0
         return logits.masked_fill(is_first[:, None] & ids[:, None, :], float("-inf"))
 
-    def draw(self, begun: Step, rules: Stage, logits: Tensor) -> Tensor:
+    def draw(self, begun: StepDraws, rules: Stage, logits: Tensor) -> Tensor:
         """Values [B, n] of the stage's symbols, from logits [B, n, V'] float64, -inf on what is forbidden."""
         if self.end_bias and rules.first is not None:
             is_end = (rules.places == 0)[:, None] & self.end[: logits.shape[-1]]
@@ -186,14 +186,14 @@ class Sampler:
         return logits.masked_fill(is_end & (logits < other), float("-inf"))
 
 
-def _check_whole_codes(symbols: Symbols, penalizes: bool, draws_again: bool, max_silence: int) -> None:
+def _check_whole_codes(symbols: SubTokens, penalizes: bool, draws_again: bool, max_silence: int) -> None:
     """Rules about codes drawn before cannot be applied to parts of a code."""
     if symbols.parts > 1 and (penalizes or draws_again or max_silence):
         name = "repetition_penalty" if penalizes else "ras" if draws_again else "max_silence_frames"
         raise ValueError(f"{name} looks at whole codes, but the model's head draws them in parts; leave it off")
 
 
-def _make_repetition(sampling: Sampling, num_codebooks: int, device: torch.device | str) -> Repetition:
+def _make_repetition(sampling: SamplingConfig, num_codebooks: int, device: torch.device | str) -> Repetition:
     def spread(name: str, allowed: str, is_allowed) -> list:
         return per_codebook(name, getattr(sampling, name), num_codebooks, allowed, is_allowed)
 
@@ -230,7 +230,7 @@ def _check_end_rule(rule: str) -> str:
 
 
 def _check_silence(
-    sampling: Sampling, num_codes: int, num_outputs: int, device: torch.device | str
+    sampling: SamplingConfig, num_codes: int, num_outputs: int, device: torch.device | str
 ) -> tuple[int, Tensor]:
     """The limit in frames and a bool [V'], True on the silent ids of codebook 0."""
     limit, ids = sampling.max_silence_frames, sampling.silence_codes

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ...lm.generation_config import GenerationDefaults
+from ...lm.generation_config import GenerationConfig
 from ...lm.models.causal import TokenLM
 from ...lm.models.masked import MaskedLM
 from ...lm.models.registry import AnyLM
 from ...tokenize.spec import check_same_tokenizer
 from ...tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
-from ..decoding.custom_lm import OwnLM, Wrapped, check_pair
+from ..decoding.custom_lm import CustomLM, Wrapped, check_pair
 from ..decoding.dispatch import start_loop
 from ..long_form.windows import make_row
-from ..requests.conditions import Told
+from ..requests.conditions import ConditionInputs
 from ..requests.request import Settings, make_request
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def stream_audio(
-    lm: AnyLM | OwnLM,
+    lm: AnyLM | CustomLM,
     tokenizer: Tokenizer,
     *,
     label: int | None = None,
@@ -34,7 +34,7 @@ def stream_audio(
     seed: int = 0,
     prompt: Tensor | None = None,
     num_frames: int | None = None,
-    defaults: GenerationDefaults | None = None,
+    defaults: GenerationConfig | None = None,
     **settings: Unpack[Settings],
 ) -> Iterator[Tensor]:
     """Generate one sample and yield its samples as they become final.
@@ -52,12 +52,12 @@ def stream_audio(
     lm = check_pair(lm, tokenizer, "stream_audio")
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     if not isinstance(tokenizer, AudioTokenizer):
-        raise ValueError(f"'{tokenizer.spec.name}' makes pictures; use stream_pictures")
+        raise ValueError(f"'{tokenizer.spec.name}' makes pictures; use stream_images")
     if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM | Wrapped):
         raise ValueError(
             f"the model of '{tokenizer.spec.name}' makes all frames together, none is final before; use generate"
         )
-    told = Told(label, text_ids, embedding, voice)
+    told = ConditionInputs(label, text_ids, embedding, voice)
     request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...lm.generation_config import GenerationDefaults
+from ...lm.generation_config import GenerationConfig
 from ...lm.models.coarse_to_fine import CoarseToFine
 from ...lm.models.masked import MaskedLM
 from ...lm.models.next_scale import NextScaleLM
 from ...lm.models.registry import AnyLM
-from ...tokenize.spec import PictureGeometry, check_same_tokenizer
+from ...tokenize.spec import ImageGeometry, check_same_tokenizer
 from ...tokenize.tokenizer import Tokenizer
-from ..decoding.custom_lm import OwnLM, check_pair
+from ..decoding.custom_lm import CustomLM, check_pair
 from ..decoding.dispatch import (
     check_refiner,
     label_rows,
@@ -33,15 +33,15 @@ from ..decoding.masked import fill_in_passes
 from ..decoding.media import decode_one
 from ..decoding.next_scale import scale_by_scale
 from ..requests.arguments import whole
-from ..requests.conditions import Told
+from ..requests.conditions import ConditionInputs
 from ..requests.request import Request, Settings, make_request
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-def stream_pictures(
-    lm: AnyLM | OwnLM,
+def stream_images(
+    lm: AnyLM | CustomLM,
     tokenizer: Tokenizer,
     *,
     label: int | None = None,
@@ -52,7 +52,7 @@ def stream_pictures(
     prompt: Tensor | None = None,
     num_frames: int | None = None,
     every: int | None = None,
-    defaults: GenerationDefaults | None = None,
+    defaults: GenerationConfig | None = None,
     **settings: Unpack[Settings],
 ) -> Iterator[Tensor]:
     """Generate one picture and yield it as it grows.
@@ -67,14 +67,14 @@ def stream_pictures(
     Raises:
         ValueError: the tokenizer makes no pictures; and as `generate`.
     """
-    lm = check_pair(lm, tokenizer, "stream_pictures")
+    lm = check_pair(lm, tokenizer, "stream_images")
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     geometry = tokenizer.spec.geometry
-    if not isinstance(geometry, PictureGeometry):
+    if not isinstance(geometry, ImageGeometry):
         raise ValueError(f"'{tokenizer.spec.name}' makes sound; use stream_audio")
     every = geometry.columns if every is None else every
     every = whole("every", every, 1)
-    told = Told(label, text_ids, embedding, voice)
+    told = ConditionInputs(label, text_ids, embedding, voice)
     request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one picture, {len(request.seeds)} were asked for; make a stream for each")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .flash import LARGEST_HEAD
-from .mask_types import Rows
+from .mask_types import PackedSequences
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -32,7 +32,7 @@ class Choice:
 
 
 def choose_kernel(
-    sight: Rows | Tensor | None,
+    sight: PackedSequences | Tensor | None,
     device: str,
     dtype: torch.dtype,
     head_width: int,
@@ -41,14 +41,14 @@ def choose_kernel(
     """The rule, for one call.
 
     Args:
-        sight: what queries see; of a tensor or a count only that it is no `Rows` matters.
+        sight: what queries see; of a tensor or a count only that it is no `PackedSequences` matters.
         device: "cuda", "cpu", ...
         head_width: E.
         usable: of the backends that need a package "ok", or why they cannot be used on this device.
     """
     if device != "cuda":
         return Choice("sdpa", f"flash-attn and xformers are made for CUDA, not for '{device}'")
-    if not isinstance(sight, Rows):
+    if not isinstance(sight, PackedSequences):
         return Choice("sdpa", "torch has kernels of its own for sequences that are not packed")
     if dtype not in HALF:
         return Choice("sdpa", f"flash-attn computes in half precision, not in {str(dtype).removeprefix('torch.')}")
@@ -61,7 +61,7 @@ def choose_kernel(
     return Choice("sdpa", "; ".join(refused))
 
 
-def _unfit(name: str, rows: Rows, head_width: int) -> str:
+def _unfit(name: str, rows: PackedSequences, head_width: int) -> str:
     """Why a backend would hand these rows to sdpa; empty where it would not."""
     if name == "flash" and rows.window is not None and any(rows.prefixes):
         return "its window knows no prefix"

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .mask_types import Counted, Rows, Sight
+from .mask_types import AttentionMask, CacheLength, PackedSequences
 from .sdpa import sdpa
 
 LARGEST_HEAD = 256
 """Numbers in a head that the kernels take at most."""
 
 
-def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
+def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
     """See `attention.Attend`.
 
     Rows laid end to end go through flash_attn_varlen_func, steps behind a cache through flash_attn_with_kvcache (which
@@ -25,9 +25,9 @@ def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bo
     """
     if queries.dtype not in (torch.float16, torch.bfloat16) or queries.shape[3] > LARGEST_HEAD:
         return sdpa(queries, keys, values, mask, causal)
-    if isinstance(mask, Rows):
+    if isinstance(mask, PackedSequences):
         return _rows(queries, keys, values, mask)
-    if isinstance(mask, Counted):
+    if isinstance(mask, CacheLength):
         return _behind_a_cache(queries, keys, values, mask)
     if mask is not None:
         return sdpa(queries, keys, values, mask, causal)
@@ -35,7 +35,7 @@ def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bo
     return _package().flash_attn_func(q, k, v, causal=causal, deterministic=_deterministic()).transpose(1, 2)
 
 
-def _rows(queries: Tensor, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:
+def _rows(queries: Tensor, keys: Tensor, values: Tensor, rows: PackedSequences) -> Tensor:
     if rows.window is not None and any(rows.prefixes):  # its window knows no prefix
         return sdpa(queries, keys, values, rows, False)
     q, k, v = (x[0].transpose(0, 1) for x in (queries, keys, values))  # [N, H, E]
@@ -54,7 +54,7 @@ def _rows(queries: Tensor, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:
     return mixed.transpose(0, 1).unsqueeze(0)
 
 
-def _behind_a_cache(queries: Tensor, keys: Tensor, values: Tensor, counted: Counted) -> Tensor:
+def _behind_a_cache(queries: Tensor, keys: Tensor, values: Tensor, counted: CacheLength) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
     count = counted.count
     if isinstance(count, Tensor):

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .mask_types import Rows, Sight, as_mask
+from .mask_types import AttentionMask, PackedSequences, as_mask
 
 
-def flex(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
+def flex(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
     """See `attention.Attend`.
 
     Raises:
@@ -29,7 +29,7 @@ def flex(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: boo
         raise ValueError("attention 'flex' has no backward pass on the CPU; train with attention: sdpa")
     S, M = queries.shape[2], keys.shape[2]
     options: dict[str, Any] = {"enable_gqa": keys.shape[1] < queries.shape[1]}
-    if isinstance(mask, Rows):
+    if isinstance(mask, PackedSequences):
         rows = mask
         options["block_mask"] = rows.once("flex", lambda: _block_mask(_sees_own_row(rows), S, M, device))
     elif mask is not None:
@@ -40,7 +40,7 @@ def flex(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: boo
     return kernel(queries, keys, values, **options)
 
 
-def _sees_own_row(rows: Rows) -> Callable[..., Tensor]:
+def _sees_own_row(rows: PackedSequences) -> Callable[..., Tensor]:
     """Query and key positions -> whether the key is seen."""
     row_of, place_of = _numbered(rows.lengths, rows.device)
     key_row, key_place = (row_of, place_of) if rows.causal else _numbered(rows.key_lengths, rows.device)

@@ -1,7 +1,7 @@
 """What queries see, where a mask would be large and kernels of their own know better.
 
-An attention backend is told what queries see in one of three ways: by a dense mask (masks.py), by `Rows` or by
-`Counted`. Both of these can be written out as a dense mask, which is what they mean.
+An attention backend is told what queries see in one of three ways: by a dense mask (masks.py), by `PackedSequences` or
+by `CacheLength`. Both of these can be written out as a dense mask, which is what they mean.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .masks import causal_mask
 Made = TypeVar("Made")
 
 
-class Rows:
+class PackedSequences:
     """Rows laid end to end as a single one; what stands in a row sees keys of that row alone.
 
     Of lengths [2, 3], causal; rows see columns:
@@ -99,7 +99,7 @@ class Rows:
         return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=self.device)
 
 
-class Counted:
+class CacheLength:
     """n queries stand last among the first `count` of the keys; each sees all keys up to its own place.
 
     Of 5 keys with count 4, for 2 queries; rows see columns:    x x x . .
@@ -118,14 +118,14 @@ class Counted:
         return (torch.arange(keys, device=device) <= last[:, None])[None, None]
 
 
-Sight = Tensor | Rows | Counted | None
+AttentionMask = Tensor | PackedSequences | CacheLength | None
 """A bool mask, True where a key is seen, or what stands for one; None: all keys, or as the flag `causal` says."""
 
 
-def as_mask(sight: Sight, queries: Tensor, keys: Tensor) -> Tensor | None:
+def as_mask(sight: AttentionMask, queries: Tensor, keys: Tensor) -> Tensor | None:
     """A dense mask of what queries [B, H, S, E] see of keys [B, G, M, E]."""
-    if isinstance(sight, Rows):
+    if isinstance(sight, PackedSequences):
         return sight.dense()
-    if isinstance(sight, Counted):
+    if isinstance(sight, CacheLength):
         return sight.dense(queries.shape[2], keys.shape[2], keys.device)
     return sight

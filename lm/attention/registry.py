@@ -13,18 +13,18 @@ from torch import Tensor
 from .auto import Choice, choose_kernel
 from .flash import flash
 from .flex import flex
-from .mask_types import Rows, Sight
+from .mask_types import AttentionMask, PackedSequences
 from .sdpa import sdpa
 from .xformers_backend import xformers
 
 AttentionName = Literal["auto", "sdpa", "flash", "xformers", "flex"]
 
-Attend = Callable[[Tensor, Tensor, Tensor, Sight, bool], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionMask, bool], Tensor]
 """attend(queries [B, H, S, E], keys [B, G, M, E], values [B, G, M, E], mask, causal) -> [B, H, S, E].
 
-mask: bool, broadcasts to [B, H, S, M], True where a key is seen; or `Rows` (then B is 1) or `Counted`, which stand for
-one (mask_types.py); None: all. causal: query s sees keys 0..s (S = M, no mask). H is a multiple of G: query head h
-reads key head h // (H / G). What a backend has no kernel for it hands to sdpa.
+mask: bool, broadcasts to [B, H, S, M], True where a key is seen; or `PackedSequences` (then B is 1) or `CacheLength`,
+which stand for one (mask_types.py); None: all. causal: query s sees keys 0..s (S = M, no mask). H is a multiple of G:
+query head h reads key head h // (H / G). What a backend has no kernel for it hands to sdpa.
 """
 
 BACKENDS: dict[str, Attend] = {"sdpa": sdpa, "flash": flash, "xformers": xformers, "flex": flex}
@@ -36,7 +36,7 @@ ON_CUDA = ("flash", "xformers", "flex")
 """Backends that are tried where CUDA is rather than on the CPU."""
 
 TAKE_COUNTS = ("flash",)
-"""Backends with a kernel for `Counted`; a cache gives the others a dense mask."""
+"""Backends with a kernel for `CacheLength`; a cache gives the others a dense mask."""
 
 
 def choose_backend(name: AttentionName = "auto", device: torch.device | str | None = None) -> Attend:
@@ -61,9 +61,9 @@ def choose_backend(name: AttentionName = "auto", device: torch.device | str | No
     return BACKENDS[name]
 
 
-def auto(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
+def auto(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
     """See `Attend`; takes the kernel that `attend_auto.choose_kernel` names."""
-    if not isinstance(mask, Rows):
+    if not isinstance(mask, PackedSequences):
         return sdpa(queries, keys, values, mask, causal)
     device = queries.device
     chosen = choose_kernel(mask, device.type, queries.dtype, queries.shape[3], usable_packages(str(device)))
@@ -82,7 +82,7 @@ def explain(name: AttentionName, device: torch.device | str, dtype: torch.dtype,
     if name != "auto":
         return Choice(name, "as configured")
     device = torch.device(device)
-    rows = Rows([1], device) if packed else None
+    rows = PackedSequences([1], device) if packed else None
     usable = usable_packages(str(device)) if packed and device.type == "cuda" else {}
     return choose_kernel(rows, device.type, dtype, head, usable)
 

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.linear import lacks_bfloat16
-from .mask_types import Rows, Sight, as_mask
+from .mask_types import AttentionMask, PackedSequences, as_mask
 
 
-def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
+def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
     """See `attention.Attend`; rows laid end to end are attended to one by one."""
-    if isinstance(mask, Rows):
+    if isinstance(mask, PackedSequences):
         # Taken apart and put together with the rows before the heads, as they lie in memory: nothing is transposed.
         q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
         pieces = zip(

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .mask_types import Counted, Rows, Sight
+from .mask_types import AttentionMask, CacheLength, PackedSequences
 from .sdpa import sdpa
 
 
-def xformers(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
+def xformers(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
     """See `attention.Attend`; rows laid end to end go by block-diagonal biases."""
-    dense = mask is not None and not isinstance(mask, Rows)
-    windowed = isinstance(mask, Rows) and mask.window is not None
-    if dense or windowed or isinstance(mask, Counted) or queries.dtype == torch.float64:
+    dense = mask is not None and not isinstance(mask, PackedSequences)
+    windowed = isinstance(mask, PackedSequences) and mask.window is not None
+    if dense or windowed or isinstance(mask, CacheLength) or queries.dtype == torch.float64:
         return sdpa(queries, keys, values, mask, causal)
     ops = _package()
-    if isinstance(mask, Rows):
+    if isinstance(mask, PackedSequences):
         rows = mask
         bias = rows.once("xformers", lambda: _bias(ops, rows))
     else:
@@ -33,7 +33,7 @@ def xformers(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal:
     return ops.memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
 
 
-def _bias(ops: Any, rows: Rows) -> Any:
+def _bias(ops: Any, rows: PackedSequences) -> Any:
     kinds = ops.fmha.attn_bias
     if rows.causal:
         return kinds.BlockDiagonalCausalMask.from_seqlens(rows.lengths, device=rows.device)

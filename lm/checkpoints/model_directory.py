@@ -42,7 +42,7 @@ from ...tokenize.layers.parameter_budget import Budget
 from ...tokenize.spec import TokenSpec, check_same_tokenizer
 from ..clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
 from ..conditioning.registry import LabelConfig, TextConditionConfig
-from ..generation_config import GenerationDefaults
+from ..generation_config import GenerationConfig
 from ..models.causal import LMConfig, TokenLM
 from ..models.coarse_to_fine import CoarseToFine
 from ..models.masked import MaskedLM
@@ -76,7 +76,7 @@ class ModelFile(Config):
     spec: TokenSpec
     labels: Annotated[tuple[str, ...], FailFast()] = ()
     """Names of the labels in the order of their ids."""
-    generation: GenerationDefaults = GenerationDefaults()
+    generation: GenerationConfig = GenerationConfig()
 
 
 class WeightsError(ValueError):
@@ -94,7 +94,7 @@ class LoadedModel:
     """None where the model reads no text."""
     labels: list[str]
     """Names of the labels in the order of their ids; empty where it has none."""
-    defaults: GenerationDefaults
+    defaults: GenerationConfig
 
     @property
     def config(self) -> LMConfig:
@@ -113,7 +113,7 @@ def save_model(
     tokenizer: Tokenizer,
     text: TextTokenizer | None,
     labels: list[str],
-    defaults: GenerationDefaults | None = None,
+    defaults: GenerationConfig | None = None,
     card: str = "",
     dtype: StorageName = "float32",
 ) -> None:
@@ -151,7 +151,7 @@ def save_model(
         clusters=None if clustering is None else clustering.spec.fingerprint,
         spec=lm.spec,
         labels=tuple(labels),
-        generation=defaults or GenerationDefaults(),
+        generation=defaults or GenerationConfig(),
     )
     _write_lm(folder, tensors, described, card)
 
@@ -176,7 +176,7 @@ def save_lm(
     folder: str | Path,
     lm: TokenLM,
     labels: list[str],
-    defaults: GenerationDefaults | None = None,
+    defaults: GenerationConfig | None = None,
     card: str = "",
     dtype: StorageName = "float32",
 ) -> None:
@@ -189,7 +189,7 @@ def save_lm(
     tensors = _tensors_of(lm, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
-    described = ModelFile(lm=lm.config, spec=lm.spec, labels=tuple(labels), generation=defaults or GenerationDefaults())
+    described = ModelFile(lm=lm.config, spec=lm.spec, labels=tuple(labels), generation=defaults or GenerationConfig())
     _write_lm(folder, tensors, described, card)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Host:
+class ConditionContext:
     """The model around its conditions."""
 
     width: int

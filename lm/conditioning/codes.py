@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ...configs.schema import Config
 from ..layers.input_embedding import INPUTS, InputConfig
-from ..patterns.pattern import Arrangement, ParallelConfig
-from .base import Host
+from ..patterns.pattern import CodebookPattern, ParallelConfig
+from .base import ConditionContext
 from .batch import ConditionBatch
 from .encoder import Encoder
 from .padding import check_lengths, dropped, first_place_scale, placed, unless_all, with_null
@@ -45,13 +45,13 @@ class CodesCondition(nn.Module):
 
     said = "a prompt of codes"
 
-    def __init__(self, config: CodesConditionConfig, host: Host):
+    def __init__(self, config: CodesConditionConfig, host: ConditionContext):
         super().__init__()
         self.cardinalities, self.max_frames, self.dropout = host.cardinalities, config.max_frames, config.dropout
         self.host = host
         self.input = None
         if config.input is not None:
-            frames = Arrangement(ParallelConfig(), host.cardinalities)
+            frames = CodebookPattern(ParallelConfig(), host.cardinalities)
             self.input = INPUTS[config.input.kind](config.input, frames, host.width, host.code_vectors)
         self.marker = nn.Parameter(torch.zeros(1, host.width))
         self.null = nn.Parameter(torch.zeros(1, host.width))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
 from ..ops.linear import Linear
-from .base import Host
+from .base import ConditionContext
 from .batch import ConditionBatch
 from .padding import check_lengths, dropped, unless_all, with_null
 
@@ -40,7 +40,7 @@ class EmbeddingCondition(nn.Module):
 
     said = "an embedding"
 
-    def __init__(self, config: EmbeddingConditionConfig, host: Host):
+    def __init__(self, config: EmbeddingConditionConfig, host: ConditionContext):
         super().__init__()
         if config.projection == "none" and config.width != host.width:
             raise ConfigError(

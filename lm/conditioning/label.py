@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...configs.schema import Config, ConfigError
 from ..layers.transformer import Table
 from ..ops.row_rng import rand
-from .base import Host
+from .base import ConditionContext
 from .batch import ConditionBatch
 
 
@@ -32,7 +32,7 @@ class LabelCondition(nn.Module):
 
     said = "a label"
 
-    def __init__(self, config: LabelConfig, host: Host):
+    def __init__(self, config: LabelConfig, host: ConditionContext):
         super().__init__()
         if config.classes is None:
             raise ConfigError("conditions: label.classes is not set; it is the number of labels in the data")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...configs.schema import ConfigError
 from ..layers.transformer import RMSNorm
-from .base import Host
+from .base import ConditionContext
 from .batch import KINDS, ConditionBatch
 from .codes import CodesCondition, CodesConditionConfig
 from .embedding import EmbeddingCondition, EmbeddingConditionConfig
@@ -39,7 +39,7 @@ mask [B, L] (None: all are real), `none(B)` the fields of rows without, and `sai
 
 
 @dataclass(frozen=True)
-class Joined:
+class FusedConditions:
     """What the conditions of a batch add to the model's input."""
 
     prefix: Tensor | None
@@ -54,10 +54,10 @@ class Joined:
     """[B, 1, D] added to every step."""
 
 
-class Conditions(nn.Module):
+class Conditioner(nn.Module):
     """All conditions of a model, in the order of the config."""
 
-    def __init__(self, configs: Sequence[ConditionConfig], host: Host):
+    def __init__(self, configs: Sequence[ConditionConfig], host: ConditionContext):
         super().__init__()
         kinds = [config.kind for config in configs]
         for kind in kinds:
@@ -93,7 +93,7 @@ class Conditions(nn.Module):
                 missing |= part.none(num_rows)  # type: ignore[operator]
         return replace(batch, **missing)
 
-    def forward(self, batch: ConditionBatch) -> Joined:
+    def forward(self, batch: ConditionBatch) -> FusedConditions:
         """Embed the conditions of a checked batch; in training mode rows are dropped to the null."""
         prefix: list[tuple[Tensor, Tensor | None]] = []
         memory: list[tuple[Tensor, Tensor | None]] = []
@@ -110,7 +110,7 @@ class Conditions(nn.Module):
                 summed = tokens
         joined_prefix, prefix_mask = _side_by_side(prefix)
         joined_memory, memory_mask = _side_by_side(memory)
-        return Joined(joined_prefix, prefix_mask, joined_memory, memory_mask, summed)
+        return FusedConditions(joined_prefix, prefix_mask, joined_memory, memory_mask, summed)
 
 
 def fill_sizes(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...configs.schema import Config, ConfigError
 from ...tokenize.text_tokenizer import TextConfig
 from ..layers.transformer import Table
-from .base import Host
+from .base import ConditionContext
 from .batch import ConditionBatch
 from .encoder import Encoder
 from .padding import check_lengths, dropped, first_place_scale, placed, unless_all, with_null
@@ -38,7 +38,7 @@ class TextCondition(nn.Module):
 
     said = "a text"
 
-    def __init__(self, config: TextConditionConfig, host: Host):
+    def __init__(self, config: TextConditionConfig, host: ConditionContext):
         super().__init__()
         if config.vocab_size is None:
             raise ConfigError("conditions: text.vocab_size is not set; it is the size of the text tokenizer")

@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor
 
 from ...configs.schema import Config, ConfigError, LayerCount
-from ..patterns.pattern import Arrangement
+from ..patterns.pattern import CodebookPattern
 from ..patterns.sub_tokens import count_bits
 from .parallel import ParallelHead
 
@@ -35,7 +35,7 @@ class BitsHead(ParallelHead):
     """A parallel head whose symbols are bits or groups of bits."""
 
     def __init__(
-        self, config: BitsHeadConfig, width: int, arrangement: Arrangement, code_vectors: Tensor | None = None
+        self, config: BitsHeadConfig, width: int, arrangement: CodebookPattern, code_vectors: Tensor | None = None
     ):
         bits = count_bits(arrangement.cardinalities, "lm.head kind 'bits'")
         groups = config.groups or bits[0]

@@ -29,8 +29,8 @@ from ..layers.transformer import Table, Transformer, initialise_
 from ..ops.linear import Linear
 from ..ops.loss import cross_entropy
 from ..ops.row_rng import Dropout
-from ..patterns.pattern import Arrangement
-from ..patterns.sub_tokens import Symbols, equal_digits
+from ..patterns.pattern import CodebookPattern
+from ..patterns.sub_tokens import SubTokens, equal_digits
 
 
 class DepthSettings(Config):
@@ -80,11 +80,11 @@ class DepthHead(nn.Module):
         self,
         config: DepthHeadConfig | FactorHeadConfig,
         width: int,
-        arrangement: Arrangement,
+        arrangement: CodebookPattern,
         code_vectors: Tensor | None = None,
     ):
         super().__init__()
-        symbols = self.symbols = Symbols(arrangement, _digits(config, arrangement))
+        symbols = self.symbols = SubTokens(arrangement, _digits(config, arrangement))
         J, own = len(symbols), config.width or width
         kv_heads = config.kv_heads or config.heads
         self.backbone_first, self.trained_share = config.first == "backbone", config.trained_share
@@ -217,7 +217,7 @@ class SymbolReader(nn.Module):
 
     starts: Tensor
 
-    def __init__(self, symbols: Symbols, width: int):
+    def __init__(self, symbols: SubTokens, width: int):
         super().__init__()
         sizes = symbols.input_sizes[:-1]
         self.table = Table(sum(sizes), width)
@@ -237,7 +237,7 @@ class CodeReader(nn.Module):
     starts: Tensor
     cardinalities: Tensor
 
-    def __init__(self, arrangement: Arrangement, width: int, code_vectors: Tensor | None):
+    def __init__(self, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None):
         super().__init__()
         vectors = check_code_vectors(code_vectors, arrangement, "lm.head input 'codes'")
         K, V = vectors.shape[:2]
@@ -261,14 +261,14 @@ class CodeReader(nn.Module):
 
 
 def _make_reader(
-    config: DepthSettings, symbols: Symbols, arrangement: Arrangement, width: int, code_vectors: Tensor | None
+    config: DepthSettings, symbols: SubTokens, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None
 ) -> nn.Module:
     if isinstance(config, DepthHeadConfig) and config.input == "codes":
         return CodeReader(arrangement, width, code_vectors)
     return SymbolReader(symbols, width)
 
 
-def _digits(config: DepthSettings, arrangement: Arrangement) -> list[tuple[int, ...]] | None:
+def _digits(config: DepthSettings, arrangement: CodebookPattern) -> list[tuple[int, ...]] | None:
     """Values of the symbols of each codebook; None: its ids are the symbols."""
     if not isinstance(config, FactorHeadConfig):
         return None

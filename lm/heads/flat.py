@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ...configs.schema import Config, ConfigError
 from ..ops.linear import Linear
 from ..ops.loss import cross_entropy
-from ..patterns.pattern import Arrangement
-from ..patterns.sub_tokens import Symbols
+from ..patterns.pattern import CodebookPattern
+from ..patterns.sub_tokens import SubTokens
 
 
 class FlatHeadConfig(Config):
@@ -32,7 +32,7 @@ class FlatHead(nn.Module):
     """What its methods do is said by `heads.Head`."""
 
     def __init__(
-        self, config: FlatHeadConfig, width: int, arrangement: Arrangement, code_vectors: Tensor | None = None
+        self, config: FlatHeadConfig, width: int, arrangement: CodebookPattern, code_vectors: Tensor | None = None
     ):
         super().__init__()
         kind = arrangement.config.kind
@@ -41,7 +41,7 @@ class FlatHead(nn.Module):
                 f"lm.head kind 'flat' needs arrangement flat or partial_flat, found '{kind}', which has codes of all "
                 "codebooks in a step; use head kind parallel or depth"
             )
-        self.symbols = Symbols(arrangement)
+        self.symbols = SubTokens(arrangement)
         self.period = arrangement.lines.strides[0]
         self.phases = [offset % self.period for offset in arrangement.lines.offsets]
         """[K]: codebook k stands in steps phases[k], phases[k] + period, ..."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ...configs.schema import Config
 from ..ops.linear import linear
 from ..ops.loss import cross_entropy
-from ..patterns.pattern import Arrangement
-from ..patterns.sub_tokens import Symbols
+from ..patterns.pattern import CodebookPattern
+from ..patterns.sub_tokens import SubTokens
 
 
 class ParallelHeadConfig(Config):
@@ -35,13 +35,13 @@ class ParallelHead(nn.Module):
         self,
         config: Config,
         width: int,
-        arrangement: Arrangement,
+        arrangement: CodebookPattern,
         code_vectors: Tensor | None = None,
         digits: Sequence[Sequence[int]] | None = None,
     ):
-        """`digits`: as `Symbols`; None: the symbols are the codebooks' ids."""
+        """`digits`: as `SubTokens`; None: the symbols are the codebooks' ids."""
         super().__init__()
-        self.symbols = Symbols(arrangement, digits)
+        self.symbols = SubTokens(arrangement, digits)
         sizes = self.symbols.output_sizes
         J, V = len(sizes), max(sizes)
         self.stages = (tuple(range(J)),)

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..patterns.sub_tokens import Symbols
+from ..patterns.sub_tokens import SubTokens
 from .bits import BitsHead, BitsHeadConfig
 from .depth_transformer import DepthHead, DepthHeadConfig, FactorHeadConfig
 from .flat import FlatHead, FlatHeadConfig
@@ -24,7 +24,7 @@ from .parallel import ParallelHead, ParallelHeadConfig
 class Head(Protocol):
     """What the model asks of a head; J symbols, as many as codebooks unless the head splits codes."""
 
-    symbols: Symbols
+    symbols: SubTokens
     period: int
     """Steps after which its stages repeat: step s is drawn as step s % period."""
 

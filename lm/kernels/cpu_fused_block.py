@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention.mask_types import Sight
+from ..attention.mask_types import AttentionMask
 from ..kv_cache.base import Cache
 from ..layers.transformer import GELU, Block, CrossAttention, Memory, RMSNorm, SelfAttention, SwiGLU, Transformer
 from . import cpu_gemv
@@ -43,7 +43,7 @@ class FusedBlock:
         """Where all that it reads is, and numbers that are copied; None: there are parts it does not know."""
         # Each is set whole, and held by who uses it: several threads may generate at the same time.
         self._layer: Layer | None = None
-        self._memory: tuple[Tensor, Sight, Past, Tensor | None] | None = None
+        self._memory: tuple[Tensor, AttentionMask, Past, Tensor | None] | None = None
 
     def __getstate__(self) -> dict:
         """Without the addresses: a copy has its own."""

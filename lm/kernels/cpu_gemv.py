@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.mask_types import Sight
+from ..attention.mask_types import AttentionMask
 from .kernel_cache import cache_folder, load_code, private_folder, read_cached, write_cached
 
 SOURCE = Path(__file__).with_name("cpu_gemv.c")
@@ -159,7 +159,7 @@ def skinny_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor
     return _attend(queries, keys, values, mask)
 
 
-def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight) -> bool:
+def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask) -> bool:
     """Whether `skinny_attention` takes these."""
     return (
         queries.shape[2] == 1
@@ -173,7 +173,7 @@ def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight) -> bo
     )
 
 
-def past_of(keys: Tensor, values: Tensor, mask: Sight) -> tuple[Past, Tensor | None]:
+def past_of(keys: Tensor, values: Tensor, mask: AttentionMask) -> tuple[Past, Tensor | None]:
     """What the kernels are told of keys, values and mask as `can_attend` allows, and a tensor to keep as long."""
     assert mask is None or isinstance(mask, Tensor)
     B, _, M, _ = keys.shape

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.mask_types import Rows
-from ..kv_cache.base import Cache, Place
+from ..attention.mask_types import PackedSequences
+from ..kv_cache.base import Cache, CacheSlot
 from ..layers.transformer import GELU, Block, CrossAttention, Memory, RMSNorm, SelfAttention, SwiGLU, Transformer
 from ..ops.linear import Linear
 from .weight_versions import is_altered, structure_of
@@ -251,7 +251,7 @@ class Steps:
         self,
         x: Tensor,
         turns: Tensor | None,
-        place: Place,
+        place: CacheSlot,
         at: tuple[Tensor, Tensor],
         layer: int,
         memory: Memory | None,
@@ -261,7 +261,7 @@ class Steps:
         mixed = attend(heads, self.heads, place.keys[layer], place.values[layer], place.mask, at, turns)
         x = project(mixed, self.out, residual=x)
         if memory is not None and self.cross_query is not None and self.cross_heads is not None:
-            assert self.cross_out is not None and not isinstance(memory.mask, Rows)
+            assert self.cross_out is not None and not isinstance(memory.mask, PackedSequences)
             queries = project(x, self.cross_query, self.cross_norm)
             mixed = attend(queries, self.cross_heads, memory.keys[layer], memory.values[layer], memory.mask)
             x = project(mixed, self.cross_out, residual=x)
@@ -311,7 +311,7 @@ class TritonStack:
             and takes_device(x)
             and cache.turned
             and (table is None or table.dtype == torch.complex64)
-            and (memory is None or (memory.keys[0].dtype == x.dtype and not isinstance(memory.mask, Rows)))
+            and (memory is None or (memory.keys[0].dtype == x.dtype and not isinstance(memory.mask, PackedSequences)))
             and not torch.compiler.is_compiling()
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x.device.type)

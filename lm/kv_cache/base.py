@@ -16,25 +16,25 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..attention.mask_types import Counted
+from ..attention.mask_types import CacheLength
 from ..attention.masks import causal_mask
 
 
-class Seen(NamedTuple):
+class AttentionInputs(NamedTuple):
     """What the queries of the positions just written attend to."""
 
     keys: Tensor
     """[B, G, M, E], rotated."""
     values: Tensor
     """[B, G, M, E]."""
-    mask: Tensor | Counted | None
-    """bool, broadcasts to [B, H, n, M], True where a key is seen; `Counted`, where the backend takes it; None: all, or
-    as `causal` says."""
+    mask: Tensor | CacheLength | None
+    """bool, broadcasts to [B, H, n, M], True where a key is seen; `CacheLength`, where the backend takes it; None: all,
+    or as `causal` says."""
     causal: bool
     """M = n and query s sees keys 0 .. s."""
 
 
-class Place(NamedTuple):
+class CacheSlot(NamedTuple):
     """Where the keys and values of one position go, where that is a copy and no more."""
 
     keys: Tensor
@@ -93,11 +93,11 @@ class Cache(Protocol):
         """
         ...
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> Seen:
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
         """Put keys and values [B, G, n, E] of the next n positions in; gives what their queries see."""
         ...
 
-    def place(self) -> Place | None:
+    def place(self) -> CacheSlot | None:
         """After `begin` of one position: its place in every layer, for others to write instead of `write`; None where
         only `write` knows how."""
         ...
@@ -165,7 +165,7 @@ class InPlace:
         """Positions read so far (the same for all rows and layers), while `position` is None."""
         self._position: Tensor | None = None
         self._prefix_mask = prefix_mask
-        self._mask: Tensor | Counted | None = None
+        self._mask: Tensor | CacheLength | None = None
         self._causal = False
         self._places: Tensor | None = None
         """[n] long: where the next positions go, while `position` counts."""
@@ -207,26 +207,26 @@ class InPlace:
         else:
             self.length += num_positions
 
-    def place(self) -> Place | None:
+    def place(self) -> CacheSlot | None:
         """The place of the one position that has begun; None for a mask that is none."""
-        if isinstance(self._mask, Counted):
+        if isinstance(self._mask, CacheLength):
             return None
         if self._position is not None:
             assert self._places is not None
-            return Place(self.keys, self.values, self._places, self.capacity, self._mask, self._position)
+            return CacheSlot(self.keys, self.values, self._places, self.capacity, self._mask, self._position)
         index, num_seen = self._slot()
-        return Place(self.keys, self.values, index, num_seen, self._mask, self.length)
+        return CacheSlot(self.keys, self.values, index, num_seen, self._mask, self.length)
 
     def _slot(self) -> tuple[int, int]:
-        """`index` and `num_seen` of a `Place`."""
+        """`index` and `num_seen` of a `CacheSlot`."""
         return self.length, self.length + 1
 
-    def _put(self, layer: int, keys: Tensor, values: Tensor) -> Seen:
+    def _put(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
         """Write to `_places` and give all places back."""
         assert self._places is not None
         self.keys[layer].index_copy_(2, self._places, keys.to(self.keys.dtype))
         self.values[layer].index_copy_(2, self._places, values.to(self.values.dtype))
-        return Seen(self.keys[layer], self.values[layer], self._mask, False)
+        return AttentionInputs(self.keys[layer], self.values[layer], self._mask, False)
 
 
 class KVCache(InPlace):
@@ -266,25 +266,25 @@ class KVCache(InPlace):
         if self._position is not None:
             self._places = self._position + torch.arange(n, device=device)
             if self._counted:
-                self._mask = Counted(self._position + n)
+                self._mask = CacheLength(self._position + n)
                 return
             keys = torch.arange(self.capacity, device=device)
             self._mask = causal_mask(self._places, keys, self._prefix, self._prefix_mask, self._window)
             return
         assert self.length + n <= self.capacity, f"{self.length + n} positions in a cache of {self.capacity}"
         if self._counted and self.length:
-            self._mask, self._causal = Counted(self.length + n), False
+            self._mask, self._causal = CacheLength(self.length + n), False
             return
         self._mask, self._causal = seen_in_order(self.length, n, device, self._prefix, self._prefix_mask, self._window)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> Seen:
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
         """Put keys and values [B, G, n, E] behind the positions so far; gives all of the layer's."""
         if self._position is not None:
             return self._put(layer, keys, values)
         end = self.length + keys.shape[2]
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
-        return Seen(self.keys[layer, :, :, :end], self.values[layer, :, :, :end], self._mask, self._causal)
+        return AttentionInputs(self.keys[layer, :, :, :end], self.values[layer, :, :, :end], self._mask, self._causal)
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` positions."""
@@ -298,7 +298,8 @@ class KVCache(InPlace):
 def seen_in_order(
     length: int, n: int, device: torch.device, prefix_length: int, prefix_mask: Tensor | None, window: int | None
 ) -> tuple[Tensor | None, bool]:
-    """(mask, causal) as `Seen` has them, of n positions behind `length` others that are all remembered, in order."""
+    """(mask, causal) as `AttentionInputs` has them, of n positions behind `length` others that are all remembered,
+    in order."""
     end = length + n
     fits = window is None or end - prefix_length <= window
     if prefix_mask is None and fits and (n == 1 or length == 0):

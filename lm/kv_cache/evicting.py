@@ -18,7 +18,7 @@ from torch import Tensor
 from ...configs.schema import Config
 from ..attention.masks import causal_mask
 from ..ops.near_ties import is_small, largest
-from .base import CacheShape, Seen, cannot_rewind, seen_in_order
+from .base import AttentionInputs, CacheShape, cannot_rewind, seen_in_order
 
 NEVER = (1 << 31) - 1
 """Above the number of any step."""
@@ -120,7 +120,7 @@ class EvictingCache:
         held = min(self.length, P) + kept
         self._mask, self._causal = seen_in_order(held, n, shape.device, P, shape.prefix_mask, None)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> Seen:
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
         """Put rotated keys and values [B, G, n, E] in; gives what is kept and they themselves."""
         P, n = self._shape.prefix_length, keys.shape[2]
         own_keys, own_values = self.keys[layer], self.values[layer]
@@ -128,24 +128,24 @@ class EvictingCache:
         if self.position is not None:
             step = (self.position - P).to(torch.int32).reshape(1)
             self._replace(layer, keys, values, self.policy(keys, values).float(), step)
-            return Seen(own_keys, own_values, self._mask, False)
+            return AttentionInputs(own_keys, own_values, self._mask, False)
         if self.length < P:
             own_keys[:, :, self.length : self.length + n] = keys
             own_values[:, :, self.length : self.length + n] = values
             end = self.length + n
-            return Seen(own_keys[:, :, :end], own_values[:, :, :end], self._mask, self._causal)
+            return AttentionInputs(own_keys[:, :, :end], own_values[:, :, :end], self._mask, self._causal)
         used = min(self.length - P, self.budget)
         worth = self.policy(keys, values).float()
         steps = torch.arange(self.length - P, self.length - P + n, device=keys.device, dtype=torch.int32)
         if n == 1 and used == self.budget:
             self._replace(layer, keys, values, worth, steps)
-            return Seen(own_keys, own_values, self._mask, self._causal)
+            return AttentionInputs(own_keys, own_values, self._mask, self._causal)
         if used + n <= self.budget:
             place = slice(P + used, P + used + n)
             own_keys[:, :, place], own_values[:, :, place] = keys, values
             self.worth[layer, :, :, used : used + n], self.steps[layer, :, :, used : used + n] = worth, steps
             end = P + used + n
-            return Seen(own_keys[:, :, :end], own_values[:, :, :end], self._mask, self._causal)
+            return AttentionInputs(own_keys[:, :, :end], own_values[:, :, :end], self._mask, self._causal)
         seen_keys = torch.cat([own_keys[:, :, : P + used], keys], dim=2)
         seen_values = torch.cat([own_values[:, :, : P + used], values], dim=2)
         all_worth = torch.cat([self.worth[layer, :, :, :used], worth], dim=2)
@@ -158,7 +158,7 @@ class EvictingCache:
         own_keys[:, :, P:] = _take(seen_keys[:, :, P:], chosen)
         own_values[:, :, P:] = _take(seen_values[:, :, P:], chosen)
         self.worth[layer], self.steps[layer] = all_worth.gather(2, chosen), all_steps.gather(2, chosen)
-        return Seen(seen_keys, seen_values, self._mask, self._causal)
+        return AttentionInputs(seen_keys, seen_values, self._mask, self._causal)
 
     def place(self) -> None:
         """None: more than a copy is to be done."""

@@ -1,7 +1,7 @@
 """The int8 and int4 kinds of cache: old steps in 8 or 4 bits, recent ones and the conditions in full precision.
 
 Keys differ more between channels than between steps, values the other way round, so a scale belongs to one channel of
-the keys of a group of steps, and to one step's values. Keys are quantised before they are rotated (rotation mixes
+the keys of a group of steps, and to one step's values. Keys are quantized before they are rotated (rotation mixes
 channels) and rotated when they are read. Drawn for groups of 2 steps and 3 recent ones, after 8 steps:
 
     prefix | [s0 s1] [s2 s3] | s4 s5 s6 s7        the next step makes a group of s4 and s5
@@ -23,7 +23,7 @@ from torch import Tensor
 from ...configs.schema import Config
 from ..attention.masks import causal_mask
 from ..ops.rotary import rotate
-from .base import CacheShape, Seen, cannot_rewind, seen_in_order
+from .base import AttentionInputs, CacheShape, cannot_rewind, seen_in_order
 
 GroupSize = Annotated[int, Field(ge=2, le=256, multiple_of=2)]
 
@@ -53,7 +53,7 @@ class Int4CacheConfig(Config):
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantizedVectors:
     """Vectors [*, n], each with a scale of its own: number i is zero + codes[i] * scale, save the outliers."""
 
     codes: Tensor
@@ -72,7 +72,7 @@ class Quantised:
         return self.codes, self.scale, self.zero, self.outliers, self.places
 
 
-def quantise(x: Tensor, bits: int, outliers: int = 0) -> Quantised:
+def quantize(x: Tensor, bits: int, outliers: int = 0) -> QuantizedVectors:
     """Round the vectors x [*, n] to 2 ** bits evenly spaced values between their smallest and largest number.
 
     Args:
@@ -93,11 +93,11 @@ def quantise(x: Tensor, bits: int, outliers: int = 0) -> Quantised:
     if bits == 4:
         low_half, high_half = F.pad(codes, (0, n % 2)).chunk(2, dim=-1)
         codes = low_half | (high_half << 4)
-    return Quantised(codes, scale, zero, kept.half(), places.to(torch.uint8 if n <= 256 else torch.int16))
+    return QuantizedVectors(codes, scale, zero, kept.half(), places.to(torch.uint8 if n <= 256 else torch.int16))
 
 
-def dequantise(q: Quantised, n: int, bits: int, dtype: torch.dtype) -> Tensor:
-    """The vectors [*, n] that were quantised, rounded."""
+def dequantize(q: QuantizedVectors, n: int, bits: int, dtype: torch.dtype) -> Tensor:
+    """The vectors [*, n] that were quantized, rounded."""
     codes = q.codes if bits == 8 else torch.cat([q.codes & 15, q.codes >> 4], dim=-1)[..., :n]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x = torch.addcmul(q.zero.to(wide), codes.to(wide), q.scale.to(wide))
@@ -106,13 +106,13 @@ def dequantise(q: Quantised, n: int, bits: int, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 
-class Shelf:
-    """Room for quantised vectors, [layers, B, G, count, *shape, n]."""
+class QuantizedStore:
+    """Room for quantized vectors, [layers, B, G, count, *shape, n]."""
 
     def __init__(self, shape: CacheShape, count: int, vectors: tuple[int, ...], bits: int, outliers: int):
         *rows, n = vectors
         self.n, self.bits, self.outliers, self.dtype = n, bits, min(outliers, n - 1), shape.dtype
-        example = quantise(torch.zeros(*rows, n), bits, self.outliers)
+        example = quantize(torch.zeros(*rows, n), bits, self.outliers)
         self.room = [shape.empty(count, *t.shape, dtype=t.dtype) for t in example.tensors()]
 
     @property
@@ -121,14 +121,14 @@ class Shelf:
         return sum(tensor.nbytes for tensor in self.room)
 
     def put(self, layer: int, first: int, x: Tensor) -> None:
-        """Quantise x [B, G, c, *shape, n] into the places first .. first + c - 1."""
-        found = quantise(x, self.bits, self.outliers).tensors()
+        """Quantize x [B, G, c, *shape, n] into the places first .. first + c - 1."""
+        found = quantize(x, self.bits, self.outliers).tensors()
         for room, tensor in zip(self.room, found, strict=True):
             room[layer, :, :, first : first + x.shape[2]] = tensor
 
     def put_where(self, is_due: Tensor, layer: int, first: Tensor, x: Tensor) -> None:
         """`put` at a place in a tensor [], if is_due, bool []; else nothing changes."""
-        found = quantise(x, self.bits, self.outliers).tensors()
+        found = quantize(x, self.bits, self.outliers).tensors()
         places = first + torch.arange(x.shape[2], device=x.device)
         for room, tensor in zip(self.room, found, strict=True):
             own = room[layer]
@@ -136,18 +136,18 @@ class Shelf:
 
     def get(self, layer: int, count: int) -> Tensor:
         """The first `count`, [B, G, count, *shape, n]."""
-        held = Quantised(*(room[layer, :, :, :count] for room in self.room))
-        return dequantise(held, self.n, self.bits, self.dtype)
+        held = QuantizedVectors(*(room[layer, :, :, :count] for room in self.room))
+        return dequantize(held, self.n, self.bits, self.dtype)
 
 
-class QuantisedCache:
+class QuantizedCache:
     """The conditions' prefix and the recent steps as they are, older steps on shelves.
 
-    What is quantised depends on the number of steps alone: after s steps the first
+    What is quantized depends on the number of steps alone: after s steps the first
     (s - recent) // group * group. Steps that are read together see each other in full precision.
 
     While `position` counts, recent steps lie in a ring (step s in place s mod R, behind the prefix), and a group is
-    quantised at every step, but kept only when it is due, so that nothing depends on the step.
+    quantized at every step, but kept only when it is due, so that nothing depends on the step.
     """
 
     turned = False
@@ -157,15 +157,15 @@ class QuantisedCache:
         self.group, self.recent = config.group, config.recent
         self.length = 0
         """Positions read so far."""
-        E, most = shape.head_width, self._num_quantised(shape.num_steps)
+        E, most = shape.head_width, self._num_quantized(shape.num_steps)
         self.ring = self.recent + self.group
         """R, places of the ring."""
         self._most = most
-        self.keys = Shelf(shape, most // self.group, (E, self.group), bits, config.outliers)
-        self.values = Shelf(shape, most, (E,), bits, config.outliers)
+        self.keys = QuantizedStore(shape, most // self.group, (E, self.group), bits, config.outliers)
+        self.values = QuantizedStore(shape, most, (E,), bits, config.outliers)
         waiting = min(shape.num_steps, self.recent + self.group - 1)
         self.exact_keys = shape.empty(shape.prefix_length + waiting, E)
-        """The prefix, then the steps that are not quantised, not rotated."""
+        """The prefix, then the steps that are not quantized, not rotated."""
         self.exact_values = torch.zeros_like(self.exact_keys)
         self._shape, self._table = shape, None
         self._position: Tensor | None = None
@@ -184,7 +184,7 @@ class QuantisedCache:
     @position.setter
     def position(self, position: Tensor) -> None:
         shape, P, steps = self._shape, self._shape.prefix_length, self.length - self._shape.prefix_length
-        waiting = torch.arange(self._num_quantised(steps), steps, device=shape.device)
+        waiting = torch.arange(self._num_quantized(steps), steps, device=shape.device)
         for name in ("exact_keys", "exact_values"):
             old = getattr(self, name)
             ring = shape.empty(P + self.ring, shape.head_width)
@@ -218,7 +218,7 @@ class QuantisedCache:
             self.length, num_positions, shape.device, shape.prefix_length, shape.prefix_mask, shape.window
         )
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> Seen:
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
         """Put keys (before rotation) and values [B, G, n, E] in; gives those of all positions."""
         keys, values = keys.to(self._shape.dtype), values.to(self._shape.dtype)
         if self._position is not None:
@@ -226,7 +226,7 @@ class QuantisedCache:
         P, n, group = self._shape.prefix_length, keys.shape[2], self.group
         assert self.length >= P or self.length + n <= P, "the prefix is read by itself"
         steps = max(0, self.length - P)
-        before, after = self._num_quantised(steps), self._num_quantised(max(0, self.length + n - P))
+        before, after = self._num_quantized(steps), self._num_quantized(max(0, self.length + n - P))
         exact = self.length - before
         new_keys = torch.cat([self.exact_keys[layer, :, :, P:exact], keys], dim=2) if exact > P else keys
         new_values = torch.cat([self.exact_values[layer, :, :, P:exact], values], dim=2) if exact > P else values
@@ -235,7 +235,7 @@ class QuantisedCache:
         if before:
             seen_keys.append(self.keys.get(layer, before // group).transpose(3, 4).flatten(2, 3))
             seen_values.append(self.values.get(layer, before))
-        seen = Seen(
+        seen = AttentionInputs(
             self._turn(torch.cat([*seen_keys, new_keys], dim=2)),
             torch.cat([*seen_values, new_values], dim=2),
             self._mask,
@@ -277,7 +277,7 @@ class QuantisedCache:
         self._mask = causal_mask(position.reshape(1), where, P, self._shape.prefix_mask, self._shape.window)
         self._table = None if table is None else table.index_select(1, where.clamp(min=0))
 
-    def _write_in_ring(self, layer: int, keys: Tensor, values: Tensor, position: Tensor) -> Seen:
+    def _write_in_ring(self, layer: int, keys: Tensor, values: Tensor, position: Tensor) -> AttentionInputs:
         P, group, step = self._shape.prefix_length, self.group, position - self._shape.prefix_length
         own_keys, own_values = self.exact_keys[layer], self.exact_values[layer]
         own_keys.index_copy_(2, (P + step % self.ring).reshape(1), keys)
@@ -287,7 +287,9 @@ class QuantisedCache:
         if self._most:
             seen_keys.insert(1, self.keys.get(layer, self._most // group).transpose(3, 4).flatten(2, 3))
             seen_values.insert(1, self.values.get(layer, self._most))
-        seen = Seen(self._turn(torch.cat(seen_keys, dim=2)), torch.cat(seen_values, dim=2), self._mask, False)
+        seen = AttentionInputs(
+            self._turn(torch.cat(seen_keys, dim=2)), torch.cat(seen_values, dim=2), self._mask, False
+        )
         if self._most:
             enough = step + 1 - self.recent
             is_due, last = (enough >= group) & (enough % group == 0), (enough // group - 1).clamp(min=0)
@@ -297,7 +299,7 @@ class QuantisedCache:
             self.values.put_where(is_due, layer, last * group, own_values.index_select(2, places))
         return seen
 
-    def _num_quantised(self, num_steps: int) -> int:
+    def _num_quantized(self, num_steps: int) -> int:
         return max(0, num_steps - self.recent) // self.group * self.group
 
     def _turn(self, keys: Tensor) -> Tensor:

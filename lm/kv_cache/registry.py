@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from ...configs.schema import Config, check_config, parse_yaml
 from .base import Cache, CacheShape, KVCache
 from .evicting import EvictCacheConfig, EvictingCache
-from .quantized import Int4CacheConfig, Int8CacheConfig, QuantisedCache
+from .quantized import Int4CacheConfig, Int8CacheConfig, QuantizedCache
 from .sliding_window import RingCache, RingCacheConfig
 
 
@@ -44,8 +44,8 @@ CacheConfig = Annotated[
 CACHES: dict[str, Callable[[Any, CacheShape], Cache]] = {
     "static": lambda config, shape: KVCache.of(shape),
     "ring": RingCache,
-    "int8": QuantisedCache,
-    "int4": QuantisedCache,
+    "int8": QuantizedCache,
+    "int4": QuantizedCache,
     "evict": EvictingCache,
 }
 """Made as CACHES[kind](config, shape)."""

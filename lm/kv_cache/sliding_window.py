@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...configs.schema import Config
 from ..attention.masks import causal_mask
-from .base import CacheShape, InPlace, Seen, cannot_rewind
+from .base import AttentionInputs, CacheShape, InPlace, cannot_rewind
 
 
 class RingCacheConfig(Config):
@@ -80,7 +80,7 @@ class RingCache(InPlace):
         else:
             self._mask = self._visible(new, torch.cat([self._held(), new]))
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> Seen:
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
         """Put keys and values [B, G, n, E] in the places of the oldest; several see what they had not yet replaced."""
         if self.position is not None:
             return self._put(layer, keys, values)
@@ -91,7 +91,7 @@ class RingCache(InPlace):
             slot, held = self._slot()
             own_keys[:, :, slot : slot + 1] = keys
             own_values[:, :, slot : slot + 1] = values
-            return Seen(own_keys[:, :, :held], own_values[:, :, :held], self._mask, False)
+            return AttentionInputs(own_keys[:, :, :held], own_values[:, :, :held], self._mask, False)
         held = min(self.length, size)
         seen_keys = torch.cat([own_keys[:, :, :held], keys], dim=2)
         seen_values = torch.cat([own_values[:, :, :held], values], dim=2)
@@ -100,7 +100,7 @@ class RingCache(InPlace):
         places = self._places_of(new[stays])
         own_keys.index_copy_(2, places, keys[:, :, stays])
         own_values.index_copy_(2, places, values[:, :, stays])
-        return Seen(seen_keys, seen_values, self._mask, self._causal)
+        return AttentionInputs(seen_keys, seen_values, self._mask, self._causal)
 
     def rewind(self, length: int) -> None:
         """Only to where it is."""

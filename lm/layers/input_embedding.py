@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
 from ..ops.linear import Linear
-from ..patterns.pattern import Arrangement
-from ..patterns.sub_tokens import Symbols, count_bits, equal_digits
+from ..patterns.pattern import CodebookPattern
+from ..patterns.sub_tokens import SubTokens, count_bits, equal_digits
 from .transformer import SpecialVectors, Table
 
 
@@ -55,7 +55,9 @@ InputConfig = Annotated[
 class EmbeddingInput(nn.Module):
     """ids [B, K, S] -> [B, S, D] by summed tables, stored one below the other."""
 
-    def __init__(self, config: EmbeddingInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None):
+    def __init__(
+        self, config: EmbeddingInputConfig, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None
+    ):
         super().__init__()
         self.table = Table(sum(arrangement.input_sizes), width)
         _register_starts(self, arrangement.input_sizes)
@@ -71,10 +73,10 @@ class FactorInput(nn.Module):
     """ids [B, K, S] -> [B, S, D] by summed tables of their symbols."""
 
     def __init__(
-        self, config: FactorInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None = None
+        self, config: FactorInputConfig, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None = None
     ):
         super().__init__()
-        self.symbols = Symbols(arrangement, equal_digits(config.sizes, arrangement, "lm.input.sizes"))
+        self.symbols = SubTokens(arrangement, equal_digits(config.sizes, arrangement, "lm.input.sizes"))
         self.table = Table(sum(self.symbols.input_sizes), width)
         _register_starts(self, self.symbols.input_sizes)
 
@@ -97,7 +99,7 @@ class BitsInput(nn.Module):
     """[n]: of how many bits each bit's codebook is."""
 
     def __init__(
-        self, config: BitsInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None = None
+        self, config: BitsInputConfig, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None = None
     ):
         super().__init__()
         bits = count_bits(arrangement.cardinalities, "lm.input kind 'bits'")
@@ -128,7 +130,7 @@ class CodesInput(nn.Module):
     cardinalities: Tensor
     vectors: Tensor
 
-    def __init__(self, config: CodesInputConfig, arrangement: Arrangement, width: int, code_vectors: Tensor | None):
+    def __init__(self, config: CodesInputConfig, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None):
         super().__init__()
         K, V = arrangement.num_codebooks, max(arrangement.cardinalities)
         vectors = check_code_vectors(code_vectors, arrangement, "lm.input kind 'codes'")
@@ -160,7 +162,7 @@ INPUTS: dict[str, type[nn.Module]] = {
 }
 
 
-def check_code_vectors(code_vectors: Tensor | None, arrangement: Arrangement, who: str) -> Tensor:
+def check_code_vectors(code_vectors: Tensor | None, arrangement: CodebookPattern, who: str) -> Tensor:
     """The tokenizer's code vectors [K, V, width], float32 on the CPU, scaled to unit variance.
 
     Raises:

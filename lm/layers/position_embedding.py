@@ -21,7 +21,7 @@ from ..ops.rotary import (
     rotary_table,
     sinusoidal_places,
 )
-from ..patterns.pattern import Arrangement
+from ..patterns.pattern import CodebookPattern
 
 
 class Positions(nn.Module):
@@ -41,7 +41,13 @@ class Positions(nn.Module):
     """[T, 2] where the cells of scales stand; None: there are no scales."""
 
     def __init__(
-        self, config: RopeConfig, arrangement: Arrangement, geometry: Geometry, width: int, head_width: int, first: int
+        self,
+        config: RopeConfig,
+        arrangement: CodebookPattern,
+        geometry: Geometry,
+        width: int,
+        head_width: int,
+        first: int,
     ):
         super().__init__()
         self.config, self.arrangement = config, arrangement

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.mask_types import Rows, Sight
+from ..attention.mask_types import AttentionMask, PackedSequences
 from ..attention.registry import Attend
 from ..kv_cache.base import Cache
 from ..ops.fused_autograd import gated, normed
@@ -36,9 +36,9 @@ class Memory:
     keys: list[Tensor]
     """For each layer [B, G, L, E]."""
     values: list[Tensor]
-    mask: Tensor | Rows | None
-    """[B, 1, 1, L] bool, True on real tokens; None: all are. `Rows` where the tokens of all rows stand end to end (B is
-    1 then)."""
+    mask: Tensor | PackedSequences | None
+    """[B, 1, 1, L] bool, True on real tokens; None: all are. `PackedSequences` where the tokens of all rows stand end
+    to end (B is 1 then)."""
 
 
 class Table(nn.Module):
@@ -103,7 +103,7 @@ class SelfAttention(nn.Module):
         self,
         x: Tensor,
         table: Tensor | None,
-        mask: Sight,
+        mask: AttentionMask,
         causal: bool,
         cache: Cache | None,
         layer: int,
@@ -149,7 +149,7 @@ class CrossAttention(nn.Module):
             keys = self.key_norm(keys)
         return keys.transpose(1, 2), values.transpose(1, 2)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Sight) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask) -> Tensor:
         B, S, _ = x.shape
         queries = self.query(x).view(B, S, self.heads, self.head_width)
         if self.query_norm is not None:
@@ -218,7 +218,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         table: Tensor | None,
-        mask: Sight,
+        mask: AttentionMask,
         causal: bool,
         memory: Memory | None = None,
         cache: Cache | None = None,
@@ -269,7 +269,7 @@ class Transformer(nn.Module):
         self,
         x: Tensor,
         table: Tensor | None = None,
-        mask: Sight = None,
+        mask: AttentionMask = None,
         causal: bool = False,
         memory: Memory | None = None,
         cache: Cache | None = None,
@@ -278,8 +278,8 @@ class Transformer(nn.Module):
 
         Args:
             table: the positions' turns (`rotary_table`); None: x says its positions itself.
-            mask: bool, broadcasts to [B, H, S, M], True where a key is seen; or `Rows`: x is rows laid end to end (B is
-                1); without cache.
+            mask: bool, broadcasts to [B, H, S, M], True where a key is seen; or `PackedSequences`: x is rows laid end
+                to end (B is 1); without cache.
             causal: step s sees steps 0..s of x; without cache and mask.
             memory: for cross-attention, from `remember`.
             cache: x stands behind its positions; the new keys are written into it, and it says what x sees. Where it is
@@ -310,7 +310,7 @@ class Transformer(nn.Module):
             self.fused = None
         return super().train(mode)
 
-    def remember(self, memory: Tensor, mask: Tensor | Rows | None) -> Memory:
+    def remember(self, memory: Tensor, mask: Tensor | PackedSequences | None) -> Memory:
         """Every layer's keys and values of the conditions' tokens [B, L, D]; mask [B, L] is True on real ones."""
         pairs = [block.cross.remember(memory) for block in self.blocks]  # type: ignore[union-attr]
         seen = mask[:, None, None, :] if isinstance(mask, Tensor) else mask

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from ...configs.schema import ConfigError
-from ...tokenize.spec import PictureGeometry, TokenSpec
+from ...tokenize.spec import ImageGeometry, TokenSpec
 from ..attention.masks import causal_mask
 from ..attention.registry import TAKE_COUNTS, choose_backend
-from ..conditioning.base import Host
-from ..conditioning.registry import ConditionBatch, Conditions, Joined
+from ..conditioning.base import ConditionContext
+from ..conditioning.registry import ConditionBatch, Conditioner, FusedConditions
 from ..config import LMConfig
 from ..heads.multi_token_prediction import Ahead
 from ..heads.registry import HEADS
@@ -35,9 +35,9 @@ from ..layers.position_embedding import Positions
 from ..layers.transformer import Memory, Transformer, initialise_
 from ..ops.loss import LossParts, LossReport, report_loss
 from ..ops.row_rng import Dropout
-from ..patterns.pattern import Arranged, Arrangement
+from ..patterns.pattern import Arranged, CodebookPattern
 from ..patterns.presets import PresetConfig
-from .decoding_state import State
+from .decoding_state import DecodingState
 from .next_patch import Patches
 from .shape_buckets import padded
 
@@ -53,7 +53,7 @@ class LMOutput:
     """[B, K, S] long, the arranged ids."""
     mask: Tensor
     """[B, K, S] bool, True where a loss term is due."""
-    arrangement: Arrangement
+    arrangement: CodebookPattern
     num_frames: int
     lengths: Tensor | None
 
@@ -84,12 +84,16 @@ class TokenLM(nn.Module):
         """With a preset arrangement written out."""
         self.spec = spec
         assert not isinstance(config.arrangement, PresetConfig)
-        self.arrangement = Arrangement(config.arrangement, spec.cardinalities, config.variable_length, config.specials)
+        self.arrangement = CodebookPattern(
+            config.arrangement, spec.cardinalities, config.variable_length, config.specials
+        )
         first = 0 if config.start == "token" else -1
         self.positions = Positions(config.rope, self.arrangement, spec.geometry, config.width, config.head_width, first)
         self.input = INPUTS[config.input.kind](config.input, self.arrangement, config.width, code_vectors)
-        host = Host(config.width, config.heads, config.rope.base, spec.cardinalities, self.input, code_vectors)
-        self.conditions = Conditions(config.conditions, host)
+        host = ConditionContext(
+            config.width, config.heads, config.rope.base, spec.cardinalities, self.input, code_vectors
+        )
+        self.conditions = Conditioner(config.conditions, host)
         self.dropout = Dropout(config.dropout)
         self.transformer = Transformer(
             width=config.width,
@@ -209,7 +213,7 @@ class TokenLM(nn.Module):
         num_frames: int | Tensor | None = None,
         cache: CacheChoice | None = None,
         steady: bool = False,
-    ) -> State:
+    ) -> DecodingState:
         """Begin a generation: allocate the cache, read the conditions.
 
         Args:
@@ -237,7 +241,7 @@ class TokenLM(nn.Module):
         B = batch.num_rows if batch.num_rows is not None else num_rows
         if B is None:
             raise ValueError("the model has no conditions, so the number of rows must be said; pass num_rows")
-        if num_frames is None and isinstance(self.spec.geometry, PictureGeometry):
+        if num_frames is None and isinstance(self.spec.geometry, ImageGeometry):
             num_frames = self.spec.geometry.num_frames
         self.transformer.refresh()
         joined, first = self._take_first(self._conditions_as_in_eval(batch))
@@ -262,7 +266,7 @@ class TokenLM(nn.Module):
             counted=config.attention in TAKE_COUNTS,
         )
         head = self.head.start(B, shape.dtype, self.device)
-        state = State(
+        state = DecodingState(
             self._make_cache(cache, shape),
             shape,
             memory,
@@ -283,7 +287,7 @@ class TokenLM(nn.Module):
         return state
 
     @torch.no_grad()
-    def read(self, state: State, ids: Tensor) -> Tensor:
+    def read(self, state: DecodingState, ids: Tensor) -> Tensor:
         """Read the ids of the step before; what comes out is what this step is predicted from.
 
         Args:
@@ -320,7 +324,7 @@ class TokenLM(nn.Module):
         return hidden if several else hidden[:, 0]
 
     @torch.no_grad()
-    def read_at(self, state: State, ids: Tensor, step: Tensor) -> Tensor:
+    def read_at(self, state: DecodingState, ids: Tensor, step: Tensor) -> Tensor:
         """`read` of one step, for a compiled step or a CUDA graph: its number is a tensor, nothing depends on a number
         in Python, and state.step stays as it is.
 
@@ -340,14 +344,14 @@ class TokenLM(nn.Module):
             table = self.positions.table(steps, state.num_frames, state.prefix_length, state.prefix_mask)
         return self.transformer(x, table, memory=state.memory, cache=state.cache)[:, 0]
 
-    def rewind(self, state: State, step: int) -> None:
+    def rewind(self, state: DecodingState, step: int) -> None:
         """Forget what was read of step `step` and later: the next `read` stands there."""
         assert 0 <= step <= state.step
         state.cache.rewind(state.prefix_length + step)
         state.step = step
 
     @torch.no_grad()
-    def step(self, state: State, ids: Tensor, chosen: Tensor | None = None) -> Tensor:
+    def step(self, state: DecodingState, ids: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Read the ids of the step before and give the logits of this one.
 
         Args:
@@ -389,7 +393,7 @@ class TokenLM(nn.Module):
         hidden = self._transform(x, joined, total_frames, side)
         return arranged, hidden if patches is None else patches.spread(hidden)
 
-    def _transform(self, x: Tensor, joined: Joined, num_frames: int | Tensor, side: int = 1) -> Tensor:
+    def _transform(self, x: Tensor, joined: FusedConditions, num_frames: int | Tensor, side: int = 1) -> Tensor:
         """Run the blocks over whole sequences x [B, S, D] behind the conditions' prefix."""
         steps = torch.arange(x.shape[1], device=x.device)
         P = 0
@@ -408,7 +412,7 @@ class TokenLM(nn.Module):
             x = torch.cat([first.to(x.dtype), x[:, 1:]], dim=1)
         return x if summed is None else x + summed
 
-    def _take_first(self, joined: Joined) -> tuple[Joined, Tensor | None]:
+    def _take_first(self, joined: FusedConditions) -> tuple[FusedConditions, Tensor | None]:
         """The conditions without the token that stands where the start would, and that token [B, 1, D]."""
         if self.config.start == "token" or joined.prefix is None:
             return joined, None
@@ -417,7 +421,7 @@ class TokenLM(nn.Module):
             return replace(joined, prefix=None, prefix_mask=None), prefix
         return replace(joined, prefix=prefix[:, :P], prefix_mask=None if mask is None else mask[:, :P]), prefix[:, P:]
 
-    def _conditions_as_in_eval(self, batch: ConditionBatch) -> Joined:
+    def _conditions_as_in_eval(self, batch: ConditionBatch) -> FusedConditions:
         if not self.conditions.training:
             return self.conditions(batch)
         self.conditions.eval()  # a generation is never given dropped conditions, also while a model trains
@@ -426,7 +430,7 @@ class TokenLM(nn.Module):
         finally:
             self.conditions.train()
 
-    def _remember(self, joined: Joined) -> Memory | None:
+    def _remember(self, joined: FusedConditions) -> Memory | None:
         """What cross-attention reads, in the dtype of the model's weights: given vectors may be of another."""
         if joined.memory is None:
             return None

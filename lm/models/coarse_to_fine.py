@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from ...configs.schema import ConfigError
 from ...tokenize.spec import TokenSpec, check_same_tokenizer
 from ..clustering.clustering import Clustering
-from ..conditioning.registry import ConditionBatch, Conditions
+from ..conditioning.registry import ConditionBatch, Conditioner
 from ..ops.loss import LossParts, LossReport
-from ..patterns.pattern import Arrangement
+from ..patterns.pattern import CodebookPattern
 from .causal import LMConfig, TokenLM
 from .masked import MaskedLM
 
@@ -57,7 +57,7 @@ class CoarseToFine(nn.Module):
         return self.coarse.config
 
     @property
-    def arrangement(self) -> Arrangement:
+    def arrangement(self) -> CodebookPattern:
         """Of the first stage: it says how long a sequence becomes."""
         return self.coarse.arrangement
 
@@ -82,7 +82,7 @@ class CoarseToFine(nn.Module):
         return self.refiner.device
 
     @property
-    def conditions(self) -> Conditions:
+    def conditions(self) -> Conditioner:
         """Of the first stage."""
         return self.coarse.conditions
 

@@ -12,7 +12,7 @@ from ..layers.transformer import Memory
 
 
 @dataclass
-class State:
+class DecodingState:
     """A generation under way: B rows, all at the same step. `TokenLM.step` changes it in place."""
 
     cache: Cache

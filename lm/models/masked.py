@@ -31,7 +31,7 @@ from ..conditioning.registry import ConditionBatch
 from ..layers.input_embedding import INPUTS, BitsInput
 from ..layers.transformer import initialise_
 from ..ops.loss import IGNORED, LossReport, cross_entropy, report_loss
-from ..patterns.pattern import Arrangement, ParallelConfig, SpecialsConfig
+from ..patterns.pattern import CodebookPattern, ParallelConfig, SpecialsConfig
 from .causal import LMConfig, TokenLM
 from .mask_schedule import Hidden, MaskingConfig, fixed_numbers, hide, random_numbers
 
@@ -94,7 +94,7 @@ class MaskedLM(TokenLM):
                     f"clusters are of whole codes, head '{config.head.kind}' predicts parts; leave it out"
                 )
             clustering.check(spec)
-            arrangement = Arrangement(ParallelConfig(), clustering.clusters)
+            arrangement = CodebookPattern(ParallelConfig(), clustering.clusters)
             centres = None if code_vectors is None else clustering.centres(code_vectors.detach().cpu())
             self.coarse_input = INPUTS[config.input.kind](config.input, arrangement, config.width, centres)
             self.register_buffer("clusters", clustering.labels, persistent=False)

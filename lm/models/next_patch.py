@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ...configs.schema import Config, ConfigError
-from ...tokenize.spec import Geometry, PictureGeometry
+from ...tokenize.spec import Geometry, ImageGeometry
 from ..patterns.layouts import ParallelConfig
-from ..patterns.pattern import Arrangement
+from ..patterns.pattern import CodebookPattern
 
 
 class PatchPhase(Config):
@@ -39,7 +39,7 @@ class Patches:
     """
 
     def __init__(self, geometry: Geometry, side: int):
-        if not isinstance(geometry, PictureGeometry):
+        if not isinstance(geometry, ImageGeometry):
             raise ConfigError("squares of frames are for pictures; the tokenizer makes audio, leave train.patches out")
         if geometry.scales:
             raise ConfigError("squares of frames are of one grid; the tokenizer makes scales, leave train.patches out")
@@ -64,7 +64,7 @@ class Patches:
         return x[:, self.squares.to(x.device)]
 
 
-def check_patches(arrangement: Arrangement, geometry: Geometry, phases: tuple[PatchPhase, ...]) -> None:
+def check_patches(arrangement: CodebookPattern, geometry: Geometry, phases: tuple[PatchPhase, ...]) -> None:
     """Raise ConfigError unless a model of this arrangement can be trained on these squares."""
     if not phases:
         return

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ...configs.schema import ConfigError
 from ...tokenize.quantizers.combinators.multi_scale import ScalesQuantizer
 from ...tokenize.quantizers.registry import Quantizer
-from ...tokenize.spec import PictureGeometry, TokenSpec
+from ...tokenize.spec import ImageGeometry, TokenSpec
 from ..attention.masks import block_mask
 from ..conditioning.batch import ConditionBatch
 from ..kv_cache.base import Cache, CacheShape, KVCache
@@ -37,7 +37,7 @@ from ..ops.linear import Linear
 from ..ops.loss import LossParts, LossReport
 from ..ops.rotary import GridRopeConfig, RopeConfig
 from ..patterns.pattern import Arranged, ParallelConfig, SpecialsConfig
-from .causal import LMConfig, State, TokenLM
+from .causal import DecodingState, LMConfig, TokenLM
 from .scale_sums import ScaleSums
 
 
@@ -75,7 +75,7 @@ class NextScaleConfig(LMConfig):
 class ScaleState:
     """A generation under way; `NextScaleLM.step_scale` changes it in place."""
 
-    steps: State
+    steps: DecodingState
     """Cache and conditions."""
     total: Tensor
     """[B, M, C] sum of the scales so far."""
@@ -96,7 +96,7 @@ class NextScaleLM(TokenLM):
     config: NextScaleConfig
 
     def __init__(self, config: NextScaleConfig, spec: TokenSpec, quantizer: Quantizer | None = None):
-        if not isinstance(spec.geometry, PictureGeometry) or not spec.geometry.scales:
+        if not isinstance(spec.geometry, ImageGeometry) or not spec.geometry.scales:
             raise ConfigError(
                 f"lm kind 'next_scale' predicts a picture's scales, but tokenizer '{spec.name}' has none; use a "
                 "tokenizer whose quantizer is of kind scales"

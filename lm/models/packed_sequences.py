@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ...configs.schema import ConfigError
-from ..attention.mask_types import Rows
-from ..conditioning.registry import ConditionBatch, Joined
+from ..attention.mask_types import PackedSequences
+from ..conditioning.registry import ConditionBatch, FusedConditions
 from ..layers.transformer import Memory
 from ..ops.loss import LossReport, report_loss
 from ..ops.rotary import SinusoidalConfig, sinusoidal_places
@@ -73,7 +73,7 @@ def packed_loss(
     table = lm.positions.table(places, total_frames, P, joined.prefix_mask)
     if table is not None:
         table = table.expand(B, -1, -1, -1)[present].unsqueeze(0)
-    rows = Rows(lengths_of_rows, codes.device, prefixes=prefixes, window=lm.config.window)
+    rows = PackedSequences(lengths_of_rows, codes.device, prefixes=prefixes, window=lm.config.window)
     memory = _remember(lm, joined, lengths_of_rows)
     hidden = lm.transformer(lm.dropout(x), table, mask=rows, memory=memory)
     if is_step is not None:
@@ -112,7 +112,7 @@ def _order(real: Tensor, inside: Tensor) -> Tensor:
     return number[present]
 
 
-def _remember(lm: TokenLM, joined: Joined, lengths: list[int]) -> Memory | None:
+def _remember(lm: TokenLM, joined: FusedConditions, lengths: list[int]) -> Memory | None:
     """What cross-attention reads, end to end as well."""
     if joined.memory is None:
         return None
@@ -120,4 +120,4 @@ def _remember(lm: TokenLM, joined: Joined, lengths: list[int]) -> Memory | None:
     B, L, _ = memory.shape
     counts = [L] * B if real is None else real.sum(1).tolist()
     tokens = memory.flatten(0, 1) if real is None else memory[real]
-    return lm.transformer.remember(tokens.unsqueeze(0), Rows(lengths, memory.device, counts))
+    return lm.transformer.remember(tokens.unsqueeze(0), PackedSequences(lengths, memory.device, counts))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..conditioning.registry import Joined
+from ..conditioning.registry import FusedConditions
 
 UNIT = 64
 """The smallest bucket."""
@@ -24,7 +24,7 @@ def bucket(length: int) -> int:
     return max(1, -(-length // unit)) * unit
 
 
-def padded(joined: Joined, fixed_prefix: bool) -> Joined:
+def padded(joined: FusedConditions, fixed_prefix: bool) -> FusedConditions:
     """Conditions whose prefix [B, P, D] and memory [B, L, D] are padded to round lengths, and masked.
 
     Args:

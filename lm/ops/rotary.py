@@ -17,7 +17,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from ...configs.schema import Config, ConfigError
-from ...tokenize.spec import Geometry, PictureGeometry
+from ...tokenize.spec import Geometry, ImageGeometry
 
 
 class TimeRopeConfig(Config):
@@ -58,7 +58,7 @@ def grid_columns(config: GridRopeConfig, geometry: Geometry) -> int:
     """Columns of the grid; ConfigError where neither the config nor the tokenizer says."""
     if config.columns is not None:
         return config.columns
-    if isinstance(geometry, PictureGeometry):
+    if isinstance(geometry, ImageGeometry):
         return geometry.columns
     raise ConfigError(
         "rope kind 'grid' needs 'columns': the tokenizer makes audio, which has no grid; use kind 'time' or set columns"
@@ -68,7 +68,7 @@ def grid_columns(config: GridRopeConfig, geometry: Geometry) -> int:
 def places_of_scales(geometry: Geometry) -> Tensor | None:
     """[T, 2] float32: row and column of each frame of a picture of several scales, in cells of its last grid, where
     the middle of a coarse cell stands between them; None: there are no scales."""
-    if not isinstance(geometry, PictureGeometry) or not geometry.scales:
+    if not isinstance(geometry, ImageGeometry) or not geometry.scales:
         return None
     found = []
     for rows, columns in geometry.scales:

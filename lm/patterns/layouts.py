@@ -90,7 +90,7 @@ ArrangementConfig = Annotated[
 
 
 @dataclass(frozen=True)
-class Lines:
+class AffineLayout:
     """Frame t of T of codebook k stands at step spans[k] * T + strides[k] * t + offsets[k]."""
 
     spans: list[int]
@@ -101,7 +101,7 @@ class Lines:
     """Of steps that come before: for each the frame of each codebook, or -1. Frames in it stand nowhere else."""
 
 
-def spread(config: ArrangementConfig, K: int) -> Lines:
+def spread(config: ArrangementConfig, K: int) -> AffineLayout:
     """What a layout is for K codebooks. ConfigError: a list that does not fit K codebooks."""
     if isinstance(config, CoarseFirstConfig):
         return _grouped([1, K - 1] if K > 1 else [1], "parallel", [0] * K)
@@ -113,9 +113,9 @@ def spread(config: ArrangementConfig, K: int) -> Lines:
             )
         return _grouped(list(config.sizes), config.inside, _entries("delays", config.delays, K, [0] * K))
     if isinstance(config, DelayConfig):
-        return Lines([0] * K, [1] * K, _entries("delays", config.delays, K, list(range(K))))
+        return AffineLayout([0] * K, [1] * K, _entries("delays", config.delays, K, list(range(K))))
     if isinstance(config, FlatConfig):
-        return Lines([0] * K, [K] * K, list(range(K)))
+        return AffineLayout([0] * K, [K] * K, list(range(K)))
     if isinstance(config, PartialFlatConfig):
         groups = _entries("groups", config.groups, K, [])
         if sorted(set(groups)) != list(range(max(groups) + 1)):
@@ -123,15 +123,15 @@ def spread(config: ArrangementConfig, K: int) -> Lines:
         stride = max(groups) + 1
         delays = _entries("delays", config.delays, K, [0] * K)
         offsets = [delay * stride + group for delay, group in zip(delays, groups, strict=True)]
-        return Lines([0] * K, [stride] * K, offsets)
+        return AffineLayout([0] * K, [stride] * K, offsets)
     if isinstance(config, UnrolledConfig):
         return _unrolled(
             _entries("flattening", config.flattening, K, list(range(K))), _entries("delays", config.delays, K, [0] * K)
         )
-    return Lines([0] * K, [1] * K, [0] * K)
+    return AffineLayout([0] * K, [1] * K, [0] * K)
 
 
-def _unrolled(flattening: list[int], delays: list[int]) -> Lines:
+def _unrolled(flattening: list[int], delays: list[int]) -> AffineLayout:
     groups = sorted(set(flattening))
     if groups != list(range(len(groups))) or flattening != sorted(flattening):
         raise ConfigError(
@@ -152,11 +152,11 @@ def _unrolled(flattening: list[int], delays: list[int]) -> Lines:
                 beginning.append([frame if own == group else -1 for own in flattening])
     places = [order.index(group) + (delay_of[group] - longest) * len(groups) for group in flattening]
     K = len(flattening)
-    return Lines([0] * K, [len(groups)] * K, [len(beginning) + place for place in places], beginning)
+    return AffineLayout([0] * K, [len(groups)] * K, [len(beginning) + place for place in places], beginning)
 
 
-def _grouped(sizes: list[int], inside: str, delays: list[int]) -> Lines:
-    lines = Lines([], [], [])
+def _grouped(sizes: list[int], inside: str, delays: list[int]) -> AffineLayout:
+    lines = AffineLayout([], [], [])
     span = start = 0  # a group begins at step span * T + start
     for size, end in zip(sizes, accumulate(sizes), strict=True):
         stride = size if inside == "flat" else 1

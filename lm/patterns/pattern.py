@@ -100,7 +100,7 @@ class Arranged:
     """[B, K, S] bool, True where the model is asked for the id (every code once, and the end of codebook 0)."""
 
 
-class Arrangement:
+class CodebookPattern:
     """The table of one config for K codebooks; see the drawings above.
 
     Raises:
@@ -374,7 +374,7 @@ class Arrangement:
         return torch.where(steps < F * K, torch.where(steps % K == book, steps // K, -1), body)
 
     def _beginning_of(self, device: torch.device) -> Tensor:
-        """[K, R]: the frame of each codebook in the steps that `Lines` tells one by one, or -1."""
+        """[K, R]: the frame of each codebook in the steps that `AffineLayout` tells one by one, or -1."""
         if device not in self._beginning_on_device:
             self._beginning_on_device[device] = self._beginning.to(device)
         return self._beginning_on_device[device]
@@ -385,7 +385,7 @@ class Arrangement:
         return torch.as_tensor(num_frames, device=like.device)
 
     def _tensors(self, device: torch.device) -> Tensor:
-        """[7, K, 1]: codebook index, span, stride, offset (see `Lines`), id before, id after, end id."""
+        """[7, K, 1]: codebook index, span, stride, offset (see `AffineLayout`), id before, id after, end id."""
         if device not in self._on_device:
             self._on_device[device] = self._constants.to(device)
         return self._on_device[device]

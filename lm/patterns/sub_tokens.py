@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ...configs.schema import ConfigError
 from ..ops.loss import IGNORED
-from .pattern import Arrangement
+from .pattern import CodebookPattern
 
 
-def equal_digits(sizes: Sequence[int], arrangement: Arrangement, who: str) -> list[tuple[int, ...]]:
+def equal_digits(sizes: Sequence[int], arrangement: CodebookPattern, who: str) -> list[tuple[int, ...]]:
     """The `digits` that split the codes of every codebook alike; ConfigError unless the product is its cardinality."""
     product = math.prod(sizes)
     for k, size in enumerate(arrangement.cardinalities):
@@ -35,7 +35,7 @@ def equal_digits(sizes: Sequence[int], arrangement: Arrangement, who: str) -> li
     return [tuple(sizes)] * arrangement.num_codebooks
 
 
-class Symbols:
+class SubTokens:
     """J symbols of the K codebooks of a step, the same number for each codebook, in the order of the codebooks.
 
     Args:
@@ -43,7 +43,7 @@ class Symbols:
             symbol for each codebook, its id.
     """
 
-    def __init__(self, arrangement: Arrangement, digits: Sequence[Sequence[int]] | None = None):
+    def __init__(self, arrangement: CodebookPattern, digits: Sequence[Sequence[int]] | None = None):
         V, specials = arrangement.cardinalities, arrangement.num_specials
         digits = digits or [(size,) for size in V]
         self.parts = len(digits[0])

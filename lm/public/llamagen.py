@@ -29,12 +29,20 @@ import torch
 
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
-from ...tokenize.public.tensor_map import Piece, Plan, check_layout, equal, find_weights, read_lm, their_tensors
-from ...tokenize.spec import PictureGeometry, TokenSpec
+from ...tokenize.public.tensor_map import (
+    SourceRows,
+    TensorMap,
+    check_layout,
+    equal,
+    find_weights,
+    read_lm,
+    their_tensors,
+)
+from ...tokenize.spec import ImageGeometry, TokenSpec
 from ..checkpoints.model_directory import DTYPES, StorageName, WeightsError, header_shapes
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..conditioning.registry import LabelConfig
-from ..generation_config import GenerationDefaults
+from ..generation_config import GenerationConfig
 from ..models.causal import LMConfig, TokenLM
 from ..ops.rotary import GridRopeConfig
 from ..patterns.pattern import SpecialsConfig
@@ -42,7 +50,7 @@ from ..patterns.pattern import SpecialsConfig
 UNKNOWN_TOKENIZER = "0" * 64
 """Fingerprint where the tokenizer was not loaded."""
 
-LLAMAGEN_DEFAULTS = GenerationDefaults(guidance=4.0, top_k=2000)
+LLAMAGEN_DEFAULTS = GenerationConfig(guidance=4.0, top_k=2000)
 """For pictures worth looking at; scores of the paper are measured with less guidance and all codes."""
 
 HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
@@ -85,7 +93,7 @@ def load_llamagen(
         raise ValueError(f"{folder}: no released model is {width} wide; write its heads in config.json as n_head")
     sizes = described["image_size"], described.get("downsample_size", 16)
     spec = spec or llamagen_spec(codes, *sizes, str(folder / "config.json"))
-    if spec.cardinalities != (codes,) or not isinstance(spec.geometry, PictureGeometry):
+    if spec.cardinalities != (codes,) or not isinstance(spec.geometry, ImageGeometry):
         raise ValueError(
             f"{folder}: the model has one codebook of {codes} codes of pictures, the tokenizer '{spec.name}' "
             f"{list(spec.cardinalities)} of {spec.geometry.kind}; pass the spec of the tokenizer it was trained with"
@@ -106,7 +114,7 @@ def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
     """
     folder, config, geometry = Path(folder), lm.config, lm.spec.geometry
     label = next((c for c in config.conditions if isinstance(c, LabelConfig)), None)
-    if lm.num_codebooks != 1 or not isinstance(geometry, PictureGeometry) or geometry.rows != geometry.columns:
+    if lm.num_codebooks != 1 or not isinstance(geometry, ImageGeometry) or geometry.rows != geometry.columns:
         raise ValueError(
             f"LlamaGen's layout has one codebook of square pictures, found {lm.num_codebooks} of {geometry.kind}"
         )
@@ -162,7 +170,7 @@ def llamagen_config(
 def llamagen_spec(codes: int, image_size: int, downsample_size: int, where: str = "llamagen") -> TokenSpec:
     """What the codes of a square picture mean; the tokenizer itself is not loaded. ConfigError begins with `where`."""
     side = image_size // downsample_size
-    geometry = make_config(PictureGeometry, where, height=image_size, width=image_size, rows=side, columns=side)
+    geometry = make_config(ImageGeometry, where, height=image_size, width=image_size, rows=side, columns=side)
     return make_config(
         TokenSpec,
         where,
@@ -173,7 +181,7 @@ def llamagen_spec(codes: int, image_size: int, downsample_size: int, where: str 
     )
 
 
-def llamagen_plan(config: LMConfig, spec: TokenSpec) -> Plan:
+def llamagen_plan(config: LMConfig, spec: TokenSpec) -> TensorMap:
     """Where their tensors stand in ours."""
     names = {
         "head.weight": ["output.weight"],
@@ -198,8 +206,8 @@ def llamagen_plan(config: LMConfig, spec: TokenSpec) -> Plan:
     label = config.conditions[0]
     if label.dropout == 0:  # nor has a class that no row was ever without a row for none
         name = "conditions.parts.label.table.weight"
-        plan[name] = (Piece(names[name][0], shapes[name][0] - 1), Piece(None, 1))
-    return plan | {"input.table.weight": (Piece("tok_embeddings.weight", codes), Piece(None, rows - codes))}
+        plan[name] = (SourceRows(names[name][0], shapes[name][0] - 1), SourceRows(None, 1))
+    return plan | {"input.table.weight": (SourceRows("tok_embeddings.weight", codes), SourceRows(None, rows - codes))}
 
 
 def _classes(described: dict[str, Any], rows: int, where: Path) -> tuple[int, float]:

@@ -22,12 +22,12 @@ import torch
 
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
-from ...tokenize.public.tensor_map import Plan, check_layout, equal, find_weights, read_lm, their_tensors
+from ...tokenize.public.tensor_map import TensorMap, check_layout, equal, find_weights, read_lm, their_tensors
 from ...tokenize.spec import AudioGeometry, TokenSpec
 from ..checkpoints.model_directory import DTYPES, StorageName, header_shapes
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..conditioning.registry import EmbeddingConditionConfig
-from ..generation_config import GenerationDefaults
+from ..generation_config import GenerationConfig
 from ..models.causal import LMConfig, TokenLM
 from ..ops.rotary import SinusoidalConfig
 from ..patterns.layouts import DelayConfig
@@ -36,7 +36,7 @@ from ..patterns.pattern import SpecialsConfig
 UNKNOWN_CODEC = "0" * 64
 """Fingerprint where the codec was not loaded."""
 
-MUSICGEN_DEFAULTS = GenerationDefaults(top_k=250, guidance=3.0, max_frames=1500, window_frames=1500, stride_frames=900)
+MUSICGEN_DEFAULTS = GenerationConfig(top_k=250, guidance=3.0, max_frames=1500, window_frames=1500, stride_frames=900)
 """How audiocraft samples it; 1500 frames of 50 Hz is what it was trained on, and longer
 sound goes on 18 seconds at a time."""
 
@@ -188,7 +188,7 @@ def musicgen_spec(described: dict[str, Any], where: str = "config.json") -> Toke
     )
 
 
-def musicgen_plan(config: LMConfig, spec: TokenSpec, prefix: str = "") -> Plan:
+def musicgen_plan(config: LMConfig, spec: TokenSpec, prefix: str = "") -> TensorMap:
     """Where their tensors stand in ours; prefix stands before the decoder's names."""
     books, base = range(spec.num_codebooks), f"{prefix}model.decoder."
     names: dict[str, list[str]] = {

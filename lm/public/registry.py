@@ -9,7 +9,7 @@ from pathlib import Path
 from ...configs.files import read_json
 from ...configs.recognize import describe_wrong
 from ...configs.schema import nearest_name
-from ..generation_config import GenerationDefaults
+from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
 from .llamagen import LLAMAGEN_DEFAULTS, load_llamagen, save_llamagen
 from .musicgen import MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
@@ -25,7 +25,7 @@ class PublicLayout:
     """load(folder, spec, device, dtype), spec None: one whose tokenizer is not known."""
     save: Callable[..., None]
     """save(folder, lm, dtype); ValueError for a model that the layout cannot say."""
-    defaults: GenerationDefaults
+    defaults: GenerationConfig
     """How its makers sample."""
     left_out: str
     """What a folder holds that is not read."""

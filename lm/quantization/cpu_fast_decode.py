@@ -59,7 +59,7 @@ def _copied(transformer: Transformer) -> Any:
     return pack_transformer_(copied, name).fused
 
 
-def quicken_(lm: AnyLM) -> AnyLM:
+def enable_fast_cpu_decode_(lm: AnyLM) -> AnyLM:
     """Make single steps of a small model on a CPU quick, where there is a C compiler; in place, for inference.
 
     Sums are in another order, so results may differ in their last bits. Where weights have changed, the next generation
@@ -67,7 +67,7 @@ def quicken_(lm: AnyLM) -> AnyLM:
     models read many rows at once and are left alone; of a coarse-to-fine model the first stage is quickened.
     """
     if isinstance(lm, CoarseToFine):
-        quicken_(lm.coarse)
+        enable_fast_cpu_decode_(lm.coarse)
     elif type(lm) is TokenLM and lm.device.type == "cpu" and not cpu_gemv.why_not():
         for part in (lm.transformer, *transformers_of(lm.head)):
             if _is_small(part):

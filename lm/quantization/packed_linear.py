@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.mask_types import Sight
+from ..attention.mask_types import AttentionMask
 from ..attention.registry import auto, sdpa
 from ..heads.parallel import ParallelHead
 from ..kernels import cpu_gemv, triton_fused_block
@@ -46,7 +46,7 @@ SOME_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantizedWeight:
     """Numbers and what they mean."""
 
     numbers: Tensor
@@ -69,15 +69,15 @@ class Quantised:
         return scaled if self.offsets is None else scaled + spread(self.offsets)
 
 
-def quantise_int8(weight: Tensor) -> Quantised:
+def quantize_int8(weight: Tensor) -> QuantizedWeight:
     """[N, D] to 8 bits: the largest weight of an output becomes 127."""
     weight = weight.float()
     scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
     numbers = (weight / scales).round().clamp(-127, 127).to(torch.int8)
-    return Quantised(numbers, scales, None, weight.shape[1])
+    return QuantizedWeight(numbers, scales, None, weight.shape[1])
 
 
-def quantise_int4(weight: Tensor, group: int = GROUP) -> Quantised:
+def quantize_int4(weight: Tensor, group: int = GROUP) -> QuantizedWeight:
     """[N, D] to 4 bits for each group of inputs; a last group may be shorter.
 
     Raises:
@@ -86,13 +86,13 @@ def quantise_int4(weight: Tensor, group: int = GROUP) -> Quantised:
     if group not in (32, 64, 128):
         raise ValueError(f"group must be 32, 64 or 128, found {group}")
     # Some outputs at a time: what the search looks at stays in the processor's cache, which is five times as fast.
-    parts = [_quantise_rows(rows, group) for rows in weight.split(max(1, ROWS_OF_SEARCH // weight.shape[1]))]
+    parts = [_quantize_rows(rows, group) for rows in weight.split(max(1, ROWS_OF_SEARCH // weight.shape[1]))]
     numbers, scales, offsets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Quantised(numbers, scales, offsets, group)
+    return QuantizedWeight(numbers, scales, offsets, group)
 
 
-def _quantise_rows(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers, scales and offsets as `Quantised` has them."""
+def _quantize_rows(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers, scales and offsets as `QuantizedVectors` has them."""
     N, D = weight.shape
     # The last group's missing inputs repeat a real one, which leaves its range, and count for nothing in its error.
     padded = torch.cat([weight.float(), weight[:, -1:].float().expand(N, -D % group)], dim=1).unflatten(1, (-1, group))
@@ -134,20 +134,20 @@ class PackedLinear(nn.Module):
         self.tiles = weight.device.type == "cpu" and not cpu_gemv.why_not()
         weight, scales = weight.detach(), None
         if kind == "int4":
-            quantised = quantise_int4(weight, group)
-            assert quantised.offsets is not None
-            scales = torch.stack([quantised.scales, quantised.offsets])  # [2, N, groups]
+            quantized = quantize_int4(weight, group)
+            assert quantized.offsets is not None
+            scales = torch.stack([quantized.scales, quantized.offsets])  # [2, N, groups]
             if self.tiles:
-                numbers = cpu_gemv.tiled_int4(quantised.numbers)
+                numbers = cpu_gemv.tiled_int4(quantized.numbers)
                 groups = numbers.shape[1] * cpu_gemv.INT4_INPUTS // group
                 scales = F.pad(scales, (0, groups - scales.shape[2], 0, -self.out_features % cpu_gemv.OUTPUTS))
                 scales = scales.unflatten(1, (-1, cpu_gemv.OUTPUTS)).permute(1, 3, 0, 2).contiguous()
             else:
-                first, second = F.pad(quantised.numbers, (0, self.in_features % 2)).chunk(2, dim=1)
+                first, second = F.pad(quantized.numbers, (0, self.in_features % 2)).chunk(2, dim=1)
                 numbers = first | (second << 4)
         elif kind == "int8":
-            quantised = quantise_int8(weight)
-            numbers, scales = quantised.numbers, quantised.scales.squeeze(1)
+            quantized = quantize_int8(weight)
+            numbers, scales = quantized.numbers, quantized.scales.squeeze(1)
         else:
             numbers = weight.to(getattr(torch, kind))
         if kind != "int4" and self.tiles:
@@ -179,7 +179,7 @@ class PackedLinear(nn.Module):
                 flat = x.reshape(rows, self.in_features)
                 return triton_fused_block.project(flat, matrix).view(*x.shape[:-1], self.out_features)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return linear(x, self.dequantised(x.dtype), bias)
+        return linear(x, self.dequantized(x.dtype), bias)
 
     def _on_gpu(self, x: Tensor) -> bool:
         """Whether a product with few rows can go through lm/kernels/triton_kernels.py."""
@@ -206,16 +206,16 @@ class PackedLinear(nn.Module):
         """Without the addresses: a copy has its own."""
         return {**super().__getstate__(), "_described": None}  # type: ignore[misc]
 
-    def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weights [N, D]."""
         numbers, N, D = self.numbers, self.out_features, self.in_features
         if self.kind == "int4":
-            return self._dequantised_int4().to(dtype)
+            return self._dequantized_int4().to(dtype)
         if self.tiles:
             numbers = cpu_gemv.untiled(numbers, N, D)
         return numbers.to(dtype) if self.scales is None else (numbers.float() * self.scales[:, None]).to(dtype)
 
-    def _dequantised_int4(self) -> Tensor:
+    def _dequantized_int4(self) -> Tensor:
         numbers, scales, N, D = self.numbers, self.scales, self.out_features, self.in_features
         assert scales is not None
         if self.tiles:
@@ -287,7 +287,7 @@ def _pack_layers(part: nn.Module, weights: WeightsName) -> None:
                 setattr(module, name, PackedLinear(child.weight, child.bias, weights))  # type: ignore
 
 
-def sdpa_or_skinny(queries: Tensor, keys: Tensor, values: Tensor, mask: Sight, causal: bool) -> Tensor:
+def sdpa_or_skinny(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
     """Attention as `attention.Attend` says. torch's own takes nine times as long for one bfloat16 query on the CPU."""
     if cpu_gemv.can_attend(queries, keys, values, mask):
         return cpu_gemv.skinny_attention(queries, keys, values, mask)  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ from tessera.tokenize.compression.file_format import write_compressed
 from tessera.tokenize.compression.integer_network import CoderConfig, CoderNet, load_coder
 from tessera.tokenize.compression.probability_models import UnigramModel
 from tessera.tokenize.data.codes_file import CodesItem, read_codes, write_codes
-from tessera.tokenize.data.media import bytes_to_picture, read_audio, read_picture, write_audio, write_picture
+from tessera.tokenize.data.media import bytes_to_image, read_audio, read_image, write_audio, write_image
 from tessera.tokenize.data.shard_writer import Shards
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
@@ -30,7 +30,7 @@ def tokenizers(tmp_path_factory) -> Path:
     configs = {
         "sound": AudioTokenizerConfig(name="tiny-sound", quantizer=RVQ, **sound),
         "other": AudioTokenizerConfig(name="tiny-other", quantizer=RVQ, **sound),
-        "pictures": PictureTokenizerConfig(
+        "pictures": ImageTokenizerConfig(
             name="tiny-pictures", height=4, width=8, channels=1, features=4, blocks=1, latent_dim=4, quantizer=RVQ
         ),
     }
@@ -48,7 +48,7 @@ def media(tmp_path) -> Path:
         write_audio(tmp_path / "sound" / name, torch.rand(1, length, generator=generator) - 0.5, 4000)
     for name in ("c.png", "d.png"):
         pixels = torch.randint(0, 256, (4, 8, 1), generator=generator, dtype=torch.uint8)
-        write_picture(tmp_path / "pictures" / name, bytes_to_picture(pixels))
+        write_image(tmp_path / "pictures" / name, bytes_to_image(pixels))
     return tmp_path
 
 
@@ -86,7 +86,7 @@ def test_pictures_there_and_back(tokenizers, media):
     assert tessera("decode", file, "--tokenizer", tokenizers / "pictures", "-o", media / "out") == 0
     tokenizer = load_tokenizer(tokenizers / "pictures")
     wanted = tokenizer.decode(read_codes(file)[1][1].codes[None])[0].clamp(-1, 1)
-    found = read_picture(media / "out" / "d.png", 4, 8, 1)
+    found = read_image(media / "out" / "d.png", 4, 8, 1)
     assert float((found - wanted).abs().max()) <= 1 / 127.5
 
 
@@ -159,7 +159,7 @@ def test_bad_media_is_left_out_and_listed(tokenizers, media, capsys):
 
 
 def test_pictures_of_another_size(tokenizers, media, capsys):
-    write_picture(media / "large.png", torch.zeros(1, 9, 9))
+    write_image(media / "large.png", torch.zeros(1, 9, 9))
     arguments = ["encode", media / "large.png", "--tokenizer", tokenizers / "pictures", "-o", media / "x.safetensors"]
     assert tessera(*arguments) == 2
     assert "9 x 9 pixels, needed are 8 x 4" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from tessera.configs.files import read_safetensors
 from tessera.lm.checkpoints.model_directory import load_lm, load_model, read_model_config
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.public.llamagen import load_llamagen
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 
@@ -63,7 +63,7 @@ def test_with_a_tokenizer_the_model_is_whole(checkpoint, tmp_path):
     torch.manual_seed(0)
     size = 2 * SIDE
     net = {"height": size, "width": size, "channels": 1, "features": 4, "blocks": 1, "latent_dim": 4}
-    config = PictureTokenizerConfig(name="tiny", quantizer=VQConfig(size=CODES), **net)
+    config = ImageTokenizerConfig(name="tiny", quantizer=VQConfig(size=CODES), **net)
     make_tokenizer(config).save(tmp_path / "tokenizer")
     arguments = ["--tokenizer", str(tmp_path / "tokenizer"), "--dtype", "bfloat16"]
     assert run(["convert", str(checkpoint), str(tmp_path / "model"), *arguments]) == 0

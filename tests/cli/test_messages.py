@@ -18,7 +18,7 @@ from tessera.cli.error_messages import PHRASES, options_of, with_flags
 from tessera.configs.files import write_json
 from tessera.tokenize.bundled import BUNDLED, CONFIGS, shipped_path
 from tessera.tokenize.data.corpus import ArraysCorpus
-from tessera.tokenize.data.media import write_picture
+from tessera.tokenize.data.media import write_image
 from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
@@ -404,8 +404,8 @@ def place(tmp_path_factory):
     (top / "cut" / "lm.safetensors").write_bytes((top / "cut" / "lm.safetensors").read_bytes()[:999])
     (top / "a-file").write_text("a file")
     (top / "empty").mkdir()
-    write_picture(top / "pictures" / "a.png", torch.zeros(1, 9, 9))
-    write_picture(top / "a.png", torch.zeros(1, 8, 8))
+    write_image(top / "pictures" / "a.png", torch.zeros(1, 9, 9))
+    write_image(top / "a.png", torch.zeros(1, 8, 8))
     soundfile.write(top / "a.wav", torch.linspace(-0.5, 0.5, 16 * 9).numpy(), 8000)
     soundfile.write(top / "short.wav", torch.zeros(3).numpy(), 8000)
     (top / "lm.yaml").write_text((CONFIGS / "digits" / "lm.yaml").read_text())

@@ -20,10 +20,10 @@ from tessera.cli.report.charts import (
 )
 from tessera.cli.report.demo_report import (
     DemoResults,
+    ImageGallery,
+    ImageRow,
     Journey,
     ModelStory,
-    PictureGallery,
-    PictureRow,
     SpeechGallery,
     TokenizerStory,
     Utterance,
@@ -93,7 +93,7 @@ def results() -> DemoResults:
     png = picture_png(torch.zeros(1, 8, 8))
     curve = Curve("codebook 0", range(50), [4 / (1 + step) + 1 for step in range(50)])
     journey = Journey(png, [[[1, 2], [3, 4]]], png)
-    gallery = PictureGallery("tessera generate digits", [PictureRow("7", [png], [png, png])], 0.5, 2, 0.9, 0.98)
+    gallery = ImageGallery("tessera generate digits", [ImageRow("7", [png], [png, png])], 0.5, 2, 0.9, 0.98)
     speech = Utterance("three <b>& one", b"RIFF", spectrogram_png(torch.zeros(800), 16000), 1.5, 0.5)
     return DemoResults(
         version="0",

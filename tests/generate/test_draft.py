@@ -10,7 +10,7 @@ from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.decoding.loop import DecodeLoop
 from tessera.generate.decoding.speculative import DraftedLoop
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.heads.multi_token_prediction import AheadConfig
 
@@ -42,7 +42,7 @@ def test_equals_plain_decoding(arrangement, kind, guidance):
         pytest.skip("guidance needs a condition")
     configs, batch = make_conditions(kind, 3)
     lm = make(arrangement, conditions=configs)
-    length, sampling = Length(FRAMES, min_frames=2), Sampling(temperature=0.8, top_k=3)
+    length, sampling = Length(FRAMES, min_frames=2), SamplingConfig(temperature=0.8, top_k=3)
     plain = generate_codes(lm, batch, [1, 2, 3], length, sampling, guidance)
     for draft in (1, 3):
         drafted = generate_codes(lm, batch, [1, 2, 3], length, sampling, guidance, draft=draft)
@@ -68,7 +68,7 @@ def run(loop):
 def test_right_guesses_save_runs_and_wrong_ones_cost_none():
     """With the model's own next ids for guesses every run but the first makes 4 steps; with others, 1."""
     lm = make("parallel", variable=False)
-    arguments = (lm, ConditionBatch(), [5], Length(FRAMES, fixed=True), Sampling(temperature=0.0))
+    arguments = (lm, ConditionBatch(), [5], Length(FRAMES, fixed=True), SamplingConfig(temperature=0.0))
     told = run(DecodeLoop(*arguments)).columns
 
     class Told(DraftedLoop):
@@ -106,7 +106,7 @@ def test_a_trained_model_guesses_right(arrangement, head):
         (report.loss + 5 * report.guesses.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    arguments = (lm.eval(), ConditionBatch(), [0], Length(6, fixed=True), Sampling(temperature=0.0))
+    arguments = (lm.eval(), ConditionBatch(), [0], Length(6, fixed=True), SamplingConfig(temperature=0.0))
     loop = run(DraftedLoop(*arguments, draft=3))
     assert torch.equal(loop.columns, run(DecodeLoop(*arguments)).columns)
     assert loop.reads <= 0.7 * loop.num_steps  # the first steps cannot be guessed; a wrong step never would

@@ -12,7 +12,7 @@ from tessera.generate.long_form import windows
 from tessera.generate.model import Model, load
 from tessera.generate.requests.request import make_request
 from tessera.generate.requests.settings import Filling, Length, seeds_from
-from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.models.causal import TokenLM
 
@@ -126,10 +126,12 @@ def test_a_prompt_is_checked_in_all_rows_before_the_first_batch(models, no_steps
     with pytest.raises(ValueError, match="codes reach from 0 to 16"):
         models["tones"].generate(text=["a", "b", "c"], prompt=prompt, batch=1)
     tones: Model = models["tones"]
-    from tessera.generate.requests.conditions import Told
+    from tessera.generate.requests.conditions import ConditionInputs
 
     with pytest.raises(ValueError, match="codebook 1 must hold codes 0 to 15"):
-        make_request(tones.lm, tones.tokenizer, Told(text_ids=[1]), 3, 0, prompt, None, None, {"max_frames": 9})
+        make_request(
+            tones.lm, tones.tokenizer, ConditionInputs(text_ids=[1]), 3, 0, prompt, None, None, {"max_frames": 9}
+        )
 
 
 # Generators
@@ -142,7 +144,7 @@ def test_passes_are_checked_at_the_call(models):
         ({"lengths": torch.tensor([6])}, "lengths must be 2 numbers of frames"),
         ({"lengths": torch.tensor([0, 6])}, "at least 1, found"),
         ({"filling": Filling(schedule="x")}, "pass_schedule 'x' is unknown"),
-        ({"sampling": Sampling(top_p=2.0)}, "top_p must be above 0"),
+        ({"sampling": SamplingConfig(top_p=2.0)}, "top_p must be above 0"),
         ({"guidance": [1.0]}, "guidance has 1 scales"),
         ({"conditions": ConditionBatch.make(labels=[0])}, "conditions have 1 rows"),
     ):

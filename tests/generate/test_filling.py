@@ -9,7 +9,7 @@ import torch
 from tessera.generate.decoding import masked
 from tessera.generate.decoding.masked import SCHEDULES, fill_codes, remaining_counts
 from tessera.generate.requests.settings import Filling
-from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.clustering.clustering import Clustering
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.heads.bits import BitsHeadConfig
@@ -83,7 +83,7 @@ def test_as_many_passes_as_codes_are_one_by_one_by_confidence(refines, guidance,
     coarse = make_labels(2, 5) if refines else None
     lengths = frames_of(5, 3)
     passes = 15 if unit == "cell" else 5
-    how, greedy = Filling(passes, schedule), Sampling(temperature=0)
+    how, greedy = Filling(passes, schedule), SamplingConfig(temperature=0)
     found = fill_codes(lm, conditions, [1, 2], lengths, how, greedy, guidance, coarse=coarse)
     for b, length in enumerate(lengths.tolist()):
         labels = None if coarse is None else coarse[b : b + 1, :, :length]
@@ -95,7 +95,7 @@ def test_as_many_passes_as_codes_are_one_by_one_by_confidence(refines, guidance,
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_parts_of_codes_are_filled_one_by_one_too(unit, guidance):
     lm, conditions = make(False, "label", 2, unit=unit, **BITS)
-    how, greedy, lengths = Filling(18 if unit == "cell" else 3), Sampling(temperature=0), frames_of(3, 2)
+    how, greedy, lengths = Filling(18 if unit == "cell" else 3), SamplingConfig(temperature=0), frames_of(3, 2)
     found = fill_codes(lm, conditions, [1, 2], lengths, how, greedy, guidance)
     for b, length in enumerate(lengths.tolist()):
         slow = fill_one_by_one(lm, length, None, conditions.rows(slice(b, b + 1)), guidance, unit)
@@ -158,7 +158,7 @@ def test_one_pass_draws_every_code_from_the_first_logits():
     coarse = make_labels(2, 4)
     hidden = torch.ones(2, 3, 4, dtype=torch.bool)
     found = fill_codes(lm, None, [3, 4], frames_of(4, 4), Filling(1), coarse=coarse)
-    likeliest = fill_codes(lm, None, [3, 4], frames_of(4, 4), None, Sampling(temperature=0), coarse=coarse)
+    likeliest = fill_codes(lm, None, [3, 4], frames_of(4, 4), None, SamplingConfig(temperature=0), coarse=coarse)
     assert torch.equal(likeliest, lm(torch.zeros_like(coarse), hidden, coarse=coarse).argmax(-1)), "a refiner's default"
     noisy = fill_codes(lm, None, [3, 4], frames_of(4, 4), Filling(1, choice_temperature=9.0), coarse=coarse)
     assert torch.equal(found, noisy) and not torch.equal(found, likeliest)
@@ -220,8 +220,8 @@ def test_progress_is_counted():
         ({"filling": Filling(0)}, "passes must be at least 1, found 0"),
         ({"filling": Filling(choice_temperature=-1.0)}, "choice_temperature must be at least 0, found -1"),
         ({"guidance": 2.0}, "guidance is 2.0, but the model has no conditions"),
-        ({"sampling": Sampling(temperature=[1.0, 1.0])}, "temperature has 2 values but the model has 3"),
-        ({"sampling": Sampling(ras=10)}, "ras is 10, but a masked model does not fill codes in order"),
+        ({"sampling": SamplingConfig(temperature=[1.0, 1.0])}, "temperature has 2 values but the model has 3"),
+        ({"sampling": SamplingConfig(ras=10)}, "ras is 10, but a masked model does not fill codes in order"),
         ({"seeds": [0.5]}, "a seed must be a whole number"),
     ],
 )

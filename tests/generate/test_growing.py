@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.generate import generate, stream_audio, stream_pictures
+from tessera.generate import generate, stream_audio, stream_images
 from tessera.generate.model import load
 from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
 from tessera.lm.conditioning.registry import LabelConfig
@@ -15,7 +15,7 @@ from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.mask_schedule import MaskingConfig
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
-from tessera.lm.patterns.pattern import Arrangement
+from tessera.lm.patterns.pattern import CodebookPattern
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong
@@ -47,7 +47,7 @@ def make(tokenizer, seed=0, kind=LMConfig, **settings):
 def test_the_last_picture_is_the_whole(tokenizer, arrangement, head, every):
     lm = make(tokenizer, arrangement=ARRANGEMENTS[arrangement], head=HEADS[head])
     whole = generate(lm, tokenizer, **CALL, seed=4)
-    pictures = list(stream_pictures(lm, tokenizer, **CALL, seed=4, every=every))
+    pictures = list(stream_images(lm, tokenizer, **CALL, seed=4, every=every))
     assert torch.equal(pictures[-1], whole.media[0])
     assert len(pictures) == {1: 6, 2: 3, None: 2, 50: 1}[every]
     assert all(picture.shape == (1, 4, 6) and picture.dtype == torch.float32 for picture in pictures)
@@ -58,14 +58,14 @@ def test_what_is_drawn_stays_and_what_is_not_is_neutral(tokenizer, arrangement):
     """Each picture is the decode of the codes whose steps are behind it, -1 elsewhere."""
     lm = make(tokenizer, arrangement=ARRANGEMENTS[arrangement])
     codes = generate(lm, tokenizer, **CALL, seed=1).codes[0]
-    table: Arrangement = lm.arrangement
+    table: CodebookPattern = lm.arrangement
     steps, total = table.steps_of(torch.arange(6), 6), table.num_steps(6)
     expected = []
     for done in range(1, total + 1):
         drawn = codes.clone()
         drawn[steps >= done] = -1
         expected.append(tokenizer.decode(drawn[None])[0])
-    found = list(stream_pictures(lm, tokenizer, **CALL, seed=1, every=1))
+    found = list(stream_images(lm, tokenizer, **CALL, seed=1, every=1))
     assert all(any(torch.equal(picture, one) for one in expected) for picture in found)
     assert not torch.equal(found[0], found[-1])
 
@@ -74,7 +74,7 @@ def test_a_masked_model_shows_each_pass(tokenizer):
     lm = make(tokenizer, kind=MaskedConfig, masking=MaskingConfig(share="uniform"))
     call = {**CALL, "passes": 5, "choice_temperature": 1.0}
     whole = generate(lm, tokenizer, **call, seed=3)
-    pictures = list(stream_pictures(lm, tokenizer, **call, seed=3))
+    pictures = list(stream_images(lm, tokenizer, **call, seed=3))
     assert len(pictures) == 5 and torch.equal(pictures[-1], whole.media[0])
     assert not torch.equal(pictures[0], pictures[-1])
 
@@ -87,7 +87,7 @@ def test_coarse_to_fine_shows_a_sketch_first(tokenizer):
     refiner = strong(MaskedLM(fine, tokenizer.spec, tokenizer.vectors(), clustering))
     lm = CoarseToFine(coarse.eval(), refiner.eval())
     whole = generate(lm, tokenizer, **CALL, passes=3, seed=3)
-    pictures = list(stream_pictures(lm, tokenizer, **CALL, passes=3, seed=3))
+    pictures = list(stream_images(lm, tokenizer, **CALL, passes=3, seed=3))
     assert len(pictures) == 2 + 3 and torch.equal(pictures[-1], whole.media[0])
     sketch = ClusteredTokenizer(tokenizer, clustering)
     assert torch.equal(pictures[1], sketch.decode(clustering.coarse(whole.codes))[0])
@@ -110,11 +110,11 @@ def test_a_model_streams_pictures_too(folder):
 def test_errors(folder, tokenizer):
     tones, shapes = load(folder / "tones"), load(folder / "shapes")
     for message, call in (
-        ("'tones' makes sound; use stream_audio", lambda: stream_pictures(tones.lm, tones.tokenizer)),
-        ("'shapes' makes pictures; use stream_pictures", lambda: stream_audio(shapes.lm, shapes.tokenizer)),
+        ("'tones' makes sound; use stream_audio", lambda: stream_images(tones.lm, tones.tokenizer)),
+        ("'shapes' makes pictures; use stream_images", lambda: stream_audio(shapes.lm, shapes.tokenizer)),
         (
             "every must be a whole number, at least 1, found 0",
-            lambda: stream_pictures(shapes.lm, tokenizer, label=0, every=0),
+            lambda: stream_images(shapes.lm, tokenizer, label=0, every=0),
         ),
         ("a stream is one picture, 2 were asked for", lambda: shapes.stream(label=[0, 1])),
     ):

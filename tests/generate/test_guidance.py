@@ -10,13 +10,13 @@ import torch
 from tessera.configs.schema import ConfigError, check_config
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import Sampling
-from tessera.generate.sampling.guidance import Guide, filtered, guidance_words, make_scales
+from tessera.generate.sampling.filters import SamplingConfig
+from tessera.generate.sampling.guidance import ClassifierFreeGuidance, filtered, guidance_words, make_scales
 from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig, TextConditionConfig
 from tessera.lm.generation_config import (
     ConstantGuidance,
     CosineGuidance,
-    GenerationDefaults,
+    GenerationConfig,
     IntervalGuidance,
     LinearGuidance,
     TwoConditions,
@@ -94,7 +94,7 @@ def greedy_by_hand(lm, batch, combine, num_frames=FRAMES):
 
 def generate_greedily(lm, batch, guidance):
     return generate_codes(
-        lm, batch, range(batch.num_rows), Length(FRAMES, fixed=True), Sampling(temperature=0.0), guidance
+        lm, batch, range(batch.num_rows), Length(FRAMES, fixed=True), SamplingConfig(temperature=0.0), guidance
     ).codes
 
 
@@ -173,12 +173,12 @@ def test_guidance_1_is_the_condition_alone(name, variable):
     config = SCHEDULES[name][0].model_copy(update={"scale": 1.0})
     found = generate_codes(lm, batch, range(4), length, guidance=config)
     assert torch.equal(found.codes, alone.codes)
-    assert Guide(config, lm, STEPS).branches == 1
+    assert ClassifierFreeGuidance(config, lm, STEPS).branches == 1
 
 
 def test_where_a_schedule_is_1_logits_are_those_of_the_condition():
     configs, _ = make_conditions("label", 4)
-    guide = Guide(IntervalGuidance(scale=7.3, start=0.5), make_lm("parallel", conditions=configs), 4)
+    guide = ClassifierFreeGuidance(IntervalGuidance(scale=7.3, start=0.5), make_lm("parallel", conditions=configs), 4)
     logits = torch.randn(2, 5, 3, 7, dtype=torch.float64)
     books = torch.arange(3)
     assert guide(logits, 1, books).equal(logits[0])
@@ -191,7 +191,7 @@ def test_a_number_a_list_and_a_config_say_the_same(arrangement):
     configs, batch = make_conditions("text", 4)
     lm = make_lm(arrangement, conditions=configs)
     one, other, third = (
-        generate_codes(lm, batch, range(4), Length(FRAMES), Sampling(temperature=1.3), guidance).codes
+        generate_codes(lm, batch, range(4), Length(FRAMES), SamplingConfig(temperature=1.3), guidance).codes
         for guidance in (2.5, (2.5, 2.5, 2.5), ConstantGuidance(scale=2.5))
     )
     assert one.equal(other) and one.equal(third)
@@ -223,15 +223,15 @@ def test_a_row_does_not_depend_on_its_company(guidance):
 
 def test_yaml():
     def read(value):
-        return check_config({"guidance": value}, GenerationDefaults).guidance
+        return check_config({"guidance": value}, GenerationConfig).guidance
 
     assert read(3) == 3.0 and read([1.0, 2]) == (1.0, 2.0)
     assert read({"scale": 3.0}) == ConstantGuidance(scale=3.0)
     linear = LinearGuidance(scale=(3.0, 2.0), first=0.5)
     assert read({"kind": "linear", "scale": [3.0, 2.0], "first": 0.5}) == linear
-    saved = GenerationDefaults(guidance=linear).model_dump(mode="json")
-    assert check_config(saved, GenerationDefaults).guidance == linear
-    assert GenerationDefaults(guidance=2.0).model_dump(mode="json")["guidance"] == 2.0
+    saved = GenerationConfig(guidance=linear).model_dump(mode="json")
+    assert check_config(saved, GenerationConfig).guidance == linear
+    assert GenerationConfig(guidance=2.0).model_dump(mode="json")["guidance"] == 2.0
     assert guidance_words(2.0) == "2.0" and guidance_words(linear) == "3.0, 2.0 (linear)"
     for value, message in (
         (-1.0, "guidance.scale: Input should be greater than or equal to 0"),
@@ -252,7 +252,7 @@ def test_errors():
 
     def refuse(message, guidance, lm=lm):
         with pytest.raises(ValueError, match=message):
-            Guide(guidance, lm, STEPS)
+            ClassifierFreeGuidance(guidance, lm, STEPS)
 
     refuse("guidance must be at least 0, found -2", (1.0, -2.0, 1.0))
     refuse("guidance has 2 scales but the model has 3 codebooks; give one value or 3", (1.0, 2.0))
@@ -266,4 +266,4 @@ def test_errors():
     refuse("keep names 'style', but the model's conditions are label, text", two("style"))
     refuse(r"keep names all conditions of the model \(label, text\)", two("text", "label"))
     with pytest.raises(ValueError, match="end_rule must be 'drawn' or 'likeliest', found 'never'"):
-        generate_codes(lm, batch, [0, 1], Length(FRAMES), Sampling(end_rule="never"))
+        generate_codes(lm, batch, [0, 1], Length(FRAMES), SamplingConfig(end_rule="never"))

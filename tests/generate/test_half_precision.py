@@ -30,11 +30,11 @@ from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.models.next_scale import NextScaleConfig, NextScaleLM
 from tessera.lm.ops.rotary import GridRopeConfig, SinusoidalConfig, TimeRopeConfig
 from tessera.lm.patterns.pattern import DelayConfig, FlatConfig
-from tessera.lm.quantization.cpu_fast_decode import quicken_
+from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from tessera.lm.quantization.packed_linear import pack_
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, ScalesConfig, VQConfig
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 from tessera.tokenize.text_tokenizer import ByteTextConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 
@@ -116,7 +116,7 @@ def masked(conditions, **settings):
     return MaskedLM(config, sound(8, 8), vectors_of(config, sound(8, 8)))
 
 
-SCALES = PictureTokenizerConfig(
+SCALES = ImageTokenizerConfig(
     name="tiny", height=4, width=4, channels=1, downsamplings=0, latent_dim=3, features=4, blocks=1,
     quantizer=ScalesConfig(sizes=((1, 1), (2, 2), (4, 4)), convolutions=2, quantizer=VQConfig(size=8)),
 )  # fmt: skip
@@ -128,7 +128,7 @@ def next_scale(conditions, **settings):
     return NextScaleLM(config, tokenizer.spec, tokenizer.quantizer)
 
 
-RESIDUAL = PictureTokenizerConfig(
+RESIDUAL = ImageTokenizerConfig(
     name="shapes", height=4, width=6, channels=1, features=8, blocks=1, latent_dim=8,
     quantizer=ResidualConfig(levels=2, quantizer=VQConfig(size=8)),
 )  # fmt: skip
@@ -160,7 +160,7 @@ def logits_of(lm, batch):
 
 
 def some_codes(lm):
-    frames = lm.spec.geometry.num_frames if isinstance(lm.spec.geometry, PictureGeometry) else T
+    frames = lm.spec.geometry.num_frames if isinstance(lm.spec.geometry, ImageGeometry) else T
     cells = torch.arange(ROWS * frames).reshape(ROWS, 1, frames)
     return torch.cat([(cells * (k + 3) + k) % V for k, V in enumerate(lm.spec.cardinalities)], dim=1)
 
@@ -256,7 +256,7 @@ def test_parts(name, way, dtype):
     settings = {"draft": 2} if lm.config.ahead else {"cache": "int8"} if not lm.config.window else {"cache": "ring"}
     generated(lm, batch, 2.0, **settings)
     if dtype == torch.bfloat16:
-        generated(quicken_(copy.deepcopy(lm)), batch, 2.0)
+        generated(enable_fast_cpu_decode_(copy.deepcopy(lm)), batch, 2.0)
     for weights in ("int8", "int4"):
         generated(pack_(copy.deepcopy(lm), weights), batch, 2.0)
     if name in ("codes input", "codes summed", "bits", "bits in groups"):

@@ -9,7 +9,7 @@ import torch
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.public.musicgen import load_musicgen
 
@@ -24,7 +24,9 @@ def ours(folder, states, lengths, guidance):
     lm = load_musicgen(folder)
     conditions = ConditionBatch(embedding=states, embedding_lengths=lengths)
     seeds = list(range(len(states)))
-    return generate_codes(lm, conditions, seeds, Length(FRAMES, fixed=True), Sampling(temperature=0), guidance).codes
+    return generate_codes(
+        lm, conditions, seeds, Length(FRAMES, fixed=True), SamplingConfig(temperature=0), guidance
+    ).codes
 
 
 def check_same(found, expected):

@@ -10,7 +10,7 @@ from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.decoding.loop import DecodeLoop
 from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import uniform
-from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.heads.flat import FlatHeadConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -108,7 +108,7 @@ def check_against_the_full_forward(arrangement, kind, **settings):
     """One row of each length that comes up among many: some end at once, some are cut."""
     configs, batch = make_conditions(kind, 24)
     lm = make_lm(arrangement, conditions=configs, **settings)
-    found = generate_codes(lm, batch, range(24), UP_TO, Sampling(temperature=2.0))
+    found = generate_codes(lm, batch, range(24), UP_TO, SamplingConfig(temperature=2.0))
     rows = {length: i for i, length in enumerate(found.lengths.tolist())}
     assert len(rows) > 1
     for i in rows.values():
@@ -119,10 +119,10 @@ def check_against_the_full_forward(arrangement, kind, **settings):
 def test_a_model_with_a_window_equals_the_full_forward(arrangement):
     configs, batch = make_conditions("text", 2)
     lm = make_lm(arrangement, conditions=configs, window=2)
-    found = generate_codes(lm, batch, range(2), UP_TO, Sampling(temperature=1.3), 2.0)
+    found = generate_codes(lm, batch, range(2), UP_TO, SamplingConfig(temperature=1.3), 2.0)
     for i in range(2):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, 2.0))
-    again = generate_codes(lm, batch, range(2), UP_TO, Sampling(temperature=1.3), 2.0, cache="static")
+    again = generate_codes(lm, batch, range(2), UP_TO, SamplingConfig(temperature=1.3), 2.0, cache="static")
     assert torch.equal(again.codes, found.codes)
 
 
@@ -157,7 +157,7 @@ def test_fixed_length_equals_the_full_forward(arrangement, rope):
 def test_guidance_equals_two_forwards(arrangement, guidance, head):
     configs, batch = make_conditions("text", 2)
     lm = make_lm(arrangement, conditions=configs, head=head)
-    found = generate_codes(lm, batch, range(2), UP_TO, Sampling(temperature=1.3), guidance)
+    found = generate_codes(lm, batch, range(2), UP_TO, SamplingConfig(temperature=1.3), guidance)
     for i in range(2):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, guidance))
 
@@ -247,7 +247,7 @@ def test_stops_when_all_rows_have_ended():
     lm = make_lm("delay")
     _, none = make_conditions("none", 1)
     seen = []
-    often = Sampling(temperature=2.0)  # flat enough that the end comes soon
+    often = SamplingConfig(temperature=2.0)  # flat enough that the end comes soon
     found = generate_codes(
         lm, none, range(3), Length(500), often, on_progress=lambda done, total: seen.append((done, total))
     )
@@ -280,7 +280,7 @@ def test_per_codebook_settings():
     """A greedy codebook takes the likeliest id while the others are drawn."""
     lm = make_lm("parallel", variable=False)
     _, none = make_conditions("none", 1)
-    found = generate_codes(lm, none, range(32), EXACTLY, Sampling(temperature=[1.0, 0.0, 1.0], top_k=[0, 0, 1]))
+    found = generate_codes(lm, none, range(32), EXACTLY, SamplingConfig(temperature=[1.0, 0.0, 1.0], top_k=[0, 0, 1]))
     first = found.codes[:, :, 0]
     assert len(first[:, 0].unique()) > 1
     assert len(first[:, 1].unique()) == len(first[:, 2].unique()) == 1
@@ -289,7 +289,7 @@ def test_per_codebook_settings():
 def test_greedy_needs_no_seed():
     lm = make_lm()
     _, none = make_conditions("none", 1)
-    found = generate_codes(lm, none, range(5), UP_TO, Sampling(temperature=0.0))
+    found = generate_codes(lm, none, range(5), UP_TO, SamplingConfig(temperature=0.0))
     assert all(torch.equal(found.codes[0], found.codes[i]) for i in range(5))
 
 
@@ -318,11 +318,13 @@ def test_errors():
     refuse(r"found torch.int64 \[2, 2, 4\]", prompt=prompt[:, :2])
     refuse("the prompt has 6 frames and at most 6 are to be made", prompt=torch.zeros(2, 3, 6, dtype=torch.long))
     refuse("codebook 1 must hold codes 0 to 6", prompt=prompt + torch.tensor([0, 7, 0])[:, None])
-    refuse("temperature has 2 values but the model has 3 codebooks", sampling=Sampling(temperature=[1.0, 1.0]))
+    refuse("temperature has 2 values but the model has 3 codebooks", sampling=SamplingConfig(temperature=[1.0, 1.0]))
     refuse("guidance must be at most 1e9, found inf", guidance=float("inf"))
-    refuse("repetition_penalty must be from 1e-9 to 1e9, found 1e-320", sampling=Sampling(repetition_penalty=1e-320))
-    refuse(r"top_k must be a whole number from 0 to 2\^40", sampling=Sampling(top_k=10**30))
-    refuse("end_bias must be a number, found inf", sampling=Sampling(end_bias=float("inf")))
+    refuse(
+        "repetition_penalty must be from 1e-9 to 1e9, found 1e-320", sampling=SamplingConfig(repetition_penalty=1e-320)
+    )
+    refuse(r"top_k must be a whole number from 0 to 2\^40", sampling=SamplingConfig(top_k=10**30))
+    refuse("end_bias must be a number, found inf", sampling=SamplingConfig(end_bias=float("inf")))
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e308])  # sums of the second overflow

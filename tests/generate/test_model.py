@@ -17,7 +17,7 @@ from tessera.generate import generate, stream_audio
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.execution import step_runner
 from tessera.generate.model import load
-from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.filters import SamplingConfig
 from tessera.generate.sampling.silence import silence_codes
 from tessera.lm.kv_cache.sliding_window import RingCacheConfig
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
@@ -121,7 +121,7 @@ def test_generate_is_codes_then_decode(shapes):
     from tessera.generate.requests.settings import Length
     from tessera.lm.conditioning.registry import ConditionBatch
 
-    sampling = Sampling([0.8, 1.0, 1.2], 9, 0.9, 0.01)
+    sampling = SamplingConfig([0.8, 1.0, 1.2], 9, 0.9, 0.01)
     codes = generate_codes(
         shapes.lm, ConditionBatch.make(labels=[2, 2]), [3, 4], Length(6, fixed=True), sampling, 2.0
     ).codes

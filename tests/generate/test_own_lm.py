@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import tessera
-from tessera.generate import OwnLM, generate, stream_audio, stream_pictures
+from tessera.generate import CustomLM, generate, stream_audio, stream_images
 from tessera.generate.decoding.custom_lm import NEEDED
-from tessera.lm.patterns.pattern import Arrangement, DelayConfig, ParallelConfig
+from tessera.lm.patterns.pattern import CodebookPattern, DelayConfig, ParallelConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -52,7 +52,7 @@ def shapes(folder):
 
 
 def test_the_readme_has_one():
-    (block,) = [text for text in re.findall(r"```python\n(.*?)```", README, re.S) if "OwnLM" in text]
+    (block,) = [text for text in re.findall(r"```python\n(.*?)```", README, re.S) if "CustomLM" in text]
     for name in NEEDED:
         assert re.search(rf"\b{name}\b", block), name
     exec(compile(block, "README", "exec"), {"__name__": "readme"})
@@ -60,7 +60,7 @@ def test_the_readme_has_one():
 
 @pytest.mark.parametrize("config", [ParallelConfig(), DelayConfig()], ids=lambda config: config.kind)
 def test_codes_and_end_are_those_it_prefers(tones, config):
-    arrangement = Arrangement(config, tones.spec.cardinalities, variable_length=True)
+    arrangement = CodebookPattern(config, tones.spec.cardinalities, variable_length=True)
     own = Counting(tones.spec, arrangement)
     result = generate(own, tones, max_frames=9)
     assert result.ended == (True,) and result.lengths.tolist() == [5]
@@ -76,7 +76,7 @@ def test_seeds_prompts_and_streams(tones, shapes):
         def logits(self, ids):
             return super().logits(ids) / 40
 
-    own = Noisy(tones.spec, Arrangement(DelayConfig(), tones.spec.cardinalities))
+    own = Noisy(tones.spec, CodebookPattern(DelayConfig(), tones.spec.cardinalities))
     several = generate(own, tones, n=3, seed=4, num_frames=6, temperature=0.9, top_k=5)
     alone = generate(own, tones, seed=5, num_frames=6, temperature=0.9, top_k=5)
     assert torch.equal(several[1].codes, alone.codes) and not torch.equal(several[0].codes, alone.codes)
@@ -84,8 +84,8 @@ def test_seeds_prompts_and_streams(tones, shapes):
     assert torch.equal(generate(own, tones, prompt=prompt, num_frames=6).codes[0, :, :2], prompt)
     chunks = list(stream_audio(own, tones, seed=5, num_frames=6, temperature=0.9, top_k=5))
     assert torch.equal(torch.cat(chunks, dim=1), alone.media[0])
-    drawn = Noisy(shapes.spec, Arrangement(ParallelConfig(), shapes.spec.cardinalities))
-    *_, last = stream_pictures(drawn, shapes, seed=1)
+    drawn = Noisy(shapes.spec, CodebookPattern(ParallelConfig(), shapes.spec.cardinalities))
+    *_, last = stream_images(drawn, shapes, seed=1)
     assert torch.equal(last, generate(drawn, shapes, seed=1).media[0])
 
 
@@ -100,7 +100,7 @@ def test_values_that_a_codebook_does_not_have_are_never_drawn():
             return torch.zeros(len(codes), 1, 4 * codes.shape[2])
 
     class Uniform:
-        spec, arrangement = Silent.spec, Arrangement(ParallelConfig(), sizes)
+        spec, arrangement = Silent.spec, CodebookPattern(ParallelConfig(), sizes)
 
         def logits(self, ids):
             return torch.zeros(*ids.shape[:2], 9)
@@ -111,7 +111,7 @@ def test_values_that_a_codebook_does_not_have_are_never_drawn():
 
 def test_anything_else_has_a_plain_error(folder, tones, shapes):
     model = tessera.load(folder / "tones", "cpu")
-    fitting = Arrangement(ParallelConfig(), tones.spec.cardinalities)
+    fitting = CodebookPattern(ParallelConfig(), tones.spec.cardinalities)
 
     class Half:
         spec = tones.spec
@@ -120,7 +120,7 @@ def test_anything_else_has_a_plain_error(folder, tones, shapes):
         arrangement, logits = fitting, 3
 
     class Other(Half):
-        arrangement = Arrangement(ParallelConfig(), (2, 2))
+        arrangement = CodebookPattern(ParallelConfig(), (2, 2))
         logits = staticmethod(lambda ids: ids)
 
     class Flat(Half):
@@ -156,7 +156,7 @@ def test_anything_else_has_a_plain_error(folder, tones, shapes):
         (lambda: generate(Flat(), tones, num_frames=2, guidance=2.0), "guidance"),
         (lambda: generate(Flat(), tones, num_frames=2, draft=2), "draft"),
         (lambda: stream_audio("digits", tones), r"use tessera.load\('digits'\).stream"),
-        (lambda: stream_pictures(model, shapes), r"use model.stream"),
+        (lambda: stream_images(model, shapes), r"use model.stream"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             call()
@@ -164,4 +164,4 @@ def test_anything_else_has_a_plain_error(folder, tones, shapes):
 
 
 def test_the_protocol_is_public():
-    assert tessera.generate.OwnLM is OwnLM and set(NEEDED) == {"spec", "arrangement", "logits"}
+    assert tessera.generate.OwnLM is CustomLM and set(NEEDED) == {"spec", "arrangement", "logits"}

@@ -16,7 +16,7 @@ from tessera.generate.decoding.loop import DecodeLoop
 from tessera.generate.execution import step_runner, torch_compile
 from tessera.generate.execution.tensor_tree import tensors_in
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.generation_config import LinearGuidance
 from tessera.lm.heads.flat import FlatHeadConfig
@@ -36,11 +36,11 @@ CACHES = {
     "evict": {"kind": "evict", "budget": 4, "recent": 1},
 }
 RULES = {
-    "plain": Sampling(),
-    "filters": Sampling(temperature=[1.0, 0.0, 1.3], top_k=[0, 3, 2], min_p=0.01),
-    "sorted": Sampling(top_p=0.9),
-    "repetition": Sampling(repetition_penalty=1.4, ras=4, ras_tau=0.3),
-    "ends": Sampling(end_bias=0.5, end_rule="likeliest", max_silence_frames=2, silence_codes=[1]),
+    "plain": SamplingConfig(),
+    "filters": SamplingConfig(temperature=[1.0, 0.0, 1.3], top_k=[0, 3, 2], min_p=0.01),
+    "sorted": SamplingConfig(top_p=0.9),
+    "repetition": SamplingConfig(repetition_penalty=1.4, ras=4, ras_tau=0.3),
+    "ends": SamplingConfig(end_bias=0.5, end_rule="likeliest", max_silence_frames=2, silence_codes=[1]),
 }
 WHOLE_CODES = ("repetition", "ends")  # rules that heads of several symbols refuse
 
@@ -94,7 +94,7 @@ def test_counting_in_tensors_changes_no_code(arrangement, head, kind, rules, cac
     monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm, batch, length = make(arrangement, head, kind, rope)
     if arrangement in NEED_LENGTH or rope == "grid":
-        rules = Sampling(rules.temperature, rules.top_k, rules.top_p, rules.min_p)
+        rules = SamplingConfig(rules.temperature, rules.top_k, rules.top_p, rules.min_p)
     settings = dict(cache=cache, prompt=None)
     expected = run(lm, batch, length, rules, guided(guidance), step="eager", **settings)
     check_equal(run(lm, batch, length, rules, guided(guidance), **settings), expected)
@@ -134,7 +134,7 @@ def test_steps_are_all_alike_and_wait_for_nothing(arrangement, head, kind, rules
     monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm, batch, length = make(arrangement, head, kind, rope)
     if arrangement in NEED_LENGTH or rope == "grid":
-        rules = Sampling(rules.temperature, rules.top_k, rules.top_p, rules.min_p)
+        rules = SamplingConfig(rules.temperature, rules.top_k, rules.top_p, rules.min_p)
     loop = DecodeLoop(lm, batch, range(3), length, rules, guided(guidance), cache=cache, step="compiled")
     loop.step()
     loop.step()  # makes the program
@@ -177,7 +177,7 @@ def test_nothing_of_a_step_is_on_the_cpu(arrangement, head, kind, rules, cache, 
     """A number or constant that stays on the CPU would be copied at every step, or frozen in a recording."""
     lm, batch, length = make(arrangement, head, kind, rope)
     if arrangement in NEED_LENGTH or rope == "grid":
-        rules = Sampling(rules.temperature, rules.top_k, rules.top_p, rules.min_p)
+        rules = SamplingConfig(rules.temperature, rules.top_k, rules.top_p, rules.min_p)
 
     def away(step):
         with pytest.MonkeyPatch.context() as patch:
@@ -223,8 +223,8 @@ def test_values_change_without_a_new_program(monkeypatch):
     made = []
     monkeypatch.setitem(step_runner.MAKERS, "compiled", lambda step: made.append(step) or plain(step))
     lm, batch, _ = make("delay", HEADS["parallel"], "text")
-    first = Sampling(temperature=0.8, top_k=3, repetition_penalty=1.3, repetition_window=4)
-    other = Sampling(
+    first = SamplingConfig(temperature=0.8, top_k=3, repetition_penalty=1.3, repetition_window=4)
+    other = SamplingConfig(
         temperature=[1.5, 1.0, 0.7], top_k=[3, 2, 1], repetition_penalty=[1.0, 2.0, 1.1], repetition_window=4
     )
     for rules, guidance, length in (
@@ -243,7 +243,7 @@ def test_values_change_without_a_new_program(monkeypatch):
     "other",
     [
         {"guidance": 1.0},
-        {"sampling": Sampling(top_p=0.5)},
+        {"sampling": SamplingConfig(top_p=0.5)},
         {"cache": "int8"},
         {"length": Length(9, fixed=True)},
         {"length": Length(100)},
@@ -255,7 +255,7 @@ def test_another_kind_of_step_is_another_program(other, monkeypatch):
     made = []
     monkeypatch.setitem(step_runner.MAKERS, "compiled", lambda step: made.append(step) or plain(step))
     lm, batch, _ = make("delay", HEADS["parallel"], "label")
-    common = dict(length=Length(9), sampling=Sampling(), guidance=2.0, cache=None)
+    common = dict(length=Length(9), sampling=SamplingConfig(), guidance=2.0, cache=None)
     for changed in ({}, other, {}):
         settings = common | changed
         rows = settings.pop("rows", 3)

@@ -10,10 +10,10 @@ import torch
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import uniform
-from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.filters import SamplingConfig
 from tessera.generate.sampling.repetition import LookBack
 from tessera.generate.sampling.token_sampler import Sampler
-from tessera.lm.patterns.sub_tokens import Symbols
+from tessera.lm.patterns.sub_tokens import SubTokens
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_sampling import at, slow_distribution, slow_draw
@@ -21,14 +21,14 @@ from tiny_models import ARRANGEMENTS, CARDINALITIES, HEADS, NEED_LENGTH, make_co
 
 SILENT = [1, 3]
 RULES = {
-    "penalty": Sampling(repetition_penalty=3.0, repetition_window=4),
-    "penalty by codebook": Sampling(repetition_penalty=[1.0, 5.0, 0.2], repetition_window=[9, 1, 3], temperature=0.8),
-    "ras": Sampling(top_k=2, ras=10),
-    "ras by codebook": Sampling(top_p=[0.3, 0.5, 0.8], ras=[0, 7, 3], ras_tau=[0.1, 0.3, 0.7], temperature=[1, 0, 2.0]),
-    "end bias": Sampling(end_bias=1.5),
-    "silence": Sampling(max_silence_frames=2, silence_codes=SILENT),
-    "end where likeliest": Sampling(end_rule="likeliest", temperature=2.0, end_bias=2.0),
-    "all": Sampling(
+    "penalty": SamplingConfig(repetition_penalty=3.0, repetition_window=4),
+    "penalty by codebook": SamplingConfig(repetition_penalty=[1.0, 5.0, 0.2], repetition_window=[9, 1, 3],
+    temperature=0.8), "ras": SamplingConfig(top_k=2, ras=10),
+    "ras by codebook": SamplingConfig(top_p=[0.3, 0.5, 0.8], ras=[0, 7, 3], ras_tau=[0.1, 0.3, 0.7], temperature=[1, 0,
+    2.0]), "end bias": SamplingConfig(end_bias=1.5),
+    "silence": SamplingConfig(max_silence_frames=2, silence_codes=SILENT),
+    "end where likeliest": SamplingConfig(end_rule="likeliest", temperature=2.0, end_bias=2.0),
+    "all": SamplingConfig(
         temperature=1.2, top_k=3, min_p=0.05, repetition_penalty=1.5, repetition_window=5, ras=4, ras_tau=0.5,
         end_bias=-0.5, max_silence_frames=1, silence_codes=SILENT,
     ),
@@ -54,7 +54,7 @@ def slow_choice(logits, past, s, k, u, again, end_id, may_end):
     drawn = slow_draw(slow_distribution(logits, s, k), u)
     window = at(s.ras, k)
     if window and past[-window:].count(drawn) >= window * at(s.ras_tau, k) - 1e-6 and drawn in past[-window:]:
-        plain = Sampling(temperature=at(s.temperature, k) or 1.0)
+        plain = SamplingConfig(temperature=at(s.temperature, k) or 1.0)
         drawn = slow_draw(slow_distribution(logits, plain, k), again)
     return drawn
 
@@ -74,7 +74,7 @@ def test_equals_the_slow_reference(arrangement, rules):
     table = arranged.table(HISTORY).tolist()
     seeds = torch.arange(B)
     first_end_step = arranged.num_steps(HISTORY) // 2
-    sampler = Sampler(rules, arranged, Symbols(arranged), HISTORY, first_end_step, "cpu")
+    sampler = Sampler(rules, arranged, SubTokens(arranged), HISTORY, first_end_step, "cpu")
     draw = random.Random(0)
     for step in draw.sample(range(arranged.num_steps(HISTORY)), 6):
         begun = sampler.begin(seeds, step, columns)
@@ -149,16 +149,18 @@ def longest_run(codes: list[int], of) -> int:
 
 def test_silence_is_limited():
     for limit in (1, 3):
-        found = make_codes(Sampling(max_silence_frames=limit, silence_codes=SILENT), fixed=True).codes[:, 0].tolist()
+        found = (
+            make_codes(SamplingConfig(max_silence_frames=limit, silence_codes=SILENT), fixed=True).codes[:, 0].tolist()
+        )
         assert max(longest_run(row, SILENT) for row in found) == limit
-    free = make_codes(Sampling(), fixed=True).codes[:, 0].tolist()
+    free = make_codes(SamplingConfig(), fixed=True).codes[:, 0].tolist()
     assert max(longest_run(row, SILENT) for row in free) > 3
 
 
 def test_the_end_follows_its_bias():
-    lengths = [int(make_codes(Sampling(end_bias=bias)).lengths.sum()) for bias in (-3.0, 0.0, 3.0)]
+    lengths = [int(make_codes(SamplingConfig(end_bias=bias)).lengths.sum()) for bias in (-3.0, 0.0, 3.0)]
     assert lengths[0] > lengths[1] > lengths[2]
-    assert not bool(make_codes(Sampling(end_bias=-100.0)).ended.any())
+    assert not bool(make_codes(SamplingConfig(end_bias=-100.0)).ended.any())
 
 
 def test_repetition_is_less_than_without():
@@ -166,9 +168,9 @@ def test_repetition_is_less_than_without():
         codes = make_codes(rules, fixed=True).codes
         return float((codes[:, :, 1:] == codes[:, :, :-1]).double().mean())
 
-    greedy = Sampling(temperature=0.0)
-    assert repeated(Sampling(temperature=0.0, ras=2, ras_tau=0.5)) < repeated(greedy)
-    assert repeated(Sampling(repetition_penalty=4.0, repetition_window=2)) < repeated(Sampling())
+    greedy = SamplingConfig(temperature=0.0)
+    assert repeated(SamplingConfig(temperature=0.0, ras=2, ras_tau=0.5)) < repeated(greedy)
+    assert repeated(SamplingConfig(repetition_penalty=4.0, repetition_window=2)) < repeated(SamplingConfig())
 
 
 @pytest.mark.parametrize(
@@ -190,13 +192,13 @@ def test_repetition_is_less_than_without():
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        make_codes(Sampling(**settings))
+        make_codes(SamplingConfig(**settings))
 
 
 def test_a_bias_needs_an_end():
     lm = make_lm("delay", variable=False)
     with pytest.raises(ValueError, match="end_bias is 1.0, but the model has no end code"):
-        generate_codes(lm, make_conditions("none", 1)[1], [0], Length(6, fixed=True), Sampling(end_bias=1.0))
+        generate_codes(lm, make_conditions("none", 1)[1], [0], Length(6, fixed=True), SamplingConfig(end_bias=1.0))
 
 
 def test_an_output_between_codes_and_end_is_never_drawn():
@@ -216,7 +218,7 @@ def test_an_output_between_codes_and_end_is_never_drawn():
 @pytest.mark.parametrize("rule", ["repetition_penalty", "ras", "max_silence_frames"])
 def test_rules_on_whole_codes_need_whole_codes(rule):
     lm = make_lm(head=HEADS["bits"])
-    settings = Sampling(**{rule: 2}, silence_codes=[0])
+    settings = SamplingConfig(**{rule: 2}, silence_codes=[0])
     with pytest.raises(ValueError, match=f"{rule} looks at whole codes, but the model's head draws them in parts"):
         generate_codes(lm, make_conditions("none", 1)[1], [0], Length(6), settings)
 
@@ -228,7 +230,7 @@ def test_the_rule_of_the_end_touches_no_other_symbol():
     logits = torch.randn(50, 6, 3, generator=torch.Generator().manual_seed(0)).double()
     ids = []
     for rule in ("drawn", "likeliest"):
-        sampler = Sampler(Sampling(end_rule=rule), lm.arrangement, lm.head.symbols, 6, 0, "cpu")
+        sampler = Sampler(SamplingConfig(end_rule=rule), lm.arrangement, lm.head.symbols, 6, 0, "cpu")
         ids.append(sampler.draw(sampler.begin(seeds, 3, columns), sampler.stage(tuple(range(6))), logits))
     assert torch.equal(ids[0][:, 1:], ids[1][:, 1:])
     ends = ids[1][:, 0] == 2

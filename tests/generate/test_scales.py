@@ -9,17 +9,17 @@ import torch
 from tessera.generate.decoding.dispatch import make_codes
 from tessera.generate.decoding.next_scale import generate_scales
 from tessera.generate.model import Model
-from tessera.generate.requests.conditions import Told
+from tessera.generate.requests.conditions import ConditionInputs
 from tessera.generate.requests.request import make_request
 from tessera.generate.sampling.counter_rng import uniform
-from tessera.generate.sampling.filters import Sampling, make_filters, sample
+from tessera.generate.sampling.filters import SamplingConfig, make_filters, sample
 from tessera.lm.conditioning.batch import ConditionBatch
-from tessera.lm.generation_config import GenerationDefaults, IntervalGuidance, LinearGuidance
+from tessera.lm.generation_config import GenerationConfig, IntervalGuidance, LinearGuidance
 from tessera.lm.heads.bits import BitsHeadConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.models.next_scale import NextScaleConfig
 from tessera.lm.models.registry import make_lm
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 
@@ -32,7 +32,7 @@ HEADS = {"parallel": ParallelHeadConfig(), "bits": BitsHeadConfig(), "grouped bi
 def make(condition="none", count=4, head="parallel", seed=0, **settings):
     torch.manual_seed(3)
     tokenizer = make_tokenizer(
-        PictureTokenizerConfig(
+        ImageTokenizerConfig(
             **{"name": "tiny", "height": 3, "width": 4, "channels": 1, "downsamplings": 0, "latent_dim": 3},
             **{"features": 4, "blocks": 1},
             quantizer=ScalesConfig(sizes=((1, 1), (2, 2), (3, 4)), quantizer=VQConfig(size=8)),
@@ -48,7 +48,7 @@ def make(condition="none", count=4, head="parallel", seed=0, **settings):
 
 def slow_scales(lm, conditions, seeds, guidance=(1, 1, 1), sampling=None):
     """One cell after another from whole forward passes, without a cache."""
-    filters, made = make_filters(sampling or Sampling(), 1), []
+    filters, made = make_filters(sampling or SamplingConfig(), 1), []
     null = None if conditions is None else conditions.null()
     J = len(lm.head.symbols)
     for row, seed in enumerate(seeds):
@@ -75,7 +75,7 @@ def slow_scales(lm, conditions, seeds, guidance=(1, 1, 1), sampling=None):
 @pytest.mark.parametrize("condition", ["none", "label", "text"])
 def test_equals_a_slow_one(head, condition):
     lm, batch, _ = make(condition, 3, head)
-    sampling = Sampling(temperature=0.8, top_k=3)
+    sampling = SamplingConfig(temperature=0.8, top_k=3)
     found = generate_scales(lm, batch if condition != "none" else None, [5, 6, 7], sampling)
     assert torch.equal(found, slow_scales(lm, batch if condition != "none" else None, [5, 6, 7], sampling=sampling))
     assert len(found.unique()) > 2, "not all alike"
@@ -129,7 +129,7 @@ def test_another_model_may_draft_the_first_scales():
 
 def test_through_the_model():
     lm, _, tokenizer = make("label", 3)
-    model = Model(lm, tokenizer, None, ["a", "b", "c"], GenerationDefaults(temperature=0.9))
+    model = Model(lm, tokenizer, None, ["a", "b", "c"], GenerationConfig(temperature=0.9))
     seen = []
     result = model.generate(label=["a", "c"], n=2, seed=3, batch=3, on_progress=lambda *at: seen.append(at))
     assert result.codes.shape == (4, 1, 17) and result.ended == (True,) * 4
@@ -145,7 +145,7 @@ def test_through_the_model():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampling": Sampling(ras=5)}, "ras is 5, but a next-scale model does not fill codes in order"),
+        ({"sampling": SamplingConfig(ras=5)}, "ras is 5, but a next-scale model does not fill codes in order"),
         ({"num_scales": 4}, "num_scales must be 1 to 3, the scales of 'tiny', found 4"),
         ({"num_scales": 0}, "num_scales must be 1 to 3"),
         ({"cache": "ring"}, "cache kind 'ring' is for steps in order"),
@@ -164,7 +164,7 @@ def test_requests_that_cannot_be_met():
 
     def request(**settings):
         prompt = settings.pop("prompt", None)
-        return make_request(lm, tokenizer, Told(), 1, 0, prompt, None, None, settings)
+        return make_request(lm, tokenizer, ConditionInputs(), 1, 0, prompt, None, None, settings)
 
     with pytest.raises(ValueError, match="draft was set, but a next-scale model makes whole scales"):
         make_codes(lm, request(draft=2), False)
@@ -175,7 +175,7 @@ def test_requests_that_cannot_be_met():
 
 def test_a_stream_shows_each_scale():
     lm, _, tokenizer = make("label")
-    model = Model(lm, tokenizer, None, ["a", "b", "c", "d"], GenerationDefaults())
+    model = Model(lm, tokenizer, None, ["a", "b", "c", "d"], GenerationConfig())
     whole = model.generate(label="c", seed=5, guidance=1.5)
     pictures = list(model.stream(label="c", seed=5, guidance=1.5))
     assert len(pictures) == 3 and torch.equal(pictures[-1], whole.media[0])

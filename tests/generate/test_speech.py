@@ -12,7 +12,7 @@ from tessera.generate.long_form.text_splitting import split_text
 from tessera.generate.model import Model, load
 from tessera.generate.result import GenerationWarning
 from tessera.generate.sampling.counter_rng import derived_seed
-from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.generation_config import GenerationConfig
 from tessera.tokenize.spec import AudioGeometry
 from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
 
@@ -30,7 +30,7 @@ def voices(tmp_path_factory):
 
 def load_again(model, **defaults):
     """The model with other generation defaults."""
-    changed = check_config({**model.defaults.model_dump(mode="json"), **defaults}, GenerationDefaults)
+    changed = check_config({**model.defaults.model_dump(mode="json"), **defaults}, GenerationConfig)
     return Model(model.lm, model.tokenizer, model.text, model.labels, changed)
 
 
@@ -225,7 +225,7 @@ def test_warnings_stand_in_the_result(voices):
 )
 def test_no_piece_is_longer_as_read_than_the_model_has_learned(text, limit, carry):
     reader = make_text(ByteTextConfig(normalise="words"), [])
-    chosen = GenerationDefaults(text_characters=limit, carry=carry)
+    chosen = GenerationConfig(text_characters=limit, carry=carry)
     notes: list[str] = []
     pieces = pieces_of(text, reader, chosen, False, notes)
     geometry = AudioGeometry(sample_rate=100, channels=1, samples_per_frame=4)

@@ -18,7 +18,7 @@ from tessera.generate.requests.settings import Filling, Length
 from tessera.lm.checkpoints.model_directory import load_model, save_model
 from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
 from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig
-from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.models.coarse_to_fine import CoarseToFine
@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
     sketch = ClusteredTokenizer(shapes.tokenizer, both.clustering)
     save_model(out / "labels", both.coarse, sketch, None, NAMES)
     save_model(out / "refiner", both.refiner, shapes.tokenizer, None, NAMES)
-    limits = GenerationDefaults(max_frames=9, min_frames=0)
+    limits = GenerationConfig(max_frames=9, min_frames=0)
     save_model(out / "long", build(tones.tokenizer, True, refiner_conditions=()), tones.tokenizer, None, NAMES, limits)
     torch.manual_seed(2)
     masked = MaskedConfig(**SHAPE, conditions=(LabelConfig(classes=4),), masking=MaskingConfig(share="uniform"))
@@ -87,11 +87,11 @@ def test_generate_is_the_labels_and_then_the_codes(folder):
     )
     conditions = ConditionBatch.make(labels=[2, 2, 3, 3])
     seeds = [3, 4, 5, 6]
-    from tessera.generate.sampling.filters import Sampling
+    from tessera.generate.sampling.filters import SamplingConfig
 
-    labels = generate_codes(model.lm.coarse, conditions, seeds, Length(6, fixed=True), Sampling(0.9), 1.5).codes
+    labels = generate_codes(model.lm.coarse, conditions, seeds, Length(6, fixed=True), SamplingConfig(0.9), 1.5).codes
     lengths = torch.full((4,), 6)
-    codes = fill_codes(model.lm.refiner, conditions, seeds, lengths, Filling(3), Sampling(), 2.0, coarse=labels)
+    codes = fill_codes(model.lm.refiner, conditions, seeds, lengths, Filling(3), SamplingConfig(), 2.0, coarse=labels)
     assert torch.equal(result.codes, codes)
     assert torch.equal(model.lm.clustering.coarse(result.codes), labels), "codes are of the clusters that were drawn"
     assert result.media[0].shape == (1, 4, 6) and all(result.ended)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tessera.generate.model import Model
-from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
 
@@ -24,7 +24,7 @@ def test_a_stream_equals_the_whole(name):
     tokenizer = tokenizer_of(name)
     torch.manual_seed(0)
     lm = TokenLM(LMConfig(width=16, layers=1, heads=2, arrangement=DelayConfig(), variable_length=True), tokenizer.spec)
-    model = Model(strong(lm).eval(), tokenizer, None, [], GenerationDefaults(max_frames=24, min_frames=3))
+    model = Model(strong(lm).eval(), tokenizer, None, [], GenerationConfig(max_frames=24, min_frames=3))
     several = {rows: model.generate(n=rows, seed=5, exact=True) for rows in (1, 2, 3)}
     for i in range(3):
         chunks = list(model.stream(seed=5 + i))

@@ -14,14 +14,14 @@ from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.kernels import cpu_gemv
-from tessera.lm.quantization.cpu_fast_decode import quicken_
+from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from tessera.lm.quantization.packed_linear import pack_
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "lm"))
 from small_models import CASES, make_conditions, make_config, make_lm
 
 THREADS = 3
-KINDS = {"plain": lambda lm: lm, "quick": quicken_, "packed": lambda lm: pack_(lm, "int8")}
+KINDS = {"plain": lambda lm: lm, "quick": enable_fast_cpu_decode_, "packed": lambda lm: pack_(lm, "int8")}
 
 
 def hand_over(frame, event, argument):

@@ -11,9 +11,9 @@ from tessera.generate import generate
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.model import Model, load
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch, EmbeddingConditionConfig, LabelConfig
-from tessera.lm.generation_config import ConstantGuidance, GenerationDefaults, TwoConditions
+from tessera.lm.generation_config import ConstantGuidance, GenerationConfig, TwoConditions
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
@@ -59,7 +59,7 @@ def test_it_is_the_condition_of_every_row(clones, sound):
     found = clones.generate(**given, n=2, seed=3)
     texts = [clones.text.encode(text) for text in ("one", "one", "two", "two")]
     batch = ConditionBatch.make([2] * 4, texts, codes=[codes, codes, codes[:, 1:3], codes[:, 1:3]])
-    expected = generate_codes(clones.lm, batch, [3, 4, 5, 6], Length(7, fixed=True), Sampling(), 2.0).codes
+    expected = generate_codes(clones.lm, batch, [3, 4, 5, 6], Length(7, fixed=True), SamplingConfig(), 2.0).codes
     assert torch.equal(found.codes, expected)
     for i in range(4):  # a voice of another length in the batch changes nothing
         alone = clones.generate(text=["one", "two"][i // 2], label="star", voice=given["voice"][i // 2], seed=3 + i,
@@ -100,7 +100,7 @@ def test_a_coarse_to_fine_model_reads_its_labels_and_its_codes(folder, sound):
     conditions = (LabelConfig(classes=4), CodesConditionConfig(max_frames=6))
     tones = load(folder / "tones")
     both = build(tones.tokenizer, True, conditions)
-    model = Model(both, tones.tokenizer, None, ["circle", "square", "star", "7"], GenerationDefaults(max_frames=6))
+    model = Model(both, tones.tokenizer, None, ["circle", "square", "star", "7"], GenerationConfig(max_frames=6))
     found = model.generate(label=0, voice=sound, n=3, passes=2)
     again = model.generate(label=0, voice=sound, seed=1, passes=2)
     assert torch.equal(again.codes[0], found[1].codes[0, :, : again.codes.shape[2]])
@@ -120,7 +120,7 @@ def test_pictures_follow_pictures(folder):
         TokenLM(LMConfig(width=16, layers=1, heads=2, conditions=conditions), shapes.spec),
         MaskedLM(MaskedConfig(width=16, layers=1, heads=2, conditions=conditions), shapes.spec),
     ):
-        model = Model(strong(lm).eval(), shapes.tokenizer, None, [], GenerationDefaults(), "sketch")
+        model = Model(strong(lm).eval(), shapes.tokenizer, None, [], GenerationConfig(), "sketch")
         pictures = torch.rand(2, 1, 4, 6) * 2 - 1
         one, other = (model.generate(voice=picture, n=2).codes for picture in pictures)
         assert not torch.equal(one, other)
@@ -136,11 +136,11 @@ def test_given_vectors(folder):
     torch.manual_seed(0)
     lm = TokenLM(LMConfig(width=16, layers=1, heads=2, variable_length=True,
                           conditions=(EmbeddingConditionConfig(width=5),)), tones.spec)  # fmt: skip
-    model = Model(strong(lm).eval(), tones.tokenizer, None, [], GenerationDefaults(max_frames=5), "given")
+    model = Model(strong(lm).eval(), tones.tokenizer, None, [], GenerationConfig(max_frames=5), "given")
     vectors = torch.randn(2, 3, 5)
     found = model.generate(embedding=[vectors[0], vectors[1, :2]], seed=1, num_frames=5)
     batch = ConditionBatch.make(embeddings=[vectors[0], vectors[1, :2]])
-    expected = generate_codes(lm, batch, [1, 2], Length(5, fixed=True), Sampling()).codes
+    expected = generate_codes(lm, batch, [1, 2], Length(5, fixed=True), SamplingConfig()).codes
     assert torch.equal(found.codes, expected)
     assert torch.equal(model.generate(embedding=vectors[0], seed=1, num_frames=5).codes[0], expected[0])
     assert model.generate(unconditional=True).codes.shape[:2] == (1, 3)

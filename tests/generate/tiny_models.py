@@ -4,7 +4,7 @@ import torch
 
 from tessera.lm.checkpoints.model_directory import save_model
 from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch, LabelConfig, TextConditionConfig
-from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.bits import BitsHeadConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
@@ -18,9 +18,9 @@ from tessera.lm.patterns.pattern import (
     PartialFlatConfig,
 )
 from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConfig
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
 from tessera.tokenize.tokenizer import make_tokenizer
 
@@ -56,7 +56,7 @@ def make_lm(arrangement="delay", variable=True, conditions=(), dtype=torch.float
     if variable:
         geometry = AudioGeometry(sample_rate=16000, samples_per_frame=4)
     else:
-        geometry = PictureGeometry(height=4, width=6, channels=1, rows=2, columns=3)
+        geometry = ImageGeometry(height=4, width=6, channels=1, rows=2, columns=3)
     sizes = cardinalities_for(settings.get("head", HEADS["parallel"]))
     spec = TokenSpec(name="tiny", cardinalities=sizes, geometry=geometry, fingerprint="0" * 64)
     config = LMConfig(
@@ -102,7 +102,7 @@ def save_tiny_models(folder):
         )
     )  # fmt: skip
     picture = make_tokenizer(
-        PictureTokenizerConfig(
+        ImageTokenizerConfig(
             name="shapes", height=4, width=6, channels=1, features=8, blocks=1, latent_dim=8, quantizer=quantizer
         )
     )
@@ -116,9 +116,9 @@ def save_tiny_models(folder):
         **common, variable_length=True, conditions=(LabelConfig(classes=4), reads, CodesConditionConfig(max_frames=8))
     )
     draws = LMConfig(**common, conditions=(LabelConfig(classes=4),))
-    limits = GenerationDefaults(max_frames=12, min_frames=2, guidance=1.5)
+    limits = GenerationConfig(max_frames=12, min_frames=2, guidance=1.5)
     save_model(folder / "tones", strong(TokenLM(speaks, audio.spec)), audio, text, [], limits)
     save_model(folder / "voices", strong(TokenLM(imitates, audio.spec)), audio, text, names, limits)
     save_model(folder / "clones", strong(TokenLM(clones, audio.spec)), audio, text, names, limits)
-    save_model(folder / "shapes", strong(TokenLM(draws, picture.spec)), picture, None, names, GenerationDefaults())
+    save_model(folder / "shapes", strong(TokenLM(draws, picture.spec)), picture, None, names, GenerationConfig())
     return folder

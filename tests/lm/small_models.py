@@ -27,7 +27,7 @@ from tessera.lm.patterns.pattern import (
     PartialFlatConfig,
     UnrolledConfig,
 )
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 from tessera.tokenize.text_tokenizer import ByteTextConfig
 
 CARDINALITIES = (7, 5, 6)
@@ -149,7 +149,7 @@ CASES |= {
 
 def make_spec(cardinalities=CARDINALITIES, picture=False) -> TokenSpec:
     geometry = (
-        PictureGeometry(height=8, width=8, rows=2, columns=3)
+        ImageGeometry(height=8, width=8, rows=2, columns=3)
         if picture
         else AudioGeometry(sample_rate=16000, samples_per_frame=320)
     )

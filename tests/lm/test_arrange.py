@@ -8,8 +8,8 @@ import torch
 from tessera.configs.schema import ConfigError
 from tessera.lm.patterns.pattern import (
     UNKNOWN_LENGTH,
-    Arrangement,
     CoarseFirstConfig,
+    CodebookPattern,
     DelayConfig,
     FlatConfig,
     GroupedConfig,
@@ -100,7 +100,7 @@ DRAWINGS = [
 @pytest.mark.parametrize(("config", "drawing"), DRAWINGS)
 def test_drawings(config, drawing):
     rows = [line.split() for line in drawing.strip().splitlines()]
-    arrangement = Arrangement(config, (30, 30, 30), specials=SpecialsConfig(start=0, pad=0))
+    arrangement = CodebookPattern(config, (30, 30, 30), specials=SpecialsConfig(start=0, pad=0))
     codes = torch.tensor([[[10 * k + t + 1 for t in range(4)] for k in range(3)]]) - 1
     expected = torch.tensor([[30 if cell == "S" else int(cell) - 1 for cell in row] for row in rows])
     arranged = arrangement.arrange(codes)
@@ -111,7 +111,7 @@ def test_drawings(config, drawing):
 
 def test_special_ids_of_a_row_that_ends():
     """V = 10, so end 10, start 11, pad 12; lengths 3 and 1 of T = 3."""
-    arrangement = Arrangement(DelayConfig(delays=(0, 1)), (10, 10), variable_length=True)
+    arrangement = CodebookPattern(DelayConfig(delays=(0, 1)), (10, 10), variable_length=True)
     codes = torch.tensor([[[1, 2, 3], [4, 5, 6]], [[7, 0, 0], [8, 0, 0]]])
     arranged = arrangement.arrange(codes, torch.tensor([3, 1]))
     assert arranged.ids.tolist() == [
@@ -126,13 +126,13 @@ def test_special_ids_of_a_row_that_ends():
 
 def test_ids_of_other_projects():
     """Dia: start 1026, end 1024, pad 1025 over 1024 codes. Higgs: `end` behind the last code."""
-    dia = Arrangement(DelayConfig(delays=(0, 1)), (1024, 1024), True, SpecialsConfig(start=2, pad=1))
+    dia = CodebookPattern(DelayConfig(delays=(0, 1)), (1024, 1024), True, SpecialsConfig(start=2, pad=1))
     assert (dia.start_ids[0], dia.end_ids[0], dia.pad_ids[0]) == (1026, 1024, 1025)
-    higgs = Arrangement(DelayConfig(delays=(0, 1)), (8, 8), True, SpecialsConfig(after="end"))
+    higgs = CodebookPattern(DelayConfig(delays=(0, 1)), (8, 8), True, SpecialsConfig(after="end"))
     assert higgs.arrange(torch.zeros(1, 2, 2, dtype=torch.long), torch.tensor([1])).ids.tolist() == [
         [[0, 8, 8, 8], [9, 0, 8, 8]]
     ]
-    padded = Arrangement(DelayConfig(delays=(0, 1)), (8, 8), specials=SpecialsConfig(before="pad"))
+    padded = CodebookPattern(DelayConfig(delays=(0, 1)), (8, 8), specials=SpecialsConfig(before="pad"))
     assert padded.arrange(torch.zeros(1, 2, 1, dtype=torch.long)).ids.tolist() == [[[0, 10], [10, 0]]]
 
 
@@ -228,7 +228,7 @@ def random_case(seed: int):
     K, B, T = rng.randint(1, 6), rng.randint(1, 4), rng.randint(1, 12)
     config = random_config(rng, K)
     cardinalities = tuple(rng.randint(1, 20) for _ in range(K))
-    arrangement = Arrangement(config, cardinalities, config.kind not in NEED_LENGTH and rng.random() < 0.5)
+    arrangement = CodebookPattern(config, cardinalities, config.kind not in NEED_LENGTH and rng.random() < 0.5)
     codes = torch.tensor([[[rng.randrange(V) for _ in range(T)] for V in cardinalities] for _ in range(B)])
     lengths = torch.tensor([rng.randint(1, T) for _ in range(B)])
     return arrangement, codes, lengths
@@ -239,7 +239,7 @@ def test_table_equals_the_slow_one(seed):
     rng = random.Random(seed)
     K, T = rng.randint(1, 6), rng.randint(1, 12)
     config = random_config(rng, K)
-    arrangement = Arrangement(config, [4] * K)
+    arrangement = CodebookPattern(config, [4] * K)
     assert arrangement.table(T).tolist() == slow_table(config, K, T)
     assert arrangement.num_steps(T) == len(slow_table(config, K, T)[0])
     steps = arrangement.steps_of(torch.arange(T), T)
@@ -270,7 +270,7 @@ def test_every_code_is_asked_for_once(seed):
     B, K, T = codes.shape
     arranged = arrangement.arrange(codes, lengths)
     marks = torch.arange(T).expand(B, K, T)
-    wide = Arrangement(arrangement.config, [T] * K, arrangement.variable_length)
+    wide = CodebookPattern(arrangement.config, [T] * K, arrangement.variable_length)
     placed = wide.arrange(marks, lengths)
     assert placed.mask.equal(arranged.mask)
     for b in range(B):
@@ -303,7 +303,7 @@ def test_a_prefix_of_frames_is_a_prefix_of_the_table(seed):
     config = random_config(rng, K)
     if config.kind in NEED_LENGTH:  # must know T beforehand
         config = DelayConfig(flatten_first=2)
-    arrangement = Arrangement(config, [4] * K)
+    arrangement = CodebookPattern(config, [4] * K)
     long, short = arrangement.table(T), arrangement.table(rng.randint(1, T - 1))
     shown = long[:, : short.shape[1]]
     assert bool(((shown == short) | (short == -1)).all())
@@ -327,7 +327,7 @@ def test_forced_ids_are_what_arrange_writes(seed):
 
 
 def test_forced_ids_while_the_end_is_unknown():
-    arrangement = Arrangement(DelayConfig(delays=(0, 2)), (4, 4), variable_length=True)
+    arrangement = CodebookPattern(DelayConfig(delays=(0, 2)), (4, 4), variable_length=True)
     unknown = torch.full((1,), UNKNOWN_LENGTH)
     assert arrangement.forced_ids(0, unknown).tolist() == [[-1, 5]]
     assert arrangement.forced_ids(2, unknown).tolist() == [[-1, -1]]
@@ -337,7 +337,7 @@ def test_forced_ids_while_the_end_is_unknown():
 
 
 def test_what_stands_beyond_a_length_does_not_matter():
-    arrangement = Arrangement(DelayConfig(), (4, 4))
+    arrangement = CodebookPattern(DelayConfig(), (4, 4))
     codes = torch.randint(0, 4, (2, 2, 5))
     lengths = torch.tensor([2, 5])
     changed = codes.clone()
@@ -346,14 +346,14 @@ def test_what_stands_beyond_a_length_does_not_matter():
 
 
 def test_sizes():
-    arrangement = Arrangement(DelayConfig(), (5, 9), variable_length=True)
+    arrangement = CodebookPattern(DelayConfig(), (5, 9), variable_length=True)
     assert arrangement.input_sizes == (8, 12)
     assert arrangement.output_sizes == (6, 9)
     assert arrangement.max_delay == 1
-    assert Arrangement(DelayConfig(delays=(1, 2, 3)), (5,) * 3).max_delay == 2
-    assert Arrangement(DelayConfig(delays=(0, 0, 0), flatten_first=2), (5,) * 3).max_delay == 2
-    assert Arrangement(FlatConfig(), (5,) * 4).max_delay == 3
-    assert Arrangement(FlatConfig(), (5,) * 4).num_steps(0) == 0
+    assert CodebookPattern(DelayConfig(delays=(1, 2, 3)), (5,) * 3).max_delay == 2
+    assert CodebookPattern(DelayConfig(delays=(0, 0, 0), flatten_first=2), (5,) * 3).max_delay == 2
+    assert CodebookPattern(FlatConfig(), (5,) * 4).max_delay == 3
+    assert CodebookPattern(FlatConfig(), (5,) * 4).num_steps(0) == 0
 
 
 @pytest.mark.parametrize(
@@ -369,12 +369,12 @@ def test_sizes():
     ],
 )
 def test_current_frames(config, columns):
-    arrangement = Arrangement(config, (5, 5, 5))
+    arrangement = CodebookPattern(config, (5, 5, 5))
     assert arrangement.current_frames(torch.arange(len(columns)), 4).tolist() == columns
 
 
 def test_bad_inputs_have_one_clear_error():
-    arrangement = Arrangement(DelayConfig(), (5, 5, 5))
+    arrangement = CodebookPattern(DelayConfig(), (5, 5, 5))
     codes = torch.zeros(2, 3, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="have 4 codebooks but the model has 3"):
         arrangement.arrange(torch.zeros(2, 4, 4, dtype=torch.long))
@@ -395,18 +395,18 @@ def test_bad_inputs_have_one_clear_error():
     with pytest.raises(ValueError, match="4 frames take 6 steps, but 5 were given"):
         arrangement.undo(torch.zeros(1, 3, 5, dtype=torch.long), 4)
     with pytest.raises(ValueError, match="must be told the number of frames"):
-        Arrangement(CoarseFirstConfig(), (5, 5)).cell_frames(0)
+        CodebookPattern(CoarseFirstConfig(), (5, 5)).cell_frames(0)
     with pytest.raises(ValueError, match="max_delay depends"):
-        _ = Arrangement(CoarseFirstConfig(), (5, 5)).max_delay
+        _ = CodebookPattern(CoarseFirstConfig(), (5, 5)).max_delay
 
 
 def test_bad_configs_have_one_clear_error():
     with pytest.raises(ConfigError, match=r"arrangement.delays has 2 entries \[0, 1\], but there are 3 codebooks"):
-        Arrangement(DelayConfig(delays=(0, 1)), (5, 5, 5))
+        CodebookPattern(DelayConfig(delays=(0, 1)), (5, 5, 5))
     with pytest.raises(ConfigError, match="set variable_length: false"):
-        Arrangement(CoarseFirstConfig(), (5, 5), variable_length=True)
+        CodebookPattern(CoarseFirstConfig(), (5, 5), variable_length=True)
     with pytest.raises(ConfigError, match="every number from 0"):
-        Arrangement(PartialFlatConfig(groups=(0, 2)), (5, 5))
+        CodebookPattern(PartialFlatConfig(groups=(0, 2)), (5, 5))
     for flattening, delays, message in [
         ((0, 2), None, "flattening must begin with 0"),
         ((1, 0), None, "flattening must begin with 0"),
@@ -415,12 +415,12 @@ def test_bad_configs_have_one_clear_error():
         ((0, 1, 1), None, "has 3 entries"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            Arrangement(UnrolledConfig(flattening=flattening, delays=delays), (5, 5))
+            CodebookPattern(UnrolledConfig(flattening=flattening, delays=delays), (5, 5))
     with pytest.raises(ConfigError, match="arrangement grouped must know .* set variable_length: false"):
-        Arrangement(GroupedConfig(sizes=(1, 1)), (5, 5), variable_length=True)
+        CodebookPattern(GroupedConfig(sizes=(1, 1)), (5, 5), variable_length=True)
     with pytest.raises(ConfigError, match=r"sizes \[2, 2\] add up to 4, but there are 3 codebooks"):
-        Arrangement(GroupedConfig(sizes=(2, 2)), (5, 5, 5))
+        CodebookPattern(GroupedConfig(sizes=(2, 2)), (5, 5, 5))
     with pytest.raises(ConfigError, match="specials: start and end are both 0"):
-        Arrangement(ParallelConfig(), (5,), True, SpecialsConfig(start=0))
+        CodebookPattern(ParallelConfig(), (5,), True, SpecialsConfig(start=0))
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         DelayConfig(delays=(0, -1))

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tessera.lm.attention.auto import Choice, choose_kernel
-from tessera.lm.attention.mask_types import Counted, Rows
+from tessera.lm.attention.mask_types import CacheLength, PackedSequences
 from tessera.lm.attention.registry import BACKENDS, choose_backend, explain, registry
 
 OK = {"flash": "ok", "xformers": "ok"}
-PACKED = Rows([3, 2], "cpu")
-WINDOW = Rows([30, 2], "cpu", window=4)
-WINDOW_BEHIND_PREFIX = Rows([30, 20], "cpu", prefixes=[2, 2], window=4)
+PACKED = PackedSequences([3, 2], "cpu")
+WINDOW = PackedSequences([30, 2], "cpu", window=4)
+WINDOW_BEHIND_PREFIX = PackedSequences([30, 20], "cpu", prefixes=[2, 2], window=4)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ WINDOW_BEHIND_PREFIX = Rows([30, 20], "cpu", prefixes=[2, 2], window=4)
         ((PACKED, "mps", torch.bfloat16, 64, OK), "sdpa", "made for CUDA, not for 'mps'"),
         ((None, "cuda", torch.bfloat16, 64, OK), "sdpa", "torch has kernels of its own"),
         ((torch.ones(1, 1, 2, 2).bool(), "cuda", torch.bfloat16, 64, OK), "sdpa", "torch has kernels of its own"),
-        ((Counted(3), "cuda", torch.bfloat16, 64, OK), "sdpa", "torch has kernels of its own"),
+        ((CacheLength(3), "cuda", torch.bfloat16, 64, OK), "sdpa", "torch has kernels of its own"),
     ],
 )
 def test_the_rule(case, name, because):
@@ -42,7 +42,7 @@ def test_the_rule(case, name, because):
 
 def test_what_is_chosen_computes_it_itself():
     """Nothing is chosen that would hand the work on to sdpa."""
-    sights = [PACKED, WINDOW, WINDOW_BEHIND_PREFIX, Rows([2, 3], "cpu", keys=[4, 1])]
+    sights = [PACKED, WINDOW, WINDOW_BEHIND_PREFIX, PackedSequences([2, 3], "cpu", keys=[4, 1])]
     for rows, dtype, head in itertools.product(sights, [torch.float32, torch.bfloat16], [8, 20, 256, 512]):
         name = choose_kernel(rows, "cuda", dtype, head, OK).name
         if name != "sdpa":

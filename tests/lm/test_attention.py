@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.lm.attention.mask_types import Counted, Rows, as_mask
+from tessera.lm.attention.mask_types import CacheLength, PackedSequences, as_mask
 from tessera.lm.attention.registry import BACKENDS, available_backends, choose_backend
 from tessera.lm.kv_cache.base import CacheShape, KVCache
 
@@ -54,7 +54,7 @@ def make_case(how, seed, E=16):
         count = S + int(torch.randint(0, 5, (), generator=g))
         M = count + int(torch.randint(0, 3, (), generator=g))
         on_device = how == "cache counted on the device"
-        mask = Counted(torch.tensor(count, dtype=torch.int32) if on_device else count)
+        mask = CacheLength(torch.tensor(count, dtype=torch.int32) if on_device else count)
     elif how == "mask":
         mask = torch.rand(B, 1, S, M, generator=g) < 0.5
         mask[..., 0] = True
@@ -65,11 +65,11 @@ def make_case(how, seed, E=16):
         window = 2 if "window" in how else None
         prefixes = [min(2, length - 1) for length in lengths] if "prefix" in how else None
         others = lengths_of(g, 4, 5) if how == "rows read another" else None
-        mask = Rows(lengths, "cpu", others, prefixes, window)
+        mask = PackedSequences(lengths, "cpu", others, prefixes, window)
         S, M = sum(lengths), sum(others or lengths)
     queries, keys, values = (torch.randn(B, n, m, E, generator=g) for n, m in ((H, S), (G, M), (G, M)))
     seen = torch.ones(1, 1, S, M, dtype=torch.bool)
-    if isinstance(mask, Rows):
+    if isinstance(mask, PackedSequences):
         row_of, place_of = numbered(mask.lengths)
         key_row, key_place = numbered(mask.key_lengths)
         for s in range(S):
@@ -78,7 +78,7 @@ def make_case(how, seed, E=16):
                 near = back < 2 or (prefixes is not None and key_place[m] < prefixes[key_row[m]])
                 in_sight = others is not None or (back >= 0 and (window is None or near))
                 seen[0, 0, s, m] = row_of[s] == key_row[m] and in_sight
-    elif isinstance(mask, Counted):
+    elif isinstance(mask, CacheLength):
         for s in range(S):
             seen[0, 0, s] = torch.arange(M) <= count - S + s
     elif mask is not None:
@@ -120,11 +120,11 @@ def test_backends_equal_the_loop_on_cuda(name, how, dtype):
     arguments, seen = make_case(how, 0, E=32)
     there = [x.to("cuda", dtype) for x in arguments[:3]]
     mask = arguments[3]
-    if isinstance(mask, Rows):
+    if isinstance(mask, PackedSequences):
         others = None if mask.causal else mask.key_lengths
-        mask = Rows(mask.lengths, "cuda", others, mask.prefixes, mask.window)
-    elif isinstance(mask, Counted):
-        mask = Counted(mask.count.cuda() if isinstance(mask.count, torch.Tensor) else mask.count)
+        mask = PackedSequences(mask.lengths, "cuda", others, mask.prefixes, mask.window)
+    elif isinstance(mask, CacheLength):
+        mask = CacheLength(mask.count.cuda() if isinstance(mask.count, torch.Tensor) else mask.count)
     elif mask is not None:
         mask = mask.cuda()
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_a_cache_that_counts_means_the_same(on_device):
             cache.begin(piece.shape[2])
             seen = cache.write(0, piece, -piece)
             mixed.append(BACKENDS["sdpa"](piece, *seen))
-            assert not counted or not len(mixed) > 1 or isinstance(seen.mask, Counted)
+            assert not counted or not len(mixed) > 1 or isinstance(seen.mask, CacheLength)
             cache.advance(piece.shape[2])
         results.append(torch.cat(mixed, dim=2))
     torch.testing.assert_close(*results)

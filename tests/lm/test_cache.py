@@ -10,7 +10,7 @@ from tessera.configs.schema import ConfigError
 from tessera.lm.attention.masks import causal_mask
 from tessera.lm.heads.registry import ParallelHeadConfig
 from tessera.lm.kv_cache.base import CacheShape, KVCache
-from tessera.lm.kv_cache.quantized import Shelf, dequantise, quantise
+from tessera.lm.kv_cache.quantized import QuantizedStore, dequantize, quantize
 from tessera.lm.kv_cache.registry import CACHES, make_cache, read_cache
 from tessera.lm.kv_cache.sliding_window import RingCacheConfig
 from tessera.lm.layers.input_embedding import EmbeddingInputConfig
@@ -221,7 +221,7 @@ def storage(cache):
     """Addresses and sizes of the tensors a cache keeps."""
     held = [value for name, value in vars(cache).items() if not name.startswith("_")]
     tensors = [x for x in held if isinstance(x, torch.Tensor)]
-    tensors += [x for shelf in held if isinstance(shelf, Shelf) for x in shelf.room]
+    tensors += [x for shelf in held if isinstance(shelf, QuantizedStore) for x in shelf.room]
     return {x.data_ptr(): x.nbytes for x in tensors if x.nbytes}
 
 
@@ -274,11 +274,11 @@ def test_a_ring_that_does_not_fit_the_model():
     assert isinstance(make_cache(None, CacheShape(**shape)), KVCache)
 
 
-# Quantised
+# Quantized
 
 
-def slow_quantise(vector, bits, outliers):
-    """The numbers of one vector after quantising, one by one."""
+def slow_quantize(vector, bits, outliers):
+    """The numbers of one vector after quantizing, one by one."""
     numbers = [float(x) for x in vector]
     mean = sum(numbers) / len(numbers)
     kept = set(sorted(range(len(numbers)), key=lambda i: -abs(numbers[i] - mean))[:outliers])
@@ -297,14 +297,14 @@ def slow_quantise(vector, bits, outliers):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("outliers", [0, 1, 3])
-def test_quantise_equals_a_slow_one(bits, outliers):
+def test_quantize_equals_a_slow_one(bits, outliers):
     x = torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x[0, 0, 3], x[0, 1], x[1, 2] = 40.0, 3.0, x[1, 2] + 100  # an outlier, a constant vector, an offset
-    found = dequantise(quantise(x, bits, outliers), 7, bits, torch.float64)
+    found = dequantize(quantize(x, bits, outliers), 7, bits, torch.float64)
     for i in range(2):
         for j in range(5):
-            torch.testing.assert_close(found[i, j], slow_quantise(x[i, j], bits, outliers), rtol=0, atol=1e-12)
-    assert quantise(x, bits, outliers).codes.shape == (2, 5, 7 if bits == 8 else 4)
+            torch.testing.assert_close(found[i, j], slow_quantize(x[i, j], bits, outliers), rtol=0, atol=1e-12)
+    assert quantize(x, bits, outliers).codes.shape == (2, 5, 7 if bits == 8 else 4)
     ordinary = x[0, 2:]
     spread = ordinary.amax(-1, keepdim=True) - ordinary.amin(-1, keepdim=True)
     # half a step, and what rounding scale and zero to float16 costs
@@ -314,15 +314,15 @@ def test_quantise_equals_a_slow_one(bits, outliers):
 def test_an_outlier_does_not_cost_the_others_their_precision():
     x = torch.randn(64, generator=torch.Generator().manual_seed(0))
     x[5] = 1000.0
-    without = (dequantise(quantise(x, 4), 64, 4, torch.float32) - x).abs()
-    kept = (dequantise(quantise(x, 4, 1), 64, 4, torch.float32) - x).abs()
+    without = (dequantize(quantize(x, 4), 64, 4, torch.float32) - x).abs()
+    kept = (dequantize(quantize(x, 4, 1), 64, 4, torch.float32) - x).abs()
     assert float(without.max()) > 1 and float(kept.max()) < 0.3 and float(kept[5]) == 0
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("sizes", [[1] * 19, [4, 1, 9, 1, 1, 3], [19]])
 @pytest.mark.parametrize(("recent", "outliers", "rotated"), [(0, 0, True), (3, 1, True), (30, 0, True), (2, 2, False)])
-def test_what_is_read_is_what_was_quantised(bits, sizes, recent, outliers, rotated):
+def test_what_is_read_is_what_was_quantized(bits, sizes, recent, outliers, rotated):
     """Keys and values as a slow memory of everything gives them, bit for bit."""
     P, group, E = 2, 4, 6
     shape = CacheShape(2, 3, 2, E, 19, torch.float32, torch.device("cpu"), P)
@@ -337,9 +337,9 @@ def test_what_is_read_is_what_was_quantised(bits, sizes, recent, outliers, rotat
         k, v = keys[layer, :, :, :end].clone(), values[layer, :, :, :end].clone()
         for first in range(0, max(0, steps - recent) // group * group, group):
             at = slice(P + first, P + first + group)
-            by_channel = quantise(k[:, :, at].transpose(2, 3), bits, outliers)
-            k[:, :, at] = dequantise(by_channel, group, bits, torch.float32).transpose(2, 3)
-            v[:, :, at] = dequantise(quantise(v[:, :, at], bits, outliers), E, bits, torch.float32)
+            by_channel = quantize(k[:, :, at].transpose(2, 3), bits, outliers)
+            k[:, :, at] = dequantize(by_channel, group, bits, torch.float32).transpose(2, 3)
+            v[:, :, at] = dequantize(quantize(v[:, :, at], bits, outliers), E, bits, torch.float32)
         return (k if table is None else rotate(k.transpose(1, 2), table[:, :end]).transpose(1, 2)), v
 
     first = 0
@@ -359,7 +359,7 @@ def test_what_is_read_is_what_was_quantised(bits, sizes, recent, outliers, rotat
 @pytest.mark.sample(16)
 @pytest.mark.parametrize(("kind", "tolerance"), [("int8", 0.02), ("int4", 0.3)])
 @some_cases
-def test_quantised_steps_stay_near_the_full_forward(case, kind, tolerance):
+def test_quantized_steps_stay_near_the_full_forward(case, kind, tolerance):
     """Logits here spread by about 1; 8 bits cost a hundredth of that, 4 bits sixteen times as much."""
     config = make_config(case)
     lm, codes, conditions = make_lm(config), make_codes(4, 6), make_conditions(config, 4)
@@ -375,7 +375,7 @@ def test_quantised_steps_stay_near_the_full_forward(case, kind, tolerance):
     close(far, output.logits)
 
 
-def test_bytes_of_the_quantised_kinds():
+def test_bytes_of_the_quantized_kinds():
     """Per number of 1024 steps: 8 or 4 bits, 32 bits for each vector's scale and zero; 47 steps as they are."""
     shape = CacheShape(3, 2, 2, 64, 1024 + 47, torch.bfloat16, torch.device("cpu"))
     numbers = 3 * 2 * 2 * 64

@@ -9,15 +9,15 @@ import torch
 from tessera.configs.files import read_safetensors, write_json, write_safetensors
 from tessera.lm.clustering.algorithms import METHODS, group_centres, group_vectors, scatter_of_random, scatter_within
 from tessera.lm.clustering.clustering import Clustering, cluster_codes, load_clustering, measure_clusters
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
-from tessera.tokenize.spec import PictureGeometry, TokenSpec
+from tessera.tokenize.spec import ImageGeometry, TokenSpec
 from tessera.tokenize.tokenizer import make_tokenizer
 
 SPEC = TokenSpec(
     name="tiny",
     cardinalities=(7, 4),
-    geometry=PictureGeometry(height=4, width=4, rows=2, columns=2),
+    geometry=ImageGeometry(height=4, width=4, rows=2, columns=2),
     fingerprint="f" * 64,
 )
 LABELS = torch.tensor([[0, 1, 2, 0, 1, 2, 0], [0, 0, 1, 1, -1, -1, -1]])
@@ -27,7 +27,7 @@ LABELS = torch.tensor([[0, 1, 2, 0, 1, 2, 0], [0, 0, 1, 1, -1, -1, -1]])
 def tokenizer():
     torch.manual_seed(0)
     quantizer = ResidualConfig(levels=2, quantizer=VQConfig(size=24, kmeans_init=False))
-    config = PictureTokenizerConfig(
+    config = ImageTokenizerConfig(
         name="tiny", height=4, width=4, channels=1, features=8, blocks=1, latent_dim=4, quantizer=quantizer
     )
     return make_tokenizer(config)

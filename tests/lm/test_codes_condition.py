@@ -11,10 +11,10 @@ import torch
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.checkpoints.model_directory import load_model, save_model
 from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch
-from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputConfig
 from tessera.lm.models.causal import LMConfig, TokenLM
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 
@@ -110,7 +110,7 @@ def test_the_models_own_input_is_read_with_its_weights_and_another_with_others(o
 def test_it_is_saved_and_read_back(own, tmp_path):
     torch.manual_seed(0)
     tokenizer = make_tokenizer(
-        PictureTokenizerConfig(
+        ImageTokenizerConfig(
             name="tiny", height=4, width=6, channels=1, features=8, blocks=1, latent_dim=8, quantizer=VQConfig(size=9)
         )
     )
@@ -119,7 +119,7 @@ def test_it_is_saved_and_read_back(own, tmp_path):
     )
     assert config.needs_code_vectors == (own is not None)
     lm = TokenLM(config, tokenizer.spec, tokenizer.vectors() if own else None).eval()
-    save_model(tmp_path / "m", lm, tokenizer, None, [], GenerationDefaults())
+    save_model(tmp_path / "m", lm, tokenizer, None, [], GenerationConfig())
     again = load_model(tmp_path / "m").lm
     codes, given = make_codes(2, 6, (9,)), ConditionBatch.make(codes=[make_codes(1, 4, (9,))[0], None])
     assert again(codes, None, given).logits.equal(lm(codes, None, given).logits)

@@ -21,12 +21,12 @@ from tessera.tokenize.compression.integer_network import CoderConfig, CoderNet, 
 from tessera.tokenize.compression.probability_models import NetworkModel, UniformModel, UnigramModel
 from tessera.tokenize.compression.range_coder import MAX_WEIGHT, SymbolReader, SymbolWriter, cost_in_bits, frequencies
 from tessera.tokenize.data.codes_file import CodesItem
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 
 pytest.importorskip("constriction")
 
 SOUND = AudioGeometry(sample_rate=8000, samples_per_frame=160)
-GRID = PictureGeometry(height=6, width=8, rows=3, columns=4)
+GRID = ImageGeometry(height=6, width=8, rows=3, columns=4)
 
 
 def spec_of(geometry=SOUND, sizes=(7, 5)):

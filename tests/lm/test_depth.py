@@ -12,7 +12,7 @@ from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.kernels import cpu_gemv
 from tessera.lm.models.causal import LMConfig
 from tessera.lm.patterns.pattern import ParallelConfig
-from tessera.lm.quantization.cpu_fast_decode import quicken_
+from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from tessera.lm.quantization.packed_linear import pack_
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -128,7 +128,7 @@ def test_packed_weights_are_those_of_the_head(head):
 
 @pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 @pytest.mark.parametrize("rows", [1, cpu_gemv.MAX_ROWS, cpu_gemv.MAX_ROWS + 1])
-@pytest.mark.parametrize("how", [quicken_, lambda lm: pack_(lm, "float32")], ids=["quick", "packed"])
+@pytest.mark.parametrize("how", [enable_fast_cpu_decode_, lambda lm: pack_(lm, "float32")], ids=["quick", "packed"])
 @depths
 def test_a_step_of_a_small_model_on_a_cpu_is_quick(head, how, rows):
     lm = make_lm(make_config(width=64, head=head.model_copy(update={"width": 32, "heads": 2})))

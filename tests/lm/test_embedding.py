@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tessera.configs.schema import ConfigError
-from tessera.lm.conditioning.base import Host
-from tessera.lm.conditioning.registry import ConditionBatch, Conditions, EmbeddingConditionConfig
+from tessera.lm.conditioning.base import ConditionContext
+from tessera.lm.conditioning.registry import ConditionBatch, Conditioner, EmbeddingConditionConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import make_codes, make_config, make_lm
@@ -53,9 +53,9 @@ def test_the_zero_null_reads_as_no_cross_attention_at_all():
 def test_a_model_without_a_layer_reads_the_vectors_as_they_are():
     config = EmbeddingConditionConfig(width=6, projection="none", norm="none", null="zero")
     given = batch(2, 2)
-    assert Conditions([config], Host(6, 1))(given).memory.equal(given.embedding)
+    assert Conditioner([config], ConditionContext(6, 1))(given).memory.equal(given.embedding)
     with pytest.raises(ConfigError, match="embedding.width is 6 and the model's width 8"):
-        Conditions([config], Host(8, 1))
+        Conditioner([config], ConditionContext(8, 1))
 
 
 def test_rows_are_laid_out_from_a_list():

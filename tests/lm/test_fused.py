@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tessera.lm.kernels import cpu_gemv
-from tessera.lm.kv_cache.base import Seen
+from tessera.lm.kv_cache.base import AttentionInputs
 from tessera.lm.ops.rotary import rotate
 from tessera.lm.quantization.packed_linear import pack_
 
@@ -152,7 +152,7 @@ class Unturned:
         self.values[-1].append(values)
         past = torch.cat([step[layer] for step in self.keys], dim=2).transpose(1, 2)
         seen = torch.cat([step[layer] for step in self.values], dim=2)
-        return Seen(rotate(past, self.table).transpose(1, 2).double(), seen.double(), None, False)
+        return AttentionInputs(rotate(past, self.table).transpose(1, 2).double(), seen.double(), None, False)
 
     def place(self):
         raise AssertionError("only turned caches are asked")

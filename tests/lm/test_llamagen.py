@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tessera.configs.files import read_safetensors, write_safetensors
-from tessera.generate.sampling.guidance import Guide
+from tessera.generate.sampling.guidance import ClassifierFreeGuidance
 from tessera.lm.checkpoints.model_directory import WeightsError
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.public.llamagen import UNKNOWN_TOKENIZER, load_llamagen, save_llamagen
@@ -201,7 +201,7 @@ def test_a_model_without_a_row_for_no_class_keeps_all_its_classes(said, tmp_path
     again = load_llamagen(tmp_path / "out")
     assert again.config == lm.config
     with pytest.raises(ValueError, match="without dropping its label"):
-        Guide(2.0, lm, 4)
+        ClassifierFreeGuidance(2.0, lm, 4)
 
 
 def test_a_class_table_that_nothing_is_said_of(tmp_path):

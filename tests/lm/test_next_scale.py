@@ -20,9 +20,9 @@ from tessera.lm.models.causal import LMConfig
 from tessera.lm.models.next_scale import NextScaleConfig, NextScaleLM
 from tessera.lm.models.registry import make_lm
 from tessera.lm.ops.rotary import GridRopeConfig, SinusoidalConfig, TimeRopeConfig, places_of_scales
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
-from tessera.tokenize.spec import PictureGeometry
+from tessera.tokenize.spec import ImageGeometry
 from tessera.tokenize.tokenizer import make_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,7 +34,7 @@ SIZES = {"square": ((1, 1), (2, 2), (4, 4)), "wide first": ((1, 2), (2, 3), (4, 
 def make_scales_tokenizer(sizes=SIZES["square"], size=8, shared=True):
     rows, columns = sizes[-1]
     torch.manual_seed(5)
-    config = PictureTokenizerConfig(
+    config = ImageTokenizerConfig(
         **{"name": "tiny", "height": rows, "width": columns, "channels": 1, "downsamplings": 0, "latent_dim": 3},
         **{"features": 4, "blocks": 1},
         quantizer=ScalesConfig(sizes=sizes, convolutions=2, shared=shared, quantizer=VQConfig(size=size)),
@@ -177,7 +177,7 @@ def test_training_lowers_the_loss():
 
 
 def test_cells_stand_in_the_middle_of_what_they_cover():
-    geometry = PictureGeometry(height=4, width=6, rows=4, columns=6, scales=SIZES["wide first"])
+    geometry = ImageGeometry(height=4, width=6, rows=4, columns=6, scales=SIZES["wide first"])
     places = places_of_scales(geometry)
     assert places[:2].tolist() == [[1.5, 1.0], [1.5, 4.0]] and places[2].tolist() == [0.5, 0.5]
     fine = [[r, c] for r in range(4) for c in range(6)]

@@ -11,12 +11,12 @@ from tessera.lm.models.causal import TokenLM
 from tessera.lm.models.next_patch import Patches, PatchPhase, check_patches, side_at
 from tessera.lm.ops.rotary import GridRopeConfig, TimeRopeConfig
 from tessera.lm.patterns.pattern import DelayConfig, ParallelConfig
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import CARDINALITIES, CONDITIONS, HEADS, make_codes, make_conditions, make_config
 
-PICTURE = PictureGeometry(height=16, width=16, rows=4, columns=8)
+PICTURE = ImageGeometry(height=16, width=16, rows=4, columns=8)
 
 
 def make(rope, condition="label and text", **settings) -> TokenLM:

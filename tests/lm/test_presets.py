@@ -7,7 +7,7 @@ import torch
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.models.causal import LMConfig, TokenLM
-from tessera.lm.patterns.pattern import UNKNOWN_LENGTH, Arrangement, SpecialsConfig
+from tessera.lm.patterns.pattern import UNKNOWN_LENGTH, CodebookPattern, SpecialsConfig
 from tessera.lm.patterns.presets import PRESETS
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 
@@ -58,11 +58,11 @@ def make_codes(K: int, T: int, V: int = 40) -> torch.Tensor:
     return torch.randint(V, (1, K, T), generator=torch.Generator().manual_seed(K * 100 + T))
 
 
-def with_start(name: str, codes: torch.Tensor, V: int = 40) -> tuple[Arrangement, list[list[int]]]:
+def with_start(name: str, codes: torch.Tensor, V: int = 40) -> tuple[CodebookPattern, list[list[int]]]:
     """What the model reads and predicts in the end: the column of start, then the arranged ids."""
     K = codes.shape[1]
     config, specials, variable = PRESETS[name](K)
-    arrangement = Arrangement(config, (V,) * K, variable, specials)
+    arrangement = CodebookPattern(config, (V,) * K, variable, specials)
     start = torch.tensor(arrangement.start_ids)[None, :, None]
     return arrangement, torch.cat([start, arrangement.arrange(codes).ids], dim=2)[0].tolist()
 
@@ -141,7 +141,7 @@ def test_cascade_of_ends(name):
     for _ in range(20):
         K, s = rng.randint(1, 9), rng.randint(0, 6)
         config, specials, variable = PRESETS[name](K)
-        arrangement = Arrangement(config, (64,) * K, variable, specials)
+        arrangement = CodebookPattern(config, (64,) * K, variable, specials)
         delays = arrangement.steps_of(torch.zeros(1, dtype=torch.long))[:, 0].tolist()
         after = 64 + (specials.end if specials.after == "end" else specials.pad)
         for step in range(s + max(delays) + 3):
@@ -195,7 +195,7 @@ def test_bad_presets_have_one_clear_error():
 def test_ids_between_codes_and_end():
     """Higgs ends at V + 1: codebook 0 has an output in between, which the sampler never draws (tests/generate)."""
     config, specials, variable = PRESETS["higgs-v2"](2)
-    arrangement = Arrangement(config, (6, 6), variable, specials)
+    arrangement = CodebookPattern(config, (6, 6), variable, specials)
     assert arrangement.end_ids == (7, 7) and arrangement.output_sizes == (8, 6) and arrangement.input_sizes == (8, 8)
-    fixed = Arrangement(config, (6, 6), False, SpecialsConfig(start=0, pad=0, end=3, after="end"))
+    fixed = CodebookPattern(config, (6, 6), False, SpecialsConfig(start=0, pad=0, end=3, after="end"))
     assert max(fixed.arrange(torch.zeros(1, 2, 1, dtype=torch.long)).ids.flatten()) < min(fixed.input_sizes)

@@ -14,7 +14,7 @@ from tessera.lm.kernels.cpu_gemv import MAX_ROWS
 from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.quantization import cpu_fast_decode
-from tessera.lm.quantization.cpu_fast_decode import quicken_
+from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import BLOCKS, CARDINALITIES, CASES, make_codes, make_conditions, make_spec
@@ -43,7 +43,7 @@ def test_steps(case, rows):
     config, lm = make_lm(CASES[case])
     codes, conditions = make_codes(rows, 6, lm.arrangement.cardinalities), make_conditions(config, rows)
     wanted = steps(lm, codes, conditions)
-    calls = count_calls(quicken_(lm))
+    calls = count_calls(enable_fast_cpu_decode_(lm))
     torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
     assert all(calls[-5:]) if rows <= MAX_ROWS else not any(calls)
 
@@ -55,7 +55,7 @@ def test_bfloat16_is_as_near(block):
     exact = steps(lm, codes, conditions)
     lm.bfloat16()
     plain = steps(lm, codes, conditions)
-    calls = count_calls(quicken_(lm))
+    calls = count_calls(enable_fast_cpu_decode_(lm))
     found = steps(lm, codes, conditions)
     assert all(calls[-5:]) and found.dtype == torch.bfloat16
     assert (found.float() - exact).square().mean() < 1.5 * (plain.float() - exact).square().mean()
@@ -64,7 +64,7 @@ def test_bfloat16_is_as_near(block):
 def test_the_model_itself_is_left_as_it_was():
     config, lm = make_lm(CROSS)
     before = copy.deepcopy(lm)
-    quicken_(lm)
+    enable_fast_cpu_decode_(lm)
     for (name, found), (wanted_name, wanted) in zip(lm.state_dict().items(), before.state_dict().items(), strict=True):
         assert name == wanted_name and found.equal(wanted)
     assert all(parameter.requires_grad for parameter in lm.parameters())
@@ -74,7 +74,7 @@ def test_the_model_itself_is_left_as_it_was():
 
 def test_training_forgets_the_copies():
     config, lm = make_lm(CROSS)
-    quicken_(lm).train()
+    enable_fast_cpu_decode_(lm).train()
     with torch.no_grad():
         [parameter.mul_(1.5) for parameter in lm.parameters()]
     lm.eval()
@@ -85,12 +85,15 @@ def test_training_forgets_the_copies():
 
 
 def test_large_models_and_models_of_many_rows_are_left_alone(monkeypatch):
-    assert quicken_(MaskedLM(MaskedConfig(width=16, heads=1), make_spec(CARDINALITIES))).transformer.fused is None
+    assert (
+        enable_fast_cpu_decode_(MaskedLM(MaskedConfig(width=16, heads=1), make_spec(CARDINALITIES))).transformer.fused
+        is None
+    )
     _, lm = make_lm(CROSS)
     monkeypatch.setattr(cpu_fast_decode, "MOST_BYTES", sum(weight.nbytes for weight in lm.transformer.parameters()) - 1)
-    assert quicken_(lm).transformer.fused is None
+    assert enable_fast_cpu_decode_(lm).transformer.fused is None
     monkeypatch.setattr(cpu_fast_decode, "MOST_BYTES", cpu_fast_decode.MOST_BYTES + 1)
-    assert quicken_(lm).transformer.fused is not None
+    assert enable_fast_cpu_decode_(lm).transformer.fused is not None
 
 
 def test_what_is_loaded_is_quick():

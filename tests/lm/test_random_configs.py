@@ -16,9 +16,9 @@ from tessera.lm.models.causal import LMConfig
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.models.next_scale import NextScaleConfig, NextScaleLM
 from tessera.lm.models.registry import make_lm
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 from tessera.tokenize.tokenizer import make_tokenizer
 
 KINDS = {"causal": LMConfig, "masked": MaskedConfig, "next_scale": NextScaleConfig}
@@ -112,8 +112,8 @@ def random_spec(draw):
     geometry = draw.choice(
         [
             AudioGeometry(sample_rate=8000, samples_per_frame=4),
-            PictureGeometry(height=4, width=6, rows=2, columns=3),
-            PictureGeometry(height=4, width=4, rows=1, columns=1),
+            ImageGeometry(height=4, width=6, rows=2, columns=3),
+            ImageGeometry(height=4, width=4, rows=1, columns=1),
         ]
     )
     return TokenSpec(name="tiny", cardinalities=cardinalities, geometry=geometry, fingerprint="0" * 64)
@@ -136,7 +136,7 @@ def try_out(config, spec, tokenizer):
     vectors = torch.randn(spec.num_codebooks, max(spec.cardinalities), 3) if config.needs_code_vectors else None
     lm = make_lm(config, spec, vectors, None, None if tokenizer is None else tokenizer.quantizer)
     batch = batch_for(lm.config, spec)
-    T = spec.geometry.num_frames if isinstance(spec.geometry, PictureGeometry) else 5
+    T = spec.geometry.num_frames if isinstance(spec.geometry, ImageGeometry) else 5
     codes = torch.zeros(2, spec.num_codebooks, T, dtype=torch.long)
     lengths = torch.tensor([T, max(1, T - 2)]) if isinstance(spec.geometry, AudioGeometry) else None
     lm.train().loss(codes, lengths, batch).loss.backward()
@@ -159,7 +159,7 @@ def make_scales(draw):
     rows, columns = draw.choice([(2, 2), (3, 4)])
     settings = {"name": "tiny", "height": rows, "width": columns, "channels": 1, "downsamplings": 0, "latent_dim": 3}
     scales = ScalesConfig(sizes=((1, 1), (rows, columns)), convolutions=1, quantizer=VQConfig(size=8))
-    return make_tokenizer(PictureTokenizerConfig(**settings, features=4, blocks=1, quantizer=scales))
+    return make_tokenizer(ImageTokenizerConfig(**settings, features=4, blocks=1, quantizer=scales))
 
 
 @pytest.mark.sample(2)

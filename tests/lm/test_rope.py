@@ -17,7 +17,7 @@ from tessera.lm.ops.rotary import (
     rotate,
     sinusoidal_places,
 )
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry
 
 
 def slow_rotate(x, coordinates, base):
@@ -71,8 +71,8 @@ def test_grid():
     frames = positions.clamp(min=0)
     expected = [[[-2, -2], [-1, -1], [0, 0], [0, 1], [0, 2], [1, 0]]]
     assert grid_coordinates(positions, frames, 3).tolist() == expected
-    assert grid_columns(GridRopeConfig(), PictureGeometry(height=8, width=8, rows=2, columns=3)) == 3
-    assert grid_columns(GridRopeConfig(columns=5), PictureGeometry(height=8, width=8, rows=2, columns=3)) == 5
+    assert grid_columns(GridRopeConfig(), ImageGeometry(height=8, width=8, rows=2, columns=3)) == 3
+    assert grid_columns(GridRopeConfig(columns=5), ImageGeometry(height=8, width=8, rows=2, columns=3)) == 5
     with pytest.raises(ConfigError, match="rope kind 'grid' needs 'columns'"):
         grid_columns(GridRopeConfig(), AudioGeometry(sample_rate=16000, samples_per_frame=320))
 

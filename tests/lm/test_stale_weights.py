@@ -11,7 +11,7 @@ from torch import nn
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.execution import step_runner
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import Sampling
+from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.kernels import cpu_gemv, triton_fused_block
@@ -20,7 +20,7 @@ from tessera.lm.layers.transformer import RMSNorm
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.ops.linear import Linear
 from tessera.lm.ops.rotary import SinusoidalConfig
-from tessera.lm.quantization.cpu_fast_decode import quicken_
+from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from tessera.lm.quantization.packed_linear import pack_
 from tessera.tokenize.text_tokenizer import ByteTextConfig
 
@@ -215,14 +215,14 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_quick_model_generates_from_the_weights_as_they_are(change):
     for kind in list(KINDS)[:1] if change in (hook, own_forward, parametrized) else KINDS:
-        lm = quicken_(make(kind))
+        lm = enable_fast_cpu_decode_(make(kind))
         before = logits(lm)
         change(lm)
         assert float((same(lm, plain_copy(lm)) - before).abs().max()) > 1e-3, "the change changes something"
 
 
 def test_any_one_number_of_any_parameter():
-    lm = quicken_(make("depth head"))
+    lm = enable_fast_cpu_decode_(make("depth head"))
     for number, (name, parameter) in enumerate(lm.named_parameters()):
         place = number * 7919 % parameter.numel()
         parameter.data.view(-1)[place] += 2.0
@@ -236,7 +236,7 @@ def test_any_one_number_of_any_parameter():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_quick_model_that_is_cast(dtype):
-    lm = quicken_(make())
+    lm = enable_fast_cpu_decode_(make())
     logits(lm)
     lm.to(dtype)
     wanted = logits(plain_copy(lm))
@@ -248,7 +248,7 @@ def test_a_quick_model_that_is_cast(dtype):
 
 def test_weights_that_count_no_versions():
     with torch.inference_mode():
-        lm = quicken_(make())
+        lm = enable_fast_cpu_decode_(make())
         logits(lm)
         for parameter in lm.transformer.parameters():
             parameter.mul_(1.5)
@@ -256,7 +256,7 @@ def test_weights_that_count_no_versions():
 
 
 def test_copies_are_made_again_only_where_something_changed():
-    lm = quicken_(make())
+    lm = enable_fast_cpu_decode_(make())
     logits(lm)
     made = lm.transformer.fused._made
     logits(lm)
@@ -315,7 +315,7 @@ def test_programs_are_of_the_weights_as_they_are(monkeypatch):
 
     def run(lm, step):
         batch, length = make_conditions(lm.config, ROWS), Length(T, fixed=True)
-        return generate_codes(lm, batch, range(ROWS), length, Sampling(temperature=0.5), step=step).codes
+        return generate_codes(lm, batch, range(ROWS), length, SamplingConfig(temperature=0.5), step=step).codes
 
     for change in (lambda lm: None, in_place, load_by_assignment, module_replaced, low_rank, hook, setting_changed):
         change(lm)

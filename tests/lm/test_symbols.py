@@ -16,14 +16,14 @@ from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import BitsInputConfig, FactorInputConfig
 from tessera.lm.ops.loss import IGNORED
 from tessera.lm.patterns.pattern import (
-    Arrangement,
+    CodebookPattern,
     DelayConfig,
     FlatConfig,
     ParallelConfig,
     PartialFlatConfig,
     SpecialsConfig,
 )
-from tessera.lm.patterns.sub_tokens import Symbols
+from tessera.lm.patterns.sub_tokens import SubTokens
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import make_codes, make_config, make_lm, make_spec
@@ -46,8 +46,8 @@ split_heads = pytest.mark.parametrize(("head", "sizes"), SPLIT_HEADS.values(), i
 @pytest.mark.parametrize(("variable", "end"), [(False, 0), (True, 0), (True, 3)])
 @pytest.mark.parametrize(("sizes", "digits"), DIGITS)
 def test_ids_are_split_and_joined(sizes, digits, variable, end):
-    arrangement = Arrangement(ParallelConfig(), sizes, variable, SpecialsConfig(start=4, pad=2, end=end))
-    symbols = Symbols(arrangement, digits)
+    arrangement = CodebookPattern(ParallelConfig(), sizes, variable, SpecialsConfig(start=4, pad=2, end=end))
+    symbols = SubTokens(arrangement, digits)
     highest = min(arrangement.input_sizes)
     ids = torch.stack([torch.arange(max(0, size - highest), size) for size in arrangement.input_sizes])
     ids = torch.cat([ids, torch.zeros(len(sizes), 1, dtype=torch.long)], dim=1)[None]
@@ -62,7 +62,7 @@ def test_ids_are_split_and_joined(sizes, digits, variable, end):
 
 
 def test_the_drawing():
-    symbols = Symbols(Arrangement(ParallelConfig(), (6,), True), [(2, 3)])
+    symbols = SubTokens(CodebookPattern(ParallelConfig(), (6,), True), [(2, 3)])
     assert symbols.split(torch.arange(9)[None, None])[0].tolist() == [
         [0, 0, 0, 1, 1, 1, 2, 3, 4],
         [0, 1, 2, 0, 1, 2, 3, 3, 3],

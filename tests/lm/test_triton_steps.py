@@ -68,7 +68,7 @@ def test_project_is_the_layer(kind, norm, rows, outputs, inputs):
         module.to(DEVICE)
     x = (torch.randn(rows, inputs) + 0.5).to(DEVICE)
     with torch.no_grad():
-        plain = F.linear(x if module is None else module(x), packed.dequantised(), layer.bias.to(DEVICE))
+        plain = F.linear(x if module is None else module(x), packed.dequantized(), layer.bias.to(DEVICE))
         first, second = plain.chunk(2, dim=1)
         for act, wanted in enumerate((plain, F.gelu(plain), F.silu(first) * second)):
             residual = torch.randn_like(wanted)

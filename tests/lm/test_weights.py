@@ -13,10 +13,10 @@ from tessera.configs.schema import ConfigError
 from tessera.lm.checkpoints.model_directory import WeightsError, load_model, read_model_config, save_model
 from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
 from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
-from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputConfig
 from tessera.lm.models.causal import TokenLM
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.text_tokenizer import ByteTextConfig, SentencePieceConfig, make_text
 from tessera.tokenize.tokenizer import make_tokenizer
@@ -30,7 +30,7 @@ LABELS = ["a", "b", "c", "d"]
 def make_parts(seed=0, text_config=None, input_config=None):
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(
-        PictureTokenizerConfig(
+        ImageTokenizerConfig(
             name=f"tiny-{seed}",
             height=8,
             width=12,
@@ -55,7 +55,7 @@ def make_parts(seed=0, text_config=None, input_config=None):
 @pytest.fixture
 def saved(tmp_path):
     lm, tokenizer, text = make_parts()
-    save_model(tmp_path / "m", lm, tokenizer, text, LABELS, GenerationDefaults(top_k=5), "# Card\n")
+    save_model(tmp_path / "m", lm, tokenizer, text, LABELS, GenerationConfig(top_k=5), "# Card\n")
     (tmp_path / "m" / "fingerprint.json").unlink()  # what is refused behind it, as in models of earlier versions
     return tmp_path / "m"
 
@@ -64,7 +64,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("text_config", [ByteTextConfig(), SentencePieceConfig(vocab_size=20)], ids=["bytes", "pieces"])
 def test_what_was_saved_is_loaded(tmp_path, input_config, text_config):
     lm, tokenizer, text = make_parts(0, text_config, input_config)
-    defaults = GenerationDefaults(temperature=(0.5, 1.0), guidance=2.0)
+    defaults = GenerationConfig(temperature=(0.5, 1.0), guidance=2.0)
     save_model(tmp_path / "m", lm, tokenizer, text, LABELS, defaults, "# Card\n")
     assert (tmp_path / "m" / "README.md").read_text() == "# Card\n"
     loaded = load_model(tmp_path / "m")

@@ -6,11 +6,11 @@ from safetensors.torch import load_file
 
 from tessera.configs.files import read_safetensors, write_safetensors
 from tessera.tokenize.data.codes_file import CodesItem, read_codes, write_codes
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 
 GEOMETRY = AudioGeometry(sample_rate=8000, samples_per_frame=80)
 SOUND = TokenSpec(name="fake", cardinalities=(4, 300), geometry=GEOMETRY, fingerprint="f" * 64)
-PICTURES = SOUND.model_copy(update={"geometry": PictureGeometry(height=4, width=6, rows=2, columns=3)})
+PICTURES = SOUND.model_copy(update={"geometry": ImageGeometry(height=4, width=6, rows=2, columns=3)})
 
 
 def codes(num_frames: int, seed: int = 0, cardinalities=(4, 300)) -> torch.Tensor:

@@ -8,11 +8,11 @@ import torch
 
 from tessera.configs.files import write_safetensors
 from tessera.tokenize.data.corpus import MAX_TEXT_BYTES, ArraysCorpus, FolderCorpus, Item, open_corpus
-from tessera.tokenize.data.media import MediaError, bytes_to_picture, write_audio, write_picture
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry
+from tessera.tokenize.data.media import MediaError, bytes_to_image, write_audio, write_image
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry
 
 SPEECH = AudioGeometry(sample_rate=8000, samples_per_frame=80)
-GREY = PictureGeometry(height=4, width=6, channels=1, rows=2, columns=3)
+GREY = ImageGeometry(height=4, width=6, channels=1, rows=2, columns=3)
 
 
 def tone(num_samples: int = 400) -> torch.Tensor:
@@ -22,7 +22,7 @@ def tone(num_samples: int = 400) -> torch.Tensor:
 def picture(seed: int = 0, channels: int = 1, height: int = 4, width: int = 6) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (height, width, channels), generator=generator, dtype=torch.uint8)
-    return bytes_to_picture(pixels)
+    return bytes_to_image(pixels)
 
 
 def items(corpus) -> list[Item]:
@@ -53,7 +53,7 @@ def test_sound_with_transcripts(tmp_path):
 )
 def test_pictures_with_labels(tmp_path, labels, expected):
     for name in ("7/x", "8/x", "top"):
-        write_picture(tmp_path / f"{name}.png", picture())
+        write_image(tmp_path / f"{name}.png", picture())
     (tmp_path / "7/x.label").write_text("seven")
     corpus = open_corpus(FolderCorpus(path=str(tmp_path), labels=labels))
     assert [item.label for item in items(corpus)] == expected
@@ -215,7 +215,7 @@ def test_separators_inside_a_text_of_metadata(tmp_path):
 def test_one_bad_file_leaves_the_others(tmp_path):
     write_audio(tmp_path / "a.wav", tone(), 8000)
     (tmp_path / "b.wav").write_bytes(b"RIFF")
-    write_picture(tmp_path / "c.png", picture())
+    write_image(tmp_path / "c.png", picture())
     corpus = open_corpus(FolderCorpus(path=str(tmp_path)))
     assert corpus.media(0, SPEECH).shape == (1, 400)
     with pytest.raises(MediaError, match=r"b\.wav: cannot be read"):
@@ -225,7 +225,7 @@ def test_one_bad_file_leaves_the_others(tmp_path):
 
 
 def test_fit(tmp_path):
-    write_picture(tmp_path / "a.png", picture(height=8, width=8))
+    write_image(tmp_path / "a.png", picture(height=8, width=8))
     with pytest.raises(MediaError, match="8 x 8 pixels, needed are 6 x 4"):
         open_corpus(FolderCorpus(path=str(tmp_path))).media(0, GREY)
     for fit in ("crop", "stretch"):
@@ -246,9 +246,9 @@ def test_arrays(tmp_path):
     write_safetensors(tmp_path / "x.safetensors", {"images": pixels, "labels": torch.tensor([5, 0, 12])})
     corpus = open_corpus(ArraysCorpus(path=str(tmp_path / "x.safetensors")))
     assert items(corpus) == [Item("0", "5", None), Item("1", "0", None), Item("2", "12", None)]
-    assert torch.equal(corpus.media(1, GREY), bytes_to_picture(pixels[1, ..., None]))
+    assert torch.equal(corpus.media(1, GREY), bytes_to_image(pixels[1, ..., None]))
     with pytest.raises(ValueError, match=r"pictures are \[4, 6, 1\], the tokenizer wants \[4, 6, 3\]"):
-        corpus.media(0, PictureGeometry(height=4, width=6, channels=3, rows=2, columns=3))
+        corpus.media(0, ImageGeometry(height=4, width=6, channels=3, rows=2, columns=3))
     with pytest.raises(ValueError, match="holds pictures, the tokenizer wants audio"):
         corpus.media(0, SPEECH)
 

@@ -13,7 +13,7 @@ from quantizer_trees import tree
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.audio.networks import AudioTokenizerConfig
-from tessera.tokenize.image.networks import PictureNet, PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageNet, ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import make_quantizer
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
@@ -142,13 +142,13 @@ def test_absent_tokens_move_no_codebook():
 def picture(quantizer):
     part = {"kind": "vit1d", "tokens": 6, "patch": 4, "width": 16, "layers": 1, "heads": 2}
     settings = {"kind": "picture", "name": "p", "height": 8, "width": 8, "latent_dim": DIM}
-    return check_config({**settings, "encoder": part, "decoder": part, "quantizer": quantizer}, PictureTokenizerConfig)
+    return check_config({**settings, "encoder": part, "decoder": part, "quantizer": quantizer}, ImageTokenizerConfig)
 
 
 def test_a_frozen_tokenizer_says_how_many_tokens_its_pictures_take(tmp_path):
     torch.manual_seed(0)
     config = picture({"kind": "halting", "wanted_error": 0.1, "quantizer": RESIDUAL})
-    net = PictureNet(config)
+    net = ImageNet(config)
     with torch.no_grad():  # a head that says different things of different tokens
         net.quantizer.mix.weight.mul_(8)
         net.quantizer.limit.weight[0].mul_(20)

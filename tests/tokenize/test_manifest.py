@@ -8,7 +8,7 @@ import torch
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.data.corpus import FolderCorpus, Item, ManifestCorpus, open_corpus
-from tessera.tokenize.data.media import MediaError, write_audio, write_picture
+from tessera.tokenize.data.media import MediaError, write_audio, write_image
 from tessera.tokenize.data.shard_writer import ShardsConfig, SplitConfig, _choose_items
 from tessera.tokenize.spec import AudioGeometry
 
@@ -114,7 +114,7 @@ def test_folders_of_classes(tmp_path):
     for name in ("train/cat/1", "train/dog/1", "test/cat/1", "train/2"):
         path = tmp_path / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(path, torch.zeros(1, 4, 6))
+        write_image(path, torch.zeros(1, 4, 6))
     corpus = opened(tmp_path)
     assert [(item.id, item.label) for item in items(corpus)] == [
         ("test/cat/1.png", "cat"),

@@ -16,12 +16,12 @@ from tessera.tokenize.data.audio_pyav import has_av
 from tessera.tokenize.data.media import (
     MediaError,
     MediaLimits,
-    bytes_to_picture,
+    bytes_to_image,
     media_kind,
     read_audio,
-    read_picture,
+    read_image,
     write_audio,
-    write_picture,
+    write_image,
 )
 
 
@@ -204,57 +204,57 @@ def test_sound_that_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_picture_round_trip_is_exact(tmp_path, channels):
-    picture = bytes_to_picture(pixels(channels=channels))
+    picture = bytes_to_image(pixels(channels=channels))
     assert picture.shape == (channels, 20, 30) and float(picture.min()) >= -1 and float(picture.max()) <= 1
-    write_picture(tmp_path / "x.png", picture)
-    assert torch.equal(read_picture(tmp_path / "x.png", 20, 30, channels), picture)
+    write_image(tmp_path / "x.png", picture)
+    assert torch.equal(read_image(tmp_path / "x.png", 20, 30, channels), picture)
     with Image.open(tmp_path / "x.png") as image:
         assert image.size == (30, 20)
 
 
 def test_all_bytes_survive(tmp_path):
-    ramp = bytes_to_picture(torch.arange(256, dtype=torch.uint8).reshape(16, 16, 1))
+    ramp = bytes_to_image(torch.arange(256, dtype=torch.uint8).reshape(16, 16, 1))
     assert float(ramp.min()) == -1 and float(ramp.max()) == 1
-    write_picture(tmp_path / "x.png", ramp)
-    assert torch.equal(read_picture(tmp_path / "x.png", 16, 16, 1), ramp)
+    write_image(tmp_path / "x.png", ramp)
+    assert torch.equal(read_image(tmp_path / "x.png", 16, 16, 1), ramp)
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp", "bmp"])
 def test_formats(tmp_path, extension):
     flat = np.full((20, 30, 3), (255, 0, 128), np.uint8)
     Image.fromarray(flat).save(tmp_path / f"x.{extension}")
-    picture = read_picture(tmp_path / f"x.{extension}", 20, 30)
+    picture = read_image(tmp_path / f"x.{extension}", 20, 30)
     assert torch.allclose(picture.mean((1, 2)), torch.tensor([1.0, -1.0, 0.004]), atol=0.05)
 
 
 def test_odd_modes(tmp_path):
     path = tmp_path / "x.png"
     Image.fromarray((np.arange(600).reshape(20, 30) * 109).astype(np.uint16)).save(path)  # 16-bit grey
-    assert torch.allclose(read_picture(path, 20, 30, 1).flatten(), torch.arange(600) * 109 / 32767.5 - 1, atol=0.005)
+    assert torch.allclose(read_image(path, 20, 30, 1).flatten(), torch.arange(600) * 109 / 32767.5 - 1, atol=0.005)
     Image.new("RGBA", (30, 20), (0, 0, 0, 0)).save(path)  # transparent is white
-    assert float(read_picture(path, 20, 30, 3).min()) == 1 and float(read_picture(path, 20, 30, 1).min()) == 1
-    assert read_picture(path, 20, 30, 4).amax((1, 2)).tolist() == [-1, -1, -1, -1]
+    assert float(read_image(path, 20, 30, 3).min()) == 1 and float(read_image(path, 20, 30, 1).min()) == 1
+    assert read_image(path, 20, 30, 4).amax((1, 2)).tolist() == [-1, -1, -1, -1]
     Image.fromarray(pixels().numpy()).convert("P").save(path)
-    assert read_picture(path, 20, 30, 3).shape == (3, 20, 30)
+    assert read_image(path, 20, 30, 3).shape == (3, 20, 30)
 
 
 def test_turned_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter to the right when shown
     Image.fromarray(pixels().numpy()).save(tmp_path / "x.jpg", exif=exif)
-    assert read_picture(tmp_path / "x.jpg", 30, 20).shape == (3, 30, 20)
+    assert read_image(tmp_path / "x.jpg", 30, 20).shape == (3, 30, 20)
 
 
 def test_fit(tmp_path):
     path = tmp_path / "x.png"
     wide = torch.zeros(1, 10, 40) - 1
     wide[:, :, 15:25] = 1  # the middle square is white
-    write_picture(path, wide)
+    write_image(path, wide)
     refused(
-        read_picture, path, 5, 5, 1, match="40 x 10 pixels, needed are 5 x 5; scale it, or set fit to crop or stretch"
+        read_image, path, 5, 5, 1, match="40 x 10 pixels, needed are 5 x 5; scale it, or set fit to crop or stretch"
     )
-    assert float(read_picture(path, 5, 5, 1, fit="crop").min()) > 0.8
-    stretched = read_picture(path, 5, 8, 1, fit="stretch")
+    assert float(read_image(path, 5, 5, 1, fit="crop").min()) > 0.8
+    stretched = read_image(path, 5, 8, 1, fit="stretch")
     assert float(stretched[0, 2, 0]) < -0.9 < 0.9 < float(stretched[0, 2, 4])
 
 
@@ -265,7 +265,7 @@ def test_truncated_picture(tmp_path, extension):
     whole = path.read_bytes()
     for size in (0, 1, 4, 10, 24, 50, 200, len(whole) // 2, len(whole) * 3 // 4):
         path.write_bytes(whole[:size])
-        refused(read_picture, path, 20, 30, match="empty|cannot be read|content is not|cut short")
+        refused(read_image, path, 20, 30, match="empty|cannot be read|content is not|cut short")
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -297,49 +297,49 @@ def test_hostile_png(tmp_path, content, message):
     path = tmp_path / "x.png"
     path.write_bytes(content)
     before = rss_mb()
-    refused(read_picture, path, 20, 30, match=message)
+    refused(read_image, path, 20, 30, match=message)
     assert rss_mb() - before < 150
 
 
 def test_picture_of_another_kind(tmp_path):
     Image.fromarray(pixels().numpy()).save(tmp_path / "x.png")
     (tmp_path / "x.jpg").write_bytes((tmp_path / "x.png").read_bytes())
-    refused(read_picture, tmp_path / "x.jpg", 20, 30, match="its content is not JPEG")
-    refused(read_picture, tmp_path / "x.wav", 20, 30, match="picture is needed here, '.wav' is audio")
+    refused(read_image, tmp_path / "x.jpg", 20, 30, match="its content is not JPEG")
+    refused(read_image, tmp_path / "x.wav", 20, 30, match="picture is needed here, '.wav' is audio")
     with pytest.raises(ValueError, match="pictures have 1, 3 or 4 channels, not 2"):
-        read_picture(tmp_path / "x.png", 20, 30, 2)
+        read_image(tmp_path / "x.png", 20, 30, 2)
 
 
 def test_a_written_picture_may_be_enlarged_and_is_read_as_it_was(tmp_path):
-    picture = bytes_to_picture(pixels())
+    picture = bytes_to_image(pixels())
     for scale in (1, 2, 7):
-        write_picture(tmp_path / "x.png", picture, scale)
+        write_image(tmp_path / "x.png", picture, scale)
         assert Image.open(tmp_path / "x.png").size == (30 * scale, 20 * scale)
-        assert torch.equal(read_picture(tmp_path / "x.png", 20, 30), picture), "nothing is lost on the way"
+        assert torch.equal(read_image(tmp_path / "x.png", 20, 30), picture), "nothing is lost on the way"
     shown = np.array(Image.open(tmp_path / "x.png"))
     assert (shown == pixels().numpy().repeat(7, 0).repeat(7, 1)).all(), "nearest neighbour"
     shown[0, 0] ^= 1  # no longer a repeated pixel
     Image.fromarray(shown).save(tmp_path / "x.png")
-    refused(read_picture, tmp_path / "x.png", 20, 30, match="210 x 140 pixels, needed are 30 x 20")
+    refused(read_image, tmp_path / "x.png", 20, 30, match="210 x 140 pixels, needed are 30 x 20")
     for scale in (0, -1, 1.5, True, 1 << 40):
         with pytest.raises(ValueError, match="scale"):
-            write_picture(tmp_path / "x.png", picture, scale)
+            write_image(tmp_path / "x.png", picture, scale)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_lossy_files_are_near(suffix, channels, tmp_path):
     picture = torch.linspace(-1, 1, 32 * 24).reshape(1, 32, 24).expand(channels, -1, -1)
-    write_picture(tmp_path / f"x{suffix}", picture)
-    found = read_picture(tmp_path / f"x{suffix}", 32, 24, channels)
+    write_image(tmp_path / f"x{suffix}", picture)
+    found = read_image(tmp_path / f"x{suffix}", 32, 24, channels)
     assert float((found - picture).abs().max()) < 0.1
 
 
 def test_pixel_limit(tmp_path):
-    write_picture(tmp_path / "x.png", bytes_to_picture(pixels()))
-    assert read_picture(tmp_path / "x.png", 20, 30, limits=MediaLimits(max_pixels=600)).shape == (3, 20, 30)
+    write_image(tmp_path / "x.png", bytes_to_image(pixels()))
+    assert read_image(tmp_path / "x.png", 20, 30, limits=MediaLimits(max_pixels=600)).shape == (3, 20, 30)
     limits = MediaLimits(max_pixels=599)
-    refused(read_picture, tmp_path / "x.png", 20, 30, limits=limits, match="30 x 20 pixels, the limit is 599")
+    refused(read_image, tmp_path / "x.png", 20, 30, limits=limits, match="30 x 20 pixels, the limit is 599")
 
 
 def test_picture_that_cannot_be_written(tmp_path):
@@ -351,5 +351,5 @@ def test_picture_that_cannot_be_written(tmp_path):
         ("x.png", torch.full((1, 2, 2), float("inf")), "needs finite values"),
     ):
         with pytest.raises(ValueError, match=message):
-            write_picture(tmp_path / path, picture)
+            write_image(tmp_path / path, picture)
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import torch
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.image.movq import SpatialNorm
-from tessera.tokenize.image.networks import PICTURE_DECODERS, PICTURE_ENCODERS, PictureNet, PictureTokenizerConfig
+from tessera.tokenize.image.networks import IMAGE_DECODERS, IMAGE_ENCODERS, ImageNet, ImageTokenizerConfig
 from tessera.tokenize.image.token_merging import merge
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
@@ -37,12 +37,12 @@ any_decoder = pytest.mark.parametrize(
 def picture(encoder, decoder=None, **other):
     data = {"kind": "picture", "name": "x", "height": 8, "width": 12, "features": 8, "blocks": 1, "latent_dim": 8}
     data |= {"encoder": encoder, "decoder": decoder or encoder, "quantizer": RVQ}
-    return check_config(data | other, PictureTokenizerConfig)
+    return check_config(data | other, ImageTokenizerConfig)
 
 
 def tokenizer_of(encoder, decoder=None, **other):
     torch.manual_seed(0)
-    net = PictureNet(picture(PARTS[encoder], PARTS[decoder or encoder], **other))
+    net = ImageNet(picture(PARTS[encoder], PARTS[decoder or encoder], **other))
     net(torch.rand(8, 3, 8, 12) * 2 - 1)
     net.quantizer.update()  # codes start among the latents, so that many of them occur
     return make_tokenizer(net.config, net)
@@ -50,7 +50,7 @@ def tokenizer_of(encoder, decoder=None, **other):
 
 def test_every_part_is_in_the_list():
     kinds = {part["kind"] for part in PARTS.values()}
-    assert kinds == set(PICTURE_ENCODERS) == set(PICTURE_DECODERS)
+    assert kinds == set(IMAGE_ENCODERS) == set(IMAGE_DECODERS)
 
 
 @pytest.mark.sample(25)
@@ -86,9 +86,9 @@ def test_saved_and_loaded_is_the_same_tokenizer(encoder, tmp_path):
 def test_a_config_without_parts_is_the_one_of_before_there_were_any():
     """What goes into the fingerprint of the bundled tokenizer is what went into it when it was made."""
     data = {"kind": "picture", "name": "x", "height": 8, "width": 8, "quantizer": {"kind": "bsq", "bits": 2}}
-    assert {"encoder", "decoder"}.isdisjoint(check_config(data, PictureTokenizerConfig).model_dump())
+    assert {"encoder", "decoder"}.isdisjoint(check_config(data, ImageTokenizerConfig).model_dump())
     parts = {"encoder": PARTS["convolutional"], "decoder": PARTS["vit1d"] | {"tokens": 16}}
-    written = check_config(data | parts, PictureTokenizerConfig).model_dump()
+    written = check_config(data | parts, ImageTokenizerConfig).model_dump()
     assert "encoder" not in written and written["decoder"]["kind"] == "vit1d"
 
 
@@ -96,7 +96,7 @@ def test_a_config_without_parts_is_the_one_of_before_there_were_any():
 @every
 def test_training_reaches_every_weight(encoder, dtype):
     torch.manual_seed(0)
-    net = PictureNet(picture(PARTS[encoder]))
+    net = ImageNet(picture(PARTS[encoder]))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         found, quantized = net(torch.rand(2, 3, 8, 12) * 2 - 1)
     assert found.dtype == torch.float32 and found.shape == (2, 3, 8, 12)

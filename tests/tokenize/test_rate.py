@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import quantizer_trees as trees
 
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, StrideConfig, VQConfig, make_quantizer
 from tessera.tokenize.tokenizer import make_tokenizer
 
@@ -65,7 +65,7 @@ def test_codes_of_unlike_codebooks_have_their_own_bits():
 def tokenizer_with(quantizer):
     torch.manual_seed(0)
     return make_tokenizer(
-        PictureTokenizerConfig(
+        ImageTokenizerConfig(
             name="tiny", height=8, width=8, channels=1, features=8, blocks=1, latent_dim=8, quantizer=quantizer
         )
     )

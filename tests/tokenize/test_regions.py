@@ -16,7 +16,7 @@ from planting import TwoRanks
 
 from tessera.configs.schema import ConfigError
 from tessera.tokenize.audio.networks import AudioTokenizerConfig
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import RegionsConfig, ResidualConfig, StrideConfig, VQConfig, make_quantizer
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
@@ -268,7 +268,7 @@ def test_rate_is_what_writing_takes(size):
 
 
 def tokenizer_with(quantizer, height=16, width=16):
-    config = PictureTokenizerConfig(
+    config = ImageTokenizerConfig(
         name="tiny-regions", height=height, width=width, features=8, blocks=1, latent_dim=DIM, quantizer=quantizer
     )
     torch.manual_seed(0)

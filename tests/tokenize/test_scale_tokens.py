@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.models.scale_sums import ScaleSums
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.combinators.multi_scale import phi_numbers
 from tessera.tokenize.quantizers.registry import (
     FSQConfig,
@@ -19,7 +19,7 @@ from tessera.tokenize.quantizers.registry import (
     VQConfig,
     make_quantizer,
 )
-from tessera.tokenize.spec import PictureGeometry, TokenSpec
+from tessera.tokenize.spec import ImageGeometry, TokenSpec
 from tessera.tokenize.tokenizer import NETS, load_tokenizer, make_tokenizer
 
 SIZES = {"square": ((1, 1), (2, 2), (4, 4)), "odd": ((1, 2), (2, 3), (4, 6)), "line": ((1, 1), (1, 3), (1, 7))}
@@ -33,7 +33,7 @@ def scales(sizes, leaf="vq", shared=True, convolutions=2):
 def tiny(quantizer, height=8, width=12):
     shape = {"height": height, "width": width, "features": 8, "blocks": 1, "latent_dim": 5}
     torch.manual_seed(0)
-    return make_tokenizer(PictureTokenizerConfig(name="tiny-scales", quantizer=quantizer, **shape))
+    return make_tokenizer(ImageTokenizerConfig(name="tiny-scales", quantizer=quantizer, **shape))
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
@@ -163,7 +163,7 @@ def test_refusals():
 
 
 def test_a_geometry_without_scales_is_written_as_before():
-    plain = PictureGeometry(height=8, width=8, rows=4, columns=4)
+    plain = ImageGeometry(height=8, width=8, rows=4, columns=4)
     assert "scales" not in plain.model_dump() and plain.num_frames == 16
     spec = TokenSpec(name="x", cardinalities=(4,), geometry=plain, fingerprint="0" * 64)
     assert "scales" not in spec.model_dump(mode="json")["geometry"]

@@ -8,7 +8,7 @@ import torch
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.audio.masked_conv import fold_norms, normed, pad_signal, plain_state, set_plain
-from tessera.tokenize.audio.networks import SOUND_DECODERS, SOUND_ENCODERS, AudioNet, AudioTokenizerConfig
+from tessera.tokenize.audio.networks import AUDIO_DECODERS, AUDIO_ENCODERS, AudioNet, AudioTokenizerConfig
 from tessera.tokenize.audio.streaming import StagesStream, run_stages
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
@@ -73,7 +73,7 @@ def tokenizer_of(encoder, decoder=None):
 
 def test_every_part_is_in_the_list():
     kinds = {part["kind"] for part in PARTS.values()}
-    assert kinds == set(SOUND_ENCODERS) == {*SOUND_DECODERS, "fused"}
+    assert kinds == set(AUDIO_ENCODERS) == {*AUDIO_DECODERS, "fused"}
 
 
 @pytest.mark.sample(8)

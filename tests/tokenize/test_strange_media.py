@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import tessera.tokenize.data.audio_io as audio_io
-from tessera.tokenize.data.media import MediaError, MediaLimits, Notes, read_audio, read_picture, write_audio
+from tessera.tokenize.data.media import MediaError, MediaLimits, Notes, read_audio, read_image, write_audio
 
 RATE = 16000
 
@@ -203,7 +203,7 @@ def flat(color=(250, 10, 120), size=(30, 20)) -> Image.Image:
 
 
 def read(path, **more) -> torch.Tensor:
-    return read_picture(path, 20, 30, **more)
+    return read_image(path, 20, 30, **more)
 
 
 def close_to(picture: torch.Tensor, color) -> bool:
@@ -263,7 +263,7 @@ def test_broken_exif_turns_nothing(tmp_path):
     place = data.index(b"Exif\0\0") + 6
     for broken in (b"MM\0*\xff\xff\xff\xff", b"\0" * 8, b"II*\0\x08\0\0\0\xff\xff"):
         (tmp_path / "x.jpg").write_bytes(data[:place] + broken + data[place + len(broken) :])
-        assert read_picture(tmp_path / "x.jpg", 20, 30, fit="crop").shape == (3, 20, 30)
+        assert read_image(tmp_path / "x.jpg", 20, 30, fit="crop").shape == (3, 20, 30)
 
 
 def test_pixels_without_a_range(tmp_path):
@@ -345,7 +345,7 @@ def test_damage_is_a_media_error_or_an_array(tmp_path, capfd, extension):
                 )
         path.write_bytes(data)
         try:
-            found = read_audio(path, RATE) if sound else read_picture(path, 20, 30, fit="stretch")
+            found = read_audio(path, RATE) if sound else read_image(path, 20, 30, fit="stretch")
         except MediaError as error:
             refused += 1
             assert str(error).startswith(f"{path}: ") and str(error).isprintable() and len(str(error)) < 500

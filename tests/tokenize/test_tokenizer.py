@@ -6,7 +6,7 @@ import torch
 from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConfig
 from tessera.tokenize.audio.stft import frame_signal, inverse_spectrum
 from tessera.tokenize.audio.streaming import StagesStream, window_stage
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import FSQConfig, ResidualConfig, ScalesConfig, StrideConfig, VQConfig
 from tessera.tokenize.spec import check_same_tokenizer
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
@@ -29,7 +29,7 @@ def audio_config(causal=False, quantizer=RVQ, hop=16, window=64):
 
 
 def picture_config(quantizer=RVQ):
-    return PictureTokenizerConfig(
+    return ImageTokenizerConfig(
         name="tiny-picture", height=8, width=12, channels=3, features=8, blocks=1, latent_dim=8, quantizer=quantizer
     )
 

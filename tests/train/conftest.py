@@ -14,11 +14,11 @@ from tessera.lm.patterns.pattern import DelayConfig
 from tessera.tokenize.audio.networks import AudioTokenizerConfig
 from tessera.tokenize.audio.vocos import AudioStackConfig
 from tessera.tokenize.data.shard_writer import Index, ShardFile, code_dtype
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.tokenize.tokenizer import make_tokenizer
-from tessera.train.distributed.process_group import World
+from tessera.train.distributed.process_group import ProcessGroup
 from tessera.train.lm.config import TrainConfig, TrainSettings
 from tessera.train.lm.objective import Objective, TermCounter
 
@@ -84,7 +84,7 @@ def tiny() -> SimpleNamespace:
     return SimpleNamespace(
         spec=SPEC,
         lm=LM,
-        world=World(0, 1, torch.device("cpu")),
+        world=ProcessGroup(0, 1, torch.device("cpu")),
         settings=_settings,
         objective=_objective,
         batch=_batch,
@@ -122,7 +122,7 @@ def tiny_data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     quantizer = ResidualConfig(levels=2, quantizer=VQConfig(size=4, kmeans_init=False))
     for name in ("tiny", "other"):
-        config = PictureTokenizerConfig(
+        config = ImageTokenizerConfig(
             name=name, height=4, width=4, channels=1, features=8, blocks=1, latent_dim=4, quantizer=quantizer
         )
         tokenizer = make_tokenizer(config)

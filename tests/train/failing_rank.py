@@ -6,14 +6,14 @@ import signal
 
 def main(how: str) -> None:
     from tessera.train.lm import trainer
-    from tessera.train.lm.dataset import Items
+    from tessera.train.lm.dataset import CodesDataset
 
     if how == "disk":
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     elif how in ("shard", "kill", "interrupt"):
-        batch = Items.batch
+        batch = CodesDataset.batch
 
         def damaged(self, rows, draw=0):
             if draw == 2:
@@ -22,7 +22,7 @@ def main(how: str) -> None:
                 raise KeyboardInterrupt if how == "interrupt" else ValueError("00000.safetensors: damaged")
             return batch(self, rows, draw)
 
-        Items.batch = damaged
+        CodesDataset.batch = damaged
     elif how == "evaluate":
 
         def fails(*given):

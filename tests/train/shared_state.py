@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
-from tessera.train.distributed.process_group import ONE_PROCESS, World, join_world, leave_world
+from tessera.train.distributed.process_group import ONE_PROCESS, ProcessGroup, join_world, leave_world
 from tessera.train.engines.config import DeepSpeedEngineConfig
 from tessera.train.engines.deepspeed_engine import DeepSpeedEngine
 from tessera.train.engines.torch_engine import TorchEngine
@@ -17,7 +17,7 @@ from tessera.train.lm.config import TrainSettings
 from tessera.train.lm.objective import Objective
 
 
-def make(world: World, stage: int, dtype: str) -> DeepSpeedEngine | TorchEngine:
+def make(world: ProcessGroup, stage: int, dtype: str) -> DeepSpeedEngine | TorchEngine:
     geometry = AudioGeometry(sample_rate=8000, samples_per_frame=160)
     spec = TokenSpec(name="tiny", cardinalities=(5, 7), geometry=geometry, fingerprint="0" * 64)
     settings = TrainSettings(steps=9, batch=4, lr=0.01, warmup_steps=0, dtype=dtype)

@@ -11,9 +11,9 @@ import torch
 
 from tessera.train.common import checkpoint
 from tessera.train.common.checkpoint import Checkpoints, check_pickles, why_unusable
-from tessera.train.distributed.process_group import World
+from tessera.train.distributed.process_group import ProcessGroup
 
-ONE = World(0, 1, torch.device("cpu"))
+ONE = ProcessGroup(0, 1, torch.device("cpu"))
 
 
 def make(folder: Path, keep_last: int = 2) -> Checkpoints:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tessera.configs.schema import ConfigError, check_config
-from tessera.train.discriminators.registry import GAMES, LECAM_DECAY, Judges, JudgesConfig
-from tessera.train.distributed.process_group import World
+from tessera.train.discriminators.registry import GAMES, LECAM_DECAY, Discriminators, DiscriminatorsConfig
+from tessera.train.distributed.process_group import ProcessGroup
 
 SMALL = {
     "stft": {"kind": "stft", "windows": [64, 128], "channels": 4, "layers": 2},
@@ -21,8 +21,8 @@ each = pytest.mark.parametrize("kind", SMALL)
 
 def judges(kind, **changes):
     torch.manual_seed(0)
-    config = check_config({"nets": [SMALL[kind]], **changes}, JudgesConfig)
-    return Judges(config, channels=3 if kind == "patch" else 1)
+    config = check_config({"nets": [SMALL[kind]], **changes}, DiscriminatorsConfig)
+    return Discriminators(config, channels=3 if kind == "patch" else 1)
 
 
 def media(kind, count=4):
@@ -97,7 +97,7 @@ def test_bands_cover_the_spectrum_once():
     assert [low for low, _ in net.bands][1:] == [high for _, high in net.bands][:-1]
     assert net.bands[0][0] == 0 and net.bands[-1][1] == 33
     with pytest.raises(ConfigError, match="edges must rise from 0.0 to 1.0"):
-        check_config({"nets": [SMALL["bands"] | {"edges": [0.0, 0.6, 0.5, 1.0]}]}, JudgesConfig)
+        check_config({"nets": [SMALL["bands"] | {"edges": [0.0, 0.6, 0.5, 1.0]}]}, DiscriminatorsConfig)
 
 
 def test_lecam_pulls_scores_towards_the_average_of_the_other_side():
@@ -107,6 +107,6 @@ def test_lecam_pulls_scores_towards_the_average_of_the_other_side():
     scores = [plain.nets[0](x)[0].flatten(1) for x in (real, fake)]
     penalty = [(scores[0]).clamp_min(0).square().mean(1), (-scores[1]).clamp_min(0).square().mean(1)]
     torch.testing.assert_close(first, plain(real, fake) + 0.5 * (penalty[0] + penalty[1]), atol=1e-5, rtol=1e-4)
-    net.update(World(0, 1, torch.device("cpu")))
+    net.update(ProcessGroup(0, 1, torch.device("cpu")))
     wanted = (1 - LECAM_DECAY) * torch.stack([score.mean() for score in scores])
     torch.testing.assert_close(net.averages[:, 0], wanted, atol=1e-6, rtol=1e-4)

@@ -9,16 +9,16 @@ from torch.nn import functional as F
 from tessera.configs.files import write_safetensors
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.quantizers.registry import HaltingConfig, VQConfig, make_quantizer
-from tessera.tokenize.spec import PictureGeometry
+from tessera.tokenize.spec import ImageGeometry
 from tessera.train.distributed.process_group import join_world, leave_world
-from tessera.train.losses.adaptive_length import HaltingTerm, HaltingTermConfig
-from tessera.train.losses.base import InnerView, MediaBatch, TermContext
+from tessera.train.losses.adaptive_length import HaltingLoss, HaltingTermConfig
+from tessera.train.losses.base import LatentLossInputs, LossContext, MediaBatch
 from tessera.train.losses.codec_forward import decode_latents
 from tessera.train.tokenizer.config import TokenizerTrainConfig
 from tessera.train.tokenizer.trainer import TokenizerTrainer, train_tokenizer
 
 TOKENS, DIM, KINDS = 6, 8, 4
-GEOMETRY = PictureGeometry(height=4, width=4, channels=1, rows=1, columns=TOKENS)
+GEOMETRY = ImageGeometry(height=4, width=4, channels=1, rows=1, columns=TOKENS)
 
 
 def errors_of(kind, length):
@@ -42,11 +42,11 @@ def view_of(quantizer, latents, errors, generator=None):
     found = media + signs * errors.gather(1, lengths[:, None])[:, 0, None, None, None]
     none = torch.full((count,), -1)
     batch = MediaBatch(media, None, None, none < 0, none, [None] * count, count, 0, none, [None] * count)
-    return InnerView(batch, latents, result, quantizer, GEOMETRY, found), lengths
+    return LatentLossInputs(batch, latents, result, quantizer, GEOMETRY, found), lengths
 
 
 def term_of(**settings):
-    return HaltingTerm(HaltingTermConfig(**settings), TermContext(GEOMETRY, DIM, 1), "terms.0")
+    return HaltingLoss(HaltingTermConfig(**settings), LossContext(GEOMETRY, DIM, 1), "terms.0")
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_the_error_is_that_of_what_the_frozen_decoder_gives(tmp_path, monkeypatc
         trainer = TokenizerTrainer(config_of(tmp_path / "p.safetensors"), tmp_path / "t", world, progress=False)
         trainer.begin(0)
         seen = []
-        monkeypatch.setattr(HaltingTerm, "forward", lambda self, view: seen.append(view) or view.latents.mean((1, 2)))
+        monkeypatch.setattr(HaltingLoss, "forward", lambda self, view: seen.append(view) or view.latents.mean((1, 2)))
         rows = trainer.media.rows(0)
         trainer.objective(trainer.media.batch(0, rows, 0, 16))
     finally:

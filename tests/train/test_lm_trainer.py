@@ -17,7 +17,7 @@ from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.checkpoints.model_directory import load_model
 from tessera.tokenize.data.shard_writer import Shards
 from tessera.train.common.metrics import read_metrics
-from tessera.train.distributed.process_group import ONE_PROCESS, World
+from tessera.train.distributed.process_group import ONE_PROCESS, ProcessGroup
 from tessera.train.engines.auto import saved_engine
 from tessera.train.lm.config import TrainConfig
 from tessera.train.lm.run_state import RunState
@@ -116,7 +116,9 @@ def packed_config(data, **train) -> TrainConfig:
 def test_a_packed_run_stopped_and_resumed_equals_left_alone(tiny_data, tmp_path):
     """In micro-batches of one row, and with the loss of the same items side by side."""
     assert train_lm(packed_config(tiny_data, micro_batch=1), tmp_path / "whole")
-    trainer = LMTrainer(packed_config(tiny_data, micro_batch=1), tmp_path / "other", World(0, 1, torch.device("cpu")))
+    trainer = LMTrainer(
+        packed_config(tiny_data, micro_batch=1), tmp_path / "other", ProcessGroup(0, 1, torch.device("cpu"))
+    )
     trainer.engine.model.eval()
     rows = np.hstack(trainer.sampler.batch(0))
     batch = trainer.parts.items.batch(rows)
@@ -361,7 +363,7 @@ def test_only_the_same_noise_is_called_the_same_run(tiny_data, tmp_path, capfd, 
     found = tmp_path / "run" / "steps" / "step-00000001"
     parts = open_parts(config, tmp_path / "run", ONE_PROCESS)
     capfd.readouterr()
-    world = World(0, 4, torch.device("cpu"))
+    world = ProcessGroup(0, 4, torch.device("cpu"))
     started = config.model_copy(update={"engine": saved_engine(tmp_path / "run" / "steps")})
     started = started.model_copy(update={"lm": started.lm.explicit(parts.spec.num_codebooks)})
     RunState.load(found, started, parts, world, cut_like(found, config, world).micro)

@@ -18,7 +18,7 @@ from tessera.lm.models.masked import MaskedLM
 from tessera.tokenize.data.shard_writer import Shards
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.lm.config import TrainConfig
-from tessera.train.lm.dataset import Items
+from tessera.train.lm.dataset import CodesDataset
 from tessera.train.lm.trainer import LMTrainer, train_lm
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -69,7 +69,7 @@ def refiner(data, coarse, tmp_path_factory):
 def test_shards_are_mapped_on_the_fly(data):
     clustering = cluster_codes(load_tokenizer(data[0] / "tokenizer"), 2)
     shards = Shards(data[0] / "train")
-    fine, labels = Items(shards, None, None), Items(shards, None, None, clustering=clustering)
+    fine, labels = CodesDataset(shards, None, None), CodesDataset(shards, None, None, clustering=clustering)
     one, two = fine.batch([0, 5, 7]), labels.batch([0, 5, 7])
     assert torch.equal(two.codes, clustering.coarse(one.codes)) and int(two.codes.max()) == 1
     beyond = torch.arange(two.codes.shape[2]) >= one.lengths[:, None, None]
@@ -156,7 +156,7 @@ def test_eval_of_every_kind(data, coarse, refiner, capsys):
         assert run(asked) == 0
         found[name] = json.loads(capsys.readouterr().out)["loss"]["per_codebook"]
     model = load(refiner / "model")
-    items = Items(Shards(data[0] / "test"), model.labels, None)
+    items = CodesDataset(Shards(data[0] / "test"), model.labels, None)
     batch = items.batch(range(len(items)))
     fine = model.lm.refiner.loss(batch.codes, batch.lengths, batch.conditions)
     labels = model.lm.coarse.loss(model.lm.clustering.coarse(batch.codes), batch.lengths, batch.conditions)

@@ -20,7 +20,7 @@ from tessera.lm.models.causal import TokenLM
 from tessera.lm.models.registry import make_lm
 from tessera.tokenize.data.shard_writer import Shards
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig, make_quantizer
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry, TokenSpec
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 from tessera.train.lm.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,11 +46,11 @@ def test_the_size_is_as_stated(path):
     grid, scales = re.search(r"grid of (\d+) x (\d+)", text), re.search(r"on scales of ([\d, ]+):", text)
     make = TokenLM
     if grid:
-        geometry = PictureGeometry(height=256, width=256, rows=int(grid[1]), columns=int(grid[2]))
+        geometry = ImageGeometry(height=256, width=256, rows=int(grid[1]), columns=int(grid[2]))
     elif scales:
         sizes = tuple((int(side), int(side)) for side in scales[1].split(","))
         rows, columns = sizes[-1]
-        geometry = PictureGeometry(height=256, width=256, rows=rows, columns=columns, scales=sizes)
+        geometry = ImageGeometry(height=256, width=256, rows=rows, columns=columns, scales=sizes)
         quantizer = make_quantizer(ScalesConfig(sizes=sizes, quantizer=VQConfig(size=V)), 32)
         make = partial(make_lm, quantizer=quantizer)
     else:

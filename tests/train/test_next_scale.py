@@ -11,7 +11,7 @@ from tessera.cli.app import run
 from tessera.configs.schema import ConfigError, check_config
 from tessera.generate.model import load
 from tessera.lm.models.next_scale import NextScaleLM
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 from tessera.train.lm.config import TrainConfig
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     shape = {"height": 8, "width": 8, "channels": 1, "downsamplings": 2, "features": 4, "blocks": 1, "latent_dim": 4}
     quantizer = ScalesConfig(sizes=((1, 1), (2, 2)), quantizer=VQConfig(size=8))
-    make_tokenizer(PictureTokenizerConfig(name="tiny-scales", quantizer=quantizer, **shape)).save(folder / "tokenizer")
+    make_tokenizer(ImageTokenizerConfig(name="tiny-scales", quantizer=quantizer, **shape)).save(folder / "tokenizer")
     sets = {"tokenizer": folder / "tokenizer", "out": folder / "shards", "max_items": 12}
     sets["corpus.path"] = ROOT / "samples" / "digits" / "train.safetensors"
     overrides = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]

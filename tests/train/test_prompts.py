@@ -13,9 +13,9 @@ from tessera.configs.files import read_safetensors
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.data.shard_writer import Shards
 from tessera.train.common.metrics import read_metrics
-from tessera.train.distributed.process_group import World
+from tessera.train.distributed.process_group import ProcessGroup
 from tessera.train.lm.config import TrainConfig
-from tessera.train.lm.dataset import Items
+from tessera.train.lm.dataset import CodesDataset
 from tessera.train.lm.reference_prompts import CropPromptConfig, Prompts, PromptSource, SameLabelPromptConfig
 from tessera.train.lm.trainer import LMTrainer, train_lm
 
@@ -77,7 +77,7 @@ def test_labels_are_needed():
 
 def test_a_batch_holds_them(tiny_data):
     shards = Shards(tiny_data / "train")
-    items = Items(shards, None, None, 7, None, PromptSource(SameLabelPromptConfig(), 4, 1))
+    items = CodesDataset(shards, None, None, 7, None, PromptSource(SameLabelPromptConfig(), 4, 1))
     rows = [0, 3, 5]
     batch = items.batch(rows, draw=9)
     for b, row in enumerate(rows):
@@ -154,7 +154,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(tiny_data, tmp_p
         conditions = [{"kind": "codes", "max_frames": 6, "join": join}]
         lm = {"width": 16, "layers": 1, "heads": 2, "variable_length": True, "conditions": conditions}
         config = make_config(tiny_data, {"data": data, "lm": lm}, eval_every=None)
-        trainer = LMTrainer(config, tmp_path / packing["kind"], World(0, 1, torch.device("cpu")))
+        trainer = LMTrainer(config, tmp_path / packing["kind"], ProcessGroup(0, 1, torch.device("cpu")))
         model, batch = trainer.engine.model.eval(), trainer.parts.items.batch(range(7), draw=2)
         assert len(set(batch.conditions.codes_lengths.tolist())) > 2 and model.packed == (packing["kind"] != "padded")
         loss, sums, _ = model(batch.codes, batch.lengths, batch.conditions, trainer.count_terms(batch.lengths))

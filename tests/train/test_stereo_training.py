@@ -9,8 +9,8 @@ from tessera.tokenize.data.corpus import FolderCorpus, open_corpus
 from tessera.tokenize.data.media import write_audio
 from tessera.train.common.metrics import read_metrics
 from tessera.train.evaluation.tokenizer_eval import evaluate_tokenizer
-from tessera.train.losses.base import MediaBatch, TermContext
-from tessera.train.losses.registry import make_terms
+from tessera.train.losses.base import LossContext, MediaBatch
+from tessera.train.losses.registry import make_losses
 from tessera.train.tokenizer.dataset import MediaInMemory
 from tessera.train.tokenizer.objective import TokenizerObjective
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
@@ -82,7 +82,7 @@ def batch_of(media: torch.Tensor) -> MediaBatch:
 @pytest.mark.parametrize("kind", ["mel", "spectrum", "waveform"])
 def test_the_loss_of_an_item_is_the_mean_over_what_is_heard(stereo, kind):
     config = check_config(stereo, TokenizerTrainConfig).tokenizer
-    terms = make_terms([term for term in check_terms([{"kind": kind}], stereo)], TermContext(config.geometry, 16, 2))
+    terms = make_losses([term for term in check_terms([{"kind": kind}], stereo)], LossContext(config.geometry, 16, 2))
     objective = TokenizerObjective(AudioNet(config), terms, "float32")
     media = torch.rand(3, 2, 60 * HOP) - 0.5
     found = (torch.rand(3, 2, 60 * HOP) - 0.5).requires_grad_()
@@ -105,7 +105,7 @@ def check_terms(terms, stereo):
 def test_a_mono_recording_is_silent_in_the_difference(stereo):
     """What tells left from right costs something even where both fit by their spectra alone."""
     config = check_config(stereo, TokenizerTrainConfig).tokenizer
-    terms = make_terms(check_terms([{"kind": "mel"}], stereo), TermContext(config.geometry, 16, 2))
+    terms = make_losses(check_terms([{"kind": "mel"}], stereo), LossContext(config.geometry, 16, 2))
     objective = TokenizerObjective(AudioNet(config), terms, "float32")
     sound = torch.rand(1, 60 * HOP) - 0.5
     media, turned = torch.stack([sound, sound], 1), torch.stack([sound, -sound], 1)

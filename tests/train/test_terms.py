@@ -13,22 +13,22 @@ import torch
 from torch import nn
 
 from tessera.configs.schema import Config, ConfigError, check_config, read_config
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import HaltingConfig, ResidualConfig, VQConfig, make_quantizer
-from tessera.tokenize.spec import AudioGeometry, PictureGeometry
+from tessera.tokenize.spec import AudioGeometry, ImageGeometry
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
-from tessera.train.discriminators.registry import Judges, JudgesConfig
-from tessera.train.losses.base import InnerTerm, InnerView, MediaBatch, OutputView, TermContext
+from tessera.train.discriminators.registry import Discriminators, DiscriminatorsConfig
+from tessera.train.losses.base import LatentLoss, LatentLossInputs, LossContext, MediaBatch, ReconstructionLossInputs
 from tessera.train.losses.distillation import DISTANCES, normalise
 from tessera.train.losses.perceptual import layer_distance
-from tessera.train.losses.registry import TERMS, LossConfig, make_terms
+from tessera.train.losses.registry import TERMS, AnyLossConfig, make_losses
 from tessera.train.losses.teachers import cosine_transform, feature_size, fit_places, make_teacher
 from tessera.train.tokenizer.config import TokenizerTrainConfig
 from tessera.train.tokenizer.dataset import MediaInMemory
 
 HOP, RATE, DIM, BATCH, FRAMES = 40, 4000, 6, 3, 12
 SOUND = AudioGeometry(sample_rate=RATE, samples_per_frame=HOP)
-PICTURE = PictureGeometry(height=16, width=16, channels=3, rows=4, columns=3)
+PICTURE = ImageGeometry(height=16, width=16, channels=3, rows=4, columns=3)
 TEXTS = ("abc", None, "ba c")
 RVQ = ResidualConfig(levels=2, quantizer=VQConfig(size=8, kmeans_init=False))
 
@@ -96,13 +96,13 @@ each = pytest.mark.parametrize("name", CASES)
 
 def context(picture):
     geometry = PICTURE if picture else SOUND
-    return TermContext(geometry, DIM, 2, alphabet=" abc", labels=("x", "y"), teachers=GIVEN)
+    return LossContext(geometry, DIM, 2, alphabet=" abc", labels=("x", "y"), teachers=GIVEN)
 
 
 def made(name):
     config = terms_of(CASES[name] | ({"tokenizer": other_tokenizer()} if name == "codes" else {}))
     torch.manual_seed(1)
-    return make_terms(config, context(name in FOR_PICTURES))[config[0].key]
+    return make_losses(config, context(name in FOR_PICTURES))[config[0].key]
 
 
 @functools.cache
@@ -113,9 +113,7 @@ def other_tokenizer():
     atexit.register(shutil.rmtree, folder)
     torch.manual_seed(6)
     book = {"kind": "vq", "size": 8, "kmeans_init": False}
-    config = check_config(
-        data | {"quantizer": {"kind": "group", "groups": 2, "quantizer": book}}, PictureTokenizerConfig
-    )
+    config = check_config(data | {"quantizer": {"kind": "group", "groups": 2, "quantizer": book}}, ImageTokenizerConfig)
     make_tokenizer(config).save(folder)
     return str(folder)
 
@@ -123,7 +121,7 @@ def other_tokenizer():
 class OnlyTerms(Config):
     """A file with nothing but terms."""
 
-    terms: tuple[LossConfig, ...]
+    terms: tuple[AnyLossConfig, ...]
 
 
 def terms_of(settings):
@@ -182,14 +180,14 @@ def views(picture, rows=slice(None), noise=0.0, kind="residual"):
     latents.requires_grad_(), found.requires_grad_()
     quantizer = quantizer_of(kind)
     quantized = quantizer(latents, batch.frame_mask)
-    inner = InnerView(batch, latents, quantized, quantizer, PICTURE if picture else SOUND, found.detach())
+    inner = LatentLossInputs(batch, latents, quantized, quantizer, PICTURE if picture else SOUND, found.detach())
     torch.manual_seed(0)
     kind = {"kind": "patch", "channels": 4} if picture else {"kind": "period", "channels": 2, "layers": 1}
-    judges = Judges(check_config({"nets": [kind]}, JudgesConfig), 3 if picture else 1)
+    judges = Discriminators(check_config({"nets": [kind]}, DiscriminatorsConfig), 3 if picture else 1)
     if batch.sample_mask is None:
-        return inner, OutputView(batch, found, batch.media, judges), latents, found
+        return inner, ReconstructionLossInputs(batch, found, batch.media, judges), latents, found
     silent = (found * batch.sample_mask, batch.media * batch.sample_mask)
-    return inner, OutputView(batch, *silent, judges), latents, found
+    return inner, ReconstructionLossInputs(batch, *silent, judges), latents, found
 
 
 def loss_of(name, **how):
@@ -197,8 +195,8 @@ def loss_of(name, **how):
     if name == "halting":  # which teaches the tokenizer's head alone
         latents = inner.quantizer.limit.weight
     term = made(name)
-    assert isinstance(term, InnerTerm) == (name in INNER)
-    if isinstance(term, InnerTerm):
+    assert isinstance(term, LatentLoss) == (name in INNER)
+    if isinstance(term, LatentLoss):
         return term(inner), latents, term
     return term(output), found, term
 
@@ -232,7 +230,7 @@ def test_gradients_reach_the_network_and_the_terms_own_layers(name):
     loss, reached, term = loss_of(name)
     loss.sum().backward()
     assert float(reached.grad.abs().sum()) > 0
-    for parameter_name, parameter in term.named_parameters() if isinstance(term, InnerTerm) else ():
+    for parameter_name, parameter in term.named_parameters() if isinstance(term, LatentLoss) else ():
         assert parameter.grad is not None, parameter_name
     assert all(parameter.grad is None for module in GIVEN.values() for parameter in module.parameters())
 
@@ -243,7 +241,7 @@ def test_items_without_an_answer_or_cut_short_count_for_nothing(name):
     assert float(loss[1].detach()) == 0 and float(loss[0].detach()) > 0
     inner, _, _, _ = views(False)
     part = MediaBatch(**{**vars(inner.batch), "whole": torch.tensor([False, True, True])})
-    cut = made(name)(InnerView(part, inner.latents, inner.quantized, inner.quantizer, SOUND))
+    cut = made(name)(LatentLossInputs(part, inner.latents, inner.quantized, inner.quantizer, SOUND))
     assert (float(cut[0].detach()) == 0) == ("label" not in name)
 
 
@@ -253,7 +251,7 @@ def test_items_without_an_answer_or_cut_short_count_for_nothing(name):
 )
 def test_heads_learn(name):
     inner, _, _, _ = views(False)
-    fixed = InnerView(inner.batch, inner.latents.detach(), inner.quantized, inner.quantizer, SOUND)
+    fixed = LatentLossInputs(inner.batch, inner.latents.detach(), inner.quantized, inner.quantizer, SOUND)
     term = made(name)
     levels = {"levels": "latents"}  # codes of random latents tell little
     term.config = term.config.model_copy(update=levels)
@@ -343,7 +341,7 @@ def test_ctc_is_the_sum_over_all_alignments():
     )  # fmt: skip
     latents = torch.randn(1, 3, DIM)
     term = made("ctc")
-    view = InnerView(small, latents, inner.quantizer(latents), inner.quantizer, SOUND)
+    view = LatentLossInputs(small, latents, inner.quantizer(latents), inner.quantizer, SOUND)
     chances = term.head(view.values((0,)), small.frame_mask).double().softmax(-1)[0].detach()
     a, b = 1 + " abc".index("a"), 1 + " abc".index("b")
     paths = [(a, b, 0), (a, 0, b), (0, a, b), (a, a, b), (a, b, b)]
@@ -355,7 +353,7 @@ def test_ctc_is_the_sum_over_all_alignments():
 def test_contrast_against_a_loop_over_pairs(loss):
     torch.manual_seed(5)
     config = terms_of({"kind": "contrast", "caption": "label", "loss": loss, "width": 8, "levels": "latents"})
-    (term,) = make_terms(config, context(False)).values()
+    (term,) = make_losses(config, context(False)).values()
     inner, _, latents, _ = views(False)
     found = term(inner)
     scale, bias = float(term.log_scale.detach().exp()), 0.0 if term.bias is None else float(term.bias.detach())
@@ -411,7 +409,7 @@ def test_a_caption_does_not_look_ahead():
         batch = MediaBatch(**{**vars(inner.batch), "texts": [text, None, None]})
         logits = []
         handle = term.guess.register_forward_hook(lambda module, inputs, output, logits=logits: logits.append(output))
-        term(InnerView(batch, inner.latents, inner.quantized, inner.quantizer, SOUND))
+        term(LatentLossInputs(batch, inner.latents, inner.quantized, inner.quantizer, SOUND))
         handle.remove()
         same[text] = logits[0][0]
     assert torch.equal(same["abca"][:4], same["abcb"][:4]) and not torch.equal(same["abca"][4], same["abcb"][4])
@@ -478,15 +476,15 @@ def test_a_frozen_tokenizer_teaches(tmp_path, tiny_sound):
 )  # fmt: skip
 def test_what_does_not_fit_is_named(settings, message):
     with pytest.raises(ConfigError, match=message):
-        make_terms(terms_of(settings), context(False))
+        make_losses(terms_of(settings), context(False))
 
 
 def test_recognition_needs_transcripts_and_labels():
-    bare = TermContext(SOUND, DIM, 2)
+    bare = LossContext(SOUND, DIM, 2)
     for kind in ("ctc", "caption", "label", "contrast"):
         what = "labels" if kind == "label" else "transcripts"
         with pytest.raises(ConfigError, match=f"needs {what}"):
-            make_terms(terms_of({"kind": kind}), bare)
+            make_losses(terms_of({"kind": kind}), bare)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
@@ -498,8 +496,8 @@ def test_contrast_does_not_depend_on_how_the_batch_is_cut(loss):
     media = MediaInMemory(config, show=False)
     rows = media.rows(0)
     quantizer = make_quantizer(config.tokenizer.quantizer, 12).eval()
-    given = TermContext(media.geometry, 12, 1, labels=media.label_names)
-    term = make_terms(config.terms, given)["contrast"]
+    given = LossContext(media.geometry, 12, 1, labels=media.label_names)
+    term = make_losses(config.terms, given)["contrast"]
     latents = torch.randn(6, 16, 12)
     found = {}
     for size in (6, 2, 1):
@@ -507,7 +505,7 @@ def test_contrast_does_not_depend_on_how_the_batch_is_cut(loss):
         for first in range(0, 6, size):
             own = latents[first : first + size]
             batch = media.batch(0, rows, first, size)
-            losses.append(term(InnerView(batch, own, quantizer(own), quantizer, media.geometry)))
+            losses.append(term(LatentLossInputs(batch, own, quantizer(own), quantizer, media.geometry)))
         found[size] = torch.cat(losses)
     assert bool((found[6] > 0).all()) and len(set(media.labels[rows].tolist())) > 1
     torch.testing.assert_close(found[2], found[6])

@@ -9,11 +9,11 @@ import torch
 
 from tessera.configs.files import read_json, write_json
 from tessera.generate.model import load
-from tessera.lm.generation_config import GenerationDefaults
+from tessera.lm.generation_config import GenerationConfig
 from tessera.tokenize.data.shard_writer import Shards
 from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
 from tessera.tokenize.tokenizer import make_tokenizer
-from tessera.train.lm.dataset import Items
+from tessera.train.lm.dataset import CodesDataset
 from tessera.train.lm.text_statistics import text_limits, with_limits
 from tessera.train.lm.trainer import train_lm
 
@@ -42,7 +42,7 @@ def retold(folder: Path, texts: list) -> Shards:
 def test_against_counting(spoken, normalise):
     config = ByteTextConfig(normalise=normalise)
     shards = retold(spoken / "train", [f"it's {'very ' * (i % 4)}good, {i}!" for i in range(22)] + [None])
-    items = Items(shards, None, None, 7)
+    items = CodesDataset(shards, None, None, 7)
     found = text_limits(items, make_text(config, []))
     pairs = []
     for row in range(len(items)):
@@ -57,24 +57,24 @@ def test_against_counting(spoken, normalise):
     assert math.isclose(least, min(frames / size for size, frames in pairs) / 1.5, abs_tol=1e-3)
     assert math.isclose(most, max(frames / size for size, frames in pairs) * 1.5, abs_tol=1e-3)
     changed = {
-        name for name in GenerationDefaults.model_fields if getattr(found, name) != getattr(GenerationDefaults(), name)
+        name for name in GenerationConfig.model_fields if getattr(found, name) != getattr(GenerationConfig(), name)
     }
     assert changed == {"text_characters", "frames_per_character"}
 
 
 def test_one_wrong_transcript_in_many_items_counts_for_nothing(spoken):
     shards = retold(spoken / "train", ["one two"] * 22 + ["one two " * 100])
-    items = Items(shards, None, None)
+    items = CodesDataset(shards, None, None)
     items.numbers, items.lengths = items.numbers.repeat(20)[:-19], items.lengths.repeat(20)[:-19]
     assert text_limits(items, make_text(ByteTextConfig(), [])).text_characters == 7
 
 
 def test_what_the_config_says_wins_and_no_text_says_nothing(spoken):
-    limits = GenerationDefaults(text_characters=9, frames_per_character=(1.0, 2.0))
-    own = GenerationDefaults(text_characters=4, temperature=0.5)
+    limits = GenerationConfig(text_characters=9, frames_per_character=(1.0, 2.0))
+    own = GenerationConfig(text_characters=4, temperature=0.5)
     assert with_limits(own, limits) == own.model_copy(update={"frames_per_character": (1.0, 2.0)})
-    items = Items(retold(spoken / "train", [None] * 23), None, None)
-    assert text_limits(items, make_text(ByteTextConfig(), [])) == GenerationDefaults()
+    items = CodesDataset(retold(spoken / "train", [None] * 23), None, None)
+    assert text_limits(items, make_text(ByteTextConfig(), [])) == GenerationConfig()
 
 
 @pytest.mark.parametrize("given", [{}, {"text_characters": 7}])

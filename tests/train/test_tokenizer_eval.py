@@ -21,7 +21,7 @@ from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConfig
 from tessera.tokenize.compression.integer_network import CoderConfig, CoderNet
 from tessera.tokenize.data.media import write_audio
-from tessera.tokenize.image.networks import PictureTokenizerConfig
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ChainConfig, FSQConfig, ResidualConfig, StrideConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.tokenize.tokenizer import Encoded, make_tokenizer
@@ -45,7 +45,7 @@ from tessera.train.evaluation.tokenizer_speed import peak_memory
 def picture_tokenizer():
     torch.manual_seed(0)
     quantizer = ResidualConfig(levels=2, quantizer=VQConfig(size=16))
-    config = PictureTokenizerConfig(
+    config = ImageTokenizerConfig(
         name="tiny", height=8, width=8, channels=1, features=8, blocks=1, latent_dim=8, quantizer=quantizer
     )
     return make_tokenizer(config)

@@ -11,7 +11,7 @@ from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.data.media import write_audio
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.common.metrics import read_metrics
-from tessera.train.distributed.process_group import World
+from tessera.train.distributed.process_group import ProcessGroup
 from tessera.train.losses.reconstruction import RESOLUTIONS
 from tessera.train.losses.stft import magnitudes, mel_filters
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig, TokenizerTrainer, TrainingFailed, train_tokenizer
@@ -141,7 +141,9 @@ def everything(sounds, **train):
 
 
 def trainer(data, out):
-    return TokenizerTrainer(check_config(data, TokenizerTrainConfig), out, World(0, 1, torch.device("cpu")), {}, False)
+    return TokenizerTrainer(
+        check_config(data, TokenizerTrainConfig), out, ProcessGroup(0, 1, torch.device("cpu")), {}, False
+    )
 
 
 def state(made):

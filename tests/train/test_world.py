@@ -13,14 +13,14 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # its defaults hold the group where it is imported later
 from torch.nn.parallel import DistributedDataParallel
 
-from tessera.train.distributed.process_group import World, leave_world
+from tessera.train.distributed.process_group import ProcessGroup, leave_world
 
 
 def a_model_is_not_the_last_to_hold_the_group():
     """It would end the group while holding Python's lock, which a thread that the end waits for may want."""
     group = weakref.ref(dist.group.WORLD)
     model = DistributedDataParallel(torch.nn.Linear(2, 2))
-    leave_world(World(0, 2, torch.device("cpu")))
+    leave_world(ProcessGroup(0, 2, torch.device("cpu")))
     assert not dist.is_initialized()
     del model
     gc.collect()
@@ -28,7 +28,7 @@ def a_model_is_not_the_last_to_hold_the_group():
 
 
 def a_group_of_one_is_kept():
-    leave_world(World(0, 1, torch.device("cpu")))
+    leave_world(ProcessGroup(0, 1, torch.device("cpu")))
     assert dist.is_initialized()
 
 

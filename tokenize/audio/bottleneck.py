@@ -18,7 +18,7 @@ from ...configs.schema import Config, LayerCount, LayerCountOrNone
 from ..layers.transformer_block import AttentionBlock, Past, rotary_angles, sliding_window
 from ..quantizers.base import float32_only
 from .masked_conv import ConvStack, PaddedConv, PaddedTranspose, Padding
-from .streaming import Stage, window_stage
+from .streaming import StreamingLayer, window_stage
 
 
 class BottleneckConfig(Config):
@@ -51,9 +51,9 @@ class SlidingTransformer(nn.Module):
             for _ in range(config.layers)
         )
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """[B, T, r, D] -> the same shape."""
-        return [Stage(self.forward, memory=True)] if len(self.blocks) else []
+        return [StreamingLayer(self.forward, memory=True)] if len(self.blocks) else []
 
     def forward(self, x: Tensor, mask: Tensor, state: list[Past] | None) -> tuple[Tensor, list[Past]]:
         """x: [B, T, r, D]; state: keys and values of each layer. Frames outside the mask come after all others."""
@@ -80,7 +80,7 @@ class EncoderBottleneck(nn.Module):
         down = PaddedConv(width, width, 2 * stride, stride, causal=True, padding=config.padding, bias=False)
         self.down = ConvStack([down] if stride > 1 else [], stride)
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """[B, T, r, D] -> [B, T, D]."""
         last = window_stage(lambda x, mask: self.down(x, mask)[:, :, 0], self.down.reach_back, self.down.reach_ahead)
         return [*self.transformer.stages(), last]
@@ -96,7 +96,7 @@ class DecoderBottleneck(nn.Module):
         self.up = ConvStack([up] if stride > 1 else [], 1)
         self.transformer = SlidingTransformer(config, width)
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """[B, T, D] -> [B, T, r, D]."""
         first = window_stage(lambda x, mask: self.up(x[:, :, None], mask), self.up.reach_back, self.up.reach_ahead)
         return [first, *self.transformer.stages()]
@@ -109,9 +109,9 @@ class Recurrence(nn.Module):
         super().__init__()
         self.lstm = nn.LSTM(width, width, layers, batch_first=True)
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """[B, T, r, D] -> the same shape."""
-        return [Stage(self.forward, memory=True)]
+        return [StreamingLayer(self.forward, memory=True)]
 
     def forward(self, x: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
         """x: [B, T, r, D]; state: the LSTM's own. Frames outside the mask come after all others."""

@@ -20,7 +20,7 @@ from .base import AudioShape
 from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck
 from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual
 from .seanet import channels_last, check_hop
-from .streaming import Stage, window_stage
+from .streaming import StreamingLayer, window_stage
 
 
 class DACConfig(Config):
@@ -95,7 +95,7 @@ class DACEncoder(nn.Module):
         """Samples [..., N], N a multiple of hop -> frames [..., T, hop]."""
         return samples.unflatten(-1, (-1, self.hop))
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """Frames [B, T, C * hop] -> latents [B, T, latent_dim]."""
         down, channels = self.down, self.channels
         first = window_stage(lambda x, mask: down(channels_last(x, channels), mask), down.reach_back, down.reach_ahead)
@@ -123,7 +123,7 @@ class DACDecoder(nn.Module):
         self.bottleneck = DecoderBottleneck(config.bottleneck, sound.latent_dim)
         self.up = ConvStack(layers, config.bottleneck.stride)
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
         up = self.up
         last = window_stage(

@@ -20,7 +20,7 @@ from .base import AudioShape
 from .dac import DACConfig, DACEncoder
 from .mel_2d import Mel2DConfig, Mel2DEncoder
 from .seanet import SEANetConfig, SEANetEncoder
-from .streaming import Stage, run_stages, window_stage
+from .streaming import StreamingLayer, run_stages, window_stage
 from .vocos import AudioStackConfig, SpectrumEncoder
 
 PlainPartConfig = Annotated[
@@ -76,7 +76,7 @@ class FusedEncoder(nn.Module):
         """Samples [..., N], N a multiple of hop -> frames [..., T, F], those of both parts side by side."""
         return torch.cat([self.acoustic.frame(samples), self.semantic.frame(samples)], dim=-1)
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """Frames [B, T, C * F] -> latents [B, T, latent_dim]."""
         chains = self.acoustic.stages(), self.semantic.stages()
 

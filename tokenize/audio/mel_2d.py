@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ...configs.schema import Config, LayerCount
 from .base import AudioShape
 from .stft import frame_signal, mel_filters
-from .streaming import Stage, window_stage
+from .streaming import StreamingLayer, window_stage
 from .vocos import frames_of_spectra
 
 
@@ -131,7 +131,7 @@ class Mel2DEncoder(_Stack):
         """Samples [..., N], N a multiple of hop -> frames [..., T, window]."""
         return frame_signal(samples, self.window.numel(), self.hop)
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """Frames [B, T, C * window] -> latents [B, T, latent_dim], row by row."""
         return [window_stage(self, self.reach, self.reach)]
 
@@ -160,7 +160,7 @@ class Mel2DDecoder(_Stack):
         # Frames of neighbouring windows that reach into a frame's own hop.
         self.reach += -(-((sound.window - sound.hop) // 2) // sound.hop)
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
         return [window_stage(self, self.reach, self.reach)]
 

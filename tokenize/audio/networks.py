@@ -28,8 +28,8 @@ from .seanet import SEANetConfig, SEANetDecoder
 from .streaming import run_stages
 from .vocos import AudioStackConfig, SpectrumDecoder
 
-SoundDecoderConfig = PlainPartConfig
-SoundEncoderConfig = Annotated[
+AudioDecoderConfig = PlainPartConfig
+AudioEncoderConfig = Annotated[
     Annotated[AudioStackConfig, Tag("spectrum")]
     | Annotated[SEANetConfig, Tag("seanet")]
     | Annotated[DACConfig, Tag("dac")]
@@ -38,8 +38,8 @@ SoundEncoderConfig = Annotated[
     kind_or("spectrum"),
 ]
 
-SOUND_ENCODERS = {**PLAIN_ENCODERS, "fused": FusedEncoder}
-SOUND_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder, "mel2d": Mel2DDecoder}
+AUDIO_ENCODERS = {**PLAIN_ENCODERS, "fused": FusedEncoder}
+AUDIO_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder, "mel2d": Mel2DDecoder}
 
 
 class AudioTokenizerConfig(GrowingConfig):
@@ -61,8 +61,8 @@ class AudioTokenizerConfig(GrowingConfig):
     window: PositiveInt = 1280
     """Samples of the window of `spectrum` parts; even, at least hop."""
     latent_dim: PositiveInt = 128
-    encoder: SoundEncoderConfig = Field(default_factory=AudioStackConfig)
-    decoder: SoundDecoderConfig = Field(default_factory=AudioStackConfig)
+    encoder: AudioEncoderConfig = Field(default_factory=AudioStackConfig)
+    decoder: AudioDecoderConfig = Field(default_factory=AudioStackConfig)
     quantizer: QuantizerConfig
 
     @model_validator(mode="after")
@@ -86,9 +86,9 @@ class AudioNet(nn.Module):
     def __init__(self, config: AudioTokenizerConfig):
         super().__init__()
         self.config = config
-        self.encoder = SOUND_ENCODERS[config.encoder.kind](config.encoder, config)
+        self.encoder = AUDIO_ENCODERS[config.encoder.kind](config.encoder, config)
         self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
-        self.decoder = SOUND_DECODERS[config.decoder.kind](config.decoder, config)
+        self.decoder = AUDIO_DECODERS[config.decoder.kind](config.decoder, config)
 
     def frames(self, samples: Tensor) -> Tensor:
         """Samples [B, C, N] -> frames [B, T, C * F], one channel after another."""

@@ -19,7 +19,7 @@ from ...configs.schema import Config, LayerCount, LayerCountOrNone
 from .base import AudioShape
 from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck, Recurrence
 from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Padding, Pointwise, Residual
-from .streaming import Stage, window_stage
+from .streaming import StreamingLayer, window_stage
 
 
 class SEANetConfig(Config):
@@ -119,7 +119,7 @@ class SEANetEncoder(nn.Module):
         """Samples [..., N], N a multiple of hop -> frames [..., T, hop]."""
         return samples.unflatten(-1, (-1, self.hop))
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """Frames [B, T, C * hop] -> latents [B, T, latent_dim]."""
         down, last, channels = self.down, self.last, self.channels
         first = window_stage(lambda x, mask: down(channels_last(x, channels), mask), down.reach_back, down.reach_ahead)
@@ -152,7 +152,7 @@ class SEANetDecoder(nn.Module):
         self.recurrence = Recurrence(deepest, config.lstm_layers) if apart else None
         self.up = ConvStack(layers if apart else first + layers, stride)
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
         up, first = self.up, self.first
         last = window_stage(

@@ -28,7 +28,7 @@ StageRun = Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
-class Stage:
+class StreamingLayer:
     """One step of a network over frames."""
 
     run: StageRun
@@ -42,12 +42,12 @@ class Stage:
     """Whether it hands a state on."""
 
 
-def window_stage(run: Callable[[Tensor, Tensor], Tensor], back: int, ahead: int) -> Stage:
+def window_stage(run: Callable[[Tensor, Tensor], Tensor], back: int, ahead: int) -> StreamingLayer:
     """A stage without memory, from (frames, mask) -> results."""
-    return Stage(lambda frames, mask, state: (run(frames, mask), None), back, ahead)
+    return StreamingLayer(lambda frames, mask, state: (run(frames, mask), None), back, ahead)
 
 
-def run_stages(stages: Sequence[Stage], frames: Tensor, mask: Tensor) -> Tensor:
+def run_stages(stages: Sequence[StreamingLayer], frames: Tensor, mask: Tensor) -> Tensor:
     """All frames [B, T, ...] at once, for training; mask [B, T]. Equal to `StagesStream` up to rounding."""
     for stage in stages:
         frames, _ = stage.run(frames, mask, None)
@@ -57,7 +57,7 @@ def run_stages(stages: Sequence[Stage], frames: Tensor, mask: Tensor) -> Tensor:
 class StageStream:
     """One stage over frames that arrive in pieces; results come in chunks."""
 
-    def __init__(self, stage: Stage, chunk: int, fill: float = 0.0):
+    def __init__(self, stage: StreamingLayer, chunk: int, fill: float = 0.0):
         """`fill` is the value of frames that do not exist."""
         self.stage, self.fill = stage, fill
         self.window = Window(chunk, stage.back, stage.ahead)
@@ -98,7 +98,7 @@ class StageStream:
 class StagesStream:
     """Chained stages over frames that arrive in pieces."""
 
-    def __init__(self, stages: Sequence[Stage], chunk: int, fill: float = 0.0):
+    def __init__(self, stages: Sequence[StreamingLayer], chunk: int, fill: float = 0.0):
         """`fill` is the value of frames that do not exist, for the first stage; later ones get zeros."""
         self.streams = [StageStream(stage, chunk, 0.0 if number else fill) for number, stage in enumerate(stages)]
 

@@ -18,7 +18,7 @@ from ...configs.schema import GrowingConfig, LayerCount
 from ..layers.convnext import ConvNeXtStack
 from .base import AudioShape
 from .stft import frame_signal, inverse_spectrum
-from .streaming import Stage, window_stage
+from .streaming import StreamingLayer, window_stage
 
 
 class AudioStackConfig(GrowingConfig):
@@ -63,7 +63,7 @@ class SpectrumEncoder(ConvNeXtStack):
         """Samples [..., N], N a multiple of hop -> frames [..., T, window]."""
         return frame_signal(samples, self.window.numel(), self.hop)
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """Frames [B, T, C * window] -> latents [B, T, latent_dim]."""
         return [window_stage(self, self.reach_back, self.reach_ahead)]
 
@@ -87,7 +87,7 @@ class SpectrumDecoder(ConvNeXtStack):
         overlap = -(-((sound.window - sound.hop) // 2) // sound.hop)
         self.reach_back, self.reach_ahead = self.reach_back + overlap, self.reach_ahead + overlap
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StreamingLayer]:
         """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
         return [window_stage(self, self.reach_back, self.reach_ahead)]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..spec import AudioGeometry, PictureGeometry
+from ..spec import AudioGeometry, ImageGeometry
 from .range_coder import MAX_SYMBOLS
 
 
@@ -65,7 +65,7 @@ def places(lengths: Sequence[int]) -> np.ndarray:
 def neighbours(
     place: np.ndarray,
     first: np.ndarray,
-    geometry: AudioGeometry | PictureGeometry,
+    geometry: AudioGeometry | ImageGeometry,
     offsets: Sequence[tuple[int, int]],
 ) -> np.ndarray:
     """Where each frame's context stands.
@@ -78,7 +78,7 @@ def neighbours(
         numbers of frames [F, n], -1 where there is none.
     """
     frame = np.arange(len(place))
-    columns = geometry.columns if isinstance(geometry, PictureGeometry) else None
+    columns = geometry.columns if isinstance(geometry, ImageGeometry) else None
     found = []
     for down, right in offsets:
         if columns is None:

@@ -41,7 +41,7 @@ from ...configs.recognize import describe_wrong
 from ...configs.schema import Config, ConfigError, LayerCount, check_config
 from ...lm.checkpoints.fingerprint import renew_part
 from ..layers.parameter_budget import Budget
-from ..spec import PictureGeometry, TokenSpec
+from ..spec import ImageGeometry, TokenSpec
 from .context import SymbolTable, symbol_table
 from .range_coder import MAX_WEIGHT
 
@@ -105,9 +105,9 @@ class CoderNet(nn.Module):
         self.config, self.spec = config, spec
         self.symbols: SymbolTable = symbol_table(spec.cardinalities)
         sizes, width, embedding = self.symbols.sizes, config.width, config.embedding
-        if not isinstance(spec.geometry, PictureGeometry) and (config.by_place or any(r for r, _ in config.context)):
+        if not isinstance(spec.geometry, ImageGeometry) and (config.by_place or any(r for r, _ in config.context)):
             raise ConfigError(f"'{spec.name}' makes codes of sound: context rows must be 0, by_place false")
-        num_places = spec.geometry.num_frames if isinstance(spec.geometry, PictureGeometry) and config.by_place else 0
+        num_places = spec.geometry.num_frames if isinstance(spec.geometry, ImageGeometry) and config.by_place else 0
         # One row more: where no frame is.
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, embedding) for size in sizes)
         self.cells = nn.Embedding(num_places, embedding) if num_places else None

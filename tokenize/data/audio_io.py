@@ -20,7 +20,7 @@ from torch import Tensor
 from ...configs.files import write_atomic
 from ..audio.resample import Resampler
 from ..audio.wav_writer import pcm16
-from .audio_pyav import MISSING, SoundTrack, has_av
+from .audio_pyav import MISSING, AudioTrack, has_av
 from .media_file import (
     AUDIO_FORMATS,
     CONTAINER_FORMATS,
@@ -84,7 +84,7 @@ class UnknownFormat(MediaError):
     """libsndfile knows nothing of the kind."""
 
 
-class SoundFile:
+class AudioFile:
     """A file that libsndfile reads, with the members of SoundTrack."""
 
     def __init__(self, path: Path, file: BinaryIO):
@@ -148,16 +148,16 @@ class SoundFile:
         self.opened.close()
 
 
-def _open_sound(path: Path, file: BinaryIO) -> SoundFile | SoundTrack:
+def _open_sound(path: Path, file: BinaryIO) -> AudioFile | AudioTrack:
     """By libsndfile where it knows the format well, else by FFmpeg."""
     extension = path.suffix.lower()
     head = file.read(4)
     file.seek(0)
     # Of an MP3 file libsndfile reads as much as the header promises or as it estimates.
     if extension not in AUDIO_FORMATS or (extension == ".mp3" and has_av() and head not in OTHER_HEADS):
-        return SoundTrack(path, file)
+        return AudioTrack(path, file)
     try:
-        found = SoundFile(path, file)
+        found = AudioFile(path, file)
     except UnknownFormat:
         if CONTAINER_FORMATS.get(extension) != "ogg" or not has_av():  # Speex, for instance
             raise
@@ -166,10 +166,10 @@ def _open_sound(path: Path, file: BinaryIO) -> SoundFile | SoundTrack:
             return found
         found.close()
     file.seek(0)
-    return SoundTrack(path, file)
+    return AudioTrack(path, file)
 
 
-def _check_sound(path: Path, sound: SoundFile | SoundTrack, limits: MediaLimits) -> None:
+def _check_sound(path: Path, sound: AudioFile | AudioTrack, limits: MediaLimits) -> None:
     """Compare a header with the limits, before any sample is decoded."""
     if not limits.min_sample_rate <= sound.samplerate <= limits.max_sample_rate:
         wanted = f"{limits.min_sample_rate} to {limits.max_sample_rate} Hz"
@@ -185,7 +185,7 @@ def _too_long(path: Path, found: str, limits: MediaLimits) -> str:
     return f"{path}: {found}, the limit is {limits.max_seconds:.0f} s; cut it into pieces"
 
 
-def _mixed_blocks(path: Path, sound: SoundFile | SoundTrack, channels: int, limits: MediaLimits) -> Iterator[Tensor]:
+def _mixed_blocks(path: Path, sound: AudioFile | AudioTrack, channels: int, limits: MediaLimits) -> Iterator[Tensor]:
     """Blocks [C, n] of a sound file, mixed to `channels` (or to its single one), each checked."""
     num_read, allowed = 0, int(limits.max_seconds * sound.samplerate)
     for block in sound.blocks():

@@ -29,7 +29,7 @@ def has_av() -> bool:
     return True
 
 
-class SoundTrack:
+class AudioTrack:
     """The first sound track of a file; samplerate and channels are those of the header.
 
     Args:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ...configs.files import COPY_AGAIN, read_safetensors, write_safetensors
 from ...configs.json_limits import HEADER, parse_json
 from ...configs.schema import Config, check_config
-from ..spec import AudioGeometry, PictureGeometry, TokenSpec, check_same_tokenizer
+from ..spec import AudioGeometry, ImageGeometry, TokenSpec, check_same_tokenizer
 
 FORMAT = "tessera-codes"
 
@@ -119,10 +119,10 @@ def _check_tensors(path: str | Path, codes: Tensor, offsets: Tensor, notes: _Not
 
 
 def check_length(
-    path: str | Path, geometry: AudioGeometry | PictureGeometry, name: str, num_samples: int | None, frames: int
+    path: str | Path, geometry: AudioGeometry | ImageGeometry, name: str, num_samples: int | None, frames: int
 ) -> None:
     """Raise ValueError where an item of a file has more or fewer frames than its medium has."""
-    if isinstance(geometry, PictureGeometry):
+    if isinstance(geometry, ImageGeometry):
         if frames != geometry.num_frames or num_samples is not None:
             raise ValueError(f"{path}: '{name}' has {frames} frames, a picture has {geometry.num_frames}")
     elif num_samples is not None and -(-num_samples // geometry.samples_per_frame) != frames:

@@ -13,10 +13,10 @@ from torch import Tensor
 from ...configs.files import read_safetensors
 from ...configs.json_limits import read_json_lines
 from ...configs.schema import Config, ConfigError, GrowingConfig, check_config
-from ..spec import AudioGeometry, PictureGeometry
+from ..spec import AudioGeometry, ImageGeometry
 from .corpus_items import MAX_TEXT_BYTES, Corpus, FileItems, Item, find_media, spell, unique_ids
 from .manifest import ManifestCorpus, ManifestItems, manifest_in
-from .media import DEFAULT_LIMITS, MEDIA_EXTENSIONS, Fit, MediaLimits, bytes_to_picture, open_regular
+from .media import DEFAULT_LIMITS, MEDIA_EXTENSIONS, Fit, MediaLimits, bytes_to_image, open_regular
 
 __all__ = [
     "MAX_TEXT_BYTES",
@@ -131,7 +131,7 @@ class FolderItems(FileItems):
             label = spell(path.parent.name)
         return label
 
-    def media(self, number: int, geometry: AudioGeometry | PictureGeometry) -> Tensor:
+    def media(self, number: int, geometry: AudioGeometry | ImageGeometry) -> Tensor:
         return self.read_media(self.folder / self.files[number], geometry)
 
 
@@ -195,13 +195,13 @@ class ArrayItems(Corpus):
     def item(self, number: int) -> Item:
         return Item(str(number), None if self.labels is None else str(int(self.labels[number])), None)
 
-    def media(self, number: int, geometry: AudioGeometry | PictureGeometry) -> Tensor:
+    def media(self, number: int, geometry: AudioGeometry | ImageGeometry) -> Tensor:
         if geometry.kind != "picture":
             raise ValueError(f"{self.path}: holds pictures, the tokenizer wants {geometry.kind}")
         wanted = [geometry.height, geometry.width, geometry.channels]
         if list(self.images.shape[1:]) != wanted:
             raise ValueError(f"{self.path}: pictures are {list(self.images.shape[1:])}, the tokenizer wants {wanted}")
-        return bytes_to_picture(self.images[number])
+        return bytes_to_image(self.images[number])
 
 
 OPEN = {"folder": FolderItems, "arrays": ArrayItems, "manifest": ManifestItems}

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..spec import AudioGeometry, PictureGeometry
-from .media import MEDIA_EXTENSIONS, Fit, MediaError, MediaLimits, Notes, open_regular, read_audio, read_picture
+from ..spec import AudioGeometry, ImageGeometry
+from .media import MEDIA_EXTENSIONS, Fit, MediaError, MediaLimits, Notes, open_regular, read_audio, read_image
 
 MAX_TEXT_BYTES = 64 << 10
 SIDECARS = (".txt", ".label")
@@ -56,7 +56,7 @@ class Corpus:
         """Label and transcript of an item. MediaError: a sidecar file or a line that cannot be used."""
         raise NotImplementedError
 
-    def media(self, number: int, geometry: AudioGeometry | PictureGeometry) -> Tensor:
+    def media(self, number: int, geometry: AudioGeometry | ImageGeometry) -> Tensor:
         """Samples [C, N] at the geometry's rate, or a picture [C, height, width].
 
         Raises:
@@ -84,7 +84,7 @@ class FileItems(Corpus):
         self.folder, self.files_config = folder, config
         self.root = os.path.realpath(folder)
 
-    def read_media(self, path: Path, geometry: AudioGeometry | PictureGeometry) -> Tensor:
+    def read_media(self, path: Path, geometry: AudioGeometry | ImageGeometry) -> Tensor:
         """See Corpus.media."""
         config = self.files_config
         self.check_link(path)
@@ -92,7 +92,7 @@ class FileItems(Corpus):
             if geometry.kind == "audio":
                 return read_audio(path, geometry.sample_rate, geometry.channels, config.limits, self.notes)
             size = geometry.height, geometry.width, geometry.channels
-            return read_picture(path, *size, config.limits, config.fit, self.notes)
+            return read_image(path, *size, config.limits, config.fit, self.notes)
         except OSError as error:  # gone, or not ours to read
             raise MediaError(f"{path}: {error.strerror or 'no such file'}") from None
 

@@ -14,10 +14,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ...configs.files import write_atomic
-from .media_file import DEFAULT_LIMITS, PICTURE_FORMATS, MediaError, MediaLimits, Notes, open_media, reason, silenced
+from .media_file import DEFAULT_LIMITS, IMAGE_FORMATS, MediaError, MediaLimits, Notes, open_media, reason, silenced
 
-PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-PICTURE_WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
+IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+IMAGE_FORMATS_WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {"optimize": True}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -26,13 +26,13 @@ PICTURE_WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
 """Extension -> the Pillow encoder and its settings. Only PNG keeps every value."""
 MAX_SIDE = 16383
 """Pixels of a side that is written; WebP holds no more."""
-SECOND_PICTURES = ("MPO",)
+SECOND_IMAGES = ("MPO",)
 """Formats of a main picture with others about it, such as a thumbnail or a gain map, which nobody misses."""
 
 Fit = Literal["exact", "crop", "stretch"]
 
 
-def read_picture(
+def read_image(
     path: str | Path,
     height: int,
     width: int,
@@ -57,10 +57,10 @@ def read_picture(
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    if channels not in PICTURE_MODES:
+    if channels not in IMAGE_MODES:
         raise ValueError(f"pictures have 1, 3 or 4 channels, not {channels}")
     # libtiff writes to stderr.
-    quiet = silenced() if PICTURE_FORMATS.get(path.suffix.lower()) == "TIFF" else nullcontext()
+    quiet = silenced() if IMAGE_FORMATS.get(path.suffix.lower()) == "TIFF" else nullcontext()
     with open_media(path, "picture") as file, warnings.catch_warnings(), quiet:
         warnings.simplefilter("ignore")  # of Pillow, about bombs and broken metadata; our own limit is checked below
         with _open_picture(path, file) as image:
@@ -68,11 +68,11 @@ def read_picture(
                 size = f"{image.width} x {image.height} pixels"
                 raise MediaError(f"{path}: {size}, the limit is {limits.max_pixels} in all; make it smaller")
             try:
-                several = getattr(image, "is_animated", False) and image.format not in SECOND_PICTURES
+                several = getattr(image, "is_animated", False) and image.format not in SECOND_IMAGES
                 image.seek(0)
                 image.load()
                 image = _upright(image)
-                image = _to_mode(image, PICTURE_MODES[channels])
+                image = _to_mode(image, IMAGE_MODES[channels])
             except Exception as error:  # decoders fail in every way there is
                 raise MediaError(f"{path}: damaged or cut short ({reason(error)})") from None
     if image.size != (width, height):
@@ -87,12 +87,12 @@ def read_picture(
             image = image.resize((width, height), Image.Resampling.LANCZOS)
     if several and notes is not None:
         notes.add("of several pictures (animations, pages): the first is read", path)
-    return bytes_to_picture(torch.from_numpy(np.array(image)).reshape(height, width, channels))
+    return bytes_to_image(torch.from_numpy(np.array(image)).reshape(height, width, channels))
 
 
 def _open_picture(path: Path, file: BinaryIO) -> Image.Image:
     """Read the header only."""
-    decoder = PICTURE_FORMATS[path.suffix.lower()]
+    decoder = IMAGE_FORMATS[path.suffix.lower()]
     try:
         return Image.open(file, formats=[decoder])
     except UnidentifiedImageError:
@@ -145,28 +145,28 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def bytes_to_picture(pixels: Tensor) -> Tensor:
-    """Pixels [height, width, C] uint8 -> picture [C, height, width] float32 in [-1, 1]; `write_picture` undoes it."""
+def bytes_to_image(pixels: Tensor) -> Tensor:
+    """Pixels [height, width, C] uint8 -> picture [C, height, width] float32 in [-1, 1]; `write_image` undoes it."""
     return (pixels.permute(2, 0, 1).float() / 127.5 - 1).contiguous()
 
 
-def write_picture(path: str | Path, picture: Tensor, scale: int = 1) -> None:
+def write_image(path: str | Path, picture: Tensor, scale: int = 1) -> None:
     """Write a picture [C, height, width] in [-1, 1] (clipped beyond), atomically, as its suffix says (PICTURE_WRITTEN).
 
     Args:
-        scale: repeat each pixel so many times in both directions (nearest neighbour); `read_picture` undoes it.
+        scale: repeat each pixel so many times in both directions (nearest neighbour); `read_image` undoes it.
     Raises:
         ValueError: another suffix or shape, values that are not finite, opacity in JPEG, a side beyond MAX_SIDE.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in PICTURE_WRITTEN:
-        raise ValueError(f"{path}: pictures are written as {', '.join(PICTURE_WRITTEN)}, not '{path.suffix}'")
-    if picture.dim() != 3 or picture.shape[0] not in PICTURE_MODES or not bool(torch.isfinite(picture).all()):
+    if suffix not in IMAGE_FORMATS_WRITTEN:
+        raise ValueError(f"{path}: pictures are written as {', '.join(IMAGE_FORMATS_WRITTEN)}, not '{path.suffix}'")
+    if picture.dim() != 3 or picture.shape[0] not in IMAGE_MODES or not bool(torch.isfinite(picture).all()):
         raise ValueError(
             f"{path}: needs finite values [C, height, width] with C 1, 3 or 4, found {list(picture.shape)}"
         )
-    kind, options = PICTURE_WRITTEN[suffix]
+    kind, options = IMAGE_FORMATS_WRITTEN[suffix]
     if kind == "JPEG" and picture.shape[0] == 4:
         raise ValueError(f"{path}: JPEG holds no opacity; write .png or .webp")
     check_scale(scale, picture.shape[1], picture.shape[2], str(path))

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ...configs.schema import Config, ConfigError
-from ..spec import AudioGeometry, PictureGeometry
+from ..spec import AudioGeometry, ImageGeometry
 from .corpus_items import MAX_TEXT_BYTES, FileItems, Item, find_media, spell, unique_ids
 from .media import DEFAULT_LIMITS, MEDIA_EXTENSIONS, Fit, MediaError, MediaLimits, open_regular
 
@@ -123,7 +123,7 @@ class ManifestItems(FileItems):
             raise MediaError(f"{self.folder / line.where}: {line.wrong}")
         return Item(self.names[number], line.label, line.text)
 
-    def media(self, number: int, geometry: AudioGeometry | PictureGeometry) -> Tensor:
+    def media(self, number: int, geometry: AudioGeometry | ImageGeometry) -> Tensor:
         line = self.lines[number]
         if line.wrong:
             raise MediaError(f"{self.folder / line.where}: {line.wrong}")

@@ -6,13 +6,13 @@ A file is probed before it is decoded: a few kilobytes of FLAC or PNG can promis
 from __future__ import annotations
 
 from .audio_io import read_audio, write_audio
-from .image_io import Fit, bytes_to_picture, check_scale, read_picture, write_picture
+from .image_io import Fit, bytes_to_image, check_scale, read_image, write_image
 from .media_file import (
     AUDIO_EXTENSIONS,
     AUDIO_FORMATS,
     DEFAULT_LIMITS,
+    IMAGE_FORMATS,
     MEDIA_EXTENSIONS,
-    PICTURE_FORMATS,
     MediaError,
     MediaLimits,
     Notes,
@@ -25,19 +25,19 @@ __all__ = [
     "AUDIO_EXTENSIONS",
     "AUDIO_FORMATS",
     "DEFAULT_LIMITS",
+    "IMAGE_FORMATS",
     "MEDIA_EXTENSIONS",
-    "PICTURE_FORMATS",
     "Fit",
     "MediaError",
     "MediaLimits",
     "Notes",
-    "bytes_to_picture",
+    "bytes_to_image",
     "check_scale",
     "media_kind",
     "open_regular",
     "print_notes",
     "read_audio",
-    "read_picture",
+    "read_image",
     "write_audio",
-    "write_picture",
+    "write_image",
 ]

@@ -50,7 +50,7 @@ CONTAINER_FORMATS = {
 }
 """Extension -> the one demuxer of FFmpeg that is tried. A demuxer that is guessed could be a playlist's, which opens
 other files."""
-PICTURE_FORMATS = {
+IMAGE_FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -66,7 +66,7 @@ PICTURE_FORMATS = {
 }
 """Extension -> the one Pillow decoder that is tried."""
 AUDIO_EXTENSIONS = (*AUDIO_FORMATS, *(name for name in CONTAINER_FORMATS if name not in AUDIO_FORMATS))
-MEDIA_EXTENSIONS = (*AUDIO_EXTENSIONS, *PICTURE_FORMATS)
+MEDIA_EXTENSIONS = (*AUDIO_EXTENSIONS, *IMAGE_FORMATS)
 
 
 class MediaError(ValueError):
@@ -127,7 +127,7 @@ def media_kind(path: str | Path) -> Literal["audio", "picture"]:
     extension = Path(path).suffix.lower()
     if extension in AUDIO_EXTENSIONS:
         return "audio"
-    if extension in PICTURE_FORMATS:
+    if extension in IMAGE_FORMATS:
         return "picture"
     raise MediaError(f"{path}: '{extension}' is no media file known here; use one of {' '.join(MEDIA_EXTENSIONS)}")
 

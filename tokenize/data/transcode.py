@@ -21,9 +21,9 @@ from .media import (
     Notes,
     print_notes,
     read_audio,
-    read_picture,
+    read_image,
     write_audio,
-    write_picture,
+    write_image,
 )
 
 
@@ -38,7 +38,7 @@ def encode_files(
 
     Args:
         paths: files, and folders of which all media files are taken.
-        fit: what to do with pictures of another size (see `read_picture`).
+        fit: what to do with pictures of another size (see `read_image`).
         progress: draw a progress bar on stderr.
     Returns:
         the items in the order of the files, and one line for each file that was left out.
@@ -53,7 +53,7 @@ def encode_files(
             if isinstance(geometry, AudioGeometry):
                 media = read_audio(path, geometry.sample_rate, geometry.channels, limits, notes)
             else:
-                media = read_picture(path, geometry.height, geometry.width, geometry.channels, limits, fit, notes)
+                media = read_image(path, geometry.height, geometry.width, geometry.channels, limits, fit, notes)
         except (MediaError, OSError) as error:  # gone since it was listed
             skipped.append(str(error))
             continue
@@ -102,6 +102,6 @@ def decode_to_files(
             if isinstance(geometry, AudioGeometry):
                 write_audio(path, media[:, : item.num_samples], geometry.sample_rate)
             else:
-                write_picture(path, media)
+                write_image(path, media)
             bar.update(1)
     return paths

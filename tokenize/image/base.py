@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class ImageShape(Protocol):
-    """The sizes of an image tokenizer, as `PictureTokenizerConfig` (networks.py) has them."""
+    """The sizes of an image tokenizer, as `ImageTokenizerConfig` (networks.py) has them."""
 
     @property
     def height(self) -> int:

@@ -4,7 +4,7 @@
     decoder   the way back
 
 Every token then adds one map, spread over all of the picture, with weights that are its code: a coefficient of a global
-basis. Source: the quantised global autoencoder, arXiv:2407.11913.
+basis. Source: the quantized global autoencoder, arXiv:2407.11913.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...configs.names import ShownName
 from ...configs.schema import GrowingConfig, LayerCount
 from ..quantizers.registry import Quantized, QuantizerConfig, make_quantizer
-from ..spec import PictureGeometry
+from ..spec import ImageGeometry
 from .convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
 from .global_tokens import TransposedConfig, TransposedDecoder, TransposedEncoder
 from .movq import ConditionedConfig, ConditionedDecoder, ConditionedEncoder
@@ -29,12 +29,12 @@ from .vit import ViTConfig, ViTDecoder, ViTEncoder
 from .vit_1d import ViT1DConfig, ViT1DDecoder, ViT1DEncoder
 from .vqgan import VQGANConfig, VQGANDecoder, VQGANEncoder
 
-PicturePartConfig = Annotated[
+ImagePartConfig = Annotated[
     ConvolutionalConfig | ConditionedConfig | VQGANConfig | ViTConfig | ViT1DConfig | MergedConfig | TransposedConfig,
     Field(discriminator="kind"),
 ]
 
-PICTURE_ENCODERS = {
+IMAGE_ENCODERS = {
     "convolutional": ConvolutionalEncoder,
     "conditioned": ConditionedEncoder,
     "vqgan": VQGANEncoder,
@@ -43,7 +43,7 @@ PICTURE_ENCODERS = {
     "merged": MergedEncoder,
     "transposed": TransposedEncoder,
 }
-PICTURE_DECODERS = {
+IMAGE_DECODERS = {
     "convolutional": ConvolutionalDecoder,
     "conditioned": ConditionedDecoder,
     "vqgan": VQGANDecoder,
@@ -54,7 +54,7 @@ PICTURE_DECODERS = {
 }
 
 
-class PictureTokenizerConfig(GrowingConfig):
+class ImageTokenizerConfig(GrowingConfig):
     """Pictures of one size to residual codes on a grid and back."""
 
     added: ClassVar[frozenset[str]] = frozenset({"encoder", "decoder"})
@@ -71,12 +71,12 @@ class PictureTokenizerConfig(GrowingConfig):
     blocks: LayerCount = 2
     """Of `convolutional` parts: residual blocks at each size."""
     latent_dim: PositiveInt = 32
-    encoder: PicturePartConfig = Field(default=ConvolutionalConfig())
-    decoder: PicturePartConfig = Field(default=ConvolutionalConfig())
+    encoder: ImagePartConfig = Field(default=ConvolutionalConfig())
+    decoder: ImagePartConfig = Field(default=ConvolutionalConfig())
     quantizer: QuantizerConfig
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> PictureTokenizerConfig:
+    def _parts_fit(self) -> ImageTokenizerConfig:
         made, taken = self.encoder.grid(self), self.decoder.grid(self)
         if made[0] * made[1] != taken[0] * taken[1]:
             raise ValueError(
@@ -86,22 +86,22 @@ class PictureTokenizerConfig(GrowingConfig):
         return self
 
     @property
-    def geometry(self) -> PictureGeometry:
+    def geometry(self) -> ImageGeometry:
         """What one frame of codes stands for."""
         rows, columns = self.encoder.grid(self)
-        return PictureGeometry(height=self.height, width=self.width, channels=self.channels, rows=rows, columns=columns)
+        return ImageGeometry(height=self.height, width=self.width, channels=self.channels, rows=rows, columns=columns)
 
 
-class PictureNet(nn.Module):
+class ImageNet(nn.Module):
     """Trainable picture tokenizer; `tokenize/tokenizer.py` freezes it."""
 
-    def __init__(self, config: PictureTokenizerConfig):
+    def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
         self.config = config
         self.geometry = config.geometry
-        self.encoder = PICTURE_ENCODERS[config.encoder.kind](config.encoder, config)
+        self.encoder = IMAGE_ENCODERS[config.encoder.kind](config.encoder, config)
         self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
-        self.decoder = PICTURE_DECODERS[config.decoder.kind](config.decoder, config)
+        self.decoder = IMAGE_DECODERS[config.decoder.kind](config.decoder, config)
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""

@@ -1,7 +1,7 @@
 """Public checkpoints in their own layouts: every tensor of ours is some of theirs, one below the other.
 
-A layout is a `Plan`, which serves both ways. What a checkpoint has besides (other models, tables that are computed) is
-named by the start of its tensors' names.
+A layout is a `TensorMap`, which serves both ways. What a checkpoint has besides (other models, tables that are
+computed) is named by the start of its tensors' names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..spec import TokenSpec
 
 
 @dataclass(frozen=True)
-class Piece:
+class SourceRows:
     """Some rows of one of our tensors."""
 
     name: str | None
@@ -31,13 +31,13 @@ class Piece:
     rows: int
 
 
-Plan = dict[str, tuple[Piece, ...]]
+TensorMap = dict[str, tuple[SourceRows, ...]]
 """Our tensor's name -> its pieces from the first row to the last."""
 
 
-def equal(names: Sequence[str], shape: Sequence[int]) -> tuple[Piece, ...]:
+def equal(names: Sequence[str], shape: Sequence[int]) -> tuple[SourceRows, ...]:
     """Pieces of as many rows each."""
-    return tuple(Piece(name, shape[0] // len(names)) for name in names)
+    return tuple(SourceRows(name, shape[0] // len(names)) for name in names)
 
 
 def find_weights(folder: Path) -> dict[str, Path]:
@@ -79,7 +79,7 @@ def find_weights(folder: Path) -> dict[str, Path]:
 def read_lm(
     folder: Path,
     where: dict[str, Path],
-    plan: Plan,
+    plan: TensorMap,
     config: LMConfig,
     spec: TokenSpec,
     ignored: Sequence[str] = (),
@@ -136,7 +136,7 @@ def _spelled_out(config: LMConfig, num_codebooks: int) -> LMConfig:
     return config.model_copy(update=said)
 
 
-def their_tensors(lm: TokenLM, plan: Plan) -> dict[str, Tensor]:
+def their_tensors(lm: TokenLM, plan: TensorMap) -> dict[str, Tensor]:
     """The model's tensors under their names, on the CPU."""
     tensors = {}
     for name, tensor in lm.state_dict().items():

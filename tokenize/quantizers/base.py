@@ -36,8 +36,8 @@ class Quantized:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """One quantizer's share of a `Quantized`, before the straight-through gradient is added around the whole."""
+class QuantizerOutput:
+    """One quantizer's share of a `QuantizedWeight`, before the straight-through gradient is added around the whole."""
 
     vectors: Tensor
     """[B, M, D] float32, gradients reach the quantizer's own parameters only."""
@@ -133,7 +133,7 @@ class Quantizer(nn.Module):
             values = self.lookup(_by_sample(codes))
             return values.reshape(*codes.shape[:-1], self.dim)
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """Latents [B, M, D] float32, 0 outside the mask [B, M] (None: all valid) -> Parts, 0 and -1 there too."""
         raise NotImplementedError
 
@@ -152,7 +152,7 @@ class Quantizer(nn.Module):
         lengths = [math.log2(size) for size in self.cardinalities]
         return there.sum(dim=-1), (there * there.new_tensor(lengths)).sum(dim=-1)
 
-    def estimate(self, x: Tensor, parts: Parts) -> Tensor:
+    def estimate(self, x: Tensor, parts: QuantizerOutput) -> Tensor:
         """The values, which equal parts.vectors and lead a gradient to x [B, M, D]; asked of the root only."""
         # q + (x - x.detach()), not x + (q - x).detach(): the value is then q to the last bit, in every dtype.
         return parts.vectors + (x - x.detach()) if x.requires_grad else parts.vectors

@@ -1,14 +1,15 @@
 """Binary codes: the sign of each of a few dimensions is a bit, and a code is all of them; no table exists.
 
     lfq          signs of the latents; MAGVIT-2, arXiv:2310.05737
-    bsq          signs of latents on the unit sphere, times 1 / sqrt(bits), so that codes lie on it too; arXiv:2406.07548
-    bernoulli    each bit is drawn with probability sigmoid(z) while training, and is the likelier value afterwards;
+    bsq          signs of latents on the unit sphere, times 1 / sqrt(bits), so that codes lie on it too;
+    arXiv:2406.07548 bernoulli    each bit is drawn with probability sigmoid(z) while training, and is the likelier
+    value afterwards;
                  Binary Latent Diffusion, arXiv:2304.04820
 
-They differ in what comes before the sign and after it. A code of d bits is an int64 put together from integers: sums of floats give wrong codes (bf16 from 9 bits on, float32 from 25).
-Entropies are exact bit by bit, since the soft choice among all 2^d codes is a product over bits (see
-regularization.py): with p = softmax(-|u - c|^2 / T) over codes c in {-s, s}^d, bit i is 1 with probability
-sigmoid(4 s u_i / T).
+They differ in what comes before the sign and after it. A code of d bits is an int64 put together from integers: sums of
+floats give wrong codes (bf16 from 9 bits on, float32 from 25). Entropies are exact bit by bit, since the soft choice
+among all 2^d codes is a product over bits (see regularization.py): with p = softmax(-|u - c|^2 / T) over codes c in
+{-s, s}^d, bit i is 1 with probability sigmoid(4 s u_i / T).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError
-from .base import Parts, Quantizer
+from .base import Quantizer, QuantizerOutput
 from .fsq import MAX_TABLE
 from .nearest import exact_dtype
 from .regularization import BitEntropyConfig, bit_entropies
@@ -74,7 +75,7 @@ class BinaryQuantizer(Quantizer):
         """The bits of a training step: [N, d] -> bool."""
         return u > 0
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Losses: "commitment", "entropy" if wanted, "codebook" where there are projections."""
         flat, valid = x.flatten(0, 1), None if mask is None else mask.flatten()
         u = self._inner(flat.detach())
@@ -100,7 +101,7 @@ class BinaryQuantizer(Quantizer):
             losses = {name: torch.where(valid, loss, 0.0) for name, loss in losses.items()}
         shape = x.shape[:2]
         losses = {name: loss.view(shape) for name, loss in losses.items()}
-        return Parts(vectors.view_as(x), codes.view(*shape, 1), losses)
+        return QuantizerOutput(vectors.view_as(x), codes.view(*shape, 1), losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, 1]."""

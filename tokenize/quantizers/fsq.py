@@ -31,7 +31,7 @@ from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
 from ...configs.schema import GrowingConfig
-from .base import MAX_PACKED, Parts, Quantizer
+from .base import MAX_PACKED, Quantizer, QuantizerOutput
 from .nearest import exact_dtype
 from .vq import project
 
@@ -96,7 +96,7 @@ class FiniteScalarQuantizer(Quantizer):
         self.scale = tuple(float(size - 1) ** -depth for size in config.levels)
         self.bounds = None if config.rounding == "equal_parts" else _bounds(config.levels, config.rounding)
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Losses: "commitment" if it has a weight, "codebook" where there are projections."""
         flat = x.detach().flatten(0, 1)
         digits = self._digits(flat, exact=not self.training)
@@ -117,7 +117,7 @@ class FiniteScalarQuantizer(Quantizer):
             losses["commitment"] = self.config.commitment * (x - vectors.detach()).square().mean(dim=-1)
         if self.project_in is not None:
             losses["codebook"] = (x.detach() - vectors).square().mean(dim=-1)
-        return Parts(vectors, codes.view(*x.shape[:2], 1), losses)
+        return QuantizerOutput(vectors, codes.view(*x.shape[:2], 1), losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, 1]."""

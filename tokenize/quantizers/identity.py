@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from ...configs.schema import Config
-from .base import Parts, Quantizer
+from .base import Quantizer, QuantizerOutput
 
 
 class IdentityConfig(Config):
@@ -23,9 +23,9 @@ class IdentityQuantizer(Quantizer):
         super().__init__(dim, [])
         self.config = config
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """The latents themselves, no codes, no losses."""
-        return Parts(x.detach(), self.search(x), {})
+        return QuantizerOutput(x.detach(), self.search(x), {})
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, 0]."""

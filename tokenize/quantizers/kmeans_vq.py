@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...configs.schema import Config
-from .base import Parts, Quantizer
+from .base import Quantizer, QuantizerOutput
 from .codebook import KMEANS_VECTORS_PER_CODE, Float32Buffers
 from .nearest import first_by_priority, kmeans, nearest_code
 from .vector_file import VectorFile, read_vectors
@@ -49,14 +49,14 @@ class KMeansQuantizer(Float32Buffers, Quantizer):
         self.register_buffer("centres", centres)
         self.register_buffer("fitted", torch.tensor(config.file is not None))
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Loss: "commitment"."""
         codes = self.search(x.detach())
         if mask is not None:
             codes = codes.masked_fill(~mask[..., None], -1)
         vectors = self.lookup(codes)
         losses = {"commitment": self.config.commitment * (x - vectors).square().mean(dim=-1)}
-        return Parts(vectors, codes, losses)
+        return QuantizerOutput(vectors, codes, losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, 1]. ValueError before there are centres."""

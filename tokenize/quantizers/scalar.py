@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from ...configs.schema import Config
-from .base import Parts, Quantizer
+from .base import Quantizer, QuantizerOutput
 from .codebook import Float32Buffers
 from .nearest import exact_dtype
 
@@ -57,7 +57,7 @@ class PerChannelQuantizer(Quantizer):
         """Weight of the commitment loss."""
         raise NotImplementedError
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Losses: "commitment", and "codebook" where values are learned."""
         codes = self.search(x.detach())
         if mask is not None:
@@ -66,7 +66,7 @@ class PerChannelQuantizer(Quantizer):
         losses = {"commitment": self.commitment() * (x - vectors.detach()).square().mean(dim=-1)}
         if self.learns:
             losses["codebook"] = (x.detach() - vectors).square().mean(dim=-1)
-        return Parts(vectors, codes, losses)
+        return QuantizerOutput(vectors, codes, losses)
 
     @torch.no_grad()
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

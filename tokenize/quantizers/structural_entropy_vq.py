@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError
-from .base import Parts, Quantizer
+from .base import Quantizer, QuantizerOutput
 from .codebook import Float32Buffers
 from .graph_clustering import SIMILARITIES, joining_costs, least_cost, merge_clusters, neighbour_graph
 from .nearest import SEARCH_ELEMENTS, distinct, exact_dtype, first_by_priority, nearest_few
@@ -86,14 +86,14 @@ class StructuralQuantizer(Float32Buffers, Quantizer):
         """(V,); the most there may be as long as they are not fitted."""
         return (int(self.num_codes) or self.config.size,)
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Loss: "commitment"."""
         codes = self.search(x.detach())
         if mask is not None:
             codes = codes.masked_fill(~mask[..., None], -1)
         vectors = self.lookup(codes)
         losses = {"commitment": self.config.commitment * (x - vectors).square().mean(dim=-1)}
-        return Parts(vectors, codes, losses)
+        return QuantizerOutput(vectors, codes, losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, 1]. ValueError before there are codes."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ...configs.schema import GrowingConfig
-from .base import Parts, Quantizer
+from .base import Quantizer, QuantizerOutput
 from .codebook import Codebook
 from .codebook_parametrization import FORMS, CodebookFormConfig
 from .nearest import exact_dtype, nearest_code
@@ -109,7 +109,7 @@ class VectorQuantizer(Quantizer):
             blend=config.revive == "blend",
         )
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize.
 
         Losses: "commitment"; "codebook" where there are parameters to train; "entropy", "moments" where wanted.
@@ -140,7 +140,7 @@ class VectorQuantizer(Quantizer):
                 losses["codebook"] = self.config.codebook_weight * losses["codebook"]
         if self.training:
             losses |= {name: loss.view(x.shape[:2]) for name, loss in self._regularise(x, places, valid).items()}
-        return Parts(vectors, codes.view(*x.shape[:2], 1), losses)
+        return QuantizerOutput(vectors, codes.view(*x.shape[:2], 1), losses)
 
     def _regularise(self, x: Tensor, places: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
         """Losses [N] about the use of codes."""

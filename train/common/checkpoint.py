@@ -25,7 +25,7 @@ from typing import Any
 from ...configs.files import NO_ROOM, NoRoom, error_number, fsync_dir, read_json, sha256_file, write_atomic, write_json
 from ...configs.folder_lock import remove_leftovers
 from ...configs.printable import say
-from ..distributed.process_group import World
+from ..distributed.process_group import ProcessGroup
 
 MANIFEST, MARKER = "manifest.json", "COMMITTED"
 
@@ -57,7 +57,9 @@ class Checkpoints:
         loss: of a checkpoint; None where it has none.
     """
 
-    def __init__(self, folder: Path, world: World, keep_last: int, keep_best: int = 0, loss: Loss = lambda _: None):
+    def __init__(
+        self, folder: Path, world: ProcessGroup, keep_last: int, keep_best: int = 0, loss: Loss = lambda _: None
+    ):
         self.folder = folder
         self.world = world
         self.keep_last, self.keep_best, self.loss = keep_last, keep_best, loss

@@ -18,7 +18,7 @@ from ...configs.schema import Config, LayerCount
 from .multi_scale_stft import compressed_spectrum
 
 
-class BandsJudgeConfig(Config):
+class BandDiscriminatorConfig(Config):
     """One network for each window."""
 
     kind: Literal["bands"] = "bands"
@@ -31,13 +31,13 @@ class BandsJudgeConfig(Config):
     """Of each band; all but the first and the last halve the frequencies."""
 
     @model_validator(mode="after")
-    def _edges_rise(self) -> BandsJudgeConfig:
+    def _edges_rise(self) -> BandDiscriminatorConfig:
         if self.edges[:1] != (0.0,) or self.edges[-1:] != (1.0,) or any(a >= b for a, b in pairwise(self.edges)):
             raise ValueError(f"edges must rise from 0.0 to 1.0, found {list(self.edges)}")
         return self
 
 
-class BandsJudge(nn.Module):
+class BandDiscriminator(nn.Module):
     """Judges one resolution."""
 
     window: Tensor
@@ -71,6 +71,6 @@ class BandsJudge(nn.Module):
         return self.last(torch.cat(ends, dim=-1)), features
 
 
-def make_bands_judges(config: BandsJudgeConfig, channels: int) -> list[nn.Module]:
+def make_band_discriminators(config: BandDiscriminatorConfig, channels: int) -> list[nn.Module]:
     """The networks of a config."""
-    return [BandsJudge(window, config.edges, config.channels, config.layers) for window in config.windows]
+    return [BandDiscriminator(window, config.edges, config.channels, config.layers) for window in config.windows]

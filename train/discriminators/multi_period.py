@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from ...configs.schema import Config, LayerCount
 
 
-class PeriodJudgeConfig(Config):
+class PeriodDiscriminatorConfig(Config):
     """One network for each period."""
 
     kind: Literal["period"] = "period"
@@ -32,7 +32,7 @@ class PeriodJudgeConfig(Config):
     """Layers that shorten the columns by three."""
 
 
-class PeriodJudge(nn.Module):
+class PeriodDiscriminator(nn.Module):
     """Judges one period."""
 
     def __init__(self, period: int, channels: int, layers: int):
@@ -55,6 +55,6 @@ class PeriodJudge(nn.Module):
         return self.last(h), features
 
 
-def make_period_judges(config: PeriodJudgeConfig, channels: int) -> list[nn.Module]:
+def make_period_discriminators(config: PeriodDiscriminatorConfig, channels: int) -> list[nn.Module]:
     """The networks of a config."""
-    return [PeriodJudge(period, config.channels, config.layers) for period in config.periods]
+    return [PeriodDiscriminator(period, config.channels, config.layers) for period in config.periods]

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from ...configs.schema import Config, LayerCount
 
 
-class STFTJudgeConfig(Config):
+class STFTDiscriminatorConfig(Config):
     """One network for each window."""
 
     kind: Literal["stft"] = "stft"
@@ -29,7 +29,7 @@ class STFTJudgeConfig(Config):
     """Strided layers between the first and the last."""
 
 
-class STFTJudge(nn.Module):
+class STFTDiscriminator(nn.Module):
     """Judges one resolution."""
 
     window: Tensor
@@ -53,9 +53,9 @@ class STFTJudge(nn.Module):
         return self.last(h), features
 
 
-def make_stft_judges(config: STFTJudgeConfig, channels: int) -> list[nn.Module]:
+def make_stft_discriminators(config: STFTDiscriminatorConfig, channels: int) -> list[nn.Module]:
     """The networks of a config."""
-    return [STFTJudge(window, config.channels, config.layers) for window in config.windows]
+    return [STFTDiscriminator(window, config.channels, config.layers) for window in config.windows]
 
 
 def compressed_spectrum(samples: Tensor, window: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...configs.schema import Config, LayerCount
 
 
-class PatchJudgeConfig(Config):
+class PatchDiscriminatorConfig(Config):
     """One network."""
 
     kind: Literal["patch"] = "patch"
@@ -25,7 +25,7 @@ class PatchJudgeConfig(Config):
     """Layers that halve the picture. A patch is 70 pixels wide with 3."""
 
 
-class PatchJudge(nn.Module):
+class PatchDiscriminator(nn.Module):
     """Judges patches."""
 
     def __init__(self, inputs: int, channels: int, layers: int):
@@ -51,6 +51,6 @@ class PatchJudge(nn.Module):
         return self.last(h), features
 
 
-def make_patch_judges(config: PatchJudgeConfig, channels: int) -> list[nn.Module]:
+def make_patch_discriminators(config: PatchDiscriminatorConfig, channels: int) -> list[nn.Module]:
     """The networks of a config."""
-    return [PatchJudge(channels, config.channels, config.layers)]
+    return [PatchDiscriminator(channels, config.channels, config.layers)]

@@ -1,7 +1,7 @@
 """Discriminators ("judges") of a tokenizer's reconstructions: the table of kinds, and their game with the tokenizer.
 
 All losses are given for each item [B]; the loss of a batch is their mean. A kind is one file with networks that turn
-media into a map of scores (high: real) and a list of features, and one line in `JUDGES`.
+media into a map of scores (high: real) and a list of features, and one line in `DISCRIMINATORS`.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import Config
-from ..distributed.process_group import World
+from ..distributed.process_group import ProcessGroup
 from ..engines.base import Trainable
-from .multi_band import BandsJudgeConfig, make_bands_judges
-from .multi_period import PeriodJudgeConfig, make_period_judges
-from .multi_scale_stft import STFTJudgeConfig, make_stft_judges
-from .patch import PatchJudgeConfig, make_patch_judges
+from .multi_band import BandDiscriminatorConfig, make_band_discriminators
+from .multi_period import PeriodDiscriminatorConfig, make_period_discriminators
+from .multi_scale_stft import STFTDiscriminatorConfig, make_stft_discriminators
+from .patch import PatchDiscriminatorConfig, make_patch_discriminators
 
-JudgeConfig = Annotated[
-    STFTJudgeConfig | PeriodJudgeConfig | BandsJudgeConfig | PatchJudgeConfig, Field(discriminator="kind")
+DiscriminatorConfig = Annotated[
+    STFTDiscriminatorConfig | PeriodDiscriminatorConfig | BandDiscriminatorConfig | PatchDiscriminatorConfig,
+    Field(discriminator="kind"),
 ]
 
-JUDGES = {
-    "stft": (make_stft_judges, "audio"),
-    "period": (make_period_judges, "audio"),
-    "bands": (make_bands_judges, "audio"),
-    "patch": (make_patch_judges, "picture"),
+DISCRIMINATORS = {
+    "stft": (make_stft_discriminators, "audio"),
+    "period": (make_period_discriminators, "audio"),
+    "bands": (make_band_discriminators, "audio"),
+    "patch": (make_patch_discriminators, "picture"),
 }
 """Kind -> maker of its networks, and the media they judge."""
 
 LECAM_DECAY = 0.999
 
 
-class JudgesConfig(Config):
+class DiscriminatorsConfig(Config):
     """The networks that judge, and when and how."""
 
-    nets: tuple[JudgeConfig, ...] = Field(min_length=1)
+    nets: tuple[DiscriminatorConfig, ...] = Field(min_length=1)
     loss: Literal["hinge", "non_saturating", "least_squares"] = "hinge"
     """See GAMES."""
     lecam: NonNegativeFloat = 0.0
@@ -64,7 +65,7 @@ GAMES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], C
 EnCodec; non-saturating, arXiv:1406.2661; least squares, arXiv:1611.04076."""
 
 
-class Judges(Trainable):
+class Discriminators(Trainable):
     """All networks of a config.
 
     Args:
@@ -73,10 +74,10 @@ class Judges(Trainable):
 
     averages: Tensor
 
-    def __init__(self, config: JudgesConfig, channels: int = 1):
+    def __init__(self, config: DiscriminatorsConfig, channels: int = 1):
         super().__init__()
         self.config = config
-        self.nets = nn.ModuleList(net for each in config.nets for net in JUDGES[each.kind][0](each, channels))
+        self.nets = nn.ModuleList(net for each in config.nets for net in DISCRIMINATORS[each.kind][0](each, channels))
         # Mean scores of real and of fake media, for LeCam.
         self.register_buffer("averages", torch.zeros(2, len(self.nets)))
         self._seen: Tensor | None = None
@@ -120,7 +121,7 @@ class Judges(Trainable):
         return torch.stack(adversarial).mean(0), torch.stack(distances).mean(0)
 
     @torch.no_grad()
-    def update(self, world: World) -> None:
+    def update(self, world: ProcessGroup) -> None:
         """Move the averages of scores by those of all processes since the last call."""
         seen = torch.zeros(self.averages.numel() + 1, device=self.averages.device) if self._seen is None else self._seen
         *_, count = seen = world.add(seen)

@@ -40,7 +40,7 @@ class ProcessLost(TrainingFailed):
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """Rank and size of this run, and the device of this process."""
 
     rank: int
@@ -95,11 +95,11 @@ class World:
         return result  # type: ignore[return-value]
 
 
-ONE_PROCESS = World(0, 1, torch.device("cpu"))
+ONE_PROCESS = ProcessGroup(0, 1, torch.device("cpu"))
 """A process alone."""
 
 
-def join_world(device: str = "auto", *, always: bool = False) -> World:
+def join_world(device: str = "auto", *, always: bool = False) -> ProcessGroup:
     """Meet the other processes of this run, as the launcher's environment names them.
 
     Args:
@@ -133,11 +133,11 @@ def join_world(device: str = "auto", *, always: bool = False) -> World:
             world_size=size,
             timeout=timedelta(minutes=30),
         )
-    return World(rank, size, where)
+    return ProcessGroup(rank, size, where)
 
 
 @contextmanager
-def run_in(world: World) -> Iterator[None]:
+def run_in(world: ProcessGroup) -> Iterator[None]:
     """The body of a run: at its end the group is left.
 
     A process that fails leaves nothing behind that waits for the others: it ends, which ends them too. They see a
@@ -178,7 +178,7 @@ def _as_noted(rank: int, note: tuple[str, int | None, str, str | None]) -> Excep
     return ValueError(said) if kind == "value" else ProcessLost(said)
 
 
-def leave_world(world: World) -> None:
+def leave_world(world: ProcessGroup) -> None:
     """End the group of several processes. A group of one is kept: DeepSpeed cannot make a second in one process."""
     if world.size > 1 and dist.is_initialized():
         _left.append(dist.group.WORLD)

@@ -18,13 +18,13 @@ from pathlib import Path
 from ...configs.files import read_json
 from ...configs.schema import ConfigError, check_config
 from ..common.checkpoint import STATE_FILE
-from ..distributed.process_group import World
+from ..distributed.process_group import ProcessGroup
 from .config import AutoEngineConfig, DeepSpeedEngineConfig, EngineHolder, TorchEngineConfig
 
 ChosenEngine = TorchEngineConfig | DeepSpeedEngineConfig
 
 
-def choose_engine(engine: AutoEngineConfig | ChosenEngine, steps: Path, world: World) -> ChosenEngine:
+def choose_engine(engine: AutoEngineConfig | ChosenEngine, steps: Path, world: ProcessGroup) -> ChosenEngine:
     """The engine of a config with kind auto decided, alike in every process; all processes call this.
 
     Args:
@@ -45,7 +45,7 @@ def choose_engine(engine: AutoEngineConfig | ChosenEngine, steps: Path, world: W
     return chosen
 
 
-def _choose(steps: Path, world: World) -> ChosenEngine:
+def _choose(steps: Path, world: ProcessGroup) -> ChosenEngine:
     saved = saved_engine(steps)
     if saved is None:
         return engine_for(world.device.type, world.size, has_deepspeed())

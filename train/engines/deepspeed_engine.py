@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...configs.files import read_json
 from ..common.checkpoint import check_pickles, restricted_loads
-from ..distributed.process_group import World
+from ..distributed.process_group import ProcessGroup
 from .base import OptimizerSettings, StepInfo, Trainable
 from .config import DeepSpeedEngineConfig
 from .deepspeed_state import collect_state, master_weights, put_state
@@ -59,7 +59,7 @@ class DeepSpeedEngine:
         objective: Trainable,
         config: DeepSpeedEngineConfig,
         settings: DeepSpeedSettings,
-        world: World,
+        world: ProcessGroup,
         micro_steps: int,
     ):
         deepspeed = _import_deepspeed(world)
@@ -215,7 +215,7 @@ def deepspeed_settings(
     }
 
 
-def _import_deepspeed(world: World) -> Any:
+def _import_deepspeed(world: ProcessGroup) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)
     os.environ.setdefault("LOCAL_RANK", str(world.device.index or 0))  # it reads this even where no launcher has set it
     try:

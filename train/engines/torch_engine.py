@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..distributed.process_group import World
+from ..distributed.process_group import ProcessGroup
 from .base import OptimizerSettings, StepInfo, Trainable
 from .lr_schedule import learning_rate
 from .state_files import MOMENTS, EngineState
@@ -52,7 +52,7 @@ class TorchEngine:
         self,
         objective: Trainable,
         settings: OptimizerSettings,
-        world: World,
+        world: ProcessGroup,
         micro_steps: int,
         may_skip_parts: bool = False,
     ):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...tokenize.spec import AudioGeometry, PictureGeometry
+from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer
 
 NOISE_DB = 40.0
@@ -108,7 +108,7 @@ def changed_by_codebook(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> li
     return [changed_share([a[k] for a in found], [b[k] for b in wanted]) for k in range(wanted[0].shape[0])]
 
 
-def _can_move(geometry: AudioGeometry | PictureGeometry) -> bool:
+def _can_move(geometry: AudioGeometry | ImageGeometry) -> bool:
     """Sound, and pictures of one grid of square cells: not those of several scales, or of tokens without a place."""
     if isinstance(geometry, AudioGeometry):
         return True

@@ -123,7 +123,7 @@ def is_silent(samples: Tensor) -> bool:
     return samples.abs().max().item() < 2.0**-15
 
 
-PICTURE_MEASURES: dict[str, Callable[[Tensor, Tensor], float | None]] = {
+IMAGE_MEASURES: dict[str, Callable[[Tensor, Tensor], float | None]] = {
     "psnr_db": psnr,
     "ssim": ssim,
     "ms_ssim": ms_ssim,
@@ -178,7 +178,7 @@ class Scores:
         return sum(defined) / len(defined) if defined else None
 
     def _measures(self) -> dict[str, Callable[..., float | None]]:
-        return AUDIO_MEASURES if self.spec.geometry.kind == "audio" else PICTURE_MEASURES
+        return AUDIO_MEASURES if self.spec.geometry.kind == "audio" else IMAGE_MEASURES
 
     def result(self) -> dict[str, Measured]:
         """Means by name."""

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from ...configs.names import FolderName
 from ...configs.schema import BatchSize, Config, ConfigError, LayerCount, StepCount, check_config
-from ...lm.generation_config import GenerationDefaults
+from ...lm.generation_config import GenerationConfig
 from ...lm.models.next_patch import PatchPhase
 from ...lm.models.packed_sequences import check_packable
 from ...lm.models.registry import ModelConfig
@@ -143,7 +143,7 @@ class TrainConfig(Config):
     lm: ModelConfig
     train: TrainSettings
     engine: EngineConfig = AutoEngineConfig()
-    generation: GenerationDefaults = GenerationDefaults()
+    generation: GenerationConfig = GenerationConfig()
     """Defaults of generation, stored in the model directory."""
     export: ExportConfig = ExportConfig()
 

@@ -39,7 +39,7 @@ class Batch:
         return Batch(self.codes.to(device, non_blocking=True), lengths, self.conditions.to(device))
 
 
-class Items:
+class CodesDataset:
     """The items of a shards folder that are used, with labels numbered as in training and text as ids.
 
     Args:
@@ -173,7 +173,7 @@ def describe_missing(shards: Shards, lacking: dict[int, str], used: int) -> str:
     )
 
 
-def data_fingerprint(items: Items) -> str:
+def data_fingerprint(items: CodesDataset) -> str:
     """Tells one set of training items from another: SHA-256 over the shards' files and which items are used."""
     files = [file.sha256 for file in items.shards.index.files]
     digest = hashlib.sha256(" ".join([items.shards.index.build, *files]).encode())
@@ -181,7 +181,7 @@ def data_fingerprint(items: Items) -> str:
     return digest.hexdigest()
 
 
-def told_fingerprint(items: Items) -> str:
+def told_fingerprint(items: CodesDataset) -> str:
     """Tells what a model is told of its items apart: SHA-256 over labels, texts and the text tokenizer."""
     shards = items.shards
     digest = hashlib.sha256(json.dumps([shards.label_names, shards.index.labels, shards.index.texts]).encode())

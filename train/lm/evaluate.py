@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from ...lm.models.registry import AnyLM
-from ..distributed.process_group import World
-from .dataset import Items, batches_by_length
+from ..distributed.process_group import ProcessGroup
+from .dataset import CodesDataset, batches_by_length
 from .objective import Objective
 
 
 @torch.no_grad()
-def evaluate_loss(lm: AnyLM, items: Items, batch: int, world: World, dtype: str = "float32") -> Tensor:
+def evaluate_loss(lm: AnyLM, items: CodesDataset, batch: int, world: ProcessGroup, dtype: str = "float32") -> Tensor:
     """Mean loss of all items, each process taking its share of the batches; all processes call this.
 
     Args:

@@ -11,10 +11,10 @@ from ...lm.models.causal import TokenLM
 from .config import TrainConfig
 from .model_card import model_card
 from .run_state import RunState
-from .setup import Parts
+from .setup import TrainingSetup
 
 
-def export_lm(lm: TokenLM, parts: Parts, config: TrainConfig, folder: Path, state: RunState) -> None:
+def export_lm(lm: TokenLM, parts: TrainingSetup, config: TrainConfig, folder: Path, state: RunState) -> None:
     """Write the model directory of a run's weights, as they are after state.step steps.
 
     Args:

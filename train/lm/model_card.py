@@ -12,7 +12,7 @@ import yaml
 from ... import __version__
 from ...tokenize.bundled import PACKAGE
 from .config import TrainConfig
-from .setup import Parts
+from .setup import TrainingSetup
 
 
 @cache
@@ -36,7 +36,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 def model_card(
     config: TrainConfig,
-    parts: Parts,
+    parts: TrainingSetup,
     *,
     command: str,
     step: int,

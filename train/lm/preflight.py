@@ -27,7 +27,7 @@ from ..common.checkpoint import MARKER
 from .config import TrainConfig
 from .objective import Objective
 from .samples import SampleRequest, make_request
-from .setup import Parts
+from .setup import TrainingSetup
 
 Rehearse = Callable[[SampleRequest], None]
 """Makes the least that shows whether a request can be met, writes nothing; raises ValueError."""
@@ -35,7 +35,7 @@ Rehearse = Callable[[SampleRequest], None]
 EXPORT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def check_exportable(config: TrainConfig, parts: Parts, lm: TokenLM) -> LoadedModel:
+def check_exportable(config: TrainConfig, parts: TrainingSetup, lm: TokenLM) -> LoadedModel:
     """The model as it will be exported. ConfigError: it could not be, or could not be read again."""
     loaded = parts.loaded(lm, config.generation)
     check_saveable(loaded)
@@ -43,7 +43,7 @@ def check_exportable(config: TrainConfig, parts: Parts, lm: TokenLM) -> LoadedMo
 
 
 @torch.no_grad()
-def check_evaluation(config: TrainConfig, parts: Parts, lm: TokenLM, micro: int) -> None:
+def check_evaluation(config: TrainConfig, parts: TrainingSetup, lm: TokenLM, micro: int) -> None:
     """Evaluate the longest test items; what cannot be read or does not fit into memory ends the run here."""
     if parts.test is None:
         return
@@ -52,7 +52,7 @@ def check_evaluation(config: TrainConfig, parts: Parts, lm: TokenLM, micro: int)
     Objective(lm, config.train.dtype)(batch.codes, batch.lengths, batch.conditions)
 
 
-def check_generation(config: TrainConfig, parts: Parts, loaded: LoadedModel, rehearse: Rehearse) -> None:
+def check_generation(config: TrainConfig, parts: TrainingSetup, loaded: LoadedModel, rehearse: Rehearse) -> None:
     """Rehearse what samples will be asked for. ConfigError: the settings in `generation` do not fit the model."""
     lm = loaded.lm
     if isinstance(lm, MaskedLM) and lm.clustering is not None:

@@ -12,11 +12,11 @@ from ...configs.files import read_json, write_json
 from ...configs.schema import ConfigError
 from ...lm.attention.auto import Choice
 from ..common.checkpoint import STATE_FILE
-from ..distributed.process_group import World
+from ..distributed.process_group import ProcessGroup
 from .config import TrainConfig, check_resumable
 from .dataset import data_fingerprint, told_fingerprint
 from .model_card import git_commit
-from .setup import Parts
+from .setup import TrainingSetup
 
 
 @dataclass
@@ -36,7 +36,13 @@ class RunState:
     """train.steps at that time; None: none was saved."""
 
     def save(
-        self, folder: Path, config: TrainConfig, parts: Parts, world: World, micro_batch: int, attention: Choice
+        self,
+        folder: Path,
+        config: TrainConfig,
+        parts: TrainingSetup,
+        world: ProcessGroup,
+        micro_batch: int,
+        attention: Choice,
     ) -> None:
         """Write run.json: the counts, and everything the run was made of; `attention` as `explain` gives it."""
         description = {
@@ -60,7 +66,9 @@ class RunState:
         write_json(folder / STATE_FILE, description)
 
     @classmethod
-    def load(cls, folder: Path, config: TrainConfig, parts: Parts, world: World, micro_batch: int) -> RunState:
+    def load(
+        cls, folder: Path, config: TrainConfig, parts: TrainingSetup, world: ProcessGroup, micro_batch: int
+    ) -> RunState:
         """Read run.json. ConfigError: it is of a run with another config or other data.
 
         Args:

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ...lm.checkpoints.model_directory import LoadedModel
-from .dataset import Items
-from .setup import Parts
+from .dataset import CodesDataset
+from .setup import TrainingSetup
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SampleRequest:
 Sample = Callable[[SampleRequest], None]
 
 
-def make_request(model: LoadedModel, parts: Parts, folder: Path, count: int, seed: int) -> SampleRequest:
+def make_request(model: LoadedModel, parts: TrainingSetup, folder: Path, count: int, seed: int) -> SampleRequest:
     """Ask for all labels in turn, and for the texts of the first test items (where there are none: training items)."""
     labels = [model.labels[number % len(model.labels)] for number in range(count)] if model.labels else None
     texts = _texts(parts.test or parts.items, count) if model.text is not None else None
@@ -41,10 +41,10 @@ def make_request(model: LoadedModel, parts: Parts, folder: Path, count: int, see
     return SampleRequest(model, folder, labels, texts, voices if len(voices) == count else None, count, seed)
 
 
-def _prompt(items: Items, row: int) -> Tensor | None:
+def _prompt(items: CodesDataset, row: int) -> Tensor | None:
     """The prompt of the item whose text is said."""
     return items.prompt(row % len(items), 0)
 
 
-def _texts(items: Items, count: int) -> list[str]:
+def _texts(items: CodesDataset, count: int) -> list[str]:
     return [str(items.shards.texts()[int(items.numbers[row % len(items)])]) for row in range(count)]

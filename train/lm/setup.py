@@ -10,7 +10,7 @@ import torch
 from ...configs.schema import ConfigError
 from ...lm.checkpoints.model_directory import LoadedModel, load_model
 from ...lm.clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
-from ...lm.generation_config import GenerationDefaults
+from ...lm.generation_config import GenerationConfig
 from ...lm.models.causal import LMConfig, TokenLM
 from ...lm.models.coarse_to_fine import CoarseToFine
 from ...lm.models.masked import MaskedLM
@@ -28,15 +28,15 @@ from ...tokenize.text_tokenizer import (
 )
 from ...tokenize.tokenizer import Tokenizer, load_tokenizer
 from ..common.batch_sampler import mix
-from ..distributed.process_group import World
+from ..distributed.process_group import ProcessGroup
 from .config import TrainConfig
-from .dataset import Items
+from .dataset import CodesDataset
 from .reference_prompts import PromptSource
 from .text_statistics import text_limits, text_made_of, with_limits
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingSetup:
     """Opened and checked against each other."""
 
     lm_config: LMConfig
@@ -46,13 +46,13 @@ class Parts:
     text: TextTokenizer | None
     labels: list[str]
     """Label names in the order of their ids; empty without a label condition."""
-    items: Items
-    test: Items | None
+    items: CodesDataset
+    test: CodesDataset | None
     clustering: Clustering | None
     """Of the coarse labels, where there are such."""
     coarse: LoadedModel | None
     """The finished model of the coarse labels, for a refiner to be joined with."""
-    limits: GenerationDefaults
+    limits: GenerationConfig
     """Of the texts that the model has learned: how long they are, where it says them and ends by itself, and what they
     are made of."""
 
@@ -62,7 +62,7 @@ class Parts:
         vectors = self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
         return make_lm(self.lm_config, self.spec, vectors, self.clustering, self.tokenizer.quantizer)
 
-    def loaded(self, lm: TokenLM, defaults: GenerationDefaults) -> LoadedModel:
+    def loaded(self, lm: TokenLM, defaults: GenerationConfig) -> LoadedModel:
         """The model that generates: lm, or a refiner joined with the model of its labels."""
         defaults = with_limits(defaults, self.limits)
         if self.coarse is None or not isinstance(lm, MaskedLM):
@@ -73,7 +73,7 @@ class Parts:
         return LoadedModel(both, self.tokenizer, first.text, first.labels, defaults)
 
 
-def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
+def open_parts(config: TrainConfig, out: Path, world: ProcessGroup) -> TrainingSetup:
     """Open what a config names; the text tokenizer is the one in out/text, or trained on the shards' texts.
 
     Nothing is written.
@@ -107,22 +107,22 @@ def open_parts(config: TrainConfig, out: Path, world: World) -> Parts:
         raise ConfigError(f"lm.{error} (data.shards {config.data.shards})") from None
     known = labels if label_config is not None else None
     prompts = _prompts(config)
-    items = Items(shards, known, text, config.data.max_frames, labelled, prompts, config.data.missing)
+    items = CodesDataset(shards, known, text, config.data.max_frames, labelled, prompts, config.data.missing)
     test = None
     if config.data.test is not None:
         test_shards = Shards(config.data.test)
         check_same_tokenizer(test_shards.spec, shards.spec, f"data.test {config.data.test}")
-        test = Items(test_shards, known, text, config.data.max_frames, labelled, prompts, config.data.missing)
+        test = CodesDataset(test_shards, known, text, config.data.max_frames, labelled, prompts, config.data.missing)
     coarse = None
     if config.export.coarse_model is not None:
         coarse = _open_coarse(config.export.coarse_model, clustering, text, known)
     speaks = isinstance(shards.spec.geometry, AudioGeometry) and lm_config.variable_length
-    limits = text_limits(items, text) if text is not None and speaks else GenerationDefaults()
+    limits = text_limits(items, text) if text is not None and speaks else GenerationConfig()
     limits = limits if text is None else with_limits(limits, text_made_of(items, text))
     if coarse is not None:
         limits = coarse.defaults
     labels = labels if known else []
-    return Parts(lm_config, tokenizer.spec, tokenizer, text, labels, items, test, clustering, coarse, limits)
+    return TrainingSetup(lm_config, tokenizer.spec, tokenizer, text, labels, items, test, clustering, coarse, limits)
 
 
 def _prompts(config: TrainConfig) -> PromptSource | None:
@@ -149,7 +149,7 @@ def _open_coarse(
 
 
 def _open_text(
-    config: ByteTextConfig | SentencePieceConfig, shards: Shards, folder: Path, world: World
+    config: ByteTextConfig | SentencePieceConfig, shards: Shards, folder: Path, world: ProcessGroup
 ) -> TextTokenizer:
     """The text tokenizer in `folder`; where it is not there yet one made by the first process, which is not written."""
     if world.share((folder / MODEL_FILE).is_file()) or config.kind == "bytes":

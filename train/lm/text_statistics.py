@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...lm.generation_config import GenerationDefaults
+from ...lm.generation_config import GenerationConfig
 from ...tokenize.text_coverage import seen_in
 from ...tokenize.text_tokenizer import TextTokenizer
-from .dataset import Items
+from .dataset import CodesDataset
 
 TAIL = 0.005
 """Share of the items, at each end, that is not looked at: wrong transcripts, and lengths the model hardly ever saw."""
@@ -16,7 +16,7 @@ MARGIN = 1.5
 """By which a sound may be faster or slower than all of the corpus before it counts as gone wrong."""
 
 
-def text_limits(items: Items, text: TextTokenizer) -> GenerationDefaults:
+def text_limits(items: CodesDataset, text: TextTokenizer) -> GenerationConfig:
     """`text_characters` and `frames_per_character` as found in the texts and lengths of training items.
 
     Args:
@@ -28,9 +28,9 @@ def text_limits(items: Items, text: TextTokenizer) -> GenerationDefaults:
     sizes = np.array([text.num_characters(texts[number] or "") for number in items.numbers])
     said = sizes > 0
     if not said.any():
-        return GenerationDefaults()
+        return GenerationConfig()
     rates = items.lengths[said] / sizes[said]
-    return GenerationDefaults(
+    return GenerationConfig(
         text_characters=int(np.quantile(sizes[said], 1 - TAIL, method="higher")),
         frames_per_character=(
             round(float(np.quantile(rates, TAIL, method="lower")) / MARGIN, 3),
@@ -39,13 +39,13 @@ def text_limits(items: Items, text: TextTokenizer) -> GenerationDefaults:
     )
 
 
-def text_made_of(items: Items, text: TextTokenizer) -> GenerationDefaults:
+def text_made_of(items: CodesDataset, text: TextTokenizer) -> GenerationConfig:
     """`text_seen` as found in the texts of training items."""
     texts = items.shards.texts()
-    return GenerationDefaults(text_seen=seen_in((texts[number] or "" for number in items.numbers), text))
+    return GenerationConfig(text_seen=seen_in((texts[number] or "" for number in items.numbers), text))
 
 
-def with_limits(defaults: GenerationDefaults, limits: GenerationDefaults) -> GenerationDefaults:
+def with_limits(defaults: GenerationConfig, limits: GenerationConfig) -> GenerationConfig:
     """`defaults` with the limits in the places that they leave open."""
     names = ("text_characters", "frames_per_character", "text_seen")
     return defaults.model_copy(

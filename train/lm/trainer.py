@@ -31,13 +31,13 @@ from ...lm.attention.registry import explain
 from ...lm.checkpoints.model_directory import LoadedModel
 from ...lm.models.next_patch import check_patches, side_at
 from ...lm.ops.row_rng import part_of_rows
-from ...lm.patterns.pattern import Arrangement
+from ...lm.patterns.pattern import CodebookPattern
 from ..common.batch_sampler import Cut, Sampler, check_batch, cut_batch, mix, pieces_of
 from ..common.checkpoint import Checkpoints, check_pickles
 from ..common.memory_check import check_batch_fits, check_weights_fit, count_numbers
 from ..common.metrics import Metrics, Progress
 from ..common.signals import StopRequest
-from ..distributed.process_group import ONE_PROCESS, TrainingFailed, World, join_world, run_in
+from ..distributed.process_group import ONE_PROCESS, ProcessGroup, TrainingFailed, join_world, run_in
 from ..engines.auto import choose_engine
 from ..engines.base import Engine, StepInfo
 from ..engines.ema import WeightAverage
@@ -129,7 +129,7 @@ class LMTrainer:
         self,
         config: TrainConfig,
         out: Path,
-        world: World,
+        world: ProcessGroup,
         sample: Sample | None = None,
         command: str = "",
         started: Path | None = None,
@@ -328,7 +328,7 @@ class LMTrainer:
 
     # Supporting
 
-    def _make_sampler(self, arrangement: Arrangement) -> Sampler | PackedSampler:
+    def _make_sampler(self, arrangement: CodebookPattern) -> Sampler | PackedSampler:
         config, lengths = self.config, self.parts.items.lengths
         if isinstance(config.data.packing, BestFitConfig):
             steps = [arrangement.num_steps(int(length) + arrangement.variable_length) for length in lengths]
@@ -445,7 +445,7 @@ class LMTrainer:
         write_json(self.out / "FINISHED", {"step": state.step, "losses": state.losses, "command": state.command})
 
 
-def find_checkpoint(out: Path, world: World) -> Path | None:
+def find_checkpoint(out: Path, world: ProcessGroup) -> Path | None:
     """The newest good checkpoint of a run; None, with a note, when there is none."""
     checkpoints = Checkpoints(out / "steps", world, keep_last=1)
     found = checkpoints.newest()
@@ -454,7 +454,7 @@ def find_checkpoint(out: Path, world: World) -> Path | None:
     return found
 
 
-def cut_like(found: Path, config: TrainConfig, world: World) -> Cut:
+def cut_like(found: Path, config: TrainConfig, world: ProcessGroup) -> Cut:
     """The cut of the batch that goes on with the micro-batches of a checkpoint.
 
     Where they cannot be shared by the processes and their noise cannot be divided (packed rows, a depth head that is
@@ -475,7 +475,7 @@ def cut_like(found: Path, config: TrainConfig, world: World) -> Cut:
     return Cut(cut.size, 1)
 
 
-def make_engine(config: TrainConfig, objective: Objective, world: World, micro_steps: int) -> Engine:
+def make_engine(config: TrainConfig, objective: Objective, world: ProcessGroup, micro_steps: int) -> Engine:
     """The engine that the config names, which is no longer kind auto."""
     if config.engine.kind == "deepspeed":
         from ..engines.deepspeed_engine import DeepSpeedEngine

@@ -17,25 +17,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...tokenize.quantizers.combinators.adaptive_length import HaltingQuantizer
-from .base import InnerTerm, InnerView, TermConfig, TermContext
+from .base import LatentLoss, LatentLossInputs, LossConfig, LossContext
 
 
-class HaltingTermConfig(TermConfig):
+class HaltingTermConfig(LossConfig):
     """Binary cross-entropy of the halt, in nats per token that may halt."""
 
     kind: Literal["halting"] = "halting"
 
 
-class HaltingTerm(InnerTerm):
+class HaltingLoss(LatentLoss):
     """See the head of this file; it has no layers of its own, the head is part of the tokenizer."""
 
     needs_codes = True
     needs_found = True
 
-    def __init__(self, config: HaltingTermConfig, context: TermContext, where: str):
+    def __init__(self, config: HaltingTermConfig, context: LossContext, where: str):
         super().__init__()
 
-    def forward(self, view: InnerView) -> Tensor:
+    def forward(self, view: LatentLossInputs) -> Tensor:
         """See InnerTerm."""
         quantizer = view.quantizer
         assert isinstance(quantizer, HaltingQuantizer) and view.quantized is not None and view.found is not None

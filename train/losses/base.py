@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
 from ...tokenize.quantizers.registry import Quantized, Quantizer
-from ...tokenize.spec import AudioGeometry, PictureGeometry
-from ..discriminators.registry import Judges
+from ...tokenize.spec import AudioGeometry, ImageGeometry
+from ..discriminators.registry import Discriminators
 
 
-class TermConfig(Config):
+class LossConfig(Config):
     """What all terms have; each has a `kind` besides."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,100}$")
@@ -67,10 +67,10 @@ class MediaBatch:
 
 
 @dataclass(frozen=True)
-class TermContext:
+class LossContext:
     """What terms are made from, beside their config."""
 
-    geometry: AudioGeometry | PictureGeometry
+    geometry: AudioGeometry | ImageGeometry
     latent_dim: int
     num_codebooks: int
     alphabet: str = ""
@@ -81,7 +81,7 @@ class TermContext:
 
 
 @dataclass(frozen=True)
-class InnerView:
+class LatentLossInputs:
     """What inner terms look at."""
 
     batch: MediaBatch
@@ -90,7 +90,7 @@ class InnerView:
     quantized: Quantized | None
     """None in a stage whose latents go on as they are."""
     quantizer: Quantizer
-    geometry: AudioGeometry | PictureGeometry
+    geometry: AudioGeometry | ImageGeometry
     found: Tensor | None = None
     """The reconstruction, as batch.media and without gradients; there where a term that is on needs it."""
 
@@ -104,7 +104,7 @@ class InnerView:
     def places(self) -> tuple[int, ...]:
         """How the T latents lie: (T,), or (rows, columns) of a picture."""
         geometry, count = self.geometry, self.latents.shape[1]
-        if isinstance(geometry, PictureGeometry) and geometry.rows * geometry.columns == count:
+        if isinstance(geometry, ImageGeometry) and geometry.rows * geometry.columns == count:
             return geometry.rows, geometry.columns
         return (count,)
 
@@ -126,7 +126,7 @@ class InnerView:
 
 
 @dataclass(frozen=True)
-class OutputView:
+class ReconstructionLossInputs:
     """What output terms look at. Sound of several channels comes as V sounds an item, one after another in the batch:
     the channels, and of stereo their sum and difference (see `sounds`)."""
 
@@ -135,7 +135,7 @@ class OutputView:
     """The reconstruction, as batch.media, or [B * V, N]; silent on padding."""
     wanted: Tensor
     """What it should be, likewise."""
-    judges: Judges | None = None
+    judges: Discriminators | None = None
     excerpt: slice = field(default_factory=lambda: slice(None))
     """Samples that the judges look at; the whole of pictures."""
 
@@ -172,18 +172,18 @@ def mixed(media: Tensor) -> Tensor:
     return media.mean(1) if media.dim() == 3 else media
 
 
-class OutputTerm:
+class ReconstructionLoss:
     """Base of terms at the output."""
 
     judged = False
     """Whether it needs judges."""
 
-    def __call__(self, view: OutputView) -> Tensor:
+    def __call__(self, view: ReconstructionLossInputs) -> Tensor:
         """The loss of each item, [B] float32; or of each sound, [B * V]."""
         raise NotImplementedError
 
 
-class InnerTerm(nn.Module):
+class LatentLoss(nn.Module):
     """Base of terms inside the network."""
 
     needs_codes = False
@@ -191,7 +191,7 @@ class InnerTerm(nn.Module):
     needs_found = False
     """Whether it looks at the reconstruction."""
 
-    def forward(self, view: InnerView) -> Tensor:
+    def forward(self, view: LatentLossInputs) -> Tensor:
         """The loss of each item, [B] float32."""
         raise NotImplementedError
 

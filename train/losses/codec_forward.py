@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...tokenize.audio.networks import AudioNet
-from ...tokenize.image.networks import PictureNet
+from ...tokenize.image.networks import ImageNet
 
 
-def encode_latents(net: AudioNet | PictureNet, media: Tensor, mask: Tensor | None) -> Tensor:
+def encode_latents(net: AudioNet | ImageNet, media: Tensor, mask: Tensor | None) -> Tensor:
     """Media [B, N] or [B, C, height, width] -> latents [B, T, D] float32.
 
     mask: [B, T] bool, True on frames that hold sound; None for pictures.
@@ -19,7 +19,7 @@ def encode_latents(net: AudioNet | PictureNet, media: Tensor, mask: Tensor | Non
     return net.encode_pictures(media).float()
 
 
-def decode_latents(net: AudioNet | PictureNet, values: Tensor, mask: Tensor | None) -> Tensor:
+def decode_latents(net: AudioNet | ImageNet, values: Tensor, mask: Tensor | None) -> Tensor:
     """Latents [B, T, D] -> media [B, N] or [B, C, height, width], float32."""
     if isinstance(net, AudioNet):
         assert mask is not None
@@ -27,6 +27,6 @@ def decode_latents(net: AudioNet | PictureNet, values: Tensor, mask: Tensor | No
     return net.decode_latents(values).float()
 
 
-def last_layer(net: AudioNet | PictureNet) -> nn.Parameter:
+def last_layer(net: AudioNet | ImageNet) -> nn.Parameter:
     """The weight of the decoder's last layer."""
     return [parameter for parameter in net.decoder.parameters() if parameter.dim() >= 2][-1]

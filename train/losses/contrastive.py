@@ -24,11 +24,11 @@ from torch.nn import functional as F
 
 from ...configs.schema import ConfigError, LayerCount
 from ...tokenize.layers.convnext import ConvNeXtStack
-from .base import InnerTerm, InnerView, TermConfig, TermContext, check_levels
+from .base import LatentLoss, LatentLossInputs, LossConfig, LossContext, check_levels
 from .distillation import Levels
 
 
-class ContrastConfig(TermConfig):
+class ContrastConfig(LossConfig):
     """Items and captions in one space."""
 
     kind: Literal["contrast"] = "contrast"
@@ -43,11 +43,11 @@ class ContrastConfig(TermConfig):
     """ConvNeXt blocks that read a text."""
 
 
-class ContrastTerm(InnerTerm):
+class ContrastiveLoss(LatentLoss):
     """See the head of this file. An item without a caption, or of which the excerpt is only a part of what the text
     says, counts for nothing."""
 
-    def __init__(self, config: ContrastConfig, context: TermContext, where: str):
+    def __init__(self, config: ContrastConfig, context: LossContext, where: str):
         super().__init__()
         check_levels(config.levels, context.num_codebooks, where)
         known = context.alphabet if config.caption == "text" else context.labels
@@ -64,7 +64,7 @@ class ContrastTerm(InnerTerm):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-math.log(10.0))) if config.loss == "sigmoid" else None
 
-    def forward(self, view: InnerView) -> Tensor:
+    def forward(self, view: LatentLossInputs) -> Tensor:
         """See InnerTerm."""
         batch, device = view.batch, view.latents.device
         if self.read is None:
@@ -87,7 +87,7 @@ class ContrastTerm(InnerTerm):
             losses = -F.logsigmoid(torch.where(belongs, 1.0, -1.0) * (found + self.bias)).mean(-1)
         return torch.where(belongs.any(-1), losses, 0.0)
 
-    def _token(self, view: InnerView) -> Tensor:
+    def _token(self, view: LatentLossInputs) -> Tensor:
         """[B, D]."""
         values, mask = view.values(self.config.levels), view.mask
         if self.config.token == "last":

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import ConfigError
-from .base import InnerTerm, InnerView, TermConfig, TermContext, check_levels, mean_over, mixed
+from .base import LatentLoss, LatentLossInputs, LossConfig, LossContext, check_levels, mean_over, mixed
 from .teachers import TeacherConfig, feature_size, fit_places, make_teacher
 
 SMALLEST_DEVIATION = 1e-3
@@ -33,7 +33,7 @@ SMALLEST_DEVIATION = 1e-3
 Levels = Literal["latents", "all"] | tuple[NonNegativeInt, ...]
 
 
-class DistilConfig(TermConfig):
+class DistilConfig(LossConfig):
     """One teacher, one target."""
 
     kind: Literal["distil"] = "distil"
@@ -52,10 +52,10 @@ class DistilConfig(TermConfig):
     not count its scale. A projection needs thousands of steps to reach features of tens, as the first of MFCC."""
 
 
-class DistilTerm(InnerTerm):
+class DistillationLoss(LatentLoss):
     """See the head of this file."""
 
-    def __init__(self, config: DistilConfig, context: TermContext, where: str):
+    def __init__(self, config: DistilConfig, context: LossContext, where: str):
         super().__init__()
         self.config = config
         check_levels(config.levels, context.num_codebooks, where)
@@ -71,7 +71,7 @@ class DistilTerm(InnerTerm):
         features = feature_size(teacher, context.geometry, config.layer, where)
         self.project = make_projection(end - first, config.hidden, features)
 
-    def forward(self, view: InnerView) -> Tensor:
+    def forward(self, view: LatentLossInputs) -> Tensor:
         """See InnerTerm."""
         (teacher,) = self._teacher
         teacher.to(view.latents.device)

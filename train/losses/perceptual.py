@@ -12,24 +12,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import OutputTerm, OutputView, TermConfig, TermContext
+from .base import LossConfig, LossContext, ReconstructionLoss, ReconstructionLossInputs
 from .teachers import TeacherConfig, make_teacher
 
 
-class PerceptualConfig(TermConfig):
+class PerceptualConfig(LossConfig):
     """Distance in a teacher's features."""
 
     kind: Literal["perceptual"] = "perceptual"
     teacher: TeacherConfig
 
 
-class PerceptualTerm(OutputTerm):
+class PerceptualLoss(ReconstructionLoss):
     """See the head of this file."""
 
-    def __init__(self, config: PerceptualConfig, context: TermContext, where: str):
+    def __init__(self, config: PerceptualConfig, context: LossContext, where: str):
         self.teacher = make_teacher(config.teacher, context.geometry, context.teachers, f"{where}.teacher")
 
-    def __call__(self, view: OutputView) -> Tensor:
+    def __call__(self, view: ReconstructionLossInputs) -> Tensor:
         """See OutputTerm."""
         self.teacher.to(view.found.device)
         with torch.no_grad():

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import ConfigError, LayerCount
-from .base import InnerTerm, InnerView, TermConfig, TermContext, check_levels
+from .base import LatentLoss, LatentLossInputs, LossConfig, LossContext, check_levels
 from .distillation import Levels
 from .teachers import load_teacher
 
 
-class ProxyCodesConfig(TermConfig):
+class ProxyCodesConfig(LossConfig):
     """Whose codes, and what tells them."""
 
     kind: Literal["codes"] = "codes"
@@ -35,10 +35,10 @@ class ProxyCodesConfig(TermConfig):
     """Transformer blocks."""
 
 
-class ProxyCodesTerm(InnerTerm):
+class ProxyCodesLoss(LatentLoss):
     """See the head of this file. Nats per code."""
 
-    def __init__(self, config: ProxyCodesConfig, context: TermContext, where: str):
+    def __init__(self, config: ProxyCodesConfig, context: LossContext, where: str):
         super().__init__()
         check_levels(config.levels, context.num_codebooks, where)
         if config.width % config.heads:
@@ -60,7 +60,7 @@ class ProxyCodesTerm(InnerTerm):
         self.norm = nn.LayerNorm(config.width)
         self.guess = nn.Linear(config.width, sum(self.sizes))
 
-    def forward(self, view: InnerView) -> Tensor:
+    def forward(self, view: LatentLossInputs) -> Tensor:
         """See InnerTerm."""
         (other,) = self._other
         wanted = other.to(view.latents.device).encode(view.batch.media).codes.to(view.latents.device)
@@ -76,7 +76,7 @@ class ProxyCodesTerm(InnerTerm):
         return torch.stack(losses).mean(0)
 
 
-def _size(context: TermContext) -> tuple[int, int]:
+def _size(context: LossContext) -> tuple[int, int]:
     geometry = context.geometry
     assert geometry.kind == "picture"
     return geometry.height, geometry.width

@@ -7,26 +7,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import OutputTerm, OutputView, TermConfig, TermContext
+from .base import LossConfig, LossContext, ReconstructionLoss, ReconstructionLossInputs
 from .stft import magnitudes, mel_filters
 
 RESOLUTIONS = ((256, 20), (512, 40), (1024, 80), (2048, 128))  # window in samples, mel bands
 
 
-class MelConfig(TermConfig):
+class MelConfig(LossConfig):
     """Log-mel distance over several windows (DAC, arXiv:2306.06546, section 3.4), in nats."""
 
     kind: Literal["mel"] = "mel"
 
 
-class SpectrumConfig(TermConfig):
+class SpectrumConfig(LossConfig):
     """Spectral convergence and log-magnitude distance over several windows (Parallel WaveGAN, arXiv:1910.11480, section
     2.2)."""
 
     kind: Literal["spectrum"] = "spectrum"
 
 
-class WaveformConfig(TermConfig):
+class WaveformConfig(LossConfig):
     """Distance of samples."""
 
     kind: Literal["waveform"] = "waveform"
@@ -34,7 +34,7 @@ class WaveformConfig(TermConfig):
     """Absolute or squared difference."""
 
 
-class PixelsConfig(TermConfig):
+class PixelsConfig(LossConfig):
     """Distance of pixels in [-1, 1]."""
 
     kind: Literal["pixels"] = "pixels"
@@ -42,35 +42,35 @@ class PixelsConfig(TermConfig):
     """Absolute or squared difference."""
 
 
-class MelTerm(OutputTerm):
+class MelLoss(ReconstructionLoss):
     """See MelConfig."""
 
-    def __init__(self, config: MelConfig, context: TermContext, where: str):
+    def __init__(self, config: MelConfig, context: LossContext, where: str):
         self.sample_rate = context.geometry.sample_rate  # pyright: ignore[reportAttributeAccessIssue]
 
-    def __call__(self, view: OutputView) -> Tensor:
+    def __call__(self, view: ReconstructionLossInputs) -> Tensor:
         """See OutputTerm."""
         return mel_distance(view.found, view.wanted, self.sample_rate)
 
 
-class SpectrumTerm(OutputTerm):
+class SpectrumLoss(ReconstructionLoss):
     """See SpectrumConfig."""
 
-    def __init__(self, config: SpectrumConfig, context: TermContext, where: str):
+    def __init__(self, config: SpectrumConfig, context: LossContext, where: str):
         pass
 
-    def __call__(self, view: OutputView) -> Tensor:
+    def __call__(self, view: ReconstructionLossInputs) -> Tensor:
         """See OutputTerm."""
         return spectrum_distance(view.found, view.wanted)
 
 
-class DifferenceTerm(OutputTerm):
+class DifferenceLoss(ReconstructionLoss):
     """See WaveformConfig and PixelsConfig."""
 
-    def __init__(self, config: WaveformConfig | PixelsConfig, context: TermContext, where: str):
+    def __init__(self, config: WaveformConfig | PixelsConfig, context: LossContext, where: str):
         self.power = config.power
 
-    def __call__(self, view: OutputView) -> Tensor:
+    def __call__(self, view: ReconstructionLossInputs) -> Tensor:
         """See OutputTerm."""
         difference = (view.found - view.wanted).flatten(1)
         return (difference.abs() if self.power == 1 else difference.square()).mean(1)

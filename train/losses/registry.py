@@ -14,58 +14,66 @@ from pydantic import Field
 from torch import Tensor
 
 from ...configs.schema import ConfigError
-from .adaptive_length import HaltingTerm, HaltingTermConfig
-from .base import InnerTerm, InnerView, OutputTerm, OutputView, TermConfig, TermContext, mean_over
-from .contrastive import ContrastConfig, ContrastTerm
-from .distillation import DistilConfig, DistilTerm
-from .perceptual import PerceptualConfig, PerceptualTerm
-from .proxy_codes import ProxyCodesConfig, ProxyCodesTerm
+from .adaptive_length import HaltingLoss, HaltingTermConfig
+from .base import (
+    LatentLoss,
+    LatentLossInputs,
+    LossConfig,
+    LossContext,
+    ReconstructionLoss,
+    ReconstructionLossInputs,
+    mean_over,
+)
+from .contrastive import ContrastConfig, ContrastiveLoss
+from .distillation import DistilConfig, DistillationLoss
+from .perceptual import PerceptualConfig, PerceptualLoss
+from .proxy_codes import ProxyCodesConfig, ProxyCodesLoss
 from .reconstruction import (
-    DifferenceTerm,
+    DifferenceLoss,
     MelConfig,
-    MelTerm,
+    MelLoss,
     PixelsConfig,
     SpectrumConfig,
-    SpectrumTerm,
+    SpectrumLoss,
     WaveformConfig,
 )
-from .supervised import CaptionConfig, CaptionTerm, CTCConfig, CTCTerm, LabelHeadConfig, LabelTerm
+from .supervised import CaptionConfig, CaptionLoss, CTCConfig, CTCLoss, LabelHeadConfig, LabelLoss
 
 
-class QuantizerTermConfig(TermConfig):
+class QuantizerLossConfig(LossConfig):
     """The quantizer's own losses (commitment, codebook, entropy, ...), whose weights are set in its config."""
 
     kind: Literal["quantizer"] = "quantizer"
 
 
-class NormalConfig(TermConfig):
+class NormalConfig(LossConfig):
     """Mean square of the latents: keeps those of a continuous autoencoder near the origin, for bins or centres that are
     fitted afterwards."""
 
     kind: Literal["normal"] = "normal"
 
 
-class AdversarialConfig(TermConfig):
+class AdversarialConfig(LossConfig):
     """What the tokenizer must do to pass for real with the judges."""
 
     kind: Literal["adversarial"] = "adversarial"
 
 
-class FeaturesConfig(TermConfig):
+class FeaturesConfig(LossConfig):
     """Relative distance of the judges' features."""
 
     kind: Literal["features"] = "features"
 
 
-class QuantizerTerm(InnerTerm):
+class QuantizerLoss(LatentLoss):
     """See QuantizerTermConfig. A token counts the same whatever its item."""
 
     needs_codes = True
 
-    def __init__(self, config: QuantizerTermConfig, context: TermContext, where: str):
+    def __init__(self, config: QuantizerLossConfig, context: LossContext, where: str):
         super().__init__()
 
-    def forward(self, view: InnerView) -> Tensor:
+    def forward(self, view: LatentLossInputs) -> Tensor:
         """See InnerTerm."""
         total = sum_losses(view)
         batch = view.batch
@@ -74,31 +82,31 @@ class QuantizerTerm(InnerTerm):
         return (total * batch.frame_mask).sum(1) * (batch.batch_items / max(1, batch.batch_frames))
 
 
-class NormalTerm(InnerTerm):
+class NormalLoss(LatentLoss):
     """See NormalConfig."""
 
-    def __init__(self, config: NormalConfig, context: TermContext, where: str):
+    def __init__(self, config: NormalConfig, context: LossContext, where: str):
         super().__init__()
 
-    def forward(self, view: InnerView) -> Tensor:
+    def forward(self, view: LatentLossInputs) -> Tensor:
         """See InnerTerm."""
         return mean_over(view.latents.square().mean(2), view.mask)
 
 
-class AdversarialTerm(OutputTerm):
+class AdversarialLoss(ReconstructionLoss):
     """See AdversarialConfig and FeaturesConfig."""
 
     judged = True
 
-    def __init__(self, config: AdversarialConfig | FeaturesConfig, context: TermContext, where: str):
+    def __init__(self, config: AdversarialConfig | FeaturesConfig, context: LossContext, where: str):
         self.place = 0 if config.kind == "adversarial" else 1
 
-    def __call__(self, view: OutputView) -> Tensor:
+    def __call__(self, view: ReconstructionLossInputs) -> Tensor:
         """See OutputTerm."""
         return view.verdict[self.place]
 
 
-LossConfig = Annotated[
+AnyLossConfig = Annotated[
     MelConfig
     | SpectrumConfig
     | WaveformConfig
@@ -106,7 +114,7 @@ LossConfig = Annotated[
     | PerceptualConfig
     | AdversarialConfig
     | FeaturesConfig
-    | QuantizerTermConfig
+    | QuantizerLossConfig
     | NormalConfig
     | DistilConfig
     | CTCConfig
@@ -121,33 +129,33 @@ LossConfig = Annotated[
 SOUND, PICTURES = ("audio",), ("picture",)
 BOTH = SOUND + PICTURES
 TERMS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "mel": (MelTerm, SOUND),
-    "spectrum": (SpectrumTerm, SOUND),
-    "waveform": (DifferenceTerm, SOUND),
-    "pixels": (DifferenceTerm, PICTURES),
-    "perceptual": (PerceptualTerm, BOTH),
-    "adversarial": (AdversarialTerm, BOTH),
-    "features": (AdversarialTerm, BOTH),
-    "quantizer": (QuantizerTerm, BOTH),
-    "normal": (NormalTerm, BOTH),
-    "distil": (DistilTerm, BOTH),
-    "ctc": (CTCTerm, SOUND),
-    "caption": (CaptionTerm, BOTH),
-    "label": (LabelTerm, BOTH),
-    "contrast": (ContrastTerm, BOTH),
-    "codes": (ProxyCodesTerm, PICTURES),
-    "halting": (HaltingTerm, PICTURES),
+    "mel": (MelLoss, SOUND),
+    "spectrum": (SpectrumLoss, SOUND),
+    "waveform": (DifferenceLoss, SOUND),
+    "pixels": (DifferenceLoss, PICTURES),
+    "perceptual": (PerceptualLoss, BOTH),
+    "adversarial": (AdversarialLoss, BOTH),
+    "features": (AdversarialLoss, BOTH),
+    "quantizer": (QuantizerLoss, BOTH),
+    "normal": (NormalLoss, BOTH),
+    "distil": (DistillationLoss, BOTH),
+    "ctc": (CTCLoss, SOUND),
+    "caption": (CaptionLoss, BOTH),
+    "label": (LabelLoss, BOTH),
+    "contrast": (ContrastiveLoss, BOTH),
+    "codes": (ProxyCodesLoss, PICTURES),
+    "halting": (HaltingLoss, PICTURES),
 }
 """Kind -> the term, and the media it is for."""
 
 
-def make_terms(configs: Sequence[TermConfig], context: TermContext) -> dict[str, OutputTerm | InnerTerm]:
+def make_losses(configs: Sequence[LossConfig], context: LossContext) -> dict[str, ReconstructionLoss | LatentLoss]:
     """Terms by name.
 
     Raises:
         ConfigError: a term that is for other media, or does not fit; begins with its place, "terms.2".
     """
-    made: dict[str, OutputTerm | InnerTerm] = {}
+    made: dict[str, ReconstructionLoss | LatentLoss] = {}
     for number, config in enumerate(configs):
         where = f"terms.{number}"
         kind: str = vars(config)["kind"]
@@ -159,7 +167,7 @@ def make_terms(configs: Sequence[TermConfig], context: TermContext) -> dict[str,
     return made
 
 
-def sum_losses(view: InnerView) -> Tensor:
+def sum_losses(view: LatentLossInputs) -> Tensor:
     """The quantizer's own losses, added up by name: [B, T]."""
     losses = [] if view.quantized is None else list(view.quantized.losses.values())
     return torch.stack(losses).sum(0) if losses else torch.zeros_like(view.latents[..., 0])

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from ...configs.schema import ConfigError, LayerCount, LayerCountOrNone
 from ...tokenize.layers.convnext import ConvNeXtStack
-from .base import InnerTerm, InnerView, TermConfig, TermContext, check_levels, mean_over
+from .base import LatentLoss, LatentLossInputs, LossConfig, LossContext, check_levels, mean_over
 from .distillation import Levels
 
 
-class CTCConfig(TermConfig):
+class CTCConfig(LossConfig):
     """Recognition, one guess a token."""
 
     kind: Literal["ctc"] = "ctc"
@@ -33,7 +33,7 @@ class CTCConfig(TermConfig):
     """ConvNeXt blocks before the guess."""
 
 
-class CaptionConfig(TermConfig):
+class CaptionConfig(LossConfig):
     """Recognition, character by character."""
 
     kind: Literal["caption"] = "caption"
@@ -46,24 +46,24 @@ class CaptionConfig(TermConfig):
     """Longer transcripts count for nothing."""
 
 
-class LabelHeadConfig(TermConfig):
+class LabelHeadConfig(LossConfig):
     """Classification."""
 
     kind: Literal["label"] = "label"
     levels: Levels = (0,)
 
 
-class CTCTerm(InnerTerm):
+class CTCLoss(LatentLoss):
     """See CTCConfig. Nats per character."""
 
-    def __init__(self, config: CTCConfig, context: TermContext, where: str):
+    def __init__(self, config: CTCConfig, context: LossContext, where: str):
         super().__init__()
         check_text(config.levels, context, where)
         self.config, self.alphabet = config, context.alphabet
         outputs = 1 + len(context.alphabet)  # 0 is the blank
         self.head = ConvNeXtStack(context.latent_dim, config.width, outputs, config.blocks, 5, causal=False)
 
-    def forward(self, view: InnerView) -> Tensor:
+    def forward(self, view: LatentLossInputs) -> Tensor:
         """See InnerTerm."""
         values, mask = view.values(self.config.levels), view.mask
         chances = self.head(values, mask).float().log_softmax(-1)
@@ -75,10 +75,10 @@ class CTCTerm(InnerTerm):
         return torch.where(lengths > 0, losses / lengths.clamp_min(1), 0.0)
 
 
-class CaptionTerm(InnerTerm):
+class CaptionLoss(LatentLoss):
     """See CaptionConfig. Nats per character; the end is one of them."""
 
-    def __init__(self, config: CaptionConfig, context: TermContext, where: str):
+    def __init__(self, config: CaptionConfig, context: LossContext, where: str):
         super().__init__()
         check_text(config.levels, context, where)
         if config.width % config.heads:
@@ -97,7 +97,7 @@ class CaptionTerm(InnerTerm):
         self.norm = nn.LayerNorm(config.width)
         self.guess = nn.Linear(config.width, len(context.alphabet) + 1)
 
-    def forward(self, view: InnerView) -> Tensor:
+    def forward(self, view: LatentLossInputs) -> Tensor:
         """See InnerTerm."""
         memory, mask = self.read(view.values(self.config.levels)), view.mask
         ids, lengths = spell(view, self.alphabet)
@@ -115,10 +115,10 @@ class CaptionTerm(InnerTerm):
         return mean_over(losses, counted & (lengths > 0)[:, None])
 
 
-class LabelTerm(InnerTerm):
+class LabelLoss(LatentLoss):
     """See LabelHeadConfig. Nats per item; an item without a label counts for nothing."""
 
-    def __init__(self, config: LabelHeadConfig, context: TermContext, where: str):
+    def __init__(self, config: LabelHeadConfig, context: LossContext, where: str):
         super().__init__()
         check_levels(config.levels, context.num_codebooks, where)
         if not context.labels:
@@ -126,7 +126,7 @@ class LabelTerm(InnerTerm):
         self.config = config
         self.guess = nn.Linear(context.latent_dim, len(context.labels))
 
-    def forward(self, view: InnerView) -> Tensor:
+    def forward(self, view: LatentLossInputs) -> Tensor:
         """See InnerTerm."""
         values, inside = view.values(self.config.levels), view.mask[..., None]
         mean = (values * inside).sum(1) / inside.sum(1).clamp_min(1)
@@ -135,14 +135,14 @@ class LabelTerm(InnerTerm):
         return torch.where(labels >= 0, losses, 0.0)
 
 
-def check_text(levels: str | tuple[int, ...], context: TermContext, where: str) -> None:
+def check_text(levels: str | tuple[int, ...], context: LossContext, where: str) -> None:
     """Raise ConfigError where a corpus has no transcripts, or a level does not exist."""
     check_levels(levels, context.num_codebooks, where)
     if not context.alphabet:
         raise ConfigError(f"{where}.kind: recognition needs transcripts, and the corpus in data has none")
 
 
-def spell(view: InnerView, alphabet: str) -> tuple[Tensor, Tensor]:
+def spell(view: LatentLossInputs, alphabet: str) -> tuple[Tensor, Tensor]:
     """Numbers of the characters of the transcripts, [B, longest] long, and their lengths [B]; 0 for an item that has no
     transcript or of which the excerpt is only a part."""
     number = {character: place for place, character in enumerate(alphabet)}

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError
-from ...tokenize.spec import AudioGeometry, PictureGeometry
+from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer, load_tokenizer
 from .codec_forward import encode_latents
 from .stft import magnitudes, mel_filters
 
-Geometry = AudioGeometry | PictureGeometry
+Geometry = AudioGeometry | ImageGeometry
 
 
 class TokenizerTeacherConfig(Config):
@@ -185,7 +185,7 @@ class GradientTeacher(nn.Module):
     def __init__(self, config: GradientTeacherConfig, geometry: Geometry, given: Mapping[str, nn.Module], where: str):
         super().__init__()
         self.config = config
-        assert isinstance(geometry, PictureGeometry)
+        assert isinstance(geometry, ImageGeometry)
         if geometry.height < config.cell or geometry.width < config.cell:
             raise ConfigError(
                 f"{where}.cell: {config.cell} pixels are more than a picture of {geometry.height} x {geometry.width} "

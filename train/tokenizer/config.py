@@ -9,12 +9,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from ...configs.schema import BatchSize, Config, StepCount
 from ...tokenize.data.corpus import CorpusConfig
 from ...tokenize.tokenizer import TokenizerConfig
-from ..discriminators.multi_scale_stft import STFTJudgeConfig
-from ..discriminators.registry import JUDGES, JudgesConfig
+from ..discriminators.multi_scale_stft import STFTDiscriminatorConfig
+from ..discriminators.registry import DISCRIMINATORS, DiscriminatorsConfig
 from ..losses.balancer import BalanceConfig, SumConfig
-from ..losses.base import TermConfig
+from ..losses.base import LossConfig
 from ..losses.reconstruction import MelConfig, PixelsConfig, SpectrumConfig
-from ..losses.registry import TERMS, AdversarialConfig, FeaturesConfig, LossConfig, QuantizerTermConfig
+from ..losses.registry import TERMS, AdversarialConfig, AnyLossConfig, FeaturesConfig, QuantizerLossConfig
 from .phases import FitStageConfig, StageConfig, TrainStageConfig
 from .warm_start import WarmStartConfig
 
@@ -73,22 +73,22 @@ class AudioLossConfig(Config):
     adversarial_seconds: PositiveFloat = 0.5
     """Length of the excerpt they look at."""
 
-    def terms(self) -> tuple[LossConfig, ...]:
+    def terms(self) -> tuple[AnyLossConfig, ...]:
         """Written out."""
         made = (
             MelConfig(weight=self.mel),
             SpectrumConfig(weight=self.spectrum),
-            QuantizerTermConfig(weight=self.quantizer),
+            QuantizerLossConfig(weight=self.quantizer),
             AdversarialConfig(weight=self.adversarial),
             FeaturesConfig(weight=self.features),
         )
         return tuple(term for term in made if term.weight or term.kind in ("mel", "spectrum", "quantizer"))
 
-    def judges(self, nets: STFTJudgeConfig) -> JudgesConfig | None:
+    def judges(self, nets: STFTDiscriminatorConfig) -> DiscriminatorsConfig | None:
         """Written out; None where no term needs them."""
         if not self.adversarial and not self.features:
             return None
-        return JudgesConfig(
+        return DiscriminatorsConfig(
             nets=(nets,),
             first_step=self.adversarial_from,
             every=self.adversarial_every,
@@ -96,7 +96,7 @@ class AudioLossConfig(Config):
         )
 
 
-class PictureLossConfig(Config):
+class ImageLossConfig(Config):
     """The usual terms for pictures, short."""
 
     kind: Literal["picture"] = "picture"
@@ -104,11 +104,11 @@ class PictureLossConfig(Config):
     """Mean squared error of pixels in [-1, 1]."""
     quantizer: NonNegativeFloat = 1.0
 
-    def terms(self) -> tuple[LossConfig, ...]:
+    def terms(self) -> tuple[AnyLossConfig, ...]:
         """Written out."""
-        return PixelsConfig(name="squared", weight=self.squared), QuantizerTermConfig(weight=self.quantizer)
+        return PixelsConfig(name="squared", weight=self.squared), QuantizerLossConfig(weight=self.quantizer)
 
-    def judges(self, nets: STFTJudgeConfig) -> JudgesConfig | None:
+    def judges(self, nets: STFTDiscriminatorConfig) -> DiscriminatorsConfig | None:
         """None."""
         return None
 
@@ -121,18 +121,18 @@ class TokenizerTrainConfig(Config):
     tokenizer: TokenizerConfig
     data: CorpusConfig
     train: TokenizerTraining
-    terms: tuple[LossConfig, ...] = ()
+    terms: tuple[AnyLossConfig, ...] = ()
     """What is minimised; none: see `losses`."""
     balance: BalanceConfig = SumConfig()
     """How the terms at the reconstruction become one gradient."""
-    judges: JudgesConfig | None = None
+    judges: DiscriminatorsConfig | None = None
     """Discriminators, for the terms `adversarial` and `features`."""
     stages: tuple[StageConfig, ...] = ()
     """One after the other; none: train.steps steps of everything."""
     warm_start: WarmStartConfig | None = None
-    losses: AudioLossConfig | PictureLossConfig | None = Field(default=None, discriminator="kind")
+    losses: AudioLossConfig | ImageLossConfig | None = Field(default=None, discriminator="kind")
     """The usual terms in short, in place of `terms`; left out: with their default weights."""
-    discriminator: STFTJudgeConfig | None = None
+    discriminator: STFTDiscriminatorConfig | None = None
     """The discriminators of `losses`; left out: the default ones."""
 
     @property
@@ -144,9 +144,9 @@ class TokenizerTrainConfig(Config):
         """With terms, judges and stages written out; nothing is left to defaults that depend on something else."""
         changes: dict = {"losses": None, "discriminator": None}
         if not self.terms:
-            short = self.losses or (AudioLossConfig() if self.tokenizer.kind == "audio" else PictureLossConfig())
+            short = self.losses or (AudioLossConfig() if self.tokenizer.kind == "audio" else ImageLossConfig())
             changes["terms"] = short.terms()
-            changes["judges"] = self.judges or short.judges(self.discriminator or STFTJudgeConfig())
+            changes["judges"] = self.judges or short.judges(self.discriminator or STFTDiscriminatorConfig())
         if not self.stages:
             assert self.train.steps is not None
             changes["stages"] = (TrainStageConfig(name="train", steps=self.train.steps),)
@@ -174,8 +174,8 @@ class TokenizerTrainConfig(Config):
                 raise ValueError(f"terms.{number}: '{term.kind}' needs discriminators; add judges")
         self._check_halting()
         for number, net in enumerate(self.judges.nets if self.judges else ()):
-            if JUDGES[net.kind][1] != kind:
-                raise ValueError(f"judges.nets.{number}: '{net.kind}' judges {JUDGES[net.kind][1]}, not {kind}")
+            if DISCRIMINATORS[net.kind][1] != kind:
+                raise ValueError(f"judges.nets.{number}: '{net.kind}' judges {DISCRIMINATORS[net.kind][1]}, not {kind}")
         known = names or [term.key for term in self.resolved().terms]
         for number, stage in enumerate(self.stages):
             for name in (stage.terms or ()) if isinstance(stage, TrainStageConfig) else ():
@@ -211,8 +211,8 @@ def _check_unique(field: str, names: list[str]) -> None:
 __all__ = [
     "AudioLossConfig",
     "FitStageConfig",
-    "PictureLossConfig",
-    "TermConfig",
+    "ImageLossConfig",
+    "LossConfig",
     "TokenizerTrainConfig",
     "TokenizerTraining",
     "TrainStageConfig",

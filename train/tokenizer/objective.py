@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ...tokenize.audio.networks import AudioNet
-from ...tokenize.image.networks import PictureNet
+from ...tokenize.image.networks import ImageNet
 from ...tokenize.quantizers.registry import Quantized
 from ..engines.base import Trainable
 from ..losses.balancer import Balance, group_gradients
-from ..losses.base import InnerTerm, InnerView, MediaBatch, OutputTerm, OutputView, sounds
+from ..losses.base import LatentLoss, LatentLossInputs, MediaBatch, ReconstructionLoss, ReconstructionLossInputs, sounds
 from ..losses.codec_forward import decode_latents, encode_latents, last_layer
 
 
@@ -37,12 +37,12 @@ class TokenizerObjective(Trainable):
         dtype: "bfloat16" runs the layers under autocast, "float32" as they are.
     """
 
-    def __init__(self, net: AudioNet | PictureNet, terms: Mapping[str, OutputTerm | InnerTerm], dtype: str):
+    def __init__(self, net: AudioNet | ImageNet, terms: Mapping[str, ReconstructionLoss | LatentLoss], dtype: str):
         super().__init__()
         self.net = net
         self.geometry = net.config.geometry
-        self.inner = nn.ModuleDict({name: term for name, term in terms.items() if isinstance(term, InnerTerm)})
-        self.output = {name: term for name, term in terms.items() if isinstance(term, OutputTerm)}
+        self.inner = nn.ModuleDict({name: term for name, term in terms.items() if isinstance(term, LatentLoss)})
+        self.output = {name: term for name, term in terms.items() if isinstance(term, ReconstructionLoss)}
         self.use_autocast = dtype == "bfloat16"
         self.set_stage(frozenset(terms), quantize=True)
 
@@ -56,7 +56,7 @@ class TokenizerObjective(Trainable):
         self.inner_on = {
             name: term
             for name, term in self.inner.items()
-            if name in on and isinstance(term, InnerTerm) and (quantize or not term.needs_codes)
+            if name in on and isinstance(term, LatentLoss) and (quantize or not term.needs_codes)
         }
         self.output_on = {name: term for name, term in self.output.items() if name in on}
         self.quantize = quantize
@@ -75,18 +75,18 @@ class TokenizerObjective(Trainable):
             wanted = any(term.needs_found for term in self.inner_on.values())
             found = decode_latents(net, values, mask) if self.output_on or wanted else None
             seen = None if found is None else found.detach()
-            view = InnerView(batch, latents, quantized, net.quantizer, self.geometry, seen)
+            view = LatentLossInputs(batch, latents, quantized, net.quantizer, self.geometry, seen)
             inner = {name: term(view) for name, term in self.inner_on.items()}
         return Passed(found if self.output_on else None, inner, quantized)
 
-    def view(self, batch: MediaBatch, found: Tensor, **judging) -> OutputView:
+    def view(self, batch: MediaBatch, found: Tensor, **judging) -> ReconstructionLossInputs:
         """What output terms look at; padding is silent on both sides."""
         if batch.sample_mask is None:
-            return OutputView(batch, found, batch.media, **judging)
+            return ReconstructionLossInputs(batch, found, batch.media, **judging)
         mask = batch.sample_mask if found.dim() == 2 else batch.sample_mask[:, None]
-        return OutputView(batch, sounds(found * mask), sounds(batch.media * mask), **judging)
+        return ReconstructionLossInputs(batch, sounds(found * mask), sounds(batch.media * mask), **judging)
 
-    def output_losses(self, view: OutputView, names: Mapping[str, float]) -> dict[str, Tensor]:
+    def output_losses(self, view: ReconstructionLossInputs, names: Mapping[str, float]) -> dict[str, Tensor]:
         """Output term -> [B], of the terms named."""
         with self.precision(view.found.device):
             losses = {name: self.output_on[name](view).float() for name in names}

@@ -19,28 +19,28 @@ from torch import nn
 from ...configs.printable import say
 from ...configs.schema import ConfigError
 from ...tokenize.audio.networks import AudioNet
-from ...tokenize.image.networks import PictureNet
+from ...tokenize.image.networks import ImageNet
 from ...tokenize.quantizers.kmeans_vq import KMeansQuantizer
 from ...tokenize.quantizers.registry import Quantizer
 from ...tokenize.quantizers.scalar import ScalarQuantizer
 from ...tokenize.quantizers.structural_entropy_vq import StructuralQuantizer
 from ...tokenize.tokenizer import make_tokenizer
-from ..discriminators.registry import Judges
-from ..losses.base import TermContext
-from ..losses.registry import make_terms
+from ..discriminators.registry import Discriminators
+from ..losses.base import LossContext
+from ..losses.registry import make_losses
 from .config import TokenizerTrainConfig
 from .dataset import MediaInMemory
 from .objective import TokenizerObjective
 from .phases import TrainStageConfig, freeze_parts
 
 
-def check_terms(config: TokenizerTrainConfig, net: AudioNet | PictureNet, teachers: Mapping[str, nn.Module]) -> None:
+def check_terms(config: TokenizerTrainConfig, net: AudioNet | ImageNet, teachers: Mapping[str, nn.Module]) -> None:
     """Make all terms and go through all stages, before the media are read, which may take an hour.
 
     Labels and characters are only known afterwards; until then there are some of each. ConfigError: a teacher that is
     not there or does not fit, or another setting of a term that is wrong; and as `check_stages`.
     """
-    context = TermContext(
+    context = LossContext(
         geometry=config.tokenizer.geometry,
         latent_dim=config.tokenizer.latent_dim,
         num_codebooks=len(net.quantizer.cardinalities),
@@ -49,7 +49,7 @@ def check_terms(config: TokenizerTrainConfig, net: AudioNet | PictureNet, teache
         teachers=teachers,
     )
     with torch.random.fork_rng(devices=[]):
-        check_stages(config, TokenizerObjective(net, make_terms(config.terms, context), config.train.dtype))
+        check_stages(config, TokenizerObjective(net, make_losses(config.terms, context), config.train.dtype))
 
 
 def begin_stage(config: TokenizerTrainConfig, objective: TokenizerObjective, number: int) -> None:
@@ -109,7 +109,7 @@ def can_fit(quantizer: Quantizer) -> bool:
 
 
 @torch.no_grad()
-def check_judges(config: TokenizerTrainConfig, media: MediaInMemory, judges: Judges | None) -> None:
+def check_discriminators(config: TokenizerTrainConfig, media: MediaInMemory, judges: Discriminators | None) -> None:
     """Show each discriminator silence, or a grey picture. ConfigError: it cannot look at anything so small."""
     settings = config.judges
     if judges is None or settings is None:
@@ -134,7 +134,7 @@ def check_judges(config: TokenizerTrainConfig, media: MediaInMemory, judges: Jud
             ) from None
 
 
-def check_freezing(config: TokenizerTrainConfig, net: AudioNet | PictureNet) -> None:
+def check_freezing(config: TokenizerTrainConfig, net: AudioNet | ImageNet) -> None:
     """Freeze a copy of the network as it is, where it has codes already; errors as make_tokenizer."""
     if not unfitted(net.quantizer):
         make_tokenizer(config.tokenizer, net)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..common.batch_sampler import mix
-from ..discriminators.registry import Judges
-from ..distributed.process_group import World
+from ..discriminators.registry import Discriminators
+from ..distributed.process_group import ProcessGroup
 from ..engines.base import StepInfo
 from ..engines.torch_engine import TorchEngine
 from ..losses.balancer import Balance
@@ -56,7 +56,7 @@ class TokenizerStepper:
         self,
         config: TokenizerTrainConfig,
         media: MediaInMemory,
-        world: World,
+        world: ProcessGroup,
         micro: int,
         balance: Balance,
         engine: TorchEngine,
@@ -126,7 +126,7 @@ class TokenizerStepper:
         judges, excerpt = None, slice(None)
         if self.judge_engine is not None and self.config.judges is not None and self.is_judged(step):
             judges = self.judge_engine.objective
-            assert isinstance(judges, Judges)
+            assert isinstance(judges, Discriminators)
             excerpt = self.media.excerpt(step, self.config.judges.seconds)
         view = self.objective.view(batch, passed.found, judges=judges, excerpt=excerpt)
         losses = self.objective.output_losses(view, weights)
@@ -170,7 +170,7 @@ class TokenizerStepper:
                 self.objective.net.quantizer.update()
             self._note(measured, items)
         if judging and self.judge_engine is not None:
-            assert isinstance(self.judge_engine.objective, Judges)
+            assert isinstance(self.judge_engine.objective, Discriminators)
             self.judge_engine.objective.update(self.world)
         return float(stopping) > 0
 

@@ -25,7 +25,7 @@ from ...configs.folder_lock import lock_folder
 from ...configs.printable import say
 from ...configs.schema import ConfigError
 from ...tokenize.audio.networks import AudioNet
-from ...tokenize.image.networks import PictureNet
+from ...tokenize.image.networks import ImageNet
 from ...tokenize.spec import AudioGeometry
 from ...tokenize.tokenizer import NETS, Tokenizer, code_geometry, make_tokenizer
 from ..common.batch_sampler import check_batch, cut_batch, mix
@@ -33,22 +33,22 @@ from ..common.checkpoint import STATE_FILE, Checkpoints, check_pickles
 from ..common.memory_check import check_batch_fits, check_weights_fit, count_numbers
 from ..common.metrics import Metrics, Progress
 from ..common.signals import StopRequest
-from ..discriminators.registry import Judges
-from ..distributed.process_group import ONE_PROCESS, TrainingFailed, World, join_world, run_in
+from ..discriminators.registry import Discriminators
+from ..distributed.process_group import ONE_PROCESS, ProcessGroup, TrainingFailed, join_world, run_in
 from ..engines.ema import WeightAverage
 from ..engines.lr_schedule import describe_new_end
 from ..engines.torch_engine import TorchEngine
 from ..lm.preflight import check_room
 from ..lm.run_state import micro_batch_of
 from ..losses.balancer import make_balance
-from ..losses.base import TermContext
+from ..losses.base import LossContext
 from ..losses.codec_forward import encode_latents
-from ..losses.registry import make_terms
+from ..losses.registry import make_losses
 from .config import TokenizerTrainConfig, TokenizerTraining
 from .dataset import MediaInMemory
 from .objective import TokenizerObjective
 from .phases import FitStageConfig, TrainStageConfig
-from .preflight import begin_stage, check_freezing, check_judges, check_stages, check_terms, say_notes
+from .preflight import begin_stage, check_discriminators, check_freezing, check_stages, check_terms, say_notes
 from .run_state import TokenizerRunState, load_state, save_state
 from .train_step import StepReport, TokenizerStepper
 from .warm_start import warm_start
@@ -126,7 +126,7 @@ class TokenizerTrainer:
         self,
         config: TokenizerTrainConfig,
         out: Path,
-        world: World,
+        world: ProcessGroup,
         teachers: Mapping[str, nn.Module] = {},
         progress: bool = True,
         command: str = "",
@@ -148,7 +148,7 @@ class TokenizerTrainer:
             warm_start(net, config.warm_start)
         check_terms(config, net, teachers)
         self.media = MediaInMemory(config, self.show)
-        context = TermContext(
+        context = LossContext(
             geometry=config.tokenizer.geometry,
             latent_dim=config.tokenizer.latent_dim,
             num_codebooks=len(net.quantizer.cardinalities),
@@ -156,11 +156,11 @@ class TokenizerTrainer:
             labels=self.media.label_names,
             teachers=teachers,
         )
-        self.objective = TokenizerObjective(net, make_terms(config.terms, context), settings.dtype).to(world.device)
+        self.objective = TokenizerObjective(net, make_losses(config.terms, context), settings.dtype).to(world.device)
         self.average = WeightAverage(copy.deepcopy(net), settings.ema)
         self.judges = None
         if config.judges is not None:
-            self.judges = Judges(
+            self.judges = Discriminators(
                 config.judges, 1 if config.tokenizer.kind == "audio" else config.tokenizer.geometry.channels
             ).to(world.device)
         self.balance = make_balance(config.balance)
@@ -191,7 +191,7 @@ class TokenizerTrainer:
 
         def look() -> None:
             check_stages(config, self.objective)
-            check_judges(config, self.media, self.judges)
+            check_discriminators(config, self.media, self.judges)
             if self.world.is_first:
                 check_freezing(config, self._frozen_net())
                 modules = [self.objective, *([self.judges] if self.judges is not None else [])]
@@ -394,7 +394,7 @@ class TokenizerTrainer:
             more |= report.terms | {"codes_in_batch": report.codes_in_batch, "skipped": state.skipped}
             self.metrics.write(state.step, "train", more | {"seconds": round(seconds, 2)})
 
-    def _frozen_net(self) -> AudioNet | PictureNet:
+    def _frozen_net(self) -> AudioNet | ImageNet:
         """A copy of the network to freeze: averaged weights where there are such, codebooks as they are."""
         net = copy.deepcopy(self.objective.net)
         if self.average.updates:
@@ -431,7 +431,7 @@ def _write_engine(engine: TorchEngine | None, folder: Path) -> None:
     state.save(folder)
 
 
-def micro_like(found: Path, settings: TokenizerTraining, world: World, show: bool) -> int:
+def micro_like(found: Path, settings: TokenizerTraining, world: ProcessGroup, show: bool) -> int:
     """The micro-batch of a checkpoint; smaller ones, with a note, where the processes cannot share it."""
     cut = cut_batch(settings.batch, micro_batch_of(found), world.size)
     if cut.pieces > 1 and show:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ....configs.schema import Config, ConfigError
-from ..base import MakeQuantizer, Parts, float32_only, join_tables
+from ..base import MakeQuantizer, QuantizerOutput, float32_only, join_tables
 from ..nearest import exact_dtype
 from .wrapper import Wrapper
 
@@ -84,7 +84,7 @@ class HaltingQuantizer(Wrapper):
         """See Quantizer.cardinalities; the last code of each codebook is "absent"."""
         return tuple(size + 1 for size in self.inner.cardinalities)
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize."""
         if self.training:
             lengths = self.draw_lengths(*x.shape[:2]).to(x.device)
@@ -94,7 +94,7 @@ class HaltingQuantizer(Wrapper):
         valid = torch.ones_like(kept) if mask is None else mask
         part = self.inner.quantize(torch.where((kept & valid)[..., None], x, 0.0), kept & valid)
         codes = self._fill(part.codes, valid & ~kept)
-        return Parts(self._sum(part.vectors, codes), codes, part.losses)
+        return QuantizerOutput(self._sum(part.vectors, codes), codes, part.losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, Q]."""
@@ -115,7 +115,7 @@ class HaltingQuantizer(Wrapper):
         ]
         return join_tables(tables)
 
-    def estimate(self, x: Tensor, parts: Parts) -> Tensor:
+    def estimate(self, x: Tensor, parts: QuantizerOutput) -> Tensor:
         """As every quantizer, but no gradient reaches the latents of absent tokens: their values do not depend on
         them."""
         absent = self._is_absent(parts.codes).all(dim=-1, keepdim=True)

@@ -22,7 +22,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from ....configs.schema import Config, ConfigError
-from ..base import MakeQuantizer, Parts, Quantizer, add_losses, join_tables, rates_of
+from ..base import MakeQuantizer, Quantizer, QuantizerOutput, add_losses, join_tables, rates_of
 from ..regularization import disentangle
 from .residual import common_span
 from .strided import StrideConfig
@@ -79,7 +79,7 @@ class BranchesQuantizer(Quantizer):
         self.branches = nn.ModuleDict(parts)
         self.span = common_span(list(parts.values()))
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Losses are summed over branches by name; "disentangle" where it has a weight."""
         total, pieces, vectors, codes = torch.zeros_like(x), [], [], []
         losses: dict[str, Tensor] = {}
@@ -92,7 +92,7 @@ class BranchesQuantizer(Quantizer):
             add_losses(losses, found.losses)
         if self.config.disentangle:
             losses["disentangle"] = self.config.disentangle * disentangle(pieces, vectors)
-        return Parts(total, torch.cat(codes, dim=-1), losses)
+        return QuantizerOutput(total, torch.cat(codes, dim=-1), losses)
 
     def each(self) -> Iterable[tuple[Quantizer, tuple[int, int]]]:
         """Every branch and its range of channels."""

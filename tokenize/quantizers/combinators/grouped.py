@@ -17,7 +17,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from ....configs.schema import ConfigError, LayerCount
-from ..base import MakeQuantizer, Parts, Quantizer, add_losses, join_tables, rates_of
+from ..base import MakeQuantizer, Quantizer, QuantizerOutput, add_losses, join_tables, rates_of
 from ..regularization import disentangle
 from .residual import LevelDropout, check_choices, common_span, draw_levels
 
@@ -60,7 +60,7 @@ class GroupQuantizer(Quantizer):
         """The quantizer of every group; the same one again where they share it."""
         return list(self.groups) * (self.config.groups if self.config.shared else 1)
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Losses are averaged over groups; "disentangle" where it has a weight."""
         used = self.draw_levels(x.shape[0]).to(x.device) if self.training and self.config.level_dropout else None
         vectors, codes = [], []
@@ -78,7 +78,7 @@ class GroupQuantizer(Quantizer):
             add_losses(losses, part.losses, 1 / self.config.groups)
         if self.config.disentangle:
             losses["disentangle"] = self.config.disentangle * disentangle(pieces, vectors)
-        return Parts(torch.cat(vectors, dim=-1), torch.cat(codes, dim=-1), losses)
+        return QuantizerOutput(torch.cat(vectors, dim=-1), torch.cat(codes, dim=-1), losses)
 
     def draw_levels(self, num_samples: int) -> Tensor:
         """How many groups each sample uses, [B] long, from torch's global generator."""

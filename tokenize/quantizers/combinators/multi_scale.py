@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ....configs.schema import Config, ConfigError
-from ..base import MakeQuantizer, Parts, Quantizer, add_losses, join_tables
+from ..base import MakeQuantizer, Quantizer, QuantizerOutput, add_losses, join_tables
 from ..nearest import exact_dtype
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class ScalesQuantizer(Quantizer):
             self.register_buffer(f"down_{number}", down.contiguous(), persistent=False)
             self.register_buffer(f"up_{number}", up.contiguous(), persistent=False)
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. A sample is valid or not as a whole. Loss "commitment" is that of the sums."""
         kept = self._whole(x, mask)
         total, codes, losses = torch.zeros_like(x), [], {}
@@ -135,7 +135,7 @@ class ScalesQuantizer(Quantizer):
         if kept is not None:
             losses = {name: torch.where(kept[:, None], loss, 0.0) for name, loss in losses.items()}
             total = torch.where(kept[:, None, None], total, 0.0)
-        return Parts(total, torch.cat(codes, dim=-1), losses)
+        return QuantizerOutput(total, torch.cat(codes, dim=-1), losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, Q]."""

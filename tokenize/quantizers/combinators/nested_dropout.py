@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ....configs.schema import Config
-from ..base import MakeQuantizer, Parts
+from ..base import MakeQuantizer, QuantizerOutput
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class TailQuantizer(Wrapper):
         super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
         self.config = config
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize."""
         if not self.training or not self.config.share:
             return self.inner.quantize(x, mask)

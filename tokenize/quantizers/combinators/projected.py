@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ....configs.schema import Config
-from ..base import MakeQuantizer, Parts
+from ..base import MakeQuantizer, QuantizerOutput
 from ..nearest import exact_dtype
 from .wrapper import Wrapper
 
@@ -42,7 +42,7 @@ class ProjectedQuantizer(Wrapper):
         self.project_in = nn.Linear(dim, config.dim, bias=False)
         self.project_out = nn.Linear(config.dim, dim, bias=False)
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Besides the losses inside: "codebook", which teaches the projections."""
         part = self.inner.quantize(self._in(x), mask)
         vectors = self._out(part.vectors)
@@ -54,7 +54,7 @@ class ProjectedQuantizer(Wrapper):
         losses = dict(part.losses)
         own = torch.where(kept, (x.detach() - vectors).square().mean(dim=-1), 0.0)
         losses["codebook"] = losses["codebook"] + own if "codebook" in losses else own
-        return Parts(vectors, part.codes, losses)
+        return QuantizerOutput(vectors, part.codes, losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, Q]."""

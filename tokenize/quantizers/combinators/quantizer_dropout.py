@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ....configs.schema import Config
-from ..base import MakeQuantizer, Parts
+from ..base import MakeQuantizer, QuantizerOutput
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ class SkippingQuantizer(Wrapper):
         super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
         self.config = config
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize."""
         if not self.training or not self.config.share:
             return self.inner.quantize(x, mask)
         passed = self.draw_passed(x.shape[0]).to(x.device)[:, None].expand(x.shape[:2])
         kept = ~passed if mask is None else mask & ~passed
         part = self.inner.quantize(torch.where(kept[..., None], x, 0.0), kept)
-        return Parts(torch.where(passed[..., None], x.detach(), part.vectors), part.codes, part.losses)
+        return QuantizerOutput(torch.where(passed[..., None], x.detach(), part.vectors), part.codes, part.losses)
 
     def draw_passed(self, num_samples: int) -> Tensor:
         """Which samples pass unquantized, [B] bool, from torch's global generator."""

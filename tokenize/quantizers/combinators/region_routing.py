@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ....configs.schema import Config, ConfigError
-from ...spec import AudioGeometry, PictureGeometry
-from ..base import MakeQuantizer, Parts, Quantizer
+from ...spec import AudioGeometry, ImageGeometry
+from ..base import MakeQuantizer, Quantizer, QuantizerOutput
 from ..nearest import exact_dtype
 from ..regularization import mean_over_batch
 from ..vq import project
@@ -81,7 +81,7 @@ class RegionsQuantizer(Wrapper):
         self.hidden = nn.Linear(2 * dim, 2 * dim)
         self.choice = nn.Linear(2 * dim, 1)
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Besides the losses inside, while training: "budget".
 
         A coarse region has the losses of its one code, shared out among its places.
@@ -110,7 +110,9 @@ class RegionsQuantizer(Wrapper):
         places = x.shape[1]
         vectors = torch.where(valid[..., None], vectors, 0.0)
         losses = {name: self._lay(torch.where(valid, loss, 0.0), places) for name, loss in losses.items()}
-        return Parts(self._lay(vectors, places), self._lay(codes.masked_fill(~valid[..., None], -1), places), losses)
+        return QuantizerOutput(
+            self._lay(vectors, places), self._lay(codes.masked_fill(~valid[..., None], -1), places), losses
+        )
 
     def draw_noise(self, logits: Tensor) -> Tensor:
         """The difference of two Gumbel variables for each region, as logits, from torch's global generator."""
@@ -193,7 +195,7 @@ class RegionsQuantizer(Wrapper):
         return rows.reshape(len(cells), bands * self.span, *rest)[:, :places]
 
 
-def check_regions(quantizer: Quantizer, geometry: AudioGeometry | PictureGeometry) -> None:
+def check_regions(quantizer: Quantizer, geometry: AudioGeometry | ImageGeometry) -> None:
     """Raise ConfigError, with the path of the node, where a quantizer has regions that do not fit the codes' places."""
     for part in quantizer.modules():
         if isinstance(part, StridedQuantizer) and part.every > 1:

@@ -23,7 +23,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from ....configs.schema import ConfigError, GrowingConfig, LayerCount
-from ..base import MakeQuantizer, Parts, Quantizer, add_losses, join_tables, rates_of
+from ..base import MakeQuantizer, Quantizer, QuantizerOutput, add_losses, join_tables, rates_of
 
 if TYPE_CHECKING:
     from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
@@ -73,7 +73,7 @@ class ChainQuantizer(Quantizer):
         levels = list(self.levels)
         return levels if len(levels) == self.repeats else levels * self.repeats
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Losses are summed over levels by name; a dropped level has code -1 and loss 0."""
         used = self.draw_levels(x.shape[0]).to(x.device) if self.training and self.config.level_dropout else None
         rest, total, codes = x, torch.zeros_like(x), []
@@ -89,7 +89,7 @@ class ChainQuantizer(Quantizer):
             total = total + part.vectors
             codes.append(part.codes)
             add_losses(losses, part.losses)
-        return Parts(total, torch.cat(codes, dim=-1), losses)
+        return QuantizerOutput(total, torch.cat(codes, dim=-1), losses)
 
     def draw_levels(self, num_samples: int) -> Tensor:
         """How many levels each sample uses, [B] long, from torch's global generator."""

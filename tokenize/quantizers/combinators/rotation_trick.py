@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ....configs.schema import Config, ConfigError
-from ..base import MakeQuantizer, Parts
+from ..base import MakeQuantizer, QuantizerOutput
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class RotationQuantizer(Wrapper):
         super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
         self.config = config
 
-    def estimate(self, x: Tensor, parts: Parts) -> Tensor:
+    def estimate(self, x: Tensor, parts: QuantizerOutput) -> Tensor:
         """The vectors, to the last bit, with the gradient of the rotation; 0 where x or the vector is 0."""
         vectors = parts.vectors
         if not x.requires_grad:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ....configs.schema import Config
-from ..base import MakeQuantizer, Parts, Quantizer
+from ..base import MakeQuantizer, Quantizer, QuantizerOutput
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class StridedQuantizer(Wrapper):
         self.every = every
         self.span = every * inner.span
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize; every place gets its cell's vector, codes and losses."""
         places = x.shape[1]
         part = self.inner.quantize(*self._pool(x, mask))
@@ -55,7 +55,7 @@ class StridedQuantizer(Wrapper):
             codes = codes.masked_fill(~mask[..., None], -1)
             vectors = torch.where(mask[..., None], vectors, 0.0)
             losses = {name: torch.where(mask, loss, 0.0) for name, loss in losses.items()}
-        return Parts(vectors, codes, losses)
+        return QuantizerOutput(vectors, codes, losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, Q]."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ....configs.schema import Config
-from ..base import MakeQuantizer, Parts, add_losses
+from ..base import MakeQuantizer, QuantizerOutput, add_losses
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class GaussianQuantizer(Wrapper):
         first = torch.tensor(config.first_deviation).log() * 2
         nn.init.constant_(self.log_variance.bias, float(first.clamp(-LARGEST, LARGEST)))
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Besides the losses inside: "divergence"."""
         if not self.training:
             return self.inner.quantize(x, mask)
@@ -66,7 +66,7 @@ class GaussianQuantizer(Wrapper):
         vectors = part.vectors + torch.where(kept[..., None], spread - spread.detach(), 0.0)
         losses = dict(part.losses)
         add_losses(losses, {"divergence": own}, self.config.divergence)
-        return Parts(vectors, part.codes, losses)
+        return QuantizerOutput(vectors, part.codes, losses)
 
     def draw_noise(self, x: Tensor) -> Tensor:
         """Standard normal, as x [B, M, D], from torch's global generator."""

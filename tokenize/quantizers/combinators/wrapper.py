@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..base import Parts, Quantizer
+from ..base import Quantizer, QuantizerOutput
 
 
 class Wrapper(Quantizer):
@@ -15,7 +15,7 @@ class Wrapper(Quantizer):
         self.inner = inner
         self.span = inner.span
 
-    def quantize(self, x: Tensor, mask: Tensor | None) -> Parts:
+    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize."""
         return self.inner.quantize(x, mask)
 

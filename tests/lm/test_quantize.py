@@ -1,4 +1,4 @@
-"""Weights at rest: what the kernels compute against float64, what quantising loses, models with packed layers."""
+"""Weights at rest: what the kernels compute against float64, what quantizing loses, models with packed layers."""
 
 import sys
 from pathlib import Path
@@ -15,8 +15,8 @@ from tessera.lm.ops.rotary import TimeRopeConfig
 from tessera.lm.quantization.packed_linear import (
     PackedLinear,
     pack_,
-    quantise_int4,
-    quantise_int8,
+    quantize_int4,
+    quantize_int8,
     sdpa_or_skinny,
     step_bytes,
 )
@@ -49,7 +49,7 @@ def make_layer(kind, N, D, group=64, bias=True, seed=0) -> PackedLinear:
 def test_layer_is_a_product_with_what_its_weights_stand_for(way, kind, N, D):
     layer = make_layer(kind, N, D, group=32 if D < 100 else 64)
     assert layer.tiles == (way == "compiled")
-    weight = layer.dequantised(torch.float64)
+    weight = layer.dequantized(torch.float64)
     assert weight.shape == (N, D)
     for rows in (1, 2, 3, 4, 5, 7, 9, 40):
         for dtype, tolerance in (
@@ -115,30 +115,30 @@ def test_tiles_hold_every_weight_once():
 
 def test_int8_error_is_half_a_step():
     weight = torch.randn(20, 50) * torch.logspace(-3, 3, 20)[:, None]
-    quantised = quantise_int8(weight)
-    assert quantised.numbers.dtype == torch.int8 and int(quantised.numbers.abs().max()) == 127
+    quantized = quantize_int8(weight)
+    assert quantized.numbers.dtype == torch.int8 and int(quantized.numbers.abs().max()) == 127
     step = weight.abs().amax(dim=1, keepdim=True) / 127
-    assert bool(((quantised.weights() - weight).abs() <= step * 0.5001).all())
-    assert torch.equal(quantise_int8(torch.zeros(2, 3)).weights(), torch.zeros(2, 3))
+    assert bool(((quantized.weights() - weight).abs() <= step * 0.5001).all())
+    assert torch.equal(quantize_int8(torch.zeros(2, 3)).weights(), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_int4_is_as_good_as_a_search_by_hand(group):
     """Not worse than the plain range of each group, and no worse for an offset of all weights."""
     weight = torch.randn(16, 160, generator=torch.Generator().manual_seed(3))
-    quantised = quantise_int4(weight, group)
-    assert int(quantised.numbers.max()) <= 15
-    error = (quantised.weights() - weight).square()
+    quantized = quantize_int4(weight, group)
+    assert int(quantized.numbers.max()) <= 15
+    error = (quantized.weights() - weight).square()
     for start in range(0, 160, group):
         part = weight[:, start : start + group]
         low, high = part.amin(dim=1, keepdim=True), part.amax(dim=1, keepdim=True)
         plain = ((part - low) / (high - low) * 15).round() / 15 * (high - low) + low
         assert error[:, start : start + group].sum() <= (plain - part).square().sum() * 1.05  # bfloat16 scales
-    assert quantise_int4(torch.full((2, 64), 0.5)).weights().eq(0.5).all()
-    shifted = (quantise_int4(weight + 4, group).weights() - weight - 4).square()
+    assert quantize_int4(torch.full((2, 64), 0.5)).weights().eq(0.5).all()
+    shifted = (quantize_int4(weight + 4, group).weights() - weight - 4).square()
     assert shifted.mean() < error.mean() * 1.5  # the offset's rounding
     with pytest.raises(ValueError, match="32, 64 or 128, found 48"):
-        quantise_int4(weight, 48)
+        quantize_int4(weight, 48)
 
 
 @pytest.mark.parametrize("kind", cpu_gemv.KINDS)
@@ -156,7 +156,7 @@ def test_packed_model_is_the_model_of_its_weights(way, kind):
     with torch.no_grad():
         for name, layer in layers.items():
             at = "head" if name == "head.packed" else name
-            plain.get_submodule(at).weight.copy_(layer.dequantised())
+            plain.get_submodule(at).weight.copy_(layer.dequantized())
     codes, conditions = make_codes(3, 6), make_conditions(config, 3)
     with torch.no_grad():
         whole, wanted = lm(codes, conditions=conditions), plain(codes, conditions=conditions)
