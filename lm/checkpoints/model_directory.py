@@ -35,9 +35,11 @@ from ...configs.files import (
     write_atomic,
     write_safetensors,
 )
+from ...configs.fingerprint import check_model_files, write_fingerprint
 from ...configs.json_limits import NAMED
 from ...configs.recognize import describe_wrong
 from ...configs.schema import Config, check_config
+from ...configs.tensor_checks import WeightsError, check_tensors
 from ...tokenize.layers.parameter_budget import Budget
 from ...tokenize.spec import TokenSpec, check_same_tokenizer
 from ..clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
@@ -48,7 +50,6 @@ from ..models.coarse_to_fine import CoarseToFine
 from ..models.masked import MaskedLM
 from ..models.registry import AnyLM, ModelConfig, make_lm
 from ..quantization.packed_linear import WeightsName, check_weights, pack_
-from .fingerprint import check_model_files, write_fingerprint
 from .parameter_shapes import parameter_shapes
 
 if TYPE_CHECKING:
@@ -77,10 +78,6 @@ class ModelFile(Config):
     labels: Annotated[tuple[str, ...], FailFast()] = ()
     """Names of the labels in the order of their ids."""
     generation: GenerationConfig = GenerationConfig()
-
-
-class WeightsError(ValueError):
-    """The weights are not those of the config: tensors missing, left over, or of another shape."""
 
 
 @dataclass(frozen=True)
@@ -396,25 +393,6 @@ def _check_described(described: ModelFile, where: str) -> None:
         raise ValueError(
             f"{where}: codebooks {described.spec.num_codebooks} x {max(described.spec.cardinalities)} are too large"
         )
-
-
-def check_tensors(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], path: Path) -> None:
-    """Raise WeightsError unless a file's tensors have exactly the names and shapes the config asks for."""
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing:
-        raise WeightsError(f"{path}: {len(missing)} tensors of the config are missing, first '{missing[0]}'")
-    if extra:
-        raise WeightsError(f"{path}: {len(extra)} tensors do not belong to the config, first '{extra[0]}'")
-    for name in sorted(wanted):
-        if found[name] != wanted[name]:
-            raise WeightsError(
-                f"{path}: tensor '{name}' is {list(found[name])}, the config asks for {list(wanted[name])}"
-            )
-
-
-def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes from the header alone, after its checks."""
-    return {name: entry.shape for name, entry in read_header(path).tensors.items()}
 
 
 def _check_labels(config: LMConfig, labels: list[str], where: str) -> None:

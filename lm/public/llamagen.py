@@ -29,23 +29,17 @@ import torch
 
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
-from ...tokenize.public.tensor_map import (
-    SourceRows,
-    TensorMap,
-    check_layout,
-    equal,
-    find_weights,
-    read_lm,
-    their_tensors,
-)
+from ...configs.tensor_checks import WeightsError, header_shapes
+from ...tokenize.public.tensor_map import SourceRows, TensorMap, equal, find_weights
 from ...tokenize.spec import ImageGeometry, TokenSpec
-from ..checkpoints.model_directory import DTYPES, StorageName, WeightsError, header_shapes
+from ..checkpoints.model_directory import DTYPES, StorageName
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..conditioning.registry import LabelConfig
 from ..generation_config import GenerationConfig
 from ..models.causal import LMConfig, TokenLM
 from ..ops.rotary import GridRopeConfig
 from ..patterns.pattern import SpecialsConfig
+from .conversion import check_layout, read_lm, their_tensors
 
 UNKNOWN_TOKENIZER = "0" * 64
 """Fingerprint where the tokenizer was not loaded."""

@@ -22,9 +22,10 @@ import torch
 
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
-from ...tokenize.public.tensor_map import TensorMap, check_layout, equal, find_weights, read_lm, their_tensors
+from ...configs.tensor_checks import header_shapes
+from ...tokenize.public.tensor_map import TensorMap, equal, find_weights
 from ...tokenize.spec import AudioGeometry, TokenSpec
-from ..checkpoints.model_directory import DTYPES, StorageName, header_shapes
+from ..checkpoints.model_directory import DTYPES, StorageName
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..conditioning.registry import EmbeddingConditionConfig
 from ..generation_config import GenerationConfig
@@ -32,6 +33,7 @@ from ..models.causal import LMConfig, TokenLM
 from ..ops.rotary import SinusoidalConfig
 from ..patterns.layouts import DelayConfig
 from ..patterns.pattern import SpecialsConfig
+from .conversion import check_layout, read_lm, their_tensors
 
 UNKNOWN_CODEC = "0" * 64
 """Fingerprint where the codec was not loaded."""

@@ -9,7 +9,7 @@ import torch
 
 from tessera.cli.app import run
 from tessera.configs.files import read_safetensors, write_safetensors
-from tessera.lm.checkpoints.model_directory import WeightsError
+from tessera.configs.tensor_checks import WeightsError
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.public.musicgen import UNKNOWN_CODEC, load_musicgen, save_musicgen
 

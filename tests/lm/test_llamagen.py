@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from tessera.configs.files import read_safetensors, write_safetensors
+from tessera.configs.tensor_checks import WeightsError
 from tessera.generate.sampling.guidance import ClassifierFreeGuidance
-from tessera.lm.checkpoints.model_directory import WeightsError
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.public.llamagen import UNKNOWN_TOKENIZER, load_llamagen, save_llamagen
 from tessera.tokenize.spec import AudioGeometry

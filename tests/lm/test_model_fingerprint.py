@@ -11,7 +11,7 @@ import torch
 
 import tessera
 from tessera.configs.files import DamagedFile, read_json, write_json, write_sealed_json
-from tessera.lm.checkpoints.fingerprint import FINGERPRINT_FILE, MODEL_FILES
+from tessera.configs.fingerprint import FINGERPRINT_FILE, MODEL_FILES
 from tessera.lm.checkpoints.model_directory import load_lm, load_model, save_lm, save_model, seal_model
 from tessera.lm.heads.registry import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import EmbeddingInputConfig

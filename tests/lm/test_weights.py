@@ -10,7 +10,8 @@ import torch
 
 from tessera.configs.files import read_safetensors, write_safetensors
 from tessera.configs.schema import ConfigError
-from tessera.lm.checkpoints.model_directory import WeightsError, load_model, read_model_config, save_model
+from tessera.configs.tensor_checks import WeightsError
+from tessera.lm.checkpoints.model_directory import load_model, read_model_config, save_model
 from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
 from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
 from tessera.lm.generation_config import GenerationConfig

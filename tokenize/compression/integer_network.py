@@ -37,9 +37,9 @@ from ...configs.files import (
     write_safetensors,
     write_sealed_json,
 )
+from ...configs.fingerprint import renew_part
 from ...configs.recognize import describe_wrong
 from ...configs.schema import Config, ConfigError, LayerCount, check_config
-from ...lm.checkpoints.fingerprint import renew_part
 from ..layers.parameter_budget import Budget
 from ..spec import ImageGeometry, TokenSpec
 from .context import SymbolTable, symbol_table

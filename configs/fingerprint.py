@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt
 
-from ...configs.files import DamagedFile, read_sealed_json, sha256_file, write_sealed_json
-from ...configs.schema import Config, check_config
+from .files import DamagedFile, read_sealed_json, sha256_file, write_sealed_json
+from .schema import Config, check_config
 
 FINGERPRINT_FILE = "fingerprint.json"
 WEIGHT_FILES = ("lm.safetensors", "coarse.safetensors")
