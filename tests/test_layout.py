@@ -4,7 +4,7 @@ import ast
 import statistics
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -14,15 +14,58 @@ PACKAGE_FOLDERS = ("cli", "tokenize", "lm", "generate", "train", "configs", "bun
 
 # A folder of the package may import itself and these.
 MAY_IMPORT = {
-    "tokenize": set(),
-    "lm": {"tokenize"},
-    "generate": {"lm", "tokenize"},
-    "train": {"lm", "tokenize"},
-    "cli": {"train", "generate", "lm", "tokenize"},
-    "samples": {"tokenize"},
     "configs": set(),
+    "tokenize": {"configs"},
+    "lm": {"tokenize", "configs"},
+    "generate": {"lm", "tokenize", "configs"},
+    "train": {"lm", "tokenize", "configs"},
+    "cli": {"train", "generate", "lm", "tokenize", "configs"},
+    "samples": {"tokenize", "configs"},
     "bundled": set(),
 }
+
+# A room, and the rooms of its folder that it may import (.: the files beside them). A folder itself imports any of them.
+ROOMS = """
+cli/commands                       . report
+cli/report                         -
+generate/decoding                  execution requests sampling
+generate/execution                 sampling
+generate/long_form                 decoding requests sampling
+generate/requests                  execution sampling
+generate/sampling                  -
+generate/streaming                 decoding long_form requests
+lm/attention                       ops
+lm/checkpoints                     . clustering conditioning models quantization
+lm/clustering                      -
+lm/conditioning                    attention layers ops patterns
+lm/heads                           attention kv_cache layers ops patterns
+lm/kernels                         attention kv_cache layers ops
+lm/kv_cache                        attention ops
+lm/layers                          attention kv_cache ops patterns
+lm/models                          . attention clustering conditioning heads kv_cache layers ops patterns
+lm/ops                             -
+lm/patterns                        ops
+lm/public                          . checkpoints conditioning models ops patterns
+lm/quantization                    attention heads kernels kv_cache layers models ops
+tokenize/audio                     . layers quantizers
+tokenize/compression               . data layers
+tokenize/data                      . audio
+tokenize/image                     . layers quantizers
+tokenize/layers                    -
+tokenize/public                    -
+tokenize/quantizers                quantizers/combinators
+tokenize/quantizers/combinators    . quantizers
+train/common                       distributed
+train/discriminators               distributed engines
+train/distributed                  -
+train/engines                      common distributed
+train/evaluation                   losses
+train/lm                           common distributed engines
+train/losses                       discriminators
+train/tokenizer                    common discriminators distributed engines lm losses
+"""
+MOST_FILES = 17
+"""In a room; __init__.py does not count."""
 
 # Imported in one file each: a package that changes is met in one place.
 CORE_WITH_ONE_HOME = {"sentencepiece", "soundfile", "PIL"}
@@ -119,6 +162,69 @@ def test_imports_point_down(folder):
             if parts[0] != "tessera" or len(parts) < 2 or parts[1] not in PACKAGE_FOLDERS:
                 continue
             assert parts[1] in allowed, f"{path.relative_to(ROOT)}:{line}: {folder} must not import {parts[1]}"
+
+
+def rooms() -> dict[str, set[str]]:
+    found = {}
+    for line in ROOMS.split("\n")[1:-1]:
+        name, *others = line.split()
+        folder = name.split("/")[0]
+        found[name] = {folder if other == "." else f"{folder}/{other}" for other in others if other != "-"}
+    return found
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parent.as_posix()
+
+
+def imported_files(path: Path) -> set[Path]:
+    """Files of the package that a file imports, also inside functions and for types alone."""
+    package, found = ("tessera", *path.relative_to(ROOT).parent.parts), set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")][1:]
+            start = ROOT.joinpath(*(part for part in base if part))
+            for name in node.names:
+                several = (start / f"{name.name}.py", start / name.name / "__init__.py", start.with_suffix(".py"))
+                found.add(next((one for one in several if one.is_file()), start / "__init__.py"))
+    return found - {path}
+
+
+def test_imports_follow_the_rooms():
+    allowed, seen = rooms(), set()
+    for path in package_files():
+        room = room_of(path)
+        if "/" in room:
+            assert room in allowed, f"{room} is not in the table of rooms"
+            seen.add(room)
+            for other in imported_files(path):
+                to = room_of(other)
+                if to.split("/")[0] == room.split("/")[0] and to != room:
+                    assert to in allowed[room], f"{path.relative_to(ROOT)}: {room} must not import {to}"
+    assert seen == set(allowed)
+
+
+def test_no_import_circle():
+    imports = {path: imported_files(path) for path in package_files()}
+    done, open_ = set(), []
+
+    def visit(path: Path) -> None:
+        assert path not in open_, "circle: " + " -> ".join(str(one.relative_to(ROOT)) for one in [*open_, path])
+        if path not in done:
+            open_.append(path)
+            for other in sorted(imports.get(path, ())):
+                visit(other)
+            open_.pop()
+            done.add(path)
+
+    for path in imports:
+        # `cli/__init__.py` lists the commands, the package's own looks names up: nothing else imports by name.
+        visit(path)
+
+
+def test_rooms_are_small():
+    sizes = Counter(room_of(path) for path in package_files() if path.name != "__init__.py")
+    assert all(size <= MOST_FILES for size in sizes.values()), sizes.most_common(3)
 
 
 def test_imports_inside_the_package_are_relative():
