@@ -11,7 +11,7 @@ Each figure is the median over turns in which everybody runs once, so that other
     frames/s     frames of a sample times the batch, over the time of the whole call
     ratio        steps a second, ours over transformers' bfloat16 at the same batch, turn by turn
     bandwidth    bytes of weights and cache that the steps must read, over the time; the share is of what a product of a
-                 large matrix with a vector reads in the same turn: torch's of 268 MB float32, or that of skinny.c of
+                 large matrix with a vector reads in the same turn: torch's of 268 MB float32, or that of cpu_gemv.c of
                  134 MB bfloat16, whichever is faster
 
 What was tried for the layers of few rows and is not used (one thread of a Zen 4 server core, 24 matrices [4096, 1024]
@@ -25,7 +25,7 @@ so that none stays in a cache, GB/s of weights at one and two rows, best of seve
     C, rows one by one            bfloat16 27.2 / 19.0, 8.7 with other work on the core (x is loaded for each row)
     C, tiles (lm/kernels/cpu_gemv.c)        float32 18.5 / 20.1, bfloat16 23.1 / 22.3, int8 22.1 / 18.2, int4 11.1 / 8.1
 
-and torch's attention of one bfloat16 query to 250 keys, 16 heads and two rows takes 860 us, that of skinny.c 94 us
+and torch's attention of one bfloat16 query to 250 keys, 16 heads and two rows takes 860 us, that of cpu_gemv.c 94 us
 (float32: 113 and 96 us).
 """
 

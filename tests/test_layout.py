@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "bundled": set(),
 }
 
-# A room, and the rooms of its folder that it may import (.: the files beside them). A folder itself imports any of them.
+# A room, and the rooms of its folder that it may import (.: the files beside them). A folder may import all its rooms.
 ROOMS = """
 cli/commands                       . report
 cli/report                         -

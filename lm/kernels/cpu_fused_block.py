@@ -1,4 +1,4 @@
-"""A step of generation in one call of skinny.c for all blocks, or in two for each block with the cache between them.
+"""A step of generation in one call of cpu_gemv.c for all blocks, or in two for each block with the cache between them.
 
 Op by op a block takes about thirty calls for a single step, each a few microseconds: with weights of four bits that is
 longer than reading them. Where a cache only copies keys and values to a place it knows (`Cache.place`), one call does
@@ -62,7 +62,7 @@ class FusedBlock:
 
     @property
     def layer(self) -> Layer:
-        """What skinny.c is told."""
+        """What cpu_gemv.c is told."""
         if self._layer is None:
             self._layer = self._describe()
         return self._layer
@@ -127,7 +127,7 @@ class FusedBlock:
         return y
 
     def _rest(self, x: Tensor, queries: Tensor, seen, memory: Memory | None, layer: int) -> Tensor:
-        """The second half op by op, for keys and values that skinny.c does not read."""
+        """The second half op by op, for keys and values that cpu_gemv.c does not read."""
         attention = self.block.attention
         mixed = attention.attend(queries.to(seen.keys.dtype), seen.keys, seen.values, seen.mask, False).to(x.dtype)
         x = x + attention.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
@@ -203,7 +203,7 @@ class FusedStack:
         return y
 
     def _describe(self) -> tuple[Any, Norm, list[Tensor]]:
-        """What skinny.c is told of all layers and of the last norm, and tensors to keep as long."""
+        """What cpu_gemv.c is told of all layers and of the last norm, and tensors to keep as long."""
         if self._described is None:
             layers = (ctypes.POINTER(Layer) * len(self.blocks))(*(ctypes.pointer(b.layer) for b in self.blocks))
             self._described = layers, *described_norm(self.last)
@@ -229,7 +229,7 @@ def fuse_all(transformer: Transformer) -> FusedStack | TritonStack | None:
 
 
 def described_norm(norm: nn.Module | None) -> tuple[Norm, list[Tensor]]:
-    """What skinny.c is told of a norm, and tensors to keep as long."""
+    """What cpu_gemv.c is told of a norm, and tensors to keep as long."""
     if norm is None:
         return Norm(), []
     assert isinstance(norm, RMSNorm | nn.LayerNorm)
@@ -241,12 +241,12 @@ def described_norm(norm: nn.Module | None) -> tuple[Norm, list[Tensor]]:
 
 
 def fuse(block: Block) -> Callable[..., Tensor] | None:
-    """The block's fused steps; None where it has parts that skinny.c does not know."""
+    """The block's fused steps; None where it has parts that cpu_gemv.c does not know."""
     return None if _parts_of(block) is None else FusedBlock(block)
 
 
 def _parts_of(block: Block) -> tuple[list[Any], list[nn.Module | None]] | None:
-    """The linear layers and norms of a block; None where it has parts that skinny.c does not know."""
+    """The linear layers and norms of a block; None where it has parts that cpu_gemv.c does not know."""
     attention, cross, ffn = block.attention, block.cross, block.ffn
     if type(attention) is not SelfAttention or type(cross) not in (CrossAttention, NoneType):
         return None
@@ -266,7 +266,7 @@ def _linears(block: Block) -> list[Any]:
 
 
 def _norm_key(norm: Any) -> tuple:
-    """Where a norm's numbers are, or what they are where skinny.c is given a copy."""
+    """Where a norm's numbers are, or what they are where cpu_gemv.c is given a copy."""
     if norm is None:
         return ()
     read = [x for x in (norm.weight, getattr(norm, "bias", None)) if x is not None]

@@ -525,7 +525,7 @@ static float *room(int64_t floats_needed) {
 }
 
 /* x [rows, inputs] and y [rows, outputs] are float32, or bfloat16 where `half`. Returns 0, or 1 for want of memory. */
-int skinny_linear(const Matrix *m, const void *x, void *y, int64_t rows, int half, int threads) {
+int gemv_linear(const Matrix *m, const void *x, void *y, int64_t rows, int half, int threads) {
     const int64_t numbers = (rows * m->inputs + 15) / 16 * 16;
     float *memory = room(numbers + room_for(m, rows));
     if (!memory) return 1;
@@ -626,7 +626,7 @@ static void attend_all(const Past *past, int64_t rows, int64_t heads, int64_t gr
 
 /* queries and out [rows, heads, width] lie together, float32 or bfloat16 like keys and values, the width a multiple of
    16; query head h reads group h / (heads / groups). Returns as above. */
-int skinny_attention(const Past *past, const void *queries, void *out, int64_t rows, int64_t heads, int64_t groups,
+int gemv_attention(const Past *past, const void *queries, void *out, int64_t rows, int64_t heads, int64_t groups,
     int64_t width, int threads) {
     const int64_t numbers = rows * heads * width;
     float *memory = room(2 * numbers + threads * past->positions);
@@ -705,7 +705,7 @@ INLINE float silu(float x) {
 /* First half: norm, projections, norms of heads, turns. x [rows, width]; queries float32 [rows, heads, head_width];
    keys and values [rows, groups, head_width] in x's type. `angles`: complex64 [rows or 1, head_width / 2] or NULL;
    `turn_keys`: 0 where the cache turns them. Returns 0, or 1 for want of memory. */
-int skinny_project(const Layer *l, const void *x, float *queries, void *keys, void *values, const float *angles,
+int gemv_project(const Layer *l, const void *x, float *queries, void *keys, void *values, const float *angles,
     int64_t angle_stride, int turn_keys, int64_t rows, int half, int threads) {
     const int64_t D = l->width, E = l->head_width, H = l->heads, G = l->groups, numbers = rows * D;
     float *memory = room(2 * numbers + 16 + room_for(&l->qkv, rows));
@@ -733,7 +733,7 @@ static void add_rows(float *x, const float *sums, int64_t rows, int64_t width, i
 
 /* Second half: attention to `past`, cross-attention to `memory` (NULL: none) and the feed-forward, added to x [rows,
    width], which goes to y. `queries` from the first half are overwritten. Returns as above. */
-int skinny_finish(const Layer *l, const Past *past, const Past *memory, const void *x, float *queries, void *y,
+int gemv_finish(const Layer *l, const Past *past, const Past *memory, const void *x, float *queries, void *y,
     int64_t rows, int half, int threads) {
     const int64_t D = l->width, E = l->head_width, H = l->heads, G = l->groups, numbers = rows * D;
     const int64_t hidden = l->down.inputs, positions =
@@ -782,7 +782,7 @@ int skinny_finish(const Layer *l, const Past *past, const Past *memory, const vo
 /* All blocks of a step and the last norm, where what is remembered of every layer lies in one tensor: `past` describes
    that of the first layer as it is to be seen, `layer_stride` numbers before that of the next; new keys and values go to
    place `place`. `memories`: for each layer, or NULL. y: [rows, width]. Returns as above. */
-int skinny_stack(const Layer *const *layers, int64_t count, const Past *past, int64_t layer_stride, int64_t place,
+int gemv_stack(const Layer *const *layers, int64_t count, const Past *past, int64_t layer_stride, int64_t place,
     const Past *memories, const Norm *last, const void *x, void *y, const float *angles, int64_t angle_stride,
     int64_t rows, int half, int threads) {
     const Layer *first = layers[0];
@@ -795,14 +795,14 @@ int skinny_stack(const Layer *const *layers, int64_t count, const Past *past, in
     Past seen = *past;
     memcpy(y, x, size * numbers);
     for (int64_t n = 0; n < count && !status; n++) {
-        status = skinny_project(layers[n], y, queries, keys, values, angles, angle_stride, 1, rows, half, threads);
+        status = gemv_project(layers[n], y, queries, keys, values, angles, angle_stride, 1, rows, half, threads);
         for (int64_t i = 0; i < rows * G && !status; i++) {
             const int64_t key_at = i / G * seen.key_strides[0] + i % G * seen.key_strides[1];
             const int64_t value_at = i / G * seen.value_strides[0] + i % G * seen.value_strides[1];
             memcpy((char *)seen.keys + (key_at + place * seen.key_strides[2]) * size, keys + i * E * size, E * size);
             memcpy((char *)seen.values + (value_at + place * seen.value_strides[2]) * size, values + i * E * size, E * size);
         }
-        if (!status) status = skinny_finish(
+        if (!status) status = gemv_finish(
             layers[n], &seen, memories ? memories + n : 0, y, queries, y, rows, half, threads);
         seen.keys += layer_stride * size, seen.values += layer_stride * size;
     }
@@ -825,7 +825,7 @@ INLINE uint64_t mixed(uint64_t sum) {
 
 /* A number of some bytes that any change of them changes, at the speed of memory: eight sums side by side, each of whose
    steps can be undone, so that two inputs that differ in one place never agree. Not against an attacker. */
-int skinny_hash(const char *bytes, int64_t count, uint64_t *result) {
+int gemv_hash(const char *bytes, int64_t count, uint64_t *result) {
     enum { SIDE = 8 };
     uint64_t sums[SIDE], total = (uint64_t)count;
     EACH(i, SIDE) sums[i] = i;

@@ -1,4 +1,4 @@
-"""Linear layers of few rows at the speed of memory: skinny.c, compiled once and kept in the user's cache.
+"""Linear layers of few rows at the speed of memory: cpu_gemv.c, compiled once and kept in the user's cache.
 
 One step of generation multiplies every weight with one row (two with guidance) for each sample, so it takes as long as
 reading the weights takes. torch's own layers lay bfloat16 weights out anew for each product, and read float32 weights
@@ -28,7 +28,7 @@ from .kernel_cache import cache_folder, load_code, private_folder, read_cached, 
 
 SOURCE = Path(__file__).with_name("cpu_gemv.c")
 KINDS = ("float32", "bfloat16", "int8", "int4")
-"""In the order of the numbers skinny.c has for them."""
+"""In the order of the numbers cpu_gemv.c has for them."""
 OUTPUTS, INPUTS, INT4_INPUTS = 4, 32, 128
 """Of a tile; int4 has tiles of its own."""
 MAX_ROWS = 16
@@ -73,7 +73,7 @@ SIZES = ("width", "heads", "groups", "head_width", "gated")
 
 
 class Layer(ctypes.Structure):
-    """A block as skinny.c is told of it."""
+    """A block as cpu_gemv.c is told of it."""
 
     kept: list[Tensor]
     """What it points to and nobody else holds."""
@@ -112,11 +112,11 @@ def matrix_of(
     weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: str, inputs: int, outputs: int, group: int
 ) -> Matrix:
     """What the kernels are told of a layer as `PackedLinear` (lm/quantization/packed_linear.py) keeps it; arguments
-    as `skinny_linear`."""
+    as `gemv_linear`."""
     return Matrix(weight.data_ptr(), _pointer(scales), _pointer(bias), KINDS.index(kind), inputs, outputs, group)
 
 
-def skinny_linear(
+def gemv_linear(
     x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: str, outputs: int, group: int
 ) -> Tensor:
     """x W^T + bias for a matrix as `PackedLinear` (lm/quantization/packed_linear.py) keeps it.
@@ -132,11 +132,11 @@ def skinny_linear(
     Returns:
         [*, N] in x's dtype; sums are float32.
     """
-    return torch.ops.tessera.skinny_linear(x, weight, scales, bias, KINDS.index(kind), outputs, group)
+    return torch.ops.tessera.gemv_linear(x, weight, scales, bias, KINDS.index(kind), outputs, group)
 
 
 def multiply(x: Tensor, matrix: Matrix) -> Tensor:
-    """`skinny_linear` for a matrix that is described already."""
+    """`gemv_linear` for a matrix that is described already."""
     x = x.contiguous()
     y = x.new_empty((*x.shape[:-1], matrix.outputs))
     half, threads = _is_half(x), torch.get_num_threads()
@@ -146,7 +146,7 @@ def multiply(x: Tensor, matrix: Matrix) -> Tensor:
     return y
 
 
-def skinny_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+def gemv_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of one query to the positions so far, [B, H, 1, E] -> [B, H, 1, E].
 
     Args:
@@ -155,12 +155,12 @@ def skinny_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor
         mask: bool [B or 1, 1, 1, M], True where a key is seen; None: all are. What is not seen is not read.
     """
     if torch.compiler.is_compiling():
-        return torch.ops.tessera.skinny_attention(queries, keys, values, mask)
+        return torch.ops.tessera.gemv_attention(queries, keys, values, mask)
     return _attend(queries, keys, values, mask)
 
 
 def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask) -> bool:
-    """Whether `skinny_attention` takes these."""
+    """Whether `gemv_attention` takes these."""
     return (
         queries.shape[2] == 1
         and queries.shape[3] % 16 == 0
@@ -221,20 +221,20 @@ def _is_half(x: Tensor) -> bool:
 
 
 def check_memory(status: int) -> None:
-    """MemoryError where a function of skinny.c says there was none."""
+    """MemoryError where a function of cpu_gemv.c says there was none."""
     if status:
         raise MemoryError("no memory for a step of generation")
 
 
 _operators = torch.library.Library("tessera", "FRAGMENT")
 _operators.define(
-    "skinny_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, int kind, int outputs, int group) -> Tensor"
+    "gemv_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, int kind, int outputs, int group) -> Tensor"
 )
-_operators.define("skinny_attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask) -> Tensor")
-_operators.impl("skinny_linear", _linear, "CPU")
-_operators.impl("skinny_attention", _attend, "CPU")
-torch.library.register_fake("tessera::skinny_linear", _linear_shape, lib=_operators)
-torch.library.register_fake("tessera::skinny_attention", lambda queries, *_: torch.empty_like(queries), lib=_operators)
+_operators.define("gemv_attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask) -> Tensor")
+_operators.impl("gemv_linear", _linear, "CPU")
+_operators.impl("gemv_attention", _attend, "CPU")
+torch.library.register_fake("tessera::gemv_linear", _linear_shape, lib=_operators)
+torch.library.register_fake("tessera::gemv_attention", lambda queries, *_: torch.empty_like(queries), lib=_operators)
 
 
 # The compiled library
@@ -245,7 +245,7 @@ FUNCTIONS = ("linear", "attention", "project", "finish", "stack")
 
 @dataclass(frozen=True)
 class Library:
-    """The functions of skinny.c, or why they are not there."""
+    """The functions of cpu_gemv.c, or why they are not there."""
 
     linear: Any = None
     attention: Any = None
@@ -291,7 +291,7 @@ def _functions(loaded: ctypes.CDLL) -> Library:
     }
     functions = {}
     for name, types in arguments.items():
-        functions[name] = getattr(loaded, f"skinny_{name}")
+        functions[name] = getattr(loaded, f"gemv_{name}")
         functions[name].argtypes, functions[name].restype = types, integer
     return Library(**functions)
 
@@ -302,7 +302,7 @@ def _loaded() -> ctypes.CDLL:
     if compiler is None or os.name == "nt":
         raise RuntimeError("no C compiler was found (gcc or clang); install one, or set CC")
     described = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, _processor()])
-    name = f"skinny-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
+    name = f"gemv-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
     folder = cache_folder()
     with contextlib.suppress(OSError):  # not there, not to be trusted, or not a library: compiled again
         content = None if folder is None else read_cached(folder, name)
@@ -318,7 +318,7 @@ def _loaded() -> ctypes.CDLL:
 
 def _compiled(compiler: str) -> bytes:
     with private_folder() as folder:
-        made, failures = folder / "skinny.so", []
+        made, failures = folder / "gemv.so", []
         for flags in (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], []):
             command = [compiler, "-O3", *flags, "-shared", "-fPIC", "-w", str(SOURCE), "-o", str(made), "-lm"]
             environment = {**os.environ, "TMPDIR": str(folder)}
@@ -332,9 +332,9 @@ def _compiled(compiler: str) -> bytes:
 
 
 def _with_all_functions(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    missing = [name for name in FUNCTIONS if not hasattr(loaded, f"skinny_{name}")]
+    missing = [name for name in FUNCTIONS if not hasattr(loaded, f"gemv_{name}")]
     if missing:
-        raise OSError(f"the library has no function skinny_{missing[0]}")
+        raise OSError(f"the library has no function gemv_{missing[0]}")
     return loaded
 
 

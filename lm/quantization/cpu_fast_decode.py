@@ -1,4 +1,4 @@
-"""Quick single steps on a CPU for a model as it is loaded: skinny.c reads copies of its matrices, laid out for it.
+"""Quick single steps on a CPU for a model as it is loaded: cpu_gemv.c reads copies of its matrices, laid out for it.
 
 A small model's step is mostly Python and torch's calls, some thirty a block; one call for all blocks is two to three
 times as fast. More than 16 rows, and many positions at once, are left to the model's plain layers: there torch's own

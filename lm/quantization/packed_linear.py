@@ -26,7 +26,7 @@ from ..attention.registry import auto, sdpa
 from ..heads.parallel import ParallelHead
 from ..kernels import cpu_gemv, triton_fused_block
 from ..kernels.cpu_fused_block import fuse, fuse_all
-from ..kernels.cpu_gemv import skinny_linear
+from ..kernels.cpu_gemv import gemv_linear
 from ..layers.transformer import CrossAttention, SelfAttention, Transformer
 from ..ops.linear import Linear, linear
 
@@ -42,7 +42,7 @@ CLIPPINGS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 ROWS_OF_SEARCH = 1 << 16
 """Weights that are looked at together."""
 SOME_ROWS = 256
-"""Up to so many rows skinny.c is quicker than writing the weights out."""
+"""Up to so many rows cpu_gemv.c is quicker than writing the weights out."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _numbers(weight: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference. Up to some rows go through skinny.c where it can be used, many are a product with
+    """A linear layer for inference. Up to some rows go through cpu_gemv.c where it can be used, many are a product with
     the weights written out.
 
     On the CPU, with a compiler, numbers lie in tiles (`cpu_gemv.tiled`), else as a matrix.
@@ -171,7 +171,7 @@ class PackedLinear(nn.Module):
         rows = x.numel() // self.in_features
         if self.tiles and rows <= SOME_ROWS and x.dtype in (torch.float32, torch.bfloat16):
             if torch.compiler.is_compiling():
-                return skinny_linear(x, self.numbers, self.scales, self.bias, self.kind, self.out_features, self.group)
+                return gemv_linear(x, self.numbers, self.scales, self.bias, self.kind, self.out_features, self.group)
             return cpu_gemv.multiply(x, self.described)
         if rows <= triton_fused_block.MAX_ROWS and self._on_gpu(x):
             matrix = triton_fused_block.matrix_of(self)
@@ -246,7 +246,7 @@ class PackedLinear(nn.Module):
 def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
     """Replace the linear layers of a model's backbone and head by packed ones, one at a time, in place; for inference.
 
-    Attention of single steps on the CPU goes through skinny.c as well.
+    Attention of single steps on the CPU goes through cpu_gemv.c as well.
 
     Raises:
         ValueError: a name that is not known.
@@ -268,7 +268,7 @@ def pack_transformer_(transformer: Transformer, weights: WeightsName) -> Transfo
     _pack_layers(transformer, weights)
     for module in transformer.modules():
         if isinstance(module, SelfAttention | CrossAttention) and module.attend in (sdpa, auto):
-            module.attend = sdpa_or_skinny
+            module.attend = sdpa_or_gemv
     for block in transformer.blocks:
         block.fused = fuse(block)  # type: ignore[arg-type, assignment]
     transformer.fused = fuse_all(transformer)
@@ -287,10 +287,10 @@ def _pack_layers(part: nn.Module, weights: WeightsName) -> None:
                 setattr(module, name, PackedLinear(child.weight, child.bias, weights))  # type: ignore
 
 
-def sdpa_or_skinny(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
+def sdpa_or_gemv(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
     """Attention as `attention.Attend` says. torch's own takes nine times as long for one bfloat16 query on the CPU."""
     if cpu_gemv.can_attend(queries, keys, values, mask):
-        return cpu_gemv.skinny_attention(queries, keys, values, mask)  # type: ignore[arg-type]
+        return cpu_gemv.gemv_attention(queries, keys, values, mask)  # type: ignore[arg-type]
     return sdpa(queries, keys, values, mask, causal)
 
 

@@ -148,11 +148,11 @@ def test_planted_damaged_and_foreign_libraries_are_compiled_again(cache, monkeyp
 def test_a_library_without_a_function_is_compiled_again(cache, monkeypatch, compiled, tmp_path):
     made = count_compilations(monkeypatch, compiled)
     cpu_gemv._loaded()
-    (tmp_path / "x.c").write_text("int skinny_linear(void) { return 0; }\n")
+    (tmp_path / "x.c").write_text("int gemv_linear(void) { return 0; }\n")
     subprocess.run([COMPILER, "-shared", "-fPIC", str(tmp_path / "x.c"), "-o", str(tmp_path / "x.so")], check=True)
     (path,) = cache.iterdir()
     write_cached(cache, path.name, (tmp_path / "x.so").read_bytes())
-    assert hasattr(cpu_gemv._loaded(), "skinny_stack") and len(made) == 2
+    assert hasattr(cpu_gemv._loaded(), "gemv_stack") and len(made) == 2
 
 
 @needs_compiler
@@ -171,7 +171,7 @@ def test_without_a_place_for_it(cache, monkeypatch, compiled, where):
         monkeypatch.setattr(cpu_gemv, "cache_folder", lambda: None)
     else:
         monkeypatch.setattr(kernel_cache.tempfile, "gettempdir", fail)
-    assert hasattr(cpu_gemv._loaded(), "skinny_stack") and hasattr(cpu_gemv._loaded(), "skinny_stack")
+    assert hasattr(cpu_gemv._loaded(), "gemv_stack") and hasattr(cpu_gemv._loaded(), "gemv_stack")
     assert len(made) == (1 if where == "no temporary folder" else 2)
     assert not list(cache.glob("*")) or where == "no temporary folder"
 
@@ -191,13 +191,13 @@ def test_private_folders(cache, monkeypatch, tmp_path):
 @needs_compiler
 def test_code_is_loaded_without_memory_files_too(monkeypatch, compiled):
     monkeypatch.delattr(os, "memfd_create", raising=False)
-    assert hasattr(load_code(compiled, "x.so"), "skinny_linear")
+    assert hasattr(load_code(compiled, "x.so"), "gemv_linear")
 
 
 @pytest.mark.slow
 @needs_compiler
 def test_two_processes_at_once(cache):
-    code = "from tessera.lm import skinny; assert not skinny.why_not(), skinny.why_not()"
+    code = "from tessera.lm.kernels import cpu_gemv; assert not cpu_gemv.why_not(), cpu_gemv.why_not()"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     (path,) = cache.iterdir()

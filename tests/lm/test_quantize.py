@@ -17,7 +17,7 @@ from tessera.lm.quantization.packed_linear import (
     pack_,
     quantize_int4,
     quantize_int8,
-    sdpa_or_skinny,
+    sdpa_or_gemv,
     step_bytes,
 )
 
@@ -200,7 +200,7 @@ def test_without_a_compiler(monkeypatch, tmp_path):
     with pytest.raises(RuntimeError, match="no C compiler was found"):
         cpu_gemv._loaded()
     monkeypatch.setattr(cpu_gemv, "_found", lambda name: "/bin/false" if name == "gcc" else None)
-    with pytest.raises(RuntimeError, match="false could not compile skinny.c"):
+    with pytest.raises(RuntimeError, match="false could not compile cpu_gemv.c"):
         cpu_gemv._loaded()
     assert not (tmp_path / "tessera").exists()
 
@@ -210,9 +210,9 @@ def test_operator_for_the_compiler():
     """What torch.compile sees gives the same, in shape and in numbers."""
     layer, x = make_layer("int8", 12, 64), torch.randn(2, 64)
     operands = (x, layer.numbers, layer.scales, layer.bias, cpu_gemv.KINDS.index("int8"), 12, 32)
-    assert torch.equal(torch.ops.tessera.skinny_linear(*operands), layer(x))
+    assert torch.equal(torch.ops.tessera.gemv_linear(*operands), layer(x))
     torch.library.opcheck(
-        torch.ops.tessera.skinny_linear.default, operands, test_utils=("test_schema", "test_faketensor")
+        torch.ops.tessera.gemv_linear.default, operands, test_utils=("test_schema", "test_faketensor")
     )
 
 
@@ -233,10 +233,10 @@ def test_attention_of_one_query(dtype, width):
             queries.double(), keys.double(), values.double(), attn_mask=mask, enable_gqa=True
         )
         assert cpu_gemv.can_attend(queries, keys, values, mask)
-        found = cpu_gemv.skinny_attention(queries, keys, values, mask)
+        found = cpu_gemv.gemv_attention(queries, keys, values, mask)
         tolerance = 3e-6 if dtype == torch.float32 else 2e-2  # of values of size 1, rounded to bfloat16 at the end
         torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance)
-        assert torch.equal(torch.ops.tessera.skinny_attention(queries, keys, values, mask), found)
+        assert torch.equal(torch.ops.tessera.gemv_attention(queries, keys, values, mask), found)
 
 
 @pytest.mark.parametrize("changed", ["two queries", "float64", "odd width", "strided heads", "mask of a head"])
@@ -254,4 +254,4 @@ def test_attention_that_goes_elsewhere(changed):
     else:
         mask = torch.ones(2, 4, 1, 9, dtype=torch.bool)
     assert not cpu_gemv.can_attend(queries, keys, keys, mask)
-    assert torch.equal(sdpa_or_skinny(queries, keys, keys, mask, False), sdpa(queries, keys, keys, mask, False))
+    assert torch.equal(sdpa_or_gemv(queries, keys, keys, mask, False), sdpa(queries, keys, keys, mask, False))

@@ -9,7 +9,7 @@ side), at every place or every few, and writes to where it reads:
     semantic   channels 0..D/2   vq        FQGAN, DualToken: ranges side by side, no range read twice
     detail     channels D/2..D   vq
 
-Source: Mimi, arXiv:2410.00037; FQGAN, arXiv:2411.16681. For one that quantizes what another left over, see chain.py.
+Source: Mimi, arXiv:2410.00037; FQGAN, arXiv:2411.16681. For one that quantizes what another left over, see residual.py.
 """
 
 from __future__ import annotations
