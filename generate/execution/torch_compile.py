@@ -11,6 +11,7 @@ from types import FunctionType
 
 import torch
 
+from ...lm.kernels import cpu_gemv
 from .cuda_graph import recorded
 from .decode_step import DecodeStep
 
@@ -23,6 +24,7 @@ def compiled(step: DecodeStep) -> list[Callable[[], object]]:
     Each has code of its own, as torch counts how often one piece of code is compiled and gives up at eight. Nothing is
     compiled before the first call, save on CUDA.
     """
+    torch.compiler.assume_constant_result(cpu_gemv.why_not)  # nothing to trace: it loads a library
     calls = [_compiled(step, phase) for phase in range(step.period)]
     return recorded(step, calls) if step.board.step.device.type == "cuda" else calls
 

@@ -183,7 +183,6 @@ def past_of(keys: Tensor, values: Tensor, mask: AttentionMask) -> tuple[Past, Te
     return Past(keys.data_ptr(), values.data_ptr(), _pointer(seen), M, of_keys, of_values, M, half), seen
 
 
-@torch.compiler.assume_constant_result
 def why_not() -> str:
     """Why the kernels cannot be used here; "" where they can."""
     return library().why_not
