@@ -17,7 +17,6 @@ Files of other programs (media, arrays, vectors, public checkpoints) hold no has
 
 import random
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_shards import FakeTokenizer, make_config, recordings  # noqa: F401 - a fixture
 
 from tessera.lm.checkpoints.model_directory import load_model
 from tessera.lm.clustering.clustering import cluster_codes, load_clustering
@@ -36,9 +36,6 @@ from tessera.tokenize.data.shard_writer import Shards
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.common.checkpoint import Checkpoints
 from tessera.train.distributed.process_group import ProcessGroup
-
-sys.path.insert(0, str(Path(__file__).parent / "tokenize"))
-from test_shards import FakeTokenizer, make_config, recordings  # noqa: F401 - a fixture
 
 
 @dataclass

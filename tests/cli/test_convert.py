@@ -1,11 +1,10 @@
 """`tessera convert` as it is typed: in, out, and one line where it cannot."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from test_llamagen import CLASSES, CODES, SIDE, make_tensors, write
 
 import tessera
 from tessera.cli.app import run
@@ -16,9 +15,6 @@ from tessera.lm.public.llamagen import load_llamagen
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "lm"))
-from test_llamagen import CLASSES, CODES, SIDE, make_tensors, write
 
 
 @pytest.fixture

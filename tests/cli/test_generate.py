@@ -2,13 +2,12 @@
 
 import io
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 from PIL import Image
+from tiny_models import save_tiny_models
 
 from tessera.cli.app import run
 from tessera.configs.files import read_sealed_json, write_safetensors, write_sealed_json
@@ -16,9 +15,6 @@ from tessera.generate.model import load
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
 from tessera.tokenize.data.corpus import ArraysCorpus
 from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
-from tiny_models import save_tiny_models
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile_inputs import CASES
+from tiny_models import save_tiny_models
 
 from tessera.cli.app import run
 from tessera.configs.files import write_safetensors
 from tessera.generate.model import load
 from tessera.tokenize.data.corpus import ArraysCorpus
 from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
-from hostile_inputs import CASES
-from tiny_models import save_tiny_models
 
 SECONDS, MEGABYTES = 2.0, 500
 IN_PROCESSES = ("yaml: many keys", "option: --frames 10^9")

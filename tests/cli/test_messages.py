@@ -6,12 +6,12 @@ Python's parameters, its constants, reprs, error numbers and pydantic's lists ne
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+from tiny_models import save_tiny_models
 
 from tessera.cli.app import app, run
 from tessera.cli.error_messages import PHRASES, options_of, with_flags
@@ -20,9 +20,6 @@ from tessera.tokenize.bundled import BUNDLED, CONFIGS, shipped_path
 from tessera.tokenize.data.corpus import ArraysCorpus
 from tessera.tokenize.data.media import write_image
 from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
-from tiny_models import save_tiny_models
 
 PYTHONS = re.compile(
     r"\b(None|True|False|NoneType|Tensor|ValueError|TypeError|pydantic|dict|tuple|str|int|float)\b"

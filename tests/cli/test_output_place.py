@@ -2,20 +2,17 @@
 
 import errno
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import save_tiny_models
 
 from tessera.cli.app import run
 from tessera.cli.failures import explain
 from tessera.configs.files import write_atomic, write_safetensors
 from tessera.configs.output_place import prepare_file, prepare_folder
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
-from tiny_models import save_tiny_models
 
 SOUND = Path(__file__).parents[2] / "samples" / "speech" / "test" / "00000.flac"
 VERBS = {

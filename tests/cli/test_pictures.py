@@ -1,20 +1,17 @@
 """Pictures as files: enlarged where tiny, on one sheet, in other formats, and what is said of older files."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import save_tiny_models
 
 from tessera.cli.app import run
 from tessera.generate.model import load
 from tessera.generate.result import make_grid
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
-from tiny_models import save_tiny_models
 
 FACTOR = 43  # the smallest that takes 6 x 4 pixels to 256
 

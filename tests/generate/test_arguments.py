@@ -1,18 +1,15 @@
 """Arguments of a call of a type that they never have: one line that names the argument, before anything is made."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_models import save_tiny_models
 
 import tessera
 from tessera.generate import generate
 from tessera.generate.requests.arguments import plain, shown
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import save_tiny_models
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """Drafted decoding gives what plain decoding gives, and really keeps and refuses guesses."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tiny_models import ARRANGEMENTS, HEADS, NEED_LENGTH, make_conditions, make_lm
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.decoding.loop import DecodeLoop
@@ -13,9 +11,6 @@ from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.heads.multi_token_prediction import AheadConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import ARRANGEMENTS, HEADS, NEED_LENGTH, make_conditions, make_lm
 
 FRAMES = 12
 AHEAD = AheadConfig(steps=3)

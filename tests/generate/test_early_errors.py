@@ -1,10 +1,9 @@
 """What is wrong with a request is said at the call: before a stream's first piece, and before a batch is made."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from test_stages import folder  # noqa: F401
+from tiny_models import make_lm
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.decoding.masked import fill_codes, fill_in_passes
@@ -15,10 +14,6 @@ from tessera.generate.requests.settings import Filling, Length, seeds_from
 from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.models.causal import TokenLM
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_stages import folder  # noqa: F401
-from tiny_models import make_lm
 
 LAST = 2**63 - 1
 

@@ -1,10 +1,8 @@
 """Masked decoding: against filling one code after another, every code once, the same in any company."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tiny_models import CARDINALITIES, make_conditions, strong
 
 from tessera.generate.decoding import masked
 from tessera.generate.decoding.masked import SCHEDULES, fill_codes, remaining_counts
@@ -17,9 +15,6 @@ from tessera.lm.layers.input_embedding import BitsInputConfig
 from tessera.lm.models.mask_schedule import MaskingConfig
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import CARDINALITIES, make_conditions, strong
 
 LABELS = torch.tensor([[0, 1, 0, 1, -1, -1, -1], [0, 1, 2, 0, 1, 2, 0], [0, 1, 1, 1, 0, 0, -1]])
 

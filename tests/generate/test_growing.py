@@ -1,10 +1,8 @@
 """Pictures while they grow: the last is the whole, what is drawn stays, what is not is neutral."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong
 
 from tessera.generate import generate, stream_audio, stream_images
 from tessera.generate.model import load
@@ -16,9 +14,6 @@ from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.mask_schedule import MaskingConfig
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.patterns.pattern import CodebookPattern
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong
 
 SHAPE = {"width": 16, "layers": 1, "heads": 2, "conditions": (LabelConfig(classes=4),)}
 CALL = {"label": 2, "guidance": 1.5}

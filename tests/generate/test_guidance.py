@@ -1,11 +1,10 @@
 """Guidance: every schedule against its formula, every combination against full forwards, and its laws."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import make_conditions, make_lm
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.generate.decoding.generate_codes import generate_codes
@@ -22,9 +21,6 @@ from tessera.lm.generation_config import (
     TwoConditions,
 )
 from tessera.tokenize.text_tokenizer import ByteTextConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import make_conditions, make_lm
 
 STEPS, K, FRAMES = 8, 3, 6
 

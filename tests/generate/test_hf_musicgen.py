@@ -1,20 +1,16 @@
 """Greedy generation with a MusicGen checkpoint gives the tokens that transformers gives."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_musicgen import D, make_bare, make_composite, make_states
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.public.musicgen import load_musicgen
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "lm"))
-from tiny_musicgen import D, make_bare, make_composite, make_states
 
 FRAMES = 64
 GREEDY = {"do_sample": False, "num_return_sequences": 1, "max_length": FRAMES + 4}

@@ -1,10 +1,8 @@
 """The decode loop against a slow one that runs the whole model again for every step, and its laws."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tiny_models import HEADS, NEED_LENGTH, make_conditions, make_lm
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.decoding.loop import DecodeLoop
@@ -12,9 +10,6 @@ from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import uniform
 from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.heads.flat import FlatHeadConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import HEADS, NEED_LENGTH, make_conditions, make_lm
 
 ARRANGEMENTS = ("parallel", "delay", "partial delay", "late delay", "flatten first", "flat", "partial flat")
 FRAMES = 6  # of a picture too: 2 x 3

@@ -2,15 +2,14 @@
 
 import re
 import struct
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from PIL import Image
+from tiny_models import save_tiny_models
 
 import tessera
 from tessera.generate import generate, stream_audio
@@ -21,9 +20,6 @@ from tessera.generate.sampling.filters import SamplingConfig
 from tessera.generate.sampling.silence import silence_codes
 from tessera.lm.kv_cache.sliding_window import RingCacheConfig
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import save_tiny_models
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,17 @@
 """A language model of one's own: the README's runs, all of the loop works with it, anything else has a plain error."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import save_tiny_models
 
 import tessera
 from tessera.generate import CustomLM, generate, stream_audio, stream_images
 from tessera.generate.decoding.custom_lm import NEEDED
 from tessera.lm.patterns.pattern import CodebookPattern, DelayConfig, ParallelConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import save_tiny_models
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 

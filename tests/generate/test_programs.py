@@ -2,12 +2,11 @@
 step that a CUDA graph could not record."""
 
 import copy
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import ARRANGEMENTS, HEADS, NEED_LENGTH, make_conditions, make_lm
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,9 +22,6 @@ from tessera.lm.heads.flat import FlatHeadConfig
 from tessera.lm.heads.multi_token_prediction import AheadConfig
 from tessera.lm.models.shape_buckets import bucket
 from tessera.lm.quantization.packed_linear import pack_
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import ARRANGEMENTS, HEADS, NEED_LENGTH, make_conditions, make_lm
 
 FRAMES = 7
 CACHES = {

@@ -1,17 +1,12 @@
 """Silence at the ends of prompts and voices: left out, said, or refused."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tiny_models import save_tiny_models
 
 from tessera.generate.model import load
 from tessera.generate.requests.prompt_silence import KEPT, trim_silence
 from tessera.generate.result import GenerationWarning
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import save_tiny_models
 
 RATE = 1000
 

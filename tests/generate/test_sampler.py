@@ -1,11 +1,11 @@
 """The sampler against a slow one with Python lists, rule by rule and all together, and its laws."""
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from test_sampling import at, slow_distribution, slow_draw
+from tiny_models import ARRANGEMENTS, CARDINALITIES, HEADS, NEED_LENGTH, make_conditions, make_lm
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
@@ -14,10 +14,6 @@ from tessera.generate.sampling.filters import SamplingConfig
 from tessera.generate.sampling.repetition import LookBack
 from tessera.generate.sampling.token_sampler import Sampler
 from tessera.lm.patterns.sub_tokens import SubTokens
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_sampling import at, slow_distribution, slow_draw
-from tiny_models import ARRANGEMENTS, CARDINALITIES, HEADS, NEED_LENGTH, make_conditions, make_lm
 
 SILENT = [1, 3]
 RULES = {

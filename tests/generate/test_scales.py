@@ -1,10 +1,8 @@
 """Next-scale decoding: against a slow one, the same in any company, guidance that grows, prompts, a drafting model."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tiny_models import make_conditions, strong
 
 from tessera.generate.decoding.dispatch import make_codes
 from tessera.generate.decoding.next_scale import generate_scales
@@ -22,9 +20,6 @@ from tessera.lm.models.registry import make_lm
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import make_conditions, strong
 
 HEADS = {"parallel": ParallelHeadConfig(), "bits": BitsHeadConfig(), "grouped bits": BitsHeadConfig(groups=1)}
 

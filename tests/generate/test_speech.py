@@ -1,10 +1,8 @@
 """Long texts: pieces that go on from each other, made again where they went wrong, streamed and whole alike."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tiny_models import save_tiny_models
 
 from tessera.configs.schema import check_config
 from tessera.generate.long_form.speech import make_pieces, pieces_of, shared_out
@@ -15,9 +13,6 @@ from tessera.generate.sampling.counter_rng import derived_seed
 from tessera.lm.generation_config import GenerationConfig
 from tessera.tokenize.spec import AudioGeometry
 from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import save_tiny_models
 
 TEXT = "one two. three four, five six. seven."
 WIDE = {"text_characters": 12, "frames_per_character": [0.1, 2.0]}

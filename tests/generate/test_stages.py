@@ -1,11 +1,10 @@
 """Coarse to fine: both stages in one model directory, their laws, and masked models behind the same face."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import save_tiny_models, strong
 
 import tessera
 from tessera.cli.app import run
@@ -25,9 +24,6 @@ from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.mask_schedule import MaskingConfig
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.patterns.pattern import DelayConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import save_tiny_models, strong
 
 NAMES = ["circle", "square", "star", "7"]
 SHAPE = {"width": 16, "layers": 1, "heads": 2}

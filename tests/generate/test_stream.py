@@ -1,20 +1,14 @@
 """A stream equals the whole, sample for sample, whatever network decodes it, causal or not."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from test_sound_networks import HOP, PARTS, tokenizer_of
+from tiny_models import strong
 
 from tessera.generate.model import Model
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "tokenize"))
-from test_sound_networks import HOP, PARTS, tokenizer_of
-from tiny_models import strong
 
 
 @pytest.mark.sample(3)

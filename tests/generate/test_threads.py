@@ -1,7 +1,6 @@
 """Threads that generate with one model at the same time get what they get alone."""
 
 import random
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import CASES, make_conditions, make_config, make_lm
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
@@ -16,9 +16,6 @@ from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.kernels import cpu_gemv
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from tessera.lm.quantization.packed_linear import pack_
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "lm"))
-from small_models import CASES, make_conditions, make_config, make_lm
 
 THREADS = 3
 KINDS = {"plain": lambda lm: lm, "quick": enable_fast_cpu_decode_, "packed": lambda lm: pack_(lm, "int8")}

@@ -1,11 +1,10 @@
 """A voice given as codes, media or a file; with other conditions, guided, streamed; and what is refused."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import soundfile
 import torch
+from test_stages import build
+from tiny_models import save_tiny_models, strong
 
 from tessera.generate import generate
 from tessera.generate.decoding.generate_codes import generate_codes
@@ -17,10 +16,6 @@ from tessera.lm.generation_config import ConstantGuidance, GenerationConfig, Two
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_stages import build
-from tiny_models import save_tiny_models, strong
 
 
 @pytest.fixture(scope="module")

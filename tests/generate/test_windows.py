@@ -1,10 +1,8 @@
 """Long sound in windows: against a slow one, streamed and whole, in memory that does not grow."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong
 
 from tessera.generate import generate, stream_audio
 from tessera.generate.decoding.generate_codes import generate_codes
@@ -14,9 +12,6 @@ from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import derived_seed
 from tessera.lm.conditioning.batch import ConditionBatch
 from tessera.lm.models.causal import LMConfig, TokenLM
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong
 
 
 @pytest.fixture(scope="module")

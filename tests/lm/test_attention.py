@@ -1,18 +1,14 @@
 """Attention backends against the obvious loop, and what a missing one says."""
 
 import importlib.util
-import sys
-from pathlib import Path
 
+import fake_kernels
 import pytest
 import torch
 
 from tessera.lm.attention.mask_types import CacheLength, PackedSequences, as_mask
 from tessera.lm.attention.registry import BACKENDS, available_backends, choose_backend
 from tessera.lm.kv_cache.base import CacheShape, KVCache
-
-sys.path.insert(0, str(Path(__file__).parent))
-import fake_kernels
 
 
 def backend_cases(device="cpu"):

@@ -1,10 +1,8 @@
 """Caches of every kind against slow references, and their laws."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from small_models import CASES, make_codes, make_conditions, make_config, make_lm
 
 from tessera.configs.schema import ConfigError
 from tessera.lm.attention.masks import causal_mask
@@ -15,9 +13,6 @@ from tessera.lm.kv_cache.registry import CACHES, make_cache, read_cache
 from tessera.lm.kv_cache.sliding_window import RingCacheConfig
 from tessera.lm.layers.input_embedding import EmbeddingInputConfig
 from tessera.lm.ops.rotary import rotary_table, rotate
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import CASES, make_codes, make_conditions, make_config, make_lm
 
 # Every condition with rows whose prefixes are padded, and grouped heads.
 CHOSEN = [case for i, case in enumerate(CASES.values()) if i % 11 == 1 or case[1] == "label and text"]

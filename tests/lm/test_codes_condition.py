@@ -1,12 +1,11 @@
 """The condition `codes`: what is seen of a prompt, whose weights read it, what it is good for, what is refused."""
 
 import copy
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from small_models import CONDITIONS, make_codes, make_config, make_lm, make_spec
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.checkpoints.model_directory import load_model, save_model
@@ -17,9 +16,6 @@ from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import CONDITIONS, make_codes, make_config, make_lm, make_spec
 
 KINDS = [name for name in CONDITIONS if "codes" in name]
 kinds = pytest.mark.parametrize("name", KINDS)

@@ -1,10 +1,8 @@
 """The depth head: its alignment, what it is for, its training on a share of the steps, its cache, its errors."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from small_models import ARRANGEMENTS, make_codes, make_config, make_lm, make_spec
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
@@ -14,9 +12,6 @@ from tessera.lm.models.causal import LMConfig
 from tessera.lm.patterns.pattern import ParallelConfig
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from tessera.lm.quantization.packed_linear import pack_
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import ARRANGEMENTS, make_codes, make_config, make_lm, make_spec
 
 DEPTHS = {
     "all by depth": DepthHeadConfig(layers=1, heads=2),

@@ -1,17 +1,12 @@
 """The condition of given vectors: what is seen of them, their null, and what is refused."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from small_models import make_codes, make_config, make_lm
 
 from tessera.configs.schema import ConfigError
 from tessera.lm.conditioning.base import ConditionContext
 from tessera.lm.conditioning.registry import ConditionBatch, Conditioner, EmbeddingConditionConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import make_codes, make_config, make_lm
 
 
 def model_with(**settings):

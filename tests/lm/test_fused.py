@@ -1,20 +1,16 @@
 """Fused steps of a block equal the block op by op: every kind of block, condition, position and cache."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_models import BLOCKS, CASES, EmbeddingInputConfig, TimeRopeConfig, make_codes, make_conditions, make_config
+from small_models import make_lm as make_small
 
 from tessera.lm.kernels import cpu_gemv
 from tessera.lm.kv_cache.base import AttentionInputs
 from tessera.lm.ops.rotary import rotate
 from tessera.lm.quantization.packed_linear import pack_
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import BLOCKS, CASES, EmbeddingInputConfig, TimeRopeConfig, make_codes, make_conditions, make_config
-from small_models import make_lm as make_small
 
 pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 

@@ -1,21 +1,17 @@
 """MusicGen's decoder as transformers writes it: the same logits, the same bytes back, and one clear error otherwise."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_models import make_config, make_lm
+from tiny_musicgen import TEXT_WIDTH, D, MusicgenForCausalLM, V, make_bare, make_composite, make_states
 
 from tessera.cli.app import run
 from tessera.configs.files import read_safetensors, write_safetensors
 from tessera.configs.tensor_checks import WeightsError
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.public.musicgen import UNKNOWN_CODEC, load_musicgen, save_musicgen
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import make_config, make_lm
-from tiny_musicgen import TEXT_WIDTH, D, MusicgenForCausalLM, V, make_bare, make_composite, make_states
 
 # float32 on both sides; a model of 24 layers adds up more rounding than two do
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

@@ -2,12 +2,11 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import make_config, make_lm
 
 from tessera.configs.files import read_safetensors, write_safetensors
 from tessera.configs.tensor_checks import WeightsError
@@ -15,9 +14,6 @@ from tessera.generate.sampling.guidance import ClassifierFreeGuidance
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.public.llamagen import UNKNOWN_TOKENIZER, load_llamagen, save_llamagen
 from tessera.tokenize.spec import AudioGeometry
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import make_config, make_lm
 
 D, HEADS, LAYERS, FFN, CODES, CLASSES, SIDE = 24, 3, 2, 40, 17, 5, 3
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 on both sides, sums in another order

@@ -2,11 +2,10 @@
 
 import itertools
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_models import CONDITIONS, make_codes, make_conditions, make_spec
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.clustering.clustering import Clustering
@@ -18,9 +17,6 @@ from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.models.registry import make_lm
 from tessera.lm.ops.rotary import GridRopeConfig, TimeRopeConfig
 from tessera.train.lm.config import TrainConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import CONDITIONS, make_codes, make_conditions, make_spec
 
 CARDINALITIES = (7, 5, 6)
 LABELS = torch.tensor([[0, 1, 2, 0, 1, 2, 0], [0, 0, 1, 1, 0, -1, -1], [0, 1, 1, 1, 0, 0, -1]])

@@ -1,10 +1,8 @@
 """Masked models of bits: the parts of a code are hidden and predicted each by itself."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from small_models import CONDITIONS, make_codes, make_conditions, make_spec
 
 from tessera.configs.schema import ConfigError
 from tessera.lm.clustering.clustering import Clustering
@@ -12,9 +10,6 @@ from tessera.lm.heads.bits import BitsHeadConfig
 from tessera.lm.layers.input_embedding import BitsInput, BitsInputConfig
 from tessera.lm.models.mask_schedule import MaskingConfig
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import CONDITIONS, make_codes, make_conditions, make_spec
 
 SIZES = (16, 4, 64)
 

@@ -1,11 +1,10 @@
 """Laws of the language model, over every arrangement, condition, position and input."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from small_models import CASES, make_codes, make_conditions, make_config, make_lm, make_spec
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.conditioning.registry import ConditionBatch
@@ -15,9 +14,6 @@ from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig
 from tessera.lm.models.causal import LMConfig
 from tessera.lm.ops.rotary import GridRopeConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import CASES, make_codes, make_conditions, make_config, make_lm, make_spec
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 half_of_the_cases = pytest.mark.parametrize("case", [*CASES.values()][::2], ids=[*CASES.keys()][::2])

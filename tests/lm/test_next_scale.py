@@ -1,11 +1,9 @@
 """Next-scale models: what a prediction may depend on, scale by scale equals the whole, the loss per scale, files."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import CONDITIONS, make_conditions, make_spec
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.attention.masks import block_mask
@@ -24,9 +22,6 @@ from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
 from tessera.tokenize.spec import ImageGeometry
 from tessera.tokenize.tokenizer import make_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import CONDITIONS, make_conditions, make_spec
 
 SIZES = {"square": ((1, 1), (2, 2), (4, 4)), "wide first": ((1, 2), (2, 3), (4, 6)), "line": ((1, 1), (1, 3), (1, 6))}
 

@@ -1,19 +1,14 @@
 """Rows laid end to end: the same loss and the same gradients as of the padded batch."""
 
-import sys
-from pathlib import Path
-
+import fake_kernels
 import pytest
 import torch
+from small_models import CASES, make_codes, make_conditions, make_config, make_lm
 
 from tessera.configs.schema import ConfigError
 from tessera.lm.heads.multi_token_prediction import AheadConfig
 from tessera.lm.models.masked import MaskedConfig
 from tessera.lm.models.packed_sequences import check_packable, packed_loss
-
-sys.path.insert(0, str(Path(__file__).parent))
-import fake_kernels
-from small_models import CASES, make_codes, make_conditions, make_config, make_lm
 
 
 def of_each(case, **settings):

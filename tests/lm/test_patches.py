@@ -1,10 +1,8 @@
 """Next-patch training against a slow reference, and the curriculum."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from small_models import CARDINALITIES, CONDITIONS, HEADS, make_codes, make_conditions, make_config
 
 from tessera.configs.schema import ConfigError
 from tessera.lm.models.causal import TokenLM
@@ -12,9 +10,6 @@ from tessera.lm.models.next_patch import Patches, PatchPhase, check_patches, sid
 from tessera.lm.ops.rotary import GridRopeConfig, TimeRopeConfig
 from tessera.lm.patterns.pattern import DelayConfig, ParallelConfig
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import CARDINALITIES, CONDITIONS, HEADS, make_codes, make_conditions, make_config
 
 PICTURE = ImageGeometry(height=16, width=16, rows=4, columns=8)
 

@@ -1,11 +1,10 @@
 """Weights at rest: what the kernels compute against float64, what quantizing loses, models with packed layers."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import CASES, EmbeddingInputConfig, make_codes, make_conditions, make_config, make_lm
+from tiny_models import save_tiny_models
 
 from tessera.lm.attention.registry import sdpa
 from tessera.lm.checkpoints.model_directory import load_model, save_model
@@ -20,11 +19,6 @@ from tessera.lm.quantization.packed_linear import (
     sdpa_or_gemv,
     step_bytes,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "generate"))
-from small_models import CASES, EmbeddingInputConfig, make_codes, make_conditions, make_config, make_lm
-from tiny_models import save_tiny_models
 
 TEXT_CASE = ("delay", "text cross", TimeRopeConfig(), EmbeddingInputConfig(), 2, True)
 needs_compiler = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())

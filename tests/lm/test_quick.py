@@ -1,11 +1,11 @@
 """Quick steps of a model as it is loaded equal its plain ones, and its plain layers stay what they are."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_models import BLOCKS, CARDINALITIES, CASES, make_codes, make_conditions, make_spec
+from test_fused import CROSS, make_lm, steps
 
 import tessera
 from tessera.generate.model import bundled_models
@@ -15,10 +15,6 @@ from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.quantization import cpu_fast_decode
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import BLOCKS, CARDINALITIES, CASES, make_codes, make_conditions, make_spec
-from test_fused import CROSS, make_lm, steps
 
 pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 

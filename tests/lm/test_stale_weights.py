@@ -1,11 +1,10 @@
 """However weights change between two generations, the second is that of a fresh model with the weights as they are."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_models import make_conditions, make_spec
 from torch import nn
 
 from tessera.generate.decoding.generate_codes import generate_codes
@@ -23,9 +22,6 @@ from tessera.lm.ops.rotary import SinusoidalConfig
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from tessera.lm.quantization.packed_linear import pack_
 from tessera.tokenize.text_tokenizer import ByteTextConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import make_conditions, make_spec
 
 pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 

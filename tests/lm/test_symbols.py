@@ -2,11 +2,10 @@
 
 import itertools
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_models import make_codes, make_config, make_lm, make_spec
 
 from tessera.configs.schema import ConfigError
 from tessera.lm.heads.bits import BitsHeadConfig
@@ -24,9 +23,6 @@ from tessera.lm.patterns.pattern import (
     SpecialsConfig,
 )
 from tessera.lm.patterns.sub_tokens import SubTokens
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import make_codes, make_config, make_lm, make_spec
 
 DIGITS = [
     ((6, 6), None),

@@ -1,12 +1,12 @@
 """Steps by the Triton kernels equal the steps op by op: on the CPU with Triton's interpreter, and on a GPU."""
 
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import BLOCKS, CASES, EmbeddingInputConfig, TimeRopeConfig, make_codes, make_conditions
+from test_fused import CROSS, make_lm, steps
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
@@ -14,10 +14,6 @@ from tessera.lm.kernels import cpu_gemv, triton_fused_block
 from tessera.lm.kernels.triton_fused_block import TritonStack, matrix_of, norm_of, project
 from tessera.lm.layers.transformer import RMSNorm
 from tessera.lm.quantization.packed_linear import PackedLinear, pack_
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import BLOCKS, CASES, EmbeddingInputConfig, TimeRopeConfig, make_codes, make_conditions
-from test_fused import CROSS, make_lm, steps
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

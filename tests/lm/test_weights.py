@@ -2,11 +2,10 @@
 
 import json
 import struct
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_models import CASES, make_codes, make_conditions, make_config
 
 from tessera.configs.files import read_safetensors, write_safetensors
 from tessera.configs.schema import ConfigError
@@ -21,9 +20,6 @@ from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.text_tokenizer import ByteTextConfig, SentencePieceConfig, make_text
 from tessera.tokenize.tokenizer import make_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import CASES, make_codes, make_conditions, make_config
 
 LABELS = ["a", "b", "c", "d"]
 

@@ -1,13 +1,7 @@
 """How codes of a codebook start, die and come back to life: L10 and L11 of the laws."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from quantizer_trees import CONFIGS, DIM, trained
 
 from tessera.tokenize.quantizers.codebook import REVIVE_EVERY

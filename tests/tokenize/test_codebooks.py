@@ -1,16 +1,11 @@
 """What codebooks are made of and how their codes move, beside slow, obvious versions."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from quantizer_trees import make
+from torch.nn import functional as F
 
 from tessera.configs.files import write_safetensors
 from tessera.configs.schema import ConfigError

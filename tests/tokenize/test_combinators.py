@@ -1,16 +1,11 @@
 """Combinators of quantizers, each beside a slow, obvious version of itself, and what trees are refused."""
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from quantizer_trees import Tree, make
+from torch.nn import functional as F
 
 from tessera.configs.schema import ConfigError, check_config
 

@@ -1,14 +1,9 @@
 """Tokens that a picture does not need: where samples halt, what absent tokens are, and what cannot halt."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from quantizer_trees import tree
 
 from tessera.configs.schema import ConfigError, check_config

@@ -5,14 +5,9 @@ L5 (two processes) has a file of its own, test_quantizer_processes.py; so have L
 
 import copy
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from quantizer_trees import (
     CONFIGS,
     DIM,

@@ -1,14 +1,9 @@
 """Leaves of a quantizer tree without a codebook, each beside a slow, obvious version of itself."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from quantizer_trees import make
 
 from tessera.tokenize.quantizers import regularization

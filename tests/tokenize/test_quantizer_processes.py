@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from quantizer_trees import CONFIGS, DIM, draw_alike, fresh, same_state
 from torch import distributed as dist
 

@@ -13,12 +13,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import quantizer_trees as trees
 import torch
 from torch import distributed as dist
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import quantizer_trees as trees
 
 from tessera.configs.files import write_safetensors
 from tessera.tokenize.quantizers import registry

@@ -3,9 +3,8 @@
 import json
 import math
 import random
-import sys
-from pathlib import Path
 
+import make_fsq_golden as fsq_golden
 import numpy as np
 import pytest
 import torch
@@ -15,9 +14,6 @@ from tessera.tokenize.quantizers import nearest as kmeans_file
 from tessera.tokenize.quantizers.base import usage_stats
 from tessera.tokenize.quantizers.nearest import first_by_priority, kmeans, nearest_code
 from tessera.tokenize.quantizers.registry import FSQConfig, ResidualConfig, VQConfig, make_quantizer
-
-sys.path.insert(0, str(Path(__file__).parent))
-import make_fsq_golden as fsq_golden
 
 
 def nearest_slowly(x, entries):

@@ -1,14 +1,8 @@
 """How many codes there are to write where places share them: `Quantizer.rate` of every kind that passes it on."""
 
-import sys
-from pathlib import Path
-
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import quantizer_trees as trees
+import torch
 
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, StrideConfig, VQConfig, make_quantizer

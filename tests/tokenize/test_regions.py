@@ -3,15 +3,9 @@
 The laws of all quantizers are in test_quantizer_laws.py and test_quantizer_products.py, `regions` among the rest.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import quantizer_trees as trees
+import torch
 from planting import TwoRanks
 
 from tessera.configs.schema import ConfigError

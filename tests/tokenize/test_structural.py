@@ -2,13 +2,12 @@
 
 import copy
 import math
-import sys
 from collections import Counter
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 import torch
+from quantizer_trees import tree
 
 from tessera.configs.files import write_safetensors
 from tessera.configs.schema import ConfigError
@@ -25,10 +24,6 @@ from tessera.tokenize.quantizers.graph_clustering import (
 from tessera.tokenize.quantizers.nearest import nearest_few
 from tessera.tokenize.quantizers.registry import make_quantizer
 from tessera.tokenize.quantizers.vector_file import without_files
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from quantizer_trees import tree
 
 # The definition: edges are {(a, b): weight} with a < b, a partition is a list of sets of nodes.
 

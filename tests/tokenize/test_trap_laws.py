@@ -3,14 +3,10 @@
 import copy
 import math
 import sys
-from pathlib import Path
 
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import quantizer_trees as trees
+import torch
 from planting import TwoRanks
 
 from tessera.tokenize.quantizers import regularization

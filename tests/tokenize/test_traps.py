@@ -5,17 +5,10 @@ only a trap asks for stand in test_trap_laws.py. Names with a number are issues 
 """
 
 import inspect
-import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import quantizer_trees as trees
 import test_codebook_life as life
 import test_codebooks as codebooks
@@ -24,7 +17,9 @@ import test_quantizer_laws as laws
 import test_quantizer_leaves as leaves
 import test_quantizer_references as references
 import test_trap_laws as own
+import torch
 from planting import written
+from torch import nn
 
 from tessera.tokenize.quantizers import base, codebook, fsq, regularization, scalar, vq
 from tessera.tokenize.quantizers.binary import BinaryQuantizer

@@ -2,11 +2,10 @@
 not fit each other."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from test_lm_trainer import assert_same_run, make_config, read_metrics
 
 from tessera.cli.app import run
 from tessera.configs.schema import ConfigError
@@ -20,9 +19,6 @@ from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.lm.config import TrainConfig
 from tessera.train.lm.dataset import CodesDataset
 from tessera.train.lm.trainer import LMTrainer, train_lm
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_lm_trainer import assert_same_run, make_config, read_metrics
 
 LABEL = {"kind": "label", "dropout": 0.3}
 SHAPE = {"width": 16, "layers": 1, "heads": 2}

@@ -1,11 +1,11 @@
 """A run of a next-scale model from the command line: losses per scale, evaluation, samples, resuming."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_lm_trainer import read_metrics
 
 from tessera.cli.app import run
 from tessera.configs.schema import ConfigError, check_config
@@ -15,9 +15,6 @@ from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 from tessera.train.lm.config import TrainConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_lm_trainer import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,12 +1,11 @@
 """Prompts of training items: where they come from, that they are always the same, and runs that use them."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_lm_trainer import make_config
 
 from tessera.cli.app import run
 from tessera.configs.files import read_safetensors
@@ -18,9 +17,6 @@ from tessera.train.lm.config import TrainConfig
 from tessera.train.lm.dataset import CodesDataset
 from tessera.train.lm.reference_prompts import CropPromptConfig, Prompts, PromptSource, SameLabelPromptConfig
 from tessera.train.lm.trainer import LMTrainer, train_lm
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_lm_trainer import make_config
 
 LENGTHS = np.array([9, 4, 6, 2, 7, 5, 8])
 LABELS = np.array([0, 1, 0, 2, 1, 0, -1])

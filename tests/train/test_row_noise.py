@@ -1,19 +1,14 @@
 """The noise of a micro-batch does not depend on how many processes share it: pieces add up to the whole."""
 
-import sys
-from pathlib import Path
-
 import pytest
+import small_models
+import test_next_scale
 import torch
 
 from tessera.lm.models.masked import MaskedConfig
 from tessera.lm.models.registry import make_lm as make_any
 from tessera.lm.ops.row_rng import Dropout, part_of_rows, rand
 from tessera.train.lm.objective import Objective
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "lm"))
-import small_models
-import test_next_scale
 
 ROWS = 4
 

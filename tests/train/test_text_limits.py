@@ -1,11 +1,12 @@
 """The limits by which a model of one's own says long texts in pieces: counted over the training items."""
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import _write_shards
+from test_lm_trainer import make_config
 
 from tessera.configs.files import read_json, write_json
 from tessera.generate.model import load
@@ -16,10 +17,6 @@ from tessera.tokenize.tokenizer import make_tokenizer
 from tessera.train.lm.dataset import CodesDataset
 from tessera.train.lm.text_statistics import text_limits, with_limits
 from tessera.train.lm.trainer import train_lm
-
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import _write_shards
-from test_lm_trainer import make_config
 
 
 @pytest.fixture

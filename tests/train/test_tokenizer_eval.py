@@ -4,16 +4,12 @@ import json
 import math
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "generate"))
-
 from tiny_models import make_conditions, make_lm
+from torch.nn import functional as F
 
 from tessera.cli.app import run
 from tessera.cli.report.tokenizer_report import render
