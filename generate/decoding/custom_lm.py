@@ -49,7 +49,7 @@ class CustomLM(Protocol):
 
 
 NEEDED = {"spec": "a TokenSpec", "arrangement": "an Arrangement", "logits": "ids [B, K, S] -> logits [B, K, V]"}
-"""The parts of an OwnLM."""
+"""The parts of an CustomLM."""
 
 
 def check_pair(lm: Any, tokenizer: Any, who: str) -> AnyLM:
@@ -81,7 +81,7 @@ def _wrapped(lm: Any, who: str) -> AnyLM:
     if missing:
         lacks = ", ".join(f"{name} ({NEEDED[name]})" for name in missing)
         raise ValueError(
-            f"{who} takes a TokenLM, or an object with {', '.join(NEEDED)} (tessera.generate.OwnLM); "
+            f"{who} takes a TokenLM, or an object with {', '.join(NEEDED)} (tessera.generate.CustomLM); "
             f"found {_described(lm)} without {lacks}"
         )
     if not isinstance(lm.spec, TokenSpec) or not isinstance(lm.arrangement, CodebookPattern) or not callable(lm.logits):
@@ -115,7 +115,7 @@ class WrappedState:
 
 
 class Wrapped:
-    """An OwnLM as the decode loop sees it: a model whose hidden state is the logits, and a head that passes them on."""
+    """An CustomLM as the decode loop sees it: a model whose hidden state is the logits, and a head that passes them on."""
 
     config = SimpleNamespace(conditions=(), window=None, attention="none")
     ahead = None

@@ -5,7 +5,7 @@ import torch
 
 from tessera.cli.commands import demo
 from tessera.cli.commands.demo import MARK, Run, peak_signal_to_noise, prepare
-from tessera.cli.report.demo_report import digit_classifier
+from tessera.cli.report import digit_classifier
 
 
 def test_prepare_replaces_only_its_own_folder(tmp_path):

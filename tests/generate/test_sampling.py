@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tessera.generate.sampling import filters
 from tessera.generate.sampling.counter_rng import uniform
-from tessera.generate.sampling.filters import SamplingConfig, drawable, filters, make_filters, sample
+from tessera.generate.sampling.filters import SamplingConfig, drawable, make_filters, sample
 
 SETTINGS = [
     SamplingConfig(),

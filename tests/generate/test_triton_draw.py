@@ -5,7 +5,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tessera.generate.sampling.filters import SamplingConfig, counter_rng, make_filters, triton_sampling
+from tessera.generate.sampling import counter_rng, triton_sampling
+from tessera.generate.sampling.filters import SamplingConfig, make_filters
 from tessera.lm.kernels import triton_fused_block
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")

@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 
+from tessera.lm.attention import registry
 from tessera.lm.attention.auto import Choice, choose_kernel
 from tessera.lm.attention.mask_types import CacheLength, PackedSequences
-from tessera.lm.attention.registry import BACKENDS, choose_backend, explain, registry
+from tessera.lm.attention.registry import BACKENDS, choose_backend, explain
 
 OK = {"flash": "ok", "xformers": "ok"}
 PACKED = PackedSequences([3, 2], "cpu")

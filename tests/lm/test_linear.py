@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tessera.lm.attention.registry import sdpa
+from tessera.lm.attention import sdpa
 from tessera.lm.ops import linear
 from tessera.lm.ops.linear import Linear
 

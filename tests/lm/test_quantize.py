@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from small_models import CASES, EmbeddingInputConfig, make_codes, make_conditions, make_config, make_lm
 from tiny_models import save_tiny_models
 
-from tessera.lm.attention.registry import sdpa
+from tessera.lm.attention.sdpa import sdpa
 from tessera.lm.checkpoints.model_directory import load_model, save_model
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.kernels import cpu_gemv

@@ -24,7 +24,7 @@ from torch import nn
 from tessera.tokenize.quantizers import base, codebook, fsq, regularization, scalar, vq
 from tessera.tokenize.quantizers.binary import BinaryQuantizer
 from tessera.tokenize.quantizers.codebook import Codebook
-from tessera.tokenize.quantizers.combinators import chain, nested_dropout, rotation_trick
+from tessera.tokenize.quantizers.combinators import nested_dropout, residual, rotation_trick
 from tessera.tokenize.quantizers.scalar import LatticeQuantizer
 from tessera.train.evaluation import reconstruction_metrics
 
@@ -92,14 +92,14 @@ DEFECTS = [
         1,
         "no commitment gradient after the first level",
         written(
-            chain.ChainQuantizer.quantize, "rest - part.vectors.detach()", "(rest - part.vectors.detach()).detach()"
+            residual.ChainQuantizer.quantize, "rest - part.vectors.detach()", "(rest - part.vectors.detach()).detach()"
         ),
         [law(laws.test_every_level_pulls_the_encoder_towards_its_codes, 4)],
     ),
     Defect(
         1,
         "a rest that is attached to the codes before",
-        written(chain.ChainQuantizer.quantize, "rest - part.vectors.detach()", "rest - part.vectors"),
+        written(residual.ChainQuantizer.quantize, "rest - part.vectors.detach()", "rest - part.vectors"),
         [law(combinators.test_later_levels_do_not_pull_the_codes_of_earlier_ones)],
     ),
     Defect(
@@ -337,7 +337,7 @@ DEFECTS = [
         18,
         "one number of levels for the batch",
         written(
-            chain.draw_levels, "torch.randint(1, levels + 1, (num_samples,))", "torch.randint(1, levels + 1, (1,))"
+            residual.draw_levels, "torch.randint(1, levels + 1, (num_samples,))", "torch.randint(1, levels + 1, (1,))"
         ),
         [law(laws.test_level_dropout_is_per_sample, "residual-dropout")],
     ),

@@ -101,7 +101,7 @@ def test_discriminators_that_cannot_look_at_sounds_so_short(tmp_path, refuse):
         "train": {"steps": 4, "batch": 1},
         "losses": {"kind": "audio", "adversarial_from": 3, "adversarial_seconds": 0.0001},
     }
-    assert "judges.nets: a STFTJudge cannot look at 0 samples; raise judges.seconds" in refuse(data)
+    assert "judges.nets: a STFTDiscriminator cannot look at 0 samples; raise judges.seconds" in refuse(data)
 
 
 def test_room_for_a_checkpoint(pictures, refuse, monkeypatch):

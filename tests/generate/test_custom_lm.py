@@ -161,4 +161,4 @@ def test_anything_else_has_a_plain_error(folder, tones, shapes):
 
 
 def test_the_protocol_is_public():
-    assert tessera.generate.OwnLM is CustomLM and set(NEEDED) == {"spec", "arrangement", "logits"}
+    assert tessera.generate.CustomLM is CustomLM and set(NEEDED) == {"spec", "arrangement", "logits"}
