@@ -48,7 +48,7 @@ class CustomLM(Protocol):
         ...
 
 
-NEEDED = {"spec": "a TokenSpec", "arrangement": "an Arrangement", "logits": "ids [B, K, S] -> logits [B, K, V]"}
+NEEDED = {"spec": "a TokenSpec", "arrangement": "a CodebookPattern", "logits": "ids [B, K, S] -> logits [B, K, V]"}
 """The parts of an CustomLM."""
 
 
@@ -85,7 +85,7 @@ def _wrapped(lm: Any, who: str) -> AnyLM:
             f"found {_described(lm)} without {lacks}"
         )
     if not isinstance(lm.spec, TokenSpec) or not isinstance(lm.arrangement, CodebookPattern) or not callable(lm.logits):
-        wanted = "spec must be a TokenSpec, arrangement an Arrangement and logits a method"
+        wanted = "spec must be a TokenSpec, arrangement a CodebookPattern and logits a method"
         raise ValueError(f"{who}: of {_described(lm)}, {wanted}")
     if lm.arrangement.cardinalities != tuple(lm.spec.cardinalities):
         raise ValueError(
@@ -115,7 +115,7 @@ class WrappedState:
 
 
 class Wrapped:
-    """An CustomLM as the decode loop sees it: a model whose hidden state is the logits, and a head that passes them on."""
+    """A CustomLM as the decode loop sees it: its hidden state is the logits, its head passes them on."""
 
     config = SimpleNamespace(conditions=(), window=None, attention="none")
     ahead = None

@@ -53,7 +53,7 @@ def test_judge_knows_real_digits_and_not_their_names_turned():
 
 
 def test_missing_bundled_model_is_noted(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "PACKAGE_ROOT", tmp_path)
+    monkeypatch.setattr(demo, "PACKAGE", tmp_path)
     run = Run(tmp_path, quick=True)
     assert demo.bundled_speech(run) is None and demo.bundled_digits(run, None) is None
     assert len(run.notes) == 2 and "'speech' is not in this checkout" in run.notes[0]

@@ -134,7 +134,7 @@ def test_anything_else_has_a_plain_error(folder, tones, shapes):
         (lambda: generate(model, tones), r"a Model has both, use model.generate\(...\)"),
         (lambda: generate(tones, model.lm), "the language model first and the tokenizer second"),
         (lambda: generate(None, tones), "found None without spec"),
-        (lambda: generate(Half(), tones), r"found a Half without arrangement \(an Arrangement\), logits \(ids"),
+        (lambda: generate(Half(), tones), r"found a Half without arrangement \(a CodebookPattern\), logits \(ids"),
         (lambda: generate(torch.nn.Linear(2, 2), tones), "found a Linear without spec"),
         (lambda: generate(Half, tones), "found the class Half; make one of it first"),
         (lambda: generate(Wrong(), tones), "logits a method"),
