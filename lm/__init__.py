@@ -1,1 +1,1 @@
-"""Codes to logits: arrangement, transformer, conditions, caches, loss, and the model directory."""
+"""Codes to logits: codebook patterns, transformer, conditions, KV caches, loss, and the model directory."""

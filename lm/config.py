@@ -1,4 +1,4 @@
-"""The language model's config: backbone, arrangement, head, input and conditions."""
+"""Config of the language model: backbone, codebook pattern, head, input and conditions."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ from .patterns.presets import PRESETS, AnyArrangementConfig, PresetConfig
 
 
 class LMConfig(Config):
-    """The language model."""
+    """Config of the language model."""
 
     kind: Literal["causal"] = "causal"
     width: int = Field(default=256, ge=8, le=65536)
-    """Numbers in a hidden state, D."""
+    """Width of a hidden state, D."""
     layers: int = Field(default=6, ge=1, le=1024)
     heads: int = Field(default=4, ge=1, le=1024)
-    """Query heads; they share the width."""
+    """Number of query heads, a divisor of width."""
     kv_heads: PositiveInt | None = None
-    """Key/value heads, a divisor of heads; null: as many as heads."""
+    """Number of key/value heads, a divisor of heads; null: equal to heads."""
     ffn: int | None = Field(default=None, ge=8, le=1 << 20)
-    """Width of the feed-forward; null: 8/3 of the width, rounded up to a multiple of 32 (gelu: 4 times the width)."""
+    """Width of the feed-forward layer; null: 8/3 of width, rounded up to a multiple of 32 (gelu: 4 times width)."""
     feed_forward: FeedForwardName = "swiglu"
     """swiglu: down(silu(gate x) * up x). gelu: down(gelu(up x))."""
     norm: NormName = "rms"
-    """rms: by the root of the mean square. layer: LayerNorm with a bias."""
+    """rms: RMSNorm. layer: LayerNorm with a bias."""
     norm_eps: float = Field(default=1e-6, gt=0, lt=1)
-    """Added to the mean square (the variance)."""
+    """Epsilon added to the mean square (or the variance)."""
     qk_norm: bool = False
-    """Normalise queries and keys of each head: steadier at high learning rates."""
+    """Normalize queries and keys of each head: more stable at high learning rates."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """After each attention, each feed-forward and the input."""
+    """Dropout after each attention, each feed-forward and the input."""
     rope: RopeConfig = TimeRopeConfig()
-    """Positions: rotated by time or on a grid, or sinusoidal."""
+    """Position encoding: rotary by time or on a grid, or sinusoidal."""
     arrangement: AnyArrangementConfig = ParallelConfig()
-    """Where codes stand; kind preset also says specials and variable_length."""
+    """Codebook pattern; kind preset also sets specials and variable_length."""
     specials: SpecialsConfig = SpecialsConfig()
     start: Literal["token", "condition"] = "token"
-    """What the first step is predicted from. token: a special id of its own. condition: the last token of the prefix,
-    which must be a label's; a step stands where its frame does, one position earlier."""
+    """What the first step is predicted from. token: a special start id. condition: the last prefix token, which must be
+    a label's; each step is then at the position of its frame, one earlier."""
     variable_length: bool = False
-    """Sequences end by themselves (speech); false: the number of frames is known (pictures)."""
+    """true: sequences end with an end token (speech); false: the number of frames is known (images)."""
     head: HeadConfig = ParallelHeadConfig()
     loss_weights: tuple[PositiveFloat, ...] | None = None
-    """How much each codebook counts in the loss, relative to each other; null: all alike."""
+    """Relative weight of each codebook in the loss; null: equal."""
     input: InputConfig = EmbeddingInputConfig()
     conditions: tuple[ConditionConfig, ...] = ()
     window: PositiveInt | None = None
-    """Steps that a step sees, itself included, besides the conditions' prefix; null: all before it."""
+    """Attention window in steps, current one included, besides the conditions' prefix; null: full causal attention."""
     ahead: AheadConfig | None = None
-    """Guess steps ahead, for drafted generation; null: none."""
+    """Multi-token prediction, for speculative decoding; null: none."""
     attention: AttentionName = "auto"
-    """Attention backend: auto (chosen by device, precision and what is installed; lm/attention/auto.py), sdpa, flash
+    """Attention backend: auto (chosen by device, precision and installed packages; lm/attention/auto.py), sdpa, flash
     (flash-attn), xformers or flex."""
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class LMConfig(Config):
                         f"{name}: arrangement preset '{self.arrangement.name}' means {_in_yaml(meant)}, found "
                         f"{_in_yaml(said)}; leave {name} out, or write the arrangement out"
                     )
-                object.__setattr__(self, name, meant)  # the model is frozen for everyone else
+                object.__setattr__(self, name, meant)  # the config is frozen for everyone else
         return self
 
     @model_validator(mode="after")
@@ -108,7 +108,7 @@ class LMConfig(Config):
 
     @property
     def num_ffn(self) -> int:
-        """Width of the feed-forward."""
+        """Width of the feed-forward layer."""
         if self.ffn is not None:
             return self.ffn
         return 4 * self.width if self.feed_forward == "gelu" else -(-8 * self.width // 3 // 32) * 32
@@ -121,11 +121,11 @@ class LMConfig(Config):
         return "codes" in (*read, getattr(self.head, "input", None))
 
     def filled(self, classes: int | None = None, vocab_size: int | None = None) -> LMConfig:
-        """The config with the conditions' open sizes filled in from the data; ConfigError where it says otherwise."""
+        """The config with the unset sizes of conditions filled in from the data; ConfigError on a mismatch."""
         return self.model_copy(update={"conditions": fill_sizes(self.conditions, classes, vocab_size)})
 
     def explicit(self, num_codebooks: int) -> LMConfig:
-        """The config with a preset arrangement written out; ConfigError where the preset does not fit."""
+        """The config with a preset codebook pattern expanded; ConfigError if the preset does not fit."""
         if not isinstance(self.arrangement, PresetConfig):
             return self
         try:

@@ -1,4 +1,4 @@
-"""Where a model runs: the name that a user gives, checked."""
+"""Parse and check the device on which a model runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ HINT = "choose auto, cpu, cuda or cuda:N"
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """The device of a name; "auto": the first CUDA device where there is one, else the CPU.
+    """Parse a device name; "auto": the first CUDA device if available, else the CPU.
 
-    Raises ValueError for a name that is no device, a kind that nothing here runs on, or a device that is not there.
+    Raises ValueError for an invalid name, an unsupported device type, or a device that is not available.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":

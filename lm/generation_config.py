@@ -1,4 +1,4 @@
-"""How a model wants to be sampled; stored with it, and overridden by whoever calls generate."""
+"""Default sampling settings of a model; saved with it, and overridden by the arguments of generate."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ..tokenize.text_coverage import TextSeen
 from .kv_cache.registry import CacheConfig
 
 LARGEST = 1e9
-"""Of the numbers that logits are multiplied with or divided by: no product overflows."""
+"""Largest factor or divisor of logits: no product overflows."""
 SMALLEST_TEMPERATURE = 1e-30
-"""Above 0."""
+"""Smallest temperature above 0."""
 
 Amount = Annotated[float, Field(ge=0, le=LARGEST)]
 PositiveAmount = Annotated[float, Field(gt=0, le=LARGEST)]
@@ -30,22 +30,22 @@ PositiveAmount = Annotated[float, Field(gt=0, le=LARGEST)]
 
 class TwoConditions(Config):
     """Guidance by two conditions (MusicGen-Style, arXiv:2407.12563): l_null + s (l_kept + beta (l_all - l_kept) -
-    l_null), with l_kept the logits given the kept conditions alone. It runs three rows for each sample."""
+    l_null), where l_kept are the logits given the kept conditions only. It runs three rows per sample."""
 
     keep: tuple[str, ...] = Field(min_length=1)
-    """Kinds of the conditions that are kept, for instance [codes]; beta strengthens the others."""
+    """Kinds of the kept conditions, for instance [codes]; beta strengthens the others."""
     beta: Amount = 1.0
-    """1: as with one condition."""
+    """1: equivalent to a single condition."""
 
 
 class GuidanceConfig(Config):
-    """What every kind has. The scale is s in l_null + s (l_condition - l_null): 1 is the condition alone."""
+    """Settings of every kind of guidance. The scale is s in l_null + s (l_condition - l_null): 1 is no guidance."""
 
     scale: Amount | tuple[Amount, ...]
-    """One value, or one for each codebook."""
+    """One value, or one per codebook."""
     filter_top_k: NonNegativeInt = 0
-    """Above 0 (Dia): the guided logits only choose the k likeliest ids, their probabilities are those of the condition
-    alone; 0: the guided logits are drawn from."""
+    """Above 0 (Dia): the guided logits only select the k likeliest ids, and the conditional logits give their
+    probabilities; 0: sample from the guided logits."""
     two: TwoConditions | None = None
 
 
@@ -56,7 +56,7 @@ class ConstantGuidance(GuidanceConfig):
 
 
 class IntervalGuidance(GuidanceConfig):
-    """The scale from `start` to `stop` (LlamaGen: until stop), 1 outside; in shares of the steps, step / steps."""
+    """The scale from `start` to `stop` (LlamaGen: until stop), 1 outside; as fractions of the steps, step / steps."""
 
     kind: Literal["interval"] = "interval"
     start: float = Field(default=0.0, ge=0, le=1)
@@ -70,18 +70,18 @@ class IntervalGuidance(GuidanceConfig):
 
 
 class LinearGuidance(GuidanceConfig):
-    """first + (scale - first) p with p = step / steps. VAR's number t is scale = 1 + t."""
+    """first + (scale - first) p with p = step / steps. VAR's parameter t is scale = 1 + t."""
 
     kind: Literal["linear"] = "linear"
     first: Amount = 1.0
 
 
 class CosineGuidance(GuidanceConfig):
-    """1 + (scale - 1) (1 - cos(pi p^power)) / 2 with p = step / steps (RAR). MaskBit's number s is scale = 1 + s."""
+    """1 + (scale - 1) (1 - cos(pi p^power)) / 2 with p = step / steps (RAR). MaskBit's parameter s is scale = 1 + s."""
 
     kind: Literal["cosine"] = "cosine"
     power: PositiveAmount = 1.0
-    """Above 1 the scale stays low for longer."""
+    """Above 1, the scale stays low for longer."""
 
 
 def _tag(value: Any) -> str | None:
@@ -105,81 +105,80 @@ Guidance = Annotated[
         custom_error_message="kind must be one of constant, interval, linear, cosine",
     ),
 ]
-"""A number (or one for each codebook) is a constant scale."""
+"""A number (or one per codebook) is a constant scale."""
 
 
 class GenerationConfig(Config):
-    """Sampling settings. Where a tuple is given it has one value for each codebook."""
+    """Sampling settings. A tuple has one value per codebook."""
 
     temperature: float | tuple[float, ...] = 1.0
-    """Divides the logits; 0 takes the likeliest id. 0, or from 1e-30 to 1e9."""
+    """Divides the logits; 0 is greedy decoding. 0, or from 1e-30 to 1e9."""
     top_k: int | tuple[int, ...] = 0
     """Keep the k likeliest ids; 0 keeps all. At most 2^40."""
     top_p: float | tuple[float, ...] = 1.0
-    """Keep the likeliest ids that together have this probability; 1 keeps all."""
+    """Keep the likeliest ids whose total probability reaches this value; 1 keeps all."""
     min_p: float | tuple[float, ...] = 0.0
-    """Drop ids less likely than this share of the likeliest; 0 drops none."""
+    """Drop ids whose probability is below this fraction of the largest; 0 drops none."""
     repetition_penalty: float | tuple[float, ...] = 1.0
-    """Makes codes that were drawn lately less likely, in the same row and codebook; 1: off. From 1e-9 to 1e9."""
+    """Penalize recently sampled codes, per row and codebook; 1: off. From 1e-9 to 1e9."""
     repetition_window: int | tuple[int, ...] = 16
-    """Frames over which the penalty remembers codes."""
+    """Number of recent frames that the penalty considers."""
     ras: int | tuple[int, ...] = 0
-    """Repetition-aware sampling: frames it looks back, 10 is usual; 0: off."""
+    """Repetition-aware sampling: window in frames, typically 10; 0: off."""
     ras_tau: float | tuple[float, ...] = 0.1
-    """A code that is at least this share of the last `ras` codes is drawn again, without the filters above."""
+    """A code that makes up at least this share of the last `ras` codes is resampled without the filters above."""
     end_bias: float = 0.0
-    """Added to the logit of the end: above 0 sounds end sooner, below 0 later."""
+    """Added to the logit of the end token: above 0 sequences end sooner, below 0 later."""
     max_silence: float = Field(default=0.0, ge=0, le=600)
-    """Seconds of silence in a row at most; 0: no limit."""
+    """Maximum seconds of continuous silence; 0: no limit."""
     silence_codes: tuple[int, ...] = ()
-    """Codes of codebook 0 that count as silence; none: those that the tokenizer gives digital silence."""
+    """Codes of codebook 0 that count as silence; empty: those that the tokenizer assigns to digital silence."""
     end_rule: Literal["drawn", "likeliest"] = "drawn"
-    """likeliest (Dia): the end is drawn only where no other id is likelier."""
+    """likeliest (Dia): the end token is sampled only if no other id is likelier."""
     guidance: Guidance = 1.0
-    """Classifier-free guidance: 1 none, above it the condition is followed more closely. A number, one for each
-    codebook, or a schedule like {kind: linear, scale: 3.0}."""
+    """Classifier-free guidance: 1 is off, larger values follow the condition more closely. A number, one per codebook,
+    or a schedule, for instance {kind: linear, scale: 3.0}."""
     max_frames: PositiveInt | None = None
-    """Frames at most; null: the whole grid of a picture."""
+    """Maximum number of frames; null: the whole grid of an image."""
     min_frames: NonNegativeInt = 1
-    """No end before this many frames; of a text, where frames_per_character is known, before the fewest it takes."""
+    """Minimum number of frames; for text with known frames_per_character, at least the fewest that it takes."""
     text_characters: PositiveInt | None = None
-    """Longest text the model has learned to say, in characters as it reads them; longer text is said in pieces. null:
-    unknown, text is never split (training fills it in from its items)."""
+    """Text length the model was trained on, in characters as it reads them; longer text is split into chunks. null:
+    unknown, text is never split (training fills it in from the dataset)."""
     split: Literal["auto", "off"] = "auto"
-    """off: a text is said at once, however long."""
+    """off: text is never split."""
     carry: Literal["audio", "nothing"] = "audio"
-    """What a piece of a long text goes on from. audio: the piece before, its text and its sound."""
+    """What a chunk of long text continues from. audio: the text and audio of the previous chunk."""
     frames_per_character: tuple[PositiveAmount, PositiveAmount] | None = None
-    """Of the pieces of a long text: one with fewer frames is made again, and so is one that has not ended by the
-    second number. null: 0.015 and 0.5 seconds (training fills it in from its items)."""
+    """For chunks of long text: a chunk with fewer frames than the first number, or one that has not ended by the
+    second, is generated again. null: 0.015 and 0.5 seconds (training fills it in from the dataset)."""
     text_seen: TextSeen | None = None
-    """What the texts of the training data were made of: words and characters beside them are warned of. null: unknown
-    (training fills it in from its items)."""
+    """Words and characters of the training texts; others cause a warning. null: unknown (filled in by training)."""
     retries: NonNegativeInt = 2
-    """How often a piece of a long text that went wrong is made again. 0: never, and a stream need not wait for its
-    pieces to be whole."""
+    """How often a failed chunk of long text is generated again. 0: never, so that a stream does not have to wait for
+    complete chunks."""
     window_frames: PositiveInt | None = None
-    """Frames the model has learned to make at once; longer sound is made in windows that overlap. null: it goes on."""
+    """Longest training sequence in frames; longer audio is generated in overlapping windows. null: a single window."""
     stride_frames: PositiveInt | None = None
-    """Frames that a window adds, less than window_frames; null: six tenths of them."""
+    """Frames that each window adds, less than window_frames; null: six tenths of it."""
     passes: PositiveInt | None = None
-    """Of a masked model: passes in which the codes are filled in; null: 1 for a refiner, else 12."""
+    """For a masked model: number of decoding passes; null: 1 for a refiner, else 12."""
     pass_schedule: Literal["cosine", "linear", "square", "root", "arccos"] = "cosine"
-    """Of a masked model: how many codes each pass keeps."""
+    """For a masked model: schedule of the number of codes that each pass keeps."""
     choice_temperature: Amount = 0.0
-    """Of a masked model: noise on the choice of the codes that a pass keeps; 0 keeps the surest."""
+    """For a masked model: noise on the confidence that selects the codes a pass keeps; 0 keeps the most confident."""
     fine_temperature: float | tuple[float, ...] = 1.0
-    """Of a coarse-to-fine model: the refiner's temperature; the others above are of the coarse labels."""
+    """For a coarse-to-fine model: the refiner's temperature; the settings above apply to the coarse labels."""
     fine_guidance: Guidance = 1.0
-    """Of a coarse-to-fine model: the refiner's guidance."""
+    """For a coarse-to-fine model: the refiner's guidance."""
     cache: CacheConfig | None = None
-    """How keys and values are remembered, a kind's name or its settings; null: exactly."""
+    """KV cache: the name of a kind or its settings; null: lossless."""
     draft: NonNegativeInt = 0
-    """Steps to guess at a time and have checked by the model, which must have been trained to look so far ahead
-    (lm.ahead); the samples stay the same. 0: none."""
+    """Speculative decoding: steps to draft at a time and have verified by the model, which must be trained to predict
+    that far ahead (lm.ahead); the samples do not change. 0: off."""
     step: Literal["auto", "eager", "compiled", "graph"] = "auto"
-    """How the steps of a generation are run. eager: operation by operation. compiled: by torch.compile, which takes
-    tens of seconds once. graph: recorded as a CUDA graph. auto: graph on CUDA, else eager."""
+    """How generation steps run. eager: op by op. compiled: torch.compile, which takes tens of seconds once. graph:
+    captured as a CUDA graph. auto: graph on CUDA, else eager."""
 
     @field_validator("temperature", "fine_temperature", "repetition_penalty", "top_k")
     @classmethod
@@ -201,4 +200,4 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "repetition_penalty": ("from 1e-9 to 1e9", lambda value: 1 / LARGEST <= value <= LARGEST),
     "top_k": ("a whole number from 0 to 2^40", lambda value: 0 <= value <= 1 << 40),
 }
-"""Settings that are one value or one for each codebook: what each value may be."""
+"""Allowed values of settings that take one value or one per codebook."""

@@ -1,1 +1,1 @@
-"""Attention backends by name (sdpa, flash, flex, xformers) and the attention masks they take."""
+"""Attention backends by name (sdpa, flash, flex, xformers) and the attention masks they accept."""

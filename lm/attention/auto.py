@@ -1,12 +1,11 @@
-"""Which kernel attention takes where a config names none (`attention: auto`), by rule: nothing is timed, so every start
-of a model chooses alike.
+"""Kernel selection for `attention: auto`, by rule: nothing is timed, so every start of a model makes the same choice.
 
-    what queries see                     on CUDA in half precision                                   elsewhere
-    rows laid end to end (packed)        flash, else xformers, where installed, working and fit      sdpa
-    whole sequences, dense masks         sdpa: torch has the kernels of flash-attn and cuDNN itself  sdpa
-    steps behind a cache                 sdpa, and the Triton kernels of Tessera                      sdpa
+    attention mask                       on CUDA in half precision                                   elsewhere
+    packed sequences                     flash, else xformers, if installed, working and supported   sdpa
+    whole sequences, dense masks         sdpa: torch includes the flash-attn and cuDNN kernels       sdpa
+    steps after a KV cache               sdpa, and the Triton kernels of Tessera                     sdpa
 
-sdpa takes packed rows one by one, a few kernels each; flash-attn and xformers have one kernel for all of them.
+sdpa processes packed sequences one by one, with a few kernels each; flash-attn and xformers use one kernel for all.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend and why it is taken."""
+    """A backend and the reason for choosing it."""
 
     name: str
     because: str
@@ -38,13 +37,13 @@ def choose_kernel(
     head_width: int,
     usable: Mapping[str, str],
 ) -> Choice:
-    """The rule, for one call.
+    """Apply the rule to one call.
 
     Args:
-        sight: what queries see; of a tensor or a count only that it is no `PackedSequences` matters.
+        sight: the attention mask; only whether it is `PackedSequences` matters.
         device: "cuda", "cpu", ...
         head_width: E.
-        usable: of the backends that need a package "ok", or why they cannot be used on this device.
+        usable: for each backend that needs a package, "ok" or why it cannot be used on this device.
     """
     if device != "cuda":
         return Choice("sdpa", f"flash-attn and xformers are made for CUDA, not for '{device}'")
@@ -62,7 +61,7 @@ def choose_kernel(
 
 
 def _unfit(name: str, rows: PackedSequences, head_width: int) -> str:
-    """Why a backend would hand these rows to sdpa; empty where it would not."""
+    """Why a backend would fall back to sdpa for these packed sequences; empty if it would not."""
     if name == "flash" and rows.window is not None and any(rows.prefixes):
         return "its window knows no prefix"
     if name == "xformers" and rows.window is not None:

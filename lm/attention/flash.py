@@ -1,6 +1,6 @@
 """Attention by flash-attn 2 (arXiv:2307.08691). Only this file imports flash_attn.
 
-Its kernels take half precision on CUDA devices and no dense mask. What they do not know goes to sdpa.
+Its kernels support half precision on CUDA devices and no dense masks. Unsupported calls fall back to sdpa.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from .mask_types import AttentionMask, CacheLength, PackedSequences
 from .sdpa import sdpa
 
 LARGEST_HEAD = 256
-"""Numbers in a head that the kernels take at most."""
+"""Largest head width that the kernels support."""
 
 
 def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
-    """See `attention.Attend`.
+    """Implements `registry.Attend`.
 
-    Rows laid end to end go through flash_attn_varlen_func, steps behind a cache through flash_attn_with_kvcache (which
-    has no backward pass), whole sequences through flash_attn_func.
+    Packed sequences use flash_attn_varlen_func, steps after a KV cache flash_attn_with_kvcache (which has no backward
+    pass), whole sequences flash_attn_func.
     """
     if queries.dtype not in (torch.float16, torch.bfloat16) or queries.shape[3] > LARGEST_HEAD:
         return sdpa(queries, keys, values, mask, causal)
@@ -36,7 +36,7 @@ def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, ca
 
 
 def _rows(queries: Tensor, keys: Tensor, values: Tensor, rows: PackedSequences) -> Tensor:
-    if rows.window is not None and any(rows.prefixes):  # its window knows no prefix
+    if rows.window is not None and any(rows.prefixes):  # its window does not support a prefix
         return sdpa(queries, keys, values, rows, False)
     q, k, v = (x[0].transpose(0, 1) for x in (queries, keys, values))  # [N, H, E]
     mixed = _package().flash_attn_varlen_func(
@@ -59,12 +59,12 @@ def _behind_a_cache(queries: Tensor, keys: Tensor, values: Tensor, counted: Cach
     count = counted.count
     if isinstance(count, Tensor):
         count = count.to(torch.int32).expand(q.shape[0]).contiguous()
-    # The new keys are in the cache already; causal is counted from the last of them.
+    # The cache already contains the new keys; causal is aligned to the last of them.
     return _package().flash_attn_with_kvcache(q, k, v, cache_seqlens=count, causal=True).transpose(1, 2)
 
 
 def _deterministic() -> bool:
-    """Its backward pass adds in an order of chance unless told otherwise."""
+    """Its backward pass sums in nondeterministic order unless deterministic is set."""
     return torch.are_deterministic_algorithms_enabled()
 
 

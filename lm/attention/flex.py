@@ -1,7 +1,7 @@
-"""Attention by torch's flex_attention: one compiled kernel that is given what is seen as a function.
+"""Attention by torch's flex_attention: one compiled kernel with the attention mask given as a function.
 
-On CUDA devices the kernel is compiled, once for each kind of sight. On the CPU torch has no backward pass for it, and
-compiling takes longer than most runs, so it is interpreted there: right, slow, and for inference only.
+On CUDA devices the kernel is compiled once per kind of mask. On the CPU torch has no backward pass for it, and
+compiling takes longer than most runs, so there it is interpreted: correct, slow, and for inference only.
 Source: arXiv:2412.05496.
 """
 
@@ -19,10 +19,10 @@ from .mask_types import AttentionMask, PackedSequences, as_mask
 
 
 def flex(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
-    """See `attention.Attend`.
+    """Implements `registry.Attend`.
 
     Raises:
-        ValueError: gradients are asked for on the CPU.
+        ValueError: gradients are required on the CPU.
     """
     device = queries.device
     if device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (queries, keys, values)):
@@ -41,7 +41,7 @@ def flex(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, cau
 
 
 def _sees_own_row(rows: PackedSequences) -> Callable[..., Tensor]:
-    """Query and key positions -> whether the key is seen."""
+    """Query and key positions -> whether the query attends to the key."""
     row_of, place_of = _numbered(rows.lengths, rows.device)
     key_row, key_place = (row_of, place_of) if rows.causal else _numbered(rows.key_lengths, rows.device)
     prefix = torch.tensor(rows.prefixes, device=rows.device)
@@ -60,7 +60,7 @@ def _sees_own_row(rows: PackedSequences) -> Callable[..., Tensor]:
 
 
 def _numbered(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """For every position its row and its place in it, both [N] long."""
+    """For every position, its sequence and its place in it, both [N] long."""
     sizes = torch.tensor(lengths, device=device)
     row = torch.repeat_interleave(torch.arange(len(lengths), device=device), sizes)
     begins = sizes.cumsum(0) - sizes
@@ -68,7 +68,7 @@ def _numbered(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def _only(mask: Tensor | None) -> Callable[..., Tensor]:
-    """Scores of keys that the mask, bool [B or 1, H or 1, S or 1, M], hides become -inf."""
+    """Set the scores of keys masked out by the mask, bool [B or 1, H or 1, S or 1, M], to -inf."""
     assert mask is not None
     rows, heads, steps = (size > 1 for size in mask.shape[:3])
 
@@ -101,5 +101,5 @@ def _interpreted(queries: Tensor, keys: Tensor, values: Tensor, **options: Any) 
     from torch.nn.attention.flex_attention import flex_attention
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is not compiled
+        warnings.simplefilter("ignore")  # not compiled
         return flex_attention(queries, keys, values, **options)

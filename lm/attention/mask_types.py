@@ -1,7 +1,7 @@
-"""What queries see, where a mask would be large and kernels of their own know better.
+"""Compact mask types for kernels that do not need a dense mask.
 
-An attention backend is told what queries see in one of three ways: by a dense mask (masks.py), by `PackedSequences` or
-by `CacheLength`. Both of these can be written out as a dense mask, which is what they mean.
+An attention backend receives the mask in one of three forms: a dense mask (masks.py), `PackedSequences` or
+`CacheLength`. The latter two can be converted to the equivalent dense mask.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Made = TypeVar("Made")
 
 
 class PackedSequences:
-    """Rows laid end to end as a single one; what stands in a row sees keys of that row alone.
+    """Sequences packed into one row; each position attends to keys of its own sequence only.
 
-    Of lengths [2, 3], causal; rows see columns:
+    Of lengths [2, 3], causal; rows are queries, columns are keys:
 
             a0 a1 b0 b1 b2
         a0   x
@@ -32,12 +32,12 @@ class PackedSequences:
         b2         x  x  x
 
     Args:
-        lengths: positions of each row, at least 1.
+        lengths: positions of each sequence, at least 1.
         device: of the queries.
-        keys: where the keys are those of another sequence (cross-attention): how many each row has, at least 1; None:
-            they are the row's own positions, each seen from there on.
-        prefixes: positions at the beginning of each row that a window leaves in sight; None: none.
-        window: positions that one sees, itself included, besides the prefix; None: all before it. Not with `keys`.
+        keys: for cross-attention, the number of keys of each sequence, at least 1; None: causal self-attention.
+        prefixes: leading positions of each sequence that remain visible outside the window; None: none.
+        window: attention window in positions, the current one included, besides the prefix; None: unlimited. Not with
+            `keys`.
     """
 
     def __init__(
@@ -55,22 +55,22 @@ class PackedSequences:
         self.prefixes = [0] * len(self.lengths) if prefixes is None else list(prefixes)
         steps = max(length - prefix for length, prefix in zip(self.lengths, self.prefixes, strict=True))
         self.window = window if window is not None and steps > window else None
-        """None also where no row is long enough to notice."""
+        """None also if every sequence fits in the window."""
         self._made: dict[Any, Any] = {}
 
     @cached_property
     def query_starts(self) -> Tensor:
-        """[rows + 1] int32: where each row begins, and the end."""
+        """[rows + 1] int32: the start of each sequence, and the end of the last."""
         return self._starts(self.lengths)
 
     @cached_property
     def key_starts(self) -> Tensor:
-        """[rows + 1] int32, of the keys."""
+        """[rows + 1] int32, for the keys."""
         return self.query_starts if self.causal else self._starts(self.key_lengths)
 
     @cached_property
     def masks(self) -> list[Tensor | None]:
-        """For each row a mask [1, 1, n, m]; None: all its keys are seen, or from the position on where `causal`."""
+        """For each sequence a mask [1, 1, n, m]; None: all its keys, or the preceding ones if `causal`."""
         masks: list[Tensor | None] = [None] * len(self.lengths)
         if self.window is not None:
             for row, (n, prefix) in enumerate(zip(self.lengths, self.prefixes, strict=True)):
@@ -90,7 +90,7 @@ class PackedSequences:
         return torch.block_diag(*pieces)[None, None]
 
     def once(self, name: str, make: Callable[[], Made]) -> Made:
-        """What a backend makes of these rows, made for the first layer and kept for the others."""
+        """Cache an object that a backend derives from the sequences: built in one layer, reused by the others."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
@@ -100,13 +100,13 @@ class PackedSequences:
 
 
 class CacheLength:
-    """n queries stand last among the first `count` of the keys; each sees all keys up to its own place.
+    """n queries at the end of the first `count` keys; each attends to all keys up to its own position.
 
-    Of 5 keys with count 4, for 2 queries; rows see columns:    x x x . .
+    For 5 keys with count 4 and 2 queries; rows are queries:    x x x . .
                                                                 x x x x .
 
     Args:
-        count: a number, or int32 [] on the keys' device (nothing then depends on it but the result).
+        count: a number, or int32 [] on the keys' device (then only the result depends on it).
     """
 
     def __init__(self, count: int | Tensor):
@@ -119,11 +119,11 @@ class CacheLength:
 
 
 AttentionMask = Tensor | PackedSequences | CacheLength | None
-"""A bool mask, True where a key is seen, or what stands for one; None: all keys, or as the flag `causal` says."""
+"""A bool mask, True where a query attends to a key, or a compact type; None: all keys, or as `causal` specifies."""
 
 
 def as_mask(sight: AttentionMask, queries: Tensor, keys: Tensor) -> Tensor | None:
-    """A dense mask of what queries [B, H, S, E] see of keys [B, G, M, E]."""
+    """The dense mask for queries [B, H, S, E] and keys [B, G, M, E]."""
     if isinstance(sight, PackedSequences):
         return sight.dense()
     if isinstance(sight, CacheLength):

@@ -1,7 +1,7 @@
-"""Which positions a position sees.
+"""Dense attention masks.
 
-Positions count the prefix (conditions) first, P of them, then the steps. Drawn for P = 2, three steps and a window of
-2; rows see columns:
+Positions count the prefix (P condition tokens) first, then the steps. For P = 2, three steps and a window of 2; rows
+are queries, columns are keys:
 
             p0 p1 s0 s1 s2
     p0       x
@@ -26,14 +26,14 @@ def causal_mask(
     prefix_mask: Tensor | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """bool [B or 1, 1, n, m], True where query n sees key m: itself and all before, save padding in the prefix.
+    """bool [B or 1, 1, n, m], True where query n attends to key m: itself and all before it, except prefix padding.
 
     Args:
         queries: [n] long, positions.
-        keys: [m] long, positions; negative ones are places that hold no key.
-        prefix_length: P, positions that every step sees.
-        prefix_mask: [B, P] bool, False on padding: it sees itself, so that its softmax is not empty, nobody else does.
-        window: steps that are seen, the query's own included; None: all.
+        keys: [m] long, positions; negative ones are empty slots.
+        prefix_length: P, positions that every step attends to.
+        prefix_mask: [B, P] bool, False on padding, which only attends to itself, so that its softmax is not empty.
+        window: attention window in steps, the query's own included; None: unlimited.
     """
     row, column = queries[:, None], keys[None, :]
     seen = (column <= row) & (column >= 0)
@@ -47,11 +47,12 @@ def causal_mask(
 
 
 def block_mask(blocks: Sequence[int], prefix_mask: Tensor | None = None) -> Tensor:
-    """bool [B or 1, 1, n, n], True where a position sees another: all of its own block and of the blocks before.
+    """bool [B or 1, 1, n, n], block-causal: each position attends to its own block and all earlier blocks.
 
     Args:
-        blocks: positions of each block in order, n together; the first P are one position each where a prefix stands.
-        prefix_mask: [B, P] bool, False on padding, as of `causal_mask`.
+        blocks: size of each block in order, n in total; each of the first P positions is its own block if there is a
+            prefix.
+        prefix_mask: [B, P] bool, False on padding, as for `causal_mask`.
 
     Blocks of 1, 1 (a prefix) and 3:    x . . . .
                                         x x . . .

@@ -1,4 +1,4 @@
-"""Attention backends: one function each, in a file of its own, named in a table."""
+"""Attention backends: a table of functions, one per file."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ AttentionName = Literal["auto", "sdpa", "flash", "xformers", "flex"]
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionMask, bool], Tensor]
 """attend(queries [B, H, S, E], keys [B, G, M, E], values [B, G, M, E], mask, causal) -> [B, H, S, E].
 
-mask: bool, broadcasts to [B, H, S, M], True where a key is seen; or `PackedSequences` (then B is 1) or `CacheLength`,
-which stand for one (mask_types.py); None: all. causal: query s sees keys 0..s (S = M, no mask). H is a multiple of G:
-query head h reads key head h // (H / G). What a backend has no kernel for it hands to sdpa.
+mask: bool, broadcasts to [B, H, S, M], True where a query attends to a key; or `PackedSequences` (then B is 1) or
+`CacheLength` (mask_types.py); None: all keys. causal: query s attends to keys 0..s (S = M, no mask). H is a multiple of
+G: query head h uses key head h // (H / G). A backend falls back to sdpa for calls that its kernels do not support.
 """
 
 BACKENDS: dict[str, Attend] = {"sdpa": sdpa, "flash": flash, "xformers": xformers, "flex": flex}
 
 PACKAGES = {"flash": ("flash-attn", "flash_attn"), "xformers": ("xformers", "xformers.ops")}
-"""What to install for a backend, and what it imports."""
+"""Package to install for a backend, and the module it imports."""
 
 ON_CUDA = ("flash", "xformers", "flex")
-"""Backends that are tried where CUDA is rather than on the CPU."""
+"""Backends that are probed on CUDA if available, rather than on the CPU."""
 
 TAKE_COUNTS = ("flash",)
-"""Backends with a kernel for `CacheLength`; a cache gives the others a dense mask."""
+"""Backends with a kernel for `CacheLength`; for the others a KV cache builds a dense mask."""
 
 
 def choose_backend(name: AttentionName = "auto", device: torch.device | str | None = None) -> Attend:
-    """Give the attention function of that name, after it has worked on a tiny input.
+    """Return the attention function with this name, after probing it on a tiny input.
 
-    "auto" is sdpa where there is no CUDA device, and else `auto`.
+    "auto" is sdpa without a CUDA device, and `auto` otherwise.
 
     Args:
-        device: where to try it; None: on a CUDA device where there is one and the backend is made for it.
+        device: where to probe it; None: on CUDA if available and the backend is made for it.
     Raises:
         ImportError: the backend's package is not installed. ValueError: unknown name, or it does not work on this
             device.
@@ -62,7 +62,7 @@ def choose_backend(name: AttentionName = "auto", device: torch.device | str | No
 
 
 def auto(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
-    """See `Attend`; takes the kernel that `attend_auto.choose_kernel` names."""
+    """Implements `Attend` with the kernel chosen by `auto.choose_kernel`."""
     if not isinstance(mask, PackedSequences):
         return sdpa(queries, keys, values, mask, causal)
     device = queries.device
@@ -71,13 +71,13 @@ def auto(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, cau
 
 
 def explain(name: AttentionName, device: torch.device | str, dtype: torch.dtype, head: int, packed: bool) -> Choice:
-    """The backend that a training run uses there, and why.
+    """The backend that a training run uses on a device, and the reason.
 
     Args:
         name: as configured.
-        dtype: that attention computes in, under autocast that of autocast.
-        head: its width.
-        packed: whether rows are laid end to end.
+        dtype: of the attention computation; under autocast, the autocast dtype.
+        head: the head width.
+        packed: whether sequences are packed.
     """
     if name != "auto":
         return Choice(name, "as configured")
@@ -89,12 +89,12 @@ def explain(name: AttentionName, device: torch.device | str, dtype: torch.dtype,
 
 @cache
 def usable_packages(device: str) -> Mapping[str, str]:
-    """Of the backends that need a package "ok", or why they cannot be used on a device; tried once a process."""
+    """For each backend that needs a package, "ok" or why it cannot be used on a device; probed once per process."""
     return {name: _state(name, torch.device(device)) for name in PACKAGES}
 
 
 def probe(name: str, device: torch.device) -> None:
-    """Run a backend on a tiny causal input in the dtype it is made for; raises as `choose_backend` says."""
+    """Run a backend on a tiny causal input in a suitable dtype; raises as `choose_backend`."""
     if name in PACKAGES:
         _check_installed(name)
     if name == "flash" and device.type != "cuda":
@@ -103,7 +103,7 @@ def probe(name: str, device: torch.device) -> None:
     x = torch.zeros(1, 2, 8, 32, dtype=dtype, device=device)
     try:
         out = BACKENDS[name](x, x, x, None, True)
-    except Exception as error:  # a kernel that is not built for this device fails in ways of its own
+    except Exception as error:  # a kernel that is not built for this device can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"attention '{name}' does not work on '{device}' here ({reason}); use attention: sdpa"
@@ -113,7 +113,7 @@ def probe(name: str, device: torch.device) -> None:
 
 
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Each backend's name with "ok" or the reason why it cannot be used on this device."""
+    """Each backend's name with "ok" or the reason it cannot be used on this device."""
     return {name: _state(name, torch.device(device)) for name in BACKENDS}
 
 

@@ -1,4 +1,4 @@
-"""Attention by torch's scaled_dot_product_attention, which has kernels of its own for every device."""
+"""Attention by torch's scaled_dot_product_attention, which has kernels for every device."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .mask_types import AttentionMask, PackedSequences, as_mask
 
 
 def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
-    """See `attention.Attend`; rows laid end to end are attended to one by one."""
+    """Implements `registry.Attend`; packed sequences are processed one by one."""
     if isinstance(mask, PackedSequences):
-        # Taken apart and put together with the rows before the heads, as they lie in memory: nothing is transposed.
+        # Split and concatenate with sequences before heads, the memory layout, which avoids a transpose.
         q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
         pieces = zip(
             q.split(mask.lengths, dim=1),
@@ -37,7 +37,7 @@ def _sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, ca
     B, H, S, E = queries.shape
     G = keys.shape[1]
     if S == 1 and G < H and (mask is None or mask.shape[1:3] == (1, 1)):
-        # One step: the heads that share a key are its queries, so that keys need not be copied for each.
+        # Single step: the query heads that share a key head become its queries, so keys need not be copied per head.
         grouped = F.scaled_dot_product_attention(queries.reshape(B, G, H // G, E), keys, values, attn_mask=mask)
         return grouped.reshape(B, H, 1, E)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=G < H)

@@ -1,6 +1,6 @@
 """Attention by xformers' memory_efficient_attention. Only this file imports xformers.
 
-A dense mask goes to sdpa: xformers wants it padded and copied for every head.
+Dense masks fall back to sdpa: xformers requires them padded and copied for every head.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .sdpa import sdpa
 
 
 def xformers(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
-    """See `attention.Attend`; rows laid end to end go by block-diagonal biases."""
+    """Implements `registry.Attend`; packed sequences use block-diagonal biases."""
     dense = mask is not None and not isinstance(mask, PackedSequences)
     windowed = isinstance(mask, PackedSequences) and mask.window is not None
     if dense or windowed or isinstance(mask, CacheLength) or queries.dtype == torch.float64:

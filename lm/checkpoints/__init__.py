@@ -1,1 +1,1 @@
-"""Model directories: read and written, with shapes and fingerprints checked."""
+"""Model directories: save and load, with checks of shapes and fingerprints."""

@@ -1,16 +1,16 @@
-"""The model directory: what `tessera train` exports and `tessera.load` reads.
+"""The model directory: exported by `tessera train`, loaded by `tessera.load`.
 
     config.json          the LM, the tokenizer's TokenSpec, label names, generation defaults
     lm.safetensors       the weights, in float32, bfloat16 or float16
-    clusters/            of coarse labels, where the LM predicts them or, a refiner, reads them
-    coarse.safetensors   the weights of the LM of the coarse labels, beside those of its refiner
+    clusters/            of coarse labels, if the LM predicts them or is their refiner
+    coarse.safetensors   the weights of the LM of the coarse labels, next to those of its refiner
     tokenizer/           the frozen tokenizer
-    text.model           the text tokenizer, where text is used and needs a file
+    text.model           the text tokenizer, if text is used and needs a file
     README.md            the model card
-    fingerprint.json     size and SHA-256 of all that but the card (fingerprint.py)
+    fingerprint.json     size and SHA-256 of everything but the card (fingerprint.py)
 
-Nothing in it is pickled. Loading compares every file with the fingerprint, names and shapes of all tensors with the
-config before a model is allocated, and the tokenizer's fingerprint with the one the codes were made by.
+No file is pickled. Loading checks every file against the fingerprint, the names and shapes of all tensors against the
+config before a model is allocated, and the tokenizer's fingerprint against that of the training codes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ StorageName = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 MAX_CODES = 1 << 24
-"""Largest codebook a model directory may claim."""
+"""Largest codebook accepted in a model directory."""
 
 
 class ModelFile(Config):
@@ -71,9 +71,9 @@ class ModelFile(Config):
     version: Literal[1] = 1
     lm: ModelConfig
     coarse_lm: LMConfig | None = None
-    """Of the coarse labels; lm is then their refiner."""
+    """The LM of the coarse labels; lm is then their refiner."""
     clusters: str | None = None
-    """Fingerprint of what is in clusters/: a causal lm predicts the labels, a masked one reads them."""
+    """Fingerprint of clusters/: a causal lm predicts the labels, a masked one is conditioned on them."""
     spec: TokenSpec
     labels: Annotated[tuple[str, ...], FailFast()] = ()
     """Names of the labels in the order of their ids."""
@@ -82,15 +82,15 @@ class ModelFile(Config):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A language model with everything it needs to turn a request into media."""
+    """A language model with everything needed to turn a request into media."""
 
     lm: AnyLM
     tokenizer: Tokenizer
-    """A ClusteredTokenizer where the LM predicts coarse labels alone."""
+    """A ClusteredTokenizer if the LM only predicts coarse labels."""
     text: TextTokenizer | None
-    """None where the model reads no text."""
+    """None if the model has no text condition."""
     labels: list[str]
-    """Names of the labels in the order of their ids; empty where it has none."""
+    """Names of the labels in the order of their ids; empty without labels."""
     defaults: GenerationConfig
 
     @property
@@ -114,16 +114,16 @@ def save_model(
     card: str = "",
     dtype: StorageName = "float32",
 ) -> None:
-    """Write a model directory. Each file is written whole; config.json comes last, so that a directory with one is
+    """Write a model directory. Each file is written atomically; config.json comes last, so a directory with one is
     complete.
 
     Args:
-        folder: made when missing.
+        folder: created if missing.
         labels: names in the order of ids, as many as the label condition has classes.
         card: text of README.md.
         dtype: storage of the weights.
     Raises:
-        ValueError: parts that do not belong together, or a weight that `dtype` cannot hold.
+        ValueError: parts that do not belong together, or a weight that `dtype` cannot represent.
     """
     folder = Path(folder)
     check_same_tokenizer(tokenizer.spec, lm.spec, f"model {folder}: tokenizer to be saved")
@@ -157,9 +157,9 @@ def seal_model(folder: str | Path) -> list[str]:
     """Write the fingerprint of a model directory whose files were changed on purpose, or that has none.
 
     Returns:
-        Names of the files in it.
+        Names of the files covered.
     Raises:
-        FileNotFoundError, ValueError: as `load_model`; a model that cannot be used is not sealed.
+        FileNotFoundError, ValueError: as for `load_model`; an unusable model is not sealed.
     """
     folder = Path(folder)
     if (folder / "tokenizer").is_dir():
@@ -179,7 +179,7 @@ def save_lm(
 ) -> None:
     """Write a language model alone: a model directory without tokenizer and text tokenizer, which `load_lm` reads.
 
-    Args and errors as `save_model`.
+    Args and errors as for `save_model`.
     """
     folder = Path(folder)
     _check_labels(lm.config, labels, f"model {folder}")
@@ -191,7 +191,7 @@ def save_lm(
 
 
 def check_saveable(model: LoadedModel) -> None:
-    """Raise ValueError where `save_model` refuses a model, or `load_model` what it saved, whatever the weights."""
+    """Raise ValueError if `save_model` would refuse the model, or `load_model` its files, whatever the weights."""
     where = "the exported model"
     check_same_tokenizer(model.tokenizer.spec, model.spec, f"{where}: its tokenizer")
     _check_parts(model.config, model.text, model.labels, where)
@@ -222,15 +222,15 @@ def load_model(
 
     Args:
         folder: as written by `save_model`.
-        device: where the language model and the tokenizer go.
-        dtype: of the language model's weights in memory, whatever they are stored as, and of what it computes.
-        weights: how the matrices are kept where that differs (lm/quantization/packed_linear.py); None: as dtype says.
+        device: of the language model and the tokenizer.
+        dtype: of the language model's weights in memory, however they are stored, and of its computation.
+        weights: storage of the matrices in memory if different (lm/quantization/packed_linear.py); None: as dtype.
     Returns:
         LoadedModel, its model in eval mode.
     Raises:
-        FileNotFoundError: no model there, or a part of it is missing.
-        WeightsError: tensors missing, left over, or of another shape than the config says.
-        ValueError: a config that cannot be used, a damaged file, or the codes of another tokenizer; names the file.
+        FileNotFoundError: there is no model, or a part of it is missing.
+        WeightsError: tensors are missing, left over, or of another shape than the config requires.
+        ValueError: an unusable config, a damaged file, or the codes of another tokenizer; names the file.
     """
     folder = Path(folder)
     if weights is not None:
@@ -246,7 +246,7 @@ def _load_model(
     dtype: StorageName | torch.dtype,
     weights: WeightsName | None,
 ) -> LoadedModel:
-    """See `load_model`; sha256: of the files of weights, where they are known."""
+    """See `load_model`; sha256: hashes of the weight files, if known."""
     from ...tokenize.text_tokenizer import load_text
     from ...tokenize.tokenizer import load_tokenizer
 
@@ -285,7 +285,7 @@ def _load_model(
 
 
 def clustering_of(lm: AnyLM, tokenizer: Tokenizer) -> Clustering | None:
-    """The clusters that a model predicts or reads; None for one of plain codes."""
+    """The clusters that a model predicts or is conditioned on; None for a model of plain codes."""
     if isinstance(lm, CoarseToFine | MaskedLM):
         return lm.clustering
     return tokenizer.clustering if isinstance(tokenizer, ClusteredTokenizer) else None
@@ -294,9 +294,9 @@ def clustering_of(lm: AnyLM, tokenizer: Tokenizer) -> Clustering | None:
 def load_lm(
     folder: str | Path, device: torch.device | str = "cpu", dtype: StorageName | torch.dtype = "float32"
 ) -> TokenLM:
-    """Read the language model of a model directory, whole or without its tokenizer.
+    """Read the language model of a model directory, with or without its tokenizer.
 
-    Args and errors as `load_model`; ValueError for a model that reads its tokenizer's code vectors.
+    Args and errors as for `load_model`; ValueError for a model that needs its tokenizer's code vectors.
     """
     folder = Path(folder)
     _check_is_model(folder)
@@ -329,7 +329,7 @@ def _read_lm(
     vectors: Tensor | None = None,
     make: Callable[..., TokenLM] = TokenLM,
 ) -> TokenLM:
-    """The model of one file. sha256: of the files by name, where they are known; make: called as TokenLM."""
+    """The model of one file. sha256: hashes of the files by name, if known; make: called like TokenLM."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; the model directory is incomplete, copy it again")
     header = read_header(path)
@@ -351,9 +351,9 @@ def lm_of_tensors(
     vectors: Tensor | None = None,
     make: Callable[..., TokenLM] = TokenLM,
 ) -> TokenLM:
-    """A model in eval mode of tensors whose names and shapes were checked; errors name the file at `path`."""
+    """Build a model in eval mode from tensors whose names and shapes were checked; errors name the file at `path`."""
     target = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
-    # Laid out without memory, then given the file's tensors: nothing is initialised in vain.
+    # Built on the meta device, then given the file's tensors: nothing is initialized in vain.
     with torch.device("meta"):
         lm = make(config, spec, vectors)
     lm.load_state_dict(

@@ -1,4 +1,4 @@
-"""The tensors a model has, before there is one: loaders check a file by them, and paper-size configs are counted."""
+"""The tensors of a model without building it: used to check files before loading and to count paper-size configs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def parameter_shapes(
     make: Callable[..., TokenLM] = TokenLM,
     budget: Budget | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors a model of this config holds, found without allocating them.
+    """Names and shapes of the tensors of a model with this config, without allocating them.
 
     Args:
-        make: called as TokenLM.
-        budget: of the file that the weights are in; BudgetError where the config asks for far more.
+        make: called like TokenLM.
+        budget: of the file with the weights; BudgetError if the config requires far more.
     """
     vectors: Any = None
     if config.needs_code_vectors:

@@ -1,8 +1,8 @@
-"""Groups of similar vectors: k-means, and k-means whose groups are equally large.
+"""Clustering of vectors: k-means, and k-means with clusters of equal size.
 
-The result depends on the vectors and a seed alone, and groups are numbered in the order of their first vectors.
-Sources: CTF (arXiv:2503.16194) groups code vectors by k-means; IAR (`balance_k_means.py`) makes the groups equally
-large.
+The result depends only on the vectors and a seed, and groups are numbered in the order of their first vectors.
+Sources: CTF (arXiv:2503.16194) clusters code vectors by k-means; IAR (`balance_k_means.py`) makes the clusters equal in
+size.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from ...tokenize.quantizers.nearest import kmeans, nearest_code
 MethodName = Literal["kmeans", "balanced"]
 
 STARTS = 4
-"""Runs from different starts; the one with the closest groups is taken."""
+"""Runs from different starts; the one with the smallest distances is kept."""
 ITERATIONS = 50
 BALANCED_ITERATIONS = 20
 
 
 def group_vectors(vectors: Tensor, num_groups: int, method: MethodName = "kmeans", seed: int = 0) -> Tensor:
-    """Group similar vectors.
+    """Cluster vectors.
 
     Args:
         vectors: [V, D] float.
         num_groups: M, 1 to V; no group is empty.
-        method: "kmeans", or "balanced": sizes differ by one at most.
+        method: "kmeans", or "balanced": sizes differ by at most one.
     Returns:
         [V] long, the group of each vector, 0 to M - 1.
     Raises:
@@ -58,10 +58,10 @@ def scatter_within(vectors: Tensor, labels: Tensor) -> float:
 
 
 def scatter_of_random(vectors: Tensor, labels: Tensor) -> float:
-    """What `scatter_within` is on average over all random groupings with the same sizes.
+    """Expectation of `scatter_within` over all random groupings with the same sizes.
 
-    A group of n vectors drawn without replacement has (n - 1) S^2 around its own mean, S^2 the variance of all (by
-    V - 1).
+    The expected scatter of a group of n vectors drawn without replacement around its own mean is (n - 1) S^2, where S^2
+    is the variance of all vectors (divided by V - 1).
     """
     V, M = len(vectors), int(labels.max()) + 1
     whole = scatter_within(vectors, torch.zeros_like(labels))
@@ -88,11 +88,11 @@ def _balanced(vectors: Tensor, start: Tensor) -> Tensor:
 
 
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kmeans": _kmeans, "balanced": _balanced}
-"""METHODS[name](vectors [V, D], start [M] numbers of vectors) -> groups [V], each of 0 .. M - 1 at least once."""
+"""METHODS[name](vectors [V, D], start [M] indices of vectors) -> groups [V], each of 0 .. M - 1 at least once."""
 
 
 def _spread_start(vectors: Tensor, num_groups: int, generator: torch.Generator) -> Tensor:
-    """Numbers [M] of different vectors far from each other: each is drawn by its squared distance to those before.
+    """Indices [M] of distinct vectors far apart: each is sampled by its squared distance to the previous ones.
 
     Source: k-means++, Arthur and Vassilvitskii 2007.
     """
@@ -110,12 +110,12 @@ def _spread_start(vectors: Tensor, num_groups: int, generator: torch.Generator) 
         reach = weights.cumsum(0)
         target = torch.rand(1, generator=generator, dtype=torch.float64) * reach[-1]
         drawn = int(torch.searchsorted(reach, target, right=True))
-        # a target that rounds up to the whole would fall behind the last free vector
+        # a target that rounds up to the total would fall after the last free vector
         chosen.append(drawn if drawn < len(vectors) and free[drawn] else int(free.nonzero()[-1]))
 
 
 def _fill_empty(vectors: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
-    """Give each empty group the vector that is furthest from its centre, of a group that has others."""
+    """Give each empty group the vector that is furthest from its center, from a group that has others."""
     labels, sizes = labels.clone(), torch.bincount(labels, minlength=len(centres))
     far = (vectors - centres[labels]).double().square().sum(dim=-1)
     for empty in (sizes == 0).nonzero()[:, 0].tolist():
@@ -127,9 +127,9 @@ def _fill_empty(vectors: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
 
 
 def _place(vectors: Tensor, centres: Tensor) -> Tensor:
-    """Vectors in the order of their distance to the nearest centre, each to the nearest group that has room.
+    """Assign vectors in order of their distance to the nearest center, each to the nearest group with room.
 
-    A group has room for V // M vectors, and V % M of them for one more.
+    A group has room for V // M vectors, and V % M of the groups for one more.
     """
     V, M = len(vectors), len(centres)
     room, extra = torch.full((M,), V // M), V % M

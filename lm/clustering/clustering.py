@@ -1,7 +1,7 @@
-"""Coarse labels: the codes of a tokenizer in clusters of similar ones.
+"""Coarse labels: the codes of a tokenizer, clustered by similarity.
 
-A language model predicts the labels, a refiner (lm/models/masked.py) then the codes. Each codebook has clusters of its
-own.
+A language model predicts the labels, and a refiner (lm/models/masked.py) then predicts the codes. Each codebook has its
+own clusters.
 
     config.json            the tokenizer's TokenSpec, method, seed, and a fingerprint of all that
     clusters.safetensors   labels [K, V] int32: the cluster of each code, -1 where a codebook has fewer codes
@@ -29,33 +29,33 @@ from ...tokenize.tokenizer import Encoded, Tokenizer
 from .algorithms import MethodName, group_centres, group_vectors, scatter_of_random, scatter_within
 
 NO_BETTER = 0.1
-"""Clusters that are closer than random ones by less than this share of the squared distance say nothing."""
+"""Clusters that reduce the squared distance of random ones by less than this share are uninformative."""
 
 
 class ClusteringFile(Config):
-    """config.json of a folder of clusters."""
+    """config.json of a clustering folder."""
 
     format: Literal["tessera-clusters"] = "tessera-clusters"
     version: Literal[1] = 1
     tokenizer: TokenSpec
-    """Whose codes these are."""
+    """The tokenizer of the codes."""
     clusters: tuple[PositiveInt, ...]
     """Number of clusters of each codebook."""
     method: MethodName
     seed: NonNegativeInt
     fingerprint: str
-    """SHA-256 over the tokenizer's fingerprint and the labels; it is that of the coarse TokenSpec."""
+    """SHA-256 of the tokenizer's fingerprint and the labels; also the fingerprint of the coarse TokenSpec."""
 
 
 class Clustering:
-    """Which cluster each code is in.
+    """The cluster of each code.
 
     Args:
         tokenizer: TokenSpec of the codes.
         labels: [K, V] long, V the largest cardinality, -1 where a codebook has fewer codes; a codebook uses each number
             from 0 to its largest.
     Raises:
-        ValueError: labels that do not fit the codes.
+        ValueError: the labels do not fit the codes.
     """
 
     def __init__(self, tokenizer: TokenSpec, labels: Tensor, method: MethodName = "kmeans", seed: int = 0):
@@ -88,7 +88,7 @@ class Clustering:
         return self.spec.cardinalities
 
     def check(self, tokenizer: TokenSpec) -> None:
-        """Raise ValueError when the clusters are of another tokenizer's codes."""
+        """Raise ValueError if the clusters are of another tokenizer's codes."""
         if self.tokenizer.fingerprint != tokenizer.fingerprint:
             raise ValueError(
                 f"the clusters are of tokenizer '{self.tokenizer.name}' ({self.tokenizer.fingerprint[:12]}), but "
@@ -96,19 +96,18 @@ class Clustering:
             )
 
     def sizes(self, codebook: int) -> Tensor:
-        """[M] long: how many codes each cluster has."""
+        """[M] long: number of codes in each cluster."""
         return torch.bincount(self.labels[codebook, : self.tokenizer.cardinalities[codebook]])
 
     def coarse(self, codes: Tensor) -> Tensor:
-        """The clusters of codes: [B, K, T] long to the same. ValueError: another number of codebooks."""
+        """The clusters of codes: [B, K, T] long to the same shape. ValueError: wrong number of codebooks."""
         if codes.shape[1] != len(self.labels):
             raise ValueError(f"codes have {codes.shape[1]} codebooks, the clusters are of {len(self.labels)}")
         labels = self.labels.to(codes.device)
         return torch.stack([row[book] for row, book in zip(labels, codes.unbind(1), strict=True)], dim=1)
 
     def centres(self, vectors: Tensor) -> Tensor:
-        """Means of the code vectors [K, V, D] of each cluster: [K, M, D], M the largest number, zeros beyond a smaller
-        one."""
+        """Means of the code vectors [K, V, D] per cluster: [K, M, D], zero-padded to the largest number M."""
         found = vectors.new_zeros(len(self.labels), max(self.clusters), vectors.shape[-1])
         for k, size in enumerate(self.tokenizer.cardinalities):
             labels = self.labels[k, :size].to(vectors.device)
@@ -116,7 +115,7 @@ class Clustering:
         return found
 
     def middles(self, vectors: Tensor) -> Tensor:
-        """The code nearest to the centre of each cluster: [K, M] long, 0 beyond a smaller number; vectors [K, V, D]."""
+        """The code nearest to the center of each cluster: [K, M] long, zero-padded; vectors [K, V, D]."""
         centres = self.centres(vectors.cpu())
         found = torch.zeros(len(self.labels), max(self.clusters), dtype=torch.long)
         for k, size in enumerate(self.tokenizer.cardinalities):
@@ -129,7 +128,7 @@ class Clustering:
 
     @staticmethod
     def codes_of(labels: Tensor, middles: Tensor) -> Tensor:
-        """Codes in the middle of clusters: labels [B, K, T] and `middles` [K, M], both long; -1 stays."""
+        """The center codes of labels [B, K, T], given `middles` [K, M], both long; -1 is preserved."""
         found = [row[book.clamp(min=0)] for row, book in zip(middles, labels.unbind(1), strict=True)]
         return torch.where(labels < 0, -1, torch.stack(found, dim=1))
 
@@ -151,14 +150,14 @@ class Clustering:
 
 
 class ClusteredTokenizer(Tokenizer):
-    """A tokenizer whose codes are the coarse labels of another's.
+    """A tokenizer whose codes are the coarse labels of another tokenizer.
 
-    It decodes a label as the code in the middle of its cluster. So a language model of labels has all that one of codes
-    has; what it makes is a sketch.
+    It decodes a label as the code nearest to the center of its cluster. A language model of labels can therefore be
+    used like one of codes; its samples are coarse.
     """
 
     def __init__(self, tokenizer: Tokenizer, clustering: Clustering):
-        """ValueError: clusters of another tokenizer."""
+        """ValueError: the clusters are of another tokenizer."""
         clustering.check(tokenizer.spec)
         self.fine, self.clustering = tokenizer, clustering
         self.config, self.net, self.quantizer = tokenizer.config, tokenizer.net, tokenizer.quantizer
@@ -166,12 +165,12 @@ class ClusteredTokenizer(Tokenizer):
         self.middles = clustering.middles(tokenizer.vectors())
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
-        """As the fine tokenizer, with labels for codes."""
+        """Like the fine tokenizer, with labels instead of codes."""
         encoded = self.fine.encode(media, lengths)
         return Encoded(self.clustering.coarse(encoded.codes), encoded.lengths)
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """As the fine tokenizer, from labels [B, K, T]."""
+        """Like the fine tokenizer, from labels [B, K, T]."""
         return self.fine.decode(self._codes(codes), lengths)
 
     def embed(self, codes: Tensor) -> Tensor:
@@ -179,11 +178,11 @@ class ClusteredTokenizer(Tokenizer):
         return self.fine.embed(self._codes(codes))
 
     def vectors(self) -> Tensor:
-        """Centres of the clusters [K, M, D]."""
+        """Centers of the clusters [K, M, D]."""
         return self.clustering.centres(self.fine.vectors())
 
     def save(self, folder: str | Path) -> None:
-        """Write the fine tokenizer; the clusters are saved by themselves."""
+        """Write the fine tokenizer; the clusters are saved separately."""
         self.fine.save(folder)
 
     def _codes(self, labels: Tensor) -> Tensor:
@@ -192,10 +191,10 @@ class ClusteredTokenizer(Tokenizer):
 
 
 def load_clustering(folder: str | Path) -> Clustering:
-    """Read a folder of clusters.
+    """Read a clustering folder.
 
     Raises:
-        FileNotFoundError: none there. ValueError: damaged or foreign files; names the file.
+        FileNotFoundError: it is missing. ValueError: damaged or foreign files; names the file.
     """
     path = Path(folder) / "config.json"
     if folder_kind(folder) not in ("clusters", None) or Path(folder).is_file():
@@ -226,12 +225,12 @@ def load_clustering(folder: str | Path) -> Clustering:
 def cluster_codes(
     tokenizer: Tokenizer, clusters: int | Sequence[int], method: MethodName = "kmeans", seed: int = 0
 ) -> Clustering:
-    """Put the codes of each codebook into clusters of similar code vectors.
+    """Cluster the codes of each codebook by their code vectors.
 
     Args:
-        clusters: how many, one number for all codebooks or one for each.
+        clusters: number of clusters, one for all codebooks or one per codebook.
     Raises:
-        ValueError: a number below 1 or above a codebook's number of codes, or a list that is not K long.
+        ValueError: a number below 1 or above a codebook's number of codes, or a list whose length is not K.
     """
     sizes = tokenizer.spec.cardinalities
     wanted = [clusters] * len(sizes) if isinstance(clusters, int) else list(clusters)
@@ -255,26 +254,26 @@ def cluster_codes(
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """How alike the codes of a cluster are, in one codebook."""
+    """How similar the codes of a cluster are, in one codebook."""
 
     codebook: int
     codes: int
     clusters: int
     sizes: tuple[int, int, int]
-    """Codes of the smallest, the middle and the largest cluster."""
+    """Codes of the smallest, the median and the largest cluster."""
     distance: float
-    """Root of the mean squared distance of a code vector to the centre of its cluster."""
+    """Root mean squared distance of the code vectors to the center of their cluster."""
     random_distance: float
-    """The same of random clusters of the same sizes, on average."""
+    """Expectation of the same for random clusters of the same sizes."""
 
     @property
     def closer(self) -> float:
-        """Share of the squared distance that is gone against random clusters: 1 for equal vectors, 0 for chance."""
+        """Reduction of the squared distance relative to random clusters: 1 for equal vectors, 0 for chance."""
         return 1 - self.distance**2 / self.random_distance**2 if self.random_distance else 1.0
 
     @property
     def says_nothing(self) -> bool:
-        """Whether the clusters are hardly better than random ones, and so of no help to a refiner."""
+        """Whether the clusters are hardly better than random ones, and so do not help a refiner."""
         return self.clusters > 1 and self.closer < NO_BETTER
 
 

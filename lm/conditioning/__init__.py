@@ -1,1 +1,1 @@
-"""Conditioning inputs: label, text, embedding, codes; joined by prefix, sum or cross-attention."""
+"""Condition inputs: label, text, embedding, codes; joined by prefix, sum or cross-attention."""

@@ -1,4 +1,4 @@
-"""What a condition is told of the model it belongs to."""
+"""The properties of a model that its conditions need."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ConditionContext:
     """H."""
     rope_base: float = 10000.0
     cardinalities: tuple[int, ...] = ()
-    """Codes of each codebook that it reads."""
+    """Number of codes of each codebook that it reads."""
     input: Callable[[Tensor], Tensor] | None = None
-    """Its own input of codes, ids [B, K, L] -> [B, L, D]. The weights are the model's, not the condition's."""
+    """The model's input embedding, ids [B, K, L] -> [B, L, D]. Its weights belong to the model, not the condition."""
     code_vectors: Tensor | None = None
-    """[K, V, width] of the tokenizer, where the config asks for them."""
+    """[K, V, width] of the tokenizer, if the config needs them."""

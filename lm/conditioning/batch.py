@@ -1,4 +1,4 @@
-"""The conditions of a batch: one tensor for each kind, with lengths where rows differ in length."""
+"""The conditions of a batch: one tensor per kind, with lengths if rows differ in length."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import torch
 from torch import Tensor
 
 LENGTH_AXES = {"text": 1, "embedding": 1, "codes": 2}
-"""Kinds whose rows differ in length, and the axis of it. They are padded at the end; `KIND_lengths` holds lengths."""
+"""Kinds whose rows differ in length, and the length axis. They are right-padded, with lengths in `KIND_lengths`."""
 KINDS = ("label", *LENGTH_AXES)
 
 
 @dataclass(frozen=True)
 class ConditionBatch:
-    """The conditions of B rows. What the model is not conditioned on stays None."""
+    """The conditions of B rows. Conditions that the model does not have stay None."""
 
     label: Tensor | None = None
     """[B] long, -1 for none."""
     text: Tensor | None = None
-    """[B, L] long text ids, padded on the right; what stands in the padding does not matter."""
+    """[B, L] long text ids, right-padded; the values in the padding are ignored."""
     text_lengths: Tensor | None = None
     """[B] long, 0 for no text."""
     embedding: Tensor | None = None
-    """[B, L, width] float, padded on the right; what stands in the padding does not matter."""
+    """[B, L, width] float, right-padded; the values in the padding are ignored."""
     embedding_lengths: Tensor | None = None
     """[B] long, 0 for no vectors."""
     codes: Tensor | None = None
-    """[B, K, L] long codes of a prompt, padded on the right; what stands in the padding does not matter."""
+    """[B, K, L] long codes of a prompt, right-padded; the values in the padding are ignored."""
     codes_lengths: Tensor | None = None
     """[B] long frames, 0 for no prompt."""
 
@@ -46,7 +46,7 @@ class ConditionBatch:
             embeddings: floating point [L, width] each, not all None.
             codes: of a prompt, long [K, L] each, not all None.
         Raises:
-            ValueError: an empty text, embedding or prompt, unequal lists.
+            ValueError: an empty text, embedding or prompt, or lists of different lengths.
         """
         given = {"labels": labels, "texts": texts, "embeddings": embeddings, "prompts of codes": codes}
         counts = {name: len(entries) for name, entries in given.items() if entries is not None}
@@ -72,22 +72,22 @@ class ConditionBatch:
 
     @property
     def num_rows(self) -> int | None:
-        """B; None when there is no condition at all."""
+        """B; None if there is no condition at all."""
         for tensor in vars(self).values():
             if tensor is not None:
                 return tensor.shape[0]
         return None
 
     def to(self, device: torch.device | str) -> ConditionBatch:
-        """The same on a device."""
+        """The batch on a device."""
         return self._each(lambda tensor: tensor.to(device))
 
     def rows(self, index: Tensor | slice) -> ConditionBatch:
-        """The chosen rows."""
+        """The selected rows."""
         return self._each(lambda tensor: tensor[index])
 
     def trimmed(self) -> ConditionBatch:
-        """The same rows without padding that none of them needs, save a length of 1."""
+        """The same rows without common padding, but with a length of at least 1."""
         shorter = {}
         for kind, axis in LENGTH_AXES.items():
             tensor, lengths = getattr(self, kind), getattr(self, f"{kind}_lengths")
@@ -96,7 +96,7 @@ class ConditionBatch:
         return replace(self, **shorter)
 
     def null(self, keep: Sequence[str] = ()) -> ConditionBatch:
-        """As many rows, all without conditions, save the kinds that are kept."""
+        """The same number of rows with only the kinds in `keep`, all other conditions null."""
         nulls = {}
         if self.label is not None and "label" not in keep:
             nulls["label"] = torch.full_like(self.label, -1)
@@ -107,7 +107,7 @@ class ConditionBatch:
         return replace(self, **nulls)
 
     def followed_by(self, other: ConditionBatch) -> ConditionBatch:
-        """The rows of both (texts of one padded length), for instance `batch.followed_by(batch.null())` for
+        """The rows of both (texts padded to the same length), for instance `batch.followed_by(batch.null())` for
         guidance."""
         joined = {}
         for name in (field.name for field in fields(self)):
@@ -122,7 +122,7 @@ class ConditionBatch:
 
 
 def _check_rows(rows: Sequence[Tensor | None], axis: int, what: str) -> Tensor:
-    """A row that is there; ValueError unless all are matrices, not empty, and alike but for the length of an axis."""
+    """An example row; ValueError unless all rows are nonempty matrices that agree except for the length of an axis."""
     given = [row for row in rows if row is not None]
     if not given or any(
         row.dim() != 2 or row.numel() == 0 or row.shape[1 - axis] != given[0].shape[1 - axis] for row in given
@@ -133,7 +133,7 @@ def _check_rows(rows: Sequence[Tensor | None], axis: int, what: str) -> Tensor:
 
 
 def _padded(kind: str, rows: Sequence[Tensor | None], one: Tensor) -> dict[str, Tensor]:
-    """A kind's tensor and lengths [B] of B rows, None for a row without; `one` has length 1 and shows the shape."""
+    """A kind's tensor and lengths [B] for B rows, None for a row without it; `one` has length 1 and gives the shape."""
     axis = LENGTH_AXES[kind] - 1
     lengths = [0 if row is None else row.shape[axis] for row in rows]
     shape = list(one.shape)

@@ -1,10 +1,10 @@
-"""The condition `codes`: a reference given as codes of the same tokenizer, for instance a voice or a picture.
+"""The condition `codes`: a reference given as codes of the same tokenizer, for instance a voice or an image.
 
-    prompt   a0 a1 a2  .        each frame's K codes are read as one vector, and a learned marker is added:
-             b0 b1 b2  .        it tells them from the frames that the model makes
-    tokens   p0 p1 p2  .        beyond a row's length nothing is seen; a row without a prompt reads the one null token
+    prompt   a0 a1 a2  .        the K codes of each frame become one vector, plus a learned marker that
+             b0 b1 b2  .        distinguishes them from generated frames
+    tokens   p0 p1 p2  .        masked beyond a row's length; a row without a prompt has one null token
 
-It is not what the samples begin with: nothing of it is part of the result.
+The reference is not the beginning of the samples: it is not part of the result.
 Source: the acoustic prompt of VALL-E (arXiv:2301.02111), the style codes of MusicGen-Style (arXiv:2407.12563).
 """
 
@@ -26,22 +26,22 @@ from .padding import check_lengths, dropped, first_place_scale, placed, unless_a
 
 
 class CodesConditionConfig(Config):
-    """A reference of the same tokenizer: a voice, a picture."""
+    """A reference in codes of the same tokenizer: a voice, an image."""
 
     kind: Literal["codes"] = "codes"
     max_frames: PositiveInt
-    """Longest prompt, in frames: longer ones are refused, in training stretches of at most so many are given."""
+    """Longest prompt in frames: longer ones are rejected; in training, random crops of at most this length are used."""
     join: Literal["prefix", "cross"] = "prefix"
     input: InputConfig | None = None
-    """How a frame is read, as lm.input, with weights of its own; null: by the model's own input."""
+    """Input embedding of a frame, as lm.input, with separate weights; null: the model's own input embedding."""
     layers: int = Field(default=0, ge=0, le=64)
-    """Layers of a bidirectional transformer over the prompt, of the model's width; 0: none."""
+    """Layers of a bidirectional transformer over the prompt, with the model's width; 0: none."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Probability that a training row is given no prompt; 0: no guidance later."""
+    """Probability of dropping the prompt of a training row; 0: no guidance later."""
 
 
 class CodesCondition(nn.Module):
-    """Codes [B, K, L] by an input of codes, with a marker; a row without is the one null token."""
+    """Codes [B, K, L] through an input embedding, plus a marker; a row without a prompt is one null token."""
 
     said = "a prompt of codes"
 
@@ -59,7 +59,7 @@ class CodesCondition(nn.Module):
         self.encoder = Encoder(host.width, host.heads, config.layers, host.rope_base) if config.layers else None
 
     def check(self, batch: ConditionBatch) -> None:
-        """ValueError: codes or lengths of another shape or type, too many frames, codes that the tokenizer has not."""
+        """ValueError: wrong shape or dtype of codes or lengths, too many frames, or codes out of range."""
         codes, lengths, K = batch.codes, batch.codes_lengths, len(self.cardinalities)
         assert codes is not None
         if codes.dim() != 3 or codes.dtype != torch.long or codes.shape[1] != K:

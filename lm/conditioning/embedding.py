@@ -1,4 +1,4 @@
-"""The condition `embedding`: vectors that another model made."""
+"""The condition `embedding`: vectors computed by another model."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from .padding import check_lengths, dropped, unless_all, with_null
 
 
 class EmbeddingConditionConfig(Config):
-    """Vectors that another model made of a condition, for instance a text encoder's states."""
+    """Vectors of a condition computed by another model, for instance the hidden states of a text encoder."""
 
     kind: Literal["embedding"] = "embedding"
     width: PositiveInt
-    """Numbers in a given vector."""
+    """Width of the given vectors."""
     projection: Literal["linear", "none"] = "linear"
-    """linear: a learned layer with a bias takes them to the model's width. none: they have it already."""
+    """linear: a learned layer with a bias projects them to the model's width. none: they already have it."""
     join: Literal["prefix", "cross"] = "cross"
     mask: Literal["padding", "none"] = "padding"
-    """What stands beyond a row's length is zero; padding: and it is not seen. none: attention sees the zeros, so a
-    row's output depends on how far it is padded (audiocraft's MusicGen)."""
+    """Vectors beyond a row's length are zero. padding: they are also masked. none: attention includes the zeros, so a
+    row's output depends on its padding (audiocraft's MusicGen)."""
     norm: Literal["rms", "none"] = "rms"
-    """Of the vectors that cross-attention reads, after the projection."""
+    """Normalization of the vectors for cross-attention, after the projection."""
     null: Literal["learned", "zero"] = "learned"
-    """What a row without vectors reads."""
+    """The token of a row without vectors."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Probability that a training row is given none; 0: no guidance later."""
+    """Probability of dropping the vectors of a training row; 0: no guidance later."""
 
 
 class EmbeddingCondition(nn.Module):
-    """Given vectors through a linear layer; a row without is one token, learned or zero."""
+    """Given vectors through a linear layer; a row without vectors is one token, learned or zero."""
 
     said = "an embedding"
 
@@ -54,7 +54,7 @@ class EmbeddingCondition(nn.Module):
         self.null = nn.Parameter(torch.zeros(1, host.width)) if config.null == "learned" else None
 
     def check(self, batch: ConditionBatch) -> None:
-        """ValueError: vectors or lengths of another shape or type, or lengths beyond the vectors."""
+        """ValueError: wrong shape or dtype of vectors or lengths, or lengths beyond the vectors."""
         vectors = batch.embedding
         assert vectors is not None
         if vectors.dim() != 3 or vectors.shape[-1] != self.width or not vectors.is_floating_point():

@@ -1,4 +1,4 @@
-"""A small bidirectional transformer over the tokens of a condition, before the model reads them."""
+"""A small bidirectional transformer over the tokens of a condition."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..ops.rotary import rotary_table
 
 
 class Encoder(Transformer):
-    """Reads a row's tokens both ways, padding aside.
+    """Bidirectional encoder of a row's tokens; padding is masked.
 
     Args:
         layers: 1 or more. rope_base: of its positions, counted from the first token.
     Raises:
-        ConfigError: heads of an odd width.
+        ConfigError: the head width is odd.
     """
 
     def __init__(self, width: int, heads: int, layers: int, rope_base: float):

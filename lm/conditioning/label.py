@@ -22,13 +22,13 @@ class LabelConfig(Config):
     classes: PositiveInt | None = None
     """Number of labels; null: filled in from the data."""
     join: Literal["prefix", "cross", "sum"] = "prefix"
-    """prefix: a token before the first step. cross: a token of the cross-attention memory. sum: added to every step."""
+    """prefix: a token before the first step. cross: a token for cross-attention. sum: added to every step."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Probability that a training row is given no label; 0: no guidance later."""
+    """Probability of dropping the label of a training row; 0: no guidance later."""
 
 
 class LabelCondition(nn.Module):
-    """A learned vector for each label; the last row is the null."""
+    """A learned embedding for each label; the last row is the null."""
 
     said = "a label"
 
@@ -41,7 +41,7 @@ class LabelCondition(nn.Module):
         self.table = Table(config.classes + 1, host.width)
 
     def check(self, batch: ConditionBatch) -> None:
-        """ValueError: ids of another shape or type, or beyond the labels."""
+        """ValueError: wrong shape or dtype of ids, or ids out of range."""
         label = batch.label
         assert label is not None
         if label.dim() != 1 or label.dtype != torch.long:
@@ -61,7 +61,7 @@ class LabelCondition(nn.Module):
         return {"label": torch.full((num_rows,), -1)}
 
     def forward(self, batch: ConditionBatch) -> tuple[Tensor, Tensor | None]:
-        """One token a row: [B, 1, D], all real."""
+        """One token per row: [B, 1, D], all real."""
         label = batch.label
         assert label is not None
         label = torch.where(label < 0, self.classes, label)

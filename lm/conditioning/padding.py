@@ -1,4 +1,4 @@
-"""Conditions whose rows differ in length: what is checked, dropped, placed, masked, and read where a row has none."""
+"""Conditions whose rows differ in length: checks, dropout, position embeddings, masks and null tokens."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ..ops.row_rng import rand
 
 
 def check_lengths(name: str, lengths: Tensor | None, num_rows: int, longest: int, things: str, none: str) -> None:
-    """Raise ValueError unless `name` is long [B], from 0 to `longest` things; `none` says what 0 means."""
+    """Raise ValueError unless `name` is long [B], from 0 to `longest` items; `none` says what 0 means."""
     if lengths is None or lengths.shape != (num_rows,) or lengths.dtype != torch.long:
         raise ValueError(f"{name} must be long [{num_rows}], one for each row (0: {none})")
-    if lengths.device.type == "cpu":  # elsewhere a look would wait for the device
+    if lengths.device.type == "cpu":  # on other devices reading the values would synchronize
         first, last = (int(value) for value in lengths.aminmax())
         if first < 0 or last > longest:
             raise ValueError(f"{name} must be 0 to the {longest} {things} given, found {first} to {last}")
 
 
 def dropped(lengths: Tensor, share: float) -> Tensor:
-    """Lengths [B] with a share of the rows, drawn from torch's generator, set to 0."""
+    """Lengths [B] with a random share of the rows, from torch's generator, set to 0."""
     return torch.where(rand(lengths.shape, lengths.device) < share, 0, lengths)
 
 
 def with_null(tokens: Tensor, lengths: Tensor, null: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Tokens [B, L, D], in rows of length 0 with the null [1, D] at place 0, and a mask [B, L], True on what is real;
-    the null is. None leaves place 0 as it is."""
+    """Tokens [B, L, D] with the null [1, D] at index 0 of rows of length 0, and a mask [B, L], True on real tokens
+    including the null. None leaves index 0 unchanged."""
     place = torch.arange(tokens.shape[1], device=tokens.device)
     if null is not None:
         tokens = torch.where(((lengths == 0)[:, None] & (place == 0)).unsqueeze(-1), null, tokens)
@@ -34,14 +34,15 @@ def with_null(tokens: Tensor, lengths: Tensor, null: Tensor | None) -> tuple[Ten
 
 
 def unless_all(mask: Tensor) -> Tensor | None:
-    """The mask, or None where it says nothing and looking costs nothing."""
+    """The mask, or None if it is all True and checking is free."""
     return None if mask.device.type == "cpu" and bool(mask.all()) else mask
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    """Fixed places [length, width], float32: sines and cosines of wavelengths 2 pi to 20000 pi (arXiv:1706.03762).
+    """Position embeddings [length, width], float32: sines and cosines of wavelengths 2 pi to 20000 pi
+    (arXiv:1706.03762).
 
-    As a prefix, tokens get their places by rotation in the backbone. Cross-attention rotates nothing: there these are
+    Prefix tokens get their positions by rotary embedding in the backbone. Cross-attention has no rotation, so these are
     added.
     """
     half = width // 2
@@ -51,11 +52,11 @@ def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
 
 
 def placed(tokens: Tensor, scale: Tensor) -> Tensor:
-    """Tokens [B, L, D] with `sinusoids` times the scale [1] added; the sum is float32, the result in the tokens' dtype,
-    which is what the layers that read them compute in."""
+    """Tokens [B, L, D] plus `sinusoids` times the scale [1]; the sum is float32, the result in the tokens' dtype, which
+    is the compute dtype of the following layers."""
     return (tokens + scale * sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)).to(tokens.dtype)
 
 
 def first_place_scale(width: int) -> Tensor:
-    """What `sinusoids` are multiplied by at first, [1]: they are as large as an embedding then."""
+    """Initial scale of `sinusoids`, [1]: makes them as large as an embedding."""
     return torch.full((1,), (4 / (5 * width)) ** 0.5)

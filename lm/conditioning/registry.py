@@ -1,8 +1,7 @@
-"""Conditions: what a model is told, as tokens that it reads as a prefix, by cross-attention, or as a sum.
+"""Conditions: embedded as tokens and joined as a prefix, by cross-attention, or as a sum.
 
-Each kind is a file (`*_condition.py`) and a line in `CONDITIONS`. Each has a learned null for rows without it. In
-training a row's condition is replaced by the null with probability `dropout`, which is what classifier-free guidance
-needs (arXiv:2207.12598).
+Each kind is a file and a line in `CONDITIONS`. Each has a null token for rows without it. In training a row's condition
+is replaced by the null with probability `dropout`, as classifier-free guidance requires (arXiv:2207.12598).
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ CONDITIONS: dict[str, Any] = {
     "embedding": EmbeddingCondition,
     "codes": CodesCondition,
 }
-"""Made as CONDITIONS[kind](config, host). `check(batch)` raises ValueError, calling it gives tokens [B, L, D] and their
-mask [B, L] (None: all are real), `none(B)` the fields of rows without, and `said` is its name in messages."""
+"""Built as CONDITIONS[kind](config, host). `check(batch)` raises ValueError, calling it returns tokens [B, L, D] and
+their mask [B, L] (None: all are real), `none(B)` the fields of rows without it, and `said` is its name in messages."""
 
 
 @dataclass(frozen=True)
 class FusedConditions:
-    """What the conditions of a batch add to the model's input."""
+    """The conditions of a batch, embedded for the model's input."""
 
     prefix: Tensor | None
     """[B, P, D] tokens before the first step."""
@@ -68,7 +67,7 @@ class Conditioner(nn.Module):
         self.memory_norm = RMSNorm(host.width) if any(map(_reads_normed, configs)) else None
 
     def check(self, batch: ConditionBatch, num_rows: int | None) -> None:
-        """ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any
+        """Raise ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any
         number)."""
         for kind in KINDS:
             found, said = getattr(batch, kind) is not None, CONDITIONS[kind].said
@@ -86,7 +85,7 @@ class Conditioner(nn.Module):
             part.check(batch)  # type: ignore[operator]
 
     def with_nulls(self, batch: ConditionBatch, num_rows: int) -> ConditionBatch:
-        """The batch with the kinds it lacks, of num_rows rows that have none."""
+        """The batch with missing kinds added as num_rows null rows."""
         missing = {}
         for kind, part in self.parts.items():
             if getattr(batch, kind) is None:
@@ -94,7 +93,7 @@ class Conditioner(nn.Module):
         return replace(batch, **missing)
 
     def forward(self, batch: ConditionBatch) -> FusedConditions:
-        """Embed the conditions of a checked batch; in training mode rows are dropped to the null."""
+        """Embed the conditions of a checked batch; in training mode rows are randomly replaced by the null."""
         prefix: list[tuple[Tensor, Tensor | None]] = []
         memory: list[tuple[Tensor, Tensor | None]] = []
         summed = None
@@ -118,7 +117,7 @@ def fill_sizes(
     classes: NonNegativeInt | None = None,
     vocab_size: NonNegativeInt | None = None,
 ) -> tuple[ConditionConfig, ...]:
-    """Fill in sizes the config leaves open; ConfigError where the config says another number than the data."""
+    """Fill in sizes that the config leaves unset; ConfigError if the config and the data disagree."""
     open_sizes = {"label": ("classes", classes), "text": ("vocab_size", vocab_size)}
     filled = []
     for config in configs:
@@ -133,7 +132,7 @@ def fill_sizes(
 
 
 def _reads_normed(config: ConditionConfig) -> bool:
-    """Whether cross-attention reads a condition's tokens normalised."""
+    """Whether cross-attention normalizes a condition's tokens."""
     return config.join == "cross" and getattr(config, "norm", "rms") == "rms"
 
 

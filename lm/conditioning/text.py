@@ -27,14 +27,13 @@ class TextConditionConfig(Config):
     """Size of the text tokenizer; null: filled in when it is built."""
     join: Literal["prefix", "cross"] = "prefix"
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Probability that a training row is given no text; 0: no guidance later."""
+    """Probability of dropping the text of a training row; 0: no guidance later."""
     layers: int = Field(default=0, ge=0, le=64)
-    """Layers of a bidirectional transformer over the text, of the model's width; 0: embeddings only."""
+    """Layers of a bidirectional transformer over the text, with the model's width; 0: embeddings only."""
 
 
 class TextCondition(nn.Module):
-    """Embeddings of text ids, optionally through a bidirectional transformer; a row without text is the one null
-    token."""
+    """Embeddings of text ids, optionally through a bidirectional transformer; a row without text is one null token."""
 
     said = "a text"
 
@@ -50,7 +49,7 @@ class TextCondition(nn.Module):
         self.encoder = Encoder(host.width, host.heads, config.layers, host.rope_base) if config.layers else None
 
     def check(self, batch: ConditionBatch) -> None:
-        """ValueError: ids or lengths of another shape or type, or beyond what there is."""
+        """ValueError: wrong shape or dtype of ids or lengths, or values out of range."""
         text, lengths = batch.text, batch.text_lengths
         assert text is not None
         if text.dim() != 2 or text.dtype != torch.long:

@@ -1,14 +1,14 @@
-"""Codes that are integers of bits, as lookup-free quantizers make them, predicted as bits.
+"""The bits head: predicts the integer codes of lookup-free quantizers bit by bit.
 
-`BitsInput` (layers/input_embedding.py) reads them as bits.
+`BitsInput` (layers/input_embedding.py) is the matching input embedding.
 
-    code 5 of 16 (4 bits)     read as         (+1, -1, +1, -1)      the bit of value 1 first
-                              predicted as    0 1 0 1               4 symbols of 2 values, the largest bit first
-                              in 2 groups     1 1                   2 symbols of 4 values: 5 = 4 * 1 + 1
+    code 5 of 16 (4 bits)     input           (+1, -1, +1, -1)      lowest bit first
+                              predicted as    0 1 0 1               4 sub-tokens of 2 values, highest bit first
+                              in 2 groups     1 1                   2 sub-tokens of 4 values: 5 = 4 * 1 + 1
 
-So 2^18 codes take a table of 18 vectors and 36 logits.
-Sources: MAGVIT-2 (arXiv:2310.05737) and BSQ (arXiv:2406.07548) for the codes, MaskBit (arXiv:2409.16211) for reading
-bits and for the groups.
+So 2^18 codes need a table of 18 vectors and 36 logits.
+Sources: MAGVIT-2 (arXiv:2310.05737) and BSQ (arXiv:2406.07548) for the codes, MaskBit (arXiv:2409.16211) for bits as
+input and for the groups.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .parallel import ParallelHead
 
 
 class BitsHeadConfig(Config):
-    """Bits of all codebooks, or groups of them, predicted independently of each other."""
+    """Bits of all codebooks, or groups of them, predicted independently."""
 
     kind: Literal["bits"] = "bits"
     groups: LayerCount | None = None
-    """Groups of a code's bits, of 2^(bits / groups) logits each; null: each bit by itself."""
+    """Groups of a code's bits, with 2^(bits / groups) logits each; null: every bit separately."""
 
 
 class BitsHead(ParallelHead):
-    """A parallel head whose symbols are bits or groups of bits."""
+    """A parallel head whose sub-tokens are bits or groups of bits."""
 
     def __init__(
         self, config: BitsHeadConfig, width: int, arrangement: CodebookPattern, code_vectors: Tensor | None = None

@@ -1,12 +1,12 @@
 """The depth head: a small causal transformer over the codes of one step.
 
     position     0         1         2             n
-    reads        h         c0        c1            h is the backbone's state before it has read this step,
+    input        h         c0        c1            h is the backbone's hidden state before this step,
     predicts     c0        c1        c2            c0 c1 c2 the ids of the step, special ids included
 
-Every step begins anew: nothing is remembered from one step to the next but what h says. In training all steps of all
-rows run side by side as one batch of short sequences; in generation they run one position after the other, in a cache
-that is allocated once and overwritten at every step.
+Every step starts fresh: only h carries information between steps. In training all steps of all rows run in parallel as
+one batch of short sequences; in generation the positions run sequentially, with a KV cache that is allocated once and
+overwritten at every step.
 
 Source: RQ-Transformer (arXiv:2203.01941). The same idea is the depth decoder of Moshi (arXiv:2410.00037) and CSM, the
 dual AR of Fish-Speech (arXiv:2411.01156), and the hierarchical parallel of QTTS (arXiv:2507.12197).
@@ -34,45 +34,45 @@ from ..patterns.sub_tokens import SubTokens, equal_digits
 
 
 class DepthSettings(Config):
-    """The transformer over the symbols of a step."""
+    """The transformer over the sub-tokens of a step."""
 
     width: int | None = Field(default=None, ge=8, le=65536)
-    """Numbers in its states; null: as many as in the backbone's."""
+    """Width of its hidden states; null: equal to the backbone's."""
     layers: int = Field(default=4, ge=1, le=1024)
     heads: int = Field(default=4, ge=1, le=1024)
     kv_heads: PositiveInt | None = None
-    """Key/value heads, a divisor of heads; null: as many as heads."""
+    """Number of key/value heads, a divisor of heads; null: equal to heads."""
     ffn: int | None = Field(default=None, ge=8, le=1 << 20)
-    """Width of the feed-forward; null: 8/3 of the width, rounded up to a multiple of 32."""
+    """Width of the feed-forward layer; null: 8/3 of width, rounded up to a multiple of 32."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     first: Literal["depth", "backbone"] = "depth"
-    """Who predicts the first symbol: the depth transformer too, or a linear layer on the backbone's state."""
+    """What predicts the first sub-token: depth, the depth transformer; backbone, a linear layer on its hidden state."""
     output: Literal["own", "shared"] = "own"
-    """Output layers: one for each symbol, or one for all."""
+    """Output layers: own, one per sub-token; shared, one for all."""
     trained_share: float = Field(default=1.0, gt=0, le=1)
-    """Share of the steps, drawn at random, that the depth transformer is trained on each time: less is faster, and the
-    loss is the same on average. The first symbol is trained on all steps where the backbone predicts it."""
+    """Share of the steps, chosen at random, on which the depth transformer is trained each time: less is faster, and
+    the expected loss is the same. A first sub-token predicted by the backbone is trained on all steps."""
 
 
 class DepthHeadConfig(DepthSettings):
-    """Codes of a step one after the other, each knowing those before it."""
+    """Predicts the codes of a step sequentially, each conditioned on the previous ones."""
 
     kind: Literal["depth"] = "depth"
     input: Literal["embedding", "codes"] = "embedding"
-    """What it reads of a code: a learned vector, or the sum of the tokenizer's code vectors up to this codebook through
+    """Input for each code: a learned embedding, or the sum of the tokenizer's code vectors up to this codebook through
     a learned linear layer (for residual codes)."""
 
 
 class FactorHeadConfig(DepthSettings):
-    """A large code as several symbols of few values, one after the other, each knowing those before it."""
+    """Predicts a large code as several sub-tokens with small vocabularies, each conditioned on the previous ones."""
 
     kind: Literal["factor"] = "factor"
     sizes: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=2)
-    """Values of the symbols of a code; their product is the size of the codebook: [64, 4096] for 2^18 codes."""
+    """Vocabulary sizes of a code's sub-tokens; their product is the codebook size: [64, 4096] for 2^18 codes."""
 
 
 class DepthHead(nn.Module):
-    """See the drawing above; what its methods do is said by `heads.Head`."""
+    """The depth head, as drawn above; the methods implement `registry.Head`."""
 
     period = 1
 
@@ -113,7 +113,7 @@ class DepthHead(nn.Module):
         )
 
     def initialise_(self) -> None:
-        """Fill the weights of the depth transformer, which has a width and layers of its own."""
+        """Initialize the depth transformer with its own width and number of layers."""
         initialise_(self, self.positions.weight.shape[1], self.cache_shape[0])
 
     # Whole sequences
@@ -139,7 +139,7 @@ class DepthHead(nn.Module):
         if chosen is not None:
             flat, wanted, symbols = flat[chosen], wanted[chosen], symbols[chosen]
         states = self._states(flat, symbols)
-        # Symbol by symbol: their logits are never padded to the widest and laid side by side.
+        # Sub-token by sub-token: their logits are never padded to the widest and concatenated.
         terms = [
             cross_entropy(self._logits(j, flat, states[:, j]), wanted[:, j], label_smoothing)
             for j in range(self.backbone_first, len(self.symbols))
@@ -152,17 +152,17 @@ class DepthHead(nn.Module):
         return self.symbols.sum(found.view(B, S, -1).transpose(1, 2))
 
     def _choose(self, cells: int, device: torch.device) -> Tensor | None:
-        """The steps of all rows that are trained on, None for all."""
+        """The steps of all rows used for training, None for all."""
         if not self.training or self.trained_share == 1:
             return None
         return torch.randperm(cells, device=device)[: max(1, round(cells * self.trained_share))]
 
     def _states(self, hidden: Tensor, symbols: Tensor) -> Tensor:
-        """[N, J, D'] from N steps' hidden [N, D] and symbols [N, J]."""
+        """Hidden states [N, J, D'] from N steps' backbone states [N, D] and sub-tokens [N, J]."""
         return self.transformer(self._inputs(hidden, symbols, 0, len(self.symbols)), None, causal=True)
 
     def _inputs(self, hidden: Tensor, symbols: Tensor, first: int, last: int) -> Tensor:
-        """What positions first .. last - 1 read, [N, last - first, D']."""
+        """Inputs of positions first .. last - 1, [N, last - first, D']."""
         pieces = [self.project(hidden).unsqueeze(1)] if first == 0 else []
         if last > 1 and self.reader is not None:
             pieces.append(self.reader(symbols[:, : last - 1], max(first - 1, 0)))
@@ -170,7 +170,7 @@ class DepthHead(nn.Module):
         return self.dropout(x + self.positions(torch.arange(first, last, device=x.device)))
 
     def _logits(self, j: int, hidden: Tensor, state: Tensor) -> Tensor:
-        """[N, values of symbol j] from hidden [N, D] and the state at its position [N, D']."""
+        """[N, values of sub-token j] from the backbone state [N, D] and the depth state at its position [N, D']."""
         if self.first is not None and j == 0:
             return self.first(hidden)
         output = self.outputs[0] if len(self.outputs) == 1 else self.outputs[j - self.backbone_first]
@@ -178,10 +178,10 @@ class DepthHead(nn.Module):
 
     @staticmethod
     def _cells(x: Tensor) -> Tensor:
-        """[B * S, J] of [B, J, S]."""
+        """Reshape [B, J, S] to [B * S, J]."""
         return x.transpose(1, 2).flatten(0, 1)
 
-    # One step at a time
+    # Decoding, one step at a time
 
     def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
         return self.stages
@@ -196,7 +196,7 @@ class DepthHead(nn.Module):
         return _Begun(memory, hidden)
 
     def predict(self, begun: _Begun, stage: int, symbols: Tensor) -> Tensor:
-        state = begun.hidden  # not used where the backbone predicts
+        state = begun.hidden  # not used if the backbone predicts it
         if stage >= self.backbone_first:
             cache = begun.cache
             x = self._inputs(begun.hidden, symbols, cache.length, stage + 1)
@@ -213,7 +213,7 @@ class _Begun:
 
 
 class SymbolReader(nn.Module):
-    """A learned vector for every value of every symbol but the last."""
+    """A learned embedding for every value of every sub-token except the last."""
 
     starts: Tensor
 
@@ -225,13 +225,13 @@ class SymbolReader(nn.Module):
         self.register_buffer("starts", torch.tensor(starts, device="cpu"), persistent=False)
 
     def forward(self, symbols: Tensor, first: int) -> Tensor:
-        """[N, n - first, D'] of symbols first .. n - 1, given all up to there [N, n]."""
+        """[N, n - first, D'] for sub-tokens first .. n - 1, given all of them up to there [N, n]."""
         return self.table(symbols[:, first:] + self.starts[first : symbols.shape[1]])
 
 
 class CodeReader(nn.Module):
     """The sum of the tokenizer's code vectors of the codes so far, through a linear layer; special ids have learned
-    vectors and add nothing to the sum."""
+    embeddings and add nothing to the sum."""
 
     vectors: Tensor
     starts: Tensor
@@ -241,7 +241,7 @@ class CodeReader(nn.Module):
         super().__init__()
         vectors = check_code_vectors(code_vectors, arrangement, "lm.head input 'codes'")
         K, V = vectors.shape[:2]
-        self.register_buffer("vectors", vectors.flatten(0, 1), persistent=False)  # they are in the tokenizer's file
+        self.register_buffer("vectors", vectors.flatten(0, 1), persistent=False)  # saved in the tokenizer's file
         self.register_buffer("starts", torch.arange(0, K * V, V, device="cpu"), persistent=False)
         self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu"), persistent=False)
         self.num_specials = arrangement.num_specials
@@ -249,7 +249,7 @@ class CodeReader(nn.Module):
         self.specials = Table((K - 1) * self.num_specials, width)
 
     def forward(self, symbols: Tensor, first: int) -> Tensor:
-        """As `SymbolReader.forward`."""
+        """Like `SymbolReader.forward`."""
         n = symbols.shape[1]
         beyond = symbols - self.cardinalities[:n]
         special = (beyond >= 0).unsqueeze(-1)
@@ -269,7 +269,7 @@ def _make_reader(
 
 
 def _digits(config: DepthSettings, arrangement: CodebookPattern) -> list[tuple[int, ...]] | None:
-    """Values of the symbols of each codebook; None: its ids are the symbols."""
+    """Vocabulary sizes of the sub-tokens of each codebook; None: its ids are the sub-tokens."""
     if not isinstance(config, FactorHeadConfig):
         return None
     return equal_digits(config.sizes, arrangement, "lm.head.sizes")

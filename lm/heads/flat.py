@@ -1,5 +1,5 @@
-"""The flat head: logits only of the codebooks that stand in a step, for arrangements that share a frame's codebooks out
-over steps. With one code a step it takes a K-th of the parallel head's work and memory.
+"""The flat head: computes logits only for the codebooks present in a step, for patterns that spread a frame's codebooks
+over several steps. With one code per step it needs 1/K of the compute and memory of the parallel head.
 
     partial_flat [0, 1, 1]    step       0  1  2  3
                               codebooks  a  b  a  b
@@ -21,15 +21,15 @@ from ..patterns.sub_tokens import SubTokens
 
 
 class FlatHeadConfig(Config):
-    """Linear layers on the codebooks that stand in a step; for arrangements flat and partial_flat."""
+    """Linear layers for the codebooks present in a step; for the patterns flat and partial_flat."""
 
     kind: Literal["flat"] = "flat"
     output: Literal["own", "shared"] = "own"
-    """One layer for each codebook, or one for all."""
+    """own: one layer per codebook. shared: one for all."""
 
 
 class FlatHead(nn.Module):
-    """What its methods do is said by `heads.Head`."""
+    """The flat head; the methods implement `registry.Head`."""
 
     def __init__(
         self, config: FlatHeadConfig, width: int, arrangement: CodebookPattern, code_vectors: Tensor | None = None
@@ -44,7 +44,7 @@ class FlatHead(nn.Module):
         self.symbols = SubTokens(arrangement)
         self.period = arrangement.lines.strides[0]
         self.phases = [offset % self.period for offset in arrangement.lines.offsets]
-        """[K]: codebook k stands in steps phases[k], phases[k] + period, ..."""
+        """[K]: codebook k is present in steps phases[k], phases[k] + period, ..."""
         self.stages = [
             tuple(k for k, found in enumerate(self.phases) if found == phase) for phase in range(self.period)
         ]
@@ -57,7 +57,7 @@ class FlatHead(nn.Module):
         pass
 
     def forward(self, hidden: Tensor, ids: Tensor | None = None, first_step: int = 0) -> Tensor:
-        """Where a codebook does not stand its logits are 0."""
+        """The logits of absent codebooks are 0."""
         sizes = self.symbols.output_sizes
         found = [self._logits(k, hidden[:, self._steps(k, first_step)]) for k in range(len(sizes))]
         logits = found[0].new_zeros(*hidden.shape[:2], len(sizes), max(sizes))
@@ -90,7 +90,7 @@ class FlatHead(nn.Module):
         return torch.stack([nn.functional.pad(x, (0, V - x.shape[1]), value=float("-inf")) for x in found], dim=1)
 
     def _steps(self, k: int, first_step: int) -> slice:
-        """The steps of codebook k, counted from first_step."""
+        """The steps with codebook k, relative to first_step."""
         return slice((self.phases[k] - first_step) % self.period, None, self.period)
 
     def _logits(self, k: int, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The parallel head: one linear layer for each symbol of a step, all drawn at once."""
+"""The parallel head: one linear layer per sub-token of a step, all sampled at once."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..patterns.sub_tokens import SubTokens
 
 
 class ParallelHeadConfig(Config):
-    """One linear layer for each codebook; the codes of a step are predicted independently of each other."""
+    """One linear layer per codebook; the codes of a step are predicted independently."""
 
     kind: Literal["parallel"] = "parallel"
 
 
 class ParallelHead(nn.Module):
-    """hidden [*, D] -> logits [*, J, V'], V' the largest number of values; those a symbol does not have get -inf.
+    """hidden [*, D] -> logits [*, J, V'], V' the largest vocabulary; values outside a sub-token's vocabulary get -inf.
 
-    What its methods do is said by `heads.Head`.
+    The methods implement `registry.Head`.
     """
 
     weight: Tensor | None
@@ -39,7 +39,7 @@ class ParallelHead(nn.Module):
         code_vectors: Tensor | None = None,
         digits: Sequence[Sequence[int]] | None = None,
     ):
-        """`digits`: as `SubTokens`; None: the symbols are the codebooks' ids."""
+        """`digits`: as for `SubTokens`; None: the sub-tokens are the ids of the codebooks."""
         super().__init__()
         self.symbols = SubTokens(arrangement, digits)
         sizes = self.symbols.output_sizes
@@ -48,8 +48,8 @@ class ParallelHead(nn.Module):
         self.shape = (J, V)
         self.weight = nn.Parameter(torch.empty(J * V, width))
         self.packed: nn.Module | None = None
-        """The layer in another form, in place of the weight; see lm/quantization/packed_linear.py."""
-        # The bias of the matrix product is 0 or -inf: forbidding a value costs nothing.
+        """Packed form of the layer, used instead of the weight; see lm/quantization/packed_linear.py."""
+        # The bias of the matrix product is 0 or -inf: excluding a value is free.
         absent = torch.zeros(J, V, device="cpu")
         for j, size in enumerate(sizes):
             absent[j, size:] = float("-inf")

@@ -1,8 +1,8 @@
-"""Heads: from the backbone's hidden state of a step to the ids of that step.
+"""Heads: map the backbone's hidden state of a step to the ids of that step.
 
-What a head draws are symbols (lm/patterns/sub_tokens.py): mostly the ids themselves. It predicts them in stages, one
-after another: what an earlier stage chose may be read by a later one. The parallel head has one stage of all codebooks,
-the depth head one for each.
+A head predicts sub-tokens (lm/patterns/sub_tokens.py), which are usually the ids themselves, in sequential stages:
+later stages can be conditioned on the choices of earlier ones. The parallel head has one stage with all codebooks, the
+depth head one stage per sub-token.
 """
 
 from __future__ import annotations
@@ -22,44 +22,43 @@ from .parallel import ParallelHead, ParallelHeadConfig
 
 
 class Head(Protocol):
-    """What the model asks of a head; J symbols, as many as codebooks unless the head splits codes."""
+    """Protocol of a head with J sub-tokens; J is the number of codebooks unless the head splits codes."""
 
     symbols: SubTokens
     period: int
-    """Steps after which its stages repeat: step s is drawn as step s % period."""
+    """Period of its stages in steps: step s is sampled like step s % period."""
 
     def initialise_(self) -> None:
-        """Fill the weights that are of another scale than the backbone's; the model has filled them all before."""
+        """Initialize weights whose scale differs from the backbone's; the model has initialized all of them before."""
         ...
 
     def __call__(self, hidden: Tensor, ids: Tensor | None, first_step: int = 0) -> Tensor:
-        """Logits of whole sequences: hidden [B, S, D] of the steps from first_step on, and the ids of the same steps
-        [B, K, S] -> [B, S, J, V'], -inf for values a symbol does not have.
+        """Logits of whole sequences: hidden [B, S, D] of the steps from first_step on and their ids [B, K, S] ->
+        [B, S, J, V'], -inf for values outside a sub-token's vocabulary.
 
-        Logits of a symbol depend on symbols of earlier stages of the same step only; a head of one stage takes None.
+        The logits depend only on sub-tokens of earlier stages of the same step; a head with one stage accepts None.
         """
         ...
 
     def terms(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Loss terms [B, K, S] float32, nats, of whole sequences from step 0 on; 0 where mask [B, K, S] is False."""
+        """Losses [B, K, S] float32, nats, of whole sequences from step 0 on; 0 where mask [B, K, S] is False."""
         ...
 
     def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """The symbols that are drawn together in a step, in the order of prediction; a symbol whose codebook has no
-        code in that step may be left out."""
+        """The sub-tokens sampled together in a step, in order of prediction; sub-tokens of codebooks without a code in
+        that step may be omitted."""
         ...
 
     def start(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Any:
-        """What a generation needs, allocated once."""
+        """Allocate the head's generation state."""
         ...
 
     def begin(self, memory: Any, hidden: Tensor, step: int) -> Any:
-        """What `predict` needs for one step, from `start`'s memory and hidden [B, D]."""
+        """Prepare `predict` for one step, from the state of `start` and hidden [B, D]."""
         ...
 
     def predict(self, begun: Any, stage: int, symbols: Tensor) -> Tensor:
-        """Logits [B, n, *] of the n symbols of a stage, to be asked for in order; symbols [B, J] hold what earlier
-        stages chose."""
+        """Logits [B, n, *] of the n sub-tokens of a stage, in order; symbols [B, J] holds earlier choices."""
         ...
 
 
@@ -75,4 +74,4 @@ HEADS: dict[str, Callable[..., Any]] = {
     "factor": DepthHead,
     "bits": BitsHead,
 }
-"""Made as HEADS[kind](config, width, arrangement, code_vectors); a module that does what `Head` says."""
+"""Built as HEADS[kind](config, width, arrangement, code_vectors); each returns a module that implements `Head`."""

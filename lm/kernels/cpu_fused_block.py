@@ -1,11 +1,11 @@
-"""A step of generation in one call of cpu_gemv.c for all blocks, or in two for each block with the cache between them.
+"""A generation step in one call of cpu_gemv.c for all blocks, or two calls per block with the KV cache in between.
 
-Op by op a block takes about thirty calls for a single step, each a few microseconds: with weights of four bits that is
-longer than reading them. Where a cache only copies keys and values to a place it knows (`Cache.place`), one call does
-all blocks and the last norm. Else a first call makes a block's queries, keys and values, the cache takes and gives what
-it does, whatever its kind, and a second call does the rest. Both ways give the same, up to the rounding of the last
-norm: residuals and norms stay float32 inside a block; between blocks and before a product they are rounded as
-activations are.
+Op by op, a block takes about thirty calls per step, each a few microseconds: with 4-bit weights that is longer than
+reading them. If the cache only copies keys and values to a known slot (`Cache.place`), one call computes all blocks and
+the final norm. Otherwise a first call computes a block's queries, keys and values, the cache of any kind stores them
+and returns what to attend to, and a second call does the rest. Both paths give the same result, up to the rounding of
+the final norm: residuals and norms stay float32 within a block; between blocks and before a product they are rounded to
+the dtype of the activations.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ KNOWN_NORMS = (RMSNorm, nn.LayerNorm)
 
 
 class FusedBlock:
-    """Steps of a block whose linear layers are packed in tiles.
+    """Fused steps of a block whose linear layers are packed in tiles.
 
     Args:
-        block: kept, not copied; it must not be moved or packed again.
+        block: referenced, not copied; it must not be moved or packed again.
     """
 
     def __init__(self, block: Block):
         self.block = block
         self._made_for = self._key()
-        """Where all that it reads is, and numbers that are copied; None: there are parts it does not know."""
-        # Each is set whole, and held by who uses it: several threads may generate at the same time.
+        """Addresses of everything it reads, and copied numbers; None: the block has unsupported parts."""
+        # Each is replaced as a whole and held by its user: several threads may generate at the same time.
         self._layer: Layer | None = None
         self._memory: tuple[Tensor, AttentionMask, Past, Tensor | None] | None = None
 
     def __getstate__(self) -> dict:
-        """Without the addresses: a copy has its own."""
+        """Omit the addresses: a copy has its own."""
         made_for = None if self._made_for is None else ()
         return {"block": self.block, "_layer": None, "_memory": None, "_made_for": made_for}
 
     def refresh(self, block: Block) -> None:
-        """Describe the block anew where its layers or norms are not where or what they were."""
+        """Describe the block again if its layers or norms have moved or changed."""
         key = self._key()
         if key != self._made_for:
             self._layer, self._made_for = None, key
@@ -62,7 +62,7 @@ class FusedBlock:
 
     @property
     def layer(self) -> Layer:
-        """What cpu_gemv.c is told."""
+        """The block's description for cpu_gemv.c."""
         if self._layer is None:
             self._layer = self._describe()
         return self._layer
@@ -87,7 +87,7 @@ class FusedBlock:
         return layer
 
     def takes(self, x: Tensor, table: Tensor | None, memory: Memory | None) -> bool:
-        """Whether this step can go this way."""
+        """Whether this step can use the fast path."""
         return (
             x.shape[1] == 1
             and x.shape[0] <= cpu_gemv.MAX_ROWS
@@ -100,7 +100,7 @@ class FusedBlock:
         )
 
     def __call__(self, x: Tensor, table: Tensor | None, cache: Cache, layer: int, memory: Memory | None) -> Tensor:
-        """One step: x [B, 1, D] -> [B, 1, D]; the other arguments as `Block.forward`."""
+        """One step: x [B, 1, D] -> [B, 1, D]; the other arguments as for `Block.forward`."""
         x = x.contiguous()
         description, library = self.layer, cpu_gemv.library()
         B, half, threads = x.shape[0], x.dtype == torch.bfloat16, torch.get_num_threads()
@@ -127,14 +127,14 @@ class FusedBlock:
         return y
 
     def _rest(self, x: Tensor, queries: Tensor, seen, memory: Memory | None, layer: int) -> Tensor:
-        """The second half op by op, for keys and values that cpu_gemv.c does not read."""
+        """The second half op by op, for keys and values that cpu_gemv.c does not support."""
         attention = self.block.attention
         mixed = attention.attend(queries.to(seen.keys.dtype), seen.keys, seen.values, seen.mask, False).to(x.dtype)
         x = x + attention.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
         return self.block.after_attention(x, memory, layer)
 
     def _past_of(self, memory: Memory, layer: int) -> tuple[Past, Tensor | None]:
-        """Keys and values of the conditions, and a tensor to keep as long; described once for a generation."""
+        """Keys and values of the conditions, and a tensor to keep alive with them; described once per generation."""
         keys, values, mask = memory.keys[layer], memory.values[layer], memory.mask
         found = self._memory
         if found is None or found[0] is not keys or found[1] is not mask:
@@ -143,11 +143,11 @@ class FusedBlock:
 
 
 class FusedStack:
-    """Steps of all blocks and the last norm.
+    """Fused steps of all blocks and the final norm.
 
     Args:
-        blocks: all of a transformer's, in order.
-        last: its norm.
+        blocks: all blocks of a transformer, in order.
+        last: its final norm.
     """
 
     def __init__(self, blocks: Sequence[FusedBlock], last: nn.Module):
@@ -158,12 +158,12 @@ class FusedStack:
         self._memory: tuple[Memory, Any, list[Tensor | None]] | None = None
 
     def __getstate__(self) -> dict:
-        """Without the addresses: a copy has its own."""
+        """Omit the addresses: a copy has its own."""
         made_for = None if self._made_for is None else ()
         return {"blocks": self.blocks, "last": self.last, "_described": None, "_memory": None, "_made_for": made_for}
 
     def refresh(self, transformer: Transformer) -> None:
-        """As `FusedBlock.refresh`, once the blocks are refreshed."""
+        """Like `FusedBlock.refresh`, after the blocks are refreshed."""
         blocks: list[Any] = [block.fused for block in transformer.blocks]
         if blocks != list(self.blocks) or self.last is not transformer.norm:
             self.blocks, self.last = blocks, transformer.norm
@@ -177,8 +177,8 @@ class FusedStack:
         return (*keys, _norm_key(self.last)) if known else None
 
     def __call__(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> Tensor | None:
-        """One step: x [B, 1, D] -> [B, 1, D], normed, with its keys and values in the cache, which has begun the
-        position and is to be advanced; None where this step has to go block by block."""
+        """One step: x [B, 1, D] -> [B, 1, D], normalized. Its keys and values are written to the cache, whose `begin`
+        has been called and whose `advance` must follow; None if this step has to run block by block."""
         if self._made_for is None:
             return None
         first = self.blocks[0]
@@ -203,14 +203,14 @@ class FusedStack:
         return y
 
     def _describe(self) -> tuple[Any, Norm, list[Tensor]]:
-        """What cpu_gemv.c is told of all layers and of the last norm, and tensors to keep as long."""
+        """Description of all layers and of the final norm for cpu_gemv.c, and tensors to keep alive with it."""
         if self._described is None:
             layers = (ctypes.POINTER(Layer) * len(self.blocks))(*(ctypes.pointer(b.layer) for b in self.blocks))
             self._described = layers, *described_norm(self.last)
         return self._described
 
     def _pasts_of(self, memory: Memory) -> tuple[Any, list[Tensor | None]]:
-        """Keys and values of the conditions in all layers, and tensors to keep; described once for a generation."""
+        """Keys and values of the conditions in all layers, and tensors to keep alive; described once per generation."""
         found = self._memory
         if found is None or found[0] is not memory:
             pasts = [cpu_gemv.past_of(k, v, memory.mask) for k, v in zip(memory.keys, memory.values, strict=True)]
@@ -220,7 +220,7 @@ class FusedStack:
 
 
 def fuse_all(transformer: Transformer) -> FusedStack | TritonStack | None:
-    """A transformer's fused steps: on CUDA by Triton, on the CPU where all blocks are fused; None: there are none."""
+    """A transformer's fused steps: on CUDA by Triton, on the CPU if all blocks are fused; None: not supported."""
     weight = next(transformer.norm.parameters())
     if weight.is_cuda:
         return TritonStack(transformer) if takes_device(weight) else None
@@ -229,7 +229,7 @@ def fuse_all(transformer: Transformer) -> FusedStack | TritonStack | None:
 
 
 def described_norm(norm: nn.Module | None) -> tuple[Norm, list[Tensor]]:
-    """What cpu_gemv.c is told of a norm, and tensors to keep as long."""
+    """Description of a norm for cpu_gemv.c, and tensors to keep alive with it."""
     if norm is None:
         return Norm(), []
     assert isinstance(norm, RMSNorm | nn.LayerNorm)
@@ -241,12 +241,12 @@ def described_norm(norm: nn.Module | None) -> tuple[Norm, list[Tensor]]:
 
 
 def fuse(block: Block) -> Callable[..., Tensor] | None:
-    """The block's fused steps; None where it has parts that cpu_gemv.c does not know."""
+    """The block's fused steps; None if it has parts that cpu_gemv.c does not support."""
     return None if _parts_of(block) is None else FusedBlock(block)
 
 
 def _parts_of(block: Block) -> tuple[list[Any], list[nn.Module | None]] | None:
-    """The linear layers and norms of a block; None where it has parts that cpu_gemv.c does not know."""
+    """The linear layers and norms of a block; None if it has parts that cpu_gemv.c does not support."""
     attention, cross, ffn = block.attention, block.cross, block.ffn
     if type(attention) is not SelfAttention or type(cross) not in (CrossAttention, NoneType):
         return None
@@ -266,7 +266,7 @@ def _linears(block: Block) -> list[Any]:
 
 
 def _norm_key(norm: Any) -> tuple:
-    """Where a norm's numbers are, or what they are where cpu_gemv.c is given a copy."""
+    """Addresses of a norm's weights, or their values if cpu_gemv.c gets a copy."""
     if norm is None:
         return ()
     read = [x for x in (norm.weight, getattr(norm, "bias", None)) if x is not None]

@@ -1,18 +1,18 @@
-/* What a step of generation does with few rows, every weight, key and value read from memory once.
+/* Kernels for generation steps with few rows; every weight, key and value is read from memory once.
 
-   A linear layer of one to a few rows costs the time to read its weights, so they lie in the order in which they are
-   read: for each 4 outputs, one tile after another of [4 outputs, 32 inputs]. Reading four rows of an ordinary matrix
-   side by side is two to three times slower: the processor foresees one long stream, not four short ones.
+   A linear layer with one or a few rows is bound by reading its weights, so they are stored in the order in which they
+   are read: for each 4 outputs, consecutive tiles of [4 outputs, 32 inputs]. Reading four rows of a plain matrix in
+   parallel is two to three times slower: the CPU prefetches one long stream better than four short ones.
 
-   float32 and bfloat16 weights are as they are; int8 has one scale for an output; int4 has scale and offset for every
-   group of inputs (weight = scale number + offset) and tiles of [4 outputs, 128 inputs]: each output is 32 words of 16
-   bits, word i has the inputs i, 32 + i, 64 + i, 96 + i from its lowest 4 bits up.
+   float32 and bfloat16 weights are not scaled; int8 has one scale per output; int4 has a scale and an offset per group
+   of inputs (weight = scale * number + offset) and tiles of [4 outputs, 128 inputs]: each output is 32 words of 16
+   bits, and word i holds the inputs i, 32 + i, 64 + i, 96 + i, starting at its lowest 4 bits.
 
-   Sums are float32. Widths are rounded up to whole tiles, with zeros. Plain C with the vector extensions of GCC and
-   Clang; only the loads are written for each processor. Where x is bfloat16 and the processor multiplies bfloat16, so
-   does this. With AVX2 alone int8 and int4 would wait for their conversion to floats, not for memory: there x becomes
-   whole numbers of 16 bits, with a scale for each group of inputs (finer than bfloat16 where numbers of a group are
-   within 2^7 of the largest), and products and their sums are whole numbers within a group. */
+   Sums are float32. Widths are zero-padded to whole tiles. The code is plain C with the vector extensions of GCC and
+   Clang; only the loads are specific to a CPU. If x is bfloat16 and the CPU has bfloat16 products, they are used. With
+   AVX2 alone, int8 and int4 would be bound by their conversion to floats, not by memory: there x is quantized to 16-bit
+   integers with a scale per group of inputs (finer than bfloat16 for numbers within 2^7 of the group's largest), and
+   products and sums within a group are integers. */
 
 #include <math.h>
 #include <stdint.h>
@@ -24,10 +24,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
-#if defined(__AVX512F__) && defined(__AVX512BW__) /* LANES: floats in a register */
+#if defined(__AVX512F__) && defined(__AVX512BW__) /* LANES: floats per register */
 #define AVX512
 enum { LANES = 16, ROWS_AT_ONCE = 4 };
-#define KEEP(value) __asm__("" : "+v"(value)) /* in a register: GCC would load x again for every product */
+#define KEEP(value) __asm__("" : "+v"(value)) /* in a register: GCC would reload x for every product */
 #elif defined(__AVX2__)
 enum { LANES = 8, ROWS_AT_ONCE = 3 };
 #define WHOLE 1
@@ -47,7 +47,7 @@ enum { LANES = 4, ROWS_AT_ONCE = 2 };
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
 enum { OUTPUTS = 4, INPUTS = 32, PARTS = INPUTS / LANES };
 enum { INT4_INPUTS = 128 };
-enum { WHOLE_GROUP = 128 }; /* inputs of x that share a scale, where weights have no groups */
+enum { WHOLE_GROUP = 128 }; /* inputs of x that share a scale if weights have no groups */
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef float float4 __attribute__((vector_size(16), aligned(4)));
@@ -63,7 +63,7 @@ INLINE float from_bfloat16(uint16_t bits) {
     return value;
 }
 
-INLINE uint16_t to_bfloat16(float value) { /* to the nearest, ties to even; NaN stays NaN */
+INLINE uint16_t to_bfloat16(float value) { /* round to nearest, ties to even; preserves NaN */
     uint32_t bits;
     memcpy(&bits, &value, 4);
     uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
@@ -72,7 +72,7 @@ INLINE uint16_t to_bfloat16(float value) { /* to the nearest, ties to even; NaN 
 
 INLINE floats load_float32(const void *from) { return *(const floats *)from; }
 
-/* load_int4: the numbers of LANES words, `place` bits up */
+/* load_int4: the numbers of LANES words, from bit `place` on */
 #if defined(AVX512)
 INLINE floats load_bfloat16(const void *from) {
     return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from)), 16);
@@ -83,7 +83,7 @@ INLINE floats load_int8(const void *from) {
 INLINE floats load_int4(const void *from, int place) {
     const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512i four = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from));
-    return (floats)_mm512_permutexvar_ps(_mm512_srli_epi32(four, place), numbers); /* looks at the lowest 4 bits only */
+    return (floats)_mm512_permutexvar_ps(_mm512_srli_epi32(four, place), numbers); /* uses the lowest 4 bits only */
 }
 INLINE float sum(floats values) { return _mm512_reduce_add_ps((__m512)values); }
 #else
@@ -117,10 +117,10 @@ INLINE float sum(floats values) {
 }
 #endif
 
-/* Rows whose sums, numbers and weights fit into the registers; AVX2 has 16 of them. */
+/* Number of rows whose sums, inputs and weights fit in registers; AVX2 has 16. */
 INLINE int rows_together(int kind) { return LANES == 8 && kind != FLOAT32 ? 2 : ROWS_AT_ONCE; }
 
-/* The sums of four registers, in less than the time of two by themselves. */
+/* The sums of four registers, faster than two separate sums. */
 INLINE float4 sum_four(floats a, floats b, floats c, floats d) {
 #if defined(__AVX2__) && !defined(AVX512)
     const __m256 both = _mm256_hadd_ps(_mm256_hadd_ps((__m256)a, (__m256)b), _mm256_hadd_ps((__m256)c, (__m256)d));
@@ -144,11 +144,11 @@ typedef struct {
 } Matrix;
 
 typedef struct {
-    char *x;           /* rows_together rows together: [inputs / 32, rows, 32], float32; bfloat16 for DOTS, int16
-                          for WHOLE */
+    char *x;           /* per batch of rows_together rows: [inputs / 32, rows, 32], float32; bfloat16 for DOTS,
+                          int16 for WHOLE */
     float *scales;     /* WHOLE: [rows, groups], of x */
     float *group_sums; /* int4: [rows, groups], sums of x */
-    float *sums;       /* [rows, outputs rounded up] */
+    float *sums;       /* [rows, padded outputs] */
 } Operand;
 
 static int64_t padded_inputs(const Matrix *m) {
@@ -162,19 +162,19 @@ static int multiplies_halves(const Matrix *m, int half) {
 static int multiplies_whole(const Matrix *m, int half) { return WHOLE && half && (m->kind == INT8 || m->kind == INT4); }
 static int64_t whole_group(const Matrix *m) { return m->kind == INT4 ? m->group : WHOLE_GROUP; }
 
-/* The sums of a row, and what is added to them. */
+/* Store the sums of a row plus `added`. */
 INLINE void put_sums(float *to, floats sums[OUTPUTS][ROWS_AT_ONCE], int row, float4 added) {
     *(float4 *)to = sum_four(sums[0][row], sums[1][row], sums[2][row], sums[3][row]) + added;
 }
 
-/* Ask for the weights that come AHEAD bytes later: a processor foresees a stream only to the end of its page of 4 KB.
-   (Two rows of bfloat16, two threads of a Zen core: 14 GB/s without, 16 with, where a large product reads 16.) */
+/* Prefetch the weights AHEAD bytes later: the CPU prefetches a stream only to the end of its 4 KB page.
+   (Two rows of bfloat16, two threads of a Zen core: 14 GB/s without, 16 with; a large product reads 16.) */
 enum { AHEAD = 2048 };
 INLINE void fetch(const char *weight, int64_t bytes) {
     EACH(i, bytes / 64) __builtin_prefetch(weight + AHEAD + i * 64);
 }
 
-/* The outputs of a block of tiles, for `rows` rows of x (a constant once inlined). */
+/* The outputs of a block of tiles, for `rows` rows of x (constant after inlining). */
 INLINE void block_of_weights(
     int kind, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
     const int64_t line = INPUTS * (kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1), inputs = padded_inputs(m);
@@ -197,8 +197,8 @@ INLINE void block_of_weights(
     EACH(b, rows) put_sums(operand->sums + (first + b) * outputs + block * OUTPUTS, sums, b, (float4){0});
 }
 
-/* The same of bfloat16 weights. A word holds two of them, and each is a float once the other is gone: so x has the
-   2 LANES inputs of a register of words sorted into even and odd ones. */
+/* The same for bfloat16 weights. A word holds two of them, and each becomes a float when the other is masked out, so x
+   stores the 2 LANES inputs of a register of words as even ones, then odd ones. */
 INLINE void block_of_bfloat16(const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
     const int64_t line = INPUTS * 2, inputs = padded_inputs(m), outputs = padded_outputs(m);
     const char *weight = m->weight + block * OUTPUTS * (inputs / INPUTS) * line;
@@ -235,7 +235,7 @@ INLINE void block_of_int4(int dots, const Matrix *m, const Operand *operand, int
     floats sums[OUTPUTS][ROWS_AT_ONCE], inner[OUTPUTS][ROWS_AT_ONCE];
     float4 shifts[ROWS_AT_ONCE];
 #if DOTS
-    const __m512i numbers = _mm512_set_epi16(/* 15 to 0 in bfloat16, twice: the fifth bit of an index does not matter */
+    const __m512i numbers = _mm512_set_epi16(/* 15 to 0 in bfloat16, twice: the fifth bit of an index is ignored */
         0x4170, 0x4160, 0x4150, 0x4140, 0x4130, 0x4120, 0x4110, 0x4100, 0x40E0, 0x40C0, 0x40A0, 0x4080, 0x4040, 0x4000,
         0x3F80, 0x0000, 0x4170, 0x4160, 0x4150, 0x4140, 0x4130, 0x4120, 0x4110, 0x4100, 0x40E0, 0x40C0, 0x40A0, 0x4080,
         0x4040, 0x4000, 0x3F80, 0x0000);
@@ -303,7 +303,7 @@ INLINE void block_of_dots(const Matrix *m, const Operand *operand, int64_t block
 #endif
 
 #if WHOLE
-/* inner[o][b] += w[o] . x[b] for 16 inputs; `w` gives the whole numbers of output o */
+/* inner[o][b] += w[o] . x[b] for 16 inputs; `w` evaluates to the integers of output o */
 #define WHOLE_PRODUCTS(x, w) do { \
     __m256i xs[ROWS_AT_ONCE]; \
     EACH(b, rows) { xs[b] = _mm256_loadu_si256((const __m256i *)((x) + b * INPUTS)); KEEP(xs[b]); } \
@@ -372,7 +372,7 @@ INLINE void block_of_whole4(const Matrix *m, const Operand *operand, int64_t blo
 }
 #endif
 
-/* dots: 1 for products of bfloat16, 2 for products of whole numbers */
+/* dots: 1 for bfloat16 products, 2 for integer products */
 INLINE void block_of_kind(
     int kind, int dots, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
 #if WHOLE
@@ -392,7 +392,7 @@ INLINE void block_of_kind(
 INLINE void blocks_of_kind(
     int kind, int dots, const Matrix *m, const Operand *operand, int64_t from, int64_t to, int64_t rows) {
     const int together = rows_together(kind);
-    for (int64_t block = from; block < to; block++) { /* more rows than fit into registers find the block in L1 */
+    for (int64_t block = from; block < to; block++) { /* rows beyond the registers find the block in L1 */
         int64_t row = 0;
         for (; row + together <= rows; row += together)
             block_of_kind(kind, dots, m, operand, block, row, together);
@@ -417,18 +417,18 @@ static void run_blocks(const Matrix *m, int dots, const Operand *operand, int64_
     if (m->kind == INT4 && !dots) blocks_of_kind(INT4, 0, m, operand, from, to, rows);
 }
 
-/* Floats that an operand of a matrix takes. */
+/* Size of a matrix's operand in floats. */
 static int64_t room_for(const Matrix *m, int64_t rows) {
     return rows * (padded_inputs(m) + padded_inputs(m) / INPUTS + padded_outputs(m)) + 3 * 16;
 }
 
-/* The place of tile `tile` of row `b` in an operand's x, in numbers. */
+/* Offset of tile `tile` of row `b` in an operand's x, in elements. */
 INLINE int64_t place_of(const Matrix *m, int64_t b, int64_t tile, int64_t rows) {
     const int64_t most = rows_together(m->kind), first = b / most * most, left = rows - first;
     return first * padded_inputs(m) + (tile * (left < most ? left : most) + b - first) * INPUTS;
 }
 
-/* x [rows, inputs] rounded to bfloat16 and then to whole numbers. */
+/* x [rows, inputs] rounded to bfloat16, then quantized to integers. */
 static void lay_out_whole(const Matrix *m, const float *x, int64_t rows, const Operand *operand) {
     const int64_t inputs = padded_inputs(m), group = whole_group(m), groups = (inputs + group - 1) / group;
     for (int64_t b = 0; b < rows; b++)
@@ -438,7 +438,7 @@ static void lay_out_whole(const Matrix *m, const float *x, int64_t rows, const O
             for (int64_t i = 0; i < count; i++) numbers[i] = from_bfloat16(to_bfloat16(x[b * m->inputs + g * group + i]));
             for (int i = 0; i < WHOLE_GROUP; i++) largest = fabsf(numbers[i]) > largest ? fabsf(numbers[i]) : largest;
             for (int i = 0; i < WHOLE_GROUP; i++) total += numbers[i];
-            operand->scales[b * groups + g] = largest / 32767 + (total - total); /* NaN stays NaN */
+            operand->scales[b * groups + g] = largest / 32767 + (total - total); /* preserves NaN */
             if (m->kind == INT4) operand->group_sums[b * groups + g] = total;
             const float scale = largest > 0 ? 32767 / largest : 0;
             for (int64_t t = 0; t * INPUTS < group && g * group + t * INPUTS < inputs; t++) {
@@ -451,7 +451,7 @@ static void lay_out_whole(const Matrix *m, const float *x, int64_t rows, const O
         }
 }
 
-/* x [rows, inputs] as the kernels read it, rounded to bfloat16 where `half`. */
+/* x [rows, inputs] in the kernels' layout, rounded to bfloat16 if `half`. */
 static Operand lay_out(const Matrix *m, const float *x, int64_t rows, int half, float *memory) {
     const int64_t inputs = padded_inputs(m), groups = m->kind == INT4 ? inputs / m->group : 0;
     Operand operand = {(char *)memory, memory + rows * inputs / 2, memory + rows * inputs, 0};
@@ -484,7 +484,7 @@ static Operand lay_out(const Matrix *m, const float *x, int64_t rows, int half, 
     return operand;
 }
 
-/* Sums of the outputs from..to, scaled and with bias; from and to count blocks of 4. */
+/* The outputs from..to, scaled and with bias; from and to count blocks of 4. */
 static void multiply(const Matrix *m, const Operand *operand, int64_t from, int64_t to, int64_t rows, int half) {
     const int64_t outputs = padded_outputs(m);
     run_blocks(m, multiplies_whole(m, half) ? 2 : multiplies_halves(m, half), operand, from, to, rows);
@@ -498,7 +498,7 @@ static void multiply(const Matrix *m, const Operand *operand, int64_t from, int6
     }
 }
 
-/* The product of the rows with the matrix, by all threads. Returns [rows, outputs rounded up to 4], in `memory`. */
+/* Multiply the rows by the matrix with all threads. Returns [rows, outputs padded to 4], in `memory`. */
 static float *product(const Matrix *m, const float *x, int64_t rows, int half, int threads, float *memory) {
     const Operand operand = lay_out(m, x, rows, half, memory);
     const int64_t blocks = padded_outputs(m) / OUTPUTS, share = (blocks + threads - 1) / threads;
@@ -524,7 +524,7 @@ static float *room(int64_t floats_needed) {
     return aligned_alloc(64, (sizeof(float) * floats_needed + 63) / 64 * 64);
 }
 
-/* x [rows, inputs] and y [rows, outputs] are float32, or bfloat16 where `half`. Returns 0, or 1 for want of memory. */
+/* x [rows, inputs] and y [rows, outputs] are float32, or bfloat16 if `half`. Returns 0, or 1 if out of memory. */
 int gemv_linear(const Matrix *m, const void *x, void *y, int64_t rows, int half, int threads) {
     const int64_t numbers = (rows * m->inputs + 15) / 16 * 16;
     float *memory = room(numbers + room_for(m, rows));
@@ -536,9 +536,9 @@ int gemv_linear(const Matrix *m, const void *x, void *y, int64_t rows, int half,
     return 0;
 }
 
-/* Attention of one query a row to the positions so far */
+/* Attention of one query per row to the positions so far */
 
-INLINE float exponential(float x) { /* of x <= 0, to 2e-7 of itself; a loop of these becomes vector code */
+INLINE float exponential(float x) { /* for x <= 0, relative error 2e-7; loops are vectorized */
     const float halves = x * 1.44269504f;
     const int32_t whole = (int32_t)(halves - 0.5f), bits = (whole + 127) << 23;
     const float rest = (halves - (float)whole) * 0.69314718f;
@@ -550,13 +550,13 @@ INLINE float exponential(float x) { /* of x <= 0, to 2e-7 of itself; a loop of t
 }
 
 typedef struct {
-    const char *keys, *values; /* the numbers of a head lie together */
-    const uint8_t *mask;       /* [rows, positions], 1 where a position is seen, or NULL; every row sees one */
-    int64_t positions, key_strides[3], value_strides[3]; /* in numbers: of row, head, position */
-    int64_t mask_stride, half;                           /* of a row; keys and values are bfloat16 */
+    const char *keys, *values; /* each head is contiguous */
+    const uint8_t *mask;       /* [rows, positions], 1 where attended to, or NULL; at least one per row */
+    int64_t positions, key_strides[3], value_strides[3]; /* in elements: of row, head, position */
+    int64_t mask_stride, half;                           /* per row; 1 if keys and values are bfloat16 */
 } Past;
 
-/* scores[m] += query . key[m] over `parts` registers of the head (a constant once inlined), where m is seen */
+/* scores[m] += query . key[m] over `parts` registers of the head (constant after inlining), where mask[m] is set */
 INLINE void add_scores(
     int kind, const Past *past, const char *key, const float *query, const uint8_t *mask, float *scores, int parts) {
     const int64_t size = kind == FLOAT32 ? 4 : 2;
@@ -570,7 +570,7 @@ INLINE void add_scores(
     }
 }
 
-/* result = sum over m of scores[m] value[m], as above; what is not seen is not read */
+/* result = sum over m of scores[m] value[m], as above; masked values are not read */
 INLINE void mix_values(int kind, const Past *past, const char *value, const float *scores, float *result, int parts) {
     const int64_t size = kind == FLOAT32 ? 4 : 2;
     floats totals[8];
@@ -610,7 +610,7 @@ static void attend(const Past *past, int64_t row, int64_t group, int64_t width, 
 #undef CASE
 }
 
-/* queries [rows, heads, width], which are scaled in place, to `mixed` alike; scores [threads, positions] is memory. */
+/* queries [rows, heads, width], scaled in place, to `mixed` (same shape); scores [threads, positions] is scratch. */
 static void attend_all(const Past *past, int64_t rows, int64_t heads, int64_t groups, int64_t width, float *queries,
     float *mixed, float *scores, int threads) {
     const int64_t work = rows * heads, share = (work + threads - 1) / threads;
@@ -624,8 +624,8 @@ static void attend_all(const Past *past, int64_t rows, int64_t heads, int64_t gr
         }
 }
 
-/* queries and out [rows, heads, width] lie together, float32 or bfloat16 like keys and values, the width a multiple of
-   16; query head h reads group h / (heads / groups). Returns as above. */
+/* queries and out [rows, heads, width] are contiguous, float32 or bfloat16 like keys and values; width is a multiple of
+   16. Query head h uses group h / (heads / groups). Returns as above. */
 int gemv_attention(const Past *past, const void *queries, void *out, int64_t rows, int64_t heads, int64_t groups,
     int64_t width, int threads) {
     const int64_t numbers = rows * heads * width;
@@ -638,11 +638,11 @@ int gemv_attention(const Past *past, const void *queries, void *out, int64_t row
     return 0;
 }
 
-/* A block of the transformer (transformer.py: Block), in two halves: between them the caller's cache takes the new keys
-   and values. Inside a half everything is float32; what goes into a product is rounded to bfloat16 where x is. */
+/* A transformer block (transformer.py: Block) in two halves, between which the caller's cache stores the new keys and
+   values. Within a half everything is float32; inputs of products are rounded to bfloat16 if x is bfloat16. */
 
 typedef struct {
-    const float *weight, *bias; /* NULL: there is no norm; no bias: root mean square, else with the mean taken off */
+    const float *weight, *bias; /* weight NULL: no norm; bias NULL: RMSNorm, else LayerNorm */
     double eps;
 } Norm;
 
@@ -650,7 +650,7 @@ typedef struct {
     Matrix qkv, out, cross_query, cross_out, up, down;
     Norm attention_norm, query_norm, key_norm, cross_norm, cross_query_norm, ffn_norm;
     int64_t width, heads, groups, head_width;
-    int64_t gated; /* up has gates and values below each other: silu(gate) value; else gelu(up) */
+    int64_t gated; /* up stacks gates and values: silu(gate) * value; else gelu(up) */
 } Layer;
 
 static void normalise(const Norm *norm, const float *x, int64_t count, int64_t width, float *to) {
@@ -678,7 +678,7 @@ static void normalise(const Norm *norm, const float *x, int64_t count, int64_t w
     }
 }
 
-/* Turn the pairs of `count` heads by angles given as cosine and sine, [width / 2, 2]. */
+/* Rotate the pairs of `count` heads by angles given as cosine and sine, [width / 2, 2]. */
 static void turn(float *heads, int64_t count, int64_t width, const float *angles) {
     for (int64_t h = 0; h < count; h++, heads += width)
         for (int64_t i = 0; i < width; i += 2) {
@@ -702,9 +702,9 @@ INLINE float silu(float x) {
     return x < 0 ? x * power / (1 + power) : x / (1 + power);
 }
 
-/* First half: norm, projections, norms of heads, turns. x [rows, width]; queries float32 [rows, heads, head_width];
-   keys and values [rows, groups, head_width] in x's type. `angles`: complex64 [rows or 1, head_width / 2] or NULL;
-   `turn_keys`: 0 where the cache turns them. Returns 0, or 1 for want of memory. */
+/* First half: norm, projections, QK norms, rotation. x [rows, width]; queries float32 [rows, heads, head_width]; keys
+   and values [rows, groups, head_width] in x's dtype. `angles`: complex64 [rows or 1, head_width / 2] or NULL;
+   `turn_keys`: 0 if the cache rotates them. Returns 0, or 1 if out of memory. */
 int gemv_project(const Layer *l, const void *x, float *queries, void *keys, void *values, const float *angles,
     int64_t angle_stride, int turn_keys, int64_t rows, int half, int threads) {
     const int64_t D = l->width, E = l->head_width, H = l->heads, G = l->groups, numbers = rows * D;
@@ -732,7 +732,7 @@ static void add_rows(float *x, const float *sums, int64_t rows, int64_t width, i
 }
 
 /* Second half: attention to `past`, cross-attention to `memory` (NULL: none) and the feed-forward, added to x [rows,
-   width], which goes to y. `queries` from the first half are overwritten. Returns as above. */
+   width] and written to y. `queries` from the first half are overwritten. Returns as above. */
 int gemv_finish(const Layer *l, const Past *past, const Past *memory, const void *x, float *queries, void *y,
     int64_t rows, int half, int threads) {
     const int64_t D = l->width, E = l->head_width, H = l->heads, G = l->groups, numbers = rows * D;
@@ -779,9 +779,9 @@ int gemv_finish(const Layer *l, const Past *past, const Past *memory, const void
     return 0;
 }
 
-/* All blocks of a step and the last norm, where what is remembered of every layer lies in one tensor: `past` describes
-   that of the first layer as it is to be seen, `layer_stride` numbers before that of the next; new keys and values go to
-   place `place`. `memories`: for each layer, or NULL. y: [rows, width]. Returns as above. */
+/* All blocks of a step and the final norm, if the KV cache of all layers is one tensor: `past` describes what to attend
+   to in the first layer, `layer_stride` is the distance to the next layer in elements; new keys and values go to slot
+   `place`. `memories`: per layer, or NULL. y: [rows, width]. Returns as above. */
 int gemv_stack(const Layer *const *layers, int64_t count, const Past *past, int64_t layer_stride, int64_t place,
     const Past *memories, const Norm *last, const void *x, void *y, const float *angles, int64_t angle_stride,
     int64_t rows, int half, int threads) {
@@ -814,17 +814,17 @@ int gemv_stack(const Layer *const *layers, int64_t count, const Past *past, int6
     return status;
 }
 
-/* Changes */
+/* Change detection */
 
-/* SplitMix64's: a change of the highest bit, the sign of a float, has to reach all others, or a second one undoes it. */
+/* SplitMix64's mixer: a flip of the highest bit (a float's sign) must reach all bits, or a second flip cancels it. */
 INLINE uint64_t mixed(uint64_t sum) {
     sum = (sum ^ sum >> 30) * 0xBF58476D1CE4E5B9u;
     sum = (sum ^ sum >> 27) * 0x94D049BB133111EBu;
     return sum ^ sum >> 31;
 }
 
-/* A number of some bytes that any change of them changes, at the speed of memory: eight sums side by side, each of whose
-   steps can be undone, so that two inputs that differ in one place never agree. Not against an attacker. */
+/* A hash of some bytes at memory speed: eight parallel sums with invertible steps, so that inputs that differ in one
+   place never collide. Not secure against an attacker. */
 int gemv_hash(const char *bytes, int64_t count, uint64_t *result) {
     enum { SIDE = 8 };
     uint64_t sums[SIDE], total = (uint64_t)count;

@@ -1,9 +1,9 @@
-"""Linear layers of few rows at the speed of memory: cpu_gemv.c, compiled once and kept in the user's cache.
+"""Linear layers with few rows at memory speed: cpu_gemv.c, compiled once and stored in the user's cache folder.
 
-One step of generation multiplies every weight with one row (two with guidance) for each sample, so it takes as long as
-reading the weights takes. torch's own layers lay bfloat16 weights out anew for each product, and read float32 weights
-once for each row. Only a C compiler is needed, no headers: it takes two seconds, once for a machine. Where there is
-none, `why_not` says so and callers use torch.
+A generation step multiplies every weight by one row per sample (two with guidance), so it is bound by reading the
+weights. torch's layers convert the layout of bfloat16 weights for every product, and read float32 weights once per row.
+Only a C compiler is needed, no headers: compiling takes two seconds, once per machine. Without one, `why_not` gives the
+reason and callers use torch.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .kernel_cache import cache_folder, load_code, private_folder, read_cached, 
 
 SOURCE = Path(__file__).with_name("cpu_gemv.c")
 KINDS = ("float32", "bfloat16", "int8", "int4")
-"""In the order of the numbers cpu_gemv.c has for them."""
+"""In the order of the enum in cpu_gemv.c."""
 OUTPUTS, INPUTS, INT4_INPUTS = 4, 32, 128
-"""Of a tile; int4 has tiles of its own."""
+"""Tile sizes; int4 has its own."""
 MAX_ROWS = 16
-"""From here on products, not memory, take the time, and torch's matrix product is better."""
+"""Above this, products are compute-bound, and torch's matrix product is faster."""
 
 
 class Matrix(ctypes.Structure):
-    """A linear layer; the tensors it points to must live as long."""
+    """A linear layer; the tensors it points to must outlive it."""
 
     _fields_ = [
         ("weight", ctypes.c_void_p),
@@ -62,7 +62,7 @@ class Past(ctypes.Structure):
 
 
 class Norm(ctypes.Structure):
-    """A norm; without weight there is none."""
+    """A norm; none if weight is null."""
 
     _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_double)]
 
@@ -73,10 +73,10 @@ SIZES = ("width", "heads", "groups", "head_width", "gated")
 
 
 class Layer(ctypes.Structure):
-    """A block as cpu_gemv.c is told of it."""
+    """Description of a block for cpu_gemv.c."""
 
     kept: list[Tensor]
-    """What it points to and nobody else holds."""
+    """Tensors it points to that nothing else keeps alive."""
     _fields_ = [
         *[(name, Matrix) for name in MATRICES],
         *[(name, Norm) for name in NORMS],
@@ -85,25 +85,25 @@ class Layer(ctypes.Structure):
 
 
 def tiled(weight: Tensor, inputs: int = INPUTS) -> Tensor:
-    """Weights [N, D] of any dtype in the order they are read, [N / 4, D / inputs, 4, inputs] rounded up with zeros."""
+    """Weights [N, D] of any dtype in the kernels' order, [N / 4, D / inputs, 4, inputs], zero-padded."""
     N, D = weight.shape
     weight = torch.nn.functional.pad(weight, (0, -D % inputs, 0, -N % OUTPUTS))
     return weight.unflatten(1, (-1, inputs)).unflatten(0, (-1, OUTPUTS)).transpose(1, 2).contiguous()
 
 
 def untiled(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
-    """The weights [N, D] that `tiled` was given."""
+    """The inverse of `tiled`: weights [N, D]."""
     return tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)[:outputs, :inputs]
 
 
 def tiled_int4(numbers: Tensor) -> Tensor:
-    """Numbers 0..15 [N, D], uint8, in the order they are read: bytes [N / 4, D / 128, 4, 64]."""
+    """Numbers 0..15 [N, D], uint8, in the kernels' order: bytes [N / 4, D / 128, 4, 64]."""
     a, b, c, d = tiled(numbers, INT4_INPUTS).chunk(4, dim=-1)
     return torch.stack([a | (b << 4), c | (d << 4)], dim=-1).flatten(-2)
 
 
 def untiled_int4(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
-    """The numbers [N, D] that `tiled_int4` was given."""
+    """The inverse of `tiled_int4`: numbers [N, D]."""
     low, high = tiles.unflatten(-1, (-1, 2)).unbind(-1)
     return untiled(torch.cat([low & 15, low >> 4, high & 15, high >> 4], dim=-1), outputs, inputs)
 
@@ -111,20 +111,19 @@ def untiled_int4(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
 def matrix_of(
     weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: str, inputs: int, outputs: int, group: int
 ) -> Matrix:
-    """What the kernels are told of a layer as `PackedLinear` (lm/quantization/packed_linear.py) keeps it; arguments
-    as `gemv_linear`."""
+    """Describe a layer stored as in `PackedLinear` (lm/quantization/packed_linear.py); arguments as `gemv_linear`."""
     return Matrix(weight.data_ptr(), _pointer(scales), _pointer(bias), KINDS.index(kind), inputs, outputs, group)
 
 
 def gemv_linear(
     x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, kind: str, outputs: int, group: int
 ) -> Tensor:
-    """x W^T + bias for a matrix as `PackedLinear` (lm/quantization/packed_linear.py) keeps it.
+    """x W^T + bias for a matrix stored as in `PackedLinear` (lm/quantization/packed_linear.py).
 
     Args:
         x: [*, D] float32 or bfloat16 on the CPU.
         weight: `tiled` of kind, or `tiled_int4`.
-        scales: int8: float32 [N]. int4: bfloat16 [N / 4, groups, 2, 4], scales and offsets, rounded up with zeros.
+        scales: int8: float32 [N]. int4: bfloat16 [N / 4, groups, 2, 4], scales and offsets, zero-padded.
         bias: float32 [N].
         kind: one of KINDS.
         outputs: N.
@@ -136,7 +135,7 @@ def gemv_linear(
 
 
 def multiply(x: Tensor, matrix: Matrix) -> Tensor:
-    """`gemv_linear` for a matrix that is described already."""
+    """`gemv_linear` with an existing description of the matrix."""
     x = x.contiguous()
     y = x.new_empty((*x.shape[:-1], matrix.outputs))
     half, threads = _is_half(x), torch.get_num_threads()
@@ -147,12 +146,12 @@ def multiply(x: Tensor, matrix: Matrix) -> Tensor:
 
 
 def gemv_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of one query to the positions so far, [B, H, 1, E] -> [B, H, 1, E].
+    """Attention of a single query to the positions so far, [B, H, 1, E] -> [B, H, 1, E].
 
     Args:
         queries: [B, H, 1, E] float32 or bfloat16 on the CPU, E a multiple of 16.
-        keys, values: [B, G, M, E] of the same dtype; the numbers of a head lie together, all else may be strided.
-        mask: bool [B or 1, 1, 1, M], True where a key is seen; None: all are. What is not seen is not read.
+        keys, values: [B, G, M, E] of the same dtype; contiguous in the last dimension, the others may be strided.
+        mask: bool [B or 1, 1, 1, M], True where the query attends to a key; None: all. Masked keys are not read.
     """
     if torch.compiler.is_compiling():
         return torch.ops.tessera.gemv_attention(queries, keys, values, mask)
@@ -160,7 +159,7 @@ def gemv_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor |
 
 
 def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask) -> bool:
-    """Whether `gemv_attention` takes these."""
+    """Whether `gemv_attention` supports these tensors."""
     return (
         queries.shape[2] == 1
         and queries.shape[3] % 16 == 0
@@ -174,7 +173,7 @@ def can_attend(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMas
 
 
 def past_of(keys: Tensor, values: Tensor, mask: AttentionMask) -> tuple[Past, Tensor | None]:
-    """What the kernels are told of keys, values and mask as `can_attend` allows, and a tensor to keep as long."""
+    """Describe keys, values and mask that pass `can_attend`; also returns a tensor to keep alive."""
     assert mask is None or isinstance(mask, Tensor)
     B, _, M, _ = keys.shape
     seen = None if mask is None else mask.expand(B, 1, 1, M).contiguous()
@@ -184,7 +183,7 @@ def past_of(keys: Tensor, values: Tensor, mask: AttentionMask) -> tuple[Past, Te
 
 
 def why_not() -> str:
-    """Why the kernels cannot be used here; "" where they can."""
+    """Why the kernels cannot be used here; "" if they can."""
     return library().why_not
 
 
@@ -220,7 +219,7 @@ def _is_half(x: Tensor) -> bool:
 
 
 def check_memory(status: int) -> None:
-    """MemoryError where a function of cpu_gemv.c says there was none."""
+    """Raise MemoryError if a function of cpu_gemv.c reports that allocation failed."""
     if status:
         raise MemoryError("no memory for a step of generation")
 
@@ -244,7 +243,7 @@ FUNCTIONS = ("linear", "attention", "project", "finish", "stack")
 
 @dataclass(frozen=True)
 class Library:
-    """The functions of cpu_gemv.c, or why they are not there."""
+    """The functions of cpu_gemv.c, or the reason they are missing."""
 
     linear: Any = None
     attention: Any = None
@@ -257,7 +256,7 @@ class Library:
 
 @cache
 def library() -> Library:
-    """Compiled and loaded when it is first asked for."""
+    """Compile and load on first use."""
     try:
         return _functions(_loaded())
     except (OSError, RuntimeError) as error:
@@ -296,21 +295,21 @@ def _functions(loaded: ctypes.CDLL) -> Library:
 
 
 def _loaded() -> ctypes.CDLL:
-    """The shared library for this machine and this source: the cache's where it is trusted and whole, else compiled."""
+    """The shared library for this CPU and source: from the cache if trusted and intact, else compiled."""
     compiler = next((found for name in (os.environ.get("CC"), "gcc", "clang", "cc") if (found := _found(name))), None)
     if compiler is None or os.name == "nt":
         raise RuntimeError("no C compiler was found (gcc or clang); install one, or set CC")
     described = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, _processor()])
     name = f"gemv-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
     folder = cache_folder()
-    with contextlib.suppress(OSError):  # not there, not to be trusted, or not a library: compiled again
+    with contextlib.suppress(OSError):  # missing, untrusted, or not a library: compile again
         content = None if folder is None else read_cached(folder, name)
         if content is not None:
             return _with_all_functions(load_code(content, name))
     content = _compiled(compiler)
     loaded = _with_all_functions(load_code(content, name))
     if folder is not None:
-        with contextlib.suppress(OSError):  # a disk that is full or read-only costs the compilation each time
+        with contextlib.suppress(OSError):  # if the disk is full or read-only, it is compiled each time
             write_cached(folder, name, content)
     return loaded
 
@@ -338,13 +337,13 @@ def _with_all_functions(loaded: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def _found(name: str | None) -> str | None:
-    """A compiler's absolute path; one that PATH finds relative to the current directory is nobody's choice."""
+    """Absolute path of a compiler; paths relative to the current directory are ignored, because nobody chose them."""
     path = shutil.which(name) if name else None
     return path if path is not None and os.path.isabs(path) else None
 
 
 def _processor() -> str:
-    """What decides which instructions may be used: a library compiled for another processor would crash."""
+    """The CPU features that determine which instructions are used: a library compiled for another CPU would crash."""
     wanted = ("model name", "flags", "Features", "CPU part")
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,9 +1,9 @@
-"""A folder for compiled code that only this user can have written, and code loaded from memory.
+"""A cache folder for compiled code that only this user can have written, and loading of code from memory.
 
-Who may write a file decides whether its code is trusted: the folder and the file must belong to this user and be
-writable by nobody else, each folder above must belong to this user or root and be writable by nobody else (or be
-sticky, as /tmp is), and none of them may be a symbolic link. The SHA-256 at the end of a file says something else: that
-it is whole. A file is opened once and read into memory; what was checked is what is loaded, whatever happens to it.
+Code is trusted according to who may write its file: the folder and the file must belong to this user and be writable by
+nobody else, each parent folder must belong to this user or root and be writable by nobody else (or be sticky, as /tmp
+is), and none of them may be a symbolic link. The SHA-256 at the end of a file only shows that it is complete. A file is
+opened once and read into memory, so the bytes that were checked are the bytes that are loaded.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW"
 
 
 class NotTrusted(OSError):
-    """A folder or file that another user can change, or that is reached through a link."""
+    """Another user can change the folder or file, or it is reached through a link."""
 
 
 def cache_folder() -> Path | None:
-    """$XDG_CACHE_HOME/tessera, by default ~/.cache/tessera; None where neither is an absolute path.
+    """$XDG_CACHE_HOME/tessera, by default ~/.cache/tessera; None if neither is an absolute path.
 
-    The XDG base directory specification says that relative paths are to be ignored.
+    The XDG base directory specification requires relative paths to be ignored.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or ".")
     if not base.is_absolute():
@@ -43,7 +43,7 @@ def cache_folder() -> Path | None:
 
 
 def read_cached(folder: Path, name: str) -> bytes | None:
-    """The content that `write_cached` wrote; None where there is none, or it is damaged. OSError: not to be trusted."""
+    """The content written by `write_cached`; None if missing or damaged. OSError: it is not trusted."""
     with _trusted_folder(folder, make=False) as directory:
         try:
             handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
@@ -59,7 +59,7 @@ def read_cached(folder: Path, name: str) -> bytes | None:
 
 
 def write_cached(folder: Path, name: str, content: bytes) -> None:
-    """Write a file that is whole or absent after a kill. OSError: no room, read-only, or not to be trusted."""
+    """Write a file atomically: complete or absent after a kill. OSError: disk full, read-only, or not trusted."""
     part = f".{name}.{secrets.token_hex(8)}.part"
     with _trusted_folder(folder, make=True) as directory:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory)
@@ -78,7 +78,7 @@ def write_cached(folder: Path, name: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
-    """A new folder that only this user can enter; it is removed afterwards. OSError: there is no place for one."""
+    """A new folder that only this user can enter, removed afterwards. OSError: there is no place for one."""
     made = _make_private_folder()
     try:
         yield made
@@ -87,7 +87,7 @@ def private_folder() -> Iterator[Path]:
 
 
 def _make_private_folder() -> Path:
-    """In the folder for temporary files, or where that is read-only or everybody's in the cache."""
+    """In the folder for temporary files, or in the cache if that is read-only or world-writable."""
     try:
         above = Path(os.path.realpath(tempfile.gettempdir()))
         with _trusted_folder(above, make=False, own=False):
@@ -101,10 +101,10 @@ def _make_private_folder() -> Path:
 
 
 def load_code(content: bytes, name: str) -> ctypes.CDLL:
-    """Load a shared library that is in memory already; OSError where it cannot be loaded."""
+    """Load a shared library that is already in memory; OSError if loading fails."""
     if hasattr(os, "memfd_create"):
-        with contextlib.suppress(OSError):  # forbidden on some machines
-            handle = os.memfd_create(name)  # stays open: for another library under the same path dlopen gives this one
+        with contextlib.suppress(OSError):  # not permitted on some machines
+            handle = os.memfd_create(name)  # stays open: dlopen returns this library if its path is reused
             try:
                 _write_all(handle, content)
                 return ctypes.CDLL(f"/proc/self/fd/{handle}")
@@ -125,11 +125,11 @@ def _write_all(handle: int, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _trusted_folder(folder: Path, make: bool, own: bool = True) -> Iterator[int]:
-    """A handle of a folder, after it and each folder above it were opened without following links and checked.
+    """Open a folder and each parent without following links, check them, and return a handle of the folder.
 
     Args:
-        make: make what is missing, for this user alone.
-        own: the folder itself must be this user's; False: it may be like those above it.
+        make: create missing folders, for this user alone.
+        own: the folder itself must belong to this user; False: the rules of its parents apply.
     """
     if not folder.is_absolute() or ".." in folder.parts:
         raise NotTrusted(f"{folder} is not an absolute path")
@@ -143,7 +143,7 @@ def _trusted_folder(folder: Path, make: bool, own: bool = True) -> Iterator[int]
             except FileNotFoundError:
                 if not make:
                     raise
-                with contextlib.suppress(FileExistsError):  # made by a process beside this one
+                with contextlib.suppress(FileExistsError):  # created concurrently by another process
                     os.mkdir(name, 0o700, dir_fd=handle)
                 below = os.open(name, _FOLDER, dir_fd=handle)
             os.close(handle)
@@ -151,7 +151,7 @@ def _trusted_folder(folder: Path, make: bool, own: bool = True) -> Iterator[int]
             last = own and number == len(names) - 1
             found = os.fstat(handle)
             if last and found.st_uid == os.geteuid() and found.st_mode & 0o022:
-                os.fchmod(handle, 0o700)  # an earlier version made it as the umask said
+                os.fchmod(handle, 0o700)  # an earlier version created it with the umask's mode
                 found = os.fstat(handle)
             _check_folder(found, path, last)
         yield handle

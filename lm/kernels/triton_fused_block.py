@@ -1,7 +1,7 @@
-"""A step of generation on a GPU by the kernels of triton_kernels.py: five for each block, three more to cross-attend.
+"""A generation step on a GPU by the kernels of triton_kernels.py: five per block, three more for cross-attention.
 
-The same as the blocks op by op, up to rounding: norms, queries and sums stay float32 inside a kernel, and what passes
-from one to the next is rounded as activations are.
+The result equals the blocks op by op, up to rounding: norms, queries and sums stay float32 within a kernel, and what
+passes between kernels is rounded to the dtype of the activations.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from ..ops.linear import Linear
 from .weight_versions import is_altered, structure_of
 
 MAX_ROWS = 4
-"""More rows are left to the libraries' products, and those of packed weights to the blocks."""
+"""More rows use library matrix products, or with packed weights the plain blocks."""
 NUMBERS = (torch.float32, torch.float16, torch.bfloat16)
 KINDS = {torch.int8: 1, torch.uint8: 2}
-"""What kernels are told of how weights are packed, by their dtype; 0: floating point."""
+"""Codes that tell kernels how weights are packed, by dtype; 0: floating point."""
 PROGRAMS = 512
-"""Programs of a kernel at least, where there are so many outputs: about four for each of a large GPU's processors."""
+"""Minimum number of programs of a kernel, if there are enough outputs: about four per multiprocessor of a large GPU."""
 MOST_OUTPUTS, MOST_NUMBERS = 4, 8192
-"""Outputs and weights of a program: few enough to be held in registers, and for all programs to run at once."""
+"""Largest number of outputs and weights per program: they fit in registers, and all programs can run at once."""
 PLACES = 256
-"""Keys that a program of attention looks at together."""
+"""Keys that an attention program processes together."""
 
 
 ON_CPU = False
-"""Set in tests, with Triton's interpreter."""
+"""Set in tests that use Triton's interpreter."""
 
 
 def takes_device(x: Tensor) -> bool:
-    """Whether the kernels can work where this tensor is."""
+    """Whether the kernels support the device of this tensor."""
     return not why_not(x.device) if x.is_cuda else ON_CPU
 
 
 @functools.cache
 def why_not(device: torch.device) -> str:
-    """Why these kernels cannot be used on a CUDA device; "": they can. Tried once, and said in a warning."""
+    """Why these kernels cannot be used on a CUDA device; "" if they can. Tried once, with a warning on failure."""
     if find_spec("triton") is None:
         return "triton is not installed"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -56,7 +56,7 @@ def why_not(device: torch.device) -> str:
     try:
         same = project(x, Matrix(torch.eye(16, device=device), None, None, 16, 16)).equal(x)
         reason = "" if same else "a product came out wrong"
-    except Exception as error:  # no C compiler for its launchers, a driver too old: it fails in ways of its own
+    except Exception as error:  # no C compiler for its launchers, an old driver: it can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if reason:
         warnings.warn(f"steps are made without Triton's kernels: {reason}", stacklevel=2)
@@ -65,7 +65,7 @@ def why_not(device: torch.device) -> str:
 
 @functools.cache
 def starts_early(device: torch.device) -> bool:
-    """Whether a kernel may begin before the one before it has ended."""
+    """Whether a kernel may start before the previous one has ended."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
@@ -83,12 +83,12 @@ class Matrix:
 
     @property
     def kind(self) -> int:
-        """As the kernels are told."""
+        """Its code in the kernels."""
         return KINDS.get(self.numbers.dtype, 0)
 
 
 def matrix_of(layer: nn.Module) -> Matrix | None:
-    """A layer as the kernels read it; None where they cannot."""
+    """A layer as the kernels read it; None if not supported."""
     if type(layer) in (nn.Linear, Linear):
         weight = layer.weight.detach()  # type: ignore
         fits = weight.is_contiguous() and weight.dtype in NUMBERS
@@ -114,7 +114,7 @@ class Norm:
 
 
 def norm_of(norm: nn.Module | None) -> Norm | None:
-    """A norm as the kernels read it; None where they cannot."""
+    """A norm as the kernels read it; None if not supported."""
     if norm is None:
         return Norm(0)
     if type(norm) is RMSNorm:
@@ -127,9 +127,9 @@ def norm_of(norm: nn.Module | None) -> Norm | None:
 def project(
     x: Tensor, matrix: Matrix, norm: Norm | None = None, act: int = 0, residual: Tensor | None = None
 ) -> Tensor:
-    """act(norm(x) @ weight.T + bias) + residual: x [R, D] -> [R, N], or [R, N / 2] where act is 2 (SwiGLU); 1 is GELU.
+    """act(norm(x) @ weight.T + bias) + residual: x [R, D] -> [R, N], or [R, N / 2] if act is 2 (SwiGLU); 1 is GELU.
 
-    x and the residual are contiguous. More rows than MAX_ROWS: only for weights that are not packed.
+    x and the residual are contiguous. More than MAX_ROWS rows: only with unpacked weights.
     """
     from .triton_kernels import project_kernel
 
@@ -154,7 +154,7 @@ def project(
 
 
 def _project_many(x: Tensor, matrix: Matrix, norm: Norm, act: int, residual: Tensor | None) -> Tensor:
-    """`project` by the libraries, for many rows."""
+    """`project` by library matrix products, for many rows."""
     assert not matrix.kind
     if norm.kind == 2:
         x = F.layer_norm(x, x.shape[1:], norm.weight, norm.bias, norm.eps)
@@ -174,7 +174,7 @@ def _project_many(x: Tensor, matrix: Matrix, norm: Norm, act: int, residual: Ten
 
 @dataclass(frozen=True)
 class Heads:
-    """What attention is told of its heads."""
+    """The head settings of an attention layer."""
 
     heads: int
     groups: int
@@ -192,15 +192,15 @@ def attend(
     place: tuple[Tensor, Tensor] | None = None,
     turns: Tensor | None = None,
 ) -> Tensor:
-    """Attention of one query for each row.
+    """Attention of one query per row.
 
     Args:
         queries: [B, H E], or with a place [B, (H + 2 G) E] of queries, keys and values.
-        keys, values: [B, G, M, E]; numbers of a head lie side by side.
-        mask: bool [B or 1, 1, 1, M]; None: all places are seen.
-        place: (index, length), long [1] both: where the new key and value go, and positions before them; places from
-            length + 1 on are not seen.
-        turns: float32 [B or 1, E] cosines and sines of the pairs; None: nothing is turned.
+        keys, values: [B, G, M, E]; contiguous in the last dimension.
+        mask: bool [B or 1, 1, 1, M]; None: all slots.
+        place: (index, length), long [1] both: the slot of the new key and value, and the number of positions before
+            them; slots from length + 1 on are masked.
+        turns: float32 [B or 1, E] cosines and sines of the pairs; None: no rotation.
     Returns:
         [B, H E].
     """
@@ -243,7 +243,7 @@ class Steps:
 
     @property
     def packed(self) -> bool:
-        """Whether some weights are packed."""
+        """Whether any weights are packed."""
         layers = self.qkv, self.out, self.cross_query, self.cross_out, self.up, self.down
         return any(layer is not None and layer.kind for layer in layers)
 
@@ -270,10 +270,10 @@ class Steps:
 
 
 class TritonStack:
-    """Steps of all blocks and the last norm.
+    """Fused steps of all blocks and the final norm.
 
     Args:
-        transformer: kept, not copied.
+        transformer: referenced, not copied.
     """
 
     def __init__(self, transformer: Transformer):
@@ -283,19 +283,19 @@ class TritonStack:
         self._structure: tuple = ()
 
     def __getstate__(self) -> dict:
-        """Without the tensors: a copy has its own."""
+        """Omit the tensors: a copy has its own."""
         return {"transformer": self.transformer, "_steps": None, "_made_for": (), "_structure": ()}
 
     def refresh(self, transformer: Transformer) -> None:
-        """Look at the blocks anew where there are other modules, settings or hooks; moved weights are seen by `steps`,
-        changed ones are read where they are."""
+        """Inspect the blocks again if modules, settings or hooks have changed; `steps` detects moved weights, and
+        weights changed in place need no update."""
         structure = structure_of(transformer)
         if structure != self._structure:
             self._structure, self._made_for = structure, ()
 
     @property
     def steps(self) -> list[Steps] | None:
-        """Those of the blocks; None where one has parts that the kernels do not know. Made again when weights move."""
+        """The steps of the blocks; None if one has parts that the kernels do not support. Rebuilt when weights move."""
         blocks: Any = self.transformer.blocks
         where = tuple(tensor.data_ptr() for block in blocks for tensor in (*block.parameters(), *block.buffers()))
         if self._made_for != where:
@@ -304,7 +304,7 @@ class TritonStack:
         return self._steps
 
     def takes(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> bool:
-        """Whether this step can go this way."""
+        """Whether this step can use the fast path."""
         return (
             x.shape[1] == 1
             and x.dtype in NUMBERS
@@ -320,7 +320,7 @@ class TritonStack:
         )
 
     def __call__(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> Tensor | None:
-        """As `fused.FusedStack`."""
+        """Like `cpu_fused_block.FusedStack`."""
         place = cache.place() if self.takes(x, table, cache, memory) else None
         if place is None or place.keys.dtype != x.dtype:
             return None
@@ -333,7 +333,7 @@ class TritonStack:
 
 
 def steps_of(block: Block) -> Steps | None:
-    """A block as the kernels read it; None where they cannot."""
+    """A block as the kernels read it; None if not supported."""
     attention, cross, ffn = block.attention, block.cross, block.ffn
     if type(ffn) not in (SwiGLU, GELU) or attention.head_width & (attention.head_width - 1):
         return None
@@ -374,10 +374,10 @@ def _number(number: int, device: torch.device) -> Tensor:
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
-    """A kernel is given some tensor also where it reads none."""
+    """A placeholder tensor for a kernel argument that is not read."""
     return other if tensor is None else tensor
 
 
 def _power(number: int) -> int:
-    """The power of two at or above it."""
+    """The smallest power of two that is at least as large."""
     return 1 << max(0, number - 1).bit_length()

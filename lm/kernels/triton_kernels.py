@@ -1,18 +1,19 @@
-"""Kernels in Triton for single steps of generation on a GPU: products with few rows, and attention of one query.
+"""Triton kernels for single generation steps on a GPU: products with few rows, and attention of a single query.
 
-A step reads each weight once for a row or a few. cuBLAS is made for many rows, and op by op each small step in between
-(a norm, an activation, a sum) is a kernel of its own, which takes longer to begin and end than to do. Here
+A step reads each weight once for one or a few rows. cuBLAS is designed for many rows, and op by op each small operation
+in between (a norm, an activation, a sum) is a separate kernel whose launch takes longer than its work. Here
 
     project     act(norm(x) @ weight.T + bias) + residual      in one kernel
-    attend      turn queries and keys, keep the new key and value, attend
+    attend      rotate queries and keys, store the new key and value, attend
 
-Programs of `project` take a few outputs each and read their weights whole, before they wait for the kernel that makes x
-(programmatic dependent launch, from compute capability 9.0 on): the memory is busy while the one before still ends.
+Each program of `project` computes a few outputs and loads all their weights before it waits for the kernel that
+computes x (programmatic dependent launch, from compute capability 9.0 on), so memory stays busy while the previous
+kernel ends.
 Sources: CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"; online softmax,
 arXiv:1805.02867.
 """
 
-# Triton's own types do not describe the language inside a kernel.
+# Triton's types do not describe the language inside a kernel.
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportOperatorIssue=false
 # pyright: reportAttributeAccessIssue=false
 
@@ -25,7 +26,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait  # type: 
 
 @triton.jit
 def _tile(numbers, outputs, inputs, N: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """What is in memory for some outputs, whole: [outputs, inputs]; of four-bit weights bytes, two inputs each."""
+    """Load all stored weights of some outputs: [outputs, inputs]; 4-bit weights as bytes of two inputs each."""
     where = outputs.to(tl.int64)[:, None] * WIDTH + inputs[None, :]
     if MASKED:
         return tl.load(numbers + where, mask=(outputs < N)[:, None] & (inputs < WIDTH)[None, :], other=0)
@@ -34,7 +35,7 @@ def _tile(numbers, outputs, inputs, N: tl.constexpr, WIDTH: tl.constexpr, MASKED
 
 @triton.jit
 def _product(own, weights):
-    """[outputs] of one row [inputs] and weights [outputs, inputs]."""
+    """[outputs]: the product of one row [inputs] and weights [outputs, inputs]."""
     return tl.sum(own[None, :] * weights, axis=1)
 
 
@@ -43,7 +44,7 @@ def _scaled(
     tile, half: tl.constexpr, scales, outputs, place, inside,
     N: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Weights as float32, those of eight bits without their scale; of bytes with two inputs the first or the second."""
+    """Weights as float32, 8-bit ones without their scale; of bytes with two inputs, the first or the second."""
     if KIND == 2:
         GROUPS: tl.constexpr = (D + GROUP - 1) // GROUP
         values = ((tile >> 4) if half else (tile & 15)).to(tl.float32)
@@ -65,8 +66,8 @@ def project_kernel(
 ):  # fmt: skip
     """y [R, O] = act(norm(x [R, D]) @ weight.T + bias) + residual.
 
-    NORM: 0 none, 1 rms, 2 layer. KIND: 0 floating point, 1 eight bits and a scale for each output, 2 four bits
-    (`PackedLinear`). ACT: 0 none, 1 gelu, 2 silu(first half of the outputs) times the second: O is N / 2.
+    NORM: 0 none, 1 rms, 2 layer. KIND: 0 floating point, 1 8-bit with a scale per output, 2 4-bit (`PackedLinear`).
+    ACT: 0 none, 1 gelu, 2 silu(first half of the outputs) times the second: O is N / 2.
     """
     HALVES: tl.constexpr = 2 if KIND == 2 else 1  # type: ignore
     WIDTH: tl.constexpr = D // HALVES
@@ -83,7 +84,7 @@ def project_kernel(
         gdc_wait()
         gdc_launch_dependents()
     for row in tl.static_range(R):
-        # of four-bit weights the second half of the inputs stands apart
+        # the second half of the inputs of 4-bit weights is processed separately
         own = tl.load(x + row * D + place, mask=inside, other=0).to(tl.float32)
         rest = own
         if HALVES == 2:
@@ -126,7 +127,7 @@ def project_kernel(
                 other += tl.load(bias + above, mask=outputs < MADE, other=0).to(tl.float32)
             result = result / (1 + tl.exp(-result)) * other
         if HAS_RESIDUAL:
-            # rounded before the sum, as a layer's output is
+            # rounded before the sum, like a layer's output
             result = result.to(y.dtype.element_ty).to(tl.float32)
             result += tl.load(residual + row * MADE + outputs, mask=outputs < MADE, other=0).to(tl.float32)
         tl.store(y + row * MADE + outputs, result.to(y.dtype.element_ty), mask=outputs < MADE)
@@ -134,7 +135,7 @@ def project_kernel(
 
 @triton.jit
 def _turned(source, norm_weight, angles, eps, E: tl.constexpr, NORMED: tl.constexpr, TURNED: tl.constexpr):
-    """A query or key [E], float32: normed, and its pairs turned."""
+    """Normalize and rotate a query or key [E], float32."""
     each = tl.arange(0, E)
     vector = tl.load(source + each).to(tl.float32)
     partner = each ^ 1
@@ -152,7 +153,7 @@ def _turned(source, norm_weight, angles, eps, E: tl.constexpr, NORMED: tl.conste
 
 @triton.jit
 def _seen(places, place, end, mask, row, mask_stride, HAS_MASK: tl.constexpr):
-    """Which places a query sees besides its own."""
+    """Which slots a query attends to besides its own."""
     seen = (places < end) & (places != place)
     if HAS_MASK:
         seen = seen & (tl.load(mask + row * mask_stride + places, mask=seen, other=0) != 0)
@@ -161,7 +162,7 @@ def _seen(places, place, end, mask, row, mask_stride, HAS_MASK: tl.constexpr):
 
 @triton.jit
 def _mixed(query, keys, values, seen, best, total, mixed):
-    """Online softmax: the highest score, the sum and the mix so far, with some places [places, E] more."""
+    """Online softmax: update the maximum score, the sum and the weighted values with more slots [places, E]."""
     scores = tl.sum(keys.to(tl.float32) * query[None, :], axis=1)
     scores = tl.where(seen, scores, float("-inf"))
     highest = tl.maximum(best, tl.max(scores, axis=0))
@@ -180,11 +181,11 @@ def attend_kernel(
     H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, SELF: tl.constexpr, HAS_MASK: tl.constexpr,
     NORMED: tl.constexpr, TURNED: tl.constexpr, PLACES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Attention of one query a row and head; program (row, head).
+    """Attention of one query per row and head; program (row, head).
 
-    SELF: queries is [B, (H + 2 G) E], queries, keys and values of the step. The key and the value are written to place
-    `index` [1] and seen, besides places below min(`length` + 1, M). Else queries is [B, H E], and all M places are
-    seen. In both cases only those where the mask is.
+    SELF: queries is [B, (H + 2 G) E], queries, keys and values of the step. The key and value are written to slot
+    `index` [1], and attended to together with the slots below min(`length` + 1, M). Otherwise queries is [B, H E], and
+    all M slots are attended to. In both cases the mask applies.
     """
     row, head = tl.program_id(0), tl.program_id(1)
     group = head // (H // G)
@@ -193,7 +194,7 @@ def attend_kernel(
     values += row * value_row_stride + group * value_group_stride
     place = -1
     end = M
-    if SELF:  # known, as are all keys but the new one, before the kernel before has ended
+    if SELF:  # all keys but the new one are known before the previous kernel has ended
         place = tl.load(index).to(tl.int32)
         end = tl.minimum(tl.load(length).to(tl.int32) + 1, M)
     places = tl.arange(0, PLACES)

@@ -1,9 +1,9 @@
-"""Whether the weights that something was made of are still what they were.
+"""Detect whether the weights that something was derived from have changed.
 
-Copies of weights, and addresses of them, are made once and used for many generations. In between anybody may load other
-weights, change them in place, swap in an average, move or cast the model, or put another module in its place. A stamp
-of a module says all of that, by content: a change through `.data` or a NumPy array, which torch does not count, is seen
-too, and the same weights in another place are the same.
+Copies of weights, and their addresses, are made once and used for many generations. In between, anyone may load other
+weights, change them in place, swap in an average, move or cast the model, or replace a module. A stamp of a module
+captures all of that by content: it detects changes through `.data` or a NumPy array, which torch does not count, and
+the same weights at another address have the same stamp.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ PLAIN = (
     *(Transformer, Block, SelfAttention, CrossAttention, SwiGLU, GELU, RMSNorm, Linear),
     *(nn.Linear, nn.LayerNorm, nn.ModuleList, Dropout),
 )
-"""Modules that do what their class says and nothing else."""
+"""Modules that do exactly what their class does."""
 
 
 def stamp_of(part: nn.Module) -> tuple | None:
-    """What decides what a module on the CPU computes; two that are equal compute the same.
+    """Everything that determines what a module on the CPU computes; modules with equal stamps compute the same.
 
-    None where that cannot be told: modules of other kinds (a wrapper that adds something to a layer, say), with hooks
-    or a forward of their own, or tensors on another device.
+    None if that cannot be determined: modules of other kinds (for instance a wrapper that adds to a layer), with hooks
+    or a custom forward, or tensors on another device.
     """
     found: list = []
     for module in part.modules():
@@ -48,12 +48,12 @@ def stamp_of(part: nn.Module) -> tuple | None:
 
 
 def structure_of(part: nn.Module) -> tuple:
-    """All of a stamp but the tensors, of modules of any kind on any device."""
+    """A stamp without the tensors, for modules of any kind on any device."""
     return tuple((*_settings(module), is_altered(module)) for module in part.modules())
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Whether it does more than its class says: hooks, or a forward of its own."""
+    """Whether it does more than its class: hooks, or a custom forward."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
@@ -62,7 +62,7 @@ def _settings(module: nn.Module) -> list:
 
 
 def hash_of(tensor: Tensor) -> int:
-    """Of a tensor's bytes on the CPU."""
+    """Hash of a tensor's bytes on the CPU."""
     tensor, result = tensor.detach().contiguous(), ctypes.c_uint64()
     cpu_gemv.library().hash(tensor.data_ptr(), tensor.nbytes, ctypes.byref(result))
     return result.value

@@ -1,11 +1,11 @@
-"""What a generation remembers: keys and values of the positions so far, in memory that is allocated once.
+"""The KV cache: keys and values of all positions so far, in memory allocated once.
 
-`Cache` is what the transformer asks of every kind; `registry.py` has the table of kinds. Positions count the prefix
-(conditions) first, then the steps. A step of a generation with L layers:
+`Cache` is the protocol that the transformer uses; `registry.py` has the table of kinds. Positions count the prefix
+(conditions) first, then the steps. One generation step with L layers:
 
-    cache.begin(n, table)           the positions length .. length + n - 1 are about to come
-    L times: cache.write(...)       a layer's keys and values go in; what its queries may see comes back
-    cache.advance(n)                they count
+    cache.begin(n, table)           announces the positions length .. length + n - 1
+    L times: cache.write(...)       stores a layer's keys and values; returns what its queries attend to
+    cache.advance(n)                counts the positions
 """
 
 from __future__ import annotations
@@ -28,44 +28,44 @@ class AttentionInputs(NamedTuple):
     values: Tensor
     """[B, G, M, E]."""
     mask: Tensor | CacheLength | None
-    """bool, broadcasts to [B, H, n, M], True where a key is seen; `CacheLength`, where the backend takes it; None: all,
-    or as `causal` says."""
+    """bool, broadcasts to [B, H, n, M], True where a query attends to a key; `CacheLength` if the backend supports it;
+    None: all, or as `causal` specifies."""
     causal: bool
-    """M = n and query s sees keys 0 .. s."""
+    """M = n, and query s attends to keys 0 .. s."""
 
 
 class CacheSlot(NamedTuple):
-    """Where the keys and values of one position go, where that is a copy and no more."""
+    """Where the keys and values of one position go, if storing them is a plain copy."""
 
     keys: Tensor
     """[layers, B, G, M, E]."""
     values: Tensor
     index: int | Tensor
-    """Of the M places, the position's own; long [1] while `position` counts."""
+    """Slot of the position among the M slots; long [1] if `position` is set."""
     num_seen: int
-    """Leading places that its queries see, its own among them; M while `position` counts."""
+    """Leading slots that its queries attend to, its own included; M if `position` is set."""
     mask: Tensor | None
     """[B or 1, 1, 1, num_seen] bool; None: all."""
     length: int | Tensor
-    """Positions before it; no place behind so many more is seen."""
+    """Number of positions before it; slots from length + 1 on are not attended to."""
 
 
 class Cache(Protocol):
     """Keys and values of B rows, all at the same position."""
 
     kind: str
-    """Its name in the table."""
+    """Name in the table of kinds."""
     turned: bool
-    """True: `write` takes rotated keys. False: it takes them as they are before rotation and rotates what it gives
-    back; the table of `begin` then covers all positions."""
+    """True: `write` takes rotated keys. False: it takes keys before rotation and rotates those it returns; the table of
+    `begin` then covers all positions."""
     position: Any
-    """None: positions are counted by a number, and what `write` gives back grows. Set to a long tensor [] on the
-    device, the positions so far: it counts from then on, one step at a time, and no shape and no number in Python
-    depends on the step, as a compiled step or a CUDA graph needs it."""
+    """None: a Python number counts positions, and the results of `write` grow. If set to a long tensor [] on the
+    device, the number of positions so far, it counts from then on, one step at a time, and no shape or Python number
+    depends on the step, as torch.compile and CUDA graphs require."""
 
     @property
     def length(self) -> int:
-        """Positions read so far, prefix included, whether they are still remembered or not."""
+        """Positions read so far, prefix included, whether or not they are still cached."""
         ...
 
     @property
@@ -75,45 +75,45 @@ class Cache(Protocol):
 
     @property
     def bytes(self) -> int:
-        """Memory allocated for keys, values and what belongs to them."""
+        """Memory allocated for keys, values and their metadata."""
         ...
 
     def parts(self) -> tuple:
-        """All tensors that outlast a step, `position` among them, in the same order for every cache of the kind."""
+        """All tensors that persist between steps, `position` included, in a fixed order for each kind."""
         ...
 
     def begin(self, num_positions: int, table: Tensor | None) -> None:
-        """Positions are about to be written by every layer.
+        """Announce the positions that every layer writes next.
 
         Args:
             num_positions: n.
-            table: their turns (`rotary_table`), [B or 1, n, 1, E / 2]; of all length + n positions where the cache is
-                not `turned` (while `position` counts: of all there is room for, and then of the next one); None:
-                nothing is rotated.
+            table: their rotations (`rotary_table`), [B or 1, n, 1, E / 2]; if the cache is not `turned`, of all length
+                + n positions (if `position` is set: of the whole capacity, followed by the next one); None: no
+                rotation.
         """
         ...
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
-        """Put keys and values [B, G, n, E] of the next n positions in; gives what their queries see."""
+        """Store keys and values [B, G, n, E] of the next n positions; returns what their queries attend to."""
         ...
 
     def place(self) -> CacheSlot | None:
-        """After `begin` of one position: its place in every layer, for others to write instead of `write`; None where
-        only `write` knows how."""
+        """After `begin` of one position: its slot in every layer, for kernels that write it themselves instead of
+        calling `write`; None if only `write` can store it."""
         ...
 
     def advance(self, num_positions: int) -> None:
-        """Count the positions all layers have just written."""
+        """Count the positions that all layers have just written."""
         ...
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` positions; ValueError where the kind cannot."""
+        """Discard all but the first `length` positions; ValueError if the kind cannot."""
         ...
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What there shall be room for."""
+    """Size of a KV cache to allocate."""
 
     layers: int
     num_rows: int
@@ -123,7 +123,7 @@ class CacheShape:
     head_width: int
     """E."""
     num_steps: int
-    """Steps behind the prefix."""
+    """Steps after the prefix."""
     dtype: torch.dtype
     device: torch.device
     prefix_length: int = 0
@@ -131,9 +131,9 @@ class CacheShape:
     prefix_mask: Tensor | None = None
     """[B, P] bool, False on padding; None: there is none."""
     window: int | None = None
-    """Steps that a step of the model sees; None: all before it."""
+    """Attention window of the model in steps; None: unlimited."""
     counted: bool = False
-    """Whether the attention backend rather takes a count of keys than a dense mask (attention.TAKE_COUNTS)."""
+    """Whether the attention backend prefers a key count to a dense mask (registry.TAKE_COUNTS)."""
 
     @property
     def static_bytes(self) -> int:
@@ -142,7 +142,7 @@ class CacheShape:
         return numbers * (self.prefix_length + self.num_steps) * self.dtype.itemsize
 
     def empty(self, positions: int, *width: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Zeros [layers, B, G, positions, *width] on the device, of the shape's dtype unless another is given."""
+        """Zeros [layers, B, G, positions, *width] on the device, in the shape's dtype unless another is given."""
         size = (self.layers, self.num_rows, self.kv_heads, positions, *width)
         return torch.zeros(size, dtype=dtype or self.dtype, device=self.device)
 
@@ -150,11 +150,11 @@ class CacheShape:
 class InPlace:
     """Keys and values [layers, B, G, M, E] in the model's precision, written in place.
 
-    Two ways of counting. Normally `length` is a number, and `write` gives back what has been written so far: tensors
-    that grow. For a compiled step or a CUDA graph, set `position` to a long tensor [] on the cache's device, the
-    positions so far: `begin`, `write` and `advance` then read and change that tensor alone, no shape and no number in
-    Python depends on it, and `write` gives back all M places with a mask. Set it to None to go on with `length`, which
-    is read from it (the device is waited for).
+    Two ways of counting. Normally `length` is a number, and `write` returns everything written so far: tensors that
+    grow. For torch.compile or CUDA graphs, set `position` to a long tensor [] on the cache's device, the number of
+    positions so far: `begin`, `write` and `advance` then read and change only that tensor, no shape or Python number
+    depends on it, and `write` returns all M slots with a mask. Set it to None to return to `length`, which is read from
+    it (synchronizes the device).
     """
 
     turned = True
@@ -168,15 +168,15 @@ class InPlace:
         self._mask: Tensor | CacheLength | None = None
         self._causal = False
         self._places: Tensor | None = None
-        """[n] long: where the next positions go, while `position` counts."""
+        """[n] long: slots of the next positions, if `position` is set."""
 
     def parts(self) -> tuple[Tensor | None, ...]:
-        """What it holds."""
+        """All tensors it holds."""
         return self.keys, self.values, self._position
 
     @property
     def capacity(self) -> int:
-        """M, positions there is room for."""
+        """M, the maximum number of positions."""
         return self.keys.shape[3]
 
     @property
@@ -201,14 +201,14 @@ class InPlace:
         self._position = position
 
     def advance(self, num_positions: int) -> None:
-        """Count the positions all layers have just written."""
+        """Count the positions that all layers have just written."""
         if self._position is not None:
             self._position += num_positions
         else:
             self.length += num_positions
 
     def place(self) -> CacheSlot | None:
-        """The place of the one position that has begun; None for a mask that is none."""
+        """The slot of the single announced position; None if the mask is a `CacheLength`."""
         if isinstance(self._mask, CacheLength):
             return None
         if self._position is not None:
@@ -222,7 +222,7 @@ class InPlace:
         return self.length, self.length + 1
 
     def _put(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
-        """Write to `_places` and give all places back."""
+        """Write to `_places` and return all slots."""
         assert self._places is not None
         self.keys[layer].index_copy_(2, self._places, keys.to(self.keys.dtype))
         self.values[layer].index_copy_(2, self._places, values.to(self.values.dtype))
@@ -230,7 +230,7 @@ class InPlace:
 
 
 class KVCache(InPlace):
-    """The static kind: all positions."""
+    """The static kind: keeps all positions."""
 
     kind = "static"
 
@@ -255,13 +255,13 @@ class KVCache(InPlace):
 
     @classmethod
     def of(cls, shape: CacheShape) -> KVCache:
-        """For a shape."""
+        """Allocate a cache of a shape."""
         s, places = shape, shape.prefix_length + shape.num_steps
         sizes = (s.layers, s.num_rows, s.kv_heads, places, s.head_width)
         return cls(*sizes, s.dtype, s.device, s.prefix_length, s.prefix_mask, s.window, s.counted)
 
     def begin(self, num_positions: int, table: Tensor | None = None) -> None:
-        """Find the mask of the next positions, for all layers."""
+        """Build the mask of the next positions, for all layers."""
         n, device = num_positions, self.keys.device
         if self._position is not None:
             self._places = self._position + torch.arange(n, device=device)
@@ -278,7 +278,7 @@ class KVCache(InPlace):
         self._mask, self._causal = seen_in_order(self.length, n, device, self._prefix, self._prefix_mask, self._window)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
-        """Put keys and values [B, G, n, E] behind the positions so far; gives all of the layer's."""
+        """Store keys and values [B, G, n, E] after the positions so far; returns all of the layer's."""
         if self._position is not None:
             return self._put(layer, keys, values)
         end = self.length + keys.shape[2]
@@ -287,7 +287,7 @@ class KVCache(InPlace):
         return AttentionInputs(self.keys[layer, :, :, :end], self.values[layer, :, :, :end], self._mask, self._causal)
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` positions."""
+        """Discard all but the first `length` positions."""
         if self._position is not None:
             self._position.fill_(length)
         else:
@@ -298,8 +298,7 @@ class KVCache(InPlace):
 def seen_in_order(
     length: int, n: int, device: torch.device, prefix_length: int, prefix_mask: Tensor | None, window: int | None
 ) -> tuple[Tensor | None, bool]:
-    """(mask, causal) as `AttentionInputs` has them, of n positions behind `length` others that are all remembered,
-    in order."""
+    """(mask, causal) as in `AttentionInputs`, for n positions after `length` others that are all cached in order."""
     end = length + n
     fits = window is None or end - prefix_length <= window
     if prefix_mask is None and fits and (n == 1 or length == 0):
@@ -309,5 +308,5 @@ def seen_in_order(
 
 
 def cannot_rewind(kind: str) -> ValueError:
-    """The error of `rewind` where positions are gone for good."""
+    """The error of `rewind` for a cache that has discarded positions for good."""
     return ValueError(f"cache kind '{kind}' cannot take steps back; use cache kind 'static'")

@@ -1,8 +1,8 @@
-"""The evict kind of cache: a budget of steps; when it is spent, the step that a policy values least is forgotten.
+"""The evict kind of cache: a fixed budget of steps; when it is full, the step with the lowest policy score is evicted.
 
-Every layer, head and row chooses by itself. The conditions and the most recent steps are always kept. A step is valued
-once, from its own key and value. Of steps that are worth as much but for rounding (the first layer's keys of the same
-codes, turned) the oldest is forgotten.
+Every layer, head and row evicts independently. The conditions and the most recent steps are always kept. A step is
+scored once, from its own key and value. Of steps whose scores tie up to rounding (rotated first-layer keys of the same
+codes), the oldest is evicted.
 Source: keys with a low L2 norm receive the most attention, Devoto et al. 2024 (arXiv:2406.11430).
 """
 
@@ -21,19 +21,19 @@ from ..ops.near_ties import is_small, largest
 from .base import AttentionInputs, CacheShape, cannot_rewind, seen_in_order
 
 NEVER = (1 << 31) - 1
-"""Above the number of any step."""
+"""Larger than any step number."""
 
 PolicyName = Literal["key_norm"]
 
 
 class EvictCacheConfig(Config):
-    """As many steps as the budget says."""
+    """Keeps a fixed number of steps."""
 
     kind: Literal["evict"] = "evict"
     budget: PositiveInt = 256
-    """Steps that are kept besides the conditions."""
+    """Steps kept besides the conditions."""
     recent: NonNegativeInt = 32
-    """The last steps that are always kept, part of the budget."""
+    """Most recent steps, always kept; part of the budget."""
     policy: PolicyName = "key_norm"
     """Which steps are kept: key_norm, those whose keys have a low L2 norm."""
 
@@ -47,11 +47,11 @@ class EvictCacheConfig(Config):
 
 
 Policy = Callable[[Tensor, Tensor], Tensor]
-"""policy(keys [B, G, n, E], values [B, G, n, E]) -> [B, G, n]: how much each is worth keeping."""
+"""policy(keys [B, G, n, E], values [B, G, n, E]) -> [B, G, n]: score of each step; low scores are evicted first."""
 
 
 def low_norm(keys: Tensor, values: Tensor) -> Tensor:
-    """The lower the norm of a key, the better."""
+    """Negative norm of the keys: a lower norm scores higher."""
     return -keys.float().norm(dim=-1)
 
 
@@ -59,10 +59,10 @@ POLICIES: dict[str, Policy] = {"key_norm": low_norm}
 
 
 class EvictingCache:
-    """The conditions' prefix, then `budget` places for steps.
+    """The conditions' prefix, then `budget` slots for steps.
 
-    Steps that are read one by one are forgotten before the new one looks back; steps that are read together see all
-    that was there, and each other, and are thinned out afterwards.
+    Single steps evict before the new step attends; steps written together attend to everything cached and to each
+    other, and eviction follows.
 
     Raises:
         ValueError: the model was trained with a window.
@@ -82,9 +82,9 @@ class EvictingCache:
         self.keys = shape.empty(shape.prefix_length + self.budget, shape.head_width)
         self.values = torch.zeros_like(self.keys)
         self.worth = shape.empty(self.budget, dtype=torch.float32)
-        """Of the step in each place."""
+        """Score of the step in each slot."""
         self.steps = shape.empty(self.budget, dtype=torch.int32)
-        """[layers, B, G, budget]: the step in each place."""
+        """[layers, B, G, budget]: the step in each slot."""
         self.length = 0
         """Positions read so far, prefix included."""
         self.position: Tensor | None = None
@@ -93,7 +93,7 @@ class EvictingCache:
         self._causal = False
 
     def parts(self) -> tuple[Tensor | None, ...]:
-        """What it holds."""
+        """All tensors it holds."""
         return self.keys, self.values, self.worth, self.steps, self.position
 
     @property
@@ -103,11 +103,11 @@ class EvictingCache:
 
     @property
     def bytes(self) -> int:
-        """Memory of keys, values and what is known of them."""
+        """Memory of keys, values and their metadata."""
         return self.keys.nbytes + self.values.nbytes + self.worth.nbytes + self.steps.nbytes
 
     def begin(self, num_positions: int, table: Tensor | None = None) -> None:
-        """Find the mask of the next positions: they see the prefix, what is kept, and those before them."""
+        """Build the mask of the next positions: they attend to the prefix, the kept steps, and each other causally."""
         shape, n, P = self._shape, num_positions, self._shape.prefix_length
         if self.position is not None:
             assert n == 1, "counting in a tensor it takes one step at a time"
@@ -121,7 +121,7 @@ class EvictingCache:
         self._mask, self._causal = seen_in_order(held, n, shape.device, P, shape.prefix_mask, None)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
-        """Put rotated keys and values [B, G, n, E] in; gives what is kept and they themselves."""
+        """Store rotated keys and values [B, G, n, E]; returns the kept ones and the new ones."""
         P, n = self._shape.prefix_length, keys.shape[2]
         own_keys, own_values = self.keys[layer], self.values[layer]
         keys, values = keys.to(own_keys.dtype), values.to(own_values.dtype)
@@ -161,22 +161,22 @@ class EvictingCache:
         return AttentionInputs(seen_keys, seen_values, self._mask, self._causal)
 
     def place(self) -> None:
-        """None: more than a copy is to be done."""
+        """None: storing a position is more than a copy."""
 
     def advance(self, num_positions: int) -> None:
-        """Count the positions all layers have just written."""
+        """Count the positions that all layers have just written."""
         if self.position is not None:
             self.position += num_positions
         else:
             self.length += num_positions
 
     def rewind(self, length: int) -> None:
-        """Only to where it is."""
+        """Raise ValueError unless `length` is the current one."""
         if length != self.length:
             raise cannot_rewind(self.kind)
 
     def _replace(self, layer: int, keys: Tensor, values: Tensor, worth: Tensor, steps: Tensor) -> None:
-        """Put one step [B, G, 1, E] in the next free place, or in that of the least worthy."""
+        """Put one step [B, G, 1, E] in the next free slot, or in that of the lowest score."""
         P, E = self._shape.prefix_length, keys.shape[3]
         protected = self._protected(self.worth[layer], self.steps[layer], steps)
         above = protected - protected.amin(dim=2, keepdim=True)
@@ -190,15 +190,15 @@ class EvictingCache:
         self.steps[layer].scatter_(2, least, steps.expand(*least.shape))
 
     def _as_worthy(self, worth: Tensor) -> Tensor:
-        """[B, G, 1]: by how much steps [B, G, n] may differ and be worth as much."""
+        """[B, G, 1]: largest difference at which the scores of steps [B, G, n] count as ties."""
         rounding = 1e-4 if self.keys.dtype in (torch.float32, torch.float64) else 0.02
         return rounding * worth.abs().amax(dim=2, keepdim=True)
 
     def _protected(self, worth: Tensor, steps: Tensor, newest: Tensor) -> Tensor:
-        """The worth of steps, infinite where they are recent."""
+        """Scores of the steps, infinite for recent ones."""
         return worth.masked_fill(steps > newest - self.recent, torch.inf)
 
 
 def _take(x: Tensor, chosen: Tensor) -> Tensor:
-    """x [B, G, M, E] at chosen [B, G, m]."""
+    """Gather x [B, G, M, E] at chosen [B, G, m]."""
     return x.gather(2, chosen[..., None].expand(-1, -1, -1, x.shape[3]))

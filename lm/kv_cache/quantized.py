@@ -1,8 +1,8 @@
 """The int8 and int4 kinds of cache: old steps in 8 or 4 bits, recent ones and the conditions in full precision.
 
-Keys differ more between channels than between steps, values the other way round, so a scale belongs to one channel of
-the keys of a group of steps, and to one step's values. Keys are quantized before they are rotated (rotation mixes
-channels) and rotated when they are read. Drawn for groups of 2 steps and 3 recent ones, after 8 steps:
+Keys vary more between channels than between steps, values the other way round, so keys have one scale per channel for a
+group of steps, and values one scale per step. Keys are quantized before rotation (which mixes channels) and rotated
+when they are read. For groups of 2 steps and 3 recent ones, after 8 steps:
 
     prefix | [s0 s1] [s2 s3] | s4 s5 s6 s7        the next step makes a group of s4 and s5
 
@@ -29,35 +29,35 @@ GroupSize = Annotated[int, Field(ge=2, le=256, multiple_of=2)]
 
 
 class Int8CacheConfig(Config):
-    """8 bits a number."""
+    """8 bits per number."""
 
     kind: Literal["int8"] = "int8"
     group: GroupSize = 32
-    """Steps whose keys share a scale for each channel, an even number."""
+    """Steps whose keys share one scale per channel, an even number."""
     recent: NonNegativeInt = 16
-    """Steps that stay in full precision, at least."""
+    """Minimum number of steps in full precision."""
     outliers: int = Field(default=0, ge=0, le=8)
-    """Numbers of each vector that are kept as float16."""
+    """Numbers of each vector kept in float16."""
 
 
 class Int4CacheConfig(Config):
-    """4 bits a number, two in a byte."""
+    """4 bits per number, two per byte."""
 
     kind: Literal["int4"] = "int4"
     group: GroupSize = 32
-    """Steps whose keys share a scale for each channel, an even number."""
+    """Steps whose keys share one scale per channel, an even number."""
     recent: NonNegativeInt = 32
-    """Steps that stay in full precision, at least."""
+    """Minimum number of steps in full precision."""
     outliers: int = Field(default=0, ge=0, le=8)
-    """Numbers of each vector that are kept as float16."""
+    """Numbers of each vector kept in float16."""
 
 
 @dataclass(frozen=True)
 class QuantizedVectors:
-    """Vectors [*, n], each with a scale of its own: number i is zero + codes[i] * scale, save the outliers."""
+    """Vectors [*, n], each with its own scale: number i is zero + codes[i] * scale, except for outliers."""
 
     codes: Tensor
-    """[*, n] uint8; of 4 bits two in a byte, [*, ceil(n / 2)]: the first half of the vector in the low bits."""
+    """[*, n] uint8; for 4 bits two per byte, [*, ceil(n / 2)], the first half of the vector in the low bits."""
     scale: Tensor
     """[*, 1] float16."""
     zero: Tensor
@@ -65,10 +65,10 @@ class QuantizedVectors:
     outliers: Tensor
     """[*, o] float16."""
     places: Tensor
-    """[*, o] uint8 or int16: where in the vector the outliers are."""
+    """[*, o] uint8 or int16: indices of the outliers in the vector."""
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of it."""
+        """All tensors."""
         return self.codes, self.scale, self.zero, self.outliers, self.places
 
 
@@ -77,7 +77,7 @@ def quantize(x: Tensor, bits: int, outliers: int = 0) -> QuantizedVectors:
 
     Args:
         bits: 8 or 4.
-        outliers: so many numbers of each vector, those furthest from its mean, are kept and do not count for the range.
+        outliers: how many numbers of each vector, those furthest from its mean, are kept and excluded from the range.
     """
     n = x.shape[-1]
     wide = x if x.dtype == torch.float64 else x.float()
@@ -97,7 +97,7 @@ def quantize(x: Tensor, bits: int, outliers: int = 0) -> QuantizedVectors:
 
 
 def dequantize(q: QuantizedVectors, n: int, bits: int, dtype: torch.dtype) -> Tensor:
-    """The vectors [*, n] that were quantized, rounded."""
+    """The vectors [*, n], as rounded by quantization."""
     codes = q.codes if bits == 8 else torch.cat([q.codes & 15, q.codes >> 4], dim=-1)[..., :n]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x = torch.addcmul(q.zero.to(wide), codes.to(wide), q.scale.to(wide))
@@ -107,7 +107,7 @@ def dequantize(q: QuantizedVectors, n: int, bits: int, dtype: torch.dtype) -> Te
 
 
 class QuantizedStore:
-    """Room for quantized vectors, [layers, B, G, count, *shape, n]."""
+    """Storage for quantized vectors, [layers, B, G, count, *shape, n]."""
 
     def __init__(self, shape: CacheShape, count: int, vectors: tuple[int, ...], bits: int, outliers: int):
         *rows, n = vectors
@@ -121,13 +121,13 @@ class QuantizedStore:
         return sum(tensor.nbytes for tensor in self.room)
 
     def put(self, layer: int, first: int, x: Tensor) -> None:
-        """Quantize x [B, G, c, *shape, n] into the places first .. first + c - 1."""
+        """Quantize x [B, G, c, *shape, n] into the slots first .. first + c - 1."""
         found = quantize(x, self.bits, self.outliers).tensors()
         for room, tensor in zip(self.room, found, strict=True):
             room[layer, :, :, first : first + x.shape[2]] = tensor
 
     def put_where(self, is_due: Tensor, layer: int, first: Tensor, x: Tensor) -> None:
-        """`put` at a place in a tensor [], if is_due, bool []; else nothing changes."""
+        """`put` at a slot given as a tensor [] if is_due, bool []; else nothing changes."""
         found = quantize(x, self.bits, self.outliers).tensors()
         places = first + torch.arange(x.shape[2], device=x.device)
         for room, tensor in zip(self.room, found, strict=True):
@@ -135,19 +135,19 @@ class QuantizedStore:
             own.index_copy_(2, places, torch.where(is_due, tensor, own.index_select(2, places)))
 
     def get(self, layer: int, count: int) -> Tensor:
-        """The first `count`, [B, G, count, *shape, n]."""
+        """The first `count` vectors, [B, G, count, *shape, n]."""
         held = QuantizedVectors(*(room[layer, :, :, :count] for room in self.room))
         return dequantize(held, self.n, self.bits, self.dtype)
 
 
 class QuantizedCache:
-    """The conditions' prefix and the recent steps as they are, older steps on shelves.
+    """The conditions' prefix and the recent steps in full precision, older steps quantized.
 
-    What is quantized depends on the number of steps alone: after s steps the first
-    (s - recent) // group * group. Steps that are read together see each other in full precision.
+    Which steps are quantized depends only on the number of steps: after s steps the first
+    (s - recent) // group * group. Steps written together attend to each other in full precision.
 
-    While `position` counts, recent steps lie in a ring (step s in place s mod R, behind the prefix), and a group is
-    quantized at every step, but kept only when it is due, so that nothing depends on the step.
+    If `position` is set, recent steps are in a ring buffer (step s in slot s mod R, after the prefix), and a group is
+    quantized at every step but stored only when due, so that nothing depends on the step.
     """
 
     turned = False
@@ -159,13 +159,13 @@ class QuantizedCache:
         """Positions read so far."""
         E, most = shape.head_width, self._num_quantized(shape.num_steps)
         self.ring = self.recent + self.group
-        """R, places of the ring."""
+        """R, slots of the ring buffer."""
         self._most = most
         self.keys = QuantizedStore(shape, most // self.group, (E, self.group), bits, config.outliers)
         self.values = QuantizedStore(shape, most, (E,), bits, config.outliers)
         waiting = min(shape.num_steps, self.recent + self.group - 1)
         self.exact_keys = shape.empty(shape.prefix_length + waiting, E)
-        """The prefix, then the steps that are not quantized, not rotated."""
+        """The prefix, then the steps that are not quantized, before rotation."""
         self.exact_values = torch.zeros_like(self.exact_keys)
         self._shape, self._table = shape, None
         self._position: Tensor | None = None
@@ -173,7 +173,7 @@ class QuantizedCache:
         self._causal = False
 
     def parts(self) -> tuple:
-        """What it holds."""
+        """All tensors it holds."""
         return self.keys.room, self.values.room, self.exact_keys, self.exact_values, self._position
 
     @property
@@ -200,13 +200,13 @@ class QuantizedCache:
 
     @property
     def bytes(self) -> int:
-        """Memory of everything."""
+        """Memory of all tensors."""
         return self.keys.bytes + self.values.bytes + self.exact_keys.nbytes + self.exact_values.nbytes
 
     def begin(self, num_positions: int, table: Tensor | None) -> None:
-        """Note the turns [B or 1, length + n, 1, E / 2] of all positions and find the mask of the next n.
+        """Store the rotations [B or 1, length + n, 1, E / 2] of all positions and build the mask of the next n.
 
-        While `position` counts, the turns are those of all positions there is room for, and then of the next one.
+        If `position` is set, the rotations are those of the whole capacity, followed by the next position's.
         """
         shape = self._shape
         self._table = table
@@ -219,7 +219,7 @@ class QuantizedCache:
         )
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
-        """Put keys (before rotation) and values [B, G, n, E] in; gives those of all positions."""
+        """Store keys (before rotation) and values [B, G, n, E]; returns those of all positions."""
         keys, values = keys.to(self._shape.dtype), values.to(self._shape.dtype)
         if self._position is not None:
             return self._write_in_ring(layer, keys, values, self._position)
@@ -230,7 +230,7 @@ class QuantizedCache:
         exact = self.length - before
         new_keys = torch.cat([self.exact_keys[layer, :, :, P:exact], keys], dim=2) if exact > P else keys
         new_values = torch.cat([self.exact_values[layer, :, :, P:exact], values], dim=2) if exact > P else values
-        first = min(exact, P)  # of the prefix that is here
+        first = min(exact, P)  # in the part of the prefix read so far
         seen_keys, seen_values = [self.exact_keys[layer, :, :, :first]], [self.exact_values[layer, :, :, :first]]
         if before:
             seen_keys.append(self.keys.get(layer, before // group).transpose(3, 4).flatten(2, 3))
@@ -251,17 +251,17 @@ class QuantizedCache:
         return seen
 
     def place(self) -> None:
-        """None: more than a copy is to be done."""
+        """None: storing a position is more than a copy."""
 
     def advance(self, num_positions: int) -> None:
-        """Count the positions all layers have just written."""
+        """Count the positions that all layers have just written."""
         if self._position is not None:
             self._position += num_positions
         else:
             self.length += num_positions
 
     def rewind(self, length: int) -> None:
-        """Only to where it is."""
+        """Raise ValueError unless `length` is the current one."""
         if length != self.length:
             raise cannot_rewind(self.kind)
 
@@ -270,7 +270,7 @@ class QuantizedCache:
         step = position - P
         before = (step - self.recent).clamp(min=0) // self.group * self.group
         shelved, places = torch.arange(self._most, device=device), torch.arange(self.ring, device=device)
-        held = step - (step - places) % self.ring  # the step in each place of the ring
+        held = step - (step - places) % self.ring  # the step in each slot of the ring buffer
         steps = torch.cat([torch.where(shelved < before, shelved, -1), torch.where(held >= before, held, -1)])
         prefix = torch.arange(P, device=device)
         where = torch.cat([prefix, torch.where(steps >= 0, P + steps, -1)])

@@ -1,4 +1,4 @@
-"""The kinds of cache and how one is chosen: by name, or as a mapping with its settings.
+"""The kinds of KV cache, chosen by name or by a mapping with settings.
 
 cache: int8
 cache: {kind: ring, window: 500}
@@ -25,7 +25,7 @@ class StaticCacheConfig(Config):
 
 
 def plain_choice(choice: Any) -> Any:
-    """A choice as the plain mapping that config files hold; ConfigError where a string is no YAML."""
+    """A choice as the plain mapping of config files; ConfigError if a string is not valid YAML."""
     if isinstance(choice, str):
         choice = parse_yaml(choice, "cache")
     if isinstance(choice, str):
@@ -48,10 +48,10 @@ CACHES: dict[str, Callable[[Any, CacheShape], Cache]] = {
     "int4": QuantizedCache,
     "evict": EvictingCache,
 }
-"""Made as CACHES[kind](config, shape)."""
+"""Built as CACHES[kind](config, shape)."""
 
 CacheChoice = str | Mapping[str, Any] | CacheConfig
-"""A kind's name, a mapping, or YAML of either, or a config."""
+"""A kind's name, a mapping, YAML of either, or a config."""
 
 
 class _Chosen(Config):
@@ -59,10 +59,10 @@ class _Chosen(Config):
 
 
 def read_cache(choice: CacheChoice | None, window: int | None = None) -> CacheConfig:
-    """The config of a choice; None: ring where the model has a window, else static.
+    """Parse a choice into a config; None: ring if the model has a window, else static.
 
     Raises:
-        ConfigError: names the setting, what was found and the nearest that is known.
+        ConfigError: names the setting, the value found and the nearest known one.
     """
     if choice is None:
         return StaticCacheConfig() if window is None else RingCacheConfig()
@@ -70,6 +70,6 @@ def read_cache(choice: CacheChoice | None, window: int | None = None) -> CacheCo
 
 
 def make_cache(choice: CacheChoice | None, shape: CacheShape) -> Cache:
-    """An empty cache; errors as `read_cache`, and ValueError where the kind does not fit the model."""
+    """Build an empty cache; errors as `read_cache`, and ValueError if the kind does not fit the model."""
     config = read_cache(choice, shape.window)
     return CACHES[config.kind](config, shape)

@@ -1,11 +1,11 @@
-"""The ring kind of cache: a sliding window of steps behind what is always kept, in memory that does not grow.
+"""The ring kind of cache: a sliding window of steps after permanent anchors, in constant memory.
 
-Anchors (the conditions' prefix and, where asked, the first steps) stand in front and stay; step t behind them goes to
-place t mod W. Drawn for 2 anchors, W = 3, after the steps a b c d e:
+Anchors (the conditions' prefix and, optionally, the first steps) stay at the front; step t after them goes to slot
+t mod W. For 2 anchors, W = 3, after the steps a b c d e:
 
-    places    p0 p1 | d  e  c        the next step takes the place of c
+    slots     p0 p1 | d  e  c        the next step replaces c
 
-Keys are rotated by their own position when written, so their places do not matter.
+Keys are rotated by their own position when written, so their order in memory does not matter.
 Sources: the window of Longformer (arXiv:2004.05150); first tokens kept as in StreamingLLM (arXiv:2309.17453).
 """
 
@@ -23,20 +23,20 @@ from .base import AttentionInputs, CacheShape, InPlace, cannot_rewind
 
 
 class RingCacheConfig(Config):
-    """A window of the last steps, behind the conditions."""
+    """A window of the last steps, after the conditions."""
 
     kind: Literal["ring"] = "ring"
     window: PositiveInt | None = None
-    """Steps that are seen, the newest included; null: as many as the model was trained with (lm.window)."""
+    """Window in steps, the newest included; null: the model's training window (lm.window)."""
     sinks: NonNegativeInt = 0
-    """First steps that are kept besides the conditions; for models that were trained without a window."""
+    """First steps kept besides the conditions (attention sinks); for models trained without a window."""
 
 
 class RingCache(InPlace):
-    """Anchors and the last W steps. Counting in a tensor, it takes one step at a time.
+    """Anchors and the last W steps. With `position` set it takes one step at a time.
 
     Raises:
-        ValueError: no window is known, or it is larger than the model's.
+        ValueError: no window is given, or it is larger than the model's.
     """
 
     kind = "ring"
@@ -56,13 +56,13 @@ class RingCache(InPlace):
         self._num_positions = 0
 
     def begin(self, num_positions: int, table: Tensor | None = None) -> None:
-        """Find the places and the mask of the next positions, for all layers."""
+        """Find the slots and build the mask of the next positions, for all layers."""
         n, device, size = num_positions, self.keys.device, self.capacity
         self._num_positions, self._mask, self._causal = n, None, False
         if self.position is not None:
             assert n == 1, "a ring that counts in a tensor takes one step at a time"
             self._places = self._places_of(self.position.reshape(1))
-            # places fill in order and then hold the last steps, all of which are seen
+            # slots fill in order and then hold the last steps, all of which are attended to
             self._mask = (torch.arange(size, device=device) <= self.position)[None, None, None]
             if self._prefix_mask is not None:
                 self._mask = self._mask & self._real(size)
@@ -70,7 +70,7 @@ class RingCache(InPlace):
         if n == 1:
             if self._prefix_mask is not None:
                 slot, held = self._slot()
-                # a padded position sees itself
+                # a padded position attends to itself
                 self._mask = self._real(held) | (torch.arange(held, device=device) == slot)
             return
         end = self.length + n
@@ -81,7 +81,7 @@ class RingCache(InPlace):
             self._mask = self._visible(new, torch.cat([self._held(), new]))
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> AttentionInputs:
-        """Put keys and values [B, G, n, E] in the places of the oldest; several see what they had not yet replaced."""
+        """Store keys and values [B, G, n, E] over the oldest; several steps still attend to those they replace."""
         if self.position is not None:
             return self._put(layer, keys, values)
         own_keys, own_values = self.keys[layer], self.values[layer]
@@ -103,7 +103,7 @@ class RingCache(InPlace):
         return AttentionInputs(seen_keys, seen_values, self._mask, self._causal)
 
     def rewind(self, length: int) -> None:
-        """Only to where it is."""
+        """Raise ValueError unless `length` is the current one."""
         if length != self.length:
             raise cannot_rewind(self.kind)
 
@@ -117,21 +117,21 @@ class RingCache(InPlace):
         return torch.where(behind < 0, positions, self.anchors + behind % self.window)
 
     def _held(self) -> Tensor:
-        """[min(length, M)] long: the position whose key is at each place."""
+        """[min(length, M)] long: the position whose key is in each slot."""
         held = torch.arange(min(self.length, self.capacity), device=self.keys.device)
-        oldest = max(self.length - self.window, self.anchors)  # of the steps in the ring
+        oldest = max(self.length - self.window, self.anchors)  # of the steps in the ring buffer
         turned = oldest + (held - self.anchors - (oldest - self.anchors)) % self.window
         return torch.where(held < self.anchors, held, turned)
 
     def _visible(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Anchors see and are seen as conditions are."""
+        """Treat anchors like conditions in the mask."""
         mask = self._prefix_mask
         if mask is not None:
             mask = torch.nn.functional.pad(mask, (0, self.anchors - mask.shape[1]), value=True)
         return causal_mask(queries, keys, self.anchors, mask, self.window)
 
     def _real(self, places: int) -> Tensor:
-        """[B, 1, 1, places] bool, False on padding of the prefix."""
+        """[B, 1, 1, slots] bool, False on prefix padding."""
         assert self._prefix_mask is not None
         missing = places - self._prefix_mask.shape[1]
         return torch.nn.functional.pad(self._prefix_mask, (0, missing), value=True)[:, None, None]

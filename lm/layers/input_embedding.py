@@ -1,4 +1,4 @@
-"""What the model reads at a step: one vector made of the K ids of that step."""
+"""Input embeddings: one vector per step from its K ids."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from .transformer import SpecialVectors, Table
 
 
 class EmbeddingInputConfig(Config):
-    """A learned vector for every id of every codebook, summed over codebooks."""
+    """A learned embedding for every id of every codebook, summed over codebooks."""
 
     kind: Literal["embedding"] = "embedding"
 
 
 class CodesInputConfig(Config):
-    """The tokenizer's frozen code vectors through a learned linear layer; special ids have learned vectors."""
+    """The tokenizer's frozen code vectors through a learned linear layer; special ids have learned embeddings."""
 
     kind: Literal["codes"] = "codes"
     combine: Literal["sum", "concat"] = "concat"
-    """sum: one layer for the sum over codebooks. concat: a layer of its own for each codebook (with delays they mean
-    other frames)."""
+    """sum: one layer for the sum over codebooks. concat: a separate layer per codebook (with delays, codebooks hold
+    different frames)."""
 
 
 class FactorInputConfig(Config):
-    """A code as several symbols of few values (see lm/patterns/sub_tokens.py): a learned vector for every value of
-    every symbol, summed."""
+    """Split each code into sub-tokens with small vocabularies (see lm/patterns/sub_tokens.py): a learned embedding for
+    every value of every sub-token, summed."""
 
     kind: Literal["factor"] = "factor"
     sizes: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=2)
-    """Values of the symbols of a code; their product is the size of the codebook: [64, 4096] for 2^18 codes."""
+    """Vocabulary sizes of a code's sub-tokens; their product is the codebook size: [64, 4096] for 2^18 codes."""
 
 
 class BitsInputConfig(Config):
-    """A learned vector for every bit of every codebook, added where the bit is 1 and taken off where it is 0; special
-    ids have learned vectors."""
+    """A learned embedding for every bit of every codebook, added where the bit is 1 and subtracted where it is 0;
+    special ids have learned embeddings."""
 
     kind: Literal["bits"] = "bits"
 
@@ -53,7 +53,7 @@ InputConfig = Annotated[
 
 
 class EmbeddingInput(nn.Module):
-    """ids [B, K, S] -> [B, S, D] by summed tables, stored one below the other."""
+    """ids [B, K, S] -> [B, S, D] by summed embedding tables, concatenated into one."""
 
     def __init__(
         self, config: EmbeddingInputConfig, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None
@@ -70,7 +70,7 @@ class EmbeddingInput(nn.Module):
 
 
 class FactorInput(nn.Module):
-    """ids [B, K, S] -> [B, S, D] by summed tables of their symbols."""
+    """ids [B, K, S] -> [B, S, D] by summed embedding tables of their sub-tokens."""
 
     def __init__(
         self, config: FactorInputConfig, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None = None
@@ -89,14 +89,15 @@ class FactorInput(nn.Module):
 class BitsInput(nn.Module):
     """ids [B, K, S] -> [B, S, D].
 
-    With hidden [B, J, S], True where a symbol of J / K groups of bits is hidden, its bits are read as neither 1 nor 0.
+    With hidden [B, J, S], True where one of the J / K groups of bits is masked, masked bits contribute neither +1 nor
+    -1.
     """
 
     cardinalities: Tensor
     books: Tensor
     shifts: Tensor
     places: Tensor
-    """[n]: of how many bits each bit's codebook is."""
+    """[n]: the number of bits of each bit's codebook."""
 
     def __init__(
         self, config: BitsInputConfig, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None = None
@@ -135,7 +136,7 @@ class CodesInput(nn.Module):
         K, V = arrangement.num_codebooks, max(arrangement.cardinalities)
         vectors = check_code_vectors(code_vectors, arrangement, "lm.input kind 'codes'")
         self.combine = config.combine
-        self.register_buffer("vectors", vectors.flatten(0, 1), persistent=False)  # they are in the tokenizer's file
+        self.register_buffer("vectors", vectors.flatten(0, 1), persistent=False)  # saved in the tokenizer's file
         self.register_buffer(
             "cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], persistent=False
         )
@@ -166,7 +167,7 @@ def check_code_vectors(code_vectors: Tensor | None, arrangement: CodebookPattern
     """The tokenizer's code vectors [K, V, width], float32 on the CPU, scaled to unit variance.
 
     Raises:
-        ConfigError: there are none, `who` needs them. ValueError: of another shape.
+        ConfigError: they are missing and `who` needs them. ValueError: they have another shape.
     """
     K, V = arrangement.num_codebooks, max(arrangement.cardinalities)
     if code_vectors is None:
@@ -176,13 +177,12 @@ def check_code_vectors(code_vectors: Tensor | None, arrangement: CodebookPattern
             f"code vectors have shape {list(code_vectors.shape)}, expected [{K}, {V}, width of a code vector]"
         )
     vectors = code_vectors.detach().to("cpu", torch.float32)
-    # One scale for all codebooks: it keeps their relative sizes (finer residual levels are smaller) and makes the layer
-    # see unit variance.
+    # One scale for all codebooks preserves their relative sizes (finer residual levels are smaller) and gives the layer
+    # unit variance.
     return vectors / vectors.square().mean().sqrt().clamp(min=1e-8)
 
 
 def _register_starts(module: nn.Module, sizes: tuple[int, ...]) -> None:
-    """Row at which each codebook's table starts. On the CPU even while the parameters are laid out on the meta
-    device."""
+    """First row of each codebook's table. On the CPU even when the parameters are created on the meta device."""
     starts = [sum(sizes[:k]) for k in range(len(sizes))]
     module.register_buffer("starts", torch.tensor(starts, device="cpu")[:, None], persistent=False)

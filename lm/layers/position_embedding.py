@@ -1,8 +1,7 @@
-"""Where the tokens of a row stand, and how the transformer is told: by turns of queries and keys, or by sinusoids added
-to its input.
+"""Positions of the tokens in a row, applied by rotary embedding of queries and keys or by sinusoids added to the input.
 
-conditions' prefix    -P .. -1     counted back from the first step (from the second, where the prefix ends in the
-steps                  0 .. S-1    token that stands for the start)
+conditions' prefix    -P .. -1     counted back from the first step (from the second, if the last prefix token
+steps                  0 .. S-1    replaces the start token)
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from ..patterns.pattern import CodebookPattern
 
 
 class Positions(nn.Module):
-    """The positions of one model.
+    """Position encoding of one model.
 
     Args:
-        config: how they are told.
-        arrangement: says which frame a step predicts, for positions on a grid.
+        config: the kind of encoding.
+        arrangement: maps steps to frames, for positions on a grid.
         geometry: the tokenizer's.
         width, head_width: D and E.
-        first: where step 0 stands; -1 where the last token of the prefix takes the place of the start.
+        first: position of step 0; -1 if the last prefix token replaces the start token.
     Raises:
         ConfigError: a grid that the tokenizer does not have.
     """
 
     places: Tensor | None
-    """[T, 2] where the cells of scales stand; None: there are no scales."""
+    """[T, 2] positions of the cells of scales; None: there are no scales."""
 
     def __init__(
         self,
@@ -56,7 +55,7 @@ class Positions(nn.Module):
         self.register_buffer("places", places_of_scales(geometry), persistent=False)
 
     def of(self, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
-        """[B or 1, P + S] long: where P prefix tokens (prefix_mask [B, P]: the real ones) and the steps [S] stand."""
+        """[B or 1, P + S] long: positions of P prefix tokens (prefix_mask [B, P]: the real ones) and the steps [S]."""
         positions = steps.unsqueeze(0)
         if P:
             if prefix_mask is None:
@@ -74,8 +73,8 @@ class Positions(nn.Module):
         prefix_mask: Tensor | None = None,
         side: int = 1,
     ) -> Tensor | None:
-        """Rotary table (lm/ops/rotary.py) of P prefix tokens and then the steps [S], which are squares of frames where
-        side > 1; None where nothing is rotated."""
+        """Rotary table (lm/ops/rotary.py) of P prefix tokens, then the steps [S], which are squares of frames if side >
+        1; None without rotary embedding."""
         if isinstance(self.config, SinusoidalConfig):
             return None
         positions = self.of(steps, P, prefix_mask)
@@ -90,7 +89,7 @@ class Positions(nn.Module):
         return table
 
     def add(self, x: Tensor, steps: Tensor, P: int = 0, prefix_mask: Tensor | None = None) -> Tensor:
-        """x [B, P + S, D] with the sinusoids of its positions, where the model has such."""
+        """x [B, P + S, D] plus sinusoidal position embeddings, if the model uses them."""
         if not isinstance(self.config, SinusoidalConfig):
             return x
         return x + sinusoidal_places(self.of(steps, P, prefix_mask), self.width, self.config.base).to(x.dtype)

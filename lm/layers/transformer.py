@@ -1,8 +1,8 @@
 """The backbone: pre-norm transformer blocks with grouped-query attention.
 
-Two tables hold the choices inside a block: `NORMS` and `FEED_FORWARDS`.
+Two tables list the options within a block: `NORMS` and `FEED_FORWARDS`.
 
-One code path serves training (a whole sequence, no cache), generation (new steps behind a cache) and the bidirectional
+The same code runs training (whole sequences, no cache), generation (new steps after a KV cache) and the bidirectional
 text encoder.
 Sources: LLaMA (arXiv:2302.13971) for the block, GQA (arXiv:2305.13245), QK norm (arXiv:2302.05442).
 """
@@ -31,18 +31,18 @@ FeedForwardName = Literal["swiglu", "gelu"]
 
 @dataclass(frozen=True)
 class Memory:
-    """What cross-attention reads: keys and values of the conditions, computed once."""
+    """Keys and values of the conditions for cross-attention, computed once."""
 
     keys: list[Tensor]
-    """For each layer [B, G, L, E]."""
+    """Per layer [B, G, L, E]."""
     values: list[Tensor]
     mask: Tensor | PackedSequences | None
-    """[B, 1, 1, L] bool, True on real tokens; None: all are. `PackedSequences` where the tokens of all rows stand end
-    to end (B is 1 then)."""
+    """[B, 1, 1, L] bool, True on real tokens; None: all are real. `PackedSequences` if the tokens of all rows are
+    packed (B is then 1)."""
 
 
 class Table(nn.Module):
-    """Learned rows, looked up by id. nn.Embedding would fill them at once, which takes seconds on the meta device."""
+    """Learned embedding table. nn.Embedding would initialize it on creation, which takes seconds on the meta device."""
 
     def __init__(self, rows: int, width: int):
         super().__init__()
@@ -53,7 +53,7 @@ class Table(nn.Module):
 
 
 class SpecialVectors(Table):
-    """Learned vectors of special ids: ids [B, K, S] -> [B, S, width], summed over the codebooks that hold one."""
+    """Learned embeddings of special ids: ids [B, K, S] -> [B, S, width], summed over the codebooks that hold one."""
 
     cardinalities: Tensor
     starts: Tensor
@@ -84,11 +84,11 @@ class RMSNorm(nn.Module):
 
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "layer": nn.LayerNorm}
-"""Made as NORMS[name](width, eps). "layer" takes the mean off first, and has a bias."""
+"""Built as NORMS[name](width, eps). "layer" subtracts the mean first, and has a bias."""
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention of a sequence to itself."""
+    """Grouped-query self-attention."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, qk_norm: bool, attend: Attend):
         super().__init__()
@@ -111,7 +111,7 @@ class SelfAttention(nn.Module):
         B, S, _ = x.shape
         H, G = self.heads, self.kv_heads
         heads_BSHE = self.qkv(x).view(B, S, H + 2 * G, self.head_width)
-        # split, not slices: gradients of pieces are laid side by side, those of slices each in a tensor of zeros
+        # split instead of slices: its backward concatenates gradients, while each slice allocates a tensor of zeros
         turned, values = heads_BSHE.split([H + G, G], dim=2)
         values = values.transpose(1, 2)
         if self.query_norm is not None and self.key_norm is not None:
@@ -129,7 +129,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention to the conditions' memory; keys and values are made by `remember`, once for a whole generation."""
+    """Cross-attention to the conditions; `remember` computes keys and values once per generation."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, qk_norm: bool, attend: Attend):
         super().__init__()
@@ -183,11 +183,11 @@ class GELU(nn.Module):
 
 
 FEED_FORWARDS: dict[str, Callable[[int, int], nn.Module]] = {"swiglu": SwiGLU, "gelu": GELU}
-"""Made as FEED_FORWARDS[name](width, hidden)."""
+"""Built as FEED_FORWARDS[name](width, hidden)."""
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then cross-attention where there is a memory, then the feed-forward."""
+    """x + attention(norm(x)), then cross-attention if there is a memory, then the feed-forward."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class Block(nn.Module):
         self.ffn = FEED_FORWARDS[feed_forward](width, ffn)
         self.dropout = Dropout(dropout)
         self.fused: Any = None
-        """Single steps in another way, for packed weights: a `FusedBlock` (lm/kernels/cpu_fused_block.py)."""
+        """Fast path of single steps with packed weights: a `FusedBlock` (lm/kernels/cpu_fused_block.py)."""
 
     def forward(
         self,
@@ -237,7 +237,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks and a last norm."""
+    """Blocks and a final norm."""
 
     def __init__(
         self,
@@ -262,8 +262,7 @@ class Transformer(nn.Module):
         )
         self.norm = NORMS[norm](width, norm_eps)
         self.fused: Any = None
-        """Single steps of all blocks in another way: a `FusedStack` (lm/kernels/cpu_fused_block.py) or what is
-        called like one."""
+        """Fast path of single steps: a `FusedStack` (lm/kernels/cpu_fused_block.py) or a compatible callable."""
 
     def forward(
         self,
@@ -277,13 +276,13 @@ class Transformer(nn.Module):
         """Transform x [B, S, D].
 
         Args:
-            table: the positions' turns (`rotary_table`); None: x says its positions itself.
-            mask: bool, broadcasts to [B, H, S, M], True where a key is seen; or `PackedSequences`: x is rows laid end
-                to end (B is 1); without cache.
-            causal: step s sees steps 0..s of x; without cache and mask.
+            table: rotary table of the positions (`rotary_table`); None: x already encodes its positions.
+            mask: bool, broadcasts to [B, H, S, M], True where a query attends to a key; or `PackedSequences` if x is
+                packed (B is 1); without cache.
+            causal: step s attends to steps 0..s of x; without cache and mask.
             memory: for cross-attention, from `remember`.
-            cache: x stands behind its positions; the new keys are written into it, and it says what x sees. Where it is
-                not `turned`, the table covers its positions as well.
+            cache: x follows its positions; the new keys and values are written to it, and it provides the attention
+                mask. If it is not `turned`, the table covers its positions as well.
         """
         if cache is not None:
             cache.begin(x.shape[1], table)
@@ -298,34 +297,33 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def refresh(self) -> None:
-        """Bring what was made of the weights up to date with them; asked for before a generation."""
+        """Update everything derived from the weights; called before a generation."""
         for part in (*self.blocks, self):
             refresh = getattr(part.fused, "refresh", None)
             if refresh is not None:
                 refresh(part)
 
     def train(self, mode: bool = True) -> Transformer:
-        """As `nn.Module.train`; going into training, forget copies of the weights as they were."""
+        """Like `nn.Module.train`; switching to training mode drops derived copies of the weights."""
         if mode:
             self.fused = None
         return super().train(mode)
 
     def remember(self, memory: Tensor, mask: Tensor | PackedSequences | None) -> Memory:
-        """Every layer's keys and values of the conditions' tokens [B, L, D]; mask [B, L] is True on real ones."""
+        """Keys and values of the conditions' tokens [B, L, D] for every layer; mask [B, L] is True on real tokens."""
         pairs = [block.cross.remember(memory) for block in self.blocks]  # type: ignore[union-attr]
         seen = mask[:, None, None, :] if isinstance(mask, Tensor) else mask
         return Memory([k for k, _ in pairs], [v for _, v in pairs], seen)
 
 
 def initialise_(module: nn.Module, width: int, layers: int) -> None:
-    """Normal weights of std sqrt(2 / (5 width)); matrices that write into the residual stream are smaller by sqrt(2
-    layers).
+    """Normal weights of std sqrt(2 / (5 width)), divided by sqrt(2 layers) for projections into the residual stream.
 
     Source: small init, arXiv:1910.05895; the residual scale is GPT-2's.
     """
     std = (2 / (5 * width)) ** 0.5
     for name, parameter in module.named_parameters():
-        if parameter.dim() < 2 or parameter.is_meta:  # without memory there is nothing to fill
+        if parameter.dim() < 2 or parameter.is_meta:  # meta parameters have no storage to fill
             continue
         into_stream = name.endswith(("out.weight", "down.weight"))
         nn.init.normal_(parameter, std=std / (2 * layers) ** 0.5 if into_stream else std)

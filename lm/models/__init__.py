@@ -1,1 +1,1 @@
-"""Language models by kind: causal, masked, next-scale, next-patch, coarse to fine."""
+"""Language models by kind: causal, masked, next-scale, next-patch, coarse-to-fine."""

@@ -1,15 +1,15 @@
-"""TokenLM: one decoder-only transformer over arranged multi-codebook tokens.
+"""TokenLM: a decoder-only transformer over multi-codebook tokens interleaved by a codebook pattern.
 
-A row as the model reads it (label and text as prefix, delays [0, 1]; s = start):
+One input sequence (label and text as prefix, delays [0, 1]; s = start):
 
     position   -4 -3 -2 -1   0  1  2  3
-    input       L  t0 t1 t2  s  a0 a1 a2        `start` stands at position 0 and the ids of step s at s + 1,
+    input       L  t0 t1 t2  s  a0 a1 a2        `start` is at position 0 and the ids of step s are at s + 1,
                              s  s  b0 b1        so position s predicts the ids of step s:
     predicts                 a0 a1 a2 .
                              .  b0 b1 b2
 
-`forward` and `loss` take whole sequences, `start` and `step` make them one step at a time from a cache; both run the
-same blocks.
+`forward` and `loss` process whole sequences; `start` and `step` decode one step at a time with a KV cache. Both run
+the same blocks.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from .shape_buckets import padded
 
 @dataclass(frozen=True)
 class LMOutput:
-    """Logits of whole sequences, in steps."""
+    """Logits of whole sequences, indexed by step."""
 
     logits: Tensor
-    """[B, J, S, V'] of the head's symbols: of the K codebooks unless the head splits codes. -inf for values a symbol
-    does not have; float32, or the autocast's type."""
+    """[B, J, S, V'], one row per sub-token of the head: J = K unless the head splits codes. -inf for values outside a
+    sub-token's range; float32, or the autocast dtype."""
     targets: Tensor
-    """[B, K, S] long, the arranged ids."""
+    """[B, K, S] long, the ids in pattern order."""
     mask: Tensor
-    """[B, K, S] bool, True where a loss term is due."""
+    """[B, K, S] bool, True where the loss counts."""
     arrangement: CodebookPattern
     num_frames: int
     lengths: Tensor | None
@@ -66,12 +66,12 @@ class LMOutput:
 
 
 class TokenLM(nn.Module):
-    """The language model of one tokenizer's codes.
+    """The language model over one tokenizer's codes.
 
     Args:
-        config: the model; sizes of conditions filled in.
+        config: the model config, with the condition sizes filled in.
         spec: the tokenizer's TokenSpec.
-        code_vectors: [K, V, width] float, the tokenizer's `vectors()`; where config.needs_code_vectors.
+        code_vectors: [K, V, width] float, the tokenizer's `vectors()`; required if config.needs_code_vectors.
     Raises:
         ConfigError: the config does not fit the tokenizer. ImportError, ValueError: the attention backend cannot be
             used.
@@ -81,7 +81,7 @@ class TokenLM(nn.Module):
         super().__init__()
         config = config.explicit(spec.num_codebooks)
         self.config = config
-        """With a preset arrangement written out."""
+        """The config with a preset codebook pattern expanded."""
         self.spec = spec
         assert not isinstance(config.arrangement, PresetConfig)
         self.arrangement = CodebookPattern(
@@ -122,13 +122,13 @@ class TokenLM(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Learned numbers."""
+        """Number of parameters."""
         packed = sum(getattr(module, "num_packed", 0) for module in self.modules())
         return packed + sum(parameter.numel() for parameter in self.parameters())
 
     def check_conditions(self, batch: ConditionBatch, num_rows: int | None = None) -> None:
-        """ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any
-        number). Ids are looked at on the CPU alone: elsewhere a look would wait for the device."""
+        """Raise ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any
+        number). Ids are range-checked on the CPU only: on other devices the check would synchronize."""
         self.conditions.check(batch, num_rows)
 
     # Whole sequences
@@ -136,15 +136,15 @@ class TokenLM(nn.Module):
     def forward(
         self, codes: Tensor, lengths: Tensor | None = None, conditions: ConditionBatch | None = None
     ) -> LMOutput:
-        """Logits of every id given the ids of earlier steps.
+        """Compute the logits of every id given the ids of earlier steps.
 
         Args:
             codes: [B, K, T] long.
-            lengths: [B] long, frames of each row; None: all T. A row's logits do not depend on what stands beyond its
-                length, nor on the other rows.
-            conditions: of B rows; None only where the model has no conditions.
+            lengths: [B] long, frames of each row; None: all T. A row's logits depend neither on codes beyond its length
+                nor on other rows.
+            conditions: for B rows; None only if the model has no conditions.
         Raises:
-            ValueError: codes, lengths or conditions that do not fit the model; says which.
+            ValueError: codes, lengths or conditions do not fit the model; the message names which.
         """
         arranged, hidden = self._read_all(codes, lengths, conditions)
         logits = self.head(hidden, arranged.ids).transpose(1, 2)
@@ -158,10 +158,10 @@ class TokenLM(nn.Module):
         label_smoothing: float = 0.0,
         side: int = 1,
     ) -> LossReport:
-        """Masked cross-entropy per codebook and its mean, in training mode that of guesses ahead beside it.
+        """Masked cross-entropy per codebook and its mean; in training mode also the multi-token prediction loss.
 
         Args:
-            codes, lengths, conditions: as `forward`; errors as well.
+            codes, lengths, conditions: as for `forward`, with the same errors.
             side: above 1, squares of side x side frames are predicted at once (next_patch.py).
         """
         arranged, hidden = self._read_all(codes, lengths, conditions, side)
@@ -174,34 +174,34 @@ class TokenLM(nn.Module):
 
     @property
     def loss_parts(self) -> LossParts:
-        """What the loss is reported for."""
+        """The parts for which the loss is reported."""
         return LossParts("codebook", (1 / self.num_codebooks,) * self.num_codebooks)
 
     def report(self, terms: Tensor, mask: Tensor) -> LossReport:
-        """The report of loss terms [B, K, S] where mask [B, K, S] is True."""
+        """The report of per-token losses [B, K, S] where mask [B, K, S] is True."""
         return report_loss(terms, mask, self.loss_weights)
 
     def count_terms(self, num_frames: int) -> Tensor:
-        """Loss terms of each part that an item of so many frames has, long."""
+        """Number of loss terms per part in an example of num_frames frames, long."""
         codes = torch.zeros(1, self.num_codebooks, num_frames, dtype=torch.long)
         mask = self.arrangement.arrange(codes).mask
         return self.report(torch.zeros(mask.shape), mask).count
 
-    # One step at a time
+    # Decoding, one step at a time
 
     def start_ids(self, num_rows: int, device: torch.device | str | None = None) -> Tensor:
-        """[B, K] long: what the first `step` is given."""
+        """[B, K] long: the input of the first `step`."""
         device = device if device is not None else self.device
         return torch.tensor(self.arrangement.start_ids, dtype=torch.long, device=device).expand(num_rows, -1)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters."""
+        """The dtype of the parameters."""
         return next(self.parameters()).dtype
 
     @torch.no_grad()
@@ -214,21 +214,20 @@ class TokenLM(nn.Module):
         cache: CacheChoice | None = None,
         steady: bool = False,
     ) -> DecodingState:
-        """Begin a generation: allocate the cache, read the conditions.
+        """Begin a generation: allocate the KV cache and prefill the conditions.
 
         Args:
-            conditions: of B rows; None only where the model has no conditions.
-            capacity: steps there shall be room for, usually `arrangement.num_steps(frames)`.
-            num_rows: B, needed where the model has no conditions (with them it must agree).
-            num_frames: frames of the sequence where known; coarse_first and grouped with grid positions need it (a
-                picture tokenizer says it).
-            cache: how keys and values are remembered, a kind's name or its config (`lm/kv_cache/registry.py`); None:
-                exactly.
-            steady: pad the conditions to round lengths (shape_buckets.py), so that steps of many generations have the
-                same shapes.
+            conditions: for B rows; None only if the model has no conditions.
+            capacity: maximum number of steps, usually `arrangement.num_steps(frames)`.
+            num_rows: B, required if the model has no conditions (otherwise it must agree with them).
+            num_frames: frames of the sequence if known; required by coarse_first and by grouped with grid positions
+                (taken from an image tokenizer).
+            cache: the KV cache: the name of a kind or its config (`lm/kv_cache/registry.py`); None: lossless.
+            steady: pad the conditions to bucketed lengths (shape_buckets.py), so that the steps of many generations
+                share shapes.
         Raises:
-            ValueError: conditions that do not fit the model, no number of rows, a capacity below 1, a model in training
-                mode with dropout, a cache that is unknown or does not fit.
+            ValueError: the conditions do not fit the model, the number of rows is unknown, capacity is below 1, the
+                model is in training mode with dropout, or the cache is unknown or does not fit.
         """
         if capacity < 1:
             raise ValueError(
@@ -280,7 +279,7 @@ class TokenLM(nn.Module):
         )
         if joined.prefix is not None:
             none = torch.arange(0, device=self.device)
-            prefix = joined.prefix.to(self.dtype)  # given vectors may be of another
+            prefix = joined.prefix.to(self.dtype)  # precomputed vectors may have another dtype
             x = self.positions.add(prefix, none, P, joined.prefix_mask)
             table = self.positions.table(none, num_frames, P, joined.prefix_mask)
             self.transformer(x, table, memory=memory, cache=state.cache)
@@ -288,16 +287,16 @@ class TokenLM(nn.Module):
 
     @torch.no_grad()
     def read(self, state: DecodingState, ids: Tensor) -> Tensor:
-        """Read the ids of the step before; what comes out is what this step is predicted from.
+        """Read the ids of the previous step and return the hidden state that predicts this one.
 
         Args:
             state: from `start`; changed in place.
-            ids: [B, K] long, `start_ids` at first and then what was chosen for the step before, special ids included;
-                or several steps at once, [B, K, n] (a prompt).
+            ids: [B, K] long, first `start_ids`, then the ids chosen for the previous step, special ids included; or
+                several steps at once, [B, K, n] (a prompt).
         Returns:
             hidden [B, D] of step state.step (before the call), or [B, n, D] of n steps, for the head's `begin`.
         Raises:
-            ValueError: another number of rows or codebooks, or more steps than the capacity.
+            ValueError: the number of rows or codebooks differs, or the steps exceed the capacity.
         """
         several = ids.dim() == 3
         read = ids if several else ids.unsqueeze(-1)
@@ -325,13 +324,13 @@ class TokenLM(nn.Module):
 
     @torch.no_grad()
     def read_at(self, state: DecodingState, ids: Tensor, step: Tensor) -> Tensor:
-        """`read` of one step, for a compiled step or a CUDA graph: its number is a tensor, nothing depends on a number
-        in Python, and state.step stays as it is.
+        """`read` for a single step under torch.compile or CUDA graphs: the step is a tensor, nothing depends on a
+        Python number, and state.step does not change.
 
         Args:
-            state: from `start`, changed in place; its cache's `position` counts, and something was read before.
-            ids: [B, K] long, of the step before.
-            step: long [], behind the first.
+            state: from `start`, changed in place; its cache's `position` is set, and at least one step has been read.
+            ids: [B, K] long, of the previous step.
+            step: long [], after the first step.
         Returns:
             hidden [B, D].
         """
@@ -345,19 +344,19 @@ class TokenLM(nn.Module):
         return self.transformer(x, table, memory=state.memory, cache=state.cache)[:, 0]
 
     def rewind(self, state: DecodingState, step: int) -> None:
-        """Forget what was read of step `step` and later: the next `read` stands there."""
+        """Discard step `step` and all later ones; the next `read` is at step `step`."""
         assert 0 <= step <= state.step
         state.cache.rewind(state.prefix_length + step)
         state.step = step
 
     @torch.no_grad()
     def step(self, state: DecodingState, ids: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """Read the ids of the step before and give the logits of this one.
+        """Read the ids of the previous step and return the logits of this one.
 
         Args:
-            state, ids: as `read`; errors as well.
-            chosen: ids of this step (of these steps), like `ids`, for a head that predicts codebooks one after another
-                (`DecodeLoop` shows how such a head gives them one by one).
+            state, ids: as for `read`, with the same errors.
+            chosen: ids of this step (or these steps), shaped like `ids`, for a head that predicts codebooks
+                sequentially (`DecodeLoop` shows how such a head produces them one by one).
         Returns:
             logits [B, J, V'] of step state.step (before the call), or [B, J, n, V'] of n steps.
         """
@@ -371,13 +370,13 @@ class TokenLM(nn.Module):
             return self.head(hidden, chosen, first).transpose(1, 2)
         return self.head(hidden.unsqueeze(1), None if chosen is None else chosen.unsqueeze(-1), first)[:, 0]
 
-    # Inside
+    # Private
 
     def _read_all(
         self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None, side: int = 1
     ) -> tuple[Arranged, Tensor]:
-        """The arranged codes, and of each step the hidden state [B, S, D] that has read all steps (or squares of
-        frames) before it."""
+        """The codes in pattern order, and for each step the hidden state [B, S, D] that has attended to all earlier
+        steps (or squares of frames)."""
         arranged = self.arrangement.arrange(codes, lengths)
         batch = conditions or ConditionBatch()
         self.conditions.check(batch, codes.shape[0])
@@ -394,7 +393,7 @@ class TokenLM(nn.Module):
         return arranged, hidden if patches is None else patches.spread(hidden)
 
     def _transform(self, x: Tensor, joined: FusedConditions, num_frames: int | Tensor, side: int = 1) -> Tensor:
-        """Run the blocks over whole sequences x [B, S, D] behind the conditions' prefix."""
+        """Run the blocks over whole sequences x [B, S, D] after the conditions' prefix."""
         steps = torch.arange(x.shape[1], device=x.device)
         P = 0
         if joined.prefix is not None:
@@ -407,13 +406,13 @@ class TokenLM(nn.Module):
         return self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)[:, P:]
 
     def _joined(self, x: Tensor, summed: Tensor | None, first: Tensor | None) -> Tensor:
-        """x [B, S, D] with its first step replaced and what every step is given added."""
+        """x [B, S, D] with its first step replaced and the summed conditions added."""
         if first is not None:
             x = torch.cat([first.to(x.dtype), x[:, 1:]], dim=1)
         return x if summed is None else x + summed
 
     def _take_first(self, joined: FusedConditions) -> tuple[FusedConditions, Tensor | None]:
-        """The conditions without the token that stands where the start would, and that token [B, 1, D]."""
+        """The conditions without the prefix token that replaces the start token, and that token [B, 1, D]."""
         if self.config.start == "token" or joined.prefix is None:
             return joined, None
         prefix, mask, P = joined.prefix, joined.prefix_mask, joined.prefix.shape[1] - 1
@@ -424,20 +423,20 @@ class TokenLM(nn.Module):
     def _conditions_as_in_eval(self, batch: ConditionBatch) -> FusedConditions:
         if not self.conditions.training:
             return self.conditions(batch)
-        self.conditions.eval()  # a generation is never given dropped conditions, also while a model trains
+        self.conditions.eval()  # generation never uses condition dropout, even during training
         try:
             return self.conditions(batch)
         finally:
             self.conditions.train()
 
     def _remember(self, joined: FusedConditions) -> Memory | None:
-        """What cross-attention reads, in the dtype of the model's weights: given vectors may be of another."""
+        """Keys and values for cross-attention, in the dtype of the weights: precomputed vectors may have another."""
         if joined.memory is None:
             return None
         return self.transformer.remember(joined.memory.to(self.dtype), joined.memory_mask)
 
     def _mask(self, P: int, S: int, prefix_mask: Tensor | None, device: torch.device) -> Tensor | None:
-        """What P prefix tokens and S steps see, bool [B or 1, 1, P + S, P + S]; None: each all before it."""
+        """Attention mask of P prefix tokens and S steps, bool [B or 1, 1, P + S, P + S]; None: causal."""
         window = self.config.window
         if prefix_mask is None and (window is None or S <= window):
             return None

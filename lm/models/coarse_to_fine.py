@@ -1,4 +1,4 @@
-"""CoarseToFine: a language model of coarse labels and a refiner, as one model of the codes."""
+"""CoarseToFine: a language model of coarse labels and a refiner, combined into one model of the codes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from .masked import MaskedLM
 
 
 class CoarseToFine(nn.Module):
-    """p(codes) = p(coarse labels) p(codes | coarse labels), the first by `coarse`, the second by `refiner`.
+    """p(codes) = p(coarse labels) p(codes | coarse labels): the first factor by `coarse`, the second by `refiner`.
 
     Args:
         coarse: predicts the labels; its spec is that of the refiner's clustering.
-        refiner: reads labels and predicts codes; it has the conditions of `coarse`, or none.
+        refiner: predicts codes from labels; it has the same conditions as `coarse`, or none.
     Raises:
-        ConfigError: the refiner has no clusters, or other conditions. ValueError: labels of other clusters.
+        ConfigError: the refiner has no clusters, or different conditions. ValueError: the labels are of another
+            clustering.
     """
 
     def __init__(self, coarse: TokenLM, refiner: MaskedLM):
@@ -42,7 +43,7 @@ class CoarseToFine(nn.Module):
 
     @property
     def clustering(self) -> Clustering:
-        """What takes codes to labels."""
+        """The mapping from codes to labels."""
         assert self.refiner.clustering is not None
         return self.refiner.clustering
 
@@ -53,12 +54,12 @@ class CoarseToFine(nn.Module):
 
     @property
     def config(self) -> LMConfig:
-        """Of the first stage: its conditions are those of the whole."""
+        """The config of the first stage, whose conditions are those of the whole model."""
         return self.coarse.config
 
     @property
     def arrangement(self) -> CodebookPattern:
-        """Of the first stage: it says how long a sequence becomes."""
+        """The codebook pattern of the first stage, which determines the sequence length."""
         return self.coarse.arrangement
 
     @property
@@ -68,31 +69,31 @@ class CoarseToFine(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Learned numbers of both."""
+        """Number of parameters of both stages."""
         return self.coarse.num_parameters + self.refiner.num_parameters
 
     @property
     def loss_parts(self) -> LossParts:
-        """What the loss is reported for."""
+        """The parts for which the loss is reported."""
         return self.refiner.loss_parts
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.refiner.device
 
     @property
     def conditions(self) -> Conditioner:
-        """Of the first stage."""
+        """The conditions of the first stage."""
         return self.coarse.conditions
 
     def check_conditions(self, batch: ConditionBatch, num_rows: int | None = None) -> None:
-        """As `TokenLM.check_conditions`, of both stages."""
+        """Like `TokenLM.check_conditions`, for both stages."""
         self.refiner.check_conditions(self.for_refiner(batch) or ConditionBatch(), None)
         self.coarse.check_conditions(self.for_coarse(batch), num_rows)
 
     def for_coarse(self, conditions: ConditionBatch) -> ConditionBatch:
-        """The conditions that the model of the labels reads: of a prompt of codes its labels."""
+        """The conditions for the label model: prompt codes are replaced by their labels."""
         codes, lengths = conditions.codes, conditions.codes_lengths
         if codes is None or lengths is None:
             return conditions
@@ -100,7 +101,7 @@ class CoarseToFine(nn.Module):
         return replace(conditions, codes=self.clustering.coarse(codes.masked_fill(beyond, 0)))
 
     def for_refiner(self, conditions: ConditionBatch | None) -> ConditionBatch | None:
-        """The conditions that the refiner reads."""
+        """The conditions for the refiner."""
         return conditions if self.refiner.config.conditions else None
 
     def loss(
@@ -111,9 +112,9 @@ class CoarseToFine(nn.Module):
         label_smoothing: float = 0.0,
         side: int = 1,
     ) -> LossReport:
-        """Both losses added, per code: nats of the label and of the code given the label (see `MaskedLM.loss`).
+        """Sum of both losses per code: nats of the label plus those of the code given the label (see `MaskedLM.loss`).
 
-        Arguments and errors as `TokenLM.forward`.
+        Arguments and errors as for `TokenLM.forward`.
         """
         given = None if conditions is None else self.for_coarse(conditions)
         labels = self.coarse.loss(self.clustering.coarse(codes), lengths, given, label_smoothing, side)

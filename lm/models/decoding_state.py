@@ -1,4 +1,4 @@
-"""What a model holds while it generates, between one step and the next."""
+"""The state of a generation between steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..layers.transformer import Memory
 
 @dataclass
 class DecodingState:
-    """A generation under way: B rows, all at the same step. `TokenLM.step` changes it in place."""
+    """A generation in progress: B rows, all at the same step. `TokenLM.step` changes it in place."""
 
     cache: Cache
     cache_shape: CacheShape
@@ -22,22 +22,22 @@ class DecodingState:
     summed: Tensor | None
     """[B, 1, D] added to every step's input."""
     first: Tensor | None
-    """[B, 1, D] the input of the first step, instead of `start`."""
+    """[B, 1, D] input of the first step, instead of `start`."""
     prefix_mask: Tensor | None
     """[B, P] bool; None: no row's prefix is padded."""
     prefix_length: int
     """P."""
     capacity: int
-    """Steps there is room for."""
+    """Maximum number of steps."""
     num_frames: int | Tensor | None
-    """Frames of the sequence where known (coarse_first and grouped on a grid need it)."""
+    """Frames of the sequence if known (required by coarse_first and by grouped on a grid)."""
     head: Any = None
-    """The head's memory."""
+    """State of the head."""
     step: int = 0
-    """The step that is predicted next; `TokenLM.read_at` neither reads nor changes it."""
+    """The step to predict next; `TokenLM.read_at` neither reads nor changes it."""
 
     def parts(self) -> tuple:
-        """All tensors that `read_at` and a head read, and `num_frames`."""
+        """All tensors that `read_at` and the head read, and `num_frames`."""
         memory = None if self.memory is None else (self.memory.keys, self.memory.values, self.memory.mask)
         head = None if self.head is None else self.head.parts()
         return self.cache.parts(), memory, self.summed, self.prefix_mask, self.num_frames, head
@@ -49,5 +49,5 @@ class DecodingState:
 
     @property
     def cache_share(self) -> float:
-        """Memory of the cache over that of the static kind in the same precision."""
+        """Memory of the cache relative to a static cache in the same precision."""
         return self.cache.bytes / self.cache_shape.static_bytes

@@ -1,9 +1,9 @@
-"""Which codes are hidden from a masked model in training.
+"""Choose the codes that are masked when training a masked model.
 
-Of the L things that can be hidden (cells, or whole frames) n are, chosen evenly, and each hidden one weighs L / n, so
-that every row counts as if all its codes had been predicted. With n even over 1 .. L the loss of a model is then the
-mean, over all orders, of the negative log-likelihood of the codes filled in one by one (arXiv:2110.02037, section 2).
-Sources: MaskGIT (arXiv:2202.04200) for the cosine, MaskBit (arXiv:2409.16211) for hiding parts of a position.
+Of the L maskable units (cells, or whole frames), n are masked uniformly at random, and each masked unit is weighted by
+L / n, so every row counts as if all its codes were predicted. With n uniform over 1 .. L, the loss is the mean, over
+all orders, of the negative log-likelihood of filling in the codes one by one (arXiv:2110.02037, section 2).
+Sources: MaskGIT (arXiv:2202.04200) for the cosine, MaskBit (arXiv:2409.16211) for masking parts of a position.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from ..ops.row_rng import rand
 
 
 class MaskingConfig(Config):
-    """What is hidden in training."""
+    """Masking in training."""
 
     unit: Literal["cell", "frame"] = "cell"
-    """cell: the code of one codebook in one frame, or a part of it that the head predicts by itself. frame: all codes
-    of a frame, together."""
+    """cell: one codebook's code in one frame, or a sub-token of it if the head predicts sub-tokens. frame: all codes of
+    a frame together."""
     share: Literal["uniform", "cosine", "arccos"] = "cosine"
-    """How many are hidden: uniform any number alike; cosine the share cos(pi u / 2), u uniform: mostly many; arccos the
-    share acos(u) 2 / pi."""
+    """Distribution of the masked share, with u uniform in [0, 1]. uniform: u. cosine: cos(pi u / 2), mostly large
+    shares. arccos: acos(u) 2 / pi."""
     everything: float = Field(default=0.0, ge=0, le=1)
-    """Share of the rows of which all codes are hidden, as in the first pass of decoding; 1: for one pass only."""
+    """Share of rows that are fully masked, as in the first pass of decoding; 1: for single-pass decoding only."""
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """What is hidden in a batch."""
+    """The masked positions of a batch."""
 
     mask: Tensor
-    """[B, K, T] bool, True where a code is hidden; False beyond a row's length."""
+    """[B, K, T] bool, True where a code is masked; False beyond a row's length."""
     weight: Tensor
     """[B] float32, L / n of each row."""
 
 
 def hide(config: MaskingConfig, lengths: Tensor, numbers: Tensor, cells: Tensor) -> Hidden:
-    """Choose the cells that are hidden.
+    """Choose the masked cells.
 
     Args:
         lengths: [B] long, frames of each row.
-        numbers: [B, 2] uniform in [0, 1): whether everything is hidden, and how much.
-        cells: [B, K, T] uniform in [0, 1): the lowest are hidden first.
+        numbers: [B, 2] uniform in [0, 1): whether everything is masked, and how much.
+        cells: [B, K, T] uniform in [0, 1): the lowest are masked first.
     """
     _, K, T = cells.shape
     ranked = cells if config.unit == "cell" else cells[:, :1]
@@ -68,13 +68,13 @@ def hide(config: MaskingConfig, lengths: Tensor, numbers: Tensor, cells: Tensor)
 
 
 def random_numbers(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers for `hide` from torch's global generator: [B, 2] and [B, K, T]."""
+    """Random numbers for `hide` from torch's global generator: [B, 2] and [B, K, T]."""
     B = codes.shape[0]
     return rand((B, 2), codes.device), rand(codes.shape, codes.device)
 
 
 def fixed_numbers(codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers for `hide` that depend on the codes of a row alone, so that a loss can be measured again."""
+    """Random numbers for `hide` seeded by each row's codes, so that a loss is reproducible."""
     numbers, cells = torch.zeros(codes.shape[0], 2), torch.zeros(codes.shape)
     for row, (item, length) in enumerate(zip(codes.cpu(), lengths.tolist(), strict=True)):
         seed = zlib.crc32(item[:, :length].contiguous().numpy().tobytes())

@@ -1,19 +1,19 @@
-"""MaskedLM: a bidirectional transformer that predicts hidden codes, all of them at once.
+"""MaskedLM: a bidirectional transformer that predicts all masked codes at once.
 
-A row as the model reads it (label as prefix, 2 codebooks, some codes known; m = hidden, c = coarse label):
+One input sequence (label as prefix, 2 codebooks, some codes known; m = masked, c = coarse label):
 
-    position   -1   0   1   2   3        every position sees every other
+    position   -1   0   1   2   3        every position attends to every other
     input       L  a0   m   m  a3
                     m  b1   m   m
-                   c0  c1  c2  c3        with clusters: the coarse labels of all cells are read as well
+                   c0  c1  c2  c3        with clusters: the coarse labels of all cells are inputs too
     predicts        .  a1  a2   .
                    b0   .  b2  b3
 
-With a `bits` head a code is several symbols, each hidden and predicted by itself (MaskBit, arXiv:2409.16211): J of them
-in a frame, read as the bits that are known.
+With a `bits` head a code consists of several sub-tokens, each masked and predicted separately (MaskBit,
+arXiv:2409.16211): J per frame, embedded by the known bits.
 
-With clusters it is the refiner of a coarse-to-fine model (arXiv:2503.16194): a TokenLM predicts the coarse labels, this
-the codes. Without, it makes codes from nothing in a few passes (MaskGIT, arXiv:2202.04200).
+With clusters it is the refiner of a coarse-to-fine model (arXiv:2503.16194): a TokenLM predicts the coarse labels, and
+this model the codes. Without clusters it generates codes from scratch in a few passes (MaskGIT, arXiv:2202.04200).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class MaskedConfig(LMConfig):
     kind: Literal["masked"] = "masked"  # pyright: ignore[reportIncompatibleVariableOverride]
     masking: MaskingConfig = MaskingConfig()
     candidates: Literal["cluster", "codebook"] = "cluster"
-    """Of a refiner. cluster: the codes of a cell's coarse label. codebook: all, so that it can mend a wrong label."""
+    """For a refiner. cluster: codes of the cell's coarse label. codebook: all, so that it can fix a wrong label."""
 
     @model_validator(mode="after")
     def _check_masked(self) -> MaskedConfig:
@@ -66,13 +66,13 @@ class MaskedConfig(LMConfig):
 
 
 class MaskedLM(TokenLM):
-    """A masked model of one tokenizer's codes; of TokenLM it has the parts, but reads both ways and has no steps.
+    """A masked model of one tokenizer's codes. It shares the parts of TokenLM but is bidirectional and has no steps.
 
     Args:
-        config, spec, code_vectors: as TokenLM.
+        config, spec, code_vectors: as for TokenLM.
         clustering: for a refiner, of the same tokenizer.
     Raises:
-        ValueError: clusters of another tokenizer; and as TokenLM.
+        ValueError: the clusters are of another tokenizer; and as TokenLM.
     """
 
     config: MaskedConfig
@@ -108,20 +108,20 @@ class MaskedLM(TokenLM):
         conditions: ConditionBatch | None = None,
         coarse: Tensor | None = None,
     ) -> Tensor:
-        """Logits of every code, given those that are not hidden.
+        """Compute the logits of every code given the unmasked codes.
 
         Args:
-            codes: [B, K, T] long; what is hidden or beyond a row's length does not matter.
-            mask: [B, J, T] bool, True where a symbol of the head is hidden; J = K unless the head is `bits`.
-            lengths: [B] long, frames of each row; None: all T. A row's logits depend neither on what stands beyond its
-                length nor on the other rows.
-            conditions: of B rows; None only where the model has no conditions.
+            codes: [B, K, T] long; masked codes and codes beyond a row's length are ignored.
+            mask: [B, J, T] bool, True where a sub-token of the head is masked; J = K unless the head is `bits`.
+            lengths: [B] long, frames of each row; None: all T. A row's logits depend neither on codes beyond its length
+                nor on other rows.
+            conditions: for B rows; None only if the model has no conditions.
             coarse: [B, K, T] long, the coarse labels, for a refiner.
         Returns:
-            [B, J, T, V'], -inf for values a symbol does not have and, with candidates "cluster", for the codes of
+            [B, J, T, V'], -inf for values outside a sub-token's range and, with candidates "cluster", for the codes of
             other clusters.
         Raises:
-            ValueError: codes, lengths, conditions or labels that do not fit the model; says which.
+            ValueError: codes, lengths, conditions or labels do not fit the model; the message names which.
         """
         given = lengths
         whole = mask.unflatten(1, (self.num_codebooks, -1)).all(dim=2)
@@ -164,10 +164,10 @@ class MaskedLM(TokenLM):
         label_smoothing: float = 0.0,
         side: int = 1,
     ) -> LossReport:
-        """Cross-entropy of hidden codes, weighted so that each row counts all its codes (see mask_schedule.py).
+        """Cross-entropy of masked codes, weighted so that each row counts all its codes (see mask_schedule.py).
 
-        In training mode torch's global generator says what is hidden, in eval mode the codes themselves. A refiner is
-        given the true coarse labels. Arguments and errors as `TokenLM.forward`.
+        In training mode torch's global generator chooses the mask, in eval mode the codes themselves seed it. A refiner
+        is conditioned on the true coarse labels. Arguments and errors as for `TokenLM.forward`.
         """
         assert side == 1, "a masked model reads single frames (TrainConfig checks it)"
         known = self.arrangement.check(codes, lengths)
@@ -181,15 +181,15 @@ class MaskedLM(TokenLM):
         return report_loss(terms * hidden.weight[:, None, None], inside.expand_as(codes), self.loss_weights)
 
     def hide(self, codes: Tensor, lengths: Tensor) -> Hidden:
-        """What `loss` hides of codes [B, K, T] with lengths [B]: of their symbols [B, J, T]."""
+        """The mask that `loss` uses for codes [B, K, T] with lengths [B]: over their sub-tokens [B, J, T]."""
         symbols = self.head.symbols.split(codes)
         numbers = random_numbers(symbols) if self.training else fixed_numbers(symbols, lengths)
         return hide(self.config.masking, lengths, *numbers)
 
-    # Inside
+    # Private
 
     def _with_specials(self, codes: Tensor, mask: Tensor, inside: Tensor | None) -> Tensor:
-        """Codes with the id `start` where one is hidden and `pad` beyond a row's length."""
+        """Codes with the `start` id where masked and the `pad` id beyond a row's length."""
         starts, pads = (
             torch.tensor(ids, device=codes.device)[:, None]
             for ids in (self.arrangement.start_ids, self.arrangement.pad_ids)

@@ -1,12 +1,12 @@
-"""Next-patch training: a picture's frames in squares, one position for each square.
+"""Next-patch training: the frames of an image grouped into squares, one position per square.
 
-With squares of 2 x 2 the frames of a grid of 2 rows and 4 columns are two positions:
+With 2 x 2 squares, the frames of a grid of 2 rows and 4 columns become two positions:
 
-    frames    0 1 2 3        squares    0 0 1 1        a square is read as the mean of its frames' vectors and
-              4 5 6 7                   0 0 1 1        predicted all at once: each of its frames from one hidden state
+    frames    0 1 2 3        squares    0 0 1 1        a square's input is the mean of its frames' vectors, and all
+              4 5 6 7                   0 0 1 1        its frames are predicted from one hidden state
 
-The sequence is side * side times shorter, so a step costs as much less; no parameter is added, and training ends with
-single frames (side 1), which is what generation does.
+The sequence is side * side times shorter, which reduces the cost of a step accordingly. No parameters are added, and
+training ends with single frames (side 1), as used in generation.
 Source: Next Patch Prediction, arXiv:2412.15321.
 """
 
@@ -23,19 +23,19 @@ from ..patterns.pattern import CodebookPattern
 
 
 class PatchPhase(Config):
-    """A part of the training that predicts squares of frames."""
+    """A phase of training that predicts squares of frames."""
 
     side: int = Field(ge=2, le=64)
-    """Frames along an edge of a square; it divides the rows and the columns of the grid."""
+    """Side of a square in frames; it divides the rows and the columns of the grid."""
     share: float = Field(gt=0, lt=1)
-    """Of all steps of the run."""
+    """Share of all training steps."""
 
 
 class Patches:
-    """Squares of side x side frames, counted in raster order.
+    """Squares of side x side frames, numbered in raster order.
 
     Raises:
-        ConfigError: the codes are not a picture's, or its grid is not a multiple of the squares.
+        ConfigError: the codes are not those of an image, or the squares do not tile its grid.
     """
 
     def __init__(self, geometry: Geometry, side: int):
@@ -56,16 +56,16 @@ class Patches:
         """[T]: the frames, square by square."""
 
     def mean(self, x: Tensor) -> Tensor:
-        """Vectors of squares [B, T / area, D] of those of frames [B, T, D]."""
+        """Average frame vectors [B, T, D] over squares: [B, T / area, D]."""
         return x[:, self.frames.to(x.device)].unflatten(1, (-1, self.area)).mean(dim=2)
 
     def spread(self, x: Tensor) -> Tensor:
-        """Each frame's copy [B, T, D] of what is known of its square [B, T / area, D]."""
+        """Copy square vectors [B, T / area, D] to each of their frames: [B, T, D]."""
         return x[:, self.squares.to(x.device)]
 
 
 def check_patches(arrangement: CodebookPattern, geometry: Geometry, phases: tuple[PatchPhase, ...]) -> None:
-    """Raise ConfigError unless a model of this arrangement can be trained on these squares."""
+    """Raise ConfigError unless a model with this codebook pattern can be trained on these squares."""
     if not phases:
         return
     if not isinstance(arrangement.config, ParallelConfig) or arrangement.variable_length:
@@ -79,7 +79,7 @@ def check_patches(arrangement: CodebookPattern, geometry: Geometry, phases: tupl
 
 
 def side_at(phases: tuple[PatchPhase, ...], step: int, steps: int) -> int:
-    """Side of the squares in a step of a run of so many steps: the phases in their order, then 1."""
+    """Side of the squares at a step of a run of `steps` steps: the phases in order, then 1."""
     end = 0.0
     for phase in phases:
         end += phase.share * steps

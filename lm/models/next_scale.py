@@ -1,16 +1,16 @@
-"""NextScaleLM: a transformer that predicts all cells of a scale at once, from the scales before it.
+"""NextScaleLM: a transformer that predicts all cells of a scale at once from the earlier scales.
 
-For a tokenizer of scales (1 x 1, 2 x 2, 4 x 4) and a label as prefix; f_s is the sum of the scales before s (what the
-tokenizer would decode), seen at scale s (lm/models/scale_sums.py):
+For a tokenizer with scales (1 x 1, 2 x 2, 4 x 4) and a label as prefix; f_s is the sum of the scales before s (what the
+tokenizer would decode), resized to scale s (lm/models/scale_sums.py):
 
     scale         -       0       1                2
-    input         L       start   f_1 f_1 f_1 f_1  f_2 f_2 ... f_2      + a learned vector of the scale
+    input         L       start   f_1 f_1 f_1 f_1  f_2 f_2 ... f_2      + a learned scale embedding
     predicts              a       b   b   b   b    c   c   ... c
-    sees          L       L       L, scales 0, 1   L, scales 0, 1, 2    its own scale too: what stands there holds
+    attends to    L       L       L, scales 0, 1   L, scales 0, 1, 2    its own scale too: those inputs hold
                                                                         codes of earlier scales only
 
-Positions are rows and columns on the last grid, so a coarse cell stands in the middle of the fine ones that it covers.
-`forward` and `loss` take whole pictures, `begin` and `step_scale` make them a scale at a time from a cache.
+Positions are rows and columns on the last grid, so a coarse cell lies at the center of the fine cells that it covers.
+`forward` and `loss` process whole images; `begin` and `step_scale` decode one scale at a time with a KV cache.
 Source: VAR, arXiv:2404.02905; positions shared by the scales as in Infinity, arXiv:2412.04431.
 """
 
@@ -42,7 +42,7 @@ from .scale_sums import ScaleSums
 
 
 class NextScaleConfig(LMConfig):
-    """A model of the scales of pictures."""
+    """Config of a next-scale image model."""
 
     kind: Literal["next_scale"] = "next_scale"  # pyright: ignore[reportIncompatibleVariableOverride]
     rope: RopeConfig = GridRopeConfig()
@@ -73,22 +73,22 @@ class NextScaleConfig(LMConfig):
 
 @dataclass
 class ScaleState:
-    """A generation under way; `NextScaleLM.step_scale` changes it in place."""
+    """A generation in progress; `NextScaleLM.step_scale` changes it in place."""
 
     steps: DecodingState
-    """Cache and conditions."""
+    """KV cache and conditions."""
     total: Tensor
     """[B, M, C] sum of the scales so far."""
     scale: int = 0
-    """The scale that is predicted next."""
+    """The scale to predict next."""
 
 
 class NextScaleLM(TokenLM):
-    """A next-scale model of one tokenizer; of TokenLM it has the parts, but its steps are scales.
+    """A next-scale model of one tokenizer. It shares the parts of TokenLM, but its steps are scales.
 
     Args:
-        config, spec: as TokenLM.
-        quantizer: the tokenizer's.
+        config, spec: as for TokenLM.
+        quantizer: the tokenizer's quantizer.
     Raises:
         ConfigError: the tokenizer has no scales.
     """
@@ -106,7 +106,7 @@ class NextScaleLM(TokenLM):
                 "lm kind 'next_scale' needs the tokenizer's quantizer; pass quantizer=tokenizer.quantizer"
             )
         super().__init__(config, spec)
-        self.positions.first = 0  # a cell stands where it is predicted, whatever starts the picture
+        self.positions.first = 0  # a cell is at the position where it is predicted, whatever the start token
         self.input = ScaleInput(quantizer, config.width, has_start=config.start == "token")
         initialise_(self.input, config.width, config.layers)
         self.counts = self.input.sums.counts
@@ -114,22 +114,22 @@ class NextScaleLM(TokenLM):
 
     @property
     def num_scales(self) -> int:
-        """Scales of a picture."""
+        """Number of scales of an image."""
         return len(self.counts)
 
     @property
     def loss_parts(self) -> LossParts:
-        """The scales; each cell counts alike."""
+        """The scales, weighted so that all cells count equally."""
         return LossParts("scale", tuple(count / sum(self.counts) for count in self.counts))
 
     def report(self, terms: Tensor, mask: Tensor) -> LossReport:
-        """Means per scale of terms [B, 1, T]; the loss is the mean over all cells."""
+        """Means per scale of per-token losses [B, 1, T]; the loss is the mean over all cells."""
         means = torch.stack([part.mean() for part in terms.split(self.counts, dim=2)])
         cells = torch.tensor(self.counts, device=terms.device)
         weights = cells / cells.sum()
         return LossReport((weights * means).sum(), means, cells * terms.shape[0], weights)
 
-    # A scale at a time
+    # Decoding, one scale at a time
 
     @torch.no_grad()
     def begin(
@@ -138,17 +138,17 @@ class NextScaleLM(TokenLM):
         num_rows: int | None = None,
         cache: CacheChoice | None = None,
     ) -> ScaleState:
-        """Begin a generation; arguments and errors as `TokenLM.start`."""
+        """Begin a generation; arguments and errors as for `TokenLM.start`."""
         state = self.start(conditions, sum(self.counts), num_rows, cache=cache)
         return ScaleState(state, self.input.sums.start(state.num_rows))
 
     @torch.no_grad()
     def step_scale(self, state: ScaleState, codes: Tensor | None = None) -> Tensor:
-        """Read the codes of the scale before, and give the logits of all cells of this one.
+        """Read the codes of the previous scale and return the logits of all cells of this one.
 
         Args:
             state: from `begin`; changed in place.
-            codes: [B, n] long, chosen for the scale before; None at the first.
+            codes: [B, n] long, chosen for the previous scale; None for the first.
         Returns:
             logits [B, J, n, V'] of scale state.scale (before the call).
         """
@@ -165,7 +165,7 @@ class NextScaleLM(TokenLM):
         state.scale += 1
         return self.head(hidden, None).transpose(1, 2)
 
-    # Inside
+    # Private
 
     def _read_all(
         self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None, side: int = 1
@@ -197,17 +197,17 @@ class NextScaleLM(TokenLM):
 
     @staticmethod
     def check_cache(choice: CacheChoice | None) -> None:
-        """ValueError for any kind but the static one."""
+        """Raise ValueError for any kind of cache but the static one."""
         kind = read_cache(choice).kind
         if kind != "static":
             raise ValueError(f"cache kind '{kind}' is for steps in order, a next-scale model has none; leave cache out")
 
 
 class ScaleInput(nn.Module):
-    """What a next-scale model reads: the sums of the scales before through a linear layer, and which scale it is."""
+    """Input of a next-scale model: the sum of the earlier scales through a linear layer, plus a scale embedding."""
 
     scale: Tensor
-    """1 over the size of the numbers in a code vector."""
+    """1 / RMS of the code vectors."""
 
     def __init__(self, quantizer: ScalesQuantizer, width: int, has_start: bool):
         super().__init__()
@@ -216,28 +216,28 @@ class ScaleInput(nn.Module):
         self.linear = Linear(self.sums.dim, width, bias=False)
         self.levels = Table(len(self.sums.counts), width)
         self.start = nn.Parameter(torch.empty(1, width)) if has_start else None
-        """What the first scale is predicted from, unless a condition is."""
+        """Learned start token of the first scale; None if a condition takes its place."""
 
     def first(self, first: Tensor | None, total: Tensor) -> Tensor:
-        """The first scale's input [B, n, D], all cells alike: the given token [B, 1, D], or a learned one."""
+        """Input of the first scale [B, n, D], the same for all cells: the given token [B, 1, D], or the learned one."""
         token = self.start if first is None else first
         assert token is not None
         vector = token + self.levels.weight[0]
         return vector.expand(total.shape[0], self.sums.counts[0], -1)
 
     def at(self, total: Tensor, number: int) -> Tensor:
-        """The input of a later scale [B, n, D] from the sum [B, M, C] of those before."""
+        """Input of a later scale [B, n, D] from the sum [B, M, C] of the earlier scales."""
         seen = self.sums.at(total, number) * self.scale
         return self.linear(seen.to(self.linear.weight.dtype)) + self.levels.weight[number]
 
 
 class BlockCache(KVCache):
-    """The static kind, for positions that come in blocks and see their whole block."""
+    """A static cache whose positions arrive in blocks and attend to their whole block."""
 
     kind = "static"
 
     def begin(self, num_positions: int, table: Tensor | None = None) -> None:
-        """Find the mask of the next block; the conditions' prefix is read in order."""
+        """Build the mask of the next block; the conditions' prefix is causal."""
         super().begin(num_positions, table)
         if self.length or not self._prefix:
             mask, more = self._prefix_mask, self.length + num_positions - self._prefix

@@ -1,11 +1,12 @@
-"""Training on rows laid end to end: no position is spent on padding.
+"""Training on packed sequences: no position is spent on padding.
 
     padded, 3 rows           packed, one row
     p  a0 a1 a2 a3           p a0 a1 a2 a3 p q b0 b1 p c0 c1 c2
     p  q  b0 b1 .
     p  c0 c1 c2 .            p, q: the conditions' prefix
 
-Positions begin anew in each row, and no row sees another (sight.Rows). The loss is that of the padded batch.
+Positions restart in each sequence, and attention is block-diagonal (`PackedSequences`). The loss equals that of the
+padded batch.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def packed_loss(
     conditions: ConditionBatch | None = None,
     label_smoothing: float = 0.0,
 ) -> LossReport:
-    """`TokenLM.loss` of the same batch, computed without padding; arguments and errors are the same.
+    """`TokenLM.loss` of the same batch, computed without padding; same arguments and errors.
 
-    Lengths of rows and of what precedes them become numbers in Python: on a GPU the device is waited for, once.
+    Lengths of rows and of their prefixes become Python numbers, which synchronizes a GPU once.
     """
     arranged = lm.arrangement.arrange(codes, lengths)
     batch = conditions or ConditionBatch()
@@ -65,7 +66,7 @@ def packed_loss(
         is_step = present.nonzero(as_tuple=True)[1] >= P
     lengths_of_rows = [prefix + count for prefix, count in zip(prefixes, counts, strict=True)]
 
-    # Positions and turns are those of the padded batch, which cost little; of them the ones that are present.
+    # Positions and rotations are computed for the padded batch, which is cheap, and then selected.
     if isinstance(lm.config.rope, SinusoidalConfig):
         positions = lm.positions.of(places, P, joined.prefix_mask).expand(B, -1)[present].unsqueeze(0)
         x = x + sinusoidal_places(positions, lm.config.width, lm.config.rope.base).to(x.dtype)
@@ -88,7 +89,7 @@ def packed_loss(
 
 
 def check_packable(config: LMConfig) -> None:
-    """Raise ConfigError unless a model of this config can be trained on rows laid end to end."""
+    """Raise ConfigError unless a model with this config can be trained on packed sequences."""
     if config.kind != "causal":
         raise ConfigError(
             f"data.packing: rows are laid end to end for an lm of kind 'causal', which reads in one direction; "
@@ -97,13 +98,13 @@ def check_packable(config: LMConfig) -> None:
 
 
 def _cells(x: Tensor, inside: Tensor) -> Tensor:
-    """[1, K, N] of x [B, K, S], where inside [B, S]."""
+    """Select the cells of x [B, K, S] where inside [B, S] is True: [1, K, N]."""
     return x.transpose(1, 2)[inside].t().unsqueeze(0)
 
 
 def _order(real: Tensor, inside: Tensor) -> Tensor:
-    """Of all prefix tokens, real [B, P], and behind them all steps, inside [B, S]: the order in which they stand row by
-    row, each row's prefix before its steps."""
+    """The packing order of all prefix tokens (real [B, P]) followed by all steps (inside [B, S]): row by row, each
+    row's prefix before its steps."""
     number = torch.cat([real, inside], dim=1).long()
     P, num_tokens, num_steps = real.shape[1], int(real.sum()), int(inside.sum())
     present = number.bool()
@@ -113,7 +114,7 @@ def _order(real: Tensor, inside: Tensor) -> Tensor:
 
 
 def _remember(lm: TokenLM, joined: FusedConditions, lengths: list[int]) -> Memory | None:
-    """What cross-attention reads, end to end as well."""
+    """Keys and values for cross-attention, packed as well."""
     if joined.memory is None:
         return None
     memory, real = joined.memory.to(next(lm.parameters()).dtype), joined.memory_mask

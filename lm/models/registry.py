@@ -1,4 +1,4 @@
-"""The kinds of language model: their configs as one union, and the one way to make them."""
+"""The kinds of language model: the union of their configs and the function that builds them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .next_scale import NextScaleConfig, NextScaleLM
 
 
 def _kind(config: Any) -> str:
-    """Files that say no kind are of before there was a second one."""
+    """Files without a kind predate the second kind and are causal."""
     kind = config.get("kind", "causal") if isinstance(config, dict) else getattr(config, "kind", "causal")
     return kind if isinstance(kind, str) else "?"
 
@@ -30,7 +30,7 @@ ModelConfig = Annotated[
 ]
 
 AnyLM = TokenLM | CoarseToFine
-"""What makes codes; a MaskedLM and a NextScaleLM are a TokenLM by their parts."""
+"""Any model that generates codes; MaskedLM and NextScaleLM are subclasses of TokenLM."""
 
 
 def make_lm(
@@ -40,11 +40,12 @@ def make_lm(
     clustering: Clustering | None = None,
     quantizer: Quantizer | None = None,
 ) -> TokenLM:
-    """A model with random weights.
+    """Build a model with random weights.
 
     Args:
-        spec: of the codes that are predicted: for a causal model with clusters the clustering's, else the tokenizer's.
-        code_vectors: of the same codes, where config.input reads them.
+        spec: of the predicted codes: for a causal model with clusters that of the clustering, else that of the
+            tokenizer.
+        code_vectors: of the same codes, if config.input reads them.
         clustering: for a refiner.
         quantizer: the tokenizer's, for a next-scale model.
     """

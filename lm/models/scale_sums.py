@@ -1,9 +1,9 @@
-"""What is known of a picture after its first scales: the constants a model of scales needs, as a module of buffers.
+"""Running sums over scales: the constants of the tokenizer that a next-scale model needs, as a module of buffers.
 
-    total = 0;   for each scale:   what a model reads of it = area mean of total at this scale's grid,
-                                   total += phi(vectors of the scale's codes, enlarged)
+    total = 0;   for each scale:   model input = area mean of total at this scale's grid,
+                                   total += phi(vectors of the scale's codes, upsampled)
 
-After the last scale `total` is what the tokenizer decodes. Nothing here is learned or stored: it is all in the
+After the last scale `total` is what the tokenizer decodes. Nothing here is learned or saved: everything is in the
 tokenizer's file. Source: VAR, arXiv:2404.02905, section 3.
 """
 
@@ -17,9 +17,9 @@ from ...tokenize.quantizers.combinators.multi_scale import ScalesQuantizer, blen
 
 
 class ScaleSums(nn.Module):
-    """Running sums of the codes of a `ScalesQuantizer`, in float32 whatever autocast says.
+    """Running sums of the codes of a `ScalesQuantizer`, in float32 even under autocast.
 
-    Letters: n cells of a scale, M cells of the last one, C channels of a code vector.
+    Notation: n cells of a scale, M cells of the last one, C channels of a code vector.
     """
 
     vectors: Tensor
@@ -42,7 +42,7 @@ class ScaleSums(nn.Module):
                 self._keep(f"bias_{number}", layer.bias)  # pyright: ignore[reportArgumentType]
 
     def start(self, num_rows: int) -> Tensor:
-        """The sum of no scale at all: zeros [B, M, C]."""
+        """The sum before the first scale: zeros [B, M, C]."""
         return self.vectors.new_zeros(num_rows, self.counts[-1], self.dim)
 
     def add(self, total: Tensor, number: int, codes: Tensor) -> Tensor:
@@ -56,12 +56,12 @@ class ScaleSums(nn.Module):
             return total + large
 
     def at(self, total: Tensor, number: int) -> Tensor:
-        """A sum [B, M, C] as a scale sees it, [B, n, C]: the mean over each of its cells."""
+        """Downsample a sum [B, M, C] to a scale's grid by area mean: [B, n, C]."""
         with torch.autocast(total.device.type, enabled=False):
             return getattr(self, f"down_{number}") @ total
 
     def _apply(self, fn, recurse=True):
-        """As any module, but for half precision: sums stay float32, whatever the model is cast to."""
+        """Ignore casts to half precision: sums stay float32 whatever dtype the model is cast to."""
         moved = fn(self.vectors.new_empty(0))
         half = moved.dtype in (torch.float16, torch.bfloat16)
         return super()._apply((lambda x: x.to(moved.device)) if half else fn, recurse)

@@ -1,7 +1,7 @@
-"""Round lengths: shapes that many generations share, so that a step is compiled or recorded for few of them.
+"""Length buckets: shapes shared by many generations, so that a step is compiled or captured for few of them.
 
-A length is rounded up to the next multiple of 64, above 512 of an eighth of the power of two below it:
-64, 128, ... 512, 576, ... 1024, 1152, ... 2048, 2304, ... so at most an eighth is left over, or 63 places.
+A length is rounded up to the next multiple of 64; above 512, to a multiple of an eighth of the power of two below it:
+64, 128, ... 512, 576, ... 1024, 1152, ... 2048, 2304, ... so padding is at most an eighth, or 63 positions.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ UNIT = 64
 
 
 def bucket(length: int) -> int:
-    """The length rounded up, at least UNIT."""
+    """Round a length up to its bucket, at least UNIT."""
     unit = max(UNIT, (1 << max(length - 1, 1).bit_length() - 1) // 8)
     return max(1, -(-length // unit)) * unit
 
 
 def padded(joined: FusedConditions, fixed_prefix: bool) -> FusedConditions:
-    """Conditions whose prefix [B, P, D] and memory [B, L, D] are padded to round lengths, and masked.
+    """Pad the prefix [B, P, D] and memory [B, L, D] of conditions to bucketed lengths, and mask the padding.
 
     Args:
-        fixed_prefix: the prefix has the same length for all conditions there are, so it stays as it is.
+        fixed_prefix: the prefix has the same length for all conditions, so it is not padded.
     """
     prefix, prefix_mask = joined.prefix, joined.prefix_mask
     if prefix is not None and not fixed_prefix:
-        missing = bucket(prefix.shape[1]) - prefix.shape[1]  # in front: a prefix ends where the steps begin
+        missing = bucket(prefix.shape[1]) - prefix.shape[1]  # on the left: a prefix ends where the steps begin
         prefix_mask = F.pad(_mask(prefix, prefix_mask), (missing, 0))
         prefix = F.pad(prefix, (0, 0, missing, 0))
     memory, memory_mask = joined.memory, joined.memory_mask

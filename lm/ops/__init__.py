@@ -1,1 +1,1 @@
-"""Operations that layers share: packed linear, fused autograd, rotary embedding, row-wise random numbers."""
+"""Operations shared by layers: linear, fused autograd, rotary embedding, loss, per-row random numbers."""

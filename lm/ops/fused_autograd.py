@@ -1,7 +1,7 @@
-"""Operations whose gradient is written out, because what autograd makes of them reads and writes more memory.
+"""Operations with handwritten gradients, because those of autograd take more memory traffic.
 
-Each is the same mathematics as the plain operations beside it, which run where no gradient is wanted; a norm and a gate
-are bound by memory, not by arithmetic.
+Each computes the same as the plain operations next to it, which run when no gradient is needed. Norms and gates are
+memory-bound, not compute-bound.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def gated(x: Tensor) -> Tensor:
-    """silu(gate) * up of x [*, 2 N] = gate and up side by side -> [*, N]."""
+    """silu(gate) * up of x [*, 2 N], the concatenation of gate and up -> [*, N]."""
     if torch.is_grad_enabled():
         return _Gated.apply(x)  # type: ignore[return-value]
     gate, up = x.chunk(2, dim=-1)
@@ -36,7 +36,7 @@ def _scaled(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 class _Normed(torch.autograd.Function):
-    """Half the time of what autograd makes of the operations, or of torch.nn.functional.rms_norm, on a CPU."""
+    """On a CPU it takes half the time of autograd of the plain operations, or of torch.nn.functional.rms_norm."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -56,7 +56,7 @@ class _Normed(torch.autograd.Function):
 
 
 class _Gated(torch.autograd.Function):
-    """The gradients of gate and up are written beside each other at once; autograd would make two and copy them."""
+    """Writes the gradients of gate and up into one tensor; autograd would create two and copy them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

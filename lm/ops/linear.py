@@ -1,8 +1,8 @@
-"""x @ weight.T + bias that is not slow in bfloat16 on a processor without instructions for it.
+"""x @ weight.T + bias that is fast in bfloat16 on CPUs without bfloat16 instructions.
 
-torch goes through bfloat16 numbers one by one there, seven to fifteen times slower than through float32. The product of
-two bfloat16 numbers is exact in float32, and sums are kept in float32 everywhere: the product in float32, rounded, is
-the same operation but for the order of the sum.
+On such CPUs torch processes bfloat16 numbers one by one, seven to fifteen times slower than float32. The product of two
+bfloat16 numbers is exact in float32, and sums are always accumulated in float32, so the rounded float32 result is the
+same up to the order of summation.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """torch's, multiplied by `linear`."""
+    """torch.nn.Linear, computed by `linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch.nn.functional.linear of x [*, N] and weight [M, N] -> [*, M], as autocast and the dtypes have it."""
+    """torch.nn.functional.linear of x [*, N] and weight [M, N] -> [*, M], with torch's dtype and autocast rules."""
     if not (x.device.type == "cpu" and _in_bfloat16(x, weight) and lacks_bfloat16()):
         return F.linear(x, weight, bias)
     with torch.autocast("cpu", enabled=False):
@@ -30,13 +30,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def rounded(x: Tensor | None) -> Tensor | None:
-    """x as bfloat16 has it, in float32; so is its gradient."""
+    """x rounded to bfloat16, in float32; so is its gradient."""
     return None if x is None else x.bfloat16().float()
 
 
 @functools.cache
 def lacks_bfloat16() -> bool:
-    """Whether this processor has no instructions that multiply bfloat16 numbers."""
+    """Whether this CPU lacks instructions for bfloat16 products."""
     return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

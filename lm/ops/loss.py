@@ -1,4 +1,4 @@
-"""Masked cross-entropy, reported for every codebook."""
+"""Masked cross-entropy, reported per codebook."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-"""The target where no loss is due."""
+"""Target of positions without loss."""
 
 
 @dataclass(frozen=True)
@@ -20,36 +20,36 @@ class LossReport:
     loss: Tensor
     """Scalar: mean over codebooks of per_codebook, or their weighted mean."""
     per_codebook: Tensor
-    """[K] float32, nats: mean over the masked-in cells of each codebook. It carries the gradient too. Of a next-scale
-    model the parts are the scales, in this and all that follows (see LossParts)."""
+    """[K] float32, nats: mean over each codebook's cells where the mask is True; differentiable. For a next-scale model
+    the parts are the scales, here and in the fields below (see LossParts)."""
     count: Tensor
-    """[K] long, masked-in cells: batches are joined exactly by weighting per_codebook with it."""
+    """[K] long, number of these cells: weighting per_codebook by it combines batches exactly."""
     weights: Tensor
-    """[K] float32: each codebook's share of the loss; they sum to 1."""
+    """[K] float32: weight of each codebook in the loss; they sum to 1."""
     guesses: Tensor | None = None
-    """[K] float32, weighted loss of the steps guessed ahead, per term of per_codebook; training adds it."""
+    """[K] float32, weighted multi-token prediction loss, per term of per_codebook; training adds it."""
 
 
 @dataclass(frozen=True)
 class LossParts:
-    """What a loss is reported for: the codebooks or, of a next-scale model, the scales of its one codebook."""
+    """The parts of a reported loss: the codebooks or, for a next-scale model, the scales of its one codebook."""
 
     name: str
     """"codebook" or "scale"."""
     shares: tuple[float, ...]
-    """Each part's share in the mean that is reported; they sum to 1."""
+    """Weight of each part in the reported mean; they sum to 1."""
 
     def mean(self, values: Sequence[float]) -> float:
-        """Of numbers, one for each part."""
+        """Weighted mean of one number per part."""
         return sum(share * value for share, value in zip(self.shares, values, strict=True))
 
 
 def report_loss(terms: Tensor, mask: Tensor, weights: Tensor | None = None) -> LossReport:
-    """Means per codebook (a mean of means, as MusicGen's).
+    """Means per codebook and their mean (a mean of means, as in MusicGen).
 
     Args:
         terms: [B, K, S] nats, 0 where mask [B, K, S] is False.
-        weights: [K], how much each codebook counts, relative to each other; None: all alike.
+        weights: [K], relative weight of each codebook; None: equal.
     """
     K = terms.shape[1]
     count = mask.sum(dim=(0, 2))
@@ -63,23 +63,23 @@ def codebook_loss(logits: Tensor, targets: Tensor, mask: Tensor, label_smoothing
     """Cross-entropy per codebook and its mean over codebooks.
 
     Args:
-        logits: [B, K, S, V]; -inf for ids a codebook does not have. Computed on in float32.
+        logits: [B, K, S, V]; -inf for ids outside a codebook. Cast to float32.
         targets: [B, K, S] long.
-        mask: [B, K, S] bool, True where a target counts; elsewhere logits and targets do not matter.
+        mask: [B, K, S] bool, True where a target counts; elsewhere logits and targets are ignored.
         label_smoothing: share of the target's weight spread evenly over the codebook's ids.
     """
-    # [B, S, K, V] is the order the head writes: no copy of the largest tensor of the whole model
+    # [B, S, K, V] is the order in which the head writes: avoids a copy of the largest tensor of the model
     wanted = torch.where(mask, targets, IGNORED).transpose(1, 2)
     terms = cross_entropy(logits.transpose(1, 2), wanted, label_smoothing)
     return report_loss(terms.transpose(1, 2), mask)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Terms [*] float32, nats, of logits [*, V] (-inf for ids that do not exist) and targets [*]; 0 where IGNORED."""
+    """Losses [*] float32, nats, of logits [*, V] (-inf for invalid ids) and targets [*]; 0 where IGNORED."""
     flat, wanted = logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1)
     terms = F.cross_entropy(flat, wanted, ignore_index=IGNORED, reduction="none")
     if label_smoothing:
-        # By hand: torch's own label_smoothing would add -inf logits into the mean.
+        # By hand: torch's label_smoothing would include -inf logits in the mean.
         absent = flat.detach() == float("-inf")
         spread = torch.logsumexp(flat, dim=-1) - flat.masked_fill(absent, 0.0).sum(dim=-1) / (~absent).sum(dim=-1)
         terms = (1 - label_smoothing) * terms + label_smoothing * torch.where(wanted == IGNORED, 0.0, spread)

@@ -1,10 +1,10 @@
-"""Positions: rotations by time (one coordinate) or on a grid (row and column), or sinusoids added to the input; for
-whole sequences and single steps alike.
+"""Positions: rotary embedding by time (one coordinate) or on a grid (row and column), or sinusoids added to the input;
+for whole sequences and single steps.
 
-Positions count steps of the arranged sequence: 0 is the first audio or picture step, and what stands before it
-(conditions) is counted back from there, -1 the nearest. So padding before a row's condition changes nothing.
+Positions count steps of the pattern: 0 is the first audio or image step, and the conditions before it count backwards
+from -1, the nearest. Padding before a row's conditions therefore changes nothing.
 Source: RoFormer, arXiv:2104.09864; two coordinates as in LlamaGen (arXiv:2406.06525): the first half of the angles
-turns by row, the second by column. Sinusoids as MusicGen adds them (arXiv:2306.05284).
+encodes the row, the second the column. Sinusoids as added by MusicGen (arXiv:2306.05284).
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from ...tokenize.spec import Geometry, ImageGeometry
 
 
 class TimeRopeConfig(Config):
-    """Position is the step."""
+    """The position is the step."""
 
     kind: Literal["time"] = "time"
     base: PositiveFloat = 10000.0
-    """The longest wavelength is about 6 times as many steps."""
+    """The longest wavelength is about 6 times this number of steps."""
 
 
 class GridRopeConfig(Config):
-    """Position is the row and the column of the frame a step works on."""
+    """The position is the row and the column of the frame that a step predicts."""
 
     kind: Literal["grid"] = "grid"
     columns: PositiveInt | None = None
-    """Frames in a row of the grid; null: as the tokenizer says."""
+    """Columns of the grid; null: the tokenizer's."""
     base: PositiveFloat = 10000.0
     before: Literal["count_back", "zero"] = "count_back"
-    """What stands before the first step. count_back: its row and column are its (negative) position. zero: it is turned
-    by zero instead of by an angle, so that its queries and keys vanish (LlamaGen)."""
+    """Positions before the first step. count_back: row and column are the (negative) position. zero: multiplied by zero
+    instead of rotated, so that their queries and keys vanish (LlamaGen)."""
 
 
 class SinusoidalConfig(Config):
-    """Nothing is rotated: sines and cosines of the step are added to the input."""
+    """No rotation: sines and cosines of the step are added to the input."""
 
     kind: Literal["sinusoidal"] = "sinusoidal"
     base: PositiveFloat = 10000.0
-    """The longest wavelength is about 6 times as many steps."""
+    """The longest wavelength is about 6 times this number of steps."""
 
 
 RopeConfig = Annotated[TimeRopeConfig | GridRopeConfig | SinusoidalConfig, Field(discriminator="kind")]
 
 PAIRS = {"time": 2, "grid": 4, "sinusoidal": 1}
-"""What the width of a head must be a multiple of."""
+"""Divisor required of the head width."""
 
 
 def grid_columns(config: GridRopeConfig, geometry: Geometry) -> int:
-    """Columns of the grid; ConfigError where neither the config nor the tokenizer says."""
+    """Columns of the grid; ConfigError if neither the config nor the tokenizer defines them."""
     if config.columns is not None:
         return config.columns
     if isinstance(geometry, ImageGeometry):
@@ -66,8 +66,8 @@ def grid_columns(config: GridRopeConfig, geometry: Geometry) -> int:
 
 
 def places_of_scales(geometry: Geometry) -> Tensor | None:
-    """[T, 2] float32: row and column of each frame of a picture of several scales, in cells of its last grid, where
-    the middle of a coarse cell stands between them; None: there are no scales."""
+    """[T, 2] float32: row and column of each frame of a multi-scale image, in cells of its last grid; a coarse cell is
+    at its center, between grid cells. None: there are no scales."""
     if not isinstance(geometry, ImageGeometry) or not geometry.scales:
         return None
     found = []
@@ -81,38 +81,38 @@ def places_of_scales(geometry: Geometry) -> Tensor | None:
 def grid_coordinates(positions: Tensor, frames: Tensor, columns: int, places: Tensor | None = None) -> Tensor:
     """[*, 2] row and column: of `frames` where positions >= 0; before that both are the (negative) position itself.
 
-    Frames are counted row by row in a grid of so many columns, or stand at `places` [T, 2].
+    Frames are in raster order on a grid with the given number of columns, or at `places` [T, 2].
     """
     found = torch.stack([frames // columns, frames % columns], dim=-1) if places is None else places[frames]
     return torch.where((positions < 0).unsqueeze(-1), positions.unsqueeze(-1).to(found.dtype), found)
 
 
 def rotary_angles(coordinates: Tensor, head_width: int, base: float) -> Tensor:
-    """Angles of the pairs of a head.
+    """Rotation angles of the channel pairs of a head.
 
     Args:
         coordinates: [*, A] numbers, A = 1 (time) or 2 (row and column).
         head_width: E, a multiple of 2 A.
-        base: the slowest pair turns by about 1 / base a step.
+        base: the slowest pair rotates by about 1 / base per step.
     Returns:
-        [*, E / 2] float32; coordinate a has the a-th share of the pairs.
+        [*, E / 2] float32; coordinate a takes the a-th share of the pairs.
     """
     pairs = head_width // 2 // coordinates.shape[-1]
-    # fp32 whatever the autocast: bf16 cannot tell step 257 from 256
+    # float32 even under autocast: bfloat16 cannot distinguish step 257 from 256
     speeds = base ** (-torch.arange(pairs, device=coordinates.device, dtype=torch.float32) / pairs)
     return (coordinates.to(torch.float32).unsqueeze(-1) * speeds).flatten(-2)
 
 
 def rotary_table(coordinates: Tensor, head_width: int, base: float) -> Tensor:
-    """Turns for `rotate`: complex64 [*, S, 1, E / 2] from coordinates [*, S, A]."""
+    """Rotations for `rotate`: complex64 [*, S, 1, E / 2] from coordinates [*, S, A]."""
     angles = rotary_angles(coordinates, head_width, base).unsqueeze(-2)
     return torch.complex(angles.cos(), angles.sin())
 
 
 def sinusoidal_places(positions: Tensor, width: int, base: float) -> Tensor:
-    """What stands for positions in the input: [*] -> [*, width] float32, cosines and then sines.
+    """Sinusoidal position embeddings: [*] -> [*, width] float32, cosines, then sines.
 
-    The speeds go from 1 to 1 / base, both included; an odd width ends in a 0.
+    Frequencies range from 1 to 1 / base inclusive; an odd width ends in a 0.
     """
     half = width // 2
     exponents = torch.arange(half, device=positions.device, dtype=torch.float32)
@@ -122,11 +122,11 @@ def sinusoidal_places(positions: Tensor, width: int, base: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn the pairs (2 i, 2 i + 1) of x [B, S, H, E] by the table's angles; computed in float32, returned in x's
-    dtype.
+    """Rotate the channel pairs (2 i, 2 i + 1) of x [B, S, H, E] by the table's angles; computed in float32, returned in
+    x's dtype.
 
-    As complex numbers it is one multiplication: a third of the time of two halves, each with cosine and sine. Compilers
-    have no complex numbers, and need none to be fast.
+    With complex numbers this is one multiplication: a third of the time of two halves with cosine and sine each.
+    Compilers do not support complex numbers, and are fast without them.
     """
     if torch.compiler.is_compiling():
         first, second = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)
@@ -137,5 +137,5 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x, or a float32 copy where it is half precision."""
+    """x, or a float32 copy if it is half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,13 +1,13 @@
-"""Random numbers of training that do not depend on how many processes share a micro-batch.
+"""Training random numbers that do not depend on how many processes share a micro-batch.
 
-Torch draws the noise of a micro-batch in one piece, so half of the rows would be given other noise than in the whole.
-Inside `part_of_rows` everything is drawn for the whole micro-batch, and the rows at hand take theirs of it:
+Torch draws the noise of a micro-batch at once, so half of the rows would get different noise than in the whole batch.
+Inside `part_of_rows` everything is drawn for the whole micro-batch, and each process takes the part of its rows:
 
     drawn for the whole       | row 0 | row 1 | row 2 | row 3 |
     process 0 of 2            | row 0 | row 1 |
     process 1 of 2                            | row 2 | row 3 |
 
-Every draw in the training mode of a language model is one of these functions.
+A language model in training mode draws random numbers through these functions only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _part: ContextVar[_Part | None] = ContextVar("part of rows", default=None)
 
 @contextmanager
 def part_of_rows(first: int, count: int, total: int) -> Iterator[None]:
-    """The rows at hand are first .. first + count - 1 of a micro-batch of `total` rows."""
+    """Declare the local rows to be first .. first + count - 1 of a micro-batch of `total` rows."""
     token = _part.set(_Part(first, count, total) if count < total else None)
     try:
         yield
@@ -51,10 +51,10 @@ def rand(shape: Sequence[int], device: torch.device) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout of x [rows or rows * n, ...]."""
+    """nn.Dropout for x [rows or rows * n, ...]."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not self.p:  # generation, which is compiled: the compiler cannot trace a ContextVar
+        if not self.training or not self.p:  # generation is compiled: the compiler cannot trace a ContextVar
             return input
         part = _part.get()
         if part is None:

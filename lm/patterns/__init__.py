@@ -1,1 +1,1 @@
-"""Codebook patterns: how codes [K, T] are laid out over the steps of a sequence (delay, flat, grouped, ...)."""
+"""Codebook patterns: interleave codes [K, T] over the steps of a sequence (delay, flat, grouped, ...)."""

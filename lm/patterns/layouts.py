@@ -1,9 +1,7 @@
-"""The named layouts of codes in steps (drawn in pattern.py), and what they are to the engine: three numbers for each
-codebook.
+"""The named codebook patterns (drawn in pattern.py), each reduced to three numbers per codebook.
 
-Frame t of T of codebook k stands at step spans[k] * T + strides[k] * t + offsets[k]. Two things do not fit that: frames
-at the beginning that stand one codebook a step (`flatten_first`), and the beginning of `unrolled`, which is told step
-by step.
+Frame t of T of codebook k is at step spans[k] * T + strides[k] * t + offsets[k]. Two cases need extra steps listed one
+by one: initial frames with one codebook per step (`flatten_first`), and the beginning of `unrolled`.
 """
 
 from __future__ import annotations
@@ -26,59 +24,58 @@ class ParallelConfig(Config):
 
 
 class DelayConfig(Config):
-    """Codebook k stands delays[k] steps later."""
+    """Delay codebook k by delays[k] steps."""
 
     kind: Literal["delay"] = "delay"
     delays: tuple[Steps, ...] | None = None
-    """One delay in frames for each codebook; null: 0, 1, 2, ... Stereo codes (left and right in turn) take 0, 0, 1, 1,
-    ..."""
+    """Delay in frames per codebook; null: 0, 1, 2, ... Interleaved stereo codes (left, right) use 0, 0, 1, 1, ..."""
     flatten_first: Steps = 0
-    """So many frames at the beginning stand one codebook a step."""
+    """Number of initial frames with one codebook per step."""
 
 
 class FlatConfig(Config):
-    """One code a step."""
+    """One code per step."""
 
     kind: Literal["flat"] = "flat"
 
 
 class PartialFlatConfig(Config):
-    """One step for each group of codebooks. With delays it is not audiocraft's UnrolledPatternProvider, which is kind
-    `unrolled`: here a group keeps its place within the frame's steps, and no step is left out at the beginning."""
+    """One step per group of codebooks. With delays it differs from audiocraft's UnrolledPatternProvider (kind
+    `unrolled`): here a group keeps its place within the frame's steps, and no step is skipped at the beginning."""
 
     kind: Literal["partial_flat"] = "partial_flat"
     groups: tuple[Steps, ...]
-    """The step within its frame, for each codebook: [0, 1, 1] puts codebook 0 alone and then 1 and 2 together."""
+    """Step within the frame, per codebook: [0, 1, 1] puts codebook 0 alone and then 1 and 2 together."""
     delays: tuple[Steps, ...] | None = None
-    """One more delay in frames for each codebook; null: none."""
+    """Additional delay in frames per codebook; null: none."""
 
 
 class UnrolledConfig(Config):
-    """audiocraft's UnrolledPatternProvider: one step for each group of codebooks, later groups delayed by frames. In a
+    """audiocraft's UnrolledPatternProvider: one step per group of codebooks, later groups delayed by frames. Within a
     frame's steps the groups of older frames come first, and a group takes no step before its first frame."""
 
     kind: Literal["unrolled"] = "unrolled"
     flattening: tuple[Steps, ...] | None = None
-    """The group of each codebook, not falling: [0, 1, 1] puts codebook 0 alone, then 1 and 2 together; null: each
-    alone."""
+    """Group of each codebook, nondecreasing: [0, 1, 1] puts codebook 0 alone, then 1 and 2 together; null: one group
+    per codebook."""
     delays: tuple[Steps, ...] | None = None
-    """Frames by which each codebook comes later, not falling, the same within a group; null: none."""
+    """Delay in frames per codebook, nondecreasing, the same within a group; null: none."""
 
 
 class GroupedConfig(Config):
-    """Groups of codebooks one after another: all frames of the first group, then all frames of the next."""
+    """Groups of codebooks in sequence: all frames of the first group, then all frames of the next."""
 
     kind: Literal["grouped"] = "grouped"
     sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...]
-    """Codebooks in each group: [1, 2] is codebook 0, then 1 and 2."""
+    """Number of codebooks in each group: [1, 2] is codebook 0, then 1 and 2."""
     inside: Literal["flat", "parallel"] = "flat"
-    """flat: within a group one code a step. parallel: a step holds a group's codes of one frame."""
+    """flat: one code per step within a group. parallel: a step holds all codes of a group's frame."""
     delays: tuple[Steps, ...] | None = None
-    """One more delay in frames for each codebook within its group; null: none."""
+    """Additional delay in frames per codebook within its group; null: none."""
 
 
 class CoarseFirstConfig(Config):
-    """Codebook 0 of all frames, then the others of all frames: `grouped` of two groups, parallel inside."""
+    """Codebook 0 of all frames, then the others of all frames: `grouped` with two groups, parallel inside."""
 
     kind: Literal["coarse_first"] = "coarse_first"
 
@@ -91,18 +88,18 @@ ArrangementConfig = Annotated[
 
 @dataclass(frozen=True)
 class AffineLayout:
-    """Frame t of T of codebook k stands at step spans[k] * T + strides[k] * t + offsets[k]."""
+    """Frame t of T of codebook k is at step spans[k] * T + strides[k] * t + offsets[k]."""
 
     spans: list[int]
-    """Not all 0: where a code stands depends on the number of frames."""
+    """If not all 0, positions depend on the number of frames."""
     strides: list[int]
     offsets: list[int]
     beginning: list[list[int]] = field(default_factory=list)
-    """Of steps that come before: for each the frame of each codebook, or -1. Frames in it stand nowhere else."""
+    """Initial steps: for each the frame of each codebook, or -1. Frames listed here appear nowhere else."""
 
 
 def spread(config: ArrangementConfig, K: int) -> AffineLayout:
-    """What a layout is for K codebooks. ConfigError: a list that does not fit K codebooks."""
+    """The layout of a config for K codebooks. ConfigError: a list does not fit K codebooks."""
     if isinstance(config, CoarseFirstConfig):
         return _grouped([1, K - 1] if K > 1 else [1], "parallel", [0] * K)
     if isinstance(config, GroupedConfig):
@@ -143,9 +140,9 @@ def _unrolled(flattening: list[int], delays: list[int]) -> AffineLayout:
             f"{flattening}"
         )
     delay_of = dict(zip(flattening, delays, strict=True))
-    order = sorted(groups, key=lambda group: (-delay_of[group], group))  # those of older frames first
+    order = sorted(groups, key=lambda group: (-delay_of[group], group))  # groups of older frames first
     longest, beginning = max(delays), []
-    for position in range(longest):  # where not all have begun
+    for position in range(longest):  # while not all groups have begun
         for group in order:
             if delay_of[group] <= position:
                 frame = position - delay_of[group]

@@ -1,7 +1,7 @@
-"""Arrangement: at which step of the sequence each code of each frame stands.
+"""Codebook patterns: the step at which each code of each frame is placed.
 
-An arrangement is a table [K, S]: the cell (codebook, step) holds a frame index, or -1 where no code stands. Training,
-generation and streaming read the same table, so they cannot disagree. T = 4 frames, K = 3 codebooks a b c; `.` holds no
+A pattern is a table [K, S]: the cell (codebook, step) holds a frame index, or -1 for no code. Training, generation and
+streaming use the same table, so they cannot disagree. T = 4 frames, K = 3 codebooks a b c; `.` is a cell without a
 code:
 
     parallel                     a0 a1 a2 a3                 S = T
@@ -16,7 +16,7 @@ code:
                                  .  b0 b1 b2 b3
                                  .  c0 c1 c2 c3
 
-    delay [0, 1, 2] with         a0 .  .  a1 a2 a3 .  .      the first frame alone, one codebook a step
+    delay [0, 1, 2] with         a0 .  .  a1 a2 a3 .  .      the first frame alone, one codebook per step
     flatten_first = 1            .  b0 .  .  b1 b2 b3 .
                                  .  .  c0 .  .  c1 c2 c3
 
@@ -24,29 +24,29 @@ code:
                                  .  b0 .  .  b1 .  .  b2 .  .  b3 .
                                  .  .  c0 .  .  c1 .  .  c2 .  .  c3
 
-    partial_flat [0, 1, 1]       a0 .  a1 .  a2 .  a3 .      one step for each group of codebooks
+    partial_flat [0, 1, 1]       a0 .  a1 .  a2 .  a3 .      one step per group of codebooks
                                  .  b0 .  b1 .  b2 .  b3
                                  .  c0 .  c1 .  c2 .  c3
 
-    unrolled [0, 1, 1] with      a0 a1 .  a2 .  a3 .  .  .   older frames first, and no step for what has not begun
+    unrolled [0, 1, 1] with      a0 a1 .  a2 .  a3 .  .  .   older frames first, no step for groups that have not begun
     delays [0, 2, 2]             .  .  b0 .  b1 .  b2 .  b3
                                  .  .  c0 .  c1 .  c2 .  c3
 
-    coarse_first                 a0 a1 a2 a3 .  .  .  .      S = 2 T; must know T beforehand
+    coarse_first                 a0 a1 a2 a3 .  .  .  .      S = 2 T; needs T in advance
                                  .  .  .  .  b0 b1 b2 b3
                                  .  .  .  .  c0 c1 c2 c3
 
-    grouped [2, 1]               a0 .  a1 .  a2 .  a3 .  .  .  .  .       S = T K when flat inside, as here; T times the
-                                 .  b0 .  b1 .  b2 .  b3 .  .  .  .       number of groups when parallel inside; must
-                                 .  .  .  .  .  .  .  .  c0 c1 c2 c3      know T beforehand
+    grouped [2, 1]               a0 .  a1 .  a2 .  a3 .  .  .  .  .       S = T K if flat inside, as here; T times the
+                                 .  b0 .  b1 .  b2 .  b3 .  .  .  .       number of groups if parallel inside; needs T
+                                 .  .  .  .  .  .  .  .  c0 c1 c2 c3      in advance
 
-Cells without a code hold a special id: `start` before the codebook's first code, `pad` after it. The model puts one
-more column of `start` in front, as its first input; it is no part of the table. Where frames end at a length not known
-beforehand, one more frame is arranged, whose cells hold `end`: for codebook 0 it is predicted (a loss term), the other
-codebooks' follow from it.
+Cells without a code hold a special id: `start` before the codebook's first code, `pad` after it. The model prepends one
+column of `start` as its first input; it is not part of the table. For sequences of unknown length, one more frame is
+appended, whose cells hold `end`: for codebook 0 it is predicted (and counts in the loss), and the other codebooks
+follow it.
 
-All but coarse_first and grouped are such that a prefix of the frames stands in a prefix of the steps.
-Source: the drawings are those of audiocraft's patterns (MusicGen, arXiv:2306.05284), less their leading column.
+In all patterns but coarse_first and grouped, a prefix of the frames is within a prefix of the steps.
+Source: the drawings are those of audiocraft's patterns (MusicGen, arXiv:2306.05284), without their leading column.
 """
 
 from __future__ import annotations
@@ -71,40 +71,40 @@ from .layouts import UnrolledConfig as UnrolledConfig
 from .layouts import spread
 
 UNKNOWN_LENGTH = 1 << 40
-"""Stands for the length of a row whose end has not been found yet."""
+"""Placeholder length of a row that has not ended yet."""
 
 
 class SpecialsConfig(Config):
-    """Ids that are no codes: the V codes of a codebook are 0 to V - 1, these ids are V plus the numbers given here.
+    """Special ids: the V codes of a codebook are 0 to V - 1, and these ids are V plus the numbers given here.
 
-    The defaults keep the three apart. What other projects use stands in presets.py.
+    With the defaults the three are distinct. presets.py lists those of other projects.
     """
 
     start: int = Field(default=1, ge=0, le=7)
     pad: int = Field(default=2, ge=0, le=7)
     end: int = Field(default=0, ge=0, le=7)
-    """Where it is not 0, codebook 0 has outputs between its codes and its end that are never drawn."""
+    """If not 0, codebook 0 has outputs between its codes and its end that are never sampled."""
     before: Literal["start", "pad"] = "start"
     """Fills the cells before a codebook's first code."""
     after: Literal["pad", "start", "end"] = "pad"
-    """Fills every other cell without a code."""
+    """Fills all other cells without a code."""
 
 
 @dataclass(frozen=True)
 class Arranged:
-    """Codes laid out in steps."""
+    """Codes in pattern order."""
 
     ids: Tensor
     """[B, K, S] long: codes and special ids."""
     mask: Tensor
-    """[B, K, S] bool, True where the model is asked for the id (every code once, and the end of codebook 0)."""
+    """[B, K, S] bool, True where the model predicts the id (every code once, and the end of codebook 0)."""
 
 
 class CodebookPattern:
-    """The table of one config for K codebooks; see the drawings above.
+    """The pattern of one config for K codebooks; see the drawings above.
 
     Raises:
-        ConfigError: a list that does not fit K codebooks, or variable_length where the arrangement must know T.
+        ConfigError: a list does not fit K codebooks, or variable_length with a pattern that needs T in advance.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class CodebookPattern:
         self.flatten_first = config.flatten_first if isinstance(config, DelayConfig) else 0
         self.lines = spread(config, K)
         self.needs_length = any(self.lines.spans)
-        """Whether steps cannot be told without the number of frames (coarse_first, grouped)."""
+        """Whether the steps depend on the number of frames (coarse_first, grouped)."""
         if self.needs_length and variable_length:
             raise ConfigError(
                 f"arrangement {config.kind} must know the number of frames beforehand; set variable_length: false"
@@ -150,18 +150,18 @@ class CodebookPattern:
 
     @property
     def input_sizes(self) -> tuple[int, ...]:
-        """Ids the model can read, for each codebook: its codes and the special ids."""
+        """Number of input ids per codebook: its codes and the special ids."""
         return tuple(V + self.num_specials for V in self.cardinalities)
 
     @property
     def output_sizes(self) -> tuple[int, ...]:
-        """Ids the model can predict, for each codebook: its codes, and the end for codebook 0 when lengths vary."""
+        """Number of output ids per codebook: its codes, and the end for codebook 0 if lengths vary."""
         first = self.end_ids[0] + 1 if self.variable_length else self.cardinalities[0]
         return (first, *self.cardinalities[1:])
 
     @property
     def max_delay(self) -> int:
-        """Steps from the first cell of a frame to its last; ValueError where that depends on the number of frames."""
+        """Steps from the first cell of a frame to its last; ValueError if that depends on the number of frames."""
         if self.needs_length:
             raise ValueError(f"arrangement {self.config.kind}: max_delay depends on the number of frames")
         body = max(self.lines.offsets) - min(self.lines.offsets)
@@ -170,7 +170,7 @@ class CodebookPattern:
     # The table
 
     def table(self, num_frames: int) -> Tensor:
-        """The drawing: long [K, S], the frame index in each cell or -1."""
+        """The pattern as drawn: long [K, S], the frame index in each cell or -1."""
         frames = self._frames_at(torch.arange(self.num_steps(num_frames)), num_frames)
         return torch.where(frames < num_frames, frames, -1)
 
@@ -188,11 +188,11 @@ class CodebookPattern:
         return self.flatten_first * self.num_codebooks + body
 
     def steps_of(self, frames: Tensor, num_frames: int | Tensor | None = None) -> Tensor:
-        """Where frames stand.
+        """The steps at which frames are placed.
 
         Args:
             frames: long [*, T] frame indices.
-            num_frames: frames of the whole sequence, for an arrangement that `needs_length` (an int, or a tensor that
+            num_frames: frames of the whole sequence, for a pattern that `needs_length` (an int, or a tensor that
                 broadcasts to [*, 1, T]).
         Returns:
             long [*, K, T]: the step of each codebook's code of each frame.
@@ -209,7 +209,7 @@ class CodebookPattern:
         return torch.where(frames < F, frames * K + book, F * K + (frames - F) * stride + offset)
 
     def cell_frames(self, step: int | Tensor, num_frames: int | None = None) -> Tensor:
-        """For the decode loop: the frame each codebook stands at in one step, long [K], -1 where no code can stand.
+        """For the decode loop: the frame of each codebook at one step, long [K], -1 for cells that never hold a code.
 
         Without num_frames the sequence has no last frame.
         """
@@ -221,24 +221,24 @@ class CodebookPattern:
         return self.cell_frames(step, num_frames) >= 0
 
     def forced_ids(self, step: int | Tensor, lengths: Tensor) -> Tensor:
-        """For the decode loop: the ids of a step that follow from the arrangement.
+        """For the decode loop: the ids of a step that the pattern determines.
 
         Args:
             step: the step.
             lengths: [B] long, frames of each row; UNKNOWN_LENGTH while codebook 0 has not ended.
         Returns:
-            [B, K] long: the special id of the cell, or -1 where the model chooses a code (codebook 0: or the end, which
-            sets the row's length to `cell_frames(step)[0]`).
+            [B, K] long: the special id of the cell, or -1 where the model chooses a code (for codebook 0 also the end,
+            which sets the row's length to `cell_frames(step)[0]`).
         """
         steps = torch.as_tensor(step, device=lengths.device).reshape(1)
         frames, fill = self._frames_and_fill(steps, lengths[:, None, None])
         return torch.where((frames >= 0) & (frames < lengths[:, None, None]), -1, fill).squeeze(-1)
 
     def current_frames(self, steps: Tensor, num_frames: int | Tensor | None = None) -> Tensor:
-        """long, like steps [*, S]: the frame a step works on, that of its furthest codebook. It places steps on a
-        picture's grid.
+        """long, like steps [*, S]: the frame that a step predicts, that of its most advanced codebook. It determines
+        the step's position on an image grid.
 
-        Where groups stand one after another, each goes over the frames again.
+        If groups are in sequence, each group runs through the frames again.
         """
         if self.needs_length:
             span, stride, offset = self._tensors(steps.device)[1:4]
@@ -254,19 +254,19 @@ class CodebookPattern:
         begun = (steps - head - min(self.lines.offsets)).clamp(min=0) // self.lines.strides[0]
         return torch.where(steps < head, steps // self.num_codebooks, self.flatten_first + begun)
 
-    # There and back
+    # Codes to steps and back
 
     def arrange(self, codes: Tensor, lengths: Tensor | None = None) -> Arranged:
-        """Lay codes out in steps.
+        """Arrange codes in pattern order.
 
         Args:
-            codes: [B, K, T] long; what stands beyond a row's length does not matter.
+            codes: [B, K, T] long; codes beyond a row's length are ignored.
             lengths: [B] long, frames of each row, at least 1; None: all T.
         Returns:
-            Arranged with S = num_steps(T), or num_steps(T + 1) when variable_length. A row's ids and mask do not depend
+            Arranged with S = num_steps(T), or num_steps(T + 1) if variable_length. A row's ids and mask do not depend
             on T: a row padded to a larger T only gets more pad.
         Raises:
-            ValueError: another number of codebooks, a code out of range, a length below 1 or above T.
+            ValueError: wrong number of codebooks, a code out of range, a length below 1 or above T.
         """
         lengths = self.check(codes, lengths)
         T = codes.shape[2]
@@ -282,17 +282,17 @@ class CodebookPattern:
         return Arranged(ids=torch.where(real, codes.gather(2, index), fill), mask=mask)
 
     def undo(self, arranged: Tensor, num_frames: int, lengths: Tensor | None = None) -> Tensor:
-        """Take ids or logits back to frames.
+        """Map ids or logits in pattern order back to frames.
 
         Args:
             arranged: [B, K, S] or [B, K, S, V]; S may be larger than needed.
             num_frames: T.
-            lengths: [B] long, for an arrangement that `needs_length` where rows differ in length; what comes out beyond
-                a row's length has no meaning.
+            lengths: [B] long, for a pattern that `needs_length` if rows differ in length; the output beyond a row's
+                length is undefined.
         Returns:
             [B, K, T] or [B, K, T, V].
         Raises:
-            ValueError: another number of codebooks, or fewer steps than T frames take.
+            ValueError: wrong number of codebooks, or fewer steps than T frames take.
         """
         B, K, S = arranged.shape[:3]
         self._check_codebooks(K)
@@ -326,7 +326,7 @@ class CodebookPattern:
                     f"lengths must be long [{B}], one for each row, found {lengths.dtype} {list(lengths.shape)}"
                 )
             valid = codes.masked_fill(torch.arange(T, device=codes.device) >= lengths[:, None, None], 0)
-        # On other devices a look at the values would wait for the device; shards check their codes when they are read.
+        # On other devices reading the values would synchronize; shards check their codes when they are read.
         if codes.device.type == "cpu":
             shortest, longest = (int(value) for value in lengths.aminmax())
             if shortest < 1 or longest > T:
@@ -337,10 +337,10 @@ class CodebookPattern:
                     raise ValueError(f"codebook {k} holds codes 0 to {V - 1}, found {low if low < 0 else high}")
         return lengths
 
-    # Inside
+    # Private
 
     def _frames_and_fill(self, steps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames (any beyond the last included) and the special id for where no code stands, both [B or 1, K, S]."""
+        """Frames (beyond the last one too) and the special id of each cell without a code, both [B or 1, K, S]."""
         before, after, end = self._tensors(steps.device)[4:]
         frames = self._frames_at(steps, lengths)
         if frames.dim() == 2:
@@ -356,8 +356,8 @@ class CodebookPattern:
         return frames, fill
 
     def _frames_at(self, steps: Tensor, num_frames: int | Tensor | None) -> Tensor:
-        """Frame in each cell of the unbounded sequence, -1 for none: steps [S] -> [K, S], or [B, K, S] where rows of
-        their own lengths (num_frames [B, 1, 1]) differ in it."""
+        """Frame in each cell of the unbounded sequence, -1 for none: steps [S] -> [K, S], or [B, K, S] if it depends on
+        the length of the row (num_frames [B, 1, 1])."""
         book, span, stride, offset = self._tensors(steps.device)[:4]
         K, F = self.num_codebooks, self.flatten_first
         ahead = steps - F * K - offset
@@ -374,7 +374,7 @@ class CodebookPattern:
         return torch.where(steps < F * K, torch.where(steps % K == book, steps // K, -1), body)
 
     def _beginning_of(self, device: torch.device) -> Tensor:
-        """[K, R]: the frame of each codebook in the steps that `AffineLayout` tells one by one, or -1."""
+        """[K, R]: the frame of each codebook in the steps that `AffineLayout` lists one by one, or -1."""
         if device not in self._beginning_on_device:
             self._beginning_on_device[device] = self._beginning.to(device)
         return self._beginning_on_device[device]

@@ -1,18 +1,18 @@
-"""Arrangements of other projects by name: where codes stand, which ids are no codes, and whether sequences end.
+"""Codebook patterns of other projects by name: the pattern, the special ids, and whether sequences end by themselves.
 
-    arrangement: {kind: preset, name: dia}     in the YAML of a model; `LMConfig.explicit` writes out what it means
+    arrangement: {kind: preset, name: dia}     in the YAML of a model; `LMConfig.explicit` expands it
     PRESETS["dia"](9)                          in Python: (arrangement, specials, variable_length) for 9 codebooks
 
-A preset also says `specials` and `variable_length`; a config that says them otherwise is refused. All of them count the
-model's first column of `start` (see pattern.py) as the projects' own first column.
+A preset also sets `specials` and `variable_length`; a config with other values is rejected. In all presets the model's
+first column of `start` (see pattern.py) counts as the first column of the project.
 
-What no preset reproduces, since it is not where ids stand:
+No preset reproduces the following, because it does not concern where ids are placed:
 
-- audiocraft and Moshi train on the first T steps (and the column in front) only, so the last delay_k frames of codebook
-  k have no loss term. Here each code has one.
+- audiocraft and Moshi train on the first T steps (and the leading column) only, so the last delay_k frames of codebook
+  k have no loss. Here every code has one.
 - Higgs, Parler, Zonos and Dia also predict the ends of codebooks 1, 2, ... Here those follow from codebook 0's, as they
   do in the generation of all four, so their heads have no output for it.
-- Ids that a project's tables hold but never use (Parler's rows up to 1087, Dia's 1027) have no row here.
+- Ids that a project's tables contain but never use (Parler's rows up to 1087, Dia's 1027) have no row here.
 
 Sources: audiocraft 896ec7c (codebooks_patterns.py), transformers 5.x (modeling_musicgen.py), higgs-audio f04f5df,
 MOSS-TTS 58b20a0, Zonos bc40d98, Dia 876125e, parler-tts d108732, Moshi e6a55d2.
@@ -49,10 +49,10 @@ class Resolved(NamedTuple):
 
 @dataclass(frozen=True)
 class Preset:
-    """What a name stands for."""
+    """Definition of a preset."""
 
     arrange: Callable[[int], ArrangementConfig]
-    """From the number of codebooks; ConfigError where it does not fit."""
+    """Maps the number of codebooks to a config; ConfigError if it does not fit."""
     specials: SpecialsConfig
     variable_length: bool
 
@@ -61,7 +61,7 @@ class Preset:
 
 
 def delays(make: Callable[[int], list[int]]) -> Callable[[int], DelayConfig]:
-    """An arrangement with the delays that `make` gives for K codebooks."""
+    """A pattern with the delays that `make` gives for K codebooks."""
     return lambda K: DelayConfig(delays=tuple(make(K)))
 
 
@@ -89,7 +89,7 @@ def per_timestep(K: int) -> PartialFlatConfig:
 
 
 def pairs(K: int) -> GroupedConfig:
-    """Groups of two codebooks, each flat; a last one alone where K is odd."""
+    """Groups of two codebooks, each flat; if K is odd, the last one is alone."""
     return GroupedConfig(sizes=tuple(min(2, K - k) for k in range(0, K, 2)))
 
 
@@ -125,7 +125,7 @@ PRESETS: dict[str, Preset] = {
     "zonos": Preset(delays(one_each), SpecialsConfig(end=0, start=1, pad=1), True),
     "dia": Preset(delays(lambda K: [k + 7 if k else 0 for k in range(K)]), SpecialsConfig(end=0, pad=1, start=2), True),
     "parler": Preset(delays(one_each), SpecialsConfig(end=0, start=1, pad=0, after="end"), True),
-    # projects whose text tells when it is over
+    # projects in which text determines the end
     "moss-tts-delay": Preset(delays(one_each), SpecialsConfig(start=0, pad=0, before="pad"), False),
     "moshi": Preset(delays(text_and_two_voices), ONE_SPECIAL, False),
     "moshi-stream": Preset(delays(first_alone), ONE_SPECIAL, False),
@@ -133,28 +133,28 @@ PRESETS: dict[str, Preset] = {
 """By name; each is called with the number of codebooks.
 
 musicgen         delays 0 .. K - 1; with V = 2048 the special id is 2048. transformers' `max_length` is T + K.
-musicgen-stereo  codes [B, 2 Q, T] of left and right in turn, 1_L 1_R 2_L 2_R ...; both of a level in one step.
+musicgen-stereo  codes [B, 2 Q, T], left and right interleaved, 1_L 1_R 2_L 2_R ...; both of a level in one step.
 musicgen-stereo-per-timestep
-                 the same codes, left and right of a level one step apart, in 2 T steps and more. audiocraft lays the
-                 channels out in time instead, [B, Q, 2 T] at twice the frame rate, with preset musicgen: the same
+                 the same codes, left and right of a level one step apart, in 2 T steps and more. audiocraft interleaves
+                 the channels in time instead, [B, Q, 2 T] at twice the frame rate, with preset musicgen: the same
                  codes in the same steps, but one table for both channels.
-musiclm          MusicLMPattern(group_by=2); for other groups take kind grouped.
+musiclm          MusicLMPattern(group_by=2); for other groups use kind grouped.
 coarse-first     VALL-E's order; CoarseFirstPattern with delays is kind grouped, sizes [1, K - 1], inside parallel.
-higgs-v2         1024 begins a stream, 1025 ends it and fills up behind.
-zonos            1025 (masked) before and after, 1024 ends. Its codebook k is delayed by k + 1 because it has no column
-                 in front; here that column is the first of those steps.
+higgs-v2         1024 begins a stream, 1025 ends it and pads after it.
+zonos            1025 (masked) before and after, 1024 ends. Its codebook k is delayed by k + 1 because it has no leading
+                 column; here that column is the first of those steps.
 dia              1026 begins, 1024 ends, 1025 pads; delays 0, 8, 9, ..., 15 of 9 codebooks.
-parler           1025 begins, 1024 ends and fills up behind.
-moss-tts-delay   1024 fills wherever no code stands, and is never drawn. A text channel, which the model here does not
-                 have, ends the sequence: it emits `delay_slot` K times, then `audio_end`.
+parler           1025 begins, 1024 ends and pads after it.
+moss-tts-delay   1024 fills all cells without a code, and is never sampled. A text channel, which the model here does
+                 not have, ends the sequence: it emits `delay_slot` K times, then `audio_end`.
 moshi            text, 8 codebooks of Moshi, 8 of the user: 17. Its id -1, read as a zero vector, has no counterpart.
-                 Text tells when it is over.
+                 The text determines the end.
 moshi-stream     one such stream: delays 0, 1, 1, ...
 """
 
 
 class PresetConfig(Config):
-    """An arrangement by name, with its special ids; see lm/patterns/presets.py."""
+    """A codebook pattern by name, with its special ids; see lm/patterns/presets.py."""
 
     kind: Literal["preset"] = "preset"
     name: str
@@ -168,4 +168,4 @@ class PresetConfig(Config):
 
 
 AnyArrangementConfig = Annotated[ArrangementConfig | PresetConfig, Field(discriminator="kind")]
-"""What a model's config may say."""
+"""Any codebook pattern that a model's config accepts."""

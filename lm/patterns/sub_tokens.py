@@ -1,14 +1,14 @@
-"""Symbols: what a head draws. Mostly they are the ids themselves; a large code may be several symbols of few values.
+"""Sub-tokens: what a head predicts. Usually they are the ids; a large code can be split into several small sub-tokens.
 
-An id is written in digits, the first one largest; special ids have digits of their own. A codebook of 6 = 2 x 3 codes,
-where e, s and p are the ids end, start and pad:
+An id is written in digits, most significant first; special ids have their own digits. For a codebook of 6 = 2 x 3
+codes, where e, s and p are the ids end, start and pad:
 
-    id          0  1  2  3  4  5  e  s  p
-    symbol 0    0  0  0  1  1  1  2  3  4       an end can be drawn: it is one more value of the first symbol
-    symbol 1    0  1  2  0  1  2  3  3  3       3: there is none, as the first symbol says it all
+    id             0  1  2  3  4  5  e  s  p
+    sub-token 0    0  0  0  1  1  1  2  3  4    an end can be predicted: it is one more value of the first sub-token
+    sub-token 1    0  1  2  0  1  2  3  3  3    3: unused, because the first sub-token determines the id
 
-The product over the symbols of an id is a distribution over ids, so the loss of an id is the sum over its symbols.
-Source: the sub-tokens of Open-MAGVIT2 (arXiv:2409.04410), a code of 18 bits as 6 and 12.
+The product over the sub-tokens of an id is a distribution over ids, so the loss of an id is the sum over its
+sub-tokens. Source: the sub-tokens of Open-MAGVIT2 (arXiv:2409.04410), a code of 18 bits as 6 and 12.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .pattern import CodebookPattern
 
 
 def equal_digits(sizes: Sequence[int], arrangement: CodebookPattern, who: str) -> list[tuple[int, ...]]:
-    """The `digits` that split the codes of every codebook alike; ConfigError unless the product is its cardinality."""
+    """The `digits` that split all codebooks equally; ConfigError unless their product is the cardinality."""
     product = math.prod(sizes)
     for k, size in enumerate(arrangement.cardinalities):
         if product != size:
@@ -36,30 +36,30 @@ def equal_digits(sizes: Sequence[int], arrangement: CodebookPattern, who: str) -
 
 
 class SubTokens:
-    """J symbols of the K codebooks of a step, the same number for each codebook, in the order of the codebooks.
+    """J sub-tokens of the K codebooks of a step, the same number per codebook, in the order of the codebooks.
 
     Args:
-        digits: for each codebook the numbers of values of its symbols, whose product is its cardinality; None: one
-            symbol for each codebook, its id.
+        digits: for each codebook the vocabulary sizes of its sub-tokens, whose product is its cardinality; None: one
+            sub-token per codebook, its id.
     """
 
     def __init__(self, arrangement: CodebookPattern, digits: Sequence[Sequence[int]] | None = None):
         V, specials = arrangement.cardinalities, arrangement.num_specials
         digits = digits or [(size,) for size in V]
         self.parts = len(digits[0])
-        """Symbols of a codebook."""
+        """Sub-tokens per codebook."""
         self.codebooks = tuple(k for k in range(len(V)) for _ in range(self.parts))
-        """[J]: the codebook of each symbol."""
+        """[J]: the codebook of each sub-token."""
         values = [size for sizes in digits for size in sizes]
         first = [j % self.parts == 0 for j in range(len(values))]
         end = arrangement.output_sizes[0] - V[0]
         self.output_sizes = (values[0] + end, *values[1:])
-        """[J]: values that can be drawn."""
+        """[J]: number of values that can be predicted."""
         none = 1 if self.parts > 1 else specials
         self.input_sizes = tuple(size + (specials if first[j] else none) for j, size in enumerate(values))
-        """[J]: values there are, those of special ids included."""
+        """[J]: number of all values, including those of special ids."""
         self.end = values[0] + arrangement.end_ids[0] - V[0]
-        """The value of symbol 0 that is the end of codebook 0."""
+        """The value of sub-token 0 that ends codebook 0."""
         places = [1] * len(values)
         for j in reversed(range(len(values) - 1)):
             places[j] = 1 if first[j + 1] else places[j + 1] * values[j + 1]
@@ -73,7 +73,7 @@ class SubTokens:
         return len(self.codebooks)
 
     def split(self, ids: Tensor) -> Tensor:
-        """Symbols [B, J, *] of ids [B, K, *], special ids included."""
+        """Sub-tokens [B, J, *] of ids [B, K, *], special ids included."""
         if self.parts == 1:
             return ids
         sizes, _, places, book_sizes, first = self._like(ids)
@@ -82,7 +82,7 @@ class SubTokens:
         return torch.where(ids >= book_sizes, special, ids // places % sizes)
 
     def join(self, symbols: Tensor) -> Tensor:
-        """Ids [B, K, *] of symbols [B, J, *]: the inverse of `split`."""
+        """Ids [B, K, *] of sub-tokens [B, J, *]: the inverse of `split`."""
         if self.parts == 1:
             return symbols
         sizes, _, places, book_sizes, _ = self._like(symbols)
@@ -91,8 +91,8 @@ class SubTokens:
         return torch.where(beyond >= 0, book_sizes[:: self.parts] + beyond, codes)
 
     def targets(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """What is to be predicted, [B, J, *]: symbols of ids [B, K, *] where mask (alike) is True, IGNORED elsewhere
-        and where an id has no such symbol."""
+        """Prediction targets [B, J, *]: sub-tokens of ids [B, K, *] where mask (same shape) is True, IGNORED elsewhere
+        and where an id has no such sub-token."""
         if self.parts == 1:
             return torch.where(mask, ids, IGNORED)
         symbols = self.split(ids)
@@ -100,19 +100,19 @@ class SubTokens:
         return torch.where(drawn, symbols, IGNORED)
 
     def sum(self, terms: Tensor) -> Tensor:
-        """Sums [B, K, *] over the symbols [B, J, *] of each codebook, such as of their loss terms."""
+        """Sum values, for instance losses, over the sub-tokens [B, J, *] of each codebook: [B, K, *]."""
         return terms if self.parts == 1 else terms.unflatten(1, (-1, self.parts)).sum(dim=2)
 
     def _like(self, ids: Tensor) -> Tensor:
-        """[5, J, 1...]: of each symbol the values codes have, the values that are drawn, its place, its codebook's
-        cardinality, and whether it is a first one."""
+        """[5, J, 1...]: for each sub-token the number of values of codes, the number of predictable values, its place
+        value, its codebook's cardinality, and whether it is the first of its codebook."""
         if ids.device not in self._on_device:
             self._on_device[ids.device] = self._constants.to(ids.device)
         return self._on_device[ids.device].view(5, -1, *[1] * (ids.dim() - 2))
 
 
 def count_bits(cardinalities: tuple[int, ...], who: str) -> list[int]:
-    """Bits of a code of each codebook; ConfigError where a cardinality is no power of two."""
+    """Bits per code of each codebook; ConfigError unless every cardinality is a power of two."""
     bits = [size.bit_length() - 1 for size in cardinalities]
     for k, size in enumerate(cardinalities):
         if size < 2 or size != 1 << bits[k]:

@@ -1,1 +1,1 @@
-"""Public language models, read and written in their own layout."""
+"""Public language models: read and write checkpoints in their own layouts."""

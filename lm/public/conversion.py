@@ -1,4 +1,4 @@
-"""Language models of public checkpoints, read and written by a tensor map."""
+"""Read and write language models of public checkpoints by a tensor map."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def read_lm(
     device: torch.device | str = "cpu",
     dtype: StorageName | torch.dtype = "float32",
 ) -> TokenLM:
-    """Make a model of their tensors.
+    """Build a model from the tensors of a public checkpoint.
 
     Args:
         where: the file of each tensor.
-        ignored: what the names of tensors begin with that are no part of the model.
+        ignored: name prefixes of tensors that are not part of the model.
     Raises:
-        WeightsError: their tensors are missing, left over, or of another shape than the config says.
+        WeightsError: tensors are missing, left over, or of another shape than the config requires.
     """
     ours = parameter_shapes(config, spec)
     assert ours.keys() == plan.keys(), ours.keys() ^ plan.keys()
@@ -49,7 +49,7 @@ def read_lm(
         theirs |= read_safetensors(file, wanted=wanted.__contains__)[0]
     tensors = {}
     for name, pieces in plan.items():
-        read = [theirs.pop(piece.name) if piece.name else None for piece in pieces]  # each is in one place, then freed
+        read = [theirs.pop(piece.name) if piece.name else None for piece in pieces]  # each occurs once, then freed
         like = next(tensor for tensor in read if tensor is not None)
         filled = [
             like.new_zeros(piece.rows, *like.shape[1:]) if tensor is None else tensor
@@ -60,8 +60,8 @@ def read_lm(
 
 
 def check_layout(layout: str, found: LMConfig, wanted: LMConfig, num_codebooks: int) -> None:
-    """Raise ValueError unless a model is the one that a layout would be read back as; names the first setting that
-    differs. Settings of machines do not matter, open settings are what they stand for."""
+    """Raise ValueError unless a model equals the one that the layout would be read back as; names the first setting
+    that differs. Machine-dependent settings are ignored, and unset ones are resolved first."""
     ours, theirs = _spelled_out(found, num_codebooks), _spelled_out(wanted, num_codebooks)
     for name in LMConfig.model_fields:
         if name != "attention" and getattr(ours, name) != getattr(theirs, name):
@@ -79,7 +79,7 @@ def _spelled_out(config: LMConfig, num_codebooks: int) -> LMConfig:
 
 
 def their_tensors(lm: TokenLM, plan: TensorMap) -> dict[str, Tensor]:
-    """The model's tensors under their names, on the CPU."""
+    """The model's tensors under the names of the public checkpoint, on the CPU."""
     tensors = {}
     for name, tensor in lm.state_dict().items():
         parts = tensor.detach().cpu().split([piece.rows for piece in plan[name]])

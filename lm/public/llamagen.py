@@ -1,4 +1,4 @@
-"""LlamaGen's class-conditional model (GPT c2i) in its own layout, read and written.
+"""Read and write LlamaGen's class-conditional model (GPT c2i) in its own layout.
 
 A folder with
 
@@ -7,15 +7,15 @@ A folder with
                          `downsample_size` (16), `n_head` and `num_classes` (1000) or `class_dropout_prob` (0.1; 0: the
                          class table has no row for "no class", so there is no guidance)
 
-The released files are pickles, which are not loaded here. Where you trust one, write the folder with torch:
+The released files are pickles, which are not loaded here. If you trust one, convert it with torch:
 
     held = torch.load("c2i_B_256.pt", map_location="cpu", weights_only=False)
     state = next(held[key] for key in ("model", "module", "state_dict") if key in held)    # FSDP: state = held
     safetensors.torch.save_file({name: t for name, t in state.items() if name != "freqs_cis"}, "DIR/model.safetensors")
 
-The class stands where other models have their start, and is turned by zero, not by an angle of zero: its queries and
-keys vanish. The picture tokenizer is not loaded: without a TokenSpec of yours the fingerprint is `UNKNOWN_TOKENIZER`,
-which is no tokenizer's.
+The class token takes the place of the start token; its queries and keys are multiplied by zero, not rotated by an angle
+of zero, so they vanish. The image tokenizer is not loaded: unless you pass a TokenSpec, the fingerprint is
+`UNKNOWN_TOKENIZER`, which matches no tokenizer.
 Source: tensor names and mathematics of LlamaGen (arXiv:2406.06525), FoundationVision/LlamaGen (MIT).
 """
 
@@ -42,19 +42,19 @@ from ..patterns.pattern import SpecialsConfig
 from .conversion import check_layout, read_lm, their_tensors
 
 UNKNOWN_TOKENIZER = "0" * 64
-"""Fingerprint where the tokenizer was not loaded."""
+"""Fingerprint if the tokenizer was not loaded."""
 
 LLAMAGEN_DEFAULTS = GenerationConfig(guidance=4.0, top_k=2000)
-"""For pictures worth looking at; scores of the paper are measured with less guidance and all codes."""
+"""For visual quality; the scores in the paper use less guidance and all codes."""
 
 HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
-"""Heads of the models that LlamaGen defines, by their width."""
+"""Number of heads of LlamaGen's models by width."""
 
 RELEASED_CLASSES = 1000
-"""Of ImageNet; their tables have one row more, for no class."""
+"""Number of ImageNet classes; the class tables have one more row, for no class."""
 
 IGNORED = ("freqs_cis",)
-"""Rotations that older files hold."""
+"""Rotary tables in older files."""
 
 
 def load_llamagen(
@@ -67,11 +67,11 @@ def load_llamagen(
 
     Args:
         folder: as described above.
-        spec: of the picture tokenizer; None: a spec from config.json, whose tokenizer is not loaded.
+        spec: of the image tokenizer; None: a spec from config.json, whose tokenizer is not loaded.
         dtype: of the weights in memory.
     Raises:
         FileNotFoundError: config.json or weights are missing. WeightsError: tensors missing, left over or misshapen.
-            ValueError: pickled weights, a size that cannot be found out, or a spec that does not fit.
+            ValueError: pickled weights, a size that cannot be inferred, or a spec that does not fit.
     """
     folder = Path(folder)
     described = _read_config(folder)
@@ -104,7 +104,7 @@ def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
     """Write a model in LlamaGen's layout.
 
     Raises:
-        ValueError: a model that LlamaGen's layout cannot say; names the first setting that differs.
+        ValueError: LlamaGen's layout cannot represent the model; names the first setting that differs.
     """
     folder, config, geometry = Path(folder), lm.config, lm.spec.geometry
     label = next((c for c in config.conditions if isinstance(c, LabelConfig)), None)
@@ -143,7 +143,7 @@ def llamagen_config(
     class_dropout: float = 0.1,
     where: str = "llamagen",
 ) -> LMConfig:
-    """A model of LlamaGen's kind; ConfigError begins with `where`."""
+    """The config of a LlamaGen model; ConfigError messages begin with `where`."""
     return make_config(
         LMConfig,
         where,
@@ -162,7 +162,7 @@ def llamagen_config(
 
 
 def llamagen_spec(codes: int, image_size: int, downsample_size: int, where: str = "llamagen") -> TokenSpec:
-    """What the codes of a square picture mean; the tokenizer itself is not loaded. ConfigError begins with `where`."""
+    """The TokenSpec of a square image; the tokenizer itself is not loaded. ConfigError messages begin with `where`."""
     side = image_size // downsample_size
     geometry = make_config(ImageGeometry, where, height=image_size, width=image_size, rows=side, columns=side)
     return make_config(
@@ -176,7 +176,7 @@ def llamagen_spec(codes: int, image_size: int, downsample_size: int, where: str 
 
 
 def llamagen_plan(config: LMConfig, spec: TokenSpec) -> TensorMap:
-    """Where their tensors stand in ours."""
+    """The mapping from their tensors to ours."""
     names = {
         "head.weight": ["output.weight"],
         "transformer.norm.weight": ["norm.weight"],
@@ -195,17 +195,17 @@ def llamagen_plan(config: LMConfig, spec: TokenSpec) -> TensorMap:
             names[f"transformer.blocks.{n}.{ours}.weight"] = [f"layers.{n}.{name}.weight" for name in theirs]
     shapes = parameter_shapes(config, spec)
     codes = spec.cardinalities[0]
-    rows = shapes.pop("input.table.weight")[0]  # the special ids, which are never read, have rows as well
+    rows = shapes.pop("input.table.weight")[0]  # special ids are never read, but have rows too
     plan = {name: equal(names[name], shape) for name, shape in shapes.items()}
     label = config.conditions[0]
-    if label.dropout == 0:  # nor has a class that no row was ever without a row for none
+    if label.dropout == 0:  # and a class table trained without dropout has no row for no class
         name = "conditions.parts.label.table.weight"
         plan[name] = (SourceRows(names[name][0], shapes[name][0] - 1), SourceRows(None, 1))
     return plan | {"input.table.weight": (SourceRows("tok_embeddings.weight", codes), SourceRows(None, rows - codes))}
 
 
 def _classes(described: dict[str, Any], rows: int, where: Path) -> tuple[int, float]:
-    """Classes and their dropout of a class table with so many rows: with a dropout, the last is of no class."""
+    """Classes and dropout of a class table with this many rows: with dropout, the last row is for no class."""
     classes, dropout = described.get("num_classes"), described.get("class_dropout_prob")
     if classes is None and dropout is None and rows != RELEASED_CLASSES + 1:
         warnings.warn(
@@ -246,7 +246,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _matrix(shapes: dict[str, tuple[int, ...]], name: str, folder: Path) -> tuple[int, int]:
-    """Shape of a tensor that tells the model's size."""
+    """Shape of a tensor that determines the model's size."""
     shape = shapes.get(name)
     if shape is None or len(shape) != 2:
         found = "missing" if shape is None else f"{list(shape)}, no matrix"

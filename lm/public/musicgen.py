@@ -1,14 +1,14 @@
-"""MusicGen's decoder in the layout of Hugging Face transformers, read and written.
+"""Read and write MusicGen's decoder in the layout of Hugging Face transformers.
 
 Two kinds of folder, each with config.json and model.safetensors (or several files and their index):
 
     MusicgenForConditionalGeneration    `decoder.model.decoder.*`, `decoder.lm_heads.*`, `enc_to_dec_proj.*`; the text
-                                        encoder and the audio codec beside them are not read
-    MusicgenForCausalLM                 `model.decoder.*`, `lm_heads.*`; the layer from the text encoder's width, which
-                                        has no place in it, is written to and read from enc_to_dec_proj.safetensors
+                                        encoder and the audio codec in the folder are not read
+    MusicgenForCausalLM                 `model.decoder.*`, `lm_heads.*`; the projection from the text encoder's width,
+                                        which this class lacks, is written to and read from enc_to_dec_proj.safetensors
 
-The model reads the text encoder's states as its condition "embedding". Its codec is not loaded: without a TokenSpec of
-yours the spec's fingerprint is `UNKNOWN_CODEC`, which is no tokenizer's.
+The hidden states of the text encoder are the model's condition "embedding". The codec is not loaded: unless you pass a
+TokenSpec, the spec's fingerprint is `UNKNOWN_CODEC`, which matches no tokenizer.
 Source: tensor names and config keys of transformers 5 (Apache-2.0), MusicGen (arXiv:2306.05284).
 """
 
@@ -36,22 +36,22 @@ from ..patterns.pattern import SpecialsConfig
 from .conversion import check_layout, read_lm, their_tensors
 
 UNKNOWN_CODEC = "0" * 64
-"""Fingerprint where the codec was not loaded."""
+"""Fingerprint if the codec was not loaded."""
 
 MUSICGEN_DEFAULTS = GenerationConfig(top_k=250, guidance=3.0, max_frames=1500, window_frames=1500, stride_frames=900)
-"""How audiocraft samples it; 1500 frames of 50 Hz is what it was trained on, and longer
-sound goes on 18 seconds at a time."""
+"""audiocraft's sampling settings; 1500 frames of 50 Hz is what it was trained on, and longer audio is extended by 18
+seconds at a time."""
 
 PUBLISHED_CODEC = {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4]}
-"""Of the published models: 50 frames a second. Taken where only a decoder is given."""
+"""The codec of the published models: 50 frames per second. Used if only a decoder is given."""
 
 TEXT_DROPOUT = 0.3
-"""Probability that a training row is given no text (audiocraft's)."""
+"""Probability of dropping the text of a training row (audiocraft's)."""
 
 PROJECTION = "enc_to_dec_proj"
 POSITIONS = "model.decoder.embed_positions."
 IGNORED = ("text_encoder.", "audio_encoder.", f"decoder.{POSITIONS}", POSITIONS)
-"""Other models, and sinusoids that a file may hold."""
+"""Other models, and sinusoids that a file may contain."""
 
 
 def load_musicgen(
@@ -60,15 +60,16 @@ def load_musicgen(
     device: torch.device | str = "cpu",
     dtype: StorageName | torch.dtype = "float32",
 ) -> TokenLM:
-    """Read a MusicGen checkpoint's decoder, in eval mode.
+    """Read the decoder of a MusicGen checkpoint, in eval mode.
 
     Args:
-        folder: as drawn above.
-        spec: of the tokenizer that makes and plays the codes; None: a spec from the config, whose codec is not loaded.
+        folder: as described above.
+        spec: of the codec; None: a spec from the config, whose codec is not loaded.
         dtype: of the weights in memory.
     Raises:
         FileNotFoundError: config.json or weights are missing. WeightsError: tensors missing, left over or of another
-            shape than the config says. ValueError: pickled weights, another kind of model, or a spec that does not fit.
+            shape than the config requires. ValueError: pickled weights, another kind of model, or a spec that does not
+            fit.
     """
     folder = Path(folder)
     described = _read_config(folder)
@@ -95,10 +96,10 @@ def load_musicgen(
 
 
 def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
-    """Write a model as a `MusicgenForCausalLM` folder, and its layer from the text encoder's width beside it.
+    """Write a model as a `MusicgenForCausalLM` folder, with the projection from the text width in its own file.
 
     Raises:
-        ValueError: a model that MusicGen's layout cannot say; names the first setting that differs.
+        ValueError: MusicGen's layout cannot represent the model; names the first setting that differs.
     """
     folder = Path(folder)
     described = _describe(lm)
@@ -116,8 +117,8 @@ def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
 
 
 def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, where: str = "config.json") -> LMConfig:
-    """The model that a decoder's config describes; text_width is that of the states before a linear layer, None where
-    there is none."""
+    """The config of the model that a decoder's config describes; text_width is the width of the text states before the
+    projection, None without one."""
     width, vocab = decoder["hidden_size"], decoder["vocab_size"]
     refused = {
         "activation_function": ("gelu",),
@@ -167,7 +168,7 @@ def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, wher
 
 
 def musicgen_spec(described: dict[str, Any], where: str = "config.json") -> TokenSpec:
-    """What the codes mean, as far as the config says; the codec itself is not loaded."""
+    """The TokenSpec as far as the config defines it; the codec itself is not loaded."""
     decoder = _decoder(described)
     codec = described.get("audio_encoder") or PUBLISHED_CODEC
     codec = codec if isinstance(codec, dict) else {}
@@ -191,7 +192,7 @@ def musicgen_spec(described: dict[str, Any], where: str = "config.json") -> Toke
 
 
 def musicgen_plan(config: LMConfig, spec: TokenSpec, prefix: str = "") -> TensorMap:
-    """Where their tensors stand in ours; prefix stands before the decoder's names."""
+    """The mapping from their tensors to ours; prefix precedes the decoder's tensor names."""
     books, base = range(spec.num_codebooks), f"{prefix}model.decoder."
     names: dict[str, list[str]] = {
         "input.table.weight": [f"{base}embed_tokens.{k}.weight" for k in books],
@@ -222,7 +223,7 @@ def musicgen_plan(config: LMConfig, spec: TokenSpec, prefix: str = "") -> Tensor
 
 
 def _describe(lm: TokenLM) -> dict[str, Any]:
-    """config.json of a MusicgenForCausalLM; ValueError where it cannot say what the model is."""
+    """config.json of a MusicgenForCausalLM; ValueError if it cannot represent the model."""
     config, spec = lm.config, lm.spec
     given = next((c for c in config.conditions if isinstance(c, EmbeddingConditionConfig)), None)
     channels = getattr(spec.geometry, "channels", 1)
@@ -251,7 +252,7 @@ def _describe(lm: TokenLM) -> dict[str, Any]:
         )
     width = given.width if given is not None and given.projection == "linear" else None
     wanted = musicgen_config(described, width)
-    if given is not None and len(config.conditions) == 1:  # how a model is trained is no part of the layout
+    if given is not None and len(config.conditions) == 1:  # the layout does not store training settings
         told = wanted.conditions[0].model_copy(update={"dropout": given.dropout, "mask": given.mask})
         wanted = wanted.model_copy(update={"conditions": (told,)})
     check_layout("MusicGen", config, wanted, spec.num_codebooks)
@@ -259,8 +260,8 @@ def _describe(lm: TokenLM) -> dict[str, Any]:
 
 
 def _positions(spec: TokenSpec) -> int:
-    """How many sinusoids transformers shall make, which fails beyond them: as in the published models, or more where
-    these would not do for 40 seconds."""
+    """Number of sinusoids in transformers, which fails beyond them: as in the published models, or more if that is not
+    enough for 40 seconds."""
     rate = spec.geometry.frame_rate if isinstance(spec.geometry, AudioGeometry) else 0
     return max(2048, 1 << math.ceil(40 * rate).bit_length())
 
@@ -291,7 +292,7 @@ def _decoder(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text_width(described: dict[str, Any], folder: Path) -> int | None:
-    """Width of the text encoder's states; None where they need no linear layer."""
+    """Width of the text encoder's states; None if they need no projection."""
     text = described.get("text_encoder")
     width = text.get("d_model", text.get("hidden_size")) if isinstance(text, dict) else None
     if not isinstance(width, int):

@@ -1,4 +1,4 @@
-"""Public checkpoints: which layout a folder is in, and who reads and writes it."""
+"""Public checkpoints: detect the layout of a folder, and the functions that read and write it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .musicgen import MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
 
 @dataclass(frozen=True)
 class PublicLayout:
-    """One public system's folder of config.json and safetensors."""
+    """The layout of one public system: a folder with config.json and safetensors."""
 
     model_types: tuple[str, ...]
-    """What config.json calls it."""
+    """Values of model_type in config.json."""
     load: Callable[..., TokenLM]
-    """load(folder, spec, device, dtype), spec None: one whose tokenizer is not known."""
+    """load(folder, spec, device, dtype); spec None: the tokenizer is unknown."""
     save: Callable[..., None]
-    """save(folder, lm, dtype); ValueError for a model that the layout cannot say."""
+    """save(folder, lm, dtype); ValueError if the layout cannot represent the model."""
     defaults: GenerationConfig
-    """How its makers sample."""
+    """Default sampling settings of its authors."""
     left_out: str
-    """What a folder holds that is not read."""
+    """The parts of a folder that are not read."""
 
 
 PUBLIC = {
@@ -44,10 +44,10 @@ PUBLIC = {
 
 
 def public_layout(folder: str | Path) -> str:
-    """Name of the layout a folder is in.
+    """Name of a folder's layout.
 
     Raises:
-        FileNotFoundError: no config.json there. ValueError: no layout that is known here.
+        FileNotFoundError: it has no config.json. ValueError: the layout is unknown.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -65,7 +65,7 @@ def public_layout(folder: str | Path) -> str:
 
 
 def layout_of(name: str) -> PublicLayout:
-    """The layout of that name; ValueError names the nearest."""
+    """The layout with this name; ValueError names the nearest."""
     if name not in PUBLIC:
         raise ValueError(f"no layout '{name}'; {nearest_name(name, PUBLIC)}")
     return PUBLIC[name]

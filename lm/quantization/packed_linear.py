@@ -1,13 +1,13 @@
-"""Weights at rest: linear layers whose weights are kept as bfloat16, int8 or int4 and read as they are.
+"""Weight-only quantization: linear layers whose weights are stored as bfloat16, int8 or int4 and read in that form.
 
     kind       bits a weight   weight =
     float32    32              the number
     bfloat16   16              the number
-    int8       8               number * scale, one scale for an output
-    int4       4.5             number * scale + offset, for each 64 inputs of an output
+    int8       8               number * scale, one scale per output
+    int4       4.5             number * scale + offset, per 64 inputs of an output
 
-Activations stay as they are (weight-only). Embeddings, norms and what reads the conditions are left alone. Scales of
-int4 are bfloat16, chosen by the least squared error over a few clippings of each group's range.
+Activations are not quantized, nor are embeddings, norms and the layers that read the conditions. Scales of int4 are
+bfloat16 and minimize the squared error over a few clippings of each group's range.
 Sources: per-channel absolute-maximum int8 as in LLM.int8() (arXiv:2208.07339) without its outliers; grouped int4 with a
 search over clippings as in AWQ's clipping (arXiv:2306.00978), on the weights alone.
 """
@@ -38,16 +38,16 @@ WeightsName = Literal["float32", "bfloat16", "int8", "int4"]
 GROUP = 64
 """Inputs of an output that share scale and offset in int4."""
 CLIPPINGS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""Shares of a group's range that its 16 numbers may span; what lies outside is clipped."""
+"""Fractions of a group's range covered by its 16 numbers; weights outside are clipped."""
 ROWS_OF_SEARCH = 1 << 16
-"""Weights that are looked at together."""
+"""Number of weights searched together."""
 SOME_ROWS = 256
-"""Up to so many rows cpu_gemv.c is quicker than writing the weights out."""
+"""Up to this many rows cpu_gemv.c is faster than dequantizing the weights."""
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """Numbers and what they mean."""
+    """Quantized numbers with their scales and offsets."""
 
     numbers: Tensor
     """[N, D]: int8 -127..127, or uint8 0..15 for int4."""
@@ -56,10 +56,10 @@ class QuantizedWeight:
     offsets: Tensor | None
     """[N, groups] bfloat16; None: 0."""
     group: int
-    """Inputs in a group."""
+    """Inputs per group."""
 
     def weights(self) -> Tensor:
-        """The weights [N, D] they stand for, float32."""
+        """The dequantized weights [N, D], float32."""
         D = self.numbers.shape[1]
 
         def spread(values: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class QuantizedWeight:
 
 
 def quantize_int8(weight: Tensor) -> QuantizedWeight:
-    """[N, D] to 8 bits: the largest weight of an output becomes 127."""
+    """Quantize [N, D] to 8 bits: the largest weight of an output becomes 127."""
     weight = weight.float()
     scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
     numbers = (weight / scales).round().clamp(-127, 127).to(torch.int8)
@@ -78,23 +78,23 @@ def quantize_int8(weight: Tensor) -> QuantizedWeight:
 
 
 def quantize_int4(weight: Tensor, group: int = GROUP) -> QuantizedWeight:
-    """[N, D] to 4 bits for each group of inputs; a last group may be shorter.
+    """Quantize [N, D] to 4 bits per group of inputs; the last group may be shorter.
 
     Raises:
-        ValueError: another group than 32, 64 or 128.
+        ValueError: a group size other than 32, 64 or 128.
     """
     if group not in (32, 64, 128):
         raise ValueError(f"group must be 32, 64 or 128, found {group}")
-    # Some outputs at a time: what the search looks at stays in the processor's cache, which is five times as fast.
+    # Some outputs at a time: the data of the search stays in the CPU cache, which is five times as fast.
     parts = [_quantize_rows(rows, group) for rows in weight.split(max(1, ROWS_OF_SEARCH // weight.shape[1]))]
     numbers, scales, offsets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return QuantizedWeight(numbers, scales, offsets, group)
 
 
 def _quantize_rows(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers, scales and offsets as `QuantizedVectors` has them."""
+    """Numbers, scales and offsets, as in `QuantizedWeight`."""
     N, D = weight.shape
-    # The last group's missing inputs repeat a real one, which leaves its range, and count for nothing in its error.
+    # Missing inputs of the last group repeat a real one, which preserves its range, and are excluded from its error.
     padded = torch.cat([weight.float(), weight[:, -1:].float().expand(N, -D % group)], dim=1).unflatten(1, (-1, group))
     real = (torch.arange(padded.shape[1] * group, device=weight.device) < D).view(-1, group)
     low, high = padded.amin(dim=2, keepdim=True), padded.amax(dim=2, keepdim=True)
@@ -117,10 +117,9 @@ def _numbers(weight: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference. Up to some rows go through cpu_gemv.c where it can be used, many are a product with
-    the weights written out.
+    """A linear layer for inference. A few rows use cpu_gemv.c if available; many use dequantized weights.
 
-    On the CPU, with a compiler, numbers lie in tiles (`cpu_gemv.tiled`), else as a matrix.
+    On the CPU with a compiler, numbers are stored in tiles (`cpu_gemv.tiled`), else as a matrix.
     """
 
     numbers: Tensor
@@ -158,7 +157,7 @@ class PackedLinear(nn.Module):
         self._described: cpu_gemv.Matrix | None = None
 
     def _apply(self, fn, recurse=True):
-        """Moves to another device only: numbers and scales have the dtypes they have."""
+        """Change the device only: numbers and scales keep their dtypes."""
         moved = fn(torch.empty(0, device=self.numbers.device)).device
         if moved != self.numbers.device and self.tiles:
             raise ValueError("packed weights were laid out for the CPU; load the model on the device it shall run on")
@@ -182,14 +181,14 @@ class PackedLinear(nn.Module):
         return linear(x, self.dequantized(x.dtype), bias)
 
     def _on_gpu(self, x: Tensor) -> bool:
-        """Whether a product with few rows can go through lm/kernels/triton_kernels.py."""
+        """Whether a product with few rows can use lm/kernels/triton_kernels.py."""
         here = triton_fused_block.takes_device(x)
         plain = not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
         return here and plain and x.dtype in triton_fused_block.NUMBERS
 
     @property
     def described(self) -> cpu_gemv.Matrix:
-        """What the kernels are told, where the numbers lie in tiles."""
+        """The layer's description for the kernels, if the numbers are in tiles."""
         described, pointers = self._described, self.pointers
         if described is None or (described.weight, described.scales, described.bias) != pointers:
             self._described = described = cpu_gemv.matrix_of(
@@ -199,11 +198,11 @@ class PackedLinear(nn.Module):
 
     @property
     def pointers(self) -> tuple[int | None, ...]:
-        """Where numbers, scales and bias are."""
+        """Addresses of numbers, scales and bias."""
         return tuple(None if x is None else x.data_ptr() for x in (self.numbers, self.scales, self.bias))
 
     def __getstate__(self) -> dict:
-        """Without the addresses: a copy has its own."""
+        """Omit the addresses: a copy has its own."""
         return {**super().__getstate__(), "_described": None}  # type: ignore[misc]
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -231,7 +230,7 @@ class PackedLinear(nn.Module):
 
     @property
     def num_packed(self) -> int:
-        """Learned numbers that are no parameters any more."""
+        """Number of parameters that are now packed."""
         return self.out_features * self.in_features
 
     @property
@@ -246,15 +245,15 @@ class PackedLinear(nn.Module):
 def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
     """Replace the linear layers of a model's backbone and head by packed ones, one at a time, in place; for inference.
 
-    Attention of single steps on the CPU goes through cpu_gemv.c as well.
+    Attention of single steps on the CPU uses cpu_gemv.c as well.
 
     Raises:
-        ValueError: a name that is not known.
+        ValueError: an unknown name.
     """
     check_weights(weights)
     _pack_layers(lm.head, weights)
     pack_transformer_(lm.transformer, weights)
-    if lm.device.type == "cpu":  # a head's own transformer has not been tried in Triton
+    if lm.device.type == "cpu":  # Triton has not been tried with a head's transformer
         for part in transformers_of(lm.head):
             pack_transformer_(part, weights)
     if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
@@ -264,7 +263,7 @@ def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
 
 
 def pack_transformer_(transformer: Transformer, weights: WeightsName) -> Transformer:
-    """`pack_` of a backbone alone."""
+    """`pack_` for a backbone alone."""
     _pack_layers(transformer, weights)
     for module in transformer.modules():
         if isinstance(module, SelfAttention | CrossAttention) and module.attend in (sdpa, auto):
@@ -276,33 +275,33 @@ def pack_transformer_(transformer: Transformer, weights: WeightsName) -> Transfo
 
 
 def transformers_of(part: nn.Module) -> list[Transformer]:
-    """Those inside a head, say."""
+    """All transformers in a module, for instance in a head."""
     return [module for module in part.modules() if isinstance(module, Transformer)]
 
 
 def _pack_layers(part: nn.Module, weights: WeightsName) -> None:
     for module in list(part.modules()):
         for name, child in list(module.named_children()):
-            if type(child) in (nn.Linear, Linear):  # another class may do more than multiply
+            if type(child) in (nn.Linear, Linear):  # a subclass may do more than multiply
                 setattr(module, name, PackedLinear(child.weight, child.bias, weights))  # type: ignore
 
 
 def sdpa_or_gemv(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, causal: bool) -> Tensor:
-    """Attention as `attention.Attend` says. torch's own takes nine times as long for one bfloat16 query on the CPU."""
+    """Implements `registry.Attend`. torch takes nine times as long for one bfloat16 query on the CPU."""
     if cpu_gemv.can_attend(queries, keys, values, mask):
         return cpu_gemv.gemv_attention(queries, keys, values, mask)  # type: ignore[arg-type]
     return sdpa(queries, keys, values, mask, causal)
 
 
 def check_weights(name: str) -> None:
-    """Raise ValueError unless it is one of the kinds of weights at rest."""
+    """Raise ValueError unless it is a known kind of packed weights."""
     if name not in cpu_gemv.KINDS:
         raise ValueError(f"weights '{name}' are unknown; choose {', '.join(cpu_gemv.KINDS)}")
 
 
 def step_bytes(lm: TokenLM) -> int:
-    """Bytes of the matrices that one step of generation reads: backbone and head, but not what makes keys and values of
-    the conditions, which is read once for all steps."""
+    """Bytes of the matrices read by one generation step: backbone and head, without the projections of the conditions
+    to keys and values, which run once per generation."""
     once = {id(module.key_value) for module in lm.transformer.modules() if isinstance(module, CrossAttention)}
     total = 0
     for part in (lm.transformer, lm.head):
