@@ -1,4 +1,4 @@
-"""Train the network that `tessera encode --compress` codes with, on token shards. Minutes on one CPU core."""
+"""Train the entropy coding network of `tessera encode --compress` on token shards. Takes minutes on one CPU core."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..tokenize.data.shard_reader import Shards
 from ..tokenize.spec import check_same_tokenizer
 
 CUT_SHARE = 0.03
-"""Of training frames that see only some of the frames before, as at the beginning of a chunk."""
+"""Fraction of training frames with a truncated context, as at the beginning of a chunk."""
 
 
 class CoderTraining(Config):
-    """How it is trained."""
+    """Training settings of the network."""
 
     steps: StepCount = 3000
     batch: BatchSize = 512
@@ -32,29 +32,29 @@ class CoderTraining(Config):
     warmup_steps: PositiveInt = 100
     weight_decay: NonNegativeFloat = 0.01
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of hidden numbers."""
+    """Dropout of hidden activations."""
     forget: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the neighbouring frames that are hidden at random, against learning few items by heart."""
+    """Fraction of the neighboring frames masked at random, against memorizing small data sets."""
     ema: float = Field(default=0.998, ge=0, lt=1)
-    """The weights that are kept are averages over about 1 / (1 - ema) steps."""
+    """Decay of the exported moving average of the weights, which spans about 1 / (1 - ema) steps."""
 
 
 class CoderTrainConfig(Config):
-    """A YAML file of `tessera tokenizer coder`."""
+    """Config of `tessera tokenizer coder`."""
 
     seed: int = 0
     shards: str
     test: str | None = None
-    """Shards to report the bits on; null: those of training."""
+    """Shards to report the bits on; null: the training shards."""
     network: CoderConfig
     train: CoderTraining = CoderTraining()
 
 
 def train_coder(config: CoderTrainConfig, out: Path, progress: bool = True) -> list[float]:
-    """Train and write a coder directory; returns bits a frame of each symbol on the test shards.
+    """Train and write a coder directory; returns bits per frame of each symbol on the test shards.
 
     Raises:
-        FileNotFoundError, ValueError: shards that are not there, or of two tokenizers; another process that writes in
+        FileNotFoundError, ValueError: the shards do not exist or are of two tokenizers, or another process writes in
             `out`.
     """
     with lock_folder(out, "tessera tokenizer coder"):
@@ -62,7 +62,7 @@ def train_coder(config: CoderTrainConfig, out: Path, progress: bool = True) -> l
 
 
 def _train(config: CoderTrainConfig, out: Path, progress: bool) -> list[float]:
-    """`train_coder` in a folder that is locked."""
+    """`train_coder` in a locked folder."""
     torch.manual_seed(config.seed)
     shards = Shards(config.shards)
     test = shards if config.test is None else Shards(config.test)
@@ -95,7 +95,7 @@ def _train(config: CoderTrainConfig, out: Path, progress: bool) -> list[float]:
 
 
 class _Frames:
-    """All frames of shards in memory, and their contexts."""
+    """All frames of the shards in memory, with their contexts."""
 
     def __init__(self, shards: Shards, network: CoderConfig):
         items = [shards.item(number).codes.numpy() for number in range(len(shards))]
@@ -106,7 +106,7 @@ class _Frames:
         self.near = neighbours(layout.place, layout.first, shards.spec.geometry, network.context)
 
     def draw(self, count: int, generator: np.random.Generator, forget: float):
-        """Random frames: context symbols [count, n, J], places [count], symbols [count, J]."""
+        """Random frames: context symbols [count, n, J], positions [count], symbols [count, J]."""
         rows = generator.integers(len(self.place), size=count)
         near = self.near[rows]
         seen = np.where(generator.random(count) < CUT_SHARE, generator.integers(0, 20, count), 1 << 40)
@@ -121,7 +121,7 @@ class _Frames:
 
     @torch.no_grad()
     def bits(self, net: CoderNet) -> list[float]:
-        """Mean bits of each symbol, under the frozen network."""
+        """Mean bits of each symbol under the frozen network."""
         total = torch.zeros(len(self.table.sizes), dtype=torch.float64)
         for rows in np.array_split(np.arange(len(self.place)), -(-len(self.place) // 1024)):
             total += net.losses(*self._tensors(rows, self.near[rows])).double().sum(dim=0)
@@ -129,6 +129,6 @@ class _Frames:
 
 
 def _rate(step: int, settings: CoderTraining) -> float:
-    """Share of the learning rate: up, then down along a cosine."""
+    """Learning rate factor: warm-up, then cosine decay."""
     up = min(1.0, (step + 1) / settings.warmup_steps)
     return up * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))

@@ -1,7 +1,7 @@
-"""A checkpoint of a run as a model (or a frozen tokenizer), whether the run was finished, stopped or killed.
+"""Exports a checkpoint of a finished, stopped or killed run as a model (or a frozen tokenizer).
 
-Of the last step of a finished run it gives the same bytes as the run itself did: both write by `export_lm`, from the
-same weights, data and names. Nothing is unpickled; the engine is not needed.
+For the last step of a finished run, the export has the same bytes as the run's own: both use `export_lm` with the same
+weights, data and names. Nothing is unpickled, and the engine is not needed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from .tokenizer.config import TokenizerTrainConfig
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """Result of an export."""
 
     what: str
     """ "model" or "tokenizer"."""
     step: int
     folder: Path
     advice: str
-    """What to do with it."""
+    """Advice on what to do with it."""
 
 
 def export_run(
@@ -49,14 +49,14 @@ def export_run(
 
     Args:
         run: folder of a run of `tessera train` or `tessera tokenizer train`.
-        out: folder to write, empty or not there; None: see the command line's help.
-        step: the checkpoint after so many steps; None: the newest.
+        out: folder to write, empty or nonexistent; None: see the command line's help.
+        step: the checkpoint after this many steps; None: the newest.
         best: the one with the lowest test loss.
-        sets: "a.b=c", of what may change in a run that is gone on with (where data and tokenizer are, export,
+        sets: "a.b=c", for settings that may change in a resumed run (locations of data and tokenizer, export,
             generation).
     Raises:
-        FileNotFoundError: no run, or no such checkpoint. FileExistsError: `out` holds something.
-        ValueError: checkpoints that are damaged, or data that the run was not trained on.
+        FileNotFoundError: no run, or no such checkpoint. FileExistsError: `out` is not empty.
+        ValueError: the checkpoint is damaged, or the run was not trained on this data.
     """
     if step is not None and best:
         raise ValueError("--step and --best were both given; give one")
@@ -76,12 +76,12 @@ def export_run(
 
 
 def _locked(run: Path, out: Path | None) -> AbstractContextManager[None]:
-    """The right to write into the run's folder, where that is where the model goes: not while it is trained."""
+    """Lock the run's folder if the model is written there, so that it is not being trained."""
     return lock_folder(run, "tessera export") if out is None else nullcontext()
 
 
 def find_checkpoint(run: Path, step: int | None = None, best: bool = False) -> Path:
-    """A good checkpoint of a run: of a step, the best, or the newest; errors as `export_run`."""
+    """A good checkpoint of a run: of a given step, the best, or the newest; errors as `export_run`."""
     checkpoints = Checkpoints(run / "steps", ONE_PROCESS, 1, loss=test_loss)
     known = checkpoints.committed()
     steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in known)
@@ -127,7 +127,7 @@ def _export_lm(
         ) from None
     processes = read_json(found / STATE_FILE)["processes"]
     state = RunState.load(found, config, parts, ProcessGroup(0, processes, ONE_PROCESS.device), micro_batch_of(found))
-    if finished is not None and finished["step"] == state.step:  # evaluated, or gone on with, after it was saved
+    if finished is not None and finished["step"] == state.step:  # evaluated or resumed after it was saved
         state.losses, state.command = finished["losses"], finished.get("command", state.command)
     average = WeightAverage(parts.make_lm(config.seed), config.train.ema)
     if average.decay:
@@ -139,7 +139,7 @@ def _export_lm(
         raise FileExistsError(f"{folder} is there already; name another folder with --out")
     prepare_folder(folder.parent)
     with suppress(OSError):
-        folder.rmdir()  # an empty one
+        folder.rmdir()  # if empty
     export_lm(average.model, parts, config, folder, state)
     return Exported("model", state.step, folder, f"make samples with: tessera generate {folder} -o out")
 
@@ -164,7 +164,7 @@ def _export_tokenizer(run: Path, out: Path | None, step: int | None, sets: Seque
         buffers, _ = read_safetensors(found / "buffers.safetensors")
     own = net.state_dict()
     for name, tensor in (weights | buffers).items():
-        if name.startswith("net."):  # the rest is of the terms
+        if name.startswith("net."):  # the rest belongs to the losses
             own[name.removeprefix("net.")].copy_(tensor)
     average = WeightAverage(NETS[config.tokenizer.kind](config.tokenizer), config.train.ema)
     if average.decay:

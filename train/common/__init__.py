@@ -1,1 +1,1 @@
-"""What both trainers share: checkpoints, metrics, batches, signals."""
+"""Shared by both trainers: checkpoints, metrics, batches, signals."""

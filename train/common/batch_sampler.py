@@ -1,16 +1,16 @@
-"""Which items are in which batch: a pure function of seed and step, alike in every process.
+"""Assigns items to batches as a pure function of seed and step, the same in every process.
 
-Items form one endless stream, epoch after epoch, each epoch a permutation of all items that depends on (seed, epoch)
-alone. The stream is cut into pools of `pool_batches` batches; a pool is sorted by length, cut into batches of similar
+Items form an endless stream of epochs; each epoch is a permutation of all items that depends only on (seed, epoch). The
+stream is split into pools of `pool_batches` batches; each pool is sorted by length and split into batches of similar
 length, and the batches are shuffled:
 
     stream   | epoch 0: 4 1 3 0 2 | epoch 1: 2 0 4 3 1 | ...
     pools    [4 1 3 0] [2 2 0 4] [3 1 . .] ...             (batch 2, pool_batches 2)
     batches  [0 3] [1 4], [2 4] [0 2], ...                 each pool sorted by length, then its batches shuffled
 
-A batch is cut into micro-batches of neighbours in length, and rank r takes micro-batches r, r + world, r + 2 world,
-...: the same micro-batches whatever the world size, so the loss does not depend on it either. A run that goes on with
-more processes than it has micro-batches cuts each into pieces (lm/ops/row_rng.py keeps their noise that of the whole).
+A batch is split into micro-batches of similar length, and rank r takes micro-batches r, r + world, r + 2 world, ...:
+the same micro-batches for every world size, so the loss does not depend on it. A run resumed with more processes than
+micro-batches splits each into pieces (lm/ops/row_rng.py makes their noise match that of the whole).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ Batch = TypeVar("Batch", np.ndarray, "list[np.ndarray]")
 
 @dataclass(frozen=True)
 class SamplerState:
-    """All there is to know to go on: two integers."""
+    """Complete sampler state for resuming: two integers."""
 
     seed: int
     step: int
 
 
 class Sampler:
-    """Batches of item numbers.
+    """Sampler of batches of item numbers.
 
     Args:
         lengths: [n] frames of each item.
         batch: items of a global batch.
-        seed: order of the items.
-        pool_batches: batches sorted by length together; 1 means no sorting beyond a batch.
+        seed: seed of the item order.
+        pool_batches: batches that are sorted by length together; 1 sorts only within a batch.
     """
 
     def __init__(self, lengths: np.ndarray, batch: int, seed: int, pool_batches: int = 16):
@@ -62,7 +62,7 @@ class Sampler:
         return self._pool[1][inside]
 
     def epoch(self, step: int) -> float:
-        """How often the items have been gone through before this step."""
+        """Number of passes over the items before this step."""
         return step * self.batch_size / len(self.lengths)
 
     def _make_pool(self, number: int) -> np.ndarray:
@@ -76,7 +76,7 @@ class Sampler:
         num_items = len(self.lengths)
         epochs, places = np.divmod(np.arange(start, start + count), num_items)
         items = np.empty(count, dtype=np.int64)
-        orders = {}  # of the epochs in this span alone: the next span starts in the last of them
+        orders = {}  # only the epochs in this span: the next span starts in the last of them
         for epoch in np.unique(epochs).tolist():
             orders[epoch] = (
                 self._orders[epoch] if epoch in self._orders else shuffled(num_items, self.seed, epoch, salt=0)
@@ -89,12 +89,12 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a global batch is cut for the processes."""
+    """How a global batch is split among the processes."""
 
     micro: int
     """Items of a micro-batch, whose random numbers are drawn together."""
     pieces: int
-    """Pieces of each micro-batch; a process takes one at a time. 1 unless there are too few micro-batches."""
+    """Pieces per micro-batch; a process takes one at a time. 1 unless there are too few micro-batches."""
 
     @property
     def size(self) -> int:
@@ -104,14 +104,14 @@ class Cut:
 
 @dataclass(frozen=True)
 class Piece(Generic[Batch]):
-    """What a process passes through the model at once."""
+    """Rows of one forward pass of a process."""
 
     number: int
-    """Of the micro-batch within the global batch."""
+    """Index of the micro-batch within the global batch."""
     items: Batch
-    """Item numbers [micro] of the whole micro-batch; packed rows likewise."""
+    """Item numbers [micro] of the whole micro-batch, or its packed rows."""
     rows: slice
-    """Those of the piece."""
+    """Rows of the micro-batch that belong to the piece."""
 
 
 def pieces_of(items: Batch, cut: Cut, rank: int, world: int) -> list[Piece[Batch]]:
@@ -125,16 +125,16 @@ def pieces_of(items: Batch, cut: Cut, rank: int, world: int) -> list[Piece[Batch
 
 
 def micro_batches(items: Batch, micro: int, rank: int, world: int) -> list[tuple[int, Batch]]:
-    """The micro-batches of one rank: (number within the global batch, item numbers [micro]); packed rows likewise."""
+    """The micro-batches of one rank: (index within the global batch, item numbers [micro] or packed rows)."""
     return [
         (number, items[number * micro : (number + 1) * micro]) for number in range(rank, len(items) // micro, world)
     ]
 
 
 def cut_batch(batch: int, micro: int, world: int) -> Cut:
-    """Keep micro-batches of `micro` items with any number of processes; ConfigError when they cannot share the batch.
+    """Keep micro-batches of `micro` items with any number of processes; ConfigError if they cannot divide the batch.
 
-    For a run that goes on; `check_batch` says what a new one uses.
+    For resumed runs; new runs use `check_batch`.
     """
     for pieces in range(1, micro + 1):
         if micro % pieces == 0 and (batch // micro * pieces) % world == 0:
@@ -146,7 +146,7 @@ def cut_batch(batch: int, micro: int, world: int) -> Cut:
 
 
 def check_batch(batch: int, micro_batch: int | None, world: int) -> int:
-    """Micro-batch size to use; ConfigError when the global batch cannot be shared out evenly."""
+    """Micro-batch size to use; ConfigError if the global batch cannot be divided evenly."""
     micro = micro_batch if micro_batch is not None else max(1, batch // world)
     if batch % (micro * world):
         raise ConfigError(
@@ -157,7 +157,7 @@ def check_batch(batch: int, micro_batch: int | None, world: int) -> int:
 
 
 def mix(*words: int) -> int:
-    """A 63-bit number that depends on all words (splitmix64 over them in turn); all seeds in training are made so."""
+    """A 63-bit number that depends on all words (splitmix64 over them in turn); source of all training seeds."""
     state = 0
     for word in words:
         state = (state + (word & _MASK) + 0x9E3779B97F4A7C15) & _MASK
@@ -171,9 +171,9 @@ _MASK = (1 << 64) - 1
 
 
 def shuffled(count: int, seed: int, number: int, salt: int) -> np.ndarray:
-    """A permutation of 0 .. count - 1: sort by hash. Unlike a library's shuffle it stays the same in every version."""
+    """A permutation of 0 .. count - 1: sort by hash. Unlike a library's shuffle, it is the same in every version."""
     hashes = np.arange(count, dtype=np.uint64) + np.uint64(mix(seed, number, salt))
-    hashes *= np.uint64(0x9E3779B97F4A7C15)  # wraps around, as meant
+    hashes *= np.uint64(0x9E3779B97F4A7C15)  # wraps around on purpose
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.argsort(hashes ^ (hashes >> np.uint64(31)), kind="stable")

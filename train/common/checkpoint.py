@@ -1,13 +1,13 @@
-"""Checkpoints that a kill at any moment leaves whole or absent, and that are checked before they are read.
+"""Atomic checkpoints: a kill at any moment leaves them complete or absent, and they are verified before loading.
 
-    steps/.step-00000200.tmp/   the files are written here                               1
-    manifest.json               SHA-256 and size of every file, all fsynced      2
-    steps/step-00000200/        the folder renamed                                       3
-    COMMITTED                   SHA-256 of the manifest; only now the checkpoint exists   4
-    older checkpoints           removed, COMMITTED first                                  5
+    steps/.step-00000200.tmp/   files are written here                                     1
+    manifest.json               SHA-256 and size of every file, all fsynced                2
+    steps/step-00000200/        the renamed folder                                         3
+    COMMITTED                   SHA-256 of the manifest; only now the checkpoint exists    4
+    older checkpoints           removed, COMMITTED first                                   5
 
-Resuming takes the newest checkpoint whose marker, manifest and files all agree. The first process writes everything:
-what the others hold is collected before, so that a full disk is found where nobody waits for anybody.
+Resuming loads the newest checkpoint whose marker, manifest and files all agree. The first process writes everything;
+the state of the others is collected before, so that a full disk fails where no process waits for another.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MANIFEST, MARKER = "manifest.json", "COMMITTED"
 _STEP, _STAGE = re.compile(r"step-\d{8,}"), re.compile(r"\.step-\d{8,}\.tmp")
 
 STATE_FILE = "run.json"
-"""Where a run is, in a checkpoint: counts, config, data."""
+"""State of a run in a checkpoint: counts, config, data."""
 ALLOWED_GLOBALS = {
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 }
-"""What DeepSpeed's own files (of earlier versions) hold beyond tensors and plain data; anything else in a pickle is
+"""Globals in DeepSpeed's own files (of earlier versions), besides tensors and plain data; pickles with any others are
 refused unread."""
 
 
@@ -50,11 +50,11 @@ class Checkpoints:
     """The checkpoints of one run, in `folder`/step-N.
 
     Args:
-        folder: made when missing.
+        folder: created if missing.
         world: the processes that save and load together.
         keep_last: committed checkpoints to keep, at least 1.
-        keep_best: those with the lowest loss are kept as well, so many.
-        loss: of a checkpoint; None where it has none.
+        keep_best: number of checkpoints with the lowest loss to keep as well.
+        loss: loss of a checkpoint, or None.
     """
 
     def __init__(
@@ -69,14 +69,13 @@ class Checkpoints:
 
         Args:
             step: finished steps.
-            write: writes into the folder it is given; the first process calls it, alone, so that a failure leaves
-                nobody waiting.
-            num_bytes: about how much `write` writes, for the message when there is no room.
+            write: writes into the given folder; only the first process calls it, so that a failure leaves none waiting.
+            num_bytes: approximate size of what `write` writes, for the message if the disk is full.
         Returns:
-            The committed folder. A good checkpoint of the same step is kept as it is.
+            The committed folder. A good checkpoint of the same step is kept.
         Raises:
-            NoRoom: in every process, when the disk is full. OSError, ProcessLost: another reason. Older checkpoints are
-                untouched, and nothing of this one is left.
+            NoRoom: in every process, if the disk is full. OSError, ProcessLost: other failures. Older checkpoints stay
+                intact, and nothing of this one remains.
         """
         final = self.folder / f"step-{step:08}"
         stage = self.folder / f".{final.name}.tmp"
@@ -108,9 +107,9 @@ class Checkpoints:
             ) from None
 
     def clean(self) -> None:
-        """Remove what kills have left behind: stages, and checkpoints never committed or half removed.
+        """Remove leftovers of killed runs: temporary folders, and checkpoints never committed or half removed.
 
-        Only for the process that has the run's folder locked: another one may be writing them.
+        Only for the process that holds the lock on the run's folder: another one may be writing them.
         """
         if not self.folder.is_dir():
             return
@@ -127,26 +126,27 @@ class Checkpoints:
         remove_leftovers(self.folder)
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole, alike in every process; None when there is none at all.
+        """The newest valid checkpoint, the same in every process; None if there is none.
 
         Raises:
-            ValueError: there are committed checkpoints, and every one of them is damaged.
+            ValueError: there are committed checkpoints, and all of them are damaged.
         """
         return self.world.share(
             self.world.together(self._find) if self.world.is_first else self.world.together(lambda: None)
         )
 
     def committed(self) -> list[Path]:
-        """The folders that were finished, oldest first; whether their bytes are right is not looked at."""
+        """Folders of committed checkpoints, oldest first; does not verify their content."""
         return [path for path in self._steps() if (path / MARKER).exists()]
 
     def best(self, count: int = 1) -> list[Path]:
-        """The committed checkpoints with the lowest loss, lowest first; the earlier of two that are equal."""
+        """The committed checkpoints with the lowest loss, lowest first; the earlier one wins ties."""
         losses = [(loss, path) for path in self.committed() if (loss := self.loss(path)) is not None]
         return [path for _, path in sorted(losses)[:count]]
 
     def is_best(self, loss: float) -> bool:
-        """Whether a checkpoint with this loss would be kept for it; alike in every process, all of them call this."""
+        """Whether a checkpoint with this loss would be kept as one of the best, the same in every process; all call
+        this."""
         best = self.best(self.keep_best) if self.world.is_first else []
         losses = [found for path in best if (found := self.loss(path)) is not None]
         return self.world.share(len(losses) < self.keep_best or any(loss < found for found in losses))
@@ -168,7 +168,7 @@ class Checkpoints:
         return None
 
     def _steps(self) -> list[Path]:
-        """Folders of checkpoints, oldest first; a folder of another name (`step-00000200-copy`) is somebody else's."""
+        """Checkpoint folders, oldest first; ignores folders with other names (`step-00000200-copy`)."""
         found = [path for path in self.folder.glob("step-*") if _STEP.fullmatch(path.name) and not path.is_symlink()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
@@ -193,7 +193,8 @@ class Checkpoints:
         self._prune()
 
     def _prune(self) -> None:
-        """Remove what is neither among the newest `keep_last` nor among the best, and what kills have left behind."""
+        """Remove checkpoints that are neither among the newest `keep_last` nor the best, and leftovers of killed
+        runs."""
         committed = self.committed()
         left_behind = [path for path in self._steps() if path not in committed]
         best = self.best(self.keep_best)
@@ -204,7 +205,7 @@ class Checkpoints:
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint; its marker goes first, so that half of it is never taken for a whole."""
+    """Delete a checkpoint, marker first, so that a partial one never counts as committed."""
     marker = folder / MARKER
     if marker.exists():
         marker.unlink()
@@ -213,7 +214,7 @@ def remove(folder: Path) -> None:
 
 
 def why_unusable(folder: Path) -> str | None:
-    """None for a committed checkpoint whose every byte is as it was written, otherwise what is wrong with it."""
+    """None for a committed checkpoint whose files are all intact, otherwise the problem."""
     if not (folder / MARKER).is_file():
         return "it was never finished (no COMMITTED marker)"
     try:
@@ -234,10 +235,11 @@ def why_unusable(folder: Path) -> str | None:
 
 
 def check_pickles(folder: Path) -> None:
-    """Raise ValueError unless every file below `folder` but safetensors and JSON is a torch file free of foreign code.
+    """Raise ValueError unless every file below `folder`, except safetensors and JSON, is a torch file without foreign
+    code.
 
-    Nothing is unpickled: the opcodes of each pickle are walked, and every name they would import must be on torch's own
-    list of harmless ones or in ALLOWED_GLOBALS.
+    Nothing is unpickled: this walks the opcodes of each pickle, and every name they would import must be on torch's
+    list of safe globals or in ALLOWED_GLOBALS.
     """
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
@@ -246,7 +248,7 @@ def check_pickles(folder: Path) -> None:
             continue
         try:
             foreign = sorted(set(get_unsafe_globals_in_checkpoint(str(path))) - ALLOWED_GLOBALS)
-        except Exception as error:  # any complaint of the parser is a reason not to load
+        except Exception as error:  # any parser error is a reason not to load
             raise ValueError(
                 f"{path}: no torch file that can be checked, it was not loaded ({' '.join(str(error).split())[:200]})"
             ) from None
@@ -258,9 +260,10 @@ def check_pickles(folder: Path) -> None:
 
 @contextmanager
 def restricted_loads(allowed: Sequence[type]) -> Iterator[None]:
-    """Within it every torch.load builds tensors, plain data and `allowed` types only, whatever its caller asks for.
+    """Context in which torch.load builds only tensors, plain data and `allowed` types, whatever its caller requests.
 
-    DeepSpeed asks for anything (weights_only=False). Raises ValueError that names the file for anything else in it.
+    DeepSpeed requests unrestricted loading (weights_only=False). Raises ValueError, which names the file, for anything
+    else in it.
     """
     import torch
 
@@ -285,7 +288,7 @@ def restricted_loads(allowed: Sequence[type]) -> Iterator[None]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """All files below a folder by relative name; ValueError on links and other oddities."""
+    """All files below a folder by relative name; ValueError for links and other irregular files."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):

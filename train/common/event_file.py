@@ -1,7 +1,7 @@
-"""Scalars as an event file of TensorBoard.
+"""Writes scalars to a TensorBoard event file.
 
-The SummaryWriter of torch writes in a thread: where the disk is full the thread dies with a traceback, and who closes
-the writer may wait for it. This one writes at the call, and the caller gets the error.
+torch's SummaryWriter writes in a thread: if the disk is full, the thread dies with a traceback, and closing the writer
+may hang. This one writes synchronously, and the caller gets the error.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ class EventFile:
     """An event file in `folder`.
 
     Args:
-        step: finished steps so far. TensorBoard drops what earlier files of the folder say of later ones.
+        step: finished steps so far. TensorBoard drops later steps recorded in earlier files of the folder.
     Raises:
-        ImportError: the package tensorboard is not installed. OSError: as its file, here and in `add`.
+        ImportError: the package tensorboard is not installed. OSError: from the file, here and in `add`.
     """
 
     def __init__(self, folder: Path, step: int = 0):
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        events: Any = event_pb2  # the classes of these modules are made when they are imported
+        events: Any = event_pb2  # the classes of these modules are created at import
         summaries: Any = summary_pb2
         self._event, self._summary = events.Event, summaries.Summary
         folder.mkdir(parents=True, exist_ok=True)
-        seconds, rest = divmod(time.time_ns(), 10**9)  # TensorBoard reads the files in the order of their names
+        seconds, rest = divmod(time.time_ns(), 10**9)  # TensorBoard reads the files in name order
         name = f"events.out.tfevents.{seconds:010}.{rest:09}.{socket.gethostname()}.{os.getpid()}"
         self.path = folder / name
         self._file = open(self.path, "xb", buffering=0)  # closed by close()
@@ -42,7 +42,7 @@ class EventFile:
             self._add(self._event(step=first, session_log=events.SessionLog(status=events.SessionLog.START)))
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Add numbers by name."""
+        """Write scalars by name."""
         entries = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(self._event(step=step, summary=self._summary(value=entries)))
 

@@ -1,4 +1,4 @@
-"""Whether a run fits into memory, asked before anything is allocated. All numbers are lower bounds."""
+"""Checks that a run fits into memory before anything is allocated. All sizes are lower bounds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ...configs.memory import check_memory, is_out_of_memory
 from ...tokenize.quantizers.vector_file import without_files
 
 STATES = 4
-"""Numbers kept for each weight: itself, its gradient and two averages of AdamW."""
+"""Values kept per weight: itself, its gradient and two AdamW moments."""
 
 
 def count_numbers(make: Callable[[], nn.Module], what: str) -> int:
-    """Numbers that training keeps of a network that `make` makes, found without allocating it.
+    """Values that training keeps for the network built by `make`, counted without allocating it.
 
-    Raises ValueError, which begins with `what`, where a part is beyond all memory. 0 where it cannot be said: some
-    quantizers look at their values when they are made.
+    Raises ValueError, which begins with `what`, if a tensor is larger than any memory. Returns 0 if the count is
+    unknown: some quantizers read their values during construction.
     """
     state = torch.get_rng_state()
     try:
@@ -34,21 +34,21 @@ def count_numbers(make: Callable[[], nn.Module], what: str) -> int:
 
 
 def check_weights_fit(numbers: int, what: str, device: torch.device) -> None:
-    """Raise ValueError, which begins with `what`, where so many numbers (see `count_numbers`) do not fit."""
+    """Raise ValueError, which begins with `what`, if this many values (see `count_numbers`) do not fit."""
     check_memory(
         4 * numbers, f"{what}: training {numbers / STATES / 1e6:.0f} M weights", "choose smaller sizes", device
     )
 
 
 def check_batch_fits(micro: int, frames: float, hidden: int, outputs: float, half: bool, device: torch.device) -> None:
-    """Raise ValueError where what a forward pass keeps for the backward pass does not fit.
+    """Raise ValueError if the activations kept for the backward pass do not fit.
 
     Args:
-        micro: items of one forward pass.
-        frames: of an item.
-        hidden: numbers in the hidden states of a frame: width times layers. Each layer keeps its input, queries, keys,
-            values, and at least as much of its feed-forward.
-        outputs: numbers that a frame is read from, or predicted.
+        micro: examples per forward pass.
+        frames: per example.
+        hidden: hidden values per frame: width times layers. Each layer keeps its input, queries, keys, values, and at
+            least as much for its feed-forward network.
+        outputs: values per frame that are read or predicted.
         half: bfloat16.
     """
     size = micro * frames * (6 * hidden * (2 if half else 4) + 4 * outputs)

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl (one object a line), TensorBoard where installed, a progress bar on stderr."""
+"""Metrics of a run: metrics.jsonl (one object per line), TensorBoard if installed, a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Metrics:
     """Append-only metrics of one run.
 
     A line is {"step": n, "split": "train" | "test", "loss": ..., "loss_per_codebook": [...], ...}; `step` counts
-    finished steps. A next-scale model has "loss_per_scale". Lines beyond `step` (a run that was killed after its last
-    checkpoint) are removed on opening, for they will be written again.
+    finished steps. A next-scale model has "loss_per_scale". Opening removes lines beyond `step` (from a run killed
+    after its last checkpoint), since they will be written again.
 
     Args:
         folder: the run's folder.
@@ -44,7 +44,7 @@ class Metrics:
         self._board = _open_board(folder / "tensorboard", step)
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Add one line; numbers that are not finite become null. NoRoom: the disk is full."""
+        """Write one line; non-finite numbers become null. NoRoom: the disk is full."""
         line = {"step": step, "split": split, **{name: _plain(value) for name, value in values.items()}}
         with _naming(self.path):
             self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
@@ -66,7 +66,7 @@ class Metrics:
 
 
 class Progress:
-    """A progress bar where stderr is a terminal, now and then a line where it is not."""
+    """A progress bar if stderr is a terminal, otherwise occasional lines."""
 
     def __init__(self, steps: int, done: int, show: bool = True):
         self.steps = steps
@@ -76,7 +76,7 @@ class Progress:
         )
 
     def advance(self) -> None:
-        """One step is finished."""
+        """Advance by one finished step."""
         self.bar.update()
 
     def report(
@@ -99,7 +99,7 @@ class Progress:
             tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar and leave it on screen."""
         self.bar.close()
 
 
@@ -113,7 +113,7 @@ def duration(seconds: float) -> str:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    """All lines of a run's metrics.jsonl, except a last line truncated by a kill."""
     lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
     return [parse_json(line, "metrics.jsonl", LINE) for line in lines if _step_of(line) < math.inf]
 
@@ -135,7 +135,7 @@ def _open_board(folder: Path, step: int) -> EventFile | None:
     try:
         with _naming(folder):
             return EventFile(folder, step)
-    except ImportError:  # an extra; metrics.jsonl holds the same numbers
+    except ImportError:  # optional; metrics.jsonl holds the same numbers
         print(
             "note: no TensorBoard files, the package tensorboard is not installed (pip install tensorboard)",
             file=sys.stderr,
@@ -145,7 +145,7 @@ def _open_board(folder: Path, step: int) -> EventFile | None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of the system say which file could not be written, and what to do where the disk is full."""
+    """Add the file name to operating system errors, and advice if the disk is full."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave. A second one ends the process at once."""
+"""Handling of Ctrl-C and SIGTERM: finish the step, save, exit. A second signal ends the process at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from types import FrameType
 
 
 class StopRequest:
-    """Context in which SIGINT and SIGTERM set `asked` instead of ending the process; does nothing in other threads."""
+    """Context in which SIGINT and SIGTERM set `asked` instead of ending the process; no effect outside the main
+    thread."""
 
     def __init__(self) -> None:
         self.asked = False

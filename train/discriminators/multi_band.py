@@ -1,4 +1,4 @@
-"""A discriminator of sound with convolutions of their own for each band of a complex spectrum, at several resolutions.
+"""Audio discriminator with separate convolutions for each band of a complex spectrum, at several resolutions.
 
 Source: complex multi-resolution, multi-band discriminator of the Descript Audio Codec, arXiv:2306.06546, section 3.3.
 """
@@ -19,16 +19,16 @@ from .multi_scale_stft import compressed_spectrum
 
 
 class BandDiscriminatorConfig(Config):
-    """One network for each window."""
+    """One network per STFT window."""
 
     kind: Literal["bands"] = "bands"
     windows: tuple[PositiveInt, ...] = (2048, 1024, 512)
-    """Samples of each network's spectrum."""
+    """STFT window of each network, in samples."""
     edges: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-    """Where bands begin and end, as shares of the spectrum."""
+    """Band edges, as fractions of the spectrum."""
     channels: PositiveInt = 32
     layers: LayerCount = 5
-    """Of each band; all but the first and the last halve the frequencies."""
+    """Layers per band; all but the first and the last halve the frequency resolution."""
 
     @model_validator(mode="after")
     def _edges_rise(self) -> BandDiscriminatorConfig:
@@ -38,7 +38,7 @@ class BandDiscriminatorConfig(Config):
 
 
 class BandDiscriminator(nn.Module):
-    """Judges one resolution."""
+    """Discriminator for one resolution."""
 
     window: Tensor
 
@@ -58,7 +58,7 @@ class BandDiscriminator(nn.Module):
         self.last = weight_norm(nn.Conv2d(channels, 1, (3, 3), padding=1))
 
     def forward(self, media: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Samples [B, N] -> a map of scores [B, 1, ...] (high: real) and the features of each layer and band."""
+        """Samples [B, N] -> score map [B, 1, ...] (high: real) and the features of each layer and band."""
         spectrum = compressed_spectrum(media, self.window)
         features, ends = [], []
         for (low, high), stack in zip(self.bands, self.stacks, strict=True):
@@ -72,5 +72,5 @@ class BandDiscriminator(nn.Module):
 
 
 def make_band_discriminators(config: BandDiscriminatorConfig, channels: int) -> list[nn.Module]:
-    """The networks of a config."""
+    """Build the networks of a config."""
     return [BandDiscriminator(window, config.edges, config.channels, config.layers) for window in config.windows]

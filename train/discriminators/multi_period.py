@@ -1,7 +1,7 @@
-"""A discriminator of sound that folds the waveform by a period: samples p apart stand below each other.
+"""Audio discriminator that folds the waveform by a period p, so that samples p apart share a column.
 
     period 3     s0 s1 s2
-                 s3 s4 s5     convolutions go down the columns only
+                 s3 s4 s5     convolutions run down the columns only
                  ...
 
 Source: multi-period discriminator of HiFi-GAN, arXiv:2010.05646, section 2.3.
@@ -21,19 +21,19 @@ from ...configs.schema import Config, LayerCount
 
 
 class PeriodDiscriminatorConfig(Config):
-    """One network for each period."""
+    """One network per period."""
 
     kind: Literal["period"] = "period"
     periods: tuple[PositiveInt, ...] = (2, 3, 5, 7, 11)
-    """Samples of a row; primes overlap least."""
+    """Samples per row; primes overlap least."""
     channels: PositiveInt = 32
-    """Of the first layer; four times as many in each next one, at most 32 times."""
+    """Channels of the first layer; they quadruple with each layer, up to 32 times this."""
     layers: LayerCount = 4
-    """Layers that shorten the columns by three."""
+    """Layers that shorten the columns by a factor of three."""
 
 
 class PeriodDiscriminator(nn.Module):
-    """Judges one period."""
+    """Discriminator for one period."""
 
     def __init__(self, period: int, channels: int, layers: int):
         super().__init__()
@@ -46,7 +46,7 @@ class PeriodDiscriminator(nn.Module):
         self.last = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
 
     def forward(self, media: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Samples [B, N] -> a map of scores [B, 1, rows, period] (high: real) and the features of each layer."""
+        """Samples [B, N] -> score map [B, 1, rows, period] (high: real) and the features of each layer."""
         h = F.pad(media, (0, -media.shape[1] % self.period)).unflatten(1, (-1, self.period))[:, None]
         features = []
         for layer in self.layers:
@@ -56,5 +56,5 @@ class PeriodDiscriminator(nn.Module):
 
 
 def make_period_discriminators(config: PeriodDiscriminatorConfig, channels: int) -> list[nn.Module]:
-    """The networks of a config."""
+    """Build the networks of a config."""
     return [PeriodDiscriminator(period, config.channels, config.layers) for period in config.periods]

@@ -1,4 +1,4 @@
-"""A discriminator of sound: small 2-D convolutions over complex spectra, one network for each window.
+"""Audio discriminator: small 2-D convolutions over complex spectra, one network per window.
 
 Source: MS-STFT discriminator of EnCodec, arXiv:2210.13438, section 3.4 (here narrower, and strided in frequency, for
 CPUs).
@@ -19,18 +19,18 @@ from ...configs.schema import Config, LayerCount
 
 
 class STFTDiscriminatorConfig(Config):
-    """One network for each window."""
+    """One network per STFT window."""
 
     kind: Literal["stft"] = "stft"
     windows: tuple[PositiveInt, ...] = (1024, 512, 256)
-    """Samples of each network's spectrum."""
+    """STFT window of each network, in samples."""
     channels: PositiveInt = 16
     layers: LayerCount = 4
-    """Strided layers between the first and the last."""
+    """Strided layers before the output layer."""
 
 
 class STFTDiscriminator(nn.Module):
-    """Judges one resolution."""
+    """Discriminator for one resolution."""
 
     window: Tensor
 
@@ -44,7 +44,7 @@ class STFTDiscriminator(nn.Module):
         self.last = weight_norm(nn.Conv2d(widths[-1], 1, (3, 3), padding=1))
 
     def forward(self, media: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Samples [B, N] -> a map of scores [B, 1, ...] (high: real) and the features of each layer."""
+        """Samples [B, N] -> score map [B, 1, ...] (high: real) and the features of each layer."""
         h = compressed_spectrum(media, self.window)
         features = []
         for layer in self.layers:
@@ -54,16 +54,17 @@ class STFTDiscriminator(nn.Module):
 
 
 def make_stft_discriminators(config: STFTDiscriminatorConfig, channels: int) -> list[nn.Module]:
-    """The networks of a config."""
+    """Build the networks of a config."""
     return [STFTDiscriminator(window, config.channels, config.layers) for window in config.windows]
 
 
 def compressed_spectrum(samples: Tensor, window: Tensor) -> Tensor:
-    """Complex spectrum of [B, N] as real and imaginary part [B, 2, frames, size / 2 + 1], magnitudes under a root."""
+    """Complex spectrum of [B, N] as real and imaginary parts [B, 2, frames, size / 2 + 1], with square-root
+    magnitudes."""
     size = window.numel()
     spectrum = torch.stft(samples.float(), size, size // 4, window=window, return_complex=True, pad_mode="constant")
     spectrum = spectrum / window.square().sum().sqrt()
-    # Compressed magnitudes: speech spans 60 dB, and a linear scale shows the discriminator only the loudest partials.
+    # Compressed magnitudes: speech spans 60 dB, and on a linear scale the discriminator sees only the loudest partials.
     magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-7).sqrt()
     scale = magnitude.pow(-0.5)
     return torch.stack([spectrum.real * scale, spectrum.imag * scale], dim=1).transpose(2, 3)

@@ -1,7 +1,7 @@
-"""A discriminator of pictures: plain 2-D convolutions, one score for each overlapping patch.
+"""Image discriminator: plain 2-D convolutions, one score per overlapping patch.
 
-Source: PatchGAN of pix2pix, arXiv:1611.07004, section 3.2.2. Its batch norms are group norms here: an item's score does
-not depend on the others.
+Source: PatchGAN of pix2pix, arXiv:1611.07004, section 3.2.2. It uses group norms instead of batch norms, so the score
+of an example does not depend on the others.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ...configs.schema import Config, LayerCount
 
 
 class PatchDiscriminatorConfig(Config):
-    """One network."""
+    """Config of the patch discriminator; it has one network."""
 
     kind: Literal["patch"] = "patch"
     channels: PositiveInt = 64
-    """Of the first layer; doubled in each next one, at most 8 times."""
+    """Channels of the first layer; they double with each layer, up to 8 times this."""
     layers: LayerCount = 3
-    """Layers that halve the picture. A patch is 70 pixels wide with 3."""
+    """Layers that halve the image. With 3, a patch is 54 pixels wide."""
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges patches."""
+    """Discriminator of image patches."""
 
     def __init__(self, inputs: int, channels: int, layers: int):
         super().__init__()
@@ -42,8 +42,7 @@ class PatchDiscriminator(nn.Module):
         self.last = nn.Conv2d(width, 1, 3, padding=1)
 
     def forward(self, media: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Pictures [B, C, height, width] -> a map of scores [B, 1, h, w] (high: real) and the features of each
-        layer."""
+        """Images [B, C, height, width] -> score map [B, 1, h, w] (high: real) and the features of each layer."""
         h, features = media, []
         for layer, norm in zip(self.layers, self.norms, strict=True):
             h = F.leaky_relu(norm(layer(h)), 0.2)
@@ -52,5 +51,5 @@ class PatchDiscriminator(nn.Module):
 
 
 def make_patch_discriminators(config: PatchDiscriminatorConfig, channels: int) -> list[nn.Module]:
-    """The networks of a config."""
+    """Build the networks of a config."""
     return [PatchDiscriminator(channels, config.channels, config.layers)]

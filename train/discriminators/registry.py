@@ -1,7 +1,7 @@
-"""Discriminators ("judges") of a tokenizer's reconstructions: the table of kinds, and their game with the tokenizer.
+"""Discriminators of tokenizer reconstructions: the registry of kinds, and the adversarial losses.
 
-All losses are given for each item [B]; the loss of a batch is their mean. A kind is one file with networks that turn
-media into a map of scores (high: real) and a list of features, and one line in `DISCRIMINATORS`.
+All losses are per example [B]; the loss of a batch is their mean. A kind consists of one file with networks that map
+media to a score map (high: real) and a list of features, and one line in `DISCRIMINATORS`.
 """
 
 from __future__ import annotations
@@ -33,27 +33,28 @@ DISCRIMINATORS = {
     "bands": (make_band_discriminators, "audio"),
     "patch": (make_patch_discriminators, "picture"),
 }
-"""Kind -> maker of its networks, and the media they judge."""
+"""Kind -> factory of its networks, and their media."""
 
 LECAM_DECAY = 0.999
 
 
 class DiscriminatorsConfig(Config):
-    """The networks that judge, and when and how."""
+    """The discriminators, their loss and their schedule."""
 
     nets: tuple[DiscriminatorConfig, ...] = Field(min_length=1)
     loss: Literal["hinge", "non_saturating", "least_squares"] = "hinge"
-    """See GAMES."""
+    """Adversarial loss; see GAMES."""
     lecam: NonNegativeFloat = 0.0
-    """Weight of the regulariser that keeps scores of one side near the average of the other (arXiv:2104.03310)."""
+    """Weight of the regularizer that keeps the scores of real (fake) media near the average of fake (real) ones
+    (arXiv:2104.03310)."""
     first_step: NonNegativeInt = 0
-    """Step of the run at which they come in."""
+    """Step of the run at which the discriminators start."""
     every: PositiveInt = 1
-    """Judge every so many steps; it costs more than everything else together."""
+    """Use the discriminators every so many steps; they cost more than everything else together."""
     seconds: PositiveFloat = 0.5
-    """Length of the excerpt of sound they look at."""
+    """Length of the audio excerpt that they receive."""
     lr: PositiveFloat | None = None
-    """Peak learning rate of their own; null: that of the tokenizer."""
+    """Peak learning rate of the discriminators; null: that of the tokenizer."""
 
 
 GAMES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -61,12 +62,12 @@ GAMES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], C
     "non_saturating": (lambda real: F.softplus(-real), F.softplus, lambda fake: F.softplus(-fake)),
     "least_squares": (lambda real: (1 - real).square(), torch.square, lambda fake: (1 - fake).square()),
 }
-"""Loss -> what judges minimise on real and on fake scores, and what the tokenizer minimises on fake ones. Hinge as in
-EnCodec; non-saturating, arXiv:1406.2661; least squares, arXiv:1611.04076."""
+"""Loss -> discriminator loss on real scores, discriminator loss on fake scores, tokenizer loss on fake scores. Hinge as
+in EnCodec; non-saturating, arXiv:1406.2661; least squares, arXiv:1611.04076."""
 
 
 class Discriminators(Trainable):
-    """All networks of a config.
+    """All discriminator networks of a config.
 
     Args:
         channels: of the media.
@@ -78,17 +79,17 @@ class Discriminators(Trainable):
         super().__init__()
         self.config = config
         self.nets = nn.ModuleList(net for each in config.nets for net in DISCRIMINATORS[each.kind][0](each, channels))
-        # Mean scores of real and of fake media, for LeCam.
+        # Mean scores of real and fake media, for LeCam.
         self.register_buffer("averages", torch.zeros(2, len(self.nets)))
         self._seen: Tensor | None = None
 
     @property
     def body(self) -> nn.Module:
-        """Itself."""
+        """The module itself."""
         return self
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        """What the judges minimise, [B]; `fake` is detached here. Media [B, ...]."""
+        """Discriminator loss [B] for media [B, ...]; detaches `fake`."""
         on_real, on_fake, _ = GAMES[self.config.loss]
         terms, means = [], []
         for number, net in enumerate(self.nets):
@@ -106,7 +107,7 @@ class Discriminators(Trainable):
         return torch.stack(terms).mean(0)
 
     def fool(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """What the tokenizer minimises: the adversarial term, and the relative distance of features, both [B]."""
+        """Losses of the tokenizer: the adversarial loss and the relative feature distance, both [B]."""
         wish = GAMES[self.config.loss][2]
         adversarial, distances = [], []
         for net in self.nets:
@@ -122,7 +123,7 @@ class Discriminators(Trainable):
 
     @torch.no_grad()
     def update(self, world: ProcessGroup) -> None:
-        """Move the averages of scores by those of all processes since the last call."""
+        """Update the score averages with the scores of all processes since the last call."""
         seen = torch.zeros(self.averages.numel() + 1, device=self.averages.device) if self._seen is None else self._seen
         *_, count = seen = world.add(seen)
         if bool(seen.isfinite().all()) and float(count) > 0:

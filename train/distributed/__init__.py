@@ -1,1 +1,1 @@
-"""Several processes: the process group and the launcher."""
+"""Multi-process training: process group and launcher."""

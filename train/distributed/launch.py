@@ -1,8 +1,8 @@
-"""Several processes on this machine: `tessera train --nproc N`.
+"""Launches several processes on this machine: `tessera train --nproc N`.
 
-Each is a `tessera train ...` of its own, told its rank by the environment (see process_group.py). They end together:
-when one fails the others are ended, a signal to this process is handed on to all, and when this process is gone they
-stop by themselves.
+Each process runs `tessera train ...` and gets its rank from the environment (see process_group.py). They end together:
+if one fails, the others are ended; a signal to this process is forwarded to all; and if this process dies, they stop by
+themselves.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from ...configs.printable import say
 from .process_group import RENDEZVOUS
 
 LIFELINE = "TESSERA_LIFELINE"
-"""Environment variable: number of a pipe that closes when the launching process is gone."""
+"""Environment variable: file descriptor of a pipe that closes when the launching process dies."""
 STOPPED = 130
 """Exit code of a process that saved and stopped after a signal."""
 START = "import sys; sys.path[:] = {path!r}; from {package}.cli.app import main; main()"
-"""The program of a process. It searches where this process searches: `python -m tessera` would take a folder
-`tessera` of the working directory for the package."""
+"""Program of a process. It uses this process's sys.path: `python -m tessera` would import a folder `tessera` in the
+working directory instead of the package."""
 
 
 def launch(arguments: Sequence[str], nproc: int, environment: Mapping[str, str] | None = None) -> int:
-    """Run `tessera ARGUMENTS` in `nproc` processes, with the package that this process runs.
+    """Run `tessera ARGUMENTS` in `nproc` processes, with the same package as this process.
 
     Returns:
-        0 when all end with 0, otherwise the exit code of the first that failed (128 + n for a signal n).
+        0 if all exit with 0, otherwise the exit code of the first that failed (128 + n for a signal n).
     """
     environment = dict(os.environ if environment is None else environment)
     threads = max(1, (os.cpu_count() or 1) // nproc)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     environment.setdefault(
         "GLOO_SOCKET_IFNAME", "lo"
-    )  # all on this machine; its name may not resolve to a usable address
+    )  # all on this machine; its host name may not resolve to a usable address
     program = START.format(path=sys.path, package=__name__.partition(".")[0])
     reading, writing = os.pipe()
     with tempfile.TemporaryDirectory(prefix="tessera-") as folder:
@@ -82,7 +82,7 @@ def _wait(processes: list[subprocess.Popen]) -> int:
             if failed is not None:
                 if failed < 0 and not asked:
                     say(f"tessera: process {codes.index(failed)} {_ended_by(-failed)}")
-                # Others may be saving after the same signal; after a failure they wait for one that is gone.
+                # Others may still be saving after the same signal; after a failure they wait for a dead process.
                 _end(processes, grace=60.0 if failed == STOPPED else 5.0)
                 return failed if failed > 0 else 128 - failed
             if all(code == 0 for code in codes):
@@ -103,7 +103,7 @@ def _ended_by(number: int) -> str:
 
 
 def _end(processes: list[subprocess.Popen], grace: float) -> None:
-    """Give processes some seconds to end by themselves, then end them."""
+    """Give processes `grace` seconds to exit, then kill them."""
     deadline = time.monotonic() + grace
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -114,7 +114,7 @@ def _end(processes: list[subprocess.Popen], grace: float) -> None:
 
 
 def watch_lifeline() -> None:
-    """In a process that `launch` started: when the launching process is gone, stop as after SIGTERM."""
+    """In a process started by `launch`: when the launching process dies, stop as after SIGTERM."""
     number = os.environ.get(LIFELINE)
     if number is None:
         return

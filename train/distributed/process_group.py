@@ -1,6 +1,6 @@
-"""The processes of one run: who am I, what do the others have, and decisions taken by all of them alike.
+"""The processes of one run: rank, communication, and decisions made jointly by all of them.
 
-Without a launcher a run is one process and none of this touches torch.distributed.
+Without a launcher a run is one process and nothing here uses torch.distributed.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from ...configs.files import NO_ROOM, NoRoom
 from ...configs.schema import ConfigError
 
 RENDEZVOUS = "TESSERA_RENDEZVOUS"
-"""Environment variable: file:// address where the processes of `--nproc` meet."""
+"""Environment variable: file:// address where the processes of `--nproc` rendezvous."""
 
 T = TypeVar("T")
 
 _left: list[Any] = []
-"""Groups that were left. The end of a gloo group waits for its threads, and they may want Python's lock to let go of
-the last collective. Where DistributedDataParallel is the last to hold the group, it ends it with the lock held, and
-waits forever; the end of a reference from Python gives the lock away."""
+"""Keeps abandoned groups alive. Destroying a gloo group waits for its threads, which may need the GIL to release
+the last collective. If DistributedDataParallel holds the last reference, it destroys the group with the GIL held and
+deadlocks; dropping a reference from Python releases the GIL."""
 
 
 class TrainingFailed(RuntimeError):
-    """The run cannot go on; the message says what happened and what is left."""
+    """The run cannot continue; the message says what happened and what is left."""
 
 
 class ProcessLost(TrainingFailed):
-    """Another process of the run has failed or is gone."""
+    """Another process of the run failed or died."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ProcessGroup:
         return values
 
     def share(self, value: Any) -> Any:
-        """The value that rank 0 holds (plain data), in every process."""
+        """Broadcast a value (plain data) from rank 0 to every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -72,12 +72,12 @@ class ProcessGroup:
         return box[0]
 
     def together(self, action: Callable[[], T]) -> T:
-        """Run `action` everywhere; if it fails anywhere all processes raise, so none waits for one that is gone.
+        """Run `action` in every process; if it fails in one, all raise, so none waits for a process that is gone.
 
         Args:
-            action: not collective: where it fails in one process, the others must come to its end.
+            action: not collective: if it fails in one process, the others must still finish it.
         Raises:
-            What `action` raises; where another process failed NoRoom or ValueError as there, otherwise ProcessLost.
+            The exception of `action`; if another process failed, NoRoom or ValueError as there, otherwise ProcessLost.
         """
         failure, result = None, None
         try:
@@ -96,19 +96,21 @@ class ProcessGroup:
 
 
 ONE_PROCESS = ProcessGroup(0, 1, torch.device("cpu"))
-"""A process alone."""
+"""The group of a single process."""
 
 
 def join_world(device: str = "auto", *, always: bool = False) -> ProcessGroup:
-    """Meet the other processes of this run, as the launcher's environment names them.
+    """Join the other processes of this run, as described by the launcher's environment.
 
     Args:
-        device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        always: make a process group even for one process (DeepSpeed needs one).
-    Understands the variables of `tessera train --nproc`, `deepspeed` and `torchrun`: RANK, WORLD_SIZE, LOCAL_RANK, and
+        device: "auto" (CUDA if available), "cpu" or "cuda".
+        always: create a process group even for one process (required by DeepSpeed).
+
+    Supports the variables of `tessera train --nproc`, `deepspeed` and `torchrun`: RANK, WORLD_SIZE, LOCAL_RANK, and
     MASTER_ADDR and MASTER_PORT or TESSERA_RENDEZVOUS.
+
     Raises:
-        ConfigError: CUDA asked for and not there, or more processes than GPUs.
+        ConfigError: CUDA is requested but not available, or there are more processes than GPUs.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; set device=auto or device=cpu")
@@ -127,7 +129,7 @@ def join_world(device: str = "auto", *, always: bool = False) -> ProcessGroup:
         dist.init_process_group(
             "nccl" if use_cuda else "gloo",
             init_method=os.environ.get(RENDEZVOUS, "env://") if size > 1 else None,
-            # Alone there is nobody to meet: no port, no file.
+            # A single process needs no rendezvous: no port, no file.
             store=None if size > 1 else dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
             rank=rank,
             world_size=size,
@@ -138,16 +140,16 @@ def join_world(device: str = "auto", *, always: bool = False) -> ProcessGroup:
 
 @contextmanager
 def run_in(world: ProcessGroup) -> Iterator[None]:
-    """The body of a run: at its end the group is left.
+    """Context of a run; leaves the group at the end.
 
-    A process that fails leaves nothing behind that waits for the others: it ends, which ends them too. They see a
-    broken connection instead of an answer, and raise ProcessLost.
+    A process that fails leaves the group without waiting for the others: it exits, which ends them too. They see a
+    broken connection instead of an answer and raise ProcessLost.
     """
     try:
         yield
     except RuntimeError as error:
         if world.size > 1 and _is_broken_connection(error):
-            time.sleep(1)  # the process that failed ends first, and its exit code is the run's
+            time.sleep(1)  # the failed process exits first, and its exit code is the run's
             raise ProcessLost(
                 f"process {world.rank} lost the connection to another one, whose message says why; checkpoints are "
                 "intact, go on with --resume"
@@ -164,7 +166,7 @@ def _is_broken_connection(error: RuntimeError) -> bool:
 
 
 def _note(error: Exception) -> tuple[str, int | None, str, str | None]:
-    """What other processes need to know of an error: its kind, and its number, text and file where the system's."""
+    """Summary of an error for other processes: its kind, and the number, text and file of an operating system error."""
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return "room", error.errno, str(error.strerror), str(error.filename)
     return "value" if isinstance(error, ValueError) else "other", None, f"{type(error).__name__}: {error}", None
@@ -179,7 +181,8 @@ def _as_noted(rank: int, note: tuple[str, int | None, str, str | None]) -> Excep
 
 
 def leave_world(world: ProcessGroup) -> None:
-    """End the group of several processes. A group of one is kept: DeepSpeed cannot make a second in one process."""
+    """Destroy the group of several processes. A group of one is kept: DeepSpeed cannot create a second one in a
+    process."""
     if world.size > 1 and dist.is_initialized():
         _left.append(dist.group.WORLD)
         dist.destroy_process_group()

@@ -1,1 +1,1 @@
-"""Engines: one optimizer step, by torch or by DeepSpeed."""
+"""Engines: one optimizer step, with torch or DeepSpeed."""

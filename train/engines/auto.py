@@ -1,13 +1,13 @@
-"""The engine of a run whose config says `engine: {kind: auto}`.
+"""Chooses the engine of a run with `engine: {kind: auto}`.
 
     deepspeed is not installed      torch
-    the CPU                         torch: DeepSpeed makes 3 to 6 % fewer tokens a second there
-    one GPU                         torch: ZeRO has nothing to divide
-    several GPUs                    deepspeed, ZeRO 1: each holds its share of the optimizer's state
+    the CPU                         torch: DeepSpeed processes 3 to 6 % fewer tokens per second there
+    one GPU                         torch: ZeRO has nothing to partition
+    several GPUs                    deepspeed, ZeRO 1: each process holds its share of the optimizer state
 
-The rule looks at the device and the number of processes alone, so every start of a config chooses alike. The numbers of
-the CPU are those of `python benchmarks/engines.py` (docs/training.md); on GPUs nothing was timed. A run that is gone on
-with keeps the engine of its checkpoints, whatever the rule says where it goes on.
+The rule depends only on the device and the number of processes, so every start of a config makes the same choice. The
+CPU numbers come from `python benchmarks/engines.py` (docs/training.md); GPUs were not timed. A resumed run keeps the
+engine of its checkpoints, whatever the rule says on the new machine.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ChosenEngine = TorchEngineConfig | DeepSpeedEngineConfig
 
 
 def choose_engine(engine: AutoEngineConfig | ChosenEngine, steps: Path, world: ProcessGroup) -> ChosenEngine:
-    """The engine of a config with kind auto decided, alike in every process; all processes call this.
+    """Resolve kind auto to an engine config, the same in every process; all processes call this.
 
     Args:
-        steps: folder of the run's checkpoints, which need not be there.
+        steps: folder of the run's checkpoints; it may not exist.
     Raises:
-        ImportError: DeepSpeed is asked for, or the checkpoints are its own, and it is not installed.
+        ImportError: DeepSpeed is requested, or was used by the checkpoints, and is not installed.
     """
     if engine.kind == "deepspeed" and not has_deepspeed():
         raise ImportError(
@@ -58,7 +58,7 @@ def _choose(steps: Path, world: ProcessGroup) -> ChosenEngine:
 
 
 def engine_for(device: str, processes: int, deepspeed: bool) -> ChosenEngine:
-    """The rule at the head of this file. device: "cpu" or "cuda"; deepspeed: whether it is installed."""
+    """Apply the rule in the module docstring. device: "cpu" or "cuda"; deepspeed: whether it is installed."""
     if not deepspeed:
         return TorchEngineConfig(because="auto: deepspeed is not installed")
     if device == "cpu":
@@ -70,17 +70,17 @@ def engine_for(device: str, processes: int, deepspeed: bool) -> ChosenEngine:
 
 
 def has_deepspeed() -> bool:
-    """Whether the package is installed; it is not imported, that takes seconds."""
+    """Whether the package is installed; does not import it, which takes seconds."""
     return find_spec("deepspeed") is not None
 
 
 def saved_engine(steps: Path) -> ChosenEngine | None:
-    """The engine of the checkpoints in a folder; None where there are none that can be read."""
+    """The engine of the checkpoints in a folder; None if no checkpoint is readable."""
     for folder in sorted(steps.glob("step-*"), reverse=True):
         try:
             found = check_config({"engine": read_json(folder / STATE_FILE)["config"]["engine"]}, EngineHolder)
         except (OSError, KeyError, TypeError, ConfigError, ValueError):
-            continue  # a damaged checkpoint; whether another can be used is decided where it is loaded
+            continue  # a damaged checkpoint; loading decides whether another one can be used
         if found.engine.kind != "auto":
             return found.engine
     return None

@@ -1,4 +1,4 @@
-"""What an engine is, and what it trains."""
+"""Interface of training engines and of the modules they train."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .state_files import EngineState
 
 
 class Trainable(nn.Module):
-    """What an engine trains: called, it gives what a loss is made from."""
+    """Module that an engine trains; its forward pass returns the loss or its parts."""
 
     use_autocast: bool
-    """Whether the forward pass runs under autocast in bfloat16; an engine that casts by itself turns it off."""
+    """Whether the forward pass uses bfloat16 autocast; an engine that casts the weights itself turns it off."""
 
     @property
     def body(self) -> nn.Module:
-        """What is trained; checkpoints have its weights by their names in it."""
+        """The trained network; checkpoints store its weights under their names in this module."""
         raise AssertionError("each objective has a body")
 
 
 class OptimizerSettings(Protocol):
-    """What an engine reads of a config; see the fields of TrainSettings in train/lm/config.py."""
+    """Config fields that an engine reads; see TrainSettings in train/lm/config.py."""
 
     @property
     def steps(self) -> int | None: ...
@@ -48,36 +48,36 @@ class OptimizerSettings(Protocol):
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What an optimizer step did."""
+    """Result of an optimizer step."""
 
     grad_norm: float
-    """Norm of the gradient of the whole batch before clipping; not finite when the step was skipped."""
+    """Gradient norm of the whole batch before clipping; not finite if the step was skipped."""
     lr: float
     skipped: bool
-    """True when the step was bad: nothing was changed."""
+    """True if the loss or gradient was not finite; nothing changed."""
 
 
 class Engine(Protocol):
-    """Forward through `model` (called as the objective), backward for each micro-batch, then step."""
+    """Call `model` like the objective, `backward` for each micro-batch, then `step`."""
 
     model: Callable[..., Any]
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a micro-batch's share of the loss (see Objective)."""
+        """Accumulate the gradient of a micro-batch's share of the loss (see Objective)."""
         ...
 
     def step(self) -> StepInfo:
-        """One optimizer step on the sum of the gradients of all micro-batches and processes."""
+        """Run one optimizer step on the gradients summed over all micro-batches and processes."""
         ...
 
     def collect(self) -> EngineState | None:
-        """The state to save, in the first process, until the next step; all processes call it, others get None."""
+        """State to save, valid until the next step; all processes call this, and all but the first get None."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Read a state that any engine saved, with any number of processes; all processes call it."""
+        """Load a state saved by any engine with any number of processes; all processes call this."""
         ...
 
     def weights(self, exact: bool = False) -> AbstractContextManager[Mapping[str, Tensor]]:
-        """The body's weights by name, whole in every process while open; exact: the float32 ones of the optimizer."""
+        """The body's full weights by name, in every process while open; exact: the optimizer's float32 copies."""
         ...

@@ -1,4 +1,4 @@
-"""The `engine` of a config: which engine trains, and how."""
+"""Config of the training engine."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from ...configs.schema import Config
 
 
 class AutoEngineConfig(Config):
-    """DeepSpeed where it is installed and not slower on this device and number of processes, else plain torch; a run
-    that is gone on with keeps its engine (train/engines/auto.py)."""
+    """DeepSpeed if it is installed and not slower on this device and number of processes, else plain torch; a resumed
+    run keeps its engine (train/engines/auto.py)."""
 
     kind: Literal["auto"] = "auto"
 
 
 class TorchEngineConfig(Config):
-    """Plain torch; several processes hold equal copies (DistributedDataParallel)."""
+    """Plain torch; several processes hold identical replicas (DistributedDataParallel)."""
 
     kind: Literal["torch"] = "torch"
     because: str | None = None
-    """Written by kind auto: why it took this engine."""
+    """Set by kind auto: reason for the choice."""
 
 
 class DeepSpeedEngineConfig(Config):
-    """DeepSpeed with ZeRO; the whole DeepSpeed configuration is made from this and from `train`."""
+    """DeepSpeed with ZeRO; the whole DeepSpeed configuration is derived from this and from `train`."""
 
     kind: Literal["deepspeed"] = "deepspeed"
     zero_stage: int = Field(1, ge=0, le=3)
-    """What is divided among the processes: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
+    """What is partitioned among the processes: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
     bucket_elements: PositiveInt = 50_000_000
-    """Numbers exchanged at once."""
+    """Elements exchanged at once."""
     overlap_comm: bool = False
-    """Exchange gradients while the backward pass goes on (GPUs)."""
+    """Exchange gradients during the backward pass (GPUs)."""
     persistence_elements: NonNegativeInt = 100_000
-    """Stage 3: weights smaller than this are kept whole in every process."""
+    """Stage 3: weights smaller than this are replicated in every process."""
     because: str | None = None
-    """Written by kind auto: why it took this engine."""
+    """Set by kind auto: reason for the choice."""
 
 
 EngineConfig = Annotated[AutoEngineConfig | TorchEngineConfig | DeepSpeedEngineConfig, Field(discriminator="kind")]
 
 
 class EngineHolder(Config):
-    """An engine's config alone."""
+    """Config that holds only an engine."""
 
     engine: EngineConfig

@@ -1,9 +1,9 @@
-"""The engine on DeepSpeed (ZeRO 0 to 3). The only file that imports deepspeed.
+"""Engine on DeepSpeed (ZeRO 0 to 3). The only file that imports deepspeed.
 
-What DeepSpeed leaves open is settled here: unknown keys of its configuration pass silently, so the whole configuration
-is made from ours; its learning-rate schedules give 0 in the first step and stop on skipped steps, so the rate is set by
-lr_schedule.py; stage 0 in float32 checks nothing for NaN, so that is done here; its checkpoints are pickles that fit
-one number of processes, so ours are written (deepspeed_state.py), and its own, of earlier versions, are only read.
+It works around these gaps in DeepSpeed. Unknown configuration keys pass silently, so the whole configuration is
+generated from ours. Its learning-rate schedules give 0 in the first step and stop on skipped steps, so lr_schedule.py
+sets the rate. Stage 0 in float32 does not check for NaN, so this file does. Its checkpoints are pickles for one number
+of processes, so we write our own (deepspeed_state.py) and only read DeepSpeed's, from earlier versions.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .state_files import EngineState
 from .torch_engine import parameter_groups, poison_bad
 
 TAG = "deepspeed"
-"""Folder of DeepSpeed's own files in a checkpoint of an earlier version."""
+"""Folder of DeepSpeed's own files in checkpoints of earlier versions."""
 
 
 class DeepSpeedSettings(OptimizerSettings, Protocol):
-    """What this engine reads of a config beside."""
+    """Additional config fields that this engine reads."""
 
     @property
     def batch(self) -> int: ...
@@ -43,12 +43,12 @@ class DeepSpeedSettings(OptimizerSettings, Protocol):
 
 
 class DeepSpeedEngine:
-    """See engine.Engine.
+    """Engine (base.py) on DeepSpeed.
 
     Args:
         objective: in float32, on its device.
         config: `engine` of the run. settings: `train` of the run.
-        world: a process group must exist, also of one process (join_world(always=True)).
+        world: a process group must exist, even for one process (join_world(always=True)).
         micro_steps: calls of `backward` before each `step` in this process.
     Raises:
         ImportError: deepspeed is not installed.
@@ -63,7 +63,7 @@ class DeepSpeedEngine:
         micro_steps: int,
     ):
         deepspeed = _import_deepspeed(world)
-        # DeepSpeed turns the weights themselves into bfloat16 and keeps float32 ones to update
+        # DeepSpeed casts the weights to bfloat16 and keeps float32 master copies to update
         objective.use_autocast = False
         self.config, self.settings, self.world, self.micro_steps = config, settings, world, micro_steps
         self.objective = objective
@@ -83,11 +83,11 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor) -> None:
         """See Engine."""
-        # DeepSpeed averages over the processes, the shares are to be added, and not divided by the micro-batches
+        # DeepSpeed averages over processes, but shares must be summed and not divided by the number of micro-batches
         self.engine.backward(poison_bad(loss * self.world.size), scale_wrt_gas=False)
         self._done += 1
         if self._done < self.micro_steps:
-            self.engine.step()  # before the last micro-batch it only counts
+            self.engine.step()  # before the last micro-batch, this only counts
 
     def step(self) -> StepInfo:
         """See Engine."""
@@ -104,7 +104,7 @@ class DeepSpeedEngine:
             group["lr"] = lr
         norm = self._clip() if is_plain(self.config, settings) else None
         if norm is not None and not math.isfinite(norm):
-            self.engine.zero_grad()  # AdamW passes over weights without a gradient
+            self.engine.zero_grad()  # AdamW ignores weights without a gradient
         self.engine.step()
         if norm is None:
             norm = float(self.engine.get_global_grad_norm())
@@ -114,7 +114,7 @@ class DeepSpeedEngine:
         return StepInfo(norm, lr, skipped=overflow or not math.isfinite(norm))
 
     def _clip(self) -> float:
-        """Clip the gradients; returns their norm before."""
+        """Clip the gradients; returns their norm before clipping."""
         return float(nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.clip or math.inf))
 
     @contextmanager
@@ -141,8 +141,8 @@ class DeepSpeedEngine:
         """See Engine.
 
         Raises:
-            ValueError: DeepSpeed's own files, of an earlier version, that would run code when unpickled, or were saved
-                by another number of processes or stage of ZeRO.
+            ValueError: DeepSpeed's own files, of an earlier version, would run code when unpickled, or were saved with
+                another number of processes or ZeRO stage.
         """
         if (folder / TAG).is_dir():
             self._load_own(folder)
@@ -152,7 +152,7 @@ class DeepSpeedEngine:
         self.steps = state.steps
 
     def _load_own(self, folder: Path) -> None:
-        """Read DeepSpeed's own files below folder/deepspeed, which earlier versions saved."""
+        """Load DeepSpeed's own files in folder/deepspeed, saved by earlier versions."""
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
         from deepspeed.runtime.zero.config import ZeroStageEnum
         from deepspeed.utils.tensor_fragment import fragment_address
@@ -174,14 +174,14 @@ class DeepSpeedEngine:
 
 
 def is_plain(config: DeepSpeedEngineConfig, settings: DeepSpeedSettings) -> bool:
-    """Stage 0 in float32: DeepSpeed then steps a bare AdamW, whatever the gradients are."""
+    """Stage 0 in float32: DeepSpeed runs plain AdamW without checking the gradients."""
     return config.zero_stage == 0 and settings.dtype == "float32"
 
 
 def deepspeed_settings(
     config: DeepSpeedEngineConfig, settings: DeepSpeedSettings, micro_steps: int, world_size: int
 ) -> dict[str, Any]:
-    """The whole configuration of DeepSpeed."""
+    """The complete DeepSpeed configuration."""
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
         "reduce_bucket_size": config.bucket_elements,
@@ -217,7 +217,7 @@ def deepspeed_settings(
 
 def _import_deepspeed(world: ProcessGroup) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)
-    os.environ.setdefault("LOCAL_RANK", str(world.device.index or 0))  # it reads this even where no launcher has set it
+    os.environ.setdefault("LOCAL_RANK", str(world.device.index or 0))  # DeepSpeed reads this even without a launcher
     try:
         import deepspeed
     except ImportError as error:
@@ -230,6 +230,6 @@ def _import_deepspeed(world: ProcessGroup) -> Any:
     for handler in logger.handlers:
         if type(handler) is logging.StreamHandler:
             handler.setStream(sys.stderr)  # stdout is for data
-    # Its all-reduce for CPUs is compiled on first use (half a minute, a compiler); gloo does the same.
+    # DeepSpeed compiles its CPU all-reduce on first use (half a minute, needs a compiler); gloo does the same job.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

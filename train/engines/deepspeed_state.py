@@ -1,11 +1,11 @@
-"""Weights and AdamW state out of DeepSpeed's optimizers and back, parameter by parameter, whatever was divided.
+"""Converts weights and AdamW state from and to DeepSpeed's optimizers, per parameter, for every kind of partitioning.
 
-    stage 0           every process has everything; with bfloat16 weights their float32 originals beside them
-    stages 1 and 2    each process has a piece of one flat float32 vector for each group of parameters
-    stage 3           the same, and the weights themselves are divided
+    stage 0           every process has everything; with bfloat16 weights, also their float32 master copies
+    stages 1 and 2    each process has a partition of one flat float32 vector per parameter group
+    stage 3           the same, and the weights are partitioned too
 
-DeepSpeed's own checkpoints hold the pieces as they are, as pickles, and fit one number of processes. ("hp" in its names
-means high precision, "lp" low.)
+DeepSpeed's own checkpoints store the partitions as pickles and fit only one number of processes. (In DeepSpeed's names,
+"hp" means high precision and "lp" low precision.)
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .state_files import MOMENTS, EngineState, stored
 
 
 def collect_state(engine: Any, body: nn.Module, stage: int, steps: int, keep: bool) -> EngineState | None:
-    """Gather the state; all processes call it.
+    """Gather the state; all processes call this.
 
     Args:
-        engine: DeepSpeed's. body: the model in it. stage: of ZeRO. steps: of the run.
-        keep: whether this process wants it; the memory of one parameter is enough for those that do not.
+        engine: of DeepSpeed. body: the model in it. stage: of ZeRO. steps: of the run.
+        keep: whether this process needs the result; others use only the memory of one parameter.
     """
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
@@ -47,7 +47,7 @@ def collect_state(engine: Any, body: nn.Module, stage: int, steps: int, keep: bo
 
 @torch.no_grad()
 def put_state(engine: Any, body: nn.Module, stage: int, state: EngineState) -> None:
-    """Write a state into an engine that has made no step; all processes call it."""
+    """Load a state into an engine that has made no step; all processes call this."""
     optimizer, device = engine.optimizer, engine.device
     counts = [float(value) for name, value in state.moments.items() if name.endswith(".step")]
     if stage and counts:
@@ -62,7 +62,7 @@ def put_state(engine: Any, body: nn.Module, stage: int, state: EngineState) -> N
             master.copy_(weight)
             parameter.copy_(weight)
             if f"{name}.step" in state.moments:
-                slot["step"] = state.moments[f"{name}.step"].clone()  # AdamW counts on the CPU
+                slot["step"] = state.moments[f"{name}.step"].clone()  # AdamW keeps its step count on the CPU
                 slot |= {key: value.to(device, copy=True) for key, value in found.items() if value is not None}
         else:
             _write(optimizer, parameter, weight, None)
@@ -74,20 +74,20 @@ def put_state(engine: Any, body: nn.Module, stage: int, state: EngineState) -> N
     elif stage == 3:
         for number in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(number)
-        if optimizer.persistent_parameters:  # kept whole in every process
+        if optimizer.persistent_parameters:  # replicated in every process
             optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
 def master_weights(engine: Any, body: nn.Module, stage: int) -> dict[str, Tensor]:
-    """The float32 weights that the optimizer updates, whole, by name; all processes call it."""
+    """The full float32 weights that the optimizer updates, by name; all processes call this."""
     if stage == 0:
         return {name: _stage_0(engine.optimizer, parameter)[0] for name, parameter in body.named_parameters()}
     return {name: _read(engine.optimizer, parameter, None) for name, parameter in body.named_parameters()}
 
 
 def _read(optimizer: Any, parameter: Any, key: str | None) -> Tensor:
-    """The whole float32 weight (key None) or moment of a parameter of stages 1 to 3; all processes call it."""
+    """The full float32 weight (key None) or moment of a parameter, for stages 1 to 3; all processes call this."""
     if hasattr(parameter, "ds_id"):
         return optimizer.get_full_hp_param(parameter, key)
     whole = torch.zeros(parameter.numel(), device=parameter.device)
@@ -98,33 +98,33 @@ def _read(optimizer: Any, parameter: Any, key: str | None) -> Tensor:
 
 
 def _write(optimizer: Any, parameter: Any, value: Tensor, key: str | None) -> None:
-    """The reverse of `_read`, of this process's piece."""
+    """Inverse of `_read`, for this process's partition."""
     piece, place = _piece(optimizer, parameter, key)
     own = value.flatten()[place]
-    piece[: own.numel()].copy_(own)  # of stage 3 the last piece is padded
+    piece[: own.numel()].copy_(own)  # in stage 3 the last partition is padded
 
 
 def _piece(optimizer: Any, parameter: Any, key: str | None) -> tuple[Tensor, slice]:
-    """This process's piece of a parameter, a view, and where it stands in the flat parameter."""
+    """This process's partition of a parameter, as a view, and its position in the flattened parameter."""
     if hasattr(parameter, "ds_id"):
         piece, _ = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
         first = piece.numel() * optimizer._get_param_partition_rank(parameter)
         return piece, slice(first, first + piece.numel())
     mapping = parameter._hp_mapping
-    if mapping is None:  # it is all in other processes
+    if mapping is None:  # other processes hold all of it
         return torch.empty(0, device=parameter.device), slice(0, 0)
     place, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
     if key is None:
         piece = mapping.hp_fragment
-    else:  # not through DeepSpeed's mapping of moments, which knows the first group of parameters alone (0.19)
+    else:  # DeepSpeed's own mapping of moments covers only the first parameter group (0.19)
         _, slot = list(_flat_slots(optimizer))[mapping.param_group_index]
         piece = slot[key].narrow(0, mapping.hp_fragment_address.start, length)
     return piece, slice(place, place + length)
 
 
 def _stage_0(optimizer: Any, parameter: nn.Parameter) -> tuple[Tensor, dict[str, Any]]:
-    """The float32 weight of a parameter of stage 0 and its slot in AdamW's state."""
-    if not hasattr(optimizer, "fp32_groups"):  # float32: AdamW itself
+    """The float32 weight of a stage-0 parameter and its slot in AdamW's state."""
+    if not hasattr(optimizer, "fp32_groups"):  # float32: plain AdamW
         return parameter, optimizer.state[parameter]
     pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
     master = next(high for lows, highs in pairs for low, high in zip(lows, highs, strict=True) if low is parameter)
@@ -132,7 +132,7 @@ def _stage_0(optimizer: Any, parameter: nn.Parameter) -> tuple[Tensor, dict[str,
 
 
 def _flat_slots(optimizer: Any) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """The flat vectors of this process and their slots in AdamW's state, stages 1 to 3."""
+    """The flat vectors of this process and their slots in AdamW's state, for stages 1 to 3."""
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         flat = optimizer.fp32_partitioned_groups_flat
     else:

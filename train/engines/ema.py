@@ -1,4 +1,4 @@
-"""Moving average of the weights: what is evaluated, sampled and exported."""
+"""Exponential moving average of the weights, used for evaluation, samples and export."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class WeightAverage(Generic[M]):
-    """A copy of the model in float32 whose weights follow those in training.
+    """A float32 copy of the model whose weights track those in training.
 
     ema <- d ema + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is soon
-    forgotten. With decay 0 the copy holds the weights themselves, taken over when `refresh` is called.
+    forgotten. With decay 0 the copy holds the weights themselves, copied by `refresh`.
 
     Args:
-        model: a model of its own (not the one in training), changed in place.
+        model: a separate model instance (not the one in training), changed in place.
         decay: 0 <= decay < 1.
     """
 
@@ -32,7 +32,7 @@ class WeightAverage(Generic[M]):
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor]) -> None:
-        """Follow the weights after an optimizer step; nothing to do with decay 0."""
+        """Update the average after an optimizer step; no effect with decay 0."""
         if self.decay == 0:
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
@@ -42,14 +42,14 @@ class WeightAverage(Generic[M]):
 
     @torch.no_grad()
     def refresh(self, weights: Mapping[str, Tensor]) -> None:
-        """With decay 0, or before the first update, take the weights as they are."""
+        """Copy the weights; for decay 0, or before the first update."""
         assert self.updates == 0, "the average would be lost"
         for name, average in self.model.named_parameters():
             average.copy_(weights[name])
 
     @property
     def num_bytes(self) -> int:
-        """Size of what `save` writes; 0 with decay 0, which is not saved."""
+        """Size of the file that `save` writes; 0 with decay 0, which is not saved."""
         return 4 * sum(parameter.numel() for parameter in self.model.parameters()) if self.decay else 0
 
     def save(self, folder: Path) -> None:
@@ -59,7 +59,7 @@ class WeightAverage(Generic[M]):
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+        """Load ema.safetensors."""
         tensors, metadata = read_safetensors(folder / "ema.safetensors")
         self.updates = int(metadata["updates"])
         for name, average in self.model.named_parameters():

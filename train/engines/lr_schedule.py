@@ -1,8 +1,8 @@
 """Learning rate as a pure function of the step: linear warm-up, then half a cosine down to a floor.
 
-A run that is gone on with and shall end at another step than it was begun for follows the schedule of the new end from
-there on, as if it had been meant so from the beginning: a later end raises the rate at once, an earlier one lowers it.
-So the rate of a step depends on nothing but the step and the end, and in the last step it is always at the floor.
+A resumed run with a different last step follows the schedule for the new end from there on, as if it had been planned
+from the beginning: a later end raises the rate at once, an earlier one lowers it. So the rate depends only on the step
+and the end, and the last step is always at the floor.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import math
 def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int, min_ratio: float) -> float:
     """Learning rate of step `step` (the first is 0).
 
-    Rises by equal amounts to `peak` at step warmup_steps - 1 (never 0: the first step would teach nothing), then falls
-    as a cosine to `peak * min_ratio` at step steps - 1 and stays there.
+    Rises linearly to `peak` at step warmup_steps - 1 (never 0, which would waste the first step), then falls along a
+    cosine to `peak * min_ratio` at step steps - 1 and stays there.
 
         peak      /-\\
                  /    \\
@@ -30,11 +30,11 @@ def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int, min_
 def describe_new_end(
     what: str, step: int, old: int, new: int, *, peak: float, warmup_steps: int, min_ratio: float
 ) -> str:
-    """What another end does to a run, or to a stage of one, for its log.
+    """Describe for the log how a new end changes a run or a stage.
 
     Args:
         what: name of the setting.
-        step: steps that are done. old, new: the end that was planned, and the one that is planned now.
+        step: finished steps. old, new: the end as planned before and now.
     """
     if step >= new:
         return f"{what} {old} -> {new}: all of them are done, it ends here"

@@ -1,4 +1,4 @@
-"""Weights and optimizer state on disk: whole, in float32, so that any engine on any number of processes reads them.
+"""Weights and optimizer state on disk: unpartitioned, in float32, readable by any engine on any number of processes.
 
 weights.safetensors      NAME                                         the weights that the optimizer updates
 optimizer.safetensors    NAME.exp_avg, NAME.exp_avg_sq, NAME.step     of AdamW; absent before the first step
@@ -22,12 +22,12 @@ WEIGHTS_FILE = "weights.safetensors"
 
 @dataclass(frozen=True)
 class EngineState:
-    """What an engine needs to go on."""
+    """Engine state needed to resume."""
 
     kind: str
-    """Of the engine that was running."""
+    """Kind of the engine that saved it."""
     steps: int
-    """Calls of `step`, skipped ones as well."""
+    """Calls of `step`, including skipped ones."""
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
     """Empty before the first step."""
@@ -49,10 +49,10 @@ class EngineState:
 
     @classmethod
     def load(cls, folder: Path) -> EngineState:
-        """Read what `save` wrote.
+        """Load the files that `save` wrote.
 
         Raises:
-            ValueError: DeepSpeed's own files, as earlier versions saved them.
+            ValueError: these are DeepSpeed's own files, from earlier versions.
         """
         described = read_json(folder / "engine.json")
         if not (folder / WEIGHTS_FILE).exists():
@@ -68,5 +68,5 @@ class EngineState:
 
 
 def stored(tensor: Tensor) -> Tensor:
-    """A tensor as it is written."""
+    """A tensor as stored: on the CPU, float32, contiguous."""
     return tensor.detach().to("cpu", torch.float32).contiguous()

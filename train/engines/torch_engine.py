@@ -1,8 +1,8 @@
-"""The engine: what turns losses into weights. Four methods, told apart by `engine.kind`; here in plain torch.
+"""Engine in plain torch.
 
-A bad step (a loss or gradient that is not finite, in any process) leaves the weights and the optimizer untouched in all
-of them: a bad loss makes its gradients NaN, the gradients are summed over the processes, so every process sees the same
-NaN.
+A bad step (a loss or gradient that is not finite, in any process) leaves the weights and the optimizer unchanged in all
+processes: a bad loss makes its gradients NaN, and gradients are summed over the processes, so every process sees the
+same NaN.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .state_files import MOMENTS, EngineState
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: matrices with weight decay, vectors (norms, biases, null conditions) without."""
+    """Optimizer groups: matrices with weight decay; vectors (norms, biases, null conditions) without."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.dim() >= 2]
     vectors = [parameter for parameter in trained if parameter.dim() < 2]
@@ -33,16 +33,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def poison_bad(loss: Tensor) -> Tensor:
-    """The loss; where it is not finite a NaN, whose gradients are NaN too (those of an infinite one can be finite)."""
-    # a factor, for through `where` itself the NaN of the branch not taken would reach the gradient
+    """The loss, or NaN if it is not finite, so that its gradients are NaN (those of an infinite loss can be finite)."""
+    # a factor: with `where` on the loss itself, the NaN of the unused branch would reach the gradient
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
 class TorchEngine:
-    """AdamW on float32 weights; several processes through DistributedDataParallel.
+    """AdamW on float32 weights; DistributedDataParallel for several processes.
 
     Args:
-        objective: on its device already.
+        objective: already on its device.
         settings: `train` of the config.
         micro_steps: calls of `backward` before each `step` in this process.
         may_skip_parts: whether a step may leave some weights without a gradient.
@@ -65,7 +65,7 @@ class TorchEngine:
             lr=settings.lr,
             betas=settings.betas,
             eps=settings.eps,
-            fused=True,  # weights and moments go through the processor once instead of six times
+            fused=True,  # one memory pass over weights and moments instead of six
         )
         self.steps = 0
         self._parallel = None
@@ -83,12 +83,12 @@ class TorchEngine:
         self._sync_on_next()
 
     def _sync_on_next(self) -> None:
-        if self._parallel is not None:  # what its no_sync() sets: exchange gradients in the last micro-batch alone
+        if self._parallel is not None:  # as its no_sync() does: exchange gradients only in the last micro-batch
             self._parallel.require_backward_grad_sync = self._done + 1 == self.micro_steps
 
     def backward(self, loss: Tensor) -> None:
         """See Engine."""
-        # DDP averages over the processes, the shares are to be added
+        # DDP averages over processes, but shares must be summed
         poison_bad(loss * self.world.size).backward()
         self._done += 1
         self._sync_on_next()
@@ -121,7 +121,7 @@ class TorchEngine:
         yield dict(self.objective.body.named_parameters())
 
     def collect(self) -> EngineState | None:
-        """See Engine; the tensors are those in use."""
+        """See Engine; returns the live tensors, not copies."""
         if not self.world.is_first:
             return None
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.objective.body.named_parameters()}

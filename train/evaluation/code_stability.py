@@ -1,7 +1,7 @@
-"""Do codes stay the same? Where they must, and how many change where media change a little.
+"""Stability of codes: where they must not change, and how many change when the media change slightly.
 
-must not change    the item in a batch with others, with noise behind its length, under autocast
-may change         moved by one frame, with noise 40 dB below, decoded and encoded again
+must not change    the item in a batch with others, with noise after its length, under autocast
+may change         shifted by one frame, with noise 40 dB below, decoded and encoded again
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer
 
 NOISE_DB = 40.0
-"""Signal over the noise that is added."""
+"""Signal-to-noise ratio of the added noise."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """Share of codes that differ from the item encoded alone."""
+    """Fraction of codes that differ from those of the item encoded alone."""
 
     items: int
     codes: int
-    """Codes compared, each time."""
+    """Codes compared in each test."""
     batch: float
-    """In a batch with others, in two orders. Anything above 0 is a fault of the tokenizer."""
+    """In a batch with others, in two orders. Any value above 0 is a defect of the tokenizer."""
     padding: float | None
-    """With noise behind the item's length, likewise; None for pictures, which have one size."""
+    """With noise after the item's length, likewise; None for images, which have one size."""
     autocast: float
     """With bfloat16 autocast around the call, likewise."""
     shift: list[float] | None
-    """[K] moved by one frame (a picture by one cell to the right), compared with the codes moved likewise; None where
-    frames are no cells of one grid over the picture."""
+    """[K] shifted by one frame (images: by one cell to the right), compared with equally shifted codes; None if frames
+    are not the cells of a single grid over the image."""
     noise: list[float]
     """[K] with white noise 40 dB below the item."""
     again: list[float]
@@ -43,15 +43,15 @@ class Stability:
 
     @property
     def stable(self) -> bool:
-        """No code changed where none may."""
+        """True if no code changed where none may."""
         return not (self.batch or self.padding or self.autocast)
 
 
 def code_stability(tokenizer: Tokenizer, media: Sequence[Tensor], progress: bool = False) -> Stability:
-    """Compare codes of items encoded alone with those of the same items in other ways.
+    """Compare codes of items encoded alone with those of the same items under other conditions.
 
     Args:
-        media: items [1, N] of any lengths, or pictures [C, height, width].
+        media: items [1, N] of any length, or images [C, height, width].
     """
     audio = tokenizer.spec.geometry.kind == "audio"
     batch, lengths = _pad(media) if audio else (torch.stack(list(media)), None)
@@ -97,19 +97,19 @@ def code_stability(tokenizer: Tokenizer, media: Sequence[Tensor], progress: bool
 
 
 def changed_share(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Share of codes that differ; an item of another length has changed altogether."""
+    """Fraction of codes that differ; all codes of an item with another length count as changed."""
     pairs = list(zip(found, wanted, strict=True))
     changed = sum(int((a != b).sum()) if a.shape == b.shape else b.numel() for a, b in pairs)
     return changed / max(1, sum(codes.numel() for codes in wanted))
 
 
 def changed_by_codebook(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[float]:
-    """The same for each codebook of items [K, T]."""
+    """Changed fraction per codebook of items [K, T]."""
     return [changed_share([a[k] for a in found], [b[k] for b in wanted]) for k in range(wanted[0].shape[0])]
 
 
 def _can_move(geometry: AudioGeometry | ImageGeometry) -> bool:
-    """Sound, and pictures of one grid of square cells: not those of several scales, or of tokens without a place."""
+    """Audio, and images with a single grid of square cells; not several scales or tokens without a position."""
     if isinstance(geometry, AudioGeometry):
         return True
     whole = geometry.height % geometry.rows == 0 and geometry.width % geometry.columns == 0
@@ -118,7 +118,7 @@ def _can_move(geometry: AudioGeometry | ImageGeometry) -> bool:
 
 
 def _moved(tokenizer: Tokenizer, item: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The item moved by a frame, its codes, and which frames were there before and are there now."""
+    """The item shifted by a frame, its original codes, and the compared frame numbers before and after."""
     geometry = tokenizer.spec.geometry
     frames = torch.arange(codes.shape[1])
     if isinstance(geometry, AudioGeometry):
@@ -136,7 +136,7 @@ def _with_noise(item: Tensor, seed: int) -> Tensor:
 
 
 def _pad(media: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Items [1, N] -> [B, 1, longest] with noise behind each, and their lengths."""
+    """Items [1, N] -> [B, 1, longest] with noise after each, and their lengths."""
     lengths = torch.tensor([item.shape[-1] for item in media])
     batch = torch.stack([_noise_like(media[0], int(lengths.max())) for _ in media])
     for row, item in zip(batch, media, strict=True):

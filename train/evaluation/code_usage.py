@@ -1,4 +1,4 @@
-"""How the codes of a tokenizer are used: share and evenness over a stated window, and the bits they are worth."""
+"""Code usage of a tokenizer: fraction and evenness over a given window, and bits."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from ...tokenize.compression.probability_models import NetworkModel
 from ...tokenize.spec import AudioGeometry, TokenSpec
 
 WINDOW = 4096
-"""Frames that usage is counted over, unless said otherwise."""
+"""Default window of usage counts, in frames."""
 
 
 @dataclass(frozen=True)
 class CodebookUse:
-    """How the codes of one codebook occurred."""
+    """Usage of the codes of one codebook."""
 
     size: int
     window: int
-    """Frames that `used`, `usage`, `possible` and `perplexity` are counted over; means over all whole windows."""
+    """Frames per window for `used`, `usage`, `possible` and `perplexity`, which are means over all whole windows."""
     used: float
     """Codes that occur in a window."""
     usage: float
     """used / size."""
     possible: float
-    """The usage that a window would show if every code were equally likely: the most to be expected."""
+    """Expected usage of a window if all codes were equally likely: a practical maximum."""
     perplexity: float
-    """How many equally likely codes would be as varied, in a window."""
+    """Number of equally likely codes with the same entropy, in a window."""
     nominal_bits: float
     """log2(size), per frame."""
     unigram_bits: float
-    """Entropy of the codes of all frames as if each were drawn alone, per frame."""
+    """Entropy of the codes of all frames, as if drawn independently, per frame."""
     conditional_bits: float | None
-    """What a model needs that knows the frames before, per frame; None: no model was given."""
+    """Bits under a model conditioned on the previous frames, per frame; None: no model was given."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Bits:
     unigram_per_frame: float
     conditional_per_frame: float | None
     per: str
-    """What the next four are counted for: "second" or "picture"."""
+    """Unit of the following fields: "second" or "picture"."""
     frames_per: float
     nominal_per: float
     unigram_per: float
@@ -63,14 +63,14 @@ class Bits:
     codes_per: float
     """Codes of all codebooks."""
     written_codes_per: float
-    """The same where one that places share counts once, and one that is not needed not at all: fewer for a quantizer
+    """The same, counting codes shared by several positions once and unneeded ones not at all: fewer for a quantizer
     with `stride`, `regions` or `halting`."""
     written_per: float
-    """Nominal bits of those, with what says which places share or need one."""
+    """Nominal bits of those codes, including the side information on which positions share or need one."""
 
 
 def codebook_use(codes: Tensor, size: int, window: int = WINDOW, conditional: float | None = None) -> CodebookUse:
-    """Use of one codebook by codes [F] long of frames in order; a window of at most F frames is taken."""
+    """Usage of one codebook from codes [F] long of consecutive frames; the window is at most F frames."""
     window = min(window, len(codes))
     parts = codes[: len(codes) // window * window].view(-1, window)
     counts = [_counts(part) for part in parts]
@@ -100,9 +100,9 @@ def _entropy(counts: Tensor) -> float:
 def total_bits(
     spec: TokenSpec, codebooks: Sequence[CodebookUse], frames: int, written: tuple[float, float] | None = None
 ) -> Bits:
-    """The sums over codebooks, per frame and per second or picture.
+    """Sums over codebooks, per frame and per second or image.
 
-    written: codes and bits of all frames by `Tokenizer.rate`; None: no code is shared.
+    written: codes and bits of all frames from `Tokenizer.rate`; None: no code is shared.
     """
     nominal = sum(book.nominal_bits for book in codebooks)
     unigram = sum(book.unigram_bits for book in codebooks)
@@ -127,7 +127,7 @@ def total_bits(
 
 
 def conditional_bits(codes: Sequence[Tensor], net: CoderNet) -> list[float]:
-    """Bits a frame of each codebook [K] for items [K, T] under a network that reads each item from its beginning."""
+    """Bits per frame and codebook [K] for items [K, T], under a network that reads each item from its beginning."""
     table = symbol_table(net.spec.cardinalities)
     symbols = table.split(torch.cat(list(codes), dim=1).cpu().numpy())
     layout = Layout.of([item.shape[1] for item in codes], len(symbols))
@@ -138,7 +138,7 @@ def conditional_bits(codes: Sequence[Tensor], net: CoderNet) -> list[float]:
 
 @torch.no_grad()
 def language_model_bits(codes: Sequence[Tensor], lm: TokenLM) -> list[float]:
-    """The same under a language model in eval mode that is told neither label nor text; its end ids are counted too."""
+    """The same under a language model in eval mode, without label or text condition; counts its end ids too."""
     nats = torch.zeros(lm.num_codebooks, dtype=torch.float64)
     for item in codes:
         nothing = lm.conditions.with_nulls(ConditionBatch(), 1).to(lm.device)
@@ -148,7 +148,7 @@ def language_model_bits(codes: Sequence[Tensor], lm: TokenLM) -> list[float]:
 
 
 def usage_growth(codes: Tensor, points: int = 24) -> list[tuple[int, int]]:
-    """(frames seen, distinct codes seen) along codes [F] long, at so many growing numbers of frames."""
+    """(frames seen, distinct codes seen) along codes [F] long, at up to `points` geometrically spaced frame counts."""
     first = torch.zeros(len(codes), dtype=torch.bool)
     first[np.unique(codes.cpu().numpy(), return_index=True)[1]] = True
     seen = first.cumsum(0)

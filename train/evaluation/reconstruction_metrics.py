@@ -1,7 +1,7 @@
-"""How close is a reconstruction? Distances between one item and its copy; a table for each kind of media.
+"""Reconstruction metrics: distances between an item and its reconstruction, one table per kind of media.
 
-A measure gives None where it is not defined for an item (silence, too short), and raises ImportError when its package
-is not installed. Nothing is replaced by a made-up worst value.
+A metric returns None if it is undefined for an item (silence, too short), and raises ImportError if its package is not
+installed. It never substitutes an artificial worst value.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from ..losses.stft import magnitudes, mel_filters
 
 MEL_WINDOW, MEL_BANDS = 1024, 80
 MS_SSIM_PIXELS = 176
-"""Below, the coarsest of five scales (1/16) has no whole window of 11 pixels."""
+"""For fewer pixels, the coarsest of five scales (1/16) has no full window of 11 pixels."""
 MULTI_STFT_SAMPLES = 2048
-"""The longest window's transform."""
+"""FFT size of the longest window."""
 
 
 def psnr(found: Tensor, wanted: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures [C, height, width] in [-1, 1] (a span of 2); at most 100."""
+    """Peak signal-to-noise ratio in dB of images [C, height, width] in [-1, 1] (a range of 2); at most 100."""
     error = (found.double() - wanted.double()).square().mean().item()
     return min(100.0, 10 * math.log10(4 / max(error, 1e-12)))
 
 
 def ssim(found: Tensor, wanted: Tensor) -> float | None:
-    """Structural similarity of pictures [C, height, width] in [-1, 1], mean over channels; windows of at most 7."""
+    """Structural similarity of images [C, height, width] in [-1, 1], mean over channels; windows of at most 7."""
     from skimage.metrics import structural_similarity
 
     smallest = min(wanted.shape[1:])
     window = min(7, smallest - 1 + smallest % 2)
     if window < 3:
         return None
-    # From 0 to 1: with means of both signs, a negative picture's two faults would make a right.
+    # In [0, 1]: with means of both signs, two errors in a negative image would cancel.
     a, b = ((picture.double().cpu().numpy() + 1) / 2 for picture in (found, wanted))
     similarity: Any = structural_similarity(a, b, win_size=window, data_range=1.0, channel_axis=0)
     return float(similarity)
 
 
 def si_sdr(found: Tensor, wanted: Tensor, sample_rate: int) -> float | None:
-    """Scale-invariant signal-to-distortion ratio in dB of samples [N], within +-100. Source: arXiv:1811.02508."""
+    """Scale-invariant signal-to-distortion ratio in dB of samples [N], clamped to +-100. Source: arXiv:1811.02508."""
     found, wanted = found.double() - found.double().mean(), wanted.double() - wanted.double().mean()
     if is_silent(wanted):
         return None
@@ -71,7 +71,7 @@ def stoi(found: Tensor, wanted: Tensor, sample_rate: int) -> float | None:
     if is_silent(wanted):
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)  # too little speech is only a warning there, and 1e-5 the answer
+        warnings.simplefilter("error", RuntimeWarning)  # pystoi only warns about too little speech, and returns 1e-5
         try:
             return float(measure(wanted.double().cpu().numpy(), found.double().cpu().numpy(), sample_rate))
         except RuntimeWarning:
@@ -95,7 +95,7 @@ def pesq(found: Tensor, wanted: Tensor, sample_rate: int) -> float | None:
 
 
 def ms_ssim(found: Tensor, wanted: Tensor) -> float | None:
-    """SSIM over five scales of pictures [C, height, width] in [-1, 1]; needs 176 pixels a side."""
+    """SSIM over five scales of images [C, height, width] in [-1, 1]; needs 176 pixels per side."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as measure
 
     if min(wanted.shape[1:]) < MS_SSIM_PIXELS:
@@ -119,7 +119,7 @@ def multi_stft(found: Tensor, wanted: Tensor, sample_rate: int) -> float | None:
 
 
 def is_silent(samples: Tensor) -> bool:
-    """Nothing above a 16-bit file's last bit."""
+    """Whether no sample exceeds the last bit of a 16-bit file."""
     return samples.abs().max().item() < 2.0**-15
 
 
@@ -139,17 +139,17 @@ AUDIO_MEASURES: dict[str, Callable[[Tensor, Tensor, int], float | None]] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One measure of fidelity."""
+    """Result of one metric."""
 
     mean: float | None
-    """Over the items where it is defined; None: not measured."""
+    """Mean over the items where it is defined; None: not measured."""
     items: int
     note: str = ""
-    """Why it is missing, or for how many items it is not defined."""
+    """Why it is missing, or for how many items it is undefined."""
 
 
 class Scores:
-    """Every measure over all items, and what could not be measured."""
+    """Collects every metric over all items, and records missing packages."""
 
     def __init__(self, spec: TokenSpec):
         self.spec = spec
@@ -157,7 +157,7 @@ class Scores:
         self.missing: dict[str, str] = {}
 
     def add(self, found: Tensor, wanted: Tensor) -> None:
-        """One item and its reconstruction."""
+        """Add one item and its reconstruction."""
         for name, measure in self._measures().items():
             if name in self.missing:
                 continue
@@ -171,7 +171,7 @@ class Scores:
                 self.missing[name] = f"not measured: package '{error.name}' is not installed (extra 'eval')"
 
     def _of_channels(self, measure: Callable[..., float | None], found: Tensor, wanted: Tensor) -> float | None:
-        """The mean over channels [C, N] where it is defined."""
+        """Mean over the channels [C, N] where it is defined."""
         assert isinstance(self.spec.geometry, AudioGeometry)
         values = [measure(a, b, self.spec.geometry.sample_rate) for a, b in zip(found, wanted, strict=True)]
         defined = [value for value in values if value is not None]

@@ -1,6 +1,6 @@
-"""What a frozen tokenizer is worth: fidelity, use of its codes, bits, stability of the codes, speed.
+"""Evaluation of a frozen tokenizer: fidelity, code usage, bits, code stability, speed.
 
-Each has its file; here they are measured in one run over a corpus.
+Each is implemented in its own file; here they are measured in one run over a corpus.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from .tokenizer_speed import Speed, Stopwatch, largest_item_peaks
 
 SAMPLES = PACKAGE / "samples"
 STABILITY_ITEMS = 16
-"""Items whose codes are compared; each is encoded seven times more."""
+"""Items of the stability tests; each is encoded up to seven more times."""
 EXAMPLES = 12
-"""Items that are kept beside their reconstructions."""
+"""Items that are kept with their reconstructions."""
 
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """The numbers."""
+    """Results of an evaluation."""
 
     name: str
     fingerprint: str
@@ -55,8 +55,8 @@ class TokenizerReport:
 
 
 def corpus_for(spec: TokenSpec, data: Path | None, fit: Fit = "exact") -> Corpus:
-    """Open the media to evaluate on: a folder, a manifest, a .safetensors file of pictures, or (None) the
-    bundled test samples.
+    """Open the media to evaluate on: a folder, a manifest, a .safetensors file of images, or (None) the bundled test
+    samples.
 
     Raises:
         FileNotFoundError: no such path. ValueError: none of these, or an empty one.
@@ -78,13 +78,13 @@ def corpus_for(spec: TokenSpec, data: Path | None, fit: Fit = "exact") -> Corpus
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answer of `evaluate_tokenizer`."""
+    """Result of `evaluate_tokenizer`."""
 
     report: TokenizerReport
     examples: list[tuple[Tensor, Tensor]]
-    """Items and their reconstructions, spread over the data."""
+    """Items and their reconstructions, evenly spread over the data."""
     codes: Tensor
-    """[K, F] long of all items, one after the other."""
+    """[K, F] long, of all items concatenated."""
 
 
 def evaluate_tokenizer(
@@ -98,10 +98,10 @@ def evaluate_tokenizer(
     """Encode and decode items of a corpus and measure.
 
     Args:
-        max_items: at most so many items, spread evenly over the corpus.
-        progress: show a bar on stderr.
-        model: of this tokenizer's codes, for the bits that they are worth to one who knows the frames before.
-        window: frames that usage is counted over.
+        max_items: maximum number of items, evenly spread over the corpus.
+        progress: show a progress bar on stderr.
+        model: of this tokenizer's codes, for their bits given the previous frames.
+        window: frames per window of the usage counts.
     Raises:
         ValueError: no item could be read.
     """
@@ -160,7 +160,7 @@ def evaluate_tokenizer(
 
 
 def _written(tokenizer: Tokenizer, codes: Sequence[Tensor]) -> tuple[float, float]:
-    """Codes and bits that items [K, T] take when one that places share is written once."""
+    """Total codes and bits of items [K, T], where a code shared by several positions counts once."""
     rates = [tokenizer.rate(item[None]) for item in codes]
     return sum(float(number) for number, _ in rates), sum(float(bits) for _, bits in rates)
 
@@ -177,7 +177,7 @@ def _read(corpus: Corpus, spec: TokenSpec, max_items: int, progress: bool) -> tu
 
 
 def report_table(report: TokenizerReport) -> str:
-    """The report as lines for a reader."""
+    """The report as text."""
     lines = [f"tokenizer {report.name} ({report.kind}, {report.fingerprint[:12]}), {report.items} items"]
     lines += [f"  skipped: {line}" for line in report.skipped]
     lines += ["", "fidelity"]
@@ -219,7 +219,7 @@ def report_table(report: TokenizerReport) -> str:
 
 
 def _bits(bits: Bits, per: str, form: str) -> str:
-    """Nominal, unigram and, where known, conditional bits in words."""
+    """Text with nominal, unigram and, if known, conditional bits."""
     given = getattr(bits, f"conditional_{per}")
     words = "" if given is None else f", {given:{form}} given the frames before"
     nominal, unigram = getattr(bits, f"nominal_{per}"), getattr(bits, f"unigram_{per}")

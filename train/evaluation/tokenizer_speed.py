@@ -1,4 +1,4 @@
-"""How fast a tokenizer is and how much memory it takes, one item at a time."""
+"""Speed and memory use of a tokenizer, one item at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...tokenize.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Speed:
-    """One item at a time on `device`, after a warm-up."""
+    """Speed for single items on `device`, after a warm-up."""
 
     unit: str
     """"seconds of sound per second" (times real time) or "pictures per second"."""
@@ -26,20 +26,20 @@ class Speed:
     device: str
     threads: int
     encode_peak_mb: float | None
-    """Memory above what was in use before, for the largest item; None where the system does not tell (see note)."""
+    """Memory above that already in use, for the largest item; None if the system does not report it (see note)."""
     decode_peak_mb: float | None
     note: str = ""
 
 
 class Stopwatch:
-    """Seconds over several pieces of work, those of the device included."""
+    """Total seconds over several intervals, including device time."""
 
     def __init__(self, device: torch.device):
         self.device, self.seconds = device, 0.0
 
     @contextmanager
     def running(self):
-        """Add the time of what is inside."""
+        """Add the time spent inside the context."""
         started = time.perf_counter()
         yield
         if self.device.type == "cuda":
@@ -48,7 +48,7 @@ class Stopwatch:
 
 
 def peak_memory(device: torch.device, work: Callable[[], object]) -> float | None:
-    """Megabytes that work takes at most, above what is in use; None where the system does not tell."""
+    """Peak memory of `work` in megabytes above that in use; None if the system does not report it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -63,7 +63,7 @@ def peak_memory(device: torch.device, work: Callable[[], object]) -> float | Non
 
 
 def largest_item_peaks(tokenizer: Tokenizer, item: Tensor) -> tuple[float | None, float | None, str]:
-    """Peaks of encoding an item and of decoding its codes, and why they are missing where they are."""
+    """Peak memory of encoding an item and of decoding its codes, and a note if they are missing."""
     codes = tokenizer.encode(item[None]).codes
     encode = peak_memory(tokenizer.device, lambda: tokenizer.encode(item[None]))
     decode = peak_memory(tokenizer.device, lambda: tokenizer.decode(codes))
@@ -72,9 +72,9 @@ def largest_item_peaks(tokenizer: Tokenizer, item: Tensor) -> tuple[float | None
 
 
 def _reset_peak() -> bool:
-    """Linux: hand free memory back, and let the highest resident size begin anew at the present one."""
+    """On Linux, release free memory and reset the peak resident size to the current one."""
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else work fits into what earlier work left behind, and seems free
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else work reuses memory from earlier work and seems to need none
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError):
         return False
@@ -82,7 +82,7 @@ def _reset_peak() -> bool:
 
 
 def _status(name: str) -> float:
-    """A line of /proc/self/status, kB."""
+    """A value of /proc/self/status, in kB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return float(line.split()[1])

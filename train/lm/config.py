@@ -1,4 +1,4 @@
-"""The YAML file of `tessera train`, whole: nothing about a run is said anywhere else."""
+"""Config of `tessera train`: the YAML file describes a run completely."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from .sequence_packing import PackingConfig, PaddedConfig
 
 
 class DataConfig(Config):
-    """Where the codes are (folders made by `tessera shards`)."""
+    """Shards of codes (folders written by `tessera shards`)."""
 
     shards: str
     """Folder of the training shards."""
     test: str | None = None
     """Folder of held-out shards, for evaluation."""
     max_frames: PositiveInt | None = None
-    """Leave out items longer than this; their number is reported."""
+    """Exclude longer items; their number is reported."""
     missing: Literal["refuse", "skip"] = "refuse"
-    """Items without the label or the text that lm.conditions ask for, or with a text that cannot be read: name them and
-    do not begin, or leave them out; their number is reported."""
+    """For items without the label or text that lm.conditions requires, or with unreadable text. refuse: name them and
+    do not start. skip: exclude them and report their number."""
     pool_batches: LayerCount = 16
-    """Batches that are sorted by length together: more wastes less on padding, fewer mixes better. Of packing
-    padded."""
+    """Batches that are sorted by length together: more reduces padding, fewer improves mixing. For padded packing
+    only."""
     prompt: PromptConfig | None = None
-    """Where the prompt of an item comes from, for an lm with the condition codes."""
+    """Source of an item's prompt, for an lm with the condition codes."""
     packing: PackingConfig = PaddedConfig()
-    """How items of different lengths make a batch. padded: side by side. best_fit: end to end, without padding."""
+    """Batching of items with different lengths. padded: one item per row. best_fit: packed sequences, without
+    padding."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -46,62 +47,62 @@ class DataConfig(Config):
 
 
 class KeepConfig(Config):
-    """Checkpoints that stay."""
+    """Checkpoints to keep."""
 
     last: PositiveInt = 2
-    """The newest."""
+    """Number of newest checkpoints."""
     best: NonNegativeInt = 1
-    """Those with the lowest loss on data.test; each is saved right after its evaluation. 0: none."""
+    """Number of checkpoints with the lowest loss on data.test; each is saved right after its evaluation. 0: none."""
 
 
 class TrainSettings(Config):
-    """Optimisation, and what happens how often."""
+    """Optimization, and the intervals of logging, evaluation and saving."""
 
     steps: StepCount
     """Optimizer steps of the whole run."""
     batch: BatchSize
-    """Items of a global batch, whatever the number of processes; with data.packing best_fit packed rows."""
+    """Examples (packed rows for data.packing best_fit) in a global batch, for any number of processes."""
     micro_batch: BatchSize | None = None
-    """Items (packed rows) of one forward pass; null: the global batch divided by the processes. The rest is
-    accumulated."""
+    """Examples (packed rows) per forward pass; null: the global batch divided by the processes. Gradients of the rest
+    are accumulated."""
     lr: PositiveFloat
     """Peak learning rate of AdamW."""
     warmup_steps: NonNegativeInt = 100
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """Learning rate of the last step, as a share of the peak."""
+    """Learning rate of the last step, as a fraction of the peak."""
     weight_decay: NonNegativeFloat = 0.01
-    """On matrices; vectors (norms, biases) are not decayed."""
+    """Applies to matrices; vectors (norms, biases) are not decayed."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     clip: NonNegativeFloat = 1.0
-    """Largest gradient norm; 0 does not clip."""
+    """Gradient clipping norm; 0 does not clip."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     patches: tuple[PatchPhase, ...] = ()
-    """Phases at the beginning of the run that predict squares of a picture's frames at once
+    """Phases at the beginning of the run that predict square patches of an image's frames at once
     (lm/models/next_patch.py)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the forward and backward pass; the weights that are updated stay float32."""
+    """Precision of the forward and backward pass; the optimizer updates float32 weights."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of the moving average of the weights that is evaluated and exported; 0 uses the weights themselves."""
+    """Decay of the moving average of the weights used for evaluation and export; 0 uses the weights themselves."""
     max_consecutive_bad: PositiveInt = 3
-    """A step whose loss or gradient is not finite changes nothing; after this many in a row the run stops."""
+    """Consecutive bad steps after which the run stops. A step with a non-finite loss or gradient changes nothing."""
     log_every: PositiveInt = 10
     eval_every: PositiveInt | None = None
-    """Steps between evaluations on data.test; null: at the end only."""
+    """Steps between evaluations on data.test; null: only at the end."""
     sample_every: PositiveInt | None = None
-    """Steps between generated samples; null: none while training."""
+    """Steps between generated samples; null: none during training."""
     samples: BatchSize = 8
     """Samples generated each time."""
     save_every: PositiveInt | None = None
-    """Steps between checkpoints, besides those of keep.best; null: at the end only."""
+    """Steps between checkpoints, in addition to those of keep.best; null: only at the end."""
     keep: KeepConfig = KeepConfig()
     """Checkpoints to keep: {last: 2, best: 1}."""
     keep_last: PositiveInt | None = None
-    """Earlier spelling of keep.last."""
+    """Old name of keep.last."""
 
     @property
     def kept(self) -> KeepConfig:
-        """`keep`, however it was spelled."""
+        """`keep`, with keep_last applied."""
         return self.keep if self.keep_last is None else self.keep.model_copy(update={"last": self.keep_last})
 
     @model_validator(mode="after")
@@ -122,13 +123,13 @@ class ExportConfig(Config):
     """The model directory written at the end."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Storage of the weights."""
+    """Storage type of the weights."""
     coarse_model: str | None = None
-    """Of a refiner: the exported model of the coarse labels. The export then holds both and generates by itself."""
+    """For a refiner: the exported model of the coarse labels. The export then holds both and generates on its own."""
 
 
 class TrainConfig(Config):
-    """A complete run."""
+    """A complete training run."""
 
     name: FolderName
     """Name of the model; without --out the run goes to runs/NAME."""
@@ -138,13 +139,13 @@ class TrainConfig(Config):
     tokenizer: str
     """Folder of the frozen tokenizer that made the codes."""
     clusters: str | None = None
-    """Folder made by `tessera coarse`: a causal lm predicts the coarse labels of the codes, a masked one reads them and
-    predicts the codes."""
+    """Folder written by `tessera coarse`: a causal lm predicts the coarse labels of the codes; a masked one is
+    conditioned on them and predicts the codes."""
     lm: ModelConfig
     train: TrainSettings
     engine: EngineConfig = AutoEngineConfig()
     generation: GenerationConfig = GenerationConfig()
-    """Defaults of generation, stored in the model directory."""
+    """Generation defaults, stored in the model directory."""
     export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
@@ -200,14 +201,14 @@ _MAY_CHANGE = (
     "generation",
     "train.keep",
     "train.keep_last",
-    "train.steps",  # compared with the steps that are done by run_state.py
+    "train.steps",  # run_state.py compares it with the finished steps
     "train.save_every",
     "train.eval_every",
     "train.sample_every",
     "train.samples",
     "train.log_every",
     "data.test",
-    "data.shards",  # the folder; what is in it is compared by run_state.py
+    "data.shards",  # the folder; run_state.py compares its content
     "tokenizer",
     "clusters",
     "train.max_consecutive_bad",
@@ -217,16 +218,16 @@ _MAY_CHANGE = (
 def check_resumable(
     saved: dict[str, Any], config: Config, where: str, may_change: tuple[str, ...] = _MAY_CHANGE
 ) -> None:
-    """Raise ConfigError that names the first field in which a config differs from the one a run was started with.
+    """Raise ConfigError for the first field in which a config differs from the one a run was started with.
 
-    What does not touch the course of training may change, also where data and tokenizer lie, and train.steps (what that
-    does to the learning rate is said in train/engines/lr_schedule.py).
+    Settings that do not affect the course of training may change, as may the locations of data and tokenizer, and
+    train.steps (train/engines/lr_schedule.py describes the effect on the learning rate).
     """
-    # Settings that are younger than the run had no other value then than their default.
+    # Settings added after the run was started had their default value then.
     with suppress(ConfigError):
         saved = check_config(saved, type(config)).model_dump(mode="json")
     before, after = _flatten(saved), _flatten(config.model_dump(mode="json"))
-    # The kind first: where that differs all its fields do.
+    # Kinds first: if a kind differs, all its fields do.
     for name in sorted(before.keys() | after.keys(), key=lambda name: (not name.endswith("kind"), name)):
         old, new = before.get(name), after.get(name)
         if old == new or any(name == free or name.startswith(f"{free}.") for free in may_change):

@@ -1,4 +1,4 @@
-"""Rows of shards as batches for the LM."""
+"""Dataset of shard items, batched for the LM."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from .reference_prompts import Prompts, PromptSource
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of equal length after padding."""
+    """A batch of examples, padded to equal length."""
 
     codes: Tensor
-    """[B, K, T] long, 0 beyond a row's length."""
+    """[B, K, T] long, 0 beyond an example's length."""
     lengths: Tensor | None
-    """[B] frames; None where every row has T."""
+    """[B] frames; None if every example has T."""
     conditions: ConditionBatch
 
     def rows(self, index: slice) -> Batch:
-        """The chosen rows, padded as they are."""
+        """The selected examples, with the same padding."""
         lengths = None if self.lengths is None else self.lengths[index]
         return Batch(self.codes[index], lengths, self.conditions.rows(index))
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Copy to another device."""
         lengths = None if self.lengths is None else self.lengths.to(device, non_blocking=True)
         return Batch(self.codes.to(device, non_blocking=True), lengths, self.conditions.to(device))
 
 
 class CodesDataset:
-    """The items of a shards folder that are used, with labels numbered as in training and text as ids.
+    """The usable items of a shards folder, with labels as ids of the model and texts as token ids.
 
     Args:
         shards: opened shards.
-        labels: label names of the model in order, None when it has no label condition.
-        text: the model's text tokenizer, None when it has no text condition.
-        max_frames: leave out longer items.
-        clustering: hand out the coarse labels of the codes.
-        prompts: where prompts of codes come from, None when the model has no condition of codes.
-        missing: what to do about items without the label or text that the model is conditioned on: "refuse" or "skip".
+        labels: label names of the model in order, None if it has no label condition.
+        text: the model's text tokenizer, None if it has no text condition.
+        max_frames: exclude longer items.
+        clustering: return the coarse labels of the codes.
+        prompts: source of code prompts, None if the model has no codes condition.
+        missing: for items without the label or text that the model is conditioned on: "refuse" or "skip".
     Raises:
-        ValueError: a label the model does not know, no items, or items of which something is missing; names them.
+        ValueError: a label unknown to the model, no items, or items without a required label or text; names them.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class CodesDataset:
             raise ValueError(describe_missing(shards, lacking, len(used)))
         used = used[~np.isin(used, list(lacking))]
         self.skipped = len(lacking)
-        """Items without what the model is conditioned on, which are left out as well."""
+        """Number of excluded items without a required label or text."""
         self.numbers = used
         self.lengths = all_lengths[used]
         self.prompts = None
@@ -99,7 +99,7 @@ class CodesDataset:
         return len(self.numbers)
 
     def prompt(self, row: int, draw: int) -> Tensor | None:
-        """Codes [K, L] of an item's prompt; None: it has none."""
+        """Codes [K, L] of an item's prompt, or None."""
         found = None if self.prompts is None else self.prompts.choose(int(row), draw)
         if found is None:
             return None
@@ -107,10 +107,10 @@ class CodesDataset:
         return codes if self.clustering is None else self.clustering.coarse(codes[None])[0]
 
     def batch(self, rows: Sequence[int] | np.ndarray, draw: int = 0) -> Batch:
-        """Items by number (0 .. len - 1) as one batch, padded to the longest of them.
+        """Batch of the items with these numbers (0 .. len - 1), padded to the longest.
 
         Args:
-            draw: which of their possible prompts they are given (reference_prompts.py).
+            draw: selects among their possible prompts (reference_prompts.py).
         """
         items = [self.shards.item(int(self.numbers[row])) for row in rows]
         lengths = torch.tensor([item.codes.shape[1] for item in items])
@@ -142,10 +142,10 @@ class CodesDataset:
 
 
 def find_missing(shards: Shards, used: np.ndarray, label: bool, text: TextTokenizer | None) -> dict[int, str]:
-    """Items among `used` that lack what a model is conditioned on: number -> what is wrong with it.
+    """Items among `used` without a required condition input: number -> reason.
 
     Args:
-        label: whether it has a label condition. text: its text tokenizer, None where it reads none.
+        label: whether the model has a label condition. text: its text tokenizer, None if it has no text condition.
     """
     found: dict[int, str] = {}
     texts = shards.texts()
@@ -163,7 +163,7 @@ def find_missing(shards: Shards, used: np.ndarray, label: bool, text: TextTokeni
 
 
 def describe_missing(shards: Shards, lacking: dict[int, str], used: int) -> str:
-    """One line that names the first of the items that lack something."""
+    """One line that names the first items with missing condition inputs."""
     named = "; ".join(f"'{shards.index.ids[number]}': {why}" for number, why in list(lacking.items())[:3])
     more = f"; and {len(lacking) - 3} more" if len(lacking) > 3 else ""
     advice = "" if len(lacking) == used else ", or leave them out by data.missing=skip"
@@ -174,7 +174,7 @@ def describe_missing(shards: Shards, lacking: dict[int, str], used: int) -> str:
 
 
 def data_fingerprint(items: CodesDataset) -> str:
-    """Tells one set of training items from another: SHA-256 over the shards' files and which items are used."""
+    """Fingerprint of the training items: SHA-256 over the shard files and the numbers of the items in use."""
     files = [file.sha256 for file in items.shards.index.files]
     digest = hashlib.sha256(" ".join([items.shards.index.build, *files]).encode())
     digest.update(np.ascontiguousarray(items.numbers, dtype="<i8").tobytes())
@@ -182,7 +182,7 @@ def data_fingerprint(items: CodesDataset) -> str:
 
 
 def told_fingerprint(items: CodesDataset) -> str:
-    """Tells what a model is told of its items apart: SHA-256 over labels, texts and the text tokenizer."""
+    """Fingerprint of the condition inputs: SHA-256 over labels, texts and the text tokenizer."""
     shards = items.shards
     digest = hashlib.sha256(json.dumps([shards.label_names, shards.index.labels, shards.index.texts]).encode())
     digest.update(getattr(items.text, "model", b""))
@@ -190,6 +190,6 @@ def told_fingerprint(items: CodesDataset) -> str:
 
 
 def batches_by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """All items in batches of neighbours in length, for evaluation."""
+    """All items in batches of similar length, for evaluation."""
     order = np.argsort(lengths, kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]

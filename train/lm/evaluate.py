@@ -1,4 +1,4 @@
-"""Loss of a model on held-out items."""
+"""Loss of a model on held-out data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .objective import Objective
 
 @torch.no_grad()
 def evaluate_loss(lm: AnyLM, items: CodesDataset, batch: int, world: ProcessGroup, dtype: str = "float32") -> Tensor:
-    """Mean loss of all items, each process taking its share of the batches; all processes call this.
+    """Mean loss over all items; each process evaluates a share of the batches, and all call this.
 
     Args:
-        lm: in eval mode. batch: items at a time. dtype: as `train.dtype`.
+        lm: in eval mode. batch: examples per batch. dtype: as `train.dtype`.
     Returns:
-        [K] float64 on the CPU, nats per loss term of each part (lm.loss_parts).
+        [K] float64 on the CPU, nats per prediction of each part (lm.loss_parts).
     """
     objective = Objective(lm, dtype)
     sums_and_counts = torch.zeros(2, len(lm.loss_parts.shares), dtype=torch.float64, device=world.device)

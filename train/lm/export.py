@@ -1,4 +1,4 @@
-"""The end of a run: the model directory, whole or absent."""
+"""Atomic export of the model directory at the end of a run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .setup import TrainingSetup
 
 
 def export_lm(lm: TokenLM, parts: TrainingSetup, config: TrainConfig, folder: Path, state: RunState) -> None:
-    """Write the model directory of a run's weights, as they are after state.step steps.
+    """Write the model directory of a run, with its weights after state.step steps.
 
     Args:
-        lm: the weights that are exported, those of the moving average where there is one.
-        folder: an older one is replaced.
+        lm: the weights to export: the moving average if there is one.
+        folder: an existing one is replaced.
     """
     card = model_card(
         config,
@@ -34,11 +34,11 @@ def export_lm(lm: TokenLM, parts: TrainingSetup, config: TrainConfig, folder: Pa
 
 
 def export_model(model: LoadedModel, folder: Path, card: str, dtype: str) -> None:
-    """Write a model directory beside `folder` and rename it; an older one is replaced.
+    """Write a model directory next to `folder` and rename it; an existing one is replaced.
 
     Args:
         card: text of its README.md.
-        dtype: storage of the weights, "float32", "bfloat16" or "float16".
+        dtype: storage type of the weights, "float32", "bfloat16" or "float16".
     """
     stage = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(stage, ignore_errors=True)

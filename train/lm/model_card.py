@@ -1,4 +1,4 @@
-"""The model card: what a finished model was made of, by which command, and how well it does."""
+"""Model card: data, command, config and losses of a finished model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .setup import TrainingSetup
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the checkout this runs from, with "-dirty" when files differ; None for an installed package."""
+    """Commit of the checkout this runs from, with "-dirty" for modified files; None for an installed package."""
     root = PACKAGE
     if not (root / ".git").exists():
         return None
@@ -44,11 +44,11 @@ def model_card(
     parameters: int,
     part: str = "codebook",
 ) -> str:
-    """README.md of the model directory, Markdown.
+    """README.md of the model directory, in Markdown.
 
     Args:
         losses: by split ("train", "test"): {"step", "loss", "loss_per_codebook"}, as last measured.
-        part: what the loss is reported for, "codebook" or "scale".
+        part: what the loss is broken down by, "codebook" or "scale".
     """
     items, spec = parts.items, parts.spec
     steps = f"{step} steps" if step == config.train.steps else f"{step} of {config.train.steps} steps"

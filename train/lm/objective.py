@@ -1,10 +1,9 @@
-"""The loss of a share of a batch, scaled so that the shares of all micro-batches and processes add up to the loss of
-the whole.
+"""LM loss of a share of a batch, scaled so that the shares of all micro-batches and processes sum to the batch loss.
 
-Items differ in length, so a mean of the micro-batches' means is not the mean over the batch. Each micro-batch therefore
-divides its sums by the terms of the whole batch, which every process knows from the lengths alone:
+Examples differ in length, so the mean over micro-batch means is not the mean over the batch. Each micro-batch therefore
+divides its sums by the number of predictions in the whole batch, which every process knows from the lengths:
 
-    loss = mean_k( sum over all terms of codebook k / number of those terms )      weighted by lm.loss_weights
+    loss = mean_k( sum over all predictions of codebook k / their number )      weighted by lm.loss_weights
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ from ..engines.base import Trainable
 
 
 class Objective(Trainable):
-    """Wraps an LM so that calling it gives the loss (DistributedDataParallel and DeepSpeed only wrap `forward`).
+    """Wraps an LM so that its forward pass returns the loss (DistributedDataParallel and DeepSpeed only wrap
+    `forward`).
 
     Args:
         lm: the model in training.
-        dtype: "bfloat16" runs the forward pass under autocast, "float32" as it is.
-        packed: lay the rows of a batch end to end instead of padding them (lm/models/packed_sequences.py).
+        dtype: "bfloat16" runs the forward pass under autocast, "float32" without.
+        packed: pack the examples of a batch into one sequence instead of padding them (lm/models/packed_sequences.py).
     """
 
     def __init__(self, lm: AnyLM, dtype: str = "float32", label_smoothing: float = 0.0, packed: bool = False):
@@ -53,12 +53,12 @@ class Objective(Trainable):
         """Loss of a micro-batch.
 
         Args:
-            codes: [B, K, T] long. lengths: [B] frames, None where all have T. conditions: of the same rows.
-            totals: [K] loss terms of the whole batch; None: of these rows.
-            side: of the squares of frames that are predicted at once.
+            codes: [B, K, T] long. lengths: [B] frames, None if all have T. conditions: of the same examples.
+            totals: [K] number of predictions in the whole batch; None: in these examples.
+            side: side of the square patches of frames that are predicted at once.
         Returns:
-            this share of the loss (scalar, with that of guesses ahead), sums of the loss terms [K] (detached, float64),
-            their numbers [K].
+            this share of the loss (scalar, including multi-token prediction), sums of the losses [K] (detached,
+            float64), number of predictions [K].
         """
         with torch.autocast(codes.device.type, torch.bfloat16, enabled=self.use_autocast):
             if self.packed:
@@ -74,14 +74,14 @@ class Objective(Trainable):
 
 
 class TermCounter:
-    """Loss terms that items of given lengths have, asked from the model once for each length."""
+    """Number of predictions for examples of given lengths; queries the model once per length."""
 
     def __init__(self, lm: TokenLM):
         self._count_terms = lm.count_terms
         self._known: dict[int, Tensor] = {}
 
     def __call__(self, lengths: Iterable[int]) -> Tensor:
-        """Terms of each codebook (each scale) [K], float64, of all items together; lengths in frames."""
+        """Predictions per codebook (or scale) [K], float64, over all examples; lengths in frames."""
         return torch.stack([self._of(int(length)) for length in lengths]).sum(0)
 
     def _of(self, length: int) -> Tensor:

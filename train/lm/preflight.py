@@ -1,11 +1,11 @@
-"""What a run would come upon hours later, looked for before its first step.
+"""Checks before the first step for errors that would otherwise occur hours later.
 
     the disk        has room for a checkpoint and the exported model
-    the model       can be exported, and what is exported can be read again
+    the model       can be exported, and the export can be loaded
     evaluation      of the longest test items works, and so fits into memory
-    generation      with the config's settings works: a sample of a frame or two (by a callable, as samples are)
+    generation      works with the config's settings: a sample of a frame or two (by a callable, as for samples)
 
-Nothing is written, and no random number of the run depends on it.
+Nothing is written, and the run's random numbers are unaffected.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from .samples import SampleRequest, make_request
 from .setup import TrainingSetup
 
 Rehearse = Callable[[SampleRequest], None]
-"""Makes the least that shows whether a request can be met, writes nothing; raises ValueError."""
+"""Runs a request with minimal output to test it, writes nothing; raises ValueError."""
 
 EXPORT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def check_exportable(config: TrainConfig, parts: TrainingSetup, lm: TokenLM) -> LoadedModel:
-    """The model as it will be exported. ConfigError: it could not be, or could not be read again."""
+    """The model as it will be exported. ConfigError: it cannot be exported or loaded again."""
     loaded = parts.loaded(lm, config.generation)
     check_saveable(loaded)
     return loaded
@@ -44,7 +44,7 @@ def check_exportable(config: TrainConfig, parts: TrainingSetup, lm: TokenLM) -> 
 
 @torch.no_grad()
 def check_evaluation(config: TrainConfig, parts: TrainingSetup, lm: TokenLM, micro: int) -> None:
-    """Evaluate the longest test items; what cannot be read or does not fit into memory ends the run here."""
+    """Evaluate the longest test items, so that unreadable items or lack of memory end the run here."""
     if parts.test is None:
         return
     rows = np.argsort(parts.test.lengths, kind="stable")[-micro:]
@@ -53,7 +53,7 @@ def check_evaluation(config: TrainConfig, parts: TrainingSetup, lm: TokenLM, mic
 
 
 def check_generation(config: TrainConfig, parts: TrainingSetup, loaded: LoadedModel, rehearse: Rehearse) -> None:
-    """Rehearse what samples will be asked for. ConfigError: the settings in `generation` do not fit the model."""
+    """Test the requests for samples. ConfigError: the settings in `generation` do not fit the model."""
     lm = loaded.lm
     if isinstance(lm, MaskedLM) and lm.clustering is not None:
         return  # a refiner alone generates nothing
@@ -70,12 +70,12 @@ def check_generation(config: TrainConfig, parts: TrainingSetup, loaded: LoadedMo
 
 
 def check_room(out: Path, checkpoint: int, model: int, kept: int) -> None:
-    """Look whether the disk has room for a checkpoint and the model; a warning where not for all that will be kept.
+    """Check that the disk has room for a checkpoint and the model; warn if not for all that will be kept.
 
     Args:
-        checkpoint, model: bytes of each. kept: checkpoints that will be kept.
+        checkpoint, model: size of each in bytes. kept: checkpoints that will be kept.
     Raises:
-        ConfigError: not even for one.
+        ConfigError: there is no room for one checkpoint and the model.
     """
     free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
     if free < checkpoint + model:
@@ -94,17 +94,17 @@ def check_room(out: Path, checkpoint: int, model: int, kept: int) -> None:
 
 
 def checkpoint_bytes(config: TrainConfig, parameters: int, trained: int) -> int:
-    """About the size of a checkpoint: float32 weights, two moments of those that are trained, and the average."""
+    """Approximate size of a checkpoint: float32 weights, two moments per trained weight, and the moving average."""
     return 4 * parameters + 8 * trained + (4 * parameters if config.train.ema else 0)
 
 
 def evaluates(config: TrainConfig) -> bool:
-    """Whether there are evaluations on the way."""
+    """Whether the run evaluates before its end."""
     return config.data.test is not None and config.train.eval_every is not None
 
 
 def notes(config: TrainConfig) -> list[str]:
-    """Settings that contradict each other without harm, one line each."""
+    """Notes on contradictory but harmless settings, one line each."""
     settings, found = config.train, []
     if settings.eval_every is not None and config.data.test is None:
         found.append(
@@ -123,7 +123,7 @@ def notes(config: TrainConfig) -> list[str]:
 
 
 def _size(count: int) -> str:
-    """For people: "1.2 GB"."""
+    """Human-readable size, such as "1.2 GB"."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"

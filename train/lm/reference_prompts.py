@@ -1,10 +1,10 @@
-"""Where the prompt of codes of a training item comes from (the condition `codes`).
+"""Source of the code prompt of a training item (the condition `codes`).
 
-    same_label   a stretch of another item with the same label: another recording of the same voice
-    crop         a stretch of the item itself
+    same_label   a segment of another item with the same label: another recording of the same voice
+    crop         a segment of the item itself
 
-Which stretch is a pure function of (seed, draw, item), the draw being the step in training and 0 in evaluation. So it
-depends neither on world size nor on where a run was stopped.
+The segment is a pure function of (seed, draw, item), where draw is the step in training and 0 in evaluation. So it
+depends neither on the world size nor on where a run was stopped.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from ..common.batch_sampler import mix
 
 
 class SameLabelPromptConfig(Config):
-    """A stretch of another item with the same label. An item whose label no other has is given no prompt."""
+    """A segment of another item with the same label. An item with a unique label gets no prompt."""
 
     kind: Literal["same_label"] = "same_label"
     min_frames: PositiveInt = 1
-    """Shortest stretch (a shorter item is taken whole); the longest is the condition's max_frames."""
+    """Shortest segment (a shorter item is used whole); the condition's max_frames is the longest."""
 
 
 class CropPromptConfig(Config):
-    """A stretch of the item itself, for corpora without labels.
+    """A segment of the item itself, for corpora without labels.
 
-    It leaks: what it holds is predicted as well, and a model learns to copy it where it can. Short stretches of long
-    items leak least (VALL-E's second stage does this with three seconds, arXiv:2301.02111).
+    It leaks: its content is also predicted, and a model learns to copy it where it can. Short segments of long items
+    leak least (VALL-E's second stage does this with three seconds, arXiv:2301.02111).
     """
 
     kind: Literal["crop"] = "crop"
     min_frames: PositiveInt = 1
-    """Shortest stretch; the longest is the condition's max_frames."""
+    """Shortest segment; the condition's max_frames is the longest."""
     max_share: float = Field(default=0.5, gt=0, le=1)
-    """Longest stretch as a share of the item, but at least one frame."""
+    """Longest segment as a fraction of the item, but at least one frame."""
 
 
 PromptConfig = Annotated[SameLabelPromptConfig | CropPromptConfig, Field(discriminator="kind")]
@@ -46,11 +46,11 @@ PromptConfig = Annotated[SameLabelPromptConfig | CropPromptConfig, Field(discrim
 
 @dataclass(frozen=True)
 class PromptSource:
-    """What a config says of prompts."""
+    """Prompt settings of a config."""
 
     config: PromptConfig
     max_frames: int
-    """Of the condition."""
+    """max_frames of the condition."""
     seed: int
 
 
@@ -64,7 +64,7 @@ class Stretch:
 
 
 class Prompts:
-    """The prompts of a set of items.
+    """Prompts for a set of items.
 
     Args:
         lengths: [n] frames of each item. labels: [n] long, -1 for none. where: names the items in errors.
@@ -74,7 +74,7 @@ class Prompts:
 
     def __init__(self, source: PromptSource, lengths: np.ndarray, labels: np.ndarray, where: str):
         self.source, self.lengths, self.labels = source, lengths, labels
-        self._order = np.argsort(labels, kind="stable")  # items of one label side by side
+        self._order = np.argsort(labels, kind="stable")  # groups items by label
         self._place = np.argsort(self._order, kind="stable")
         known, firsts, counts = np.unique(labels[self._order], return_index=True, return_counts=True)
         self._groups = {
@@ -89,7 +89,7 @@ class Prompts:
             )
 
     def choose(self, item: int, draw: int) -> Stretch | None:
-        """The prompt of an item (0 .. n - 1); None: it has none."""
+        """The prompt of an item (0 .. n - 1), or None."""
         config, words = self.source.config, (self.source.seed, 5, draw, item)
         other = self._other(item, mix(*words, 0)) if config.kind == "same_label" else item
         if other is None:
@@ -104,7 +104,7 @@ class Prompts:
         return Stretch(other, start, start + frames)
 
     def _other(self, item: int, number: int) -> int | None:
-        """One of the other items with the item's label."""
+        """Another item with the same label."""
         label = int(self.labels[item])
         first, count = self._groups[label]
         if label < 0 or count < 2:

@@ -1,4 +1,4 @@
-"""Where a run is, beside its weights: what a checkpoint's run.json says, and whether it belongs to this run."""
+"""State of a run besides its weights: content of a checkpoint's run.json, and whether it belongs to this run."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .setup import TrainingSetup
 
 @dataclass
 class RunState:
-    """Counts of a run."""
+    """Counters of a run."""
 
     step: int = 0
     """Finished steps."""
     skipped: int = 0
-    """Steps among them that were bad and changed nothing."""
+    """Finished steps that were bad and changed nothing."""
     consecutive_bad: int = 0
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The latest losses of each split: {"step", "loss", "loss_per_codebook", ...}."""
+    """Latest losses of each split: {"step", "loss", "loss_per_codebook", ...}."""
     command: str = ""
-    """What started the process that saved it."""
+    """Command of the process that saved it."""
     planned: int | None = None
-    """train.steps at that time; None: none was saved."""
+    """train.steps at that time; None: nothing was saved."""
 
     def save(
         self,
@@ -44,7 +44,7 @@ class RunState:
         micro_batch: int,
         attention: Choice,
     ) -> None:
-        """Write run.json: the counts, and everything the run was made of; `attention` as `explain` gives it."""
+        """Write run.json: the counters and the run's inputs; `attention` as returned by `explain`."""
         description = {
             "tessera": __version__,
             "git_commit": git_commit(),
@@ -69,10 +69,10 @@ class RunState:
     def load(
         cls, folder: Path, config: TrainConfig, parts: TrainingSetup, world: ProcessGroup, micro_batch: int
     ) -> RunState:
-        """Read run.json. ConfigError: it is of a run with another config or other data.
+        """Load run.json. ConfigError: the run had another config or other data.
 
         Args:
-            micro_batch: items of a micro-batch from here on (`cut_like` in trainer.py says where they are fewer).
+            micro_batch: examples of a micro-batch from here on (see `cut_like` in trainer.py for when there are fewer).
         """
         found = read_json(folder / STATE_FILE)
         before = found["config"]
@@ -89,7 +89,7 @@ class RunState:
                 f"data.shards: {config.data.shards} is not what {folder} was trained on; "
                 "put the old shards back, or start another run with another --out"
             )
-        if found.get("told") not in (None, told_fingerprint(parts.items)):  # earlier versions did not say
+        if found.get("told") not in (None, told_fingerprint(parts.items)):  # earlier versions did not store it
             raise ConfigError(
                 f"the labels or texts of {config.data.shards}, or the text tokenizer beside the checkpoints, are not "
                 f"those {folder} was trained with; put them back, or start another run with another --out"
@@ -111,14 +111,14 @@ class RunState:
 
 
 def micro_batch_of(folder: Path) -> int:
-    """Items of a micro-batch in the run that saved a checkpoint, of a language model or a tokenizer."""
+    """Micro-batch size of the run that saved a checkpoint, for a language model or a tokenizer."""
     found = read_json(folder / STATE_FILE)
-    known = found.get("micro_batch") or found["config"]["train"]["micro_batch"]  # earlier versions: the config's alone
+    known = found.get("micro_batch") or found["config"]["train"]["micro_batch"]  # earlier versions: config only
     return known or max(1, found["config"]["train"]["batch"] // found["processes"])
 
 
 def test_loss(folder: Path) -> float | None:
-    """The loss on data.test of a checkpoint; None where it was not evaluated at that step, or cannot be read."""
+    """Loss of a checkpoint on data.test; None if it was not evaluated at that step or is unreadable."""
     try:
         state = read_json(folder / STATE_FILE)
         found = state["losses"].get("test", {})

@@ -1,4 +1,4 @@
-"""Samples generated while training. Generation itself is not known here: whoever starts a run passes a callable."""
+"""Samples during training. This file does not generate them: the caller of a run passes a callable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .setup import TrainingSetup
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What the callable is given; it writes what it likes into `folder`."""
+    """Input of the callable, which may write any files into `folder`."""
 
     model: LoadedModel
     folder: Path
@@ -24,9 +24,9 @@ class SampleRequest:
     texts: list[str] | None
     """Texts to generate, None for a model without a text condition."""
     voices: list[Tensor] | None
-    """Codes [K, L] of prompts to follow, None for a model without the condition, or where no item has one."""
+    """Codes [K, L] of prompts, None for a model without the condition, or if an item has none."""
     count: int
-    """Samples; as many as there are labels or texts."""
+    """Number of samples, equal to the number of labels or texts."""
     seed: int
 
 
@@ -34,7 +34,7 @@ Sample = Callable[[SampleRequest], None]
 
 
 def make_request(model: LoadedModel, parts: TrainingSetup, folder: Path, count: int, seed: int) -> SampleRequest:
-    """Ask for all labels in turn, and for the texts of the first test items (where there are none: training items)."""
+    """Request all labels in turn, and the texts of the first test items (or training items)."""
     labels = [model.labels[number % len(model.labels)] for number in range(count)] if model.labels else None
     texts = _texts(parts.test or parts.items, count) if model.text is not None else None
     voices = [found for row in range(count) if (found := _prompt(parts.test or parts.items, row)) is not None]
@@ -42,7 +42,7 @@ def make_request(model: LoadedModel, parts: TrainingSetup, folder: Path, count: 
 
 
 def _prompt(items: CodesDataset, row: int) -> Tensor | None:
-    """The prompt of the item whose text is said."""
+    """The prompt of the item whose text is used."""
     return items.prompt(row % len(items), 0)
 
 

@@ -1,15 +1,15 @@
-"""Packed rows: items of different lengths laid end to end, so that a batch holds no padding
+"""Packed sequences: items of different lengths share a row, so that a batch has no padding
 (lm/models/packed_sequences.py).
 
-    padded    a a a a a        packed    a a a a a d        best fit: the longest item first, each into the row in
-              b b b . .                  b b b c c .        which it leaves the least room
+    padded    a a a a a        packed    a a a a a d        best fit: longest item first, each into the row where
+              b b b . .                  b b b c c .        it leaves the least room
               c c . . .
               d . . . .
 
-Which lengths share a row depends on the lengths alone, so every epoch has the same number of rows; which items of these
-lengths do, and the order of the rows, are drawn from (seed, epoch). So a batch is a pure function of (seed, step), and
-an epoch holds every item once.
-Source: best-fit packing, arXiv:2404.10830, without its cutting of long items.
+Which lengths share a row depends only on the lengths, so every epoch has the same number of rows; the items of these
+lengths and the order of the rows are drawn from (seed, epoch). So a batch is a pure function of (seed, step), and an
+epoch contains every item once.
+Source: best-fit packing, arXiv:2404.10830, without splitting long items.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from ..common.batch_sampler import shuffled
 
 
 class PaddedConfig(Config):
-    """Items side by side, padded to the longest of a micro-batch."""
+    """One item per row, padded to the longest of a micro-batch."""
 
     kind: Literal["padded"] = "padded"
 
 
 class BestFitConfig(Config):
-    """Items end to end in rows."""
+    """Several items per row, packed without padding."""
 
     kind: Literal["best_fit"] = "best_fit"
     steps: PositiveInt
-    """Steps of the arranged sequence that a row holds at most; the conditions' prefix is not counted."""
+    """Row capacity in steps of the codebook pattern; the conditions' prefix does not count."""
 
 
 PackingConfig = Annotated[PaddedConfig | BestFitConfig, Field(discriminator="kind")]
 
 
 class PackedSampler:
-    """Batches of packed rows.
+    """Sampler of batches of packed rows.
 
     Args:
         steps: [n] of each item.
         batch: rows of a global batch.
-        seed: order of the items.
-        config: how much a row holds.
+        seed: seed of the item order.
+        config: row capacity.
     Raises:
-        ConfigError: an item does not fit in a row.
+        ConfigError: an item does not fit into a row.
     """
 
     def __init__(self, steps: Sequence[int] | np.ndarray, batch: int, seed: int, config: BestFitConfig):
@@ -65,7 +65,7 @@ class PackedSampler:
             )
         self.batch_size = batch
         self.seed = seed
-        # Items come in the order of best fit, longest first: row_of_place says where the n-th of them goes.
+        # Items come in best-fit order, longest first: row_of_place gives the row of the n-th.
         row_of_place = best_fit(np.sort(self.steps)[::-1].tolist(), config.steps)
         self._places = np.argsort(row_of_place, kind="stable")
         self._ends = np.bincount(row_of_place).cumsum()
@@ -73,7 +73,7 @@ class PackedSampler:
 
     @property
     def num_rows(self) -> int:
-        """Rows of an epoch."""
+        """Rows per epoch."""
         return len(self._ends)
 
     def batch(self, step: int) -> list[np.ndarray]:
@@ -87,22 +87,22 @@ class PackedSampler:
         return [self._epochs[epoch][place] for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
 
     def epoch(self, step: int) -> float:
-        """How often the items have been gone through before this step."""
+        """Number of passes over the items before this step."""
         return step * self.batch_size / self.num_rows
 
     def epoch_rows(self, epoch: int) -> list[np.ndarray]:
         """The item numbers of each row of an epoch, in order."""
         drawn = shuffled(len(self.steps), self.seed, epoch, salt=2)
-        items = drawn[np.argsort(-self.steps[drawn], kind="stable")]  # longest first, those of one length at random
+        items = drawn[np.argsort(-self.steps[drawn], kind="stable")]  # longest first, random among equal lengths
         rows = np.split(items[self._places], self._ends[:-1])
         return [rows[row] for row in shuffled(len(rows), self.seed, epoch, salt=3)]
 
 
 def best_fit(sizes: Sequence[int], room: int) -> list[int]:
-    """The row of each item, taken in turn: the one in which it leaves the least room (the row filled last, where
-    several leave as little), or another."""
+    """The row of each item, assigned in order: the row where it leaves the least room (the last one filled, among
+    equals), or a new one."""
     rows_with: list[list[int]] = [[] for _ in range(room + 1)]
-    rooms: list[int] = []  # for which there is a row, sorted
+    rooms: list[int] = []  # amounts of room for which there is a row, sorted
     row_of, count = [], 0
     for size in sizes:
         place = bisect_left(rooms, size)

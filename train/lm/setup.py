@@ -1,4 +1,4 @@
-"""What a run is made of besides its weights: shards, tokenizer, text ids, labels, and a model built to fit them."""
+"""Inputs of a run besides its weights: shards, tokenizer, text ids, labels, and a model built to match them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from .text_statistics import text_limits, text_made_of, with_limits
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Opened and checked against each other."""
+    """Opened inputs of a run, checked against each other."""
 
     lm_config: LMConfig
-    """As in the file, with the sizes that depend on the data filled in and a preset arrangement written out."""
+    """As in the file, with data-dependent sizes filled in and a preset codebook pattern expanded."""
     spec: TokenSpec
     tokenizer: Tokenizer
     text: TextTokenizer | None
@@ -49,21 +49,21 @@ class TrainingSetup:
     items: CodesDataset
     test: CodesDataset | None
     clustering: Clustering | None
-    """Of the coarse labels, where there are such."""
+    """Clustering for coarse labels, if used."""
     coarse: LoadedModel | None
-    """The finished model of the coarse labels, for a refiner to be joined with."""
+    """The finished coarse-label model, for combining with a refiner."""
     limits: GenerationConfig
-    """Of the texts that the model has learned: how long they are, where it says them and ends by itself, and what they
-    are made of."""
+    """Text limits learned from the data: text lengths, frames per character for speech models that predict the end, and
+    the characters seen."""
 
     def make_lm(self, seed: int) -> TokenLM:
-        """A model with random weights, alike in every process."""
+        """Build a model with random weights, the same in every process."""
         torch.manual_seed(mix(seed, 0))
         vectors = self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
         return make_lm(self.lm_config, self.spec, vectors, self.clustering, self.tokenizer.quantizer)
 
     def loaded(self, lm: TokenLM, defaults: GenerationConfig) -> LoadedModel:
-        """The model that generates: lm, or a refiner joined with the model of its labels."""
+        """The model that generates: lm, or a refiner combined with the coarse-label model."""
         defaults = with_limits(defaults, self.limits)
         if self.coarse is None or not isinstance(lm, MaskedLM):
             return LoadedModel(lm, self.tokenizer, self.text, self.labels, defaults)
@@ -74,13 +74,13 @@ class TrainingSetup:
 
 
 def open_parts(config: TrainConfig, out: Path, world: ProcessGroup) -> TrainingSetup:
-    """Open what a config names; the text tokenizer is the one in out/text, or trained on the shards' texts.
+    """Open the inputs in a config; the text tokenizer is loaded from out/text, or trained on the texts of the shards.
 
     Nothing is written.
 
     Raises:
-        FileNotFoundError: no shards or tokenizer there.
-        ValueError: shards of another tokenizer, labels or texts that the conditions need and the data lack.
+        FileNotFoundError: the shards or the tokenizer do not exist.
+        ValueError: shards of another tokenizer, or labels or texts that the conditions need and the data lack.
     """
     tokenizer = load_tokenizer(config.tokenizer)
     clustering = None if config.clusters is None else load_clustering(config.clusters)
@@ -135,7 +135,7 @@ def _prompts(config: TrainConfig) -> PromptSource | None:
 def _open_coarse(
     folder: str, clustering: Clustering | None, text: TextTokenizer | None, labels: list[str] | None
 ) -> LoadedModel:
-    """The model of the coarse labels, for a refiner whose conditions (None: it has no such) are numbered alike."""
+    """The coarse-label model, for a refiner with the same label and text ids (None: it lacks the condition)."""
     where = f"export.coarse_model {folder}"
     loaded = load_model(folder)
     if clustering is None or not isinstance(loaded.tokenizer, ClusteredTokenizer):
@@ -151,7 +151,7 @@ def _open_coarse(
 def _open_text(
     config: ByteTextConfig | SentencePieceConfig, shards: Shards, folder: Path, world: ProcessGroup
 ) -> TextTokenizer:
-    """The text tokenizer in `folder`; where it is not there yet one made by the first process, which is not written."""
+    """Load the text tokenizer in `folder`; if there is none, the first process makes one without writing it."""
     if world.share((folder / MODEL_FILE).is_file()) or config.kind == "bytes":
         return load_text(folder, config)
 

@@ -1,5 +1,5 @@
-"""How long the texts of a corpus are, and how many frames they take: by this a model says longer texts in pieces. And
-what they are made of: by this it warns of others."""
+"""Text statistics of a corpus: text length and frames per character, used to split longer text into chunks, and the
+characters seen, used to warn about others."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ...tokenize.text_tokenizer import TextTokenizer
 from .dataset import CodesDataset
 
 TAIL = 0.005
-"""Share of the items, at each end, that is not looked at: wrong transcripts, and lengths the model hardly ever saw."""
+"""Fraction of the items ignored at each end: wrong transcripts, and lengths the model rarely saw."""
 MARGIN = 1.5
-"""By which a sound may be faster or slower than all of the corpus before it counts as gone wrong."""
+"""Factor by which speech may be faster or slower than the whole corpus before it counts as failed."""
 
 
 def text_limits(items: CodesDataset, text: TextTokenizer) -> GenerationConfig:
-    """`text_characters` and `frames_per_character` as found in the texts and lengths of training items.
+    """`text_characters` and `frames_per_character` of the texts and lengths of training items.
 
     Args:
-        text: how the model reads; characters are counted as it reads them.
+        text: the model's text tokenizer; characters are counted as it reads them.
     Returns:
-        defaults with these two set, or with neither where no item has a text.
+        defaults with these two set, or with neither if no item has a text.
     """
     texts = items.shards.texts()
     sizes = np.array([text.num_characters(texts[number] or "") for number in items.numbers])
@@ -40,13 +40,13 @@ def text_limits(items: CodesDataset, text: TextTokenizer) -> GenerationConfig:
 
 
 def text_made_of(items: CodesDataset, text: TextTokenizer) -> GenerationConfig:
-    """`text_seen` as found in the texts of training items."""
+    """`text_seen` of the texts of training items."""
     texts = items.shards.texts()
     return GenerationConfig(text_seen=seen_in((texts[number] or "" for number in items.numbers), text))
 
 
 def with_limits(defaults: GenerationConfig, limits: GenerationConfig) -> GenerationConfig:
-    """`defaults` with the limits in the places that they leave open."""
+    """`defaults`, with unset limits filled in from `limits`."""
     names = ("text_characters", "frames_per_character", "text_seen")
     return defaults.model_copy(
         update={name: getattr(limits, name) for name in names if getattr(defaults, name) is None}

@@ -1,11 +1,11 @@
 """`tessera train`: from shards and a config to a model directory.
 
-    OUT/config.json      the resolved config            OUT/steps/      checkpoints (train/common/checkpoint.py)
-    OUT/metrics.jsonl    losses (train/common/metrics.py)            OUT/samples/    generated while training
-    OUT/text/            text tokenizer                 OUT/model/      the finished model, then OUT/FINISHED
+    OUT/config.json      the resolved config                 OUT/steps/      checkpoints (train/common/checkpoint.py)
+    OUT/metrics.jsonl    losses (train/common/metrics.py)    OUT/samples/    generated during training
+    OUT/text/            text tokenizer                      OUT/model/      the finished model, then OUT/FINISHED
 
-Every random choice of a step depends on (seed, step, micro-batch) alone, so nothing but the step number, the weights
-and the optimizer's state has to be kept for a resumed run to equal one that was left alone.
+Every random choice of a step depends only on (seed, step, micro-batch), so a checkpoint needs only the step number, the
+weights and the optimizer state for a resumed run to equal an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -79,17 +79,17 @@ def train_lm(
     Args:
         config: the whole run.
         out: folder of the run.
-        resume: go on with the newest checkpoint in `out`; from the beginning when there is none.
-        sample: generates while training, in the first process.
-        command: what started this, for the model card and for saying how to go on.
-        rehearse: tries what `sample` will be asked for, and what the exported model will do by default, in the first
-            process before the first step.
+        resume: continue from the newest checkpoint in `out`, or start from the beginning if there is none.
+        sample: generates samples during training, in the first process.
+        command: command that started the run, for the model card and for the message on how to resume.
+        rehearse: tests the requests for `sample` and the default generation of the exported model, in the first process
+            before the first step.
     Returns:
-        True when finished, False when stopped by Ctrl-C or SIGTERM after saving.
+        True when finished, False if stopped by Ctrl-C or SIGTERM after saving.
     Raises:
-        FileExistsError: `out` holds something and `resume` is not set.
-        ValueError: config, data and checkpoint do not fit each other, or another process trains in `out`.
-        TrainingFailed: losses that are not finite, `train.max_consecutive_bad` times in a row.
+        FileExistsError: `out` is not empty and `resume` is not set.
+        ValueError: config, data and checkpoint do not match, or another process trains in `out`.
+        TrainingFailed: non-finite losses, `train.max_consecutive_bad` times in a row.
     """
     world = join_world(config.device)
     with run_in(world), ExitStack() as held:
@@ -103,15 +103,15 @@ def train_lm(
 
 
 def _take(out: Path, resume: bool, command: str, held: ExitStack) -> None:
-    """Lock the folder of a run; the first process does, which alone writes there."""
+    """Lock the folder of a run, in the first process, the only one that writes there."""
     held.enter_context(lock_folder(out, command or "tessera train", below=("text", "samples/*")))
     check_out(out, resume)
-    shutil.rmtree(out / ".model.tmp", ignore_errors=True)  # what the kill of an export leaves (export.py)
+    shutil.rmtree(out / ".model.tmp", ignore_errors=True)  # left by a killed export (export.py)
     Checkpoints(out / "steps", ONE_PROCESS, keep_last=1).clean()
 
 
 def check_out(out: Path, resume: bool) -> None:
-    """Raise FileExistsError when a new run would write into a folder that is in use."""
+    """Raise FileExistsError if a new run would write into a non-empty folder."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out}: a file is in the way; name a folder with --out")
     if not resume and out.exists() and not is_empty(out):
@@ -122,7 +122,7 @@ class LMTrainer:
     """One run in one process; see `train_lm`.
 
     Args:
-        started: checkpoint that `resume` will go on from; the batch is cut as there.
+        started: checkpoint that `resume` will load; the batch is split as there.
     """
 
     def __init__(
@@ -161,13 +161,13 @@ class LMTrainer:
         kept = settings.kept
         self.checkpoints = Checkpoints(out / "steps", world, kept.last, kept.best, test_loss)
         self.is_best = False
-        """Whether the weights as they are were found to be among the best, and are to be saved."""
+        """Whether the current weights are among the best and should be saved."""
         self.state = RunState(command=command)
         self.metrics: Metrics | None = None
         self.progress = Progress(settings.steps, 0, show=False)
 
     def _check_room(self) -> None:
-        """ValueError where weights or a micro-batch of this config cannot fit into memory."""
+        """Raise ValueError if the weights or a micro-batch of this config cannot fit into memory."""
         config, lm, device = self.config, self.parts.lm_config, self.world.device
         one, two = (self._with_layers(layers) for layers in (1, 2))
         check_weights_fit(one + (lm.layers - 1) * (two - one), "lm", device)
@@ -177,12 +177,12 @@ class LMTrainer:
         check_batch_fits(self.micro, frames, lm.layers * lm.width, self.parts.spec.num_codebooks, half, device)
 
     def _with_layers(self, layers: int) -> int:
-        """Numbers that training keeps of a model of so many layers; a thousand take seconds to lay out."""
+        """Values that training keeps for a model with this many layers; building a thousand layers takes seconds."""
         parts = replace(self.parts, lm_config=self.parts.lm_config.model_copy(update={"layers": layers}))
         return count_numbers(lambda: parts.make_lm(0), "lm")
 
     def resume(self, found: Path) -> None:
-        """Go on from a good checkpoint."""
+        """Resume from a good checkpoint."""
         self.state = RunState.load(found, self.config, self.parts, self.world, self.micro)
         self.state.command = self.command
         check_pickles(found)
@@ -194,7 +194,7 @@ class LMTrainer:
             self._say_new_end()
 
     def check(self, rehearse: Rehearse | None = None) -> None:
-        """Look for what would end the run later (preflight.py); all processes call this, before `run`."""
+        """Check for errors that would end the run later (preflight.py); all processes call this, before `run`."""
         config, parts, lm = self.config, self.parts, self.average.model
 
         def look() -> None:
@@ -212,7 +212,7 @@ class LMTrainer:
         self.world.together(look)
 
     def run(self) -> bool:
-        """Train to the end or to a signal; see `train_lm`."""
+        """Train to the end or until a signal; see `train_lm`."""
         settings, state = self.config.train, self.state
         if self.world.is_first:
             self._open_folder()
@@ -248,7 +248,7 @@ class LMTrainer:
                 self.metrics.close()
 
     def _train_step(self, stop: StopRequest) -> bool:
-        """One optimizer step; returns whether any process was asked to stop."""
+        """Run one optimizer step; returns whether any process was asked to stop."""
         rows_or_bins: Any = self.sampler.batch(self.state.step)
         rows = np.hstack(rows_or_bins)
         items, device = self.parts.items, self.world.device
@@ -261,7 +261,7 @@ class LMTrainer:
             if self.cut.pieces > 1:
                 batch = batch.rows(piece.rows)
             batch = batch.to(device)
-            # dropout, of layers and of conditions
+            # dropout of layers and conditions
             torch.manual_seed(mix(self.config.seed, 1, self.state.step, piece.number))
             with part_of_rows(piece.rows.start, self.cut.size, self.cut.micro):
                 loss, sums, _ = self.engine.model(batch.codes, batch.lengths, batch.conditions, totals, side)
@@ -284,7 +284,7 @@ class LMTrainer:
         return stopping > 0
 
     def finish(self) -> None:
-        """Evaluate, save, export the model directory, and only then write FINISHED."""
+        """Evaluate, save and export the model directory, then write FINISHED."""
         state = self.state
         if state.losses.get("test", {}).get("step") != state.step:
             self.evaluate()
@@ -294,7 +294,7 @@ class LMTrainer:
         self.progress.note(f"finished: {self.out / 'model'}")
 
     def evaluate(self) -> None:
-        """Loss of the averaged weights on the test shards."""
+        """Evaluate the averaged weights on the test shards."""
         if self.parts.test is None:
             return
         self._collect()
@@ -313,7 +313,7 @@ class LMTrainer:
         self._restart_clock()
 
     def generate_samples(self) -> None:
-        """Let the sampling callable write into samples/step-N."""
+        """Call the sampling callable to write into samples/step-N."""
         self._collect()
         self.world.together(lambda: self._sample() if self.world.is_first else None)
         self._restart_clock()
@@ -326,7 +326,7 @@ class LMTrainer:
         self.is_best = False
         self._restart_clock()
 
-    # Supporting
+    # Helpers
 
     def _make_sampler(self, arrangement: CodebookPattern) -> Sampler | PackedSampler:
         config, lengths = self.config, self.parts.items.lengths
@@ -369,7 +369,7 @@ class LMTrainer:
             say(said)
 
     def _losses(self, values: list[float]) -> dict[str, Any]:
-        """As they go into metrics.jsonl, from one number for each codebook (each scale)."""
+        """Losses in the format of metrics.jsonl, from one value per codebook (or scale)."""
         return {"loss": self.loss_parts.mean(values), f"loss_per_{self.loss_parts.name}": values}
 
     def _note_losses(self, values: list[float], info: StepInfo) -> None:
@@ -393,7 +393,7 @@ class LMTrainer:
             self.metrics.write(step, "train", {**latest, **more})
 
     def _count_bad(self, rows: Sequence[int]) -> None:
-        """A step that changed nothing: note its items, and stop after too many in a row."""
+        """Record the items of a skipped step, and stop after too many in a row."""
         state, limit = self.state, self.config.train.max_consecutive_bad
         state.skipped += 1
         state.consecutive_bad += 1
@@ -412,8 +412,8 @@ class LMTrainer:
             )
 
     def _collect(self) -> None:
-        """Make `average.model` the model to evaluate, sample and export; all processes call this."""
-        if self.average.updates == 0:  # collecting the weights of all processes costs time
+        """Update `average.model`, which is evaluated, sampled and exported; all processes call this."""
+        if self.average.updates == 0:  # gathering the weights of all processes takes time
             with self.engine.weights(exact=True) as weights:
                 self.average.refresh(weights)
 
@@ -428,7 +428,7 @@ class LMTrainer:
             self.sample(make_request(self._loaded_model(), self.parts, folder, count, seed))
 
     def _write(self, folder: Path, state: EngineState | None) -> None:
-        """The files of a checkpoint; the first process writes them."""
+        """Write the files of a checkpoint; called in the first process."""
         assert state is not None
         state.save(folder)
         if self.average.decay:
@@ -446,7 +446,7 @@ class LMTrainer:
 
 
 def find_checkpoint(out: Path, world: ProcessGroup) -> Path | None:
-    """The newest good checkpoint of a run; None, with a note, when there is none."""
+    """The newest good checkpoint of a run; None, with a note, if there is none."""
     checkpoints = Checkpoints(out / "steps", world, keep_last=1)
     found = checkpoints.newest()
     if found is None and world.is_first:
@@ -455,10 +455,10 @@ def find_checkpoint(out: Path, world: ProcessGroup) -> Path | None:
 
 
 def cut_like(found: Path, config: TrainConfig, world: ProcessGroup) -> Cut:
-    """The cut of the batch that goes on with the micro-batches of a checkpoint.
+    """Split of the batch that keeps the micro-batches of a checkpoint.
 
-    Where they cannot be shared by the processes and their noise cannot be divided (packed rows, a depth head that is
-    trained on a share of the steps), they are made smaller, with a note: the noise is then another.
+    If the processes cannot share them and their noise cannot be divided (packed rows, or a depth head trained on a
+    share of the steps), they become smaller, with a note: the noise then differs.
     """
     settings = config.train
     micro = micro_batch_of(found)
@@ -476,7 +476,7 @@ def cut_like(found: Path, config: TrainConfig, world: ProcessGroup) -> Cut:
 
 
 def make_engine(config: TrainConfig, objective: Objective, world: ProcessGroup, micro_steps: int) -> Engine:
-    """The engine that the config names, which is no longer kind auto."""
+    """Build the engine of a config, after kind auto is resolved."""
     if config.engine.kind == "deepspeed":
         from ..engines.deepspeed_engine import DeepSpeedEngine
 

@@ -1,12 +1,12 @@
-"""What teaches the head of a `halting` quantizer which tokens a picture does not need.
+"""Loss of the head of a `halting` quantizer, which predicts the tokens an image does not need.
 
-    picture ──► tokens ──► halt after L, drawn ──► reconstruction ──► its error e
-                  └──► head(token, e) ──► is it after L?  binary cross-entropy
+    image ──► tokens ──► halt after L, drawn ──► reconstruction ──► its error e
+                └──► head(token, e) ──► is it after L?  binary cross-entropy
 
-A picture with L tokens has error e: so whoever is content with e needs L tokens, and not those after. Over many draws
-the head learns at which error a token of this picture stops being needed. Source: KARL, arXiv:2507.07995, which
-measures e in a pass with L tokens and teaches in a second one with all of them and e at the input; tokens here know
-nothing of e, so both passes are the same.
+An image with L tokens has error e: to accept e, L tokens suffice and the later ones are not needed. Over many draws the
+head learns the error above which each token of an image can be dropped. Source: KARL, arXiv:2507.07995, which measures
+e in a pass with L tokens and trains in a second pass with all tokens and e as an input; here tokens do not depend on e,
+so one pass does both.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .base import LatentLoss, LatentLossInputs, LossConfig, LossContext
 
 
 class HaltingTermConfig(LossConfig):
-    """Binary cross-entropy of the halt, in nats per token that may halt."""
+    """Binary cross-entropy of halting, in nats per token that may halt."""
 
     kind: Literal["halting"] = "halting"
 
 
 class HaltingLoss(LatentLoss):
-    """See the head of this file; it has no layers of its own, the head is part of the tokenizer."""
+    """See HaltingTermConfig; it has no layers, since the head is part of the tokenizer."""
 
     needs_codes = True
     needs_found = True
@@ -36,7 +36,7 @@ class HaltingLoss(LatentLoss):
         super().__init__()
 
     def forward(self, view: LatentLossInputs) -> Tensor:
-        """See InnerTerm."""
+        """See LatentLoss."""
         quantizer = view.quantizer
         assert isinstance(quantizer, HaltingQuantizer) and view.quantized is not None and view.found is not None
         odds = quantizer.halting(view.latents, absolute_error(view.found, view.batch.media))
@@ -46,5 +46,6 @@ class HaltingLoss(LatentLoss):
 
 
 def absolute_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Of pictures [B, C, height, width], cut to [-1, 1] as a frozen tokenizer gives them -> [B]."""
+    """Mean absolute error of images [B, C, height, width], clamped to [-1, 1] like the output of a frozen tokenizer ->
+    [B]."""
     return (found.clamp(-1, 1) - wanted).abs().flatten(1).mean(1)

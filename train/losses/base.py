@@ -1,10 +1,10 @@
-"""What a term of a tokenizer's loss is given, and what it gives: the loss of each item, [B].
+"""Interfaces of tokenizer losses: their inputs, and their output, the loss of each example, [B].
 
-The loss of a batch is the mean over its items. So the shares of micro-batches and processes add up to the loss of the
-whole, whatever the cut. There are two places for a term:
+The loss of a batch is the mean over its examples, so the shares of micro-batches and processes add up to the loss of
+the whole batch, however it is split. There are two kinds of loss:
 
-    output   looks at the reconstruction; has no weights of its own, and its gradient goes through the balance
-    inner    looks at latents and codes; may have layers that are trained along, and is added as it is
+    output   compares the reconstruction with the target; has no weights, and its gradient passes through the balance
+    inner    reads latents and codes; may have layers trained with the tokenizer, and is added without balancing
 """
 
 from __future__ import annotations
@@ -24,95 +24,95 @@ from ..discriminators.registry import Discriminators
 
 
 class LossConfig(Config):
-    """What all terms have; each has a `kind` besides."""
+    """Fields common to all losses; each config also has a `kind`."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,100}$")
-    """What metrics, stages and balances call it; null: its kind."""
+    """Name in metrics, stages and balances; null: the kind."""
     weight: NonNegativeFloat = 1.0
 
     @property
     def key(self) -> str:
-        """Its name."""
+        """Name of the loss."""
         return self.name or vars(self)["kind"]
 
 
 @dataclass(frozen=True)
 class MediaBatch:
-    """A batch, or a micro-batch of it."""
+    """A batch or one of its micro-batches."""
 
     media: Tensor
-    """[B, N] samples (of several channels [B, C, N]), N a multiple of hop, or [B, C, height, width]; in [-1, 1]."""
+    """[B, N] samples ([B, C, N] for multi-channel audio), N a multiple of hop, or [B, C, height, width]; in [-1, 1]."""
     sample_mask: Tensor | None
-    """[B, N] bool, False on padding; None for pictures."""
+    """[B, N] bool, False on padding; None for images."""
     frame_mask: Tensor | None
-    """[B, T] bool; None for pictures."""
+    """[B, T] bool; None for images."""
     whole: Tensor
-    """[B] bool, True where the excerpt is the whole item."""
+    """[B] bool, True where the excerpt covers the whole item."""
     labels: Tensor
-    """[B] long, -1 where there is none."""
+    """[B] long, -1 for no label."""
     texts: Sequence[str | None]
     batch_items: int
-    """Items of the whole batch, of all micro-batches and processes."""
+    """Examples in the whole batch, over all micro-batches and processes."""
     batch_frames: int
-    """Frames that hold sound in the whole batch; 0 for pictures."""
+    """Unpadded audio frames in the whole batch; 0 for images."""
     batch_labels: Tensor
-    """[batch_items] long, of the whole batch, as labels."""
+    """[batch_items] long, labels of the whole batch."""
     batch_texts: Sequence[str | None]
-    """Of the whole batch."""
+    """Texts of the whole batch."""
 
     def to(self, device: torch.device) -> MediaBatch:
-        """On another device."""
+        """Copy to another device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
 
 @dataclass(frozen=True)
 class LossContext:
-    """What terms are made from, beside their config."""
+    """What losses are built from, besides their config."""
 
     geometry: AudioGeometry | ImageGeometry
     latent_dim: int
     num_codebooks: int
     alphabet: str = ""
-    """All characters of the corpus' transcripts, sorted."""
+    """All characters in the transcripts of the corpus, sorted."""
     labels: Sequence[str] = ()
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
-    """Modules given in Python."""
+    """Modules passed in Python."""
 
 
 @dataclass(frozen=True)
 class LatentLossInputs:
-    """What inner terms look at."""
+    """Inputs of inner losses."""
 
     batch: MediaBatch
     latents: Tensor
-    """[B, T, D] float32, of the encoder."""
+    """[B, T, D] float32, encoder output."""
     quantized: Quantized | None
-    """None in a stage whose latents go on as they are."""
+    """None in a stage that does not quantize."""
     quantizer: Quantizer
     geometry: AudioGeometry | ImageGeometry
     found: Tensor | None = None
-    """The reconstruction, as batch.media and without gradients; there where a term that is on needs it."""
+    """The reconstruction, shaped like batch.media, without gradients; present if an active loss needs it."""
 
     @property
     def mask(self) -> Tensor:
-        """[B, T] bool, True on frames that exist."""
+        """[B, T] bool, True on valid frames."""
         found = self.batch.frame_mask
         return torch.ones_like(self.latents[..., 0], dtype=torch.bool) if found is None else found
 
     @property
     def places(self) -> tuple[int, ...]:
-        """How the T latents lie: (T,), or (rows, columns) of a picture."""
+        """Layout of the T latents: (T,), or (rows, columns) for an image."""
         geometry, count = self.geometry, self.latents.shape[1]
         if isinstance(geometry, ImageGeometry) and geometry.rows * geometry.columns == count:
             return geometry.rows, geometry.columns
         return (count,)
 
     def values(self, levels: str | tuple[int, ...]) -> Tensor:
-        """Latents [B, T, D] of some levels.
+        """Latents [B, T, D] of the given levels.
 
-        "latents": as the encoder gives them. "all": quantized. Otherwise the sum of the code vectors of these levels,
-        with a gradient of exactly 1 to the encoder. Where nothing is quantized, all of them are the latents.
+        "latents": the encoder output. "all": the quantized latents. Otherwise the sum of the code vectors of these
+        levels, with a gradient of exactly 1 to the encoder. Without quantization, each of them is the encoder output.
         """
         if levels == "latents" or self.quantized is None:
             return self.latents
@@ -127,20 +127,20 @@ class LatentLossInputs:
 
 @dataclass(frozen=True)
 class ReconstructionLossInputs:
-    """What output terms look at. Sound of several channels comes as V sounds an item, one after another in the batch:
-    the channels, and of stereo their sum and difference (see `sounds`)."""
+    """Inputs of output losses. Multi-channel audio is expanded to V signals per example, consecutive in the batch: the
+    channels and, for stereo, their sum and difference (see `sounds`)."""
 
     batch: MediaBatch
     found: Tensor
-    """The reconstruction, as batch.media, or [B * V, N]; silent on padding."""
+    """The reconstruction, shaped like batch.media or [B * V, N]; silent on padding."""
     wanted: Tensor
-    """What it should be, likewise."""
+    """The target, same shape."""
     judges: Discriminators | None = None
     excerpt: slice = field(default_factory=lambda: slice(None))
-    """Samples that the judges look at; the whole of pictures."""
+    """Samples that the discriminators receive; all of an image."""
 
     def judged(self) -> tuple[Tensor, Tensor]:
-        """Real and reconstructed media, as the judges see them: of sound of several channels each by itself."""
+        """Real and reconstructed media as the discriminators receive them: audio channels are separate examples."""
         media = self.batch.media
         if media.dim() == 4:
             return self.wanted, self.found
@@ -151,14 +151,14 @@ class ReconstructionLossInputs:
 
     @cached_property
     def verdict(self) -> tuple[Tensor, Tensor]:
-        """The adversarial term and the distance of features, each [B]; see Judges.fool."""
+        """The adversarial loss and the feature distance, each [B]; see Discriminators.fool."""
         assert self.judges is not None
         return self.judges.fool(*self.judged())
 
 
 def sounds(media: Tensor) -> Tensor:
-    """What is listened to: [B, N] as it is; [B, C, N] -> [B * V, N], each channel, and of stereo also half the sum and
-    half the difference, without which left and right may fit each by itself but not together."""
+    """Signals that losses compare: [B, N] unchanged; [B, C, N] -> [B * V, N], each channel and, for stereo, also half
+    the sum and half the difference. Without those, left and right may each fit while their combination does not."""
     if media.dim() == 2:
         return media
     if media.shape[1] == 2:
@@ -168,36 +168,36 @@ def sounds(media: Tensor) -> Tensor:
 
 
 def mixed(media: Tensor) -> Tensor:
-    """Sound as one channel: [B, N] as it is, the mean of [B, C, N]; pictures as they are."""
+    """Audio as one channel: [B, N] unchanged, the mean of [B, C, N]; images unchanged."""
     return media.mean(1) if media.dim() == 3 else media
 
 
 class ReconstructionLoss:
-    """Base of terms at the output."""
+    """Base class of output losses."""
 
     judged = False
-    """Whether it needs judges."""
+    """Whether it needs discriminators."""
 
     def __call__(self, view: ReconstructionLossInputs) -> Tensor:
-        """The loss of each item, [B] float32; or of each sound, [B * V]."""
+        """The loss of each example, [B] float32, or of each signal, [B * V]."""
         raise NotImplementedError
 
 
 class LatentLoss(nn.Module):
-    """Base of terms inside the network."""
+    """Base class of inner losses."""
 
     needs_codes = False
-    """Whether it has no meaning where latents are not quantized."""
+    """Whether it requires quantized latents."""
     needs_found = False
-    """Whether it looks at the reconstruction."""
+    """Whether it needs the reconstruction."""
 
     def forward(self, view: LatentLossInputs) -> Tensor:
-        """The loss of each item, [B] float32."""
+        """The loss of each example, [B] float32."""
         raise NotImplementedError
 
 
 def check_levels(levels: str | tuple[int, ...], num_codebooks: int, where: str) -> None:
-    """Raise ConfigError where a level does not exist."""
+    """Raise ConfigError if a level does not exist."""
     for level in () if isinstance(levels, str) else levels:
         if not 0 <= level < num_codebooks:
             raise ConfigError(
@@ -207,5 +207,5 @@ def check_levels(levels: str | tuple[int, ...], num_codebooks: int, where: str) 
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the places [B, T] of a mask, for each item [B]; 0 where the mask is empty."""
+    """Mean over the positions where the mask [B, T] is true, for each example [B]; 0 if the mask is empty."""
     return torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp_min(1)

@@ -1,4 +1,4 @@
-"""The three parts of a tokenizer in training, with one signature for sound and pictures."""
+"""Encoder, decoder and last layer of a tokenizer in training, with one signature for audio and images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...tokenize.image.networks import ImageNet
 def encode_latents(net: AudioNet | ImageNet, media: Tensor, mask: Tensor | None) -> Tensor:
     """Media [B, N] or [B, C, height, width] -> latents [B, T, D] float32.
 
-    mask: [B, T] bool, True on frames that hold sound; None for pictures.
+    mask: [B, T] bool, True on valid audio frames; None for images.
     """
     if isinstance(net, AudioNet):
         assert mask is not None
@@ -28,5 +28,5 @@ def decode_latents(net: AudioNet | ImageNet, values: Tensor, mask: Tensor | None
 
 
 def last_layer(net: AudioNet | ImageNet) -> nn.Parameter:
-    """The weight of the decoder's last layer."""
+    """Weight of the decoder's last layer."""
     return [parameter for parameter in net.decoder.parameters() if parameter.dim() >= 2][-1]

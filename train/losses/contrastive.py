@@ -1,14 +1,14 @@
-"""Contrast: the tokens of an item and its caption must find each other among those of the batch.
+"""Contrastive loss: matches the tokens of an example with its caption among those of the batch.
 
-With z and t the normalised vectors of items i and of the different captions j of the whole batch, and s, b learned:
+With z and t the normalized vectors of examples i and of the distinct captions j of the whole batch, and s, b learned:
 
-    softmax   -log softmax_j(s z_i t_j) at the item's own caption     each item chooses among all captions
-    sigmoid   mean_j -log sigmoid(+- (s z_i t_j + b))                 every pair: + where they belong together
+    softmax   -log softmax_j(s z_i t_j) at the example's own caption     each example chooses among all captions
+    sigmoid   mean_j -log sigmoid(+- (s z_i t_j + b))                    every pair: + where they match
 
-A caption is the item's transcript, read by a small network, or its label. Every process reads the captions of the whole
-batch, so the loss does not depend on how the batch is cut. Sources: contrast between tokens and captions, SEED,
-arXiv:2307.08041, and QLIP, arXiv:2502.05178; the losses: CLIP, arXiv:2103.00020 (its half from pictures to captions),
-and SigLIP, arXiv:2303.15343.
+A caption is the item's transcript, encoded by a small network, or its label. Every process encodes the captions of the
+whole batch, so the loss does not depend on how the batch is split. Sources: contrast between tokens and captions, SEED,
+arXiv:2307.08041, and QLIP, arXiv:2502.05178; the losses: CLIP, arXiv:2103.00020 (its image-to-caption half), and
+SigLIP, arXiv:2303.15343.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from .distillation import Levels
 
 
 class ContrastConfig(LossConfig):
-    """Items and captions in one space."""
+    """Contrastive loss between examples and captions in a shared space."""
 
     kind: Literal["contrast"] = "contrast"
     caption: Literal["text", "label"] = "text"
     levels: Levels = "all"
     loss: Literal["softmax", "sigmoid"] = "softmax"
     token: Literal["mean", "last"] = "mean"
-    """What stands for an item: the mean over its tokens, or the last one (that of causal tokens has seen all)."""
+    """Vector of an example: the mean over its tokens, or the last one (a causal encoder's last token covers the whole
+    item)."""
     width: PositiveInt = 64
-    """Of the space both are brought to, and of the captions' network."""
+    """Width of the shared space and of the caption encoder."""
     blocks: LayerCount = 2
-    """ConvNeXt blocks that read a text."""
+    """ConvNeXt blocks of the text encoder."""
 
 
 class ContrastiveLoss(LatentLoss):
-    """See the head of this file. An item without a caption, or of which the excerpt is only a part of what the text
-    says, counts for nothing."""
+    """See ContrastConfig. Examples without a caption, or with a text but only a partial excerpt, are ignored."""
 
     def __init__(self, config: ContrastConfig, context: LossContext, where: str):
         super().__init__()
@@ -65,7 +65,7 @@ class ContrastiveLoss(LatentLoss):
         self.bias = nn.Parameter(torch.tensor(-math.log(10.0))) if config.loss == "sigmoid" else None
 
     def forward(self, view: LatentLossInputs) -> Tensor:
-        """See InnerTerm."""
+        """See LatentLoss."""
         batch, device = view.batch, view.latents.device
         if self.read is None:
             own = [(label,) if label >= 0 else () for label in batch.labels.tolist()]
@@ -97,11 +97,11 @@ class ContrastiveLoss(LatentLoss):
         return torch.where(inside, values, 0.0).sum(1) / inside.sum(1).clamp_min(1)
 
     def _spell(self, text: str | None) -> tuple[int, ...]:
-        """Numbers of its characters."""
+        """Indices of its characters."""
         return tuple(self.number[character] for character in text or "")
 
     def _captions(self, captions: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
-        """Numbers of characters, or one of a label -> [captions, width]."""
+        """Character indices, or one label index each -> [captions, width]."""
         if self.read is None:
             return self.names(torch.tensor(captions, device=device))[:, 0]
         lengths = torch.tensor([len(caption) for caption in captions], device=device)

@@ -1,16 +1,15 @@
-"""Distillation: chosen levels of the codes (or the latents), or a range of their channels, learn to tell a teacher's
-features.
+"""Distillation: chosen levels of the codes (or the latents), or a range of their channels, learn to predict the
+features of a teacher.
 
-With s the features laid on the tokens and q a learned projection of the levels, both [T, D]:
+With s the features resampled to the tokens and q a learned projection of the levels, both [T, D]:
 
-    d_axis    -mean_d log sigmoid(cos(q[:, d], s[:, d]))                  each feature as a course over time
+    d_axis    -mean_d log sigmoid(cos(q[:, d], s[:, d]))                  each feature as a trajectory over time
     t_axis    mean |q - s| - mean_t log sigmoid(cos(q[t], s[t]))          each token as a vector
     squared   mean (q - s)^2                                              reconstruction of the features
 
-and s normalised over the item's tokens where that is asked for.
-
-Sources: SpeechTokenizer, arXiv:2308.16692, section 3.2; DM-Codec, arXiv:2410.15017 (several teachers are several
-terms); X-Codec's semantic reconstruction, arXiv:2408.17175 (squared, with levels "all"); one of two codebooks that
+With `normalise`, s is normalized over the tokens of an example.
+Sources: SpeechTokenizer, arXiv:2308.16692, section 3.2; DM-Codec, arXiv:2410.15017 (for several teachers, use several
+losses); X-Codec's semantic reconstruction, arXiv:2408.17175 (squared, with levels "all"); one of two codebooks that
 share an index: TokenFlow, arXiv:2412.03069 (its channels).
 """
 
@@ -28,32 +27,32 @@ from .base import LatentLoss, LatentLossInputs, LossConfig, LossContext, check_l
 from .teachers import TeacherConfig, feature_size, fit_places, make_teacher
 
 SMALLEST_DEVIATION = 1e-3
-"""Features that vary less over an item are not blown up further."""
+"""Smallest deviation to divide by: features that vary less are not amplified further."""
 
 Levels = Literal["latents", "all"] | tuple[NonNegativeInt, ...]
 
 
 class DistilConfig(LossConfig):
-    """One teacher, one target."""
+    """One teacher and one target."""
 
     kind: Literal["distil"] = "distil"
     teacher: TeacherConfig
     layer: int = -1
-    """Which of the teacher's layers, where it has several."""
+    """Index of the teacher's layer."""
     levels: Levels = (0,)
-    """Numbers of codebooks; "all" quantized latents, or "latents" before the quantizer."""
+    """Codebook numbers; "all" for quantized latents, or "latents" for those before the quantizer."""
     channels: tuple[NonNegativeInt, PositiveInt] | None = None
-    """First of the latents' channels that tell them, and the one after the last; null: all."""
+    """First channel of the latents to use and the one after the last; null: all."""
     distance: Literal["d_axis", "t_axis", "squared"] = "d_axis"
     hidden: NonNegativeInt = 0
-    """Width of a hidden layer of the projection; 0: it is linear."""
+    """Width of a hidden layer of the projection; 0: linear."""
     normalise: bool = False
-    """Each feature of an item less its mean over the tokens, divided by its deviation: "squared" and "t_axis" then do
-    not count its scale. A projection needs thousands of steps to reach features of tens, as the first of MFCC."""
+    """Subtract each feature's mean over an example's tokens and divide by its deviation, so that "squared" and "t_axis"
+    ignore its scale. A projection needs thousands of steps to reach features in the tens, such as the first of MFCC."""
 
 
 class DistillationLoss(LatentLoss):
-    """See the head of this file."""
+    """See DistilConfig; the module docstring has the formulas."""
 
     def __init__(self, config: DistilConfig, context: LossContext, where: str):
         super().__init__()
@@ -66,13 +65,13 @@ class DistillationLoss(LatentLoss):
             )
         self.channels = slice(first, end)
         teacher = make_teacher(config.teacher, context.geometry, context.teachers, f"{where}.teacher")
-        # In a list: it is frozen, and no part of what is trained, averaged and saved.
+        # In a list, so that the frozen teacher is not registered: it is not trained, averaged or saved.
         self._teacher = [teacher]
         features = feature_size(teacher, context.geometry, config.layer, where)
         self.project = make_projection(end - first, config.hidden, features)
 
     def forward(self, view: LatentLossInputs) -> Tensor:
-        """See InnerTerm."""
+        """See LatentLoss."""
         (teacher,) = self._teacher
         teacher.to(view.latents.device)
         media = mixed(view.batch.media)
@@ -86,9 +85,9 @@ class DistillationLoss(LatentLoss):
 
 
 def normalise(features: Tensor, mask: Tensor) -> Tensor:
-    """[B, T, D] and a mask [B, T] -> [B, T, D], of mean 0 and variance 1 over the tokens inside; 0 where constant.
+    """Normalize [B, T, D] to mean 0 and variance 1 over the tokens in the mask [B, T]; 0 where constant.
 
-    Of MFCC this is known as cepstral mean and variance normalisation.
+    For MFCC this is cepstral mean and variance normalization.
     """
     inside = mask[..., None]
     number = inside.sum(dim=1, keepdim=True).clamp_min(1)
@@ -105,20 +104,20 @@ def make_projection(inputs: int, hidden: int, outputs: int) -> nn.Module:
 
 
 def d_axis(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-    """[B, T, D] twice and a mask [B, T] -> [B]."""
+    """Two [B, T, D] and a mask [B, T] -> [B]."""
     inside = mask[..., None]
     cosine = F.cosine_similarity(found * inside, wanted * inside, dim=1)
     return -F.logsigmoid(cosine).mean(1)
 
 
 def t_axis(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-    """[B, T, D] twice and a mask [B, T] -> [B]."""
+    """Two [B, T, D] and a mask [B, T] -> [B]."""
     apart = (found - wanted).abs().mean(2)
     return mean_over(apart - F.logsigmoid(F.cosine_similarity(found, wanted, dim=2)), mask)
 
 
 def squared(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-    """[B, T, D] twice and a mask [B, T] -> [B]."""
+    """Two [B, T, D] and a mask [B, T] -> [B]."""
     return mean_over((found - wanted).square().mean(2), mask)
 
 

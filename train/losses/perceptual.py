@@ -1,7 +1,8 @@
-"""Perceptual distance: how far apart a frozen teacher finds the reconstruction and the original.
+"""Perceptual distance: compares the reconstruction and the original in the features of a frozen teacher.
 
-In every layer the features of a place are brought to length 1, and the squared length of their difference is averaged
-over places; layers count alike. Source: LPIPS, arXiv:1801.03924, equation 1, with all channel weights 1.
+In every layer, the feature vector at each position is normalized to length 1 and the squared length of the difference
+is averaged over positions; layers have equal weight. Source: LPIPS, arXiv:1801.03924, equation 1, with all channel
+weights 1.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from .teachers import TeacherConfig, make_teacher
 
 
 class PerceptualConfig(LossConfig):
-    """Distance in a teacher's features."""
+    """Distance in the features of a teacher."""
 
     kind: Literal["perceptual"] = "perceptual"
     teacher: TeacherConfig
 
 
 class PerceptualLoss(ReconstructionLoss):
-    """See the head of this file."""
+    """LPIPS-like distance; see PerceptualConfig."""
 
     def __init__(self, config: PerceptualConfig, context: LossContext, where: str):
         self.teacher = make_teacher(config.teacher, context.geometry, context.teachers, f"{where}.teacher")
 
     def __call__(self, view: ReconstructionLossInputs) -> Tensor:
-        """See OutputTerm."""
+        """See ReconstructionLoss."""
         self.teacher.to(view.found.device)
         with torch.no_grad():
             wanted = self.teacher.layers(view.wanted)

@@ -1,10 +1,10 @@
-"""Proxy codes: the tokens of a picture must tell the codes that another tokenizer gives it.
+"""Proxy codes: the tokens of an image must predict the codes that another tokenizer assigns to it.
 
-    tokens ──► memory                 one query a code of the other tokenizer ──► cross-attention ──► cross-entropy
+    tokens ──► memory       one query per code of the other tokenizer ──► cross-attention ──► cross-entropy
 
-Codes are easier to tell than pixels, so the encoder and its codebook come first; a later stage, with both frozen,
-teaches the decoder to give pixels. Source: TiTok's two stages, arXiv:2406.07550, section 3.3. There the head stays, in
-front of the other tokenizer's own decoder; here it is left behind.
+Codes are easier to predict than pixels, so the encoder and its codebook are trained first; a later stage freezes both
+and trains the decoder to produce pixels. Source: TiTok's two stages, arXiv:2406.07550, section 3.3. There the head
+stays, in front of the other tokenizer's decoder; here it is dropped.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .teachers import load_teacher
 
 
 class ProxyCodesConfig(LossConfig):
-    """Whose codes, and what tells them."""
+    """The other tokenizer, and the head that predicts its codes."""
 
     kind: Literal["codes"] = "codes"
     tokenizer: str
-    """Folder of the other tokenizer, frozen, of pictures of the same size."""
+    """Folder of the other, frozen tokenizer, for images of the same size."""
     levels: Levels = "all"
     width: PositiveInt = 128
     heads: LayerCount = 4
@@ -36,7 +36,7 @@ class ProxyCodesConfig(LossConfig):
 
 
 class ProxyCodesLoss(LatentLoss):
-    """See the head of this file. Nats per code."""
+    """See ProxyCodesConfig. Nats per code."""
 
     def __init__(self, config: ProxyCodesConfig, context: LossContext, where: str):
         super().__init__()
@@ -45,7 +45,7 @@ class ProxyCodesLoss(LatentLoss):
             raise ConfigError(f"{where}.heads: width {config.width} is not a multiple of {config.heads} heads")
         self.config = config
         other = load_teacher(config.tokenizer, context.geometry, f"{where}.tokenizer")
-        # In a list: it is frozen, and no part of what is trained, averaged and saved.
+        # In a list, so that the frozen tokenizer is not registered: it is not trained, averaged or saved.
         self._other = [other]
         self.sizes = list(other.spec.cardinalities)
         self.read = nn.Linear(context.latent_dim, config.width)
@@ -61,7 +61,7 @@ class ProxyCodesLoss(LatentLoss):
         self.guess = nn.Linear(config.width, sum(self.sizes))
 
     def forward(self, view: LatentLossInputs) -> Tensor:
-        """See InnerTerm."""
+        """See LatentLoss."""
         (other,) = self._other
         wanted = other.to(view.latents.device).encode(view.batch.media).codes.to(view.latents.device)
         memory = self.read(view.values(self.config.levels))

@@ -1,4 +1,4 @@
-"""Reconstruction losses of tokenizers, terms at the output: spectra and waveforms of sound, pixels of pictures."""
+"""Reconstruction (output) losses of tokenizers: spectra and waveforms for audio, pixels for images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SpectrumConfig(LossConfig):
 
 
 class WaveformConfig(LossConfig):
-    """Distance of samples."""
+    """Difference of samples."""
 
     kind: Literal["waveform"] = "waveform"
     power: Literal[1, 2] = 1
@@ -35,7 +35,7 @@ class WaveformConfig(LossConfig):
 
 
 class PixelsConfig(LossConfig):
-    """Distance of pixels in [-1, 1]."""
+    """Difference of pixels in [-1, 1]."""
 
     kind: Literal["pixels"] = "pixels"
     power: Literal[1, 2] = 2
@@ -49,7 +49,7 @@ class MelLoss(ReconstructionLoss):
         self.sample_rate = context.geometry.sample_rate  # pyright: ignore[reportAttributeAccessIssue]
 
     def __call__(self, view: ReconstructionLossInputs) -> Tensor:
-        """See OutputTerm."""
+        """See ReconstructionLoss."""
         return mel_distance(view.found, view.wanted, self.sample_rate)
 
 
@@ -60,7 +60,7 @@ class SpectrumLoss(ReconstructionLoss):
         pass
 
     def __call__(self, view: ReconstructionLossInputs) -> Tensor:
-        """See OutputTerm."""
+        """See ReconstructionLoss."""
         return spectrum_distance(view.found, view.wanted)
 
 
@@ -71,13 +71,13 @@ class DifferenceLoss(ReconstructionLoss):
         self.power = config.power
 
     def __call__(self, view: ReconstructionLossInputs) -> Tensor:
-        """See OutputTerm."""
+        """See ReconstructionLoss."""
         difference = (view.found - view.wanted).flatten(1)
         return (difference.abs() if self.power == 1 else difference.square()).mean(1)
 
 
 def mel_distance(found: Tensor, wanted: Tensor, sample_rate: int) -> Tensor:
-    """Mean difference of log-mel spectra, over several resolutions: samples [B, N] -> [B], in nats."""
+    """Mean absolute difference of log-mel spectra over several resolutions: samples [B, N] -> [B], in nats."""
     total = found.new_zeros(len(found))
     for size, bands in RESOLUTIONS:
         filters = mel_filters(sample_rate, size, bands).to(found.device)

@@ -1,7 +1,7 @@
-"""The terms of a tokenizer's loss by kind: the table, and the one way to make them.
+"""Registry of tokenizer losses by kind.
 
-A new term is one file with a config and an OutputTerm or InnerTerm (base.py), one entry in the union and in the table
-here, and one in the list of tests/train/test_terms.py.
+To add a loss: write one file with a config and a ReconstructionLoss or LatentLoss (base.py), and add an entry to the
+union and the table here, and to the list in tests/train/test_terms.py.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ from .supervised import CaptionConfig, CaptionLoss, CTCConfig, CTCLoss, LabelHea
 
 
 class QuantizerLossConfig(LossConfig):
-    """The quantizer's own losses (commitment, codebook, entropy, ...), whose weights are set in its config."""
+    """The quantizer's own losses (commitment, codebook, entropy, ...), with weights from its config."""
 
     kind: Literal["quantizer"] = "quantizer"
 
 
 class NormalConfig(LossConfig):
-    """Mean square of the latents: keeps those of a continuous autoencoder near the origin, for bins or centres that are
-    fitted afterwards."""
+    """Mean square of the latents: keeps the latents of a continuous autoencoder near the origin, for bins or centers
+    that are fitted afterwards."""
 
     kind: Literal["normal"] = "normal"
 
 
 class AdversarialConfig(LossConfig):
-    """What the tokenizer must do to pass for real with the judges."""
+    """Adversarial (generator) loss of the tokenizer against the discriminators."""
 
     kind: Literal["adversarial"] = "adversarial"
 
 
 class FeaturesConfig(LossConfig):
-    """Relative distance of the judges' features."""
+    """Relative distance of discriminator features (feature matching)."""
 
     kind: Literal["features"] = "features"
 
 
 class QuantizerLoss(LatentLoss):
-    """See QuantizerTermConfig. A token counts the same whatever its item."""
+    """See QuantizerLossConfig. All tokens have equal weight, whichever example they belong to."""
 
     needs_codes = True
 
@@ -74,7 +74,7 @@ class QuantizerLoss(LatentLoss):
         super().__init__()
 
     def forward(self, view: LatentLossInputs) -> Tensor:
-        """See InnerTerm."""
+        """See LatentLoss."""
         total = sum_losses(view)
         batch = view.batch
         if batch.frame_mask is None:
@@ -89,7 +89,7 @@ class NormalLoss(LatentLoss):
         super().__init__()
 
     def forward(self, view: LatentLossInputs) -> Tensor:
-        """See InnerTerm."""
+        """See LatentLoss."""
         return mean_over(view.latents.square().mean(2), view.mask)
 
 
@@ -102,7 +102,7 @@ class AdversarialLoss(ReconstructionLoss):
         self.place = 0 if config.kind == "adversarial" else 1
 
     def __call__(self, view: ReconstructionLossInputs) -> Tensor:
-        """See OutputTerm."""
+        """See ReconstructionLoss."""
         return view.verdict[self.place]
 
 
@@ -146,14 +146,14 @@ TERMS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "codes": (ProxyCodesLoss, PICTURES),
     "halting": (HaltingLoss, PICTURES),
 }
-"""Kind -> the term, and the media it is for."""
+"""Kind -> loss class and supported media."""
 
 
 def make_losses(configs: Sequence[LossConfig], context: LossContext) -> dict[str, ReconstructionLoss | LatentLoss]:
-    """Terms by name.
+    """Build the losses, by name.
 
     Raises:
-        ConfigError: a term that is for other media, or does not fit; begins with its place, "terms.2".
+        ConfigError: a loss is for other media or does not fit; the message begins with its position, such as "terms.2".
     """
     made: dict[str, ReconstructionLoss | LatentLoss] = {}
     for number, config in enumerate(configs):
@@ -168,6 +168,6 @@ def make_losses(configs: Sequence[LossConfig], context: LossContext) -> dict[str
 
 
 def sum_losses(view: LatentLossInputs) -> Tensor:
-    """The quantizer's own losses, added up by name: [B, T]."""
+    """Sum of the quantizer's own losses, [B, T]."""
     losses = [] if view.quantized is None else list(view.quantized.losses.values())
     return torch.stack(losses).sum(0) if losses else torch.zeros_like(view.latents[..., 0])

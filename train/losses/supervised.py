@@ -1,11 +1,11 @@
-"""Supervised heads on chosen levels: what the codes must still tell. Heads are trained along and then left behind.
+"""Supervised heads on chosen levels: what the codes must predict. Heads are trained with the tokenizer, then dropped.
 
-    ctc        characters of the transcript, each token one guess (CosyVoice, GLM-4-Voice: tokens from recognition)
-    caption    characters of the transcript one after another, reading the tokens by cross-attention (QDAC)
+    ctc        characters of the transcript, one prediction per token (CosyVoice, GLM-4-Voice: tokens from recognition)
+    caption    characters of the transcript, autoregressive, with cross-attention to the tokens (QDAC)
     label      the item's label, from the mean over the tokens
 
-Recognition needs the whole item: an excerpt that leaves something out counts for nothing there, so give
-`train.crop_seconds` the length of most items. Sources: CTC, doi:10.1145/1143844.1143891; CosyVoice, arXiv:2407.05407.
+Recognition needs the whole item: partial excerpts do not count, so set `train.crop_seconds` to the length of most
+items. Sources: CTC, doi:10.1145/1143844.1143891; CosyVoice, arXiv:2407.05407.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from .distillation import Levels
 
 
 class CTCConfig(LossConfig):
-    """Recognition, one guess a token."""
+    """Speech recognition, one prediction per token."""
 
     kind: Literal["ctc"] = "ctc"
     levels: Levels = (0,)
     width: PositiveInt = 128
     blocks: LayerCountOrNone = 2
-    """ConvNeXt blocks before the guess."""
+    """ConvNeXt blocks before the output layer."""
 
 
 class CaptionConfig(LossConfig):
-    """Recognition, character by character."""
+    """Speech recognition, character by character."""
 
     kind: Literal["caption"] = "caption"
     levels: Levels = (0,)
@@ -43,7 +43,7 @@ class CaptionConfig(LossConfig):
     blocks: LayerCount = 2
     """Transformer blocks."""
     max_characters: PositiveInt = 256
-    """Longer transcripts count for nothing."""
+    """Longer transcripts are ignored."""
 
 
 class LabelHeadConfig(LossConfig):
@@ -64,19 +64,19 @@ class CTCLoss(LatentLoss):
         self.head = ConvNeXtStack(context.latent_dim, config.width, outputs, config.blocks, 5, causal=False)
 
     def forward(self, view: LatentLossInputs) -> Tensor:
-        """See InnerTerm."""
+        """See LatentLoss."""
         values, mask = view.values(self.config.levels), view.mask
         chances = self.head(values, mask).float().log_softmax(-1)
         ids, lengths = spell(view, self.alphabet)
         losses = F.ctc_loss(
             chances.transpose(0, 1), ids + 1, mask.sum(1), lengths, reduction="none", zero_infinity=True
         )
-        # A text that does not fit into so few tokens is impossible, and left out by zero_infinity.
+        # A text too long for the number of tokens has infinite loss; zero_infinity ignores it.
         return torch.where(lengths > 0, losses / lengths.clamp_min(1), 0.0)
 
 
 class CaptionLoss(LatentLoss):
-    """See CaptionConfig. Nats per character; the end is one of them."""
+    """See CaptionConfig. Nats per character, counting the end symbol."""
 
     def __init__(self, config: CaptionConfig, context: LossContext, where: str):
         super().__init__()
@@ -84,7 +84,7 @@ class CaptionLoss(LatentLoss):
         if config.width % config.heads:
             raise ConfigError(f"{where}.heads: width {config.width} is not a multiple of {config.heads} heads")
         self.config, self.alphabet = config, context.alphabet
-        self.end = len(context.alphabet)  # also stands at the beginning
+        self.end = len(context.alphabet)  # also the start symbol
         self.read = nn.Linear(context.latent_dim, config.width)
         self.characters = nn.Embedding(len(context.alphabet) + 1, config.width)
         self.places = nn.Parameter(0.02 * torch.randn(config.max_characters + 1, config.width))
@@ -98,7 +98,7 @@ class CaptionLoss(LatentLoss):
         self.guess = nn.Linear(config.width, len(context.alphabet) + 1)
 
     def forward(self, view: LatentLossInputs) -> Tensor:
-        """See InnerTerm."""
+        """See LatentLoss."""
         memory, mask = self.read(view.values(self.config.levels)), view.mask
         ids, lengths = spell(view, self.alphabet)
         lengths = torch.where(lengths > self.config.max_characters, 0, lengths)
@@ -116,7 +116,7 @@ class CaptionLoss(LatentLoss):
 
 
 class LabelLoss(LatentLoss):
-    """See LabelHeadConfig. Nats per item; an item without a label counts for nothing."""
+    """See LabelHeadConfig. Nats per example; examples without a label are ignored."""
 
     def __init__(self, config: LabelHeadConfig, context: LossContext, where: str):
         super().__init__()
@@ -127,7 +127,7 @@ class LabelLoss(LatentLoss):
         self.guess = nn.Linear(context.latent_dim, len(context.labels))
 
     def forward(self, view: LatentLossInputs) -> Tensor:
-        """See InnerTerm."""
+        """See LatentLoss."""
         values, inside = view.values(self.config.levels), view.mask[..., None]
         mean = (values * inside).sum(1) / inside.sum(1).clamp_min(1)
         labels = view.batch.labels
@@ -136,15 +136,15 @@ class LabelLoss(LatentLoss):
 
 
 def check_text(levels: str | tuple[int, ...], context: LossContext, where: str) -> None:
-    """Raise ConfigError where a corpus has no transcripts, or a level does not exist."""
+    """Raise ConfigError if the corpus has no transcripts or a level does not exist."""
     check_levels(levels, context.num_codebooks, where)
     if not context.alphabet:
         raise ConfigError(f"{where}.kind: recognition needs transcripts, and the corpus in data has none")
 
 
 def spell(view: LatentLossInputs, alphabet: str) -> tuple[Tensor, Tensor]:
-    """Numbers of the characters of the transcripts, [B, longest] long, and their lengths [B]; 0 for an item that has no
-    transcript or of which the excerpt is only a part."""
+    """Character indices of the transcripts, [B, longest] long, and their lengths [B]; length 0 for an example without a
+    transcript or with a partial excerpt."""
     number = {character: place for place, character in enumerate(alphabet)}
     batch, device = view.batch, view.latents.device
     rows = [

@@ -1,8 +1,8 @@
-"""Teachers of a tokenizer: frozen features of media, to be compared (perceptual.py) or imitated (distillation.py).
+"""Teachers of a tokenizer: frozen media features to compare (perceptual.py) or to predict (distillation.py).
 
-A kind is a config, a module with `layers(media) -> features`, and one line in `TEACHERS`. Features are [B, C, *places]:
-[B, C, T] of sound, [B, C, h, w] of pictures, with as many places as the teacher likes. Sound of several channels is
-mixed down for them. Gradients reach the media, never the teacher.
+A kind consists of a config, a module with `layers(media) -> features`, and one line in `TEACHERS`. Features are [B, C,
+*places]: [B, C, T] for audio, [B, C, h, w] for images, at any resolution. Multi-channel audio is mixed down to mono.
+Gradients reach the media, never the teacher.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ class TokenizerTeacherConfig(Config):
 
     kind: Literal["tokenizer"] = "tokenizer"
     path: str
-    """Its folder."""
+    """Folder of the tokenizer."""
     layers: tuple[str, ...] = ()
-    """Parts of its encoder whose outputs are features, in order, as names with wildcards ("blocks.*"); none: the
-    latents alone."""
+    """Encoder modules whose outputs are the features, in order, as names with wildcards ("blocks.*"); empty: the
+    latents only."""
     channels_last: bool = True
-    """Where the channels of parts with results of three axes are: [B, T, C], or [B, C, T]."""
+    """Channel axis of three-axis module outputs: True for [B, T, C], False for [B, C, T]."""
 
 
 class MelTeacherConfig(Config):
-    """Logarithms of mel bands; needs no download."""
+    """Log-mel bands; needs no download."""
 
     kind: Literal["mel"] = "mel"
     window: PositiveInt = 1024
-    """Samples; frames are a quarter of it apart."""
+    """Window in samples; the hop is a quarter of it."""
     bands: PositiveInt = 80
 
 
@@ -57,17 +57,17 @@ class CepstrumTeacherConfig(Config):
 
 
 class GradientTeacherConfig(Config):
-    """Histograms of the directions of brightness gradients in square cells (HOG, doi:10.1109/CVPR.2005.177)."""
+    """Histograms of oriented gradients of brightness in square cells (HOG, doi:10.1109/CVPR.2005.177)."""
 
     kind: Literal["hog"] = "hog"
     cell: PositiveInt = 8
-    """Pixels of a cell's side."""
+    """Side of a cell in pixels."""
     directions: PositiveInt = 9
 
 
 class ModuleTeacherConfig(Config):
-    """A torch module that is handed to `train_tokenizer` in Python: media [B, N] or [B, C, height, width] -> features
-    [B, C, *places], or a list of such."""
+    """A torch module passed to `train_tokenizer` in Python: media [B, N] or [B, C, height, width] -> features [B, C,
+    *places], or a list of these."""
 
     kind: Literal["module"] = "module"
     name: str
@@ -81,7 +81,7 @@ TeacherConfig = Annotated[
 
 
 def load_teacher(path: str, geometry: Geometry, where: str) -> Tokenizer:
-    """A frozen tokenizer of the same media; ConfigError where there is none, or it is for others."""
+    """Load a frozen tokenizer for the same media; ConfigError if it does not exist or is for other media."""
     try:
         tokenizer = load_tokenizer(path)
     except FileNotFoundError as error:
@@ -89,7 +89,7 @@ def load_teacher(path: str, geometry: Geometry, where: str) -> Tokenizer:
     other = tokenizer.spec.geometry
     same = ("sample_rate", "channels") if geometry.kind == "audio" else ("height", "width", "channels")
     for name in ("kind", *same):
-        # Sound of several channels is mixed down for its teachers.
+        # Multi-channel audio is mixed down for teachers.
         wanted = 1 if name == "channels" and geometry.kind == "audio" else getattr(geometry, name)
         if getattr(other, name, None) != wanted:
             raise ConfigError(
@@ -117,7 +117,7 @@ class TokenizerTeacher(nn.Module):
                 )
 
     def layers(self, media: Tensor) -> list[Tensor]:
-        """See the head of this file."""
+        """List of features [B, C, *places], one per layer."""
         seen: dict[str, Tensor] = {}
         hooks = [
             self.net.encoder.get_submodule(name).register_forward_hook(
@@ -174,13 +174,13 @@ class MelTeacher(nn.Module):
         self.register_buffer("cosines", cosines)
 
     def layers(self, media: Tensor) -> list[Tensor]:
-        """See the head of this file."""
+        """List of features [B, C, *places], one per layer."""
         mel = torch.log(magnitudes(media.float(), self.config.window) @ self.filters + 1e-4)
         return [(mel if self.cosines is None else mel @ self.cosines).transpose(1, 2)]
 
 
 class GradientTeacher(nn.Module):
-    """See GradientTeacherConfig. A direction's share is shared out between its two neighbours."""
+    """See GradientTeacherConfig. Each gradient votes for its two nearest directions, linearly weighted."""
 
     def __init__(self, config: GradientTeacherConfig, geometry: Geometry, given: Mapping[str, nn.Module], where: str):
         super().__init__()
@@ -193,13 +193,13 @@ class GradientTeacher(nn.Module):
             )
 
     def layers(self, media: Tensor) -> list[Tensor]:
-        """See the head of this file."""
+        """List of features [B, C, *places], one per layer."""
         grey = F.pad(media.float().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
         across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
         down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
         length = (across.square() + down.square() + 1e-8).sqrt()
         count = self.config.directions
-        # Of a line, not an arrow: half a turn is the whole circle.
+        # Orientations have no sign: half a turn is the full range.
         angle = torch.atan2(down, across + 1e-8 * (across == 0)) / torch.pi * count
         places = torch.arange(count, device=media.device).view(1, count, 1, 1)
         away = (angle - places + count / 2) % count - count / 2
@@ -222,7 +222,7 @@ class ModuleTeacher(nn.Module):
         self.module = given[config.name]
 
     def layers(self, media: Tensor) -> list[Tensor]:
-        """See the head of this file."""
+        """List of features [B, C, *places], one per layer."""
         found = self.module(media)
         return [found] if isinstance(found, Tensor) else list(found)
 
@@ -234,7 +234,7 @@ TEACHERS = {
     "hog": (GradientTeacher, ("picture",)),
     "module": (ModuleTeacher, ("audio", "picture")),
 }
-"""Kind -> its module, and the media it knows."""
+"""Kind -> teacher class and supported media."""
 
 Teacher = TokenizerTeacher | MelTeacher | GradientTeacher | ModuleTeacher
 
@@ -249,10 +249,10 @@ def make_teacher(
     given: Mapping[str, nn.Module],
     where: str,
 ) -> Teacher:
-    """The frozen teacher of a config, for media of `geometry`.
+    """Build the frozen teacher of a config, for media of `geometry`.
 
     Raises:
-        ConfigError: it does not fit; begins with `where`.
+        ConfigError: the teacher does not fit; the message begins with `where`.
     """
     made, media = TEACHERS[config.kind]
     if geometry.kind not in media:
@@ -262,9 +262,9 @@ def make_teacher(
 
 @torch.no_grad()
 def feature_size(teacher: Teacher, geometry: Geometry, layer: int, where: str) -> int:
-    """Channels of one of a teacher's layers, found by showing it a second of silence or a grey picture.
+    """Channels of a teacher layer, measured on one second of silence or a gray image.
 
-    Raises ConfigError where there is no such layer.
+    Raises ConfigError if the layer does not exist.
     """
     if geometry.kind == "audio":
         media = torch.zeros(1, -(-geometry.sample_rate // geometry.samples_per_frame) * geometry.samples_per_frame)
@@ -286,7 +286,7 @@ def cosine_transform(size: int, count: int) -> Tensor:
 
 
 def fit_places(features: Tensor, places: Sequence[int]) -> Tensor:
-    """Features [B, C, *] brought to other places by linear interpolation (or means, to far fewer) -> [B, prod, C]."""
+    """Resample features [B, C, *] to `places` by linear interpolation (averaging, to at most half) -> [B, prod, C]."""
     if features.dim() - 2 != len(places):
         raise ValueError(
             f"features of {features.dim() - 2} axes cannot be laid on {len(places)}; the tokens have {list(places)}"

@@ -1,4 +1,4 @@
-"""The YAML file of `tessera tokenizer train`, whole: nothing about a run is said anywhere else."""
+"""Config of `tessera tokenizer train`: the YAML file describes a run completely."""
 
 from __future__ import annotations
 
@@ -20,61 +20,61 @@ from .warm_start import WarmStartConfig
 
 
 class TokenizerTraining(Config):
-    """How long and how fast."""
+    """Optimization, and the intervals of logging and saving."""
 
     steps: StepCount | None = None
-    """Optimizer steps; needed where there are no stages, and left out where there are."""
+    """Optimizer steps; required without stages, not allowed with stages."""
     batch: BatchSize = 16
-    """Pictures, or excerpts of sound, per step, whatever the number of processes."""
+    """Images or audio excerpts per step, for any number of processes."""
     micro_batch: BatchSize | None = None
-    """Of one forward pass; null: the batch divided by the processes. The rest is accumulated."""
+    """Examples per forward pass; null: the batch divided by the processes. Gradients of the rest are accumulated."""
     crop_seconds: PositiveFloat = 1.0
-    """Length of an excerpt; ignored for pictures."""
+    """Length of an excerpt; ignored for images."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     warmup_steps: NonNegativeInt = 100
     min_lr_ratio: float = Field(default=0.02, ge=0, le=1)
-    """Learning rate of the last step, as a share of the peak."""
+    """Learning rate of the last step, as a fraction of the peak."""
     weight_decay: NonNegativeFloat = 0.01
-    """On matrices and filters; vectors (norms, biases) are not decayed."""
+    """Applies to matrices and filters; vectors (norms, biases) are not decayed."""
     betas: tuple[float, float] = (0.8, 0.99)
     eps: PositiveFloat = 1e-8
     clip: NonNegativeFloat = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Gradient clipping norm; 0 does not clip."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the layers; quantizer, spectra and losses stay in float32."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the moving average of the weights that is frozen at the end; 0 uses the weights themselves."""
     log_every: PositiveInt = 20
     save_every: PositiveInt | None = None
-    """Steps between checkpoints; null: at the end only."""
+    """Steps between checkpoints; null: only at the end."""
     keep_last: PositiveInt = 2
     """Checkpoints to keep."""
     snapshot_every: NonNegativeInt = 0
-    """Freeze and write the tokenizer as it is every so often; 0: only at the end."""
+    """Steps between snapshots, each a frozen tokenizer; 0: only at the end."""
     max_consecutive_bad: PositiveInt = 3
-    """A step whose loss or gradient is not finite changes nothing; after this many in a row the run stops."""
+    """Consecutive bad steps after which the run stops. A step with a non-finite loss or gradient changes nothing."""
 
 
 class AudioLossConfig(Config):
-    """The usual terms for sound, short; each term is a mean, so weights compare directly."""
+    """Shorthand for the usual audio losses; each loss is a mean, so weights compare directly."""
 
     kind: Literal["audio"] = "audio"
     mel: NonNegativeFloat = 2.0
-    """Weight of the term `mel`, and so on."""
+    """Weight of the loss `mel`; the next fields likewise."""
     spectrum: NonNegativeFloat = 1.0
     quantizer: NonNegativeFloat = 1.0
     adversarial: NonNegativeFloat = 1.0
     features: NonNegativeFloat = 2.0
     adversarial_from: NonNegativeInt = 0
-    """Step at which the discriminators come in."""
+    """Step at which the discriminators start."""
     adversarial_every: PositiveInt = 1
-    """Use them every so many steps; they cost more than everything else together."""
+    """Use the discriminators every so many steps; they cost more than everything else together."""
     adversarial_seconds: PositiveFloat = 0.5
-    """Length of the excerpt they look at."""
+    """Length of the audio excerpt that they receive."""
 
     def terms(self) -> tuple[AnyLossConfig, ...]:
-        """Written out."""
+        """The losses in full."""
         made = (
             MelConfig(weight=self.mel),
             SpectrumConfig(weight=self.spectrum),
@@ -85,7 +85,7 @@ class AudioLossConfig(Config):
         return tuple(term for term in made if term.weight or term.kind in ("mel", "spectrum", "quantizer"))
 
     def judges(self, nets: STFTDiscriminatorConfig) -> DiscriminatorsConfig | None:
-        """Written out; None where no term needs them."""
+        """The discriminators in full; None if no loss needs them."""
         if not self.adversarial and not self.features:
             return None
         return DiscriminatorsConfig(
@@ -97,7 +97,7 @@ class AudioLossConfig(Config):
 
 
 class ImageLossConfig(Config):
-    """The usual terms for pictures, short."""
+    """Shorthand for the usual image losses."""
 
     kind: Literal["picture"] = "picture"
     squared: NonNegativeFloat = 1.0
@@ -105,16 +105,16 @@ class ImageLossConfig(Config):
     quantizer: NonNegativeFloat = 1.0
 
     def terms(self) -> tuple[AnyLossConfig, ...]:
-        """Written out."""
+        """The losses in full."""
         return PixelsConfig(name="squared", weight=self.squared), QuantizerLossConfig(weight=self.quantizer)
 
     def judges(self, nets: STFTDiscriminatorConfig) -> DiscriminatorsConfig | None:
-        """None."""
+        """None: these losses need no discriminators."""
         return None
 
 
 class TokenizerTrainConfig(Config):
-    """A complete run."""
+    """A complete training run."""
 
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -122,18 +122,18 @@ class TokenizerTrainConfig(Config):
     data: CorpusConfig
     train: TokenizerTraining
     terms: tuple[AnyLossConfig, ...] = ()
-    """What is minimised; none: see `losses`."""
+    """The losses to minimize; empty: see `losses`."""
     balance: BalanceConfig = SumConfig()
-    """How the terms at the reconstruction become one gradient."""
+    """Combines the output losses into one gradient."""
     judges: DiscriminatorsConfig | None = None
-    """Discriminators, for the terms `adversarial` and `features`."""
+    """Discriminators for the losses `adversarial` and `features`."""
     stages: tuple[StageConfig, ...] = ()
-    """One after the other; none: train.steps steps of everything."""
+    """Stages in order; empty: train everything for train.steps steps."""
     warm_start: WarmStartConfig | None = None
     losses: AudioLossConfig | ImageLossConfig | None = Field(default=None, discriminator="kind")
-    """The usual terms in short, in place of `terms`; left out: with their default weights."""
+    """Shorthand for the usual losses, instead of `terms`; omitted: default weights."""
     discriminator: STFTDiscriminatorConfig | None = None
-    """The discriminators of `losses`; left out: the default ones."""
+    """The discriminators of `losses`; omitted: the defaults."""
 
     @property
     def total_steps(self) -> int:
@@ -141,7 +141,7 @@ class TokenizerTrainConfig(Config):
         return sum(stage.steps for stage in self.stages if stage.kind == "train")
 
     def resolved(self) -> TokenizerTrainConfig:
-        """With terms, judges and stages written out; nothing is left to defaults that depend on something else."""
+        """The config with losses, discriminators and stages in full, so that no default depends on another field."""
         changes: dict = {"losses": None, "discriminator": None}
         if not self.terms:
             short = self.losses or (AudioLossConfig() if self.tokenizer.kind == "audio" else ImageLossConfig())
@@ -188,7 +188,7 @@ class TokenizerTrainConfig(Config):
         return self
 
     def _check_halting(self) -> None:
-        """A halt and what teaches it come together."""
+        """Check that a halting quantizer and its loss are used together."""
         halts = self.tokenizer.quantizer.kind == "halting"
         taught = [number for number, term in enumerate(self.terms) if term.kind == "halting"]
         if taught and not halts:

@@ -1,4 +1,5 @@
-"""A tokenizer's training data: the corpus decoded once into memory, and batches as a pure function of (seed, step)."""
+"""Training dataset of a tokenizer: the corpus, decoded once into memory; batches are a pure function of (seed,
+step)."""
 
 from __future__ import annotations
 
@@ -19,16 +20,16 @@ from ..losses.base import MediaBatch
 from .config import TokenizerTrainConfig
 
 MAX_LISTED = 20
-"""Items that are skipped and named one by one."""
+"""Maximum number of skipped items named individually."""
 
 
 class MediaInMemory:
-    """The corpus; sound as 16-bit samples (115 MB an hour at 16 kHz).
+    """The corpus in memory; audio as 16-bit samples (115 MB per hour at 16 kHz).
 
     Args:
-        show: whether to report progress and what could not be read.
+        show: whether to report progress and unreadable items.
     Raises:
-        ValueError: no usable media.
+        ValueError: there are no usable media.
     """
 
     def __init__(self, config: TokenizerTrainConfig, show: bool = True):
@@ -60,7 +61,7 @@ class MediaInMemory:
         if not self.items:
             raise ValueError(f"no usable {self.geometry.kind} files in {config.data.path}; see the messages above")
         self.fingerprint = digest.hexdigest()
-        """Of what the items are called, their labels, texts and sizes."""
+        """Hash of the items' ids, labels, texts and shapes."""
         self.alphabet = "".join(sorted(set().union(*(text or "" for text in self.texts))))
         self.label_names = sorted({label for label in labels if label is not None})
         number_of = {name: number for number, name in enumerate(self.label_names)}
@@ -70,12 +71,12 @@ class MediaInMemory:
 
     @staticmethod
     def _sound(media: Tensor) -> Tensor:
-        """As MediaBatch has it: [N] of one channel, [C, N] of several."""
+        """Audio as in MediaBatch: [N] for one channel, [C, N] for several."""
         return media[0] if len(media) == 1 else media
 
     @property
     def crop_frames(self) -> int:
-        """Frames of an excerpt."""
+        """Frames per excerpt."""
         assert self.audio is not None
         samples = self.settings.crop_seconds * self.audio.sample_rate
         return max(1, round(samples / self.audio.samples_per_frame))
@@ -85,7 +86,7 @@ class MediaInMemory:
         return self.sampler.batch(step)
 
     def batch(self, step: int, rows: np.ndarray, first: int, count: int) -> MediaBatch:
-        """Places first .. first + count - 1 of the batch `rows` of a step."""
+        """Examples first .. first + count - 1 of the batch `rows` of a step."""
         here = slice(first, first + count)
         numbers = rows[here].tolist()
         texts, labels = [self.texts[number] for number in numbers], self.labels[numbers]
@@ -112,7 +113,7 @@ class MediaInMemory:
         return MediaBatch(samples, mask, frame_mask, whole, labels, texts, len(rows), frames, all_labels, all_texts)
 
     def excerpt(self, step: int, seconds: float) -> slice:
-        """Samples that judges look at in a step, alike for all items."""
+        """Samples that the discriminators receive in a step, the same for all examples."""
         if self.audio is None:
             return slice(None)
         total = self.crop_frames * self.audio.samples_per_frame

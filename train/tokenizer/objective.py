@@ -1,4 +1,4 @@
-"""A tokenizer in training: one forward pass, and the gradient that its terms send back."""
+"""Forward pass of a tokenizer in training, and the gradient of its losses."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ..losses.codec_forward import decode_latents, encode_latents, last_layer
 
 @dataclass(frozen=True)
 class Passed:
-    """One micro-batch gone through the network."""
+    """Forward pass of one micro-batch."""
 
     found: Tensor | None
-    """The reconstruction, as the media; None where no term looks at it."""
+    """The reconstruction, shaped like the media; None if no output loss is active."""
     inner: dict[str, Tensor]
-    """Inner term -> [B]."""
+    """Inner loss -> [B]."""
     quantized: Quantized | None
-    """None where latents went on as they are."""
+    """None if latents were not quantized."""
 
 
 class TokenizerObjective(Trainable):
-    """The network with the layers that inner terms train along.
+    """The network and the layers that inner losses train with it.
 
     Args:
-        net: of the tokenizer. terms: see terms.make_terms.
-        dtype: "bfloat16" runs the layers under autocast, "float32" as they are.
+        net: of the tokenizer. terms: see registry.make_losses.
+        dtype: "bfloat16" runs the layers under autocast, "float32" without.
     """
 
     def __init__(self, net: AudioNet | ImageNet, terms: Mapping[str, ReconstructionLoss | LatentLoss], dtype: str):
@@ -48,11 +48,11 @@ class TokenizerObjective(Trainable):
 
     @property
     def body(self) -> nn.Module:
-        """Network and inner terms: "net.encoder...", "inner.NAME..."."""
+        """Network and inner losses: "net.encoder...", "inner.NAME..."."""
         return self
 
     def set_stage(self, on: frozenset[str], quantize: bool) -> None:
-        """Choose the terms that are on, and whether latents are quantized."""
+        """Select the active losses, and whether latents are quantized."""
         self.inner_on = {
             name: term
             for name, term in self.inner.items()
@@ -66,7 +66,7 @@ class TokenizerObjective(Trainable):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.use_autocast)
 
     def forward(self, batch: MediaBatch) -> Passed:
-        """Encode, quantize, decode; inner terms are computed here."""
+        """Encode, quantize, decode, and compute the inner losses."""
         net, mask = self.net, batch.frame_mask
         with self.precision(batch.media.device):
             latents = encode_latents(net, batch.media, mask)
@@ -80,21 +80,21 @@ class TokenizerObjective(Trainable):
         return Passed(found if self.output_on else None, inner, quantized)
 
     def view(self, batch: MediaBatch, found: Tensor, **judging) -> ReconstructionLossInputs:
-        """What output terms look at; padding is silent on both sides."""
+        """Inputs of the output losses; padding is silenced in both signals."""
         if batch.sample_mask is None:
             return ReconstructionLossInputs(batch, found, batch.media, **judging)
         mask = batch.sample_mask if found.dim() == 2 else batch.sample_mask[:, None]
         return ReconstructionLossInputs(batch, sounds(found * mask), sounds(batch.media * mask), **judging)
 
     def output_losses(self, view: ReconstructionLossInputs, names: Mapping[str, float]) -> dict[str, Tensor]:
-        """Output term -> [B], of the terms named."""
+        """Output loss -> [B], for the given names."""
         with self.precision(view.found.device):
             losses = {name: self.output_on[name](view).float() for name in names}
-        # The loss of an item is the mean over its sounds.
+        # The loss of an example is the mean over its signals.
         return {name: loss.unflatten(0, (len(view.batch.media), -1)).mean(1) for name, loss in losses.items()}
 
     def at_last_layer(self, found: Tensor) -> Callable[[Tensor], Tensor]:
-        """Turns a gradient with respect to `found` into that of the decoder's last layer; the graph is kept."""
+        """Function from a gradient with respect to `found` to that of the decoder's last layer; keeps the graph."""
         weight = last_layer(self.net)
 
         def turn(gradient: Tensor) -> Tensor:
@@ -107,22 +107,21 @@ def output_gradients(
     objective: TokenizerObjective, balance: Balance, losses: Mapping[str, Tensor], weights: Mapping[str, float],
     found: Tensor,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
-    """Gradients of the groups with respect to the reconstruction (of the sum over items), and what is measured of
-    them."""
+    """Gradients of the groups with respect to the reconstruction (of the sum over examples), and their statistics."""
     gradients = group_gradients(losses, balance.groups(weights), found)
     turn = objective.at_last_layer(found)
     return gradients, {group: balance.measure(gradients[group], turn) for group in balance.measured(weights)}
 
 
 def surrogate(passed: Passed, gradient: Tensor | None, inner_weights: Mapping[str, float], items: int) -> Tensor:
-    """A number whose gradient is that of the whole loss.
+    """A scalar with the gradient of the whole loss.
 
-    The gradient of all output terms is put in front of the reconstruction as a constant: they are differentiated
-    already, and the network is gone through backwards once.
+    The gradient of all output losses is multiplied with the reconstruction as a constant: these losses are already
+    differentiated, so the backward pass through the network runs once.
 
     Args:
-        gradient: of the output terms, summed over items, as passed.found; None where there are none.
-        items: of the whole batch; the loss is a mean over them.
+        gradient: of the output losses, summed over examples, shaped like passed.found; None if there are none.
+        items: examples in the whole batch; the loss is a mean over them.
     """
     parts = [weight * passed.inner[name].sum() for name, weight in inner_weights.items() if name in passed.inner]
     if gradient is not None and passed.found is not None:

@@ -1,6 +1,6 @@
-"""Stages of a tokenizer's training, one after the other: what is trained, for how long, and with which terms.
+"""Stages of tokenizer training, in sequence: what is trained, for how long, and with which losses.
 
-A stage begins with a fresh optimizer and a schedule of its own, for what is trained and how it is judged may change.
+Each stage starts with a fresh optimizer and its own schedule, since the trained parts and the losses may change.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from ...configs.schema import Config, ConfigError, StepCount
 
 
 class TrainStageConfig(Config):
-    """Optimizer steps."""
+    """A stage of optimizer steps."""
 
     kind: Literal["train"] = "train"
     name: str
     steps: StepCount
     terms: tuple[str, ...] | None = None
-    """Names of the terms that are on; null: all."""
+    """Names of the active losses; null: all."""
     freeze: tuple[str, ...] = ()
-    """Parts that stay as they are, as names with wildcards: "encoder", "quantizer", "decoder.blocks.*"."""
+    """Frozen modules, as names with wildcards: "encoder", "quantizer", "decoder.blocks.*"."""
     lr: PositiveFloat | None = None
     """Peak learning rate; null: train.lr."""
     warmup_steps: NonNegativeInt | None = None
     """null: train.warmup_steps."""
     latents: Literal["quantized", "continuous"] = "quantized"
-    """What the decoder gets. continuous: the encoder's latents as they are; the quantizer then has no part in this
-    stage."""
+    """Input of the decoder. continuous: the encoder's latents without quantization; the stage does not use the
+    quantizer."""
 
 
 class FitStageConfig(Config):
-    """Fit what is not trained but fitted (`kmeans` centres, `structural` clusters, `scalar` quantile bins) to the
-    encoder's latents.
+    """Fit parts that are not trained (`kmeans` centers, `structural` clusters, `scalar` quantile bins) to the encoder's
+    latents.
 
     Source: bins after training, TokenBridge, arXiv:2503.16430.
     """
@@ -44,19 +44,19 @@ class FitStageConfig(Config):
     kind: Literal["fit"] = "fit"
     name: str
     items: PositiveInt = 1000
-    """Pictures or excerpts whose latents are looked at."""
+    """Images or excerpts to take latents from."""
 
 
 StageConfig = Annotated[TrainStageConfig | FitStageConfig, Field(discriminator="kind")]
 
 
 def freeze_parts(net: nn.Module, patterns: Sequence[str], where: str) -> None:
-    """Freeze the named parts of a network, and let everything else be trained.
+    """Freeze the named parts of a network and make everything else trainable.
 
-    A frozen part is in eval mode: codebooks do not move either, and nothing is dropped.
+    Frozen parts are in eval mode, so that codebooks do not change and there is no dropout.
 
     Raises:
-        ConfigError: a pattern that fits no part; begins with `where`.
+        ConfigError: a pattern matches no part; the message begins with `where`.
     """
     net.train().requires_grad_(True)
     names = [name for name, _ in [*net.named_modules(), *net.named_parameters()] if name]
@@ -73,6 +73,6 @@ def freeze_parts(net: nn.Module, patterns: Sequence[str], where: str) -> None:
 
 
 def fits(name: str, pattern: str) -> bool:
-    """Whether a pattern names a part or something that holds it."""
+    """Whether a pattern matches a part or a parent of it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:count]), pattern) for count in range(1, len(parts) + 1))

@@ -1,11 +1,11 @@
-"""What a tokenizer's run would come upon in a later stage or at its end, looked for before its first step.
+"""Checks before the first step of a tokenizer run for errors that would occur in a later stage or at the end.
 
-    terms            can be made: their teachers are there and fit (before the media are read)
-    stages           each has a term that teaches, parts to train, and a quantizer that is fitted where it must be
-    discriminators   can look at an excerpt as long as they are given
+    terms            can be built: their teachers exist and fit (before the media are read)
+    stages           each has an active loss, parts to train, and a fitted quantizer if it needs one
+    discriminators   accept excerpts of the configured length
     freezing         works
 
-No weight, no codebook and no random number of the run is touched.
+The run's weights, codebooks and random numbers are unaffected.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from .phases import TrainStageConfig, freeze_parts
 
 
 def check_terms(config: TokenizerTrainConfig, net: AudioNet | ImageNet, teachers: Mapping[str, nn.Module]) -> None:
-    """Make all terms and go through all stages, before the media are read, which may take an hour.
+    """Build all losses and check all stages before the media are read, which may take an hour.
 
-    Labels and characters are only known afterwards; until then there are some of each. ConfigError: a teacher that is
-    not there or does not fit, or another setting of a term that is wrong; and as `check_stages`.
+    Labels and characters are known only afterwards, so placeholders are used here. ConfigError: a teacher is missing or
+    does not fit, or another setting of a loss is wrong; also as `check_stages`.
     """
     context = LossContext(
         geometry=config.tokenizer.geometry,
@@ -53,7 +53,7 @@ def check_terms(config: TokenizerTrainConfig, net: AudioNet | ImageNet, teachers
 
 
 def begin_stage(config: TokenizerTrainConfig, objective: TokenizerObjective, number: int) -> None:
-    """Turn the terms of a train stage on and freeze its parts. ConfigError: none teaches, or nothing can be trained."""
+    """Activate the losses of a train stage and freeze its parts. ConfigError: no active loss, or nothing to train."""
     stage, where = config.stages[number], f"stages.{number}"
     assert isinstance(stage, TrainStageConfig)
     names = {term.key for term in config.terms if term.weight}
@@ -67,7 +67,7 @@ def begin_stage(config: TokenizerTrainConfig, objective: TokenizerObjective, num
 
 
 def check_stages(config: TokenizerTrainConfig, objective: TokenizerObjective) -> None:
-    """Go through all stages. ConfigError: one that could not be begun, or a quantizer that is not fitted in time."""
+    """Check all stages. ConfigError: a stage cannot start, or a quantizer is not fitted in time."""
     fitted = not unfitted(objective.net.quantizer)
     for number, stage in enumerate(config.stages):
         if stage.kind == "fit":
@@ -91,7 +91,7 @@ def check_stages(config: TokenizerTrainConfig, objective: TokenizerObjective) ->
 
 
 def unfitted(quantizer: Quantizer) -> bool:
-    """Whether a part of a quantizer has no codes before it is fitted."""
+    """Whether a part of a quantizer has no codes until it is fitted."""
     return any(
         (isinstance(part, KMeansQuantizer) and not bool(part.fitted))
         or (isinstance(part, StructuralQuantizer) and not int(part.num_codes))
@@ -100,7 +100,7 @@ def unfitted(quantizer: Quantizer) -> bool:
 
 
 def can_fit(quantizer: Quantizer) -> bool:
-    """Whether there is a part that a fit stage sets."""
+    """Whether a fit stage would fit a part of the quantizer."""
     return any(
         isinstance(part, KMeansQuantizer | StructuralQuantizer)
         or (isinstance(part, ScalarQuantizer) and not part.learns)
@@ -110,7 +110,7 @@ def can_fit(quantizer: Quantizer) -> bool:
 
 @torch.no_grad()
 def check_discriminators(config: TokenizerTrainConfig, media: MediaInMemory, judges: Discriminators | None) -> None:
-    """Show each discriminator silence, or a grey picture. ConfigError: it cannot look at anything so small."""
+    """Run each discriminator on silence or a gray image. ConfigError: the input is too small for it."""
     settings = config.judges
     if judges is None or settings is None:
         return
@@ -135,13 +135,13 @@ def check_discriminators(config: TokenizerTrainConfig, media: MediaInMemory, jud
 
 
 def check_freezing(config: TokenizerTrainConfig, net: AudioNet | ImageNet) -> None:
-    """Freeze a copy of the network as it is, where it has codes already; errors as make_tokenizer."""
+    """Freeze a copy of the current network, if it has codes already; errors as make_tokenizer."""
     if not unfitted(net.quantizer):
         make_tokenizer(config.tokenizer, net)
 
 
 def say_notes(config: TokenizerTrainConfig) -> None:
-    """Settings that contradict each other without harm, one line each on stderr."""
+    """Print notes on contradictory but harmless settings, one line each on stderr."""
     if config.judges is None:
         return
     if not any(term.kind in ("adversarial", "features") and term.weight for term in config.terms):

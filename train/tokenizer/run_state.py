@@ -1,4 +1,4 @@
-"""What a checkpoint of a tokenizer run holds beside the engines' files: counts, buffers, balance."""
+"""Checkpoint content of a tokenizer run besides the engines' files: counters, buffers, balance."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from .config import TokenizerTrainConfig
 
 MAY_CHANGE = (
     "device",
-    "data",  # what is in it is compared by its fingerprint
+    "data",  # its fingerprint checks the content
     "warm_start",
     "train.keep_last",
     "train.save_every",
     "train.snapshot_every",
     "train.log_every",
     "train.max_consecutive_bad",
-    "stages",  # compared below, where they are begun
+    "stages",  # compared below, where they have started
 )
 
 
 @dataclass
 class TokenizerRunState:
-    """Where a run is."""
+    """Progress of a run."""
 
     step: int = 0
     """Finished steps of the run."""
     stage: int = 0
-    """Stages that are finished."""
+    """Finished stages."""
     skipped: int = 0
-    """Steps among them that were bad and changed nothing."""
+    """Finished steps that were bad and changed nothing."""
     consecutive_bad: int = 0
     balance: dict[str, list[float]] = field(default_factory=dict)
     """See Balance.averages."""
@@ -59,7 +59,7 @@ class TokenizerRunState:
 
     @classmethod
     def load(cls, folder: Path, config: TokenizerTrainConfig, data: str) -> TokenizerRunState:
-        """Read run.json. ConfigError: it is of a run with another config or other data."""
+        """Load run.json. ConfigError: the run had another config or other data."""
         found = read_json(folder / STATE_FILE)
         if config.train.micro_batch in (None, micro_batch_of(folder)):
             found["config"]["train"]["micro_batch"] = config.train.micro_batch
@@ -89,12 +89,12 @@ class TokenizerRunState:
 
 
 def _other_end(before: dict, now: dict) -> bool:
-    """Whether two stages differ in nothing but their steps."""
+    """Whether two stages differ only in their steps."""
     return {**before, "steps": 0} == {**now, "steps": 0}
 
 
 def save_state(module: nn.Module, path: Path, with_weights: bool) -> None:
-    """Write the buffers of a module that its state has (codebooks, counts), and with_weights its weights."""
+    """Write the persistent buffers of a module (codebooks, counts) and, if with_weights, its weights."""
     lasting = module.state_dict().keys()
     tensors = {name: buffer for name, buffer in module.named_buffers() if name in lasting}
     if with_weights:
@@ -105,7 +105,7 @@ def save_state(module: nn.Module, path: Path, with_weights: bool) -> None:
 
 @torch.no_grad()
 def load_state(module: nn.Module, path: Path) -> None:
-    """Read what `save_state` wrote."""
+    """Load the file that `save_state` wrote."""
     if path.is_file():
         own = module.state_dict()
         for name, tensor in read_safetensors(path)[0].items():

@@ -1,11 +1,12 @@
-"""One optimizer step of a tokenizer: its micro-batches, the game with the judges, and the balance of the terms.
+"""One optimizer step of a tokenizer: micro-batches, adversarial loss, and the balance of the losses.
 
-    media ──► network ──► reconstruction ──► output terms ──► one gradient (train/losses/balancer.py) ─┐
-                 │                   └─────► judges                                      │
-                 └──► inner terms ───────────────────────────────────────────────────────┴──► backward, once
-    all micro-batches ──► step of the tokenizer, step of the judges, one update of the codebooks
+    media ──► network ──► reconstruction ──► output losses ──► gradient (train/losses/balancer.py) ─┐
+                 │                   └─────► discriminators                                         │
+                 └──► inner losses ─────────────────────────────────────────────────────────────────┴──► backward, once
+    all micro-batches ──► step of the tokenizer, step of the discriminators, one update of the codebooks
 
-Both sides of the game see each other as they were before the step, so that nothing depends on how the batch is cut.
+Tokenizer and discriminators both use the other's state before the step, so that the result does not depend on how the
+batch is split.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ from .objective import Passed, TokenizerObjective, output_gradients, surrogate
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did."""
+    """Result of a step."""
 
     info: StepInfo
     terms: dict[str, float]
-    """Term -> its mean over the batch, before weights; "judge" is what the judges minimise."""
+    """Loss -> its mean over the batch, unweighted; "judge" is the discriminator loss."""
     loss: float
-    """Sum of the terms times their weights."""
+    """Weighted sum of the losses."""
     codes_in_batch: list[int]
-    """Different codes of each codebook in the last micro-batch of this process."""
+    """Distinct codes of each codebook in the last micro-batch of this process."""
     stopping: bool
     """Whether any process was asked to stop."""
 
 
 class TokenizerStepper:
-    """Makes the steps of one stage.
+    """Runs the steps of one stage.
 
     Args:
-        config: resolved. micro: items of a micro-batch.
-        engine, judge_engine: of this stage; no judge_engine: no term that is on needs judges.
+        config: resolved. micro: examples per micro-batch.
+        engine, judge_engine: of this stage; judge_engine is None if no active loss needs discriminators.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class TokenizerStepper:
         self.weights = {term.key: term.weight for term in config.terms}
 
     def step(self, step: int, asked: bool) -> StepReport:
-        """Step number `step` of the run (the first is 0); all processes call it. asked: to stop, in this process."""
+        """Run step `step` of the run (the first is 0); all processes call this. asked: whether this process was asked
+        to stop."""
         rows = self.media.rows(step)
         judging = self.judge_engine is not None and self.is_judged(step)
         weights = self._output_weights(judging)
@@ -85,7 +87,7 @@ class TokenizerStepper:
             _add(measured, found.measured)
             loss = surrogate(passed, found.gradient, self.weights, batch.batch_items)
             finite = torch.stack([loss.detach().isfinite().all() for loss in (passed.inner | found.losses).values()])
-            # The constant in front of the reconstruction hides a bad term whose gradient happens to be finite.
+            # The constant factor on the reconstruction hides a bad loss whose gradient happens to be finite.
             self.engine.backward(loss * torch.where(finite.all(), 1.0, torch.nan))
             if passed.quantized is not None:
                 used = [len(codes[codes >= 0].unique()) for codes in passed.quantized.codes.flatten(0, -2).T]
@@ -98,7 +100,7 @@ class TokenizerStepper:
         return StepReport(info, terms, loss, used, stopping)
 
     def is_judged(self, step: int) -> bool:
-        """Whether the judges look at this step."""
+        """Whether this step uses the discriminators."""
         judges = self.config.judges
         return judges is not None and step >= judges.first_step and step % judges.every == 0
 
@@ -107,21 +109,21 @@ class TokenizerStepper:
         return {name: self.weights[name] for name in on if self.weights[name] and (judging or not on[name].judged)}
 
     def _numbers(self, items: int) -> range:
-        """Micro-batches of this process; see sampler.micro_batches."""
+        """Micro-batches of this process; see batch_sampler.micro_batches."""
         return range(self.world.rank, items // self.micro, self.world.size)
 
     def _pass(self, step: int, rows: np.ndarray, number: int, model) -> tuple[MediaBatch, Passed]:
         batch = self.media.batch(step, rows, number * self.micro, self.micro).to(self.world.device)
-        torch.manual_seed(mix(self.config.seed, 1, step, number))  # level dropout and the like
+        torch.manual_seed(mix(self.config.seed, 1, step, number))  # for level dropout and similar
         return batch, model(batch)
 
     def _through_output(
         self, step: int, batch: MediaBatch, passed: Passed, weights: Mapping[str, float], judging: bool
     ) -> _Output:
-        """Losses and gradients at the reconstruction; lets the judges learn from it."""
+        """Losses and gradients at the reconstruction; also the backward pass of the discriminators."""
         if passed.found is None:
             return _Output({}, None, {})
-        if not weights:  # their one term rests in this step
+        if not weights:  # their only loss is inactive in this step
             return _Output({}, torch.zeros_like(passed.found), {})
         judges, excerpt = None, slice(None)
         if self.judge_engine is not None and self.config.judges is not None and self.is_judged(step):
@@ -134,7 +136,7 @@ class TokenizerStepper:
             real, fake = view.judged()
             with self.objective.precision(fake.device):
                 loss = self.judge_engine.model(real, fake)
-            loss = loss.unflatten(0, (len(batch.media), -1)).mean(1)  # over the channels of an item
+            loss = loss.unflatten(0, (len(batch.media), -1)).mean(1)  # over the channels of an example
             self.judge_engine.backward(loss.float().sum() / batch.batch_items)
         gradients, measured = output_gradients(self.objective, self.balance, losses, weights, passed.found)
         if judging:
@@ -144,7 +146,7 @@ class TokenizerStepper:
         return _Output(losses, total, measured)
 
     def _measure(self, step: int, rows: np.ndarray, weights: Mapping[str, float]) -> None:
-        """Norms of the terms as the network is now, without learning anything from it."""
+        """Measure the gradient norms of the losses with the current network, without training."""
         measured: dict[str, Tensor] = {}
         for number in self._numbers(len(rows)):
             batch, passed = self._pass(step, rows, number, self.objective)
@@ -159,7 +161,7 @@ class TokenizerStepper:
         self, info: StepInfo, totals: dict[str, Tensor], measured: dict[str, Tensor], items: int, judging: bool,
         asked: bool,
     ) -> bool:  # fmt: skip
-        """What all processes do together after a step; fills `totals` with sums over all of them."""
+        """Joint work of all processes after a step; fills `totals` with sums over all of them."""
         flat = torch.stack([*totals.values(), torch.full((), float(asked), dtype=torch.float64).to(self.world.device)])
         *sums, stopping = self.world.add(flat).unbind()
         totals.update(zip(totals, sums, strict=True))

@@ -1,11 +1,11 @@
 """Train a tokenizer from a YAML file, then freeze it.
 
-    OUT/train.json       the resolved config            OUT/steps/         checkpoints (train/common/checkpoint.py)
-    OUT/metrics.jsonl    losses (train/common/metrics.py)            OUT/snapshot-N/    frozen on the way
-    OUT/config.json, OUT/tokenizer.safetensors          the finished tokenizer
+    OUT/train.json       the resolved config                 OUT/steps/         checkpoints (train/common/checkpoint.py)
+    OUT/metrics.jsonl    losses (train/common/metrics.py)    OUT/snapshot-N/    frozen during training
+    OUT/config.json, OUT/tokenizer.safetensors               the finished tokenizer
 
-Every random choice of a step depends on (seed, step, micro-batch) alone, and codebooks move only between steps. So a
-resumed run equals one that was left alone.
+Every random choice of a step depends only on (seed, step, micro-batch), and codebooks change only between steps. So a
+resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ def train_tokenizer(
     Args:
         out: folder of the run, where the tokenizer is written.
         progress: report on stderr.
-        resume: go on with the newest checkpoint in `out`; from the beginning when there is none.
-        teachers: modules that teachers of kind `module` name; they are frozen here.
-        command: what started this, for saying how to go on.
+        resume: continue from the newest checkpoint in `out`, or start from the beginning if there is none.
+        teachers: modules for teachers of kind `module`, by name; they are frozen here.
+        command: command that started the run, for the message on how to resume.
     Returns:
-        The tokenizer; None when stopped by Ctrl-C or SIGTERM, after saving.
+        The tokenizer; None if stopped by Ctrl-C or SIGTERM, after saving.
     Raises:
         FileExistsError: `out` holds a tokenizer or a run, and `resume` is not set.
-        ValueError: no usable media, a config that does not fit them or the checkpoint, or another process that trains
-            in `out`.
-        TrainingFailed: losses that are not finite, `train.max_consecutive_bad` times in a row.
+        ValueError: there are no usable media, the config does not match them or the checkpoint, or another process
+            trains in `out`.
+        TrainingFailed: non-finite losses, `train.max_consecutive_bad` times in a row.
     """
     world = join_world(config.device)
     out = Path(out)
@@ -99,14 +99,14 @@ def train_tokenizer(
 
 
 def _take(out: Path, resume: bool, command: str, held: ExitStack) -> None:
-    """Lock the folder of a run; the first process does, which alone writes there."""
+    """Lock the folder of a run, in the first process, the only one that writes there."""
     held.enter_context(lock_folder(out, command or "tessera tokenizer train", below=("snapshot-*",)))
     check_free(out, resume)
     Checkpoints(out / "steps", ONE_PROCESS, keep_last=1).clean()
 
 
 def check_free(out: Path, resume: bool) -> None:
-    """Raise FileExistsError when a new run would write into a folder that holds a tokenizer or another run."""
+    """Raise FileExistsError if a new run would write into a folder with a tokenizer or another run."""
     if resume:
         return
     if (out / "config.json").exists():
@@ -119,7 +119,7 @@ class TokenizerTrainer:
     """One run in one process; see `train_tokenizer`.
 
     Args:
-        started: checkpoint that `resume` will go on from; the batch is cut as there.
+        started: checkpoint that `resume` will load; the batch is split as there.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class TokenizerTrainer:
         self._check_room()
         torch.manual_seed(mix(config.seed, 0))
         net = NETS[config.tokenizer.kind](config.tokenizer)
-        code_geometry(config.tokenizer, net.quantizer)  # before all media are read, and long before it is frozen
+        code_geometry(config.tokenizer, net.quantizer)  # before reading all media, and long before freezing
         if config.warm_start is not None:
             warm_start(net, config.warm_start)
         check_terms(config, net, teachers)
@@ -173,7 +173,7 @@ class TokenizerTrainer:
         self.progress = Progress(config.total_steps, 0, show=False)
 
     def _check_room(self) -> None:
-        """ValueError where weights or a micro-batch of this config cannot fit into memory."""
+        """Raise ValueError if the weights or a micro-batch of this config cannot fit into memory."""
         config, device = self.config.tokenizer, self.world.device
         check_weights_fit(count_numbers(lambda: NETS[config.kind](config), "tokenizer"), "tokenizer", device)
         geometry = config.geometry
@@ -186,7 +186,7 @@ class TokenizerTrainer:
         check_batch_fits(self.micro, frames, config.latent_dim, outputs, False, device)
 
     def check(self) -> None:
-        """Look for what would end the run later (preflight.py); all processes call this, before `resume`."""
+        """Check for errors that would end the run later (preflight.py); all processes call this, before `resume`."""
         config, settings = self.config, self.config.train
 
         def look() -> None:
@@ -204,12 +204,12 @@ class TokenizerTrainer:
         self.world.together(look)
 
     def resume(self, found: Path) -> None:
-        """Go on from a good checkpoint."""
+        """Resume from a good checkpoint."""
         self.state = TokenizerRunState.load(found, self.config, self.media.fingerprint)
         check_pickles(found)
         trained = [number for number, stage in enumerate(self.config.stages) if stage.kind == "train"]
         last = [number for number in trained if number <= self.state.stage][-1]
-        if self.state.step < self._start(last + 1):  # it has got more steps since it was finished
+        if self.state.step < self._start(last + 1):  # steps were added since it was finished
             self.state.stage = last
         self.begin(last)
         assert self.engine is not None
@@ -227,7 +227,7 @@ class TokenizerTrainer:
             self._say_new_end(read_json(found / STATE_FILE)["config"]["stages"][last]["steps"], last)
 
     def run(self) -> Tokenizer | None:
-        """Train to the end or to a signal; see `train_tokenizer`."""
+        """Train to the end or until a signal; see `train_tokenizer`."""
         state = self.state
         if self.world.is_first:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -253,7 +253,7 @@ class TokenizerTrainer:
                 self.metrics.close()
 
     def begin(self, number: int) -> None:
-        """Make the engines of a train stage."""
+        """Create the engines of a train stage."""
         stage, settings = self.config.stages[number], self.config.train
         assert isinstance(stage, TrainStageConfig)
         begin_stage(self.config, self.objective, number)
@@ -276,7 +276,7 @@ class TokenizerTrainer:
         self.begun = number
 
     def fit(self, stage: FitStageConfig) -> None:
-        """A fit stage. Each process does the same."""
+        """Run a fit stage, identically in each process."""
         net = self._frozen_net()
         net.to(self.world.device).eval()
         settings, found = self.config.train, []
@@ -300,7 +300,7 @@ class TokenizerTrainer:
             self.checkpoints.save(self.state.step, self._write, size)
 
     def _train(self, number: int, stage: TrainStageConfig, stop: StopRequest) -> bool:
-        """A train stage; False when stopped by a signal."""
+        """Run a train stage; False if stopped by a signal."""
         if self.begun != number:
             self.begin(number)
         settings, state = self.config.train, self.state
@@ -330,20 +330,20 @@ class TokenizerTrainer:
         return True
 
     def _finish(self) -> Tokenizer:
-        """Save, and freeze."""
+        """Save and freeze."""
         self.save()
         tokenizer = make_tokenizer(self.config.tokenizer, self._frozen_net())
         self.world.together(lambda: tokenizer.save(self.out) if self.world.is_first else None)
         return tokenizer
 
-    # Supporting
+    # Helpers
 
     def _start(self, number: int) -> int:
-        """Steps of the stages before."""
+        """Steps of all earlier stages."""
         return sum(stage.steps for stage in self.config.stages[:number] if stage.kind == "train")
 
     def _say_new_end(self, planned: int, number: int) -> None:
-        """planned: steps of the train stage when the checkpoint was saved."""
+        """Report a changed number of steps. planned: steps of the train stage when the checkpoint was saved."""
         stage, settings = self.config.stages[number], self.config.train
         assert isinstance(stage, TrainStageConfig)
         if planned != stage.steps:
@@ -361,7 +361,7 @@ class TokenizerTrainer:
         )
 
     def _account(self, report: StepReport) -> None:
-        """Follow the weights after a good step; stop after too many bad ones in a row."""
+        """Update the average after a good step; stop after too many bad ones in a row."""
         state, limit = self.state, self.config.train.max_consecutive_bad
         if not report.info.skipped:
             state.consecutive_bad = 0
@@ -395,7 +395,7 @@ class TokenizerTrainer:
             self.metrics.write(state.step, "train", more | {"seconds": round(seconds, 2)})
 
     def _frozen_net(self) -> AudioNet | ImageNet:
-        """A copy of the network to freeze: averaged weights where there are such, codebooks as they are."""
+        """A copy of the network to freeze: averaged weights if available, current codebooks."""
         net = copy.deepcopy(self.objective.net)
         if self.average.updates:
             with torch.no_grad():
@@ -411,7 +411,7 @@ class TokenizerTrainer:
             make_tokenizer(self.config.tokenizer, self._frozen_net()).save(self._snapshot_folder())
 
     def _write(self, folder: Path) -> None:
-        """The files of a checkpoint; the first process writes them."""
+        """Write the files of a checkpoint; called in the first process."""
         _write_engine(self.engine, folder)
         save_state(self.objective, folder / "buffers.safetensors", with_weights=False)
         if self.judges is not None:
@@ -432,7 +432,7 @@ def _write_engine(engine: TorchEngine | None, folder: Path) -> None:
 
 
 def micro_like(found: Path, settings: TokenizerTraining, world: ProcessGroup, show: bool) -> int:
-    """The micro-batch of a checkpoint; smaller ones, with a note, where the processes cannot share it."""
+    """Micro-batch size of a checkpoint; smaller, with a note, if the processes cannot share it."""
     cut = cut_batch(settings.batch, micro_batch_of(found), world.size)
     if cut.pieces > 1 and show:
         print(

@@ -1,6 +1,6 @@
-"""Begin from another tokenizer: tensors of the same name and shape are taken over.
+"""Initialize from another tokenizer: copy tensors with the same name and shape.
 
-A student of another kind takes what fits and learns the rest: DistilCodec's single codebook inherits encoder and
+A student of another kind copies what fits and learns the rest: DistilCodec's single codebook inherits encoder and
 decoder of a grouped residual teacher (UniTTS, arXiv:2505.17426).
 """
 
@@ -18,22 +18,22 @@ from ...tokenize.tokenizer import load_tokenizer
 
 
 class WarmStartConfig(Config):
-    """Where weights come from."""
+    """Source of the initial weights."""
 
     tokenizer: str
     """Folder of a frozen tokenizer."""
     names: dict[str, str] = Field(default_factory=dict)
-    """Beginning of a name here -> beginning of the name there, where they differ, as in
-    {"quantizer.": "quantizer.levels.0."}. The longest beginning counts."""
+    """Name prefix here -> name prefix there, where they differ, as in {"quantizer.": "quantizer.levels.0."}. The
+    longest matching prefix applies."""
     leave: tuple[str, ...] = ()
-    """Beginnings of names that start at random all the same."""
+    """Prefixes of names that keep their random initialization."""
 
 
 def warm_start(net: nn.Module, config: WarmStartConfig, where: str = "warm_start") -> int:
-    """Take over what fits; returns how many tensors, and says on stderr which parts were left.
+    """Copy the tensors that fit; returns their number and lists the other parts on stderr.
 
     Raises:
-        ConfigError: no tokenizer there, a mapped name that it lacks, or nothing fits.
+        ConfigError: the tokenizer does not exist or lacks a mapped name, or nothing fits.
     """
     try:
         given = load_tokenizer(config.tokenizer).net.state_dict()
