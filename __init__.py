@@ -1,6 +1,6 @@
 """Tessera: autoregressive generation over multi-codebook tokens.
 
-`import tessera` imports no torch; the names below are looked up on first use (PEP 562).
+`import tessera` does not import torch; the public names are loaded on first use (PEP 562).
 
     model = tessera.load("digits")
     model.generate(label=7, n=16, seed=0).save("out/")

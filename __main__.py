@@ -1,4 +1,4 @@
-"""`python -m tessera`: the same as the `tessera` command."""
+"""Entry point of `python -m tessera`, the same as the `tessera` command."""
 
 from .cli.app import main
 

@@ -1,6 +1,6 @@
-"""The command line. A command is one file in commands/ with `register(app)` and one entry here.
+"""The command line. Each command is one file in commands/ with `register(app)` and one entry here.
 
-None imports torch at import time.
+No command imports torch at import time.
 """
 
 from importlib import import_module

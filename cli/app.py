@@ -1,4 +1,4 @@
-"""The `tessera` command: one file a verb, errors turned into one line and an exit code here.
+"""The `tessera` command. Each verb has its own file; errors are converted to one line and an exit code here.
 
 Exit codes: 0 done, 1 failed, 2 misused (one line that says what was asked, what was found, what to do).
 """
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code (see the head of this file)."""
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 misused."""
     try:
         return int(app(args=arguments, prog_name="tessera", standalone_mode=False) or 0)
     except typer.Exit as error:

@@ -1,4 +1,4 @@
-"""Configs given by path or by the name of a shipped one, read as what a verb needs."""
+"""Opens configs given by path or by the name of a shipped config, and checks that a verb gets the kind it needs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenConfig:
-    """A config whose kind is known to be the right one, not yet checked further."""
+    """A config of the right kind whose contents are not checked yet."""
 
     path: Path
     name: str | None
-    """Of a shipped config."""
+    """Name of a shipped config, otherwise None."""
     data: Any
-    """What is in the file."""
+    """Parsed contents of the file."""
     sets: Sequence[str]
 
     def read_as(self, model: type[C]) -> C:
-        """As an object, with the overrides; raises ConfigError as `read_config`."""
+        """The config as an object, with the overrides; raises ConfigError like `read_config`."""
         from ..configs.schema import build_config
 
         where = str(self.path) if self.name is None else self.name
@@ -40,19 +40,19 @@ class OpenConfig:
 
 
 def open_config(config: str, kind: str, sets: Sequence[str]) -> OpenConfig:
-    """Open the config that a verb was given.
+    """Open the config given to a verb.
 
     Args:
-        config: path of a YAML file, or the name of a shipped one ("own-speech/lm"; "own-speech" where that folder has
-            one config of this kind). A file at that path comes first.
-        kind: what the verb needs, one of `CONFIG_KINDS`.
-        sets: overrides, as of `read_config`.
+        config: path of a YAML file, or the name of a shipped one ("own-speech/lm"; "own-speech" if that folder has
+            one config of this kind). A file at that path takes precedence.
+        kind: the required kind, one of `CONFIG_KINDS`.
+        sets: overrides, as in `read_config`.
     Raises:
-        ConfigError: no YAML, or a config of another kind, named with the verb that takes it.
+        ConfigError: invalid YAML, or a config of another kind; names the verb that takes it.
         FileNotFoundError: no such file or config; names the nearest.
 
-    Nothing heavy is imported. Paths of the file that begin with samples/ or bundled/ are found in the package where
-    nothing else is there.
+    Imports no heavy modules. Paths in the file that begin with samples/ or bundled/ fall back to the package if they do
+    not exist.
     """
     from ..configs.recognize import CONFIG_KINDS, config_kind
     from ..configs.schema import ConfigError, override, read_yaml
@@ -70,7 +70,7 @@ def open_config(config: str, kind: str, sets: Sequence[str]) -> OpenConfig:
 
 
 def find_config(config: str, kind: str | None = None) -> Path:
-    """The file of a config given by path or name; args and errors as `open_config`, kind None: any."""
+    """The file of a config given by path or name; arguments and errors as in `open_config`; kind None: any."""
     from ..configs.recognize import CONFIG_KINDS, describe_wrong
 
     path = Path(config)
@@ -96,7 +96,7 @@ def find_config(config: str, kind: str | None = None) -> Path:
 
 
 def shipped_configs(name: str) -> list[str]:
-    """Names of the shipped configs that a name may mean: one file, the files of one folder, or those with this last
+    """Names of the shipped configs that match a name: one file, the files of one folder, or files with this last
     part."""
     known = all_configs()
     word = name.removeprefix("./").removeprefix("configs/").rstrip("/")
@@ -121,7 +121,7 @@ def shipped_file(name: str) -> Path:
 
 
 def kind_of_name(name: str) -> str:
-    """The kind of a shipped config, told by its content."""
+    """The kind of a shipped config, detected from its contents."""
     from ..configs.recognize import config_kind
     from ..configs.schema import read_yaml
 
@@ -136,7 +136,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _nearest(config: str, kind: str | None) -> str:
-    """The names of shipped configs that were probably meant, of the kind that is needed where there are such."""
+    """Suggestions of shipped configs with similar names, preferably of the required kind."""
     word = config.removeprefix("configs/").removesuffix(".yaml")
     known = {name: name for name in all_configs()}
     known |= {name.split("/")[1]: name for name in all_configs()}
@@ -149,7 +149,7 @@ def _nearest(config: str, kind: str | None) -> str:
 
 
 def _with_shipped(data: Any) -> Any:
-    """Plain data whose paths lead into the package where they begin with samples/ or bundled/ and nothing is there."""
+    """Plain data in which missing paths that begin with samples/ or bundled/ are replaced by paths in the package."""
     from ..tokenize.bundled import shipped_path
 
     if isinstance(data, dict):

@@ -1,7 +1,7 @@
-"""Errors as the command line says them: in one line, with flags instead of Python's parameters.
+"""Converts library error messages for the command line: flags replace Python parameter names.
 
-The messages of the library name what a Python caller wrote (`voice_frames`, "ask for unconditional"). The one place
-that turns them into what was typed is here; verbs that read a YAML file are left alone, its keys are the same words.
+Library messages use the names of the Python API (`voice_frames`, "ask for unconditional"). Only this module converts
+them to command-line flags; verbs that read a YAML file are excluded, because its keys have the Python names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 RENAMED = {"num_frames": "frames", "max_frames": "max_seconds", "min_frames": "max_seconds"}
-"""Parameters of Python that a verb's option of another name sets."""
+"""Python parameters that are set by an option of another name."""
 
 PHRASES = (
     (r"or ask for unconditional", "or add --unconditional", "unconditional"),
@@ -26,15 +26,15 @@ PHRASES = (
     (r"\bn must be", "-n must be", "n"),
     (r"pass num_frames", "pass --frames", "frames"),
 )
-"""(what is written for Python, what the command line says, the parameter that the verb must have for it). Without that
-parameter the phrase is left out, together with the comma before it."""
+"""(Python wording, command-line wording, required parameter of the verb). If the verb lacks the parameter, the phrase
+is removed together with the comma before it."""
 
 
 def with_flags(text: str, options: dict[str, str]) -> str:
-    """A message with a verb's flags in place of the parameters of the library.
+    """Replace library parameter names in a message by a verb's flags.
 
     Args:
-        options: flag of each parameter of the verb: {"voice_frames": "--voice-frames"}.
+        options: the flag of each parameter of the verb: {"voice_frames": "--voice-frames"}.
     """
     if "set_" in options or not options:
         return text
@@ -54,7 +54,7 @@ def with_flags(text: str, options: dict[str, str]) -> str:
 
 
 def _inside(place: str) -> str:
-    """The place within a value, as in a mapping; "" for the number of a codebook."""
+    """The location inside a value such as a mapping; "" for a codebook index."""
     inner = [part for part in place.split(".") if part and not part.isdigit()]
     return f"{'.'.join(inner)}: " if inner else ""
 
@@ -64,10 +64,10 @@ def _flag(parameter: str, options: dict[str, str]) -> str | None:
 
 
 def options_of(arguments: Sequence[str] | None, app: typer.Typer) -> dict[str, str]:
-    """The longest flag of each option of the verb that was called, by its parameter.
+    """The longest flag of each option of the called verb, keyed by parameter.
 
     Args:
-        arguments: of the command line; None: those of this process.
+        arguments: command-line arguments; None: those of this process.
     """
     command: Any = get_command(app)
     for word in sys.argv[1:] if arguments is None else arguments:
@@ -83,7 +83,7 @@ def options_of(arguments: Sequence[str] | None, app: typer.Typer) -> dict[str, s
 
 
 def usage_text(error: Any) -> str:
-    """A mistake in the command line itself, with an example of the verb where something is missing."""
+    """The message for a command-line usage error, with an example of the verb if an argument is missing."""
     text = error.format_message().replace("Value error, ", "")
     context = getattr(error, "ctx", None)
     if context is None or "\n" in text:

@@ -1,4 +1,4 @@
-"""Errors turned into one line and an exit code: what a user can mend, what a machine lacks; the rest is our mistake."""
+"""Maps errors to one line and an exit code: user errors and missing resources; all other errors are bugs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SYSTEM_WORDS = {
 }
 _ASKED = re.compile(r"tried to allocate (\d+) bytes")
 
-# Newer typer carries its own copy of click, older ones use the package: either way the base of typer.BadParameter.
+# Newer versions of typer bundle click, older ones import it: take the base class of typer.BadParameter in both cases.
 CommandLineError: type[Exception] = next(
     base for base in typer.BadParameter.__mro__ if issubclass(base, Exception) and base.__name__ == "ClickException"
 )
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
-    """Exit code and the line to print for an error of a known kind; None for what is a mistake of ours."""
+    """Exit code and message line for an error of a known kind; None for a bug."""
     if isinstance(error, CommandLineError):
         text = usage_text(error)
         return MISUSED, text if type(error).__name__ == "NoArgsIsHelpError" else _line(text)
@@ -63,7 +63,7 @@ def _line(text: object) -> str:
 
 
 def _of_system(error: OSError) -> str:
-    """A system's error without its number."""
+    """A system error without its number."""
     if error.strerror is None:
         return str(error)
     what = SYSTEM_WORDS.get(error.errno or 0) or error.strerror.lower()
@@ -71,7 +71,7 @@ def _of_system(error: OSError) -> str:
 
 
 def _of_pydantic(error: Any) -> str:
-    """The first mistake in a pydantic ValidationError, which by itself prints many lines; "" for another error."""
+    """The first error of a pydantic ValidationError, whose own message has many lines; "" for other errors."""
     if type(error).__name__ != "ValidationError" or not hasattr(error, "errors"):
         return ""
     first = error.errors()[0]
@@ -79,9 +79,9 @@ def _of_pydantic(error: Any) -> str:
 
 
 def print_failure(error: BaseException, spell: Callable[[str], str] = str) -> int:
-    """Print the line of an error on stderr and return the exit code; raises the error where it is a mistake of ours.
+    """Print the line of an error on stderr and return the exit code; re-raises the error if it is a bug.
 
-    `spell`: turns the words of the library into those of the command line.
+    `spell`: converts library wording to command-line wording.
     """
     found = explain(error)
     if found is None:

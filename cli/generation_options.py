@@ -1,4 +1,4 @@
-"""What generate, tts and image share: make samples with a progress bar, save them, say what was made."""
+"""Code shared by generate, tts and image: generate samples with a progress bar, save them, print a summary."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ STEP_HELP = "How steps are run: auto, eager, compiled (torch.compile), graph (CU
 SCALE_HELP = "Write each pixel N times as wide and high; default: pictures under 128 pixels at 256 or more."
 GRID_HELP = "All pictures on one sheet, which -o names."
 TINY, SHOWN = 128, 256
-"""Pictures with no side of TINY pixels are written with one of SHOWN or more."""
+"""Images with both sides below TINY pixels are enlarged until one side has SHOWN or more."""
 LARGEST_SHEET = 4096
-"""Pixels of a side to which a sheet is enlarged at most, unless --scale says more."""
+"""Maximum side in pixels to which a grid is enlarged without --scale."""
 
 
 def make_samples(
     model: Model, output: Path, count: int, as_json: bool, scale: int | None = None, grid: bool = False, **call
 ) -> None:
-    """Generate and save.
+    """Generate samples and save them.
 
     Args:
-        output: a media file for one sample, or for a grid, else a directory.
-        count: samples that the call makes in all; the output is checked for them before the work begins.
+        output: a media file for one sample or a grid, otherwise a directory.
+        count: total number of samples of the call; the output is checked for them before generation.
         as_json: print a summary on stdout.
-        scale: of pictures; None: see SCALE_HELP.
-        grid: write one sheet.
-        call: arguments of `Model.generate`; those that are None are left out.
+        scale: enlargement of images; None: see SCALE_HELP.
+        grid: write all images as one grid.
+        call: arguments of `Model.generate`; None values are omitted.
     """
     from ..generate.requests.request import check_room
     from ..generate.result import check_images, output_files
@@ -113,12 +113,12 @@ def make_samples(
 
 
 def as_list(value: Any) -> list:
-    """One value or a list of them as a list."""
+    """Wrap a single value in a list."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def image_scale(model: Model, scale: int | None, count: int = 1, columns: int | None = None) -> int:
-    """By how much to enlarge pictures, or a sheet of `count`; 1 for sound. ValueError: a scale that is too large."""
+    """Enlargement factor of images, or of a grid of `count`; 1 for audio. ValueError: the scale is too large."""
     from ..generate.result import grid_gap
     from ..tokenize.data.media import check_scale
     from ..tokenize.spec import ImageGeometry
@@ -140,7 +140,7 @@ def image_scale(model: Model, scale: int | None, count: int = 1, columns: int | 
 
 
 def say_scale(model: Model, factor: int, scale: int | None) -> None:
-    """Say once that pictures were enlarged, where nobody asked for it."""
+    """Print a note if images were enlarged without --scale."""
     geometry: Any = model.spec.geometry
     if scale is None and factor > 1:
         made = f"{geometry.width} x {geometry.height} pixels"
@@ -149,15 +149,15 @@ def say_scale(model: Model, factor: int, scale: int | None) -> None:
 
 
 def prepare_outputs(targets: list[Path]) -> list[Path]:
-    """Make the folders of files to be written; returns the media that are in a folder of numbered files already.
+    """Create the folders of output files; returns the media already present in a folder of numbered files.
 
     Raises:
-        OSError: a file that cannot be written there, see `prepare_file`.
+        OSError: a file cannot be written there, see `prepare_file`.
     """
     from ..configs.output_place import prepare_file
     from ..generate.result import SUFFIXES
 
-    prepare_file(targets[0])  # the others are beside it
+    prepare_file(targets[0])  # the others are in the same folder
     if len(targets) == 1 and not re.fullmatch(r"0+", targets[0].stem):
         return []
     known = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
@@ -165,7 +165,7 @@ def prepare_outputs(targets: list[Path]) -> list[Path]:
 
 
 def say_older(before: list[Path], written: list[Path]) -> None:
-    """Say which media in the folder are not of this run, and how many of an earlier one were replaced."""
+    """Print which media in the folder are from earlier runs, and how many were replaced."""
     now = {path.name for path in written}
     older = [path.name for path in before if path.name not in now]
     replaced = len(before) - len(older)
@@ -180,7 +180,7 @@ def say_older(before: list[Path], written: list[Path]) -> None:
 
 @contextmanager
 def warnings_in_one_line() -> Iterator[list[str]]:
-    """Print each GenerationWarning as one line on stderr, every time; gives the list of those printed so far."""
+    """Print each GenerationWarning as one line on stderr, without deduplication; yields the list of printed ones."""
     from ..generate.result import GenerationWarning
 
     printed: list[str] = []
@@ -224,7 +224,7 @@ def guidance_of(text: str | None) -> Any:
 
 
 def voice_of(model: Model, text: str) -> dict[str, Any]:
-    """What --voice says: a label of the model, or a file whose voice to take."""
+    """Arguments for --voice: a label of the model, or a reference file."""
     if text in model.labels or (model.labels and text.isdecimal()):
         return {"label": label_of(model, text)}
     takes_files = any(condition.kind == "codes" for condition in model.lm.config.conditions)
@@ -232,5 +232,5 @@ def voice_of(model: Model, text: str) -> dict[str, Any]:
 
 
 def label_of(model: Model, text: str) -> str | int:
-    """A label as typed: its name, or its id where no label has that name."""
+    """A label as typed: its name, or its id if no label has that name."""
     return int(text) if text not in model.labels and text.isdecimal() else text

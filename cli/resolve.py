@@ -1,4 +1,4 @@
-"""What encode, decode and shards share: find a tokenizer, say what was left out."""
+"""Code shared by encode, decode and shards: find a tokenizer, report skipped files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
-        name: a tokenizer's directory, a model's directory (its own tokenizer is taken), or the name of a bundled model.
+        name: a tokenizer directory, a model directory (for its tokenizer), or the name of a bundled model.
     Raises:
         FileNotFoundError: none of these. ValueError: a damaged tokenizer.
     """
@@ -31,12 +31,12 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
 
 
 def open_coder(name: str | Path, spec: TokenSpec) -> CoderNet:
-    """Load the network for compressed codes of a tokenizer.
+    """Load the entropy coding network for the codes of a tokenizer.
 
     Args:
-        name: a coder's directory, a model's that has one in coder/, or the name of a bundled model.
+        name: a coder directory, a model directory with a coder in coder/, or the name of a bundled model.
     Raises:
-        FileNotFoundError: none of these. ValueError: a damaged one, or one for another tokenizer.
+        FileNotFoundError: none of these. ValueError: a damaged coder, or one for another tokenizer.
     """
     from ..tokenize.compression.integer_network import FILES, load_coder
     from ..tokenize.spec import check_same_tokenizer
@@ -49,9 +49,9 @@ def open_coder(name: str | Path, spec: TokenSpec) -> CoderNet:
 
 
 def open_code_model(name: str | Path, spec: TokenSpec) -> CoderNet | TokenLM:
-    """The same, or where a model's directory has no coder its language model.
+    """Like `open_coder`, but returns the language model if a model directory has no coder.
 
-    Raises ValueError for a kind of language model that does not write frame by frame.
+    Raises ValueError for a language model that does not generate frame by frame.
     """
     from ..generate.model import load
     from ..lm.models.causal import TokenLM
@@ -69,7 +69,8 @@ def open_code_model(name: str | Path, spec: TokenSpec) -> CoderNet | TokenLM:
 
 
 def coder_finder(model: str | None, tokenizer: str, spec: TokenSpec) -> Callable[[str], CoderNet]:
-    """What finds the network that a compressed file asks for: --model, by default the one beside the tokenizer."""
+    """A function that finds the network of a compressed file: that of --model, by default the one beside the
+    tokenizer."""
 
     def find(fingerprint: str) -> CoderNet:
         try:
@@ -98,8 +99,8 @@ def _folder(name: str | Path) -> Path:
 
 
 def report_skipped(reasons: Sequence[str], total: int) -> None:
-    """Say on stderr which of `total` files were left out, the first of them one a line."""
-    from ..configs.printable import printable  # shards made elsewhere hold reasons of others
+    """Print on stderr which of `total` files were skipped, one line for each of the first ones."""
+    from ..configs.printable import printable  # reasons in shards from elsewhere are untrusted text
 
     if not reasons:
         return

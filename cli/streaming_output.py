@@ -1,4 +1,4 @@
-"""What is written while it is made: sound into a file or a pipe, the pictures of a picture that grows."""
+"""Streaming output: audio to a file or a pipe, and partial images to a folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def stream_audio_to(model: Model, output: Path, as_json: bool, **call) -> None:
-    """Write one sound while it is made, and say on stderr after how long it began.
+    """Write audio during generation, and print the time to first audio on stderr.
 
     Args:
         output: a .wav file, or - for stdout.
         as_json: print a summary on stdout; not with -.
-        call: arguments of `Model.stream`; those that are None are left out.
+        call: arguments of `Model.stream`; None values are omitted.
     """
     from ..configs.output_place import prepare_file
 
@@ -64,12 +64,12 @@ def _write(model: Model, chunks, file: BinaryIO, started: float, seekable: bool)
 
 
 def stream_image_to(model: Model, output: Path, folder: Path, as_json: bool, scale: int | None = None, **call) -> None:
-    """Save a picture as `output`, and how it grew in a folder: 0000.png, 0001.png, ...
+    """Save an image as `output`, and its partial images in a folder: 0000.png, 0001.png, ...
 
     Args:
         as_json: print a summary on stdout.
-        scale: as of `make_samples`.
-        call: arguments of `Model.stream`; those that are None are left out.
+        scale: as in `make_samples`.
+        call: arguments of `Model.stream`; None values are omitted.
     """
     from ..generate.result import output_files, save_media
     from .generation_options import image_scale, prepare_outputs, say_older, say_scale

@@ -1,4 +1,4 @@
-"""Logits to media. The functions take a language model and a tokenizer; a `Model` has both."""
+"""From logits to media. The functions take a language model and a tokenizer; a `Model` holds both."""
 
 from .decoding.custom_lm import CustomLM
 from .model import Model, load

@@ -1,4 +1,4 @@
-"""A sample that is begun and thrown away: whether settings fit a model can be seen before it is trained."""
+"""Dry run of generation, which checks before training that settings fit a model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .model import Model
 
 
 def rehearse(model: Model, **call: Any) -> None:
-    """Make the least of a sample that passes all checks of `Model.generate` and every kind of step once.
+    """Generate the smallest sample that runs all checks of `Model.generate` and every kind of step once.
 
-    A picture's first row (all of it where a second model refines it), two frames of sound.
+    This is the first row of an image (the whole image if a second model refines it), or two frames of audio.
 
     Args:
         call: arguments of `Model.stream`.
     Raises:
-        ValueError: as `Model.generate`.
+        ValueError: as in `Model.generate`.
     """
-    call["step"] = "eager"  # nothing is compiled or recorded for a model that will change
+    call["step"] = "eager"  # do not compile or capture a model that will still change
     refined = isinstance(model.lm, CoarseToFine)
     if isinstance(model.spec.geometry, ImageGeometry):
         if refined:
@@ -29,5 +29,5 @@ def rehearse(model: Model, **call: Any) -> None:
             next(model.stream(**call))
         return
     if not refined and not isinstance(model.lm, MaskedLM):
-        model.stream(**call)  # what is wrong with the limits of a sample's length is said at the call
+        model.stream(**call)  # the call checks the limits of a sample's length
     model.generate(**call, num_frames=2)

@@ -1,4 +1,4 @@
-"""Model: a language model, its tokenizer and its names, behind words instead of ids."""
+"""Model: a language model with its tokenizer and label names, so that calls take text and names instead of ids."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ LACKS = {
     "codes": "takes no voice, it has no condition of codes (to go on from a recording, give it as prompt)",
     "embedding": "takes no embedding",
 }
-"""What is said of a model without a condition."""
+"""Error text for a model without the condition."""
 EXAMPLES = {"text": "what to say or show", "codes": "a file or codes", "embedding": "vectors [L, width]"}
 
 
 class Model:
-    """What `load` gives. Its parts `lm`, `tokenizer`, `text`, `labels` and `defaults` may be used by themselves."""
+    """A loaded model. Its parts `lm`, `tokenizer`, `text`, `labels` and `defaults` can be used separately."""
 
     def __init__(
         self,
@@ -77,12 +77,12 @@ class Model:
 
     @property
     def spec(self) -> TokenSpec:
-        """What its codes mean."""
+        """The specification of its codes."""
         return self.lm.spec
 
     @property
     def suffix(self) -> str:
-        """Of files its samples are saved as: .png or .wav."""
+        """File suffix of saved samples: .png or .wav."""
         return SUFFIXES[self.spec.geometry.kind][0]
 
     def __repr__(self) -> str:
@@ -115,36 +115,35 @@ class Model:
         """Generate samples.
 
         Args:
-            given: the text of a model that reads text, else the label, by position: generate("one"), generate(7).
-                A number is a label also where a model has both.
-            label: a label's name or id, or a list of them.
-            text: what to say or to show, or a list. Speech longer than the model has learned is said in pieces
-                (generate/long_form/speech.py).
-            voice: a recording whose voice to take, or a picture to follow, or a list: media, codes [K, L] or a file, as
-                `prompt`; nothing of it is part of the result. For models with the condition `codes`.
-            voice_frames: use only so many frames of the voice.
+            given: positional text of a text model, otherwise the label: generate("one"), generate(7).
+                A number is a label even if the model has both.
+            label: a label name or id, or a list of them.
+            text: the text to speak or to depict, or a list. Speech longer than the training examples is split into
+                chunks (generate/long_form/speech.py).
+            voice: a reference recording whose voice to use, or a reference image, or a list: media, codes [K, L] or a
+                file, as `prompt`; it is not part of the result. For models with the condition `codes`.
+            voice_frames: use only the first frames of the voice.
             embedding: vectors [L, width] of another model, or a list. For models with the condition `embedding`.
             n: samples for each entry of the lists.
-            seed: sample i has the seed `seed + i`; the same seed and condition give the same sample in any company
-                (`exact=True`: also where kernels round by the size of the batch).
-            prompt: how the samples begin: codes [K, t] or [B, K, t], media (float, [C, N] or [C, height, width]), or
-                a file. It is part of the result, and a text tells what it says too; of a text said in pieces the
-                first does.
-            prompt_frames: use only so many frames of the prompt.
-            num_frames: make exactly so many frames; None: until the model ends.
-            max_seconds: limit for sound, instead of max_frames.
-            unconditional: allow a model with a condition to run without.
-            exact, batch, on_progress: as `tessera.generate.generate`.
+            seed: sample i has the seed `seed + i`; the same seed and condition give the same sample whatever else is in
+                the batch (with `exact=True` even where kernel rounding depends on the batch size).
+            prompt: the beginning of the samples: codes [K, t] or [B, K, t], media (float, [C, N] or
+                [C, height, width]), or a file. It is part of the result, and the text must include its words; if the
+                text is split, the first chunk includes them.
+            prompt_frames: use only the first frames of the prompt.
+            num_frames: generate exactly this number of frames; None: until the model ends.
+            max_seconds: limit for audio, instead of max_frames.
+            unconditional: allow a conditional model to run without its condition.
+            exact, batch, on_progress: as in `tessera.generate.generate`.
             settings: temperature, top_k, top_p, min_p, repetition_penalty, repetition_window, ras, ras_tau (one value,
                 or one per codebook), end_bias, end_rule, max_silence, silence_codes, guidance, max_frames, min_frames,
                 split, carry, retries, text_characters, frames_per_character, window_frames, stride_frames, passes,
                 pass_schedule, choice_temperature, fine_temperature, fine_guidance,
-                cache, draft, step (`lm/generation_config.py` says what each means); what is left out is the model's own
-                default.
+                cache, draft, step (see `lm/generation_config.py`); the model's defaults apply to those not given.
         Raises:
-            ValueError: an argument that cannot be met, in one line that names it.
+            ValueError: an invalid argument; the message is one line and names it.
         Warns:
-            GenerationWarning: what is likely to be wrong with the samples; also in `Result.warnings`.
+            GenerationWarning: a likely problem with the samples; also in `Result.warnings`.
         """
         label, text = self._named(given, label, text)
         n, seed, batch = whole("n", n, 1), whole("seed", seed), whole("batch", batch, 1)
@@ -199,12 +198,12 @@ class Model:
         unconditional: bool = False,
         **settings: Unpack[Settings],
     ) -> Iterator[Tensor]:
-        """Generate one sample and yield it while it is made: sound in chunks, a picture as it grows.
+        """Generate one sample and yield it during generation: audio in chunks, an image as partial images.
 
-        Of sound, [C, n] float32 as it becomes final; joined, the chunks equal `generate(...).media[0]` of the same
-        arguments bit for bit. Of a picture, [C, height, width] float32 after each row of frames (each pass of a masked
-        model), the codes still missing left neutral; the last equals `generate(...).media[0]` bit for bit. Arguments
-        and errors as `generate`; what is in `Result.warnings` there is issued as GenerationWarning here.
+        Audio: [C, n] float32 as samples become final; concatenated, the chunks equal `generate(...).media[0]` for the
+        same arguments bit for bit. Images: [C, height, width] float32 after each row of frames (each pass of a masked
+        model), with missing codes left neutral; the last one equals `generate(...).media[0]` bit for bit. Arguments
+        and errors as in `generate`; its `Result.warnings` are issued as GenerationWarning.
         """
         label, text = self._named(given, label, text)
         seed, num_frames, unconditional = whole("seed", seed), _frames(num_frames), flag("unconditional", unconditional)
@@ -243,17 +242,17 @@ class Model:
         unconditional: bool = False,
         **settings: Unpack[Settings],
     ) -> None:
-        """Compile or record ahead what `generate` and `stream` need for samples of up to max_frames (left out: as long
-        as they may become): calls with the same settings then do not wait for it.
+        """Compile or capture the steps of `generate` and `stream` in advance, for samples of up to max_frames (if not
+        given: of any allowed length), so that later calls with the same settings do not wait for it.
 
         Args:
-            batch: samples made at a time. Each number of them is another step to be compiled.
-            label, text, voice: an example; None: an arbitrary one, of a voice none. A text up to a multiple of 64
-                tokens serves all up to that.
-            settings: as of `generate`. What decides which operations there are (guidance or none, top_k, cache, ...)
-                must be the same there; other values may differ.
+            batch: samples generated at a time. Each batch size compiles its own step.
+            label, text, voice: an example; None: an arbitrary label or text, and no voice. A text also covers all
+                lengths up to the next multiple of 64 tokens.
+            settings: as in `generate`. Settings that select operations (guidance or none, top_k, cache, ...) must be
+                the same there; other values may differ.
         Raises:
-            ValueError: as `generate`.
+            ValueError: as in `generate`.
         """
         if not unconditional:
             text = "a" if text is None and label is None and self.text is not None else text
@@ -263,7 +262,7 @@ class Model:
         warm_up(self.lm, request)
 
     def _text_notes(self, text: str | Sequence[str] | None) -> list[str]:
-        """Warnings of what the model has never read."""
+        """Warnings about text that is unlike the model's training text."""
         if text is None or self.text is None:
             return []
         texts = [text] if isinstance(text, str) else list(text)
@@ -273,8 +272,8 @@ class Model:
     def _start(
         self, prompt: Prompt | None, num_frames: int | None, text: str | None, notes: list[str]
     ) -> Tensor | None:
-        """Codes of a prompt. `text` is what is said from its beginning on: of such a prompt silence is left out, and
-        `notes` gets a warning where it does not sound like the text."""
+        """Codes of a prompt. For models that read text, silence at the ends is trimmed. If `text`, which must include
+        the words of the prompt, does not match it, a warning is appended to `notes`."""
         if prompt is None and num_frames is not None:
             raise ValueError(f"prompt_frames is {num_frames}, but no prompt was given; give one, or leave it out")
         codes = prompt_codes(prompt, self.tokenizer, num_frames, notes=None if self.text is None else notes)
@@ -289,8 +288,8 @@ class Model:
         return codes
 
     def _with_least(self, text: str | Sequence[str] | None, num_frames: int | None, settings: Settings) -> Settings:
-        """Settings by which no sample ends before the fewest frames that the shortest text takes, where the model knows
-        and the call does not say."""
+        """Settings with min_frames set to the fewest frames of the shortest text, if the model has frames_per_character
+        and the call gives no min_frames."""
         rates = settings.get("frames_per_character") or self.defaults.frames_per_character
         if text is None or self.text is None or rates is None or num_frames is not None or "min_frames" in settings:
             return settings
@@ -302,7 +301,7 @@ class Model:
         return {**settings, "min_frames": max(self.defaults.min_frames, min(least, longest))}
 
     def _note_short(self, texts: Sequence[str], result: Result, settings: Settings, notes: list[str]) -> None:
-        """Warn of samples that ended before they can have said their text."""
+        """Warn about samples that are too short for their text."""
         rates = settings.get("frames_per_character") or self.defaults.frames_per_character
         if self.text is None or rates is None:
             return
@@ -328,8 +327,8 @@ class Model:
         max_seconds: float | None,
         notes: list[str],
     ) -> list[list[str]]:
-        """Each text in the pieces it is said in: one where it is no longer than the model has learned. `notes` gets
-        the warnings."""
+        """Each text split into chunks; one chunk if it is no longer than the training examples. Warnings are appended
+        to `notes`."""
         assert self.text is not None
         chosen = choose(self.defaults, self._with_seconds(settings, max_seconds))
         return [pieces_of(text, self.text, chosen, num_frames is not None, notes) for text in texts]
@@ -337,15 +336,15 @@ class Model:
     def _speaking(
         self, pieces: Sequence[str], told: dict[str, Any], seed: int, prompt: Tensor | None, settings: Settings
     ) -> Making:
-        """A text in several pieces, while it is made; `told` as of `_told`, each piece brings its own text. The first
-        begins with the prompt, codes [K, t] or [1, K, t]."""
+        """Generate a text of several chunks incrementally; `told` as returned by `_told`, with the text replaced for
+        each chunk. The first chunk begins with the prompt, codes [K, t] or [1, K, t]."""
         assert self.text is not None and isinstance(self.spec.geometry, AudioGeometry)
         seeds_from(seed, 1)
         chosen = choose(self.defaults, settings)
         fixed: Any = {name: value for name, value in settings.items() if name not in ("min_frames", "max_frames")}
         nobody = all(told.get(kind) is None for kind in ("label", "voice", "embedding"))
         if nobody and chosen.carry == "nothing" and any(one.kind == "label" for one in self.lm.config.conditions):
-            told = {**told, "label": seed % len(self.labels)}  # or each piece would have a voice of its own
+            told = {**told, "label": seed % len(self.labels)}  # otherwise each chunk would have a different voice
 
         def request_for(ids: Sequence[int], own_seed: int, start: Tensor | None, fewest: int, most: int) -> Request:
             limits: Any = {**fixed, "max_frames": most, "min_frames": fewest}
@@ -357,7 +356,7 @@ class Model:
             pieces, self.text.encode, self.text.num_characters, chosen.carry == "audio", self.spec.geometry,
             chosen.frames_per_character, fewest, chosen.text_characters,
         )  # fmt: skip
-        # What is wrong with the settings is said at the call.
+        # Settings are checked at the call, not on first iteration.
         if most is not None and fewest > most:
             raise ValueError(f"min_frames must be from 0 to max_frames ({most}), found {fewest}")
         room = said[0].most if most is None else min(said[0].most, most)
@@ -383,7 +382,8 @@ class Model:
         call: Any,
         notes: list[str],
     ) -> Result:
-        """Texts of which some are said in pieces, one sample after the other; of `lists` each is one or a list."""
+        """Generate texts of which some are split into chunks, one sample after another; each value of `lists` is one
+        entry or a list."""
         given = {name: list(value) if _is_batch(value) else [value] for name, value in lists.items()}
         rows = max(len(value) for value in given.values())
         for name, value in given.items():
@@ -396,7 +396,7 @@ class Model:
             )
         check_count(n)
         seeds = seeds_from(seed, rows * n)
-        entries = []  # all are checked before the first is made
+        entries = []  # all are checked before the first is generated
         for entry in range(rows):
             own = {name: value[entry % len(value)] for name, value in given.items()}
             entries.append(self._told(**{**own, "text": pieces[entry % len(pieces)][0]}, **shared, notes=notes))
@@ -431,7 +431,7 @@ class Model:
         return join_results(parts)
 
     def _named(self, given: Any, label: Any, text: Any) -> tuple[Any, Any]:
-        """(label, text), one of them `given` by position."""
+        """(label, text), with the positional argument `given` assigned to one of them."""
         given, label, text = plain(given), plain(label), plain(text)
         if given is None:
             for one in text if _is_list(text) else [] if text is None else [text]:
@@ -453,7 +453,7 @@ class Model:
         return self._named(None, label, given) if name == "text" else self._named(None, given, text)
 
     def label_id(self, label: Label) -> int:
-        """Id of a label given by name or id; ValueError names the nearest label."""
+        """Id of a label given by name or id. An unknown label raises ValueError, which names the nearest one."""
         if isinstance(label, str) and label in self.labels:
             return self.labels.index(label)
         if isinstance(label, int) and not isinstance(label, bool):
@@ -472,8 +472,8 @@ class Model:
         unconditional: bool,
         notes: list[str],
     ) -> dict[str, Any]:
-        """The conditions as ids and codes; one that the model has not, or cannot do without, is an error. `notes` gets
-        warnings."""
+        """The conditions as ids and codes. ValueError: the model lacks a given condition or needs a missing one.
+        Warnings are appended to `notes`."""
         given = {"label": label, "text": text, "codes": voice, "embedding": embedding}
         kinds = [condition.kind for condition in self.lm.config.conditions]
         main = next((kind for kind in ("text", "label", "codes", "embedding") if kind in kinds), None)
@@ -500,7 +500,7 @@ class Model:
         return told
 
     def _voice(self, voice: Prompt, num_frames: int | None, notes: list[str]) -> Tensor:
-        """Codes of a voice that the model can read."""
+        """Codes of a voice, checked against the model's limit."""
         codes = prompt_codes(voice, self.tokenizer, num_frames, "voice", notes)
         if codes is None:
             raise ValueError(
@@ -531,18 +531,18 @@ def load(
     dtype: StorageName | torch.dtype = "float32",
     weights: WeightsName | None = None,
 ) -> Model:
-    """Load a model directory, or a bundled model by its name.
+    """Load a model directory or a bundled model.
 
     Args:
         model: a directory that `tessera train` exported, or "digits", "speech".
-        device: "auto": the first CUDA device where there is one, else the CPU.
-        dtype: of the language model in memory, and of what it computes.
-        weights: how its matrices are kept, "float32", "bfloat16", "int8" or "int4"; fewer bits make generation faster
-            (docs of lm/quantization/packed_linear.py say what they are). None: as dtype says, and small models' steps
-            on a CPU are made quick (lm/quantization/cpu_fast_decode.py).
+        device: "auto": the first CUDA device if there is one, otherwise the CPU.
+        dtype: storage and compute type of the language model.
+        weights: storage of its matrices, "float32", "bfloat16", "int8" or "int4"; fewer bits make generation faster
+            (see lm/quantization/packed_linear.py). None: dtype, and small models use a fast path on the CPU
+            (lm/quantization/cpu_fast_decode.py).
     Raises:
-        ValueError: neither; names the bundled models. FileNotFoundError, ValueError: a directory without a whole model,
-            or a device that is not there.
+        ValueError: no such directory or bundled model; the message names the bundled ones. FileNotFoundError,
+            ValueError: an incomplete model directory, or an unavailable device.
     """
     where = choose_device(device)
     loaded = load_model(find_model(model), where, dtype, weights)
@@ -551,7 +551,7 @@ def load(
 
 
 def find_model(model: str | Path) -> Path:
-    """The directory of a model given as directory, finished run or bundled name; a directory comes first."""
+    """The directory of a model given as a directory, a finished run or a bundled name; a directory takes precedence."""
     folder, names = shipped_path(model), bundled_models()
     kind = folder_kind(folder)
     if kind == "model" or (kind is None and (folder / "config.json").is_file()):
@@ -578,7 +578,7 @@ def _frames(num_frames: Any) -> int | None:
 
 
 def _settings(given: Settings) -> Settings:
-    """Settings with numbers of numpy and torch as Python's."""
+    """Settings with numpy and torch numbers converted to Python numbers."""
     return {name: setting(name, value) for name, value in given.items()}  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""From conditions to media in one call: codes by the decode loop, media by the tokenizer."""
+"""From conditions to media in one call: the decode loop generates codes, the tokenizer decodes them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 DEFAULT_BATCH = 64
-"""Rows that are made at a time; guidance doubles them inside the model."""
+"""Rows generated at a time; guidance doubles them inside the model."""
 
 
 def generate(
@@ -47,28 +47,28 @@ def generate(
     on_progress: Progress | None = None,
     **settings: Unpack[Settings],
 ) -> Result:
-    """Generate samples with a language model and a tokenizer of one's own (`tessera.load` gives a Model that has both).
+    """Generate samples with a given language model and tokenizer (`tessera.load` returns a Model that has both).
 
     Args:
-        lm: Tessera's, or an object that does what `CustomLM` says.
-        tokenizer: made of the same codes; of one's own, it needs `spec` and `decode`.
+        lm: a Tessera language model, or an object that implements `CustomLM`.
+        tokenizer: the tokenizer of the same codes; a custom one needs `spec` and `decode`.
         label: id of the label, or a list of ids; None: none.
         text_ids: ids of the text, or a list of lists; None: none.
-        embedding: given vectors [L, width], or a list; None: none.
-        voice: codes of a prompt [K, L] that samples follow but do not begin with, or a list; None: none.
+        embedding: vectors [L, width], or a list; None: none.
+        voice: reference codes [K, L] that condition the samples but are not part of them, or a list; None: none.
         n: samples for each entry of the lists.
-        seed: sample i has the seed `seed + i`, and no other randomness: alone it comes out as in the batch.
+        seed: sample i has the seed `seed + i` and no other randomness: it is the same alone as in a batch.
         prompt: codes [K, t] or [B, K, t] that the samples begin with; they are part of the result.
-        num_frames: make exactly so many frames; None: until the model ends, or `max_frames`.
-        exact: make samples one at a time, so that not even a rounding error depends on the batch.
-        batch: samples that are made at a time.
-        defaults: used for what `settings` leave out.
-        on_progress: called with (done, total) as the work goes on.
-        settings: see `Settings`; the numbers of drawing are one value, or one per codebook.
+        num_frames: generate exactly this number of frames; None: until the model ends, or `max_frames`.
+        exact: generate samples one at a time, so that not even a rounding error depends on the batch.
+        batch: samples generated at a time.
+        defaults: used for settings that are not given.
+        on_progress: called with (done, total) during generation.
+        settings: see `Settings`; sampling settings are one value, or one per codebook.
     Returns:
-        Result of n samples for each entry, entry by entry.
+        Result of n samples for each entry, in the order of the entries.
     Raises:
-        ValueError: an argument that cannot be met, in one line that names it.
+        ValueError: an invalid argument; the message is one line and names it.
     """
     lm = check_pair(lm, tokenizer, "generate")
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
@@ -82,7 +82,7 @@ def generate(
 def run_request(
     lm: AnyLM, tokenizer: Tokenizer, request: Request, exact: bool, batch: int, on_progress: Progress | None
 ) -> Result:
-    """Make all rows of a request, `batch` at a time, and decode them."""
+    """Generate all rows of a request, `batch` at a time, and decode them."""
     total, parts = len(request.seeds), []
     for first in range(0, total, batch):
         rows = request.rows(first, min(first + batch, total))
@@ -101,7 +101,7 @@ def run_request(
 
 
 def _codes_of(lm: AnyLM, rows: Request, exact: bool, first: int, total: int, on_progress: Progress | None) -> Generated:
-    """Codes of one batch; its progress is counted as part of all `total` rows."""
+    """Codes of one batch; progress is reported relative to all `total` rows."""
 
     def report(done: int, of_batch: int) -> None:
         if on_progress is not None:
@@ -114,7 +114,7 @@ def _codes_of(lm: AnyLM, rows: Request, exact: bool, first: int, total: int, on_
 
 
 def _in_windows(lm: AnyLM, rows: Request, report: Progress) -> Generated:
-    """Row by row, as each comes to the end of a window when it does."""
+    """Generate row by row, as each row reaches the end of a window at a different time."""
     made, ended, longest = [], [], rows.length.max_frames
     for i in range(len(rows.seeds)):
         making, pieces, done = Making(make_row(lm, rows.rows(i, i + 1))), [], 0

@@ -1,4 +1,4 @@
-"""What generation hands back: codes, the media made of them, and how to save both."""
+"""The result of generation: codes, decoded media, and functions that save media."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from torch import Tensor
 from ..tokenize.spec import AudioGeometry, TokenSpec
 
 SUFFIXES = {"audio": (".wav", ".flac"), "picture": (".png", ".jpg", ".jpeg", ".webp")}
-"""Files a kind of media is saved as; the first is used in directories."""
+"""File suffixes of each kind of media; the first is used in directories."""
 
 
 class GenerationWarning(UserWarning):
-    """Something about a call that is likely to make its samples worse than they could be. Each is issued as a Python
-    warning and stands in `Result.warnings`; the command line prints it as one line on stderr."""
+    """A likely quality problem of a call. Each is issued as a Python warning and listed in `Result.warnings`; the
+    command line prints it as one line on stderr."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Generated samples. `len(result)` counts them, `result[i]` is the i-th as a Result of one."""
+    """Generated samples. `len(result)` is their number, `result[i]` the i-th sample as a Result."""
 
     codes: Tensor
-    """[B, K, T] long, on the CPU; frames beyond a sample's length are 0. A prompt's frames come first."""
+    """[B, K, T] long, on the CPU; frames beyond a sample's length are 0. The prompt's frames come first."""
     lengths: Tensor
-    """[B] long, frames of each sample."""
+    """[B] long, number of frames of each sample."""
     media: list[Tensor]
-    """Each sample, float32: audio [C, lengths[i] * samples per frame] or a picture [C, height, width], in [-1, 1]."""
+    """Each sample, float32: audio [C, lengths[i] * samples per frame] or an image [C, height, width], in [-1, 1]."""
     seeds: tuple[int, ...]
-    """The seed of each sample: generating with n=1 and this seed makes it again."""
+    """The seed of each sample: generating with n=1 and this seed reproduces it."""
     ended: tuple[bool, ...]
-    """Whether each sample came to its own end (or is a picture); False where max_frames cut it."""
+    """Whether each sample ended by itself (or is an image); False if max_frames cut it off."""
     spec: TokenSpec
     warnings: tuple[str, ...] = ()
-    """What is likely to be wrong with the samples, one sentence each; empty where nothing is known to be. Of the call
-    as a whole: `result[i]` has the same."""
+    """Likely problems of the samples, one sentence each; empty if none are known. They apply to the whole call:
+    `result[i]` has the same ones."""
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -66,12 +66,12 @@ class Result:
 
     @property
     def num_frames(self) -> int:
-        """Frames of all samples together."""
+        """Total frames of all samples."""
         return int(self.lengths.sum())
 
     @property
     def seconds(self) -> float:
-        """Length of all audio together; 0 for pictures."""
+        """Total duration of the audio; 0 for images."""
         geometry = self.spec.geometry
         return self.num_frames / geometry.frame_rate if isinstance(geometry, AudioGeometry) else 0.0
 
@@ -79,13 +79,13 @@ class Result:
         """Write the media: one file, or a directory of 0000.png, 0001.png, ... (.wav for audio).
 
         Args:
-            path: a name that ends in .png, .jpg, .webp (pictures), .wav or .flac (audio) is a file and takes one
-                sample; a name without such an ending is a directory, made when missing.
-            scale: of pictures: repeat each pixel so many times in both directions.
+            path: a name that ends in .png, .jpg, .webp (images), .wav or .flac (audio) is a file and takes one
+                sample; a name without such an ending is a directory, created if missing.
+            scale: for images, the factor by which each pixel is repeated in both directions.
         Returns:
-            the files written, one a sample.
+            the files written, one per sample.
         Raises:
-            ValueError: several samples into one file, a suffix that is not written, a scale of sound or below 1.
+            ValueError: several samples for one file, an unsupported suffix, a scale for audio or below 1.
         """
         targets = output_files(path, len(self), self.spec)
         if scale != 1:
@@ -95,14 +95,14 @@ class Result:
         return targets
 
     def save_grid(self, path: str | Path, columns: int | None = None, scale: int = 1) -> Path:
-        """Write all pictures on one sheet, row by row, with a thin line between them.
+        """Write all images as one grid, row by row, with a thin line between them.
 
         Args:
             path: a name that ends in .png, .jpg or .webp.
-            columns: pictures of a row; None: as many as make the sheet about square.
-            scale: as of `save`.
+            columns: images per row; None: a number that makes the grid about square.
+            scale: as in `save`.
         Raises:
-            ValueError: samples of sound, another suffix, columns below 1.
+            ValueError: audio samples, another suffix, columns below 1.
         """
         (target,) = output_files(path, 1, self.spec)
         check_images(self.spec, "a grid was asked for")
@@ -113,7 +113,7 @@ class Result:
 
 
 def join_results(parts: Sequence[Result]) -> Result:
-    """The samples of several results as one."""
+    """Concatenate the samples of several results."""
     longest = max(part.codes.shape[2] for part in parts)
     padded = [torch.nn.functional.pad(part.codes, (0, longest - part.codes.shape[2])) for part in parts]
     return Result(
@@ -128,10 +128,10 @@ def join_results(parts: Sequence[Result]) -> Result:
 
 
 def issue_warnings(notes: Sequence[str], stacklevel: int = 3) -> tuple[str, ...]:
-    """Issue each different note as a GenerationWarning, and give them for `Result.warnings`.
+    """Issue each distinct note as a GenerationWarning and return them for `Result.warnings`.
 
     Args:
-        stacklevel: as of `warnings.warn`, counted from here; 3: the caller of the function that calls this one.
+        stacklevel: as in `warnings.warn`, relative to this function; 3: the caller of the function that calls it.
     """
     different = tuple(dict.fromkeys(notes))
     for note in different:
@@ -140,13 +140,13 @@ def issue_warnings(notes: Sequence[str], stacklevel: int = 3) -> tuple[str, ...]
 
 
 def check_images(spec: TokenSpec, asked: str) -> None:
-    """ValueError where samples are no pictures; `asked`: what was asked of them."""
+    """Raise ValueError if the samples are not images; `asked`: the request, for the message."""
     if isinstance(spec.geometry, AudioGeometry):
         raise ValueError(f"{asked}, but '{spec.name}' makes sound; leave it out")
 
 
 def make_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Tensor:
-    """Pictures [C, height, width] on a sheet [C, *, *], row by row; places between and behind them are white."""
+    """Arrange images [C, height, width] row by row in a grid [C, *, *]; gaps and empty cells are white."""
     columns = math.ceil(len(pictures) ** 0.5) if columns is None else columns
     if columns < 1:
         raise ValueError(f"columns must be at least 1, found {columns}")
@@ -161,16 +161,16 @@ def make_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Tensor:
 
 
 def grid_gap(height: int, width: int) -> int:
-    """Pixels between two pictures of a sheet."""
+    """Pixels between two images of a grid."""
     return max(1, max(height, width) // 32)
 
 
 def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
-    """The files that `Result.save` writes for `count` samples; raises its ValueErrors before anything is generated."""
+    """The files that `Result.save` writes for `count` samples, with its ValueErrors, before anything is generated."""
     path = Path(path)
     allowed = SUFFIXES[spec.geometry.kind]
     suffix = path.suffix.lower()
-    # of os.path, which take a name that is too long for one that is not there
+    # os.path treats a name that is too long as missing; pathlib would raise
     if os.path.isdir(path) or not re.fullmatch(r"\.[a-z][a-z0-9]*", suffix):
         if os.path.isfile(path):
             raise ValueError(f"{path}: a file is in the way; name a directory, or a file ending in {allowed[0]}")
@@ -189,8 +189,8 @@ def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
 
 
 def save_media(path: Path, media: Tensor, spec: TokenSpec, scale: int = 1) -> None:
-    """Write one sample: audio at the tokenizer's sample rate, a picture `scale` times enlarged."""
-    from ..tokenize.data.media import write_audio, write_image  # here, so that a Result needs no codec libraries
+    """Write one sample: audio at the tokenizer's sample rate, or an image enlarged by `scale`."""
+    from ..tokenize.data.media import write_audio, write_image  # local import: a Result needs no codec libraries
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(spec.geometry, AudioGeometry):

@@ -1,4 +1,4 @@
-"""How fast a model generates; used by `tessera eval` and by benchmarks/generate.py."""
+"""Generation speed measurements, used by `tessera eval` and benchmarks/generate.py."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ PLAIN_TEXT = "one two three four five"
 
 @dataclass(frozen=True)
 class Speed:
-    """Timings of one setting."""
+    """Timings of one configuration."""
 
     rows: int
-    """Samples made together."""
+    """Batch size."""
     guidance: Guidance
     frames: int
     """Frames of each sample."""
     seconds: list[float]
     """Wall time of each repetition, from the call to the media on the CPU."""
     audio_seconds: float
-    """Length of all samples of one repetition together; 0 for pictures."""
+    """Total duration of the samples of one repetition; 0 for images."""
 
     @property
     def median(self) -> float:
-        """Seconds of the middle repetition."""
+        """Median wall time in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def frames_per_second(self) -> float:
-        """Frames of all samples together, by the median time."""
+        """Frames of all samples divided by the median time."""
         return self.rows * self.frames / self.median
 
 
 def measure_speed(
     model: Model, rows: int, guidance: Guidance | None = None, frames: int | None = None, repeats: int = 3
 ) -> Speed:
-    """Time `generate`, language model and tokenizer together, after one run to warm up.
+    """Time `generate`, language model and tokenizer together, after one warm-up run.
 
     Args:
         guidance: None: the model's default.
-        frames: of each sample, without an end; None: a whole picture, or four seconds of sound.
+        frames: frames per sample, without an end; None: a whole image, or four seconds of audio.
     """
     geometry = model.spec.geometry
     audio = isinstance(geometry, AudioGeometry)
@@ -63,7 +63,7 @@ def measure_speed(
 
 
 def measure_first_audio(model: Model, repeats: int = 3) -> list[float]:
-    """Seconds from the call of `stream` to its first chunk, for each repetition, after one run to warm up."""
+    """Seconds from the call of `stream` to its first chunk, for each repetition, after one warm-up run."""
     seconds = []
     for seed in range(repeats + 1):
         started = time.perf_counter()
@@ -73,7 +73,7 @@ def measure_first_audio(model: Model, repeats: int = 3) -> list[float]:
 
 
 def example_condition(model: Model) -> dict:
-    """A condition that every model of the kind can be given."""
+    """A condition that suits every model of the same kind."""
     if model.text is not None:
         return {"text": PLAIN_TEXT}
     return {"label": 0} if model.labels else {}

@@ -1,4 +1,4 @@
-"""tessera coarse: the codes of a tokenizer in clusters, for coarse-to-fine models."""
+"""`tessera coarse`: clusters the codes of a tokenizer for coarse-to-fine models."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def coarse(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed starts from other codes.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
-    """Put the codes of each codebook into clusters of similar ones.
+    """Cluster the codes of each codebook by similarity.
 
     Example: tessera coarse digits --clusters 8 -o out/digits-ctf/clusters
 
-    A language model trained with `clusters: DIR` predicts the cluster of each code, a refiner trained with the same
-    clusters then the codes. It warns where clusters are no better than random ones.
+    A language model trained with `clusters: DIR` predicts the cluster of each code; a refiner trained with the same
+    clusters then predicts the codes. A warning is printed if clusters are no better than random ones.
     """
     from ...configs.folder_lock import lock_folder
     from ...lm.clustering.clustering import cluster_codes, measure_clusters
@@ -72,7 +72,7 @@ def coarse(
 
 
 def format_reports(reports: list[ClusterReport]) -> str:
-    """The reports as a table."""
+    """Format the reports as a table."""
     lines = [
         f"{'codebook':>8}  {'codes':>6}  {'clusters':>8}  {'codes of a cluster':>18}  {'distance':>8}  {'random':>8}  "
         f"{'closer':>6}"

@@ -1,4 +1,4 @@
-"""`tessera configs`: the configs that come with Tessera, listed, shown and copied."""
+"""`tessera configs`: lists, prints and copies the configs shipped with Tessera."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def configs(
         Path | None, typer.Option("--copy", metavar="DIR", help="Copy it, or the whole folder, into DIR.")
     ] = None,
 ) -> None:
-    """List the configs that come with Tessera, print one, or copy them to change them.
+    """List the configs shipped with Tessera, print one, or copy them for editing.
 
     Example: tessera configs own-speech --copy my-speech
 
     Without NAME all are listed. Every verb that takes a config also takes such a name: tessera train own-speech/lm.
-    The commands in the head of a copied file name the copy.
+    The commands in the header of a copied file refer to the copy.
     """
     from ..config_files import all_configs, find_config, shipped_configs, shipped_file
 
     names = all_configs() if name is None else shipped_configs(name)
     if not names:
-        find_config(str(name))  # says which are the nearest
+        find_config(str(name))  # the error names the nearest configs
         raise ValueError(f"{name}: a file of yours, none of the configs that come with Tessera")
     if copy is not None:
         for path in copy_configs(names, copy, keep_folders=name is None):
@@ -57,12 +57,12 @@ def configs(
 
 
 def copy_configs(names: list[str], folder: Path, keep_folders: bool) -> list[Path]:
-    """Copy configs into a folder; the commands in their heads then name the copies.
+    """Copy configs into a folder; the commands in their headers are changed to refer to the copies.
 
     Args:
-        keep_folders: digits/lm becomes folder/digits/lm.yaml, else folder/lm.yaml.
+        keep_folders: digits/lm becomes folder/digits/lm.yaml, otherwise folder/lm.yaml.
     Raises:
-        FileExistsError: a file is there already; nothing is copied. OSError: see `prepare_file`.
+        FileExistsError: a file already exists; nothing is copied. OSError: see `prepare_file`.
     """
     from ...configs.files import write_atomic
     from ...configs.output_place import prepare_file
@@ -84,7 +84,7 @@ def copy_configs(names: list[str], folder: Path, keep_folders: bool) -> list[Pat
 
 @dataclass(frozen=True)
 class Head:
-    """What the comment at the head of a config says."""
+    """The contents of a config's header comment."""
 
     name: str
     command: str
@@ -92,11 +92,11 @@ class Head:
     about: str
     """Its first sentence."""
     cost: str
-    """Time and hardware, as far as it says."""
+    """Time and hardware, if given."""
 
 
 def read_head(name: str) -> Head:
-    """The head of a shipped config."""
+    """Read the header of a shipped config."""
     from ...configs.recognize import CONFIG_KINDS
     from ..config_files import kind_of_name, shipped_file
 
@@ -118,7 +118,7 @@ def read_head(name: str) -> Head:
 
 
 def format_heads(heads: list[Head]) -> str:
-    """The heads as a table, one line each, under the verb that takes them."""
+    """Format the headers as a table, one line each, grouped by verb."""
     width = max(len(head.name) for head in heads)
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 16
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""`tessera convert`: checkpoints of public systems in and out."""
+"""`tessera convert`: imports and exports checkpoints of public systems."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def convert(
     ] = None,
     dtype: Annotated[DtypeChoice, typer.Option(help="Storage of the weights.")] = DtypeChoice.float32,
 ) -> None:
-    """Read a public checkpoint into a Tessera model, or write a Tessera model as one.
+    """Convert a public checkpoint to a Tessera model, or a Tessera model to a public format.
 
     Example: tessera convert musicgen-small out/musicgen
 
     Example: tessera convert out/musicgen out/back --to musicgen
 
-    Known are MusicGen of transformers (the decoder, alone or in a whole model) and LlamaGen's models of classes, both
-    as config.json and model.safetensors; no pickle is read. Codecs and text encoders are not converted: without
-    --tokenizer DST holds the language model alone, which tessera.lm.checkpoints.model_directory.load_lm reads.
+    Supported are MusicGen of transformers (the decoder, alone or in a whole model) and LlamaGen's class-conditional
+    models, both as config.json and model.safetensors; no pickle is read. Codecs and text encoders are not converted:
+    without --tokenizer, DST holds only the language model, which tessera.lm.checkpoints.model_directory.load_lm reads.
     """
     from ...configs.folder_lock import lock_folder
 
@@ -72,7 +72,7 @@ def _read_public(source: Path, target: Path, to: str | None, tokenizer: str | No
     lm = layout.load(source, None if opened is None else opened.spec)
     labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
     defaults = layout.defaults
-    if any(condition.dropout == 0 for condition in lm.config.conditions):  # it knows no generation without
+    if any(condition.dropout == 0 for condition in lm.config.conditions):  # guidance is impossible
         defaults = defaults.model_copy(update={"guidance": 1.0})
     made = f"Converted from a {name} checkpoint by `tessera convert`."
     if opened is None:
@@ -100,7 +100,7 @@ def _write_public(source: Path, target: Path, to: str | None, tokenizer: str | N
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder's config.json is a Tessera model's."""
+    """Whether a folder's config.json belongs to a Tessera model."""
     from ...configs.files import read_json
 
     path = folder / "config.json"

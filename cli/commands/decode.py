@@ -1,4 +1,4 @@
-"""`tessera decode`: codes to media files."""
+"""`tessera decode`: decodes codes to media files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...configs.printable import say
 
 
 class SoundFormat(str, Enum):
-    """How sound is written."""
+    """File format of audio."""
 
     wav = "wav"
     flac = "flac"
@@ -33,12 +33,12 @@ def decode(
     ] = None,
     sound: Annotated[SoundFormat, typer.Option("--format", help="Of sound; pictures are PNG.")] = SoundFormat.wav,
 ) -> None:
-    """Turn codes back into sound or pictures, one file an item, named like the file it was made of.
+    """Decode codes to audio or images, one file per item, named like its source file.
 
     Example: tessera decode codes.safetensors --tokenizer speech -o decoded
 
-    Codes of another tokenizer are refused. The paths written are printed on stdout. Of a compressed file with damaged
-    chunks all the rest is decoded, a gap where they were; each is named on stderr, and the exit code is 1.
+    Codes of another tokenizer are refused. The paths written are printed on stdout. If a compressed file has damaged
+    chunks, the rest is decoded with gaps; each damaged chunk is named on stderr, and the exit code is 1.
     """
     from ...tokenize.compression.file_format import DecoderDisagrees, is_compressed, read_compressed
     from ...tokenize.data.codes_file import read_codes

@@ -1,4 +1,4 @@
-"""`tessera demo`: the main job, small. Train both models on real data, generate, write a report."""
+"""`tessera demo`: the whole workflow at small scale: train both models on real data, generate, write a report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIGS = PACKAGE / "configs" / "demo"
 SPEECH = PACKAGE / "samples" / "speech" / "test"
 LABELS = [str(digit) for digit in range(10)]
 MARK = ".tessera-demo"
-"""A file that says a folder was made by the demo, so that the next demo may replace what is in it."""
+"""A marker file for folders created by the demo, whose contents the next demo may replace."""
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +44,7 @@ def demo(
 
     Example: tessera demo --out out/demo
 
-    Takes some minutes on two CPU cores. Open OUT/report.html afterwards; it holds everything and needs no network.
+    Takes some minutes on two CPU cores. Then open OUT/report.html, which is self-contained and needs no network.
     """
     from ...configs.folder_lock import lock_folder
 
@@ -53,7 +53,7 @@ def demo(
 
 
 def make_demo(out: Path, quick: bool) -> None:
-    """The demo, in a folder that is locked."""
+    """Run the demo in a locked folder."""
     prepare(out)
     run = Run(out, quick)
     if quick:
@@ -70,7 +70,7 @@ def make_demo(out: Path, quick: bool) -> None:
 
 @dataclass
 class Run:
-    """One demo: where it writes, how long each part took, what the reader must be told."""
+    """State of one demo: output folder, time of each stage, and notes for the reader."""
 
     out: Path
     quick: bool
@@ -79,14 +79,14 @@ class Run:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Say what begins, and note how long it took."""
+        """Announce a stage and record its duration."""
         self.say(f"\n[{len(self.stages) + 1}] {name}")
         started = time.monotonic()
         yield
         self.stages.append((name, time.monotonic() - started))
 
     def note(self, text: str) -> None:
-        """Tell the reader, here and in the report."""
+        """Add a note to stderr and to the report."""
         self.say(f"note: {text}")
         self.notes.append(text)
 
@@ -96,16 +96,16 @@ class Run:
 
 
 def prepare(out: Path) -> None:
-    """Make the demo's folder, or empty the one that an earlier demo made.
+    """Create the demo's folder, or empty the folder of an earlier demo.
 
-    Raises FileExistsError when the folder holds something that is not the demo's.
+    Raises FileExistsError if the folder holds anything else.
     """
     from ...configs.folder_lock import LOCK_FILE, is_empty
 
     out.mkdir(parents=True, exist_ok=True)
     if not is_empty(out) and not (out / MARK).exists():
         raise FileExistsError(f"{out}: holds files that are not the demo's; name another folder with --out")
-    (out / MARK).touch()  # what is left of a demo that is stopped here is still the demo's
+    (out / MARK).touch()  # a demo stopped here leaves a folder that still counts as the demo's
     for path in out.iterdir():
         if path.name in (LOCK_FILE, MARK):
             continue
@@ -115,11 +115,11 @@ def prepare(out: Path) -> None:
             path.unlink()
 
 
-# What is trained
+# Training
 
 
 def train_tokenizer(run: Run) -> TokenizerStory:
-    """Train the demo's tokenizer and look at what it does with pictures it has not seen."""
+    """Train the demo's tokenizer and evaluate it on held-out images."""
     from ...configs.schema import read_config
     from ...train.common.metrics import read_metrics
     from ...train.tokenizer.trainer import TokenizerTrainConfig
@@ -162,13 +162,13 @@ def train_tokenizer(run: Run) -> TokenizerStory:
 
 
 def peak_signal_to_noise(wanted: Tensor, found: Tensor) -> float:
-    """Mean PSNR in dB over pictures [n, C, height, width] in [-1, 1] (a range of 2)."""
+    """Mean PSNR in dB over images [n, C, height, width] in [-1, 1] (a range of 2)."""
     error = (wanted - found).square().flatten(1).mean(1).clamp_min(1e-10)
     return float((10 * (4 / error).log10()).mean())
 
 
 def train_model(run: Run) -> tuple[Model, ModelStory]:
-    """Turn the digits into shards and train the demo's language model on them."""
+    """Encode the digits into shards and train the demo's language model on them."""
     from ...configs.schema import read_config
     from ...generate.model import load
     from ...tokenize.data.shard_writer import ShardsConfig, build_shards
@@ -205,7 +205,7 @@ def train_model(run: Run) -> tuple[Model, ModelStory]:
 
 
 def train_language_model(run: Run) -> str:
-    """Train as the demo's config says; returns the engine that was taken, and why."""
+    """Train with the demo's config; returns the chosen engine and the reason."""
     from ...configs.files import read_json
     from ...configs.schema import read_config
     from ...train.lm.config import TrainConfig
@@ -225,11 +225,11 @@ def train_language_model(run: Run) -> str:
     return f"{name} ({engine['because']})" if engine["because"] else name
 
 
-# What is generated
+# Generation
 
 
 def make_judge(run: Run) -> Judge | None:
-    """The classifier of digits, or None and a note where scikit-learn is not installed."""
+    """The digit classifier, or None and a note if scikit-learn is not installed."""
     from ..report.digit_classifier import Judge
 
     try:
@@ -240,7 +240,7 @@ def make_judge(run: Run) -> Judge | None:
 
 
 def draw_digits(run: Run, model: Model, judge: Judge | None, source: str, folder: str, stage: str) -> ImageGallery:
-    """Ten pictures of each digit, saved and put beside real ones."""
+    """Generate ten images of each digit, save them, and pair them with real ones."""
     import torch
 
     from ..report.charts import picture_png
@@ -271,7 +271,7 @@ def draw_digits(run: Run, model: Model, judge: Judge | None, source: str, folder
 
 
 def bundled_digits(run: Run, judge: Judge | None) -> ImageGallery | None:
-    """Digits from the model that comes with Tessera."""
+    """Digits of the bundled model."""
     model = load_bundled(run, "digits")
     if model is None:
         return None
@@ -279,7 +279,7 @@ def bundled_digits(run: Run, judge: Judge | None) -> ImageGallery | None:
 
 
 def bundled_speech(run: Run) -> SpeechGallery | None:
-    """Speech from the model that comes with Tessera: strings of digits that it was not trained on."""
+    """Speech of the bundled model: digit strings it was not trained on."""
     from ...tokenize.data.corpus import FolderCorpus, open_corpus
     from ..report.demo_report import SpeechGallery
 
@@ -311,7 +311,7 @@ def bundled_speech(run: Run) -> SpeechGallery | None:
 
 
 def utterance(text: str, sound: Tensor, model: Model, path: Path, made_in: float | None, origin: str = ""):
-    """What the report shows of samples [C, N]; they are written to `path` when it does not exist yet."""
+    """The report entry of samples [C, N]; they are written to `path` if it does not exist yet."""
     from ...tokenize.data.media import write_audio
     from ..report.charts import spectrogram_png
     from ..report.demo_report import Utterance
@@ -323,7 +323,7 @@ def utterance(text: str, sound: Tensor, model: Model, path: Path, made_in: float
 
 
 def load_bundled(run: Run, name: str) -> Model | None:
-    """A bundled model, or None and a note where this checkout has none."""
+    """A bundled model, or None and a note if this checkout has none."""
     from ...generate.model import load
 
     if not (PACKAGE / "bundled" / name / "config.json").is_file():
@@ -332,7 +332,7 @@ def load_bundled(run: Run, name: str) -> Model | None:
     return load(name)
 
 
-# What is written
+# Report
 
 
 def write(
@@ -363,7 +363,7 @@ def write(
 
 
 def machine() -> str:
-    """The machine in one line."""
+    """A one-line description of the machine."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

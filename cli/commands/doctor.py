@@ -1,7 +1,7 @@
-"""`tessera doctor`: what is installed, which backends work, on which device.
+"""`tessera doctor`: reports installed packages, working backends, and devices.
 
-Packages are asked for their version without importing them; what only an import can tell (does deepspeed load?) is
-tried in a process of its own, so a broken package cannot take the report down with it.
+Package versions are read without importing the packages. Checks that need an import (does deepspeed load?) run in a
+separate process, so that a broken package cannot crash the report.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Finding:
     value: str
     """Version, device or path."""
     note: str = ""
-    """What it is for, or what to do when it is not there."""
+    """Its purpose, or what to do if it is missing."""
     required: bool = False
-    """Tessera does not work without it."""
+    """Whether Tessera needs it."""
 
 
 def register(app: typer.Typer) -> None:
@@ -76,11 +76,11 @@ def register(app: typer.Typer) -> None:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of the table.")] = False,
 ) -> int:
-    """Say what is installed, which backends work, and on which device.
+    """Report what is installed, which backends work, and on which device.
 
     Example: tessera doctor --json
 
-    Exits with 1 when something that Tessera cannot do without is missing or broken.
+    Exits with 1 if a required component is missing or broken.
     """
     findings = examine()
     failed = [finding for finding in findings if finding.required and finding.state != "ok"]
@@ -94,12 +94,12 @@ def doctor(
 
 
 def examine() -> list[Finding]:
-    """Look at everything, section by section."""
+    """Run all checks, section by section."""
     return [*_versions(), *_packages(), *_devices(), *_attention(), *_bundled(), *_tools()]
 
 
 def format_table(findings: list[Finding]) -> str:
-    """The findings as aligned lines under one heading per section."""
+    """Format the findings as aligned lines under one heading per section."""
     width = max(len(finding.name) for finding in findings)
     value_width = min(max(len(finding.value) for finding in findings), 44)
     lines: list[str] = []
@@ -142,7 +142,7 @@ def _package(section: str, name: str, note: str, required: bool) -> Finding:
 
 
 def _try_deepspeed(finding: Finding) -> Finding:
-    """Import deepspeed in a process of its own; it may fail for want of a compiler, a CUDA home or a matching torch."""
+    """Import deepspeed in a separate process; it may fail without a compiler, a CUDA home or a matching torch."""
     environment = {"DS_ACCELERATOR": "cpu", **os.environ} if not _has_cuda() else dict(os.environ)
     try:
         run = subprocess.run(
@@ -193,7 +193,7 @@ def _devices() -> list[Finding]:
 def _attention() -> list[Finding]:
     try:
         from ...lm.attention.registry import available_backends, explain
-    except ImportError:  # torch is missing or broken, which the devices say already
+    except ImportError:  # torch is missing or broken; the devices section reports it
         return []
     device = "cuda" if _has_cuda() else "cpu"
     findings = []

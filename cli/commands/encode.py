@@ -1,4 +1,4 @@
-"""`tessera encode`: media files to codes."""
+"""`tessera encode`: encodes media files to codes."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def encode(
     fit: Annotated[FitChoice, typer.Option(help="What to do with pictures of another size.")] = FitChoice.exact,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as one JSON object.")] = False,
 ) -> None:
-    """Turn media files into codes.
+    """Encode media files to codes.
 
     Example: tessera encode one.wav two.flac --tokenizer speech -o codes.safetensors
 
-    Compressed, codes are those of the file they came from, to the last one; without --model only how often each occurs
-    is known, and any tessera decode reads the file; with it the same --model is needed there.
+    Compression is lossless. Without --model it uses only code frequencies, and any tessera decode reads the file; with
+    it the same --model is needed there.
     Example: tessera encode recordings --tokenizer speech --compress --model speech -o codes.tsc
 
-    Files that cannot be used are listed and left out; the exit code is 2 only if none could be used.
+    Unusable files are listed and skipped; the exit code is 2 only if all are unusable.
     """
     from ...configs.output_place import prepare_file
     from ...tokenize.bundled import shipped_path

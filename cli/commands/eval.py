@@ -1,4 +1,4 @@
-"""tessera eval: loss per codebook on shards, and speed of generation."""
+"""`tessera eval`: measures loss per codebook on shards, and generation speed."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def evaluate(
 
 
 def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None, seed: int = 0) -> dict:
-    """Loss of all items of a folder of shards, in nats, per codebook (per scale) and their mean.
+    """Loss on all items of a folder of shards, in nats, per codebook (per scale) and their mean.
 
     Args:
-        prompt: as --prompt. seed: of the training run, for the prompts that its own evaluations use.
+        prompt: as --prompt. seed: that of the training run, to use the same prompts as its evaluations.
     """
     from ...lm.clustering.clustering import ClusteredTokenizer
     from ...tokenize.data.shard_writer import Shards
@@ -92,7 +92,7 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
 
 
 def _prompts(model: Model, shards: Shards, prompt: str | None, seed: int) -> PromptSource | None:
-    """Where prompts of codes come from, None for a model without that condition."""
+    """The source of reference codes; None for a model without that condition."""
     from ...configs.schema import Config, check_config, parse_yaml
     from ...train.lm.reference_prompts import PromptConfig, PromptSource
 
@@ -111,7 +111,7 @@ def _prompts(model: Model, shards: Shards, prompt: str | None, seed: int) -> Pro
 
 
 def measure_speeds(model: Model) -> list[dict]:
-    """Frames per second of one sample and of sixteen together, with the model's own settings."""
+    """Frames per second for batch sizes 1 and 16, with the model's default settings."""
     from ...generate.sampling.guidance import guidance_words
     from ...generate.throughput import measure_speed
 
@@ -132,7 +132,7 @@ def measure_speeds(model: Model) -> list[dict]:
 
 
 def format_findings(found: dict) -> str:
-    """The findings as a table."""
+    """Format the findings as a table."""
     lines = [f"{found['model']}: {found['parameters'] / 1e6:.2f} M parameters"]
     if "loss" in found:
         loss = found["loss"]

@@ -1,4 +1,4 @@
-"""tessera export: a model from a checkpoint of a run, finished or stopped."""
+"""`tessera export`: exports a model from a checkpoint of a run, finished or stopped."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def export(
         ),
     ] = [],  # noqa: B006
 ) -> None:
-    """Make a model of a checkpoint of a run, also where the run was stopped or killed before its end.
+    """Export a model from a checkpoint of a run, even if the run was stopped or killed.
 
     Example: tessera export runs/digits --best --out out/digits
 
-    The model is what the run would have exported at that step, with the moving average of the weights where the run has
-    one. Of a tokenizer's run the tokenizer is frozen as it was, by default in RUN/snapshot-STEP.
+    The result equals what the run would have exported at that step, with the moving average of the weights if the run
+    has one. For a tokenizer run, the tokenizer is frozen at that step, by default in RUN/snapshot-STEP.
     """
     from ...train.export_run import export_run
 

@@ -1,4 +1,4 @@
-"""tessera generate: samples of any model into files."""
+"""`tessera generate`: generates samples with any model and saves them to files."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def generate(
 
     Example: tessera generate digits --label 7 -n 16 --seed 0 -o out/sevens
 
-    What is not given is the model's own default. The same seed makes the same sample alone and among others. Values per
-    codebook are written with commas: --temperature 0.9,0.8,0.8,0.7.
+    The model's defaults apply to options that are not given. The same seed gives the same sample alone or in a batch.
+    Values per codebook are separated by commas: --temperature 0.9,0.8,0.8,0.7.
     """
     from ...generate.model import load
     from ..generation_options import guidance_of, label_of, make_samples, numbers

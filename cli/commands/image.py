@@ -1,4 +1,4 @@
-"""tessera image: a picture from a label or a caption."""
+"""`tessera image`: generates an image from a label or a caption."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def image(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
-    """Draw a picture.
+    """Generate an image.
 
     Example: tessera image 7 -o seven.png
 
     Example: tessera image 7 -n 16 --grid -o sevens.png
 
-    A model that reads text takes the prompt as a caption, another one as a label. tessera generate has all settings.
+    A text model takes the prompt as a caption, other models as a label. tessera generate has all settings.
     """
     from ...generate.model import load
     from ..generation_options import guidance_of, label_of, make_samples, numbers

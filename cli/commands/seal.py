@@ -1,4 +1,4 @@
-"""`tessera seal`: the fingerprint of a model directory, after its files were changed on purpose."""
+"""`tessera seal`: rewrites the fingerprint of a model directory after an intended edit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def register(app: typer.Typer) -> None:
 
 
 def seal(model: Annotated[Path, typer.Argument(help="Directory of a model.")]) -> None:
-    """Write the fingerprint of a model directory anew, after an edit on purpose.
+    """Rewrite the fingerprint of a model directory after an intended edit.
 
     Example: tessera seal out/digits/model
 
-    fingerprint.json holds the size and SHA-256 of each file, and a model is refused where one of them differs. Edit
-    config.json, for instance the defaults of its generation, then run this. The model is loaded first: one that cannot
-    be used is not sealed.
+    fingerprint.json holds the size and SHA-256 of each file, and a model is refused if one of them differs. Edit
+    config.json, for instance its generation defaults, then run this command. The model is loaded first: an unusable
+    model is not sealed.
     """
     from ...lm.checkpoints.model_directory import seal_model
 

@@ -1,4 +1,4 @@
-"""`tessera shards`: a corpus to token shards."""
+"""`tessera shards`: encodes a corpus to token shards."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def shards(
 
     Example: tessera shards configs/demo/shards.yaml --set out=out/shards
 
-    Stopped or killed, the same command goes on where it was. Items that cannot be used are listed and left out.
+    If stopped or killed, the same command resumes the work. Unusable items are listed and skipped.
     """
     from ..config_files import open_config
 
-    found = open_config(config, "shards", set_)  # before what follows is imported, which takes seconds
+    found = open_config(config, "shards", set_)  # before the imports below, which take seconds
     from ...tokenize.data.shard_writer import ShardsConfig, build_shards
     from ..resolve import open_tokenizer, report_skipped
 

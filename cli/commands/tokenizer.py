@@ -46,16 +46,16 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest checkpoint in OUT.")] = False,
     nproc: Annotated[int, typer.Option("--nproc", min=1, max=MAX_PROCESSES, help="Processes on this machine.")] = 1,
 ) -> None:
-    """Train a tokenizer on sound or pictures and freeze it.
+    """Train a tokenizer on audio or images and freeze it.
 
     Example: tessera tokenizer train configs/digits/tokenizer.yaml --set train.steps=200 --out out/digits-tokenizer
 
-    OUT then holds config.json and tokenizer.safetensors. Ctrl-C finishes the step, saves, freezes what is there in
-    OUT/snapshot-STEP and leaves with exit code 130; --resume goes on exactly there.
+    OUT then holds config.json and tokenizer.safetensors. Ctrl-C finishes the step, saves, freezes the current tokenizer
+    in OUT/snapshot-STEP and exits with code 130; --resume continues exactly there.
     """
     from ..config_files import open_config
 
-    opened = open_config(config, "tokenizer", set_)  # before what follows is imported, which takes seconds
+    opened = open_config(config, "tokenizer", set_)  # before the imports below, which take seconds
     from ...train.distributed.launch import STOPPED, launch, watch_lifeline
     from ...train.tokenizer.trainer import TokenizerTrainConfig, TrainingFailed, check_free, train_tokenizer
 
@@ -104,12 +104,12 @@ def evaluate(
     page: Annotated[Path | None, typer.Option(help="Also write an HTML page with pictures and sound.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a frozen tokenizer: fidelity, use of codes, bits, stability of the codes, speed and memory.
+    """Measure a frozen tokenizer: fidelity, code usage, bits, stability of the codes, speed and memory.
 
     Example: tessera tokenizer eval out/digits-tokenizer --data samples/digits/test.safetensors
 
-    What a missing package would measure is left out, with a note. Exit code 1 if a code changes with the batch, padding
-    or precision of the call.
+    Measurements that need a missing package are skipped with a note. Exit code 1 if a code changes with the batch,
+    padding or precision of the call.
     """
     from ...configs.output_place import prepare_file
     from ...tokenize.bundled import shipped_path
@@ -143,15 +143,15 @@ def coder(
         list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
     ] = [],  # noqa: B006
 ) -> None:
-    """Train the small network that tessera encode --compress --model codes with.
+    """Train the small network that tessera encode --compress --model uses.
 
     Example: tessera tokenizer coder configs/digits/coder.yaml --out out/digits/coder
 
-    Minutes on one CPU core. Prints the bits a frame that it needs for the test shards.
+    Takes minutes on one CPU core. Prints the bits per frame on the test shards.
     """
     from ..config_files import open_config
 
-    opened = open_config(config, "coder", set_)  # before what follows is imported, which takes seconds
+    opened = open_config(config, "coder", set_)  # before the imports below, which take seconds
     from ...train.entropy_coder import CoderTrainConfig, train_coder
 
     bits = train_coder(opened.read_as(CoderTrainConfig), out)

@@ -1,4 +1,4 @@
-"""tessera train: a language model from shards and a config."""
+"""`tessera train`: trains a language model on shards, as described by a config."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def train(
 
     Example: tessera train configs/digits/lm.yaml --set train.steps=200 --out runs/try
 
-    Ctrl-C finishes the step, saves and leaves with exit code 130; --resume goes on exactly there, and --set
-    train.steps=N with it ends the run earlier or later. tessera export OUT makes a model of a run as it is. The
+    Ctrl-C finishes the step, saves and exits with code 130; --resume continues exactly there, and adding --set
+    train.steps=N ends the run earlier or later. tessera export OUT exports a model from the current state of a run. The
     finished model is in OUT/model, losses are in OUT/metrics.jsonl. Several processes: --nproc 2, or
     deepspeed --num_gpus 2 --no_local_rank --module tessera train CONFIG.
     """
     from ..config_files import open_config
 
-    opened = open_config(config, "lm", set_)  # before what follows is imported, which takes seconds
+    opened = open_config(config, "lm", set_)  # before the imports below, which take seconds
     from ...train.distributed.launch import STOPPED, launch, watch_lifeline
     from ...train.lm.config import TrainConfig
     from ...train.lm.trainer import TrainingFailed, check_out, train_lm
@@ -74,7 +74,7 @@ def train(
 
 
 def rehearse_samples(request: SampleRequest) -> None:
-    """See whether what a training run will ask for can be made, before it begins."""
+    """Check before a training run that its samples can be generated."""
     from ...generate.dry_run import rehearse
     from ...generate.model import Model
 
@@ -88,7 +88,7 @@ def rehearse_samples(request: SampleRequest) -> None:
 
 
 def write_samples(request: SampleRequest) -> None:
-    """Generate what a training run asks for, into its folder; samples.json says what was asked."""
+    """Generate the samples of a training run in its folder; samples.json records the request."""
     from ...configs.files import write_json
     from ...generate.model import Model
 

@@ -1,4 +1,4 @@
-"""tessera tts: text to speech."""
+"""`tessera tts`: text to speech."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def tts(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
-    """Say a text.
+    """Speak a text.
 
     Example: tessera tts "three one four" -o pi.wav
 
-    Heard while it is made: tessera tts "three one four" -o - | aplay
+    Play it during generation: tessera tts "three one four" -o - | aplay
 
     From a file or another program: tessera tts - -o letter.wav < letter.txt
 
@@ -82,7 +82,7 @@ def tts(
 
 
 def _read_stdin() -> str:
-    """The text on stdin, less white space around it. ValueError: empty, not UTF-8, or longer than 1 MiB."""
+    """The text on stdin without surrounding white space. ValueError: empty, not UTF-8, or longer than 1 MiB."""
     data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
         raise ValueError(f"the text on stdin is longer than {MAX_STDIN_BYTES} bytes; give less of it at a time")

@@ -1,1 +1,1 @@
-"""Pages and charts: the report of the demo, the report of a tokenizer."""
+"""HTML reports and charts: the demo report and the tokenizer report."""

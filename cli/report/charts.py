@@ -1,6 +1,6 @@
-"""Drawings for the report, as inline SVG and PNG bytes: curves, bars, mosaics of codes, spectrograms.
+"""Charts for the reports, as inline SVG and PNG bytes: curves, bars, mosaics of codes, spectrograms.
 
-Colours are CSS variables of the page (`--series-0` ...), so every drawing follows its light and dark theme.
+Colors are CSS variables of the page (`--series-0` ...), so every chart follows its light and dark theme.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Curve:
 
 
 def line_chart(curves: Sequence[Curve], x_label: str, y_label: str, log: bool = False) -> str:
-    """Curves over one pair of axes, each with its name at its right end; jagged ones also drawn smoothed.
+    """Curves on one pair of axes, each labeled at its right end; jagged curves are also drawn smoothed.
 
     Args:
-        curves: at most 8; points whose y is not finite (or not positive, when log) are left out.
+        curves: at most 8; points whose y is not finite (or not positive if log) are omitted.
         log: logarithmic y axis.
     """
     width, height, left, right, top, bottom = 720, 270, 48, 136, 26, 40
@@ -42,7 +42,7 @@ def line_chart(curves: Sequence[Curve], x_label: str, y_label: str, log: bool = 
     if not lines:
         return '<p class="quiet">No points to draw.</p>'
     xs = [x for _, points in lines for x, _ in points]
-    # The first steps of a training are far off: scale to what 99 % of the points reach.
+    # The first steps of training are outliers: scale to the range of 99 % of the points.
     ys = sorted(y for _, points in lines for _, y in points)
     low, high = ys[0], ys[min(len(ys) - 1, math.ceil(0.99 * len(ys)))]
     ticks = _log_ticks(low, high) if log else _ticks(low, high)
@@ -91,7 +91,7 @@ def line_chart(curves: Sequence[Curve], x_label: str, y_label: str, log: bool = 
 
 
 def usage_chart(counts: Sequence[int], number: int) -> str:
-    """How often each code of one codebook was used, most used first: flat is good, a cliff means wasted codes."""
+    """Usage count of each code of one codebook, most used first: flat is good, a cliff means unused codes."""
     width, height = 220, 64
     ordered = sorted(counts, reverse=True)
     total, top = max(sum(ordered), 1), max(ordered[0], 1)
@@ -112,18 +112,18 @@ def usage_chart(counts: Sequence[int], number: int) -> str:
 
 
 def perplexity(counts: Sequence[int]) -> float:
-    """Number of equally likely codes that would be as varied: 2 to the entropy of their use."""
+    """Perplexity of code usage: 2 to the power of its entropy in bits."""
     total = sum(counts)
     return 2.0 ** -sum(count / total * math.log2(count / total) for count in counts if count) if total else 0.0
 
 
 def time_bars(stages: Sequence[tuple[str, float]]) -> str:
-    """Seconds of each stage as horizontal bars."""
+    """Horizontal bars of the seconds of each stage."""
     return bars([(name, seconds, f"{seconds:,.1f} s") for name, seconds in stages])
 
 
 def bars(rows: Sequence[tuple[str, float, str]]) -> str:
-    """(name, length, text at its end) of each as horizontal bars."""
+    """Horizontal bars, each given as (name, length, text at its end)."""
     longest = max((length for _, length, _ in rows), default=1.0) or 1.0
     cells = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th>'
@@ -135,13 +135,13 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
 
 
 def mosaic(codes: Sequence[Sequence[int]], cardinality: int, label: str) -> str:
-    """A grid of codes as coloured tiles with their numbers: rows of code ids of one codebook."""
+    """A grid of codes as colored tiles with their numbers: rows of code ids of one codebook."""
     size, gap = 34, 3
     rows, columns = len(codes), len(codes[0])
     tiles = []
     for row, line in enumerate(codes):
         for column, code in enumerate(line):
-            # Neighbouring ids are unrelated, so their hues are spread by the golden angle.
+            # Neighboring ids are unrelated, so their hues are spread by the golden angle.
             hue, x, y = code * 137.508 % 360, column * (size + gap), row * (size + gap)
             tiles.append(
                 f'<rect x="{x}" y="{y}" width="{size}" height="{size}" rx="4" fill="hsl({hue:.0f} 48% 52%)">'
@@ -153,13 +153,13 @@ def mosaic(codes: Sequence[Sequence[int]], cardinality: int, label: str) -> str:
 
 
 def picture_png(picture: Tensor) -> bytes:
-    """A picture [C, height, width] in [-1, 1], C 1 or 3, as the bytes of a PNG file of the same size."""
+    """An image [C, height, width] in [-1, 1], C 1 or 3, as the bytes of a PNG file of the same size."""
     pixels = ((picture.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return png_bytes(pixels)
 
 
 def png_bytes(pixels: Tensor) -> bytes:
-    """Pixels [C, height, width] uint8, C 1 (grey) or 3 (RGB), as a PNG file. Source: PNG specification, W3C, 2003."""
+    """Pixels [C, height, width] uint8, C 1 (gray) or 3 (RGB), as a PNG file. Source: PNG specification, W3C, 2003."""
     channels, height, width = pixels.shape
     rows = pixels.permute(1, 2, 0).reshape(height, width * channels)
     raw = b"".join(b"\0" + bytes(row.tolist()) for row in rows)
@@ -189,7 +189,7 @@ def spectrogram_png(samples: Tensor, sample_rate: int) -> bytes:
     return png_bytes(colours.round().byte().permute(2, 0, 1))
 
 
-# Nine stops of a dark-to-bright ramp of even lightness, in the manner of matplotlib's magma.
+# Nine stops of a dark-to-bright ramp with even lightness steps, similar to matplotlib's magma.
 _MAGMA = (
     *((0, 0, 8), (26, 14, 58), (76, 17, 118), (125, 36, 130), (176, 54, 124)),
     *((224, 82, 102), (249, 134, 96), (254, 192, 134), (252, 250, 190)),
@@ -197,7 +197,7 @@ _MAGMA = (
 
 
 def data_url(data: bytes, media_type: str) -> str:
-    """Bytes as a URL that carries them."""
+    """Bytes as a data URL."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
@@ -211,7 +211,7 @@ def _points(place, points: Sequence[tuple[float, float]]) -> str:
 
 
 def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Moving average over about a twentieth of the points; few points stay as they are."""
+    """Moving average over about a twentieth of the points; short curves are returned unchanged."""
     reach = len(points) // 40
     values = [y for _, y in points]
     averages = []
@@ -240,7 +240,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _spread(ends: list[tuple[float, int, str]], gap: float, top: float, bottom: float) -> list[tuple[float, int, str]]:
-    """Move labels apart so that they stand at least `gap` from each other, inside [top, bottom]."""
+    """Move labels apart to a distance of at least `gap`, inside [top, bottom]."""
     placed: list[tuple[float, int, str]] = []
     for y, number, text in sorted(ends):
         y = max(y + 4, top + 8, placed[-1][0] + gap if placed else 0)

@@ -1,4 +1,4 @@
-"""An outside eye for generated digits: the real ones of the sample data, and a classifier trained on them.
+"""Evaluation of generated digits: the real digits of the sample data, and a classifier trained on them.
 
 The only file that imports scikit-learn.
 """
@@ -16,10 +16,10 @@ DIGITS = PACKAGE / "samples" / "digits"
 
 
 def real_digits(split: str) -> tuple[Tensor, list[str]]:
-    """All digits of a part ("train" or "test") of the sample data.
+    """All digits of a split ("train" or "test") of the sample data.
 
     Returns:
-        pictures [n, 1, 8, 8] in [-1, 1], and their labels, "0" to "9". No writer is in both parts.
+        images [n, 1, 8, 8] in [-1, 1], and their labels, "0" to "9". No writer is in both splits.
     """
     import torch
 
@@ -43,10 +43,10 @@ class Judge:
         self.classifier: Any = SVC().fit(_features(pictures), labels)
 
     def share(self, pictures: Tensor, labels: list[str]) -> float:
-        """Share of pictures [n, 1, 8, 8] recognised as their labels."""
+        """Share of images [n, 1, 8, 8] recognized as their labels."""
         return float(self.classifier.score(_features(pictures), labels))
 
 
 def _features(pictures: Tensor) -> Any:
-    # Grey values from 0 to 16, as scikit-learn's own copy of these digits has them.
+    # Gray values from 0 to 16, as in scikit-learn's copy of these digits.
     return ((pictures.flatten(1) + 1) * 8).numpy()

@@ -1,4 +1,4 @@
-"""A report's page around its sections: style sheet with a light and a dark theme, logo, skeleton, and small parts."""
+"""HTML page of the reports: style sheet with a light and a dark theme, logo, page skeleton, and small elements."""
 
 from __future__ import annotations
 
@@ -140,24 +140,24 @@ PAGE = """<!doctype html>
 
 
 def page(title: str, subtitle: str, sections: Sequence[str], command: str) -> str:
-    """The whole page as HTML text: plain title, subtitle and command, and sections that are HTML."""
+    """The whole page as HTML text; title, subtitle and command are plain text, sections are HTML."""
     texts = {"title": title, "subtitle": subtitle, "command": command}
     escaped = {name: html.escape(text) for name, text in texts.items()}
     return PAGE.format(style=STYLE, logo=LOGO, body="\n".join(sections), **escaped)
 
 
 def section(anchor: str, title: str, words: str, body: str, command: str = "") -> str:
-    """One part of a page: a heading, a sentence, perhaps a command, and what it shows; all but the command is HTML."""
+    """One section of a page: heading, text, optional command, and body; all but the command are HTML."""
     shown = f'<pre class="command"><code>{html.escape(command)}</code></pre>' if command else ""
     return f'<section id="{anchor}"><h2>{title}</h2><p class="lead">{words}</p>{shown}{body}</section>'
 
 
 def figure(drawing: str, caption: str) -> str:
-    """A drawing over its caption."""
+    """A chart with its caption below."""
     return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
 
 
 def picture(png: bytes, label: str, size: str = "small") -> str:
-    """A PNG with its pixels shown as squares; size: small, middle or large."""
+    """A PNG scaled with sharp pixels; size: small, middle or large."""
     label = html.escape(label)
     return f'<img class="pixels {size}" src="{data_url(png, "image/png")}" alt="{label}" title="{label}">'

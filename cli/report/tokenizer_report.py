@@ -1,4 +1,4 @@
-"""The page of `tessera tokenizer eval --page`: what the numbers look like and sound like, in one HTML file."""
+"""The page of `tessera tokenizer eval --page`: measurements with images or audio, in one HTML file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SOUNDS_SHOWN = 4
 HEADLINES = ("psnr_db", "stoi")
-"""The measure of the first tile."""
+"""Metrics for the first tile."""
 CURVES_SHOWN = 7
 MEASURES = {
     "psnr_db": "peak signal-to-noise ratio, dB; higher is closer",
@@ -34,7 +34,7 @@ MEASURES = {
 
 
 def write_page(evaluation: Evaluation, spec: TokenSpec, path: str | Path, arguments: str) -> Path:
-    """Write the page; returns its path. `arguments` are those of the command that is shown on it."""
+    """Write the page; returns its path. `arguments`: those of the command shown on the page."""
     from ...configs.files import write_atomic
 
     path = Path(path)

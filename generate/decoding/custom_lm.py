@@ -1,12 +1,12 @@
-"""A language model of one's own: what it must have, and how the decode loop runs one.
+"""Custom language models: the interface they implement and the adapter through which the decode loop runs them.
 
     class Mine:
-        spec: TokenSpec                 what the codes mean (tokenizer.spec)
-        arrangement: Arrangement        at which step each code stands
+        spec: TokenSpec                 specification of the codes (tokenizer.spec)
+        arrangement: CodebookPattern    the step of each code
         def logits(self, ids): ...      ids [B, K, S] long -> logits [B, K, V] of the next step
 
-The loop asks for the logits of one step after another, with all ids so far, and does all the rest: sampling, ends,
-prompts, seeds, decoding. Nothing is cached, so a step costs what the model's whole sequence costs.
+The loop requests the logits of one step after another, passing all ids so far, and handles everything else: sampling,
+ends, prompts, seeds, decoding. Nothing is cached, so each step costs a forward pass over the whole sequence.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from ...tokenize.tokenizer import Tokenizer
 
 
 class CustomLM(Protocol):
-    """What `generate` asks of a language model that is not Tessera's."""
+    """The interface of a language model that is not Tessera's."""
 
     spec: TokenSpec
-    """What the codes mean; that of the tokenizer that decodes them."""
+    """Specification of the codes, equal to that of the tokenizer that decodes them."""
     arrangement: CodebookPattern
-    """At which step each code stands, and whether sequences end by themselves (variable_length)."""
+    """The step of each code, and whether sequences have an end code (variable_length)."""
 
     def logits(self, ids: Tensor) -> Tensor:
         """Logits of the next step.
 
         Args:
-            ids: [B, K, S] long: `arrangement.start_ids`, then the ids of each step so far, special ids included.
+            ids: [B, K, S] long: `arrangement.start_ids`, then the ids of all steps so far, including special ids.
         Returns:
-            [B, K, V] floating point, V = max(arrangement.output_sizes): the codes of the largest codebook, and one more
-            for the end where codebook 0 is the largest and may end. Values that a codebook does not have are ignored.
+            [B, K, V] floating point, V = max(arrangement.output_sizes): the codes of the largest codebook, plus one for
+            the end if codebook 0 is the largest and may end. Values beyond a codebook's size are ignored.
         """
         ...
 
 
 NEEDED = {"spec": "a TokenSpec", "arrangement": "a CodebookPattern", "logits": "ids [B, K, S] -> logits [B, K, V]"}
-"""The parts of an CustomLM."""
+"""The attributes of a CustomLM."""
 
 
 def check_pair(lm: Any, tokenizer: Any, who: str) -> AnyLM:
-    """The language model that the decode loop runs; ValueError where either argument is something else.
+    """The language model for the decode loop, a custom one wrapped; ValueError if either argument has the wrong type.
 
     Args:
-        who: the function that was called.
+        who: name of the called function, for messages.
     """
     if isinstance(lm, str) or hasattr(lm, "__fspath__"):
         raise ValueError(f"{who} takes a language model, found the path '{lm}'; use tessera.load('{lm}').{_short(who)}")
@@ -106,7 +106,7 @@ def _described(value: Any) -> str:
 
 @dataclass
 class WrappedState:
-    """What was read so far."""
+    """The ids read so far."""
 
     ids: Tensor
     """[B, K, S]."""
@@ -128,11 +128,11 @@ class Wrapped:
         self.num_codebooks = own.arrangement.num_codebooks
 
     def with_nulls(self, batch: ConditionBatch, num_rows: int) -> ConditionBatch:
-        """There are no conditions to be without."""
+        """Return the batch unchanged; there are no conditions."""
         return batch
 
     def check_conditions(self, batch: ConditionBatch, num_rows: int | None = None) -> None:
-        """ValueError for any condition: what an own model is conditioned on it holds itself."""
+        """ValueError for any condition: a custom model holds its own."""
         if batch.num_rows is not None:
             raise ValueError("a language model of your own takes no label, text, embedding or voice; leave them out")
 
@@ -143,7 +143,7 @@ class Wrapped:
     def start(
         self, conditions: Any, capacity: int, num_rows: int, num_frames: int | None, cache: Any, steady: bool
     ) -> WrappedState:
-        """Begin; a cache is the model's own affair."""
+        """Start a sequence; a custom model manages its own cache."""
         if steady:
             raise ValueError("step: the steps of a language model of your own run one by one; leave it out")
         if cache is not None:
@@ -151,7 +151,7 @@ class Wrapped:
         return WrappedState(torch.zeros(num_rows, self.num_codebooks, 0, dtype=torch.long, device=self.device))
 
     def read(self, state: WrappedState, ids: Tensor) -> Tensor:
-        """The logits [B, 1, K V] of the step behind ids [B, K, n]."""
+        """The logits [B, 1, K V] of the step after ids [B, K, n]."""
         state.ids = torch.cat([state.ids, ids], dim=2)
         state.step += ids.shape[2]
         with torch.no_grad():
@@ -164,7 +164,7 @@ class Wrapped:
 
 
 class _PassOn:
-    """A head that draws all codebooks of a step at once from logits it is given."""
+    """A head that samples all codebooks of a step at once from given logits."""
 
     period = 1
 
@@ -173,7 +173,7 @@ class _PassOn:
         self.stages = (tuple(range(num_codebooks)),)
         sizes = torch.tensor(symbols.output_sizes)[:, None]
         self.absent = torch.arange(self.width) >= sizes
-        """[K, V]: values that a codebook does not have."""
+        """[K, V] bool: values beyond the size of a codebook."""
 
     def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
         return self.stages

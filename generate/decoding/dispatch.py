@@ -1,5 +1,5 @@
-"""From a request to codes, by the kind of the model: step by step, masked, scale by scale, or coarse labels first and
-codes after."""
+"""Selects the decoding method for a model: autoregressive, masked, next-scale, or coarse labels followed by a
+refiner."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from .next_scale import generate_scales, prepare_scales
 
 
 def make_codes(lm: AnyLM, rows: Request, exact: bool, on_progress: Progress | None = None) -> Generated:
-    """Codes of a request's rows; see `generate_codes` and `fill_codes`.
+    """Generate codes for a request's rows; see `generate_codes` and `fill_codes`.
 
     Raises:
-        ValueError: a refiner without the model of its labels; and as those.
+        ValueError: a refiner without the model of its labels; and as in those functions.
     """
     if isinstance(lm, CoarseToFine):
         return _coarse_then_fine(lm, rows, exact, on_progress)
@@ -46,8 +46,7 @@ def make_codes(lm: AnyLM, rows: Request, exact: bool, on_progress: Progress | No
 
 
 def check_codes(lm: AnyLM, rows: Request) -> None:
-    """Raise what `make_codes` would of a request to a model that makes its codes in passes, scales or stages, before
-    anything is made."""
+    """Raise the errors of `make_codes` before generation, for models that decode in passes, scales or stages."""
     if isinstance(lm, CoarseToFine):
         start_loop(lm.coarse, label_rows(lm, rows))
         check_refiner(lm, rows)
@@ -58,14 +57,14 @@ def check_codes(lm: AnyLM, rows: Request) -> None:
 
 
 def check_refiner(lm: CoarseToFine, rows: Request) -> None:
-    """Raise what is wrong with the settings of the second stage, before the first is made."""
+    """Check the settings of the second stage before the first stage runs."""
     lengths = torch.ones(len(rows.seeds), dtype=torch.long)
     conditions = lm.for_refiner(rows.conditions)
     check_filling(lm.refiner, conditions, rows.seeds, lengths, rows.filling, rows.fine, rows.fine_guidance)
 
 
 def warm_up(lm: AnyLM, rows: Request) -> None:
-    """Make ready what a request's steps need; see `loop.warm_up`. Models that work in whole passes need nothing."""
+    """Prepare a request's decode steps; see `generate_codes.warm_up`. Models that work in whole passes need nothing."""
     conditions = rows.conditions
     if isinstance(lm, CoarseToFine):
         lm, conditions = lm.coarse, lm.for_coarse(conditions)
@@ -82,7 +81,7 @@ def start_loop(lm: TokenLM, rows: Request) -> DecodeLoop:
 
 
 class MaskedArguments(NamedTuple):
-    """What `fill_codes` and `fill_in_passes` are called with."""
+    """Arguments of `fill_codes` and `fill_in_passes`."""
 
     lm: MaskedLM
     conditions: ConditionBatch | None
@@ -96,7 +95,7 @@ class MaskedArguments(NamedTuple):
 
 
 def masked_arguments(lm: MaskedLM, rows: Request) -> MaskedArguments:
-    """Of a masked model by itself; errors as `make_codes`."""
+    """Arguments for a masked model without a coarse model; errors as in `make_codes`."""
     if lm.clustering is not None:
         raise ValueError(
             "this model refines coarse labels and has none to begin with; export it together with the model of its "
@@ -114,7 +113,7 @@ def masked_arguments(lm: MaskedLM, rows: Request) -> MaskedArguments:
 
 
 def scale_arguments(lm: NextScaleLM, rows: Request) -> dict[str, Any]:
-    """What `generate_scales` and `scale_by_scale` are called with; errors as `make_codes`."""
+    """Arguments of `generate_scales` and `scale_by_scale`; errors as in `make_codes`."""
     if rows.draft:
         raise ValueError("draft was set, but a next-scale model makes whole scales; leave it out")
     names = ("conditions", "seeds", "sampling", "guidance", "cache")
@@ -122,7 +121,7 @@ def scale_arguments(lm: NextScaleLM, rows: Request) -> dict[str, Any]:
 
 
 def label_rows(lm: CoarseToFine, rows: Request) -> Request:
-    """The request to the model of the coarse labels."""
+    """The request for the model of the coarse labels."""
     prompt, sampling = _prompt(lm.refiner, rows), rows.sampling
     if sampling.silence_codes:
         silent = lm.clustering.labels[0, list(sampling.silence_codes)]
@@ -132,8 +131,8 @@ def label_rows(lm: CoarseToFine, rows: Request) -> Request:
 
 
 def refiner_arguments(lm: CoarseToFine, rows: Request, labels: Generated) -> MaskedArguments:
-    """Of the refiner, given the labels that were made."""
-    lengths = labels.lengths.clamp(min=1)  # a row that ended at once is filled as one frame, and cut again
+    """Arguments for the refiner, given the generated labels."""
+    lengths = labels.lengths.clamp(min=1)  # an empty row is filled as one frame and cut afterwards
     return MaskedArguments(
         lm.refiner, lm.for_refiner(rows.conditions), rows.seeds, lengths, rows.filling, rows.fine, rows.fine_guidance,
         _prompt(lm.refiner, rows), labels.codes,
@@ -162,7 +161,7 @@ def _coarse_then_fine(lm: CoarseToFine, rows: Request, exact: bool, on_progress:
 
 
 def _of_loop(lm: TokenLM, rows: Request) -> dict[str, Any]:
-    """What `generate_codes` and `make_loop` are called with."""
+    """Arguments of `generate_codes` and `make_loop`."""
     names = ("conditions", "seeds", "length", "sampling", "guidance", "prompt", "cache", "draft", "step")
     return {"lm": lm, **{name: getattr(rows, name) for name in names}}
 

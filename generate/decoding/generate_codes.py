@@ -1,4 +1,4 @@
-"""Codes by the decoding loop: the loop that the settings ask for, run to its end."""
+"""Autoregressive generation of codes: selects the decode loop for the settings and runs it to its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .loop import DecodeLoop, Generated, Progress, one_row
 from .speculative import DraftedLoop
 
 CHECK_EVERY = 8
-"""Steps between two looks at whether all rows have ended, except on the CPU: each look waits for the device."""
+"""Steps between checks whether all rows have ended, except on the CPU: each check synchronizes with the device."""
 
 
 def generate_codes(
@@ -38,15 +38,15 @@ def generate_codes(
     """Generate codes for a batch of conditions.
 
     Args:
-        conditions: B rows; what the model is not conditioned on is None.
-        seeds: B whole numbers of 64 bits. All that is random in row i is a function of seeds[i].
+        conditions: B rows; kinds that the model is not conditioned on are None.
+        seeds: B 64-bit whole numbers. All randomness of row i is a function of seeds[i].
         guidance: s in l_null + s (l_condition - l_null), 1 uses the condition alone; or a config of
             lm/generation_config.py.
-        prompt: codes [B, K, t] that the rows begin with, word for word; None: nothing.
-        exact: run the rows one at a time, so that not even the kernels' rounding depends on the batch: a seed and a
-            condition give the same codes in any company, bit for bit. Slower for many rows.
-        cache: how keys and values are remembered (lm/kv_cache/registry.py); None: exactly.
-        draft: steps to guess at a time and have checked by the model (speculative.py); 0: none.
+        prompt: codes [B, K, t] that the rows begin with, unchanged; None: none.
+        exact: run the rows one at a time, so that not even kernel rounding depends on the batch: a seed and a
+            condition always give the same codes, bit for bit. Slower for many rows.
+        cache: kind of KV cache (lm/kv_cache/registry.py); None: exact.
+        draft: draft steps of speculative decoding (speculative.py); 0: off.
         step: how steps are run (generate/execution/step_runner.py).
     Raises:
         ValueError: settings that contradict each other or the model; names the setting.
@@ -75,7 +75,7 @@ def make_loop(
     draft: int,
     step: StepName = "auto",
 ) -> DecodeLoop:
-    """The loop that a generation's settings ask for; arguments and errors as `generate_codes`."""
+    """The decode loop for the settings; arguments and errors as in `generate_codes`."""
     if not draft:
         return DecodeLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, step)
     return DraftedLoop(lm, conditions, seeds, length, sampling, guidance, prompt, cache, draft, step)
@@ -92,10 +92,10 @@ def warm_up(
     step: StepName = "auto",
     num_rows: int | None = None,
 ) -> None:
-    """Compile or record ahead the steps of generations up to this length; arguments and errors as `generate_codes`.
+    """Compile or capture the steps for generations up to this length; arguments and errors as in `generate_codes`.
 
     Args:
-        num_rows: B, needed where the model has no conditions.
+        num_rows: B, needed if the model has no conditions.
     """
     B = num_rows or conditions.num_rows or 1
     loop = make_loop(lm, conditions, [0] * B, length, sampling, guidance, None, cache, draft, step)
@@ -104,7 +104,7 @@ def warm_up(
 
 
 def _run(loop: DecodeLoop, first_row: int, num_rows: int, on_progress: Progress | None) -> Generated:
-    """Run a loop to its end; it makes the rows from first_row on of num_rows."""
+    """Run a loop to its end; its rows begin at first_row of num_rows."""
     B, every = len(loop.board.seeds), 1 if loop.lm.device.type == "cpu" else CHECK_EVERY
 
     def report(steps: int) -> None:

@@ -1,9 +1,9 @@
-"""The decode loop: step after step, until every row has its frames. What a step does stands in
-generate/execution/decode_step.py, how it is run in generate/execution/step_runner.py.
+"""The autoregressive decode loop. generate/execution/decode_step.py defines a step, generate/execution/step_runner.py
+how it is run.
 
-    lm.start        the conditions are read into the cache
-    first step      the model reads `start` and the prompt, several steps at once; from here on every step is alike
-    more steps      one by one: op by op, compiled, or as a CUDA graph, until all rows have ended
+    lm.start        prefill of the conditions
+    first step      prefill of `start` and the prompt, several steps at once; all later steps are alike
+    more steps      one by one: eager, compiled, or as a CUDA graph, until all rows have ended
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..sampling.guidance import ClassifierFreeGuidance
 from ..sampling.token_sampler import Sampler
 
 Progress = Callable[[int, int], None]
-"""on_progress(done, total), in steps times rows; done jumps to total where rows end early."""
+"""on_progress(done, total), in steps times rows; done jumps to total if rows end early."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Generated:
     """Codes of a batch."""
 
     codes: Tensor
-    """[B, K, T] long, T the frames of the longest row; 0 beyond a row's length. A prompt comes first."""
+    """[B, K, T] long, T the frames of the longest row; 0 beyond a row's length. The prompt comes first."""
     lengths: Tensor
     """[B] long, frames of each row."""
     ended: Tensor
-    """[B] bool: the row drew its end; everywhere True when the length is fixed."""
+    """[B] bool: the row sampled its end; all True if the length is fixed."""
 
 
 class DecodeLoop:
-    """A batch being generated: call `step` until `done`, then `result`; or, for one row, iterate over `frames`."""
+    """Decoding state of a batch: call `step` until `done`, then `result`; or, for one row, iterate over `frames`."""
 
     drafts = False
-    """Whether a call of `step` may make several."""
+    """Whether a call of `step` may produce several steps."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class DecodeLoop:
         cache: CacheChoice | None = None,
         step: StepName = "eager",
     ):
-        """Check the settings and read the conditions; arguments and errors as `generate_codes`."""
+        """Check the settings and prefill the conditions; arguments and errors as in `generate_codes`."""
         arrangement = lm.arrangement
         B, K, device = len(seeds), arrangement.num_codebooks, lm.device
         self.lm, self.arrangement = lm, arrangement
@@ -69,7 +69,7 @@ class DecodeLoop:
         prompt = check_prompt(prompt, B, arrangement.cardinalities, length)
         self.num_steps = arrangement.num_steps(length.max_frames)
         self.asked, self.way = step, choose_way(step, lm, self.drafts)
-        """How steps are to be run, and how they are."""
+        """How steps were requested to run, and how they run."""
         steady = self.way != "eager"
         room = programs_of(lm).room(B, self.num_steps) if steady else self.num_steps
         guide = ClassifierFreeGuidance(guidance, lm, self.num_steps, room=room)
@@ -93,9 +93,9 @@ class DecodeLoop:
         )
         self.board.columns[:, :, 0] = lm.start_ids(B)
         self.steps_of = arrangement.steps_of(torch.arange(length.max_frames, device=device), length.max_frames)
-        """[K, T]: where each code stands."""
+        """[K, T]: the step of each code."""
         self.complete_after: list[int] = self.steps_of.amax(dim=0).tolist()
-        """The step that completes each frame; rising."""
+        """The step that completes each frame, in ascending order."""
 
         num_frames = length.max_frames if length.fixed else None
         rows = guide.branches * B
@@ -103,11 +103,11 @@ class DecodeLoop:
         self._step = DecodeStep(lm, self.state, self.board, guide, sampler, length.fixed)
         self._program: CapturedStep | None = None
         self.position = self._write_prompt(prompt.to(device)) if prompt.shape[2] else 0
-        """The step that is made next."""
+        """The next step."""
 
     @torch.no_grad()
     def step(self) -> None:
-        """Make the ids of the next step."""
+        """Generate the ids of the next step."""
         if self.way == "eager" or not self.state.step:  # the first step reads a prompt of any length
             self._choose(self.position, self._read_to(self.position, 1)[:, 0])
         else:
@@ -119,21 +119,21 @@ class DecodeLoop:
 
     @property
     def columns(self) -> Tensor:
-        """[B, K, 1 + S]: what the model reads, `start` and then the ids of each step."""
+        """[B, K, 1 + S]: the model's input, `start` followed by the ids of each step."""
         return self.board.columns
 
     @property
     def done(self) -> bool:
-        """Whether all frames of all rows are complete. Waits for the device."""
+        """Whether all frames of all rows are complete. Synchronizes with the device."""
         return self.num_complete >= self._longest()
 
     @property
     def num_complete(self) -> int:
-        """Leading frames of which all codes are known, in rows that are so long."""
+        """Number of leading frames whose codes are all known, in rows that are long enough."""
         return bisect_right(self.complete_after, self.position - 1)
 
     def frames(self) -> Iterator[Tensor]:
-        """Step until done and yield codes [K, n] as soon as their frames are complete; for a batch of one row."""
+        """Run to the end and yield codes [K, n] as soon as their frames are complete; for a batch of one row."""
         assert len(self.board.seeds) == 1
         sent = 0
         while True:
@@ -147,49 +147,49 @@ class DecodeLoop:
             self.step()
 
     def so_far(self) -> Tensor:
-        """Codes [B, K, T] of all frames, -1 where none has been chosen yet; for sequences of a fixed length."""
+        """Codes [B, K, T] of all frames, -1 where none has been sampled yet; for sequences of a fixed length."""
         return self._codes(0, self.length.max_frames).masked_fill(self.steps_of >= self.position, -1)
 
     def result(self) -> Generated:
-        """What was generated, on the CPU. ValueError: the model gave logits that are not numbers."""
+        """The generated codes, on the CPU. ValueError: some logits could not be sampled from."""
         longest, lengths = self._longest(), self.board.row_lengths
         codes = self._codes(0, longest)
         beyond = torch.arange(longest, device=codes.device) >= lengths[:, None, None]
         return Generated(codes.masked_fill(beyond, 0).cpu(), lengths.cpu(), self.board.ended.cpu())
 
     def _longest(self) -> int:
-        """Frames of the longest row as far as is known; ValueError where logits were not numbers. The one look at the
-        device that a step may cost."""
+        """Frames of the longest row as far as known; ValueError if some logits could not be sampled from. The only
+        device synchronization that a step may need."""
         longest, broken = torch.stack([self.board.row_lengths.max(), self.board.broken.long()]).tolist()
         if broken:
             raise ValueError(NOT_NUMBERS)
         return longest
 
     def _read_to(self, s: int, count: int) -> Tensor:
-        """Hidden states [R, count, D] of the last steps up to s, of all rows the model runs; it reads the columns it
-        has not read: one, or at first the prompt."""
+        """Hidden states [R, count, D] of the last steps up to s, for all rows the model runs. The model reads the
+        unread columns: one, or the prompt at first."""
         ids = self._step.guide.rows(self.board.columns[:, :, self.state.step : s + 1])
         return self.lm.read(self.state, ids)[:, -count:]
 
     def _choose(self, s: int, hidden: Tensor, is_guess: bool = False) -> None:
-        """Draw and write the ids of step s from hidden states [R, D]; from a guess nothing follows yet."""
+        """Sample and write the ids of step s from hidden states [R, D]; draft ids cannot end a row."""
         self._step.choose(self.board.step.fill_(s), s % self._step.period, hidden, is_guess)
 
     def _take_program(self) -> None:
-        """From here on steps are run by a program, on its tensors."""
+        """Switch to a captured step and its tensors for all later steps."""
         self.board.step.fill_(self.position)
         self.state.cache.position = torch.tensor(self.state.cache.length, device=self.lm.device)
         programs = programs_of(self.lm)
         take = programs.take_graph if self.asked == "auto" else programs.take
         self._program = take(self, self._step, self.way)
-        if self._program is None:  # no graph could be recorded, and nobody asked for one by name
+        if self._program is None:  # no graph could be captured, and none was requested explicitly
             self.way = "eager"
             return
         self._step = self._program.step
         self.board, self.state = self._step.board, self._step.state
 
     def _write_prompt(self, prompt: Tensor) -> int:
-        """Put the prompt [B, K, t] in its cells; returns the first step with a cell that it leaves open."""
+        """Write the prompt [B, K, t] into its cells; returns the first step with an open cell."""
         board, where = self.board, self.steps_of[:, : prompt.shape[2]]
         board.given.scatter_(1, where, True)
         board.columns.scatter_(2, where.expand(len(prompt), -1, -1) + 1, prompt)
@@ -202,11 +202,11 @@ class DecodeLoop:
         raise AssertionError("a prompt is shorter than what is to be made")
 
     def _codes(self, first: int, last: int) -> Tensor:
-        """Ids [B, K, last - first] of the frames first .. last - 1."""
+        """Ids [B, K, last - first] of frames first .. last - 1."""
         where, columns = self.steps_of[:, first:last] + 1, self.board.columns
         return columns.gather(2, where.expand(len(columns), -1, -1))
 
 
 def one_row(conditions: ConditionBatch, row: int) -> ConditionBatch:
-    """Row `row` as it would be alone: without the padding that longer texts or embeddings in the batch gave it."""
+    """Conditions of one row, without the padding caused by longer texts or embeddings in the batch."""
     return conditions.rows(slice(row, row + 1)).trimmed()

@@ -1,17 +1,17 @@
-"""Masked decoding: all hidden codes are drawn at once, the surest are kept, the rest is drawn anew in the next pass.
+"""Masked decoding: each pass samples all hidden codes in parallel and keeps the most confident ones.
 
-Drawn for 6 codes in 3 passes; what is kept is never changed again:
+Example with 6 codes and 3 passes; kept codes never change:
 
     hidden           .  .  .  .  .  .
     pass 0 draws     a  b  c  d  e  f      keeps d
     pass 1 draws     g  h  i  d  k  l      keeps g and l
     pass 2 draws     g  m  n  d  o  l      keeps all
 
-A `bits` head has several symbols of a code, which are drawn and kept each by itself.
-How many are kept in each pass depends on the row's own number of codes alone, each draw on (seed, pass, cell), and so
-does the choice among cells that are as sure as each other; so a row comes out the same in any company.
-Sources: MaskGIT (arXiv:2202.04200) for confidence, its noise and the cosine; MaskBit (arXiv:2409.16211) for cells of
-(position, codebook).
+A `bits` head splits a code into several sub-tokens, which are sampled and kept independently.
+The number of codes kept in each pass depends only on the row's own number of codes. Each draw, and each choice between
+equally confident cells, depends only on (seed, pass, cell). A row is therefore the same in any batch.
+Sources: MaskGIT (arXiv:2202.04200) for confidence, its noise and the cosine schedule; MaskBit (arXiv:2409.16211) for
+cells of (position, codebook).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from ..sampling.guidance import ClassifierFreeGuidance
 from .loop import Progress, one_row
 
 CODES, CHOICES, TIES = 8, 9, 10
-"""Which of a cell's numbers are for drawing codes, for choosing cells, and for choosing among cells that are as sure;
-the decode loop uses lower ones."""
+"""Draw indices of a cell's random numbers: for sampling codes, for ranking cells, and for breaking ties; the decode
+loop uses lower ones."""
 
 AS_SURE = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Nats by which two cells may differ and be as sure: far more than kernels round by. Where everything is hidden and
-positions are told by rotation alone, all of a row's cells have the same logits."""
+"""Difference, in nats, below which two cells are equally confident, by dtype: far above kernel rounding. If everything
+is hidden and positions are encoded only by rotation (RoPE), all cells of a row have the same logits."""
 AS_SURE_IN_HALF = 0.125
 """The same for models in half precision."""
 
@@ -49,7 +49,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "root": lambda u: 1 - u**0.5,
     "arccos": lambda u: math.acos(u) * 2 / math.pi,
 }
-"""The share of codes that is still hidden after the share u of the passes: 1 at 0, 0 at 1."""
+"""Fraction of codes still hidden after the fraction u of the passes: 1 at 0, 0 at 1."""
 
 
 @torch.no_grad()
@@ -66,16 +66,16 @@ def fill_codes(
     exact: bool = False,
     on_progress: Progress | None = None,
 ) -> Tensor:
-    """Make the codes of a batch.
+    """Generate the codes of a batch.
 
     Args:
-        conditions: B rows; None where the model has none.
-        seeds: B whole numbers of 64 bits. All that is random in row i is a function of seeds[i].
+        conditions: B rows; None if the model has none.
+        seeds: B 64-bit whole numbers. All randomness of row i is a function of seeds[i].
         lengths: [B] long, frames of each row, at least 1.
-        guidance: as of `generate_codes`; its steps are the passes.
-        prompt: codes [B, K, t] that are given; None: nothing.
+        guidance: as in `generate_codes`; its steps are the passes.
+        prompt: given codes [B, K, t]; None: none.
         coarse: [B, K, T] coarse labels, for a refiner.
-        exact: run the rows one at a time, so that not even the kernels' rounding depends on the batch.
+        exact: run the rows one at a time, so that not even kernel rounding depends on the batch.
         on_progress: called with (done, total), in passes times rows.
     Returns:
         codes [B, K, T] long on the CPU, T the longest row; 0 beyond a row's length.
@@ -109,7 +109,7 @@ def fill_codes(
 
 
 def run_rows(run: Callable[[slice], Tensor], total: int, exact: bool) -> Tensor:
-    """Codes [B, K, T] of `run` for all rows, exact: one at a time; 0 where a row is shorter than the longest."""
+    """Codes [B, K, T] of `run` for all rows, one at a time if `exact`; 0 beyond a row's length."""
     if not exact:
         return run(slice(0, total))
     rows = [run(slice(i, i + 1)) for i in range(total)]
@@ -128,8 +128,8 @@ def fill_in_passes(
     prompt: Tensor | None = None,
     coarse: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """`fill_codes` pass by pass: yields the codes [B, K, T] after each, -1 where still hidden; the last are those that
-    `fill_codes` gives. Arguments and errors as there."""
+    """`fill_codes` pass by pass: yields the codes [B, K, T] after each pass, -1 where still hidden. The last ones equal
+    the result of `fill_codes`; arguments and errors as there."""
     filling, sampling = filling or Filling(), sampling or SamplingConfig()
     guide = check_filling(lm, conditions, seeds, lengths, filling, sampling, guidance)
     return _fill(lm, conditions, list(seeds), lengths, filling, sampling, guide, prompt, coarse)
@@ -144,7 +144,7 @@ def check_filling(
     sampling: SamplingConfig,
     guidance: Guidance,
 ) -> ClassifierFreeGuidance:
-    """Raise ValueError where `fill_codes` would refuse its arguments; gives the guidance, checked."""
+    """Check the arguments of `fill_codes`, with its ValueErrors; returns the checked guidance."""
     _check(filling, sampling)
     check_seeds(seeds)
     if lengths.shape != (len(seeds),) or int(lengths.min()) < 1:
@@ -166,7 +166,7 @@ def _fill(
     prompt: Tensor | None,
     coarse: Tensor | None,
 ) -> Iterator[Tensor]:
-    """Yield the codes [B, K, T] after each pass, -1 where a part is still hidden."""
+    """Yield the codes [B, K, T] after each pass, -1 where a sub-token is still hidden."""
     B, T, device, symbols = len(seeds), int(lengths.max()), lm.device, lm.head.symbols
     J = len(symbols)
     lengths = lengths.to(device)
@@ -201,7 +201,7 @@ def _fill(
             chance = uniform(numbers, number, T * sure.shape[1], draw=CHOICES).view(B, T, -1).transpose(1, 2)
             sure = sure - noise * torch.log(-torch.log(chance))
         open_ = _units(hidden, frames)
-        # Cells in the order of frames, so that they have the same numbers however far the row is padded.
+        # Cells in frame order, so that their random numbers do not depend on the padding of the row.
         ranked = sure.transpose(1, 2).flatten(1).masked_fill(~open_, -torch.inf)
         count = (open_.sum(1) - remaining[:, number + 1])[:, None]
         kept = largest(ranked, count, uniform(numbers, number, ranked.shape[1], draw=TIES), close)
@@ -212,10 +212,10 @@ def _fill(
 
 
 def remaining_counts(counts: Sequence[int], passes: int, schedule: str) -> Tensor:
-    """How many of a row's codes are hidden before the first pass and after each: [B, passes + 1] long.
+    """Number of hidden codes of each row before the first pass and after each pass: [B, passes + 1] long.
 
-    After pass i of N it is the schedule's share of all, but each pass keeps one at least while there are any, and
-    leaves one at least for each pass to come; with fewer codes than passes the last passes have nothing to do.
+    After pass i of N it is the schedule's fraction of all codes, but each pass keeps at least one code while any are
+    hidden and leaves at least one for each later pass. With fewer codes than passes, the last passes do nothing.
     """
     rows = []
     for count in counts:
@@ -228,7 +228,7 @@ def remaining_counts(counts: Sequence[int], passes: int, schedule: str) -> Tenso
 
 
 def _units(hidden: Tensor, frames: bool) -> Tensor:
-    """Hidden things in the order of frames: cells [B, T * J] of hidden [B, J, T], or frames [B, T] with any."""
+    """Hidden units in frame order: the cells [B, T * J] of hidden [B, J, T], or the frames [B, T] with hidden cells."""
     return hidden.any(dim=1) if frames else hidden.transpose(1, 2).flatten(1)
 
 

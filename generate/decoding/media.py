@@ -1,4 +1,4 @@
-"""Generated codes to media."""
+"""Decodes generated codes to media."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Next-scale decoding: all cells of a scale are drawn at once, then the next scale is predicted from their sum.
+"""Next-scale decoding: samples all cells of a scale in parallel, then predicts the next scale from their sum.
 
     scale 0        draws a                        cache: conditions, 1 cell
     scale 1        reads a, draws b b b b         cache: 4 cells more
     scale 2        reads a and b, draws 16        ...                           as many steps as scales
 
-The cells of a scale are independent given the scales before it, so each is drawn by a number of its own, a function of
-(seed, scale, cell): a row comes out the same in any company. Codes that are given (a prompt) are kept where they stand.
-A large model may draft the first scales and a small one finish: `generate_scales(small, prompt=generate_scales(large,
-num_scales=4))` (CoDe, arXiv:2411.17787).
+The cells of a scale are independent given the previous scales. Each cell has its own random number, a function of
+(seed, scale, cell), so a row is the same in any batch. The codes of a prompt are kept unchanged.
+A large model may generate the first scales and a small one the rest: `generate_scales(small,
+prompt=generate_scales(large, num_scales=4))` (CoDe, arXiv:2411.17787).
 Source: VAR, arXiv:2404.02905.
 """
 
@@ -43,18 +43,18 @@ def generate_scales(
     cache: CacheChoice | None = None,
     num_scales: int | None = None,
 ) -> Tensor:
-    """Make the codes of a batch.
+    """Generate the codes of a batch.
 
     Args:
-        conditions: B rows; None where the model has none.
-        seeds: B whole numbers of 64 bits. All that is random in row i is a function of seeds[i].
-        guidance: as of `generate_codes`; its progress goes from 0 at the first scale to 1 at the last.
-        prompt: codes [B, 1, t] of the first t cells, that are given; None: nothing.
-        exact: run the rows one at a time, so that not even the kernels' rounding depends on the batch.
+        conditions: B rows; None if the model has none.
+        seeds: B 64-bit whole numbers. All randomness of row i is a function of seeds[i].
+        guidance: as in `generate_codes`; its progress goes from 0 at the first scale to 1 at the last.
+        prompt: given codes [B, 1, t] of the first t cells; None: none.
+        exact: run the rows one at a time, so that not even kernel rounding depends on the batch.
         on_progress: called with (done, total), in scales times rows.
-        num_scales: only the first so many; None: all.
+        num_scales: generate only this number of leading scales; None: all.
     Returns:
-        codes [B, 1, T] long on the CPU, T the cells of the scales made.
+        codes [B, 1, T] long on the CPU, T the number of cells of the generated scales.
     Raises:
         ValueError: settings that contradict each other or the model; names the setting.
     """
@@ -86,8 +86,8 @@ def scale_by_scale(
     prompt: Tensor | None = None,
     cache: CacheChoice | None = None,
 ) -> Iterator[Tensor]:
-    """`generate_scales`, yielding after each scale the codes [B, 1, T] of all cells, -1 where none is made yet; the
-    last are those that `generate_scales` gives. Arguments and errors as there."""
+    """`generate_scales` scale by scale: yields the codes [B, 1, T] of all cells after each scale, -1 where not sampled
+    yet. The last ones equal the result of `generate_scales`; arguments and errors as there."""
     sampling = sampling or SamplingConfig()
     guide = prepare_scales(lm, conditions, seeds, sampling, guidance, prompt, cache)
     known = None if prompt is None else prompt[:, 0].to(lm.device)
@@ -104,7 +104,7 @@ def prepare_scales(
     prompt: Tensor | None = None,
     cache: CacheChoice | None = None,
 ) -> ClassifierFreeGuidance:
-    """Raise ValueError where `generate_scales` would refuse its arguments; gives the guidance, checked."""
+    """Check the arguments of `generate_scales`, with its ValueErrors; returns the checked guidance."""
     check_unordered(sampling, "next-scale")
     check_seeds(seeds)
     lm.check_conditions(conditions or ConditionBatch(), len(seeds))

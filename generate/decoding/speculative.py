@@ -1,12 +1,12 @@
-"""Drafted decoding: guess several steps, let the model read them all at once, keep those it would have chosen.
+"""Speculative decoding: multi-token prediction drafts several steps, one forward pass verifies them all.
 
-    read      column of step s - 1, guesses of s, s + 1, s + 2         one run of the model over 4 positions
-    choose    step s: as guessed - step s + 1: as guessed - step s + 2: another id, taken; what was read of it and
-              of the guesses after it is forgotten
+    read      column of step s - 1, drafts of s, s + 1, s + 2          one forward pass over 4 positions
+    choose    step s: as drafted - step s + 1: as drafted - step s + 2: another id, which is used; the cache entries
+              of this draft and of those after it are dropped
 
-Every id is drawn from the model's own logits, after the ids before it, with the random number of its own step and
-codebook. So the codes are those of plain decoding, and not only their distribution (save that kernels may round
-differently for several positions). It pays where reading weights costs more than computing: few rows, good guesses.
+Every id is sampled from the model's own logits, given the ids before it, with the random number of its own step and
+codebook. The codes therefore equal those of plain decoding, not only in distribution (except that kernels may round
+differently for several positions). It pays if reading weights costs more than computing: few rows, good drafts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .loop import DecodeLoop
 
 
 class DraftedLoop(DecodeLoop):
-    """A DecodeLoop whose `step` makes one step or more."""
+    """A DecodeLoop whose `step` produces one or more steps."""
 
     drafts = True
 
@@ -44,12 +44,12 @@ class DraftedLoop(DecodeLoop):
         draft: int = 1,
         step: StepName = "eager",
     ):
-        """Arguments as `DecodeLoop`.
+        """Arguments as in `DecodeLoop`.
 
         Args:
-            draft: steps to guess at a time, at most those the model was trained to look ahead.
+            draft: number of draft steps, at most the number the model was trained to predict ahead.
         Raises:
-            ValueError: the model was not trained to guess so many steps; and as `DecodeLoop`.
+            ValueError: the model was not trained to predict this number of steps; and as in `DecodeLoop`.
         """
         known = lm.ahead.steps if lm.ahead is not None else 0
         if not 1 <= draft <= known:
@@ -58,13 +58,13 @@ class DraftedLoop(DecodeLoop):
         super().__init__(lm, conditions, seeds, length, sampling, guidance, prompt, cache, step)
         self.draft = draft
         self.guessed = 0
-        """Columns behind the position that hold guesses."""
+        """Number of columns after the position that hold drafts."""
         self.reads = 0
-        """Runs of the model so far."""
+        """Forward passes so far."""
 
     @torch.no_grad()
     def step(self) -> None:
-        """Make the ids of the next step, and of those after it that were guessed right in all rows."""
+        """Generate the ids of the next step, and of later steps whose drafts are right in all rows."""
         first, guessed = self.position, self.guessed
         hidden = self._read_to(first + guessed, 1 + guessed)
         self.reads += 1
@@ -78,7 +78,7 @@ class DraftedLoop(DecodeLoop):
         self._guess(hidden[:, i])
 
     def _guess(self, hidden: Tensor) -> None:
-        """Write guesses of the steps from the position on, from the hidden state of the step before it."""
+        """Write drafts of the steps from the position on, given the hidden state of the step before it."""
         assert self.lm.ahead is not None
         self.guessed = max(0, min(self.draft, self.num_steps - 1 - self.position))
         for ahead in range(self.guessed):
@@ -87,5 +87,5 @@ class DraftedLoop(DecodeLoop):
 
     def _choose(self, s: int, hidden: Tensor, is_guess: bool = False) -> None:
         columns, given = self.board.columns, self.board.given
-        columns[:, :, s + 1] *= given[:, s]  # a head of several stages must not read what is left of a guess
+        columns[:, :, s + 1] *= given[:, s]  # a head with several stages must not read an old draft
         super()._choose(s, hidden, is_guess)

@@ -1,9 +1,9 @@
-"""CUDA graphs: a whole step recorded once and played again with one call, sampling and end rule included.
+"""CUDA graphs: captures a whole decode step, including sampling and the end rule, and replays it with one call.
 
-Op by op a step is hundreds of kernels, each launched from Python, and a small model waits for the launches. A recorded
-step is launched at once. It reads and writes the same memory each time: the tensors of the step, which hold its number
-too, so that nothing has to be handed over and only `done` looks at the device, now and then.
-Source: torch.cuda.graph; the warm-up on a stream of its own is what its documentation asks for.
+An eager step launches hundreds of kernels from Python, and a small model is bound by these launches. A captured step
+needs a single launch. It reads and writes the same memory each time: the tensors of the step, including its number.
+Nothing has to be passed in, and only `done` synchronizes with the device, now and then.
+Source: torch.cuda.graph; its documentation asks for the warm-up on a side stream.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from .decode_step import DecodeStep
 from .tensor_tree import tensors_in
 
 WARM_UPS = 2
-"""Runs before the recording: libraries set themselves up, lazily made tensors are made."""
+"""Runs before the capture, in which libraries initialize and lazy tensors are allocated."""
 
 
 def recorded(step: DecodeStep, calls: Sequence[Callable[[], object]] = ()) -> list[Callable[[], object]]:
-    """For each phase of the head a call that plays one recorded step; see `programs.Make`.
+    """For each phase of the head, a call that replays one captured step; see `step_runner.Make`.
 
     Args:
-        calls: what makes a step in each phase; none: the step's own `advance`.
+        calls: the functions to capture, one per phase; empty: the step's `advance`.
     Raises:
-        RuntimeError: something in the step cannot be recorded.
+        RuntimeError: the step cannot be captured.
     """
     calls = calls or [partial(step.advance, phase) for phase in range(step.period)]
     held = tensors_in(step.parts())
@@ -43,7 +43,7 @@ def recorded(step: DecodeStep, calls: Sequence[Callable[[], object]] = ()) -> li
         with torch.cuda.stream(aside):
             for call in [*calls] * WARM_UPS:
                 call()
-                restore()  # before the next run: a step may not be behind the last, nor be counted twice
+                restore()  # before the next run: a step must not pass the last one or be counted twice
         torch.cuda.current_stream(device).wait_stream(aside)
         graphs, pool = [], None
         for call in calls:

@@ -1,18 +1,18 @@
-"""A step of a generation: from the ids of the step before to its own, in tensor operations only.
+"""One decode step: computes the ids of a step from those of the previous step, with tensor operations only.
 
-Drawn for delays [0, 1, 2] and a row whose codebook 0 ends after 3 frames; E = end, P = pad, s = start:
+Example with delays [0, 1, 2] and a row whose codebook 0 ends after 3 frames; E = end, P = pad, s = start:
 
     step        0  1  2  3  4  5  6
     codebook 0  a0 a1 a2 E  P  P  P      codebook 0 draws its end; the row's length becomes 3
     codebook 1  s  b0 b1 b2 E  P  P      the others follow: end in the cell of frame 3, pad after it
     codebook 2  s  s  c0 c1 c2 E  P      frames 0..2 are complete after step 4, and so is the row
 
-What a cell gets depends on the frame it stands for and on the row's length alone (`CodebookPattern.forced_ids`), so the
-cascade is the same few tensor operations at every step, for every arrangement. A finished row is fed pad until the last
-row is done; rows never see each other, so that changes nothing.
+Forced ids depend only on the frame of a cell and on the row's length (`CodebookPattern.forced_ids`), so the end cascade
+takes the same few tensor operations at every step, for every codebook pattern. A finished row is fed pad until the last
+row is done; rows do not interact, so this has no effect on the others.
 
-The number of the step is a tensor too. No value is looked at in Python and no shape depends on one, so `advance` can be
-compiled, or recorded once and played again (step_runner.py).
+The step number is a tensor as well. Python reads no value and no shape depends on one, so `advance` can be compiled, or
+captured once and replayed (step_runner.py).
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ from ..sampling.token_sampler import Sampler
 
 @dataclass(frozen=True)
 class DecodeBuffers:
-    """What steps read and write, on the model's device; S is the number of steps there is room for."""
+    """Tensors that steps read and write, on the model's device; S is the capacity in steps."""
 
     step: Tensor
-    """[] long: the step that is made next."""
+    """[] long: the next step."""
     columns: Tensor
-    """[B, K, 1 + S] long, what the model reads: `start`, then the ids of each step."""
+    """[B, K, 1 + S] long, the model's input: `start`, then the ids of each step."""
     given: Tensor
-    """[K, S] bool: cells that hold a code of the prompt; never overwritten."""
+    """[K, S] bool: cells that hold prompt codes; never overwritten."""
     end_frames: Tensor
-    """[S] long: the row's length if codebook 0 draws its end in this step, -1 where it cannot."""
+    """[S] long: the row's length if codebook 0 samples its end in this step, -1 where it cannot."""
     row_lengths: Tensor
-    """[B] long, frames of each row as far as is known."""
+    """[B] long, frames of each row as far as known."""
     ended: Tensor
-    """[B] bool: the row drew its end."""
+    """[B] bool: the row sampled its end."""
     broken: Tensor
-    """[] bool: some logits were no numbers to draw from (`sampling.drawable`)."""
+    """[] bool: some logits could not be sampled from (`filters.drawable`)."""
     seeds: Tensor
     """[B] long."""
 
     def column(self, step: Tensor) -> Tensor:
-        """Ids [B, K] of a step (a copy), those of the step before the first are `start`."""
+        """Ids [B, K] of a step (a copy); step -1 is `start`."""
         return self.columns.index_select(2, step.reshape(1) + 1)[:, :, 0]
 
 
 class DecodeStep:
-    """What a step needs, with its number on the board."""
+    """The model, state, buffers and sampler of a step; the step number is in the decode buffers."""
 
     def __init__(
         self,
@@ -66,21 +66,22 @@ class DecodeStep:
         sampler: Sampler,
         fixed: bool,
     ):
-        """`fixed`: no end is drawn."""
+        """`fixed`: no end is sampled."""
         self.lm, self.state, self.board, self.guide, self.sampler, self.fixed = lm, state, board, guide, sampler, fixed
         self.period: int = lm.head.period
         self.stages = [[sampler.stage(places) for places in lm.head.stages_at(phase)] for phase in range(self.period)]
-        """For each phase of the head."""
+        """Sampling stages for each phase of the head."""
 
     def parts(self) -> tuple:
-        """All tensors and settings that decide what a step does, besides the model and its cache's kind."""
+        """All tensors and settings that determine a step, besides the model and the kind of its cache."""
         return self.state.parts(), self.board, self.guide.parts(), self.sampler.parts(), self.stages, self.fixed
 
     def advance(self, phase: int) -> None:
-        """Make the step on the board, once the model's state counts in a tensor: read, draw, write, count.
+        """Run the step in the decode buffers: forward pass, sample, write, count. The model's state must keep its
+        position in a tensor.
 
         Args:
-            phase: of the head's stages, step % period.
+            phase: phase of the head's stages, step % period.
         """
         board = self.board
         ids = self.guide.rows(board.column(board.step - 1))
@@ -88,8 +89,8 @@ class DecodeStep:
         board.step.add_(1)
 
     def choose(self, step: Tensor, phase: int, hidden: Tensor, is_guess: bool = False) -> None:
-        """Draw and write the ids of a step, stage by stage of the head, from hidden states [R, D] of all rows the model
-        runs; from a guess nothing follows yet."""
+        """Sample and write the ids of a step, stage by stage of the head, from hidden states [R, D] of all rows the
+        model runs; draft ids cannot end a row."""
         lm, board, guide, sampler = self.lm, self.board, self.guide, self.sampler
         head, symbols, column = lm.head, lm.head.symbols, board.column(step)
         draws = sampler.begin(board.seeds, step, board.columns)
@@ -107,14 +108,14 @@ class DecodeStep:
         self.board.columns.index_copy_(2, step.reshape(1) + 1, column.unsqueeze(2))
 
     def filled(self, step: Tensor, column: Tensor, drawn: Tensor) -> Tensor:
-        """The column [B, K] of a step: what the arrangement forces, else what the prompt gives, else what was drawn."""
+        """The column [B, K] of a step: ids forced by the codebook pattern, else of the prompt, else sampled."""
         board = self.board
         forced = self.lm.arrangement.forced_ids(step, board.row_lengths)
         given = board.given.index_select(1, step.reshape(1))[:, 0]
         return torch.where(forced >= 0, forced, torch.where(given, column, drawn))
 
     def _end_rows(self, step: Tensor, drawn: Tensor) -> None:
-        """An end among the values [B] drawn for symbol 0 sets the row's length."""
+        """Set the length of rows that sampled an end among the values [B] of sub-token 0."""
         board = self.board
         frame = board.end_frames.index_select(0, step.reshape(1))
         ends = (drawn == self.lm.head.symbols.end) & (frame >= 0) & (frame < board.row_lengths)

@@ -1,9 +1,9 @@
-"""How steps are run: one by one in Python, compiled, or recorded as a CUDA graph; and how what was made is kept.
+"""Runs decode steps eagerly, compiled, or as CUDA graphs, and caches compiled and captured steps.
 
-A compiled or recorded step is a `CapturedStep`. It works on the tensors of the generation it was made for; a later one
-whose step is the same but for the values in its tensors copies them there and goes on with them. Lengths are rounded
-(lm/models/shape_buckets.py), and any program with room enough will do, so that another number of frames, another prompt
-or another text needs no new one.
+A compiled or captured step is a `CapturedStep`. It works on the tensors of the generation it was created for; a later
+generation whose step differs only in tensor values copies its values there and uses those tensors. Lengths are rounded
+(lm/models/shape_buckets.py), and any captured step with enough capacity can be reused, so another number of frames,
+another prompt or another text needs no new one.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from .torch_compile import compiled
 StepName = Literal["auto", "eager", "compiled", "graph"]
 
 Make = Callable[[DecodeStep], "list[Callable[[], object]]"]
-"""What makes a program: for each phase of the head a call that makes one step. The step's tensors hold what they held
-before."""
+"""Compiles or captures a step: returns one call per phase of the head, each of which runs one step. The values of the
+step's tensors are preserved."""
 
 MAKERS: dict[str, Make] = {"compiled": compiled, "graph": recorded}
 
 MOST_KEPT = 8
-"""Programs of a model; with more, the one used longest ago goes."""
+"""Maximum number of captured steps per model; beyond it, the least recently used one is dropped."""
 
 
 def choose_way(name: StepName, lm: TokenLM, drafts: bool) -> str:
-    """ "eager", or a key of MAKERS. auto: graph on CUDA, else eager.
+    """ "eager", or a key of MAKERS. auto: graph on CUDA, otherwise eager.
 
     Raises:
-        ValueError: an unknown name, a graph without CUDA, drafts in anything but eager steps.
+        ValueError: an unknown name, a graph without CUDA, or drafts or autocast with any steps but eager ones.
     """
     known = ("auto", "eager", *MAKERS)
     if name not in known:
@@ -58,7 +58,7 @@ def choose_way(name: StepName, lm: TokenLM, drafts: bool) -> str:
 
 
 class CapturedStep:
-    """A step made ready, on tensors of its own."""
+    """A compiled or captured step with its own tensors."""
 
     def __init__(self, step: DecodeStep, key: tuple, make: Make):
         self.step, self.key = step, key
@@ -67,32 +67,32 @@ class CapturedStep:
 
     @property
     def idle(self) -> bool:
-        """Whether no generation is using it."""
+        """Whether no generation uses it."""
         return self.owner is None or self.owner() is None
 
     def load(self, step: DecodeStep) -> None:
-        """Take over the values of a step of the same key."""
+        """Copy the tensor values of a step with the same key."""
         for mine, theirs in zip(tensors_in(self.step.parts()), tensors_in(step.parts()), strict=True):
             mine.copy_(theirs)
 
 
 class Programs:
-    """Those of a model, the last used last."""
+    """The captured steps of a model, most recently used last."""
 
     def __init__(self) -> None:
         self.kept: list[CapturedStep] = []
         self.refused = ""
-        """Why a device could not record a graph; "": it could, or was not asked."""
+        """Why graph capture failed; "": it did not fail, or was not tried."""
 
     def room(self, rows: int, steps: int) -> int:
-        """Steps there shall be room for: as many as a program has that is there, else the bucket."""
+        """Capacity in steps: that of a cached captured step if one is large enough, otherwise the bucket size."""
         found = [program.step.board.columns.shape[2] - 1 for program in self.kept if program.key[1] == rows]
         return min((room for room in found if room >= steps), default=bucket(steps))
 
     def take(self, owner: object, step: DecodeStep, way: str) -> CapturedStep:
-        """The program for a step, made where there is none; it belongs to the owner as long as that lives."""
+        """The captured step for a step, created if necessary; it belongs to the owner for the owner's lifetime."""
         key = (way, len(step.board.seeds), _weights(step.lm), signature(step.parts()))
-        self.kept = [program for program in self.kept if program.key[2] == key[2]]  # of other weights: of no use
+        self.kept = [program for program in self.kept if program.key[2] == key[2]]  # drop those of other weights
         program = next((program for program in self.kept if program.idle and program.key == key), None)
         if program is None:
             program = CapturedStep(step, key, MAKERS[way])
@@ -106,7 +106,7 @@ class Programs:
         return program
 
     def take_graph(self, owner: object, step: DecodeStep, way: str) -> CapturedStep | None:
-        """`take` where nobody asked for a graph by name: None, and a warning, where none can be recorded."""
+        """`take` for step "auto": returns None, with a warning, if no graph can be captured."""
         try:
             return self.take(owner, step, way)
         except RuntimeError as error:
@@ -122,15 +122,15 @@ class Programs:
 
 
 def programs_of(lm: TokenLM) -> Programs:
-    """The model's programs, kept with it."""
+    """The model's captured steps, stored on the model."""
     if not hasattr(lm, "programs"):
         lm.programs = Programs()  # type: ignore[assignment]
     return lm.programs  # type: ignore[return-value]
 
 
 def _weights(lm: TokenLM) -> int:
-    """Changes when the model's weights are moved or its modules replaced, not when the weights' values change: programs
-    read them where they are."""
+    """A hash that changes when weights are moved or modules replaced, but not when weight values change: captured steps
+    read the weights in place."""
     tensors = [*lm.parameters(), *lm.buffers()]
     where = tuple((tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in tensors)
     return hash((where, structure_of(lm)))

@@ -1,4 +1,4 @@
-"""Tensors and plain values in a tree of tuples, lists and dataclasses: what two steps have in common, and what not."""
+"""Traverses trees of tuples, lists and dataclasses that hold tensors and plain values, to compare two steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def leaves(thing: Any) -> Iterator[Any]:
-    """All of it in order; before the parts of a tuple or list comes their number."""
+    """All tensors and values in order; the length of a tuple or list precedes its elements."""
     if isinstance(thing, tuple | list):
         yield len(thing)
         for part in thing:
@@ -24,12 +24,12 @@ def leaves(thing: Any) -> Iterator[Any]:
 
 
 def tensors_in(thing: Any) -> list[Tensor]:
-    """The tensors of it."""
+    """The tensors of the tree."""
     return [leaf for leaf in leaves(thing) if isinstance(leaf, Tensor)]
 
 
 def signature(thing: Any) -> tuple:
-    """What must be equal for two such trees to be the same but for the numbers in their tensors."""
+    """A key that is equal for two trees that differ only in tensor values."""
     return tuple(
         (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)
         for leaf in leaves(thing)

@@ -1,6 +1,6 @@
-"""The compiled way of running steps: the whole step through torch.compile, on CUDA recorded as a graph as well.
+"""Compiles a whole decode step with torch.compile; on CUDA the result is also captured as a graph.
 
-Compiling takes tens of seconds, once for each kind of step (see step_runner.py); `Model.warmup` does it ahead.
+Compilation takes tens of seconds, once for each kind of step (see step_runner.py); `Model.warmup` does it in advance.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ BACKEND = "inductor"
 
 
 def compiled(step: DecodeStep) -> list[Callable[[], object]]:
-    """For each phase of the head a call that makes one compiled step; see `programs.Make`.
+    """For each phase of the head, a call that runs one compiled step; see `step_runner.Make`.
 
-    Each has code of its own, as torch counts how often one piece of code is compiled and gives up at eight. Nothing is
-    compiled before the first call, save on CUDA.
+    Each call has its own code object, because torch limits recompilations of one code object to eight. Except on CUDA,
+    nothing is compiled before the first call.
     """
-    torch.compiler.assume_constant_result(cpu_gemv.why_not)  # nothing to trace: it loads a library
+    torch.compiler.assume_constant_result(cpu_gemv.why_not)  # not traceable: it loads a library
     calls = [_compiled(step, phase) for phase in range(step.period)]
     return recorded(step, calls) if step.board.step.device.type == "cuda" else calls
 
@@ -40,7 +40,7 @@ def _compiled(step: DecodeStep, phase: int) -> Callable[[], object]:
 
 
 def _run(advance: Callable[[], object]) -> None:
-    from torch._dynamo.exc import BackendCompilerFailed  # takes a second, once, as torch.compile does
+    from torch._dynamo.exc import BackendCompilerFailed  # the first import takes a second, like torch.compile
 
     with torch.no_grad():
         try:

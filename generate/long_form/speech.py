@@ -1,14 +1,14 @@
-"""A text longer than a model has learned to say, piece by piece, each going on from the one before.
+"""Speech for text longer than the training examples: split into chunks, each continuing the previous one.
 
     text      "three one four. one five nine. two six five."
 
-    piece 0   reads "three one four."                       makes A
-    piece 1   reads "three one four. one five nine."        begins with A, makes B
-    piece 2   reads "one five nine. two six five."          begins with B, makes C         the sound is A B C
+    chunk 0   reads "three one four."                       makes A
+    chunk 1   reads "three one four. one five nine."        begins with A, makes B
+    chunk 2   reads "one five nine. two six five."          begins with B, makes C         the audio is A B C
 
-So voice and tone carry over, and what is read always agrees with what has been said. A piece that comes out much too
-short, or does not end in time, is made again with another seed; where none is right, the next piece is begun anew.
-The codes go through one decoder: there is no seam between samples.
+Voice and tone carry over, and the text always matches the audio so far. A chunk that is much too short, or does not end
+in time, is generated again with another seed; if every attempt fails, the next chunk starts without a prompt.
+All codes go through one decoder, so there is no seam between chunks.
 """
 
 from __future__ import annotations
@@ -31,35 +31,36 @@ from .text_splitting import split_text
 from .windows import Making, beyond, make_row
 
 SECONDS_PER_CHARACTER = (0.015, 0.5)
-"""Of speech in any language, where the model does not say how many frames its training data had."""
+"""Range for speech in any language, used if the model does not record the frame counts of its training data."""
 
 FAR_TOO_LONG = 1.5
-"""Times the longest text of the training data."""
+"""Ratio to the longest training text above which unsplit text gets a warning."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What is said at a time."""
+    """One chunk of a text."""
 
     text_ids: Sequence[int]
-    """Of the piece alone."""
+    """Ids of the chunk alone."""
     joined_ids: Sequence[int] | None
-    """Of the piece before it and this one; None: nothing is carried over."""
+    """Ids of the previous chunk and this one; None: no audio is carried over."""
     least: int
-    """Frames below which it is too short."""
+    """Frames below which the result is too short."""
     most: int
-    """Frames at which it is stopped."""
+    """Maximum number of frames."""
     no_end_before: int
-    """Frames."""
+    """Minimum number of frames before an end."""
 
 
 def pieces_of(text: str, reader: TextTokenizer, chosen: GenerationConfig, fixed: bool, notes: list[str]) -> list[str]:
-    """The pieces a text is said in, one where it is not long; none is longer than the model has learned.
+    """Split a text into chunks no longer than the training examples; a short text is one chunk.
 
     Args:
-        reader: how the model reads: numbers are spelled before the text is cut, and lengths are those of what is read.
-        fixed: the number of frames is given, so the text is said at once.
-        notes: gets a warning where a text is far too long and is not cut, and of words that are cut.
+        reader: the model's text tokenizer: numbers are spelled out before splitting, and lengths refer to the text as
+            read.
+        fixed: the number of frames is given, so the text is not split.
+        notes: receives warnings about a far too long text that is not split, and about words that are split.
     """
     limit, size = chosen.text_characters, reader.num_characters
     if limit is None or size(text) <= limit:
@@ -71,7 +72,7 @@ def pieces_of(text: str, reader: TextTokenizer, chosen: GenerationConfig, fixed:
                 "all; leave split on 'auto' and the number of frames open"
             )
         return [text]
-    # Two pieces and the space between them are read together where one goes on from the other.
+    # If a chunk continues the previous one, the model reads both and the space between them.
     room = limit if chosen.carry == "nothing" else max(1, (limit - 1) // 2)
     cut: list[str] = []
     pieces = split_text(reader.spell(text), room, size, limit, cut)
@@ -97,16 +98,16 @@ def make_pieces(
     min_frames: int = 0,
     limit: int | None = None,
 ) -> list[Piece]:
-    """The pieces of a text that was cut.
+    """Build the chunks of a split text.
 
     Args:
         encode: text to ids.
-        size: characters of a text as the model reads it.
-        carry: whether a piece begins with the one before.
-        frames_per_character: the fewest and the most; None: SECONDS_PER_CHARACTER.
-        min_frames: of all pieces together; each has its share by its characters.
-        limit: characters the model has learned to say; a piece that is longer with the one before is begun anew. None:
-            unknown.
+        size: number of characters of a text as the model reads it.
+        carry: whether a chunk uses the previous one as its prompt.
+        frames_per_character: minimum and maximum; None: SECONDS_PER_CHARACTER.
+        min_frames: minimum for all chunks together, shared out by their characters.
+        limit: maximum number of characters per training example; a chunk that exceeds it together with the previous
+            one starts without a prompt. None: unknown.
     """
     least, most = frames_per_character or [seconds * geometry.frame_rate for seconds in SECONDS_PER_CHARACTER]
     shares = shared_out(min_frames, [size(text) for text in texts])
@@ -124,7 +125,7 @@ def make_pieces(
 
 
 def shared_out(total: int, sizes: Sequence[int]) -> list[int]:
-    """Whole numbers that sum to `total`, in proportion to the sizes as nearly as may be from the first on."""
+    """Whole numbers that sum to `total`, in proportion to the sizes, with cumulative sums rounded down."""
     ends = [total * sum(sizes[: i + 1]) // max(1, sum(sizes)) for i in range(len(sizes))]
     return [end - before for end, before in zip(ends, [0, *ends], strict=False)]
 
@@ -138,13 +139,13 @@ def speak(
     max_frames: int | None = None,
     prompt: Tensor | None = None,
 ) -> Generator[Tensor, None, bool]:
-    """Codes [K, n] of a long text as they become final; returns whether every piece ended well.
+    """Yield the codes [K, n] of a long text as they become final; returns whether every chunk ended well.
 
     Args:
-        retries: how often a piece that went wrong is made again. Above 0 a piece is handed on when it is whole, with 0
+        retries: how often a failed chunk is generated again. Above 0, codes are yielded one chunk at a time, with 0
             frame by frame.
-        max_frames: of all pieces together, None: no limit.
-        prompt: codes [K, t] that the first piece begins with; its text tells them too.
+        max_frames: limit for all chunks together; None: no limit.
+        prompt: codes [K, t] that the first chunk begins with; its text includes the words of the prompt.
     """
     before: Tensor | None = None
     all_well, total = True, 0
@@ -183,6 +184,6 @@ def speak(
 
 
 def _strangeness(frames: int, piece: Piece) -> float:
-    """How far a length is from the middle of what is allowed, as a ratio."""
+    """Absolute log ratio of a length to the geometric mean of the allowed range."""
     middle = math.sqrt(max(piece.least, 1) * piece.most)
     return abs(math.log(max(frames, 0.5) / middle))

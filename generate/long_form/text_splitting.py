@@ -1,9 +1,9 @@
-"""A long text in pieces that a model can say: cut behind sentences, else behind clauses, else between words, and only
-a word that is too long by itself behind its punctuation, else inside.
+"""Splits a long text into chunks: after sentences, else after clauses, else between words. A word that is too long by
+itself is split after its punctuation, else anywhere.
 
     limit 12    "One two. Three, four five six."     ->    "One two."  "Three,"  "four five"  "six."
 
-Neighbours are put together again as far as they fit, in pieces about equally long.
+Adjacent parts are merged up to the limit, into chunks of about equal length.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Callable
 
 _CLOSING = r"""["'”’»)\]]*"""
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
-"""Scripts that put no spaces between words: there each character counts as one."""
+"""Scripts without spaces between words, in which each character counts as a word."""
 _BREAKS = (
     re.compile(rf"(?<=[.!?…]){_CLOSING}\s+|(?<=[。！？]){_CLOSING}\s*|\s*\n+\s*"),
     re.compile(rf"(?<=[,;:]){_CLOSING}\s+|(?<=[、，；：]){_CLOSING}\s*|\s+[-–—]\s+|(?<=—)"),
     re.compile(rf"\s+|(?<=[{_WIDE}])(?=[{_WIDE}])"),
     re.compile(r"""(?<=[-–—_/\\.,:;!?…@#&+=~|*%<>(){}"“”\[\]])(?=[^\W_])"""),
 )
-"""Where a text may be cut, the best places first. A full stop inside a number is followed by no space."""
+"""Where a text may be split, best places first. A full stop inside a number is not followed by a space."""
 _INSIDE = 3
-"""Which of them is inside a word."""
+"""Index of the break inside a word."""
 _JOINER = "\u200d"
 
 
@@ -34,14 +34,14 @@ def split_text(
     longest_word: int | None = None,
     cut_words: list[str] | None = None,
 ) -> list[str]:
-    """Cut a text into pieces that are not longer than `limit`, but for words.
+    """Split a text into chunks no longer than `limit`, except for long words.
 
     Args:
-        size: length of a piece, in the unit of the limit; what has none (punctuation alone) joins its neighbour.
-        longest_word: words up to it stay whole; None: the limit.
-        cut_words: gets the words that had to be cut inside, where no punctuation parts them.
+        size: length of a chunk, in the unit of the limit; chunks of length 0 (only punctuation) join their neighbor.
+        longest_word: words up to this length are not split; None: the limit.
+        cut_words: receives the words that had to be split where they have no punctuation.
     Returns:
-        the pieces in order, stripped; joined they are the text but for white space.
+        the chunks in order, stripped; joined, they equal the text except for white space.
     Raises:
         ValueError: limit below 1.
     """
@@ -68,7 +68,7 @@ def _split(
         return _cut_inside(text, longest_word, size)
     parts = _cut(text, _BREAKS[level])
     glue = " "
-    if level == _INSIDE:  # of a word there was no space
+    if level == _INSIDE:  # there is no space inside a word
         glue, limit = "", longest_word
     if all(size(part) <= limit for part in parts):
         return _pack(parts, limit, size, glue)
@@ -85,7 +85,7 @@ def _split(
 
 
 def _cut(text: str, where: re.Pattern[str]) -> list[str]:
-    """The text at its breaks; closing marks stay with what they close."""
+    """Split the text at its breaks; closing marks stay with what they close."""
     parts, start = [], 0
     for found in where.finditer(text):
         end = found.end() if found.group().strip() else found.start()
@@ -95,7 +95,7 @@ def _cut(text: str, where: re.Pattern[str]) -> list[str]:
 
 
 def _cut_inside(word: str, limit: int, size: Callable[[str], int]) -> list[str]:
-    """A word in parts about equally long, marks and what is joined staying with their letters."""
+    """Split a word into parts of about equal length; combining marks and joined characters stay with their letters."""
     letters: list[str] = []
     for character in word:
         if letters and (unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf") or letters[-1].endswith(_JOINER)):
@@ -115,7 +115,7 @@ def _cut_inside(word: str, limit: int, size: Callable[[str], int]) -> list[str]:
 
 
 def _pack(parts: list[str], limit: int, size: Callable[[str], int], glue: str) -> list[str]:
-    """Parts put together, in as few pieces as the limit allows and with the smallest limit that needs no more."""
+    """Merge parts into the fewest chunks the limit allows, with the smallest limit that needs no more chunks."""
     if not parts:
         return []
     fewest = len(_greedy(parts, limit, size, glue))

@@ -1,13 +1,13 @@
-"""Sound longer than a model has learned to make at once, in windows that overlap (MusicGen's extend_stride).
+"""Sliding windows for audio longer than the training examples (MusicGen's extend_stride).
 
-Drawn for window 6, stride 4, and 12 frames; what stands in brackets is given to the next window as its prompt:
+Example with window 6, stride 4, and 12 frames; frames in brackets are the prompt of the next window:
 
     window 0    0 1 2 3[4 5]
     window 1           [4 5]6 7[8 9]
     window 2                   [8 9]10 11
 
-Memory is that of one window, however long the sound: a window's cache is dropped with it. A model that was trained with
-a window of its own (`lm.window`) needs none of this: its ring cache goes on for ever.
+Memory use is that of one window for any length, because each window's cache is dropped with it. A model trained with
+sliding-window attention (`lm.window`) does not need this: its ring cache has no length limit.
 Source: audiocraft (MusicGen, arXiv:2306.05284), 18 of 30 seconds.
 """
 
@@ -31,8 +31,8 @@ from ..sampling.counter_rng import derived_seed
 
 
 class Making:
-    """Codes [K, n] as they become final, to be iterated over once; then `ended` says whether the sample came to its own
-    end."""
+    """Single-use iterator over codes [K, n] as they become final; afterwards `ended` tells whether the sample ended by
+    itself."""
 
     def __init__(self, frames: Generator[Tensor, None, bool]):
         self._frames, self.ended = frames, False
@@ -42,15 +42,15 @@ class Making:
 
 
 def beyond(codes: Tensor, count: int, skip: int) -> Tensor:
-    """Of codes [K, n] that follow `count` others, those beyond the first `skip` of all."""
+    """The part of codes [K, n], which follow `count` earlier frames, beyond the first `skip` frames of all."""
     return codes[:, max(0, skip - count) :]
 
 
 def make_row(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
-    """Codes [K, n] of a request of one row as they become final, its prompt first; returns whether it ended.
+    """Yield the codes [K, n] of a one-row request as they become final, prompt first; returns whether it ended.
 
-    Models that make all frames together give them at once. What is wrong with the request is raised at the call, not
-    when the first codes are asked for.
+    Models that generate all frames together yield them at once. Errors in the request are raised at the call, not on
+    first iteration.
     """
     if row.window is None or row.length.max_frames <= row.window:
         return _begin(lm, row)
@@ -91,10 +91,10 @@ def _in_windows(
     before: int,
     begun: Generator[Tensor, None, bool],
 ) -> Generator[Tensor, None, bool]:
-    """Codes of the prompt before the first window, if any, and then window by window; `before` frames stand before
-    the one that has begun."""
+    """Yield the prompt codes before the first window, if any, then the codes window by window; `before` frames precede
+    the window that has begun."""
     overlap, length = window - row.stride, row.length
-    number = skip = 0  # skip: frames of a window's context that have been handed on already
+    number = skip = 0  # skip: frames of a window's context that were already yielded
     if first is not None:
         yield first
     while True:
@@ -113,7 +113,7 @@ def _in_windows(
 
 
 def _in_window(row: Request, window: int, context: Tensor | None, number: int, before: int) -> Request:
-    """The request of one window, which begins with the context [K, n]; `before` frames stand before it."""
+    """The request for one window, which begins with the context [K, n]; `before` frames precede it."""
     length = row.length
     size = min(window, length.max_frames - before)
     return replace(
@@ -126,6 +126,6 @@ def _in_window(row: Request, window: int, context: Tensor | None, number: int, b
 
 
 def _last(pieces: list[Tensor], count: int) -> Tensor:
-    """The last `count` frames of pieces [K, n]."""
+    """The last `count` frames of a list of codes [K, n]."""
     codes = torch.cat(pieces, dim=1)
     return codes[:, codes.shape[1] - count :]

@@ -1,1 +1,1 @@
-"""What is asked for: a checked request, its conditions, its prompt."""
+"""Requests: checked arguments, conditions and prompts."""

@@ -1,4 +1,4 @@
-"""Arguments of a call, checked by name: numbers of numpy and torch become Python's, other types are refused."""
+"""Argument checks: numpy and torch numbers are converted to Python numbers, other types are rejected by name."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ...configs.schema import Config
 from ...lm.generation_config import GuidanceConfig
 
 MAX_VALUES = 4096
-"""A larger array or tensor is not a setting; it stays what it is, and is refused."""
+"""Larger arrays and tensors are not converted, and are therefore rejected as settings."""
 MAX_SHOWN = 120
-"""Characters of a value in a message."""
+"""Maximum number of characters of a value in a message."""
 
 
 def plain(value: Any) -> Any:
-    """The value with numbers, arrays and tensors as Python's numbers and lists, tuples as lists."""
+    """Convert numbers, arrays and tensors to Python numbers and lists, and tuples to lists."""
     if isinstance(value, Tensor) and value.device.type == "meta":
         return value
     if hasattr(value, "tolist") and getattr(value, "size", None) is not None:
@@ -31,7 +31,7 @@ def plain(value: Any) -> Any:
 
 
 def setting(name: str, value: Any) -> Any:
-    """A setting as YAML would say it. ValueError: it is of a type that a setting never has."""
+    """A setting as plain YAML data. ValueError: the type cannot be a setting."""
     value = plain(value)
     if isinstance(value, Config):
         return value
@@ -43,7 +43,7 @@ def setting(name: str, value: Any) -> Any:
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
-    """A whole number; ValueError: another type, or less than `least`."""
+    """Check for a whole number; ValueError: another type, or less than `least`."""
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
         bound = "" if least is None else f", at least {least}"
@@ -52,7 +52,7 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """A number; ValueError: another type."""
+    """Check for a number; ValueError: another type."""
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number, found {shown(value)}")
@@ -60,7 +60,7 @@ def number(name: str, value: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False; ValueError: another type."""
+    """Check for True or False; ValueError: another type."""
     value = plain(value)
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, found {shown(value)}")
@@ -68,14 +68,14 @@ def flag(name: str, value: Any) -> bool:
 
 
 def function(name: str, value: Any) -> Callable | None:
-    """Something that can be called, or None; ValueError: another type."""
+    """Check for a callable or None; ValueError: another type."""
     if value is not None and not callable(value):
         raise ValueError(f"{name} must be a function, or None, found {shown(value)}")
     return value
 
 
 def tensor(name: str, value: Any, what: str) -> Tensor:
-    """A tensor that holds values; ValueError: another type. `what`: what it should be."""
+    """Check for a tensor with data; ValueError: another type, or a meta tensor. `what`: the expected value."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be {what}, found {shown(value)}; torch.as_tensor makes a tensor of an array")
     if value.device.type == "meta":
@@ -84,7 +84,7 @@ def tensor(name: str, value: Any, what: str) -> Tensor:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: one short line."""
+    """A value as one short line for a message."""
     if isinstance(value, Tensor):
         return f"a tensor {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if hasattr(value, "dtype") and hasattr(value, "shape"):

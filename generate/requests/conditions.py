@@ -1,4 +1,4 @@
-"""What samples are told, one entry for all or a list, as the conditions of the rows that the model runs."""
+"""Condition inputs of a call, one entry for all samples or a list, converted to a ConditionBatch."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from ...lm.conditioning.registry import ConditionBatch
 from ...lm.models.registry import AnyLM
 
 SAID = {"label": "label", "text": "text", "embedding": "embedding", "codes": "voice"}
-"""Kinds of conditions, and what a call names them."""
+"""Kinds of conditions and the argument names used for them."""
 
 
 @dataclass(frozen=True)
 class ConditionInputs:
-    """Of each kind one entry for all samples, a list, or None for none."""
+    """For each kind of condition, one entry for all samples, a list, or None."""
 
     label: int | Sequence[int] | None = None
-    """Ids of labels."""
+    """Label ids."""
     text_ids: Sequence[int] | Sequence[Sequence[int]] | None = None
-    """Ids of a text each."""
+    """Token ids of each text."""
     embedding: Tensor | Sequence[Tensor] | None = None
     """Floating point [L, width] each, or one tensor [B, L, width]."""
     voice: Tensor | Sequence[Tensor] | None = None
-    """Codes of a prompt, long [K, L] each, or one tensor [B, K, L]."""
+    """Reference codes, long [K, L] each, or one tensor [B, K, L]."""
 
     def rows(self, lm: AnyLM, n: int) -> tuple[ConditionBatch, int]:
-        """Conditions of n rows for each entry, entry by entry, and the number of rows.
+        """Conditions of n consecutive rows per entry, and the number of rows.
 
         Raises:
-            ValueError: lists of unequal lengths, a condition that the model has not, was never without, or cannot be
-                read.
+            ValueError: lists of unequal lengths, a condition that the model lacks, a missing condition that it was
+                never trained without, or an invalid value.
         """
         lists = {
             "label": _as_list(self.label, isinstance(self.label, Sequence)),
@@ -54,7 +54,7 @@ class ConditionInputs:
                 )
         made = ConditionBatch.make(*repeated.values())
         batch = lm.conditions.with_nulls(made, count * n)
-        lm.check_conditions(batch, count * n)  # here all is on the CPU
+        lm.check_conditions(batch, count * n)  # all tensors are still on the CPU
         return batch, count * n
 
 
@@ -71,7 +71,7 @@ def _is_matrix(given: Tensor | Sequence[Tensor] | None) -> bool:
 
 
 def _common_length(lists: dict[str, list | None]) -> int:
-    """Entries of the longest list, 1 where there is none; ValueError unless each other has as many, or one."""
+    """Length of the longest list, 1 if there is none; ValueError unless every list has this length or length 1."""
     lengths = {kind: len(given) for kind, given in lists.items() if given is not None}
     for kind, length in lengths.items():
         if not length:

@@ -1,4 +1,4 @@
-"""Prompts: codes, media or a file, turned into the codes that a sample begins with."""
+"""Prompts: converts codes, media or a file into the codes that a sample begins with."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ def prompt_codes(
     said: str = "prompt",
     notes: list[str] | None = None,
 ) -> Tensor | None:
-    """Codes [K, t] or [B, K, t] of a prompt, None for none.
+    """Codes [K, t] or [B, K, t] of a prompt; None without a prompt.
 
     Args:
         prompt: codes (long, [K, t] or [B, K, t]), media (floating point, audio [C, N] at the tokenizer's sample rate
-            or a picture [C, height, width]), or the path of a sound, a picture, or a file of codes
-            (`tessera encode`, .safetensors). Of sound, a last frame that is not full is left out.
-        num_frames: keep only the first so many frames.
-        said: what errors call it.
-        notes: of sound that somebody speaks in: gets a warning of silence at its ends, which is left out of media
-            (prompt_silence.py) and stays in codes; of silence alone the answer is None. None: silence is as good as any
-            sound.
+            or an image [C, height, width]), or the path of an audio file, an image, or a file of codes
+            (`tessera encode`, .safetensors). An incomplete last frame of audio is dropped.
+        num_frames: keep only this number of leading frames.
+        said: name of the argument in errors.
+        notes: for speech prompts, receives a warning about silence at the ends, which is trimmed from media
+            (prompt_silence.py) but kept in codes; a silent recording returns None. None: silence is not checked.
     Raises:
-        ValueError: not one of these, codes of another tokenizer, or fewer frames than num_frames. FileNotFoundError: no
+        ValueError: another type, codes of another tokenizer, or fewer frames than num_frames. FileNotFoundError: no
             such file.
     """
     if num_frames is not None:
@@ -89,7 +88,7 @@ def _check_frames(num_frames: int, found: int, said: str) -> None:
 
 
 def _whole_frames(media: Tensor, tokenizer: Tokenizer, said: str) -> Tensor:
-    """Media [C, N] less a last frame that is not full; a picture as it is."""
+    """Audio [C, N] without an incomplete last frame; images are returned unchanged."""
     geometry = tokenizer.spec.geometry
     if isinstance(geometry, AudioGeometry):
         full = media.shape[-1] // geometry.samples_per_frame * geometry.samples_per_frame
@@ -110,7 +109,8 @@ def _first_frames(media: Tensor, geometry: AudioGeometry, num_frames: int | None
 
 
 def _trimmed(media: Tensor, tokenizer: Tokenizer, said: str, notes: list[str]) -> Tensor | None:
-    """Sound of whole frames without its silent ends; None: it is all silent. Of what the tokenizer will refuse, all."""
+    """Audio of whole frames without its silent ends; None: it is all silent. Invalid audio, which the tokenizer will
+    reject, is returned unchanged."""
     geometry = tokenizer.spec.geometry
     assert isinstance(geometry, AudioGeometry)
     if media.dim() != 2 or not bool(media.isfinite().all()):
@@ -126,7 +126,7 @@ def _trimmed(media: Tensor, tokenizer: Tokenizer, said: str, notes: list[str]) -
 
 
 def _note_silence(codes: Tensor, tokenizer: Tokenizer, said: str, notes: list[str]) -> None:
-    """Warn of silence that codes [K, t] begin or end with; they stay as they are."""
+    """Warn about silence at the ends of codes [K, t]; the codes are not changed."""
     geometry = tokenizer.spec.geometry
     if isinstance(geometry, AudioGeometry) and codes.shape[1]:
         note = trim_silence(tokenizer.decode(codes[None])[0].float().cpu(), geometry.sample_rate).note

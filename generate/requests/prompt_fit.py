@@ -1,9 +1,9 @@
-"""Whether a prompt sounds like the beginning of the text that a sample shall say.
+"""Checks whether a speech prompt matches the beginning of the text to be spoken.
 
-Where it does, the text makes its codes likelier than no text does; where it is other words, less likely. Measured with
-the bundled speech model on codebook 0: of 120 beginnings of recordings with their own text the text took at most 3.3
-nats away, of the same recordings with another text it took more than 6 away from half (two thirds at 0.7 of a
-recording). Noise and music cannot be told so.
+A matching text makes the codes of the prompt likelier than no text does; other words make them less likely. Measured
+with the bundled speech model on codebook 0: for 120 beginnings of recordings, their own text lowered the log-likelihood
+by at most 3.3 nats; another text lowered it by more than 6 nats for half of them (two thirds at 0.7 of a recording).
+Noise and music cannot be detected this way.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ...lm.models.registry import AnyLM
 from .conditions import ConditionInputs
 
 UNLIKELY = 6.0
-"""Nats that the text takes from the likelihood of a prompt that is of other words."""
+"""Loss of log-likelihood, in nats, above which a prompt is taken to have other words than the text."""
 
 
 @torch.no_grad()
 def gain_by_text(lm: AnyLM, told: ConditionInputs, prompt: Tensor) -> float | None:
-    """Nats by which the text makes the codes of codebook 0 of a prompt likelier; None where the model cannot say.
+    """Gain of log-likelihood, in nats, of a prompt's codebook 0 from the text; None if the model cannot compute it.
 
     Args:
-        told: of one row, with a text.
+        told: condition inputs of one row, with a text.
         prompt: codes [K, t].
     """
     forgets = any(condition.kind == "text" and condition.dropout for condition in lm.config.conditions)

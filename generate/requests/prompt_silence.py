@@ -1,7 +1,7 @@
-"""Silence at the ends of a recording that a sample begins with, or takes a voice from.
+"""Trims silence at the ends of a prompt or reference recording.
 
-A model that reads a text takes the beginning of a prompt for the beginning of what it reads: before a long silence it
-takes words as said that nobody said. So what is silent there is left out, but for a little of it, as recordings have.
+A text model aligns the beginning of a prompt with the beginning of the text: given a long silence, it treats words as
+already spoken. Silence is therefore trimmed, except for a short margin as in ordinary recordings.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 QUIETEST = 3e-3
-"""Root mean square of the quietest sound that counts, -50 dB of full scale."""
+"""RMS level below which audio counts as silent, -50 dB of full scale."""
 BELOW_LOUDEST = 0.02
-"""And its share of the loudest, -34 dB."""
+"""The same threshold relative to the loudest part, -34 dB."""
 STEP = 0.02
-"""Seconds over which loudness is measured."""
+"""Seconds per loudness measurement."""
 KEPT = 0.08
-"""Seconds of silence that stay before and after."""
+"""Seconds of silence kept at each end."""
 WORTH_SAYING = 0.05
-"""Seconds of silence that may be left out without a word."""
+"""Seconds of silence that may be trimmed without a note."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Trimmed:
     media: Tensor | None
     """[C, n]; None: all of it is silent."""
     note: str | None
-    """What was left out, as a clause; None: nothing worth saying."""
+    """What was trimmed, as a clause for a message; None: too little to mention."""
 
 
 def trim_silence(media: Tensor, sample_rate: int) -> Trimmed:
-    """Leave the silence out that a recording begins and ends with, but for 0.08 s of it.
+    """Trim leading and trailing silence of a recording to 0.08 s.
 
     Args:
         media: [C, N] float in [-1, 1].

@@ -1,4 +1,4 @@
-"""A request for samples, checked against the model and spelled out: one row for each sample."""
+"""A request for samples, checked against the model, with one row per sample."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from .conditions import ConditionInputs
 from .settings import Filling, Length, check_length, check_prompt, seeds_from
 
 DEFAULT_MAX_SECONDS = 30.0
-"""Longest sound where neither the call nor the model says."""
+"""Maximum audio length if neither the call nor the model sets one."""
 
 
 class Settings(TypedDict, total=False):
-    """What a call may set; what it leaves out is the model's default (`lm/generation_config.py` says what each
-    means)."""
+    """Optional settings of a call (see `lm/generation_config.py`); the model's defaults apply to those not given."""
 
     temperature: float | Sequence[float]
     top_k: int | Sequence[int]
@@ -66,7 +65,7 @@ class Settings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """B samples to be made."""
+    """A batch of B samples to generate."""
 
     conditions: ConditionBatch
     """B rows."""
@@ -78,22 +77,22 @@ class Request:
     prompt: Tensor | None
     """Codes [B, K, t] that the samples begin with."""
     filling: Filling
-    """Of a masked model."""
+    """For masked models."""
     fine: SamplingConfig
-    """Of a refiner, whose labels are drawn as `sampling` says."""
+    """For a refiner; its coarse labels are sampled with `sampling`."""
     fine_guidance: Guidance
     cache: CacheConfig | None = None
     draft: int = 0
-    """Steps to guess at a time."""
+    """Number of draft steps of speculative decoding; 0: off."""
     step: StepName = "auto"
 
     window: int | None = None
-    """Frames that are made at once; None: all."""
+    """Frames generated per window; None: all at once."""
     stride: int = 1
-    """Frames that a window adds."""
+    """New frames per window."""
 
     def rows(self, first: int, last: int) -> Request:
-        """The rows first .. last - 1."""
+        """The rows first ... last - 1."""
         return replace(
             self,
             conditions=self.conditions.rows(slice(first, last)),
@@ -113,15 +112,15 @@ def make_request(
     defaults: GenerationConfig | None,
     settings: Settings,
 ) -> Request:
-    """Check a call's arguments and lay them out in rows.
+    """Check a call's arguments and expand them to rows.
 
-    With a list of conditions there are n rows for each entry, entry by entry; row i has the seed `seed + i`.
+    With a list of conditions there are n consecutive rows for each entry; row i has the seed `seed + i`.
 
     Args:
-        told: what the samples are conditioned on.
+        told: condition inputs.
         prompt: codes [K, t] for all rows, or [B, K, t].
-        num_frames: make exactly so many frames, without an end.
-        defaults: what `settings` leave open.
+        num_frames: generate exactly this number of frames, without an end.
+        defaults: values of the settings that are not given.
     Raises:
         ValueError: names the argument, what was found and what to do.
     """
@@ -133,7 +132,7 @@ def make_request(
     length = check_length(_length(lm, num_frames, chosen, "min_frames" in settings), lm.arrangement.variable_length)
     check_room(lm, n, length.max_frames if length.fixed else None)
     if not length.fixed and chosen.window_frames is None:
-        check_room(lm, 1, length.max_frames)  # cells for all frames are laid out before the first
+        check_room(lm, 1, length.max_frames)  # the buffers hold all frames from the start
     conditions, count = told.rows(lm, n)
     seeds = seeds_from(seed, count)
     if prompt is not None:
@@ -162,10 +161,10 @@ def make_request(
 
 
 def check_room(lm: AnyLM, count: int, num_frames: int | None = None) -> None:
-    """Raise ValueError where the codes and media of `count` samples do not fit into memory.
+    """Raise ValueError if the codes and media of `count` samples do not fit into memory.
 
     Args:
-        num_frames: of each; None: as many as its media have, one of sound.
+        num_frames: frames per sample; None: those of an image, or one frame of audio.
     """
     geometry = lm.spec.geometry
     if isinstance(geometry, AudioGeometry):
@@ -178,12 +177,12 @@ def check_room(lm: AnyLM, count: int, num_frames: int | None = None) -> None:
 
 
 def check_count(n: int) -> None:
-    """ValueError unless n is a number of samples."""
+    """ValueError unless n is a valid number of samples."""
     whole("n", n, 1)
 
 
 def choose(defaults: GenerationConfig | None, settings: Settings) -> GenerationConfig:
-    """The defaults with a call's settings in their places. ConfigError: names the setting that is unknown or wrong."""
+    """The defaults updated with a call's settings. ConfigError: names an unknown or invalid setting."""
     given = {name: setting(name, value) for name, value in settings.items()}
     if "cache" in given:
         given["cache"] = plain_choice(given["cache"])
@@ -239,12 +238,12 @@ def _length(lm: AnyLM, num_frames: int | None, chosen: GenerationConfig, min_giv
     longest = chosen.max_frames or max_frames_for(DEFAULT_MAX_SECONDS, geometry)
     if not lm.arrangement.variable_length:
         return Length(longest, min_frames=0, fixed=True)
-    # A shorter limit than the model's own lower bound is what the caller wants; a contradiction within the call is not.
+    # A limit below the model's default minimum is taken as intended; a contradiction within the call is an error.
     return Length(longest, chosen.min_frames if min_given else min(chosen.min_frames, longest))
 
 
 def max_frames_for(seconds: float, geometry: AudioGeometry) -> int:
-    """The most frames that are not longer than `seconds`, at least one; ValueError unless seconds > 0."""
+    """The largest number of frames that fit into `seconds`, at least one; ValueError unless seconds > 0."""
     if not 0 < number("max_seconds", seconds) < 1e6:
         raise ValueError(f"max_seconds must be above 0, found {seconds}")
     return max(1, math.floor(seconds * geometry.frame_rate + 1e-6))

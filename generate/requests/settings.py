@@ -1,4 +1,4 @@
-"""What a decoding loop is given, checked: length, seeds, prompt, and the passes of masked decoding."""
+"""Checked settings of the decode loops: length, seeds, prompt, and the passes of masked decoding."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ...lm.models.masked import MaskedLM
 
 @dataclass(frozen=True)
 class Length:
-    """How many frames to make."""
+    """How many frames to generate."""
 
     max_frames: int
-    """Frames at most, the prompt included; exactly so many when `fixed`."""
+    """Maximum number of frames, prompt included; the exact number when `fixed`."""
     min_frames: int = 1
     """No end before this many frames."""
     fixed: bool = False
-    """The end is never drawn. Models without an end code and pictures need it."""
+    """The end is never drawn. Required for images and for models without an end code."""
 
 
 def check_length(length: Length, variable_length: bool) -> Length:
-    """The length; ValueError where it contradicts itself or the model."""
+    """The length; ValueError if it contradicts itself or the model."""
     if length.max_frames < 1:
         raise ValueError(f"max_frames must be at least 1, found {length.max_frames}")
     if not 0 <= length.min_frames <= length.max_frames:
@@ -35,7 +35,7 @@ def check_length(length: Length, variable_length: bool) -> Length:
 
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:
-    """The seeds; ValueError unless there are some, whole numbers of 64 bits."""
+    """The seeds; ValueError unless there is at least one and all are 64-bit whole numbers."""
     if len(seeds) < 1:
         raise ValueError("no seeds were given; one is needed for each sample")
     for seed in seeds:
@@ -45,7 +45,7 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def seeds_from(seed: int, count: int) -> list[int]:
-    """The seeds `seed`, `seed + 1`, ... of so many samples; ValueError unless all are whole numbers of 64 bits."""
+    """The seeds `seed`, `seed + 1`, ... of `count` samples; ValueError unless all are 64-bit whole numbers."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be a whole number, found {seed!r}")
     if not -(2**63) <= seed <= 2**63 - count:
@@ -55,7 +55,7 @@ def seeds_from(seed: int, count: int) -> list[int]:
 
 
 def check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], length: Length) -> Tensor:
-    """The prompt [B, K, t], t = 0 for none."""
+    """The prompt [B, K, t], with t = 0 if there is none; ValueError if it is invalid."""
     K = len(cardinalities)
     if prompt is None:
         return torch.zeros(B, K, 0, dtype=torch.long)
@@ -73,20 +73,20 @@ def check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], le
 
 
 DEFAULT_PASSES = 12
-"""Of a model that has nothing else to go by; a refiner takes one."""
+"""Default number of passes of a masked model; a refiner takes one."""
 
 
 @dataclass(frozen=True)
 class Filling:
-    """How hidden codes are filled in."""
+    """How a masked model fills in hidden codes."""
 
     passes: int | None = None
-    """Passes at most, one for each code; None: 1 for a refiner, else DEFAULT_PASSES."""
+    """Maximum number of passes, at most one per code; None: 1 for a refiner, otherwise DEFAULT_PASSES."""
     schedule: str = "cosine"
-    """Of SCHEDULES: how many codes each pass keeps."""
+    """A key of SCHEDULES: how many codes each pass keeps."""
     choice_temperature: float = 0.0
-    """Gumbel noise on the log-probability by which the surest are chosen; it falls to 0 in the last pass."""
+    """Gumbel noise on the log-probability that ranks codes by confidence; it falls to 0 in the last pass."""
 
     def num_passes(self, lm: MaskedLM) -> int:
-        """Of a model."""
+        """The number of passes for a model."""
         return self.passes or (1 if lm.clustering is not None else DEFAULT_PASSES)

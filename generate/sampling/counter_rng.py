@@ -1,8 +1,8 @@
-"""The randomness of generation: one uniform number per (seed, step, codebook, draw), computed, never consumed.
+"""Counter-based random numbers: one uniform number per (seed, step, codebook, draw), without state.
 
-A generator with a state would make a row's draws depend on which other rows are in the batch and on what was drawn
-before. Here every draw is a hash of its own coordinates, in 64-bit integer arithmetic that is exact on every device, so
-a row gets the same numbers alone, in a batch, in another order, streamed or resumed.
+With a stateful generator, the draws of a row would depend on the other rows of the batch and on earlier draws. Here
+each draw is a hash of its coordinates, in 64-bit integer arithmetic that is exact on every device, so a row gets the
+same numbers alone, in a batch, in another order, streamed or resumed.
 Source of the mixing function: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), public domain constants.
 """
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 from . import triton_sampling
 
-# int64 arithmetic wraps around modulo 2^64, as the hash needs; the constants are written as torch can read them.
+# int64 arithmetic wraps modulo 2^64, as the hash requires; the constants are written as signed values for torch.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
 
 
 def uniform(seeds: Tensor, step: int | Tensor, num_codebooks: int, draw: int = 0) -> Tensor:
-    """One number in the open interval (0, 1) for every row and codebook of a step.
+    """One number in the open interval (0, 1) for each row and codebook of a step.
 
     Args:
         seeds: [B], long, any values.
-        step: the arranged step, >= 0 (an int or a 0-d long tensor).
+        step: step of the codebook pattern, >= 0 (an int or a 0-d long tensor).
         num_codebooks: K.
-        draw: which of several numbers of a cell, 0 to 2^30: one that is drawn a second time takes another number.
+        draw: index of the number within a cell, 0 to 2^30; a second draw uses another index.
     Returns:
         [B, K], float64. Never 0 and never 1: 52 random bits plus a half.
     """
@@ -38,14 +38,14 @@ def uniform(seeds: Tensor, step: int | Tensor, num_codebooks: int, draw: int = 0
 
 
 def derived_seed(seed: int, part: int, attempt: int = 0) -> int:
-    """The seed of a part of a long sample, which may be made anew: of 64 bits; that of part 0 is the sample's own."""
+    """The 64-bit seed of a part of a long sample and of an attempt at it; part 0, attempt 0 has the sample's seed."""
     if not part and not attempt:
         return seed
     return int(_mix(_mix(_mix(torch.tensor(seed)) + part) + attempt))
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The SplitMix64 finaliser of x + golden ratio: a bijection of the 64-bit integers; every bit moves every other."""
+    """The SplitMix64 finalizer of x + golden ratio: a bijection of the 64-bit integers; each bit affects all others."""
     x = x + _GOLDEN
     x = (x ^ _shift(x, 30)) * _FIRST
     x = (x ^ _shift(x, 27)) * _SECOND

@@ -10,25 +10,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Filters:
-    """A `SamplingConfig` checked against K codebooks and laid out as tensors on a device (see `make_filters`)."""
+    """A `SamplingConfig` checked against K codebooks and converted to tensors on a device (see `make_filters`)."""
 
     temperature: Tensor
     """[K], float64; 1 where greedy."""
     greedy: Tensor
     """[K], bool."""
     top_k: Tensor
-    """[K], long; very large where off."""
+    """[K], long; very large if off."""
     top_p: Tensor
     """[K], float64."""
     min_p: Tensor
     """[K], float64."""
     sorts: bool
-    """Whether top-p is on anywhere, so that probabilities must be sorted."""
+    """Whether any codebook uses top-p, which requires sorted probabilities."""
     largest_k: int
-    """The largest top-k; 0 where it is off everywhere."""
+    """The largest top-k; 0 if it is off for all codebooks."""
 
     def of(self, codebooks: list[int]) -> Filters:
-        """Those of some codebooks."""
+        """The filters of some codebooks."""
         if codebooks == list(range(len(self.temperature))):
             return self
         chosen = {
@@ -39,7 +39,7 @@ class Filters:
         return Filters(**chosen, sorts=self.sorts, largest_k=self.largest_k)
 
     def unfiltered(self) -> Filters:
-        """The temperature alone (1 where greedy), and a draw everywhere."""
+        """Only the temperature (1 where greedy), with sampling for all codebooks."""
         return replace(
             self,
             greedy=torch.zeros_like(self.greedy),

@@ -1,6 +1,6 @@
-"""From logits to ids: temperature, top-k, top-p and min-p, each one number for all codebooks or one per codebook.
+"""From logits to ids: temperature, top-k, top-p and min-p, each a single value or one per codebook.
 
-`SamplingConfig` also says what token_sampler.py adds: repetition, end and silence.
+`SamplingConfig` also holds the settings of token_sampler.py: repetition, end and silence.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ NOT_NUMBERS = (
     "the model's logits are not numbers (NaN or infinite), or leave nothing to draw; its weights are damaged or its "
     "dtype too small"
 )
-"""Where `drawable` is False."""
+"""Error message if `drawable` is False."""
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How ids are drawn. Each field is one value, or K values (one per codebook, coarse first).
+    """How ids are sampled. Each field is one value, or K values (one per codebook, coarse first).
 
-    The filters apply in this order, each to what the one before left, renormalised: temperature, top-k, top-p; min-p
-    compares with the largest probability, so its place does not matter. The most probable id always survives.
+    The filters apply in this order, each to the renormalized result of the previous one: temperature, top-k, top-p.
+    min-p compares with the largest probability, so its position does not matter. The most probable id is always kept.
     """
 
     temperature: float | Sequence[float] = 1.0
@@ -39,25 +39,25 @@ class SamplingConfig:
     min_p: float | Sequence[float] = 0.0
     """Drop ids less probable than min_p times the most probable one; 0 keeps all."""
     repetition_penalty: float | Sequence[float] = 1.0
-    """Before the filters: positive logits of codes drawn lately are divided by it, negative ones multiplied; 1: off."""
+    """Before the filters, positive logits of recent codes are divided by it, negative ones multiplied; 1: off."""
     repetition_window: int | Sequence[int] = 16
-    """Frames over which the penalty remembers codes."""
+    """Number of recent frames the penalty considers."""
     ras: int | Sequence[int] = 0
-    """Repetition-aware sampling: frames it looks back; 0: off. VALL-E 2 takes 10."""
+    """Window of repetition-aware sampling in frames; 0: off. VALL-E 2 uses 10."""
     ras_tau: float | Sequence[float] = 0.1
-    """An id that is at least this share of the last `ras` codes is drawn again, from the unfiltered distribution."""
+    """An id that makes up at least this share of the last `ras` codes is resampled from the unfiltered distribution."""
     end_bias: float = 0.0
-    """Added to the logit of the end: above 0 rows end sooner."""
+    """Added to the logit of the end; rows end sooner if it is above 0."""
     end_rule: str = "drawn"
-    """drawn, or likeliest: the end is drawn only where no other id is likelier."""
+    """drawn, or likeliest: the end can be sampled only if no other id is likelier."""
     max_silence_frames: int = 0
-    """After so many silent codes of codebook 0 in a row another one follows; 0: no limit."""
+    """Maximum number of consecutive silent codes of codebook 0; 0: no limit."""
     silence_codes: Sequence[int] = ()
     """The silent codes of codebook 0 (see silence.py)."""
 
 
 def check_unordered(sampling: SamplingConfig, kind: str) -> None:
-    """Raise ValueError where a setting is about what was drawn before, but a `kind` model has no such order."""
+    """Raise ValueError for settings that depend on earlier codes; a `kind` model does not sample codes in order."""
     plain = SamplingConfig(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
     for name, value in vars(sampling).items():
         if value != getattr(plain, name) and name != "repetition_window" and name != "ras_tau":
@@ -65,7 +65,7 @@ def check_unordered(sampling: SamplingConfig, kind: str) -> None:
 
 
 def make_filters(sampling: SamplingConfig, num_codebooks: int, device: torch.device | str = "cpu") -> Filters:
-    """Check the settings and spread them over K codebooks.
+    """Check the settings and expand them to K codebooks.
 
     Raises:
         ValueError: a list that is not K long, or a value out of range; names the setting and what was found.
@@ -88,24 +88,24 @@ def make_filters(sampling: SamplingConfig, num_codebooks: int, device: torch.dev
 
 
 def sample(logits: Tensor, uniforms: Tensor, filters: Filters) -> Tensor:
-    """Draw one id per row and codebook by inverting the distribution function at a given uniform number.
+    """Sample one id per row and codebook by inverse transform sampling at a given uniform number.
 
     Args:
-        logits: [B, K, V], floating point, -inf where an id must not be drawn.
+        logits: [B, K, V], floating point, -inf for forbidden ids.
         uniforms: [B, K] in (0, 1), float64 (see counter_rng.py). The same number gives the same id.
         filters: from `make_filters`.
     Returns:
-        ids [B, K], long, always from 0 to V - 1. A cell that has nothing to draw from (NaN, inf, or -inf everywhere)
-        gives its largest logit's id; callers look for such cells with `drawable`, as a look here would wait for the
-        device.
+        ids [B, K], long, always from 0 to V - 1. A cell that cannot be sampled from (NaN, inf, or -inf everywhere)
+        returns the id of its largest logit; callers check for such cells with `drawable`, because a check here would
+        synchronize with the device.
 
-    In float64 and over ids in their own order: a rounding error of the logits then moves the borders between ids a
-    little, and hardly ever changes a draw. In sorted order two nearly equal ids could swap their whole intervals.
+    The computation is in float64 and over ids in index order: a rounding error of the logits then moves the borders
+    between ids slightly and hardly ever changes a draw. In sorted order, two nearly equal ids could swap intervals.
     """
     logits = logits.double()
     if not filters.sorts and logits.shape[-1] <= triton_sampling.MOST_VALUES and triton_sampling.takes(logits):
         return triton_sampling.sample(logits, uniforms, filters)
-    # The largest logit is taken off first: no temperature makes the quotient overflow, and the likeliest id weighs 1.
+    # Subtract the largest logit first: no temperature makes the quotient overflow, and the likeliest id has weight 1.
     weights = torch.exp((logits - logits.amax(dim=-1, keepdim=True)) / filters.temperature[:, None])
     weights = torch.where(_kept(weights, filters), weights, 0.0)
     cumulative = weights.cumsum(dim=-1)
@@ -115,20 +115,20 @@ def sample(logits: Tensor, uniforms: Tensor, filters: Filters) -> Tensor:
 
 
 def drawable(logits: Tensor) -> Tensor:
-    """True [] where every cell of logits [*, V] has something to draw from: no NaN, no inf, not -inf everywhere."""
+    """True [] if every cell of logits [*, V] can be sampled from: no NaN, no inf, not -inf everywhere."""
     return logits.amax(dim=-1).isfinite().all()
 
 
 def _first_above(cumulative: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """The first id [B, K] with a weight whose cumulative sum [B, K, V] is above the target, V where there is none. Sums
-    in parallel, as on a GPU, need not rise everywhere."""
+    """The first id [B, K] of nonzero weight whose cumulative sum [B, K, V] exceeds the target, V if there is none.
+    Parallel sums, as on a GPU, are not always monotonic."""
     ids = torch.arange(weights.shape[-1], device=weights.device)
     return torch.where((cumulative > target) & (weights > 0), ids, len(ids)).amin(dim=-1)
 
 
 def _kept(probabilities: Tensor, filters: Filters) -> Tensor:
-    """True [B, K, V] on the ids that pass all filters, from probabilities divided by the largest one. Equal ones rank
-    in the order of their ids."""
+    """True [B, K, V] for ids that pass all filters, given probabilities divided by the largest one. Ties rank by
+    id."""
     kept = probabilities >= filters.min_p[:, None]
     if filters.sorts:
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
@@ -144,11 +144,11 @@ def _kept(probabilities: Tensor, filters: Filters) -> Tensor:
 
 
 def _largest(probabilities: Tensor, filters: Filters) -> Tensor:
-    """True [B, K, V] on the k most probable ids. Sorting all of them would take ten times as long."""
+    """True [B, K, V] for the k most probable ids. Sorting all of them would take ten times as long."""
     V = probabilities.shape[-1]
     k = filters.top_k.clamp(max=V)[:, None]
     best = probabilities.topk(min(filters.largest_k, V), dim=-1).values
-    # A codebook without a limit has k = V: all its ids are above, or equal and among the first V.
+    # A codebook without a limit has k = V and keeps all its ids.
     least = best.gather(-1, (k - 1).clamp(max=best.shape[-1] - 1).expand(*best.shape[:-1], 1))
     above, equal = probabilities > least, probabilities == least
     room = k - above.sum(dim=-1, keepdim=True)
@@ -156,7 +156,7 @@ def _largest(probabilities: Tensor, filters: Filters) -> Tensor:
 
 
 def per_codebook(name: str, value, num_codebooks: int, allowed: str, is_allowed) -> list:
-    """K values of a setting given as one or as K; ValueError names it where they are not K or one is not allowed."""
+    """Expand a setting of one or K values to K values; ValueError names it if the count or a value is invalid."""
     values = list(value) if isinstance(value, list | tuple) else [value] * num_codebooks
     if len(values) != num_codebooks:
         raise ValueError(

@@ -1,14 +1,14 @@
-"""Classifier-free guidance: which rows the model runs for each sample, and how their logits become one.
+"""Classifier-free guidance: which rows the model runs for each sample, and how their logits are combined.
 
-The rows of a batch of B samples are laid out branch by branch:
+The rows of a batch of B samples are ordered branch by branch:
 
     no guidance       [conditioned]                        l_c
     one condition     [conditioned, null]                  l_n + s (l_c - l_n)
     two conditions    [conditioned, kept, null]            l_n + s (l_k + beta (l_c - l_k) - l_n)
 
-s is a function of the step and of the codebook (the kinds in lm/generation_config.py); the progress p is step / steps,
-where `steps` are those of the longest sound asked for; of scales it is scale / (scales - 1), 1 at the last. Guidance
-acts on logits, before everything in token_sampler.py.
+s is a function of the step and the codebook (kinds in lm/generation_config.py). The progress p is step / steps, where
+`steps` belongs to the maximum audio length requested; for scales it is scale / (scales - 1), 1 at the last. Guidance
+applies to logits, before the bias, penalty and filters of token_sampler.py.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ClassifierFreeGuidance:
         """Check the guidance against the model.
 
         Args:
-            span: the steps by which a step is divided to give the progress; None: num_steps.
-            room: steps that the table of scales shall have, should they be more.
+            span: divisor of the step that gives the progress; None: num_steps.
+            room: minimum number of steps in the table of scales.
         Raises:
             ValueError: names the setting, what was found and what to do.
         """
@@ -60,26 +60,26 @@ class ClassifierFreeGuidance:
             _check_conditions(config, lm)
 
     def parts(self) -> tuple:
-        """All that decides what it does."""
+        """All tensors and settings that determine the guidance."""
         return self.scales, self.branches, float(self.beta), self.filter_top_k, self.has_ones
 
     def conditions(self, batch: ConditionBatch) -> ConditionBatch:
-        """Conditions of B samples for all rows that the model runs."""
+        """Expand the conditions of B samples to all rows that the model runs."""
         if self.branches == 1:
             return batch
         both = batch if self.branches == 2 else batch.followed_by(batch.null(self.keep))
         return both.followed_by(batch.null())
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Ids of B samples for all rows that the model runs."""
+        """Repeat the ids of B samples for all rows that the model runs."""
         return ids if self.branches == 1 else torch.cat([ids] * self.branches)
 
     def __call__(self, logits: Tensor, step: int | Tensor, books: Tensor) -> Tensor:
-        """The logits to draw from, [B, n, V'].
+        """The combined logits, [B, n, V'].
 
         Args:
-            logits: [branches, B, n, V'] of the symbols of a stage of the head; -inf in all branches or in none.
-            books: [n] long, the codebook of each symbol.
+            logits: [branches, B, n, V'] of the sub-tokens of one stage of the head; -inf in all branches or in none.
+            books: [n] long, the codebook of each sub-token.
         """
         conditioned = logits[0]
         if self.branches == 1:
@@ -92,12 +92,12 @@ class ClassifierFreeGuidance:
         guided = null + s * (wanted - null)
         if self.has_ones:
             guided = torch.where(s == 1, wanted, guided)
-        guided = torch.where(conditioned.isneginf(), conditioned, guided)  # -inf minus -inf is not a number
+        guided = torch.where(conditioned.isneginf(), conditioned, guided)  # -inf - -inf is NaN
         return filtered(conditioned, guided, self.filter_top_k) if self.filter_top_k else guided
 
 
 def as_config(guidance: Guidance | GuidanceConfig | Sequence[float]) -> GuidanceConfig:
-    """A number or numbers as a constant guidance; ValueError: below 0 or not a number."""
+    """Convert one or several numbers to a constant guidance; ValueError: below 0, above 1e9, or NaN."""
     if isinstance(guidance, GuidanceConfig):
         return guidance
     values = list(guidance) if isinstance(guidance, Sequence) else [guidance]
@@ -108,7 +108,7 @@ def as_config(guidance: Guidance | GuidanceConfig | Sequence[float]) -> Guidance
 
 
 def make_scales(config: GuidanceConfig, num_codebooks: int, num_steps: int, span: int | None = None) -> Tensor:
-    """The scale of each step and codebook, [S, K] float64; ValueError: scales that are not K."""
+    """The scale of each step and codebook, [S, K] float64; ValueError: the number of scales is not K."""
     scales = list(config.scale) if isinstance(config.scale, tuple) else [config.scale] * num_codebooks
     if len(scales) != num_codebooks:
         raise ValueError(
@@ -130,8 +130,8 @@ def _scale_at(config: GuidanceConfig, scale: float, p: float) -> float:
 
 
 def filtered(conditioned: Tensor, guided: Tensor, k: int) -> Tensor:
-    """The conditioned logits [B, n, V'] of the k ids with the highest guided logits (more where these are equal), -inf
-    for the others. Source: Dia (nari-labs/dia, Apache-2.0), decoder step."""
+    """The conditioned logits [B, n, V'] of the k ids with the highest guided logits (more in case of ties), -inf for
+    the others. Source: Dia (nari-labs/dia, Apache-2.0), decoder step."""
     least = guided.topk(min(k, guided.shape[-1]), dim=-1).values[..., -1:]
     return conditioned.masked_fill(guided < least, float("-inf"))
 
@@ -161,7 +161,7 @@ def _check_conditions(config: GuidanceConfig, lm: TokenLM) -> None:
 
 
 def guidance_words(guidance: Guidance | GuidanceConfig) -> str:
-    """For people: "3.0", "3.0, 2.0", "3.0 (linear)"."""
+    """Readable form for messages: "3.0", "3.0, 2.0", "3.0 (linear)"."""
     config = as_config(guidance)
     scales = config.scale if isinstance(config.scale, tuple) else (config.scale,)
     kind = getattr(config, "kind", "constant")

@@ -1,7 +1,7 @@
-"""Against repetition: a penalty on the ids a row drew lately, and repetition-aware sampling.
+"""Repetition control: a penalty on recent ids of a row, and repetition-aware sampling.
 
-Both look at the last codes of the same row and the same codebook (`LookBack`), so rows never touch each other. The
-codes are read from what was written, prompt included: continuing the beginning of a sample gives the sample.
+Both use the last codes of the same row and codebook (`LookBack`), so rows do not interact. The codes come from the
+decode buffers, prompt included: continuing the beginning of a sample reproduces the sample.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from ...lm.patterns.pattern import CodebookPattern
 
 @dataclass(frozen=True)
 class Repetition:
-    """The rules of n codebooks, laid out as tensors on a device (see token_sampler.py)."""
+    """The repetition settings of n codebooks as tensors on a device (see token_sampler.py)."""
 
     penalty: Tensor
-    """[n], float64; 1 where off."""
+    """[n], float64; 1 if off."""
     penalty_window: Tensor
     """[n], long, in frames."""
     ras_window: Tensor
-    """[n], long, in frames; 0 where off."""
+    """[n], long, in frames; 0 if off."""
     ras_repeats: Tensor
-    """[n], long: an id that stands so often among the last `ras_window` codes is drawn again."""
+    """[n], long: an id that occurs this often among the last `ras_window` codes is resampled."""
 
     def of(self, codebooks: list[int]) -> Repetition:
-        """Those of some codebooks."""
+        """The settings of some codebooks."""
         return Repetition(*(getattr(self, field.name)[codebooks] for field in fields(self)))
 
 
 class LookBack:
-    """The last codes of each row and codebook before a step, in frames: where the arrangement leaves cells without a
-    code, they are passed over.
+    """The last codes of each row and codebook before a step, in frames; cells without a code in the codebook pattern
+    are skipped.
 
     With delays [0, 1] and a window of 2, at step 3:      step        0  1  2  3
                                                           codebook 0  a0 a1 a2 .      finds a1 a2
@@ -45,13 +45,14 @@ class LookBack:
     def __init__(
         self, arrangement: CodebookPattern, num_frames: int, window: int, device: torch.device | str, room: int = 0
     ):
-        """For sequences of num_frames; the window is in frames, at least 1. `room`: steps that tables shall have."""
+        """For sequences of num_frames; the window is in frames, at least 1. `room`: minimum number of steps in the
+        tables."""
         frames = arrangement.table(num_frames).to(device)
         steps_of = arrangement.steps_of(torch.arange(num_frames, device=device), num_frames)
         self.frames = F.pad(frames, (0, max(0, room - frames.shape[1])), value=-1)
         self.steps_of = F.pad(steps_of, (0, max(0, room - num_frames)))
         self.ages = torch.arange(window, 0, -1, device=device)
-        """[W]: how many frames ago; 1 is the code before."""
+        """[W]: age of each code in frames; 1 is the previous frame."""
         self.cardinalities = torch.tensor(arrangement.cardinalities, device=device)[:, None]
 
     def parts(self) -> tuple[Tensor, ...]:
@@ -59,7 +60,7 @@ class LookBack:
         return self.frames, self.steps_of, self.ages
 
     def __call__(self, columns: Tensor, step: int | Tensor) -> Tensor:
-        """Codes [B, K, W] before a step, the latest last, -1 where there was none (a row that ended has pad there).
+        """Codes [B, K, W] before a step, the latest last, -1 if there is none (an ended row has pad there).
 
         Args:
             columns: [B, K, 1 + S], the model's input: a column of `start`, then the ids of each step.
@@ -72,14 +73,14 @@ class LookBack:
 
 
 def penalize(logits: Tensor, recent: Tensor, ages: Tensor, rules: Repetition) -> Tensor:
-    """Make ids that occur among the recent codes less likely, once however often they occur.
+    """Make ids that occur among the recent codes less likely, once regardless of how often they occur.
 
-    A positive logit is divided by the penalty, a negative one multiplied with it.
+    A positive logit is divided by the penalty, a negative one multiplied by it.
 
     Args:
         logits: [B, n, V], floating point.
         recent: [B, n, W] long, -1 for none.
-        ages: [W], how many frames ago each is.
+        ages: [W], age of each code in frames.
     Returns:
         [B, n, V].
     Source: CTRL, arXiv:1909.05858, section 4.1; the window is Zonos'.
@@ -93,7 +94,7 @@ def penalize(logits: Tensor, recent: Tensor, ages: Tensor, rules: Repetition) ->
 
 
 def repeats(ids: Tensor, recent: Tensor, ages: Tensor, rules: Repetition) -> Tensor:
-    """True [B, n] where repetition-aware sampling draws again: the id [B, n] occurs `ras_repeats` times or more among
+    """True [B, n] where repetition-aware sampling resamples: the id [B, n] occurs at least `ras_repeats` times among
     the last `ras_window` codes.
 
     Source: VALL-E 2, arXiv:2406.05370, section 3.2 (window 10, tau 0.1).

@@ -1,6 +1,6 @@
-"""Silence: which codes stand for it, and a limit on how many may follow each other.
+"""Silence: the codes that represent it, and a limit on consecutive silent codes.
 
-A model that falls silent tends to stay so (the next code after silence is silence). Forbidding the silent codes of
+A model that falls silent tends to stay silent (silence usually follows silence). Forbidding the silent codes of
 codebook 0 after a number of them in a row makes it speak or end.
 """
 
@@ -14,9 +14,9 @@ from ...tokenize.tokenizer import Tokenizer
 
 
 def silence_codes(tokenizer: Tokenizer, seconds: float = 1.0) -> list[int]:
-    """The ids of codebook 0 that a tokenizer gives digital silence, rising.
+    """The ids of codebook 0 to which a tokenizer encodes digital silence, in ascending order.
 
-    ValueError: the tokenizer's medium is not sound.
+    ValueError: the tokenizer is not an audio tokenizer.
     """
     geometry = tokenizer.spec.geometry
     if not isinstance(geometry, AudioGeometry):
@@ -31,7 +31,7 @@ def is_silent(recent: Tensor, silent: Tensor, frames: int) -> Tensor:
 
     Args:
         recent: [B, W] long, W >= frames, the latest last, -1 for none.
-        silent: [V] bool, True on the silent ids.
+        silent: [V] bool, True for silent ids.
     """
     last = recent[:, -frames:]
     return (silent[last.clamp(min=0)] & (last >= 0)).all(dim=1)

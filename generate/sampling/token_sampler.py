@@ -1,13 +1,13 @@
-"""The sampler: all rules of drawing, checked and laid out once, applied step by step and stage by stage.
+"""The sampler: all sampling rules, checked and converted to tensors once, then applied at each step and stage.
 
 For each stage of the head, in this order:
 
-    forbidden      ids that must not be drawn at all: the end before its time, silence after too much of it
-    bias, penalty  the end's bias, the penalty on ids drawn lately, the end's rule
+    forbidden      ids that must not be sampled: the end before the minimum length, silence after too much of it
+    bias, penalty  the end bias, the repetition penalty, the end rule
     filters        temperature, top-k, top-p, min-p (filters.py), and the draw
-    second draw    repetition-aware sampling: an id that repeats is drawn again from the unfiltered distribution
+    second draw    repetition-aware sampling: a repeated id is resampled from the unfiltered distribution
 
-Everything is a tensor operation on what has been written so far: no look at a value, nothing that depends on the batch.
+All rules are tensor operations on the ids written so far: Python reads no value, and nothing depends on the batch.
 """
 
 from __future__ import annotations
@@ -27,46 +27,46 @@ from .repetition import LookBack, Repetition, penalize, repeats
 from .silence import is_silent
 
 MAX_WINDOW = 4096
-"""Frames a rule may look back."""
+"""Maximum number of frames a rule may look back."""
 NEVER = 1 << 60
-"""A step that is not reached."""
+"""A step that is never reached."""
 
 
 @dataclass(frozen=True)
 class StepDraws:
-    """What the draws of one step need."""
+    """Random numbers and recent codes for one step."""
 
     step: int | Tensor
     numbers: Tensor
     """[B, J] uniform numbers, float64."""
     again: Tensor | None
-    """[B, J] those of second draws."""
+    """[B, J] uniform numbers of second draws."""
     recent: Tensor | None
-    """[B, K, W] codes before the step, -1 for none; None where no rule looks back."""
+    """[B, K, W] codes before the step, -1 for none; None if no rule looks back."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The rules of the symbols that are drawn together."""
+    """The rules of sub-tokens that are sampled together."""
 
     places: Tensor
-    """[n] long, which of the J symbols of a step."""
+    """[n] long, indices among the J sub-tokens of a step."""
     books: Tensor
     """[n] long, the codebook of each."""
     whole: bool
-    """Whether these are all symbols in order."""
+    """Whether these are all sub-tokens in order."""
     first: int | None
-    """Place of symbol 0 among them, the one that can end."""
+    """Index of sub-token 0 among them, the one that can be the end; None if it is in another stage."""
     filters: Filters
     repetition: Repetition
 
     def of(self, by_symbol: Tensor) -> Tensor:
-        """Its symbols of a tensor [B, J, *]."""
+        """Select the stage's sub-tokens of a tensor [B, J, *]."""
         return by_symbol if self.whole else by_symbol.index_select(1, self.places)
 
 
 class Sampler:
-    """Draws the symbols of a generation; `begin` once a step, then `forbid` and `draw` for each stage of the head."""
+    """Samples sub-tokens; call `begin` once per step, then `forbid` and `draw` for each stage of the head."""
 
     def __init__(
         self,
@@ -81,10 +81,10 @@ class Sampler:
         """Check the settings against the model.
 
         Args:
-            symbols: what the head draws.
-            num_frames: the most frames to be made.
+            symbols: the sub-tokens of the head.
+            num_frames: maximum number of frames.
             first_end_step: no end before this step; None: no end at all.
-            room: steps there shall be room for, should they be more.
+            room: minimum capacity in steps.
         Raises:
             ValueError: names the setting, what was found and what to do.
         """
@@ -107,30 +107,30 @@ class Sampler:
         )
         self.look_back = LookBack(arrangement, num_frames, window, device, room) if window else None
         self.end = torch.zeros(V, dtype=torch.bool, device=device)
-        """[V'] True on the end of codebook 0."""
+        """[V'] True for the end of codebook 0."""
         if self.has_end:
             self.end[symbols.end] = True
         codes = symbols.end - (arrangement.end_ids[0] - arrangement.cardinalities[0])
         self.unused = torch.zeros(V, dtype=torch.bool, device=device)
-        """[V'] True on the values of symbol 0 between those of codes and the end."""
+        """[V'] True for the values of sub-token 0 between the codes and the end."""
         self.unused[codes : symbols.end] = self.has_end
         self.has_unused = self.has_end and symbols.end > codes
         self._stages: dict[tuple[int, ...], Stage] = {}
 
     def parts(self) -> tuple:
-        """All that decides what it does, besides the rules of its stages."""
+        """All tensors and settings that determine sampling, besides the rules of the stages."""
         rules = self.first_end_step, self.end_bias, self.end_rule, self.max_silence, self.silent
         return *rules, self.penalizes, self.draws_again, None if self.look_back is None else self.look_back.parts()
 
     def begin(self, seeds: Tensor, step: int | Tensor, columns: Tensor) -> StepDraws:
-        """Prepare the draws of a step: seeds [B], columns [B, K, 1 + S] as written so far."""
+        """Prepare the draws of a step from seeds [B] and the columns [B, K, 1 + S] written so far."""
         J = len(self.symbols)
         again = uniform(seeds, step, J, draw=1) if self.draws_again else None
         recent = None if self.look_back is None else self.look_back(columns, step)
         return StepDraws(step, uniform(seeds, step, J), again, recent)
 
     def stage(self, places: tuple[int, ...]) -> Stage:
-        """The rules of the symbols at these places, laid out when they are first asked for."""
+        """The rules of the sub-tokens at these places, built on first use."""
         if places not in self._stages:
             books = [self.symbols.codebooks[j] for j in places]
             self._stages[places] = Stage(
@@ -144,7 +144,7 @@ class Sampler:
         return self._stages[places]
 
     def forbid(self, begun: StepDraws, rules: Stage, logits: Tensor) -> Tensor:
-        """-inf on values of the stage's symbols that must not be drawn: logits [*, B, n, V'], changed or not."""
+        """Set forbidden values of the stage's sub-tokens to -inf in logits [*, B, n, V']."""
         if rules.first is None:
             return logits
         V = logits.shape[-1]
@@ -161,7 +161,7 @@ class Sampler:
         return logits.masked_fill(is_first[:, None] & ids[:, None, :], float("-inf"))
 
     def draw(self, begun: StepDraws, rules: Stage, logits: Tensor) -> Tensor:
-        """Values [B, n] of the stage's symbols, from logits [B, n, V'] float64, -inf on what is forbidden."""
+        """Sample values [B, n] of the stage's sub-tokens from logits [B, n, V'], float64, -inf for forbidden values."""
         if self.end_bias and rules.first is not None:
             is_end = (rules.places == 0)[:, None] & self.end[: logits.shape[-1]]
             logits = logits + is_end * self.end_bias
@@ -178,7 +178,7 @@ class Sampler:
         return drawn
 
     def _with_end_rule(self, rules: Stage, logits: Tensor) -> Tensor:
-        """-inf on the end where another id is likelier, if that is the rule."""
+        """With end_rule "likeliest", set the end to -inf where another id is likelier."""
         if self.end_rule == "drawn" or not self.has_end or rules.first is None:
             return logits
         is_end = (rules.places == 0)[:, None] & self.end[: logits.shape[-1]]
@@ -187,7 +187,7 @@ class Sampler:
 
 
 def _check_whole_codes(symbols: SubTokens, penalizes: bool, draws_again: bool, max_silence: int) -> None:
-    """Rules about codes drawn before cannot be applied to parts of a code."""
+    """ValueError: rules about earlier codes cannot be applied to sub-tokens of a code."""
     if symbols.parts > 1 and (penalizes or draws_again or max_silence):
         name = "repetition_penalty" if penalizes else "ras" if draws_again else "max_silence_frames"
         raise ValueError(f"{name} looks at whole codes, but the model's head draws them in parts; leave it off")
@@ -205,7 +205,7 @@ def _make_repetition(sampling: SamplingConfig, num_codebooks: int, device: torch
     )
     ras = spread("ras", f"{whole} 0 to {MAX_WINDOW}", lambda x: 0 <= x <= MAX_WINDOW and x % 1 == 0)
     tau = spread("ras_tau", "above 0 and at most 1", lambda x: 0 < x <= 1)
-    # A product like 10 * 0.3 may come out a rounding error above the whole number that is meant.
+    # A product like 10 * 0.3 may exceed the intended whole number by a rounding error.
     repeats = [max(1, -int(-(w * t - 1e-9) // 1)) for w, t in zip(ras, tau, strict=True)]
     return Repetition(
         penalty=torch.tensor(penalty, dtype=torch.float64, device=device),
@@ -232,7 +232,7 @@ def _check_end_rule(rule: str) -> str:
 def _check_silence(
     sampling: SamplingConfig, num_codes: int, num_outputs: int, device: torch.device | str
 ) -> tuple[int, Tensor]:
-    """The limit in frames and a bool [V'], True on the silent ids of codebook 0."""
+    """The limit in frames and a bool [V'], True for the silent ids of codebook 0."""
     limit, ids = sampling.max_silence_frames, sampling.silence_codes
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MAX_WINDOW:
         raise ValueError(f"max_silence_frames must be a whole number from 0 to {MAX_WINDOW}, found {limit!r}")

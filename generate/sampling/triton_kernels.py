@@ -1,9 +1,9 @@
-"""Kernels in Triton for what is drawn in a step on a GPU: the uniform numbers, and the ids by the filters.
+"""Triton kernels for sampling on a GPU: uniform random numbers, and filtered sampling of ids.
 
-Op by op they are about a hundred kernels of a microsecond or two each, a quarter of a small model's step.
+Run eagerly, sampling takes about a hundred kernels of a microsecond or two each, a quarter of a small model's step.
 """
 
-# Triton's own types do not describe the language inside a kernel.
+# Triton's type annotations do not describe the language inside a kernel.
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportOperatorIssue=false
 # pyright: reportAttributeAccessIssue=false
 
@@ -15,7 +15,7 @@ import triton.language as tl  # type: ignore
 
 @triton.jit
 def _mix(x):
-    """The SplitMix64 finaliser, as counter_rng.py has it."""
+    """The SplitMix64 finalizer, as in counter_rng.py."""
     x = x + tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
     x = (x ^ (x >> 30)) * tl.full((), 0xBF58476D1CE4E5B9, tl.uint64)
     x = (x ^ (x >> 27)) * tl.full((), 0x94D049BB133111EB, tl.uint64)
@@ -24,7 +24,7 @@ def _mix(x):
 
 @triton.jit
 def uniform_kernel(seeds, step, numbers, draw, K, BLOCK: tl.constexpr):
-    """The numbers [K] of a row and step; program (row)."""
+    """Uniform numbers [K] of a row and step; program (row)."""
     row = tl.program_id(0)
     books = tl.arange(0, BLOCK)
     seed = tl.load(seeds + row).to(tl.uint64)
@@ -38,21 +38,21 @@ def sample_kernel(
     logits, uniforms, ids, temperature, greedy, top_k, min_p, V, n,
     LIMITED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The id of a cell, as `sampling.sample` draws it without top-p; program (row * n + symbol)."""
+    """Sample the id of a cell like `filters.sample` without top-p; program (row * n + symbol)."""
     cell = tl.program_id(0).to(tl.int64)
     symbol = cell % n
     each = tl.arange(0, BLOCK)
     own = tl.load(logits + cell * V + each, mask=each < V, other=float("-inf"))
     largest = tl.max(own, axis=0)
     likeliest = tl.min(tl.where(own == largest, each, BLOCK), axis=0)
-    likeliest = tl.where(likeliest < V, likeliest, 0)  # nothing equals the largest where logits are not numbers
-    # The largest is taken off first, as filters.py does: no temperature makes the quotient overflow.
+    likeliest = tl.where(likeliest < V, likeliest, 0)  # NaN logits do not equal the largest
+    # Subtract the largest first, as in filters.py: no temperature makes the quotient overflow.
     weights = tl.exp((own - largest) / tl.load(temperature + symbol))
     kept = (weights >= tl.load(min_p + symbol)) & (weights > 0) & (each < V)
     if LIMITED:
         k = tl.load(top_k + symbol)
         if k < V:
-            # The k-th largest, bit by bit: numbers that are not negative stand in the order of their bits.
+            # Find the k-th largest bit by bit: non-negative floats sort like their bit patterns.
             bits = weights.to(tl.int64, bitcast=True)
             least = tl.full((), 0, tl.int64)
             for place in range(62):
@@ -65,7 +65,7 @@ def sample_kernel(
     weights = tl.where(kept, weights, 0.0)
     cumulative = tl.cumsum(weights, axis=0)
     target = tl.load(uniforms + cell) * tl.max(cumulative, axis=0)
-    # A sum in parallel need not rise everywhere: only ids that may be drawn are looked at, at last the last of them.
+    # A parallel sum is not always monotonic: search only kept ids and fall back to the last of them.
     found = tl.min(tl.where(kept & (cumulative > target), each, BLOCK), axis=0)
     last = tl.max(tl.where(kept, each, -1), axis=0)
     found = tl.minimum(found, last)

@@ -1,4 +1,4 @@
-"""Drawing on a GPU in two kernels (triton_kernels.py), where Triton is."""
+"""Sampling on a GPU in two kernels (triton_kernels.py), if Triton is available."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from .filter_tensors import Filters
 
 MOST_VALUES = 1 << 14
-"""More values than a program holds are drawn op by op."""
+"""Maximum number of values per program; larger vocabularies are sampled with torch operations."""
 
 
 def takes(x: Tensor) -> bool:
-    """Whether what is on this tensor's device can be drawn here."""
+    """Whether the kernels support this tensor's device."""
     return takes_device(x) and not torch.compiler.is_compiling()
 
 
 def uniform(seeds: Tensor, step: Tensor, num_codebooks: int, draw: int) -> Tensor:
-    """`noise.uniform`, the same numbers to the last bit."""
+    """`counter_rng.uniform`, bit for bit."""
     from .triton_kernels import uniform_kernel
 
     numbers = torch.empty(len(seeds), num_codebooks, dtype=torch.float64, device=seeds.device)
@@ -33,7 +33,7 @@ def uniform(seeds: Tensor, step: Tensor, num_codebooks: int, draw: int) -> Tenso
 
 
 def sample(logits: Tensor, uniforms: Tensor, filters: Filters) -> Tensor:
-    """`sampling.sample` for filters without top-p, but for the rounding of sums."""
+    """`filters.sample` for filters without top-p, equal except for the rounding of sums."""
     from .triton_kernels import sample_kernel
 
     B, n, V = logits.shape

@@ -1,1 +1,1 @@
-"""Audio and images while they are generated."""
+"""Streaming of audio and images during generation."""

@@ -1,4 +1,4 @@
-"""Sound while it is being made: finished frames go straight into the tokenizer's stream decoder."""
+"""Audio streaming: complete frames are passed directly to the tokenizer's stream decoder."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ def stream_audio(
     defaults: GenerationConfig | None = None,
     **settings: Unpack[Settings],
 ) -> Iterator[Tensor]:
-    """Generate one sample and yield its samples as they become final.
+    """Generate one sample and yield its audio as it becomes final.
 
-    A frame is final once its last codebook is drawn, at most `max_delay` steps after its first; the stream decoder then
-    waits for the context its network looks at. Stop iterating to cancel: nothing is made ahead.
+    A frame is final once its last codebook is sampled, at most `max_delay` steps after its first; the stream decoder
+    then waits for the context of its network. Stop iterating to cancel: nothing is generated ahead.
 
     Args:
-        as of `generate`; arguments are checked at the call, before the first chunk is asked for.
+        as in `generate`; arguments are checked at the call, not on first iteration.
     Yields:
-        [C, n] float32 on the CPU, n > 0. Joined they equal `generate(...).media[0]` of the same arguments, bit for bit.
+        [C, n] float32 on the CPU, n > 0. Concatenated, the chunks equal `generate(...).media[0]` for the same
+        arguments, bit for bit.
     Raises:
-        ValueError: the tokenizer makes no audio; and as `generate`.
+        ValueError: the tokenizer is not an audio tokenizer; and as in `generate`.
     """
     lm = check_pair(lm, tokenizer, "stream_audio")
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
@@ -67,7 +68,7 @@ def stream_audio(
 
 
 def sound_of(frames: Iterable[Tensor], decoder: StreamDecoder) -> Iterator[Tensor]:
-    """Samples [C, n] of codes [K, n] as soon as they are final, n > 0, on the CPU."""
+    """Decode codes [K, n] and yield samples [C, n], n > 0, on the CPU as soon as they are final."""
     for codes in frames:
         samples = decoder.push(codes)
         if samples.shape[-1]:

@@ -1,7 +1,7 @@
-"""A picture while it is being made: what is drawn so far, the rest left neutral.
+"""Image streaming: decodes the codes sampled so far and leaves the rest neutral.
 
-A cell without a code counts as a dropped level: its vector adds nothing. So with residual codes a frame is first seen
-coarsely, and with the coarse-first arrangement the whole picture is.
+A missing code counts as a dropped residual level: its vector adds nothing. With residual codes each frame therefore
+appears coarsely first, and with the coarse-first codebook pattern the whole image does.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ def stream_images(
     defaults: GenerationConfig | None = None,
     **settings: Unpack[Settings],
 ) -> Iterator[Tensor]:
-    """Generate one picture and yield it as it grows.
+    """Generate one image and yield partial images during generation.
 
     Args:
-        as of `generate`; arguments are checked at the call, before the first picture is asked for.
-        every: frames from one picture to the next; None: a row of the grid. A model that makes codes in passes or
-            scales gives a picture after each.
+        as in `generate`; arguments are checked at the call, not on first iteration.
+        every: frames between images; None: one row of the grid. A model that decodes in passes or scales yields an
+            image after each.
     Yields:
-        [C, height, width] float32 on the CPU. The last equals `generate(...).media[0]` of the same arguments, bit for
+        [C, height, width] float32 on the CPU. The last equals `generate(...).media[0]` for the same arguments, bit for
         bit.
     Raises:
-        ValueError: the tokenizer makes no pictures; and as `generate`.
+        ValueError: the tokenizer is not an image tokenizer; and as in `generate`.
     """
     lm = check_pair(lm, tokenizer, "stream_images")
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
@@ -93,7 +93,8 @@ def stream_images(
 def _coarse_then_fine(
     lm: CoarseToFine, tokenizer: Tokenizer, request: Request, loop: DecodeLoop, every: int
 ) -> Iterator[Tensor]:
-    """Codes [1, K, T]: those in the middle of the coarse labels, then the refiner's in their places."""
+    """Yield codes [1, K, T]: first the central codes of the coarse labels' clusters, then the refiner's codes as they
+    replace them."""
     middles = lm.clustering.middles(tokenizer.vectors())
     for labels in _grow(loop, every):
         yield lm.clustering.codes_of(labels.cpu(), middles)
@@ -104,8 +105,8 @@ def _coarse_then_fine(
 
 
 def _grow(loop: DecodeLoop, every: int) -> Iterator[Tensor]:
-    """Codes [1, K, T] of a picture, -1 where none has been chosen yet, each time `every` frames' share of the steps is
-    done; at last all."""
+    """Yield the codes [1, K, T] of an image, -1 where none has been sampled yet, once per `every` frames' share of the
+    steps, and finally all codes."""
     steps, shown = every * loop.num_steps / loop.length.max_frames, 0
     while not loop.done:
         loop.step()
