@@ -1,4 +1,4 @@
-"""Files that are either whole or absent when written, and checked before they are used when read."""
+"""Atomic file writes, and file reads that validate the content before use."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ MAX_TENSORS = 100_000
 BLOCK_BYTES = 1 << 20
 COPY_AGAIN = "copy it again, or make it again"
 CONTENT_KEY = "content_sha256"
-"""Metadata of a safetensors file that says what is in it, for files that no other file vouches for."""
+"""Metadata key with a digest of a safetensors file's content, for files whose hash no other file records."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""What a full disk, a used-up quota and a limit on file sizes answer."""
+"""Error numbers of a full disk, an exhausted quota and a file size limit."""
 _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _DTYPES = {
     name: getattr(torch, dtype)
@@ -45,26 +45,25 @@ _TENSOR_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,512}")
 
 
 class DamagedFile(ValueError):
-    """A file holds other bytes than were written."""
+    """The content of a file differs from what was written."""
 
 
 class NoRoom(OSError):
-    """There is no room on the disk; the message names the file."""
+    """No space left on the disk; the message names the file."""
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}"
 
 
 def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any], durable: bool = True) -> None:
-    """Write a file so that a kill at any moment leaves the old file or the whole new one.
+    """Write a file atomically: if the process is killed, either the old file or the complete new one remains.
 
     Args:
-        path: file to write; its folder is made when missing.
-        content: the bytes, or a function that writes them to the temporary path it is given.
-        durable: wait for the disk, so that a power cut leaves one of the two as well; slow for many files.
+        path: file to write; its folder is created if missing.
+        content: the bytes, or a function that writes them to a given temporary path.
+        durable: wait for the disk, so that the same holds after a power failure; slow for many files.
     Raises:
-        NoRoom: the disk is full. OSError: it cannot be written for another reason, see `cannot_write`. The old file is
-            as it was.
+        NoRoom: the disk is full. OSError: another reason, see `cannot_write`. The old file remains unchanged.
     """
     path = Path(path)
     try:
@@ -82,7 +81,7 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any], durab
 
 
 def error_number(error: BaseException) -> int | None:
-    """The errno of an OSError, or of the error of the system that safetensors quotes."""
+    """The errno of an OSError, or of the system error quoted by a safetensors error."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, safetensors.SafetensorError) else None
@@ -91,7 +90,7 @@ def error_number(error: BaseException) -> int | None:
 
 def _write_atomic(path: Path, content: bytes | Callable[[Path], Any], durable: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A folder, for safetensors writes a temporary file of its own beside the one it is asked for.
+    # Use a folder: safetensors creates its own temporary file next to the target.
     stage = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".part"))
     part = stage / path.name
     try:
@@ -99,7 +98,7 @@ def _write_atomic(path: Path, content: bytes | Callable[[Path], Any], durable: b
             content(part)
         else:
             part.write_bytes(content)
-        os.chmod(part, 0o644)  # safetensors writes 0600, which a shared folder cannot read
+        os.chmod(part, 0o644)  # safetensors writes 0600, unreadable for others in a shared folder
         if durable:
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
@@ -111,7 +110,7 @@ def _write_atomic(path: Path, content: bytes | Callable[[Path], Any], durable: b
 
 
 def fsync_dir(path: str | Path) -> None:
-    """Make a folder's own entries (names, renames) durable."""
+    """Make the entries of a folder (names, renames) durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -120,7 +119,7 @@ def fsync_dir(path: str | Path) -> None:
 
 
 def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, hex."""
+    """SHA-256 of a file, hex."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(BLOCK_BYTES):
@@ -129,7 +128,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def write_json(path: str | Path, data: Any) -> None:
-    """Write JSON atomically, indented, keys in the order given; NaN and infinity are refused with ValueError."""
+    """Write JSON atomically, indented, keys in the given order; raises ValueError on NaN and infinity."""
     write_atomic(path, json_bytes(data))
 
 
@@ -139,17 +138,17 @@ def json_bytes(data: Any) -> bytes:
 
 
 def write_sealed_json(path: str | Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object as `write_json`, with one key more at its end: "sha256", of all bytes before it."""
+    """Write a JSON object like `write_json`, with a final key "sha256": the hash of all bytes before it."""
     assert data and "sha256" not in data
     body = json_bytes(data).removesuffix(b"\n}\n")
     write_atomic(path, body + f',\n "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode())
 
 
 def read_sealed_json(path: str | Path, limits: JsonLimits = SMALL, advice: str = COPY_AGAIN) -> Any:
-    """Read what `write_sealed_json` wrote, without the key "sha256"; or JSON of an earlier version, which has none.
+    """Read a file written by `write_sealed_json`, without the key "sha256", or JSON of earlier versions without it.
 
     Raises:
-        DamagedFile: not the bytes that were written. ValueError: as `read_json`.
+        DamagedFile: the bytes differ from those written. ValueError: as `read_json`.
     """
     data, text = _parse_json(Path(path), limits)
     if not isinstance(data, dict) or "sha256" not in data:
@@ -163,7 +162,7 @@ def read_sealed_json(path: str | Path, limits: JsonLimits = SMALL, advice: str =
 
 
 def read_json(path: str | Path, limits: JsonLimits = SMALL) -> Any:
-    """Read JSON; ValueError names the file when it is larger than the limits or not usable JSON (json_limits.py)."""
+    """Read JSON; ValueError names the file if it exceeds the limits or is not usable JSON (json_limits.py)."""
     return _parse_json(Path(path), limits)[0]
 
 
@@ -178,7 +177,7 @@ def write_safetensors(
 ) -> None:
     """Write tensors and metadata atomically; the same content gives the same bytes.
 
-    safetensors by itself does not fsync, writes for the owner only, and puts metadata in another order each time.
+    safetensors itself does not fsync, writes files readable by the owner only, and varies the order of metadata.
 
     Args:
         sealed: add a SHA-256 of the content to the metadata, which `read_safetensors` checks.
@@ -197,7 +196,7 @@ def write_safetensors(
 
 
 def _sort_metadata(path: Path) -> None:
-    """Rewrite a safetensors header in place with its metadata sorted; nothing else moves."""
+    """Sort the metadata of a safetensors header in place; nothing else moves."""
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -210,22 +209,22 @@ def _sort_metadata(path: Path) -> None:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies in a safetensors file."""
+    """Location of a tensor in a safetensors file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
-    """First byte in the file."""
+    """Offset of the first byte in the file."""
     size: int
-    """Bytes."""
+    """Number of bytes."""
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """A checked safetensors header."""
+    """A validated safetensors header."""
 
     tensors: dict[str, TensorEntry]
-    """In the order of the file; their bytes fill the rest of it without gaps."""
+    """In file order; their bytes fill the rest of the file without gaps."""
     metadata: dict[str, str]
 
 
@@ -236,18 +235,18 @@ def read_safetensors(
     wanted: Callable[[str], bool] | None = None,
     sha256: str | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors and the metadata of a safetensors file into memory.
+    """Read the tensors and metadata of a safetensors file into memory.
 
-    Nothing is memory-mapped: a file that changes later changes no tensor, and one that is cut is an error, no SIGBUS.
-    The header is checked first: the format itself allows headers that take seconds and gigabytes to parse, a name that
-    occurs twice, and names such as "../../etc/x".
+    It does not use memory mapping: later changes of the file do not change tensors, and truncation is an error instead
+    of SIGBUS. The header is validated first: the format allows headers that take seconds and gigabytes to parse,
+    duplicate names, and names like "../../etc/x".
 
     Args:
-        wanted: tells by name which tensors to read; None: all.
-        sha256: the file's SHA-256, hex, where it is known; computed from the bytes as they are read. Then all are read.
+        wanted: selects the tensors to read by name; None: all.
+        sha256: expected SHA-256 of the file, hex, checked while reading; requires reading all tensors.
     Raises:
-        FileNotFoundError: no such file. DamagedFile: the file is another one than `sha256` says, or its content another
-            than it says itself. ValueError: anything else wrong with its content, in one line that names the file.
+        FileNotFoundError: no such file. DamagedFile: the file does not match `sha256`, or its content does not match
+            its own digest. ValueError: any other invalid content, in one line that names the file.
     """
     assert wanted is None or sha256 is None
     path = Path(path)
@@ -271,13 +270,13 @@ def read_safetensors(
 
 
 def check_format(path: Path, metadata: Mapping[str, str], name: str) -> None:
-    """Raise ValueError unless the metadata of a safetensors file, where it has any, is its format alone."""
+    """Raise ValueError unless the metadata of a safetensors file is empty or only its format."""
     if metadata and metadata != {"format": name}:
         raise ValueError(f"{path}: its metadata is {str(metadata)[:100]}, it should be the format {name}; {COPY_AGAIN}")
 
 
 def read_header(path: str | Path, max_header: int = MAX_HEADER_BYTES, max_tensors: int = MAX_TENSORS) -> TensorHeader:
-    """Read and check a safetensors header alone; raises as `read_safetensors`."""
+    """Read and validate only the header of a safetensors file; raises as `read_safetensors`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -286,7 +285,7 @@ def read_header(path: str | Path, max_header: int = MAX_HEADER_BYTES, max_tensor
 
 
 def check_sha256(path: Path, found: str, wanted: str | None, advice: str = COPY_AGAIN) -> None:
-    """Raise DamagedFile unless a file's SHA-256 is the wanted one."""
+    """Raise DamagedFile unless a file has the wanted SHA-256."""
     if found != wanted:
         raise DamagedFile(
             f"{path}: damaged: its SHA-256 is {found[:12]}, it was written as {str(wanted)[:12]}; {advice}"
@@ -366,7 +365,7 @@ def _read_tensor(path: Path, file: BinaryIO, entry: TensorEntry, digest: Any) ->
 
 
 def _content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over the metadata and every tensor (name, dtype, shape, bytes)."""
+    """SHA-256 of the metadata and every tensor (name, dtype, shape, bytes)."""
     described = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in sorted(tensors.items())]
     digest = hashlib.sha256(json.dumps([dict(sorted(metadata.items())), described]).encode())
     for _, tensor in sorted(tensors.items()):

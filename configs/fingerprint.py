@@ -1,7 +1,7 @@
 """fingerprint.json of a model directory: size and SHA-256 of each of its files.
 
-Whoever writes a model directory writes it, whoever reads one compares. It finds damage and mixed-up files; it does not
-say who made them. It carries its own SHA-256 (`write_sealed_json`), so that each of its bytes counts as well.
+It is written with every model directory and compared on loading. It detects damage and mixed-up files, but does not
+authenticate their origin. It contains its own SHA-256 (`write_sealed_json`), so damage to itself is detected as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODEL_FILES = (
     *("clusters/config.json", "clusters/clusters.safetensors"),
     *("coder/coder.json", "coder/coder.safetensors"),
 )
-"""All that is ever read of a model directory."""
+"""All files that are read from a model directory."""
 
 _warned: set[Path] = set()
 
@@ -44,16 +44,16 @@ class ModelFingerprint(Config):
     format: Literal["tessera-fingerprint"] = "tessera-fingerprint"
     version: Literal[1] = 1
     files: dict[str, FileFingerprint]
-    """By name relative to the model directory."""
+    """Path relative to the model directory -> fingerprint."""
 
 
 def write_fingerprint(folder: Path, pending: Mapping[str, bytes] | None = None) -> list[str]:
-    """Write the fingerprint of a model directory as it is.
+    """Write the fingerprint of a model directory in its current state.
 
     Args:
-        pending: contents of files that are written after it.
+        pending: contents of files that will be written afterwards.
     Returns:
-        Names of the files in it.
+        Names of the files in the fingerprint.
     """
     pending = pending or {}
     files = {}
@@ -68,9 +68,9 @@ def write_fingerprint(folder: Path, pending: Mapping[str, bytes] | None = None) 
 
 
 def renew_part(part: Path) -> None:
-    """After a part of a model directory, such as its coder/, was written anew: let the fingerprint say so.
+    """Update the fingerprint after a part of a model directory, for example its coder/, was rewritten.
 
-    Nothing is done where `part` is in no model directory with a fingerprint.
+    Does nothing if `part` is not in a model directory with a fingerprint.
     """
     folder = part.parent
     names = [name for name in MODEL_FILES if name.startswith(f"{part.name}/")]
@@ -86,13 +86,13 @@ def renew_part(part: Path) -> None:
 
 
 def check_model_files(folder: Path) -> dict[str, str]:
-    """Compare the files of a model directory with its fingerprint; of weights the sizes alone.
+    """Compare the files of a model directory with its fingerprint; for weights, only the sizes.
 
     Returns:
-        The SHA-256 that each file of WEIGHT_FILES must have, to be compared as it is read. Empty, after one line of
-        warning, where there is no fingerprint: earlier versions wrote none.
+        The expected SHA-256 of each file of WEIGHT_FILES, to be checked while reading it. Empty, with a one-line
+        warning, if there is no fingerprint: earlier versions did not write one.
     Raises:
-        FileNotFoundError, DamagedFile: a file is missing, not listed, or not the one that was written; names it.
+        FileNotFoundError, DamagedFile: a file is missing, not listed, or changed; the message names it.
     """
     path = folder / FINGERPRINT_FILE
     if not os.path.lexists(path):
@@ -137,7 +137,7 @@ def _read(folder: Path) -> ModelFingerprint:
 
 
 def _warn(folder: Path) -> None:
-    """Once a directory and process."""
+    """Warn about a missing fingerprint, once per directory and process."""
     if folder.resolve() not in _warned:
         _warned.add(folder.resolve())
         print(

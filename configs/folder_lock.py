@@ -1,12 +1,12 @@
-"""One writer for a folder: a lock that ends with the process that holds it.
+"""Exclusive write access to a folder: a lock that is released when its process ends.
 
     with lock_folder(out, "tessera shards"):
         ...                                     a second process gets FolderInUse, which names the first
 
-The lock is flock() on a file in the folder. The system releases it when the process ends, however it ends, so a lock
-never outlives its holder. A forked child inherits the open file, which would keep the lock alive: it is closed in the
-child; a program that is started (exec) never sees it. The file is removed by the holder while it still holds the lock,
-so a process that waited for a removed file looks again.
+The lock is flock() on a file in the folder. The system releases it however the process ends, so a lock never outlives
+its holder. A forked child would inherit the open file and keep the lock alive, so it is closed in the child; programs
+started by exec do not inherit it. The holder removes the file while it holds the lock, so a process that then locks the
+removed file notices it and tries again.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from .printable import say
 
 LOCK_FILE = ".tessera.lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-"""What file systems without locks answer."""
+"""Error numbers of file systems without locks."""
 _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{1,8}\.part|\.tmp[A-Za-z0-9]{6}", re.DOTALL)
-"""Temporary files of `write_atomic`, and those that safetensors writes by itself."""
+"""Temporary files of `write_atomic` and of safetensors."""
 
 _held: set[int] = set()
 _watching_forks = False
 
 
 class FolderInUse(ValueError):
-    """Another process writes into the folder; the message names it."""
+    """Another process is writing into the folder; the message names it."""
 
 
 @contextmanager
 def lock_folder(folder: str | Path, purpose: str, below: Sequence[str] = ()) -> Iterator[None]:
-    """Hold the right to write into a folder; temporary files that a killed holder left there are removed.
+    """Lock a folder for writing, and remove temporary files left there by a killed process.
 
     Args:
-        folder: made when missing, and removed again when it was made here and nothing was written before an error.
-        purpose: what the holder does, for the message of the process that is refused ("tessera shards").
-        below: patterns of subfolders in which temporary files are removed as well ("samples/*").
+        folder: created if missing; removed again if an error occurs before anything is written to it.
+        purpose: what the holder does, for the error message of a refused process ("tessera shards").
+        below: patterns of subfolders that are also cleaned of temporary files ("samples/*").
     Raises:
-        FolderInUse: another process (or another place in this one) holds the lock. FileExistsError: it is a file.
+        FolderInUse: another process, or other code in this one, holds the lock. FileExistsError: it is a file.
 
-    A file system without locks, or a folder that cannot be written, is not locked: the first with a note on stderr.
+    A folder on a file system without locks (with a note on stderr) or without write permission is not locked.
     """
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
@@ -68,17 +68,17 @@ def lock_folder(folder: str | Path, purpose: str, below: Sequence[str] = ()) -> 
         if handle is not None:
             _release(folder / LOCK_FILE, handle)
         for path in made if refused else []:
-            with suppress(OSError):  # it holds something
+            with suppress(OSError):  # not empty
                 path.rmdir()
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but perhaps the lock."""
+    """Whether a folder is empty except for the lock file."""
     return all(path.name == LOCK_FILE for path in folder.iterdir())
 
 
 def remove_leftovers(folder: Path, below: Sequence[str] = ()) -> None:
-    """Remove the temporary files that a killed process left in a folder that this process has locked."""
+    """Remove temporary files of a killed process from a folder that this process has locked."""
     for place in (folder, *(found for pattern in below for found in folder.glob(pattern))):
         if place.is_symlink() or not place.is_dir():
             continue
@@ -92,7 +92,7 @@ def remove_leftovers(folder: Path, below: Sequence[str] = ()) -> None:
 
 
 def _acquire(folder: Path, purpose: str) -> int | None:
-    """The open lock file; None where there are no locks."""
+    """Handle of the locked file; None if locking is not supported."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -103,14 +103,14 @@ def _acquire(folder: Path, purpose: str) -> int | None:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                return None  # whoever writes here is told so by the system
+                return None  # writing will raise the system's error
             raise
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 break
         except FileNotFoundError:
-            pass  # its holder has just removed it
+            pass  # the holder has just removed it
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 holder = _describe(handle)
@@ -132,7 +132,7 @@ def _acquire(folder: Path, purpose: str) -> int | None:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "purpose": purpose,
     }
-    with suppress(OSError):  # a full disk: the lock holds without the note
+    with suppress(OSError):  # full disk: the lock works without the note
         os.ftruncate(handle, 0)
         os.pwrite(handle, (json.dumps(note) + "\n").encode(), 0)
     return handle
@@ -167,7 +167,7 @@ def _close_all() -> None:
 
 
 def _describe(handle: int) -> str:
-    """Who holds the lock, as the file says; its text is another's, so it is cut and made printable."""
+    """Description of the lock's holder from the lock file; untrusted text, so it is truncated and made printable."""
     try:
         note = json.loads(os.pread(handle, 4096, 0))
         words = f"process {note['pid']} on {note['host']} since {note['since']}: {note['purpose']}"

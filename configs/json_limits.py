@@ -1,7 +1,8 @@
-"""JSON that is measured before it is parsed.
+"""JSON parsing with limits on size and number of values, checked before parsing.
 
-A parser makes 64 bytes of `[],` and more of each short string, so a file of some megabytes can take gigabytes. Brackets
-and commas outside of strings are counted first, while the file is read; parsing happens only below the limits.
+A parser allocates 64 bytes for `[],` and more for each short string, so a file of a few megabytes can take gigabytes.
+Brackets and commas outside of strings are therefore counted while the file is read, and only JSON within the limits is
+parsed.
 """
 
 from __future__ import annotations
@@ -17,30 +18,30 @@ from typing import Any, BinaryIO
 BLOCK = 1 << 20
 MAX_INTEGER = 2**63 - 1
 _DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else ord(" ") for byte in range(256))
-"""For bytes.translate: all digits alike."""
+"""Table for bytes.translate that maps all digits to 0."""
 
 
 @dataclass(frozen=True)
 class JsonLimits:
-    """What a kind of file may hold at most."""
+    """Limits for a kind of file."""
 
     num_bytes: int
     containers: int
-    """Lists and mappings."""
+    """Number of lists and mappings."""
     values: int
-    """Entries of lists and mappings."""
+    """Number of entries of lists and mappings."""
 
 
 SMALL = JsonLimits(16 << 20, 50_000, 100_000)
 """Configs and states."""
 NAMED = JsonLimits(64 << 20, 50_000, 4_000_000)
-"""Configs of models, which name each label."""
+"""Model configs, which list all label names."""
 HEADER = JsonLimits(8 << 20, 400_000, 1_000_000)
-"""Headers of safetensors files: four lists and mappings for each of 100,000 tensors."""
+"""Safetensors headers: four lists and mappings for each of 100,000 tensors."""
 LINE = JsonLimits(1 << 20, 1000, 10_000)
 """One line of a JSONL file."""
 INDEX = JsonLimits(256 << 20, 400_000, 8_000_000)
-"""Indexes of shards: four values for each of two million items, and a mapping for each skipped one."""
+"""Shard indexes: four values for each of two million items, and a mapping for each skipped item."""
 
 
 def parse_json(data: bytes | str, where: str, limits: JsonLimits = SMALL) -> Any:
@@ -48,21 +49,21 @@ def parse_json(data: bytes | str, where: str, limits: JsonLimits = SMALL) -> Any
 
     Args:
         data: UTF-8, with or without a byte order mark.
-        where: begins the message of an error.
+        where: prefix of error messages.
     Raises:
-        ValueError: more than the limits allow, not JSON, a key that occurs twice in a mapping, NaN or infinity, a whole
-            number beyond 64 bits, or nested so deep that it cannot be parsed.
+        ValueError: over the limits, not JSON, a duplicate key, NaN or infinity, an integer beyond 64 bits, or nesting
+            too deep to parse.
     """
     data = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     return parse_measured(read_measured(io.BytesIO(data), where, limits), where)
 
 
 def read_json_lines(file: BinaryIO, path: str | Path, max_bytes: int = INDEX.num_bytes) -> Iterator[tuple[str, Any]]:
-    """The lines of an opened JSONL file that are not empty, each with its place "path, line 3" for messages.
+    """Non-empty lines of an open JSONL file, each with its location "path, line 3" for messages.
 
-    Lines end with a line feed, as JSONL says: JSON may hold other line separators unescaped.
+    Lines end with a line feed, as JSONL specifies: JSON may contain other line separators unescaped.
 
-    Raises ValueError: as `parse_json`; a line has the limits LINE.
+    Raises ValueError as `parse_json`; the limits of a line are LINE.
     """
     number = read = 0
     while line := file.readline(LINE.num_bytes + 2):
@@ -78,14 +79,14 @@ def read_json_lines(file: BinaryIO, path: str | Path, max_bytes: int = INDEX.num
 
 
 def parse_measured(data: bytes, where: str) -> Any:
-    """`parse_json` of what `read_measured` gave."""
+    """`parse_json` for the result of `read_measured`."""
     try:
         return json.loads(
             data.decode("utf-8-sig"),
             object_pairs_hook=_refuse_duplicates,
             parse_constant=_refuse_constant,
             parse_float=_finite,
-            parse_int=_integer if b"0" * 19 in data.translate(_DIGITS) else int,  # ours takes three times as long
+            parse_int=_integer if b"0" * 19 in data.translate(_DIGITS) else int,  # _integer takes three times as long
         )
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not valid JSON (not UTF-8: {error.reason} at byte {error.start})") from None
@@ -96,7 +97,7 @@ def parse_measured(data: bytes, where: str) -> Any:
 
 
 def read_measured(file: BinaryIO, where: str, limits: JsonLimits) -> bytes:
-    """The bytes of a file of JSON; ValueError as soon as they are beyond the limits."""
+    """Read the bytes of a JSON file; raises ValueError as soon as they exceed the limits."""
     read: list[bytes] = []
     total = containers = values = 0
     exact: _Counter | None = None
@@ -106,7 +107,7 @@ def read_measured(file: BinaryIO, where: str, limits: JsonLimits) -> bytes:
         if total > limits.num_bytes:
             raise ValueError(f"{where}: more than {limits.num_bytes} bytes of JSON, the limit")
         if exact is None:
-            # Counting within strings as well is much faster and mostly enough.
+            # Counting inside strings as well is much faster and usually enough.
             containers += block.count(b"[") + block.count(b"{")
             values += block.count(b",")
             if containers <= limits.containers and values <= limits.values:
@@ -133,7 +134,7 @@ class _Counter:
 
     def feed(self, block: bytes) -> None:
         block = self._rest + block
-        # An escape may be cut by the end of the block.
+        # An escape can be split by the end of the block.
         cut = (len(block) - len(block.rstrip(b"\\"))) % 2
         block, self._rest = block[: len(block) - cut], block[len(block) - cut :]
         parts = block.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')

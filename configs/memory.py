@@ -1,4 +1,4 @@
-"""How much memory there is, asked before much of it is allocated: Linux gives what is not there and kills later."""
+"""Memory checks before large allocations: Linux overcommits memory and kills the process later."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SIGNS = ("not enough memory", "can't allocate memory", "out of memory", "invali
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int | None:
-    """Bytes that can still be allocated on a device, within the limits of this process; None where nobody says."""
+    """Bytes that can still be allocated on a device, within the limits of this process; None if unknown."""
     if str(device).startswith("cuda"):
-        import torch  # here, for the command line says what failed before torch is imported
+        import torch  # imported here: the command line reports errors without importing torch
 
         return torch.cuda.mem_get_info(device)[0]
     found = [free for free in (_free_of_machine(), _free_of_group(), _free_of_process()) if free is not None]
@@ -23,11 +23,11 @@ def available_bytes(device: torch.device | str = "cpu") -> int | None:
 
 
 def check_memory(needed: float, what: str, advice: str, device: torch.device | str = "cpu") -> None:
-    """Raise ValueError where `needed` bytes, a lower bound, are more than a device has left.
+    """Raise ValueError if `needed` bytes, a lower bound, exceed the free memory of a device.
 
     Args:
-        what: is said to need them; begins the message.
-        advice: what to lower; ends it.
+        what: what needs the memory; start of the message.
+        advice: what to reduce; end of the message.
     """
     if needed < 1 << 28:
         return
@@ -37,14 +37,14 @@ def check_memory(needed: float, what: str, advice: str, device: torch.device | s
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory: Python's, or one of torch's for CPUs and GPUs."""
+    """Whether an error is an out-of-memory error of Python or of torch (CPU or GPU)."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 def in_words(size: float) -> str:
-    """ "12.3 GB"."""
+    """Format a number of bytes, for example "12.3 GB"."""
     for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
         if size < 1000 or unit == "PB":
             return (
@@ -63,7 +63,7 @@ def _free_of_machine() -> int | None:
 
 
 def _free_of_group() -> int | None:
-    """Of a container: the limit of its control group (version 2) without what is used."""
+    """Free memory of a container: the limit of its control group (version 2) minus the memory in use."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         used = int((CGROUP / "memory.current").read_text())
@@ -74,7 +74,7 @@ def _free_of_group() -> int | None:
 
 
 def _free_of_process() -> int | None:
-    """What RLIMIT_AS leaves."""
+    """Free address space under RLIMIT_AS."""
     try:
         import resource
     except ImportError:  # Windows

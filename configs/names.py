@@ -1,4 +1,4 @@
-"""Names that become files and folders: what a config, an index or a file of codes says must stay inside its folder."""
+"""Validation of names that become files and folders: names from configs, indexes and codes files must be safe."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic import AfterValidator, Field
 from .printable import printable
 
 MAX_BYTES = 200
-"""Of a name; file systems allow 255, and temporary names are longer than what they stand for."""
+"""Maximum length of a name; file systems allow 255, and temporary names are longer than the final ones."""
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
 def check_file_name(name: str, where: str) -> str:
-    """Return a name that is a single part of a path; ValueError, which begins with `where`, for anything else.
+    """Return the name if it is a single path component; otherwise raise ValueError, with the prefix `where`.
 
-    Refused are "", ".", "..", slashes of both kinds, control characters, bytes that are not UTF-8, and long names.
+    Rejected are "", ".", "..", slashes and backslashes, control characters, bytes that are not UTF-8, and long names.
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable() or _size(name) > MAX_BYTES:
         raise ValueError(f"{where}: '{printable(name, 80)}' is not a file name in this folder")
@@ -35,7 +35,7 @@ FolderName = Annotated[
     Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$", max_length=100),
     AfterValidator(_not_a_device),
 ]
-"""A config's name for a folder on any system: letters, digits, dot, dash and underscore, not a dot at either end."""
+"""Folder name in a config, valid on any system: letters, digits, dot, dash and underscore, no dot at either end."""
 
 
 def _is_shown(name: str) -> str:
@@ -45,14 +45,14 @@ def _is_shown(name: str) -> str:
 
 
 ShownName = Annotated[str, AfterValidator(_is_shown)]
-"""A name that messages show as it is, such as a tokenizer's."""
+"""Name that messages show verbatim, for example a tokenizer's."""
 
 
 def output_stems(names: Iterable[str]) -> list[str]:
-    """A file name without extension for each name of an item, none twice, whatever the names are.
+    """Unique file names without extension for arbitrary item names.
 
-    Folders and the extension are cut off, other characters than letters, digits, space and -_+. become _, and a second
-    x becomes x-1. Names that differ in case alone count as the same, as on some file systems they are.
+    Folders and the extension are removed, characters other than letters, digits, space and -_+. become _, and a second
+    x becomes x-1. Names that differ only in case count as equal, as on some file systems.
     """
     taken: set[str] = set()
     copies: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Places that output is written to: checked before the work begins, and described when they cannot be written."""
+"""Output paths: checks before work begins, and clear errors for paths that cannot be written."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 
 
 def prepare_folder(folder: str | Path) -> None:
-    """Make a folder for output, with its parents, and check that files can be made in it.
+    """Create an output folder with its parents, and check that files can be created in it.
 
     Raises:
-        OSError: of the class that the system's error has; one line that names the folder, what is in the way and what
-            to do.
+        OSError: of the same class as the system's error; one line with the folder, the reason and what to do.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -25,10 +24,10 @@ def prepare_folder(folder: str | Path) -> None:
 
 
 def prepare_file(path: str | Path) -> None:
-    """Make the folder of an output file, with its parents, and check that the file can be written.
+    """Create the folder of an output file with its parents, and check that the file can be written.
 
     Raises:
-        OSError: as `prepare_folder`; also where the path is a folder, or its name too long.
+        OSError: as `prepare_folder`; also if the path is a folder or its name is too long.
     """
     path = Path(path)
     try:
@@ -44,12 +43,12 @@ def prepare_file(path: str | Path) -> None:
 
 
 def cannot_write(path: str | Path, number: int | None, is_folder: bool = False) -> OSError:
-    """The error for output that cannot be written: what was asked, what is in the way, what to do.
+    """Build the error for output that cannot be written: the request, the reason, what to do.
 
     Args:
-        path: what was to be written.
-        number: the system's errno.
-        is_folder: the path is a folder for files.
+        path: the output path.
+        number: errno of the system.
+        is_folder: whether the path is a folder for output files.
     """
     path = Path(path)
     number = number or errno.EIO
@@ -71,8 +70,6 @@ def cannot_write(path: str | Path, number: int | None, is_folder: bool = False) 
         reason = f"no file can be made in the folder '{found}'; name another place"
     else:
         reason = f"{os.strerror(number).lower()}; name another place"
-    error = type(OSError(number, ""))(
-        f"{path}: cannot be written: {reason}"
-    )  # the class that Python has for the number
+    error = type(OSError(number, ""))(f"{path}: cannot be written: {reason}")  # Python's exception class for this errno
     error.errno = number
     return error

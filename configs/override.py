@@ -1,4 +1,4 @@
-"""`--set a.kind=x`: fields of the kind that stood in the file do not belong to the new one, and are left out."""
+"""`--set a.kind=x`: drop the fields of the file that only the old kind has."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .printable import say
 def drop_old_fields(
     data: Any, before: Any, sets: Sequence[str], fields_of: Callable[[Sequence[str | int]], Collection[str]]
 ) -> None:
-    """Where an override gave a mapping another kind, remove the fields that only the old kind has; says so on stderr.
+    """If an override changed the kind of a mapping, remove the fields that only the old kind has; notes it on stderr.
 
     Args:
-        data: the config with the overrides, changed in place. before: as it stands in the file.
-        sets: the overrides "a.b=c". A field that is set by one of them is kept, so that a mistake in it is an error.
-        fields_of: names of the fields at a place, whose last part is the new kind; none where there is no such kind.
+        data: the config with the overrides, modified in place. before: the config in the file.
+        sets: the overrides "a.b=c". Fields set by an override are kept, so that mistakes in them are errors.
+        fields_of: names of the fields at a location, whose last part is the new kind; empty if the kind is unknown.
     """
     paths = [item.partition("=")[0].split(".") for item in sets]
     for path in paths:

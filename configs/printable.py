@@ -1,4 +1,4 @@
-"""Text of users and files in messages: shown as it is where it is harmless, escaped where a terminal would obey it."""
+"""Safe display of untrusted text in messages: control characters are escaped so that terminals do not obey them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ MAX_CHARACTERS = 2000
 
 
 def printable(text: object, max_characters: int = MAX_CHARACTERS) -> str:
-    """Text without characters that act instead of being shown.
+    """Escape all non-printable characters.
 
     Args:
-        text: a name, a path, a value or an error; `str` is taken of it.
-        max_characters: longer text loses its middle; the number of characters left out stands there.
+        text: a name, a path, a value or an error, converted by `str`.
+        max_characters: the middle of longer text is replaced by the number of characters left out.
     Returns:
-        The text with control characters, escape sequences, line ends, marks that change the direction of writing and
-        bytes that were not UTF-8 (surrogates) written as Python escapes, such as "\\x1b". Letters of all scripts stay.
+        The text with control characters, escape sequences, line ends, marks that change the text direction and bytes
+        that are not UTF-8 (surrogates) as Python escapes like "\\x1b". Letters of all scripts are kept.
 
     printable("a\\x1b[31mb") == "a\\\\x1b[31mb".
     """
@@ -29,10 +29,10 @@ def printable(text: object, max_characters: int = MAX_CHARACTERS) -> str:
 
 
 def one_line(text: object, max_characters: int = MAX_CHARACTERS) -> str:
-    """The same for a message: runs of white space become one space, then as `printable`."""
+    """`printable` with every run of white space replaced by one space."""
     return printable(" ".join(str(text).split()), max_characters)
 
 
 def say(text: object) -> None:
-    """Print a line on stderr, as `printable`: what it names may be another's text."""
+    """Print a line on stderr, escaped by `printable` because it can contain untrusted text."""
     print(printable(text), file=sys.stderr)

@@ -1,6 +1,6 @@
-"""What a path holds, for the error that follows when it is given in place of something else.
+"""Recognizes the content of a path, for error messages when it is passed in place of something else.
 
-Only names and small JSON files are read; nothing here decides whether the content can be used.
+It reads only names and small JSON files, and does not decide whether the content can be used.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ CONFIG_KINDS = {
     "shards": ("a config of shards", "tessera shards"),
     "coder": ("a coder's config", "tessera tokenizer coder"),
 }
-"""Kinds of YAML files: what each is called, and the command that takes it."""
+"""Kinds of YAML files: description, and the command that takes the file."""
 
 
 def config_kind(data: Any) -> str | None:
-    """The kind of a YAML file, told by its top-level keys; None where they do not say."""
+    """The kind of a YAML file by its top-level keys; None if unknown."""
     if not isinstance(data, dict):
         return None
     if "lm" in data:
@@ -34,8 +34,8 @@ def config_kind(data: Any) -> str | None:
 
 
 def folder_kind(folder: str | Path) -> str | None:
-    """What a folder holds: "model", "tokenizer", "run", "tokenizer run", "shards", "clusters", "coder" or "foreign" (a
-    checkpoint of another library); None where nothing says it."""
+    """The content of a folder: "model", "tokenizer", "run", "tokenizer run", "shards", "clusters", "coder" or "foreign"
+    (a checkpoint of another library); None if unknown."""
     folder = Path(folder)
     if not folder.is_dir():
         return None
@@ -48,7 +48,7 @@ def folder_kind(folder: str | Path) -> str | None:
             return named
         if "model_type" in described or "architectures" in described:
             return "foreign"
-        # Damaged clusters, without their format, still describe a tokenizer: the weights tell.
+        # Damaged clusters without their format still describe a tokenizer; the weight file tells them apart.
         if isinstance(described.get("tokenizer"), dict) and (folder / "tokenizer.safetensors").is_file():
             return "tokenizer"
         if "lm" in described and "train" in described:
@@ -59,19 +59,19 @@ def folder_kind(folder: str | Path) -> str | None:
 
 
 def run_model(folder: str | Path) -> Path | None:
-    """The finished model of a run of `tessera train`; None where the folder is no run, or has no model yet."""
+    """The finished model of a `tessera train` run; None if the folder is not a run or has no model yet."""
     model = Path(folder) / "model"
     is_run = folder_kind(folder) == "run" and folder_kind(model) == "model"
     return model if is_run else None
 
 
 def describe_wrong(path: str | Path, wanted: str) -> str | None:
-    """One line for a path that is there but is not what is needed: what it is, and what to do with it.
+    """One line about a path that exists but is not what is needed: what it is, and what to do with it.
 
     Args:
         wanted: what is needed, with its article: "a model".
     Returns:
-        None where the path is not recognised as something else.
+        None if the path is not recognized as something else.
     """
     path = Path(path)
     what, advice = _file_words(path) if path.is_file() else _folder_words(path)
@@ -79,7 +79,7 @@ def describe_wrong(path: str | Path, wanted: str) -> str | None:
 
 
 def unfinished_run(folder: Path) -> str:
-    """What to do with a run of `tessera train` that has no model yet."""
+    """Advice for a `tessera train` run that has no model yet."""
     onward = f"go on with: tessera train CONFIG --out {folder} --resume"
     return f"it has no model yet; make one of it as it is with: tessera export {folder}, or {onward}"
 

@@ -1,6 +1,6 @@
-"""Configuration: a frozen, strict pydantic base and the one way a YAML file becomes an object.
+"""Configuration: a frozen, strict pydantic base class, and the functions that read YAML files into config objects.
 
-Every mistake in a file ends in one `ConfigError` line: file, path of the field, what was found, what to do.
+Every mistake in a file raises a one-line `ConfigError`: file, path of the field, what was found, what to do.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .printable import one_line, printable
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_COMPARED, MAX_SHOWN = 5000, 100
-"""Names that an unknown one is compared with, and of them shown."""
+"""Limits on the known names that an unknown name is compared with, and on those shown in the message."""
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message is one line for the user."""
+    """An invalid configuration; the message is one line for the user."""
 
 
 class Config(BaseModel):
-    """Base of all configs: unknown keys are errors that name the nearest known key, values are never coerced, numbers
-    are finite."""
+    """Base class of all configs: unknown keys are errors that suggest the nearest known key, values are not coerced,
+    numbers must be finite."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -38,9 +38,9 @@ class Config(BaseModel):
 
 
 class GrowingConfig(Config):
-    """A config that goes into fingerprints: fields that were added later are not written while at their default.
+    """Config that is part of fingerprints: fields added later are not serialized at their default value.
 
-    So the fingerprint of everything made before they existed stays as it was.
+    This preserves the fingerprints of everything made before the fields existed.
     """
 
     added: ClassVar[frozenset[str]] = frozenset()
@@ -54,7 +54,7 @@ class GrowingConfig(Config):
 
 
 def kind_or(default: str) -> Discriminator:
-    """For a union of configs told apart by `kind`, where old files do not write it: no kind means `default`."""
+    """Discriminator for a union of configs by `kind`; in old files without it, `default` is assumed."""
 
     def kind(value: Any) -> str:
         return str(value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", default))
@@ -63,7 +63,7 @@ def kind_or(default: str) -> Discriminator:
 
 
 LayerCount = Annotated[int, Field(ge=1, le=4096)]
-"""Of parts that are built one by one."""
+"""Number of modules that are built one by one."""
 BatchSize = Annotated[int, Field(ge=1, le=1 << 20)]
 StepCount = Annotated[int, Field(ge=1, le=10**10)]
 LayerCountOrNone = Annotated[int, Field(ge=0, le=4096)]
@@ -72,7 +72,7 @@ C = TypeVar("C", bound=Config)
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Say which known name was probably meant: "did you mean 'width'?" or "known: a, b"."""
+    """Suggest the known name that was probably meant: "did you mean 'width'?" or "known: a, b"."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known[:MAX_COMPARED], n=1, cutoff=0.6)
     if close:
@@ -87,10 +87,10 @@ def read_config(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
     Args:
         path: the YAML file.
         kind: the Config class to build.
-        sets: overrides "a.b=c"; the value is YAML, list items go by number ("conditions.0.dropout"). One that changes a
-            `kind` removes the fields of the file that the new kind does not have.
+        sets: overrides "a.b=c"; the value is YAML, list items are indexed by number ("conditions.0.dropout"). An
+            override of a `kind` removes the fields of the file that the new kind does not have.
     Raises:
-        ConfigError: unreadable YAML, unknown keys, wrong types or values. FileNotFoundError: no such file.
+        ConfigError: invalid YAML, unknown keys, wrong types or values. FileNotFoundError: no such file.
     """
     return build_config(read_yaml(path), kind, sets, str(path))
 
@@ -98,11 +98,11 @@ def read_config(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
 def build_config(
     data: Any, kind: type[C], sets: Sequence[str], where: str, resolve: Callable[[Any], Any] | None = None
 ) -> C:
-    """`read_config` of data already read from a file; it is changed.
+    """`read_config` for data already read from a file; `data` is modified.
 
     Args:
-        where: begins the message of an error.
-        resolve: what is done to the data between the overrides and the check.
+        where: prefix of error messages.
+        resolve: function applied to the data after the overrides and before validation.
     """
     before = copy.deepcopy(data)
     data = override(data, sets)
@@ -115,15 +115,14 @@ def check_config(data: Any, kind: type[C], where: str = "config") -> C:
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected a mapping of settings, found {_kind_of(data)}")
     try:
-        # Through JSON: strict mode then takes lists for tuples and strings for enums, as a file has no other way to
-        # say it.
+        # Through JSON: strict mode then accepts lists for tuples and strings for enums, which files cannot express.
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise _refusal(error, kind, data, where) from None
 
 
 def make_config(kind: type[C], where: str, **fields: Any) -> C:
-    """A `kind` made of fields that another file said; ConfigError names that file and the first bad field."""
+    """Build a `kind` from fields that come from another file; ConfigError names that file and the first bad field."""
     try:
         return kind(**fields)
     except ValidationError as error:
@@ -131,12 +130,12 @@ def make_config(kind: type[C], where: str, **fields: Any) -> C:
 
 
 def _kind_of(data: Any) -> str:
-    """What YAML calls a value that is no mapping."""
+    """Describe a value that is not a mapping in YAML terms."""
     return "nothing" if data is None else "a list" if isinstance(data, list) else _as_yaml(data)
 
 
 def _refusal(error: ValidationError, kind: type[Config], data: Any, where: str) -> ConfigError:
-    """pydantic's errors as one line about the first."""
+    """Convert pydantic's errors to one line about the first."""
     first = error.errors()[0]
     field = ".".join(_named(first["loc"], data)) or "(top)"
     if first["type"] == "extra_forbidden":
@@ -152,8 +151,8 @@ def _refusal(error: ValidationError, kind: type[Config], data: Any, where: str) 
 
 
 def _named(location: Sequence[str | int], data: Any) -> Iterator[str]:
-    """The parts of a location, but for the name of a kind that is meant where the file says none, and for pydantic's
-    names of the alternatives of a value or list."""
+    """The parts of a location, without implied kinds that the file does not contain and without pydantic's names for
+    the alternatives of a value or list."""
     for part in location:
         if not isinstance(data, dict) and isinstance(part, str) and _ALTERNATIVE.fullmatch(part):
             continue
@@ -162,12 +161,12 @@ def _named(location: Sequence[str | int], data: Any) -> Iterator[str]:
         if isinstance(data, dict):
             data = data.get(part)
         elif isinstance(data, list) and isinstance(part, int):
-            data = data[part] if part < len(data) else None  # an entry may be what is missing
+            data = data[part] if part < len(data) else None  # the entry itself may be missing
         yield str(part)
 
 
 _ALTERNATIVE = re.compile(r"(constrained-)?(float|int|str)|tuple\[.*|function-.*")
-"""What pydantic calls the alternatives of a value that may be one number or several."""
+"""pydantic's names for the alternatives of a value that may be one number or several."""
 
 
 _PLAIN = {
@@ -178,7 +177,7 @@ _PLAIN = {
     "model_type": "Input should be a mapping",
     "model_attributes_type": "Input should be a mapping",
 }
-"""Mistakes that pydantic describes in the words of Python or JSON."""
+"""Replacements for messages that pydantic words in terms of Python or JSON."""
 
 
 def _found(error: Any) -> str:
@@ -191,12 +190,12 @@ def _found(error: Any) -> str:
 
 
 def _as_yaml(value: Any) -> str:
-    """A scalar as it is written in YAML."""
+    """A scalar in YAML notation."""
     return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def _nearest_field(kind: type[BaseModel], location: Sequence[str | int]) -> str:
-    """What an unknown key at a location may be: a field of another kind, or one that is spelled like it."""
+    """Suggest what an unknown key at a location may be: a field of another kind, or one with a similar name."""
     *place, name = location
     others = [tag for tag in _kinds_at(kind, place[:-1]) if name in _fields_at(kind, [*place[:-1], tag])]
     if others and str(place[-1]) in _kinds_at(kind, place[:-1]):
@@ -206,7 +205,7 @@ def _nearest_field(kind: type[BaseModel], location: Sequence[str | int]) -> str:
 
 
 def _kinds_at(annotation: Any, location: Sequence[str | int]) -> list[str]:
-    """Kinds of the union at a location; none where there is no union."""
+    """Kinds of the union at a location; empty if there is no union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = annotation.model_fields
         if location:
@@ -225,7 +224,7 @@ def _fields_at(annotation: Any, location: Sequence[str | int]) -> set[str]:
             return set(fields)
         if location[0] in fields:
             return _fields_at(fields[str(location[0])].annotation, location[1:])
-        # In a union of kinds the location has the kind's name between the field and its fields.
+        # In a union of kinds, the location has the name of the kind between the field and its fields.
         tag = fields.get("kind")
         return _fields_at(annotation, location[1:]) if tag is not None and tag.default == location[0] else set()
     inner = location[1:] if location and isinstance(location[0], int) else location
@@ -277,7 +276,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML safely: no tags or aliases, no duplicate keys, limited in size and depth (yaml_subset.py)."""
+    """Parse YAML safely: no tags, aliases or duplicate keys, limited size and depth (yaml_subset.py)."""
     try:
         return yaml_subset.parse(text)
     except ValueError as error:

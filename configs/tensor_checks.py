@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors in a file, compared with what a config asks for."""
+"""Comparison of the tensor names and shapes in a file with those that a config requires."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from .files import read_header
 
 
 class WeightsError(ValueError):
-    """The weights are not those of the config: tensors missing, left over, or of another shape."""
+    """The weights do not match the config: tensors are missing, unexpected, or have another shape."""
 
 
 def check_tensors(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], path: Path) -> None:
-    """Raise WeightsError unless a file's tensors have exactly the names and shapes the config asks for."""
+    """Raise WeightsError unless the tensors of a file have exactly the names and shapes the config requires."""
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing:
         raise WeightsError(f"{path}: {len(missing)} tensors of the config are missing, first '{missing[0]}'")
@@ -26,5 +26,5 @@ def check_tensors(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int
 
 
 def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes from the header alone, after its checks."""
+    """Tensor names and shapes from the validated header, without reading the tensors."""
     return {name: entry.shape for name, entry in read_header(path).tensors.items()}

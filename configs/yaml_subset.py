@@ -1,7 +1,7 @@
-"""The part of YAML that configs need: mappings with text as keys, lists, and plain values.
+"""The YAML subset of config files: mappings with string keys, lists, and plain values.
 
-Tags, anchors and aliases (they can expand to gigabytes) are refused, and so are duplicate keys. What YAML 1.1 turns
-into dates stays text, 1e-3 is a number. Depth and size are limited: no text takes more than a second to refuse.
+Tags, anchors, aliases (they can expand to gigabytes) and duplicate keys are rejected. Dates of YAML 1.1 stay strings,
+and 1e-3 is a number. Depth and size are limited, so rejecting a text takes at most a second.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import yaml
 
 MAX_CHARACTERS = 256 << 10
 MAX_VALUES = 10_000
-"""Keys and values of one document."""
+"""Limit on the keys and values of a document."""
 MAX_DEPTH = 40
 MAX_INTEGER = 2**63 - 1
 MAX_DIGITS = 100
-"""Of a number."""
+"""Limit on the digits of a number."""
 
 
 def parse(text: str) -> Any:
-    """Dictionaries with str keys, lists, str, int, float, bool and None; ValueError says in one line what is wrong."""
+    """Parse to dictionaries with str keys, lists, str, int, float, bool and None; raises a one-line ValueError."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{len(text)} characters, the limit is {MAX_CHARACTERS}")
     try:
@@ -87,13 +87,13 @@ class _Loader(yaml.SafeLoader):
 
 for _kind in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
-# YAML 1.1 has more kinds of values than a config: dates, <<, =. They stay text.
+# YAML 1.1 has more value types than configs need (dates, <<, =); they stay strings.
 _KINDS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null")}
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag in _KINDS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-# YAML 1.1 reads 1e-3 as a string; YAML 1.2 and everyone else reads a float.
+# YAML 1.1 parses 1e-3 as a string; YAML 1.2 parses it as a float.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$|^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)$"),

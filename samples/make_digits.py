@@ -1,11 +1,11 @@
-"""Write the handwritten digits inside scikit-learn as two safetensors files.
+"""Write scikit-learn's handwritten digits as two safetensors files.
 
     python -m tessera.samples.make_digits --out samples/digits
 
-1797 pictures, 8x8, grey (UCI "optical recognition of handwritten digits", its test half; CC BY 4.0, E. Alpaydin and
-C. Kaynak). They are kept in their own order, which is that of the 13 writers: the first 1297 are for training, the last
-500, by later writers, for test.
-Each file holds "images" uint8 [N, 8, 8] (the 17 grey levels spread over 0..255, ink is bright) and "labels" int64 [N].
+1797 grayscale images, 8x8 (UCI "optical recognition of handwritten digits", its test half; CC BY 4.0, E. Alpaydin and
+C. Kaynak). They keep their original order, which is that of the 13 writers: the first 1297 are for training, the last
+500, by later writers, for testing.
+Each file holds "images" uint8 [N, 8, 8] (the 17 gray levels scaled to 0..255, ink is bright) and "labels" int64 [N].
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ NUM_TRAIN = 1297
 
 
 def main() -> None:
-    """Read the command line and write train.safetensors and test.safetensors."""
+    """Parse the command line and write train.safetensors and test.safetensors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     write_digits(parser.parse_args().out)
 
 
 def write_digits(out: Path) -> None:
-    """Write out/train.safetensors and out/test.safetensors (see the head of this file)."""
+    """Write out/train.safetensors and out/test.safetensors, see the module docstring."""
     import torch
     from sklearn.datasets import load_digits
 

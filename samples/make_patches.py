@@ -1,10 +1,10 @@
-"""Cut the two photographs inside scikit-learn into square patches, as two safetensors files.
+"""Cut scikit-learn's two sample photographs into square patches, written as two safetensors files.
 
     python -m tessera.samples.make_patches --out out/patches/data
 
 china.jpg (CC BY 2.0, flickr.com/photos/danielbuechele) and flower.jpg (CC BY 2.0, flickr.com/photos/vultilion), 427 x
-640, colour. The right fifth of each is cut into test patches side by side, the rest into training patches that overlap;
-no pixel is in both. Each file holds "images" uint8 [N, side, side, 3] and "labels" int64 [N], 0 for china and 1 for
+640, color. The right fifth of each is cut into adjacent test patches, the rest into overlapping training patches; no
+pixel is in both. Each file holds "images" uint8 [N, side, side, 3] and "labels" int64 [N], 0 for china and 1 for
 flower.
 """
 
@@ -17,7 +17,7 @@ TEST_SHARE = 0.2
 
 
 def main() -> None:
-    """Read the command line and write train.safetensors and test.safetensors."""
+    """Parse the command line and write train.safetensors and test.safetensors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--side", type=int, default=32, help="pixels of a patch's side")
@@ -27,9 +27,9 @@ def main() -> None:
 
 
 def write_patches(out: Path, side: int = 32, stride: int = 8) -> None:
-    """Write out/train.safetensors and out/test.safetensors (see the head of this file).
+    """Write out/train.safetensors and out/test.safetensors, see the module docstring.
 
-    ValueError: a side or a stride below 1, or a side that does not fit into the test part.
+    Raises ValueError if side or stride is below 1, or if the side does not fit into the test part.
     """
     import torch
     from sklearn.datasets import load_sample_images

@@ -1,4 +1,4 @@
-"""What comes with the package: trained models by their names, and files by their paths in the repository."""
+"""Files shipped with the package: trained models by name, and data files by their path in the repository."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _DATA_FOLDERS = ("bundled", "samples")
 
 
 def bundled_models() -> list[str]:
-    """Names of the models that come with the package."""
+    """Names of the models shipped with the package."""
     return sorted(folder.parent.name for folder in BUNDLED.glob("*/config.json"))
 
 
 def bundled_model(name: str | Path) -> Path | None:
-    """The directory of a model that comes with the package, None where none has that name."""
+    """The directory of a shipped model, None if there is no model of that name."""
     return BUNDLED / str(name) if str(name) in bundled_models() else None
 
 
 def shipped_path(path: str | Path) -> Path:
-    """A path as given; where nothing is there and it begins with bundled/ or samples/, that path in the package."""
+    """The given path, or the same path in the package if it does not exist and starts with bundled/ or samples/."""
     given = Path(path)
     if given.parts and given.parts[0] in _DATA_FOLDERS and ".." not in given.parts and not given.exists():
         shipped = PACKAGE / given

@@ -1,4 +1,4 @@
-"""TokenSpec: what a set of codes means, and which frozen tokenizer made them. No torch here."""
+"""TokenSpec: the meaning of codes and the frozen tokenizer that made them. This file does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..configs.schema import Config, GrowingConfig
 
 
 class AudioGeometry(Config):
-    """Frames are equal spans of time."""
+    """Frames are time steps of equal length."""
 
     kind: Literal["audio"] = "audio"
     sample_rate: PositiveInt
@@ -26,7 +26,7 @@ class AudioGeometry(Config):
 
 
 class ImageGeometry(GrowingConfig):
-    """Frames are the cells of a grid in raster order (row by row), or those of several grids, one after another."""
+    """Frames are the cells of one grid in raster order (row by row), or of several grids, concatenated."""
 
     added = frozenset({"scales"})
     kind: Literal["picture"] = "picture"
@@ -36,12 +36,12 @@ class ImageGeometry(GrowingConfig):
     rows: PositiveInt
     columns: PositiveInt
     scales: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
-    """Rows and columns of each grid, coarse to fine, where each is one scale of the whole picture (VAR,
-    arXiv:2404.02905); the last is rows by columns. Empty: there is that one alone."""
+    """Rows and columns of each grid, coarse to fine; each grid is one scale of the whole image (VAR,
+    arXiv:2404.02905), and the last is rows by columns. Empty: only that last grid."""
 
     @property
     def num_frames(self) -> int:
-        """Frames of one picture: the cells of its grid, or of all its grids."""
+        """Frames per image: the cells of its grid or of all its grids."""
         return sum(rows * columns for rows, columns in self.scales) or self.rows * self.columns
 
 
@@ -49,14 +49,14 @@ Geometry = Annotated[AudioGeometry | ImageGeometry, Field(discriminator="kind")]
 
 
 class TokenSpec(Config):
-    """Travels with every shard and every model; codes are only meaningful to the tokenizer with this fingerprint."""
+    """Stored in every shard and model; codes are valid only for the tokenizer with this fingerprint."""
 
     name: ShownName
     cardinalities: tuple[Annotated[int, Field(ge=1, le=1 << 32)], ...] = Field(min_length=1, max_length=1024)
-    """Codes per codebook, coarse codebook first."""
+    """Size of each codebook, coarse codebook first."""
     geometry: Geometry
     fingerprint: str
-    """SHA-256 (hex) over config and weights of the frozen tokenizer."""
+    """SHA-256 (hex) of the config and weights of the frozen tokenizer."""
 
     @property
     def num_codebooks(self) -> int:
@@ -65,7 +65,7 @@ class TokenSpec(Config):
 
 
 def check_same_tokenizer(found: TokenSpec, expected: TokenSpec, what: str) -> None:
-    """Raise ValueError when `what` (for instance "shards out/digits") was made by another tokenizer."""
+    """Raise ValueError if `what` (for instance "shards out/digits") was made by another tokenizer."""
     if found.fingerprint != expected.fingerprint:
         raise ValueError(
             f"{what}: codes of tokenizer '{found.name}' ({found.fingerprint[:12]}), but '{expected.name}' "

@@ -1,4 +1,4 @@
-"""What the texts of the training data were made of, and what of a text is new to a model that was trained on them."""
+"""Text coverage: the characters and words of the training texts, and which parts of a new text they do not cover."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from .text_tokenizer import TextTokenizer
 
 MAX_WORDS = 1000
-"""A corpus of more different words teaches how to read others, and no list of them is kept."""
+"""No word list is kept for a corpus with more distinct words: a model trained on it generalizes to other words."""
 MOST_NAMED = 5
 LONGEST_NAMED = 40
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
-"""Scripts whose words no spaces part, or that have forms without number."""
+"""Scripts that do not separate words by spaces, or that have an unlimited number of word forms."""
 
 
 class TextSeen(Config):
-    """Characters and words of a corpus, as a model reads them."""
+    """Characters and words of a corpus after normalization."""
 
     characters: str = Field(default="", max_length=100_000)
-    """Each once, sorted; empty: unknown, or the text tokenizer knows."""
+    """Distinct, sorted; empty: unknown, or the text tokenizer knows them."""
     words: tuple[str, ...] | None = None
     """Lower-case, sorted; null: unknown, or more than 1000."""
 
 
 def seen_in(texts: Iterable[str], reader: TextTokenizer) -> TextSeen | None:
-    """What texts are made of; None where they are empty."""
+    """Collect the characters and words of texts; None if they are empty."""
     characters: set[str] = set()
     words: set[str] = set()
     for text in texts:
@@ -47,11 +47,10 @@ def seen_in(texts: Iterable[str], reader: TextTokenizer) -> TextSeen | None:
 
 
 def unseen_in(texts: Sequence[str], reader: TextTokenizer, seen: TextSeen | None) -> str | None:
-    """One sentence that names the words and characters of texts that are new; None where there are none, or nobody
-    knows.
+    """One sentence that names the new words and characters in texts; None if there are none, or if it is unknown.
 
     Args:
-        seen: None: only what the text tokenizer itself knows.
+        seen: coverage of the training texts; None: use only what the text tokenizer itself knows.
     """
     known = frozenset(seen.characters) if seen is not None and seen.characters else reader.known_characters()
     new: list[str] = []
@@ -72,7 +71,7 @@ def unseen_in(texts: Sequence[str], reader: TextTokenizer, seen: TextSeen | None
 
 
 def named(words: Sequence[str]) -> str:
-    """Words as an error or a warning names them: 'a', 'b' and 3 more."""
+    """Format words for an error or a warning: 'a', 'b' and 3 more."""
     return _listed([repr(w if len(w) <= LONGEST_NAMED else f"{w[: LONGEST_NAMED - 3]}...") for w in words])
 
 
@@ -83,7 +82,7 @@ def _listed(shown: Sequence[str]) -> str:
 
 
 def _shown(character: str) -> str:
-    """A character between quotes, a mark on a dotted circle, and nothing that a terminal would obey."""
+    """A quoted character, safe for terminals; combining marks are shown on a dotted circle."""
     if unicodedata.category(character).startswith("M"):
         return f"'\u25cc{character}'"
     return repr(character)

@@ -1,4 +1,4 @@
-"""A text as a model of speech reads it: lower-case words, digits spelled one by one, symbols left out."""
+"""Text normalization for speech models: lower-case words, digits spelled one by one, symbols removed."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import unicodedata
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ZERO_WIDTH_SPACE = "\u200b"
-"""The one format character that parts words."""
+"""The only format character that separates words."""
 BLANKS = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"
-"""The combining grapheme joiner, and letters without a form."""
+"""The combining grapheme joiner, and letters without a glyph."""
 APOSTROPHES = "'\u2019\u02bc"
 
 
 def spell_words(text: str) -> str:
-    """Lower-case words with single spaces: digits spelled one by one, no punctuation but inner apostrophes.
+    """Lower-case words with single spaces: digits spelled one by one, no punctuation except inner apostrophes.
 
-    Combining marks stay where they stand on a letter. Characters that are never read (variation selectors, joiners,
-    soft hyphens, enclosing marks) are left out and do not part a word; symbols and control characters part words.
+    Combining marks are kept on letters. Unspoken characters (variation selectors, joiners, soft hyphens, enclosing
+    marks) are removed without splitting the word; symbols and control characters separate words.
 
     >>> spell_words("Call 31-4, it's  ME!")
     "call three one four it's me"
@@ -26,7 +26,7 @@ def spell_words(text: str) -> str:
 
 
 def _spell_ascii(text: str) -> str:
-    """As `_spell_all`, and many times faster."""
+    """Fast path of `_spell_all` for ASCII."""
     spelled = re.sub("[0-9]", lambda found: f" {DIGIT_WORDS[int(found.group())]} ", text.lower())
     words = (word.strip("'") for word in re.sub("[^a-z']", " ", spelled).split())
     return " ".join(word for word in words if word)
@@ -50,15 +50,15 @@ def _spell_all(text: str) -> str:
             pieces.append(character)
         else:
             pieces.append("'" if character in APOSTROPHES else " ")
-    # A mark that was parted from its letter by a joiner meets it here.
+    # Compose marks that were separated from their letter by a joiner.
     words = (word.strip("'") for word in unicodedata.normalize("NFKC", "".join(pieces)).split())
     return " ".join(word for word in words if word)
 
 
 def _digits_of(character: str) -> str:
-    """The decimal digits of a numeral of any script ("1" of an Ethiopic one, "10" of a circled ten); "" of others.
+    """The decimal digits of a numeral in any script (Ethiopic one: "1", circled ten: "10"); "" for other characters.
 
-    Letters that stand for numbers, as in Chinese, are letters. Fractions that NFKC leaves have no digits.
+    Letters used as numbers, as in Chinese, count as letters. Fractions that NFKC keeps have no digits.
     """
     if not unicodedata.category(character).startswith("N"):
         return ""
@@ -71,14 +71,14 @@ def _spelled(digits: str) -> str:
 
 
 def _is_unseen(character: str) -> bool:
-    """Whether a character has no form: it joins or parts others, or chooses how one looks."""
+    """Whether a character has no glyph: it joins or separates others, or selects a variant."""
     if unicodedata.category(character) == "Cf":
         return character != ZERO_WIDTH_SPACE
     return character in BLANKS or "VARIATION SELECTOR" in unicodedata.name(character, "")
 
 
 def spell_digits(text: str) -> str:
-    """The text with its digits as words, and all else as it stands: where it may be cut can still be seen.
+    """Spell digits as words and keep everything else, so that the text can still be split at punctuation.
 
     >>> spell_digits("Call 31-4. Now!")
     "Call three one-four. Now!"
@@ -87,7 +87,7 @@ def spell_digits(text: str) -> str:
     after_digit = after_letter = False
     for character in unicodedata.normalize("NFKC", text):
         if unicodedata.category(character).startswith("M") or _is_unseen(character):
-            if not after_digit:  # or the mark would stand on the last letter of the word
+            if not after_digit:  # otherwise it would combine with the word's last letter
                 pieces.append(character)
             continue
         digits, letter = _digits_of(character), character.isalpha() or character in APOSTROPHES

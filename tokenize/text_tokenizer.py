@@ -1,6 +1,6 @@
-"""Text <-> ids, for conditions: bytes, or a SentencePiece model trained on the corpus.
+"""Text tokenizers for text conditioning: UTF-8 bytes, or a SentencePiece model trained on the corpus.
 
-The only file that imports sentencepiece.
+This is the only file that imports sentencepiece.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODEL_FILE = "text.model"
 MAX_MODEL_BYTES = 64 << 20
 NUM_BYTES = 256
 WORD_START = "\u2581"
-"""SentencePiece's sign for a space."""
+"""SentencePiece's symbol for a space."""
 
 
 class ByteTextConfig(Config):
@@ -29,20 +29,20 @@ class ByteTextConfig(Config):
 
     kind: Literal["bytes"] = "bytes"
     normalise: Literal["none", "words"] = "none"
-    """words: "It's 31°!" is read as "it's three one" (see `spell_words`). none: as it stands."""
+    """words: "It's 31°!" becomes "it's three one" (see `spell_words`). none: unchanged."""
     max_characters: PositiveInt = 4096
-    """Longer text is an error."""
+    """Longer text raises an error."""
 
 
 class SentencePieceConfig(Config):
-    """Pieces of words learned from the corpus, and single bytes for what they do not cover."""
+    """Subword pieces learned from the corpus, with byte fallback."""
 
     kind: Literal["sentencepiece"] = "sentencepiece"
     vocab_size: int = Field(128, ge=2, le=1_000_000)
-    """Pieces to learn, at most: less are used when the corpus has less. The 256 bytes come on top."""
+    """Maximum number of pieces to learn; small corpora give fewer. The 256 bytes are added to it."""
     model: Literal["unigram", "bpe"] = "unigram"
     normalise: Literal["none", "words"] = "words"
-    """As in `bytes`."""
+    """See `bytes`."""
     max_characters: PositiveInt = 4096
 
 
@@ -50,7 +50,7 @@ TextConfig = Annotated[ByteTextConfig | SentencePieceConfig, Field(discriminator
 
 
 class TextTokenizer:
-    """Base of the text tokenizers; made by `make_text` or `load_text`."""
+    """Base class of the text tokenizers; created by `make_text` or `load_text`."""
 
     vocab_size: int
 
@@ -58,35 +58,35 @@ class TextTokenizer:
         self.config = config
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids, at least one. ValueError: empty text, or longer than the config allows."""
+        """Text -> ids, at least one. Raises ValueError if the text is empty or longer than the config allows."""
         prepared = prepare_text(text, self.config)
         return self._encode(prepared)
 
     def num_characters(self, text: str) -> int:
-        """Characters of a text as it is read, of any length; 0 where nothing is left of it."""
+        """Number of characters of the normalized text, of any length; 0 if nothing is left of it."""
         return len(self.read(text))
 
     def read(self, text: str) -> str:
-        """A text of any length as it is read; reading that again changes nothing."""
+        """The normalized text, of any length; normalization is idempotent."""
         return _normalise(text, self.config.normalise)
 
     def spell(self, text: str) -> str:
-        """A text with its numbers as they are read and its punctuation as it stands: what it is cut by."""
+        """The text with numbers spelled out but punctuation kept, for splitting it into chunks."""
         return spell_digits(text) if self.config.normalise == "words" else text
 
     def known_characters(self) -> frozenset[str] | None:
-        """The characters it has learned, as it reads them; None: it takes all alike, so it cannot know."""
+        """The normalized characters in the training data; None if unknown (bytes treat all characters alike)."""
         return None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text (as prepared for encoding; broken UTF-8 becomes U+FFFD). ValueError: an id out of range."""
+        """Ids -> normalized text (invalid UTF-8 becomes U+FFFD). Raises ValueError if an id is out of range."""
         for token_id in ids:
             if not 0 <= token_id < self.vocab_size:
                 raise ValueError(f"text id {token_id} is out of range, this text tokenizer has {self.vocab_size} ids")
         return self._decode(ids)
 
     def save(self, folder: str | Path) -> None:
-        """Write what `load_text` needs into an existing folder."""
+        """Write the files that `load_text` needs into an existing folder."""
 
     def _encode(self, text: str) -> list[int]:
         raise NotImplementedError
@@ -96,7 +96,7 @@ class TextTokenizer:
 
 
 class ByteText(TextTokenizer):
-    """Ids are UTF-8 bytes."""
+    """Text tokenizer whose ids are UTF-8 bytes."""
 
     vocab_size = NUM_BYTES
 
@@ -108,7 +108,7 @@ class ByteText(TextTokenizer):
 
 
 class SentencePieceText(TextTokenizer):
-    """Ids of a SentencePiece model."""
+    """Text tokenizer with a SentencePiece model."""
 
     def __init__(self, config: SentencePieceConfig, model: bytes, where: str):
         super().__init__(config)
@@ -127,7 +127,7 @@ class SentencePieceText(TextTokenizer):
         write_atomic(Path(folder) / MODEL_FILE, self.model)
 
     def known_characters(self) -> frozenset[str]:
-        """See TextTokenizer. A character of the corpus is in a piece, and every other one is spelled in bytes."""
+        """See TextTokenizer. Every character of the corpus occurs in a piece; all others are encoded as bytes."""
         each = range(self.vocab_size)
         learned = [i for i in each if not (self.processor.is_byte(i) or self.processor.is_unknown(i))]
         return frozenset("".join(self.processor.id_to_piece(i) for i in learned).replace(WORD_START, " "))
@@ -140,12 +140,12 @@ class SentencePieceText(TextTokenizer):
 
 
 def make_text(config: ByteTextConfig | SentencePieceConfig, sentences: Iterable[str]) -> TextTokenizer:
-    """Make a text tokenizer; the same sentences in the same order give the same one.
+    """Build a text tokenizer; the same sentences in the same order give the same tokenizer.
 
     Args:
-        sentences: the corpus; looked at only where the kind is trained. Texts that prepare to nothing are left out.
+        sentences: the corpus; used only by kinds that are trained. Texts that normalize to nothing are ignored.
     Raises:
-        ValueError: no text to train on, or fewer pieces asked for than the corpus has letters.
+        ValueError: no text to train on, or vocab_size is below the number of characters in the corpus.
     """
     if config.kind == "bytes":
         return ByteText(config)
@@ -163,13 +163,13 @@ def make_text(config: ByteTextConfig | SentencePieceConfig, sentences: Iterable[
     model = io.BytesIO()
     options = {
         "model_type": config.model,
-        "vocab_size": config.vocab_size + NUM_BYTES + 1,  # and the unknown piece, which byte pieces make unreachable
+        "vocab_size": config.vocab_size + NUM_BYTES + 1,  # plus the unknown piece, unreachable with byte fallback
         "hard_vocab_limit": False,
         "byte_fallback": True,
         "character_coverage": 1.0,
         "normalization_rule_name": "identity",
         "remove_extra_whitespaces": False,
-        "max_sentence_length": 4 * max(len(text) for text in prepared) + 4,  # longer ones would be dropped silently
+        "max_sentence_length": 4 * max(len(text) for text in prepared) + 4,  # longer ones would be silently dropped
         **{"unk_id": 0, "bos_id": -1, "eos_id": -1, "pad_id": -1},
         **{"num_threads": 1, "minloglevel": 2},
     }
@@ -184,7 +184,7 @@ def make_text(config: ByteTextConfig | SentencePieceConfig, sentences: Iterable[
 
 
 def load_text(folder: str | Path, config: ByteTextConfig | SentencePieceConfig) -> TextTokenizer:
-    """Read what `save` wrote. FileNotFoundError: text.model is missing. ValueError: it is not a usable model."""
+    """Load a text tokenizer written by `save`. FileNotFoundError: no text.model. ValueError: it is unusable."""
     if config.kind == "bytes":
         return ByteText(config)
     path = Path(folder) / MODEL_FILE
@@ -196,8 +196,8 @@ def load_text(folder: str | Path, config: ByteTextConfig | SentencePieceConfig) 
 
 
 def prepare_text(text: str, config: ByteTextConfig | SentencePieceConfig) -> str:
-    """The text that is encoded: checked and normalised. ValueError: nothing left, not text, or longer than the config
-    allows."""
+    """Check and normalize a text for encoding. Raises ValueError if nothing is left, it is not valid Unicode, or it is
+    longer than the config allows."""
     if len(text) > config.max_characters:
         raise ValueError(
             f"the text has {len(text)} characters, the limit is {config.max_characters}; cut it into pieces"
@@ -210,7 +210,7 @@ def prepare_text(text: str, config: ByteTextConfig | SentencePieceConfig) -> str
 
 
 def check_unicode(text: str) -> None:
-    """ValueError: the text holds half a surrogate pair, as Python makes of bytes that are not UTF-8."""
+    """Raise ValueError if the text contains a lone surrogate, which Python makes of bytes that are not UTF-8."""
     broken = next((place for place, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
     if broken is not None:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""The frozen tokenizer: media <-> codes [B, K, T], exact, with a fingerprint.
+"""Frozen tokenizers: media <-> codes [B, K, T], deterministic, identified by a fingerprint.
 
-It runs in float32 and eval mode, without gradients, whatever the caller's autocast says, and each item in one fixed
-shape: codes are the same alone and in any batch. Directory: config.json and tokenizer.safetensors; nothing in it is
-pickled.
+They run in float32 and eval mode, without gradients and regardless of the caller's autocast. Each example is processed
+in one fixed shape, so its codes do not depend on the batch. A tokenizer directory holds config.json and
+tokenizer.safetensors; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Encoded:
     """Codes of a batch."""
 
     codes: Tensor
-    """[B, K, T] long; frames beyond an item's length are 0."""
+    """[B, K, T] long; frames beyond an example's length are 0."""
     lengths: Tensor
-    """[B] long, frames of each item."""
+    """[B] long, number of frames of each example."""
 
 
 class Tokenizer:
-    """Base of the frozen tokenizers; see the two kinds below for what media they take."""
+    """Base class of the frozen tokenizers `ImageTokenizer` and `AudioTokenizer`."""
 
     config: AudioTokenizerConfig | ImageTokenizerConfig
     net: AudioNet | ImageNet
@@ -70,7 +70,7 @@ class Tokenizer:
         self.quantizer = net.quantizer
         self.quantizer.freeze()
         self.scales = self.quantizer if isinstance(self.quantizer, ScalesQuantizer) else None
-        """The quantizer where its scales follow each other as frames of one codebook."""
+        """The quantizer if it is multi-scale: its scales are then concatenated as frames of one codebook."""
         self.spec = TokenSpec(
             name=config.name,
             cardinalities=tuple(self.quantizer.cardinalities[: 1 if self.scales else None]),
@@ -80,7 +80,7 @@ class Tokenizer:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; media and codes are moved there."""
+        """Device of the weights; media and codes are moved to it."""
         return next(self.net.parameters()).device
 
     def to(self, device: str | torch.device) -> Tokenizer:
@@ -89,21 +89,21 @@ class Tokenizer:
         return self
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
-        """Media to codes. See AudioTokenizer.encode and PictureTokenizer.encode."""
+        """Media to codes. See AudioTokenizer.encode and ImageTokenizer.encode."""
         raise AssertionError("a Tokenizer is made by make_tokenizer or load_tokenizer")
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Codes to media. See AudioTokenizer.decode and PictureTokenizer.decode."""
+        """Codes to media. See AudioTokenizer.decode and ImageTokenizer.decode."""
         raise AssertionError("a Tokenizer is made by make_tokenizer or load_tokenizer")
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Latents of codes: [B, K, T] -> [B, D, T], float32; of scales those of the last grid, [B, D, M]."""
+        """Latents of codes: [B, K, T] -> [B, D, T], float32; multi-scale: latents of the last grid, [B, D, M]."""
         self.check_codes(codes)
         with exact_float32():
             return self._lookup(codes.to(self.device).transpose(1, 2)).transpose(1, 2)
 
     def vectors(self) -> Tensor:
-        """Code vectors [K, V, D] in latent space, float32; ValueError where each scale has its own."""
+        """Code vectors [K, V, D] in latent space, float32; ValueError if each scale has its own codebook."""
         with exact_float32():
             found = self.quantizer.vectors()
         if self.scales is None:
@@ -116,10 +116,10 @@ class Tokenizer:
         return found[:1]
 
     def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """What codes [B, K, T] take when one that places share is written once: how many, and bits, [B] each, float64.
+        """Storage cost of codes [B, K, T], counting shared codes once: number of codes and bits, each [B] float64.
 
-        Fewer than there are where a part of the quantizer, such as `stride` or `regions`, repeats codes, or `halting`
-        needs no more of them.
+        The number is smaller than K * T if a node of the quantizer repeats codes (`stride`, `regions`) or drops them
+        (`halting`).
         """
         self.check_codes(codes)
         frames = codes.transpose(1, 2)
@@ -161,15 +161,15 @@ class Tokenizer:
 
 
 class ImageTokenizer(Tokenizer):
-    """Pictures of one size."""
+    """Tokenizer of images of one fixed size."""
 
     config: ImageTokenizerConfig
     net: ImageNet
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
-        """Pictures [B, C, height, width] in [-1, 1] -> codes [B, K, T], T = spec.geometry.num_frames.
+        """Images [B, C, height, width] in [-1, 1] -> codes [B, K, T], T = spec.geometry.num_frames.
 
-        Raises ValueError on another size or non-finite values.
+        Raises ValueError on a wrong size or non-finite values.
         """
         geometry = self.spec.geometry
         assert isinstance(geometry, ImageGeometry)
@@ -187,7 +187,7 @@ class ImageTokenizer(Tokenizer):
         return Encoded(_stack(codes, self.spec.num_codebooks, geometry.num_frames), frames)
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Codes [B, K, T] -> pictures [B, C, height, width] in [-1, 1]."""
+        """Codes [B, K, T] -> images [B, C, height, width] in [-1, 1]."""
         self.check_codes(codes)
         geometry = self.spec.geometry
         assert isinstance(geometry, ImageGeometry)
@@ -203,7 +203,7 @@ class ImageTokenizer(Tokenizer):
 
 
 class AudioTokenizer(Tokenizer):
-    """Audio of any length, C channels."""
+    """Tokenizer of audio of any length with C channels."""
 
     config: AudioTokenizerConfig
     net: AudioNet
@@ -216,18 +216,18 @@ class AudioTokenizer(Tokenizer):
         self.decode_stages = [self._after_lookup(first), *after]
 
     def _then_quantize(self, stage: StreamingLayer) -> StreamingLayer:
-        """The last stage of the encoder, and the codes [1, T, K] of its latents."""
+        """The last encoder stage followed by quantization, with output codes [1, T, K]."""
         span = self.quantizer.span
 
         def run(frames: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
             latents, state = stage.run(frames, mask, state)
             return self.quantizer.encode(latents, mask=mask if span > 1 else None), state
 
-        # Places that share a code start at the same frames in every window.
+        # Groups of positions that share a code start at the same frames in every window.
         return StreamingLayer(run, -(-stage.back // span) * span, stage.ahead)
 
     def _after_lookup(self, stage: StreamingLayer) -> StreamingLayer:
-        """The first stage of the decoder, from codes [1, T, K] that are -1 where no frame is."""
+        """The first decoder stage, with input codes [1, T, K] that are -1 outside the frames."""
 
         def run(codes: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
             return stage.run(self.quantizer.decode(codes), mask, state)
@@ -235,15 +235,15 @@ class AudioTokenizer(Tokenizer):
         return StreamingLayer(run, stage.back, stage.ahead)
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
-        """Audio to codes, each item on its own.
+        """Encode audio, each example independently.
 
         Args:
             media: samples [B, C, N] in [-1, 1] at the tokenizer's sample rate.
-            lengths: [B] samples of each item, 1 <= length <= N; None: all of them. What lies beyond is never looked at.
+            lengths: [B] samples of each example, 1 <= length <= N; None: N. Samples beyond it are ignored.
         Returns:
-            codes [B, K, T] with T = ceil(longest / hop), and frames of each item ceil(length / hop).
+            codes [B, K, T] with T = ceil(longest / hop), and the frames of each example, ceil(length / hop).
         Raises:
-            ValueError: wrong shape, an empty item, or non-finite samples.
+            ValueError: wrong shape, an empty example, or non-finite samples.
         """
         channels = self.config.channels
         if media.dim() != 3 or media.shape[1] != channels:
@@ -271,7 +271,7 @@ class AudioTokenizer(Tokenizer):
             return StagesStream(self.encode_stages, self.config.encoder.chunk).run(self.net.frames(whole[None])[0]).T
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Codes [B, K, T] -> samples [B, C, T * hop]; with lengths [B] (frames), an item is silent after its own."""
+        """Codes [B, K, T] -> samples [B, C, T * hop]; with lengths [B] (frames), zeros follow each example."""
         self.check_codes(codes)
         count, _, total = codes.shape
         lengths = torch.full((count,), total) if lengths is None else lengths
@@ -284,15 +284,15 @@ class AudioTokenizer(Tokenizer):
         return samples
 
     def stream_decoder(self) -> StreamDecoder:
-        """A decoder that takes frames as they come; its samples joined equal `decode` bit for bit."""
+        """A streaming decoder; its concatenated output equals `decode` bit for bit."""
         return StreamDecoder(self)
 
 
 class StreamDecoder:
     """Decode frames as they arrive.
 
-    Sound comes out once a chunk and the context after it are there: after `delay` frames the first, then every
-    `chunk` frames.
+    It outputs audio once a chunk and its right context are complete: first after `delay` frames, then every `chunk`
+    frames.
     """
 
     def __init__(self, tokenizer: AudioTokenizer):
@@ -301,13 +301,13 @@ class StreamDecoder:
         self.delay = self.stream.delay
 
     def push(self, codes: Tensor) -> Tensor:
-        """Add frames [K, t]; returns the samples [C, n] that are ready, n a multiple of chunk * hop, perhaps 0."""
+        """Add frames [K, t]; returns the samples [C, n] that are ready, n a multiple of chunk * hop and possibly 0."""
         self.tokenizer.check_codes(codes[None])
         with exact_float32():
             return self._join(self.stream.push(codes.T.to(self.tokenizer.device)))
 
     def finish(self) -> Tensor:
-        """Say that no more frames come; returns the remaining samples [C, n]."""
+        """End the stream; returns the remaining samples [C, n]."""
         with exact_float32():
             return self._join(self.stream.finish())
 
@@ -324,7 +324,7 @@ FROZEN = {"audio": AudioTokenizer, "picture": ImageTokenizer}
 def make_tokenizer(
     config: AudioTokenizerConfig | ImageTokenizerConfig, net: AudioNet | ImageNet | None = None
 ) -> Tokenizer:
-    """Freeze a trained network, rounding its layers to the float16 they are stored in; without one, random weights
+    """Freeze a trained network, rounding its layers to float16, their storage dtype; without `net`, use random weights
     (for tests)."""
     net = NETS[config.kind](config) if net is None else net
     fold_norms(net)
@@ -333,14 +333,14 @@ def make_tokenizer(
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read a tokenizer.
+    """Load a tokenizer.
 
     Args:
-        folder: a tokenizer's directory, a model's or a finished run's (its own tokenizer is taken), or the name of a
+        folder: directory of a tokenizer, of a model or of a finished run (its tokenizer is loaded), or the name of a
             bundled model: "digits", "speech".
     Raises:
-        FileNotFoundError: no tokenizer there. ValueError: damaged or foreign files, or weights that do not belong to
-        the config.
+        FileNotFoundError: no tokenizer found. ValueError: damaged or foreign files, or weights that do not match the
+        config.
     """
     folder = find_tokenizer(folder)
     saved = restore_phi(read_json(folder / "config.json"))
@@ -381,7 +381,7 @@ def _describe(tensor: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
 
 
 def find_tokenizer(tokenizer: str | Path) -> Path:
-    """The directory of a tokenizer given as `load_tokenizer` takes it; raises FileNotFoundError as that."""
+    """Resolve the argument of `load_tokenizer` to a tokenizer directory; raises FileNotFoundError in the same cases."""
     folder = shipped_path(tokenizer)
     kind = folder_kind(folder)
     if kind == "model" and (folder / "tokenizer" / "config.json").is_file():
@@ -424,13 +424,13 @@ def fingerprint(config: Config, tensors: dict[str, Tensor]) -> str:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """No gradients and no autocast: the caller's precision must not change codes."""
+    """Disable gradients and autocast: the caller's precision must not change codes."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
 
 
 def _stored_tensors(net: nn.Module) -> dict[str, Tensor]:
-    """What goes on disk: layers as float16 (they hold float16 values already), codebooks and counters as they are."""
+    """Tensors to store: layers as float16 (already rounded to it), codebooks and counters in their own dtype."""
     layers = dict(net.named_parameters())
     return {name: (tensor.detach().half() if name in layers else tensor) for name, tensor in net.state_dict().items()}
 
@@ -444,10 +444,10 @@ def _round_to_storage(net: nn.Module) -> None:
 
 
 def code_geometry(config: AudioTokenizerConfig | ImageTokenizerConfig, quantizer: Quantizer) -> Geometry:
-    """The geometry of the codes: with scales, the frames are the cells of them all.
+    """Geometry of the codes; with scales, the frames are the cells of all scales.
 
     Raises:
-        ConfigError: the quantizer's codes span other frames than the network can give it.
+        ConfigError: the span of the quantizer's codes does not fit the frames of the network.
     """
     geometry, span = config.geometry, quantizer.span
     check_regions(quantizer, geometry)

@@ -1,4 +1,4 @@
-"""What an audio tokenizer's encoders and decoders read of its config."""
+"""The part of an audio tokenizer's config that its encoders and decoders use."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any, Protocol
 
 
 class AudioShape(Protocol):
-    """The sizes of an audio tokenizer, as `AudioTokenizerConfig` (networks.py) has them."""
+    """Sizes of an audio tokenizer; `AudioTokenizerConfig` (networks.py) implements it."""
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second of a channel."""
+        """Samples per second and channel."""
         ...
 
     @property
@@ -25,7 +25,7 @@ class AudioShape(Protocol):
 
     @property
     def window(self) -> int:
-        """Samples of the STFT window."""
+        """STFT window length in samples."""
         ...
 
     @property
@@ -34,5 +34,5 @@ class AudioShape(Protocol):
         ...
 
     def model_copy(self, *, update: Any = None) -> AudioShape:
-        """The same with other values."""
+        """A copy with updated values."""
         ...

@@ -1,10 +1,10 @@
-"""Between a convolutional network and its quantizer: a causal transformer, and convolutions to a lower frame rate.
+"""Bottleneck between a convolutional network and its quantizer: a causal transformer and a change of frame rate.
 
-    encoder   places at the network's rate ──► transformer ──► stride places become one frame
-    decoder   frames ──► each becomes `stride` places ──► transformer ──► the network
+    encoder   steps at the network's rate ──► transformer ──► convolution: `stride` steps become one frame
+    decoder   frames ──► transposed convolution: `stride` steps each ──► transformer ──► network
 
-The transformer looks back over a sliding window and never ahead, so it runs chunk after chunk with a memory of constant
-size. Source: Mimi (Moshi, arXiv:2410.00037, section 3.3).
+The transformer has causal sliding-window attention, so it runs chunk by chunk with a KV cache of constant size.
+Source: Mimi (Moshi, arXiv:2410.00037, section 3.3).
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from .streaming import StreamingLayer, window_stage
 
 
 class BottleneckConfig(Config):
-    """A transformer and a change of rate."""
+    """A transformer and a change of frame rate."""
 
     stride: PositiveInt = 1
-    """Places at the network's rate that make one frame of codes."""
+    """Steps at the network's rate per frame of codes."""
     padding: Padding = "replicate"
-    """Before the first place, for the convolution to frames."""
+    """Left padding of the convolution to frames."""
     layers: LayerCountOrNone = 0
-    """Of the transformer; 0: none."""
+    """Transformer layers; 0: no transformer."""
     heads: LayerCount = 8
     feed_forward: PositiveInt = 2048
     window: PositiveInt = 250
-    """Places a layer sees: its own and those just before it."""
+    """Attention window in steps, the current one included."""
     layer_scale: PositiveFloat = 0.01
-    """First value of the learned factor on what a layer adds."""
+    """Initial value of the learned scale of each residual branch."""
     theta: PositiveFloat = Field(default=10000.0, gt=1)
-    """Base of the rotary positions."""
+    """Base of the rotary embedding."""
 
 
 class SlidingTransformer(nn.Module):
-    """Causal blocks over places [B, T, r, D], each looking back `window` places."""
+    """Causal transformer with sliding-window attention over steps [B, T, r, D]."""
 
     def __init__(self, config: BottleneckConfig, width: int):
         super().__init__()
@@ -56,7 +56,7 @@ class SlidingTransformer(nn.Module):
         return [StreamingLayer(self.forward, memory=True)] if len(self.blocks) else []
 
     def forward(self, x: Tensor, mask: Tensor, state: list[Past] | None) -> tuple[Tensor, list[Past]]:
-        """x: [B, T, r, D]; state: keys and values of each layer. Frames outside the mask come after all others."""
+        """x: [B, T, r, D]; state: KV cache of each layer. Masked frames must come last."""
         window, heads = self.config.window, self.config.heads
         h = x.flatten(1, 2)
         keys = h.shape[1] + (state[0][0].shape[2] if state else 0)
@@ -71,7 +71,7 @@ class SlidingTransformer(nn.Module):
 
 
 class EncoderBottleneck(nn.Module):
-    """Places of the network [B, T, r, D] to frames [B, T, D], r = stride."""
+    """Steps of the network [B, T, r, D] to frames [B, T, D], r = stride."""
 
     def __init__(self, config: BottleneckConfig, width: int):
         super().__init__()
@@ -87,7 +87,7 @@ class EncoderBottleneck(nn.Module):
 
 
 class DecoderBottleneck(nn.Module):
-    """Frames [B, T, D] to places of the network [B, T, r, D]."""
+    """Frames [B, T, D] to steps of the network [B, T, r, D]."""
 
     def __init__(self, config: BottleneckConfig, width: int):
         super().__init__()
@@ -103,7 +103,7 @@ class DecoderBottleneck(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """x + LSTM(x) over places [B, T, r, D], in float32. Source: EnCodec, arXiv:2210.13438, section 3.1."""
+    """x + LSTM(x) over steps [B, T, r, D], in float32. Source: EnCodec, arXiv:2210.13438, section 3.1."""
 
     def __init__(self, width: int, layers: int):
         super().__init__()
@@ -114,7 +114,7 @@ class Recurrence(nn.Module):
         return [StreamingLayer(self.forward, memory=True)]
 
     def forward(self, x: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """x: [B, T, r, D]; state: the LSTM's own. Frames outside the mask come after all others."""
+        """x: [B, T, r, D]; state: LSTM state. Masked frames must come last."""
         flat = x.flatten(1, 2)
         with float32_only():
             found, state = self.lstm(flat.float(), state)

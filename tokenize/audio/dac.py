@@ -1,10 +1,10 @@
-"""Sound parts `dac`: strided convolutions with dilated residual units and Snake, from samples to latents and back.
+"""Audio encoder and decoder `dac`: strided convolutions with dilated residual units and Snake activations.
 
     encoder   conv7; per stride: units of dilation 1, 3, 9, Snake, strided conv that doubles the channels; Snake, conv3
     decoder   conv7; per stride: Snake, transposed conv that halves them, units of dilation 1, 3, 9; Snake, conv7, tanh
 
-The published network loses a sample at each odd stride; here the surplus is cut so that T frames are T * hop samples
-(the first ones the same as there). Source: DAC, arXiv:2306.06546.
+The published network loses a sample at each odd stride; here the surplus is trimmed so that T frames give T * hop
+samples (the first ones are identical to the original). Source: DAC, arXiv:2306.06546.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ class DACConfig(Config):
 
     kind: Literal["dac"] = "dac"
     channels: PositiveInt = 64
-    """At the sample rate in the encoder, where strides double them; at the frame rate in the decoder, where they are
-    halved."""
+    """Encoder: channels at the sample rate, doubled at each stride. Decoder: channels at the frame rate, halved at each
+    stride."""
     strides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (2, 4, 8, 8)
-    """In the part's own order: the decoder's are usually the encoder's, reversed."""
+    """In processing order: the decoder's are usually the encoder's reversed."""
     dilations: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 3, 9)
-    """Of the residual units at each rate."""
+    """Dilations of the residual units at each rate."""
     causal: bool = False
     norm: Norm = "weight"
     bottleneck: BottleneckConfig = Field(default_factory=BottleneckConfig)
     chunk: PositiveInt = 32
-    """Frames worked on at a time when frozen: sets the delay of streaming, and fixes the shape all items share."""
+    """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
 
     def check_sound(self, sound: AudioShape) -> None:
-        """Raise ValueError unless this part fits the tokenizer."""
+        """Raise ValueError unless this network fits the tokenizer."""
         check_hop(self.strides, "strides", self.bottleneck, sound)
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> PaddedConv:
-        """A convolution as all of this part are."""
+        """A convolution with the padding and norm of this network."""
         return PaddedConv(inputs, outputs, kernel, stride, dilation, self.causal, "zeros", self.norm)
 
     def units(self, channels: int) -> list[nn.Module]:
@@ -76,7 +76,7 @@ class Snake(nn.Module):
 
 
 class DACEncoder(nn.Module):
-    """Samples to latents; see the head of this file."""
+    """DAC encoder: samples to latents."""
 
     def __init__(self, config: DACConfig, sound: AudioShape):
         super().__init__()
@@ -103,7 +103,7 @@ class DACEncoder(nn.Module):
 
 
 class DACDecoder(nn.Module):
-    """Latents to samples; see the head of this file."""
+    """DAC decoder: latents to samples."""
 
     def __init__(self, config: DACConfig, sound: AudioShape):
         super().__init__()

@@ -1,10 +1,10 @@
-"""Sound part `fused`: two encoders read the same sound, and a linear layer joins what they find.
+"""Audio encoder `fused`: two encoders of the same audio, combined by a linear layer.
 
-    sound ──► acoustic ──┐
-          └─► semantic ──┴──► side by side ──► linear ──► latents            an encoder alone; any decoder goes with it
+    audio ──► acoustic ──┐
+          └─► semantic ──┴──► concatenate ──► linear ──► latents            encoder only; works with any decoder
 
-The semantic one may be the encoder of a tokenizer trained before (`warm_start`) and stay as it is (`freeze`):
-a teacher that the frozen tokenizer carries along. Source: X-Codec, arXiv:2408.17175.
+The semantic encoder can come from an already trained tokenizer (`warm_start`) and stay fixed (`freeze`): it then acts
+as a teacher that is part of the frozen tokenizer. Source: X-Codec, arXiv:2408.17175.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ PlainPartConfig = Annotated[
     | Annotated[SEANetConfig, Tag("seanet")]
     | Annotated[DACConfig, Tag("dac")]
     | Annotated[Mel2DConfig, Tag("mel2d")],
-    kind_or("spectrum"),  # files of before there was a choice say none
+    kind_or("spectrum"),  # older files have no kind
 ]
 PLAIN_ENCODERS = {"spectrum": SpectrumEncoder, "seanet": SEANetEncoder, "dac": DACEncoder, "mel2d": Mel2DEncoder}
 
 
 class FusedConfig(Config):
-    """Two encoders without memory (no LSTM, no sliding transformer): both read windows."""
+    """Two stateless encoders (no LSTM, no transformer), both of which process windows."""
 
     kind: Literal["fused"] = "fused"
     acoustic: PlainPartConfig
-    """Gives `latent_dim` channels."""
+    """Encoder with `latent_dim` output channels."""
     semantic: PlainPartConfig
-    """Gives `semantic_dim` channels."""
+    """Encoder with `semantic_dim` output channels."""
     semantic_dim: PositiveInt
     chunk: PositiveInt = 32
-    """Frames worked on at a time when frozen; those of the two parts have no meaning here."""
+    """Frames per call when frozen; the `chunk` of the two encoders is ignored."""
 
     def check_sound(self, sound: AudioShape) -> None:
-        """Raise ValueError unless both parts fit the tokenizer."""
+        """Raise ValueError unless both encoders fit the tokenizer."""
         for name, part in (("acoustic", self.acoustic), ("semantic", self.semantic)):
             try:
                 part.check_sound(sound)
@@ -55,7 +55,7 @@ class FusedConfig(Config):
 
 
 class FusedEncoder(nn.Module):
-    """Samples to latents; see the head of this file."""
+    """Acoustic and semantic encoders combined: samples to latents."""
 
     def __init__(self, config: FusedConfig, sound: AudioShape):
         super().__init__()
@@ -73,7 +73,7 @@ class FusedEncoder(nn.Module):
                 )
 
     def frame(self, samples: Tensor) -> Tensor:
-        """Samples [..., N], N a multiple of hop -> frames [..., T, F], those of both parts side by side."""
+        """Samples [..., N], N a multiple of hop -> frames [..., T, F], concatenated for both encoders."""
         return torch.cat([self.acoustic.frame(samples), self.semantic.frame(samples)], dim=-1)
 
     def stages(self) -> list[StreamingLayer]:
@@ -81,7 +81,7 @@ class FusedEncoder(nn.Module):
         chains = self.acoustic.stages(), self.semantic.stages()
 
         def run(frames: Tensor, mask: Tensor) -> Tensor:
-            # Each part gets its own piece of every channel's frame.
+            # Split every channel's frame into the parts of the two encoders.
             pieces = (piece.flatten(2) for piece in frames.unflatten(2, (self.channels, -1)).split(self.widths, dim=-1))
             found = [run_stages(chain, piece, mask) for chain, piece in zip(chains, pieces, strict=True)]
             return self.join(torch.cat(found, dim=-1))

@@ -1,16 +1,16 @@
-"""Convolutions over a signal that begins and ends somewhere inside the tensor, with the padding rules of the codecs.
+"""Masked 1-D convolutions with the padding rules of the codecs.
 
-A mask says where the signal is. What pads it stands beside the signal's own ends, at every layer, not at the ends of
-the tensor: so padding of a batch changes nothing, and a window computes what a pass over everything computes.
+A mask marks the signal inside the tensor. Every layer pads at the ends of the signal, not of the tensor: batch padding
+then changes nothing, and a window gives the same result as a pass over the whole signal.
 
               kernel k, dilation d, stride s:            transposed, kernel 2 s:
-              (k - 1) d + 1 - s places are added         s places too many are cut
-    causal    all before the signal                      a share `trim_right` of them at the right, usually all
-    centred   half after it, and an odd one before       half at the right, and an odd one at the left
+              (k - 1) d + 1 - s samples of padding       s surplus samples are trimmed
+    causal    all before the signal                      a fraction `trim_right` of them on the right, usually all
+    centered  half after it, the odd one before          half on the right, the odd one on the left
     length    L / s                                      L * s
 
-Source: EnCodec, arXiv:2210.13438, `encodec/modules/conv.py` (MIT): the rule above, and its reflection of signals
-shorter than the padding (zeros are put after them first).
+Source: EnCodec, arXiv:2210.13438, `encodec/modules/conv.py` (MIT): the rule above, and the reflection of signals
+shorter than the padding (zeros are appended first).
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class PaddedConv(nn.Module):
         self.conv = normed(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, bias=bias), norm)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, inputs, L]; mask: [B, L], one run of True."""
+        """x: [B, inputs, L]; mask: [B, L], one contiguous run of True."""
         return self.conv(pad_signal(x, mask, self.left, self.right, self.padding))
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
-        """First and last input place that output places low..high depend on; a frame is input places 0..per_frame-1."""
+        """First and last input step that output steps low..high depend on; a frame is input steps 0..per_frame-1."""
         low, high = low * self.down - self.left, high * self.down + self.down - 1 + self.right
-        if self.padding == "reflect":  # a mirror at the frame's own end shows places on the other side of it
+        if self.padding == "reflect":  # reflection at the frame's end depends on steps on its other side
             low, high = min(low, 2 * (per_frame - 1) - high), max(high, -low)
         return low, high
 
@@ -93,7 +93,7 @@ class PaddedTranspose(nn.Module):
 
 
 class Pointwise(nn.Module):
-    """Something done to each place alone, among layers that take a mask."""
+    """Adapter for pointwise modules among layers that take a mask."""
 
     up = down = 1
 
@@ -111,7 +111,7 @@ class Pointwise(nn.Module):
 
 
 class Residual(nn.Module):
-    """shortcut(x) + layers(x), size unchanged; no shortcut: x itself."""
+    """shortcut(x) + layers(x), size unchanged; without a shortcut x + layers(x)."""
 
     up = down = 1
 
@@ -134,7 +134,7 @@ class Residual(nn.Module):
 
 
 class ConvStack(nn.ModuleList):
-    """Layers of this file over frames: [B, T, r, C] in, [B, T, R, outputs] out, with r and R places a frame."""
+    """Masked layers applied to frames: [B, T, r, C] -> [B, T, R, outputs], with r and R steps per frame."""
 
     def __init__(self, layers: list[nn.Module], places: int):
         """`places` is r."""
@@ -142,7 +142,7 @@ class ConvStack(nn.ModuleList):
         self.places = places
         low, high = needs_of(layers, 0, self._places_after() - 1, places)
         self.reach_back, self.reach_ahead = max(0, -(low // places)), max(0, high // places)
-        """Frames before and after t that output frame t depends on."""
+        """Number of frames before and after t that output frame t depends on."""
 
     def _places_after(self) -> int:
         places = self.places
@@ -151,7 +151,7 @@ class ConvStack(nn.ModuleList):
         return places
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, T, r, C]; mask: [B, T], one run of True. Values of frames outside it are meaningless."""
+        """x: [B, T, r, C]; mask: [B, T], one contiguous run of True. Outputs of masked frames are meaningless."""
         signal = x.flatten(1, 2).transpose(1, 2)
         places = self.places
         for layer in self:
@@ -161,7 +161,7 @@ class ConvStack(nn.ModuleList):
 
 
 def needs_of(layers, low: int, high: int, places: int) -> tuple[int, int]:
-    """First and last input place that output places low..high of chained layers depend on; `places` a frame go in."""
+    """First and last input step that output steps low..high of a chain depend on; `places` is input steps per frame."""
     counts = []
     for layer in layers:
         counts.append(places)
@@ -172,19 +172,19 @@ def needs_of(layers, low: int, high: int, places: int) -> tuple[int, int]:
 
 
 def pad_signal(x: Tensor, mask: Tensor, left: int, right: int, padding: Padding) -> Tensor:
-    """Pad each row's signal at its own ends.
+    """Pad the signal of each row at its ends.
 
     Args:
-        x: [B, C, L]. mask: [B, L], one run of True (or none).
+        x: [B, C, L]. mask: [B, L], one contiguous run of True (or none).
     Returns:
-        [B, C, left + L + right]: zeros outside the signal but for `left` places before it and `right` after it.
+        [B, C, left + L + right]: zero outside the signal, except the `left` samples before and `right` after it.
     """
     x = F.pad(x * mask[:, None], (left, right))
     if padding == "zeros" or not left + right:
         return x
     start, length = mask.int().argmax(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)  # [B, 1]
     before = torch.arange(-left, 0, device=x.device).expand(len(x), -1)
-    place = torch.cat([before, length + torch.arange(right, device=x.device)], dim=1)  # counted from the signal's start
+    place = torch.cat([before, length + torch.arange(right, device=x.device)], dim=1)  # relative to the signal's start
     if padding == "replicate":
         source = place.clamp_min(0).minimum((length - 1).clamp_min(0))
     else:
@@ -197,15 +197,15 @@ def pad_signal(x: Tensor, mask: Tensor, left: int, right: int, padding: Padding)
 
 
 def normed(layer: nn.Module, norm: Norm) -> nn.Module:
-    """The layer, its weight split into length and direction per channel where asked (arXiv:1602.07868)."""
+    """Apply weight normalization (arXiv:1602.07868) to a layer if `norm` is "weight"."""
     return parametrizations.weight_norm(layer) if norm == "weight" else layer
 
 
 def fold_norms(net: nn.Module) -> None:
-    """Make every split weight one tensor again, in place: what a frozen network keeps and stores."""
+    """Fold all weight norms into plain weights, in place, as frozen networks store them."""
     for module in net.modules():
         if parametrize.is_parametrized(module, "weight"):
-            # torch takes the property "weight" off the module's class, which copies of the module share.
+            # torch removes the property "weight" from the module's class, which copies of the module share.
             kind = type(module)
             own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
             module.__class__ = type(kind.__name__, kind.__bases__, own)  # type: ignore
@@ -213,7 +213,7 @@ def fold_norms(net: nn.Module) -> None:
 
 
 def plain_state(net: nn.Module) -> dict[str, Tensor]:
-    """A network's state under the names that it has when its norms are folded."""
+    """State dict of a network with its weight norms folded; the network is unchanged."""
     state = net.state_dict()
     for name, module in net.named_modules():
         if parametrize.is_parametrized(module, "weight"):
@@ -226,7 +226,7 @@ def plain_state(net: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def set_plain(net: nn.Module, name: str, value: Tensor) -> None:
-    """Write one tensor of `plain_state` into the network, splitting it again where it is split."""
+    """Write one tensor of `plain_state` into the network, through the weight norm if the layer has one."""
     place, _, leaf = name.rpartition(".")
     module = net.get_submodule(place)
     if parametrize.is_parametrized(module, leaf):

@@ -1,11 +1,11 @@
-"""Sound parts `mel2d`: mel bands over time as a picture whose height alone is halved; each row of a frame is one code.
+"""Audio encoder and decoder `mel2d`: 2-D convolutions over a mel spectrogram that downsample only the frequency axis.
 
     encoder   log mel bands [T, bands] ──► convolutions ──► [T, rows] cells of `latent_dim / rows` channels
     decoder   cells ──► convolutions ──► [T, bands] ──► linear ──► inverse spectrum
 
-Rows stand side by side in the latents, so `group` with as many groups and one shared codebook quantizes the cells.
-Norms are of a cell alone: a frame then depends on nothing beyond the reach of the convolutions.
-Source: SpecVQGAN, arXiv:2110.08791 (there time is halved too, and a vocoder of its own turns bands into sound).
+Each row of a frame gives one code. Rows are concatenated in the latents, so `group` with as many groups and one shared
+codebook quantizes the cells. Norms are per cell, so a frame depends only on the receptive field of the convolutions.
+Source: SpecVQGAN, arXiv:2110.08791 (which also downsamples time, and uses a separate vocoder).
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ class Mel2DConfig(Config):
     kind: Literal["mel2d"] = "mel2d"
     bands: PositiveInt = 80
     rows: PositiveInt = 5
-    """Codes above each other in a frame; bands are rows times a power of 2."""
+    """Codes per frame, along frequency; bands must be rows times a power of 2."""
     channels: PositiveInt = 64
     blocks: LayerCount = 1
-    """Residual blocks at each height."""
+    """Residual blocks at each frequency resolution."""
     chunk: PositiveInt = 32
-    """Frames worked on at a time when frozen."""
+    """Frames per call when frozen."""
 
     @property
     def halvings(self) -> int:
-        """How often the height is halved."""
+        """Number of times the frequency axis is halved."""
         return (self.bands // self.rows).bit_length() - 1
 
     def check_sound(self, sound: AudioShape) -> None:
-        """Raise ValueError unless this part fits the tokenizer."""
+        """Raise ValueError unless this network fits the tokenizer."""
         if sound.window < sound.hop or sound.window % 2:
             raise ValueError(f"window {sound.window} must be even and at least hop {sound.hop}")
         if self.rows * 2**self.halvings != self.bands:
@@ -53,7 +53,7 @@ class Mel2DConfig(Config):
 
 
 class CellNorm(nn.LayerNorm):
-    """Of the channels of each cell."""
+    """Layer norm over the channels of each cell."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, channels, T, height] -> the same shape."""
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 class Step(nn.Module):
-    """A convolution, before which the height may be doubled, or by which it is halved."""
+    """Convolution that keeps, doubles (by repeating first) or halves (by its stride) the height."""
 
     reach = 1
 
@@ -94,7 +94,7 @@ class Step(nn.Module):
 
 
 class _Stack(nn.Module):
-    """Steps and blocks over cells."""
+    """Sequence of `Step` and `Block` layers."""
 
     def __init__(self, layers: list[Block | Step]):
         super().__init__()
@@ -110,7 +110,7 @@ class _Stack(nn.Module):
 
 
 class Mel2DEncoder(_Stack):
-    """Samples to latents; see the head of this file. A frame of samples holds its whole window."""
+    """Mel encoder: samples to latents. Each input frame holds its whole STFT window."""
 
     window: Tensor
     filters: Tensor
@@ -143,7 +143,7 @@ class Mel2DEncoder(_Stack):
 
 
 class Mel2DDecoder(_Stack):
-    """Latents to samples; see the head of this file."""
+    """Mel decoder: latents to samples."""
 
     window: Tensor
 
@@ -157,7 +157,7 @@ class Mel2DDecoder(_Stack):
         self.norm = CellNorm(width)
         self.leave = nn.Linear(width * config.bands, sound.channels * (sound.window + 2))
         self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
-        # Frames of neighbouring windows that reach into a frame's own hop.
+        # Frames whose windows overlap a frame's hop.
         self.reach += -(-((sound.window - sound.hop) // 2) // sound.hop)
 
     def stages(self) -> list[StreamingLayer]:

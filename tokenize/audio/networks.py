@@ -1,13 +1,13 @@
-"""The audio tokenizer's network: an encoder, a quantizer and a decoder, each chosen by `kind`.
+"""Network of the audio tokenizer: an encoder, a quantizer and a decoder, each selected by `kind`.
 
-A new kind of part is one file with a config, an encoder and a decoder (or an encoder alone, as `fused`), one line in
-the union and in each table here, and one entry in the list of tests/tokenize/test_sound_networks.py. Any encoder goes
-with any decoder: between them are latents [B, T, latent_dim], one for each `hop` samples.
+To add a kind, write one file with a config, an encoder and a decoder (or only an encoder, as `fused`), add one line to
+the union and to each table here, and one entry to the list in tests/tokenize/test_sound_networks.py. Any encoder can be
+combined with any decoder: between them are latents [B, T, latent_dim], one per `hop` samples.
 
-    encoder   config, sound -> .frame(samples [..., N]) -> [..., T, F], its own cut of the samples of each frame
+    encoder   config, sound -> .frame(samples [..., N]) -> [..., T, F], the samples of each frame
                                .stages()  [B, T, C * F] -> latents [B, T, latent_dim]
     decoder   config, sound -> .stages()  [B, T, latent_dim] -> samples [B, T, C * hop]
-    config    .check_sound(sound) raises ValueError where the part does not fit the tokenizer's hop or window
+    config    .check_sound(sound) raises ValueError if the network does not fit the tokenizer's hop or window
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ AUDIO_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": D
 
 
 class AudioTokenizerConfig(GrowingConfig):
-    """Audio to residual codes and back.
+    """Config of an audio tokenizer: audio to codes and back.
 
-    With several channels one set of codes stands for them all: the encoder reads them side by side, and the decoder
-    makes them side by side (as EnCodec at 48 kHz, arXiv:2210.13438).
+    Several channels share one set of codes: the encoder and decoder process them jointly (as EnCodec at 48 kHz,
+    arXiv:2210.13438).
     """
 
     added: ClassVar[frozenset[str]] = frozenset({"channels"})
@@ -55,11 +55,11 @@ class AudioTokenizerConfig(GrowingConfig):
     name: ShownName
     sample_rate: PositiveInt = 16000
     channels: int = Field(default=1, ge=1, le=8)
-    """1: mono, files with more are mixed down. 2: stereo, mono files are repeated."""
+    """1: mono; files with more channels are mixed down. 2: stereo; mono files are repeated."""
     hop: PositiveInt = 320
     """Samples per frame."""
     window: PositiveInt = 1280
-    """Samples of the window of `spectrum` parts; even, at least hop."""
+    """STFT window of `spectrum` and `mel2d` networks in samples; even, at least hop."""
     latent_dim: PositiveInt = 128
     encoder: AudioEncoderConfig = Field(default_factory=AudioStackConfig)
     decoder: AudioDecoderConfig = Field(default_factory=AudioStackConfig)
@@ -76,12 +76,12 @@ class AudioTokenizerConfig(GrowingConfig):
 
     @property
     def geometry(self) -> AudioGeometry:
-        """What one frame of codes stands for."""
+        """Geometry of the code frames."""
         return AudioGeometry(sample_rate=self.sample_rate, channels=self.channels, samples_per_frame=self.hop)
 
 
 class AudioNet(nn.Module):
-    """Trainable audio tokenizer; `tokenize/tokenizer.py` freezes it. N is a multiple of hop everywhere, T = N / hop."""
+    """Trainable audio tokenizer; `tokenize/tokenizer.py` freezes it. N is always a multiple of hop, and T = N / hop."""
 
     def __init__(self, config: AudioTokenizerConfig):
         super().__init__()
@@ -91,31 +91,31 @@ class AudioNet(nn.Module):
         self.decoder = AUDIO_DECODERS[config.decoder.kind](config.decoder, config)
 
     def frames(self, samples: Tensor) -> Tensor:
-        """Samples [B, C, N] -> frames [B, T, C * F], one channel after another."""
+        """Samples [B, C, N] -> frames [B, T, C * F], channels concatenated."""
         return self.encoder.frame(samples).transpose(1, 2).flatten(2)
 
     def samples(self, frames: Tensor) -> Tensor:
-        """The decoder's frames [B, T, C * hop] -> samples [B, C, T * hop]."""
+        """Decoder output frames [B, T, C * hop] -> samples [B, C, T * hop]."""
         return frames.unflatten(2, (self.config.channels, -1)).transpose(1, 2).flatten(2)
 
     def encode_samples(self, samples: Tensor, mask: Tensor) -> Tensor:
-        """Samples [B, N], or [B, C, N] of several channels, mask of frames [B, T] -> latents [B, T, latent_dim]."""
+        """Samples [B, N], or [B, C, N] for several channels, and frame mask [B, T] -> latents [B, T, latent_dim]."""
         samples = samples if samples.dim() == 3 else samples[:, None]
         return run_stages(self.encoder.stages(), self.frames(samples), mask)
 
     def decode_latents(self, latents: Tensor, mask: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T * hop], or [B, C, T * hop] of several channels."""
+        """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T * hop], or [B, C, T * hop] for several channels."""
         samples = self.samples(run_stages(self.decoder.stages(), latents, mask))
         return samples if self.config.channels > 1 else samples[:, 0]
 
     def forward(self, samples: Tensor, mask: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruct a batch, for training.
+        """Reconstruct a batch in training.
 
         Args:
-            samples: [B, N] float, or [B, C, N] of several channels.
-            mask: [B, T] bool, True on frames that hold sound (not padding).
+            samples: [B, N] float, or [B, C, N] for several channels.
+            mask: [B, T] bool, True for frames with audio (not padding).
         Returns:
-            reconstruction, as the samples, and the quantizer's result with codes [B, T, K].
+            the reconstruction, shaped like the samples, and the quantizer result with codes [B, T, K].
         """
         quantized = self.quantizer(self.encode_samples(samples, mask).float(), mask)
         return self.decode_latents(quantized.values, mask), quantized

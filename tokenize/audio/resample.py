@@ -1,4 +1,4 @@
-"""Change the sample rate of a waveform by windowed-sinc interpolation: any pair of rates, whole or piece by piece."""
+"""Sample rate conversion by windowed-sinc interpolation between any two rates, whole or streaming."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 ZERO_CROSSINGS = 16
 """Lobes of the sinc on each side: 90 dB of stopband with the Kaiser window below."""
 ROLLOFF = 0.945
-"""Cut-off as a share of the lower Nyquist frequency; leaves room for the filter's slope."""
+"""Cutoff as a fraction of the lower Nyquist frequency; leaves room for the transition band."""
 KAISER_BETA = 9.0
 MAX_PRODUCTS_AT_ONCE = 1 << 22
 
@@ -24,17 +24,17 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
     Returns:
         waveform [C, ceil(N * new_rate / old_rate)], float32; sample 0 stays at time 0.
     Raises:
-        ValueError: a rate that is not positive.
+        ValueError: a rate is not positive.
     """
     resampler = Resampler(samples.shape[0], old_rate, new_rate)
     return torch.cat([resampler.push(samples), resampler.finish()], dim=-1)
 
 
 class Resampler:
-    """Resample a waveform that comes in pieces; the joined result does not depend on how it was cut.
+    """Streaming resampler; the concatenated output does not depend on how the input is split.
 
-    Output sample n lies at input position n * old / new = base + phase / L. Only L = new / gcd phases exist, so their
-    filters are made once, and each output is the product of its phase's filter with the input around its base:
+    Output sample n is at input position n * old / new = base + phase / L. There are only L = new / gcd phases, so their
+    filters are computed once, and each output is the dot product of its phase's filter with the input around its base:
 
         input     x x x x x x x x x x x x          taps = 6:  base - 2 .. base + 3
         outputs   o    o    o    o    o
@@ -49,13 +49,13 @@ class Resampler:
         self.old, self.new = old_rate // divisor, new_rate // divisor
         self.filters = _phase_filters(self.old, self.new) if self.old != self.new else None  # [new, taps]
         self.half = self.filters.shape[1] // 2 if self.filters is not None else 0
-        self.held = torch.zeros(channels, max(0, self.half - 1))  # input not yet used up; starts with silence
+        self.held = torch.zeros(channels, max(0, self.half - 1))  # pending input; starts with silence
         self.first = 1 - self.half  # input position of held[:, 0]
         self.num_read = 0
         self.num_written = 0
 
     def push(self, samples: Tensor) -> Tensor:
-        """Take a piece [C, n]; returns the samples [C, m] that no later input can change."""
+        """Add input samples [C, n]; returns the output samples [C, m] that are complete."""
         self.num_read += samples.shape[-1]
         if self.filters is None:
             return samples.float()
@@ -64,14 +64,14 @@ class Resampler:
         return self._advance(max(0, -(-(self.num_read - self.half) * self.new // self.old)))
 
     def finish(self) -> Tensor:
-        """Say that the waveform has ended; returns the remaining samples [C, m]."""
+        """End the stream; returns the remaining samples [C, m]."""
         if self.filters is None:
             return self.held[:, :0]
         self.held = torch.nn.functional.pad(self.held, (0, self.half))
         return self._advance(-(-self.num_read * self.new // self.old))
 
     def _advance(self, until: int) -> Tensor:
-        """Make outputs num_written .. until - 1 and drop the input they alone needed."""
+        """Compute outputs num_written .. until - 1 and drop input that is no longer needed."""
         assert self.filters is not None
         taps = 2 * self.half
         pieces = [self.held[:, :0]]
@@ -99,4 +99,4 @@ def _phase_filters(old: int, new: int) -> Tensor:
     inside = (1 - (distance / reach).square()).clamp(min=0)
     window = torch.special.i0(KAISER_BETA * inside.sqrt()) * (distance.abs() <= reach)  # Kaiser, up to a factor
     filters = torch.special.sinc(cutoff * distance) * window
-    return (filters / filters.sum(dim=1, keepdim=True)).float()  # a constant stays the same constant
+    return (filters / filters.sum(dim=1, keepdim=True)).float()  # a constant signal is preserved

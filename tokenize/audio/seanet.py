@@ -1,6 +1,6 @@
-"""Sound parts `seanet`: strided convolutions with residual blocks from samples to latents, and back.
+"""Audio encoder and decoder `seanet`: strided convolutions with residual blocks between samples and latents.
 
-    encoder   conv, then per ratio (the last one first): residual blocks, ELU, strided conv that doubles the channels;
+    encoder   conv, then per ratio (in reverse order): residual blocks, ELU, strided conv that doubles the channels;
               LSTM, ELU, conv; bottleneck
     decoder   bottleneck; conv, LSTM, then per ratio: ELU, transposed conv that halves them, residual blocks; ELU, conv
 
@@ -27,9 +27,9 @@ class SEANetConfig(Config):
 
     kind: Literal["seanet"] = "seanet"
     channels: PositiveInt = 32
-    """At the sample rate; doubled at every ratio."""
+    """Channels at the sample rate; doubled at every ratio."""
     ratios: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 5, 4, 2)
-    """In the decoder's order; times the bottleneck's stride they make `hop`."""
+    """In decoder order; their product times the bottleneck's stride is `hop`."""
     kernel: PositiveInt = 7
     last_kernel: PositiveInt = 7
     residual_kernel: PositiveInt = 3
@@ -38,26 +38,26 @@ class SEANetConfig(Config):
     dilation_growth: PositiveInt = 2
     """Block j at a rate has dilation dilation_growth ^ j."""
     compress: PositiveInt = 2
-    """Channels inside a residual block are fewer by this factor."""
+    """Reduction factor of the channels inside a residual block."""
     shortcut: Literal["convolution", "identity"] = "identity"
-    """What goes around a residual block."""
+    """Shortcut of the residual blocks."""
     lstm_layers: LayerCountOrNone = 2
     causal: bool = True
     padding: Padding = "zeros"
-    """Beside the signal's ends. `reflect` mirrors the first samples: then even causal convolutions look ahead there."""
+    """Padding at the signal's ends. With `reflect`, even causal convolutions look ahead at the first samples."""
     trim_right: float = Field(default=1.0, ge=0, le=1)
-    """Share of a causal transposed convolution's surplus that is cut at the right; less than 1 looks ahead."""
+    """Fraction of a causal transposed convolution's surplus trimmed on the right; below 1 it looks ahead."""
     norm: Norm = "weight"
     bottleneck: BottleneckConfig = Field(default_factory=BottleneckConfig)
     chunk: PositiveInt = 32
-    """Frames worked on at a time when frozen: sets the delay of streaming, and fixes the shape all items share."""
+    """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
 
     def check_sound(self, sound: AudioShape) -> None:
-        """Raise ValueError unless this part fits the tokenizer."""
+        """Raise ValueError unless this network fits the tokenizer."""
         check_hop(self.ratios, "ratios", self.bottleneck, sound)
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> PaddedConv:
-        """A convolution as all of this part are."""
+        """A convolution with the padding and norm of this network."""
         return PaddedConv(inputs, outputs, kernel, stride, dilation, self.causal, self.padding, self.norm)
 
     def residual(self, channels: int) -> list[nn.Module]:
@@ -76,7 +76,8 @@ class SEANetConfig(Config):
 
 
 def check_hop(ratios: tuple[int, ...], name: str, bottleneck: BottleneckConfig, sound: AudioShape) -> None:
-    """Raise ValueError unless the ratios and the bottleneck's stride make the tokenizer's hop."""
+    """Raise ValueError unless the product of ratios and bottleneck stride is the tokenizer's hop, or if the
+    bottleneck's heads do not fit latent_dim."""
     found = math.prod(ratios) * bottleneck.stride
     if found != sound.hop:
         raise ValueError(
@@ -91,12 +92,12 @@ def check_hop(ratios: tuple[int, ...], name: str, bottleneck: BottleneckConfig, 
 
 
 def channels_last(frames: Tensor, channels: int) -> Tensor:
-    """Frames [B, T, C * hop], one channel after another -> [B, T, hop, C], as convolutions over samples want them."""
+    """Frames [B, T, C * hop], channels concatenated -> [B, T, hop, C], the layout of `ConvStack`."""
     return frames.unflatten(2, (channels, -1)).transpose(2, 3)
 
 
 class SEANetEncoder(nn.Module):
-    """Samples to latents; see the head of this file."""
+    """SEANet encoder: samples to latents."""
 
     def __init__(self, config: SEANetConfig, sound: AudioShape):
         super().__init__()
@@ -109,7 +110,7 @@ class SEANetEncoder(nn.Module):
             width *= 2
         last: list[nn.Module] = [Pointwise(nn.ELU()), config.conv(width, sound.latent_dim, config.last_kernel)]
         stride = config.bottleneck.stride
-        apart = config.lstm_layers > 0  # what stands after the LSTM is a stage of its own
+        apart = config.lstm_layers > 0  # layers after the LSTM form a separate stage
         self.down = ConvStack(layers if apart else layers + last, sound.hop)
         self.recurrence = Recurrence(width, config.lstm_layers) if apart else None
         self.last = ConvStack(last if apart else [], stride)
@@ -130,7 +131,7 @@ class SEANetEncoder(nn.Module):
 
 
 class SEANetDecoder(nn.Module):
-    """Latents to samples; see the head of this file."""
+    """SEANet decoder: latents to samples."""
 
     def __init__(self, config: SEANetConfig, sound: AudioShape):
         super().__init__()
@@ -147,7 +148,7 @@ class SEANetDecoder(nn.Module):
         layers += [Pointwise(nn.ELU()), config.conv(width, sound.channels, config.last_kernel)]
         stride = config.bottleneck.stride
         self.bottleneck = DecoderBottleneck(config.bottleneck, sound.latent_dim)
-        apart = config.lstm_layers > 0  # what stands before the LSTM is a stage of its own
+        apart = config.lstm_layers > 0  # layers before the LSTM form a separate stage
         self.first = ConvStack(first if apart else [], stride)
         self.recurrence = Recurrence(deepest, config.lstm_layers) if apart else None
         self.up = ConvStack(layers if apart else first + layers, stride)

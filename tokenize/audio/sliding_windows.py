@@ -1,7 +1,7 @@
-"""Windows of one fixed shape over frames, with enough context on both sides.
+"""Fixed-shape windows over frames with enough context on both sides.
 
-Every call has the shape [1, back + chunk + ahead, ...]: `chunk` frames are wanted, the context makes them equal to
-running over everything at once.
+Every call has the shape [1, back + chunk + ahead, ...]: the context makes the output of the `chunk` frames equal to
+processing everything at once.
 
     frames      0 ......... a ........ a+chunk ......... T
     window           [ back | chunk          | ahead ]
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """Frames wanted at a time, and the context on both sides that they depend on."""
+    """Number of output frames per call, and of context frames on both sides."""
 
     chunk: int
     back: int
@@ -26,16 +26,16 @@ class Window:
 
     @property
     def size(self) -> int:
-        """Frames in one call."""
+        """Input frames per call."""
         return self.back + self.chunk + self.ahead
 
     def cut(self, frames: Tensor, start: int, first: int, total: int | None, fill: float) -> tuple[Tensor, Tensor]:
-        """The window whose chunk begins at frame `start`.
+        """Cut the window whose chunk starts at frame `start`.
 
         Args:
-            frames: [t, ...], the frames numbered first .. first + t - 1.
-            total: number of frames of the whole signal, None while unknown (then all frames given exist).
-            fill: value of frames that do not exist.
+            frames: [t, ...], frames first .. first + t - 1.
+            total: number of frames of the whole signal, None while unknown (then all given frames are valid).
+            fill: value of frames outside the signal.
         Returns:
             [1, size, ...] and its mask [1, size].
         """

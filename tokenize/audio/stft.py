@@ -1,11 +1,11 @@
-"""Framed spectra whose frames are exactly the tokenizer's frames: frame t is centred on samples [t*hop, (t+1)*hop).
+"""STFT whose frames are exactly the tokenizer's frames: frame t is centered on samples [t*hop, (t+1)*hop).
 
     samples   |---hop---|---hop---|---hop---|
     frame 0  <----- window ----->                 starts (window - hop)/2 samples before its hop
     frame 1            <----- window ----->
 
-So N samples (N a multiple of hop) give N/hop frames, and the inverse gives N samples back ("same" framing, as in
-Vocos, arXiv:2306.00814). Frames that a mask excludes contribute neither sound nor window weight.
+N samples (N a multiple of hop) give N/hop frames, and the inverse returns N samples ("same" framing, as in Vocos,
+arXiv:2306.00814). Masked frames contribute neither signal nor window weight.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 
 
 def frame_signal(samples: Tensor, window: int, hop: int) -> Tensor:
-    """Cut samples [..., N] (N a multiple of hop) into frames [..., N / hop, window], zeros beyond the ends."""
+    """Split samples [..., N] (N a multiple of hop) into frames [..., N / hop, window], zero-padded at the ends."""
     edge = (window - hop) // 2
     return F.pad(samples, (edge, window - hop - edge)).unfold(-1, window, hop)
 
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:
-    """Add frames [B, T, window] up at their places: [B, T * hop + window - hop] samples."""
+    """Overlap-add frames [B, T, window] -> [B, T * hop + window - hop] samples."""
     batch, count, window = frames.shape
     length = count * hop + window - hop
     folded = F.fold(frames.transpose(1, 2), (1, length), (1, window), stride=(1, hop))
@@ -36,7 +36,7 @@ def inverse_spectrum(spectrum: Tensor, mask: Tensor, window: Tensor, hop: int) -
 
     Args:
         spectrum: complex [B, T, window/2 + 1].
-        mask: [B, T], True on frames that exist.
+        mask: [B, T], True for valid frames.
         window: analysis and synthesis window, float [window].
     Returns:
         samples [B, T * hop].
@@ -52,8 +52,8 @@ def inverse_spectrum(spectrum: Tensor, mask: Tensor, window: Tensor, hop: int) -
 
 
 def mel_filters(sample_rate: int, size: int, bands: int) -> Tensor:
-    """Triangular filters, equally spaced on the mel scale (2595 log10(1 + f / 700)), each with sum 1: [size / 2 + 1,
-    bands]."""
+    """Triangular mel filters [size / 2 + 1, bands], equally spaced on the mel scale (2595 log10(1 + f / 700)), each
+    with sum 1."""
     top = 2595 * math.log10(1 + sample_rate / 2 / 700)
     edges = 700 * (10 ** (torch.linspace(0, top, bands + 2, dtype=torch.float64) / 2595) - 1)
     frequencies = torch.linspace(0, sample_rate / 2, size // 2 + 1, dtype=torch.float64)[:, None]

@@ -1,9 +1,9 @@
-"""Sound parts `spectrum`: log magnitudes -> ConvNeXt -> latents, and latents -> ConvNeXt -> inverse spectrum.
+"""Audio encoder and decoder `spectrum`: log magnitudes -> ConvNeXt -> latents, latents -> ConvNeXt -> inverse STFT.
 
-Everything runs at the frame rate (50 frames a second at hop 320), so it trains on a laptop. The encoder sees
-magnitudes only: codes carry what is heard, the decoder makes up the phase (Vocos, arXiv:2306.00814; WavTokenizer,
-arXiv:2408.16532). Waveform distances such as SI-SDR are therefore low by construction, spectral ones are what it is
-trained for.
+Everything runs at the frame rate (50 frames per second at hop 320, 16 kHz), so it trains on a laptop. The encoder's
+input is magnitudes only: codes carry what is audible, and the decoder generates the phase (Vocos, arXiv:2306.00814;
+WavTokenizer, arXiv:2408.16532). Waveform metrics such as SI-SDR are therefore low by construction; training targets
+spectral metrics.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .streaming import StreamingLayer, window_stage
 
 
 class AudioStackConfig(GrowingConfig):
-    """One ConvNeXt stack of the audio tokenizer, and the spectrum of the tokenizer's `window` before or after it."""
+    """One ConvNeXt stack of the audio tokenizer; an STFT with the tokenizer's `window` precedes or follows it."""
 
     added: ClassVar[frozenset[str]] = frozenset({"kind"})
 
@@ -30,20 +30,20 @@ class AudioStackConfig(GrowingConfig):
     width: PositiveInt = 256
     layers: LayerCount = 6
     kernel: PositiveInt = 7
-    """Frames each layer sees, odd."""
+    """Kernel size in frames, odd."""
     causal: bool = False
-    """No layer looks ahead; what remains is the overlap of the spectrum's windows, (window - hop) / 2 samples."""
+    """No layer looks ahead; only the overlap of the STFT windows does, by (window - hop) / 2 samples."""
     chunk: PositiveInt = 32
-    """Frames worked on at a time when frozen: sets the delay of streaming, and fixes the shape all items share."""
+    """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
 
     def check_sound(self, sound: AudioShape) -> None:
-        """Raise ValueError unless this part fits the tokenizer."""
+        """Raise ValueError unless this network fits the tokenizer."""
         if sound.window < sound.hop or sound.window % 2:
             raise ValueError(f"window {sound.window} must be even and at least hop {sound.hop}")
 
 
 class SpectrumEncoder(ConvNeXtStack):
-    """Samples to latents; see the head of this file. A frame of samples holds its whole window."""
+    """Spectrum encoder: samples to latents. Each input frame holds its whole STFT window."""
 
     window: Tensor
 
@@ -74,7 +74,7 @@ class SpectrumEncoder(ConvNeXtStack):
 
 
 class SpectrumDecoder(ConvNeXtStack):
-    """Latents to samples; see the head of this file."""
+    """Spectrum decoder: latents to samples."""
 
     window: Tensor
 
@@ -83,7 +83,7 @@ class SpectrumDecoder(ConvNeXtStack):
         super().__init__(sound.latent_dim, config.width, outputs, config.layers, config.kernel, config.causal)
         self.hop, self.channels = sound.hop, sound.channels
         self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
-        # Frames of neighbouring windows that reach into a frame's own hop.
+        # Frames whose windows overlap a frame's hop.
         overlap = -(-((sound.window - sound.hop) // 2) // sound.hop)
         self.reach_back, self.reach_ahead = self.reach_back + overlap, self.reach_ahead + overlap
 
@@ -97,14 +97,14 @@ class SpectrumDecoder(ConvNeXtStack):
 
 
 def frames_of_spectra(outputs: Tensor, mask: Tensor, window: Tensor, hop: int, channels: int) -> Tensor:
-    """What a decoder says of each frame [B, T, C * (window + 2)], log magnitudes and phases -> samples [B, T, C * hop].
+    """Decoder outputs per frame [B, T, C * (window + 2)], log magnitudes and phases -> samples [B, T, C * hop].
 
-    mask: [B, T], True on frames that exist.
+    mask: [B, T], True for valid frames.
     """
-    # [B, T, C * F] -> [B * C, T, F]: channels are sounds of their own from here on
+    # [B, T, C * F] -> [B * C, T, F]: from here on channels are processed independently
     apart = outputs.unflatten(2, (channels, -1)).transpose(1, 2).flatten(0, 1)
     log_magnitude, phase = apart.chunk(2, dim=-1)
-    # exp(6) is far above any sample's spectrum; it keeps bf16 steps finite
+    # exp(6) is far above the spectrum of any audio; it keeps bf16 training steps finite
     magnitude = torch.exp(log_magnitude.clamp(max=6.0))
     samples = inverse_spectrum(torch.polar(magnitude, phase), mask.repeat_interleave(channels, 0), window, hop)
     return samples.reshape(len(mask), channels, -1, hop).transpose(1, 2).flatten(2)

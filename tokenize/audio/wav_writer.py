@@ -1,7 +1,7 @@
-"""A WAV file that is written while its samples are made: 16-bit PCM, the sizes filled in at the end.
+"""Streaming WAV writer: 16-bit PCM, with the sizes filled in at the end.
 
-Into a pipe nothing can be filled in, so there the header says the largest size, which players read as "until it ends"
-(as ffmpeg and sox write it).
+A pipe cannot seek back, so its header has the largest size, which players interpret as "until the end" (like the output
+of ffmpeg and sox).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ UNKNOWN = 0xFFFFFFFF
 
 
 class WavWriter:
-    """Writes samples [C, n] one chunk after the other.
+    """Writes samples [C, n] chunk by chunk.
 
     Args:
-        file: where to; it is the caller's to close.
+        file: output file; the caller closes it.
         sample_rate: Hz.
         channels: C.
         seekable: False for a pipe.
@@ -32,7 +32,7 @@ class WavWriter:
         self.file.write(self._header(UNKNOWN))
 
     def write(self, samples: Tensor) -> None:
-        """Add float samples [C, n] in [-1, 1] (clipped beyond), and hand them on at once. ValueError: another shape."""
+        """Write float samples [C, n], clipped to [-1, 1], and flush. Raises ValueError on a wrong shape."""
         if samples.dim() != 2 or samples.shape[0] != self.channels:
             raise ValueError(f"samples must be [{self.channels}, n], found {list(samples.shape)}")
         self.file.write(pcm16(samples).T.contiguous().numpy().astype("<i2").tobytes())
@@ -40,7 +40,7 @@ class WavWriter:
         self.num_samples += samples.shape[1]
 
     def finish(self) -> None:
-        """Fill in the sizes. ValueError: more than a WAV file can say (4 GiB)."""
+        """Fill in the sizes. Raises ValueError above the size limit of WAV (4 GiB)."""
         if not self.seekable:
             return
         size = 2 * self.channels * self.num_samples
@@ -63,5 +63,5 @@ class WavWriter:
 
 
 def pcm16(samples: Tensor) -> Tensor:
-    """Float samples in [-1, 1] as int16, rounded, clipped beyond."""
+    """Convert float samples in [-1, 1] to int16, rounded and clipped."""
     return (samples.detach().cpu().float() * 32768).round().clamp(-32768, 32767).to(torch.int16)

@@ -1,9 +1,9 @@
-"""Symbols <-> bytes, in chunks that stand alone: a chunk's context reaches neither into another nor into another item.
+"""Coding of symbols to bytes in independent chunks: context never crosses the border of a chunk or an item.
 
-    items      aaaaaaaaa bbbbbb ccccccccccccccccccccc          as many frames a chunk as said, whatever the items
-    chunks     |-------|-------|-------|-------|-----|         first frame of an item or a chunk: nothing before it
+    items      aaaaaaaaa bbbbbb ccccccccccccccccccccc          chunks have a fixed number of frames, whatever the items
+    chunks     |-------|-------|-------|-------|-----|         the first frame of an item or chunk has no context
 
-All chunks are read in step, so a model runs once for a frame of each.
+All chunks are decoded in lockstep, so the model processes one frame of every chunk at a time.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ FRAMES_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the frames of all items stand."""
+    """Positions of the frames of all items."""
 
     place: np.ndarray
-    """[F] of each frame in its item."""
+    """[F] position of each frame in its item."""
     first: np.ndarray
-    """[F] the earliest frame it may see."""
+    """[F] the earliest frame in each frame's context."""
     chunks: list[tuple[int, int]]
-    """Beginning and end of each."""
+    """Start and end frame of each chunk."""
 
     @staticmethod
     def of(lengths: Sequence[int], chunk_frames: int) -> Layout:
-        """For items of these numbers of frames."""
+        """Layout of items with the given numbers of frames."""
         place = places(lengths)
         frame = np.arange(len(place))
         first = np.maximum(frame - place, frame - frame % chunk_frames)
@@ -44,7 +44,7 @@ class Layout:
 
 
 def write_chunks(symbols: np.ndarray, layout: Layout, spec: TokenSpec, model: Model) -> tuple[list[bytes], np.ndarray]:
-    """Symbols [F, J] -> the bytes of each chunk, and the bits that each symbol cost [F, J]."""
+    """Encode symbols [F, J] -> the bytes of each chunk, and the cost of each symbol in bits [F, J]."""
     costs = np.zeros(symbols.shape)
     writers = [SymbolWriter() for _ in layout.chunks]
     for number, rows, shares in _all_shares(symbols, layout, spec, model):
@@ -57,7 +57,7 @@ def write_chunks(symbols: np.ndarray, layout: Layout, spec: TokenSpec, model: Mo
 
 
 def symbol_costs(symbols: np.ndarray, layout: Layout, spec: TokenSpec, model: Model) -> np.ndarray:
-    """The bits that each symbol [F, J] would cost; no package is needed."""
+    """Cost in bits of each symbol [F, J]; does not need the package constriction."""
     costs = np.zeros(symbols.shape)
     for _, rows, shares in _all_shares(symbols, layout, spec, model):
         for j, own in enumerate(shares):
@@ -68,7 +68,7 @@ def symbol_costs(symbols: np.ndarray, layout: Layout, spec: TokenSpec, model: Mo
 def _all_shares(
     symbols: np.ndarray, layout: Layout, spec: TokenSpec, model: Model
 ) -> Iterator[tuple[int, slice, list[np.ndarray]]]:
-    """Some frames at a time: number of the chunk, which frames, and `frequencies` of each symbol [n, V_j]."""
+    """Batches of frames: chunk index, slice of frames, and `frequencies` of each symbol [n, V_j]."""
     sizes = symbol_table(spec.cardinalities).sizes
     near = neighbours(layout.place, layout.first, spec.geometry, model.offsets)
     for number, (start, end) in enumerate(layout.chunks):
@@ -79,7 +79,7 @@ def _all_shares(
 
 
 def read_chunks(chunks: Sequence[bytes], layout: Layout, spec: TokenSpec, model: Model) -> tuple[np.ndarray, set[int]]:
-    """The bytes of each chunk -> symbols [F, J], and the numbers of chunks that no encoder wrote."""
+    """Decode the bytes of each chunk -> symbols [F, J], and the indices of chunks with invalid bytes."""
     sizes = symbol_table(spec.cardinalities).sizes
     near = neighbours(layout.place, layout.first, spec.geometry, model.offsets)
     symbols = np.zeros((len(layout.place), len(sizes)), dtype=np.int64)

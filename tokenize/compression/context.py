@@ -1,6 +1,6 @@
-"""What a coder knows before it reads a frame: symbols of earlier frames nearby, of the same item and the same chunk.
+"""Context of the entropy coder: symbols of earlier nearby frames of the same item and the same chunk.
 
-Large codes are read as several symbols of at most 4096 values, the high one first:
+Large codes are split into several symbols of at most 4096 values, the high one first:
 
     code of 2^18 values   ->   64 x 4096:   code // 4096,  code % 4096
 """
@@ -18,12 +18,12 @@ from .range_coder import MAX_SYMBOLS
 
 @dataclass(frozen=True)
 class SymbolTable:
-    """How the K codes of a frame are read as J symbols."""
+    """Mapping of the K codes of a frame to J symbols."""
 
     sizes: tuple[int, ...]
-    """Values of each symbol [J]."""
+    """Number of values of each symbol [J]."""
     of_codebook: tuple[int, ...]
-    """The codebook of each symbol [J]."""
+    """Codebook of each symbol [J]."""
 
     def split(self, codes: np.ndarray) -> np.ndarray:
         """Codes [K, T] int64 -> symbols [T, J]."""
@@ -44,7 +44,7 @@ class SymbolTable:
 
 
 def symbol_table(cardinalities: Sequence[int]) -> SymbolTable:
-    """For codebooks of these sizes."""
+    """Symbol table for codebooks of the given sizes."""
     sizes, books = [], []
     for book, size in enumerate(cardinalities):
         digits = []
@@ -58,7 +58,7 @@ def symbol_table(cardinalities: Sequence[int]) -> SymbolTable:
 
 
 def places(lengths: Sequence[int]) -> np.ndarray:
-    """The place of every frame in its item [sum of lengths], for items that stand one after the other."""
+    """Position of every frame in its item [sum of lengths], for concatenated items."""
     return np.concatenate([np.arange(length) for length in lengths]) if len(lengths) else np.zeros(0, dtype=np.int64)
 
 
@@ -68,14 +68,14 @@ def neighbours(
     geometry: AudioGeometry | ImageGeometry,
     offsets: Sequence[tuple[int, int]],
 ) -> np.ndarray:
-    """Where each frame's context stands.
+    """Indices of the frames in each frame's context.
 
     Args:
-        place: [F] of each frame in its item. first: [F], the earliest frame that each may see.
-        geometry: sound is one row without end.
-        offsets: n pairs (rows, columns) from a frame to a neighbour.
+        place: [F], position of each frame in its item. first: [F], earliest allowed context frame of each frame.
+        geometry: audio counts as one unbounded row.
+        offsets: n pairs (rows, columns) from a frame to a context frame.
     Returns:
-        numbers of frames [F, n], -1 where there is none.
+        frame indices [F, n], -1 where there is none.
     """
     frame = np.arange(len(place))
     columns = geometry.columns if isinstance(geometry, ImageGeometry) else None

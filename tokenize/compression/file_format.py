@@ -1,16 +1,15 @@
-"""A file of compressed codes (.tsc): what `tessera encode --compress` writes.
+"""File format of compressed codes (.tsc), written by `tessera encode --compress`.
 
     8 bytes    "TESSERAC"
     4 bytes    version, 1
-    4 bytes    length of the header as it stands
-    4 bytes    CRC-32 of the header as it stands
+    4 bytes    length of the compressed header
+    4 bytes    CRC-32 of the compressed header
     header     zlib: a JSON object (spec, items, model, chunk_frames), a zero byte, the unigram table (model "unigram"),
-               and for each chunk 4 bytes of length and the CRC-32 of its codes
-    chunks     one after the other (chunk_coder.py), the last to the end of the file
+               and for each chunk its length (4 bytes) and the CRC-32 of its codes
+    chunks     concatenated (chunk_coder.py); the last ends at the end of the file
 
-Numbers are unsigned, 32 bits, little-endian. A chunk's CRC is over its codes, [frames, K] as 32-bit numbers: what was
-read is what was written, whatever happened to the bytes or to the decoder. A chunk that fails loses only its own
-frames.
+Numbers are unsigned 32-bit little-endian. The CRC of a chunk covers its codes, [frames, K] as 32-bit numbers, so it
+detects damaged bytes as well as a decoder that disagrees. A damaged chunk loses only its own frames.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ VERSION = 1
 CHUNK_FRAMES = 500
 MAX_HEADER = 64 << 20
 MAX_SYMBOLS_PER_BYTE = 1000
-"""Codes per byte of a file, at most: what repeats costs nearly nothing, but an empty file must not fill the memory."""
+"""Maximum codes per byte of a file: repetition costs almost nothing, but a tiny file must not fill the memory."""
 
 
 class DecoderDisagrees(RuntimeError):
-    """A whole file whose codes come out as others than were written."""
+    """The file is intact, but its codes decode differently from those written."""
 
 
 class _Item(Config):
@@ -60,39 +59,39 @@ class _Header(Config):
     items: list[_Item]
     model: Literal["uniform", "unigram", "network"]
     network: str | None = None
-    """Fingerprint of the CoderNet."""
+    """Fingerprint of the CoderNet, for model "network"."""
     chunk_frames: PositiveInt
     bytes_crc: int
-    """CRC-32 of the bytes of all chunks: tells a damaged file from a decoder that disagrees."""
+    """CRC-32 of the bytes of all chunks: distinguishes a damaged file from a decoder that disagrees."""
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What was written."""
+    """Summary of a written file."""
 
     model: str
     frames: int
     size: int
-    """Bytes of the file."""
+    """File size in bytes."""
     chunk_bytes: int
-    """Of them for codes."""
+    """Bytes of the chunks."""
     nominal_bits: float
-    """Of all codes, each at log2 of its codebook's size."""
+    """Bits of all codes at log2 of the codebook size each."""
     coded_bits: float
-    """What the chosen model needs for them: the chunks, but for their ends."""
+    """Bits of all codes under the chosen model: the chunks without their termination."""
     per_codebook: list[float]
-    """[K] bits a frame under the chosen model."""
+    """[K] bits per frame under the chosen model."""
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What was read."""
+    """Content of a decoded file."""
 
     spec: TokenSpec
     items: list[CodesItem]
     """Codes of lost frames are -1."""
     damage: list[str]
-    """One line for each chunk that was lost."""
+    """One line for each lost chunk."""
 
 
 def write_compressed(
@@ -102,12 +101,12 @@ def write_compressed(
     net: CoderNet | None = None,
     chunk_frames: int = CHUNK_FRAMES,
 ) -> Compressed:
-    """Write codes, with the kind of model that makes the file smallest: uniform, unigram, or the given network.
+    """Write codes with the model that gives the smallest file: uniform, unigram, or the given network.
 
     Args:
-        chunk_frames: frames that are lost together.
+        chunk_frames: frames per chunk, which are lost together.
     Raises:
-        ValueError: no items, or a network for another tokenizer. ImportError: no constriction.
+        ValueError: no items, or a network for another tokenizer. ImportError: constriction is not installed.
     """
     if not items:
         raise ValueError(f"{path}: no codes to write")
@@ -153,13 +152,13 @@ def write_compressed(
 
 
 def _candidates(table: SymbolTable, stored: bytes, net: CoderNet | None) -> list[tuple[Model, bytes]]:
-    """The models that may write a file, and the table each stores."""
+    """Candidate models for a file, and the table that each stores."""
     plain: list[tuple[Model, bytes]] = [(UniformModel(table), b""), (UnigramModel(table, stored), stored)]
     return plain if net is None else [*plain, (NetworkModel(net), b"")]
 
 
 def is_compressed(path: str | Path) -> bool:
-    """Whether there is a file and begins as one of these."""
+    """Whether the path is a file of compressed codes, by its first bytes."""
     if not Path(path).is_file():
         return False
     with open(path, "rb") as file:
@@ -172,11 +171,11 @@ def read_compressed(
     """Read a file of compressed codes.
 
     Args:
-        expected: the tokenizer that will be used on them.
-        find: gives the CoderNet with a fingerprint; called where the file was written with one.
+        expected: the tokenizer that the codes will be used with.
+        find: returns the CoderNet with a given fingerprint; called if the file was written with one.
     Raises:
         FileNotFoundError: no such file. ValueError: another kind of file, a damaged header, another tokenizer, a wrong
-            network. DecoderDisagrees: the file is whole but this machine reads other codes than were written.
+            network. DecoderDisagrees: the file is intact, but the codes decode differently from those written.
     """
     data = Path(path).read_bytes()
     header, own, ledger, chunks = _take_apart(path, data)
@@ -213,7 +212,7 @@ def _checksum(codes: np.ndarray) -> int:
 
 
 def _take_apart(path: str | Path, data: bytes) -> tuple[_Header, bytes, list[tuple[int, int]], list[bytes]]:
-    """The header, the unigram table, (length, CRC) of each chunk, and their bytes; fewer where the file is cut off."""
+    """Parse a file: header, unigram table, (length, CRC) of each chunk, and their bytes (fewer if it is truncated)."""
     begin = len(MAGIC) + 12
     if data[: len(MAGIC)] != MAGIC or len(data) < begin:
         raise ValueError(f"{path}: not a file of compressed codes; make one with: tessera encode --compress")
@@ -257,7 +256,7 @@ def _model(path: str | Path, header: _Header, own: bytes, find: Callable[[str], 
 
 
 def _describe(number: int, start: int, end: int, owners: Sequence[tuple[int, int, str]]) -> str:
-    """One line about a lost chunk: which frames of which items."""
+    """One line about a lost chunk: the frames and items affected."""
     parts = [
         f"frames {max(start, begin) - begin} to {min(end, stop) - begin - 1} of {name}"
         for begin, stop, name in owners

@@ -1,15 +1,14 @@
-"""The network behind compressed codes: a small autoregressive model in whole numbers, the same on every machine.
+"""Integer network for entropy coding: a small autoregressive model with identical results on every machine.
 
-    symbols of n frames nearby -> embeddings -> hidden layers -> h       h, symbols of this frame so far -> next symbol
+    symbols of n nearby frames -> embeddings -> hidden layers -> h       h, symbols of this frame so far -> next symbol
 
-Why whole numbers: an arithmetic decoder needs the encoder's probabilities to the last bit, and float kernels round by
-machine, number of threads and batch; rounding their results only makes a difference rarer. Here weights are
--127 .. 127, activations 0 .. 127, and a layer is a matrix product of those, a division by a power of two rounded down,
-and a clamp. It is computed in float64 on the CPU, where every product and partial sum is a whole number below 2^53:
-such sums are exact in any order, with or without fused multiply-add, so nothing is left to differ. exp() is a table in
-the file.
+Why integers: an arithmetic decoder needs exactly the encoder's probabilities, but the rounding of float kernels depends
+on the machine, the number of threads and the batch, and quantizing their results only makes mismatches rarer. Here
+weights are -127 .. 127, activations 0 .. 127, and a layer is a matrix product, a floor division by a power of two, and
+a clamp. It is computed in float64 on the CPU, where every product and partial sum is an integer below 2^53: such sums
+are exact in any order, with or without fused multiply-add. exp() is a table in the file.
 
-Training sees the same rounding, with a gradient straight through it.
+Training uses the same rounding with a straight-through gradient.
 Source: the task is EnCodec's entropy coder (arXiv:2210.13438, section 3.3); integer models for coding: arXiv:1906.02361
 (Balle et al., Integer Networks for Data Compression with Latent-Variable Models, there for priors).
 """
@@ -46,16 +45,16 @@ from .context import SymbolTable, symbol_table
 from .range_coder import MAX_WEIGHT
 
 WEIGHT_STEPS = 64
-"""Stored weight per 1.0; also what a sum is divided by before the next layer."""
+"""Stored weight of 1.0; also the divisor of sums before the next layer."""
 ACTIVATION_STEPS = 16
-"""Activation per 1.0."""
+"""Integer activation of 1.0."""
 LOGIT_STEPS = 32
-"""Logit per nat."""
+"""Integer logit of one nat."""
 LARGEST = 127
 WORST_NATS = 10.0
-"""No value is less likely than the likeliest by more: what a wrong guess costs at most, about 16 bits."""
+"""Largest log-probability gap to the likeliest value; bounds the cost of a wrong prediction to about 16 bits."""
 STORED = {"weight": torch.int8, "bias": torch.int32, "exponential": torch.int32}
-"""What numbers are kept as on disk, by the last part of their name."""
+"""Storage dtype by the last part of a tensor's name."""
 FILES = ("coder.json", "coder.safetensors")
 
 
@@ -63,16 +62,16 @@ class CoderConfig(Config):
     """Sizes of the network."""
 
     context: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
-    """(rows, columns) from a frame to one that it is predicted from: earlier ones. Sound is one row: (0, -1) is the
-    frame before."""
+    """Offsets (rows, columns) from a frame to its context frames, which must be earlier. Audio is one row: (0, -1) is
+    the previous frame."""
     embedding: PositiveInt = 24
-    """Numbers per symbol."""
+    """Embedding dimension per symbol."""
     width: Annotated[int, Field(ge=8, le=2048)] = 192
-    """Of hidden layers."""
+    """Width of the hidden layers."""
     layers: LayerCount = 2
     """Hidden layers over the context."""
     by_place: bool = False
-    """Pictures: also know which cell a frame is."""
+    """Images: condition on the cell of the frame, too."""
 
     @model_validator(mode="after")
     def _check(self) -> CoderConfig:
@@ -93,9 +92,9 @@ class CoderFile(Config):
 
 
 class CoderNet(nn.Module):
-    """See the head of this file. Made for training; `freeze` rounds it for good.
+    """Autoregressive integer network over codes. It is built for training; `freeze` rounds it permanently.
 
-    Raises ConfigError where the config does not fit the tokenizer.
+    Raises ConfigError if the config does not fit the tokenizer.
     """
 
     exponential: Tensor
@@ -108,7 +107,7 @@ class CoderNet(nn.Module):
         if not isinstance(spec.geometry, ImageGeometry) and (config.by_place or any(r for r, _ in config.context)):
             raise ConfigError(f"'{spec.name}' makes codes of sound: context rows must be 0, by_place false")
         num_places = spec.geometry.num_frames if isinstance(spec.geometry, ImageGeometry) and config.by_place else 0
-        # One row more: where no frame is.
+        # One extra row for missing frames.
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, embedding) for size in sizes)
         self.cells = nn.Embedding(num_places, embedding) if num_places else None
         first = embedding * (len(sizes) * len(config.context) + bool(num_places))
@@ -123,11 +122,11 @@ class CoderNet(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, near: Tensor, place: Tensor) -> Tensor:
-        """Context -> hidden [N, width], whole numbers.
+        """Context -> hidden [N, width], integer values.
 
         Args:
-            near: symbols [N, n, J] long of the frames in `context`; a symbol's number of values where there is none.
-            place: [N] long, of the frame in its item.
+            near: symbols [N, n, J] long of the frames in `context`; the symbol's number of values for missing frames.
+            place: [N] long, position of the frame in its item.
         """
         looked_up = [self._look_up(table, near[:, :, j]).flatten(1) for j, table in enumerate(self.embeddings)]
         if self.cells is not None:
@@ -138,14 +137,14 @@ class CoderNet(nn.Module):
         return x
 
     def logits(self, hidden: Tensor, current: Tensor) -> Tensor:
-        """Of the next symbol: hidden [N, width], this frame's symbols so far [N, j] -> [N, V_j] in 1/32 nats."""
+        """Logits of the next symbol: hidden [N, width], this frame's symbols so far [N, j] -> [N, V_j] in 1/32 nats."""
         j = current.shape[1]
         so_far = [self._look_up(self.embeddings[k], current[:, k]) for k in range(j)]
         x = self._dropped(_activate(self._apply_layer(self.mix[j], torch.cat([hidden, *so_far], dim=1))))
         return _floor(self._apply_layer(self.out[j], x) / (WEIGHT_STEPS * ACTIVATION_STEPS / LOGIT_STEPS))
 
     def weights(self, hidden: Tensor, current: Tensor) -> np.ndarray:
-        """Whole numbers in proportion to the probabilities of the next symbol [N, V_j] int64, frozen only."""
+        """Integers proportional to the probabilities of the next symbol, [N, V_j] int64; frozen networks only."""
         logits = self.logits(hidden, current)
         below = (logits.amax(dim=1, keepdim=True) - logits).clamp_max(len(self.exponential) - 1)
         return self.exponential[below.long()].numpy()
@@ -161,7 +160,7 @@ class CoderNet(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> CoderNet:
-        """Round every weight for good; from now on all is exact. Returns self."""
+        """Round all weights permanently, which makes all results exact. Returns self."""
         if not self.frozen:
             for module in self.modules():
                 if isinstance(module, nn.Embedding | nn.Linear):
@@ -175,7 +174,7 @@ class CoderNet(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over config, tokenizer and stored weights."""
+        """SHA-256 (hex) of config, tokenizer and stored weights."""
         digest = hashlib.sha256(json.dumps(self.config.model_dump(mode="json"), sort_keys=True).encode())
         digest.update(self.spec.fingerprint.encode())
         for name, tensor in sorted(self._stored().items()):
@@ -192,7 +191,7 @@ class CoderNet(nn.Module):
         renew_part(folder)
 
     def _stored(self) -> dict[str, Tensor]:
-        """Weights as int8, biases as int32, the table as it is."""
+        """Tensors to store: weights as int8, biases and the table as int32."""
         self.freeze()
         return {
             name: tensor.to(STORED[name.rsplit(".", 1)[-1]]).contiguous() for name, tensor in self.state_dict().items()
@@ -210,14 +209,14 @@ class CoderNet(nn.Module):
         return F.embedding(symbols, table.weight if self.frozen else _straight(table.weight, ACTIVATION_STEPS))
 
     def _dropped(self, x: Tensor) -> Tensor:
-        """What training leaves out, see the trainer; nothing otherwise."""
+        """Dropout in training, see the trainer; otherwise x unchanged."""
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
     dropout = 0.0
 
 
 def _exponential() -> Tensor:
-    """[d]: the weight of a value d / 32 nats below the likeliest."""
+    """Table over d: weight of a value d / 32 nats below the likeliest."""
     steps = range(int(WORST_NATS * LOGIT_STEPS) + 1)
     return torch.tensor([max(1, round(MAX_WEIGHT * math.exp(-d / LOGIT_STEPS))) for d in steps])
 
@@ -240,10 +239,10 @@ def _activate(x: Tensor) -> Tensor:
 
 
 def load_coder(folder: str | Path) -> CoderNet:
-    """Read a coder directory: what `tessera tokenizer coder` writes.
+    """Load a coder directory written by `tessera tokenizer coder`.
 
     Raises:
-        FileNotFoundError: none there. ValueError: damaged or foreign files.
+        FileNotFoundError: no coder there. ValueError: damaged or foreign files.
     """
     folder = Path(folder)
     if not (folder / FILES[0]).is_file():
@@ -269,6 +268,6 @@ def load_coder(folder: str | Path) -> CoderNet:
 
 
 def context_symbols(symbols: np.ndarray, near: np.ndarray, sizes: Sequence[int]) -> Tensor:
-    """Symbols [F, J] of all frames and `neighbours` [N, n] -> [N, n, J] long, V_j where there is no frame."""
+    """Symbols [F, J] of all frames and `neighbours` [N, n] -> [N, n, J] long, V_j for missing frames."""
     padded = np.concatenate([symbols, np.array([sizes])])
-    return torch.from_numpy(padded[near])  # -1 is the row added last
+    return torch.from_numpy(padded[near])  # -1 selects the appended row

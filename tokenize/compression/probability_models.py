@@ -1,8 +1,8 @@
-"""The kinds of model that codes are compressed with; each gives whole-number weights of the next symbol.
+"""Probability models for compressing codes; each gives integer weights for the next symbol.
 
-uniform   every value alike: fixed length, for codes that nothing is known about
-unigram   how often each value occurs in the file; the table is stored in it
-network   a CoderNet, which knows the frames before; the file names its fingerprint
+uniform   equal weights: fixed-length codes, without prior knowledge
+unigram   the frequency of each value in the file; the table is stored in the file
+network   a CoderNet, conditioned on previous frames; the file stores its fingerprint
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .range_coder import MAX_WEIGHT
 
 
 class UniformModel:
-    """See the head of this file."""
+    """Equal weights for all values."""
 
     kind = "uniform"
 
@@ -27,16 +27,16 @@ class UniformModel:
         self.offsets: Sequence[tuple[int, int]] = ((0, -1),)
 
     def start(self, near: np.ndarray, place: np.ndarray) -> None:
-        """Read the context of N frames: symbols [N, n, J] of the neighbours, and their places [N]."""
+        """Set the context of N frames: symbols [N, n, J] of the context frames, and the positions [N]."""
         self.count = len(place)
 
     def weights(self, current: np.ndarray) -> np.ndarray:
-        """Given symbols [N, j] of those frames: of the next one [N, V_j] int64, at most MAX_WEIGHT."""
+        """Weights of the next symbol, given the frames' symbols so far [N, j]: [N, V_j] int64, at most MAX_WEIGHT."""
         return np.broadcast_to(self.rows[current.shape[1]], (self.count, self.rows[current.shape[1]].shape[1]))
 
 
 class UnigramModel(UniformModel):
-    """See the head of this file."""
+    """Weights from the frequency of each value in the file."""
 
     kind = "unigram"
 
@@ -50,7 +50,8 @@ class UnigramModel(UniformModel):
 
     @staticmethod
     def measure(symbols: np.ndarray, table: SymbolTable) -> bytes:
-        """The stored table of symbols [F, J]: one byte a value, its share of the commonest to 1/8."""
+        """The table to store for symbols [F, J]: one byte per value, 8 * log2 of its frequency relative to the most
+        common value, offset to be positive."""
         parts = [
             _to_byte(np.bincount(column, minlength=size)) for column, size in zip(symbols.T, table.sizes, strict=True)
         ]
@@ -58,7 +59,7 @@ class UnigramModel(UniformModel):
 
 
 class NetworkModel:
-    """See the head of this file."""
+    """Weights from a CoderNet."""
 
     kind = "network"
 
@@ -68,17 +69,17 @@ class NetworkModel:
 
     @torch.no_grad()
     def start(self, near: np.ndarray, place: np.ndarray) -> None:
-        """As UniformModel.start."""
+        """See UniformModel.start."""
         self.hidden = self.net(torch.from_numpy(near), torch.from_numpy(place))
 
     @torch.no_grad()
     def weights(self, current: np.ndarray) -> np.ndarray:
-        """As UniformModel.weights."""
+        """See UniformModel.weights."""
         return self.net.weights(self.hidden, torch.from_numpy(current)).astype(np.int64)
 
 
 def _to_byte(counts: np.ndarray) -> np.ndarray:
-    """Counts [V] -> bytes [V]: 0 for 0, else a number of 3 bits and an exponent; whole-number arithmetic back."""
+    """Counts [V] -> bytes [V]: 0 for 0, else a 3-bit mantissa and an exponent; decoding is integer arithmetic."""
     scaled = counts * float(MAX_WEIGHT >> 1) / max(1, counts.max())
     found = np.round(8 * np.log2(np.maximum(scaled, 1.0))).astype(np.int64)
     return np.where(counts > 0, np.clip(found, 1, 255), 0).astype(np.uint8)

@@ -1,1 +1,1 @@
-"""Media and datasets on disk: decoding, corpora, shards, files of codes."""
+"""Media and datasets on disk: decoding, corpora, shards, codes files."""

@@ -1,7 +1,7 @@
-"""Sound files: read within limits, written exactly. The only file that imports soundfile.
+"""Audio files: reading within limits, lossless 16-bit writing. This is the only file that imports soundfile.
 
-What a header says of the length is compared with the limits first, and what decodes is counted against them again: WAV,
-AIFF and FLAC promise an exact number of samples, MP3 files often an estimate, streams none at all.
+The limits are checked against the length in the header first, and then against the decoded samples: WAV, AIFF and FLAC
+headers have an exact number of samples, MP3 files often an estimate, streams none.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from .media_file import (
 )
 
 LOUDEST = 4.0
-"""Samples of float files may overshoot full scale a little (they are clipped); beyond this they are in another unit."""
+"""Float samples may slightly exceed full scale (they are clipped); samples beyond this are in another unit."""
 BLOCK_FRAMES = 1 << 16
 UNKNOWN_FRAMES = 1 << 48
-"""libsndfile's lengths of streamed files are near 2**63."""
+"""libsndfile reports lengths near 2**63 for streamed files."""
 OTHER_HEADS = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS")
-"""How files begin that are no MP3, whatever their name."""
+"""First bytes of files that are not MP3, whatever their name."""
 ESTIMATED = ("MP3", "MPEG", "OGG")
-"""Formats whose length is an estimate."""
+"""Formats with an estimated length."""
 
 
 def read_audio(
@@ -52,17 +52,17 @@ def read_audio(
     limits: MediaLimits = DEFAULT_LIMITS,
     notes: Notes | None = None,
 ) -> Tensor:
-    """Read a sound file at the wanted rate.
+    """Read an audio file at a given sample rate.
 
     Args:
-        path: .wav, .flac, .ogg, .opus, .mp3, .aiff; with PyAV also .m4a, .aac, .wma, and the sound of .mp4, .webm, ...
-        sample_rate: wanted rate in Hz; the file is resampled.
-        channels: wanted channels: 1 mixes down (the mean), more than the file's single one repeats it.
-        notes: is told of files that are mixed down.
+        path: .wav, .flac, .ogg, .opus, .mp3, .aiff; with PyAV also .m4a, .aac, .wma, and the audio of .mp4, .webm, ...
+        sample_rate: output rate in Hz; the file is resampled.
+        channels: output channels: 1 mixes down (the mean); a mono file is repeated for more.
+        notes: collects a note about files that are mixed down.
     Returns:
-        samples [C, N], float32 in [-1, 1]. Memory is that of the result, however high the file's own rate is.
+        samples [C, N], float32 in [-1, 1]. Memory use is that of the result, however high the file's own rate is.
     Raises:
-        MediaError: empty, truncated, not what its extension says, over a limit, or with samples that are not finite.
+        MediaError: empty, truncated, content does not match the extension, over a limit, or non-finite samples.
         FileNotFoundError: no such file.
     """
     path = Path(path)
@@ -81,17 +81,17 @@ def read_audio(
 
 
 class UnknownFormat(MediaError):
-    """libsndfile knows nothing of the kind."""
+    """libsndfile does not know the format."""
 
 
 class AudioFile:
-    """A file that libsndfile reads, with the members of SoundTrack."""
+    """A file read by libsndfile, with the interface of `AudioTrack`."""
 
     def __init__(self, path: Path, file: BinaryIO):
         extension = path.suffix.lower()
         self.path, self.given = path, file
         missing = _missing_bytes(file)
-        # By its descriptor: errors in callbacks to a Python file would go to stderr. It has a position of its own.
+        # Open by descriptor: errors in callbacks to a Python file would go to stderr. It has its own file position.
         self.opened = open_regular(path)
         try:
             with self._quiet():
@@ -100,7 +100,7 @@ class AudioFile:
             raise UnknownFormat(f"{path}: cannot be read as {extension} ({reason(error)})") from None
         self.samplerate, self.channels = self.file.samplerate, self.file.channels
         self.exact = self.file.format not in ESTIMATED and self.file.frames < UNKNOWN_FRAMES
-        """Whether the header's length is that of the samples."""
+        """Whether the length in the header is exact."""
         if self.file.format not in AUDIO_FORMATS[extension]:
             raise MediaError(f"{path}: contains {self.file.format}, not {extension}; rename it to what it is")
         if missing:
@@ -109,22 +109,22 @@ class AudioFile:
             raise MediaError(f"{path}: holds no samples")
 
     def _quiet(self) -> AbstractContextManager[None]:
-        """mpg123 writes to stderr."""
+        """Silence mpg123, which writes to stderr."""
         return silenced() if self.path.suffix.lower() == ".mp3" else nullcontext()
 
     def ends_early(self, file: BinaryIO) -> bool:
-        """Whether libsndfile does not read to the end: FLAC of unknown length, several Ogg streams in a row."""
+        """Whether libsndfile stops before the end: FLAC of unknown length, several concatenated Ogg streams."""
         if self.file.format == "FLAC":
             return self.file.frames >= UNKNOWN_FRAMES
         return self.file.format == "OGG" and _count_in(file, b"OggS\0\2") > 1
 
     @property
     def seconds(self) -> float:
-        """What the header promises."""
+        """Length according to the header."""
         return self.file.frames / max(1, self.samplerate)
 
     def blocks(self) -> Iterator[Tensor]:
-        """Samples [C, n] float32, as they are decoded. MediaError: damaged or cut short."""
+        """Decode blocks of samples [C, n] float32. Raises MediaError if the file is damaged or truncated."""
         num_read, promised = 0, self.file.frames
         while True:
             try:
@@ -139,7 +139,7 @@ class AudioFile:
         if self.exact and num_read < promised:
             raise MediaError(f"{self.path}: cut short, {num_read} of {promised} promised samples are there")
         if self.file.format == "MP3" and num_read >= promised and not _says_length(self.given):
-            # libsndfile stops at its estimate, which is too low where a file begins with high bit rates.
+            # libsndfile stops at its estimate, which is too low if the file starts with high bit rates.
             raise MediaError(f"{self.path}: an MP3 file that does not say how long it is; {MISSING}")
 
     def close(self) -> None:
@@ -149,11 +149,11 @@ class AudioFile:
 
 
 def _open_sound(path: Path, file: BinaryIO) -> AudioFile | AudioTrack:
-    """By libsndfile where it knows the format well, else by FFmpeg."""
+    """Open with libsndfile if it supports the format well, otherwise with FFmpeg."""
     extension = path.suffix.lower()
     head = file.read(4)
     file.seek(0)
-    # Of an MP3 file libsndfile reads as much as the header promises or as it estimates.
+    # libsndfile reads MP3 files only up to the length in the header or its estimate.
     if extension not in AUDIO_FORMATS or (extension == ".mp3" and has_av() and head not in OTHER_HEADS):
         return AudioTrack(path, file)
     try:
@@ -170,13 +170,13 @@ def _open_sound(path: Path, file: BinaryIO) -> AudioFile | AudioTrack:
 
 
 def _check_sound(path: Path, sound: AudioFile | AudioTrack, limits: MediaLimits) -> None:
-    """Compare a header with the limits, before any sample is decoded."""
+    """Check a header against the limits before decoding."""
     if not limits.min_sample_rate <= sound.samplerate <= limits.max_sample_rate:
         wanted = f"{limits.min_sample_rate} to {limits.max_sample_rate} Hz"
         raise MediaError(f"{path}: sample rate {sound.samplerate} Hz, allowed are {wanted}")
     if not 1 <= sound.channels <= limits.max_channels:
         raise MediaError(f"{path}: {sound.channels} channels, allowed are 1 to {limits.max_channels}")
-    # An estimate may be twice too long, and is no reason to refuse a file that decodes to less.
+    # An estimate can be twice too long, so it does not justify rejecting a file.
     if sound.exact and sound.seconds > limits.max_seconds:
         raise MediaError(_too_long(path, f"{sound.seconds:.0f} s long", limits))
 
@@ -186,7 +186,7 @@ def _too_long(path: Path, found: str, limits: MediaLimits) -> str:
 
 
 def _mixed_blocks(path: Path, sound: AudioFile | AudioTrack, channels: int, limits: MediaLimits) -> Iterator[Tensor]:
-    """Blocks [C, n] of a sound file, mixed to `channels` (or to its single one), each checked."""
+    """Checked blocks [C, n] of an audio file, mixed down if `channels` is 1."""
     num_read, allowed = 0, int(limits.max_seconds * sound.samplerate)
     for block in sound.blocks():
         num_read += block.shape[1]
@@ -200,8 +200,8 @@ def _mixed_blocks(path: Path, sound: AudioFile | AudioTrack, channels: int, limi
 
 
 def _missing_bytes(file: BinaryIO) -> int:
-    """Bytes that the samples' chunk of a RIFF or AIFF file promises beyond its end; libsndfile silently shortens the
-    promise."""
+    """Number of bytes by which the sample chunk of a RIFF or AIFF file exceeds the file; libsndfile silently truncates
+    such files."""
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     outer = file.read(4)
@@ -213,14 +213,14 @@ def _missing_bytes(file: BinaryIO) -> int:
         file.seek(position)
         name, length = file.read(4), int.from_bytes(file.read(4), "little" if order == "little" else "big")
         if name in (b"data", b"SSND"):
-            # 0xFFFFFFFF and 0x7FFFFFFF-like sizes are how a stream says that it does not know its length.
+            # Streams of unknown length have sizes like 0xFFFFFFFF and 0x7FFFFFFF.
             return 0 if length >= 0x7FFFF000 else max(0, position + 8 + length - size)
         position += 8 + length + length % 2
     return 0
 
 
 def _count_in(file: BinaryIO, mark: bytes) -> int:
-    """How often a mark stands in a file."""
+    """Number of occurrences of a byte string in a file."""
     file.seek(0)
     count, tail = 0, b""
     while block := file.read(1 << 20):
@@ -230,11 +230,11 @@ def _count_in(file: BinaryIO, mark: bytes) -> int:
 
 
 def _says_length(file: BinaryIO) -> bool:
-    """Whether the first frame of an MP3 file counts the others (Xing, Info or VBRI header)."""
+    """Whether an MP3 file states its length in the first frame (Xing, Info or VBRI header)."""
     file.seek(0)
     head = file.read(10)
     skip = 0
-    if head[:3] == b"ID3":  # its size has 7 bits a byte
+    if head[:3] == b"ID3":  # its size has 7 bits per byte
         skip = 10 + sum((byte & 127) << 7 * place for place, byte in enumerate(reversed(head[6:10])))
     file.seek(skip)
     first = file.read(4096)
@@ -242,10 +242,10 @@ def _says_length(file: BinaryIO) -> bool:
 
 
 def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:
-    """Write samples [C, N] in [-1, 1] (clipped beyond) as 16-bit .wav or .flac, atomically.
+    """Write samples [C, N], clipped to [-1, 1], as 16-bit .wav or .flac, atomically.
 
-    A 16-bit file that is read and written again has the same samples. Raises ValueError on another extension or shape,
-    or on samples that are not finite.
+    Reading and rewriting a 16-bit file preserves its samples. Raises ValueError on another extension or shape, or on
+    non-finite samples.
     """
     path = Path(path)
     if path.suffix.lower() not in (".wav", ".flac"):
@@ -254,7 +254,7 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:
         raise ValueError(f"{path}: needs finite samples [C, N] with 1 to 8 channels, found {list(samples.shape)}")
     steps = pcm16(samples)
     kind = path.suffix[1:].upper()
-    level = 1.0 if kind == "FLAC" else None  # smallest
+    level = 1.0 if kind == "FLAC" else None  # smallest files
 
     content = io.BytesIO()
     soundfile.write(content, steps.T.numpy(), sample_rate, subtype="PCM_16", format=kind, compression_level=level)

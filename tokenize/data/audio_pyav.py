@@ -1,7 +1,7 @@
-"""Sound tracks that libsndfile cannot read (AAC, m4a, WMA, video), through FFmpeg. The only file that imports PyAV.
+"""Audio tracks that libsndfile cannot read (AAC, m4a, WMA, video), through FFmpeg. The only file that imports PyAV.
 
-The demuxer is the one that belongs to the extension: guessing could choose a playlist's, which opens other files. What
-FFmpeg trims (encoder delay) is trimmed. PyAV is optional: extra `media`.
+The extension determines the demuxer: a guessed one could be that of a playlist, which opens other files. Encoder delay
+is trimmed as FFmpeg does. PyAV is optional: extra `media`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def has_av() -> bool:
 
 
 class AudioTrack:
-    """The first sound track of a file; samplerate and channels are those of the header.
+    """The first audio track of a file; samplerate and channels are those of the header.
 
     Args:
-        path: for messages, and whose extension chooses the demuxer. file: opened for reading; the caller closes it.
+        path: used in messages; its extension selects the demuxer. file: opened for reading; the caller closes it.
     Raises:
-        MediaError: PyAV is missing, it is no such container, or has no sound.
+        MediaError: PyAV is missing, the container has another format, or it has no audio.
     """
 
     def __init__(self, path: Path, file: BinaryIO):
@@ -48,9 +48,9 @@ class AudioTrack:
         self.path, self.av = path, av
         self.demuxer = CONTAINER_FORMATS[path.suffix.lower()]
         self.exact = self.demuxer == "mov"
-        """Whether the header's length is no estimate."""
+        """Whether the length in the header is exact."""
         self.loose = self.demuxer in ("mp3", "aac")
-        """Whether it is a row of frames without a container, where tags and joints are met, and passed over."""
+        """Whether it is a raw sequence of frames without a container, where tags and joins are skipped."""
         if self.demuxer == "mov":
             _check_sample_table(path, file)
         try:
@@ -71,23 +71,23 @@ class AudioTrack:
             raise MediaError(f"{path}: cut short, {missing} bytes of the promised packets are missing")
 
     def _missing_bytes(self, size: int) -> int:
-        """How far the last packet of an MP4 file's index reaches beyond the file's end; other kinds have no index."""
+        """Number of bytes by which the index of an MP4 file exceeds the file; other formats have no index."""
         if self.demuxer != "mov":
             return 0
         return max(0, max((entry.pos + entry.size for entry in self.stream.index_entries), default=0) - size)
 
     @property
     def seconds(self) -> float:
-        """What the header promises; 0 where it says nothing. Never trusted, but refused early when it is too long."""
+        """Length according to the header, 0 if unknown. Not trusted, but too long a length is rejected early."""
         if self.stream.duration and self.stream.time_base:
             return float(self.stream.duration * self.stream.time_base)
         return float(self.container.duration or 0) / 1e6
 
     def blocks(self) -> Iterator[Tensor]:
-        """Samples [C, n] float32, as they are decoded.
+        """Decode blocks of samples [C, n] float32.
 
         Raises:
-            MediaError: damaged or cut short, or the rate or the channels change on the way.
+            MediaError: damaged or truncated, or the rate or channels change within the file.
         """
         num_read, packets, bad = 0, 0, 0
         convert = self.av.AudioResampler(format="fltp")
@@ -119,7 +119,7 @@ class AudioTrack:
 
 
 def _check_sample_table(path: Path, file: BinaryIO) -> None:
-    """Refuse an MP4 file whose tables promise more samples than it has bytes: FFmpeg would lay out an index of all."""
+    """Reject an MP4 file whose tables list more samples than it has bytes: FFmpeg would allocate an index of all."""
     size = os.fstat(file.fileno()).st_size
     for name, start, end in _boxes(file, 0, size):
         if name != b"moov":
@@ -139,7 +139,7 @@ def _check_sample_table(path: Path, file: BinaryIO) -> None:
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Boxes of an MP4 file at the top: name, begin and end of the content."""
+    """Top-level boxes of an MP4 file: name, start and end of the content."""
     while start + 8 <= end:
         file.seek(start)
         head = file.read(16)

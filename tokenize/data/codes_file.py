@@ -1,11 +1,11 @@
-"""A file of codes: what `tessera encode` writes, and prompts and `tessera decode` read.
+"""Codes file: written by `tessera encode`, read by `tessera decode` and as prompts.
 
-    codes    [K, T1 + T2 + ...] in the smallest unsigned type, the items one after the other
+    codes    [K, T1 + T2 + ...] in the smallest unsigned type, all items concatenated
     offsets  [items + 1] int64: item i is codes[:, offsets[i] : offsets[i + 1]]
-    metadata format, spec (TokenSpec), items (name and, of sound, the number of samples that were encoded), all JSON;
-             content_sha256 over all that, which earlier versions did not write
+    metadata format, spec (TokenSpec), items (name and, for audio, the number of encoded samples), all JSON;
+             content_sha256 over all of it, which earlier versions did not write
 
-A file with one item is so a plain tensor "codes" [K, T] to any reader of safetensors.
+To any safetensors reader, a file with one item is therefore a plain tensor "codes" [K, T].
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ FORMAT = "tessera-codes"
 
 @dataclass(frozen=True)
 class CodesItem:
-    """One item of a file of codes."""
+    """One item of a codes file."""
 
     name: str
-    """Of the media file it was made of."""
+    """Name of the encoded media file."""
     codes: Tensor
     """[K, T] long."""
     num_samples: int | None = None
-    """Of sound: samples that were encoded; the last frame may reach beyond them. None: all of the frames."""
+    """Audio: number of encoded samples; the last frame may extend beyond them. None: all samples of the frames."""
 
 
 class _ItemNote(Config):
@@ -61,7 +61,7 @@ def code_dtype(spec: TokenSpec) -> torch.dtype:
 
 
 def write_codes(path: str | Path, spec: TokenSpec, items: Sequence[CodesItem]) -> None:
-    """Write a file of codes, atomically. ValueError: no items."""
+    """Write a codes file atomically. Raises ValueError if there are no items."""
     if not items:
         raise ValueError(f"{path}: no codes to write")
     offsets = torch.tensor([0, *(item.codes.shape[1] for item in items)]).cumsum(0)
@@ -72,13 +72,13 @@ def write_codes(path: str | Path, spec: TokenSpec, items: Sequence[CodesItem]) -
 
 
 def read_codes(path: str | Path, expected: TokenSpec | None = None) -> tuple[TokenSpec, list[CodesItem]]:
-    """Read a file of codes.
+    """Read a codes file.
 
     Args:
-        expected: the tokenizer that will be used on them.
+        expected: the tokenizer that the codes will be used with.
     Raises:
-        FileNotFoundError: no such file. ValueError: not a file of codes, codes the tokenizer does not have, or made by
-            another tokenizer than the expected one (both are named).
+        FileNotFoundError: no such file. ValueError: not a codes file, codes out of range, or codes of another tokenizer
+            than the expected one (both are named).
     """
     tensors, metadata = read_safetensors(path)
     unknown = sorted(metadata.keys() - _Notes.model_fields.keys())
@@ -104,7 +104,7 @@ def _parse(text: str, key: str, path: str | Path) -> object:
 
 
 def _check_tensors(path: str | Path, codes: Tensor, offsets: Tensor, notes: _Notes) -> tuple[Tensor, list[int]]:
-    """Codes [K, sum of T] as long and the offsets as numbers, once they are known to fit each other and the notes."""
+    """Check codes [K, sum of T] and offsets against each other and the notes; returns long codes and the offsets."""
     spec = notes.spec
     if codes.dim() != 2 or codes.dtype != code_dtype(spec) or codes.shape[0] != spec.num_codebooks:
         wanted = f"{code_dtype(spec)} [{spec.num_codebooks}, frames]"
@@ -121,7 +121,7 @@ def _check_tensors(path: str | Path, codes: Tensor, offsets: Tensor, notes: _Not
 def check_length(
     path: str | Path, geometry: AudioGeometry | ImageGeometry, name: str, num_samples: int | None, frames: int
 ) -> None:
-    """Raise ValueError where an item of a file has more or fewer frames than its medium has."""
+    """Raise ValueError if the number of frames of an item does not match its image or audio."""
     if isinstance(geometry, ImageGeometry):
         if frames != geometry.num_frames or num_samples is not None:
             raise ValueError(f"{path}: '{name}' has {frames} frames, a picture has {geometry.num_frames}")

@@ -1,4 +1,4 @@
-"""Corpora: where media, labels and transcripts come from. Items are read on demand; a bad one raises MediaError."""
+"""Corpora of media with labels and transcripts. Items are read on demand; an unusable item raises MediaError."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ METADATA_FILE = "metadata.jsonl"
 class FolderCorpus(GrowingConfig):
     """A folder of media files.
 
-    With metadata.jsonl in it, the items are its lines: {"file": "a/b.wav", "text": "...", "label": "..."}, text and
-    label optional. Otherwise all media files in it and its sub-folders are items, in the order of their names; the
-    transcript of x.wav is x.txt beside it.
+    If it contains metadata.jsonl, the items are its lines: {"file": "a/b.wav", "text": "...", "label": "..."}, text and
+    label optional. Otherwise all media files in the folder and its subfolders are items, sorted by name; the
+    transcript of x.wav is x.txt in the same folder.
     """
 
     added: ClassVar[frozenset[str]] = frozenset({"follow_links"})
@@ -46,18 +46,18 @@ class FolderCorpus(GrowingConfig):
     kind: Literal["folder"] = "folder"
     path: str
     labels: Literal["auto", "sidecar", "folder", "none"] = "auto"
-    """Without metadata.jsonl. sidecar: x.label beside x.png. folder: the name of the file's folder, none for files at
-    the top. auto: the sidecar where there is one, else the folder."""
+    """Source of labels without metadata.jsonl. sidecar: x.label next to x.png. folder: the name of the file's folder,
+    none at the top level. auto: the sidecar if there is one, otherwise the folder."""
     fit: Fit = "exact"
-    """Pictures of another size. exact: an error. crop: scaled to cover it, middle kept. stretch: scaled to it."""
+    """Images of another size. exact: an error. crop: resize to cover it, center crop. stretch: resize to it."""
     limits: MediaLimits = DEFAULT_LIMITS
     follow_links: bool = False
-    """Read symbolic links that lead out of the folder; otherwise they are skipped and named."""
+    """Follow symbolic links that lead out of the folder; otherwise they are skipped and reported."""
 
 
 class ArraysCorpus(Config):
-    """Pictures in a safetensors file: "images" uint8 [N, height, width] or [N, height, width, C]; "labels" integers [N]
-    may be left out."""
+    """Images in a safetensors file: "images" uint8 [N, height, width] or [N, height, width, C], and optional "labels",
+    integers [N]."""
 
     kind: Literal["arrays"] = "arrays"
     path: str
@@ -67,7 +67,7 @@ CorpusConfig = Annotated[FolderCorpus | ArraysCorpus | ManifestCorpus, Field(dis
 
 
 def open_corpus(config: FolderCorpus | ArraysCorpus | ManifestCorpus) -> Corpus:
-    """Open a corpus. FileNotFoundError: no such path. ValueError: nothing in it, or wrong metadata or arrays."""
+    """Open a corpus. FileNotFoundError: no such path. ValueError: no items, or invalid metadata or arrays."""
     corpus = OPEN[config.kind](config)
     if not len(corpus):
         told = "".join(f"; {line}" for line in corpus.notes.lines())
@@ -84,7 +84,7 @@ class MetadataLine(Config):
 
 
 class FolderItems(FileItems):
-    """See FolderCorpus."""
+    """Corpus of a folder of media files, see FolderCorpus."""
 
     looked_for = f"{METADATA_FILE}, {' '.join(MEDIA_EXTENSIONS)}"
 
@@ -136,7 +136,7 @@ class FolderItems(FileItems):
 
 
 def _read_metadata(path: Path) -> dict[str, MetadataLine]:
-    """Lines of metadata.jsonl by file name, in their order."""
+    """Lines of metadata.jsonl by file name, in file order."""
     lines: dict[str, MetadataLine] = {}
     with open_regular(path) as file:
         found = list(read_json_lines(file, path))
@@ -157,7 +157,7 @@ def _read_metadata(path: Path) -> dict[str, MetadataLine]:
 
 
 class ArrayItems(Corpus):
-    """See ArraysCorpus."""
+    """Corpus of images in a safetensors file, see ArraysCorpus."""
 
     looked_for = "rows of 'images'"
 

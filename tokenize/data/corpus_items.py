@@ -1,4 +1,4 @@
-"""What all corpora have, and what those of files share: walking a folder, links, sidecar files, names."""
+"""Base classes of corpora, and helpers for corpora of files: folder walks, links, sidecar files, names."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ LEAVES = "a link that leads out of the corpus folder; to read it, set follow_lin
 
 @dataclass(frozen=True)
 class Item:
-    """What is known of an item without decoding it."""
+    """Description of an item, available without decoding it."""
 
     id: str
-    """Path relative to the corpus' folder, or the number in its arrays. Always valid Unicode."""
+    """Path relative to the corpus folder, or index in its arrays. Always valid Unicode."""
     label: str | None
     text: str | None
 
 
 class Corpus:
-    """Base of the corpora; made by `corpus.open_corpus`."""
+    """Base class of corpora; created by `corpus.open_corpus`."""
 
     looked_for: str
-    """For the error when nothing is found."""
+    """Expected content, for the error message when nothing is found."""
 
     def __init__(self):
         self.notes = Notes()
-        """What to tell the user when all items are read."""
+        """Notes for the user, printed after all items are read."""
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def ids(self) -> Sequence[str]:
-        """Ids of all items, in order, without reading them."""
+        """Ids of all items in order, without reading the items."""
         raise NotImplementedError
 
     def splits(self) -> Sequence[str | None] | None:
-        """The split of each item ("train", "test", ...), as the corpus itself gives it; None: it gives none."""
+        """The split of each item ("train", "test", ...) defined by the corpus; None if it defines no splits."""
         return None
 
     def item(self, number: int) -> Item:
-        """Label and transcript of an item. MediaError: a sidecar file or a line that cannot be used."""
+        """Label and transcript of an item. Raises MediaError if a sidecar file or line is unusable."""
         raise NotImplementedError
 
     def media(self, number: int, geometry: AudioGeometry | ImageGeometry) -> Tensor:
-        """Samples [C, N] at the geometry's rate, or a picture [C, height, width].
+        """Samples [C, N] at the geometry's sample rate, or an image [C, height, width].
 
         Raises:
-            MediaError: this item cannot be used. ValueError: nothing in this corpus can.
+            MediaError: this item is unusable. ValueError: the whole corpus is.
         """
         raise NotImplementedError
 
 
 class FilesConfig(Protocol):
-    """What FileItems reads of its config."""
+    """The part of the config that FileItems uses."""
 
     @property
     def fit(self) -> Fit: ...
@@ -77,7 +77,7 @@ class FilesConfig(Protocol):
 
 
 class FileItems(Corpus):
-    """Base of corpora whose items are files in a folder."""
+    """Base class of corpora whose items are files in a folder."""
 
     def __init__(self, folder: Path, config: FilesConfig):
         super().__init__()
@@ -93,16 +93,16 @@ class FileItems(Corpus):
                 return read_audio(path, geometry.sample_rate, geometry.channels, config.limits, self.notes)
             size = geometry.height, geometry.width, geometry.channels
             return read_image(path, *size, config.limits, config.fit, self.notes)
-        except OSError as error:  # gone, or not ours to read
+        except OSError as error:  # deleted, or no permission
             raise MediaError(f"{path}: {error.strerror or 'no such file'}") from None
 
     def check_link(self, path: Path) -> None:
-        """Raise MediaError where a path leads out of the folder and links are not to be followed."""
+        """Raise MediaError if a path leads out of the folder and links are not followed."""
         if not self.files_config.follow_links and not is_inside(self.root, path):
             raise MediaError(f"{path}: {LEAVES}")
 
     def read_text(self, path: Path) -> str | None:
-        """Content of a sidecar file without surrounding space; None when there is no such file."""
+        """Content of a sidecar file, stripped; None if there is no such file."""
         try:
             file = open_regular(path)
         except FileNotFoundError:
@@ -125,18 +125,18 @@ class FileItems(Corpus):
 
 
 def is_inside(root: str, path: str | Path) -> bool:
-    """Whether a path, with all links followed, lies in a folder; root: as os.path.realpath gives it."""
+    """Whether a path with all links resolved lies in a folder; `root` must be an os.path.realpath."""
     found = os.path.realpath(path)
     return found == root or found.startswith(root.rstrip(os.sep) + os.sep)
 
 
 def spell(name: str) -> str:
-    """A name as valid Unicode: bytes that are not UTF-8 (surrogates in Python) are written like "\\\\xff"."""
+    """The name as valid Unicode: bytes that are not UTF-8 (surrogates in Python) become escapes like "\\\\xff"."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def unique_ids(names: Iterable[str]) -> list[str]:
-    """Ids of files, none twice; as `spell`."""
+    """Unique ids of files, spelled as by `spell`."""
     found: list[str] = []
     taken: set[str] = set()
     for name in names:
@@ -152,22 +152,23 @@ def unique_ids(names: Iterable[str]) -> list[str]:
 
 @dataclass
 class Walk:
-    """What is in a folder."""
+    """Content of a folder."""
 
     files: list[str] = field(default_factory=list)
-    """Regular files relative to the folder, sorted; bytes of names that are not UTF-8 are surrogates."""
+    """Regular files relative to the folder, sorted; name bytes that are not UTF-8 are surrogates."""
     outside: list[str] = field(default_factory=list)
-    """Links that lead out of the folder, or nowhere."""
+    """Broken links, and links that lead out of the folder."""
     closed: list[str] = field(default_factory=list)
-    """Folders that cannot be read."""
+    """Unreadable folders."""
     special: list[str] = field(default_factory=list)
     """Pipes, sockets and devices."""
 
 
 def walk(folder: Path, follow_links: bool) -> Walk:
-    """Find the files below a folder; hidden files and folders are left out.
+    """Find the files in a folder and its subfolders, without hidden files and folders.
 
-    A link to a file inside the folder is a file; links to folders are entered only with follow_links, each folder once.
+    Links to files inside the folder count as files; links to folders are followed only with follow_links, and each
+    folder is visited once.
     """
     found, root = Walk(), os.path.realpath(folder)
     entered: set[tuple[int, int]] = set()
@@ -190,7 +191,7 @@ def walk(folder: Path, follow_links: bool) -> Walk:
                 continue
             try:
                 mode = entry.stat().st_mode
-            except OSError:  # a link to nowhere, or round in a circle
+            except OSError:  # a broken or circular link
                 found.outside.append(name)
                 continue
             link = entry.is_symlink()
@@ -208,11 +209,11 @@ def walk(folder: Path, follow_links: bool) -> Walk:
 
 
 def find_media(folder: Path, follow_links: bool = False, notes: Notes | None = None) -> list[str]:
-    """Names of all media files below a folder, sorted; hidden files and folders are left out.
+    """Names of all media files in a folder and its subfolders, sorted, without hidden files and folders.
 
     Args:
-        follow_links: read what links lead to outside the folder, too.
-        notes: is told what else is there.
+        follow_links: also follow links that lead out of the folder.
+        notes: collects notes about everything else in the folder.
     """
     found = walk(folder, follow_links)
     media = [name for name in found.files if Path(name).suffix.lower() in MEDIA_EXTENSIONS]

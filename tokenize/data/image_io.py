@@ -1,4 +1,4 @@
-"""Picture files: read within limits, written exactly. The only file that imports Pillow."""
+"""Image files: reading within limits, and writing. This is the only file that imports Pillow."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ IMAGE_FORMATS_WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"quality": 95, "method": 4}),
 }
-"""Extension -> the Pillow encoder and its settings. Only PNG keeps every value."""
+"""Extension -> Pillow encoder and its settings. Only PNG is lossless."""
 MAX_SIDE = 16383
-"""Pixels of a side that is written; WebP holds no more."""
+"""Maximum side of a written image in pixels; the limit of WebP."""
 MAX_SCANS = 200
-"""Of a JPEG; progressive ones have about ten for each picture in the file."""
+"""Maximum number of scans of a JPEG; a progressive one has about ten per image in the file."""
 SECOND_IMAGES = ("MPO",)
-"""Formats of a main picture with others about it, such as a thumbnail or a gain map, which nobody misses."""
+"""Formats with one main image and auxiliary ones (thumbnail, gain map) that can be ignored."""
 
 Fit = Literal["exact", "crop", "stretch"]
 
@@ -43,19 +43,19 @@ def read_image(
     fit: Fit = "exact",
     notes: Notes | None = None,
 ) -> Tensor:
-    """Read a picture at the wanted size.
+    """Read an image at a given size.
 
     Args:
-        path: one of the extensions in IMAGE_FORMATS. Of several pictures (animation, pages) the first is read.
-        height, width: wanted size in pixels.
-        channels: 1 grey, 3 RGB, 4 RGB and opacity; for 1 and 3 transparent pixels are laid on white.
-        fit: "exact": another size is an error; "crop": scaled until it covers the size, the middle is taken;
-            "stretch": scaled to the size, whatever its shape.
-        notes: is told of files with several pictures.
+        path: file with an extension in IMAGE_FORMATS. Of several images (animation, pages) the first is read.
+        height, width: output size in pixels.
+        channels: 1 gray, 3 RGB, 4 RGBA; for 1 and 3, transparent pixels are composited on white.
+        fit: "exact": another size is an error; "crop": resize to cover the size, then center crop; "stretch": resize to
+            the size, ignoring the aspect ratio.
+        notes: collects a note about files with several images.
     Returns:
-        picture [C, height, width], float32 in [-1, 1] (byte b becomes b / 127.5 - 1).
+        image [C, height, width], float32 in [-1, 1] (byte b becomes b / 127.5 - 1).
     Raises:
-        MediaError: empty, truncated, not what its extension says, over a limit, or another size with "exact".
+        MediaError: empty, truncated, content does not match the extension, over a limit, or another size with "exact".
         FileNotFoundError: no such file.
     """
     path = Path(path)
@@ -64,7 +64,7 @@ def read_image(
     # libtiff writes to stderr.
     quiet = silenced() if IMAGE_FORMATS.get(path.suffix.lower()) == "TIFF" else nullcontext()
     with open_media(path, "picture") as file, warnings.catch_warnings(), quiet:
-        warnings.simplefilter("ignore")  # of Pillow, about bombs and broken metadata; our own limit is checked below
+        warnings.simplefilter("ignore")  # Pillow warns about bombs and broken metadata; our limit is checked below
         _check_scans(path, file)
         with _open_picture(path, file) as image:
             if image.width * image.height > limits.max_pixels:
@@ -76,7 +76,7 @@ def read_image(
                 image.load()
                 image = _upright(image)
                 image = _to_mode(image, IMAGE_MODES[channels])
-            except Exception as error:  # decoders fail in every way there is
+            except Exception as error:  # decoders raise all kinds of errors
                 raise MediaError(f"{path}: damaged or cut short ({reason(error)})") from None
     if image.size != (width, height):
         image = _without_scale(image, height, width)
@@ -94,7 +94,7 @@ def read_image(
 
 
 def _open_picture(path: Path, file: BinaryIO) -> Image.Image:
-    """Read the header only."""
+    """Open an image and read only its header."""
     decoder = IMAGE_FORMATS[path.suffix.lower()]
     try:
         return Image.open(file, formats=[decoder])
@@ -105,14 +105,14 @@ def _open_picture(path: Path, file: BinaryIO) -> Image.Image:
 
 
 def _check_scans(path: Path, file: BinaryIO) -> None:
-    """MediaError: a progressive JPEG that draws the whole picture over and over; each of its scans is as much work."""
+    """Raise MediaError for a JPEG of too many scans: decoding time grows with their number."""
     if IMAGE_FORMATS[path.suffix.lower()] == "JPEG" and file.read().count(b"\xff\xda") > MAX_SCANS:
         raise MediaError(f"{path}: a JPEG of more than {MAX_SCANS} scans; save it again")
     file.seek(0)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Cameras store a turned picture and a note in EXIF; a note that cannot be read turns nothing."""
+    """Apply the EXIF orientation of camera images; unreadable EXIF data is ignored."""
     try:
         orientation = image.getexif().get(0x0112)
     except Exception:
@@ -130,11 +130,11 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what makes it upright; 1 is upright."""
+"""EXIF orientation -> transposition that makes the image upright; 1 is upright."""
 
 
 def _without_scale(image: Image.Image, height: int, width: int) -> Image.Image:
-    """A picture that was enlarged to a multiple of a size by repeating pixels, as it was; others as they are."""
+    """Undo an enlargement to a multiple of the size by pixel repetition; other images are returned unchanged."""
     factor = image.width // width
     if factor < 2 or image.size != (width * factor, height * factor):
         return image
@@ -145,7 +145,7 @@ def _without_scale(image: Image.Image, height: int, width: int) -> Image.Image:
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating point numbers of an unknown range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit gray at 255
         steps = np.array(image)
         if steps.min() < 0 or steps.max() > 65535:
             raise ValueError("its pixels have 32 bits of an unknown range; save it with 8 or 16 bits")
@@ -156,17 +156,18 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def bytes_to_image(pixels: Tensor) -> Tensor:
-    """Pixels [height, width, C] uint8 -> picture [C, height, width] float32 in [-1, 1]; `write_image` undoes it."""
+    """Pixels [height, width, C] uint8 -> image [C, height, width] float32 in [-1, 1]; inverse of `write_image`."""
     return (pixels.permute(2, 0, 1).float() / 127.5 - 1).contiguous()
 
 
 def write_image(path: str | Path, picture: Tensor, scale: int = 1) -> None:
-    """Write a picture [C, height, width] in [-1, 1] (clipped beyond), atomically, as its suffix says (PICTURE_WRITTEN).
+    """Write an image [C, height, width], clipped to [-1, 1], atomically; the suffix sets the format
+    (IMAGE_FORMATS_WRITTEN).
 
     Args:
-        scale: repeat each pixel so many times in both directions (nearest neighbour); `read_image` undoes it.
+        scale: integer upscaling factor (nearest neighbor); `read_image` undoes it.
     Raises:
-        ValueError: another suffix or shape, values that are not finite, opacity in JPEG, a side beyond MAX_SIDE.
+        ValueError: unknown suffix, wrong shape, non-finite values, an alpha channel in JPEG, a side beyond MAX_SIDE.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -189,7 +190,7 @@ def write_image(path: str | Path, picture: Tensor, scale: int = 1) -> None:
 
 
 def check_scale(scale: int, height: int, width: int, what: str) -> None:
-    """ValueError unless `scale` is a whole number from 1 that keeps a picture's sides within MAX_SIDE."""
+    """Raise ValueError unless `scale` is a positive integer that keeps the sides of an image within MAX_SIDE."""
     if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
         raise ValueError(f"{what}: scale must be a whole number, at least 1, found {scale!r}")
     if max(height, width) * scale > MAX_SIDE:

@@ -1,12 +1,12 @@
-"""Corpora that a table describes: which file, what is said or seen, a label, a split.
+"""Corpora described by a table (manifest) with files, transcripts or captions, labels and splits.
 
     metadata.csv        id|text|normalised            LJSpeech: no header, the file is wavs/ID.wav
-    any .csv or .tsv    file_name,text,label,split    a header; the columns may have any of the usual names
+    any .csv or .tsv    file_name,text,label,split    with a header; the columns may have any of the usual names
     any .jsonl          {"audio": "a.wav", "text": "..."}
     a folder            one of these in it, or one in each of train/, test/, validation/, or train.tsv, test.tsv, ...;
                         or none: then folders are classes, train/cat/1.png (Hugging Face's imagefolder, audiofolder)
 
-A line that cannot be used is an item that cannot be used: it is skipped and named, "metadata.csv:17: ...".
+An unusable line is an unusable item: it is skipped and reported, "metadata.csv:17: ...".
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ SPLITS = {
     **{name: "test" for name in ("test", "testing")},
     **{name: "validation" for name in ("validation", "valid", "val", "dev", "eval")},
 }
-"""Usual names of splits -> ours."""
+"""Usual split names -> our names."""
 DELIMITERS = (",", "\t", "|", ";")
 FILE_FOLDERS = ("", "wavs", "clips")
-"""Where files that a table names may lie, seen from it."""
+"""Folders, relative to the table, in which its files are looked up."""
 TABLES = (".csv", ".tsv", ".txt", ".jsonl")
 NAMES_IN_FOLDERS = tuple(f"metadata{extension}" for extension in (".jsonl", ".csv", ".tsv"))
 MAX_LINE_BYTES = 1 << 20
@@ -52,22 +52,22 @@ MAX_LINES = 10_000_000
 
 
 class ManifestCorpus(Config):
-    """Media files that a table describes. Paths in it are relative to it and stay inside its folder."""
+    """Media files described by a table. Its paths are relative to the table and must stay inside its folder."""
 
     kind: Literal["manifest"] = "manifest"
     path: str
     """The table (.csv, .tsv, .jsonl), or a folder with one; see docs/corpora.md."""
     media: str | None = None
-    """Column of the files' names; null: the first of the usual names that there is. The same below."""
+    """Column of the file names; null: the first of the usual names that exists. The same holds for the next two."""
     text: str | None = None
     label: str | None = None
     split: str | None = None
-    """Take the items of this split only."""
+    """Use only the items of this split."""
     fit: Fit = "exact"
-    """Pictures of another size. exact: an error. crop: scaled to cover it, middle kept. stretch: scaled to it."""
+    """Images of another size. exact: an error. crop: resize to cover it, center crop. stretch: resize to it."""
     limits: MediaLimits = DEFAULT_LIMITS
     follow_links: bool = False
-    """Read symbolic links that lead out of the folder; otherwise they are skipped and named."""
+    """Follow symbolic links that lead out of the folder; otherwise they are skipped and reported."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,18 @@ class Line:
     """A line of a table."""
 
     where: str
-    """File, relative to the corpus' folder, and line, "metadata.csv:17"; "" where no table has it."""
+    """Table, relative to the corpus folder, and line number: "metadata.csv:17"; "" if it is not from a table."""
     file: str
-    """Relative to the corpus' folder; "" when the line cannot be used."""
+    """Media file, relative to the corpus folder; "" if the line is unusable."""
     text: str | None = None
     label: str | None = None
     split: str | None = None
     wrong: str = ""
-    """Why it cannot be used."""
+    """Why the line is unusable."""
 
 
 class ManifestItems(FileItems):
-    """See ManifestCorpus."""
+    """Corpus described by a table, see ManifestCorpus."""
 
     looked_for = "lines of a table, or media files in folders"
 
@@ -144,17 +144,17 @@ class ManifestItems(FileItems):
         return [self._of_class(name) for name in find_media(path, self.config.follow_links, self.notes)]
 
     def _of_class(self, name: str) -> Line:
-        """A file whose folders say what it is."""
+        """Line for a file whose folders give its split and label."""
         *folders, _ = name.split("/")
         split = SPLITS.get(folders[0].lower()) if folders else None
         inner = folders[1:] if split else folders
         return Line("", name, label=spell(inner[-1]) if inner else None, split=split)
 
     def _read_table(self, path: Path, split: str | None) -> Iterator[Line]:
-        """Lines of one table; split: of those that do not say theirs.
+        """Lines of one table; `split` is the default for lines without one.
 
         Raises:
-            ConfigError: it has no column of files' names, or another one that was asked for.
+            ConfigError: it has no column of file names, or lacks a requested column.
         """
         if path.suffix.lower() not in TABLES:
             raise ConfigError(f"{path}: a manifest is one of {' '.join(TABLES)}, or a folder")
@@ -171,16 +171,16 @@ class ManifestItems(FileItems):
                 yield Line(where, "", split=split, wrong=str(error))
 
     def _line(self, table: Path, where: str, row: dict[str, Any], split: str | None) -> Line:
-        """A line from its fields; ValueError: what is wrong with it."""
+        """Build a line from its fields; ValueError describes what is wrong with it."""
         config = self.config
         named = row.get(_column(row, MEDIA_COLUMNS, config.media, "media") or "")
-        if isinstance(named, dict):  # Hugging Face's columns of features
+        if isinstance(named, dict):  # feature columns of Hugging Face
             named = named.get("path")
         if not isinstance(named, str) or not named.strip():
             expected = config.media or " ".join(MEDIA_COLUMNS)
             raise ValueError(f"names no media file (looked for {expected})")
         text = row.get(_column(row, TEXT_COLUMNS, config.text, "text") or "")
-        if config.text is None and not text:  # LJSpeech leaves the normalised text of some lines empty
+        if config.text is None and not text:  # LJSpeech has empty normalized texts in some lines
             text = row.get("text")
         if text is not None and not isinstance(text, str):
             raise ValueError("its text is no string")
@@ -196,7 +196,7 @@ class ManifestItems(FileItems):
         return Line(where, self._locate(table.parent, named.strip()), text, label or None, split)
 
     def _locate(self, base: Path, name: str) -> str:
-        """A file that a table in the folder `base` names, relative to the corpus' folder."""
+        """Resolve a file named by a table in the folder `base` to a path relative to the corpus folder."""
         folder = os.path.normpath(os.path.abspath(self.folder))
         choices = []
         for inner in FILE_FOLDERS:
@@ -214,7 +214,7 @@ class ManifestItems(FileItems):
 
 
 def manifest_in(folder: Path) -> Path | None:
-    """The table of a folder; ConfigError when there are several."""
+    """The table in a folder, None if there is none; ConfigError if there are several."""
     found = [folder / name for name in NAMES_IN_FOLDERS if (folder / name).is_file()]
     if len(found) > 1:
         raise ConfigError(f"{folder}: has {' and '.join(path.name for path in found)}; name the one that counts")
@@ -222,7 +222,7 @@ def manifest_in(folder: Path) -> Path | None:
 
 
 def _split_tables(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Tables of a folder's splits: train/metadata.csv, or train.csv."""
+    """Tables of the splits in a folder: train/metadata.csv, or train.csv."""
     for entry in folder.iterdir():
         split = SPLITS.get(entry.stem.lower() if entry.is_file() else entry.name.lower())
         if split and entry.is_dir() and (table := manifest_in(entry)) is not None:
@@ -232,7 +232,7 @@ def _split_tables(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _column(row: dict[str, Any], usual: Sequence[str], asked: str | None, field: str) -> str | None:
-    """The column of a row that holds something; `asked` counts alone where it is given."""
+    """The first usual column with a value in a row, or the column `asked` if it is given."""
     if asked is not None:
         if asked not in row:
             raise ValueError(f"has no field '{asked}', which corpus.{field} asks for")
@@ -241,7 +241,7 @@ def _column(row: dict[str, Any], usual: Sequence[str], asked: str | None, field:
 
 
 def _check_text(value: str) -> None:
-    """Raise ValueError on what cannot be stored as text."""
+    """Raise ValueError if a value cannot be stored as text."""
     if "\0" in value:
         raise ValueError("holds a zero byte")
     try:
@@ -253,7 +253,7 @@ def _check_text(value: str) -> None:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Lines of a JSONL file: number, and the fields or what is wrong."""
+    """Lines of a JSONL file: line number, and the fields or an error message."""
     with open_regular(path) as file:
         for number, line in enumerate(_lines(file, path), start=1):
             if len(line) > MAX_LINE_BYTES:
@@ -272,7 +272,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _lines(file: Any, path: Path) -> Iterator[bytes]:
-    """Lines without their ends; what is longer than the limit is cut to one byte more."""
+    """Lines without their line ends; longer lines are truncated to just above the limit."""
     count = 0
     while line := file.readline(MAX_LINE_BYTES + 2):
         count += 1
@@ -285,10 +285,10 @@ def _lines(file: Any, path: Path) -> Iterator[bytes]:
 
 
 def _csv_rows(path: Path, media: str | None) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Lines of a table: number, and the fields or what is wrong.
+    """Lines of a table: line number, and the fields or an error message.
 
     Raises:
-        ConfigError: the first line is no header that names a column of files, nor a line of LJSpeech's.
+        ConfigError: the first line is neither a header with a column of file names nor a line in LJSpeech format.
     """
     with open_regular(path) as file:
         texts = (line.decode("utf-8", "surrogateescape") for line in _lines(file, path))
@@ -329,7 +329,7 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def _header(first: str, path: Path, media: str | None) -> tuple[list[str] | None, str]:
-    """Names of the columns (None: LJSpeech's, which no header gives) and what stands between them."""
+    """Column names (None: LJSpeech format without a header) and the delimiter."""
     wanted = {media} if media is not None else set(MEDIA_COLUMNS)
     for delimiter in DELIMITERS:
         names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
@@ -347,7 +347,7 @@ def _header(first: str, path: Path, media: str | None) -> tuple[list[str] | None
 
 
 def _without_doubles(lines: Sequence[Line]) -> list[Line]:
-    """A file that is named again is refused there: its copies could fall into different splits."""
+    """Reject lines that repeat a file: the copies could fall into different splits."""
     first: dict[str, str] = {}
     found = []
     for line in lines:

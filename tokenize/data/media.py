@@ -1,6 +1,6 @@
-"""Sound and picture files: what the other files need of `media_file`, `audio_io` and `image_io`.
+"""Audio and image files: the interface of `media_file`, `audio_io` and `image_io`.
 
-A file is probed before it is decoded: a few kilobytes of FLAC or PNG can promise gigabytes of samples or pixels.
+Files are probed before decoding: a few kilobytes of FLAC or PNG can expand to gigabytes of samples or pixels.
 """
 
 from __future__ import annotations

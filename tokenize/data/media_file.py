@@ -1,4 +1,4 @@
-"""Media files before they are decoded: which kinds are known, what they may ask for, and how they are opened."""
+"""Media files before decoding: known formats, limits, and safe opening."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AUDIO_FORMATS = {
     ".aiff": ("AIFF",),
     ".aifc": ("AIFF",),
 }
-"""Extension -> what libsndfile may call its content."""
+"""Extension -> libsndfile format names that its content may have."""
 CONTAINER_FORMATS = {
     ".flac": "flac",
     ".mp3": "mp3",
@@ -48,8 +48,8 @@ CONTAINER_FORMATS = {
     ".mka": "matroska",
     ".avi": "avi",
 }
-"""Extension -> the one demuxer of FFmpeg that is tried. A demuxer that is guessed could be a playlist's, which opens
-other files."""
+"""Extension -> the only FFmpeg demuxer that is tried. A guessed demuxer could be that of a playlist, which opens other
+files."""
 IMAGE_FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -64,20 +64,20 @@ IMAGE_FORMATS = {
     ".tiff": "TIFF",
     ".avif": "AVIF",
 }
-"""Extension -> the one Pillow decoder that is tried."""
+"""Extension -> the only Pillow decoder that is tried."""
 AUDIO_EXTENSIONS = (*AUDIO_FORMATS, *(name for name in CONTAINER_FORMATS if name not in AUDIO_FORMATS))
 MEDIA_EXTENSIONS = (*AUDIO_EXTENSIONS, *IMAGE_FORMATS)
 
 
 class MediaError(ValueError):
-    """A media file that cannot be used; one line that names the file and the reason, safe to print and to store."""
+    """An unusable media file; the message is one line with the file and the reason, safe to print and store."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
 
 
 class MediaLimits(Config):
-    """What a media file may ask for; headers are compared before anything is decoded, and so is what decodes."""
+    """Limits for media files; checked against headers before decoding, and against the decoded content."""
 
     max_seconds: PositiveFloat = 1800.0
     min_sample_rate: PositiveInt = 4000
@@ -90,8 +90,8 @@ DEFAULT_LIMITS = MediaLimits()
 
 
 class Notes:
-    """What a user would not see otherwise, such as channels that are mixed down: files are counted, and each kind of
-    note is one line."""
+    """Notes for the user, for example about channels that were mixed down: files are counted, and each kind of note is
+    one line."""
 
     def __init__(self):
         self.said: list[str] = []
@@ -103,12 +103,12 @@ class Notes:
         self.said.append(printable(line))
 
     def add(self, what: str, path: str | Path) -> None:
-        """Count a file. what: goes on after "3 files", for instance "with several channels: they are mixed down"."""
+        """Count a file. what: continues "3 files", for example "with several channels: they are mixed down"."""
         self.counts[what] += 1
         self.first.setdefault(what, printable(path))
 
     def lines(self) -> list[str]:
-        """All notes, one line each."""
+        """All notes, one per line."""
         counted = [
             f"{count} {'file' if count == 1 else 'files'} {what} ({self.first[what]}{', ...' if count > 1 else ''})"
             for what, count in self.counts.items()
@@ -117,13 +117,13 @@ class Notes:
 
 
 def print_notes(notes: Notes, show: bool = True) -> None:
-    """Print notes on stderr, one a line."""
+    """Print notes on stderr, one per line."""
     for line in notes.lines() if show else ():
         say(f"note: {line}")
 
 
 def media_kind(path: str | Path) -> Literal["audio", "picture"]:
-    """Tell sound from pictures by the extension; MediaError when it is neither."""
+    """Audio or image, by the extension; MediaError if it is neither."""
     extension = Path(path).suffix.lower()
     if extension in AUDIO_EXTENSIONS:
         return "audio"
@@ -133,10 +133,10 @@ def media_kind(path: str | Path) -> Literal["audio", "picture"]:
 
 
 def open_media(path: Path, kind: str) -> BinaryIO:
-    """Open a media file of a kind.
+    """Open a media file of the given kind.
 
     Raises:
-        MediaError: of another kind, empty, or no regular file. FileNotFoundError: no such file.
+        MediaError: another kind, empty, or not a regular file. FileNotFoundError: no such file.
     """
     if media_kind(path) != kind:
         raise MediaError(f"{path}: {kind} is needed here, '{path.suffix}' is {media_kind(path)}")
@@ -148,10 +148,10 @@ def open_media(path: Path, kind: str) -> BinaryIO:
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading; a pipe, which would wait for its writer, a socket or a device is refused.
+    """Open a regular file for reading; pipes (which would block), sockets and devices are rejected.
 
     Raises:
-        MediaError: not a regular file, or not ours to read. FileNotFoundError: no such file.
+        MediaError: not a regular file, or no permission. FileNotFoundError: no such file.
     """
     try:
         handle = os.open(path, os.O_RDONLY | OPEN_FLAGS)
@@ -171,9 +171,9 @@ _SILENCING = threading.Lock()
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Nothing reaches stderr: for libraries in C that write there what they raise as well, or what is no fault.
+    """Suppress stderr around calls to C libraries that write errors there that they also raise, or harmless messages.
 
-    It holds for the whole process, so it is only put around such calls.
+    It affects the whole process, so use it only around such calls.
     """
     with _SILENCING:
         try:
@@ -192,7 +192,7 @@ def silenced() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """The message of a decoder in one line, without the path it repeats."""
+    """The error message of a decoder in one line, without the path."""
     told = getattr(error, "strerror", None)  # PyAV's errors are OSErrors
     text = one_line(told or error) or type(error).__name__
     return text.removeprefix("Error opening ").rsplit(": ", 1)[-1][:200]

@@ -1,4 +1,4 @@
-"""Reading shards: the index and the files it lists, checked before they are used. Written by `build_shards`."""
+"""Shard reader: the index and its files, verified before use. `build_shards` writes them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ INDEX_FILE = "index.json"
 BUILD_AGAIN = "run tessera shards again, which builds what is damaged or missing"
 CHANGES = f"changes while it is read; stop what writes it, then {BUILD_AGAIN}"
 OPEN_SHARDS = 64
-"""Shards that one reader holds open at once."""
+"""Maximum number of shards that a reader keeps open."""
 TICK = 50_000_000
-"""Nanoseconds in which two writes may leave the same times at a file."""
+"""Nanoseconds within which two writes can leave the same timestamps on a file."""
 Stamp = tuple[int, int, int, int, int]
-"""Device, inode, size, time of the last write and of the last change of a file: what any later write changes."""
+"""Device, inode, size, mtime and ctime of a file: any later write changes it."""
 
 
 class ShardFile(Config):
-    """One file of the index."""
+    """A file in the index."""
 
     file: str
     sha256: str
@@ -41,7 +41,7 @@ class ShardFile(Config):
 
 
 class Skipped(Config):
-    """A corpus item that could not be used."""
+    """A corpus item that was skipped as unusable."""
 
     id: str
     reason: str
@@ -54,7 +54,7 @@ class Index(Config):
     version: Literal[1] = 1
     spec: TokenSpec
     build: str
-    """SHA-256 over what was built: corpus, items and tokenizer."""
+    """SHA-256 of the build inputs: corpus, items and tokenizer."""
     label_names: Annotated[list[str], FailFast()]
     files: Annotated[list[ShardFile], FailFast()]
     skipped: Annotated[list[Skipped], FailFast()]
@@ -62,35 +62,35 @@ class Index(Config):
     lengths: Annotated[list[int], FailFast()]
     """Frames of each item."""
     labels: Annotated[list[int], FailFast()]
-    """Place in label_names, -1 for none."""
+    """Index into label_names, -1 for none."""
     texts: Annotated[list[str | None], FailFast()]
 
 
 @dataclass(frozen=True)
 class ShardItem:
-    """One item read back."""
+    """One item of a shard."""
 
     codes: Tensor
     """[K, T] long."""
     label: int | None
-    """Place in Shards.label_names."""
+    """Index into Shards.label_names."""
     text: str | None
     id: str
 
 
 class OpenShard:
-    """A shard held open: the bytes that are read are those that were verified.
+    """An open shard; it returns only bytes that were verified.
 
-    Items are read by position, not from a memory map: of a file that is cut short that is an error, no SIGBUS.
+    Items are read by position, not through a memory map: truncation is then an error instead of SIGBUS.
 
     Args:
         path: the file.
         sha256: its SHA-256 in the index, hex.
-        ends: [items + 1], where its items begin and end by the index.
+        ends: [items + 1], boundaries of its items according to the index.
         num_codebooks: K.
-        verified: the file's stamp when it was verified before; None, or another one now: it is verified here.
+        verified: the file's stamp at an earlier verification; if None or changed, the file is verified here.
     Raises:
-        FileNotFoundError: no such file. DamagedFile, ValueError: not the file that the index describes.
+        FileNotFoundError: no such file. DamagedFile, ValueError: not the file described by the index.
     """
 
     def __init__(self, path: Path, sha256: str, ends: np.ndarray, num_codebooks: int, verified: Stamp | None = None):
@@ -100,7 +100,7 @@ class OpenShard:
         self.file = open(path, "rb", buffering=0)
         self.verified: Stamp = self.stamp()
         self.settled: bool = not 0 <= time.time_ns() - max(self.verified[3:]) < TICK
-        """Whether a later write is sure to change the stamp."""
+        """Whether any later write is guaranteed to change the stamp."""
         if self.verified != verified:
             check_sha256(path, sha256_file(path), sha256, BUILD_AGAIN)
         header = read_header(path)
@@ -120,11 +120,11 @@ class OpenShard:
             raise DamagedFile(f"{path}: {CHANGES}")
 
     def stamp(self) -> Stamp:
-        """See Stamp; of the file that was opened, also where another one took its name."""
+        """Stamp of the opened file, even if another file has replaced it."""
         return _stamp(os.fstat(self.file.fileno()))
 
     def rows(self, start: int, stop: int) -> Tensor | None:
-        """Codes [stop - start, K] in their stored type; None: the file has changed since it was verified."""
+        """Codes [stop - start, K] in the stored dtype; None if the file has changed since it was verified."""
         width = self.num_codebooks * self.entry.dtype.itemsize
         wanted = (stop - start) * width
         found = os.pread(self.file.fileno(), wanted, self.entry.start + start * width)
@@ -137,12 +137,12 @@ class Shards:
     """A folder of shards, read on demand.
 
     Args:
-        folder: what `build_shards` wrote.
+        folder: output folder of `build_shards`.
     Raises:
-        FileNotFoundError: no shards there. ValueError: an index that is damaged or contradicts itself.
+        FileNotFoundError: no shards there. ValueError: the index is damaged or inconsistent.
 
-    A file's SHA-256 is checked when its first item is read, and again when the file was touched since; the codes
-    of an item are checked when it is read.
+    The SHA-256 of a file is checked when its first item is read, and again if the file was modified since; the range of
+    an item's codes is checked on each read.
     """
 
     def __init__(self, folder: str | Path):
@@ -165,7 +165,7 @@ class Shards:
         self.lengths: np.ndarray = np.array(self.index.lengths, dtype=np.int64)
         """[n] frames of each item."""
         self.labels: np.ndarray = np.array(self.index.labels, dtype=np.int64)
-        """[n] places in label_names, -1 for none."""
+        """[n] indices into label_names, -1 for none."""
         self._first_items = np.cumsum([0, *(file.items for file in self.index.files)])
         self._starts = np.cumsum([0, *self.lengths])
         self._verified: dict[int, Stamp] = {}
@@ -196,7 +196,7 @@ class Shards:
         return self.index.texts
 
     def item(self, number: int) -> ShardItem:
-        """Read one item. ValueError: the file was changed, or codes the tokenizer does not have."""
+        """Read one item. Raises ValueError if the file was changed or codes are out of range."""
         if not 0 <= number < len(self):
             raise IndexError(f"item {number} of {len(self)}")
         shard = int(np.searchsorted(self._first_items, number, side="right")) - 1
@@ -212,16 +212,16 @@ class Shards:
         return ShardItem(codes, None if label < 0 else label, self.index.texts[number], self.index.ids[number])
 
     def _read(self, shard: int, start: int, stop: int) -> Tensor:
-        """Rows [stop - start, K] of a shard's codes, from bytes that were verified."""
+        """Rows [stop - start, K] of a shard's codes, from verified bytes."""
         for _ in range(3):
             rows = self._open(shard).rows(start, stop)
             if rows is not None:
                 return rows
-            del self._opened[shard]  # the file was touched; its hash tells whether it is another one now
+            del self._opened[shard]  # the file was touched; reopening it checks its hash
         raise DamagedFile(f"{self.path_of(shard)}: {CHANGES}")
 
     def _open(self, shard: int) -> OpenShard:
-        """A shard, verified when it is opened for the first time or has changed since."""
+        """Open a shard; it is verified when first opened and whenever it has changed."""
         opened = self._opened.get(shard)
         if opened is not None and opened.settled:
             self._opened.move_to_end(shard)
@@ -234,16 +234,16 @@ class Shards:
         return opened
 
     def path_of(self, shard: int) -> Path:
-        """The file of a shard, by its place in index.files."""
+        """The file of a shard, by its position in index.files."""
         return self.folder / self.index.files[shard].file
 
     def verify(self) -> None:
-        """Check every file against its SHA-256 and the index; ValueError names the first that differs."""
+        """Check every file against its SHA-256 and the index; ValueError names the first mismatch."""
         for shard in range(len(self.index.files)):
             self.verify_file(shard)
 
     def verify_file(self, shard: int) -> None:
-        """`verify` of one file."""
+        """`verify` for one file."""
         self._checked(shard)
 
     def _checked(self, shard: int, verified: Stamp | None = None) -> OpenShard:

@@ -1,12 +1,12 @@
-"""Shards: the codes of a corpus on disk.
+"""Shard writer: encodes a corpus to shards of codes on disk.
 
     out/00000.safetensors   codes [sum of T, K] in the smallest unsigned type, offsets [items + 1] int64
     out/00001.safetensors   ...
-    out/index.json          TokenSpec, label names; SHA-256 per file; id, length, label, text per item; what was skipped
+    out/index.json          TokenSpec, label names; SHA-256 per file; id, length, label, text per item; skipped items
 
-A shard holds the items of one range of the corpus, so a build that was killed goes on after its last whole shard and
-ends with the same bytes as one that was not. index.json is written last: without it there are no shards. A build of
-finished shards verifies them, and makes those again that are missing or damaged.
+A shard holds the items of one range of the corpus, so a killed build resumes after its last complete shard and yields
+the same bytes as an uninterrupted one. index.json is written last: a folder without it is not finished. Building
+finished shards again verifies them, and rebuilds those that are missing or damaged.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ __all__ = ["ShardItem", "Shards", "ShardsConfig", "SplitConfig", "build_shards"]
 
 
 class SplitConfig(Config):
-    """A part of the corpus: the split that the corpus gives an item (a manifest's column); without one, a hash of its
-    id decides, so an item stays in its part when others come."""
+    """A part of the corpus: the split that the corpus defines for an item (a manifest column), otherwise a hash of its
+    id, so that an item stays in its part when items are added."""
 
     part: Literal["train", "test"]
     test_share: float = Field(0.1, gt=0, lt=1)
@@ -53,19 +53,19 @@ class ShardsConfig(Config):
     tokenizer: str
     """Directory of the frozen tokenizer."""
     out: str
-    """Folder to write."""
+    """Output folder."""
     items_per_shard: PositiveInt = 1000
     split: SplitConfig | None = None
-    """Take one part of the corpus only; run once for each part, with another `out`."""
+    """Use only one part of the corpus; run once per part, each with its own `out`."""
     window_seconds: PositiveFloat | None = None
-    """Cut each sound into items of this length, rounded to frames. What is left over at its end, and sounds that are
-    shorter, are left out; transcripts belong to whole sounds, so the items have none. null: a sound is an item."""
+    """Split audio into items of this length, rounded to frames. The remainder and shorter files are dropped; the items
+    have no transcripts, which belong to whole files. null: one item per file."""
     max_items: PositiveInt | None = None
-    """Take the first items only."""
+    """Use only the first items."""
 
 
 class Encoder(Protocol):
-    """What is needed of a Tokenizer here."""
+    """The part of a Tokenizer that is used here."""
 
     spec: TokenSpec
 
@@ -73,11 +73,11 @@ class Encoder(Protocol):
 
 
 class PartIndex(Config):
-    """Everything of one shard; a file of its own until the build is done."""
+    """Index of one shard; a separate file until the build is finished."""
 
     build: str
     file: ShardFile | None
-    """None: every item of the range was skipped."""
+    """None if every item of the range was skipped."""
     ids: Annotated[list[str], FailFast()]
     lengths: Annotated[list[int], FailFast()]
     labels: Annotated[list[str | None], FailFast()]
@@ -86,17 +86,17 @@ class PartIndex(Config):
 
 
 def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progress: bool = True) -> Shards:
-    """Encode a corpus; going on where an earlier build of the same things was stopped, or its files were damaged.
+    """Encode a corpus to shards; resumes an interrupted build with the same inputs, and repairs damaged files.
 
     Args:
-        tokenizer: an opened tokenizer; None: the one in config.tokenizer.
-        progress: draw a progress bar on stderr.
+        tokenizer: a loaded tokenizer; None: load config.tokenizer.
+        progress: show a progress bar on stderr.
     Returns:
-        the finished shards; `.skipped` lists the items that could not be used.
+        the finished shards; `.skipped` lists the unusable items.
     Raises:
-        ValueError: `out` holds shards of something else or is written by another process (FolderInUse), or no item of
-            the corpus can be used.
-        FileNotFoundError: no corpus or tokenizer there.
+        ValueError: `out` holds shards of other inputs or is in use by another process (FolderInUse), or no item of the
+            corpus is usable.
+        FileNotFoundError: corpus or tokenizer not found.
     """
     if tokenizer is None:
         from ..tokenizer import load_tokenizer
@@ -109,7 +109,7 @@ def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progres
 
 
 def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Sequence[int], progress: bool) -> Shards:
-    """`build_shards` in a folder that is locked."""
+    """`build_shards` in a locked folder."""
     out = Path(config.out)
     window = _window_frames(config, tokenizer.spec)
     build = _build_id(config, tokenizer.spec, window, [corpus.ids()[number] for number in numbers])
@@ -149,12 +149,12 @@ def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Se
 
 
 def _choose_items(corpus: Corpus, config: ShardsConfig) -> list[int]:
-    """Numbers of the corpus items to encode, in the corpus' order."""
+    """Indices of the corpus items to encode, in corpus order."""
     numbers = list(range(len(corpus)))
     if config.split is not None:
         ids, given = corpus.ids(), corpus.splits()
         by_id = ["test" if _place(name) < config.split.test_share else "train" for name in ids]
-        # A corpus that gives a validation split alone means what is called test here.
+        # A corpus with only a validation split uses it as what is called test here.
         called = {"validation": "test"} if given is not None and "test" not in given else {}
         parts = by_id if given is None else [called.get(a, a) if a else b for a, b in zip(given, by_id, strict=True)]
         numbers = [number for number in numbers if parts[number] == config.split.part]
@@ -170,12 +170,12 @@ def _choose_items(corpus: Corpus, config: ShardsConfig) -> list[int]:
 
 
 def _place(item_id: str) -> float:
-    """A number in [0, 1) that is a pure function of the id."""
+    """A pseudo-random number in [0, 1) that is a pure function of the id."""
     return int.from_bytes(hashlib.sha256(item_id.encode()).digest()[:6], "big") / 2**48
 
 
 def _window_frames(config: ShardsConfig, spec: TokenSpec) -> int | None:
-    """Frames of the items that sounds are cut into; None: they are whole."""
+    """Frames per window when splitting audio; None: no splitting."""
     if config.window_seconds is None:
         return None
     if not isinstance(spec.geometry, AudioGeometry):
@@ -184,7 +184,7 @@ def _window_frames(config: ShardsConfig, spec: TokenSpec) -> int | None:
 
 
 def _build_id(config: ShardsConfig, spec: TokenSpec, window: int | None, ids: Sequence[str]) -> str:
-    """Names what is built; where the corpus, the tokenizer and the output lie does not matter."""
+    """Identifier of a build's inputs; independent of the paths of corpus, tokenizer and output."""
     corpus = config.corpus.model_dump(mode="json", exclude={"path"})
     description = [corpus, spec.model_dump(mode="json"), config.items_per_shard, list(ids)]
     description += [] if window is None else [window]
@@ -205,7 +205,7 @@ def _remove_parts(out: Path) -> None:
 
 
 def _find_damaged(shards: Shards) -> set[str]:
-    """Names of the files that are missing or are not those of the index."""
+    """Names of the files that are missing or do not match the index."""
     damaged = set()
     for number, file in enumerate(shards.index.files):
         try:
@@ -217,7 +217,7 @@ def _find_damaged(shards: Shards) -> set[str]:
 
 
 def _reopen(shards: Shards, damaged: set[str], ranges: Sequence[Sequence[int]], ids: Sequence[str]) -> None:
-    """Turn finished shards into a build that was stopped before it made the damaged files."""
+    """Turn finished shards into an interrupted build without the damaged files."""
     index, first = shards.index, 0
     files = {file.file: file for file in index.files}
     for shard, members in enumerate(ranges):
@@ -249,7 +249,7 @@ def _part_file(out: Path, shard: int) -> Path:
 
 
 def _read_part(out: Path, shard: int, build: str) -> PartIndex | None:
-    """The index of a shard that is already whole, None when there is none."""
+    """The index of a shard that is already complete, None if it is not."""
     path = _part_file(out, shard)
     if not path.is_file():
         return None
@@ -263,7 +263,7 @@ def _read_part(out: Path, shard: int, build: str) -> PartIndex | None:
         return part
     shard_file = out / _shard_name(shard)
     if part.file.file != shard_file.name or not shard_file.is_file() or sha256_file(shard_file) != part.file.sha256:
-        return None  # missing, or damaged since; encoded again
+        return None  # missing or damaged: encode it again
     return part
 
 
@@ -277,7 +277,7 @@ def _write_part(
     window: int | None,
     bar: tqdm,
 ) -> PartIndex:
-    """Encode one range of the corpus; first the shard, then its index, each whole or absent."""
+    """Encode one range of the corpus; writes the shard, then its index, each atomically."""
     spec = tokenizer.spec
     ids, labels, texts, skipped = [], [], [], []
     codes: list[Tensor] = []
@@ -316,7 +316,7 @@ def _write_part(
 
 
 def _cut(name: str, codes: Tensor, window: int) -> dict[str, Tensor]:
-    """Codes [K, T] of a sound as items of `window` frames, by id: "x.wav@500" begins at frame 500."""
+    """Split codes [K, T] of an audio file into items of `window` frames, by id: "x.wav@500" starts at frame 500."""
     starts = range(0, codes.shape[1] - window + 1, window)
     if not starts:
         raise MediaError(f"{name}: {codes.shape[1]} frames, fewer than the {window} of window_seconds")
@@ -325,7 +325,7 @@ def _cut(name: str, codes: Tensor, window: int) -> dict[str, Tensor]:
 
 def _join(parts: Sequence[PartIndex], spec: TokenSpec, build: str) -> Index:
     found = {label for part in parts for label in part.labels if label is not None}
-    # "10" comes after "9" where all labels are numbers.
+    # If all labels are numbers, sort numerically: "10" after "9".
     names = (
         sorted(found, key=int) if all(name.isdecimal() and name == str(int(name)) for name in found) else sorted(found)
     )

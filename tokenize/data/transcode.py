@@ -1,4 +1,4 @@
-"""Media files to codes and codes to media files, one after the other."""
+"""Encoding of media files to codes, and decoding of codes to media files."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def encode_files(
     limits: MediaLimits = DEFAULT_LIMITS,
     progress: bool = False,
 ) -> tuple[list[CodesItem], list[str]]:
-    """Encode media files; those that cannot be used are left out.
+    """Encode media files; unusable files are skipped.
 
     Args:
-        paths: files, and folders of which all media files are taken.
-        fit: what to do with pictures of another size (see `read_image`).
-        progress: draw a progress bar on stderr.
+        paths: files, and folders whose media files are all encoded.
+        fit: handling of images of another size (see `read_image`).
+        progress: show a progress bar on stderr.
     Returns:
-        the items in the order of the files, and one line for each file that was left out.
+        the items in file order, and one line for each skipped file.
     Raises:
-        FileNotFoundError: a path that does not exist.
+        FileNotFoundError: a path does not exist.
     """
     notes = Notes()
     files = list_media(paths, notes)
@@ -54,7 +54,7 @@ def encode_files(
                 media = read_audio(path, geometry.sample_rate, geometry.channels, limits, notes)
             else:
                 media = read_image(path, geometry.height, geometry.width, geometry.channels, limits, fit, notes)
-        except (MediaError, OSError) as error:  # gone since it was listed
+        except (MediaError, OSError) as error:  # deleted since it was listed
             skipped.append(str(error))
             continue
         samples = media.shape[-1] if isinstance(geometry, AudioGeometry) else None
@@ -64,9 +64,9 @@ def encode_files(
 
 
 def list_media(paths: Iterable[str | Path], notes: Notes | None = None) -> list[Path]:
-    """The files named and the media files of the folders named, in order. FileNotFoundError: no such path.
+    """The given files, and the media files of the given folders, in order. FileNotFoundError: no such path.
 
-    Links that lead out of a folder named are not followed; notes is told of them and of files of other kinds.
+    Links that lead out of a given folder are not followed; `notes` collects them and files of other kinds.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -85,11 +85,11 @@ def decode_to_files(
     """Decode items into a folder.
 
     Args:
-        out: folder, made when missing. x.flac becomes out/x.wav; a second x becomes out/x-1.wav.
-        extension: of sound, .wav or .flac; pictures are .png.
-        progress: draw a progress bar on stderr.
+        out: folder, created if missing. x.flac becomes out/x.wav; a second x becomes out/x-1.wav.
+        extension: of audio files, .wav or .flac; images are .png.
+        progress: show a progress bar on stderr.
     Returns:
-        the files written, in the order of the items.
+        the files written, in item order.
     """
     geometry = tokenizer.spec.geometry
     sound = isinstance(geometry, AudioGeometry)

@@ -1,4 +1,4 @@
-"""What an image tokenizer's encoders and decoders read of its config."""
+"""The part of an image tokenizer's config that its encoders and decoders use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class ImageShape(Protocol):
-    """The sizes of an image tokenizer, as `ImageTokenizerConfig` (networks.py) has them."""
+    """Sizes of an image tokenizer; `ImageTokenizerConfig` (networks.py) implements it."""
 
     @property
     def height(self) -> int:
@@ -25,17 +25,17 @@ class ImageShape(Protocol):
 
     @property
     def downsamplings(self) -> int:
-        """How often parts with a grid halve the size."""
+        """Number of times that networks with a grid halve the resolution."""
         ...
 
     @property
     def features(self) -> int:
-        """Channels at full size of `convolutional` parts."""
+        """Channels at full resolution in `convolutional` networks."""
         ...
 
     @property
     def blocks(self) -> int:
-        """Residual blocks at each size of `convolutional` parts."""
+        """Residual blocks per resolution in `convolutional` networks."""
         ...
 
     @property

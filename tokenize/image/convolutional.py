@@ -1,4 +1,4 @@
-"""Picture parts `convolutional`: small convolutions down to a grid, and back up.
+"""Image encoder and decoder `convolutional`: small convolutional networks down to a grid and back.
 
 Source: VQ-VAE, arXiv:1711.00937; residual codes on the grid: RQ-VAE, arXiv:2203.01941.
 """
@@ -15,17 +15,17 @@ from .base import ImageShape
 
 
 class ConvolutionalConfig(Config):
-    """Sized by the tokenizer's `downsamplings`, `features` and `blocks`."""
+    """Its size is set by `downsamplings`, `features` and `blocks` of the tokenizer."""
 
     kind: Literal["convolutional"] = "convolutional"
 
     def grid(self, picture: ImageShape) -> tuple[int, int]:
-        """Rows and columns of the codes; ValueError where the size cannot be halved so often."""
+        """Rows and columns of the codes; ValueError if the image size is not divisible accordingly."""
         return halved_grid(picture)
 
 
 def halved_grid(picture: ImageShape) -> tuple[int, int]:
-    """Rows and columns after the tokenizer's `downsamplings`; ValueError where the size cannot be halved so often."""
+    """Rows and columns after the tokenizer's `downsamplings`; ValueError if the image size is not divisible."""
     scale = 2**picture.downsamplings
     if picture.height % scale or picture.width % scale:
         raise ValueError(
@@ -52,7 +52,7 @@ class ResidualBlock(nn.Module):
 
 
 class ConvolutionalEncoder(nn.Sequential):
-    """Pictures to latents; see the head of this file."""
+    """Convolutional encoder: images to latents."""
 
     def __init__(self, config: ConvolutionalConfig, picture: ImageShape):
         widths = widths_of(picture)
@@ -66,12 +66,12 @@ class ConvolutionalEncoder(nn.Sequential):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
+        """Images [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
         return super().forward(input).flatten(2).transpose(1, 2)
 
 
 class ConvolutionalDecoder(nn.Sequential):
-    """Latents to pictures; see the head of this file."""
+    """Convolutional decoder: latents to images."""
 
     def __init__(self, config: ConvolutionalConfig, picture: ImageShape):
         self.grid = config.grid(picture)
@@ -92,10 +92,10 @@ class ConvolutionalDecoder(nn.Sequential):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim] -> pictures [B, C, height, width] in [-1, 1], float32."""
+        """Latents [B, T, latent_dim] -> images [B, C, height, width] in [-1, 1], float32."""
         return super().forward(input.transpose(1, 2).unflatten(2, self.grid).contiguous()).float().tanh()
 
 
 def widths_of(picture: ImageShape) -> list[int]:
-    """Channels at each size, full size first."""
+    """Channels at each resolution, full resolution first."""
     return [picture.features * (2 if level else 1) for level in range(picture.downsamplings + 1)]

@@ -1,10 +1,10 @@
-"""Picture parts `transposed`: a token for each channel of the whole picture, in place of one for each place.
+"""Image encoder and decoder `transposed`: one global token per channel instead of one token per position.
 
-    encoder   pictures ──► inner part ──► [B, places, tokens] ──► turned: [B, tokens, places] ──► linear ──► latents
-    decoder   the way back
+    encoder   images ──► inner network ──► [B, positions, tokens] ──► transpose ──► linear over positions ──► latents
+    decoder   the inverse
 
-Every token then adds one map, spread over all of the picture, with weights that are its code: a coefficient of a global
-basis. Source: the quantized global autoencoder, arXiv:2407.11913.
+Every token then contributes one map over the whole image, weighted by its code like a coefficient of a global basis.
+Source: the quantized global autoencoder, arXiv:2407.11913.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ class TransposedConfig(Config):
 
     kind: Literal["transposed"] = "transposed"
     tokens: PositiveInt = 32
-    """Codes of a picture: channels of the inner part's grid."""
+    """Codes per image: the channels of the inner network's grid."""
     part: Annotated[ConvolutionalConfig | VQGANConfig, Field(discriminator="kind")] = ConvolutionalConfig()
-    """What turns pictures into a grid of channels, or back."""
+    """Inner network, from images to a grid of channels or back."""
 
     def grid(self, picture: ImageShape) -> tuple[int, int]:
-        """One row of tokens; ValueError where the inner part does not fit the tokenizer."""
+        """One row of tokens; ValueError if the inner network does not fit the tokenizer."""
         self.part.grid(picture)
         return 1, self.tokens
 
     def inner(self, picture: ImageShape) -> tuple[ImageShape, int]:
-        """The tokenizer as the inner part sees it, and the places of its grid."""
+        """Sizes of the tokenizer for the inner network, and the number of positions of its grid."""
         rows, columns = self.part.grid(picture)
         return picture.model_copy(update={"latent_dim": self.tokens}), rows * columns
 
 
 class TransposedEncoder(nn.Module):
-    """Pictures to latents; see the head of this file."""
+    """Encoder with global tokens: images to latents."""
 
     def __init__(self, config: TransposedConfig, picture: ImageShape):
         super().__init__()
@@ -55,12 +55,12 @@ class TransposedEncoder(nn.Module):
         self.turn = nn.Linear(places, picture.latent_dim)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, C, height, width] in [-1, 1] -> latents [B, tokens, latent_dim]."""
+        """Images [B, C, height, width] in [-1, 1] -> latents [B, tokens, latent_dim]."""
         return self.turn(self.part(pictures).transpose(1, 2))
 
 
 class TransposedDecoder(nn.Module):
-    """Latents to pictures; see the head of this file."""
+    """Decoder with global tokens: latents to images."""
 
     def __init__(self, config: TransposedConfig, picture: ImageShape):
         super().__init__()
@@ -69,5 +69,5 @@ class TransposedDecoder(nn.Module):
         self.part = INNER[config.part.kind][1](config.part, inner)  # pyright: ignore[reportArgumentType]
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents [B, tokens, latent_dim] -> pictures [B, C, height, width], float32."""
+        """Latents [B, tokens, latent_dim] -> images [B, C, height, width], float32."""
         return self.part(self.turn(latents).transpose(1, 2))

@@ -1,9 +1,8 @@
-"""Picture parts `conditioned`: convolutions whose norms, in the decoder, are scaled and shifted place by place by the
-quantized latents.
+"""Image encoder and decoder `conditioned`: the decoder's norms are spatially modulated by the quantized latents.
 
-    norm(x, z) = normalised x * (1 + conv1(z enlarged)) + conv1(z enlarged)
+    norm(x, z) = normalized x * (1 + conv1(upsampled z)) + conv1(upsampled z)
 
-Equal codes side by side then need not become equal patches. The encoder is that of `convolutional`.
+Adjacent equal codes can then decode to different patches. The encoder is that of `convolutional`.
 Source: MoVQ, arXiv:2209.09002.
 """
 
@@ -21,17 +20,17 @@ from .convolutional import ConvolutionalConfig, ConvolutionalEncoder, halved_gri
 
 
 class ConditionedConfig(Config):
-    """Sized by the tokenizer's `downsamplings`, `features` and `blocks`, as `convolutional`."""
+    """Its size is set by `downsamplings`, `features` and `blocks` of the tokenizer, as for `convolutional`."""
 
     kind: Literal["conditioned"] = "conditioned"
 
     def grid(self, picture: ImageShape) -> tuple[int, int]:
-        """Rows and columns of the codes; ValueError where the size cannot be halved so often."""
+        """Rows and columns of the codes; ValueError if the image size is not divisible accordingly."""
         return halved_grid(picture)
 
 
 class SpatialNorm(nn.Module):
-    """See the head of this file."""
+    """Group norm, scaled and shifted per position by the latents."""
 
     def __init__(self, channels: int, latent_dim: int):
         super().__init__()
@@ -40,7 +39,7 @@ class SpatialNorm(nn.Module):
         self.shift = nn.Conv2d(latent_dim, channels, 1)
 
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
-        """[B, channels, h, w] and latents [B, latent_dim, rows, columns] -> as x."""
+        """[B, channels, h, w] and latents [B, latent_dim, rows, columns] -> the shape of x."""
         latents = F.interpolate(latents, size=x.shape[2:], mode="nearest")
         return self.norm(x) * (1 + self.scale(latents)) + self.shift(latents)
 
@@ -56,20 +55,20 @@ class ConditionedBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
-        """[B, channels, h, w] and latents [B, latent_dim, rows, columns] -> as x."""
+        """[B, channels, h, w] and latents [B, latent_dim, rows, columns] -> the shape of x."""
         h = self.conv1(F.silu(self.norm1(x, latents)))
         return x + self.conv2(F.silu(self.norm2(h, latents)))
 
 
 class ConditionedEncoder(ConvolutionalEncoder):
-    """Pictures to latents, as `convolutional`."""
+    """Encoder identical to `convolutional`: images to latents."""
 
     def __init__(self, config: ConditionedConfig, picture: ImageShape):
         super().__init__(ConvolutionalConfig(), picture)
 
 
 class ConditionedDecoder(nn.Module):
-    """Latents to pictures; see the head of this file."""
+    """Decoder with spatially modulated norms: latents to images."""
 
     def __init__(self, config: ConditionedConfig, picture: ImageShape):
         super().__init__()
@@ -87,7 +86,7 @@ class ConditionedDecoder(nn.Module):
         self.leave = nn.Conv2d(widths[0], picture.channels, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim] -> pictures [B, C, height, width] in [-1, 1], float32."""
+        """Latents [B, T, latent_dim] -> images [B, C, height, width] in [-1, 1], float32."""
         latents = latents.transpose(1, 2).unflatten(2, self.grid).contiguous()
         x = self.enter(latents)
         for level, blocks in enumerate(self.blocks):

@@ -1,13 +1,13 @@
-"""The picture tokenizer's network: an encoder, a quantizer and a decoder, each chosen by `kind`.
+"""Network of the image tokenizer: an encoder, a quantizer and a decoder, each selected by `kind`.
 
-A new kind of part is one file with a config, an encoder and a decoder, one line in the union and in each table here,
-and one entry in the list of tests/tokenize/test_picture_networks.py. Any encoder goes with any decoder of as many
-frames: between them are latents [B, T, latent_dim], the cells of a grid in raster order, or tokens without places,
-which are then one row.
+To add a kind, write one file with a config, an encoder and a decoder, add one line to the union and to each table here,
+and one entry to the list in tests/tokenize/test_picture_networks.py. Any encoder can be combined with any decoder that
+has the same number of frames. Between them are latents [B, T, latent_dim]: the cells of a grid in raster order, or
+tokens without positions, which count as one row.
 
-    encoder   config, picture -> (pictures [B, C, height, width]) -> latents [B, T, latent_dim]
-    decoder   config, picture -> (latents [B, T, latent_dim]) -> pictures [B, C, height, width], float32, about -1..1
-    config    .grid(picture) -> (rows, columns), or ValueError where the part does not fit the tokenizer's size
+    encoder   config, picture -> (images [B, C, height, width]) -> latents [B, T, latent_dim]
+    decoder   config, picture -> (latents [B, T, latent_dim]) -> images [B, C, height, width], float32, about -1..1
+    config    .grid(picture) -> (rows, columns), or ValueError if the network does not fit the tokenizer's size
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ IMAGE_DECODERS = {
 
 
 class ImageTokenizerConfig(GrowingConfig):
-    """Pictures of one size to residual codes on a grid and back."""
+    """Config of an image tokenizer: images of one size to codes and back."""
 
     added: ClassVar[frozenset[str]] = frozenset({"encoder", "decoder"})
 
@@ -65,11 +65,11 @@ class ImageTokenizerConfig(GrowingConfig):
     width: PositiveInt
     channels: PositiveInt = 3
     downsamplings: int = Field(default=1, ge=0, le=30)
-    """How often parts with a grid halve the size: the grid is height / 2^n by width / 2^n."""
+    """Number of times that networks with a grid halve the resolution: the grid is height / 2^n by width / 2^n."""
     features: PositiveInt = 64
-    """Of `convolutional` parts: channels at full size; doubled at the first halving."""
+    """`convolutional` networks: channels at full resolution, doubled at the first halving."""
     blocks: LayerCount = 2
-    """Of `convolutional` parts: residual blocks at each size."""
+    """`convolutional` networks: residual blocks at each resolution."""
     latent_dim: PositiveInt = 32
     encoder: ImagePartConfig = Field(default=ConvolutionalConfig())
     decoder: ImagePartConfig = Field(default=ConvolutionalConfig())
@@ -87,13 +87,13 @@ class ImageTokenizerConfig(GrowingConfig):
 
     @property
     def geometry(self) -> ImageGeometry:
-        """What one frame of codes stands for."""
+        """Geometry of the code frames."""
         rows, columns = self.encoder.grid(self)
         return ImageGeometry(height=self.height, width=self.width, channels=self.channels, rows=rows, columns=columns)
 
 
 class ImageNet(nn.Module):
-    """Trainable picture tokenizer; `tokenize/tokenizer.py` freezes it."""
+    """Trainable image tokenizer; `tokenize/tokenizer.py` freezes it."""
 
     def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
@@ -104,14 +104,14 @@ class ImageNet(nn.Module):
         self.decoder = IMAGE_DECODERS[config.decoder.kind](config.decoder, config)
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
+        """Images [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
         return self.encoder(pictures)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim] -> pictures [B, C, height, width] float32; beyond [-1, 1] is cut when frozen."""
+        """Latents [B, T, latent_dim] -> images [B, C, height, width] float32; frozen tokenizers clamp to [-1, 1]."""
         return self.decoder(latents)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruct a batch [B, C, height, width], for training; also the quantizer's result with codes [B, T, K]."""
+        """Reconstruct a batch [B, C, height, width] in training; also returns the quantizer result, codes [B, T, K]."""
         quantized = self.quantizer(self.encode_pictures(pictures).float())
         return self.decode_latents(quantized.values), quantized

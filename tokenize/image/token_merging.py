@@ -1,11 +1,11 @@
-"""Picture parts `merged`: patches that look alike become one token, until few are left; places find them again.
+"""Image encoder and decoder `merged`: similar patches are merged into few tokens; the decoder attends to the tokens.
 
-    encoder   patches ──► block ──► merge ──► block ──► merge ──► .. ──► tokens, each the mean of all it was merged from
-    decoder   one query a place ──► cross-attention to the tokens, a few times ──► patches
+    encoder   patches ──► block ──► merge ──► block ──► merge ──► .. ──► tokens, each the mean of its merged patches
+    decoder   one query per position ──► cross-attention to the tokens, several layers ──► patches
 
-A merge halves the tokens into every first and every second one, and adds those of the first that are most like one of
-the second to it. Which places a token stands for is not handed on: places are a part of what is merged, and the decoder
-learns to find them.
+A merge splits the tokens into two alternating sets and merges the tokens of the first set that are most similar to one
+of the second into it. The assignment of positions to tokens is not passed on: position embeddings are part of what is
+merged, and the decoder learns to recover it.
 Sources: MergeVQ, arXiv:2504.00999; the merge: ToMe, arXiv:2210.09461.
 """
 
@@ -30,9 +30,9 @@ class MergedConfig(Config):
 
     kind: Literal["merged"] = "merged"
     tokens: PositiveInt = 64
-    """Codes of a picture (times the quantizer's levels)."""
+    """Codes per image (times the quantizer's levels)."""
     patch: PositiveInt = 16
-    """Pixels along each side of a patch."""
+    """Side of a patch in pixels."""
     width: PositiveInt = 512
     layers: LayerCount = 8
     heads: LayerCount = 8
@@ -40,7 +40,7 @@ class MergedConfig(Config):
     """Width of the MLP, in units of `width`."""
 
     def grid(self, picture: ImageShape) -> tuple[int, int]:
-        """One row of tokens; ValueError where the part does not fit the tokenizer."""
+        """One row of tokens; ValueError if the network does not fit the tokenizer."""
         rows, columns = patch_grid(self, picture)
         if rows * columns < self.tokens:
             raise ValueError(f"{rows * columns} patches cannot be merged to {self.tokens} tokens; use smaller patches")
@@ -52,7 +52,7 @@ class MergedConfig(Config):
         return 1, self.tokens
 
     def merges(self, patches: int) -> list[int]:
-        """How many tokens are left after each layer: the same share of them, and never less than half."""
+        """Tokens left after each layer: a constant ratio, and never less than half of those before."""
         counts = [patches]
         for layer in range(self.layers):
             wanted = math.ceil(patches * (self.tokens / patches) ** ((layer + 1) / self.layers) - 1e-6)
@@ -61,7 +61,7 @@ class MergedConfig(Config):
 
 
 class MergedEncoder(nn.Module):
-    """Pictures to latents; see the head of this file."""
+    """Encoder with token merging: images to latents."""
 
     def __init__(self, config: MergedConfig, picture: ImageShape):
         super().__init__()
@@ -77,7 +77,7 @@ class MergedEncoder(nn.Module):
         self.leave = nn.Linear(config.width, picture.latent_dim)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, C, height, width] in [-1, 1] -> latents [B, tokens, latent_dim]."""
+        """Images [B, C, height, width] in [-1, 1] -> latents [B, tokens, latent_dim]."""
         x = self.enter(pictures).flatten(2).transpose(1, 2) + self.places
         sizes = torch.ones_like(x[..., :1])
         for block, count in zip(self.blocks, self.counts, strict=True):
@@ -89,8 +89,8 @@ class MergedEncoder(nn.Module):
 def merge(x: Tensor, sizes: Tensor, lost: int) -> tuple[Tensor, Tensor]:
     """Merge `lost` of the tokens, at most half of them, into others.
 
-    Tokens [B, T, D], and how many patches each stands for [B, T, 1] -> [B, T - lost, D] and [B, T - lost, 1]: those of
-    the first half that stay, in order, then the second half.
+    Tokens [B, T, D] and the number of patches merged into each [B, T, 1] -> [B, T - lost, D] and [B, T - lost, 1]: the
+    remaining tokens of the first set in order, then the second set.
     """
     first, second = x[:, ::2], x[:, 1::2]
     if not lost:
@@ -110,12 +110,12 @@ def merge(x: Tensor, sizes: Tensor, lost: int) -> tuple[Tensor, Tensor]:
 
 
 def _over(index: Tensor, x: Tensor) -> Tensor:
-    """[B, n] -> [B, n, D], for gathering whole tokens."""
+    """Index [B, n] -> [B, n, D], to gather whole tokens."""
     return index[..., None].expand(-1, -1, x.shape[2])
 
 
 class MergedDecoder(nn.Module):
-    """Latents to pictures; see the head of this file."""
+    """Cross-attention decoder: latents to images."""
 
     def __init__(self, config: MergedConfig, picture: ImageShape):
         super().__init__()
@@ -137,7 +137,7 @@ class MergedDecoder(nn.Module):
         self.leave = nn.Linear(config.width, picture.channels * config.patch**2)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents [B, tokens, latent_dim] -> pictures [B, C, height, width], float32, not bounded."""
+        """Latents [B, tokens, latent_dim] -> images [B, C, height, width], float32, unbounded."""
         tokens = self.enter(latents)
         x = self.places.to(tokens.dtype).expand(len(tokens), -1, -1)
         for block in self.blocks:

@@ -1,10 +1,10 @@
-"""Picture parts `vit`: a transformer over the patches of a picture, each of which is one code.
+"""Image encoder and decoder `vit`: a transformer over image patches, with one code per patch.
 
-    encoder   patches ──► block 1 ──► .. ──► block n          latents: the results of some blocks side by side
+    encoder   patches ──► block 1 ──► .. ──► block n          latents: concatenated outputs of selected blocks
     decoder   latents ──► block 1 ──► .. ──► block n ──► patches
 
-Features of a shallow block keep detail, those of a deep one say what is seen; with `taps` of both, `branches` gives
-each a codebook of its own. Sources: ViT-VQGAN, arXiv:2110.04627; two depths: DualToken, arXiv:2503.14324.
+Features of shallow blocks keep detail, those of deep blocks are semantic; with `taps` at both depths, `branches` can
+give each its own codebook. Sources: ViT-VQGAN, arXiv:2110.04627; two depths: DualToken, arXiv:2503.14324.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class ViTConfig(Config):
 
     kind: Literal["vit"] = "vit"
     patch: PositiveInt = 16
-    """Pixels along each side of a patch."""
+    """Side of a patch in pixels."""
     width: PositiveInt = 512
     layers: LayerCount = 8
     heads: LayerCount = 8
     expansion: PositiveInt = 4
     """Width of the MLP, in units of `width`."""
     taps: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
-    """Blocks, counted from 1, whose results are the latents: equal shares of `latent_dim`, in this order; null: the
-    last. In the encoder alone."""
+    """Blocks, counted from 1, whose outputs form the latents, with equal shares of `latent_dim` in this order; null:
+    the last block. Encoder only."""
 
     def grid(self, picture: ImageShape) -> tuple[int, int]:
-        """Rows and columns of the patches; ValueError where the part does not fit the tokenizer."""
+        """Rows and columns of the patches; ValueError if the network does not fit the tokenizer."""
         taps = self.taps or (self.layers,)
         if max(taps) > self.layers:
             raise ValueError(
@@ -51,7 +51,7 @@ class ViTConfig(Config):
 
 
 class _Body(nn.Module):
-    """Blocks over the places of patches."""
+    """Transformer blocks over patches, with position embeddings."""
 
     def __init__(self, config: ViTConfig, picture: ImageShape):
         super().__init__()
@@ -64,12 +64,12 @@ class _Body(nn.Module):
 
 
 class ViTEncoder(_Body):
-    """Pictures to latents; see the head of this file."""
+    """ViT encoder: images to latents."""
 
     def __init__(self, config: ViTConfig, picture: ImageShape):
         super().__init__(config, picture)
         self.taps = config.taps or (config.layers,)
-        del self.blocks[max(self.taps) :]  # nobody reads those behind
+        del self.blocks[max(self.taps) :]  # later blocks are unused
         self.enter = nn.Conv2d(picture.channels, config.width, config.patch, config.patch)
         share = picture.latent_dim // len(self.taps)
         self.leave = nn.ModuleList(
@@ -77,7 +77,7 @@ class ViTEncoder(_Body):
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
+        """Images [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
         x, depths = self.enter(pictures).flatten(2).transpose(1, 2) + self.places, []
         for block in self.blocks:
             x, _ = block(x)
@@ -86,7 +86,7 @@ class ViTEncoder(_Body):
 
 
 class ViTDecoder(_Body):
-    """Latents to pictures; see the head of this file."""
+    """ViT decoder: latents to images."""
 
     def __init__(self, config: ViTConfig, picture: ImageShape):
         super().__init__(config, picture)
@@ -95,7 +95,7 @@ class ViTDecoder(_Body):
         self.leave = nn.Linear(config.width, picture.channels * config.patch**2)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim] -> pictures [B, C, height, width], float32, not bounded."""
+        """Latents [B, T, latent_dim] -> images [B, C, height, width], float32, unbounded."""
         x = self.enter(latents) + self.places
         for block in self.blocks:
             x, _ = block(x)

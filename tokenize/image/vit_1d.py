@@ -1,10 +1,10 @@
-"""Picture parts `vit1d`: a transformer that reads a picture into a sequence of tokens without places, and one back.
+"""Image encoder and decoder `vit1d`: transformers between an image and a 1-D sequence of tokens without positions.
 
-    encoder   patches | queries    ──► transformer ──► the queries' results are the latents, one for each token
-    decoder   mask tokens, one a patch | latents   ──► transformer ──► the mask tokens' results are the patches
+    encoder   patches | queries      ──► transformer ──► outputs at the queries are the latents, one per token
+    decoder   mask tokens | latents  ──► transformer ──► outputs at the mask tokens, one per patch, are the patches
 
-Causal: a query sees all patches and the queries before it, patches see patches. Then the first tokens do not depend on
-how many follow, and a language model reads them in the order in which they were made.
+Causal: a query attends to all patches and to previous queries; patches attend to patches. The first tokens then do not
+depend on how many follow, and their order suits an autoregressive language model.
 
 Sources: TiTok, arXiv:2406.07550; One-D-Piece, arXiv:2501.10064 (with the quantizer `tail`); causal queries: SEED,
 arXiv:2307.08041.
@@ -28,25 +28,25 @@ class ViT1DConfig(Config):
 
     kind: Literal["vit1d"] = "vit1d"
     tokens: PositiveInt = 32
-    """Codes of a picture (times the quantizer's levels)."""
+    """Codes per image (times the quantizer's levels)."""
     patch: PositiveInt = 16
-    """Pixels along each side of a patch."""
+    """Side of a patch in pixels."""
     width: PositiveInt = 512
     layers: LayerCount = 8
     heads: LayerCount = 8
     expansion: PositiveInt = 4
     """Width of the MLP, in units of `width`."""
     order: Literal["none", "causal"] = "none"
-    """causal: a token sees only those before it; in the encoder alone."""
+    """causal: a token attends only to previous tokens; encoder only."""
 
     def grid(self, picture: ImageShape) -> tuple[int, int]:
-        """One row of tokens; ValueError where the part does not fit the tokenizer."""
+        """One row of tokens; ValueError if the network does not fit the tokenizer."""
         patch_grid(self, picture)
         return 1, self.tokens
 
 
 class Patched(Protocol):
-    """A config of a transformer over patches."""
+    """Config of a transformer over patches."""
 
     @property
     def patch(self) -> int: ...
@@ -57,7 +57,7 @@ class Patched(Protocol):
 
 
 def patch_grid(part: Patched, picture: ImageShape) -> tuple[int, int]:
-    """Rows and columns of the patches; ValueError where the part does not fit the tokenizer."""
+    """Rows and columns of the patches; ValueError if the network does not fit the tokenizer."""
     if picture.height % part.patch or picture.width % part.patch:
         raise ValueError(
             f"a picture of {picture.height} x {picture.width} cannot be cut into patches of {part.patch}; use a "
@@ -69,13 +69,13 @@ def patch_grid(part: Patched, picture: ImageShape) -> tuple[int, int]:
 
 
 def join_patches(found: Tensor, grid: tuple[int, int], size: int) -> Tensor:
-    """Patches [B, rows * columns, C * size * size] in raster order -> pictures [B, C, rows * size, columns * size]."""
+    """Patches [B, rows * columns, C * size * size] in raster order -> images [B, C, rows * size, columns * size]."""
     cells = found.unflatten(2, (-1, size, size)).unflatten(1, grid)  # [B, rows, columns, C, size, size]
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 class _Body(nn.Module):
-    """Blocks over patches and tokens, in this order."""
+    """Transformer blocks over patches followed by tokens."""
 
     def __init__(self, config: ViT1DConfig, picture: ImageShape):
         super().__init__()
@@ -100,7 +100,7 @@ class _Body(nn.Module):
 
 
 class ViT1DEncoder(_Body):
-    """Pictures to latents; see the head of this file."""
+    """Encoder to 1-D tokens: images to latents."""
 
     visible: Tensor | None
 
@@ -116,14 +116,14 @@ class ViT1DEncoder(_Body):
         self.register_buffer("visible", visible, persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim]."""
+        """Images [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim]."""
         patches = self.enter(pictures).flatten(2).transpose(1, 2)
         queries = patches.new_zeros(len(patches), self.config.tokens, self.config.width)
         return self.leave(self.run(patches, queries, self.visible)[:, patches.shape[1] :])
 
 
 class ViT1DDecoder(_Body):
-    """Latents to pictures; see the head of this file."""
+    """Decoder from 1-D tokens: latents to images."""
 
     def __init__(self, config: ViT1DConfig, picture: ImageShape):
         super().__init__(config, picture)
@@ -131,8 +131,8 @@ class ViT1DDecoder(_Body):
         self.leave = nn.Linear(config.width, picture.channels * config.patch**2)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim] -> pictures [B, C, height, width], float32, not bounded."""
+        """Latents [B, T, latent_dim] -> images [B, C, height, width], float32, unbounded."""
         tokens = self.enter(latents)
-        masks = tokens.new_zeros(len(tokens), len(self.patch_places), self.config.width)  # their places are learned
+        masks = tokens.new_zeros(len(tokens), len(self.patch_places), self.config.width)  # run() adds positions
         found = self.leave(self.run(masks, tokens)[:, : masks.shape[1]]).float()
         return join_patches(found, self.patches, self.config.patch)

@@ -1,11 +1,11 @@
-"""Picture parts `vqgan`: residual blocks at every size, attention at the smallest, down to a grid and back up.
+"""Image encoder and decoder `vqgan`: residual blocks at every resolution, attention at the lowest.
 
-    encoder   conv3; per size: blocks (with attention at the smallest), halve;
+    encoder   conv3; per resolution: blocks (with attention at the lowest), downsample;
               block, attention, block; norm, conv3, conv1
     decoder   conv1, conv3; block, attention, block;
-              per size: one block more (with attention at the smallest), double; norm, conv3
+              per resolution: blocks + 1 (with attention at the lowest), upsample; norm, conv3
 
-Source: VQGAN, arXiv:2012.09841 (taming-transformers, MIT), in the sizes of LlamaGen, arXiv:2406.06525.
+Source: VQGAN, arXiv:2012.09841 (taming-transformers, MIT), with the sizes of LlamaGen, arXiv:2406.06525.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from .convolutional import halved_grid
 
 
 class VQGANConfig(Config):
-    """One side of the network; the tokenizer's `downsamplings` must be one less than there are multipliers."""
+    """One side of the network; the tokenizer's `downsamplings` must be the number of multipliers minus one."""
 
     kind: Literal["vqgan"] = "vqgan"
     channels: PositiveInt = 128
     multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
-    """Channels at each size, full size first, in units of `channels`."""
+    """Channels at each resolution in units of `channels`, full resolution first."""
     blocks: LayerCount = 2
-    """Residual blocks at each size of the encoder; the decoder has one more."""
+    """Residual blocks per resolution in the encoder; the decoder has one more."""
     inner_dim: PositiveInt = 256
-    """Channels between the network and its last (first) layer to the latents."""
+    """Channels before the encoder's last layer and after the decoder's first layer."""
     norm_groups: PositiveInt = 32
 
     def grid(self, picture: ImageShape) -> tuple[int, int]:
-        """Rows and columns of the codes; ValueError where the part does not fit the tokenizer."""
+        """Rows and columns of the codes; ValueError if the network does not fit the tokenizer."""
         if len(self.multipliers) != picture.downsamplings + 1:
             raise ValueError(
                 f"{len(self.multipliers)} multipliers are {len(self.multipliers) - 1} halvings, but downsamplings is "
@@ -47,16 +47,16 @@ class VQGANConfig(Config):
         return halved_grid(picture)
 
     def norm(self, channels: int) -> nn.GroupNorm:
-        """As everywhere in this part."""
+        """The group norm of this network."""
         return nn.GroupNorm(self.norm_groups, channels, eps=1e-6)
 
     def middle(self, width: int) -> list[nn.Module]:
-        """Block, attention, block at the smallest size."""
+        """Block, attention, block at the lowest resolution."""
         return [Block(self, width, width), GridAttention(self, width), Block(self, width, width)]
 
 
 class Block(nn.Module):
-    """shortcut(x) + conv(silu(norm(conv(silu(norm(x)))))); the shortcut is a conv1 where the channels change."""
+    """shortcut(x) + conv(silu(norm(conv(silu(norm(x)))))); the shortcut is a conv1 if the channels change."""
 
     def __init__(self, config: VQGANConfig, inputs: int, outputs: int):
         super().__init__()
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 class GridAttention(nn.Module):
-    """x + attention of all cells to all cells, one head."""
+    """x + single-head self-attention over all cells."""
 
     def __init__(self, config: VQGANConfig, width: int):
         super().__init__()
@@ -89,7 +89,7 @@ class GridAttention(nn.Module):
 
 
 class Halve(nn.Conv2d):
-    """Conv3 of stride 2, padded with zeros to the right and below only."""
+    """Conv3 with stride 2, zero-padded only on the right and bottom."""
 
     def __init__(self, width: int):
         super().__init__(width, width, 3, stride=2)
@@ -100,7 +100,7 @@ class Halve(nn.Conv2d):
 
 
 class VQGANEncoder(nn.Sequential):
-    """Pictures to latents; see the head of this file."""
+    """VQGAN encoder: images to latents."""
 
     def __init__(self, config: VQGANConfig, picture: ImageShape):
         widths = [config.channels * multiplier for multiplier in config.multipliers]
@@ -119,12 +119,12 @@ class VQGANEncoder(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pictures [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
+        """Images [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
         return super().forward(input).flatten(2).transpose(1, 2)
 
 
 class VQGANDecoder(nn.Sequential):
-    """Latents to pictures; see the head of this file."""
+    """VQGAN decoder: latents to images."""
 
     def __init__(self, config: VQGANConfig, picture: ImageShape):
         self.grid = config.grid(picture)
@@ -144,5 +144,5 @@ class VQGANDecoder(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Latents [B, T, latent_dim] -> pictures [B, C, height, width], float32, not bounded."""
+        """Latents [B, T, latent_dim] -> images [B, C, height, width], float32, unbounded."""
         return super().forward(input.transpose(1, 2).unflatten(2, self.grid).contiguous()).float()

@@ -1,1 +1,1 @@
-"""Layers that audio and image networks share."""
+"""Layers shared by audio and image networks."""

@@ -1,10 +1,10 @@
-"""ConvNeXt blocks over time, masked: the body of the audio tokenizer's encoder and decoder.
+"""Masked ConvNeXt blocks over time: the backbone of the `spectrum` audio encoder and decoder.
 
-All mixing over time happens in the depthwise convolutions, and each of them multiplies its input by the mask first.
-So a frame outside the signal is exactly zero for every layer, whether it is missing, padding of a batch, or outside a
-window: an item's result does not depend on what stands around it.
+Only the depthwise convolutions mix over time, and each multiplies its input by the mask first. Frames outside the
+signal are thus exactly zero in every layer, whether they are missing, batch padding or outside a window, so the output
+for an example does not depend on what surrounds it.
 
-Source: ConvNeXt, arXiv:2201.03545; its use for vocoders: Vocos, arXiv:2306.00814, section 3.
+Source: ConvNeXt, arXiv:2201.03545; in vocoders: Vocos, arXiv:2306.00814, section 3.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 class ConvNeXtBlock(nn.Module):
     """x + scale * MLP(norm(depthwise_conv(x))), channel-last.
 
-    With a kernel of k frames, output frame t reads input frames t - (k-1)/2 .. t + (k-1)/2; causal: t - (k-1) .. t.
+    With kernel size k, output frame t depends on input frames t - (k-1)/2 .. t + (k-1)/2; causal: t - (k-1) .. t.
     """
 
     def __init__(self, width: int, kernel: int, causal: bool, expansion: int = 3, layer_scale: float = 0.1):
@@ -32,7 +32,7 @@ class ConvNeXtBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, T, width]; mask: [B, T], True on frames that exist. Returns [B, T, width]."""
+        """x: [B, T, width]; mask: [B, T], True for valid frames. Returns [B, T, width]."""
         h = F.pad((x * mask[..., None]).transpose(1, 2), self.padding)
         h = self.norm(self.depthwise(h).transpose(1, 2))
         return x + self.scale * self.narrow(F.gelu(self.widen(h)))
@@ -52,7 +52,7 @@ class ConvNeXtStack(nn.Module):
         self.leave = nn.Linear(width, outputs)
         reach = layers * (kernel - 1)
         self.reach_back, self.reach_ahead = (reach, 0) if causal else (reach // 2, reach // 2)
-        """Frames before and after t that output frame t depends on."""
+        """Number of frames before and after t that output frame t depends on."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, inputs]; mask: [B, T] bool. Returns [B, T, outputs]; values at masked frames are meaningless."""

@@ -1,7 +1,7 @@
-"""A budget for making a network: what its config asks for is held against the file that its weights come from.
+"""Memory budget for building a network: limits what its config requests to the size of its weight file.
 
-A config.json may lie: a codebook of 2^24 codes, a million layers. The network is made within what the header of its
-weights promises, and refused before more is allocated.
+A config.json can be malicious: a codebook of 2^24 codes, a million layers. Building a network that exceeds the header
+of its weight file fails before more memory is allocated.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from ...configs.files import TensorEntry
 
 SPARE_TENSORS = 200
 SPARE_NUMBERS = 1 << 22
-"""Beyond the file's: tables that are computed, and so that small differences are found by name afterwards."""
+"""Allowance beyond the file: for computed tables, and so that small mismatches are later reported by name."""
 
 
 class BudgetError(ValueError):
-    """A config asks for more than the file of its weights holds."""
+    """A config requests more than its weight file holds."""
 
 
 class Budget(TorchFunctionMode):
-    """While it is entered, modules made by this thread stay within a file.
+    """Context manager that limits the modules built by this thread to the size of a file.
 
     Args:
-        tensors: the file's header.
-        path: the file, for the message.
-        on_meta: tensors without a device are made on the meta device, so they take nothing.
+        tensors: header of the file.
+        path: the file, for the error message.
+        on_meta: tensors without a device are created on the meta device and do not count.
     Raises:
-        BudgetError, from what makes the module: many more parameters than the file has, or many more numbers in them.
+        BudgetError, from the module constructor: far more parameters, or elements in them, than the file has.
     """
 
     def __init__(self, tensors: Mapping[str, TensorEntry], path: Path, on_meta: bool = False):
@@ -77,7 +77,7 @@ class Budget(TorchFunctionMode):
 
 
 def _size(args: Any, kwargs: Any) -> int:
-    """Numbers of torch.zeros(2, 3), torch.zeros((2, 3)), torch.zeros(size=(2, 3)), torch.full((2, 3), 0)."""
+    """Elements of torch.zeros(2, 3), torch.zeros((2, 3)), torch.zeros(size=(2, 3)), torch.full((2, 3), 0)."""
     size = kwargs.get("size", args[0] if args and not isinstance(args[0], int) else args)
     return math.prod(size) if all(isinstance(one, int) for one in size) else 0
 
@@ -110,4 +110,4 @@ FACTORIES: dict[str, Callable[[Any, Any], int]] = {
     **{"arange": _range, "linspace": _steps, "eye": _square},
     **dict.fromkeys(("hann_window", "hamming_window", "kaiser_window"), _length),
 }
-"""What makes tensors out of nothing: name of the torch function -> numbers it is asked for."""
+"""Tensor factories: name of the torch function -> number of elements requested."""

@@ -1,4 +1,4 @@
-"""A transformer block for tokenizers: pre-norm attention and MLP, with a memory of keys where it slides over time."""
+"""Transformer block for tokenizers: pre-norm attention and MLP, with a KV cache for sliding-window attention."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Past = tuple[Tensor, Tensor]
-"""Keys and values [B, H, n, E] of places before, not rotated."""
+"""KV cache: keys and values [B, H, n, E] of previous positions, before the rotary embedding."""
 
 
 class AttentionBlock(nn.Module):
     """x + scale * attention(norm(x)), then x + scale * MLP(norm(x)); channel-last."""
 
     def __init__(self, width: int, heads: int, feed_forward: int, bias: bool = True, layer_scale: float | None = None):
-        """`layer_scale` is the first value of the learned factor per channel; None: no such factor."""
+        """`layer_scale` is the initial value of the learned factor per channel; None: no factor."""
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is no multiple of heads {heads}; change one of them")
@@ -31,15 +31,15 @@ class AttentionBlock(nn.Module):
     def forward(
         self, x: Tensor, visible: Tensor | None = None, past: Past | None = None, rotary: Tensor | None = None
     ) -> tuple[Tensor, Past]:
-        """One block.
+        """Apply the block.
 
         Args:
             x: [B, T, width].
-            visible: [T, n + T] bool, True where a place may be looked at; None: all.
-            past: of n places before x.
-            rotary: angles [n + T, E / 2] of all places; None: no rotation.
+            visible: attention mask [T, n + T] bool, True where attention is allowed; None: everywhere.
+            past: KV cache of the n positions before x.
+            rotary: angles [n + T, E / 2] of all positions; None: no rotary embedding.
         Returns:
-            [B, T, width], and the keys and values of all n + T places.
+            [B, T, width], and the KV cache of all n + T positions.
         """
         query, key, value = self.query_key_value(self.attention_norm(x)).unflatten(2, (3, self.heads, -1)).unbind(2)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
@@ -56,19 +56,20 @@ class AttentionBlock(nn.Module):
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs (channel e, e + E/2) of [B, H, T, E] by angles [T, E/2]. Source: RoPE, arXiv:2104.09864."""
+    """Rotate the channel pairs (e, e + E/2) of [B, H, T, E] by angles [T, E/2]. Source: RoPE, arXiv:2104.09864."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def rotary_angles(places: int, head: int, theta: float, device: torch.device) -> Tensor:
-    """Angles [places, head / 2], float32; only differences between places matter."""
+    """Angles [places, head / 2], float32; attention depends only on position differences."""
     rates = theta ** (-torch.arange(0, head, 2, device=device) / head)
     return torch.arange(places, device=device)[:, None] * rates
 
 
 def sliding_window(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
-    """[queries, keys] bool for the last `queries` of `keys` places: each sees itself and window - 1 places before."""
+    """Attention mask [queries, keys] bool for the last `queries` of `keys` positions: each attends to the last
+    `window` positions, itself included."""
     ages = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
     return (ages >= 0) & (ages < window)

@@ -1,7 +1,7 @@
-"""Public checkpoints in their own layouts: every tensor of ours is some of theirs, one below the other.
+"""Mapping of public checkpoints to our layout: each of our tensors is a concatenation of theirs along the first axis.
 
-A layout is a `TensorMap`, which serves both ways. What a checkpoint has besides (other models, tables that are
-computed) is named by the start of its tensors' names.
+A `TensorMap` works in both directions. Other content of a checkpoint (other models, computed tables) is identified by
+name prefixes.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from ...configs.tensor_checks import header_shapes
 
 @dataclass(frozen=True)
 class SourceRows:
-    """Some rows of one of our tensors."""
+    """A block of rows of one of our tensors."""
 
     name: str | None
-    """Their tensor; None: rows that they do not have, zero in our model."""
+    """Source tensor in the checkpoint; None: rows missing there, which are zero in our model."""
     rows: int
 
 
 TensorMap = dict[str, tuple[SourceRows, ...]]
-"""Our tensor's name -> its pieces from the first row to the last."""
+"""Our tensor name -> its row blocks from first to last."""
 
 
 def equal(names: Sequence[str], shape: Sequence[int]) -> tuple[SourceRows, ...]:
-    """Pieces of as many rows each."""
+    """Row blocks of equal size, one per name."""
     return tuple(SourceRows(name, shape[0] // len(names)) for name in names)
 
 
 def find_weights(folder: Path) -> dict[str, Path]:
-    """The file of each tensor of model.safetensors, or of the files that model.safetensors.index.json lists.
+    """Tensor name -> file, from model.safetensors or the files listed in model.safetensors.index.json.
 
     Raises:
-        FileNotFoundError: neither is there, or a listed file is not. ValueError: only pickled weights are there.
+        FileNotFoundError: neither exists, or a listed file is missing. ValueError: there are only pickled weights.
     """
     if (folder / "model.safetensors").is_file():
         files = ["model.safetensors"]

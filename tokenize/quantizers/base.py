@@ -1,7 +1,8 @@
-"""What every quantizer is: the base class, its result, and codes packed into single integers.
+"""Base class of all quantizers, its result types, and packing of codes into single integers.
 
-A quantizer turns latents [*, D] (channels last) into codes [*, Q] and back.
-Inside, B are samples and M the places of a sample: latents [B, M, D], or [N, D] with N = B * M.
+A quantizer maps latents [*, D] (channels last) to codes [*, Q] and back.
+Internally B is the number of samples and M the number of positions per sample: latents [B, M, D], or [N, D] with
+N = B * M.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ MAX_PACKED = 1 << 62
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantizer's answer. Where the mask is False: values 0, codes -1, losses 0."""
+    """Result of `Quantizer.forward`. Where the mask is False, values are 0, codes -1 and losses 0."""
 
     values: Tensor
-    """[*, D] float32, the sum of the code vectors; its gradient with respect to x is exactly 1 (unless a part of the
-    tree, such as `rotation`, says otherwise)."""
+    """[*, D] float32, the sum of the code vectors; the gradient with respect to x is exactly 1 (unless a node of the
+    tree, for example `rotation`, changes it)."""
     codes: Tensor
     """[*, Q] long; -1 where a level was dropped."""
     losses: dict[str, Tensor]
-    """Name -> [*] float32, weighted already, one number a token; add them to the training loss."""
+    """Name -> [*] float32, one value per token, already weighted; add them to the training loss."""
     stats: dict[str, Tensor]
-    """Name -> [Q] float32 over this batch: "perplexity", "usage" (share of the codes that occur)."""
+    """Name -> [Q] float32 over this batch: "perplexity" and "usage" (fraction of the codes that occur)."""
 
 
 @dataclass(frozen=True)
 class QuantizerOutput:
-    """One quantizer's share of a `QuantizedWeight`, before the straight-through gradient is added around the whole."""
+    """Output of one quantizer in the tree, before the root adds the straight-through gradient."""
 
     vectors: Tensor
-    """[B, M, D] float32, gradients reach the quantizer's own parameters only."""
+    """[B, M, D] float32; gradients flow to the quantizer's own parameters only."""
     codes: Tensor
     """[B, M, Q] long."""
     losses: dict[str, Tensor]
@@ -48,38 +49,38 @@ class QuantizerOutput:
 
 
 class Quantizer(nn.Module):
-    """Base of leaves and combinators; a new one defines `quantize`, `search`, `lookup` and `vectors`.
+    """Base class of leaf quantizers and combinators; subclasses define `quantize`, `search`, `lookup` and `vectors`.
 
-    It is made from (config, dim, depth, where): `depth` is its level in a residual, `where` its path in the tree, which
-    begins every error about it. A combinator is given one more argument, `make` of the quantizers that it holds.
+    The constructor takes (config, dim, depth, where): `depth` is the level in a residual, `where` the path in the tree,
+    which prefixes every error message. A combinator also takes `make`, a factory for the quantizers it contains.
     """
 
     span = 1
-    """Neighbouring places that share a code; 0: all places of a sample hang together."""
+    """Number of adjacent positions that share a code; 0: all positions of a sample depend on each other."""
 
     def __init__(self, dim: int, books: Sequence[int | Quantizer]):
-        """`books`: the number of codes of each codebook, or the part whose codebooks follow here."""
+        """`books`: for each entry, the size of a codebook or a child quantizer that contributes its codebooks."""
         super().__init__()
         self.dim = dim
-        self._books = tuple(books)  # a tuple: parts are registered by those that hold them
+        self._books = tuple(books)  # a tuple, so that children are not registered here: the subclass registers them
         self.frozen = False
 
     @property
     def cardinalities(self) -> tuple[int, ...]:
-        """Codes of each of the Q codebooks. What is fitted may change them, and loading what was fitted."""
+        """Sizes of the Q codebooks. Fitting the quantizer, or loading a fitted one, can change them."""
         sizes: list[int] = []
         for book in self._books:
             sizes += [book] if isinstance(book, int) else book.cardinalities
         return tuple(sizes)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
-        """Quantize latents; while training, also collect what `update` needs.
+        """Quantize latents; in training mode, also collect the statistics that `update` needs.
 
         Args:
-            x: latents [*, D], any float dtype; the first axis counts the samples of the batch.
-            mask: [*] bool, True where valid; the rest changes no code, loss, gradient or statistic.
+            x: latents [*, D], any float dtype; the first axis is the batch.
+            mask: [*] bool, True where valid; invalid positions affect no code, loss, gradient or statistic.
         Raises:
-            ValueError: x or mask has another shape.
+            ValueError: x or mask has the wrong shape.
         """
         self._check(x)
         if mask is not None and mask.shape != x.shape[:-1]:
@@ -103,10 +104,10 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor, levels: int | None = None, mask: Tensor | None = None) -> Tensor:
-        """Latents [*, D] -> codes [*, Q] long, as in evaluation.
+        """Latents [*, D] -> codes [*, Q] long, computed as in eval mode.
 
-        With `levels` fewer than Q, the codes of later levels are -1. Outside the mask [*] they are -1 too; it is needed
-        only where places share codes (`span`).
+        If `levels` is less than Q, the codes of later levels are -1. Codes outside the mask [*] are -1 too; a mask is
+        needed only if positions share codes (`span`).
         """
         self._check(x)
         if levels is not None and not 1 <= levels <= len(self.cardinalities):
@@ -124,7 +125,7 @@ class Quantizer(nn.Module):
             return codes.reshape(*x.shape[:-1], len(self.cardinalities))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [*, Q] long -> values [*, D] float32; a code of -1 adds nothing."""
+        """Codes [*, Q] long -> values [*, D] float32; a code of -1 contributes 0."""
         if codes.shape[-1] != len(self.cardinalities):
             raise ValueError(
                 f"codes are {list(codes.shape)}, but a token has {len(self.cardinalities)} codes, on the last axis"
@@ -134,11 +135,11 @@ class Quantizer(nn.Module):
             return values.reshape(*codes.shape[:-1], self.dim)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """Latents [B, M, D] float32, 0 outside the mask [B, M] (None: all valid) -> Parts, 0 and -1 there too."""
+        """Latents [B, M, D] float32, 0 outside the mask [B, M] (None: all valid) -> output, 0 and -1 there too."""
         raise NotImplementedError
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Latents [B, M, D] float32 -> codes [B, M, Q], as in evaluation; what it gives outside the mask is free."""
+        """Latents [B, M, D] float32 -> codes [B, M, Q], as in eval mode; codes outside the mask are unspecified."""
         raise NotImplementedError
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -146,29 +147,29 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """What codes [B, M, Q] of whole samples take when one that places share is written once, whatever `decode` is
-        given: how many codes, and their bits at a fixed length each, both [B] float64. A code of -1 takes nothing."""
+        """Storage cost of the codes [B, M, Q] of whole samples when a code shared by several positions is counted once:
+        the number of codes, and their bits at fixed length, both [B] float64. A code of -1 costs nothing."""
         there = (codes >= 0).sum(dim=1).double()
         lengths = [math.log2(size) for size in self.cardinalities]
         return there.sum(dim=-1), (there * there.new_tensor(lengths)).sum(dim=-1)
 
     def estimate(self, x: Tensor, parts: QuantizerOutput) -> Tensor:
-        """The values, which equal parts.vectors and lead a gradient to x [B, M, D]; asked of the root only."""
-        # q + (x - x.detach()), not x + (q - x).detach(): the value is then q to the last bit, in every dtype.
+        """Values equal to parts.vectors, with a gradient to x [B, M, D]; called on the root only."""
+        # q + (x - x.detach()), not x + (q - x).detach(): this keeps the value bit-identical to q in every dtype.
         return parts.vectors + (x - x.detach()) if x.requires_grad else parts.vectors
 
     def vectors(self) -> Tensor:
-        """Code vectors [Q, V, D] float32 (V: the largest cardinality, zeros beyond a smaller one).
+        """Code vectors [Q, V, D] float32 (V: the largest cardinality; smaller codebooks are padded with zeros).
 
-        `decode(codes)` is the sum over q of vectors[q, codes[q]], where every place has its own codes (`span` > 0).
+        If `span` > 0, `decode(codes)` is the sum over q of vectors[q, codes[q]].
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Set what is not trained but fitted (kmeans, structural, scalar with quantile bins) from latents [*, D].
+        """Fit the quantizers that are not trained (kmeans, structural, scalar with quantile bins) to latents [*, D].
 
-        Raises ValueError where nothing in the tree is fitted.
+        Raises ValueError if nothing in the tree can be fitted.
         """
         self._check(x)
         with float32_only():
@@ -176,20 +177,20 @@ class Quantizer(nn.Module):
                 raise ValueError(f"nothing in this quantizer ({type(self).__name__}) is fitted; train it")
 
     def fit_parts(self, x: Tensor) -> bool:
-        """Fit from latents [B, M, D]; whether there was anything to fit."""
+        """Fit to latents [B, M, D]; returns whether there was anything to fit."""
         return False
 
     def update(self) -> None:
-        """Move the codebooks, once per optimizer step: k-means start, moving averages, revival of dead codes.
+        """Update the codebooks, once per optimizer step: k-means start, moving averages, revival of dead codes.
 
-        Forward passes since the last call only collected. Every process must call it: there is one all-reduce, whatever
-        the masks. Nothing happens in eval mode or when frozen, nor to parts that are.
+        Forward passes only collect statistics for it. Every process must call it, whatever the masks: it performs one
+        all-reduce. Modules that are frozen or in eval mode do not change.
         """
         if self.training:
             update_codebooks([module for module in self._codebooks() if module.training])
 
     def forget(self) -> None:
-        """Drop what forward passes have collected since the last `update`."""
+        """Discard the statistics collected since the last `update`."""
         for module in self._codebooks():
             module.forget()
 
@@ -197,7 +198,7 @@ class Quantizer(nn.Module):
         return [module for module in self.modules() if isinstance(module, Codebook)]
 
     def freeze(self) -> None:
-        """Eval mode for good: nothing changes the state any more, `train()` included."""
+        """Switch to eval mode permanently: nothing changes the state any more, not even `train()`."""
         for module in self.modules():
             if isinstance(module, Quantizer):
                 module.frozen = True
@@ -205,12 +206,12 @@ class Quantizer(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Quantizer:
-        """As every module, but a frozen quantizer stays in eval mode."""
+        """As in nn.Module, but a frozen quantizer stays in eval mode."""
         super().train(mode and not self.frozen)
         return self
 
     def pack(self, codes: Tensor) -> Tensor:
-        """Codes [*, Q] -> one int64 each [*], see `pack_codes`."""
+        """Codes [*, Q] -> one int64 per token [*], see `pack_codes`."""
         return pack_codes(codes, self.cardinalities)
 
     def unpack(self, packed: Tensor) -> Tensor:
@@ -225,26 +226,26 @@ class Quantizer(nn.Module):
 
 
 class PartConfig(Protocol):
-    """Config of a quantizer inside another one."""
+    """Config of a nested quantizer."""
 
     @property
     def kind(self) -> str: ...
 
 
 class MakeQuantizer(Protocol):
-    """`make_quantizer` of registry.py, handed down the tree: the table there imports every combinator."""
+    """Type of `make_quantizer` (registry.py), passed down the tree because registry.py imports every combinator."""
 
     def __call__(self, config: Any, dim: int, depth: int, where: str, /) -> Quantizer: ...
 
 
 def join_tables(tables: Sequence[Tensor]) -> Tensor:
-    """Code vectors of parts, each [q, V, D] with its own q and V -> [Q, V, D], zeros beyond a smaller V."""
+    """Concatenate tables of code vectors, each [q, V, D] with its own q and V, into [Q, V, D], zero-padded along V."""
     size = max(table.shape[1] for table in tables)
     return torch.cat([nn.functional.pad(table, (0, 0, 0, size - table.shape[1])) for table in tables])
 
 
 def rates_of(parts: Sequence[Quantizer], codes: Tensor) -> tuple[Tensor, Tensor]:
-    """`Quantizer.rate` of quantizers whose codes stand side by side in codes [B, M, Q]."""
+    """Sum of `Quantizer.rate` over quantizers whose codes are concatenated in codes [B, M, Q]."""
     number = bits = torch.zeros(len(codes), dtype=torch.float64, device=codes.device)
     for part, own in zip(parts, codes.split([len(part.cardinalities) for part in parts], dim=-1), strict=True):
         more, taken = part.rate(own)
@@ -260,10 +261,10 @@ def add_losses(total: dict[str, Tensor], more: dict[str, Tensor], weight: float 
 
 
 def pack_codes(codes: Tensor, cardinalities: Sequence[int]) -> Tensor:
-    """Mixed radix, the first (coarse) code most significant: codes [*, Q] -> [*], both int64, exact.
+    """Pack codes in mixed radix, the first (coarse) code most significant: [*, Q] -> [*], both int64, exact.
 
     Raises:
-        ValueError: more than 2^62 combinations, or a code out of range (a dropped level, -1, too).
+        ValueError: more than 2^62 combinations, or a code out of range (including -1, a dropped level).
     """
     _check_packable(cardinalities)
     sizes = torch.tensor(cardinalities, device=codes.device)
@@ -303,7 +304,7 @@ def usage_stats(codes: Tensor, cardinalities: Sequence[int]) -> dict[str, Tensor
     """Perplexity and usage of codes [N, Q] over the batch, each [Q]; dropped and masked codes (-1) do not count."""
     perplexity, usage = [], []
     for column, size in zip(codes.unbind(-1), cardinalities, strict=True):
-        if len(codes) and size > 4 * len(codes) + 1024:  # far more codes than tokens: number those that occur
+        if len(codes) and size > 4 * len(codes) + 1024:  # far more codes than tokens: renumber the codes that occur
             column = torch.unique(column, return_inverse=True)[1] + column.min().clamp_max(0)
         counts = torch.bincount(column + 1)[1:].float()
         share = counts / counts.sum().clamp_min(1)
@@ -316,7 +317,7 @@ def usage_stats(codes: Tensor, cardinalities: Sequence[int]) -> dict[str, Tensor
 
 @contextmanager
 def float32_only() -> Iterator[None]:
-    """Keep out the caller's autocast and a reduced precision of matrix products (TF32, bf16): both flip codes."""
+    """Disable the caller's autocast and reduced-precision matrix products (TF32, bf16): both change codes."""
     precision = torch.get_float32_matmul_precision()
     if precision != "highest":
         torch.set_float32_matmul_precision("highest")

@@ -1,14 +1,14 @@
-"""Binary codes: the sign of each of a few dimensions is a bit, and a code is all of them; no table exists.
+"""Binary quantizers: each of a few dimensions gives one bit, its sign; a code is all the bits, without a table.
 
     lfq          signs of the latents; MAGVIT-2, arXiv:2310.05737
-    bsq          signs of latents on the unit sphere, times 1 / sqrt(bits), so that codes lie on it too;
-    arXiv:2406.07548 bernoulli    each bit is drawn with probability sigmoid(z) while training, and is the likelier
-    value afterwards;
+    bsq          signs of the latents on the unit sphere, times 1 / sqrt(bits), so that codes lie on it too;
+                 arXiv:2406.07548
+    bernoulli    each bit is sampled with probability sigmoid(z) in training and is the likelier value in eval mode;
                  Binary Latent Diffusion, arXiv:2304.04820
 
-They differ in what comes before the sign and after it. A code of d bits is an int64 put together from integers: sums of
-floats give wrong codes (bf16 from 9 bits on, float32 from 25). Entropies are exact bit by bit, since the soft choice
-among all 2^d codes is a product over bits (see regularization.py): with p = softmax(-|u - c|^2 / T) over codes c in
+They differ in what happens before and after the sign. A code of d bits is assembled as int64 from integers: float sums
+give wrong codes (bf16 from 9 bits on, float32 from 25). Entropies are exact bit by bit, because the soft assignment
+over all 2^d codes factorizes over bits (see regularization.py): with p = softmax(-|u - c|^2 / T) over codes c in
 {-s, s}^d, bit i is 1 with probability sigmoid(4 s u_i / T).
 """
 
@@ -32,18 +32,18 @@ MAX_GROUP = 12
 
 
 class BinaryConfig(Config):
-    """What lfq, bsq and bernoulli have in common; a base of configs."""
+    """Base config of lfq, bsq and bernoulli."""
 
     bits: Annotated[int, Field(ge=1, le=62)]
-    """V = 2^bits. Latents of another dimension are projected, in and out."""
+    """V = 2^bits. Latents of another dimension are projected in and out."""
     commitment: NonNegativeFloat = 0.25
     """Weight of the loss that keeps latents near their codes."""
     entropy: BitEntropyConfig | None = None
-    """Reward certain bits and even use, while training; null: neither."""
+    """Entropy loss for confident bits and uniform code usage, in training only; null: none."""
 
 
 class BinaryQuantizer(Quantizer):
-    """See the head of this file. Q = 1. `depth`: its place in a residual, each level half the size."""
+    """Base class of the binary quantizers. Q = 1. `depth`: its level in a residual; each level has half the scale."""
 
     powers: Tensor
 
@@ -60,29 +60,29 @@ class BinaryQuantizer(Quantizer):
         self.scale = self.code_scale() * 0.5**depth
 
     def code_scale(self) -> float:
-        """A bit's value is plus or minus this."""
+        """Magnitude of a bit's value, which is plus or minus this."""
         return 1.0
 
     def before_sign(self, z: Tensor) -> Tensor:
-        """What the sign is taken of [N, d], near the code values where the commitment has done its work."""
+        """Map z [N, d] to the input of the sign, on the same scale as the code values."""
         return z
 
     def logits(self, u: Tensor, temperature: float) -> Tensor:
-        """Of each bit being 1, for the entropies."""
+        """Logits that each bit is 1, for the entropies."""
         return 4 * self.scale / temperature * u
 
     def draw(self, u: Tensor) -> Tensor:
-        """The bits of a training step: [N, d] -> bool."""
+        """Bits in training: [N, d] -> bool."""
         return u > 0
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """See Quantizer.quantize. Losses: "commitment", "entropy" if wanted, "codebook" where there are projections."""
+        """See Quantizer.quantize. Losses: "commitment", "entropy" if configured, "codebook" if it has projections."""
         flat, valid = x.flatten(0, 1), None if mask is None else mask.flatten()
         u = self._inner(flat.detach())
         codes = self._join(self.draw(u.detach()) if self.training else u.detach() > 0)
         vectors = self._values(codes)
         if self.project_out is not None:
-            # Adds exactly 0, and leads the gradient straight through the sign into the projection in.
+            # Adds exactly 0 and passes the straight-through gradient to the input projection.
             straight = u.float() - u.float().detach()
             vectors = vectors + straight @ self.project_out.weight.float().T
         attached = self._inner(flat).float()
@@ -113,14 +113,14 @@ class BinaryQuantizer(Quantizer):
         return torch.where(codes >= 0, values.view(*codes.shape[:2], self.dim), 0.0)
 
     def vectors(self) -> Tensor:
-        """[1, V, D]; ValueError above 4 million codes, where nothing should ask for them all."""
+        """[1, V, D]; ValueError above 4 million codes: the table would be too large."""
         size = self.cardinalities[0]
         if size > MAX_TABLE:
             raise ValueError(f"{size} binary codes have no table of vectors (limit {MAX_TABLE}); use decode(codes)")
         return self.decode(torch.arange(size, device=self.powers.device)[:, None])[None]
 
     def _inner(self, x: Tensor) -> Tensor:
-        """[N, D] -> what the sign is taken of [N, d], in float64: no rounding reaches a sign."""
+        """[N, D] -> input of the sign [N, d], in float64 so that rounding cannot change a sign."""
         z = x.to(exact_dtype(x)) if self.project_in is None else project(self.project_in, x)
         return self.before_sign(z)
 
@@ -133,7 +133,7 @@ class BinaryQuantizer(Quantizer):
         return ((codes[:, None] & self.powers) != 0).float() * (2 * self.scale) - self.scale
 
     def _values(self, codes: Tensor) -> Tensor:
-        """Codes [N] -> [N, D]. With a projection column by column: a matrix product may round a row by their number."""
+        """Codes [N] -> [N, D]. Projects column by column: a matrix product's rounding can depend on the row count."""
         signs = self._signs(codes)
         if self.project_out is None:
             return signs
@@ -145,7 +145,7 @@ class BinaryQuantizer(Quantizer):
 
 
 class LFQConfig(BinaryConfig):
-    """Signs, of latents as they are; bits have values of -1 and 1."""
+    """Signs of the latents; bits have the values -1 and 1."""
 
     kind: Literal["lfq"] = "lfq"
 
@@ -155,7 +155,7 @@ class LookupFreeQuantizer(BinaryQuantizer):
 
 
 class BSQConfig(BinaryConfig):
-    """Signs, of normalised latents."""
+    """Signs of the normalized latents."""
 
     kind: Literal["bsq"] = "bsq"
 
@@ -168,25 +168,25 @@ class BinarySphericalQuantizer(BinaryQuantizer):
         return self.config.bits**-0.5
 
     def before_sign(self, z: Tensor) -> Tensor:
-        """On the sphere of the codes."""
+        """Project onto the sphere of the codes."""
         return F.normalize(z, dim=-1) * (self.scale * self.config.bits**0.5)
 
 
 class BernoulliConfig(BinaryConfig):
-    """Random signs; the latents are log-odds. Bits have values of -1 and 1."""
+    """Random signs with the latents as log-odds; bits have the values -1 and 1."""
 
     kind: Literal["bernoulli"] = "bernoulli"
     commitment: float = 0.0
-    """Weight of the loss that keeps latents near -1 and 1; log-odds need none."""
+    """Weight of the loss that keeps latents near -1 and 1; log-odds do not need it."""
 
 
 class BernoulliQuantizer(BinaryQuantizer):
-    """Bernoulli codes. Q = 1."""
+    """Bernoulli quantizer. Q = 1."""
 
     def draw(self, u: Tensor) -> Tensor:
-        """Bits drawn from torch's global generator."""
+        """Sample the bits from torch's global generator."""
         return torch.rand(u.shape, dtype=u.dtype, device=u.device) < torch.sigmoid(u)
 
     def logits(self, u: Tensor, temperature: float) -> Tensor:
-        """The latents themselves; a temperature of 1 is the model's own."""
+        """The latents over the temperature; 1 gives the sampling probabilities."""
         return u / temperature

@@ -1,11 +1,11 @@
-"""A codebook: V code vectors, the exact nearest-code search, and how the vectors move while training.
+"""Codebook of V code vectors and its update rules during training.
 
-Forward passes only collect. `update_codebooks` then does, for all codebooks at once and with one all-reduce:
-    start     k-means on the first vectors seen; a later level only after the one before it started on an earlier update
+Forward passes only collect statistics. `update_codebooks` then updates all codebooks with one all-reduce:
+    start     k-means on the first vectors seen; a level starts only after the previous one started in an earlier update
     average   exponential moving averages of (sum, count) per code; the vector of a code is sum / count
-    revive    every few updates, codes used less than `revive_below` of the uniform share become vectors of the data, or
-              every code moves towards one, the more the less it is used (`blend`)
-All choices depend on the content of the vectors alone (`priority`), so any number of processes choose the same.
+    revive    every few updates, codes used less than `revive_below` of the uniform share are replaced by data vectors,
+              or every code moves towards one, the further the less it is used (`blend`)
+All choices depend only on the content of the vectors (`priority`), so they are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from .codebook_parametrization import CodebookForm
 from .nearest import distinct, exact_dtype, first_by_priority, kmeans
 
 REVIVE_EVERY = 5
-"""Updates between two looks for dead codes."""
+"""Updates between two checks for dead codes."""
 KMEANS_ITERATIONS = 10
 KMEANS_VECTORS_PER_CODE = 16
 KMEANS_VECTORS_AT_LEAST = 4096
 SMALLEST_COUNT = 1e-8
-"""Counts stop decaying here: sum / count stays defined when revival is off."""
+"""Counts stop decaying here, so that sum / count stays defined when revival is off."""
 
 
 class Float32Buffers(nn.Module):
-    """A module whose averages and fitted values stay float32 under `.half()` and `.bfloat16()`."""
+    """Module whose float buffers stay float32 under `.half()` and `.bfloat16()`."""
 
     def _apply(self, fn, recurse=True):
-        """As every module, but for float buffers: rounded averages stop moving."""
+        """As in nn.Module, but float buffers keep float32: rounded averages would stop moving."""
         kept = {
             name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()
         }
@@ -46,12 +46,12 @@ class Float32Buffers(nn.Module):
 
 
 class Codebook(Float32Buffers):
-    """V vectors [V, D] of one level.
+    """V code vectors [V, D] of one level.
 
-    Under moving averages the state is two float32 buffers, never a Parameter: a bf16 trainer's master copy would
-    overwrite it. `learned` makes the vectors a Parameter that the optimizer moves; only start and revival happen here.
-    With a `form` the vectors are what that makes of its own parameters. `step`: not averages, but so large a part of
-    the way from a code to the mean of the vectors it got, 0 .. 1.
+    With moving averages the state is two float32 buffers, never a Parameter: the master copy of a bf16 trainer would
+    overwrite it. With `learned` the vectors are a Parameter trained by the optimizer, and this class does only start
+    and revival. With a `form` the vectors are computed from its parameters. `step` (0 .. 1) replaces the averages: each
+    code moves by this fraction towards the mean of the vectors assigned to it.
     """
 
     sum: Tensor
@@ -92,7 +92,7 @@ class Codebook(Float32Buffers):
         self.forget()
 
     def forget(self) -> None:
-        """Drop what was collected since the last update."""
+        """Discard the statistics collected since the last update."""
         # Plain attributes, not buffers: DDP overwrites all buffers with those of rank 0 before each forward pass.
         self.collected: tuple[Tensor, Tensor] | None = None
         self.reservoir: Tensor | None = None
@@ -107,7 +107,7 @@ class Codebook(Float32Buffers):
 
     @torch.no_grad()
     def collect(self, x: Tensor, codes: Tensor, mask: Tensor | None) -> None:
-        """Take note of vectors [N, D] and their codes [N] for the next update, but for those outside the mask [N]."""
+        """Collect vectors [N, D] and their codes [N] inside the mask [N] for the next update."""
         if mask is not None:
             x, codes = x[mask], codes[mask]
         x = x.float()
@@ -123,16 +123,17 @@ class Codebook(Float32Buffers):
             self.reservoir = first_by_priority(x, int(self.updates), wanted) if len(x) > wanted else x
 
     def wanted(self, may_start: bool) -> int:
-        """How many vectors the next update needs from the data."""
+        """Number of data vectors that the next update needs."""
         if not bool(self.started):
             return max(KMEANS_VECTORS_PER_CODE * self.size, KMEANS_VECTORS_AT_LEAST) if may_start else 0
         due = self.revive_below > 0 and int(self.updates) % REVIVE_EVERY == REVIVE_EVERY - 1
         return self.size if due else 0
 
     def report(self, wanted: int, rank: int, world: int) -> list[Tensor]:
-        """What this process saw, so that the sum over processes is what all saw: each has its own place for vectors.
+        """Statistics of this process, laid out so that they can be summed over processes: each rank has its own slot.
 
-        Returns uses [V], sums of vectors [V, D], numbers of vectors kept [world], and those vectors [world, wanted, D].
+        Returns usage counts [V], vector sums [V, D], numbers of kept vectors [world], and the vectors
+        [world, wanted, D].
         """
         numbers = self.count.new_zeros(world, dtype=exact_dtype(self.count))
         vectors = numbers.new_zeros(world, wanted, self.dim)
@@ -142,7 +143,7 @@ class Codebook(Float32Buffers):
         return [*(self.collected or self._nothing()), numbers, vectors]
 
     def absorb(self, report: Sequence[Tensor]) -> None:
-        """Move by the summed report of all processes. One non-finite number in it, and nothing moves."""
+        """Update from the summed report of all processes; a non-finite value in it cancels the update."""
         counts, sums, numbers, vectors = report
         wanted = vectors.shape[1]
         finite = bool(sums.sum().isfinite()) and bool(vectors.sum().isfinite())
@@ -161,13 +162,13 @@ class Codebook(Float32Buffers):
         self.forget()
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
-        # float64: the order of a sum, and so the number of processes, then never reaches the float32 it is stored as.
+        # float64: the summation order, hence the number of processes, then does not affect the stored float32.
         counts = self.count.new_zeros(self.size, dtype=exact_dtype(self.count))
         return counts, counts.new_zeros(self.size, 0 if self.learned else self.dim)
 
     def _start(self, data: Tensor, seen: float) -> None:
         centres, sizes = kmeans(data, self.size, KMEANS_ITERATIONS, self.normalise)
-        # Counts are uses per update, as the averages to come. A code without data counts as dead and is replaced soon.
+        # Counts are uses per update, like the averages that follow. A code without data counts as dead.
         counts = torch.where(sizes > 0, sizes * (seen / len(data)), 1e-3 * seen / self.size)
         self._set(torch.arange(self.size, device=data.device), centres, counts)
         self.started.fill_(True)
@@ -190,8 +191,8 @@ class Codebook(Float32Buffers):
         dead = (self.count < self.revive_below * fair).nonzero()[:, 0]
         fresh = distinct(data)
         dead = dead[: len(fresh)]
-        # Sum and count both start anew, else the stale average pulls the vector back at once; the uniform share of
-        # uses gives it the time to win vectors of its own.
+        # Reset both sum and count: otherwise the stale average pulls the vector back at once. The uniform share as
+        # count gives the code time to attract vectors.
         self._set(dead, fresh[: len(dead)], fair.expand(len(dead)))
 
     def _blend(self, data: Tensor, fair: Tensor) -> None:
@@ -200,7 +201,7 @@ class Codebook(Float32Buffers):
         share = self.count[least_used] / fair
         part = (-share / self.revive_below).exp()
         vectors = self.entries()[least_used].lerp(fresh[: len(least_used)], part[:, None])
-        # The count stays: a code that is still far off when it has moved must go on moving until it is used.
+        # Keep the count: a code that is still unused after the move must keep moving.
         self._set(least_used, vectors, self.count[least_used])
 
     def _set(self, which: Tensor, vectors: Tensor, counts: Tensor) -> None:
@@ -209,14 +210,14 @@ class Codebook(Float32Buffers):
         elif self.learned:
             self.weight[which] = vectors.to(self.weight.dtype)
         else:
-            # Times the count: a bare vector would be drowned by the next average.
+            # Scale by the count: entries() divides by it, and the next average must not outweigh the new vector.
             self.sum[which] = vectors * counts[:, None]
         self.count[which] = counts
 
 
 @torch.no_grad()
 def update_codebooks(books: Sequence[Codebook]) -> None:
-    """One update of all codebooks, coarse first, with a single all-reduce over the processes there are at the call."""
+    """Update all codebooks once, coarse first, with a single all-reduce over the current process group."""
     if not books:
         return
     together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

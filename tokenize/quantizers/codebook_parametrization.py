@@ -1,11 +1,11 @@
-"""How code vectors are made where they are not simply V free vectors. One class a form, in the table at the end.
+"""Codebook parametrizations other than V free vectors; one class per form, listed in the table at the end.
 
 Forms, with their sources:
     linear     a frozen random basis times one learned layer: every step moves every code     SimVQ, arXiv:2411.02038
     file       frozen vectors of a file through a learned projector                           VQGAN-LC, arXiv:2406.11837
-    bridge     what a network over all of V free vectors makes of them                        VQBridge, arXiv:2509.10140
-    affine     free vectors, scaled and shifted together, channel by channel                  VQ-STE++, arXiv:2305.08842
-    clusters   k-means centres of another codebook, frozen
+    bridge     the output of a network over all V free vectors                                VQBridge, arXiv:2509.10140
+    affine     free vectors with a shared scale and shift per channel                         VQ-STE++, arXiv:2305.08842
+    clusters   k-means centers of another codebook, frozen
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class CodebookForm(nn.Module):
     """V code vectors as a function of parameters: `forward()` -> [V, D]."""
 
     settable = False
-    """Whether single vectors can be given a value, for the k-means start and the revival of dead codes."""
+    """Whether single vectors can be assigned, for the k-means start and the revival of dead codes."""
 
     def set(self, which: Tensor, vectors: Tensor) -> None:
-        """Give codes `which` [n] the values [n, D]."""
+        """Set the codes with indices `which` [n] to vectors [n, D]."""
         raise NotImplementedError
 
 
 class FrozenBasis(CodebookForm):
-    """A form with a `basis` [V, F] that layers make into codes."""
+    """Form with a frozen `basis` [V, F] that layers map to codes."""
 
     basis: Tensor
 
     def _rows(self) -> Tensor:
-        """The basis; in evaluation as float64, whose rounding (by place in memory, say) no code vector shows."""
+        """The basis; in eval mode float64, so that rounding (it can depend on memory layout) affects no code vector."""
         return self.basis.float() if self.training else self.basis.to(exact_dtype(self.basis))
 
 
@@ -54,7 +54,7 @@ class LinearFormConfig(Config):
 
 
 class LinearForm(FrozenBasis):
-    """V * D frozen numbers, D * D + D learned ones."""
+    """V * D frozen and D * D + D learned parameters."""
 
     def __init__(self, config: LinearFormConfig, size: int, dim: int, where: str):
         super().__init__()
@@ -71,7 +71,7 @@ class FileFormConfig(Config):
 
     kind: Literal["file"] = "file"
     file: VectorFile
-    """Centres of features of a pretrained encoder, for instance: as many rows as codes."""
+    """One row per code, for example feature centers of a pretrained encoder."""
     width: PositiveInt
     """Columns of the file."""
     layers: Literal[1, 2] = 1
@@ -79,7 +79,7 @@ class FileFormConfig(Config):
 
 
 class FileForm(FrozenBasis):
-    """See FileFormConfig."""
+    """Frozen vectors from a file, mapped by a learned projector."""
 
     def __init__(self, config: FileFormConfig, size: int, dim: int, where: str):
         super().__init__()
@@ -96,19 +96,19 @@ class FileForm(FrozenBasis):
 
 
 class BridgeFormConfig(Config):
-    """Compress patches of codes, process them together, recover every code."""
+    """Compress patches of codes, process them jointly, and expand them to codes again."""
 
     kind: Literal["bridge"] = "bridge"
     patch: PositiveInt = 16
-    """Codes per patch; must divide their number."""
+    """Codes per patch; must divide the number of codes."""
     width: PositiveInt = 128
-    """Of a patch inside; a multiple of 16."""
+    """Hidden width per patch; a multiple of 16."""
     layers: LayerCount = 2
 
 
 class BridgeForm(CodebookForm):
-    """Of the source only the abstract is followed. Nothing goes past the bridge: vectors added to its result would take
-    the gradient of the codes in use for themselves, and the others stay where they are."""
+    """Follows only the abstract of the source. There is no skip connection around the bridge: it would take the
+    gradient of the used codes, and the unused ones would not move."""
 
     def __init__(self, config: BridgeFormConfig, size: int, dim: int, where: str):
         super().__init__()
@@ -130,7 +130,7 @@ class BridgeForm(CodebookForm):
 
 
 class PatchBlock(nn.Module):
-    """Self-attention among all patches [P, width], then a hidden layer; both added, both normalised first."""
+    """Pre-norm transformer block over all patches [P, width]: self-attention, then an MLP, both residual."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -152,13 +152,13 @@ class PatchBlock(nn.Module):
 
 
 class AffineFormConfig(Config):
-    """Free vectors, scaled and shifted together."""
+    """Free vectors with a shared scale and shift."""
 
     kind: Literal["affine"] = "affine"
 
 
 class AffineForm(CodebookForm):
-    """A step of the scale or the shift moves every code, used or not."""
+    """Free vectors times a scale plus a shift; their gradients move every code, used or not."""
 
     settable = True
 
@@ -173,21 +173,21 @@ class AffineForm(CodebookForm):
         return self.weight.float() * self.log_scale.float().exp() + self.shift.float()
 
     def set(self, which: Tensor, vectors: Tensor) -> None:
-        """As CodebookForm.set."""
+        """See CodebookForm.set."""
         self.weight[which] = ((vectors - self.shift) / self.log_scale.exp()).to(self.weight.dtype)
 
 
 class ClustersFormConfig(Config):
-    """K-means of a trained codebook, for a smaller one whose codes mean the same."""
+    """K-means of a trained codebook, for a smaller codebook in the same space."""
 
     kind: Literal["clusters"] = "clusters"
     file: VectorFile
-    """The other codebook: any number of rows, as many columns as this one has dimensions."""
+    """The source codebook: any number of rows, and as many columns as this codebook has dimensions."""
     iterations: PositiveInt = 100
 
 
 class ClustersForm(CodebookForm):
-    """Frozen; made when the quantizer is, and part of its state."""
+    """Frozen centers, computed when the quantizer is built and stored in its state."""
 
     centres: Tensor
 

@@ -1,12 +1,12 @@
 """Finite scalar quantization: each of a few dimensions is bounded and rounded to a few values; nothing is learned.
 
-`rounding: equal_parts`, the default, is a variant of Tessera, not the published quantizer: its codes differ from those.
-A dimension with L values cuts tanh(z) into L equal parts, whose values are spread evenly over [-1, 1], ends included:
+The default, `rounding: equal_parts`, is Tessera's variant; its codes differ from those of the published quantizer.
+A dimension with L values splits tanh(z) into L equal parts, whose values are evenly spaced on [-1, 1], ends included:
 
     L = 4     tanh(z)   -1 ---- -.5 ---- 0 ---- .5 ---- 1          L = 3    -1 ------ -1/3 ------ 1/3 ------ 1
     value                   -1     -1/3    1/3      1                           -1          0           1
 
-Even and odd L are symmetric alike, and no value can fall outside. The published roundings shift even L by half a step:
+Even and odd L are both symmetric, and no value can fall outside. The published roundings shift even L by half a step:
 
     vq_pytorch   h = (L - 1) (1 + eps) / 2,   o = 1/2 where L is even else 0,   shift = atanh(o / h)
     paper        h = (L - 1) (1 - eps) / 2,   o the same,                       shift = tan(o / h)
@@ -14,11 +14,11 @@ Even and odd L are symmetric alike, and no value can fall outside. The published
 
     L = 4        values -1  -1/2  0  1/2;   vq_pytorch's boundary between the upper two values lies at z = 0.46
 
-They are bit-equal with the public code, so weights of public codecs need them. With L = 2 their boundary lies far from
-0 (vq_pytorch: z = -3.8, paper: z = -1.6), so a fresh encoder gives only one of the two values.
+They are bit-identical to the public code; weights of public codecs need them. With L = 2 their boundary lies far from
+0 (vq_pytorch: z = -3.8, paper: z = -1.6), so an untrained encoder outputs only one of the two values.
 
-Sources: arXiv:2309.15505 and its appendix (paper; NeMo's NanoCodec has the same), lucidrains/vector-quantize-pytorch
-(MIT; XCodec2, Cosmos and transformers have the same).
+Sources: arXiv:2309.15505 and its appendix (paper; also used by NeMo's NanoCodec), lucidrains/vector-quantize-pytorch
+(MIT; also used by XCodec2, Cosmos and transformers).
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from .vq import project
 
 MAX_TABLE = 1 << 22
 MAX_FLOAT32 = 1 << 20
-"""Values of a dimension that float32 tells apart with bits to spare."""
+"""Number of values per dimension that float32 distinguishes with bits to spare."""
 
 
 EPSILON = 1e-3
-"""Of the published roundings."""
+"""eps of the published roundings."""
 MAX_SHIFTED = 1000
-"""Values of a dimension from which EPSILON is more than half a step."""
+"""Number of values per dimension above which EPSILON exceeds half a step."""
 
 
 class FSQConfig(GrowingConfig):
-    """One implicit codebook, the product of a few scalars."""
+    """One implicit codebook, the product of a few scalar grids."""
 
     added = frozenset({"rounding"})
 
     kind: Literal["fsq"] = "fsq"
     levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)
-    """Values per dimension; V is their product. Latents of another dimension are projected, in and out."""
+    """Values per dimension; V is their product. Latents of another dimension are projected in and out."""
     commitment: NonNegativeFloat = 0.25
-    """Weight of the loss that keeps latents near their codes, and so where tanh still moves. The published quantizer
-    has none: 0."""
+    """Weight of the loss that keeps latents near their codes, and thus out of tanh's saturation. The published
+    quantizer has no such loss: 0."""
     rounding: Literal["equal_parts", "paper", "vq_pytorch"] = "equal_parts"
-    """equal_parts: Tessera's own. paper: as in the paper's appendix and in NeMo. vq_pytorch: as in
-    vector-quantize-pytorch, XCodec2 and Cosmos. See the head of tokenize/quantizers/fsq.py."""
+    """equal_parts: Tessera's variant. paper: as in the paper's appendix and NeMo. vq_pytorch: as in
+    vector-quantize-pytorch, XCodec2 and Cosmos. The docstring of tokenize/quantizers/fsq.py has the formulas."""
 
     @model_validator(mode="after")
     def _fits(self) -> FSQConfig:
@@ -77,7 +77,7 @@ class FSQConfig(GrowingConfig):
 
 
 class FiniteScalarQuantizer(Quantizer):
-    """See the head of this file. Q = 1. `depth`: its place in a residual, each level L - 1 times finer."""
+    """Finite scalar quantizer. Q = 1. `depth`: its level in a residual; each level is L - 1 times finer."""
 
     sizes: Tensor
     radix: Tensor
@@ -97,12 +97,12 @@ class FiniteScalarQuantizer(Quantizer):
         self.bounds = None if config.rounding == "equal_parts" else _bounds(config.levels, config.rounding)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """See Quantizer.quantize. Losses: "commitment" if it has a weight, "codebook" where there are projections."""
+        """See Quantizer.quantize. Losses: "commitment" if its weight is not 0, "codebook" if there are projections."""
         flat = x.detach().flatten(0, 1)
         digits = self._digits(flat, exact=not self.training)
         codes, vectors = self._join(digits), self._values(digits)
         if self.project_in is not None and self.project_out is not None:
-            # Adds exactly 0, and leads the gradient straight through the rounding into the projection in.
+            # Adds exactly 0 and passes the straight-through gradient to the input projection.
             scale = self._scale(flat)
             z = project(self.project_in, flat, torch.float32) / scale
             bounded = (torch.tanh(z) if self.bounds is None else self._shifted(z) / (self.sizes // 2)) * scale
@@ -125,10 +125,10 @@ class FiniteScalarQuantizer(Quantizer):
 
     @torch.no_grad()
     def _digits(self, x: Tensor, exact: bool = True) -> Tensor:
-        """[N, D] -> the whole number of each dimension [N, d], as floats; `exact`: the same in any batch (float64)."""
+        """[N, D] -> the integer digit of each dimension [N, d], as floats; `exact`: batch-invariant (float64)."""
         dtype = exact_dtype(x) if exact or max(self.config.levels) > MAX_FLOAT32 else torch.float32
         z = x.contiguous().to(dtype) if self.project_in is None else project(self.project_in, x, dtype)
-        z = z if self.bounds is None else z.float()  # as the public code computes, operation by operation
+        z = z if self.bounds is None else z.float()  # matches the public code, operation by operation
         z = z if self.depth == 0 else z / self._scale(z)
         if self.bounds is None:
             digits = torch.tanh(z).add_(1).mul_(self.sizes.to(dtype) / 2).floor_()  # of parts in [0, size]
@@ -143,7 +143,7 @@ class FiniteScalarQuantizer(Quantizer):
         return (z + shift).tanh() * half - offset
 
     def _join(self, digits: Tensor) -> Tensor:
-        """[N, d] -> [N, 1]. Joined as int64: sums of floats lose codes above 2^24."""
+        """[N, d] -> [N, 1]. Summed as int64: float sums lose codes above 2^24."""
         return (digits.long() * self.radix).sum(dim=-1, keepdim=True)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class FiniteScalarQuantizer(Quantizer):
             values = (digits - self.sizes // 2).float() / (self.sizes // 2)
         values = values if self.depth == 0 else values * self._scale(values)
         if self.project_out is not None:
-            # Column by column, in float32: a matrix product may round a row by how many rows there are.
+            # Column by column, in float32: the rounding of a matrix product can depend on the number of rows.
             weight, bias = self.project_out.weight.float(), self.project_out.bias.float()
             out = bias.expand(len(values), -1)
             for axis in range(values.shape[1]):
@@ -169,7 +169,7 @@ class FiniteScalarQuantizer(Quantizer):
         return values
 
     def vectors(self) -> Tensor:
-        """[1, V, D]; ValueError above 4 million codes, where nothing should ask for them all."""
+        """[1, V, D]; ValueError above 4 million codes: the table would be too large."""
         size = self.cardinalities[0]
         if size > MAX_TABLE:
             raise ValueError(f"an fsq of {size} codes has no table of vectors (limit {MAX_TABLE}); use decode(codes)")
@@ -180,7 +180,7 @@ class FiniteScalarQuantizer(Quantizer):
 
 
 def _bounds(levels: tuple[int, ...], rounding: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Half widths, offsets and shifts [d] of a published rounding, float32 as the public code computes them."""
+    """Half widths, offsets and shifts [d] of a published rounding, in float32 as in the public code."""
     sizes = torch.tensor(levels, dtype=torch.int32)
     half = (sizes - 1) * (1 + EPSILON if rounding == "vq_pytorch" else 1 - EPSILON) / 2
     offset = torch.where(sizes % 2 == 0, 0.5, 0.0)

@@ -1,22 +1,22 @@
-"""Clusters by two-dimensional structural entropy: of a graph of similar vectors, and of one vector more.
+"""Graph clustering by two-dimensional structural entropy, and assignment of new vectors to the clusters.
 
-With the degree d of a node (the sum of its edges' weights), and for a cluster the volume V (the sum of its nodes'
-degrees), the cut g (the weight of its edges to the outside) and `total` (the sum of all degrees):
+Let d be the degree of a node (the sum of its edge weights); for a cluster, V the volume (the sum of its nodes'
+degrees) and g the cut (the weight of its edges to the outside); and `total` the sum of all degrees:
 
     H = - sum over clusters  g / total * log2(V / total)  -  sum over nodes  d / total * log2(d / V of its cluster)
 
-These are the bits of a step of a random walk, told in two parts: which cluster, where the walk changes it, and which
-node in it. A cut into clusters that a walk seldom leaves makes it small, and so decides how many clusters there are.
-With I = V - g, which is twice the weight inside, the change when clusters a and b, with edges of weight w between them,
-become one is in closed form
+H is the number of bits to encode one step of a random walk in two parts: the cluster, if it changes, and the node in
+it. It is small if the walk seldom leaves a cluster; minimizing it also determines the number of clusters. With
+I = V - g, twice the weight inside a cluster, merging clusters a and b, with edges of total weight w between them,
+changes H in closed form:
 
     total * change = I_a log2(V_ab / V_a) + I_b log2(V_ab / V_b) + 2 w log2(V_ab / total),     V_ab = V_a + V_b
 
-Clusters are found by merging the pair that lowers H most until no merge does. A new vector is a new node with edges to
-its nearest ones: `joining_costs` is the change when it, alone at first, joins a cluster.
+Clusters are found by repeatedly merging the pair that lowers H most, until no merge lowers it. A new vector is a new
+node with edges to its nearest nodes: `joining_costs` is the change of H when this singleton joins a cluster.
 
 Source: Li and Pan, Structural Information and Dynamical Complexity of Networks, doi:10.1109/TIT.2016.2555904; for
-features of speech, merged in an order of its own: SECodec, arXiv:2501.00018. Here a heap of changes merges the whole.
+speech features, with a different merge order: SECodec, arXiv:2501.00018. Here a heap of changes orders all merges.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from torch import Tensor
 from .nearest import nearest_few
 
 FAINTEST = 1e-12
-"""Weight of an edge at least: however far a vector is from all others, its neighbours are those that it has."""
+"""Minimum edge weight: a vector far from all others keeps its edges."""
 SAME = 1e-9
-"""Costs that are so near each other, in shares of the new node's degree, are equal: rounding decides nothing."""
+"""Costs that differ by less than this fraction of the new node's degree count as equal, so rounding decides nothing."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Undirected, with every edge once."""
+    """Undirected graph; every edge is listed once."""
 
     num_nodes: int
     first: Tensor
-    """[E] long, the lower node of an edge."""
+    """[E] long, the lower node index of each edge."""
     second: Tensor
-    """[E] long, the higher one."""
+    """[E] long, the higher node index of each edge."""
     weight: Tensor
-    """[E] float64, above 0."""
+    """[E] float64, positive."""
 
     def volumes(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
-        """V and I = V - g of clusters, given as the number of each node's [n] long; [V] float64 each."""
+        """Volume V and I = V - g of each cluster, from the cluster index of each node [n] long; [V] float64 each."""
         V, ends = int(clusters.max()) + 1, torch.stack([clusters[self.first], clusters[self.second]])
         volume = self.weight.new_zeros(V)
         for end in ends:
@@ -66,20 +66,20 @@ def gaussian(squared: Tensor, width: Tensor) -> Tensor:
 
 
 def cosine(squared: Tensor, width: Tensor) -> Tensor:
-    """x . y, which squared distances tell where vectors have length 1; 0 where that is negative."""
+    """x . y of unit vectors, computed from their squared distance; negative values are clamped to FAINTEST."""
     return (1 - squared / 2).clamp_min(FAINTEST)
 
 
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"gaussian": gaussian, "cosine": cosine}
-"""Weights of edges from squared distances."""
+"""Similarity functions: squared distances -> edge weights."""
 
 
 def neighbour_graph(x: Tensor, neighbours: int, similarity: str) -> tuple[Graph, Tensor]:
-    """Rows of x [n, D], all different, n > neighbours, as nodes: each has edges to its nearest, and to those it is
-    nearest to.
+    """Nearest-neighbor graph of the rows of x [n, D], all distinct, n > neighbours: i and j are connected if either is
+    among the nearest neighbors of the other.
 
     Returns:
-        the graph, and the `width` of its similarities: the mean squared distance of a node and a neighbour.
+        the graph, and the `width` of its similarities: the mean squared distance between a node and a neighbor.
     """
     numbers, squared = nearest_few(x, x, neighbours + 1)
     own = torch.arange(len(x), device=x.device)[:, None]
@@ -93,20 +93,20 @@ def neighbour_graph(x: Tensor, neighbours: int, similarity: str) -> tuple[Graph,
 
 
 def merge_change(inside_a: float, volume_a: float, inside_b: float, volume_b: float, cut: float, total: float) -> float:
-    """`total` times the change of H when two clusters become one; see the head of this file."""
+    """`total` times the change of H when two clusters merge; see the formula in the module docstring."""
     both = volume_a + volume_b
     return inside_a * log2(both / volume_a) + inside_b * log2(both / volume_b) + 2 * cut * log2(both / total)
 
 
 def joining_costs(clusters: Tensor, weight: Tensor, inside: Tensor, volume: Tensor) -> Tensor:
-    """The change of H, times the sum of all degrees, when a new node that was alone joins each cluster, [N, V].
+    """Change of H, times the sum of all degrees, when a new singleton node joins each cluster, [N, V].
 
-    Its edges add to the volume of the clusters that they lead to, whichever it joins; it has nothing inside.
+    The edges of the new node add to the volume of the clusters they lead to, whichever it joins; its own I is 0.
 
     Args:
-        clusters: [N, k] long, those of the nodes that its edges lead to.
-        weight: [N, k] float64, of these edges.
-        inside, volume: I and V of the clusters without it, [V] float64.
+        clusters: [N, k] long, clusters of the nodes at the other end of its edges.
+        weight: [N, k] float64, weights of these edges.
+        inside, volume: I and V of the clusters without the new node, [V] float64.
     """
     degree = weight.sum(dim=-1, keepdim=True)
     cut = (weight[:, None] * (clusters[:, :, None] == clusters[:, None])).sum(dim=-1)  # to the cluster of each edge
@@ -118,15 +118,15 @@ def joining_costs(clusters: Tensor, weight: Tensor, inside: Tensor, volume: Tens
 
 
 def least_cost(costs: Tensor, degree: Tensor) -> Tensor:
-    """The number of the least of `costs` [N, V], the lowest one of those that rounding cannot tell from it, [N]."""
+    """Index of the least of `costs` [N, V] -> [N]; among costs equal up to rounding, the lowest index."""
     return (costs <= costs.amin(dim=-1, keepdim=True) + SAME * degree[:, None]).to(torch.uint8).argmax(dim=-1)
 
 
 def merge_clusters(graph: Graph, most: int) -> list[int]:
-    """Clusters of the nodes [n], numbered from 0 in the order of their lowest nodes: see the head of this file.
+    """Cluster index of each node [n], numbered from 0 in the order of the clusters' lowest nodes.
 
-    Where more than `most` are left when no merge lowers H, merges that raise it least follow: of clusters with edges
-    between them, as long as there are such. The lower numbers go first in a tie.
+    If more than `most` clusters remain when no merge lowers H, the merges that raise it least follow, between connected
+    clusters as long as there are any. Lower indices win ties.
     """
     parts = _Clusters(graph)
     while parts.merge_best(must=len(parts.alive) > most):
@@ -136,12 +136,12 @@ def merge_clusters(graph: Graph, most: int) -> list[int]:
 
 
 class _Clusters:
-    """Clusters under way, each named by its lowest node, and a heap of what their merges would change."""
+    """Current clusters, each identified by its lowest node, and a heap of the changes of H by merging them."""
 
     def __init__(self, graph: Graph):
         n = graph.num_nodes
         self.around: list[dict[int, float]] = [{} for _ in range(n)]
-        """Weight of the edges to each neighbouring cluster."""
+        """Weight of the edges to each adjacent cluster."""
         edges = zip(graph.first.tolist(), graph.second.tolist(), graph.weight.tolist(), strict=True)
         for a, b, weight in edges:
             self.around[a][b] = self.around[b][a] = weight
@@ -151,7 +151,7 @@ class _Clusters:
         self.parent = list(range(n))
         self.alive = set(range(n))
         self.age = [0] * n
-        """Merges so far; entries of the heap that were made before the last one no longer count."""
+        """Merges of each cluster so far; heap entries with an older age are stale."""
         self.heap: list[tuple[float, int, int, int, int]] = []
         for a in range(n):
             for b in self.around[a]:
@@ -165,7 +165,7 @@ class _Clusters:
         return node
 
     def merge_best(self, must: bool) -> bool:
-        """Merge the pair that lowers H most; if none does, `must` merges the one that raises it least."""
+        """Merge the pair that lowers H most; with `must`, if there is none, the pair that raises it least."""
         while self.heap:
             change, a, b, *ages = self.heap[0]
             if ages == [self.age[a], self.age[b]]:
@@ -174,7 +174,7 @@ class _Clusters:
                     return True
                 return False
             heapq.heappop(self.heap)
-        if must and len(self.alive) > 1:  # parts without edges between them
+        if must and len(self.alive) > 1:  # only disconnected clusters are left
             for a, b in combinations(sorted(self.alive), 2):
                 self.around[a][b] = self.around[b][a] = 0.0
                 self._offer(a, b)
@@ -188,7 +188,7 @@ class _Clusters:
         heapq.heappush(self.heap, (change, a, b, self.age[a], self.age[b]))
 
     def _merge(self, a: int, b: int) -> None:
-        """Put b into a, a < b."""
+        """Merge b into a, a < b."""
         self.inside[a] += self.inside[b] + 2 * self.around[a].pop(b)
         self.volume[a] += self.volume[b]
         for c, weight in self.around[b].items():

@@ -1,4 +1,4 @@
-"""No quantization: latents pass as they are and there are no codes. The continuous yardstick of every quantizer."""
+"""Identity quantizer: latents pass unchanged, without codes. A continuous baseline for every quantizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class IdentityConfig(Config):
 
 
 class IdentityQuantizer(Quantizer):
-    """See the head of this file."""
+    """Passes latents through unchanged. Q = 0."""
 
     def __init__(self, config: IdentityConfig, dim: int, depth: int = 0, where: str = "quantizer"):
         super().__init__(dim, [])
@@ -32,9 +32,9 @@ class IdentityQuantizer(Quantizer):
         return x.new_zeros(*x.shape[:2], 0).long()
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """ValueError: nothing can be decoded."""
+        """Raises ValueError: there are no codes to decode."""
         raise ValueError("an identity quantizer has no codes, so nothing can be decoded; keep the latents themselves")
 
     def vectors(self) -> Tensor:
-        """ValueError, as `lookup`."""
+        """Raises ValueError, like `lookup`."""
         raise ValueError("an identity quantizer has no code vectors")

@@ -1,6 +1,6 @@
-"""Frozen k-means: the codes are centres of features of a frozen network; nothing is trained.
+"""Frozen k-means: codes are the cluster centers of a frozen network's features; nothing is trained.
 
-The centres come from a file, or from `Quantizer.fit` on features. Semantic tokens of speech and pictures are made so.
+The centers come from a file or from `Quantizer.fit` on features. Semantic tokens of speech and images are made so.
 Source: HuBERT units, arXiv:2106.07447; SemantiCodec, arXiv:2405.00233.
 """
 
@@ -21,21 +21,21 @@ from .vector_file import VectorFile, read_vectors
 
 
 class KMeansConfig(Config):
-    """Centres that do not move."""
+    """Fixed cluster centers."""
 
     kind: Literal["kmeans"] = "kmeans"
     size: PositiveInt
-    """Number of centres, V."""
+    """Number of centers, V."""
     file: VectorFile | None = None
-    """Where the centres [V, D] are; null: they are fitted."""
+    """File with the centers [V, D]; null: they are fitted."""
     iterations: PositiveInt = 50
-    """Of Lloyd's algorithm, when fitted."""
+    """Iterations of Lloyd's algorithm when fitting."""
     commitment: NonNegativeFloat = 0.0
-    """Weight of the loss that pulls latents to their centres, for an encoder that is trained."""
+    """Weight of the loss that pulls latents towards their centers, for a trainable encoder."""
 
 
 class KMeansQuantizer(Float32Buffers, Quantizer):
-    """See the head of this file. Q = 1."""
+    """Nearest-center quantizer with frozen k-means centers. Q = 1."""
 
     centres: Tensor
     fitted: Tensor
@@ -59,7 +59,7 @@ class KMeansQuantizer(Float32Buffers, Quantizer):
         return QuantizerOutput(vectors, codes, losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, M, D] -> [B, M, 1]. ValueError before there are centres."""
+        """[B, M, D] -> [B, M, 1]. Raises ValueError before the centers are set."""
         if not bool(self.fitted):
             raise ValueError("kmeans has no centres yet; call fit(features) first, or name a file in the config")
         return nearest_code(x.flatten(0, 1), self.centres).view(*x.shape[:2], 1)
@@ -73,7 +73,7 @@ class KMeansQuantizer(Float32Buffers, Quantizer):
         return self.centres[None]
 
     def fit_parts(self, x: Tensor) -> bool:
-        """Centres of at most 16 * 16 vectors per code of [B, M, D], which do not depend on their order."""
+        """Fit the centers to at most 16 * 16 vectors per code of [B, M, D], independently of their order."""
         rows = first_by_priority(x.flatten(0, 1), 0, KMEANS_VECTORS_PER_CODE**2 * self.config.size)
         self.centres.copy_(kmeans(rows, self.config.size, self.config.iterations)[0])
         self.fitted.fill_(True)

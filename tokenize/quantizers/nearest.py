@@ -1,4 +1,4 @@
-"""Nearest codes, k-means, and random samples that depend on the vectors alone, not on their order, batch or process."""
+"""Nearest-code search, k-means, and pseudo-random sampling that is independent of order, batch and process."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CANDIDATES = 8
-"""Codes whose distance is computed again where the matrix product cannot tell."""
+"""Number of codes whose distance is recomputed when the matrix product is ambiguous."""
 SEARCH_ELEMENTS = 1 << 22
-"""Distances held at a time: [N, V] is never whole for large N."""
+"""Number of distances held at once; for large N the full [N, V] matrix is never held."""
 
 
 @torch.no_grad()
 def nearest_code(x: Tensor, entries: Tensor, exact: bool = True) -> Tensor:
     """Nearest of `entries` [V, D] for each row of x [N, D] -> [N] long; the lower number wins a tie.
 
-    A matrix product gives all distances (centred: a common offset would cost it precision). Where two lie closer
-    together than it may round, those few are computed again in float64, row by row. So the result depends neither on
-    how the product rounds nor on the other rows. `exact=False` leaves that out: enough for
-    training, and twice as fast.
+    A matrix product gives all distances (centered, because a common offset would cost precision). Distances that differ
+    by less than its rounding error are recomputed in float64, row by row, so the result depends neither on rounding nor
+    on the other rows. `exact=False` skips this step: accurate enough for training, and twice as fast.
     """
     centre = entries.mean(dim=0)
     centred = entries - centre
@@ -29,7 +28,7 @@ def nearest_code(x: Tensor, entries: Tensor, exact: bool = True) -> Tensor:
     codes = []
     for rows in x.split(max(1, SEARCH_ELEMENTS // len(entries))):
         near = rows.float() - centre
-        scores = torch.addmm(half_norms, near, centred.T, alpha=-1)  # half the squared distance, but for |row|^2
+        scores = torch.addmm(half_norms, near, centred.T, alpha=-1)  # half the squared distance, minus |row|^2 / 2
         best, code = scores.min(dim=-1)
         codes.append(code)
         if not exact:
@@ -43,7 +42,7 @@ def nearest_code(x: Tensor, entries: Tensor, exact: bool = True) -> Tensor:
 
 
 def _nearest_exactly(x: Tensor, entries: Tensor, scores: Tensor) -> Tensor:
-    """Of the codes with the lowest scores [n, V], the truly nearest to each row of x [n, D]."""
+    """The exactly nearest code to each row of x [n, D] among those with the lowest scores [n, V]."""
     dtype = exact_dtype(x)
     close = scores.topk(min(CANDIDATES, len(entries)), largest=False, sorted=False).indices.sort(dim=-1).values
     distances = (x.to(dtype)[:, None] - entries.to(dtype)[close]).square().sum(dim=-1)
@@ -54,10 +53,10 @@ def _nearest_exactly(x: Tensor, entries: Tensor, scores: Tensor) -> Tensor:
 def nearest_few(x: Tensor, entries: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` nearest of `entries` [V, D] to each row of x [N, D], nearest first; the lower number first in a tie.
 
-    As in `nearest_code`, a matrix product only finds candidates, and the result does not depend on the other rows.
+    As in `nearest_code`, the matrix product only finds candidates, and the result does not depend on the other rows.
 
     Returns:
-        numbers [N, count] long, and squared distances [N, count] in float64.
+        indices [N, count] long, and squared distances [N, count] float64.
     """
     centre = entries.mean(dim=0)
     centred = entries - centre
@@ -86,7 +85,7 @@ def nearest_few(x: Tensor, entries: Tensor, count: int) -> tuple[Tensor, Tensor]
 
 
 def _few_exactly(x: Tensor, entries: Tensor, close: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Of the candidates `close` [n, c], the `count` truly nearest to each row of x [n, D], and squared distances."""
+    """The `count` exactly nearest of the candidates `close` [n, c] to each row of x [n, D], and squared distances."""
     dtype = exact_dtype(x)
     close = close.sort(dim=-1).values
     distances = (x.to(dtype)[:, None] - entries.to(dtype)[close]).square().sum(dim=-1)
@@ -95,16 +94,16 @@ def _few_exactly(x: Tensor, entries: Tensor, close: Tensor, count: int) -> tuple
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:
-    """float64, where the device has it."""
+    """float64 if the device supports it, otherwise float32."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def kmeans(data: Tensor, num_codes: int, iterations: int, normalise: bool = False) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm, started from the first distinct rows of `data` [n, D], which comes in order of `priority`.
+    """Lloyd's algorithm, initialized with the first distinct rows of `data` [n, D], which is sorted by `priority`.
 
     Returns:
-        centres [V, D], and how many rows each one has [V]. With fewer distinct rows than codes, the spare centres
-        repeat rows and have 0.
+        centers [V, D], and the number of rows assigned to each [V]. If there are fewer distinct rows than codes, the
+        spare centers repeat rows and have count 0.
     """
     seeds = distinct(data)[:num_codes]
     centres = seeds[torch.arange(num_codes, device=data.device) % len(seeds)].clone()
@@ -121,15 +120,14 @@ def kmeans(data: Tensor, num_codes: int, iterations: int, normalise: bool = Fals
         sizes[: len(active)] = counts
         if torch.equal(moved, active):
             break
-        active.copy_(moved)  # a view: the centres move with it
+        active.copy_(moved)  # a view: this updates `centres`
     return centres, sizes
 
 
 def priority(x: Tensor, salt: int) -> Tensor:
-    """A pseudo-random int64 for each row of x [n, D], made of its bits alone: equal rows get equal numbers.
+    """Pseudo-random int64 hash of each row of x [n, D], computed from its bits only: equal rows get equal numbers.
 
-    Sorting by it shuffles; taking the lowest draws a random sample, which is the same however the rows were spread over
-    processes, batches and order.
+    Sorting by it shuffles; taking the lowest draws a random sample that does not depend on order, batches or processes.
     """
     bits = (x.float() + 0.0).contiguous().view(torch.int32).long()  # + 0.0: an all-reduce turns -0 into +0
     odd = (2 * torch.arange(x.shape[1], device=x.device) + 1) * 0x1E3779B97F4A7C15 | 1  # wraps around, as all below
@@ -140,12 +138,12 @@ def priority(x: Tensor, salt: int) -> Tensor:
 
 
 def first_by_priority(x: Tensor, salt: int, count: int) -> Tensor:
-    """The `count` rows of x [n, D] with the lowest priority, in its order; all of them if there are fewer."""
+    """The `count` rows of x [n, D] with the lowest priority, sorted by it; all rows if there are fewer."""
     return x[priority(x, salt).argsort(stable=True)[:count]]
 
 
 def distinct(x: Tensor) -> Tensor:
-    """Rows of x [n, D] without those equal to the row before (equal rows are neighbours in order of priority)."""
+    """Remove rows of x [n, D] that equal the previous row (equal rows are adjacent when sorted by priority)."""
     if len(x) < 2:
         return x
     return torch.cat([x[:1], x[1:][(x[1:] != x[:-1]).any(dim=-1)]])

@@ -1,7 +1,7 @@
-"""Quantizers by config: the table of kinds and the one way to make them.
+"""Registry of quantizers: the table of kinds, and the factory `make_quantizer`.
 
-A new kind is one file with a config and a Quantizer, one entry in the union and in a table here, and one line in the
-table of tests/tokenize/quantizer_trees.py.
+To add a kind, write one file with a config and a Quantizer, add it to the union and to a table here, and add one line
+to the table in tests/tokenize/quantizer_trees.py.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ COMBINATORS = {
     "halting": HaltingQuantizer,
 }
 
-# Their parts may be any of the union, which did not exist when they were defined.
+# Combinators may contain any member of the union, which did not exist yet when they were defined.
 _tree = (ResidualConfig, ChainConfig, GroupConfig, BranchConfig, BranchesConfig, ScalesConfig)
 _around = (ProjectConfig, StrideConfig, RegionsConfig, RotationConfig, SkipConfig, TailConfig, GaussianConfig)
 for _part in (*_tree, *_around, HaltingConfig):
@@ -104,10 +104,10 @@ for _part in (*_tree, *_around, HaltingConfig):
 def make_quantizer(
     config: LeafConfig | CombinatorConfig | WrapperConfig, dim: int, depth: int = 0, where: str = "quantizer"
 ) -> Quantizer:
-    """A fresh quantizer of latents with `dim` channels.
+    """Build a new quantizer for latents with `dim` channels.
 
     Raises:
-        ConfigError: a tree that cannot be; it begins with the path of the node, "quantizer.stages.1.groups: ...".
+        ConfigError: an invalid tree; the message starts with the path of the node, "quantizer.stages.1.groups: ...".
     """
     if config.kind in LEAVES:
         return LEAVES[config.kind](config, dim, depth, where)

@@ -1,7 +1,7 @@
-"""Losses that shape how codes are used: entropies of a soft choice, without a cap; unlike sub-codebooks; equal moments.
+"""Losses on code usage: entropies of a soft assignment, disentanglement of sub-codebooks, moment matching.
 
-Entropies are of p(code | x) over a soft choice; nothing is added to a probability or clamped before its logarithm, as
-that caps what can be rewarded: log(p + 1e-5) never sees more than 11.5 nats.
+Entropies are those of p(code | x) under a soft assignment. Probabilities are neither offset nor clamped before the
+logarithm, which would cap the loss: log(p + 1e-5) never exceeds 11.5 nats.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from torch.utils.checkpoint import checkpoint
 from ...configs.schema import Config
 
 PROBABILITIES = 1 << 22
-"""Probabilities held at a time."""
+"""Number of probabilities held at once."""
 
 
 class EntropyConfig(Config):
-    """Each latent should choose with certainty, all of them together should use every code.
+    """Entropy loss for confident assignments per latent and uniform code usage over the batch.
 
-    Loss of a token: sample * H(p(code | x)) - batch * H(mean of p over the batch), in nats.
+    Loss per token: sample * H(p(code | x)) - batch * H(mean of p over the batch), in nats.
     """
 
     sample: NonNegativeFloat = 0.1
     batch: NonNegativeFloat = 0.1
     temperature: PositiveFloat = 0.01
-    """Of the soft choice: p = softmax(-distance^2 / temperature)."""
+    """Temperature of the soft assignment p = softmax(-distance^2 / temperature)."""
 
 
 class BitEntropyConfig(EntropyConfig):
-    """The same over binary codes, where p is a product over bits: the first term is exact bit by bit."""
+    """Entropy loss over binary codes, where p is a product over bits: the first term is exact bit by bit."""
 
     group: PositiveInt = 1
-    """Bits per group of the second term, at most 12: the sum over groups of the entropy of the mean of p over their
-    2^group codes. 1: bit by bit. The true entropy is at most that sum, and equal to it with one group of all bits."""
+    """Bits per group in the second term, at most 12: it is the sum over groups of the entropy of the mean of p over the
+    2^group codes. 1: bit by bit. The sum is an upper bound of the true entropy, exact if one group has all bits."""
 
 
 def binary_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of a bit that is 1 with probability sigmoid(logits); exact at any size, gradient too."""
+    """Entropy in nats of a bit that is 1 with probability sigmoid(logits); exact, with its gradient, for any logit."""
     return F.softplus(logits) - logits * torch.sigmoid(logits)
 
 
 def entropy(share: Tensor) -> Tensor:
-    """Entropy in nats over the last axis of probabilities; 0 log 0 = 0, and no gradient where there is no mass."""
+    """Entropy in nats of probabilities over the last axis; 0 log 0 = 0, without gradient where the probability is 0."""
     positive = share > 0
     return torch.where(positive, -share * torch.where(positive, share, 1.0).log(), 0.0).sum(dim=-1)
 
@@ -57,16 +57,16 @@ def bit_entropies(logits: Tensor, group: int, mask: Tensor | None) -> tuple[Tens
     """Entropies of independent bits, without a table of all codes.
 
     Args:
-        logits: [N, d], of each bit being 1. group: bits per group. mask: [N], which tokens count for the batch.
+        logits: [N, d], logit of each bit being 1. group: bits per group. mask: [N], tokens included in the batch mean.
     Returns:
-        per token [N], exact; and over the batch (a scalar), the sum over groups, see BitEntropyConfig.
+        the exact entropy per token [N], and that of the batch (a scalar), summed over groups, see BitEntropyConfig.
     """
     per_token = binary_entropy(logits).sum(dim=-1)
     over_batch = logits.new_zeros(())
     for bits in logits.split(group, dim=-1):
         weight = torch.ones(1, device=bits.device)
         for bit in bits.unbind(-1):
-            # sigmoid(-x), not 1 - sigmoid(x): small probabilities keep all their digits.
+            # sigmoid(-x), not 1 - sigmoid(x): keeps full precision for small probabilities.
             weight = torch.stack([weight * torch.sigmoid(-bit)[:, None], weight * torch.sigmoid(bit)[:, None]], dim=1)
             weight = weight.flatten(1)
         over_batch = over_batch + entropy(mean_over_batch(weight, mask))
@@ -74,10 +74,10 @@ def bit_entropies(logits: Tensor, group: int, mask: Tensor | None) -> tuple[Tens
 
 
 def code_entropies(x: Tensor, entries: Tensor, temperature: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Entropies of softmax(-|x - e|^2 / temperature) over all codes, a chunk of tokens at a time.
+    """Entropies of softmax(-|x - e|^2 / temperature) over all codes, computed in chunks of tokens.
 
-    Latents [N, D], entries [V, D] -> per token [N] and over the batch (a scalar); [N, V] is never whole, in the
-    backward pass neither.
+    Latents [N, D], entries [V, D] -> per token [N] and over the batch (a scalar). The full [N, V] matrix is never held,
+    nor in the backward pass.
     """
 
     def chunk(rows: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,17 +97,17 @@ def code_entropies(x: Tensor, entries: Tensor, temperature: float, mask: Tensor 
 
 
 def mean_over_batch(share: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the tokens [N, V] of all processes that the mask [N] keeps -> [V]; 0 where there is none."""
+    """Mean of [N, V] over the tokens of all processes inside the mask [N] -> [V]; 0 if there are none."""
     if mask is None:
         return _share_of_all(share.sum(dim=0), torch.tensor(float(len(share)), device=share.device))
     return _share_of_all((share * mask[:, None]).sum(dim=0), mask.float().sum())
 
 
 def _share_of_all(total: Tensor, count: Tensor) -> Tensor:
-    """Sum [V] and number of this process's tokens -> mean over all processes, one all-reduce.
+    """Sum [V] and token count of this process -> mean over all processes, with one all-reduce.
 
-    Every process gets here in every training step, whatever its mask, so none waits for another in vain. The gradient
-    is scaled so that its average over processes, as DDP takes it, is that of the joint batch.
+    Every process calls it in every training step, whatever its mask, so the all-reduce cannot hang. The gradient is
+    scaled so that its average over processes, as DDP computes it, is that of the joint batch.
     """
     if dist.is_available() and dist.is_initialized() and (world := dist.get_world_size()) > 1:
         everywhere = torch.cat([total.detach(), count.detach()[None]])
@@ -118,9 +118,9 @@ def _share_of_all(total: Tensor, count: Tensor) -> Tensor:
 
 
 def disentangle(latents: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
-    """Squared cosine between the code vectors of each two parts [*, d], the mean over pairs -> [*].
+    """Squared cosine between the code vectors [*, d] of each pair of parts, averaged over pairs -> [*].
 
-    The gradient goes to the code vectors and straight through them to the latents. Source: FQGAN, arXiv:2411.16681.
+    Gradients flow to the code vectors and, straight through, to the latents. Source: FQGAN, arXiv:2411.16681.
     """
     straight = [vector + (latent - latent.detach()) for latent, vector in zip(latents, vectors, strict=True)]
     pairs = list(combinations(straight, 2))
@@ -130,10 +130,10 @@ def disentangle(latents: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
 
 
 def moment_distance(x: Tensor, entries: Tensor, mask: Tensor | None) -> Tensor:
-    """Squared 2-Wasserstein distance, per channel, between normal distributions with the moments of the latents [N, D]
+    """Squared 2-Wasserstein distance per channel between normal distributions with the moments of the latents [N, D]
     of this process and of the codes [V, D] -> a scalar, the mean over channels.
 
-    Source: the idea of VAEVQ and VQ-WAE, to match the two distributions; the closed form for diagonal normals.
+    Source: the idea of VAEVQ and VQ-WAE, matching the two distributions; the closed form for diagonal normals.
     """
     kept = torch.ones(len(x), 1, device=x.device) if mask is None else mask[:, None].float()
     number = kept.sum().clamp_min(1)

@@ -1,12 +1,12 @@
-"""A codebook of plain numbers for each dimension: every channel takes the nearest of its own V values, Q = D.
+"""Scalar quantizers: each channel has its own codebook of V numbers and takes the nearest one, Q = D.
 
-`learned` values follow the gradient of the codebook loss (latent quantization, arXiv:2305.18378). `quantile` values are
-fitted to a finished continuous autoencoder by `Quantizer.fit`: with z the standardised latent, bin edges are the
-quantiles of a normal distribution, clamped to +-3, and a bin's value is the mean of z inside it,
+`learned` values are trained by the codebook loss (latent quantization, arXiv:2305.18378). `quantile` values are fitted
+to a trained continuous autoencoder by `Quantizer.fit`: with z the standardized latent, bin edges are the quantiles of a
+normal distribution, clamped to +-3, and the value of a bin is the mean of z inside it,
 (pdf(a) - pdf(b)) / (cdf(b) - cdf(a)) (TokenBridge, arXiv:2503.16430).
 
-`lattice` is a learned diagonal lattice: each channel is rounded to a multiple of its own learned spacing, D numbers in
-all (LL-VQ-VAE, arXiv:2310.09382, the diagonal case).
+`lattice` is a learned diagonal lattice: each channel is rounded to a multiple of its learned spacing, D parameters in
+total (LL-VQ-VAE, arXiv:2310.09382, the diagonal case).
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from .codebook import Float32Buffers
 from .nearest import exact_dtype
 
 FARTHEST = 3.0
-"""Standard deviations beyond which no quantile bin begins."""
+"""Largest quantile bin edge, in standard deviations."""
 
 
 class ScalarConfig(Config):
-    """V values for every channel; V to the power of D combinations, as D codes."""
+    """V values per channel: V to the power of D combinations, as D codes."""
 
     kind: Literal["scalar"] = "scalar"
     size: Annotated[int, Field(ge=2)]
-    """Values of each channel, V."""
+    """Values per channel, V."""
     values: Literal["learned", "quantile"] = "learned"
-    """Trained along, or fitted to finished latents."""
+    """learned: trained with the network. quantile: fitted to the latents of a trained network."""
     commitment: NonNegativeFloat = 0.25
-    """Weight of the loss that pulls latents to their values."""
+    """Weight of the loss that pulls latents towards their values."""
 
 
 class PerChannelQuantizer(Quantizer):
-    """Base of scalar and lattice: digits [N, D] <-> values [N, D], Q = D."""
+    """Base class of scalar and lattice: digits [N, D] <-> values [N, D], Q = D."""
 
     learns = True
 
@@ -50,7 +50,7 @@ class PerChannelQuantizer(Quantizer):
         raise NotImplementedError
 
     def values(self, digits: Tensor) -> Tensor:
-        """[N, D] long -> [N, D] float32, with gradients to what is learned."""
+        """[N, D] long -> [N, D] float32, with gradients to the learned parameters."""
         raise NotImplementedError
 
     def commitment(self) -> float:
@@ -58,7 +58,7 @@ class PerChannelQuantizer(Quantizer):
         raise NotImplementedError
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """See Quantizer.quantize. Losses: "commitment", and "codebook" where values are learned."""
+        """See Quantizer.quantize. Losses: "commitment", and "codebook" if values are learned."""
         codes = self.search(x.detach())
         if mask is not None:
             codes = codes.masked_fill(~mask[..., None], -1)
@@ -79,7 +79,7 @@ class PerChannelQuantizer(Quantizer):
         return torch.where(codes >= 0, values, 0.0)
 
     def vectors(self) -> Tensor:
-        """[D, V, D]: code v of channel d is zero but for channel d."""
+        """[D, V, D]: a code of channel d is zero in all other channels."""
         size = self.cardinalities[0]
         device = next(chain(self.parameters(), self.buffers())).device
         values = self.values(torch.arange(size, device=device)[:, None].expand(size, self.dim))
@@ -87,7 +87,7 @@ class PerChannelQuantizer(Quantizer):
 
 
 class ScalarQuantizer(Float32Buffers, PerChannelQuantizer):
-    """See the head of this file."""
+    """Scalar quantizer with learned or quantile values. Q = D."""
 
     centre: Tensor
     spread: Tensor
@@ -116,7 +116,7 @@ class ScalarQuantizer(Float32Buffers, PerChannelQuantizer):
         return self.centre[:, None] + self.spread[:, None] * normal
 
     def digits(self, x: Tensor) -> Tensor:
-        """[N, D] -> [N, D], the nearest value; of two equally near the smaller value."""
+        """[N, D] -> [N, D], the nearest value; the smaller value wins a tie."""
         ordered, number = self.tables().to(x.dtype).sort(dim=1, stable=True)
         borders = (ordered[:, 1:] + ordered[:, :-1]) / 2
         rank = torch.searchsorted(borders.contiguous(), x.T.contiguous())
@@ -127,7 +127,7 @@ class ScalarQuantizer(Float32Buffers, PerChannelQuantizer):
         return self.tables().gather(1, digits.T).T
 
     def fit_parts(self, x: Tensor) -> bool:
-        """Mean and standard deviation of each channel of [B, M, D]; nothing if the values are learned."""
+        """Fit the mean and standard deviation of each channel of [B, M, D]; does nothing if values are learned."""
         if self.learns:
             return False
         rows = x.flatten(0, 1).to(exact_dtype(x))
@@ -137,33 +137,33 @@ class ScalarQuantizer(Float32Buffers, PerChannelQuantizer):
 
 
 def normal_centroids(size: int) -> list[float]:
-    """The mean of a standard normal inside each of `size` equally likely bins, whose edges are clamped to +-3."""
+    """Mean of a standard normal inside each of `size` equally likely bins with edges clamped to +-3."""
     normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
     edges = normal.icdf(torch.linspace(0, 1, size + 1, dtype=torch.float64)[1:-1]).clamp(-FARTHEST, FARTHEST)
     density = torch.cat([edges.new_zeros(1), normal.log_prob(edges).exp(), edges.new_zeros(1)])
     below = torch.cat([edges.new_zeros(1), normal.cdf(edges), edges.new_ones(1)])
     mass = below[1:] - below[:-1]
-    ends = torch.cat([edges[:1], edges])  # a bin without mass, both edges clamped, has the value of its edge
+    ends = torch.cat([edges[:1], edges])  # an empty bin (both edges clamped) gets the value of its edge
     return torch.where(mass > 0, (density[:-1] - density[1:]) / mass.clamp_min(1e-300), ends).tolist()
 
 
 class LatticeConfig(Config):
-    """Points of a lattice; Q = D codes, one for each channel."""
+    """Points of a lattice; Q = D codes, one per channel."""
 
     kind: Literal["lattice"] = "lattice"
     size: Annotated[int, Field(ge=2)]
-    """Multiples of the spacing in each channel, around 0; latents beyond take the outermost."""
+    """Number of multiples of the spacing per channel, centered on 0; latents beyond are clamped."""
     commitment: NonNegativeFloat = 0.25
-    """Weight of the loss that pulls latents to their points."""
+    """Weight of the loss that pulls latents towards their points."""
 
 
 class LatticeQuantizer(PerChannelQuantizer):
-    """A learned diagonal lattice."""
+    """Learned diagonal lattice quantizer. Q = D."""
 
     def __init__(self, config: LatticeConfig, dim: int, depth: int = 0, where: str = "quantizer"):
         super().__init__(dim, [config.size] * dim)
         self.config = config
-        # The logarithm is learned: a spacing never gets to 0. At first the points cover -1 .. 1.
+        # Learn the logarithm so that the spacing cannot reach 0. Initially the points cover -1 .. 1.
         first = math.log(2 / (config.size - 1)) - depth * math.log(config.size - 1)
         self.log_spacing = nn.Parameter(torch.full((dim,), first))
 

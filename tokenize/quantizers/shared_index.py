@@ -1,8 +1,8 @@
-"""One index, several codebooks: a code is chosen by the weighted sum of distances in all of them.
+"""Several codebooks with one shared index: the code minimizes the weighted sum of distances in all of them.
 
     code = argmin_v  sum over parts  weight * |x part - e part [v]|^2     value = e part 0 [code] | e part 1 [code] | ..
 
-Parts are ranges of channels, one after the other: a semantic half, say, and a pixel half.
+Parts are consecutive ranges of channels, for example a semantic half and a pixel half.
 Source: TokenFlow, arXiv:2412.03069.
 """
 
@@ -24,11 +24,11 @@ class SharedPartConfig(Config):
     """One of the codebooks."""
 
     channels: PositiveInt
-    """Width of its range."""
+    """Number of channels."""
     weight: PositiveFloat = 1.0
-    """Of its squared distance in the choice."""
+    """Weight of its squared distance."""
     normalise: bool = False
-    """Compare directions only; its code vectors have length 1."""
+    """Compare directions only; its code vectors have norm 1."""
 
 
 class SharedIndexConfig(Config):
@@ -38,7 +38,7 @@ class SharedIndexConfig(Config):
     size: PositiveInt
     """Number of codes, V."""
     parts: Annotated[dict[str, SharedPartConfig], Field(min_length=1)]
-    """In the order of their channels, which must add up to all."""
+    """In channel order; their channels must add up to those of the latents."""
     update: Literal["ema", "gradient"] = "ema"
     """As in vq."""
     decay: float = Field(default=0.99, ge=0, lt=1)
@@ -52,7 +52,7 @@ class SharedIndexConfig(Config):
 
 
 class SharedIndexQuantizer(VectorQuantizer):
-    """See the head of this file. Q = 1. A vq in a space where each part is stretched by the root of its weight."""
+    """Shared-index quantizer: a vq in a space where each part is scaled by the root of its weight. Q = 1."""
 
     def __init__(self, config: SharedIndexConfig, dim: int, depth: int = 0, where: str = "quantizer"):
         self.widths = [part.channels for part in config.parts.values()]
@@ -63,7 +63,7 @@ class SharedIndexQuantizer(VectorQuantizer):
         self.parts = list(config.parts.values())
 
     def _keys(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Latents [N, D], stretched, in float64."""
+        """Scaled latents [N, D], by default float64."""
         pieces = x.to(dtype or exact_dtype(x)).split(self.widths, dim=-1)
         return torch.cat(
             [
@@ -74,7 +74,7 @@ class SharedIndexQuantizer(VectorQuantizer):
         )
 
     def _places(self, entries: Tensor) -> Tensor:
-        """Code vectors as kept, stretched; on the sphere where a part wants it."""
+        """Code vectors in the scaled search space; normalized parts are put on the sphere."""
         pieces = entries.split(self.widths, dim=-1)
         return torch.cat(
             [
@@ -85,6 +85,6 @@ class SharedIndexQuantizer(VectorQuantizer):
         )
 
     def _project_out(self, entries: Tensor) -> Tensor:
-        """Code vectors as kept -> as they are in the latents."""
+        """Stored code vectors -> code vectors in latent space."""
         pieces = self._places(entries).split(self.widths, dim=-1)
         return torch.cat([piece / part.weight**0.5 for part, piece in zip(self.parts, pieces, strict=True)], dim=-1)

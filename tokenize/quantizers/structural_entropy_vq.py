@@ -1,14 +1,14 @@
-"""Codes by structural entropy: clusters of a graph of latents, as many as there are, and a latent joins one of them.
+"""Structural entropy quantizer: codes are clusters of a graph of latents, and each latent is assigned to one of them.
 
-    fit      vectors -> graph of nearest neighbours -> clusters of least 2-D structural entropy -> their means are codes
-    search   a latent -> edges to its nearest nodes of that graph -> the cluster that it joins with the least entropy
+    fit      vectors -> nearest-neighbor graph -> clusters of minimal 2-D structural entropy -> codes are their means
+    search   a latent -> edges to its nearest nodes in that graph -> the cluster it joins with the least entropy
 
-So the number of codes V is found, and the nearest mean is not always the code. The graph is kept with the codes.
-The entropy, its formulas and the clustering: graph_clustering.py.
+The number of codes V is therefore found by the fit, and the nearest mean is not always the code. The graph is stored
+with the codes. The entropy, its formulas and the clustering are in graph_clustering.py.
 
-Source: SECodec, arXiv:2501.00018: the graph, the clustering and a choice by the same entropy. Its formulas were not at
-hand, so these are ours: edges to a fixed number of neighbours, weights that fall off with the distance (the cosine is
-the other choice), the order of merges, that a latent joins as a new node, an upper bound on V, and a graph of a sample.
+Source: SECodec, arXiv:2501.00018: the graph, the clustering and the assignment by the same entropy. Its formulas were
+not available, so these choices are ours: edges to a fixed number of neighbors, weights that decay with distance (or the
+cosine), the order of merges, adding a latent as a new node, an upper bound on V, and building the graph from a sample.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from .vector_file import VectorFile, files_are_read, read_vectors
 
 
 class StructuralConfig(Config):
-    """Clusters that are fitted and do not move."""
+    """Clusters that are fitted once and then fixed."""
 
     kind: Literal["structural"] = "structural"
     size: PositiveInt
-    """Codes at most; how many there are, V, is found when they are fitted."""
+    """Maximum number of codes; the fit finds the actual number, V."""
     nodes: PositiveInt = 4096
-    """Vectors of the graph at most, a random sample. More make more codes; each latent is compared with all of them."""
+    """Maximum number of graph nodes, a random sample. More nodes give more codes; each latent is compared with all."""
     neighbours: PositiveInt = 8
-    """Nearest nodes that a node or a latent has edges to. More make fewer codes."""
+    """Number of nearest nodes that a node or a latent has edges to. More give fewer codes."""
     similarity: Literal["gaussian", "cosine"] = "gaussian"
-    """Weights of edges. gaussian: exp(-d^2 / w), w being the mean of d^2, the squared distance of neighbours. cosine:
-    that of the angle, for neighbours by angle."""
+    """Edge weights. gaussian: exp(-d^2 / w), where w is the mean squared distance d^2 of neighbors. cosine: the cosine
+    of the angle, with neighbors chosen by angle."""
     file: VectorFile | None = None
-    """Where vectors [any, D] are to fit to; null: they are given to `fit`."""
+    """File with vectors [any, D] to fit to; null: `fit` is called with them."""
     commitment: NonNegativeFloat = 0.0
-    """Weight of the loss that pulls latents to their codes' vectors, for an encoder that is trained."""
+    """Weight of the loss that pulls latents towards their code vectors, for a trainable encoder."""
 
 
 class StructuralQuantizer(Float32Buffers, Quantizer):
-    """See the head of this file. Q = 1."""
+    """Assigns latents to clusters of a graph by structural entropy. Q = 1."""
 
     nodes: Tensor
     clusters: Tensor
@@ -64,7 +64,7 @@ class StructuralQuantizer(Float32Buffers, Quantizer):
         if config.size > config.nodes:
             raise ConfigError(f"{where}.size: {config.size} codes cannot come from {config.nodes} nodes; raise nodes")
         self.config = config
-        # All as long as they may get, so that a saved state fits whatever was found.
+        # Allocated at maximum size, so that a saved state always fits.
         self.register_buffer("nodes", torch.zeros(config.nodes, dim))
         self.register_buffer("clusters", torch.zeros(config.nodes, dtype=torch.long))
         self.register_buffer("centres", torch.zeros(config.size, dim))
@@ -83,7 +83,7 @@ class StructuralQuantizer(Float32Buffers, Quantizer):
 
     @property
     def cardinalities(self) -> tuple[int, ...]:
-        """(V,); the most there may be as long as they are not fitted."""
+        """(V,); before the fit, the maximum number of codes."""
         return (int(self.num_codes) or self.config.size,)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
@@ -96,7 +96,7 @@ class StructuralQuantizer(Float32Buffers, Quantizer):
         return QuantizerOutput(vectors, codes, losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, M, D] -> [B, M, 1]. ValueError before there are codes."""
+        """[B, M, D] -> [B, M, 1]. Raises ValueError before the fit."""
         V, n = int(self.num_codes), int(self.num_nodes)
         if not V:
             raise ValueError("structural has no codes yet; call fit(features) first, or name a file in the config")
@@ -122,12 +122,12 @@ class StructuralQuantizer(Float32Buffers, Quantizer):
         return self.centres[None, : self.cardinalities[0]]
 
     def fit_parts(self, x: Tensor) -> bool:
-        """Clusters of a sample of [B, M, D] that does not depend on their order.
+        """Fit the clusters to a sample of [B, M, D] that does not depend on the order of the vectors.
 
         Raises:
-            ValueError: too few different vectors, or numbers that are not finite.
+            ValueError: too few distinct vectors, or non-finite values.
         """
-        rows, few = x.flatten(0, 1).cpu(), self.config.neighbours + 1  # where sums do not depend on the device
+        rows, few = x.flatten(0, 1).cpu(), self.config.neighbours + 1  # on the CPU: sums must not depend on the device
         if not bool(rows.isfinite().all()):
             raise ValueError("the vectors to fit to hold NaN or infinite numbers")
         rows = distinct(first_by_priority(rows, 0, len(rows)))[: self.config.nodes]
@@ -154,5 +154,5 @@ class StructuralQuantizer(Float32Buffers, Quantizer):
         return True
 
     def _keys(self, x: Tensor) -> Tensor:
-        """Vectors [n, D] as they are compared."""
+        """Vectors [n, D] in the comparison space."""
         return F.normalize(x, dim=-1) if self.config.similarity == "cosine" else x

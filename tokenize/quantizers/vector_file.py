@@ -1,4 +1,4 @@
-"""Code vectors from a safetensors file, read when a quantizer is made; a saved tokenizer has them in its own file."""
+"""Code vectors from a safetensors file, read when a quantizer is built; a saved tokenizer stores its own copy."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class VectorFile(Config):
     """A matrix in a safetensors file."""
 
     path: str
-    """The file, seen from the folder the command runs in."""
+    """Path of the file, relative to the working directory."""
     tensor: str
-    """Name of the matrix [rows, columns] in it."""
+    """Name of the matrix [rows, columns] in the file."""
 
 
 @contextmanager
 def without_files() -> Iterator[None]:
-    """In here `read_vectors` gives zeros: the state of a saved quantizer comes from elsewhere."""
+    """Make `read_vectors` return zeros, for building a quantizer whose saved state is loaded afterwards."""
     token = _reading.set(False)
     try:
         yield
@@ -36,15 +36,15 @@ def without_files() -> Iterator[None]:
 
 
 def files_are_read() -> bool:
-    """Whether `read_vectors` reads: not inside `without_files`."""
+    """Whether `read_vectors` reads files, that is, outside `without_files`."""
     return _reading.get()
 
 
 def read_vectors(file: VectorFile, rows: int | None, columns: int, where: str) -> Tensor:
-    """The matrix [rows, columns] as float32; `rows` None: any number (zeros then have one row).
+    """Read the matrix [rows, columns] as float32; `rows` None: any number (one row of zeros inside `without_files`).
 
     Raises:
-        ConfigError: no such file or tensor, another shape, or numbers that are not finite; begins with `where`.
+        ConfigError: missing file or tensor, wrong shape, or non-finite values; the message starts with `where`.
     """
     if not files_are_read():
         return torch.zeros(rows or 1, columns)

@@ -1,6 +1,7 @@
-"""Vector quantization: each latent becomes the nearest of V learned vectors.
+"""Vector quantization: each latent is replaced by the nearest of V learned vectors.
 
-Source: VQ-VAE, arXiv:1711.00937, moving averages from its appendix A.1; a small, normalised space: arXiv:2110.04627.
+Source: VQ-VAE, arXiv:1711.00937, moving averages from its appendix A.1; low-dimensional normalized codes:
+arXiv:2110.04627.
 """
 
 from __future__ import annotations
@@ -35,42 +36,42 @@ class VQConfig(GrowingConfig):
     size: PositiveInt
     """Number of codes, V."""
     code_dim: PositiveInt | None = None
-    """Search in a space of this many dimensions, projected in and out by learned layers; null: in the latent space."""
+    """Dimension of the search space, reached by learned linear layers in and out; null: the latent space."""
     normalise: bool = False
-    """Put latents and codes on the unit sphere before the search (cosine similarity)."""
+    """Project latents and codes onto the unit sphere before the search (cosine similarity)."""
     keep_length: bool = False
-    """With `normalise`: only the search is on the sphere, code vectors keep their lengths (DAC, arXiv:2306.06546)."""
+    """With `normalise`: only the search is on the sphere; code vectors keep their norm (DAC, arXiv:2306.06546)."""
     codebook: CodebookFormConfig | None = None
-    """How code vectors are made; null: V free vectors. The others need update "gradient" or "index"; only
-    "affine" has a k-means start and revival."""
+    """Parametrization of the code vectors; null: V free vectors. The others require update "gradient" or "index";
+    only "affine" supports the k-means start and revival."""
     update: Literal["ema", "gradient", "index", "alternating"] = "ema"
-    """How codes move. ema: moving averages of the latents assigned to them. gradient: that of the codebook loss.
-    index: besides, every code through a soft choice among all (index back-propagation, IBQ, arXiv:2412.02692).
-    alternating: after each step of the optimizer, steps of their own towards the mean of their latents
-    (arXiv:2305.08842)."""
+    """How codes are updated. ema: moving averages of the latents assigned to them. gradient: by the codebook loss.
+    index: additionally, every code gets a gradient through a soft assignment (index back-propagation, IBQ,
+    arXiv:2412.02692). alternating: after each optimizer step, the codes take separate steps towards the mean of their
+    latents (arXiv:2305.08842)."""
     decay: float = Field(default=0.99, ge=0, lt=1)
-    """Of the moving averages, per update; counts of uses are averaged under every other update too, for revival."""
+    """Decay of the moving averages per update; usage counts are averaged with every kind of update, for revival."""
     inner_steps: PositiveInt = 1
-    """Of "alternating": codebook steps per update, all with the assignments of the forward passes before."""
+    """With "alternating": codebook steps per update, all with the assignments of the preceding forward passes."""
     inner_rate: float = Field(default=0.5, gt=0, le=1)
-    """Of "alternating": part of the way to the mean that one step goes."""
+    """With "alternating": fraction of the distance to the mean covered by one step."""
     index_temperature: PositiveFloat = 1.0
-    """Of the soft choice of "index", softmax(-distance^2 / temperature)."""
+    """With "index": temperature of the soft assignment, softmax(-distance^2 / temperature)."""
     commitment: NonNegativeFloat = 0.25
-    """Weight of the loss that pulls latents to their codes."""
+    """Weight of the loss that pulls latents towards their codes."""
     codebook_weight: NonNegativeFloat = 1.0
-    """Weight of the loss that pulls codes to their latents, where codes or projections follow a gradient."""
+    """Weight of the loss that pulls codes towards their latents, if codes or projections are trained by gradient."""
     entropy: EntropyConfig | None = None
-    """Reward certain choices and even use, while training; null: neither."""
+    """Entropy loss for confident assignments and uniform code usage, in training only; null: none."""
     moments: NonNegativeFloat = 0.0
     """Weight of the distance between the distributions of latents and codes, as normals (see regularization.py)."""
     revive_below: float = Field(default=0.1, ge=0, lt=1)
-    """A code used less than this fraction of the uniform share is dead and becomes a latent of the batch; 0: never."""
+    """A code used less than this fraction of the uniform share is dead and is replaced by a latent; 0: never."""
     revive: Literal["replace", "blend"] = "replace"
-    """replace: as said. blend: every code moves towards a latent, by the part exp(-use / revive_below), where a use of
-    1 is the uniform share (CVQ-VAE, arXiv:2307.15139; MGVQ, arXiv:2507.07997)."""
+    """replace: dead codes are replaced. blend: every code moves towards a latent by the fraction
+    exp(-use / revive_below), where use = 1 is the uniform share (CVQ-VAE, arXiv:2307.15139; MGVQ, arXiv:2507.07997)."""
     kmeans_init: bool = True
-    """Start the codes as k-means centres of the first latents; false: at random."""
+    """Initialize the codes with the k-means centers of the first latents; false: randomly."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> VQConfig:
@@ -85,7 +86,7 @@ class VQConfig(GrowingConfig):
 
 
 class VectorQuantizer(Quantizer):
-    """See the head of this file. Q = 1."""
+    """Nearest-neighbor vector quantizer with one codebook. Q = 1."""
 
     def __init__(self, config: VQConfig, dim: int, depth: int = 0, where: str = "quantizer"):
         super().__init__(dim, [config.size])
@@ -112,7 +113,7 @@ class VectorQuantizer(Quantizer):
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize.
 
-        Losses: "commitment"; "codebook" where there are parameters to train; "entropy", "moments" where wanted.
+        Losses: "commitment"; "codebook" if it has trainable parameters; "entropy" and "moments" if configured.
         """
         flat, valid = x.detach().flatten(0, 1), None if mask is None else mask.flatten()
         keys, entries = self._keys(flat), self.codebook.entries()
@@ -123,12 +124,12 @@ class VectorQuantizer(Quantizer):
         table = self._project_out(entries)
         vectors = F.embedding(codes, table)
         if self.project_in is not None and self.project_out is not None:
-            # Adds exactly 0, and leads the gradient straight through the choice of the code into the projection in.
+            # Adds exactly 0 and passes the straight-through gradient to the input projection.
             keys = self._keys(flat, torch.float32)
             vectors = vectors + (keys - keys.detach()) @ self.project_out.weight.float().T
         if self.config.update == "index" and self.training:
             soft = soft_choice(keys.float(), places, table.detach(), self.config.index_temperature)
-            vectors = vectors + (soft - soft.detach())  # again 0: the gradient of the choice among all codes
+            vectors = vectors + (soft - soft.detach())  # again 0: adds the gradient of the soft assignment
         if valid is not None:
             codes = codes.masked_fill(~valid, -1)
             vectors = torch.where(valid[:, None], vectors, 0.0)
@@ -143,7 +144,7 @@ class VectorQuantizer(Quantizer):
         return QuantizerOutput(vectors, codes.view(*x.shape[:2], 1), losses)
 
     def _regularise(self, x: Tensor, places: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
-        """Losses [N] about the use of codes."""
+        """Losses [N] on code usage."""
         wanted, losses = self.config.entropy, {}
         if wanted is None and not self.config.moments:
             return losses
@@ -170,13 +171,13 @@ class VectorQuantizer(Quantizer):
         return self._project_out(self.codebook.entries())[None]
 
     def _project_out(self, entries: Tensor) -> Tensor:
-        """Code vectors [V, code_dim] -> [V, D]. Always the whole table: one shape, so the same bits every time."""
+        """Code vectors [V, code_dim] -> [V, D]. It always maps the whole table: one shape gives the same bits."""
         if self.project_out is None:
             return entries
         return F.linear(entries, self.project_out.weight.float(), self.project_out.bias.float())
 
     def _places(self, entries: Tensor) -> Tensor:
-        """Code vectors [V, code_dim] -> where they are searched [V, code_dim]."""
+        """Code vectors [V, code_dim] -> their positions in the search space [V, code_dim]."""
         return F.normalize(entries, dim=-1) if self.config.keep_length else entries
 
     def _inner(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -184,15 +185,15 @@ class VectorQuantizer(Quantizer):
         return x if self.project_in is None else project(self.project_in, x, dtype)
 
     def _keys(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Latents [N, D] -> where to look them up [N, code_dim], in float64: no rounding reaches the choice."""
+        """Latents [N, D] -> search keys [N, code_dim], by default float64 so that rounding cannot change the code."""
         x = self._inner(x, dtype)
         return F.normalize(x.to(dtype or exact_dtype(x)), dim=-1) if self.config.normalise else x
 
 
 def soft_choice(x: Tensor, places: Tensor, table: Tensor, temperature: float) -> Tensor:
-    """softmax(-|x - place|^2 / temperature) over codes, times their vectors, a chunk of latents at a time.
+    """Average of the code vectors weighted by softmax(-|x - place|^2 / temperature), computed in chunks of latents.
 
-    x [N, d], places [V, d], table [V, D] -> [N, D]; [N, V] is never whole, in the backward pass neither.
+    x [N, d], places [V, d], table [V, D] -> [N, D]; the full [N, V] matrix is never held, nor in the backward pass.
     """
 
     def chunk(rows: Tensor, codes: Tensor, vectors: Tensor) -> Tensor:
@@ -205,6 +206,6 @@ def soft_choice(x: Tensor, places: Tensor, table: Tensor, temperature: float) ->
 
 
 def project(layer: nn.Linear, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A linear layer in `dtype`, by default float64: what depends on the number of rows is then far below float32."""
+    """Linear layer in `dtype`, by default float64: rounding that depends on the row count is far below float32."""
     dtype = dtype or exact_dtype(x)
     return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))

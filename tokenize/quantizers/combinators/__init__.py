@@ -1,1 +1,1 @@
-"""Quantizers made of quantizers: residual, grouped, multi-scale, and wrappers around one."""
+"""Quantizers composed of other quantizers: residual, grouped, multi-scale, and wrappers around one."""

@@ -1,16 +1,16 @@
-"""Fewer tokens for simple pictures: a head says of each token at which error of the picture it is not needed.
+"""Adaptive length: a head predicts the reconstruction error above which each token can be dropped.
 
-    places, in order of importance     0     1     2     3     4     5
-    largest error it is needed for    .40   .21   .12   .07   .05   .04     by the head, from the latents
-    wanted error 0.1                 code  code  code    V     V     V      the first that is not needed halts
+    positions, in order of importance  0     1     2     3     4     5
+    largest error it is needed for    .40   .21   .12   .07   .05   .04     predicted by the head from the latents
+    wanted error 0.1                 code  code  code    V     V     V      halt at the first token not needed
 
-A sample keeps all its places, so whoever reads codes need know nothing: a token after the halt has a code of its own,
-"absent", one behind those of its codebook, and a learned vector.
+Samples keep all their positions, so consumers of codes need no changes: tokens after the halt get the additional code V
+of their codebook, "absent", which has a learned vector.
 
-While training the halt is drawn, for each sample, and the head learns from the error that the picture then has (the
-term `halting`, train/losses/adaptive_length.py). Sources: KARL, arXiv:2507.07995, whose encoder is told the wanted
-error, and therefore passes each picture twice; here the head alone is told, so the tokens before the halt are those of
-any error, and one pass does.
+In training, the halt is sampled for each sample, and the head learns from the resulting reconstruction error (loss
+`halting`, train/losses/adaptive_length.py). Sources: KARL, arXiv:2507.07995, whose encoder is conditioned on the wanted
+error and therefore runs twice per image; here only the head is conditioned on it, so the tokens before the halt do not
+depend on the error, and one pass is enough.
 """
 
 from __future__ import annotations
@@ -32,32 +32,31 @@ if TYPE_CHECKING:
     from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 SMALLEST_ERROR = 1e-4
-"""Of a picture; a smaller one counts as this."""
+"""Lower bound of an image's error; smaller values are clamped to it."""
 FIRST_LIMIT = 0.1
-"""Error at which tokens halt before anything is learned, about."""
+"""Approximate error at which tokens halt in an untrained model."""
 
 
 class HaltingConfig(Config):
-    """The outermost part of a tree. Places are tokens in order of importance, all of them in one part of a picture."""
+    """Must be the root of a quantizer tree. Positions are the tokens of one image in order of importance."""
 
     kind: Literal["halting"] = "halting"
     wanted_error: PositiveFloat
-    """Mean absolute difference of pixels in [-1, 1] that is aimed at when a picture is encoded; training does not look
-    at it."""
+    """Target mean absolute error of pixels in [-1, 1] when encoding an image; not used in training."""
     shortest: PositiveInt = 1
-    """Tokens that never halt."""
+    """Number of tokens that are always kept."""
     halt_above: float = Field(default=0.5, gt=0, lt=1)
-    """Probability above which a token counts as not needed."""
+    """Predicted probability above which a token counts as not needed."""
     width: PositiveInt = 64
     """Hidden units of the head."""
     quantizer: QuantizerConfig
-    """Of every token before the halt."""
+    """Quantizer of the tokens before the halt."""
 
 
 class HaltingQuantizer(Wrapper):
-    """See the head of this file.
+    """Encodes each sample with as many tokens as the wanted error requires.
 
-    `wanted_error` may be set between calls: codes then differ, what they decode to does not.
+    `wanted_error` may be set between calls: it changes the codes, but not what codes decode to.
     """
 
     def __init__(self, config: HaltingConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
@@ -69,13 +68,13 @@ class HaltingQuantizer(Wrapper):
         super().__init__(inner)
         self.config = config
         self.wanted_error = config.wanted_error
-        self.span = 0  # whether a token is absent depends on those before it
+        self.span = 0  # whether a token is absent depends on the previous tokens
         self.absent = nn.Parameter(0.02 * torch.randn(len(inner.cardinalities), dim))
         self.hidden = nn.Linear(dim, config.width)
         self.mix = nn.Linear(2 * config.width, config.width)
-        """Of a token's own hidden units and the mean of all tokens' of the sample."""
+        """Input: a token's hidden units and their mean over the sample."""
         self.limit = nn.Linear(config.width, 2)
-        """Log of the largest error that a token is needed for, and how sure that is."""
+        """Log of the largest error for which a token is needed, and the confidence."""
         with torch.no_grad():
             self.limit.bias.copy_(torch.tensor([FIRST_LIMIT, 1.0]).log())
 
@@ -116,13 +115,13 @@ class HaltingQuantizer(Wrapper):
         return join_tables(tables)
 
     def estimate(self, x: Tensor, parts: QuantizerOutput) -> Tensor:
-        """As every quantizer, but no gradient reaches the latents of absent tokens: their values do not depend on
-        them."""
+        """See Quantizer.estimate; absent tokens pass no gradient to their latents, which their values do not depend
+        on."""
         absent = self._is_absent(parts.codes).all(dim=-1, keepdim=True)
         return torch.where(absent, parts.vectors, super().estimate(x, parts))
 
     def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """See Quantizer.rate; absent tokens take nothing, and where a sample halts is one number."""
+        """See Quantizer.rate; absent tokens cost nothing, but each sample stores the position of its halt."""
         number, bits = self.inner.rate(torch.where(self._is_absent(codes), -1, codes))
         return number, bits + math.log2(max(1, codes.shape[1] - self.config.shortest + 1))
 
@@ -138,11 +137,11 @@ class HaltingQuantizer(Wrapper):
         return halts.cumsum(dim=1) == 0
 
     def halting(self, x: Tensor, errors: Tensor) -> Tensor:
-        """Log odds that a token is not needed: latents [B, M, D] and errors of their pictures [B] -> [B, M] float64.
+        """Log odds that a token is not needed: latents [B, M, D] and errors of their images [B] -> [B, M] float64.
 
-        They grow with the error, whatever the head has learned, and lead no gradient to the latents.
+        They increase with the error by construction, and pass no gradient to the latents.
         """
-        # In float64: how a product rounds by the number of rows then moves no halt.
+        # In float64: rounding that depends on the number of rows then moves no halt.
         dtype = exact_dtype(x)
         with float32_only():
             hidden = F.silu(_linear(self.hidden, x.detach().to(dtype)))
@@ -151,18 +150,18 @@ class HaltingQuantizer(Wrapper):
             return F.softplus(sureness) * (errors.to(dtype).clamp_min(SMALLEST_ERROR).log()[:, None] - limit)
 
     def draw_lengths(self, num_samples: int, places: int) -> Tensor:
-        """How many of its `places` each sample keeps, [B] long, from torch's global generator."""
+        """Sample how many of its `places` positions each sample keeps, [B] long, from torch's global generator."""
         return torch.randint(min(self.config.shortest, places), places + 1, (num_samples,))
 
     def _is_absent(self, codes: Tensor) -> Tensor:
         return codes == torch.tensor(self.inner.cardinalities, device=codes.device)
 
     def _fill(self, codes: Tensor, absent: Tensor) -> Tensor:
-        """Codes [B, M, Q] with those of absent tokens [B, M] in place."""
+        """Codes [B, M, Q] with the tokens in `absent` [B, M] set to the absent code."""
         return torch.where(absent[..., None], torch.tensor(self.inner.cardinalities, device=codes.device), codes)
 
     def _sum(self, vectors: Tensor, codes: Tensor) -> Tensor:
-        """Vectors [B, M, D] of the codes that are there, and those of absent ones."""
+        """Vectors [B, M, D] of the present codes plus the learned vectors of the absent codes."""
         for own, absent in zip(self.absent.float(), self._is_absent(codes).unbind(-1), strict=True):
             vectors = vectors + torch.where(absent[..., None], own, 0.0)
         return vectors

@@ -1,7 +1,7 @@
-"""Quantizers side by side, each with a source of its own; the value is the sum of what they give.
+"""Parallel quantizers, each on its own channel range; the value is the sum of their outputs.
 
-A branch reads all channels or a range of them (a network may put features of several depths, or of a teacher, side by
-side), at every place or every few, and writes to where it reads:
+A branch reads all channels or a range of them (a network can concatenate features of several depths, or of a teacher),
+at every position or with a stride, and writes to the channels it reads:
 
     semantic   channels 0..D     vq                        + -> value           Mimi: both read the same, and are added
     acoustic   channels 0..D     residual of 7 vq          |
@@ -9,7 +9,7 @@ side), at every place or every few, and writes to where it reads:
     semantic   channels 0..D/2   vq        FQGAN, DualToken: ranges side by side, no range read twice
     detail     channels D/2..D   vq
 
-Source: Mimi, arXiv:2410.00037; FQGAN, arXiv:2411.16681. For one that quantizes what another left over, see residual.py.
+Source: Mimi, arXiv:2410.00037; FQGAN, arXiv:2411.16681. For quantizing the residual of another, see residual.py.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
 
 
 class BranchConfig(Config):
-    """One of the quantizers side by side."""
+    """One of the parallel quantizers."""
 
     source: tuple[NonNegativeInt, PositiveInt] | None = None
-    """First channel, and the one after the last; null: all of them."""
+    """Channel range [first, end); null: all channels."""
     stride: PositiveInt = 1
-    """Places that share a code."""
+    """Number of adjacent positions that share a code."""
     quantizer: QuantizerConfig
 
 
 class BranchesConfig(Config):
-    """Named branches; their codes follow each other in this order."""
+    """Named branches; their codes are concatenated in this order."""
 
     kind: Literal["branches"] = "branches"
     branches: Annotated[dict[str, BranchConfig], Field(min_length=1)]
     disentangle: NonNegativeFloat = 0.0
-    """Weight of the squared cosine between the code vectors of two branches, the mean over pairs."""
+    """Weight of the squared cosine between the code vectors of two branches, averaged over pairs."""
 
 
 class BranchesQuantizer(Quantizer):
-    """See the head of this file. Q is the sum over branches."""
+    """Parallel branches whose outputs are added. Q is the sum over branches."""
 
     def __init__(self, config: BranchesConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         parts = {}
@@ -80,7 +80,7 @@ class BranchesQuantizer(Quantizer):
         self.span = common_span(list(parts.values()))
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """See Quantizer.quantize. Losses are summed over branches by name; "disentangle" where it has a weight."""
+        """See Quantizer.quantize. Losses are summed over branches by name; "disentangle" if its weight is not 0."""
         total, pieces, vectors, codes = torch.zeros_like(x), [], [], []
         losses: dict[str, Tensor] = {}
         for part, (first, end) in self.each():
@@ -95,7 +95,7 @@ class BranchesQuantizer(Quantizer):
         return QuantizerOutput(total, torch.cat(codes, dim=-1), losses)
 
     def each(self) -> Iterable[tuple[Quantizer, tuple[int, int]]]:
-        """Every branch and its range of channels."""
+        """Each branch with its channel range."""
         return zip(self.branches.values(), self.ranges, strict=True)  # pyright: ignore[reportReturnType]
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -120,7 +120,7 @@ class BranchesQuantizer(Quantizer):
         return rates_of([part for part, _ in self.each()], codes)
 
     def fit_parts(self, x: Tensor) -> bool:
-        """Every branch on its own channels."""
+        """Fit every branch on its own channels."""
         return any([part.fit_parts(x[..., first:end]) for part, (first, end) in self.each()])
 
     def _place(self, vectors: Tensor, first: int, end: int) -> Tensor:

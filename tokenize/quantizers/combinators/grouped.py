@@ -1,8 +1,8 @@
-"""Product quantization: the channels are cut into groups of equal width, each with a quantizer of its own.
+"""Product quantization: the channels are split into groups of equal width, each with its own quantizer.
 
     x [*, D]   ->   x 0 | x 1 | .. | x G-1, each [*, D / G]   ->   q 0 | q 1 | .. | q G-1
 
-Losses are averaged over groups, so a mean over channels stays one.
+Losses are averaged over groups, which keeps a mean over channels a mean.
 Source: product quantization, doi:10.1109/TPAMI.2010.57; with residuals inside: HiFi-Codec, arXiv:2305.02765; one
 codebook for all groups: MoVQ, arXiv:2209.09002; nested dropping of groups: MGVQ, arXiv:2507.07997.
 """
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 
 class GroupConfig(LevelDropout):
-    """Groups of channels side by side; level dropout keeps the first few groups."""
+    """Channel groups; level dropout keeps the first few groups."""
 
     kind: Literal["group"] = "group"
     groups: LayerCount
     """Must divide the number of channels."""
     quantizer: QuantizerConfig
-    """Of each group."""
+    """Quantizer of each group."""
     shared: bool = False
-    """One quantizer, with one codebook, serves all groups."""
+    """Use one quantizer, with one codebook, for all groups."""
     disentangle: NonNegativeFloat = 0.0
-    """Weight of the squared cosine between the code vectors of two groups, the mean over pairs."""
+    """Weight of the squared cosine between the code vectors of two groups, averaged over pairs."""
 
 
 class GroupQuantizer(Quantizer):
-    """See the head of this file. Q = groups, times the codes of one."""
+    """Product quantizer. Q = groups times the codes of one group."""
 
     groups: Sequence[Quantizer]
 
@@ -57,11 +57,11 @@ class GroupQuantizer(Quantizer):
         self.span = common_span(groups)
 
     def each(self) -> list[Quantizer]:
-        """The quantizer of every group; the same one again where they share it."""
+        """The quantizer of every group, repeated if shared."""
         return list(self.groups) * (self.config.groups if self.config.shared else 1)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """See Quantizer.quantize. Losses are averaged over groups; "disentangle" where it has a weight."""
+        """See Quantizer.quantize. Losses are averaged over groups; "disentangle" if its weight is not 0."""
         used = self.draw_levels(x.shape[0]).to(x.device) if self.training and self.config.level_dropout else None
         vectors, codes = [], []
         losses: dict[str, Tensor] = {}
@@ -81,7 +81,7 @@ class GroupQuantizer(Quantizer):
         return QuantizerOutput(torch.cat(vectors, dim=-1), torch.cat(codes, dim=-1), losses)
 
     def draw_levels(self, num_samples: int) -> Tensor:
-        """How many groups each sample uses, [B] long, from torch's global generator."""
+        """Sample how many groups each sample uses, [B] long, from torch's global generator."""
         return draw_levels(self.config, self.config.groups, num_samples)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -107,6 +107,6 @@ class GroupQuantizer(Quantizer):
         return rates_of(self.each(), codes)
 
     def fit_parts(self, x: Tensor) -> bool:
-        """Every group on its own channels."""
+        """Fit every group on its own channels."""
         pieces = zip(self.each(), x.chunk(self.config.groups, dim=-1), strict=True)
         return any([group.fit_parts(piece) for group, piece in pieces])

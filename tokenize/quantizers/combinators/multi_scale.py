@@ -1,16 +1,16 @@
-"""Next-scale quantization: residuals at growing resolutions of one map, with one codebook.
+"""Multi-scale residual quantization (for next-scale prediction) at increasing resolutions of one map.
 
     sum = 0;   for each scale:   rest = x - sum,   codes = quantize(area mean of rest at this scale),
-                                 sum += phi(their vectors, enlarged)         phi(u) = u / 2 + conv(u) / 2
+                                 sum += phi(upsampled code vectors)          phi(u) = u / 2 + conv(u) / 2
 
-A sample has no codes place by place. In codes [*, M, scales] the first (rows * columns) rows of column s are the codes
-of scale s, in raster order, the others -1: with a map of 4 x 4 and scales 1, 2, 4:
+Codes do not belong to single positions. In codes [*, M, scales] the first (rows * columns) rows of column s are the
+codes of scale s in raster order, and the others are -1. For a 4 x 4 map and scales 1, 2, 4:
 
     scale 1   c -1 -1 -1 -1 -1 ..        scale 2   c c c c -1 -1 ..        scale 4   c c c c c c c c c c c c c c c c
 
-As frames of one codebook (`to_frames`) they follow each other without the -1, 1 + 4 + 16 of them.
+As frames of one codebook (`to_frames`) they are concatenated without the -1, here 1 + 4 + 16 frames.
 
-One straight-through gradient goes around the sum. Source: VAR, arXiv:2404.02905.
+A single straight-through gradient goes around the sum. Source: VAR, arXiv:2404.02905.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ if TYPE_CHECKING:
 
 
 class ScalesConfig(Config):
-    """Maps of fixed size: all places of every sample, in raster order."""
+    """Maps of fixed size: all positions of every sample, in raster order."""
 
     kind: Literal["scales"] = "scales"
     sizes: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]
-    """Rows and columns of each scale, growing; the last is the map itself. Audio: [1, frames]."""
+    """Rows and columns of each scale, increasing; the last is the map itself. Audio: [1, frames]."""
     convolutions: int = Field(default=4, ge=0)
-    """Different phi, spread over the scales; 0: vectors are only enlarged."""
+    """Number of different phi, spread over the scales; 0: vectors are only upsampled."""
     phi: Literal["var", "even"] = "var"
-    """Which phi a scale has. var: as VAR's code chooses (`phi_numbers`). even: as versions before 2026-12 chose; the
-    saved tokenizers of those keep it."""
+    """Assignment of phi to scales. var: as in VAR's code (`phi_numbers`). even: as in versions before 2026-12; their
+    saved tokenizers keep it."""
     shared: bool = True
-    """One quantizer, with one codebook, serves all scales."""
+    """Use one quantizer, with one codebook, for all scales."""
     quantizer: QuantizerConfig
-    """Of a place of a scale; one code each."""
+    """Quantizer of each position of a scale; it gives one code."""
 
     @model_serializer(mode="wrap")
     def _without_old_meaning(self, handler):
-        """`phi` is written only where it says another choice than files without it mean (`restore_phi`): fingerprints
-        of what was made before the field existed stay as they were."""
+        """Write `phi` only if it differs from what files without it mean (`restore_phi`): this preserves fingerprints
+        from before the field existed."""
         scales = len(self.sizes)
         same = phi_numbers(scales, self.convolutions, self.phi) == phi_numbers(scales, self.convolutions, "even")
         return {name: value for name, value in handler(self).items() if name != "phi" or not same}
 
 
 def restore_phi(saved: Any) -> Any:
-    """The data of a saved config, with what a missing `phi` means there: "even"."""
+    """Fill in a missing `phi` in the data of a saved config: it means "even" there."""
     if isinstance(saved, list):
         return [restore_phi(part) for part in saved]
     if not isinstance(saved, dict):
@@ -67,12 +67,11 @@ def restore_phi(saved: Any) -> Any:
 
 
 def phi_numbers(scales: int, convolutions: int, rule: Literal["var", "even"] = "var") -> list[int]:
-    """The number of the convolution of each scale; an empty list where there are none.
+    """Index of the convolution of each scale; an empty list if there are none.
 
-    Scale i of S stands at i / (S - 1). var: the nearest of K points spread over 0 to 1, the first of equally near ones,
-    in float64 as in VAR (models/quant.py, PhiPartiallyShared): for K = 4 from 1/12 to 11/12, else from 1 / 2K to
-    1 - 1 / 2K. Rounding decides ties there, and so here. even: the points are 0 to 1, ends included, and ties go to the
-    even number.
+    Scale i of S is at i / (S - 1). var: the nearest of K evenly spaced points, the first one in a tie, in float64 as in
+    VAR (models/quant.py, PhiPartiallyShared): from 1/12 to 11/12 for K = 4, else from 1 / 2K to 1 - 1 / 2K. Rounding
+    decides ties there, and so it does here. even: the points span 0 to 1, ends included; ties go to the even index.
     """
     if not convolutions:
         return []
@@ -85,7 +84,7 @@ def phi_numbers(scales: int, convolutions: int, rule: Literal["var", "even"] = "
 
 
 class ScalesQuantizer(Quantizer):
-    """See the head of this file. Q = number of scales."""
+    """Multi-scale residual quantizer. Q = number of scales."""
 
     span = 0
 
@@ -109,7 +108,7 @@ class ScalesQuantizer(Quantizer):
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
         whole = torch.eye(self.places, dtype=torch.float64).view(self.places, 1, rows, columns)
         for number, size in enumerate(config.sizes):
-            # Linear maps as matrices: the same numbers for any batch.
+            # Resize with matrices: the result does not depend on the batch.
             down = F.adaptive_avg_pool2d(whole, size).flatten(1).T
             small = torch.eye(size[0] * size[1], dtype=torch.float64).view(-1, 1, *size)
             up = F.interpolate(small, (rows, columns), mode="bicubic").flatten(1).T
@@ -117,7 +116,7 @@ class ScalesQuantizer(Quantizer):
             self.register_buffer(f"up_{number}", up.contiguous(), persistent=False)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """See Quantizer.quantize. A sample is valid or not as a whole. Loss "commitment" is that of the sums."""
+        """See Quantizer.quantize. The mask must be uniform within a sample. Loss "commitment" is that of the sums."""
         kept = self._whole(x, mask)
         total, codes, losses = torch.zeros_like(x), [], {}
         for number in range(len(self.cardinalities)):
@@ -126,7 +125,7 @@ class ScalesQuantizer(Quantizer):
             part = self._level(number).quantize(small, wanted)
             total = total + self._enlarge(number, part.vectors)
             codes.append(F.pad(part.codes, (0, 0, 0, self.places - part.codes.shape[1]), value=-1))
-            # A mean over the scale's places, the same for every place of the sample.
+            # A mean over the positions of the scale, repeated for every position of the sample.
             averages = {name: loss.mean(dim=1, keepdim=True).expand(x.shape[:2]) for name, loss in part.losses.items()}
             add_losses(losses, averages)
         if self.phi:
@@ -148,7 +147,7 @@ class ScalesQuantizer(Quantizer):
         return torch.cat(codes, dim=-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """[B, M, Q] -> [B, M, D]; a scale whose codes are -1 adds nothing."""
+        """[B, M, Q] -> [B, M, D]; a scale whose codes are -1 contributes 0."""
         total = torch.zeros(*codes.shape[:2], self.dim, device=codes.device)
         for number, (rows, columns) in enumerate(self.config.sizes):
             own = codes[:, : rows * columns, number, None]
@@ -157,28 +156,28 @@ class ScalesQuantizer(Quantizer):
         return total
 
     def vectors(self) -> Tensor:
-        """[Q, V, D], before they are enlarged."""
+        """[Q, V, D], before upsampling."""
         return join_tables([self._level(number).vectors() for number in range(len(self.cardinalities))])
 
     def to_frames(self, codes: Tensor) -> Tensor:
-        """Codes [B, M, Q] as frames [B, T, 1]: the cells of the first scale, of the second, and so on."""
+        """Codes [B, M, Q] -> frames [B, T, 1]: the cells of the first scale, then of the second, and so on."""
         counts = [rows * columns for rows, columns in self.config.sizes]
         return torch.cat([codes[:, :count, number] for number, count in enumerate(counts)], dim=1)[..., None]
 
     def from_frames(self, frames: Tensor) -> Tensor:
-        """The inverse of `to_frames`."""
+        """Inverse of `to_frames`."""
         parts = frames[..., 0].split([rows * columns for rows, columns in self.config.sizes], dim=1)
         return torch.stack([F.pad(part, (0, self.places - part.shape[1]), value=-1) for part in parts], dim=-1)
 
     def phi_of(self, number: int) -> nn.Conv2d | None:
-        """The convolution of a scale."""
+        """The phi convolution of a scale."""
         return self.phi[self.phi_numbers[number]] if self.phi else None  # pyright: ignore[reportReturnType]
 
     def _level(self, number: int) -> Quantizer:
         return self.levels[0 if self.config.shared else number]  # pyright: ignore[reportReturnType]
 
     def _whole(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Check the size of the map; which samples are valid [B]."""
+        """Check the map size; returns which samples are valid [B]."""
         if x.shape[1] != self.places:
             rows, columns = self.config.sizes[-1]
             raise ValueError(f"scales are for {rows} x {columns} places a sample, found {x.shape[1]}")
@@ -192,7 +191,7 @@ class ScalesQuantizer(Quantizer):
         return torch.stack([down @ sample for sample in x.to(down.dtype)]).float() if len(x) else x[:, : len(down)]
 
     def _enlarge(self, number: int, small: Tensor) -> Tensor:
-        """[B, m, D] -> [B, M, D], with phi."""
+        """[B, m, D] -> [B, M, D], including phi."""
         up: Tensor = getattr(self, f"up_{number}").to(exact_dtype(small))
         large = up @ small.to(up.dtype)
         layer = self.phi_of(number)
@@ -203,7 +202,7 @@ class ScalesQuantizer(Quantizer):
 
 
 def blend(large: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
-    """phi of the head of this file: maps [B, M, D] of `size` rows and columns, by a convolution's weight and bias."""
+    """Apply phi(u) = u / 2 + conv(u) / 2 to maps [B, M, D] of `size` rows and columns."""
     picture = large.transpose(1, 2).unflatten(2, size)
     more = F.conv2d(picture, weight, bias, padding=1)
     return 0.5 * large + 0.5 * more.flatten(2).transpose(1, 2)

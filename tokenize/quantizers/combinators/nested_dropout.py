@@ -1,6 +1,6 @@
-"""Dropping the tail of a sample's tokens, so that any first few of a 1-D sequence of tokens decode well.
+"""Nested dropout: drops the tail of a 1-D token sequence in training, so that every prefix decodes well.
 
-The length is drawn for each sample. Source: One-D-Piece, arXiv:2501.10064 (there one length for the batch).
+A length is sampled for each sample. Source: One-D-Piece, arXiv:2501.10064 (which uses one length per batch).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 class TailConfig(Config):
-    """Places of a sample are tokens in order of importance; the last ones are left out at random while training."""
+    """Positions are tokens in order of importance; a random number of the last ones is dropped in training."""
 
     kind: Literal["tail"] = "tail"
     shortest: PositiveInt = 1
-    """Tokens that are never dropped."""
+    """Number of tokens that are never dropped."""
     lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
-    """Numbers of tokens to draw from, equally likely; null: every number from `shortest` to all."""
+    """Numbers of tokens to sample from, equally likely; null: every number from `shortest` to all."""
     share: float = Field(default=1.0, ge=0, le=1)
-    """Of the training samples that draw a length; the others keep all."""
+    """Fraction of training samples with a random length; the others keep all tokens."""
     quantizer: QuantizerConfig
-    """Of every token; a dropped one has codes -1 and a value of 0."""
+    """Quantizer of every token; dropped tokens have code -1 and value 0."""
 
 
 class TailQuantizer(Wrapper):
-    """See the head of this file."""
+    """Applies nested dropout to the tokens of the inner quantizer."""
 
     def __init__(self, config: TailConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
@@ -50,7 +50,7 @@ class TailQuantizer(Wrapper):
         return self.inner.quantize(torch.where(kept[..., None], x, 0.0), kept)
 
     def draw_lengths(self, num_samples: int, places: int) -> Tensor:
-        """How many of its `places` each sample keeps, [B] long, from torch's global generator."""
+        """Sample how many of its `places` positions each sample keeps, [B] long, from torch's global generator."""
         dropped = torch.rand(num_samples) < self.config.share
         if self.config.lengths is None:
             shortest = min(self.config.shortest, places)

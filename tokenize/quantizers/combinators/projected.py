@@ -1,7 +1,7 @@
-"""A quantizer in a space of its own: linear maps without bias lead in and out, once around the whole of it.
+"""A quantizer in a projected space: one pair of bias-free linear layers, in and out, around the whole inner quantizer.
 
 Mimi has one such pair around all levels of each residual quantizer (arXiv:2410.00037); `code_dim` of `vq` has one pair
-for every codebook.
+per codebook.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class ProjectConfig(Config):
-    """Linear in, quantize, linear out."""
+    """Linear projection, quantizer, linear projection."""
 
     kind: Literal["project"] = "project"
     dim: PositiveInt
-    """Channels inside."""
+    """Channels of the projected space."""
     quantizer: QuantizerConfig
-    """What quantizes there."""
+    """Quantizer in the projected space."""
 
 
 class ProjectedQuantizer(Wrapper):
-    """See the head of this file. Without bias, so that the vector of a sum of codes is the sum of their vectors."""
+    """Quantizes in a projected space. There is no bias, so the projection of a sum of vectors is the sum of theirs."""
 
     def __init__(self, config: ProjectConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         super().__init__(make(config.quantizer, config.dim, depth, f"{where}.quantizer"))
@@ -43,10 +43,10 @@ class ProjectedQuantizer(Wrapper):
         self.project_out = nn.Linear(config.dim, dim, bias=False)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """See Quantizer.quantize. Besides the losses inside: "codebook", which teaches the projections."""
+        """See Quantizer.quantize. Adds the loss "codebook", which trains the projections."""
         part = self.inner.quantize(self._in(x), mask)
         vectors = self._out(part.vectors)
-        # Adds exactly 0, and leads the gradient straight through the quantizer into the projection in.
+        # Adds exactly 0 and passes the straight-through gradient to the input projection.
         z = F.linear(x.detach(), self.project_in.weight.float())
         straight = (z - z.detach()) @ self.project_out.weight.float().T
         kept = (part.codes >= 0).any(dim=-1)
@@ -69,7 +69,7 @@ class ProjectedQuantizer(Wrapper):
         return self._out(self.inner.vectors())
 
     def fit_parts(self, x: Tensor) -> bool:
-        """On projected latents."""
+        """Fit the inner quantizer on projected latents."""
         return self.inner.fit_parts(self._in(x))
 
     def _in(self, x: Tensor) -> Tensor:
@@ -80,6 +80,6 @@ class ProjectedQuantizer(Wrapper):
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """In float64, then float32: how the product rounds by the number of rows is far below that."""
+    """Compute in float64, return float32: rounding that depends on the number of rows is far below float32."""
     dtype = exact_dtype(x)
     return F.linear(x.to(dtype), layer.weight.to(dtype)).float()

@@ -1,6 +1,6 @@
-"""Quantization left out for some training samples: their values are the latents, so the decoder learns both.
+"""Quantizer bypass: some training samples are not quantized, so the decoder also learns from continuous latents.
 
-Source: Mimi's rate of no quantization, arXiv:2410.00037.
+Source: Mimi, which skips quantization at a given rate, arXiv:2410.00037.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class SkipConfig(Config):
-    """Draws for each sample."""
+    """Bypass sampled per training sample."""
 
     kind: Literal["skip"] = "skip"
     share: float = Field(ge=0, le=1)
-    """Of the training samples that pass as they are; their codes are -1 and move no codebook."""
+    """Fraction of training samples that are not quantized; their codes are -1 and update no codebook."""
     quantizer: QuantizerConfig
-    """Of all others."""
+    """Quantizer of the other samples."""
 
 
 class SkippingQuantizer(Wrapper):
-    """See the head of this file."""
+    """Bypasses the inner quantizer for a random part of the training samples."""
 
     def __init__(self, config: SkipConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
@@ -46,5 +46,5 @@ class SkippingQuantizer(Wrapper):
         return QuantizerOutput(torch.where(passed[..., None], x.detach(), part.vectors), part.codes, part.losses)
 
     def draw_passed(self, num_samples: int) -> Tensor:
-        """Which samples pass unquantized, [B] bool, from torch's global generator."""
+        """Sample which samples stay unquantized, [B] bool, from torch's global generator."""
         return torch.rand(num_samples) < self.config.share

@@ -1,19 +1,19 @@
-"""Codes where information is: a region of a picture has one code, or one for each of its places, as a router chooses.
+"""Variable-rate image codes: a router gives each region either one code or one code per position.
 
-    regions of 2 x 2        coarse: the mean of its places is      codes  a a b c        to write  a  b c
-    of a grid of 4 columns  quantized, and all get its code               a a d e                     d e
-                            fine: every place is quantized
+    2 x 2 regions of        coarse: the mean of the positions is   codes  a a b c        stored    a  b c
+    a grid with 4 columns   quantized, and all share its code             a a d e                     d e
+                            fine: every position is quantized
 
-Codes stand at all places, repeated where a region is coarse, so everything that takes codes works as before; `rate`
-tells how many there are to write. The router is a small network that sees, for each channel, the mean of a region's
-places and the logarithm of their deviation from it. While training it draws (Gumbel), in evaluation it takes the
-likelier. It learns from the gradient of the values along the way from the mean to the places, and from the budget:
+Codes have all positions, repeated in coarse regions, so consumers of codes need no changes; `rate` counts the codes to
+store. The router is a small network; its inputs are, per channel, the mean of a region's positions and the logarithm
+of their standard deviation. In training it samples (Gumbel), in eval mode it takes the likelier choice. It learns from
+the gradient of the values along the direction from the mean to the positions, and from the budget loss:
 
-    weight * (share of fine regions in the batch of all processes - the share wanted)^2
+    weight * (fraction of fine regions in the batch over all processes - wanted fraction)^2
 
-Source: DQ-VAE, arXiv:2305.11718, section 3.1. There a network makes the coarse latents; here they are the means. There
-the share is that of what was drawn; here it is that of evaluation, without the noise: else a router that is not yet
-certain draws what is wanted, and makes all regions coarse in evaluation.
+Source: DQ-VAE, arXiv:2305.11718, section 3.1. There a network computes the coarse latents; here they are the means.
+There the fraction is that of the sampled choices; here it is that of eval mode, without noise: otherwise an uncertain
+router would sample the wanted fraction, but make all regions coarse in eval mode.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ if TYPE_CHECKING:
 
 
 SMALLEST = 1e-3
-"""Added to deviations: their logarithms stay finite where all places are alike."""
+"""Added to deviations, so that the logarithm stays finite if all positions are equal."""
 
 
 class RegionsConfig(Config):
-    """Regions of a picture's grid, whose places come in raster order."""
+    """Regions of an image grid whose positions are in raster order."""
 
     kind: Literal["regions"] = "regions"
     columns: PositiveInt
-    """Places in a row of the grid."""
+    """Columns of the grid."""
     side: int = Field(default=2, ge=2)
     """Rows and columns of a region; must divide those of the grid."""
     share: float = Field(default=0.5, ge=0, le=1)
-    """Of the regions that should be fine."""
+    """Wanted fraction of fine regions."""
     budget: NonNegativeFloat = 1.0
-    """Weight of the loss that draws the share of fine regions to `share`."""
+    """Weight of the loss that pulls the fraction of fine regions towards `share`."""
     noise: NonNegativeFloat = 1.0
-    """Scale of the Gumbel noise of the draws; 0: the likelier is taken while training, too."""
+    """Scale of the Gumbel noise; 0: training takes the likelier choice, too."""
     quantizer: QuantizerConfig
-    """Of a place of a fine region, and of the mean of a coarse one."""
+    """Quantizer of the positions of fine regions and the means of coarse regions."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> RegionsConfig:
@@ -67,7 +67,7 @@ class RegionsConfig(Config):
 
 
 class RegionsQuantizer(Wrapper):
-    """See the head of this file."""
+    """Quantizes each region coarsely or finely, as a learned router chooses."""
 
     def __init__(self, config: RegionsConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
@@ -82,9 +82,9 @@ class RegionsQuantizer(Wrapper):
         self.choice = nn.Linear(2 * dim, 1)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """See Quantizer.quantize. Besides the losses inside, while training: "budget".
+        """See Quantizer.quantize. Adds the loss "budget" in training.
 
-        A coarse region has the losses of its one code, shared out among its places.
+        The losses of a coarse region's single code are divided among its positions.
         """
         cells, valid = self._cut_with_mask(x, mask)
         means, logits = self._route(cells, valid)
@@ -99,7 +99,7 @@ class RegionsQuantizer(Wrapper):
             once, each = self._split(loss, cells.shape)
             losses[name] = torch.where(fine[..., None], each, once / number)
         if self.training:
-            # Adds exactly 0, and leads the gradient of the values into the router.
+            # Adds exactly 0 and passes the gradient of the values to the router.
             soft = torch.sigmoid(drawn).float()
             vectors = vectors + (soft - soft.detach())[..., None, None] * (cells - means[:, :, None]).detach()
             if self.config.budget:
@@ -115,7 +115,7 @@ class RegionsQuantizer(Wrapper):
         )
 
     def draw_noise(self, logits: Tensor) -> Tensor:
-        """The difference of two Gumbel variables for each region, as logits, from torch's global generator."""
+        """Difference of two Gumbel variables per region, in the dtype of logits, from torch's global generator."""
         return torch.logit(torch.rand(logits.shape), eps=1e-6).to(logits)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -127,15 +127,15 @@ class RegionsQuantizer(Wrapper):
         return self._lay(self._choose(codes, fine), x.shape[1])
 
     def fit_parts(self, x: Tensor) -> bool:
-        """On what is quantized of [B, M, D]."""
+        """Fit the inner quantizer on the positions and means of [B, M, D] that are quantized."""
         cells, valid = self._cut_with_mask(x, None)
         means, logits = self._route(cells, valid)
         wanted, kept = self._candidates(cells, means, valid, logits > 0)
         return self.inner.fit_parts(wanted[kept][:, None])
 
     def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """See Quantizer.rate. A region whose places have the same codes writes them once; which do is a bit for each
-        region of several places."""
+        """See Quantizer.rate. A region whose positions have equal codes stores them once; a bit per region with several
+        positions marks it."""
         cells = self._cut(codes, -1)
         valid = (cells >= 0).any(dim=-1)
         first = cells.amax(dim=2)
@@ -145,10 +145,10 @@ class RegionsQuantizer(Wrapper):
         return number, bits + (valid.sum(dim=-1) > 1).sum(dim=-1)
 
     def _route(self, cells: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each region the mean [B, R, D], and the log odds of being fine [B, R] in float64: no rounding reaches the
-        choice. They lead no gradient to the latents."""
+        """Mean of each region [B, R, D], and its log odds of being fine [B, R] in float64, so that rounding cannot
+        change the choice. The log odds pass no gradient to the latents."""
         number = valid.sum(dim=-1, keepdim=True).clamp_min(1)
-        # One after the other: a reduction may add in an order that depends on the shape.
+        # Add sequentially: the summation order of a reduction can depend on the shape.
         total = cells[:, :, 0]
         for place in range(1, cells.shape[2]):
             total = total + cells[:, :, place]
@@ -159,28 +159,28 @@ class RegionsQuantizer(Wrapper):
         return means, project(self.choice, F.silu(project(self.hidden, seen)))[..., 0]
 
     def _candidates(self, cells: Tensor, means: Tensor, valid: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
-        """All that could be quantized [B, R + R * S, D], the means first, and what is."""
+        """All candidates for quantization [B, R + R * S, D], means first, and a mask of those that are quantized."""
         kept = torch.cat([valid.any(dim=-1) & ~fine, (valid & fine[..., None]).flatten(1)], dim=1)
         wanted = torch.cat([means, cells.flatten(1, 2)], dim=1)
         return torch.where(kept[..., None], wanted, 0.0), kept
 
     def _split(self, found: Tensor, cells: torch.Size) -> tuple[Tensor, Tensor]:
-        """What was found of the candidates [B, R + R * S, *]: of the means [B, R, 1, *], of the places [B, R, S, *]."""
+        """Results for the candidates [B, R + R * S, *] -> for the means [B, R, 1, *] and the positions [B, R, S, *]."""
         once, each = found.split([cells[1], cells[1] * cells[2]], dim=1)
         return once[:, :, None], each.reshape(*cells[:3], *found.shape[2:])
 
     def _choose(self, found: Tensor, fine: Tensor) -> Tensor:
-        """What was found of the candidates [B, R + R * S, *] -> of every place [B, R, S, *]."""
+        """Results for the candidates [B, R + R * S, *] -> for every position [B, R, S, *]."""
         once, each = self._split(found, torch.Size((*fine.shape, self.config.side**2)))
         return torch.where(fine[..., None, None], each, once)
 
     def _cut_with_mask(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Latents [B, M, D] -> [B, R, S, D], and which places there are [B, R, S]."""
+        """Latents [B, M, D] -> [B, R, S, D], and which positions are valid [B, R, S]."""
         valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         return self._cut(x, 0), self._cut(valid[..., None], False)[..., 0]
 
     def _cut(self, x: Tensor, filling: float) -> Tensor:
-        """[B, M, *] -> regions in raster order [B, R, S, *], S = side * side; the last rows may be short of places."""
+        """[B, M, *] -> regions in raster order [B, R, S, *], S = side * side; missing positions are padded."""
         side, across = self.config.side, self.config.columns // self.config.side
         whole = F.pad(x, (0, 0, 0, -x.shape[1] % self.span), value=filling)
         bands = whole.shape[1] // self.span
@@ -188,7 +188,7 @@ class RegionsQuantizer(Wrapper):
         return cells.reshape(len(x), bands * across, side * side, x.shape[2])
 
     def _lay(self, cells: Tensor, places: int) -> Tensor:
-        """The inverse of `_cut`: [B, R, S, *] -> [B, M, *]."""
+        """Inverse of `_cut`: [B, R, S, *] -> [B, M, *]."""
         side, across = self.config.side, self.config.columns // self.config.side
         bands, rest = cells.shape[1] // across, cells.shape[3:]
         rows = cells.reshape(len(cells), bands, across, side, side, *rest).transpose(2, 3)
@@ -196,7 +196,7 @@ class RegionsQuantizer(Wrapper):
 
 
 def check_regions(quantizer: Quantizer, geometry: AudioGeometry | ImageGeometry) -> None:
-    """Raise ConfigError, with the path of the node, where a quantizer has regions that do not fit the codes' places."""
+    """Raise ConfigError, with the path of the node, if a quantizer has regions that do not fit the geometry."""
     for part in quantizer.modules():
         if isinstance(part, StridedQuantizer) and part.every > 1:
             for inner in part.modules():

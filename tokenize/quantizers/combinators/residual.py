@@ -1,14 +1,14 @@
-"""Residual quantization: each stage quantizes what the stages before it left over; the value is the sum of all.
+"""Residual quantization: each stage quantizes the residual of the previous stages; the value is the sum of all stages.
 
     rest 0 = x,   q i = stage i (rest i),   rest i+1 = rest i - q i (no gradient through q i),   value = q 0 + q 1 + ...
 
-One straight-through gradient goes around the sum (Quantizer.forward): one per stage would multiply the encoder's
-gradient by the number of stages. The commitment losses of all stages reach the encoder, as the rest keeps x's gradient;
-the rest after stage i is x less the cumulative sum, so theirs is the cumulative commitment of RQ-VAE
+A single straight-through gradient goes around the sum (Quantizer.forward): one per stage would multiply the encoder's
+gradient by the number of stages. The commitment losses of all stages reach the encoder, because the rest keeps the
+gradient of x; the rest after stage i is x minus the cumulative sum, so this is the cumulative commitment loss of RQ-VAE
 (arXiv:2203.01941).
 
 `residual` repeats one kind of quantizer (SoundStream, arXiv:2107.03312; one codebook for all levels: RQ-VAE,
-arXiv:2203.01941; level dropout per sample: arXiv:2306.06546, from a set of numbers: EnCodec, arXiv:2210.13438).
+arXiv:2203.01941; level dropout per sample: arXiv:2306.06546, from a set of level counts: EnCodec, arXiv:2210.13438).
 The stages of a `chain` may differ: Language-Codec's MCRVQ (arXiv:2402.12208) is a `group` of 3, then a `residual`.
 """
 
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
 
 
 class LevelDropout(GrowingConfig):
-    """How a combinator drops its last levels while training; a base of configs."""
+    """Base config of combinators that can drop their last levels in training (quantizer dropout)."""
 
     added = frozenset({"level_choices"})
 
     level_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Share of the training samples that use a random number of levels, so that any first few codes decode well."""
+    """Fraction of training samples that use a random number of levels, so that every prefix of codes decodes well."""
     level_choices: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
-    """The numbers of levels such a sample may draw, all equally likely; null: 1, 2, .. all."""
+    """Level counts that such a sample may draw, equally likely; null: 1, 2, .. all."""
 
 
 class ChainConfig(LevelDropout):
-    """Quantizers one after the other, coarse first."""
+    """Different quantizers in sequence, coarse first."""
 
     kind: Literal["chain"] = "chain"
     stages: tuple[QuantizerConfig, ...] = Field(min_length=1)
-    """Each sees what those before it left over."""
+    """Each quantizes the residual of the previous stages."""
 
 
 class ChainQuantizer(Quantizer):
-    """Stages one after another. Q is the sum over stages."""
+    """Residual quantizer with different stages. Q is the sum over stages."""
 
     levels: Sequence[Quantizer]
 
@@ -59,7 +59,7 @@ class ChainQuantizer(Quantizer):
         self._take(config, parts, len(parts), where)
 
     def _take(self, config: LevelDropout, parts: list[Quantizer], repeats: int, where: str) -> None:
-        """Make it of its levels: `parts`, or a single one used `repeats` times."""
+        """Initialize with the levels `parts`, or a single part used `repeats` times."""
         used = parts if len(parts) == repeats else parts * repeats
         Quantizer.__init__(self, used[0].dim, used)
         check_choices(config, repeats, where)
@@ -69,7 +69,7 @@ class ChainQuantizer(Quantizer):
         self.span = common_span(parts)
 
     def each(self) -> list[Quantizer]:
-        """The quantizer of every level, in order; the same one again where levels share it."""
+        """The quantizer of every level in order, repeated if shared."""
         levels = list(self.levels)
         return levels if len(levels) == self.repeats else levels * self.repeats
 
@@ -92,7 +92,7 @@ class ChainQuantizer(Quantizer):
         return QuantizerOutput(total, torch.cat(codes, dim=-1), losses)
 
     def draw_levels(self, num_samples: int) -> Tensor:
-        """How many levels each sample uses, [B] long, from torch's global generator."""
+        """Sample how many levels each sample uses, [B] long, from torch's global generator."""
         return draw_levels(self.config, self.repeats, num_samples)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -121,7 +121,7 @@ class ChainQuantizer(Quantizer):
         return rates_of(self.each(), codes)
 
     def fit_parts(self, x: Tensor) -> bool:
-        """Each level on the rest of those before it."""
+        """Fit each level on the residual of the previous levels."""
         found, rest = False, x
         for level in self.each():
             found = level.fit_parts(rest) or found
@@ -130,7 +130,7 @@ class ChainQuantizer(Quantizer):
 
 
 def draw_levels(config: LevelDropout, levels: int, num_samples: int) -> Tensor:
-    """How many of `levels` each sample uses, [B] long: all, or for a share of them a random number."""
+    """Sample how many of `levels` each sample uses, [B] long: all, or a random number with level dropout."""
     dropped = torch.rand(num_samples) < config.level_dropout
     if config.level_choices is None:
         chosen = torch.randint(1, levels + 1, (num_samples,))
@@ -140,7 +140,7 @@ def draw_levels(config: LevelDropout, levels: int, num_samples: int) -> Tensor:
 
 
 def check_choices(config: LevelDropout, levels: int, where: str) -> None:
-    """Raise ConfigError where a sample could draw more levels than there are."""
+    """Raise ConfigError if a sample could draw more levels than there are, or if nothing is ever drawn."""
     if config.level_choices is not None and max(config.level_choices) > levels:
         raise ConfigError(
             f"{where}.level_choices: {max(config.level_choices)} is more than the {levels} levels there are"
@@ -150,12 +150,12 @@ def check_choices(config: LevelDropout, levels: int, where: str) -> None:
 
 
 def common_span(parts: Sequence[Quantizer]) -> int:
-    """The span of quantizers used side by side or one after the other (`Quantizer.span`)."""
+    """The common `Quantizer.span` of quantizers used in parallel or in sequence."""
     return 0 if any(part.span == 0 for part in parts) else math.lcm(*(part.span for part in parts))
 
 
 class ResidualConfig(LevelDropout):
-    """Several levels of the same kind of quantizer, coarse first."""
+    """Several levels of the same kind of quantizer, coarse first (RVQ)."""
 
     added = LevelDropout.added | {"shared"}
 
@@ -163,13 +163,13 @@ class ResidualConfig(LevelDropout):
     levels: LayerCount
     """Number of levels."""
     quantizer: QuantizerConfig
-    """Of each level."""
+    """Quantizer of each level."""
     shared: bool = False
-    """One quantizer, with one codebook, serves all levels; otherwise every level has its own state."""
+    """Use one quantizer, with one codebook, for all levels; otherwise every level has its own."""
 
 
 class ResidualQuantizer(ChainQuantizer):
-    """The same kind of stage several times. Q = levels, times the codes of one."""
+    """Residual quantizer with identical stages. Q = levels times the codes of one level."""
 
     def __init__(self, config: ResidualConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         own = 1 if config.shared else config.levels

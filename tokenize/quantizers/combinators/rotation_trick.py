@@ -1,8 +1,8 @@
-"""The rotation estimator: the gradient is turned and scaled as the latent is to become its code vector.
+"""Rotation trick: the gradient is rotated and scaled by the map that takes the latent to its code vector.
 
     value = q,   d value / d x = |q| / |x| R,   R the rotation, in the plane of x and q, of x to the direction of q
 
-Instead of the straight-through 1, for the whole tree inside. Source: arXiv:2410.06424.
+It replaces the straight-through gradient of 1 for the whole inner tree. Source: arXiv:2410.06424.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 class RotationConfig(Config):
-    """The outermost part of a tree."""
+    """Must be the root of a quantizer tree."""
 
     kind: Literal["rotation"] = "rotation"
     quantizer: QuantizerConfig
-    """Whose values they are."""
+    """Inner quantizer."""
 
 
 class RotationQuantizer(Wrapper):
-    """See the head of this file."""
+    """Replaces the straight-through estimator by the rotation trick."""
 
     def __init__(self, config: RotationConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         if "." in where:
@@ -39,7 +39,7 @@ class RotationQuantizer(Wrapper):
         self.config = config
 
     def estimate(self, x: Tensor, parts: QuantizerOutput) -> Tensor:
-        """The vectors, to the last bit, with the gradient of the rotation; 0 where x or the vector is 0."""
+        """The vectors, bit-identical, with the gradient of the rotation; it is 0 where x or the vector is 0."""
         vectors = parts.vectors
         if not x.requires_grad:
             return vectors

@@ -1,8 +1,8 @@
-"""Codes at a lower rate: neighbouring places are averaged, quantized as one, and all get its code.
+"""Codes at a lower rate: adjacent positions are averaged, quantized once, and share the code.
 
     x0 x1 x2 | x3 x4 x5 | x6        every: 3        mean of each, quantized        c0 c0 c0 | c1 c1 c1 | c2
 
-Codes keep one row a place, so everything that takes codes works as before; every third row holds all there is to know.
+Codes keep one row per position, so consumers of codes need no changes; every third row holds all the information.
 A `chain` of strides 4, 2, 1 is SNAC (arXiv:2410.14411).
 """
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class StrideConfig(Config):
-    """One code for several places in a row (of a picture: in raster order)."""
+    """One code for several consecutive positions (in raster order for images)."""
 
     kind: Literal["stride"] = "stride"
     every: PositiveInt
-    """Places that share a code."""
+    """Number of positions that share a code."""
     quantizer: QuantizerConfig
-    """Of the averages."""
+    """Quantizer of the averages."""
 
 
 class StridedQuantizer(Wrapper):
-    """See the head of this file."""
+    """Quantizes averages of consecutive positions."""
 
     def __init__(self, config: StrideConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
@@ -46,7 +46,7 @@ class StridedQuantizer(Wrapper):
         self.span = every * inner.span
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """See Quantizer.quantize; every place gets its cell's vector, codes and losses."""
+        """See Quantizer.quantize; every position gets the vector, codes and losses of its cell."""
         places = x.shape[1]
         part = self.inner.quantize(*self._pool(x, mask))
         codes, vectors = self._spread(part.codes, places), self._spread(part.vectors, places)
@@ -62,23 +62,23 @@ class StridedQuantizer(Wrapper):
         return self._spread(self.inner.search(*self._pool(x, mask)), x.shape[1])
 
     def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """See Quantizer.rate; a cell's code once."""
+        """See Quantizer.rate; each cell counts once."""
         short = -codes.shape[1] % self.every
         cells = F.pad(codes, (0, 0, 0, short), value=-1).unflatten(1, (-1, self.every))
         return self.inner.rate(cells.amax(dim=2))
 
     def fit_parts(self, x: Tensor) -> bool:
-        """On averages."""
+        """Fit the inner quantizer on averages."""
         return self.inner.fit_parts(self._pool(x, None)[0])
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Means of the valid places of each cell: [B, M, D] -> [B, cells, D], and which cells have any."""
+        """Means over the valid positions of each cell: [B, M, D] -> [B, cells, D], and which cells have any."""
         count, places, dim = x.shape
         valid = torch.ones(count, places, dtype=torch.bool, device=x.device) if mask is None else mask
         cells, short = -(-places // self.every), -places % self.every
         pieces = F.pad(x, (0, 0, 0, short)).view(count, cells, self.every, dim)
         number = F.pad(valid, (0, short)).view(count, cells, self.every).sum(dim=-1)
-        # One after the other: a reduction may add in an order that depends on the shape.
+        # Add sequentially: the summation order of a reduction can depend on the shape.
         total = pieces[:, :, 0]
         for place in range(1, self.every):
             total = total + pieces[:, :, place]

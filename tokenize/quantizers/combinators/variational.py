@@ -1,9 +1,9 @@
-"""A normal distribution before a quantizer: while training, what is quantized is drawn around the latent.
+"""Variational latents before a quantizer: in training, the quantizer's input is sampled around the latent.
 
-    x ──► mean x, log variance W x + b ──► draw ──► quantizer          in evaluation: x ──► quantizer
+    x ──► mean x, log variance W x + b ──► sample ──► quantizer          in eval mode: x ──► quantizer
 
-The divergence from the standard normal keeps the latents in one region and the draws apart from each other, so that
-more of the codes are met. Source: VAEVQ; the divergence: VAE, arXiv:1312.6114.
+The KL divergence from the standard normal keeps the latents in one region and the samples spread out, so that more of
+the codes are used. Source: VAEVQ; the divergence: VAE, arXiv:1312.6114.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 LARGEST = 10.0
-"""Log variances are cut beyond this, either way: their exponentials stay finite."""
+"""Log variances are clamped to +- this, so that their exponentials stay finite."""
 
 
 class GaussianConfig(Config):
-    """Draws for each place."""
+    """Sampling per position."""
 
     kind: Literal["gaussian"] = "gaussian"
     divergence: NonNegativeFloat = 1e-3
-    """Weight of the divergence from the standard normal, in nats per channel."""
+    """Weight of the KL divergence from the standard normal, in nats per channel."""
     first_deviation: NonNegativeFloat = 0.1
-    """Standard deviation of the draws before anything is learned."""
+    """Initial standard deviation of the samples."""
     quantizer: QuantizerConfig
-    """Of what is drawn."""
+    """Quantizer of the samples."""
 
 
 class GaussianQuantizer(Wrapper):
-    """See the head of this file."""
+    """Samples around the latent in training, then quantizes."""
 
     def __init__(self, config: GaussianConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
@@ -50,7 +50,7 @@ class GaussianQuantizer(Wrapper):
         nn.init.constant_(self.log_variance.bias, float(first.clamp(-LARGEST, LARGEST)))
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """See Quantizer.quantize. Besides the losses inside: "divergence"."""
+        """See Quantizer.quantize. Adds the loss "divergence"."""
         if not self.training:
             return self.inner.quantize(x, mask)
         weight, bias = self.log_variance.weight.float(), self.log_variance.bias.float()
@@ -60,8 +60,7 @@ class GaussianQuantizer(Wrapper):
         if mask is not None:
             spread, own = torch.where(mask[..., None], spread, 0.0), torch.where(mask, own, 0.0)
         part = self.inner.quantize(x + spread, mask)
-        # Adds exactly 0, and leads the gradient straight through the quantizer to the deviation; that of x itself is
-        # added around the whole tree.
+        # Adds exactly 0 and passes the straight-through gradient to the deviation; the root adds the gradient of x.
         kept = (part.codes >= 0).any(dim=-1) if part.codes.shape[-1] else torch.ones_like(own, dtype=torch.bool)
         vectors = part.vectors + torch.where(kept[..., None], spread - spread.detach(), 0.0)
         losses = dict(part.losses)
@@ -69,5 +68,5 @@ class GaussianQuantizer(Wrapper):
         return QuantizerOutput(vectors, part.codes, losses)
 
     def draw_noise(self, x: Tensor) -> Tensor:
-        """Standard normal, as x [B, M, D], from torch's global generator."""
+        """Standard normal noise shaped like x [B, M, D], from torch's global generator."""
         return torch.randn(x.shape, dtype=x.dtype).to(x.device)

@@ -1,4 +1,4 @@
-"""Base of the parts that put something around one quantizer and leave its codes as they are."""
+"""Base class of combinators that wrap a single quantizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..base import Quantizer, QuantizerOutput
 
 
 class Wrapper(Quantizer):
-    """One quantizer inside; everything is passed on to it."""
+    """Delegates everything to one inner quantizer."""
 
     def __init__(self, inner: Quantizer):
         super().__init__(inner.dim, [inner])
@@ -32,9 +32,9 @@ class Wrapper(Quantizer):
         return self.inner.vectors()
 
     def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """As the quantizer inside."""
+        """See the inner quantizer."""
         return self.inner.rate(codes)
 
     def fit_parts(self, x: Tensor) -> bool:
-        """As the quantizer inside."""
+        """See the inner quantizer."""
         return self.inner.fit_parts(x)
