@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class ImageShape(Protocol):
@@ -41,4 +41,8 @@ class ImageShape(Protocol):
     @property
     def latent_dim(self) -> int:
         """Channels between encoder, quantizer and decoder."""
+        ...
+
+    def model_copy(self, *, update: Any = None) -> ImageShape:
+        """The same sizes, with some replaced."""
         ...
