@@ -48,7 +48,8 @@ def folder_kind(folder: str | Path) -> str | None:
             return named
         if "model_type" in described or "architectures" in described:
             return "foreign"
-        if isinstance(described.get("tokenizer"), dict):
+        # Damaged clusters, without their format, still describe a tokenizer: the weights tell.
+        if isinstance(described.get("tokenizer"), dict) and (folder / "tokenizer.safetensors").is_file():
             return "tokenizer"
         if "lm" in described and "train" in described:
             return "run"
