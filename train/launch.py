@@ -41,7 +41,7 @@ def launch(arguments: Sequence[str], nproc: int, environment: Mapping[str, str] 
     environment.setdefault(
         "GLOO_SOCKET_IFNAME", "lo"
     )  # all on this machine; its name may not resolve to a usable address
-    program = START.format(path=sys.path, package=__package__.partition(".")[0])
+    program = START.format(path=sys.path, package=__name__.partition(".")[0])
     reading, writing = os.pipe()
     with tempfile.TemporaryDirectory(prefix="tessera-") as folder:
         meeting = (Path(folder) / "rendezvous").as_uri()
