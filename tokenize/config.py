@@ -64,7 +64,7 @@ def kind_or(default: str) -> Discriminator:
 
 LayerCount = Annotated[int, Field(ge=1, le=4096)]
 """Of parts that are built one by one."""
-BatchSize = Annotated[int, Field(ge=1, le=1 << 24)]
+BatchSize = Annotated[int, Field(ge=1, le=1 << 20)]
 StepCount = Annotated[int, Field(ge=1, le=10**10)]
 LayerCountOrNone = Annotated[int, Field(ge=0, le=4096)]
 
