@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationErro
 
 from . import yaml_subset
 from .config_override import drop_old_fields
-from .printable import printable
+from .printable import one_line, printable
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_COMPARED, MAX_SHOWN = 5000, 100
@@ -144,7 +144,9 @@ def _refusal(error: ValidationError, kind: type[Config], data: Any, where: str) 
     if first["type"] == "union_tag_invalid":
         tags = first.get("ctx", {})
         tag, known = tags["tag"], tags["expected_tags"].replace("'", "").split(", ")
-        return ConfigError(f"{where}: {field}: kind '{tag}' is unknown; {nearest_name(tag, known)}")
+        given = first["input"].get("kind") if isinstance(first.get("input"), dict) else tag
+        said = f"'{tag}'" if isinstance(given, str) else one_line(json.dumps(given, default=str), 80)
+        return ConfigError(f"{where}: {field}: kind {said} is unknown; {nearest_name(tag, known)}")
     message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     return ConfigError(f"{where}: {field}: {message}{_found(first)}")
 

@@ -26,6 +26,8 @@ PICTURE_WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
 """Extension -> the Pillow encoder and its settings. Only PNG keeps every value."""
 MAX_SIDE = 16383
 """Pixels of a side that is written; WebP holds no more."""
+MAX_SCANS = 200
+"""Of a JPEG; progressive ones have about ten for each picture in the file."""
 SECOND_PICTURES = ("MPO",)
 """Formats of a main picture with others about it, such as a thumbnail or a gain map, which nobody misses."""
 
@@ -63,6 +65,7 @@ def read_picture(
     quiet = silenced() if PICTURE_FORMATS.get(path.suffix.lower()) == "TIFF" else nullcontext()
     with open_media(path, "picture") as file, warnings.catch_warnings(), quiet:
         warnings.simplefilter("ignore")  # of Pillow, about bombs and broken metadata; our own limit is checked below
+        _check_scans(path, file)
         with _open_picture(path, file) as image:
             if image.width * image.height > limits.max_pixels:
                 size = f"{image.width} x {image.height} pixels"
@@ -99,6 +102,13 @@ def _open_picture(path: Path, file: BinaryIO) -> Image.Image:
         raise MediaError(f"{path}: its content is not {decoder}") from None
     except Exception as error:
         raise MediaError(f"{path}: cannot be read as {path.suffix.lower()} ({reason(error)})") from None
+
+
+def _check_scans(path: Path, file: BinaryIO) -> None:
+    """MediaError: a progressive JPEG that draws the whole picture over and over; each of its scans is as much work."""
+    if PICTURE_FORMATS[path.suffix.lower()] == "JPEG" and file.read().count(b"\xff\xda") > MAX_SCANS:
+        raise MediaError(f"{path}: a JPEG of more than {MAX_SCANS} scans; save it again")
+    file.seek(0)
 
 
 def _upright(image: Image.Image) -> Image.Image:

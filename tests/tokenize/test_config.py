@@ -47,6 +47,7 @@ def test_lists_become_tuples_and_exponents_are_numbers(tmp_path):
         ),
         ("part: {kind: small}\nlearning: 3", r"learning: unknown key; known: lr, part, parts"),
         ("part: {kind: small, width: '3'}", r"part.small.width: .*\(found '3'\)"),
+        ("part: {kind: null}", "part: kind null is unknown; known: large, small"),
         ("part: {kind: tiny}", "part: kind 'tiny' is unknown; known: large, small"),
         ("part: {kind: lrage}", "part: kind 'lrage' is unknown; did you mean 'large'"),
         ("part: &a {kind: small}\nparts: [*a]", "aliases"),
