@@ -4,7 +4,7 @@
     choose    step s: as drafted - step s + 1: as drafted - step s + 2: another id, which is used; the cache entries
               of this draft and of those after it are dropped
 
-Every id is sampled from the model's own logits, given the ids before it, with the random number of its own step and
+Every id is sampled from the model's logits, given the ids before it, with the random number of its step and
 codebook. The codes therefore equal those of plain decoding, not only in distribution (except that kernels may round
 differently for several positions). It pays if reading weights costs more than computing: few rows, good drafts.
 """

@@ -7,9 +7,10 @@ A folder with
                          `downsample_size` (16), `n_head` and `num_classes` (1000) or `class_dropout_prob` (0.1; 0: the
                          class table has no row for "no class", so there is no guidance)
 
-The released files are pickles, which are not loaded here. If you trust one, convert it with torch:
+The released files are pickles, which are not loaded here. Convert one with torch, which then runs no code of the file:
 
-    held = torch.load("c2i_B_256.pt", map_location="cpu", weights_only=False)
+    with torch.serialization.safe_globals([argparse.Namespace]):    # the arguments of the training script
+        held = torch.load("c2i_B_256.pt", map_location="cpu", weights_only=True)
     state = next(held[key] for key in ("model", "module", "state_dict") if key in held)    # FSDP: state = held
     safetensors.torch.save_file({name: t for name, t in state.items() if name != "freqs_cis"}, "DIR/model.safetensors")
 
