@@ -17,7 +17,7 @@ from pydantic import (
 
 from ..configs.schema import Config
 from ..tokenize.text_coverage import TextSeen
-from .kv_cache.registry import CacheConfig
+from .kv_cache.config import CacheConfig
 
 LARGEST = 1e9
 """Largest factor or divisor of logits: no product overflows."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.generation_config import Guidance
-from ...lm.kv_cache.registry import CacheChoice
+from ...lm.kv_cache.config import CacheChoice
 from ...lm.models.causal import TokenLM
 from ..execution.step_runner import StepName
 from ..requests.settings import Length, check_seeds

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.generation_config import Guidance
-from ...lm.kv_cache.registry import CacheChoice
+from ...lm.kv_cache.config import CacheChoice
 from ...lm.models.causal import TokenLM
 from ..execution.decode_step import DecodeBuffers, DecodeStep
 from ..execution.step_runner import CapturedStep, StepName, choose_way, programs_of

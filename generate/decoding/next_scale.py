@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...lm.conditioning.batch import ConditionBatch
 from ...lm.generation_config import Guidance
-from ...lm.kv_cache.registry import CacheChoice
+from ...lm.kv_cache.config import CacheChoice
 from ...lm.models.next_scale import NextScaleLM
 from ..requests.settings import check_seeds
 from ..sampling.counter_rng import uniform

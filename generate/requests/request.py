@@ -13,7 +13,7 @@ from ...configs.memory import check_memory
 from ...configs.schema import check_config
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.generation_config import GenerationConfig, Guidance
-from ...lm.kv_cache.registry import CacheChoice, CacheConfig, plain_choice
+from ...lm.kv_cache.config import CacheChoice, CacheConfig, plain_choice
 from ...lm.models.registry import AnyLM
 from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer

@@ -18,7 +18,7 @@ from tessera.generate.execution import step_runner
 from tessera.generate.model import load
 from tessera.generate.sampling.filters import SamplingConfig
 from tessera.generate.sampling.silence import silence_codes
-from tessera.lm.kv_cache.sliding_window import RingCacheConfig
+from tessera.lm.kv_cache.config import RingCacheConfig
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
 
 

@@ -8,9 +8,9 @@ from tessera.configs.schema import ConfigError
 from tessera.lm.attention.masks import causal_mask
 from tessera.lm.heads.registry import ParallelHeadConfig
 from tessera.lm.kv_cache.base import CacheShape, KVCache
+from tessera.lm.kv_cache.config import RingCacheConfig
 from tessera.lm.kv_cache.quantized import QuantizedStore, dequantize, quantize
 from tessera.lm.kv_cache.registry import CACHES, make_cache, read_cache
-from tessera.lm.kv_cache.sliding_window import RingCacheConfig
 from tessera.lm.layers.input_embedding import EmbeddingInputConfig
 from tessera.lm.ops.rotary import rotary_table, rotate
 
