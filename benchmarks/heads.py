@@ -31,6 +31,7 @@ import torch
 
 import tessera
 from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.requests.request import Request
 from tessera.generate.requests.settings import Length
 from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
 from tessera.lm.conditioning.registry import ConditionBatch
@@ -169,7 +170,7 @@ def speed(lm: TokenLM, count: int, repeats: int) -> float:
     seconds = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        generate_codes(lm, ConditionBatch(), range(count), Length(FRAMES, fixed=True))
+        generate_codes(lm, Request(ConditionBatch(), list(range(count)), Length(FRAMES, fixed=True)))
         seconds.append(time.perf_counter() - began)
     return count * FRAMES / sorted(seconds[1:])[repeats // 2]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...lm.conditioning.registry import ConditionBatch
-from ...lm.generation_config import (
+from ...lm.guidance_config import (
     LARGEST,
     ConstantGuidance,
     CosineGuidance,

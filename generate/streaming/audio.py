@@ -14,7 +14,7 @@ from ...lm.models.registry import AnyLM
 from ...tokenize.spec import check_same_tokenizer
 from ...tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
 from ..decoding.custom_lm import CustomLM, Wrapped, check_pair
-from ..decoding.dispatch import start_loop
+from ..decoding.generate_codes import make_loop
 from ..long_form.windows import make_row
 from ..requests.conditions import ConditionInputs
 from ..requests.request import Settings, make_request
@@ -64,7 +64,7 @@ def stream_audio(
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
     if request.window is not None and request.length.max_frames > request.window:
         return sound_of(make_row(lm, request), tokenizer.stream_decoder())
-    return sound_of(start_loop(lm, request).frames(), tokenizer.stream_decoder())
+    return sound_of(make_loop(lm, request).frames(), tokenizer.stream_decoder())
 
 
 def sound_of(frames: Iterable[Tensor], decoder: StreamDecoder) -> Iterator[Tensor]:

@@ -2,16 +2,14 @@
 
 import pytest
 import torch
+from short_calls import fill_codes, fill_in_passes, generate_codes
 from test_stages import folder  # noqa: F401
 from tiny_models import make_lm
 
-from tessera.generate.decoding.generate_codes import generate_codes
-from tessera.generate.decoding.masked import fill_codes, fill_in_passes
 from tessera.generate.long_form import windows
 from tessera.generate.model import Model, load
 from tessera.generate.requests.request import make_request
-from tessera.generate.requests.settings import Filling, Length, seeds_from
-from tessera.generate.sampling.filters import SamplingConfig
+from tessera.generate.requests.settings import Length, seeds_from
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.models.causal import TokenLM
 
@@ -50,14 +48,14 @@ def test_a_prompt_that_is_too_long(models, frames, settings, no_steps):
 
 BAD = [
     ({"temperature": [1.0]}, "temperature has 1 values"),
-    ({"top_p": 0.0}, "top_p must be above 0"),
+    ({"top_p": 0.0}, "top_p: must be above 0"),
     ({"guidance": [1.0, 2.0]}, "guidance has 2 scales"),
     ({"seed": 2**63}, r"seed must be from -9223372036854775808 to 9223372036854775807, found"),
     ({"seed": "x"}, "seed must be a whole number, found 'x'"),
     ({"min_frames": 30}, "min_frames must be from 0 to max_frames"),
-    ({"draft": 2}, "draft is 2, but the model guesses 0 steps ahead"),
+    ({"draft": 2}, "draft is 2, but the model predicts 0 steps ahead"),
     ({"cache": "ring"}, "cache kind 'ring' needs a window"),
-    ({"repetition_window": 0}, "repetition_window must be"),
+    ({"repetition_window": 0}, "repetition_window: must be"),
     ({"step": "graph"}, "needs a CUDA device"),
 ]
 
@@ -138,8 +136,8 @@ def test_passes_are_checked_at_the_call(models):
         ({"seeds": [0, LAST + 1]}, "a seed must be"),
         ({"lengths": torch.tensor([6])}, "lengths must be 2 numbers of frames"),
         ({"lengths": torch.tensor([0, 6])}, "at least 1, found"),
-        ({"filling": Filling(schedule="x")}, "pass_schedule 'x' is unknown"),
-        ({"sampling": SamplingConfig(top_p=2.0)}, "top_p must be above 0"),
+        ({"filling": {"pass_schedule": "x"}}, "pass_schedule: Input should be 'cosine'"),
+        ({"sampling": {"top_p": 2.0}}, "top_p: must be above 0"),
         ({"guidance": [1.0]}, "guidance has 1 scales"),
         ({"conditions": ConditionBatch.make(labels=[0])}, "conditions have 1 rows"),
     ):
@@ -151,8 +149,8 @@ def test_passes_are_checked_at_the_call(models):
 
 def test_windows_begin_at_the_call(models, monkeypatch):
     started = []
-    start = windows.start_loop
-    monkeypatch.setattr(windows, "start_loop", lambda *arguments: started.append(1) or start(*arguments))
+    start = windows.make_loop
+    monkeypatch.setattr(windows, "make_loop", lambda *arguments: started.append(1) or start(*arguments))
     stream = models["tones"].stream(text="abc", num_frames=14, **WINDOWS)
     assert len(started) == 1
     list(stream)

@@ -6,10 +6,8 @@ import itertools
 
 import pytest
 import torch
+from short_calls import fill_codes, generate_codes, generate_scales
 
-from tessera.generate.decoding.generate_codes import generate_codes
-from tessera.generate.decoding.masked import fill_codes
-from tessera.generate.decoding.next_scale import generate_scales
 from tessera.generate.requests.settings import Length
 from tessera.lm.clustering.clustering import cluster_codes
 from tessera.lm.conditioning.registry import (

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from short_calls import decode_loop, generate_codes
 from tiny_models import HEADS, NEED_LENGTH, make_conditions, make_lm
 
-from tessera.generate.decoding.generate_codes import generate_codes
-from tessera.generate.decoding.loop import DecodeLoop
 from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import uniform
-from tessera.generate.sampling.filters import SamplingConfig
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.flat import FlatHeadConfig
 
 ARRANGEMENTS = ("parallel", "delay", "partial delay", "late delay", "flatten first", "flat", "partial flat")
@@ -103,7 +102,7 @@ def check_against_the_full_forward(arrangement, kind, **settings):
     """One row of each length that comes up among many: some end at once, some are cut."""
     configs, batch = make_conditions(kind, 24)
     lm = make_lm(arrangement, conditions=configs, **settings)
-    found = generate_codes(lm, batch, range(24), UP_TO, SamplingConfig(temperature=2.0))
+    found = generate_codes(lm, batch, range(24), UP_TO, GenerationConfig(temperature=2.0))
     rows = {length: i for i, length in enumerate(found.lengths.tolist())}
     assert len(rows) > 1
     for i in rows.values():
@@ -114,10 +113,10 @@ def check_against_the_full_forward(arrangement, kind, **settings):
 def test_a_model_with_a_window_equals_the_full_forward(arrangement):
     configs, batch = make_conditions("text", 2)
     lm = make_lm(arrangement, conditions=configs, window=2)
-    found = generate_codes(lm, batch, range(2), UP_TO, SamplingConfig(temperature=1.3), 2.0)
+    found = generate_codes(lm, batch, range(2), UP_TO, GenerationConfig(temperature=1.3), 2.0)
     for i in range(2):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, 2.0))
-    again = generate_codes(lm, batch, range(2), UP_TO, SamplingConfig(temperature=1.3), 2.0, cache="static")
+    again = generate_codes(lm, batch, range(2), UP_TO, GenerationConfig(temperature=1.3), 2.0, cache="static")
     assert torch.equal(again.codes, found.codes)
 
 
@@ -130,7 +129,7 @@ def test_the_cache_asked_for_is_used():
         wide = generate_codes(lm, none, range(4), UP_TO, exact=exact, cache={"kind": "ring", "window": 50})
         assert torch.equal(wide.codes, whole.codes)
         assert not torch.equal(generate_codes(lm, none, range(4), UP_TO, exact=exact, cache=narrow).codes, whole.codes)
-    assert DecodeLoop(lm, none, [0], UP_TO, cache=narrow).state.cache.capacity == 1
+    assert decode_loop(lm, none, [0], UP_TO, cache=narrow).state.cache.capacity == 1
 
 
 @pytest.mark.sample(6)
@@ -152,7 +151,7 @@ def test_fixed_length_equals_the_full_forward(arrangement, rope):
 def test_guidance_equals_two_forwards(arrangement, guidance, head):
     configs, batch = make_conditions("text", 2)
     lm = make_lm(arrangement, conditions=configs, head=head)
-    found = generate_codes(lm, batch, range(2), UP_TO, SamplingConfig(temperature=1.3), guidance)
+    found = generate_codes(lm, batch, range(2), UP_TO, GenerationConfig(temperature=1.3), guidance)
     for i in range(2):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, guidance))
 
@@ -213,7 +212,7 @@ def test_frames_come_as_soon_as_they_are_complete(arrangement):
     for seed in range(3):
         _, none = make_conditions("none", 1)
         whole = generate_codes(lm, none, [seed], UP_TO)
-        loop = DecodeLoop(lm, none, [seed], UP_TO)
+        loop = decode_loop(lm, none, [seed], UP_TO)
         pieces = []
         for piece in loop.frames():
             pieces.append(piece)
@@ -242,7 +241,7 @@ def test_stops_when_all_rows_have_ended():
     lm = make_lm("delay")
     _, none = make_conditions("none", 1)
     seen = []
-    often = SamplingConfig(temperature=2.0)  # flat enough that the end comes soon
+    often = GenerationConfig(temperature=2.0)  # flat enough that the end comes soon
     found = generate_codes(
         lm, none, range(3), Length(500), often, on_progress=lambda done, total: seen.append((done, total))
     )
@@ -256,7 +255,7 @@ def test_columns_follow_the_end_rule():
     """What the model reads after the end: end in every codebook's cell of the end frame, then pad."""
     lm = make_lm("delay")
     _, none = make_conditions("none", 1)
-    loop = DecodeLoop(lm, none, range(20), UP_TO)
+    loop = decode_loop(lm, none, range(20), UP_TO)
     for _ in range(loop.num_steps):
         loop.step()
     found = loop.result()
@@ -275,7 +274,7 @@ def test_per_codebook_settings():
     """A greedy codebook takes the likeliest id while the others are drawn."""
     lm = make_lm("parallel", variable=False)
     _, none = make_conditions("none", 1)
-    found = generate_codes(lm, none, range(32), EXACTLY, SamplingConfig(temperature=[1.0, 0.0, 1.0], top_k=[0, 0, 1]))
+    found = generate_codes(lm, none, range(32), EXACTLY, GenerationConfig(temperature=[1.0, 0.0, 1.0], top_k=[0, 0, 1]))
     first = found.codes[:, :, 0]
     assert len(first[:, 0].unique()) > 1
     assert len(first[:, 1].unique()) == len(first[:, 2].unique()) == 1
@@ -284,7 +283,7 @@ def test_per_codebook_settings():
 def test_greedy_needs_no_seed():
     lm = make_lm()
     _, none = make_conditions("none", 1)
-    found = generate_codes(lm, none, range(5), UP_TO, SamplingConfig(temperature=0.0))
+    found = generate_codes(lm, none, range(5), UP_TO, GenerationConfig(temperature=0.0))
     assert all(torch.equal(found.codes[0], found.codes[i]) for i in range(5))
 
 
@@ -303,7 +302,7 @@ def test_errors():
     refuse("no seeds were given", seeds=())
     refuse("a seed must be a whole number of 64 bits, found 1.5", seeds=(0, 1.5))
     refuse("found 9223372036854775808", seeds=(0, 2**63))
-    refuse("guidance must be at least 0, found -1", guidance=-1.0)
+    refuse("guidance.scale: Input should be greater than or equal to 0 .found -1", guidance=-1.0)
     refuse("guidance is 3.0, but the model has no conditions", lm=plain, conditions=none, guidance=3.0)
     undropped = (configs[0].model_copy(update={"dropout": 0.0}),)
     refuse("without dropping its label", lm=make_lm(conditions=undropped), guidance=3.0)
@@ -313,13 +312,11 @@ def test_errors():
     refuse(r"found torch.int64 \[2, 2, 4\]", prompt=prompt[:, :2])
     refuse("the prompt has 6 frames and at most 6 are to be made", prompt=torch.zeros(2, 3, 6, dtype=torch.long))
     refuse("codebook 1 must hold codes 0 to 6", prompt=prompt + torch.tensor([0, 7, 0])[:, None])
-    refuse("temperature has 2 values but the model has 3 codebooks", sampling=SamplingConfig(temperature=[1.0, 1.0]))
-    refuse("guidance must be at most 1e9, found inf", guidance=float("inf"))
-    refuse(
-        "repetition_penalty must be from 1e-9 to 1e9, found 1e-320", sampling=SamplingConfig(repetition_penalty=1e-320)
-    )
-    refuse(r"top_k must be a whole number from 0 to 2\^40", sampling=SamplingConfig(top_k=10**30))
-    refuse("end_bias must be a number, found inf", sampling=SamplingConfig(end_bias=float("inf")))
+    refuse("temperature has 2 values but the model has 3 codebooks", sampling=GenerationConfig(temperature=[1.0, 1.0]))
+    refuse("guidance.scale: Input should be a finite number", guidance=float("inf"))
+    refuse("repetition_penalty: must be from 1e-9 to 1e9, found 1e-320", sampling={"repetition_penalty": 1e-320})
+    refuse(r"top_k: must be a whole number from 0 to 2\^40", sampling={"top_k": 10**30})
+    refuse("end_bias: Input should be a finite number", sampling={"end_bias": float("inf")})
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e308])  # sums of the second overflow
@@ -331,4 +328,4 @@ def test_logits_that_are_not_numbers_are_an_error(value):
     with pytest.raises(ValueError, match="not numbers"):
         generate_codes(lm, none, [0], UP_TO)
     with pytest.raises(ValueError, match="not numbers"):
-        list(DecodeLoop(lm, none, [0], UP_TO).frames())
+        list(decode_loop(lm, none, [0], UP_TO).frames())

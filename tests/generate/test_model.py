@@ -9,15 +9,15 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from short_calls import generate_codes
 from tiny_models import save_tiny_models
 
 import tessera
 from tessera.generate import generate, stream_audio
-from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.execution import step_runner
 from tessera.generate.model import load
-from tessera.generate.sampling.filters import SamplingConfig
 from tessera.generate.sampling.silence import silence_codes
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.kv_cache.config import RingCacheConfig
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
 
@@ -117,7 +117,7 @@ def test_generate_is_codes_then_decode(shapes):
     from tessera.generate.requests.settings import Length
     from tessera.lm.conditioning.registry import ConditionBatch
 
-    sampling = SamplingConfig([0.8, 1.0, 1.2], 9, 0.9, 0.01)
+    sampling = GenerationConfig(temperature=[0.8, 1.0, 1.2], top_k=9, top_p=0.9, min_p=0.01)
     codes = generate_codes(
         shapes.lm, ConditionBatch.make(labels=[2, 2]), [3, 4], Length(6, fixed=True), sampling, 2.0
     ).codes
@@ -288,7 +288,7 @@ def test_errors(shapes, tones, voices):
     refuse("seed must be a whole number, found 'x'", lambda: tones.generate(text="a", seed="x"))
     refuse("batch must be a whole number, at least 1", lambda: tones.generate(text="a", batch=0))
     refuse("temprature: unknown key; did you mean 'temperature'", lambda: tones.generate(text="a", temprature=1.0))
-    refuse("ras must be a whole number of frames", lambda: tones.generate(text="a", ras=-1))
+    refuse("ras: must be a whole number of frames", lambda: tones.generate(text="a", ras=-1))
     refuse(
         "max_silence: Input should be greater than or equal to 0", lambda: tones.generate(text="a", max_silence=-1.0)
     )
@@ -347,7 +347,7 @@ def test_load(folder, tmp_path, monkeypatch):
 
 
 def test_draft_of_a_model_that_does_not_look_ahead_is_refused(tones):
-    with pytest.raises(ValueError, match="draft is 2, but the model guesses 0 steps ahead"):
+    with pytest.raises(ValueError, match="draft is 2, but the model predicts 0 steps ahead"):
         tones.generate(text="a", draft=2)
-    with pytest.raises(ValueError, match="draft is 2, but the model guesses 0 steps ahead"):
+    with pytest.raises(ValueError, match="draft is 2, but the model predicts 0 steps ahead"):
         tones.stream(text="a", draft=2)

@@ -3,16 +3,16 @@
 import pytest
 import soundfile
 import torch
+from short_calls import generate_codes
 from test_stages import build
 from tiny_models import save_tiny_models, strong
 
 from tessera.generate import generate
-from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.model import Model, load
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch, EmbeddingConditionConfig, LabelConfig
-from tessera.lm.generation_config import ConstantGuidance, GenerationConfig, TwoConditions
+from tessera.lm.generation_config import GenerationConfig
+from tessera.lm.guidance_config import ConstantGuidance, TwoConditions
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
@@ -54,7 +54,7 @@ def test_it_is_the_condition_of_every_row(clones, sound):
     found = clones.generate(**given, n=2, seed=3)
     texts = [clones.text.encode(text) for text in ("one", "one", "two", "two")]
     batch = ConditionBatch.make([2] * 4, texts, codes=[codes, codes, codes[:, 1:3], codes[:, 1:3]])
-    expected = generate_codes(clones.lm, batch, [3, 4, 5, 6], Length(7, fixed=True), SamplingConfig(), 2.0).codes
+    expected = generate_codes(clones.lm, batch, [3, 4, 5, 6], Length(7, fixed=True), GenerationConfig(), 2.0).codes
     assert torch.equal(found.codes, expected)
     for i in range(4):  # a voice of another length in the batch changes nothing
         alone = clones.generate(text=["one", "two"][i // 2], label="star", voice=given["voice"][i // 2], seed=3 + i,
@@ -135,7 +135,7 @@ def test_given_vectors(folder):
     vectors = torch.randn(2, 3, 5)
     found = model.generate(embedding=[vectors[0], vectors[1, :2]], seed=1, num_frames=5)
     batch = ConditionBatch.make(embeddings=[vectors[0], vectors[1, :2]])
-    expected = generate_codes(lm, batch, [1, 2], Length(5, fixed=True), SamplingConfig()).codes
+    expected = generate_codes(lm, batch, [1, 2], Length(5, fixed=True), GenerationConfig()).codes
     assert torch.equal(found.codes, expected)
     assert torch.equal(model.generate(embedding=vectors[0], seed=1, num_frames=5).codes[0], expected[0])
     assert model.generate(unconditional=True).codes.shape[:2] == (1, 3)

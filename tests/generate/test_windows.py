@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from short_calls import generate_codes
 from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong
 
 from tessera.generate import generate, stream_audio
-from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.long_form import windows
 from tessera.generate.model import load
 from tessera.generate.requests.settings import Length
@@ -89,8 +89,8 @@ def kept(decoder):
 
 def test_memory_does_not_grow_with_the_length(tokenizer, monkeypatch):
     lm, loops = make(tokenizer), []
-    start = windows.start_loop
-    monkeypatch.setattr(windows, "start_loop", lambda *given: loops.append(start(*given)) or loops[-1])
+    start = windows.make_loop
+    monkeypatch.setattr(windows, "make_loop", lambda *given: loops.append(start(*given)) or loops[-1])
 
     def largest(total):
         loops.clear()

@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
+from short_calls import generate_codes
 from small_models import make_conditions, make_spec
 from torch import nn
 
-from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.execution import step_runner
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.kernels import cpu_gemv, triton_fused_block
 from tessera.lm.kernels.weight_versions import hash_of, stamp_of
@@ -311,7 +311,7 @@ def test_programs_are_of_the_weights_as_they_are(monkeypatch):
 
     def run(lm, step):
         batch, length = make_conditions(lm.config, ROWS), Length(T, fixed=True)
-        return generate_codes(lm, batch, range(ROWS), length, SamplingConfig(temperature=0.5), step=step).codes
+        return generate_codes(lm, batch, range(ROWS), length, GenerationConfig(temperature=0.5), step=step).codes
 
     for change in (lambda lm: None, in_place, load_by_assignment, module_replaced, low_rank, hook, setting_changed):
         change(lm)
