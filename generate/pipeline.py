@@ -72,8 +72,8 @@ def generate(
     """
     lm = check_pair(lm, tokenizer, "generate")
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
-    told = ConditionInputs(label, text_ids, embedding, voice)
-    request = make_request(lm, tokenizer, told, n, seed, prompt, num_frames, defaults, settings)
+    inputs = ConditionInputs(label, text_ids, embedding, voice)
+    request = make_request(lm, tokenizer, inputs, n, seed, prompt, num_frames, defaults, settings)
     batch, exact = whole("batch", batch, 1), flag("exact", exact)
     function("on_progress", on_progress)
     return run_request(lm, tokenizer, request, exact, batch, on_progress)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, Strict
+from pydantic import ConfigDict, Field, PositiveInt, Strict
 from pydantic_core import core_schema
 
 from ..configs.schema import Config
@@ -58,6 +58,8 @@ Share = Annotated[Numbers, Range("above 0 and at most 1", lambda value: 0 < valu
 
 class GenerationConfig(Config):
     """Sampling and decoding settings. A tuple has one value per codebook."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)  # the help of the command line's options
 
     filled_by_training: ClassVar = ("text_characters", "frames_per_character", "text_seen")
     """Settings that describe the training data: not options of the command line."""
@@ -114,12 +116,12 @@ class GenerationConfig(Config):
     second, is generated again. null: 0.015 and 0.5 seconds (training fills it in from the dataset)."""
     text_seen: TextSeen | None = None
     """Words and characters of the training texts; others cause a warning. null: unknown (filled in by training)."""
-    retries: NonNegativeInt = 2
+    retries: Annotated[int, Field(ge=0, le=1000)] = 2
     """How often a failed chunk of long text is generated again. 0: never, so that a stream does not have to wait for
     complete chunks."""
-    window_frames: PositiveInt | None = None
+    window_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
     """Longest training sequence in frames; longer audio is generated in overlapping windows. null: a single window."""
-    stride_frames: PositiveInt | None = None
+    stride_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
     """Frames that each window adds, less than window_frames; null: six tenths of it."""
     passes: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """For a masked model: number of decoding passes; null: 1 for a refiner, else 12."""

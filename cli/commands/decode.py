@@ -43,7 +43,7 @@ def decode(
     from ...tokenize.compression.file_format import DecoderDisagrees, is_compressed, read_compressed
     from ...tokenize.data.codes_file import read_codes
     from ...tokenize.data.transcode import decode_to_files
-    from ..generation_options import prepare_outputs, say_older
+    from ..output_files import prepare_outputs, say_older
     from ..resolve import coder_finder, open_tokenizer
 
     opened = open_tokenizer(tokenizer)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...configs.printable import say
-from ..generation_options import WEIGHTS_HELP
+from ..option_groups import WEIGHTS_HELP
 from ..option_limits import MAX_BATCH, MAX_SEED
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def evaluate(
 
     Example: tessera eval digits --data runs/digits/shards/test
     """
-    from ...generate.model import load
+    from ...generate.loading import load
 
     if data is None and not speed:
         raise ValueError("nothing to measure: give --data SHARDS, or leave --no-speed out")

@@ -64,7 +64,7 @@ def check_request(lm: AnyLM, request: Request) -> None:
 def make_request(
     lm: AnyLM,
     tokenizer: Tokenizer,
-    told: ConditionInputs,
+    inputs: ConditionInputs,
     n: int,
     seed: int,
     prompt: Tensor | None,
@@ -77,7 +77,7 @@ def make_request(
     With a list of conditions there are n consecutive rows for each entry; row i has the seed `seed + i`.
 
     Args:
-        told: condition inputs.
+        inputs: condition inputs.
         prompt: codes [K, t] for all rows, or [B, K, t].
         num_frames: generate exactly this number of frames, without an end.
         defaults: values of the settings that are not given.
@@ -93,7 +93,7 @@ def make_request(
     check_room(lm, n, length.max_frames if length.fixed else None)
     if not length.fixed and chosen.window_frames is None:
         check_room(lm, 1, length.max_frames)  # the buffers hold all frames from the start
-    conditions, count = told.rows(lm, n)
+    conditions, count = inputs.rows(lm, n)
     seeds = seeds_from(seed, count)
     if prompt is not None:
         prompt = tensor("prompt", prompt, "codes, long [K, t] or [B, K, t]")
@@ -169,7 +169,7 @@ def _length(lm: AnyLM, num_frames: int | None, chosen: GenerationConfig, min_giv
     if isinstance(geometry, ImageGeometry):
         for name, asked in (("num_frames", num_frames), ("max_frames", chosen.max_frames)):
             if asked is not None and asked != geometry.num_frames:
-                whole = f"a picture of '{lm.spec.name}' has {geometry.num_frames} frames"
+                whole = f"an image of '{lm.spec.name}' has {geometry.num_frames} frames"
                 raise ValueError(f"{name} is {asked}, but {whole}; leave it out")
         return Length(geometry.num_frames, fixed=True)
     if num_frames is not None:

@@ -65,13 +65,13 @@ def stream_images(
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     geometry = tokenizer.spec.geometry
     if not isinstance(geometry, ImageGeometry):
-        raise ValueError(f"'{tokenizer.spec.name}' makes sound; use stream_audio")
+        raise ValueError(f"'{tokenizer.spec.name}' makes audio; use stream_audio")
     every = geometry.columns if every is None else every
     every = whole("every", every, 1)
-    told = ConditionInputs(label, text_ids, embedding, voice)
-    request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
+    inputs = ConditionInputs(label, text_ids, embedding, voice)
+    request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
-        raise ValueError(f"a stream is one picture, {len(request.seeds)} were asked for; make a stream for each")
+        raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
     if isinstance(lm, CoarseToFine):
         check_refiner(lm, request)
         stages = _coarse_then_fine(lm, tokenizer, request, make_loop(lm.coarse, label_rows(lm, request)), every)

@@ -14,7 +14,7 @@ from tiny_models import save_tiny_models
 
 from tessera.cli.app import run
 from tessera.configs.files import write_safetensors
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.tokenize.data.corpus import ArraysCorpus
 from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
 

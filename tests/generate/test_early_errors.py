@@ -6,8 +6,9 @@ from short_calls import fill_codes, fill_in_passes, generate_codes
 from test_stages import folder  # noqa: F401
 from tiny_models import make_lm
 
+from tessera.generate.loading import load
 from tessera.generate.long_form import windows
-from tessera.generate.model import Model, load
+from tessera.generate.model import Model
 from tessera.generate.requests.request import make_request
 from tessera.generate.requests.settings import Length, seeds_from
 from tessera.lm.conditioning.registry import ConditionBatch

@@ -15,7 +15,7 @@ from tiny_models import save_tiny_models
 import tessera
 from tessera.generate import generate, stream_audio
 from tessera.generate.execution import step_runner
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.generate.sampling.silence import silence_codes
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.kv_cache.config import RingCacheConfig
@@ -87,7 +87,7 @@ def test_silence_is_what_the_tokenizer_makes_of_zeros(tones, shapes):
     wanted = list(range(12))
     assert longest_silence(0, max_silence=0.0039, silence_codes=wanted) == 1
     assert longest_silence(0) > 2
-    refuse("'shapes' makes pictures, which have no silence", lambda: shapes.generate(label=0, max_silence=1.0))
+    refuse("'shapes' makes images, which have no silence", lambda: shapes.generate(label=0, max_silence=1.0))
 
 
 def test_a_stream_makes_nothing_ahead(tones):
@@ -258,9 +258,9 @@ def test_save_errors(shapes, tones, tmp_path):
     several = shapes.generate(label=0, n=2)
     with pytest.raises(ValueError, match=r"x.png: 2 samples do not fit into one file; name a directory, for instance"):
         several.save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match=r"'shapes' makes pictures; use a name ending in .png"):
+    with pytest.raises(ValueError, match=r"'shapes' makes images; use a name ending in .png"):
         several[0].save(tmp_path / "x.wav")
-    with pytest.raises(ValueError, match=r"'tones' makes sound; use a name ending in .wav or .flac"):
+    with pytest.raises(ValueError, match=r"'tones' makes audio; use a name ending in .wav or .flac"):
         tones.generate(text="a").save(tmp_path / "x.mp3")
     (tmp_path / "taken").write_text("")
     with pytest.raises(ValueError, match="a file is in the way"):
@@ -279,7 +279,7 @@ def test_errors(shapes, tones, voices):
     refuse("needs a label; give one of circle, square, star, 7, or ask for", lambda: shapes.generate())
     refuse("reads no text; leave text out, give a label", lambda: shapes.generate(text="a"))
     refuse("has no labels; leave label out, give a text", lambda: tones.generate(label=0))
-    refuse("needs a text; give what to say or show", lambda: tones.generate())
+    refuse("needs a text; give a text to speak or depict", lambda: tones.generate())
     refuse("needs a text", lambda: voices.generate(label=0))
     refuse("empty", lambda: tones.generate(text=" "))
     refuse("the list of texts is empty", lambda: tones.generate(text=[]))
@@ -293,10 +293,10 @@ def test_errors(shapes, tones, voices):
         "max_silence: Input should be greater than or equal to 0", lambda: tones.generate(text="a", max_silence=-1.0)
     )
     refuse("end_bias is 1.0, but the model has no end", lambda: shapes.generate(label=0, end_bias=1.0))
-    refuse("top_p must be above 0", lambda: tones.generate(text="a", top_p=0.0))
+    refuse("top_p: must be above 0", lambda: tones.generate(text="a", top_p=0.0))
     refuse("max_seconds must be above 0, found -1", lambda: tones.generate(text="a", max_seconds=-1))
     refuse("both given", lambda: tones.generate(text="a", max_seconds=1, max_frames=5))
-    refuse("makes pictures; leave it out", lambda: shapes.generate(label=0, max_seconds=1))
+    refuse("makes images; leave it out", lambda: shapes.generate(label=0, max_seconds=1))
     refuse("num_frames is 5, but a picture of 'shapes' has 6", lambda: shapes.generate(label=0, num_frames=5))
     refuse("max_frames is 5, but a picture", lambda: shapes.generate(label=0, max_frames=5))
     refuse("min_frames must be from 0 to max_frames", lambda: tones.generate(text="a", max_frames=3, min_frames=4))

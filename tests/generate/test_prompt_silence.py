@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import save_tiny_models
 
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.generate.requests.prompt_silence import KEPT, trim_silence
 from tessera.generate.result import GenerationWarning
 
@@ -107,5 +107,5 @@ def test_a_prompt_of_other_words_is_warned_of():
     model = load("speech")
     said = model.generate(text="three one four", label=0, seed=0).codes[0][:, :40]
     assert not model.generate(text="three one four one five", label=0, prompt=said, seed=1).warnings
-    with pytest.warns(GenerationWarning, match="does not sound like the beginning of the text"):
+    with pytest.warns(GenerationWarning, match="does not match the beginning of the text"):
         model.generate(text="happy birthday to you", label=0, prompt=said, seed=1)

@@ -11,7 +11,7 @@ import tessera
 from tessera.cli.app import run
 from tessera.configs.files import read_json, write_json
 from tessera.configs.schema import ConfigError
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.generate.requests.settings import Length
 from tessera.lm.checkpoints.model_directory import load_model, save_model
 from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes

@@ -8,7 +8,8 @@ from test_stages import build
 from tiny_models import save_tiny_models, strong
 
 from tessera.generate import generate
-from tessera.generate.model import Model, load
+from tessera.generate.loading import load
+from tessera.generate.model import Model
 from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch, EmbeddingConditionConfig, LabelConfig
 from tessera.lm.generation_config import GenerationConfig
@@ -177,7 +178,7 @@ def test_errors(clones, folder, tmp_path):
     refuse("the voice has 15 samples, a frame of 'tones' has 16", say(torch.zeros(1, 15)))
     refuse("the list of voices is empty", say([]))
     refuse("2 texts but 3 voices", lambda: clones.generate(text=["a", "b"], voice=[long(3, 4)] * 3))
-    refuse(r"'tones' takes no voice, it has no condition of codes \(to go on from a recording, give it as prompt\)",
+    refuse(r"'tones' takes no voice, it has no condition of codes \(to continue a recording, give it as prompt\)",
            lambda: named(tones).generate(text="a", voice=long(3, 4)))  # fmt: skip
     refuse("takes no voice", lambda: tones.stream(text="a", voice=long(3, 4)))
     write_codes(tmp_path / "other.safetensors", shapes.spec, [CodesItem("a", long(3, 4))])

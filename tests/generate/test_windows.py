@@ -6,8 +6,8 @@ from short_calls import generate_codes
 from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong
 
 from tessera.generate import generate, stream_audio
+from tessera.generate.loading import load
 from tessera.generate.long_form import windows
-from tessera.generate.model import load
 from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import derived_seed
 from tessera.lm.conditioning.batch import ConditionBatch

@@ -7,7 +7,7 @@ import pytest
 import tessera
 from tessera.configs.files import write_json
 from tessera.configs.recognize import CONFIG_KINDS, config_kind, folder_kind
-from tessera.generate.model import find_model
+from tessera.generate.loading import find_model
 from tessera.lm.clustering.clustering import load_clustering
 from tessera.tokenize.bundled import BUNDLED, CONFIGS, shipped_path
 from tessera.tokenize.compression.integer_network import load_coder

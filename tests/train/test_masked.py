@@ -9,7 +9,7 @@ from test_lm_trainer import assert_same_run, make_config, read_metrics
 
 from tessera.cli.app import run
 from tessera.configs.schema import ConfigError
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.lm.checkpoints.model_directory import load_model
 from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
 from tessera.lm.models.coarse_to_fine import CoarseToFine

@@ -11,7 +11,7 @@ import yaml
 
 from tessera.cli.app import run as tessera
 from tessera.configs.schema import ConfigError
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.tokenize.data.shard_writer import Shards
 from tessera.train.distributed.process_group import ONE_PROCESS
 from tessera.train.engines import auto
@@ -66,7 +66,7 @@ def refused(tmp_path, capsys):
         (lm({"kind": "label"}), {"repetition_penalty": [1.0, 1.2, 1.0]}, "repetition_penalty has 3 values"),
         (lm({"kind": "label"}), {"draft": 3}, "generation: draft"),
         (lm({"kind": "label"}), {"max_frames": 3}, "max_frames is 3, but a picture of 'tiny' has"),
-        (lm({"kind": "label"}), {"max_silence": 1.0}, "makes pictures, which have no silence; use max_silence 0"),
+        (lm({"kind": "label"}), {"max_silence": 1.0}, "makes images, which have no silence; use max_silence 0"),
         ({"lm": {**MASKED, "conditions": [{"kind": "label"}]}}, {"draft": 3}, "a masked model fills codes in whole"),
         ({"lm": {**MASKED, "conditions": []}}, {"guidance": 2.0}, "guidance is 2.0, but the model has no conditions"),
     ],
