@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,9 +49,9 @@ def test_make_targets_exist():
 
 @pytest.mark.parametrize("arguments", tessera_commands(), ids=" ".join)
 def test_tessera_commands_and_options_exist(arguments):
-    from tessera.cli.app import app
+    from tessera.cli import app
 
-    command, rest = typer.main.get_command(app), list(arguments)
+    command, rest = app.commands(), list(arguments)
     while hasattr(command, "commands"):
         verb = rest.pop(0)
         assert verb in command.commands, f"tessera {' '.join(arguments)}: no command '{verb}'"
