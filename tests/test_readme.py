@@ -81,7 +81,7 @@ def test_map_of_folders_is_whole():
     assert listed == {name for name in found if not name.endswith(".egg-info")}
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.skipif(not BUNDLED, reason="the bundled models are not in this checkout")
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1][:40])
 def test_python_blocks_run(code, tmp_path):

@@ -246,7 +246,7 @@ PARTS = {
 }
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(1)
 @halves
 @ways
 @pytest.mark.parametrize("name", PARTS)
@@ -263,7 +263,7 @@ def test_parts(name, way, dtype):
         check(masked, dtype, way, conditions=conditions, **PARTS[name])
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(2)
 @halves
 @ways
 @pytest.mark.parametrize("rope", [TimeRopeConfig(), GridRopeConfig(), SinusoidalConfig()])

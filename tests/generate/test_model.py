@@ -62,7 +62,7 @@ def test_a_stream_equals_the_whole(tones, text, seed):
 @pytest.mark.slow
 def test_a_stream_equals_the_whole_under_every_rule(tones):
     rules = dict(ras=6, ras_tau=0.3, repetition_penalty=1.3, end_bias=-1.0, max_silence=0.004, top_k=5)
-    for seed in range(3):
+    for seed in range(2):
         whole = tones.generate(text="a", seed=seed, max_frames=30, **rules)
         assert torch.equal(
             torch.cat(list(tones.stream(text="a", seed=seed, max_frames=30, **rules)), 1), whole.media[0]
@@ -83,7 +83,7 @@ def test_silence_is_what_the_tokenizer_makes_of_zeros(tones, shapes):
 
     wanted = silence_codes(tones.tokenizer)
     # Two frames of 16 samples at 8000 Hz.
-    assert all(longest_silence(seed, max_silence=0.004) <= 2 for seed in range(6))
+    assert all(longest_silence(seed, max_silence=0.004) <= 2 for seed in range(2))
     wanted = list(range(12))
     assert longest_silence(0, max_silence=0.0039, silence_codes=wanted) == 1
     assert longest_silence(0) > 2
