@@ -68,7 +68,7 @@ def test_a_folder_is_copied_whole_and_speaks_of_the_copy(tmp_path, capsys):
     assert len(list((tmp_path / "all").rglob("*.yaml"))) == len(all_configs())
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("given", VERBS)
 def test_a_config_of_another_verb_is_named(given, verb, tmp_path, capsys):
@@ -131,7 +131,7 @@ def test_another_kind_leaves_the_fields_of_the_old_one_behind(tmp_path):
     assert read.engine.kind == "torch"
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -213,7 +213,7 @@ halves = pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
 ways = pytest.mark.parametrize("way", ["all", "loaded"])
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @halves
 @pytest.mark.parametrize("kind", KINDS)
 def test_conditions(kind, dtype):

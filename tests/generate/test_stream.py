@@ -12,7 +12,7 @@ from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", PARTS)
 def test_a_stream_equals_the_whole(name):
     """Alone, as a row of a batch, after a prompt, and where the length is given; chunks are of whole frames."""

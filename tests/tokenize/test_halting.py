@@ -140,6 +140,7 @@ def picture(quantizer):
     return check_config({**settings, "encoder": part, "decoder": part, "quantizer": quantizer}, ImageTokenizerConfig)
 
 
+@pytest.mark.slow
 def test_a_frozen_tokenizer_says_how_many_tokens_its_pictures_take(tmp_path):
     torch.manual_seed(0)
     config = picture({"kind": "halting", "wanted_error": 0.1, "quantizer": RESIDUAL})

@@ -113,7 +113,7 @@ def small_sets(path: Path) -> list[str]:
     return [words[i + 1] for i, word in enumerate(words) if word == "--set"]
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @configs
 def test_it_learns_more_than_how_often_codes_come(path, shards, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
