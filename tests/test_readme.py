@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,9 +49,9 @@ def test_make_targets_exist():
 
 @pytest.mark.parametrize("arguments", tessera_commands(), ids=" ".join)
 def test_tessera_commands_and_options_exist(arguments):
-    from tessera.cli.app import app
+    from tessera.cli import app
 
-    command, rest = typer.main.get_command(app), list(arguments)
+    command, rest = app.commands(), list(arguments)
     while hasattr(command, "commands"):
         verb = rest.pop(0)
         assert verb in command.commands, f"tessera {' '.join(arguments)}: no command '{verb}'"
@@ -82,7 +81,7 @@ def test_map_of_folders_is_whole():
     assert listed == {name for name in found if not name.endswith(".egg-info")}
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.skipif(not BUNDLED, reason="the bundled models are not in this checkout")
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1][:40])
 def test_python_blocks_run(code, tmp_path):

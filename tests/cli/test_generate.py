@@ -203,7 +203,7 @@ def test_eval(models, tmp_path, capsys):
     assert "perplexity" in capsys.readouterr().out
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -54,7 +54,7 @@ def files_of(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.sample(25)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", CASES)
 def test_refused(folder, name, capsys):
     arguments = [str(argument) for argument in CASES[name](folder)]
@@ -97,6 +97,7 @@ def refuse_in_a_process(folder: Path, name: str) -> None:
     assert megabytes < MEGABYTES + 500 and seconds < SECONDS + 8
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", IN_PROCESSES)
 def test_refused_in_a_process(folder, name):
     refuse_in_a_process(folder, name)

@@ -72,6 +72,7 @@ def test_an_enlarged_picture_is_read_as_it_was_made(draw, models):
     assert torch.equal(large.codes, small.codes)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp", ".PNG"])
 def test_the_suffix_chooses_the_format(draw, suffix):
     draw("-o", f"a{suffix}")
@@ -139,6 +140,7 @@ def test_the_summary_says_what_each_sample_is(draw, models):
     assert one["label"] is None and one["text"] is None and one["file"] == "u.png"
 
 
+@pytest.mark.slow
 def test_older_files_are_named_and_stay(draw, models):
     draw("-n", 4, "-o", "o")
     assert any(line == "replaced 4 older files there" for line in draw("-n", 5, "-o", "o"))

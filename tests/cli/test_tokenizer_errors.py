@@ -52,14 +52,14 @@ TREES = {
 }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("tree", "message"), TREES.values(), ids=TREES)
 def test_a_tree_that_cannot_be_has_one_line(tree, message, tmp_path, capsys):
     sets = ["data.path=nowhere", f"tokenizer.quantizer={tree}"]
     check_refused("digits", sets, message, tmp_path, capsys)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("config", "sets", "message"),
     [

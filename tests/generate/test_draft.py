@@ -19,6 +19,7 @@ def make(arrangement="delay", seed=0, **settings):
     return make_lm(arrangement, ahead=AHEAD, seed=seed, **settings)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("head", [name for name in HEADS if name != "parallel"])
 def test_equals_plain_decoding_with_every_head(head):
     lm = make(head=HEADS[head])
@@ -27,7 +28,7 @@ def test_equals_plain_decoding_with_every_head(head):
     assert torch.equal(plain.codes, generate_codes(lm, ConditionBatch(), [1, 2], length, draft=3).codes)
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("kind", ["none", "text"])
 @pytest.mark.parametrize("arrangement", [name for name in ARRANGEMENTS if name not in NEED_LENGTH])
@@ -86,6 +87,7 @@ def test_frames_of_a_drafted_loop_are_those_of_the_whole():
     assert torch.equal(torch.cat(list(loop.frames()), dim=1), plain.codes[0])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("head", ["parallel", pytest.param("depth", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("arrangement", ["parallel", "delay", pytest.param("flat", marks=pytest.mark.slow)])
 def test_a_trained_model_guesses_right(arrangement, head):

@@ -36,7 +36,7 @@ WINDOWS = {"window_frames": 6, "stride_frames": 4}
 LONG = "abc def ghi. jkl mno pqr. stu vwx yz."
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("settings", [{}, WINDOWS], ids=["whole", "windows"])
 @pytest.mark.parametrize("frames", [10, 12, 20, 30])
 def test_a_prompt_that_is_too_long(models, frames, settings, no_steps):
@@ -61,7 +61,7 @@ BAD = [
 ]
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("more", [{}, WINDOWS, {"text": LONG, "text_characters": 12}], ids=["whole", "windows", "long"])
 @pytest.mark.parametrize(("wrong", "message"), BAD, ids=lambda x: str(x)[:30])
 def test_a_stream_of_sound_is_checked_at_the_call(models, wrong, message, more, no_steps):
@@ -69,7 +69,7 @@ def test_a_stream_of_sound_is_checked_at_the_call(models, wrong, message, more, 
         models["tones"].stream(**{"text": "abc", "max_frames": 20, "frames_per_character": (0.1, 1.0), **more, **wrong})
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [

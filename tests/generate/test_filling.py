@@ -69,7 +69,7 @@ def fill_one_by_one(lm, length, coarse, conditions=None, guidance=1.0, unit="cel
     return symbols.join(codes)
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("unit", ["cell", "frame"])
 @pytest.mark.parametrize(("refines", "guidance"), [(False, 1.0), (True, 1.0), (True, 2.5)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -226,6 +226,7 @@ def test_refusals(settings, message):
         fill_codes(**{"lm": lm, "conditions": None, "seeds": [1], "lengths": frames_of(3), **settings})
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("unit", ["cell", "frame"])
 @pytest.mark.parametrize("parts", [{}, BITS], ids=["codes", "bits"])
 def test_rounding_does_not_choose_among_cells_that_are_as_sure(parts, unit):

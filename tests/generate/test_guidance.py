@@ -198,18 +198,6 @@ def test_guidance_by_codebook():
     assert torch.equal(generate_greedily(lm, batch, (1.0, 4.0, 0.0)), greedy_by_hand(lm, batch, combine))
 
 
-@pytest.mark.parametrize("guidance", [SCHEDULES["linear"][0], ConstantGuidance(scale=3.0, filter_top_k=3)])
-def test_a_row_does_not_depend_on_its_company(guidance):
-    configs, batch = two_conditions(4)
-    lm = make_lm(conditions=configs)
-    for config in (guidance, guidance.model_copy(update={"two": TwoConditions(keep=("text",), beta=2.0)})):
-        whole = generate_codes(lm, batch, range(4), Length(FRAMES), guidance=config)
-        for i in range(4):
-            row = batch.rows(slice(i, i + 1))
-            alone = generate_codes(lm, row, [i], Length(FRAMES), guidance=config, exact=True)
-            assert torch.equal(alone.codes[0], whole.codes[i, :, : int(whole.lengths[i])])
-
-
 def test_yaml():
     def read(value):
         return check_config({"guidance": value}, GenerationConfig).guidance

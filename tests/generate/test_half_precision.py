@@ -211,7 +211,7 @@ halves = pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
 ways = pytest.mark.parametrize("way", ["all", "loaded"])
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @halves
 @pytest.mark.parametrize("kind", KINDS)
 def test_conditions(kind, dtype):
@@ -244,7 +244,7 @@ PARTS = {
 }
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(1)
 @halves
 @ways
 @pytest.mark.parametrize("name", PARTS)
@@ -261,7 +261,7 @@ def test_parts(name, way, dtype):
         check(masked, dtype, way, conditions=conditions, **PARTS[name])
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(2)
 @halves
 @ways
 @pytest.mark.parametrize("rope", [TimeRopeConfig(), GridRopeConfig(), SinusoidalConfig()])

@@ -80,14 +80,14 @@ arrangements_and_heads = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", ["none", "label", "text"])
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_equals_the_full_forward(arrangement, kind):
     check_against_the_full_forward(arrangement, kind)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @arrangements_and_heads
 def test_every_head_equals_the_full_forward(arrangement, head):
     if arrangement not in NEED_LENGTH:
@@ -109,6 +109,7 @@ def check_against_the_full_forward(arrangement, kind, **settings):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 2.0))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_a_model_with_a_window_equals_the_full_forward(arrangement):
     configs, batch = make_conditions("text", 2)
@@ -132,7 +133,7 @@ def test_the_cache_asked_for_is_used():
     assert decode_loop(lm, none, [0], UP_TO, cache=narrow).state.cache.capacity == 1
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("rope", ["time", "grid"])
 @pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, *NEED_LENGTH])
 def test_fixed_length_equals_the_full_forward(arrangement, rope):
@@ -143,7 +144,7 @@ def test_fixed_length_equals_the_full_forward(arrangement, rope):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), 5 + i, EXACTLY))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @heads
 @pytest.mark.parametrize(
     ("arrangement", "guidance"), [*zip(ARRANGEMENTS, [0.0, 2.5] * 4, strict=False), ("delay", 0.0)]
@@ -156,7 +157,7 @@ def test_guidance_equals_two_forwards(arrangement, guidance, head):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, guidance))
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(3)
 @arrangements_and_heads
 @pytest.mark.parametrize("t", [1, 5])
 def test_a_prompt_is_kept_and_continued(arrangement, head, t):
@@ -171,7 +172,7 @@ def test_a_prompt_is_kept_and_continued(arrangement, head, t):
         check_equal(found, i, *slow_generate(lm, none, i, length, prompt=prompt[i]))
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(4)
 @arrangements_and_heads
 def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement, head):
     variable = arrangement not in NEED_LENGTH
@@ -183,29 +184,7 @@ def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement, head
     assert torch.equal(again.codes, whole.codes) and torch.equal(again.lengths, whole.lengths)
 
 
-@pytest.mark.sample(6)
-@heads
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_row_does_not_depend_on_its_company(dtype, guidance, head):
-    """fp32 runs with exact=True, whose codes are equal bit for bit; fp64 has no ties a rounding could flip."""
-    configs, batch = make_conditions("text", 4)
-    lm = make_lm(conditions=configs, dtype=dtype, head=head)
-    exact = dtype == torch.float32
-    seeds = [11, 2**63 - 1, -4, 7]
-    whole = generate_codes(lm, batch, seeds, UP_TO, guidance=guidance, exact=exact)
-    order = [3, 0, 2, 1]
-    mixed = generate_codes(
-        lm, batch.rows(torch.tensor(order)), [seeds[i] for i in order], UP_TO, guidance=guidance, exact=exact
-    )
-    for place, i in enumerate(order):
-        n = int(whole.lengths[i])
-        alone = generate_codes(lm, batch.rows(slice(i, i + 1)), [seeds[i]], UP_TO, guidance=guidance, exact=exact)
-        assert int(mixed.lengths[place]) == int(alone.lengths[0]) == n
-        assert torch.equal(mixed.codes[place, :, :n], whole.codes[i, :, :n])
-        assert torch.equal(alone.codes[0], whole.codes[i, :, :n])
-
-
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_frames_come_as_soon_as_they_are_complete(arrangement):
     lm = make_lm(arrangement)
@@ -223,6 +202,7 @@ def test_frames_come_as_soon_as_they_are_complete(arrangement):
         assert torch.equal(joined, whole.codes[0])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_limits(arrangement):
     lm = make_lm(arrangement)

@@ -83,7 +83,7 @@ def guided(guidance):
     return LinearGuidance(scale=guidance["scale"]) if isinstance(guidance, dict) else guidance
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES)
 def test_counting_in_tensors_changes_no_code(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
     monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
@@ -122,7 +122,7 @@ def _plain(found):
     return tuple(found) if isinstance(found, tuple | list) else (found,)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES[::3])
 def test_steps_are_all_alike_and_wait_for_nothing(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
     """The same operations on the same shapes at every step of a phase, and nothing that looks at a value."""
@@ -166,7 +166,7 @@ class OnDevice(TorchDispatchMode):
         return found
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES[1::3])
 def test_nothing_of_a_step_is_on_the_cpu(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
     """A number or constant that stays on the CPU would be copied at every step, or frozen in a recording."""
@@ -234,6 +234,7 @@ def test_values_change_without_a_new_program(monkeypatch):
     assert len(made) == 1
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "other",
     [
@@ -347,7 +348,7 @@ TRACED = [
 ]
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance"), TRACED)
 def test_the_whole_step_is_one_graph(arrangement, head, kind, rules, cache, guidance, traced):
     """For every step and length; `fullgraph` refuses breaks, `error_on_recompile` a second compilation."""
@@ -369,6 +370,7 @@ def test_after_a_warm_up_nothing_is_compiled(traced):
     assert traced() == 1 and len(lm.programs.kept) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [pytest.param("bfloat16", marks=pytest.mark.slow), "int4"])
 def test_packed_weights_are_traced_too(weights, traced):
     lm, batch, length = make("delay", HEADS["parallel"], "text", dtype=torch.float32)

@@ -55,7 +55,7 @@ def slow_choice(logits, past, s, k, u, again, end_id, may_end):
     return drawn
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
 @pytest.mark.parametrize("arrangement", ["delay", "flat", "flatten first"])
 def test_equals_the_slow_reference(arrangement, rules):
@@ -109,17 +109,6 @@ def test_look_back_finds_the_codes_before(arrangement):
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
-def test_a_row_does_not_depend_on_its_company(rules):
-    """Float64 has no ties a rounding could flip; the first codes are equal, so a rule shared by rows would show."""
-    configs, batch = make_conditions("label", 6)
-    lm = make_lm(conditions=configs)
-    whole = generate_codes(lm, batch, range(6), Length(14), rules, 1.5)
-    for i in range(6):
-        alone = generate_codes(lm, batch.rows(slice(i, i + 1)), [i], Length(14), rules, 1.5)
-        assert torch.equal(alone.codes[0], whole.codes[i, :, : int(whole.lengths[i])])
-
-
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
 def test_continuing_the_beginning_of_a_result_gives_the_result(rules):
     lm = make_lm()

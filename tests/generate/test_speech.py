@@ -64,7 +64,7 @@ def slow_speech(model, text, seed, label, retries, carry="audio", least=0.1, mos
     return torch.cat(codes, dim=1), well
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("carry", ["audio", "nothing"])
 @pytest.mark.parametrize("retries", [0, 2])
 @pytest.mark.parametrize("seed", range(4))

@@ -92,6 +92,7 @@ def test_generate_is_the_labels_and_then_the_codes(folder):
     assert result.media[0].shape == (1, 4, 6) and all(result.ended)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["fine", "long", "masked"])
 def test_a_seed_gives_the_same_sample_alone_and_in_a_batch(folder, name):
     model = load(folder / name)

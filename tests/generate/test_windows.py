@@ -42,7 +42,7 @@ def slow_windows(lm, seed, total, window, stride, prompt=None):
     return codes[0]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 @pytest.mark.parametrize(("total", "window", "stride"), [(13, 5, 3), (12, 6, 4), (7, 6, 1), (9, 3, 2)])
 def test_windows_equal_whole_generations_joined(tokenizer, arrangement, total, window, stride):
@@ -87,6 +87,7 @@ def kept(decoder):
     return sum(0 if one.frames is None else len(one.frames) for one in decoder.stream.streams)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(tokenizer, monkeypatch):
     lm, loops = make(tokenizer), []
     start = windows.make_loop

@@ -160,7 +160,7 @@ def make_scales(draw):
     return make_tokenizer(ImageTokenizerConfig(**settings, features=4, blocks=1, quantizer=scales))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("part", range(4))
 def test_a_config_is_refused_in_one_line_or_works(kind, part, count=25):

@@ -207,7 +207,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_quick_model_generates_from_the_weights_as_they_are(change):
     for kind in list(KINDS)[:1] if change in (hook, own_forward, parametrized) else KINDS:
@@ -265,7 +265,7 @@ def test_copies_are_made_again_only_where_something_changed():
 PACKED = [last_norm_replaced, setting_changed, low_rank, hook, own_forward, block_replaced]
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weights", ["int8", "bfloat16"])
 def test_packed_models_read_norms_and_modules_as_they_are(weights, dtype):

@@ -161,7 +161,7 @@ def test_the_budget_over_two_ranks_is_of_the_joint_batch(monkeypatch):
         torch.testing.assert_close((parts[0][number] + parts[1][number]) / 2, alone[number])
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.8, 1.0])
 def test_the_budget_draws_the_share(share):
     torch.manual_seed(0)

@@ -323,7 +323,7 @@ def samples_of(folder, extension):
     return path.read_bytes()
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "extension", ["wav", "flac", "ogg", "mp3", "aiff", "m4a", "webm", "wma", "png", "jpg", "gif", "tif", "webp", "bmp"]
 )

@@ -53,7 +53,7 @@ def refused(tmp_path, capsys):
     return train
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "model, generation, said",
     [
@@ -89,7 +89,7 @@ def test_a_model_without_conditions_generates_by_its_defaults(tiny_config, tmp_p
     assert tessera(["generate", str(out / "model"), "-o", str(tmp_path / "made"), "-n", "2"]) == 0
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "columns, condition, said",
     [

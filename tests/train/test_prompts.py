@@ -117,6 +117,7 @@ def test_a_run_killed_and_resumed_equals_left_alone_and_samples_have_voices(tiny
     assert not all(torch.equal(whole[name], other[name]) for name in whole)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("prompt", ["same_label", "crop"])
 def test_eval_gives_items_the_prompts_of_training(tiny_data, tmp_path, capsys, prompt):
     """`tessera eval` of the trained model finds the run's own test loss."""

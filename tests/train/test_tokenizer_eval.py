@@ -111,6 +111,7 @@ def test_log_mel_distance_of_a_gain_is_its_logarithm():
     assert log_mel_distance(math.e * wanted, wanted, 16000) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_speech_measures_are_undefined_where_there_is_no_speech():
     pytest.importorskip("pystoi")
     pytest.importorskip("pesq")

@@ -267,6 +267,7 @@ def test_averaged_weights_are_what_is_frozen(pictures, tmp_path):
     assert all(torch.equal(buffer, codebooks[name]) for name, buffer in tokenizer.net.named_buffers())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "quantizer",
     [
@@ -356,6 +357,7 @@ def test_adaptive_weights_train(pictures, tmp_path):
     assert made.balance.averages.keys() == {"", "adversarial"}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_codebooks_are_no_business_of_the_optimizer(pictures, tmp_path, dtype):
     """Trap 14: a trainer that holds codebooks as weights writes its own copy over them. Here they are float32 averages
