@@ -20,7 +20,8 @@ from torch import Tensor
 from tessera.configs.files import read_json
 from tessera.tokenize.compression.integer_network import CoderConfig
 from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus, open_corpus
-from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
 from tessera.tokenize.quantizers.nearest import kmeans, nearest_code
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry
 from tessera.tokenize.tokenizer import ImageTokenizer, Tokenizer

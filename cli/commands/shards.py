@@ -31,7 +31,8 @@ def shards(
     from ..config_files import open_config
 
     found = open_config(config, "shards", set_)  # before the imports below, which take seconds
-    from ...tokenize.data.shard_writer import ShardsConfig, build_shards
+    from ...tokenize.data.shard_writer import build_shards
+    from ...tokenize.data.shards_config import ShardsConfig
     from ..resolve import open_tokenizer, report_skipped
 
     read = found.read_as(ShardsConfig)

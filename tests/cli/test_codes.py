@@ -13,7 +13,7 @@ from tessera.tokenize.compression.integer_network import CoderConfig, CoderNet, 
 from tessera.tokenize.compression.probability_models import UnigramModel
 from tessera.tokenize.data.codes_file import CodesItem, read_codes, write_codes
 from tessera.tokenize.data.media import bytes_to_image, read_audio, read_image, write_audio, write_image
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer

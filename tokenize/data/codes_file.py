@@ -64,11 +64,15 @@ def write_codes(path: str | Path, spec: TokenSpec, items: Sequence[CodesItem]) -
     """Write a codes file atomically. Raises ValueError if there are no items."""
     if not items:
         raise ValueError(f"{path}: no codes to write")
-    offsets = torch.tensor([0, *(item.codes.shape[1] for item in items)]).cumsum(0)
-    codes = torch.cat([item.codes.cpu() for item in items], dim=1).to(code_dtype(spec))
     notes = [_ItemNote(name=item.name, num_samples=item.num_samples).model_dump(mode="json") for item in items]
     metadata = {"format": FORMAT, "spec": spec.model_dump_json(), "items": json.dumps(notes)}
-    write_safetensors(path, {"codes": codes.contiguous(), "offsets": offsets}, metadata, sealed=True)
+    write_safetensors(path, concatenate_codes([item.codes for item in items], spec), metadata, sealed=True)
+
+
+def concatenate_codes(codes: Sequence[Tensor], spec: TokenSpec) -> dict[str, Tensor]:
+    """The tensors "codes" and "offsets" of a file with these items, each [K, T]."""
+    offsets = torch.tensor([0, *(item.shape[1] for item in codes)]).cumsum(0)
+    return {"codes": torch.cat([item.cpu() for item in codes], dim=1).to(code_dtype(spec)), "offsets": offsets}
 
 
 def read_codes(path: str | Path, expected: TokenSpec | None = None) -> tuple[TokenSpec, list[CodesItem]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...lm.clustering.clustering import Clustering
 from ...lm.conditioning.registry import ConditionBatch
-from ...tokenize.data.shard_writer import Shards
+from ...tokenize.data.shard_reader import Shards
 from ...tokenize.text_tokenizer import TextTokenizer, prepare_text
 from .reference_prompts import Prompts, PromptSource
 
