@@ -32,7 +32,6 @@ from .quantizers.combinators.adaptive_length import HaltingQuantizer
 from .quantizers.combinators.multi_scale import ScalesQuantizer, restore_phi
 from .quantizers.combinators.region_routing import check_regions
 from .quantizers.registry import Quantizer
-from .quantizers.vector_file import without_files
 from .spec import Geometry, ImageGeometry, TokenSpec
 
 TokenizerConfig = Annotated[AudioTokenizerConfig | ImageTokenizerConfig, Field(discriminator="kind")]
@@ -348,8 +347,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     config = described.tokenizer
     path = folder / "tokenizer.safetensors"
     header = read_header(path)
-    with without_files(), Budget(header.tensors, path):
-        net = NETS[config.kind](config)
+    with Budget(header.tensors, path):
+        net = NETS[config.kind](config, read_files=False)
         fold_norms(net)
     layers = {name for name, _ in net.named_parameters()}
     wanted = {

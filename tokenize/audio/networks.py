@@ -83,11 +83,11 @@ class AudioTokenizerConfig(GrowingConfig):
 class AudioNet(nn.Module):
     """Trainable audio tokenizer; `tokenize/tokenizer.py` freezes it. N is always a multiple of hop, and T = N / hop."""
 
-    def __init__(self, config: AudioTokenizerConfig):
+    def __init__(self, config: AudioTokenizerConfig, read_files: bool = True):
         super().__init__()
         self.config = config
         self.encoder = AUDIO_ENCODERS[config.encoder.kind](config.encoder, config)
-        self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
+        self.quantizer = make_quantizer(config.quantizer, config.latent_dim, read_files=read_files)
         self.decoder = AUDIO_DECODERS[config.decoder.kind](config.decoder, config)
 
     def frames(self, samples: Tensor) -> Tensor:

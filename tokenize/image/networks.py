@@ -95,12 +95,12 @@ class ImageTokenizerConfig(GrowingConfig):
 class ImageNet(nn.Module):
     """Trainable image tokenizer; `tokenize/tokenizer.py` freezes it."""
 
-    def __init__(self, config: ImageTokenizerConfig):
+    def __init__(self, config: ImageTokenizerConfig, read_files: bool = True):
         super().__init__()
         self.config = config
         self.geometry = config.geometry
         self.encoder = IMAGE_ENCODERS[config.encoder.kind](config.encoder, config)
-        self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
+        self.quantizer = make_quantizer(config.quantizer, config.latent_dim, read_files=read_files)
         self.decoder = IMAGE_DECODERS[config.decoder.kind](config.decoder, config)
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:

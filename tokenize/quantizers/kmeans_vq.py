@@ -40,11 +40,18 @@ class KMeansQuantizer(Float32Buffers, Quantizer):
     centres: Tensor
     fitted: Tensor
 
-    def __init__(self, config: KMeansConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(
+        self,
+        config: KMeansConfig,
+        dim: int,
+        depth: int = 0,
+        where: str = "quantizer",
+        read_files: bool = True,
+    ):
         super().__init__(dim, [config.size])
         self.config = config
         centres = torch.zeros(config.size, dim)
-        if config.file is not None:
+        if config.file is not None and read_files:
             centres = read_vectors(config.file, config.size, dim, f"{where}.file")
         self.register_buffer("centres", centres)
         self.register_buffer("fitted", torch.tensor(config.file is not None))

@@ -25,7 +25,7 @@ from .base import Quantizer, QuantizerOutput
 from .codebook import Float32Buffers
 from .graph_clustering import SIMILARITIES, joining_costs, least_cost, merge_clusters, neighbour_graph
 from .nearest import SEARCH_ELEMENTS, distinct, exact_dtype, first_by_priority, nearest_few
-from .vector_file import VectorFile, files_are_read, read_vectors
+from .vector_file import VectorFile, read_vectors
 
 
 class StructuralConfig(Config):
@@ -59,7 +59,14 @@ class StructuralQuantizer(Float32Buffers, Quantizer):
     num_nodes: Tensor
     num_codes: Tensor
 
-    def __init__(self, config: StructuralConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(
+        self,
+        config: StructuralConfig,
+        dim: int,
+        depth: int = 0,
+        where: str = "quantizer",
+        read_files: bool = True,
+    ):
         super().__init__(dim, [config.size])
         if config.size > config.nodes:
             raise ConfigError(f"{where}.size: {config.size} codes cannot come from {config.nodes} nodes; raise nodes")
@@ -73,7 +80,7 @@ class StructuralQuantizer(Float32Buffers, Quantizer):
         self.register_buffer("width", torch.ones(()))
         self.register_buffer("num_nodes", torch.tensor(0))
         self.register_buffer("num_codes", torch.tensor(0))
-        if config.file is not None and files_are_read():
+        if config.file is not None and read_files:
             try:
                 self.fit(read_vectors(config.file, None, dim, f"{where}.file"))
             except ConfigError:

@@ -88,7 +88,14 @@ class VQConfig(GrowingConfig):
 class VectorQuantizer(Quantizer):
     """Nearest-neighbor vector quantizer with one codebook. Q = 1."""
 
-    def __init__(self, config: VQConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(
+        self,
+        config: VQConfig,
+        dim: int,
+        depth: int = 0,
+        where: str = "quantizer",
+        read_files: bool = True,
+    ):
         super().__init__(dim, [config.size])
         self.config = config
         code_dim = config.code_dim or dim
@@ -96,7 +103,7 @@ class VectorQuantizer(Quantizer):
         self.project_out = nn.Linear(code_dim, dim) if config.code_dim else None
         form = None
         if config.codebook is not None:
-            form = FORMS[config.codebook.kind](config.codebook, config.size, code_dim, f"{where}.codebook")
+            form = FORMS[config.codebook.kind](config.codebook, config.size, code_dim, f"{where}.codebook", read_files)
         self.codebook = Codebook(
             config.size,
             code_dim,

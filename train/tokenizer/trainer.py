@@ -175,7 +175,8 @@ class TokenizerTrainer:
     def _check_room(self) -> None:
         """Raise ValueError if the weights or a micro-batch of this config cannot fit into memory."""
         config, device = self.config.tokenizer, self.world.device
-        check_weights_fit(count_numbers(lambda: NETS[config.kind](config), "tokenizer"), "tokenizer", device)
+        numbers = count_numbers(lambda: NETS[config.kind](config, read_files=False), "tokenizer")
+        check_weights_fit(numbers, "tokenizer", device)
         geometry = config.geometry
         if isinstance(geometry, AudioGeometry):
             frames = self.config.train.crop_seconds * geometry.frame_rate
