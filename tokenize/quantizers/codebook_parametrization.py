@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError, LayerCount
 from .nearest import exact_dtype, first_by_priority, kmeans
+from .projection import project
 from .vector_file import VectorFile, read_vectors
 
 
@@ -43,10 +44,6 @@ class FrozenBasis(CodebookForm):
         return self.basis.float() if self.training else self.basis.to(exact_dtype(self.basis))
 
 
-def _linear(layer: nn.Linear, rows: Tensor) -> Tensor:
-    return F.linear(rows, layer.weight.to(rows.dtype), layer.bias.to(rows.dtype))
-
-
 class LinearFormConfig(Config):
     """Frozen random basis, learned linear layer."""
 
@@ -63,7 +60,8 @@ class LinearForm(FrozenBasis):
 
     def forward(self) -> Tensor:
         """[V, D]."""
-        return _linear(self.linear, self._rows()).float()
+        rows = self._rows()
+        return project(self.linear, rows, rows.dtype).float()
 
 
 class FileFormConfig(Config):
@@ -94,8 +92,8 @@ class FileForm(FrozenBasis):
         """[V, D]."""
         rows = self._rows()
         if self.hidden is not None:
-            rows = F.gelu(_linear(self.hidden, rows))
-        return _linear(self.linear, rows).float()
+            rows = F.gelu(project(self.hidden, rows, rows.dtype))
+        return project(self.linear, rows, rows.dtype).float()
 
 
 class BridgeFormConfig(Config):

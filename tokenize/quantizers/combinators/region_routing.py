@@ -29,8 +29,8 @@ from ....configs.schema import Config, ConfigError
 from ...spec import AudioGeometry, ImageGeometry
 from ..base import MakeQuantizer, Quantizer, QuantizerOutput
 from ..nearest import exact_dtype
+from ..projection import project
 from ..regularization import mean_over_batch
-from ..vq import project
 from .strided import StridedQuantizer
 from .wrapper import Wrapper
 
