@@ -26,6 +26,7 @@ from .audio.masked_conv import fold_norms
 from .audio.networks import AudioNet, AudioTokenizerConfig
 from .audio.streaming import StagesStream, StreamingLayer
 from .bundled import bundled_model, bundled_models, shipped_path
+from .codes import pad_and_cat
 from .image.networks import ImageNet, ImageTokenizerConfig
 from .layers.parameter_budget import Budget
 from .quantizers.combinators.adaptive_length import HaltingQuantizer
@@ -183,7 +184,8 @@ class ImageTokenizer(Tokenizer):
         with exact_float32():
             codes = [self._quantize(self.net.encode_pictures(item[None]))[0].T for item in media]
         frames = torch.full((len(codes),), geometry.num_frames, dtype=torch.long)
-        return Encoded(_stack(codes, self.spec.num_codebooks, geometry.num_frames), frames)
+        none = torch.zeros(0, self.spec.num_codebooks, geometry.num_frames, dtype=torch.long)
+        return Encoded(pad_and_cat([none, *(item[None].cpu() for item in codes)]), frames)
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Codes [B, K, T] -> images [B, C, height, width] in [-1, 1]."""
@@ -261,7 +263,8 @@ class AudioTokenizer(Tokenizer):
             _check_finite(samples)
             codes.append(self._encode_one(samples))
         frames = torch.tensor([-(-length // hop) for length in lengths.tolist()], dtype=torch.long)
-        return Encoded(_stack(codes, self.spec.num_codebooks, int(frames.max()) if count else 0), frames)
+        none = torch.zeros(0, self.spec.num_codebooks, 0, dtype=torch.long)
+        return Encoded(pad_and_cat([none, *(item[None].cpu() for item in codes)]), frames)
 
     def _encode_one(self, samples: Tensor) -> Tensor:
         """[C, N] -> [K, T]."""
@@ -482,10 +485,3 @@ def code_geometry(config: AudioTokenizerConfig | ImageTokenizerConfig, quantizer
 def _check_finite(media: Tensor) -> None:
     if not bool(media.isfinite().all()):
         raise ValueError("media holds NaN or infinite values")
-
-
-def _stack(codes: list[Tensor], num_codebooks: int, frames: int) -> Tensor:
-    stacked = torch.zeros(len(codes), num_codebooks, frames, dtype=torch.long)
-    for row, item in zip(stacked, codes, strict=True):
-        row[:, : item.shape[1]] = item.to(stacked.device)
-    return stacked

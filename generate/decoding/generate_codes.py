@@ -11,6 +11,7 @@ from ...lm.conditioning.registry import ConditionBatch
 from ...lm.generation_config import Guidance
 from ...lm.kv_cache.registry import CacheChoice
 from ...lm.models.causal import TokenLM
+from ...tokenize.codes import pad_and_cat
 from ..execution.step_runner import StepName
 from ..requests.settings import Length, check_seeds
 from ..sampling.filters import SamplingConfig
@@ -124,6 +125,5 @@ def _run(loop: DecodeLoop, first_row: int, num_rows: int, on_progress: Progress 
 
 
 def _stack(rows: list[Generated]) -> Generated:
-    longest = max(row.codes.shape[2] for row in rows)
-    codes = [torch.nn.functional.pad(row.codes, (0, longest - row.codes.shape[2])) for row in rows]
-    return Generated(torch.cat(codes), torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows]))
+    codes = pad_and_cat([row.codes for row in rows])
+    return Generated(codes, torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows]))
