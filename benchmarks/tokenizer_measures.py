@@ -22,9 +22,10 @@ from tessera.tokenize.compression.integer_network import CoderConfig
 from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus, open_corpus
 from tessera.tokenize.data.shard_writer import build_shards
 from tessera.tokenize.data.shards_config import ShardsConfig
+from tessera.tokenize.image.tokenizer import ImageTokenizer
 from tessera.tokenize.quantizers.nearest import kmeans, nearest_code
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry
-from tessera.tokenize.tokenizer import ImageTokenizer, Tokenizer
+from tessera.tokenize.tokenizer import Tokenizer
 from tessera.train.entropy_coder import CoderTrainConfig, CoderTraining, train_coder
 from tessera.train.losses.balancer import group_gradients, make_balance
 from tessera.train.losses.base import LossContext, MediaBatch, ReconstructionLoss, ReconstructionLossInputs

@@ -20,11 +20,12 @@ from ..lm.generation_config import GenerationConfig
 from ..lm.models.registry import AnyLM
 from ..lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from ..lm.quantization.packed_linear import WeightsName
+from ..tokenize.audio.tokenizer import AudioTokenizer
 from ..tokenize.bundled import bundled_model, bundled_models, shipped_path
 from ..tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 from ..tokenize.text_coverage import unseen_in
 from ..tokenize.text_tokenizer import TextTokenizer
-from ..tokenize.tokenizer import AudioTokenizer, Tokenizer
+from ..tokenize.tokenizer import Tokenizer
 from .decoding.dispatch import warm_up
 from .decoding.loop import Progress
 from .decoding.media import decode_one

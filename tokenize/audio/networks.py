@@ -81,7 +81,7 @@ class AudioTokenizerConfig(GrowingConfig):
 
 
 class AudioNet(nn.Module):
-    """Trainable audio tokenizer; `tokenize/tokenizer.py` freezes it. N is always a multiple of hop, and T = N / hop."""
+    """Trainable audio tokenizer; `tokenizer.py` freezes it. N is always a multiple of hop, and T = N / hop."""
 
     def __init__(self, config: AudioTokenizerConfig, read_files: bool = True):
         super().__init__()

@@ -93,7 +93,7 @@ class ImageTokenizerConfig(GrowingConfig):
 
 
 class ImageNet(nn.Module):
-    """Trainable image tokenizer; `tokenize/tokenizer.py` freezes it."""
+    """Trainable image tokenizer; `tokenizer.py` freezes it."""
 
     def __init__(self, config: ImageTokenizerConfig, read_files: bool = True):
         super().__init__()
