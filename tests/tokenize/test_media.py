@@ -316,7 +316,7 @@ def test_picture_of_another_kind(tmp_path):
     (tmp_path / "x.jpg").write_bytes((tmp_path / "x.png").read_bytes())
     refused(read_image, tmp_path / "x.jpg", 20, 30, match="its content is not JPEG")
     refused(read_image, tmp_path / "x.wav", 20, 30, match="picture is needed here, '.wav' is audio")
-    with pytest.raises(ValueError, match="pictures have 1, 3 or 4 channels, not 2"):
+    with pytest.raises(ValueError, match="images have 1, 3 or 4 channels, not 2"):
         read_image(tmp_path / "x.png", 20, 30, 2)
 
 

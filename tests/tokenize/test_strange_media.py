@@ -227,7 +227,7 @@ def test_first_of_several_pictures(tmp_path, extension):
         flat().save(tmp_path / f"{name}.{extension}", save_all=True, append_images=[flat((0, 255, 0))])
         assert close_to(read(tmp_path / f"{name}.{extension}", notes=notes), (250, 10, 120))
     (line,) = notes.lines()
-    assert line.startswith("2 files of several pictures (animations, pages): the first is read")
+    assert line.startswith("2 files of several images (animations, pages): the first is read")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr"])

@@ -131,8 +131,8 @@ class FolderItems(FileItems):
             label = spell(path.parent.name)
         return label
 
-    def media(self, number: int, geometry: AudioGeometry | ImageGeometry) -> Tensor:
-        return self.read_media(self.folder / self.files[number], geometry)
+    def path(self, number: int) -> Path:
+        return self.folder / self.files[number]
 
 
 def _read_metadata(path: Path) -> dict[str, MetadataLine]:
