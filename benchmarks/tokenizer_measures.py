@@ -87,7 +87,7 @@ def codes_of(tokenizer: Tokenizer, part: str, count: int | None = None) -> Tenso
 @torch.no_grad()
 def latents_of(tokenizer: ImageTokenizer, part: str, count: int) -> list[Tensor]:
     """Latents [50, T, D] of pictures. They go through in batches: near-ties may fall otherwise, it is no matter."""
-    return [tokenizer.net.encode_pictures(batch) for batch in torch.stack(media(tokenizer, part, count)).split(50)]
+    return [tokenizer.net.encode_images(batch) for batch in torch.stack(media(tokenizer, part, count)).split(50)]
 
 
 def first_levels(codes: Tensor, levels: int | None) -> Tensor:
@@ -207,7 +207,7 @@ def error_fixed(trained: Trained) -> float:
     tokenizer, found = trained.tokenizer, []
     inner = tokenizer.quantizer.inner  # pyright: ignore[reportAttributeAccessIssue]
     for item in media(tokenizer, "test", 200):
-        codes = inner.encode(tokenizer.net.encode_pictures(item[None]))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        codes = inner.encode(tokenizer.net.encode_images(item[None]))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         codes[:, codes.shape[1] // 2 :] = torch.tensor(inner.cardinalities)
         found.append(distance(tokenizer, tokenizer.decode(codes.transpose(1, 2)), item[None]))
     return statistics.mean(found)
@@ -244,7 +244,7 @@ def _error_of_half(tokenizer: Tokenizer) -> float:
 def _needed(tokenizer: Tokenizer, wanted: float) -> Tensor:
     """Tokens that the test pictures take at a wanted error, [pictures]."""
     batches = torch.stack(media(tokenizer, "test", 200)).split(50)
-    latents = [tokenizer.net.encode_pictures(batch) for batch in batches]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    latents = [tokenizer.net.encode_images(batch) for batch in batches]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     return torch.cat([tokenizer.quantizer.needed(batch, wanted) for batch in latents]).sum(dim=1)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
 
 
@@ -253,7 +253,7 @@ def error_unquantized(trained: Trained) -> float:
     """The error of pictures whose latents go from the encoder to the decoder as they are"""
     tokenizer, found = trained.tokenizer, []
     for item in media(tokenizer, "test", 200):
-        latents = tokenizer.net.encode_pictures(item[None])  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        latents = tokenizer.net.encode_images(item[None])  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         made = tokenizer.net.decode_latents(latents)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         found.append(distance(tokenizer, made, item[None]))
     return statistics.mean(found)

@@ -76,7 +76,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     tokenizer = FROZEN[config.kind](config, net)
     if tokenizer.spec.fingerprint != described.fingerprint:
         raise ValueError(
-            f"{folder}: the files hold tokenizer {tokenizer.spec.fingerprint[:12]}, config.json promises "
+            f"{folder}: the files hold tokenizer {tokenizer.spec.fingerprint[:12]}, config.json names "
             f"{described.fingerprint[:12]}; "
             "one of them was changed or damaged, copy the directory again"
         )

@@ -52,5 +52,7 @@ def shards(
     }
     if as_json:
         print(json.dumps(summary))
-    told = f"{summary['items']} items, {summary['frames']} frames, {summary['labels']} labels, {summary['texts']} texts"
-    say(f"{read.out}: {told}; tokenizer {built.spec.name}")
+    counts = (
+        f"{summary['items']} items, {summary['frames']} frames, {summary['labels']} labels, {summary['texts']} texts"
+    )
+    say(f"{read.out}: {counts}; tokenizer {built.spec.name}")

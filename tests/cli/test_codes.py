@@ -151,7 +151,7 @@ def test_bad_media_is_left_out_and_listed(tokenizers, media, capsys):
     file = media / "codes.safetensors"
     assert tessera("encode", sound, media / "pictures", "--tokenizer", tokenizers / "sound", "-o", file) == 0
     told = capsys.readouterr().err
-    assert "bad.wav: cannot be read as .wav" in told and "c.png: audio is needed here" in told
+    assert "bad.wav: cannot be read as .wav" in told and "c.png: an audio file is needed here" in told
     assert "tessera: 3 of 6 items could not be used" in told
     assert [item.name for item in read_codes(file)[1]] == ["a.wav", "b.flac", "a.wav"]
     assert tessera("encode", sound / "bad.wav", "--tokenizer", tokenizers / "sound", "-o", media / "x.safetensors") == 2

@@ -153,7 +153,7 @@ def test_mp4_index_bomb(tmp_path):
     data[place + 8 : place + 12] = (1).to_bytes(4, "big")  # all samples have one byte
     data[place + 12 : place + 16] = (2**31).to_bytes(4, "big")
     path.write_bytes(data)
-    with pytest.raises(MediaError, match="its index promises 2147483648 samples"):
+    with pytest.raises(MediaError, match="its index lists 2147483648 samples"):
         read_audio(path, RATE)
 
 

@@ -4,10 +4,10 @@ To add a kind, write one file with a config, an encoder and a decoder (or only a
 the union and to each table here, and one entry to the list in tests/tokenize/test_sound_networks.py. Any encoder can be
 combined with any decoder: between them are latents [B, T, latent_dim], one per `hop` samples.
 
-    encoder   config, sound -> .frame(samples [..., N]) -> [..., T, F], the samples of each frame
+    encoder   config, shape -> .frame(samples [..., N]) -> [..., T, F], the samples of each frame
                                .stages()  [B, T, C * F] -> latents [B, T, latent_dim]
-    decoder   config, sound -> .stages()  [B, T, latent_dim] -> samples [B, T, C * hop]
-    config    .check_sound(sound) raises ValueError if the network does not fit the tokenizer's hop or window
+    decoder   config, shape -> .stages()  [B, T, latent_dim] -> samples [B, T, C * hop]
+    config    .check_shape(shape) raises ValueError if the network does not fit the tokenizer's hop or window
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class AudioTokenizerConfig(GrowingConfig):
     def _parts_fit(self) -> AudioTokenizerConfig:
         for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):
             try:
-                part.check_sound(self)
+                part.check_shape(self)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return self

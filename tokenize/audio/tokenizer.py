@@ -140,8 +140,8 @@ class StreamDecoder:
         with exact_float32():
             return self._join(self.stream.finish())
 
-    def _join(self, pieces: list[Tensor]) -> Tensor:
+    def _join(self, blocks: list[Tensor]) -> Tensor:
         tokenizer = self.tokenizer
-        if not pieces:
+        if not blocks:
             return torch.zeros(tokenizer.config.channels, 0, device=tokenizer.device)
-        return tokenizer.net.samples(torch.cat(pieces)[None])[0]
+        return tokenizer.net.samples(torch.cat(blocks)[None])[0]

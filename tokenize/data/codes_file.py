@@ -128,6 +128,6 @@ def check_length(
     """Raise ValueError if the number of frames of an item does not match its image or audio."""
     if isinstance(geometry, ImageGeometry):
         if frames != geometry.num_frames or num_samples is not None:
-            raise ValueError(f"{path}: '{name}' has {frames} frames, a picture has {geometry.num_frames}")
+            raise ValueError(f"{path}: '{name}' has {frames} frames, an image has {geometry.num_frames}")
     elif num_samples is not None and -(-num_samples // geometry.samples_per_frame) != frames:
-        raise ValueError(f"{path}: '{name}' promises {num_samples} samples in {frames} frames")
+        raise ValueError(f"{path}: '{name}' has {num_samples} samples in {frames} frames")

@@ -169,7 +169,7 @@ def bytes_to_image(pixels: Tensor) -> Tensor:
     return (pixels.permute(2, 0, 1).float() / 127.5 - 1).contiguous()
 
 
-def write_image(path: str | Path, picture: Tensor, scale: int = 1) -> None:
+def write_image(path: str | Path, image: Tensor, scale: int = 1) -> None:
     """Write an image [C, height, width], clipped to [-1, 1], atomically; the suffix sets the format
     (IMAGE_FORMATS_WRITTEN).
 
@@ -181,20 +181,18 @@ def write_image(path: str | Path, picture: Tensor, scale: int = 1) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in IMAGE_FORMATS_WRITTEN:
-        raise ValueError(f"{path}: pictures are written as {', '.join(IMAGE_FORMATS_WRITTEN)}, not '{path.suffix}'")
-    if picture.dim() != 3 or picture.shape[0] not in IMAGE_MODES or not bool(torch.isfinite(picture).all()):
-        raise ValueError(
-            f"{path}: needs finite values [C, height, width] with C 1, 3 or 4, found {list(picture.shape)}"
-        )
+        raise ValueError(f"{path}: images are written as {', '.join(IMAGE_FORMATS_WRITTEN)}, not '{path.suffix}'")
+    if image.dim() != 3 or image.shape[0] not in IMAGE_MODES or not bool(torch.isfinite(image).all()):
+        raise ValueError(f"{path}: needs finite values [C, height, width] with C 1, 3 or 4, found {list(image.shape)}")
     kind, options = IMAGE_FORMATS_WRITTEN[suffix]
-    if kind == "JPEG" and picture.shape[0] == 4:
-        raise ValueError(f"{path}: JPEG holds no opacity; write .png or .webp")
-    check_scale(scale, picture.shape[1], picture.shape[2], str(path))
-    pixels = ((picture.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    if kind == "JPEG" and image.shape[0] == 4:
+        raise ValueError(f"{path}: JPEG has no alpha channel; write .png or .webp")
+    check_scale(scale, image.shape[1], image.shape[2], str(path))
+    pixels = ((image.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
     pixels = pixels.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-    image = Image.fromarray(pixels.squeeze(2).numpy() if pixels.shape[2] == 1 else pixels.contiguous().numpy())
+    encoded = Image.fromarray(pixels.squeeze(2).numpy() if pixels.shape[2] == 1 else pixels.contiguous().numpy())
     content = io.BytesIO()
-    image.save(content, format=kind, **options)
+    encoded.save(content, format=kind, **options)
     write_atomic(path, content.getvalue(), durable=False)
 
 

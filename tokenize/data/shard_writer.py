@@ -221,14 +221,14 @@ def _write_part(
         try:
             item = corpus.item(number)
             found = tokenizer.encode(corpus.media(number, spec.geometry)[None]).codes[0].cpu()
-            pieces = {item.id: found} if window is None else _cut(item.id, found, window)
+            parts = {item.id: found} if window is None else _cut(item.id, found, window)
         except MediaError as error:
             skipped.append(Skipped(id=corpus.ids()[number], reason=str(error)))
         else:
-            codes += pieces.values()
-            ids += pieces
-            labels += [item.label] * len(pieces)
-            texts += [item.text if window is None else None] * len(pieces)
+            codes += parts.values()
+            ids += parts
+            labels += [item.label] * len(parts)
+            texts += [item.text if window is None else None] * len(parts)
         bar.update(1)
         bar.set_postfix(skipped=len(skipped), refresh=False) if skipped else None
     part = PartIndex(

@@ -70,5 +70,5 @@ def window_frames(config: ShardsConfig, spec: TokenSpec) -> int | None:
     if config.window_seconds is None:
         return None
     if not isinstance(spec.geometry, AudioGeometry):
-        raise ValueError(f"window_seconds: tokenizer '{spec.name}' is for pictures, which have no seconds; remove it")
+        raise ValueError(f"window_seconds: tokenizer '{spec.name}' is for images, which have no seconds; remove it")
     return max(1, round(config.window_seconds * spec.geometry.frame_rate))

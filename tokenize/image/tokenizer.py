@@ -30,7 +30,7 @@ class ImageTokenizer(Tokenizer):
         if isinstance(quantizer, HaltingQuantizer):
             if quantizer.config.shortest >= geometry.num_frames:
                 raise ConfigError(
-                    f"quantizer.shortest: {quantizer.config.shortest} tokens never halt, but a picture has "
+                    f"quantizer.shortest: {quantizer.config.shortest} tokens never halt, but an image has "
                     f"{geometry.num_frames}; choose fewer"
                 )
             return geometry
@@ -58,13 +58,13 @@ class ImageTokenizer(Tokenizer):
         wanted = (geometry.channels, geometry.height, geometry.width)
         if media.dim() != 4 or media.shape[1:] != wanted:
             raise ValueError(
-                f"pictures must be [B, {wanted[0]}, {wanted[1]}, {wanted[2]}] for tokenizer '{self.spec.name}', "
+                f"images must be [B, {wanted[0]}, {wanted[1]}, {wanted[2]}] for tokenizer '{self.spec.name}', "
                 f"found {list(media.shape)}"
             )
         check_finite(media)
         media = media.to(self.device, torch.float32)
         with exact_float32():
-            codes = [self._quantize(self.net.encode_pictures(item[None]))[0].T for item in media]
+            codes = [self._quantize(self.net.encode_images(item[None]))[0].T for item in media]
         frames = torch.full((len(codes),), geometry.num_frames, dtype=torch.long)
         none = torch.zeros(0, self.spec.num_codebooks, geometry.num_frames, dtype=torch.long)
         return Encoded(pad_and_cat([none, *(item[None].cpu() for item in codes)]), frames)
@@ -76,10 +76,10 @@ class ImageTokenizer(Tokenizer):
         assert isinstance(geometry, ImageGeometry)
         if codes.shape[2] != geometry.num_frames:
             raise ValueError(
-                f"codes have {codes.shape[2]} frames, a picture of tokenizer '{self.spec.name}' has "
+                f"codes have {codes.shape[2]} frames, an image of tokenizer '{self.spec.name}' has "
                 f"{geometry.num_frames}"
             )
         with exact_float32():
             latents = [self._lookup(item.T[None]) for item in codes.to(self.device)]
-            pictures = [self.net.decode_latents(item).clamp(-1, 1) for item in latents]
-        return torch.cat(pictures) if pictures else torch.zeros(0, geometry.channels, geometry.height, geometry.width)
+            images = [self.net.decode_latents(item).clamp(-1, 1) for item in latents]
+        return torch.cat(images) if images else torch.zeros(0, geometry.channels, geometry.height, geometry.width)

@@ -61,7 +61,7 @@ class HaltingQuantizer(Wrapper):
 
     def __init__(self, config: HaltingConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         if "." in where:
-            raise ConfigError(f"{where}: halting is about all tokens of a picture; make it the outermost part")
+            raise ConfigError(f"{where}: halting is about all tokens of an image; make it the outermost part")
         inner = make(config.quantizer, dim, depth, f"{where}.quantizer")
         if inner.span == 0 or not inner.cardinalities:
             raise ConfigError(f"{where}.quantizer: '{config.quantizer.kind}' has no code of a token to leave out")

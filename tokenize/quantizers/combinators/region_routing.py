@@ -206,7 +206,7 @@ def check_regions(quantizer: Quantizer, geometry: AudioGeometry | ImageGeometry)
             continue
         side, columns = part.config.side, part.config.columns
         if isinstance(geometry, AudioGeometry):
-            raise ConfigError(f"{part.where}: regions are cut from the grid of a picture, sound has none; use stride")
+            raise ConfigError(f"{part.where}: regions are cut from the grid of an image, audio has none; use stride")
         if columns != geometry.columns:
             raise ConfigError(
                 f"{part.where}.columns: {columns}, but the network makes a grid of {geometry.rows} x "
