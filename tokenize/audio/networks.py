@@ -1,7 +1,7 @@
 """Network of the audio tokenizer: an encoder, a quantizer and a decoder, each selected by `kind`.
 
 To add a kind, write one file with a config, an encoder and a decoder (or only an encoder, as `fused`), add one line to
-the union and to each table here, and one entry to the list in tests/tokenize/test_sound_networks.py. Any encoder can be
+the union and to each table here, and one entry to the list in tests/tokenize/test_audio_networks.py. Any encoder can be
 combined with any decoder: between them are latents [B, T, latent_dim], one per `hop` samples.
 
     encoder   config, shape -> .frame(samples [..., N]) -> [..., T, F], the samples of each frame

@@ -23,6 +23,7 @@ from torch import Tensor
 from ...configs.files import COPY_AGAIN, read_safetensors, write_safetensors
 from ...configs.json_limits import HEADER, parse_json
 from ...configs.schema import Config, check_config
+from ..codes import code_dtype, concatenate_codes
 from ..spec import AudioGeometry, ImageGeometry, TokenSpec, check_same_tokenizer
 
 FORMAT = "tessera-codes"
@@ -51,15 +52,6 @@ class _Notes(Config):
     items: list[_ItemNote]
 
 
-def code_dtype(spec: TokenSpec) -> torch.dtype:
-    """The smallest unsigned type that holds the largest code."""
-    largest = max(spec.cardinalities) - 1
-    for dtype in (torch.uint8, torch.uint16, torch.uint32):
-        if largest <= torch.iinfo(dtype).max:
-            return dtype
-    raise ValueError(f"codes up to {largest} do not fit 32 bits")
-
-
 def write_codes(path: str | Path, spec: TokenSpec, items: Sequence[CodesItem]) -> None:
     """Write a codes file atomically. Raises ValueError if there are no items."""
     if not items:
@@ -67,12 +59,6 @@ def write_codes(path: str | Path, spec: TokenSpec, items: Sequence[CodesItem]) -
     notes = [_ItemNote(name=item.name, num_samples=item.num_samples).model_dump(mode="json") for item in items]
     metadata = {"format": FORMAT, "spec": spec.model_dump_json(), "items": json.dumps(notes)}
     write_safetensors(path, concatenate_codes([item.codes for item in items], spec), metadata, sealed=True)
-
-
-def concatenate_codes(codes: Sequence[Tensor], spec: TokenSpec) -> dict[str, Tensor]:
-    """The tensors "codes" and "offsets" of a file with these items, each [K, T]."""
-    offsets = torch.tensor([0, *(item.shape[1] for item in codes)]).cumsum(0)
-    return {"codes": torch.cat([item.cpu() for item in codes], dim=1).to(code_dtype(spec)), "offsets": offsets}
 
 
 def read_codes(path: str | Path, expected: TokenSpec | None = None) -> tuple[TokenSpec, list[CodesItem]]:

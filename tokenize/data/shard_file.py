@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ...configs.files import DamagedFile, check_sha256, read_header, sha256_file, write_safetensors
+from ..codes import concatenate_codes
 from ..spec import TokenSpec
-from .codes_file import concatenate_codes
 from .shard_index import BUILD_AGAIN, INDEX_FILE, ShardFile
 
 CHANGES = f"changes while it is read; stop what writes it, then {BUILD_AGAIN}"

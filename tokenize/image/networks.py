@@ -1,7 +1,7 @@
 """Network of the image tokenizer: an encoder, a quantizer and a decoder, each selected by `kind`.
 
 To add a kind, write one file with a config, an encoder and a decoder, add one line to the union and to each table here,
-and one entry to the list in tests/tokenize/test_picture_networks.py. Any encoder can be combined with any decoder that
+and one entry to the list in tests/tokenize/test_image_networks.py. Any encoder can be combined with any decoder that
 has the same number of frames. Between them are latents [B, T, latent_dim]: the cells of a grid in raster order, or
 tokens without positions, which count as one row.
 
