@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..tokenize.audio.tokenizer import AudioTokenizer
 from ..tokenize.spec import ImageGeometry
-from ..tokenize.tokenizer import AudioTokenizer
 from .decoding.dispatch import warm_up
 from .decoding.loop import Progress
 from .long_form.speech import split_into_chunks

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..tokenize.codes import pad_and_cat
 from ..tokenize.spec import AudioGeometry, TokenSpec
 
 SUFFIXES = {"audio": (".wav", ".flac"), "picture": (".png", ".jpg", ".jpeg", ".webp")}
@@ -114,10 +115,8 @@ class Result:
 
 def join_results(parts: Sequence[Result]) -> Result:
     """Concatenate the samples of several results."""
-    longest = max(part.codes.shape[2] for part in parts)
-    padded = [torch.nn.functional.pad(part.codes, (0, longest - part.codes.shape[2])) for part in parts]
     return Result(
-        codes=torch.cat(padded),
+        codes=pad_and_cat([part.codes for part in parts]),
         lengths=torch.cat([part.lengths for part in parts]),
         media=[media for part in parts for media in part.media],
         seeds=tuple(seed for part in parts for seed in part.seeds),

@@ -21,7 +21,7 @@ def kind_of(path: Path) -> type[Config]:
 
         return TokenizerTrainConfig
     if word == "shards":
-        from tessera.tokenize.data.shard_writer import ShardsConfig
+        from tessera.tokenize.data.shards_config import ShardsConfig
 
         return ShardsConfig
     if word == "coder":

@@ -171,7 +171,8 @@ def train_model(run: Run) -> tuple[Model, ModelStory]:
     """Encode the digits into shards and train the demo's language model on them."""
     from ...configs.schema import read_config
     from ...generate.loading import load
-    from ...tokenize.data.shard_writer import ShardsConfig, build_shards
+    from ...tokenize.data.shard_writer import build_shards
+    from ...tokenize.data.shards_config import ShardsConfig
     from ...train.common.metrics import read_metrics
     from ..report.charts import Curve
     from ..report.demo_report import ModelStory

@@ -15,7 +15,7 @@ from ..option_limits import MAX_BATCH, MAX_SEED
 
 if TYPE_CHECKING:
     from ...generate.model import Model
-    from ...tokenize.data.shard_writer import Shards
+    from ...tokenize.data.shard_reader import Shards
     from ...train.lm.reference_prompts import PromptSource
 
 
@@ -65,7 +65,7 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
         prompt: as --prompt. seed: that of the training run, to use the same prompts as its evaluations.
     """
     from ...lm.clustering.clustering import ClusteredTokenizer
-    from ...tokenize.data.shard_writer import Shards
+    from ...tokenize.data.shard_reader import Shards
     from ...tokenize.spec import check_same_tokenizer
     from ...train.distributed.process_group import ProcessGroup
     from ...train.lm.dataset import CodesDataset

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from ...lm.models.causal import TokenLM
+from ...tokenize.codes import pad_and_cat
 from ..requests.request import Request
 from ..requests.settings import check_seeds
 from .loop import DecodeLoop, Generated, Progress
@@ -56,6 +57,5 @@ def warm_up(lm: TokenLM, request: Request) -> None:
 
 def stack(rows: list[Generated]) -> Generated:
     """One batch of several."""
-    longest = max(row.codes.shape[2] for row in rows)
-    codes = [torch.nn.functional.pad(row.codes, (0, longest - row.codes.shape[2])) for row in rows]
-    return Generated(torch.cat(codes), torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows]))
+    codes = pad_and_cat([row.codes for row in rows])
+    return Generated(codes, torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows]))

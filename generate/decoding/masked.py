@@ -26,6 +26,7 @@ from torch import Tensor
 from ...lm.generation_config import GenerationConfig, check_unordered
 from ...lm.models.masked import MaskedLM
 from ...lm.ops.near_ties import largest
+from ...tokenize.codes import pad_and_cat
 from ..requests.request import Request
 from ..requests.settings import check_seeds
 from ..sampling.counter_rng import uniform
@@ -116,9 +117,7 @@ def run_rows(run: Callable[[slice], Tensor], total: int, exact: bool) -> Tensor:
     """Codes [B, K, T] of `run` for all rows, one at a time if `exact`; 0 beyond a row's length."""
     if not exact:
         return run(slice(0, total))
-    rows = [run(slice(i, i + 1)) for i in range(total)]
-    longest = max(row.shape[2] for row in rows)
-    return torch.cat([torch.nn.functional.pad(row, (0, longest - row.shape[2])) for row in rows])
+    return pad_and_cat([run(slice(i, i + 1)) for i in range(total)])
 
 
 def fill_in_passes(

@@ -11,8 +11,9 @@ from ...lm.generation_config import GenerationConfig
 from ...lm.models.causal import TokenLM
 from ...lm.models.masked import MaskedLM
 from ...lm.models.registry import AnyLM
+from ...tokenize.audio.tokenizer import AudioTokenizer, StreamDecoder
 from ...tokenize.spec import check_same_tokenizer
-from ...tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
+from ...tokenize.tokenizer import Tokenizer
 from ..decoding.custom_lm import CustomLM, Wrapped, check_pair
 from ..decoding.generate_codes import make_loop
 from ..long_form.windows import make_row

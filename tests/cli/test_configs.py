@@ -10,7 +10,7 @@ from tessera.cli.commands.configs import read_head
 from tessera.cli.config_files import all_configs, find_config, kind_of_name, open_config, shipped_file
 from tessera.configs.recognize import CONFIG_KINDS
 from tessera.tokenize.bundled import CONFIGS
-from tessera.tokenize.data.shard_writer import ShardsConfig
+from tessera.tokenize.data.shards_config import ShardsConfig
 
 VERBS = {
     "lm": ["train"],

@@ -14,7 +14,8 @@ from tessera.configs.files import read_sealed_json, write_safetensors, write_sea
 from tessera.generate.loading import load
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
 from tessera.tokenize.data.corpus import ArraysCorpus
-from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from tessera.cli.app import run
 from tessera.configs.files import write_safetensors
 from tessera.generate.loading import load
 from tessera.tokenize.data.corpus import ArraysCorpus
-from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
 
 SECONDS, MEGABYTES = 2.0, 500
 IN_PROCESSES = ("yaml: many keys", "option: --frames 10^9")

@@ -19,7 +19,8 @@ from tessera.configs.files import write_json
 from tessera.tokenize.bundled import BUNDLED, CONFIGS, shipped_path
 from tessera.tokenize.data.corpus import ArraysCorpus
 from tessera.tokenize.data.media import write_image
-from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
 
 PYTHONS = re.compile(
     r"\b(None|True|False|NoneType|Tensor|ValueError|TypeError|pydantic|dict|tuple|str|int|float)\b"

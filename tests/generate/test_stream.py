@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_sound_networks import HOP, PARTS, tokenizer_of
+from test_audio_networks import HOP, PARTS, tokenizer_of
 from tiny_models import save_tiny_models, strong
 
 import tessera

@@ -329,7 +329,7 @@ def test_regions_that_do_not_fit_the_grid_name_the_node(quantizer, size, message
 
 
 def test_regions_have_no_place_in_sound_or_inside_stride():
-    with pytest.raises(ConfigError, match=r"^quantizer\.quantizer: regions are cut from the grid of a picture, sound"):
+    with pytest.raises(ConfigError, match=r"^quantizer\.quantizer: regions are cut from the grid of an image, audio"):
         settings = {"name": "s", "sample_rate": 8000, "hop": 160, "window": 640, "latent_dim": 8}
         make_tokenizer(AudioTokenizerConfig(**settings, quantizer=ResidualConfig(levels=2, quantizer=regions())))
     with pytest.raises(ConfigError, match=r"^quantizer\.quantizer: inside stride there is no grid"):

@@ -14,7 +14,7 @@ from tessera.lm.checkpoints.model_directory import load_model
 from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
 from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.masked import MaskedLM
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.lm.config import TrainConfig
 from tessera.train.lm.dataset import CodesDataset

@@ -18,7 +18,7 @@ from tessera.configs.schema import read_config
 from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.models.registry import make_lm
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig, make_quantizer
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 from tessera.train.lm.config import TrainConfig

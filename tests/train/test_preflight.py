@@ -12,7 +12,7 @@ import yaml
 from tessera.cli.app import run as tessera
 from tessera.configs.schema import ConfigError
 from tessera.generate.loading import load
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.train.distributed.process_group import ONE_PROCESS
 from tessera.train.engines import auto
 from tessera.train.lm import preflight

@@ -10,7 +10,7 @@ from test_lm_trainer import make_config
 from tessera.cli.app import run
 from tessera.configs.files import read_safetensors
 from tessera.configs.schema import ConfigError, check_config
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.train.common.metrics import read_metrics
 from tessera.train.distributed.process_group import ProcessGroup
 from tessera.train.lm.config import TrainConfig

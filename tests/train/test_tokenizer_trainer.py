@@ -290,7 +290,7 @@ def test_bins_and_centres_are_fitted_to_a_continuous_autoencoder(pictures, tmp_p
     items = torch.stack(made.media.items)
     codes = tokenizer.encode(items).codes
     assert len(codes.unique()) > 4
-    latents = torch.cat([tokenizer.net.encode_pictures(item[None]) for item in items])
+    latents = torch.cat([tokenizer.net.encode_images(item[None]) for item in items])
     apart = (tokenizer.embed(codes).transpose(1, 2) - latents).square().mean() / latents.var()
     assert float(apart) < (0.02 if quantizer["kind"] == "scalar" else 0.7)
     assert load_tokenizer(tmp_path / "a").spec == tokenizer.spec
