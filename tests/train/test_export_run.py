@@ -50,7 +50,7 @@ def kill_at(patch, trainer: type, method: str, steps: int) -> None:
 def killed(config, out, steps: int) -> None:
     """A run that dies before step `steps`."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        kill_at(patch, LMTrainer, "_train_step", steps)
+        kill_at(patch, LMTrainer, "train_step", steps)
         train_lm(config, out, command="tessera train tiny.yaml")
 
 
@@ -191,14 +191,14 @@ def test_another_end_follows_the_schedule_of_the_new_end(tiny_config, tmp_path, 
 
 def test_ctrl_c_says_how_to_go_on_and_how_to_export(tiny_config, tmp_path, capsys, monkeypatch):
     out = tmp_path / "a run"
-    step = LMTrainer._train_step
+    step = LMTrainer.train_step
 
     def interrupted(self, stop):
         if self.state.step == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, stop)
 
-    monkeypatch.setattr(LMTrainer, "_train_step", interrupted)
+    monkeypatch.setattr(LMTrainer, "train_step", interrupted)
     assert train_lm(tiny_config(), out, command="tessera train tiny.yaml") is False
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-2:] == [
@@ -272,7 +272,7 @@ def test_a_tokenizer(tmp_path, ema):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
     other = tmp_path / "killed"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        kill_at(patch, TokenizerTrainer, "_account", 5)
+        kill_at(patch, TokenizerTrainer, "train_step", 4)
         train_tokenizer(tokenizer_config(tmp_path, ema=ema), other, progress=False)
     assert tessera(["export", str(other)]) == 0
     export_run(out, tmp_path / "four", step=4)
@@ -287,7 +287,7 @@ def test_a_tokenizer(tmp_path, ema):
 def test_a_tokenizer_may_end_elsewhere_too(tmp_path, capsys, steps):
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        kill_at(patch, TokenizerTrainer, "_account", 5)
+        kill_at(patch, TokenizerTrainer, "train_step", 4)
         train_tokenizer(tokenizer_config(tmp_path), out, progress=False)
     assert train_tokenizer(tokenizer_config(tmp_path, steps=steps, log_every=1), out, resume=True) is not None
     said = "all of them are done" if steps == 4 else "from step 5 on the learning rate is that of a run of"

@@ -120,7 +120,7 @@ def test_a_packed_run_stopped_and_resumed_equals_left_alone(tiny_data, tmp_path)
         packed_config(tiny_data, micro_batch=1), tmp_path / "other", ProcessGroup(0, 1, torch.device("cpu"))
     )
     trainer.engine.model.eval()
-    rows = np.hstack(trainer.sampler.batch(0))
+    rows = np.hstack(trainer.stepper.sampler.batch(0))
     batch = trainer.parts.items.batch(rows)
     found = trainer.engine.model(batch.codes, batch.lengths, batch.conditions)
     trainer.engine.model.packed = False
@@ -129,7 +129,7 @@ def test_a_packed_run_stopped_and_resumed_equals_left_alone(tiny_data, tmp_path)
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     short = packed_config(tiny_data, micro_batch=1, steps=8)
     out = tmp_path / "run"
-    step = LMTrainer._train_step
+    step = LMTrainer.train_step
     with pytest.MonkeyPatch.context() as patch:
 
         def dies(self, stop):
@@ -137,7 +137,7 @@ def test_a_packed_run_stopped_and_resumed_equals_left_alone(tiny_data, tmp_path)
                 raise RuntimeError("killed")
             return step(self, stop)
 
-        patch.setattr(LMTrainer, "_train_step", dies)
+        patch.setattr(LMTrainer, "train_step", dies)
         with pytest.raises(RuntimeError, match="killed"):
             train_lm(short, out)
     assert train_lm(short, out, resume=True)
@@ -159,17 +159,17 @@ def test_what_cannot_be_packed_is_refused(tiny_data):
 @pytest.mark.parametrize("stop_after", [3, 5, 7])
 def test_killed_and_resumed_equals_left_alone(tiny_data, whole, tmp_path, monkeypatch, stop_after):
     out = tmp_path / "run"
-    step = LMTrainer._train_step
+    step = LMTrainer.train_step
 
     def dies(self, stop):
         if self.state.step == stop_after:
             raise RuntimeError("killed")
         return step(self, stop)
 
-    monkeypatch.setattr(LMTrainer, "_train_step", dies)
+    monkeypatch.setattr(LMTrainer, "train_step", dies)
     with pytest.raises(RuntimeError, match="killed"):
         train_lm(make_config(tiny_data), out)
-    monkeypatch.setattr(LMTrainer, "_train_step", step)
+    monkeypatch.setattr(LMTrainer, "train_step", step)
     torch.manual_seed(stop_after)  # what is left in the generators does not matter
     assert train_lm(make_config(tiny_data), out, resume=True)
     assert_same_run(whole, out)
@@ -178,18 +178,18 @@ def test_killed_and_resumed_equals_left_alone(tiny_data, whole, tmp_path, monkey
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_resuming_goes_on_exactly(tiny_data, whole, tmp_path, monkeypatch, capsys, number):
     out = tmp_path / "run"
-    step = LMTrainer._train_step
+    step = LMTrainer.train_step
 
     def interrupted(self, stop):
         if self.state.step == 4:
             os.kill(os.getpid(), number)
         return step(self, stop)
 
-    monkeypatch.setattr(LMTrainer, "_train_step", interrupted)
+    monkeypatch.setattr(LMTrainer, "train_step", interrupted)
     assert train_lm(make_config(tiny_data), out, command="tessera train tiny.yaml") is False
     assert "go on with: tessera train tiny.yaml --resume" in capsys.readouterr().err
     assert (out / "steps" / "step-00000005" / "COMMITTED").exists() and not (out / "model").exists()
-    monkeypatch.setattr(LMTrainer, "_train_step", step)
+    monkeypatch.setattr(LMTrainer, "train_step", step)
     assert train_lm(make_config(tiny_data), out, resume=True)
     assert_same_run(whole, out)
 
@@ -296,7 +296,7 @@ def test_shards_and_tokenizer_may_move(tiny_data, whole, tmp_path):
 
 def test_three_bad_steps_in_a_row_end_the_run(tiny_data, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    step = LMTrainer._train_step
+    step = LMTrainer.train_step
     seen = []
 
     def poisoned(self, stop):
@@ -310,7 +310,7 @@ def test_three_bad_steps_in_a_row_end_the_run(tiny_data, tmp_path, monkeypatch):
                 handle.remove()
 
     BAD = {2, 4, 5, 6}
-    monkeypatch.setattr(LMTrainer, "_train_step", poisoned)
+    monkeypatch.setattr(LMTrainer, "train_step", poisoned)
     with pytest.raises(TrainingFailed, match=r"not finite in 3 steps in a row, up to step 7; .* after step 4"):
         train_lm(make_config(tiny_data), out)
     assert torch.equal(seen[2], seen[3]) and torch.equal(seen[4], seen[6]) and not torch.equal(seen[3], seen[4])

@@ -89,17 +89,17 @@ def test_the_refiner_is_exported_with_the_model_of_the_labels(refiner):
 
 @pytest.mark.parametrize("stop_after", [3, 5])
 def test_killed_and_resumed_equals_left_alone(data, coarse, refiner, tmp_path, monkeypatch, stop_after):
-    out, step = tmp_path / "run", LMTrainer._train_step
+    out, step = tmp_path / "run", LMTrainer.train_step
 
     def dies(self, stop):
         if self.state.step == stop_after:
             raise RuntimeError("killed")
         return step(self, stop)
 
-    monkeypatch.setattr(LMTrainer, "_train_step", dies)
+    monkeypatch.setattr(LMTrainer, "train_step", dies)
     with pytest.raises(RuntimeError, match="killed"):
         train_lm(refiner_config(data, coarse), out)
-    monkeypatch.setattr(LMTrainer, "_train_step", step)
+    monkeypatch.setattr(LMTrainer, "train_step", step)
     torch.manual_seed(stop_after)
     assert train_lm(refiner_config(data, coarse), out, resume=True)
     assert_same_run(refiner, out)

@@ -100,7 +100,7 @@ def test_a_run_killed_and_resumed_equals_left_alone_and_samples_have_voices(tiny
         assert train_lm(config, out, sample=asked.append, **more)
         return read_safetensors(out / "model" / "lm.safetensors")[0]
 
-    whole, step = train(tmp_path / "whole"), LMTrainer._train_step
+    whole, step = train(tmp_path / "whole"), LMTrainer.train_step
     assert [len(request.voices) for request in asked] == [3] and all(v.shape[0] == 2 for v in asked[0].voices)
 
     def dies(self, stop):
@@ -108,10 +108,10 @@ def test_a_run_killed_and_resumed_equals_left_alone_and_samples_have_voices(tiny
             raise RuntimeError("killed")
         return step(self, stop)
 
-    monkeypatch.setattr(LMTrainer, "_train_step", dies)
+    monkeypatch.setattr(LMTrainer, "train_step", dies)
     with pytest.raises(RuntimeError, match="killed"):
         train(tmp_path / "run")
-    monkeypatch.setattr(LMTrainer, "_train_step", step)
+    monkeypatch.setattr(LMTrainer, "train_step", step)
     resumed, other = train(tmp_path / "run", resume=True), train(tmp_path / "other", "crop")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not all(torch.equal(whole[name], other[name]) for name in whole)
@@ -153,7 +153,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(tiny_data, tmp_p
         trainer = LMTrainer(config, tmp_path / packing["kind"], ProcessGroup(0, 1, torch.device("cpu")))
         model, batch = trainer.engine.model.eval(), trainer.parts.items.batch(range(7), draw=2)
         assert len(set(batch.conditions.codes_lengths.tolist())) > 2 and model.packed == (packing["kind"] != "padded")
-        loss, sums, _ = model(batch.codes, batch.lengths, batch.conditions, trainer.count_terms(batch.lengths))
+        loss, sums, _ = model(batch.codes, batch.lengths, batch.conditions, trainer.stepper.count_terms(batch.lengths))
         trainer.engine.backward(loss)
         found.append([loss.detach(), sums, *(weight.grad for weight in model.parameters())])
     for one, other in zip(*found, strict=True):
