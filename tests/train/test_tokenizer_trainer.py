@@ -1,7 +1,5 @@
-"""Training a tokenizer: it learns, the same seed gives the same tokenizer, a killed run resumed equals the run left
-alone, the cut of a batch does not matter, and what goes wrong is said in one line."""
-
-import json
+"""Training a tokenizer: it learns, the same seed gives the same tokenizer, the cut of a batch does not matter, and
+errors are one line. That a resumed run equals the run left alone is in test_resume.py."""
 
 import pytest
 import torch
@@ -152,31 +150,6 @@ def state(made):
     if made.discriminators is not None:
         tensors |= {f"judges.{name}": tensor.clone() for name, tensor in made.discriminators.state_dict().items()}
     return tensors
-
-
-def weights_of(folder):
-    return (folder / "tokenizer.safetensors").read_bytes()
-
-
-@pytest.mark.sample(1)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_killed_run_resumed_equals_the_run_left_alone(sounds, tmp_path, dtype):
-    data = everything(sounds, save_every=1, keep_last=99, dtype=dtype)
-    run(data, tmp_path / "whole")
-    wanted = [{**line, "seconds": 0} for line in read_metrics(tmp_path / "whole")]
-    assert [line["step"] for line in wanted] == list(range(1, 8)) and "judge" in wanted[-1]
-    for step in (2, 3, 5):  # inside a stage, at its end, and in the middle of the game
-        killed = tmp_path / f"killed-{step}"
-        (killed / "steps").mkdir(parents=True)
-        (tmp_path / "whole" / "steps" / f"step-{step:08}").rename(killed / "steps" / f"step-{step:08}")
-        (killed / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in wanted))
-        config = check_config(data, TokenizerTrainConfig)
-        assert train_tokenizer(config, killed, progress=False, resume=True) is not None
-        assert weights_of(killed) == weights_of(tmp_path / "whole"), step
-        assert [{**line, "seconds": 0} for line in read_metrics(killed)] == wanted, step
-        final = [folder / "steps" / "step-00000007" for folder in (killed, tmp_path / "whole")]
-        for name in ("weights", "optimizer", "buffers", "judges", "ema", "judges/optimizer"):
-            assert (final[0] / f"{name}.safetensors").read_bytes() == (final[1] / f"{name}.safetensors").read_bytes()
 
 
 def test_a_run_of_another_config_or_other_data_is_not_resumed(sounds, pictures, tmp_path):
