@@ -150,7 +150,11 @@ def limits_of(metadata: Any) -> str:
         inner = getattr(entry, "metadata", None)
         if isinstance(inner, list):
             found.append(limits_of(inner))
-        found += [f"{sign} {plain(limit)}" for name, sign in signs.items() if (limit := getattr(entry, name, None)) is not None]
+        found += [
+            f"{sign} {plain(limit)}"
+            for name, sign in signs.items()
+            if (limit := getattr(entry, name, None)) is not None
+        ]
     return ", ".join(part for part in found if part)
 
 

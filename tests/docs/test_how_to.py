@@ -63,7 +63,9 @@ def test_parts_of_the_pages_pass_the_laws(tmp_path):
             files += [word for word in arguments if word.startswith("tests/")]
             if "-k" not in arguments:
                 words.append(Path(files[-1]).stem)
-    done = run_pytest(copy, ["-m", "", *files, "tests/test_layout.py", "-k", f"{' or '.join(words)} or rooms or circle"])
+    done = run_pytest(
+        copy, ["-m", "", *files, "tests/test_layout.py", "-k", f"{' or '.join(words)} or rooms or circle"]
+    )
     passed = [line for line in done.splitlines() if " PASSED" in line]
     for page in HOW_TO:
         for arguments in pytest_commands(page):
