@@ -1,4 +1,4 @@
-"""MkDocs hooks: generated reference pages, a folder named `tessera` for mkdocstrings, and links into the repository."""
+"""MkDocs hooks: generated reference pages, a copy named `tessera` for mkdocstrings, and links into the repository."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parents[1]
 LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\(([^)\s]+)\)")
-_named: list[Path] = []
+_copies: list[Path] = []
 
 
+@event_priority(100)  # before mkdocstrings reads its options
 def on_config(config):
-    """Let mkdocstrings read the sources under the package's name, whatever the root folder is called."""
+    """Let mkdocstrings read the sources under the package's name, whatever the root folder is called.
+
+    The copy has no tests and no environment, which mkdocstrings would walk through, and an __init__.py in tokenize/,
+    without which it does not find the folder.
+    """
     sys.path.insert(0, str(TOOLS))
     import file_reference
 
     folder = Path(tempfile.mkdtemp())
-    _named.append(folder)
+    _copies.append(folder)
     (folder / "tessera").mkdir()
-    for name in ("__init__.py", *file_reference.FOLDERS):
-        (folder / "tessera" / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "__init__.py", folder / "tessera")
+    for name in file_reference.FOLDERS:
+        shutil.copytree(ROOT / name, folder / "tessera" / name, ignore=shutil.ignore_patterns("__pycache__", "*.yaml"))
+        (folder / "tessera" / name / "__init__.py").touch()
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(folder)]
     return config
 
@@ -76,6 +84,6 @@ def outside(page: str, link: str) -> str | None:
 
 
 def on_post_build(config):
-    """Remove the folder of links."""
-    while _named:
-        shutil.rmtree(_named.pop())
+    """Remove the copy."""
+    while _copies:
+        shutil.rmtree(_copies.pop())

@@ -46,7 +46,7 @@ def pytest_commands(page: str) -> list[list[str]]:
 
 def run_pytest(copy: Path, arguments: list[str]) -> str:
     environment = os.environ | {"PYTHONPATH": str(copy.parent)}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-vv", *arguments]
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout

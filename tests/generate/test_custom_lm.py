@@ -1,4 +1,4 @@
-"""A language model of one's own: the tutorial's runs, all of the loop works with it, anything else has a plain error."""
+"""A language model of one's own: the tutorial's runs, the whole loop works, anything else has a plain error."""
 
 import re
 from pathlib import Path
