@@ -15,6 +15,8 @@ from mkdocs.structure.files import File
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parents[1]
 LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\(([^)\s]+)\)")
+SECTION = re.compile(r"\n( +)((?:Returns|Raises|Warns|Yields):\n)")
+"""A section of a docstring; mkdocstrings wants a blank line before it."""
 _copies: list[Path] = []
 
 
@@ -35,6 +37,8 @@ def on_config(config):
     for name in file_reference.FOLDERS:
         shutil.copytree(ROOT / name, folder / "tessera" / name, ignore=shutil.ignore_patterns("__pycache__", "*.yaml"))
         (folder / "tessera" / name / "__init__.py").touch()
+    for path in (folder / "tessera").rglob("*.py"):
+        path.write_text(SECTION.sub(r"\n\n\1\2", path.read_text(encoding="utf-8")), encoding="utf-8")
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(folder)]
     return config
 
