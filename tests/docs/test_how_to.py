@@ -73,12 +73,11 @@ def test_parts_of_the_pages_pass_the_laws(tmp_path):
             assert any(line.startswith(file) for line in passed), f"{page}: {arguments} ran nothing"
 
 
-@pytest.mark.parametrize("page", HOW_TO)
-def test_python_blocks_of_the_pages_run(page, tmp_path):
-    """Blocks without a title are scripts."""
-    scripts = [b for b in blocks(read(DOCS / "how-to" / f"{page}.md")) if b.language == "python" and b.title is None]
-    if not scripts:
-        pytest.skip("no scripts on this page")
+@pytest.mark.slow
+def test_scripts_of_the_pages_run(tmp_path):
+    """Python blocks without a title."""
     pytest.importorskip("transformers")
-    for script in scripts:
-        subprocess.run([sys.executable, "-c", script.text], cwd=tmp_path, check=True, timeout=300)
+    for page in HOW_TO:
+        for block in blocks(read(DOCS / "how-to" / f"{page}.md")):
+            if block.language == "python" and block.title is None:
+                subprocess.run([sys.executable, "-c", block.text], cwd=tmp_path, check=True, timeout=300)
