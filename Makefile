@@ -3,6 +3,7 @@
 # make test-slow   the slow ones (small trainings, the wheel in a fresh environment, timings)
 # make test-gpu    what needs a CUDA device, under 9 minutes: tests, generation and training beside transformers, one table
 # make check       ruff, pyright, the layout test
+# make docs        build the documentation's site, out/site/index.html; works offline
 # make bundled     train the two bundled models again from their configs (needs espeak-ng, about two hours on 2 cores)
 # make clean       remove what these made, except the virtual environment
 #
@@ -30,7 +31,7 @@ EVAL_PACKAGES := scikit-learn scikit-image torchmetrics auraloss pystoi prdc poc
 # is kept, whatever the caller sets: most of those processes live for a second.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONDONTWRITEBYTECODE=
 
-.PHONY: install demo test fast-tests test-slow test-gpu check lint types bundled clean
+.PHONY: install demo test fast-tests test-slow test-gpu check lint types docs bundled clean
 
 install: $(INSTALLED)
 
@@ -46,7 +47,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(INSTALL) --no-build-isolation deepspeed || \
 		echo "note: deepspeed did not install; 'engine.kind: torch' trains without it" >&2
 	@echo "Installing Tessera and what it uses."
-	@$(INSTALL) --no-build-isolation -e '.[demo,dev]' tensorboard
+	@$(INSTALL) --no-build-isolation -e '.[demo,dev,docs]' tensorboard
 	@$(INSTALL) $(EVAL_PACKAGES) || for package in $(EVAL_PACKAGES); do \
 		$(INSTALL) $$package || \
 			echo "note: $$package did not install (pesq needs a C compiler); what it measures is left out" >&2; \
@@ -83,6 +84,11 @@ test-slow: $(INSTALLED)
 
 test-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(INSTALLED)) .typecheck/tessera
 	PYTHONPATH=$(CURDIR)/.typecheck $(GPU_PYTHON) benchmarks/gpu.py
+
+# The variable silences an advertisement of another program.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "out/site/index.html"
 
 # OMP_NUM_THREADS=1 because the committed weights were made with it: another number of threads rounds differently.
 bundled: export OMP_NUM_THREADS := 1

@@ -82,6 +82,25 @@ class Claim:
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
+TITLES = {
+    "used": "Code usage",
+    "used of all": "Code usage, all images",
+    "used each": "Code usage per codebook",
+    "error of half": "Error with half of the codebooks",
+    "error of four": "Error with four codebooks",
+    "error of a quarter": "Error with a quarter of the tokens",
+    "error halted": "Error with halting",
+    "tokens of plain pictures": "Tokens of simple images",
+    "rises": "Monotonicity in the number of tokens",
+    "first level": "Share of the first level",
+    "alike": "Similarity of codebooks",
+    "told": "Information about a teacher, first codebook",
+    "told by all": "Information about a teacher, all codebooks",
+    "classes": "Information about classes",
+    "shares off": "Shares of the gradient",
+    "bits": "Bits under a language model",
+}
+"""Measure -> heading of its table; others are capitalized."""
 MEASURED: dict[tuple[Path, int | None, str], float] = {}
 """Run, steps (None: all), measure -> figure, of this call."""
 TABLE: dict[str, Any] = read_yaml(Path(__file__).with_suffix(".yaml"))
@@ -221,19 +240,19 @@ def page(results: Mapping[str, dict], steps: int) -> str:
     if len(measured) < len(found):
         counts.append(f"{len(found) - len(measured)} are not measured")
     lines = [
-        "# What papers say of their tokenizers, at small scale",
+        "# Published tokenizers: claims of their papers at small scale",
         "",
         f"Written by `python benchmarks/tokenizer_claims.py --threads 1 --steps {steps} --write docs/tokenizers.md`.",
-        "Every row is a config in `configs/tokenize`, trained for as many steps as its baseline, which is the same",
-        "config with another part, and with as many bits unless the row says otherwise. At this scale (patches of two",
-        f"photographs, 16 x 16; digits, 8 x 8; six minutes of speech; {steps} steps and one training a side unless the",
-        "row says otherwise) a direction can be seen or not; sizes of effects cannot. So a row holds where the system",
-        f"is on the side of its baseline that was said, however far; within {100 * EVEN:.0f} % both are even: one",
-        f"training a side cannot tell them apart. Near is at most {100 * (NEAR - 1):.0f} % above.",
+        "Every row is a config in `configs/tokenize`. Its baseline is the same config with one part replaced, trained",
+        "for the same number of steps and with the same number of bits unless the row says otherwise. This scale",
+        f"(patches of two photographs, 16 x 16; digits, 8 x 8; six minutes of speech; {steps} steps and one training",
+        "per side unless the row says otherwise) can show the direction of an effect, not its size. So a claim holds",
+        f"if the difference has the claimed sign. Within {100 * EVEN:.0f} % the sides are even: one training per side",
+        f"cannot distinguish them. Near means at most {100 * (NEAR - 1):.0f} % above the baseline.",
         "",
         f"**{len(found)} claims of {len({claim.system for claim in CLAIMS})} systems: {', '.join(counts)}.**",
-        "Where one does not hold, or a row needs a word, there is a note below its table. Systems that are not",
-        "configs yet: [tokenizers-open.md](tokenizers-open.md).",
+        "Notes below a table explain claims that do not hold and rows with particular conditions. Systems that are",
+        "not available as configs are listed in [tokenizers-open.md](tokenizers-open.md).",
     ]
     for measure in MEASURES:
         rows = [(claim, result) for claim, result in found if claim.measure == measure]
@@ -241,16 +260,16 @@ def page(results: Mapping[str, dict], steps: int) -> str:
             lines += section(measure, rows, steps)
     named = {claim.system for claim in CLAIMS}
     others = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in named)
-    lines += ["", "## No row", "", "| config | why |", "|---|---|"]
-    lines += [f"| {link(name)} | {NOT_HERE.get(name, 'no claim is written down yet')} |" for name in others]
+    lines += ["", "## Configs without a row", "", "| config | reason |", "|---|---|"]
+    lines += [f"| {link(name)} | {NOT_HERE.get(name, 'its claim has not been added yet')} |" for name in others]
     return "\n".join(lines) + "\n"
 
 
 def section(measure: str, rows: Sequence[tuple[Claim, dict | None]], steps: int) -> list[str]:
     """The rows of one measure."""
     lines = [
-        "", f"## {measure[0].upper()}{measure[1:]}", "", about(measure) + ".", "",
-        "| system | the paper says | system's figure | should be | baseline's figure | baseline | direction holds |",
+        "", f"## {TITLES.get(measure, measure[0].upper() + measure[1:])}", "", about(measure) + ".", "",
+        "| system | claim of the paper | system | should be | baseline | baseline is | holds |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     notes = []
@@ -267,7 +286,7 @@ def section(measure: str, rows: Sequence[tuple[Claim, dict | None]], steps: int)
             f"{answer} |"
         )
     for prefix, names in (
-        ("the baseline's figure, ", {claim.compared for claim, _ in rows if claim.compared}),
+        ("measure of the baseline, ", {claim.compared for claim, _ in rows if claim.compared}),
         ("", {claim.beside for claim, _ in rows if claim.beside}),
     ):
         notes += [f"- {prefix}{name}: {about(name)[0].lower()}{about(name)[1:]}" for name in sorted(names)]
@@ -279,11 +298,10 @@ def notes_of(claim: Claim, result: Mapping[str, Any]) -> list[str]:
     notes = [f"- {claim.system}: {claim.note}"] if claim.note else []
     if "way" in result:
         figures = [f"{pair['own']:.4g} and {pair['other']:.4g} after {step}" for step, pair in result["way"].items()]
-        notes.append(f"- {claim.system}, system and baseline on the way: {', '.join(figures)} steps")
+        notes.append(f"- {claim.system}, system and baseline during training: {', '.join(figures)} steps")
     if "beside" in result:
         notes.append(
-            f"- {claim.system}, {claim.beside}: {result['beside']['own']:.4g}, of the baseline "
-            f"{result['beside']['other']:.4g}"
+            f"- {claim.system}, {claim.beside}: {result['beside']['own']:.4g}, baseline {result['beside']['other']:.4g}"
         )
     return notes
 

@@ -106,21 +106,21 @@ def even_use(size: float, tokens: int) -> float:
 
 
 def used(trained: Trained, count: int | None = None) -> float:
-    """Different codes among the training tokens (of the product of codebooks, where there are several), in per cent of
-    what as many tokens would show if all codes were equally likely"""
+    """Different codes among the training tokens (combinations, if there are several codebooks), in percent of the
+    number expected if all codes were equally likely"""
     tokenizer = trained.tokenizer
     packed = tokenizer.quantizer.pack(codes_of(tokenizer, "train", count).clamp_min(0))
     return 100 * len(packed.unique()) / even_use(math.prod(tokenizer.spec.cardinalities), len(packed))
 
 
 def used_of_all(trained: Trained) -> float:
-    """The same among the tokens of all training pictures, three times as many"""
+    """The same for the tokens of all training images, three times as many"""
     return used(trained, len(open_corpus(corpus_of(trained.tokenizer.spec.geometry, "train"))))
 
 
 def used_by_centres(trained: Trained) -> float:
-    """The same with k-means centres of the latents in place of the codes: as many, after three rounds over four tokens
-    a centre"""
+    """The same with k-means centers of the latents instead of the codes: the same number, after three rounds over four
+    tokens per center"""
     tokenizer = trained.tokenizer
     assert isinstance(tokenizer, ImageTokenizer)
     latents = torch.cat(latents_of(tokenizer, "train", 2000)).flatten(0, 1)
@@ -131,7 +131,7 @@ def used_by_centres(trained: Trained) -> float:
 
 
 def used_each(trained: Trained) -> float:
-    """The same of each codebook, the mean over codebooks"""
+    """The same for each codebook, the mean over codebooks"""
     shares = []
     for column, size in zip(codes_of(trained.tokenizer, "train").T, trained.tokenizer.spec.cardinalities, strict=True):
         kept = column[column >= 0]
@@ -140,8 +140,8 @@ def used_each(trained: Trained) -> float:
 
 
 def perplexity(trained: Trained) -> float:
-    """How many equally likely codes would be as varied as those of the training tokens (exp of the entropy of their
-    frequencies), the mean over codebooks"""
+    """Effective number of codes among the training tokens (exp of the entropy of their frequencies), the mean over
+    codebooks"""
     found = []
     for column in codes_of(trained.tokenizer, "train").T:
         counts = column[column >= 0].unique(return_counts=True)[1].double()
@@ -153,7 +153,7 @@ def perplexity(trained: Trained) -> float:
 
 
 def error(trained: Trained, levels: int | None = None, tokens: int | None = None) -> float:
-    """Mean squared error of test pictures (x 1000), or log-mel distance of test recordings"""
+    """Mean squared error of test images (x 1000), or log-mel distance of test recordings"""
     tokenizer, found = trained.tokenizer, []
     for item in media(tokenizer, "test", 200 if isinstance(tokenizer, ImageTokenizer) else 40):
         codes = first_levels(tokenizer.encode(item[None]).codes, levels)
@@ -182,28 +182,28 @@ def error_of_four(trained: Trained) -> float:
 
 
 def error_of_quarter(trained: Trained) -> float:
-    """The error when only the first quarter of a picture's tokens is decoded"""
+    """The error when only the first quarter of an image's tokens is decoded"""
     frames = trained.tokenizer.spec.geometry.num_frames  # pyright: ignore[reportAttributeAccessIssue]
     return error(trained, tokens=frames // 4)
 
 
 def rises(trained: Trained) -> float:
-    """How often one token more makes the error larger, in per cent of the steps from one token to all"""
+    """How often one more token increases the error, in percent of the steps from one token to all"""
     frames = trained.tokenizer.spec.geometry.num_frames  # pyright: ignore[reportAttributeAccessIssue]
     errors = [error(trained, tokens=count) for count in range(1, frames + 1)]
     return 100 * sum(after > before for before, after in pairwise(errors)) / (frames - 1)
 
 
 def error_halted(trained: Trained) -> float:
-    """The error when pictures halt where their head says, at the wanted error at which they take half of all tokens on
-    average"""
+    """The error when images halt where the halting head decides, at the wanted error at which they take half of all
+    tokens on average"""
     trained.tokenizer.quantizer.wanted_error = _error_of_half(trained.tokenizer)  # pyright: ignore[reportAttributeAccessIssue]
     return error(trained)
 
 
 @torch.no_grad()
 def error_fixed(trained: Trained) -> float:
-    """The error when every picture halts after half of all tokens"""
+    """The error when every image halts after half of all tokens"""
     tokenizer, found = trained.tokenizer, []
     inner = tokenizer.quantizer.inner  # pyright: ignore[reportAttributeAccessIssue]
     for item in media(tokenizer, "test", 200):
@@ -215,8 +215,8 @@ def error_fixed(trained: Trained) -> float:
 
 @torch.no_grad()
 def tokens_of_plain(trained: Trained) -> float:
-    """Tokens of the quarter of the test pictures with the smallest differences between neighbouring pixels, in per cent
-    of those of the quarter with the largest, when pictures take half of all tokens on average"""
+    """Tokens of the quarter of the test images with the smallest differences between neighboring pixels, in percent of
+    those of the quarter with the largest, when images take half of all tokens on average"""
     tokenizer, pictures = trained.tokenizer, torch.stack(media(trained.tokenizer, "test", 200))
     counts = _needed(tokenizer, _error_of_half(tokenizer)).double()
     detail = sum(pictures.diff(dim=axis).abs().flatten(1).mean(1) for axis in (2, 3))
@@ -225,7 +225,7 @@ def tokens_of_plain(trained: Trained) -> float:
 
 
 def fixed_tokens(trained: Trained) -> float:
-    """A fixed number of tokens, in per cent of itself"""
+    """A fixed number of tokens, in percent of itself"""
     return 100.0
 
 
@@ -250,7 +250,7 @@ def _needed(tokenizer: Tokenizer, wanted: float) -> Tensor:
 
 @torch.no_grad()
 def error_unquantized(trained: Trained) -> float:
-    """The error of pictures whose latents go from the encoder to the decoder as they are"""
+    """The error of images whose latents are not quantized"""
     tokenizer, found = trained.tokenizer, []
     for item in media(tokenizer, "test", 200):
         latents = tokenizer.net.encode_images(item[None])  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
@@ -263,7 +263,7 @@ def error_unquantized(trained: Trained) -> float:
 
 
 def first_level(trained: Trained) -> float:
-    """Per cent of the variance of the quantized latents of test media that the first codebook explains"""
+    """Percentage of the variance of the quantized latents of test media that the first codebook explains"""
     codes, quantizer = codes_of(trained.tokenizer, "test")[None], trained.tokenizer.quantizer
     whole = quantizer.decode(codes)[0]
     rest = whole - quantizer.decode(first_levels(codes.transpose(1, 2), 1).transpose(1, 2))[0]
@@ -271,14 +271,14 @@ def first_level(trained: Trained) -> float:
 
 
 def alike(trained: Trained) -> float:
-    """Mean squared cosine between the code vectors that the first two codebooks choose for a token"""
+    """Mean squared cosine between the code vectors that the first two codebooks assign to a token"""
     codes, vectors = codes_of(trained.tokenizer, "test"), trained.tokenizer.vectors()
     first, second = vectors[0][codes[:, 0]], vectors[1][codes[:, 1]]
     return float(torch.nn.functional.cosine_similarity(first, second, dim=-1).square().mean())
 
 
 def told(trained: Trained, levels: int | None = 1) -> float:
-    """Per cent of the variance of a teacher's features (MFCC of sound, histograms of gradients of pictures) that a
+    """Percentage of the variance of a teacher's features (MFCC of audio, histograms of gradients of images) that a
     linear map of the first codebook's vectors explains: fitted on training media, measured on test media"""
     tokenizer = trained.tokenizer
     geometry = tokenizer.spec.geometry
@@ -294,7 +294,7 @@ def told(trained: Trained, levels: int | None = 1) -> float:
 
 
 def told_by_all(trained: Trained) -> float:
-    """The same, of the vectors of all codebooks together"""
+    """The same for the vectors of all codebooks together"""
     return told(trained, None)
 
 
@@ -316,8 +316,8 @@ def _told(trained: Trained, teacher, part: str, levels: int | None) -> tuple[Ten
 
 @torch.no_grad()
 def classes(trained: Trained) -> float:
-    """Per cent of the test digits that a linear map of all code vectors of a picture names rightly, fitted on 1000
-    training digits"""
+    """Percentage of the test digits that a linear map of all code vectors of an image classifies correctly, fitted on
+    1000 training digits"""
     tokenizer, sides = trained.tokenizer, []
     for part, count in (("train", 1000), ("test", 500)):
         chosen = media(tokenizer, part, count)
@@ -339,8 +339,8 @@ def classes(trained: Trained) -> float:
 
 
 def shares_off(trained: Trained) -> float:
-    """How far the shares of the terms in the gradient at the reconstruction are from those of their weights at the end
-    of training, in percentage points, the mean over terms and test recordings"""
+    """Difference between the shares of the losses in the gradient at the reconstruction and the shares of their weights
+    at the end of training, in percentage points, the mean over losses and test recordings"""
     config, geometry = trained.config, trained.tokenizer.spec.geometry
     made = make_losses(config.terms, LossContext(geometry, config.tokenizer.latent_dim, 1))
     weights = {name: _weight(config, name) for name, term in made.items() if isinstance(term, ReconstructionLoss)}
@@ -373,8 +373,8 @@ def _weight(config: TokenizerTrainConfig, name: str) -> float:
 
 
 def lm_bits(trained: Trained) -> float:
-    """Bits of the test codes under a small network that knows the frames before (that of `tessera encode --compress`,
-    2000 steps on the training codes), in per cent of fixed-length codes"""
+    """Bits of the test codes under a small network that reads the previous frames (that of `tessera encode --compress`,
+    2000 steps on the training codes), in percent of fixed-length codes"""
     tokenizer, geometry = trained.tokenizer, trained.tokenizer.spec.geometry
     with tempfile.TemporaryDirectory() as folder:
         for part in ("train", "test"):
@@ -392,7 +392,7 @@ def lm_bits(trained: Trained) -> float:
 
 
 def fixed_bits(trained: Trained) -> float:
-    """Bits of fixed-length codes, in per cent of themselves"""
+    """Bits of fixed-length codes, in percent of themselves"""
     return 100.0
 
 

@@ -1,4 +1,4 @@
-"""A language model of one's own: the README's runs, all of the loop works with it, anything else has a plain error."""
+"""A language model of one's own: the tutorial's runs, the whole loop works, anything else has a plain error."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from tessera.generate.decoding.custom_lm import NEEDED
 from tessera.lm.patterns.pattern import CodebookPattern, DelayConfig, ParallelConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+TUTORIAL = (Path(__file__).resolve().parents[2] / "docs/tutorials/python.md").read_text(encoding="utf-8")
 
 
 class Counting:
@@ -48,11 +48,11 @@ def shapes(folder):
     return tessera.load(folder / "shapes", "cpu").tokenizer
 
 
-def test_the_readme_has_one():
-    (block,) = [text for text in re.findall(r"```python\n(.*?)```", README, re.S) if "CustomLM" in text]
+def test_the_tutorial_has_one():
+    (block,) = [text for text in re.findall(r"```python\n(.*?)```", TUTORIAL, re.S) if "CustomLM" in text]
     for name in NEEDED:
         assert re.search(rf"\b{name}\b", block), name
-    exec(compile(block, "README", "exec"), {"__name__": "readme"})
+    exec(compile(block, "tutorial", "exec"), {"__name__": "tutorial"})
 
 
 @pytest.mark.parametrize("config", [ParallelConfig(), DelayConfig()], ids=lambda config: config.kind)

@@ -65,8 +65,8 @@ def test_the_page_says_what_was_seen_on_the_way_and_beside():
     way = {step: {"own": 3.0, "other": 2.5} for step in steps}
     result = {"own": 4.0, "other": 2.0, "way": way, "beside": {"own": 9.5, "other": 8.0}}
     found = claims.page({claim.key(200): result}, 200)
-    assert f"- {claim.system}, system and baseline on the way: 3 and 2.5 after {steps[0]}" in found
-    assert f"- {claim.system}, {claim.beside}: 9.5, of the baseline 8\n" in found
+    assert f"- {claim.system}, system and baseline during training: 3 and 2.5 after {steps[0]}" in found
+    assert f"- {claim.system}, {claim.beside}: 9.5, baseline 8\n" in found
     assert f"- {claim.beside}: " in found  # what that is
 
 

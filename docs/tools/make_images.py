@@ -1,0 +1,69 @@
+"""Write docs/images/speech.png: the log-mel spectrogram of an utterance of the bundled speech model.
+
+    python docs/tools/make_images.py
+
+docs/images/digits.png is written by `python benchmarks/digits_quality.py --sheet docs/images/digits.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import tessera
+from tessera.tokenize.data.media import write_image
+
+TEXT = "three one four one five"
+BANDS, HOP, WINDOW, TOP = 80, 64, 512, 8000.0
+FLOOR_DB = -70.0
+"""Darkest level, relative to the loudest."""
+SIZE = (200, 800)
+"""Pixels."""
+SHADES = 20
+"""Few colors make a small file."""
+COLOURS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
+"""From silent to loud, as in matplotlib's `inferno`."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "images" / "speech.png")
+    out = parser.parse_args().out
+    model = tessera.load("speech")
+    media = model.generate(TEXT, seed=0).media[0]
+    write_image(out, coloured(log_mel(media[0].float(), model.spec.geometry.sample_rate)))
+    print(f"{out}: {out.stat().st_size} bytes")
+
+
+def log_mel(samples: Tensor, sample_rate: int) -> Tensor:
+    """Samples [N] -> levels [BANDS, frames] from 0 to 1, low bands first."""
+    spectrum = torch.stft(samples, WINDOW, HOP, window=torch.hann_window(WINDOW), return_complex=True).abs().square()
+    points = torch.linspace(0, mel(TOP), BANDS + 2)
+    edges = 700 * (10 ** (points / 2595) - 1)
+    frequencies = torch.linspace(0, sample_rate / 2, WINDOW // 2 + 1)
+    rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
+    bands = torch.minimum(rising, falling).clamp_min(0) @ spectrum
+    level = 10 * (bands.clamp_min(1e-12) / bands.max()).log10()
+    return (1 - level / FLOOR_DB).clamp(0, 1)
+
+
+def mel(frequency: float) -> float:
+    """Hertz -> mel."""
+    return float(2595 * torch.log10(torch.tensor(1 + frequency / 700)))
+
+
+def coloured(levels: Tensor) -> Tensor:
+    """Levels [bands, frames] -> an image [3, *SIZE] in [-1, 1], high bands at the top."""
+    table = torch.tensor(COLOURS, dtype=torch.float32).T[None] / 127.5 - 1  # [1, 3, colours]
+    table = F.interpolate(table, size=SHADES, mode="linear", align_corners=True)[0]
+    smooth = F.interpolate(levels.flip(0)[None, None], size=SIZE, mode="bilinear", antialias=True)[0, 0]
+    return table[:, (smooth.clamp(0, 1) * (SHADES - 1)).round().long()]
+
+
+if __name__ == "__main__":
+    main()
