@@ -1,4 +1,4 @@
-"""Dataset of shard items, batched for the LM."""
+"""Dataset of shard items; `CodesDataset.batch` collates them into padded batches for the LM."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class CodesDataset:
             text = torch.zeros(len(ids), int(text_lengths.max()), dtype=torch.long)
             for row, line in zip(text, ids, strict=True):
                 row[: len(line)] = torch.tensor(line)
-        told = ConditionBatch(label=label, text=text, text_lengths=text_lengths)
+        conditions = ConditionBatch(label=label, text=text, text_lengths=text_lengths)
         if self.prompts is not None:
             found = [self.prompt(row, draw) for row in rows]
             sizes = torch.tensor([0 if prompt is None else prompt.shape[1] for prompt in found])
@@ -136,9 +136,9 @@ class CodesDataset:
             for place, prompt in zip(prompts, found, strict=True):
                 if prompt is not None:
                     place[:, : prompt.shape[1]] = prompt
-            told = replace(told, codes=prompts, codes_lengths=sizes)
+            conditions = replace(conditions, codes=prompts, codes_lengths=sizes)
         equal = bool((lengths == lengths[0]).all())
-        return Batch(codes, None if equal else lengths, told)
+        return Batch(codes, None if equal else lengths, conditions)
 
 
 def find_missing(shards: Shards, used: np.ndarray, label: bool, text: TextTokenizer | None) -> dict[int, str]:
