@@ -183,8 +183,8 @@ def test_ctrl_c_says_how_to_go_on_and_how_to_export(tiny_config, tmp_path, capsy
         assert train_lm(tiny_config(), out, command="tessera train tiny.yaml") is False
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-2:] == [
-        "stopped after step 5 and saved; go on with: tessera train tiny.yaml --resume",
-        f"or make a model of it as it is with: tessera export '{out}'",
+        "stopped after step 5 and saved; resume with: tessera train tiny.yaml --resume",
+        f"or export the current model with: tessera export '{out}'",
     ]
 
 

@@ -133,9 +133,9 @@ def test_the_error_is_that_of_what_the_frozen_decoder_gives(tmp_path, monkeypatc
 
 
 def test_a_halt_and_its_term_come_together():
-    with pytest.raises(ConfigError, match="nothing teaches its halt; write the terms out, with {kind: halting}"):
+    with pytest.raises(ConfigError, match="needs the loss 'halting'; list the terms, with {kind: halting}"):
         config_of("p", terms=SETTINGS["terms"][:2])
-    with pytest.raises(ConfigError, match="nothing teaches its halt"):
+    with pytest.raises(ConfigError, match="a halting quantizer needs the loss 'halting'"):
         config_of("p", terms=[])
     plain = {**SETTINGS["tokenizer"], "quantizer": {"kind": "vq", "size": 64}}
     with pytest.raises(ConfigError, match="terms.2: 'halting' is for a halting quantizer, tokenizer.quantizer is 'vq'"):

@@ -61,17 +61,17 @@ def refuse(tmp_path, monkeypatch):
         (
             VQ,
             [FIRST, {**FIRST, "name": "b", "terms": ["quantizer"], "latents": "continuous"}],
-            "stages.1.terms: no term",
+            "stages.1.terms: no active term",
         ),
         (
             VQ,
             [FIRST, {**FIRST, "name": "b", "freeze": ["*"]}],
-            "stages.1.freeze: nothing is left that could be trained",
+            "stages.1.freeze: all parts are frozen",
         ),
-        (VQ, [FIRST, FIT], "'bins': nothing in this quantizer .* is fitted"),
-        (KMEANS, [CONTINUOUS], "stages: the quantizer has no codes, they are fitted; end with a stage of kind fit"),
-        (KMEANS, [CONTINUOUS, FIRST], "stages.1: the quantizer has no codes yet"),
-        (KMEANS, [FIRST, FIT], "stages.0: the quantizer has no codes yet"),
+        (VQ, [FIRST, FIT], "'bins': this quantizer .* has no part to fit"),
+        (KMEANS, [CONTINUOUS], "stages: no stage fits the codes of this quantizer; end with a stage of kind fit"),
+        (KMEANS, [CONTINUOUS, FIRST], "stages.1: the codes of this quantizer are not fitted yet"),
+        (KMEANS, [FIRST, FIT], "stages.0: the codes of this quantizer are not fitted yet"),
     ],
 )
 def test_later_stages(pictures, refuse, quantizer, stages, said):
@@ -88,7 +88,7 @@ def test_stages_that_fit_are_begun(pictures, tmp_path):
 def test_discriminators_that_cannot_look_at_pictures_so_small(pictures, refuse):
     data = pictures(terms=[*TERMS, {"kind": "adversarial"}], judges=PATCH, stages=[{**FIRST, "steps": 9}])
     said = refuse(data)
-    assert "judges.nets: a " in said and "cannot look at pictures of 8 x 8; make it smaller" in said
+    assert "judges.nets: a " in said and "cannot process images of 8 x 8; make it smaller" in said
 
 
 def test_discriminators_that_cannot_look_at_sounds_so_short(tmp_path, refuse):
@@ -101,7 +101,7 @@ def test_discriminators_that_cannot_look_at_sounds_so_short(tmp_path, refuse):
         "train": {"steps": 4, "batch": 1},
         "losses": {"kind": "audio", "adversarial_from": 3, "adversarial_seconds": 0.0001},
     }
-    assert "judges.nets: a STFTDiscriminator cannot look at 0 samples; raise judges.seconds" in refuse(data)
+    assert "judges.nets: a STFTDiscriminator cannot process 0 samples; raise judges.seconds" in refuse(data)
 
 
 def test_room_for_a_checkpoint(pictures, refuse, monkeypatch):
@@ -124,7 +124,7 @@ def test_nothing_that_is_trained_is_touched(pictures, tmp_path):
 def test_discriminators_that_never_come_in_are_noted(pictures, tmp_path, capsys):
     judges = {"nets": [{"kind": "patch", "layers": 1}]}
     for changes, said in (
-        ({"judges": judges}, "judges are given, but no term adversarial or features"),
+        ({"judges": judges}, "judges are configured, but no term is adversarial or features"),
         (
             {"terms": [*TERMS, {"kind": "adversarial"}], "judges": {**judges, "first_step": 1}},
             "judges.first_step 1 is not below the 1 steps of the run",

@@ -276,7 +276,7 @@ def test_bins_and_centres_are_fitted_to_a_continuous_autoencoder(pictures, tmp_p
 def test_a_fit_with_nothing_to_fit_says_so(pictures, tmp_path):
     pictures["train"].pop("steps")
     stages = [{"kind": "train", "name": "a", "steps": 1}, {"kind": "fit", "name": "bins"}]
-    with pytest.raises(ConfigError, match="'bins': nothing in this quantizer .* is fitted"):
+    with pytest.raises(ConfigError, match="'bins': this quantizer .* has no part to fit"):
         run(pictures | {"stages": stages}, tmp_path / "a")
 
 
@@ -372,7 +372,7 @@ def test_a_bad_step_moves_nothing_not_even_codebooks(pictures, tmp_path):
         ({"terms": [{"kind": "pixels"}, {"kind": "pixels"}]}, "terms: 'pixels' occurs twice"),
         ({"terms": [{"kind": "adversarial"}]}, "terms.0: 'adversarial' needs discriminators; add judges"),
         ({"terms": [{"kind": "pixel"}]}, "terms.0: kind 'pixel' is unknown; did you mean 'pixels'"),
-        ({"judges": {"nets": [{"kind": "period"}]}}, "judges.nets.0: 'period' judges audio, not picture"),
+        ({"judges": {"nets": [{"kind": "period"}]}}, "judges.nets.0: 'period' is for audio, not for picture"),
         ({"balance": {"kind": "adaptive"}}, "balance.terms: there is no term 'adversarial', but: squared, quantizer"),
         ({"stages": [{"name": "a", "kind": "train", "steps": 1}]}, "either train.steps, or stages"),
     ],
@@ -392,5 +392,5 @@ def test_stages_that_cannot_be(pictures, tmp_path):
         check_config(stage(terms=["x"]), TokenizerTrainConfig)
     with pytest.raises(ConfigError, match=r"stages.0.freeze: no part is called 'x'; the network has encoder"):
         run(stage(freeze=["x"]), tmp_path / "a")
-    with pytest.raises(ConfigError, match=r"stages.0.terms: no term is on"):
+    with pytest.raises(ConfigError, match=r"stages.0.terms: no active term"):
         run(stage(terms=["quantizer"], latents="continuous"), tmp_path / "b")

@@ -1,4 +1,7 @@
-"""Assigns items to batches as a pure function of seed and step, the same in every process.
+"""Batch sampler: assigns items to batches as a pure function of seed and step, the same in every process.
+
+Training has no data loader with worker processes: items are read from memory or memory-mapped shards, so a step asks
+the sampler for item numbers and the dataset for their batch (`CodesDataset.batch`, `MediaInMemory.batch`).
 
 Items form an endless stream of epochs; each epoch is a permutation of all items that depends only on (seed, epoch). The
 stream is split into pools of `pool_batches` batches; each pool is sorted by length and split into batches of similar

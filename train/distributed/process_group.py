@@ -155,9 +155,9 @@ def run_in(world: ProcessGroup) -> Iterator[None]:
 
 
 def _is_broken_connection(error: RuntimeError) -> bool:
-    said = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, dist.DistError) or any(
-        words in said for words in ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo")
+        words in message for words in ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo")
     )
 
 
@@ -172,8 +172,8 @@ def _as_noted(rank: int, note: tuple[str, int | None, str, str | None]) -> Excep
     kind, number, text, file = note
     if kind == "room":
         return NoRoom(number, text, file)
-    said = f"another process failed, rank {rank}: {text}"
-    return ValueError(said) if kind == "value" else ProcessLost(said)
+    message = f"another process failed, rank {rank}: {text}"
+    return ValueError(message) if kind == "value" else ProcessLost(message)
 
 
 def leave_world(world: ProcessGroup) -> None:

@@ -41,7 +41,7 @@ def ssim(found: Tensor, wanted: Tensor) -> float | None:
     if window < 3:
         return None
     # In [0, 1]: with means of both signs, two errors in a negative image would cancel.
-    a, b = ((picture.double().cpu().numpy() + 1) / 2 for picture in (found, wanted))
+    a, b = ((image.double().cpu().numpy() + 1) / 2 for image in (found, wanted))
     similarity: Any = structural_similarity(a, b, win_size=window, data_range=1.0, channel_axis=0)
     return float(similarity)
 
@@ -100,7 +100,7 @@ def ms_ssim(found: Tensor, wanted: Tensor) -> float | None:
 
     if min(wanted.shape[1:]) < MS_SSIM_PIXELS:
         return None
-    a, b = ((picture.double().cpu()[None] + 1) / 2 for picture in (found, wanted))
+    a, b = ((image.double().cpu()[None] + 1) / 2 for image in (found, wanted))
     similarity: Any = measure(a, b, data_range=1.0)
     return float(similarity)
 

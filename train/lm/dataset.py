@@ -1,4 +1,4 @@
-"""Dataset of the language model: items of shards with their conditions."""
+"""Dataset of the language model: items of shards with their conditions; `batch` collates them into padded batches."""
 
 from __future__ import annotations
 

@@ -26,12 +26,12 @@ def text_limits(items: CodesDataset, text: TextTokenizer) -> GenerationConfig:
     """
     texts = items.shards.texts()
     sizes = np.array([text.num_characters(texts[number] or "") for number in items.numbers])
-    said = sizes > 0
-    if not said.any():
+    spoken = sizes > 0
+    if not spoken.any():
         return GenerationConfig()
-    rates = items.lengths[said] / sizes[said]
+    rates = items.lengths[spoken] / sizes[spoken]
     return GenerationConfig(
-        text_characters=int(np.quantile(sizes[said], 1 - TAIL, method="higher")),
+        text_characters=int(np.quantile(sizes[spoken], 1 - TAIL, method="higher")),
         frames_per_character=(
             round(float(np.quantile(rates, TAIL, method="lower")) / MARGIN, 3),
             round(float(np.quantile(rates, 1 - TAIL, method="higher")) * MARGIN, 3),

@@ -175,14 +175,14 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
         if self.average.decay:
             self.average.load(found)
         if self.world.is_first:
-            say(f"going on from {found}")
+            say(f"resuming from {found}")
             self._note_new_end()
 
     def check(self, rehearse: Rehearse | None = None) -> None:
         """Check for errors that would end the run later (preflight.py); all processes call this, before `run`."""
         config, parts, lm = self.config, self.parts, self.average.model
 
-        def look() -> None:
+        def check_all() -> None:
             check_evaluation(config, parts, lm, self.micro)
             loaded = check_exportable(config, parts, lm)
             if self.world.is_first:
@@ -194,7 +194,7 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
                 if rehearse is not None:
                     check_generation(config, parts, loaded, rehearse)
 
-        self.world.together(look)
+        self.world.together(check_all)
 
     # The run: see Trainer
 
@@ -301,8 +301,8 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
         """See Trainer."""
         command = f"{self.command or 'tessera train'} --resume"
         return (
-            f"stopped after step {self.state.step} and saved; go on with: {command}\n"
-            f"or make a model of it as it is with: tessera export {shlex.quote(str(self.out))}"
+            f"stopped after step {self.state.step} and saved; resume with: {command}\n"
+            f"or export the current model with: tessera export {shlex.quote(str(self.out))}"
         )
 
     def finish(self) -> None:
@@ -380,8 +380,8 @@ def cut_like(found: Path, config: TrainConfig, world: ProcessGroup) -> Cut:
         return cut
     if world.is_first:
         print(
-            f"note: this run has micro-batches of {micro}, which {world.size} processes cannot share; it goes on with "
-            f"{cut.size}: the same batches, but other noise (dropout and the like)",
+            f"note: this run has micro-batches of {micro}, which {world.size} processes cannot share; it continues "
+            f"with {cut.size}: the same batches, but other noise (dropout and the like)",
             file=sys.stderr,
         )
     return Cut(cut.size, 1)

@@ -135,25 +135,25 @@ class ReconstructionLossInputs:
     """The reconstruction, shaped like batch.media or [B * V, N]; silent on padding."""
     wanted: Tensor
     """The target, same shape."""
-    judges: Discriminators | None = None
+    discriminators: Discriminators | None = None
     excerpt: slice = field(default_factory=lambda: slice(None))
     """Samples that the discriminators receive; all of an image."""
 
-    def judged(self) -> tuple[Tensor, Tensor]:
+    def excerpts(self) -> tuple[Tensor, Tensor]:
         """Real and reconstructed media as the discriminators receive them: audio channels are separate examples."""
         media = self.batch.media
         if media.dim() == 4:
             return self.wanted, self.found
         channels = media.shape[1] if media.dim() == 3 else 1
-        pair = (sound.unflatten(0, (len(media), -1))[:, :channels].flatten(0, 1) for sound in (self.wanted, self.found))
-        wanted, found = (sound[:, self.excerpt] for sound in pair)
+        pair = (audio.unflatten(0, (len(media), -1))[:, :channels].flatten(0, 1) for audio in (self.wanted, self.found))
+        wanted, found = (audio[:, self.excerpt] for audio in pair)
         return wanted, found
 
     @cached_property
     def verdict(self) -> tuple[Tensor, Tensor]:
         """The adversarial loss and the feature distance, each [B]; see Discriminators.fool."""
-        assert self.judges is not None
-        return self.judges.fool(*self.judged())
+        assert self.discriminators is not None
+        return self.discriminators.fool(*self.excerpts())
 
 
 def sounds(media: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def mixed(media: Tensor) -> Tensor:
 class ReconstructionLoss:
     """Base class of output losses."""
 
-    judged = False
+    needs_discriminators = False
     """Whether it needs discriminators."""
 
     def __call__(self, view: ReconstructionLossInputs) -> Tensor:

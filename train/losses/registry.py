@@ -96,7 +96,7 @@ class NormalLoss(LatentLoss):
 class AdversarialLoss(ReconstructionLoss):
     """See AdversarialConfig and FeaturesConfig."""
 
-    judged = True
+    needs_discriminators = True
 
     def __init__(self, config: AdversarialConfig | FeaturesConfig, context: LossContext, where: str):
         self.place = 0 if config.kind == "adversarial" else 1
@@ -126,25 +126,25 @@ AnyLossConfig = Annotated[
     Field(discriminator="kind"),
 ]
 
-SOUND, PICTURES = ("audio",), ("picture",)
-BOTH = SOUND + PICTURES
+AUDIO, IMAGES = ("audio",), ("picture",)
+BOTH = AUDIO + IMAGES
 TERMS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "mel": (MelLoss, SOUND),
-    "spectrum": (SpectrumLoss, SOUND),
-    "waveform": (DifferenceLoss, SOUND),
-    "pixels": (DifferenceLoss, PICTURES),
+    "mel": (MelLoss, AUDIO),
+    "spectrum": (SpectrumLoss, AUDIO),
+    "waveform": (DifferenceLoss, AUDIO),
+    "pixels": (DifferenceLoss, IMAGES),
     "perceptual": (PerceptualLoss, BOTH),
     "adversarial": (AdversarialLoss, BOTH),
     "features": (AdversarialLoss, BOTH),
     "quantizer": (QuantizerLoss, BOTH),
     "normal": (NormalLoss, BOTH),
     "distil": (DistillationLoss, BOTH),
-    "ctc": (CTCLoss, SOUND),
+    "ctc": (CTCLoss, AUDIO),
     "caption": (CaptionLoss, BOTH),
     "label": (LabelLoss, BOTH),
     "contrast": (ContrastiveLoss, BOTH),
-    "codes": (ProxyCodesLoss, PICTURES),
-    "halting": (HaltingLoss, PICTURES),
+    "codes": (ProxyCodesLoss, IMAGES),
+    "halting": (HaltingLoss, IMAGES),
 }
 """Kind -> loss class and supported media."""
 

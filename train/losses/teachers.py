@@ -188,7 +188,7 @@ class GradientTeacher(nn.Module):
         assert isinstance(geometry, ImageGeometry)
         if geometry.height < config.cell or geometry.width < config.cell:
             raise ConfigError(
-                f"{where}.cell: {config.cell} pixels are more than a picture of {geometry.height} x {geometry.width} "
+                f"{where}.cell: {config.cell} pixels are more than an image of {geometry.height} x {geometry.width} "
                 "has; use a smaller cell"
             )
 
@@ -285,7 +285,8 @@ def fit_places(features: Tensor, places: Sequence[int]) -> Tensor:
     """Resample features [B, C, *] to `places` by linear interpolation (averaging, to at most half) -> [B, prod, C]."""
     if features.dim() - 2 != len(places):
         raise ValueError(
-            f"features of {features.dim() - 2} axes cannot be laid on {len(places)}; the tokens have {list(places)}"
+            f"the teacher's features have {features.dim() - 2} axes, the tokens {len(places)} ({list(places)}); "
+            "choose another teacher"
         )
     if tuple(features.shape[2:]) != tuple(places):
         if all(a >= 2 * b for a, b in zip(features.shape[2:], places, strict=True)):

@@ -156,7 +156,7 @@ class TokenizerTrainConfig(Config):
         if self.losses is not None and self.losses.kind != kind:
             raise ValueError(f"losses are for {self.losses.kind}, the tokenizer is for {kind}; set losses.kind: {kind}")
         if (self.train.steps is None) == (not self.stages):
-            raise ValueError("give either train.steps, or stages with steps of their own")
+            raise ValueError("give either train.steps, or stages, each with its steps")
         names = [term.key for term in self.terms]
         _check_unique("terms", names)
         _check_unique("stages", [stage.name for stage in self.stages])
@@ -168,7 +168,9 @@ class TokenizerTrainConfig(Config):
         self._check_halting()
         for number, net in enumerate(self.judges.nets if self.judges else ()):
             if DISCRIMINATORS[net.kind][1] != kind:
-                raise ValueError(f"judges.nets.{number}: '{net.kind}' judges {DISCRIMINATORS[net.kind][1]}, not {kind}")
+                raise ValueError(
+                    f"judges.nets.{number}: '{net.kind}' is for {DISCRIMINATORS[net.kind][1]}, not for {kind}"
+                )
         known = names or [term.key for term in self.resolved().terms]
         for number, stage in enumerate(self.stages):
             for name in (stage.terms or ()) if isinstance(stage, TrainStageConfig) else ():
@@ -191,14 +193,15 @@ class TokenizerTrainConfig(Config):
             )
         if halts and not taught:
             raise ValueError(
-                "tokenizer.quantizer: nothing teaches its halt; write the terms out, with {kind: halting} among them"
+                "tokenizer.quantizer: a halting quantizer needs the loss 'halting'; list the terms, with "
+                "{kind: halting} among them"
             )
 
 
 def _check_unique(field: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{field}: '{name}' occurs twice; give each a name of its own")
+            raise ValueError(f"{field}: '{name}' occurs twice; give each a different name")
 
 
 __all__ = [

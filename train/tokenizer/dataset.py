@@ -51,7 +51,7 @@ class MediaInMemory:
                 if show and skipped <= MAX_LISTED:
                     tqdm.write(f"skipped: {error}", file=sys.stderr)
                 continue
-            self.items.append((self._sound(media) * 32767).round().short() if self.audio else media)
+            self.items.append((self._as_batched(media) * 32767).round().short() if self.audio else media)
             self.texts.append(item.text)
             labels.append(item.label)
             digest.update(json.dumps([item.id, item.label, item.text, list(media.shape)]).encode())
@@ -70,7 +70,7 @@ class MediaInMemory:
         self.sampler = Sampler(lengths, self.settings.batch, config.seed, pool_batches=1)
 
     @staticmethod
-    def _sound(media: Tensor) -> Tensor:
+    def _as_batched(media: Tensor) -> Tensor:
         """Audio as in MediaBatch: [N] for one channel, [C, N] for several."""
         return media[0] if len(media) == 1 else media
 
@@ -92,9 +92,9 @@ class MediaInMemory:
         texts, labels = [self.texts[number] for number in numbers], self.labels[numbers]
         all_texts, all_labels = [self.texts[number] for number in rows.tolist()], self.labels[rows.tolist()]
         if self.audio is None:
-            pictures = torch.stack([self.items[number] for number in numbers])
+            images = torch.stack([self.items[number] for number in numbers])
             whole = torch.ones(len(numbers), dtype=torch.bool)
-            return MediaBatch(pictures, None, None, whole, labels, texts, len(rows), 0, all_labels, all_texts)
+            return MediaBatch(images, None, None, whole, labels, texts, len(rows), 0, all_labels, all_texts)
         hop = self.audio.samples_per_frame
         size = self.crop_frames * hop
         lengths = np.minimum([self.items[number].shape[-1] for number in rows], size)

@@ -80,12 +80,12 @@ class TokenizerObjective(Trainable):
             inner = {name: term(view) for name, term in self.inner_on.items()}
         return Passed(found if self.output_on else None, inner, quantized)
 
-    def view(self, batch: MediaBatch, found: Tensor, **judging) -> ReconstructionLossInputs:
+    def view(self, batch: MediaBatch, found: Tensor, **adversarial) -> ReconstructionLossInputs:
         """Inputs of the output losses; padding is silenced in both signals."""
         if batch.sample_mask is None:
-            return ReconstructionLossInputs(batch, found, batch.media, **judging)
+            return ReconstructionLossInputs(batch, found, batch.media, **adversarial)
         mask = batch.sample_mask if found.dim() == 2 else batch.sample_mask[:, None]
-        return ReconstructionLossInputs(batch, sounds(found * mask), sounds(batch.media * mask), **judging)
+        return ReconstructionLossInputs(batch, sounds(found * mask), sounds(batch.media * mask), **adversarial)
 
     def output_losses(self, view: ReconstructionLossInputs, names: Mapping[str, float]) -> dict[str, Tensor]:
         """Output loss -> [B], for the given names."""

@@ -77,10 +77,10 @@ def begin_stage(config: TokenizerTrainConfig, objective: TokenizerObjective, num
     on = frozenset(names if stage.terms is None else names & set(stage.terms))
     objective.set_stage(on, quantize=stage.latents == "quantized")
     if not objective.output_on and not objective.inner_on:
-        raise ConfigError(f"{where}.terms: no term is on that could teach anything; name some, with weights above 0")
+        raise ConfigError(f"{where}.terms: no active term has a weight above 0; name at least one that has")
     freeze_parts(objective.net, stage.freeze, where)
     if not any(parameter.requires_grad for parameter in objective.parameters()):
-        raise ConfigError(f"{where}.freeze: nothing is left that could be trained; freeze less")
+        raise ConfigError(f"{where}.freeze: all parts are frozen; freeze fewer")
 
 
 def check_stages(config: TokenizerTrainConfig, objective: TokenizerObjective) -> None:
@@ -89,20 +89,20 @@ def check_stages(config: TokenizerTrainConfig, objective: TokenizerObjective) ->
     for number, stage in enumerate(config.stages):
         if stage.kind == "fit":
             if not can_fit(objective.net.quantizer):
+                name = type(objective.net.quantizer).__name__
                 raise ConfigError(
-                    f"stages: '{stage.name}': nothing in this quantizer ({type(objective.net.quantizer).__name__}) is "
-                    "fitted; train it, and leave the stage out"
+                    f"stages: '{stage.name}': this quantizer ({name}) has no part to fit; remove the stage"
                 )
             fitted = True
             continue
         begin_stage(config, objective, number)
         if stage.latents == "quantized" and not fitted:
             raise ConfigError(
-                f"stages.{number}: the quantizer has no codes yet, they are fitted; put a stage of kind fit before it, "
-                "or set latents: continuous"
+                f"stages.{number}: the codes of this quantizer are not fitted yet; put a stage of kind fit before "
+                "this one, or set latents: continuous"
             )
     if not fitted:
-        raise ConfigError("stages: the quantizer has no codes, they are fitted; end with a stage of kind fit")
+        raise ConfigError("stages: no stage fits the codes of this quantizer; end with a stage of kind fit")
     objective.set_stage(frozenset(term.key for term in config.terms), quantize=True)
     objective.net.train().requires_grad_(True)
 
@@ -126,28 +126,30 @@ def can_fit(quantizer: Quantizer) -> bool:
 
 
 @torch.no_grad()
-def check_discriminators(config: TokenizerTrainConfig, media: MediaInMemory, judges: Discriminators | None) -> None:
+def check_discriminators(
+    config: TokenizerTrainConfig, media: MediaInMemory, discriminators: Discriminators | None
+) -> None:
     """Run each discriminator on silence or a gray image. ConfigError: the input is too small for it."""
     settings = config.judges
-    if judges is None or settings is None:
+    if discriminators is None or settings is None:
         return
-    geometry, device = config.tokenizer.geometry, judges.averages.device
+    geometry, device = config.tokenizer.geometry, discriminators.averages.device
     if geometry.kind == "audio":
         excerpt = media.excerpt(0, settings.seconds)
-        shown = torch.zeros(1, excerpt.stop - excerpt.start, device=device)
-        size, advice = f"{shown.shape[1]} samples", "raise judges.seconds or train.crop_seconds, or make it smaller"
+        probe = torch.zeros(1, excerpt.stop - excerpt.start, device=device)
+        size, advice = f"{probe.shape[1]} samples", "raise judges.seconds or train.crop_seconds, or make it smaller"
     else:
-        shown = torch.zeros(1, geometry.channels, geometry.height, geometry.width, device=device)
-        size, advice = f"pictures of {geometry.height} x {geometry.width}", "make it smaller"
-    for net in judges.nets:
+        probe = torch.zeros(1, geometry.channels, geometry.height, geometry.width, device=device)
+        size, advice = f"images of {geometry.height} x {geometry.width}", "make it smaller"
+    for net in discriminators.nets:
         try:
-            if not shown.numel():
-                raise ValueError("it would see nothing")
-            net(shown)
+            if not probe.numel():
+                raise ValueError("the excerpt is empty")
+            net(probe)
         except (RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
-                f"judges.nets: a {type(net).__name__} cannot look at {size}; {advice} ({reason})"
+                f"judges.nets: a {type(net).__name__} cannot process {size}; {advice} ({reason})"
             ) from None
 
 
@@ -162,10 +164,10 @@ def say_notes(config: TokenizerTrainConfig) -> None:
     if config.judges is None:
         return
     if not any(term.kind in ("adversarial", "features") and term.weight for term in config.terms):
-        say("note: judges are given, but no term adversarial or features: they are not used")
+        say("note: judges are configured, but no term is adversarial or features: they are not used")
     elif config.judges.first_step >= config.total_steps:
         print(
             f"note: judges.first_step {config.judges.first_step} is not below the {config.total_steps} steps of the "
-            "run: they never come in",
+            "run: they are not used",
             file=sys.stderr,
         )

@@ -56,7 +56,7 @@ class TokenizerStepper:
 
     Args:
         config: resolved. micro: examples per micro-batch.
-        engine, judge_engine: of this stage; judge_engine is None if no active loss needs discriminators.
+        engine, discriminator_engine: of this stage; the latter is None if no active loss needs discriminators.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class TokenizerStepper:
         micro: int,
         balance: Balance,
         engine: TorchEngine,
-        judge_engine: TorchEngine | None,
+        discriminator_engine: TorchEngine | None,
     ):
         self.config, self.media, self.world, self.micro = config, media, world, micro
-        self.balance, self.engine, self.judge_engine = balance, engine, judge_engine
+        self.balance, self.engine, self.discriminator_engine = balance, engine, discriminator_engine
         assert isinstance(engine.objective, TokenizerObjective)
         self.objective = engine.objective
         self.weights = {term.key: term.weight for term in config.terms}
@@ -78,8 +78,8 @@ class TokenizerStepper:
     def step(self, step: int, stop: StopRequest) -> TokenizerStepReport:
         """Run step `step` of the run (the first is 0); all processes call this."""
         rows = self.media.rows(step)
-        judging = self.judge_engine is not None and self.is_judged(step)
-        weights = self._output_weights(judging)
+        adversarial = self.discriminator_engine is not None and self.uses_discriminators(step)
+        weights = self._output_weights(adversarial)
         if self.balance.missing(weights):
             self._measure(step, rows, weights)
         totals: dict[str, Tensor] = {}
@@ -87,7 +87,7 @@ class TokenizerStepper:
         used: list[int] = []
         for number in self._numbers(len(rows)):
             batch, passed = self._pass(step, rows, number, self.engine.model)
-            found = self._through_output(step, batch, passed, weights, judging)
+            found = self._through_output(step, batch, passed, weights, adversarial)
             _add(totals, {name: loss.detach().double().sum() for name, loss in (passed.inner | found.losses).items()})
             _add(measured, found.measured)
             loss = surrogate(passed, found.gradient, self.weights, batch.batch_items)
@@ -97,21 +97,25 @@ class TokenizerStepper:
             if passed.quantized is not None:
                 used = [len(codes[codes >= 0].unique()) for codes in passed.quantized.codes.flatten(0, -2).T]
         info = self.engine.step()
-        if judging and self.judge_engine is not None:
-            self.judge_engine.step()
-        stopping = self._after(info, totals, measured, len(rows), judging, stop)
+        if adversarial and self.discriminator_engine is not None:
+            self.discriminator_engine.step()
+        stopping = self._after(info, totals, measured, len(rows), adversarial, stop)
         terms = {name: float(total) / len(rows) for name, total in totals.items()}
         loss = sum(self.weights.get(name, 0.0) * value for name, value in terms.items())
         return TokenizerStepReport(info, terms, loss, used, stopping)
 
-    def is_judged(self, step: int) -> bool:
+    def uses_discriminators(self, step: int) -> bool:
         """Whether this step uses the discriminators."""
         judges = self.config.judges
         return judges is not None and step >= judges.first_step and step % judges.every == 0
 
-    def _output_weights(self, judging: bool) -> dict[str, float]:
+    def _output_weights(self, adversarial: bool) -> dict[str, float]:
         on = self.objective.output_on
-        return {name: self.weights[name] for name in on if self.weights[name] and (judging or not on[name].judged)}
+        return {
+            name: self.weights[name]
+            for name in on
+            if self.weights[name] and (adversarial or not on[name].needs_discriminators)
+        }
 
     def _numbers(self, items: int) -> range:
         """Micro-batches of this process; see batch_sampler.micro_batches."""
@@ -123,28 +127,28 @@ class TokenizerStepper:
         return batch, model(batch)
 
     def _through_output(
-        self, step: int, batch: MediaBatch, passed: Passed, weights: Mapping[str, float], judging: bool
+        self, step: int, batch: MediaBatch, passed: Passed, weights: Mapping[str, float], adversarial: bool
     ) -> _Output:
         """Losses and gradients at the reconstruction; also the backward pass of the discriminators."""
         if passed.found is None:
             return _Output({}, None, {})
         if not weights:  # their only loss is inactive in this step
             return _Output({}, torch.zeros_like(passed.found), {})
-        judges, excerpt = None, slice(None)
-        if self.judge_engine is not None and self.config.judges is not None and self.is_judged(step):
-            judges = self.judge_engine.objective
-            assert isinstance(judges, Discriminators)
+        discriminators, excerpt = None, slice(None)
+        if self.discriminator_engine is not None and self.config.judges is not None and self.uses_discriminators(step):
+            discriminators = self.discriminator_engine.objective
+            assert isinstance(discriminators, Discriminators)
             excerpt = self.media.excerpt(step, self.config.judges.seconds)
-        view = self.objective.view(batch, passed.found, judges=judges, excerpt=excerpt)
+        view = self.objective.view(batch, passed.found, discriminators=discriminators, excerpt=excerpt)
         losses = self.objective.output_losses(view, weights)
-        if judging and self.judge_engine is not None:
-            real, fake = view.judged()
+        if adversarial and self.discriminator_engine is not None:
+            real, fake = view.excerpts()
             with self.objective.precision(fake.device):
-                loss = self.judge_engine.model(real, fake)
+                loss = self.discriminator_engine.model(real, fake)
             loss = loss.unflatten(0, (len(batch.media), -1)).mean(1)  # over the channels of an example
-            self.judge_engine.backward(loss.float().sum() / batch.batch_items)
+            self.discriminator_engine.backward(loss.float().sum() / batch.batch_items)
         gradients, measured = output_gradients(self.objective, self.balance, losses, weights, passed.found)
-        if judging:
+        if adversarial:
             losses = losses | {"judge": loss.detach()}
         factors = self.balance.factors(weights)
         total = torch.stack([factors[group] * gradient for group, gradient in gradients.items()]).sum(0)
@@ -155,7 +159,7 @@ class TokenizerStepper:
         measured: dict[str, Tensor] = {}
         for number in self._numbers(len(rows)):
             batch, passed = self._pass(step, rows, number, self.objective)
-            _add(measured, self._through_output(step, batch, passed, weights, judging=False).measured)
+            _add(measured, self._through_output(step, batch, passed, weights, adversarial=False).measured)
         self.objective.net.quantizer.forget()
         self._note(measured, len(rows))
 
@@ -163,7 +167,7 @@ class TokenizerStepper:
         self.balance.note({group: self.world.add(total.clone()) for group, total in measured.items()}, items)
 
     def _after(
-        self, info: StepInfo, totals: dict[str, Tensor], measured: dict[str, Tensor], items: int, judging: bool,
+        self, info: StepInfo, totals: dict[str, Tensor], measured: dict[str, Tensor], items: int, adversarial: bool,
         stop: StopRequest,
     ) -> bool:  # fmt: skip
         """Joint work of all processes after a step; fills `totals` with sums over all of them."""
@@ -178,9 +182,9 @@ class TokenizerStepper:
             if self.objective.quantize:
                 self.objective.net.quantizer.update()
             self._note(measured, items)
-        if judging and self.judge_engine is not None:
-            assert isinstance(self.judge_engine.objective, Discriminators)
-            self.judge_engine.objective.update(self.world)
+        if adversarial and self.discriminator_engine is not None:
+            assert isinstance(self.discriminator_engine.objective, Discriminators)
+            self.discriminator_engine.objective.update(self.world)
         return float(stopping) > 0
 
 

@@ -186,7 +186,7 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
         """Check for errors that would end the run later (preflight.py); all processes call this, before `resume`."""
         config, settings = self.config, self.config.train
 
-        def look() -> None:
+        def check_all() -> None:
             check_stages(config, self.objective)
             check_discriminators(config, self.media, self.discriminators)
             if self.world.is_first:
@@ -198,7 +198,7 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
             if self.show:
                 say_notes(config)
 
-        self.world.together(look)
+        self.world.together(check_all)
 
     def resume(self, found: Path) -> None:
         """Resume from a good checkpoint."""
@@ -220,7 +220,7 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
         if self.average.decay:
             self.average.load(found)
         if self.show:
-            say(f"going on from {found}")
+            say(f"resuming from {found}")
             self._note_new_end(last)
 
     # The run: see Trainer
@@ -263,12 +263,12 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
         micro_steps = settings.batch // self.micro // self.world.size
         self.engine = TorchEngine(self.objective, own, self.world, micro_steps, may_skip_parts=True)
         self.discriminator_engine = None
-        if self.discriminators is not None and any(term.judged for term in self.objective.output_on.values()):
-            judged = self.config.judges
-            assert judged is not None
-            start = self._start(number)
-            times = sum(step >= judged.first_step for step in range(start, start + stage.steps)[:: judged.every])
-            own = own.model_copy(update={"steps": max(1, times), "lr": judged.lr or own.lr})
+        adversarial = any(loss.needs_discriminators for loss in self.objective.output_on.values())
+        if self.discriminators is not None and adversarial:
+            config, start = self.config.judges, self._start(number)
+            assert config is not None
+            times = sum(step >= config.first_step for step in range(start, start + stage.steps)[:: config.every])
+            own = own.model_copy(update={"steps": max(1, times), "lr": config.lr or own.lr})
             self.discriminator_engine = TorchEngine(
                 self.discriminators, own, self.world, micro_steps, may_skip_parts=True
             )
@@ -323,12 +323,12 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
         return partial(self._write, state), 0 if state is None else state.num_bytes + self.average.num_bytes
 
     def stopped(self) -> str:
-        """Freeze the tokenizer as it is, and say how to go on."""
+        """Freeze the current tokenizer; see Trainer."""
         self._snapshot()
         command = f"{self.command or 'tessera tokenizer train'} --resume"
         return (
-            f"stopped after step {self.state.step}: saved, and frozen as it is in {self._snapshot_folder()}; "
-            f"go on with: {command}"
+            f"stopped after step {self.state.step} and saved; the tokenizer so far is in {self._snapshot_folder()}; "
+            f"resume with: {command}"
         )
 
     def finish(self) -> None:
@@ -393,7 +393,7 @@ def micro_like(found: Path, settings: TokenizerTraining, world: ProcessGroup, sh
     cut = cut_batch(settings.batch, micro_batch_of(found), world.size)
     if cut.pieces > 1 and show:
         print(
-            f"note: this run has micro-batches of {cut.micro}, which {world.size} processes cannot share; it goes on "
+            f"note: this run has micro-batches of {cut.micro}, which {world.size} processes cannot share; it continues "
             f"with {cut.size}: the same batches, but where something is drawn at random (level dropout and the like) "
             "other draws",
             file=sys.stderr,
