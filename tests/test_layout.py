@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,12 @@ def folder_of(path: Path) -> str:
     return parts[0] if len(parts) > 1 else ""
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
+@cache
 def imported_modules(path: Path) -> list[tuple[str, int, bool]]:
     """Modules a file imports as (absolute dotted name, line, inside a function).
 
@@ -177,6 +180,7 @@ def room_of(path: Path) -> str:
     return path.relative_to(ROOT).parent.as_posix()
 
 
+@cache
 def imported_files(path: Path) -> set[Path]:
     """Files of the package that a file imports, also inside functions and for types alone."""
     package, found = ("tessera", *path.relative_to(ROOT).parent.parts), set()
@@ -289,7 +293,7 @@ def test_every_file_says_what_it_is():
         source = path.read_text(encoding="utf-8")
         if path.name == "__init__.py" and not source.strip():
             continue
-        assert ast.get_docstring(ast.parse(source)), f"{path.relative_to(ROOT)} has no docstring"
+        assert ast.get_docstring(parse(path)), f"{path.relative_to(ROOT)} has no docstring"
 
 
 def test_every_verb_shows_an_example():
