@@ -31,7 +31,7 @@ from tessera.configs.files import read_json, write_json, write_safetensors
 from tessera.configs.schema import check_config, override, read_yaml
 from tessera.samples.make_patches import write_patches
 from tessera.tokenize.data.corpus import ArraysCorpus, open_corpus
-from tessera.tokenize.quantizers.nearest import kmeans
+from tessera.tokenize.quantizers.codebooks.nearest import kmeans
 from tessera.tokenize.spec import ImageGeometry
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer

@@ -23,7 +23,7 @@ from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus, open_corpus
 from tessera.tokenize.data.shard_writer import build_shards
 from tessera.tokenize.data.shards_config import ShardsConfig
 from tessera.tokenize.image.tokenizer import ImageTokenizer
-from tessera.tokenize.quantizers.nearest import kmeans, nearest_code
+from tessera.tokenize.quantizers.codebooks.nearest import kmeans, nearest_code
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry
 from tessera.tokenize.tokenizer import Tokenizer
 from tessera.train.entropy_coder import CoderTrainConfig, CoderTraining, train_coder

@@ -54,7 +54,8 @@ tokenize/data                      . audio
 tokenize/image                     . layers quantizers quantizers/combinators
 tokenize/layers                    -
 tokenize/public                    -
-tokenize/quantizers                quantizers/combinators
+tokenize/quantizers                quantizers/codebooks quantizers/combinators
+tokenize/quantizers/codebooks      quantizers
 tokenize/quantizers/combinators    . quantizers
 train/common                       distributed
 train/discriminators               distributed engines

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...tokenize.quantizers.nearest import kmeans, nearest_code
+from ...tokenize.quantizers.codebooks.nearest import kmeans, nearest_code
 
 MethodName = Literal["kmeans", "balanced"]
 

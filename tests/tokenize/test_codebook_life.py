@@ -4,7 +4,7 @@ import pytest
 import torch
 from quantizer_trees import CONFIGS, DIM, trained
 
-from tessera.tokenize.quantizers.codebook import REVIVE_EVERY
+from tessera.tokenize.quantizers.codebooks.codebook import REVIVE_EVERY
 from tessera.tokenize.quantizers.registry import VQConfig, make_quantizer
 
 # L10: dead codes. Trap 3: a stale average pulls the replacement back. Trap 15: a threshold that is not relative.

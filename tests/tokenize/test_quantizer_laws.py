@@ -24,7 +24,7 @@ from quantizer_trees import (
     trained,
 )
 
-from tessera.tokenize.quantizers.codebook import REVIVE_EVERY
+from tessera.tokenize.quantizers.codebooks.codebook import REVIVE_EVERY
 from tessera.tokenize.quantizers.combinators.adaptive_length import HaltingQuantizer
 from tessera.tokenize.quantizers.registry import ResidualConfig, make_quantizer, pack_codes, unpack_codes
 

@@ -13,7 +13,7 @@ import torch
 from quantizer_trees import CONFIGS, DIM, draw_alike, fresh, same_state
 from torch import distributed as dist
 
-from tessera.tokenize.quantizers.codebook import REVIVE_EVERY
+from tessera.tokenize.quantizers.codebooks.codebook import REVIVE_EVERY
 from tessera.tokenize.quantizers.registry import make_quantizer
 
 

@@ -19,7 +19,7 @@ from torch import distributed as dist
 
 from tessera.configs.files import write_safetensors
 from tessera.tokenize.quantizers import registry
-from tessera.tokenize.quantizers.codebook import REVIVE_EVERY
+from tessera.tokenize.quantizers.codebooks.codebook import REVIVE_EVERY
 from tessera.tokenize.quantizers.registry import make_quantizer
 
 DIM = 12

@@ -11,9 +11,9 @@ from quantizer_trees import tree
 
 from tessera.configs.files import write_safetensors
 from tessera.configs.schema import ConfigError
-from tessera.tokenize.quantizers import nearest as kmeans_file
+from tessera.tokenize.quantizers.codebooks import nearest as kmeans_file
 from tessera.tokenize.quantizers import structural_entropy_vq as leaf_file
-from tessera.tokenize.quantizers.graph_clustering import (
+from tessera.tokenize.quantizers.codebooks.graph_clustering import (
     Graph,
     joining_costs,
     least_cost,
@@ -21,7 +21,7 @@ from tessera.tokenize.quantizers.graph_clustering import (
     merge_clusters,
     neighbour_graph,
 )
-from tessera.tokenize.quantizers.nearest import nearest_few
+from tessera.tokenize.quantizers.codebooks.nearest import nearest_few
 from tessera.tokenize.quantizers.registry import make_quantizer
 
 # The definition: edges are {(a, b): weight} with a < b, a partition is a list of sets of nodes.

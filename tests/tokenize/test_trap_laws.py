@@ -10,7 +10,7 @@ import torch
 from planting import TwoRanks
 
 from tessera.tokenize.quantizers import regularization
-from tessera.tokenize.quantizers.codebook import REVIVE_EVERY
+from tessera.tokenize.quantizers.codebooks.codebook import REVIVE_EVERY
 from tessera.tokenize.quantizers.registry import make_quantizer
 from tessera.train.evaluation import reconstruction_metrics
 

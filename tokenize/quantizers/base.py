@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .codebook import Codebook, update_codebooks
+from .codebooks.codebook import Codebook, update_codebooks
 
 MAX_PACKED = 1 << 62
 

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError
 from .base import Quantizer, QuantizerOutput
+from .codebooks.nearest import exact_dtype
 from .fsq import MAX_TABLE
-from .nearest import exact_dtype
 from .projection import project, straight_through
 from .regularization import BitEntropyConfig, bit_entropies
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ...configs.schema import GrowingConfig
 from .base import MAX_PACKED, Quantizer, QuantizerOutput
-from .nearest import exact_dtype
+from .codebooks.nearest import exact_dtype
 from .projection import project, straight_through
 
 MAX_TABLE = 1 << 22

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from ...configs.schema import Config
 from .base import Quantizer, QuantizerOutput
-from .codebook import KMEANS_VECTORS_PER_CODE, Float32Buffers
-from .nearest import first_by_priority, kmeans, nearest_code
-from .vector_file import VectorFile, read_vectors
+from .codebooks.codebook import KMEANS_VECTORS_PER_CODE, Float32Buffers
+from .codebooks.nearest import first_by_priority, kmeans, nearest_code
+from .codebooks.vector_file import VectorFile, read_vectors
 
 
 class KMeansConfig(Config):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .nearest import exact_dtype
+from .codebooks.nearest import exact_dtype
 
 
 def project(layer: nn.Linear, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ...configs.schema import Config
 from .base import Quantizer, QuantizerOutput
-from .codebook import Float32Buffers
-from .nearest import exact_dtype
+from .codebooks.codebook import Float32Buffers
+from .codebooks.nearest import exact_dtype
 
 FARTHEST = 3.0
 """Largest quantile bin edge, in standard deviations."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError
-from .nearest import exact_dtype
+from .codebooks.nearest import exact_dtype
 from .vq import VectorQuantizer, VQConfig
 
 

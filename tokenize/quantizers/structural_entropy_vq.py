@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError
-from .graph_clustering import SIMILARITIES, joining_costs, least_cost, merge_clusters, neighbour_graph
+from .codebooks.graph_clustering import SIMILARITIES, joining_costs, least_cost, merge_clusters, neighbour_graph
+from .codebooks.nearest import SEARCH_ELEMENTS, distinct, exact_dtype, first_by_priority, nearest_few
+from .codebooks.vector_file import VectorFile, read_vectors
 from .kmeans_vq import FittedQuantizer
-from .nearest import SEARCH_ELEMENTS, distinct, exact_dtype, first_by_priority, nearest_few
-from .vector_file import VectorFile, read_vectors
 
 
 class StructuralConfig(Config):

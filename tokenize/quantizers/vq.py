@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ...configs.schema import GrowingConfig
 from .base import Quantizer, QuantizerOutput
-from .codebook import Codebook
-from .codebook_parametrization import FORMS, CodebookFormConfig
-from .nearest import exact_dtype, nearest_code
+from .codebooks.codebook import Codebook
+from .codebooks.nearest import exact_dtype, nearest_code
+from .codebooks.parametrization import FORMS, CodebookFormConfig
 from .projection import project, straight_through
 from .regularization import PROBABILITIES, EntropyConfig, code_entropies, moment_distance
 

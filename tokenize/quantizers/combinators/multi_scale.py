@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ....configs.schema import Config, ConfigError
 from ..base import MakeQuantizer, Quantizer, QuantizerOutput, add_losses, join_tables
-from ..nearest import exact_dtype
+from ..codebooks.nearest import exact_dtype
 
 if TYPE_CHECKING:
     from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from ....configs.schema import Config, ConfigError
 from ...spec import AudioGeometry, ImageGeometry
 from ..base import MakeQuantizer, Quantizer, QuantizerOutput
-from ..nearest import exact_dtype
+from ..codebooks.nearest import exact_dtype
 from ..projection import project
 from ..regularization import mean_over_batch
 from .strided import StridedQuantizer

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from .codebook_parametrization import CodebookForm
 from .nearest import distinct, exact_dtype, first_by_priority, kmeans
+from .parametrization import CodebookForm
 
 REVIVE_EVERY = 5
 """Updates between two checks for dead codes."""

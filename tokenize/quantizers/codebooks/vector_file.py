@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...configs.files import read_safetensors
-from ...configs.schema import Config, ConfigError
+from ....configs.files import read_safetensors
+from ....configs.schema import Config, ConfigError
 
 
 class VectorFile(Config):

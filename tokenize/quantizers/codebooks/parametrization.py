@@ -17,9 +17,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...configs.schema import Config, ConfigError, LayerCount
+from ....configs.schema import Config, ConfigError, LayerCount
+from ..projection import project
 from .nearest import exact_dtype, first_by_priority, kmeans
-from .projection import project
 from .vector_file import VectorFile, read_vectors
 
 
