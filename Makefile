@@ -1,5 +1,5 @@
 # make demo        the main job, small, on a CPU: train, generate, write out/demo/report.html
-# make test        check, then all tests that are not marked slow
+# make test        ruff, then pyright and all tests that are not marked slow side by side (2 minutes on 2 cores)
 # make test-slow   the slow ones (small trainings, the wheel in a fresh environment, timings)
 # make test-gpu    what needs a CUDA device, under 9 minutes: tests, generation and training beside transformers, one table
 # make check       ruff, pyright, the layout test
@@ -31,7 +31,7 @@ EVAL_PACKAGES := scikit-learn scikit-image torchmetrics auraloss pystoi prdc poc
 # is kept, whatever the caller sets: most of those processes live for a second.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONDONTWRITEBYTECODE=
 
-.PHONY: install demo test test-slow test-gpu check docs bundled clean
+.PHONY: install demo test fast-tests test-slow test-gpu check lint types docs bundled clean
 
 install: $(INSTALLED)
 
@@ -63,13 +63,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/tessera demo --out $(DEMO)
 
-check: $(INSTALLED) .typecheck/tessera
-	$(BIN)/ruff check .
-	$(BIN)/pyright --project .typecheck --pythonpath $(BIN)/python
+check: lint types
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest tests/test_layout.py
 
-test: check
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+types: $(INSTALLED) .typecheck/tessera
+	$(BIN)/pyright --project .typecheck --pythonpath $(BIN)/python
+
+fast-tests: $(INSTALLED)
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist worksteal -rs $(PYTEST_FLAGS)
+
+# pyright keeps one core busy for most of a minute: it runs beside the tests. The layout test is one of the tests.
+test: lint
+	@$(MAKE) --no-print-directory -j 2 types fast-tests
 
 test-slow: $(INSTALLED)
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -m slow -n $(PYTEST_PROCESSES) --dist worksteal -rs $(PYTEST_FLAGS)

@@ -10,15 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .generate.loading import load as load
     from .generate.model import Model as Model
-    from .generate.model import load as load
     from .tokenize.tokenizer import Tokenizer as Tokenizer
     from .tokenize.tokenizer import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": ".generate.model",
+    "load": ".generate.loading",
     "Model": ".generate.model",
     "Tokenizer": ".tokenize.tokenizer",
     "load_tokenizer": ".tokenize.tokenizer",

@@ -27,7 +27,9 @@ from tessera.generate.model import Model
 from tessera.lm.kv_cache.registry import read_cache
 from tessera.lm.ops.loss import codebook_loss
 from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus
-from tessera.tokenize.data.shard_writer import Shards, ShardsConfig, build_shards
+from tessera.tokenize.data.shard_reader import Shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
 from tessera.train.lm.dataset import CodesDataset
 
 KINDS = [

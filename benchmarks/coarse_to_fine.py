@@ -40,7 +40,9 @@ from tessera.generate.model import Model
 from tessera.lm.clustering.clustering import Clustering, cluster_codes
 from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.mask_schedule import MaskingConfig
-from tessera.tokenize.data.shard_writer import Shards, ShardsConfig, build_shards
+from tessera.tokenize.data.shard_reader import Shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
 from tessera.tokenize.tokenizer import Tokenizer, load_tokenizer
 from tessera.train.distributed.process_group import ProcessGroup
 from tessera.train.lm.config import TrainConfig

@@ -31,6 +31,7 @@ import torch
 
 import tessera
 from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.requests.request import Request
 from tessera.generate.requests.settings import Length
 from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
 from tessera.lm.conditioning.registry import ConditionBatch
@@ -41,6 +42,7 @@ from tessera.lm.layers.input_embedding import CodesInputConfig
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.patterns.pattern import DelayConfig, FlatConfig, ParallelConfig
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
+from tessera.tokenize.codes import pad_and_cat
 
 SPEECH = Path(__file__).parent.parent / "samples" / "speech"
 FRAMES = 100
@@ -146,8 +148,7 @@ def fit(lm: TokenLM, train: list[torch.Tensor], steps: int, batch: int) -> float
 
 def pad(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     lengths = torch.tensor([row.shape[1] for row in rows])
-    longest = int(lengths.max())
-    return torch.stack([torch.nn.functional.pad(row, (0, longest - row.shape[1])) for row in rows]), lengths
+    return pad_and_cat([row[None] for row in rows]), lengths
 
 
 @torch.no_grad()
@@ -169,7 +170,7 @@ def speed(lm: TokenLM, count: int, repeats: int) -> float:
     seconds = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        generate_codes(lm, ConditionBatch(), range(count), Length(FRAMES, fixed=True))
+        generate_codes(lm, Request(ConditionBatch(), list(range(count)), Length(FRAMES, fixed=True)))
         seconds.append(time.perf_counter() - began)
     return count * FRAMES / sorted(seconds[1:])[repeats // 2]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import tessera
-from tessera.generate.model import find_model
+from tessera.generate.loading import find_model
 from tessera.lm.checkpoints.model_directory import load_model, save_model
 from tessera.lm.heads.registry import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import EmbeddingInputConfig

@@ -46,9 +46,10 @@ from pathlib import Path
 import torch
 
 from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.requests.request import Request
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.kernels.cpu_fused_block import fuse_all
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.public.musicgen import load_musicgen
@@ -200,8 +201,8 @@ def ours(lm: TokenLM, states: Callable[[int], torch.Tensor]) -> Callable[[int, i
 
     def run(batch: int, frames: int):
         conditions = ConditionBatch(embedding=states(batch), embedding_lengths=torch.full((batch,), STATES))
-        length, sampling = Length(frames, fixed=True), SamplingConfig(top_k=TOP_K)
-        return generate_codes(lm, conditions, list(range(batch)), length, sampling, GUIDANCE)
+        config = GenerationConfig(top_k=TOP_K, guidance=GUIDANCE)
+        return generate_codes(lm, Request(conditions, list(range(batch)), Length(frames, fixed=True), config))
 
     return run
 

@@ -25,7 +25,7 @@ import tessera
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.train.common.batch_sampler import Sampler
 from tessera.train.lm.objective import Objective

@@ -20,10 +20,12 @@ from torch import Tensor
 from tessera.configs.files import read_json
 from tessera.tokenize.compression.integer_network import CoderConfig
 from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus, open_corpus
-from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
+from tessera.tokenize.image.tokenizer import ImageTokenizer
 from tessera.tokenize.quantizers.nearest import kmeans, nearest_code
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry
-from tessera.tokenize.tokenizer import ImageTokenizer, Tokenizer
+from tessera.tokenize.tokenizer import Tokenizer
 from tessera.train.entropy_coder import CoderTrainConfig, CoderTraining, train_coder
 from tessera.train.losses.balancer import group_gradients, make_balance
 from tessera.train.losses.base import LossContext, MediaBatch, ReconstructionLoss, ReconstructionLossInputs
@@ -85,7 +87,7 @@ def codes_of(tokenizer: Tokenizer, part: str, count: int | None = None) -> Tenso
 @torch.no_grad()
 def latents_of(tokenizer: ImageTokenizer, part: str, count: int) -> list[Tensor]:
     """Latents [50, T, D] of pictures. They go through in batches: near-ties may fall otherwise, it is no matter."""
-    return [tokenizer.net.encode_pictures(batch) for batch in torch.stack(media(tokenizer, part, count)).split(50)]
+    return [tokenizer.net.encode_images(batch) for batch in torch.stack(media(tokenizer, part, count)).split(50)]
 
 
 def first_levels(codes: Tensor, levels: int | None) -> Tensor:
@@ -205,7 +207,7 @@ def error_fixed(trained: Trained) -> float:
     tokenizer, found = trained.tokenizer, []
     inner = tokenizer.quantizer.inner  # pyright: ignore[reportAttributeAccessIssue]
     for item in media(tokenizer, "test", 200):
-        codes = inner.encode(tokenizer.net.encode_pictures(item[None]))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        codes = inner.encode(tokenizer.net.encode_images(item[None]))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         codes[:, codes.shape[1] // 2 :] = torch.tensor(inner.cardinalities)
         found.append(distance(tokenizer, tokenizer.decode(codes.transpose(1, 2)), item[None]))
     return statistics.mean(found)
@@ -242,7 +244,7 @@ def _error_of_half(tokenizer: Tokenizer) -> float:
 def _needed(tokenizer: Tokenizer, wanted: float) -> Tensor:
     """Tokens that the test pictures take at a wanted error, [pictures]."""
     batches = torch.stack(media(tokenizer, "test", 200)).split(50)
-    latents = [tokenizer.net.encode_pictures(batch) for batch in batches]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    latents = [tokenizer.net.encode_images(batch) for batch in batches]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     return torch.cat([tokenizer.quantizer.needed(batch, wanted) for batch in latents]).sum(dim=1)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
 
 
@@ -251,7 +253,7 @@ def error_unquantized(trained: Trained) -> float:
     """The error of images whose latents are not quantized"""
     tokenizer, found = trained.tokenizer, []
     for item in media(tokenizer, "test", 200):
-        latents = tokenizer.net.encode_pictures(item[None])  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        latents = tokenizer.net.encode_images(item[None])  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         made = tokenizer.net.decode_latents(latents)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         found.append(distance(tokenizer, made, item[None]))
     return statistics.mean(found)

@@ -5,12 +5,14 @@ Exit codes: 0 done, 1 failed, 2 misused (one line that says what was asked, what
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from .. import __version__
 from . import VERBS
@@ -54,6 +56,12 @@ def _tessera(
     """
 
 
+@functools.cache
+def commands() -> Any:
+    """The click group of all verbs. Typer inspects every signature to build it, so it is built once."""
+    return get_command(app)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     sys.exit(run(arguments))
@@ -62,8 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 misused."""
     try:
-        return int(app(args=arguments, prog_name="tessera", standalone_mode=False) or 0)
+        return int(commands()(args=arguments, prog_name="tessera", standalone_mode=False) or 0)
     except typer.Exit as error:
         return error.exit_code
     except (Exception, KeyboardInterrupt) as error:
-        return print_failure(error, lambda text: with_flags(text, options_of(arguments, app)))
+        return print_failure(error, lambda text: with_flags(text, options_of(arguments, commands())))

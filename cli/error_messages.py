@@ -11,9 +11,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import typer
-from typer.main import get_command
-
 RENAMED = {"num_frames": "frames", "max_frames": "max_seconds", "min_frames": "max_seconds"}
 """Python parameters that are set by an option of another name."""
 
@@ -63,13 +60,13 @@ def _flag(parameter: str, options: dict[str, str]) -> str | None:
     return options.get(parameter) or options.get(RENAMED.get(parameter, ""))
 
 
-def options_of(arguments: Sequence[str] | None, app: typer.Typer) -> dict[str, str]:
+def options_of(arguments: Sequence[str] | None, command: Any) -> dict[str, str]:
     """The longest flag of each option of the called verb, keyed by parameter.
 
     Args:
         arguments: command-line arguments; None: those of this process.
+        command: the click group of all verbs.
     """
-    command: Any = get_command(app)
     for word in sys.argv[1:] if arguments is None else arguments:
         if word not in getattr(command, "commands", {}):
             break

@@ -6,6 +6,4 @@ MAX_FRAMES = 10_000_000
 """55 hours of audio at 50 frames per second."""
 MAX_SEED = 2**63 - 1
 MAX_PROCESSES = 1024
-MAX_PASSES = 100_000
-MAX_DRAFT = 1024
 MAX_ITEMS = 10_000_000

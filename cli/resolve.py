@@ -53,7 +53,7 @@ def open_code_model(name: str | Path, spec: TokenSpec) -> CoderNet | TokenLM:
 
     Raises ValueError for a language model that does not generate frame by frame.
     """
-    from ..generate.model import load
+    from ..generate.loading import load
     from ..lm.models.causal import TokenLM
     from ..tokenize.compression.integer_network import FILES
     from ..tokenize.spec import check_same_tokenizer

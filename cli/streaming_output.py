@@ -9,25 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..configs.printable import say
-from .generation_options import warnings_in_one_line
+from .option_groups import OutputOptions
+from .output_files import warnings_in_one_line
 
 if TYPE_CHECKING:
     from ..generate.model import Model
 
 
-def stream_audio_to(model: Model, output: Path, as_json: bool, **call) -> None:
+def stream_audio_to(model: Model, target: OutputOptions, **call) -> None:
     """Write audio during generation, and print the time to first audio on stderr.
 
     Args:
-        output: a .wav file, or - for stdout.
-        as_json: print a summary on stdout; not with -.
+        target: a .wav file, or - for stdout; the summary as JSON not with -.
         call: arguments of `Model.stream`; None values are omitted.
     """
     from ..configs.output_place import prepare_file
 
+    output, as_json = target.output, target.as_json
     piped = str(output) == "-"
     if piped and as_json:
-        raise ValueError("--json and the sound cannot both go to stdout; name a file with -o")
+        raise ValueError("--json and the audio cannot both go to stdout; name a file with -o")
     if not piped and output.suffix.lower() != ".wav":
         raise ValueError(f"{output}: a stream is written as .wav; name such a file, or - for stdout")
     if not piped:
@@ -41,7 +42,7 @@ def stream_audio_to(model: Model, output: Path, as_json: bool, **call) -> None:
         with output.open("wb") as file:
             summary = _write(model, chunks, file, started, seekable=True)
     seconds, rate = summary["seconds_of_sound"], summary["seconds_of_sound"] / summary["seconds"]
-    say(f"{output}: {seconds:.1f} s of sound in {summary['seconds']:.1f} s ({rate:.1f} s a second)")
+    say(f"{output}: {seconds:.1f} s of audio in {summary['seconds']:.1f} s ({rate:.1f} s a second)")
     if as_json:
         print(json.dumps({"model": model.name, "file": str(output), **summary, "warnings": warned}, indent=2))
 
@@ -57,40 +58,40 @@ def _write(model: Model, chunks, file: BinaryIO, started: float, seekable: bool)
         writer.write(samples)
         if first is None:
             first = time.monotonic() - started
-            say(f"first sound after {first:.2f} s")
+            say(f"first audio after {first:.2f} s")
     writer.finish()
     seconds = writer.num_samples / geometry.sample_rate
     return {"first_sound_seconds": first, "seconds_of_sound": seconds, "seconds": time.monotonic() - started}
 
 
-def stream_image_to(model: Model, output: Path, folder: Path, as_json: bool, scale: int | None = None, **call) -> None:
-    """Save an image as `output`, and its partial images in a folder: 0000.png, 0001.png, ...
+def stream_image_to(model: Model, output: OutputOptions, folder: Path, scale: int | None = None, **call) -> None:
+    """Save an image, and its partial images in a folder: 0000.png, 0001.png, ...
 
     Args:
-        as_json: print a summary on stdout.
-        scale: as in `make_samples`.
+        scale: enlargement; None: see --scale.
         call: arguments of `Model.stream`; None values are omitted.
     """
     from ..generate.result import output_files, save_media
-    from .generation_options import image_scale, prepare_outputs, say_older, say_scale
+    from .make_samples import image_scale, say_scale
+    from .output_files import prepare_outputs, say_older
 
-    (target,) = output_files(output, 1, model.spec)
+    (target,) = output_files(output.output, 1, model.spec)
     factor = image_scale(model, scale)
     prepare_outputs([target])
     before = prepare_outputs([folder / "0000.png"])
     files: list[Path] = []
-    picture = None
+    image = None
     with warnings_in_one_line() as warned:  # all are issued at the call
-        pictures = model.stream(**_given(call))
-    for picture in pictures:
+        images = model.stream(**_given(call))
+    for image in images:
         files.append(folder / f"{len(files):04d}.png")
-        save_media(files[-1], picture, model.spec, factor)
-    assert picture is not None
-    save_media(target, picture, model.spec, factor)
-    say(f"{target}, and {len(files)} pictures of how it grew in {folder}")
+        save_media(files[-1], image, model.spec, factor)
+    assert image is not None
+    save_media(target, image, model.spec, factor)
+    say(f"{target}, and {len(files)} partial images in {folder}")
     say_scale(model, factor, scale)
     say_older(before, files)
-    if as_json:
+    if output.as_json:
         summary = {"model": model.name, "file": str(target), "frames": [str(file) for file in files]}
         print(json.dumps({**summary, "warnings": warned}, indent=2))
 

@@ -32,9 +32,7 @@ class Config(BaseModel):
     """Base class of all configs: unknown keys are errors that suggest the nearest known key, values are not coerced,
     numbers must be finite."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class GrowingConfig(Config):

@@ -1,7 +1,8 @@
 """From logits to media. The functions take a language model and a tokenizer; a `Model` holds both."""
 
 from .decoding.custom_lm import CustomLM
-from .model import Model, load
+from .loading import load
+from .model import Model
 from .pipeline import generate
 from .result import Result
 from .streaming.audio import stream_audio

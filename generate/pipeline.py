@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..lm.generation_config import GenerationConfig
 from ..lm.models.registry import AnyLM
+from ..tokenize.codes import pad_and_cat
 from ..tokenize.spec import check_same_tokenizer
 from ..tokenize.tokenizer import Tokenizer
 from .decoding.custom_lm import CustomLM, check_pair
@@ -72,8 +73,8 @@ def generate(
     """
     lm = check_pair(lm, tokenizer, "generate")
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
-    told = ConditionInputs(label, text_ids, embedding, voice)
-    request = make_request(lm, tokenizer, told, n, seed, prompt, num_frames, defaults, settings)
+    inputs = ConditionInputs(label, text_ids, embedding, voice)
+    request = make_request(lm, tokenizer, inputs, n, seed, prompt, num_frames, defaults, settings)
     batch, exact = whole("batch", batch, 1), flag("exact", exact)
     function("on_progress", on_progress)
     return run_request(lm, tokenizer, request, exact, batch, on_progress)
@@ -87,8 +88,7 @@ def run_request(
     for first in range(0, total, batch):
         rows = request.rows(first, min(first + batch, total))
         parts.append(_codes_of(lm, rows, exact, first, total, on_progress))
-    longest = max(part.codes.shape[2] for part in parts)
-    codes = torch.cat([torch.nn.functional.pad(part.codes, (0, longest - part.codes.shape[2])) for part in parts])
+    codes = pad_and_cat([part.codes for part in parts])
     lengths = torch.cat([part.lengths for part in parts])
     return Result(
         codes=codes,
@@ -125,5 +125,4 @@ def _in_windows(lm: AnyLM, rows: Request, report: Progress) -> Generated:
         made.append(torch.cat([torch.zeros(lm.num_codebooks, 0, dtype=torch.long), *pieces], dim=1))
         ended.append(making.ended)
     lengths = torch.tensor([codes.shape[1] for codes in made])
-    padded = [torch.nn.functional.pad(codes, (0, int(lengths.max()) - codes.shape[1])) for codes in made]
-    return Generated(torch.stack(padded), lengths, torch.tensor(ended))
+    return Generated(pad_and_cat([codes[None] for codes in made]), lengths, torch.tensor(ended))

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..tokenize.codes import pad_and_cat
 from ..tokenize.spec import AudioGeometry, TokenSpec
 
 SUFFIXES = {"audio": (".wav", ".flac"), "picture": (".png", ".jpg", ".jpeg", ".webp")}
@@ -107,17 +108,15 @@ class Result:
         (target,) = output_files(path, 1, self.spec)
         check_images(self.spec, "a grid was asked for")
         if target != Path(path):
-            raise ValueError(f"{path}: a grid is one picture; use a name ending in {' or '.join(SUFFIXES['picture'])}")
+            raise ValueError(f"{path}: a grid is one image; use a name ending in {' or '.join(SUFFIXES['image'])}")
         save_media(target, make_grid(self.media, columns), self.spec, scale)
         return target
 
 
 def join_results(parts: Sequence[Result]) -> Result:
     """Concatenate the samples of several results."""
-    longest = max(part.codes.shape[2] for part in parts)
-    padded = [torch.nn.functional.pad(part.codes, (0, longest - part.codes.shape[2])) for part in parts]
     return Result(
-        codes=torch.cat(padded),
+        codes=pad_and_cat([part.codes for part in parts]),
         lengths=torch.cat([part.lengths for part in parts]),
         media=[media for part in parts for media in part.media],
         seeds=tuple(seed for part in parts for seed in part.seeds),
@@ -142,21 +141,21 @@ def issue_warnings(notes: Sequence[str], stacklevel: int = 3) -> tuple[str, ...]
 def check_images(spec: TokenSpec, asked: str) -> None:
     """Raise ValueError if the samples are not images; `asked`: the request, for the message."""
     if isinstance(spec.geometry, AudioGeometry):
-        raise ValueError(f"{asked}, but '{spec.name}' makes sound; leave it out")
+        raise ValueError(f"{asked}, but '{spec.name}' makes audio; leave it out")
 
 
-def make_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Tensor:
+def make_grid(images: Sequence[Tensor], columns: int | None = None) -> Tensor:
     """Arrange images [C, height, width] row by row in a grid [C, *, *]; gaps and empty cells are white."""
-    columns = math.ceil(len(pictures) ** 0.5) if columns is None else columns
+    columns = math.ceil(len(images) ** 0.5) if columns is None else columns
     if columns < 1:
         raise ValueError(f"columns must be at least 1, found {columns}")
-    C, height, width = pictures[0].shape
+    C, height, width = images[0].shape
     gap = grid_gap(height, width)
-    columns, rows = min(columns, len(pictures)), math.ceil(len(pictures) / columns)
+    columns, rows = min(columns, len(images)), math.ceil(len(images) / columns)
     sheet = torch.ones(C, rows * (height + gap) - gap, columns * (width + gap) - gap)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
-        sheet[:, top : top + height, left : left + width] = picture
+        sheet[:, top : top + height, left : left + width] = image
     return sheet
 
 
@@ -177,7 +176,7 @@ def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
         digits = max(4, len(str(count - 1)))
         return [path / f"{i:0{digits}d}{allowed[0]}" for i in range(count)]
     if suffix not in allowed:
-        kind = "pictures" if spec.geometry.kind == "picture" else "sound"
+        kind = "images" if spec.geometry.kind == "picture" else "audio"
         raise ValueError(
             f"{path}: '{spec.name}' makes {kind}; use a name ending in {' or '.join(allowed)}, not '{path.suffix}' "
             "(for a directory one without a dot)"

@@ -6,7 +6,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from ..lm.generation_config import Guidance
+from ..lm.guidance_config import Guidance
 from ..tokenize.spec import AudioGeometry
 from .model import Model
 

@@ -21,7 +21,7 @@ def kind_of(path: Path) -> type[Config]:
 
         return TokenizerTrainConfig
     if word == "shards":
-        from tessera.tokenize.data.shard_writer import ShardsConfig
+        from tessera.tokenize.data.shards_config import ShardsConfig
 
         return ShardsConfig
     if word == "coder":
@@ -56,6 +56,7 @@ def test_config_says_how_to_run_it(path):
     assert any("tessera " in line for line in head), "the first lines are comments that give the command"
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_config_refuses_a_typo(path):
     kind = kind_of(path)

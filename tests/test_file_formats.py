@@ -32,7 +32,7 @@ from tessera.tokenize.bundled import BUNDLED
 from tessera.tokenize.compression.file_format import read_compressed, write_compressed
 from tessera.tokenize.compression.integer_network import load_coder
 from tessera.tokenize.data.codes_file import CodesItem, read_codes, write_codes
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.common.checkpoint import Checkpoints
 from tessera.train.distributed.process_group import ProcessGroup

@@ -47,10 +47,10 @@ lm/ops                             -
 lm/patterns                        ops
 lm/public                          . checkpoints conditioning models ops patterns
 lm/quantization                    attention heads kernels kv_cache layers models ops
-tokenize/audio                     . layers quantizers
+tokenize/audio                     . layers quantizers quantizers/combinators
 tokenize/compression               . data layers
 tokenize/data                      . audio
-tokenize/image                     . layers quantizers
+tokenize/image                     . layers quantizers quantizers/combinators
 tokenize/layers                    -
 tokenize/public                    -
 tokenize/quantizers                quantizers/combinators

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 CODE_FOLDERS = ("cli", "tokenize", "lm", "generate", "train")
 DATA_FOLDERS = ("configs", "bundled", "samples")

@@ -33,25 +33,25 @@ def _spell_ascii(text: str) -> str:
 
 
 def _spell_all(text: str) -> str:
-    pieces: list[str] = []
+    parts: list[str] = []
     on_letter = False
     for character in unicodedata.normalize("NFKC", text).lower():
         category = unicodedata.category(character)
         if category.startswith("M"):
             if on_letter and category != "Me" and not _is_unseen(character):
-                pieces.append(character)
+                parts.append(character)
             continue
         if _is_unseen(character):
             continue
         on_letter = character.isalpha() and character not in APOSTROPHES
         if digits := _digits_of(character):
-            pieces.append(f" {_spelled(digits)} ")
+            parts.append(f" {_spelled(digits)} ")
         elif on_letter:
-            pieces.append(character)
+            parts.append(character)
         else:
-            pieces.append("'" if character in APOSTROPHES else " ")
+            parts.append("'" if character in APOSTROPHES else " ")
     # Compose marks that were separated from their letter by a joiner.
-    words = (word.strip("'") for word in unicodedata.normalize("NFKC", "".join(pieces)).split())
+    words = (word.strip("'") for word in unicodedata.normalize("NFKC", "".join(parts)).split())
     return " ".join(word for word in words if word)
 
 
@@ -83,17 +83,17 @@ def spell_digits(text: str) -> str:
     >>> spell_digits("Call 31-4. Now!")
     "Call three one-four. Now!"
     """
-    pieces: list[str] = []
+    parts: list[str] = []
     after_digit = after_letter = False
     for character in unicodedata.normalize("NFKC", text):
         if unicodedata.category(character).startswith("M") or _is_unseen(character):
             if not after_digit:  # otherwise it would combine with the word's last letter
-                pieces.append(character)
+                parts.append(character)
             continue
         digits, letter = _digits_of(character), character.isalpha() or character in APOSTROPHES
         digit = bool(digits)
         if (after_digit and (digit or letter)) or (after_letter and digit):
-            pieces.append(" ")
-        pieces.append(_spelled(digits) if digit else character)
+            parts.append(" ")
+        parts.append(_spelled(digits) if digit else character)
         after_digit, after_letter = digit, letter
-    return "".join(pieces)
+    return "".join(parts)

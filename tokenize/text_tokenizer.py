@@ -199,9 +199,7 @@ def prepare_text(text: str, config: ByteTextConfig | SentencePieceConfig) -> str
     """Check and normalize a text for encoding. Raises ValueError if nothing is left, it is not valid Unicode, or it is
     longer than the config allows."""
     if len(text) > config.max_characters:
-        raise ValueError(
-            f"the text has {len(text)} characters, the limit is {config.max_characters}; cut it into pieces"
-        )
+        raise ValueError(f"the text has {len(text)} characters, the limit is {config.max_characters}; split it")
     check_unicode(text)
     prepared = _normalise(text, config.normalise)
     if not prepared:

@@ -47,8 +47,8 @@ def coarse(
     """
     from ...configs.folder_lock import lock_folder
     from ...lm.clustering.clustering import cluster_codes, measure_clusters
-    from ..generation_options import numbers
     from ..resolve import open_tokenizer
+    from ..setting_options import numbers
 
     opened = open_tokenizer(tokenizer)
     found = cluster_codes(opened, numbers(clusters, "--clusters", whole=True), method.value, seed)  # type: ignore

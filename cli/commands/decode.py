@@ -12,7 +12,7 @@ import typer
 from ...configs.printable import say
 
 
-class SoundFormat(str, Enum):
+class AudioFormat(str, Enum):
     """File format of audio."""
 
     wav = "wav"
@@ -31,7 +31,7 @@ def decode(
     model: Annotated[
         str | None, typer.Option(help="The coder a compressed file was written with; default: the tokenizer's own.")
     ] = None,
-    sound: Annotated[SoundFormat, typer.Option("--format", help="Of sound; pictures are PNG.")] = SoundFormat.wav,
+    audio_format: Annotated[AudioFormat, typer.Option("--format", help="Of audio; images are PNG.")] = AudioFormat.wav,
 ) -> None:
     """Decode codes to audio or images, one file per item, named like its source file.
 
@@ -43,7 +43,7 @@ def decode(
     from ...tokenize.compression.file_format import DecoderDisagrees, is_compressed, read_compressed
     from ...tokenize.data.codes_file import read_codes
     from ...tokenize.data.transcode import decode_to_files
-    from ..generation_options import prepare_outputs, say_older
+    from ..output_files import prepare_outputs, say_older
     from ..resolve import coder_finder, open_tokenizer
 
     opened = open_tokenizer(tokenizer)
@@ -63,7 +63,7 @@ def decode(
         raise ValueError(f"-o {output}: a file is in the way; name a folder")
     before = prepare_outputs([output / "0"])
     written = []
-    for path in decode_to_files(items, opened, output, f".{sound.value}", progress=True):
+    for path in decode_to_files(items, opened, output, f".{audio_format.value}", progress=True):
         written.append(path)
         print(path)
     say_older(before, written)

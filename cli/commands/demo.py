@@ -170,8 +170,9 @@ def peak_signal_to_noise(wanted: Tensor, found: Tensor) -> float:
 def train_model(run: Run) -> tuple[Model, ModelStory]:
     """Encode the digits into shards and train the demo's language model on them."""
     from ...configs.schema import read_config
-    from ...generate.model import load
-    from ...tokenize.data.shard_writer import ShardsConfig, build_shards
+    from ...generate.loading import load
+    from ...tokenize.data.shard_writer import build_shards
+    from ...tokenize.data.shards_config import ShardsConfig
     from ...train.common.metrics import read_metrics
     from ..report.charts import Curve
     from ..report.demo_report import ModelStory
@@ -324,7 +325,7 @@ def utterance(text: str, sound: Tensor, model: Model, path: Path, made_in: float
 
 def load_bundled(run: Run, name: str) -> Model | None:
     """A bundled model, or None and a note if this checkout has none."""
-    from ...generate.model import load
+    from ...generate.loading import load
 
     if not (PACKAGE / "bundled" / name / "config.json").is_file():
         run.note(f"the bundled model '{name}' is not in this checkout, so nothing was generated from it.")

@@ -6,11 +6,16 @@ import json
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...configs.printable import say
+
+if TYPE_CHECKING:
+    from ...tokenize.compression.integer_network import CoderNet
+    from ...tokenize.data.codes_file import CodesItem
+    from ...tokenize.spec import TokenSpec
 
 
 class FitChoice(str, Enum):
@@ -27,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def encode(
-    media: Annotated[list[Path], typer.Argument(help="Sound or picture files, or folders of them.")],
+    media: Annotated[list[Path], typer.Argument(help="Audio or image files, or folders of them.")],
     tokenizer: Annotated[str, typer.Option(help="Directory of a tokenizer or a model, or a bundled model's name.")],
     output: Annotated[
         Path, typer.Option("-o", "--out", help="File of codes to write (.safetensors; with --compress .tsc).")
@@ -37,7 +42,7 @@ def encode(
         str | None,
         typer.Option(help="With --compress: directory of a coder or a model that has one, or a bundled model."),
     ] = None,
-    fit: Annotated[FitChoice, typer.Option(help="What to do with pictures of another size.")] = FitChoice.exact,
+    fit: Annotated[FitChoice, typer.Option(help="What to do with images of another size.")] = FitChoice.exact,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as one JSON object.")] = False,
 ) -> None:
     """Encode media files to codes.
@@ -52,7 +57,6 @@ def encode(
     """
     from ...configs.output_place import prepare_file
     from ...tokenize.bundled import shipped_path
-    from ...tokenize.data.codes_file import write_codes
     from ...tokenize.data.transcode import encode_files
     from ..resolve import open_coder, open_tokenizer, report_skipped
 
@@ -67,23 +71,31 @@ def encode(
     items, skipped = encode_files([shipped_path(path) for path in media], opened, fit.value, progress=True)
     report_skipped(skipped, len(items) + len(skipped))
     if not items and not skipped:
-        raise ValueError(f"{', '.join(map(str, media))}: no sound or picture files are there")
+        raise ValueError(f"{', '.join(map(str, media))}: no audio or image files are there")
     if not items:
         raise ValueError(f"no codes were written to {output}: none of {len(skipped)} files could be used")
-    found: dict = {}
-    if compress:
-        from ...tokenize.compression.file_format import write_compressed
-
-        wrote = write_compressed(output, opened.spec, items, coder)
-        found = {"compressed": asdict(wrote)}
-        share = 8 * wrote.size / wrote.nominal_bits
-        say(f"{wrote.size} bytes, {share:.1%} of fixed-length codes, by the {wrote.model} model")
-    else:
-        write_codes(output, opened.spec, items)
+    written = _write(output, opened.spec, items, compress, coder)
     frames = [item.codes.shape[1] for item in items]
     if as_json:
         listed = [{"name": item.name, "frames": length} for item, length in zip(items, frames, strict=True)]
-        found |= {"file": str(output), "spec": opened.spec.model_dump(), "items": listed, "skipped": skipped}
-        print(json.dumps(found))
+        written |= {"file": str(output), "spec": opened.spec.model_dump(), "items": listed, "skipped": skipped}
+        print(json.dumps(written))
     what = f"{len(items)} items, {sum(frames)} frames of {opened.spec.num_codebooks} codes"
     say(f"{output}: {what} of tokenizer {opened.spec.name}")
+
+
+def _write(
+    output: Path, spec: TokenSpec, items: list[CodesItem], compress: bool, coder: CoderNet | None
+) -> dict[str, Any]:
+    """Write the codes; returns what --json prints about compression."""
+    if not compress:
+        from ...tokenize.data.codes_file import write_codes
+
+        write_codes(output, spec, items)
+        return {}
+    from ...tokenize.compression.file_format import write_compressed
+
+    found = write_compressed(output, spec, items, coder)
+    share = 8 * found.size / found.nominal_bits
+    say(f"{found.size} bytes, {share:.1%} of fixed-length codes, by the {found.model} model")
+    return {"compressed": asdict(found)}

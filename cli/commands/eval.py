@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...configs.printable import say
-from ..generation_options import WEIGHTS_HELP
+from ..option_groups import WEIGHTS_HELP
 from ..option_limits import MAX_BATCH, MAX_SEED
 
 if TYPE_CHECKING:
     from ...generate.model import Model
-    from ...tokenize.data.shard_writer import Shards
+    from ...tokenize.data.shard_reader import Shards
     from ...train.lm.reference_prompts import PromptSource
 
 
@@ -45,7 +45,7 @@ def evaluate(
 
     Example: tessera eval digits --data runs/digits/shards/test
     """
-    from ...generate.model import load
+    from ...generate.loading import load
 
     if data is None and not speed:
         raise ValueError("nothing to measure: give --data SHARDS, or leave --no-speed out")
@@ -65,7 +65,7 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
         prompt: as --prompt. seed: that of the training run, to use the same prompts as its evaluations.
     """
     from ...lm.clustering.clustering import ClusteredTokenizer
-    from ...tokenize.data.shard_writer import Shards
+    from ...tokenize.data.shard_reader import Shards
     from ...tokenize.spec import check_same_tokenizer
     from ...train.distributed.process_group import ProcessGroup
     from ...train.lm.dataset import CodesDataset

@@ -31,7 +31,8 @@ def shards(
     from ..config_files import open_config
 
     found = open_config(config, "shards", set_)  # before the imports below, which take seconds
-    from ...tokenize.data.shard_writer import ShardsConfig, build_shards
+    from ...tokenize.data.shard_writer import build_shards
+    from ...tokenize.data.shards_config import ShardsConfig
     from ..resolve import open_tokenizer, report_skipped
 
     read = found.read_as(ShardsConfig)
@@ -51,5 +52,7 @@ def shards(
     }
     if as_json:
         print(json.dumps(summary))
-    told = f"{summary['items']} items, {summary['frames']} frames, {summary['labels']} labels, {summary['texts']} texts"
-    say(f"{read.out}: {told}; tokenizer {built.spec.name}")
+    counts = (
+        f"{summary['items']} items, {summary['frames']} frames, {summary['labels']} labels, {summary['texts']} texts"
+    )
+    say(f"{read.out}: {counts}; tokenizer {built.spec.name}")

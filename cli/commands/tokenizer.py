@@ -88,20 +88,18 @@ def evaluate(
     ],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder of media, or .safetensors of pictures; default: the bundled test samples."),
+        typer.Option("--data", help="Folder of media, or .safetensors of images; default: the bundled test samples."),
     ] = None,
     items: Annotated[
         int, typer.Option("--items", min=1, max=MAX_ITEMS, help="At most so many items, spread over the data.")
     ] = 100,
-    fit: Annotated[
-        FitChoice, typer.Option("--fit", help="What to do with pictures of another size.")
-    ] = FitChoice.exact,
+    fit: Annotated[FitChoice, typer.Option("--fit", help="What to do with images of another size.")] = FitChoice.exact,
     model: Annotated[
         str | None,
         typer.Option(help="A coder, or a model: also the bits given the frames before (by its coder if it has one)."),
     ] = None,
     window: Annotated[int, typer.Option(min=1, max=MAX_FRAMES, help="Frames that usage is counted over.")] = 4096,
-    page: Annotated[Path | None, typer.Option(help="Also write an HTML page with pictures and sound.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Also write an HTML page with images and audio.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure a frozen tokenizer: fidelity, code usage, bits, stability of the codes, speed and memory.

@@ -18,19 +18,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ...lm.conditioning.registry import ConditionBatch
-from ...lm.generation_config import LARGEST, Guidance
+from ...lm.generation_config import GenerationConfig, check_unordered
 from ...lm.models.masked import MaskedLM
 from ...lm.ops.near_ties import largest
-from ..requests.settings import Filling, check_seeds
+from ...tokenize.codes import pad_and_cat
+from ..requests.request import Request
+from ..requests.settings import check_seeds
 from ..sampling.counter_rng import uniform
-from ..sampling.filters import NOT_NUMBERS, SamplingConfig, check_unordered, drawable, make_filters, sample
+from ..sampling.filters import NOT_NUMBERS, drawable, make_filters, sample
 from ..sampling.guidance import ClassifierFreeGuidance
-from .loop import Progress, one_row
+from .loop import Progress
 
 CODES, CHOICES, TIES = 8, 9, 10
 """Draw indices of a cell's random numbers: for sampling codes, for ranking cells, and for breaking ties; the decode
@@ -52,16 +54,20 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """Fraction of codes still hidden after the fraction u of the passes: 1 at 0, 0 at 1."""
 
 
+DEFAULT_PASSES = 12
+"""Default number of passes of a masked model; a refiner takes one."""
+
+
+def num_passes(lm: MaskedLM, config: GenerationConfig) -> int:
+    """Maximum number of passes, at most one per code: `passes`, else 1 for a refiner and DEFAULT_PASSES for others."""
+    return config.passes or (1 if lm.clustering is not None else DEFAULT_PASSES)
+
+
 @torch.no_grad()
 def fill_codes(
     lm: MaskedLM,
-    conditions: ConditionBatch | None,
-    seeds: Sequence[int],
-    lengths: Tensor,
-    filling: Filling | None = None,
-    sampling: SamplingConfig | None = None,
-    guidance: Guidance = 1.0,
-    prompt: Tensor | None = None,
+    request: Request,
+    lengths: Tensor | None = None,
     coarse: Tensor | None = None,
     exact: bool = False,
     on_progress: Progress | None = None,
@@ -69,11 +75,8 @@ def fill_codes(
     """Generate the codes of a batch.
 
     Args:
-        conditions: B rows; None if the model has none.
-        seeds: B 64-bit whole numbers. All randomness of row i is a function of seeds[i].
-        lengths: [B] long, frames of each row, at least 1.
-        guidance: as in `generate_codes`; its steps are the passes.
-        prompt: given codes [B, K, t]; None: none.
+        request: the steps of its guidance are the passes.
+        lengths: [B] long, frames of each row, at least 1; None: request.length.max_frames.
         coarse: [B, K, T] coarse labels, for a refiner.
         exact: run the rows one at a time, so that not even kernel rounding depends on the batch.
         on_progress: called with (done, total), in passes times rows.
@@ -82,25 +85,22 @@ def fill_codes(
     Raises:
         ValueError: settings that contradict each other or the model; names the setting.
     """
-    filling, sampling = filling or Filling(), sampling or SamplingConfig()
-    guide = check_filling(lm, conditions, seeds, lengths, filling, sampling, guidance)
-    passes, total = filling.num_passes(lm), len(seeds)
+    lengths = all_lengths(request) if lengths is None else lengths
+    guide = check_filling(lm, request, lengths)
+    passes, total = num_passes(lm, request.config), len(request.seeds)
 
     def run(rows: slice) -> Tensor:
-        def report(done: int) -> None:
-            if on_progress is not None:
-                on_progress(rows.start * passes + done * (rows.stop - rows.start), total * passes)
-
         own = lengths[rows]
         T = int(own.max())
-        given = conditions
-        if conditions is not None:
-            given = one_row(conditions, rows.start) if exact else conditions
-        known = None if prompt is None else prompt[rows, :, :T]
+        batch = request.rows(rows.start, rows.stop)
+        if exact:
+            batch = replace(batch, conditions=batch.conditions.trimmed())
+        if batch.prompt is not None:
+            batch = replace(batch, prompt=batch.prompt[:, :, :T])
         labels = None if coarse is None else coarse[rows, :, :T]
-        passed = _fill(lm, given, list(seeds[rows]), own, filling, sampling, guide, known, labels)
-        for done, codes in enumerate(passed, 1):
-            report(done)
+        for done, codes in enumerate(_fill(lm, batch, own, labels, guide), 1):
+            if on_progress is not None:
+                on_progress(rows.start * passes + done * (rows.stop - rows.start), total * passes)
             if done == passes:
                 return codes.cpu()
         raise AssertionError("there is one pass at least")
@@ -108,69 +108,50 @@ def fill_codes(
     return run_rows(run, total, exact)
 
 
+def all_lengths(request: Request) -> Tensor:
+    """[B] long: max_frames for every row."""
+    return torch.full((len(request.seeds),), request.length.max_frames, dtype=torch.long)
+
+
 def run_rows(run: Callable[[slice], Tensor], total: int, exact: bool) -> Tensor:
     """Codes [B, K, T] of `run` for all rows, one at a time if `exact`; 0 beyond a row's length."""
     if not exact:
         return run(slice(0, total))
-    rows = [run(slice(i, i + 1)) for i in range(total)]
-    longest = max(row.shape[2] for row in rows)
-    return torch.cat([torch.nn.functional.pad(row, (0, longest - row.shape[2])) for row in rows])
+    return pad_and_cat([run(slice(i, i + 1)) for i in range(total)])
 
 
 def fill_in_passes(
-    lm: MaskedLM,
-    conditions: ConditionBatch | None,
-    seeds: Sequence[int],
-    lengths: Tensor,
-    filling: Filling | None = None,
-    sampling: SamplingConfig | None = None,
-    guidance: Guidance = 1.0,
-    prompt: Tensor | None = None,
-    coarse: Tensor | None = None,
+    lm: MaskedLM, request: Request, lengths: Tensor | None = None, coarse: Tensor | None = None
 ) -> Iterator[Tensor]:
     """`fill_codes` pass by pass: yields the codes [B, K, T] after each pass, -1 where still hidden. The last ones equal
     the result of `fill_codes`; arguments and errors as there."""
-    filling, sampling = filling or Filling(), sampling or SamplingConfig()
-    guide = check_filling(lm, conditions, seeds, lengths, filling, sampling, guidance)
-    return _fill(lm, conditions, list(seeds), lengths, filling, sampling, guide, prompt, coarse)
+    lengths = all_lengths(request) if lengths is None else lengths
+    return _fill(lm, request, lengths, coarse, check_filling(lm, request, lengths))
 
 
-def check_filling(
-    lm: MaskedLM,
-    conditions: ConditionBatch | None,
-    seeds: Sequence[int],
-    lengths: Tensor,
-    filling: Filling,
-    sampling: SamplingConfig,
-    guidance: Guidance,
-) -> ClassifierFreeGuidance:
+def check_filling(lm: MaskedLM, request: Request, lengths: Tensor) -> ClassifierFreeGuidance:
     """Check the arguments of `fill_codes`, with its ValueErrors; returns the checked guidance."""
-    _check(filling, sampling)
-    check_seeds(seeds)
-    if lengths.shape != (len(seeds),) or int(lengths.min()) < 1:
-        raise ValueError(f"lengths must be {len(seeds)} numbers of frames, at least 1, found {lengths.tolist()}")
-    lm.check_conditions(conditions or ConditionBatch(), len(seeds))
-    make_filters(sampling, lm.num_codebooks)
-    return ClassifierFreeGuidance(guidance, lm, filling.num_passes(lm))
+    check_unordered(request.config, "masked")
+    check_seeds(request.seeds)
+    if lengths.shape != (len(request.seeds),) or int(lengths.min()) < 1:
+        raise ValueError(
+            f"lengths must be {len(request.seeds)} numbers of frames, at least 1, found {lengths.tolist()}"
+        )
+    lm.check_conditions(request.conditions, len(request.seeds))
+    make_filters(request.config, lm.num_codebooks)
+    return ClassifierFreeGuidance(request.config.guidance, lm, num_passes(lm, request.config))
 
 
 @torch.no_grad()
 def _fill(
-    lm: MaskedLM,
-    conditions: ConditionBatch | None,
-    seeds: list[int],
-    lengths: Tensor,
-    filling: Filling,
-    sampling: SamplingConfig,
-    guide: ClassifierFreeGuidance,
-    prompt: Tensor | None,
-    coarse: Tensor | None,
+    lm: MaskedLM, request: Request, lengths: Tensor, coarse: Tensor | None, guide: ClassifierFreeGuidance
 ) -> Iterator[Tensor]:
     """Yield the codes [B, K, T] after each pass, -1 where a sub-token is still hidden."""
+    config, seeds, prompt = request.config, request.seeds, request.prompt
     B, T, device, symbols = len(seeds), int(lengths.max()), lm.device, lm.head.symbols
     J = len(symbols)
     lengths = lengths.to(device)
-    filters = make_filters(sampling, lm.num_codebooks, device).of(list(symbols.codebooks))
+    filters = make_filters(config, lm.num_codebooks, device).of(list(symbols.codebooks))
     numbers = torch.tensor(seeds, dtype=torch.long, device=device)
     inside = torch.arange(T, device=device) < lengths[:, None]
     some_end = None if bool((lengths == T).all()) else lengths
@@ -180,10 +161,10 @@ def _fill(
         made[:, :, : prompt.shape[2]] = symbols.split(prompt.to(device))
         hidden[:, :, : prompt.shape[2]] = False
     coarse = None if coarse is None else coarse.to(device)
-    conditions = None if conditions is None else guide.conditions(conditions.to(device))
+    conditions = guide.conditions(request.conditions.to(device))
     frames, close = lm.config.masking.unit == "frame", AS_SURE.get(lm.dtype, AS_SURE_IN_HALF)
-    N, books = filling.num_passes(lm), torch.tensor(symbols.codebooks, device=device)
-    remaining = remaining_counts(_units(hidden, frames).sum(1).tolist(), N, filling.schedule).to(device)
+    N, books = num_passes(lm, config), torch.tensor(symbols.codebooks, device=device)
+    remaining = remaining_counts(_units(hidden, frames).sum(1).tolist(), N, config.pass_schedule).to(device)
 
     for number in range(N):
         given = [None if part is None else guide.rows(part) for part in (symbols.join(made), hidden, some_end, coarse)]
@@ -196,7 +177,7 @@ def _fill(
         sure = logits_BTJV.log_softmax(-1).gather(-1, drawn_BTJ.unsqueeze(-1)).squeeze(-1).transpose(1, 2)
         sure = torch.where(hidden, sure, 0.0)
         sure = (sure.sum(dim=1, keepdim=True) if frames else sure).clamp(min=torch.finfo(sure.dtype).min)
-        noise = filling.choice_temperature * (1 - (number + 1) / N)
+        noise = config.choice_temperature * (1 - (number + 1) / N)
         if noise:
             chance = uniform(numbers, number, T * sure.shape[1], draw=CHOICES).view(B, T, -1).transpose(1, 2)
             sure = sure - noise * torch.log(-torch.log(chance))
@@ -230,14 +211,3 @@ def remaining_counts(counts: Sequence[int], passes: int, schedule: str) -> Tenso
 def _units(hidden: Tensor, frames: bool) -> Tensor:
     """Hidden units in frame order: the cells [B, T * J] of hidden [B, J, T], or the frames [B, T] with hidden cells."""
     return hidden.any(dim=1) if frames else hidden.transpose(1, 2).flatten(1)
-
-
-def _check(filling: Filling, sampling: SamplingConfig) -> None:
-    if filling.schedule not in SCHEDULES:
-        raise ValueError(f"pass_schedule '{filling.schedule}' is unknown; choose {', '.join(SCHEDULES)}")
-    if filling.passes is not None and filling.passes < 1:
-        raise ValueError(f"passes must be at least 1, found {filling.passes}")
-    noise = filling.choice_temperature
-    if not 0 <= noise <= LARGEST:
-        raise ValueError(f"choice_temperature must be at {'most 1e9' if noise > 0 else 'least 0'}, found {noise}")
-    check_unordered(sampling, "masked")

@@ -13,43 +13,36 @@ Source: VAR, arXiv:2404.02905.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ...lm.conditioning.batch import ConditionBatch
-from ...lm.generation_config import Guidance
-from ...lm.kv_cache.registry import CacheChoice
+from ...lm.generation_config import check_unordered
 from ...lm.models.next_scale import NextScaleLM
+from ..requests.request import Request
 from ..requests.settings import check_seeds
 from ..sampling.counter_rng import uniform
-from ..sampling.filters import NOT_NUMBERS, SamplingConfig, check_unordered, drawable, make_filters, sample
+from ..sampling.filters import NOT_NUMBERS, drawable, make_filters, sample
 from ..sampling.guidance import ClassifierFreeGuidance
-from .loop import Progress, one_row
+from .loop import Progress
 from .masked import run_rows
 
 
 @torch.no_grad()
 def generate_scales(
     lm: NextScaleLM,
-    conditions: ConditionBatch | None,
-    seeds: Sequence[int],
-    sampling: SamplingConfig | None = None,
-    guidance: Guidance = 1.0,
-    prompt: Tensor | None = None,
+    request: Request,
     exact: bool = False,
     on_progress: Progress | None = None,
-    cache: CacheChoice | None = None,
     num_scales: int | None = None,
 ) -> Tensor:
     """Generate the codes of a batch.
 
     Args:
-        conditions: B rows; None if the model has none.
-        seeds: B 64-bit whole numbers. All randomness of row i is a function of seeds[i].
-        guidance: as in `generate_codes`; its progress goes from 0 at the first scale to 1 at the last.
-        prompt: given codes [B, 1, t] of the first t cells; None: none.
+        request: the progress of its guidance goes from 0 at the first scale to 1 at the last; its prompt [B, 1, t] are
+            the codes of the first t cells.
         exact: run the rows one at a time, so that not even kernel rounding depends on the batch.
         on_progress: called with (done, total), in scales times rows.
         num_scales: generate only this number of leading scales; None: all.
@@ -58,17 +51,17 @@ def generate_scales(
     Raises:
         ValueError: settings that contradict each other or the model; names the setting.
     """
-    sampling = sampling or SamplingConfig()
-    guide = prepare_scales(lm, conditions, seeds, sampling, guidance, prompt, cache)
-    S, total = lm.num_scales if num_scales is None else num_scales, len(seeds)
+    guide = check_scales(lm, request)
+    S, total = lm.num_scales if num_scales is None else num_scales, len(request.seeds)
     if not 1 <= S <= lm.num_scales:
         raise ValueError(f"num_scales must be 1 to {lm.num_scales}, the scales of '{lm.spec.name}', found {num_scales}")
 
     def run(rows: slice) -> Tensor:
-        given = one_row(conditions, rows.start) if conditions is not None and exact else conditions
-        known = None if prompt is None else prompt[rows, 0].to(lm.device)
+        batch = request.rows(rows.start, rows.stop)
+        if exact:
+            batch = replace(batch, conditions=batch.conditions.trimmed())
         drawn = []
-        for codes in _scales(lm, given, list(seeds[rows]), sampling, guide, known, cache, S):
+        for codes in _scales(lm, batch, guide, S):
             drawn.append(codes)
             if on_progress is not None:
                 on_progress(rows.start * S + len(drawn) * (rows.stop - rows.start), total * S)
@@ -77,40 +70,21 @@ def generate_scales(
     return run_rows(run, total, exact)
 
 
-def scale_by_scale(
-    lm: NextScaleLM,
-    conditions: ConditionBatch | None,
-    seeds: Sequence[int],
-    sampling: SamplingConfig | None = None,
-    guidance: Guidance = 1.0,
-    prompt: Tensor | None = None,
-    cache: CacheChoice | None = None,
-) -> Iterator[Tensor]:
+def scale_by_scale(lm: NextScaleLM, request: Request) -> Iterator[Tensor]:
     """`generate_scales` scale by scale: yields the codes [B, 1, T] of all cells after each scale, -1 where not sampled
     yet. The last ones equal the result of `generate_scales`; arguments and errors as there."""
-    sampling = sampling or SamplingConfig()
-    guide = prepare_scales(lm, conditions, seeds, sampling, guidance, prompt, cache)
-    known = None if prompt is None else prompt[:, 0].to(lm.device)
-    scales = _scales(lm, conditions, list(seeds), sampling, guide, known, cache, lm.num_scales)
-    return _with_missing(scales, len(seeds), sum(lm.counts))
+    scales = _scales(lm, request, check_scales(lm, request), lm.num_scales)
+    return _with_missing(scales, len(request.seeds), sum(lm.counts))
 
 
-def prepare_scales(
-    lm: NextScaleLM,
-    conditions: ConditionBatch | None,
-    seeds: Sequence[int],
-    sampling: SamplingConfig,
-    guidance: Guidance,
-    prompt: Tensor | None = None,
-    cache: CacheChoice | None = None,
-) -> ClassifierFreeGuidance:
+def check_scales(lm: NextScaleLM, request: Request) -> ClassifierFreeGuidance:
     """Check the arguments of `generate_scales`, with its ValueErrors; returns the checked guidance."""
-    check_unordered(sampling, "next-scale")
-    check_seeds(seeds)
-    lm.check_conditions(conditions or ConditionBatch(), len(seeds))
-    lm.check_cache(cache)
-    make_filters(sampling, 1)
-    return ClassifierFreeGuidance(guidance, lm, lm.num_scales, max(1, lm.num_scales - 1))
+    check_unordered(request.config, "next-scale")
+    check_seeds(request.seeds)
+    lm.check_conditions(request.conditions, len(request.seeds))
+    lm.check_cache(request.config.cache)
+    make_filters(request.config, 1)
+    return ClassifierFreeGuidance(request.config.guidance, lm, lm.num_scales, max(1, lm.num_scales - 1))
 
 
 def _with_missing(scales: Iterator[Tensor], num_rows: int, total: int) -> Iterator[Tensor]:
@@ -122,23 +96,15 @@ def _with_missing(scales: Iterator[Tensor], num_rows: int, total: int) -> Iterat
 
 
 @torch.no_grad()
-def _scales(
-    lm: NextScaleLM,
-    conditions: ConditionBatch | None,
-    seeds: list[int],
-    sampling: SamplingConfig,
-    guide: ClassifierFreeGuidance,
-    prompt: Tensor | None,
-    cache: CacheChoice | None,
-    num_scales: int,
-) -> Iterator[Tensor]:
+def _scales(lm: NextScaleLM, request: Request, guide: ClassifierFreeGuidance, num_scales: int) -> Iterator[Tensor]:
     """Yield the codes [B, n] of each scale."""
+    seeds, prompt = request.seeds, None if request.prompt is None else request.prompt[:, 0].to(lm.device)
     B, device, symbols = len(seeds), lm.device, lm.head.symbols
     books = torch.tensor(symbols.codebooks, device=device)
-    filters = make_filters(sampling, 1, device).of(list(symbols.codebooks))
+    filters = make_filters(request.config, 1, device).of(list(symbols.codebooks))
     numbers = torch.tensor(seeds, dtype=torch.long, device=device)
-    conditions = None if conditions is None else guide.conditions(conditions.to(device))
-    state = lm.begin(conditions, B * guide.branches, cache)
+    conditions = guide.conditions(request.conditions.to(device))
+    state = lm.begin(conditions, B * guide.branches, request.config.cache)
     codes = None
     for number, n in enumerate(lm.counts[:num_scales]):
         logits = lm.step_scale(state, None if codes is None else guide.rows(codes)).double()

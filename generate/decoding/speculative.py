@@ -11,53 +11,32 @@ differently for several positions). It pays if reading weights costs more than c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ...lm.conditioning.registry import ConditionBatch
-from ...lm.generation_config import Guidance
-from ...lm.kv_cache.registry import CacheChoice
 from ...lm.models.causal import TokenLM
-from ..execution.step_runner import StepName
-from ..requests.settings import Length
-from ..sampling.filters import SamplingConfig
+from ..requests.request import Request
 from .loop import DecodeLoop
 
 
-class DraftedLoop(DecodeLoop):
+class SpeculativeLoop(DecodeLoop):
     """A DecodeLoop whose `step` produces one or more steps."""
 
     drafts = True
 
-    def __init__(
-        self,
-        lm: TokenLM,
-        conditions: ConditionBatch,
-        seeds: Sequence[int],
-        length: Length,
-        sampling: SamplingConfig | None = None,
-        guidance: Guidance = 1.0,
-        prompt: Tensor | None = None,
-        cache: CacheChoice | None = None,
-        draft: int = 1,
-        step: StepName = "eager",
-    ):
-        """Arguments as in `DecodeLoop`.
+    def __init__(self, lm: TokenLM, request: Request):
+        """Check the request and prefill the conditions.
 
-        Args:
-            draft: number of draft steps, at most the number the model was trained to predict ahead.
         Raises:
-            ValueError: the model was not trained to predict this number of steps; and as in `DecodeLoop`.
+            ValueError: the model was not trained to predict `draft` steps ahead; and as in `DecodeLoop`.
         """
-        known = lm.ahead.steps if lm.ahead is not None else 0
-        if not 1 <= draft <= known:
+        self.draft, known = request.config.draft, lm.ahead.steps if lm.ahead is not None else 0
+        """Number of steps to draft."""
+        if not 1 <= self.draft <= known:
             how = f"use a draft of 1 to {known}" if known else "train it with lm.ahead, or leave draft out"
-            raise ValueError(f"draft is {draft}, but the model guesses {known} steps ahead; {how}")
-        super().__init__(lm, conditions, seeds, length, sampling, guidance, prompt, cache, step)
-        self.draft = draft
-        self.guessed = 0
+            raise ValueError(f"draft is {self.draft}, but the model predicts {known} steps ahead; {how}")
+        super().__init__(lm, request)
+        self.drafted = 0
         """Number of columns after the position that hold drafts."""
         self.reads = 0
         """Forward passes so far."""
@@ -65,27 +44,26 @@ class DraftedLoop(DecodeLoop):
     @torch.no_grad()
     def step(self) -> None:
         """Generate the ids of the next step, and of later steps whose drafts are right in all rows."""
-        first, guessed = self.position, self.guessed
-        hidden = self._read_to(first + guessed, 1 + guessed)
+        first, drafted = self.position, self.drafted
+        hidden = self._forward(first + drafted, 1 + drafted)
         self.reads += 1
-        for i in range(1 + guessed):
-            guess = self.board.columns[:, :, first + i + 1].clone()
-            self._choose(first + i, hidden[:, i])
-            if i == guessed or not torch.equal(guess, self.board.columns[:, :, first + i + 1]):
+        for i in range(1 + drafted):
+            draft = self.board.columns[:, :, first + i + 1].clone()
+            self._sample(first + i, hidden[:, i])
+            if i == drafted or not torch.equal(draft, self.board.columns[:, :, first + i + 1]):
                 break
         self.position = first + i + 1
         self.lm.rewind(self.state, self.position)
-        self._guess(hidden[:, i])
+        self._write_drafts(hidden[:, i])
 
-    def _guess(self, hidden: Tensor) -> None:
-        """Write drafts of the steps from the position on, given the hidden state of the step before it."""
+    def _write_drafts(self, hidden: Tensor) -> None:
+        """Write drafts of the steps from the position on, given the hidden state [R, D] of the step before it."""
         assert self.lm.ahead is not None
-        self.guessed = max(0, min(self.draft, self.num_steps - 1 - self.position))
-        for ahead in range(self.guessed):
-            s = self.position + ahead
-            self._choose(s, self.lm.ahead(hidden, ahead + 1), is_guess=True)
+        self.drafted = max(0, min(self.draft, self.num_steps - 1 - self.position))
+        for ahead in range(self.drafted):
+            self._sample(self.position + ahead, self.lm.ahead(hidden, ahead + 1), is_draft=True)
 
-    def _choose(self, s: int, hidden: Tensor, is_guess: bool = False) -> None:
+    def _sample(self, s: int, hidden: Tensor, is_draft: bool = False) -> None:
         columns, given = self.board.columns, self.board.given
         columns[:, :, s + 1] *= given[:, s]  # a head with several stages must not read an old draft
-        super()._choose(s, hidden, is_guess)
+        super()._sample(s, hidden, is_draft)

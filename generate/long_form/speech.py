@@ -38,7 +38,7 @@ FAR_TOO_LONG = 1.5
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """One chunk of a text."""
 
     text_ids: Sequence[int]
@@ -53,7 +53,9 @@ class Piece:
     """Minimum number of frames before an end."""
 
 
-def pieces_of(text: str, reader: TextTokenizer, chosen: GenerationConfig, fixed: bool, notes: list[str]) -> list[str]:
+def split_into_chunks(
+    text: str, reader: TextTokenizer, chosen: GenerationConfig, fixed: bool, notes: list[str]
+) -> list[str]:
     """Split a text into chunks no longer than the training examples; a short text is one chunk.
 
     Args:
@@ -68,27 +70,27 @@ def pieces_of(text: str, reader: TextTokenizer, chosen: GenerationConfig, fixed:
     if chosen.split == "off" or fixed:
         if size(text) > FAR_TOO_LONG * limit:
             notes.append(
-                f"the text has {size(text)} characters, the model has learned at most {limit} and will hardly say it "
-                "all; leave split on 'auto' and the number of frames open"
+                f"the text has {size(text)} characters, the training examples have at most {limit}, so the model will "
+                "hardly speak all of it; leave split on 'auto' and the number of frames open"
             )
         return [text]
     # If a chunk continues the previous one, the model reads both and the space between them.
     room = limit if chosen.carry == "nothing" else max(1, (limit - 1) // 2)
     cut: list[str] = []
-    pieces = split_text(reader.spell(text), room, size, limit, cut)
+    chunks = split_text(reader.spell(text), room, size, limit, cut)
     if cut:
         notes.append(
-            f"{named(cut)} {'is' if len(cut) == 1 else 'are'} longer than the {limit} characters the model says at a "
-            "time, and will be said in parts; put spaces where it may pause"
+            f"{named(cut)} {'is' if len(cut) == 1 else 'are'} longer than the {limit} characters that the model speaks "
+            "at once, and will be split; put spaces where it may pause"
         )
-    return pieces
+    return chunks
 
 
 RequestFor = Callable[[Sequence[int], int, Tensor | None, int, int], Request]
 """(text ids, seed, prompt [K, t] or None, fewest frames, most frames) -> a request of one row."""
 
 
-def make_pieces(
+def make_chunks(
     texts: Sequence[str],
     encode: Callable[[str], Sequence[int]],
     size: Callable[[str], int],
@@ -97,7 +99,7 @@ def make_pieces(
     frames_per_character: tuple[float, float] | None,
     min_frames: int = 0,
     limit: int | None = None,
-) -> list[Piece]:
+) -> list[Chunk]:
     """Build the chunks of a split text.
 
     Args:
@@ -113,7 +115,7 @@ def make_pieces(
     shares = shared_out(min_frames, [size(text) for text in texts])
     joined = [f"{texts[i - 1]} {text}" if i else text for i, text in enumerate(texts)]
     return [
-        Piece(
+        Chunk(
             text_ids=encode(text),
             joined_ids=encode(joined[i]) if i and carry and (limit is None or size(joined[i]) <= limit) else None,
             least=math.floor(least * size(text)),
@@ -132,7 +134,7 @@ def shared_out(total: int, sizes: Sequence[int]) -> list[int]:
 
 def speak(
     lm: AnyLM,
-    pieces: Sequence[Piece],
+    chunks: Sequence[Chunk],
     request_for: RequestFor,
     seed: int,
     retries: int,
@@ -149,17 +151,17 @@ def speak(
     """
     before: Tensor | None = None
     all_well, total = True, 0
-    for i, piece in enumerate(pieces):
-        room = piece.most if max_frames is None else min(piece.most, max_frames - total)
+    for i, chunk in enumerate(chunks):
+        room = chunk.most if max_frames is None else min(chunk.most, max_frames - total)
         if room < 1:
             return False
-        carried = before if piece.joined_ids is not None else None
-        ids = piece.text_ids if carried is None or piece.joined_ids is None else piece.joined_ids
+        carried = before if chunk.joined_ids is not None else None
+        ids = chunk.text_ids if carried is None or chunk.joined_ids is None else chunk.joined_ids
         given = 0 if carried is None else carried.shape[1]
         start = carried if i else prompt
         found: list[tuple[Tensor, bool]] = []
         for attempt in range(retries + 1):
-            fewest = given + min(piece.no_end_before, room)
+            fewest = given + min(chunk.no_end_before, room)
             row = request_for(ids, derived_seed(seed, i, attempt), start, fewest, given + room)
             made, count, making = [], 0, Making(make_row(lm, row))
             for codes in making:
@@ -170,11 +172,11 @@ def speak(
                     if not retries:
                         yield fresh
             codes = torch.cat(made, dim=1) if made else torch.zeros(lm.num_codebooks, 0, dtype=torch.long)
-            well = making.ended and codes.shape[1] >= piece.least
+            well = making.ended and codes.shape[1] >= chunk.least
             found.append((codes, well))
             if well:
                 break
-        codes, well = min(found, key=lambda one: (not one[1], _strangeness(one[0].shape[1], piece)))
+        codes, well = min(found, key=lambda one: (not one[1], _strangeness(one[0].shape[1], chunk)))
         if retries and codes.shape[1]:
             yield codes
         total += codes.shape[1]
@@ -183,7 +185,7 @@ def speak(
     return all_well
 
 
-def _strangeness(frames: int, piece: Piece) -> float:
+def _strangeness(frames: int, chunk: Chunk) -> float:
     """Absolute log ratio of a length to the geometric mean of the allowed range."""
-    middle = math.sqrt(max(piece.least, 1) * piece.most)
+    middle = math.sqrt(max(chunk.least, 1) * chunk.most)
     return abs(math.log(max(frames, 0.5) / middle))

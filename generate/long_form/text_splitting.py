@@ -46,16 +46,16 @@ def split_text(
         ValueError: limit below 1.
     """
     if limit < 1:
-        raise ValueError(f"the limit of a piece must be at least 1, found {limit}")
+        raise ValueError(f"the limit of a chunk must be at least 1, found {limit}")
     cut = [] if cut_words is None else cut_words
-    pieces = _split(text.strip(), limit, size, 0, max(limit, longest_word or 0), cut)
-    said: list[str] = []
-    for piece in pieces:
-        if said and (not size(piece) or not size(said[-1])):
-            said[-1] = f"{said[-1]} {piece}"
+    chunks = _split(text.strip(), limit, size, 0, max(limit, longest_word or 0), cut)
+    merged: list[str] = []
+    for chunk in chunks:
+        if merged and (not size(chunk) or not size(merged[-1])):
+            merged[-1] = f"{merged[-1]} {chunk}"
         else:
-            said.append(piece)
-    return said
+            merged.append(chunk)
+    return merged
 
 
 def _split(
@@ -127,12 +127,12 @@ def _pack(parts: list[str], limit: int, size: Callable[[str], int], glue: str) -
 
 
 def _greedy(parts: list[str], limit: int, size: Callable[[str], int], glue: str) -> list[str]:
-    pieces = [parts[0]]
+    chunks = [parts[0]]
     for part in parts[1:]:
-        wide = re.match(f"[{_WIDE}]", part) and re.search(f"[{_WIDE}。！？、，；：]$", pieces[-1])
-        joined = f"{pieces[-1]}{'' if wide else glue}{part}"
+        wide = re.match(f"[{_WIDE}]", part) and re.search(f"[{_WIDE}。！？、，；：]$", chunks[-1])
+        joined = f"{chunks[-1]}{'' if wide else glue}{part}"
         if size(joined) <= limit:
-            pieces[-1] = joined
+            chunks[-1] = joined
         else:
-            pieces.append(part)
-    return pieces
+            chunks.append(part)
+    return chunks

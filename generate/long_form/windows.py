@@ -23,7 +23,8 @@ from ...lm.models.causal import TokenLM
 from ...lm.models.masked import MaskedLM
 from ...lm.models.registry import AnyLM
 from ..decoding.custom_lm import Wrapped
-from ..decoding.dispatch import check_codes, make_codes, start_loop
+from ..decoding.dispatch import check_codes, make_codes
+from ..decoding.generate_codes import make_loop
 from ..decoding.loop import DecodeLoop, Generated
 from ..requests.request import Request
 from ..requests.settings import Length
@@ -69,7 +70,7 @@ def _begin(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
     if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM | Wrapped):
         check_codes(lm, row)
         return _all_at_once(lm, row)
-    return _step_by_step(start_loop(lm, row))
+    return _step_by_step(make_loop(lm, row))
 
 
 def _all_at_once(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...configs.printable import one_line
 from ...configs.schema import Config
-from ...lm.generation_config import GuidanceConfig
+from ...lm.guidance_config import GuidanceConfig
 
 MAX_VALUES = 4096
 """Larger arrays and tensors are not converted, and are therefore rejected as settings."""

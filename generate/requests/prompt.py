@@ -19,7 +19,7 @@ def prompt_codes(
     prompt: Prompt | None,
     tokenizer: Tokenizer,
     num_frames: int | None = None,
-    said: str = "prompt",
+    name: str = "prompt",
     notes: list[str] | None = None,
 ) -> Tensor | None:
     """Codes [K, t] or [B, K, t] of a prompt; None without a prompt.
@@ -29,7 +29,7 @@ def prompt_codes(
             or an image [C, height, width]), or the path of an audio file, an image, or a file of codes
             (`tessera encode`, .safetensors). An incomplete last frame of audio is dropped.
         num_frames: keep only this number of leading frames.
-        said: name of the argument in errors.
+        name: name of the argument in errors.
         notes: for speech prompts, receives a warning about silence at the ends, which is trimmed from media
             (prompt_silence.py) but kept in codes; a silent recording returns None. None: silence is not checked.
     Raises:
@@ -37,44 +37,44 @@ def prompt_codes(
             such file.
     """
     if num_frames is not None:
-        num_frames = whole(f"{said}_frames", num_frames)
+        num_frames = whole(f"{name}_frames", num_frames)
     if prompt is None:
         return None
     if isinstance(prompt, str | Path):
-        prompt = _read(Path(prompt), tokenizer, said)
-    prompt = tensor(f"the {said}", prompt, "a path, codes (long, [K, t] or [B, K, t]) or media (floating point)")
+        prompt = _read(Path(prompt), tokenizer, name)
+    prompt = tensor(f"the {name}", prompt, "a path, codes (long, [K, t] or [B, K, t]) or media (floating point)")
     if not prompt.dim():
-        raise ValueError(f"a {said} is codes (long, [K, t]) or media (floating point), found one number")
+        raise ValueError(f"a {name} is codes (long, [K, t]) or media (floating point), found one number")
     if prompt.is_floating_point():
-        media = _whole_frames(prompt, tokenizer, said)
+        media = _whole_frames(prompt, tokenizer, name)
         if notes is not None and isinstance(tokenizer.spec.geometry, AudioGeometry):
-            media = _first_frames(media, tokenizer.spec.geometry, num_frames, said)
+            media = _first_frames(media, tokenizer.spec.geometry, num_frames, name)
             num_frames = None
-            media = _trimmed(media, tokenizer, said, notes)
+            media = _trimmed(media, tokenizer, name, notes)
             if media is None:
                 return None
         prompt = tokenizer.encode(media[None]).codes[0].cpu()
     elif notes is not None and prompt.dtype == torch.long and prompt.dim() == 2:
         tokenizer.check_codes(prompt[None])
-        _note_silence(prompt, tokenizer, said, notes)
+        _note_silence(prompt, tokenizer, name, notes)
     if prompt.dtype != torch.long or prompt.dim() not in (2, 3):
         found = f"{prompt.dtype} {list(prompt.shape)}"
-        raise ValueError(f"a {said} is codes (long, [K, t] or [B, K, t]) or media (floating point), found {found}")
+        raise ValueError(f"a {name} is codes (long, [K, t] or [B, K, t]) or media (floating point), found {found}")
     tokenizer.check_codes(prompt if prompt.dim() == 3 else prompt[None])
     if num_frames is None:
         return prompt
-    _check_frames(num_frames, prompt.shape[-1], said)
+    _check_frames(num_frames, prompt.shape[-1], name)
     return prompt[..., :num_frames]
 
 
-def _read(path: Path, tokenizer: Tokenizer, said: str) -> Tensor:
+def _read(path: Path, tokenizer: Tokenizer, name: str) -> Tensor:
     from ...tokenize.data.codes_file import read_codes
     from ...tokenize.data.media import read_audio, read_image
 
     if path.suffix == ".safetensors":
         _, items = read_codes(path, tokenizer.spec)
         if len(items) != 1:
-            raise ValueError(f"{path}: holds the codes of {len(items)} items, a {said} is one; encode it by itself")
+            raise ValueError(f"{path}: holds the codes of {len(items)} items, a {name} is one; encode it by itself")
         return items[0].codes
     geometry = tokenizer.spec.geometry
     if isinstance(geometry, AudioGeometry):
@@ -82,33 +82,33 @@ def _read(path: Path, tokenizer: Tokenizer, said: str) -> Tensor:
     return read_image(path, geometry.height, geometry.width, geometry.channels, fit="crop")
 
 
-def _check_frames(num_frames: int, found: int, said: str) -> None:
+def _check_frames(num_frames: int, found: int, name: str) -> None:
     if not 1 <= num_frames <= found:
-        raise ValueError(f"{said}_frames must be from 1 to the {said}'s {found} frames, found {num_frames}")
+        raise ValueError(f"{name}_frames must be from 1 to the {name}'s {found} frames, found {num_frames}")
 
 
-def _whole_frames(media: Tensor, tokenizer: Tokenizer, said: str) -> Tensor:
+def _whole_frames(media: Tensor, tokenizer: Tokenizer, name: str) -> Tensor:
     """Audio [C, N] without an incomplete last frame; images are returned unchanged."""
     geometry = tokenizer.spec.geometry
     if isinstance(geometry, AudioGeometry):
         full = media.shape[-1] // geometry.samples_per_frame * geometry.samples_per_frame
         if full == 0:
             raise ValueError(
-                f"the {said} has {media.shape[-1]} samples, a frame of '{tokenizer.spec.name}' has "
+                f"the {name} has {media.shape[-1]} samples, a frame of '{tokenizer.spec.name}' has "
                 f"{geometry.samples_per_frame}; give more"
             )
         media = media[..., :full]
     return media
 
 
-def _first_frames(media: Tensor, geometry: AudioGeometry, num_frames: int | None, said: str) -> Tensor:
+def _first_frames(media: Tensor, geometry: AudioGeometry, num_frames: int | None, name: str) -> Tensor:
     if num_frames is None:
         return media
-    _check_frames(num_frames, media.shape[-1] // geometry.samples_per_frame, said)
+    _check_frames(num_frames, media.shape[-1] // geometry.samples_per_frame, name)
     return media[..., : num_frames * geometry.samples_per_frame]
 
 
-def _trimmed(media: Tensor, tokenizer: Tokenizer, said: str, notes: list[str]) -> Tensor | None:
+def _trimmed(media: Tensor, tokenizer: Tokenizer, name: str, notes: list[str]) -> Tensor | None:
     """Audio of whole frames without its silent ends; None: it is all silent. Invalid audio, which the tokenizer will
     reject, is returned unchanged."""
     geometry = tokenizer.spec.geometry
@@ -117,18 +117,18 @@ def _trimmed(media: Tensor, tokenizer: Tokenizer, said: str, notes: list[str]) -
         return media
     found = trim_silence(media, geometry.sample_rate)
     if found.note is not None:
-        notes.append(f"the {said} {found.note}, left out")
+        notes.append(f"the {name} {found.note}, left out")
     if found.media is None:
         return None
     if found.media.shape[-1] < geometry.samples_per_frame:
         return media
-    return _whole_frames(found.media, tokenizer, said)
+    return _whole_frames(found.media, tokenizer, name)
 
 
-def _note_silence(codes: Tensor, tokenizer: Tokenizer, said: str, notes: list[str]) -> None:
+def _note_silence(codes: Tensor, tokenizer: Tokenizer, name: str, notes: list[str]) -> None:
     """Warn about silence at the ends of codes [K, t]; the codes are not changed."""
     geometry = tokenizer.spec.geometry
     if isinstance(geometry, AudioGeometry) and codes.shape[1]:
         note = trim_silence(tokenizer.decode(codes[None])[0].float().cpu(), geometry.sample_rate).note
         if note is not None:
-            notes.append(f"the {said} {note}; words may be swallowed: give fewer of its codes, or the recording itself")
+            notes.append(f"the {name} {note}; words may be missing: give fewer of its codes, or the recording itself")

@@ -23,18 +23,18 @@ UNLIKELY = 6.0
 
 
 @torch.no_grad()
-def gain_by_text(lm: AnyLM, told: ConditionInputs, prompt: Tensor) -> float | None:
+def gain_by_text(lm: AnyLM, inputs: ConditionInputs, prompt: Tensor) -> float | None:
     """Gain of log-likelihood, in nats, of a prompt's codebook 0 from the text; None if the model cannot compute it.
 
     Args:
-        told: condition inputs of one row, with a text.
+        inputs: condition inputs of one row, with a text.
         prompt: codes [K, t].
     """
     forgets = any(condition.kind == "text" and condition.dropout for condition in lm.config.conditions)
     if not forgets or not isinstance(lm, TokenLM) or isinstance(lm, MaskedLM):
         return None
     costs = []
-    for row in (told, replace(told, text_ids=None)):
+    for row in (inputs, replace(inputs, text_ids=None)):
         conditions, _ = row.rows(lm, 1)
         report = lm.loss(prompt[None].to(lm.device), None, conditions.to(lm.device))
         costs.append(float(report.per_codebook[0] * report.count[0]))

@@ -51,5 +51,5 @@ def trim_silence(media: Tensor, sample_rate: int) -> Trimmed:
     first = max(0, int(heard[0]) * step - kept)
     last = min(media.shape[-1], (int(heard[-1]) + 1) * step + kept)
     parts = [(first, "begins"), (media.shape[-1] - last, "ends")]
-    said = [f"{how} with {n / sample_rate:.2g} s" for n, how in parts if n > WORTH_SAYING * sample_rate]
-    return Trimmed(media[:, first:last], f"{' and '.join(said)} of silence too many" if said else None)
+    notes = [f"{how} with {n / sample_rate:.2g} s" for n, how in parts if n > WORTH_SAYING * sample_rate]
+    return Trimmed(media[:, first:last], f"{' and '.join(notes)} of silence too many" if notes else None)

@@ -3,64 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypedDict
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from ...configs.memory import check_memory
 from ...configs.schema import check_config
 from ...lm.conditioning.registry import ConditionBatch
-from ...lm.generation_config import GenerationConfig, Guidance
-from ...lm.kv_cache.registry import CacheChoice, CacheConfig, plain_choice
+from ...lm.generation_config import GenerationConfig
+from ...lm.kv_cache.config import plain_choice
 from ...lm.models.registry import AnyLM
 from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer
-from ..execution.step_runner import StepName
-from ..sampling.filters import SamplingConfig
 from ..sampling.silence import silence_codes
 from .arguments import number, setting, tensor, whole
 from .conditions import ConditionInputs
-from .settings import Filling, Length, check_length, check_prompt, seeds_from
+from .keyword_types import Settings
+from .settings import Length, check_length, check_prompt, check_seeds, seeds_from
 
 DEFAULT_MAX_SECONDS = 30.0
 """Maximum audio length if neither the call nor the model sets one."""
-
-
-class Settings(TypedDict, total=False):
-    """Optional settings of a call (see `lm/generation_config.py`); the model's defaults apply to those not given."""
-
-    temperature: float | Sequence[float]
-    top_k: int | Sequence[int]
-    top_p: float | Sequence[float]
-    min_p: float | Sequence[float]
-    repetition_penalty: float | Sequence[float]
-    repetition_window: int | Sequence[int]
-    ras: int | Sequence[int]
-    ras_tau: float | Sequence[float]
-    end_bias: float
-    max_silence: float
-    silence_codes: Sequence[int]
-    end_rule: str
-    guidance: Guidance | Sequence[float] | dict
-    max_frames: int
-    min_frames: int
-    text_characters: int
-    split: str
-    carry: str
-    frames_per_character: Sequence[float]
-    retries: int
-    window_frames: int
-    stride_frames: int
-    passes: int
-    pass_schedule: str
-    choice_temperature: float
-    fine_temperature: float | Sequence[float]
-    fine_guidance: Guidance | Sequence[float] | dict
-    cache: CacheChoice
-    draft: int
-    step: StepName
 
 
 @dataclass(frozen=True)
@@ -68,24 +30,14 @@ class Request:
     """A batch of B samples to generate."""
 
     conditions: ConditionBatch
-    """B rows."""
+    """B rows; kinds that the model is not conditioned on are None."""
     seeds: list[int]
-    """B."""
+    """B 64-bit whole numbers. All randomness of row i is a function of seeds[i]."""
     length: Length
-    sampling: SamplingConfig
-    guidance: Guidance
-    prompt: Tensor | None
-    """Codes [B, K, t] that the samples begin with."""
-    filling: Filling
-    """For masked models."""
-    fine: SamplingConfig
-    """For a refiner; its coarse labels are sampled with `sampling`."""
-    fine_guidance: Guidance
-    cache: CacheConfig | None = None
-    draft: int = 0
-    """Number of draft steps of speculative decoding; 0: off."""
-    step: StepName = "auto"
-
+    config: GenerationConfig = field(default_factory=GenerationConfig)
+    """Sampling and decoding settings; `length`, `window` and `stride` replace those of frames."""
+    prompt: Tensor | None = None
+    """Codes [B, K, t] that the samples begin with, unchanged."""
     window: int | None = None
     """Frames generated per window; None: all at once."""
     stride: int = 1
@@ -101,10 +53,18 @@ class Request:
         )
 
 
+def check_request(lm: AnyLM, request: Request) -> None:
+    """Raise ValueError if length, seeds or prompt contradict each other or the model."""
+    check_length(request.length, lm.arrangement.variable_length)
+    check_seeds(request.seeds)
+    if request.prompt is not None:
+        check_prompt(request.prompt, len(request.seeds), lm.spec.cardinalities, request.length)
+
+
 def make_request(
     lm: AnyLM,
     tokenizer: Tokenizer,
-    told: ConditionInputs,
+    inputs: ConditionInputs,
     n: int,
     seed: int,
     prompt: Tensor | None,
@@ -117,7 +77,7 @@ def make_request(
     With a list of conditions there are n consecutive rows for each entry; row i has the seed `seed + i`.
 
     Args:
-        told: condition inputs.
+        inputs: condition inputs.
         prompt: codes [K, t] for all rows, or [B, K, t].
         num_frames: generate exactly this number of frames, without an end.
         defaults: values of the settings that are not given.
@@ -133,7 +93,7 @@ def make_request(
     check_room(lm, n, length.max_frames if length.fixed else None)
     if not length.fixed and chosen.window_frames is None:
         check_room(lm, 1, length.max_frames)  # the buffers hold all frames from the start
-    conditions, count = told.rows(lm, n)
+    conditions, count = inputs.rows(lm, n)
     seeds = seeds_from(seed, count)
     if prompt is not None:
         prompt = tensor("prompt", prompt, "codes, long [K, t] or [B, K, t]")
@@ -146,17 +106,10 @@ def make_request(
         conditions=conditions,
         seeds=seeds,
         length=length,
-        sampling=_sampling(tokenizer, chosen),
-        guidance=chosen.guidance,
+        config=with_silence_codes(chosen, tokenizer),
         prompt=prompt,
-        filling=Filling(chosen.passes, chosen.pass_schedule, chosen.choice_temperature),
-        fine=SamplingConfig(temperature=chosen.fine_temperature),
-        fine_guidance=chosen.fine_guidance,
-        cache=chosen.cache,
-        draft=chosen.draft,
         window=chosen.window_frames if isinstance(lm.spec.geometry, AudioGeometry) else None,
         stride=_stride(chosen),
-        step=chosen.step,
     )
 
 
@@ -202,27 +155,13 @@ def _stride(chosen: GenerationConfig) -> int:
     return stride or max(1, window * 6 // 10)
 
 
-def _sampling(tokenizer: Tokenizer, chosen: GenerationConfig) -> SamplingConfig:
-    frames, silent = 0, chosen.silence_codes
-    if chosen.max_silence:
-        silent = silent or silence_codes(tokenizer)
-        geometry = tokenizer.spec.geometry
-        assert isinstance(geometry, AudioGeometry)
-        frames = max_frames_for(chosen.max_silence, geometry)
-    return SamplingConfig(
-        temperature=chosen.temperature,
-        top_k=chosen.top_k,
-        top_p=chosen.top_p,
-        min_p=chosen.min_p,
-        repetition_penalty=chosen.repetition_penalty,
-        repetition_window=chosen.repetition_window,
-        ras=chosen.ras,
-        ras_tau=chosen.ras_tau,
-        end_bias=chosen.end_bias,
-        end_rule=chosen.end_rule,
-        max_silence_frames=frames,
-        silence_codes=silent,
-    )
+def with_silence_codes(config: GenerationConfig, tokenizer: Tokenizer) -> GenerationConfig:
+    """The settings with the tokenizer's silence codes, if silence is limited and they name none; ValueError for
+    images."""
+    if not config.max_silence:
+        return config
+    codes = config.silence_codes or tuple(silence_codes(tokenizer))
+    return config.model_copy(update={"silence_codes": codes})
 
 
 def _length(lm: AnyLM, num_frames: int | None, chosen: GenerationConfig, min_given: bool) -> Length:
@@ -230,7 +169,7 @@ def _length(lm: AnyLM, num_frames: int | None, chosen: GenerationConfig, min_giv
     if isinstance(geometry, ImageGeometry):
         for name, asked in (("num_frames", num_frames), ("max_frames", chosen.max_frames)):
             if asked is not None and asked != geometry.num_frames:
-                whole = f"a picture of '{lm.spec.name}' has {geometry.num_frames} frames"
+                whole = f"an image of '{lm.spec.name}' has {geometry.num_frames} frames"
                 raise ValueError(f"{name} is {asked}, but {whole}; leave it out")
         return Length(geometry.num_frames, fixed=True)
     if num_frames is not None:

@@ -1,4 +1,4 @@
-"""Checked settings of the decode loops: length, seeds, prompt, and the passes of masked decoding."""
+"""Checks of length, seeds and prompt."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from ...lm.models.masked import MaskedLM
 
 
 @dataclass(frozen=True)
@@ -70,23 +68,3 @@ def check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], le
         if prompt.shape[2] and not 0 <= int(prompt[:, k].min()) <= int(prompt[:, k].max()) < V:
             raise ValueError(f"the prompt's codebook {k} must hold codes 0 to {V - 1}, found others")
     return prompt
-
-
-DEFAULT_PASSES = 12
-"""Default number of passes of a masked model; a refiner takes one."""
-
-
-@dataclass(frozen=True)
-class Filling:
-    """How a masked model fills in hidden codes."""
-
-    passes: int | None = None
-    """Maximum number of passes, at most one per code; None: 1 for a refiner, otherwise DEFAULT_PASSES."""
-    schedule: str = "cosine"
-    """A key of SCHEDULES: how many codes each pass keeps."""
-    choice_temperature: float = 0.0
-    """Gumbel noise on the log-probability that ranks codes by confidence; it falls to 0 in the last pass."""
-
-    def num_passes(self, lm: MaskedLM) -> int:
-        """The number of passes for a model."""
-        return self.passes or (1 if lm.clustering is not None else DEFAULT_PASSES)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Filters:
-    """A `SamplingConfig` checked against K codebooks and converted to tensors on a device (see `make_filters`)."""
+    """The filter settings of K codebooks as tensors on a device (see `filters.make_filters`)."""
 
     temperature: Tensor
     """[K], float64; 1 where greedy."""

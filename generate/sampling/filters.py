@@ -1,17 +1,17 @@
 """From logits to ids: temperature, top-k, top-p and min-p, each a single value or one per codebook.
 
-`SamplingConfig` also holds the settings of token_sampler.py: repetition, end and silence.
+The filters apply in this order, each to the renormalized result of the previous one: temperature, top-k, top-p. min-p
+compares with the largest probability, so its position does not matter. The most probable id is always kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...lm.generation_config import RANGES
+from ...lm.generation_config import GenerationConfig
 from . import triton_sampling
 from .filter_tensors import Filters
 
@@ -22,68 +22,23 @@ NOT_NUMBERS = (
 """Error message if `drawable` is False."""
 
 
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How ids are sampled. Each field is one value, or K values (one per codebook, coarse first).
-
-    The filters apply in this order, each to the renormalized result of the previous one: temperature, top-k, top-p.
-    min-p compares with the largest probability, so its position does not matter. The most probable id is always kept.
-    """
-
-    temperature: float | Sequence[float] = 1.0
-    """0 takes the most probable id."""
-    top_k: int | Sequence[int] = 0
-    """Keep the k most probable ids; 0 keeps all."""
-    top_p: float | Sequence[float] = 1.0
-    """Keep the fewest most probable ids whose probabilities sum to at least p; 1 keeps all."""
-    min_p: float | Sequence[float] = 0.0
-    """Drop ids less probable than min_p times the most probable one; 0 keeps all."""
-    repetition_penalty: float | Sequence[float] = 1.0
-    """Before the filters, positive logits of recent codes are divided by it, negative ones multiplied; 1: off."""
-    repetition_window: int | Sequence[int] = 16
-    """Number of recent frames the penalty considers."""
-    ras: int | Sequence[int] = 0
-    """Window of repetition-aware sampling in frames; 0: off. VALL-E 2 uses 10."""
-    ras_tau: float | Sequence[float] = 0.1
-    """An id that makes up at least this share of the last `ras` codes is resampled from the unfiltered distribution."""
-    end_bias: float = 0.0
-    """Added to the logit of the end; rows end sooner if it is above 0."""
-    end_rule: str = "drawn"
-    """drawn, or likeliest: the end can be sampled only if no other id is likelier."""
-    max_silence_frames: int = 0
-    """Maximum number of consecutive silent codes of codebook 0; 0: no limit."""
-    silence_codes: Sequence[int] = ()
-    """The silent codes of codebook 0 (see silence.py)."""
-
-
-def check_unordered(sampling: SamplingConfig, kind: str) -> None:
-    """Raise ValueError for settings that depend on earlier codes; a `kind` model does not sample codes in order."""
-    plain = SamplingConfig(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-    for name, value in vars(sampling).items():
-        if value != getattr(plain, name) and name != "repetition_window" and name != "ras_tau":
-            raise ValueError(f"{name} is {value}, but a {kind} model does not fill codes in order; leave it out")
-
-
-def make_filters(sampling: SamplingConfig, num_codebooks: int, device: torch.device | str = "cpu") -> Filters:
-    """Check the settings and expand them to K codebooks.
+def make_filters(config: GenerationConfig, num_codebooks: int, device: torch.device | str = "cpu") -> Filters:
+    """The filters of K codebooks: temperature, top_k, top_p, min_p.
 
     Raises:
-        ValueError: a list that is not K long, or a value out of range; names the setting and what was found.
+        ValueError: a setting has several values, but not K.
     """
-    K = num_codebooks
-    temperature = per_codebook("temperature", sampling.temperature, K, "at least 0", lambda x: 0 <= x <= 1e9)
-    top_k = per_codebook("top_k", sampling.top_k, K, "a whole number, at least 0", lambda x: x >= 0 and x % 1 == 0)
-    top_k = per_codebook("top_k", top_k, K, *RANGES["top_k"])
-    top_p = per_codebook("top_p", sampling.top_p, K, "above 0 and at most 1", lambda x: 0 < x <= 1)
-    min_p = per_codebook("min_p", sampling.min_p, K, "from 0 to 1", lambda x: 0 <= x <= 1)
+    temperature, top_k, top_p, min_p = (
+        per_codebook(name, getattr(config, name), num_codebooks) for name in ("temperature", "top_k", "top_p", "min_p")
+    )
     return Filters(
         temperature=torch.tensor([t or 1.0 for t in temperature], dtype=torch.float64, device=device),
         greedy=torch.tensor([t == 0 for t in temperature], device=device),
-        top_k=torch.tensor([int(k) or 1 << 40 for k in top_k], device=device),
+        top_k=torch.tensor([k or 1 << 40 for k in top_k], device=device),
         top_p=torch.tensor(top_p, dtype=torch.float64, device=device),
         min_p=torch.tensor(min_p, dtype=torch.float64, device=device),
         sorts=any(p < 1 for p in top_p),
-        largest_k=int(max(top_k)),
+        largest_k=max(top_k),
     )
 
 
@@ -155,15 +110,12 @@ def _largest(probabilities: Tensor, filters: Filters) -> Tensor:
     return torch.where(k < V, above | (equal & (equal.cumsum(dim=-1) <= room)), True)
 
 
-def per_codebook(name: str, value, num_codebooks: int, allowed: str, is_allowed) -> list:
-    """Expand a setting of one or K values to K values; ValueError names it if the count or a value is invalid."""
-    values = list(value) if isinstance(value, list | tuple) else [value] * num_codebooks
+def per_codebook(name: str, value: Any, num_codebooks: int) -> list:
+    """Expand a setting of one or K values to K values; ValueError names it if it has another number of values."""
+    values = list(value) if isinstance(value, tuple) else [value] * num_codebooks
     if len(values) != num_codebooks:
         raise ValueError(
             f"{name} has {len(values)} values but the model has {num_codebooks} codebooks; "
             f"give one value or {num_codebooks}"
         )
-    for one in values:
-        if isinstance(one, bool) or not isinstance(one, int | float) or not is_allowed(one):
-            raise ValueError(f"{name} must be {allowed}, found {one!r}")
     return values

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...lm.conditioning.registry import ConditionBatch
-from ...lm.generation_config import (
+from ...lm.guidance_config import (
     LARGEST,
     ConstantGuidance,
     CosineGuidance,
@@ -137,8 +137,8 @@ def filtered(conditioned: Tensor, guided: Tensor, k: int) -> Tensor:
 
 
 def _check_conditions(config: GuidanceConfig, lm: TokenLM) -> None:
-    said = "guidance" if config.two is None else "guidance with two conditions"
-    what = f"{said} is {guidance_words(config)}"
+    name = "guidance" if config.two is None else "guidance with two conditions"
+    what = f"{name} is {guidance_words(config)}"
     kinds = [condition.kind for condition in lm.config.conditions]
     if not kinds:
         raise ValueError(f"{what}, but the model has no conditions; use guidance 1")

@@ -20,7 +20,7 @@ def silence_codes(tokenizer: Tokenizer, seconds: float = 1.0) -> list[int]:
     """
     geometry = tokenizer.spec.geometry
     if not isinstance(geometry, AudioGeometry):
-        raise ValueError(f"'{tokenizer.spec.name}' makes pictures, which have no silence; use max_silence 0")
+        raise ValueError(f"'{tokenizer.spec.name}' makes images, which have no silence; use max_silence 0")
     frames = max(1, round(seconds * geometry.frame_rate))
     codes = tokenizer.encode(torch.zeros(1, geometry.channels, frames * geometry.samples_per_frame)).codes
     return sorted(set(codes[0, 0].tolist()))

@@ -12,22 +12,21 @@ All rules are tensor operations on the ids written so far: Python reads no value
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...lm.generation_config import RANGES
+from ...lm.generation_config import MAX_LOOK_BACK, GenerationConfig
 from ...lm.patterns.pattern import CodebookPattern
 from ...lm.patterns.sub_tokens import SubTokens
 from .counter_rng import uniform
 from .filter_tensors import Filters
-from .filters import SamplingConfig, make_filters, per_codebook, sample
+from .filters import make_filters, per_codebook, sample
 from .repetition import LookBack, Repetition, penalize, repeats
 from .silence import is_silent
 
-MAX_WINDOW = 4096
-"""Maximum number of frames a rule may look back."""
 NEVER = 1 << 60
 """A step that is never reached."""
 
@@ -70,13 +69,14 @@ class Sampler:
 
     def __init__(
         self,
-        sampling: SamplingConfig,
+        config: GenerationConfig,
         arrangement: CodebookPattern,
         symbols: SubTokens,
         num_frames: int,
         first_end_step: int | None,
         device: torch.device | str,
         room: int = 0,
+        frame_rate: float = 0.0,
     ):
         """Check the settings against the model.
 
@@ -85,6 +85,7 @@ class Sampler:
             num_frames: maximum number of frames.
             first_end_step: no end before this step; None: no end at all.
             room: minimum capacity in steps.
+            frame_rate: frames per second of audio, for `max_silence`.
         Raises:
             ValueError: names the setting, what was found and what to do.
         """
@@ -92,14 +93,18 @@ class Sampler:
         self.symbols, self.device = symbols, device
         self.has_end = arrangement.variable_length
         self.first_end_step = torch.tensor(NEVER if first_end_step is None else first_end_step, device=device)
-        self.filters = make_filters(sampling, K, device)
-        repetition = self.repetition = _make_repetition(sampling, K, device)
+        self.filters = make_filters(config, K, device)
+        repetition = self.repetition = _make_repetition(config, K, device)
         self.penalizes = bool((repetition.penalty != 1).any())
         self.draws_again = bool((repetition.ras_window > 0).any())
-        _check_whole_codes(symbols, self.penalizes, self.draws_again, sampling.max_silence_frames)
-        self.end_bias = _check_end_bias(sampling.end_bias, self.has_end)
-        self.end_rule = _check_end_rule(sampling.end_rule)
-        self.max_silence, self.silent = _check_silence(sampling, arrangement.cardinalities[0], V, device)
+        _check_whole_codes(symbols, self.penalizes, self.draws_again, config.max_silence)
+        if config.end_bias and not self.has_end:
+            raise ValueError(
+                f"end_bias is {config.end_bias}, but the model has no end code: its number of frames is fixed; use 0"
+            )
+        self.end_bias, self.end_rule = config.end_bias, config.end_rule
+        self.max_silence, self.silent = _check_silence(config, frame_rate, arrangement.cardinalities[0], V, device)
+        """Maximum number of frames of silence, 0 for no limit; and a bool [V'], True for the silent ids."""
         window = max(
             self.max_silence,
             int(repetition.penalty_window[repetition.penalty != 1].max()) if self.penalizes else 0,
@@ -186,68 +191,49 @@ class Sampler:
         return logits.masked_fill(is_end & (logits < other), float("-inf"))
 
 
-def _check_whole_codes(symbols: SubTokens, penalizes: bool, draws_again: bool, max_silence: int) -> None:
+def _check_whole_codes(symbols: SubTokens, penalizes: bool, draws_again: bool, max_silence: float) -> None:
     """ValueError: rules about earlier codes cannot be applied to sub-tokens of a code."""
     if symbols.parts > 1 and (penalizes or draws_again or max_silence):
-        name = "repetition_penalty" if penalizes else "ras" if draws_again else "max_silence_frames"
-        raise ValueError(f"{name} looks at whole codes, but the model's head draws them in parts; leave it off")
+        name = "repetition_penalty" if penalizes else "ras" if draws_again else "max_silence"
+        raise ValueError(f"{name} needs whole codes, but the model's head samples them in parts; leave it out")
 
 
-def _make_repetition(sampling: SamplingConfig, num_codebooks: int, device: torch.device | str) -> Repetition:
-    def spread(name: str, allowed: str, is_allowed) -> list:
-        return per_codebook(name, getattr(sampling, name), num_codebooks, allowed, is_allowed)
-
-    whole = "a whole number of frames from"
-    penalty = spread("repetition_penalty", "above 0", lambda x: x > 0)
-    penalty = spread("repetition_penalty", *RANGES["repetition_penalty"])
-    penalty_window = spread(
-        "repetition_window", f"{whole} 1 to {MAX_WINDOW}", lambda x: 1 <= x <= MAX_WINDOW and x % 1 == 0
+def _make_repetition(config: GenerationConfig, num_codebooks: int, device: torch.device | str) -> Repetition:
+    penalty, window, ras, tau = (
+        per_codebook(name, getattr(config, name), num_codebooks)
+        for name in ("repetition_penalty", "repetition_window", "ras", "ras_tau")
     )
-    ras = spread("ras", f"{whole} 0 to {MAX_WINDOW}", lambda x: 0 <= x <= MAX_WINDOW and x % 1 == 0)
-    tau = spread("ras_tau", "above 0 and at most 1", lambda x: 0 < x <= 1)
     # A product like 10 * 0.3 may exceed the intended whole number by a rounding error.
     repeats = [max(1, -int(-(w * t - 1e-9) // 1)) for w, t in zip(ras, tau, strict=True)]
     return Repetition(
         penalty=torch.tensor(penalty, dtype=torch.float64, device=device),
-        penalty_window=torch.tensor([int(w) for w in penalty_window], device=device),
-        ras_window=torch.tensor([int(w) for w in ras], device=device),
+        penalty_window=torch.tensor(window, device=device),
+        ras_window=torch.tensor(ras, device=device),
         ras_repeats=torch.tensor(repeats, device=device),
     )
 
 
-def _check_end_bias(bias: float, has_end: bool) -> float:
-    if isinstance(bias, bool) or not isinstance(bias, int | float) or not abs(bias) < 1e9:
-        raise ValueError(f"end_bias must be a number, found {bias!r}")
-    if bias and not has_end:
-        raise ValueError(f"end_bias is {bias}, but the model has no end code: its number of frames is fixed; use 0")
-    return float(bias)
-
-
-def _check_end_rule(rule: str) -> str:
-    if rule not in ("drawn", "likeliest"):
-        raise ValueError(f"end_rule must be 'drawn' or 'likeliest', found {rule!r}")
-    return rule
-
-
 def _check_silence(
-    sampling: SamplingConfig, num_codes: int, num_outputs: int, device: torch.device | str
+    config: GenerationConfig, frame_rate: float, num_codes: int, num_outputs: int, device: torch.device | str
 ) -> tuple[int, Tensor]:
     """The limit in frames and a bool [V'], True for the silent ids of codebook 0."""
-    limit, ids = sampling.max_silence_frames, sampling.silence_codes
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MAX_WINDOW:
-        raise ValueError(f"max_silence_frames must be a whole number from 0 to {MAX_WINDOW}, found {limit!r}")
     silent = torch.zeros(num_outputs, dtype=torch.bool, device=device)
-    if not limit:
+    if not config.max_silence:
         return 0, silent
+    if not frame_rate:
+        raise ValueError(f"max_silence is {config.max_silence}, but images have no silence; leave it out")
+    limit, ids = max(1, math.floor(config.max_silence * frame_rate + 1e-6)), config.silence_codes
+    if limit > MAX_LOOK_BACK:
+        raise ValueError(f"max_silence is {config.max_silence} s, {limit} frames; at most {MAX_LOOK_BACK} are possible")
     if not ids:
         raise ValueError(
-            f"max_silence_frames is {limit}, but no silence_codes were given; "
+            f"max_silence is {config.max_silence}, but no silence_codes were given; "
             "pass those of the tokenizer: silence_codes(tokenizer)"
         )
     for code in ids:
-        if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code < num_codes:
+        if not 0 <= code < num_codes:
             raise ValueError(f"silence_codes must be codes of codebook 0, 0 to {num_codes - 1}, found {code!r}")
     if len(set(ids)) == num_codes:
-        raise ValueError(f"silence_codes are all {num_codes} codes of codebook 0; nothing else could be drawn")
+        raise ValueError(f"silence_codes are all {num_codes} codes of codebook 0; nothing else could be sampled")
     silent[torch.tensor(sorted(set(ids)), device=device)] = True
     return limit, silent

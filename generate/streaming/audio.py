@@ -11,10 +11,11 @@ from ...lm.generation_config import GenerationConfig
 from ...lm.models.causal import TokenLM
 from ...lm.models.masked import MaskedLM
 from ...lm.models.registry import AnyLM
+from ...tokenize.audio.tokenizer import AudioTokenizer, StreamDecoder
 from ...tokenize.spec import check_same_tokenizer
-from ...tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
+from ...tokenize.tokenizer import Tokenizer
 from ..decoding.custom_lm import CustomLM, Wrapped, check_pair
-from ..decoding.dispatch import start_loop
+from ..decoding.generate_codes import make_loop
 from ..long_form.windows import make_row
 from ..requests.conditions import ConditionInputs
 from ..requests.request import Settings, make_request
@@ -53,21 +54,21 @@ def stream_audio(
     lm = check_pair(lm, tokenizer, "stream_audio")
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     if not isinstance(tokenizer, AudioTokenizer):
-        raise ValueError(f"'{tokenizer.spec.name}' makes pictures; use stream_images")
+        raise ValueError(f"'{tokenizer.spec.name}' makes images; use stream_images")
     if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM | Wrapped):
         raise ValueError(
             f"the model of '{tokenizer.spec.name}' makes all frames together, none is final before; use generate"
         )
-    told = ConditionInputs(label, text_ids, embedding, voice)
-    request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
+    inputs = ConditionInputs(label, text_ids, embedding, voice)
+    request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
     if request.window is not None and request.length.max_frames > request.window:
-        return sound_of(make_row(lm, request), tokenizer.stream_decoder())
-    return sound_of(start_loop(lm, request).frames(), tokenizer.stream_decoder())
+        return decode_stream(make_row(lm, request), tokenizer.stream_decoder())
+    return decode_stream(make_loop(lm, request).frames(), tokenizer.stream_decoder())
 
 
-def sound_of(frames: Iterable[Tensor], decoder: StreamDecoder) -> Iterator[Tensor]:
+def decode_stream(frames: Iterable[Tensor], decoder: StreamDecoder) -> Iterator[Tensor]:
     """Decode codes [K, n] and yield samples [C, n], n > 0, on the CPU as soon as they are final."""
     for codes in frames:
         samples = decoder.push(codes)

@@ -20,14 +20,8 @@ from ...lm.models.registry import AnyLM
 from ...tokenize.spec import ImageGeometry, check_same_tokenizer
 from ...tokenize.tokenizer import Tokenizer
 from ..decoding.custom_lm import CustomLM, check_pair
-from ..decoding.dispatch import (
-    check_refiner,
-    label_rows,
-    masked_arguments,
-    refiner_arguments,
-    scale_arguments,
-    start_loop,
-)
+from ..decoding.dispatch import check_masked, check_next_scale, check_refiner, label_rows, refiner_rows
+from ..decoding.generate_codes import make_loop
 from ..decoding.loop import DecodeLoop
 from ..decoding.masked import fill_in_passes
 from ..decoding.media import decode_one
@@ -71,22 +65,22 @@ def stream_images(
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     geometry = tokenizer.spec.geometry
     if not isinstance(geometry, ImageGeometry):
-        raise ValueError(f"'{tokenizer.spec.name}' makes sound; use stream_audio")
+        raise ValueError(f"'{tokenizer.spec.name}' makes audio; use stream_audio")
     every = geometry.columns if every is None else every
     every = whole("every", every, 1)
-    told = ConditionInputs(label, text_ids, embedding, voice)
-    request = make_request(lm, tokenizer, told, 1, seed, prompt, num_frames, defaults, settings)
+    inputs = ConditionInputs(label, text_ids, embedding, voice)
+    request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
-        raise ValueError(f"a stream is one picture, {len(request.seeds)} were asked for; make a stream for each")
+        raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
     if isinstance(lm, CoarseToFine):
         check_refiner(lm, request)
-        stages = _coarse_then_fine(lm, tokenizer, request, start_loop(lm.coarse, label_rows(lm, request)), every)
+        stages = _coarse_then_fine(lm, tokenizer, request, make_loop(lm.coarse, label_rows(lm, request)), every)
     elif isinstance(lm, MaskedLM):
-        stages = fill_in_passes(*masked_arguments(lm, request))
+        stages = fill_in_passes(lm, check_masked(lm, request))
     elif isinstance(lm, NextScaleLM):
-        stages = scale_by_scale(**scale_arguments(lm, request))
+        stages = scale_by_scale(lm, check_next_scale(lm, request))
     else:
-        stages = _grow(start_loop(lm, request), every)
+        stages = _grow(make_loop(lm, request), every)
     return (decode_one(tokenizer, codes[0].cpu()) for codes in stages)
 
 
@@ -100,7 +94,8 @@ def _coarse_then_fine(
         yield lm.clustering.codes_of(labels.cpu(), middles)
     made = loop.result()
     sketch = lm.clustering.codes_of(made.codes, middles)
-    for codes in fill_in_passes(*refiner_arguments(lm, request, made)):
+    fine, lengths = refiner_rows(lm, request, made)
+    for codes in fill_in_passes(lm.refiner, fine, lengths, made.codes):
         yield torch.where(codes.cpu() < 0, sketch, codes.cpu())
 
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from ...configs.files import check_format, read_safetensors, read_sealed_json, write_safetensors, write_sealed_json
 from ...configs.recognize import describe_wrong, folder_kind
 from ...configs.schema import Config, check_config
+from ...tokenize.base import Encoded
 from ...tokenize.spec import TokenSpec
-from ...tokenize.tokenizer import Encoded, Tokenizer
+from ...tokenize.tokenizer import Tokenizer
 from .algorithms import MethodName, group_centres, group_vectors, scatter_of_random, scatter_within
 
 NO_BETTER = 0.1

@@ -9,41 +9,17 @@ Source: keys with a low L2 norm receive the most attention, Devoto et al. 2024 (
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from ...configs.schema import Config
 from ..attention.masks import causal_mask
 from ..ops.near_ties import is_small, largest
 from .base import AttentionInputs, CacheShape, cannot_rewind, seen_in_order
+from .config import EvictCacheConfig
 
 NEVER = (1 << 31) - 1
 """Larger than any step number."""
-
-PolicyName = Literal["key_norm"]
-
-
-class EvictCacheConfig(Config):
-    """Keeps a fixed number of steps."""
-
-    kind: Literal["evict"] = "evict"
-    budget: PositiveInt = 256
-    """Steps kept besides the conditions."""
-    recent: NonNegativeInt = 32
-    """Most recent steps, always kept; part of the budget."""
-    policy: PolicyName = "key_norm"
-    """Which steps are kept: key_norm, those whose keys have a low L2 norm."""
-
-    @model_validator(mode="after")
-    def _check(self) -> EvictCacheConfig:
-        if self.recent >= self.budget:
-            raise ValueError(
-                f"recent {self.recent} leaves nothing of the budget {self.budget}; set recent below budget"
-            )
-        return self
 
 
 Policy = Callable[[Tensor, Tensor], Tensor]

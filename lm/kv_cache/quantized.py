@@ -13,43 +13,15 @@ and a few outliers of each vector in full precision.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from ...configs.schema import Config
 from ..attention.masks import causal_mask
 from ..ops.rotary import rotate
 from .base import AttentionInputs, CacheShape, cannot_rewind, seen_in_order
-
-GroupSize = Annotated[int, Field(ge=2, le=256, multiple_of=2)]
-
-
-class Int8CacheConfig(Config):
-    """8 bits per number."""
-
-    kind: Literal["int8"] = "int8"
-    group: GroupSize = 32
-    """Steps whose keys share one scale per channel, an even number."""
-    recent: NonNegativeInt = 16
-    """Minimum number of steps in full precision."""
-    outliers: int = Field(default=0, ge=0, le=8)
-    """Numbers of each vector kept in float16."""
-
-
-class Int4CacheConfig(Config):
-    """4 bits per number, two per byte."""
-
-    kind: Literal["int4"] = "int4"
-    group: GroupSize = 32
-    """Steps whose keys share one scale per channel, an even number."""
-    recent: NonNegativeInt = 32
-    """Minimum number of steps in full precision."""
-    outliers: int = Field(default=0, ge=0, le=8)
-    """Numbers of each vector kept in float16."""
+from .config import Int4CacheConfig, Int8CacheConfig
 
 
 @dataclass(frozen=True)

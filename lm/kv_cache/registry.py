@@ -6,40 +6,21 @@ cache: {kind: ring, window: 500}
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Any
 
-from pydantic import BeforeValidator, Field
-
-from ...configs.schema import Config, check_config, parse_yaml
+from ...configs.schema import Config, check_config
 from .base import Cache, CacheShape, KVCache
-from .evicting import EvictCacheConfig, EvictingCache
-from .quantized import Int4CacheConfig, Int8CacheConfig, QuantizedCache
-from .sliding_window import RingCache, RingCacheConfig
-
-
-class StaticCacheConfig(Config):
-    """Keys and values of all positions, in the model's precision."""
-
-    kind: Literal["static"] = "static"
-
-
-def plain_choice(choice: Any) -> Any:
-    """A choice as the plain mapping of config files; ConfigError if a string is not valid YAML."""
-    if isinstance(choice, str):
-        choice = parse_yaml(choice, "cache")
-    if isinstance(choice, str):
-        return {"kind": choice}
-    return choice.model_dump(mode="json") if isinstance(choice, Config) else choice
-
-
-CacheConfig = Annotated[
-    Annotated[
-        StaticCacheConfig | RingCacheConfig | Int8CacheConfig | Int4CacheConfig | EvictCacheConfig,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(plain_choice),
-]
+from .config import (
+    CacheChoice,
+    CacheConfig,
+    RingCacheConfig,
+    StaticCacheConfig,
+    plain_choice,
+)
+from .evicting import EvictingCache
+from .quantized import QuantizedCache
+from .sliding_window import RingCache
 
 CACHES: dict[str, Callable[[Any, CacheShape], Cache]] = {
     "static": lambda config, shape: KVCache.of(shape),
@@ -49,9 +30,6 @@ CACHES: dict[str, Callable[[Any, CacheShape], Cache]] = {
     "evict": EvictingCache,
 }
 """Built as CACHES[kind](config, shape)."""
-
-CacheChoice = str | Mapping[str, Any] | CacheConfig
-"""A kind's name, a mapping, YAML of either, or a config."""
 
 
 class _Chosen(Config):

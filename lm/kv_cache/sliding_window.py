@@ -11,25 +11,12 @@ Sources: the window of Longformer (arXiv:2004.05150); first tokens kept as in St
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from ...configs.schema import Config
 from ..attention.masks import causal_mask
 from .base import AttentionInputs, CacheShape, InPlace, cannot_rewind
-
-
-class RingCacheConfig(Config):
-    """A window of the last steps, after the conditions."""
-
-    kind: Literal["ring"] = "ring"
-    window: PositiveInt | None = None
-    """Window in steps, the newest included; null: the model's training window (lm.window)."""
-    sinks: NonNegativeInt = 0
-    """First steps kept besides the conditions (attention sinks); for models trained without a window."""
+from .config import RingCacheConfig
 
 
 class RingCache(InPlace):

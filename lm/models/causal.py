@@ -29,7 +29,8 @@ from ..config import LMConfig
 from ..heads.multi_token_prediction import Ahead
 from ..heads.registry import HEADS
 from ..kv_cache.base import Cache, CacheShape
-from ..kv_cache.registry import CacheChoice, make_cache
+from ..kv_cache.config import CacheChoice
+from ..kv_cache.registry import make_cache
 from ..layers.input_embedding import INPUTS
 from ..layers.position_embedding import Positions
 from ..layers.transformer import Memory, Transformer, initialise_

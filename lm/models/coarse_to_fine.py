@@ -89,7 +89,7 @@ class CoarseToFine(nn.Module):
 
     def check_conditions(self, batch: ConditionBatch, num_rows: int | None = None) -> None:
         """Like `TokenLM.check_conditions`, for both stages."""
-        self.refiner.check_conditions(self.for_refiner(batch) or ConditionBatch(), None)
+        self.refiner.check_conditions(self.for_refiner(batch), None)
         self.coarse.check_conditions(self.for_coarse(batch), num_rows)
 
     def for_coarse(self, conditions: ConditionBatch) -> ConditionBatch:
@@ -100,9 +100,9 @@ class CoarseToFine(nn.Module):
         beyond = torch.arange(codes.shape[2], device=codes.device) >= lengths[:, None, None]
         return replace(conditions, codes=self.clustering.coarse(codes.masked_fill(beyond, 0)))
 
-    def for_refiner(self, conditions: ConditionBatch | None) -> ConditionBatch | None:
+    def for_refiner(self, conditions: ConditionBatch) -> ConditionBatch:
         """The conditions for the refiner."""
-        return conditions if self.refiner.config.conditions else None
+        return conditions if self.refiner.config.conditions else ConditionBatch()
 
     def loss(
         self,
@@ -118,6 +118,8 @@ class CoarseToFine(nn.Module):
         """
         given = None if conditions is None else self.for_coarse(conditions)
         labels = self.coarse.loss(self.clustering.coarse(codes), lengths, given, label_smoothing, side)
-        fine = self.refiner.loss(codes, lengths, self.for_refiner(conditions), label_smoothing, side)
+        fine = self.refiner.loss(
+            codes, lengths, self.for_refiner(conditions or ConditionBatch()), label_smoothing, side
+        )
         per_codebook = fine.per_codebook + labels.per_codebook * labels.count / fine.count
         return LossReport((fine.weights * per_codebook).sum(), per_codebook, fine.count, fine.weights)

@@ -30,7 +30,8 @@ from ...tokenize.spec import ImageGeometry, TokenSpec
 from ..attention.masks import block_mask
 from ..conditioning.batch import ConditionBatch
 from ..kv_cache.base import Cache, CacheShape, KVCache
-from ..kv_cache.registry import CacheChoice, read_cache
+from ..kv_cache.config import CacheChoice
+from ..kv_cache.registry import read_cache
 from ..layers.input_embedding import EmbeddingInputConfig
 from ..layers.transformer import Table, initialise_
 from ..ops.linear import Linear

@@ -13,7 +13,7 @@ from tessera.tokenize.compression.integer_network import CoderConfig, CoderNet, 
 from tessera.tokenize.compression.probability_models import UnigramModel
 from tessera.tokenize.data.codes_file import CodesItem, read_codes, write_codes
 from tessera.tokenize.data.media import bytes_to_image, read_audio, read_image, write_audio, write_image
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
@@ -151,7 +151,7 @@ def test_bad_media_is_left_out_and_listed(tokenizers, media, capsys):
     file = media / "codes.safetensors"
     assert tessera("encode", sound, media / "pictures", "--tokenizer", tokenizers / "sound", "-o", file) == 0
     told = capsys.readouterr().err
-    assert "bad.wav: cannot be read as .wav" in told and "c.png: audio is needed here" in told
+    assert "bad.wav: cannot be read as .wav" in told and "c.png: an audio file is needed here" in told
     assert "tessera: 3 of 6 items could not be used" in told
     assert [item.name for item in read_codes(file)[1]] == ["a.wav", "b.flac", "a.wav"]
     assert tessera("encode", sound / "bad.wav", "--tokenizer", tokenizers / "sound", "-o", media / "x.safetensors") == 2

@@ -10,7 +10,7 @@ from tessera.cli.commands.configs import read_head
 from tessera.cli.config_files import all_configs, find_config, kind_of_name, open_config, shipped_file
 from tessera.configs.recognize import CONFIG_KINDS
 from tessera.tokenize.bundled import CONFIGS
-from tessera.tokenize.data.shard_writer import ShardsConfig
+from tessera.tokenize.data.shards_config import ShardsConfig
 
 VERBS = {
     "lm": ["train"],
@@ -38,8 +38,7 @@ def test_all_are_listed_with_what_they_are(capsys):
         head = read_head(name)
         assert f"  {name} " in printed and head.about in printed and head.command in printed
         assert 15 < len(head.about) < 230 and "tessera " not in head.about.replace("`tessera", ""), head
-    costs = [read_head(name).cost for name in all_configs() if not name.endswith("shards")]
-    assert all(costs), "time or hardware of each"
+        assert head.cost or name.endswith("shards"), "time or hardware of each"
 
 
 def test_one_is_printed_as_it_is(capsys):
@@ -69,7 +68,7 @@ def test_a_folder_is_copied_whole_and_speaks_of_the_copy(tmp_path, capsys):
     assert len(list((tmp_path / "all").rglob("*.yaml"))) == len(all_configs())
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("given", VERBS)
 def test_a_config_of_another_verb_is_named(given, verb, tmp_path, capsys):
@@ -132,7 +131,7 @@ def test_another_kind_leaves_the_fields_of_the_old_one_behind(tmp_path):
     assert read.engine.kind == "torch"
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

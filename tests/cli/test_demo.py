@@ -44,6 +44,7 @@ def test_real_digits_are_split_by_writer():
     assert set(train_labels) == set(test_labels) == {str(digit) for digit in range(10)}
 
 
+@pytest.mark.slow
 def test_judge_knows_real_digits_and_not_their_names_turned():
     pytest.importorskip("sklearn")
     pictures, labels = digit_classifier.real_digits("test")

@@ -5,14 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from typer.main import get_command
 
-from tessera.cli.app import app, run
+from tessera.cli.app import commands, run
 from tessera.cli.failures import print_failure
 
 
 def verbs() -> list[list[str]]:
-    command = get_command(app)
+    command = commands()
     found = []
     for name, verb in command.commands.items():
         found += [[name, inner] for inner in verb.commands] if hasattr(verb, "commands") else [[name]]
@@ -40,7 +39,7 @@ def test_help_has_an_example_that_exists(verb, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     example = re.search(rf"Example: tessera {' '.join(verb)}\b", shown)
     assert example, shown
-    command = get_command(app)
+    command = commands()
     for name in verb:
         command = command.commands[name]
     known = {flag for parameter in command.params for flag in parameter.opts}

@@ -11,10 +11,11 @@ from tiny_models import save_tiny_models
 
 from tessera.cli.app import run
 from tessera.configs.files import read_sealed_json, write_safetensors, write_sealed_json
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
 from tessera.tokenize.data.corpus import ArraysCorpus
-from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_generate_many(models, tmp_path, capsys):
     summary = json.loads(printed.out)
     assert [sample["seed"] for sample in summary["samples"]] == [4, 5, 6]
     assert [sample["file"] for sample in summary["samples"]] == [str(out / f"000{i}.png") for i in range(3)]
-    assert f"3 pictures in {out}: 18 frames in" in printed.err
+    assert f"3 images in {out}: 18 frames in" in printed.err
     again = load(models / "shapes").generate(label="star", n=3, seed=4)
     again.save(tmp_path / "again")
     for i in range(3):
@@ -146,7 +147,7 @@ def test_tts_as_a_stream(models, tmp_path, capsysbinary):
     assert tessera(*say, "-o", tmp_path / "whole.wav") == 0
     assert tessera(*say, "-o", tmp_path / "deep" / "made.wav", "--stream", "--json") == 0
     printed = capsysbinary.readouterr()
-    assert b"first sound after " in printed.err
+    assert b"first audio after " in printed.err
     assert 0 < json.loads(printed.out)["first_sound_seconds"] <= json.loads(printed.out)["seconds"]
     whole = (tmp_path / "whole.wav").read_bytes()
     assert (tmp_path / "deep" / "made.wav").read_bytes() == whole
@@ -155,7 +156,7 @@ def test_tts_as_a_stream(models, tmp_path, capsysbinary):
     for arguments, message in (
         (["-o", "-", "--json"], b"cannot both go to stdout"),
         (["-o", "x.flac", "--stream"], b"x.flac: a stream is written as .wav"),
-        (["-o", "-", "-n", 2], b"a stream is one sound, but -n is 2"),
+        (["-o", "-", "-n", 2], b"a stream is one sample, but -n is 2"),
     ):
         assert tessera(*say, *arguments) == 2
         assert message in capsysbinary.readouterr().err
@@ -171,7 +172,7 @@ def test_image_frames(models, tmp_path, capsys):
     assert [file.name for file in grown] == ["0000.png", "0001.png"]
     assert grown[-1].read_bytes() == (tmp_path / "star.png").read_bytes() != grown[0].read_bytes()
     assert tessera(*draw, "-o", tmp_path / "many", "--frames", tmp_path / "f", "-n", 2) == 2
-    assert "--frames shows how one picture grows, but -n is 2" in capsys.readouterr().err
+    assert "--frames writes the partial images of one image, but -n is 2" in capsys.readouterr().err
 
 
 def test_eval(models, tmp_path, capsys):
@@ -203,7 +204,7 @@ def test_eval(models, tmp_path, capsys):
     assert "perplexity" in capsys.readouterr().out
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -212,7 +213,7 @@ def test_eval(models, tmp_path, capsys):
         ("generate {shapes} --label sqare -o x.png", "no label 'sqare'; did you mean 'square'"),
         ("generate {shapes} --label 9 -o x.png", "labels 0 to 3, found 9"),
         ("generate {shapes} --label star -n 3 -o x.png", "3 samples do not fit into one file; name a directory"),
-        ("generate {shapes} --label star -o x.wav", "makes pictures; use a name ending in .png"),
+        ("generate {shapes} --label star -o x.wav", "makes images; use a name ending in .png"),
         ("generate {shapes} --label star --temperature warm -o x.png", "--temperature takes a number"),
         ("generate {shapes} --label star --temperature 1,1 -o x.png", "temperature has 2 values but the model has 3"),
         ("generate {shapes} --label star --top-k 1.5 -o x.png", "--top-k takes a whole number"),
@@ -220,7 +221,7 @@ def test_eval(models, tmp_path, capsys):
         ('generate {shapes} --label star --guidance {{"kind":"a"}} -o x.png', "guidance: kind must be one of"),
         ("generate {shapes} --label star --guidance 1,2 -o x.png", "guidance has 2 scales but the model has 3"),
         ("generate {shapes} --label star --ras many -o x.png", "--ras takes a whole number"),
-        ("generate {shapes} --label star --max-silence 1 -o x.png", "makes pictures, which have no silence"),
+        ("generate {shapes} --label star --max-silence 1 -o x.png", "makes images, which have no silence"),
         ("generate {shapes} --label star --frames 3 -o x.png", "--frames is 3"),
         ("generate {tones} --text a --prompt nowhere.wav -o x.wav", "nowhere.wav"),
         ("generate {tones} --text a --voice nowhere.wav -o x.wav", "takes no voice"),
@@ -228,7 +229,7 @@ def test_eval(models, tmp_path, capsys):
         ("tts a --model {voices} --voice nowhere.wav -o x.wav", "has no label 'nowhere.wav'"),
         ("tts a --model {clones} --voice nowhere.wav -o x.wav", "nowhere.wav"),
         ("tts a --model {shapes} -o x.wav", "does not turn text into sound"),
-        ("image star --model {tones} -o x.png", "makes no pictures"),
+        ("image star --model {tones} -o x.png", "makes no images"),
         ("eval {shapes} --no-speed", "nothing to measure"),
         ("eval {shapes} --no-speed --data {shapes}", "this is a model, a folder of shards is needed here"),
     ],
@@ -247,7 +248,7 @@ def test_warnings_are_one_line_each_and_stand_in_the_summary(models, tmp_path, c
         notes.append("words\nare lost")
         return [text]
 
-    monkeypatch.setattr("tessera.generate.model.pieces_of", warned)
+    monkeypatch.setattr("tessera.generate.model.split_into_chunks", warned)
     say = ["tts", "one", "--model", models / "voices", "--voice", "7", "--max-seconds", 0.2, "--json"]
     for more in ([], [], ["--stream"]):  # every time, not once a place in the code
         assert tessera(*say, "-o", tmp_path / "o.wav", *more) == 0

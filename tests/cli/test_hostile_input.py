@@ -14,9 +14,10 @@ from tiny_models import save_tiny_models
 
 from tessera.cli.app import run
 from tessera.configs.files import write_safetensors
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.tokenize.data.corpus import ArraysCorpus
-from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
 
 SECONDS, MEGABYTES = 2.0, 500
 IN_PROCESSES = ("yaml: many keys", "option: --frames 10^9")
@@ -54,7 +55,7 @@ def files_of(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.sample(25)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", CASES)
 def test_refused(folder, name, capsys):
     arguments = [str(argument) for argument in CASES[name](folder)]
@@ -97,6 +98,7 @@ def refuse_in_a_process(folder: Path, name: str) -> None:
     assert megabytes < MEGABYTES + 500 and seconds < SECONDS + 8
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", IN_PROCESSES)
 def test_refused_in_a_process(folder, name):
     refuse_in_a_process(folder, name)

@@ -13,13 +13,14 @@ import soundfile
 import torch
 from tiny_models import save_tiny_models
 
-from tessera.cli.app import app, run
+from tessera.cli.app import commands, run
 from tessera.cli.error_messages import PHRASES, options_of, with_flags
 from tessera.configs.files import write_json
 from tessera.tokenize.bundled import BUNDLED, CONFIGS, shipped_path
 from tessera.tokenize.data.corpus import ArraysCorpus
 from tessera.tokenize.data.media import write_image
-from tessera.tokenize.data.shard_writer import ShardsConfig, build_shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
 
 PYTHONS = re.compile(
     r"\b(None|True|False|NoneType|Tensor|ValueError|TypeError|pydantic|dict|tuple|str|int|float)\b"
@@ -425,7 +426,7 @@ def words_of(line: str, models: Path) -> list[str]:
     return [word.replace("\0", " ") for word in re.sub(r"\{.*?\}", lambda m: m[0].replace(" ", "\0"), text).split()]
 
 
-@pytest.mark.sample(25)
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("line", lines(GENERATE) + lines(TTS_AND_IMAGE) + lines(OTHERS) + lines(CONFIGURED))
 def test_a_mistake_is_one_line_in_the_words_of_the_command_line(line, place, models, monkeypatch, capsys):
     monkeypatch.chdir(place)
@@ -449,17 +450,17 @@ def test_a_mistake_is_one_line_in_the_words_of_the_command_line(line, place, mod
 
 
 def test_names_become_the_flags_of_the_verb():
-    generate = options_of(["generate", "digits"], app)
+    generate = options_of(["generate", "digits"], commands())
     assert (
         with_flags("tessera: voice_frames is 3, num_frames 4", generate) == "tessera: --voice-frames is 3, --frames 4"
     )
     assert with_flags("tessera: generate: top_k.0: bad", generate) == "tessera: --top-k: bad"
     assert with_flags("tessera: give one, or ask for unconditional", generate).endswith("or add --unconditional")
     assert with_flags("tessera: /a/voice_frames: no such file", generate) == "tessera: /a/voice_frames: no such file"
-    tts = options_of(["tts"], app)
+    tts = options_of(["tts"], commands())
     assert with_flags("tessera: give a text, or ask for unconditional", tts) == "tessera: give a text"
     assert with_flags("tessera: top_k must be 1", tts) == "tessera: top_k must be 1", "tts has no such flag"
-    train = options_of(["train"], app)
+    train = options_of(["train"], commands())
     assert with_flags("tessera: data.max_frames is 3", train) == "tessera: data.max_frames is 3", "keys of YAML"
     for written, _, needed in PHRASES:
         assert re.compile(written) and (needed is None or needed in generate or needed == "frames")

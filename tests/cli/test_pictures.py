@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_models import save_tiny_models
 
 from tessera.cli.app import run
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.generate.result import make_grid
 
 FACTOR = 43  # the smallest that takes 6 x 4 pixels to 256
@@ -47,7 +47,7 @@ def pixels(path) -> np.ndarray:
 def test_tiny_pictures_are_enlarged_and_it_is_said_once(draw, shapes):
     told = draw("-n", 3, "-o", "many")
     assert [line for line in told if "--scale 1" in line] == [
-        f"pictures of 6 x 4 pixels are written {FACTOR} times as large; --scale 1 writes them as made"
+        f"images of 6 x 4 pixels are written {FACTOR} times as large; --scale 1 writes them as generated"
     ]
     shapes.generate(label="star", n=3).save("made")
     for name in ("0000.png", "0001.png", "0002.png"):
@@ -72,6 +72,7 @@ def test_an_enlarged_picture_is_read_as_it_was_made(draw, models):
     assert torch.equal(large.codes, small.codes)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp", ".PNG"])
 def test_the_suffix_chooses_the_format(draw, suffix):
     draw("-o", f"a{suffix}")
@@ -112,7 +113,7 @@ def test_a_grid_holds_all_samples_in_order(draw, shapes, models):
     draw("-n", 4, "--grid", "-o", "large.webp")
     assert Image.open("large.webp").size == (13 * FACTOR, 9 * FACTOR)
     (line,) = draw("-n", 4, "--grid", "-o", "folder", code=2)
-    assert "--grid writes one picture; name it with -o" in line
+    assert "--grid writes one image; name it with -o" in line
 
 
 def test_grids_have_as_many_columns_as_are_asked_for():
@@ -139,6 +140,7 @@ def test_the_summary_says_what_each_sample_is(draw, models):
     assert one["label"] is None and one["text"] is None and one["file"] == "u.png"
 
 
+@pytest.mark.slow
 def test_older_files_are_named_and_stay(draw, models):
     draw("-n", 4, "-o", "o")
     assert any(line == "replaced 4 older files there" for line in draw("-n", 5, "-o", "o"))

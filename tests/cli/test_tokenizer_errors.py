@@ -52,14 +52,14 @@ TREES = {
 }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("tree", "message"), TREES.values(), ids=TREES)
 def test_a_tree_that_cannot_be_has_one_line(tree, message, tmp_path, capsys):
     sets = ["data.path=nowhere", f"tokenizer.quantizer={tree}"]
     check_refused("digits", sets, message, tmp_path, capsys)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("config", "sets", "message"),
     [
@@ -70,7 +70,7 @@ def test_a_tree_that_cannot_be_has_one_line(tree, message, tmp_path, capsys):
             "gives 1 x 7 codes, the decoder 'convolutional'",
         ),
         ("digits", ["terms=[{kind: mel}]"], "terms.0: 'mel' is for audio, not for picture"),
-        ("digits", ["tokenizer.height=7"], "a picture of 7 x 8 cannot be halved 1 times"),
+        ("digits", ["tokenizer.height=7"], "an image of 7 x 8 cannot be halved 1 times"),
         ("speech", ["tokenizer.decoder={kind: fused}"], "tokenizer.audio.decoder: kind 'fused' is unknown"),
         ("speech", ["tokenizer.encoder={kind: dac, strides: [5]}"], "make 5 samples a frame, but hop is 320"),
         (

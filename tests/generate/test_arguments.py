@@ -106,8 +106,8 @@ def test_numbers_of_numpy_and_torch_are_those_of_python(models, given):
 
 
 @pytest.mark.parametrize("frames", [10**11, 10**30])
-def test_more_frames_than_memory_holds_are_refused_where_the_end_is_drawn(models, frames):
-    with pytest.raises(ValueError, match="frames needs .* of memory"):
+def test_absurd_limits_of_frames_are_refused(models, frames):
+    with pytest.raises(ValueError, match="max_frames: Input should be less than or equal to 10000000"):
         models["clones"].generate(text="ab", label=0, voice=VOICE, max_frames=frames)
 
 

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+from short_calls import decode_loop, generate_codes, request_of, speculative_loop
 from tiny_models import ARRANGEMENTS, HEADS, NEED_LENGTH, make_conditions, make_lm
 
-from tessera.generate.decoding.generate_codes import generate_codes
-from tessera.generate.decoding.loop import DecodeLoop
-from tessera.generate.decoding.speculative import DraftedLoop
+from tessera.generate.decoding.speculative import SpeculativeLoop
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.multi_token_prediction import AheadConfig
 
 FRAMES = 12
@@ -20,6 +19,7 @@ def make(arrangement="delay", seed=0, **settings):
     return make_lm(arrangement, ahead=AHEAD, seed=seed, **settings)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("head", [name for name in HEADS if name != "parallel"])
 def test_equals_plain_decoding_with_every_head(head):
     lm = make(head=HEADS[head])
@@ -28,7 +28,7 @@ def test_equals_plain_decoding_with_every_head(head):
     assert torch.equal(plain.codes, generate_codes(lm, ConditionBatch(), [1, 2], length, draft=3).codes)
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("kind", ["none", "text"])
 @pytest.mark.parametrize("arrangement", [name for name in ARRANGEMENTS if name not in NEED_LENGTH])
@@ -37,7 +37,7 @@ def test_equals_plain_decoding(arrangement, kind, guidance):
         pytest.skip("guidance needs a condition")
     configs, batch = make_conditions(kind, 3)
     lm = make(arrangement, conditions=configs)
-    length, sampling = Length(FRAMES, min_frames=2), SamplingConfig(temperature=0.8, top_k=3)
+    length, sampling = Length(FRAMES, min_frames=2), GenerationConfig(temperature=0.8, top_k=3)
     plain = generate_codes(lm, batch, [1, 2, 3], length, sampling, guidance)
     for draft in (1, 3):
         drafted = generate_codes(lm, batch, [1, 2, 3], length, sampling, guidance, draft=draft)
@@ -63,18 +63,18 @@ def run(loop):
 def test_right_guesses_save_runs_and_wrong_ones_cost_none():
     """With the model's own next ids for guesses every run but the first makes 4 steps; with others, 1."""
     lm = make("parallel", variable=False)
-    arguments = (lm, ConditionBatch(), [5], Length(FRAMES, fixed=True), SamplingConfig(temperature=0.0))
-    told = run(DecodeLoop(*arguments)).columns
+    arguments = (lm, ConditionBatch(), [5], Length(FRAMES, fixed=True), GenerationConfig(temperature=0.0))
+    told = run(decode_loop(*arguments)).columns
 
-    class Told(DraftedLoop):
+    class Told(SpeculativeLoop):
         wrong = False
 
-        def _guess(self, hidden):
-            super()._guess(hidden)
-            behind = slice(self.position + 1, self.position + 1 + self.guessed)
+        def _write_drafts(self, hidden):
+            super()._write_drafts(hidden)
+            behind = slice(self.position + 1, self.position + 1 + self.drafted)
             self.columns[:, :, behind] = (told[:, :, behind] + 1) % 4 if self.wrong else told[:, :, behind]
 
-    right, wrong = Told(*arguments, draft=3), Told(*arguments, draft=3)
+    right, wrong = (Told(lm, request_of(*arguments[1:], draft=3)) for _ in range(2))
     wrong.wrong = True
     assert torch.equal(run(right).columns, told) and right.reads == 1 + 11 // 4 + 1
     assert torch.equal(run(wrong).columns, told) and wrong.reads == FRAMES
@@ -82,11 +82,12 @@ def test_right_guesses_save_runs_and_wrong_ones_cost_none():
 
 def test_frames_of_a_drafted_loop_are_those_of_the_whole():
     lm = make("delay")
-    loop = DraftedLoop(lm, ConditionBatch(), [7], Length(FRAMES, min_frames=FRAMES), draft=2)
+    loop = speculative_loop(lm, ConditionBatch(), [7], Length(FRAMES, min_frames=FRAMES), draft=2)
     plain = generate_codes(lm, ConditionBatch(), [7], Length(FRAMES, min_frames=FRAMES))
     assert torch.equal(torch.cat(list(loop.frames()), dim=1), plain.codes[0])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("head", ["parallel", pytest.param("depth", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("arrangement", ["parallel", "delay", pytest.param("flat", marks=pytest.mark.slow)])
 def test_a_trained_model_guesses_right(arrangement, head):
@@ -101,9 +102,9 @@ def test_a_trained_model_guesses_right(arrangement, head):
         (report.loss + 5 * report.guesses.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    arguments = (lm.eval(), ConditionBatch(), [0], Length(6, fixed=True), SamplingConfig(temperature=0.0))
-    loop = run(DraftedLoop(*arguments, draft=3))
-    assert torch.equal(loop.columns, run(DecodeLoop(*arguments)).columns)
+    arguments = (lm.eval(), ConditionBatch(), [0], Length(6, fixed=True), GenerationConfig(temperature=0.0))
+    loop = run(speculative_loop(*arguments, draft=3))
+    assert torch.equal(loop.columns, run(decode_loop(*arguments)).columns)
     assert loop.reads <= 0.7 * loop.num_steps  # the first steps cannot be guessed; a wrong step never would
 
 
@@ -126,7 +127,7 @@ def test_the_loss_of_guesses_is_that_of_a_loop():
 
 
 def test_a_model_that_does_not_look_ahead_is_refused():
-    with pytest.raises(ValueError, match="draft is 2, but the model guesses 0 steps ahead; train it with lm.ahead"):
+    with pytest.raises(ValueError, match="draft is 2, but the model predicts 0 steps ahead; train it with lm.ahead"):
         generate_codes(make_lm(), ConditionBatch(), [0], Length(4), draft=2)
-    with pytest.raises(ValueError, match="draft is 5, but the model guesses 3 steps ahead; use a draft of 1 to 3"):
+    with pytest.raises(ValueError, match="draft is 5, but the model predicts 3 steps ahead; use a draft of 1 to 3"):
         generate_codes(make(), ConditionBatch(), [0], Length(4), draft=5)

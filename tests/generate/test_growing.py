@@ -5,7 +5,7 @@ import torch
 from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong
 
 from tessera.generate import generate, stream_audio, stream_images
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
 from tessera.lm.conditioning.registry import LabelConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig
@@ -35,7 +35,7 @@ def make(tokenizer, seed=0, kind=LMConfig, **settings):
     return strong(build(kind(**SHAPE, **settings), tokenizer.spec)).eval()
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 @pytest.mark.parametrize("head", ["parallel", "depth"])
 @pytest.mark.parametrize("every", [1, 2, None, 50])
@@ -105,13 +105,13 @@ def test_a_model_streams_pictures_too(folder):
 def test_errors(folder, tokenizer):
     tones, shapes = load(folder / "tones"), load(folder / "shapes")
     for message, call in (
-        ("'tones' makes sound; use stream_audio", lambda: stream_images(tones.lm, tones.tokenizer)),
-        ("'shapes' makes pictures; use stream_images", lambda: stream_audio(shapes.lm, shapes.tokenizer)),
+        ("'tones' makes audio; use stream_audio", lambda: stream_images(tones.lm, tones.tokenizer)),
+        ("'shapes' makes images; use stream_images", lambda: stream_audio(shapes.lm, shapes.tokenizer)),
         (
             "every must be a whole number, at least 1, found 0",
             lambda: stream_images(shapes.lm, tokenizer, label=0, every=0),
         ),
-        ("a stream is one picture, 2 were asked for", lambda: shapes.stream(label=[0, 1])),
+        ("a stream is one sample, 2 were asked for", lambda: shapes.stream(label=[0, 1])),
     ):
         with pytest.raises(ValueError, match=message):
             call()

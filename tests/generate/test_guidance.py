@@ -4,22 +4,15 @@ import math
 
 import pytest
 import torch
+from short_calls import generate_codes
 from tiny_models import make_conditions, make_lm
 
 from tessera.configs.schema import ConfigError, check_config
-from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import SamplingConfig
 from tessera.generate.sampling.guidance import ClassifierFreeGuidance, filtered, guidance_words, make_scales
 from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig, TextConditionConfig
-from tessera.lm.generation_config import (
-    ConstantGuidance,
-    CosineGuidance,
-    GenerationConfig,
-    IntervalGuidance,
-    LinearGuidance,
-    TwoConditions,
-)
+from tessera.lm.generation_config import GenerationConfig
+from tessera.lm.guidance_config import ConstantGuidance, CosineGuidance, IntervalGuidance, LinearGuidance, TwoConditions
 from tessera.tokenize.text_tokenizer import ByteTextConfig
 
 STEPS, K, FRAMES = 8, 3, 6
@@ -90,7 +83,7 @@ def greedy_by_hand(lm, batch, combine, num_frames=FRAMES):
 
 def generate_greedily(lm, batch, guidance):
     return generate_codes(
-        lm, batch, range(batch.num_rows), Length(FRAMES, fixed=True), SamplingConfig(temperature=0.0), guidance
+        lm, batch, range(batch.num_rows), Length(FRAMES, fixed=True), GenerationConfig(temperature=0.0), guidance
     ).codes
 
 
@@ -187,7 +180,7 @@ def test_a_number_a_list_and_a_config_say_the_same(arrangement):
     configs, batch = make_conditions("text", 4)
     lm = make_lm(arrangement, conditions=configs)
     one, other, third = (
-        generate_codes(lm, batch, range(4), Length(FRAMES), SamplingConfig(temperature=1.3), guidance).codes
+        generate_codes(lm, batch, range(4), Length(FRAMES), GenerationConfig(temperature=1.3), guidance).codes
         for guidance in (2.5, (2.5, 2.5, 2.5), ConstantGuidance(scale=2.5))
     )
     assert one.equal(other) and one.equal(third)
@@ -203,18 +196,6 @@ def test_guidance_by_codebook():
         return n + scales * (c - n)
 
     assert torch.equal(generate_greedily(lm, batch, (1.0, 4.0, 0.0)), greedy_by_hand(lm, batch, combine))
-
-
-@pytest.mark.parametrize("guidance", [SCHEDULES["linear"][0], ConstantGuidance(scale=3.0, filter_top_k=3)])
-def test_a_row_does_not_depend_on_its_company(guidance):
-    configs, batch = two_conditions(4)
-    lm = make_lm(conditions=configs)
-    for config in (guidance, guidance.model_copy(update={"two": TwoConditions(keep=("text",), beta=2.0)})):
-        whole = generate_codes(lm, batch, range(4), Length(FRAMES), guidance=config)
-        for i in range(4):
-            row = batch.rows(slice(i, i + 1))
-            alone = generate_codes(lm, row, [i], Length(FRAMES), guidance=config, exact=True)
-            assert torch.equal(alone.codes[0], whole.codes[i, :, : int(whole.lengths[i])])
 
 
 def test_yaml():
@@ -261,5 +242,5 @@ def test_errors():
 
     refuse("keep names 'style', but the model's conditions are label, text", two("style"))
     refuse(r"keep names all conditions of the model \(label, text\)", two("text", "label"))
-    with pytest.raises(ValueError, match="end_rule must be 'drawn' or 'likeliest', found 'never'"):
-        generate_codes(lm, batch, [0, 1], Length(FRAMES), SamplingConfig(end_rule="never"))
+    with pytest.raises(ValueError, match="end_rule: Input should be 'drawn' or 'likeliest' .found 'never'"):
+        generate_codes(lm, batch, [0, 1], Length(FRAMES), {"end_rule": "never"})

@@ -6,10 +6,8 @@ import itertools
 
 import pytest
 import torch
+from short_calls import fill_codes, generate_codes, generate_scales
 
-from tessera.generate.decoding.generate_codes import generate_codes
-from tessera.generate.decoding.masked import fill_codes
-from tessera.generate.decoding.next_scale import generate_scales
 from tessera.generate.requests.settings import Length
 from tessera.lm.clustering.clustering import cluster_codes
 from tessera.lm.conditioning.registry import (
@@ -213,7 +211,7 @@ halves = pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
 ways = pytest.mark.parametrize("way", ["all", "loaded"])
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @halves
 @pytest.mark.parametrize("kind", KINDS)
 def test_conditions(kind, dtype):
@@ -246,7 +244,7 @@ PARTS = {
 }
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(1)
 @halves
 @ways
 @pytest.mark.parametrize("name", PARTS)
@@ -263,7 +261,7 @@ def test_parts(name, way, dtype):
         check(masked, dtype, way, conditions=conditions, **PARTS[name])
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(2)
 @halves
 @ways
 @pytest.mark.parametrize("rope", [TimeRopeConfig(), GridRopeConfig(), SinusoidalConfig()])

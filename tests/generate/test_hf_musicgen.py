@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from short_calls import generate_codes
 from tiny_musicgen import D, make_bare, make_composite, make_states
 
-from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.public.musicgen import load_musicgen
 
 FRAMES = 64
@@ -21,7 +21,7 @@ def ours(folder, states, lengths, guidance):
     conditions = ConditionBatch(embedding=states, embedding_lengths=lengths)
     seeds = list(range(len(states)))
     return generate_codes(
-        lm, conditions, seeds, Length(FRAMES, fixed=True), SamplingConfig(temperature=0), guidance
+        lm, conditions, seeds, Length(FRAMES, fixed=True), GenerationConfig(temperature=0), guidance
     ).codes
 
 

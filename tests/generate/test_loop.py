@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from short_calls import decode_loop, generate_codes
 from tiny_models import HEADS, NEED_LENGTH, make_conditions, make_lm
 
-from tessera.generate.decoding.generate_codes import generate_codes
-from tessera.generate.decoding.loop import DecodeLoop
 from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import uniform
-from tessera.generate.sampling.filters import SamplingConfig
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.flat import FlatHeadConfig
 
 ARRANGEMENTS = ("parallel", "delay", "partial delay", "late delay", "flatten first", "flat", "partial flat")
@@ -81,14 +80,14 @@ arrangements_and_heads = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", ["none", "label", "text"])
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_equals_the_full_forward(arrangement, kind):
     check_against_the_full_forward(arrangement, kind)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @arrangements_and_heads
 def test_every_head_equals_the_full_forward(arrangement, head):
     if arrangement not in NEED_LENGTH:
@@ -103,21 +102,22 @@ def check_against_the_full_forward(arrangement, kind, **settings):
     """One row of each length that comes up among many: some end at once, some are cut."""
     configs, batch = make_conditions(kind, 24)
     lm = make_lm(arrangement, conditions=configs, **settings)
-    found = generate_codes(lm, batch, range(24), UP_TO, SamplingConfig(temperature=2.0))
+    found = generate_codes(lm, batch, range(24), UP_TO, GenerationConfig(temperature=2.0))
     rows = {length: i for i, length in enumerate(found.lengths.tolist())}
     assert len(rows) > 1
     for i in rows.values():
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 2.0))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_a_model_with_a_window_equals_the_full_forward(arrangement):
     configs, batch = make_conditions("text", 2)
     lm = make_lm(arrangement, conditions=configs, window=2)
-    found = generate_codes(lm, batch, range(2), UP_TO, SamplingConfig(temperature=1.3), 2.0)
+    found = generate_codes(lm, batch, range(2), UP_TO, GenerationConfig(temperature=1.3), 2.0)
     for i in range(2):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, 2.0))
-    again = generate_codes(lm, batch, range(2), UP_TO, SamplingConfig(temperature=1.3), 2.0, cache="static")
+    again = generate_codes(lm, batch, range(2), UP_TO, GenerationConfig(temperature=1.3), 2.0, cache="static")
     assert torch.equal(again.codes, found.codes)
 
 
@@ -130,10 +130,10 @@ def test_the_cache_asked_for_is_used():
         wide = generate_codes(lm, none, range(4), UP_TO, exact=exact, cache={"kind": "ring", "window": 50})
         assert torch.equal(wide.codes, whole.codes)
         assert not torch.equal(generate_codes(lm, none, range(4), UP_TO, exact=exact, cache=narrow).codes, whole.codes)
-    assert DecodeLoop(lm, none, [0], UP_TO, cache=narrow).state.cache.capacity == 1
+    assert decode_loop(lm, none, [0], UP_TO, cache=narrow).state.cache.capacity == 1
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("rope", ["time", "grid"])
 @pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, *NEED_LENGTH])
 def test_fixed_length_equals_the_full_forward(arrangement, rope):
@@ -144,7 +144,7 @@ def test_fixed_length_equals_the_full_forward(arrangement, rope):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), 5 + i, EXACTLY))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @heads
 @pytest.mark.parametrize(
     ("arrangement", "guidance"), [*zip(ARRANGEMENTS, [0.0, 2.5] * 4, strict=False), ("delay", 0.0)]
@@ -152,12 +152,12 @@ def test_fixed_length_equals_the_full_forward(arrangement, rope):
 def test_guidance_equals_two_forwards(arrangement, guidance, head):
     configs, batch = make_conditions("text", 2)
     lm = make_lm(arrangement, conditions=configs, head=head)
-    found = generate_codes(lm, batch, range(2), UP_TO, SamplingConfig(temperature=1.3), guidance)
+    found = generate_codes(lm, batch, range(2), UP_TO, GenerationConfig(temperature=1.3), guidance)
     for i in range(2):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, guidance))
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(3)
 @arrangements_and_heads
 @pytest.mark.parametrize("t", [1, 5])
 def test_a_prompt_is_kept_and_continued(arrangement, head, t):
@@ -172,7 +172,7 @@ def test_a_prompt_is_kept_and_continued(arrangement, head, t):
         check_equal(found, i, *slow_generate(lm, none, i, length, prompt=prompt[i]))
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(4)
 @arrangements_and_heads
 def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement, head):
     variable = arrangement not in NEED_LENGTH
@@ -184,36 +184,14 @@ def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement, head
     assert torch.equal(again.codes, whole.codes) and torch.equal(again.lengths, whole.lengths)
 
 
-@pytest.mark.sample(6)
-@heads
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_row_does_not_depend_on_its_company(dtype, guidance, head):
-    """fp32 runs with exact=True, whose codes are equal bit for bit; fp64 has no ties a rounding could flip."""
-    configs, batch = make_conditions("text", 4)
-    lm = make_lm(conditions=configs, dtype=dtype, head=head)
-    exact = dtype == torch.float32
-    seeds = [11, 2**63 - 1, -4, 7]
-    whole = generate_codes(lm, batch, seeds, UP_TO, guidance=guidance, exact=exact)
-    order = [3, 0, 2, 1]
-    mixed = generate_codes(
-        lm, batch.rows(torch.tensor(order)), [seeds[i] for i in order], UP_TO, guidance=guidance, exact=exact
-    )
-    for place, i in enumerate(order):
-        n = int(whole.lengths[i])
-        alone = generate_codes(lm, batch.rows(slice(i, i + 1)), [seeds[i]], UP_TO, guidance=guidance, exact=exact)
-        assert int(mixed.lengths[place]) == int(alone.lengths[0]) == n
-        assert torch.equal(mixed.codes[place, :, :n], whole.codes[i, :, :n])
-        assert torch.equal(alone.codes[0], whole.codes[i, :, :n])
-
-
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_frames_come_as_soon_as_they_are_complete(arrangement):
     lm = make_lm(arrangement)
     for seed in range(3):
         _, none = make_conditions("none", 1)
         whole = generate_codes(lm, none, [seed], UP_TO)
-        loop = DecodeLoop(lm, none, [seed], UP_TO)
+        loop = decode_loop(lm, none, [seed], UP_TO)
         pieces = []
         for piece in loop.frames():
             pieces.append(piece)
@@ -224,6 +202,7 @@ def test_frames_come_as_soon_as_they_are_complete(arrangement):
         assert torch.equal(joined, whole.codes[0])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_limits(arrangement):
     lm = make_lm(arrangement)
@@ -242,7 +221,7 @@ def test_stops_when_all_rows_have_ended():
     lm = make_lm("delay")
     _, none = make_conditions("none", 1)
     seen = []
-    often = SamplingConfig(temperature=2.0)  # flat enough that the end comes soon
+    often = GenerationConfig(temperature=2.0)  # flat enough that the end comes soon
     found = generate_codes(
         lm, none, range(3), Length(500), often, on_progress=lambda done, total: seen.append((done, total))
     )
@@ -256,7 +235,7 @@ def test_columns_follow_the_end_rule():
     """What the model reads after the end: end in every codebook's cell of the end frame, then pad."""
     lm = make_lm("delay")
     _, none = make_conditions("none", 1)
-    loop = DecodeLoop(lm, none, range(20), UP_TO)
+    loop = decode_loop(lm, none, range(20), UP_TO)
     for _ in range(loop.num_steps):
         loop.step()
     found = loop.result()
@@ -275,7 +254,7 @@ def test_per_codebook_settings():
     """A greedy codebook takes the likeliest id while the others are drawn."""
     lm = make_lm("parallel", variable=False)
     _, none = make_conditions("none", 1)
-    found = generate_codes(lm, none, range(32), EXACTLY, SamplingConfig(temperature=[1.0, 0.0, 1.0], top_k=[0, 0, 1]))
+    found = generate_codes(lm, none, range(32), EXACTLY, GenerationConfig(temperature=[1.0, 0.0, 1.0], top_k=[0, 0, 1]))
     first = found.codes[:, :, 0]
     assert len(first[:, 0].unique()) > 1
     assert len(first[:, 1].unique()) == len(first[:, 2].unique()) == 1
@@ -284,7 +263,7 @@ def test_per_codebook_settings():
 def test_greedy_needs_no_seed():
     lm = make_lm()
     _, none = make_conditions("none", 1)
-    found = generate_codes(lm, none, range(5), UP_TO, SamplingConfig(temperature=0.0))
+    found = generate_codes(lm, none, range(5), UP_TO, GenerationConfig(temperature=0.0))
     assert all(torch.equal(found.codes[0], found.codes[i]) for i in range(5))
 
 
@@ -303,7 +282,7 @@ def test_errors():
     refuse("no seeds were given", seeds=())
     refuse("a seed must be a whole number of 64 bits, found 1.5", seeds=(0, 1.5))
     refuse("found 9223372036854775808", seeds=(0, 2**63))
-    refuse("guidance must be at least 0, found -1", guidance=-1.0)
+    refuse("guidance.scale: Input should be greater than or equal to 0 .found -1", guidance=-1.0)
     refuse("guidance is 3.0, but the model has no conditions", lm=plain, conditions=none, guidance=3.0)
     undropped = (configs[0].model_copy(update={"dropout": 0.0}),)
     refuse("without dropping its label", lm=make_lm(conditions=undropped), guidance=3.0)
@@ -313,13 +292,11 @@ def test_errors():
     refuse(r"found torch.int64 \[2, 2, 4\]", prompt=prompt[:, :2])
     refuse("the prompt has 6 frames and at most 6 are to be made", prompt=torch.zeros(2, 3, 6, dtype=torch.long))
     refuse("codebook 1 must hold codes 0 to 6", prompt=prompt + torch.tensor([0, 7, 0])[:, None])
-    refuse("temperature has 2 values but the model has 3 codebooks", sampling=SamplingConfig(temperature=[1.0, 1.0]))
-    refuse("guidance must be at most 1e9, found inf", guidance=float("inf"))
-    refuse(
-        "repetition_penalty must be from 1e-9 to 1e9, found 1e-320", sampling=SamplingConfig(repetition_penalty=1e-320)
-    )
-    refuse(r"top_k must be a whole number from 0 to 2\^40", sampling=SamplingConfig(top_k=10**30))
-    refuse("end_bias must be a number, found inf", sampling=SamplingConfig(end_bias=float("inf")))
+    refuse("temperature has 2 values but the model has 3 codebooks", sampling=GenerationConfig(temperature=[1.0, 1.0]))
+    refuse("guidance.scale: Input should be a finite number", guidance=float("inf"))
+    refuse("repetition_penalty: must be from 1e-9 to 1e9, found 1e-320", sampling={"repetition_penalty": 1e-320})
+    refuse(r"top_k: must be a whole number from 0 to 2\^40", sampling={"top_k": 10**30})
+    refuse("end_bias: Input should be a finite number", sampling={"end_bias": float("inf")})
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e308])  # sums of the second overflow
@@ -331,4 +308,4 @@ def test_logits_that_are_not_numbers_are_an_error(value):
     with pytest.raises(ValueError, match="not numbers"):
         generate_codes(lm, none, [0], UP_TO)
     with pytest.raises(ValueError, match="not numbers"):
-        list(DecodeLoop(lm, none, [0], UP_TO).frames())
+        list(decode_loop(lm, none, [0], UP_TO).frames())

@@ -6,18 +6,17 @@ from functools import partial
 
 import pytest
 import torch
+from short_calls import FRAME, decode_loop, filters_only, generate_codes, warm_up
 from tiny_models import ARRANGEMENTS, HEADS, NEED_LENGTH, make_conditions, make_lm
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tessera.generate.decoding.generate_codes import generate_codes, warm_up
-from tessera.generate.decoding.loop import DecodeLoop
 from tessera.generate.execution import step_runner, torch_compile
 from tessera.generate.execution.tensor_tree import tensors_in
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import ConditionBatch
-from tessera.lm.generation_config import LinearGuidance
+from tessera.lm.generation_config import GenerationConfig
+from tessera.lm.guidance_config import LinearGuidance
 from tessera.lm.heads.flat import FlatHeadConfig
 from tessera.lm.heads.multi_token_prediction import AheadConfig
 from tessera.lm.models.shape_buckets import bucket
@@ -32,11 +31,11 @@ CACHES = {
     "evict": {"kind": "evict", "budget": 4, "recent": 1},
 }
 RULES = {
-    "plain": SamplingConfig(),
-    "filters": SamplingConfig(temperature=[1.0, 0.0, 1.3], top_k=[0, 3, 2], min_p=0.01),
-    "sorted": SamplingConfig(top_p=0.9),
-    "repetition": SamplingConfig(repetition_penalty=1.4, ras=4, ras_tau=0.3),
-    "ends": SamplingConfig(end_bias=0.5, end_rule="likeliest", max_silence_frames=2, silence_codes=[1]),
+    "plain": GenerationConfig(),
+    "filters": GenerationConfig(temperature=[1.0, 0.0, 1.3], top_k=[0, 3, 2], min_p=0.01),
+    "sorted": GenerationConfig(top_p=0.9),
+    "repetition": GenerationConfig(repetition_penalty=1.4, ras=4, ras_tau=0.3),
+    "ends": GenerationConfig(end_bias=0.5, end_rule="likeliest", max_silence=2 * FRAME, silence_codes=[1]),
 }
 WHOLE_CODES = ("repetition", "ends")  # rules that heads of several symbols refuse
 
@@ -84,13 +83,13 @@ def guided(guidance):
     return LinearGuidance(scale=guidance["scale"]) if isinstance(guidance, dict) else guidance
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES)
 def test_counting_in_tensors_changes_no_code(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
     monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm, batch, length = make(arrangement, head, kind, rope)
     if arrangement in NEED_LENGTH or rope == "grid":
-        rules = SamplingConfig(rules.temperature, rules.top_k, rules.top_p, rules.min_p)
+        rules = filters_only(rules)
     settings = dict(cache=cache, prompt=None)
     expected = run(lm, batch, length, rules, guided(guidance), step="eager", **settings)
     check_equal(run(lm, batch, length, rules, guided(guidance), **settings), expected)
@@ -123,15 +122,15 @@ def _plain(found):
     return tuple(found) if isinstance(found, tuple | list) else (found,)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES[::3])
 def test_steps_are_all_alike_and_wait_for_nothing(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
     """The same operations on the same shapes at every step of a phase, and nothing that looks at a value."""
     monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm, batch, length = make(arrangement, head, kind, rope)
     if arrangement in NEED_LENGTH or rope == "grid":
-        rules = SamplingConfig(rules.temperature, rules.top_k, rules.top_p, rules.min_p)
-    loop = DecodeLoop(lm, batch, range(3), length, rules, guided(guidance), cache=cache, step="compiled")
+        rules = filters_only(rules)
+    loop = decode_loop(lm, batch, range(3), length, rules, guided(guidance), cache=cache, step="compiled")
     loop.step()
     loop.step()  # makes the program
     seen, held = {}, None
@@ -167,13 +166,13 @@ class OnDevice(TorchDispatchMode):
         return found
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance", "rope"), CASES[1::3])
 def test_nothing_of_a_step_is_on_the_cpu(arrangement, head, kind, rules, cache, guidance, rope, monkeypatch):
     """A number or constant that stays on the CPU would be copied at every step, or frozen in a recording."""
     lm, batch, length = make(arrangement, head, kind, rope)
     if arrangement in NEED_LENGTH or rope == "grid":
-        rules = SamplingConfig(rules.temperature, rules.top_k, rules.top_p, rules.min_p)
+        rules = filters_only(rules)
 
     def away(step):
         with pytest.MonkeyPatch.context() as patch:
@@ -187,7 +186,7 @@ def test_nothing_of_a_step_is_on_the_cpu(arrangement, head, kind, rules, cache, 
         return plain(step)
 
     monkeypatch.setitem(step_runner.MAKERS, "compiled", away)
-    loop = DecodeLoop(lm, batch, range(3), length, rules, guided(guidance), cache=cache, step="compiled")
+    loop = decode_loop(lm, batch, range(3), length, rules, guided(guidance), cache=cache, step="compiled")
     loop.step()
     loop.step()
     assert loop._program is not None
@@ -204,7 +203,7 @@ def test_one_look_at_the_device_a_step():
             return function(*arguments, **(options or {}))
 
     lm = make_lm("delay")
-    loop = DecodeLoop(lm, ConditionBatch(), [0], Length(30, fixed=True), step="eager")
+    loop = decode_loop(lm, ConditionBatch(), [0], Length(30, fixed=True), step="eager")
     with Counter():
         frames = sum(piece.shape[1] for piece in loop.frames())
     # tolist() of two numbers reads each where they are already on the CPU; from a device it is one copy
@@ -219,8 +218,8 @@ def test_values_change_without_a_new_program(monkeypatch):
     made = []
     monkeypatch.setitem(step_runner.MAKERS, "compiled", lambda step: made.append(step) or plain(step))
     lm, batch, _ = make("delay", HEADS["parallel"], "text")
-    first = SamplingConfig(temperature=0.8, top_k=3, repetition_penalty=1.3, repetition_window=4)
-    other = SamplingConfig(
+    first = GenerationConfig(temperature=0.8, top_k=3, repetition_penalty=1.3, repetition_window=4)
+    other = GenerationConfig(
         temperature=[1.5, 1.0, 0.7], top_k=[3, 2, 1], repetition_penalty=[1.0, 2.0, 1.1], repetition_window=4
     )
     for rules, guidance, length in (
@@ -235,11 +234,12 @@ def test_values_change_without_a_new_program(monkeypatch):
     assert len(made) == 1
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "other",
     [
         {"guidance": 1.0},
-        {"sampling": SamplingConfig(top_p=0.5)},
+        {"sampling": GenerationConfig(top_p=0.5)},
         {"cache": "int8"},
         {"length": Length(9, fixed=True)},
         {"length": Length(100)},
@@ -251,7 +251,7 @@ def test_another_kind_of_step_is_another_program(other, monkeypatch):
     made = []
     monkeypatch.setitem(step_runner.MAKERS, "compiled", lambda step: made.append(step) or plain(step))
     lm, batch, _ = make("delay", HEADS["parallel"], "label")
-    common = dict(length=Length(9), sampling=SamplingConfig(), guidance=2.0, cache=None)
+    common = dict(length=Length(9), sampling=GenerationConfig(), guidance=2.0, cache=None)
     for changed in ({}, other, {}):
         settings = common | changed
         rows = settings.pop("rows", 3)
@@ -266,7 +266,7 @@ def test_two_generations_at_once_do_not_share_a_program(monkeypatch):
     monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm, length = make_lm("delay"), Length(9, 8)
     wanted = [generate_codes(lm, ConditionBatch(), [seed], length, step="eager") for seed in (1, 2)]
-    loops = [DecodeLoop(lm, ConditionBatch(), [seed], length, step="compiled") for seed in (1, 2)]
+    loops = [decode_loop(lm, ConditionBatch(), [seed], length, step="compiled") for seed in (1, 2)]
     for _ in range(loops[0].num_steps):
         for i in (0, 1):
             loops[i].step()
@@ -282,7 +282,7 @@ def test_a_stream_equals_the_whole(monkeypatch):
     monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm = make_lm("delay")
     whole = generate_codes(lm, ConditionBatch(), [3], Length(12, 6), step="compiled").codes[0]
-    stream = DecodeLoop(lm, ConditionBatch(), [3], Length(12, 6), step="compiled").frames()
+    stream = decode_loop(lm, ConditionBatch(), [3], Length(12, 6), step="compiled").frames()
     assert torch.equal(torch.cat(list(stream), dim=1), whole)
 
 
@@ -311,7 +311,7 @@ def test_buckets():
 def test_names():
     lm = make_lm("delay")
     none = ConditionBatch()
-    with pytest.raises(ValueError, match="step must be one of auto, eager, compiled, graph, found 'fast'"):
+    with pytest.raises(ValueError, match="step: Input should be 'auto', 'eager', 'compiled' or 'graph' .found 'fast'"):
         run(lm, none, Length(9), step="fast")
     with pytest.raises(ValueError, match="needs a CUDA device; the model is on 'cpu'"):
         run(lm, none, Length(9), step="graph")
@@ -348,7 +348,7 @@ TRACED = [
 ]
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("arrangement", "head", "kind", "rules", "cache", "guidance"), TRACED)
 def test_the_whole_step_is_one_graph(arrangement, head, kind, rules, cache, guidance, traced):
     """For every step and length; `fullgraph` refuses breaks, `error_on_recompile` a second compilation."""
@@ -370,6 +370,7 @@ def test_after_a_warm_up_nothing_is_compiled(traced):
     assert traced() == 1 and len(lm.programs.kept) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [pytest.param("bfloat16", marks=pytest.mark.slow), "int4"])
 def test_packed_weights_are_traced_too(weights, traced):
     lm, batch, length = make("delay", HEADS["parallel"], "text", dtype=torch.float32)

@@ -4,13 +4,7 @@ import pytest
 
 from tessera.configs.schema import ConfigError
 from tessera.generate.requests.request import choose
-from tessera.lm.generation_config import (
-    ConstantGuidance,
-    CosineGuidance,
-    IntervalGuidance,
-    LinearGuidance,
-    TwoConditions,
-)
+from tessera.lm.guidance_config import ConstantGuidance, CosineGuidance, IntervalGuidance, LinearGuidance, TwoConditions
 
 INF, NAN = float("inf"), float("nan")
 NUMBERS = ("temperature", "fine_temperature", "repetition_penalty", "choice_temperature")

@@ -5,9 +5,10 @@ import torch
 from tiny_models import save_tiny_models
 
 from tessera.configs.schema import check_config
-from tessera.generate.long_form.speech import make_pieces, pieces_of, shared_out
+from tessera.generate.loading import load
+from tessera.generate.long_form.speech import make_chunks, shared_out, split_into_chunks
 from tessera.generate.long_form.text_splitting import split_text
-from tessera.generate.model import Model, load
+from tessera.generate.model import Model
 from tessera.generate.result import GenerationWarning
 from tessera.generate.sampling.counter_rng import derived_seed
 from tessera.lm.generation_config import GenerationConfig
@@ -63,7 +64,7 @@ def slow_speech(model, text, seed, label, retries, carry="audio", least=0.1, mos
     return torch.cat(codes, dim=1), well
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("carry", ["audio", "nothing"])
 @pytest.mark.parametrize("retries", [0, 2])
 @pytest.mark.parametrize("seed", range(4))
@@ -164,12 +165,12 @@ def test_a_limit_on_the_whole(voices):
 def test_a_text_far_too_long_that_is_not_split_is_warned_of(voices):
     call = {"text": TEXT, "label": "star", "text_characters": 12}
     for off in ({"split": "off"}, {"num_frames": 6}):
-        with pytest.warns(UserWarning, match="the text has 37 characters, the model has learned at most 12"):
+        with pytest.warns(UserWarning, match="the text has 37 characters, the training examples have at most 12"):
             voices.generate(**call, **off)
     long = torch.zeros(3, 40, dtype=torch.long)
     narrow = {**call, "carry": "nothing", "frames_per_character": [0.1, 2.0]}
     with pytest.raises(
-        ValueError, match="the prompt has 40 frames, .* 'one two.', begins with it and may have 16 frames"
+        ValueError, match="the prompt has 40 frames, .* 'one two.', begins with the prompt and may have 16 frames"
     ):
         voices.generate(**narrow, prompt=long)
     with pytest.raises(
@@ -199,7 +200,7 @@ def test_warnings_stand_in_the_result(voices):
     with pytest.warns(GenerationWarning) as issued:
         found = voices.generate(**call, n=2)
         list(voices.stream(**call))
-    assert len(found.warnings) == 1 and "has learned at most 12" in found.warnings[0]
+    assert len(found.warnings) == 1 and "training examples have at most 12" in found.warnings[0]
     assert found[1].warnings == found.warnings
     assert [str(one.message) for one in issued] == [*found.warnings] * 2
     assert all(one.filename == __file__ for one in issued)  # they point at the caller's line
@@ -222,16 +223,16 @@ def test_no_piece_is_longer_as_read_than_the_model_has_learned(text, limit, carr
     reader = make_text(ByteTextConfig(normalise="words"), [])
     chosen = GenerationConfig(text_characters=limit, carry=carry)
     notes: list[str] = []
-    pieces = pieces_of(text, reader, chosen, False, notes)
+    pieces = split_into_chunks(text, reader, chosen, False, notes)
     geometry = AudioGeometry(sample_rate=100, channels=1, samples_per_frame=4)
-    made = make_pieces(pieces, reader.encode, reader.num_characters, carry == "audio", geometry, None, limit=limit)
+    made = make_chunks(pieces, reader.encode, reader.num_characters, carry == "audio", geometry, None, limit=limit)
     assert len(pieces) > 1 and max(len(piece.joined_ids or piece.text_ids) for piece in made) <= limit  # ids are bytes
     assert carry == "nothing" or limit == 5 or len(pieces) == 2 or any(piece.joined_ids for piece in made[1:])
     assert "".join(map(reader.read, pieces)).replace(" ", "") == reader.read(text).replace(" ", "")
     if max(map(len, reader.read(text).split())) <= limit:
         assert not notes and " ".join(map(reader.read, pieces)) == reader.read(text)  # no word is cut that fits
     else:
-        assert len(notes) == 1 and "will be said in parts" in notes[0]
+        assert len(notes) == 1 and "will be split" in notes[0]
 
 
 def test_what_was_never_read_is_named_once(voices):

@@ -4,16 +4,15 @@ import shutil
 
 import pytest
 import torch
+from short_calls import fill_codes, generate_codes
 from tiny_models import save_tiny_models, strong
 
 import tessera
 from tessera.cli.app import run
 from tessera.configs.files import read_json, write_json
 from tessera.configs.schema import ConfigError
-from tessera.generate.decoding.generate_codes import generate_codes
-from tessera.generate.decoding.masked import fill_codes
-from tessera.generate.model import load
-from tessera.generate.requests.settings import Filling, Length
+from tessera.generate.loading import load
+from tessera.generate.requests.settings import Length
 from tessera.lm.checkpoints.model_directory import load_model, save_model
 from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
 from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig
@@ -83,16 +82,17 @@ def test_generate_is_the_labels_and_then_the_codes(folder):
     )
     conditions = ConditionBatch.make(labels=[2, 2, 3, 3])
     seeds = [3, 4, 5, 6]
-    from tessera.generate.sampling.filters import SamplingConfig
-
-    labels = generate_codes(model.lm.coarse, conditions, seeds, Length(6, fixed=True), SamplingConfig(0.9), 1.5).codes
+    labels = generate_codes(
+        model.lm.coarse, conditions, seeds, Length(6, fixed=True), GenerationConfig(temperature=0.9), 1.5
+    ).codes
     lengths = torch.full((4,), 6)
-    codes = fill_codes(model.lm.refiner, conditions, seeds, lengths, Filling(3), SamplingConfig(), 2.0, coarse=labels)
+    codes = fill_codes(model.lm.refiner, conditions, seeds, lengths, {"passes": 3}, guidance=2.0, coarse=labels)
     assert torch.equal(result.codes, codes)
     assert torch.equal(model.lm.clustering.coarse(result.codes), labels), "codes are of the clusters that were drawn"
     assert result.media[0].shape == (1, 4, 6) and all(result.ended)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["fine", "long", "masked"])
 def test_a_seed_gives_the_same_sample_alone_and_in_a_batch(folder, name):
     model = load(folder / name)

@@ -1,17 +1,18 @@
-"""A stream equals the whole, sample for sample, whatever network decodes it, causal or not."""
+"""A stream equals the whole, sample for sample, whatever network decodes it, causal or not, and whatever was asked."""
 
 import pytest
 import torch
-from test_sound_networks import HOP, PARTS, tokenizer_of
-from tiny_models import strong
+from test_audio_networks import HOP, PARTS, tokenizer_of
+from tiny_models import save_tiny_models, strong
 
+import tessera
 from tessera.generate.model import Model
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", PARTS)
 def test_a_stream_equals_the_whole(name):
     """Alone, as a row of a batch, after a prompt, and where the length is given; chunks are of whole frames."""
@@ -29,3 +30,32 @@ def test_a_stream_equals_the_whole(name):
     for more in ({"prompt": prompt}, {"num_frames": 11}):
         chunks = list(model.stream(seed=2, **more))
         assert torch.equal(torch.cat(chunks, dim=1), model.generate(seed=2, **more).media[0])
+
+
+RULES = dict(ras=6, ras_tau=0.3, repetition_penalty=1.3, end_bias=-1.0, max_silence=0.004, top_k=5)
+VOICE = torch.rand(1, 16 * 5 + 3, generator=torch.Generator().manual_seed(0)) - 0.5
+CALLS = {
+    "text": ("tones", {"text": "a"}),
+    "longer text": ("tones", {"text": "some words"}),
+    "every rule": ("tones", {"text": "a", "max_frames": 30, **RULES}),
+    "guided label": ("voices", {"text": "one", "label": "star", "guidance": 2.0}),
+    "voice": ("clones", {"text": "a", "label": 1, "voice": VOICE}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_stream_of_what_was_asked_equals_the_whole(call, folder):
+    name, asked = CALLS[call]
+    model = tessera.load(folder / name, device="cpu")
+    for seed in range(2):
+        whole = model.generate(**asked, seed=seed)
+        chunks = list(model.stream(**asked, seed=seed))
+        assert len(chunks) > 1 or whole.lengths[0] < 10
+        assert all(chunk.dtype == torch.float32 and chunk.shape[0] == 1 and chunk.shape[1] for chunk in chunks)
+        assert torch.equal(torch.cat(chunks, dim=1), whole.media[0])
+        assert torch.equal(whole.media[0], model.tokenizer.decode(whole.codes)[0])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from short_calls import generate_codes
 from small_models import CASES, make_conditions, make_config, make_lm
 
-from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.kernels import cpu_gemv

@@ -3,16 +3,17 @@
 import pytest
 import soundfile
 import torch
+from short_calls import generate_codes
 from test_stages import build
 from tiny_models import save_tiny_models, strong
 
 from tessera.generate import generate
-from tessera.generate.decoding.generate_codes import generate_codes
-from tessera.generate.model import Model, load
+from tessera.generate.loading import load
+from tessera.generate.model import Model
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch, EmbeddingConditionConfig, LabelConfig
-from tessera.lm.generation_config import ConstantGuidance, GenerationConfig, TwoConditions
+from tessera.lm.generation_config import GenerationConfig
+from tessera.lm.guidance_config import ConstantGuidance, TwoConditions
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
@@ -54,19 +55,12 @@ def test_it_is_the_condition_of_every_row(clones, sound):
     found = clones.generate(**given, n=2, seed=3)
     texts = [clones.text.encode(text) for text in ("one", "one", "two", "two")]
     batch = ConditionBatch.make([2] * 4, texts, codes=[codes, codes, codes[:, 1:3], codes[:, 1:3]])
-    expected = generate_codes(clones.lm, batch, [3, 4, 5, 6], Length(7, fixed=True), SamplingConfig(), 2.0).codes
+    expected = generate_codes(clones.lm, batch, [3, 4, 5, 6], Length(7, fixed=True), GenerationConfig(), 2.0).codes
     assert torch.equal(found.codes, expected)
     for i in range(4):  # a voice of another length in the batch changes nothing
         alone = clones.generate(text=["one", "two"][i // 2], label="star", voice=given["voice"][i // 2], seed=3 + i,
                                 num_frames=7, guidance=2.0, exact=True)  # fmt: skip
         assert torch.equal(alone.codes[0], found.codes[i])
-
-
-def test_a_stream_equals_the_whole(clones, sound):
-    for seed in range(2):
-        whole = clones.generate(text="a", voice=sound, label=1, seed=seed)
-        chunks = list(clones.stream(text="a", voice=sound, label=1, seed=seed))
-        assert torch.equal(torch.cat(chunks, dim=1), whole.media[0])
 
 
 def test_it_goes_with_what_the_sample_begins_with(clones, sound):
@@ -135,7 +129,7 @@ def test_given_vectors(folder):
     vectors = torch.randn(2, 3, 5)
     found = model.generate(embedding=[vectors[0], vectors[1, :2]], seed=1, num_frames=5)
     batch = ConditionBatch.make(embeddings=[vectors[0], vectors[1, :2]])
-    expected = generate_codes(lm, batch, [1, 2], Length(5, fixed=True), SamplingConfig()).codes
+    expected = generate_codes(lm, batch, [1, 2], Length(5, fixed=True), GenerationConfig()).codes
     assert torch.equal(found.codes, expected)
     assert torch.equal(model.generate(embedding=vectors[0], seed=1, num_frames=5).codes[0], expected[0])
     assert model.generate(unconditional=True).codes.shape[:2] == (1, 3)
@@ -177,7 +171,7 @@ def test_errors(clones, folder, tmp_path):
     refuse("the voice has 15 samples, a frame of 'tones' has 16", say(torch.zeros(1, 15)))
     refuse("the list of voices is empty", say([]))
     refuse("2 texts but 3 voices", lambda: clones.generate(text=["a", "b"], voice=[long(3, 4)] * 3))
-    refuse(r"'tones' takes no voice, it has no condition of codes \(to go on from a recording, give it as prompt\)",
+    refuse(r"'tones' takes no voice, it has no condition of codes \(to continue a recording, give it as prompt\)",
            lambda: named(tones).generate(text="a", voice=long(3, 4)))  # fmt: skip
     refuse("takes no voice", lambda: tones.stream(text="a", voice=long(3, 4)))
     write_codes(tmp_path / "other.safetensors", shapes.spec, [CodesItem("a", long(3, 4))])

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from short_calls import generate_codes
 from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong
 
 from tessera.generate import generate, stream_audio
-from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.loading import load
 from tessera.generate.long_form import windows
-from tessera.generate.model import load
 from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import derived_seed
 from tessera.lm.conditioning.batch import ConditionBatch
@@ -42,7 +42,7 @@ def slow_windows(lm, seed, total, window, stride, prompt=None):
     return codes[0]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 @pytest.mark.parametrize(("total", "window", "stride"), [(13, 5, 3), (12, 6, 4), (7, 6, 1), (9, 3, 2)])
 def test_windows_equal_whole_generations_joined(tokenizer, arrangement, total, window, stride):
@@ -87,10 +87,11 @@ def kept(decoder):
     return sum(0 if one.frames is None else len(one.frames) for one in decoder.stream.streams)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(tokenizer, monkeypatch):
     lm, loops = make(tokenizer), []
-    start = windows.start_loop
-    monkeypatch.setattr(windows, "start_loop", lambda *given: loops.append(start(*given)) or loops[-1])
+    start = windows.make_loop
+    monkeypatch.setattr(windows, "make_loop", lambda *given: loops.append(start(*given)) or loops[-1])
 
     def largest(total):
         loops.clear()

@@ -92,7 +92,7 @@ ROWS = ("rows", "rows in a window", "rows in a window behind a prefix", "rows re
 SIGHTS = ("all", "causal", "mask", "padding", "cache", "cache counted on the device", *ROWS)
 
 
-@pytest.mark.sample(25)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("how", SIGHTS)
 @pytest.mark.parametrize("name", list(backend_cases()))

@@ -208,6 +208,7 @@ def test_neighbours(geometry):
             frame += 1
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", ["uniform", "unigram", "sound", "grid"])
 @pytest.mark.parametrize("chunk_frames", [1, 5, 1000])
 def test_chunks_come_back(kind, chunk_frames, monkeypatch):
@@ -281,6 +282,7 @@ def test_files_come_back(geometry, tmp_path):
         assert a.name == b.name and torch.equal(a.codes, b.codes) and a.num_samples == b.num_samples
 
 
+@pytest.mark.slow
 def test_the_smallest_kind_of_model_is_taken(tmp_path):
     spec, path = spec_of(sizes=(200, 50)), tmp_path / "codes.tsc"
     generator = torch.Generator().manual_seed(0)

@@ -80,6 +80,7 @@ def test_depth_learns_what_codes_of_a_frame_say_of_each_other(head):
         assert max(losses[1:]) < 0.3
 
 
+@pytest.mark.sample(1)
 @depths
 def test_training_on_a_share_of_the_steps_is_right_on_average(head):
     config = make_config(head=head.model_copy(update={"trained_share": 0.3}))

@@ -59,7 +59,7 @@ def count_calls(lm):
     return calls
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("case", list(CASES)[::5])
 def test_every_kind_of_model(case):
     config, lm = make_lm(CASES[case])
@@ -110,6 +110,7 @@ def test_a_ring_of_positions(window):
     assert calls
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("cache", ["static", "ring", "int8"])

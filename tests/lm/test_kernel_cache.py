@@ -123,6 +123,7 @@ def test_relative_paths_are_ignored(tmp_path, monkeypatch):
     assert cpu_gemv._found("gcc") is None
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_planted_damaged_and_foreign_libraries_are_compiled_again(cache, monkeypatch, compiled):
     made = count_compilations(monkeypatch, compiled)

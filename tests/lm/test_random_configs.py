@@ -5,11 +5,9 @@ import random
 
 import pytest
 import torch
+from short_calls import fill_codes, generate_codes, generate_scales
 
 from tessera.configs.schema import ConfigError, check_config
-from tessera.generate.decoding.generate_codes import generate_codes
-from tessera.generate.decoding.masked import fill_codes
-from tessera.generate.decoding.next_scale import generate_scales
 from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.batch import ConditionBatch
 from tessera.lm.models.causal import LMConfig
@@ -162,7 +160,7 @@ def make_scales(draw):
     return make_tokenizer(ImageTokenizerConfig(**settings, features=4, blocks=1, quantizer=scales))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("part", range(4))
 def test_a_config_is_refused_in_one_line_or_works(kind, part, count=25):

@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
+from short_calls import generate_codes
 from small_models import make_conditions, make_spec
 from torch import nn
 
-from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.execution import step_runner
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.filters import SamplingConfig
 from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.kernels import cpu_gemv, triton_fused_block
 from tessera.lm.kernels.weight_versions import hash_of, stamp_of
@@ -207,7 +207,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_quick_model_generates_from_the_weights_as_they_are(change):
     for kind in list(KINDS)[:1] if change in (hook, own_forward, parametrized) else KINDS:
@@ -265,7 +265,7 @@ def test_copies_are_made_again_only_where_something_changed():
 PACKED = [last_norm_replaced, setting_changed, low_rank, hook, own_forward, block_replaced]
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weights", ["int8", "bfloat16"])
 def test_packed_models_read_norms_and_modules_as_they_are(weights, dtype):
@@ -311,7 +311,7 @@ def test_programs_are_of_the_weights_as_they_are(monkeypatch):
 
     def run(lm, step):
         batch, length = make_conditions(lm.config, ROWS), Length(T, fixed=True)
-        return generate_codes(lm, batch, range(ROWS), length, SamplingConfig(temperature=0.5), step=step).codes
+        return generate_codes(lm, batch, range(ROWS), length, GenerationConfig(temperature=0.5), step=step).codes
 
     for change in (lambda lm: None, in_place, load_by_assignment, module_replaced, low_rank, hook, setting_changed):
         change(lm)

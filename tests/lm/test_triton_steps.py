@@ -5,10 +5,10 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
+from short_calls import generate_codes
 from small_models import BLOCKS, CASES, EmbeddingInputConfig, TimeRopeConfig, make_codes, make_conditions
 from test_fused import CROSS, make_lm, steps
 
-from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.settings import Length
 from tessera.lm.kernels import cpu_gemv, triton_fused_block
 from tessera.lm.kernels.triton_fused_block import TritonStack, matrix_of, norm_of, project

@@ -1,9 +1,5 @@
-"""For test_traps.py: write a defect into a function for the time of a test, and two ranks without two processes."""
+"""For test_traps.py: plant a defect for the time of a test, and two ranks without two processes."""
 
-import __future__
-
-import inspect
-import textwrap
 import threading
 from contextlib import contextmanager
 
@@ -11,20 +7,27 @@ import torch
 from torch import distributed as dist
 
 
-def written(function, old, new):
-    """A defect as a change of a function's text. Returns what makes it: a function of pytest's monkeypatch."""
+def around(owner, name, defect):
+    """Plant a defect in a function: `owner.name(...)` becomes `defect(function, ...)`.
+
+    Returns what plants it: a function of pytest's monkeypatch.
+    """
 
     def plant(patch):
-        inner = inspect.unwrap(function)
-        source = textwrap.dedent(inspect.getsource(inner))
-        where = f"{inner.__module__}.{inner.__qualname__}"
-        assert source.count(old) == 1, f"{where} no longer holds {old!r} once: write the defect anew for its new text"
-        flags = __future__.annotations.compiler_flag
-        scope = {}
-        exec(compile(source.replace(old, new), f"<{where}>", "exec", flags, True), inner.__globals__, scope)
-        patch.setattr(inner, "__code__", inspect.unwrap(scope[inner.__name__]).__code__)
+        function = getattr(owner, name)
+        patch.setattr(owner, name, lambda *arguments, **named: defect(function, *arguments, **named))
 
     return plant
+
+
+class Overlaid:
+    """A module in which some names have other values."""
+
+    def __init__(self, module, **others):
+        self.__dict__.update(others, _module=module)
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
 
 
 class TwoRanks:

@@ -24,10 +24,10 @@ def tree(**settings):
     return check_config({"quantizer": settings}, Tree).quantizer
 
 
-def make(channels, /, **settings):
+def make(channels, /, read_files=True, **settings):
     """That quantizer, with the same random start each time."""
     torch.manual_seed(0)
-    return make_quantizer(tree(**settings), channels)
+    return make_quantizer(tree(**settings), channels, read_files=read_files)
 
 
 V16 = {"kind": "vq", "size": 16, "decay": 0.9}

@@ -11,7 +11,6 @@ from tessera.configs.files import write_safetensors
 from tessera.configs.schema import ConfigError
 from tessera.tokenize.quantizers import vq as vq_file
 from tessera.tokenize.quantizers.regularization import moment_distance
-from tessera.tokenize.quantizers.vector_file import without_files
 from tessera.tokenize.quantizers.vq import soft_choice
 
 V8 = {"kind": "vq", "size": 8, "kmeans_init": False}
@@ -109,13 +108,14 @@ def test_codebooks_from_a_file(vectors_file):
         form = {"kind": "file", "file": file, "width": 5, "layers": layers}
         quantizer = make(3, kind="vq", size=8, update="gradient", codebook=form)
         assert quantizer.codebook.form.basis.abs().sum() > 0
-        with without_files():
-            again = make(3, kind="vq", size=8, update="gradient", codebook=form)
+        again = make(3, False, kind="vq", size=8, update="gradient", codebook=form)
         assert again.codebook.form.basis.abs().sum() == 0
         again.load_state_dict(quantizer.state_dict())
         assert torch.equal(again.eval().vectors(), quantizer.eval().vectors())
     clusters = make(5, kind="vq", size=4, update="gradient", codebook={"kind": "clusters", "file": file})
     assert len(clusters.vectors()[0].unique(dim=0)) == 4
+    nested = {"kind": "residual", "levels": 2, "quantizer": {"kind": "kmeans", "size": 8, "file": file}}
+    assert [bool(make(5, read, **nested).vectors().any()) for read in (True, False)] == [True, False]
     assert len(make(5, kind="kmeans", size=8, file=file).encode(torch.randn(99, 5)).unique()) > 4
 
 

@@ -220,7 +220,7 @@ def test_one_bad_file_leaves_the_others(tmp_path):
     assert corpus.media(0, SPEECH).shape == (1, 400)
     with pytest.raises(MediaError, match=r"b\.wav: cannot be read"):
         corpus.media(1, SPEECH)
-    with pytest.raises(MediaError, match=r"c\.png: audio is needed here"):
+    with pytest.raises(MediaError, match=r"c\.png: an audio file is needed here"):
         corpus.media(2, SPEECH)
 
 
@@ -247,9 +247,9 @@ def test_arrays(tmp_path):
     corpus = open_corpus(ArraysCorpus(path=str(tmp_path / "x.safetensors")))
     assert items(corpus) == [Item("0", "5", None), Item("1", "0", None), Item("2", "12", None)]
     assert torch.equal(corpus.media(1, GREY), bytes_to_image(pixels[1, ..., None]))
-    with pytest.raises(ValueError, match=r"pictures are \[4, 6, 1\], the tokenizer wants \[4, 6, 3\]"):
+    with pytest.raises(ValueError, match=r"images are \[4, 6, 1\], the tokenizer encodes \[4, 6, 3\]"):
         corpus.media(0, ImageGeometry(height=4, width=6, channels=3, rows=2, columns=3))
-    with pytest.raises(ValueError, match="holds pictures, the tokenizer wants audio"):
+    with pytest.raises(ValueError, match="holds images, the tokenizer encodes audio"):
         corpus.media(0, SPEECH)
 
 

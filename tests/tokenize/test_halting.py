@@ -49,12 +49,12 @@ def silu(value):
     return value / (1 + math.exp(-value))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("inner", [BOOK, RESIDUAL, UNLIKE], ids=["vq", "residual", "unlike"])
 @pytest.mark.parametrize(("shortest", "halt_above"), [(1, 0.5), (3, 0.75), (1, 0.3)])
 def test_a_sample_halts_at_its_first_token_that_is_not_needed(inner, shortest, halt_above):
     quantizer = make(inner, seed=1, shortest=shortest, halt_above=halt_above).eval()
-    x = torch.randn(100, 6, DIM)
+    x = torch.randn(30, 6, DIM)
     codes = quantizer.encode(x)
     plain = quantizer.inner.encode(x)
     lengths = set()
@@ -140,6 +140,7 @@ def picture(quantizer):
     return check_config({**settings, "encoder": part, "decoder": part, "quantizer": quantizer}, ImageTokenizerConfig)
 
 
+@pytest.mark.slow
 def test_a_frozen_tokenizer_says_how_many_tokens_its_pictures_take(tmp_path):
     torch.manual_seed(0)
     config = picture({"kind": "halting", "wanted_error": 0.1, "quantizer": RESIDUAL})
@@ -172,7 +173,7 @@ def test_a_frozen_tokenizer_says_how_many_tokens_its_pictures_take(tmp_path):
 def test_what_cannot_halt_has_one_clear_error():
     halting = {"kind": "halting", "wanted_error": 0.1, "quantizer": BOOK}
     scales = {"kind": "scales", "sizes": [[1, 1], [1, 6]], "quantizer": BOOK}
-    with pytest.raises(ConfigError, match="quantizer.quantizer: halting is about all tokens of a picture"):
+    with pytest.raises(ConfigError, match="quantizer.quantizer: halting is about all tokens of an image"):
         make_quantizer(tree(kind="tail", quantizer=halting), DIM)
     for inner in ({"kind": "identity"}, scales):
         with pytest.raises(
@@ -181,7 +182,7 @@ def test_what_cannot_halt_has_one_clear_error():
             make_quantizer(tree(**{**halting, "quantizer": inner}), DIM)
     with pytest.raises(ConfigError, match="quantizer.halting.wanted_error: Input should be greater than 0"):
         tree(**{**halting, "wanted_error": 0})
-    with pytest.raises(ConfigError, match="quantizer.shortest: 6 tokens never halt, but a picture has 6"):
+    with pytest.raises(ConfigError, match="quantizer.shortest: 6 tokens never halt, but an image has 6"):
         make_tokenizer(picture({**halting, "shortest": 6}))
     sound = {"kind": "audio", "name": "s", "sample_rate": 8000, "hop": 160, "window": 640, "latent_dim": DIM}
     config = check_config({**sound, "quantizer": halting}, AudioTokenizerConfig)

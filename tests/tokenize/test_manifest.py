@@ -9,7 +9,7 @@ import torch
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.data.corpus import FolderCorpus, Item, ManifestCorpus, open_corpus
 from tessera.tokenize.data.media import MediaError, write_audio, write_image
-from tessera.tokenize.data.shard_writer import ShardsConfig, SplitConfig, _choose_items
+from tessera.tokenize.data.shards_config import ShardsConfig, SplitConfig, choose_items
 from tessera.tokenize.spec import AudioGeometry
 
 SPEECH = AudioGeometry(sample_rate=8000, samples_per_frame=80)
@@ -212,7 +212,7 @@ def test_splits_of_shards(tmp_path):
         config = ManifestCorpus(path=str(tmp_path / "m.csv"))
         corpus = open_corpus(config)
         settings = ShardsConfig(corpus=config, tokenizer="x", out="y", split=SplitConfig(part=part))
-        found = [corpus.ids()[number] for number in _choose_items(corpus, settings)]
+        found = [corpus.ids()[number] for number in choose_items(corpus, settings)]
         notes.append(corpus.notes.lines())
         return found
 

@@ -145,7 +145,7 @@ def test_wrong_extension(tmp_path):
         (tmp_path / name).write_bytes((tmp_path / "x.flac").read_bytes())
         refused(read_audio, tmp_path / name, 16000, match="contains FLAC, not")
     refused(read_audio, tmp_path / "x.xyz", 16000, match="'.xyz' is no media file known here; use one of .wav")
-    refused(read_audio, tmp_path / "x.png", 16000, match="audio is needed here, '.png' is picture")
+    refused(read_audio, tmp_path / "x.png", 16000, match="an audio file is needed here, '.png' is an image")
     assert media_kind("a/B.JPEG") == "picture" and media_kind("x.opus") == "audio"
     (tmp_path / "folder.wav").mkdir()
     refused(read_audio, tmp_path / "folder.wav", 16000, match="not a file")
@@ -189,7 +189,7 @@ def test_flac_bomb(tmp_path):
 
 def test_sound_that_cannot_be_written(tmp_path):
     for path, samples, message in (
-        ("x.mp3", noise(), "sound is written as .wav or .flac, not '.mp3'"),
+        ("x.mp3", noise(), "audio is written as .wav or .flac, not '.mp3'"),
         ("x.wav", noise()[0], r"needs finite samples \[C, N\] .* found \[1600\]"),
         ("x.wav", torch.full((1, 3), float("nan")), "needs finite samples"),
         ("x.wav", torch.zeros(9, 3), "with 1 to 8 channels"),
@@ -315,8 +315,8 @@ def test_picture_of_another_kind(tmp_path):
     Image.fromarray(pixels().numpy()).save(tmp_path / "x.png")
     (tmp_path / "x.jpg").write_bytes((tmp_path / "x.png").read_bytes())
     refused(read_image, tmp_path / "x.jpg", 20, 30, match="its content is not JPEG")
-    refused(read_image, tmp_path / "x.wav", 20, 30, match="picture is needed here, '.wav' is audio")
-    with pytest.raises(ValueError, match="pictures have 1, 3 or 4 channels, not 2"):
+    refused(read_image, tmp_path / "x.wav", 20, 30, match="an image is needed here, '.wav' is an audio file")
+    with pytest.raises(ValueError, match="images have 1, 3 or 4 channels, not 2"):
         read_image(tmp_path / "x.png", 20, 30, 2)
 
 
@@ -354,8 +354,8 @@ def test_pixel_limit(tmp_path):
 
 def test_picture_that_cannot_be_written(tmp_path):
     for path, picture, message in (
-        ("x.gif", torch.zeros(3, 2, 2), "pictures are written as .png, .jpg, .jpeg, .webp, not '.gif'"),
-        ("x.jpg", torch.zeros(4, 2, 2), "JPEG holds no opacity"),
+        ("x.gif", torch.zeros(3, 2, 2), "images are written as .png, .jpg, .jpeg, .webp, not '.gif'"),
+        ("x.jpg", torch.zeros(4, 2, 2), "JPEG has no alpha channel"),
         ("x.png", torch.zeros(2, 2), r"needs finite values .* found \[2, 2\]"),
         ("x.png", torch.zeros(2, 2, 2), r"with C 1, 3 or 4, found \[2, 2, 2\]"),
         ("x.png", torch.full((1, 2, 2), float("inf")), "needs finite values"),

@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 from tessera.configs.printable import one_line, printable
 
 
@@ -12,6 +14,7 @@ def test_harmless_text_stays_and_everything_else_is_escaped():
     assert printable("\udcff\ud800") == "\\udcff\\ud800"
 
 
+@pytest.mark.slow
 def test_no_character_of_all_survives_that_is_not_printable():
     every = "".join(chr(code) for code in range(sys.maxunicode + 1))
     shown = printable(every, max_characters=len(every))

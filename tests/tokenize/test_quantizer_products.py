@@ -129,7 +129,7 @@ def test_every_kind_is_in_the_product():
     assert whole == set(registry.LEAVES | registry.COMBINATORS) - {"scales", "identity"}
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @each_leaf
 @pytest.mark.parametrize("half", [False, True])
 def test_decoding_codes_gives_the_values_of_evaluation_in_range_and_in_any_batch(leaf, half):
@@ -149,7 +149,7 @@ def test_decoding_codes_gives_the_values_of_evaluation_in_range_and_in_any_batch
             assert torch.equal(quantizer.unpack(quantizer.pack(codes)), codes), combinator
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(3)
 @each_leaf
 @pytest.mark.parametrize("half", [False, True])
 def test_the_gradient_is_one_and_training_values_are_those_of_the_codes(leaf, half):
@@ -166,7 +166,7 @@ def test_the_gradient_is_one_and_training_values_are_those_of_the_codes(leaf, ha
         assert combinator == "rotation" or torch.equal(x.grad, wanted), combinator
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @each_leaf
 def test_padding_changes_nothing(leaf):
     for combinator, first in trained(leaf):
@@ -186,7 +186,7 @@ def test_padding_changes_nothing(leaf):
         assert trees.same_state(trees.state_of(first), trees.state_of(second)), combinator
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @each_leaf
 def test_frozen_and_saved_stay_the_same(leaf):
     for combinator, quantizer in trained(leaf):

@@ -7,12 +7,14 @@ import pytest
 import tessera
 from tessera.configs.files import write_json
 from tessera.configs.recognize import CONFIG_KINDS, config_kind, folder_kind
-from tessera.generate.model import find_model
+from tessera.generate.loading import find_model
 from tessera.lm.clustering.clustering import load_clustering
 from tessera.tokenize.bundled import BUNDLED, CONFIGS, shipped_path
 from tessera.tokenize.compression.integer_network import load_coder
 from tessera.tokenize.data.corpus import ArraysCorpus
-from tessera.tokenize.data.shard_writer import Shards, ShardsConfig, build_shards
+from tessera.tokenize.data.shard_reader import Shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
 from tessera.tokenize.tokenizer import find_tokenizer
 
 OPENED = {

@@ -161,7 +161,7 @@ def test_the_budget_over_two_ranks_is_of_the_joint_batch(monkeypatch):
         torch.testing.assert_close((parts[0][number] + parts[1][number]) / 2, alone[number])
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.8, 1.0])
 def test_the_budget_draws_the_share(share):
     torch.manual_seed(0)
@@ -329,7 +329,7 @@ def test_regions_that_do_not_fit_the_grid_name_the_node(quantizer, size, message
 
 
 def test_regions_have_no_place_in_sound_or_inside_stride():
-    with pytest.raises(ConfigError, match=r"^quantizer\.quantizer: regions are cut from the grid of a picture, sound"):
+    with pytest.raises(ConfigError, match=r"^quantizer\.quantizer: regions are cut from the grid of an image, audio"):
         settings = {"name": "s", "sample_rate": 8000, "hop": 160, "window": 640, "latent_dim": 8}
         make_tokenizer(AudioTokenizerConfig(**settings, quantizer=ResidualConfig(levels=2, quantizer=regions())))
     with pytest.raises(ConfigError, match=r"^quantizer\.quantizer: inside stride there is no grid"):

@@ -48,7 +48,7 @@ def test_codes_are_the_cells_of_all_scales(leaf, shared, tmp_path):
     pictures = torch.rand(3, 3, 8, 12) * 2 - 1
     encoded = tokenizer.encode(pictures)
     assert encoded.codes.shape == (3, 1, 32) and encoded.lengths.tolist() == [32] * 3 and int(encoded.codes.min()) >= 0
-    by_place = quantizer.encode(tokenizer.net.encode_pictures(pictures[1:2]))
+    by_place = quantizer.encode(tokenizer.net.encode_images(pictures[1:2]))
     slow = [by_place[0, cell, s] for s, (r, c) in enumerate(SIZES["odd"]) for cell in range(r * c)]
     assert encoded.codes[1, 0].tolist() == [int(code) for code in slow]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -158,7 +158,7 @@ def test_refusals():
         tiny(scales(SIZES["square"]))
     with pytest.raises(ConfigError, match="make scales the outermost one"):
         tiny(ProjectConfig(dim=5, quantizer=scales(SIZES["odd"])))
-    with pytest.raises(ValueError, match="codes have 3 frames, a picture of tokenizer 'tiny-scales' has 32"):
+    with pytest.raises(ValueError, match="codes have 3 frames, an image of tokenizer 'tiny-scales' has 32"):
         tiny(scales(SIZES["odd"])).decode(torch.zeros(1, 1, 3, dtype=torch.long))
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from tessera.configs.files import read_safetensors
+from tessera.configs.files import read_safetensors, write_sealed_json
 from tessera.configs.folder_lock import lock_folder
 from tessera.configs.schema import check_config
 from tessera.tokenize.data.corpus import FolderCorpus, ManifestCorpus
 from tessera.tokenize.data.media import read_audio, write_audio
-from tessera.tokenize.data.shard_writer import Shards, ShardsConfig, SplitConfig, build_shards
+from tessera.tokenize.data.shard_reader import Shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig, SplitConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 
 RATE, HOP = 8000, 80
@@ -107,6 +109,7 @@ def test_smallest_type(recordings, tmp_path, cardinalities, dtype):
     tensors, metadata = read_safetensors(tmp_path / "00000.safetensors")
     assert tensors["codes"].dtype == dtype
     assert tensors["offsets"].tolist() == [0, *np.cumsum(shards.lengths)]
+    assert list(tensors["codes"].shape) == [len(cardinalities), int(shards.lengths.sum())]
     assert TokenSpec.model_validate_json(metadata["spec"]) == tokenizer.spec
     paths = sorted(recordings.rglob("*.wav"))
     assert torch.equal(shards.item(1).codes, tokenizer.encode(read_audio(paths[1], RATE)[None]).codes[0])
@@ -240,6 +243,43 @@ def test_index_of_an_earlier_version_is_read(recordings, tmp_path):
     (tmp_path / "index.json").write_text(json.dumps(unsealed_index(tmp_path)))
     tokenizer = FakeTokenizer()
     assert len(build_shards(make_config(recordings, tmp_path), tokenizer)) == 11 and tokenizer.calls == 0
+
+
+@pytest.fixture
+def version_1(tmp_path) -> Path:
+    """Shards of the recordings with codes [frames, K], written by version 0.1 of `tessera shards`."""
+    return Path(shutil.copytree(Path(__file__).parent / "shards_v1", tmp_path / "v1"))
+
+
+def test_shards_of_version_1_are_read(recordings, version_1, tmp_path):
+    old, current = Shards(version_1), build_shards(make_config(recordings, tmp_path / "s"), FakeTokenizer())
+    assert (old.index.version, current.index.version) == (1, 2)
+    assert read_safetensors(version_1 / "00000.safetensors")[0]["codes"].shape == (int(old.lengths[:4].sum()), 2)
+    for number in torch.randperm(11).tolist():
+        mine, other = old.item(number), current.item(number)
+        assert torch.equal(mine.codes, other.codes) and mine.codes.is_contiguous() and mine.codes.dtype == torch.long
+        assert (mine.id, mine.label, mine.text) == (other.id, other.label, other.text)
+    before, tokenizer = contents(version_1), FakeTokenizer()
+    assert len(build_shards(make_config(recordings, version_1), tokenizer)) == 11 and tokenizer.calls == 0
+    assert contents(version_1) == before, "a complete folder stays as it is"
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_builds_of_version_1_go_on(recordings, version_1, tmp_path, unfinished):
+    """Shards that are there are converted, not encoded again."""
+    if unfinished:  # as the earlier version left it after two of three shards
+        index = json.loads((version_1 / "index.json").read_text())
+        for shard, (first, last) in enumerate([(0, 4), (4, 8)]):
+            part = {name: index[name][first:last] for name in ("ids", "lengths", "texts")}
+            part["labels"] = [index["label_names"][label] for label in index["labels"][first:last]]
+            part |= {"build": index["build"], "file": index["files"][shard], "skipped": []}
+            write_sealed_json(version_1 / f"part-{shard:05d}.json", part)
+        (version_1 / "index.json").unlink()
+    (version_1 / "00002.safetensors").unlink()
+    build_shards(make_config(recordings, tmp_path / "whole"), FakeTokenizer())
+    tokenizer = FakeTokenizer()
+    build_shards(make_config(recordings, version_1), tokenizer)
+    assert tokenizer.calls == 3 and contents(version_1) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("old, new", [(b'"labels": [\n  0', b'"labels": [\n  1'), (b"text 3", b"text 2")])
@@ -393,10 +433,10 @@ def test_codes_out_of_range_are_refused(recordings, tmp_path):
         ({"labels": [5] * 11}, "none of its 3 names"),
         ({"labels": [-2] * 11}, "none of its 3 names"),
         ({"lengths": [0] * 11}, "a length below 1"),
-        ({"lengths": [10**6] * 11}, r"codes \[\d+, 2\], the index asks for codes \[4000000, 2\]"),
+        ({"lengths": [10**6] * 11}, r"codes \[2, \d+\], the index asks for codes \[2, 4000000\]"),
         ({"files": []}, "its files hold 0 items, it lists 11"),
         ({"format": "other"}, "format: "),
-        ({"version": 2}, "version: "),
+        ({"version": 3}, "version: "),
         ({"extra": 1}, "extra: unknown key"),
     ],
 )

@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tessera.configs.files import sha256_file, write_json, write_safetensors
+from tessera.configs.files import write_json
 from tessera.configs.schema import check_config
 from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig
 from tessera.lm.models.causal import LMConfig, TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
 from tessera.tokenize.audio.networks import AudioTokenizerConfig
 from tessera.tokenize.audio.vocos import AudioStackConfig
-from tessera.tokenize.data.shard_writer import Index, ShardFile, code_dtype
+from tessera.tokenize.data.shard_file import write_shard
+from tessera.tokenize.data.shard_index import Index
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
@@ -106,10 +107,7 @@ def _write_shards(folder: Path, tokenizer, count: int, seed: int) -> None:
         index["labels"].append(number % 3)
         index["texts"].append(f"{words[number % 5]} {words[length % 5]}")
     folder.mkdir(parents=True)
-    codes = torch.cat(rows).to(code_dtype(tokenizer.spec))
-    offsets = torch.tensor([0, *index["lengths"]]).cumsum(0)
-    write_safetensors(folder / "00000.safetensors", {"codes": codes, "offsets": offsets})
-    file = ShardFile(file="00000.safetensors", sha256=sha256_file(folder / "00000.safetensors"), items=count)
+    file = write_shard(folder / "00000.safetensors", tokenizer.spec, [row.T for row in rows])
     described = Index(
         spec=tokenizer.spec, build=f"{seed:064}", label_names=["a", "b", "c"], files=[file], skipped=[], **index
     )

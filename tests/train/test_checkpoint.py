@@ -75,6 +75,7 @@ def kill_at(count: int, action) -> bool:
     return code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_last", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_kill_at_any_point_loses_at_most_the_checkpoint_being_written(tmp_path, keep_last):
     """Every system call of the protocol in turn; afterwards there is a good checkpoint, and saving works again."""

@@ -9,7 +9,7 @@ from tessera.cli.app import run
 from tessera.tokenize.compression.file_format import write_compressed
 from tessera.tokenize.compression.integer_network import load_coder
 from tessera.tokenize.data.codes_file import CodesItem
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 
 
 @pytest.fixture

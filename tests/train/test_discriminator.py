@@ -32,7 +32,7 @@ def media(kind, count=4):
     return torch.sin(torch.arange(1000) / 5)[None].repeat(count, 1), torch.randn(count, 1000)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @each
 @pytest.mark.parametrize("loss", LOSSES)
 def test_they_learn_to_tell_and_their_gradient_reaches_the_fake(kind, loss):

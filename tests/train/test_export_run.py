@@ -262,6 +262,7 @@ def tokenizer_config(tmp_path, **train) -> TokenizerTrainConfig:
     return check_config(settings, TokenizerTrainConfig)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_tokenizer(tmp_path, ema):
     out = tmp_path / "run"
@@ -283,6 +284,7 @@ def test_a_tokenizer(tmp_path, ema):
         export_run(other, best=True)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("steps", [4, 5, 8])
 def test_a_tokenizer_may_end_elsewhere_too(tmp_path, capsys, steps):
     out = tmp_path / "run"

@@ -15,7 +15,7 @@ from tessera.configs.files import NoRoom, read_sealed_json, write_sealed_json
 from tessera.configs.folder_lock import lock_folder
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.checkpoints.model_directory import load_model
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.train.common.metrics import read_metrics
 from tessera.train.distributed.process_group import ONE_PROCESS, ProcessGroup
 from tessera.train.engines.auto import saved_engine

@@ -9,12 +9,12 @@ from test_lm_trainer import assert_same_run, make_config, read_metrics
 
 from tessera.cli.app import run
 from tessera.configs.schema import ConfigError
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.lm.checkpoints.model_directory import load_model
 from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
 from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.masked import MaskedLM
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.lm.config import TrainConfig
 from tessera.train.lm.dataset import CodesDataset

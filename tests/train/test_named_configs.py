@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shlex
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from tessera.configs.schema import read_config
 from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.models.registry import make_lm
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig, make_quantizer
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 from tessera.train.lm.config import TrainConfig
@@ -37,6 +37,7 @@ def test_there_are_named_configs():
     assert {path.stem for path in CONFIGS} >= {"qtts-delay", "qtts-hierarchical", "musicgen", "rq-transformer", "moshi"}
 
 
+@pytest.mark.sample(5)
 @configs
 def test_the_size_is_as_stated(path):
     text = path.read_text()
@@ -65,28 +66,31 @@ def test_the_size_is_as_stated(path):
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
-    """The bundled media as codes, as the configs' first lines make them; a part of them. Of the bundled tokenizers, and
-    of two trained here."""
+    """Makes the folder of a name with shards/, the bundled media as codes as the configs' first lines make them; a part
+    of them. Of a bundled tokenizer, or of one trained here, in tokenizer/."""
     out = tmp_path_factory.mktemp("named")
     digits = ROOT / "samples" / "digits" / "train.safetensors"
-    for name, config, more in (
-        ("digits-var", "digits-var", []),
-        ("digits-lfq", "digits", ["tokenizer.quantizer={kind: lfq, bits: 6}"]),
-    ):
-        sets = [f"data.path={digits}", "train.steps=60", "train.batch=16", *more]
-        overrides = [part for one in sets for part in ("--set", one)]
-        config = ROOT / "configs" / config / "tokenizer.yaml"
-        assert run(["tokenizer", "train", str(config), *overrides, "--out", str(out / name / "tokenizer")]) == 0
-    for name, tokenizer, corpus, items in (
-        ("speech", ROOT / "bundled" / "speech" / "tokenizer", ROOT / "samples" / "speech" / "train", 8),
-        ("digits", ROOT / "bundled" / "digits" / "tokenizer", digits, 200),
-        ("digits-var", out / "digits-var" / "tokenizer", digits, 200),
-        ("digits-lfq", out / "digits-lfq" / "tokenizer", digits, 200),
-    ):
-        sets = {"corpus.path": corpus, "tokenizer": tokenizer, "out": out / name / "shards", "max_items": items}
+    trained = {"digits-var": ("digits-var", []), "digits-lfq": ("digits", ["tokenizer.quantizer={kind: lfq, bits: 6}"])}
+
+    @cache
+    def folder(name: str) -> Path:
+        speech = name == "speech"
+        tokenizer = ROOT / "bundled" / name / "tokenizer"
+        if name in trained:
+            config, more = trained[name]
+            sets = [f"data.path={digits}", "train.steps=60", "train.batch=16", *more]
+            overrides = [part for one in sets for part in ("--set", one)]
+            tokenizer = out / name / "tokenizer"
+            config = ROOT / "configs" / config / "tokenizer.yaml"
+            assert run(["tokenizer", "train", str(config), *overrides, "--out", str(tokenizer)]) == 0
+        corpus = ROOT / "samples" / "speech" / "train" if speech else digits
+        sets = {"corpus.path": corpus, "tokenizer": tokenizer, "out": out / name / "shards"}
         overrides = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+        overrides += ["--set", f"max_items={8 if speech else 200}"]
         assert run(["shards", str(ROOT / "configs" / name.removesuffix("-lfq") / "shards.yaml"), *overrides]) == 0
-    return out
+        return out / name
+
+    return folder
 
 
 def unigram_entropy(folder: Path) -> float:
@@ -109,7 +113,7 @@ def small_sets(path: Path) -> list[str]:
     return [words[i + 1] for i, word in enumerate(words) if word == "--set"]
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @configs
 def test_it_learns_more_than_how_often_codes_come(path, shards, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -121,8 +125,8 @@ def test_it_learns_more_than_how_often_codes_come(path, shards, tmp_path, monkey
         *FEW,
         *SMALLER,
         f"train.batch={BATCHES[name]}",
-        f"data.shards={shards / name / 'shards'}",
-        *([] if trained is None else [f"tokenizer={shards / name / 'tokenizer'}"]),
+        f"data.shards={shards(name) / 'shards'}",
+        *([] if trained is None else [f"tokenizer={shards(name) / 'tokenizer'}"]),
         "device=cpu",
     ]
     for number, condition in enumerate(read_config(path, TrainConfig).lm.conditions):
@@ -138,6 +142,6 @@ def test_it_learns_more_than_how_often_codes_come(path, shards, tmp_path, monkey
     assert run(command) == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "lr" in line]
-    last, chance = sum(losses[-5:]) / 5, unigram_entropy(shards / name / "shards")
+    last, chance = sum(losses[-5:]) / 5, unigram_entropy(shards(name) / "shards")
     print(f"{path.stem}: {losses[0]:.2f} -> {last:.2f}, unigram {chance:.2f}")
     assert last < chance

@@ -29,7 +29,7 @@ def config_of(name, sets=()):
     return check_config(override(read_yaml(FOLDER / f"{name}.yaml"), sets), TokenizerTrainConfig, name)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_network_trains_and_its_codes_decode(name, tmp_path):
     sets = [
@@ -53,6 +53,7 @@ def test_a_small_network_trains_and_its_codes_decode(name, tmp_path):
     assert bool((codes >= 0).all()) and loaded.decode(codes).shape == given.shape
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", [*PUBLIC, "wavtokenizer-24khz", "titok-l32", "one-d-piece-l256", "seed-tokens"])
 def test_a_network_of_a_paper_builds_at_its_size(name):
     config = config_of(name).tokenizer

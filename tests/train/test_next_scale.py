@@ -9,7 +9,7 @@ from test_lm_trainer import read_metrics
 
 from tessera.cli.app import run
 from tessera.configs.schema import ConfigError, check_config
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.lm.models.next_scale import NextScaleLM
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig

@@ -10,7 +10,7 @@ from test_lm_trainer import make_config
 from tessera.cli.app import run
 from tessera.configs.files import read_safetensors
 from tessera.configs.schema import ConfigError, check_config
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.train.common.metrics import read_metrics
 from tessera.train.distributed.process_group import ProcessGroup
 from tessera.train.lm.config import TrainConfig
@@ -117,6 +117,7 @@ def test_a_run_killed_and_resumed_equals_left_alone_and_samples_have_voices(tiny
     assert not all(torch.equal(whole[name], other[name]) for name in whole)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("prompt", ["same_label", "crop"])
 def test_eval_gives_items_the_prompts_of_training(tiny_data, tmp_path, capsys, prompt):
     """`tessera eval` of the trained model finds the run's own test loss."""

@@ -9,9 +9,9 @@ from conftest import _write_shards
 from test_lm_trainer import make_config
 
 from tessera.configs.files import read_json, write_json
-from tessera.generate.model import load
+from tessera.generate.loading import load
 from tessera.lm.generation_config import GenerationConfig
-from tessera.tokenize.data.shard_writer import Shards
+from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
 from tessera.tokenize.tokenizer import make_tokenizer
 from tessera.train.lm.dataset import CodesDataset

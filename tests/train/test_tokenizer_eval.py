@@ -15,12 +15,13 @@ from tessera.cli.app import run
 from tessera.cli.report.tokenizer_report import render
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConfig
+from tessera.tokenize.base import Encoded
 from tessera.tokenize.compression.integer_network import CoderConfig, CoderNet
 from tessera.tokenize.data.media import write_audio
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ChainConfig, FSQConfig, ResidualConfig, StrideConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
-from tessera.tokenize.tokenizer import Encoded, make_tokenizer
+from tessera.tokenize.tokenizer import make_tokenizer
 from tessera.train.evaluation.code_stability import _can_move, changed_share, code_stability
 from tessera.train.evaluation.code_usage import codebook_use, conditional_bits, language_model_bits, usage_growth
 from tessera.train.evaluation.reconstruction_metrics import (
@@ -111,6 +112,7 @@ def test_log_mel_distance_of_a_gain_is_its_logarithm():
     assert log_mel_distance(math.e * wanted, wanted, 16000) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_speech_measures_are_undefined_where_there_is_no_speech():
     pytest.importorskip("pystoi")
     pytest.importorskip("pesq")

@@ -267,6 +267,7 @@ def test_averaged_weights_are_what_is_frozen(pictures, tmp_path):
     assert all(torch.equal(buffer, codebooks[name]) for name, buffer in tokenizer.net.named_buffers())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "quantizer",
     [
@@ -289,7 +290,7 @@ def test_bins_and_centres_are_fitted_to_a_continuous_autoencoder(pictures, tmp_p
     items = torch.stack(made.media.items)
     codes = tokenizer.encode(items).codes
     assert len(codes.unique()) > 4
-    latents = torch.cat([tokenizer.net.encode_pictures(item[None]) for item in items])
+    latents = torch.cat([tokenizer.net.encode_images(item[None]) for item in items])
     apart = (tokenizer.embed(codes).transpose(1, 2) - latents).square().mean() / latents.var()
     assert float(apart) < (0.02 if quantizer["kind"] == "scalar" else 0.7)
     assert load_tokenizer(tmp_path / "a").spec == tokenizer.spec
@@ -356,6 +357,7 @@ def test_adaptive_weights_train(pictures, tmp_path):
     assert made.balance.averages.keys() == {"", "adversarial"}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_codebooks_are_no_business_of_the_optimizer(pictures, tmp_path, dtype):
     """Trap 14: a trainer that holds codebooks as weights writes its own copy over them. Here they are float32 averages

@@ -40,9 +40,9 @@ class DACConfig(Config):
     chunk: PositiveInt = 32
     """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
 
-    def check_sound(self, sound: AudioShape) -> None:
+    def check_shape(self, shape: AudioShape) -> None:
         """Raise ValueError unless this network fits the tokenizer."""
-        check_hop(self.strides, "strides", self.bottleneck, sound)
+        check_hop(self.strides, "strides", self.bottleneck, shape)
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> PaddedConv:
         """A convolution with the padding and norm of this network."""
@@ -78,18 +78,18 @@ class Snake(nn.Module):
 class DACEncoder(nn.Module):
     """DAC encoder: samples to latents."""
 
-    def __init__(self, config: DACConfig, sound: AudioShape):
+    def __init__(self, config: DACConfig, shape: AudioShape):
         super().__init__()
-        self.hop, self.channels = sound.hop, sound.channels
+        self.hop, self.channels = shape.hop, shape.channels
         width = config.channels
-        layers: list[nn.Module] = [config.conv(sound.channels, width, 7)]
+        layers: list[nn.Module] = [config.conv(shape.channels, width, 7)]
         for stride in config.strides:
             layers += [*config.units(width), Pointwise(Snake(width))]
             layers.append(config.conv(width, 2 * width, 2 * stride, stride))
             width *= 2
-        layers += [Pointwise(Snake(width)), config.conv(width, sound.latent_dim, 3)]
-        self.down = ConvStack(layers, sound.hop)
-        self.bottleneck = EncoderBottleneck(config.bottleneck, sound.latent_dim)
+        layers += [Pointwise(Snake(width)), config.conv(width, shape.latent_dim, 3)]
+        self.down = ConvStack(layers, shape.hop)
+        self.bottleneck = EncoderBottleneck(config.bottleneck, shape.latent_dim)
 
     def frame(self, samples: Tensor) -> Tensor:
         """Samples [..., N], N a multiple of hop -> frames [..., T, hop]."""
@@ -105,7 +105,7 @@ class DACEncoder(nn.Module):
 class DACDecoder(nn.Module):
     """DAC decoder: latents to samples."""
 
-    def __init__(self, config: DACConfig, sound: AudioShape):
+    def __init__(self, config: DACConfig, shape: AudioShape):
         super().__init__()
         width = config.channels
         if width % 2 ** len(config.strides):
@@ -113,14 +113,14 @@ class DACDecoder(nn.Module):
                 f"decoder.channels: {width} cannot be halved {len(config.strides)} times, once for each stride; "
                 f"choose a multiple of {2 ** len(config.strides)}"
             )
-        layers: list[nn.Module] = [config.conv(sound.latent_dim, width, 7)]
+        layers: list[nn.Module] = [config.conv(shape.latent_dim, width, 7)]
         for stride in config.strides:
             layers.append(Pointwise(Snake(width)))
             layers.append(PaddedTranspose(width, width // 2, stride, config.causal, norm=config.norm))
             width //= 2
             layers += config.units(width)
-        layers += [Pointwise(Snake(width)), config.conv(width, sound.channels, 7), Pointwise(nn.Tanh())]
-        self.bottleneck = DecoderBottleneck(config.bottleneck, sound.latent_dim)
+        layers += [Pointwise(Snake(width)), config.conv(width, shape.channels, 7), Pointwise(nn.Tanh())]
+        self.bottleneck = DecoderBottleneck(config.bottleneck, shape.latent_dim)
         self.up = ConvStack(layers, config.bottleneck.stride)
 
     def stages(self) -> list[StreamingLayer]:

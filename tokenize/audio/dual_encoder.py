@@ -45,11 +45,11 @@ class FusedConfig(Config):
     chunk: PositiveInt = 32
     """Frames per call when frozen; the `chunk` of the two encoders is ignored."""
 
-    def check_sound(self, sound: AudioShape) -> None:
+    def check_shape(self, shape: AudioShape) -> None:
         """Raise ValueError unless both encoders fit the tokenizer."""
         for name, part in (("acoustic", self.acoustic), ("semantic", self.semantic)):
             try:
-                part.check_sound(sound)
+                part.check_shape(shape)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
 
@@ -57,14 +57,14 @@ class FusedConfig(Config):
 class FusedEncoder(nn.Module):
     """Acoustic and semantic encoders combined: samples to latents."""
 
-    def __init__(self, config: FusedConfig, sound: AudioShape):
+    def __init__(self, config: FusedConfig, shape: AudioShape):
         super().__init__()
-        other = sound.model_copy(update={"latent_dim": config.semantic_dim})
-        self.acoustic = PLAIN_ENCODERS[config.acoustic.kind](config.acoustic, sound)  # pyright: ignore
+        other = shape.model_copy(update={"latent_dim": config.semantic_dim})
+        self.acoustic = PLAIN_ENCODERS[config.acoustic.kind](config.acoustic, shape)  # pyright: ignore
         self.semantic = PLAIN_ENCODERS[config.semantic.kind](config.semantic, other)  # pyright: ignore
-        self.channels = sound.channels
-        self.join = nn.Linear(sound.latent_dim + config.semantic_dim, sound.latent_dim)
-        self.widths = [part.frame(torch.zeros(sound.hop)).shape[-1] for part in (self.acoustic, self.semantic)]
+        self.channels = shape.channels
+        self.join = nn.Linear(shape.latent_dim + config.semantic_dim, shape.latent_dim)
+        self.widths = [part.frame(torch.zeros(shape.hop)).shape[-1] for part in (self.acoustic, self.semantic)]
         for name, part in (("acoustic", self.acoustic), ("semantic", self.semantic)):
             if any(stage.memory for stage in part.stages()):
                 raise ConfigError(

@@ -42,14 +42,14 @@ class Mel2DConfig(Config):
         """Number of times the frequency axis is halved."""
         return (self.bands // self.rows).bit_length() - 1
 
-    def check_sound(self, sound: AudioShape) -> None:
+    def check_shape(self, shape: AudioShape) -> None:
         """Raise ValueError unless this network fits the tokenizer."""
-        if sound.window < sound.hop or sound.window % 2:
-            raise ValueError(f"window {sound.window} must be even and at least hop {sound.hop}")
+        if shape.window < shape.hop or shape.window % 2:
+            raise ValueError(f"window {shape.window} must be even and at least hop {shape.hop}")
         if self.rows * 2**self.halvings != self.bands:
             raise ValueError(f"{self.bands} bands cannot be halved to {self.rows} rows; use rows times a power of 2")
-        if sound.latent_dim % self.rows:
-            raise ValueError(f"latent_dim {sound.latent_dim} is no multiple of rows {self.rows}; change one of them")
+        if shape.latent_dim % self.rows:
+            raise ValueError(f"latent_dim {shape.latent_dim} is no multiple of rows {self.rows}; change one of them")
 
 
 class CellNorm(nn.LayerNorm):
@@ -115,16 +115,16 @@ class Mel2DEncoder(_Stack):
     window: Tensor
     filters: Tensor
 
-    def __init__(self, config: Mel2DConfig, sound: AudioShape):
-        width, layers = config.channels, [Step(sound.channels, config.channels)]
+    def __init__(self, config: Mel2DConfig, shape: AudioShape):
+        width, layers = config.channels, [Step(shape.channels, config.channels)]
         for _ in range(config.halvings):
             layers += [*(Block(width) for _ in range(config.blocks)), Step(width, width, 0.5)]
         super().__init__([*layers, *(Block(width) for _ in range(config.blocks))])
         self.norm = CellNorm(width)
-        self.leave = nn.Conv2d(width, sound.latent_dim // config.rows, 1)
-        self.hop, self.channels = sound.hop, sound.channels
-        self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
-        filters = mel_filters(sound.sample_rate, sound.window, config.bands)
+        self.leave = nn.Conv2d(width, shape.latent_dim // config.rows, 1)
+        self.hop, self.channels = shape.hop, shape.channels
+        self.register_buffer("window", torch.hann_window(shape.window), persistent=False)
+        filters = mel_filters(shape.sample_rate, shape.window, config.bands)
         self.register_buffer("filters", filters, persistent=False)
 
     def frame(self, samples: Tensor) -> Tensor:
@@ -147,18 +147,18 @@ class Mel2DDecoder(_Stack):
 
     window: Tensor
 
-    def __init__(self, config: Mel2DConfig, sound: AudioShape):
+    def __init__(self, config: Mel2DConfig, shape: AudioShape):
         width = config.channels
-        layers: list[Block | Step] = [Step(sound.latent_dim // config.rows, width)]
+        layers: list[Block | Step] = [Step(shape.latent_dim // config.rows, width)]
         for _ in range(config.halvings):
             layers += [*(Block(width) for _ in range(config.blocks)), Step(width, width, 2)]
         super().__init__([*layers, *(Block(width) for _ in range(config.blocks))])
-        self.rows, self.hop, self.channels = config.rows, sound.hop, sound.channels
+        self.rows, self.hop, self.channels = config.rows, shape.hop, shape.channels
         self.norm = CellNorm(width)
-        self.leave = nn.Linear(width * config.bands, sound.channels * (sound.window + 2))
-        self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
+        self.leave = nn.Linear(width * config.bands, shape.channels * (shape.window + 2))
+        self.register_buffer("window", torch.hann_window(shape.window), persistent=False)
         # Frames whose windows overlap a frame's hop.
-        self.reach += -(-((sound.window - sound.hop) // 2) // sound.hop)
+        self.reach += -(-((shape.window - shape.hop) // 2) // shape.hop)
 
     def stages(self) -> list[StreamingLayer]:
         """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""

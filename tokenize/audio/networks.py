@@ -1,13 +1,13 @@
 """Network of the audio tokenizer: an encoder, a quantizer and a decoder, each selected by `kind`.
 
 To add a kind, write one file with a config, an encoder and a decoder (or only an encoder, as `fused`), add one line to
-the union and to each table here, and one entry to the list in tests/tokenize/test_sound_networks.py. Any encoder can be
+the union and to each table here, and one entry to the list in tests/tokenize/test_audio_networks.py. Any encoder can be
 combined with any decoder: between them are latents [B, T, latent_dim], one per `hop` samples.
 
-    encoder   config, sound -> .frame(samples [..., N]) -> [..., T, F], the samples of each frame
+    encoder   config, shape -> .frame(samples [..., N]) -> [..., T, F], the samples of each frame
                                .stages()  [B, T, C * F] -> latents [B, T, latent_dim]
-    decoder   config, sound -> .stages()  [B, T, latent_dim] -> samples [B, T, C * hop]
-    config    .check_sound(sound) raises ValueError if the network does not fit the tokenizer's hop or window
+    decoder   config, shape -> .stages()  [B, T, latent_dim] -> samples [B, T, C * hop]
+    config    .check_shape(shape) raises ValueError if the network does not fit the tokenizer's hop or window
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class AudioTokenizerConfig(GrowingConfig):
     def _parts_fit(self) -> AudioTokenizerConfig:
         for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):
             try:
-                part.check_sound(self)
+                part.check_shape(self)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return self
@@ -81,13 +81,13 @@ class AudioTokenizerConfig(GrowingConfig):
 
 
 class AudioNet(nn.Module):
-    """Trainable audio tokenizer; `tokenize/tokenizer.py` freezes it. N is always a multiple of hop, and T = N / hop."""
+    """Trainable audio tokenizer; `tokenizer.py` freezes it. N is always a multiple of hop, and T = N / hop."""
 
-    def __init__(self, config: AudioTokenizerConfig):
+    def __init__(self, config: AudioTokenizerConfig, read_files: bool = True):
         super().__init__()
         self.config = config
         self.encoder = AUDIO_ENCODERS[config.encoder.kind](config.encoder, config)
-        self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
+        self.quantizer = make_quantizer(config.quantizer, config.latent_dim, read_files=read_files)
         self.decoder = AUDIO_DECODERS[config.decoder.kind](config.decoder, config)
 
     def frames(self, samples: Tensor) -> Tensor:

@@ -52,9 +52,9 @@ class SEANetConfig(Config):
     chunk: PositiveInt = 32
     """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
 
-    def check_sound(self, sound: AudioShape) -> None:
+    def check_shape(self, shape: AudioShape) -> None:
         """Raise ValueError unless this network fits the tokenizer."""
-        check_hop(self.ratios, "ratios", self.bottleneck, sound)
+        check_hop(self.ratios, "ratios", self.bottleneck, shape)
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> PaddedConv:
         """A convolution with the padding and norm of this network."""
@@ -75,18 +75,18 @@ class SEANetConfig(Config):
         return blocks
 
 
-def check_hop(ratios: tuple[int, ...], name: str, bottleneck: BottleneckConfig, sound: AudioShape) -> None:
+def check_hop(ratios: tuple[int, ...], name: str, bottleneck: BottleneckConfig, shape: AudioShape) -> None:
     """Raise ValueError unless the product of ratios and bottleneck stride is the tokenizer's hop, or if the
     bottleneck's heads do not fit latent_dim."""
     found = math.prod(ratios) * bottleneck.stride
-    if found != sound.hop:
+    if found != shape.hop:
         raise ValueError(
             f"{name} {list(ratios)} and a bottleneck.stride of {bottleneck.stride} make {found} samples a frame, but "
-            f"hop is {sound.hop}; make them equal"
+            f"hop is {shape.hop}; make them equal"
         )
-    if bottleneck.layers and (sound.latent_dim % (2 * bottleneck.heads)):
+    if bottleneck.layers and (shape.latent_dim % (2 * bottleneck.heads)):
         raise ValueError(
-            f"latent_dim {sound.latent_dim} gives bottleneck.heads {bottleneck.heads} no even number of channels each; "
+            f"latent_dim {shape.latent_dim} gives bottleneck.heads {bottleneck.heads} no even number of channels each; "
             "change one of them"
         )
 
@@ -99,22 +99,22 @@ def channels_last(frames: Tensor, channels: int) -> Tensor:
 class SEANetEncoder(nn.Module):
     """SEANet encoder: samples to latents."""
 
-    def __init__(self, config: SEANetConfig, sound: AudioShape):
+    def __init__(self, config: SEANetConfig, shape: AudioShape):
         super().__init__()
-        self.hop, self.channels = sound.hop, sound.channels
+        self.hop, self.channels = shape.hop, shape.channels
         width = config.channels
-        layers: list[nn.Module] = [config.conv(sound.channels, width, config.kernel)]
+        layers: list[nn.Module] = [config.conv(shape.channels, width, config.kernel)]
         for ratio in reversed(config.ratios):
             layers += [*config.residual(width), Pointwise(nn.ELU())]
             layers.append(config.conv(width, 2 * width, 2 * ratio, ratio))
             width *= 2
-        last: list[nn.Module] = [Pointwise(nn.ELU()), config.conv(width, sound.latent_dim, config.last_kernel)]
+        last: list[nn.Module] = [Pointwise(nn.ELU()), config.conv(width, shape.latent_dim, config.last_kernel)]
         stride = config.bottleneck.stride
         apart = config.lstm_layers > 0  # layers after the LSTM form a separate stage
-        self.down = ConvStack(layers if apart else layers + last, sound.hop)
+        self.down = ConvStack(layers if apart else layers + last, shape.hop)
         self.recurrence = Recurrence(width, config.lstm_layers) if apart else None
         self.last = ConvStack(last if apart else [], stride)
-        self.bottleneck = EncoderBottleneck(config.bottleneck, sound.latent_dim)
+        self.bottleneck = EncoderBottleneck(config.bottleneck, shape.latent_dim)
 
     def frame(self, samples: Tensor) -> Tensor:
         """Samples [..., N], N a multiple of hop -> frames [..., T, hop]."""
@@ -133,11 +133,11 @@ class SEANetEncoder(nn.Module):
 class SEANetDecoder(nn.Module):
     """SEANet decoder: latents to samples."""
 
-    def __init__(self, config: SEANetConfig, sound: AudioShape):
+    def __init__(self, config: SEANetConfig, shape: AudioShape):
         super().__init__()
-        self.hop = sound.hop
+        self.hop = shape.hop
         width = config.channels * 2 ** len(config.ratios)
-        first: list[nn.Module] = [config.conv(sound.latent_dim, width, config.kernel)]
+        first: list[nn.Module] = [config.conv(shape.latent_dim, width, config.kernel)]
         layers: list[nn.Module] = []
         deepest = width
         for ratio in config.ratios:
@@ -145,9 +145,9 @@ class SEANetDecoder(nn.Module):
             layers.append(PaddedTranspose(width, width // 2, ratio, config.causal, config.trim_right, config.norm))
             width //= 2
             layers += config.residual(width)
-        layers += [Pointwise(nn.ELU()), config.conv(width, sound.channels, config.last_kernel)]
+        layers += [Pointwise(nn.ELU()), config.conv(width, shape.channels, config.last_kernel)]
         stride = config.bottleneck.stride
-        self.bottleneck = DecoderBottleneck(config.bottleneck, sound.latent_dim)
+        self.bottleneck = DecoderBottleneck(config.bottleneck, shape.latent_dim)
         apart = config.lstm_layers > 0  # layers before the LSTM form a separate stage
         self.first = ConvStack(first if apart else [], stride)
         self.recurrence = Recurrence(deepest, config.lstm_layers) if apart else None

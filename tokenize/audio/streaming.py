@@ -1,11 +1,15 @@
 """Networks over time as chains of stages that can run at once, in windows or as a stream with the same result.
 
 A stage is either windowed or stateful. A convolution needs a few frames of context on both sides: it runs in windows of
-one fixed shape, whose context makes the middle equal to a pass over everything (`sliding_windows.py`). An LSTM or
-sliding-window attention needs unbounded or very long left context: it runs chunk by chunk and passes a state on. In a
-chain, each stage needs only its own context.
+one fixed shape, whose context makes the middle equal to a pass over everything. An LSTM or sliding-window attention
+needs unbounded or very long left context: it runs chunk by chunk and passes a state on. In a chain, each stage needs
+only its own context.
 
     frames ──► stage 0 ──► stage 1 ──► ... ──► results           each split at the same multiples of `chunk`
+
+    frames      0 ......... a ........ a+chunk ......... T
+    window           [ back | chunk          | ahead ]
+    mask             True on frames in 0 .. T-1, zeros outside
 
 Kernels can round differently for different shapes, and a near-tie then changes a code. Here every call has the shape
 [1, back + chunk + ahead, ...], whatever the batch and however the frames arrive. Encoding a whole signal is a stream
@@ -20,8 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from .sliding_windows import Window
 
 StageRun = Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]
 
@@ -53,8 +55,41 @@ def run_stages(stages: Sequence[StreamingLayer], frames: Tensor, mask: Tensor) -
     return frames
 
 
+@dataclass(frozen=True)
+class Window:
+    """Number of output frames per call, and of context frames on both sides."""
+
+    chunk: int
+    back: int
+    ahead: int
+
+    @property
+    def size(self) -> int:
+        """Input frames per call."""
+        return self.back + self.chunk + self.ahead
+
+    def cut(self, frames: Tensor, start: int, first: int, total: int | None, fill: float) -> tuple[Tensor, Tensor]:
+        """Cut the window whose chunk starts at frame `start`.
+
+        Args:
+            frames: [t, ...], frames first .. first + t - 1.
+            total: number of frames of the whole signal, None while unknown (then all given frames are valid).
+            fill: value of frames outside the signal.
+        Returns:
+            [1, size, ...] and its mask [1, size].
+        """
+        end = first + frames.shape[0] if total is None else total
+        low, high = start - self.back, start + self.chunk + self.ahead
+        inside_low, inside_high = max(low, 0), min(high, end)
+        window = frames.new_full((1, self.size, *frames.shape[1:]), fill)
+        mask = torch.zeros(1, self.size, dtype=torch.bool, device=frames.device)
+        window[0, inside_low - low : inside_high - low] = frames[inside_low - first : inside_high - first]
+        mask[0, inside_low - low : inside_high - low] = True
+        return window, mask
+
+
 class StageStream:
-    """Runs one stage on frames that arrive in pieces; results come in chunks."""
+    """Runs one stage on frames that arrive in blocks of any size; results come in chunks."""
 
     def __init__(self, stage: StreamingLayer, chunk: int, fill: float = 0.0):
         """`fill` is the value of frames outside the signal."""
@@ -65,12 +100,12 @@ class StageStream:
         self.first = 0  # index of self.frames[0] in the signal
         self.start = 0  # frames already processed
 
-    def push(self, pieces: Sequence[Tensor]) -> list[Tensor]:
-        """Add pieces of frames [t, ...]; returns the results [chunk, ...] that are ready."""
+    def push(self, blocks: Sequence[Tensor]) -> list[Tensor]:
+        """Add blocks of frames [t, ...]; returns the results [chunk, ...] that are ready."""
         known = [] if self.frames is None else [self.frames]
-        if not known and not pieces:
+        if not known and not blocks:
             return []
-        self.frames = torch.cat([*known, *pieces])
+        self.frames = torch.cat([*known, *blocks])
         ready = []
         while self.first + self.frames.shape[0] >= self.start + self.window.chunk + self.window.ahead:
             ready.append(self._next(self.frames, self.window.chunk, None))
@@ -95,7 +130,7 @@ class StageStream:
 
 
 class StagesStream:
-    """Runs chained stages on frames that arrive in pieces."""
+    """Runs chained stages on frames that arrive in blocks of any size."""
 
     def __init__(self, stages: Sequence[StreamingLayer], chunk: int, fill: float = 0.0):
         """`fill` is the value of frames outside the signal for the first stage; later stages use zeros."""
@@ -112,17 +147,17 @@ class StagesStream:
 
     def push(self, frames: Tensor) -> list[Tensor]:
         """Add frames [t, ...]; returns the results that are ready, in order."""
-        pieces = [frames]
+        blocks = [frames]
         for stream in self.streams:
-            pieces = stream.push(pieces)
-        return pieces
+            blocks = stream.push(blocks)
+        return blocks
 
     def finish(self) -> list[Tensor]:
         """End the stream; returns the remaining results."""
-        pieces: list[Tensor] = []
+        blocks: list[Tensor] = []
         for stream in self.streams:
-            pieces = stream.push(pieces) + stream.finish()
-        return pieces
+            blocks = stream.push(blocks) + stream.finish()
+        return blocks
 
     def run(self, frames: Tensor) -> Tensor:
         """Process a whole signal: frames [T, ...], at least one -> results [T, ...]."""

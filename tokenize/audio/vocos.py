@@ -36,10 +36,10 @@ class AudioStackConfig(GrowingConfig):
     chunk: PositiveInt = 32
     """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
 
-    def check_sound(self, sound: AudioShape) -> None:
+    def check_shape(self, shape: AudioShape) -> None:
         """Raise ValueError unless this network fits the tokenizer."""
-        if sound.window < sound.hop or sound.window % 2:
-            raise ValueError(f"window {sound.window} must be even and at least hop {sound.hop}")
+        if shape.window < shape.hop or shape.window % 2:
+            raise ValueError(f"window {shape.window} must be even and at least hop {shape.hop}")
 
 
 class SpectrumEncoder(ConvNeXtStack):
@@ -47,17 +47,17 @@ class SpectrumEncoder(ConvNeXtStack):
 
     window: Tensor
 
-    def __init__(self, config: AudioStackConfig, sound: AudioShape):
+    def __init__(self, config: AudioStackConfig, shape: AudioShape):
         super().__init__(
-            sound.channels * (sound.window // 2 + 1),
+            shape.channels * (shape.window // 2 + 1),
             config.width,
-            sound.latent_dim,
+            shape.latent_dim,
             config.layers,
             config.kernel,
             config.causal,
         )
-        self.hop, self.channels = sound.hop, sound.channels
-        self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
+        self.hop, self.channels = shape.hop, shape.channels
+        self.register_buffer("window", torch.hann_window(shape.window), persistent=False)
 
     def frame(self, samples: Tensor) -> Tensor:
         """Samples [..., N], N a multiple of hop -> frames [..., T, window]."""
@@ -78,13 +78,13 @@ class SpectrumDecoder(ConvNeXtStack):
 
     window: Tensor
 
-    def __init__(self, config: AudioStackConfig, sound: AudioShape):
-        outputs = sound.channels * (sound.window + 2)
-        super().__init__(sound.latent_dim, config.width, outputs, config.layers, config.kernel, config.causal)
-        self.hop, self.channels = sound.hop, sound.channels
-        self.register_buffer("window", torch.hann_window(sound.window), persistent=False)
+    def __init__(self, config: AudioStackConfig, shape: AudioShape):
+        outputs = shape.channels * (shape.window + 2)
+        super().__init__(shape.latent_dim, config.width, outputs, config.layers, config.kernel, config.causal)
+        self.hop, self.channels = shape.hop, shape.channels
+        self.register_buffer("window", torch.hann_window(shape.window), persistent=False)
         # Frames whose windows overlap a frame's hop.
-        overlap = -(-((sound.window - sound.hop) // 2) // sound.hop)
+        overlap = -(-((shape.window - shape.hop) // 2) // shape.hop)
         self.reach_back, self.reach_ahead = self.reach_back + overlap, self.reach_ahead + overlap
 
     def stages(self) -> list[StreamingLayer]:

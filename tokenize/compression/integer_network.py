@@ -105,7 +105,7 @@ class CoderNet(nn.Module):
         self.symbols: SymbolTable = symbol_table(spec.cardinalities)
         sizes, width, embedding = self.symbols.sizes, config.width, config.embedding
         if not isinstance(spec.geometry, ImageGeometry) and (config.by_place or any(r for r, _ in config.context)):
-            raise ConfigError(f"'{spec.name}' makes codes of sound: context rows must be 0, by_place false")
+            raise ConfigError(f"'{spec.name}' makes codes of audio: context rows must be 0, by_place false")
         num_places = spec.geometry.num_frames if isinstance(spec.geometry, ImageGeometry) and config.by_place else 0
         # One extra row for missing frames.
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, embedding) for size in sizes)

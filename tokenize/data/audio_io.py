@@ -66,16 +66,16 @@ def read_audio(
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    with open_media(path, "audio") as file, closing(_open_sound(path, file)) as sound:
-        _check_sound(path, sound, limits)
-        if channels != sound.channels and 1 not in (channels, sound.channels):
-            raise MediaError(f"{path}: {sound.channels} channels, {channels} are needed; mix it first")
-        resampler = Resampler(min(channels, sound.channels), sound.samplerate, sample_rate)
-        pieces = [resampler.push(block) for block in _mixed_blocks(path, sound, channels, limits)]
+    with open_media(path, "audio") as file, closing(_open_audio(path, file)) as audio:
+        _check_audio(path, audio, limits)
+        if channels != audio.channels and 1 not in (channels, audio.channels):
+            raise MediaError(f"{path}: {audio.channels} channels, {channels} are needed; mix it first")
+        resampler = Resampler(min(channels, audio.channels), audio.samplerate, sample_rate)
+        blocks = [resampler.push(block) for block in _mixed_blocks(path, audio, channels, limits)]
         if not resampler.num_read:
             raise MediaError(f"{path}: holds no samples")
-        samples = torch.cat([*pieces, resampler.finish()], dim=-1).clamp_(-1, 1)
-        if channels == 1 < sound.channels and notes is not None:
+        samples = torch.cat([*blocks, resampler.finish()], dim=-1).clamp_(-1, 1)
+        if channels == 1 < audio.channels and notes is not None:
             notes.add("with several channels: they are mixed down to one", path)
     return samples.expand(channels, -1).contiguous()
 
@@ -104,7 +104,7 @@ class AudioFile:
         if self.file.format not in AUDIO_FORMATS[extension]:
             raise MediaError(f"{path}: contains {self.file.format}, not {extension}; rename it to what it is")
         if missing:
-            raise MediaError(f"{path}: cut short, {missing} bytes of the promised samples are missing")
+            raise MediaError(f"{path}: cut short, {missing} bytes of its samples are missing")
         if self.exact and self.file.frames < 1:
             raise MediaError(f"{path}: holds no samples")
 
@@ -137,7 +137,7 @@ class AudioFile:
             num_read += block.shape[1]
             yield block
         if self.exact and num_read < promised:
-            raise MediaError(f"{self.path}: cut short, {num_read} of {promised} promised samples are there")
+            raise MediaError(f"{self.path}: cut short, it has {num_read} of {promised} samples")
         if self.file.format == "MP3" and num_read >= promised and not _says_length(self.given):
             # libsndfile stops at its estimate, which is too low if the file starts with high bit rates.
             raise MediaError(f"{self.path}: an MP3 file that does not say how long it is; {MISSING}")
@@ -148,7 +148,7 @@ class AudioFile:
         self.opened.close()
 
 
-def _open_sound(path: Path, file: BinaryIO) -> AudioFile | AudioTrack:
+def _open_audio(path: Path, file: BinaryIO) -> AudioFile | AudioTrack:
     """Open with libsndfile if it supports the format well, otherwise with FFmpeg."""
     extension = path.suffix.lower()
     head = file.read(4)
@@ -169,26 +169,26 @@ def _open_sound(path: Path, file: BinaryIO) -> AudioFile | AudioTrack:
     return AudioTrack(path, file)
 
 
-def _check_sound(path: Path, sound: AudioFile | AudioTrack, limits: MediaLimits) -> None:
+def _check_audio(path: Path, audio: AudioFile | AudioTrack, limits: MediaLimits) -> None:
     """Check a header against the limits before decoding."""
-    if not limits.min_sample_rate <= sound.samplerate <= limits.max_sample_rate:
+    if not limits.min_sample_rate <= audio.samplerate <= limits.max_sample_rate:
         wanted = f"{limits.min_sample_rate} to {limits.max_sample_rate} Hz"
-        raise MediaError(f"{path}: sample rate {sound.samplerate} Hz, allowed are {wanted}")
-    if not 1 <= sound.channels <= limits.max_channels:
-        raise MediaError(f"{path}: {sound.channels} channels, allowed are 1 to {limits.max_channels}")
+        raise MediaError(f"{path}: sample rate {audio.samplerate} Hz, allowed are {wanted}")
+    if not 1 <= audio.channels <= limits.max_channels:
+        raise MediaError(f"{path}: {audio.channels} channels, allowed are 1 to {limits.max_channels}")
     # An estimate can be twice too long, so it does not justify rejecting a file.
-    if sound.exact and sound.seconds > limits.max_seconds:
-        raise MediaError(_too_long(path, f"{sound.seconds:.0f} s long", limits))
+    if audio.exact and audio.seconds > limits.max_seconds:
+        raise MediaError(_too_long(path, f"{audio.seconds:.0f} s long", limits))
 
 
 def _too_long(path: Path, found: str, limits: MediaLimits) -> str:
-    return f"{path}: {found}, the limit is {limits.max_seconds:.0f} s; cut it into pieces"
+    return f"{path}: {found}, the limit is {limits.max_seconds:.0f} s; split it"
 
 
-def _mixed_blocks(path: Path, sound: AudioFile | AudioTrack, channels: int, limits: MediaLimits) -> Iterator[Tensor]:
+def _mixed_blocks(path: Path, audio: AudioFile | AudioTrack, channels: int, limits: MediaLimits) -> Iterator[Tensor]:
     """Checked blocks [C, n] of an audio file, mixed down if `channels` is 1."""
-    num_read, allowed = 0, int(limits.max_seconds * sound.samplerate)
-    for block in sound.blocks():
+    num_read, allowed = 0, int(limits.max_seconds * audio.samplerate)
+    for block in audio.blocks():
         num_read += block.shape[1]
         if num_read > allowed:
             raise MediaError(_too_long(path, f"more than {limits.max_seconds:.0f} s long", limits))
@@ -249,7 +249,7 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in (".wav", ".flac"):
-        raise ValueError(f"{path}: sound is written as .wav or .flac, not '{path.suffix}'")
+        raise ValueError(f"{path}: audio is written as .wav or .flac, not '{path.suffix}'")
     if samples.dim() != 2 or not 1 <= samples.shape[0] <= 8 or not bool(torch.isfinite(samples).all()):
         raise ValueError(f"{path}: needs finite samples [C, N] with 1 to 8 channels, found {list(samples.shape)}")
     steps = pcm16(samples)

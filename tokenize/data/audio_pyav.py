@@ -64,11 +64,11 @@ class AudioTrack:
         except Exception as error:
             raise MediaError(f"{path}: cannot be read as {path.suffix.lower()} ({reason(error)})") from None
         if self.stream is None:
-            raise MediaError(f"{path}: has no sound track")
+            raise MediaError(f"{path}: has no audio track")
         if not self.samplerate or not self.channels:
             raise MediaError(f"{path}: cannot be read as {path.suffix.lower()} (no sample rate or no channels)")
         if missing:
-            raise MediaError(f"{path}: cut short, {missing} bytes of the promised packets are missing")
+            raise MediaError(f"{path}: cut short, {missing} bytes of its packets are missing")
 
     def _missing_bytes(self, size: int) -> int:
         """Number of bytes by which the index of an MP4 file exceeds the file; other formats have no index."""
@@ -133,7 +133,7 @@ def _check_sample_table(path: Path, file: BinaryIO) -> None:
             while place >= 0:
                 count = int.from_bytes(index[place + 4 + field : place + 8 + field], "big")
                 if count > size:
-                    raise MediaError(f"{path}: its index promises {count} samples, the file has {size} bytes")
+                    raise MediaError(f"{path}: its index lists {count} samples, the file has {size} bytes")
                 place = index.find(table, place + 4)
     file.seek(0)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from ...configs.files import COPY_AGAIN, read_safetensors, write_safetensors
 from ...configs.json_limits import HEADER, parse_json
 from ...configs.schema import Config, check_config
+from ..codes import code_dtype, concatenate_codes
 from ..spec import AudioGeometry, ImageGeometry, TokenSpec, check_same_tokenizer
 
 FORMAT = "tessera-codes"
@@ -51,24 +52,13 @@ class _Notes(Config):
     items: list[_ItemNote]
 
 
-def code_dtype(spec: TokenSpec) -> torch.dtype:
-    """The smallest unsigned type that holds the largest code."""
-    largest = max(spec.cardinalities) - 1
-    for dtype in (torch.uint8, torch.uint16, torch.uint32):
-        if largest <= torch.iinfo(dtype).max:
-            return dtype
-    raise ValueError(f"codes up to {largest} do not fit 32 bits")
-
-
 def write_codes(path: str | Path, spec: TokenSpec, items: Sequence[CodesItem]) -> None:
     """Write a codes file atomically. Raises ValueError if there are no items."""
     if not items:
         raise ValueError(f"{path}: no codes to write")
-    offsets = torch.tensor([0, *(item.codes.shape[1] for item in items)]).cumsum(0)
-    codes = torch.cat([item.codes.cpu() for item in items], dim=1).to(code_dtype(spec))
     notes = [_ItemNote(name=item.name, num_samples=item.num_samples).model_dump(mode="json") for item in items]
     metadata = {"format": FORMAT, "spec": spec.model_dump_json(), "items": json.dumps(notes)}
-    write_safetensors(path, {"codes": codes.contiguous(), "offsets": offsets}, metadata, sealed=True)
+    write_safetensors(path, concatenate_codes([item.codes for item in items], spec), metadata, sealed=True)
 
 
 def read_codes(path: str | Path, expected: TokenSpec | None = None) -> tuple[TokenSpec, list[CodesItem]]:
@@ -124,6 +114,6 @@ def check_length(
     """Raise ValueError if the number of frames of an item does not match its image or audio."""
     if isinstance(geometry, ImageGeometry):
         if frames != geometry.num_frames or num_samples is not None:
-            raise ValueError(f"{path}: '{name}' has {frames} frames, a picture has {geometry.num_frames}")
+            raise ValueError(f"{path}: '{name}' has {frames} frames, an image has {geometry.num_frames}")
     elif num_samples is not None and -(-num_samples // geometry.samples_per_frame) != frames:
-        raise ValueError(f"{path}: '{name}' promises {num_samples} samples in {frames} frames")
+        raise ValueError(f"{path}: '{name}' has {num_samples} samples in {frames} frames")

@@ -70,8 +70,8 @@ def open_corpus(config: FolderCorpus | ArraysCorpus | ManifestCorpus) -> Corpus:
     """Open a corpus. FileNotFoundError: no such path. ValueError: no items, or invalid metadata or arrays."""
     corpus = OPEN[config.kind](config)
     if not len(corpus):
-        told = "".join(f"; {line}" for line in corpus.notes.lines())
-        raise ValueError(f"{config.path}: no items in this corpus (looked for {corpus.looked_for}){told}")
+        notes = "".join(f"; {line}" for line in corpus.notes.lines())
+        raise ValueError(f"{config.path}: no items in this corpus (looked for {corpus.looked_for}){notes}")
     return corpus
 
 
@@ -131,8 +131,8 @@ class FolderItems(FileItems):
             label = spell(path.parent.name)
         return label
 
-    def media(self, number: int, geometry: AudioGeometry | ImageGeometry) -> Tensor:
-        return self.read_media(self.folder / self.files[number], geometry)
+    def path(self, number: int) -> Path:
+        return self.folder / self.files[number]
 
 
 def _read_metadata(path: Path) -> dict[str, MetadataLine]:
@@ -197,10 +197,10 @@ class ArrayItems(Corpus):
 
     def media(self, number: int, geometry: AudioGeometry | ImageGeometry) -> Tensor:
         if geometry.kind != "picture":
-            raise ValueError(f"{self.path}: holds pictures, the tokenizer wants {geometry.kind}")
+            raise ValueError(f"{self.path}: holds images, the tokenizer encodes {geometry.kind}")
         wanted = [geometry.height, geometry.width, geometry.channels]
         if list(self.images.shape[1:]) != wanted:
-            raise ValueError(f"{self.path}: pictures are {list(self.images.shape[1:])}, the tokenizer wants {wanted}")
+            raise ValueError(f"{self.path}: images are {list(self.images.shape[1:])}, the tokenizer encodes {wanted}")
         return bytes_to_image(self.images[number])
 
 

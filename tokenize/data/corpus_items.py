@@ -77,16 +77,20 @@ class FilesConfig(Protocol):
 
 
 class FileItems(Corpus):
-    """Base class of corpora whose items are files in a folder."""
+    """Base class of corpora whose items are files in a folder; subclasses define `path`."""
 
     def __init__(self, folder: Path, config: FilesConfig):
         super().__init__()
         self.folder, self.files_config = folder, config
         self.root = os.path.realpath(folder)
 
-    def read_media(self, path: Path, geometry: AudioGeometry | ImageGeometry) -> Tensor:
+    def path(self, number: int) -> Path:
+        """Media file of an item."""
+        raise NotImplementedError
+
+    def media(self, number: int, geometry: AudioGeometry | ImageGeometry) -> Tensor:
         """See Corpus.media."""
-        config = self.files_config
+        path, config = self.path(number), self.files_config
         self.check_link(path)
         try:
             if geometry.kind == "audio":
@@ -218,11 +222,11 @@ def find_media(folder: Path, follow_links: bool = False, notes: Notes | None = N
     found = walk(folder, follow_links)
     media = [name for name in found.files if Path(name).suffix.lower() in MEDIA_EXTENSIONS]
     if notes is not None:
-        _tell_of_others(found, media, notes)
+        _note_others(found, media, notes)
     return media
 
 
-def _tell_of_others(found: Walk, media: Sequence[str], notes: Notes) -> None:
+def _note_others(found: Walk, media: Sequence[str], notes: Notes) -> None:
     described = {os.path.splitext(name)[0] for name in media}
     kinds: Counter[str] = Counter()
     for name in set(found.files).difference(media):

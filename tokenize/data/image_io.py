@@ -60,13 +60,22 @@ def read_image(
     """
     path = Path(path)
     if channels not in IMAGE_MODES:
-        raise ValueError(f"pictures have 1, 3 or 4 channels, not {channels}")
+        raise ValueError(f"images have 1, 3 or 4 channels, not {channels}")
+    image, several = _decode(path, IMAGE_MODES[channels], limits)
+    image = _resize(path, image, height, width, fit)
+    if several and notes is not None:
+        notes.add("of several images (animations, pages): the first is read", path)
+    return bytes_to_image(torch.from_numpy(np.array(image)).reshape(height, width, channels))
+
+
+def _decode(path: Path, mode: str, limits: MediaLimits) -> tuple[Image.Image, bool]:
+    """Decode an image in a Pillow mode, upright, and whether the file has further images."""
     # libtiff writes to stderr.
     quiet = silenced() if IMAGE_FORMATS.get(path.suffix.lower()) == "TIFF" else nullcontext()
     with open_media(path, "picture") as file, warnings.catch_warnings(), quiet:
         warnings.simplefilter("ignore")  # Pillow warns about bombs and broken metadata; our limit is checked below
         _check_scans(path, file)
-        with _open_picture(path, file) as image:
+        with _open_image(path, file) as image:
             if image.width * image.height > limits.max_pixels:
                 size = f"{image.width} x {image.height} pixels"
                 raise MediaError(f"{path}: {size}, the limit is {limits.max_pixels} in all; make it smaller")
@@ -74,26 +83,26 @@ def read_image(
                 several = getattr(image, "is_animated", False) and image.format not in SECOND_IMAGES
                 image.seek(0)
                 image.load()
-                image = _upright(image)
-                image = _to_mode(image, IMAGE_MODES[channels])
+                return _to_mode(_upright(image), mode), several
             except Exception as error:  # decoders raise all kinds of errors
                 raise MediaError(f"{path}: damaged or cut short ({reason(error)})") from None
+
+
+def _resize(path: Path, image: Image.Image, height: int, width: int, fit: Fit) -> Image.Image:
+    """The image at the given size, see `read_image`."""
     if image.size != (width, height):
         image = _without_scale(image, height, width)
-    if image.size != (width, height):
-        if fit == "exact":
-            size = f"{image.width} x {image.height} pixels, needed are {width} x {height}"
-            raise MediaError(f"{path}: {size}; scale it, or set fit to crop or stretch")
-        if fit == "crop":
-            image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-        else:
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-    if several and notes is not None:
-        notes.add("of several pictures (animations, pages): the first is read", path)
-    return bytes_to_image(torch.from_numpy(np.array(image)).reshape(height, width, channels))
+    if image.size == (width, height):
+        return image
+    if fit == "exact":
+        size = f"{image.width} x {image.height} pixels, needed are {width} x {height}"
+        raise MediaError(f"{path}: {size}; scale it, or set fit to crop or stretch")
+    if fit == "crop":
+        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _open_picture(path: Path, file: BinaryIO) -> Image.Image:
+def _open_image(path: Path, file: BinaryIO) -> Image.Image:
     """Open an image and read only its header."""
     decoder = IMAGE_FORMATS[path.suffix.lower()]
     try:
@@ -160,7 +169,7 @@ def bytes_to_image(pixels: Tensor) -> Tensor:
     return (pixels.permute(2, 0, 1).float() / 127.5 - 1).contiguous()
 
 
-def write_image(path: str | Path, picture: Tensor, scale: int = 1) -> None:
+def write_image(path: str | Path, image: Tensor, scale: int = 1) -> None:
     """Write an image [C, height, width], clipped to [-1, 1], atomically; the suffix sets the format
     (IMAGE_FORMATS_WRITTEN).
 
@@ -172,20 +181,18 @@ def write_image(path: str | Path, picture: Tensor, scale: int = 1) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in IMAGE_FORMATS_WRITTEN:
-        raise ValueError(f"{path}: pictures are written as {', '.join(IMAGE_FORMATS_WRITTEN)}, not '{path.suffix}'")
-    if picture.dim() != 3 or picture.shape[0] not in IMAGE_MODES or not bool(torch.isfinite(picture).all()):
-        raise ValueError(
-            f"{path}: needs finite values [C, height, width] with C 1, 3 or 4, found {list(picture.shape)}"
-        )
+        raise ValueError(f"{path}: images are written as {', '.join(IMAGE_FORMATS_WRITTEN)}, not '{path.suffix}'")
+    if image.dim() != 3 or image.shape[0] not in IMAGE_MODES or not bool(torch.isfinite(image).all()):
+        raise ValueError(f"{path}: needs finite values [C, height, width] with C 1, 3 or 4, found {list(image.shape)}")
     kind, options = IMAGE_FORMATS_WRITTEN[suffix]
-    if kind == "JPEG" and picture.shape[0] == 4:
-        raise ValueError(f"{path}: JPEG holds no opacity; write .png or .webp")
-    check_scale(scale, picture.shape[1], picture.shape[2], str(path))
-    pixels = ((picture.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    if kind == "JPEG" and image.shape[0] == 4:
+        raise ValueError(f"{path}: JPEG has no alpha channel; write .png or .webp")
+    check_scale(scale, image.shape[1], image.shape[2], str(path))
+    pixels = ((image.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
     pixels = pixels.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-    image = Image.fromarray(pixels.squeeze(2).numpy() if pixels.shape[2] == 1 else pixels.contiguous().numpy())
+    encoded = Image.fromarray(pixels.squeeze(2).numpy() if pixels.shape[2] == 1 else pixels.contiguous().numpy())
     content = io.BytesIO()
-    image.save(content, format=kind, **options)
+    encoded.save(content, format=kind, **options)
     write_atomic(path, content.getvalue(), durable=False)
 
 

@@ -11,8 +11,6 @@ An unusable line is an unusable item: it is skipped and reported, "metadata.csv:
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,31 +22,23 @@ from torch import Tensor
 from ...configs.schema import Config, ConfigError
 from ..spec import AudioGeometry, ImageGeometry
 from .corpus_items import MAX_TEXT_BYTES, FileItems, Item, find_media, spell, unique_ids
-from .media import DEFAULT_LIMITS, MEDIA_EXTENSIONS, Fit, MediaError, MediaLimits, open_regular
+from .manifest_table import MEDIA_COLUMNS, check_table_name, table_rows
+from .media import DEFAULT_LIMITS, MEDIA_EXTENSIONS, Fit, MediaError, MediaLimits
 
-MEDIA_COLUMNS = (
-    *("file_name", "audio", "image", "audio_filepath", "audio_path", "image_path", "audio_file", "image_file"),
-    *("file", "path", "filename", "wav", "id"),
-)
 TEXT_COLUMNS = (
     *("normalised", "normalized", "normalized_text", "text", "caption", "transcript", "transcription", "sentence"),
 )
 LABEL_COLUMNS = ("label", "class", "speaker", "speaker_id", "speaker_name", "client_id")
 SPLIT_COLUMNS = ("split", "subset")
-LJSPEECH_COLUMNS = ("id", "text", "normalised")
 SPLITS = {
     **{name: "train" for name in ("train", "training")},
     **{name: "test" for name in ("test", "testing")},
     **{name: "validation" for name in ("validation", "valid", "val", "dev", "eval")},
 }
 """Usual split names -> our names."""
-DELIMITERS = (",", "\t", "|", ";")
 FILE_FOLDERS = ("", "wavs", "clips")
 """Folders, relative to the table, in which its files are looked up."""
-TABLES = (".csv", ".tsv", ".txt", ".jsonl")
 NAMES_IN_FOLDERS = tuple(f"metadata{extension}" for extension in (".jsonl", ".csv", ".tsv"))
-MAX_LINE_BYTES = 1 << 20
-MAX_LINES = 10_000_000
 
 
 class ManifestCorpus(Config):
@@ -123,12 +113,15 @@ class ManifestItems(FileItems):
             raise MediaError(f"{self.folder / line.where}: {line.wrong}")
         return Item(self.names[number], line.label, line.text)
 
+    def path(self, number: int) -> Path:
+        return self.folder / self.lines[number].file
+
     def media(self, number: int, geometry: AudioGeometry | ImageGeometry) -> Tensor:
         line = self.lines[number]
         if line.wrong:
             raise MediaError(f"{self.folder / line.where}: {line.wrong}")
         try:
-            return self.read_media(self.folder / line.file, geometry)
+            return super().media(number, geometry)
         except MediaError as error:
             raise MediaError(f"{self.folder / line.where}: {error}" if line.where else str(error)) from None
 
@@ -156,11 +149,9 @@ class ManifestItems(FileItems):
         Raises:
             ConfigError: it has no column of file names, or lacks a requested column.
         """
-        if path.suffix.lower() not in TABLES:
-            raise ConfigError(f"{path}: a manifest is one of {' '.join(TABLES)}, or a folder")
+        check_table_name(path)
         self.check_link(path)
-        jsonl = path.suffix.lower() == ".jsonl"
-        for number, row in _json_rows(path) if jsonl else _csv_rows(path, self.config.media):
+        for number, row in table_rows(path, self.config.media):
             where = f"{os.path.relpath(path, self.folder).replace(os.sep, '/')}:{number}"
             if isinstance(row, str):
                 yield Line(where, "", split=split, wrong=row)
@@ -187,9 +178,9 @@ class ManifestItems(FileItems):
         label = row.get(_column(row, LABEL_COLUMNS, config.label, "label") or "")
         if isinstance(label, bool) or not isinstance(label, str | int | None):
             raise ValueError("its label is neither a string nor a whole number")
-        told = row.get(_column(row, SPLIT_COLUMNS, None, "split") or "")
-        if isinstance(told, str) and told.strip():
-            split = SPLITS.get(told.strip().lower(), told.strip())
+        named_split = row.get(_column(row, SPLIT_COLUMNS, None, "split") or "")
+        if isinstance(named_split, str) and named_split.strip():
+            split = SPLITS.get(named_split.strip().lower(), named_split.strip())
         text, label = (text or "").strip() or None, "" if label is None else str(label).strip()
         for value in (named, text or "", label, split or ""):
             _check_text(value)
@@ -250,100 +241,6 @@ def _check_text(value: str) -> None:
         raise ValueError("is not UTF-8 text") from None
     if size > MAX_TEXT_BYTES:
         raise ValueError(f"holds more than {MAX_TEXT_BYTES} bytes of text")
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Lines of a JSONL file: line number, and the fields or an error message."""
-    with open_regular(path) as file:
-        for number, line in enumerate(_lines(file, path), start=1):
-            if len(line) > MAX_LINE_BYTES:
-                yield number, f"a line of more than {MAX_LINE_BYTES} bytes"
-                continue
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = json.loads(text) if text.strip() else None
-            except (ValueError, RecursionError) as error:
-                yield number, f"not JSON ({' '.join(str(error).split())[:100]})"
-                continue
-            if isinstance(row, dict):
-                yield number, row
-            elif text.strip():
-                yield number, "not a JSON object"
-
-
-def _lines(file: Any, path: Path) -> Iterator[bytes]:
-    """Lines without their line ends; longer lines are truncated to just above the limit."""
-    count = 0
-    while line := file.readline(MAX_LINE_BYTES + 2):
-        count += 1
-        if count > MAX_LINES:
-            raise ConfigError(f"{path}: more than {MAX_LINES} lines")
-        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-            while (more := file.readline(MAX_LINE_BYTES)) and not more.endswith(b"\n"):
-                pass
-        yield line.rstrip(b"\r\n") if len(line) <= MAX_LINE_BYTES + 1 else line
-
-
-def _csv_rows(path: Path, media: str | None) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Lines of a table: line number, and the fields or an error message.
-
-    Raises:
-        ConfigError: the first line is neither a header with a column of file names nor a line in LJSpeech format.
-    """
-    with open_regular(path) as file:
-        texts = (line.decode("utf-8", "surrogateescape") for line in _lines(file, path))
-        first = next(texts, "").removeprefix("\ufeff")
-        names, delimiter = _header(first, path, media)
-        quoted = delimiter != "|"
-        if names is None:
-            names, data = list(LJSPEECH_COLUMNS), _chain(first, texts)
-        else:
-            data = texts
-        start = 1 if names == list(LJSPEECH_COLUMNS) and data is not texts else 2
-        reader = csv.reader(
-            (text + "\n" for text in data),
-            delimiter=delimiter,
-            quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-        )
-        while True:
-            number = start + reader.line_num
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield number, f"not a line of a table ({error})"
-                continue
-            if not row:
-                continue
-            few = 2 if names == list(LJSPEECH_COLUMNS) else len(names)
-            if not few <= len(row) <= len(names):
-                yield number, f"has {len(row)} fields, {len(names)} are expected ({delimiter.join(names)})"
-                continue
-            yield number, {name: value for name, value in zip(names, row, strict=False)}
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _header(first: str, path: Path, media: str | None) -> tuple[list[str] | None, str]:
-    """Column names (None: LJSpeech format without a header) and the delimiter."""
-    wanted = {media} if media is not None else set(MEDIA_COLUMNS)
-    for delimiter in DELIMITERS:
-        names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
-        if media is None:
-            names = [name.lower() for name in names]
-        if wanted.intersection(names):
-            return names, delimiter
-    if "|" in first and media is None:
-        return None, "|"
-    expected = f"'{media}'" if media else f"one of {' '.join(MEDIA_COLUMNS)}"
-    raise ConfigError(
-        f"{path}:1: no column names the media files (expected {expected}; found {first[:200]}); write a header, or "
-        "name the column as corpus.media"
-    )
 
 
 def _without_doubles(lines: Sequence[Line]) -> list[Line]:

@@ -66,6 +66,7 @@ IMAGE_FORMATS = {
 }
 """Extension -> the only Pillow decoder that is tried."""
 AUDIO_EXTENSIONS = (*AUDIO_FORMATS, *(name for name in CONTAINER_FORMATS if name not in AUDIO_FORMATS))
+KIND_NAMES = {"audio": "an audio file", "picture": "an image"}
 MEDIA_EXTENSIONS = (*AUDIO_EXTENSIONS, *IMAGE_FORMATS)
 
 
@@ -94,13 +95,13 @@ class Notes:
     one line."""
 
     def __init__(self):
-        self.said: list[str] = []
+        self.added: list[str] = []
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
 
     def say(self, line: str) -> None:
         """Add a line."""
-        self.said.append(printable(line))
+        self.added.append(printable(line))
 
     def add(self, what: str, path: str | Path) -> None:
         """Count a file. what: continues "3 files", for example "with several channels: they are mixed down"."""
@@ -113,7 +114,7 @@ class Notes:
             f"{count} {'file' if count == 1 else 'files'} {what} ({self.first[what]}{', ...' if count > 1 else ''})"
             for what, count in self.counts.items()
         ]
-        return [*self.said, *counted]
+        return [*self.added, *counted]
 
 
 def print_notes(notes: Notes, show: bool = True) -> None:
@@ -139,7 +140,9 @@ def open_media(path: Path, kind: str) -> BinaryIO:
         MediaError: another kind, empty, or not a regular file. FileNotFoundError: no such file.
     """
     if media_kind(path) != kind:
-        raise MediaError(f"{path}: {kind} is needed here, '{path.suffix}' is {media_kind(path)}")
+        raise MediaError(
+            f"{path}: {KIND_NAMES[kind]} is needed here, '{path.suffix}' is {KIND_NAMES[media_kind(path)]}"
+        )
     file = open_regular(path)
     if os.fstat(file.fileno()).st_size == 0:
         file.close()
@@ -193,6 +196,6 @@ def silenced() -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """The error message of a decoder in one line, without the path."""
-    told = getattr(error, "strerror", None)  # PyAV's errors are OSErrors
-    text = one_line(told or error) or type(error).__name__
+    described = getattr(error, "strerror", None)  # PyAV's errors are OSErrors
+    text = one_line(described or error) or type(error).__name__
     return text.removeprefix("Error opening ").rsplit(": ", 1)[-1][:200]

@@ -2,68 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import FailFast, Field
 from torch import Tensor
 
-from ...configs.files import DamagedFile, check_sha256, read_header, read_safetensors, read_sealed_json, sha256_file
-from ...configs.json_limits import INDEX
-from ...configs.names import check_file_name
+from ...configs.files import DamagedFile
 from ...configs.recognize import describe_wrong, folder_kind
-from ...configs.schema import Config, check_config
 from ..spec import TokenSpec
+from .shard_file import CHANGES, OpenShard, Stamp
+from .shard_index import INDEX_FILE, Skipped, read_index
 
-INDEX_FILE = "index.json"
-BUILD_AGAIN = "run tessera shards again, which builds what is damaged or missing"
-CHANGES = f"changes while it is read; stop what writes it, then {BUILD_AGAIN}"
 OPEN_SHARDS = 64
 """Maximum number of shards that a reader keeps open."""
-TICK = 50_000_000
-"""Nanoseconds within which two writes can leave the same timestamps on a file."""
-Stamp = tuple[int, int, int, int, int]
-"""Device, inode, size, mtime and ctime of a file: any later write changes it."""
-
-
-class ShardFile(Config):
-    """A file in the index."""
-
-    file: str
-    sha256: str
-    items: int = Field(ge=1)
-
-
-class Skipped(Config):
-    """A corpus item that was skipped as unusable."""
-
-    id: str
-    reason: str
-
-
-class Index(Config):
-    """index.json."""
-
-    format: Literal["tessera-shards"] = "tessera-shards"
-    version: Literal[1] = 1
-    spec: TokenSpec
-    build: str
-    """SHA-256 of the build inputs: corpus, items and tokenizer."""
-    label_names: Annotated[list[str], FailFast()]
-    files: Annotated[list[ShardFile], FailFast()]
-    skipped: Annotated[list[Skipped], FailFast()]
-    ids: Annotated[list[str], FailFast()]
-    lengths: Annotated[list[int], FailFast()]
-    """Frames of each item."""
-    labels: Annotated[list[int], FailFast()]
-    """Index into label_names, -1 for none."""
-    texts: Annotated[list[str | None], FailFast()]
 
 
 @dataclass(frozen=True)
@@ -76,61 +31,6 @@ class ShardItem:
     """Index into Shards.label_names."""
     text: str | None
     id: str
-
-
-class OpenShard:
-    """An open shard; it returns only bytes that were verified.
-
-    Items are read by position, not through a memory map: truncation is then an error instead of SIGBUS.
-
-    Args:
-        path: the file.
-        sha256: its SHA-256 in the index, hex.
-        ends: [items + 1], boundaries of its items according to the index.
-        num_codebooks: K.
-        verified: the file's stamp at an earlier verification; if None or changed, the file is verified here.
-    Raises:
-        FileNotFoundError: no such file. DamagedFile, ValueError: not the file described by the index.
-    """
-
-    def __init__(self, path: Path, sha256: str, ends: np.ndarray, num_codebooks: int, verified: Stamp | None = None):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing, {INDEX_FILE} lists it; {BUILD_AGAIN}")
-        self.path, self.num_codebooks = path, num_codebooks
-        self.file = open(path, "rb", buffering=0)
-        self.verified: Stamp = self.stamp()
-        self.settled: bool = not 0 <= time.time_ns() - max(self.verified[3:]) < TICK
-        """Whether any later write is guaranteed to change the stamp."""
-        if self.verified != verified:
-            check_sha256(path, sha256_file(path), sha256, BUILD_AGAIN)
-        header = read_header(path)
-        shapes = {name: list(entry.shape) for name, entry in header.tensors.items()}
-        wanted = {"codes": [int(ends[-1]), num_codebooks], "offsets": [len(ends)]}
-        if shapes != wanted:
-            raise ValueError(
-                f"{path}: holds {sorted(shapes)} with codes {shapes.get('codes')}, the index asks for codes "
-                f"{wanted['codes']} and offsets of {len(ends) - 1} items; {BUILD_AGAIN}"
-            )
-        self.entry = header.tensors["codes"]
-        if self.verified != verified:
-            offsets = read_safetensors(path, wanted="offsets".__eq__)[0]["offsets"]
-            if offsets.tolist() != ends.tolist():
-                raise ValueError(f"{path}: its items have other lengths than in {INDEX_FILE}; {BUILD_AGAIN}")
-        if _stamp(os.stat(path)) != self.verified:
-            raise DamagedFile(f"{path}: {CHANGES}")
-
-    def stamp(self) -> Stamp:
-        """Stamp of the opened file, even if another file has replaced it."""
-        return _stamp(os.fstat(self.file.fileno()))
-
-    def rows(self, start: int, stop: int) -> Tensor | None:
-        """Codes [stop - start, K] in the stored dtype; None if the file has changed since it was verified."""
-        width = self.num_codebooks * self.entry.dtype.itemsize
-        wanted = (stop - start) * width
-        found = os.pread(self.file.fileno(), wanted, self.entry.start + start * width)
-        if len(found) != wanted or self.stamp() != self.verified:
-            return None
-        return torch.frombuffer(bytearray(found), dtype=self.entry.dtype).view(stop - start, self.num_codebooks)
 
 
 class Shards:
@@ -155,10 +55,7 @@ class Shards:
             unfinished = any(self.folder.glob("part-*.json")) if self.folder.is_dir() else False
             hint = "was not finished; run tessera shards again" if unfinished else "make it with: tessera shards CONFIG"
             raise FileNotFoundError(f"{self.folder}: no {INDEX_FILE} there; {hint}")
-        advice = "remove it and run tessera shards again, which encodes the corpus anew"
-        data = read_sealed_json(path, INDEX, advice)
-        self.index = check_config(data, Index, str(path))
-        self._check_index(path)
+        self.index = read_index(path)
         self.spec: TokenSpec = self.index.spec
         self.label_names: list[str] = self.index.label_names
         self.skipped: list[Skipped] = self.index.skipped
@@ -167,26 +64,8 @@ class Shards:
         self.labels: np.ndarray = np.array(self.index.labels, dtype=np.int64)
         """[n] indices into label_names, -1 for none."""
         self._first_items = np.cumsum([0, *(file.items for file in self.index.files)])
-        self._starts = np.cumsum([0, *self.lengths])
         self._verified: dict[int, Stamp] = {}
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
-
-    def _check_index(self, path: Path) -> None:
-        index, count = self.index, len(self.index.ids)
-        columns = {"lengths": index.lengths, "labels": index.labels, "texts": index.texts}
-        for name, column in columns.items():
-            if len(column) != count:
-                raise ValueError(
-                    f"{path}: {len(column)} {name} for {count} ids; the index is damaged, build the shards again"
-                )
-        if sum(file.items for file in index.files) != count or not count:
-            raise ValueError(
-                f"{path}: its files hold {sum(file.items for file in index.files)} items, it lists {count}"
-            )
-        if min(index.lengths) < 1 or not -1 <= min(index.labels) <= max(index.labels) < max(1, len(index.label_names)):
-            raise ValueError(f"{path}: a length below 1, or a label that is none of its {len(index.label_names)} names")
-        for file in index.files:
-            check_file_name(file.file, str(path))
 
     def __len__(self) -> int:
         return len(self.index.ids)
@@ -200,8 +79,7 @@ class Shards:
         if not 0 <= number < len(self):
             raise IndexError(f"item {number} of {len(self)}")
         shard = int(np.searchsorted(self._first_items, number, side="right")) - 1
-        start = int(self._starts[number] - self._starts[self._first_items[shard]])
-        codes = self._read(shard, start, start + int(self.lengths[number])).long().T.contiguous()
+        codes = self._read(shard, number - int(self._first_items[shard])).long().contiguous()
         sizes = torch.tensor(self.spec.cardinalities)[:, None]
         if bool((codes >= sizes).any()):
             raise ValueError(
@@ -211,12 +89,12 @@ class Shards:
         label = int(self.labels[number])
         return ShardItem(codes, None if label < 0 else label, self.index.texts[number], self.index.ids[number])
 
-    def _read(self, shard: int, start: int, stop: int) -> Tensor:
-        """Rows [stop - start, K] of a shard's codes, from verified bytes."""
+    def _read(self, shard: int, item: int) -> Tensor:
+        """Codes [K, T] of an item of a shard, from verified bytes."""
         for _ in range(3):
-            rows = self._open(shard).rows(start, stop)
-            if rows is not None:
-                return rows
+            codes = self._open(shard).item(item)
+            if codes is not None:
+                return codes
             del self._opened[shard]  # the file was touched; reopening it checks its hash
         raise DamagedFile(f"{self.path_of(shard)}: {CHANGES}")
 
@@ -247,14 +125,11 @@ class Shards:
         self._checked(shard)
 
     def _checked(self, shard: int, verified: Stamp | None = None) -> OpenShard:
-        first, last = int(self._first_items[shard]), int(self._first_items[shard + 1])
-        ends = self._starts[first : last + 1] - self._starts[first]
-        sha256 = self.index.files[shard].sha256
-        return OpenShard(self.path_of(shard), sha256, ends, self.spec.num_codebooks, verified)
+        lengths = self.lengths[self._first_items[shard] : self._first_items[shard + 1]]
+        index = self.index
+        return OpenShard(
+            self.path_of(shard), index.files[shard], lengths, self.spec.num_codebooks, index.version, verified
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": OrderedDict()}  # a worker process opens the files itself
-
-
-def _stamp(found: os.stat_result) -> Stamp:
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

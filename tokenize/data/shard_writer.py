@@ -1,6 +1,6 @@
 """Shard writer: encodes a corpus to shards of codes on disk.
 
-    out/00000.safetensors   codes [sum of T, K] in the smallest unsigned type, offsets [items + 1] int64
+    out/00000.safetensors   codes [K, T1 + T2 + ...] and the items' offsets (shard_file.py)
     out/00001.safetensors   ...
     out/index.json          TokenSpec, label names; SHA-256 per file; id, length, label, text per item; skipped items
 
@@ -14,54 +14,25 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
-import torch
-from pydantic import FailFast, Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
-from ...configs.files import read_sealed_json, sha256_file, write_safetensors, write_sealed_json
+from ...configs.files import read_safetensors, read_sealed_json, sha256_file, write_safetensors, write_sealed_json
 from ...configs.folder_lock import lock_folder
 from ...configs.json_limits import INDEX
 from ...configs.printable import say
-from ...configs.schema import Config, check_config
-from ..spec import AudioGeometry, TokenSpec
-from .codes_file import code_dtype
-from .corpus import Corpus, CorpusConfig, open_corpus
+from ...configs.schema import check_config
+from ..spec import TokenSpec
+from .corpus import Corpus, open_corpus
 from .media import MediaError, print_notes
-from .shard_reader import INDEX_FILE, Index, ShardFile, ShardItem, Shards, Skipped
-
-__all__ = ["ShardItem", "Shards", "ShardsConfig", "SplitConfig", "build_shards"]
-
-
-class SplitConfig(Config):
-    """A part of the corpus: the split that the corpus defines for an item (a manifest column), otherwise a hash of its
-    id, so that an item stays in its part when items are added."""
-
-    part: Literal["train", "test"]
-    test_share: float = Field(0.1, gt=0, lt=1)
-
-
-class ShardsConfig(Config):
-    """A complete `tessera shards` file."""
-
-    corpus: CorpusConfig
-    tokenizer: str
-    """Directory of the frozen tokenizer."""
-    out: str
-    """Output folder."""
-    items_per_shard: PositiveInt = 1000
-    split: SplitConfig | None = None
-    """Use only one part of the corpus; run once per part, each with its own `out`."""
-    window_seconds: PositiveFloat | None = None
-    """Split audio into items of this length, rounded to frames. The remainder and shorter files are dropped; the items
-    have no transcripts, which belong to whole files. null: one item per file."""
-    max_items: PositiveInt | None = None
-    """Use only the first items."""
+from .shard_file import write_shard
+from .shard_index import INDEX_FILE, LAYOUT, Index, PartIndex, Skipped
+from .shard_reader import Shards
+from .shards_config import ShardsConfig, choose_items, window_frames
 
 
 class Encoder(Protocol):
@@ -70,19 +41,6 @@ class Encoder(Protocol):
     spec: TokenSpec
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Any: ...
-
-
-class PartIndex(Config):
-    """Index of one shard; a separate file until the build is finished."""
-
-    build: str
-    file: ShardFile | None
-    """None if every item of the range was skipped."""
-    ids: Annotated[list[str], FailFast()]
-    lengths: Annotated[list[int], FailFast()]
-    labels: Annotated[list[str | None], FailFast()]
-    texts: Annotated[list[str | None], FailFast()]
-    skipped: Annotated[list[Skipped], FailFast()]
 
 
 def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progress: bool = True) -> Shards:
@@ -103,7 +61,7 @@ def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progres
 
         tokenizer = load_tokenizer(config.tokenizer)
     corpus = open_corpus(config.corpus)
-    numbers = _choose_items(corpus, config)
+    numbers = choose_items(corpus, config)
     with lock_folder(config.out, "tessera shards"):
         return _build(config, tokenizer, corpus, numbers, progress)
 
@@ -111,7 +69,7 @@ def build_shards(config: ShardsConfig, tokenizer: Encoder | None = None, progres
 def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Sequence[int], progress: bool) -> Shards:
     """`build_shards` in a locked folder."""
     out = Path(config.out)
-    window = _window_frames(config, tokenizer.spec)
+    window = window_frames(config, tokenizer.spec)
     build = _build_id(config, tokenizer.spec, window, [corpus.ids()[number] for number in numbers])
     ranges = [
         numbers[first : first + config.items_per_shard] for first in range(0, len(numbers), config.items_per_shard)
@@ -146,41 +104,6 @@ def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Se
     write_sealed_json(out / INDEX_FILE, index.model_dump(mode="json"))
     _remove_parts(out)
     return Shards(out)
-
-
-def _choose_items(corpus: Corpus, config: ShardsConfig) -> list[int]:
-    """Indices of the corpus items to encode, in corpus order."""
-    numbers = list(range(len(corpus)))
-    if config.split is not None:
-        ids, given = corpus.ids(), corpus.splits()
-        by_id = ["test" if _place(name) < config.split.test_share else "train" for name in ids]
-        # A corpus with only a validation split uses it as what is called test here.
-        called = {"validation": "test"} if given is not None and "test" not in given else {}
-        parts = by_id if given is None else [called.get(a, a) if a else b for a, b in zip(given, by_id, strict=True)]
-        numbers = [number for number in numbers if parts[number] == config.split.part]
-        unused = Counter(part for part in parts if part not in ("train", "test"))
-        if unused:
-            named = ", ".join(f"{name} {count}" for name, count in sorted(unused.items()))
-            corpus.notes.say(f"{sum(unused.values())} items are of splits that are neither train nor test: {named}")
-        if not numbers:
-            raise ValueError(
-                f"split: no item of {config.corpus.path} falls into '{config.split.part}'; change split.test_share"
-            )
-    return numbers[: config.max_items]
-
-
-def _place(item_id: str) -> float:
-    """A pseudo-random number in [0, 1) that is a pure function of the id."""
-    return int.from_bytes(hashlib.sha256(item_id.encode()).digest()[:6], "big") / 2**48
-
-
-def _window_frames(config: ShardsConfig, spec: TokenSpec) -> int | None:
-    """Frames per window when splitting audio; None: no splitting."""
-    if config.window_seconds is None:
-        return None
-    if not isinstance(spec.geometry, AudioGeometry):
-        raise ValueError(f"window_seconds: tokenizer '{spec.name}' is for pictures, which have no seconds; remove it")
-    return max(1, round(config.window_seconds * spec.geometry.frame_rate))
 
 
 def _build_id(config: ShardsConfig, spec: TokenSpec, window: int | None, ids: Sequence[str]) -> str:
@@ -227,6 +150,7 @@ def _reopen(shards: Shards, damaged: set[str], ranges: Sequence[Sequence[int]], 
         if file is None or file.file not in damaged:
             known = {ids[number] for number in members}
             part = PartIndex(
+                version=index.version,
                 build=index.build,
                 file=file,
                 ids=index.ids[first:last],
@@ -264,7 +188,19 @@ def _read_part(out: Path, shard: int, build: str) -> PartIndex | None:
     shard_file = out / _shard_name(shard)
     if part.file.file != shard_file.name or not shard_file.is_file() or sha256_file(shard_file) != part.file.sha256:
         return None  # missing or damaged: encode it again
-    return part
+    return part if part.version == LAYOUT else _convert_part(out, shard, part)
+
+
+def _convert_part(out: Path, shard: int, part: PartIndex) -> PartIndex:
+    """Rewrite a shard of an earlier version in the current layout."""
+    assert part.file is not None
+    path = out / part.file.file
+    tensors, metadata = read_safetensors(path)
+    write_safetensors(path, {**tensors, "codes": tensors["codes"].T.contiguous()}, metadata)
+    file = part.file.model_copy(update={"sha256": sha256_file(path)})
+    converted = part.model_copy(update={"version": LAYOUT, "file": file})
+    write_sealed_json(_part_file(out, shard), converted.model_dump(mode="json"))
+    return converted
 
 
 def _write_part(
@@ -285,26 +221,20 @@ def _write_part(
         try:
             item = corpus.item(number)
             found = tokenizer.encode(corpus.media(number, spec.geometry)[None]).codes[0].cpu()
-            pieces = {item.id: found} if window is None else _cut(item.id, found, window)
+            parts = {item.id: found} if window is None else _cut(item.id, found, window)
         except MediaError as error:
             skipped.append(Skipped(id=corpus.ids()[number], reason=str(error)))
         else:
-            codes += pieces.values()
-            ids += pieces
-            labels += [item.label] * len(pieces)
-            texts += [item.text if window is None else None] * len(pieces)
+            codes += parts.values()
+            ids += parts
+            labels += [item.label] * len(parts)
+            texts += [item.text if window is None else None] * len(parts)
         bar.update(1)
         bar.set_postfix(skipped=len(skipped), refresh=False) if skipped else None
-    file = None
-    if codes:
-        name = _shard_name(shard)
-        lengths = torch.tensor([0, *(item.shape[1] for item in codes)])
-        tensors = {"codes": torch.cat(codes, dim=1).T.contiguous().to(code_dtype(spec)), "offsets": lengths.cumsum(0)}
-        write_safetensors(out / name, tensors, {"format": "tessera-shard", "spec": spec.model_dump_json()})
-        file = ShardFile(file=name, sha256=sha256_file(out / name), items=len(codes))
     part = PartIndex(
+        version=LAYOUT,
         build=build,
-        file=file,
+        file=write_shard(out / _shard_name(shard), spec, codes) if codes else None,
         ids=ids,
         lengths=[item.shape[1] for item in codes],
         labels=labels,

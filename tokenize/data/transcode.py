@@ -92,8 +92,7 @@ def decode_to_files(
         the files written, in item order.
     """
     geometry = tokenizer.spec.geometry
-    sound = isinstance(geometry, AudioGeometry)
-    ending = extension if sound else ".png"
+    ending = extension if isinstance(geometry, AudioGeometry) else ".png"
     paths = [Path(out) / f"{stem}{ending}" for stem in output_stems(item.name for item in items)]
     bar = tqdm(total=len(items), desc="decoding", unit="file", file=sys.stderr, disable=None if progress else True)
     with bar:

@@ -19,20 +19,20 @@ class ConvolutionalConfig(Config):
 
     kind: Literal["convolutional"] = "convolutional"
 
-    def grid(self, picture: ImageShape) -> tuple[int, int]:
+    def grid(self, shape: ImageShape) -> tuple[int, int]:
         """Rows and columns of the codes; ValueError if the image size is not divisible accordingly."""
-        return halved_grid(picture)
+        return halved_grid(shape)
 
 
-def halved_grid(picture: ImageShape) -> tuple[int, int]:
+def halved_grid(shape: ImageShape) -> tuple[int, int]:
     """Rows and columns after the tokenizer's `downsamplings`; ValueError if the image size is not divisible."""
-    scale = 2**picture.downsamplings
-    if picture.height % scale or picture.width % scale:
+    scale = 2**shape.downsamplings
+    if shape.height % scale or shape.width % scale:
         raise ValueError(
-            f"a picture of {picture.height} x {picture.width} cannot be halved {picture.downsamplings} times; use "
+            f"an image of {shape.height} x {shape.width} cannot be halved {shape.downsamplings} times; use "
             f"fewer downsamplings"
         )
-    return picture.height // scale, picture.width // scale
+    return shape.height // scale, shape.width // scale
 
 
 class ResidualBlock(nn.Module):
@@ -54,15 +54,15 @@ class ResidualBlock(nn.Module):
 class ConvolutionalEncoder(nn.Sequential):
     """Convolutional encoder: images to latents."""
 
-    def __init__(self, config: ConvolutionalConfig, picture: ImageShape):
-        widths = widths_of(picture)
-        down: list[nn.Module] = [nn.Conv2d(picture.channels, widths[0], 3, padding=1)]
-        for level in range(picture.downsamplings):
-            down += [ResidualBlock(widths[level]) for _ in range(picture.blocks)]
+    def __init__(self, config: ConvolutionalConfig, shape: ImageShape):
+        widths = widths_of(shape)
+        down: list[nn.Module] = [nn.Conv2d(shape.channels, widths[0], 3, padding=1)]
+        for level in range(shape.downsamplings):
+            down += [ResidualBlock(widths[level]) for _ in range(shape.blocks)]
             down.append(nn.Conv2d(widths[level], widths[level + 1], 4, stride=2, padding=1))
-        down += [ResidualBlock(widths[-1]) for _ in range(picture.blocks)]
+        down += [ResidualBlock(widths[-1]) for _ in range(shape.blocks)]
         super().__init__(
-            *down, nn.GroupNorm(min(8, widths[-1]), widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], picture.latent_dim, 1)
+            *down, nn.GroupNorm(min(8, widths[-1]), widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], shape.latent_dim, 1)
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -73,22 +73,22 @@ class ConvolutionalEncoder(nn.Sequential):
 class ConvolutionalDecoder(nn.Sequential):
     """Convolutional decoder: latents to images."""
 
-    def __init__(self, config: ConvolutionalConfig, picture: ImageShape):
-        self.grid = config.grid(picture)
-        widths = widths_of(picture)
-        up: list[nn.Module] = [nn.Conv2d(picture.latent_dim, widths[-1], 3, padding=1)]
-        up += [ResidualBlock(widths[-1]) for _ in range(picture.blocks)]
-        for level in reversed(range(picture.downsamplings)):
+    def __init__(self, config: ConvolutionalConfig, shape: ImageShape):
+        self.grid = config.grid(shape)
+        widths = widths_of(shape)
+        up: list[nn.Module] = [nn.Conv2d(shape.latent_dim, widths[-1], 3, padding=1)]
+        up += [ResidualBlock(widths[-1]) for _ in range(shape.blocks)]
+        for level in reversed(range(shape.downsamplings)):
             up += [
                 nn.Upsample(scale_factor=2, mode="nearest"),
                 nn.Conv2d(widths[level + 1], widths[level], 3, padding=1),
             ]
-            up += [ResidualBlock(widths[level]) for _ in range(picture.blocks)]
+            up += [ResidualBlock(widths[level]) for _ in range(shape.blocks)]
         super().__init__(
             *up,
             nn.GroupNorm(min(8, widths[0]), widths[0]),
             nn.SiLU(),
-            nn.Conv2d(widths[0], picture.channels, 3, padding=1),
+            nn.Conv2d(widths[0], shape.channels, 3, padding=1),
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -96,6 +96,6 @@ class ConvolutionalDecoder(nn.Sequential):
         return super().forward(input.transpose(1, 2).unflatten(2, self.grid).contiguous()).float().tanh()
 
 
-def widths_of(picture: ImageShape) -> list[int]:
+def widths_of(shape: ImageShape) -> list[int]:
     """Channels at each resolution, full resolution first."""
-    return [picture.features * (2 if level else 1) for level in range(picture.downsamplings + 1)]
+    return [shape.features * (2 if level else 1) for level in range(shape.downsamplings + 1)]

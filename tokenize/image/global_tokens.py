@@ -34,38 +34,38 @@ class TransposedConfig(Config):
     part: Annotated[ConvolutionalConfig | VQGANConfig, Field(discriminator="kind")] = ConvolutionalConfig()
     """Inner network, from images to a grid of channels or back."""
 
-    def grid(self, picture: ImageShape) -> tuple[int, int]:
+    def grid(self, shape: ImageShape) -> tuple[int, int]:
         """One row of tokens; ValueError if the inner network does not fit the tokenizer."""
-        self.part.grid(picture)
+        self.part.grid(shape)
         return 1, self.tokens
 
-    def inner(self, picture: ImageShape) -> tuple[ImageShape, int]:
+    def inner(self, shape: ImageShape) -> tuple[ImageShape, int]:
         """Sizes of the tokenizer for the inner network, and the number of positions of its grid."""
-        rows, columns = self.part.grid(picture)
-        return picture.model_copy(update={"latent_dim": self.tokens}), rows * columns
+        rows, columns = self.part.grid(shape)
+        return shape.model_copy(update={"latent_dim": self.tokens}), rows * columns
 
 
 class TransposedEncoder(nn.Module):
     """Encoder with global tokens: images to latents."""
 
-    def __init__(self, config: TransposedConfig, picture: ImageShape):
+    def __init__(self, config: TransposedConfig, shape: ImageShape):
         super().__init__()
-        inner, places = config.inner(picture)
+        inner, places = config.inner(shape)
         self.part = INNER[config.part.kind][0](config.part, inner)  # pyright: ignore[reportArgumentType]
-        self.turn = nn.Linear(places, picture.latent_dim)
+        self.turn = nn.Linear(places, shape.latent_dim)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, height, width] in [-1, 1] -> latents [B, tokens, latent_dim]."""
-        return self.turn(self.part(pictures).transpose(1, 2))
+        return self.turn(self.part(images).transpose(1, 2))
 
 
 class TransposedDecoder(nn.Module):
     """Decoder with global tokens: latents to images."""
 
-    def __init__(self, config: TransposedConfig, picture: ImageShape):
+    def __init__(self, config: TransposedConfig, shape: ImageShape):
         super().__init__()
-        inner, places = config.inner(picture)
-        self.turn = nn.Linear(picture.latent_dim, places)
+        inner, places = config.inner(shape)
+        self.turn = nn.Linear(shape.latent_dim, places)
         self.part = INNER[config.part.kind][1](config.part, inner)  # pyright: ignore[reportArgumentType]
 
     def forward(self, latents: Tensor) -> Tensor:

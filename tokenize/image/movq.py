@@ -24,9 +24,9 @@ class ConditionedConfig(Config):
 
     kind: Literal["conditioned"] = "conditioned"
 
-    def grid(self, picture: ImageShape) -> tuple[int, int]:
+    def grid(self, shape: ImageShape) -> tuple[int, int]:
         """Rows and columns of the codes; ValueError if the image size is not divisible accordingly."""
-        return halved_grid(picture)
+        return halved_grid(shape)
 
 
 class SpatialNorm(nn.Module):
@@ -63,27 +63,27 @@ class ConditionedBlock(nn.Module):
 class ConditionedEncoder(ConvolutionalEncoder):
     """Encoder identical to `convolutional`: images to latents."""
 
-    def __init__(self, config: ConditionedConfig, picture: ImageShape):
-        super().__init__(ConvolutionalConfig(), picture)
+    def __init__(self, config: ConditionedConfig, shape: ImageShape):
+        super().__init__(ConvolutionalConfig(), shape)
 
 
 class ConditionedDecoder(nn.Module):
     """Decoder with spatially modulated norms: latents to images."""
 
-    def __init__(self, config: ConditionedConfig, picture: ImageShape):
+    def __init__(self, config: ConditionedConfig, shape: ImageShape):
         super().__init__()
-        self.grid = config.grid(picture)
-        widths = widths_of(picture)
-        self.enter = nn.Conv2d(picture.latent_dim, widths[-1], 3, padding=1)
+        self.grid = config.grid(shape)
+        widths = widths_of(shape)
+        self.enter = nn.Conv2d(shape.latent_dim, widths[-1], 3, padding=1)
         self.blocks = nn.ModuleList(
-            nn.ModuleList(ConditionedBlock(width, picture.latent_dim) for _ in range(picture.blocks))
+            nn.ModuleList(ConditionedBlock(width, shape.latent_dim) for _ in range(shape.blocks))
             for width in reversed(widths)
         )
         self.grow = nn.ModuleList(
             nn.Conv2d(widths[level + 1], widths[level], 3, padding=1) for level in reversed(range(len(widths) - 1))
         )
-        self.leave_norm = SpatialNorm(widths[0], picture.latent_dim)
-        self.leave = nn.Conv2d(widths[0], picture.channels, 3, padding=1)
+        self.leave_norm = SpatialNorm(widths[0], shape.latent_dim)
+        self.leave = nn.Conv2d(widths[0], shape.channels, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents [B, T, latent_dim] -> images [B, C, height, width] in [-1, 1], float32."""

@@ -1,13 +1,13 @@
 """Network of the image tokenizer: an encoder, a quantizer and a decoder, each selected by `kind`.
 
 To add a kind, write one file with a config, an encoder and a decoder, add one line to the union and to each table here,
-and one entry to the list in tests/tokenize/test_picture_networks.py. Any encoder can be combined with any decoder that
+and one entry to the list in tests/tokenize/test_image_networks.py. Any encoder can be combined with any decoder that
 has the same number of frames. Between them are latents [B, T, latent_dim]: the cells of a grid in raster order, or
 tokens without positions, which count as one row.
 
-    encoder   config, picture -> (images [B, C, height, width]) -> latents [B, T, latent_dim]
-    decoder   config, picture -> (latents [B, T, latent_dim]) -> images [B, C, height, width], float32, about -1..1
-    config    .grid(picture) -> (rows, columns), or ValueError if the network does not fit the tokenizer's size
+    encoder   config, shape -> (images [B, C, height, width]) -> latents [B, T, latent_dim]
+    decoder   config, shape -> (latents [B, T, latent_dim]) -> images [B, C, height, width], float32, about -1..1
+    config    .grid(shape) -> (rows, columns), or ValueError if the network does not fit the tokenizer's size
 """
 
 from __future__ import annotations
@@ -93,25 +93,25 @@ class ImageTokenizerConfig(GrowingConfig):
 
 
 class ImageNet(nn.Module):
-    """Trainable image tokenizer; `tokenize/tokenizer.py` freezes it."""
+    """Trainable image tokenizer; `tokenizer.py` freezes it."""
 
-    def __init__(self, config: ImageTokenizerConfig):
+    def __init__(self, config: ImageTokenizerConfig, read_files: bool = True):
         super().__init__()
         self.config = config
         self.geometry = config.geometry
         self.encoder = IMAGE_ENCODERS[config.encoder.kind](config.encoder, config)
-        self.quantizer = make_quantizer(config.quantizer, config.latent_dim)
+        self.quantizer = make_quantizer(config.quantizer, config.latent_dim, read_files=read_files)
         self.decoder = IMAGE_DECODERS[config.decoder.kind](config.decoder, config)
 
-    def encode_pictures(self, pictures: Tensor) -> Tensor:
+    def encode_images(self, images: Tensor) -> Tensor:
         """Images [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
-        return self.encoder(pictures)
+        return self.encoder(images)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents [B, T, latent_dim] -> images [B, C, height, width] float32; frozen tokenizers clamp to [-1, 1]."""
         return self.decoder(latents)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Quantized]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruct a batch [B, C, height, width] in training; also returns the quantizer result, codes [B, T, K]."""
-        quantized = self.quantizer(self.encode_pictures(pictures).float())
+        quantized = self.quantizer(self.encode_images(images).float())
         return self.decode_latents(quantized.values), quantized

@@ -39,9 +39,9 @@ class MergedConfig(Config):
     expansion: PositiveInt = 4
     """Width of the MLP, in units of `width`."""
 
-    def grid(self, picture: ImageShape) -> tuple[int, int]:
+    def grid(self, shape: ImageShape) -> tuple[int, int]:
         """One row of tokens; ValueError if the network does not fit the tokenizer."""
-        rows, columns = patch_grid(self, picture)
+        rows, columns = patch_grid(self, shape)
         if rows * columns < self.tokens:
             raise ValueError(f"{rows * columns} patches cannot be merged to {self.tokens} tokens; use smaller patches")
         if self.merges(rows * columns)[-1] != self.tokens:
@@ -63,22 +63,22 @@ class MergedConfig(Config):
 class MergedEncoder(nn.Module):
     """Encoder with token merging: images to latents."""
 
-    def __init__(self, config: MergedConfig, picture: ImageShape):
+    def __init__(self, config: MergedConfig, shape: ImageShape):
         super().__init__()
-        config.grid(picture)
-        rows, columns = patch_grid(config, picture)
+        config.grid(shape)
+        rows, columns = patch_grid(config, shape)
         self.counts = config.merges(rows * columns)
-        self.enter = nn.Conv2d(picture.channels, config.width, config.patch, config.patch)
+        self.enter = nn.Conv2d(shape.channels, config.width, config.patch, config.patch)
         self.places = nn.Parameter(0.02 * torch.randn(rows * columns, config.width))
         self.blocks = nn.ModuleList(
             AttentionBlock(config.width, config.heads, config.expansion * config.width) for _ in range(config.layers)
         )
         self.leave_norm = nn.LayerNorm(config.width)
-        self.leave = nn.Linear(config.width, picture.latent_dim)
+        self.leave = nn.Linear(config.width, shape.latent_dim)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, height, width] in [-1, 1] -> latents [B, tokens, latent_dim]."""
-        x = self.enter(pictures).flatten(2).transpose(1, 2) + self.places
+        x = self.enter(images).flatten(2).transpose(1, 2) + self.places
         sizes = torch.ones_like(x[..., :1])
         for block, count in zip(self.blocks, self.counts, strict=True):
             x, _ = block(x)
@@ -117,10 +117,10 @@ def _over(index: Tensor, x: Tensor) -> Tensor:
 class MergedDecoder(nn.Module):
     """Cross-attention decoder: latents to images."""
 
-    def __init__(self, config: MergedConfig, picture: ImageShape):
+    def __init__(self, config: MergedConfig, shape: ImageShape):
         super().__init__()
-        self.patch, self.patches = config.patch, patch_grid(config, picture)
-        self.enter = nn.Linear(picture.latent_dim, config.width)
+        self.patch, self.patches = config.patch, patch_grid(config, shape)
+        self.enter = nn.Linear(shape.latent_dim, config.width)
         self.places = nn.Parameter(0.02 * torch.randn(self.patches[0] * self.patches[1], config.width))
         self.blocks = nn.ModuleList(
             nn.TransformerDecoderLayer(
@@ -134,7 +134,7 @@ class MergedDecoder(nn.Module):
             for _ in range(config.layers)
         )
         self.leave_norm = nn.LayerNorm(config.width)
-        self.leave = nn.Linear(config.width, picture.channels * config.patch**2)
+        self.leave = nn.Linear(config.width, shape.channels * config.patch**2)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents [B, tokens, latent_dim] -> images [B, C, height, width], float32, unbounded."""

@@ -36,27 +36,27 @@ class ViTConfig(Config):
     """Blocks, counted from 1, whose outputs form the latents, with equal shares of `latent_dim` in this order; null:
     the last block. Encoder only."""
 
-    def grid(self, picture: ImageShape) -> tuple[int, int]:
+    def grid(self, shape: ImageShape) -> tuple[int, int]:
         """Rows and columns of the patches; ValueError if the network does not fit the tokenizer."""
         taps = self.taps or (self.layers,)
         if max(taps) > self.layers:
             raise ValueError(
                 f"there is no block {max(taps)} to tap, the part has {self.layers} layers; tap one of them"
             )
-        if picture.latent_dim % len(taps):
+        if shape.latent_dim % len(taps):
             raise ValueError(
-                f"latent_dim {picture.latent_dim} cannot be shared by {len(taps)} taps; make it a multiple of them"
+                f"latent_dim {shape.latent_dim} cannot be shared by {len(taps)} taps; make it a multiple of them"
             )
-        return patch_grid(self, picture)
+        return patch_grid(self, shape)
 
 
 class _Body(nn.Module):
     """Transformer blocks over patches, with position embeddings."""
 
-    def __init__(self, config: ViTConfig, picture: ImageShape):
+    def __init__(self, config: ViTConfig, shape: ImageShape):
         super().__init__()
         self.config = config
-        self.grid = config.grid(picture)
+        self.grid = config.grid(shape)
         self.places = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], config.width))
         self.blocks = nn.ModuleList(
             AttentionBlock(config.width, config.heads, config.expansion * config.width) for _ in range(config.layers)
@@ -66,19 +66,19 @@ class _Body(nn.Module):
 class ViTEncoder(_Body):
     """ViT encoder: images to latents."""
 
-    def __init__(self, config: ViTConfig, picture: ImageShape):
-        super().__init__(config, picture)
+    def __init__(self, config: ViTConfig, shape: ImageShape):
+        super().__init__(config, shape)
         self.taps = config.taps or (config.layers,)
         del self.blocks[max(self.taps) :]  # later blocks are unused
-        self.enter = nn.Conv2d(picture.channels, config.width, config.patch, config.patch)
-        share = picture.latent_dim // len(self.taps)
+        self.enter = nn.Conv2d(shape.channels, config.width, config.patch, config.patch)
+        share = shape.latent_dim // len(self.taps)
         self.leave = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, share)) for _ in self.taps
         )
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
-        x, depths = self.enter(pictures).flatten(2).transpose(1, 2) + self.places, []
+        x, depths = self.enter(images).flatten(2).transpose(1, 2) + self.places, []
         for block in self.blocks:
             x, _ = block(x)
             depths.append(x)
@@ -88,11 +88,11 @@ class ViTEncoder(_Body):
 class ViTDecoder(_Body):
     """ViT decoder: latents to images."""
 
-    def __init__(self, config: ViTConfig, picture: ImageShape):
-        super().__init__(config, picture)
-        self.enter = nn.Linear(picture.latent_dim, config.width)
+    def __init__(self, config: ViTConfig, shape: ImageShape):
+        super().__init__(config, shape)
+        self.enter = nn.Linear(shape.latent_dim, config.width)
         self.leave_norm = nn.LayerNorm(config.width)
-        self.leave = nn.Linear(config.width, picture.channels * config.patch**2)
+        self.leave = nn.Linear(config.width, shape.channels * config.patch**2)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents [B, T, latent_dim] -> images [B, C, height, width], float32, unbounded."""

@@ -39,9 +39,9 @@ class ViT1DConfig(Config):
     order: Literal["none", "causal"] = "none"
     """causal: a token attends only to previous tokens; encoder only."""
 
-    def grid(self, picture: ImageShape) -> tuple[int, int]:
+    def grid(self, shape: ImageShape) -> tuple[int, int]:
         """One row of tokens; ValueError if the network does not fit the tokenizer."""
-        patch_grid(self, picture)
+        patch_grid(self, shape)
         return 1, self.tokens
 
 
@@ -56,16 +56,16 @@ class Patched(Protocol):
     def heads(self) -> int: ...
 
 
-def patch_grid(part: Patched, picture: ImageShape) -> tuple[int, int]:
+def patch_grid(part: Patched, shape: ImageShape) -> tuple[int, int]:
     """Rows and columns of the patches; ValueError if the network does not fit the tokenizer."""
-    if picture.height % part.patch or picture.width % part.patch:
+    if shape.height % part.patch or shape.width % part.patch:
         raise ValueError(
-            f"a picture of {picture.height} x {picture.width} cannot be cut into patches of {part.patch}; use a "
+            f"an image of {shape.height} x {shape.width} cannot be cut into patches of {part.patch}; use a "
             f"patch that divides both"
         )
     if part.width % part.heads:
         raise ValueError(f"width {part.width} is no multiple of heads {part.heads}; change one of them")
-    return picture.height // part.patch, picture.width // part.patch
+    return shape.height // part.patch, shape.width // part.patch
 
 
 def join_patches(found: Tensor, grid: tuple[int, int], size: int) -> Tensor:
@@ -77,10 +77,10 @@ def join_patches(found: Tensor, grid: tuple[int, int], size: int) -> Tensor:
 class _Body(nn.Module):
     """Transformer blocks over patches followed by tokens."""
 
-    def __init__(self, config: ViT1DConfig, picture: ImageShape):
+    def __init__(self, config: ViT1DConfig, shape: ImageShape):
         super().__init__()
         self.config = config
-        self.patches = patch_grid(config, picture)
+        self.patches = patch_grid(config, shape)
         count = self.patches[0] * self.patches[1]
         self.patch_places = nn.Parameter(0.02 * torch.randn(count, config.width))
         self.token_places = nn.Parameter(0.02 * torch.randn(config.tokens, config.width))
@@ -104,10 +104,10 @@ class ViT1DEncoder(_Body):
 
     visible: Tensor | None
 
-    def __init__(self, config: ViT1DConfig, picture: ImageShape):
-        super().__init__(config, picture)
-        self.enter = nn.Conv2d(picture.channels, config.width, config.patch, config.patch)
-        self.leave = nn.Linear(config.width, picture.latent_dim)
+    def __init__(self, config: ViT1DConfig, shape: ImageShape):
+        super().__init__(config, shape)
+        self.enter = nn.Conv2d(shape.channels, config.width, config.patch, config.patch)
+        self.leave = nn.Linear(config.width, shape.latent_dim)
         visible = None
         if config.order == "causal":
             patches = len(self.patch_places)
@@ -115,9 +115,9 @@ class ViT1DEncoder(_Body):
             visible[:patches, :patches] = True
         self.register_buffer("visible", visible, persistent=False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim]."""
-        patches = self.enter(pictures).flatten(2).transpose(1, 2)
+        patches = self.enter(images).flatten(2).transpose(1, 2)
         queries = patches.new_zeros(len(patches), self.config.tokens, self.config.width)
         return self.leave(self.run(patches, queries, self.visible)[:, patches.shape[1] :])
 
@@ -125,10 +125,10 @@ class ViT1DEncoder(_Body):
 class ViT1DDecoder(_Body):
     """Decoder from 1-D tokens: latents to images."""
 
-    def __init__(self, config: ViT1DConfig, picture: ImageShape):
-        super().__init__(config, picture)
-        self.enter = nn.Linear(picture.latent_dim, config.width)
-        self.leave = nn.Linear(config.width, picture.channels * config.patch**2)
+    def __init__(self, config: ViT1DConfig, shape: ImageShape):
+        super().__init__(config, shape)
+        self.enter = nn.Linear(shape.latent_dim, config.width)
+        self.leave = nn.Linear(config.width, shape.channels * config.patch**2)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents [B, T, latent_dim] -> images [B, C, height, width], float32, unbounded."""

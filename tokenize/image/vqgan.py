@@ -34,17 +34,17 @@ class VQGANConfig(Config):
     """Channels before the encoder's last layer and after the decoder's first layer."""
     norm_groups: PositiveInt = 32
 
-    def grid(self, picture: ImageShape) -> tuple[int, int]:
+    def grid(self, shape: ImageShape) -> tuple[int, int]:
         """Rows and columns of the codes; ValueError if the network does not fit the tokenizer."""
-        if len(self.multipliers) != picture.downsamplings + 1:
+        if len(self.multipliers) != shape.downsamplings + 1:
             raise ValueError(
                 f"{len(self.multipliers)} multipliers are {len(self.multipliers) - 1} halvings, but downsamplings is "
-                f"{picture.downsamplings}; make them equal"
+                f"{shape.downsamplings}; make them equal"
             )
         odd = [self.channels * m for m in self.multipliers if self.channels * m % self.norm_groups]
         if odd:
             raise ValueError(f"{odd[0]} channels are no multiple of norm_groups {self.norm_groups}; change one of them")
-        return halved_grid(picture)
+        return halved_grid(shape)
 
     def norm(self, channels: int) -> nn.GroupNorm:
         """The group norm of this network."""
@@ -102,10 +102,10 @@ class Halve(nn.Conv2d):
 class VQGANEncoder(nn.Sequential):
     """VQGAN encoder: images to latents."""
 
-    def __init__(self, config: VQGANConfig, picture: ImageShape):
+    def __init__(self, config: VQGANConfig, shape: ImageShape):
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         width = config.channels
-        layers: list[nn.Module] = [nn.Conv2d(picture.channels, width, 3, padding=1)]
+        layers: list[nn.Module] = [nn.Conv2d(shape.channels, width, 3, padding=1)]
         for level, wanted in enumerate(widths):
             for _ in range(config.blocks):
                 layers.append(Block(config, width, wanted))
@@ -115,7 +115,7 @@ class VQGANEncoder(nn.Sequential):
             if level < len(widths) - 1:
                 layers.append(Halve(width))
         layers += [*config.middle(width), config.norm(width), nn.SiLU()]
-        layers += [nn.Conv2d(width, config.inner_dim, 3, padding=1), nn.Conv2d(config.inner_dim, picture.latent_dim, 1)]
+        layers += [nn.Conv2d(width, config.inner_dim, 3, padding=1), nn.Conv2d(config.inner_dim, shape.latent_dim, 1)]
         super().__init__(*layers)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -126,11 +126,11 @@ class VQGANEncoder(nn.Sequential):
 class VQGANDecoder(nn.Sequential):
     """VQGAN decoder: latents to images."""
 
-    def __init__(self, config: VQGANConfig, picture: ImageShape):
-        self.grid = config.grid(picture)
+    def __init__(self, config: VQGANConfig, shape: ImageShape):
+        self.grid = config.grid(shape)
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         width = widths[-1]
-        layers: list[nn.Module] = [nn.Conv2d(picture.latent_dim, config.inner_dim, 1)]
+        layers: list[nn.Module] = [nn.Conv2d(shape.latent_dim, config.inner_dim, 1)]
         layers += [nn.Conv2d(config.inner_dim, width, 3, padding=1), *config.middle(width)]
         for level in reversed(range(len(widths))):
             for _ in range(config.blocks + 1):
@@ -140,7 +140,7 @@ class VQGANDecoder(nn.Sequential):
                     layers.append(GridAttention(config, width))
             if level:
                 layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(width, width, 3, padding=1)]
-        layers += [config.norm(width), nn.SiLU(), nn.Conv2d(width, picture.channels, 3, padding=1)]
+        layers += [config.norm(width), nn.SiLU(), nn.Conv2d(width, shape.channels, 3, padding=1)]
         super().__init__(*layers)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ class Quantizer(nn.Module):
     """Base class of leaf quantizers and combinators; subclasses define `quantize`, `search`, `lookup` and `vectors`.
 
     The constructor takes (config, dim, depth, where): `depth` is the level in a residual, `where` the path in the tree,
-    which prefixes every error message. A combinator also takes `make`, a factory for the quantizers it contains.
+    which prefixes every error message. A combinator also takes `make`, a factory for the quantizers it contains, and a
+    leaf whose vectors may come from a file takes `read_files` (registry.py).
     """
 
     span = 1

@@ -25,8 +25,8 @@ from ...configs.schema import Config, ConfigError
 from .base import Quantizer, QuantizerOutput
 from .fsq import MAX_TABLE
 from .nearest import exact_dtype
+from .projection import project, straight_through
 from .regularization import BitEntropyConfig, bit_entropies
-from .vq import project
 
 MAX_GROUP = 12
 
@@ -82,9 +82,7 @@ class BinaryQuantizer(Quantizer):
         codes = self._join(self.draw(u.detach()) if self.training else u.detach() > 0)
         vectors = self._values(codes)
         if self.project_out is not None:
-            # Adds exactly 0 and passes the straight-through gradient to the input projection.
-            straight = u.float() - u.float().detach()
-            vectors = vectors + straight @ self.project_out.weight.float().T
+            vectors = vectors + straight_through(u.float(), self.project_out)
         attached = self._inner(flat).float()
         signs = self._signs(codes)
         losses = {"commitment": self.config.commitment * (attached - signs).square().mean(dim=-1)}

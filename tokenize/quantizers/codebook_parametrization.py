@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError, LayerCount
 from .nearest import exact_dtype, first_by_priority, kmeans
+from .projection import project
 from .vector_file import VectorFile, read_vectors
 
 
@@ -43,10 +44,6 @@ class FrozenBasis(CodebookForm):
         return self.basis.float() if self.training else self.basis.to(exact_dtype(self.basis))
 
 
-def _linear(layer: nn.Linear, rows: Tensor) -> Tensor:
-    return F.linear(rows, layer.weight.to(rows.dtype), layer.bias.to(rows.dtype))
-
-
 class LinearFormConfig(Config):
     """Frozen random basis, learned linear layer."""
 
@@ -56,14 +53,15 @@ class LinearFormConfig(Config):
 class LinearForm(FrozenBasis):
     """V * D frozen and D * D + D learned parameters."""
 
-    def __init__(self, config: LinearFormConfig, size: int, dim: int, where: str):
+    def __init__(self, config: LinearFormConfig, size: int, dim: int, where: str, read_files: bool):
         super().__init__()
         self.register_buffer("basis", torch.randn(size, dim) / dim**0.5)
         self.linear = nn.Linear(dim, dim)
 
     def forward(self) -> Tensor:
         """[V, D]."""
-        return _linear(self.linear, self._rows()).float()
+        rows = self._rows()
+        return project(self.linear, rows, rows.dtype).float()
 
 
 class FileFormConfig(Config):
@@ -81,9 +79,12 @@ class FileFormConfig(Config):
 class FileForm(FrozenBasis):
     """Frozen vectors from a file, mapped by a learned projector."""
 
-    def __init__(self, config: FileFormConfig, size: int, dim: int, where: str):
+    def __init__(self, config: FileFormConfig, size: int, dim: int, where: str, read_files: bool):
         super().__init__()
-        self.register_buffer("basis", read_vectors(config.file, size, config.width, f"{where}.file"))
+        basis = torch.zeros(size, config.width)
+        if read_files:
+            basis = read_vectors(config.file, size, config.width, f"{where}.file")
+        self.register_buffer("basis", basis)
         self.hidden = nn.Linear(config.width, config.width) if config.layers == 2 else None
         self.linear = nn.Linear(config.width, dim)
 
@@ -91,8 +92,8 @@ class FileForm(FrozenBasis):
         """[V, D]."""
         rows = self._rows()
         if self.hidden is not None:
-            rows = F.gelu(_linear(self.hidden, rows))
-        return _linear(self.linear, rows).float()
+            rows = F.gelu(project(self.hidden, rows, rows.dtype))
+        return project(self.linear, rows, rows.dtype).float()
 
 
 class BridgeFormConfig(Config):
@@ -110,7 +111,7 @@ class BridgeForm(CodebookForm):
     """Follows only the abstract of the source. There is no skip connection around the bridge: it would take the
     gradient of the used codes, and the unused ones would not move."""
 
-    def __init__(self, config: BridgeFormConfig, size: int, dim: int, where: str):
+    def __init__(self, config: BridgeFormConfig, size: int, dim: int, where: str, read_files: bool):
         super().__init__()
         if size % config.patch:
             raise ConfigError(f"{where}.patch: {config.patch} does not divide {size} codes")
@@ -162,7 +163,7 @@ class AffineForm(CodebookForm):
 
     settable = True
 
-    def __init__(self, config: AffineFormConfig, size: int, dim: int, where: str):
+    def __init__(self, config: AffineFormConfig, size: int, dim: int, where: str, read_files: bool):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(size, dim) / dim**0.5)
         self.log_scale = nn.Parameter(torch.zeros(dim))
@@ -191,11 +192,13 @@ class ClustersForm(CodebookForm):
 
     centres: Tensor
 
-    def __init__(self, config: ClustersFormConfig, size: int, dim: int, where: str):
+    def __init__(self, config: ClustersFormConfig, size: int, dim: int, where: str, read_files: bool):
         super().__init__()
-        rows = read_vectors(config.file, None, dim, f"{where}.file")
-        ordered = first_by_priority(rows, 0, len(rows))
-        self.register_buffer("centres", kmeans(ordered, size, config.iterations)[0])
+        centres = torch.zeros(size, dim)
+        if read_files:
+            rows = read_vectors(config.file, None, dim, f"{where}.file")
+            centres = kmeans(first_by_priority(rows, 0, len(rows)), size, config.iterations)[0]
+        self.register_buffer("centres", centres)
 
     def forward(self) -> Tensor:
         """[V, D]."""

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from ...configs.schema import GrowingConfig
 from .base import MAX_PACKED, Quantizer, QuantizerOutput
 from .nearest import exact_dtype
-from .vq import project
+from .projection import project, straight_through
 
 MAX_TABLE = 1 << 22
 MAX_FLOAT32 = 1 << 20
@@ -102,12 +102,10 @@ class FiniteScalarQuantizer(Quantizer):
         digits = self._digits(flat, exact=not self.training)
         codes, vectors = self._join(digits), self._values(digits)
         if self.project_in is not None and self.project_out is not None:
-            # Adds exactly 0 and passes the straight-through gradient to the input projection.
             scale = self._scale(flat)
             z = project(self.project_in, flat, torch.float32) / scale
             bounded = (torch.tanh(z) if self.bounds is None else self._shifted(z) / (self.sizes // 2)) * scale
-            straight = (bounded - bounded.detach()) @ self.project_out.weight.float().T
-            vectors = vectors + straight
+            vectors = vectors + straight_through(bounded, self.project_out)
         if mask is not None:
             kept = mask.reshape(-1, 1)
             codes, vectors = codes.masked_fill(~kept, -1), torch.where(kept, vectors, 0.0)

@@ -6,7 +6,7 @@ Source: HuBERT units, arXiv:2106.07447; SemantiCodec, arXiv:2405.00233.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
@@ -34,20 +34,13 @@ class KMeansConfig(Config):
     """Weight of the loss that pulls latents towards their centers, for a trainable encoder."""
 
 
-class KMeansQuantizer(Float32Buffers, Quantizer):
-    """Nearest-center quantizer with frozen k-means centers. Q = 1."""
+class FittedQuantizer(Float32Buffers, Quantizer):
+    """Base class of quantizers whose code vectors are fitted once, not trained. Q = 1."""
 
     centres: Tensor
-    fitted: Tensor
-
-    def __init__(self, config: KMeansConfig, dim: int, depth: int = 0, where: str = "quantizer"):
-        super().__init__(dim, [config.size])
-        self.config = config
-        centres = torch.zeros(config.size, dim)
-        if config.file is not None:
-            centres = read_vectors(config.file, config.size, dim, f"{where}.file")
-        self.register_buffer("centres", centres)
-        self.register_buffer("fitted", torch.tensor(config.file is not None))
+    """Code vectors [V, D]."""
+    config: Any
+    """With `commitment`."""
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Loss: "commitment"."""
@@ -58,15 +51,37 @@ class KMeansQuantizer(Float32Buffers, Quantizer):
         losses = {"commitment": self.config.commitment * (x - vectors).square().mean(dim=-1)}
         return QuantizerOutput(vectors, codes, losses)
 
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[B, M, 1] -> [B, M, D]."""
+        return torch.where(codes >= 0, F.embedding(codes[..., 0].clamp_min(0), self.centres), 0.0)
+
+
+class KMeansQuantizer(FittedQuantizer):
+    """Nearest-center quantizer with frozen k-means centers. Q = 1."""
+
+    fitted: Tensor
+
+    def __init__(
+        self,
+        config: KMeansConfig,
+        dim: int,
+        depth: int = 0,
+        where: str = "quantizer",
+        read_files: bool = True,
+    ):
+        super().__init__(dim, [config.size])
+        self.config = config
+        centres = torch.zeros(config.size, dim)
+        if config.file is not None and read_files:
+            centres = read_vectors(config.file, config.size, dim, f"{where}.file")
+        self.register_buffer("centres", centres)
+        self.register_buffer("fitted", torch.tensor(config.file is not None))
+
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, 1]. Raises ValueError before the centers are set."""
         if not bool(self.fitted):
             raise ValueError("kmeans has no centres yet; call fit(features) first, or name a file in the config")
         return nearest_code(x.flatten(0, 1), self.centres).view(*x.shape[:2], 1)
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """[B, M, 1] -> [B, M, D]."""
-        return torch.where(codes >= 0, F.embedding(codes[..., 0].clamp_min(0), self.centres), 0.0)
 
     def vectors(self) -> Tensor:
         """[1, V, D]."""

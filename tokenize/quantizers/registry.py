@@ -6,6 +6,7 @@ to the table in tests/tokenize/quantizer_trees.py.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -65,16 +66,16 @@ WrapperConfig = (
 )
 QuantizerConfig = Annotated[LeafConfig | CombinatorConfig | WrapperConfig, Field(discriminator="kind")]
 
+FILE_LEAVES = {"vq": VectorQuantizer, "kmeans": KMeansQuantizer, "structural": StructuralQuantizer}
+"""Leaves whose vectors may come from a file."""
 LEAVES = {
-    "vq": VectorQuantizer,
+    **FILE_LEAVES,
     "fsq": FiniteScalarQuantizer,
     "lfq": LookupFreeQuantizer,
     "bsq": BinarySphericalQuantizer,
     "bernoulli": BernoulliQuantizer,
     "scalar": ScalarQuantizer,
     "lattice": LatticeQuantizer,
-    "kmeans": KMeansQuantizer,
-    "structural": StructuralQuantizer,
     "shared_index": SharedIndexQuantizer,
     "identity": IdentityQuantizer,
 }
@@ -102,16 +103,26 @@ for _part in (*_tree, *_around, HaltingConfig):
 
 
 def make_quantizer(
-    config: LeafConfig | CombinatorConfig | WrapperConfig, dim: int, depth: int = 0, where: str = "quantizer"
+    config: LeafConfig | CombinatorConfig | WrapperConfig,
+    dim: int,
+    depth: int = 0,
+    where: str = "quantizer",
+    read_files: bool = True,
 ) -> Quantizer:
     """Build a new quantizer for latents with `dim` channels.
 
+    Args:
+        depth: its level in a residual. where: path of its config, for messages.
+        read_files: read the vectors that the config takes from files; False: leave zeros, for a quantizer whose saved
+            state is loaded afterwards.
     Raises:
         ConfigError: an invalid tree; the message starts with the path of the node, "quantizer.stages.1.groups: ...".
     """
+    if config.kind in FILE_LEAVES:
+        return FILE_LEAVES[config.kind](config, dim, depth, where, read_files)
     if config.kind in LEAVES:
         return LEAVES[config.kind](config, dim, depth, where)
-    return COMBINATORS[config.kind](config, dim, depth, where, make_quantizer)
+    return COMBINATORS[config.kind](config, dim, depth, where, partial(make_quantizer, read_files=read_files))
 
 
 __all__ = [

@@ -64,27 +64,27 @@ class SharedIndexQuantizer(VectorQuantizer):
 
     def _keys(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Scaled latents [N, D], by default float64."""
-        pieces = x.to(dtype or exact_dtype(x)).split(self.widths, dim=-1)
+        parts = x.to(dtype or exact_dtype(x)).split(self.widths, dim=-1)
         return torch.cat(
             [
-                (F.normalize(piece, dim=-1) if part.normalise else piece) * part.weight**0.5
-                for part, piece in zip(self.parts, pieces, strict=True)
+                (F.normalize(values, dim=-1) if part.normalise else values) * part.weight**0.5
+                for part, values in zip(self.parts, parts, strict=True)
             ],
             dim=-1,
         )
 
     def _places(self, entries: Tensor) -> Tensor:
         """Code vectors in the scaled search space; normalized parts are put on the sphere."""
-        pieces = entries.split(self.widths, dim=-1)
+        parts = entries.split(self.widths, dim=-1)
         return torch.cat(
             [
-                F.normalize(piece, dim=-1) * part.weight**0.5 if part.normalise else piece
-                for part, piece in zip(self.parts, pieces, strict=True)
+                F.normalize(values, dim=-1) * part.weight**0.5 if part.normalise else values
+                for part, values in zip(self.parts, parts, strict=True)
             ],
             dim=-1,
         )
 
     def _project_out(self, entries: Tensor) -> Tensor:
         """Stored code vectors -> code vectors in latent space."""
-        pieces = self._places(entries).split(self.widths, dim=-1)
-        return torch.cat([piece / part.weight**0.5 for part, piece in zip(self.parts, pieces, strict=True)], dim=-1)
+        parts = self._places(entries).split(self.widths, dim=-1)
+        return torch.cat([values / part.weight**0.5 for part, values in zip(self.parts, parts, strict=True)], dim=-1)

@@ -21,11 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError
-from .base import Quantizer, QuantizerOutput
-from .codebook import Float32Buffers
 from .graph_clustering import SIMILARITIES, joining_costs, least_cost, merge_clusters, neighbour_graph
+from .kmeans_vq import FittedQuantizer
 from .nearest import SEARCH_ELEMENTS, distinct, exact_dtype, first_by_priority, nearest_few
-from .vector_file import VectorFile, files_are_read, read_vectors
+from .vector_file import VectorFile, read_vectors
 
 
 class StructuralConfig(Config):
@@ -47,19 +46,25 @@ class StructuralConfig(Config):
     """Weight of the loss that pulls latents towards their code vectors, for a trainable encoder."""
 
 
-class StructuralQuantizer(Float32Buffers, Quantizer):
+class StructuralQuantizer(FittedQuantizer):
     """Assigns latents to clusters of a graph by structural entropy. Q = 1."""
 
     nodes: Tensor
     clusters: Tensor
-    centres: Tensor
     volume: Tensor
     inside: Tensor
     width: Tensor
     num_nodes: Tensor
     num_codes: Tensor
 
-    def __init__(self, config: StructuralConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(
+        self,
+        config: StructuralConfig,
+        dim: int,
+        depth: int = 0,
+        where: str = "quantizer",
+        read_files: bool = True,
+    ):
         super().__init__(dim, [config.size])
         if config.size > config.nodes:
             raise ConfigError(f"{where}.size: {config.size} codes cannot come from {config.nodes} nodes; raise nodes")
@@ -73,7 +78,7 @@ class StructuralQuantizer(Float32Buffers, Quantizer):
         self.register_buffer("width", torch.ones(()))
         self.register_buffer("num_nodes", torch.tensor(0))
         self.register_buffer("num_codes", torch.tensor(0))
-        if config.file is not None and files_are_read():
+        if config.file is not None and read_files:
             try:
                 self.fit(read_vectors(config.file, None, dim, f"{where}.file"))
             except ConfigError:
@@ -85,15 +90,6 @@ class StructuralQuantizer(Float32Buffers, Quantizer):
     def cardinalities(self) -> tuple[int, ...]:
         """(V,); before the fit, the maximum number of codes."""
         return (int(self.num_codes) or self.config.size,)
-
-    def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
-        """See Quantizer.quantize. Loss: "commitment"."""
-        codes = self.search(x.detach())
-        if mask is not None:
-            codes = codes.masked_fill(~mask[..., None], -1)
-        vectors = self.lookup(codes)
-        losses = {"commitment": self.config.commitment * (x - vectors).square().mean(dim=-1)}
-        return QuantizerOutput(vectors, codes, losses)
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, 1]. Raises ValueError before the fit."""
@@ -112,10 +108,6 @@ class StructuralQuantizer(Float32Buffers, Quantizer):
             costs = joining_costs(clusters[near], weight, inside, volume)
             codes.append(least_cost(costs, weight.sum(dim=-1)))
         return torch.cat(codes).view(*x.shape[:2], 1)
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """[B, M, 1] -> [B, M, D]."""
-        return torch.where(codes >= 0, F.embedding(codes[..., 0].clamp_min(0), self.centres), 0.0)
 
     def vectors(self) -> Tensor:
         """[1, V, D]."""

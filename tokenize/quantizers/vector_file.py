@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ...configs.files import read_safetensors
 from ...configs.schema import Config, ConfigError
-
-_reading = ContextVar("reading", default=True)
 
 
 class VectorFile(Config):
@@ -25,29 +19,12 @@ class VectorFile(Config):
     """Name of the matrix [rows, columns] in the file."""
 
 
-@contextmanager
-def without_files() -> Iterator[None]:
-    """Make `read_vectors` return zeros, for building a quantizer whose saved state is loaded afterwards."""
-    token = _reading.set(False)
-    try:
-        yield
-    finally:
-        _reading.reset(token)
-
-
-def files_are_read() -> bool:
-    """Whether `read_vectors` reads files, that is, outside `without_files`."""
-    return _reading.get()
-
-
 def read_vectors(file: VectorFile, rows: int | None, columns: int, where: str) -> Tensor:
-    """Read the matrix [rows, columns] as float32; `rows` None: any number (one row of zeros inside `without_files`).
+    """Read the matrix [rows, columns] as float32; `rows` None: any number.
 
     Raises:
         ConfigError: missing file or tensor, wrong shape, or non-finite values; the message starts with `where`.
     """
-    if not files_are_read():
-        return torch.zeros(rows or 1, columns)
     if not Path(file.path).is_file():
         raise ConfigError(f"{where}.path: {file.path}: no such file")
     tensors, _ = read_safetensors(Path(file.path))

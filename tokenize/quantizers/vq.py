@@ -19,6 +19,7 @@ from .base import Quantizer, QuantizerOutput
 from .codebook import Codebook
 from .codebook_parametrization import FORMS, CodebookFormConfig
 from .nearest import exact_dtype, nearest_code
+from .projection import project, straight_through
 from .regularization import PROBABILITIES, EntropyConfig, code_entropies, moment_distance
 
 
@@ -88,7 +89,14 @@ class VQConfig(GrowingConfig):
 class VectorQuantizer(Quantizer):
     """Nearest-neighbor vector quantizer with one codebook. Q = 1."""
 
-    def __init__(self, config: VQConfig, dim: int, depth: int = 0, where: str = "quantizer"):
+    def __init__(
+        self,
+        config: VQConfig,
+        dim: int,
+        depth: int = 0,
+        where: str = "quantizer",
+        read_files: bool = True,
+    ):
         super().__init__(dim, [config.size])
         self.config = config
         code_dim = config.code_dim or dim
@@ -96,7 +104,7 @@ class VectorQuantizer(Quantizer):
         self.project_out = nn.Linear(code_dim, dim) if config.code_dim else None
         form = None
         if config.codebook is not None:
-            form = FORMS[config.codebook.kind](config.codebook, config.size, code_dim, f"{where}.codebook")
+            form = FORMS[config.codebook.kind](config.codebook, config.size, code_dim, f"{where}.codebook", read_files)
         self.codebook = Codebook(
             config.size,
             code_dim,
@@ -124,9 +132,8 @@ class VectorQuantizer(Quantizer):
         table = self._project_out(entries)
         vectors = F.embedding(codes, table)
         if self.project_in is not None and self.project_out is not None:
-            # Adds exactly 0 and passes the straight-through gradient to the input projection.
             keys = self._keys(flat, torch.float32)
-            vectors = vectors + (keys - keys.detach()) @ self.project_out.weight.float().T
+            vectors = vectors + straight_through(keys, self.project_out)
         if self.config.update == "index" and self.training:
             soft = soft_choice(keys.float(), places, table.detach(), self.config.index_temperature)
             vectors = vectors + (soft - soft.detach())  # again 0: adds the gradient of the soft assignment
@@ -203,9 +210,3 @@ def soft_choice(x: Tensor, places: Tensor, table: Tensor, temperature: float) ->
     for rows in x.split(max(1, PROBABILITIES // len(places))):
         found.append(checkpoint(chunk, rows, places, table, use_reentrant=False))  # pyright: ignore[reportArgumentType]
     return torch.cat(found)
-
-
-def project(layer: nn.Linear, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Linear layer in `dtype`, by default float64: rounding that depends on the row count is far below float32."""
-    dtype = dtype or exact_dtype(x)
-    return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))

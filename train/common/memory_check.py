@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from ...configs.memory import check_memory, is_out_of_memory
-from ...tokenize.quantizers.vector_file import without_files
 
 STATES = 4
 """Values kept per weight: itself, its gradient and two AdamW moments."""
@@ -22,7 +21,7 @@ def count_numbers(make: Callable[[], nn.Module], what: str) -> int:
     """
     state = torch.get_rng_state()
     try:
-        with torch.device("meta"), without_files():
+        with torch.device("meta"):
             net = make()
     except (NotImplementedError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):

@@ -1,42 +1,20 @@
-"""Dataset of shard items, batched for the LM."""
+"""Dataset of the language model: items of shards with their conditions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...lm.clustering.clustering import Clustering
-from ...lm.conditioning.registry import ConditionBatch
-from ...tokenize.data.shard_writer import Shards
+from ...tokenize.data.shard_reader import Shards
 from ...tokenize.text_tokenizer import TextTokenizer, prepare_text
+from .collate import Batch, collate
 from .reference_prompts import Prompts, PromptSource
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch of examples, padded to equal length."""
-
-    codes: Tensor
-    """[B, K, T] long, 0 beyond an example's length."""
-    lengths: Tensor | None
-    """[B] frames; None if every example has T."""
-    conditions: ConditionBatch
-
-    def rows(self, index: slice) -> Batch:
-        """The selected examples, with the same padding."""
-        lengths = None if self.lengths is None else self.lengths[index]
-        return Batch(self.codes[index], lengths, self.conditions.rows(index))
-
-    def to(self, device: torch.device) -> Batch:
-        """Copy to another device."""
-        lengths = None if self.lengths is None else self.lengths.to(device, non_blocking=True)
-        return Batch(self.codes.to(device, non_blocking=True), lengths, self.conditions.to(device))
 
 
 class CodesDataset:
@@ -113,32 +91,15 @@ class CodesDataset:
             draw: selects among their possible prompts (reference_prompts.py).
         """
         items = [self.shards.item(int(self.numbers[row])) for row in rows]
-        lengths = torch.tensor([item.codes.shape[1] for item in items])
-        codes = torch.zeros(len(items), items[0].codes.shape[0], int(lengths.max()), dtype=torch.long)
-        for row, item in zip(codes, items, strict=True):
-            row[:, : item.codes.shape[1]] = item.codes
-        if self.clustering is not None:
-            codes = self.clustering.coarse(codes)
-        label = text = text_lengths = None
+        labels = texts = prompts = None
         if self._label_ids is not None:
-            label = torch.tensor([self._label_ids[item.label] for item in items if item.label is not None])
+            labels = [self._label_ids[item.label] for item in items if item.label is not None]
         if self.text is not None:
-            ids = [self.text.encode(item.text) for item in items if item.text]
-            text_lengths = torch.tensor([len(line) for line in ids])
-            text = torch.zeros(len(ids), int(text_lengths.max()), dtype=torch.long)
-            for row, line in zip(text, ids, strict=True):
-                row[: len(line)] = torch.tensor(line)
-        told = ConditionBatch(label=label, text=text, text_lengths=text_lengths)
+            texts = [self.text.encode(item.text) for item in items if item.text]
         if self.prompts is not None:
-            found = [self.prompt(row, draw) for row in rows]
-            sizes = torch.tensor([0 if prompt is None else prompt.shape[1] for prompt in found])
-            prompts = codes.new_zeros(len(found), codes.shape[1], max(1, int(sizes.max())))
-            for place, prompt in zip(prompts, found, strict=True):
-                if prompt is not None:
-                    place[:, : prompt.shape[1]] = prompt
-            told = replace(told, codes=prompts, codes_lengths=sizes)
-        equal = bool((lengths == lengths[0]).all())
-        return Batch(codes, None if equal else lengths, told)
+            prompts = [self.prompt(row, draw) for row in rows]
+        batch = collate([item.codes for item in items], labels, texts, prompts)
+        return batch if self.clustering is None else replace(batch, codes=self.clustering.coarse(batch.codes))
 
 
 def find_missing(shards: Shards, used: np.ndarray, label: bool, text: TextTokenizer | None) -> dict[int, str]:
@@ -181,7 +142,7 @@ def data_fingerprint(items: CodesDataset) -> str:
     return digest.hexdigest()
 
 
-def told_fingerprint(items: CodesDataset) -> str:
+def conditions_fingerprint(items: CodesDataset) -> str:
     """Fingerprint of the condition inputs: SHA-256 over labels, texts and the text tokenizer."""
     shards = items.shards
     digest = hashlib.sha256(json.dumps([shards.label_names, shards.index.labels, shards.index.texts]).encode())

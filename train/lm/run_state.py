@@ -14,7 +14,7 @@ from ...lm.attention.auto import Choice
 from ..common.checkpoint import STATE_FILE
 from ..distributed.process_group import ProcessGroup
 from .config import TrainConfig, check_resumable
-from .dataset import data_fingerprint, told_fingerprint
+from .dataset import conditions_fingerprint, data_fingerprint
 from .model_card import git_commit
 from .setup import TrainingSetup
 
@@ -60,7 +60,7 @@ class RunState:
             "tokenizer": parts.spec.fingerprint,
             "clusters": None if parts.clustering is None else parts.clustering.spec.fingerprint,
             "data": data_fingerprint(parts.items),
-            "told": told_fingerprint(parts.items),
+            "told": conditions_fingerprint(parts.items),
             "config": config.model_dump(mode="json"),
         }
         write_json(folder / STATE_FILE, description)
@@ -89,7 +89,7 @@ class RunState:
                 f"data.shards: {config.data.shards} is not what {folder} was trained on; "
                 "put the old shards back, or start another run with another --out"
             )
-        if found.get("told") not in (None, told_fingerprint(parts.items)):  # earlier versions did not store it
+        if found.get("told") not in (None, conditions_fingerprint(parts.items)):  # earlier versions did not store it
             raise ConfigError(
                 f"the labels or texts of {config.data.shards}, or the text tokenizer beside the checkpoints, are not "
                 f"those {folder} was trained with; put them back, or start another run with another --out"

@@ -15,7 +15,7 @@ from ...lm.models.causal import LMConfig, TokenLM
 from ...lm.models.coarse_to_fine import CoarseToFine
 from ...lm.models.masked import MaskedLM
 from ...lm.models.registry import make_lm
-from ...tokenize.data.shard_writer import Shards
+from ...tokenize.data.shard_reader import Shards
 from ...tokenize.spec import AudioGeometry, TokenSpec, check_same_tokenizer
 from ...tokenize.text_tokenizer import (
     MODEL_FILE,

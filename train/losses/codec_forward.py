@@ -16,7 +16,7 @@ def encode_latents(net: AudioNet | ImageNet, media: Tensor, mask: Tensor | None)
     if isinstance(net, AudioNet):
         assert mask is not None
         return net.encode_samples(media, mask).float()
-    return net.encode_pictures(media).float()
+    return net.encode_images(media).float()
 
 
 def decode_latents(net: AudioNet | ImageNet, values: Tensor, mask: Tensor | None) -> Tensor:

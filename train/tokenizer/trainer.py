@@ -27,7 +27,7 @@ from ...configs.schema import ConfigError
 from ...tokenize.audio.networks import AudioNet
 from ...tokenize.image.networks import ImageNet
 from ...tokenize.spec import AudioGeometry
-from ...tokenize.tokenizer import NETS, Tokenizer, code_geometry, make_tokenizer
+from ...tokenize.tokenizer import FROZEN, NETS, Tokenizer, make_tokenizer
 from ..common.batch_sampler import check_batch, cut_batch, mix
 from ..common.checkpoint import STATE_FILE, Checkpoints, check_pickles
 from ..common.memory_check import check_batch_fits, check_weights_fit, count_numbers
@@ -143,7 +143,8 @@ class TokenizerTrainer:
         self._check_room()
         torch.manual_seed(mix(config.seed, 0))
         net = NETS[config.tokenizer.kind](config.tokenizer)
-        code_geometry(config.tokenizer, net.quantizer)  # before reading all media, and long before freezing
+        # Refuse a quantizer that does not fit before reading all media, and long before freezing.
+        FROZEN[config.tokenizer.kind].code_geometry(config.tokenizer, net.quantizer)
         if config.warm_start is not None:
             warm_start(net, config.warm_start)
         check_terms(config, net, teachers)
@@ -175,7 +176,8 @@ class TokenizerTrainer:
     def _check_room(self) -> None:
         """Raise ValueError if the weights or a micro-batch of this config cannot fit into memory."""
         config, device = self.config.tokenizer, self.world.device
-        check_weights_fit(count_numbers(lambda: NETS[config.kind](config), "tokenizer"), "tokenizer", device)
+        numbers = count_numbers(lambda: NETS[config.kind](config, read_files=False), "tokenizer")
+        check_weights_fit(numbers, "tokenizer", device)
         geometry = config.geometry
         if isinstance(geometry, AudioGeometry):
             frames = self.config.train.crop_seconds * geometry.frame_rate

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ....configs.schema import Config, ConfigError
 from ..base import MakeQuantizer, QuantizerOutput, float32_only, join_tables
-from ..nearest import exact_dtype
+from ..projection import project
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class HaltingQuantizer(Wrapper):
 
     def __init__(self, config: HaltingConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         if "." in where:
-            raise ConfigError(f"{where}: halting is about all tokens of a picture; make it the outermost part")
+            raise ConfigError(f"{where}: halting is about all tokens of an image; make it the outermost part")
         inner = make(config.quantizer, dim, depth, f"{where}.quantizer")
         if inner.span == 0 or not inner.cardinalities:
             raise ConfigError(f"{where}.quantizer: '{config.quantizer.kind}' has no code of a token to leave out")
@@ -142,12 +142,11 @@ class HaltingQuantizer(Wrapper):
         They increase with the error by construction, and pass no gradient to the latents.
         """
         # In float64: rounding that depends on the number of rows then moves no halt.
-        dtype = exact_dtype(x)
         with float32_only():
-            hidden = F.silu(_linear(self.hidden, x.detach().to(dtype)))
+            hidden = F.silu(project(self.hidden, x.detach()))
             whole = hidden.mean(dim=1, keepdim=True).expand_as(hidden)
-            limit, sureness = _linear(self.limit, F.silu(_linear(self.mix, torch.cat([hidden, whole], -1)))).unbind(-1)
-            return F.softplus(sureness) * (errors.to(dtype).clamp_min(SMALLEST_ERROR).log()[:, None] - limit)
+            limit, sureness = project(self.limit, F.silu(project(self.mix, torch.cat([hidden, whole], -1)))).unbind(-1)
+            return F.softplus(sureness) * (errors.to(limit.dtype).clamp_min(SMALLEST_ERROR).log()[:, None] - limit)
 
     def draw_lengths(self, num_samples: int, places: int) -> Tensor:
         """Sample how many of its `places` positions each sample keeps, [B] long, from torch's global generator."""
@@ -165,7 +164,3 @@ class HaltingQuantizer(Wrapper):
         for own, absent in zip(self.absent.float(), self._is_absent(codes).unbind(-1), strict=True):
             vectors = vectors + torch.where(absent[..., None], own, 0.0)
         return vectors
-
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))

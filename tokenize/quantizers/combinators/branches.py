@@ -81,17 +81,17 @@ class BranchesQuantizer(Quantizer):
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. Losses are summed over branches by name; "disentangle" if its weight is not 0."""
-        total, pieces, vectors, codes = torch.zeros_like(x), [], [], []
+        total, parts, vectors, codes = torch.zeros_like(x), [], [], []
         losses: dict[str, Tensor] = {}
         for part, (first, end) in self.each():
-            pieces.append(x[..., first:end])
-            found = part.quantize(pieces[-1], mask)
+            parts.append(x[..., first:end])
+            found = part.quantize(parts[-1], mask)
             total = total + self._place(found.vectors, first, end)
             vectors.append(found.vectors)
             codes.append(found.codes)
             add_losses(losses, found.losses)
         if self.config.disentangle:
-            losses["disentangle"] = self.config.disentangle * disentangle(pieces, vectors)
+            losses["disentangle"] = self.config.disentangle * disentangle(parts, vectors)
         return QuantizerOutput(total, torch.cat(codes, dim=-1), losses)
 
     def each(self) -> Iterable[tuple[Quantizer, tuple[int, int]]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ....configs.schema import ConfigError, LayerCount
 from ..base import MakeQuantizer, Quantizer, QuantizerOutput, add_losses, join_tables, rates_of
 from ..regularization import disentangle
-from .residual import LevelDropout, check_choices, common_span, draw_levels
+from .residual import LevelDropout, check_choices, common_span, draw_levels, level_mask
 
 if TYPE_CHECKING:
     from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
@@ -65,19 +65,18 @@ class GroupQuantizer(Quantizer):
         used = self.draw_levels(x.shape[0]).to(x.device) if self.training and self.config.level_dropout else None
         vectors, codes = [], []
         losses: dict[str, Tensor] = {}
-        pieces = x.chunk(self.config.groups, dim=-1)
-        for number, (group, piece) in enumerate(zip(self.each(), pieces, strict=True)):
+        parts = x.chunk(self.config.groups, dim=-1)
+        for number, (group, part) in enumerate(zip(self.each(), parts, strict=True)):
             kept = mask
             if used is not None:
-                kept = (used > number)[:, None].expand(x.shape[:2])
-                kept = kept if mask is None else kept & mask
-                piece = torch.where(kept[..., None], piece, 0.0)
-            part = group.quantize(piece, kept)
-            vectors.append(part.vectors)
-            codes.append(part.codes)
-            add_losses(losses, part.losses, 1 / self.config.groups)
+                kept = level_mask(used, number, x, mask)
+                part = torch.where(kept[..., None], part, 0.0)
+            found = group.quantize(part, kept)
+            vectors.append(found.vectors)
+            codes.append(found.codes)
+            add_losses(losses, found.losses, 1 / self.config.groups)
         if self.config.disentangle:
-            losses["disentangle"] = self.config.disentangle * disentangle(pieces, vectors)
+            losses["disentangle"] = self.config.disentangle * disentangle(parts, vectors)
         return QuantizerOutput(torch.cat(vectors, dim=-1), torch.cat(codes, dim=-1), losses)
 
     def draw_levels(self, num_samples: int) -> Tensor:
@@ -86,13 +85,13 @@ class GroupQuantizer(Quantizer):
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, Q]."""
-        pieces = zip(self.each(), x.chunk(self.config.groups, dim=-1), strict=True)
-        return torch.cat([group.search(piece, mask) for group, piece in pieces], dim=-1)
+        parts = zip(self.each(), x.chunk(self.config.groups, dim=-1), strict=True)
+        return torch.cat([group.search(part, mask) for group, part in parts], dim=-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """[B, M, Q] -> [B, M, D]."""
-        pieces = zip(self.each(), codes.chunk(self.config.groups, dim=-1), strict=True)
-        return torch.cat([group.lookup(piece) for group, piece in pieces], dim=-1)
+        parts = zip(self.each(), codes.chunk(self.config.groups, dim=-1), strict=True)
+        return torch.cat([group.lookup(part) for group, part in parts], dim=-1)
 
     def vectors(self) -> Tensor:
         """[Q, V, D], zero outside the group's own channels."""
@@ -108,5 +107,5 @@ class GroupQuantizer(Quantizer):
 
     def fit_parts(self, x: Tensor) -> bool:
         """Fit every group on its own channels."""
-        pieces = zip(self.each(), x.chunk(self.config.groups, dim=-1), strict=True)
-        return any([group.fit_parts(piece) for group, piece in pieces])
+        parts = zip(self.each(), x.chunk(self.config.groups, dim=-1), strict=True)
+        return any([group.fit_parts(part) for group, part in parts])

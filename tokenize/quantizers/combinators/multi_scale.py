@@ -203,6 +203,6 @@ class ScalesQuantizer(Quantizer):
 
 def blend(large: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
     """Apply phi(u) = u / 2 + conv(u) / 2 to maps [B, M, D] of `size` rows and columns."""
-    picture = large.transpose(1, 2).unflatten(2, size)
-    more = F.conv2d(picture, weight, bias, padding=1)
+    grid = large.transpose(1, 2).unflatten(2, size)
+    more = F.conv2d(grid, weight, bias, padding=1)
     return 0.5 * large + 0.5 * more.flatten(2).transpose(1, 2)

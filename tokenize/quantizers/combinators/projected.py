@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ....configs.schema import Config
 from ..base import MakeQuantizer, QuantizerOutput
-from ..nearest import exact_dtype
+from ..projection import project, straight_through
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -46,9 +45,7 @@ class ProjectedQuantizer(Wrapper):
         """See Quantizer.quantize. Adds the loss "codebook", which trains the projections."""
         part = self.inner.quantize(self._in(x), mask)
         vectors = self._out(part.vectors)
-        # Adds exactly 0 and passes the straight-through gradient to the input projection.
-        z = F.linear(x.detach(), self.project_in.weight.float())
-        straight = (z - z.detach()) @ self.project_out.weight.float().T
+        straight = straight_through(project(self.project_in, x.detach(), torch.float32), self.project_out)
         kept = (part.codes >= 0).any(dim=-1)
         vectors = vectors + torch.where(kept[..., None], straight, 0.0)
         losses = dict(part.losses)
@@ -73,13 +70,7 @@ class ProjectedQuantizer(Wrapper):
         return self.inner.fit_parts(self._in(x))
 
     def _in(self, x: Tensor) -> Tensor:
-        return _linear(self.project_in, x)
+        return project(self.project_in, x).float()
 
     def _out(self, x: Tensor) -> Tensor:
-        return _linear(self.project_out, x)
-
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Compute in float64, return float32: rounding that depends on the number of rows is far below float32."""
-    dtype = exact_dtype(x)
-    return F.linear(x.to(dtype), layer.weight.to(dtype)).float()
+        return project(self.project_out, x).float()

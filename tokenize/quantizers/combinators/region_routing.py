@@ -29,8 +29,8 @@ from ....configs.schema import Config, ConfigError
 from ...spec import AudioGeometry, ImageGeometry
 from ..base import MakeQuantizer, Quantizer, QuantizerOutput
 from ..nearest import exact_dtype
+from ..projection import project
 from ..regularization import mean_over_batch
-from ..vq import project
 from .strided import StridedQuantizer
 from .wrapper import Wrapper
 
@@ -206,7 +206,7 @@ def check_regions(quantizer: Quantizer, geometry: AudioGeometry | ImageGeometry)
             continue
         side, columns = part.config.side, part.config.columns
         if isinstance(geometry, AudioGeometry):
-            raise ConfigError(f"{part.where}: regions are cut from the grid of a picture, sound has none; use stride")
+            raise ConfigError(f"{part.where}: regions are cut from the grid of an image, audio has none; use stride")
         if columns != geometry.columns:
             raise ConfigError(
                 f"{part.where}.columns: {columns}, but the network makes a grid of {geometry.rows} x "

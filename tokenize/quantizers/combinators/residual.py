@@ -81,8 +81,7 @@ class ChainQuantizer(Quantizer):
         for number, level in enumerate(self.each()):
             kept = mask
             if used is not None:
-                kept = (used > number)[:, None].expand(x.shape[:2])
-                kept = kept if mask is None else kept & mask
+                kept = level_mask(used, number, x, mask)
                 rest = torch.where(kept[..., None], rest, 0.0)
             part = level.quantize(rest, kept)
             rest = rest - part.vectors.detach()
@@ -137,6 +136,12 @@ def draw_levels(config: LevelDropout, levels: int, num_samples: int) -> Tensor:
     else:
         chosen = torch.tensor(config.level_choices)[torch.randint(len(config.level_choices), (num_samples,))]
     return torch.where(dropped, chosen, levels)
+
+
+def level_mask(used: Tensor, level: int, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mask [B, M] of the positions of x [B, M, D] inside `mask` whose sample uses this level; used: [B] levels."""
+    kept = (used > level)[:, None].expand(x.shape[:2])
+    return kept if mask is None else kept & mask
 
 
 def check_choices(config: LevelDropout, levels: int, where: str) -> None:

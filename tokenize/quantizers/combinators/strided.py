@@ -76,12 +76,12 @@ class StridedQuantizer(Wrapper):
         count, places, dim = x.shape
         valid = torch.ones(count, places, dtype=torch.bool, device=x.device) if mask is None else mask
         cells, short = -(-places // self.every), -places % self.every
-        pieces = F.pad(x, (0, 0, 0, short)).view(count, cells, self.every, dim)
+        groups = F.pad(x, (0, 0, 0, short)).view(count, cells, self.every, dim)
         number = F.pad(valid, (0, short)).view(count, cells, self.every).sum(dim=-1)
         # Add sequentially: the summation order of a reduction can depend on the shape.
-        total = pieces[:, :, 0]
+        total = groups[:, :, 0]
         for place in range(1, self.every):
-            total = total + pieces[:, :, place]
+            total = total + groups[:, :, place]
         return total / number.clamp_min(1)[..., None], number > 0
 
     def _spread(self, cells: Tensor, places: int) -> Tensor:

@@ -76,7 +76,7 @@ def test_every_part_is_in_the_list():
     assert kinds == set(AUDIO_ENCODERS) == {*AUDIO_DECODERS, "fused"}
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pairs
 def test_codes_do_not_depend_on_batch_padding_or_autocast(encoder, decoder):
     tokenizer = tokenizer_of(encoder, decoder)
@@ -132,6 +132,7 @@ def test_stages_compute_what_one_pass_over_everything_computes(name):
     assert torch.allclose(net.decode_latents(latents, mask)[0], streamed, atol=1e-4)
 
 
+@pytest.mark.sample(6)
 @parts
 @torch.no_grad()
 def test_padding_of_a_batch_in_training_changes_nothing(name):
@@ -154,7 +155,7 @@ def dependence(run, x, at):
     return [t for t in range(x.shape[1]) if bool(x.grad[0, t].any())]
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(5)
 @parts
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_a_stage_reads_as_far_as_it_says(name, side):
@@ -207,6 +208,7 @@ def test_a_sliding_memory_stays_constant_in_length(name):
     assert sizes[-1] == sizes[-2]
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @parts
 def test_training_reaches_every_weight(name, dtype):
@@ -223,7 +225,7 @@ def test_training_reaches_every_weight(name, dtype):
         assert bool(parameter.grad.any()), name
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @parts
 def test_saved_and_loaded_is_the_same_tokenizer(name, tmp_path):
     tokenizer = tokenizer_of(name)

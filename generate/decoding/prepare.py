@@ -1,0 +1,75 @@
+"""What a decode loop starts from: the sampler, the decode buffers, and the prompt written into them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...lm.models.causal import TokenLM
+from ...tokenize.spec import AudioGeometry
+from ..execution.decode_step import DecodeBuffers, DecodeStep
+from ..requests.request import Request
+from ..sampling.token_sampler import Sampler
+
+
+def make_sampler(lm: TokenLM, request: Request, capacity: int) -> Sampler:
+    """The sampler of a request. `capacity`: minimum number of steps in its tables.
+
+    Raises:
+        ValueError: a setting does not fit the model; names it.
+    """
+    pattern, length, geometry = lm.arrangement, request.length, lm.spec.geometry
+    first_end_step = None
+    if not length.fixed:
+        given = 0 if request.prompt is None else request.prompt.shape[2]
+        first_end_frame = torch.tensor([max(length.min_frames, given)])
+        first_end_step = int(pattern.steps_of(first_end_frame)[0, 0])
+    return Sampler(
+        request.config,
+        pattern,
+        lm.head.symbols,
+        length.max_frames,
+        first_end_step,
+        lm.device,
+        capacity,
+        geometry.frame_rate if isinstance(geometry, AudioGeometry) else 0.0,
+    )
+
+
+def make_buffers(lm: TokenLM, request: Request, capacity: int) -> DecodeBuffers:
+    """Empty decode buffers for `capacity` steps, with `start` in the first column."""
+    pattern, length, device = lm.arrangement, request.length, lm.device
+    B, K, S = len(request.seeds), pattern.num_codebooks, pattern.num_steps(length.max_frames)
+    end_frames = torch.full((capacity,), -1)
+    if not length.fixed:
+        end_frames[:S] = pattern.table(length.max_frames + 1)[0, :S]
+    columns = torch.zeros(B, K, 1 + capacity, dtype=torch.long, device=device)
+    columns[:, :, 0] = lm.start_ids(B)
+    return DecodeBuffers(
+        step=torch.zeros((), dtype=torch.long, device=device),
+        columns=columns,
+        given=torch.zeros(K, capacity, dtype=torch.bool, device=device),
+        end_frames=end_frames.to(device),
+        row_lengths=torch.full((B,), length.max_frames, dtype=torch.long, device=device),
+        ended=torch.full((B,), length.fixed, dtype=torch.bool, device=device),
+        broken=torch.zeros((), dtype=torch.bool, device=device),
+        seeds=torch.tensor(request.seeds, dtype=torch.long, device=device),
+    )
+
+
+def write_prompt(step: DecodeStep, prompt: Tensor, steps_of: Tensor) -> int:
+    """Write the prompt [B, K, t] into the decode buffers; returns the first step with an id to be sampled.
+
+    Args:
+        steps_of: [K, T], the step of each code.
+    """
+    buffers, pattern, where = step.board, step.lm.arrangement, steps_of[:, : prompt.shape[2]]
+    buffers.given.scatter_(1, where, True)
+    buffers.columns.scatter_(2, where.expand(len(prompt), -1, -1) + 1, prompt)
+    for s in range(pattern.num_steps(steps_of.shape[1])):
+        forced = pattern.forced_ids(s, buffers.row_lengths[:1])[0] >= 0
+        if not bool((forced | buffers.given[:, s]).all()):
+            return s
+        column = buffers.columns[:, :, s + 1]
+        buffers.columns[:, :, s + 1] = step.filled(torch.tensor(s, device=column.device), column, column)
+    raise AssertionError("the prompt must be shorter than the samples")

@@ -1,0 +1,64 @@
+"""Loading of models: directories, finished runs, and bundled models by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..configs.recognize import describe_wrong, folder_kind, run_model
+from ..configs.schema import nearest_name
+from ..lm.checkpoints.model_directory import StorageName, load_model
+from ..lm.device import choose_device
+from ..lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
+from ..lm.quantization.packed_linear import WeightsName
+from ..tokenize.bundled import bundled_model, bundled_models, shipped_path
+from .model import Model
+
+
+def load(
+    model: str | Path,
+    device: str | torch.device = "auto",
+    dtype: StorageName | torch.dtype = "float32",
+    weights: WeightsName | None = None,
+) -> Model:
+    """Load a model directory or a bundled model.
+
+    Args:
+        model: a directory that `tessera train` exported, or "digits", "speech".
+        device: "auto": the first CUDA device if there is one, otherwise the CPU.
+        dtype: storage and compute type of the language model.
+        weights: storage of its matrices, "float32", "bfloat16", "int8" or "int4"; fewer bits make generation faster
+            (see lm/quantization/packed_linear.py). None: dtype, and small models use a fast path on the CPU
+            (lm/quantization/cpu_fast_decode.py).
+    Raises:
+        ValueError: no such directory or bundled model; the message names the bundled ones. FileNotFoundError,
+            ValueError: an incomplete model directory, or an unavailable device.
+    """
+    where = choose_device(device)
+    loaded = load_model(find_model(model), where, dtype, weights)
+    lm = loaded.lm if weights else enable_fast_cpu_decode_(loaded.lm)
+    return Model(lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults, name=str(model))
+
+
+def find_model(model: str | Path) -> Path:
+    """The directory of a model given as a directory, a finished run or a bundled name; a directory takes precedence."""
+    folder, names = shipped_path(model), bundled_models()
+    kind = folder_kind(folder)
+    if kind == "model" or (kind is None and (folder / "config.json").is_file()):
+        return folder
+    found = run_model(folder)
+    if found is not None:
+        return found
+    bundled = bundled_model(model)
+    if bundled is not None and kind is None:
+        return bundled
+    wrong = describe_wrong(folder, "a model")
+    if wrong is not None:
+        raise ValueError(wrong)
+    if folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no model here (config.json is missing); make one with: tessera train CONFIG"
+        )
+    known = nearest_name(str(model), names) if names else "this checkout has none"
+    raise ValueError(f"no model '{model}': no such directory, and no bundled model of that name; {known}")

@@ -1,0 +1,130 @@
+"""Generation from texts that are split into chunks (long_form/speech.py), in a stream or as whole samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..lm.generation_config import GenerationConfig
+from ..tokenize.spec import AudioGeometry
+from .decoding.loop import Progress
+from .decoding.media import decode_one
+from .long_form.speech import make_chunks, speak
+from .long_form.windows import Making, make_row
+from .parts import ModelParts
+from .pipeline import run_request
+from .requests.conditions import ConditionInputs
+from .requests.keyword_types import Settings
+from .requests.request import Request, choose, make_request
+from .requests.settings import seeds_from
+from .result import Result, join_results
+from .text_checks import with_min_frames
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A text with its other conditions, for n samples."""
+
+    chunks: Sequence[str]
+    """The text; one chunk if it is not split."""
+    conditions: ConditionInputs
+    """With the first chunk as text."""
+
+
+def speak_chunks(parts: ModelParts, entry: Entry, seed: int, prompt: Tensor | None, settings: Settings) -> Making:
+    """Generate the chunks of a text one after another; yields codes [K, n] as they become final.
+
+    Args:
+        prompt: codes [K, t] or [1, K, t] that the first chunk begins with.
+    """
+    assert parts.text is not None and isinstance(parts.spec.geometry, AudioGeometry)
+    seeds_from(seed, 1)
+    config, conditions = choose(parts.defaults, settings), entry.conditions
+    limits: Any = {name: value for name, value in settings.items() if name not in ("min_frames", "max_frames")}
+    if _has_no_voice(parts, conditions, config):
+        conditions = replace(conditions, label=seed % len(parts.labels))
+
+    def request_for(ids: Sequence[int], own_seed: int, start: Tensor | None, fewest: int, most: int) -> Request:
+        inputs = replace(conditions, text_ids=ids)
+        own: Any = {**limits, "max_frames": most, "min_frames": fewest}
+        return make_request(parts.lm, parts.tokenizer, inputs, 1, own_seed, start, None, parts.defaults, own)
+
+    fewest, most = settings.get("min_frames", 0), settings.get("max_frames")
+    chunks = make_chunks(
+        entry.chunks, parts.text.encode, parts.text.num_characters, config.carry == "audio", parts.spec.geometry,
+        config.frames_per_character, fewest, config.text_characters,
+    )  # fmt: skip
+    # Settings are checked at the call, not on first iteration.
+    if most is not None and fewest > most:
+        raise ValueError(f"min_frames must be from 0 to max_frames ({most}), found {fewest}")
+    capacity = chunks[0].most if most is None else min(chunks[0].most, most)
+    if prompt is not None and prompt.shape[-1] >= capacity:
+        raise ValueError(
+            f"the prompt has {prompt.shape[-1]} frames, and the text is split into {len(chunks)} chunks; the first, "
+            f"{entry.chunks[0]!r}, begins with the prompt and may have {capacity} frames; give less of it "
+            "(prompt_frames), or set split to 'off'"
+        )
+    make_row(parts.lm, request_for(chunks[0].text_ids, seed, prompt, 0, capacity))
+    start = None if prompt is None else prompt.reshape(prompt.shape[-2:])
+    return Making(speak(parts.lm, chunks, request_for, seed, config.retries, most, start))
+
+
+def _has_no_voice(parts: ModelParts, conditions: ConditionInputs, config: GenerationConfig) -> bool:
+    """Whether each chunk would have a voice of its own: the model has labels, and nothing selects or carries one."""
+    given = (conditions.label, conditions.voice, conditions.embedding)
+    return config.carry == "nothing" and "label" in parts.condition_kinds and all(one is None for one in given)
+
+
+def generate_long(
+    parts: ModelParts,
+    entries: Sequence[Entry],
+    n: int,
+    seed: int,
+    prompt: Tensor | None,
+    exact: bool,
+    batch: int,
+    on_progress: Progress | None,
+    settings: Settings,
+) -> Result:
+    """Generate n samples for each entry, one sample after another; some texts are split into chunks.
+
+    Args:
+        prompt: codes [K, t] for all samples, or [B, K, t].
+    """
+    total = len(entries) * n
+    if prompt is not None and prompt.dim() == 3 and len(prompt) != total:
+        raise ValueError(
+            f"the prompt has {len(prompt)} rows for {total} samples; give one [K, t] for all, or as many rows"
+        )
+    results = []
+    for i, own_seed in enumerate(seeds_from(seed, total)):
+        entry = entries[i // n]
+        start = prompt if prompt is None or prompt.dim() == 2 else prompt[i]
+        if len(entry.chunks) == 1:
+            own = with_min_frames(parts, entry.chunks[0], None, settings)
+            request = make_request(
+                parts.lm, parts.tokenizer, entry.conditions, 1, own_seed, start, None, parts.defaults, own
+            )
+            results.append(run_request(parts.lm, parts.tokenizer, request, exact, batch, None))
+        else:
+            results.append(_whole(parts, speak_chunks(parts, entry, own_seed, start, settings), own_seed))
+        if on_progress is not None:
+            on_progress(i + 1, total)
+    return join_results(results)
+
+
+def _whole(parts: ModelParts, chunks: Making, seed: int) -> Result:
+    """The sample of a text in chunks."""
+    codes = torch.cat([codes.cpu() for codes in chunks], dim=1)[None]
+    return Result(
+        codes=codes,
+        lengths=torch.tensor([codes.shape[2]]),
+        media=[decode_one(parts.tokenizer, codes[0])],
+        seeds=(seed,),
+        ended=(chunks.ended,),
+        spec=parts.spec,
+    )

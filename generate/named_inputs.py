@@ -1,0 +1,114 @@
+"""Conditions given by name: label names, texts and recordings become ids and codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..lm.conditioning.registry import CodesConditionConfig
+from .parts import Label, ModelParts
+from .requests.arguments import plain, shown
+from .requests.conditions import SAID, ConditionInputs
+from .requests.prompt import Prompt, prompt_codes
+
+LACKS = {
+    "label": "has no labels",
+    "text": "reads no text",
+    "codes": "takes no voice, it has no condition of codes (to continue a recording, give it as prompt)",
+    "embedding": "takes no embedding",
+}
+"""Error text for a model without the condition."""
+EXAMPLES = {"text": "a text to speak or depict", "codes": "a file or codes", "embedding": "vectors [L, width]"}
+
+
+def label_and_text(parts: ModelParts, given: Any, label: Any, text: Any) -> tuple[Any, Any]:
+    """(label, text), with the positional argument `given` assigned to one of them."""
+    given, label, text = plain(given), plain(label), plain(text)
+    if given is None:
+        for one in text if is_list(text) else [] if text is None else [text]:
+            if not isinstance(one, str):
+                raise ValueError(f"text must be a string, found {shown(one)}")
+        return label, text
+    kinds = parts.condition_kinds
+    numbers = all(isinstance(one, int) for one in given) if is_list(given) else isinstance(given, int)
+    if "text" in kinds and not (numbers and "label" in kinds):
+        name, other = "text", text
+    elif "label" in kinds:
+        name, other = "label", label
+    else:
+        raise ValueError(f"'{parts.name}' takes neither text nor label, found {shown(given)}; leave it out")
+    if other is not None:
+        raise ValueError(
+            f"the {name} was given twice, {shown(given)} by position and {shown(other)} by name; give it once"
+        )
+    return label_and_text(parts, None, label, given) if name == "text" else label_and_text(parts, None, given, text)
+
+
+def condition_inputs(
+    parts: ModelParts,
+    label: Label | Sequence[Label] | None,
+    text: str | Sequence[str] | None,
+    voice: Prompt | Sequence[Prompt] | None,
+    voice_frames: int | None,
+    embedding: Tensor | Sequence[Tensor] | None,
+    unconditional: bool,
+    notes: list[str],
+) -> ConditionInputs:
+    """The conditions as ids and codes. Warnings are appended to `notes`.
+
+    Raises:
+        ValueError: the model lacks a given condition, or needs a missing one.
+    """
+    check_conditions(parts, {"label": label, "text": text, "codes": voice, "embedding": embedding}, unconditional)
+    if voice is None and voice_frames is not None:
+        raise ValueError(f"voice_frames is {voice_frames}, but no voice was given; give one, or leave it out")
+    ids: dict[str, Any] = {"embedding": embedding}
+    if label is not None:
+        ids["label"] = [parts.label_id(one) for one in label] if is_list(label) else parts.label_id(label)  # type: ignore
+    if text is not None and parts.text is not None:
+        ids["text_ids"] = [parts.text.encode(one) for one in text] if is_list(text) else parts.text.encode(text)  # type: ignore
+    if voice is not None:
+        voices = [_voice_codes(parts, one, voice_frames, notes) for one in (voice if is_list(voice) else [voice])]  # type: ignore
+        ids["voice"] = voices if is_list(voice) else voices[0]
+    return ConditionInputs(**ids)
+
+
+def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bool) -> None:
+    """Raise ValueError if the model lacks a given condition, or needs a missing one.
+
+    Args:
+        given: a value or None for each kind of condition.
+    """
+    kinds = parts.condition_kinds
+    main = next((kind for kind in ("text", "label", "codes", "embedding") if kind in kinds), None)
+    for kind, value in given.items():
+        if value is not None and kind not in kinds:
+            instead = f", give a {SAID[main]}" if main is not None and {main, kind} == {"text", "label"} else ""
+            raise ValueError(f"'{parts.name}' {LACKS[kind]}; leave {SAID[kind]} out{instead}")
+        if is_list(value) and not value:
+            raise ValueError(f"the list of {SAID[kind]}s is empty; give at least one")
+    if main is not None and not unconditional and given[main] is None:
+        example = f"one of {', '.join(parts.labels[:10])}" if main == "label" else EXAMPLES[main]
+        what = f"{'an' if main == 'embedding' else 'a'} {SAID[main]}"
+        raise ValueError(f"'{parts.name}' needs {what}; give {example}, or ask for unconditional")
+
+
+def _voice_codes(parts: ModelParts, voice: Prompt, num_frames: int | None, notes: list[str]) -> Tensor:
+    """Codes of a voice, checked against the model's limit."""
+    codes = prompt_codes(voice, parts.tokenizer, num_frames, "voice", notes)
+    if codes is None:
+        raise ValueError("the voice is silent: no sound in it is above -50 dB; give a recording of somebody speaking")
+    longest = next(c.max_frames for c in parts.lm.config.conditions if isinstance(c, CodesConditionConfig))
+    if codes.shape[-1] > longest:
+        raise ValueError(
+            f"the voice has {codes.shape[-1]} frames, '{parts.name}' reads at most {longest}; give a shorter "
+            f"one, or voice_frames {longest} for its beginning"
+        )
+    return codes
+
+
+def is_list(value: object) -> bool:
+    """Whether a value is several values; a string is one."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)

@@ -1,0 +1,66 @@
+"""What a loaded model consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..configs.schema import nearest_name
+from ..lm.generation_config import GenerationConfig
+from ..lm.models.registry import AnyLM
+from ..tokenize.spec import TokenSpec
+from ..tokenize.text_tokenizer import TextTokenizer
+from ..tokenize.tokenizer import Tokenizer
+from .requests.arguments import shown
+from .result import SUFFIXES
+
+Label = int | str
+
+
+class ModelParts:
+    """A language model with its tokenizer, text tokenizer, label names and default settings."""
+
+    def __init__(
+        self,
+        lm: AnyLM,
+        tokenizer: Tokenizer,
+        text: TextTokenizer | None,
+        labels: Sequence[str],
+        defaults: GenerationConfig,
+        name: str | None = None,
+    ):
+        self.lm = lm
+        self.tokenizer = tokenizer
+        self.text = text
+        self.labels = list(labels)
+        self.defaults = defaults
+        self.name = name or tokenizer.spec.name
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The specification of its codes."""
+        return self.lm.spec
+
+    @property
+    def suffix(self) -> str:
+        """File suffix of saved samples: .png or .wav."""
+        return SUFFIXES[self.spec.geometry.kind][0]
+
+    @property
+    def condition_kinds(self) -> list[str]:
+        """The kinds of its conditions: "label", "text", "embedding", "codes"."""
+        return [condition.kind for condition in self.lm.config.conditions]
+
+    def __repr__(self) -> str:
+        conditions = ", ".join(self.condition_kinds) or "nothing"
+        size = f"{self.lm.num_parameters / 1e6:.1f} M parameters"
+        return f"Model('{self.name}': {self.spec.geometry.kind}, conditioned on {conditions}, {size})"
+
+    def label_id(self, label: Label) -> int:
+        """Id of a label given by name or id. An unknown label raises ValueError, which names the nearest one."""
+        if isinstance(label, str) and label in self.labels:
+            return self.labels.index(label)
+        if isinstance(label, int) and not isinstance(label, bool):
+            if 0 <= label < len(self.labels):
+                return label
+            raise ValueError(f"'{self.name}' has the labels 0 to {len(self.labels) - 1}, found {label}")
+        raise ValueError(f"'{self.name}' has no label {shown(label)}; {nearest_name(str(label), self.labels)}")
