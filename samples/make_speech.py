@@ -257,7 +257,7 @@ def trim(samples, text: str):
     steps = torch.nn.functional.pad(samples, (0, -len(samples) % step)).reshape(-1, step).abs().amax(1)
     loud = (steps > 0.01 * steps.max()).nonzero()
     if not len(loud) or float(steps.max()) < 0.01:
-        raise ValueError(f"espeak-ng said nothing for '{text}'; is it a word in this voice's language?")
+        raise ValueError(f"espeak-ng made no audio for '{text}'; is it a word in this voice's language?")
     first, last = int(loud[0]) * step, (int(loud[-1]) + 1) * step
     return torch.nn.functional.pad(samples, (edge, edge))[first : last + 2 * edge].clamp(-1, 1)
 

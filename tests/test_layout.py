@@ -62,7 +62,7 @@ train/engines                      common distributed
 train/evaluation                   losses
 train/lm                           common distributed engines
 train/losses                       discriminators
-train/tokenizer                    common discriminators distributed engines lm losses
+train/tokenizer                    common discriminators distributed engines losses
 """
 MOST_FILES = 17
 """In a room; __init__.py does not count."""

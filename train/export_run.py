@@ -21,11 +21,12 @@ from ..configs.recognize import describe_wrong, folder_kind
 from ..configs.schema import check_config, override
 from ..tokenize.tokenizer import NETS, make_tokenizer
 from .common.checkpoint import STATE_FILE, Checkpoints, why_unusable
+from .common.run_state import micro_batch_of
 from .distributed.process_group import ONE_PROCESS, ProcessGroup
 from .engines.ema import WeightAverage
 from .lm.config import TrainConfig
 from .lm.export import export_lm
-from .lm.run_state import RunState, micro_batch_of, test_loss
+from .lm.run_state import RunState, test_loss
 from .lm.setup import open_parts
 from .tokenizer.config import TokenizerTrainConfig
 

@@ -111,7 +111,8 @@ def evaluate(
     """
     from ...configs.output_place import prepare_file
     from ...tokenize.bundled import shipped_path
-    from ...train.evaluation.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
+    from ...train.evaluation.tokenizer_eval import corpus_for, evaluate_tokenizer
+    from ...train.evaluation.tokenizer_table import report_table
     from ..resolve import open_code_model, open_tokenizer
 
     tokenizer = open_tokenizer(folder)

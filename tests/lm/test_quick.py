@@ -8,13 +8,13 @@ from small_models import BLOCKS, CARDINALITIES, CASES, make_codes, make_conditio
 from test_fused import CROSS, make_lm, steps
 
 import tessera
-from tessera.generate.model import bundled_models
 from tessera.lm.kernels import cpu_gemv
 from tessera.lm.kernels.cpu_gemv import MAX_ROWS
 from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.quantization import cpu_fast_decode
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
+from tessera.tokenize.bundled import bundled_models
 
 pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_files import before_step, killed_at
 from safetensors.torch import load_file
 
 from tessera.cli.app import run as tessera
@@ -35,22 +36,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def kill_at(patch, trainer: type, method: str, steps: int) -> None:
-    """Let the process die before step `steps`."""
-    step = getattr(trainer, method)
-
-    def dies(self, *arguments):
-        if self.state.step == steps:
-            raise RuntimeError("killed")
-        return step(self, *arguments)
-
-    patch.setattr(trainer, method, dies)
-
-
 def killed(config, out, steps: int) -> None:
     """A run that dies before step `steps`."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        kill_at(patch, LMTrainer, "_train_step", steps)
+    with killed_at(LMTrainer, steps):
         train_lm(config, out, command="tessera train tiny.yaml")
 
 
@@ -189,17 +177,10 @@ def test_another_end_follows_the_schedule_of_the_new_end(tiny_config, tmp_path, 
     assert json.loads((out / "FINISHED").read_text())["step"] == steps
 
 
-def test_ctrl_c_says_how_to_go_on_and_how_to_export(tiny_config, tmp_path, capsys, monkeypatch):
+def test_ctrl_c_says_how_to_go_on_and_how_to_export(tiny_config, tmp_path, capsys):
     out = tmp_path / "a run"
-    step = LMTrainer._train_step
-
-    def interrupted(self, stop):
-        if self.state.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self, stop)
-
-    monkeypatch.setattr(LMTrainer, "_train_step", interrupted)
-    assert train_lm(tiny_config(), out, command="tessera train tiny.yaml") is False
+    with before_step(LMTrainer, 4, lambda: os.kill(os.getpid(), signal.SIGINT)):
+        assert train_lm(tiny_config(), out, command="tessera train tiny.yaml") is False
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-2:] == [
         "stopped after step 5 and saved; go on with: tessera train tiny.yaml --resume",
@@ -272,8 +253,7 @@ def test_a_tokenizer(tmp_path, ema):
     for name in ("config.json", "tokenizer.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
     other = tmp_path / "killed"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        kill_at(patch, TokenizerTrainer, "_account", 5)
+    with killed_at(TokenizerTrainer, 4):
         train_tokenizer(tokenizer_config(tmp_path, ema=ema), other, progress=False)
     assert tessera(["export", str(other)]) == 0
     export_run(out, tmp_path / "four", step=4)
@@ -288,8 +268,7 @@ def test_a_tokenizer(tmp_path, ema):
 @pytest.mark.parametrize("steps", [4, 5, 8])
 def test_a_tokenizer_may_end_elsewhere_too(tmp_path, capsys, steps):
     out = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        kill_at(patch, TokenizerTrainer, "_account", 5)
+    with killed_at(TokenizerTrainer, 4):
         train_tokenizer(tokenizer_config(tmp_path), out, progress=False)
     assert train_tokenizer(tokenizer_config(tmp_path, steps=steps, log_every=1), out, resume=True) is not None
     said = "all of them are done" if steps == 4 else "from step 5 on the learning rate is that of a run of"

@@ -120,27 +120,6 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny_data, tmp_path, eng
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["{kind: torch}", "{kind: deepspeed, zero_stage: 1}"])
-def test_two_killed_processes_resume_exactly(tiny_data, tmp_path, engine):
-    config = write_config(tmp_path, tiny_data, save_every=2, steps=8)
-    run = ["train", config, "--set", f"engine={engine}", "--nproc", 2]
-    tessera(*run, "--out", tmp_path / "whole")
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tessera", *map(str, run), "--out", str(killed)], env=ENVIRONMENT, start_new_session=True
-    )
-    while not list(killed.glob("steps/step-*/COMMITTED")) and process.poll() is None:
-        time.sleep(0.02)
-    process.kill()  # the processes it launched notice and end by themselves
-    process.wait()
-    time.sleep(5)
-    tessera(*run, "--out", killed, "--resume")
-    assert losses(killed) == losses(tmp_path / "whole")
-    one, two = (folder / "model" / "lm.safetensors" for folder in (killed, tmp_path / "whole"))
-    assert one.read_bytes() == two.read_bytes()
-
-
-@pytest.mark.slow
 def test_ctrl_c_stops_all_processes_after_saving(tiny_data, tmp_path):
     config = write_config(tmp_path, tiny_data, steps=100_000)
     out = tmp_path / "run"

@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from test_lm_trainer import assert_same_run, make_config, read_metrics
+from refiner_configs import LABEL, SHAPE, coarse_config, refiner_config
+from test_lm_trainer import make_config, read_metrics
 
 from tessera.cli.app import run
 from tessera.configs.schema import ConfigError
@@ -16,12 +17,8 @@ from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.masked import MaskedLM
 from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.tokenizer import load_tokenizer
-from tessera.train.lm.config import TrainConfig
 from tessera.train.lm.dataset import CodesDataset
-from tessera.train.lm.trainer import LMTrainer, train_lm
-
-LABEL = {"kind": "label", "dropout": 0.3}
-SHAPE = {"width": 16, "layers": 1, "heads": 2}
+from tessera.train.lm.trainer import train_lm
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +28,6 @@ def data(tiny_data, tmp_path_factory):
     cluster_codes(load_tokenizer(tiny_data / "tokenizer"), 2).save(folder / "clusters")
     cluster_codes(load_tokenizer(tiny_data / "tokenizer"), 3).save(folder / "others")
     return tiny_data, folder
-
-
-def make(data, lm: dict, changes: dict | None = None, **train) -> TrainConfig:
-    return make_config(data[0], {"clusters": str(data[1] / "clusters"), "lm": lm, **(changes or {})}, **train)
-
-
-def coarse_config(data) -> TrainConfig:
-    lm = {**SHAPE, "variable_length": True, "arrangement": {"kind": "delay"}, "conditions": [LABEL]}
-    return make(data, lm, steps=4, eval_every=2)
-
-
-def refiner_config(data, coarse, conditions=(LABEL,), **train) -> TrainConfig:
-    lm = {**SHAPE, "kind": "masked", "input": {"kind": "codes"}, "conditions": list(conditions)}
-    export = {} if coarse is None else {"coarse_model": str(coarse / "model")}
-    return make(data, lm, {"export": export, "name": "fine"}, **train)
 
 
 @pytest.fixture(scope="module")
@@ -85,27 +67,6 @@ def test_the_refiner_is_exported_with_the_model_of_the_labels(refiner):
     assert model.labels == ["a", "b", "c"]
     losses = json.loads((refiner / "FINISHED").read_text())["losses"]
     assert 0 < losses["test"]["loss"] < 2
-
-
-@pytest.mark.parametrize("stop_after", [3, 5])
-def test_killed_and_resumed_equals_left_alone(data, coarse, refiner, tmp_path, monkeypatch, stop_after):
-    out, step = tmp_path / "run", LMTrainer._train_step
-
-    def dies(self, stop):
-        if self.state.step == stop_after:
-            raise RuntimeError("killed")
-        return step(self, stop)
-
-    monkeypatch.setattr(LMTrainer, "_train_step", dies)
-    with pytest.raises(RuntimeError, match="killed"):
-        train_lm(refiner_config(data, coarse), out)
-    monkeypatch.setattr(LMTrainer, "_train_step", step)
-    torch.manual_seed(stop_after)
-    assert train_lm(refiner_config(data, coarse), out, resume=True)
-    assert_same_run(refiner, out)
-    assert (refiner / "model" / "coarse.safetensors").read_bytes() == (
-        out / "model" / "coarse.safetensors"
-    ).read_bytes()
 
 
 def test_a_refiner_alone_may_be_joined_later(data, coarse, tmp_path):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tessera.configs.files import NoRoom
-from tessera.train.common.metrics import Metrics, Progress, duration, read_metrics
+from tessera.train.common.metrics import Metrics, read_metrics
+from tessera.train.common.progress import Progress, duration
 
 
 def test_lines_and_truncation_on_resume(tmp_path):
@@ -29,7 +30,7 @@ def test_lines_and_truncation_on_resume(tmp_path):
 def test_plain_lines_where_stderr_is_no_terminal(capfd):
     progress = Progress(steps=10, done=0)
     progress.advance()
-    progress.report(1, 2.5, [2.0, 3.0], 1234.5, 61.0)
+    progress.report(1, "loss 2.500 [2.00 3.00] 1,234 tokens/s", 61.0)
     progress.close()
     found = capfd.readouterr()
     assert "step 1/10  loss 2.500 [2.00 3.00] 1,234 tokens/s  1:01 left" in found.err

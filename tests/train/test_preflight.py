@@ -13,9 +13,9 @@ from tessera.cli.app import run as tessera
 from tessera.configs.schema import ConfigError
 from tessera.generate.loading import load
 from tessera.tokenize.data.shard_reader import Shards
+from tessera.train.common import disk_space
 from tessera.train.distributed.process_group import ONE_PROCESS
 from tessera.train.engines import auto
-from tessera.train.lm import preflight
 from tessera.train.lm.trainer import LMTrainer, train_lm
 
 LM = {"width": 16, "layers": 1, "heads": 2, "variable_length": True}
@@ -44,7 +44,7 @@ def refused(tmp_path, capsys):
         path, out = tmp_path / "c.yaml", tmp_path / "run"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(LMTrainer, "_train_step", lambda *a: pytest.fail("a step was made"))
+            patch.setattr(LMTrainer, "train_step", lambda *a: pytest.fail("a step was made"))
             assert tessera(["train", str(path), "--out", str(out), *more]) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
         assert not out.exists() or not list(out.rglob("*.*"))
@@ -144,15 +144,15 @@ def test_no_text_tokenizer_is_left_by_a_refused_start(tiny_config, refused):
 
 def test_room_for_a_checkpoint(tiny_config, tmp_path, refused, monkeypatch, capsys):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**12, 0, 10_000))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage(10**12, 0, 10_000))
     line = refused(tiny_config())
     assert "no room for a checkpoint and the model, which take about" in line and "10 kB are free" in line
     trainer = LMTrainer(tiny_config(), tmp_path / "b", ONE_PROCESS)
     needed = 18 * trainer.num_parameters  # weights, moments, average; and half of it exported
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**12, 0, needed))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage(10**12, 0, needed))
     trainer.check()
     assert "warning:" in capsys.readouterr().err
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**12, 0, needed - 1))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage(10**12, 0, needed - 1))
     with pytest.raises(ConfigError, match="no room for a checkpoint"):
         trainer.check()
 

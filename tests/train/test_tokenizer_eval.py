@@ -34,8 +34,9 @@ from tessera.train.evaluation.reconstruction_metrics import (
     ssim,
     stoi,
 )
-from tessera.train.evaluation.tokenizer_eval import corpus_for, evaluate_tokenizer, report_table
+from tessera.train.evaluation.tokenizer_eval import corpus_for, evaluate_tokenizer
 from tessera.train.evaluation.tokenizer_speed import peak_memory
+from tessera.train.evaluation.tokenizer_table import report_table
 
 
 @pytest.fixture

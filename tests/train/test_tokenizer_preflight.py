@@ -7,8 +7,8 @@ from tessera.configs.files import write_safetensors
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.data.media import write_audio
 from tessera.tokenize.tokenizer import NETS
+from tessera.train.common import disk_space
 from tessera.train.distributed.process_group import ONE_PROCESS
-from tessera.train.lm import preflight
 from tessera.train.tokenizer import trainer
 from tessera.train.tokenizer.preflight import check_terms
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig, TokenizerTrainer, train_tokenizer
@@ -108,7 +108,7 @@ def test_room_for_a_checkpoint(pictures, refuse, monkeypatch):
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(1, 1, 10_000))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage(1, 1, 10_000))
     assert "no room for a checkpoint and the model" in refuse(pictures(stages=[FIRST]))
 
 

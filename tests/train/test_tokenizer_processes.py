@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -82,23 +81,3 @@ def test_two_processes_equal_one(tmp_path, balance):
     one, two = (read_safetensors(tmp_path / name / "tokenizer.safetensors")[0] for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name].float(), tensor.float(), atol=5e-3, rtol=2e-2, msg=f"{name} differs")
-
-
-@pytest.mark.slow
-def test_two_killed_processes_resume_exactly(tmp_path):
-    config = write_config(tmp_path, "balancer", save_every=2)
-    run = ["tokenizer", "train", config, "--nproc", 2]
-    tessera(*run, "--out", tmp_path / "whole")
-    killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "tessera", *map(str, run), "--out", str(killed)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True)
-    while not list(killed.glob("steps/step-*/COMMITTED")) and process.poll() is None:
-        time.sleep(0.02)
-    process.kill()  # the processes it launched notice and end by themselves
-    process.wait()
-    time.sleep(5)
-    (killed / "config.json").unlink(missing_ok=True)
-    tessera(*run, "--out", killed, "--resume")
-    assert numbers(killed) == numbers(tmp_path / "whole")
-    one, two = (folder / "tokenizer.safetensors" for folder in (killed, tmp_path / "whole"))
-    assert one.read_bytes() == two.read_bytes()

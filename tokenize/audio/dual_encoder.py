@@ -82,8 +82,8 @@ class FusedEncoder(nn.Module):
 
         def run(frames: Tensor, mask: Tensor) -> Tensor:
             # Split every channel's frame into the parts of the two encoders.
-            pieces = (piece.flatten(2) for piece in frames.unflatten(2, (self.channels, -1)).split(self.widths, dim=-1))
-            found = [run_stages(chain, piece, mask) for chain, piece in zip(chains, pieces, strict=True)]
+            parts = (part.flatten(2) for part in frames.unflatten(2, (self.channels, -1)).split(self.widths, dim=-1))
+            found = [run_stages(chain, part, mask) for chain, part in zip(chains, parts, strict=True)]
             return self.join(torch.cat(found, dim=-1))
 
         back = max(sum(stage.back for stage in chain) for chain in chains)

@@ -74,18 +74,18 @@ class Resampler:
         """Compute outputs num_written .. until - 1 and drop input that is no longer needed."""
         assert self.filters is not None
         taps = 2 * self.half
-        pieces = [self.held[:, :0]]
-        piece_size = max(1, MAX_PRODUCTS_AT_ONCE // taps)
-        for start in range(self.num_written, until, piece_size):
-            position = torch.arange(start, min(start + piece_size, until)) * self.old
+        blocks = [self.held[:, :0]]
+        block_size = max(1, MAX_PRODUCTS_AT_ONCE // taps)
+        for start in range(self.num_written, until, block_size):
+            position = torch.arange(start, min(start + block_size, until)) * self.old
             windows = self.held.unfold(-1, taps, 1)  # a view; window i begins at held[i]
             begin = position // self.new - self.half + 1 - self.first
-            pieces.append((windows[:, begin] * self.filters[position % self.new]).sum(-1))
+            blocks.append((windows[:, begin] * self.filters[position % self.new]).sum(-1))
         self.num_written = max(self.num_written, until)
         unneeded = max(0, self.num_written * self.old // self.new - self.half + 1 - self.first)
         self.held = self.held[:, unneeded:].clone()
         self.first += unneeded
-        return torch.cat(pieces, dim=-1)
+        return torch.cat(blocks, dim=-1)
 
 
 def _phase_filters(old: int, new: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""Shared by both trainers: checkpoints, metrics, batches, signals."""
+"""Shared by both trainers: the training loop, optimizer config, checkpoints, metrics, batch sampler, signals."""

@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl (one object per line), TensorBoard if installed, a progress bar on stderr."""
+"""Metrics of a run: metrics.jsonl (one object per line), and TensorBoard if installed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from ...configs.files import NO_ROOM, NoRoom, write_atomic
 from ...configs.json_limits import LINE, parse_json
@@ -63,53 +61,6 @@ class Metrics:
         self._file.close()
         if self._board is not None:
             self._board.close()
-
-
-class Progress:
-    """A progress bar if stderr is a terminal, otherwise occasional lines."""
-
-    def __init__(self, steps: int, done: int, show: bool = True):
-        self.steps = steps
-        self.show = show
-        self.bar = tqdm(
-            total=steps, initial=done, unit="step", dynamic_ncols=True, file=sys.stderr, disable=None if show else True
-        )
-
-    def advance(self) -> None:
-        """Advance by one finished step."""
-        self.bar.update()
-
-    def report(
-        self, step: int, loss: float, per_codebook: list[float], tokens_per_second: float, seconds_left: float
-    ) -> None:
-        """Show the latest numbers of a language model."""
-        losses = " ".join(f"{value:.2f}" for value in per_codebook)
-        self.show_text(step, f"loss {loss:.3f} [{losses}] {tokens_per_second:,.0f} tokens/s", seconds_left)
-
-    def show_text(self, step: int, text: str, seconds_left: float) -> None:
-        """Show a line of numbers."""
-        if not self.bar.disable:
-            self.bar.set_postfix_str(text)
-        elif self.show:
-            print(f"step {step}/{self.steps}  {text}  {duration(seconds_left)} left", file=sys.stderr, flush=True)
-
-    def note(self, text: str) -> None:
-        """Print a line above the bar."""
-        if self.show:
-            tqdm.write(text, file=sys.stderr)
-
-    def close(self) -> None:
-        """Close the bar and leave it on screen."""
-        self.bar.close()
-
-
-def duration(seconds: float) -> str:
-    """ "1:02:03" or "2:03"; "?" when unknown."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:

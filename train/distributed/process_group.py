@@ -5,6 +5,7 @@ Without a launcher a run is one process and nothing here uses torch.distributed.
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +25,6 @@ RENDEZVOUS = "TESSERA_RENDEZVOUS"
 """Environment variable: file:// address where the processes of `--nproc` rendezvous."""
 
 T = TypeVar("T")
-
-_left: list[Any] = []
-"""Keeps abandoned groups alive. Destroying a gloo group waits for its threads, which may need the GIL to release
-the last collective. If DistributedDataParallel holds the last reference, it destroys the group with the GIL held and
-deadlocks; dropping a reference from Python releases the GIL."""
 
 
 class TrainingFailed(RuntimeError):
@@ -184,5 +180,15 @@ def leave_world(world: ProcessGroup) -> None:
     """Destroy the group of several processes. A group of one is kept: DeepSpeed cannot create a second one in a
     process."""
     if world.size > 1 and dist.is_initialized():
-        _left.append(dist.group.WORLD)
+        _keep_until_exit(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+def _keep_until_exit(group: Any) -> None:
+    """Hold a reference to a group that was left.
+
+    Freeing a gloo group waits for its threads, which may need the GIL to release the last collective. If
+    DistributedDataParallel holds the last reference, it frees the group with the GIL held and deadlocks; dropping a
+    reference from Python releases the GIL.
+    """
+    atexit.register(lambda: group)

@@ -25,7 +25,7 @@ from ..distributed.process_group import ProcessGroup
 from .base import OptimizerSettings, StepInfo, Trainable
 from .config import DeepSpeedEngineConfig
 from .deepspeed_state import collect_state, master_weights, put_state
-from .lr_schedule import learning_rate
+from .lr_schedule import planned_rate
 from .state_files import EngineState
 from .torch_engine import parameter_groups, poison_bad
 
@@ -95,13 +95,7 @@ class DeepSpeedEngine:
         """See Engine."""
         assert self._done == self.micro_steps, f"{self._done} of {self.micro_steps} micro-batches before a step"
         settings = self.settings
-        lr = learning_rate(
-            self.steps,
-            peak=settings.lr,
-            steps=settings.steps,
-            warmup_steps=settings.warmup_steps,
-            min_ratio=settings.min_lr_ratio,
-        )
+        lr = planned_rate(settings, self.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         norm = self._clip() if is_plain(self.config, settings) else None

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+from .base import OptimizerSettings
+
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int, min_ratio: float) -> float:
     """Learning rate of step `step` (the first is 0).
@@ -25,6 +27,17 @@ def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int, min_
     span = max(1, steps - 1 - warmup_steps)
     done = min(1.0, (step - warmup_steps) / span)
     return peak * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def planned_rate(settings: OptimizerSettings, step: int) -> float:
+    """Learning rate of step `step` (the first is 0) under the settings of a run or stage."""
+    return learning_rate(
+        step,
+        peak=settings.lr,
+        steps=settings.steps or 0,
+        warmup_steps=settings.warmup_steps,
+        min_ratio=settings.min_lr_ratio,
+    )
 
 
 def describe_new_end(

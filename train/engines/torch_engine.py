@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed.process_group import ProcessGroup
 from .base import OptimizerSettings, StepInfo, Trainable
-from .lr_schedule import learning_rate
+from .lr_schedule import planned_rate
 from .state_files import MOMENTS, EngineState
 
 
@@ -97,13 +97,7 @@ class TorchEngine:
         """See Engine."""
         assert self._done == self.micro_steps, f"{self._done} of {self.micro_steps} micro-batches before a step"
         settings = self.settings
-        lr = learning_rate(
-            self.steps,
-            peak=settings.lr,
-            steps=settings.steps or 0,
-            warmup_steps=settings.warmup_steps,
-            min_ratio=settings.min_lr_ratio,
-        )
+        lr = planned_rate(settings, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip or torch.inf))

@@ -110,8 +110,52 @@ def evaluate_tokenizer(
     print_notes(corpus.notes, progress)
     if not media:
         raise ValueError(f"none of {len(skipped)} items could be read; the first: {skipped[0]}")
-    encode_peak, decode_peak, note = largest_item_peaks(tokenizer, max(media, key=lambda item: item.shape[-1]))
-    scores, encoding, decoding = Scores(spec), Stopwatch(tokenizer.device), Stopwatch(tokenizer.device)
+    peaks = largest_item_peaks(tokenizer, max(media, key=lambda item: item.shape[-1]))
+    passed = _encode_and_decode(tokenizer, media, progress)
+    joined = torch.cat(passed.codes, dim=1).cpu()
+    codebooks = _codebooks(spec, passed.codes, joined, model, window)
+    report = TokenizerReport(
+        name=spec.name,
+        fingerprint=spec.fingerprint,
+        kind=spec.geometry.kind,
+        items=len(media),
+        skipped=skipped,
+        fidelity=passed.scores.result(),
+        codebooks=codebooks,
+        bits=total_bits(spec, codebooks, joined.shape[1], _written(tokenizer, passed.codes)),
+        stability=code_stability(tokenizer, media[:: max(1, -(-len(media) // STABILITY_ITEMS))], progress),
+        speed=_speed(tokenizer, media, passed, peaks),
+    )
+    return Evaluation(report, passed.examples, joined)
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """All items, encoded and decoded one by one."""
+
+    codes: list[Tensor]
+    """[K, T] of each item."""
+    scores: Scores
+    examples: list[tuple[Tensor, Tensor]]
+    encode_seconds: float
+    decode_seconds: float
+
+
+def _read(corpus: Corpus, spec: TokenSpec, max_items: int, progress: bool) -> tuple[list[Tensor], list[str]]:
+    """Media of evenly spread items, and a line for each that could not be read."""
+    count = min(max_items, len(corpus))
+    media, skipped = [], []
+    for number in tqdm(range(count), desc="reading media", unit="item", disable=not progress, leave=False):
+        try:
+            media.append(corpus.media(number * len(corpus) // count, spec.geometry))
+        except MediaError as error:
+            skipped.append(str(error))
+    return media, skipped
+
+
+def _encode_and_decode(tokenizer: Tokenizer, media: Sequence[Tensor], progress: bool) -> _Passed:
+    scores = Scores(tokenizer.spec)
+    encoding, decoding = Stopwatch(tokenizer.device), Stopwatch(tokenizer.device)
     codes: list[Tensor] = []
     examples: list[tuple[Tensor, Tensor]] = []
     every = -(-len(media) // EXAMPLES)
@@ -124,39 +168,20 @@ def evaluate_tokenizer(
         scores.add(found, item)
         if number % every == 0:
             examples.append((item, found))
-    geometry = spec.geometry
-    audio = isinstance(geometry, AudioGeometry)
-    amount = sum(item.shape[-1] for item in media) / geometry.sample_rate if audio else len(media)
-    joined = torch.cat(codes, dim=1).cpu()
+    return _Passed(codes, scores, examples, encoding.seconds, decoding.seconds)
+
+
+def _codebooks(
+    spec: TokenSpec, codes: Sequence[Tensor], joined: Tensor, model: CoderNet | TokenLM | None, window: int
+) -> list[CodebookUse]:
+    """Usage of each codebook, with the bits under a model if one is given. joined: [K, F], all codes on the CPU."""
     known: Sequence[float | None] = [None] * len(joined)
     if model is not None:
         measure = conditional_bits if isinstance(model, CoderNet) else language_model_bits
         known = measure([item.cpu() for item in codes], model)  # pyright: ignore[reportArgumentType]
-    codebooks = [
+    return [
         codebook_use(row, size, window, bits) for row, size, bits in zip(joined, spec.cardinalities, known, strict=True)
     ]
-    report = TokenizerReport(
-        name=spec.name,
-        fingerprint=spec.fingerprint,
-        kind=spec.geometry.kind,
-        items=len(media),
-        skipped=skipped,
-        fidelity=scores.result(),
-        codebooks=codebooks,
-        bits=total_bits(spec, codebooks, joined.shape[1], _written(tokenizer, codes)),
-        stability=code_stability(tokenizer, media[:: max(1, -(-len(media) // STABILITY_ITEMS))], progress),
-        speed=Speed(
-            unit="seconds of sound per second" if audio else "pictures per second",
-            encode=amount / max(encoding.seconds, 1e-9),
-            decode=amount / max(decoding.seconds, 1e-9),
-            device=str(tokenizer.device),
-            threads=torch.get_num_threads(),
-            encode_peak_mb=encode_peak,
-            decode_peak_mb=decode_peak,
-            note=note,
-        ),
-    )
-    return Evaluation(report, examples, joined)
 
 
 def _written(tokenizer: Tokenizer, codes: Sequence[Tensor]) -> tuple[float, float]:
@@ -165,66 +190,21 @@ def _written(tokenizer: Tokenizer, codes: Sequence[Tensor]) -> tuple[float, floa
     return sum(float(number) for number, _ in rates), sum(float(bits) for _, bits in rates)
 
 
-def _read(corpus: Corpus, spec: TokenSpec, max_items: int, progress: bool) -> tuple[list[Tensor], list[str]]:
-    count = min(max_items, len(corpus))
-    media, skipped = [], []
-    for number in tqdm(range(count), desc="reading media", unit="item", disable=not progress, leave=False):
-        try:
-            media.append(corpus.media(number * len(corpus) // count, spec.geometry))
-        except MediaError as error:
-            skipped.append(str(error))
-    return media, skipped
-
-
-def report_table(report: TokenizerReport) -> str:
-    """The report as text."""
-    lines = [f"tokenizer {report.name} ({report.kind}, {report.fingerprint[:12]}), {report.items} items"]
-    lines += [f"  skipped: {line}" for line in report.skipped]
-    lines += ["", "fidelity"]
-    for name, score in report.fidelity.items():
-        lines.append(f"  {name:<12}{_number(score.mean, '.3f'):>10}  {score.note}".rstrip())
-    bits = report.bits
-    lines += [
-        "",
-        f"codes ({bits.frames} frames; use in windows of {report.codebooks[0].window} frames)",
-        "  codebook   size    used   usage  possible  perplexity  bits nominal  unigram  conditional",
-    ]
-    for number, book in enumerate(report.codebooks):
-        lines.append(
-            f"  {number:>8}{book.size:>7}{book.used:>8.1f}{book.usage:>8.1%}{book.possible:>10.1%}"
-            f"{book.perplexity:>12.1f}{book.nominal_bits:>14.2f}{book.unigram_bits:>9.2f}"
-            f"{_number(book.conditional_bits, '.2f'):>13}"
-        )
-    lines.append(f"  per frame {_bits(bits, 'per_frame', '.2f')}")
-    lines.append(f"  per {bits.per} {_bits(bits, 'per', '.0f')} ({bits.frames_per:g} frames)")
-    if bits.written_codes_per < bits.codes_per:
-        lines.append(
-            f"  per {bits.per} {bits.written_codes_per:.1f} of {bits.codes_per:g} codes to write, "
-            f"{bits.written_per:.0f} bits nominal: places share the rest, or need none"
-        )
-    stability = report.stability
-    lines += ["", f"codes that change ({stability.items} items, {stability.codes} codes)"]
-    for name, share in (("batch", stability.batch), ("padding", stability.padding), ("autocast", stability.autocast)):
-        lines.append(f"  {name:<12}{_number(share, '.4%'):>10}  must be 0")
-    for name, words in (("shift", "by one frame"), ("noise", "40 dB below"), ("again", "decoded and encoded again")):
-        shares = getattr(stability, name)
-        each = "-" if shares is None else " ".join(f"{share:.1%}" for share in shares)
-        lines.append(f"  {name:<12}{each}  {words}, by codebook")
-    speed = report.speed
-    lines += ["", f"speed ({speed.unit}, one item at a time, {speed.device}, {speed.threads} threads) and peak memory"]
-    for name in ("encode", "decode"):
-        peak = _number(getattr(speed, f"{name}_peak_mb"), ".1f")
-        lines.append(f"  {name:<12}{getattr(speed, name):>10.1f}{peak:>10} MB")
-    return "\n".join([*lines, *([f"  {speed.note}"] if speed.note else [])])
-
-
-def _bits(bits: Bits, per: str, form: str) -> str:
-    """Text with nominal, unigram and, if known, conditional bits."""
-    given = getattr(bits, f"conditional_{per}")
-    words = "" if given is None else f", {given:{form}} given the frames before"
-    nominal, unigram = getattr(bits, f"nominal_{per}"), getattr(bits, f"unigram_{per}")
-    return f"{nominal:{form}} bits nominal, {unigram:{form}} unigram{words}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
+def _speed(
+    tokenizer: Tokenizer, media: Sequence[Tensor], passed: _Passed, peaks: tuple[float | None, float | None, str]
+) -> Speed:
+    """Seconds of audio, or images, per second. peaks: see `largest_item_peaks`."""
+    geometry = tokenizer.spec.geometry
+    audio = isinstance(geometry, AudioGeometry)
+    amount = sum(item.shape[-1] for item in media) / geometry.sample_rate if audio else len(media)
+    encode_peak, decode_peak, note = peaks
+    return Speed(
+        unit="seconds of sound per second" if audio else "pictures per second",
+        encode=amount / max(passed.encode_seconds, 1e-9),
+        decode=amount / max(passed.decode_seconds, 1e-9),
+        device=str(tokenizer.device),
+        threads=torch.get_num_threads(),
+        encode_peak_mb=encode_peak,
+        decode_peak_mb=decode_peak,
+        note=note,
+    )

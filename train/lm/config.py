@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ...configs.names import FolderName
-from ...configs.schema import BatchSize, Config, ConfigError, LayerCount, StepCount, check_config
+from ...configs.schema import BatchSize, Config, LayerCount, StepCount
 from ...lm.generation_config import GenerationConfig
 from ...lm.models.next_patch import PatchPhase
 from ...lm.models.packed_sequences import check_packable
 from ...lm.models.registry import ModelConfig
+from ..common.optimizer_config import OptimizerConfig, Ratio
 from ..engines.config import AutoEngineConfig, EngineConfig
 from .reference_prompts import PromptConfig
 from .sequence_packing import PackingConfig, PaddedConfig
@@ -55,28 +55,19 @@ class KeepConfig(Config):
     """Number of checkpoints with the lowest loss on data.test; each is saved right after its evaluation. 0: none."""
 
 
-class TrainSettings(Config):
+class TrainSettings(OptimizerConfig):
     """Optimization, and the intervals of logging, evaluation and saving."""
 
     steps: StepCount
     """Optimizer steps of the whole run."""
     batch: BatchSize
     """Examples (packed rows for data.packing best_fit) in a global batch, for any number of processes."""
-    micro_batch: BatchSize | None = None
-    """Examples (packed rows) per forward pass; null: the global batch divided by the processes. Gradients of the rest
-    are accumulated."""
-    lr: PositiveFloat
-    """Peak learning rate of AdamW."""
-    warmup_steps: NonNegativeInt = 100
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    min_lr_ratio: Ratio = 0.1
     """Learning rate of the last step, as a fraction of the peak."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Applies to matrices; vectors (norms, biases) are not decayed."""
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: PositiveFloat = 1e-8
-    clip: NonNegativeFloat = 1.0
-    """Gradient clipping norm; 0 does not clip."""
+    """Decay rates of the two moments of AdamW."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the probability that is spread over all codes in the cross-entropy."""
     patches: tuple[PatchPhase, ...] = ()
     """Phases at the beginning of the run that predict square patches of an image's frames at once
     (lm/models/next_patch.py)."""
@@ -87,6 +78,7 @@ class TrainSettings(Config):
     max_consecutive_bad: PositiveInt = 3
     """Consecutive bad steps after which the run stops. A step with a non-finite loss or gradient changes nothing."""
     log_every: PositiveInt = 10
+    """Steps between lines in metrics.jsonl."""
     eval_every: PositiveInt | None = None
     """Steps between evaluations on data.test; null: only at the end."""
     sample_every: PositiveInt | None = None
@@ -112,8 +104,6 @@ class TrainSettings(Config):
                 f"keep_last {self.keep_last} is the earlier spelling of keep.last, which is {self.keep.last}; leave "
                 "keep_last out"
             )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be at least 0 and below 1, found {list(self.betas)}")
         if self.micro_batch is not None and self.batch % self.micro_batch:
             raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
         return self
@@ -192,57 +182,3 @@ class TrainConfig(Config):
                 "train.sample_every: a refiner alone generates nothing; set export.coarse_model, or leave it out"
             )
         return self
-
-
-_MAY_CHANGE = (
-    "device",
-    "engine.because",
-    "export",
-    "generation",
-    "train.keep",
-    "train.keep_last",
-    "train.steps",  # run_state.py compares it with the finished steps
-    "train.save_every",
-    "train.eval_every",
-    "train.sample_every",
-    "train.samples",
-    "train.log_every",
-    "data.test",
-    "data.shards",  # the folder; run_state.py compares its content
-    "tokenizer",
-    "clusters",
-    "train.max_consecutive_bad",
-)
-
-
-def check_resumable(
-    saved: dict[str, Any], config: Config, where: str, may_change: tuple[str, ...] = _MAY_CHANGE
-) -> None:
-    """Raise ConfigError for the first field in which a config differs from the one a run was started with.
-
-    Settings that do not affect the course of training may change, as may the locations of data and tokenizer, and
-    train.steps (train/engines/lr_schedule.py describes the effect on the learning rate).
-    """
-    # Settings added after the run was started had their default value then.
-    with suppress(ConfigError):
-        saved = check_config(saved, type(config)).model_dump(mode="json")
-    before, after = _flatten(saved), _flatten(config.model_dump(mode="json"))
-    # Kinds first: if a kind differs, all its fields do.
-    for name in sorted(before.keys() | after.keys(), key=lambda name: (not name.endswith("kind"), name)):
-        old, new = before.get(name), after.get(name)
-        if old == new or any(name == free or name.startswith(f"{free}.") for free in may_change):
-            continue
-        raise ConfigError(
-            f"{name}: this run was started with {old!r} ({where}), the config now says {new!r}; "
-            "set it back, or start another run with another --out"
-        )
-
-
-def _flatten(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, dict):
-        return {prefix: data}
-    return {
-        name: value
-        for key, item in data.items()
-        for name, value in _flatten(item, f"{prefix}.{key}" if prefix else key).items()
-    }

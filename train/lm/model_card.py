@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ... import __version__
-from ...tokenize.bundled import PACKAGE
+from ..common.git import git_commit
 from .config import TrainConfig
 from .setup import TrainingSetup
-
-
-@cache
-def git_commit() -> str | None:
-    """Commit of the checkout this runs from, with "-dirty" for modified files; None for an installed package."""
-    root = PACKAGE
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
-    ).stdout.strip()
 
 
 def model_card(
@@ -50,12 +28,8 @@ def model_card(
         losses: by split ("train", "test"): {"step", "loss", "loss_per_codebook"}, as last measured.
         part: what the loss is broken down by, "codebook" or "scale".
     """
-    items, spec = parts.items, parts.spec
+    spec = parts.spec
     steps = f"{step} steps" if step == config.train.steps else f"{step} of {config.train.steps} steps"
-    rows = [
-        f"| {split} | {found['loss']:.4f} | {_numbers(found[f'loss_per_{part}'])} | {found['step']} |"
-        for split, found in losses.items()
-    ]
     lines = [
         f"# {config.name}",
         "",
@@ -65,19 +39,7 @@ def model_card(
         "",
         "## Data",
         "",
-        f"- Training shards `{config.data.shards}`: {len(items)} items, {int(items.lengths.sum())} frames"
-        + (
-            f" ({items.left_out} items longer than {config.data.max_frames} frames were left out)."
-            if items.left_out
-            else "."
-        ),
-        *(
-            [f"- Test shards `{config.data.test}`: {len(parts.test)} items, {int(parts.test.lengths.sum())} frames."]
-            if parts.test
-            else []
-        ),
-        *([f"- Labels: {', '.join(parts.labels)}."] if parts.labels else []),
-        f"- Tokenizer `{spec.name}`, fingerprint {spec.fingerprint}.",
+        *_data(config, parts),
         "",
         "## Losses",
         "",
@@ -86,7 +48,10 @@ def model_card(
         "",
         f"| split | mean | each {part} | step |",
         "|---|---|---|---|",
-        *rows,
+        *(
+            f"| {split} | {found['loss']:.4f} | {_numbers(found[f'loss_per_{part}'])} | {found['step']} |"
+            for split, found in losses.items()
+        ),
         "",
         "## How it was made",
         "",
@@ -100,6 +65,22 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _data(config: TrainConfig, parts: TrainingSetup) -> list[str]:
+    """The list of shards, labels and tokenizer."""
+    items, test = parts.items, parts.test
+    longer = f" ({items.left_out} items longer than {config.data.max_frames} frames were left out)"
+    lines = [
+        f"- Training shards `{config.data.shards}`: {len(items)} items, {int(items.lengths.sum())} frames"
+        + (f"{longer}." if items.left_out else ".")
+    ]
+    if test:
+        lines.append(f"- Test shards `{config.data.test}`: {len(test)} items, {int(test.lengths.sum())} frames.")
+    if parts.labels:
+        lines.append(f"- Labels: {', '.join(parts.labels)}.")
+    lines.append(f"- Tokenizer `{parts.spec.name}`, fingerprint {parts.spec.fingerprint}.")
+    return lines
 
 
 def _numbers(values: list[float]) -> str:

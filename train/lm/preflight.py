@@ -1,5 +1,6 @@
 """Checks before the first step for errors that would otherwise occur hours later.
 
+    memory          has room for the weights and a micro-batch
     the disk        has room for a checkpoint and the exported model
     the model       can be exported, and the export can be loaded
     evaluation      of the longest test items works, and so fits into memory
@@ -10,8 +11,6 @@ Nothing is written, and the run's random numbers are unaffected.
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from ...configs.schema import ConfigError
 from ...lm.checkpoints.model_directory import LoadedModel, check_saveable
 from ...lm.models.causal import TokenLM
 from ...lm.models.masked import MaskedLM
-from ..common.checkpoint import MARKER
+from ..common.memory_check import check_batch_fits, check_weights_fit, count_numbers
 from .config import TrainConfig
 from .objective import Objective
 from .samples import SampleRequest, make_request
@@ -33,6 +32,23 @@ Rehearse = Callable[[SampleRequest], None]
 """Runs a request with minimal output to test it, writes nothing; raises ValueError."""
 
 EXPORT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def check_memory(config: TrainConfig, parts: TrainingSetup, micro: int, device: torch.device) -> None:
+    """Raise ValueError if the weights or a micro-batch of `micro` examples cannot fit into memory."""
+    lm = parts.lm_config
+
+    def numbers_with(layers: int) -> int:
+        """Values that training keeps for a model with this many layers."""
+        shallow = replace(parts, lm_config=lm.model_copy(update={"layers": layers}))
+        return count_numbers(lambda: shallow.make_lm(0), "lm")
+
+    one, two = numbers_with(1), numbers_with(2)  # building a thousand layers takes seconds
+    check_weights_fit(one + (lm.layers - 1) * (two - one), "lm", device)
+    packing = config.data.packing
+    frames = float(parts.items.lengths.mean()) if packing.kind == "padded" else packing.steps
+    half = config.train.dtype == "bfloat16"
+    check_batch_fits(micro, frames, lm.layers * lm.width, parts.spec.num_codebooks, half, device)
 
 
 def check_exportable(config: TrainConfig, parts: TrainingSetup, lm: TokenLM) -> LoadedModel:
@@ -69,30 +85,6 @@ def check_generation(config: TrainConfig, parts: TrainingSetup, loaded: LoadedMo
         raise ConfigError(f"generation: {error}") from None
 
 
-def check_room(out: Path, checkpoint: int, model: int, kept: int) -> None:
-    """Check that the disk has room for a checkpoint and the model; warn if not for all that will be kept.
-
-    Args:
-        checkpoint, model: size of each in bytes. kept: checkpoints that will be kept.
-    Raises:
-        ConfigError: there is no room for one checkpoint and the model.
-    """
-    free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
-    if free < checkpoint + model:
-        raise ConfigError(
-            f"{out}: no room for a checkpoint and the model, which take about {_size(checkpoint + model)}, "
-            f"{_size(free)} are free; make room, or name a folder on another disk with --out"
-        )
-    there = len(list((out / "steps").glob(f"step-*/{MARKER}")))
-    needed = max(1, kept + 1 - there) * checkpoint + model  # one more while it is written
-    if free < needed:
-        print(
-            f"warning: {out}: all checkpoints that are kept and the model take about {_size(needed)}, {_size(free)} "
-            "are free; keep fewer, or make room",
-            file=sys.stderr,
-        )
-
-
 def checkpoint_bytes(config: TrainConfig, parameters: int, trained: int) -> int:
     """Approximate size of a checkpoint: float32 weights, two moments per trained weight, and the moving average."""
     return 4 * parameters + 8 * trained + (4 * parameters if config.train.ema else 0)
@@ -120,11 +112,3 @@ def notes(config: TrainConfig) -> list[str]:
         if every is not None and every > settings.steps:
             found.append(f"train.{name} {every} is above train.steps {settings.steps}: only the end counts")
     return found
-
-
-def _size(count: int) -> str:
-    """Human-readable size, such as "1.2 GB"."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"

@@ -55,7 +55,7 @@ class PromptSource:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """Frames start .. stop - 1 of an item."""
 
     item: int
@@ -88,7 +88,7 @@ class Prompts:
                 "use kind crop"
             )
 
-    def choose(self, item: int, draw: int) -> Stretch | None:
+    def choose(self, item: int, draw: int) -> Segment | None:
         """The prompt of an item (0 .. n - 1), or None."""
         config, words = self.source.config, (self.source.seed, 5, draw, item)
         other = self._other(item, mix(*words, 0)) if config.kind == "same_label" else item
@@ -101,7 +101,7 @@ class Prompts:
         shortest = min(config.min_frames, longest)
         frames = shortest + mix(*words, 1) % (longest - shortest + 1)
         start = mix(*words, 2) % (length - frames + 1)
-        return Stretch(other, start, start + frames)
+        return Segment(other, start, start + frames)
 
     def _other(self, item: int, number: int) -> int | None:
         """Another item with the same label."""

@@ -7,27 +7,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
-from ...configs.files import read_json, write_json
+from ...configs.files import read_json
 from ...configs.schema import ConfigError
 from ...lm.attention.auto import Choice
 from ..common.checkpoint import STATE_FILE
+from ..common.run_state import RunCounters, counters_of, micro_batch_of, read_run_file, write_run_file
 from ..distributed.process_group import ProcessGroup
-from .config import TrainConfig, check_resumable
+from .config import TrainConfig
 from .dataset import conditions_fingerprint, data_fingerprint
-from .model_card import git_commit
 from .setup import TrainingSetup
+
+MAY_CHANGE = (
+    "device",
+    "engine.because",
+    "export",
+    "generation",
+    "train.keep",
+    "train.keep_last",
+    "train.steps",  # compared below with the finished steps
+    "train.save_every",
+    "train.eval_every",
+    "train.sample_every",
+    "train.samples",
+    "train.log_every",
+    "data.test",
+    "data.shards",  # the folder; its content is compared below
+    "tokenizer",
+    "clusters",
+    "train.max_consecutive_bad",
+)
+"""Settings of a resumed run that may differ from those it was started with (train/engines/lr_schedule.py describes the
+effect of train.steps on the learning rate)."""
 
 
 @dataclass
-class RunState:
-    """Counters of a run."""
+class RunState(RunCounters):
+    """Counters and losses of a run."""
 
-    step: int = 0
-    """Finished steps."""
-    skipped: int = 0
-    """Finished steps that were bad and changed nothing."""
-    consecutive_bad: int = 0
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Latest losses of each split: {"step", "loss", "loss_per_codebook", ...}."""
     command: str = ""
@@ -45,25 +61,21 @@ class RunState:
         attention: Choice,
     ) -> None:
         """Write run.json: the counters and the run's inputs; `attention` as returned by `explain`."""
-        description = {
-            "tessera": __version__,
-            "git_commit": git_commit(),
-            "step": self.step,
-            "sampler": {"seed": config.seed, "step": self.step},
-            "skipped": self.skipped,
-            "consecutive_bad": self.consecutive_bad,
-            "losses": self.losses,
-            "command": self.command,
-            "processes": world.size,
-            "micro_batch": micro_batch,
-            "attention": vars(attention),
-            "tokenizer": parts.spec.fingerprint,
-            "clusters": None if parts.clustering is None else parts.clustering.spec.fingerprint,
-            "data": data_fingerprint(parts.items),
-            "told": conditions_fingerprint(parts.items),
-            "config": config.model_dump(mode="json"),
-        }
-        write_json(folder / STATE_FILE, description)
+        write_run_file(
+            folder,
+            self,
+            config,
+            world.size,
+            micro_batch,
+            sampler={"seed": config.seed, "step": self.step},
+            losses=self.losses,
+            command=self.command,
+            attention=vars(attention),
+            tokenizer=parts.spec.fingerprint,
+            clusters=None if parts.clustering is None else parts.clustering.spec.fingerprint,
+            data=data_fingerprint(parts.items),
+            told=conditions_fingerprint(parts.items),
+        )
 
     @classmethod
     def load(
@@ -74,11 +86,7 @@ class RunState:
         Args:
             micro_batch: examples of a micro-batch from here on (see `cut_like` in trainer.py for when there are fewer).
         """
-        found = read_json(folder / STATE_FILE)
-        before = found["config"]
-        if config.train.micro_batch in (None, micro_batch_of(folder)):
-            before["train"]["micro_batch"] = config.train.micro_batch
-        check_resumable(before, config, str(folder))
+        found = read_run_file(folder, config, config.train.micro_batch, MAY_CHANGE)
         if config.train.steps < found["step"]:
             raise ConfigError(
                 f"train.steps: {config.train.steps}, but {found['step']} are done ({folder}); give at least as many, "
@@ -106,15 +114,8 @@ class RunState:
                 "the same run up to rounding, not bit for bit",
                 file=sys.stderr,
             )
-        counts = {name: found[name] for name in ("step", "skipped", "consecutive_bad", "losses")}
-        return cls(**counts, command=found.get("command", ""), planned=found["config"]["train"]["steps"])
-
-
-def micro_batch_of(folder: Path) -> int:
-    """Micro-batch size of the run that saved a checkpoint, for a language model or a tokenizer."""
-    found = read_json(folder / STATE_FILE)
-    known = found.get("micro_batch") or found["config"]["train"]["micro_batch"]  # earlier versions: config only
-    return known or max(1, found["config"]["train"]["batch"] // found["processes"])
+        planned = found["config"]["train"]["steps"]
+        return cls(**counters_of(found), losses=found["losses"], command=found.get("command", ""), planned=planned)
 
 
 def test_loss(folder: Path) -> float | None:

@@ -2,7 +2,7 @@
 (lm/models/packed_sequences.py).
 
     padded    a a a a a        packed    a a a a a d        best fit: longest item first, each into the row where
-              b b b . .                  b b b c c .        it leaves the least room
+              b b b . .                  b b b c c .        it leaves the least space
               c c . . .
               d . . . .
 
@@ -98,24 +98,24 @@ class PackedSampler:
         return [rows[row] for row in shuffled(len(rows), self.seed, epoch, salt=3)]
 
 
-def best_fit(sizes: Sequence[int], room: int) -> list[int]:
-    """The row of each item, assigned in order: the row where it leaves the least room (the last one filled, among
+def best_fit(sizes: Sequence[int], capacity: int) -> list[int]:
+    """The row of each item, assigned in order: the row where it leaves the least space (the last one filled, among
     equals), or a new one."""
-    rows_with: list[list[int]] = [[] for _ in range(room + 1)]
-    rooms: list[int] = []  # amounts of room for which there is a row, sorted
+    rows_with: list[list[int]] = [[] for _ in range(capacity + 1)]
+    spaces: list[int] = []  # amounts of free space for which there is a row, sorted
     row_of, count = [], 0
     for size in sizes:
-        place = bisect_left(rooms, size)
-        if place < len(rooms):
-            found = rooms[place]
+        place = bisect_left(spaces, size)
+        if place < len(spaces):
+            found = spaces[place]
             row = rows_with[found].pop()
             if not rows_with[found]:
-                del rooms[place]
+                del spaces[place]
         else:
-            found, row, count = room, count, count + 1
+            found, row, count = capacity, count, count + 1
         left = found - size
         if not rows_with[left]:
-            insort(rooms, left)
+            insort(spaces, left)
         rows_with[left].append(row)
         row_of.append(row)
     return row_of

@@ -16,8 +16,9 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...configs.schema import ConfigError, LayerCount
+from ...configs.schema import LayerCount
 from .base import LatentLoss, LatentLossInputs, LossConfig, LossContext, check_levels
+from .decoder_blocks import check_heads, make_decoder_blocks
 from .distillation import Levels
 from .teachers import load_teacher
 
@@ -41,8 +42,7 @@ class ProxyCodesLoss(LatentLoss):
     def __init__(self, config: ProxyCodesConfig, context: LossContext, where: str):
         super().__init__()
         check_levels(config.levels, context.num_codebooks, where)
-        if config.width % config.heads:
-            raise ConfigError(f"{where}.heads: width {config.width} is not a multiple of {config.heads} heads")
+        check_heads(config.width, config.heads, where)
         self.config = config
         other = load_teacher(config.tokenizer, context.geometry, f"{where}.tokenizer")
         # In a list, so that the frozen tokenizer is not registered: it is not trained, averaged or saved.
@@ -51,12 +51,7 @@ class ProxyCodesLoss(LatentLoss):
         self.read = nn.Linear(context.latent_dim, config.width)
         count = other.encode(torch.zeros(1, context.geometry.channels, *_size(context))).codes.shape[2]
         self.places = nn.Parameter(0.02 * torch.randn(count, config.width))
-        self.blocks = nn.ModuleList(
-            nn.TransformerDecoderLayer(
-                config.width, config.heads, 4 * config.width, dropout=0.0, batch_first=True, norm_first=True
-            )
-            for _ in range(config.blocks)
-        )
+        self.blocks = make_decoder_blocks(config.width, config.heads, config.blocks)
         self.norm = nn.LayerNorm(config.width)
         self.guess = nn.Linear(config.width, sum(self.sizes))
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ...configs.schema import ConfigError, LayerCount, LayerCountOrNone
 from ...tokenize.layers.convnext import ConvNeXtStack
 from .base import LatentLoss, LatentLossInputs, LossConfig, LossContext, check_levels, mean_over
+from .decoder_blocks import check_heads, make_decoder_blocks
 from .distillation import Levels
 
 
@@ -81,19 +82,13 @@ class CaptionLoss(LatentLoss):
     def __init__(self, config: CaptionConfig, context: LossContext, where: str):
         super().__init__()
         check_text(config.levels, context, where)
-        if config.width % config.heads:
-            raise ConfigError(f"{where}.heads: width {config.width} is not a multiple of {config.heads} heads")
+        check_heads(config.width, config.heads, where)
         self.config, self.alphabet = config, context.alphabet
         self.end = len(context.alphabet)  # also the start symbol
         self.read = nn.Linear(context.latent_dim, config.width)
         self.characters = nn.Embedding(len(context.alphabet) + 1, config.width)
         self.places = nn.Parameter(0.02 * torch.randn(config.max_characters + 1, config.width))
-        self.blocks = nn.ModuleList(
-            nn.TransformerDecoderLayer(
-                config.width, config.heads, 4 * config.width, dropout=0.0, batch_first=True, norm_first=True
-            )
-            for _ in range(config.blocks)
-        )
+        self.blocks = make_decoder_blocks(config.width, config.heads, config.blocks)
         self.norm = nn.LayerNorm(config.width)
         self.guess = nn.Linear(config.width, len(context.alphabet) + 1)
 

@@ -240,11 +240,7 @@ Teacher = TokenizerTeacher | MelTeacher | GradientTeacher | ModuleTeacher
 
 
 def make_teacher(
-    config: TokenizerTeacherConfig
-    | MelTeacherConfig
-    | CepstrumTeacherConfig
-    | GradientTeacherConfig
-    | ModuleTeacherConfig,
+    config: TeacherConfig,
     geometry: Geometry,
     given: Mapping[str, nn.Module],
     where: str,

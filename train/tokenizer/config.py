@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from ...configs.schema import BatchSize, Config, StepCount
 from ...tokenize.data.corpus import CorpusConfig
 from ...tokenize.tokenizer import TokenizerConfig
+from ..common.optimizer_config import OptimizerConfig, Ratio
 from ..discriminators.multi_scale_stft import STFTDiscriminatorConfig
 from ..discriminators.registry import DISCRIMINATORS, DiscriminatorsConfig
 from ..losses.balancer import BalanceConfig, SumConfig
@@ -19,33 +20,27 @@ from .phases import FitStageConfig, StageConfig, TrainStageConfig
 from .warm_start import WarmStartConfig
 
 
-class TokenizerTraining(Config):
+class TokenizerTraining(OptimizerConfig):
     """Optimization, and the intervals of logging and saving."""
 
     steps: StepCount | None = None
     """Optimizer steps; required without stages, not allowed with stages."""
     batch: BatchSize = 16
     """Images or audio excerpts per step, for any number of processes."""
-    micro_batch: BatchSize | None = None
-    """Examples per forward pass; null: the batch divided by the processes. Gradients of the rest are accumulated."""
-    crop_seconds: PositiveFloat = 1.0
-    """Length of an excerpt; ignored for images."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
-    warmup_steps: NonNegativeInt = 100
-    min_lr_ratio: float = Field(default=0.02, ge=0, le=1)
+    min_lr_ratio: Ratio = 0.02
     """Learning rate of the last step, as a fraction of the peak."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Applies to matrices and filters; vectors (norms, biases) are not decayed."""
     betas: tuple[float, float] = (0.8, 0.99)
-    eps: PositiveFloat = 1e-8
-    clip: NonNegativeFloat = 1.0
-    """Gradient clipping norm; 0 does not clip."""
+    """Decay rates of the two moments of AdamW."""
+    crop_seconds: PositiveFloat = 1.0
+    """Length of an excerpt; ignored for images."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the layers; quantizer, spectra and losses stay in float32."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the moving average of the weights that is frozen at the end; 0 uses the weights themselves."""
     log_every: PositiveInt = 20
+    """Steps between lines in metrics.jsonl."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints; null: only at the end."""
     keep_last: PositiveInt = 2
@@ -162,8 +157,6 @@ class TokenizerTrainConfig(Config):
             raise ValueError(f"losses are for {self.losses.kind}, the tokenizer is for {kind}; set losses.kind: {kind}")
         if (self.train.steps is None) == (not self.stages):
             raise ValueError("give either train.steps, or stages with steps of their own")
-        if not all(0 <= beta < 1 for beta in self.train.betas):
-            raise ValueError(f"train.betas must be at least 0 and below 1, found {list(self.train.betas)}")
         names = [term.key for term in self.terms]
         _check_unique("terms", names)
         _check_unique("stages", [stage.name for stage in self.stages])

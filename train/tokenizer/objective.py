@@ -15,6 +15,7 @@ from ..engines.base import Trainable
 from ..losses.balancer import Balance, group_gradients
 from ..losses.base import LatentLoss, LatentLossInputs, MediaBatch, ReconstructionLoss, ReconstructionLossInputs, sounds
 from ..losses.codec_forward import decode_latents, encode_latents, last_layer
+from .dataset import MediaInMemory
 
 
 @dataclass(frozen=True)
@@ -127,3 +128,23 @@ def surrogate(passed: Passed, gradient: Tensor | None, inner_weights: Mapping[st
     if gradient is not None and passed.found is not None:
         parts.append((passed.found * gradient.detach()).sum())
     return torch.stack(parts).sum() / items
+
+
+@torch.no_grad()
+def collect_latents(
+    net: AudioNet | ImageNet, objective: TokenizerObjective, media: MediaInMemory, items: int, device: torch.device
+) -> Tensor:
+    """Latents of the first `items` training examples, rounded up to whole batches, for a fit stage.
+
+    Args:
+        net: encodes the media, in eval mode. objective: gives the precision.
+    Returns:
+        [frames, D], without padding.
+    """
+    found, size = [], media.settings.batch
+    for step in range(-(-items // size)):
+        batch = media.batch(step, media.rows(step), 0, size).to(device)
+        with objective.precision(device):
+            latents = encode_latents(net, batch.media, batch.frame_mask)
+        found.append(latents.flatten(0, 1) if batch.frame_mask is None else latents[batch.frame_mask])
+    return torch.cat(found)

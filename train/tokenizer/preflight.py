@@ -1,5 +1,6 @@
 """Checks before the first step of a tokenizer run for errors that would occur in a later stage or at the end.
 
+    memory           has room for the weights and a micro-batch
     terms            can be built: their teachers exist and fit (before the media are read)
     stages           each has an active loss, parts to train, and a fitted quantizer if it needs one
     discriminators   accept excerpts of the configured length
@@ -24,7 +25,9 @@ from ...tokenize.quantizers.kmeans_vq import KMeansQuantizer
 from ...tokenize.quantizers.registry import Quantizer
 from ...tokenize.quantizers.scalar import ScalarQuantizer
 from ...tokenize.quantizers.structural_entropy_vq import StructuralQuantizer
-from ...tokenize.tokenizer import make_tokenizer
+from ...tokenize.spec import AudioGeometry
+from ...tokenize.tokenizer import NETS, make_tokenizer
+from ..common.memory_check import check_batch_fits, check_weights_fit, count_numbers
 from ..discriminators.registry import Discriminators
 from ..losses.base import LossContext
 from ..losses.registry import make_losses
@@ -32,6 +35,20 @@ from .config import TokenizerTrainConfig
 from .dataset import MediaInMemory
 from .objective import TokenizerObjective
 from .phases import TrainStageConfig, freeze_parts
+
+
+def check_memory(config: TokenizerTrainConfig, micro: int, device: torch.device) -> None:
+    """Raise ValueError if the weights or a micro-batch of `micro` examples cannot fit into memory."""
+    tokenizer, geometry = config.tokenizer, config.tokenizer.geometry
+    numbers = count_numbers(lambda: NETS[tokenizer.kind](tokenizer, read_files=False), "tokenizer")
+    check_weights_fit(numbers, "tokenizer", device)
+    if isinstance(geometry, AudioGeometry):
+        frames = config.train.crop_seconds * geometry.frame_rate
+        outputs = geometry.samples_per_frame
+    else:
+        frames = geometry.num_frames
+        outputs = geometry.channels * geometry.height * geometry.width / frames
+    check_batch_fits(micro, frames, tokenizer.latent_dim, outputs, False, device)
 
 
 def check_terms(config: TokenizerTrainConfig, net: AudioNet | ImageNet, teachers: Mapping[str, nn.Module]) -> None:

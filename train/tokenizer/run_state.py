@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from ... import __version__
-from ...configs.files import read_json, read_safetensors, write_json, write_safetensors
+from ...configs.files import read_safetensors, write_safetensors
 from ...configs.schema import ConfigError
-from ..common.checkpoint import STATE_FILE
-from ..lm.config import check_resumable
-from ..lm.model_card import git_commit
-from ..lm.run_state import micro_batch_of
+from ..common.run_state import RunCounters, counters_of, read_run_file, write_run_file
 from .config import TokenizerTrainConfig
 
 MAY_CHANGE = (
@@ -31,64 +28,59 @@ MAY_CHANGE = (
 
 
 @dataclass
-class TokenizerRunState:
+class TokenizerRunState(RunCounters):
     """Progress of a run."""
 
-    step: int = 0
-    """Finished steps of the run."""
     stage: int = 0
     """Finished stages."""
-    skipped: int = 0
-    """Finished steps that were bad and changed nothing."""
-    consecutive_bad: int = 0
     balance: dict[str, list[float]] = field(default_factory=dict)
     """See Balance.averages."""
+    planned: tuple[int | None, ...] = ()
+    """Steps of each stage when the checkpoint was saved; None for a fit stage."""
 
     def save(self, folder: Path, config: TokenizerTrainConfig, data: str, processes: int, micro_batch: int) -> None:
         """Write run.json; data: fingerprint of the corpus."""
-        description = {
-            "tessera": __version__,
-            "git_commit": git_commit(),
-            **vars(self),
-            "processes": processes,
-            "micro_batch": micro_batch,
-            "data": data,
-            "config": config.model_dump(mode="json"),
-        }
-        write_json(folder / STATE_FILE, description)
+        write_run_file(folder, self, config, processes, micro_batch, stage=self.stage, balance=self.balance, data=data)
 
     @classmethod
     def load(cls, folder: Path, config: TokenizerTrainConfig, data: str) -> TokenizerRunState:
         """Load run.json. ConfigError: the run had another config or other data."""
-        found = read_json(folder / STATE_FILE)
-        if config.train.micro_batch in (None, micro_batch_of(folder)):
-            found["config"]["train"]["micro_batch"] = config.train.micro_batch
-        check_resumable(found["config"], config, str(folder), MAY_CHANGE)
-        before, now = found["config"]["stages"], config.model_dump(mode="json")["stages"]
-        begun = range(min(len(before), found["stage"] + 1))
-        last = max((number for number in begun if before[number]["kind"] == "train"), default=-1)
-        done = found["step"] - sum(stage.get("steps", 0) for stage in before[: max(0, last)])
-        for number in begun:
-            if number < len(now) and number == last and _other_end(before[number], now[number]):
-                if now[number]["steps"] < done:
-                    raise ConfigError(
-                        f"stages.{number}.steps: {now[number]['steps']}, but {done} are done ({folder}); give at least "
-                        f"as many, or freeze an earlier checkpoint with: tessera export {folder.parent.parent} --step N"
-                    )
-            elif number >= len(now) or before[number] != now[number]:
-                raise ConfigError(
-                    f"stages.{number}: this run was begun with another one ({folder}); set it back, or start another "
-                    "run with another --out"
-                )
+        found = read_run_file(folder, config, config.train.micro_batch, MAY_CHANGE)
+        _check_stages(found, config, folder)
         if found["data"] != data:
             raise ConfigError(
                 f"data: {config.data} is not what {folder} was trained on; put the old media back, or start another "
                 "run with another --out"
             )
-        return cls(found["step"], found["stage"], found["skipped"], found["consecutive_bad"], found["balance"])
+        planned = tuple(stage.get("steps") for stage in found["config"]["stages"])
+        return cls(**counters_of(found), stage=found["stage"], balance=found["balance"], planned=planned)
 
 
-def _other_end(before: dict, now: dict) -> bool:
+def _check_stages(found: dict[str, Any], config: TokenizerTrainConfig, folder: Path) -> None:
+    """Check that the stages that have begun are unchanged, except for the end of the latest.
+
+    Args:
+        found: run.json in `folder`.
+    """
+    before, now = found["config"]["stages"], config.model_dump(mode="json")["stages"]
+    begun = range(min(len(before), found["stage"] + 1))
+    last = max((number for number in begun if before[number]["kind"] == "train"), default=-1)
+    done = found["step"] - sum(stage.get("steps", 0) for stage in before[: max(0, last)])
+    for number in begun:
+        if number < len(now) and number == last and _differ_in_steps_only(before[number], now[number]):
+            if now[number]["steps"] < done:
+                raise ConfigError(
+                    f"stages.{number}.steps: {now[number]['steps']}, but {done} are done ({folder}); give at least "
+                    f"as many, or freeze an earlier checkpoint with: tessera export {folder.parent.parent} --step N"
+                )
+        elif number >= len(now) or before[number] != now[number]:
+            raise ConfigError(
+                f"stages.{number}: this run was begun with another one ({folder}); set it back, or start another "
+                "run with another --out"
+            )
+
+
+def _differ_in_steps_only(before: dict, now: dict) -> bool:
     """Whether two stages differ only in their steps."""
     return {**before, "steps": 0} == {**now, "steps": 0}
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..common.batch_sampler import mix
+from ..common.signals import StopRequest
 from ..discriminators.registry import Discriminators
 from ..distributed.process_group import ProcessGroup
 from ..engines.base import StepInfo
@@ -31,7 +32,7 @@ from .objective import Passed, TokenizerObjective, output_gradients, surrogate
 
 
 @dataclass(frozen=True)
-class StepReport:
+class TokenizerStepReport:
     """Result of a step."""
 
     info: StepInfo
@@ -43,6 +44,11 @@ class StepReport:
     """Distinct codes of each codebook in the last micro-batch of this process."""
     stopping: bool
     """Whether any process was asked to stop."""
+
+    @property
+    def skipped(self) -> bool:
+        """A loss or its gradient was not finite; nothing changed."""
+        return self.info.skipped
 
 
 class TokenizerStepper:
@@ -69,9 +75,8 @@ class TokenizerStepper:
         self.objective = engine.objective
         self.weights = {term.key: term.weight for term in config.terms}
 
-    def step(self, step: int, asked: bool) -> StepReport:
-        """Run step `step` of the run (the first is 0); all processes call this. asked: whether this process was asked
-        to stop."""
+    def step(self, step: int, stop: StopRequest) -> TokenizerStepReport:
+        """Run step `step` of the run (the first is 0); all processes call this."""
         rows = self.media.rows(step)
         judging = self.judge_engine is not None and self.is_judged(step)
         weights = self._output_weights(judging)
@@ -94,10 +99,10 @@ class TokenizerStepper:
         info = self.engine.step()
         if judging and self.judge_engine is not None:
             self.judge_engine.step()
-        stopping = self._after(info, totals, measured, len(rows), judging, asked)
+        stopping = self._after(info, totals, measured, len(rows), judging, stop)
         terms = {name: float(total) / len(rows) for name, total in totals.items()}
         loss = sum(self.weights.get(name, 0.0) * value for name, value in terms.items())
-        return StepReport(info, terms, loss, used, stopping)
+        return TokenizerStepReport(info, terms, loss, used, stopping)
 
     def is_judged(self, step: int) -> bool:
         """Whether this step uses the discriminators."""
@@ -159,10 +164,12 @@ class TokenizerStepper:
 
     def _after(
         self, info: StepInfo, totals: dict[str, Tensor], measured: dict[str, Tensor], items: int, judging: bool,
-        asked: bool,
+        stop: StopRequest,
     ) -> bool:  # fmt: skip
         """Joint work of all processes after a step; fills `totals` with sums over all of them."""
-        flat = torch.stack([*totals.values(), torch.full((), float(asked), dtype=torch.float64).to(self.world.device)])
+        flat = torch.stack(
+            [*totals.values(), torch.full((), float(stop.asked), dtype=torch.float64).to(self.world.device)]
+        )
         *sums, stopping = self.world.add(flat).unbind()
         totals.update(zip(totals, sums, strict=True))
         if info.skipped:
