@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
-
 HEAD = """# Command line
 
 Every command and option of `tessera`, generated from the program. `tessera COMMAND --help` prints the same.
@@ -19,10 +17,10 @@ Exit codes: 0 done, 1 failed, 2 misused (one line that names what was asked, wha
 
 def cli_page() -> str:
     """Markdown of the page: one section for each command."""
-    from tessera.cli.app import app
+    from tessera.cli import app
 
     lines = [HEAD]
-    for name, command in commands(typer.main.get_command(app), "tessera"):
+    for name, command in commands(app.commands(), "tessera"):
         arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
         options = [
             parameter

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 from pages import DOCS, PAGES, ROOT, blocks, read
 
 TEXTS = {"README.md": read(ROOT / "README.md")} | {name: read(path) for name, path in PAGES.items()}
@@ -44,9 +43,9 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("line", tessera_commands())
 def test_tessera_commands_and_options_exist(line):
-    from tessera.cli.app import app
+    from tessera.cli import app
 
-    command, rest = typer.main.get_command(app), shlex.split(line)[1:]
+    command, rest = app.commands(), shlex.split(line)[1:]
     while hasattr(command, "commands") and rest and rest[0].islower():
         verb = rest.pop(0)
         assert verb in command.commands, f"{line}: no command '{verb}'"

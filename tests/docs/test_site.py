@@ -57,4 +57,4 @@ def test_the_site_builds_and_needs_no_network(tmp_path):
         loaded = re.findall(r"<(?:script|img|iframe)[^>]+src=\"?(https?:[^\s\">]+)", text)
         loaded += re.findall(r"<link[^>]+rel=\"?(?:stylesheet|preconnect|icon)[^>]+href=\"?(https?:[^\s\">]+)", text)
         assert not loaded, f"{page.relative_to(tmp_path)} loads {loaded}"
-    assert "load(" in (tmp_path / "reference/python.html").read_text(encoding="utf-8")
+    assert "Load a model directory" in (tmp_path / "reference/python.html").read_text(encoding="utf-8")
