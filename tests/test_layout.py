@@ -56,7 +56,7 @@ tokenize/layers                    -
 tokenize/public                    -
 tokenize/quantizers                quantizers/codebooks quantizers/combinators
 tokenize/quantizers/codebooks      quantizers
-tokenize/quantizers/combinators    . quantizers
+tokenize/quantizers/combinators    . quantizers quantizers/codebooks
 train/common                       distributed
 train/discriminators               distributed engines
 train/distributed                  -
