@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ...lm.generation_config import GenerationConfig
-from ...lm.models.causal import TokenLM
-from ...lm.models.masked import MaskedLM
-from ...lm.models.registry import AnyLM
+from ...lm.models.base import LanguageModel
 from ...tokenize.spec import check_same_tokenizer
 from ...tokenize.tokenizer import AudioTokenizer, StreamDecoder, Tokenizer
-from ..decoding.custom_lm import CustomLM, Wrapped, check_pair
-from ..decoding.generate_codes import make_loop
+from ..decoding.custom_lm import CustomLM, check_pair
+from ..decoding.dispatch import decode_loop
 from ..long_form.windows import make_row
 from ..requests.conditions import ConditionInputs
 from ..requests.request import Settings, make_request
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def stream_audio(
-    lm: AnyLM | CustomLM,
+    lm: LanguageModel | CustomLM,
     tokenizer: Tokenizer,
     *,
     label: int | None = None,
@@ -54,7 +52,7 @@ def stream_audio(
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     if not isinstance(tokenizer, AudioTokenizer):
         raise ValueError(f"'{tokenizer.spec.name}' makes pictures; use stream_images")
-    if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM | Wrapped):
+    if not lm.decode_plan.in_order:
         raise ValueError(
             f"the model of '{tokenizer.spec.name}' makes all frames together, none is final before; use generate"
         )
@@ -64,7 +62,7 @@ def stream_audio(
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
     if request.window is not None and request.length.max_frames > request.window:
         return sound_of(make_row(lm, request), tokenizer.stream_decoder())
-    return sound_of(make_loop(lm, request).frames(), tokenizer.stream_decoder())
+    return sound_of(decode_loop(lm, request).frames(), tokenizer.stream_decoder())
 
 
 def sound_of(frames: Iterable[Tensor], decoder: StreamDecoder) -> Iterator[Tensor]:

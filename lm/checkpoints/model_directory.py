@@ -44,11 +44,13 @@ from ...tokenize.layers.parameter_budget import Budget
 from ...tokenize.spec import TokenSpec, check_same_tokenizer
 from ..clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
 from ..conditioning.registry import LabelConfig, TextConditionConfig
+from ..config import LMConfig
 from ..generation_config import GenerationConfig
-from ..models.causal import LMConfig, TokenLM
+from ..models.base import LanguageModel
+from ..models.causal import TokenLM
 from ..models.coarse_to_fine import CoarseToFine
-from ..models.masked import MaskedLM
-from ..models.registry import AnyLM, ModelConfig, make_lm
+from ..models.registry import ModelConfig, make_lm
+from ..models.transformer_lm import TransformerLM
 from ..quantization.packed_linear import WeightsName, check_weights, pack_
 from .parameter_shapes import parameter_shapes
 
@@ -84,7 +86,7 @@ class ModelFile(Config):
 class LoadedModel:
     """A language model with everything needed to turn a request into media."""
 
-    lm: AnyLM
+    lm: LanguageModel
     tokenizer: Tokenizer
     """A ClusteredTokenizer if the LM only predicts coarse labels."""
     text: TextTokenizer | None
@@ -106,7 +108,7 @@ class LoadedModel:
 
 def save_model(
     folder: str | Path,
-    lm: AnyLM,
+    lm: LanguageModel,
     tokenizer: Tokenizer,
     text: TextTokenizer | None,
     labels: list[str],
@@ -128,8 +130,8 @@ def save_model(
     folder = Path(folder)
     check_same_tokenizer(tokenizer.spec, lm.spec, f"model {folder}: tokenizer to be saved")
     _check_parts(lm.config, text, labels, f"model {folder}")
-    last = lm.refiner if isinstance(lm, CoarseToFine) else lm
-    first = lm.coarse if isinstance(lm, CoarseToFine) else None
+    *before, last = lm.stages
+    first = before[0] if before else None
     tensors = _tensors_of(last, dtype)
     first_tensors = None if first is None else _tensors_of(first, dtype)
     clustering = clustering_of(last, tokenizer)
@@ -171,7 +173,7 @@ def seal_model(folder: str | Path) -> list[str]:
 
 def save_lm(
     folder: str | Path,
-    lm: TokenLM,
+    lm: TransformerLM,
     labels: list[str],
     defaults: GenerationConfig | None = None,
     card: str = "",
@@ -195,12 +197,13 @@ def check_saveable(model: LoadedModel) -> None:
     where = "the exported model"
     check_same_tokenizer(model.tokenizer.spec, model.spec, f"{where}: its tokenizer")
     _check_parts(model.config, model.text, model.labels, where)
-    last = model.lm.refiner if isinstance(model.lm, CoarseToFine) else model.lm
-    described = ModelFile(lm=last.config, spec=model.spec, labels=tuple(model.labels), generation=model.defaults)
+    described = ModelFile(
+        lm=model.lm.stages[-1].config, spec=model.spec, labels=tuple(model.labels), generation=model.defaults
+    )
     _check_described(check_config(json.loads(described.model_dump_json()), ModelFile, where), where)
 
 
-def _tensors_of(lm: TokenLM, dtype: StorageName) -> dict[str, Tensor]:
+def _tensors_of(lm: LanguageModel, dtype: StorageName) -> dict[str, Tensor]:
     return {name: _stored(name, tensor, dtype) for name, tensor in lm.state_dict().items()}
 
 
@@ -274,9 +277,9 @@ def _load_model(
     read = partial(_read_lm, sha256=sha256, device=device, dtype=dtype, weights=weights)
     vectors = tokenizer.vectors().cpu() if config.needs_code_vectors or described.lm.needs_code_vectors else None
     make = partial(make_lm, clustering=clustering if refines else None, quantizer=tokenizer.quantizer)
-    lm: AnyLM = read(folder / "lm.safetensors", described.lm, described.spec, vectors=vectors, make=make)
+    lm: LanguageModel = read(folder / "lm.safetensors", described.lm, described.spec, vectors=vectors, make=make)
     if described.coarse_lm is not None:
-        if clustering is None or not isinstance(lm, MaskedLM):
+        if clustering is None or lm.clustering is None:
             raise ValueError(f"{folder / 'config.json'}: coarse_lm needs clusters and a masked lm; copy it again")
         centres = None if vectors is None else clustering.centres(vectors)
         coarse = read(folder / "coarse.safetensors", described.coarse_lm, clustering.spec, vectors=centres)
@@ -284,16 +287,16 @@ def _load_model(
     return LoadedModel(lm, tokenizer, text, list(described.labels), described.generation)
 
 
-def clustering_of(lm: AnyLM, tokenizer: Tokenizer) -> Clustering | None:
+def clustering_of(lm: LanguageModel, tokenizer: Tokenizer) -> Clustering | None:
     """The clusters that a model predicts or is conditioned on; None for a model of plain codes."""
-    if isinstance(lm, CoarseToFine | MaskedLM):
+    if lm.clustering is not None:
         return lm.clustering
     return tokenizer.clustering if isinstance(tokenizer, ClusteredTokenizer) else None
 
 
 def load_lm(
     folder: str | Path, device: torch.device | str = "cpu", dtype: StorageName | torch.dtype = "float32"
-) -> TokenLM:
+) -> TransformerLM:
     """Read the language model of a model directory, with or without its tokenizer.
 
     Args and errors as for `load_model`; ValueError for a model that needs its tokenizer's code vectors.
@@ -305,7 +308,7 @@ def load_lm(
 
 def _load_lm(
     folder: Path, sha256: Mapping[str, str], device: torch.device | str, dtype: StorageName | torch.dtype
-) -> TokenLM:
+) -> TransformerLM:
     described = read_model_config(folder)
     if described.lm.needs_code_vectors:
         raise ValueError(f"{folder}: the model reads its tokenizer's code vectors; use load_model(...).lm")
@@ -327,8 +330,8 @@ def _read_lm(
     dtype: StorageName | torch.dtype,
     weights: WeightsName | None = None,
     vectors: Tensor | None = None,
-    make: Callable[..., TokenLM] = TokenLM,
-) -> TokenLM:
+    make: Callable[..., TransformerLM] = TokenLM,
+) -> TransformerLM:
     """The model of one file. sha256: hashes of the files by name, if known; make: called like TokenLM."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; the model directory is incomplete, copy it again")
@@ -349,8 +352,8 @@ def lm_of_tensors(
     dtype: StorageName | torch.dtype,
     path: Path,
     vectors: Tensor | None = None,
-    make: Callable[..., TokenLM] = TokenLM,
-) -> TokenLM:
+    make: Callable[..., TransformerLM] = TokenLM,
+) -> TransformerLM:
     """Build a model in eval mode from tensors whose names and shapes were checked; errors name the file at `path`."""
     target = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
     # Built on the meta device, then given the file's tensors: nothing is initialized in vain.

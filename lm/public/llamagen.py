@@ -36,8 +36,9 @@ from ...tokenize.spec import ImageGeometry, TokenSpec
 from ..checkpoints.model_directory import DTYPES, StorageName
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..conditioning.registry import LabelConfig
+from ..config import LMConfig
 from ..generation_config import GenerationConfig
-from ..models.causal import LMConfig, TokenLM
+from ..models.causal import TokenLM
 from ..ops.rotary import GridRopeConfig
 from ..patterns.pattern import SpecialsConfig
 from .conversion import check_layout, read_lm, their_tensors

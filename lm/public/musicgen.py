@@ -28,8 +28,9 @@ from ...tokenize.spec import AudioGeometry, TokenSpec
 from ..checkpoints.model_directory import DTYPES, StorageName
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..conditioning.registry import EmbeddingConditionConfig
+from ..config import LMConfig
 from ..generation_config import GenerationConfig
-from ..models.causal import LMConfig, TokenLM
+from ..models.causal import TokenLM
 from ..ops.rotary import SinusoidalConfig
 from ..patterns.layouts import DelayConfig
 from ..patterns.pattern import SpecialsConfig

@@ -31,7 +31,7 @@ from ..layers.transformer import CrossAttention, SelfAttention, Transformer
 from ..ops.linear import Linear, linear
 
 if TYPE_CHECKING:
-    from ..models.causal import TokenLM
+    from ..models.transformer_lm import TransformerLM
 
 WeightsName = Literal["float32", "bfloat16", "int8", "int4"]
 
@@ -242,7 +242,7 @@ class PackedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.kind}"
 
 
-def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
+def pack_(lm: TransformerLM, weights: WeightsName) -> TransformerLM:
     """Replace the linear layers of a model's backbone and head by packed ones, one at a time, in place; for inference.
 
     Attention of single steps on the CPU uses cpu_gemv.c as well.
@@ -299,7 +299,7 @@ def check_weights(name: str) -> None:
         raise ValueError(f"weights '{name}' are unknown; choose {', '.join(cpu_gemv.KINDS)}")
 
 
-def step_bytes(lm: TokenLM) -> int:
+def step_bytes(lm: TransformerLM) -> int:
     """Bytes of the matrices read by one generation step: backbone and head, without the projections of the conditions
     to keys and values, which run once per generation."""
     once = {id(module.key_value) for module in lm.transformer.modules() if isinstance(module, CrossAttention)}

@@ -6,8 +6,9 @@ from test_sound_networks import HOP, PARTS, tokenizer_of
 from tiny_models import strong
 
 from tessera.generate.model import Model
+from tessera.lm.config import LMConfig
 from tessera.lm.generation_config import GenerationConfig
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
 
 

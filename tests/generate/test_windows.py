@@ -11,7 +11,8 @@ from tessera.generate.model import load
 from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import derived_seed
 from tessera.lm.conditioning.batch import ConditionBatch
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.config import LMConfig
+from tessera.lm.models.causal import TokenLM
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,7 @@ import torch
 
 from ...configs.schema import ConfigError
 from ...lm.checkpoints.model_directory import LoadedModel, check_saveable
-from ...lm.models.causal import TokenLM
-from ...lm.models.masked import MaskedLM
+from ...lm.models.base import LanguageModel
 from ..common.checkpoint import MARKER
 from .config import TrainConfig
 from .objective import Objective
@@ -35,7 +34,7 @@ Rehearse = Callable[[SampleRequest], None]
 EXPORT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def check_exportable(config: TrainConfig, parts: TrainingSetup, lm: TokenLM) -> LoadedModel:
+def check_exportable(config: TrainConfig, parts: TrainingSetup, lm: LanguageModel) -> LoadedModel:
     """The model as it will be exported. ConfigError: it cannot be exported or loaded again."""
     loaded = parts.loaded(lm, config.generation)
     check_saveable(loaded)
@@ -43,7 +42,7 @@ def check_exportable(config: TrainConfig, parts: TrainingSetup, lm: TokenLM) -> 
 
 
 @torch.no_grad()
-def check_evaluation(config: TrainConfig, parts: TrainingSetup, lm: TokenLM, micro: int) -> None:
+def check_evaluation(config: TrainConfig, parts: TrainingSetup, lm: LanguageModel, micro: int) -> None:
     """Evaluate the longest test items, so that unreadable items or lack of memory end the run here."""
     if parts.test is None:
         return
@@ -55,7 +54,7 @@ def check_evaluation(config: TrainConfig, parts: TrainingSetup, lm: TokenLM, mic
 def check_generation(config: TrainConfig, parts: TrainingSetup, loaded: LoadedModel, rehearse: Rehearse) -> None:
     """Test the requests for samples. ConfigError: the settings in `generation` do not fit the model."""
     lm = loaded.lm
-    if isinstance(lm, MaskedLM) and lm.clustering is not None:
+    if lm.decode_plan.incomplete:
         return  # a refiner alone generates nothing
     count = config.train.samples if config.train.sample_every is not None else 1
     request = make_request(loaded, parts, Path(), count, config.seed)
