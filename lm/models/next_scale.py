@@ -34,8 +34,9 @@ from ..kv_cache.base import Cache, CacheShape
 from ..kv_cache.block import BlockCache
 from ..kv_cache.config import CacheChoice
 from ..kv_cache.registry import read_cache
+from ..layers.embedding import Table
 from ..layers.input_embedding import EmbeddingInputConfig
-from ..layers.transformer import Table, initialise_
+from ..layers.transformer import initialise_
 from ..ops.linear import Linear
 from ..ops.loss import LossParts, LossReport
 from ..ops.rotary import GridRopeConfig, RopeConfig
@@ -230,7 +231,7 @@ class NextScaleLM(TransformerLM):
 
 def _make_cache(choice: CacheChoice | None, shape: CacheShape) -> Cache:
     NextScaleLM.check_cache(choice)
-    return BlockCache.of(shape)
+    return BlockCache(shape)
 
 
 class ScaleInput(nn.Module):

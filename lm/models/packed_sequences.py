@@ -20,7 +20,7 @@ from ...configs.schema import ConfigError
 from ..attention.mask_types import PackedSequences
 from ..conditioning.registry import ConditionBatch, FusedConditions
 from ..config import LMConfig
-from ..layers.transformer import Memory
+from ..layers.attention_layers import Memory
 from ..ops.loss import LossReport, report_loss
 from ..ops.rotary import SinusoidalConfig, sinusoidal_places
 from .base import LanguageModel

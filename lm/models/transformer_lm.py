@@ -24,9 +24,10 @@ from ..conditioning.registry import Conditioner, FusedConditions
 from ..config import LMConfig
 from ..heads.multi_token_prediction import Ahead
 from ..heads.registry import HEADS
+from ..layers.attention_layers import Memory
 from ..layers.input_embedding import INPUTS
 from ..layers.position_embedding import Positions
-from ..layers.transformer import Memory, Transformer, initialise_
+from ..layers.transformer import Transformer, initialise_
 from ..ops.loss import LossReport, report_loss
 from ..ops.row_rng import Dropout
 from ..patterns.pattern import CodebookPattern
@@ -87,20 +88,7 @@ class TransformerLM(LanguageModel):
         )
         self.conditions = Conditioner(config.conditions, host)
         self.dropout = Dropout(config.dropout)
-        self.transformer = Transformer(
-            width=config.width,
-            layers=config.layers,
-            heads=config.heads,
-            kv_heads=config.num_kv_heads,
-            ffn=config.num_ffn,
-            qk_norm=config.qk_norm,
-            dropout=config.dropout,
-            cross=any(condition.join == "cross" for condition in config.conditions),
-            attend=choose_backend(config.attention),
-            norm=config.norm,
-            norm_eps=config.norm_eps,
-            feed_forward=config.feed_forward,
-        )
+        self.transformer = Transformer(config.transformer, choose_backend(config.attention))
         self.head = HEADS[config.head.kind](config.head, config.width, self.arrangement, code_vectors)
         self.loss_weights = _check_weights(config.loss_weights, spec.num_codebooks)
         self.ahead = Ahead(config.ahead, config.width) if config.ahead is not None else None

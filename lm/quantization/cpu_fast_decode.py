@@ -17,7 +17,8 @@ from torch import Tensor
 from ..kernels import cpu_gemv
 from ..kernels.weight_versions import stamp_of
 from ..kv_cache.base import Cache
-from ..layers.transformer import Memory, Transformer
+from ..layers.attention_layers import Memory
+from ..layers.transformer import Transformer
 from ..models.base import LanguageModel
 from ..models.causal import TokenLM
 from .packed_linear import WeightsName, pack_transformer_, transformers_of

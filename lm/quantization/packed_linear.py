@@ -27,7 +27,8 @@ from ..heads.parallel import ParallelHead
 from ..kernels import cpu_gemv, triton_fused_block
 from ..kernels.cpu_fused_block import fuse, fuse_all
 from ..kernels.cpu_gemv import gemv_linear
-from ..layers.transformer import CrossAttention, SelfAttention, Transformer
+from ..layers.attention_layers import CrossAttention, SelfAttention
+from ..layers.transformer import Transformer
 from ..ops.linear import Linear, linear
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.kernels import cpu_gemv, triton_fused_block
 from tessera.lm.kernels.weight_versions import hash_of, stamp_of
-from tessera.lm.layers.transformer import RMSNorm
+from tessera.lm.layers.norm import RMSNorm
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.ops.linear import Linear
 from tessera.lm.ops.rotary import SinusoidalConfig

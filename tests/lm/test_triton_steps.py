@@ -12,7 +12,7 @@ from test_fused import CROSS, make_lm, steps
 from tessera.generate.requests.settings import Length
 from tessera.lm.kernels import cpu_gemv, triton_fused_block
 from tessera.lm.kernels.triton_fused_block import TritonStack, matrix_of, norm_of, project
-from tessera.lm.layers.transformer import RMSNorm
+from tessera.lm.layers.norm import RMSNorm
 from tessera.lm.quantization.packed_linear import PackedLinear, pack_
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
