@@ -118,6 +118,7 @@ class Wrapped:
     config = SimpleNamespace(conditions=(), window=None, attention="none")
     ahead = None
     decode_plan = DecodePlan("autoregressive", in_order=True)
+    programs: Any = None
 
     def __init__(self, own: CustomLM):
         self.own, self.spec, self.arrangement = own, own.spec, own.arrangement

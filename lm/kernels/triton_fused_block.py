@@ -39,13 +39,9 @@ PLACES = 256
 """Keys that an attention program processes together."""
 
 
-ON_CPU = False
-"""Set in tests that use Triton's interpreter."""
-
-
 def takes_device(x: Tensor) -> bool:
     """Whether the kernels support the device of this tensor."""
-    return not why_not(x.device) if x.is_cuda else ON_CPU
+    return x.is_cuda and not why_not(x.device)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ the same blocks.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class TokenLM(TransformerLM):
     """
 
     decode_plan = DecodePlan("autoregressive", in_order=True)
+    programs: Any = None
+    """Compiled and captured decode steps (generate/execution/step_runner.py); neither saved nor copied."""
 
     # Whole sequences
 
