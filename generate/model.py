@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..configs.recognize import describe_wrong, folder_kind, run_model
 from ..configs.schema import nearest_name
-from ..lm.checkpoints.model_directory import StorageName, load_model
+from ..lm.checkpoints.model_directory import load_model
+from ..lm.checkpoints.weights_file import StorageName
 from ..lm.conditioning.registry import CodesConditionConfig
 from ..lm.device import choose_device
 from ..lm.generation_config import GenerationConfig

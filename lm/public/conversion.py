@@ -12,8 +12,8 @@ from ...configs.files import read_safetensors
 from ...configs.tensor_checks import check_tensors, header_shapes
 from ...tokenize.public.tensor_map import TensorMap
 from ...tokenize.spec import TokenSpec
-from ..checkpoints.model_directory import StorageName, lm_of_tensors
 from ..checkpoints.parameter_shapes import parameter_shapes
+from ..checkpoints.weights_file import StorageName, lm_of_tensors
 from ..config import LMConfig
 from ..models.causal import TokenLM
 from ..patterns.layouts import DelayConfig

@@ -33,8 +33,8 @@ from ...configs.schema import make_config
 from ...configs.tensor_checks import WeightsError, header_shapes
 from ...tokenize.public.tensor_map import SourceRows, TensorMap, equal, find_weights
 from ...tokenize.spec import ImageGeometry, TokenSpec
-from ..checkpoints.model_directory import DTYPES, StorageName
 from ..checkpoints.parameter_shapes import parameter_shapes
+from ..checkpoints.weights_file import DTYPES, StorageName
 from ..conditioning.registry import LabelConfig
 from ..config import LMConfig
 from ..generation_config import GenerationConfig

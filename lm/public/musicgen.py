@@ -25,8 +25,8 @@ from ...configs.schema import make_config
 from ...configs.tensor_checks import header_shapes
 from ...tokenize.public.tensor_map import TensorMap, equal, find_weights
 from ...tokenize.spec import AudioGeometry, TokenSpec
-from ..checkpoints.model_directory import DTYPES, StorageName
 from ..checkpoints.parameter_shapes import parameter_shapes
+from ..checkpoints.weights_file import DTYPES, StorageName
 from ..conditioning.registry import EmbeddingConditionConfig
 from ..config import LMConfig
 from ..generation_config import GenerationConfig
