@@ -90,8 +90,8 @@ def kept(decoder):
 
 def test_memory_does_not_grow_with_the_length(tokenizer, monkeypatch):
     lm, loops = make(tokenizer), []
-    start = windows.make_loop
-    monkeypatch.setattr(windows, "make_loop", lambda *given: loops.append(start(*given)) or loops[-1])
+    start = windows.decode_loop
+    monkeypatch.setattr(windows, "decode_loop", lambda *given: loops.append(start(*given)) or loops[-1])
 
     def largest(total):
         loops.clear()
