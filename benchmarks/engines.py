@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from tessera.lm.conditioning.registry import ConditionBatch
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.config import LMConfig
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.train.distributed.process_group import ProcessGroup, join_world

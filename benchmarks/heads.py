@@ -35,11 +35,12 @@ from tessera.generate.requests.request import Request
 from tessera.generate.requests.settings import Length
 from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
 from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.config import LMConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.heads.flat import FlatHeadConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.patterns.pattern import DelayConfig, FlatConfig, ParallelConfig
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from tessera.tokenize.codes import pad_and_cat

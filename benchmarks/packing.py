@@ -23,7 +23,8 @@ import torch
 
 import tessera
 from tessera.lm.conditioning.registry import ConditionBatch
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.config import LMConfig
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
 from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.spec import AudioGeometry, TokenSpec

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from tessera.lm.attention.registry import BACKENDS
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.config import LMConfig
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.patterns.pattern import ParallelConfig
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 

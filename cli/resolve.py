@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..configs.printable import say
 
 if TYPE_CHECKING:
-    from ..lm.models.causal import TokenLM
+    from ..lm.models.base import LanguageModel
     from ..tokenize.compression.integer_network import CoderNet
     from ..tokenize.spec import TokenSpec
     from ..tokenize.tokenizer import Tokenizer
@@ -48,13 +48,12 @@ def open_coder(name: str | Path, spec: TokenSpec) -> CoderNet:
     return net
 
 
-def open_code_model(name: str | Path, spec: TokenSpec) -> CoderNet | TokenLM:
+def open_code_model(name: str | Path, spec: TokenSpec) -> CoderNet | LanguageModel:
     """Like `open_coder`, but returns the language model if a model directory has no coder.
 
     Raises ValueError for a language model that does not generate frame by frame.
     """
     from ..generate.loading import load
-    from ..lm.models.causal import TokenLM
     from ..tokenize.compression.integer_network import FILES
     from ..tokenize.spec import check_same_tokenizer
 
@@ -62,7 +61,7 @@ def open_code_model(name: str | Path, spec: TokenSpec) -> CoderNet | TokenLM:
     if (folder / "lm.safetensors").is_file() and not (folder / "coder" / FILES[0]).is_file():
         lm = load(folder).lm
         check_same_tokenizer(spec, lm.spec, f"model {name}")
-        if not isinstance(lm, TokenLM):
+        if lm.decode_plan.decoder == "coarse_to_fine":
             raise ValueError(f"{name}: a {type(lm).__name__} does not predict codes from those before")
         return lm
     return open_coder(name, spec)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..lm.models.coarse_to_fine import CoarseToFine
-from ..lm.models.masked import MaskedLM
 from ..tokenize.spec import ImageGeometry
 from .model import Model
 
@@ -21,13 +19,13 @@ def rehearse(model: Model, **call: Any) -> None:
         ValueError: as in `Model.generate`.
     """
     call["step"] = "eager"  # do not compile or capture a model that will still change
-    refined = isinstance(model.lm, CoarseToFine)
+    plan = model.lm.decode_plan
     if isinstance(model.spec.geometry, ImageGeometry):
-        if refined:
+        if plan.decoder == "coarse_to_fine":  # the first partial image shows the first stage only
             model.generate(**call)
         else:
             next(model.stream(**call))
         return
-    if not refined and not isinstance(model.lm, MaskedLM):
+    if plan.in_order:
         model.stream(**call)  # the call checks the limits of a sample's length
     model.generate(**call, num_frames=2)

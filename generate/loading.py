@@ -8,7 +8,8 @@ import torch
 
 from ..configs.recognize import describe_wrong, folder_kind, run_model
 from ..configs.schema import nearest_name
-from ..lm.checkpoints.model_directory import StorageName, load_model
+from ..lm.checkpoints.model_directory import load_model
+from ..lm.checkpoints.weights_file import StorageName
 from ..lm.device import choose_device
 from ..lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from ..lm.quantization.packed_linear import WeightsName

@@ -11,8 +11,10 @@ from .attention.registry import AttentionName
 from .conditioning.registry import ConditionConfig, fill_sizes
 from .heads.multi_token_prediction import AheadConfig
 from .heads.registry import HeadConfig, ParallelHeadConfig
+from .layers.config import TransformerConfig
+from .layers.feed_forward import FeedForwardName
 from .layers.input_embedding import EmbeddingInputConfig, InputConfig
-from .layers.transformer import FeedForwardName, NormName
+from .layers.norm import NormName
 from .ops.rotary import PAIRS, RopeConfig, TimeRopeConfig
 from .patterns.pattern import ParallelConfig, SpecialsConfig
 from .patterns.presets import PRESETS, AnyArrangementConfig, PresetConfig
@@ -112,6 +114,23 @@ class LMConfig(Config):
         if self.ffn is not None:
             return self.ffn
         return 4 * self.width if self.feed_forward == "gelu" else -(-8 * self.width // 3 // 32) * 32
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        """Config of the backbone."""
+        return TransformerConfig(
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.num_kv_heads,
+            ffn=self.num_ffn,
+            qk_norm=self.qk_norm,
+            dropout=self.dropout,
+            cross=any(condition.join == "cross" for condition in self.conditions),
+            norm=self.norm,
+            norm_eps=self.norm_eps,
+            feed_forward=self.feed_forward,
+        )
 
     @property
     def needs_code_vectors(self) -> bool:

@@ -11,7 +11,7 @@ import typer
 from ...configs.printable import say
 
 if TYPE_CHECKING:
-    from ...lm.checkpoints.model_directory import StorageName
+    from ...lm.checkpoints.weights_file import StorageName
 
 
 class DtypeChoice(str, Enum):

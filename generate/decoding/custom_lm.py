@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from ...lm.conditioning.batch import ConditionBatch
-from ...lm.models.causal import TokenLM
-from ...lm.models.coarse_to_fine import CoarseToFine
-from ...lm.models.registry import AnyLM
+from ...lm.models.base import DecodePlan, LanguageModel
 from ...lm.patterns.pattern import CodebookPattern
 from ...lm.patterns.sub_tokens import SubTokens
 from ...tokenize.spec import TokenSpec
@@ -52,7 +50,7 @@ NEEDED = {"spec": "a TokenSpec", "arrangement": "a CodebookPattern", "logits": "
 """The attributes of a CustomLM."""
 
 
-def check_pair(lm: Any, tokenizer: Any, who: str) -> AnyLM:
+def check_pair(lm: Any, tokenizer: Any, who: str) -> LanguageModel:
     """The language model for the decode loop, a custom one wrapped; ValueError if either argument has the wrong type.
 
     Args:
@@ -64,7 +62,7 @@ def check_pair(lm: Any, tokenizer: Any, who: str) -> AnyLM:
         raise ValueError(f"{who} takes the language model first and the tokenizer second, found a tokenizer first")
     if hasattr(lm, "lm") and hasattr(lm, "tokenizer"):
         raise ValueError(f"{who} takes a language model; a Model has both, use model.{_short(who)}(...)")
-    found = lm if isinstance(lm, TokenLM | CoarseToFine) else _wrapped(lm, who)
+    found = lm if isinstance(lm, LanguageModel) else _wrapped(lm, who)
     lacking = [name for name in ("spec", "decode") if not hasattr(tokenizer, name)]
     if lacking or isinstance(tokenizer, type):
         raise ValueError(
@@ -74,7 +72,7 @@ def check_pair(lm: Any, tokenizer: Any, who: str) -> AnyLM:
     return found
 
 
-def _wrapped(lm: Any, who: str) -> AnyLM:
+def _wrapped(lm: Any, who: str) -> LanguageModel:
     if isinstance(lm, type):
         raise ValueError(f"{who} takes a language model, found the class {lm.__name__}; make one of it first")
     missing = [name for name in NEEDED if not hasattr(lm, name)]
@@ -119,6 +117,8 @@ class Wrapped:
 
     config = SimpleNamespace(conditions=(), window=None, attention="none")
     ahead = None
+    decode_plan = DecodePlan("autoregressive", in_order=True)
+    programs: Any = None
 
     def __init__(self, own: CustomLM):
         self.own, self.spec, self.arrangement = own, own.spec, own.arrangement

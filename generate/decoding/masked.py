@@ -24,15 +24,17 @@ import torch
 from torch import Tensor
 
 from ...lm.generation_config import GenerationConfig, check_unordered
+from ...lm.models.base import LanguageModel
 from ...lm.models.masked import MaskedLM
 from ...lm.ops.near_ties import largest
 from ...tokenize.codes import pad_and_cat
+from ...tokenize.tokenizer import Tokenizer
 from ..requests.request import Request
-from ..requests.settings import check_seeds
+from ..requests.settings import check_prompt, check_seeds
 from ..sampling.counter_rng import uniform
 from ..sampling.filters import NOT_NUMBERS, drawable, make_filters, sample
 from ..sampling.guidance import ClassifierFreeGuidance
-from .loop import Progress
+from .loop import Generated, Progress
 
 CODES, CHOICES, TIES = 8, 9, 10
 """Draw indices of a cell's random numbers: for sampling codes, for ranking cells, and for breaking ties; the decode
@@ -127,6 +129,38 @@ def fill_in_passes(
     the result of `fill_codes`; arguments and errors as there."""
     lengths = all_lengths(request) if lengths is None else lengths
     return _fill(lm, request, lengths, coarse, check_filling(lm, request, lengths))
+
+
+def generate_masked(
+    lm: MaskedLM, request: Request, exact: bool = False, on_progress: Progress | None = None
+) -> Generated:
+    """Generate the codes of a request; arguments and errors as for `fill_codes`."""
+    check_whole_prompt(lm, request)
+    return whole_rows(fill_codes(lm, request, exact=exact, on_progress=on_progress))
+
+
+def check_masked(lm: MaskedLM, request: Request) -> None:
+    """Raise the errors of `generate_masked`."""
+    check_whole_prompt(lm, request)
+    check_filling(lm, request, all_lengths(request))
+
+
+def partial_masked(lm: MaskedLM, tokenizer: Tokenizer, request: Request, every: int) -> Iterator[Tensor]:
+    """Partial codes [1, K, T] after each pass; see `dispatch.Decoder.partial`."""
+    check_whole_prompt(lm, request)
+    return fill_in_passes(lm, request)
+
+
+def check_whole_prompt(lm: LanguageModel, request: Request) -> None:
+    """Check the prompt of a decoder that does not read it step by step."""
+    if request.prompt is not None:
+        check_prompt(request.prompt, len(request.seeds), lm.spec.cardinalities, request.length)
+
+
+def whole_rows(codes: Tensor) -> Generated:
+    """Codes [B, K, T] of samples that all have T frames."""
+    B, T = len(codes), codes.shape[2]
+    return Generated(codes, torch.full((B,), T, dtype=torch.long), torch.ones(B, dtype=torch.bool))
 
 
 def check_filling(lm: MaskedLM, request: Request, lengths: Tensor) -> ClassifierFreeGuidance:

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from ...lm.generation_config import check_unordered
 from ...lm.models.next_scale import NextScaleLM
+from ...tokenize.tokenizer import Tokenizer
 from ..requests.request import Request
 from ..requests.settings import check_seeds
 from ..sampling.counter_rng import uniform
 from ..sampling.filters import NOT_NUMBERS, drawable, make_filters, sample
 from ..sampling.guidance import ClassifierFreeGuidance
-from .loop import Progress
-from .masked import run_rows
+from .loop import Generated, Progress
+from .masked import check_whole_prompt, run_rows, whole_rows
 
 
 @torch.no_grad()
@@ -75,6 +76,26 @@ def scale_by_scale(lm: NextScaleLM, request: Request) -> Iterator[Tensor]:
     yet. The last ones equal the result of `generate_scales`; arguments and errors as there."""
     scales = _scales(lm, request, check_scales(lm, request), lm.num_scales)
     return _with_missing(scales, len(request.seeds), sum(lm.counts))
+
+
+def generate_next_scale(
+    lm: NextScaleLM, request: Request, exact: bool = False, on_progress: Progress | None = None
+) -> Generated:
+    """Generate the codes of a request; arguments and errors as for `generate_scales`."""
+    check_whole_prompt(lm, request)
+    return whole_rows(generate_scales(lm, request, exact=exact, on_progress=on_progress))
+
+
+def check_next_scale(lm: NextScaleLM, request: Request) -> None:
+    """Raise the errors of `generate_next_scale`."""
+    check_whole_prompt(lm, request)
+    check_scales(lm, request)
+
+
+def partial_next_scale(lm: NextScaleLM, tokenizer: Tokenizer, request: Request, every: int) -> Iterator[Tensor]:
+    """Partial codes [1, 1, T] after each scale; see `dispatch.Decoder.partial`."""
+    check_whole_prompt(lm, request)
+    return scale_by_scale(lm, request)
 
 
 def check_scales(lm: NextScaleLM, request: Request) -> ClassifierFreeGuidance:

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...lm.models.causal import DecodingState, TokenLM
+from ...lm.models.causal import TokenLM
+from ...lm.models.decoding_state import DecodingState
 from ..sampling.filters import drawable
 from ..sampling.guidance import ClassifierFreeGuidance
 from ..sampling.token_sampler import Sampler

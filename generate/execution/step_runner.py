@@ -122,10 +122,10 @@ class Programs:
 
 
 def programs_of(lm: TokenLM) -> Programs:
-    """The model's captured steps, stored on the model."""
-    if not hasattr(lm, "programs"):
-        lm.programs = Programs()  # type: ignore[assignment]
-    return lm.programs  # type: ignore[return-value]
+    """The model's captured steps, which live as long as it."""
+    if lm.programs is None:
+        lm.programs = Programs()
+    return lm.programs
 
 
 def _weights(lm: TokenLM) -> int:

@@ -19,12 +19,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...lm.models.causal import TokenLM
-from ...lm.models.masked import MaskedLM
-from ...lm.models.registry import AnyLM
-from ..decoding.custom_lm import Wrapped
-from ..decoding.dispatch import check_codes, make_codes
-from ..decoding.generate_codes import make_loop
+from ...lm.models.base import LanguageModel
+from ..decoding.dispatch import check_codes, decode_loop, make_codes
 from ..decoding.loop import DecodeLoop, Generated
 from ..requests.request import Request
 from ..requests.settings import Length
@@ -47,7 +43,7 @@ def beyond(codes: Tensor, count: int, skip: int) -> Tensor:
     return codes[:, max(0, skip - count) :]
 
 
-def make_row(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
+def make_row(lm: LanguageModel, row: Request) -> Generator[Tensor, None, bool]:
     """Yield the codes [K, n] of a one-row request as they become final, prompt first; returns whether it ended.
 
     Models that generate all frames together yield them at once. Errors in the request are raised at the call, not on
@@ -65,15 +61,15 @@ def make_row(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
     return _in_windows(lm, row, row.window, first, before, begun)
 
 
-def _begin(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
+def _begin(lm: LanguageModel, row: Request) -> Generator[Tensor, None, bool]:
     """`make_row` without windows."""
-    if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM | Wrapped):
+    if not lm.decode_plan.in_order:
         check_codes(lm, row)
         return _all_at_once(lm, row)
-    return _step_by_step(make_loop(lm, row))
+    return _step_by_step(decode_loop(lm, row))
 
 
-def _all_at_once(lm: AnyLM, row: Request) -> Generator[Tensor, None, bool]:
+def _all_at_once(lm: LanguageModel, row: Request) -> Generator[Tensor, None, bool]:
     made: Generated = make_codes(lm, row, exact=True)
     yield made.codes[0, :, : int(made.lengths[0])]
     return bool(made.ended[0])
@@ -85,7 +81,7 @@ def _step_by_step(loop: DecodeLoop) -> Generator[Tensor, None, bool]:
 
 
 def _in_windows(
-    lm: AnyLM,
+    lm: LanguageModel,
     row: Request,
     window: int,
     first: Tensor | None,

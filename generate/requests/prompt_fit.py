@@ -13,9 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...lm.models.causal import TokenLM
-from ...lm.models.masked import MaskedLM
-from ...lm.models.registry import AnyLM
+from ...lm.models.base import LanguageModel
 from .conditions import ConditionInputs
 
 UNLIKELY = 6.0
@@ -23,7 +21,7 @@ UNLIKELY = 6.0
 
 
 @torch.no_grad()
-def gain_by_text(lm: AnyLM, inputs: ConditionInputs, prompt: Tensor) -> float | None:
+def gain_by_text(lm: LanguageModel, inputs: ConditionInputs, prompt: Tensor) -> float | None:
     """Gain of log-likelihood, in nats, of a prompt's codebook 0 from the text; None if the model cannot compute it.
 
     Args:
@@ -31,7 +29,7 @@ def gain_by_text(lm: AnyLM, inputs: ConditionInputs, prompt: Tensor) -> float | 
         prompt: codes [K, t].
     """
     forgets = any(condition.kind == "text" and condition.dropout for condition in lm.config.conditions)
-    if not forgets or not isinstance(lm, TokenLM) or isinstance(lm, MaskedLM):
+    if not forgets or not lm.decode_plan.in_order:
         return None
     costs = []
     for row in (inputs, replace(inputs, text_ids=None)):

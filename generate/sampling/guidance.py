@@ -29,13 +29,13 @@ from ...lm.guidance_config import (
     IntervalGuidance,
     LinearGuidance,
 )
-from ...lm.models.causal import TokenLM
+from ...lm.models.base import LanguageModel
 
 
 class ClassifierFreeGuidance:
     """The guidance of one generation, on a device. `branches` is the number of rows the model runs for each sample."""
 
-    def __init__(self, guidance: Guidance, lm: TokenLM, num_steps: int, span: int | None = None, room: int = 0):
+    def __init__(self, guidance: Guidance, lm: LanguageModel, num_steps: int, span: int | None = None, room: int = 0):
         """Check the guidance against the model.
 
         Args:
@@ -136,7 +136,7 @@ def filtered(conditioned: Tensor, guided: Tensor, k: int) -> Tensor:
     return conditioned.masked_fill(guided < least, float("-inf"))
 
 
-def _check_conditions(config: GuidanceConfig, lm: TokenLM) -> None:
+def _check_conditions(config: GuidanceConfig, lm: LanguageModel) -> None:
     name = "guidance" if config.two is None else "guidance with two conditions"
     what = f"{name} is {guidance_words(config)}"
     kinds = [condition.kind for condition in lm.config.conditions]

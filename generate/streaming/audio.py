@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ...lm.generation_config import GenerationConfig
-from ...lm.models.causal import TokenLM
-from ...lm.models.masked import MaskedLM
-from ...lm.models.registry import AnyLM
+from ...lm.models.base import LanguageModel
 from ...tokenize.audio.tokenizer import AudioTokenizer, StreamDecoder
 from ...tokenize.spec import check_same_tokenizer
 from ...tokenize.tokenizer import Tokenizer
-from ..decoding.custom_lm import CustomLM, Wrapped, check_pair
-from ..decoding.generate_codes import make_loop
+from ..decoding.custom_lm import CustomLM, check_pair
+from ..decoding.dispatch import decode_loop
 from ..long_form.windows import make_row
 from ..requests.conditions import ConditionInputs
 from ..requests.request import Settings, make_request
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def stream_audio(
-    lm: AnyLM | CustomLM,
+    lm: LanguageModel | CustomLM,
     tokenizer: Tokenizer,
     *,
     label: int | None = None,
@@ -55,7 +53,7 @@ def stream_audio(
     check_same_tokenizer(tokenizer.spec, lm.spec, "stream: the tokenizer given")
     if not isinstance(tokenizer, AudioTokenizer):
         raise ValueError(f"'{tokenizer.spec.name}' makes images; use stream_images")
-    if isinstance(lm, MaskedLM) or not isinstance(lm, TokenLM | Wrapped):
+    if not lm.decode_plan.in_order:
         raise ValueError(
             f"the model of '{tokenizer.spec.name}' makes all frames together, none is final before; use generate"
         )
@@ -65,7 +63,7 @@ def stream_audio(
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
     if request.window is not None and request.length.max_frames > request.window:
         return decode_stream(make_row(lm, request), tokenizer.stream_decoder())
-    return decode_stream(make_loop(lm, request).frames(), tokenizer.stream_decoder())
+    return decode_stream(decode_loop(lm, request).frames(), tokenizer.stream_decoder())
 
 
 def decode_stream(frames: Iterable[Tensor], decoder: StreamDecoder) -> Iterator[Tensor]:

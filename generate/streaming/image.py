@@ -9,33 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ...lm.generation_config import GenerationConfig
-from ...lm.models.coarse_to_fine import CoarseToFine
-from ...lm.models.masked import MaskedLM
-from ...lm.models.next_scale import NextScaleLM
-from ...lm.models.registry import AnyLM
+from ...lm.models.base import LanguageModel
 from ...tokenize.spec import ImageGeometry, check_same_tokenizer
 from ...tokenize.tokenizer import Tokenizer
 from ..decoding.custom_lm import CustomLM, check_pair
-from ..decoding.dispatch import check_masked, check_next_scale, check_refiner, label_rows, refiner_rows
-from ..decoding.generate_codes import make_loop
-from ..decoding.loop import DecodeLoop
-from ..decoding.masked import fill_in_passes
+from ..decoding.dispatch import partial_codes
 from ..decoding.media import decode_one
-from ..decoding.next_scale import scale_by_scale
 from ..requests.arguments import whole
 from ..requests.conditions import ConditionInputs
-from ..requests.request import Request, Settings, make_request
+from ..requests.request import Settings, make_request
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 def stream_images(
-    lm: AnyLM | CustomLM,
+    lm: LanguageModel | CustomLM,
     tokenizer: Tokenizer,
     *,
     label: int | None = None,
@@ -72,40 +64,5 @@ def stream_images(
     request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
-    if isinstance(lm, CoarseToFine):
-        check_refiner(lm, request)
-        stages = _coarse_then_fine(lm, tokenizer, request, make_loop(lm.coarse, label_rows(lm, request)), every)
-    elif isinstance(lm, MaskedLM):
-        stages = fill_in_passes(lm, check_masked(lm, request))
-    elif isinstance(lm, NextScaleLM):
-        stages = scale_by_scale(lm, check_next_scale(lm, request))
-    else:
-        stages = _grow(make_loop(lm, request), every)
-    return (decode_one(tokenizer, codes[0].cpu()) for codes in stages)
-
-
-def _coarse_then_fine(
-    lm: CoarseToFine, tokenizer: Tokenizer, request: Request, loop: DecodeLoop, every: int
-) -> Iterator[Tensor]:
-    """Yield codes [1, K, T]: first the central codes of the coarse labels' clusters, then the refiner's codes as they
-    replace them."""
-    middles = lm.clustering.middles(tokenizer.vectors())
-    for labels in _grow(loop, every):
-        yield lm.clustering.codes_of(labels.cpu(), middles)
-    made = loop.result()
-    sketch = lm.clustering.codes_of(made.codes, middles)
-    fine, lengths = refiner_rows(lm, request, made)
-    for codes in fill_in_passes(lm.refiner, fine, lengths, made.codes):
-        yield torch.where(codes.cpu() < 0, sketch, codes.cpu())
-
-
-def _grow(loop: DecodeLoop, every: int) -> Iterator[Tensor]:
-    """Yield the codes [1, K, T] of an image, -1 where none has been sampled yet, once per `every` frames' share of the
-    steps, and finally all codes."""
-    steps, shown = every * loop.num_steps / loop.length.max_frames, 0
-    while not loop.done:
-        loop.step()
-        if loop.position >= steps * (shown + 1) and not loop.done:
-            shown += 1
-            yield loop.so_far()
-    yield loop.result().codes
+    codes_so_far = partial_codes(lm, tokenizer, request, every)
+    return (decode_one(tokenizer, codes[0].cpu()) for codes in codes_so_far)

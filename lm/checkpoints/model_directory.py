@@ -17,74 +17,45 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import FailFast
 from torch import Tensor
 
 from ...configs.files import (
     json_bytes,
-    read_header,
-    read_json,
-    read_safetensors,
     write_atomic,
     write_safetensors,
 )
 from ...configs.fingerprint import check_model_files, write_fingerprint
-from ...configs.json_limits import NAMED
-from ...configs.recognize import describe_wrong
-from ...configs.schema import Config, check_config
-from ...configs.tensor_checks import WeightsError, check_tensors
-from ...tokenize.layers.parameter_budget import Budget
+from ...configs.schema import check_config
 from ...tokenize.spec import TokenSpec, check_same_tokenizer
 from ..clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
 from ..conditioning.registry import LabelConfig, TextConditionConfig
+from ..config import LMConfig
 from ..generation_config import GenerationConfig
-from ..models.causal import LMConfig, TokenLM
+from ..models.base import LanguageModel
 from ..models.coarse_to_fine import CoarseToFine
-from ..models.masked import MaskedLM
-from ..models.registry import AnyLM, ModelConfig, make_lm
-from ..quantization.packed_linear import WeightsName, check_weights, pack_
-from .parameter_shapes import parameter_shapes
+from ..models.registry import make_lm
+from ..models.transformer_lm import TransformerLM
+from ..quantization.packed_linear import WeightsName, check_weights
+from .config_file import ModelFile, check_described, check_is_model, read_model_config
+from .weights_file import StorageName, read_weights, tensors_of
 
 if TYPE_CHECKING:
     from ...tokenize.text_tokenizer import TextTokenizer
     from ...tokenize.tokenizer import Tokenizer
-
-StorageName = Literal["float32", "bfloat16", "float16"]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-MAX_CODES = 1 << 24
-"""Largest codebook accepted in a model directory."""
-
-
-class ModelFile(Config):
-    """config.json of a model directory."""
-
-    format: Literal["tessera-model"] = "tessera-model"
-    version: Literal[1] = 1
-    lm: ModelConfig
-    coarse_lm: LMConfig | None = None
-    """The LM of the coarse labels; lm is then their refiner."""
-    clusters: str | None = None
-    """Fingerprint of clusters/: a causal lm predicts the labels, a masked one is conditioned on them."""
-    spec: TokenSpec
-    labels: Annotated[tuple[str, ...], FailFast()] = ()
-    """Names of the labels in the order of their ids."""
-    generation: GenerationConfig = GenerationConfig()
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A language model with everything needed to turn a request into media."""
 
-    lm: AnyLM
+    lm: LanguageModel
     tokenizer: Tokenizer
     """A ClusteredTokenizer if the LM only predicts coarse labels."""
     text: TextTokenizer | None
@@ -106,7 +77,7 @@ class LoadedModel:
 
 def save_model(
     folder: str | Path,
-    lm: AnyLM,
+    lm: LanguageModel,
     tokenizer: Tokenizer,
     text: TextTokenizer | None,
     labels: list[str],
@@ -128,10 +99,10 @@ def save_model(
     folder = Path(folder)
     check_same_tokenizer(tokenizer.spec, lm.spec, f"model {folder}: tokenizer to be saved")
     _check_parts(lm.config, text, labels, f"model {folder}")
-    last = lm.refiner if isinstance(lm, CoarseToFine) else lm
-    first = lm.coarse if isinstance(lm, CoarseToFine) else None
-    tensors = _tensors_of(last, dtype)
-    first_tensors = None if first is None else _tensors_of(first, dtype)
+    *before, last = lm.stages
+    first = before[0] if before else None
+    tensors = tensors_of(last, dtype)
+    first_tensors = None if first is None else tensors_of(first, dtype)
     clustering = clustering_of(last, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
@@ -171,7 +142,7 @@ def seal_model(folder: str | Path) -> list[str]:
 
 def save_lm(
     folder: str | Path,
-    lm: TokenLM,
+    lm: TransformerLM,
     labels: list[str],
     defaults: GenerationConfig | None = None,
     card: str = "",
@@ -183,7 +154,7 @@ def save_lm(
     """
     folder = Path(folder)
     _check_labels(lm.config, labels, f"model {folder}")
-    tensors = _tensors_of(lm, dtype)
+    tensors = tensors_of(lm, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     described = ModelFile(lm=lm.config, spec=lm.spec, labels=tuple(labels), generation=defaults or GenerationConfig())
@@ -195,13 +166,10 @@ def check_saveable(model: LoadedModel) -> None:
     where = "the exported model"
     check_same_tokenizer(model.tokenizer.spec, model.spec, f"{where}: its tokenizer")
     _check_parts(model.config, model.text, model.labels, where)
-    last = model.lm.refiner if isinstance(model.lm, CoarseToFine) else model.lm
-    described = ModelFile(lm=last.config, spec=model.spec, labels=tuple(model.labels), generation=model.defaults)
-    _check_described(check_config(json.loads(described.model_dump_json()), ModelFile, where), where)
-
-
-def _tensors_of(lm: TokenLM, dtype: StorageName) -> dict[str, Tensor]:
-    return {name: _stored(name, tensor, dtype) for name, tensor in lm.state_dict().items()}
+    described = ModelFile(
+        lm=model.lm.stages[-1].config, spec=model.spec, labels=tuple(model.labels), generation=model.defaults
+    )
+    check_described(check_config(json.loads(described.model_dump_json()), ModelFile, where), where)
 
 
 def _write_lm(folder: Path, tensors: dict[str, Tensor], described: ModelFile, card: str) -> None:
@@ -235,7 +203,7 @@ def load_model(
     folder = Path(folder)
     if weights is not None:
         check_weights(weights)
-    _check_is_model(folder)
+    check_is_model(folder)
     return _load_model(folder, check_model_files(folder), device, dtype, weights)
 
 
@@ -271,12 +239,12 @@ def _load_model(
     text_config = next((c for c in config.conditions if isinstance(c, TextConditionConfig)), None)
     text = None if text_config is None else load_text(folder, text_config.text)
     _check_parts(config, text, list(described.labels), f"model {folder}")
-    read = partial(_read_lm, sha256=sha256, device=device, dtype=dtype, weights=weights)
+    read = partial(read_weights, sha256=sha256, device=device, dtype=dtype, weights=weights)
     vectors = tokenizer.vectors().cpu() if config.needs_code_vectors or described.lm.needs_code_vectors else None
     make = partial(make_lm, clustering=clustering if refines else None, quantizer=tokenizer.quantizer)
-    lm: AnyLM = read(folder / "lm.safetensors", described.lm, described.spec, vectors=vectors, make=make)
+    lm: LanguageModel = read(folder / "lm.safetensors", described.lm, described.spec, vectors=vectors, make=make)
     if described.coarse_lm is not None:
-        if clustering is None or not isinstance(lm, MaskedLM):
+        if clustering is None or lm.clustering is None:
             raise ValueError(f"{folder / 'config.json'}: coarse_lm needs clusters and a masked lm; copy it again")
         centres = None if vectors is None else clustering.centres(vectors)
         coarse = read(folder / "coarse.safetensors", described.coarse_lm, clustering.spec, vectors=centres)
@@ -284,28 +252,28 @@ def _load_model(
     return LoadedModel(lm, tokenizer, text, list(described.labels), described.generation)
 
 
-def clustering_of(lm: AnyLM, tokenizer: Tokenizer) -> Clustering | None:
+def clustering_of(lm: LanguageModel, tokenizer: Tokenizer) -> Clustering | None:
     """The clusters that a model predicts or is conditioned on; None for a model of plain codes."""
-    if isinstance(lm, CoarseToFine | MaskedLM):
+    if lm.clustering is not None:
         return lm.clustering
     return tokenizer.clustering if isinstance(tokenizer, ClusteredTokenizer) else None
 
 
 def load_lm(
     folder: str | Path, device: torch.device | str = "cpu", dtype: StorageName | torch.dtype = "float32"
-) -> TokenLM:
+) -> TransformerLM:
     """Read the language model of a model directory, with or without its tokenizer.
 
     Args and errors as for `load_model`; ValueError for a model that needs its tokenizer's code vectors.
     """
     folder = Path(folder)
-    _check_is_model(folder)
+    check_is_model(folder)
     return _load_lm(folder, check_model_files(folder), device, dtype)
 
 
 def _load_lm(
     folder: Path, sha256: Mapping[str, str], device: torch.device | str, dtype: StorageName | torch.dtype
-) -> TokenLM:
+) -> TransformerLM:
     described = read_model_config(folder)
     if described.lm.needs_code_vectors:
         raise ValueError(f"{folder}: the model reads its tokenizer's code vectors; use load_model(...).lm")
@@ -314,85 +282,7 @@ def _load_lm(
     if described.clusters is not None:
         raise ValueError(f"{folder}: the model is of coarse labels or refines them; use load_model(...).lm")
     path = folder / "lm.safetensors"
-    return _read_lm(path, described.lm, described.spec, sha256=sha256, device=device, dtype=dtype, make=make_lm)
-
-
-def _read_lm(
-    path: Path,
-    config: LMConfig,
-    spec: TokenSpec,
-    *,
-    sha256: Mapping[str, str],
-    device: torch.device | str,
-    dtype: StorageName | torch.dtype,
-    weights: WeightsName | None = None,
-    vectors: Tensor | None = None,
-    make: Callable[..., TokenLM] = TokenLM,
-) -> TokenLM:
-    """The model of one file. sha256: hashes of the files by name, if known; make: called like TokenLM."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; the model directory is incomplete, copy it again")
-    header = read_header(path)
-    code_width = None if vectors is None else vectors.shape[-1]
-    wanted = parameter_shapes(config, spec, code_width, make, Budget(header.tensors, path, on_meta=True))
-    check_tensors({name: entry.shape for name, entry in header.tensors.items()}, wanted, path)
-    tensors, _ = read_safetensors(path, sha256=sha256.get(path.name))
-    lm = lm_of_tensors(config, spec, tensors, device, dtype, path, vectors, make)
-    return lm if weights is None else pack_(lm, weights)
-
-
-def lm_of_tensors(
-    config: LMConfig,
-    spec: TokenSpec,
-    tensors: dict[str, Tensor],
-    device: torch.device | str,
-    dtype: StorageName | torch.dtype,
-    path: Path,
-    vectors: Tensor | None = None,
-    make: Callable[..., TokenLM] = TokenLM,
-) -> TokenLM:
-    """Build a model in eval mode from tensors whose names and shapes were checked; errors name the file at `path`."""
-    target = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
-    # Built on the meta device, then given the file's tensors: nothing is initialized in vain.
-    with torch.device("meta"):
-        lm = make(config, spec, vectors)
-    lm.load_state_dict(
-        {name: _readable(tensor, name, path).to(device, target) for name, tensor in tensors.items()}, assign=True
-    )
-    lm.requires_grad_(True)
-    return lm.to(device).eval()
-
-
-def _check_is_model(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            describe_wrong(folder, "a model")
-            or f"{folder}: no model here (config.json is missing); make one with: tessera train CONFIG"
-        )
-
-
-def read_model_config(folder: str | Path) -> ModelFile:
-    """Read and check config.json alone; raises as `load_model`."""
-    _check_is_model(Path(folder))
-    path = Path(folder) / "config.json"
-    data = read_json(path, NAMED)
-    if not isinstance(data, dict) or data.get("format") != "tessera-model":
-        raise ValueError(f"{path}: not a model's config.json (its format is not 'tessera-model')")
-    if data.get("version") != 1:
-        raise ValueError(
-            f"{path}: written by another version of Tessera (format {json.dumps(data.get('version'))[:80]}, this one "
-            "reads 1)"
-        )
-    described = check_config(data, ModelFile, str(path))
-    _check_described(described, str(path))
-    return described
-
-
-def _check_described(described: ModelFile, where: str) -> None:
-    if max(described.spec.cardinalities) > MAX_CODES or described.spec.num_codebooks > 1024:
-        raise ValueError(
-            f"{where}: codebooks {described.spec.num_codebooks} x {max(described.spec.cardinalities)} are too large"
-        )
+    return read_weights(path, described.lm, described.spec, sha256=sha256, device=device, dtype=dtype, make=make_lm)
 
 
 def _check_labels(config: LMConfig, labels: list[str], where: str) -> None:
@@ -430,18 +320,3 @@ def _check_parts(config: LMConfig, text: TextTokenizer | None, labels: list[str]
             f"{where}: the text tokenizer has {text.vocab_size} ids, the model {text_condition.vocab_size}; "
             "they do not belong together"
         )
-
-
-def _stored(name: str, tensor: Tensor, dtype: StorageName) -> Tensor:
-    stored = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
-    if not bool(stored.isfinite().all()):
-        raise ValueError(
-            f"tensor '{name}' is not finite in {dtype}; the training went wrong, or export with another dtype"
-        )
-    return stored
-
-
-def _readable(tensor: Tensor, name: str, path: Path) -> Tensor:
-    if not tensor.is_floating_point():
-        raise WeightsError(f"{path}: tensor '{name}' holds {tensor.dtype}, weights are floating point")
-    return tensor

@@ -11,14 +11,16 @@ import torch
 from ...configs.schema import ConfigError
 from ...tokenize.layers.parameter_budget import Budget
 from ...tokenize.spec import TokenSpec
-from ..models.causal import LMConfig, TokenLM
+from ..config import LMConfig
+from ..models.causal import TokenLM
+from ..models.transformer_lm import TransformerLM
 
 
 def parameter_shapes(
     config: LMConfig,
     spec: TokenSpec,
     code_width: int | None = None,
-    make: Callable[..., TokenLM] = TokenLM,
+    make: Callable[..., TransformerLM] = TokenLM,
     budget: Budget | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a model with this config, without allocating them.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...configs.schema import ConfigError
-from ..attention.registry import sdpa
+from ..layers.config import TransformerConfig
 from ..layers.transformer import Transformer
 from ..ops.rotary import rotary_table
 
@@ -26,17 +26,7 @@ class Encoder(Transformer):
                 f"conditions: layers {layers} turns the numbers of a head in pairs, but a head is {width // heads} "
                 f"wide (lm.width {width}, lm.heads {heads}); choose an even number, or layers 0"
             )
-        super().__init__(
-            width=width,
-            layers=layers,
-            heads=heads,
-            kv_heads=heads,
-            ffn=4 * width,
-            qk_norm=False,
-            dropout=0.0,
-            cross=False,
-            attend=sdpa,
-        )
+        super().__init__(TransformerConfig(width, layers, heads, kv_heads=heads, ffn=4 * width))
         self.head_width, self.rope_base = width // heads, rope_base
 
     def read(self, tokens: Tensor, mask: Tensor) -> Tensor:

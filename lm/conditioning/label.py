@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
-from ..layers.transformer import Table
+from ..layers.embedding import Table
 from ..ops.row_rng import rand
 from .base import ConditionContext
 from .batch import ConditionBatch

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from ..ops.rotary import sinusoids
 from ..ops.row_rng import rand
 
 
@@ -38,22 +38,13 @@ def unless_all(mask: Tensor) -> Tensor | None:
     return None if mask.device.type == "cpu" and bool(mask.all()) else mask
 
 
-def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    """Position embeddings [length, width], float32: sines and cosines of wavelengths 2 pi to 20000 pi
-    (arXiv:1706.03762).
+def placed(tokens: Tensor, scale: Tensor) -> Tensor:
+    """Tokens [B, L, D] plus `sinusoids` times the scale [1]; the sum is float32, the result in the tokens' dtype, which
+    is the compute dtype of the following layers.
 
     Prefix tokens get their positions by rotary embedding in the backbone. Cross-attention has no rotation, so these are
     added.
     """
-    half = width // 2
-    speeds = 10000.0 ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
-    angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * speeds
-    return pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, width - 2 * half))
-
-
-def placed(tokens: Tensor, scale: Tensor) -> Tensor:
-    """Tokens [B, L, D] plus `sinusoids` times the scale [1]; the sum is float32, the result in the tokens' dtype, which
-    is the compute dtype of the following layers."""
     return (tokens + scale * sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)).to(tokens.dtype)
 
 

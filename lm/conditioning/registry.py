@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from ...configs.schema import ConfigError
-from ..layers.transformer import RMSNorm
+from ..layers.norm import RMSNorm
 from .base import ConditionContext
 from .batch import KINDS, ConditionBatch
 from .codes import CodesCondition, CodesConditionConfig

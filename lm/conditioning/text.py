@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
 from ...tokenize.text_tokenizer import TextConfig
-from ..layers.transformer import Table
+from ..layers.embedding import Table
 from .base import ConditionContext
 from .batch import ConditionBatch
 from .encoder import Encoder

@@ -22,10 +22,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
-from ..attention.registry import sdpa
-from ..kv_cache.base import KVCache
+from ..kv_cache.base import CacheShape, KVCache
+from ..layers.config import TransformerConfig
+from ..layers.embedding import Table
 from ..layers.input_embedding import check_code_vectors
-from ..layers.transformer import Table, Transformer, initialise_
+from ..layers.transformer import Transformer, initialise_
 from ..ops.linear import Linear
 from ..ops.loss import cross_entropy
 from ..ops.row_rng import Dropout
@@ -96,16 +97,9 @@ class DepthHead(nn.Module):
         self.positions = Table(J, own)
         self.reader = None if J == 1 else _make_reader(config, symbols, arrangement, own, code_vectors)
         self.dropout = Dropout(config.dropout)
+        ffn = config.ffn or -(-8 * own // 3 // 32) * 32
         self.transformer = Transformer(
-            width=own,
-            layers=config.layers,
-            heads=config.heads,
-            kv_heads=kv_heads,
-            ffn=config.ffn or -(-8 * own // 3 // 32) * 32,
-            qk_norm=False,
-            dropout=config.dropout,
-            cross=False,
-            attend=sdpa,
+            TransformerConfig(own, config.layers, config.heads, kv_heads, ffn, dropout=config.dropout)
         )
         sizes = symbols.output_sizes[self.backbone_first :]
         self.outputs = nn.ModuleList(
@@ -189,7 +183,7 @@ class DepthHead(nn.Module):
     def start(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         self.transformer.refresh()
         layers, kv_heads, J, head_width = self.cache_shape
-        return KVCache(layers, num_rows, kv_heads, J, head_width, dtype, device)
+        return KVCache(CacheShape(layers, num_rows, kv_heads, head_width, J, dtype, device))
 
     def begin(self, memory: KVCache, hidden: Tensor, step: int) -> _Begun:
         memory.rewind(0)

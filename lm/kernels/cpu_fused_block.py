@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 from ..attention.mask_types import AttentionMask
 from ..kv_cache.base import Cache
-from ..layers.transformer import GELU, Block, CrossAttention, Memory, RMSNorm, SelfAttention, SwiGLU, Transformer
+from ..layers.attention_layers import CrossAttention, Memory, SelfAttention
+from ..layers.feed_forward import GELU, SwiGLU
+from ..layers.norm import RMSNorm
+from ..layers.transformer import Block, Transformer
 from . import cpu_gemv
 from .cpu_gemv import NORMS, Layer, Matrix, Norm, Past
 from .triton_fused_block import TritonStack, takes_device

@@ -131,7 +131,9 @@ def gemv_linear(
     Returns:
         [*, N] in x's dtype; sums are float32.
     """
-    return torch.ops.tessera.gemv_linear(x, weight, scales, bias, KINDS.index(kind), outputs, group)
+    if torch.compiler.is_compiling():
+        return torch.ops.tessera.gemv_linear(x, weight, scales, bias, KINDS.index(kind), outputs, group)
+    return _linear(x, weight, scales, bias, KINDS.index(kind), outputs, group)
 
 
 def multiply(x: Tensor, matrix: Matrix) -> Tensor:
@@ -224,15 +226,20 @@ def check_memory(status: int) -> None:
         raise MemoryError("no memory for a step of generation")
 
 
-_operators = torch.library.Library("tessera", "FRAGMENT")
-_operators.define(
-    "gemv_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, int kind, int outputs, int group) -> Tensor"
-)
-_operators.define("gemv_attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask) -> Tensor")
-_operators.impl("gemv_linear", _linear, "CPU")
-_operators.impl("gemv_attention", _attend, "CPU")
-torch.library.register_fake("tessera::gemv_linear", _linear_shape, lib=_operators)
-torch.library.register_fake("tessera::gemv_attention", lambda queries, *_: torch.empty_like(queries), lib=_operators)
+@cache
+def register_operators() -> torch.library.Library:
+    """Register the kernels as operators torch.ops.tessera.gemv_linear and gemv_attention, which torch.compile needs in
+    order to trace through them. The operators live as long as the process."""
+    operators = torch.library.Library("tessera", "FRAGMENT")
+    operators.define(
+        "gemv_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, int kind, int outputs, int group) -> Tensor"
+    )
+    operators.define("gemv_attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask) -> Tensor")
+    operators.impl("gemv_linear", _linear, "CPU")
+    operators.impl("gemv_attention", _attend, "CPU")
+    torch.library.register_fake("tessera::gemv_linear", _linear_shape, lib=operators)
+    torch.library.register_fake("tessera::gemv_attention", lambda queries, *_: torch.empty_like(queries), lib=operators)
+    return operators
 
 
 # The compiled library
@@ -256,11 +263,13 @@ class Library:
 
 @cache
 def library() -> Library:
-    """Compile and load on first use."""
+    """Compile and load on first use, and register the operators."""
     try:
-        return _functions(_loaded())
+        loaded = _functions(_loaded())
     except (OSError, RuntimeError) as error:
         return Library(why_not=" ".join(str(error).split()))
+    register_operators()
+    return loaded
 
 
 def _functions(loaded: ctypes.CDLL) -> Library:

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from ..attention.mask_types import PackedSequences
 from ..kv_cache.base import Cache, CacheSlot
-from ..layers.transformer import GELU, Block, CrossAttention, Memory, RMSNorm, SelfAttention, SwiGLU, Transformer
+from ..layers.attention_layers import CrossAttention, Memory, SelfAttention
+from ..layers.feed_forward import GELU, SwiGLU
+from ..layers.norm import RMSNorm
+from ..layers.transformer import Block, Transformer
 from ..ops.linear import Linear
 from .weight_versions import is_altered, structure_of
 
@@ -36,13 +39,9 @@ PLACES = 256
 """Keys that an attention program processes together."""
 
 
-ON_CPU = False
-"""Set in tests that use Triton's interpreter."""
-
-
 def takes_device(x: Tensor) -> bool:
     """Whether the kernels support the device of this tensor."""
-    return not why_not(x.device) if x.is_cuda else ON_CPU
+    return x.is_cuda and not why_not(x.device)
 
 
 @functools.cache

@@ -13,7 +13,10 @@ import ctypes
 from torch import Tensor, nn
 
 from ..attention.registry import BACKENDS, auto
-from ..layers.transformer import GELU, Block, CrossAttention, RMSNorm, SelfAttention, SwiGLU, Transformer
+from ..layers.attention_layers import CrossAttention, SelfAttention
+from ..layers.feed_forward import GELU, SwiGLU
+from ..layers.norm import RMSNorm
+from ..layers.transformer import Block, Transformer
 from ..ops.linear import Linear
 from ..ops.row_rng import Dropout
 from . import cpu_gemv

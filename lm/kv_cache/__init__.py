@@ -1,1 +1,1 @@
-"""KV caches: static, sliding window, quantized, evicting."""
+"""KV caches: static, block, sliding window, quantized, evicting."""

@@ -234,31 +234,12 @@ class KVCache(InPlace):
 
     kind = "static"
 
-    def __init__(
-        self,
-        layers: int,
-        batch: int,
-        kv_heads: int,
-        capacity: int,
-        head_width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        prefix_length: int = 0,
-        prefix_mask: Tensor | None = None,
-        window: int | None = None,
-        counted: bool = False,
-    ):
-        keys = torch.zeros(layers, batch, kv_heads, capacity, head_width, dtype=dtype, device=device)
-        super().__init__(keys, prefix_mask)
-        self._prefix, self._window = prefix_length, window
-        self._counted = counted and prefix_mask is None and window is None
-
-    @classmethod
-    def of(cls, shape: CacheShape) -> KVCache:
-        """Allocate a cache of a shape."""
-        s, places = shape, shape.prefix_length + shape.num_steps
-        sizes = (s.layers, s.num_rows, s.kv_heads, places, s.head_width)
-        return cls(*sizes, s.dtype, s.device, s.prefix_length, s.prefix_mask, s.window, s.counted)
+    def __init__(self, shape: CacheShape):
+        """Allocate all positions."""
+        keys = shape.empty(shape.prefix_length + shape.num_steps, shape.head_width)
+        super().__init__(keys, shape.prefix_mask)
+        self._prefix, self._window = shape.prefix_length, shape.window
+        self._counted = shape.counted and shape.prefix_mask is None and shape.window is None
 
     def begin(self, num_positions: int, table: Tensor | None = None) -> None:
         """Build the mask of the next positions, for all layers."""

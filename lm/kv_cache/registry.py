@@ -23,7 +23,7 @@ from .quantized import QuantizedCache
 from .sliding_window import RingCache
 
 CACHES: dict[str, Callable[[Any, CacheShape], Cache]] = {
-    "static": lambda config, shape: KVCache.of(shape),
+    "static": lambda config, shape: KVCache(shape),
     "ring": RingCache,
     "int8": QuantizedCache,
     "int4": QuantizedCache,

@@ -1,1 +1,1 @@
-"""Layers: transformer blocks, input embeddings, position embeddings."""
+"""Layers: transformer blocks and their parts, input embeddings, position embeddings."""

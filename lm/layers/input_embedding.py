@@ -13,7 +13,7 @@ from ...configs.schema import Config, ConfigError
 from ..ops.linear import Linear
 from ..patterns.pattern import CodebookPattern
 from ..patterns.sub_tokens import SubTokens, count_bits, equal_digits
-from .transformer import SpecialVectors, Table
+from .embedding import SpecialVectors, Table
 
 
 class EmbeddingInputConfig(Config):

@@ -1,7 +1,5 @@
 """The backbone: pre-norm transformer blocks with grouped-query attention.
 
-Two tables list the options within a block: `NORMS` and `FEED_FORWARDS`.
-
 The same code runs training (whole sequences, no cache), generation (new steps after a KV cache) and the bidirectional
 text encoder.
 Sources: LLaMA (arXiv:2302.13971) for the block, GQA (arXiv:2305.13245), QK norm (arXiv:2302.05442).
@@ -9,208 +7,31 @@ Sources: LLaMA (arXiv:2302.13971) for the block, GQA (arXiv:2305.13245), QK norm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention.mask_types import AttentionMask, PackedSequences
-from ..attention.registry import Attend
+from ..attention.registry import Attend, sdpa
 from ..kv_cache.base import Cache
-from ..ops.fused_autograd import gated, normed
-from ..ops.linear import Linear
-from ..ops.rotary import at_least_float32, rotate
 from ..ops.row_rng import Dropout
-
-NormName = Literal["rms", "layer"]
-FeedForwardName = Literal["swiglu", "gelu"]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Keys and values of the conditions for cross-attention, computed once."""
-
-    keys: list[Tensor]
-    """Per layer [B, G, L, E]."""
-    values: list[Tensor]
-    mask: Tensor | PackedSequences | None
-    """[B, 1, 1, L] bool, True on real tokens; None: all are real. `PackedSequences` if the tokens of all rows are
-    packed (B is then 1)."""
-
-
-class Table(nn.Module):
-    """Learned embedding table. nn.Embedding would initialize it on creation, which takes seconds on the meta device."""
-
-    def __init__(self, rows: int, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, width))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
-
-
-class SpecialVectors(Table):
-    """Learned embeddings of special ids: ids [B, K, S] -> [B, S, width], summed over the codebooks that hold one."""
-
-    cardinalities: Tensor
-    starts: Tensor
-
-    def __init__(self, cardinalities: Sequence[int], num_specials: int, width: int):
-        K = len(cardinalities)
-        super().__init__(K * num_specials, width)
-        starts = torch.arange(K, device="cpu")[:, None] * num_specials
-        self.register_buffer("cardinalities", torch.tensor(cardinalities, device="cpu")[:, None], persistent=False)
-        self.register_buffer("starts", starts, persistent=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        beyond = (ids - self.cardinalities).transpose(1, 2)
-        rows = beyond.clamp(min=0) + self.starts[:, 0]
-        return super().forward(rows).masked_fill((beyond < 0).unsqueeze(-1), 0.0).sum(dim=2)
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, computed in float32."""
-
-    def __init__(self, width: int, eps: float = 1e-6):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return normed(at_least_float32(x), self.weight, self.eps).to(x.dtype)
-
-
-NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "layer": nn.LayerNorm}
-"""Built as NORMS[name](width, eps). "layer" subtracts the mean first, and has a bias."""
-
-
-class SelfAttention(nn.Module):
-    """Grouped-query self-attention."""
-
-    def __init__(self, width: int, heads: int, kv_heads: int, qk_norm: bool, attend: Attend):
-        super().__init__()
-        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
-        self.attend = attend
-        self.qkv = Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=False)
-        self.query_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.key_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.out = Linear(heads * self.head_width, width, bias=False)
-
-    def forward(
-        self,
-        x: Tensor,
-        table: Tensor | None,
-        mask: AttentionMask,
-        causal: bool,
-        cache: Cache | None,
-        layer: int,
-    ) -> Tensor:
-        B, S, _ = x.shape
-        H, G = self.heads, self.kv_heads
-        heads_BSHE = self.qkv(x).view(B, S, H + 2 * G, self.head_width)
-        # split instead of slices: its backward concatenates gradients, while each slice allocates a tensor of zeros
-        turned, values = heads_BSHE.split([H + G, G], dim=2)
-        values = values.transpose(1, 2)
-        if self.query_norm is not None and self.key_norm is not None:
-            turned = torch.cat([self.query_norm(turned[:, :, :H]), self.key_norm(turned[:, :, H:])], dim=2)
-        if table is not None:
-            if cache is None or cache.turned:
-                turned = rotate(turned, table)
-            else:
-                turned = torch.cat([rotate(turned[:, :, :H], table), turned[:, :, H:]], dim=2)
-        queries, keys = (x.transpose(1, 2) for x in turned.split([H, G], dim=2))
-        if cache is not None:
-            keys, values, mask, causal = cache.write(layer, keys, values)
-        mixed = self.attend(queries, keys, values, mask, causal)
-        return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
-
-
-class CrossAttention(nn.Module):
-    """Cross-attention to the conditions; `remember` computes keys and values once per generation."""
-
-    def __init__(self, width: int, heads: int, kv_heads: int, qk_norm: bool, attend: Attend):
-        super().__init__()
-        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
-        self.attend = attend
-        self.query = Linear(width, heads * self.head_width, bias=False)
-        self.key_value = Linear(width, 2 * kv_heads * self.head_width, bias=False)
-        self.query_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.key_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.out = Linear(heads * self.head_width, width, bias=False)
-
-    def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, G, L, E] of memory [B, L, D]."""
-        B, L, _ = memory.shape
-        keys, values = self.key_value(memory).view(B, L, 2 * self.kv_heads, self.head_width).chunk(2, dim=2)
-        if self.key_norm is not None:
-            keys = self.key_norm(keys)
-        return keys.transpose(1, 2), values.transpose(1, 2)
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask) -> Tensor:
-        B, S, _ = x.shape
-        queries = self.query(x).view(B, S, self.heads, self.head_width)
-        if self.query_norm is not None:
-            queries = self.query_norm(queries)
-        mixed = self.attend(queries.transpose(1, 2), keys, values, mask, False)
-        return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)); gate and up are one matrix."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.gate_up = Linear(width, 2 * hidden, bias=False)
-        self.down = Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(gated(self.gate_up(x)))
-
-
-class GELU(nn.Module):
-    """down(gelu(up(x))), the exact GELU."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.up = Linear(width, hidden, bias=False)
-        self.down = Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
-
-
-FEED_FORWARDS: dict[str, Callable[[int, int], nn.Module]] = {"swiglu": SwiGLU, "gelu": GELU}
-"""Built as FEED_FORWARDS[name](width, hidden)."""
+from .attention_layers import CrossAttention, Memory, SelfAttention
+from .config import TransformerConfig
+from .feed_forward import FEED_FORWARDS
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then cross-attention if there is a memory, then the feed-forward."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        ffn: int,
-        qk_norm: bool,
-        dropout: float,
-        cross: bool,
-        attend: Attend,
-        norm: NormName,
-        norm_eps: float,
-        feed_forward: FeedForwardName,
-    ):
+    def __init__(self, config: TransformerConfig, attend: Attend):
         super().__init__()
-        self.attention_norm = NORMS[norm](width, norm_eps)
-        self.attention = SelfAttention(width, heads, kv_heads, qk_norm, attend)
-        self.cross_norm = NORMS[norm](width, norm_eps) if cross else None
-        self.cross = CrossAttention(width, heads, kv_heads, qk_norm, attend) if cross else None
-        self.ffn_norm = NORMS[norm](width, norm_eps)
-        self.ffn = FEED_FORWARDS[feed_forward](width, ffn)
-        self.dropout = Dropout(dropout)
+        self.attention_norm = config.make_norm()
+        self.attention = SelfAttention(config, attend)
+        self.cross_norm = config.make_norm() if config.cross else None
+        self.cross = CrossAttention(config, attend) if config.cross else None
+        self.ffn_norm = config.make_norm()
+        self.ffn = FEED_FORWARDS[config.feed_forward](config.width, config.ffn)
+        self.dropout = Dropout(config.dropout)
         self.fused: Any = None
         """Fast path of single steps with packed weights: a `FusedBlock` (lm/kernels/cpu_fused_block.py)."""
 
@@ -239,28 +60,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Blocks and a final norm."""
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        layers: int,
-        heads: int,
-        kv_heads: int,
-        ffn: int,
-        qk_norm: bool,
-        dropout: float,
-        cross: bool,
-        attend: Attend,
-        norm: NormName = "rms",
-        norm_eps: float = 1e-6,
-        feed_forward: FeedForwardName = "swiglu",
-    ):
+    def __init__(self, config: TransformerConfig, attend: Attend = sdpa):
         super().__init__()
-        self.blocks = nn.ModuleList(
-            Block(width, heads, kv_heads, ffn, qk_norm, dropout, cross, attend, norm, norm_eps, feed_forward)
-            for _ in range(layers)
-        )
-        self.norm = NORMS[norm](width, norm_eps)
+        self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.layers))
+        self.norm = config.make_norm()
         self.fused: Any = None
         """Fast path of single steps: a `FusedStack` (lm/kernels/cpu_fused_block.py) or a compatible callable."""
 

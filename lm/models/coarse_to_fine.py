@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...configs.schema import ConfigError
 from ...tokenize.spec import TokenSpec, check_same_tokenizer
 from ..clustering.clustering import Clustering
 from ..conditioning.registry import ConditionBatch, Conditioner
+from ..config import LMConfig
 from ..ops.loss import LossParts, LossReport
 from ..patterns.pattern import CodebookPattern
-from .causal import LMConfig, TokenLM
+from .base import DecodePlan, LanguageModel
+from .causal import TokenLM
 from .masked import MaskedLM
 
 
-class CoarseToFine(nn.Module):
+class CoarseToFine(LanguageModel):
     """p(codes) = p(coarse labels) p(codes | coarse labels): the first factor by `coarse`, the second by `refiner`.
 
     Args:
@@ -28,9 +30,12 @@ class CoarseToFine(nn.Module):
             clustering.
     """
 
-    def __init__(self, coarse: TokenLM, refiner: MaskedLM):
+    decode_plan = DecodePlan("coarse_to_fine")
+
+    def __init__(self, coarse: LanguageModel, refiner: LanguageModel):
         super().__init__()
-        if refiner.clustering is None:
+        assert isinstance(coarse, TokenLM)
+        if not isinstance(refiner, MaskedLM) or refiner.clustering is None:
             raise ConfigError("the refiner reads no coarse labels: it was trained without clusters")
         check_same_tokenizer(coarse.spec, refiner.clustering.spec, "the language model of the coarse labels")
         kinds = [[condition.kind for condition in lm.config.conditions] for lm in (coarse, refiner)]
@@ -40,6 +45,11 @@ class CoarseToFine(nn.Module):
                 f"refiner on {', '.join(kinds[1])}; give the refiner the same conditions, or none"
             )
         self.coarse, self.refiner = coarse, refiner
+
+    @property
+    def stages(self) -> tuple[LanguageModel, ...]:
+        """The coarse model and the refiner."""
+        return self.coarse, self.refiner
 
     @property
     def clustering(self) -> Clustering:
@@ -63,24 +73,9 @@ class CoarseToFine(nn.Module):
         return self.coarse.arrangement
 
     @property
-    def num_codebooks(self) -> int:
-        """K."""
-        return self.refiner.num_codebooks
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters of both stages."""
-        return self.coarse.num_parameters + self.refiner.num_parameters
-
-    @property
     def loss_parts(self) -> LossParts:
         """The parts for which the loss is reported."""
         return self.refiner.loss_parts
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the parameters."""
-        return self.refiner.device
 
     @property
     def conditions(self) -> Conditioner:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..kv_cache.base import Cache, CacheShape
-from ..layers.transformer import Memory
+from ..layers.attention_layers import Memory
 
 
 @dataclass

@@ -18,6 +18,7 @@ this model the codes. Without clusters it generates codes from scratch in a few 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -28,12 +29,14 @@ from ...configs.schema import ConfigError
 from ...tokenize.spec import TokenSpec
 from ..clustering.clustering import Clustering
 from ..conditioning.registry import ConditionBatch
+from ..config import LMConfig
 from ..layers.input_embedding import INPUTS, BitsInput
 from ..layers.transformer import initialise_
 from ..ops.loss import IGNORED, LossReport, cross_entropy, report_loss
 from ..patterns.pattern import CodebookPattern, ParallelConfig, SpecialsConfig
-from .causal import LMConfig, TokenLM
+from .base import DecodePlan
 from .mask_schedule import Hidden, MaskingConfig, fixed_numbers, hide, random_numbers
+from .transformer_lm import TransformerLM
 
 
 class MaskedConfig(LMConfig):
@@ -65,14 +68,23 @@ class MaskedConfig(LMConfig):
         return self
 
 
-class MaskedLM(TokenLM):
-    """A masked model of one tokenizer's codes. It shares the parts of TokenLM but is bidirectional and has no steps.
+PLAN = DecodePlan(
+    "masked", refused=("cache", "draft"), why="a masked model fills codes in whole passes", fixed_length=True
+)
+NO_LABELS = (
+    "this model refines coarse labels and has none to begin with; export it together with the model of its labels "
+    "(export.coarse_model in its config)"
+)
+
+
+class MaskedLM(TransformerLM):
+    """A masked model of one tokenizer's codes: it is bidirectional and has no steps.
 
     Args:
-        config, spec, code_vectors: as for TokenLM.
+        config, spec, code_vectors: as for TransformerLM.
         clustering: for a refiner, of the same tokenizer.
     Raises:
-        ValueError: the clusters are of another tokenizer; and as TokenLM.
+        ValueError: the clusters are of another tokenizer; and as TransformerLM.
     """
 
     config: MaskedConfig
@@ -100,7 +112,12 @@ class MaskedLM(TokenLM):
             self.register_buffer("clusters", clustering.labels, persistent=False)
             initialise_(self.coarse_input, config.width, config.layers)
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    @property
+    def decode_plan(self) -> DecodePlan:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """How codes are generated: a refiner cannot begin without coarse labels."""
+        return PLAN if self.clustering is None else replace(PLAN, incomplete=NO_LABELS)
+
+    def forward(
         self,
         codes: Tensor,
         mask: Tensor,
@@ -133,7 +150,7 @@ class MaskedLM(TokenLM):
         inside = None if given is None else steps < lengths[:, None]
         ids = self._with_specials(codes, whole, inside)
         read = self.input(ids, mask) if isinstance(self.input, BitsInput) else self.input(ids)
-        x = self._joined(read, joined.summed, None)
+        x = self.add_conditions(read, joined.summed, None)
         if self.coarse_input is not None:
             x = x + self.coarse_input(self._checked_labels(coarse, codes, inside))
         P, seen = 0, inside
@@ -146,7 +163,7 @@ class MaskedLM(TokenLM):
                 seen = torch.cat([prefix, ones.expand(-1, len(steps)) if inside is None else inside], dim=1)
         x = self.positions.add(x, steps, P, joined.prefix_mask)
         table = self.positions.table(steps, None, P, joined.prefix_mask)
-        memory = self._remember(joined)
+        memory = self.cross_attention_memory(joined)
         attended = None if seen is None else seen[:, None, None, :]
         hidden = self.transformer(self.dropout(x), table, mask=attended, memory=memory)
         logits_BKTV = self.head(hidden[:, P:], None).transpose(1, 2)

@@ -29,17 +29,23 @@ from ...tokenize.quantizers.registry import Quantizer
 from ...tokenize.spec import ImageGeometry, TokenSpec
 from ..attention.masks import block_mask
 from ..conditioning.batch import ConditionBatch
-from ..kv_cache.base import Cache, CacheShape, KVCache
+from ..config import LMConfig
+from ..kv_cache.base import Cache, CacheShape
+from ..kv_cache.block import BlockCache
 from ..kv_cache.config import CacheChoice
 from ..kv_cache.registry import read_cache
+from ..layers.embedding import Table
 from ..layers.input_embedding import EmbeddingInputConfig
-from ..layers.transformer import Table, initialise_
+from ..layers.transformer import initialise_
 from ..ops.linear import Linear
 from ..ops.loss import LossParts, LossReport
 from ..ops.rotary import GridRopeConfig, RopeConfig
 from ..patterns.pattern import Arranged, ParallelConfig, SpecialsConfig
-from .causal import DecodingState, LMConfig, TokenLM
+from .base import DecodePlan
+from .decoding_state import DecodingState
+from .prefill import prefill
 from .scale_sums import ScaleSums
+from .transformer_lm import LMOutput, TransformerLM
 
 
 class NextScaleConfig(LMConfig):
@@ -84,17 +90,18 @@ class ScaleState:
     """The scale to predict next."""
 
 
-class NextScaleLM(TokenLM):
-    """A next-scale model of one tokenizer. It shares the parts of TokenLM, but its steps are scales.
+class NextScaleLM(TransformerLM):
+    """A next-scale model of one tokenizer; its steps are scales.
 
     Args:
-        config, spec: as for TokenLM.
+        config, spec: as for TransformerLM.
         quantizer: the tokenizer's quantizer.
     Raises:
         ConfigError: the tokenizer has no scales.
     """
 
     config: NextScaleConfig
+    decode_plan = DecodePlan("next_scale", refused=("draft",), why="a next-scale model makes whole scales")
 
     def __init__(self, config: NextScaleConfig, spec: TokenSpec, quantizer: Quantizer | None = None):
         if not isinstance(spec.geometry, ImageGeometry) or not spec.geometry.scales:
@@ -130,6 +137,54 @@ class NextScaleLM(TokenLM):
         weights = cells / cells.sum()
         return LossReport((weights * means).sum(), means, cells * terms.shape[0], weights)
 
+    # Whole images
+
+    def forward(
+        self, codes: Tensor, lengths: Tensor | None = None, conditions: ConditionBatch | None = None
+    ) -> LMOutput:
+        """Compute the logits of every cell given the codes of earlier scales; arguments and errors as for
+        `TokenLM.forward`."""
+        arranged, hidden = self.hidden_states(codes, lengths, conditions)
+        logits = self.head(hidden, arranged.ids).transpose(1, 2)
+        return LMOutput(logits, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths)
+
+    def loss(
+        self,
+        codes: Tensor,
+        lengths: Tensor | None = None,
+        conditions: ConditionBatch | None = None,
+        label_smoothing: float = 0.0,
+        side: int = 1,
+    ) -> LossReport:
+        """Cross-entropy of each scale and its mean over all cells; arguments and errors as for `TokenLM.loss`."""
+        assert side == 1, "scales have no squares of frames (TrainConfig checks it)"
+        arranged, hidden = self.hidden_states(codes, lengths, conditions)
+        return self.report(self.head.terms(hidden, arranged.ids, arranged.mask, label_smoothing), arranged.mask)
+
+    def hidden_states(
+        self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None
+    ) -> tuple[Arranged, Tensor]:
+        """The codes in pattern order, and the hidden state [B, T, D] that predicts each cell."""
+        arranged = self.arrangement.arrange(codes, lengths)
+        if codes.shape[2] != sum(self.counts) or not bool(arranged.mask.all()):
+            raise ValueError(
+                f"codes are {list(codes.shape)}, but a picture of '{self.spec.name}' has {sum(self.counts)} frames; "
+                "pass whole pictures"
+            )
+        batch = conditions or ConditionBatch()
+        self.conditions.check(batch, codes.shape[0])
+        joined, first = self.split_first(self.conditions(batch))
+        total = self.input.sums.start(codes.shape[0])
+        inputs = [self.input.first(first, total)]
+        for number, own in enumerate(codes[:, 0].split(self.counts, dim=1)[:-1]):
+            total = self.input.sums.add(total, number, own)
+            inputs.append(self.input.at(total, number + 1))
+        x = self.add_conditions(torch.cat(inputs, dim=1), joined.summed, None)
+        return arranged, self.transform(x, joined, codes.shape[2])
+
+    def attention_mask(self, P: int, S: int, prefix_mask: Tensor | None, device: torch.device) -> Tensor:
+        return block_mask((1,) * P + self.counts, prefix_mask).to(device)
+
     # Decoding, one scale at a time
 
     @torch.no_grad()
@@ -140,7 +195,7 @@ class NextScaleLM(TokenLM):
         cache: CacheChoice | None = None,
     ) -> ScaleState:
         """Begin a generation; arguments and errors as for `TokenLM.start`."""
-        state = self.start(conditions, sum(self.counts), num_rows, cache=cache)
+        state = prefill(self, _make_cache, conditions, sum(self.counts), num_rows, cache=cache)
         return ScaleState(state, self.input.sums.start(state.num_rows))
 
     @torch.no_grad()
@@ -159,42 +214,12 @@ class NextScaleLM(TokenLM):
         first = sum(self.counts[:number])
         cells = torch.arange(first, first + self.counts[number], device=self.device)
         x = self.input.first(steps.first, state.total) if not number else self.input.at(state.total, number)
-        x = self.positions.add(self._joined(x, steps.summed, None), cells, 0, None)
+        x = self.positions.add(self.add_conditions(x, steps.summed, None), cells, 0, None)
         table = self.positions.table(cells, steps.num_frames, 0, None)
         hidden = self.transformer(x, table, memory=steps.memory, cache=steps.cache)
         steps.step += len(cells)
         state.scale += 1
         return self.head(hidden, None).transpose(1, 2)
-
-    # Private
-
-    def _read_all(
-        self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None, side: int = 1
-    ) -> tuple[Arranged, Tensor]:
-        assert side == 1, "scales have no squares of frames (TrainConfig checks it)"
-        arranged = self.arrangement.arrange(codes, lengths)
-        if codes.shape[2] != sum(self.counts) or not bool(arranged.mask.all()):
-            raise ValueError(
-                f"codes are {list(codes.shape)}, but a picture of '{self.spec.name}' has {sum(self.counts)} frames; "
-                "pass whole pictures"
-            )
-        batch = conditions or ConditionBatch()
-        self.conditions.check(batch, codes.shape[0])
-        joined, first = self._take_first(self.conditions(batch))
-        total = self.input.sums.start(codes.shape[0])
-        inputs = [self.input.first(first, total)]
-        for number, own in enumerate(codes[:, 0].split(self.counts, dim=1)[:-1]):
-            total = self.input.sums.add(total, number, own)
-            inputs.append(self.input.at(total, number + 1))
-        x = self._joined(torch.cat(inputs, dim=1), joined.summed, None)
-        return arranged, self._transform(x, joined, codes.shape[2])
-
-    def _mask(self, P: int, S: int, prefix_mask: Tensor | None, device: torch.device) -> Tensor:
-        return block_mask((1,) * P + self.counts, prefix_mask).to(device)
-
-    def _make_cache(self, choice: CacheChoice | None, shape: CacheShape) -> Cache:
-        self.check_cache(choice)
-        return BlockCache.of(shape)
 
     @staticmethod
     def check_cache(choice: CacheChoice | None) -> None:
@@ -202,6 +227,11 @@ class NextScaleLM(TokenLM):
         kind = read_cache(choice).kind
         if kind != "static":
             raise ValueError(f"cache kind '{kind}' is for steps in order, a next-scale model has none; leave cache out")
+
+
+def _make_cache(choice: CacheChoice | None, shape: CacheShape) -> Cache:
+    NextScaleLM.check_cache(choice)
+    return BlockCache(shape)
 
 
 class ScaleInput(nn.Module):
@@ -230,18 +260,3 @@ class ScaleInput(nn.Module):
         """Input of a later scale [B, n, D] from the sum [B, M, C] of the earlier scales."""
         seen = self.sums.at(total, number) * self.scale
         return self.linear(seen.to(self.linear.weight.dtype)) + self.levels.weight[number]
-
-
-class BlockCache(KVCache):
-    """A static cache whose positions arrive in blocks and attend to their whole block."""
-
-    kind = "static"
-
-    def begin(self, num_positions: int, table: Tensor | None = None) -> None:
-        """Build the mask of the next block; the conditions' prefix is causal."""
-        super().begin(num_positions, table)
-        if self.length or not self._prefix:
-            mask, more = self._prefix_mask, self.length + num_positions - self._prefix
-            self._mask, self._causal = None, False
-            if mask is not None:
-                self._mask = nn.functional.pad(mask, (0, more), value=True)[:, None, None, :]

@@ -19,14 +19,16 @@ from torch import Tensor
 from ...configs.schema import ConfigError
 from ..attention.mask_types import PackedSequences
 from ..conditioning.registry import ConditionBatch, FusedConditions
-from ..layers.transformer import Memory
+from ..config import LMConfig
+from ..layers.attention_layers import Memory
 from ..ops.loss import LossReport, report_loss
 from ..ops.rotary import SinusoidalConfig, sinusoidal_places
-from .causal import LMConfig, TokenLM
+from .base import LanguageModel
+from .causal import TokenLM
 
 
 def packed_loss(
-    lm: TokenLM,
+    lm: LanguageModel,
     codes: Tensor,
     lengths: Tensor | None = None,
     conditions: ConditionBatch | None = None,
@@ -36,6 +38,7 @@ def packed_loss(
 
     Lengths of rows and of their prefixes become Python numbers, which synchronizes a GPU once.
     """
+    assert isinstance(lm, TokenLM), "check_packable refuses other kinds"
     arranged = lm.arrangement.arrange(codes, lengths)
     batch = conditions or ConditionBatch()
     lm.conditions.check(batch, codes.shape[0])
@@ -46,7 +49,7 @@ def packed_loss(
     inside = places < torch.tensor(counts, device=codes.device)[:, None]
     row, place = inside.nonzero(as_tuple=True)  # of every step, [N]
 
-    joined, first = lm._take_first(lm.conditions(batch))
+    joined, first = lm.split_first(lm.conditions(batch))
     start = lm.start_ids(B, codes.device).unsqueeze(-1)
     read = torch.cat([start, arranged.ids[:, :, :-1]], dim=2)
     x = lm.input(_cells(read, inside))

@@ -10,10 +10,12 @@ from torch import Tensor
 from ...tokenize.quantizers.registry import Quantizer
 from ...tokenize.spec import TokenSpec
 from ..clustering.clustering import Clustering
-from .causal import LMConfig, TokenLM
-from .coarse_to_fine import CoarseToFine
+from ..config import LMConfig
+from .base import LanguageModel
+from .causal import TokenLM
 from .masked import MaskedConfig, MaskedLM
 from .next_scale import NextScaleConfig, NextScaleLM
+from .transformer_lm import TransformerLM
 
 
 def _kind(config: Any) -> str:
@@ -29,8 +31,8 @@ ModelConfig = Annotated[
     Discriminator(_kind),
 ]
 
-AnyLM = TokenLM | CoarseToFine
-"""Any model that generates codes; MaskedLM and NextScaleLM are subclasses of TokenLM."""
+AnyLM = LanguageModel
+"""A model of any kind."""
 
 
 def make_lm(
@@ -39,7 +41,7 @@ def make_lm(
     code_vectors: Tensor | None = None,
     clustering: Clustering | None = None,
     quantizer: Quantizer | None = None,
-) -> TokenLM:
+) -> TransformerLM:
     """Build a model with random weights.
 
     Args:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...configs.schema import Config, ConfigError
 from ...tokenize.spec import Geometry, ImageGeometry
@@ -116,9 +117,23 @@ def sinusoidal_places(positions: Tensor, width: int, base: float) -> Tensor:
     """
     half = width // 2
     exponents = torch.arange(half, device=positions.device, dtype=torch.float32)
-    speeds = torch.exp(exponents * -(math.log(base) / (half - 1)))
-    angles = positions.to(torch.float32).unsqueeze(-1) * speeds
-    return torch.nn.functional.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width - 2 * half))
+    cosines, sines = _waves(positions, torch.exp(exponents * -(math.log(base) / (half - 1))))
+    return pad(torch.cat([cosines, sines], dim=-1), (0, width - 2 * half))
+
+
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """Position embeddings [length, width], float32: sines, then cosines, of wavelengths 2 pi to 20000 pi
+    (arXiv:1706.03762); an odd width ends in a 0."""
+    half = width // 2
+    frequencies = 10000.0 ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+    cosines, sines = _waves(torch.arange(length, device=device), frequencies)
+    return pad(torch.cat([sines, cosines], dim=-1), (0, width - 2 * half))
+
+
+def _waves(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [*, F] of positions [*] at frequencies [F]."""
+    angles = positions.to(torch.float32).unsqueeze(-1) * frequencies
+    return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

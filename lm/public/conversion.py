@@ -12,9 +12,10 @@ from ...configs.files import read_safetensors
 from ...configs.tensor_checks import check_tensors, header_shapes
 from ...tokenize.public.tensor_map import TensorMap
 from ...tokenize.spec import TokenSpec
-from ..checkpoints.model_directory import StorageName, lm_of_tensors
 from ..checkpoints.parameter_shapes import parameter_shapes
-from ..models.causal import LMConfig, TokenLM
+from ..checkpoints.weights_file import StorageName, lm_of_tensors
+from ..config import LMConfig
+from ..models.causal import TokenLM
 from ..patterns.layouts import DelayConfig
 
 
@@ -56,7 +57,9 @@ def read_lm(
             for piece, tensor in zip(pieces, read, strict=True)
         ]
         tensors[name] = torch.cat(filled) if len(filled) > 1 else like
-    return lm_of_tensors(config, spec, tensors, device, dtype, folder)
+    lm = lm_of_tensors(config, spec, tensors, device, dtype, folder)
+    assert isinstance(lm, TokenLM)
+    return lm
 
 
 def check_layout(layout: str, found: LMConfig, wanted: LMConfig, num_codebooks: int) -> None:

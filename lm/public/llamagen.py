@@ -33,11 +33,12 @@ from ...configs.schema import make_config
 from ...configs.tensor_checks import WeightsError, header_shapes
 from ...tokenize.public.tensor_map import SourceRows, TensorMap, equal, find_weights
 from ...tokenize.spec import ImageGeometry, TokenSpec
-from ..checkpoints.model_directory import DTYPES, StorageName
 from ..checkpoints.parameter_shapes import parameter_shapes
+from ..checkpoints.weights_file import DTYPES, StorageName
 from ..conditioning.registry import LabelConfig
+from ..config import LMConfig
 from ..generation_config import GenerationConfig
-from ..models.causal import LMConfig, TokenLM
+from ..models.causal import TokenLM
 from ..ops.rotary import GridRopeConfig
 from ..patterns.pattern import SpecialsConfig
 from .conversion import check_layout, read_lm, their_tensors

@@ -25,11 +25,12 @@ from ...configs.schema import make_config
 from ...configs.tensor_checks import header_shapes
 from ...tokenize.public.tensor_map import TensorMap, equal, find_weights
 from ...tokenize.spec import AudioGeometry, TokenSpec
-from ..checkpoints.model_directory import DTYPES, StorageName
 from ..checkpoints.parameter_shapes import parameter_shapes
+from ..checkpoints.weights_file import DTYPES, StorageName
 from ..conditioning.registry import EmbeddingConditionConfig
+from ..config import LMConfig
 from ..generation_config import GenerationConfig
-from ..models.causal import LMConfig, TokenLM
+from ..models.causal import TokenLM
 from ..ops.rotary import SinusoidalConfig
 from ..patterns.layouts import DelayConfig
 from ..patterns.pattern import SpecialsConfig

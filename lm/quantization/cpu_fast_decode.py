@@ -17,10 +17,10 @@ from torch import Tensor
 from ..kernels import cpu_gemv
 from ..kernels.weight_versions import stamp_of
 from ..kv_cache.base import Cache
-from ..layers.transformer import Memory, Transformer
+from ..layers.attention_layers import Memory
+from ..layers.transformer import Transformer
+from ..models.base import LanguageModel
 from ..models.causal import TokenLM
-from ..models.coarse_to_fine import CoarseToFine
-from ..models.registry import AnyLM
 from .packed_linear import WeightsName, pack_transformer_, transformers_of
 
 MOST_BYTES = 1 << 28
@@ -59,19 +59,18 @@ def _copied(transformer: Transformer) -> Any:
     return pack_transformer_(copied, name).fused
 
 
-def enable_fast_cpu_decode_(lm: AnyLM) -> AnyLM:
+def enable_fast_cpu_decode_(lm: LanguageModel) -> LanguageModel:
     """Enable the fast path for single steps of a small model on a CPU with a C compiler; in place, for inference.
 
     The order of summation differs, so results may differ in their last bits. If weights have changed, the next
     generation copies them again; training mode (`lm.train()`) drops the copies. Masked and next-scale models read many
     rows at once and are left unchanged; of a coarse-to-fine model only the first stage uses the fast path.
     """
-    if isinstance(lm, CoarseToFine):
-        enable_fast_cpu_decode_(lm.coarse)
-    elif type(lm) is TokenLM and lm.device.type == "cpu" and not cpu_gemv.why_not():
-        for part in (lm.transformer, *transformers_of(lm.head)):
-            if _is_small(part):
-                part.fused = QuickStack(part)
+    for stage in lm.stages:
+        if isinstance(stage, TokenLM) and stage.device.type == "cpu" and not cpu_gemv.why_not():
+            for part in (stage.transformer, *transformers_of(stage.head)):
+                if _is_small(part):
+                    part.fused = QuickStack(part)
     return lm
 
 

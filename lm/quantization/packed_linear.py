@@ -27,11 +27,12 @@ from ..heads.parallel import ParallelHead
 from ..kernels import cpu_gemv, triton_fused_block
 from ..kernels.cpu_fused_block import fuse, fuse_all
 from ..kernels.cpu_gemv import gemv_linear
-from ..layers.transformer import CrossAttention, SelfAttention, Transformer
+from ..layers.attention_layers import CrossAttention, SelfAttention
+from ..layers.transformer import Transformer
 from ..ops.linear import Linear, linear
 
 if TYPE_CHECKING:
-    from ..models.causal import TokenLM
+    from ..models.transformer_lm import TransformerLM
 
 WeightsName = Literal["float32", "bfloat16", "int8", "int4"]
 
@@ -242,7 +243,7 @@ class PackedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.kind}"
 
 
-def pack_(lm: TokenLM, weights: WeightsName) -> TokenLM:
+def pack_(lm: TransformerLM, weights: WeightsName) -> TransformerLM:
     """Replace the linear layers of a model's backbone and head by packed ones, one at a time, in place; for inference.
 
     Attention of single steps on the CPU uses cpu_gemv.c as well.
@@ -299,7 +300,7 @@ def check_weights(name: str) -> None:
         raise ValueError(f"weights '{name}' are unknown; choose {', '.join(cpu_gemv.KINDS)}")
 
 
-def step_bytes(lm: TokenLM) -> int:
+def step_bytes(lm: TransformerLM) -> int:
     """Bytes of the matrices read by one generation step: backbone and head, without the projections of the conditions
     to keys and values, which run once per generation."""
     once = {id(module.key_value) for module in lm.transformer.modules() if isinstance(module, CrossAttention)}

@@ -9,7 +9,8 @@ from test_llamagen import CLASSES, CODES, SIDE, make_tensors, write
 import tessera
 from tessera.cli.app import run
 from tessera.configs.files import read_safetensors
-from tessera.lm.checkpoints.model_directory import load_lm, load_model, read_model_config
+from tessera.lm.checkpoints.config_file import read_model_config
+from tessera.lm.checkpoints.model_directory import load_lm, load_model
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.public.llamagen import load_llamagen
 from tessera.tokenize.image.networks import ImageTokenizerConfig

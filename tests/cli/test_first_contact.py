@@ -69,7 +69,7 @@ def test_a_first_mistake_says_how(words, message, capsys):
 
 
 def test_pydantic_and_system_errors_are_spelled_plainly(capsys):
-    from tessera.lm.models.causal import LMConfig
+    from tessera.lm.config import LMConfig
 
     with pytest.raises(ValueError) as caught:
         LMConfig(width=None)  # type: ignore[arg-type]

@@ -7,9 +7,10 @@ from tiny_models import HEADS, strong
 from tessera.configs.schema import check_config
 from tessera.generate.model import Model
 from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
+from tessera.lm.config import LMConfig
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.bits import BitsHeadConfig
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.models.masked import MaskedConfig
 from tessera.lm.models.next_scale import NextScaleConfig
 from tessera.lm.models.registry import make_lm

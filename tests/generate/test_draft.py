@@ -112,7 +112,7 @@ def test_the_loss_of_guesses_is_that_of_a_loop():
     lm = make("delay", dtype=torch.float64).train()
     codes = torch.stack([torch.randint(0, V, (2, 5)) for V in lm.arrangement.cardinalities], dim=1)
     lengths = torch.tensor([5, 3])
-    arranged, hidden = lm._read_all(codes, lengths, None)
+    arranged, hidden = lm.hidden_states(codes, lengths, None)
     expected = torch.zeros(3, dtype=torch.float64)
     for steps in (1, 2, 3):
         for b in range(2):

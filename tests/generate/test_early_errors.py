@@ -150,8 +150,8 @@ def test_passes_are_checked_at_the_call(models):
 
 def test_windows_begin_at_the_call(models, monkeypatch):
     started = []
-    start = windows.make_loop
-    monkeypatch.setattr(windows, "make_loop", lambda *arguments: started.append(1) or start(*arguments))
+    start = windows.decode_loop
+    monkeypatch.setattr(windows, "decode_loop", lambda *arguments: started.append(1) or start(*arguments))
     stream = models["tones"].stream(text="abc", num_frames=14, **WINDOWS)
     assert len(started) == 1
     list(stream)

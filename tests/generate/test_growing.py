@@ -8,8 +8,9 @@ from tessera.generate import generate, stream_audio, stream_images
 from tessera.generate.loading import load
 from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
 from tessera.lm.conditioning.registry import LabelConfig
+from tessera.lm.config import LMConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.mask_schedule import MaskingConfig
 from tessera.lm.models.masked import MaskedConfig, MaskedLM

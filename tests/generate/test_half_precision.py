@@ -17,12 +17,13 @@ from tessera.lm.conditioning.registry import (
     LabelConfig,
     TextConditionConfig,
 )
+from tessera.lm.config import LMConfig
 from tessera.lm.heads.bits import BitsHeadConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig
 from tessera.lm.heads.flat import FlatHeadConfig
 from tessera.lm.heads.multi_token_prediction import AheadConfig
 from tessera.lm.layers.input_embedding import BitsInputConfig, CodesInputConfig, EmbeddingInputConfig, FactorInputConfig
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.models.next_scale import NextScaleConfig, NextScaleLM

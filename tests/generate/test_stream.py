@@ -7,8 +7,9 @@ from tiny_models import save_tiny_models, strong
 
 import tessera
 from tessera.generate.model import Model
+from tessera.lm.config import LMConfig
 from tessera.lm.generation_config import GenerationConfig
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
 
 

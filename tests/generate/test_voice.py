@@ -12,9 +12,10 @@ from tessera.generate.loading import load
 from tessera.generate.model import Model
 from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch, EmbeddingConditionConfig, LabelConfig
+from tessera.lm.config import LMConfig
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.guidance_config import ConstantGuidance, TwoConditions
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
 

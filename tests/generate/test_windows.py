@@ -11,7 +11,8 @@ from tessera.generate.long_form import windows
 from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.counter_rng import derived_seed
 from tessera.lm.conditioning.batch import ConditionBatch
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.config import LMConfig
+from tessera.lm.models.causal import TokenLM
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,8 @@ def kept(decoder):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(tokenizer, monkeypatch):
     lm, loops = make(tokenizer), []
-    start = windows.make_loop
-    monkeypatch.setattr(windows, "make_loop", lambda *given: loops.append(start(*given)) or loops[-1])
+    start = windows.decode_loop
+    monkeypatch.setattr(windows, "decode_loop", lambda *given: loops.append(start(*given)) or loops[-1])
 
     def largest(total):
         loops.clear()

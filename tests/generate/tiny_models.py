@@ -4,11 +4,12 @@ import torch
 
 from tessera.lm.checkpoints.model_directory import save_model
 from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch, LabelConfig, TextConditionConfig
+from tessera.lm.config import LMConfig
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.bits import BitsHeadConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.patterns.pattern import (
     CoarseFirstConfig,
     DelayConfig,

@@ -11,12 +11,13 @@ from tessera.lm.conditioning.registry import (
     LabelConfig,
     TextConditionConfig,
 )
+from tessera.lm.config import LMConfig
 from tessera.lm.heads.bits import BitsHeadConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig
 from tessera.lm.heads.flat import FlatHeadConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import BitsInputConfig, CodesInputConfig, EmbeddingInputConfig, FactorInputConfig
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.ops.rotary import GridRopeConfig, SinusoidalConfig, TimeRopeConfig
 from tessera.lm.patterns.pattern import (
     CoarseFirstConfig,

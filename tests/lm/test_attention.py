@@ -190,7 +190,7 @@ def test_a_cache_that_counts_means_the_same(on_device):
     pieces = [torch.randn(2, 2, n, 16) for n in (3, 1, 2, 4)]
     results = []
     for counted in (False, True):
-        cache = KVCache.of(CacheShape(**{**vars(shape), "counted": counted}))
+        cache = KVCache(CacheShape(**{**vars(shape), "counted": counted}))
         if on_device:
             cache.position = torch.zeros((), dtype=torch.long)
         mixed = []
@@ -229,7 +229,7 @@ def test_a_backend_that_fails_its_probe_is_refused(monkeypatch):
 
 
 def test_cache_writes_in_place():
-    cache = KVCache(2, 1, 2, 5, 4, torch.float32, torch.device("cpu"))
+    cache = KVCache(CacheShape(2, 1, 2, 4, 5, torch.float32, torch.device("cpu")))
     pieces = [torch.randn(1, 2, size, 4) for size in (2, 1, 2)]
     for piece in pieces:
         cache.begin(piece.shape[2])

@@ -10,9 +10,10 @@ from small_models import CONDITIONS, make_codes, make_config, make_lm, make_spec
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.checkpoints.model_directory import load_model, save_model
 from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatch
+from tessera.lm.config import LMConfig
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputConfig
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.models.causal import TokenLM
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer

@@ -5,10 +5,10 @@ import torch
 from small_models import ARRANGEMENTS, make_codes, make_config, make_lm, make_spec
 
 from tessera.configs.schema import ConfigError, check_config
+from tessera.lm.config import LMConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.kernels import cpu_gemv
-from tessera.lm.models.causal import LMConfig
 from tessera.lm.patterns.pattern import ParallelConfig
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from tessera.lm.quantization.packed_linear import pack_
@@ -26,7 +26,7 @@ def leaks(lm, codes, shift=0) -> bool:
     is given the state that is `shift` steps later."""
 
     def logits(codes):
-        arranged, hidden = lm._read_all(codes, None, None)
+        arranged, hidden = lm.hidden_states(codes, None, None)
         return lm.head(hidden.roll(-shift, dims=1), arranged.ids)
 
     before = logits(codes)

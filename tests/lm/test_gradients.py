@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tessera.lm.layers.transformer import RMSNorm
+from tessera.lm.layers.norm import RMSNorm
 from tessera.lm.ops.fused_autograd import gated
 
 

@@ -9,9 +9,9 @@ from small_models import CONDITIONS, make_codes, make_conditions, make_spec
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.clustering.clustering import Clustering
+from tessera.lm.config import LMConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputConfig
-from tessera.lm.models.causal import LMConfig
 from tessera.lm.models.mask_schedule import Hidden, MaskingConfig, fixed_numbers, hide
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.models.registry import make_lm

@@ -8,11 +8,11 @@ from small_models import CASES, make_codes, make_conditions, make_config, make_l
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.config import LMConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.heads.flat import FlatHeadConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig
-from tessera.lm.models.causal import LMConfig
 from tessera.lm.ops.rotary import GridRopeConfig
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -10,11 +10,11 @@ from tessera.lm.attention.masks import block_mask
 from tessera.lm.checkpoints.model_directory import load_lm, load_model, save_model
 from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
 from tessera.lm.conditioning.batch import ConditionBatch
+from tessera.lm.config import LMConfig
 from tessera.lm.heads.bits import BitsHeadConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig
-from tessera.lm.models.causal import LMConfig
 from tessera.lm.models.next_scale import NextScaleConfig, NextScaleLM
 from tessera.lm.models.registry import make_lm
 from tessera.lm.ops.rotary import GridRopeConfig, SinusoidalConfig, TimeRopeConfig, places_of_scales

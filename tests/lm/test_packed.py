@@ -66,7 +66,7 @@ def test_packed_equals_padded_with_other_settings(case, settings):
 def test_packed_equals_padded_on_every_backend(monkeypatch, case, name):
     """The forward pass; what a real kernel computes is for a machine that has it."""
     from tessera.lm.attention.registry import BACKENDS
-    from tessera.lm.layers.transformer import CrossAttention, SelfAttention
+    from tessera.lm.layers.attention_layers import CrossAttention, SelfAttention
 
     flash, ops = fake_kernels.install(monkeypatch)
     config = make_config(case)

@@ -60,11 +60,11 @@ def test_a_later_square_changes_nothing_before_it():
     lm = make(GridRopeConfig(), "nothing")
     codes = make_codes(1, 32)
     patches = Patches(PICTURE, 2)
-    hidden = lm._read_all(codes, None, None, 2)[1]
+    hidden = lm.hidden_states(codes, None, None, 2)[1]
     for square in range(8):
         other = codes.clone()
         other[:, :, patches.squares == square] = (other[:, :, patches.squares == square] + 1) % 5
-        changed = (lm._read_all(other, None, None, 2)[1] - hidden).abs().amax(dim=(0, 2)) > 0
+        changed = (lm.hidden_states(other, None, None, 2)[1] - hidden).abs().amax(dim=(0, 2)) > 0
         assert changed.tolist() == (patches.squares > square).tolist()
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tessera.configs.schema import ConfigError, check_config
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.config import LMConfig
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.patterns.pattern import UNKNOWN_LENGTH, CodebookPattern, SpecialsConfig
 from tessera.lm.patterns.presets import PRESETS
 from tessera.tokenize.spec import AudioGeometry, TokenSpec

@@ -10,7 +10,7 @@ from short_calls import fill_codes, generate_codes, generate_scales
 from tessera.configs.schema import ConfigError, check_config
 from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.batch import ConditionBatch
-from tessera.lm.models.causal import LMConfig
+from tessera.lm.config import LMConfig
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.models.next_scale import NextScaleConfig, NextScaleLM
 from tessera.lm.models.registry import make_lm

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tessera.configs.schema import ConfigError
-from tessera.lm.conditioning.padding import sinusoids
 from tessera.lm.layers.position_embedding import count_back
 from tessera.lm.ops.rotary import (
     GridRopeConfig,
@@ -16,6 +15,7 @@ from tessera.lm.ops.rotary import (
     rotary_table,
     rotate,
     sinusoidal_places,
+    sinusoids,
 )
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry
 

@@ -11,12 +11,13 @@ from torch import nn
 from tessera.generate.execution import step_runner
 from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
+from tessera.lm.config import LMConfig
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.kernels import cpu_gemv, triton_fused_block
 from tessera.lm.kernels.weight_versions import hash_of, stamp_of
-from tessera.lm.layers.transformer import RMSNorm
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.layers.norm import RMSNorm
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.ops.linear import Linear
 from tessera.lm.ops.rotary import SinusoidalConfig
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
@@ -321,7 +322,7 @@ def test_programs_are_of_the_weights_as_they_are(monkeypatch):
 
 
 def test_triton_steps_are_described_anew(monkeypatch):
-    monkeypatch.setattr(triton_fused_block, "ON_CPU", True)
+    monkeypatch.setattr(triton_fused_block, "takes_device", lambda x: True)
     stack = triton_fused_block.TritonStack(make().transformer)
     stack.refresh(stack.transformer)
     first = stack.steps

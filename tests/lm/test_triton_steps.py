@@ -12,7 +12,7 @@ from test_fused import CROSS, make_lm, steps
 from tessera.generate.requests.settings import Length
 from tessera.lm.kernels import cpu_gemv, triton_fused_block
 from tessera.lm.kernels.triton_fused_block import TritonStack, matrix_of, norm_of, project
-from tessera.lm.layers.transformer import RMSNorm
+from tessera.lm.layers.norm import RMSNorm
 from tessera.lm.quantization.packed_linear import PackedLinear, pack_
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
@@ -31,8 +31,8 @@ def seldom(*values):
 def no_tiles(monkeypatch):
     """Weights lie in memory as on a GPU, also on the CPU."""
     monkeypatch.setattr(cpu_gemv, "why_not", lambda: "not here")
-    monkeypatch.setattr(triton_fused_block, "ON_CPU", DEVICE == "cpu")
     if DEVICE == "cpu":  # Triton's interpreter makes numbers of arrays with one element, which numpy no longer does
+        monkeypatch.setattr(triton_fused_block, "takes_device", lambda x: True)
         monkeypatch.setattr(triton_fused_block, "PROGRAMS", 2)  # which run one after another
         monkeypatch.setattr(triton_fused_block, "MOST_OUTPUTS", 64)
         from triton.runtime import interpreter

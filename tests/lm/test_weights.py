@@ -10,7 +10,8 @@ from small_models import CASES, make_codes, make_conditions, make_config
 from tessera.configs.files import read_safetensors, write_safetensors
 from tessera.configs.schema import ConfigError
 from tessera.configs.tensor_checks import WeightsError
-from tessera.lm.checkpoints.model_directory import load_model, read_model_config, save_model
+from tessera.lm.checkpoints.config_file import read_model_config
+from tessera.lm.checkpoints.model_directory import load_model, save_model
 from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
 from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
 from tessera.lm.generation_config import GenerationConfig

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tessera.configs.schema import ConfigError, check_config
-from tessera.tokenize.quantizers.codebooks import nearest as kmeans_file
 from tessera.tokenize.quantizers.base import usage_stats
+from tessera.tokenize.quantizers.codebooks import nearest as kmeans_file
 from tessera.tokenize.quantizers.codebooks.nearest import first_by_priority, kmeans, nearest_code
 from tessera.tokenize.quantizers.registry import FSQConfig, ResidualConfig, VQConfig, make_quantizer
 

@@ -11,8 +11,8 @@ from quantizer_trees import tree
 
 from tessera.configs.files import write_safetensors
 from tessera.configs.schema import ConfigError
-from tessera.tokenize.quantizers.codebooks import nearest as kmeans_file
 from tessera.tokenize.quantizers import structural_entropy_vq as leaf_file
+from tessera.tokenize.quantizers.codebooks import nearest as kmeans_file
 from tessera.tokenize.quantizers.codebooks.graph_clustering import (
     Graph,
     joining_costs,

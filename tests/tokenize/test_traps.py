@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn import functional
 
 from tessera.tokenize.quantizers import base, binary, regularization
-from tessera.tokenize.quantizers.codebooks import codebook
 from tessera.tokenize.quantizers.binary import BinaryQuantizer
+from tessera.tokenize.quantizers.codebooks import codebook
 from tessera.tokenize.quantizers.codebooks.codebook import Codebook
 from tessera.tokenize.quantizers.combinators import residual
 from tessera.tokenize.quantizers.combinators.nested_dropout import TailQuantizer

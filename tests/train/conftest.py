@@ -9,7 +9,8 @@ import torch
 from tessera.configs.files import write_json
 from tessera.configs.schema import check_config
 from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.config import LMConfig
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
 from tessera.tokenize.audio.networks import AudioTokenizerConfig
 from tessera.tokenize.audio.vocos import AudioStackConfig

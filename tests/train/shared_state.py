@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from tessera.lm.conditioning.registry import ConditionBatch
-from tessera.lm.models.causal import LMConfig, TokenLM
+from tessera.lm.config import LMConfig
+from tessera.lm.models.causal import TokenLM
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 from tessera.train.distributed.process_group import ONE_PROCESS, ProcessGroup, join_world, leave_world
 from tessera.train.engines.config import DeepSpeedEngineConfig

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...lm.conditioning.registry import ConditionBatch
-from ...lm.models.causal import TokenLM
+from ...lm.models.base import LanguageModel
 from ...tokenize.compression.chunk_coder import Layout, symbol_costs
 from ...tokenize.compression.context import symbol_table
 from ...tokenize.compression.integer_network import CoderNet
@@ -137,7 +137,7 @@ def conditional_bits(codes: Sequence[Tensor], net: CoderNet) -> list[float]:
 
 
 @torch.no_grad()
-def language_model_bits(codes: Sequence[Tensor], lm: TokenLM) -> list[float]:
+def language_model_bits(codes: Sequence[Tensor], lm: LanguageModel) -> list[float]:
     """The same under a language model in eval mode, without label or text condition; counts its end ids too."""
     nats = torch.zeros(lm.num_codebooks, dtype=torch.float64)
     for item in codes:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...lm.models.causal import TokenLM
+from ...lm.models.base import LanguageModel
 from ...tokenize.bundled import PACKAGE
 from ...tokenize.compression.integer_network import CoderNet
 from ...tokenize.data.corpus import ArraysCorpus, Corpus, FolderCorpus, ManifestCorpus, open_corpus
@@ -92,7 +92,7 @@ def evaluate_tokenizer(
     corpus: Corpus,
     max_items: int = 100,
     progress: bool = True,
-    model: CoderNet | TokenLM | None = None,
+    model: CoderNet | LanguageModel | None = None,
     window: int = WINDOW,
 ) -> Evaluation:
     """Encode and decode items of a corpus and measure.
@@ -172,7 +172,7 @@ def _encode_and_decode(tokenizer: Tokenizer, media: Sequence[Tensor], progress: 
 
 
 def _codebooks(
-    spec: TokenSpec, codes: Sequence[Tensor], joined: Tensor, model: CoderNet | TokenLM | None, window: int
+    spec: TokenSpec, codes: Sequence[Tensor], joined: Tensor, model: CoderNet | LanguageModel | None, window: int
 ) -> list[CodebookUse]:
     """Usage of each codebook, with the bits under a model if one is given. joined: [K, F], all codes on the CPU."""
     known: Sequence[float | None] = [None] * len(joined)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...lm.models.registry import AnyLM
+from ...lm.models.base import LanguageModel
 from ..distributed.process_group import ProcessGroup
 from .dataset import CodesDataset, batches_by_length
 from .objective import Objective
 
 
 @torch.no_grad()
-def evaluate_loss(lm: AnyLM, items: CodesDataset, batch: int, world: ProcessGroup, dtype: str = "float32") -> Tensor:
+def evaluate_loss(
+    lm: LanguageModel, items: CodesDataset, batch: int, world: ProcessGroup, dtype: str = "float32"
+) -> Tensor:
     """Mean loss over all items; each process evaluates a share of the batches, and all call this.
 
     Args:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from ...configs.files import fsync_dir
 from ...lm.checkpoints.model_directory import LoadedModel, save_model
-from ...lm.models.causal import TokenLM
+from ...lm.models.base import LanguageModel
 from .config import TrainConfig
 from .model_card import model_card
 from .run_state import RunState
 from .setup import TrainingSetup
 
 
-def export_lm(lm: TokenLM, parts: TrainingSetup, config: TrainConfig, folder: Path, state: RunState) -> None:
+def export_lm(lm: LanguageModel, parts: TrainingSetup, config: TrainConfig, folder: Path, state: RunState) -> None:
     """Write the model directory of a run, with its weights after state.step steps.
 
     Args:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ...lm.conditioning.registry import ConditionBatch
-from ...lm.models.causal import TokenLM
+from ...lm.models.base import LanguageModel
 from ...lm.models.packed_sequences import packed_loss
-from ...lm.models.registry import AnyLM
+from ...lm.models.transformer_lm import TransformerLM
 from ..engines.base import Trainable
 
 
@@ -30,7 +30,7 @@ class Objective(Trainable):
         packed: pack the examples of a batch into one sequence instead of padding them (lm/models/packed_sequences.py).
     """
 
-    def __init__(self, lm: AnyLM, dtype: str = "float32", label_smoothing: float = 0.0, packed: bool = False):
+    def __init__(self, lm: LanguageModel, dtype: str = "float32", label_smoothing: float = 0.0, packed: bool = False):
         super().__init__()
         self.lm = lm
         self.use_autocast = dtype == "bfloat16"
@@ -62,7 +62,6 @@ class Objective(Trainable):
         """
         with torch.autocast(codes.device.type, torch.bfloat16, enabled=self.use_autocast):
             if self.packed:
-                assert isinstance(self.lm, TokenLM)
                 report = packed_loss(self.lm, codes, lengths, conditions, self.label_smoothing)
             else:
                 report = self.lm.loss(codes, lengths, conditions, self.label_smoothing, side)
@@ -76,7 +75,7 @@ class Objective(Trainable):
 class TermCounter:
     """Number of predictions for examples of given lengths; queries the model once per length."""
 
-    def __init__(self, lm: TokenLM):
+    def __init__(self, lm: TransformerLM):
         self._count_terms = lm.count_terms
         self._known: dict[int, Tensor] = {}
 

@@ -20,8 +20,7 @@ import torch
 
 from ...configs.schema import ConfigError
 from ...lm.checkpoints.model_directory import LoadedModel, check_saveable
-from ...lm.models.causal import TokenLM
-from ...lm.models.masked import MaskedLM
+from ...lm.models.base import LanguageModel
 from ..common.memory_check import check_batch_fits, check_weights_fit, count_numbers
 from .config import TrainConfig
 from .objective import Objective
@@ -51,7 +50,7 @@ def check_memory(config: TrainConfig, parts: TrainingSetup, micro: int, device: 
     check_batch_fits(micro, frames, lm.layers * lm.width, parts.spec.num_codebooks, half, device)
 
 
-def check_exportable(config: TrainConfig, parts: TrainingSetup, lm: TokenLM) -> LoadedModel:
+def check_exportable(config: TrainConfig, parts: TrainingSetup, lm: LanguageModel) -> LoadedModel:
     """The model as it will be exported. ConfigError: it cannot be exported or loaded again."""
     loaded = parts.loaded(lm, config.generation)
     check_saveable(loaded)
@@ -59,7 +58,7 @@ def check_exportable(config: TrainConfig, parts: TrainingSetup, lm: TokenLM) -> 
 
 
 @torch.no_grad()
-def check_evaluation(config: TrainConfig, parts: TrainingSetup, lm: TokenLM, micro: int) -> None:
+def check_evaluation(config: TrainConfig, parts: TrainingSetup, lm: LanguageModel, micro: int) -> None:
     """Evaluate the longest test items, so that unreadable items or lack of memory end the run here."""
     if parts.test is None:
         return
@@ -71,7 +70,7 @@ def check_evaluation(config: TrainConfig, parts: TrainingSetup, lm: TokenLM, mic
 def check_generation(config: TrainConfig, parts: TrainingSetup, loaded: LoadedModel, rehearse: Rehearse) -> None:
     """Test the requests for samples. ConfigError: the settings in `generation` do not fit the model."""
     lm = loaded.lm
-    if isinstance(lm, MaskedLM) and lm.clustering is not None:
+    if lm.decode_plan.incomplete:
         return  # a refiner alone generates nothing
     count = config.train.samples if config.train.sample_every is not None else 1
     request = make_request(loaded, parts, Path(), count, config.seed)

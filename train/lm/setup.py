@@ -10,11 +10,12 @@ import torch
 from ...configs.schema import ConfigError
 from ...lm.checkpoints.model_directory import LoadedModel, load_model
 from ...lm.clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
+from ...lm.config import LMConfig
 from ...lm.generation_config import GenerationConfig
-from ...lm.models.causal import LMConfig, TokenLM
+from ...lm.models.base import LanguageModel
 from ...lm.models.coarse_to_fine import CoarseToFine
-from ...lm.models.masked import MaskedLM
 from ...lm.models.registry import make_lm
+from ...lm.models.transformer_lm import TransformerLM
 from ...tokenize.data.shard_reader import Shards
 from ...tokenize.spec import AudioGeometry, TokenSpec, check_same_tokenizer
 from ...tokenize.text_tokenizer import (
@@ -56,19 +57,18 @@ class TrainingSetup:
     """Text limits learned from the data: text lengths, frames per character for speech models that predict the end, and
     the characters seen."""
 
-    def make_lm(self, seed: int) -> TokenLM:
+    def make_lm(self, seed: int) -> TransformerLM:
         """Build a model with random weights, the same in every process."""
         torch.manual_seed(mix(seed, 0))
         vectors = self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
         return make_lm(self.lm_config, self.spec, vectors, self.clustering, self.tokenizer.quantizer)
 
-    def loaded(self, lm: TokenLM, defaults: GenerationConfig) -> LoadedModel:
+    def loaded(self, lm: LanguageModel, defaults: GenerationConfig) -> LoadedModel:
         """The model that generates: lm, or a refiner combined with the coarse-label model."""
         defaults = with_limits(defaults, self.limits)
-        if self.coarse is None or not isinstance(lm, MaskedLM):
+        if self.coarse is None or lm.clustering is None:
             return LoadedModel(lm, self.tokenizer, self.text, self.labels, defaults)
         first = self.coarse
-        assert isinstance(first.lm, TokenLM)
         both = CoarseToFine(first.lm.to(lm.device), lm).eval()
         return LoadedModel(both, self.tokenizer, first.text, first.labels, defaults)
 

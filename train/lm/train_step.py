@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...lm.models.causal import TokenLM
 from ...lm.models.next_patch import side_at
+from ...lm.models.transformer_lm import TransformerLM
 from ...lm.ops.row_rng import part_of_rows
 from ...lm.patterns.pattern import CodebookPattern
 from ..common.batch_sampler import Cut, Sampler, mix, pieces_of
@@ -52,7 +52,7 @@ class LMStepper:
     """
 
     def __init__(
-        self, config: TrainConfig, items: CodesDataset, world: ProcessGroup, cut: Cut, lm: TokenLM, engine: Engine
+        self, config: TrainConfig, items: CodesDataset, world: ProcessGroup, cut: Cut, lm: TransformerLM, engine: Engine
     ):
         self.config, self.items, self.world, self.cut, self.engine = config, items, world, cut, engine
         self.sampler = make_sampler(config, items, lm.arrangement)

@@ -1,0 +1,42 @@
+"""Config of a transformer: the sizes and options of its blocks (tables: `NORMS`, `FEED_FORWARDS`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from .feed_forward import FeedForwardName
+from .norm import NORMS, NormName
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Size and options of a transformer."""
+
+    width: int
+    """Width of a hidden state, D."""
+    layers: int
+    heads: int
+    """H."""
+    kv_heads: int
+    """G."""
+    ffn: int
+    """Width of the feed-forward layer."""
+    qk_norm: bool = False
+    """Normalize queries and keys of each head."""
+    dropout: float = 0.0
+    cross: bool = False
+    """Cross-attention in every block."""
+    norm: NormName = "rms"
+    norm_eps: float = 1e-6
+    feed_forward: FeedForwardName = "swiglu"
+
+    @property
+    def head_width(self) -> int:
+        """E."""
+        return self.width // self.heads
+
+    def make_norm(self) -> nn.Module:
+        """A normalization of the hidden state."""
+        return NORMS[self.norm](self.width, self.norm_eps)
