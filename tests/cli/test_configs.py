@@ -131,7 +131,7 @@ def test_another_kind_leaves_the_fields_of_the_old_one_behind(tmp_path):
     assert read.engine.kind == "torch"
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
