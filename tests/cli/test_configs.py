@@ -30,6 +30,7 @@ def out_for(kind: str) -> list[str]:
     return ["--out", "made"] if kind in ("tokenizer", "coder") else []
 
 
+@pytest.mark.slow
 def test_all_are_listed_with_what_they_are(capsys):
     assert run(["configs"]) == 0
     printed = capsys.readouterr().out
