@@ -1,5 +1,5 @@
 # make demo        the main job, small, on a CPU: train, generate, write out/demo/report.html
-# make test        ruff, then pyright and all tests that are not marked slow side by side (2 minutes on 2 cores)
+# make test        ruff, then pyright and all tests that are not marked slow side by side
 # make test-slow   the others: all cases of the large products, small trainings, the wheel in a fresh environment, timings
 # make test-gpu    what needs a CUDA device, under 9 minutes: tests, generation and training beside transformers, one table
 # make check       ruff, pyright, the layout test

@@ -30,6 +30,7 @@ def out_for(kind: str) -> list[str]:
     return ["--out", "made"] if kind in ("tokenizer", "coder") else []
 
 
+@pytest.mark.slow
 def test_all_are_listed_with_what_they_are(capsys):
     assert run(["configs"]) == 0
     printed = capsys.readouterr().out
@@ -131,7 +132,7 @@ def test_another_kind_leaves_the_fields_of_the_old_one_behind(tmp_path):
     assert read.engine.kind == "torch"
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

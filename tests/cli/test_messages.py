@@ -459,7 +459,7 @@ def test_names_become_the_flags_of_the_verb():
     assert with_flags("tessera: /a/voice_frames: no such file", generate) == "tessera: /a/voice_frames: no such file"
     tts = options_of(["tts"], commands())
     assert with_flags("tessera: give a text, or ask for unconditional", tts) == "tessera: give a text"
-    assert with_flags("tessera: top_k must be 1", tts) == "tessera: top_k must be 1", "tts has no such flag"
+    assert with_flags("tessera: end_bias must be 1", tts) == "tessera: end_bias must be 1", "tts has no such flag"
     train = options_of(["train"], commands())
     assert with_flags("tessera: data.max_frames is 3", train) == "tessera: data.max_frames is 3", "keys of YAML"
     for written, _, needed in PHRASES:

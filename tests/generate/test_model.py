@@ -265,7 +265,7 @@ def test_errors(shapes, tones, voices):
     refuse("both given", lambda: tones.generate(text="a", max_seconds=1, max_frames=5))
     refuse("makes images; leave it out", lambda: shapes.generate(label=0, max_seconds=1))
     refuse("num_frames is 5, but an image of 'shapes' has 6", lambda: shapes.generate(label=0, num_frames=5))
-    refuse("max_frames is 5, but a picture", lambda: shapes.generate(label=0, max_frames=5))
+    refuse("max_frames is 5, but an image", lambda: shapes.generate(label=0, max_frames=5))
     refuse("min_frames must be from 0 to max_frames", lambda: tones.generate(text="a", max_frames=3, min_frames=4))
     refuse("needs a text", lambda: tones.stream())
     refuse("a stream is one sample", lambda: tones.stream(text=["a", "b"]))

@@ -175,7 +175,7 @@ def test_refusals(folder, tmp_path):
         load(folder / "masked").generate(label="star", ras=4)
     with pytest.raises(ValueError, match="draft was set, but a masked model fills codes in whole passes"):
         load(folder / "masked").generate(label="star", draft=2)
-    with pytest.raises(ValueError, match="num_frames is 3, but a picture"):
+    with pytest.raises(ValueError, match="num_frames is 3, but an image"):
         load(folder / "masked").generate(label="star", num_frames=3)
     moved = shutil.copytree(folder / "fine", tmp_path / "moved")
     (moved / "fingerprint.json").unlink()  # as in a directory of an earlier version

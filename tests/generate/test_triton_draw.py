@@ -77,7 +77,7 @@ def test_never_what_is_forbidden():
     assert bool((sampling.sample(logits, numbers, filters) < 200).all())
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*encountered")  # of NumPy, in the interpreter
 @pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-300, 1.0, 1e9])
 def test_an_id_that_exists_whatever_the_logits_are(temperature, op_by_op):

@@ -60,7 +60,7 @@ def test_packed_equals_padded_with_other_settings(case, settings):
     check_same(case, **settings)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SOME)
 @pytest.mark.parametrize("name", ["flash", "xformers", "flex"])
 def test_packed_equals_padded_on_every_backend(monkeypatch, case, name):

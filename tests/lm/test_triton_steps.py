@@ -46,7 +46,7 @@ def no_tiles(monkeypatch):
         monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("norm", ["none", "rms", "layer"])
 @pytest.mark.parametrize(
@@ -91,6 +91,7 @@ def make_pair(case, rows, dtype=torch.float32, **settings):
     return config, lm.to(DEVICE, dtype), codes.to(DEVICE), conditions.to(DEVICE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case if number == 3 else seldom(case) for number, case in enumerate([*CASES][::5])])
 def test_every_kind_of_model(case):
     _, lm, codes, conditions = make_pair(CASES[case], 3)
@@ -100,7 +101,7 @@ def test_every_kind_of_model(case):
     assert sum(calls) >= STEPS
 
 
-@pytest.mark.sample(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", list(CLOSE))
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("rows", [1, seldom(3), seldom(9)])
@@ -113,7 +114,7 @@ def test_rows(block, rows, dtype):
     assert all(calls)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("cache", "counted"),
     [("static", True), ("ring", False), ("int8", False), ("int8", True), seldom("static", False), seldom("ring", True)],

@@ -85,7 +85,7 @@ def test_a_trained_model_splits_by_itself(spoken, tmp_path, given):
     limit = model.defaults.text_characters
     assert limit is not None and limit == given.get("text_characters", longest)
     assert model.defaults.max_frames == 40 and model.defaults.frames_per_character is not None
-    pieces = model._pieces(["one two three four five one two"], None, {"carry": "nothing"}, None, [])[0]
+    pieces = model._chunks(["one two three four five one two"], None, {"carry": "nothing"}, [])[0]
     assert len(pieces) > 1 and all(len(piece) <= limit for piece in pieces)
 
 
