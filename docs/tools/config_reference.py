@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import re
 import sys
+import textwrap
 import types
 import typing
 from collections import deque
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -16,7 +21,7 @@ from pydantic.fields import FieldInfo
 ROOTS = {
     "train": ("tessera train", "tessera.train.lm.config.TrainConfig"),
     "tokenizer": ("tessera tokenizer train", "tessera.train.tokenizer.config.TokenizerTrainConfig"),
-    "shards": ("tessera shards", "tessera.tokenize.data.shard_writer.ShardsConfig"),
+    "shards": ("tessera shards", "tessera.tokenize.data.shards_config.ShardsConfig"),
     "coder": ("tessera tokenizer coder", "tessera.train.entropy_coder.CoderTrainConfig"),
 }
 """Page -> command whose YAML file it describes, and the config class of that file."""
@@ -69,6 +74,25 @@ def section(path: str, configs: tuple[type[BaseModel], ...], queue: deque, known
     return lines
 
 
+def _help_of(config: type[BaseModel], key: str, configs: tuple[type[BaseModel], ...]) -> str:
+    """The docstring below a field, in the class that declares it; else that of the only config it may hold."""
+    owner = next(owner for owner in config.__mro__ if key in vars(owner).get("__annotations__", {}))
+    return _docstrings(owner).get(key) or (configs[0].__doc__ if len(configs) == 1 else None) or ""
+
+
+@cache
+def _docstrings(owner: type) -> dict[str, str]:
+    """Field -> the docstring below it."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        field.target.id: text.value.value
+        for field, text in itertools.pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
 def description(config: type[BaseModel]) -> list[str]:
     """The docstring of a config class."""
     text = (config.__doc__ or "").strip()
@@ -87,7 +111,7 @@ def table(config: type[BaseModel], path: str, queue: deque, known: dict) -> list
                 known[configs] = at
                 queue.append((at, configs))
             link = f" See [`{known[configs]}`](#{anchor(known[configs])})."
-        text = " ".join((field.description or (configs[0].__doc__ if len(configs) == 1 else None) or "").split())
+        text = " ".join(_help_of(config, key, configs).split())
         cells = (f"`{key}`", type_of(field), default_of(field), unit_of(key, text), escape(text) + link)
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]

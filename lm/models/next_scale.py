@@ -168,7 +168,7 @@ class NextScaleLM(TransformerLM):
         arranged = self.arrangement.arrange(codes, lengths)
         if codes.shape[2] != sum(self.counts) or not bool(arranged.mask.all()):
             raise ValueError(
-                f"codes are {list(codes.shape)}, but a picture of '{self.spec.name}' has {sum(self.counts)} frames; "
+                f"codes are {list(codes.shape)}, but an image of '{self.spec.name}' has {sum(self.counts)} frames; "
                 "pass whole pictures"
             )
         batch = conditions or ConditionBatch()

@@ -223,7 +223,7 @@ def test_saved_and_loaded(tmp_path):
 
 def test_refusals():
     lm = make()
-    with pytest.raises(ValueError, match=r"codes are \[2, 1, 20\], but a picture of 'tiny' has 21 frames"):
+    with pytest.raises(ValueError, match=r"codes are \[2, 1, 20\], but an image of 'tiny' has 21 frames"):
         lm(torch.zeros(2, 1, 20, dtype=torch.long))
     with pytest.raises(ValueError, match="pass whole pictures"):
         lm(torch.zeros(2, 1, 21, dtype=torch.long), torch.tensor([21, 20]))

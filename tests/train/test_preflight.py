@@ -65,7 +65,7 @@ def refused(tmp_path, capsys):
         (lm({"kind": "label"}), {"top_k": [1, 2, 3]}, "top_k has 3 values"),
         (lm({"kind": "label"}), {"repetition_penalty": [1.0, 1.2, 1.0]}, "repetition_penalty has 3 values"),
         (lm({"kind": "label"}), {"draft": 3}, "generation: draft"),
-        (lm({"kind": "label"}), {"max_frames": 3}, "max_frames is 3, but a picture of 'tiny' has"),
+        (lm({"kind": "label"}), {"max_frames": 3}, "max_frames is 3, but an image of 'tiny' has"),
         (lm({"kind": "label"}), {"max_silence": 1.0}, "makes images, which have no silence; use max_silence 0"),
         ({"lm": {**MASKED, "conditions": [{"kind": "label"}]}}, {"draft": 3}, "a masked model fills codes in whole"),
         ({"lm": {**MASKED, "conditions": []}}, {"guidance": 2.0}, "guidance is 2.0, but the model has no conditions"),
