@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..configs.schema import nearest_name
 from ..lm.generation_config import GenerationConfig
-from ..lm.models.registry import AnyLM
+from ..lm.models.base import LanguageModel
 from ..tokenize.spec import TokenSpec
 from ..tokenize.text_tokenizer import TextTokenizer
 from ..tokenize.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ class ModelParts:
 
     def __init__(
         self,
-        lm: AnyLM,
+        lm: LanguageModel,
         tokenizer: Tokenizer,
         text: TextTokenizer | None,
         labels: Sequence[str],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..lm.generation_config import GenerationConfig
-from ..lm.models.registry import AnyLM
+from ..lm.models.base import LanguageModel
 from ..tokenize.codes import pad_and_cat
 from ..tokenize.spec import check_same_tokenizer
 from ..tokenize.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ DEFAULT_BATCH = 64
 
 
 def generate(
-    lm: AnyLM | CustomLM,
+    lm: LanguageModel | CustomLM,
     tokenizer: Tokenizer,
     *,
     label: int | Sequence[int] | None = None,
@@ -81,7 +81,7 @@ def generate(
 
 
 def run_request(
-    lm: AnyLM, tokenizer: Tokenizer, request: Request, exact: bool, batch: int, on_progress: Progress | None
+    lm: LanguageModel, tokenizer: Tokenizer, request: Request, exact: bool, batch: int, on_progress: Progress | None
 ) -> Result:
     """Generate all rows of a request, `batch` at a time, and decode them."""
     total, parts = len(request.seeds), []
@@ -100,7 +100,9 @@ def run_request(
     )
 
 
-def _codes_of(lm: AnyLM, rows: Request, exact: bool, first: int, total: int, on_progress: Progress | None) -> Generated:
+def _codes_of(
+    lm: LanguageModel, rows: Request, exact: bool, first: int, total: int, on_progress: Progress | None
+) -> Generated:
     """Codes of one batch; progress is reported relative to all `total` rows."""
 
     def report(done: int, of_batch: int) -> None:
@@ -113,7 +115,7 @@ def _codes_of(lm: AnyLM, rows: Request, exact: bool, first: int, total: int, on_
     return make_codes(lm, rows, exact, report)
 
 
-def _in_windows(lm: AnyLM, rows: Request, report: Progress) -> Generated:
+def _in_windows(lm: LanguageModel, rows: Request, report: Progress) -> Generated:
     """Generate row by row, as each row reaches the end of a window at a different time."""
     made, ended, longest = [], [], rows.length.max_frames
     for i in range(len(rows.seeds)):

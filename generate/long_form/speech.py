@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ...lm.generation_config import GenerationConfig
-from ...lm.models.registry import AnyLM
+from ...lm.models.base import LanguageModel
 from ...tokenize.spec import AudioGeometry
 from ...tokenize.text_coverage import named
 from ...tokenize.text_tokenizer import TextTokenizer
@@ -133,7 +133,7 @@ def shared_out(total: int, sizes: Sequence[int]) -> list[int]:
 
 
 def speak(
-    lm: AnyLM,
+    lm: LanguageModel,
     chunks: Sequence[Chunk],
     request_for: RequestFor,
     seed: int,

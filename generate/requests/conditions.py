@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ...lm.conditioning.registry import ConditionBatch
-from ...lm.models.registry import AnyLM
+from ...lm.models.base import LanguageModel
 
 SAID = {"label": "label", "text": "text", "embedding": "embedding", "codes": "voice"}
 """Kinds of conditions and the argument names used for them."""
@@ -28,7 +28,7 @@ class ConditionInputs:
     voice: Tensor | Sequence[Tensor] | None = None
     """Reference codes, long [K, L] each, or one tensor [B, K, L]."""
 
-    def rows(self, lm: AnyLM, n: int) -> tuple[ConditionBatch, int]:
+    def rows(self, lm: LanguageModel, n: int) -> tuple[ConditionBatch, int]:
         """Conditions of n consecutive rows per entry, and the number of rows.
 
         Raises:

@@ -12,7 +12,7 @@ from ...configs.schema import check_config
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.generation_config import GenerationConfig
 from ...lm.kv_cache.config import plain_choice
-from ...lm.models.registry import AnyLM
+from ...lm.models.base import LanguageModel
 from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer
 from ..sampling.silence import silence_codes
@@ -53,7 +53,7 @@ class Request:
         )
 
 
-def check_request(lm: AnyLM, request: Request) -> None:
+def check_request(lm: LanguageModel, request: Request) -> None:
     """Raise ValueError if length, seeds or prompt contradict each other or the model."""
     check_length(request.length, lm.arrangement.variable_length)
     check_seeds(request.seeds)
@@ -62,7 +62,7 @@ def check_request(lm: AnyLM, request: Request) -> None:
 
 
 def make_request(
-    lm: AnyLM,
+    lm: LanguageModel,
     tokenizer: Tokenizer,
     inputs: ConditionInputs,
     n: int,
@@ -113,7 +113,7 @@ def make_request(
     )
 
 
-def check_room(lm: AnyLM, count: int, num_frames: int | None = None) -> None:
+def check_room(lm: LanguageModel, count: int, num_frames: int | None = None) -> None:
     """Raise ValueError if the codes and media of `count` samples do not fit into memory.
 
     Args:
@@ -164,7 +164,7 @@ def with_silence_codes(config: GenerationConfig, tokenizer: Tokenizer) -> Genera
     return config.model_copy(update={"silence_codes": codes})
 
 
-def _length(lm: AnyLM, num_frames: int | None, chosen: GenerationConfig, min_given: bool) -> Length:
+def _length(lm: LanguageModel, num_frames: int | None, chosen: GenerationConfig, min_given: bool) -> Length:
     geometry = lm.spec.geometry
     if isinstance(geometry, ImageGeometry):
         for name, asked in (("num_frames", num_frames), ("max_frames", chosen.max_frames)):

@@ -11,7 +11,6 @@ from ...tokenize.quantizers.registry import Quantizer
 from ...tokenize.spec import TokenSpec
 from ..clustering.clustering import Clustering
 from ..config import LMConfig
-from .base import LanguageModel
 from .causal import TokenLM
 from .masked import MaskedConfig, MaskedLM
 from .next_scale import NextScaleConfig, NextScaleLM
@@ -30,9 +29,6 @@ ModelConfig = Annotated[
     | Annotated[NextScaleConfig, Tag("next_scale")],
     Discriminator(_kind),
 ]
-
-AnyLM = LanguageModel
-"""A model of any kind."""
 
 
 def make_lm(

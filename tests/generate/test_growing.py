@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_models import ARRANGEMENTS, HEADS, save_tiny_models, strong
 
+import tessera.generate
 from tessera.generate import generate, stream_audio, stream_images
 from tessera.generate.loading import load
 from tessera.lm.clustering.clustering import ClusteredTokenizer, cluster_codes
@@ -116,3 +117,7 @@ def test_errors(folder, tokenizer):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_the_earlier_name_still_works():
+    assert tessera.generate.stream_pictures is stream_images
