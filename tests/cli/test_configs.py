@@ -170,6 +170,7 @@ def test_the_shipped_samples_are_found(capsys):
     assert run([*evaluate, "--data", "samples/digits/nothing.safetensors"]) == 2
 
 
+@pytest.mark.slow
 def test_the_shipped_small_one_runs_from_an_empty_folder(tmp_path):
     """As after `pip install`: a bundled tokenizer by its name, shipped data, a few steps."""
     sets = ["--set", "tokenizer=digits", "--set", "max_items=32", "--set", "out=s"]

@@ -52,6 +52,7 @@ def run_pytest(copy: Path, arguments: list[str]) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_parts_of_the_pages_pass_the_laws(tmp_path):
     """One run for all pages: importing torch takes longer than most of the laws."""
     copy, files, words = make_copy(tmp_path), [], []

@@ -47,6 +47,7 @@ def shapes(folder):
     return tessera.load(folder / "shapes", device="cpu")
 
 
+@pytest.mark.slow
 def test_silence_is_what_the_tokenizer_makes_of_zeros(tones, shapes):
     silent = silence_codes(tones.tokenizer, seconds=0.1)
     codes = tones.tokenizer.encode(torch.zeros(1, 1, 16 * 50)).codes[0, 0]

@@ -56,6 +56,7 @@ def test_silence_alone_is_nothing(media):
     assert found.media is None and "no sound" in found.note
 
 
+@pytest.mark.slow
 def test_a_silent_prompt_is_left_out_and_said(models):
     model = models["voices"]
     rate, frame = model.spec.geometry.sample_rate, model.spec.geometry.samples_per_frame

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     return save_tiny_models(tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_stream_of_what_was_asked_equals_the_whole(call, folder):
     name, asked = CALLS[call]

@@ -77,6 +77,7 @@ def test_planted_groups_are_found(method):
     assert torch.equal(group_vectors(x, 6, method), planted)
 
 
+@pytest.mark.slow
 def test_scatter_of_random_is_the_mean_over_permutations():
     x, labels = vectors(12), group_vectors(vectors(12), 4)
     generator = torch.Generator().manual_seed(0)

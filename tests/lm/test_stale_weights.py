@@ -218,6 +218,7 @@ def test_a_quick_model_generates_from_the_weights_as_they_are(change):
         assert float((same(lm, plain_copy(lm)) - before).abs().max()) > 1e-3, "the change changes something"
 
 
+@pytest.mark.slow
 def test_any_one_number_of_any_parameter():
     lm = enable_fast_cpu_decode_(make("depth head"))
     for number, (name, parameter) in enumerate(lm.named_parameters()):

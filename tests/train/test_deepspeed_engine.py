@@ -107,6 +107,7 @@ def test_bfloat16_keeps_exact_weights(tiny):
                 torch.testing.assert_close(weight.float(), exact[name].bfloat16().float(), atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_frozen_code_vectors_follow_the_weights_to_bfloat16(tiny):
     lm = tiny.lm.model_copy(update={"input": CodesInputConfig()})
     engine = make(tiny, 1, lm=lm, dtype="bfloat16")

@@ -129,6 +129,7 @@ def test_the_best_is_saved_when_it_is_found_and_stays(tiny_config, tmp_path, los
     assert "| test | 1.0000 | 1.0000 1.0000 | 4 |" in (out / "model-4" / "README.md").read_text()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("at", [4, 5, 7])
 def test_the_best_survives_a_kill(tiny_config, tmp_path, losses, at):
     losses({2: 3.0, 4: 1.0, 6: 2.0, 8: 2.5})

@@ -139,6 +139,7 @@ def test_ctrl_c_stops_all_processes_after_saving(tiny_data, tmp_path):
     assert len(list(out.glob("steps/step-*/COMMITTED"))) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_same_name_is_not_taken_for_the_package(tmp_path, monkeypatch):
     planted = tmp_path / "planted"
     package = tmp_path / "tessera"

@@ -110,11 +110,14 @@ def left_alone(tiny_data, tmp_path_factory):
 @pytest.mark.parametrize(
     "make, step",
     [
-        *((lm, step) for step in (3, 5, 7)),  # after a checkpoint, between two, after the last one
+        (lm, 5),
+        *(pytest.param(lm, step, marks=pytest.mark.slow) for step in (3, 7)),  # after a checkpoint, after the last one
         (packed, 5),
         (prompts, 2),
-        *((refiner, step) for step in (3, 5)),
-        *((tokenizer, step) for step in (2, 3, 5)),  # inside a stage, at its end, with discriminators
+        (refiner, 3),
+        pytest.param(refiner, 5, marks=pytest.mark.slow),
+        (tokenizer, 3),
+        *(pytest.param(tokenizer, step, marks=pytest.mark.slow) for step in (2, 5)),  # inside a stage, discriminators
         *(pytest.param(tokenizer_bfloat16, step, marks=pytest.mark.slow) for step in (2, 3, 5)),
     ],
 )
@@ -127,6 +130,7 @@ def test_killed(left_alone, tmp_path, make, step):
     assert_same_run(whole, tmp_path / "run")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "make, number", [(lm, signal.SIGINT), (lm, signal.SIGTERM), (tokenizer, signal.SIGINT), (tokenizer, signal.SIGTERM)]
 )

@@ -123,6 +123,7 @@ def test_speech_measures_are_undefined_where_there_is_no_speech():
     assert stoi(tone(1.0), tone(1.0), 8000) == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_measures_agree_with_torchmetrics():
     image = pytest.importorskip("torchmetrics.functional.image")
     audio = pytest.importorskip("torchmetrics.functional.audio")

@@ -57,6 +57,7 @@ def run(data, out):
     return tokenizer, read_metrics(out)
 
 
+@pytest.mark.slow
 def test_pictures_are_learned_and_the_same_seed_gives_the_same_tokenizer(pictures, tmp_path):
     tokenizer, rows = run(pictures, tmp_path / "a")
     assert len(rows) == 30 and rows[-1]["squared"] < 0.7 * rows[0]["squared"]
@@ -174,6 +175,7 @@ def test_a_run_of_another_config_or_other_data_is_not_resumed(sounds, pictures, 
         run(pictures, tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_whole_batch(sounds, tmp_path):
     """Items differ in length; judges, balance and codebooks see the same, however the batch is cut."""
     data = everything(sounds, ema=0.0)
