@@ -51,7 +51,9 @@ class OutputOptions:
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--out", help="A .wav, .flac, .png, .jpg or .webp file for one sample, a directory for several."
+            "-o",
+            "--out",
+            help="A file for one sample (audio: .wav or .flac; images: .png, .jpg or .webp), a directory for several.",
         ),
     ]
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False

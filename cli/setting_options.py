@@ -12,7 +12,8 @@ from ..configs.printable import printable
 from ..configs.schema import check_config, parse_yaml
 from ..lm.generation_config import GenerationConfig
 
-MAX_NUMBER = 2**31
+MAX_NUMBER = 2**40
+"""Largest absolute value of a number in a list; the settings have narrower ranges of their own."""
 SETTINGS = tuple(name for name in GenerationConfig.model_fields if name not in GenerationConfig.filled_by_training)
 """The settings that are options."""
 
@@ -65,11 +66,12 @@ def _parse(name: str, value: Any) -> Any:
     if not isinstance(value, str) or "string" in kinds:
         return value
     if kinds[0] == "array":
-        return as_list(numbers(value, option, whole=True))
+        return as_list(numbers(value, option, whole=True, several="several")) if value.strip() else []
     if kinds[0] in ("number", "integer"):
         is_mapping = "object" in kinds and value.lstrip().startswith("{")
         return parse_yaml(value, option) if is_mapping else numbers(value, option, whole=kinds[0] == "integer")
-    return value  # the name of a kind, or its settings
+    parse_yaml(value, option)
+    return value  # the name of a kind, or its settings; "null" stays text: None would stand for the model's default
 
 
 def as_list(value: Any) -> list:
@@ -77,16 +79,23 @@ def as_list(value: Any) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def numbers(text: str | None, option: str, whole: bool = False) -> float | list | None:
-    """Parse "0.9" or "0.9,0.8,0.7"; typer.BadParameter names the option."""
+def numbers(
+    text: str | None, option: str, whole: bool = False, several: str = "one per codebook"
+) -> float | list | None:
+    """Parse "0.9" or "0.9,0.8,0.7"; typer.BadParameter names the option.
+
+    Args:
+        whole: whole numbers only.
+        several: what a list holds, for the message.
+    """
     if text is None:
         return None
     try:
         values = [int(part) if whole else float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if not values or any(not abs(value) < MAX_NUMBER for value in values):
+    if not values or any(not abs(value) <= MAX_NUMBER for value in values):
         wanted = "a whole number" if whole else "a number"
         found = f"found '{printable(text, 100)}'"
-        raise typer.BadParameter(f"{option} takes {wanted}, or one per codebook with commas; {found}") from None
+        raise typer.BadParameter(f"{option} takes {wanted}, or {several} with commas; {found}") from None
     return values[0] if len(values) == 1 else values

@@ -378,7 +378,3 @@ def _shape(entry: Any, name: str, path: Path) -> tuple[int, ...]:
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"{path}: not a usable safetensors file (a tensor without a shape: '{name}')")
     return tuple(shape)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt, Strict
+from pydantic import BeforeValidator, ConfigDict, Field, PositiveInt, Strict
 from pydantic_core import core_schema
 
 from ..configs.schema import Config
 from ..tokenize.text_coverage import TextSeen
 from .guidance_config import LARGEST, Amount, Guidance, PositiveAmount
-from .kv_cache.config import CacheConfig
+from .kv_cache.config import CacheConfig, plain_choice
 
 MAX_LOOK_BACK = 4096
 """Largest number of frames that a rule may look back."""
@@ -134,7 +134,7 @@ class GenerationConfig(Config):
     """For a coarse-to-fine model: the refiner's temperature; the settings above apply to the coarse labels."""
     fine_guidance: Guidance = 1.0
     """For a coarse-to-fine model: the refiner's guidance."""
-    cache: CacheConfig | None = None
+    cache: Annotated[CacheConfig | None, BeforeValidator(plain_choice)] = None
     """KV cache: static, ring, int8, int4 or evict, or settings such as {kind: ring, window: 500}; null: lossless."""
     draft: Annotated[int, Field(ge=0, le=1024)] = 0
     """Speculative decoding: steps to draft at a time and have verified by the model, which must be trained to predict

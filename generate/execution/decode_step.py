@@ -89,7 +89,7 @@ class DecodeStep:
         self.choose(board.step, phase, self.lm.read_at(self.state, ids, board.step))
         board.step.add_(1)
 
-    def choose(self, step: Tensor, phase: int, hidden: Tensor, is_guess: bool = False) -> None:
+    def choose(self, step: Tensor, phase: int, hidden: Tensor, is_draft: bool = False) -> None:
         """Sample and write the ids of a step, stage by stage of the head, from hidden states [R, D] of all rows the
         model runs; draft ids cannot end a row."""
         lm, board, guide, sampler = self.lm, self.board, self.guide, self.sampler
@@ -102,7 +102,7 @@ class DecodeStep:
             logits = sampler.forbid(draws, rules, logits.unflatten(0, (-1, len(board.seeds))))
             board.broken.logical_or_(drawable(logits).logical_not())
             drawn = sampler.draw(draws, rules, guide(logits, step, rules.books))
-            if rules.first is not None and not (is_guess or self.fixed):
+            if rules.first is not None and not (is_draft or self.fixed):
                 self._end_rows(step, drawn[:, rules.first])
             ids = symbols.join(drawn if rules.whole else known.index_copy(1, rules.places, drawn))
             column = self.filled(step, column, ids)

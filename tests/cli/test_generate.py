@@ -12,6 +12,9 @@ from tiny_models import save_tiny_models
 from tessera.cli.app import run
 from tessera.configs.files import read_sealed_json, write_safetensors, write_sealed_json
 from tessera.generate.loading import load
+from tessera.lm.checkpoints.model_directory import save_model
+from tessera.lm.generation_config import GenerationConfig
+from tessera.lm.kv_cache.config import RingCacheConfig
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
 from tessera.tokenize.data.corpus import ArraysCorpus
 from tessera.tokenize.data.shard_writer import build_shards
@@ -65,6 +68,33 @@ def test_generate_with_another_cache(models, tmp_path, capsys):
     capsys.readouterr()
     assert tessera(*call, "--cache", "int5") == 2
     assert "'int5'" in capsys.readouterr().err
+    assert tessera(*call, "--cache", "{kind: ring") == 2
+    assert capsys.readouterr().err.startswith("tessera: --cache: not valid YAML")
+
+
+def test_a_null_cache_replaces_the_models_default(models, tmp_path):
+    shapes = load(models / "shapes")
+    narrow = GenerationConfig(cache=RingCacheConfig(window=1))
+    save_model(tmp_path / "model", shapes.lm, shapes.tokenizer, None, shapes.labels, narrow)
+    narrow_model = load(tmp_path / "model")
+    call = ["generate", tmp_path / "model", "--label", "star", "-o", tmp_path / "a.png", "--seed", 1, "--scale", 1]
+    for text, cache in ((None, narrow.cache), ("null", None), ("", None)):
+        assert tessera(*call, *(() if text is None else ("--cache", text))) == 0
+        shapes.generate(label="star", seed=1, cache=cache).save(tmp_path / "b.png")
+        narrow_model.generate(label="star", seed=1, cache=cache if text is None else text).save(tmp_path / "c.png")
+        assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+        assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+
+
+def test_lists_of_numbers(models, tmp_path, capsys):
+    call = ["generate", models / "shapes", "--label", "star", "-o", tmp_path / "a.png", "--scale", 1]
+    assert tessera(*call, "--top-k", 1 << 40) == 0  # the largest that its help allows
+    assert tessera(*call, "--silence-codes", "") == 0
+    capsys.readouterr()
+    assert tessera(*call, "--silence-codes", "1,x") == 2
+    assert "--silence-codes takes a whole number, or several with commas; found '1,x'" in capsys.readouterr().err
+    assert tessera(*call, "--top-k", "1,x") == 2
+    assert "--top-k takes a whole number, or one per codebook with commas; found '1,x'" in capsys.readouterr().err
 
 
 def test_generate_one_with_all_settings(models, tmp_path, capsys):

@@ -29,14 +29,6 @@ Batch = TypeVar("Batch", np.ndarray, "list[np.ndarray]")
 """Item numbers, or those of each packed row (train/lm/sequence_packing.py)."""
 
 
-@dataclass(frozen=True)
-class SamplerState:
-    """Complete sampler state for resuming: two integers."""
-
-    seed: int
-    step: int
-
-
 class Sampler:
     """Sampler of batches of item numbers.
 
