@@ -63,7 +63,7 @@ def test_a_tree_that_cannot_be_has_one_line(tree, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("config", "sets", "message"),
     [
-        ("digits", ["tokenizer.encoder={kind: vit, patch: 3}"], "8 x 8 cannot be cut into patches of 3"),
+        ("digits", ["tokenizer.encoder={kind: vit, patch: 3}"], "8 x 8 cannot be split into patches of 3"),
         (
             "digits",
             ["tokenizer.encoder={kind: transposed, tokens: 7}"],
