@@ -66,11 +66,11 @@ def main() -> None:
     parser.add_argument("--model", help="a model directory, with --shards; default: the bundled models")
     parser.add_argument("--shards", type=Path, help="held-out shards of the model's tokenizer")
     parser.add_argument("--caches", nargs="*", help="kinds, as --cache of tessera generate takes them")
-    parser.add_argument("--items", type=int, help="use so many items")
+    parser.add_argument("--items", type=int, help="number of items")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="fewer kinds and items; within a minute")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()
     if (args.model is None) != (args.shards is None):
         parser.error("--model and --shards go together")

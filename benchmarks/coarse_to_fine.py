@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 
 import tessera
-from tessera.cli.report.digit_classifier import Judge
+from tessera.cli.report.digit_classifier import DigitClassifier
 from tessera.configs.schema import read_config
 from tessera.generate.model import Model
 from tessera.lm.clustering.clustering import Clustering, cluster_codes
@@ -147,7 +147,7 @@ def measure(folder: Path, data: str, test: Shards) -> dict:
         "parameters": lm.num_parameters,
         "bits": one,
         "bits_many_passes": many,
-        "recognised": Judge().share(pictures, asked) if data == "digits" else None,
+        "recognised": DigitClassifier().share(pictures, asked) if data == "digits" else None,
         "ms_64": 1000 / 64 * seconds(model, 64),
         "ms_alone": 1000 * seconds(model, 1),
     }

@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 
 import tessera
-from tessera.cli.report.digit_classifier import Judge, real_digits
+from tessera.cli.report.digit_classifier import DigitClassifier, real_digits
 from tessera.generate.result import save_media
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="digits")
-    parser.add_argument("--each", type=int, default=50, help="pictures of each digit")
+    parser.add_argument("--each", type=int, default=50, help="images of each digit")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--temperature", type=float)
@@ -48,18 +48,19 @@ def main() -> None:
 
     train, _ = real_digits("train")
     test, test_labels = real_digits("test")
-    judge = Judge()
+    classifier = DigitClassifier()
     known = {tuple(codes.flatten().tolist()) for codes in model.tokenizer.encode(train).codes}
     copies = sum(tuple(codes.flatten().tolist()) in known for codes in result.codes)
     report = {
         "pictures": len(result),
-        "recognised": judge.share(pictures, asked),
-        "recognised_real_test": judge.share(test, test_labels),
-        "recognised_reconstructed_test": judge.share(
+        "recognised": classifier.share(pictures, asked),
+        "recognised_real_test": classifier.share(test, test_labels),
+        "recognised_reconstructed_test": classifier.share(
             model.tokenizer.decode(model.tokenizer.encode(test).codes), test_labels
         ),
         "recognised_each": {
-            label: judge.share(pictures[[a == label for a in asked]], [label] * args.each) for label in model.labels
+            label: classifier.share(pictures[[a == label for a in asked]], [label] * args.each)
+            for label in model.labels
         },
         "copies": copies / len(result),
         "generated": neighbours(test, pictures),

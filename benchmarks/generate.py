@@ -9,7 +9,7 @@ frames in up to three turns, of which transformers makes as few as its share of 
 
 The models' figures are medians of the repetitions after one to warm up, from the call of `generate` to the media on the
 CPU, language model and tokenizer together. With guidance the model runs with and without the condition. The share of
-the first audio is of the time that the whole stream of four seconds of sound takes. What the comparison with
+the first audio is of the time that the whole stream of four seconds of audio takes. What the comparison with
 transformers measures, and what was tried in vain, stands in musicgen.py; it is left out where transformers is missing.
 The JSON has under their names: ratio_bf16_b1, ratio_int8_b1, ratio_int4_b1, bandwidth_share_bf16_b1, first_audio_share.
 """
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
     parser.add_argument("--quick", action="store_true", help="one repetition of short samples")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -51,7 +51,7 @@ def main() -> None:
         sys.exit("no bundled model in this checkout; name a model directory")
     about = describe_machine(arguments.device)
     print("  ".join(f"{name} {value}" for name, value in about.items()), file=sys.stderr)
-    heads = ("at a time", "guidance", "frames/s", "ms/frame", "sound s/s", "spread")
+    heads = ("at a time", "guidance", "frames/s", "ms/frame", "audio s/s", "spread")
     print(f"{'model':<12} " + " ".join(f"{head:>9}" for head in heads))
     rows, compared = [], {}
     for name in names:
@@ -111,7 +111,7 @@ def measure(model: Model, name: str, quick: bool) -> list[dict]:
         share = statistics.median(times[0] / times[-1] for times in streams)
         rows.append({"model": name, "first_audio_seconds": seconds, "first_audio_share": share})
         first = 1000 * statistics.median(seconds)
-        print(f"{name:<12} first audio of stream(): {first:.0f} ms, {share:.1%} of four seconds of sound", flush=True)
+        print(f"{name:<12} first audio of stream(): {first:.0f} ms, {share:.1%} of four seconds of audio", flush=True)
     return rows
 
 

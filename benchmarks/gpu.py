@@ -56,12 +56,12 @@ class Part:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", help="cpu: only to see that this script runs")
+    parser.add_argument("--device", default="cuda", help="cpu: only to check that this script runs")
     parser.add_argument("--seconds", type=float, default=510, help="for everything")
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--sizes", nargs="*", default=["small", "long"], help="of train_backbone.py")
-    parser.add_argument("--json", type=Path, help="also write all figures here")
+    parser.add_argument("--json", type=Path, help="also write all results to this file")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit(stop("no CUDA device here; `make test` runs what needs none"))

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=192, help="of all models")
     parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="few steps of small models")
+    parser.add_argument("--quick", action="store_true", help="train small models for a few steps")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -29,9 +29,9 @@ from recogniser import DigitRecogniser, hits
 TEXT = "Three one four. One five nine. Two six five. Three five eight. Nine seven nine. Three two three."
 WAYS = {
     "at once": {"split": "off"},
-    "in pieces, nothing carried": {"carry": "nothing"},
-    "in pieces, nothing carried, no retries": {"carry": "nothing", "retries": 0},
-    "in pieces, audio carried": {"carry": "audio"},
+    "split, nothing carried": {"carry": "nothing"},
+    "split, nothing carried, no retries": {"carry": "nothing", "retries": 0},
+    "split, audio carried": {"carry": "audio"},
 }
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="speech")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--keep", type=Path, help="write the sound files here")
+    parser.add_argument("--keep", type=Path, help="write the audio files to this folder")
     args = parser.parse_args()
     model, recogniser = tessera.load(args.model), DigitRecogniser()
     assert model.text is not None

@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--frames", type=int, default=250)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--try-attention", choices=("sdpa", "eager"), help="only generate 4 frames with transformers")
     arguments = parser.parse_args()
     if arguments.threads:

@@ -38,7 +38,7 @@ V = 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, help="take the lengths of these items")
+    parser.add_argument("--shards", type=Path, help="use the lengths of these items")
     parser.add_argument("--items", type=int, default=512)
     parser.add_argument("--batch", type=int, default=16, help="items of a padded batch")
     parser.add_argument("--steps", type=int, help="of a packed row; default: four times the longest item")

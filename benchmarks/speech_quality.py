@@ -40,7 +40,7 @@ def main() -> None:
     for name in ("guidance", "temperature", "top-p", "min-p"):
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--keep", type=Path, help="write the sound files here")
+    parser.add_argument("--keep", type=Path, help="write the audio files to this folder")
     args = parser.parse_args()
     settings = {
         name: value

@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=sorted({claim.system for claim in CLAIMS}))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--again", action="store_true", help="measure what is measured already, too")
+    parser.add_argument("--again", action="store_true", help="also repeat measurements that exist")
     parser.add_argument("--out", type=Path, default=Path("out/tokenizers"), help="trained tokenizers")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"), help="results so far")
     parser.add_argument("--write", type=Path, help="write the page (docs/tokenizers.md)")
@@ -194,7 +194,7 @@ def train(claim: Claim, sets: Sequence[str], steps: int, out: Path) -> list[Trai
         said = json.dumps(config.model_dump(mode="json"), sort_keys=True)
         folder = out / hashlib.sha256(said.encode()).hexdigest()[:16]
         if not (folder / "config.json").is_file() and train_tokenizer(config, folder, resume=folder.is_dir()) is None:
-            raise SystemExit("stopped; the same command goes on from here")
+            raise SystemExit("stopped; run the same command to resume")
         found.append(Trained(load_tokenizer(folder), config.resolved(), folder))
     return found
 

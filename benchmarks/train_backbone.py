@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--attention", nargs="*", choices=BACKENDS, default=["sdpa"], help="backends of ours")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--same-optimizer", action="store_true", help="fused AdamW on both sides")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--texts", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="write the sound files here")
+    parser.add_argument("--keep", type=Path, help="write the audio files to this folder")
     args = parser.parse_args()
     model, recogniser = tessera.load(args.model), DigitRecogniser()
     longest = next(one.max_frames for one in model.lm.config.conditions if one.kind == "codes")
@@ -54,7 +54,7 @@ def main() -> None:
     learned, texts = texts[args.texts : 3 * args.texts], texts[: args.texts]
     classes = Classes({voice: [codec(model, one) for one in recordings(voice, learned)] for voice in VOICES})
     print("| voice | | pitch | register | voice | words |\n|---|---|---|---|---|---|")
-    for name, voices in (("heard in training", HEARD), ("not heard in training", UNHEARD)):
+    for name, voices in (("heard in training", HEARD), ("not in the training data", UNHEARD)):
         for way in ("recordings after the codec", "generated"):
             rows = []
             for voice, register in voices.items():

@@ -86,7 +86,7 @@ def find_config(config: str, kind: str | None = None) -> Path:
         raise FileNotFoundError(f"{config}: several configs come with Tessera under that name: {_some(fitting)}")
     if named:
         others = _some([f"{name} ({CONFIG_KINDS[kind_of_name(name)][1]})" for name in named])
-        raise FileNotFoundError(f"{config}: {wanted} is needed here, that name is of others: {others}")
+        raise FileNotFoundError(f"{config}: {wanted} is needed here, that name belongs to others: {others}")
     wrong = describe_wrong(path, wanted) if path.exists() else None
     if wrong is not None or path.exists():
         raise FileNotFoundError(wrong or f"{config}: a folder, {wanted} is needed here (a YAML file)")

@@ -17,7 +17,7 @@ RENAMED = {"num_frames": "frames", "max_frames": "max_seconds", "min_frames": "m
 PHRASES = (
     (r"or ask for unconditional", "or add --unconditional", "unconditional"),
     (r", or set split to 'off'", "", None),
-    (r"read it with tessera\.lm\.weights\.load_lm, or convert it again", "convert it again", None),
+    (r"load it with tessera\.lm\.checkpoints\.model_directory\.load_lm, or convert it again", "convert it again", None),
     (r"use load_model\(\.\.\.\)\.lm", "no public layout holds such a model", None),
     (r"give it as prompt", "give it as --prompt", "prompt"),
     (r"\bn must be", "-n must be", "n"),
@@ -35,9 +35,9 @@ def with_flags(text: str, options: dict[str, str]) -> str:
     """
     if "set_" in options or not options:
         return text
-    for written, said, needed in PHRASES:
+    for written, replacement, needed in PHRASES:
         if needed is None or needed in options:
-            text = re.sub(written, said, text)
+            text = re.sub(written, replacement, text)
         else:
             text = re.sub(rf",? ?{written}", "", text)
     text = re.sub(

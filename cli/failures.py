@@ -20,9 +20,9 @@ MISUSE += (NotADirectoryError, PermissionError)
 _MISUSED_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EROFS, errno.EXDEV}
 ERRNO = r"\[Errno -?\d+\] "
 SYSTEM_WORDS = {
-    errno.EEXIST: "there already, and not a folder",
-    errno.EISDIR: "a folder, a file is needed here",
-    errno.ENOTDIR: "a file is in the way of a folder",
+    errno.EEXIST: "exists already and is not a folder",
+    errno.EISDIR: "is a folder, expected a file",
+    errno.ENOTDIR: "a file exists where a folder is needed",
 }
 _ASKED = re.compile(r"tried to allocate (\d+) bytes")
 
@@ -40,10 +40,10 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 130, _line("stopped")
     if isinstance(error, BrokenPipeError):
-        return FAILED, _line("what read the output has gone")
+        return FAILED, _line("the reader of the output has exited")
     if is_out_of_memory(error):
         asked = _ASKED.search(str(error))
-        reason = f"{int(asked[1]) / 1e9:.1f} GB were asked for at once" if asked else str(error)
+        reason = f"{int(asked[1]) / 1e9:.1f} GB were requested at once" if asked else str(error)
         return FAILED, _line(f"not enough memory{': ' if reason else ''}{reason}")
     if isinstance(error, RecursionError):
         return MISUSED, _line("the input is nested too deep")
@@ -52,7 +52,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         return MISUSED if misused else FAILED, _line(_of_system(error))
     if isinstance(error, UnicodeEncodeError):
         found = printable(error.object, 200)
-        return MISUSED, _line(f"'{found}' holds bytes that are no text in UTF-8; rename it, or name another place")
+        return MISUSED, _line(f"'{found}' is not valid UTF-8; rename it, or choose another path")
     if isinstance(error, MISUSE):
         return MISUSED, _line(_of_pydantic(error) or error)
     return None

@@ -37,11 +37,11 @@ def make_samples(
         image: for a verb that can make images.
         call: arguments of `Model.generate`; None values are omitted.
     """
-    from ..generate.requests.request import check_room
+    from ..generate.requests.request import check_decode_memory
     from ..generate.result import check_images, output_files
 
     path, image = output.output, image or ImageOptions()
-    check_room(model.lm, count, call.get("num_frames"))
+    check_decode_memory(model.lm, count, call.get("num_frames"))
     if image.scale is not None or image.grid:
         check_images(model.spec, "--grid was given" if image.grid else f"--scale is {image.scale}")
     entries = max(len(value) for value in map(as_list, (call.get("text"), call.get("label"), call.get("voice"))))
@@ -153,7 +153,7 @@ def say_scale(model: Model, factor: int, scale: int | None) -> None:
     geometry: Any = model.spec.geometry
     if scale is None and factor > 1:
         size = f"{geometry.width} x {geometry.height} pixels"
-        say(f"images of {size} are written {factor} times as large; --scale 1 writes them as generated")
+        say(f"images of {size} are enlarged {factor} times; --scale 1 writes them as generated")
 
 
 def voice_of(model: Model, text: str) -> dict[str, Any]:

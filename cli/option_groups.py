@@ -20,7 +20,7 @@ import typer
 from .option_limits import MAX_SAMPLES, MAX_SEED
 from .setting_options import check_settings, setting_option
 
-WEIGHTS_HELP = "How matrices are stored: float32, bfloat16, int8 or int4; fewer bits are faster."
+WEIGHTS_HELP = "Storage of the weight matrices: float32, bfloat16, int8 or int4; fewer bits are faster."
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SampleOptions:
     """How many samples, and their seeds."""
 
     n: Annotated[
-        int, typer.Option("-n", "--count", min=1, max=MAX_SAMPLES, help="Samples, for each text or label given.")
+        int, typer.Option("-n", "--count", min=1, max=MAX_SAMPLES, help="Number of samples for each text or label.")
     ] = 1
     seed: Annotated[
         int,
@@ -67,11 +67,13 @@ class ImageOptions:
         int | None,
         typer.Option(
             min=1,
-            help="Images: write each pixel N times as wide and high; default: images under 128 pixels at 256 or more.",
+            help="Images: enlarge N times in both directions; default: images under 128 pixels to 256 or more.",
             show_default=False,
         ),
     ] = None
-    grid: Annotated[bool, typer.Option("--grid", help="Images: all on one sheet, which -o names.")] = False
+    grid: Annotated[bool, typer.Option("--grid", help="Images: write all as a grid into the one file given by -o.")] = (
+        False
+    )
 
 
 def with_groups(settings: Iterable[str] = ()) -> Callable[[Callable], Callable]:

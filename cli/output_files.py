@@ -39,9 +39,9 @@ def say_older(before: list[Path], written: list[Path]) -> None:
         names = ", ".join(older if len(older) <= 5 else [*older[:4], f"... {older[-1]}"])
         also = f"; {replaced} others were replaced" if replaced else ""
         count = f"{len(older)} older file{'s' if len(older) > 1 else ''}"
-        say(f"tessera: {before[0].parent} also holds {count}, not of this run: {names}{also}")
+        say(f"tessera: {before[0].parent} also holds {count}, not from this run: {names}{also}")
     elif replaced:
-        say(f"replaced {replaced} older file{'s' if replaced > 1 else ''} there")
+        say(f"replaced {replaced} older file{'s' if replaced > 1 else ''}")
 
 
 @contextmanager

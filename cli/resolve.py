@@ -62,7 +62,7 @@ def open_code_model(name: str | Path, spec: TokenSpec) -> CoderNet | LanguageMod
         lm = load(folder).lm
         check_same_tokenizer(spec, lm.spec, f"model {name}")
         if lm.decode_plan.decoder == "coarse_to_fine":
-            raise ValueError(f"{name}: a {type(lm).__name__} does not predict codes from those before")
+            raise ValueError(f"{name}: a {type(lm).__name__} does not predict codes from previous codes")
         return lm
     return open_coder(name, spec)
 

@@ -30,7 +30,7 @@ def stream_audio_to(model: Model, target: OutputOptions, **call) -> None:
     if piped and as_json:
         raise ValueError("--json and the audio cannot both go to stdout; name a file with -o")
     if not piped and output.suffix.lower() != ".wav":
-        raise ValueError(f"{output}: a stream is written as .wav; name such a file, or - for stdout")
+        raise ValueError(f"{output}: a stream is written as .wav; name a .wav file, or - for stdout")
     if not piped:
         prepare_file(output)
     started = time.monotonic()

@@ -29,7 +29,7 @@ BLOCK_BYTES = 1 << 20
 COPY_AGAIN = "copy it again, or make it again"
 CONTENT_KEY = "content_sha256"
 """Metadata key with a digest of a safetensors file's content, for files whose hash no other file records."""
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers of a full disk, an exhausted quota and a file size limit."""
 _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _DTYPES = {
@@ -48,7 +48,7 @@ class DamagedFile(ValueError):
     """The content of a file differs from what was written."""
 
 
-class NoRoom(OSError):
+class DiskFull(OSError):
     """No space left on the disk; the message names the file."""
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any], durab
         content: the bytes, or a function that writes them to a given temporary path.
         durable: wait for the disk, so that the same holds after a power failure; slow for many files.
     Raises:
-        NoRoom: the disk is full. OSError: another reason, see `cannot_write`. The old file remains unchanged.
+        DiskFull: the disk is full. OSError: another reason, see `cannot_write`. The old file remains unchanged.
     """
     path = Path(path)
     try:
@@ -72,11 +72,11 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any], durab
         number = error_number(error)
         if number is None:
             raise
-        if number not in NO_ROOM:  # the error names a temporary file
+        if number not in DISK_FULL:  # the error names a temporary file
             raise cannot_write(path, number) from None
         free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
-        raise NoRoom(
-            number, f"no room to write this file ({os.strerror(number)}), {free:,} bytes are free", str(path)
+        raise DiskFull(
+            number, f"no disk space to write this file ({os.strerror(number)}), {free:,} bytes are free", str(path)
         ) from None
 
 
@@ -251,7 +251,7 @@ def read_safetensors(
     assert wanted is None or sha256 is None
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path}: a folder, a file is needed here")
+        raise ValueError(f"{path}: is a folder, expected a file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     digest = None if sha256 is None else hashlib.sha256()
@@ -265,14 +265,14 @@ def read_safetensors(
         check_sha256(path, digest.hexdigest(), sha256)
     content = header.metadata.pop(CONTENT_KEY, None)
     if content is not None and wanted is None and content != _content_digest(tensors, header.metadata):
-        raise DamagedFile(f"{path}: damaged: its tensors are not those it was written with; {COPY_AGAIN}")
+        raise DamagedFile(f"{path}: damaged: its tensors do not match their checksum; {COPY_AGAIN}")
     return tensors, header.metadata
 
 
 def check_format(path: Path, metadata: Mapping[str, str], name: str) -> None:
     """Raise ValueError unless the metadata of a safetensors file is empty or only its format."""
     if metadata and metadata != {"format": name}:
-        raise ValueError(f"{path}: its metadata is {str(metadata)[:100]}, it should be the format {name}; {COPY_AGAIN}")
+        raise ValueError(f"{path}: its metadata is {str(metadata)[:100]}, expected the format {name}; {COPY_AGAIN}")
 
 
 def read_header(path: str | Path, max_header: int = MAX_HEADER_BYTES, max_tensors: int = MAX_TENSORS) -> TensorHeader:
@@ -287,9 +287,7 @@ def read_header(path: str | Path, max_header: int = MAX_HEADER_BYTES, max_tensor
 def check_sha256(path: Path, found: str, wanted: str | None, advice: str = COPY_AGAIN) -> None:
     """Raise DamagedFile unless a file has the wanted SHA-256."""
     if found != wanted:
-        raise DamagedFile(
-            f"{path}: damaged: its SHA-256 is {found[:12]}, it was written as {str(wanted)[:12]}; {advice}"
-        )
+        raise DamagedFile(f"{path}: damaged: its SHA-256 is {found[:12]}, expected {str(wanted)[:12]}; {advice}")
 
 
 def _read_header(path: Path, file: BinaryIO, max_header: int, max_tensors: int, digest: Any) -> TensorHeader:
@@ -305,7 +303,7 @@ def _read_header(path: Path, file: BinaryIO, max_header: int, max_tensors: int, 
         digest.update(start + text)
     header = parse_json(text, f"{path}: not a safetensors file", HEADER)
     if not isinstance(header, dict):
-        raise ValueError(f"{path}: not a safetensors file (the header is no mapping)")
+        raise ValueError(f"{path}: not a safetensors file (the header is not a mapping)")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{path}: metadata must map names to strings")
@@ -320,11 +318,13 @@ def _read_header(path: Path, file: BinaryIO, max_header: int, max_tensors: int, 
     end = 8 + size
     for name, entry in entries.items():
         if entry.start != end:
-            raise ValueError(f"{path}: not a usable safetensors file (tensor '{name}' does not follow the one before)")
+            raise ValueError(
+                f"{path}: not a usable safetensors file (tensor '{name}' is not contiguous with the previous one)"
+            )
         end += entry.size
     if end != available + 8:
         raise ValueError(
-            f"{path}: not a usable safetensors file, or cut short ({available + 8} bytes, its header promises {end})"
+            f"{path}: not a usable safetensors file, or cut short ({available + 8} bytes, its header requires {end})"
         )
     return TensorHeader(entries, metadata)
 
@@ -335,7 +335,7 @@ def _entry(path: Path, name: str, entry: Any, base: int) -> TensorEntry:
         raise ValueError(f"{where} must have dtype, shape and data_offsets)")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_sizes(shape) or len(shape) > 64 or not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"{where} has a shape or offsets that are not whole numbers from 0)")
+        raise ValueError(f"{where} has a shape or offsets that are not non-negative integers)")
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise ValueError(f"{where} has the dtype {str(entry['dtype'])[:20]!r}; known are {', '.join(_DTYPES)})")
@@ -358,7 +358,7 @@ def _read_tensor(path: Path, file: BinaryIO, entry: TensorEntry, digest: Any) ->
     for first in range(0, entry.size, BLOCK_BYTES):
         block = place[first : first + BLOCK_BYTES]
         if file.readinto(block) != len(block):  # type: ignore[attr-defined]
-            raise DamagedFile(f"{path}: was cut short while it was read; {COPY_AGAIN}")
+            raise DamagedFile(f"{path}: was truncated while it was read; {COPY_AGAIN}")
         if digest is not None:
             digest.update(block)
     return tensor

@@ -99,7 +99,9 @@ def check_model_files(folder: Path) -> dict[str, str]:
         _warn(folder)
         return {}
     if not path.is_file():
-        raise DamagedFile(f"{path}: no file, or a link to none; copy the model again, or run: tessera seal {folder}")
+        raise DamagedFile(
+            f"{path}: no such file, or a broken link; copy the model again, or run: tessera seal {folder}"
+        )
     files = _read(folder).files
     on_purpose = f"or, if it was changed on purpose, run: tessera seal {folder}"
     for name in MODEL_FILES:
@@ -132,7 +134,7 @@ def _read(folder: Path) -> ModelFingerprint:
     found = check_config(data, ModelFingerprint, str(path))
     unknown = sorted(found.files.keys() - set(MODEL_FILES))
     if unknown:
-        raise ValueError(f"{path}: lists {unknown[0][:80]!r}, which is no file of a model; copy the model again")
+        raise ValueError(f"{path}: lists {unknown[0][:80]!r}, which is not a file of a model; copy the model again")
     return found
 
 

@@ -33,7 +33,7 @@ def check_memory(needed: float, what: str, advice: str, device: torch.device | s
         return
     available = available_bytes(device)
     if available is not None and needed > available:
-        raise ValueError(f"{what} needs {in_words(needed)} of memory or more, {in_words(available)} are free; {advice}")
+        raise ValueError(f"{what} needs {in_words(needed)} of memory, {in_words(available)} are free; {advice}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

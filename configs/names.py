@@ -40,7 +40,9 @@ FolderName = Annotated[
 
 def _is_shown(name: str) -> str:
     if not name.isprintable() or len(name) > MAX_BYTES:
-        raise ValueError(f"'{printable(name, 80)}' is no name to print; use at most {MAX_BYTES} printable characters")
+        raise ValueError(
+            f"'{printable(name, 80)}' is not a printable name; use at most {MAX_BYTES} printable characters"
+        )
     return name
 
 

@@ -55,21 +55,21 @@ def cannot_write(path: str | Path, number: int | None, is_folder: bool = False) 
     places = [path, *path.parents] if is_folder else [*path.parents]
     found = next((place for place in places if os.path.lexists(place)), Path("."))
     if number == errno.EISDIR:
-        reason = "a folder of that name is in the way; name a file"
+        reason = "a folder of that name exists; name a file"
     elif number == errno.ENAMETOOLONG:
-        reason = f"the name is too long ({len(os.fsencode(path.name))} bytes); name a shorter one"
+        reason = f"the name is too long ({len(os.fsencode(path.name))} bytes); choose a shorter one"
     elif number == errno.ELOOP:
-        reason = "its links lead in a circle; name another place"
+        reason = "its symbolic links form a loop; choose another path"
     elif number in (errno.EEXIST, errno.ENOTDIR) and not found.is_dir():
-        reason = f"'{found}' is no folder, and in the way; name another place"
+        reason = f"'{found}' is not a folder; choose another path"
     elif number in (errno.EACCES, errno.EPERM):
-        reason = f"you may not write in the folder '{found}'; name another place"
+        reason = f"no permission to write in the folder '{found}'; choose another path"
     elif number == errno.EROFS:
-        reason = f"the folder '{found}' can only be read; name another place"
+        reason = f"the folder '{found}' is read-only; choose another path"
     elif number == errno.ENOENT:
-        reason = f"no file can be made in the folder '{found}'; name another place"
+        reason = f"no file can be created in the folder '{found}'; choose another path"
     else:
-        reason = f"{os.strerror(number).lower()}; name another place"
+        reason = f"{os.strerror(number).lower()}; choose another path"
     error = type(OSError(number, ""))(f"{path}: cannot be written: {reason}")  # Python's exception class for this errno
     error.errno = number
     return error

@@ -30,8 +30,8 @@ def drop_old_fields(
         for name in [name for name in new if known and name not in known and name not in given]:
             del new[name]
             if os.environ.get("RANK", "0") == "0":
-                said = f"{'.'.join([*place, name])} of the file is left out"
-                say(f"note: {said}, kind '{new['kind']}' has no such setting")
+                ignored = f"{'.'.join([*place, name])} of the file is ignored"
+                say(f"note: {ignored}, kind '{new['kind']}' has no such setting")
 
 
 def _at(data: Any, place: Sequence[str]) -> Any:

@@ -80,8 +80,8 @@ def describe_wrong(path: str | Path, wanted: str) -> str | None:
 
 def unfinished_run(folder: Path) -> str:
     """Advice for a `tessera train` run that has no model yet."""
-    onward = f"go on with: tessera train CONFIG --out {folder} --resume"
-    return f"it has no model yet; make one of it as it is with: tessera export {folder}, or {onward}"
+    onward = f"resume with: tessera train CONFIG --out {folder} --resume"
+    return f"it has no model yet; export its current state with: tessera export {folder}, or {onward}"
 
 
 def _folder_words(folder: Path) -> tuple[str, str]:
@@ -91,8 +91,8 @@ def _folder_words(folder: Path) -> tuple[str, str]:
         return "a run of tessera train", f"its model is in {model}" if model else unfinished_run(folder)
     if kind == "tokenizer run":
         frozen = sorted(folder.glob("snapshot-*"), key=lambda path: (len(path.name), path.name))
-        onward = f"go on with: tessera tokenizer train CONFIG --out {folder} --resume"
-        return "an unfinished tokenizer run", f"frozen on the way: {frozen[-1]}" if frozen else onward
+        onward = f"resume with: tessera tokenizer train CONFIG --out {folder} --resume"
+        return "an unfinished tokenizer run", f"its last frozen snapshot: {frozen[-1]}" if frozen else onward
     words = {
         "model": ("a model", f"use it with: tessera generate {folder}"),
         "tokenizer": ("a tokenizer", f"use it with: tessera encode FILES --tokenizer {folder}"),
@@ -101,7 +101,7 @@ def _folder_words(folder: Path) -> tuple[str, str]:
         "coder": ("a coder", f"use it with: tessera encode FILES --compress --model {folder}"),
         "foreign": (
             "a checkpoint of another library",
-            f"those of MusicGen and LlamaGen are read by: tessera convert {folder} DST",
+            f"convert one of MusicGen or LlamaGen with: tessera convert {folder} DST",
         ),
     }
     if kind is not None:
@@ -110,7 +110,7 @@ def _folder_words(folder: Path) -> tuple[str, str]:
         names = ", ".join(sorted(file.name for file in folder.glob("*.y*ml"))[:5])
         return (
             "a folder of configs",
-            f"they are read by tessera tokenizer train, tessera shards and tessera train: {names}",
+            f"use one with tessera tokenizer train, tessera shards or tessera train: {names}",
         )
     return "", ""
 

@@ -142,8 +142,8 @@ def _refusal(error: ValidationError, kind: type[Config], data: Any, where: str) 
         tags = first.get("ctx", {})
         tag, known = tags["tag"], tags["expected_tags"].replace("'", "").split(", ")
         given = first["input"].get("kind") if isinstance(first.get("input"), dict) else tag
-        said = f"'{tag}'" if isinstance(given, str) else one_line(json.dumps(given, default=str), 80)
-        return ConfigError(f"{where}: {field}: kind {said} is unknown; {nearest_name(tag, known)}")
+        shown = f"'{tag}'" if isinstance(given, str) else one_line(json.dumps(given, default=str), 80)
+        return ConfigError(f"{where}: {field}: kind {shown} is unknown; {nearest_name(tag, known)}")
     message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     return ConfigError(f"{where}: {field}: {message}{_found(first)}")
 
@@ -242,10 +242,10 @@ def override(data: Any, sets: Sequence[str]) -> Any:
             above = ".".join(keys[:depth])
             if isinstance(target, list):
                 if not key.isdigit() or int(key) >= len(target):
-                    raise ConfigError(f"--set {item}: '{above}' is a list of {len(target)}, '{key}' is no index of it")
+                    raise ConfigError(f"--set {item}: '{key}' is not an index of '{above}', a list of {len(target)}")
                 place = int(key)
             elif not isinstance(target, dict):
-                raise ConfigError(f"--set {item}: '{above}' is a value, it has no field '{key}'")
+                raise ConfigError(f"--set {item}: '{above}' is a single value without a field '{key}'")
             if depth == len(keys) - 1:
                 target[place] = parse_yaml(text, f"--set {item}")
             elif isinstance(target, dict):

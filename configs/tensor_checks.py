@@ -15,7 +15,7 @@ def check_tensors(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int
     """Raise WeightsError unless the tensors of a file have exactly the names and shapes the config requires."""
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing:
-        raise WeightsError(f"{path}: {len(missing)} tensors of the config are missing, first '{missing[0]}'")
+        raise WeightsError(f"{path}: {len(missing)} tensors that the config asks for are missing, first '{missing[0]}'")
     if extra:
         raise WeightsError(f"{path}: {len(extra)} tensors do not belong to the config, first '{extra[0]}'")
     for name in sorted(wanted):

@@ -56,7 +56,7 @@ class _Loader(yaml.SafeLoader):
         if self.depth > MAX_DEPTH:
             raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels, {where}")
         if "\0" in (getattr(event, "value", None) or ""):
-            raise yaml.YAMLError(f"text with a NUL character, which no name of a file may have, {where}")
+            raise yaml.YAMLError(f"text with a NUL character, which is not allowed in file names, {where}")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

@@ -61,5 +61,5 @@ def find_model(model: str | Path) -> Path:
         raise FileNotFoundError(
             f"{folder}: no model here (config.json is missing); make one with: tessera train CONFIG"
         )
-    known = nearest_name(str(model), names) if names else "this checkout has none"
+    known = nearest_name(str(model), names) if names else "this installation has none"
     raise ValueError(f"no model '{model}': no such directory, and no bundled model of that name; {known}")

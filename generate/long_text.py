@@ -65,8 +65,8 @@ def speak_chunks(parts: ModelParts, entry: Entry, seed: int, prompt: Tensor | No
     if prompt is not None and prompt.shape[-1] >= capacity:
         raise ValueError(
             f"the prompt has {prompt.shape[-1]} frames, and the text is split into {len(chunks)} chunks; the first, "
-            f"{entry.chunks[0]!r}, begins with the prompt and may have {capacity} frames; give less of it "
-            "(prompt_frames), or set split to 'off'"
+            f"{entry.chunks[0]!r}, begins with the prompt and has a capacity of {capacity} frames; "
+            "shorten the prompt (prompt_frames), or set split to 'off'"
         )
     make_row(parts.lm, request_for(chunks[0].text_ids, seed, prompt, 0, capacity))
     start = None if prompt is None else prompt.reshape(prompt.shape[-2:])

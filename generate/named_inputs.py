@@ -10,13 +10,13 @@ from torch import Tensor
 from ..lm.conditioning.registry import CodesConditionConfig
 from .parts import Label, ModelParts
 from .requests.arguments import plain, shown
-from .requests.conditions import SAID, ConditionInputs
+from .requests.conditions import ARGUMENT_NAMES, ConditionInputs
 from .requests.prompt import Prompt, prompt_codes
 
 LACKS = {
     "label": "has no labels",
     "text": "reads no text",
-    "codes": "takes no voice, it has no condition of codes (to continue a recording, give it as prompt)",
+    "codes": "takes no voice, it has no condition 'codes' (to continue a recording, give it as prompt)",
     "embedding": "takes no embedding",
 }
 """Error text for a model without the condition."""
@@ -85,13 +85,15 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
     main = next((kind for kind in ("text", "label", "codes", "embedding") if kind in kinds), None)
     for kind, value in given.items():
         if value is not None and kind not in kinds:
-            instead = f", give a {SAID[main]}" if main is not None and {main, kind} == {"text", "label"} else ""
-            raise ValueError(f"'{parts.name}' {LACKS[kind]}; leave {SAID[kind]} out{instead}")
+            instead = (
+                f", give a {ARGUMENT_NAMES[main]}" if main is not None and {main, kind} == {"text", "label"} else ""
+            )
+            raise ValueError(f"'{parts.name}' {LACKS[kind]}; leave {ARGUMENT_NAMES[kind]} out{instead}")
         if is_list(value) and not value:
-            raise ValueError(f"the list of {SAID[kind]}s is empty; give at least one")
+            raise ValueError(f"the list of {ARGUMENT_NAMES[kind]}s is empty; give at least one")
     if main is not None and not unconditional and given[main] is None:
         example = f"one of {', '.join(parts.labels[:10])}" if main == "label" else EXAMPLES[main]
-        what = f"{'an' if main == 'embedding' else 'a'} {SAID[main]}"
+        what = f"{'an' if main == 'embedding' else 'a'} {ARGUMENT_NAMES[main]}"
         raise ValueError(f"'{parts.name}' needs {what}; give {example}, or ask for unconditional")
 
 
@@ -99,12 +101,12 @@ def _voice_codes(parts: ModelParts, voice: Prompt, num_frames: int | None, notes
     """Codes of a voice, checked against the model's limit."""
     codes = prompt_codes(voice, parts.tokenizer, num_frames, "voice", notes)
     if codes is None:
-        raise ValueError("the voice is silent: no sound in it is above -50 dB; give a recording of somebody speaking")
+        raise ValueError("the voice is silent: its level is never above -50 dB; give a recording of speech")
     longest = next(c.max_frames for c in parts.lm.config.conditions if isinstance(c, CodesConditionConfig))
     if codes.shape[-1] > longest:
         raise ValueError(
             f"the voice has {codes.shape[-1]} frames, '{parts.name}' reads at most {longest}; give a shorter "
-            f"one, or voice_frames {longest} for its beginning"
+            f"one, or set voice_frames to {longest} to use its beginning"
         )
     return codes
 

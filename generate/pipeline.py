@@ -119,12 +119,12 @@ def _in_windows(lm: LanguageModel, rows: Request, report: Progress) -> Generated
     """Generate row by row, as each row reaches the end of a window at a different time."""
     made, ended, longest = [], [], rows.length.max_frames
     for i in range(len(rows.seeds)):
-        making, pieces, done = Making(make_row(lm, rows.rows(i, i + 1))), [], 0
-        for piece in making:
-            pieces.append(piece.cpu())
-            done += piece.shape[1]
+        making, chunks, done = Making(make_row(lm, rows.rows(i, i + 1))), [], 0
+        for chunk in making:
+            chunks.append(chunk.cpu())
+            done += chunk.shape[1]
             report(i * longest + done, len(rows.seeds) * longest)
-        made.append(torch.cat([torch.zeros(lm.num_codebooks, 0, dtype=torch.long), *pieces], dim=1))
+        made.append(torch.cat([torch.zeros(lm.num_codebooks, 0, dtype=torch.long), *chunks], dim=1))
         ended.append(making.ended)
     lengths = torch.tensor([codes.shape[1] for codes in made])
     return Generated(pad_and_cat([codes[None] for codes in made]), lengths, torch.tensor(ended))

@@ -106,7 +106,7 @@ class Result:
             ValueError: audio samples, another suffix, columns below 1.
         """
         (target,) = output_files(path, 1, self.spec)
-        check_images(self.spec, "a grid was asked for")
+        check_images(self.spec, "a grid was requested")
         if target != Path(path):
             raise ValueError(f"{path}: a grid is one image; use a name ending in {' or '.join(SUFFIXES['image'])}")
         save_media(target, make_grid(self.media, columns), self.spec, scale)
@@ -172,7 +172,7 @@ def output_files(path: str | Path, count: int, spec: TokenSpec) -> list[Path]:
     # os.path treats a name that is too long as missing; pathlib would raise
     if os.path.isdir(path) or not re.fullmatch(r"\.[a-z][a-z0-9]*", suffix):
         if os.path.isfile(path):
-            raise ValueError(f"{path}: a file is in the way; name a directory, or a file ending in {allowed[0]}")
+            raise ValueError(f"{path}: is an existing file; name a directory, or a file ending in {allowed[0]}")
         digits = max(4, len(str(count - 1)))
         return [path / f"{i:0{digits}d}{allowed[0]}" for i in range(count)]
     if suffix not in allowed:

@@ -71,11 +71,11 @@ class LMConfig(Config):
         if isinstance(self.arrangement, PresetConfig):
             preset = PRESETS[self.arrangement.name]
             for name in ("specials", "variable_length"):
-                said, meant = getattr(self, name), getattr(preset, name)
-                if name in self.model_fields_set and said != meant:
+                found, meant = getattr(self, name), getattr(preset, name)
+                if name in self.model_fields_set and found != meant:
                     raise ValueError(
-                        f"{name}: arrangement preset '{self.arrangement.name}' means {_in_yaml(meant)}, found "
-                        f"{_in_yaml(said)}; leave {name} out, or write the arrangement out"
+                        f"{name}: arrangement preset '{self.arrangement.name}' needs {_in_yaml(meant)}, found "
+                        f"{_in_yaml(found)}; leave {name} out, or write the arrangement in full"
                     )
                 object.__setattr__(self, name, meant)  # the config is frozen for everyone else
         return self
@@ -89,7 +89,7 @@ class LMConfig(Config):
         pairs = PAIRS[self.rope.kind]
         if self.head_width % pairs:
             raise ValueError(
-                f"a head is {self.head_width} wide; rope kind '{self.rope.kind}' needs a multiple of {pairs}"
+                f"head width is {self.head_width}, but rope kind '{self.rope.kind}' needs a multiple of {pairs}"
             )
         prefix = [condition.kind for condition in self.conditions if condition.join == "prefix"]
         if self.start == "condition" and prefix[-1:] != ["label"]:

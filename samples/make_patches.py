@@ -20,8 +20,8 @@ def main() -> None:
     """Parse the command line and write train.safetensors and test.safetensors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--side", type=int, default=32, help="pixels of a patch's side")
-    parser.add_argument("--stride", type=int, default=8, help="pixels between training patches")
+    parser.add_argument("--side", type=int, default=32, help="side of a patch in pixels")
+    parser.add_argument("--stride", type=int, default=8, help="stride of training patches in pixels")
     args = parser.parse_args()
     write_patches(args.out, args.side, args.stride)
 

@@ -97,16 +97,16 @@ class Utterance:
 def main() -> None:
     """Parse the command line, sample the strings, and write the spoken folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=240, help="utterances to make")
+    parser.add_argument("--count", type=int, default=240, help="number of utterances")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist or be empty")
-    parser.add_argument("--words", type=Path, help="file with one word a line, in place of the digits; no phrases then")
+    parser.add_argument("--words", type=Path, help="file with one word per line, replaces the digits; without phrases")
     parser.add_argument(
-        "--exclude", type=Path, action="append", default=[], help="metadata.jsonl of texts that must not occur"
+        "--exclude", type=Path, action="append", default=[], help="metadata.jsonl with texts to exclude"
     )
     parser.add_argument("--voices", nargs="+", default=list(VOICES), help="espeak-ng voices, also the labels")
     parser.add_argument("--phrases", type=float, help="share of everyday phrases (0.2; 0 with --words)")
-    parser.add_argument("--lengths", default="1,2,3,3,3", help="shares of strings of 1, 2, 3, ... words")
+    parser.add_argument("--lengths", default="1,2,3,3,3", help="proportions of strings of 1, 2, 3, ... words")
     parser.add_argument("--unique", action="store_true", help="no text twice")
     parser.add_argument("--processes", type=int, default=1, help="espeak-ng processes at once")
     arguments = parser.parse_args()
@@ -131,7 +131,7 @@ def read_words(path: Path) -> tuple[str, ...]:
     """Words of a file, one per line, without blank lines and duplicates."""
     words = tuple(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()))
     if not words:
-        raise ValueError(f"{path}: no words in it; write one word a line")
+        raise ValueError(f"{path}: contains no words; write one word per line")
     return words
 
 
@@ -171,7 +171,7 @@ def draw_texts(
                 if " ".join(chosen) not in seen:
                     break
             else:
-                raise ValueError(f"no string of {size} words is left that is not excluded; ask for fewer or add words")
+                raise ValueError(f"all strings of {size} words are used or excluded; request fewer or add words")
             texts.append(" ".join(chosen))
             if unique:
                 seen.add(texts[-1])

@@ -153,7 +153,7 @@ def make_checkpoint(folder: Path) -> Format:
     def read(path):
         found = Checkpoints(path, world, 2).newest()
         if found is None:
-            raise ValueError(f"{path / 'step-00000003'}: passed over")
+            raise ValueError(f"{path / 'step-00000003'}: skipped")
         return {str(name): name.read_bytes() for name in sorted(found.rglob("*")) if name.is_file()}
 
     return Format(folder / "steps", read, names_folder=True)

@@ -97,8 +97,8 @@ class Tokenizer:
             return found
         if not self.scales.config.shared:
             raise ValueError(
-                f"the scales of tokenizer '{self.spec.name}' have codebooks of their own, so a code has no vector that "
-                "is the same in every frame; train it with quantizer.shared true"
+                f"the scales of tokenizer '{self.spec.name}' have separate codebooks, so a code has "
+                "no single vector for all frames; train it with quantizer.shared true"
             )
         return found[:1]
 
@@ -134,7 +134,7 @@ class Tokenizer:
         sizes = torch.tensor(self.spec.cardinalities, device=codes.device)[:, None]
         if codes.numel() and bool(((codes >= sizes) | (codes < -1)).any()):
             raise ValueError(
-                f"codes reach from {int(codes.min())} to {int(codes.max())}, tokenizer '{self.spec.name}' has "
+                f"codes range from {int(codes.min())} to {int(codes.max())}, tokenizer '{self.spec.name}' has "
                 f"{list(self.spec.cardinalities)} codes"
             )
 

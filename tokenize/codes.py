@@ -34,4 +34,4 @@ def code_dtype(spec: TokenSpec) -> torch.dtype:
     for dtype in (torch.uint8, torch.uint16, torch.uint32):
         if largest <= torch.iinfo(dtype).max:
             return dtype
-    raise ValueError(f"codes up to {largest} do not fit 32 bits")
+    raise ValueError(f"codes up to {largest} do not fit into 32 bits")

@@ -67,7 +67,7 @@ def unseen_in(texts: Sequence[str], reader: TextTokenizer, seen: TextSeen | None
             new.append(f"the character{'s' * (len(each) > 1)} {_listed(each)}")
     if not new:
         return None
-    return f"the model has never read {' or '.join(new)}; what it makes of that is a guess"
+    return f"the model was not trained on {' or '.join(new)}; its output for that is unpredictable"
 
 
 def named(words: Sequence[str]) -> str:

@@ -120,7 +120,7 @@ class SentencePieceText(TextTokenizer):
             raise ValueError(f"{where}: not a SentencePiece model ({' '.join(str(error).split())[:200]})") from None
         if not any(self.processor.is_byte(piece) for piece in range(self.vocab_size)):
             raise ValueError(
-                f"{where}: has no byte pieces, so some text would have no ids; train it with byte_fallback"
+                f"{where}: has no byte tokens, so some text would have no ids; train it with byte_fallback"
             )
 
     def save(self, folder: str | Path) -> None:
@@ -151,9 +151,7 @@ def make_text(config: ByteTextConfig | SentencePieceConfig, sentences: Iterable[
         return ByteText(config)
     prepared = [text for text in (_normalise(sentence, config.normalise) for sentence in sentences) if text]
     if not prepared:
-        raise ValueError(
-            "the text tokenizer has no sentences to learn from; add transcripts, or use text: {kind: bytes}"
-        )
+        raise ValueError("the text tokenizer has no sentences to train on; add transcripts, or use text: {kind: bytes}")
     characters = len(set("".join(prepared)) | {" "})
     if config.vocab_size < characters:
         raise ValueError(
@@ -178,7 +176,7 @@ def make_text(config: ByteTextConfig | SentencePieceConfig, sentences: Iterable[
     except RuntimeError as error:
         reason = " ".join(str(error).split())[-200:]
         raise ValueError(
-            f"no text tokenizer of {config.vocab_size} pieces can be trained on this corpus ({reason})"
+            f"no text tokenizer of {config.vocab_size} tokens can be trained on this corpus ({reason})"
         ) from None
     return SentencePieceText(config, model.getvalue(), "the trained model")
 

@@ -140,4 +140,4 @@ def _round_to_storage(net: nn.Module) -> None:
         for parameter in net.parameters():
             parameter.copy_(parameter.half().float())
             if not bool(parameter.isfinite().all()):
-                raise ValueError("a weight is beyond the range of float16; the training went wrong")
+                raise ValueError("a weight is beyond the range of float16; check the training loss")

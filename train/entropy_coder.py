@@ -89,7 +89,7 @@ def _train(config: CoderTrainConfig, out: Path, progress: bool) -> list[float]:
             for kept, new in zip(average.parameters(), net.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
         if step % 50 == 0:
-            bar.set_postfix_str(f"{loss.item() / math.log(2):.2f} bits a frame")
+            bar.set_postfix_str(f"{loss.item() / math.log(2):.2f} bits per frame")
     average.save(out)
     return _Frames(test, config.network).bits(average)
 

@@ -62,10 +62,10 @@ def export_run(
     if step is not None and best:
         raise ValueError("--step and --best were both given; give one")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is not empty; name another folder with --out")
+        raise FileExistsError(f"{out} is not empty; choose another folder with --out")
     if (run / "train.json").is_file():
         if best:
-            raise ValueError(f"{run}: a tokenizer's run measures no test loss; give --step, or neither for the newest")
+            raise ValueError(f"{run}: a tokenizer run has no test loss; give --step, or neither for the newest")
         with _locked(run, out):
             return _export_tokenizer(run, out, step, sets)
     described: Any = read_json(run / "config.json") if (run / "config.json").is_file() else None
@@ -88,21 +88,21 @@ def find_checkpoint(run: Path, step: int | None = None, best: bool = False) -> P
     steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in known)
     if not known:
         raise FileNotFoundError(
-            f"{run}: it has no checkpoint yet; go on with it (tessera train CONFIG --out {run} --resume), and stop it "
-            "by Ctrl-C, which saves one"
+            f"{run}: it has no checkpoint yet; resume it (tessera train CONFIG --out {run} --resume) and "
+            "stop it with Ctrl-C, which saves one"
         )
     if best:
         found = checkpoints.best()
         if not found:
             raise FileNotFoundError(
-                f"{run}: no checkpoint has a test loss (that takes data.test, train.eval_every and train.keep.best); "
+                f"{run}: no checkpoint has a test loss (it needs data.test, train.eval_every and train.keep.best); "
                 f"choose one with --step: {steps}"
             )
         chosen = found[0]
     elif step is not None:
         chosen = run / "steps" / f"step-{step:08}"
         if chosen not in known:
-            raise FileNotFoundError(f"{run}: no checkpoint of step {step} is there; those that are: {steps}")
+            raise FileNotFoundError(f"{run}: no checkpoint of step {step}; available: {steps}")
     else:
         newest = checkpoints.newest()
         assert newest is not None
@@ -123,8 +123,8 @@ def _export_lm(
         parts = open_parts(config, run, ONE_PROCESS)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{error} (named in {run / 'config.json'}, from the folder where the run was started; for another place "
-            "there is --set, for instance --set data.shards=DIR)"
+            f"{error} (named in {run / 'config.json'}, from the folder where the run was started; to change "
+            "it, use --set, for instance --set data.shards=DIR)"
         ) from None
     processes = read_json(found / STATE_FILE)["processes"]
     state = RunState.load(found, config, parts, ProcessGroup(0, processes, ONE_PROCESS.device), micro_batch_of(found))
@@ -137,19 +137,19 @@ def _export_lm(
         average.refresh(_weights(found))
     folder = out if out is not None else run / ("model" if finished is None else f"model-{state.step}")
     if out is None and finished is not None and folder.exists():
-        raise FileExistsError(f"{folder} is there already; name another folder with --out")
+        raise FileExistsError(f"{folder} exists already; choose another folder with --out")
     prepare_folder(folder.parent)
     with suppress(OSError):
         folder.rmdir()  # if empty
     export_lm(average.model, parts, config, folder, state)
-    return Exported("model", state.step, folder, f"make samples with: tessera generate {folder} -o out")
+    return Exported("model", state.step, folder, f"generate samples with: tessera generate {folder} -o out")
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     if not (folder / "weights.safetensors").is_file():
         raise ValueError(
-            f"{folder}: saved by an earlier version, in files of DeepSpeed's own; go on with the run once (--resume), "
-            "its next checkpoint can be exported"
+            f"{folder}: saved by an earlier version, in DeepSpeed's own files; resume the run once "
+            "(--resume), its next checkpoint can be exported"
         )
     return read_safetensors(folder / "weights.safetensors")[0]
 
@@ -176,6 +176,6 @@ def _export_tokenizer(run: Path, out: Path | None, step: int | None, sets: Seque
     done = int(read_json(found / STATE_FILE)["step"])
     folder = out if out is not None else run / f"snapshot-{done}"
     if (folder / "config.json").exists():
-        raise FileExistsError(f"{folder} holds a tokenizer already; name another folder with --out")
+        raise FileExistsError(f"{folder} contains a tokenizer already; choose another folder with --out")
     make_tokenizer(config.tokenizer, net.train(False)).save(folder)
     return Exported("tokenizer", done, folder, f"measure it with: tessera tokenizer eval {folder}")

@@ -32,10 +32,12 @@ def register(app: typer.Typer) -> None:
 
 def coarse(
     tokenizer: Annotated[str, typer.Argument(help="Directory of a tokenizer or a model, or a bundled model's name.")],
-    clusters: Annotated[str, typer.Option(help="Clusters of each codebook; or one number per codebook: 16,8,8.")],
+    clusters: Annotated[
+        str, typer.Option(help="Number of clusters per codebook: one number for all, or one per codebook: 16,8,8.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the clusters to.")],
     method: Annotated[Method, typer.Option(help="balanced: all clusters equally large.")] = Method.kmeans,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed starts from other codes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Random seed of the clustering.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
     """Cluster the codes of each codebook by similarity.
@@ -62,11 +64,11 @@ def coarse(
         print(format_reports(reports))
     say(f"clusters of tokenizer {opened.spec.name} ({found.spec.fingerprint[:12]}) in {output}")
     for report in reports:
-        if report.says_nothing:
+        if report.near_random:
             closer = f"{max(0.0, report.closer):.0%} closer"
             print(
-                f"tessera: warning: the clusters of codebook {report.codebook} are hardly better than random ones "
-                f"({closer}), they will not help a refiner; try more of them, or one cluster",
+                f"tessera: warning: the clusters of codebook {report.codebook} are hardly better than random "
+                f"ones ({closer}) and will not help a refiner; try more clusters, or one",
                 file=sys.stderr,
             )
 

@@ -45,7 +45,7 @@ def configs(
     names = all_configs() if name is None else shipped_configs(name)
     if not names:
         find_config(str(name))  # the error names the nearest configs
-        raise ValueError(f"{name}: a file of yours, none of the configs that come with Tessera")
+        raise ValueError(f"{name}: a local file, not one of the configs that come with Tessera")
     if copy is not None:
         for path in copy_configs(names, copy, keep_folders=name is None):
             print(path)
@@ -71,7 +71,7 @@ def copy_configs(names: list[str], folder: Path, keep_folders: bool) -> list[Pat
     targets = {one: folder / f"{one if keep_folders else one.split('/')[-1]}.yaml" for one in names}
     taken = [str(path) for path in targets.values() if os.path.lexists(path)]
     if taken:
-        raise FileExistsError(f"{', '.join(taken)}: there already, nothing was copied; name another folder")
+        raise FileExistsError(f"{', '.join(taken)}: already present, nothing was copied; choose another folder")
     for target in targets.values():
         prepare_file(target)
     for name, target in targets.items():

@@ -29,13 +29,15 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a public checkpoint or a Tessera model.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not hold a model yet.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not contain a model.")],
     to: Annotated[
         str | None, typer.Option(help="Layout to write a Tessera model in: musicgen, llamagen.", show_default=False)
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Tokenizer of the codes: a directory, or a model's. Without, DST is a language model alone."),
+        typer.Option(
+            help="Tokenizer of the codes: a directory, or a model's. Without it, DST is only a language model."
+        ),
     ] = None,
     dtype: Annotated[DtypeChoice, typer.Option(help="Storage of the weights.")] = DtypeChoice.float32,
 ) -> None:
@@ -53,7 +55,7 @@ def convert(
 
     with lock_folder(target, "tessera convert"):
         if (target / "config.json").exists():
-            raise FileExistsError(f"{target}: holds a model already; name another folder")
+            raise FileExistsError(f"{target}: contains a model already; choose another folder")
         if _is_ours(source):
             _write_public(source, target, to, tokenizer, dtype.value)
         else:
@@ -67,7 +69,9 @@ def _read_public(source: Path, target: Path, to: str | None, tokenizer: str | No
 
     name = public_layout(source)
     if to is not None:
-        raise ValueError(f"--to {to}: {source} is a {name} checkpoint, no Tessera model; convert it without --to first")
+        raise ValueError(
+            f"--to {to}: {source} is a {name} checkpoint, not a Tessera model; convert it without --to first"
+        )
     layout, opened = layout_of(name), None if tokenizer is None else open_tokenizer(tokenizer)
     lm = layout.load(source, None if opened is None else opened.spec)
     labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
@@ -84,7 +88,7 @@ def _read_public(source: Path, target: Path, to: str | None, tokenizer: str | No
         read = f'tessera.load("{target}")'
     size = f"{lm.num_parameters / 1e6:.1f} M parameters"
     say(f"{target}: {name}, {size}; left out: {layout.left_out}")
-    say(f"read it with: {read}")
+    say(f"load it with: {read}")
 
 
 def _write_public(source: Path, target: Path, to: str | None, tokenizer: str | None, dtype: StorageName) -> None:
@@ -92,9 +96,9 @@ def _write_public(source: Path, target: Path, to: str | None, tokenizer: str | N
     from ...lm.public.registry import PUBLIC, layout_of
 
     if to is None:
-        raise ValueError(f"{source} is a Tessera model; say which layout to write: --to {' or --to '.join(PUBLIC)}")
+        raise ValueError(f"{source} is a Tessera model; choose the layout to write: --to {' or --to '.join(PUBLIC)}")
     if tokenizer is not None:
-        raise ValueError(f"--tokenizer {tokenizer}: a {to} checkpoint holds no tokenizer of Tessera; leave it out")
+        raise ValueError(f"--tokenizer {tokenizer}: a {to} checkpoint cannot contain a Tessera tokenizer; leave it out")
     layout_of(to).save(target, load_lm(source), dtype)
     say(f"{target}: a {to} checkpoint")
 

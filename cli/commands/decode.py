@@ -56,11 +56,11 @@ def decode(
             raise typer.Exit(1) from None
         items, damage = restored.items, restored.damage
     elif model is not None:
-        raise ValueError(f"--model: {codes} is not compressed, it needs none")
+        raise ValueError(f"--model: {codes} is not compressed; leave --model out")
     else:
         _, items = read_codes(codes, opened.spec)
     if os.path.isfile(output):
-        raise ValueError(f"-o {output}: a file is in the way; name a folder")
+        raise ValueError(f"-o {output}: is an existing file; name a folder")
     before = prepare_outputs([output / "0"])
     written = []
     for path in decode_to_files(items, opened, output, f".{audio_format.value}", progress=True):

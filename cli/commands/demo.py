@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ...generate.model import Model
     from ..report.demo_report import ImageGallery, ModelStory, SpeechGallery, TokenizerStory
-    from ..report.digit_classifier import Judge
+    from ..report.digit_classifier import DigitClassifier
 
 CONFIGS = PACKAGE / "configs" / "demo"
 SPEECH = PACKAGE / "samples" / "speech" / "test"
@@ -37,8 +37,8 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path("out/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A few steps only, to see that it runs.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for all output of the demo.")] = Path("out/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Train for a few steps only, to check that it runs.")] = False,
 ) -> None:
     """Train a small model on handwritten digits, generate from it and from the bundled models, and write a report.
 
@@ -57,12 +57,12 @@ def make_demo(out: Path, quick: bool) -> None:
     prepare(out)
     run = Run(out, quick)
     if quick:
-        run.note("this is a quick run: models trained for a few steps know next to nothing.")
+        run.note("this is a quick run: models trained for a few steps generate little of use.")
     tokenizer_story = train_tokenizer(run)
     model, model_story = train_model(run)
-    judge = make_judge(run)
-    fresh = draw_digits(run, model, judge, f"{run.out}/lm/model", "pictures", "generate with the new model")
-    bundled = bundled_digits(run, judge)
+    classifier = make_classifier(run)
+    fresh = draw_digits(run, model, classifier, f"{run.out}/lm/model", "pictures", "generate with the new model")
+    bundled = bundled_digits(run, classifier)
     speech = bundled_speech(run)
     path = write(run, tokenizer_story, model_story, fresh, bundled, speech)
     run.say(f"\nThe report is in {path.resolve()}; open it in a browser.")
@@ -104,7 +104,7 @@ def prepare(out: Path) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     if not is_empty(out) and not (out / MARK).exists():
-        raise FileExistsError(f"{out}: holds files that are not the demo's; name another folder with --out")
+        raise FileExistsError(f"{out}: contains files that are not from the demo; choose another folder with --out")
     (out / MARK).touch()  # a demo stopped here leaves a folder that still counts as the demo's
     for path in out.iterdir():
         if path.name in (LOCK_FILE, MARK):
@@ -124,7 +124,7 @@ def train_tokenizer(run: Run) -> TokenizerStory:
     from ...train.common.metrics import read_metrics
     from ...train.tokenizer.trainer import TokenizerTrainConfig
     from ...train.tokenizer.trainer import train_tokenizer as train
-    from ..report.charts import Curve, picture_png
+    from ..report.charts import Curve, image_png
     from ..report.demo_report import Journey, TokenizerStory
     from ..report.digit_classifier import DIGITS, real_digits
 
@@ -134,8 +134,8 @@ def train_tokenizer(run: Run) -> TokenizerStory:
         tokenizer = train(config, run.out / "tokenizer")
     if tokenizer is None:
         raise KeyboardInterrupt
-    pictures, _ = real_digits("test")
-    codes = tokenizer.encode(pictures).codes
+    images, _ = real_digits("test")
+    codes = tokenizer.encode(images).codes
     found = tokenizer.decode(codes)
     grid = tokenizer.spec.geometry
     assert grid.kind == "picture"
@@ -147,16 +147,16 @@ def train_tokenizer(run: Run) -> TokenizerStory:
             Curve("squared error", steps, [line["squared"] for line in lines]),
             Curve("quantizer", steps, [line["quantizer"] for line in lines]),
         ],
-        pairs=[(picture_png(pictures[i]), picture_png(found[i])) for i in range(20)],
+        pairs=[(image_png(images[i]), image_png(found[i])) for i in range(20)],
         counts=[
             codes[:, book].flatten().bincount(minlength=size).tolist()
             for book, size in enumerate(tokenizer.spec.cardinalities)
         ],
-        psnr=peak_signal_to_noise(pictures, found),
+        psnr=peak_signal_to_noise(images, found),
         journey=Journey(
-            picture_png(pictures[3]),
+            image_png(images[3]),
             codes[3].reshape(-1, grid.rows, grid.columns).tolist(),
-            picture_png(found[3]),
+            image_png(found[3]),
         ),
     )
 
@@ -178,7 +178,7 @@ def train_model(run: Run) -> tuple[Model, ModelStory]:
     from ..report.demo_report import ModelStory
     from ..report.digit_classifier import DIGITS
 
-    with run.stage("turn the digits into codes"):
+    with run.stage("encode the digits"):
         for split in ("train", "test"):
             data = f"corpus.path={DIGITS / split}.safetensors"
             sets = [data, f"tokenizer={run.out}/tokenizer", f"out={run.out}/shards/{split}"]
@@ -229,22 +229,24 @@ def train_language_model(run: Run) -> str:
 # Generation
 
 
-def make_judge(run: Run) -> Judge | None:
+def make_classifier(run: Run) -> DigitClassifier | None:
     """The digit classifier, or None and a note if scikit-learn is not installed."""
-    from ..report.digit_classifier import Judge
+    from ..report.digit_classifier import DigitClassifier
 
     try:
-        return Judge()
+        return DigitClassifier()
     except ImportError:
-        run.note("scikit-learn is not installed, so nobody judged the generated digits.")
+        run.note("scikit-learn is not installed, so the generated digits were not classified.")
         return None
 
 
-def draw_digits(run: Run, model: Model, judge: Judge | None, source: str, folder: str, stage: str) -> ImageGallery:
+def draw_digits(
+    run: Run, model: Model, classifier: DigitClassifier | None, source: str, folder: str, stage: str
+) -> ImageGallery:
     """Generate ten images of each digit, save them, and pair them with real ones."""
     import torch
 
-    from ..report.charts import picture_png
+    from ..report.charts import image_png
     from ..report.demo_report import ImageGallery, ImageRow
     from ..report.digit_classifier import real_digits
 
@@ -257,8 +259,8 @@ def draw_digits(run: Run, model: Model, judge: Judge | None, source: str, folder
     rows = []
     for number, label in enumerate(LABELS):
         drawn = result.media[number * each : (number + 1) * each]
-        examples = [picture for picture, name in zip(real, names, strict=True) if name == label][:5]
-        rows.append(ImageRow(label, [picture_png(p) for p in examples], [picture_png(p) for p in drawn]))
+        examples = [image for image, name in zip(real, names, strict=True) if name == label][:5]
+        rows.append(ImageRow(label, [image_png(p) for p in examples], [image_png(p) for p in drawn]))
     result.save(run.out / folder)
     asked = [label for label in LABELS for _ in range(each)]
     return ImageGallery(
@@ -266,17 +268,17 @@ def draw_digits(run: Run, model: Model, judge: Judge | None, source: str, folder
         rows=rows,
         seconds=seconds,
         count=len(result),
-        recognised=judge.share(torch.stack(result.media), asked) if judge else None,
-        recognised_real=judge.share(real, names) if judge else None,
+        recognised=classifier.share(torch.stack(result.media), asked) if classifier else None,
+        recognised_real=classifier.share(real, names) if classifier else None,
     )
 
 
-def bundled_digits(run: Run, judge: Judge | None) -> ImageGallery | None:
+def bundled_digits(run: Run, classifier: DigitClassifier | None) -> ImageGallery | None:
     """Digits of the bundled model."""
     model = load_bundled(run, "digits")
     if model is None:
         return None
-    return draw_digits(run, model, judge, "digits", "bundled-pictures", "generate with the bundled digits model")
+    return draw_digits(run, model, classifier, "digits", "bundled-pictures", "generate with the bundled digits model")
 
 
 def bundled_speech(run: Run) -> SpeechGallery | None:
@@ -304,14 +306,14 @@ def bundled_speech(run: Run) -> SpeechGallery | None:
     samples = corpus.media(0, model.spec.geometry)[None]
     codes = model.tokenizer.encode(samples)
     through = model.tokenizer.decode(codes.codes, codes.lengths)
-    for kind, sound in (("the recording", samples), ("through the tokenizer", through)):
+    for kind, audio in (("the recording", samples), ("through the tokenizer", through)):
         path = folder / f"{kind.replace(' ', '-')}.wav"
-        recorded.append(utterance(texts[0], sound[0], model, path, None, kind))
+        recorded.append(utterance(texts[0], audio[0], model, path, None, kind))
     voice = f" --voice {model.labels[0]}" if model.labels else ""
     return SpeechGallery(f'tessera tts "{chosen[0]}"{voice} --seed 0 -o out.wav', spoken, recorded)
 
 
-def utterance(text: str, sound: Tensor, model: Model, path: Path, made_in: float | None, origin: str = ""):
+def utterance(text: str, audio: Tensor, model: Model, path: Path, made_in: float | None, origin: str = ""):
     """The report entry of samples [C, N]; they are written to `path` if it does not exist yet."""
     from ...tokenize.data.media import write_audio
     from ..report.charts import spectrogram_png
@@ -319,8 +321,8 @@ def utterance(text: str, sound: Tensor, model: Model, path: Path, made_in: float
 
     rate = model.spec.geometry.sample_rate  # type: ignore[union-attr]
     if not path.exists():
-        write_audio(path, sound, rate)
-    return Utterance(text, path.read_bytes(), spectrogram_png(sound[0], rate), sound.shape[1] / rate, made_in, origin)
+        write_audio(path, audio, rate)
+    return Utterance(text, path.read_bytes(), spectrogram_png(audio[0], rate), audio.shape[1] / rate, made_in, origin)
 
 
 def load_bundled(run: Run, name: str) -> Model | None:
@@ -356,7 +358,7 @@ def write(
         tokenizer=tokenizer,
         model=model,
         fresh=fresh,
-        bundled_pictures=bundled,
+        bundled_images=bundled,
         speech=speech,
         notes=run.notes,
     )

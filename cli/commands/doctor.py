@@ -38,8 +38,8 @@ OPTIONAL_PACKAGES = {
     "tensorboard": "extra 'train': training curves in TensorBoard",
     "flash-attn": "extra 'gpu': attention backend 'flash'",
     "xformers": "extra 'gpu': attention backend 'xformers'",
-    "av": "extra 'media': m4a, AAC, WMA, the sound of videos; the length of MP3 files",
-    "scikit-learn": "extras 'eval' and 'demo': the classifier that judges generated digits",
+    "av": "extra 'media': m4a, AAC, WMA, audio tracks of videos; the length of MP3 files",
+    "scikit-learn": "extras 'eval' and 'demo': the classifier of generated digits",
     "scikit-image": "extra 'eval': SSIM",
     "constriction": "extra 'compress': tessera encode --compress",
     "torchmetrics": "extra 'eval': MS-SSIM",
@@ -47,7 +47,7 @@ OPTIONAL_PACKAGES = {
     "pystoi": "extra 'eval': STOI",
     "pesq": "extra 'eval': PESQ; needs a C compiler to install",
     "prdc": "extra 'eval': precision, recall, density, coverage",
-    "pocketsphinx": "extra 'eval': the recogniser that judges speech",
+    "pocketsphinx": "extra 'eval': the speech recogniser for generated speech",
 }
 BUNDLED_MODELS = ("digits", "speech")
 SAMPLE_DATA = ("digits", "speech")
@@ -245,7 +245,7 @@ def _size_of(folder: Path) -> str:
 def _tools() -> list[Finding]:
     findings = []
     for name, note in {
-        "espeak-ng": "only to make more sample speech (Debian: apt-get install espeak-ng)",
+        "espeak-ng": "only to generate more sample speech (Debian: apt-get install espeak-ng)",
         "cc": "only to install some optional packages (pesq) and to let torch or deepspeed compile",
     }.items():
         path = shutil.which(name)

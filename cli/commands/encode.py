@@ -42,7 +42,7 @@ def encode(
         str | None,
         typer.Option(help="With --compress: directory of a coder or a model that has one, or a bundled model."),
     ] = None,
-    fit: Annotated[FitChoice, typer.Option(help="What to do with images of another size.")] = FitChoice.exact,
+    fit: Annotated[FitChoice, typer.Option(help="How to treat images of another size.")] = FitChoice.exact,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as one JSON object.")] = False,
 ) -> None:
     """Encode media files to codes.
@@ -71,7 +71,7 @@ def encode(
     items, skipped = encode_files([shipped_path(path) for path in media], opened, fit.value, progress=True)
     report_skipped(skipped, len(items) + len(skipped))
     if not items and not skipped:
-        raise ValueError(f"{', '.join(map(str, media))}: no audio or image files are there")
+        raise ValueError(f"{', '.join(map(str, media))}: no audio or image files found")
     if not items:
         raise ValueError(f"no codes were written to {output}: none of {len(skipped)} files could be used")
     written = _write(output, opened.spec, items, compress, coder)

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model directory, or the name of a bundled model.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of shards (tessera shards) to take the loss on.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of shards (tessera shards) to measure the loss on.")] = None,
     prompt: Annotated[
         str | None,
         typer.Option(
@@ -35,7 +35,7 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Chooses the prompts.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Items at a time for the loss.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Batch size for the loss.")] = 16,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure the speed of generation.")] = True,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -142,8 +142,8 @@ def format_findings(found: dict) -> str:
         for name, nats in [*enumerate(loss[f"per_{part}"]), ("mean", loss["mean"])]:
             lines.append(f"  {name:>8}  {nats:7.4f}  {math.exp(min(nats, 700)):10.2f}")
     if "speed" in found:
-        lines.append(f"\ngeneration\n  {'at a time':>9}  {'guidance':>8}  {'frames/s':>9}  {'s of sound per s':>16}")
+        lines.append(f"\ngeneration\n  {'at a time':>9}  {'guidance':>8}  {'frames/s':>9}  {'s of audio per s':>16}")
         for one in found["speed"]:
-            sound = f"{one['audio_per_second']:16.2f}" if one["audio_per_second"] else f"{'-':>16}"
-            lines.append(f"  {one['rows']:9d}  {one['guidance']:>8}  {one['frames_per_second']:9.1f}  {sound}")
+            audio = f"{one['audio_per_second']:16.2f}" if one["audio_per_second"] else f"{'-':>16}"
+            lines.append(f"  {one['rows']:9d}  {one['guidance']:>8}  {one['frames_per_second']:9.1f}  {audio}")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run of tessera train or tessera tokenizer train.")],
     step: Annotated[
-        int | None, typer.Option("--step", min=0, help="The checkpoint after so many steps; default: the newest.")
+        int | None, typer.Option("--step", min=0, help="The checkpoint of this step; default: the newest.")
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="The checkpoint with the lowest loss on data.test.")] = False,
     out: Annotated[
@@ -27,9 +27,7 @@ def export(
     ] = None,
     set_: Annotated[
         list[str],
-        typer.Option(
-            "--set", help="A setting of the run's config that may change: tokenizer=DIR, export.dtype=float32."
-        ),
+        typer.Option("--set", help="A setting of the run's config to change: tokenizer=DIR, export.dtype=float32."),
     ] = [],  # noqa: B006
 ) -> None:
     """Export a model from a checkpoint of a run, even if the run was stopped or killed.
@@ -42,5 +40,5 @@ def export(
     from ...train.export_run import export_run
 
     made = export_run(run, out, step=step, best=best, sets=set_)
-    say(f"{made.what} of step {made.step} in {made.folder}")
+    say(f"{made.what} of step {made.step} written to {made.folder}")
     say(f"{made.advice}")

@@ -39,7 +39,7 @@ def shards(
     try:
         built = build_shards(read, open_tokenizer(read.tokenizer))
     except KeyboardInterrupt:
-        say(f"tessera: {read.out} is not finished; run the same command again to go on")
+        say(f"tessera: {read.out} is not finished; run the same command again to resume")
         raise
     report_skipped([entry.reason for entry in built.skipped], len(built) + len(built.skipped))
     summary = {

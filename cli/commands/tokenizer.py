@@ -43,7 +43,7 @@ def train(
     set_: Annotated[
         list[str], typer.Option("--set", help="Override a setting of the file: key.path=value. May be repeated.")
     ] = [],  # noqa: B006
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest checkpoint in OUT.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest checkpoint in OUT.")] = False,
     nproc: Annotated[int, typer.Option("--nproc", min=1, max=MAX_PROCESSES, help="Processes on this machine.")] = 1,
 ) -> None:
     """Train a tokenizer on audio or images and freeze it.
@@ -91,14 +91,16 @@ def evaluate(
         typer.Option("--data", help="Folder of media, or .safetensors of images; default: the bundled test samples."),
     ] = None,
     items: Annotated[
-        int, typer.Option("--items", min=1, max=MAX_ITEMS, help="At most so many items, spread over the data.")
+        int, typer.Option("--items", min=1, max=MAX_ITEMS, help="Number of items at most, spread over the data.")
     ] = 100,
-    fit: Annotated[FitChoice, typer.Option("--fit", help="What to do with images of another size.")] = FitChoice.exact,
+    fit: Annotated[FitChoice, typer.Option("--fit", help="How to treat images of another size.")] = FitChoice.exact,
     model: Annotated[
         str | None,
-        typer.Option(help="A coder, or a model: also the bits given the frames before (by its coder if it has one)."),
+        typer.Option(
+            help="A coder, or a model: also measure the bits given the previous frames (by its coder if it has one)."
+        ),
     ] = None,
-    window: Annotated[int, typer.Option(min=1, max=MAX_FRAMES, help="Frames that usage is counted over.")] = 4096,
+    window: Annotated[int, typer.Option(min=1, max=MAX_FRAMES, help="Window of the code usage, in frames.")] = 4096,
     page: Annotated[Path | None, typer.Option(help="Also write an HTML page with images and audio.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -131,7 +133,7 @@ def evaluate(
     if report.skipped:
         say(f"tessera: skipped {len(report.skipped)} items that could not be read")
     if not report.stability.stable:
-        say("tessera: codes of this tokenizer depend on how it is called; they should not be stored")
+        say("tessera: codes of this tokenizer depend on the batch, padding or autocast; do not store them")
         raise typer.Exit(1)
 
 
@@ -155,4 +157,4 @@ def coder(
 
     bits = train_coder(opened.read_as(CoderTrainConfig), out)
     each = " + ".join(f"{number:.3f}" for number in bits)
-    say(f"coder in {out}: {sum(bits):.3f} bits a frame ({each})")
+    say(f"coder in {out}: {sum(bits):.3f} bits per frame ({each})")

@@ -28,7 +28,7 @@ def train(
     ] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/NAME.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest checkpoint in the folder of the run.")
+        bool, typer.Option("--resume", help="Resume from the newest checkpoint in the folder of the run.")
     ] = False,
     nproc: Annotated[int, typer.Option("--nproc", min=1, max=MAX_PROCESSES, help="Processes on this machine.")] = 1,
 ) -> None:

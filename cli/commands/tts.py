@@ -25,7 +25,7 @@ def tts(
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "speech",
     voice: Annotated[
         str | None,
-        typer.Option(help="A voice of the model by its name, or a recording (or its codes) of a voice."),
+        typer.Option(help="The name of a voice of the model, or a recording of a voice (or its codes)."),
     ] = None,
     voice_frames: Annotated[
         int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only the first frames of the recording.")
@@ -69,14 +69,14 @@ def tts(
     elif samples.n == 1:
         stream_audio_to(loaded, output, **call)
     else:
-        raise typer.BadParameter(f"a stream is one sample, but -n is {samples.n}; leave one of them out")
+        raise typer.BadParameter(f"--stream generates one sample, but -n is {samples.n}; leave one of them out")
 
 
 def _read_stdin() -> str:
     """The text on stdin without surrounding white space. ValueError: empty, not UTF-8, or longer than 1 MiB."""
     data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
-        raise ValueError(f"the text on stdin is longer than {MAX_STDIN_BYTES} bytes; give less of it at a time")
+        raise ValueError(f"the text on stdin is longer than {MAX_STDIN_BYTES} bytes; split it")
     try:
         text = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:

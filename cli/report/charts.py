@@ -103,7 +103,7 @@ def usage_chart(counts: Sequence[int], number: int) -> str:
         if count
     )
     fair = height - min(1.0, total / len(ordered) / top) * height
-    line = f'<line class="fair" x1="0" x2="{width}" y1="{fair:.1f}" y2="{fair:.1f}"><title>equal use</title></line>'
+    line = f'<line class="fair" x1="0" x2="{width}" y1="{fair:.1f}" y2="{fair:.1f}"><title>uniform use</title></line>'
     label = f"codebook {number}: {len(ordered)} codes by use"
     return (
         f'<svg class="usage" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
@@ -152,9 +152,9 @@ def mosaic(codes: Sequence[Sequence[int]], cardinality: int, label: str) -> str:
     return f'<svg class="mosaic" viewBox="{box}" role="img" aria-label="{label}">{"".join(tiles)}</svg>'
 
 
-def picture_png(picture: Tensor) -> bytes:
+def image_png(image: Tensor) -> bytes:
     """An image [C, height, width] in [-1, 1], C 1 or 3, as the bytes of a PNG file of the same size."""
-    pixels = ((picture.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    pixels = ((image.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return png_bytes(pixels)
 
 

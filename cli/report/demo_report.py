@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .charts import Curve, data_url, line_chart, mosaic, perplexity, time_bars, usage_chart
-from .page import figure, page, picture, section
+from .page import figure, image_tag, page, section
 
 
 @dataclass(frozen=True)
 class Journey:
     """One image: original, codes, and reconstruction."""
 
-    picture: bytes
+    original: bytes
     """PNG of the original image."""
     codes: list[list[list[int]]]
     """Code ids [K][rows][columns]."""
@@ -115,7 +115,7 @@ class DemoResults:
     tokenizer: TokenizerStory
     model: ModelStory
     fresh: ImageGallery
-    bundled_pictures: ImageGallery | None = None
+    bundled_images: ImageGallery | None = None
     speech: SpeechGallery | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -132,19 +132,19 @@ def write_report(results: DemoResults, path: str | Path) -> Path:
 def render(results: DemoResults) -> str:
     """The page as HTML text."""
     sections = [_tiles(results), _journey(results.tokenizer), _tokenizer(results.tokenizer), _model(results.model)]
-    sections.append(_pictures("fresh", "Digits from the model trained a minute ago", results.fresh, _FRESH_WORDS))
-    if results.bundled_pictures:
-        sections.append(_pictures("digits", "Digits from the bundled model", results.bundled_pictures, _BUNDLED_WORDS))
+    sections.append(_images("fresh", "Digits from the model trained a minute ago", results.fresh, _FRESH_WORDS))
+    if results.bundled_images:
+        sections.append(_images("digits", "Digits from the bundled model", results.bundled_images, _BUNDLED_WORDS))
     if results.speech:
         sections.append(_speech(results.speech))
     sections.append(_timings(results))
-    subtitle = f"From pictures to codes to a trained model to new pictures and speech. {results.when}"
+    subtitle = f"From images to codes to a trained model to new images and speech. {results.when}"
     return page("Tessera demo", subtitle, sections, "tessera demo")
 
 
 _FRESH_WORDS = (
-    "For each label the language model wrote codes one frame at a time, and the tokenizer turned them into a picture. "
-    "After so short a training some are clumsy."
+    "For each label the language model generated codes one frame at a time, and the tokenizer decoded them into an "
+    "image. After such short training some are clumsy."
 )
 _BUNDLED_WORDS = "The same recipe with more time: this model comes with Tessera, so it needs no training."
 
@@ -156,15 +156,15 @@ def _tiles(results: DemoResults) -> str:
         (f"{results.model.parameters / 1e6:.2f} M", "weights in the model trained here"),
         (f"{results.model.tokens_per_second:,.0f}", "tokens a second in training"),
     ]
-    if results.bundled_pictures and results.bundled_pictures.recognised is not None:
+    if results.bundled_images and results.bundled_images.recognised is not None:
         tiles.append(
-            (f"{100 * results.bundled_pictures.recognised:.0f} %", "of the bundled model's digits recognised as asked")
+            (f"{100 * results.bundled_images.recognised:.0f} %", "of the bundled model's digits recognised as asked")
         )
     if results.speech and results.speech.generated:
         speed = sum(u.seconds for u in results.speech.generated) / sum(
             u.made_in or 1e-9 for u in results.speech.generated
         )
-        tiles.append((f"{speed:.1f} x", "real time: speech generated per second of work"))
+        tiles.append((f"{speed:.1f} x", "real time: seconds of speech generated per second"))
     cells = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for value, what in tiles)
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in results.notes)
     return f'<div class="tiles">{cells}</div>{notes}'
@@ -177,24 +177,24 @@ def _journey(story: TokenizerStory) -> str:
         caption = f"codebook {number}" + (" (coarse)" if number == 0 else "")
         grids.append(f"<figure>{mosaic(codes, cardinality, caption)}<figcaption>{caption}</figcaption></figure>")
     steps = [
-        figure(picture(journey.picture, "a real digit", "large"), "a real digit"),
+        figure(image_tag(journey.original, "a real digit", "large"), "a real digit"),
         _arrow("encode"),
         f'<div class="grids">{"".join(grids)}</div>',
         _arrow("decode"),
-        figure(picture(journey.decoded, "the digit decoded", "large"), "from its codes alone"),
+        figure(image_tag(journey.decoded, "the digit decoded", "large"), "from its codes alone"),
     ]
     size = len(journey.codes) * len(journey.codes[0]) * len(journey.codes[0][0])
     words = (
-        f"A <em>tokenizer</em> turns each picture into {size} small whole numbers, its <em>codes</em>, and codes back "
-        "into a picture. A <em>language model</em> learns which codes follow which, as it would with words; to make a "
-        "new picture it writes new codes. Sound goes the same way."
+        f"A <em>tokenizer</em> encodes each image as {size} small integers, its <em>codes</em>, and decodes "
+        "codes into an image. A <em>language model</em> learns which codes follow which, as it would with "
+        "words; to generate an image it generates new codes. Audio works the same way."
     )
-    return section("idea", "The idea in one picture", words, f'<div class="journey">{"".join(steps)}</div>')
+    return section("idea", "The idea in one diagram", words, f'<div class="journey">{"".join(steps)}</div>')
 
 
 def _tokenizer(story: TokenizerStory) -> str:
     pairs = "".join(
-        f'<div class="pair">{picture(real, "real")}{picture(found, "reconstructed")}</div>'
+        f'<div class="pair">{image_tag(real, "real")}{image_tag(found, "reconstructed")}</div>'
         for real, found in story.pairs
     )
     usage = []
@@ -206,15 +206,15 @@ def _tokenizer(story: TokenizerStory) -> str:
     body = (
         figure(
             line_chart(story.curves, "training step", "loss (log scale)", log=True),
-            "Falling: pictures come back more alike.",
+            "Falling: reconstructions get closer to the originals.",
         )
-        + f"<h3>Pictures it has never seen</h3><p>Left the real one, right what comes back from its codes; on average "
+        + f"<h3>Held-out images</h3><p>Left the original, right its reconstruction from codes; on average "
         f'{story.psnr:.1f} dB PSNR (higher is closer).</p><div class="pairs">{pairs}</div>'
-        + "<h3>Use of the codes</h3><p>Each bar is one code, the most used first; the dashed line is equal use. "
+        + "<h3>Use of the codes</h3><p>Each bar is one code, the most used first; the dashed line is uniform use. "
         f'A codebook in which few codes do all the work wastes capacity.</p><div class="usages">{"".join(usage)}</div>'
     )
     words = (
-        "First a tokenizer is trained to bring pictures back from few codes; then it is frozen and gets a fingerprint."
+        "First a tokenizer is trained to reconstruct images from few codes; then it is frozen and gets a fingerprint."
     )
     return section("tokenizer", "Step 1: a tokenizer", words, body, story.command)
 
@@ -228,16 +228,16 @@ def _model(story: ModelStory) -> str:
     held_out = f"Loss per codebook on digits of other writers: {test}." if test else ""
     body += f"<p>{held_out} Engine: {html.escape(story.engine)}.</p>"
     words = (
-        f"Then a transformer with {story.parameters:,} weights learns to predict the codes of a picture from its label."
+        f"Then a transformer with {story.parameters:,} weights learns to predict the codes of an image from its label."
     )
     return section("model", "Step 2: a language model over codes", words, body, story.command)
 
 
-def _pictures(anchor: str, title: str, gallery: ImageGallery, words: str) -> str:
+def _images(anchor: str, title: str, gallery: ImageGallery, words: str) -> str:
     rows = []
     for row in gallery.rows:
-        generated = "".join(picture(png, f"generated {row.label}") for png in row.generated)
-        real = "".join(picture(png, f"real {row.label}") for png in row.real)
+        generated = "".join(image_tag(png, f"generated {row.label}") for png in row.generated)
+        real = "".join(image_tag(png, f"real {row.label}") for png in row.real)
         rows.append(
             f'<tr><th scope="row">{html.escape(row.label)}</th><td>{generated}</td><td class="real">{real}</td></tr>'
         )
@@ -246,7 +246,7 @@ def _pictures(anchor: str, title: str, gallery: ImageGallery, words: str) -> str
         "<thead><tr><th>asked for</th><th>generated</th><th>real</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-    facts = f"{gallery.count} pictures in {gallery.seconds:.1f} s."
+    facts = f"{gallery.count} images in {gallery.seconds:.1f} s."
     if gallery.recognised is not None:
         share = f"{100 * gallery.recognised:.1f} %"
         facts += f" A classifier trained on real digits recognises {share} of them as the digit asked for"
@@ -260,7 +260,7 @@ def _speech(gallery: SpeechGallery) -> str:
     def card(utterance: Utterance) -> str:
         facts = [f"{utterance.seconds:.1f} s"]
         if utterance.made_in is not None:
-            facts.append(f"made in {utterance.made_in:.1f} s")
+            facts.append(f"generated in {utterance.made_in:.1f} s")
         if utterance.origin:
             facts.append(html.escape(utterance.origin))
         text = html.escape(utterance.text)
@@ -275,13 +275,13 @@ def _speech(gallery: SpeechGallery) -> str:
     if gallery.recorded:
         cards = "".join(card(utterance) for utterance in gallery.recorded)
         body += (
-            "<h3>For comparison</h3><p>A recording from the test data, and the same recording after a way through the "
-            f'tokenizer: what the model could at best sound like.</p><div class="utterances">{cards}</div>'
+            "<h3>For comparison</h3><p>A recording from the test data, and the same recording encoded and decoded by "
+            f'the tokenizer: the upper limit of the model\'s audio quality.</p><div class="utterances">{cards}</div>'
         )
     words = (
-        "The same machinery with sound: text goes in, codes come out step by step until the model says it is done, and "
-        "the audio tokenizer turns them into 16 kHz speech. Under each text is a spectrogram: time to the right, pitch "
-        "upwards."
+        "The same method with audio: text goes in, codes come out step by step until the model ends the sample, "
+        "and the audio tokenizer decodes them into 16 kHz speech. Under each text is a spectrogram: time to "
+        "the right, frequency upwards."
     )
     return section("speech", "Speech from the bundled model", words, body, gallery.command)
 
@@ -291,7 +291,7 @@ def _timings(results: DemoResults) -> str:
         time_bars(results.stages)
         + f'<p class="quiet">{html.escape(results.machine)}; Tessera {html.escape(results.version)}.</p>'
     )
-    return section("time", "Where the time went", "Measured on this machine while this page was made.", body)
+    return section("time", "Where the time went", "Measured on this machine during this run.", body)
 
 
 def _arrow(word: str) -> str:

@@ -28,25 +28,25 @@ def real_digits(split: str) -> tuple[Tensor, list[str]]:
 
     corpus = open_corpus(ArraysCorpus(path=str(DIGITS / f"{split}.safetensors")))
     geometry = ImageGeometry(height=8, width=8, channels=1, rows=1, columns=1)
-    pictures = torch.stack([corpus.media(number, geometry) for number in range(len(corpus))])
-    return pictures, [str(corpus.item(number).label) for number in range(len(corpus))]
+    images = torch.stack([corpus.media(number, geometry) for number in range(len(corpus))])
+    return images, [str(corpus.item(number).label) for number in range(len(corpus))]
 
 
-class Judge:
+class DigitClassifier:
     """A support vector machine (RBF kernel, scikit-learn's defaults) trained on the real training digits."""
 
     def __init__(self):
         """Raises ImportError when scikit-learn is not installed."""
         from sklearn.svm import SVC
 
-        pictures, labels = real_digits("train")
-        self.classifier: Any = SVC().fit(_features(pictures), labels)
+        images, labels = real_digits("train")
+        self.classifier: Any = SVC().fit(_features(images), labels)
 
-    def share(self, pictures: Tensor, labels: list[str]) -> float:
+    def share(self, images: Tensor, labels: list[str]) -> float:
         """Share of images [n, 1, 8, 8] recognized as their labels."""
-        return float(self.classifier.score(_features(pictures), labels))
+        return float(self.classifier.score(_features(images), labels))
 
 
-def _features(pictures: Tensor) -> Any:
+def _features(images: Tensor) -> Any:
     # Gray values from 0 to 16, as in scikit-learn's copy of these digits.
-    return ((pictures.flatten(1) + 1) * 8).numpy()
+    return ((images.flatten(1) + 1) * 8).numpy()

@@ -157,7 +157,7 @@ def figure(drawing: str, caption: str) -> str:
     return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
 
 
-def picture(png: bytes, label: str, size: str = "small") -> str:
+def image_tag(png: bytes, label: str, size: str = "small") -> str:
     """A PNG scaled with sharp pixels; size: small, middle or large."""
     label = html.escape(label)
     return f'<img class="pixels {size}" src="{data_url(png, "image/png")}" alt="{label}" title="{label}">'

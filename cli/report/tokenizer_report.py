@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .charts import Curve, bars, data_url, line_chart, picture_png, spectrogram_png, usage_chart
-from .page import figure, page, picture, section
+from .charts import Curve, bars, data_url, image_png, line_chart, spectrogram_png, usage_chart
+from .page import figure, image_tag, page, section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ...tokenize.spec import TokenSpec
     from ...train.evaluation.tokenizer_eval import Evaluation, TokenizerReport
 
-SOUNDS_SHOWN = 4
+AUDIO_SHOWN = 4
 HEADLINES = ("psnr_db", "stoi")
 """Metrics for the first tile."""
 CURVES_SHOWN = 7
@@ -63,12 +63,15 @@ def _tiles(report: TokenizerReport) -> str:
     best = bits.unigram_per if bits.conditional_per is None else bits.conditional_per
     name = next((name for name in HEADLINES if name in report.fidelity), next(iter(report.fidelity)))
     first = report.fidelity[name]
-    pace = "x real time" if report.kind == "audio" else "pictures a second"
+    pace = "x real time" if report.kind == "audio" else "images per second"
     tiles = [
         ("-" if first.mean is None else f"{first.mean:.2f}", f"{name}: {MEASURES.get(name, '')}"),
         (f"{bits.nominal_per:,.0f}", f"bits a {bits.per}, nominal; worth {best:,.0f}"),
         (f"{min(book.usage / book.possible for book in report.codebooks):.0%}", "of the possible use, worst codebook"),
-        ("yes" if report.stability.stable else "NO", "codes are the same in any batch, padded, under autocast"),
+        (
+            "yes" if report.stability.stable else "NO",
+            "codes are the same in any batch, with padding and under autocast",
+        ),
         (f"{speed.encode:,.0f} / {speed.decode:,.0f}", f"{pace}, encode / decode"),
     ]
     cells = "".join(f'<div class="tile"><b>{value}</b><span>{html.escape(what)}</span></div>' for value, what in tiles)
@@ -83,19 +86,19 @@ def _fidelity(evaluation: Evaluation, spec: TokenSpec, command: str) -> str:
         rows.append((name, value, str(score.items), MEASURES.get(name, ""), score.note))
     body = _table(("measure", "mean", "items", "", "note"), rows)
     if evaluation.report.kind == "audio":
-        shown = "".join(_sound(*pair, spec, number) for number, pair in enumerate(evaluation.examples[:SOUNDS_SHOWN]))
+        shown = "".join(_audio(*pair, spec, number) for number, pair in enumerate(evaluation.examples[:AUDIO_SHOWN]))
         body += f'<h3>Original and reconstruction</h3><div class="utterances twos">{shown}</div>'
     else:
         pairs = "".join(
-            f'<div class="pair">{picture(picture_png(real), "original", "middle")}'
-            f"{picture(picture_png(found), 'reconstruction', 'middle')}</div>"
+            f'<div class="pair">{image_tag(image_png(real), "original", "middle")}'
+            f"{image_tag(image_png(found), 'reconstruction', 'middle')}</div>"
             for real, found in evaluation.examples
         )
         body += f'<h3>Original, and beside it the reconstruction</h3><div class="pairs">{pairs}</div>'
-    return section("fidelity", "Fidelity", "How close comes back what went in.", body, command)
+    return section("fidelity", "Fidelity", "How close reconstructions are to the originals.", body, command)
 
 
-def _sound(real: Tensor, found: Tensor, spec: TokenSpec, number: int) -> str:
+def _audio(real: Tensor, found: Tensor, spec: TokenSpec, number: int) -> str:
     rate, cards = spec.geometry.sample_rate, []  # pyright: ignore[reportAttributeAccessIssue]
     for samples, word in ((real, "original"), (found, "reconstruction")):
         label = f"{number}: {word}"
@@ -135,7 +138,7 @@ def _usage(evaluation: Evaluation) -> str:
         )
         caption = (
             f"codebook {number}: {book.used:.0f} of {book.size} in {book.window} frames ({book.usage:.1%}; at most "
-            f"{book.possible:.1%} if all were alike), as varied as {book.perplexity:.0f}"
+            f"{book.possible:.1%} if all were used equally), as varied as {book.perplexity:.0f}"
         )
         figures.append(figure(usage_chart(counts, number), caption))
         if number < CURVES_SHOWN:
@@ -146,9 +149,9 @@ def _usage(evaluation: Evaluation) -> str:
     curves.append(Curve("even use", frames, [1 - (1 - 1 / size) ** count for count in frames]))
     body = f'<div class="usages">{"".join(figures)}</div><h3>Codes seen so far</h3>' + figure(
         line_chart(curves, "frames", "share of the codes seen"),
-        f"Even use: {size} codes, all equally likely.",
+        f"Uniform use: {size} codes, all equally likely.",
     )
-    words = "Each bar is one code over all frames, the most used first; the dashed line is equal use."
+    words = "Each bar is one code over all frames, the most used first; the dashed line is uniform use."
     return section("usage", "Use of the codes", words, body)
 
 
@@ -177,9 +180,9 @@ def _bits(report: TokenizerReport) -> str:
     note = (
         ""
         if bits.conditional_per is not None
-        else '<p class="note">No --model was given to read the frames before.</p>'
+        else '<p class="note">No --model was given to condition on the previous frames.</p>'
     )
-    words = "What the codes take at a fixed length, and what they are worth to one who knows how often each occurs."
+    words = "Bits at fixed-length coding, and the entropy given how often each code occurs."
     return section("bits", "Bits", words, f"{bars(rows)}{note}<h3>Bits a frame</h3>{table}")
 
 
@@ -195,7 +198,7 @@ def _stability(report: TokenizerReport) -> str:
         for name, shares in (*may, ("decoded and encoded again", stability.again))
     ]
     books = [f"codebook {number}" for number in range(len(stability.noise))]
-    body += "<h3>May change, the less the better</h3>" + _table(("", *books), lines)
+    body += "<h3>May change, fewer is better</h3>" + _table(("", *books), lines)
     words = f"Codes that change, of {stability.codes} codes of {stability.items} items."
     return section("stability", "Stability", words, body)
 

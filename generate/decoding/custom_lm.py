@@ -59,7 +59,7 @@ def check_pair(lm: Any, tokenizer: Any, who: str) -> LanguageModel:
     if isinstance(lm, str) or hasattr(lm, "__fspath__"):
         raise ValueError(f"{who} takes a language model, found the path '{lm}'; use tessera.load('{lm}').{_short(who)}")
     if isinstance(lm, Tokenizer):
-        raise ValueError(f"{who} takes the language model first and the tokenizer second, found a tokenizer first")
+        raise ValueError(f"{who} takes the language model first and the tokenizer second; the arguments are swapped")
     if hasattr(lm, "lm") and hasattr(lm, "tokenizer"):
         raise ValueError(f"{who} takes a language model; a Model has both, use model.{_short(who)}(...)")
     found = lm if isinstance(lm, LanguageModel) else _wrapped(lm, who)
@@ -74,7 +74,7 @@ def check_pair(lm: Any, tokenizer: Any, who: str) -> LanguageModel:
 
 def _wrapped(lm: Any, who: str) -> LanguageModel:
     if isinstance(lm, type):
-        raise ValueError(f"{who} takes a language model, found the class {lm.__name__}; make one of it first")
+        raise ValueError(f"{who} takes a language model, found the class {lm.__name__}; create an instance first")
     missing = [name for name in NEEDED if not hasattr(lm, name)]
     if missing:
         lacks = ", ".join(f"{name} ({NEEDED[name]})" for name in missing)
@@ -134,7 +134,7 @@ class Wrapped:
     def check_conditions(self, batch: ConditionBatch, num_rows: int | None = None) -> None:
         """ValueError for any condition: a custom model holds its own."""
         if batch.num_rows is not None:
-            raise ValueError("a language model of your own takes no label, text, embedding or voice; leave them out")
+            raise ValueError("a custom language model takes no label, text, embedding or voice; leave them out")
 
     def start_ids(self, num_rows: int) -> Tensor:
         """[B, K] long."""
@@ -145,9 +145,9 @@ class Wrapped:
     ) -> WrappedState:
         """Start a sequence; a custom model manages its own cache."""
         if steady:
-            raise ValueError("step: the steps of a language model of your own run one by one; leave it out")
+            raise ValueError("step: a custom language model always runs its steps one by one; leave it out")
         if cache is not None:
-            raise ValueError("cache: a language model of your own keeps what it needs itself; leave it out")
+            raise ValueError("cache: a custom language model manages its own cache; leave it out")
         return WrappedState(torch.zeros(num_rows, self.num_codebooks, 0, dtype=torch.long, device=self.device))
 
     def read(self, state: WrappedState, ids: Tensor) -> Tensor:

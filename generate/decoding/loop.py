@@ -60,10 +60,10 @@ class DecodeLoop:
         self.asked, self.way = config.step, choose_way(config.step, lm, self.drafts)
         """How steps were requested to run, and how they run."""
         rows, captured = len(request.seeds), self.way != "eager"
-        capacity = programs_of(lm).room(rows, self.num_steps) if captured else self.num_steps
-        guidance = ClassifierFreeGuidance(config.guidance, lm, self.num_steps, room=capacity)
+        capacity = programs_of(lm).capacity(rows, self.num_steps) if captured else self.num_steps
+        guidance = ClassifierFreeGuidance(config.guidance, lm, self.num_steps, capacity=capacity)
         sampler = make_sampler(lm, request, capacity)
-        self.board = make_buffers(lm, request, capacity)
+        self.buffers = make_buffers(lm, request, capacity)
         frames = torch.arange(self.length.max_frames, device=lm.device)
         self.steps_of = lm.arrangement.steps_of(frames, self.length.max_frames)
         """[K, T]: the step of each code."""
@@ -78,7 +78,7 @@ class DecodeLoop:
             config.cache,
             captured,
         )
-        self._step = DecodeStep(lm, self.state, self.board, guidance, sampler, self.length.fixed)
+        self._step = DecodeStep(lm, self.state, self.buffers, guidance, sampler, self.length.fixed)
         self._program: CapturedStep | None = None
         self.position = 0
         """The next step."""
@@ -114,16 +114,16 @@ class DecodeLoop:
     def _forward(self, s: int, count: int) -> Tensor:
         """Hidden states [R, count, D] of the last steps up to s, for all rows the model runs. The model reads the
         columns that it has not read: one, or the whole prompt at first."""
-        ids = self._step.guide.rows(self.board.columns[:, :, self.state.step : s + 1])
+        ids = self._step.guide.rows(self.buffers.columns[:, :, self.state.step : s + 1])
         return self.lm.read(self.state, ids)[:, -count:]
 
     def _sample(self, s: int, hidden: Tensor, is_draft: bool = False) -> None:
         """Sample and write the ids of step s from hidden states [R, D]; draft ids cannot end a row."""
-        self._step.choose(self.board.step.fill_(s), s % self._step.period, hidden, is_draft)
+        self._step.choose(self.buffers.step.fill_(s), s % self._step.period, hidden, is_draft)
 
     def _take_program(self) -> None:
         """Switch to a captured step and its tensors for all later steps."""
-        self.board.step.fill_(self.position)
+        self.buffers.step.fill_(self.position)
         self.state.cache.position = torch.tensor(self.state.cache.length, device=self.lm.device)
         programs = programs_of(self.lm)
         take = programs.take_graph if self.asked == "auto" else programs.take
@@ -132,12 +132,12 @@ class DecodeLoop:
             self.way = "eager"
             return
         self._step = self._program.step
-        self.board, self.state = self._step.board, self._step.state
+        self.buffers, self.state = self._step.buffers, self._step.state
 
     @property
     def columns(self) -> Tensor:
         """[B, K, 1 + S]: the model's input, `start` followed by the ids of each step."""
-        return self.board.columns
+        return self.buffers.columns
 
     @property
     def done(self) -> bool:
@@ -151,7 +151,7 @@ class DecodeLoop:
 
     def frames(self) -> Iterator[Tensor]:
         """Run to the end and yield codes [K, n] as soon as their frames are complete; for a batch of one row."""
-        assert len(self.board.seeds) == 1
+        assert len(self.buffers.seeds) == 1
         sent = 0
         while True:
             longest = self._longest()
@@ -169,20 +169,20 @@ class DecodeLoop:
 
     def result(self) -> Generated:
         """The generated codes, on the CPU. ValueError: some logits could not be sampled from."""
-        longest, lengths = self._longest(), self.board.row_lengths
+        longest, lengths = self._longest(), self.buffers.row_lengths
         codes = self._codes(0, longest)
         beyond = torch.arange(longest, device=codes.device) >= lengths[:, None, None]
-        return Generated(codes.masked_fill(beyond, 0).cpu(), lengths.cpu(), self.board.ended.cpu())
+        return Generated(codes.masked_fill(beyond, 0).cpu(), lengths.cpu(), self.buffers.ended.cpu())
 
     def _longest(self) -> int:
         """Frames of the longest row as far as known; ValueError if some logits could not be sampled from. The only
         device synchronization that a step may need."""
-        longest, broken = torch.stack([self.board.row_lengths.max(), self.board.broken.long()]).tolist()
+        longest, broken = torch.stack([self.buffers.row_lengths.max(), self.buffers.broken.long()]).tolist()
         if broken:
             raise ValueError(NOT_NUMBERS)
         return longest
 
     def _codes(self, first: int, last: int) -> Tensor:
         """Ids [B, K, last - first] of frames first .. last - 1."""
-        where, columns = self.steps_of[:, first:last] + 1, self.board.columns
+        where, columns = self.steps_of[:, first:last] + 1, self.buffers.columns
         return columns.gather(2, where.expand(len(columns), -1, -1))

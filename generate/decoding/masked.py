@@ -105,7 +105,7 @@ def fill_codes(
                 on_progress(rows.start * passes + done * (rows.stop - rows.start), total * passes)
             if done == passes:
                 return codes.cpu()
-        raise AssertionError("there is one pass at least")
+        raise AssertionError("there is at least one pass")
 
     return run_rows(run, total, exact)
 

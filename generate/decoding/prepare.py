@@ -63,7 +63,7 @@ def write_prompt(step: DecodeStep, prompt: Tensor, steps_of: Tensor) -> int:
     Args:
         steps_of: [K, T], the step of each code.
     """
-    buffers, pattern, where = step.board, step.lm.arrangement, steps_of[:, : prompt.shape[2]]
+    buffers, pattern, where = step.buffers, step.lm.arrangement, steps_of[:, : prompt.shape[2]]
     buffers.given.scatter_(1, where, True)
     buffers.columns.scatter_(2, where.expand(len(prompt), -1, -1) + 1, prompt)
     for s in range(pattern.num_steps(steps_of.shape[1])):

@@ -33,7 +33,7 @@ class SpeculativeLoop(DecodeLoop):
         self.draft, known = request.config.draft, lm.ahead.steps if lm.ahead is not None else 0
         """Number of steps to draft."""
         if not 1 <= self.draft <= known:
-            how = f"use a draft of 1 to {known}" if known else "train it with lm.ahead, or leave draft out"
+            how = f"use a draft from 1 to {known}" if known else "train it with lm.ahead, or leave draft out"
             raise ValueError(f"draft is {self.draft}, but the model predicts {known} steps ahead; {how}")
         super().__init__(lm, request)
         self.drafted = 0
@@ -48,9 +48,9 @@ class SpeculativeLoop(DecodeLoop):
         hidden = self._forward(first + drafted, 1 + drafted)
         self.reads += 1
         for i in range(1 + drafted):
-            draft = self.board.columns[:, :, first + i + 1].clone()
+            draft = self.buffers.columns[:, :, first + i + 1].clone()
             self._sample(first + i, hidden[:, i])
-            if i == drafted or not torch.equal(draft, self.board.columns[:, :, first + i + 1]):
+            if i == drafted or not torch.equal(draft, self.buffers.columns[:, :, first + i + 1]):
                 break
         self.position = first + i + 1
         self.lm.rewind(self.state, self.position)
@@ -64,6 +64,6 @@ class SpeculativeLoop(DecodeLoop):
             self._sample(self.position + ahead, self.lm.ahead(hidden, ahead + 1), is_draft=True)
 
     def _sample(self, s: int, hidden: Tensor, is_draft: bool = False) -> None:
-        columns, given = self.board.columns, self.board.given
+        columns, given = self.buffers.columns, self.buffers.given
         columns[:, :, s + 1] *= given[:, s]  # a head with several stages must not read an old draft
         super()._sample(s, hidden, is_draft)

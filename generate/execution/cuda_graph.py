@@ -36,7 +36,7 @@ def recorded(step: DecodeStep, calls: Sequence[Callable[[], object]] = ()) -> li
         for tensor, value in zip(held, saved, strict=True):
             tensor.copy_(value)
 
-    device = step.board.step.device
+    device = step.buffers.step.device
     with torch.cuda.device(device), torch.no_grad():
         aside = torch.cuda.Stream(device)
         aside.wait_stream(torch.cuda.current_stream(device))

@@ -62,20 +62,27 @@ class DecodeStep:
         self,
         lm: TokenLM,
         state: DecodingState,
-        board: DecodeBuffers,
+        buffers: DecodeBuffers,
         guide: ClassifierFreeGuidance,
         sampler: Sampler,
         fixed: bool,
     ):
         """`fixed`: no end is sampled."""
-        self.lm, self.state, self.board, self.guide, self.sampler, self.fixed = lm, state, board, guide, sampler, fixed
+        self.lm, self.state, self.buffers, self.guide, self.sampler, self.fixed = (
+            lm,
+            state,
+            buffers,
+            guide,
+            sampler,
+            fixed,
+        )
         self.period: int = lm.head.period
         self.stages = [[sampler.stage(places) for places in lm.head.stages_at(phase)] for phase in range(self.period)]
         """Sampling stages for each phase of the head."""
 
     def parts(self) -> tuple:
         """All tensors and settings that determine a step, besides the model and the kind of its cache."""
-        return self.state.parts(), self.board, self.guide.parts(), self.sampler.parts(), self.stages, self.fixed
+        return self.state.parts(), self.buffers, self.guide.parts(), self.sampler.parts(), self.stages, self.fixed
 
     def advance(self, phase: int) -> None:
         """Run the step in the decode buffers: forward pass, sample, write, count. The model's state must keep its
@@ -84,41 +91,41 @@ class DecodeStep:
         Args:
             phase: phase of the head's stages, step % period.
         """
-        board = self.board
-        ids = self.guide.rows(board.column(board.step - 1))
-        self.choose(board.step, phase, self.lm.read_at(self.state, ids, board.step))
-        board.step.add_(1)
+        buffers = self.buffers
+        ids = self.guide.rows(buffers.column(buffers.step - 1))
+        self.choose(buffers.step, phase, self.lm.read_at(self.state, ids, buffers.step))
+        buffers.step.add_(1)
 
     def choose(self, step: Tensor, phase: int, hidden: Tensor, is_draft: bool = False) -> None:
         """Sample and write the ids of a step, stage by stage of the head, from hidden states [R, D] of all rows the
         model runs; draft ids cannot end a row."""
-        lm, board, guide, sampler = self.lm, self.board, self.guide, self.sampler
-        head, symbols, column = lm.head, lm.head.symbols, board.column(step)
-        draws = sampler.begin(board.seeds, step, board.columns)
+        lm, buffers, guide, sampler = self.lm, self.buffers, self.guide, self.sampler
+        head, symbols, column = lm.head, lm.head.symbols, buffers.column(step)
+        draws = sampler.begin(buffers.seeds, step, buffers.columns)
         begun = head.begin(self.state.head, hidden, phase)
         for stage, rules in enumerate(self.stages[phase]):
             known = symbols.split(column)
             logits = head.predict(begun, stage, guide.rows(known)).double()
-            logits = sampler.forbid(draws, rules, logits.unflatten(0, (-1, len(board.seeds))))
-            board.broken.logical_or_(drawable(logits).logical_not())
+            logits = sampler.forbid(draws, rules, logits.unflatten(0, (-1, len(buffers.seeds))))
+            buffers.broken.logical_or_(drawable(logits).logical_not())
             drawn = sampler.draw(draws, rules, guide(logits, step, rules.books))
             if rules.first is not None and not (is_draft or self.fixed):
                 self._end_rows(step, drawn[:, rules.first])
             ids = symbols.join(drawn if rules.whole else known.index_copy(1, rules.places, drawn))
             column = self.filled(step, column, ids)
-        self.board.columns.index_copy_(2, step.reshape(1) + 1, column.unsqueeze(2))
+        self.buffers.columns.index_copy_(2, step.reshape(1) + 1, column.unsqueeze(2))
 
     def filled(self, step: Tensor, column: Tensor, drawn: Tensor) -> Tensor:
         """The column [B, K] of a step: ids forced by the codebook pattern, else of the prompt, else sampled."""
-        board = self.board
-        forced = self.lm.arrangement.forced_ids(step, board.row_lengths)
-        given = board.given.index_select(1, step.reshape(1))[:, 0]
+        buffers = self.buffers
+        forced = self.lm.arrangement.forced_ids(step, buffers.row_lengths)
+        given = buffers.given.index_select(1, step.reshape(1))[:, 0]
         return torch.where(forced >= 0, forced, torch.where(given, column, drawn))
 
     def _end_rows(self, step: Tensor, drawn: Tensor) -> None:
         """Set the length of rows that sampled an end among the values [B] of sub-token 0."""
-        board = self.board
-        frame = board.end_frames.index_select(0, step.reshape(1))
-        ends = (drawn == self.lm.head.symbols.end) & (frame >= 0) & (frame < board.row_lengths)
-        board.row_lengths.copy_(torch.where(ends, frame, board.row_lengths))
-        board.ended.logical_or_(ends)
+        buffers = self.buffers
+        frame = buffers.end_frames.index_select(0, step.reshape(1))
+        ends = (drawn == self.lm.head.symbols.end) & (frame >= 0) & (frame < buffers.row_lengths)
+        buffers.row_lengths.copy_(torch.where(ends, frame, buffers.row_lengths))
+        buffers.ended.logical_or_(ends)

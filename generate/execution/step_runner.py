@@ -84,14 +84,14 @@ class Programs:
         self.refused = ""
         """Why graph capture failed; "": it did not fail, or was not tried."""
 
-    def room(self, rows: int, steps: int) -> int:
+    def capacity(self, rows: int, steps: int) -> int:
         """Capacity in steps: that of a cached captured step if one is large enough, otherwise the bucket size."""
-        found = [program.step.board.columns.shape[2] - 1 for program in self.kept if program.key[1] == rows]
-        return min((room for room in found if room >= steps), default=bucket(steps))
+        found = [program.step.buffers.columns.shape[2] - 1 for program in self.kept if program.key[1] == rows]
+        return min((capacity for capacity in found if capacity >= steps), default=bucket(steps))
 
     def take(self, owner: object, step: DecodeStep, way: str) -> CapturedStep:
         """The captured step for a step, created if necessary; it belongs to the owner for the owner's lifetime."""
-        key = (way, len(step.board.seeds), _weights(step.lm), signature(step.parts()))
+        key = (way, len(step.buffers.seeds), _weights(step.lm), signature(step.parts()))
         self.kept = [program for program in self.kept if program.key[2] == key[2]]  # drop those of other weights
         program = next((program for program in self.kept if program.idle and program.key == key), None)
         if program is None:

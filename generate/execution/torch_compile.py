@@ -26,7 +26,7 @@ def compiled(step: DecodeStep) -> list[Callable[[], object]]:
     """
     torch.compiler.assume_constant_result(cpu_gemv.why_not)  # not traceable: it loads a library
     calls = [_compiled(step, phase) for phase in range(step.period)]
-    return recorded(step, calls) if step.board.step.device.type == "cuda" else calls
+    return recorded(step, calls) if step.buffers.step.device.type == "cuda" else calls
 
 
 def _compiled(step: DecodeStep, phase: int) -> Callable[[], object]:
@@ -47,4 +47,6 @@ def _run(advance: Callable[[], object]) -> None:
             advance()
         except BackendCompilerFailed as error:  # no C++ compiler, for instance
             reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"step is 'compiled', which torch could not do here ({reason}); use step eager") from error
+            raise ValueError(
+                f"step is 'compiled', which torch does not support here ({reason}); use step eager"
+            ) from error

@@ -71,17 +71,17 @@ def split_into_chunks(
         if size(text) > FAR_TOO_LONG * limit:
             notes.append(
                 f"the text has {size(text)} characters, the training examples have at most {limit}, so the model will "
-                "hardly speak all of it; leave split on 'auto' and the number of frames open"
+                "probably omit parts of it; set split to 'auto' and leave the number of frames open"
             )
         return [text]
     # If a chunk continues the previous one, the model reads both and the space between them.
-    room = limit if chosen.carry == "nothing" else max(1, (limit - 1) // 2)
+    capacity = limit if chosen.carry == "nothing" else max(1, (limit - 1) // 2)
     cut: list[str] = []
-    chunks = split_text(reader.spell(text), room, size, limit, cut)
+    chunks = split_text(reader.spell(text), capacity, size, limit, cut)
     if cut:
         notes.append(
-            f"{named(cut)} {'is' if len(cut) == 1 else 'are'} longer than the {limit} characters that the model speaks "
-            "at once, and will be split; put spaces where it may pause"
+            f"{named(cut)} {'is' if len(cut) == 1 else 'are'} longer than the {limit} characters that the model "
+            "can speak at once, and will be split; put spaces where it may pause"
         )
     return chunks
 
@@ -152,8 +152,8 @@ def speak(
     before: Tensor | None = None
     all_well, total = True, 0
     for i, chunk in enumerate(chunks):
-        room = chunk.most if max_frames is None else min(chunk.most, max_frames - total)
-        if room < 1:
+        capacity = chunk.most if max_frames is None else min(chunk.most, max_frames - total)
+        if capacity < 1:
             return False
         carried = before if chunk.joined_ids is not None else None
         ids = chunk.text_ids if carried is None or chunk.joined_ids is None else chunk.joined_ids
@@ -161,8 +161,8 @@ def speak(
         start = carried if i else prompt
         found: list[tuple[Tensor, bool]] = []
         for attempt in range(retries + 1):
-            fewest = given + min(chunk.no_end_before, room)
-            row = request_for(ids, derived_seed(seed, i, attempt), start, fewest, given + room)
+            fewest = given + min(chunk.no_end_before, capacity)
+            row = request_for(ids, derived_seed(seed, i, attempt), start, fewest, given + capacity)
             made, count, making = [], 0, Making(make_row(lm, row))
             for codes in making:
                 fresh = beyond(codes, count, given)

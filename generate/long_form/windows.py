@@ -77,7 +77,7 @@ def _all_at_once(lm: LanguageModel, row: Request) -> Generator[Tensor, None, boo
 
 def _step_by_step(loop: DecodeLoop) -> Generator[Tensor, None, bool]:
     yield from loop.frames()
-    return bool(loop.board.ended[0])
+    return bool(loop.buffers.ended[0])
 
 
 def _in_windows(
@@ -122,7 +122,7 @@ def _in_window(row: Request, window: int, context: Tensor | None, number: int, b
     )
 
 
-def _last(pieces: list[Tensor], count: int) -> Tensor:
+def _last(chunks: list[Tensor], count: int) -> Tensor:
     """The last `count` frames of a list of codes [K, n]."""
-    codes = torch.cat(pieces, dim=1)
+    codes = torch.cat(chunks, dim=1)
     return codes[:, codes.shape[1] - count :]

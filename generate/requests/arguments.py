@@ -79,7 +79,7 @@ def tensor(name: str, value: Any, what: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be {what}, found {shown(value)}; torch.as_tensor makes a tensor of an array")
     if value.device.type == "meta":
-        raise ValueError(f"{name} must be {what}, found a tensor without values (of the device meta)")
+        raise ValueError(f"{name} must be {what}, found a tensor without values (on the device meta)")
     return value
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.models.base import LanguageModel
 
-SAID = {"label": "label", "text": "text", "embedding": "embedding", "codes": "voice"}
+ARGUMENT_NAMES = {"label": "label", "text": "text", "embedding": "embedding", "codes": "voice"}
 """Kinds of conditions and the argument names used for them."""
 
 
@@ -49,8 +49,8 @@ class ConditionInputs:
         for condition in lm.config.conditions:
             if condition.dropout == 0 and repeated[condition.kind] is None:
                 raise ValueError(
-                    f"the model was never trained without a {SAID[condition.kind]} (dropout 0), but none was given; "
-                    "give one"
+                    f"the model was never trained without a {ARGUMENT_NAMES[condition.kind]} (dropout 0), but none "
+                    "was given; give one"
                 )
         made = ConditionBatch.make(*repeated.values())
         batch = lm.conditions.with_nulls(made, count * n)
@@ -75,9 +75,9 @@ def _common_length(lists: dict[str, list | None]) -> int:
     lengths = {kind: len(given) for kind, given in lists.items() if given is not None}
     for kind, length in lengths.items():
         if not length:
-            raise ValueError(f"the list of {SAID[kind]}s is empty; give at least one")
+            raise ValueError(f"the list of {ARGUMENT_NAMES[kind]}s is empty; give at least one")
     several = {kind: length for kind, length in lengths.items() if length > 1}
     if len(set(several.values())) > 1:
-        found = " but ".join(f"{length} {SAID[kind]}s" for kind, length in several.items())
+        found = " but ".join(f"{length} {ARGUMENT_NAMES[kind]}s" for kind, length in several.items())
         raise ValueError(f"{found}; give as many, or one of either for all")
     return max(several.values(), default=1)

@@ -74,7 +74,9 @@ def _read(path: Path, tokenizer: Tokenizer, name: str) -> Tensor:
     if path.suffix == ".safetensors":
         _, items = read_codes(path, tokenizer.spec)
         if len(items) != 1:
-            raise ValueError(f"{path}: holds the codes of {len(items)} items, a {name} is one; encode it by itself")
+            raise ValueError(
+                f"{path}: holds the codes of {len(items)} items, a {name} must be a single item; encode one file"
+            )
         return items[0].codes
     geometry = tokenizer.spec.geometry
     if isinstance(geometry, AudioGeometry):
@@ -131,4 +133,4 @@ def _note_silence(codes: Tensor, tokenizer: Tokenizer, name: str, notes: list[st
     if isinstance(geometry, AudioGeometry) and codes.shape[1]:
         note = trim_silence(tokenizer.decode(codes[None])[0].float().cpu(), geometry.sample_rate).note
         if note is not None:
-            notes.append(f"the {name} {note}; words may be missing: give fewer of its codes, or the recording itself")
+            notes.append(f"the {name} {note}; words may be missing: give fewer of its codes, or the original recording")

@@ -90,9 +90,9 @@ def make_request(
     if num_frames is not None:
         num_frames = whole("num_frames", num_frames, 1)
     length = check_length(_length(lm, num_frames, chosen, "min_frames" in settings), lm.arrangement.variable_length)
-    check_room(lm, n, length.max_frames if length.fixed else None)
+    check_decode_memory(lm, n, length.max_frames if length.fixed else None)
     if not length.fixed and chosen.window_frames is None:
-        check_room(lm, 1, length.max_frames)  # the buffers hold all frames from the start
+        check_decode_memory(lm, 1, length.max_frames)  # the buffers hold all frames from the start
     conditions, count = inputs.rows(lm, n)
     seeds = seeds_from(seed, count)
     if prompt is not None:
@@ -113,7 +113,7 @@ def make_request(
     )
 
 
-def check_room(lm: LanguageModel, count: int, num_frames: int | None = None) -> None:
+def check_decode_memory(lm: LanguageModel, count: int, num_frames: int | None = None) -> None:
     """Raise ValueError if the codes and media of `count` samples do not fit into memory.
 
     Args:
@@ -126,7 +126,7 @@ def check_room(lm: LanguageModel, count: int, num_frames: int | None = None) -> 
         frames, values = geometry.num_frames, geometry.height * geometry.width * geometry.channels
     size = 8 * frames * lm.spec.num_codebooks + 4 * values
     asked = f"{count} samples" if count > 1 else f"a sample of {frames} frames"
-    check_memory(count * size, asked, "make fewer at a time, or shorter ones")
+    check_memory(count * size, asked, "generate fewer at a time, or shorter ones")
 
 
 def check_count(n: int) -> None:
@@ -149,8 +149,8 @@ def _stride(chosen: GenerationConfig) -> int:
         return 1
     if window < 2 or (stride is not None and stride >= window):
         raise ValueError(
-            f"stride_frames is {stride} and window_frames {window}; the stride must be below the window, whose last "
-            "frames are what the next window goes on from"
+            f"stride_frames is {stride} and window_frames {window}; the stride must be below the "
+            "window, so that consecutive windows overlap"
         )
     return stride or max(1, window * 6 // 10)
 

@@ -61,10 +61,10 @@ def check_prompt(prompt: Tensor | None, B: int, cardinalities: Sequence[int], le
         raise ValueError(f"the prompt must be long [{B}, {K}, t], found {prompt.dtype} {list(prompt.shape)}")
     if prompt.shape[2] >= length.max_frames:
         raise ValueError(
-            f"the prompt has {prompt.shape[2]} frames and at most {length.max_frames} are to be made, prompt included; "
-            f"shorten it{'' if length.fixed else ' or raise max_frames'}"
+            f"the prompt has {prompt.shape[2]} frames, but at most {length.max_frames} are generated, prompt "
+            f"included; shorten it{'' if length.fixed else ' or raise max_frames'}"
         )
     for k, V in enumerate(cardinalities):
         if prompt.shape[2] and not 0 <= int(prompt[:, k].min()) <= int(prompt[:, k].max()) < V:
-            raise ValueError(f"the prompt's codebook {k} must hold codes 0 to {V - 1}, found others")
+            raise ValueError(f"the prompt's codebook {k} must hold codes 0 to {V - 1}")
     return prompt

@@ -16,8 +16,8 @@ from . import triton_sampling
 from .filter_tensors import Filters
 
 NOT_NUMBERS = (
-    "the model's logits are not numbers (NaN or infinite), or leave nothing to draw; its weights are damaged or its "
-    "dtype too small"
+    "the model's logits are not numbers (NaN or infinite), or exclude every code; its weights are damaged or "
+    "its dtype is too small"
 )
 """Error message if `drawable` is False."""
 
@@ -106,8 +106,8 @@ def _largest(probabilities: Tensor, filters: Filters) -> Tensor:
     # A codebook without a limit has k = V and keeps all its ids.
     least = best.gather(-1, (k - 1).clamp(max=best.shape[-1] - 1).expand(*best.shape[:-1], 1))
     above, equal = probabilities > least, probabilities == least
-    room = k - above.sum(dim=-1, keepdim=True)
-    return torch.where(k < V, above | (equal & (equal.cumsum(dim=-1) <= room)), True)
+    remaining = k - above.sum(dim=-1, keepdim=True)
+    return torch.where(k < V, above | (equal & (equal.cumsum(dim=-1) <= remaining)), True)
 
 
 def per_codebook(name: str, value: Any, num_codebooks: int) -> list:

@@ -35,19 +35,21 @@ from ...lm.models.base import LanguageModel
 class ClassifierFreeGuidance:
     """The guidance of one generation, on a device. `branches` is the number of rows the model runs for each sample."""
 
-    def __init__(self, guidance: Guidance, lm: LanguageModel, num_steps: int, span: int | None = None, room: int = 0):
+    def __init__(
+        self, guidance: Guidance, lm: LanguageModel, num_steps: int, span: int | None = None, capacity: int = 0
+    ):
         """Check the guidance against the model.
 
         Args:
             span: divisor of the step that gives the progress; None: num_steps.
-            room: minimum number of steps in the table of scales.
+            capacity: minimum number of steps in the table of scales.
         Raises:
             ValueError: names the setting, what was found and what to do.
         """
         config = as_config(guidance)
         scales = make_scales(config, lm.num_codebooks, num_steps, span)
         plain, self.has_ones = bool((scales == 1).all()), bool((scales == 1).any())
-        missing = scales[-1:].expand(max(0, room - num_steps), -1)
+        missing = scales[-1:].expand(max(0, capacity - num_steps), -1)
         self.scales = torch.cat([scales, missing]).to(lm.device)
         """[S, K], float64."""
         self.beta = config.two.beta if config.two else 1.0
@@ -146,7 +148,7 @@ def _check_conditions(config: GuidanceConfig, lm: LanguageModel) -> None:
         if condition.dropout == 0:
             raise ValueError(
                 f"{what}, but the model was trained without dropping its {condition.kind} "
-                "(dropout 0), so it knows no generation without it; use guidance 1"
+                "(dropout 0), so it cannot generate without it; use guidance 1"
             )
     if config.two is None:
         return

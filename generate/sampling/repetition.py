@@ -43,14 +43,14 @@ class LookBack:
     """
 
     def __init__(
-        self, arrangement: CodebookPattern, num_frames: int, window: int, device: torch.device | str, room: int = 0
+        self, arrangement: CodebookPattern, num_frames: int, window: int, device: torch.device | str, capacity: int = 0
     ):
-        """For sequences of num_frames; the window is in frames, at least 1. `room`: minimum number of steps in the
+        """For sequences of num_frames; the window is in frames, at least 1. `capacity`: minimum number of steps in the
         tables."""
         frames = arrangement.table(num_frames).to(device)
         steps_of = arrangement.steps_of(torch.arange(num_frames, device=device), num_frames)
-        self.frames = F.pad(frames, (0, max(0, room - frames.shape[1])), value=-1)
-        self.steps_of = F.pad(steps_of, (0, max(0, room - num_frames)))
+        self.frames = F.pad(frames, (0, max(0, capacity - frames.shape[1])), value=-1)
+        self.steps_of = F.pad(steps_of, (0, max(0, capacity - num_frames)))
         self.ages = torch.arange(window, 0, -1, device=device)
         """[W]: age of each code in frames; 1 is the previous frame."""
         self.cardinalities = torch.tensor(arrangement.cardinalities, device=device)[:, None]

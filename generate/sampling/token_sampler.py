@@ -75,7 +75,7 @@ class Sampler:
         num_frames: int,
         first_end_step: int | None,
         device: torch.device | str,
-        room: int = 0,
+        capacity: int = 0,
         frame_rate: float = 0.0,
     ):
         """Check the settings against the model.
@@ -84,7 +84,7 @@ class Sampler:
             symbols: the sub-tokens of the head.
             num_frames: maximum number of frames.
             first_end_step: no end before this step; None: no end at all.
-            room: minimum capacity in steps.
+            capacity: minimum capacity in steps.
             frame_rate: frames per second of audio, for `max_silence`.
         Raises:
             ValueError: names the setting, what was found and what to do.
@@ -110,7 +110,7 @@ class Sampler:
             int(repetition.penalty_window[repetition.penalty != 1].max()) if self.penalizes else 0,
             int(repetition.ras_window.max()),
         )
-        self.look_back = LookBack(arrangement, num_frames, window, device, room) if window else None
+        self.look_back = LookBack(arrangement, num_frames, window, device, capacity) if window else None
         self.end = torch.zeros(V, dtype=torch.bool, device=device)
         """[V'] True for the end of codebook 0."""
         if self.has_end:
@@ -224,7 +224,9 @@ def _check_silence(
         raise ValueError(f"max_silence is {config.max_silence}, but images have no silence; leave it out")
     limit, ids = max(1, math.floor(config.max_silence * frame_rate + 1e-6)), config.silence_codes
     if limit > MAX_LOOK_BACK:
-        raise ValueError(f"max_silence is {config.max_silence} s, {limit} frames; at most {MAX_LOOK_BACK} are possible")
+        raise ValueError(
+            f"max_silence is {config.max_silence} s, which are {limit} frames; the limit is {MAX_LOOK_BACK}"
+        )
     if not ids:
         raise ValueError(
             f"max_silence is {config.max_silence}, but no silence_codes were given; "

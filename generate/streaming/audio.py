@@ -55,12 +55,12 @@ def stream_audio(
         raise ValueError(f"'{tokenizer.spec.name}' makes images; use stream_images")
     if not lm.decode_plan.in_order:
         raise ValueError(
-            f"the model of '{tokenizer.spec.name}' makes all frames together, none is final before; use generate"
+            f"the model of '{tokenizer.spec.name}' generates all frames together and cannot stream; use generate"
         )
     inputs = ConditionInputs(label, text_ids, embedding, voice)
     request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
-        raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
+        raise ValueError(f"a stream is one sample, but {len(request.seeds)} were requested; create one stream for each")
     if request.window is not None and request.length.max_frames > request.window:
         return decode_stream(make_row(lm, request), tokenizer.stream_decoder())
     return decode_stream(decode_loop(lm, request).frames(), tokenizer.stream_decoder())

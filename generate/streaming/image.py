@@ -63,6 +63,6 @@ def stream_images(
     inputs = ConditionInputs(label, text_ids, embedding, voice)
     request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
-        raise ValueError(f"a stream is one sample, {len(request.seeds)} were asked for; make a stream for each")
+        raise ValueError(f"a stream is one sample, but {len(request.seeds)} were requested; create one stream for each")
     codes_so_far = partial_codes(lm, tokenizer, request, every)
     return (decode_one(tokenizer, codes[0].cpu()) for codes in codes_so_far)

@@ -31,7 +31,7 @@ class Choice:
 
 
 def choose_kernel(
-    sight: PackedSequences | Tensor | None,
+    mask: PackedSequences | Tensor | None,
     device: str,
     dtype: torch.dtype,
     head_width: int,
@@ -40,20 +40,20 @@ def choose_kernel(
     """Apply the rule to one call.
 
     Args:
-        sight: the attention mask; only whether it is `PackedSequences` matters.
+        mask: the attention mask; only whether it is `PackedSequences` matters.
         device: "cuda", "cpu", ...
         head_width: E.
         usable: for each backend that needs a package, "ok" or why it cannot be used on this device.
     """
     if device != "cuda":
-        return Choice("sdpa", f"flash-attn and xformers are made for CUDA, not for '{device}'")
-    if not isinstance(sight, PackedSequences):
-        return Choice("sdpa", "torch has kernels of its own for sequences that are not packed")
+        return Choice("sdpa", f"flash-attn and xformers need a CUDA device, found '{device}'")
+    if not isinstance(mask, PackedSequences):
+        return Choice("sdpa", "torch's own kernels are used for sequences that are not packed")
     if dtype not in HALF:
         return Choice("sdpa", f"flash-attn computes in half precision, not in {str(dtype).removeprefix('torch.')}")
     refused = []
     for name in ("flash", "xformers"):
-        reason = _unfit(name, sight, head_width) or usable.get(name, "not installed")
+        reason = _unfit(name, mask, head_width) or usable.get(name, "not installed")
         if reason == "ok":
             return Choice(name, "; ".join(["one kernel for all packed rows", *refused]))
         refused.append(f"not {name}: {reason}")
@@ -63,11 +63,11 @@ def choose_kernel(
 def _unfit(name: str, rows: PackedSequences, head_width: int) -> str:
     """Why a backend would fall back to sdpa for these packed sequences; empty if it would not."""
     if name == "flash" and rows.window is not None and any(rows.prefixes):
-        return "its window knows no prefix"
+        return "its window does not support a prefix"
     if name == "xformers" and rows.window is not None:
-        return "it takes no window here"
+        return "a window is not supported here"
     if name == "flash" and head_width > LARGEST_HEAD:
-        return f"a head of {head_width} is wider than its {LARGEST_HEAD}"
+        return f"head width {head_width} is above its limit of {LARGEST_HEAD}"
     if name == "flash" and head_width % 8:
-        return f"a head of {head_width} is no multiple of 8"
+        return f"head width {head_width} is not a multiple of 8"
     return ""

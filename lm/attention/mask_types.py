@@ -81,13 +81,13 @@ class PackedSequences:
 
     def dense(self) -> Tensor:
         """bool [1, 1, N, M]."""
-        pieces = [
+        blocks = [
             torch.ones(n, m, dtype=torch.bool, device=self.device).tril_(0 if self.causal else m)
             if mask is None
             else mask[0, 0]
             for n, m, mask in zip(self.lengths, self.key_lengths, self.masks, strict=True)
         ]
-        return torch.block_diag(*pieces)[None, None]
+        return torch.block_diag(*blocks)[None, None]
 
     def once(self, name: str, make: Callable[[], Made]) -> Made:
         """Cache an object that a backend derives from the sequences: built in one layer, reused by the others."""
@@ -122,10 +122,10 @@ AttentionMask = Tensor | PackedSequences | CacheLength | None
 """A bool mask, True where a query attends to a key, or a compact type; None: all keys, or as `causal` specifies."""
 
 
-def as_mask(sight: AttentionMask, queries: Tensor, keys: Tensor) -> Tensor | None:
+def as_mask(mask: AttentionMask, queries: Tensor, keys: Tensor) -> Tensor | None:
     """The dense mask for queries [B, H, S, E] and keys [B, G, M, E]."""
-    if isinstance(sight, PackedSequences):
-        return sight.dense()
-    if isinstance(sight, CacheLength):
-        return sight.dense(queries.shape[2], keys.shape[2], keys.device)
-    return sight
+    if isinstance(mask, PackedSequences):
+        return mask.dense()
+    if isinstance(mask, CacheLength):
+        return mask.dense(queries.shape[2], keys.shape[2], keys.device)
+    return mask

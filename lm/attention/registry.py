@@ -109,7 +109,9 @@ def probe(name: str, device: torch.device) -> None:
             f"attention '{name}' does not work on '{device}' here ({reason}); use attention: sdpa"
         ) from error
     if out.shape != x.shape:
-        raise ValueError(f"attention '{name}' gave shape {list(out.shape)} for {list(x.shape)}; use attention: sdpa")
+        raise ValueError(
+            f"attention '{name}' returned shape {list(out.shape)} for {list(x.shape)}; use attention: sdpa"
+        )
 
 
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str]:

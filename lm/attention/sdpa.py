@@ -15,7 +15,7 @@ def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, cau
     if isinstance(mask, PackedSequences):
         # Split and concatenate with sequences before heads, the memory layout, which avoids a transpose.
         q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
-        pieces = zip(
+        sequences = zip(
             q.split(mask.lengths, dim=1),
             k.split(mask.key_lengths, dim=1),
             v.split(mask.key_lengths, dim=1),
@@ -24,7 +24,7 @@ def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, cau
         )
         mixed = [
             _sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), own, mask.causal and own is None)
-            for q, k, v, own in pieces
+            for q, k, v, own in sequences
         ]
         return torch.cat([x.transpose(1, 2) for x in mixed], dim=1).transpose(1, 2)
     return _sdpa(queries, keys, values, as_mask(mask, queries, keys), causal)

@@ -221,7 +221,7 @@ def _load_model(
     described = read_model_config(folder)
     if not (folder / "tokenizer").is_dir():
         raise FileNotFoundError(
-            f"{folder}: tokenizer/ is missing, so this is a language model alone; read it with "
+            f"{folder}: tokenizer/ is missing, so this is only a language model; load it with "
             "tessera.lm.checkpoints.model_directory.load_lm, or convert it again with --tokenizer"
         )
     tokenizer = load_tokenizer(folder / "tokenizer").to(device)
@@ -232,8 +232,9 @@ def _load_model(
     check_same_tokenizer(tokenizer.spec, described.spec, f"model {folder}: its folder tokenizer/")
     if tokenizer.spec != described.spec:
         raise ValueError(
-            f"{folder / 'config.json'}: its spec says other codes {list(described.spec.cardinalities)[:8]} or another "
-            f"geometry than its tokenizer, which has {list(tokenizer.spec.cardinalities)[:8]}; copy the model again"
+            f"{folder / 'config.json'}: its spec has codes {list(described.spec.cardinalities)[:8]} or a geometry "
+            f"that differs from its tokenizer's, which has codes {list(tokenizer.spec.cardinalities)[:8]}; "
+            "copy the model again"
         )
     config = described.coarse_lm or described.lm
     text_config = next((c for c in config.conditions if isinstance(c, TextConditionConfig)), None)
@@ -280,7 +281,7 @@ def _load_lm(
     if described.lm.kind == "next_scale":
         raise ValueError(f"{folder}: the model reads its tokenizer's scales; use load_model(...).lm")
     if described.clusters is not None:
-        raise ValueError(f"{folder}: the model is of coarse labels or refines them; use load_model(...).lm")
+        raise ValueError(f"{folder}: the model predicts or refines coarse labels; use load_model(...).lm")
     path = folder / "lm.safetensors"
     return read_weights(path, described.lm, described.spec, sha256=sha256, device=device, dtype=dtype, make=make_lm)
 
@@ -292,15 +293,15 @@ def _check_labels(config: LMConfig, labels: list[str], where: str) -> None:
         raise ValueError(f"{where}: {len(labels)} label names, but the model has {classes} labels")
     twice = [label for label, count in Counter(labels).items() if count > 1]
     if twice:
-        raise ValueError(f"{where}: the label name '{twice[0]}' occurs twice; give each label its own")
+        raise ValueError(f"{where}: the label name '{twice[0]}' occurs twice; give each label a different name")
 
 
 def _load_clusters(folder: Path, tokenizer: Tokenizer, fingerprint: str) -> Clustering:
     clustering = load_clustering(folder / "clusters")
     if clustering.spec.fingerprint != fingerprint:
         raise ValueError(
-            f"model {folder}: its folder clusters/ holds clusters {clustering.spec.fingerprint[:12]}, it was trained "
-            f"with {fingerprint[:12]}; copy the directory again"
+            f"model {folder}: its folder clusters/ holds clusters {clustering.spec.fingerprint[:12]}, but the model "
+            f"was trained with {fingerprint[:12]}; copy the directory again"
         )
     clustering.check(tokenizer.spec)
     return clustering
@@ -317,6 +318,6 @@ def _check_parts(config: LMConfig, text: TextTokenizer | None, labels: list[str]
         raise ValueError(f"{where}: a text tokenizer was given, but the model reads no text")
     if text is not None and text_condition is not None and text.vocab_size != text_condition.vocab_size:
         raise ValueError(
-            f"{where}: the text tokenizer has {text.vocab_size} ids, the model {text_condition.vocab_size}; "
-            "they do not belong together"
+            f"{where}: the text tokenizer has {text.vocab_size} ids but the model has {text_condition.vocab_size}; "
+            "use the text tokenizer of the model"
         )

@@ -80,12 +80,12 @@ def _stored(name: str, tensor: Tensor, dtype: StorageName) -> Tensor:
     stored = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
     if not bool(stored.isfinite().all()):
         raise ValueError(
-            f"tensor '{name}' is not finite in {dtype}; the training went wrong, or export with another dtype"
+            f"tensor '{name}' is not finite in {dtype}; check the training loss, or export with another dtype"
         )
     return stored
 
 
 def _readable(tensor: Tensor, name: str, path: Path) -> Tensor:
     if not tensor.is_floating_point():
-        raise WeightsError(f"{path}: tensor '{name}' holds {tensor.dtype}, weights are floating point")
+        raise WeightsError(f"{path}: tensor '{name}' is {tensor.dtype}, expected floating point")
     return tensor

@@ -37,7 +37,7 @@ def group_vectors(vectors: Tensor, num_groups: int, method: MethodName = "kmeans
     """
     V = len(vectors)
     if not 1 <= num_groups <= V:
-        raise ValueError(f"{V} vectors cannot make {num_groups} groups; ask for 1 to {V}")
+        raise ValueError(f"{V} vectors cannot form {num_groups} clusters; choose 1 to {V}")
     vectors = vectors.detach().to("cpu", torch.float32)
     generator = torch.Generator().manual_seed(seed)
     found = [METHODS[method](vectors, _spread_start(vectors, num_groups, generator)) for _ in range(STARTS)]
@@ -132,7 +132,7 @@ def _place(vectors: Tensor, centres: Tensor) -> Tensor:
     A group has room for V // M vectors, and V % M of the groups for one more.
     """
     V, M = len(vectors), len(centres)
-    room, extra = torch.full((M,), V // M), V % M
+    vacancies, extra = torch.full((M,), V // M), V % M
     nearest = nearest_code(vectors, centres)
     order = (vectors - centres[nearest]).double().square().sum(dim=-1).argsort(stable=True)
     labels = torch.empty(V, dtype=torch.long)
@@ -142,12 +142,12 @@ def _place(vectors: Tensor, centres: Tensor) -> Tensor:
         for row, distance in zip(rows.tolist(), distances, strict=True):
             group = int((distance + closed).argmin())
             labels[row] = group
-            room[group] -= 1
-            if room[group] < 0:
+            vacancies[group] -= 1
+            if vacancies[group] < 0:
                 extra -= 1
             if extra == 0:
-                closed[room <= 0] = torch.inf
-            elif room[group] < 0:
+                closed[vacancies <= 0] = torch.inf
+            elif vacancies[group] < 0:
                 closed[group] = torch.inf
     return labels
 

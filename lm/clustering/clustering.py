@@ -67,7 +67,8 @@ class Clustering:
             used = labels[k, :size].unique()
             if not torch.equal(used, torch.arange(len(used))) or bool((labels[k, size:] != -1).any()):
                 raise ValueError(
-                    f"codebook {k}: its {size} codes must use every cluster from 0 to the largest, and -1 must follow"
+                    f"codebook {k}: its {size} labels must use every cluster from 0 to the largest, the "
+                    "padding after them must be -1"
                 )
         self.tokenizer, self.labels, self.seed = tokenizer, labels, seed
         self.method: MethodName = method
@@ -92,8 +93,8 @@ class Clustering:
         """Raise ValueError if the clusters are of another tokenizer's codes."""
         if self.tokenizer.fingerprint != tokenizer.fingerprint:
             raise ValueError(
-                f"the clusters are of tokenizer '{self.tokenizer.name}' ({self.tokenizer.fingerprint[:12]}), but "
-                f"'{tokenizer.name}' ({tokenizer.fingerprint[:12]}) is in use here; make them anew with: tessera coarse"
+                f"the clusters belong to tokenizer '{self.tokenizer.name}' ({self.tokenizer.fingerprint[:12]}), but "
+                f"'{tokenizer.name}' ({tokenizer.fingerprint[:12]}) is in use here; rebuild them with: tessera coarse"
             )
 
     def sizes(self, codebook: int) -> Tensor:
@@ -103,7 +104,7 @@ class Clustering:
     def coarse(self, codes: Tensor) -> Tensor:
         """The clusters of codes: [B, K, T] long to the same shape. ValueError: wrong number of codebooks."""
         if codes.shape[1] != len(self.labels):
-            raise ValueError(f"codes have {codes.shape[1]} codebooks, the clusters are of {len(self.labels)}")
+            raise ValueError(f"codes have {codes.shape[1]} codebooks but the clusters have {len(self.labels)}")
         labels = self.labels.to(codes.device)
         return torch.stack([row[book] for row, book in zip(labels, codes.unbind(1), strict=True)], dim=1)
 
@@ -207,7 +208,7 @@ def load_clustering(folder: str | Path) -> Clustering:
         )
     data = read_sealed_json(path)
     if not isinstance(data, dict) or data.get("format") != "tessera-clusters":
-        raise ValueError(f"{path}: not of a folder of clusters (its format is not 'tessera-clusters')")
+        raise ValueError(f"{path}: not a config of clusters (its format is not 'tessera-clusters')")
     described = check_config(data, ClusteringFile, str(path))
     path = Path(folder) / "clusters.safetensors"
     tensors, metadata = read_safetensors(path)
@@ -219,7 +220,7 @@ def load_clustering(folder: str | Path) -> Clustering:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if found.spec.fingerprint != described.fingerprint or found.clusters != described.clusters:
-        raise ValueError(f"{path}: not the labels that config.json promises; copy the folder again")
+        raise ValueError(f"{path}: the labels do not match config.json; copy the folder again")
     return found
 
 
@@ -243,8 +244,8 @@ def cluster_codes(
     for k, (size, number) in enumerate(zip(sizes, wanted, strict=True)):
         if not 1 <= number <= size:
             raise ValueError(
-                f"codebook {k} of tokenizer '{tokenizer.spec.name}' has {size} codes, they cannot make {number} "
-                f"clusters; ask for 1 to {size}, for instance {max(1, size // 8)}"
+                f"codebook {k} of tokenizer '{tokenizer.spec.name}' has {size} codes, which cannot form {number} "
+                f"clusters; choose 1 to {size}, for instance {max(1, size // 8)}"
             )
     labels = torch.full((len(sizes), max(sizes)), -1)
     vectors = tokenizer.vectors().cpu()
@@ -273,7 +274,7 @@ class ClusterReport:
         return 1 - self.distance**2 / self.random_distance**2 if self.random_distance else 1.0
 
     @property
-    def says_nothing(self) -> bool:
+    def near_random(self) -> bool:
         """Whether the clusters are hardly better than random ones, and so do not help a refiner."""
         return self.clusters > 1 and self.closer < NO_BETTER
 

@@ -52,7 +52,7 @@ class ConditionBatch:
         counts = {name: len(entries) for name, entries in given.items() if entries is not None}
         if len(set(counts.values())) > 1:
             found = " but ".join(f"{count} {name}" for name, count in counts.items())
-            raise ValueError(f"{found}; give one of each for every row, None for none")
+            raise ValueError(f"{found}; give one of each for every row, None for a row without")
         made = {}
         if labels is not None:
             made["label"] = torch.tensor([-1 if entry is None else entry for entry in labels], dtype=torch.long)
@@ -63,10 +63,10 @@ class ConditionBatch:
             rows = [torch.tensor(list(ids or ()), dtype=torch.long) for ids in texts]
             made |= _padded("text", rows, torch.zeros(1, dtype=torch.long))
         if embeddings is not None:
-            one = _check_rows(embeddings, 0, "embeddings must be [L, width] of one width")
+            one = _check_rows(embeddings, 0, "embeddings must be [L, width], all of the same width")
             made |= _padded("embedding", embeddings, one[:1])
         if codes is not None:
-            one = _check_rows(codes, 1, "prompts of codes must be [K, L] of one K")
+            one = _check_rows(codes, 1, "prompts of codes must be [K, L], all with the same K")
             made |= _padded("codes", codes, one[:, :1])
         return cls(**made)
 
@@ -113,7 +113,7 @@ class ConditionBatch:
         for name in (field.name for field in fields(self)):
             first, second = getattr(self, name), getattr(other, name)
             if (first is None) != (second is None):
-                raise ValueError(f"one batch has '{name}' and the other has not")
+                raise ValueError(f"only one of the batches has '{name}'")
             joined[name] = None if first is None else torch.cat([first, second])
         return ConditionBatch(**joined)
 
@@ -128,7 +128,7 @@ def _check_rows(rows: Sequence[Tensor | None], axis: int, what: str) -> Tensor:
         row.dim() != 2 or row.numel() == 0 or row.shape[1 - axis] != given[0].shape[1 - axis] for row in given
     ):
         found = [None if row is None else list(row.shape) for row in rows]
-        raise ValueError(f"{what}, at least one not empty, found {found}")
+        raise ValueError(f"{what}, at least one of them not empty, found {found}")
     return given[0]
 
 

@@ -43,7 +43,7 @@ class CodesConditionConfig(Config):
 class CodesCondition(nn.Module):
     """Codes [B, K, L] through an input embedding, plus a marker; a row without a prompt is one null token."""
 
-    said = "a prompt of codes"
+    described = "a prompt of codes"
 
     def __init__(self, config: CodesConditionConfig, host: ConditionContext):
         super().__init__()

@@ -38,7 +38,7 @@ class EmbeddingConditionConfig(Config):
 class EmbeddingCondition(nn.Module):
     """Given vectors through a linear layer; a row without vectors is one token, learned or zero."""
 
-    said = "an embedding"
+    described = "an embedding"
 
     def __init__(self, config: EmbeddingConditionConfig, host: ConditionContext):
         super().__init__()

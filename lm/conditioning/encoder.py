@@ -23,8 +23,8 @@ class Encoder(Transformer):
     def __init__(self, width: int, heads: int, layers: int, rope_base: float):
         if width // heads % 2:
             raise ConfigError(
-                f"conditions: layers {layers} turns the numbers of a head in pairs, but a head is {width // heads} "
-                f"wide (lm.width {width}, lm.heads {heads}); choose an even number, or layers 0"
+                f"conditions: layers {layers} uses rotary embedding, which needs an even head width, found "
+                f"{width // heads} (lm.width {width}, lm.heads {heads}); choose an even one, or layers 0"
             )
         super().__init__(TransformerConfig(width, layers, heads, kv_heads=heads, ffn=4 * width))
         self.head_width, self.rope_base = width // heads, rope_base

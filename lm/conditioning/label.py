@@ -30,7 +30,7 @@ class LabelConfig(Config):
 class LabelCondition(nn.Module):
     """A learned embedding for each label; the last row is the null."""
 
-    said = "a label"
+    described = "a label"
 
     def __init__(self, config: LabelConfig, host: ConditionContext):
         super().__init__()

@@ -34,7 +34,7 @@ CONDITIONS: dict[str, Any] = {
     "codes": CodesCondition,
 }
 """Built as CONDITIONS[kind](config, host). `check(batch)` raises ValueError, calling it returns tokens [B, L, D] and
-their mask [B, L] (None: all are real), `none(B)` the fields of rows without it, and `said` is its name in messages."""
+their mask [B, L] (None: all are real), `none(B)` the fields of rows without it; `described` is its name in messages."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ class Conditioner(nn.Module):
         """Raise ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any
         number)."""
         for kind in KINDS:
-            found, said = getattr(batch, kind) is not None, CONDITIONS[kind].said
+            found, described = getattr(batch, kind) is not None, CONDITIONS[kind].described
             if kind in self.parts and not found:
                 none = "label -1" if kind == "label" else f"{kind}_lengths 0"
                 raise ValueError(
-                    f"the model is conditioned on {said}, but none was given; pass one ({none} for a row without)"
+                    f"the model is conditioned on {described}, but none was given; pass one ({none} for a row without)"
                 )
             if found and kind not in self.parts:
                 known = ", ".join(self.parts) or "nothing"
-                raise ValueError(f"{said} was given, but the model is conditioned on {known}; leave it out")
+                raise ValueError(f"{described} was given, but the model is conditioned on {known}; leave it out")
         if batch.num_rows is not None and num_rows is not None and batch.num_rows != num_rows:
             raise ValueError(f"conditions have {batch.num_rows} rows, but {num_rows} rows were asked for")
         for part in self.parts.values():
@@ -122,10 +122,11 @@ def fill_sizes(
     filled = []
     for config in configs:
         name, size = open_sizes.get(config.kind, ("", None))
-        said = getattr(config, name, None)
-        if size is not None and said is not None and said != size:
+        configured = getattr(config, name, None)
+        if size is not None and configured is not None and configured != size:
             raise ConfigError(
-                f"conditions: {config.kind}.{name} is {said}, but the data has {size}; leave it out or write {size}"
+                f"conditions: {config.kind}.{name} is {configured}, but the data has {size}; leave it out or "
+                f"set it to {size}"
             )
         filled.append(config if size is None else config.model_copy(update={name: size}))
     return tuple(filled)

@@ -35,7 +35,7 @@ class TextConditionConfig(Config):
 class TextCondition(nn.Module):
     """Embeddings of text ids, optionally through a bidirectional transformer; a row without text is one null token."""
 
-    said = "a text"
+    described = "a text"
 
     def __init__(self, config: TextConditionConfig, host: ConditionContext):
         super().__init__()

@@ -42,7 +42,7 @@ class BitsHead(ParallelHead):
         for count in bits:
             if count % groups:
                 raise ConfigError(
-                    f"lm.head.groups: codes of {count} bits do not fall into {groups} groups; give a divisor of "
+                    f"lm.head.groups: codes of {count} bits cannot be split into {groups} groups; choose a divisor of "
                     f"{', '.join(str(one) for one in sorted(set(bits)))}"
                 )
         digits = [(1 << count // groups,) * groups for count in bits]

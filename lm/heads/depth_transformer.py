@@ -157,10 +157,10 @@ class DepthHead(nn.Module):
 
     def _inputs(self, hidden: Tensor, symbols: Tensor, first: int, last: int) -> Tensor:
         """Inputs of positions first .. last - 1, [N, last - first, D']."""
-        pieces = [self.project(hidden).unsqueeze(1)] if first == 0 else []
+        inputs = [self.project(hidden).unsqueeze(1)] if first == 0 else []
         if last > 1 and self.reader is not None:
-            pieces.append(self.reader(symbols[:, : last - 1], max(first - 1, 0)))
-        x = torch.cat(pieces, dim=1)
+            inputs.append(self.reader(symbols[:, : last - 1], max(first - 1, 0)))
+        x = torch.cat(inputs, dim=1)
         return self.dropout(x + self.positions(torch.arange(first, last, device=x.device)))
 
     def _logits(self, j: int, hidden: Tensor, state: Tensor) -> Tensor:
@@ -275,4 +275,6 @@ def _check(config: DepthSettings, width: int, kv_heads: int, J: int) -> None:
     if config.heads % kv_heads:
         raise ConfigError(f"lm.head: heads {config.heads} is not a multiple of kv_heads {kv_heads}")
     if J == 1 and config.first == "backbone":
-        raise ConfigError("lm.head: first 'backbone' leaves nothing to the depth transformer of a single codebook")
+        raise ConfigError(
+            "lm.head: first 'backbone' needs two codebooks or more, one of them for the depth transformer"
+        )

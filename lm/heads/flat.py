@@ -38,8 +38,8 @@ class FlatHead(nn.Module):
         kind = arrangement.config.kind
         if kind not in ("flat", "partial_flat"):
             raise ConfigError(
-                f"lm.head kind 'flat' needs arrangement flat or partial_flat, found '{kind}', which has codes of all "
-                "codebooks in a step; use head kind parallel or depth"
+                f"lm.head kind 'flat' needs arrangement flat or partial_flat, found '{kind}', which puts the codes "
+                "of all codebooks into one step; use head kind parallel or depth"
             )
         self.symbols = SubTokens(arrangement)
         self.period = arrangement.lines.strides[0]

@@ -223,7 +223,7 @@ def _is_half(x: Tensor) -> bool:
 def check_memory(status: int) -> None:
     """Raise MemoryError if a function of cpu_gemv.c reports that allocation failed."""
     if status:
-        raise MemoryError("no memory for a step of generation")
+        raise MemoryError("out of memory in a decode step")
 
 
 @cache

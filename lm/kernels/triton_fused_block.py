@@ -54,11 +54,11 @@ def why_not(device: torch.device) -> str:
     x = torch.arange(16.0, device=device)[None]
     try:
         same = project(x, Matrix(torch.eye(16, device=device), None, None, 16, 16)).equal(x)
-        reason = "" if same else "a product came out wrong"
+        reason = "" if same else "a test product was wrong"
     except Exception as error:  # no C compiler for its launchers, an old driver: it can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if reason:
-        warnings.warn(f"steps are made without Triton's kernels: {reason}", stacklevel=2)
+        warnings.warn(f"decoding without Triton kernels: {reason}", stacklevel=2)
     return reason
 
 

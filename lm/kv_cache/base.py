@@ -290,4 +290,4 @@ def seen_in_order(
 
 def cannot_rewind(kind: str) -> ValueError:
     """The error of `rewind` for a cache that has discarded positions for good."""
-    return ValueError(f"cache kind '{kind}' cannot take steps back; use cache kind 'static'")
+    return ValueError(f"cache kind '{kind}' cannot roll back steps; use cache kind 'static'")

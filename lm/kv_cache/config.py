@@ -70,9 +70,7 @@ class EvictCacheConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> EvictCacheConfig:
         if self.recent >= self.budget:
-            raise ValueError(
-                f"recent {self.recent} leaves nothing of the budget {self.budget}; set recent below budget"
-            )
+            raise ValueError(f"recent {self.recent} must be below budget {self.budget}")
         return self
 
 

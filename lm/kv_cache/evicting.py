@@ -86,7 +86,7 @@ class EvictingCache:
         """Build the mask of the next positions: they attend to the prefix, the kept steps, and each other causally."""
         shape, n, P = self._shape, num_positions, self._shape.prefix_length
         if self.position is not None:
-            assert n == 1, "counting in a tensor it takes one step at a time"
+            assert n == 1, "with its position in a tensor the cache takes one step at a time"
             places = torch.arange(P + self.budget, device=shape.device)  # they fill in order
             filled = torch.where(places <= self.position, places, -1)
             self._mask = causal_mask(self.position.reshape(1), filled, P, shape.prefix_mask)

@@ -85,30 +85,30 @@ class QuantizedStore:
         *rows, n = vectors
         self.n, self.bits, self.outliers, self.dtype = n, bits, min(outliers, n - 1), shape.dtype
         example = quantize(torch.zeros(*rows, n), bits, self.outliers)
-        self.room = [shape.empty(count, *t.shape, dtype=t.dtype) for t in example.tensors()]
+        self.storage = [shape.empty(count, *t.shape, dtype=t.dtype) for t in example.tensors()]
 
     @property
     def bytes(self) -> int:
         """Memory."""
-        return sum(tensor.nbytes for tensor in self.room)
+        return sum(tensor.nbytes for tensor in self.storage)
 
     def put(self, layer: int, first: int, x: Tensor) -> None:
         """Quantize x [B, G, c, *shape, n] into the slots first .. first + c - 1."""
         found = quantize(x, self.bits, self.outliers).tensors()
-        for room, tensor in zip(self.room, found, strict=True):
-            room[layer, :, :, first : first + x.shape[2]] = tensor
+        for storage, tensor in zip(self.storage, found, strict=True):
+            storage[layer, :, :, first : first + x.shape[2]] = tensor
 
     def put_where(self, is_due: Tensor, layer: int, first: Tensor, x: Tensor) -> None:
         """`put` at a slot given as a tensor [] if is_due, bool []; else nothing changes."""
         found = quantize(x, self.bits, self.outliers).tensors()
         places = first + torch.arange(x.shape[2], device=x.device)
-        for room, tensor in zip(self.room, found, strict=True):
-            own = room[layer]
+        for storage, tensor in zip(self.storage, found, strict=True):
+            own = storage[layer]
             own.index_copy_(2, places, torch.where(is_due, tensor, own.index_select(2, places)))
 
     def get(self, layer: int, count: int) -> Tensor:
         """The first `count` vectors, [B, G, count, *shape, n]."""
-        held = QuantizedVectors(*(room[layer, :, :, :count] for room in self.room))
+        held = QuantizedVectors(*(storage[layer, :, :, :count] for storage in self.storage))
         return dequantize(held, self.n, self.bits, self.dtype)
 
 
@@ -146,7 +146,7 @@ class QuantizedCache:
 
     def parts(self) -> tuple:
         """All tensors it holds."""
-        return self.keys.room, self.values.room, self.exact_keys, self.exact_values, self._position
+        return self.keys.storage, self.values.storage, self.exact_keys, self.exact_values, self._position
 
     @property
     def position(self) -> Tensor | None:
@@ -183,7 +183,7 @@ class QuantizedCache:
         shape = self._shape
         self._table = table
         if self._position is not None:
-            assert num_positions == 1, "counting in a tensor it takes one step at a time"
+            assert num_positions == 1, "with its position in a tensor the cache takes one step at a time"
             self._begin_in_ring(self._position, table)
             return
         self._mask, self._causal = seen_in_order(
@@ -196,7 +196,7 @@ class QuantizedCache:
         if self._position is not None:
             return self._write_in_ring(layer, keys, values, self._position)
         P, n, group = self._shape.prefix_length, keys.shape[2], self.group
-        assert self.length >= P or self.length + n <= P, "the prefix is read by itself"
+        assert self.length >= P or self.length + n <= P, "the prefix needs a call of its own"
         steps = max(0, self.length - P)
         before, after = self._num_quantized(steps), self._num_quantized(max(0, self.length + n - P))
         exact = self.length - before

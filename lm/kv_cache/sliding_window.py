@@ -35,7 +35,7 @@ class RingCache(InPlace):
         if shape.window is not None and (window > shape.window or config.sinks):
             raise ValueError(
                 f"cache ring has window {window} and sinks {config.sinks}, but the model was trained with window "
-                f"{shape.window} and none; leave them out"
+                f"{shape.window} and no sinks; leave them out"
             )
         self.window = min(window, shape.num_steps)
         self.anchors = shape.prefix_length + min(config.sinks, shape.num_steps)
@@ -47,7 +47,7 @@ class RingCache(InPlace):
         n, device, size = num_positions, self.keys.device, self.capacity
         self._num_positions, self._mask, self._causal = n, None, False
         if self.position is not None:
-            assert n == 1, "a ring that counts in a tensor takes one step at a time"
+            assert n == 1, "with its position in a tensor the ring takes one step at a time"
             self._places = self._places_of(self.position.reshape(1))
             # slots fill in order and then hold the last steps, all of which are attended to
             self._mask = (torch.arange(size, device=device) <= self.position)[None, None, None]

@@ -150,7 +150,7 @@ class TokenLM(TransformerLM):
         B, K, n = read.shape
         if (B, K) != (state.num_rows, self.num_codebooks):
             raise ValueError(
-                f"ids are {list(ids.shape)}, the generation has {state.num_rows} rows of {self.num_codebooks} codebooks"
+                f"ids are {list(ids.shape)}, expected {state.num_rows} rows of {self.num_codebooks} codebooks"
             )
         if state.step + n > state.capacity:
             raise ValueError(

@@ -51,28 +51,28 @@ class MaskedConfig(LMConfig):
     def _check_masked(self) -> MaskedConfig:
         if self.variable_length or self.arrangement != ParallelConfig() or self.specials != SpecialsConfig():
             raise ValueError(
-                "a masked model fills codes where they stand, in a number of frames that is known; leave "
+                "a masked model fills a fixed number of frames in place; leave "
                 "variable_length, arrangement and specials out"
             )
         if self.window is not None or self.ahead is not None or self.start != "token":
-            raise ValueError("a masked model has no order of steps; leave window, ahead and start out")
+            raise ValueError("a masked model does not decode in order; leave window, ahead and start out")
         if self.head.kind not in ("parallel", "bits"):
             raise ValueError(
                 f"a masked model predicts all codes at once, head '{self.head.kind}' does not; use parallel or bits"
             )
         if self.head.kind == "bits" and self.input.kind != "bits":
             raise ValueError(
-                f"a masked model with head 'bits' reads parts of codes, input '{self.input.kind}' cannot; use "
+                f"a masked model with head 'bits' reads codes bit by bit, input '{self.input.kind}' cannot; use "
                 "input: {kind: bits}"
             )
         return self
 
 
 PLAN = DecodePlan(
-    "masked", refused=("cache", "draft"), why="a masked model fills codes in whole passes", fixed_length=True
+    "masked", refused=("cache", "draft"), why="a masked model does not decode step by step", fixed_length=True
 )
 NO_LABELS = (
-    "this model refines coarse labels and has none to begin with; export it together with the model of its labels "
+    "this model refines coarse labels and has no model that generates them; export it with that model "
     "(export.coarse_model in its config)"
 )
 
@@ -103,7 +103,8 @@ class MaskedLM(TransformerLM):
         if clustering is not None:
             if config.head.kind != "parallel":
                 raise ConfigError(
-                    f"clusters are of whole codes, head '{config.head.kind}' predicts parts; leave it out"
+                    f"clusters group whole codes, but head '{config.head.kind}' predicts parts of codes; leave "
+                    "clusters out"
                 )
             clustering.check(spec)
             arrangement = CodebookPattern(ParallelConfig(), clustering.clusters)
@@ -217,5 +218,5 @@ class MaskedLM(TransformerLM):
     def _checked_labels(self, coarse: Tensor | None, codes: Tensor, inside: Tensor | None) -> Tensor:
         if coarse is None or coarse.shape != codes.shape or coarse.dtype != torch.long:
             found = "nothing" if coarse is None else f"{coarse.dtype} {list(coarse.shape)}"
-            raise ValueError(f"a refiner reads coarse labels, long {list(codes.shape)}, found {found}")
+            raise ValueError(f"coarse labels for a refiner must be long {list(codes.shape)}, found {found}")
         return coarse if inside is None else coarse.masked_fill(~inside.unsqueeze(1), 0)

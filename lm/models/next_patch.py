@@ -40,13 +40,15 @@ class Patches:
 
     def __init__(self, geometry: Geometry, side: int):
         if not isinstance(geometry, ImageGeometry):
-            raise ConfigError("squares of frames are for pictures; the tokenizer makes audio, leave train.patches out")
+            raise ConfigError("train.patches is for images, but the tokenizer is for audio; leave train.patches out")
         if geometry.scales:
-            raise ConfigError("squares of frames are of one grid; the tokenizer makes scales, leave train.patches out")
+            raise ConfigError(
+                "train.patches needs a single grid of frames, but the tokenizer has scales; leave train.patches out"
+            )
         rows, columns = geometry.rows, geometry.columns
         if rows % side or columns % side:
             raise ConfigError(
-                f"squares of {side} x {side} frames do not fill a grid of {rows} x {columns}; use a divisor of both"
+                f"patches of {side} x {side} frames do not divide a grid of {rows} x {columns}; use a divisor of both"
             )
         self.area = side * side
         frame = torch.arange(geometry.num_frames, device="cpu")
@@ -73,7 +75,7 @@ def check_patches(arrangement: CodebookPattern, geometry: Geometry, phases: tupl
             "train.patches needs lm.arrangement parallel and variable_length false, so that a step is a frame"
         )
     if sum(phase.share for phase in phases) >= 1:
-        raise ConfigError("train.patches: the shares sum to 1 or more; leave the end of the run to single frames")
+        raise ConfigError("train.patches: the shares sum to 1 or more; lower them, the run must end with single frames")
     for phase in phases:
         Patches(geometry, phase.side)
 

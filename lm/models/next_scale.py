@@ -58,17 +58,19 @@ class NextScaleConfig(LMConfig):
     def _check_next_scale(self) -> NextScaleConfig:
         if self.variable_length or self.arrangement != ParallelConfig() or self.specials != SpecialsConfig():
             raise ValueError(
-                "a next-scale model predicts cells where they stand, in a number that is known; leave variable_length, "
+                "a next-scale model predicts a fixed number of cells in place; leave variable_length, "
                 "arrangement and specials out"
             )
         if self.window is not None or self.ahead is not None or self.loss_weights is not None:
-            raise ValueError("a next-scale model sees all scales, one codebook; leave window, ahead, loss_weights out")
+            raise ValueError(
+                "a next-scale model attends to all scales of one codebook; leave window, ahead, loss_weights out"
+            )
         if self.input != EmbeddingInputConfig():
-            raise ValueError("a next-scale model reads the sums of the scales before; leave input out")
+            raise ValueError("a next-scale model reads the sum of the previous scales; leave input out")
         if any(condition.kind == "codes" and condition.input is None for condition in self.conditions):
             raise ValueError(
-                "a next-scale model has no input of codes that a condition could share; give the condition 'codes' an "
-                "input of its own, for instance input: {kind: embedding}"
+                "a next-scale model has no code embedding to share with a condition; give the "
+                "condition 'codes' its own input, for instance input: {kind: embedding}"
             )
         if self.head.kind not in ("parallel", "bits"):
             raise ValueError(
@@ -101,12 +103,12 @@ class NextScaleLM(TransformerLM):
     """
 
     config: NextScaleConfig
-    decode_plan = DecodePlan("next_scale", refused=("draft",), why="a next-scale model makes whole scales")
+    decode_plan = DecodePlan("next_scale", refused=("draft",), why="a next-scale model generates whole scales")
 
     def __init__(self, config: NextScaleConfig, spec: TokenSpec, quantizer: Quantizer | None = None):
         if not isinstance(spec.geometry, ImageGeometry) or not spec.geometry.scales:
             raise ConfigError(
-                f"lm kind 'next_scale' predicts a picture's scales, but tokenizer '{spec.name}' has none; use a "
+                f"lm kind 'next_scale' predicts the scales of an image, but tokenizer '{spec.name}' has none; use a "
                 "tokenizer whose quantizer is of kind scales"
             )
         if not isinstance(quantizer, ScalesQuantizer):
@@ -157,7 +159,7 @@ class NextScaleLM(TransformerLM):
         side: int = 1,
     ) -> LossReport:
         """Cross-entropy of each scale and its mean over all cells; arguments and errors as for `TokenLM.loss`."""
-        assert side == 1, "scales have no squares of frames (TrainConfig checks it)"
+        assert side == 1, "scales have no patches (TrainConfig checks it)"
         arranged, hidden = self.hidden_states(codes, lengths, conditions)
         return self.report(self.head.terms(hidden, arranged.ids, arranged.mask, label_smoothing), arranged.mask)
 
@@ -169,7 +171,7 @@ class NextScaleLM(TransformerLM):
         if codes.shape[2] != sum(self.counts) or not bool(arranged.mask.all()):
             raise ValueError(
                 f"codes are {list(codes.shape)}, but an image of '{self.spec.name}' has {sum(self.counts)} frames; "
-                "pass whole pictures"
+                "pass whole images"
             )
         batch = conditions or ConditionBatch()
         self.conditions.check(batch, codes.shape[0])
@@ -226,7 +228,9 @@ class NextScaleLM(TransformerLM):
         """Raise ValueError for any kind of cache but the static one."""
         kind = read_cache(choice).kind
         if kind != "static":
-            raise ValueError(f"cache kind '{kind}' is for steps in order, a next-scale model has none; leave cache out")
+            raise ValueError(
+                f"cache kind '{kind}' needs sequential steps, a next-scale model has none; leave cache out"
+            )
 
 
 def _make_cache(choice: CacheChoice | None, shape: CacheShape) -> Cache:

@@ -95,8 +95,8 @@ def check_packable(config: LMConfig) -> None:
     """Raise ConfigError unless a model with this config can be trained on packed sequences."""
     if config.kind != "causal":
         raise ConfigError(
-            f"data.packing: rows are laid end to end for an lm of kind 'causal', which reads in one direction; "
-            f"found kind '{config.kind}', use packing kind padded"
+            f"data.packing: packed sequences need an lm of kind 'causal', found "
+            f"kind '{config.kind}'; use packing kind padded"
         )
 
 

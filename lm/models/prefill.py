@@ -36,7 +36,9 @@ def prefill(
         make_cache: allocates the KV cache that `cache` names.
     """
     if capacity < 1:
-        raise ValueError(f"capacity is {capacity} steps; at least 1 is needed, for T frames arrangement.num_steps(T)")
+        raise ValueError(
+            f"capacity is {capacity} steps; it must be at least 1 (T frames need arrangement.num_steps(T))"
+        )
     if lm.training and lm.config.dropout:
         raise ValueError("the model is in training mode, its dropout would change every step; call lm.eval() first")
     batch = (conditions or ConditionBatch()).to(lm.device)

@@ -125,9 +125,7 @@ class CodebookPattern:
         self.needs_length = any(self.lines.spans)
         """Whether the steps depend on the number of frames (coarse_first, grouped)."""
         if self.needs_length and variable_length:
-            raise ConfigError(
-                f"arrangement {config.kind} must know the number of frames beforehand; set variable_length: false"
-            )
+            raise ConfigError(f"arrangement {config.kind} needs a known number of frames; set variable_length: false")
         if variable_length and specials.start == specials.end:
             raise ConfigError(
                 f"specials: start and end are both {specials.end}; they must differ when variable_length is true"
@@ -381,7 +379,7 @@ class CodebookPattern:
 
     def _known_total(self, num_frames: int | Tensor | None, like: Tensor) -> Tensor:
         if num_frames is None:
-            raise ValueError(f"arrangement {self.config.kind} must be told the number of frames")
+            raise ValueError(f"arrangement {self.config.kind} needs the number of frames")
         return torch.as_tensor(num_frames, device=like.device)
 
     def _tensors(self, device: torch.device) -> Tensor:

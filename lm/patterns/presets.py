@@ -78,7 +78,7 @@ def first_alone(K: int) -> list[int]:
 def in_pairs(K: int) -> list[int]:
     """0, 0, 1, 1, 2, 2, ...; ConfigError for an odd K."""
     if K % 2:
-        raise ConfigError(f"stereo takes left and right codebooks in turn, an even number, but there are {K} codebooks")
+        raise ConfigError(f"left and right codebooks alternate, so their number must be even, found {K}")
     return [k // 2 for k in range(K)]
 
 
@@ -97,8 +97,8 @@ def text_and_two_voices(K: int) -> list[int]:
     """[0, 0, 1 .. 1, 0, 1 .. 1] for 1 + 2 Q codebooks: text, then Moshi's stream and the user's."""
     if K % 2 == 0:
         raise ConfigError(
-            f"moshi is one codebook of text and two equal streams, an odd number, but there are {K} codebooks; "
-            "for a single stream take preset moshi-stream"
+            "one text codebook and two equal streams need an odd number of codebooks, found "
+            f"{K}; for a single stream use preset moshi-stream"
         )
     return [0, *first_alone(K // 2), *first_alone(K // 2)]
 

@@ -30,7 +30,7 @@ def equal_digits(sizes: Sequence[int], arrangement: CodebookPattern, who: str) -
     for k, size in enumerate(arrangement.cardinalities):
         if product != size:
             raise ConfigError(
-                f"{who} {list(sizes)} make {product} codes, but codebook {k} has {size}; give sizes whose product it is"
+                f"{who} {list(sizes)} make {product} codes, but codebook {k} has {size}; give sizes with that product"
             )
     return [tuple(sizes)] * arrangement.num_codebooks
 
@@ -116,7 +116,5 @@ def count_bits(cardinalities: tuple[int, ...], who: str) -> list[int]:
     bits = [size.bit_length() - 1 for size in cardinalities]
     for k, size in enumerate(cardinalities):
         if size < 2 or size != 1 << bits[k]:
-            raise ConfigError(
-                f"{who} needs codebooks of 2, 4, 8, ... codes, which are integers of bits; codebook {k} has {size}"
-            )
+            raise ConfigError(f"{who} needs codebook sizes that are powers of 2; codebook {k} has {size}")
     return bits

@@ -69,16 +69,16 @@ def check_layout(layout: str, found: LMConfig, wanted: LMConfig, num_codebooks: 
     for name in LMConfig.model_fields:
         if name != "attention" and getattr(ours, name) != getattr(theirs, name):
             raise ValueError(
-                f"{layout}'s layout cannot say lm.{name}: found {getattr(ours, name)!r}, it needs "
+                f"{layout}'s layout does not support this lm.{name}: found {getattr(ours, name)!r}, it needs "
                 f"{getattr(theirs, name)!r}"
             )
 
 
 def _spelled_out(config: LMConfig, num_codebooks: int) -> LMConfig:
-    said: dict = {"ffn": config.num_ffn, "kv_heads": config.num_kv_heads}
+    fields: dict = {"ffn": config.num_ffn, "kv_heads": config.num_kv_heads}
     if isinstance(config.arrangement, DelayConfig) and config.arrangement.delays is None:
-        said["arrangement"] = config.arrangement.model_copy(update={"delays": tuple(range(num_codebooks))})
-    return config.model_copy(update=said)
+        fields["arrangement"] = config.arrangement.model_copy(update={"delays": tuple(range(num_codebooks))})
+    return config.model_copy(update=fields)
 
 
 def their_tensors(lm: TokenLM, plan: TensorMap) -> dict[str, Tensor]:

@@ -86,12 +86,12 @@ def load_llamagen(
     projected = _matrix(shapes, "layers.0.attention.wqkv.weight", folder)[0]
     heads = described.get("n_head", HEADS.get(width))
     if heads is None:
-        raise ValueError(f"{folder}: no released model is {width} wide; write its heads in config.json as n_head")
+        raise ValueError(f"{folder}: no released model has width {width}; set n_head in config.json")
     sizes = described["image_size"], described.get("downsample_size", 16)
     spec = spec or llamagen_spec(codes, *sizes, str(folder / "config.json"))
     if spec.cardinalities != (codes,) or not isinstance(spec.geometry, ImageGeometry):
         raise ValueError(
-            f"{folder}: the model has one codebook of {codes} codes of pictures, the tokenizer '{spec.name}' "
+            f"{folder}: the model has one codebook of {codes} image codes, the tokenizer '{spec.name}' "
             f"{list(spec.cardinalities)} of {spec.geometry.kind}; pass the spec of the tokenizer it was trained with"
         )
     layers = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
@@ -112,7 +112,7 @@ def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
     label = next((c for c in config.conditions if isinstance(c, LabelConfig)), None)
     if lm.num_codebooks != 1 or not isinstance(geometry, ImageGeometry) or geometry.rows != geometry.columns:
         raise ValueError(
-            f"LlamaGen's layout has one codebook of square pictures, found {lm.num_codebooks} of {geometry.kind}"
+            f"LlamaGen's layout has one codebook of square images, found {lm.num_codebooks} of {geometry.kind}"
         )
     classes = label.classes if label is not None and label.classes is not None else 1
     wanted = llamagen_config(
@@ -211,8 +211,8 @@ def _classes(described: dict[str, Any], rows: int, where: Path) -> tuple[int, fl
     classes, dropout = described.get("num_classes"), described.get("class_dropout_prob")
     if classes is None and dropout is None and rows != RELEASED_CLASSES + 1:
         warnings.warn(
-            f"{where}: the class table has {rows} rows, read as {rows} classes without a row for no class, so without "
-            f"guidance; where the last row is for no class, write num_classes {rows - 1} in the file",
+            f"{where}: the class table has {rows} rows; it is read as {rows} classes and no null class, so "
+            f"without guidance; if the last row is the null class, set num_classes {rows - 1} in the file",
             stacklevel=3,
         )
         dropout = 0.0
@@ -252,5 +252,7 @@ def _matrix(shapes: dict[str, tuple[int, ...]], name: str, folder: Path) -> tupl
     shape = shapes.get(name)
     if shape is None or len(shape) != 2:
         found = "missing" if shape is None else f"{list(shape)}, no matrix"
-        raise WeightsError(f"{folder}: tensor '{name}' is {found}; known here are LlamaGen's models of classes (c2i)")
+        raise WeightsError(
+            f"{folder}: tensor '{name}' is {found}; only LlamaGen's class-conditional models (c2i) are supported"
+        )
     return shape[0], shape[1]

@@ -133,7 +133,7 @@ def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, wher
     for key, allowed in refused.items():
         if decoder.get(key, allowed[0]) not in allowed:
             known = " or ".join(repr(one) for one in allowed if one is not None)
-            raise ValueError(f"{where}: {key} is {decoder[key]!r}; only {known} is known here")
+            raise ValueError(f"{where}: {key} is {decoder[key]!r}; only {known} is supported")
     books, channels = decoder["num_codebooks"], decoder.get("audio_channels", 1)
     if books % channels:
         raise ValueError(f"{where}: {books} codebooks cannot be shared by {channels} channels")
@@ -254,8 +254,8 @@ def _describe(lm: TokenLM) -> dict[str, Any]:
     width = given.width if given is not None and given.projection == "linear" else None
     wanted = musicgen_config(described, width)
     if given is not None and len(config.conditions) == 1:  # the layout does not store training settings
-        told = wanted.conditions[0].model_copy(update={"dropout": given.dropout, "mask": given.mask})
-        wanted = wanted.model_copy(update={"conditions": (told,)})
+        condition = wanted.conditions[0].model_copy(update={"dropout": given.dropout, "mask": given.mask})
+        wanted = wanted.model_copy(update={"conditions": (condition,)})
     check_layout("MusicGen", config, wanted, spec.num_codebooks)
     return described
 
@@ -274,7 +274,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     described = read_json(path)
     kind = described.get("model_type") if isinstance(described, dict) else None
     if kind not in ("musicgen", "musicgen_decoder"):
-        raise ValueError(f"{path}: model_type is {kind!r}; known here are 'musicgen' and 'musicgen_decoder'")
+        raise ValueError(f"{path}: model_type is {kind!r}; supported are 'musicgen' and 'musicgen_decoder'")
     decoder = described.get("decoder") if kind == "musicgen" else described
     if not isinstance(decoder, dict):
         raise ValueError(f"{path}: has no decoder")

@@ -39,7 +39,7 @@ PUBLIC = {
         MUSICGEN_DEFAULTS,
         "the text encoder and the audio codec",
     ),
-    "llamagen": PublicLayout(("llamagen",), load_llamagen, save_llamagen, LLAMAGEN_DEFAULTS, "the picture tokenizer"),
+    "llamagen": PublicLayout(("llamagen",), load_llamagen, save_llamagen, LLAMAGEN_DEFAULTS, "the image tokenizer"),
 }
 
 
@@ -61,7 +61,7 @@ def public_layout(folder: str | Path) -> str:
         if kind in layout.model_types:
             return name
     known = ", ".join(kind for layout in PUBLIC.values() for kind in layout.model_types)
-    raise ValueError(f"{path}: model_type is {kind!r}; known here are {known}")
+    raise ValueError(f"{path}: model_type is {kind!r}; supported are {known}")
 
 
 def layout_of(name: str) -> PublicLayout:

@@ -161,7 +161,7 @@ class PackedLinear(nn.Module):
         """Change the device only: numbers and scales keep their dtypes."""
         moved = fn(torch.empty(0, device=self.numbers.device)).device
         if moved != self.numbers.device and self.tiles:
-            raise ValueError("packed weights were laid out for the CPU; load the model on the device it shall run on")
+            raise ValueError("packed weights were prepared for the CPU; load the model on the device it will run on")
         for name, buffer in self._buffers.items():
             self._buffers[name] = None if buffer is None else buffer.to(moved)
         return self
@@ -227,7 +227,9 @@ class PackedLinear(nn.Module):
         return numbers.float() * scale + offset
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        raise ValueError("packed weights cannot be saved; save the model as it was before (load it without weights=)")
+        raise ValueError(
+            "packed weights cannot be saved; save the model with its original weights (load it without weights=)"
+        )
 
     @property
     def num_packed(self) -> int:

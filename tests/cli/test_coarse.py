@@ -33,7 +33,7 @@ def test_a_warning_where_clusters_say_nothing(tmp_path, capsys, monkeypatch):
 
 def test_misuse_is_one_line(tmp_path, capsys):
     for arguments, message in (
-        (["digits", "--clusters", "512"], "has 64 codes, they cannot make 512 clusters; ask for 1 to 64"),
+        (["digits", "--clusters", "512"], "has 64 codes, which cannot form 512 clusters; choose 1 to 64"),
         (["digits", "--clusters", "8,8"], "clusters has 2 numbers but tokenizer 'digits-4x4' has 3 codebooks"),
         (["digits", "--clusters", "many"], "--clusters takes a whole number"),
         ([str(tmp_path), "--clusters", "8"], "no tokenizer here"),

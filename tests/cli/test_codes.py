@@ -249,4 +249,4 @@ def test_interrupted_shards_say_how_to_go_on(tokenizers, media, capsys, monkeypa
 
     monkeypatch.setattr("tessera.tokenize.data.shard_writer.build_shards", interrupt)
     assert tessera("shards", write_config(media, tokenizers)) == 130
-    assert "is not finished; run the same command again to go on" in capsys.readouterr().err
+    assert "is not finished; run the same command again to resume" in capsys.readouterr().err

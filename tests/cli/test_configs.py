@@ -63,7 +63,7 @@ def test_a_folder_is_copied_whole_and_speaks_of_the_copy(tmp_path, capsys):
     (tmp_path / "mine" / "lm.yaml").write_text("mine")
     (tmp_path / "mine" / "shards.yaml").unlink()
     assert run(["configs", "own-speech", "--copy", "mine"]) == 2
-    assert "mine/lm.yaml, mine/tokenizer.yaml: there already, nothing was copied" in capsys.readouterr().err
+    assert "mine/lm.yaml, mine/tokenizer.yaml: already present, nothing was copied" in capsys.readouterr().err
     assert (tmp_path / "mine" / "lm.yaml").read_text() == "mine" and not (tmp_path / "mine" / "shards.yaml").exists()
     assert run(["configs", "--copy", "all"]) == 0
     assert len(list((tmp_path / "all").rglob("*.yaml"))) == len(all_configs())
@@ -145,12 +145,12 @@ def test_another_kind_leaves_the_fields_of_the_old_one_behind(tmp_path):
         ),
         (
             ["train", "tokenize"],
-            "a language model's config is needed here, that name is of others: tokenize/alternating",
+            "a language model's config is needed here, that name belongs to others: tokenize/alternating",
         ),
         (["train", "."], "this is a folder of configs, a language model's config is needed here; "),
         (["shards", "bundled/digits"], "bundled/digits: no such file, and no config"),
         (["configs", "own-sppech"], "did you mean 'own-speech'"),
-        (["configs", "own.yaml"], "own.yaml: a file of yours, none of the configs that come with Tessera"),
+        (["configs", "own.yaml"], "own.yaml: a local file, not one of the configs that come with Tessera"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

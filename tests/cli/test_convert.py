@@ -40,15 +40,15 @@ def same_tensors(one: TokenLM, other: TokenLM) -> bool:
 def test_in_and_back_out(checkpoint, tmp_path, capsys):
     assert run(["convert", str(checkpoint), str(tmp_path / "lm")]) == 0
     said = capsys.readouterr().err
-    assert "llamagen, 0.0 M parameters; left out: the picture tokenizer" in said
-    assert f'read it with: tessera.lm.checkpoints.model_directory.load_lm("{tmp_path / "lm"}")' in said
+    assert "llamagen, 0.0 M parameters; left out: the image tokenizer" in said
+    assert f'load it with: tessera.lm.checkpoints.model_directory.load_lm("{tmp_path / "lm"}")' in said
     lm = load_lm(tmp_path / "lm")
     assert same_tensors(lm, load_llamagen(checkpoint))
     described = read_model_config(tmp_path / "lm")
     assert described.labels == tuple(str(i) for i in range(CLASSES))
     assert described.generation.guidance == 4
-    assert "The picture tokenizer is not in it" in (tmp_path / "lm" / "README.md").read_text()
-    with pytest.raises(FileNotFoundError, match=r"tokenizer/ is missing, so this is a language model alone"):
+    assert "The image tokenizer is not in it" in (tmp_path / "lm" / "README.md").read_text()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer/ is missing, so this is only a language model"):
         load_model(tmp_path / "lm")
     assert run(["convert", str(tmp_path / "lm"), str(tmp_path / "back"), "--to", "llamagen"]) == 0
     there, back = (read_safetensors(folder / "model.safetensors")[0] for folder in (checkpoint, tmp_path / "back"))
@@ -71,19 +71,19 @@ def test_with_a_tokenizer_the_model_is_whole(checkpoint, tmp_path):
 
 def test_misuse_is_one_line(checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
-    assert "is a llamagen checkpoint, no Tessera model" in refused(capsys, checkpoint, out, "--to", "musicgen")
-    assert "holds a model already; name another folder" in refused(capsys, checkpoint, checkpoint)
+    assert "is a llamagen checkpoint, not a Tessera model" in refused(capsys, checkpoint, out, "--to", "musicgen")
+    assert "contains a model already; choose another folder" in refused(capsys, checkpoint, checkpoint)
     assert "no such file; a checkpoint is a folder of config.json" in refused(capsys, tmp_path / "none", out)
     run(["convert", str(checkpoint), str(tmp_path / "lm")])
     capsys.readouterr()
     lm = tmp_path / "lm"
-    assert "say which layout to write: --to musicgen or --to llamagen" in refused(capsys, lm, out)
+    assert "choose the layout to write: --to musicgen or --to llamagen" in refused(capsys, lm, out)
     assert "no layout 'lamagen'; did you mean 'llamagen'?" in refused(capsys, lm, out, "--to", "lamagen")
     assert "MusicGen's layout has codebooks" in refused(capsys, lm, out, "--to", "musicgen")
-    assert "holds no tokenizer of Tessera" in refused(capsys, lm, out, "--to", "llamagen", "--tokenizer", "digits")
+    assert "cannot contain a Tessera tokenizer" in refused(capsys, lm, out, "--to", "llamagen", "--tokenizer", "digits")
     assert "the tokenizer 'digits-4x4'" in refused(capsys, checkpoint, out, "--tokenizer", "digits")
     (checkpoint / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert "model_type is 'gpt2'; known here are musicgen, musicgen_decoder, llamagen" in refused(
+    assert "model_type is 'gpt2'; supported are musicgen, musicgen_decoder, llamagen" in refused(
         capsys, checkpoint, out
     )
     assert not out.exists()

@@ -17,7 +17,7 @@ def test_prepare_replaces_only_its_own_folder(tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match=r"foreign: holds files that are not the demo's; name another folder"):
+    with pytest.raises(FileExistsError, match=r"foreign: contains files that are not from the demo; choose another"):
         prepare(foreign)
     assert (foreign / "thesis.tex").exists()
 
@@ -48,7 +48,7 @@ def test_real_digits_are_split_by_writer():
 def test_judge_knows_real_digits_and_not_their_names_turned():
     pytest.importorskip("sklearn")
     pictures, labels = digit_classifier.real_digits("test")
-    found = digit_classifier.Judge()
+    found = digit_classifier.DigitClassifier()
     assert found.share(pictures, labels) > 0.9
     assert found.share(pictures, labels[1:] + labels[:1]) < 0.2
 

@@ -18,14 +18,14 @@ from tessera.cli.failures import explain, print_failure
         (
             UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates"),
             2,
-            r"tessera: 'a\udcff' holds bytes that are no text",
+            r"tessera: 'a\udcff' is not valid UTF-8",
         ),
         (FileNotFoundError(2, "No such file or directory", "x"), 2, "tessera: x: no such file or directory"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 9000), 2, "file name too long"),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "x"), 2, "tessera: x: too many levels of"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "tessera: x: no space left on device"),
         (OSError("plain"), 1, "tessera: plain"),
-        (BrokenPipeError(32, "Broken pipe"), 1, "tessera: what read the output has gone"),
+        (BrokenPipeError(32, "Broken pipe"), 1, "tessera: the reader of the output has exited"),
         (MemoryError(), 1, "tessera: not enough memory"),
         (RecursionError("maximum recursion depth exceeded"), 2, "tessera: the input is nested too deep"),
         (KeyboardInterrupt(), 130, "tessera: stopped"),
@@ -42,7 +42,7 @@ def test_known_errors(error, code, text):
 def test_torch_says_how_much_it_wanted():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15)
-    assert explain(caught.value) == (1, "tessera: not enough memory: 4000000.0 GB were asked for at once")
+    assert explain(caught.value) == (1, "tessera: not enough memory: 4000000.0 GB were requested at once")
 
 
 @pytest.mark.parametrize("error", [TypeError("x"), RuntimeError("x"), AssertionError("x"), KeyError("x"), IndexError()])

@@ -186,7 +186,7 @@ def test_tts_as_a_stream(models, tmp_path, capsysbinary):
     for arguments, message in (
         (["-o", "-", "--json"], b"cannot both go to stdout"),
         (["-o", "x.flac", "--stream"], b"x.flac: a stream is written as .wav"),
-        (["-o", "-", "-n", 2], b"a stream is one sample, but -n is 2"),
+        (["-o", "-", "-n", 2], b"--stream generates one sample, but -n is 2"),
     ):
         assert tessera(*say, *arguments) == 2
         assert message in capsysbinary.readouterr().err

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.configs.files import NoRoom, write_atomic, write_safetensors
+from tessera.configs.files import DiskFull, write_atomic, write_safetensors
 from tessera.tokenize.data.codes_file import CodesItem, write_codes
 from tessera.tokenize.tokenizer import load_tokenizer
 
@@ -41,14 +41,14 @@ def test_a_file_that_does_not_fit_is_named_and_the_old_one_stays(tmp_path, conte
                 write_atomic(path, bytes(5000))
             else:
                 write_safetensors(path, {"a": torch.zeros(5000)})
-        except NoRoom as error:
+        except DiskFull as error:
             said = str(error)
         finally:
             (tmp_path / "said").write_text(said)
             os._exit(0)
     os.waitpid(child, 0)
     said = (tmp_path / "said").read_text()
-    assert said.startswith(f"{path}: no room to write this file (File too large), ") and "bytes are free" in said
+    assert said.startswith(f"{path}: no disk space to write this file (File too large), ") and "bytes are free" in said
     assert path.read_bytes() == b"old"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "said"]
 
@@ -56,7 +56,7 @@ def test_a_file_that_does_not_fit_is_named_and_the_old_one_stays(tmp_path, conte
 @pytest.mark.parametrize("call", ["fsync", "replace", "chmod", "mkdir"])
 def test_no_room_at_any_call(tmp_path, monkeypatch, call):
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(NoRoom, match="no room to write this file"):
+    with pytest.raises(DiskFull, match="no disk space to write this file"):
         write_atomic(tmp_path / "file", b"new")
     assert not list(tmp_path.iterdir())
 
@@ -90,5 +90,5 @@ def test_commands_say_it_in_one_line(tmp_path, verb):
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     lines = [line for line in found.stderr.splitlines() if line.startswith("tessera:")]
     assert found.returncode == 1, found.stderr
-    assert len(lines) == 1 and "no room to write this file" in lines[0] and "Traceback" not in found.stderr
+    assert len(lines) == 1 and "no disk space to write this file" in lines[0] and "Traceback" not in found.stderr
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part")]

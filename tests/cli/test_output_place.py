@@ -27,13 +27,13 @@ VERBS = {
     "page": (["tokenizer", "eval", "models/shapes", "--page"], ".html"),
 }
 PLACES = {
-    "below a file": ("file/x{}", "'file' is no folder, and in the way; name another place"),
-    "far below a file": ("file/x/y/z{}", "'file' is no folder, and in the way; name another place"),
-    "below a device": ("/dev/null/x{}", "'/dev/null' is no folder, and in the way; name another place"),
-    "links in a circle": ("circle/x/x{}", "links lead in a circle; name another place"),
+    "below a file": ("file/x{}", "'file' is not a folder; choose another path"),
+    "far below a file": ("file/x/y/z{}", "'file' is not a folder; choose another path"),
+    "below a device": ("/dev/null/x{}", "'/dev/null' is not a folder; choose another path"),
+    "links in a circle": ("circle/x/x{}", "symbolic links form a loop; choose another path"),
     "a long name": ("x" * 300 + "{}", "the name is too long"),
     "a long folder": ("x" * 300 + "/x{}", "the name is too long"),
-    "no files there": ("/proc/self/x{}", "in the folder '/proc/self'; name another place"),
+    "no files there": ("/proc/self/x{}", "in the folder '/proc/self'; choose another path"),
 }
 
 
@@ -77,16 +77,16 @@ def test_every_verb_says_what_is_in_the_way(folder, capsys, verb, place):
 def test_a_folder_of_that_name(folder, capsys):
     Path("x.safetensors").mkdir()
     line = refused(capsys, [*VERBS["encode"][0], "x.safetensors"])
-    assert line == "tessera: x.safetensors: cannot be written: a folder of that name is in the way; name a file"
+    assert line == "tessera: x.safetensors: cannot be written: a folder of that name exists; name a file"
 
 
 @pytest.mark.parametrize("prepare", [prepare_file, prepare_folder])
 @pytest.mark.parametrize(
     "number, said",
     [
-        (errno.EACCES, "you may not write in the folder '{}'; name another place"),
-        (errno.EROFS, "the folder '{}' can only be read; name another place"),
-        (errno.EIO, "input/output error; name another place"),
+        (errno.EACCES, "no permission to write in the folder '{}'; choose another path"),
+        (errno.EROFS, "the folder '{}' is read-only; choose another path"),
+        (errno.EIO, "input/output error; choose another path"),
     ],
 )
 def test_what_the_system_refuses(tmp_path, monkeypatch, prepare, number, said):

@@ -47,7 +47,7 @@ def pixels(path) -> np.ndarray:
 def test_tiny_pictures_are_enlarged_and_it_is_said_once(draw, shapes):
     told = draw("-n", 3, "-o", "many")
     assert [line for line in told if "--scale 1" in line] == [
-        f"images of 6 x 4 pixels are written {FACTOR} times as large; --scale 1 writes them as generated"
+        f"images of 6 x 4 pixels are enlarged {FACTOR} times; --scale 1 writes them as generated"
     ]
     shapes.generate(label="star", n=3).save("made")
     for name in ("0000.png", "0001.png", "0002.png"):
@@ -148,16 +148,16 @@ def test_older_files_are_named_and_stay(draw, models):
     Path("o/notes.txt").write_text("mine")
     (line,) = [line for line in draw("-n", 2, "--seed", 9, "-o", "o") if "older" in line]
     assert line == (
-        "tessera: o also holds 3 older files, not of this run: 0002.png, 0003.png, 0004.png; 2 others were replaced"
+        "tessera: o also holds 3 older files, not from this run: 0002.png, 0003.png, 0004.png; 2 others were replaced"
     )
     assert Path("o/0003.png").read_bytes() == before and Path("o/notes.txt").exists(), "nothing is removed"
     draw("-n", 30, "-o", "many")
     (line,) = [line for line in draw("-n", 2, "-o", "many") if "older" in line]
-    assert "28 older files, not of this run: 0002.png, 0003.png, 0004.png, 0005.png, ... 0029.png" in line
+    assert "28 older files, not from this run: 0002.png, 0003.png, 0004.png, 0005.png, ... 0029.png" in line
     assert not any("older" in line for line in draw("-o", "o.png")), "of one named file nothing is said"
     draw("--frames", "grown", "-o", "a.png")
     Path("grown/0009.png").write_bytes(before)
-    assert any("grown also holds 1 older file, not of this run: 0009.png" in line for line in draw(
+    assert any("grown also holds 1 older file, not from this run: 0009.png" in line for line in draw(
         "--frames", "grown", "-o", "a.png"
     ))  # fmt: skip
     draw(verb=("encode", "a.png", "--tokenizer", models / "shapes", "-o", "c.safetensors"))

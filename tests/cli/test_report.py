@@ -10,10 +10,10 @@ from PIL import Image
 
 from tessera.cli.report.charts import (
     Curve,
+    image_png,
     line_chart,
     mosaic,
     perplexity,
-    picture_png,
     png_bytes,
     spectrogram_png,
     usage_chart,
@@ -41,7 +41,7 @@ def test_png_reads_back_exactly(channels):
 
 
 def test_picture_png_maps_the_range():
-    picture = Image.open(io.BytesIO(picture_png(torch.tensor([[[-1.0, 0.0, 1.0, 9.0]]]))))
+    picture = Image.open(io.BytesIO(image_png(torch.tensor([[[-1.0, 0.0, 1.0, 9.0]]]))))
     assert list(picture.tobytes()) == [0, 128, 255, 255]
 
 
@@ -90,7 +90,7 @@ def test_mosaic_has_a_tile_for_each_code():
 
 
 def results() -> DemoResults:
-    png = picture_png(torch.zeros(1, 8, 8))
+    png = image_png(torch.zeros(1, 8, 8))
     curve = Curve("codebook 0", range(50), [4 / (1 + step) + 1 for step in range(50)])
     journey = Journey(png, [[[1, 2], [3, 4]]], png)
     gallery = ImageGallery("tessera generate digits", [ImageRow("7", [png], [png, png])], 0.5, 2, 0.9, 0.98)
@@ -103,7 +103,7 @@ def results() -> DemoResults:
         tokenizer=TokenizerStory("tessera tokenizer train", [curve], [(png, png)], [[3, 0, 1, 4, 5]], 20.0, journey),
         model=ModelStory("tessera train", "torch", 1000, [curve], [1.5], 1234.0),
         fresh=gallery,
-        bundled_pictures=gallery,
+        bundled_images=gallery,
         speech=SpeechGallery('tessera tts "one"', [speech], [speech]),
         notes=["a note <script>"],
     )
@@ -125,5 +125,5 @@ def test_report_escapes_text(tmp_path):
 def test_report_leaves_out_what_did_not_run(tmp_path):
     from dataclasses import replace
 
-    page = write_report(replace(results(), bundled_pictures=None, speech=None), tmp_path / "report.html").read_text()
+    page = write_report(replace(results(), bundled_images=None, speech=None), tmp_path / "report.html").read_text()
     assert page.count("<section") == 5 and "<audio" not in page

@@ -21,16 +21,16 @@ TREES = {
     ),
     "source": (
         f"{{kind: branches, branches: {{a: {{source: [2, 99], quantizer: {V8}}}}}}}",
-        "quantizer.branches.a.source: channels 2 to 99 are not among the 24",
+        "quantizer.branches.a.source: channels 2 to 99 are beyond the 24",
     ),
     "rotation": (
         f"{{kind: chain, stages: [{V8}, {{kind: rotation, quantizer: {V8}}}]}}",
-        "quantizer.stages.1: rotation is about the value of the whole tree",
+        "quantizer.stages.1: rotation applies to the value of the whole tree",
     ),
     "choices": (
         "{kind: gaussian, quantizer: {kind: residual, levels: 2, level_dropout: 1, level_choices: [3], "
         f"quantizer: {V8}}}}}",
-        "quantizer.quantizer.level_choices: 3 is more than the 2 levels",
+        "quantizer.quantizer.level_choices: 3 is above the 2 levels",
     ),
     "kind": ("{kind: rsidual, levels: 2}", "quantizer: kind 'rsidual' is unknown; did you mean 'residual'?"),
     "key": ("{kind: vq, size: 8, decy: 0.9}", "quantizer.vq.decy: unknown key; did you mean 'decay'?"),
@@ -41,7 +41,7 @@ TREES = {
     ),
     "scales-inside": (
         f"{{kind: skip, share: 0.5, quantizer: {{kind: scales, sizes: [[1, 1], [4, 4]], quantizer: {V8}}}}}",
-        "quantizer: scales inside another quantizer make no frames",
+        "quantizer: scales cannot be inside another quantizer",
     ),
     "no-file": (
         FILE % (8, "nowhere.safetensors", SUM),
@@ -63,7 +63,7 @@ def test_a_tree_that_cannot_be_has_one_line(tree, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("config", "sets", "message"),
     [
-        ("digits", ["tokenizer.encoder={kind: vit, patch: 3}"], "8 x 8 cannot be cut into patches of 3"),
+        ("digits", ["tokenizer.encoder={kind: vit, patch: 3}"], "8 x 8 cannot be split into patches of 3"),
         (
             "digits",
             ["tokenizer.encoder={kind: transposed, tokens: 7}"],

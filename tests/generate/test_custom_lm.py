@@ -136,7 +136,7 @@ def test_anything_else_has_a_plain_error(folder, tones, shapes):
         (lambda: generate(None, tones), "found None without spec"),
         (lambda: generate(Half(), tones), r"found a Half without arrangement \(a CodebookPattern\), logits \(ids"),
         (lambda: generate(torch.nn.Linear(2, 2), tones), "found a Linear without spec"),
-        (lambda: generate(Half, tones), "found the class Half; make one of it first"),
+        (lambda: generate(Half, tones), "found the class Half; create an instance first"),
         (lambda: generate(Wrong(), tones), "logits a method"),
         (lambda: generate(Other(), tones), r"has codebooks of \[2, 2\] codes"),
         (
@@ -148,7 +148,7 @@ def test_anything_else_has_a_plain_error(folder, tones, shapes):
         (lambda: generate(model.lm, None), "takes a tokenizer second .*found None"),
         (lambda: generate(model.lm, shapes, text_ids=[1]), "tokenizer"),
         (lambda: generate(Flat(), tones, label=1), "takes no label, text, embedding or voice"),
-        (lambda: generate(Flat(), tones, num_frames=2, cache="ring"), "cache: a language model of your own"),
+        (lambda: generate(Flat(), tones, num_frames=2, cache="ring"), "cache: a custom language model"),
         (lambda: generate(Flat(), tones, num_frames=2, step="compiled"), "step"),
         (lambda: generate(Flat(), tones, num_frames=2, guidance=2.0), "guidance"),
         (lambda: generate(Flat(), tones, num_frames=2, draft=2), "draft"),

@@ -29,11 +29,11 @@ def test_every_kind_names_a_decoder_of_the_table():
 @pytest.mark.parametrize(
     "plan, length, settings, message",
     [
-        (PLAN, Length(9, 0, True), {"draft": 2}, "draft was set, but a masked model fills codes in whole passes"),
-        (PLAN, Length(9, 0, True), {"cache": "int8"}, "cache was set, but a masked model fills codes in whole passes"),
+        (PLAN, Length(9, 0, True), {"draft": 2}, "draft was set, but a masked model does not decode step by step"),
+        (PLAN, Length(9, 0, True), {"cache": "int8"}, "cache was set, but a masked model does not decode step by step"),
         (PLAN, Length(9, 0, False), {}, "a masked model needs the number of frames; pass num_frames"),
         (replace(PLAN, incomplete="no labels"), Length(9, 0, True), {"draft": 2}, "no labels"),
-        (NextScaleLM.decode_plan, Length(9, 0, True), {"draft": 2}, "draft was set, but a next-scale model makes"),
+        (NextScaleLM.decode_plan, Length(9, 0, True), {"draft": 2}, "draft was set, but a next-scale model generates"),
         (DecodePlan("autoregressive"), Length(9, 0, False), {"draft": 2, "cache": "int8"}, None),
     ],
 )

@@ -129,5 +129,5 @@ def test_the_loss_of_guesses_is_that_of_a_loop():
 def test_a_model_that_does_not_look_ahead_is_refused():
     with pytest.raises(ValueError, match="draft is 2, but the model predicts 0 steps ahead; train it with lm.ahead"):
         generate_codes(make_lm(), ConditionBatch(), [0], Length(4), draft=2)
-    with pytest.raises(ValueError, match="draft is 5, but the model predicts 3 steps ahead; use a draft of 1 to 3"):
+    with pytest.raises(ValueError, match="draft is 5, but the model predicts 3 steps ahead; use a draft from 1 to 3"):
         generate_codes(make(), ConditionBatch(), [0], Length(4), draft=5)

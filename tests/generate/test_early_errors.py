@@ -43,7 +43,7 @@ def test_a_prompt_that_is_too_long(models, frames, settings, no_steps):
     prompt = torch.ones(3, frames, dtype=torch.long)
     given = {"text": "abc", "prompt": prompt, "max_frames": 10, **settings}
     for call in (models["tones"].generate, models["tones"].stream):
-        with pytest.raises(ValueError, match=f"the prompt has {frames} frames and at most 10 are to be made"):
+        with pytest.raises(ValueError, match=f"the prompt has {frames} frames, but at most 10 are generated"):
             call(**given)
 
 
@@ -117,7 +117,7 @@ def test_seeds_of_many_samples_are_all_numbers_of_64_bits(models, no_steps):
 def test_a_prompt_is_checked_in_all_rows_before_the_first_batch(models, no_steps):
     prompt = torch.zeros(3, 3, 2, dtype=torch.long)
     prompt[2, 1, 1] = 16
-    with pytest.raises(ValueError, match="codes reach from 0 to 16"):
+    with pytest.raises(ValueError, match="codes range from 0 to 16"):
         models["tones"].generate(text=["a", "b", "c"], prompt=prompt, batch=1)
     tones: Model = models["tones"]
     from tessera.generate.requests.conditions import ConditionInputs

@@ -113,7 +113,7 @@ def test_errors(folder, tokenizer):
             "every must be a whole number, at least 1, found 0",
             lambda: stream_images(shapes.lm, tokenizer, label=0, every=0),
         ),
-        ("a stream is one sample, 2 were asked for", lambda: shapes.stream(label=[0, 1])),
+        ("a stream is one sample, but 2 were requested", lambda: shapes.stream(label=[0, 1])),
     ):
         with pytest.raises(ValueError, match=message):
             call()

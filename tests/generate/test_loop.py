@@ -290,7 +290,7 @@ def test_errors():
     prompt = torch.zeros(2, 3, 4, dtype=torch.long)
     refuse(r"the prompt must be long \[2, 3, t\], found torch.float32", prompt=prompt.float())
     refuse(r"found torch.int64 \[2, 2, 4\]", prompt=prompt[:, :2])
-    refuse("the prompt has 6 frames and at most 6 are to be made", prompt=torch.zeros(2, 3, 6, dtype=torch.long))
+    refuse("the prompt has 6 frames, but at most 6 are generated", prompt=torch.zeros(2, 3, 6, dtype=torch.long))
     refuse("codebook 1 must hold codes 0 to 6", prompt=prompt + torch.tensor([0, 7, 0])[:, None])
     refuse("temperature has 2 values but the model has 3 codebooks", sampling=GenerationConfig(temperature=[1.0, 1.0]))
     refuse("guidance.scale: Input should be a finite number", guidance=float("inf"))

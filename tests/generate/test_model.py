@@ -231,7 +231,7 @@ def test_save_errors(shapes, tones, tmp_path):
     with pytest.raises(ValueError, match=r"'tones' makes audio; use a name ending in .wav or .flac"):
         tones.generate(text="a").save(tmp_path / "x.mp3")
     (tmp_path / "taken").write_text("")
-    with pytest.raises(ValueError, match="a file is in the way"):
+    with pytest.raises(ValueError, match="is an existing file"):
         several.save(tmp_path / "taken")
 
 
@@ -275,7 +275,7 @@ def test_errors(shapes, tones, voices):
     refuse(re.escape("found torch.int64 [4]"), lambda: tones.generate(text="a", prompt=long(4)))
     short = {"text": "a", "prompt": long(3, 4), "prompt_frames": 5}
     refuse("prompt_frames must be from 1 to the prompt's 4", lambda: tones.generate(**short))
-    refuse("the prompt has 6 frames and at most 6", lambda: shapes.generate(label=0, prompt=long(3, 6)))
+    refuse("the prompt has 6 frames, but at most 6", lambda: shapes.generate(label=0, prompt=long(3, 6)))
     refuse("the prompt has 15 samples", lambda: tones.generate(text="a", prompt=torch.zeros(1, 15)))
     refuse("the tokenizer given: codes of tokenizer 'shapes'", lambda: generate(tones.lm, shapes.tokenizer))
     refuse("the tokenizer given: codes of tokenizer 'shapes'", lambda: stream_audio(tones.lm, shapes.tokenizer))
@@ -311,7 +311,7 @@ def test_load(folder, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no model here"):
         load(tmp_path)
     monkeypatch.setattr(module, "BUNDLED", tmp_path)
-    refuse("this checkout has none", lambda: load("digits"))
+    refuse("this installation has none", lambda: load("digits"))
 
 
 def test_draft_of_a_model_that_does_not_look_ahead_is_refused(tones):

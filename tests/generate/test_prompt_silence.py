@@ -53,7 +53,7 @@ def test_pauses_inside_and_quiet_speech_stay():
 @pytest.mark.parametrize("media", [torch.zeros(1, 500), 1e-3 * torch.randn(2, 500), torch.zeros(1, 3)])
 def test_silence_alone_is_nothing(media):
     found = trim_silence(media, RATE)
-    assert found.media is None and "no sound" in found.note
+    assert found.media is None and "nothing else" in found.note
 
 
 @pytest.mark.slow
@@ -62,14 +62,14 @@ def test_a_silent_prompt_is_left_out_and_said(models):
     rate, frame = model.spec.geometry.sample_rate, model.spec.geometry.samples_per_frame
     call = {"text": "one", "label": "star", "seed": 3, "num_frames": 6}
     plain = model.generate(**call)
-    with pytest.warns(GenerationWarning, match="the prompt has .* s of silence and no sound, left out"):
+    with pytest.warns(GenerationWarning, match="the prompt has .* s of silence and nothing else, left out"):
         found = model.generate(**call, prompt=torch.zeros(1, 2 * rate))
     assert torch.equal(found.codes, plain.codes) and len(found.warnings) == 1
     sound = torch.cat([torch.zeros(1, rate), tone(0.3, rate), torch.zeros(1, rate)], dim=1)
     kept = trim_silence(sound, rate).media
     kept = kept[:, : kept.shape[1] // frame * frame]
     call["num_frames"] = kept.shape[1] // frame + 3
-    with pytest.warns(GenerationWarning, match="begins with .* and ends with .* of silence too many, left out"):
+    with pytest.warns(GenerationWarning, match="begins with .* and ends with .* of excess silence, left out"):
         found = model.generate(**call, prompt=sound)
     assert torch.equal(found.codes, model.generate(**call, prompt=kept).codes)
     with pytest.warns(GenerationWarning, match="silence"):
@@ -83,7 +83,7 @@ def test_frames_of_a_prompt_are_counted_before_silence_is_left_out(models):
     sound = torch.cat([torch.zeros(1, geometry.sample_rate), tone(1.0, geometry.sample_rate)], dim=1)
     call = {"text": "one", "label": "star", "num_frames": 60}
     first = round(0.5 * geometry.sample_rate) // geometry.samples_per_frame
-    with pytest.warns(GenerationWarning, match="no sound, left out"):
+    with pytest.warns(GenerationWarning, match="nothing else, left out"):
         model.generate(**call, prompt=sound, prompt_frames=first)
     total = sound.shape[1] // geometry.samples_per_frame
     with pytest.raises(ValueError, match=rf"prompt_frames must be from 1 to the prompt's {total} frames"):

@@ -131,7 +131,7 @@ def test_through_the_model():
         ({"sampling": GenerationConfig(ras=5)}, "ras is 5, but a next-scale model does not fill codes in order"),
         ({"num_scales": 4}, "num_scales must be 1 to 3, the scales of 'tiny', found 4"),
         ({"num_scales": 0}, "num_scales must be 1 to 3"),
-        ({"cache": "ring"}, "cache kind 'ring' is for steps in order"),
+        ({"cache": "ring"}, "cache kind 'ring' needs sequential steps"),
         ({"guidance": 2.0}, "the model has no conditions; use guidance 1"),
         ({"seeds": []}, "no seeds were given"),
     ],
@@ -149,7 +149,7 @@ def test_requests_that_cannot_be_met():
         prompt = settings.pop("prompt", None)
         return make_request(lm, tokenizer, ConditionInputs(), 1, 0, prompt, None, None, settings)
 
-    with pytest.raises(ValueError, match="draft was set, but a next-scale model makes whole scales"):
+    with pytest.raises(ValueError, match="draft was set, but a next-scale model generates whole scales"):
         make_codes(lm, request(draft=2), False)
     with pytest.raises(ValueError, match="the prompt's codebook 0 must hold codes 0 to 7"):
         make_codes(lm, request(prompt=torch.full((1, 1, 2), 9)), False)

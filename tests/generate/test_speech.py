@@ -170,11 +170,12 @@ def test_a_text_far_too_long_that_is_not_split_is_warned_of(voices):
     long = torch.zeros(3, 40, dtype=torch.long)
     narrow = {**call, "carry": "nothing", "frames_per_character": [0.1, 2.0]}
     with pytest.raises(
-        ValueError, match="the prompt has 40 frames, .* 'one two.', begins with the prompt and may have 16 frames"
+        ValueError,
+        match="the prompt has 40 frames, .* 'one two.', begins with the prompt and has a capacity of 16 frames",
     ):
         voices.generate(**narrow, prompt=long)
     with pytest.raises(
-        ValueError, match=r"may have 5 frames; give less of it \(prompt_frames\), or set split to 'off'"
+        ValueError, match=r"has a capacity of 5 frames; shorten the prompt \(prompt_frames\), or set split to 'off'"
     ):
         voices.stream(**narrow, prompt=long, max_frames=5)
     with pytest.raises(ValueError, match=r"min_frames must be from 0 to max_frames \(4\), found 5"):
@@ -238,7 +239,7 @@ def test_no_piece_is_longer_as_read_than_the_model_has_learned(text, limit, carr
 def test_what_was_never_read_is_named_once(voices):
     voices = load_again(voices, text_seen={"characters": "oneasitwa .", "words": ["one", "two"]})
     call = {"text": ["one two", "six two"], "label": "star", "num_frames": 4}
-    with pytest.warns(GenerationWarning, match="never read the word 'six' or the character 'x'") as issued:
+    with pytest.warns(GenerationWarning, match="not trained on the word 'six' or the character 'x'") as issued:
         found = voices.generate(**call, n=2)
     assert [str(one.message) for one in issued] == list(found.warnings)
     assert voices.generate(text="two one", label="star", num_frames=4).warnings == ()

@@ -115,7 +115,7 @@ def test_sound_ends_where_its_labels_end(folder):
         assert one.codes.shape[2] == length and one.media[0].shape[1] == 16 * length
     beyond = torch.arange(result.codes.shape[2]) >= result.lengths[:, None, None]
     assert not result.codes[beyond.expand_as(result.codes)].any()
-    with pytest.raises(ValueError, match="makes all frames together, none is final before"):
+    with pytest.raises(ValueError, match="generates all frames together and cannot stream"):
         model.stream(label="star")
 
 
@@ -153,7 +153,7 @@ def test_the_command_line(folder, tmp_path, capsys):
         (out / name).read_bytes() == (tmp_path / "same" / name).read_bytes() for name in ("0000.png", "0001.png")
     )
     assert run(["generate", str(folder / "refiner"), "--label", "star", "-o", str(out)]) == 2
-    assert "this model refines coarse labels and has none to begin with" in capsys.readouterr().err
+    assert "this model refines coarse labels and has no model that generates them" in capsys.readouterr().err
 
 
 def test_weights_at_rest_of_both_stages(folder):
@@ -173,7 +173,7 @@ def test_refusals(folder, tmp_path):
         CoarseToFine(both.coarse, load(folder / "masked").lm)
     with pytest.raises(ValueError, match="ras is 4, but a masked model"):
         load(folder / "masked").generate(label="star", ras=4)
-    with pytest.raises(ValueError, match="draft was set, but a masked model fills codes in whole passes"):
+    with pytest.raises(ValueError, match="draft was set, but a masked model does not decode step by step"):
         load(folder / "masked").generate(label="star", draft=2)
     with pytest.raises(ValueError, match="num_frames is 3, but an image"):
         load(folder / "masked").generate(label="star", num_frames=3)
@@ -184,7 +184,9 @@ def test_refusals(folder, tmp_path):
         load_model(moved)
     shutil.rmtree(moved / "clusters")
     other.save(moved / "clusters")
-    with pytest.raises(ValueError, match=f"holds clusters {other.spec.fingerprint[:12]}, it was trained with"):
+    with pytest.raises(
+        ValueError, match=f"holds clusters {other.spec.fingerprint[:12]}, but the model was trained with"
+    ):
         load_model(moved)
     described = read_json(moved / "config.json")
     write_json(moved / "config.json", {**described, "clusters": None})

@@ -162,17 +162,20 @@ def test_errors(clones, folder, tmp_path):
     def say(voice, **settings):
         return lambda: clones.generate(text="a", voice=voice, **settings)
 
-    refuse("the voice has 9 frames, 'clones' reads at most 8; give a shorter one, or voice_frames 8", say(long(3, 9)))
+    refuse(
+        "the voice has 9 frames, 'clones' reads at most 8; give a shorter one, or set voice_frames to 8",
+        say(long(3, 9)),
+    )
     assert len(say(long(3, 9), voice_frames=8)()) == 1
     refuse("codes have 2 codebooks", say(long(2, 4)))
-    refuse("codes reach from 16 to 16, tokenizer 'tones' has", say(long(3, 4) + 16))
+    refuse("codes range from 16 to 16, tokenizer 'tones' has", say(long(3, 4) + 16))
     refuse(r"a voice is codes \(long, .*found torch.int64 \[4\]", say(long(4)))
     refuse("voice_frames must be from 1 to the voice's 4 frames, found 5", say(long(3, 4), voice_frames=5))
     refuse("voice_frames is 5, but no voice was given", lambda: clones.generate(text="a", voice_frames=5))
     refuse("the voice has 15 samples, a frame of 'tones' has 16", say(torch.zeros(1, 15)))
     refuse("the list of voices is empty", say([]))
     refuse("2 texts but 3 voices", lambda: clones.generate(text=["a", "b"], voice=[long(3, 4)] * 3))
-    refuse(r"'tones' takes no voice, it has no condition of codes \(to continue a recording, give it as prompt\)",
+    refuse(r"'tones' takes no voice, it has no condition 'codes' \(to continue a recording, give it as prompt\)",
            lambda: named(tones).generate(text="a", voice=long(3, 4)))  # fmt: skip
     refuse("takes no voice", lambda: tones.stream(text="a", voice=long(3, 4)))
     write_codes(tmp_path / "other.safetensors", shapes.spec, [CodesItem("a", long(3, 4))])

@@ -394,7 +394,7 @@ def test_bad_inputs_have_one_clear_error():
         arrangement.arrange(codes[:, :, :0])
     with pytest.raises(ValueError, match="4 frames take 6 steps, but 5 were given"):
         arrangement.undo(torch.zeros(1, 3, 5, dtype=torch.long), 4)
-    with pytest.raises(ValueError, match="must be told the number of frames"):
+    with pytest.raises(ValueError, match="needs the number of frames"):
         CodebookPattern(CoarseFirstConfig(), (5, 5)).cell_frames(0)
     with pytest.raises(ValueError, match="max_delay depends"):
         _ = CodebookPattern(CoarseFirstConfig(), (5, 5)).max_delay
@@ -416,7 +416,7 @@ def test_bad_configs_have_one_clear_error():
     ]:
         with pytest.raises(ConfigError, match=message):
             CodebookPattern(UnrolledConfig(flattening=flattening, delays=delays), (5, 5))
-    with pytest.raises(ConfigError, match="arrangement grouped must know .* set variable_length: false"):
+    with pytest.raises(ConfigError, match="arrangement grouped needs a known .* set variable_length: false"):
         CodebookPattern(GroupedConfig(sizes=(1, 1)), (5, 5), variable_length=True)
     with pytest.raises(ConfigError, match=r"sizes \[2, 2\] add up to 4, but there are 3 codebooks"):
         CodebookPattern(GroupedConfig(sizes=(2, 2)), (5, 5, 5))

@@ -217,7 +217,7 @@ def storage(cache):
     """Addresses and sizes of the tensors a cache keeps."""
     held = [value for name, value in vars(cache).items() if not name.startswith("_")]
     tensors = [x for x in held if isinstance(x, torch.Tensor)]
-    tensors += [x for shelf in held if isinstance(shelf, QuantizedStore) for x in shelf.room]
+    tensors += [x for shelf in held if isinstance(shelf, QuantizedStore) for x in shelf.storage]
     return {x.data_ptr(): x.nbytes for x in tensors if x.nbytes}
 
 
@@ -240,7 +240,7 @@ def test_only_the_static_kind_takes_steps_back():
         lm.step(state, lm.start_ids(1))
         if name != "static":
             with pytest.raises(
-                ValueError, match=f"cache kind '{name}' cannot take steps back; use cache kind 'static'"
+                ValueError, match=f"cache kind '{name}' cannot roll back steps; use cache kind 'static'"
             ):
                 state.cache.rewind(0)
 
@@ -349,7 +349,7 @@ def test_what_is_read_is_what_was_quantized(bits, sizes, recent, outliers, rotat
             assert seen.keys.equal(wanted_keys) and seen.values.equal(wanted_values)
         cache.advance(n)
         first = end
-    with pytest.raises(ValueError, match=f"cache kind 'int{bits}' cannot take steps back"):
+    with pytest.raises(ValueError, match=f"cache kind 'int{bits}' cannot roll back steps"):
         cache.rewind(0)
 
 
@@ -455,7 +455,7 @@ def test_a_budget_for_all_steps_changes_nothing(case):
 
 
 def test_evicting_settings_that_do_not_fit():
-    with pytest.raises(ConfigError, match="recent 8 leaves nothing of the budget 8; set recent below budget"):
+    with pytest.raises(ConfigError, match="recent 8 must be below budget 8"):
         read_cache({"kind": "evict", "budget": 8, "recent": 8})
     lm = make_lm(make_config(window=3))
     with pytest.raises(ValueError, match="trained with window 3; use cache kind 'ring'"):

@@ -98,7 +98,7 @@ def test_coarse_labels_of_codes():
     others = LABELS.clone()
     others[0, :3] = torch.tensor([0, 2, 1])
     assert len({SPEC.fingerprint, spec.fingerprint, Clustering(SPEC, others).spec.fingerprint}) == 3
-    with pytest.raises(ValueError, match="codes have 1 codebooks, the clusters are of 2"):
+    with pytest.raises(ValueError, match="codes have 1 codebooks but the clusters have 2"):
         clustering.coarse(codes[:, :1])
 
 
@@ -126,7 +126,7 @@ def test_files(tmp_path, tokenizer):
     labels = tensors["labels"]
     changed = labels.clone()
     changed[0, 0] = (changed[0, 0] + 1) % 6
-    for wrong, message in ((changed, "not the labels that config.json promises"), (labels + 1, "must use every")):
+    for wrong, message in ((changed, "the labels do not match config.json"), (labels + 1, "must use every")):
         write_safetensors(tmp_path / "c" / "clusters.safetensors", {"labels": wrong})
         with pytest.raises(ValueError, match=message):
             load_clustering(tmp_path / "c")
@@ -140,15 +140,15 @@ def test_files(tmp_path, tokenizer):
 
 
 def test_refusals(tokenizer):
-    with pytest.raises(ValueError, match="codebook 0 of tokenizer 'tiny' has 24 codes, they cannot make 25 clusters"):
+    with pytest.raises(ValueError, match="codebook 0 of tokenizer 'tiny' has 24 codes, which cannot form 25 clusters"):
         cluster_codes(tokenizer, 25)
-    with pytest.raises(ValueError, match="cannot make 0 clusters"):
+    with pytest.raises(ValueError, match="cannot form 0 clusters"):
         cluster_codes(tokenizer, [4, 0])
     with pytest.raises(ValueError, match="clusters has 3 numbers but tokenizer 'tiny' has 2 codebooks"):
         cluster_codes(tokenizer, [4, 4, 4])
     with pytest.raises(ValueError, match=r"labels must be long \[2, 7\], found torch.int64 \[2, 6\]"):
         Clustering(SPEC, LABELS[:, :6])
-    with pytest.raises(ValueError, match="codebook 1: its 4 codes must use every cluster"):
+    with pytest.raises(ValueError, match="codebook 1: its 4 labels must use every cluster"):
         Clustering(SPEC, LABELS.where(LABELS != -1, 0))
 
 
@@ -156,10 +156,10 @@ def test_the_check_against_chance(tokenizer):
     clustering = cluster_codes(tokenizer, 6)
     reports = measure_clusters(clustering, tokenizer.vectors())
     assert [(one.codes, one.clusters) for one in reports] == [(24, 6), (24, 6)]
-    assert all(one.closer > 0.3 and not one.says_nothing for one in reports)
+    assert all(one.closer > 0.3 and not one.near_random for one in reports)
     shuffled = clustering.labels[:, torch.randperm(24, generator=torch.Generator().manual_seed(0))]
-    assert all(one.says_nothing for one in measure_clusters(Clustering(tokenizer.spec, shuffled), tokenizer.vectors()))
+    assert all(one.near_random for one in measure_clusters(Clustering(tokenizer.spec, shuffled), tokenizer.vectors()))
     equally_far = torch.eye(24).expand(2, -1, -1)  # no vector is nearer to one than to another: nothing to find
     assert [round(one.closer, 6) for one in measure_clusters(clustering, equally_far)] == [0, 0]
     whole = measure_clusters(cluster_codes(tokenizer, [1, 24]), tokenizer.vectors())
-    assert not any(one.says_nothing for one in whole) and whole[1].distance == 0 and whole[1].closer == 1
+    assert not any(one.near_random for one in whole) and whole[1].distance == 0 and whole[1].closer == 1

@@ -164,9 +164,13 @@ def test_rows_are_laid_out_from_a_list():
     assert made.rows(slice(1, 2)).trimmed().codes.shape == (1, 3, 1)
     assert made.null().codes_lengths.tolist() == [0, 0, 0] and made.null(["codes"]).codes_lengths.tolist() == [2, 0, 4]
     assert made.followed_by(made.null()).codes_lengths.tolist() == [2, 0, 4, 0, 0, 0]
-    with pytest.raises(ValueError, match=r"must be \[K, L\] of one K, at least one not empty, found \[None\]"):
+    with pytest.raises(
+        ValueError, match=r"must be \[K, L\], all with the same K, at least one of them not empty, found " r"\[None\]"
+    ):
         ConditionBatch.make(codes=[None])
-    with pytest.raises(ValueError, match=r"of one K, at least one not empty, found \[\[3, 2\], \[2, 2\]\]"):
+    with pytest.raises(
+        ValueError, match=r"all with the same K, at least one of them not empty, found \[\[3, 2\], " r"\[2, 2\]\]"
+    ):
         ConditionBatch.make(codes=[torch.ones(3, 2).long(), torch.ones(2, 2).long()])
     with pytest.raises(ValueError, match="1 labels but 2 prompts of codes"):
         ConditionBatch.make(labels=[1], codes=[None, torch.ones(3, 2).long()])

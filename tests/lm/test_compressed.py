@@ -176,7 +176,7 @@ def test_a_coder_is_saved_exactly(tmp_path):
 
 
 def test_a_context_must_be_earlier():
-    with pytest.raises(ValueError, match="is not before the frame"):
+    with pytest.raises(ValueError, match="does not precede the frame"):
         CoderConfig(context=((0, 0),))
     with pytest.raises(ConfigError, match="context rows must be 0"):
         CoderNet(CoderConfig(context=((-1, 0),)), spec_of())

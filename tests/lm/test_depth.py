@@ -174,7 +174,7 @@ def test_errors():
         make_lm(make_config(head=DepthHeadConfig(width=30)))
     with pytest.raises(ConfigError, match="lm.head: heads 4 is not a multiple of kv_heads 3"):
         make_lm(make_config(head=DepthHeadConfig(kv_heads=3)))
-    with pytest.raises(ConfigError, match="leaves nothing to the depth transformer of a single codebook"):
+    with pytest.raises(ConfigError, match="needs two codebooks or more, one of them for the depth transformer"):
         make_lm(make_config(head=DEPTHS["first by backbone"]), spec=make_spec((7,)))
     with pytest.raises(ConfigError, match="lm.head input 'codes' needs the tokenizer's code vectors"):
         config = make_config(head=DEPTHS["code vectors"])

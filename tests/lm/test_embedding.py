@@ -58,7 +58,9 @@ def test_rows_are_laid_out_from_a_list():
     assert made.embedding.shape == (3, 3, 6)
     assert made.embedding_lengths.tolist() == [2, 0, 3]
     assert made.embedding.sum(dim=(1, 2)).tolist() == [12, 0, 18]
-    with pytest.raises(ValueError, match=r"one width, at least one not empty, found \[\[2, 6\], \[2, 5\]\]"):
+    with pytest.raises(
+        ValueError, match=r"the same width, at least one of them not empty, found \[\[2, 6\], " r"\[2, 5\]\]"
+    ):
         ConditionBatch.make(embeddings=[torch.ones(2, 6), torch.ones(2, 5)])
     with pytest.raises(ValueError, match="1 labels but 2 embeddings"):
         ConditionBatch.make(labels=[1], embeddings=[None, torch.ones(2, 6)])

@@ -138,13 +138,13 @@ def test_wrong_files_are_refused(tmp_path):
     tensors = make_tensors()
     name = "layers.1.feed_forward.w3.weight"
     write(tmp_path, {n: t for n, t in tensors.items() if n != name})
-    with pytest.raises(WeightsError, match=f"1 tensors of the config are missing, first '{name}'"):
+    with pytest.raises(WeightsError, match=f"1 tensors that the config asks for are missing, first '{name}'"):
         load_llamagen(tmp_path)
     write(tmp_path, {n: t for n, t in tensors.items() if not n.startswith("cls")})
     with pytest.raises(WeightsError, match=r"'cls_embedding.embedding_table.weight' is missing; .*\(c2i\)"):
         load_llamagen(tmp_path)
     write(tmp_path, tensors, n_head=None)
-    with pytest.raises(ValueError, match="no released model is 24 wide; write its heads in config.json as n_head"):
+    with pytest.raises(ValueError, match="no released model has width 24; set n_head in config.json"):
         load_llamagen(tmp_path)
     write(tmp_path, tensors, image_size="256")
     with pytest.raises(ValueError, match="image_size must be a whole number, found '256'"):
@@ -164,12 +164,14 @@ def test_wrong_files_are_refused(tmp_path):
 def test_other_tokenizers_and_other_models_are_refused(tmp_path):
     lm = load_llamagen(write(tmp_path / "in", make_tensors()))
     sound = AudioGeometry(sample_rate=8000, samples_per_frame=80)
-    with pytest.raises(ValueError, match=r"one codebook of 17 codes of pictures, .* \[17\] of audio"):
+    with pytest.raises(ValueError, match=r"one codebook of 17 image codes, .* \[17\] of audio"):
         load_llamagen(tmp_path / "in", spec=lm.spec.model_copy(update={"geometry": sound}))
-    with pytest.raises(ValueError, match="one codebook of square pictures, found 3 of audio"):
+    with pytest.raises(ValueError, match="one codebook of square images, found 3 of audio"):
         save_llamagen(tmp_path / "out", make_lm(make_config()))
     lm.config = lm.config.model_copy(update={"start": "token"})
-    with pytest.raises(ValueError, match="LlamaGen's layout cannot say lm.start: found 'token', it needs 'condition'"):
+    with pytest.raises(
+        ValueError, match="LlamaGen's layout does not support this lm.start: found 'token', it needs 'condition'"
+    ):
         save_llamagen(tmp_path / "out", lm)
     assert not (tmp_path / "out").exists()
 
@@ -203,7 +205,7 @@ def test_a_model_without_a_row_for_no_class_keeps_all_its_classes(said, tmp_path
 def test_a_class_table_that_nothing_is_said_of(tmp_path):
     """Released models have 1000 classes and one row more; of other tables no row is lost, and that is said."""
     tensors = make_tensors()
-    with pytest.warns(UserWarning, match=f"has {CLASSES + 1} rows, .* write num_classes {CLASSES} in the file"):
+    with pytest.warns(UserWarning, match=f"has {CLASSES + 1} rows; .* set num_classes {CLASSES} in the file"):
         lm = load_llamagen(write(tmp_path, tensors, num_classes=None))
     assert (lm.config.conditions[0].classes, lm.config.conditions[0].dropout) == (CLASSES + 1, 0.0)
     released = torch.zeros(1001, D)

@@ -237,18 +237,18 @@ def test_training_lowers_the_loss():
 def test_refusals():
     lm, codes = make(True), make_codes(2, 4)
     mask = make_mask(2, 4)
-    with pytest.raises(ValueError, match=r"a refiner reads coarse labels, long \[2, 3, 4\], found nothing"):
+    with pytest.raises(ValueError, match=r"coarse labels for a refiner must be long \[2, 3, 4\], found nothing"):
         lm(codes, mask)
     with pytest.raises(
-        ValueError, match=r"a refiner reads coarse labels, long \[2, 3, 4\], found torch.int64 \[2, 3, 3"
+        ValueError, match=r"coarse labels for a refiner must be long \[2, 3, 4\], found torch.int64 \[2, 3, 3"
     ):
         lm(codes, mask, coarse=codes[:, :, :3])
     other = make_spec(CARDINALITIES).model_copy(update={"fingerprint": "1" * 64, "name": "other"})
-    with pytest.raises(ValueError, match="the clusters are of tokenizer 'other' .* but 'tiny'"):
+    with pytest.raises(ValueError, match="the clusters belong to tokenizer 'other' .* but 'tiny'"):
         MaskedLM(MaskedConfig(width=8, heads=1), make_spec(CARDINALITIES), None, Clustering(other, LABELS))
     with pytest.raises(ValueError, match="leave variable_length, arrangement and specials out"):
         MaskedConfig(variable_length=True)
-    with pytest.raises(ValueError, match="no order of steps; leave window, ahead and start out"):
+    with pytest.raises(ValueError, match="does not decode in order; leave window, ahead and start out"):
         MaskedConfig(window=4)
     with pytest.raises(
         ValueError, match="a masked model predicts all codes at once, head 'depth' does not; use parallel or bits"
@@ -276,5 +276,7 @@ def test_kinds_in_a_file():
     with pytest.raises(ConfigError, match="export.coarse_model is for a refiner"):
         check_config({**run, "lm": {}, "export": {"coarse_model": "m"}}, TrainConfig)
     sampled = {**run, "clusters": "c", "lm": {"kind": "masked"}, "train": {**run["train"], "sample_every": 1}}
-    with pytest.raises(ConfigError, match="a refiner alone generates nothing; set export.coarse_model"):
+    with pytest.raises(
+        ConfigError, match="a refiner cannot generate without a model of coarse labels; set export.coarse_model"
+    ):
         check_config(sampled, TrainConfig)

@@ -93,9 +93,9 @@ def test_the_gradient_reaches_everything():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="reads parts of codes, input 'embedding' cannot; use input: {kind: bits}"):
+    with pytest.raises(ValueError, match="reads codes bit by bit, input 'embedding' cannot; use input: {kind: bits}"):
         MaskedConfig(head=BitsHeadConfig())
     spec = make_spec((4, 4))
     config = MaskedConfig(width=8, heads=1, head=BitsHeadConfig(), input=BitsInputConfig())
-    with pytest.raises(ConfigError, match="clusters are of whole codes, head 'bits' predicts parts"):
+    with pytest.raises(ConfigError, match="clusters group whole codes, but head 'bits' predicts parts"):
         MaskedLM(config, spec, None, Clustering(spec, torch.tensor([[0, 0, 1, 1]] * 2)))

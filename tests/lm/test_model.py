@@ -366,7 +366,7 @@ def test_bad_inputs_have_one_clear_error():
     with pytest.raises(ValueError, match="pass num_rows"):
         make_lm(make_config(make_case())).start(capacity=2)
     state = lm.start(conditions, capacity=2)
-    with pytest.raises(ValueError, match="has 2 rows of 3 codebooks"):
+    with pytest.raises(ValueError, match="expected 2 rows of 3 codebooks"):
         lm.step(state, lm.start_ids(3))
     lm.step(state, lm.start_ids(2))
     lm.step(state, lm.start_ids(2))
@@ -381,7 +381,7 @@ def test_bad_inputs_have_one_clear_error():
     [
         ({"width": 30}, "width 30 is not a multiple of heads 4"),
         ({"kv_heads": 3}, "heads 4 is not a multiple of kv_heads 3"),
-        ({"width": 8, "rope": {"kind": "grid"}}, "a head is 2 wide; rope kind 'grid' needs a multiple of 4"),
+        ({"width": 8, "rope": {"kind": "grid"}}, "head width is 2, but rope kind 'grid' needs a multiple of 4"),
         ({"wdith": 8}, "did you mean 'width'"),
     ],
 )

@@ -137,7 +137,7 @@ def test_what_a_fingerprint_may_say(model):
     del whole["sha256"]
     for change, message in (
         ({"version": 2}, "version"),
-        ({"files": whole["files"] | {"../x": whole["files"]["config.json"]}}, r"lists '\.\./x', which is no file"),
+        ({"files": whole["files"] | {"../x": whole["files"]["config.json"]}}, r"lists '\.\./x', which is not a file"),
         ({"files": whole["files"] | {"config.json": {"bytes": 1, "sha256": "x"}}}, "sha256"),
         ({"files": {}}, "does not list it"),
     ):
@@ -172,7 +172,7 @@ def test_a_fingerprint_that_is_no_file_is_damage_and_not_an_earlier_version(mode
     {"a folder": path.mkdir, "a pipe": lambda: os.mkfifo(path), "a link to nothing": lambda: path.symlink_to("x")}[
         what
     ]()
-    with pytest.raises(DamagedFile, match=f"{FINGERPRINT_FILE}: no file, or a link to none; copy the model again"):
+    with pytest.raises(DamagedFile, match=f"{FINGERPRINT_FILE}: no such file, or a broken link; copy the model again"):
         load_model(model)
 
 

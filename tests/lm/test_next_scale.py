@@ -225,22 +225,22 @@ def test_refusals():
     lm = make()
     with pytest.raises(ValueError, match=r"codes are \[2, 1, 20\], but an image of 'tiny' has 21 frames"):
         lm(torch.zeros(2, 1, 20, dtype=torch.long))
-    with pytest.raises(ValueError, match="pass whole pictures"):
+    with pytest.raises(ValueError, match="pass whole images"):
         lm(torch.zeros(2, 1, 21, dtype=torch.long), torch.tensor([21, 20]))
-    with pytest.raises(ConfigError, match="predicts a picture's scales, but tokenizer 'tiny' has none"):
+    with pytest.raises(ConfigError, match="predicts the scales of an image, but tokenizer 'tiny' has none"):
         make_lm(NextScaleConfig(width=32), make_spec((7,), picture=True))
     with pytest.raises(ConfigError, match="pass quantizer=tokenizer.quantizer"):
         make_lm(NextScaleConfig(width=32), lm.spec)
     for settings, message in (
         ({"variable_length": True}, "leave variable_length, arrangement and specials out"),
         ({"window": 4}, "leave window, ahead, loss_weights out"),
-        ({"input": CodesInputConfig()}, "reads the sums of the scales before; leave input out"),
+        ({"input": CodesInputConfig()}, "reads the sum of the previous scales; leave input out"),
         ({"head": DepthHeadConfig()}, "predicts all cells of a scale at once, head 'depth' does not"),
     ):
         with pytest.raises(ValueError, match=message):
             NextScaleConfig(**settings)
     assert NextScaleConfig(head=ParallelHeadConfig()).rope == GridRopeConfig()
-    with pytest.raises(ValueError, match="cache kind 'int8' is for steps in order"):
+    with pytest.raises(ValueError, match="cache kind 'int8' needs sequential steps"):
         lm.begin(None, 1, cache="int8")
 
 
@@ -255,5 +255,5 @@ def test_sums_of_scales_stay_float32_in_half_precision():
 
 def test_a_prompt_of_codes_needs_an_input_of_its_own():
     """The model's own input reads sums of scales: what the condition would share is no part of the model."""
-    with pytest.raises(ConfigError, match="no input of codes that a condition could share; give the condition 'codes'"):
+    with pytest.raises(ConfigError, match="no code embedding to share with a condition; give the condition 'codes'"):
         check_config({"kind": "next_scale", "conditions": [{"kind": "codes", "max_frames": 4}]}, NextScaleConfig)

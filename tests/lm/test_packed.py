@@ -101,6 +101,6 @@ def test_a_row_does_not_see_another():
 
 
 def test_what_cannot_be_packed_is_refused_by_name():
-    with pytest.raises(ConfigError, match=r"data.packing: .* found kind 'masked', use packing kind padded"):
+    with pytest.raises(ConfigError, match=r"data.packing: .* found kind 'masked'; use packing kind padded"):
         check_packable(MaskedConfig())
     check_packable(make_config())

@@ -77,11 +77,11 @@ def test_the_curriculum():
 def test_what_cannot_be_patched_is_refused():
     lm = make(GridRopeConfig())
     check_patches(lm.arrangement, PICTURE, (PatchPhase(side=4, share=0.5),))
-    with pytest.raises(ConfigError, match="squares of 3 x 3 frames do not fill a grid of 4 x 8"):
+    with pytest.raises(ConfigError, match="patches of 3 x 3 frames do not divide a grid of 4 x 8"):
         check_patches(lm.arrangement, PICTURE, (PatchPhase(side=3, share=0.5),))
     with pytest.raises(ConfigError, match="the shares sum to 1 or more"):
         check_patches(lm.arrangement, PICTURE, (PatchPhase(side=2, share=0.5),) * 2)
-    with pytest.raises(ConfigError, match="squares of frames are for pictures"):
+    with pytest.raises(ConfigError, match="train.patches is for images"):
         check_patches(
             lm.arrangement, AudioGeometry(sample_rate=16000, samples_per_frame=4), (PatchPhase(side=2, share=0.5),)
         )

@@ -182,14 +182,14 @@ def test_a_preset_in_a_config_is_written_out_in_the_model(name):
 def test_bad_presets_have_one_clear_error():
     with pytest.raises(ConfigError, match="arrangement.preset.name: preset 'dai' is unknown; did you mean 'dia'"):
         make_config({"kind": "preset", "name": "dai"})
-    with pytest.raises(ConfigError, match="variable_length: arrangement preset 'dia' means true, found false; leave"):
+    with pytest.raises(ConfigError, match="variable_length: arrangement preset 'dia' needs true, found false; leave"):
         make_config({"kind": "preset", "name": "dia"}, variable_length=False)
-    with pytest.raises(ConfigError, match="specials: arrangement preset 'musicgen' means .*'start': 0"):
+    with pytest.raises(ConfigError, match="specials: arrangement preset 'musicgen' needs .*'start': 0"):
         make_config({"kind": "preset", "name": "musicgen"}, specials={"start": 3})
     assert make_config({"kind": "preset", "name": "dia"}, variable_length=True).variable_length
-    with pytest.raises(ConfigError, match="preset 'moshi': .* but there are 4 codebooks; .* preset moshi-stream"):
+    with pytest.raises(ConfigError, match="preset 'moshi': .* codebooks, found 4; .* preset moshi-stream"):
         make_lm(make_config({"kind": "preset", "name": "moshi"}), 4)
-    with pytest.raises(ConfigError, match="preset 'musicgen-stereo': .* an even number, but there are 3 codebooks"):
+    with pytest.raises(ConfigError, match="preset 'musicgen-stereo': .* must be even, found 3"):
         make_lm(make_config({"kind": "preset", "name": "musicgen-stereo"}), 3)
 
 

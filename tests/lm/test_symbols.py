@@ -183,7 +183,15 @@ def test_errors():
         r"lm.head.sizes \[2, 3\] make 6 codes, but codebook 0 has 7; give sizes", head=FactorHeadConfig(sizes=(2, 3))
     )
     refuse(r"lm.input.sizes \[2, 3\] make 6 codes", input=FactorInputConfig(sizes=(2, 3)))
-    refuse("lm.head kind 'bits' needs codebooks of 2, 4, 8, .* codebook 0 has 7", head=BitsHeadConfig())
-    refuse("lm.input kind 'bits' needs codebooks of 2, 4, 8, .* codebook 1 has 5", (8, 5), input=BitsInputConfig())
-    refuse("codes of 3 bits do not fall into 2 groups; give a divisor of 3, 4", (16, 8), head=BitsHeadConfig(groups=2))
-    refuse("codes of 2 bits do not fall into 3 groups", (8, 4), head=BitsHeadConfig())
+    refuse("lm.head kind 'bits' needs codebook sizes that are powers of 2; codebook 0 has 7", head=BitsHeadConfig())
+    refuse(
+        "lm.input kind 'bits' needs codebook sizes that are powers of 2; codebook 1 has 5",
+        (8, 5),
+        input=BitsInputConfig(),
+    )
+    refuse(
+        "codes of 3 bits cannot be split into 2 groups; choose a divisor of 3, 4",
+        (16, 8),
+        head=BitsHeadConfig(groups=2),
+    )
+    refuse("codes of 2 bits cannot be split into 3 groups", (8, 4), head=BitsHeadConfig())

@@ -130,7 +130,7 @@ def test_tensors_must_be_those_of_the_config(saved):
         write_safetensors(path, changed)
 
     rewrite({key: value for key, value in tensors.items() if key != name})
-    with pytest.raises(WeightsError, match=f"1 tensors of the config are missing, first '{name}'"):
+    with pytest.raises(WeightsError, match=f"1 tensors that the config asks for are missing, first '{name}'"):
         load_model(saved)
     rewrite(tensors | {"extra.weight": torch.zeros(3)})
     with pytest.raises(WeightsError, match=r"1 tensors do not belong to the config, first 'extra.weight'"):
@@ -201,7 +201,7 @@ def test_parts_that_do_not_belong_together_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match="the model reads text, but no text tokenizer was given"):
         save_model(tmp_path, lm, tokenizer, None, LABELS)
     other = make_text(SentencePieceConfig(vocab_size=20), ["one two three", "two one"])
-    with pytest.raises(ValueError, match=r"the text tokenizer has \d+ ids, the model 256"):
+    with pytest.raises(ValueError, match=r"the text tokenizer has \d+ ids but the model has 256"):
         save_model(tmp_path, lm, tokenizer, other, LABELS)
     with torch.no_grad():
         lm.head.weight[0, 0] = float("nan")

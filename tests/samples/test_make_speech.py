@@ -49,7 +49,7 @@ def test_excluded_texts_never_occur():
 def test_other_words():
     texts = draw(count=60, words=("ja", "nein"), lengths=(1, 1), phrase_share=0)
     assert set(texts) == {"ja", "nein", "ja ja", "ja nein", "nein ja", "nein nein"}
-    with pytest.raises(ValueError, match="no string of 1 words is left"):
+    with pytest.raises(ValueError, match="all strings of 1 words are used"):
         draw(count=3, words=("ja", "nein"), lengths=(1,), phrase_share=0, unique=True)
 
 

@@ -176,14 +176,14 @@ def test_scales(shared, convolutions):
 
 def test_scales_refuse_other_maps_and_parts_of_samples():
     quantizer = make_scales()
-    with pytest.raises(ValueError, match="scales are for 3 x 4 places a sample, found 13"):
+    with pytest.raises(ValueError, match="scales need 3 x 4 positions per sample, found 13"):
         quantizer(torch.randn(2, 13, 5))
     mask = torch.ones(2, 12, dtype=torch.bool)
     mask[1] = False
     result = quantizer(torch.randn(2, 12, 5), mask)
     assert (result.codes[1] == -1).all() and (result.values[1] == 0).all()
     mask[0, 3] = False
-    with pytest.raises(ValueError, match="mask all of its places or none"):
+    with pytest.raises(ValueError, match="mask all of its positions or none"):
         quantizer(torch.randn(2, 12, 5), mask)
 
 
@@ -203,7 +203,7 @@ def test_scales_refuse_other_maps_and_parts_of_samples():
         ),
         (
             {"kind": "branches", "branches": {"a": {"source": [2, 9], "quantizer": V8}}},
-            r"quantizer\.branches\.a\.source: channels 2 to 9 are not among the 6",
+            r"quantizer\.branches\.a\.source: channels 2 to 9 are beyond the 6",
         ),
         (
             {"kind": "branches", "branches": {"a": {"source": [0, 3], "quantizer": V8}}},
@@ -218,19 +218,19 @@ def test_scales_refuse_other_maps_and_parts_of_samples():
         ),
         (
             {"kind": "shared_index", "size": 4, "parts": {"a": {"channels": 4}}},
-            r"quantizer\.parts: they have 4 channels together, the latents 6",
+            r"quantizer\.parts: they have 4 channels in total, but the latents have 6",
         ),
         (
             {
                 **{"kind": "skip", "share": 0.1},
                 "quantizer": {**RESIDUAL, "level_dropout": 1.0, "level_choices": [3]},
             },
-            r"quantizer\.quantizer\.level_choices: 3 is more than the 2 levels",
+            r"quantizer\.quantizer\.level_choices: 3 is above the 2 levels",
         ),
         ({"kind": "residual", "levels": 2, "quantizer": V8, "level_choices": [1]}, "level_dropout is 0"),
         (
             {"kind": "scales", "sizes": [[1, 1], [2, 2]], "quantizer": RESIDUAL},
-            r"quantizer\.quantizer: a place of a scale has one code",
+            r"quantizer\.quantizer: a position of a scale has one code",
         ),
         ({"kind": "scales", "sizes": [[3, 1], [2, 2]], "quantizer": V8}, r"quantizer\.sizes\.0: 3 x 1 is larger"),
         ({"kind": "lfq", "bits": 20, "entropy": {"group": 13}}, r"quantizer\.entropy\.group: 13 bits are too many"),
@@ -238,8 +238,8 @@ def test_scales_refuse_other_maps_and_parts_of_samples():
             {"kind": "vq", "size": 9, "update": "gradient", "codebook": {"kind": "bridge", "patch": 4}},
             r"quantizer\.codebook\.patch: 4 does not divide 9",
         ),
-        ({"kind": "vq", "size": 8, "codebook": {"kind": "linear"}}, "a linear codebook cannot be moved by .* 'ema'"),
-        ({"kind": "vq", "size": 8, "keep_length": True}, "only with normalise"),
+        ({"kind": "vq", "size": 8, "codebook": {"kind": "linear"}}, "a linear codebook cannot be updated by .* 'ema'"),
+        ({"kind": "vq", "size": 8, "keep_length": True}, "keep_length needs normalise"),
         ({"kind": "group", "groups": 2, "quantizer": {"kind": "vq", "sise": 8}}, "quantizer"),
         ({"kind": "lfq", "bits": 63}, "less than or equal to 62"),
     ],

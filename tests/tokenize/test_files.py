@@ -183,7 +183,7 @@ ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (hostile(b"{" + b" " * (9 << 20)), "a safetensors header of 9437185 bytes, the limit is 8388608"),
         (hostile(b"\x80\x05garbage"), "not a safetensors file"),
         (hostile(b"[" * 100_000), "not a safetensors file"),
-        (hostile([]), "the header is no mapping"),
+        (hostile([]), "the header is not a mapping"),
         (hostile(b'{"a":1,"a":1}'), "a name occurs twice"),
         (hostile({"__metadata__": {"a": 1}}), "metadata must map names to strings"),
         (hostile({"__metadata__": [1]}), "metadata must map names to strings"),

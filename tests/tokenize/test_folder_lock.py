@@ -92,7 +92,7 @@ def test_a_folder_that_a_refused_command_made_is_gone_again(tmp_path):
         raise ValueError("no")
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError, match="is no folder, and in the way"), lock_folder(tmp_path / "file", "x"):
+    with pytest.raises(FileExistsError, match="is not a folder"), lock_folder(tmp_path / "file", "x"):
         pass
 
 

@@ -173,16 +173,16 @@ def test_a_frozen_tokenizer_says_how_many_tokens_its_pictures_take(tmp_path):
 def test_what_cannot_halt_has_one_clear_error():
     halting = {"kind": "halting", "wanted_error": 0.1, "quantizer": BOOK}
     scales = {"kind": "scales", "sizes": [[1, 1], [1, 6]], "quantizer": BOOK}
-    with pytest.raises(ConfigError, match="quantizer.quantizer: halting is about all tokens of an image"):
+    with pytest.raises(ConfigError, match="quantizer.quantizer: halting applies to all tokens of an image"):
         make_quantizer(tree(kind="tail", quantizer=halting), DIM)
     for inner in ({"kind": "identity"}, scales):
         with pytest.raises(
-            ConfigError, match=f"quantizer.quantizer: '{inner['kind']}' has no code of a token to leave out"
+            ConfigError, match=f"quantizer.quantizer: '{inner['kind']}' has no code per token that could be dropped"
         ):
             make_quantizer(tree(**{**halting, "quantizer": inner}), DIM)
     with pytest.raises(ConfigError, match="quantizer.halting.wanted_error: Input should be greater than 0"):
         tree(**{**halting, "wanted_error": 0})
-    with pytest.raises(ConfigError, match="quantizer.shortest: 6 tokens never halt, but an image has 6"):
+    with pytest.raises(ConfigError, match="quantizer.shortest: 6 tokens are always kept, but an image has only 6"):
         make_tokenizer(picture({**halting, "shortest": 6}))
     sound = {"kind": "audio", "name": "s", "sample_rate": 8000, "hop": 160, "window": 640, "latent_dim": DIM}
     config = check_config({**sound, "quantizer": halting}, AudioTokenizerConfig)

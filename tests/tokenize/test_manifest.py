@@ -183,7 +183,7 @@ def test_wrong_manifests(tmp_path):
         opened(tmp_path / "x.csv")
     for name in ("metadata.csv", "metadata.jsonl"):
         (tmp_path / name).write_text("file\n")
-    with pytest.raises(ConfigError, match=r"has metadata\.jsonl and metadata\.csv; name the one that counts"):
+    with pytest.raises(ConfigError, match=r"has metadata\.jsonl and metadata\.csv; choose one"):
         opened(tmp_path)
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(MediaError, match=r"pipe\.csv: not a file"):
@@ -219,7 +219,7 @@ def test_splits_of_shards(tmp_path):
     notes: list[list[str]] = []
     three = ["train"] * 20 + ["dev"] * 5 + ["test"] * 15
     assert chosen(three, "train") == names[:20] and chosen(three, "test") == names[25:]
-    assert notes == [["5 items are of splits that are neither train nor test: validation 5"]] * 2
+    assert notes == [["5 items belong to splits that are neither train nor test: validation 5"]] * 2
     two = ["train"] * 30 + ["validation"] * 10
     assert chosen(two, "train") == names[:30] and chosen(two, "test") == names[30:]
     none = [""] * 40
@@ -239,7 +239,7 @@ def test_a_folder_with_a_manifest_says_so(tmp_path):
     )
     (tmp_path / "metadata.csv").unlink()
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "wavs/a.wav", "text": "one"}\n')
-    with pytest.raises(ConfigError, match=r"has file_name where file is expected.*kind: manifest"):
+    with pytest.raises(ConfigError, match=r"has the key file_name .*kind: manifest"):
         open_corpus(FolderCorpus(path=str(tmp_path)))
 
 

@@ -67,7 +67,7 @@ def test_channels(tmp_path):
     samples = noise(2)
     write_audio(tmp_path / "x.wav", samples, 8000)
     assert torch.equal(read_audio(tmp_path / "x.wav", 8000), samples.mean(0, keepdim=True))
-    refused(read_audio, tmp_path / "x.wav", 8000, 3, match="2 channels, 3 are needed")
+    refused(read_audio, tmp_path / "x.wav", 8000, 3, match="2 channels, expected 3")
     write_audio(tmp_path / "y.wav", samples[:1], 8000)
     assert torch.equal(read_audio(tmp_path / "y.wav", 8000, 2), samples[:1].expand(2, -1))
 
@@ -115,17 +115,17 @@ def wav(rate: int = 16000, channels: int = 1, bits: int = 16, kind: int = 1, dat
     "content, message",
     [
         (wav(channels=0), "cannot be read as .wav"),
-        (wav(channels=1024, data=b"\0" * 4096), "1024 channels, allowed are 1 to 16"),
-        (wav(channels=17, data=b"\0" * 34), "17 channels, allowed are 1 to 16"),
+        (wav(channels=1024, data=b"\0" * 4096), "1024 channels, expected 1 to 16"),
+        (wav(channels=17, data=b"\0" * 34), "17 channels, expected 1 to 16"),
         (wav(rate=0), "cannot be read as .wav"),
-        (wav(rate=3999), "sample rate 3999 Hz, allowed are 4000 to 192000 Hz"),
+        (wav(rate=3999), "sample rate 3999 Hz, expected 4000 to 192000 Hz"),
         (wav(rate=2**31 - 1), "sample rate 2147483647 Hz"),
         (wav(bits=0), "cannot be read as .wav"),
         (wav(kind=77), "cannot be read as .wav"),
         (wav(data=b""), "holds no samples"),
         (wav(bits=32, kind=3, data=struct.pack("<4f", 0, float("nan"), 0, 0)), "not finite"),
         (wav(bits=32, kind=3, data=struct.pack("<4f", 0, float("-inf"), 0, 0)), "not finite"),
-        (wav(bits=32, kind=3, data=struct.pack("<4f", 0, 3e38, 0, 0)), r"samples reach 3e\+38, expected are -1 to 1"),
+        (wav(bits=32, kind=3, data=struct.pack("<4f", 0, 3e38, 0, 0)), r"samples reach 3e\+38, expected -1 to 1"),
         (wav(bits=64, kind=3, data=struct.pack("<2d", 0, 20000)), r"samples reach 2e\+04"),
         (b"ID3" + b"\0" * 100, "cannot be read as .wav"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 100, "cannot be read as .wav"),
@@ -144,7 +144,7 @@ def test_wrong_extension(tmp_path):
     for name in ("x.wav", "x.mp3", "x.ogg"):
         (tmp_path / name).write_bytes((tmp_path / "x.flac").read_bytes())
         refused(read_audio, tmp_path / name, 16000, match="contains FLAC, not")
-    refused(read_audio, tmp_path / "x.xyz", 16000, match="'.xyz' is no media file known here; use one of .wav")
+    refused(read_audio, tmp_path / "x.xyz", 16000, match="'.xyz' is not a supported media file type; use one of .wav")
     refused(read_audio, tmp_path / "x.png", 16000, match="an audio file is needed here, '.png' is an image")
     assert media_kind("a/B.JPEG") == "picture" and media_kind("x.opus") == "audio"
     (tmp_path / "folder.wav").mkdir()

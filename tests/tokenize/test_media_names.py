@@ -25,6 +25,6 @@ def test_messages_and_notes_are_escaped(capfd):
 def test_names_of_tokenizers_are_printable(name):
     data = {"name": name, "cardinalities": [4], "fingerprint": "0"}
     data["geometry"] = {"kind": "audio", "sample_rate": 8000, "samples_per_frame": 80}
-    with pytest.raises(ConfigError, match="is no name to print"):
+    with pytest.raises(ConfigError, match="is not a printable name"):
         check_config(data, TokenSpec)
     assert check_config(data | {"name": "Töne 3"}, TokenSpec).name == "Töne 3"

@@ -198,12 +198,12 @@ def test_lattice_rounds_to_its_spacing():
 
 def test_kmeans_leaf():
     quantizer = make(2, kind="kmeans", size=3)
-    with pytest.raises(ValueError, match="no centres yet; call fit"):
+    with pytest.raises(ValueError, match="no centers yet; call fit"):
         quantizer(torch.randn(5, 2))
     points = torch.tensor([[0.0, 0.0], [5.0, 5.0], [-5.0, 5.0]])
     quantizer.fit((points[:, None] + 0.01 * torch.randn(3, 50, 2)).flatten(0, 1))
     assert sorted(quantizer.centres.round().tolist()) == sorted(points.tolist())
-    with pytest.raises(ValueError, match="nothing in this quantizer .* is fitted"):
+    with pytest.raises(ValueError, match="this quantizer .* has no part to fit"):
         make(2, **V8).fit(torch.randn(5, 2))
 
 

@@ -292,5 +292,5 @@ def test_the_published_fsq_leads_its_own_gradient_to_the_projection():
 def test_fsq_files_of_before_the_choice_of_rounding_mean_the_same():
     assert "rounding" not in FSQConfig(levels=(4,)).model_dump()
     assert FSQConfig(levels=(4,), rounding="paper").model_dump()["rounding"] == "paper"
-    with pytest.raises(ConfigError, match="rounding 'paper' is made for at most 1000 values of a dimension"):
+    with pytest.raises(ConfigError, match="rounding 'paper' supports at most 1000 values per dimension"):
         check_config({"kind": "fsq", "levels": [1001], "rounding": "paper"}, FSQConfig)

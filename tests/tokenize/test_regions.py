@@ -298,15 +298,15 @@ def test_rate_of_a_tokenizer():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"columns": 7}, "regions of 2 columns do not fill rows of 7; choose a divisor"),
+        ({"columns": 7}, "regions of 2 columns do not divide rows of 7; choose a divisor"),
         ({"columns": 8, "side": 1}, r"side: .* greater than or equal to 2"),
         (
             {"columns": 8, "quantizer": {"kind": "stride", "every": 2, "quantizer": VQ}},
-            r"^quantizer\.quantizer: 'stride' looks at several places, .* one by one",
+            r"^quantizer\.quantizer: 'stride' quantizes several positions jointly, .* one by one",
         ),
         (
             {"columns": 8, "quantizer": {"kind": "scales", "sizes": [[1, 1]], "quantizer": VQ}},
-            r"^quantizer\.quantizer: 'scales' looks at several places",
+            r"^quantizer\.quantizer: 'scales' quantizes several positions",
         ),
     ],
 )
@@ -319,8 +319,12 @@ def test_regions_that_cannot_be(settings, message):
     ("quantizer", "size", "message"),
     [
         (regions(4), (16, 16), r"^quantizer\.columns: 4, but the network makes a grid of 8 x 8; set columns: 8"),
-        (regions(8, 4), (12, 16), r"^quantizer\.side: regions of 4 x 4 do not fill a grid of 6 x 8; choose a divisor"),
-        (regions(8), (2, 16), r"^quantizer\.side: regions of 2 x 2 do not fill a grid of 1 x 8"),
+        (
+            regions(8, 4),
+            (12, 16),
+            r"^quantizer\.side: regions of 4 x 4 do not divide a grid of 6 x 8; choose " r"a divisor",
+        ),
+        (regions(8), (2, 16), r"^quantizer\.side: regions of 2 x 2 do not divide a grid of 1 x 8"),
     ],
 )
 def test_regions_that_do_not_fit_the_grid_name_the_node(quantizer, size, message):
@@ -329,7 +333,7 @@ def test_regions_that_do_not_fit_the_grid_name_the_node(quantizer, size, message
 
 
 def test_regions_have_no_place_in_sound_or_inside_stride():
-    with pytest.raises(ConfigError, match=r"^quantizer\.quantizer: regions are cut from the grid of an image, audio"):
+    with pytest.raises(ConfigError, match=r"^quantizer\.quantizer: regions need the grid of an image, audio"):
         settings = {"name": "s", "sample_rate": 8000, "hop": 160, "window": 640, "latent_dim": 8}
         make_tokenizer(AudioTokenizerConfig(**settings, quantizer=ResidualConfig(levels=2, quantizer=regions())))
     with pytest.raises(ConfigError, match=r"^quantizer\.quantizer: inside stride there is no grid"):

@@ -62,7 +62,7 @@ def test_codes_are_the_cells_of_all_scales(leaf, shared, tmp_path):
     if shared:
         assert torch.equal(tokenizer.vectors(), quantizer.vectors()[:1])
     else:
-        with pytest.raises(ValueError, match="scales of tokenizer 'tiny-scales' have codebooks of their own"):
+        with pytest.raises(ValueError, match="scales of tokenizer 'tiny-scales' have separate codebooks"):
             tokenizer.vectors()
 
 
@@ -153,10 +153,10 @@ def test_frames_and_places_are_inverse():
 
 def test_refusals():
     with pytest.raises(
-        ConfigError, match=r"quantizer.sizes: the last scale is 4 x 4, .* a map of 4 x 6; end with that"
+        ConfigError, match=r"quantizer.sizes: the last scale is 4 x 4, .* a map of 4 x 6; end with that size"
     ):
         tiny(scales(SIZES["square"]))
-    with pytest.raises(ConfigError, match="make scales the outermost one"):
+    with pytest.raises(ConfigError, match="make it the outermost one"):
         tiny(ProjectConfig(dim=5, quantizer=scales(SIZES["odd"])))
     with pytest.raises(ValueError, match="codes have 3 frames, an image of tokenizer 'tiny-scales' has 32"):
         tiny(scales(SIZES["odd"])).decode(torch.zeros(1, 1, 3, dtype=torch.long))

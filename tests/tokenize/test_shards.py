@@ -430,8 +430,8 @@ def test_codes_out_of_range_are_refused(recordings, tmp_path):
     [
         ({"lengths": [3] * 10}, "10 lengths for 11 ids"),
         ({"texts": []}, "0 texts for 11 ids"),
-        ({"labels": [5] * 11}, "none of its 3 names"),
-        ({"labels": [-2] * 11}, "none of its 3 names"),
+        ({"labels": [5] * 11}, "not one of its 3 names"),
+        ({"labels": [-2] * 11}, "not one of its 3 names"),
         ({"lengths": [0] * 11}, "a length below 1"),
         ({"lengths": [10**6] * 11}, r"codes \[2, \d+\], the index asks for codes \[2, 4000000\]"),
         ({"files": []}, "its files hold 0 items, it lists 11"),

@@ -110,7 +110,7 @@ def test_files_there_and_back(tmp_path):
         write_audio(tmp_path / f"{name}.wav", sound[:channels], 4000)
     items, skipped = encode_files([tmp_path / f"{name}.wav" for name in ("one", "two", "five")], tokenizer)
     assert [item.name for item in items] == ["one.wav", "two.wav"]
-    assert len(skipped) == 1 and "5 channels, 2 are needed" in skipped[0]
+    assert len(skipped) == 1 and "5 channels, expected 2" in skipped[0]
     for path in decode_to_files(items, tokenizer, tmp_path / "out"):
         assert read_audio(path, 4000, 2).shape == (2, 4000)
 

@@ -353,14 +353,14 @@ def test_vectors_from_a_file(tmp_path):
 
 
 def test_what_cannot_be_fitted_says_so():
-    with pytest.raises(ConfigError, match=r"quantizer.size: 65 codes cannot come from 64 nodes"):
+    with pytest.raises(ConfigError, match=r"quantizer.size: 65 codes cannot be formed from 64 nodes"):
         make(2, size=65, nodes=64)
     quantizer = make(2, size=8, nodes=64)
     with pytest.raises(ValueError, match="no codes yet; call fit"):
         quantizer(torch.randn(5, 2))
     with pytest.raises(ValueError, match=r"found 2 different vectors .* but 8 neighbours need 9"):
         quantizer.fit(torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(30, 1))
-    with pytest.raises(ValueError, match="to fit to hold NaN"):
+    with pytest.raises(ValueError, match="to fit hold NaN"):
         quantizer.fit(torch.full((20, 2), math.nan))
     with pytest.raises(ValueError, match=r"floats \[..., 2\], found torch.float32 \[20, 3\]"):
         quantizer.fit(torch.randn(20, 3))

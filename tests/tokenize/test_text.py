@@ -160,7 +160,7 @@ def test_refusals(pieces, tmp_path):
         plain.decode([256])
     with pytest.raises(ValueError, match="text id -1 is out of range"):
         pieces.decode([-1])
-    with pytest.raises(ValueError, match="no sentences to learn from"):
+    with pytest.raises(ValueError, match="no sentences to train on"):
         make_text(SentencePieceConfig(), ["", " ?"])
     with pytest.raises(ValueError, match="vocab_size 5 is too small for a corpus with 16 different characters"):
         make_text(SentencePieceConfig(vocab_size=5), digit_sentences())
@@ -173,7 +173,7 @@ def test_refusals(pieces, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"not a model", bytes(range(256)) * 4])
 def test_damaged_model(content, tmp_path):
     (tmp_path / MODEL_FILE).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{MODEL_FILE}: (not a SentencePiece model|has no byte pieces)"):
+    with pytest.raises(ValueError, match=rf"{MODEL_FILE}: (not a SentencePiece model|has no byte tokens)"):
         load_text(tmp_path, SentencePieceConfig())
 
 

@@ -23,7 +23,7 @@ def test_a_corpus_holds_nothing_new(name):
     assert unseen_in(texts, READERS[name], seen) is None
     assert unseen_in(["three two one"], READERS[name], seen) is None
     assert unseen_in(["three", "for five four"], READERS[name], seen).startswith(
-        "the model has never read the words 'for', 'five' and 'four' or the characters 'f' (U+0066)"
+        "the model was not trained on the words 'for', 'five' and 'four' or the characters 'f' (U+0066)"
     )
 
 
@@ -31,7 +31,7 @@ def test_a_text_tokenizer_of_pieces_knows_its_characters():
     reader = READERS["pieces"]
     assert reader.known_characters() == set("one two three it's")
     assert unseen_in(["two \u00e9"], reader, None) == (
-        "the model has never read the character '\u00e9' (U+00E9); what it makes of that is a guess"
+        "the model was not trained on the character '\u00e9' (U+00E9); its output for that is unpredictable"
     )
     assert unseen_in(["\u00e9"], READERS["bytes"], None) is None  # bytes cannot know
 

@@ -187,7 +187,7 @@ def test_weights_of_another_config_are_refused(tmp_path):
         (lambda t: t.encode(torch.zeros(2, 1, 100), torch.tensor([1])), "lengths must be 2 numbers"),
         (lambda t: t.encode(torch.full((1, 1, 100), float("nan"))), "NaN"),
         (lambda t: t.decode(torch.zeros(1, 4, 5, dtype=torch.long)), "has 4 codebooks but|codes have 4 codebooks"),
-        (lambda t: t.decode(torch.full((1, 3, 5), 16)), "reach from 16 to 16"),
+        (lambda t: t.decode(torch.full((1, 3, 5), 16)), "range from 16 to 16"),
         (lambda t: t.decode(torch.zeros(1, 3, 5)), "must be long"),
     ],
 )

@@ -107,7 +107,9 @@ def test_failure_to_write_keeps_the_last_good_one(tmp_path):
         (folder / "half").write_bytes(b"x")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="no room for a checkpoint, .* bytes are free; earlier checkpoints are intact"):
+    with pytest.raises(
+        OSError, match="no disk space for a checkpoint, .* bytes are free; earlier checkpoints are intact"
+    ):
         checkpoints.save(2, full)
     assert step_of(checkpoints.newest()) == 1
 
@@ -124,7 +126,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_nothing_of_the_new_one(tmp_path, 
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no room for a checkpoint, it needs about 1,234,567 bytes and .* are free"):
+    with pytest.raises(OSError, match="no disk space for a checkpoint, it needs about 1,234,567 bytes and .* are free"):
         checkpoints.save(2, writer(2), 1234567)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert step_of(checkpoints.newest()) == 1

@@ -56,7 +56,7 @@ def test_what_cannot_be_is_refused(shards, tmp_path, capsys):
     config = tmp_path / "coder.yaml"
     config.write_text(f"shards: {shards}\nnetwork: {{context: [[0, 1]]}}\n")
     assert run(["tokenizer", "coder", str(config), "--out", str(tmp_path / "coder")]) == 2
-    assert "is not before the frame" in capsys.readouterr().err
+    assert "does not precede the frame" in capsys.readouterr().err
     config.write_text(f"shards: {tmp_path / 'nothing'}\nnetwork: {{context: [[0, -1]]}}\n")
     assert run(["tokenizer", "coder", str(config), "--out", str(tmp_path / "coder")]) == 2
     assert "no index.json there" in capsys.readouterr().err

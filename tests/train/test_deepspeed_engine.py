@@ -140,7 +140,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(tiny, tmp_path, stage, dtype
     assert same(copied(whole), copied(second))
     with pytest.raises(ValueError, match="saved by an earlier version, by 1 processes with ZeRO"):
         make(tiny, 2 if stage == 1 else 1, dtype=dtype).load(tmp_path)
-    with pytest.raises(ValueError, match=f"go on with engine.kind=deepspeed and engine.zero_stage={stage}"):
+    with pytest.raises(ValueError, match=f"resume with engine.kind=deepspeed and engine.zero_stage={stage}"):
         TorchEngine(tiny.objective(), tiny.settings(), tiny.world, 1).load(tmp_path)
 
 

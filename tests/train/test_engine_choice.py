@@ -66,7 +66,7 @@ def test_a_run_of_deepspeed_is_not_gone_on_with_without_it(tiny_config, tmp_path
     state.write_text(json.dumps(found))
     assert saved_engine(out / "steps") == DeepSpeedEngineConfig(zero_stage=2)
     monkeypatch.setattr(auto, "has_deepspeed", lambda: False)
-    with pytest.raises(ImportError, match="was begun with DeepSpeed, which is not installed here; pip install"):
+    with pytest.raises(ImportError, match="was started with DeepSpeed, which is not installed here; pip install"):
         choose_engine(AutoEngineConfig(), out / "steps", ONE_PROCESS)
     shutil.rmtree(out / "steps")
     assert saved_engine(out / "steps") is None

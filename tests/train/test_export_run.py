@@ -85,7 +85,7 @@ def test_data_and_tokenizer_may_have_moved(tiny_config, tiny_data, tmp_path):
     out = tmp_path / "run"
     assert train_lm(tiny_config(folders, steps=2), out)
     shutil.rmtree(moved)
-    with pytest.raises(FileNotFoundError, match=r"for another place there is --set"):
+    with pytest.raises(FileNotFoundError, match=r"to change it, use --set"):
         export_run(out, tmp_path / "a")
     sets = [f"data.shards={tiny_data / 'train'}", f"tokenizer={tiny_data / 'tokenizer'}"]
     export_run(out, tmp_path / "a", sets=sets)
@@ -196,7 +196,7 @@ def test_refusals(tiny_config, tmp_path):
     (tmp_path / "full" / "x").touch()
     for given, kind, said in (
         ({"run": tmp_path}, FileNotFoundError, "no run of tessera train or tessera tokenizer train here"),
-        ({"run": out, "step": 4}, FileNotFoundError, "no checkpoint of step 4 is there; those that are: 3"),
+        ({"run": out, "step": 4}, FileNotFoundError, "no checkpoint of step 4; available: 3"),
         ({"run": out, "best": True}, FileNotFoundError, "no checkpoint has a test loss .* with --step: 3"),
         ({"run": out, "best": True, "step": 3}, ValueError, "--step and --best were both given"),
         ({"run": out, "out": tmp_path / "full"}, FileExistsError, "full is not empty"),
@@ -209,7 +209,7 @@ def test_refusals(tiny_config, tmp_path):
     with pytest.raises(ValueError, match="step-00000003: ema.safetensors is damaged"):
         export_run(out, step=3)
     shutil.rmtree(out / "steps")
-    with pytest.raises(FileNotFoundError, match="it has no checkpoint yet; go on with it"):
+    with pytest.raises(FileNotFoundError, match="it has no checkpoint yet; resume it"):
         export_run(out)
     assert tessera(["export", str(out)]) == 2
 
@@ -259,9 +259,9 @@ def test_a_tokenizer(tmp_path, ema):
     assert tessera(["export", str(other)]) == 0
     export_run(out, tmp_path / "four", step=4)
     assert load_tokenizer(other / "snapshot-4").spec == load_tokenizer(tmp_path / "four").spec
-    with pytest.raises(FileExistsError, match="snapshot-4 holds a tokenizer already"):
+    with pytest.raises(FileExistsError, match="snapshot-4 contains a tokenizer already"):
         export_run(other)
-    with pytest.raises(ValueError, match="a tokenizer's run measures no test loss"):
+    with pytest.raises(ValueError, match="a tokenizer run has no test loss"):
         export_run(other, best=True)
 
 

@@ -15,14 +15,14 @@ ENGINES = {
     "zero 3": "{kind: deepspeed, zero_stage: 3}",
 }
 CASES = [
-    ("0 disk", "torch", 1, ["no room for a checkpoint", "bytes are free; earlier checkpoints are intact"]),
-    ("0 disk", "zero 1", 1, ["no room for a checkpoint", "bytes are free; earlier checkpoints are intact"]),
-    ("0 disk", "zero 3", 1, ["no room for a checkpoint", "bytes are free; earlier checkpoints are intact"]),
+    ("0 disk", "torch", 1, ["no disk space for a checkpoint", "bytes are free; earlier checkpoints are intact"]),
+    ("0 disk", "zero 1", 1, ["no disk space for a checkpoint", "bytes are free; earlier checkpoints are intact"]),
+    ("0 disk", "zero 3", 1, ["no disk space for a checkpoint", "bytes are free; earlier checkpoints are intact"]),
     ("1 shard", "torch", 2, ["00000.safetensors: damaged"]),
     ("0 shard", "torch", 2, ["00000.safetensors: damaged"]),
     ("1 shard", "zero 1", 2, ["00000.safetensors: damaged"]),
     ("1 kill", "torch", 137, ["process 1 was ended by SIGKILL"]),
-    ("1 interrupt", "torch", 130, ["process 0 lost the connection to another one"]),
+    ("1 interrupt", "torch", 130, ["process 0 lost the connection to another process"]),
     ("1 evaluate", "torch", 1, ["no memory for an evaluation"]),
 ]
 
@@ -43,6 +43,6 @@ def test_a_failure_in_one_process_ends_all(tiny_data, tmp_path, fail, engine, co
         assert words in found.stderr
     assert "Traceback" not in found.stderr or "evaluate" in fail  # a MemoryError is nobody's misuse
     if "disk" in fail:
-        assert found.stderr.count("no room for a checkpoint") == 2  # every process says it
+        assert found.stderr.count("no disk space for a checkpoint") == 2  # every process says it
         assert not list((tmp_path / "run" / "steps").iterdir())
     assert not list((tmp_path / "run").rglob("*.part"))

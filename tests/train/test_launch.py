@@ -111,7 +111,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny_data, tmp_path, eng
     tessera(*run, "--out", tmp_path / "whole", "--nproc", before)
     other = from_the_middle(tmp_path / "whole", tmp_path / "other")
     said = tessera(*run, "--out", other, "--nproc", after, "--resume").stderr
-    assert f"saved by {before} processes, going on with {after}: the same run up to rounding" in said
+    assert f"saved by {before} processes, resuming with {after}: the run is the same up to rounding" in said
     assert losses(other) == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
     wanted, found = (
         load_file(folder / "steps" / "step-00000006" / "weights.safetensors") for folder in (tmp_path / "whole", other)

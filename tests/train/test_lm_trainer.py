@@ -10,7 +10,7 @@ import torch
 from run_files import assert_same_run
 from safetensors.torch import load_file
 
-from tessera.configs.files import NoRoom, read_sealed_json, write_sealed_json
+from tessera.configs.files import DiskFull, read_sealed_json, write_sealed_json
 from tessera.configs.folder_lock import lock_folder
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.checkpoints.model_directory import load_model
@@ -107,11 +107,11 @@ def test_what_cannot_be_packed_is_refused(tiny_data):
     packing = {"packing": {"kind": "best_fit", "steps": 20}, "shards": "x"}
     for changes, said in (
         ({"data": {**packing, "pool_batches": 2}}, "pool_batches is for packing padded, not for best_fit"),
-        ({"data": packing, "lm": {"kind": "masked"}}, "found kind 'masked', use packing kind padded"),
+        ({"data": packing, "lm": {"kind": "masked"}}, "found kind 'masked'; use packing kind padded"),
     ):
         with pytest.raises(ConfigError, match=said):
             make_config(tiny_data, changes)
-    with pytest.raises(ConfigError, match=r"data.packing best_fit: squares of frames \(train.patches\)"):
+    with pytest.raises(ConfigError, match=r"data.packing best_fit: patches of frames \(train.patches\)"):
         make_config(tiny_data, {"data": packing}, patches=[{"side": 2, "share": 0.5}])
 
 
@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_data, whole, tmp_path, capsys)
     content[-1] ^= 1
     damaged.write_bytes(content)
     assert train_lm(make_config(tiny_data), out, resume=True)
-    assert "step-00000008 is passed over: weights.safetensors is damaged" in capsys.readouterr().err
+    assert "step-00000008 is skipped: weights.safetensors is damaged" in capsys.readouterr().err
     assert_same_run(whole, out)
 
 
@@ -140,7 +140,7 @@ def test_what_kills_leave_is_gone_after_the_next_start(tiny_data, whole, tmp_pat
     (out / "steps" / "mine").mkdir()
     (out / "notes.txt").write_text("mine")
     assert train_lm(make_config(tiny_data), out, resume=True)
-    assert "step-00000003 was never finished or is half removed; it is removed" in capsys.readouterr().err
+    assert "step-00000003 is incomplete; it is removed" in capsys.readouterr().err
     expected = {path.name for path in (whole / "steps").iterdir()} | {"mine"}
     assert {path.name for path in (out / "steps").iterdir()} == expected
     assert (out / "notes.txt").exists() and (out / "model").is_dir()
@@ -168,7 +168,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiny_data, tmp_path, monkeypatc
         return save(tensors, file, *more, **options)
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(NoRoom, match=r"no room for a checkpoint, it needs about \d[\d,]+ bytes and [\d,]+ bytes"):
+    with pytest.raises(
+        DiskFull, match=r"no disk space for a checkpoint, it needs about \d[\d,]+ bytes and [\d,]+ bytes"
+    ):
         train_lm(make_config(tiny_data), out)
     assert [path.name for path in (out / "steps").iterdir()] == ["step-00000003"]
     monkeypatch.setattr(safetensors.torch, "save_file", save)
@@ -183,7 +185,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(tiny_data, whole, tmp_path):
 
 
 def test_refusals(tiny_data, whole, tmp_path):
-    with pytest.raises(FileExistsError, match="is not empty; go on with that run by --resume, or name another"):
+    with pytest.raises(FileExistsError, match="is not empty; resume that run with --resume, or choose another"):
         train_lm(make_config(tiny_data), whole)
     with pytest.raises(ConfigError, match=r"train.lr: this run was started with 0.01 .* the config now says 0.02"):
         train_lm(make_config(tiny_data, lr=0.02), whole, resume=True)
@@ -232,7 +234,7 @@ def test_three_bad_steps_in_a_row_end_the_run(tiny_data, tmp_path, monkeypatch):
 
     BAD = {2, 4, 5, 6}
     monkeypatch.setattr(LMTrainer, "train_step", poisoned)
-    with pytest.raises(TrainingFailed, match=r"not finite in 3 steps in a row, up to step 7; .* after step 4"):
+    with pytest.raises(TrainingFailed, match=r"not finite in 3 steps in a row, up to step 7; .* of step 4"):
         train_lm(make_config(tiny_data), out)
     assert torch.equal(seen[2], seen[3]) and torch.equal(seen[4], seen[6]) and not torch.equal(seen[3], seen[4])
     bad = [line for line in read_metrics(out) if line["split"] == "bad"]
@@ -290,5 +292,5 @@ def test_only_the_same_noise_is_called_the_same_run(tiny_data, tmp_path, capfd, 
     RunState.load(found, started, parts, world, cut_like(found, config, world).micro)
     said = capfd.readouterr().err
     assert said.count("note: ") == 1
-    assert ("the same run up to rounding" in said) == (uncut == "nothing")
-    assert ("other noise" in said) == (uncut != "nothing")
+    assert ("the run is the same up to rounding" in said) == (uncut == "nothing")
+    assert ("different random numbers" in said) == (uncut != "nothing")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tessera.configs.files import NoRoom
+from tessera.configs.files import DiskFull
 from tessera.train.common.metrics import Metrics, read_metrics
 from tessera.train.common.progress import Progress, duration
 
@@ -55,7 +55,7 @@ def test_a_full_disk_is_said_with_the_file_and_closes_quietly(tmp_path, capfd):
             continue
         else:
             metrics._board._records._writer = full
-        with pytest.raises(NoRoom, match=r"no room to write this file .*go on with --resume") as caught:
+        with pytest.raises(DiskFull, match=r"no disk space to write this file .*resume with --resume") as caught:
             metrics.write(2, "train", {"loss": 1.0})
         assert str(caught.value).startswith(str(folder)) and "\n" not in str(caught.value)
         metrics.close()

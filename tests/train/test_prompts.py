@@ -160,7 +160,7 @@ BASE = {
 
 
 def test_the_config_says_where_they_come_from():
-    with pytest.raises(ConfigError, match="data.prompt does not say where an item's prompt comes from"):
+    with pytest.raises(ConfigError, match="data.prompt does not define where an item's prompt comes from"):
         check_config(BASE, TrainConfig)
     prompted = {**BASE, "data": {"shards": "s", "prompt": {"kind": "crop"}}}
     assert check_config(prompted, TrainConfig).data.prompt == CropPromptConfig()

@@ -335,7 +335,7 @@ def test_codes_that_places_share_are_counted_once(picture_tokenizer, digits):
     bits = evaluation.report.bits
     assert (bits.codes_per, bits.nominal_per) == (48, 192)
     assert (bits.written_codes_per, bits.written_per) == (4 + 32, 16 + 128)
-    words = "per picture 36.0 of 48 codes to write, 144 bits nominal: places share the rest, or need none"
+    words = "per picture 36.0 of 48 codes to write, 144 bits nominal: positions share the others or do not need them"
     assert words in report_table(evaluation.report)
     assert "nominal, 36.0 of 48 codes" in render(evaluation, slow.spec, "x")
 
@@ -398,7 +398,7 @@ def test_verb_fails_when_codes_are_not_stable(picture_tokenizer, digits, tmp_pat
     picture_tokenizer.save(tmp_path / "tokenizer")
     monkeypatch.setattr("tessera.train.evaluation.code_stability.changed_share", lambda found, wanted: 0.5)
     assert run(["tokenizer", "eval", str(tmp_path / "tokenizer"), "--data", str(digits)]) == 1
-    assert "should not be stored" in capsys.readouterr().err
+    assert "do not store them" in capsys.readouterr().err
 
 
 def test_train_verb(digits, tmp_path, capsys):

@@ -88,7 +88,7 @@ def test_stages_that_fit_are_begun(pictures, tmp_path):
 def test_discriminators_that_cannot_look_at_pictures_so_small(pictures, refuse):
     data = pictures(terms=[*TERMS, {"kind": "adversarial"}], judges=PATCH, stages=[{**FIRST, "steps": 9}])
     said = refuse(data)
-    assert "judges.nets: a " in said and "cannot process images of 8 x 8; make it smaller" in said
+    assert "judges.nets: a " in said and "cannot process images of 8 x 8; make the discriminator smaller" in said
 
 
 def test_discriminators_that_cannot_look_at_sounds_so_short(tmp_path, refuse):
@@ -109,7 +109,7 @@ def test_room_for_a_checkpoint(pictures, refuse, monkeypatch):
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage(1, 1, 10_000))
-    assert "no room for a checkpoint and the model" in refuse(pictures(stages=[FIRST]))
+    assert "no disk space for a checkpoint and the model" in refuse(pictures(stages=[FIRST]))
 
 
 def test_nothing_that_is_trained_is_touched(pictures, tmp_path):
@@ -124,7 +124,7 @@ def test_nothing_that_is_trained_is_touched(pictures, tmp_path):
 def test_discriminators_that_never_come_in_are_noted(pictures, tmp_path, capsys):
     judges = {"nets": [{"kind": "patch", "layers": 1}]}
     for changes, said in (
-        ({"judges": judges}, "judges are configured, but no term is adversarial or features"),
+        ({"judges": judges}, "judges (discriminators) are configured, but no term is adversarial or features"),
         (
             {"terms": [*TERMS, {"kind": "adversarial"}], "judges": {**judges, "first_step": 1}},
             "judges.first_step 1 is not below the 1 steps of the run",

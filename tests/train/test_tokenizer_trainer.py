@@ -80,13 +80,13 @@ def test_sound_is_learned_and_judged(sounds, tmp_path):
 def test_a_tokenizer_is_never_overwritten(pictures, tmp_path):
     pictures["train"]["steps"] = 1
     run(pictures, tmp_path / "a")
-    with pytest.raises(FileExistsError, match="holds a tokenizer already"):
+    with pytest.raises(FileExistsError, match="contains a tokenizer already"):
         run(pictures, tmp_path / "a")
 
 
 def test_losses_that_are_not_finite_stop_the_run(pictures, tmp_path):
     pictures["losses"] = {"kind": "picture", "squared": 1e39}  # beyond float32: infinite
-    with pytest.raises(TrainingFailed, match="not finite in 3 steps in a row, up to step 3; .* as after step 0"):
+    with pytest.raises(TrainingFailed, match="not finite in 3 steps in a row, up to step 3; .* those of step 0"):
         run(pictures, tmp_path / "a")
     assert not (tmp_path / "a" / "config.json").exists()
 
@@ -170,7 +170,7 @@ def test_a_run_of_another_config_or_other_data_is_not_resumed(sounds, pictures, 
     write_safetensors(tmp_path / "p.safetensors", {"images": other}, {})
     with pytest.raises(ConfigError, match="data: .* is not what .* was trained on"):
         resume(pictures | {"train": pictures["train"] | {"steps": 4}})
-    with pytest.raises(FileExistsError, match="holds a run already; go on with it by --resume"):
+    with pytest.raises(FileExistsError, match="contains a run already; resume it with --resume"):
         (tmp_path / "a" / "config.json").unlink()
         run(pictures, tmp_path / "a")
 
@@ -303,7 +303,7 @@ def test_a_student_inherits_encoder_and_decoder(pictures, tmp_path):
     last = [name for name in own if name.startswith("decoder.") and own[name].dim() > 1][-1]
     assert not torch.equal(own[last], given[last])
     student["warm_start"]["names"] = {"quantizer.": "nowhere."}
-    with pytest.raises(ConfigError, match="warm_start.names: .* has nothing that begins with 'nowhere.'"):
+    with pytest.raises(ConfigError, match="warm_start.names: .* has no tensor whose name begins with 'nowhere.'"):
         trainer(student, tmp_path / "c")
 
 

@@ -68,8 +68,8 @@ class FusedEncoder(nn.Module):
         for name, part in (("acoustic", self.acoustic), ("semantic", self.semantic)):
             if any(stage.memory for stage in part.stages()):
                 raise ConfigError(
-                    f"encoder.{name}: it remembers what came before, but fused parts read windows; leave out its LSTM "
-                    "and the transformer of its bottleneck"
+                    f"encoder.{name}: it is recurrent, but fused encoders read windows; leave out "
+                    "its LSTM and the transformer of its bottleneck"
                 )
 
     def frame(self, samples: Tensor) -> Tensor:

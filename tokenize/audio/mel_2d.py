@@ -49,7 +49,7 @@ class Mel2DConfig(Config):
         if self.rows * 2**self.halvings != self.bands:
             raise ValueError(f"{self.bands} bands cannot be halved to {self.rows} rows; use rows times a power of 2")
         if shape.latent_dim % self.rows:
-            raise ValueError(f"latent_dim {shape.latent_dim} is no multiple of rows {self.rows}; change one of them")
+            raise ValueError(f"latent_dim {shape.latent_dim} is not a multiple of rows {self.rows}; change one of them")
 
 
 class CellNorm(nn.LayerNorm):

@@ -86,8 +86,8 @@ def check_hop(ratios: tuple[int, ...], name: str, bottleneck: BottleneckConfig, 
         )
     if bottleneck.layers and (shape.latent_dim % (2 * bottleneck.heads)):
         raise ValueError(
-            f"latent_dim {shape.latent_dim} gives bottleneck.heads {bottleneck.heads} no even number of channels each; "
-            "change one of them"
+            f"latent_dim {shape.latent_dim} does not give each of bottleneck.heads {bottleneck.heads} an even number "
+            "of channels; change one of them"
         )
 
 

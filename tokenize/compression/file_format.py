@@ -192,8 +192,8 @@ def read_compressed(
     ]
     if lost and zlib.crc32(b"".join(chunks)) == header.bytes_crc:
         raise DecoderDisagrees(
-            f"{path}: the file is whole, but {len(lost)} of {len(chunks)} chunks come out as other codes than were "
-            "written; another release of the package constriction wrote it"
+            f"{path}: the file is whole, but {len(lost)} of {len(chunks)} chunks decode to other codes than were "
+            "encoded; it was written with another release of the package constriction"
         )
     for number in lost:
         codes[:, slice(*layout.chunks[number])] = -1
@@ -221,11 +221,11 @@ def _take_apart(path: str | Path, data: bytes) -> tuple[_Header, bytes, list[tup
         raise ValueError(f"{path}: version {version}, this Tessera reads version {VERSION}")
     packed = data[begin : begin + length]
     if len(packed) != length or zlib.crc32(packed) != crc:
-        raise ValueError(f"{path}: its header is damaged, so nothing in it can be read; copy the file again")
+        raise ValueError(f"{path}: its header is damaged, so it cannot be read; copy the file again")
     try:
         text, _, rest = zlib.decompressobj().decompress(packed, MAX_HEADER).partition(b"\0")
     except zlib.error as error:
-        raise ValueError(f"{path}: its header is no zlib data ({error})") from None
+        raise ValueError(f"{path}: its header is not zlib data ({error})") from None
     header = check_config(parse_json(text, str(path), INDEX), _Header, str(path))
     frames = sum(item.frames for item in header.items)
     if frames * header.spec.num_codebooks > MAX_SYMBOLS_PER_BYTE * (len(data) + 1000):
@@ -234,7 +234,7 @@ def _take_apart(path: str | Path, data: bytes) -> tuple[_Header, bytes, list[tup
     own = rest[: len(rest) - 8 * count]
     numbers = list(struct.iter_unpack("<II", rest[len(own) :]))
     if len(numbers) != count:
-        raise ValueError(f"{path}: {len(numbers)} chunks are listed, {frames} frames make {count}")
+        raise ValueError(f"{path}: {len(numbers)} chunks are listed, but {frames} frames need {count}")
     chunks, begin = [], begin + length
     for size, _ in numbers:
         chunks.append(data[begin : begin + size])
@@ -249,7 +249,7 @@ def _model(path: str | Path, header: _Header, own: bytes, find: Callable[[str], 
     if header.model == "unigram":
         return UnigramModel(table, own)
     if find is None or header.network is None:
-        raise ValueError(f"{path}: was written with the coder {header.network}, and none is given; pass --model")
+        raise ValueError(f"{path}: was written with the coder {header.network}, but none is given; pass --model")
     net = find(header.network)
     check_same_tokenizer(net.spec, header.spec, "the coder's model")
     return NetworkModel(net)

@@ -77,7 +77,7 @@ class CoderConfig(Config):
     def _check(self) -> CoderConfig:
         for down, right in self.context:
             if down > 0 or (down == 0 and right >= 0):
-                raise ValueError(f"context ({down}, {right}) is not before the frame; (0, -1) is the one before it")
+                raise ValueError(f"context ({down}, {right}) does not precede the frame; (0, -1) is the previous frame")
         return self
 
 
@@ -105,7 +105,7 @@ class CoderNet(nn.Module):
         self.symbols: SymbolTable = symbol_table(spec.cardinalities)
         sizes, width, embedding = self.symbols.sizes, config.width, config.embedding
         if not isinstance(spec.geometry, ImageGeometry) and (config.by_place or any(r for r, _ in config.context)):
-            raise ConfigError(f"'{spec.name}' makes codes of audio: context rows must be 0, by_place false")
+            raise ConfigError(f"'{spec.name}' encodes audio: context rows must be 0, by_place false")
         num_places = spec.geometry.num_frames if isinstance(spec.geometry, ImageGeometry) and config.by_place else 0
         # One extra row for missing frames.
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, embedding) for size in sizes)
@@ -260,7 +260,7 @@ def load_coder(folder: str | Path) -> CoderNet:
     tensors, metadata = read_safetensors(folder / FILES[1])
     check_format(folder / FILES[1], metadata, "tessera-coder")
     if wanted != found:
-        raise ValueError(f"{folder / FILES[1]}: its tensors do not belong to {FILES[0]}; copy the directory again")
+        raise ValueError(f"{folder / FILES[1]}: its tensors do not match {FILES[0]}; copy the directory again")
     net.load_state_dict({name: tensor.to(net.state_dict()[name].dtype) for name, tensor in tensors.items()})
     if net.fingerprint != described.fingerprint:
         raise ValueError(f"{folder}: damaged, its fingerprint is not {described.fingerprint[:12]}; copy it again")

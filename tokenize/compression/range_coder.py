@@ -70,7 +70,7 @@ class SymbolReader:
         try:
             return int(self.decoder.decode(_model(self.package, shares)))
         except AssertionError as error:  # the package's error for invalid bytes
-            raise ValueError(f"bytes that no encoder wrote ({error})") from None
+            raise ValueError(f"bytes that were not written by the encoder ({error})") from None
 
 
 def _package() -> Any:

@@ -69,7 +69,7 @@ def read_audio(
     with open_media(path, "audio") as file, closing(_open_audio(path, file)) as audio:
         _check_audio(path, audio, limits)
         if channels != audio.channels and 1 not in (channels, audio.channels):
-            raise MediaError(f"{path}: {audio.channels} channels, {channels} are needed; mix it first")
+            raise MediaError(f"{path}: {audio.channels} channels, expected {channels}; mix it first")
         resampler = Resampler(min(channels, audio.channels), audio.samplerate, sample_rate)
         blocks = [resampler.push(block) for block in _mixed_blocks(path, audio, channels, limits)]
         if not resampler.num_read:
@@ -102,7 +102,7 @@ class AudioFile:
         self.exact = self.file.format not in ESTIMATED and self.file.frames < UNKNOWN_FRAMES
         """Whether the length in the header is exact."""
         if self.file.format not in AUDIO_FORMATS[extension]:
-            raise MediaError(f"{path}: contains {self.file.format}, not {extension}; rename it to what it is")
+            raise MediaError(f"{path}: contains {self.file.format}, not {extension}; rename it to match")
         if missing:
             raise MediaError(f"{path}: cut short, {missing} bytes of its samples are missing")
         if self.exact and self.file.frames < 1:
@@ -140,7 +140,7 @@ class AudioFile:
             raise MediaError(f"{self.path}: cut short, it has {num_read} of {promised} samples")
         if self.file.format == "MP3" and num_read >= promised and not _says_length(self.given):
             # libsndfile stops at its estimate, which is too low if the file starts with high bit rates.
-            raise MediaError(f"{self.path}: an MP3 file that does not say how long it is; {MISSING}")
+            raise MediaError(f"{self.path}: an MP3 file without its length; {MISSING}")
 
     def close(self) -> None:
         """Free the decoder."""
@@ -173,9 +173,9 @@ def _check_audio(path: Path, audio: AudioFile | AudioTrack, limits: MediaLimits)
     """Check a header against the limits before decoding."""
     if not limits.min_sample_rate <= audio.samplerate <= limits.max_sample_rate:
         wanted = f"{limits.min_sample_rate} to {limits.max_sample_rate} Hz"
-        raise MediaError(f"{path}: sample rate {audio.samplerate} Hz, allowed are {wanted}")
+        raise MediaError(f"{path}: sample rate {audio.samplerate} Hz, expected {wanted}")
     if not 1 <= audio.channels <= limits.max_channels:
-        raise MediaError(f"{path}: {audio.channels} channels, allowed are 1 to {limits.max_channels}")
+        raise MediaError(f"{path}: {audio.channels} channels, expected 1 to {limits.max_channels}")
     # An estimate can be twice too long, so it does not justify rejecting a file.
     if audio.exact and audio.seconds > limits.max_seconds:
         raise MediaError(_too_long(path, f"{audio.seconds:.0f} s long", limits))
@@ -195,7 +195,7 @@ def _mixed_blocks(path: Path, audio: AudioFile | AudioTrack, channels: int, limi
         if not bool(torch.isfinite(block).all()):
             raise MediaError(f"{path}: holds samples that are not finite numbers")
         if block.numel() and float(block.abs().max()) > LOUDEST:
-            raise MediaError(f"{path}: samples reach {float(block.abs().max()):.4g}, expected are -1 to 1; rescale it")
+            raise MediaError(f"{path}: samples reach {float(block.abs().max()):.4g}, expected -1 to 1; rescale it")
         yield block.mean(dim=0, keepdim=True) if channels == 1 else block
 
 

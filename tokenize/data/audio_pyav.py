@@ -103,7 +103,9 @@ class AudioTrack:
                     continue
                 for frame in frames:
                     if frame.sample_rate != self.samplerate or frame.layout.nb_channels != self.channels:
-                        raise MediaError(f"{self.path}: rate or channels change after {num_read} samples")
+                        raise MediaError(
+                            f"{self.path}: the sample rate or the channels change after {num_read} samples"
+                        )
                     for plain in convert.resample(frame):
                         block = torch.from_numpy(plain.to_ndarray().copy())
                         num_read += block.shape[1]

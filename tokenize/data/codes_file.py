@@ -101,7 +101,7 @@ def _check_tensors(path: str | Path, codes: Tensor, offsets: Tensor, notes: _Not
         raise ValueError(f"{path}: codes are {codes.dtype} {list(codes.shape)}, '{spec.name}' makes {wanted}")
     ends = offsets.tolist() if offsets.dim() == 1 and offsets.dtype == torch.int64 else []
     if len(ends) != len(notes.items) + 1 or ends[0] != 0 or ends[-1] != codes.shape[1] or sorted(set(ends)) != ends:
-        raise ValueError(f"{path}: offsets do not cut {codes.shape[1]} frames into {len(notes.items)} items")
+        raise ValueError(f"{path}: offsets do not split {codes.shape[1]} frames into {len(notes.items)} items")
     codes = codes.long()
     if bool((codes >= torch.tensor(spec.cardinalities)[:, None]).any()):
         raise ValueError(f"{path}: codes up to {codes.amax(1).tolist()}, '{spec.name}' has {list(spec.cardinalities)}")

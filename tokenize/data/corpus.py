@@ -143,7 +143,7 @@ def _read_metadata(path: Path) -> dict[str, MetadataLine]:
     for where, data in found:
         if isinstance(data, dict) and "file" not in data and "file_name" in data:
             raise ConfigError(
-                f"{where}: has file_name where file is expected, as data sets of Hugging Face have; write corpus: "
+                f"{where}: has the key file_name (Hugging Face datasets) instead of file; write corpus: "
                 f"{{kind: manifest, path: {path.parent}}}"
             )
         line = check_config(data, MetadataLine, where)

@@ -193,7 +193,7 @@ class ManifestItems(FileItems):
         for inner in FILE_FOLDERS:
             found = os.path.normpath(os.path.join(os.path.abspath(base), inner, name))
             if found != folder and not found.startswith(folder.rstrip(os.sep) + os.sep):
-                raise ValueError(f"'{name}' lies outside the folder of the manifest; move or copy it there")
+                raise ValueError(f"'{name}' lies outside the folder of the manifest; move or copy it into that folder")
             endings = ("",) if Path(name).suffix.lower() in MEDIA_EXTENSIONS else ("", *MEDIA_EXTENSIONS)
             for ending in endings:
                 if ending or Path(name).suffix.lower() in MEDIA_EXTENSIONS:
@@ -208,7 +208,7 @@ def manifest_in(folder: Path) -> Path | None:
     """The table in a folder, None if there is none; ConfigError if there are several."""
     found = [folder / name for name in NAMES_IN_FOLDERS if (folder / name).is_file()]
     if len(found) > 1:
-        raise ConfigError(f"{folder}: has {' and '.join(path.name for path in found)}; name the one that counts")
+        raise ConfigError(f"{folder}: has {' and '.join(path.name for path in found)}; choose one")
     return found[0] if found else None
 
 

@@ -96,7 +96,7 @@ def _csv_rows(path: Path, media: str | None) -> Iterator[tuple[int, dict[str, An
             except StopIteration:
                 return
             except csv.Error as error:
-                yield number, f"not a line of a table ({error})"
+                yield number, f"not a valid line of a table ({error})"
                 continue
             if not row:
                 continue

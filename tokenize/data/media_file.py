@@ -130,7 +130,9 @@ def media_kind(path: str | Path) -> Literal["audio", "picture"]:
         return "audio"
     if extension in IMAGE_FORMATS:
         return "picture"
-    raise MediaError(f"{path}: '{extension}' is no media file known here; use one of {' '.join(MEDIA_EXTENSIONS)}")
+    raise MediaError(
+        f"{path}: '{extension}' is not a supported media file type; use one of {' '.join(MEDIA_EXTENSIONS)}"
+    )
 
 
 def open_media(path: Path, kind: str) -> BinaryIO:

@@ -20,7 +20,7 @@ from ..codes import concatenate_codes
 from ..spec import TokenSpec
 from .shard_index import BUILD_AGAIN, INDEX_FILE, ShardFile
 
-CHANGES = f"changes while it is read; stop what writes it, then {BUILD_AGAIN}"
+CHANGES = f"changes while it is read; stop the process that writes it, then {BUILD_AGAIN}"
 TICK = 50_000_000
 """Nanoseconds within which two writes can leave the same timestamps on a file."""
 Stamp = tuple[int, int, int, int, int]

@@ -16,7 +16,7 @@ from ..spec import TokenSpec
 INDEX_FILE = "index.json"
 LAYOUT = 2
 """Version of the files' layout: codes [K, frames]. Version 1, which is still read, has codes [frames, K]."""
-BUILD_AGAIN = "run tessera shards again, which builds what is damaged or missing"
+BUILD_AGAIN = "run tessera shards again to rebuild damaged or missing shards"
 
 
 class ShardFile(Config):
@@ -71,7 +71,7 @@ class PartIndex(Config):
 
 def read_index(path: Path) -> Index:
     """Read and check index.json. Raises ValueError if it is damaged or contradicts itself."""
-    advice = "remove it and run tessera shards again, which encodes the corpus anew"
+    advice = "remove it and run tessera shards again to encode the corpus again"
     index = check_config(read_sealed_json(path, INDEX, advice), Index, str(path))
     count = len(index.ids)
     for name, column in (("lengths", index.lengths), ("labels", index.labels), ("texts", index.texts)):
@@ -83,7 +83,7 @@ def read_index(path: Path) -> Index:
     if stored != count or not count:
         raise ValueError(f"{path}: its files hold {stored} items, it lists {count}")
     if min(index.lengths) < 1 or not -1 <= min(index.labels) <= max(index.labels) < max(1, len(index.label_names)):
-        raise ValueError(f"{path}: a length below 1, or a label that is none of its {len(index.label_names)} names")
+        raise ValueError(f"{path}: a length below 1, or a label that is not one of its {len(index.label_names)} names")
     for file in index.files:
         check_file_name(file.file, str(path))
     return index

@@ -52,7 +52,7 @@ def choose_items(corpus: Corpus, config: ShardsConfig) -> list[int]:
         unused = Counter(part for part in parts if part not in ("train", "test"))
         if unused:
             named = ", ".join(f"{name} {count}" for name, count in sorted(unused.items()))
-            corpus.notes.say(f"{sum(unused.values())} items are of splits that are neither train nor test: {named}")
+            corpus.notes.say(f"{sum(unused.values())} items belong to splits that are neither train nor test: {named}")
         if not numbers:
             raise ValueError(
                 f"split: no item of {config.corpus.path} falls into '{config.split.part}'; change split.test_share"
@@ -70,5 +70,5 @@ def window_frames(config: ShardsConfig, spec: TokenSpec) -> int | None:
     if config.window_seconds is None:
         return None
     if not isinstance(spec.geometry, AudioGeometry):
-        raise ValueError(f"window_seconds: tokenizer '{spec.name}' is for images, which have no seconds; remove it")
+        raise ValueError(f"window_seconds: tokenizer '{spec.name}' is for images, which have no duration; remove it")
     return max(1, round(config.window_seconds * spec.geometry.frame_rate))

@@ -81,7 +81,7 @@ class ImageTokenizerConfig(GrowingConfig):
         if made[0] * made[1] != taken[0] * taken[1]:
             raise ValueError(
                 f"the encoder '{self.encoder.kind}' gives {made[0]} x {made[1]} codes, the decoder "
-                f"'{self.decoder.kind}' takes {taken[0]} x {taken[1]}; make them as many"
+                f"'{self.decoder.kind}' takes {taken[0]} x {taken[1]}; make them equal"
             )
         return self
 

@@ -30,21 +30,19 @@ class ImageTokenizer(Tokenizer):
         if isinstance(quantizer, HaltingQuantizer):
             if quantizer.config.shortest >= geometry.num_frames:
                 raise ConfigError(
-                    f"quantizer.shortest: {quantizer.config.shortest} tokens never halt, but an image has "
-                    f"{geometry.num_frames}; choose fewer"
+                    f"quantizer.shortest: {quantizer.config.shortest} tokens are always kept, but an "
+                    f"image has only {geometry.num_frames}; choose fewer"
                 )
             return geometry
         if quantizer.span:
             return geometry
         if not isinstance(quantizer, ScalesQuantizer):
-            raise ConfigError(
-                "quantizer: scales inside another quantizer make no frames; make scales the outermost one"
-            )
+            raise ConfigError("quantizer: scales cannot be inside another quantizer; make it the outermost one")
         sizes = quantizer.config.sizes
         if sizes[-1] != (geometry.rows, geometry.columns):
             raise ConfigError(
                 f"quantizer.sizes: the last scale is {sizes[-1][0]} x {sizes[-1][1]}, but the network makes a map of "
-                f"{geometry.rows} x {geometry.columns}; end with that"
+                f"{geometry.rows} x {geometry.columns}; end with that size"
             )
         return geometry.model_copy(update={"scales": sizes})
 

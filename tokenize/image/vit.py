@@ -40,12 +40,11 @@ class ViTConfig(Config):
         """Rows and columns of the patches; ValueError if the network does not fit the tokenizer."""
         taps = self.taps or (self.layers,)
         if max(taps) > self.layers:
-            raise ValueError(
-                f"there is no block {max(taps)} to tap, the part has {self.layers} layers; tap one of them"
-            )
+            raise ValueError(f"taps has block {max(taps)}, but there are only {self.layers} layers; choose one of them")
         if shape.latent_dim % len(taps):
             raise ValueError(
-                f"latent_dim {shape.latent_dim} cannot be shared by {len(taps)} taps; make it a multiple of them"
+                f"latent_dim {shape.latent_dim} cannot be divided among {len(taps)} taps; make it a multiple "
+                f"of {len(taps)}"
             )
         return patch_grid(self, shape)
 

@@ -60,11 +60,11 @@ def patch_grid(part: Patched, shape: ImageShape) -> tuple[int, int]:
     """Rows and columns of the patches; ValueError if the network does not fit the tokenizer."""
     if shape.height % part.patch or shape.width % part.patch:
         raise ValueError(
-            f"an image of {shape.height} x {shape.width} cannot be cut into patches of {part.patch}; use a "
+            f"an image of {shape.height} x {shape.width} cannot be split into patches of {part.patch}; use a "
             f"patch that divides both"
         )
     if part.width % part.heads:
-        raise ValueError(f"width {part.width} is no multiple of heads {part.heads}; change one of them")
+        raise ValueError(f"width {part.width} is not a multiple of heads {part.heads}; change one of them")
     return shape.height // part.patch, shape.width // part.patch
 
 

@@ -43,7 +43,9 @@ class VQGANConfig(Config):
             )
         odd = [self.channels * m for m in self.multipliers if self.channels * m % self.norm_groups]
         if odd:
-            raise ValueError(f"{odd[0]} channels are no multiple of norm_groups {self.norm_groups}; change one of them")
+            raise ValueError(
+                f"{odd[0]} channels are not a multiple of norm_groups {self.norm_groups}; change one of them"
+            )
         return halved_grid(shape)
 
     def norm(self, channels: int) -> nn.GroupNorm:

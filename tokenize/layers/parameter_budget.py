@@ -71,8 +71,8 @@ class Budget(TorchFunctionMode):
 
     def _error(self) -> BudgetError:
         return BudgetError(
-            f"{self.path}: the config beside it asks for far more than its {self.found} tensors; they do not belong "
-            "together, copy the directory again"
+            f"{self.path}: its config.json asks for far more than its {self.found} tensors; the "
+            "files do not match, copy the directory again"
         )
 
 

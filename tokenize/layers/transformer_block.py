@@ -17,7 +17,7 @@ class AttentionBlock(nn.Module):
         """`layer_scale` is the initial value of the learned factor per channel; None: no factor."""
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} is no multiple of heads {heads}; change one of them")
+            raise ValueError(f"width {width} is not a multiple of heads {heads}; change one of them")
         self.heads = heads
         self.attention_norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width, bias=bias)

@@ -55,8 +55,8 @@ def find_weights(folder: Path) -> dict[str, Path]:
         pickled = sorted(path.name for end in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{end}"))
         if pickled:
             raise ValueError(
-                f"{folder}: {pickled[0]} is a pickle, which can run any program when it is read, so it is not loaded; "
-                "write model.safetensors once, where you trust the file, with the library that made it "
+                f"{folder}: {pickled[0]} is a pickle, which can run arbitrary code, so it is not loaded; "
+                "if you trust the file, convert it to model.safetensors with the library that wrote it "
                 "(transformers: model.save_pretrained(DIR); else safetensors.torch.save_file)"
             )
         raise FileNotFoundError(f"{folder}: no weights here (model.safetensors is missing)")

@@ -175,7 +175,7 @@ class Quantizer(nn.Module):
         self._check(x)
         with float32_only():
             if not self.fit_parts(_by_sample(x.float())):
-                raise ValueError(f"nothing in this quantizer ({type(self).__name__}) is fitted; train it")
+                raise ValueError(f"this quantizer ({type(self).__name__}) has no part to fit; train it")
 
     def fit_parts(self, x: Tensor) -> bool:
         """Fit to latents [B, M, D]; returns whether there was anything to fit."""

@@ -51,7 +51,7 @@ class BinaryQuantizer(Quantizer):
         super().__init__(dim, [1 << config.bits])
         if config.entropy is not None and config.entropy.group > MAX_GROUP:
             raise ConfigError(
-                f"{where}.entropy.group: {config.entropy.group} bits are too many for a table; at most 12"
+                f"{where}.entropy.group: {config.entropy.group} bits are too many for a table; use at most 12"
             )
         self.config = config
         self.project_in = nn.Linear(dim, config.bits) if dim != config.bits else None

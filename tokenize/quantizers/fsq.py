@@ -69,9 +69,8 @@ class FSQConfig(GrowingConfig):
             )
         if self.rounding != "equal_parts" and max(self.levels) > MAX_SHIFTED:
             raise ValueError(
-                f"levels {list(self.levels)}: rounding '{self.rounding}' is made for at most {MAX_SHIFTED} values of a "
-                "dimension, beyond them it rounds to values that do not exist; use rounding equal_parts, or more "
-                "dimensions"
+                f"levels {list(self.levels)}: rounding '{self.rounding}' supports at most "
+                f"{MAX_SHIFTED} values per dimension; use rounding equal_parts, or more dimensions"
             )
         return self
 

@@ -33,7 +33,7 @@ class IdentityQuantizer(Quantizer):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Raises ValueError: there are no codes to decode."""
-        raise ValueError("an identity quantizer has no codes, so nothing can be decoded; keep the latents themselves")
+        raise ValueError("an identity quantizer has no codes, so nothing can be decoded; keep the latents")
 
     def vectors(self) -> Tensor:
         """Raises ValueError, like `lookup`."""

@@ -80,7 +80,7 @@ class KMeansQuantizer(FittedQuantizer):
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, 1]. Raises ValueError before the centers are set."""
         if not bool(self.fitted):
-            raise ValueError("kmeans has no centres yet; call fit(features) first, or name a file in the config")
+            raise ValueError("kmeans has no centers yet; call fit(features) first, or name a file in the config")
         return nearest_code(x.flatten(0, 1), self.centres).view(*x.shape[:2], 1)
 
     def vectors(self) -> Tensor:

@@ -57,7 +57,9 @@ class SharedIndexQuantizer(VectorQuantizer):
     def __init__(self, config: SharedIndexConfig, dim: int, depth: int = 0, where: str = "quantizer"):
         self.widths = [part.channels for part in config.parts.values()]
         if sum(self.widths) != dim:
-            raise ConfigError(f"{where}.parts: they have {sum(self.widths)} channels together, the latents {dim}")
+            raise ConfigError(
+                f"{where}.parts: they have {sum(self.widths)} channels in total, but the latents have {dim}"
+            )
         same = config.model_dump(exclude={"kind", "parts"})
         super().__init__(VQConfig(**same), dim, depth, where)
         self.parts = list(config.parts.values())

@@ -67,7 +67,9 @@ class StructuralQuantizer(FittedQuantizer):
     ):
         super().__init__(dim, [config.size])
         if config.size > config.nodes:
-            raise ConfigError(f"{where}.size: {config.size} codes cannot come from {config.nodes} nodes; raise nodes")
+            raise ConfigError(
+                f"{where}.size: {config.size} codes cannot be formed from {config.nodes} nodes; raise nodes"
+            )
         self.config = config
         # Allocated at maximum size, so that a saved state always fits.
         self.register_buffer("nodes", torch.zeros(config.nodes, dim))
@@ -121,11 +123,11 @@ class StructuralQuantizer(FittedQuantizer):
         """
         rows, few = x.flatten(0, 1).cpu(), self.config.neighbours + 1  # on the CPU: sums must not depend on the device
         if not bool(rows.isfinite().all()):
-            raise ValueError("the vectors to fit to hold NaN or infinite numbers")
+            raise ValueError("the vectors to fit hold NaN or infinite numbers")
         rows = distinct(first_by_priority(rows, 0, len(rows)))[: self.config.nodes]
         if len(rows) < few:
             raise ValueError(
-                f"found {len(rows)} different vectors (nodes: {self.config.nodes}) to fit to, but {few - 1} neighbours "
+                f"found {len(rows)} different vectors (nodes: {self.config.nodes}) to fit, but {few - 1} neighbours "
                 f"need {few}; give more, or lower neighbours"
             )
         graph, width = neighbour_graph(self._keys(rows), self.config.neighbours, self.config.similarity)

@@ -78,11 +78,11 @@ class VQConfig(GrowingConfig):
     def _fits_together(self) -> VQConfig:
         if self.codebook is not None and self.update not in ("gradient", "index"):
             raise ValueError(
-                f"a {self.codebook.kind} codebook cannot be moved by update '{self.update}'; "
+                f"a {self.codebook.kind} codebook cannot be updated by update '{self.update}'; "
                 f"set update: gradient (or index)"
             )
         if self.keep_length and not self.normalise:
-            raise ValueError("keep_length has a meaning only with normalise: true")
+            raise ValueError("keep_length needs normalise: true")
         return self
 
 

@@ -13,7 +13,7 @@ length, and the batches are shuffled:
 
 A batch is split into micro-batches of similar length, and rank r takes micro-batches r, r + world, r + 2 world, ...:
 the same micro-batches for every world size, so the loss does not depend on it. A run resumed with more processes than
-micro-batches splits each into pieces (lm/ops/row_rng.py makes their noise match that of the whole).
+micro-batches splits each into parts (lm/ops/row_rng.py makes their noise match that of the whole).
 """
 
 from __future__ import annotations
@@ -88,17 +88,17 @@ class Cut:
 
     micro: int
     """Items of a micro-batch, whose random numbers are drawn together."""
-    pieces: int
-    """Pieces per micro-batch; a process takes one at a time. 1 unless there are too few micro-batches."""
+    parts: int
+    """Parts per micro-batch; a process takes one at a time. 1 unless there are too few micro-batches."""
 
     @property
     def size(self) -> int:
-        """Items of a piece."""
-        return self.micro // self.pieces
+        """Items of a part."""
+        return self.micro // self.parts
 
 
 @dataclass(frozen=True)
-class Piece(Generic[Batch]):
+class Part(Generic[Batch]):
     """Rows of one forward pass of a process."""
 
     number: int
@@ -106,16 +106,16 @@ class Piece(Generic[Batch]):
     items: Batch
     """Item numbers [micro] of the whole micro-batch, or its packed rows."""
     rows: slice
-    """Rows of the micro-batch that belong to the piece."""
+    """Rows of the micro-batch that belong to the part."""
 
 
-def pieces_of(items: Batch, cut: Cut, rank: int, world: int) -> list[Piece[Batch]]:
-    """The pieces of one rank, in order."""
+def parts_of(items: Batch, cut: Cut, rank: int, world: int) -> list[Part[Batch]]:
+    """The parts of one rank, in order."""
     found = []
     for place, _ in micro_batches(items, cut.size, rank, world):
-        number, piece = divmod(place, cut.pieces)
+        number, part = divmod(place, cut.parts)
         whole = items[number * cut.micro : (number + 1) * cut.micro]
-        found.append(Piece(number, whole, slice(piece * cut.size, (piece + 1) * cut.size)))
+        found.append(Part(number, whole, slice(part * cut.size, (part + 1) * cut.size)))
     return found
 
 
@@ -131,12 +131,12 @@ def cut_batch(batch: int, micro: int, world: int) -> Cut:
 
     For resumed runs; new runs use `check_batch`.
     """
-    for pieces in range(1, micro + 1):
-        if micro % pieces == 0 and (batch // micro * pieces) % world == 0:
-            return Cut(micro, pieces)
+    for parts in range(1, micro + 1):
+        if micro % parts == 0 and (batch // micro * parts) % world == 0:
+            return Cut(micro, parts)
     raise ConfigError(
-        f"train.batch: {batch} items, in micro-batches of {micro} as this run was started, cannot be shared by {world} "
-        "processes; go on with another number of them"
+        f"train.batch: {batch} items, in micro-batches of {micro} as this run was started, cannot be divided among "
+        f"{world} processes; resume with another number of processes"
     )
 
 
@@ -145,8 +145,8 @@ def check_batch(batch: int, micro_batch: int | None, world: int) -> int:
     micro = micro_batch if micro_batch is not None else max(1, batch // world)
     if batch % (micro * world):
         raise ConfigError(
-            f"train.batch: {batch} items cannot be shared by {world} processes in micro-batches of {micro}; "
-            f"make train.batch a multiple of {micro * world}"
+            f"train.batch: {batch} items cannot be divided among {world} processes in micro-batches "
+            f"of {micro}; make train.batch a multiple of {micro * world}"
         )
     return micro
 

@@ -22,7 +22,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...configs.files import NO_ROOM, NoRoom, error_number, fsync_dir, read_json, sha256_file, write_atomic, write_json
+from ...configs.files import (
+    DISK_FULL,
+    DiskFull,
+    error_number,
+    fsync_dir,
+    read_json,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 from ...configs.folder_lock import remove_leftovers
 from ...configs.printable import say
 from ..distributed.process_group import ProcessGroup
@@ -74,7 +83,7 @@ class Checkpoints:
         Returns:
             The committed folder. A good checkpoint of the same step is kept.
         Raises:
-            NoRoom: in every process, if the disk is full. OSError, ProcessLost: other failures. Older checkpoints stay
+            DiskFull: in every process, if it is full. OSError, ProcessLost: other failures. Older checkpoints stay
                 intact, and nothing of this one remains.
         """
         final = self.folder / f"step-{step:08}"
@@ -95,14 +104,14 @@ class Checkpoints:
             for path in (stage, *([] if (final / MARKER).exists() else [final])):
                 shutil.rmtree(path, ignore_errors=True)
             number = error_number(error)
-            if number not in NO_ROOM:
+            if number not in DISK_FULL:
                 raise
             free = shutil.disk_usage(next(path for path in (self.folder, *self.folder.parents) if path.exists())).free
             needed = f" it needs about {num_bytes:,} bytes and" if num_bytes else ""
-            raise NoRoom(
+            raise DiskFull(
                 number,
-                f"no room for a checkpoint,{needed} {free:,} bytes are free; earlier checkpoints are intact, make room "
-                "and go on with --resume",
+                f"no disk space for a checkpoint,{needed} {free:,} bytes are free; earlier checkpoints are "
+                "intact, free some space and resume with --resume",
                 str(self.folder),
             ) from None
 
@@ -119,7 +128,7 @@ class Checkpoints:
             if _STAGE.fullmatch(path.name):
                 shutil.rmtree(path)
             elif _STEP.fullmatch(path.name) and not (path / MARKER).exists():
-                say(f"note: {path} was never finished or is half removed; it is removed")
+                say(f"note: {path} is incomplete; it is removed")
                 shutil.rmtree(path)
             elif _STEP.fullmatch(path.name):
                 remove_leftovers(path)
@@ -157,7 +166,7 @@ class Checkpoints:
             reason = why_unusable(found)
             if reason is None:
                 return found
-            say(f"warning: {found} is passed over: {reason}")
+            say(f"warning: {found} is skipped: {reason}")
             if (found / MARKER).exists():
                 damaged.append(found)
         if damaged:
@@ -250,11 +259,12 @@ def check_pickles(folder: Path) -> None:
             foreign = sorted(set(get_unsafe_globals_in_checkpoint(str(path))) - ALLOWED_GLOBALS)
         except Exception as error:  # any parser error is a reason not to load
             raise ValueError(
-                f"{path}: no torch file that can be checked, it was not loaded ({' '.join(str(error).split())[:200]})"
+                f"{path}: not a torch file that can be checked; it was not loaded "
+                f"({' '.join(str(error).split())[:200]})"
             ) from None
         if foreign:
             raise ValueError(
-                f"{path}: loading it would run {foreign[0]}; it was not loaded, and does not come from a run of tessera"
+                f"{path}: loading it would run {foreign[0]}; it was not loaded, and was not written by tessera"
             )
 
 
@@ -292,7 +302,7 @@ def _files(folder: Path) -> dict[str, Path]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path.relative_to(folder)} is a link or no regular file")
+            raise ValueError(f"{path.relative_to(folder)} is a link or not a regular file")
         if path.is_file():
             found[path.relative_to(folder).as_posix()] = path
     return found

@@ -21,15 +21,15 @@ def check_disk_space(out: Path, checkpoint: int, model: int, kept: int) -> None:
     free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
     if free < checkpoint + model:
         raise ConfigError(
-            f"{out}: no room for a checkpoint and the model, which take about {_size(checkpoint + model)}, "
-            f"{_size(free)} are free; make room, or name a folder on another disk with --out"
+            f"{out}: no disk space for a checkpoint and the model, which take about {_size(checkpoint + model)}, "
+            f"{_size(free)} are free; free some space, or choose a folder on another disk with --out"
         )
     there = len(list((out / "steps").glob(f"step-*/{MARKER}")))
     needed = max(1, kept + 1 - there) * checkpoint + model  # one more while it is written
     if free < needed:
         print(
             f"warning: {out}: all checkpoints that are kept and the model take about {_size(needed)}, {_size(free)} "
-            "are free; keep fewer, or make room",
+            "are free; keep fewer, or free some space",
             file=sys.stderr,
         )
 

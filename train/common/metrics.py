@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...configs.files import NO_ROOM, NoRoom, write_atomic
+from ...configs.files import DISK_FULL, DiskFull, write_atomic
 from ...configs.json_limits import LINE, parse_json
 from .event_file import EventFile
 
@@ -42,7 +42,7 @@ class Metrics:
         self._board = _open_board(folder / "tensorboard", step)
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Write one line; non-finite numbers become null. NoRoom: the disk is full."""
+        """Write one line; non-finite numbers become null. DiskFull: the disk is full."""
         line = {"step": step, "split": split, **{name: _plain(value) for name, value in values.items()}}
         with _naming(self.path):
             self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
@@ -100,12 +100,12 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in DISK_FULL:
             raise OSError(error.errno, error.strerror, str(path)) from None
         free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
-        raise NoRoom(
+        raise DiskFull(
             error.errno,
-            f"no room to write this file ({error.strerror}), {free:,} bytes are free; the checkpoints are intact, make "
-            "room and go on with --resume",
+            f"no disk space to write this file ({error.strerror}), {free:,} bytes are free; the checkpoints "
+            "are intact, free some space and resume with --resume",
             str(path),
         ) from None

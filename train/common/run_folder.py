@@ -53,5 +53,5 @@ def find_checkpoint(out: Path, world: ProcessGroup, show: bool = True) -> Path |
     checkpoints = Checkpoints(out / "steps", world, keep_last=1)
     found = checkpoints.newest()
     if found is None and show and world.is_first:
-        say(f"note: no checkpoint in {checkpoints.folder}, starting at the beginning")
+        say(f"note: no checkpoint in {checkpoints.folder}, starting from step 0")
     return found

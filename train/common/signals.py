@@ -29,6 +29,6 @@ class StopRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
         for other, handler in self._before.items():
             signal.signal(other, handler)  # type: ignore[arg-type]

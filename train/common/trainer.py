@@ -182,7 +182,7 @@ class Trainer(ABC, Generic[Report, State]):
         if state.consecutive_bad >= limit:
             raise TrainingFailed(
                 f"the loss or its gradient was not finite in {limit} steps in a row, up to step {state.step}; the "
-                f"weights were left as after step {state.step - limit}; {self.advice}"
+                f"weights are those of step {state.step - limit}; {self.advice}"
             )
 
     # Defined by a trainer

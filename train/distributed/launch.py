@@ -95,10 +95,10 @@ def _wait(processes: list[subprocess.Popen]) -> int:
 
 
 def _ended_by(number: int) -> str:
-    often = " (often the system's answer to a full memory)" if number == signal.SIGKILL else ""
+    often = " (often because memory ran out)" if number == signal.SIGKILL else ""
     return (
-        f"was ended by {signal.Signals(number).name}{often}; the others are stopped, checkpoints are intact; go on "
-        "with --resume"
+        f"was ended by {signal.Signals(number).name}{often}; the others are stopped, checkpoints are intact; "
+        "resume with --resume"
     )
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...configs.files import NO_ROOM, NoRoom
+from ...configs.files import DISK_FULL, DiskFull
 from ...configs.schema import ConfigError
 
 RENDEZVOUS = "TESSERA_RENDEZVOUS"
@@ -73,7 +73,7 @@ class ProcessGroup:
         Args:
             action: not collective: if it fails in one process, the others must still finish it.
         Raises:
-            The exception of `action`; if another process failed, NoRoom or ValueError as there, otherwise ProcessLost.
+            The exception of `action`; if another process failed, DiskFull or ValueError as there, else ProcessLost.
         """
         failure, result = None, None
         try:
@@ -147,8 +147,8 @@ def run_in(world: ProcessGroup) -> Iterator[None]:
         if world.size > 1 and _is_broken_connection(error):
             time.sleep(1)  # the failed process exits first, and its exit code is the run's
             raise ProcessLost(
-                f"process {world.rank} lost the connection to another one, whose message says why; checkpoints are "
-                "intact, go on with --resume"
+                f"process {world.rank} lost the connection to another process, whose message gives the reason; "
+                "checkpoints are intact, resume with --resume"
             ) from None
         raise
     leave_world(world)
@@ -163,7 +163,7 @@ def _is_broken_connection(error: RuntimeError) -> bool:
 
 def _note(error: Exception) -> tuple[str, int | None, str, str | None]:
     """Summary of an error for other processes: its kind, and the number, text and file of an operating system error."""
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return "room", error.errno, str(error.strerror), str(error.filename)
     return "value" if isinstance(error, ValueError) else "other", None, f"{type(error).__name__}: {error}", None
 
@@ -171,7 +171,7 @@ def _note(error: Exception) -> tuple[str, int | None, str, str | None]:
 def _as_noted(rank: int, note: tuple[str, int | None, str, str | None]) -> Exception:
     kind, number, text, file = note
     if kind == "room":
-        return NoRoom(number, text, file)
+        return DiskFull(number, text, file)
     message = f"another process failed, rank {rank}: {text}"
     return ValueError(message) if kind == "value" else ProcessLost(message)
 

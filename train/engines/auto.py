@@ -51,7 +51,7 @@ def _choose(steps: Path, world: ProcessGroup) -> ChosenEngine:
         return engine_for(world.device.type, world.size, has_deepspeed())
     if saved.kind == "deepspeed" and not has_deepspeed():
         raise ImportError(
-            f"{steps.parent}: this run was begun with DeepSpeed, which is not installed here; pip install deepspeed, "
+            f"{steps.parent}: this run was started with DeepSpeed, which is not installed here; pip install deepspeed, "
             "or start another run with another --out"
         )
     return saved
@@ -64,8 +64,8 @@ def engine_for(device: str, processes: int, deepspeed: bool) -> ChosenEngine:
     if device == "cpu":
         return TorchEngineConfig(because="auto: on the CPU DeepSpeed is slower")
     if processes == 1:
-        return TorchEngineConfig(because="auto: one GPU, DeepSpeed has nothing to divide")
-    because = f"auto: {processes} GPUs, each holds its share of the optimizer's state"
+        return TorchEngineConfig(because="auto: one GPU, DeepSpeed has nothing to shard")
+    because = f"auto: {processes} GPUs, the optimizer state is sharded"
     return DeepSpeedEngineConfig(zero_stage=1, because=because)
 
 

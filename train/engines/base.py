@@ -22,7 +22,7 @@ class Trainable(nn.Module):
     @property
     def body(self) -> nn.Module:
         """The trained network; checkpoints store its weights under their names in this module."""
-        raise AssertionError("each objective has a body")
+        raise AssertionError("each objective has a module")
 
 
 class OptimizerSettings(Protocol):

@@ -159,8 +159,8 @@ class DeepSpeedEngine:
         if found["zero_stage"] != stage or (found["processes"] != self.world.size and stage > 0):
             raise ValueError(
                 f"{folder}: saved by an earlier version, by {found['processes']} processes with ZeRO "
-                f"{found['zero_stage']}; this run has {self.world.size} with ZeRO {stage}; resume once as it was, the "
-                "next checkpoint can be read by any number of processes"
+                f"{found['zero_stage']}; this run has {self.world.size} with ZeRO {stage}; resume once with "
+                "those; any number of processes can read the next checkpoint"
             )
         with restricted_loads([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
             path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)

@@ -91,35 +91,37 @@ def _read(optimizer: Any, parameter: Any, key: str | None) -> Tensor:
     if hasattr(parameter, "ds_id"):
         return optimizer.get_full_hp_param(parameter, key)
     whole = torch.zeros(parameter.numel(), device=parameter.device)
-    piece, place = _piece(optimizer, parameter, key)
-    whole[place] = piece
+    fragment, place = _fragment(optimizer, parameter, key)
+    whole[place] = fragment
     dist.all_reduce(whole, group=parameter._dp_group)
     return whole.view(parameter.shape)
 
 
 def _write(optimizer: Any, parameter: Any, value: Tensor, key: str | None) -> None:
     """Inverse of `_read`, for this process's partition."""
-    piece, place = _piece(optimizer, parameter, key)
+    fragment, place = _fragment(optimizer, parameter, key)
     own = value.flatten()[place]
-    piece[: own.numel()].copy_(own)  # in stage 3 the last partition is padded
+    fragment[: own.numel()].copy_(own)  # in stage 3 the last partition is padded
 
 
-def _piece(optimizer: Any, parameter: Any, key: str | None) -> tuple[Tensor, slice]:
+def _fragment(optimizer: Any, parameter: Any, key: str | None) -> tuple[Tensor, slice]:
     """This process's partition of a parameter, as a view, and its position in the flattened parameter."""
     if hasattr(parameter, "ds_id"):
-        piece, _ = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
-        first = piece.numel() * optimizer._get_param_partition_rank(parameter)
-        return piece, slice(first, first + piece.numel())
+        fragment, _ = optimizer._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=key
+        )
+        first = fragment.numel() * optimizer._get_param_partition_rank(parameter)
+        return fragment, slice(first, first + fragment.numel())
     mapping = parameter._hp_mapping
     if mapping is None:  # other processes hold all of it
         return torch.empty(0, device=parameter.device), slice(0, 0)
     place, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
     if key is None:
-        piece = mapping.hp_fragment
+        fragment = mapping.hp_fragment
     else:  # DeepSpeed's own mapping of moments covers only the first parameter group (0.19)
         _, slot = list(_flat_slots(optimizer))[mapping.param_group_index]
-        piece = slot[key].narrow(0, mapping.hp_fragment_address.start, length)
-    return piece, slice(place, place + length)
+        fragment = slot[key].narrow(0, mapping.hp_fragment_address.start, length)
+    return fragment, slice(place, place + length)
 
 
 def _stage_0(optimizer: Any, parameter: nn.Parameter) -> tuple[Tensor, dict[str, Any]]:

@@ -50,7 +50,7 @@ def describe_new_end(
         step: finished steps. old, new: the end as planned before and now.
     """
     if step >= new:
-        return f"{what} {old} -> {new}: all of them are done, it ends here"
+        return f"{what} {old} -> {new}: all of them are done, training ends here"
     before, after, last = (
         learning_rate(at, peak=peak, steps=end, warmup_steps=warmup_steps, min_ratio=min_ratio)
         for at, end in ((step, old), (step, new), (new - 1, new))

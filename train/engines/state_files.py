@@ -57,7 +57,8 @@ class EngineState:
         described = read_json(folder / "engine.json")
         if not (folder / WEIGHTS_FILE).exists():
             raise ValueError(
-                f"{folder}: saved by an earlier version in DeepSpeed's own files; go on with engine.kind=deepspeed and "
+                f"{folder}: saved by an earlier version in DeepSpeed's own files; resume with "
+                "engine.kind=deepspeed and "
                 f"engine.zero_stage={described.get('zero_stage')}, the next checkpoint is read by any engine"
             )
         weights, _ = read_safetensors(folder / WEIGHTS_FILE)

@@ -71,7 +71,7 @@ def corpus_for(spec: TokenSpec, data: Path | None, fit: Fit = "exact") -> Corpus
         return open_corpus(ManifestCorpus(path=str(data), fit=fit))
     if data.suffix != ".safetensors":
         raise ValueError(
-            f"{data}: expected a folder of media, a manifest (.csv, .tsv, .jsonl) or a .safetensors file of pictures"
+            f"{data}: expected a folder of media, a manifest (.csv, .tsv, .jsonl) or a .safetensors file of images"
         )
     return open_corpus(ArraysCorpus(path=str(data)))
 
@@ -199,7 +199,7 @@ def _speed(
     amount = sum(item.shape[-1] for item in media) / geometry.sample_rate if audio else len(media)
     encode_peak, decode_peak, note = peaks
     return Speed(
-        unit="seconds of sound per second" if audio else "pictures per second",
+        unit="seconds of audio per second" if audio else "images per second",
         encode=amount / max(passed.encode_seconds, 1e-9),
         decode=amount / max(passed.decode_seconds, 1e-9),
         device=str(tokenizer.device),

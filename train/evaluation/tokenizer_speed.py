@@ -67,7 +67,7 @@ def largest_item_peaks(tokenizer: Tokenizer, item: Tensor) -> tuple[float | None
     codes = tokenizer.encode(item[None]).codes
     encode = peak_memory(tokenizer.device, lambda: tokenizer.encode(item[None]))
     decode = peak_memory(tokenizer.device, lambda: tokenizer.decode(codes))
-    note = "" if encode is not None else "memory not measured: only Linux (/proc) and CUDA tell the peak"
+    note = "" if encode is not None else "memory not measured: only Linux (/proc) and CUDA report the peak"
     return encode, decode, note
 
 

@@ -37,7 +37,7 @@ def _codes(codebooks: list[CodebookUse], bits: Bits) -> list[str]:
     if bits.written_codes_per < bits.codes_per:
         lines.append(
             f"  per {bits.per} {bits.written_codes_per:.1f} of {bits.codes_per:g} codes to write, "
-            f"{bits.written_per:.0f} bits nominal: places share the rest, or need none"
+            f"{bits.written_per:.0f} bits nominal: positions share the others or do not need them"
         )
     return lines
 

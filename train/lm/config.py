@@ -152,7 +152,7 @@ class TrainConfig(Config):
         kinds = [condition.kind for condition in self.lm.conditions]
         if "codes" in kinds and self.data.prompt is None:
             raise ValueError(
-                "lm.conditions has codes, but data.prompt does not say where an item's prompt comes from; set it to "
+                "lm.conditions has codes, but data.prompt does not define where an item's prompt comes from; set it to "
                 "{kind: same_label} or {kind: crop}"
             )
         if self.data.prompt is not None and "codes" not in kinds:
@@ -163,7 +163,7 @@ class TrainConfig(Config):
         if self.data.prompt is not None and longest is not None and self.data.prompt.min_frames > longest:
             raise ValueError(
                 f"data.prompt.min_frames is {self.data.prompt.min_frames}, but the condition codes of lm.conditions "
-                f"reads at most {longest} (its max_frames); lower the one or raise the other"
+                f"reads at most {longest} (its max_frames); lower min_frames or raise max_frames"
             )
         if "embedding" in kinds:
             raise ValueError(
@@ -174,11 +174,12 @@ class TrainConfig(Config):
             check_packable(self.lm)
             if self.train.patches:
                 raise ValueError(
-                    f"data.packing {self.data.packing.kind}: squares of frames (train.patches) are of pictures of one "
-                    "size; use packing kind padded"
+                    f"data.packing {self.data.packing.kind}: patches of frames (train.patches) need "
+                    "images of one size; use packing kind padded"
                 )
         if refines and self.export.coarse_model is None and self.train.sample_every is not None:
             raise ValueError(
-                "train.sample_every: a refiner alone generates nothing; set export.coarse_model, or leave it out"
+                "train.sample_every: a refiner cannot generate without a model of coarse labels; set "
+                "export.coarse_model, or leave it out"
             )
         return self

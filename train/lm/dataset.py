@@ -127,9 +127,9 @@ def describe_missing(shards: Shards, lacking: dict[int, str], used: int) -> str:
     """One line that names the first items with missing condition inputs."""
     named = "; ".join(f"'{shards.index.ids[number]}': {why}" for number, why in list(lacking.items())[:3])
     more = f"; and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-    advice = "" if len(lacking) == used else ", or leave them out by data.missing=skip"
+    advice = "" if len(lacking) == used else ", or skip them with data.missing=skip"
     return (
-        f"{shards.folder}: {len(lacking)} of {used} items lack what the model is conditioned on ({named}{more}); add "
+        f"{shards.folder}: {len(lacking)} of {used} items lack a condition input of the model ({named}{more}); add "
         f"it to the corpus and build the shards again{advice}"
     )
 

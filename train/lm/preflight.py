@@ -99,15 +99,15 @@ def notes(config: TrainConfig) -> list[str]:
     settings, found = config.train, []
     if settings.eval_every is not None and config.data.test is None:
         found.append(
-            "train.eval_every is set, but data.test is not: nothing is evaluated, and no checkpoint is the best"
+            "train.eval_every is set, but data.test is not: nothing is evaluated, and no checkpoint is marked as best"
         )
     if settings.warmup_steps >= settings.steps:
         found.append(
-            f"train.warmup_steps {settings.warmup_steps} is not below train.steps {settings.steps}: the learning rate "
-            f"does not get to train.lr {settings.lr:g}"
+            f"train.warmup_steps {settings.warmup_steps} is not below train.steps {settings.steps}: the learning "
+            f"rate never reaches train.lr {settings.lr:g}"
         )
     for name in ("eval_every", "sample_every", "save_every"):
         every = getattr(settings, name)
         if every is not None and every > settings.steps:
-            found.append(f"train.{name} {every} is above train.steps {settings.steps}: only the end counts")
+            found.append(f"train.{name} {every} is above train.steps {settings.steps}: it happens only at the end")
     return found

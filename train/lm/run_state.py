@@ -89,8 +89,8 @@ class RunState(RunCounters):
         found = read_run_file(folder, config, config.train.micro_batch, MAY_CHANGE)
         if config.train.steps < found["step"]:
             raise ConfigError(
-                f"train.steps: {config.train.steps}, but {found['step']} are done ({folder}); give at least as many, "
-                f"or make a model of an earlier checkpoint with: tessera export {folder.parent.parent} --step N"
+                f"train.steps: {config.train.steps}, but {found['step']} are done ({folder}); set at least "
+                f"as many, or export an earlier checkpoint with: tessera export {folder.parent.parent} --step N"
             )
         if found["tokenizer"] != parts.spec.fingerprint or found["data"] != data_fingerprint(parts.items):
             raise ConfigError(
@@ -110,8 +110,8 @@ class RunState(RunCounters):
             )
         if found["processes"] != world.size and micro_batch == micro_batch_of(folder) and world.is_first:
             print(
-                f"note: saved by {found['processes']} processes, going on with {world.size}: "
-                "the same run up to rounding, not bit for bit",
+                f"note: saved by {found['processes']} processes, resuming with {world.size}: "
+                "the run is the same up to rounding, not bit for bit",
                 file=sys.stderr,
             )
         planned = found["config"]["train"]["steps"]

@@ -61,7 +61,7 @@ class PackedSampler:
         if self.steps.max() > config.steps:
             raise ConfigError(
                 f"data.packing.steps: the longest item takes {self.steps.max()} steps, more than the {config.steps} of "
-                "a row; raise it, or leave long items out by data.max_frames"
+                "a row; raise it, or exclude long items with data.max_frames"
             )
         self.batch_size = batch
         self.seed = seed

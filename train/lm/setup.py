@@ -142,9 +142,11 @@ def _open_coarse(
         raise ConfigError(f"{where}: not a model of coarse labels; train one with `clusters` and an lm of kind causal")
     check_same_tokenizer(loaded.spec, clustering.spec, where)
     if labels is not None and loaded.labels != labels:
-        raise ConfigError(f"{where}: its labels are {loaded.labels[:5]} ..., those of the shards {labels[:5]} ...")
+        raise ConfigError(
+            f"{where}: its labels are {loaded.labels[:5]} ..., but those of the shards are {labels[:5]} ..."
+        )
     if text is not None and vars(loaded.text).get("model") != vars(text).get("model"):
-        raise ConfigError(f"{where}: its text tokenizer is another one; train both stages on the same shards")
+        raise ConfigError(f"{where}: its text tokenizer is a different one; train both stages on the same shards")
     return loaded
 
 

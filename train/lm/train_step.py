@@ -12,7 +12,7 @@ from ...lm.models.next_patch import side_at
 from ...lm.models.transformer_lm import TransformerLM
 from ...lm.ops.row_rng import part_of_rows
 from ...lm.patterns.pattern import CodebookPattern
-from ..common.batch_sampler import Cut, Sampler, mix, pieces_of
+from ..common.batch_sampler import Cut, Sampler, mix, parts_of
 from ..common.signals import StopRequest
 from ..distributed.process_group import ProcessGroup
 from ..engines.base import Engine, StepInfo
@@ -67,14 +67,14 @@ class LMStepper:
         side = side_at(self.config.train.patches, step, self.config.train.steps)
         K = len(totals)
         gathered = torch.zeros(K + 1, dtype=torch.float64, device=device)
-        for piece in pieces_of(rows_or_bins, self.cut, self.world.rank, self.world.size):
-            batch = self.items.batch(np.hstack(piece.items), step)
-            if self.cut.pieces > 1:
-                batch = batch.rows(piece.rows)
+        for part in parts_of(rows_or_bins, self.cut, self.world.rank, self.world.size):
+            batch = self.items.batch(np.hstack(part.items), step)
+            if self.cut.parts > 1:
+                batch = batch.rows(part.rows)
             batch = batch.to(device)
             # dropout of layers and conditions
-            torch.manual_seed(mix(self.config.seed, 1, step, piece.number))
-            with part_of_rows(piece.rows.start, self.cut.size, self.cut.micro):
+            torch.manual_seed(mix(self.config.seed, 1, step, part.number))
+            with part_of_rows(part.rows.start, self.cut.size, self.cut.micro):
                 loss, sums, _ = self.engine.model(batch.codes, batch.lengths, batch.conditions, totals, side)
             self.engine.backward(loss)
             gathered[:K] += sums

@@ -110,9 +110,9 @@ def train_lm(
 def check_out(out: Path, resume: bool) -> None:
     """Raise FileExistsError if a new run would write into a non-empty folder."""
     if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out}: a file is in the way; name a folder with --out")
+        raise FileExistsError(f"{out}: is an existing file; choose a folder with --out")
     if not resume and out.exists() and not is_empty(out):
-        raise FileExistsError(f"{out} is not empty; go on with that run by --resume, or name another folder with --out")
+        raise FileExistsError(f"{out} is not empty; resume that run with --resume, or choose another folder with --out")
 
 
 class LMTrainer(Trainer[LMStepReport, RunState]):
@@ -362,7 +362,7 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
             export_lm(self.average.model, self.parts, self.config, self.out / "model", state)
         except ValueError as error:
             again = f"tessera export {shlex.quote(str(self.out))} --set export.dtype=float32"
-            raise ValueError(f"{error}; nothing is lost, the run is saved, and can be exported by: {again}") from None
+            raise ValueError(f"{error}; the run is saved and can be exported with: {again}") from None
         write_json(self.out / "FINISHED", {"step": state.step, "losses": state.losses, "command": state.command})
 
 
@@ -376,12 +376,12 @@ def cut_like(found: Path, config: TrainConfig, world: ProcessGroup) -> Cut:
     micro = micro_batch_of(found)
     cut = cut_batch(settings.batch, micro, world.size)
     whole_noise = config.data.packing.kind == "padded" and getattr(config.lm.head, "trained_share", 1) == 1
-    if cut.pieces == 1 or whole_noise:
+    if cut.parts == 1 or whole_noise:
         return cut
     if world.is_first:
         print(
             f"note: this run has micro-batches of {micro}, which {world.size} processes cannot share; it continues "
-            f"with {cut.size}: the same batches, but other noise (dropout and the like)",
+            f"with {cut.size}: the same batches, but different random numbers (dropout and so on)",
             file=sys.stderr,
         )
     return Cut(cut.size, 1)

@@ -88,11 +88,11 @@ class Balance:
             gradient: of the sum of the examples' losses with respect to the reconstruction, [B, ...].
             at_last_layer: maps that to the gradient of the decoder's last layer.
         """
-        raise AssertionError("a sum measures nothing")
+        raise AssertionError("a sum of losses cannot be measured")
 
     def norm(self, total: Tensor, items: int) -> float:
         """Norm from the statistic summed over `items` examples."""
-        raise AssertionError("a sum measures nothing")
+        raise AssertionError("a sum of losses cannot be measured")
 
     def missing(self, weights: Mapping[str, float]) -> bool:
         """Whether a required norm has never been measured."""

@@ -128,7 +128,7 @@ class LatentLossInputs:
 @dataclass(frozen=True)
 class ReconstructionLossInputs:
     """Inputs of output losses. Multi-channel audio is expanded to V signals per example, consecutive in the batch: the
-    channels and, for stereo, their sum and difference (see `sounds`)."""
+    channels and, for stereo, their sum and difference (see `loss_signals`)."""
 
     batch: MediaBatch
     found: Tensor
@@ -156,7 +156,7 @@ class ReconstructionLossInputs:
         return self.discriminators.fool(*self.excerpts())
 
 
-def sounds(media: Tensor) -> Tensor:
+def loss_signals(media: Tensor) -> Tensor:
     """Signals that losses compare: [B, N] unchanged; [B, C, N] -> [B * V, N], each channel and, for stereo, also half
     the sum and half the difference. Without those, left and right may each fit while their combination does not."""
     if media.dim() == 2:
@@ -201,7 +201,7 @@ def check_levels(levels: str | tuple[int, ...], num_codebooks: int, where: str) 
     for level in () if isinstance(levels, str) else levels:
         if not 0 <= level < num_codebooks:
             raise ConfigError(
-                f"{where}.levels: there is no level {level}; the quantizer has {num_codebooks}, from 0 to "
+                f"{where}.levels: there is no level {level}; the quantizer has {num_codebooks} levels, from 0 to "
                 f"{num_codebooks - 1}"
             )
 

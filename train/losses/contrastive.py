@@ -53,7 +53,7 @@ class ContrastiveLoss(LatentLoss):
         known = context.alphabet if config.caption == "text" else context.labels
         if not known:
             wanted = "transcripts" if config.caption == "text" else "labels"
-            raise ConfigError(f"{where}.caption: contrast needs {wanted}, and the corpus in data has none")
+            raise ConfigError(f"{where}.caption: contrast needs {wanted}, but the corpus in data has none")
         self.config = config
         self.number = {name: place for place, name in enumerate(known)}
         self.names = nn.Embedding(len(known), config.width)

@@ -61,7 +61,7 @@ class DistillationLoss(LatentLoss):
         first, end = config.channels or (0, context.latent_dim)
         if not first < end <= context.latent_dim:
             raise ConfigError(
-                f"{where}.channels: channels {first} to {end} are not among the {context.latent_dim} there are"
+                f"{where}.channels: channels {first} to {end} are beyond the {context.latent_dim} latent channels"
             )
         self.channels = slice(first, end)
         teacher = make_teacher(config.teacher, context.geometry, context.teachers, f"{where}.teacher")

@@ -117,7 +117,7 @@ class LabelLoss(LatentLoss):
         super().__init__()
         check_levels(config.levels, context.num_codebooks, where)
         if not context.labels:
-            raise ConfigError(f"{where}.kind: 'label' needs labels, and the corpus in data has none")
+            raise ConfigError(f"{where}.kind: 'label' needs labels, but the corpus in data has none")
         self.config = config
         self.guess = nn.Linear(context.latent_dim, len(context.labels))
 
@@ -134,7 +134,7 @@ def check_text(levels: str | tuple[int, ...], context: LossContext, where: str) 
     """Raise ConfigError if the corpus has no transcripts or a level does not exist."""
     check_levels(levels, context.num_codebooks, where)
     if not context.alphabet:
-        raise ConfigError(f"{where}.kind: recognition needs transcripts, and the corpus in data has none")
+        raise ConfigError(f"{where}.kind: recognition needs transcripts, but the corpus in data has none")
 
 
 def spell(view: LatentLossInputs, alphabet: str) -> tuple[Tensor, Tensor]:

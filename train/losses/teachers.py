@@ -188,8 +188,8 @@ class GradientTeacher(nn.Module):
         assert isinstance(geometry, ImageGeometry)
         if geometry.height < config.cell or geometry.width < config.cell:
             raise ConfigError(
-                f"{where}.cell: {config.cell} pixels are more than an image of {geometry.height} x {geometry.width} "
-                "has; use a smaller cell"
+                f"{where}.cell: {config.cell} pixels are larger than an image of {geometry.height} "
+                f"x {geometry.width}; use a smaller cell"
             )
 
     def layers(self, media: Tensor) -> list[Tensor]:
@@ -252,7 +252,9 @@ def make_teacher(
     """
     made, media = TEACHERS[config.kind]
     if geometry.kind not in media:
-        raise ConfigError(f"{where}.kind: '{config.kind}' teaches {media[0]}, this tokenizer is for {geometry.kind}")
+        raise ConfigError(
+            f"{where}.kind: '{config.kind}' is a teacher for {media[0]}, this tokenizer is for {geometry.kind}"
+        )
     return made(config, geometry, given, where).eval().requires_grad_(False)
 
 

@@ -152,7 +152,7 @@ class TokenizerTrainConfig(Config):
     def _check(self) -> TokenizerTrainConfig:
         kind = self.tokenizer.kind
         if self.losses is not None and self.terms:
-            raise ValueError("losses is short for terms; give one of them")
+            raise ValueError("losses and terms were both given; give only one of them")
         if self.losses is not None and self.losses.kind != kind:
             raise ValueError(f"losses are for {self.losses.kind}, the tokenizer is for {kind}; set losses.kind: {kind}")
         if (self.train.steps is None) == (not self.stages):
@@ -175,11 +175,11 @@ class TokenizerTrainConfig(Config):
         for number, stage in enumerate(self.stages):
             for name in (stage.terms or ()) if isinstance(stage, TrainStageConfig) else ():
                 if name not in known:
-                    raise ValueError(f"stages.{number}.terms: there is no term '{name}', but: {', '.join(known)}")
+                    raise ValueError(f"stages.{number}.terms: there is no term '{name}'; there are: {', '.join(known)}")
         if self.balance.kind == "adaptive":
             for name in self.balance.terms:
                 if name not in known:
-                    raise ValueError(f"balance.terms: there is no term '{name}', but: {', '.join(known)}")
+                    raise ValueError(f"balance.terms: there is no term '{name}'; there are: {', '.join(known)}")
         return self
 
     def _check_halting(self) -> None:

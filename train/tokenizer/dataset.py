@@ -59,7 +59,8 @@ class MediaInMemory:
             corpus.notes.say(f"{skipped - MAX_LISTED} more items were skipped")
         print_notes(corpus.notes, show)
         if not self.items:
-            raise ValueError(f"no usable {self.geometry.kind} files in {config.data.path}; see the messages above")
+            kind = "audio" if self.audio else "image"
+            raise ValueError(f"no usable {kind} files in {config.data.path}; see the messages above")
         self.fingerprint = digest.hexdigest()
         """Hash of the items' ids, labels, texts and shapes."""
         self.alphabet = "".join(sorted(set().union(*(text or "" for text in self.texts))))

@@ -13,7 +13,14 @@ from ...tokenize.image.networks import ImageNet
 from ...tokenize.quantizers.registry import Quantized
 from ..engines.base import Trainable
 from ..losses.balancer import Balance, group_gradients
-from ..losses.base import LatentLoss, LatentLossInputs, MediaBatch, ReconstructionLoss, ReconstructionLossInputs, sounds
+from ..losses.base import (
+    LatentLoss,
+    LatentLossInputs,
+    MediaBatch,
+    ReconstructionLoss,
+    ReconstructionLossInputs,
+    loss_signals,
+)
 from ..losses.codec_forward import decode_latents, encode_latents, last_layer
 from .dataset import MediaInMemory
 
@@ -85,7 +92,9 @@ class TokenizerObjective(Trainable):
         if batch.sample_mask is None:
             return ReconstructionLossInputs(batch, found, batch.media, **adversarial)
         mask = batch.sample_mask if found.dim() == 2 else batch.sample_mask[:, None]
-        return ReconstructionLossInputs(batch, sounds(found * mask), sounds(batch.media * mask), **adversarial)
+        return ReconstructionLossInputs(
+            batch, loss_signals(found * mask), loss_signals(batch.media * mask), **adversarial
+        )
 
     def output_losses(self, view: ReconstructionLossInputs, names: Mapping[str, float]) -> dict[str, Tensor]:
         """Output loss -> [B], for the given names."""

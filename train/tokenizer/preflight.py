@@ -77,7 +77,7 @@ def begin_stage(config: TokenizerTrainConfig, objective: TokenizerObjective, num
     on = frozenset(names if stage.terms is None else names & set(stage.terms))
     objective.set_stage(on, quantize=stage.latents == "quantized")
     if not objective.output_on and not objective.inner_on:
-        raise ConfigError(f"{where}.terms: no active term has a weight above 0; name at least one that has")
+        raise ConfigError(f"{where}.terms: no active term has a weight above 0; list at least one that has")
     freeze_parts(objective.net, stage.freeze, where)
     if not any(parameter.requires_grad for parameter in objective.parameters()):
         raise ConfigError(f"{where}.freeze: all parts are frozen; freeze fewer")
@@ -137,10 +137,13 @@ def check_discriminators(
     if geometry.kind == "audio":
         excerpt = media.excerpt(0, settings.seconds)
         probe = torch.zeros(1, excerpt.stop - excerpt.start, device=device)
-        size, advice = f"{probe.shape[1]} samples", "raise judges.seconds or train.crop_seconds, or make it smaller"
+        size, advice = (
+            f"{probe.shape[1]} samples",
+            "raise judges.seconds or train.crop_seconds, or make the discriminator smaller",
+        )
     else:
         probe = torch.zeros(1, geometry.channels, geometry.height, geometry.width, device=device)
-        size, advice = f"images of {geometry.height} x {geometry.width}", "make it smaller"
+        size, advice = f"images of {geometry.height} x {geometry.width}", "make the discriminator smaller"
     for net in discriminators.nets:
         try:
             if not probe.numel():
@@ -164,7 +167,7 @@ def say_notes(config: TokenizerTrainConfig) -> None:
     if config.judges is None:
         return
     if not any(term.kind in ("adversarial", "features") and term.weight for term in config.terms):
-        say("note: judges are configured, but no term is adversarial or features: they are not used")
+        say("note: judges (discriminators) are configured, but no term is adversarial or features: they are not used")
     elif config.judges.first_step >= config.total_steps:
         print(
             f"note: judges.first_step {config.judges.first_step} is not below the {config.total_steps} steps of the "

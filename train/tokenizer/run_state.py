@@ -70,12 +70,13 @@ def _check_stages(found: dict[str, Any], config: TokenizerTrainConfig, folder: P
         if number < len(now) and number == last and _differ_in_steps_only(before[number], now[number]):
             if now[number]["steps"] < done:
                 raise ConfigError(
-                    f"stages.{number}.steps: {now[number]['steps']}, but {done} are done ({folder}); give at least "
-                    f"as many, or freeze an earlier checkpoint with: tessera export {folder.parent.parent} --step N"
+                    f"stages.{number}.steps: {now[number]['steps']}, but {done} are done ({folder}); set "
+                    "at least as many, or freeze an earlier checkpoint with: tessera export "
+                    f"{folder.parent.parent} --step N"
                 )
         elif number >= len(now) or before[number] != now[number]:
             raise ConfigError(
-                f"stages.{number}: this run was begun with another one ({folder}); set it back, or start another "
+                f"stages.{number}: this run was started with another one ({folder}); set it back, or start another "
                 "run with another --out"
             )
 

@@ -110,9 +110,9 @@ def check_free(out: Path, resume: bool) -> None:
     if resume:
         return
     if (out / "config.json").exists():
-        raise FileExistsError(f"{out}: holds a tokenizer already; choose another --out or remove it")
+        raise FileExistsError(f"{out}: contains a tokenizer already; choose another --out or remove it")
     if (out / "steps").exists():
-        raise FileExistsError(f"{out}: holds a run already; go on with it by --resume, or choose another --out")
+        raise FileExistsError(f"{out}: contains a run already; resume it with --resume, or choose another --out")
 
 
 class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
@@ -391,11 +391,10 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
 def micro_like(found: Path, settings: TokenizerTraining, world: ProcessGroup, show: bool) -> int:
     """Micro-batch size of a checkpoint; smaller, with a note, if the processes cannot share it."""
     cut = cut_batch(settings.batch, micro_batch_of(found), world.size)
-    if cut.pieces > 1 and show:
+    if cut.parts > 1 and show:
         print(
-            f"note: this run has micro-batches of {cut.micro}, which {world.size} processes cannot share; it continues "
-            f"with {cut.size}: the same batches, but where something is drawn at random (level dropout and the like) "
-            "other draws",
+            f"note: this run has micro-batches of {cut.micro}, which {world.size} processes cannot share; it "
+            f"continues with {cut.size}: the same batches, but different random numbers (level dropout and so on)",
             file=sys.stderr,
         )
     return cut.size

@@ -49,13 +49,15 @@ def warm_start(net: nn.Module, config: WarmStartConfig, where: str = "warm_start
             taken[name] = given[other]
     for begin, there in config.names.items():
         if not any(name.startswith(there) for name in given):
-            raise ConfigError(f"{where}.names: {config.tokenizer} has nothing that begins with '{there}'")
+            raise ConfigError(f"{where}.names: {config.tokenizer} has no tensor whose name begins with '{there}'")
         if not any(name.startswith(begin) for name in taken):
             raise ConfigError(
-                f"{where}.names: nothing that begins with '{begin}' here has the shape of its like there, '{there}'"
+                f"{where}.names: no tensor whose name begins with '{begin}' has the shape of its counterpart, '{there}'"
             )
     if not taken:
-        raise ConfigError(f"{where}.tokenizer: no tensor of {config.tokenizer} has the name and shape of one here")
+        raise ConfigError(
+            f"{where}.tokenizer: no tensor of {config.tokenizer} matches a tensor of this tokenizer in name and shape"
+        )
     for name, tensor in taken.items():
         set_plain(net, name, tensor)
     left = sorted({name.split(".")[0] for name in own.keys() - taken.keys()})

@@ -30,12 +30,12 @@ def read_vectors(file: VectorFile, rows: int | None, columns: int, where: str) -
     tensors, _ = read_safetensors(Path(file.path))
     if file.tensor not in tensors:
         raise ConfigError(
-            f"{where}.tensor: {file.path} has no tensor '{file.tensor}', but: {', '.join(sorted(tensors))}"
+            f"{where}.tensor: {file.path} has no tensor '{file.tensor}'; it has: {', '.join(sorted(tensors))}"
         )
     found = tensors[file.tensor].float()
     if found.dim() != 2 or found.shape[1] != columns or rows not in (None, found.shape[0]):
         wanted = f"[{'any' if rows is None else rows}, {columns}]"
-        raise ConfigError(f"{where}.tensor: '{file.tensor}' of {file.path} is {list(found.shape)}, wanted {wanted}")
+        raise ConfigError(f"{where}.tensor: '{file.tensor}' of {file.path} is {list(found.shape)}, expected {wanted}")
     if not bool(found.isfinite().all()):
         raise ConfigError(f"{where}.tensor: '{file.tensor}' of {file.path} holds NaN or infinite numbers")
     return found

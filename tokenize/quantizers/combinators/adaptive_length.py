@@ -61,10 +61,12 @@ class HaltingQuantizer(Wrapper):
 
     def __init__(self, config: HaltingConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         if "." in where:
-            raise ConfigError(f"{where}: halting is about all tokens of an image; make it the outermost part")
+            raise ConfigError(f"{where}: halting applies to all tokens of an image; make it the outermost quantizer")
         inner = make(config.quantizer, dim, depth, f"{where}.quantizer")
         if inner.span == 0 or not inner.cardinalities:
-            raise ConfigError(f"{where}.quantizer: '{config.quantizer.kind}' has no code of a token to leave out")
+            raise ConfigError(
+                f"{where}.quantizer: '{config.quantizer.kind}' has no code per token that could be dropped"
+            )
         super().__init__(inner)
         self.config = config
         self.wanted_error = config.wanted_error

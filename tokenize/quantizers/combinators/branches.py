@@ -62,7 +62,7 @@ class BranchesQuantizer(Quantizer):
                 raise ConfigError(f"{here}: a branch's name must be letters, digits and _, like 'semantic'")
             first, end = branch.source or (0, dim)
             if not first < end <= dim:
-                raise ConfigError(f"{here}.source: channels {first} to {end} are not among the {dim} there are")
+                raise ConfigError(f"{here}.source: channels {first} to {end} are beyond the {dim} latent channels")
             inner = branch.quantizer
             if branch.stride > 1:
                 inner = StrideConfig(every=branch.stride, quantizer=inner)
@@ -73,7 +73,10 @@ class BranchesQuantizer(Quantizer):
         if unread:
             raise ConfigError(f"{where}.branches: no branch reads channel {unread[0]}; widen a source")
         if config.disentangle and len({end - first for first, end in ranges}) > 1:
-            raise ConfigError(f"{where}.disentangle: the branches have different widths; their codes have no angle")
+            raise ConfigError(
+                f"{where}.disentangle: the branches have different widths, so the angle between their codes is "
+                "undefined"
+            )
         self.config = config
         self.ranges = ranges
         self.branches = nn.ModuleDict(parts)

@@ -92,7 +92,7 @@ class ScalesQuantizer(Quantizer):
         own = 1 if config.shared else len(config.sizes)
         levels = [make(config.quantizer, dim, depth, f"{where}.quantizer") for _ in range(own)]
         if len(levels[0].cardinalities) != 1 or levels[0].span != 1:
-            raise ConfigError(f"{where}.quantizer: a place of a scale has one code; use a leaf such as vq")
+            raise ConfigError(f"{where}.quantizer: a position of a scale has one code; use a leaf such as vq")
         rows, columns = config.sizes[-1]
         for number, (r, c) in enumerate(config.sizes):
             if r > rows or c > columns:
@@ -180,9 +180,9 @@ class ScalesQuantizer(Quantizer):
         """Check the map size; returns which samples are valid [B]."""
         if x.shape[1] != self.places:
             rows, columns = self.config.sizes[-1]
-            raise ValueError(f"scales are for {rows} x {columns} places a sample, found {x.shape[1]}")
+            raise ValueError(f"scales need {rows} x {columns} positions per sample, found {x.shape[1]}")
         if mask is not None and bool((mask != mask[:, :1]).any()):
-            raise ValueError("scales quantize a sample as a whole; mask all of its places or none")
+            raise ValueError("scales quantize a whole sample; mask all of its positions or none")
         return None if mask is None else mask[:, 0]
 
     def _shrink(self, number: int, x: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class RegionsConfig(Config):
     @model_validator(mode="after")
     def _fits_together(self) -> RegionsConfig:
         if self.columns % self.side:
-            raise ValueError(f"regions of {self.side} columns do not fill rows of {self.columns}; choose a divisor")
+            raise ValueError(f"regions of {self.side} columns do not divide rows of {self.columns}; choose a divisor")
         return self
 
 
@@ -73,8 +73,8 @@ class RegionsQuantizer(Wrapper):
         super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
         if self.inner.span != 1:
             raise ConfigError(
-                f"{where}.quantizer: '{config.quantizer.kind}' looks at several places, but those of a region are "
-                "quantized one by one; use a leaf such as vq, or a residual or group of them"
+                f"{where}.quantizer: '{config.quantizer.kind}' quantizes several positions jointly, but those "
+                "of a region are quantized one by one; use a leaf such as vq, or a residual or group of them"
             )
         self.config, self.where = config, where
         self.span = config.side * config.columns
@@ -206,7 +206,7 @@ def check_regions(quantizer: Quantizer, geometry: AudioGeometry | ImageGeometry)
             continue
         side, columns = part.config.side, part.config.columns
         if isinstance(geometry, AudioGeometry):
-            raise ConfigError(f"{part.where}: regions are cut from the grid of an image, audio has none; use stride")
+            raise ConfigError(f"{part.where}: regions need the grid of an image, audio has none; use stride")
         if columns != geometry.columns:
             raise ConfigError(
                 f"{part.where}.columns: {columns}, but the network makes a grid of {geometry.rows} x "
@@ -214,6 +214,6 @@ def check_regions(quantizer: Quantizer, geometry: AudioGeometry | ImageGeometry)
             )
         if geometry.rows % side:
             raise ConfigError(
-                f"{part.where}.side: regions of {side} x {side} do not fill a grid of {geometry.rows} x "
+                f"{part.where}.side: regions of {side} x {side} do not divide a grid of {geometry.rows} x "
                 f"{geometry.columns}; choose a divisor of both"
             )

@@ -147,11 +147,9 @@ def level_mask(used: Tensor, level: int, x: Tensor, mask: Tensor | None) -> Tens
 def check_choices(config: LevelDropout, levels: int, where: str) -> None:
     """Raise ConfigError if a sample could draw more levels than there are, or if nothing is ever drawn."""
     if config.level_choices is not None and max(config.level_choices) > levels:
-        raise ConfigError(
-            f"{where}.level_choices: {max(config.level_choices)} is more than the {levels} levels there are"
-        )
+        raise ConfigError(f"{where}.level_choices: {max(config.level_choices)} is above the {levels} levels")
     if config.level_choices is not None and not config.level_dropout:
-        raise ConfigError(f"{where}.level_choices: level_dropout is 0, so nothing is ever drawn; set it, 1 for always")
+        raise ConfigError(f"{where}.level_choices: level_dropout is 0, so no level is ever dropped; set it (1: always)")
 
 
 def common_span(parts: Sequence[Quantizer]) -> int:

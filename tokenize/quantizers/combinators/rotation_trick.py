@@ -34,7 +34,9 @@ class RotationQuantizer(Wrapper):
 
     def __init__(self, config: RotationConfig, dim: int, depth: int, where: str, make: MakeQuantizer):
         if "." in where:
-            raise ConfigError(f"{where}: rotation is about the value of the whole tree; make it the outermost part")
+            raise ConfigError(
+                f"{where}: rotation applies to the value of the whole tree; make it the outermost quantizer"
+            )
         super().__init__(make(config.quantizer, dim, depth, f"{where}.quantizer"))
         self.config = config
 
