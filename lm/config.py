@@ -27,6 +27,7 @@ class LMConfig(Config):
     width: int = Field(default=256, ge=8, le=65536)
     """Width of a hidden state, D."""
     layers: int = Field(default=6, ge=1, le=1024)
+    """Number of transformer layers."""
     heads: int = Field(default=4, ge=1, le=1024)
     """Number of query heads, a divisor of width."""
     kv_heads: PositiveInt | None = None
@@ -48,16 +49,20 @@ class LMConfig(Config):
     arrangement: AnyArrangementConfig = ParallelConfig()
     """Codebook pattern; kind preset also sets specials and variable_length."""
     specials: SpecialsConfig = SpecialsConfig()
+    """Ids of the start, pad and end of a codebook."""
     start: Literal["token", "condition"] = "token"
     """What the first step is predicted from. token: a special start id. condition: the last prefix token, which must be
     a label's; each step is then at the position of its frame, one earlier."""
     variable_length: bool = False
     """true: sequences end with an end token (speech); false: the number of frames is known (images)."""
     head: HeadConfig = ParallelHeadConfig()
+    """Output layers that predict the codes of a step from the hidden state."""
     loss_weights: tuple[PositiveFloat, ...] | None = None
     """Relative weight of each codebook in the loss; null: equal."""
     input: InputConfig = EmbeddingInputConfig()
+    """Input embedding of the codes of a step."""
     conditions: tuple[ConditionConfig, ...] = ()
+    """What generation is conditioned on (label, text, embedding, codes), at most one of each kind; empty: nothing."""
     window: PositiveInt | None = None
     """Attention window in steps, current one included, besides the conditions' prefix; null: full causal attention."""
     ahead: AheadConfig | None = None

@@ -26,18 +26,19 @@ class TwoConditions(Config):
     keep: tuple[str, ...] = Field(min_length=1)
     """Kinds of the kept conditions, for instance [codes]; beta strengthens the others."""
     beta: Amount = 1.0
-    """1: equivalent to a single condition."""
+    """Strength of the conditions that are not kept; 1: equivalent to guidance by all conditions together."""
 
 
 class GuidanceConfig(Config):
     """Settings of every kind of guidance. The scale is s in l_null + s (l_condition - l_null): 1 is no guidance."""
 
     scale: Amount | tuple[Amount, ...]
-    """One value, or one per codebook."""
+    """Guidance scale: one value, or one per codebook."""
     filter_top_k: NonNegativeInt = 0
     """Above 0 (Dia): the guided logits only select the k likeliest ids, and the conditional logits give their
     probabilities; 0: sample from the guided logits."""
     two: TwoConditions | None = None
+    """Guidance by two conditions, with separate strengths; null: all conditions together."""
 
 
 class ConstantGuidance(GuidanceConfig):
@@ -51,7 +52,9 @@ class IntervalGuidance(GuidanceConfig):
 
     kind: Literal["interval"] = "interval"
     start: float = Field(default=0.0, ge=0, le=1)
+    """Fraction of the steps at which the scale begins to apply."""
     stop: float = Field(default=1.0, ge=0, le=1)
+    """Fraction of the steps at which the scale ends to apply; must be above `start`."""
 
     @model_validator(mode="after")
     def _check(self) -> IntervalGuidance:
@@ -65,6 +68,7 @@ class LinearGuidance(GuidanceConfig):
 
     kind: Literal["linear"] = "linear"
     first: Amount = 1.0
+    """Scale at the first step."""
 
 
 class CosineGuidance(GuidanceConfig):
@@ -72,7 +76,7 @@ class CosineGuidance(GuidanceConfig):
 
     kind: Literal["cosine"] = "cosine"
     power: PositiveAmount = 1.0
-    """Above 1, the scale stays low for longer."""
+    """Exponent of the progress p: above 1, the scale stays low for longer."""
 
 
 def _tag(value: Any) -> str | None:

@@ -27,9 +27,9 @@ class TextSeen(Config):
     """Characters and words of a corpus after normalization."""
 
     characters: str = Field(default="", max_length=100_000)
-    """Distinct, sorted; empty: unknown, or the text tokenizer knows them."""
+    """Distinct characters, sorted; empty: unknown, or the text tokenizer knows them."""
     words: tuple[str, ...] | None = None
-    """Lower-case, sorted; null: unknown, or more than 1000."""
+    """Distinct words, lower-case and sorted; null: unknown, or more than 1000."""
 
 
 def seen_in(texts: Iterable[str], reader: TextTokenizer) -> TextSeen | None:

@@ -41,9 +41,11 @@ class SentencePieceConfig(Config):
     vocab_size: int = Field(128, ge=2, le=1_000_000)
     """Maximum number of pieces to learn; small corpora give fewer. The 256 bytes are added to it."""
     model: Literal["unigram", "bpe"] = "unigram"
+    """Algorithm that learns the pieces: unigram language model, or byte-pair encoding (bpe)."""
     normalise: Literal["none", "words"] = "words"
-    """See `bytes`."""
+    """words: "It's 31°!" becomes "it's three one" (see `spell_words`). none: unchanged."""
     max_characters: PositiveInt = 4096
+    """Longer text raises an error."""
 
 
 TextConfig = Annotated[ByteTextConfig | SentencePieceConfig, Field(discriminator="kind")]

@@ -26,11 +26,15 @@ class CoderTraining(Config):
     """Training settings of the network."""
 
     steps: StepCount = 3000
+    """Optimizer steps."""
     batch: BatchSize = 512
     """Frames per step."""
     lr: PositiveFloat = 2e-3
+    """Peak learning rate of AdamW; it decays to 2 percent along a cosine."""
     warmup_steps: PositiveInt = 100
+    """Steps over which the learning rate rises from 0 to its peak."""
     weight_decay: NonNegativeFloat = 0.01
+    """Weight decay of AdamW, for all weights."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of hidden activations."""
     forget: float = Field(default=0.0, ge=0, lt=1)
@@ -43,11 +47,15 @@ class CoderTrainConfig(Config):
     """Config of `tessera tokenizer coder`."""
 
     seed: int = 0
+    """Random seed of initialization, batches and dropout."""
     shards: str
+    """Folder of the training shards (written by `tessera shards`)."""
     test: str | None = None
     """Shards to report the bits on; null: the training shards."""
     network: CoderConfig
+    """Sizes of the network."""
     train: CoderTraining = CoderTraining()
+    """Training settings of the network."""
 
 
 def train_coder(config: CoderTrainConfig, out: Path, progress: bool = True) -> list[float]:

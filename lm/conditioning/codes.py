@@ -32,6 +32,7 @@ class CodesConditionConfig(Config):
     max_frames: PositiveInt
     """Longest prompt in frames: longer ones are rejected; in training, random crops of at most this length are used."""
     join: Literal["prefix", "cross"] = "prefix"
+    """prefix: tokens before the first step. cross: tokens for cross-attention."""
     input: InputConfig | None = None
     """Input embedding of a frame, as lm.input, with separate weights; null: the model's own input embedding."""
     layers: int = Field(default=0, ge=0, le=64)

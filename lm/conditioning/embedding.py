@@ -24,6 +24,7 @@ class EmbeddingConditionConfig(Config):
     projection: Literal["linear", "none"] = "linear"
     """linear: a learned layer with a bias projects them to the model's width. none: they already have it."""
     join: Literal["prefix", "cross"] = "cross"
+    """prefix: tokens before the first step. cross: tokens for cross-attention."""
     mask: Literal["padding", "none"] = "padding"
     """Vectors beyond a row's length are zero. padding: they are also masked. none: attention includes the zeros, so a
     row's output depends on its padding (audiocraft's MusicGen)."""

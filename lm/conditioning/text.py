@@ -26,6 +26,7 @@ class TextConditionConfig(Config):
     vocab_size: PositiveInt | None = None
     """Size of the text tokenizer; null: filled in when it is built."""
     join: Literal["prefix", "cross"] = "prefix"
+    """prefix: tokens before the first step. cross: tokens for cross-attention."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Probability of dropping the text of a training row; 0: no guidance later."""
     layers: int = Field(default=0, ge=0, le=64)

@@ -40,12 +40,15 @@ class DepthSettings(Config):
     width: int | None = Field(default=None, ge=8, le=65536)
     """Width of its hidden states; null: equal to the backbone's."""
     layers: int = Field(default=4, ge=1, le=1024)
+    """Number of transformer layers."""
     heads: int = Field(default=4, ge=1, le=1024)
+    """Number of query heads, a divisor of width."""
     kv_heads: PositiveInt | None = None
     """Number of key/value heads, a divisor of heads; null: equal to heads."""
     ffn: int | None = Field(default=None, ge=8, le=1 << 20)
     """Width of the feed-forward layer; null: 8/3 of width, rounded up to a multiple of 32."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout after each attention, each feed-forward and the input."""
     first: Literal["depth", "backbone"] = "depth"
     """What predicts the first sub-token: depth, the depth transformer; backbone, a linear layer on its hidden state."""
     output: Literal["own", "shared"] = "own"

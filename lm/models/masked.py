@@ -44,6 +44,7 @@ class MaskedConfig(LMConfig):
 
     kind: Literal["masked"] = "masked"  # pyright: ignore[reportIncompatibleVariableOverride]
     masking: MaskingConfig = MaskingConfig()
+    """How codes are masked in training."""
     candidates: Literal["cluster", "codebook"] = "cluster"
     """For a refiner. cluster: codes of the cell's coarse label. codebook: all, so that it can fix a wrong label."""
 

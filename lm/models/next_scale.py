@@ -53,6 +53,7 @@ class NextScaleConfig(LMConfig):
 
     kind: Literal["next_scale"] = "next_scale"  # pyright: ignore[reportIncompatibleVariableOverride]
     rope: RopeConfig = GridRopeConfig()
+    """Position encoding; kind grid counts in cells of the last scale."""
 
     @model_validator(mode="after")
     def _check_next_scale(self) -> NextScaleConfig:

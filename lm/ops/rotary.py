@@ -26,7 +26,7 @@ class TimeRopeConfig(Config):
 
     kind: Literal["time"] = "time"
     base: PositiveFloat = 10000.0
-    """The longest wavelength is about 6 times this number of steps."""
+    """Base of the rotary frequencies: the longest wavelength is about 6 times this number of steps."""
 
 
 class GridRopeConfig(Config):
@@ -36,6 +36,7 @@ class GridRopeConfig(Config):
     columns: PositiveInt | None = None
     """Columns of the grid; null: the tokenizer's."""
     base: PositiveFloat = 10000.0
+    """Base of the rotary frequencies: the longest wavelength is about 6 times this number of rows or columns."""
     before: Literal["count_back", "zero"] = "count_back"
     """Positions before the first step. count_back: row and column are the (negative) position. zero: multiplied by zero
     instead of rotated, so that their queries and keys vanish (LlamaGen)."""
@@ -46,7 +47,7 @@ class SinusoidalConfig(Config):
 
     kind: Literal["sinusoidal"] = "sinusoidal"
     base: PositiveFloat = 10000.0
-    """The longest wavelength is about 6 times this number of steps."""
+    """Base of the frequencies: the longest wavelength is about 6 times this number of steps."""
 
 
 RopeConfig = Annotated[TimeRopeConfig | GridRopeConfig | SinusoidalConfig, Field(discriminator="kind")]

@@ -81,13 +81,16 @@ class SpecialsConfig(Config):
     """
 
     start: int = Field(default=1, ge=0, le=7)
+    """The start id is V plus this number."""
     pad: int = Field(default=2, ge=0, le=7)
+    """The pad id is V plus this number."""
     end: int = Field(default=0, ge=0, le=7)
-    """If not 0, codebook 0 has outputs between its codes and its end that are never sampled."""
+    """The end id is V plus this number. If it is not 0, codebook 0 has outputs between its codes and its end that are
+    never sampled."""
     before: Literal["start", "pad"] = "start"
-    """Fills the cells before a codebook's first code."""
+    """Special id of the cells before a codebook's first code."""
     after: Literal["pad", "start", "end"] = "pad"
-    """Fills all other cells without a code."""
+    """Special id of all other cells without a code."""
 
 
 @dataclass(frozen=True)

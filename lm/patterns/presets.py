@@ -158,6 +158,7 @@ class PresetConfig(Config):
 
     kind: Literal["preset"] = "preset"
     name: str
+    """Name of the preset, for instance musicgen, dia or moshi."""
 
     @field_validator("name")
     @classmethod

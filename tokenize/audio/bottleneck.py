@@ -31,7 +31,9 @@ class BottleneckConfig(Config):
     layers: LayerCountOrNone = 0
     """Transformer layers; 0: no transformer."""
     heads: LayerCount = 8
+    """Attention heads of each transformer layer."""
     feed_forward: PositiveInt = 2048
+    """Width of the feed-forward layers."""
     window: PositiveInt = 250
     """Attention window in steps, the current one included."""
     layer_scale: PositiveFloat = 0.01

@@ -35,8 +35,11 @@ class DACConfig(Config):
     dilations: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 3, 9)
     """Dilations of the residual units at each rate."""
     causal: bool = False
+    """true: no convolution looks ahead. false: convolutions are centered."""
     norm: Norm = "weight"
+    """weight: weight normalization of the convolutions. none: no normalization."""
     bottleneck: BottleneckConfig = Field(default_factory=BottleneckConfig)
+    """Transformer and change of frame rate between this network and the quantizer."""
     chunk: PositiveInt = 32
     """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
 

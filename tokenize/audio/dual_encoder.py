@@ -42,6 +42,7 @@ class FusedConfig(Config):
     semantic: PlainPartConfig
     """Encoder with `semantic_dim` output channels."""
     semantic_dim: PositiveInt
+    """Output channels of the semantic encoder."""
     chunk: PositiveInt = 32
     """Frames per call when frozen; the `chunk` of the two encoders is ignored."""
 

@@ -29,9 +29,11 @@ class Mel2DConfig(Config):
 
     kind: Literal["mel2d"] = "mel2d"
     bands: PositiveInt = 80
+    """Mel bands of the spectrogram."""
     rows: PositiveInt = 5
     """Codes per frame, along frequency; bands must be rows times a power of 2."""
     channels: PositiveInt = 64
+    """Channels of every convolution."""
     blocks: LayerCount = 1
     """Residual blocks at each frequency resolution."""
     chunk: PositiveInt = 32

@@ -53,7 +53,9 @@ class AudioTokenizerConfig(GrowingConfig):
 
     kind: Literal["audio"] = "audio"
     name: ShownName
+    """Name of the tokenizer, stored with its codes and shown in messages."""
     sample_rate: PositiveInt = 16000
+    """Sample rate of the audio; files of another rate are resampled."""
     channels: int = Field(default=1, ge=1, le=8)
     """1: mono; files with more channels are mixed down. 2: stereo; mono files are repeated."""
     hop: PositiveInt = 320
@@ -61,9 +63,13 @@ class AudioTokenizerConfig(GrowingConfig):
     window: PositiveInt = 1280
     """STFT window of `spectrum` and `mel2d` networks in samples; even, at least hop."""
     latent_dim: PositiveInt = 128
+    """Channels of the latents between encoder, quantizer and decoder."""
     encoder: AudioEncoderConfig = Field(default_factory=AudioStackConfig)
+    """Network from samples to latents."""
     decoder: AudioDecoderConfig = Field(default_factory=AudioStackConfig)
+    """Network from latents to samples."""
     quantizer: QuantizerConfig
+    """Turns each latent into codes."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> AudioTokenizerConfig:

@@ -29,10 +29,13 @@ class SEANetConfig(Config):
     channels: PositiveInt = 32
     """Channels at the sample rate; doubled at every ratio."""
     ratios: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 5, 4, 2)
-    """In decoder order; their product times the bottleneck's stride is `hop`."""
+    """Factors of the sample rate changes, in decoder order; their product times the bottleneck's stride is `hop`."""
     kernel: PositiveInt = 7
+    """Kernel size of the first convolution."""
     last_kernel: PositiveInt = 7
+    """Kernel size of the last convolution."""
     residual_kernel: PositiveInt = 3
+    """Kernel size of the residual blocks."""
     residual_layers: LayerCount = 1
     """Residual blocks at each rate."""
     dilation_growth: PositiveInt = 2
@@ -42,13 +45,17 @@ class SEANetConfig(Config):
     shortcut: Literal["convolution", "identity"] = "identity"
     """Shortcut of the residual blocks."""
     lstm_layers: LayerCountOrNone = 2
+    """LSTM layers at the lowest rate; 0: no LSTM."""
     causal: bool = True
+    """true: no convolution looks ahead (but see `padding` and `trim_right`). false: convolutions are centered."""
     padding: Padding = "zeros"
     """Padding at the signal's ends. With `reflect`, even causal convolutions look ahead at the first samples."""
     trim_right: float = Field(default=1.0, ge=0, le=1)
     """Fraction of a causal transposed convolution's surplus trimmed on the right; below 1 it looks ahead."""
     norm: Norm = "weight"
+    """weight: weight normalization of the convolutions. none: no normalization."""
     bottleneck: BottleneckConfig = Field(default_factory=BottleneckConfig)
+    """Transformer and change of frame rate between this network and the quantizer."""
     chunk: PositiveInt = 32
     """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
 

@@ -28,7 +28,9 @@ class AudioStackConfig(GrowingConfig):
 
     kind: Literal["spectrum"] = "spectrum"
     width: PositiveInt = 256
+    """Channels of the ConvNeXt blocks."""
     layers: LayerCount = 6
+    """Number of ConvNeXt blocks."""
     kernel: PositiveInt = 7
     """Kernel size in frames, odd."""
     causal: bool = False

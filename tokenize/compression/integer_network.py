@@ -71,7 +71,7 @@ class CoderConfig(Config):
     layers: LayerCount = 2
     """Hidden layers over the context."""
     by_place: bool = False
-    """Images: condition on the cell of the frame, too."""
+    """true: also predict from the position of the frame in the image. For images only."""
 
     @model_validator(mode="after")
     def _check(self) -> CoderConfig:

@@ -45,12 +45,14 @@ class FolderCorpus(GrowingConfig):
 
     kind: Literal["folder"] = "folder"
     path: str
+    """The folder."""
     labels: Literal["auto", "sidecar", "folder", "none"] = "auto"
     """Source of labels without metadata.jsonl. sidecar: x.label next to x.png. folder: the name of the file's folder,
     none at the top level. auto: the sidecar if there is one, otherwise the folder."""
     fit: Fit = "exact"
     """Images of another size. exact: an error. crop: resize to cover it, center crop. stretch: resize to it."""
     limits: MediaLimits = DEFAULT_LIMITS
+    """Limits of a media file; a file beyond them is skipped and reported."""
     follow_links: bool = False
     """Follow symbolic links that lead out of the folder; otherwise they are skipped and reported."""
 
@@ -61,6 +63,7 @@ class ArraysCorpus(Config):
 
     kind: Literal["arrays"] = "arrays"
     path: str
+    """The safetensors file."""
 
 
 CorpusConfig = Annotated[FolderCorpus | ArraysCorpus | ManifestCorpus, Field(discriminator="kind")]

@@ -48,14 +48,17 @@ class ManifestCorpus(Config):
     path: str
     """The table (.csv, .tsv, .jsonl), or a folder with one; see docs/corpora.md."""
     media: str | None = None
-    """Column of the file names; null: the first of the usual names that exists. The same holds for the next two."""
+    """Column of the file names; null: the first of the usual names that has a value in the row."""
     text: str | None = None
+    """Column of the transcripts or captions; null: the first of the usual names that has a value in the row."""
     label: str | None = None
+    """Column of the labels; null: the first of the usual names that has a value in the row."""
     split: str | None = None
     """Use only the items of this split."""
     fit: Fit = "exact"
     """Images of another size. exact: an error. crop: resize to cover it, center crop. stretch: resize to it."""
     limits: MediaLimits = DEFAULT_LIMITS
+    """Limits of a media file; a file beyond them is skipped and reported."""
     follow_links: bool = False
     """Follow symbolic links that lead out of the folder; otherwise they are skipped and reported."""
 

@@ -81,10 +81,15 @@ class MediaLimits(Config):
     """Limits for media files; checked against headers before decoding, and against the decoded content."""
 
     max_seconds: PositiveFloat = 1800.0
+    """Longest duration of an audio file."""
     min_sample_rate: PositiveInt = 4000
+    """Lowest sample rate of an audio file."""
     max_sample_rate: PositiveInt = 192_000
+    """Highest sample rate of an audio file."""
     max_channels: PositiveInt = 16
+    """Most channels of an audio file."""
     max_pixels: PositiveInt = 32_000_000
+    """Most pixels of an image, width times height."""
 
 
 DEFAULT_LIMITS = MediaLimits()

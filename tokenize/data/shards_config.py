@@ -18,18 +18,22 @@ class SplitConfig(Config):
     id, so that an item stays in its part when items are added."""
 
     part: Literal["train", "test"]
+    """The part to encode."""
     test_share: float = Field(0.1, gt=0, lt=1)
+    """Share of the items that the hash puts into the test part."""
 
 
 class ShardsConfig(Config):
     """A complete `tessera shards` file."""
 
     corpus: CorpusConfig
+    """The media to encode."""
     tokenizer: str
     """Directory of the frozen tokenizer."""
     out: str
     """Output folder."""
     items_per_shard: PositiveInt = 1000
+    """Corpus items encoded into one shard; the last shard may have fewer."""
     split: SplitConfig | None = None
     """Use only one part of the corpus; run once per part, each with its own `out`."""
     window_seconds: PositiveFloat | None = None

@@ -61,9 +61,13 @@ class ImageTokenizerConfig(GrowingConfig):
 
     kind: Literal["picture"] = "picture"
     name: ShownName
+    """Name of the tokenizer, stored with its codes and shown in messages."""
     height: PositiveInt
+    """Height of the images in pixels."""
     width: PositiveInt
+    """Width of the images in pixels."""
     channels: PositiveInt = 3
+    """Channels of the images; files are read as 1 (gray), 3 (RGB) or 4 (RGBA)."""
     downsamplings: int = Field(default=1, ge=0, le=30)
     """Number of times that networks with a grid halve the resolution: the grid is height / 2^n by width / 2^n."""
     features: PositiveInt = 64
@@ -71,9 +75,13 @@ class ImageTokenizerConfig(GrowingConfig):
     blocks: LayerCount = 2
     """`convolutional` networks: residual blocks at each resolution."""
     latent_dim: PositiveInt = 32
+    """Channels of the latents between encoder, quantizer and decoder."""
     encoder: ImagePartConfig = Field(default=ConvolutionalConfig())
+    """Network from images to latents."""
     decoder: ImagePartConfig = Field(default=ConvolutionalConfig())
+    """Network from latents to images."""
     quantizer: QuantizerConfig
+    """Turns each latent into codes."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ImageTokenizerConfig:

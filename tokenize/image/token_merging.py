@@ -34,8 +34,11 @@ class MergedConfig(Config):
     patch: PositiveInt = 16
     """Side of a patch in pixels."""
     width: PositiveInt = 512
+    """Width of a hidden state; a multiple of heads."""
     layers: LayerCount = 8
+    """Number of transformer layers; in the encoder, each merges at most half of the tokens."""
     heads: LayerCount = 8
+    """Attention heads of each layer."""
     expansion: PositiveInt = 4
     """Width of the MLP, in units of `width`."""
 

@@ -32,8 +32,11 @@ class ViT1DConfig(Config):
     patch: PositiveInt = 16
     """Side of a patch in pixels."""
     width: PositiveInt = 512
+    """Width of a hidden state; a multiple of heads."""
     layers: LayerCount = 8
+    """Number of transformer layers."""
     heads: LayerCount = 8
+    """Attention heads of each layer."""
     expansion: PositiveInt = 4
     """Width of the MLP, in units of `width`."""
     order: Literal["none", "causal"] = "none"

@@ -26,6 +26,7 @@ class VQGANConfig(Config):
 
     kind: Literal["vqgan"] = "vqgan"
     channels: PositiveInt = 128
+    """Unit of the channel numbers in `multipliers`."""
     multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
     """Channels at each resolution in units of `channels`, full resolution first."""
     blocks: LayerCount = 2
@@ -33,6 +34,7 @@ class VQGANConfig(Config):
     inner_dim: PositiveInt = 256
     """Channels before the encoder's last layer and after the decoder's first layer."""
     norm_groups: PositiveInt = 32
+    """Groups of the group normalization; must divide the channels at each resolution."""
 
     def grid(self, shape: ImageShape) -> tuple[int, int]:
         """Rows and columns of the codes; ValueError if the network does not fit the tokenizer."""

@@ -29,7 +29,9 @@ class EntropyConfig(Config):
     """
 
     sample: NonNegativeFloat = 0.1
+    """Weight of the entropy of each latent's assignment: more makes assignments more confident."""
     batch: NonNegativeFloat = 0.1
+    """Weight of the entropy of the batch's mean assignment: more makes code usage more uniform."""
     temperature: PositiveFloat = 0.01
     """Temperature of the soft assignment p = softmax(-distance^2 / temperature)."""
 

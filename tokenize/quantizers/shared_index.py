@@ -24,9 +24,9 @@ class SharedPartConfig(Config):
     """One of the codebooks."""
 
     channels: PositiveInt
-    """Number of channels."""
+    """Number of channels of this part."""
     weight: PositiveFloat = 1.0
-    """Weight of its squared distance."""
+    """Weight of this part's squared distance in the sum that the code minimizes."""
     normalise: bool = False
     """Compare directions only; its code vectors have norm 1."""
 
@@ -38,17 +38,17 @@ class SharedIndexConfig(Config):
     size: PositiveInt
     """Number of codes, V."""
     parts: Annotated[dict[str, SharedPartConfig], Field(min_length=1)]
-    """In channel order; their channels must add up to those of the latents."""
+    """Part name -> part, in channel order; their channels must add up to those of the latents."""
     update: Literal["ema", "gradient"] = "ema"
-    """As in vq."""
+    """How codes are updated. ema: moving averages of the latents assigned to them. gradient: by the codebook loss."""
     decay: float = Field(default=0.99, ge=0, lt=1)
-    """As in vq."""
+    """Decay of the moving averages per update; usage counts are averaged with every kind of update, for revival."""
     commitment: NonNegativeFloat = 0.25
-    """As in vq."""
+    """Weight of the loss that pulls latents towards their codes."""
     revive_below: float = Field(default=0.1, ge=0, lt=1)
-    """As in vq."""
+    """A code used less than this fraction of the uniform share is dead and is replaced by a latent; 0: never."""
     kmeans_init: bool = True
-    """As in vq."""
+    """Initialize the codes with the k-means centers of the first latents; false: randomly."""
 
 
 class SharedIndexQuantizer(VectorQuantizer):

@@ -27,6 +27,7 @@ class BandDiscriminatorConfig(Config):
     edges: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     """Band edges, as fractions of the spectrum."""
     channels: PositiveInt = 32
+    """Channels of every layer."""
     layers: LayerCount = 5
     """Layers per band; all but the first and the last halve the frequency resolution."""
 

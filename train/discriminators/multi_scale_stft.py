@@ -25,6 +25,7 @@ class STFTDiscriminatorConfig(Config):
     windows: tuple[PositiveInt, ...] = (1024, 512, 256)
     """STFT window of each network, in samples."""
     channels: PositiveInt = 16
+    """Channels of the first two layers; later layers have twice as many."""
     layers: LayerCount = 4
     """Strided layers before the output layer."""
 

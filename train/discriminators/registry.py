@@ -42,8 +42,9 @@ class DiscriminatorsConfig(Config):
     """The discriminators, their loss and their schedule."""
 
     nets: tuple[DiscriminatorConfig, ...] = Field(min_length=1)
+    """The discriminators; they are trained together, and their losses are averaged."""
     loss: Literal["hinge", "non_saturating", "least_squares"] = "hinge"
-    """Adversarial loss; see GAMES."""
+    """Adversarial loss: hinge (EnCodec), non_saturating (arXiv:1406.2661) or least_squares (arXiv:1611.04076)."""
     lecam: NonNegativeFloat = 0.0
     """Weight of the regularizer that keeps the scores of real (fake) media near the average of fake (real) ones
     (arXiv:2104.03310)."""

@@ -84,7 +84,7 @@ class TrainSettings(OptimizerConfig):
     sample_every: PositiveInt | None = None
     """Steps between generated samples; null: none during training."""
     samples: BatchSize = 8
-    """Samples generated each time."""
+    """Number of samples generated each time."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints, in addition to those of keep.best; null: only at the end."""
     keep: KeepConfig = KeepConfig()
@@ -124,19 +124,26 @@ class TrainConfig(Config):
     name: FolderName
     """Name of the model; without --out the run goes to runs/NAME."""
     seed: NonNegativeInt = 0
+    """Random seed of initialization, data order, dropout and generated samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to train on; auto: CUDA if available, else CPU."""
     data: DataConfig
+    """Training and test data."""
     tokenizer: str
     """Folder of the frozen tokenizer that made the codes."""
     clusters: str | None = None
     """Folder written by `tessera coarse`: a causal lm predicts the coarse labels of the codes; a masked one is
     conditioned on them and predicts the codes."""
     lm: ModelConfig
+    """The language model."""
     train: TrainSettings
+    """Optimization, and the intervals of logging, evaluation and saving."""
     engine: EngineConfig = AutoEngineConfig()
+    """Training engine: plain torch or DeepSpeed."""
     generation: GenerationConfig = GenerationConfig()
     """Generation defaults, stored in the model directory."""
     export: ExportConfig = ExportConfig()
+    """The model directory written at the end."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

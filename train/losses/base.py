@@ -29,6 +29,7 @@ class LossConfig(Config):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,100}$")
     """Name in metrics, stages and balances; null: the kind."""
     weight: NonNegativeFloat = 1.0
+    """Weight of this loss in the sum (see `balance`)."""
 
     @property
     def key(self) -> str:

@@ -33,8 +33,12 @@ class ContrastConfig(LossConfig):
 
     kind: Literal["contrast"] = "contrast"
     caption: Literal["text", "label"] = "text"
+    """What an example is matched with. text: its transcript. label: its label."""
     levels: Levels = "all"
+    """Levels to match: codebook numbers, "all" for quantized latents, or "latents" for those before the quantizer."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax: each example chooses among all captions of the batch (CLIP). sigmoid: every pair is classified
+    (SigLIP)."""
     token: Literal["mean", "last"] = "mean"
     """Vector of an example: the mean over its tokens, or the last one (a causal encoder's last token covers the whole
     item)."""

@@ -37,13 +37,17 @@ class DistilConfig(LossConfig):
 
     kind: Literal["distil"] = "distil"
     teacher: TeacherConfig
+    """The teacher whose features are predicted."""
     layer: int = -1
     """Index of the teacher's layer."""
     levels: Levels = (0,)
-    """Codebook numbers; "all" for quantized latents, or "latents" for those before the quantizer."""
+    """Levels that predict: codebook numbers, "all" for quantized latents, or "latents" for those before the
+    quantizer."""
     channels: tuple[NonNegativeInt, PositiveInt] | None = None
     """First channel of the latents to use and the one after the last; null: all."""
     distance: Literal["d_axis", "t_axis", "squared"] = "d_axis"
+    """d_axis: cosine of each feature over time. t_axis: absolute difference and cosine of each token. squared: squared
+    difference."""
     hidden: NonNegativeInt = 0
     """Width of a hidden layer of the projection; 0: linear."""
     normalise: bool = False

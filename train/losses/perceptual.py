@@ -22,6 +22,7 @@ class PerceptualConfig(LossConfig):
 
     kind: Literal["perceptual"] = "perceptual"
     teacher: TeacherConfig
+    """The teacher whose features are compared."""
 
 
 class PerceptualLoss(ReconstructionLoss):

@@ -30,8 +30,12 @@ class ProxyCodesConfig(LossConfig):
     tokenizer: str
     """Folder of the other, frozen tokenizer, for images of the same size."""
     levels: Levels = "all"
+    """Levels that predict: codebook numbers, "all" for quantized latents, or "latents" for those before the
+    quantizer."""
     width: PositiveInt = 128
+    """Width of the head's hidden states, a multiple of heads."""
     heads: LayerCount = 4
+    """Attention heads of each transformer block."""
     blocks: LayerCount = 2
     """Transformer blocks."""
 

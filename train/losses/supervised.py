@@ -29,7 +29,10 @@ class CTCConfig(LossConfig):
 
     kind: Literal["ctc"] = "ctc"
     levels: Levels = (0,)
+    """Levels that predict: codebook numbers, "all" for quantized latents, or "latents" for those before the
+    quantizer."""
     width: PositiveInt = 128
+    """Channels of the ConvNeXt blocks."""
     blocks: LayerCountOrNone = 2
     """ConvNeXt blocks before the output layer."""
 
@@ -39,8 +42,12 @@ class CaptionConfig(LossConfig):
 
     kind: Literal["caption"] = "caption"
     levels: Levels = (0,)
+    """Levels that predict: codebook numbers, "all" for quantized latents, or "latents" for those before the
+    quantizer."""
     width: PositiveInt = 128
+    """Width of the head's hidden states, a multiple of heads."""
     heads: LayerCount = 4
+    """Attention heads of each transformer block."""
     blocks: LayerCount = 2
     """Transformer blocks."""
     max_characters: PositiveInt = 256
@@ -52,6 +59,8 @@ class LabelHeadConfig(LossConfig):
 
     kind: Literal["label"] = "label"
     levels: Levels = (0,)
+    """Levels that predict: codebook numbers, "all" for quantized latents, or "latents" for those before the
+    quantizer."""
 
 
 class CTCLoss(LatentLoss):

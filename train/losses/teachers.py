@@ -45,6 +45,7 @@ class MelTeacherConfig(Config):
     window: PositiveInt = 1024
     """Window in samples; the hop is a quarter of it."""
     bands: PositiveInt = 80
+    """Number of mel bands."""
 
 
 class CepstrumTeacherConfig(Config):
@@ -52,8 +53,11 @@ class CepstrumTeacherConfig(Config):
 
     kind: Literal["mfcc"] = "mfcc"
     window: PositiveInt = 1024
+    """Window in samples; the hop is a quarter of it."""
     bands: PositiveInt = 80
+    """Number of mel bands."""
     coefficients: PositiveInt = 20
+    """Number of coefficients per frame, at most `bands`."""
 
 
 class GradientTeacherConfig(Config):
@@ -63,6 +67,7 @@ class GradientTeacherConfig(Config):
     cell: PositiveInt = 8
     """Side of a cell in pixels."""
     directions: PositiveInt = 9
+    """Number of gradient directions in a histogram, spread over half a turn."""
 
 
 class ModuleTeacherConfig(Config):
@@ -71,7 +76,7 @@ class ModuleTeacherConfig(Config):
 
     kind: Literal["module"] = "module"
     name: str
-    """Its key in `teachers`."""
+    """Key of the module in the argument `teachers` of `train_tokenizer`."""
 
 
 TeacherConfig = Annotated[

@@ -56,11 +56,15 @@ class AudioLossConfig(Config):
 
     kind: Literal["audio"] = "audio"
     mel: NonNegativeFloat = 2.0
-    """Weight of the loss `mel`; the next fields likewise."""
+    """Weight of the loss `mel`."""
     spectrum: NonNegativeFloat = 1.0
+    """Weight of the loss `spectrum`."""
     quantizer: NonNegativeFloat = 1.0
+    """Weight of the quantizer's own losses."""
     adversarial: NonNegativeFloat = 1.0
+    """Weight of the loss `adversarial`; if this and `features` are 0, there are no discriminators."""
     features: NonNegativeFloat = 2.0
+    """Weight of the loss `features`, the feature distance in the discriminators."""
     adversarial_from: NonNegativeInt = 0
     """Step at which the discriminators start."""
     adversarial_every: PositiveInt = 1
@@ -96,8 +100,9 @@ class ImageLossConfig(Config):
 
     kind: Literal["picture"] = "picture"
     squared: NonNegativeFloat = 1.0
-    """Mean squared error of pixels in [-1, 1]."""
+    """Weight of the mean squared error of pixels in [-1, 1]."""
     quantizer: NonNegativeFloat = 1.0
+    """Weight of the quantizer's own losses."""
 
     def terms(self) -> tuple[AnyLossConfig, ...]:
         """The losses in full."""
@@ -112,10 +117,15 @@ class TokenizerTrainConfig(Config):
     """A complete training run."""
 
     seed: NonNegativeInt = 0
+    """Random seed of initialization, data order, excerpts and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to train on; auto: CUDA if available, else CPU."""
     tokenizer: TokenizerConfig
+    """The tokenizer to train."""
     data: CorpusConfig
+    """The media to train on."""
     train: TokenizerTraining
+    """Optimization, and the intervals of logging and saving."""
     terms: tuple[AnyLossConfig, ...] = ()
     """The losses to minimize; empty: see `losses`."""
     balance: BalanceConfig = SumConfig()
@@ -125,6 +135,7 @@ class TokenizerTrainConfig(Config):
     stages: tuple[StageConfig, ...] = ()
     """Stages in order; empty: train everything for train.steps steps."""
     warm_start: WarmStartConfig | None = None
+    """Initial weights from another tokenizer; null: random."""
     losses: AudioLossConfig | ImageLossConfig | None = Field(default=None, discriminator="kind")
     """Shorthand for the usual losses, instead of `terms`; omitted: default weights."""
     discriminator: STFTDiscriminatorConfig | None = None

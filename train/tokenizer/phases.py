@@ -20,7 +20,9 @@ class TrainStageConfig(Config):
 
     kind: Literal["train"] = "train"
     name: str
+    """Name of the stage in metrics and messages."""
     steps: StepCount
+    """Optimizer steps of the stage."""
     terms: tuple[str, ...] | None = None
     """Names of the active losses; null: all."""
     freeze: tuple[str, ...] = ()
@@ -28,7 +30,7 @@ class TrainStageConfig(Config):
     lr: PositiveFloat | None = None
     """Peak learning rate; null: train.lr."""
     warmup_steps: NonNegativeInt | None = None
-    """null: train.warmup_steps."""
+    """Steps over which the learning rate rises from 0 to its peak; null: train.warmup_steps."""
     latents: Literal["quantized", "continuous"] = "quantized"
     """Input of the decoder. continuous: the encoder's latents without quantization; the stage does not use the
     quantizer."""
@@ -43,6 +45,7 @@ class FitStageConfig(Config):
 
     kind: Literal["fit"] = "fit"
     name: str
+    """Name of the stage in messages."""
     items: PositiveInt = 1000
     """Images or excerpts to take latents from."""
 

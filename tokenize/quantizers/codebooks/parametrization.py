@@ -105,6 +105,7 @@ class BridgeFormConfig(Config):
     width: PositiveInt = 128
     """Hidden width per patch; a multiple of 16."""
     layers: LayerCount = 2
+    """Transformer blocks over the patches."""
 
 
 class BridgeForm(CodebookForm):
@@ -185,6 +186,7 @@ class ClustersFormConfig(Config):
     file: VectorFile
     """The source codebook: any number of rows, and as many columns as this codebook has dimensions."""
     iterations: PositiveInt = 100
+    """Maximum number of iterations of Lloyd's algorithm."""
 
 
 class ClustersForm(CodebookForm):

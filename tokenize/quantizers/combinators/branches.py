@@ -39,6 +39,7 @@ class BranchConfig(Config):
     stride: PositiveInt = 1
     """Number of adjacent positions that share a code."""
     quantizer: QuantizerConfig
+    """Quantizer of this branch."""
 
 
 class BranchesConfig(Config):
@@ -46,6 +47,7 @@ class BranchesConfig(Config):
 
     kind: Literal["branches"] = "branches"
     branches: Annotated[dict[str, BranchConfig], Field(min_length=1)]
+    """Branch name -> branch, in the order of the codes."""
     disentangle: NonNegativeFloat = 0.0
     """Weight of the squared cosine between the code vectors of two branches, averaged over pairs."""
 
