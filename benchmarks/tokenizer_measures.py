@@ -277,7 +277,7 @@ def alike(trained: Trained) -> float:
     return float(torch.nn.functional.cosine_similarity(first, second, dim=-1).square().mean())
 
 
-def told(trained: Trained, levels: int | None = 1) -> float:
+def teacher_information(trained: Trained, levels: int | None = 1) -> float:
     """Percentage of the variance of a teacher's features (MFCC of audio, histograms of gradients of images) that a
     linear map of the first codebook's vectors explains: fitted on training media, measured on test media"""
     tokenizer = trained.tokenizer
@@ -286,20 +286,20 @@ def told(trained: Trained, levels: int | None = 1) -> float:
         teacher = make_teacher(CepstrumTeacherConfig(window=1024, coefficients=20), geometry, {}, "teacher")
     else:
         teacher = make_teacher(GradientTeacherConfig(cell=2), geometry, {}, "teacher")
-    pairs = [_told(trained, teacher, part, levels) for part in ("train", "test")]
+    pairs = [_teacher_pairs(trained, teacher, part, levels) for part in ("train", "test")]
     (x, y), (x_test, y_test) = pairs
     ridge = x.T @ x + 1e-3 * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
     wrong = (y_test - x_test @ torch.linalg.solve(ridge, x.T @ y)).square().sum(dim=0)
     return 100 * (1 - float((wrong / (y_test - y_test.mean(dim=0)).square().sum(dim=0)).mean()))
 
 
-def told_by_all(trained: Trained) -> float:
+def teacher_information_all(trained: Trained) -> float:
     """The same for the vectors of all codebooks together"""
-    return told(trained, None)
+    return teacher_information(trained, None)
 
 
 @torch.no_grad()
-def _told(trained: Trained, teacher, part: str, levels: int | None) -> tuple[Tensor, Tensor]:
+def _teacher_pairs(trained: Trained, teacher, part: str, levels: int | None) -> tuple[Tensor, Tensor]:
     """Vectors [tokens, D + 1], scaled, with a 1 at the end, and features [tokens, C], float64."""
     tokenizer, vectors, features = trained.tokenizer, [], []
     picture = isinstance(tokenizer, ImageTokenizer)
@@ -414,8 +414,8 @@ MEASURES: dict[str, Callable[[Trained], float]] = {
     "rises": rises,
     "first level": first_level,
     "alike": alike,
-    "told": told,
-    "told by all": told_by_all,
+    "told": teacher_information,
+    "told by all": teacher_information_all,
     "classes": classes,
     "shares off": shares_off,
     "bits": lm_bits,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...lm.models.causal import TokenLM
 from ..execution.decode_step import DecodeStep
-from ..execution.step_runner import CapturedStep, choose_way, programs_of
+from ..execution.step_runner import CapturedStep, choose_step_kind, programs_of
 from ..requests.request import Request, check_request
 from ..sampling.filters import NOT_NUMBERS
 from ..sampling.guidance import ClassifierFreeGuidance
@@ -57,9 +57,9 @@ class DecodeLoop:
         check_request(lm, request)
         self.lm, self.length, config = lm, request.length, request.config
         self.num_steps = lm.arrangement.num_steps(self.length.max_frames)
-        self.asked, self.way = config.step, choose_way(config.step, lm, self.drafts)
+        self.asked, self.step_kind = config.step, choose_step_kind(config.step, lm, self.drafts)
         """How steps were requested to run, and how they run."""
-        rows, captured = len(request.seeds), self.way != "eager"
+        rows, captured = len(request.seeds), self.step_kind != "eager"
         capacity = programs_of(lm).capacity(rows, self.num_steps) if captured else self.num_steps
         guidance = ClassifierFreeGuidance(config.guidance, lm, self.num_steps, capacity=capacity)
         sampler = make_sampler(lm, request, capacity)
@@ -101,7 +101,7 @@ class DecodeLoop:
     @torch.no_grad()
     def step(self) -> None:
         """Generate the ids of the next step; the first call prefills `start` and the prompt, whatever their length."""
-        if self.way == "eager" or not self.state.step:
+        if self.step_kind == "eager" or not self.state.step:
             hidden = self._forward(self.position, 1)
             self._sample(self.position, hidden[:, 0])
         else:
@@ -127,9 +127,9 @@ class DecodeLoop:
         self.state.cache.position = torch.tensor(self.state.cache.length, device=self.lm.device)
         programs = programs_of(self.lm)
         take = programs.take_graph if self.asked == "auto" else programs.take
-        self._program = take(self, self._step, self.way)
+        self._program = take(self, self._step, self.step_kind)
         if self._program is None:  # no graph could be captured, and none was requested explicitly
-            self.way = "eager"
+            self.step_kind = "eager"
             return
         self._step = self._program.step
         self.buffers, self.state = self._step.buffers, self._step.state

@@ -35,7 +35,7 @@ MOST_KEPT = 8
 """Maximum number of captured steps per model; beyond it, the least recently used one is dropped."""
 
 
-def choose_way(name: StepName, lm: TokenLM, drafts: bool) -> str:
+def choose_step_kind(name: StepName, lm: TokenLM, drafts: bool) -> str:
     """ "eager", or a key of MAKERS. auto: graph on CUDA, otherwise eager.
 
     Raises:
@@ -89,13 +89,13 @@ class Programs:
         found = [program.step.buffers.columns.shape[2] - 1 for program in self.kept if program.key[1] == rows]
         return min((capacity for capacity in found if capacity >= steps), default=bucket(steps))
 
-    def take(self, owner: object, step: DecodeStep, way: str) -> CapturedStep:
+    def take(self, owner: object, step: DecodeStep, kind: str) -> CapturedStep:
         """The captured step for a step, created if necessary; it belongs to the owner for the owner's lifetime."""
-        key = (way, len(step.buffers.seeds), _weights(step.lm), signature(step.parts()))
+        key = (kind, len(step.buffers.seeds), _weights(step.lm), signature(step.parts()))
         self.kept = [program for program in self.kept if program.key[2] == key[2]]  # drop those of other weights
         program = next((program for program in self.kept if program.idle and program.key == key), None)
         if program is None:
-            program = CapturedStep(step, key, MAKERS[way])
+            program = CapturedStep(step, key, MAKERS[kind])
         else:
             program.load(step)
             self.kept.remove(program)
@@ -105,10 +105,10 @@ class Programs:
             self.kept.pop(0)
         return program
 
-    def take_graph(self, owner: object, step: DecodeStep, way: str) -> CapturedStep | None:
+    def take_graph(self, owner: object, step: DecodeStep, kind: str) -> CapturedStep | None:
         """`take` for step "auto": returns None, with a warning, if no graph can be captured."""
         try:
-            return self.take(owner, step, way)
+            return self.take(owner, step, kind)
         except RuntimeError as error:
             self.refused = str(error).strip().splitlines()[0]
             warnings.warn(f"steps run one by one: no CUDA graph could be recorded ({self.refused})", stacklevel=2)
