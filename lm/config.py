@@ -35,9 +35,9 @@ class LMConfig(Config):
     ffn: int | None = Field(default=None, ge=8, le=1 << 20)
     """Width of the feed-forward layer; null: 8/3 of width, rounded up to a multiple of 32 (gelu: 4 times width)."""
     feed_forward: FeedForwardName = "swiglu"
-    """swiglu: down(silu(gate x) * up x). gelu: down(gelu(up x))."""
+    """Feed-forward layer. swiglu: down(silu(gate x) * up x). gelu: down(gelu(up x))."""
     norm: NormName = "rms"
-    """rms: RMSNorm. layer: LayerNorm with a bias."""
+    """Normalization layers. rms: RMSNorm. layer: LayerNorm with a bias."""
     norm_eps: float = Field(default=1e-6, gt=0, lt=1)
     """Epsilon added to the mean square (or the variance)."""
     qk_norm: bool = False

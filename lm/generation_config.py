@@ -92,11 +92,11 @@ class GenerationConfig(Config):
     end_bias: Annotated[float, Range("above -1e9 and below 1e9", lambda value: abs(value) < LARGEST)] = 0.0
     """Added to the logit of the end token: above 0 sequences end sooner, below 0 later."""
     max_silence: float = Field(default=0.0, ge=0, le=600)
-    """Maximum seconds of continuous silence; 0: no limit."""
+    """Longest continuous silence in seconds; 0: no limit."""
     silence_codes: Annotated[tuple[int, ...], Strict(False)] = ()
     """Codes of codebook 0 that count as silence; empty: those that the tokenizer assigns to digital silence."""
     end_rule: Literal["drawn", "likeliest"] = "drawn"
-    """likeliest (Dia): the end token is sampled only if no other id is likelier."""
+    """drawn: the end token is sampled like any id. likeliest (Dia): only if no other id is likelier."""
     guidance: Guidance = 1.0
     """Classifier-free guidance: 1 is off, larger values follow the condition more closely. A number, one per codebook,
     or a schedule, for instance {kind: linear, scale: 3.0}."""
@@ -108,9 +108,10 @@ class GenerationConfig(Config):
     """Text length the model was trained on, in characters as it reads them; longer text is split into chunks. null:
     unknown, text is never split (training fills it in from the dataset)."""
     split: Literal["auto", "off"] = "auto"
-    """off: text is never split."""
+    """auto: text longer than the model was trained on is split into chunks. off: text is never split."""
     carry: Literal["audio", "nothing"] = "audio"
-    """What a chunk of long text continues from. audio: the text and audio of the previous chunk."""
+    """What a chunk of long text continues from. audio: the text and audio of the previous chunk. nothing: it starts
+    anew."""
     frames_per_character: tuple[PositiveAmount, PositiveAmount] | None = None
     """For chunks of long text: a chunk with fewer frames than the first number, or one that has not ended by the
     second, is generated again. null: 0.015 and 0.5 seconds (training fills it in from the dataset)."""

@@ -51,7 +51,7 @@ class CoderTrainConfig(Config):
     shards: str
     """Folder of the training shards (written by `tessera shards`)."""
     test: str | None = None
-    """Shards to report the bits on; null: the training shards."""
+    """Folder of the shards whose bits are reported; null: the training shards."""
     network: CoderConfig
     """Sizes of the network."""
     train: CoderTraining = CoderTraining()

@@ -31,7 +31,7 @@ UNITS = {
     "frames": "frames",
     "steps": "steps",
     "every": "steps",
-    "rate": "Hz",
+    "sample_rate": "Hz",
     "hop": "samples",
     "bytes": "bytes",
     "pixels": "pixels",
@@ -39,7 +39,7 @@ UNITS = {
     "height": "pixels",
     "bits": "bits",
 }
-"""Last word of a key -> unit, unless the help names one."""
+"""Last words of a key -> unit, unless the help names one."""
 
 
 def config_page(name: str) -> str:
@@ -74,10 +74,10 @@ def section(path: str, configs: tuple[type[BaseModel], ...], queue: deque, known
     return lines
 
 
-def _help_of(config: type[BaseModel], key: str, configs: tuple[type[BaseModel], ...]) -> str:
-    """The docstring below a field, in the class that declares it; else that of the only config it may hold."""
+def _help_of(config: type[BaseModel], key: str) -> str:
+    """The docstring below a field, in the class that declares it."""
     owner = next(owner for owner in config.__mro__ if key in vars(owner).get("__annotations__", {}))
-    return _docstrings(owner).get(key) or (configs[0].__doc__ if len(configs) == 1 else None) or ""
+    return _docstrings(owner).get(key, "")
 
 
 @cache
@@ -111,7 +111,7 @@ def table(config: type[BaseModel], path: str, queue: deque, known: dict) -> list
                 known[configs] = at
                 queue.append((at, configs))
             link = f" See [`{known[configs]}`](#{anchor(known[configs])})."
-        text = " ".join(_help_of(config, key, configs).split())
+        text = " ".join(_help_of(config, key).split())
         cells = (f"`{key}`", type_of(field), default_of(field), unit_of(key, text), escape(text) + link)
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
@@ -211,11 +211,13 @@ def in_yaml(value: Any) -> str:
 
 
 def unit_of(key: str, text: str) -> str:
-    """The unit that the help names, or the one that the key's last word implies."""
-    named = re.match(r"(Samples|Frames|Steps|Pixels|Bytes|Seconds|Hz)\b", text) or re.search(
+    """The unit that the help names, or the one that the key's last words imply."""
+    named = re.match(r"(Samples|Frames|Steps|Positions|Pixels|Bytes|Seconds|Hz)\b", text) or re.search(
         r"\bin (samples|frames|steps|pixels|bytes|seconds|Hz|nats|dB|characters)\b", text
     )
-    return named[1].lower().replace("hz", "Hz") if named else UNITS.get(key.split("_")[-1], "")
+    if named:
+        return named[1].lower().replace("hz", "Hz")
+    return next((unit for words, unit in UNITS.items() if f"_{key}".endswith(f"_{words}")), "")
 
 
 def escape(text: str) -> str:

@@ -38,8 +38,8 @@ class GridRopeConfig(Config):
     base: PositiveFloat = 10000.0
     """Base of the rotary frequencies: the longest wavelength is about 6 times this number of rows or columns."""
     before: Literal["count_back", "zero"] = "count_back"
-    """Positions before the first step. count_back: row and column are the (negative) position. zero: multiplied by zero
-    instead of rotated, so that their queries and keys vanish (LlamaGen)."""
+    """Rotary positions before the first step. count_back: row and column are the (negative) position. zero: multiplied
+    by zero instead of rotated, so that their queries and keys vanish (LlamaGen)."""
 
 
 class SinusoidalConfig(Config):

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 
 import cli_reference
 import config_reference
@@ -11,12 +12,19 @@ import file_reference
 import pytest
 from pages import ROOT
 
+config_page = cache(config_reference.config_page)
+
+
+def rows_of(name):
+    """The cells of each key's row."""
+    lines = [line for line in config_page(name).splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
 
 @pytest.mark.parametrize("name", config_reference.ROOTS)
 def test_every_key_has_a_row(name):
-    page = config_reference.config_page(name)
-    rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert all(len(re.split(r"(?<!\\)\|", row)) == 7 for row in rows), "five cells"
+    page = config_page(name)
+    assert all(len(cells) == 5 for cells in rows_of(name))
     for _, anchor in re.findall(r"\[`([\w.]+)`\]\(#([\w-]+)\)", page):
         assert f"{{#{anchor}}}" in page
     if name == "train":
@@ -24,6 +32,13 @@ def test_every_key_has_a_row(name):
             assert row in page
         for kind in ("`kind: depth`", "`kind: int8`", "`kind: best_fit`", "`kind: deepspeed`", "`kind: masked`"):
             assert kind in page, kind
+
+
+@pytest.mark.parametrize("name", config_reference.ROOTS)
+def test_every_key_has_a_meaning(name):
+    meanings = [(key, re.sub(r"See \[`.*", "", meaning)) for key, *_, meaning in rows_of(name)]
+    bare = {key for key, meaning in meanings if not meaning and key != "`kind`"}
+    assert not bare, f"add a docstring below each of these fields: {sorted(bare)}"
 
 
 def test_every_command_has_a_section():

@@ -33,7 +33,7 @@ class Mel2DConfig(Config):
     rows: PositiveInt = 5
     """Codes per frame, along frequency; bands must be rows times a power of 2."""
     channels: PositiveInt = 64
-    """Channels of every convolution."""
+    """Channels of the hidden layers."""
     blocks: LayerCount = 1
     """Residual blocks at each frequency resolution."""
     chunk: PositiveInt = 32

@@ -34,7 +34,7 @@ class AudioStackConfig(GrowingConfig):
     kernel: PositiveInt = 7
     """Kernel size in frames, odd."""
     causal: bool = False
-    """No layer looks ahead; only the overlap of the STFT windows does, by (window - hop) / 2 samples."""
+    """true: no layer looks ahead; only the overlap of the STFT windows does, by (window - hop) / 2 samples."""
     chunk: PositiveInt = 32
     """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
 

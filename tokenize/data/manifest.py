@@ -54,7 +54,7 @@ class ManifestCorpus(Config):
     label: str | None = None
     """Column of the labels; null: the first of the usual names that has a value in the row."""
     split: str | None = None
-    """Use only the items of this split."""
+    """Use only the items of this split; null: all."""
     fit: Fit = "exact"
     """Images of another size. exact: an error. crop: resize to cover it, center crop. stretch: resize to it."""
     limits: MediaLimits = DEFAULT_LIMITS

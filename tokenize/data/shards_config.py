@@ -40,7 +40,7 @@ class ShardsConfig(Config):
     """Split audio into items of this length, rounded to frames. The remainder and shorter files are dropped; the items
     have no transcripts, which belong to whole files. null: one item per file."""
     max_items: PositiveInt | None = None
-    """Use only the first items."""
+    """Use only this many items, the first ones; null: all."""
 
 
 def choose_items(corpus: Corpus, config: ShardsConfig) -> list[int]:

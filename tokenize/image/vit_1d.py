@@ -40,7 +40,7 @@ class ViT1DConfig(Config):
     expansion: PositiveInt = 4
     """Width of the MLP, in units of `width`."""
     order: Literal["none", "causal"] = "none"
-    """causal: a token attends only to previous tokens; encoder only."""
+    """Attention among the tokens. none: each to all. causal: each to itself and previous tokens; encoder only."""
 
     def grid(self, shape: ImageShape) -> tuple[int, int]:
         """One row of tokens; ValueError if the network does not fit the tokenizer."""

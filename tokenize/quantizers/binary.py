@@ -35,7 +35,7 @@ class BinaryConfig(Config):
     """Base config of lfq, bsq and bernoulli."""
 
     bits: Annotated[int, Field(ge=1, le=62)]
-    """V = 2^bits. Latents of another dimension are projected in and out."""
+    """Bits of a code; there are V = 2^bits codes. Latents of another dimension are projected in and out."""
     commitment: NonNegativeFloat = 0.25
     """Weight of the loss that keeps latents near their codes."""
     entropy: BitEntropyConfig | None = None

@@ -27,7 +27,7 @@ class OptimizerConfig(Config):
     min_lr_ratio: Ratio
     """Learning rate of the last step, as a fraction of the peak."""
     weight_decay: NonNegativeFloat = 0.01
-    """Applies to matrices and filters; vectors (norms, biases) are not decayed."""
+    """Weight decay of AdamW for matrices and filters; vectors (norms, biases) are not decayed."""
     betas: tuple[float, float]
     """Decay rates of the two moments of AdamW."""
     eps: PositiveFloat = 1e-8

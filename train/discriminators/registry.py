@@ -53,7 +53,7 @@ class DiscriminatorsConfig(Config):
     every: PositiveInt = 1
     """Use the discriminators every so many steps; they cost more than everything else together."""
     seconds: PositiveFloat = 0.5
-    """Length of the audio excerpt that they receive."""
+    """Length of the audio excerpt that the discriminators receive."""
     lr: PositiveFloat | None = None
     """Peak learning rate of the discriminators; null: that of the tokenizer."""
 

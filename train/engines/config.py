@@ -31,7 +31,7 @@ class DeepSpeedEngineConfig(Config):
     zero_stage: int = Field(1, ge=0, le=3)
     """What is partitioned among the processes: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
     bucket_elements: PositiveInt = 50_000_000
-    """Elements exchanged at once."""
+    """Numbers exchanged among the processes at once."""
     overlap_comm: bool = False
     """Exchange gradients during the backward pass (GPUs)."""
     persistence_elements: NonNegativeInt = 100_000

@@ -50,9 +50,10 @@ class KeepConfig(Config):
     """Checkpoints to keep."""
 
     last: PositiveInt = 2
-    """Number of newest checkpoints."""
+    """Number of newest checkpoints that are kept."""
     best: NonNegativeInt = 1
-    """Number of checkpoints with the lowest loss on data.test; each is saved right after its evaluation. 0: none."""
+    """Number of checkpoints kept because they have the lowest loss on data.test; each is saved right after its
+    evaluation. 0: none."""
 
 
 class TrainSettings(OptimizerConfig):

@@ -31,7 +31,7 @@ class WaveformConfig(LossConfig):
 
     kind: Literal["waveform"] = "waveform"
     power: Literal[1, 2] = 1
-    """Absolute or squared difference."""
+    """1: absolute difference. 2: squared difference."""
 
 
 class PixelsConfig(LossConfig):
@@ -39,7 +39,7 @@ class PixelsConfig(LossConfig):
 
     kind: Literal["pixels"] = "pixels"
     power: Literal[1, 2] = 2
-    """Absolute or squared difference."""
+    """1: absolute difference. 2: squared difference."""
 
 
 class MelLoss(ReconstructionLoss):

@@ -44,7 +44,7 @@ class TokenizerTraining(OptimizerConfig):
     save_every: PositiveInt | None = None
     """Steps between checkpoints; null: only at the end."""
     keep_last: PositiveInt = 2
-    """Checkpoints to keep."""
+    """Number of newest checkpoints that are kept."""
     snapshot_every: NonNegativeInt = 0
     """Steps between snapshots, each a frozen tokenizer; 0: only at the end."""
     max_consecutive_bad: PositiveInt = 3
@@ -70,7 +70,7 @@ class AudioLossConfig(Config):
     adversarial_every: PositiveInt = 1
     """Use the discriminators every so many steps; they cost more than everything else together."""
     adversarial_seconds: PositiveFloat = 0.5
-    """Length of the audio excerpt that they receive."""
+    """Length of the audio excerpt that the discriminators receive."""
 
     def terms(self) -> tuple[AnyLossConfig, ...]:
         """The losses in full."""

@@ -30,7 +30,7 @@ class GroupConfig(LevelDropout):
 
     kind: Literal["group"] = "group"
     groups: LayerCount
-    """Must divide the number of channels."""
+    """Number of groups; must divide the number of channels."""
     quantizer: QuantizerConfig
     """Quantizer of each group."""
     shared: bool = False

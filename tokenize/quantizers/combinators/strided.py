@@ -28,7 +28,7 @@ class StrideConfig(Config):
 
     kind: Literal["stride"] = "stride"
     every: PositiveInt
-    """Number of adjacent positions that share a code."""
+    """Positions in a row that share a code."""
     quantizer: QuantizerConfig
     """Quantizer of the averages."""
 

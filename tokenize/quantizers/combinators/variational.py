@@ -31,7 +31,7 @@ class GaussianConfig(Config):
 
     kind: Literal["gaussian"] = "gaussian"
     divergence: NonNegativeFloat = 1e-3
-    """Weight of the KL divergence from the standard normal, in nats per channel."""
+    """Weight of the KL divergence (nats per channel) from the standard normal."""
     first_deviation: NonNegativeFloat = 0.1
     """Initial standard deviation of the samples."""
     quantizer: QuantizerConfig
