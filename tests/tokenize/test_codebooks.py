@@ -55,11 +55,11 @@ def test_alternating_steps():
     codes = quantizer(x).codes[:, 0]
     quantizer.update()
     for code in range(8):
-        wanted = entries[code]
+        expected = entries[code]
         for _ in range(3):
             if (codes == code).any():
-                wanted = wanted + 0.3 * (x[codes == code].mean(dim=0) - wanted)
-        torch.testing.assert_close(quantizer.vectors()[0, code], wanted)
+                expected = expected + 0.3 * (x[codes == code].mean(dim=0) - expected)
+        torch.testing.assert_close(quantizer.vectors()[0, code], expected)
 
 
 def test_search_by_angle_may_keep_lengths():
@@ -89,10 +89,10 @@ def test_rotation_is_the_rotation():
 def test_moments():
     x, entries, mask = torch.randn(60, 3) + 2, torch.randn(9, 3), torch.rand(60) < 0.5
     kept = x[mask]
-    wanted = (kept.mean(0) - entries.mean(0)).square() + (
+    expected = (kept.mean(0) - entries.mean(0)).square() + (
         kept.std(0, correction=0) - entries.std(0, correction=0)
     ).square()
-    torch.testing.assert_close(moment_distance(x, entries, mask), wanted.mean())
+    torch.testing.assert_close(moment_distance(x, entries, mask), expected.mean())
 
 
 @pytest.fixture
@@ -123,9 +123,9 @@ def test_codebooks_from_a_file(vectors_file):
     ("size", "width", "path", "tensor", "message"),
     [
         (8, 5, "nowhere.safetensors", "centres", r"quantizer.codebook.file.path: nowhere.safetensors: no such file"),
-        (8, 5, None, "codes", r"quantizer.codebook.file.tensor: .* has no tensor 'codes', but: bad, centres"),
-        (9, 5, None, "centres", r"'centres' of .* is \[8, 5\], wanted \[9, 5\]"),
-        (8, 4, None, "centres", r"'centres' of .* is \[8, 5\], wanted \[8, 4\]"),
+        (8, 5, None, "codes", r"quantizer.codebook.file.tensor: .* has no tensor 'codes'; it has: bad, centres"),
+        (9, 5, None, "centres", r"'centres' of .* is \[8, 5\], expected \[9, 5\]"),
+        (8, 4, None, "centres", r"'centres' of .* is \[8, 5\], expected \[8, 4\]"),
         (8, 3, None, "bad", r"holds NaN"),
     ],
 )

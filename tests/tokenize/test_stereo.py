@@ -8,7 +8,7 @@ from tessera.tokenize.audio.networks import AudioNet, AudioTokenizerConfig
 from tessera.tokenize.data.media import read_audio, write_audio
 from tessera.tokenize.data.transcode import decode_to_files, encode_files
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
-from tessera.train.losses.base import mixed, sounds
+from tessera.train.losses.base import loss_signals, mixed
 
 HOP = 12
 SEANET = {"kind": "seanet", "channels": 4, "ratios": [3, 2, 2], "lstm_layers": 0, "chunk": 5}
@@ -117,10 +117,10 @@ def test_files_there_and_back(tmp_path):
 
 def test_what_losses_listen_to():
     media = torch.randn(3, 2, 8)
-    heard = sounds(media).unflatten(0, (3, 4))
+    heard = loss_signals(media).unflatten(0, (3, 4))
     assert torch.equal(heard[:, :2], media)
     assert torch.allclose(heard[:, 2] + heard[:, 3], media[:, 0]) and torch.allclose(
         heard[:, 2] - heard[:, 3], media[:, 1]
     )
-    assert torch.equal(sounds(media[:, 0]), media[:, 0]) and sounds(torch.randn(3, 5, 8)).shape == (15, 8)
+    assert torch.equal(loss_signals(media[:, 0]), media[:, 0]) and loss_signals(torch.randn(3, 5, 8)).shape == (15, 8)
     assert torch.equal(mixed(media), media.mean(1)) and torch.equal(mixed(media[:, 0]), media[:, 0])

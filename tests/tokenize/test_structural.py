@@ -108,8 +108,8 @@ def test_the_change_of_a_merge_is_the_difference_of_entropies(seed):
     for a, b in combinations(range(4), 2):
         cut = sum(w for (x, y), w in edges.items() if {int(labels[x]), int(labels[y])} == {a, b})
         change = merge_change(inside[a], volume[a], inside[b], volume[b], cut, total)
-        wanted = slow_entropy(edges, merged(partition, a, b)) - slow_entropy(edges, partition)
-        assert change / total == pytest.approx(wanted, abs=1e-12)
+        expected = slow_entropy(edges, merged(partition, a, b)) - slow_entropy(edges, partition)
+        assert change / total == pytest.approx(expected, abs=1e-12)
         if not cut:
             assert change >= 0  # so only neighbours are looked at
 
@@ -151,12 +151,12 @@ def test_the_cost_of_joining_is_the_difference_of_whole_entropies(seed):
     costs = joining_costs(labels[nodes][None], weight[None], inside, volume)
     joined = edges | {(int(node), 9): float(w) for node, w in zip(nodes, weight, strict=True)}
     alone = slow_entropy(joined, [*partition, {9}])
-    wanted = [
+    expected = [
         slow_entropy(joined, [cluster | {9} if n == c else cluster for n, cluster in enumerate(partition)]) - alone
         for c in range(4)
     ]
-    torch.testing.assert_close(costs[0] / (2 * sum(joined.values())), torch.tensor(wanted, dtype=torch.float64))
-    assert int(least_cost(costs, weight.sum()[None])) == min(range(4), key=wanted.__getitem__)
+    torch.testing.assert_close(costs[0] / (2 * sum(joined.values())), torch.tensor(expected, dtype=torch.float64))
+    assert int(least_cost(costs, weight.sum()[None])) == min(range(4), key=expected.__getitem__)
 
 
 def test_ties_go_to_the_lower_number():
@@ -206,11 +206,11 @@ def test_neighbour_graph(similarity):
     graph, width = neighbour_graph(x, 3, similarity)
     squared = torch.cdist(x.double(), x.double()).square().fill_diagonal_(math.inf)
     near = [squared[node].argsort()[:3].tolist() for node in range(30)]
-    wanted = {tuple(sorted((node, other))) for node in range(30) for other in near[node]}
+    expected = {tuple(sorted((node, other))) for node in range(30) for other in near[node]}
     mean = sum(float(squared[node, other]) for node in range(30) for other in near[node]) / 90
     assert float(width) == pytest.approx(mean)
     found = list(zip(graph.first.tolist(), graph.second.tolist(), strict=True))
-    assert len(found) == len(wanted) and set(found) == wanted
+    assert len(found) == len(expected) and set(found) == expected
     for (a, b), weight in zip(found, graph.weight.tolist(), strict=True):
         true = float(x[a].double() @ x[b].double()) if similarity == "cosine" else math.exp(-squared[a, b] / mean)
         assert weight == pytest.approx(max(true, 1e-12), abs=1e-6)  # lengths of 1 are rounded to float32
@@ -344,7 +344,7 @@ def test_vectors_from_a_file(tmp_path):
     assert again.cardinalities == (9,)
     again.load_state_dict(quantizer.state_dict())
     assert torch.equal(again.encode(x), quantizer.encode(x))
-    with pytest.raises(ConfigError, match=r"quantizer.file.tensor: 'x' of .* is \[48, 5\], wanted \[any, 4\]"):
+    with pytest.raises(ConfigError, match=r"quantizer.file.tensor: 'x' of .* is \[48, 5\], expected \[any, 4\]"):
         make(4, size=9, file=file)
     with pytest.raises(ConfigError, match=r"quantizer.file: .* found 3 different vectors .* neighbours need 9"):
         make(5, size=9, file={**file, "tensor": "few"})

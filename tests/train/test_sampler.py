@@ -72,7 +72,7 @@ def test_the_order_is_the_one_it_has_always_been():
 def test_indivisible_batch_says_what_to_do():
     with pytest.raises(
         ConfigError,
-        match="10 items cannot be shared by 4 processes in micro-batches of 2; make train.batch a multiple of 8",
+        match="10 items cannot be divided among 4 processes in micro-batches of 2; make train.batch a multiple of 8",
     ):
         check_batch(10, None, 4)
     with pytest.raises(ConfigError, match="a multiple of 6"):

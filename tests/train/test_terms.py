@@ -464,13 +464,13 @@ def test_a_frozen_tokenizer_teaches(tmp_path, tiny_sound):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"kind": "distil", "teacher": MEL, "levels": [2]}, r"terms.0.levels: there is no level 2; .* 2, from 0 to 1"),
-        ({"kind": "distil", "teacher": {"kind": "hog"}}, "teacher.kind: 'hog' teaches picture"),
+        ({"kind": "distil", "teacher": MEL, "levels": [2]}, r"levels: there is no level 2; .* 2 levels, from 0 to 1"),
+        ({"kind": "distil", "teacher": {"kind": "hog"}}, "teacher.kind: 'hog' is a teacher for picture"),
         ({"kind": "distil", "teacher": {"kind": "module", "name": "x"}}, "teacher.name: no module 'x' was given"),
         ({"kind": "distil", "teacher": {"kind": "tokenizer", "path": "nowhere"}}, "path: nowhere: no tokenizer here"),
         ({"kind": "distil", "teacher": MEL, "layer": 3}, "terms.0.layer: there is no layer 3; the teacher has 1"),
         ({"kind": "perceptual", "teacher": {**MEL, "kind": "mfcc", "coefficients": 40}}, "40 cannot come from 20"),
-        ({"kind": "distil", "teacher": MEL, "channels": [3, 7]}, "terms.0.channels: channels 3 to 7 .* the 6 there"),
+        ({"kind": "distil", "teacher": MEL, "channels": [3, 7]}, "channels 3 to 7 are beyond the 6 latent channels"),
         ({"kind": "contrast", "levels": [4]}, "terms.0.levels: there is no level 4"),
         ({"kind": "caption", "width": 10, "heads": 4}, "terms.0.heads: width 10 is not a multiple of 4"),
         ({"kind": "pixels"}, "terms.0.kind: 'pixels' is for picture, this tokenizer is for audio"),

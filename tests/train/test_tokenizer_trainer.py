@@ -375,7 +375,10 @@ def test_a_bad_step_moves_nothing_not_even_codebooks(pictures, tmp_path):
         ({"terms": [{"kind": "adversarial"}]}, "terms.0: 'adversarial' needs discriminators; add judges"),
         ({"terms": [{"kind": "pixel"}]}, "terms.0: kind 'pixel' is unknown; did you mean 'pixels'"),
         ({"judges": {"nets": [{"kind": "period"}]}}, "judges.nets.0: 'period' is for audio, not for picture"),
-        ({"balance": {"kind": "adaptive"}}, "balance.terms: there is no term 'adversarial', but: squared, quantizer"),
+        (
+            {"balance": {"kind": "adaptive"}},
+            "no term 'adversarial'; there are: squared, quantizer",
+        ),
         ({"stages": [{"name": "a", "kind": "train", "steps": 1}]}, "either train.steps, or stages"),
     ],
 )
@@ -390,7 +393,7 @@ def test_stages_that_cannot_be(pictures, tmp_path):
     def stage(**settings):
         return pictures | {"stages": [{"name": "a", "kind": "train", "steps": 1, **settings}]}
 
-    with pytest.raises(ConfigError, match=r"stages.0.terms: there is no term 'x', but: squared, quantizer"):
+    with pytest.raises(ConfigError, match=r"stages.0.terms: there is no term 'x'; there are: squared, quantizer"):
         check_config(stage(terms=["x"]), TokenizerTrainConfig)
     with pytest.raises(ConfigError, match=r"stages.0.freeze: no part is called 'x'; the network has encoder"):
         run(stage(freeze=["x"]), tmp_path / "a")
