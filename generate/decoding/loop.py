@@ -14,8 +14,9 @@ runs eagerly, compiled, or as a CUDA graph (execution/step_runner.py). Speculati
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -80,6 +81,8 @@ class DecodeLoop:
         )
         self._step = DecodeStep(lm, self.state, self.buffers, guidance, sampler, self.length.fixed)
         self._program: CapturedStep | None = None
+        self._calls: Sequence[Callable[[], object]] | None = None
+        """For each phase of the head, runs one step; None: steps read any number of columns."""
         self.position = 0
         """The next step."""
         if request.prompt is not None and request.prompt.shape[2]:
@@ -101,14 +104,13 @@ class DecodeLoop:
     @torch.no_grad()
     def step(self) -> None:
         """Generate the ids of the next step; the first call prefills `start` and the prompt, whatever their length."""
-        if self.step_kind == "eager" or not self.state.step:
+        if self.step_kind != "eager" and self.state.step and self._calls is None:
+            self._take_program()
+        if self._calls is None:
             hidden = self._forward(self.position, 1)
             self._sample(self.position, hidden[:, 0])
         else:
-            if self._program is None:
-                self._take_program()
-            if self._program is not None:
-                self._program.calls[self.position % self._step.period]()
+            self._calls[self.position % self._step.period]()
         self.position += 1
 
     def _forward(self, s: int, count: int) -> Tensor:
@@ -122,16 +124,16 @@ class DecodeLoop:
         self._step.choose(self.buffers.step.fill_(s), s % self._step.period, hidden, is_draft)
 
     def _take_program(self) -> None:
-        """Switch to a captured step and its tensors for all later steps."""
+        """Switch to a captured step and its tensors for all later steps, which are counted in a tensor from here on."""
         self.buffers.step.fill_(self.position)
         self.state.cache.position = torch.tensor(self.state.cache.length, device=self.lm.device)
         programs = programs_of(self.lm)
         take = programs.take_graph if self.asked == "auto" else programs.take
         self._program = take(self, self._step, self.step_kind)
         if self._program is None:  # no graph could be captured, and none was requested explicitly
-            self.step_kind = "eager"
+            self._calls = [partial(self._step.advance, phase) for phase in range(self._step.period)]
             return
-        self._step = self._program.step
+        self._step, self._calls = self._program.step, self._program.calls
         self.buffers, self.state = self._step.buffers, self._step.state
 
     @property

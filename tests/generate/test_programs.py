@@ -308,6 +308,25 @@ def test_buckets():
         assert n <= size <= max(n + 63, n * 9 / 8 + 1) and bucket(size) == size
 
 
+@pytest.mark.parametrize("prompted", [False, True])
+@pytest.mark.parametrize("cache", ["static", "int8"])
+def test_without_a_graph_auto_goes_on_eagerly(monkeypatch, cache, prompted):
+    """What a driver does that refuses to record: no step may be lost."""
+
+    def refuse(step):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setitem(step_runner.MAKERS, "graph", refuse)
+    lm, batch, length = make("delay", HEADS["depth"], "label")
+    expected = run(lm, batch, length, cache=CACHES[cache], step="eager")
+    prompt = expected.codes[:, :, :2].contiguous() if prompted else None
+    expected = run(lm, batch, length, cache=CACHES[cache], step="eager", prompt=prompt)
+    monkeypatch.setattr("tessera.generate.decoding.loop.choose_step_kind", lambda *_: "graph")
+    with pytest.warns(UserWarning, match="no CUDA graph could be"):
+        found = run(lm, batch, length, cache=CACHES[cache], step="auto", prompt=prompt)
+    check_equal(found, expected)
+
+
 def test_names():
     lm = make_lm("delay")
     none = ConditionBatch()
