@@ -258,7 +258,7 @@ def test_eval(models, tmp_path, capsys):
         ("tts a --model {tones} --voice nowhere.wav -o x.wav", "takes no voice"),
         ("tts a --model {voices} --voice nowhere.wav -o x.wav", "has no label 'nowhere.wav'"),
         ("tts a --model {clones} --voice nowhere.wav -o x.wav", "nowhere.wav"),
-        ("tts a --model {shapes} -o x.wav", "does not turn text into sound"),
+        ("tts a --model {shapes} -o x.wav", "does not turn text into audio"),
         ("image star --model {tones} -o x.png", "makes no images"),
         ("eval {shapes} --no-speed", "nothing to measure"),
         ("eval {shapes} --no-speed --data {shapes}", "this is a model, a folder of shards is needed here"),
