@@ -48,7 +48,7 @@ TREES = {
         "quantizer.codebook.file.path: nowhere.safetensors: no such file",
     ),
     "no-tensor": (FILE % (64, BOOKS, "codes"), "quantizer.codebook.file.tensor: "),
-    "wrong-size": (FILE % (65, BOOKS, SUM), "is [64, 24], wanted [65, 24]"),
+    "wrong-size": (FILE % (65, BOOKS, SUM), "is [64, 24], expected [65, 24]"),
 }
 
 

@@ -61,7 +61,6 @@ def refused(tmp_path, capsys):
         (lm({"kind": "label", "dropout": 0.0}), {"guidance": 2.0}, "trained without dropping its label"),
         (lm({"kind": "label"}), {"guidance": [2.0, 1.0, 1.0]}, "guidance has 3 scales but the model has 2 codebooks"),
         (lm({"kind": "label"}), {"temperature": [1.0, 0.9, 0.8]}, "temperature has 3 values but the model has 2 codeb"),
-        (lm({"kind": "label"}), {"top_p": 0.0}, "generation: top_p must be above 0 and at most 1, found 0.0"),
         (lm({"kind": "label"}), {"top_k": [1, 2, 3]}, "top_k has 3 values"),
         (lm({"kind": "label"}), {"repetition_penalty": [1.0, 1.2, 1.0]}, "repetition_penalty has 3 values"),
         (lm({"kind": "label"}), {"draft": 3}, "generation: draft"),
