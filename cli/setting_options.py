@@ -13,7 +13,7 @@ from ..configs.schema import check_config, parse_yaml
 from ..lm.generation_config import GenerationConfig
 
 MAX_NUMBER = 2**40
-"""Largest absolute value of a number in a list; the settings have narrower ranges of their own."""
+"""Largest absolute value of a number in a list; most settings have narrower ranges."""
 SETTINGS = tuple(name for name in GenerationConfig.model_fields if name not in GenerationConfig.filled_by_training)
 """The settings that are options."""
 

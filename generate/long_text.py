@@ -74,7 +74,7 @@ def speak_chunks(parts: ModelParts, entry: Entry, seed: int, prompt: Tensor | No
 
 
 def _has_no_voice(parts: ModelParts, conditions: ConditionInputs, config: GenerationConfig) -> bool:
-    """Whether each chunk would have a voice of its own: the model has labels, and nothing selects or carries one."""
+    """Whether each chunk would have a different voice: the model has labels, and nothing selects or carries one."""
     given = (conditions.label, conditions.voice, conditions.embedding)
     return config.carry == "nothing" and "label" in parts.condition_kinds and all(one is None for one in given)
 

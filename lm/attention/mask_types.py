@@ -20,7 +20,7 @@ Made = TypeVar("Made")
 
 
 class PackedSequences:
-    """Sequences packed into one row; each position attends to keys of its own sequence only.
+    """Sequences packed into one row; each position attends only to keys of the same sequence.
 
     Of lengths [2, 3], causal; rows are queries, columns are keys:
 

@@ -196,7 +196,7 @@ class QuantizedCache:
         if self._position is not None:
             return self._write_in_ring(layer, keys, values, self._position)
         P, n, group = self._shape.prefix_length, keys.shape[2], self.group
-        assert self.length >= P or self.length + n <= P, "the prefix needs a call of its own"
+        assert self.length >= P or self.length + n <= P, "the prefix must be written in a separate call"
         steps = max(0, self.length - P)
         before, after = self._num_quantized(steps), self._num_quantized(max(0, self.length + n - P))
         exact = self.length - before
