@@ -34,7 +34,8 @@ class CoarseToFine(LanguageModel):
 
     def __init__(self, coarse: LanguageModel, refiner: LanguageModel):
         super().__init__()
-        assert isinstance(coarse, TokenLM)
+        if not isinstance(coarse, TokenLM):
+            raise ConfigError("the model of the coarse labels must be causal; give one whose lm has kind causal")
         if not isinstance(refiner, MaskedLM) or refiner.clustering is None:
             raise ConfigError("the refiner reads no coarse labels: it was trained without clusters")
         check_same_tokenizer(coarse.spec, refiner.clustering.spec, "the language model of the coarse labels")

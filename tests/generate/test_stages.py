@@ -171,6 +171,8 @@ def test_refusals(folder, tmp_path):
         build(shapes.tokenizer, False, refiner_conditions=load(folder / "tones").lm.config.conditions)
     with pytest.raises(ConfigError, match="it was trained without clusters"):
         CoarseToFine(both.coarse, load(folder / "masked").lm)
+    with pytest.raises(ConfigError, match="the model of the coarse labels must be causal"):
+        CoarseToFine(both.refiner, both.refiner)
     with pytest.raises(ValueError, match="ras is 4, but a masked model"):
         load(folder / "masked").generate(label="star", ras=4)
     with pytest.raises(ValueError, match="draft was set, but a masked model does not decode step by step"):
