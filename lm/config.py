@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -62,7 +63,8 @@ class LMConfig(Config):
     input: InputConfig = EmbeddingInputConfig()
     """Input embedding of the codes of a step."""
     conditions: tuple[ConditionConfig, ...] = ()
-    """What generation is conditioned on (label, text, embedding, codes), at most one of each kind; empty: nothing."""
+    """What generation is conditioned on (label, text, aligned, embedding, codes), at most one of each kind; empty:
+    nothing."""
     window: PositiveInt | None = None
     """Attention window in steps, current one included, besides the conditions' prefix; null: full causal attention."""
     ahead: AheadConfig | None = None
@@ -96,12 +98,25 @@ class LMConfig(Config):
             raise ValueError(
                 f"head width is {self.head_width}, but rope kind '{self.rope.kind}' needs a multiple of {pairs}"
             )
+        if any(condition.kind == "aligned" for condition in self.conditions):
+            self._check_aligned()
         prefix = [condition.kind for condition in self.conditions if condition.join == "prefix"]
         if self.start == "condition" and prefix[-1:] != ["label"]:
             raise ValueError(
                 f"start 'condition' needs a label as the last condition with join prefix, found {prefix or 'none'}"
             )
         return self
+
+    def _check_aligned(self) -> None:
+        """ValueError unless a pointer through a text can end the sequence."""
+        if self.kind != "causal":
+            raise ValueError(
+                f"condition 'aligned' needs an lm that generates step by step; kind is '{self.kind}', use 'causal'"
+            )
+        if not self.variable_length:
+            raise ValueError("condition 'aligned' decides where the sequence ends; set variable_length: true")
+        if self.ahead is not None:
+            raise ValueError("condition 'aligned' has no multi-token prediction; leave `ahead` out")
 
     @property
     def head_width(self) -> int:
@@ -144,9 +159,15 @@ class LMConfig(Config):
         read = [config.kind for config in (self.input, *of_conditions) if config is not None]
         return "codes" in (*read, getattr(self.head, "input", None))
 
-    def filled(self, classes: int | None = None, vocab_size: int | None = None) -> LMConfig:
-        """The config with the unset sizes of conditions filled in from the data; ConfigError on a mismatch."""
-        return self.model_copy(update={"conditions": fill_sizes(self.conditions, classes, vocab_size)})
+    def filled(
+        self, classes: int | None = None, vocab_size: int | None = None, silent: Sequence[int] | None = None
+    ) -> LMConfig:
+        """The config with what conditions leave unset filled in from the data; ConfigError on a mismatch.
+
+        Args:
+            classes: number of labels. vocab_size: of the text tokenizer. silent: its ids of units without sound.
+        """
+        return self.model_copy(update={"conditions": fill_sizes(self.conditions, classes, vocab_size, silent)})
 
     def explicit(self, num_codebooks: int) -> LMConfig:
         """The config with a preset codebook pattern expanded; ConfigError if the preset does not fit."""

@@ -137,6 +137,10 @@ class GenerationConfig(Config):
     """For a coarse-to-fine model: the refiner's guidance."""
     cache: Annotated[CacheConfig | None, BeforeValidator(plain_choice)] = None
     """KV cache: static, ring, int8, int4 or evict, or settings such as {kind: ring, window: 500}; null: lossless."""
+    speed: Annotated[float, Range("from 0.5 to 2", lambda value: 0.5 <= value <= 2)] = 1.0
+    """For a model with an aligned text: rate of speech relative to the training data, from 0.5 to 2."""
+    advance_temperature: Annotated[float, Range("from 0.1 to 10", lambda value: 0.1 <= value <= 10)] = 1.0
+    """For a model with an aligned text: temperature of the durations, from 0.1 to 10; below 1 they vary less."""
     draft: Annotated[int, Field(ge=0, le=1024)] = 0
     """Speculative decoding: steps to draft at a time and have verified by the model, which must be trained to predict
     that far ahead (lm.ahead); the samples do not change. 0: off."""

@@ -21,13 +21,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...lm.conditioning.pointers import Pointers
 from ...lm.models.causal import TokenLM
 from ..execution.decode_step import DecodeStep
 from ..execution.step_runner import CapturedStep, choose_step_kind, programs_of
 from ..requests.request import Request, check_request
 from ..sampling.filters import NOT_NUMBERS
 from ..sampling.guidance import ClassifierFreeGuidance
-from .prepare import make_buffers, make_sampler, write_prompt
+from .prepare import make_advances, make_buffers, make_sampler, write_prompt
 
 Progress = Callable[[int, int], None]
 """on_progress(done, total), in steps times rows; done jumps to total if rows end early."""
@@ -45,6 +46,8 @@ class Generated:
     """[B] long, frames of each row."""
     ended: Tensor
     """[B] bool: the row sampled its end; all True if the length is fixed."""
+    units: Tensor | None = None
+    """[B, T] long: the unit of an aligned text that each frame speaks, -1 beyond a row's length; None: no such text."""
 
 
 class DecodeLoop:
@@ -79,7 +82,8 @@ class DecodeLoop:
             config.cache,
             captured,
         )
-        self._step = DecodeStep(lm, self.state, self.buffers, guidance, sampler, self.length.fixed)
+        advances = make_advances(lm, request)
+        self._step = DecodeStep(lm, self.state, self.buffers, guidance, sampler, self.length.fixed, advances)
         self._program: CapturedStep | None = None
         self._calls: Sequence[Callable[[], object]] | None = None
         """For each phase of the head, runs one step; None: steps read any number of columns."""
@@ -116,8 +120,11 @@ class DecodeLoop:
     def _forward(self, s: int, count: int) -> Tensor:
         """Hidden states [R, count, D] of the last steps up to s, for all rows the model runs. The model reads the
         columns that it has not read: one, or the whole prompt at first."""
-        ids = self._step.guide.rows(self.buffers.columns[:, :, self.state.step : s + 1])
-        return self.lm.read(self.state, ids)[:, -count:]
+        new = slice(self.state.step, s + 1)
+        ids, pointers = self._step.guide.rows(self.buffers.columns[:, :, new]), self.buffers.pointers
+        if pointers is not None:
+            pointers = self._step.for_all_rows(Pointers(pointers.unit[:, new], pointers.since[:, new]))
+        return self.lm.read(self.state, ids, pointers)[:, -count:]
 
     def _sample(self, s: int, hidden: Tensor, is_draft: bool = False) -> None:
         """Sample and write the ids of step s from hidden states [R, D]; draft ids cannot end a row."""
@@ -174,7 +181,15 @@ class DecodeLoop:
         longest, lengths = self._longest(), self.buffers.row_lengths
         codes = self._codes(0, longest)
         beyond = torch.arange(longest, device=codes.device) >= lengths[:, None, None]
-        return Generated(codes.masked_fill(beyond, 0).cpu(), lengths.cpu(), self.buffers.ended.cpu())
+        units = self._units(longest)
+        if units is not None:
+            units = units.masked_fill(beyond[:, 0], -1).cpu()
+        return Generated(codes.masked_fill(beyond, 0).cpu(), lengths.cpu(), self.buffers.ended.cpu(), units)
+
+    def _units(self, num_frames: int) -> Tensor | None:
+        """The unit [B, T] that each frame speaks, if a text is aligned."""
+        pointers = self.buffers.pointers
+        return None if pointers is None else pointers.unit[:, self.steps_of[:, :num_frames].amin(dim=0)]
 
     def _longest(self) -> int:
         """Frames of the longest row as far as known; ValueError if some logits could not be sampled from. The only

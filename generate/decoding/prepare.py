@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...lm.conditioning.pointers import Pointers
 from ...lm.models.causal import TokenLM
 from ...tokenize.spec import AudioGeometry
 from ..execution.decode_step import DecodeBuffers, DecodeStep
 from ..requests.request import Request
+from ..sampling.advance import AdvanceSampler
 from ..sampling.token_sampler import Sampler
 
 
@@ -20,7 +22,9 @@ def make_sampler(lm: TokenLM, request: Request, capacity: int) -> Sampler:
     """
     pattern, length, geometry = lm.arrangement, request.length, lm.spec.geometry
     first_end_step = None
-    if not length.fixed:
+    if lm.conditions.aligned is not None:
+        check_aligned(request)
+    elif not length.fixed:
         given = 0 if request.prompt is None else request.prompt.shape[2]
         first_end_frame = torch.tensor([max(length.min_frames, given)])
         first_end_step = int(pattern.steps_of(first_end_frame)[0, 0])
@@ -54,7 +58,36 @@ def make_buffers(lm: TokenLM, request: Request, capacity: int) -> DecodeBuffers:
         ended=torch.full((B,), length.fixed, dtype=torch.bool, device=device),
         broken=torch.zeros((), dtype=torch.bool, device=device),
         seeds=torch.tensor(request.seeds, dtype=torch.long, device=device),
+        pointers=None if lm.conditions.aligned is None else Pointers(*columns.new_zeros(2, B, 1 + capacity)),
     )
+
+
+def check_aligned(request: Request) -> None:
+    """Raise ValueError if a request does not fit a model with an aligned text, whose pointer determines the end."""
+    if request.length.fixed:
+        raise ValueError("the model's aligned text determines the number of frames; leave num_frames out, or set speed")
+    if request.prompt is not None and request.prompt.shape[2]:
+        raise ValueError("the model reads an aligned text from its first unit; leave the prompt out")
+    if request.config.end_bias:
+        raise ValueError(
+            f"end_bias is {request.config.end_bias}, but the model's aligned text determines the end; set speed"
+        )
+    lengths = request.conditions.aligned_lengths
+    if lengths is not None and bool((lengths == 0).any()):
+        raise ValueError(
+            f"row {int((lengths == 0).nonzero()[0])} has no text, but the model's aligned text determines the end; "
+            "give each row a text"
+        )
+
+
+def make_advances(lm: TokenLM, request: Request) -> AdvanceSampler | None:
+    """The sampler of the advances of an aligned text; ValueError: settings for one, but the model has none."""
+    if lm.conditions.aligned is not None:
+        return AdvanceSampler(request.config, lm.conditions.aligned)
+    for name in ("speed", "advance_temperature"):
+        if getattr(request.config, name) != 1:
+            raise ValueError(f"{name} was set, but the model has no aligned text; leave it out")
+    return None
 
 
 def write_prompt(step: DecodeStep, prompt: Tensor, steps_of: Tensor) -> int:

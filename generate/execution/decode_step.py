@@ -22,8 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...lm.conditioning.pointers import Pointers
 from ...lm.models.causal import TokenLM
 from ...lm.models.decoding_state import DecodingState
+from ..sampling.advance import AdvanceSampler
 from ..sampling.filters import drawable
 from ..sampling.guidance import ClassifierFreeGuidance
 from ..sampling.token_sampler import Sampler
@@ -49,6 +51,15 @@ class DecodeBuffers:
     """[] bool: some logits could not be sampled from (`filters.drawable`)."""
     seeds: Tensor
     """[B] long."""
+    pointers: Pointers | None = None
+    """[B, 1 + S], of each step, if a text is aligned."""
+
+    def pointers_at(self, step: Tensor) -> Pointers | None:
+        """The pointers [B, 1] that a step reads."""
+        if self.pointers is None:
+            return None
+        unit, since = (each.index_select(1, step.reshape(1)) for each in (self.pointers.unit, self.pointers.since))
+        return Pointers(unit, since)
 
     def column(self, step: Tensor) -> Tensor:
         """Ids [B, K] of a step (a copy); step -1 is `start`."""
@@ -66,8 +77,10 @@ class DecodeStep:
         guide: ClassifierFreeGuidance,
         sampler: Sampler,
         fixed: bool,
+        advances: AdvanceSampler | None = None,
     ):
-        """`fixed`: no end is sampled."""
+        """`fixed`: no end is sampled. `advances`: samples the advances of an aligned text, which determine the end."""
+        self.advances = advances
         self.lm, self.state, self.buffers, self.guide, self.sampler, self.fixed = (
             lm,
             state,
@@ -82,7 +95,8 @@ class DecodeStep:
 
     def parts(self) -> tuple:
         """All tensors and settings that determine a step, besides the model and the kind of its cache."""
-        return self.state.parts(), self.buffers, self.guide.parts(), self.sampler.parts(), self.stages, self.fixed
+        rules = self.sampler.parts(), self.stages, self.fixed, None if self.advances is None else self.advances.parts()
+        return self.state.parts(), self.buffers, self.guide.parts(), *rules
 
     def advance(self, phase: int) -> None:
         """Run the step in the decode buffers: forward pass, sample, write, count. The model's state must keep its
@@ -93,7 +107,8 @@ class DecodeStep:
         """
         buffers = self.buffers
         ids = self.guide.rows(buffers.column(buffers.step - 1))
-        self.choose(buffers.step, phase, self.lm.read_at(self.state, ids, buffers.step))
+        pointers = self.for_all_rows(buffers.pointers_at(buffers.step))
+        self.choose(buffers.step, phase, self.lm.read_at(self.state, ids, buffers.step, pointers))
         buffers.step.add_(1)
 
     def choose(self, step: Tensor, phase: int, hidden: Tensor, is_draft: bool = False) -> None:
@@ -114,6 +129,29 @@ class DecodeStep:
             ids = symbols.join(drawn if rules.whole else known.index_copy(1, rules.places, drawn))
             column = self.filled(step, column, ids)
         self.buffers.columns.index_copy_(2, step.reshape(1) + 1, column.unsqueeze(2))
+        if self.advances is not None:
+            self._advance_pointers(step, hidden[: len(buffers.seeds)], self.advances)
+
+    def for_all_rows(self, pointers: Pointers | None) -> Pointers | None:
+        """Pointers of B samples, repeated for all rows the model runs."""
+        return None if pointers is None else Pointers(self.guide.rows(pointers.unit), self.guide.rows(pointers.since))
+
+    def _advance_pointers(self, step: Tensor, hidden: Tensor, advances: AdvanceSampler) -> None:
+        """Sample and write the pointers of the next step from hidden states [B, D]; a row ends before the frame whose
+        pointer is beyond its last unit."""
+        buffers, units = self.buffers, self.state.units
+        now = buffers.pointers_at(step)
+        assert now is not None and units is not None and buffers.pointers is not None
+        moved = advances(hidden, units, now, buffers.seeds, step)
+        later = step.reshape(1) + 1
+        frame = self.lm.arrangement.current_frames(later)
+        moves = frame > self.lm.arrangement.current_frames(step.reshape(1))
+        unit, since = torch.where(moves, moved.unit, now.unit), torch.where(moves, moved.since, now.since)
+        buffers.pointers.unit.index_copy_(1, later, unit)
+        buffers.pointers.since.index_copy_(1, later, since)
+        ends = (unit[:, 0] >= units.counts[: len(hidden)]) & (frame <= buffers.row_lengths) & ~buffers.ended
+        buffers.row_lengths.copy_(torch.where(ends, frame, buffers.row_lengths))
+        buffers.ended.logical_or_(ends)
 
     def filled(self, step: Tensor, column: Tensor, drawn: Tensor) -> Tensor:
         """The column [B, K] of a step: ids forced by the codebook pattern, else of the prompt, else sampled."""

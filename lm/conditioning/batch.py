@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-LENGTH_AXES = {"text": 1, "embedding": 1, "codes": 2}
+LENGTH_AXES = {"text": 1, "embedding": 1, "codes": 2, "aligned": 1}
 """Kinds whose rows differ in length, and the length axis. They are right-padded, with lengths in `KIND_lengths`."""
 KINDS = ("label", *LENGTH_AXES)
 
@@ -31,6 +31,12 @@ class ConditionBatch:
     """[B, K, L] long codes of a prompt, right-padded; the values in the padding are ignored."""
     codes_lengths: Tensor | None = None
     """[B] long frames, 0 for no prompt."""
+    aligned: Tensor | None = None
+    """[B, L] long ids of the units of an aligned text, right-padded; the values in the padding are ignored."""
+    aligned_lengths: Tensor | None = None
+    """[B] long, 0 for no text."""
+    aligned_frames: Tensor | None = None
+    """[B, L] long: frames that each unit lasts, for training; None for generation."""
 
     @classmethod
     def make(
@@ -39,16 +45,25 @@ class ConditionBatch:
         texts: Sequence[Sequence[int] | None] | None = None,
         embeddings: Sequence[Tensor | None] | None = None,
         codes: Sequence[Tensor | None] | None = None,
+        aligned: Sequence[Sequence[int] | None] | None = None,
+        frames: Sequence[Sequence[int]] | None = None,
     ) -> ConditionBatch:
         """Build a batch from lists; None in a list is a row without that condition.
 
         Args:
             embeddings: floating point [L, width] each, not all None.
             codes: of a prompt, long [K, L] each, not all None.
+            aligned: ids of the units of aligned texts. frames: how many frames each unit lasts, for training.
         Raises:
             ValueError: an empty text, embedding or prompt, or lists of different lengths.
         """
-        given = {"labels": labels, "texts": texts, "embeddings": embeddings, "prompts of codes": codes}
+        given = {
+            "labels": labels,
+            "texts": texts,
+            "embeddings": embeddings,
+            "prompts of codes": codes,
+            "aligned texts": aligned,
+        }
         counts = {name: len(entries) for name, entries in given.items() if entries is not None}
         if len(set(counts.values())) > 1:
             found = " but ".join(f"{count} {name}" for name, count in counts.items())
@@ -56,18 +71,24 @@ class ConditionBatch:
         made = {}
         if labels is not None:
             made["label"] = torch.tensor([-1 if entry is None else entry for entry in labels], dtype=torch.long)
-        if texts is not None:
-            for row, ids in enumerate(texts):
-                if ids is not None and len(ids) == 0:
-                    raise ValueError(f"text {row} is empty; give at least one token, or None for a row without text")
-            rows = [torch.tensor(list(ids or ()), dtype=torch.long) for ids in texts]
-            made |= _padded("text", rows, torch.zeros(1, dtype=torch.long))
+        for kind, lists in (("text", texts), ("aligned", aligned)):
+            if lists is not None:
+                for row, ids in enumerate(lists):
+                    if ids is not None and len(ids) == 0:
+                        raise ValueError(
+                            f"text {row} is empty; give at least one token, or None for a row without text"
+                        )
+                made |= _padded(kind, [_long(ids) for ids in lists], _long([0]))
         if embeddings is not None:
             one = _check_rows(embeddings, 0, "embeddings must be [L, width], all of the same width")
             made |= _padded("embedding", embeddings, one[:1])
         if codes is not None:
             one = _check_rows(codes, 1, "prompts of codes must be [K, L], all with the same K")
             made |= _padded("codes", codes, one[:, :1])
+        if frames is not None:
+            if aligned is None or [len(ids or ()) for ids in aligned] != [len(row) for row in frames]:
+                raise ValueError("frames must hold one number for each unit of the aligned texts")
+            made["aligned_frames"] = _padded("aligned", [_long(row) for row in frames], _long([0]))["aligned"]
         return cls(**made)
 
     @property
@@ -93,6 +114,8 @@ class ConditionBatch:
             tensor, lengths = getattr(self, kind), getattr(self, f"{kind}_lengths")
             if tensor is not None and lengths is not None and tensor.shape[axis] > 1:
                 shorter[kind] = tensor.narrow(axis, 0, max(1, int(lengths.max())))
+        if self.aligned_frames is not None and "aligned" in shorter:
+            shorter["aligned_frames"] = self.aligned_frames[:, : shorter["aligned"].shape[1]]
         return replace(self, **shorter)
 
     def null(self, keep: Sequence[str] = ()) -> ConditionBatch:
@@ -119,6 +142,10 @@ class ConditionBatch:
 
     def _each(self, change) -> ConditionBatch:
         return ConditionBatch(**{name: None if value is None else change(value) for name, value in vars(self).items()})
+
+
+def _long(ids: Sequence[int] | None) -> Tensor:
+    return torch.tensor(list(ids or ()), dtype=torch.long)
 
 
 def _check_rows(rows: Sequence[Tensor | None], axis: int, what: str) -> Tensor:

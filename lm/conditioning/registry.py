@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...configs.schema import ConfigError
 from ..layers.norm import RMSNorm
+from .aligned import AlignedCondition, AlignedConditionConfig, AlignedUnits
 from .base import ConditionContext
 from .batch import KINDS, ConditionBatch
 from .codes import CodesCondition, CodesConditionConfig
@@ -24,7 +25,8 @@ from .label import LabelCondition, LabelConfig
 from .text import TextCondition, TextConditionConfig
 
 ConditionConfig = Annotated[
-    LabelConfig | TextConditionConfig | EmbeddingConditionConfig | CodesConditionConfig, Field(discriminator="kind")
+    LabelConfig | TextConditionConfig | EmbeddingConditionConfig | CodesConditionConfig | AlignedConditionConfig,
+    Field(discriminator="kind"),
 ]
 
 CONDITIONS: dict[str, Any] = {
@@ -32,9 +34,11 @@ CONDITIONS: dict[str, Any] = {
     "text": TextCondition,
     "embedding": EmbeddingCondition,
     "codes": CodesCondition,
+    "aligned": AlignedCondition,
 }
 """Built as CONDITIONS[kind](config, host). `check(batch)` raises ValueError, calling it returns tokens [B, L, D] and
-their mask [B, L] (None: all are real), `none(B)` the fields of rows without it; `described` is its name in messages."""
+their mask [B, L] (None: all are real; `aligned` returns AlignedUnits instead), `none(B)` the fields of rows without it;
+`described` is its name in messages."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class FusedConditions:
     """[B, L] bool; None: all are real."""
     summed: Tensor | None
     """[B, 1, D] added to every step."""
+    units: AlignedUnits | None = None
+    """Added to each step as a pointer moves through them."""
 
 
 class Conditioner(nn.Module):
@@ -62,6 +68,8 @@ class Conditioner(nn.Module):
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ConfigError(f"conditions: '{kind}' is listed {kinds.count(kind)} times; list each kind once")
+        if {"text", "aligned"} <= set(kinds):
+            raise ConfigError("conditions: 'text' and 'aligned' both read the text; keep one of them")
         self.configs = tuple(configs)
         self.parts = nn.ModuleDict({config.kind: CONDITIONS[config.kind](config, host) for config in configs})
         self.memory_norm = RMSNorm(host.width) if any(map(_reads_normed, configs)) else None
@@ -84,6 +92,13 @@ class Conditioner(nn.Module):
         for part in self.parts.values():
             part.check(batch)  # type: ignore[operator]
 
+    @property
+    def aligned(self) -> AlignedCondition | None:
+        """The condition `aligned`, which also predicts how its pointer advances; None: the model has none."""
+        part = self.parts["aligned"] if "aligned" in self.parts else None
+        assert part is None or isinstance(part, AlignedCondition)
+        return part
+
     def with_nulls(self, batch: ConditionBatch, num_rows: int) -> ConditionBatch:
         """The batch with missing kinds added as num_rows null rows."""
         missing = {}
@@ -96,8 +111,11 @@ class Conditioner(nn.Module):
         """Embed the conditions of a checked batch; in training mode rows are randomly replaced by the null."""
         prefix: list[tuple[Tensor, Tensor | None]] = []
         memory: list[tuple[Tensor, Tensor | None]] = []
-        summed = None
+        summed = units = None
         for config in self.configs:
+            if config.join == "step":
+                units = self.parts[config.kind](batch)
+                continue
             tokens, mask = self.parts[config.kind](batch)
             if config.join == "prefix":
                 prefix.append((tokens, mask))
@@ -109,26 +127,36 @@ class Conditioner(nn.Module):
                 summed = tokens
         joined_prefix, prefix_mask = _side_by_side(prefix)
         joined_memory, memory_mask = _side_by_side(memory)
-        return FusedConditions(joined_prefix, prefix_mask, joined_memory, memory_mask, summed)
+        return FusedConditions(joined_prefix, prefix_mask, joined_memory, memory_mask, summed, units)
 
 
 def fill_sizes(
     configs: Sequence[ConditionConfig],
     classes: NonNegativeInt | None = None,
     vocab_size: NonNegativeInt | None = None,
+    silent: Sequence[int] | None = None,
 ) -> tuple[ConditionConfig, ...]:
-    """Fill in sizes that the config leaves unset; ConfigError if the config and the data disagree."""
-    open_sizes = {"label": ("classes", classes), "text": ("vocab_size", vocab_size)}
+    """Fill in what the config leaves unset; ConfigError if the config and the data disagree.
+
+    Args:
+        silent: ids of the units without sound, for `aligned`.
+    """
+    from_data: dict[str, dict[str, Any]] = {
+        "label": {"classes": classes},
+        "text": {"vocab_size": vocab_size},
+        "aligned": {"vocab_size": vocab_size, "silent": None if silent is None else tuple(sorted(silent))},
+    }
     filled = []
     for config in configs:
-        name, size = open_sizes.get(config.kind, ("", None))
-        configured = getattr(config, name, None)
-        if size is not None and configured is not None and configured != size:
-            raise ConfigError(
-                f"conditions: {config.kind}.{name} is {configured}, but the data has {size}; leave it out or "
-                f"set it to {size}"
-            )
-        filled.append(config if size is None else config.model_copy(update={name: size}))
+        known = {name: size for name, size in from_data.get(config.kind, {}).items() if size is not None}
+        for name, size in known.items():
+            configured = getattr(config, name)
+            if configured is not None and configured != size:
+                raise ConfigError(
+                    f"conditions: {config.kind}.{name} is {configured}, but the data has {size}; leave it out or "
+                    f"set it to {size}"
+                )
+        filled.append(config.model_copy(update=known))
     return tuple(filled)
 
 

@@ -89,7 +89,8 @@ class LanguageModel(nn.Module):
     @property
     def loss_parts(self) -> LossParts:
         """The parts for which the loss is reported."""
-        return LossParts("codebook", (1 / self.num_codebooks,) * self.num_codebooks)
+        further = () if self.conditions.aligned is None else ("advance",)
+        return LossParts("codebook", (1 / self.num_codebooks,) * self.num_codebooks, further)
 
     def loss(
         self,

@@ -20,14 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditioning.registry import ConditionBatch
+from ..conditioning.pointers import Pointers
+from ..conditioning.registry import ConditionBatch, FusedConditions
 from ..kv_cache.config import CacheChoice
 from ..kv_cache.registry import make_cache
-from ..ops.loss import LossReport
+from ..ops.loss import IGNORED, LossReport
 from ..patterns.pattern import Arranged
 from .base import DecodePlan
 from .decoding_state import DecodingState
 from .next_patch import Patches
+from .pointer_steps import StepPointers, check_durations, step_pointers
 from .prefill import prefill
 from .transformer_lm import LMOutput, TransformerLM
 
@@ -57,7 +59,7 @@ class TokenLM(TransformerLM):
         Raises:
             ValueError: codes, lengths or conditions do not fit the model; the message names which.
         """
-        arranged, hidden = self.hidden_states(codes, lengths, conditions)
+        arranged, hidden, _ = self.hidden_states(codes, lengths, conditions)
         logits = self.head(hidden, arranged.ids).transpose(1, 2)
         return LMOutput(logits, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths)
 
@@ -69,15 +71,16 @@ class TokenLM(TransformerLM):
         label_smoothing: float = 0.0,
         side: int = 1,
     ) -> LossReport:
-        """Masked cross-entropy per codebook and its mean; in training mode also the multi-token prediction loss.
+        """Masked cross-entropy per codebook and its mean, and that of the advances of an aligned text; in training
+        mode also the multi-token prediction loss.
 
         Args:
             codes, lengths, conditions: as for `forward`, with the same errors.
             side: above 1, squares of side x side frames are predicted at once (next_patch.py).
         """
-        arranged, hidden = self.hidden_states(codes, lengths, conditions, side)
+        arranged, hidden, advances = self.hidden_states(codes, lengths, conditions, side)
         terms = self.head.terms(hidden, arranged.ids, arranged.mask, label_smoothing)
-        report = self.report(terms, arranged.mask)
+        report = self.report(terms, arranged.mask, advances)
         if self.ahead is None or not self.training:
             return report
         guesses = self.ahead.terms(self.head, hidden, arranged.ids, arranged.mask, label_smoothing)
@@ -85,9 +88,9 @@ class TokenLM(TransformerLM):
 
     def hidden_states(
         self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None, side: int = 1
-    ) -> tuple[Arranged, Tensor]:
-        """The codes in pattern order, and for each step the hidden state [B, S, D] that has attended to all earlier
-        steps (or squares of frames)."""
+    ) -> tuple[Arranged, Tensor, tuple[Tensor, Tensor] | None]:
+        """The codes in pattern order, for each step the hidden state [B, S, D] that has attended to all earlier steps
+        (or squares of frames), and the losses of the advances with their mask, [B, S] both, if a text is aligned."""
         arranged = self.arrangement.arrange(codes, lengths)
         batch = conditions or ConditionBatch()
         self.conditions.check(batch, codes.shape[0])
@@ -99,9 +102,45 @@ class TokenLM(TransformerLM):
         else:
             x = torch.cat([self.input(start), patches.mean(self.input(arranged.ids))[:, :-1]], dim=1)
         x = self.add_conditions(x, joined.summed, first)
+        places = self.place_steps(joined, codes, lengths)
+        if joined.units is not None and places is not None:
+            x = x + joined.units.at(places.read).to(x.dtype)
         total_frames = codes.shape[2] if lengths is None else lengths[:, None]
         hidden = self.transform(x, joined, total_frames, side)
-        return arranged, hidden if patches is None else patches.spread(hidden)
+        return (
+            arranged,
+            hidden if patches is None else patches.spread(hidden),
+            self.advance_terms(hidden, joined, places),
+        )
+
+    def place_steps(self, joined: FusedConditions, codes: Tensor, lengths: Tensor | None) -> StepPointers | None:
+        """The pointers of the steps of whole sequences, if a text is aligned with the codes [B, K, T].
+
+        Raises:
+            ValueError: the durations are missing, or do not sum to the number of frames (checked on the CPU only).
+        """
+        if joined.units is None:
+            return None
+        T = codes.shape[2]
+        check_durations(joined.units, T if lengths is None else lengths)
+        steps = torch.arange(self.arrangement.num_steps(T + 1), device=codes.device)
+        return step_pointers(self.arrangement, joined.units, steps, T if lengths is None else lengths, T)
+
+    def advance_terms(
+        self, hidden: Tensor, joined: FusedConditions, places: StepPointers | None, inside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Losses of the advances from the hidden states [B, S, D] of the steps, and their mask, [B, S] both.
+
+        Args:
+            inside: [B, S] bool, for packed hidden states [1, N, D]: the steps that they are of.
+        """
+        aligned = self.conditions.aligned
+        if aligned is None or joined.units is None or places is None:
+            return None
+        reach, wanted = places.reach(joined.units), places.wanted
+        if inside is not None:
+            reach, wanted = reach[inside].unsqueeze(0), wanted[inside].unsqueeze(0)
+        return aligned.advance_terms(hidden, reach, wanted), wanted != IGNORED
 
     # Decoding, one step at a time
 
@@ -133,13 +172,14 @@ class TokenLM(TransformerLM):
         return prefill(self, make_cache, conditions, capacity, num_rows, num_frames, cache, steady)
 
     @torch.no_grad()
-    def read(self, state: DecodingState, ids: Tensor) -> Tensor:
+    def read(self, state: DecodingState, ids: Tensor, pointers: Pointers | None = None) -> Tensor:
         """Read the ids of the previous step and return the hidden state that predicts this one.
 
         Args:
             state: from `start`; changed in place.
             ids: [B, K] long, first `start_ids`, then the ids chosen for the previous step, special ids included; or
                 several steps at once, [B, K, n] (a prompt).
+            pointers: [B, n], of the predicted steps, if a text is aligned.
         Returns:
             hidden [B, D] of step state.step (before the call), or [B, n, D] of n steps, for the head's `begin`.
         Raises:
@@ -157,9 +197,8 @@ class TokenLM(TransformerLM):
                 f"step {state.step + n} is beyond the capacity of {state.capacity} steps; start with a larger capacity"
             )
         steps = torch.arange(state.step, state.step + n, device=read.device)
-        x = self.positions.add(
-            self.add_conditions(self.input(read), state.summed, None if state.step else state.first), steps, 0, None
-        )
+        x = self.add_conditions(self.input(read), state.summed, None if state.step else state.first)
+        x = self.positions.add(self._add_units(x, state, pointers), steps, 0, None)
         if state.cache.turned:
             table = self.positions.table(steps, state.num_frames, 0, None)
         else:
@@ -170,7 +209,7 @@ class TokenLM(TransformerLM):
         return hidden if several else hidden[:, 0]
 
     @torch.no_grad()
-    def read_at(self, state: DecodingState, ids: Tensor, step: Tensor) -> Tensor:
+    def read_at(self, state: DecodingState, ids: Tensor, step: Tensor, pointers: Pointers | None = None) -> Tensor:
         """`read` for a single step under torch.compile or CUDA graphs: the step is a tensor, nothing depends on a
         Python number, and state.step does not change.
 
@@ -178,17 +217,25 @@ class TokenLM(TransformerLM):
             state: from `start`, changed in place; its cache's `position` is set, and at least one step has been read.
             ids: [B, K] long, of the previous step.
             step: long [], after the first step.
+            pointers: as for `read`.
         Returns:
             hidden [B, D].
         """
         steps = step.reshape(1)
-        x = self.positions.add(self.add_conditions(self.input(ids.unsqueeze(-1)), state.summed, None), steps, 0, None)
+        x = self.add_conditions(self.input(ids.unsqueeze(-1)), state.summed, None)
+        x = self.positions.add(self._add_units(x, state, pointers), steps, 0, None)
         if state.cache.turned:
             table = self.positions.table(steps, state.num_frames, 0, None)
         else:
             steps = torch.cat([torch.arange(state.capacity, device=ids.device), steps])
             table = self.positions.table(steps, state.num_frames, state.prefix_length, state.prefix_mask)
         return self.transformer(x, table, memory=state.memory, cache=state.cache)[:, 0]
+
+    def _add_units(self, x: Tensor, state: DecodingState, pointers: Pointers | None) -> Tensor:
+        """The input x [B, n, D] of steps with the units of an aligned text at these pointers."""
+        if (state.units is None) != (pointers is None):
+            raise ValueError("pass the pointers of a model with the condition 'aligned', and none to other models")
+        return x if state.units is None or pointers is None else x + state.units.at(pointers).to(x.dtype)
 
     def rewind(self, state: DecodingState, step: int) -> None:
         """Discard step `step` and all later ones; the next `read` is at step `step`."""
@@ -197,11 +244,13 @@ class TokenLM(TransformerLM):
         state.step = step
 
     @torch.no_grad()
-    def step(self, state: DecodingState, ids: Tensor, chosen: Tensor | None = None) -> Tensor:
+    def step(
+        self, state: DecodingState, ids: Tensor, chosen: Tensor | None = None, pointers: Pointers | None = None
+    ) -> Tensor:
         """Read the ids of the previous step and return the logits of this one.
 
         Args:
-            state, ids: as for `read`, with the same errors.
+            state, ids, pointers: as for `read`, with the same errors.
             chosen: ids of this step (or these steps), shaped like `ids`, for a head that predicts codebooks
                 sequentially (`DecodeLoop` shows how such a head produces them one by one).
         Returns:
@@ -212,7 +261,7 @@ class TokenLM(TransformerLM):
                 f"head '{self.config.head.kind}' reads the codes of the step it predicts; pass them as `chosen`"
             )
         first = state.step
-        hidden = self.read(state, ids)
+        hidden = self.read(state, ids, pointers)
         if ids.dim() == 3:
             return self.head(hidden, chosen, first).transpose(1, 2)
         return self.head(hidden.unsqueeze(1), None if chosen is None else chosen.unsqueeze(-1), first)[:, 0]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..conditioning.aligned import AlignedUnits
 from ..kv_cache.base import Cache, CacheShape
 from ..layers.attention_layers import Memory
 
@@ -31,6 +32,8 @@ class DecodingState:
     """Maximum number of steps."""
     num_frames: int | Tensor | None
     """Frames of the sequence if known (required by coarse_first and by grouped on a grid)."""
+    units: AlignedUnits | None = None
+    """Units of an aligned text."""
     head: Any = None
     """State of the head."""
     step: int = 0
@@ -40,7 +43,7 @@ class DecodingState:
         """All tensors that `read_at` and the head read, and `num_frames`."""
         memory = None if self.memory is None else (self.memory.keys, self.memory.values, self.memory.mask)
         head = None if self.head is None else self.head.parts()
-        return self.cache.parts(), memory, self.summed, self.prefix_mask, self.num_frames, head
+        return self.cache.parts(), memory, self.summed, self.prefix_mask, self.num_frames, self.units, head
 
     @property
     def num_rows(self) -> int:

@@ -21,7 +21,7 @@ from ..attention.mask_types import PackedSequences
 from ..conditioning.registry import ConditionBatch, FusedConditions
 from ..config import LMConfig
 from ..layers.attention_layers import Memory
-from ..ops.loss import LossReport, report_loss
+from ..ops.loss import LossReport
 from ..ops.rotary import SinusoidalConfig, sinusoidal_places
 from .base import LanguageModel
 from .causal import TokenLM
@@ -57,6 +57,9 @@ def packed_loss(
         x = torch.where((place == 0)[:, None], first[row, 0].to(x.dtype), x)
     if joined.summed is not None:
         x = x + joined.summed.index_select(0, row).transpose(0, 1)
+    pointers = lm.place_steps(joined, codes, lengths)
+    if joined.units is not None and pointers is not None:
+        x = x + joined.units.at(pointers.read)[inside].unsqueeze(0).to(x.dtype)
 
     P, present, prefixes, is_step = 0, inside, [0] * B, None
     if joined.prefix is not None:
@@ -84,7 +87,8 @@ def packed_loss(
         hidden = hidden[:, is_step]
 
     ids, mask = _cells(arranged.ids, inside), _cells(arranged.mask, inside)
-    report = report_loss(lm.head.terms(hidden, ids, mask, label_smoothing), mask, lm.loss_weights)
+    advances = lm.advance_terms(hidden, joined, pointers, inside)
+    report = lm.report(lm.head.terms(hidden, ids, mask, label_smoothing), mask, advances)
     if lm.ahead is None or not lm.training:
         return report
     guesses = lm.ahead.terms(lm.head, hidden, ids, mask, label_smoothing, place)

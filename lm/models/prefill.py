@@ -67,6 +67,7 @@ def prefill(
         prefix_length=shape.prefix_length,
         capacity=capacity,
         num_frames=num_frames,
+        units=fused.units,
         head=head,
     )
     if fused.prefix is not None:

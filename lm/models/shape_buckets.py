@@ -6,8 +6,6 @@ A length is rounded up to the next multiple of 64; above 512, to a multiple of a
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,7 +23,8 @@ def bucket(length: int) -> int:
 
 
 def padded(joined: FusedConditions, fixed_prefix: bool) -> FusedConditions:
-    """Pad the prefix [B, P, D] and memory [B, L, D] of conditions to bucketed lengths, and mask the padding.
+    """Pad the prefix [B, P, D], the memory [B, L, D] and the units of conditions to bucketed lengths, and mask the
+    padding.
 
     Args:
         fixed_prefix: the prefix has the same length for all conditions, so it is not padded.
@@ -40,7 +39,10 @@ def padded(joined: FusedConditions, fixed_prefix: bool) -> FusedConditions:
         missing = bucket(memory.shape[1]) - memory.shape[1]
         memory_mask = F.pad(_mask(memory, memory_mask), (0, missing))
         memory = F.pad(memory, (0, 0, 0, missing))
-    return replace(joined, prefix=prefix, prefix_mask=prefix_mask, memory=memory, memory_mask=memory_mask)
+    units = joined.units
+    if units is not None:
+        units = units.padded(bucket(units.vectors.shape[1] - 1))
+    return FusedConditions(prefix, prefix_mask, memory, memory_mask, joined.summed, units)
 
 
 def _mask(tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ from ..layers.attention_layers import Memory
 from ..layers.input_embedding import INPUTS
 from ..layers.position_embedding import Positions
 from ..layers.transformer import Transformer, initialise_
-from ..ops.loss import LossReport, report_loss
+from ..ops.loss import LossReport, report_loss, with_part
 from ..ops.row_rng import Dropout
 from ..patterns.pattern import CodebookPattern
 from ..patterns.presets import PresetConfig
@@ -105,15 +105,25 @@ class TransformerLM(LanguageModel):
         """The dtype of the parameters."""
         return next(self.parameters()).dtype
 
-    def report(self, terms: Tensor, mask: Tensor) -> LossReport:
-        """The report of per-token losses [B, K, S] where mask [B, K, S] is True."""
-        return report_loss(terms, mask, self.loss_weights)
+    def report(self, terms: Tensor, mask: Tensor, advances: tuple[Tensor, Tensor] | None = None) -> LossReport:
+        """The report of per-token losses [B, K, S] where mask [B, K, S] is True.
+
+        Args:
+            advances: losses [*] of the pointer's advances and their mask [*], if the model has an aligned text.
+        """
+        report = report_loss(terms, mask, self.loss_weights)
+        aligned = self.conditions.aligned
+        if aligned is None:
+            return report
+        assert advances is not None
+        return with_part(report, *advances, aligned.loss_weight)
 
     def count_terms(self, num_frames: int) -> Tensor:
         """Number of loss terms per part in an example of num_frames frames, long."""
         codes = torch.zeros(1, self.num_codebooks, num_frames, dtype=torch.long)
         mask = self.arrangement.arrange(codes).mask
-        return self.report(torch.zeros(mask.shape), mask).count
+        advances = torch.zeros(num_frames), torch.ones(num_frames, dtype=torch.bool)
+        return self.report(torch.zeros(mask.shape), mask, advances).count
 
     def transform(self, x: Tensor, joined: FusedConditions, num_frames: int | Tensor, side: int = 1) -> Tensor:
         """Run the blocks over whole sequences x [B, S, D] after the conditions' prefix."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +19,15 @@ class LossReport:
     """Loss of a batch."""
 
     loss: Tensor
-    """Scalar: mean over codebooks of per_codebook, or their weighted mean."""
+    """Scalar: mean over codebooks of per_codebook, or their weighted mean, plus weighted losses of further parts."""
     per_codebook: Tensor
     """[K] float32, nats: mean over each codebook's cells where the mask is True; differentiable. For a next-scale model
-    the parts are the scales, here and in the fields below (see LossParts)."""
+    the parts are the scales, and a model with an aligned text has the advance as one more part, here and in the fields
+    below (see LossParts)."""
     count: Tensor
     """[K] long, number of these cells: weighting per_codebook by it combines batches exactly."""
     weights: Tensor
-    """[K] float32: weight of each codebook in the loss; they sum to 1."""
+    """[K] float32: weight of each codebook in the loss; they sum to 1. Those of further parts are added to this sum."""
     guesses: Tensor | None = None
     """[K] float32, weighted multi-token prediction loss, per term of per_codebook; training adds it."""
 
@@ -38,10 +40,25 @@ class LossParts:
     """"codebook" or "scale"."""
     shares: tuple[float, ...]
     """Weight of each part in the reported mean; they sum to 1."""
+    further: tuple[str, ...] = ()
+    """Parts after these that are not in the mean: "advance"."""
+
+    @property
+    def count(self) -> int:
+        """Number of all parts."""
+        return len(self.shares) + len(self.further)
 
     def mean(self, values: Sequence[float]) -> float:
-        """Weighted mean of one number per part."""
-        return sum(share * value for share, value in zip(self.shares, values, strict=True))
+        """Weighted mean of one number per part, without the further parts."""
+        return sum(share * value for share, value in zip(self.shares, values, strict=False))
+
+    def named(self, values: Sequence[float], prefix: str = "") -> dict[str, Any]:
+        """{"per_codebook": [...], "advance": ...} of one number per part, each name after the prefix."""
+        assert len(values) == self.count
+        found: dict[str, Any] = {f"{prefix}per_{self.name}": list(values[: len(self.shares)])}
+        return found | {
+            f"{prefix}{name}": value for name, value in zip(self.further, values[len(self.shares) :], strict=True)
+        }
 
 
 def report_loss(terms: Tensor, mask: Tensor, weights: Tensor | None = None) -> LossReport:
@@ -57,6 +74,18 @@ def report_loss(terms: Tensor, mask: Tensor, weights: Tensor | None = None) -> L
     weights = torch.ones(K, device=terms.device) if weights is None else weights.to(terms.device, torch.float32)
     weights = weights / weights.sum()
     return LossReport((weights * per_codebook).sum(), per_codebook, count, weights)
+
+
+def with_part(report: LossReport, terms: Tensor, mask: Tensor, weight: float) -> LossReport:
+    """The report with one more part: losses [*] in nats, 0 where mask [*] is False, of this weight."""
+    count = mask.sum()
+    mean = terms.sum() / count.clamp(min=1)
+    return LossReport(
+        report.loss + weight * mean,
+        torch.cat([report.per_codebook, mean.reshape(1)]),
+        torch.cat([report.count, count.reshape(1)]),
+        torch.cat([report.weights, report.weights.new_tensor([weight])]),
+    )
 
 
 def codebook_loss(logits: Tensor, targets: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> LossReport:
