@@ -8,7 +8,7 @@ from ..configs.schema import nearest_name
 from ..lm.generation_config import GenerationConfig
 from ..lm.models.base import LanguageModel
 from ..tokenize.spec import TokenSpec
-from ..tokenize.text_tokenizer import TextTokenizer
+from ..tokenize.text.base import TextTokenizer
 from ..tokenize.tokenizer import Tokenizer
 from .requests.arguments import shown
 from .result import SUFFIXES

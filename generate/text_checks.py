@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..tokenize.spec import AudioGeometry
-from ..tokenize.text_coverage import unseen_in
+from ..tokenize.text.coverage import unseen_in
 from .parts import ModelParts
 from .requests.conditions import ConditionInputs
 from .requests.keyword_types import Settings

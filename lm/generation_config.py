@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PositiveInt, Strict
 from pydantic_core import core_schema
 
 from ..configs.schema import Config
-from ..tokenize.text_coverage import TextSeen
+from ..tokenize.text.coverage import TextSeen
 from .guidance_config import LARGEST, Amount, Guidance, PositiveAmount
 from .kv_cache.config import CacheConfig, plain_choice
 

@@ -57,6 +57,7 @@ tokenize/public                    -
 tokenize/quantizers                quantizers/codebooks quantizers/combinators
 tokenize/quantizers/codebooks      quantizers
 tokenize/quantizers/combinators    . quantizers quantizers/codebooks
+tokenize/text                      -
 train/common                       distributed
 train/discriminators               distributed engines
 train/distributed                  -

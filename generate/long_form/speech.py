@@ -23,8 +23,8 @@ from torch import Tensor
 from ...lm.generation_config import GenerationConfig
 from ...lm.models.base import LanguageModel
 from ...tokenize.spec import AudioGeometry
-from ...tokenize.text_coverage import named
-from ...tokenize.text_tokenizer import TextTokenizer
+from ...tokenize.text.base import TextTokenizer
+from ...tokenize.text.coverage import named
 from ..requests.request import Request
 from ..sampling.counter_rng import derived_seed
 from .text_splitting import split_text

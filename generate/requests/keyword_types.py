@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 from ...lm.guidance_config import Guidance
 from ...lm.kv_cache.config import CacheChoice
-from ...tokenize.text_coverage import TextSeen
+from ...tokenize.text.coverage import TextSeen
 
 
 class Settings(TypedDict, total=False):

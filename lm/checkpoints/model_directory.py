@@ -5,7 +5,7 @@
     clusters/            of coarse labels, if the LM predicts them or is their refiner
     coarse.safetensors   the weights of the LM of the coarse labels, next to those of its refiner
     tokenizer/           the frozen tokenizer
-    text.model           the text tokenizer, if text is used and needs a file
+    text.model           the text tokenizer, if text is used and needs a file; units.json: that of one with units
     README.md            the model card
     fingerprint.json     size and SHA-256 of everything but the card (fingerprint.py)
 
@@ -47,7 +47,7 @@ from .config_file import ModelFile, check_described, check_is_model, read_model_
 from .weights_file import StorageName, read_weights, tensors_of
 
 if TYPE_CHECKING:
-    from ...tokenize.text_tokenizer import TextTokenizer
+    from ...tokenize.text.base import TextTokenizer
     from ...tokenize.tokenizer import Tokenizer
 
 
@@ -215,7 +215,7 @@ def _load_model(
     weights: WeightsName | None,
 ) -> LoadedModel:
     """See `load_model`; sha256: hashes of the weight files, if known."""
-    from ...tokenize.text_tokenizer import load_text
+    from ...tokenize.text.registry import load_text
     from ...tokenize.tokenizer import load_tokenizer
 
     described = read_model_config(folder)

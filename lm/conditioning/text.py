@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
-from ...tokenize.text_tokenizer import TextConfig
+from ...tokenize.text.registry import TextConfig
 from ..layers.embedding import Table
 from .base import ConditionContext
 from .batch import ConditionBatch

@@ -18,7 +18,8 @@ from tessera.lm.patterns.pattern import DelayConfig
 from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConfig
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, ScalesConfig, VQConfig
-from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
+from tessera.tokenize.text.byte_text import ByteTextConfig
+from tessera.tokenize.text.registry import make_text
 from tessera.tokenize.tokenizer import make_tokenizer
 
 STACK = AudioStackConfig(width=8, layers=1, kernel=3, chunk=4)

@@ -13,7 +13,7 @@ from tessera.generate.sampling.guidance import ClassifierFreeGuidance, filtered,
 from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig, TextConditionConfig
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.guidance_config import ConstantGuidance, CosineGuidance, IntervalGuidance, LinearGuidance, TwoConditions
-from tessera.tokenize.text_tokenizer import ByteTextConfig
+from tessera.tokenize.text.byte_text import ByteTextConfig
 
 STEPS, K, FRAMES = 8, 3, 6
 

@@ -34,7 +34,7 @@ from tessera.lm.quantization.packed_linear import pack_
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, ScalesConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
-from tessera.tokenize.text_tokenizer import ByteTextConfig
+from tessera.tokenize.text.byte_text import ByteTextConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 
 WIDTH, T, ROWS = 32, 6, 3

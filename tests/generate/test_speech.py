@@ -13,7 +13,8 @@ from tessera.generate.result import GenerationWarning
 from tessera.generate.sampling.counter_rng import derived_seed
 from tessera.lm.generation_config import GenerationConfig
 from tessera.tokenize.spec import AudioGeometry
-from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
+from tessera.tokenize.text.byte_text import ByteTextConfig
+from tessera.tokenize.text.registry import make_text
 
 TEXT = "one two. three four, five six. seven."
 WIDE = {"text_characters": 12, "frames_per_character": [0.1, 2.0]}

@@ -22,7 +22,8 @@ from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConf
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
-from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
+from tessera.tokenize.text.byte_text import ByteTextConfig
+from tessera.tokenize.text.registry import make_text
 from tessera.tokenize.tokenizer import make_tokenizer
 
 ARRANGEMENTS = {

@@ -29,7 +29,7 @@ from tessera.lm.patterns.pattern import (
     UnrolledConfig,
 )
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
-from tessera.tokenize.text_tokenizer import ByteTextConfig
+from tessera.tokenize.text.byte_text import ByteTextConfig
 
 CARDINALITIES = (7, 5, 6)
 

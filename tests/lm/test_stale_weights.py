@@ -22,7 +22,7 @@ from tessera.lm.ops.linear import Linear
 from tessera.lm.ops.rotary import SinusoidalConfig
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from tessera.lm.quantization.packed_linear import pack_
-from tessera.tokenize.text_tokenizer import ByteTextConfig
+from tessera.tokenize.text.byte_text import ByteTextConfig
 
 pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 

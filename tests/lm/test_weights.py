@@ -19,7 +19,9 @@ from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputCo
 from tessera.lm.models.causal import TokenLM
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
-from tessera.tokenize.text_tokenizer import ByteTextConfig, SentencePieceConfig, make_text
+from tessera.tokenize.text.byte_text import ByteTextConfig
+from tessera.tokenize.text.registry import make_text
+from tessera.tokenize.text.sentencepiece_text import SentencePieceConfig
 from tessera.tokenize.tokenizer import make_tokenizer
 
 LABELS = ["a", "b", "c", "d"]

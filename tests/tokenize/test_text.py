@@ -6,15 +6,11 @@ import unicodedata
 import pytest
 
 from tessera.configs.schema import ConfigError, check_config
-from tessera.tokenize import text_normalization
-from tessera.tokenize.text_normalization import spell_digits, spell_words
-from tessera.tokenize.text_tokenizer import (
-    MODEL_FILE,
-    ByteTextConfig,
-    SentencePieceConfig,
-    load_text,
-    make_text,
-)
+from tessera.tokenize.text import normalization
+from tessera.tokenize.text.byte_text import ByteTextConfig
+from tessera.tokenize.text.normalization import spell_digits, spell_words
+from tessera.tokenize.text.registry import load_text, make_text
+from tessera.tokenize.text.sentencepiece_text import MODEL_FILE, SentencePieceConfig
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 
@@ -126,7 +122,7 @@ def test_reading_again_changes_nothing_and_digits_may_be_spelled_first(seed):
         for word in words.split():
             assert unicodedata.category(word[0])[0] == "L" and all(unicodedata.category(c)[0] in "LM'P" for c in word)
         plain = "".join(chr(code % 128) for code in codes)
-        assert text_normalization._spell_ascii(plain) == text_normalization._spell_all(plain)
+        assert normalization._spell_ascii(plain) == normalization._spell_all(plain)
 
 
 def test_spelled_digits_leave_punctuation_where_it_was():

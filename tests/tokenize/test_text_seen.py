@@ -6,8 +6,10 @@ from tessera.configs.files import read_json
 from tessera.configs.schema import ConfigError, check_config
 from tessera.samples.make_speech import DIGITS, PHRASES
 from tessera.tokenize.bundled import BUNDLED
-from tessera.tokenize.text_coverage import MAX_WORDS, TextSeen, named, seen_in, unseen_in
-from tessera.tokenize.text_tokenizer import ByteTextConfig, SentencePieceConfig, load_text, make_text
+from tessera.tokenize.text.byte_text import ByteTextConfig
+from tessera.tokenize.text.coverage import MAX_WORDS, TextSeen, named, seen_in, unseen_in
+from tessera.tokenize.text.registry import load_text, make_text
+from tessera.tokenize.text.sentencepiece_text import SentencePieceConfig
 
 READERS = {
     "bytes": make_text(ByteTextConfig(), []),

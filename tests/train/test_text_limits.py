@@ -12,7 +12,8 @@ from tessera.configs.files import read_json, write_json
 from tessera.generate.loading import load
 from tessera.lm.generation_config import GenerationConfig
 from tessera.tokenize.data.shard_reader import Shards
-from tessera.tokenize.text_tokenizer import ByteTextConfig, make_text
+from tessera.tokenize.text.byte_text import ByteTextConfig
+from tessera.tokenize.text.registry import make_text
 from tessera.tokenize.tokenizer import make_tokenizer
 from tessera.train.lm.dataset import CodesDataset
 from tessera.train.lm.text_statistics import text_limits, with_limits

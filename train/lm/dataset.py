@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...lm.clustering.clustering import Clustering
 from ...tokenize.data.shard_reader import Shards
-from ...tokenize.text_tokenizer import TextTokenizer, prepare_text
+from ...tokenize.text.base import TextTokenizer
 from .collate import Batch, collate
 from .reference_prompts import Prompts, PromptSource
 
@@ -117,7 +117,7 @@ def find_missing(shards: Shards, used: np.ndarray, label: bool, text: TextTokeni
             found[number] = "no text"
         elif text is not None:
             try:
-                prepare_text(texts[number] or "", text.config)
+                text.prepare(texts[number] or "")
             except ValueError as error:
                 found[number] = str(error)
     return found
@@ -146,7 +146,8 @@ def conditions_fingerprint(items: CodesDataset) -> str:
     """Fingerprint of the condition inputs: SHA-256 over labels, texts and the text tokenizer."""
     shards = items.shards
     digest = hashlib.sha256(json.dumps([shards.label_names, shards.index.labels, shards.index.texts]).encode())
-    digest.update(getattr(items.text, "model", b""))
+    for content in () if items.text is None else items.text.files().values():
+        digest.update(content)
     return digest.hexdigest()
 
 

@@ -18,15 +18,8 @@ from ...lm.models.registry import make_lm
 from ...lm.models.transformer_lm import TransformerLM
 from ...tokenize.data.shard_reader import Shards
 from ...tokenize.spec import AudioGeometry, TokenSpec, check_same_tokenizer
-from ...tokenize.text_tokenizer import (
-    MODEL_FILE,
-    ByteTextConfig,
-    SentencePieceConfig,
-    SentencePieceText,
-    TextTokenizer,
-    load_text,
-    make_text,
-)
+from ...tokenize.text.base import TextTokenizer
+from ...tokenize.text.registry import FILES, TextConfig, load_text, make_text, text_of_files
 from ...tokenize.tokenizer import Tokenizer, load_tokenizer
 from ..common.batch_sampler import mix
 from ..distributed.process_group import ProcessGroup
@@ -145,20 +138,17 @@ def _open_coarse(
         raise ConfigError(
             f"{where}: its labels are {loaded.labels[:5]} ..., but those of the shards are {labels[:5]} ..."
         )
-    if text is not None and vars(loaded.text).get("model") != vars(text).get("model"):
+    if text is not None and (loaded.text is None or loaded.text.files() != text.files()):
         raise ConfigError(f"{where}: its text tokenizer is a different one; train both stages on the same shards")
     return loaded
 
 
-def _open_text(
-    config: ByteTextConfig | SentencePieceConfig, shards: Shards, folder: Path, world: ProcessGroup
-) -> TextTokenizer:
+def _open_text(config: TextConfig, shards: Shards, folder: Path, world: ProcessGroup) -> TextTokenizer:
     """Load the text tokenizer in `folder`; if there is none, the first process makes one without writing it."""
-    if world.share((folder / MODEL_FILE).is_file()) or config.kind == "bytes":
+    if world.share(all((folder / name).is_file() for name in FILES[config.kind])):
         return load_text(folder, config)
 
-    def make() -> bytes | None:
-        made = make_text(config, (text for text in shards.texts() if text)) if world.is_first else None
-        return made.model if isinstance(made, SentencePieceText) else None
+    def make() -> dict[str, bytes] | None:
+        return dict(make_text(config, (text for text in shards.texts() if text)).files()) if world.is_first else None
 
-    return SentencePieceText(config, world.share(world.together(make)), str(folder))
+    return text_of_files(config, world.share(world.together(make)), folder)

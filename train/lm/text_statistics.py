@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from ...lm.generation_config import GenerationConfig
-from ...tokenize.text_coverage import seen_in
-from ...tokenize.text_tokenizer import TextTokenizer
+from ...tokenize.text.base import TextTokenizer
+from ...tokenize.text.coverage import seen_in
 from .dataset import CodesDataset
 
 TAIL = 0.005

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ..configs.schema import Config
-from .text_normalization import spell_words
+from ...configs.schema import Config
+from .normalization import spell_words
 
 if TYPE_CHECKING:
-    from .text_tokenizer import TextTokenizer
+    from .base import TextTokenizer
 
 MAX_WORDS = 1000
 """No word list is kept for a corpus with more distinct words: a model trained on it generalizes to other words."""

@@ -1,0 +1,1 @@
+"""Text tokenizers: text to ids, by kind (bytes, sentencepiece, characters, phonemes), and what prepares the text."""

@@ -1,0 +1,81 @@
+"""The kinds of text tokenizers: how each is made from a corpus, and loaded from the files of a model directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from ...configs.json_limits import NAMED, parse_json
+from ...configs.schema import check_config
+from .base import MAX_FILE_BYTES, TextTokenizer
+from .byte_text import ByteText, ByteTextConfig
+from .character_text import CharacterText, CharacterTextConfig, learn_characters
+from .phoneme_text import PhonemeText, PhonemeTextConfig, make_english
+from .sentencepiece_text import MODEL_FILE, SentencePieceConfig, SentencePieceText, train_sentencepiece
+from .units import UNITS_FILE, UnitTable
+
+TextConfig = Annotated[
+    ByteTextConfig | SentencePieceConfig | CharacterTextConfig | PhonemeTextConfig, Field(discriminator="kind")
+]
+
+FILES: dict[str, tuple[str, ...]] = {
+    "bytes": (),
+    "sentencepiece": (MODEL_FILE,),
+    "characters": (UNITS_FILE,),
+    "phonemes": (UNITS_FILE,),
+}
+"""The files of each kind in a model directory."""
+
+
+def make_text(config: TextConfig, sentences: Iterable[str]) -> TextTokenizer:
+    """Build a text tokenizer; the same sentences in the same order give the same tokenizer.
+
+    Args:
+        sentences: the corpus; used only by kinds that are trained. Texts that normalize to nothing are ignored.
+    Raises:
+        ValueError: no text to train on, or vocab_size is below the number of characters in the corpus.
+    """
+    match config:
+        case ByteTextConfig():
+            return ByteText(config)
+        case SentencePieceConfig():
+            return train_sentencepiece(config, sentences)
+        case CharacterTextConfig():
+            return learn_characters(config, sentences)
+        case PhonemeTextConfig():
+            return make_english(config)
+
+
+def load_text(folder: str | Path, config: TextConfig) -> TextTokenizer:
+    """Load a text tokenizer written by `save`. FileNotFoundError: a file is missing. ValueError: it is unusable."""
+    files = {}
+    for name in FILES[config.kind]:
+        path = Path(folder) / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; the text tokenizer '{config.kind}' needs it")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes, the limit is {MAX_FILE_BYTES}")
+        files[name] = path.read_bytes()
+    return text_of_files(config, files, folder)
+
+
+def text_of_files(config: TextConfig, files: Mapping[str, bytes], folder: str | Path) -> TextTokenizer:
+    """A text tokenizer from the contents of its files. Raises ValueError that names the file in `folder`."""
+    folder = Path(folder)
+    match config:
+        case ByteTextConfig():
+            return ByteText(config)
+        case SentencePieceConfig():
+            return SentencePieceText(config, files[MODEL_FILE], str(folder / MODEL_FILE))
+        case CharacterTextConfig():
+            return CharacterText(config, _units(files, folder))
+        case PhonemeTextConfig():
+            return PhonemeText(config, _units(files, folder))
+
+
+def _units(files: Mapping[str, bytes], folder: Path) -> tuple[str, ...]:
+    where = str(folder / UNITS_FILE)
+    return check_config(parse_json(files[UNITS_FILE], where, NAMED), UnitTable, where).symbols
