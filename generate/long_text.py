@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ..lm.generation_config import GenerationConfig
+from ..tokenize.alignment.spoken_text import SpokenText, join_spoken, spoken_text
 from ..tokenize.spec import AudioGeometry
+from ..tokenize.text.units import UnitText
 from .decoding.loop import Progress
 from .decoding.media import decode_one
-from .long_form.speech import make_chunks, speak
+from .long_form.speech import carries_audio, make_chunks, speak
 from .long_form.windows import Making, make_row
 from .parts import ModelParts
 from .pipeline import run_request
@@ -54,8 +56,9 @@ def speak_chunks(parts: ModelParts, entry: Entry, seed: int, prompt: Tensor | No
         return make_request(parts.lm, parts.tokenizer, inputs, 1, own_seed, start, None, parts.defaults, own)
 
     fewest, most = settings.get("min_frames", 0), settings.get("max_frames")
+    carries = carries_audio(parts.lm, config)
     chunks = make_chunks(
-        entry.chunks, parts.text.encode, parts.text.num_characters, config.carry == "audio", parts.spec.geometry,
+        entry.chunks, parts.text.encode, parts.text.num_characters, carries, parts.spec.geometry,
         config.frames_per_character, fewest, config.text_characters,
     )  # fmt: skip
     # Settings are checked at the call, not on first iteration.
@@ -76,7 +79,9 @@ def speak_chunks(parts: ModelParts, entry: Entry, seed: int, prompt: Tensor | No
 def _has_no_voice(parts: ModelParts, conditions: ConditionInputs, config: GenerationConfig) -> bool:
     """Whether each chunk would have a different voice: the model has labels, and nothing selects or carries one."""
     given = (conditions.label, conditions.voice, conditions.embedding)
-    return config.carry == "nothing" and "label" in parts.condition_kinds and all(one is None for one in given)
+    return (
+        not carries_audio(parts.lm, config) and "label" in parts.condition_kinds and all(one is None for one in given)
+    )
 
 
 def generate_long(
@@ -109,18 +114,32 @@ def generate_long(
             request = make_request(
                 parts.lm, parts.tokenizer, entry.conditions, 1, own_seed, start, None, parts.defaults, own
             )
-            results.append(run_request(parts.lm, parts.tokenizer, request, exact, batch, None))
+            made = run_request(parts.lm, parts.tokenizer, request, exact, batch, None)
+            results.append(with_alignments(parts, made, entry.chunks))
         else:
-            results.append(_whole(parts, speak_chunks(parts, entry, own_seed, start, settings), own_seed))
+            chunks = speak_chunks(parts, entry, own_seed, start, settings)
+            results.append(_whole(parts, entry.chunks, chunks, own_seed))
         if on_progress is not None:
             on_progress(i + 1, total)
     return join_results(results)
 
 
-def _whole(parts: ModelParts, chunks: Making, seed: int) -> Result:
+def with_alignments(parts: ModelParts, result: Result, texts: Sequence[str]) -> Result:
+    """The result of n samples of each text, with the times of their words if the model has an aligned text."""
+    geometry = parts.spec.geometry
+    if result.units is None or not (isinstance(parts.text, UnitText) and isinstance(geometry, AudioGeometry)):
+        return result
+    n, lengths, made = len(result) // len(texts), result.lengths.tolist(), []
+    for i, units in enumerate(result.units):
+        made.append(spoken_text(parts.text, texts[i // n], units[: lengths[i]], geometry.frame_rate))
+    return replace(result, alignments=tuple(made))
+
+
+def _whole(parts: ModelParts, texts: Sequence[str], chunks: Making, seed: int) -> Result:
     """The sample of a text in chunks."""
     codes = torch.cat([codes.cpu() for codes in chunks], dim=1)[None]
     return Result(
+        alignments=_of_chunks(parts, texts, chunks.end.units),
         codes=codes,
         lengths=torch.tensor([codes.shape[2]]),
         media=[decode_one(parts.tokenizer, codes[0])],
@@ -128,3 +147,16 @@ def _whole(parts: ModelParts, chunks: Making, seed: int) -> Result:
         ended=(chunks.ended,),
         spec=parts.spec,
     )
+
+
+def _of_chunks(parts: ModelParts, texts: Sequence[str], units: Sequence[Tensor]) -> tuple[SpokenText, ...]:
+    """The times of the words of chunks that follow each other, from the units [T] of each chunk's frames."""
+    geometry = parts.spec.geometry
+    if not units or not (isinstance(parts.text, UnitText) and isinstance(geometry, AudioGeometry)):
+        return ()
+    spoken, starts, start = [], [], 0.0
+    for text, of_frames in zip(texts, units, strict=False):  # fewer if the limit of frames was reached
+        spoken.append(spoken_text(parts.text, text, of_frames, geometry.frame_rate))
+        starts.append(start)
+        start += len(of_frames) / geometry.frame_rate
+    return (join_spoken(spoken, starts),)

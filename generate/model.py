@@ -12,8 +12,8 @@ from ..tokenize.audio.tokenizer import AudioTokenizer
 from ..tokenize.spec import ImageGeometry
 from .decoding.dispatch import warm_up
 from .decoding.loop import Progress
-from .long_form.speech import split_into_chunks
-from .long_text import Entry, generate_long, speak_chunks
+from .long_form.speech import carries_audio, split_into_chunks
+from .long_text import Entry, generate_long, speak_chunks, with_alignments
 from .named_inputs import condition_inputs, is_list, label_and_text
 from .parts import Label, ModelParts
 from .pipeline import DEFAULT_BATCH, run_request
@@ -104,6 +104,8 @@ class Model(ModelParts):
         own = with_min_frames(self, text, num_frames, settings)
         request = make_request(self.lm, self.tokenizer, inputs, n, seed, start, num_frames, self.defaults, own)
         result = run_request(self.lm, self.tokenizer, request, exact, batch, on_progress)
+        if text is not None:
+            result = with_alignments(self, result, [text] if isinstance(text, str) else text)
         if text is not None and num_frames is None:
             note_short(self, text, result, settings, notes)
         return replace(result, warnings=issue_warnings(notes))
@@ -196,7 +198,8 @@ class Model(ModelParts):
             return []
         config = choose(self.defaults, settings)
         texts = [text] if isinstance(text, str) else text
-        return [split_into_chunks(one, self.text, config, num_frames is not None, notes) for one in texts]
+        carries = carries_audio(self.lm, config)
+        return [split_into_chunks(one, self.text, config, num_frames is not None, carries, notes) for one in texts]
 
     def _entries(
         self,

@@ -47,8 +47,8 @@ class ModelParts:
 
     @property
     def condition_kinds(self) -> list[str]:
-        """The kinds of its conditions: "label", "text", "embedding", "codes"."""
-        return [condition.kind for condition in self.lm.config.conditions]
+        """The kinds of its conditions: "label", "text" (aligned or not), "embedding", "codes"."""
+        return ["text" if condition.kind == "aligned" else condition.kind for condition in self.lm.config.conditions]
 
     def __repr__(self) -> str:
         conditions = ", ".join(self.condition_kinds) or "nothing"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..lm.generation_config import GenerationConfig
 from ..lm.models.base import LanguageModel
+from ..tokenize.alignment.spoken_text import join_units
 from ..tokenize.codes import pad_and_cat
 from ..tokenize.spec import check_same_tokenizer
 from ..tokenize.tokenizer import Tokenizer
@@ -97,6 +98,7 @@ def run_request(
         seeds=tuple(request.seeds),
         ended=tuple(bool(ended) for part in parts for ended in part.ended),
         spec=lm.spec,
+        units=join_units([part.units for part in parts]),
     )
 
 

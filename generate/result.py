@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..tokenize.alignment.spoken_text import SpokenText, join_units
 from ..tokenize.codes import pad_and_cat
 from ..tokenize.spec import AudioGeometry, TokenSpec
 
@@ -40,6 +41,11 @@ class Result:
     ended: tuple[bool, ...]
     """Whether each sample ended by itself (or is an image); False if max_frames cut it off."""
     spec: TokenSpec
+    units: Tensor | None = None
+    """[B, T] long: the unit of an aligned text that each frame speaks, -1 beyond a sample's length; None: no such
+    text."""
+    alignments: tuple[SpokenText, ...] = ()
+    """What each sample says and when, for a model with an aligned text; see `alignment`."""
     warnings: tuple[str, ...] = ()
     """Likely problems of the samples, one sentence each; empty if none are known. They apply to the whole call:
     `result[i]` has the same ones."""
@@ -59,8 +65,20 @@ class Result:
             seeds=(self.seeds[i],),
             ended=(self.ended[i],),
             spec=self.spec,
+            units=None if self.units is None else self.units[i : i + 1, :length],
+            alignments=self.alignments[i : i + 1],
             warnings=self.warnings,
         )
+
+    @property
+    def alignment(self) -> SpokenText:
+        """What the only sample says, with the time of each word. ValueError: several samples, or a model without an
+        aligned text."""
+        if not self.alignments:
+            raise ValueError("the model has no aligned text, so the times of the words are unknown")
+        if len(self) != 1:
+            raise ValueError(f"the result has {len(self)} samples; use result[i].alignment or result.alignments")
+        return self.alignments[0]
 
     def __iter__(self) -> Iterator[Result]:
         return (self[i] for i in range(len(self)))
@@ -122,6 +140,8 @@ def join_results(parts: Sequence[Result]) -> Result:
         seeds=tuple(seed for part in parts for seed in part.seeds),
         ended=tuple(ended for part in parts for ended in part.ended),
         spec=parts[0].spec,
+        units=join_units([part.units for part in parts]),
+        alignments=tuple(one for part in parts for one in part.alignments),
         warnings=tuple(dict.fromkeys(text for part in parts for text in part.warnings)),
     )
 

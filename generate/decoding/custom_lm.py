@@ -119,6 +119,8 @@ class Wrapped:
     ahead = None
     decode_plan = DecodePlan("autoregressive", in_order=True)
     programs: Any = None
+    aligned = None
+    """As part of `conditions`: there is no aligned text."""
 
     def __init__(self, own: CustomLM):
         self.own, self.spec, self.arrangement = own, own.spec, own.arrangement
@@ -150,7 +152,7 @@ class Wrapped:
             raise ValueError("cache: a custom language model manages its own cache; leave it out")
         return WrappedState(torch.zeros(num_rows, self.num_codebooks, 0, dtype=torch.long, device=self.device))
 
-    def read(self, state: WrappedState, ids: Tensor) -> Tensor:
+    def read(self, state: WrappedState, ids: Tensor, pointers: None = None) -> Tensor:
         """The logits [B, 1, K V] of the step after ids [B, K, n]."""
         state.ids = torch.cat([state.ids, ids], dim=2)
         state.step += ids.shape[2]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ...lm.models.causal import TokenLM
+from ...tokenize.alignment.spoken_text import join_units
 from ...tokenize.codes import pad_and_cat
 from ..requests.request import Request
 from ..requests.settings import check_seeds
@@ -63,12 +61,3 @@ def stack(rows: list[Generated]) -> Generated:
     codes = pad_and_cat([row.codes for row in rows])
     units = join_units([row.units for row in rows])
     return Generated(codes, torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows]), units)
-
-
-def join_units(rows: Sequence[Tensor | None]) -> Tensor | None:
-    """Units [B, T] of several batches as one; None if they have none."""
-    given = [units for units in rows if units is not None]
-    if not given:
-        return None
-    longest = max(units.shape[1] for units in given)
-    return torch.cat([F.pad(units, (0, longest - units.shape[1]), value=-1) for units in given])

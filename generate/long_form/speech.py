@@ -28,7 +28,7 @@ from ...tokenize.text.coverage import named
 from ..requests.request import Request
 from ..sampling.counter_rng import derived_seed
 from .text_splitting import split_text
-from .windows import Making, beyond, make_row
+from .windows import Making, RowEnd, beyond, make_row
 
 SECONDS_PER_CHARACTER = (0.015, 0.5)
 """Range for speech in any language, used if the model does not record the frame counts of its training data."""
@@ -54,7 +54,7 @@ class Chunk:
 
 
 def split_into_chunks(
-    text: str, reader: TextTokenizer, chosen: GenerationConfig, fixed: bool, notes: list[str]
+    text: str, reader: TextTokenizer, chosen: GenerationConfig, fixed: bool, carries: bool, notes: list[str]
 ) -> list[str]:
     """Split a text into chunks no longer than the training examples; a short text is one chunk.
 
@@ -62,6 +62,7 @@ def split_into_chunks(
         reader: the model's text tokenizer: numbers are spelled out before splitting, and lengths refer to the text as
             read.
         fixed: the number of frames is given, so the text is not split.
+        carries: see `carries_audio`.
         notes: receives warnings about a far too long text that is not split, and about words that are split.
     """
     limit, size = chosen.text_characters, reader.num_characters
@@ -75,7 +76,7 @@ def split_into_chunks(
             )
         return [text]
     # If a chunk continues the previous one, the model reads both and the space between them.
-    capacity = limit if chosen.carry == "nothing" else max(1, (limit - 1) // 2)
+    capacity = limit if not carries else max(1, (limit - 1) // 2)
     cut: list[str] = []
     chunks = split_text(reader.spell(text), capacity, size, limit, cut)
     if cut:
@@ -84,6 +85,11 @@ def split_into_chunks(
             "can speak at once, and will be split; put spaces where it may pause"
         )
     return chunks
+
+
+def carries_audio(lm: LanguageModel, config: GenerationConfig) -> bool:
+    """Whether a chunk continues the audio of the previous one; an aligned text is read from its first unit."""
+    return config.carry == "audio" and lm.conditions.aligned is None
 
 
 RequestFor = Callable[[Sequence[int], int, Tensor | None, int, int], Request]
@@ -140,8 +146,9 @@ def speak(
     retries: int,
     max_frames: int | None = None,
     prompt: Tensor | None = None,
-) -> Generator[Tensor, None, bool]:
-    """Yield the codes [K, n] of a long text as they become final; returns whether every chunk ended well.
+) -> Generator[Tensor, None, RowEnd]:
+    """Yield the codes [K, n] of a long text as they become final; returns whether every chunk ended well, and the units
+    of each.
 
     Args:
         retries: how often a failed chunk is generated again. Above 0, codes are yielded one chunk at a time, with 0
@@ -150,16 +157,16 @@ def speak(
         prompt: codes [K, t] that the first chunk begins with; its text includes the words of the prompt.
     """
     before: Tensor | None = None
-    all_well, total = True, 0
+    all_well, total, units = True, 0, []
     for i, chunk in enumerate(chunks):
         capacity = chunk.most if max_frames is None else min(chunk.most, max_frames - total)
         if capacity < 1:
-            return False
+            return RowEnd(False, tuple(units))
         carried = before if chunk.joined_ids is not None else None
         ids = chunk.text_ids if carried is None or chunk.joined_ids is None else chunk.joined_ids
         given = 0 if carried is None else carried.shape[1]
         start = carried if i else prompt
-        found: list[tuple[Tensor, bool]] = []
+        found: list[tuple[Tensor, bool, tuple[Tensor, ...]]] = []
         for attempt in range(retries + 1):
             fewest = given + min(chunk.no_end_before, capacity)
             row = request_for(ids, derived_seed(seed, i, attempt), start, fewest, given + capacity)
@@ -173,16 +180,17 @@ def speak(
                         yield fresh
             codes = torch.cat(made, dim=1) if made else torch.zeros(lm.num_codebooks, 0, dtype=torch.long)
             well = making.ended and codes.shape[1] >= chunk.least
-            found.append((codes, well))
+            found.append((codes, well, making.end.units))
             if well:
                 break
-        codes, well = min(found, key=lambda one: (not one[1], _strangeness(one[0].shape[1], chunk)))
+        codes, well, spoken = min(found, key=lambda one: (not one[1], _strangeness(one[0].shape[1], chunk)))
         if retries and codes.shape[1]:
             yield codes
         total += codes.shape[1]
+        units += spoken
         all_well = all_well and well
         before = codes if well and codes.shape[1] else None
-    return all_well
+    return RowEnd(all_well, tuple(units))
 
 
 def _strangeness(frames: int, chunk: Chunk) -> float:

@@ -14,7 +14,7 @@ Source: audiocraft (MusicGen, arXiv:2306.05284), 18 of 30 seconds.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,15 +27,29 @@ from ..requests.settings import Length
 from ..sampling.counter_rng import derived_seed
 
 
-class Making:
-    """Single-use iterator over codes [K, n] as they become final; afterwards `ended` tells whether the sample ended by
-    itself."""
+@dataclass(frozen=True)
+class RowEnd:
+    """What is known of a row at its end."""
 
-    def __init__(self, frames: Generator[Tensor, None, bool]):
-        self._frames, self.ended = frames, False
+    ended: bool
+    """It ended by itself."""
+    units: tuple[Tensor, ...] = ()
+    """[T] long of each chunk: the unit of an aligned text that each frame speaks; empty: no such text."""
+
+
+class Making:
+    """Single-use iterator over codes [K, n] as they become final; afterwards it holds the row's end."""
+
+    def __init__(self, frames: Generator[Tensor, None, RowEnd]):
+        self._frames, self.end = frames, RowEnd(False)
 
     def __iter__(self) -> Iterator[Tensor]:
-        self.ended = yield from self._frames
+        self.end = yield from self._frames
+
+    @property
+    def ended(self) -> bool:
+        """Whether the sample ended by itself."""
+        return self.end.ended
 
 
 def beyond(codes: Tensor, count: int, skip: int) -> Tensor:
@@ -43,8 +57,8 @@ def beyond(codes: Tensor, count: int, skip: int) -> Tensor:
     return codes[:, max(0, skip - count) :]
 
 
-def make_row(lm: LanguageModel, row: Request) -> Generator[Tensor, None, bool]:
-    """Yield the codes [K, n] of a one-row request as they become final, prompt first; returns whether it ended.
+def make_row(lm: LanguageModel, row: Request) -> Generator[Tensor, None, RowEnd]:
+    """Yield the codes [K, n] of a one-row request as they become final, prompt first; returns its end.
 
     Models that generate all frames together yield them at once. Errors in the request are raised at the call, not on
     first iteration.
@@ -61,7 +75,7 @@ def make_row(lm: LanguageModel, row: Request) -> Generator[Tensor, None, bool]:
     return _in_windows(lm, row, row.window, first, before, begun)
 
 
-def _begin(lm: LanguageModel, row: Request) -> Generator[Tensor, None, bool]:
+def _begin(lm: LanguageModel, row: Request) -> Generator[Tensor, None, RowEnd]:
     """`make_row` without windows."""
     if not lm.decode_plan.in_order:
         check_codes(lm, row)
@@ -69,15 +83,16 @@ def _begin(lm: LanguageModel, row: Request) -> Generator[Tensor, None, bool]:
     return _step_by_step(decode_loop(lm, row))
 
 
-def _all_at_once(lm: LanguageModel, row: Request) -> Generator[Tensor, None, bool]:
+def _all_at_once(lm: LanguageModel, row: Request) -> Generator[Tensor, None, RowEnd]:
     made: Generated = make_codes(lm, row, exact=True)
     yield made.codes[0, :, : int(made.lengths[0])]
-    return bool(made.ended[0])
+    return RowEnd(bool(made.ended[0]))
 
 
-def _step_by_step(loop: DecodeLoop) -> Generator[Tensor, None, bool]:
+def _step_by_step(loop: DecodeLoop) -> Generator[Tensor, None, RowEnd]:
     yield from loop.frames()
-    return bool(loop.buffers.ended[0])
+    made = loop.result()
+    return RowEnd(bool(made.ended[0]), () if made.units is None else (made.units[0],))
 
 
 def _in_windows(
@@ -86,8 +101,8 @@ def _in_windows(
     window: int,
     first: Tensor | None,
     before: int,
-    begun: Generator[Tensor, None, bool],
-) -> Generator[Tensor, None, bool]:
+    begun: Generator[Tensor, None, RowEnd],
+) -> Generator[Tensor, None, RowEnd]:
     """Yield the prompt codes before the first window, if any, then the codes window by window; `before` frames precede
     the window that has begun."""
     overlap, length = window - row.stride, row.length
@@ -104,7 +119,7 @@ def _in_windows(
             if fresh.shape[1]:
                 yield fresh
         if count < size or before + size >= length.max_frames:
-            return making.ended
+            return RowEnd(making.ended)
         skip, number, before = overlap, number + 1, before + size - overlap
         begun = _begin(lm, _in_window(row, window, _last(kept, overlap), number, before))
 

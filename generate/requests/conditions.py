@@ -11,7 +11,7 @@ from torch import Tensor
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.models.base import LanguageModel
 
-ARGUMENT_NAMES = {"label": "label", "text": "text", "embedding": "embedding", "codes": "voice"}
+ARGUMENT_NAMES = {"label": "label", "text": "text", "embedding": "embedding", "codes": "voice", "aligned": "text"}
 """Kinds of conditions and the argument names used for them."""
 
 
@@ -22,7 +22,7 @@ class ConditionInputs:
     label: int | Sequence[int] | None = None
     """Label ids."""
     text_ids: Sequence[int] | Sequence[Sequence[int]] | None = None
-    """Token ids of each text."""
+    """Token ids of each text, or of its units for a model with an aligned text."""
     embedding: Tensor | Sequence[Tensor] | None = None
     """Floating point [L, width] each, or one tensor [B, L, width]."""
     voice: Tensor | Sequence[Tensor] | None = None
@@ -40,7 +40,10 @@ class ConditionInputs:
             "text": _as_list(self.text_ids, _is_nested(self.text_ids)),
             "embedding": _as_list(self.embedding, not _is_matrix(self.embedding)),
             "codes": _as_list(self.voice, not _is_matrix(self.voice)),
+            "aligned": None,
         }
+        if lm.conditions.aligned is not None:
+            lists |= {"text": None, "aligned": lists["text"]}
         count = _common_length(lists)
         repeated = {
             kind: None if given is None else [one for one in given * (count // len(given)) for _ in range(n)]

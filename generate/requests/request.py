@@ -93,6 +93,11 @@ def make_request(
     check_decode_memory(lm, n, length.max_frames if length.fixed else None)
     if not length.fixed and chosen.window_frames is None:
         check_decode_memory(lm, 1, length.max_frames)  # the buffers hold all frames from the start
+    if chosen.window_frames is not None and lm.conditions.aligned is not None:
+        raise ValueError(
+            f"window_frames is {chosen.window_frames}, but a window would begin within the model's aligned text; leave "
+            "it out"
+        )
     conditions, count = inputs.rows(lm, n)
     seeds = seeds_from(seed, count)
     if prompt is not None:

@@ -52,4 +52,6 @@ class AdvanceSampler:
         cumulative = (logits / self.temperature).softmax(dim=-1).cumsum(dim=-1)
         drawn = (cumulative <= uniform(seeds, step, 1, DRAW) * cumulative[:, -1:]).sum(dim=-1)
         advance = torch.minimum(drawn, reach)[:, None]
-        return Pointers(pointers.unit + advance, torch.where(advance > 0, 0, pointers.since + 1))
+        return Pointers(
+            pointers.unit + advance, torch.where((advance > 0) | (reach == 0)[:, None], 0, pointers.since + 1)
+        )

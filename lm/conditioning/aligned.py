@@ -22,7 +22,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
-from ...tokenize.text_tokenizer import TextConfig
+from ...tokenize.text.registry import UnitTextConfig
 from ..layers.embedding import Table
 from ..ops.linear import Linear
 from ..ops.loss import cross_entropy
@@ -37,7 +37,7 @@ class AlignedConditionConfig(Config):
     """A text that a monotonic pointer reads unit by unit; shards must hold durations."""
 
     kind: Literal["aligned"] = "aligned"
-    text: TextConfig
+    text: UnitTextConfig
     """The text tokenizer, which defines the units: phonemes or characters."""
     vocab_size: PositiveInt | None = None
     """Number of different units; null: filled in from the text tokenizer."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -26,7 +27,7 @@ class Pointers:
     unit: Tensor
     """[B, S] long: index of the unit; the number of units from the end on."""
     since: Tensor
-    """[B, S] long: frames that the unit has lasted before this one."""
+    """[B, S] long: frames that the unit has lasted before this one; 0 from the end on."""
 
 
 def pointers_of(frames: Tensor, counts: Tensor, num_frames: int) -> Pointers:
@@ -41,8 +42,9 @@ def pointers_of(frames: Tensor, counts: Tensor, num_frames: int) -> Pointers:
     ends = frames.cumsum(dim=1)
     at = torch.arange(num_frames, device=frames.device).expand(len(frames), -1).contiguous()
     unit = torch.searchsorted(ends, at, right=True)  # units of no frames end where they begin: they are passed over
-    begins = torch.cat([ends - frames, ends[:, -1:]], dim=1)
-    return Pointers(torch.minimum(unit, counts[:, None]), at - begins.gather(1, unit))
+    unit = torch.minimum(unit, counts[:, None])
+    begins = F.pad(ends - frames, (0, 1)).gather(1, unit)
+    return Pointers(unit, (at - begins).masked_fill(unit == counts[:, None], 0))
 
 
 def longest_advances(silent: Tensor, counts: Tensor, most: int) -> Tensor:

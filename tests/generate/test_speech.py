@@ -225,7 +225,7 @@ def test_no_piece_is_longer_as_read_than_the_model_has_learned(text, limit, carr
     reader = make_text(ByteTextConfig(normalise="words"), [])
     chosen = GenerationConfig(text_characters=limit, carry=carry)
     notes: list[str] = []
-    pieces = split_into_chunks(text, reader, chosen, False, notes)
+    pieces = split_into_chunks(text, reader, chosen, False, True, notes)
     geometry = AudioGeometry(sample_rate=100, channels=1, samples_per_frame=4)
     made = make_chunks(pieces, reader.encode, reader.num_characters, carry == "audio", geometry, None, limit=limit)
     assert len(pieces) > 1 and max(len(piece.joined_ids or piece.text_ids) for piece in made) <= limit  # ids are bytes

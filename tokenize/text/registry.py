@@ -21,6 +21,9 @@ TextConfig = Annotated[
     ByteTextConfig | SentencePieceConfig | CharacterTextConfig | PhonemeTextConfig, Field(discriminator="kind")
 ]
 
+UnitTextConfig = Annotated[CharacterTextConfig | PhonemeTextConfig, Field(discriminator="kind")]
+"""The kinds whose ids are units (units.py)."""
+
 FILES: dict[str, tuple[str, ...]] = {
     "bytes": (),
     "sentencepiece": (MODEL_FILE,),
