@@ -273,9 +273,13 @@ def read_yaml(path: str | Path) -> Any:
     return parse_yaml(text, str(path))
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML safely: no tags, aliases or duplicate keys, limited size and depth (yaml_subset.py)."""
+def parse_yaml(text: str, where: str = "") -> Any:
+    """Parse YAML safely: no tags, aliases or duplicate keys, limited size and depth (yaml_subset.py).
+
+    Args:
+        where: prefix of the error message; "": none, for validators, whose caller names the field.
+    """
     try:
         return yaml_subset.parse(text)
     except ValueError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+        raise ConfigError(f"{where}{': ' if where else ''}not valid YAML: {error}") from None

@@ -4,8 +4,9 @@ import pytest
 import torch
 from small_models import CASES, make_codes, make_conditions, make_config, make_lm
 
-from tessera.configs.schema import ConfigError
+from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.attention.masks import causal_mask
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.registry import ParallelHeadConfig
 from tessera.lm.kv_cache.base import CacheShape, KVCache
 from tessera.lm.kv_cache.config import RingCacheConfig
@@ -254,8 +255,9 @@ def test_choices():
         read_cache("rung")
     with pytest.raises(ConfigError, match="windw: unknown key; did you mean 'window'"):
         read_cache({"kind": "ring", "windw": 5})
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        read_cache("{kind: ring")
+    for read in (read_cache, lambda choice: check_config({"cache": choice}, GenerationConfig, "generate")):
+        with pytest.raises(ConfigError, match="^generate: cache: not valid YAML"):
+            read("{kind: ring")
 
 
 def test_a_ring_that_does_not_fit_the_model():
