@@ -135,12 +135,6 @@ class CacheShape:
     counted: bool = False
     """Whether the attention backend prefers a key count to a dense mask (registry.TAKE_COUNTS)."""
 
-    @property
-    def static_bytes(self) -> int:
-        """Memory of keys and values of all positions in full precision."""
-        numbers = 2 * self.layers * self.num_rows * self.kv_heads * self.head_width
-        return numbers * (self.prefix_length + self.num_steps) * self.dtype.itemsize
-
     def empty(self, positions: int, *width: int, dtype: torch.dtype | None = None) -> Tensor:
         """Zeros [layers, B, G, positions, *width] on the device, in the shape's dtype unless another is given."""
         size = (self.layers, self.num_rows, self.kv_heads, positions, *width)

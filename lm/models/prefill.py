@@ -59,7 +59,6 @@ def prefill(
     head = lm.head.start(B, shape.dtype, lm.device)
     state = DecodingState(
         cache=make_cache(cache, shape),
-        cache_shape=shape,
         memory=memory,
         summed=fused.summed,
         first=first,

@@ -59,21 +59,6 @@ def report_loss(terms: Tensor, mask: Tensor, weights: Tensor | None = None) -> L
     return LossReport((weights * per_codebook).sum(), per_codebook, count, weights)
 
 
-def codebook_loss(logits: Tensor, targets: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> LossReport:
-    """Cross-entropy per codebook and its mean over codebooks.
-
-    Args:
-        logits: [B, K, S, V]; -inf for ids outside a codebook. Cast to float32.
-        targets: [B, K, S] long.
-        mask: [B, K, S] bool, True where a target counts; elsewhere logits and targets are ignored.
-        label_smoothing: share of the target's weight spread evenly over the codebook's ids.
-    """
-    # [B, S, K, V] is the order in which the head writes: avoids a copy of the largest tensor of the model
-    wanted = torch.where(mask, targets, IGNORED).transpose(1, 2)
-    terms = cross_entropy(logits.transpose(1, 2), wanted, label_smoothing)
-    return report_loss(terms.transpose(1, 2), mask)
-
-
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Losses [*] float32, nats, of logits [*, V] (-inf for invalid ids) and targets [*]; 0 where IGNORED."""
     flat, wanted = logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1)

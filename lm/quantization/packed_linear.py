@@ -236,11 +236,6 @@ class PackedLinear(nn.Module):
         """Number of parameters that are now packed."""
         return self.out_features * self.in_features
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of weights, scales and bias."""
-        return sum(buffer.nbytes for buffer in self.buffers())
-
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.kind}"
 
@@ -300,19 +295,3 @@ def check_weights(name: str) -> None:
     """Raise ValueError unless it is a known kind of packed weights."""
     if name not in cpu_gemv.KINDS:
         raise ValueError(f"weights '{name}' are unknown; choose {', '.join(cpu_gemv.KINDS)}")
-
-
-def step_bytes(lm: TransformerLM) -> int:
-    """Bytes of the matrices read by one generation step: backbone and head, without the projections of the conditions
-    to keys and values, which run once per generation."""
-    once = {id(module.key_value) for module in lm.transformer.modules() if isinstance(module, CrossAttention)}
-    total = 0
-    for part in (lm.transformer, lm.head):
-        for module in part.modules():
-            if isinstance(module, PackedLinear) and id(module) not in once:
-                total += module.num_bytes
-            elif isinstance(module, nn.Linear) and id(module) not in once:
-                total += module.weight.nbytes
-    if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
-        total += lm.head.weight.nbytes
-    return total
