@@ -23,7 +23,7 @@ def xformers(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask,
     ops = _package()
     if isinstance(mask, PackedSequences):
         rows = mask
-        bias = rows.once("xformers", lambda: _bias(ops, rows))
+        bias = rows.cached("xformers", lambda: _bias(ops, rows))
     else:
         bias = ops.LowerTriangularMask() if causal else None
     group = queries.shape[1] // keys.shape[1]

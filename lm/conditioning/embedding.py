@@ -41,18 +41,18 @@ class EmbeddingCondition(nn.Module):
 
     described = "an embedding"
 
-    def __init__(self, config: EmbeddingConditionConfig, host: ConditionContext):
+    def __init__(self, config: EmbeddingConditionConfig, context: ConditionContext):
         super().__init__()
-        if config.projection == "none" and config.width != host.width:
+        if config.projection == "none" and config.width != context.width:
             raise ConfigError(
-                f"conditions: embedding.width is {config.width} and the model's width {host.width}; "
+                f"conditions: embedding.width is {config.width} and the model's width {context.width}; "
                 "they must be the same with projection none"
             )
         self.width, self.dropout, self.pad = config.width, config.dropout, config.mask == "padding"
-        self.projection = Linear(config.width, host.width) if config.projection == "linear" else nn.Identity()
+        self.projection = Linear(config.width, context.width) if config.projection == "linear" else nn.Identity()
         if isinstance(self.projection, nn.Linear):
             nn.init.zeros_(self.projection.bias)
-        self.null = nn.Parameter(torch.zeros(1, host.width)) if config.null == "learned" else None
+        self.null = nn.Parameter(torch.zeros(1, context.width)) if config.null == "learned" else None
 
     def check(self, batch: ConditionBatch) -> None:
         """ValueError: wrong shape or dtype of vectors or lengths, or lengths beyond the vectors."""

@@ -33,7 +33,7 @@ CONDITIONS: dict[str, Any] = {
     "embedding": EmbeddingCondition,
     "codes": CodesCondition,
 }
-"""Built as CONDITIONS[kind](config, host). `check(batch)` raises ValueError, calling it returns tokens [B, L, D] and
+"""Built as CONDITIONS[kind](config, context). `check(batch)` raises ValueError, calling it returns tokens [B, L, D] and
 their mask [B, L] (None: all are real), `none(B)` the fields of rows without it; `described` is its name in messages."""
 
 
@@ -56,15 +56,15 @@ class FusedConditions:
 class Conditioner(nn.Module):
     """All conditions of a model, in the order of the config."""
 
-    def __init__(self, configs: Sequence[ConditionConfig], host: ConditionContext):
+    def __init__(self, configs: Sequence[ConditionConfig], context: ConditionContext):
         super().__init__()
         kinds = [config.kind for config in configs]
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ConfigError(f"conditions: '{kind}' is listed {kinds.count(kind)} times; list each kind once")
         self.configs = tuple(configs)
-        self.parts = nn.ModuleDict({config.kind: CONDITIONS[config.kind](config, host) for config in configs})
-        self.memory_norm = RMSNorm(host.width) if any(map(_reads_normed, configs)) else None
+        self.parts = nn.ModuleDict({config.kind: CONDITIONS[config.kind](config, context) for config in configs})
+        self.memory_norm = RMSNorm(context.width) if any(map(_reads_normed, configs)) else None
 
     def check(self, batch: ConditionBatch, num_rows: int | None) -> None:
         """Raise ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any

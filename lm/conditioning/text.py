@@ -38,16 +38,18 @@ class TextCondition(nn.Module):
 
     described = "a text"
 
-    def __init__(self, config: TextConditionConfig, host: ConditionContext):
+    def __init__(self, config: TextConditionConfig, context: ConditionContext):
         super().__init__()
         if config.vocab_size is None:
             raise ConfigError("conditions: text.vocab_size is not set; it is the size of the text tokenizer")
         self.vocab_size = config.vocab_size
         self.dropout = config.dropout
-        self.table = Table(config.vocab_size, host.width)
-        self.null = nn.Parameter(torch.zeros(1, host.width))
-        self.place_scale = nn.Parameter(first_place_scale(host.width)) if config.join == "cross" else None
-        self.encoder = Encoder(host.width, host.heads, config.layers, host.rope_base) if config.layers else None
+        self.table = Table(config.vocab_size, context.width)
+        self.null = nn.Parameter(torch.zeros(1, context.width))
+        self.place_scale = nn.Parameter(first_place_scale(context.width)) if config.join == "cross" else None
+        self.encoder = (
+            Encoder(context.width, context.heads, config.layers, context.rope_base) if config.layers else None
+        )
 
     def check(self, batch: ConditionBatch) -> None:
         """ValueError: wrong shape or dtype of ids or lengths, or values out of range."""

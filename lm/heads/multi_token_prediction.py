@@ -46,7 +46,7 @@ class Ahead(nn.Module):
         """hidden [*, D] of a step -> hidden [*, D] to predict the ids 1 to `steps` steps later."""
         return hidden + F.silu(self.layers[steps - 1](hidden))
 
-    def terms(
+    def losses(
         self,
         head: Head,
         hidden: Tensor,
@@ -67,5 +67,5 @@ class Ahead(nn.Module):
             # The prediction of step s comes from the hidden state of step s - steps; the first steps are not predicted.
             guessing = F.pad(self(hidden[:, :-steps], steps), (0, 0, steps, 0))
             guessed = mask & (places >= steps)
-            total = total + head.terms(guessing, ids, guessed, label_smoothing)
+            total = total + head.losses(guessing, ids, guessed, label_smoothing)
         return self.weight * total

@@ -122,7 +122,7 @@ class QuantizedCache:
     quantized at every step but stored only when due, so that nothing depends on the step.
     """
 
-    turned = False
+    rotated_keys = False
 
     def __init__(self, config: Int8CacheConfig | Int4CacheConfig, shape: CacheShape):
         self.kind, bits = config.kind, {"int8": 8, "int4": 4}[config.kind]
@@ -208,7 +208,7 @@ class QuantizedCache:
             seen_keys.append(self.keys.get(layer, before // group).transpose(3, 4).flatten(2, 3))
             seen_values.append(self.values.get(layer, before))
         seen = AttentionInputs(
-            self._turn(torch.cat([*seen_keys, new_keys], dim=2)),
+            self._rotate(torch.cat([*seen_keys, new_keys], dim=2)),
             torch.cat([*seen_values, new_values], dim=2),
             self._mask,
             self._causal,
@@ -222,7 +222,7 @@ class QuantizedCache:
         self.exact_values[layer, :, :, first : first + new_values.shape[2]] = new_values
         return seen
 
-    def place(self) -> None:
+    def slot(self) -> None:
         """None: storing a position is more than a copy."""
 
     def advance(self, num_positions: int) -> None:
@@ -260,7 +260,7 @@ class QuantizedCache:
             seen_keys.insert(1, self.keys.get(layer, self._most // group).transpose(3, 4).flatten(2, 3))
             seen_values.insert(1, self.values.get(layer, self._most))
         seen = AttentionInputs(
-            self._turn(torch.cat(seen_keys, dim=2)), torch.cat(seen_values, dim=2), self._mask, False
+            self._rotate(torch.cat(seen_keys, dim=2)), torch.cat(seen_values, dim=2), self._mask, False
         )
         if self._most:
             enough = step + 1 - self.recent
@@ -274,5 +274,5 @@ class QuantizedCache:
     def _num_quantized(self, num_steps: int) -> int:
         return max(0, num_steps - self.recent) // self.group * self.group
 
-    def _turn(self, keys: Tensor) -> Tensor:
+    def _rotate(self, keys: Tensor) -> Tensor:
         return keys if self._table is None else rotate(keys.transpose(1, 2), self._table).transpose(1, 2)

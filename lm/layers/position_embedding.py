@@ -16,9 +16,9 @@ from ..ops.rotary import (
     SinusoidalConfig,
     grid_columns,
     grid_coordinates,
-    places_of_scales,
     rotary_table,
-    sinusoidal_places,
+    scale_coordinates,
+    sinusoidal_embedding,
 )
 from ..patterns.pattern import CodebookPattern
 
@@ -52,7 +52,7 @@ class Positions(nn.Module):
         self.config, self.arrangement = config, arrangement
         self.width, self.head_width, self.first = width, head_width, first
         self.columns = grid_columns(config, geometry) if isinstance(config, GridRopeConfig) else None
-        self.register_buffer("places", places_of_scales(geometry), persistent=False)
+        self.register_buffer("places", scale_coordinates(geometry), persistent=False)
 
     def of(self, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
         """[B or 1, P + S] long: positions of P prefix tokens (prefix_mask [B, P]: the real ones) and the steps [S]."""
@@ -92,7 +92,7 @@ class Positions(nn.Module):
         """x [B, P + S, D] plus sinusoidal position embeddings, if the model uses them."""
         if not isinstance(self.config, SinusoidalConfig):
             return x
-        return x + sinusoidal_places(self.of(steps, P, prefix_mask), self.width, self.config.base).to(x.dtype)
+        return x + sinusoidal_embedding(self.of(steps, P, prefix_mask), self.width, self.config.base).to(x.dtype)
 
 
 def count_back(mask: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ..conditioning.registry import ConditionBatch, FusedConditions
 from ..config import LMConfig
 from ..layers.attention_layers import Memory
 from ..ops.loss import LossReport, report_loss
-from ..ops.rotary import SinusoidalConfig, sinusoidal_places
+from ..ops.rotary import SinusoidalConfig, sinusoidal_embedding
 from .base import LanguageModel
 from .causal import TokenLM
 
@@ -72,23 +72,23 @@ def packed_loss(
     # Positions and rotations are computed for the padded batch, which is cheap, and then selected.
     if isinstance(lm.config.rope, SinusoidalConfig):
         positions = lm.positions.of(places, P, joined.prefix_mask).expand(B, -1)[present].unsqueeze(0)
-        x = x + sinusoidal_places(positions, lm.config.width, lm.config.rope.base).to(x.dtype)
+        x = x + sinusoidal_embedding(positions, lm.config.width, lm.config.rope.base).to(x.dtype)
     total_frames = codes.shape[2] if lengths is None else lengths[:, None]
     table = lm.positions.table(places, total_frames, P, joined.prefix_mask)
     if table is not None:
         table = table.expand(B, -1, -1, -1)[present].unsqueeze(0)
     rows = PackedSequences(lengths_of_rows, codes.device, prefixes=prefixes, window=lm.config.window)
-    memory = _remember(lm, joined, lengths_of_rows)
+    memory = _packed_memory(lm, joined, lengths_of_rows)
     hidden = lm.transformer(lm.dropout(x), table, mask=rows, memory=memory)
     if is_step is not None:
         hidden = hidden[:, is_step]
 
     ids, mask = _cells(arranged.ids, inside), _cells(arranged.mask, inside)
-    report = report_loss(lm.head.terms(hidden, ids, mask, label_smoothing), mask, lm.loss_weights)
+    report = report_loss(lm.head.losses(hidden, ids, mask, label_smoothing), mask, lm.loss_weights)
     if lm.ahead is None or not lm.training:
         return report
-    guesses = lm.ahead.terms(lm.head, hidden, ids, mask, label_smoothing, place)
-    return replace(report, guesses=guesses.sum(dim=(0, 2)) / report.count.clamp(min=1))
+    ahead = lm.ahead.losses(lm.head, hidden, ids, mask, label_smoothing, place)
+    return replace(report, ahead=ahead.sum(dim=(0, 2)) / report.count.clamp(min=1))
 
 
 def check_packable(config: LMConfig) -> None:
@@ -116,7 +116,7 @@ def _order(real: Tensor, inside: Tensor) -> Tensor:
     return number[present]
 
 
-def _remember(lm: TokenLM, joined: FusedConditions, lengths: list[int]) -> Memory | None:
+def _packed_memory(lm: TokenLM, joined: FusedConditions, lengths: list[int]) -> Memory | None:
     """Keys and values for cross-attention, packed as well."""
     if joined.memory is None:
         return None
@@ -124,4 +124,4 @@ def _remember(lm: TokenLM, joined: FusedConditions, lengths: list[int]) -> Memor
     B, L, _ = memory.shape
     counts = [L] * B if real is None else real.sum(1).tolist()
     tokens = memory.flatten(0, 1) if real is None else memory[real]
-    return lm.transformer.remember(tokens.unsqueeze(0), PackedSequences(lengths, memory.device, counts))
+    return lm.transformer.project_memory(tokens.unsqueeze(0), PackedSequences(lengths, memory.device, counts))

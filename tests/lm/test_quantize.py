@@ -173,7 +173,7 @@ def test_every_kind_of_model_can_be_packed(kind):
         conditions = make_conditions(config, 2) if config.conditions else ConditionBatch()
         with torch.no_grad():
             output = lm(make_codes(2, 6, lm.arrangement.cardinalities), conditions=conditions)
-        asked = output.mask.repeat_interleave(lm.head.symbols.parts, dim=1)
+        asked = output.mask.repeat_interleave(lm.head.sub_tokens.parts, dim=1)
         assert output.logits[asked].isfinite().any(dim=-1).all()
 
 

@@ -210,7 +210,7 @@ CHANGES = [
 
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_quick_model_generates_from_the_weights_as_they_are(change):
+def test_a_fast_model_generates_from_the_weights_as_they_are(change):
     for kind in list(KINDS)[:1] if change in (hook, own_forward, parametrized) else KINDS:
         lm = enable_fast_cpu_decode_(make(kind))
         before = logits(lm)
@@ -233,7 +233,7 @@ def test_any_one_number_of_any_parameter():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_a_quick_model_that_is_cast(dtype):
+def test_a_fast_model_that_is_cast(dtype):
     lm = enable_fast_cpu_decode_(make())
     logits(lm)
     lm.to(dtype)
@@ -323,7 +323,7 @@ def test_programs_are_of_the_weights_as_they_are(monkeypatch):
 
 
 def test_triton_steps_are_described_anew(monkeypatch):
-    monkeypatch.setattr(triton_fused_block, "takes_device", lambda x: True)
+    monkeypatch.setattr(triton_fused_block, "supports_device", lambda x: True)
     stack = triton_fused_block.TritonStack(make().transformer)
     stack.refresh(stack.transformer)
     first = stack.steps

@@ -32,9 +32,9 @@ def no_tiles(monkeypatch):
     """Weights lie in memory as on a GPU, also on the CPU."""
     monkeypatch.setattr(cpu_gemv, "why_not", lambda: "not here")
     if DEVICE == "cpu":  # Triton's interpreter makes numbers of arrays with one element, which numpy no longer does
-        monkeypatch.setattr(triton_fused_block, "takes_device", lambda x: True)
+        monkeypatch.setattr(triton_fused_block, "supports_device", lambda x: True)
         monkeypatch.setattr(triton_fused_block, "PROGRAMS", 2)  # which run one after another
-        monkeypatch.setattr(triton_fused_block, "MOST_OUTPUTS", 64)
+        monkeypatch.setattr(triton_fused_block, "MAX_OUTPUTS", 64)
         from triton.runtime import interpreter
 
         patch = interpreter._patch_lang_tensor

@@ -1,4 +1,4 @@
-"""Quick steps of a model as it is loaded equal its plain ones, and its plain layers stay what they are."""
+"""Fast steps of a model as it is loaded equal its plain ones, and its plain layers stay what they are."""
 
 import copy
 
@@ -86,14 +86,14 @@ def test_large_models_and_models_of_many_rows_are_left_alone(monkeypatch):
         is None
     )
     _, lm = make_lm(CROSS)
-    monkeypatch.setattr(cpu_fast_decode, "MOST_BYTES", sum(weight.nbytes for weight in lm.transformer.parameters()) - 1)
+    monkeypatch.setattr(cpu_fast_decode, "MAX_BYTES", sum(weight.nbytes for weight in lm.transformer.parameters()) - 1)
     assert enable_fast_cpu_decode_(lm).transformer.fused is None
-    monkeypatch.setattr(cpu_fast_decode, "MOST_BYTES", cpu_fast_decode.MOST_BYTES + 1)
+    monkeypatch.setattr(cpu_fast_decode, "MAX_BYTES", cpu_fast_decode.MAX_BYTES + 1)
     assert enable_fast_cpu_decode_(lm).transformer.fused is not None
 
 
-def test_what_is_loaded_is_quick():
+def test_a_loaded_model_is_fast():
     for name in bundled_models():
         lm = tessera.load(name).lm
         first = lm.coarse if isinstance(lm, CoarseToFine) else lm
-        assert isinstance(first.transformer.fused, cpu_fast_decode.QuickStack) != isinstance(first, MaskedLM)
+        assert isinstance(first.transformer.fused, cpu_fast_decode.FastStack) != isinstance(first, MaskedLM)
