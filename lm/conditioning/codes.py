@@ -21,8 +21,8 @@ from ..layers.input_embedding import INPUTS, InputConfig
 from ..patterns.pattern import CodebookPattern, ParallelConfig
 from .base import ConditionContext
 from .batch import ConditionBatch
-from .encoder import Encoder
-from .padding import check_lengths, dropped, first_place_scale, placed, unless_all, with_null
+from .encoder import Encoder, encode_sequence
+from .padding import check_lengths, drop_rows, initial_position_scale
 
 
 class CodesConditionConfig(Config):
@@ -56,7 +56,7 @@ class CodesCondition(nn.Module):
             self.input = INPUTS[config.input.kind](config.input, frames, context.width, context.code_vectors)
         self.marker = nn.Parameter(torch.zeros(1, context.width))
         self.null = nn.Parameter(torch.zeros(1, context.width))
-        self.place_scale = nn.Parameter(first_place_scale(context.width)) if config.join == "cross" else None
+        self.place_scale = nn.Parameter(initial_position_scale(context.width)) if config.join == "cross" else None
         self.encoder = (
             Encoder(context.width, context.heads, config.layers, context.rope_base) if config.layers else None
         )
@@ -101,14 +101,9 @@ class CodesCondition(nn.Module):
         if codes.shape[2] == 0:
             codes = codes.new_zeros(*codes.shape[:2], 1)
         if self.training and self.dropout:
-            lengths = dropped(lengths, self.dropout)
-        place = torch.arange(codes.shape[2], device=codes.device)
+            lengths = drop_rows(lengths, self.dropout)
+        index = torch.arange(codes.shape[2], device=codes.device)
         read = self.context.input if self.input is None else self.input
         assert read is not None
-        tokens = read(codes.masked_fill((place >= lengths[:, None]).unsqueeze(1), 0)) + self.marker
-        tokens, mask = with_null(tokens, lengths, self.null)
-        if self.place_scale is not None:
-            tokens = placed(tokens, self.place_scale)
-        if self.encoder is not None:
-            tokens = self.encoder.read(tokens, mask)
-        return tokens, unless_all(mask)
+        tokens = read(codes.masked_fill((index >= lengths[:, None]).unsqueeze(1), 0)) + self.marker
+        return encode_sequence(tokens, lengths, self.null, self.place_scale, self.encoder)
