@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small_models import BLOCKS, CARDINALITIES, CASES, make_codes, make_conditions, make_spec
+from small_models import BLOCKS, CARDINALITIES, CASES, count_stack_calls, make_codes, make_conditions, make_spec
 from test_fused import CROSS, make_lm, steps
 
 import tessera
@@ -19,19 +19,6 @@ from tessera.tokenize.bundled import bundled_models
 pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 
 
-def count_calls(lm):
-    """A list with an entry for each step, whether it was made by the copies."""
-    calls, stack = [], lm.transformer.fused
-
-    def counted(*arguments):
-        found = stack(*arguments)
-        calls.append(found is not None)
-        return found
-
-    lm.transformer.fused = counted
-    return calls
-
-
 @pytest.mark.sample(8)
 @pytest.mark.parametrize("case", list(CASES)[1::5])
 @pytest.mark.parametrize("rows", [1, MAX_ROWS, MAX_ROWS + 1])
@@ -39,7 +26,7 @@ def test_steps(case, rows):
     config, lm = make_lm(CASES[case])
     codes, conditions = make_codes(rows, 6, lm.arrangement.cardinalities), make_conditions(config, rows)
     wanted = steps(lm, codes, conditions)
-    calls = count_calls(enable_fast_cpu_decode_(lm))
+    calls = count_stack_calls(lm, enable_fast_cpu_decode_(lm).transformer.fused)
     torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
     assert all(calls[-5:]) if rows <= MAX_ROWS else not any(calls)
 
@@ -51,7 +38,7 @@ def test_bfloat16_is_as_near(block):
     exact = steps(lm, codes, conditions)
     lm.bfloat16()
     plain = steps(lm, codes, conditions)
-    calls = count_calls(enable_fast_cpu_decode_(lm))
+    calls = count_stack_calls(lm, enable_fast_cpu_decode_(lm).transformer.fused)
     found = steps(lm, codes, conditions)
     assert all(calls[-5:]) and found.dtype == torch.bfloat16
     assert (found.float() - exact).square().mean() < 1.5 * (plain.float() - exact).square().mean()
