@@ -35,7 +35,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class GrowingConfig(Config):
+class FingerprintedConfig(Config):
     """Config that is part of fingerprints: fields added later are not serialized at their default value.
 
     This preserves the fingerprints of everything made before the fields existed.
@@ -168,7 +168,7 @@ _ALTERNATIVE = re.compile(r"(constrained-)?(float|int|str)|tuple\[.*|function-.*
 
 
 _PLAIN = {
-    "union_tag_not_found": "kind is missing; say which is meant",
+    "union_tag_not_found": "kind is missing; add it",
     "tuple_type": "Input should be a list",
     "list_type": "Input should be a list",
     "dict_type": "Input should be a mapping",
