@@ -27,7 +27,7 @@ class Choice:
     """A backend and the reason for choosing it."""
 
     name: str
-    because: str
+    reason: str
 
 
 def choose_kernel(

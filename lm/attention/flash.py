@@ -26,16 +26,16 @@ def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, ca
     if queries.dtype not in (torch.float16, torch.bfloat16) or queries.shape[3] > MAX_HEAD_WIDTH:
         return sdpa(queries, keys, values, mask, causal)
     if isinstance(mask, PackedSequences):
-        return _rows(queries, keys, values, mask)
+        return _packed(queries, keys, values, mask)
     if isinstance(mask, CacheLength):
         return _after_cache(queries, keys, values, mask)
     if mask is not None:
         return sdpa(queries, keys, values, mask, causal)
-    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, S, H, E], as flash-attn wants it
+    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, S, H, E], flash-attn's layout
     return _package().flash_attn_func(q, k, v, causal=causal, deterministic=_deterministic()).transpose(1, 2)
 
 
-def _rows(queries: Tensor, keys: Tensor, values: Tensor, rows: PackedSequences) -> Tensor:
+def _packed(queries: Tensor, keys: Tensor, values: Tensor, rows: PackedSequences) -> Tensor:
     if rows.window is not None and any(rows.prefixes):  # its window does not support a prefix
         return sdpa(queries, keys, values, rows, False)
     q, k, v = (x[0].transpose(0, 1) for x in (queries, keys, values))  # [N, H, E]

@@ -29,7 +29,7 @@ from ...tokenize.spec import TokenSpec
 from ...tokenize.tokenizer import Tokenizer
 from .algorithms import MethodName, group_centers, group_vectors, scatter_of_random, scatter_within
 
-NO_BETTER = 0.1
+MIN_IMPROVEMENT = 0.1
 """Clusters that reduce the squared distance of random ones by less than this share are uninformative."""
 
 
@@ -276,7 +276,7 @@ class ClusterReport:
     @property
     def near_random(self) -> bool:
         """Whether the clusters are hardly better than random ones, and so do not help a refiner."""
-        return self.clusters > 1 and self.closer < NO_BETTER
+        return self.clusters > 1 and self.closer < MIN_IMPROVEMENT
 
 
 def measure_clusters(clustering: Clustering, vectors: Tensor) -> list[ClusterReport]:

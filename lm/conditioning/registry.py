@@ -107,8 +107,8 @@ class Conditioner(nn.Module):
                 memory.append((tokens, mask))
             else:
                 summed = tokens
-        joined_prefix, prefix_mask = _side_by_side(prefix)
-        joined_memory, memory_mask = _side_by_side(memory)
+        joined_prefix, prefix_mask = _concatenate(prefix)
+        joined_memory, memory_mask = _concatenate(memory)
         return FusedConditions(joined_prefix, prefix_mask, joined_memory, memory_mask, summed)
 
 
@@ -137,7 +137,7 @@ def _reads_normed(config: ConditionConfig) -> bool:
     return config.join == "cross" and getattr(config, "norm", "rms") == "rms"
 
 
-def _side_by_side(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor | None, Tensor | None]:
+def _concatenate(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor | None, Tensor | None]:
     if not parts:
         return None, None
     tokens = torch.cat([part for part, _ in parts], dim=1) if len(parts) > 1 else parts[0][0]

@@ -156,7 +156,7 @@ class FusedStack:
     def __init__(self, blocks: Sequence[FusedBlock], last: nn.Module):
         self.blocks, self.last = blocks, last
         self._made_for = self._key()
-        # As in a block.
+        # Replaced as a whole, as in FusedBlock.
         self._described: tuple[Any, Norm, list[Tensor]] | None = None
         self._memory: tuple[Memory, Any, list[Tensor | None]] | None = None
 

@@ -277,30 +277,31 @@ class TritonStack:
 
     def __init__(self, transformer: Transformer):
         self.transformer = transformer
-        self._steps: list[TritonBlock] | None = None
+        self._blocks: list[TritonBlock] | None = None
         self._made_for: tuple[int, ...] = ()
         self._structure: tuple = ()
 
     def __getstate__(self) -> dict:
         """Omit the tensors: a copy has its own."""
-        return {"transformer": self.transformer, "_steps": None, "_made_for": (), "_structure": ()}
+        return {"transformer": self.transformer, "_blocks": None, "_made_for": (), "_structure": ()}
 
     def refresh(self, transformer: Transformer) -> None:
-        """Inspect the blocks again if modules, settings or hooks have changed; `steps` detects moved weights, and
+        """Inspect the blocks again if modules, settings or hooks have changed; `blocks` detects moved weights, and
         weights changed in place need no update."""
         structure = structure_of(transformer)
         if structure != self._structure:
             self._structure, self._made_for = structure, ()
 
     @property
-    def steps(self) -> list[TritonBlock] | None:
-        """The steps of the blocks; None if one has parts that the kernels do not support. Rebuilt when weights move."""
+    def blocks(self) -> list[TritonBlock] | None:
+        """The blocks as the kernels read them; None if one has parts that they do not support. Rebuilt when weights
+        move."""
         blocks: Any = self.transformer.blocks
         where = tuple(tensor.data_ptr() for block in blocks for tensor in (*block.parameters(), *block.buffers()))
         if self._made_for != where:
             found = [triton_block(block) for block in blocks]
-            self._steps, self._made_for = (None if None in found else found), where  # type: ignore[assignment]
-        return self._steps
+            self._blocks, self._made_for = (None if None in found else found), where  # type: ignore[assignment]
+        return self._blocks
 
     def supports(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> bool:
         """Whether this step can use the fast path."""
@@ -314,8 +315,8 @@ class TritonStack:
             and not torch.compiler.is_compiling()
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x.device.type)
-            and self.steps is not None
-            and (x.shape[0] <= MAX_ROWS or not any(steps.packed for steps in self.steps))
+            and self.blocks is not None
+            and (x.shape[0] <= MAX_ROWS or not any(block.packed for block in self.blocks))
         )
 
     def __call__(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> Tensor | None:
@@ -326,8 +327,8 @@ class TritonStack:
         y = x[:, 0].contiguous()
         index, length = (at if isinstance(at, Tensor) else _number(at, x.device) for at in (slot.index, slot.length))
         angles = None if table is None else torch.view_as_real(table).flatten(1).contiguous()
-        for layer, steps in enumerate(self.steps or []):
-            y = steps(y, angles, slot, (index.reshape(1), length.reshape(1)), layer, memory)
+        for layer, block in enumerate(self.blocks or []):
+            y = block(y, angles, slot, (index.reshape(1), length.reshape(1)), layer, memory)
         return self.transformer.norm(y).unsqueeze(1)
 
 

@@ -58,7 +58,7 @@ class EvictingCache:
         self.keys = shape.empty(shape.prefix_length + self.budget, shape.head_width)
         self.values = torch.zeros_like(self.keys)
         self.scores = shape.empty(self.budget, dtype=torch.float32)
-        """Score of the step in each slot."""
+        """[layers, B, G, budget]: the score of the step in each slot."""
         self.steps = shape.empty(self.budget, dtype=torch.int32)
         """[layers, B, G, budget]: the step in each slot."""
         self.length = 0

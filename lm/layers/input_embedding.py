@@ -96,7 +96,7 @@ class BitsInput(nn.Module):
     cardinalities: Tensor
     books: Tensor
     shifts: Tensor
-    places: Tensor
+    code_bits: Tensor
     """[n]: the number of bits of each bit's codebook."""
 
     def __init__(
@@ -108,7 +108,7 @@ class BitsInput(nn.Module):
         books, shifts = torch.tensor(places, device="cpu").unbind(1)
         self.register_buffer("books", books, persistent=False)
         self.register_buffer("shifts", shifts[:, None], persistent=False)
-        self.register_buffer("places", torch.tensor(bits, device="cpu")[books], persistent=False)
+        self.register_buffer("code_bits", torch.tensor(bits, device="cpu")[books], persistent=False)
         self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], False)
         self.linear = Linear(len(places), width, bias=False)
         self.specials = SpecialVectors(arrangement.cardinalities, arrangement.num_specials, width)
@@ -117,7 +117,7 @@ class BitsInput(nn.Module):
         known = (ids < self.cardinalities)[:, self.books]
         if masked is not None:
             groups = masked.shape[1] // ids.shape[1]
-            group = groups - 1 - self.shifts[:, 0] // (self.places // groups)  # the first group has the largest bits
+            group = groups - 1 - self.shifts[:, 0] // (self.code_bits // groups)  # the first group has the largest bits
             known = known & ~masked[:, self.books * groups + group]
         signs = torch.where(known, 2 * (ids[:, self.books] >> self.shifts & 1) - 1, 0)
         learned = self.specials(ids)

@@ -36,7 +36,7 @@ class Positions(nn.Module):
         ConfigError: a grid that the tokenizer does not have.
     """
 
-    places: Tensor | None
+    cells: Tensor | None
     """[T, 2] positions of the cells of scales; None: there are no scales."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Positions(nn.Module):
         self.config, self.arrangement = config, arrangement
         self.width, self.head_width, self.first = width, head_width, first
         self.columns = grid_columns(config, geometry) if isinstance(config, GridRopeConfig) else None
-        self.register_buffer("places", scale_coordinates(geometry), persistent=False)
+        self.register_buffer("cells", scale_coordinates(geometry), persistent=False)
 
     def of(self, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
         """[B or 1, P + S] long: positions of P prefix tokens (prefix_mask [B, P]: the real ones) and the steps [S]."""
@@ -82,7 +82,7 @@ class Positions(nn.Module):
             coordinates = positions.unsqueeze(-1)
         else:
             frames = self.arrangement.current_frames(positions.clamp(min=0), num_frames)
-            coordinates = grid_coordinates(positions, frames, self.columns // side, self.places)
+            coordinates = grid_coordinates(positions, frames, self.columns // side, self.cells)
         table = rotary_table(coordinates, self.head_width, self.config.base)
         if isinstance(self.config, GridRopeConfig) and self.config.before == "zero":
             table = table * (positions >= 0)[..., None, None]

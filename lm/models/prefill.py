@@ -13,7 +13,7 @@ from ..conditioning.registry import ConditionBatch, FusedConditions
 from ..kv_cache.base import Cache, CacheShape
 from ..kv_cache.config import CacheChoice
 from .decoding_state import DecodingState
-from .shape_buckets import padded
+from .shape_buckets import pad_to_buckets
 from .transformer_lm import TransformerLM
 
 MakeCache = Callable[["CacheChoice | None", CacheShape], Cache]
@@ -53,7 +53,7 @@ def prefill(
     if bucketed and num_frames is not None:
         num_frames = torch.tensor(num_frames, device=lm.device)
     if bucketed:
-        fused = padded(fused, all(c.kind == "label" for c in lm.config.conditions if c.join == "prefix"))
+        fused = pad_to_buckets(fused, all(c.kind == "label" for c in lm.config.conditions if c.join == "prefix"))
     memory = lm.cross_attention_memory(fused)
     shape = _cache_shape(lm, B, capacity, fused)
     head = lm.head.start(B, shape.dtype, lm.device)

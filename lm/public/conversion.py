@@ -68,7 +68,7 @@ def read_lm(
 def check_layout(layout: str, found: LMConfig, expected: LMConfig, num_codebooks: int) -> None:
     """Raise ValueError unless a model equals the one that the layout would be read back as; names the first setting
     that differs. Machine-dependent settings are ignored, and unset ones are resolved first."""
-    ours, theirs = _spelled_out(found, num_codebooks), _spelled_out(expected, num_codebooks)
+    ours, theirs = _resolved(found, num_codebooks), _resolved(expected, num_codebooks)
     for name in LMConfig.model_fields:
         if name != "attention" and getattr(ours, name) != getattr(theirs, name):
             raise ValueError(
@@ -77,7 +77,7 @@ def check_layout(layout: str, found: LMConfig, expected: LMConfig, num_codebooks
             )
 
 
-def _spelled_out(config: LMConfig, num_codebooks: int) -> LMConfig:
+def _resolved(config: LMConfig, num_codebooks: int) -> LMConfig:
     fields: dict = {"ffn": config.num_ffn, "kv_heads": config.num_kv_heads}
     if isinstance(config.arrangement, DelayConfig) and config.arrangement.delays is None:
         fields["arrangement"] = config.arrangement.model_copy(update={"delays": tuple(range(num_codebooks))})

@@ -193,12 +193,12 @@ def test_load_with_weights(tmp_path):
 def test_without_a_compiler(monkeypatch, tmp_path):
     """The reason is kept, and so is a compiler's complaint."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu_gemv, "_found", lambda name: None)
+    monkeypatch.setattr(cpu_gemv, "_find_compiler", lambda name: None)
     with pytest.raises(RuntimeError, match="no C compiler was found"):
-        cpu_gemv._loaded()
-    monkeypatch.setattr(cpu_gemv, "_found", lambda name: "/bin/false" if name == "gcc" else None)
+        cpu_gemv._load_library()
+    monkeypatch.setattr(cpu_gemv, "_find_compiler", lambda name: "/bin/false" if name == "gcc" else None)
     with pytest.raises(RuntimeError, match="false could not compile cpu_gemv.c"):
-        cpu_gemv._loaded()
+        cpu_gemv._load_library()
     assert not (tmp_path / "tessera").exists()
 
 

@@ -326,19 +326,19 @@ def test_triton_steps_are_described_anew(monkeypatch):
     monkeypatch.setattr(triton_fused_block, "supports_device", lambda x: True)
     stack = triton_fused_block.TritonStack(make().transformer)
     stack.refresh(stack.transformer)
-    first = stack.steps
+    first = stack.blocks
     stack.refresh(stack.transformer)
-    assert first is not None and stack.steps is first
+    assert first is not None and stack.blocks is first
     stack.transformer.blocks[0].ffn_norm.eps = 0.5
     stack.refresh(stack.transformer)
-    assert stack.steps is not None and stack.steps[0].ffn_norm.eps == 0.5
+    assert stack.blocks is not None and stack.blocks[0].ffn_norm.eps == 0.5
     for change in (low_rank, low_rank_class, hook, own_forward):
         lm = make()
         stack = triton_fused_block.TritonStack(lm.transformer)
-        assert stack.steps is not None
+        assert stack.blocks is not None
         change(lm)
         stack.refresh(stack.transformer)
-        assert stack.steps is None
+        assert stack.blocks is None
 
 
 def test_a_hash_is_of_every_byte():
