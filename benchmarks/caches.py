@@ -25,7 +25,7 @@ import torch
 import tessera
 from tessera.generate.model import Model
 from tessera.lm.kv_cache.registry import read_cache
-from tessera.lm.ops.loss import codebook_loss
+from tessera.lm.ops.loss import IGNORED, cross_entropy, report_loss
 from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus
 from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.data.shard_writer import build_shards
@@ -138,11 +138,12 @@ def read_stepwise(model: Model, items: CodesDataset, chosen: list[int], kind: st
         seconds += time.perf_counter() - started
         steps += S
         if first == 0:  # the longest
-            memory = (state.cache.bytes // B, state.cache_share)
+            static = lm.start(found.conditions, S, B, found.codes.shape[2], "static").cache
+            memory = (state.cache.bytes // B, state.cache.bytes / static.bytes)
         ends = arranged.mask.cumsum(2)
         late = arranged.mask & (2 * ends > ends[:, :, -1:])
         for part, mask in enumerate((arranged.mask, late)):
-            report = codebook_loss(logits, arranged.ids, mask)
+            report = report_loss(cross_entropy(logits, torch.where(mask, arranged.ids, IGNORED)), mask)
             sums[part] += (report.per_codebook * report.count).double().cpu()
             counts[part] += report.count.double().cpu()
     loss, far_loss = (sums / counts).mean(dim=1).tolist()

@@ -29,7 +29,7 @@ import torch
 
 import tessera
 from tessera.generate.model import Model, bundled_models
-from tessera.generate.throughput import example_condition, measure_first_audio, measure_speed
+from tessera.generate.throughput import example_condition, measure_speed
 from tessera.tokenize.spec import AudioGeometry
 
 QUICK_SECONDS = 15.0
@@ -113,6 +113,16 @@ def measure(model: Model, name: str, quick: bool) -> list[dict]:
         first = 1000 * statistics.median(seconds)
         print(f"{name:<12} first audio of stream(): {first:.0f} ms, {share:.1%} of four seconds of audio", flush=True)
     return rows
+
+
+def measure_first_audio(model: Model, repeats: int = 3) -> list[float]:
+    """Seconds from the call of `stream` to its first chunk, for each repetition, after one warm-up run."""
+    seconds = []
+    for seed in range(repeats + 1):
+        started = time.perf_counter()
+        next(model.stream(seed=seed, min_frames=1000, max_frames=1000, **example_condition(model)))
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
 
 
 def stream_times(model: Model, seed: int) -> list[float]:

@@ -51,9 +51,10 @@ from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.kernels.cpu_fused_block import fuse_all
+from tessera.lm.layers.attention_layers import CrossAttention
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.public.musicgen import load_musicgen
-from tessera.lm.quantization.packed_linear import PackedLinear, pack_, step_bytes
+from tessera.lm.quantization.packed_linear import PackedLinear, pack_
 
 STATES, WIDTH, LAYERS, BOOKS, CODES, GUIDANCE, TOP_K = 16, 1024, 24, 4, 2048, 3.0, 250
 KINDS = ("bfloat16", "int8", "int4")
@@ -191,6 +192,26 @@ def make_contenders(device: torch.device, layers: int = LAYERS, attention: str =
     return contenders
 
 
+def bytes_of(packed: PackedLinear) -> int:
+    """Memory of weights, scales and bias."""
+    return sum(buffer.nbytes for buffer in packed.buffers())
+
+
+def step_bytes(lm: TokenLM) -> int:
+    """Bytes of the matrices read by one generation step: backbone and head, without the projections of the conditions
+    to keys and values, which run once per generation."""
+    once = {id(module.key_value) for module in lm.transformer.modules() if isinstance(module, CrossAttention)}
+    total = 0
+    for part in (lm.transformer, lm.head):
+        for module in part.modules():
+            if isinstance(module, PackedLinear) and id(module) not in once:
+                total += bytes_of(module)
+            elif isinstance(module, torch.nn.Linear) and id(module) not in once:
+                total += module.weight.nbytes
+    weight = getattr(lm.head, "weight", None)
+    return total if weight is None else total + weight.nbytes
+
+
 def repeated(layer: torch.nn.Module, count: int) -> torch.nn.ModuleList:
     """The layer and copies of it."""
     return torch.nn.ModuleList([layer, *[copy.deepcopy(layer) for _ in range(count - 1)]])
@@ -226,7 +247,7 @@ def take_turns(
         if turn and budget is not None and (time.perf_counter() - started) * (turn + 1) / turn > budget:
             break
         plain = matrix.nbytes / min(timed(device, lambda: torch.mv(matrix, vector[0])) for _ in range(5))
-        bandwidths.append(max(plain, packed.num_bytes / min(timed(device, lambda: packed(vector)) for _ in range(5))))
+        bandwidths.append(max(plain, bytes_of(packed) / min(timed(device, lambda: packed(vector)) for _ in range(5))))
         for contender in contenders:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)

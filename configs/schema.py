@@ -35,7 +35,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class GrowingConfig(Config):
+class FingerprintedConfig(Config):
     """Config that is part of fingerprints: fields added later are not serialized at their default value.
 
     This preserves the fingerprints of everything made before the fields existed.
@@ -168,7 +168,7 @@ _ALTERNATIVE = re.compile(r"(constrained-)?(float|int|str)|tuple\[.*|function-.*
 
 
 _PLAIN = {
-    "union_tag_not_found": "kind is missing; say which is meant",
+    "union_tag_not_found": "kind is missing; add it",
     "tuple_type": "Input should be a list",
     "list_type": "Input should be a list",
     "dict_type": "Input should be a mapping",
@@ -273,9 +273,13 @@ def read_yaml(path: str | Path) -> Any:
     return parse_yaml(text, str(path))
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML safely: no tags, aliases or duplicate keys, limited size and depth (yaml_subset.py)."""
+def parse_yaml(text: str, where: str = "") -> Any:
+    """Parse YAML safely: no tags, aliases or duplicate keys, limited size and depth (yaml_subset.py).
+
+    Args:
+        where: prefix of the error message; "": none, for validators, whose caller names the field.
+    """
     try:
         return yaml_subset.parse(text)
     except ValueError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+        raise ConfigError(f"{where}{': ' if where else ''}not valid YAML: {error}") from None

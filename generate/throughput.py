@@ -62,16 +62,6 @@ def measure_speed(
     return Speed(rows, guidance, made, seconds[1:], length)
 
 
-def measure_first_audio(model: Model, repeats: int = 3) -> list[float]:
-    """Seconds from the call of `stream` to its first chunk, for each repetition, after one warm-up run."""
-    seconds = []
-    for seed in range(repeats + 1):
-        started = time.perf_counter()
-        next(model.stream(seed=seed, min_frames=1000, max_frames=1000, **example_condition(model)))
-        seconds.append(time.perf_counter() - started)
-    return seconds[1:]
-
-
 def example_condition(model: Model) -> dict:
     """A condition that suits every model of the same kind."""
     if model.text is not None:

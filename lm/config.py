@@ -78,13 +78,13 @@ class LMConfig(Config):
         if isinstance(self.arrangement, PresetConfig):
             preset = PRESETS[self.arrangement.name]
             for name in ("specials", "variable_length"):
-                found, meant = getattr(self, name), getattr(preset, name)
-                if name in self.model_fields_set and found != meant:
+                found, required = getattr(self, name), getattr(preset, name)
+                if name in self.model_fields_set and found != required:
                     raise ValueError(
-                        f"{name}: arrangement preset '{self.arrangement.name}' needs {_in_yaml(meant)}, found "
+                        f"{name}: arrangement preset '{self.arrangement.name}' needs {_in_yaml(required)}, found "
                         f"{_in_yaml(found)}; leave {name} out, or write the arrangement in full"
                     )
-                object.__setattr__(self, name, meant)  # the config is frozen for everyone else
+                object.__setattr__(self, name, required)  # the config is frozen for everyone else
         return self
 
     @model_validator(mode="after")

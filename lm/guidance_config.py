@@ -11,11 +11,7 @@ from ..configs.schema import Config
 
 LARGEST = 1e9
 """Largest factor or divisor of logits: no product overflows."""
-
-
 Amount = Annotated[float, Field(ge=0, le=LARGEST)]
-
-
 PositiveAmount = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
@@ -54,7 +50,7 @@ class IntervalGuidance(GuidanceConfig):
     start: float = Field(default=0.0, ge=0, le=1)
     """Fraction of the steps at which the scale begins to apply."""
     stop: float = Field(default=1.0, ge=0, le=1)
-    """Fraction of the steps at which the scale ends to apply; must be above `start`."""
+    """Fraction of the steps at which the scale stops applying; must be above `start`."""
 
     @model_validator(mode="after")
     def _check(self) -> IntervalGuidance:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from ..configs.names import ShownName
-from ..configs.schema import Config, GrowingConfig
+from ..configs.schema import Config, FingerprintedConfig
 
 
 class AudioGeometry(Config):
@@ -25,7 +25,7 @@ class AudioGeometry(Config):
         return self.sample_rate / self.samples_per_frame
 
 
-class ImageGeometry(GrowingConfig):
+class ImageGeometry(FingerprintedConfig):
     """Frames are the cells of one grid in raster order (row by row), or of several grids, concatenated."""
 
     added = frozenset({"scales"})

@@ -215,7 +215,7 @@ def _attention() -> list[Finding]:
         chosen = explain("auto", device, torch.bfloat16, 64, packed)
         rows = "packed rows" if packed else "other rows"
         findings.append(
-            Finding("attention backends", f"auto, {rows}", "ok", f"{chosen.name} on {device}", chosen.because)
+            Finding("attention backends", f"auto, {rows}", "ok", f"{chosen.name} on {device}", chosen.reason)
         )
     return findings
 

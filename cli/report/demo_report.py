@@ -80,7 +80,7 @@ class ImageGallery:
 
 @dataclass(frozen=True)
 class Utterance:
-    """One piece of speech."""
+    """A generated or recorded utterance."""
 
     text: str
     wav: bytes

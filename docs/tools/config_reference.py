@@ -66,7 +66,7 @@ def section(path: str, configs: tuple[type[BaseModel], ...], queue: deque, known
     lines = [f"## `{path}` {{#{anchor(path)}}}", ""]
     if len(configs) == 1:
         return [*lines, *description(configs[0]), *table(configs[0], path, queue, known)]
-    lines += ["One of these, told apart by `kind`:", ""]
+    lines += ["One of these, selected by `kind`:", ""]
     for config in configs:
         kind = kind_of(config)
         lines += [f"### `{path}`: `kind: {kind}` {{#{anchor(path)}-{kind}}}", ""]

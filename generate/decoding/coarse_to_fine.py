@@ -64,7 +64,7 @@ def partial_coarse_to_fine(lm: CoarseToFine, tokenizer: Tokenizer, request: Requ
 def _partial(
     lm: CoarseToFine, tokenizer: Tokenizer, request: Request, loop: DecodeLoop, every: int
 ) -> Iterator[Tensor]:
-    central = lm.clustering.middles(tokenizer.vectors())
+    central = lm.clustering.medoids(tokenizer.vectors())
     for labels in codes_so_far(loop, every):
         yield lm.clustering.codes_of(labels.cpu(), central)
     made = loop.result()

@@ -143,10 +143,10 @@ class Wrapped:
         return torch.tensor(self.arrangement.start_ids, device=self.device).expand(num_rows, -1)
 
     def start(
-        self, conditions: Any, capacity: int, num_rows: int, num_frames: int | None, cache: Any, steady: bool
+        self, conditions: Any, capacity: int, num_rows: int, num_frames: int | None, cache: Any, bucketed: bool
     ) -> WrappedState:
         """Start a sequence; a custom model manages its own cache."""
-        if steady:
+        if bucketed:
             raise ValueError("step: a custom language model always runs its steps one by one; leave it out")
         if cache is not None:
             raise ValueError("cache: a custom language model manages its own cache; leave it out")
@@ -170,10 +170,10 @@ class _PassOn:
 
     period = 1
 
-    def __init__(self, symbols: SubTokens, num_codebooks: int):
-        self.symbols, self.width = symbols, max(symbols.output_sizes)
+    def __init__(self, sub_tokens: SubTokens, num_codebooks: int):
+        self.sub_tokens, self.width = sub_tokens, max(sub_tokens.output_sizes)
         self.stages = (tuple(range(num_codebooks)),)
-        sizes = torch.tensor(symbols.output_sizes)[:, None]
+        sizes = torch.tensor(sub_tokens.output_sizes)[:, None]
         self.absent = torch.arange(self.width) >= sizes
         """[K, V] bool: values beyond the size of a codebook."""
 
@@ -183,6 +183,6 @@ class _PassOn:
     def begin(self, memory: None, hidden: Tensor, step: int) -> Tensor:
         return hidden
 
-    def predict(self, begun: Tensor, stage: int, symbols: Tensor) -> Tensor:
+    def predict(self, begun: Tensor, stage: int, sub_tokens: Tensor) -> Tensor:
         logits = begun.unflatten(-1, self.absent.shape)
         return logits.masked_fill(self.absent.to(logits.device), float("-inf"))

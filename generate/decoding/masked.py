@@ -182,26 +182,28 @@ def _fill(
 ) -> Iterator[Tensor]:
     """Yield the codes [B, K, T] after each pass, -1 where a sub-token is still hidden."""
     config, seeds, prompt = request.config, request.seeds, request.prompt
-    B, T, device, symbols = len(seeds), int(lengths.max()), lm.device, lm.head.symbols
-    J = len(symbols)
+    B, T, device, sub_tokens = len(seeds), int(lengths.max()), lm.device, lm.head.sub_tokens
+    J = len(sub_tokens)
     lengths = lengths.to(device)
-    filters = make_filters(config, lm.num_codebooks, device).of(list(symbols.codebooks))
+    filters = make_filters(config, lm.num_codebooks, device).of(list(sub_tokens.codebooks))
     numbers = torch.tensor(seeds, dtype=torch.long, device=device)
     inside = torch.arange(T, device=device) < lengths[:, None]
     some_end = None if bool((lengths == T).all()) else lengths
     made = torch.zeros(B, J, T, dtype=torch.long, device=device)
     hidden = inside.unsqueeze(1).repeat(1, J, 1)
     if prompt is not None:
-        made[:, :, : prompt.shape[2]] = symbols.split(prompt.to(device))
+        made[:, :, : prompt.shape[2]] = sub_tokens.split(prompt.to(device))
         hidden[:, :, : prompt.shape[2]] = False
     coarse = None if coarse is None else coarse.to(device)
     conditions = guide.conditions(request.conditions.to(device))
     frames, close = lm.config.masking.unit == "frame", AS_SURE.get(lm.dtype, AS_SURE_IN_HALF)
-    N, books = num_passes(lm, config), torch.tensor(symbols.codebooks, device=device)
+    N, books = num_passes(lm, config), torch.tensor(sub_tokens.codebooks, device=device)
     remaining = remaining_counts(_units(hidden, frames).sum(1).tolist(), N, config.pass_schedule).to(device)
 
     for number in range(N):
-        given = [None if part is None else guide.rows(part) for part in (symbols.join(made), hidden, some_end, coarse)]
+        given = [
+            None if part is None else guide.rows(part) for part in (sub_tokens.join(made), hidden, some_end, coarse)
+        ]
         logits = lm(given[0], given[1], given[2], conditions, given[3]).double()
         if not bool(drawable(logits)):
             raise ValueError(NOT_NUMBERS)
@@ -223,7 +225,7 @@ def _fill(
         kept = kept.view(B, T, -1).transpose(1, 2).expand(B, J, T) & hidden
         made = torch.where(kept, drawn_BTJ.transpose(1, 2), made)
         hidden = hidden & ~kept
-        yield symbols.join(made).masked_fill(hidden.unflatten(1, (-1, symbols.parts)).any(dim=2), -1)
+        yield sub_tokens.join(made).masked_fill(hidden.unflatten(1, (-1, sub_tokens.parts)).any(dim=2), -1)
 
 
 def remaining_counts(counts: Sequence[int], passes: int, schedule: str) -> Tensor:

@@ -120,9 +120,9 @@ def _with_missing(scales: Iterator[Tensor], num_rows: int, total: int) -> Iterat
 def _scales(lm: NextScaleLM, request: Request, guide: ClassifierFreeGuidance, num_scales: int) -> Iterator[Tensor]:
     """Yield the codes [B, n] of each scale."""
     seeds, prompt = request.seeds, None if request.prompt is None else request.prompt[:, 0].to(lm.device)
-    B, device, symbols = len(seeds), lm.device, lm.head.symbols
-    books = torch.tensor(symbols.codebooks, device=device)
-    filters = make_filters(request.config, 1, device).of(list(symbols.codebooks))
+    B, device, sub_tokens = len(seeds), lm.device, lm.head.sub_tokens
+    books = torch.tensor(sub_tokens.codebooks, device=device)
+    filters = make_filters(request.config, 1, device).of(list(sub_tokens.codebooks))
     numbers = torch.tensor(seeds, dtype=torch.long, device=device)
     conditions = guide.conditions(request.conditions.to(device))
     state = lm.begin(conditions, B * guide.branches, request.config.cache)
@@ -132,8 +132,8 @@ def _scales(lm: NextScaleLM, request: Request, guide: ClassifierFreeGuidance, nu
         if not bool(drawable(logits)):
             raise ValueError(NOT_NUMBERS)
         logits_BnJV = guide(logits.transpose(1, 2).unflatten(0, (-1, B)), number, books)
-        cells = uniform(numbers, number, n * len(symbols)).view(B, n, len(symbols))
-        codes = symbols.join(sample(logits_BnJV, cells, filters).transpose(1, 2))[:, 0]
+        cells = uniform(numbers, number, n * len(sub_tokens)).view(B, n, len(sub_tokens))
+        codes = sub_tokens.join(sample(logits_BnJV, cells, filters).transpose(1, 2))[:, 0]
         first = sum(lm.counts[:number])
         if prompt is not None and prompt.shape[1] > first:
             known = prompt[:, first : first + n]

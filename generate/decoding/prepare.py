@@ -31,7 +31,7 @@ def make_sampler(lm: TokenLM, request: Request, capacity: int) -> Sampler:
     return Sampler(
         request.config,
         pattern,
-        lm.head.symbols,
+        lm.head.sub_tokens,
         length.max_frames,
         first_end_step,
         lm.device,

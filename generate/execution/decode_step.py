@@ -115,18 +115,18 @@ class DecodeStep:
         """Sample and write the ids of a step, stage by stage of the head, from hidden states [R, D] of all rows the
         model runs; draft ids cannot end a row."""
         lm, buffers, guide, sampler = self.lm, self.buffers, self.guide, self.sampler
-        head, symbols, column = lm.head, lm.head.symbols, buffers.column(step)
+        head, sub_tokens, column = lm.head, lm.head.sub_tokens, buffers.column(step)
         draws = sampler.begin(buffers.seeds, step, buffers.columns)
         begun = head.begin(self.state.head, hidden, phase)
         for stage, rules in enumerate(self.stages[phase]):
-            known = symbols.split(column)
+            known = sub_tokens.split(column)
             logits = head.predict(begun, stage, guide.rows(known)).double()
             logits = sampler.forbid(draws, rules, logits.unflatten(0, (-1, len(buffers.seeds))))
             buffers.broken.logical_or_(drawable(logits).logical_not())
             drawn = sampler.draw(draws, rules, guide(logits, step, rules.books))
             if rules.first is not None and not (is_draft or self.fixed):
                 self._end_rows(step, drawn[:, rules.first])
-            ids = symbols.join(drawn if rules.whole else known.index_copy(1, rules.places, drawn))
+            ids = sub_tokens.join(drawn if rules.whole else known.index_copy(1, rules.places, drawn))
             column = self.filled(step, column, ids)
         self.buffers.columns.index_copy_(2, step.reshape(1) + 1, column.unsqueeze(2))
         if self.advances is not None:
@@ -164,6 +164,6 @@ class DecodeStep:
         """Set the length of rows that sampled an end among the values [B] of sub-token 0."""
         buffers = self.buffers
         frame = buffers.end_frames.index_select(0, step.reshape(1))
-        ends = (drawn == self.lm.head.symbols.end) & (frame >= 0) & (frame < buffers.row_lengths)
+        ends = (drawn == self.lm.head.sub_tokens.end) & (frame >= 0) & (frame < buffers.row_lengths)
         buffers.row_lengths.copy_(torch.where(ends, frame, buffers.row_lengths))
         buffers.ended.logical_or_(ends)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...configs.printable import one_line
 from ...configs.schema import Config
-from ...lm.guidance_config import GuidanceConfig
 
 MAX_VALUES = 4096
 """Larger arrays and tensors are not converted, and are therefore rejected as settings."""
@@ -19,13 +18,13 @@ MAX_SHOWN = 120
 
 
 def plain(value: Any) -> Any:
-    """Convert numbers, arrays and tensors to Python numbers and lists, and tuples to lists."""
+    """Convert numbers, arrays and tensors to Python numbers and lists, tuples to lists, and configs to mappings."""
     if isinstance(value, Tensor) and value.device.type == "meta":
         return value
     if hasattr(value, "tolist") and getattr(value, "size", None) is not None:
         count = value.numel() if isinstance(value, Tensor) else value.size
         return value.tolist() if count <= MAX_VALUES else value
-    if isinstance(value, GuidanceConfig):
+    if isinstance(value, Config):
         return value.model_dump(mode="json")
     return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
@@ -33,8 +32,6 @@ def plain(value: Any) -> Any:
 def setting(name: str, value: Any) -> Any:
     """A setting as plain YAML data. ValueError: the type cannot be a setting."""
     value = plain(value)
-    if isinstance(value, Config):
-        return value
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except (TypeError, ValueError):

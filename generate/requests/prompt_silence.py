@@ -46,10 +46,10 @@ def trim_silence(media: Tensor, sample_rate: int) -> Trimmed:
     loudest = float(loudness.max())
     if not loudest >= QUIETEST:
         return Trimmed(None, f"has {media.shape[-1] / sample_rate:.2g} s of silence and nothing else")
-    heard = (loudness >= max(QUIETEST, BELOW_LOUDEST * loudest)).nonzero()
+    loud = (loudness >= max(QUIETEST, BELOW_LOUDEST * loudest)).nonzero()
     kept = round(KEPT * sample_rate)
-    first = max(0, int(heard[0]) * step - kept)
-    last = min(media.shape[-1], (int(heard[-1]) + 1) * step + kept)
+    first = max(0, int(loud[0]) * step - kept)
+    last = min(media.shape[-1], (int(loud[-1]) + 1) * step + kept)
     parts = [(first, "begins"), (media.shape[-1] - last, "ends")]
     notes = [f"{how} with {n / sample_rate:.2g} s" for n, how in parts if n > WORTH_SAYING * sample_rate]
     return Trimmed(media[:, first:last], f"{' and '.join(notes)} of excess silence" if notes else None)

@@ -11,7 +11,6 @@ from ...configs.memory import check_memory
 from ...configs.schema import check_config
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.generation_config import GenerationConfig
-from ...lm.kv_cache.config import plain_choice
 from ...lm.models.base import LanguageModel
 from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer
@@ -142,8 +141,6 @@ def check_count(n: int) -> None:
 def choose(defaults: GenerationConfig | None, settings: Settings) -> GenerationConfig:
     """The defaults updated with a call's settings. ConfigError: names an unknown or invalid setting."""
     given = {name: setting(name, value) for name, value in settings.items()}
-    if "cache" in given:
-        given["cache"] = plain_choice(given["cache"])
     chosen = GenerationConfig() if defaults is None else defaults
     return check_config({**chosen.model_dump(mode="json"), **given}, GenerationConfig, "generate")
 

@@ -30,7 +30,7 @@ def uniform(seeds: Tensor, step: int | Tensor, num_codebooks: int, draw: int = 0
     Returns:
         [B, K], float64. Never 0 and never 1: 52 random bits plus a half.
     """
-    if isinstance(step, Tensor) and triton_sampling.takes(seeds):
+    if isinstance(step, Tensor) and triton_sampling.supports(seeds):
         return triton_sampling.uniform(seeds, step, num_codebooks, draw)
     codebooks = torch.arange(num_codebooks, device=seeds.device)
     hashed = _mix(_mix(_mix(seeds) + step)[:, None] + (codebooks + (draw << 32)))

@@ -58,7 +58,7 @@ def sample(logits: Tensor, uniforms: Tensor, filters: Filters) -> Tensor:
     between ids slightly and hardly ever changes a draw. In sorted order, two nearly equal ids could swap intervals.
     """
     logits = logits.double()
-    if not filters.sorts and logits.shape[-1] <= triton_sampling.MOST_VALUES and triton_sampling.takes(logits):
+    if not filters.sorts and logits.shape[-1] <= triton_sampling.MAX_VALUES and triton_sampling.supports(logits):
         return triton_sampling.sample(logits, uniforms, filters)
     # Subtract the largest logit first: no temperature makes the quotient overflow, and the likeliest id has weight 1.
     weights = torch.exp((logits - logits.amax(dim=-1, keepdim=True)) / filters.temperature[:, None])

@@ -71,7 +71,7 @@ class Sampler:
         self,
         config: GenerationConfig,
         arrangement: CodebookPattern,
-        symbols: SubTokens,
+        sub_tokens: SubTokens,
         num_frames: int,
         first_end_step: int | None,
         device: torch.device | str,
@@ -81,7 +81,7 @@ class Sampler:
         """Check the settings against the model.
 
         Args:
-            symbols: the sub-tokens of the head.
+            sub_tokens: the sub-tokens of the head.
             num_frames: maximum number of frames.
             first_end_step: no end before this step; None: no end at all.
             capacity: minimum capacity in steps.
@@ -89,15 +89,15 @@ class Sampler:
         Raises:
             ValueError: names the setting, what was found and what to do.
         """
-        K, V = arrangement.num_codebooks, max(symbols.output_sizes)
-        self.symbols, self.device = symbols, device
+        K, V = arrangement.num_codebooks, max(sub_tokens.output_sizes)
+        self.sub_tokens, self.device = sub_tokens, device
         self.has_end = arrangement.variable_length
         self.first_end_step = torch.tensor(NEVER if first_end_step is None else first_end_step, device=device)
         self.filters = make_filters(config, K, device)
         repetition = self.repetition = _make_repetition(config, K, device)
         self.penalizes = bool((repetition.penalty != 1).any())
         self.draws_again = bool((repetition.ras_window > 0).any())
-        _check_whole_codes(symbols, self.penalizes, self.draws_again, config.max_silence)
+        _check_whole_codes(sub_tokens, self.penalizes, self.draws_again, config.max_silence)
         if config.end_bias and not self.has_end:
             raise ValueError(
                 f"end_bias is {config.end_bias}, but the model has no end code: its number of frames is fixed; use 0"
@@ -114,12 +114,12 @@ class Sampler:
         self.end = torch.zeros(V, dtype=torch.bool, device=device)
         """[V'] True for the end of codebook 0."""
         if self.has_end:
-            self.end[symbols.end] = True
-        codes = symbols.end - (arrangement.end_ids[0] - arrangement.cardinalities[0])
+            self.end[sub_tokens.end] = True
+        codes = sub_tokens.end - (arrangement.end_ids[0] - arrangement.cardinalities[0])
         self.unused = torch.zeros(V, dtype=torch.bool, device=device)
         """[V'] True for the values of sub-token 0 between the codes and the end."""
-        self.unused[codes : symbols.end] = self.has_end
-        self.has_unused = self.has_end and symbols.end > codes
+        self.unused[codes : sub_tokens.end] = self.has_end
+        self.has_unused = self.has_end and sub_tokens.end > codes
         self._stages: dict[tuple[int, ...], Stage] = {}
 
     def parts(self) -> tuple:
@@ -129,7 +129,7 @@ class Sampler:
 
     def begin(self, seeds: Tensor, step: int | Tensor, columns: Tensor) -> StepDraws:
         """Prepare the draws of a step from seeds [B] and the columns [B, K, 1 + S] written so far."""
-        J = len(self.symbols)
+        J = len(self.sub_tokens)
         again = uniform(seeds, step, J, draw=1) if self.draws_again else None
         recent = None if self.look_back is None else self.look_back(columns, step)
         return StepDraws(step, uniform(seeds, step, J), again, recent)
@@ -137,11 +137,11 @@ class Sampler:
     def stage(self, places: tuple[int, ...]) -> Stage:
         """The rules of the sub-tokens at these places, built on first use."""
         if places not in self._stages:
-            books = [self.symbols.codebooks[j] for j in places]
+            books = [self.sub_tokens.codebooks[j] for j in places]
             self._stages[places] = Stage(
                 places=torch.tensor(places, device=self.device),
                 books=torch.tensor(books, device=self.device),
-                whole=places == tuple(range(len(self.symbols))),
+                whole=places == tuple(range(len(self.sub_tokens))),
                 first=places.index(0) if 0 in places else None,
                 filters=self.filters.of(books),
                 repetition=self.repetition.of(books),
@@ -191,9 +191,9 @@ class Sampler:
         return logits.masked_fill(is_end & (logits < other), float("-inf"))
 
 
-def _check_whole_codes(symbols: SubTokens, penalizes: bool, draws_again: bool, max_silence: float) -> None:
+def _check_whole_codes(sub_tokens: SubTokens, penalizes: bool, draws_again: bool, max_silence: float) -> None:
     """ValueError: rules about earlier codes cannot be applied to sub-tokens of a code."""
-    if symbols.parts > 1 and (penalizes or draws_again or max_silence):
+    if sub_tokens.parts > 1 and (penalizes or draws_again or max_silence):
         name = "repetition_penalty" if penalizes else "ras" if draws_again else "max_silence"
         raise ValueError(f"{name} needs whole codes, but the model's head samples them in parts; leave it out")
 

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...lm.kernels.triton_fused_block import takes_device
+from ...lm.kernels.triton_fused_block import supports_device
 
 if TYPE_CHECKING:
     from .filter_tensors import Filters
 
-MOST_VALUES = 1 << 14
+MAX_VALUES = 1 << 14
 """Maximum number of values per program; larger vocabularies are sampled with torch operations."""
 
 
-def takes(x: Tensor) -> bool:
+def supports(x: Tensor) -> bool:
     """Whether the kernels support this tensor's device."""
-    return takes_device(x) and not torch.compiler.is_compiling()
+    return supports_device(x) and not torch.compiler.is_compiling()
 
 
 def uniform(seeds: Tensor, step: Tensor, num_codebooks: int, draw: int) -> Tensor:

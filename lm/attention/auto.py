@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .flash import LARGEST_HEAD
+from .flash import MAX_HEAD_WIDTH
 from .mask_types import PackedSequences
 
 HALF = (torch.float16, torch.bfloat16)
@@ -27,7 +27,7 @@ class Choice:
     """A backend and the reason for choosing it."""
 
     name: str
-    because: str
+    reason: str
 
 
 def choose_kernel(
@@ -66,8 +66,8 @@ def _unfit(name: str, rows: PackedSequences, head_width: int) -> str:
         return "its window does not support a prefix"
     if name == "xformers" and rows.window is not None:
         return "a window is not supported here"
-    if name == "flash" and head_width > LARGEST_HEAD:
-        return f"head width {head_width} is above its limit of {LARGEST_HEAD}"
+    if name == "flash" and head_width > MAX_HEAD_WIDTH:
+        return f"head width {head_width} is above its limit of {MAX_HEAD_WIDTH}"
     if name == "flash" and head_width % 8:
         return f"head width {head_width} is not a multiple of 8"
     return ""

@@ -13,7 +13,7 @@ from torch import Tensor
 from .mask_types import AttentionMask, CacheLength, PackedSequences
 from .sdpa import sdpa
 
-LARGEST_HEAD = 256
+MAX_HEAD_WIDTH = 256
 """Largest head width that the kernels support."""
 
 
@@ -23,19 +23,19 @@ def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, ca
     Packed sequences use flash_attn_varlen_func, steps after a KV cache flash_attn_with_kvcache (which has no backward
     pass), whole sequences flash_attn_func.
     """
-    if queries.dtype not in (torch.float16, torch.bfloat16) or queries.shape[3] > LARGEST_HEAD:
+    if queries.dtype not in (torch.float16, torch.bfloat16) or queries.shape[3] > MAX_HEAD_WIDTH:
         return sdpa(queries, keys, values, mask, causal)
     if isinstance(mask, PackedSequences):
-        return _rows(queries, keys, values, mask)
+        return _packed(queries, keys, values, mask)
     if isinstance(mask, CacheLength):
-        return _behind_a_cache(queries, keys, values, mask)
+        return _after_cache(queries, keys, values, mask)
     if mask is not None:
         return sdpa(queries, keys, values, mask, causal)
-    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, S, H, E], as flash-attn wants it
+    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, S, H, E], flash-attn's layout
     return _package().flash_attn_func(q, k, v, causal=causal, deterministic=_deterministic()).transpose(1, 2)
 
 
-def _rows(queries: Tensor, keys: Tensor, values: Tensor, rows: PackedSequences) -> Tensor:
+def _packed(queries: Tensor, keys: Tensor, values: Tensor, rows: PackedSequences) -> Tensor:
     if rows.window is not None and any(rows.prefixes):  # its window does not support a prefix
         return sdpa(queries, keys, values, rows, False)
     q, k, v = (x[0].transpose(0, 1) for x in (queries, keys, values))  # [N, H, E]
@@ -54,7 +54,7 @@ def _rows(queries: Tensor, keys: Tensor, values: Tensor, rows: PackedSequences) 
     return mixed.transpose(0, 1).unsqueeze(0)
 
 
-def _behind_a_cache(queries: Tensor, keys: Tensor, values: Tensor, counted: CacheLength) -> Tensor:
+def _after_cache(queries: Tensor, keys: Tensor, values: Tensor, counted: CacheLength) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
     count = counted.count
     if isinstance(count, Tensor):

@@ -31,16 +31,16 @@ def flex(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, cau
     options: dict[str, Any] = {"enable_gqa": keys.shape[1] < queries.shape[1]}
     if isinstance(mask, PackedSequences):
         rows = mask
-        options["block_mask"] = rows.once("flex", lambda: _block_mask(_sees_own_row(rows), S, M, device))
+        options["block_mask"] = rows.cached("flex", lambda: _block_mask(_same_sequence(rows), S, M, device))
     elif mask is not None:
-        options["score_mod"] = _only(as_mask(mask, queries, keys))
+        options["score_mod"] = _score_mask(as_mask(mask, queries, keys))
     elif causal:
         options["block_mask"] = _causal(S, M, device)
     kernel = _compiled() if device.type == "cuda" else _interpreted
     return kernel(queries, keys, values, **options)
 
 
-def _sees_own_row(rows: PackedSequences) -> Callable[..., Tensor]:
+def _same_sequence(rows: PackedSequences) -> Callable[..., Tensor]:
     """Query and key positions -> whether the query attends to the key."""
     row_of, place_of = _numbered(rows.lengths, rows.device)
     key_row, key_place = (row_of, place_of) if rows.causal else _numbered(rows.key_lengths, rows.device)
@@ -67,7 +67,7 @@ def _numbered(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]
     return row, torch.arange(len(row), device=device) - begins[row]
 
 
-def _only(mask: Tensor | None) -> Callable[..., Tensor]:
+def _score_mask(mask: Tensor | None) -> Callable[..., Tensor]:
     """Set the scores of keys masked out by the mask, bool [B or 1, H or 1, S or 1, M], to -inf."""
     assert mask is not None
     rows, heads, steps = (size > 1 for size in mask.shape[:3])

@@ -89,7 +89,7 @@ class PackedSequences:
         ]
         return torch.block_diag(*blocks)[None, None]
 
-    def once(self, name: str, make: Callable[[], Made]) -> Made:
+    def cached(self, name: str, make: Callable[[], Made]) -> Made:
         """Cache an object that a backend derives from the sequences: built in one layer, reused by the others."""
         if name not in self._made:
             self._made[name] = make()

@@ -35,7 +35,7 @@ PACKAGES = {"flash": ("flash-attn", "flash_attn"), "xformers": ("xformers", "xfo
 ON_CUDA = ("flash", "xformers", "flex")
 """Backends that are probed on CUDA if available, rather than on the CPU."""
 
-TAKE_COUNTS = ("flash",)
+WITH_CACHE_LENGTH = ("flash",)
 """Backends with a kernel for `CacheLength`; for the others a KV cache builds a dense mask."""
 
 

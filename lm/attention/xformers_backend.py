@@ -23,13 +23,13 @@ def xformers(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask,
     ops = _package()
     if isinstance(mask, PackedSequences):
         rows = mask
-        bias = rows.once("xformers", lambda: _bias(ops, rows))
+        bias = rows.cached("xformers", lambda: _bias(ops, rows))
     else:
         bias = ops.LowerTriangularMask() if causal else None
     group = queries.shape[1] // keys.shape[1]
     if group > 1:
         keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
-    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, S, H, E], as xformers wants it
+    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, S, H, E], xformers' layout
     return ops.memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
 
 

@@ -247,8 +247,8 @@ def _load_model(
     if described.coarse_lm is not None:
         if clustering is None or lm.clustering is None:
             raise ValueError(f"{folder / 'config.json'}: coarse_lm needs clusters and a masked lm; copy it again")
-        centres = None if vectors is None else clustering.centres(vectors)
-        coarse = read(folder / "coarse.safetensors", described.coarse_lm, clustering.spec, vectors=centres)
+        centers = None if vectors is None else clustering.centers(vectors)
+        coarse = read(folder / "coarse.safetensors", described.coarse_lm, clustering.spec, vectors=centers)
         lm = CoarseToFine(coarse, lm).eval()
     return LoadedModel(lm, tokenizer, text, list(described.labels), described.generation)
 

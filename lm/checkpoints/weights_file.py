@@ -47,8 +47,8 @@ def read_weights(
         raise FileNotFoundError(f"{path}: no such file; the model directory is incomplete, copy it again")
     header = read_header(path)
     code_width = None if vectors is None else vectors.shape[-1]
-    wanted = parameter_shapes(config, spec, code_width, make, Budget(header.tensors, path, on_meta=True))
-    check_tensors({name: entry.shape for name, entry in header.tensors.items()}, wanted, path)
+    expected = parameter_shapes(config, spec, code_width, make, Budget(header.tensors, path, on_meta=True))
+    check_tensors({name: entry.shape for name, entry in header.tensors.items()}, expected, path)
     tensors, _ = read_safetensors(path, sha256=sha256.get(path.name))
     lm = lm_of_tensors(config, spec, tensors, device, dtype, path, vectors, make)
     return lm if weights is None else pack_(lm, weights)

@@ -44,7 +44,7 @@ def group_vectors(vectors: Tensor, num_groups: int, method: MethodName = "kmeans
     return _in_order(min(found, key=lambda labels: scatter_within(vectors, labels)))
 
 
-def group_centres(vectors: Tensor, labels: Tensor, num_groups: int) -> Tensor:
+def group_centers(vectors: Tensor, labels: Tensor, num_groups: int) -> Tensor:
     """Means [M, D] of the vectors [V, D] of each group, in their dtype."""
     sums = vectors.new_zeros(num_groups, vectors.shape[1]).index_add_(0, labels, vectors)
     return sums / torch.bincount(labels, minlength=num_groups).clamp(min=1)[:, None].to(vectors.dtype)
@@ -53,8 +53,8 @@ def group_centres(vectors: Tensor, labels: Tensor, num_groups: int) -> Tensor:
 def scatter_within(vectors: Tensor, labels: Tensor) -> float:
     """Mean squared distance of vectors [V, D] to the mean of their group, in float64."""
     exact = vectors.double()
-    centres = group_centres(exact, labels, int(labels.max()) + 1)
-    return float((exact - centres[labels]).square().sum(dim=-1).mean())
+    centers = group_centers(exact, labels, int(labels.max()) + 1)
+    return float((exact - centers[labels]).square().sum(dim=-1).mean())
 
 
 def scatter_of_random(vectors: Tensor, labels: Tensor) -> float:
@@ -71,15 +71,15 @@ def scatter_of_random(vectors: Tensor, labels: Tensor) -> float:
 def _kmeans(vectors: Tensor, start: Tensor) -> Tensor:
     rest = torch.ones(len(vectors), dtype=torch.bool)
     rest[start] = False
-    centres, _ = kmeans(torch.cat([vectors[start], vectors[rest]]), len(start), ITERATIONS)
-    return _fill_empty(vectors, nearest_code(vectors, centres), centres)
+    centers, _ = kmeans(torch.cat([vectors[start], vectors[rest]]), len(start), ITERATIONS)
+    return _fill_empty(vectors, nearest_code(vectors, centers), centers)
 
 
 def _balanced(vectors: Tensor, start: Tensor) -> Tensor:
     labels = _kmeans(vectors, start)
     best, least = labels, float("inf")
     for _ in range(BALANCED_ITERATIONS):
-        labels = _place(vectors, group_centres(vectors, labels, len(start)))
+        labels = _place(vectors, group_centers(vectors, labels, len(start)))
         scatter = scatter_within(vectors, labels)
         if scatter >= least:
             break
@@ -114,10 +114,10 @@ def _spread_start(vectors: Tensor, num_groups: int, generator: torch.Generator) 
         chosen.append(drawn if drawn < len(vectors) and free[drawn] else int(free.nonzero()[-1]))
 
 
-def _fill_empty(vectors: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
+def _fill_empty(vectors: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
     """Give each empty group the vector that is furthest from its center, from a group that has others."""
-    labels, sizes = labels.clone(), torch.bincount(labels, minlength=len(centres))
-    far = (vectors - centres[labels]).double().square().sum(dim=-1)
+    labels, sizes = labels.clone(), torch.bincount(labels, minlength=len(centers))
+    far = (vectors - centers[labels]).double().square().sum(dim=-1)
     for empty in (sizes == 0).nonzero()[:, 0].tolist():
         moved = int(torch.where(sizes[labels] > 1, far, -1.0).argmax())
         sizes[labels[moved]] -= 1
@@ -126,19 +126,19 @@ def _fill_empty(vectors: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
     return labels
 
 
-def _place(vectors: Tensor, centres: Tensor) -> Tensor:
+def _place(vectors: Tensor, centers: Tensor) -> Tensor:
     """Assign vectors in order of their distance to the nearest center, each to the nearest group with room.
 
     A group has room for V // M vectors, and V % M of the groups for one more.
     """
-    V, M = len(vectors), len(centres)
+    V, M = len(vectors), len(centers)
     vacancies, extra = torch.full((M,), V // M), V % M
-    nearest = nearest_code(vectors, centres)
-    order = (vectors - centres[nearest]).double().square().sum(dim=-1).argsort(stable=True)
+    nearest = nearest_code(vectors, centers)
+    order = (vectors - centers[nearest]).double().square().sum(dim=-1).argsort(stable=True)
     labels = torch.empty(V, dtype=torch.long)
     closed = torch.zeros(M)
     for rows in order.split(max(1, (1 << 22) // M)):
-        distances = torch.cdist(vectors[rows], centres, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(vectors[rows], centers, compute_mode="donot_use_mm_for_euclid_dist")
         for row, distance in zip(rows.tolist(), distances, strict=True):
             group = int((distance + closed).argmin())
             labels[row] = group

@@ -27,9 +27,9 @@ from ...configs.schema import Config, check_config
 from ...tokenize.base import Encoded
 from ...tokenize.spec import TokenSpec
 from ...tokenize.tokenizer import Tokenizer
-from .algorithms import MethodName, group_centres, group_vectors, scatter_of_random, scatter_within
+from .algorithms import MethodName, group_centers, group_vectors, scatter_of_random, scatter_within
 
-NO_BETTER = 0.1
+MIN_IMPROVEMENT = 0.1
 """Clusters that reduce the squared distance of random ones by less than this share are uninformative."""
 
 
@@ -108,30 +108,30 @@ class Clustering:
         labels = self.labels.to(codes.device)
         return torch.stack([row[book] for row, book in zip(labels, codes.unbind(1), strict=True)], dim=1)
 
-    def centres(self, vectors: Tensor) -> Tensor:
+    def centers(self, vectors: Tensor) -> Tensor:
         """Means of the code vectors [K, V, D] per cluster: [K, M, D], zero-padded to the largest number M."""
         found = vectors.new_zeros(len(self.labels), max(self.clusters), vectors.shape[-1])
         for k, size in enumerate(self.tokenizer.cardinalities):
             labels = self.labels[k, :size].to(vectors.device)
-            found[k, : self.clusters[k]] = group_centres(vectors[k, :size], labels, self.clusters[k])
+            found[k, : self.clusters[k]] = group_centers(vectors[k, :size], labels, self.clusters[k])
         return found
 
-    def middles(self, vectors: Tensor) -> Tensor:
+    def medoids(self, vectors: Tensor) -> Tensor:
         """The code nearest to the center of each cluster: [K, M] long, zero-padded; vectors [K, V, D]."""
-        centres = self.centres(vectors.cpu())
+        centers = self.centers(vectors.cpu())
         found = torch.zeros(len(self.labels), max(self.clusters), dtype=torch.long)
         for k, size in enumerate(self.tokenizer.cardinalities):
             labels = self.labels[k, :size]
-            distances = (vectors[k, :size].cpu() - centres[k, labels]).double().square().sum(dim=-1)
+            distances = (vectors[k, :size].cpu() - centers[k, labels]).double().square().sum(dim=-1)
             for cluster in range(self.clusters[k]):
                 codes = (labels == cluster).nonzero()[:, 0]
                 found[k, cluster] = codes[distances[codes].argmin()]
         return found
 
     @staticmethod
-    def codes_of(labels: Tensor, middles: Tensor) -> Tensor:
-        """The center codes of labels [B, K, T], given `middles` [K, M], both long; -1 is preserved."""
-        found = [row[book.clamp(min=0)] for row, book in zip(middles, labels.unbind(1), strict=True)]
+    def codes_of(labels: Tensor, medoids: Tensor) -> Tensor:
+        """The center codes of labels [B, K, T], given `medoids` [K, M], both long; -1 is preserved."""
+        found = [row[book.clamp(min=0)] for row, book in zip(medoids, labels.unbind(1), strict=True)]
         return torch.where(labels < 0, -1, torch.stack(found, dim=1))
 
     def save(self, folder: str | Path) -> None:
@@ -164,7 +164,7 @@ class ClusteredTokenizer(Tokenizer):
         self.fine, self.clustering = tokenizer, clustering
         self.config, self.net, self.quantizer = tokenizer.config, tokenizer.net, tokenizer.quantizer
         self.spec = clustering.spec
-        self.middles = clustering.middles(tokenizer.vectors())
+        self.medoids = clustering.medoids(tokenizer.vectors())
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
         """Like the fine tokenizer, with labels instead of codes."""
@@ -181,7 +181,7 @@ class ClusteredTokenizer(Tokenizer):
 
     def vectors(self) -> Tensor:
         """Centers of the clusters [K, M, D]."""
-        return self.clustering.centres(self.fine.vectors())
+        return self.clustering.centers(self.fine.vectors())
 
     def save(self, folder: str | Path) -> None:
         """Write the fine tokenizer; the clusters are saved separately."""
@@ -189,7 +189,7 @@ class ClusteredTokenizer(Tokenizer):
 
     def _codes(self, labels: Tensor) -> Tensor:
         self.check_codes(labels)
-        return self.clustering.codes_of(labels.cpu(), self.middles)
+        return self.clustering.codes_of(labels.cpu(), self.medoids)
 
 
 def load_clustering(folder: str | Path) -> Clustering:
@@ -235,13 +235,13 @@ def cluster_codes(
         ValueError: a number below 1 or above a codebook's number of codes, or a list whose length is not K.
     """
     sizes = tokenizer.spec.cardinalities
-    wanted = [clusters] * len(sizes) if isinstance(clusters, int) else list(clusters)
-    if len(wanted) != len(sizes):
+    counts = [clusters] * len(sizes) if isinstance(clusters, int) else list(clusters)
+    if len(counts) != len(sizes):
         raise ValueError(
-            f"clusters has {len(wanted)} numbers but tokenizer '{tokenizer.spec.name}' has {len(sizes)} codebooks; "
+            f"clusters has {len(counts)} numbers but tokenizer '{tokenizer.spec.name}' has {len(sizes)} codebooks; "
             f"give one number or {len(sizes)}"
         )
-    for k, (size, number) in enumerate(zip(sizes, wanted, strict=True)):
+    for k, (size, number) in enumerate(zip(sizes, counts, strict=True)):
         if not 1 <= number <= size:
             raise ValueError(
                 f"codebook {k} of tokenizer '{tokenizer.spec.name}' has {size} codes, which cannot form {number} "
@@ -249,7 +249,7 @@ def cluster_codes(
             )
     labels = torch.full((len(sizes), max(sizes)), -1)
     vectors = tokenizer.vectors().cpu()
-    for k, (size, number) in enumerate(zip(sizes, wanted, strict=True)):
+    for k, (size, number) in enumerate(zip(sizes, counts, strict=True)):
         labels[k, :size] = group_vectors(vectors[k, :size], number, method, seed)
     return Clustering(tokenizer.spec, labels, method, seed)
 
@@ -276,7 +276,7 @@ class ClusterReport:
     @property
     def near_random(self) -> bool:
         """Whether the clusters are hardly better than random ones, and so do not help a refiner."""
-        return self.clusters > 1 and self.closer < NO_BETTER
+        return self.clusters > 1 and self.closer < MIN_IMPROVEMENT
 
 
 def measure_clusters(clustering: Clustering, vectors: Tensor) -> list[ClusterReport]:

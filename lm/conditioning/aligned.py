@@ -29,7 +29,7 @@ from ..ops.loss import cross_entropy
 from .base import ConditionContext
 from .batch import ConditionBatch
 from .encoder import Encoder
-from .padding import check_lengths, dropped, first_place_scale
+from .padding import check_lengths, drop_rows, initial_position_scale
 from .pointers import Pointers, longest_advances, pointers_of
 
 
@@ -102,7 +102,7 @@ class AlignedCondition(nn.Module):
     described = "an aligned text"
     silent: Tensor
 
-    def __init__(self, config: AlignedConditionConfig, host: ConditionContext):
+    def __init__(self, config: AlignedConditionConfig, context: ConditionContext):
         super().__init__()
         if config.vocab_size is None or config.silent is None:
             raise ConfigError("conditions: aligned.vocab_size and aligned.silent are those of the text tokenizer")
@@ -113,13 +113,13 @@ class AlignedCondition(nn.Module):
         silent = torch.zeros(config.vocab_size, dtype=torch.bool, device="cpu")
         silent[list(config.silent)] = True
         self.register_buffer("silent", silent, persistent=False)
-        D = host.width
+        D = context.width
         self.table = Table(config.vocab_size, D)
         self.convolution = nn.Conv1d(D, D, config.kernel, padding=config.kernel // 2)
-        self.encoder = Encoder(D, host.heads, config.layers, host.rope_base) if config.layers else None
+        self.encoder = Encoder(D, context.heads, config.layers, context.rope_base) if config.layers else None
         self.neighbors = Linear(3 * D, D, bias=False)
         self.since = Table(config.max_unit_frames + 1, D)
-        self.scale = nn.Parameter(first_place_scale(D))
+        self.scale = nn.Parameter(initial_position_scale(D))
         self.end = nn.Parameter(torch.zeros(1, D))
         self.null = nn.Parameter(torch.zeros(1, D))
         self.advance = Linear(D, config.max_advance + 1)
@@ -167,7 +167,7 @@ class AlignedCondition(nn.Module):
         place = torch.arange(units.shape[1], device=units.device)
         units = torch.where(place < counts[:, None], units, 0)
         reach = longest_advances(self.silent[units], counts, self.max_advance)
-        read = dropped(counts, self.dropout) if self.training and self.dropout else counts
+        read = drop_rows(counts, self.dropout) if self.training and self.dropout else counts
         vectors = self._encode(units, place < read[:, None])
         ends = torch.where((read > 0)[:, None, None], self.end, self.null)
         vectors = torch.where((place < read[:, None]).unsqueeze(-1), vectors, ends.to(vectors.dtype))
@@ -191,6 +191,6 @@ class AlignedCondition(nn.Module):
         beyond = torch.arange(logits.shape[-1], device=logits.device) > reach.unsqueeze(-1)
         return logits.masked_fill(beyond, float("-inf"))
 
-    def advance_terms(self, hidden: Tensor, reach: Tensor, wanted: Tensor) -> Tensor:
+    def advance_losses(self, hidden: Tensor, reach: Tensor, wanted: Tensor) -> Tensor:
         """Losses [*] float32, nats, of the advances wanted [*] (IGNORED: no loss); the others as `advance_logits`."""
         return cross_entropy(self.advance_logits(hidden, reach), wanted)

@@ -21,8 +21,8 @@ from ..layers.input_embedding import INPUTS, InputConfig
 from ..patterns.pattern import CodebookPattern, ParallelConfig
 from .base import ConditionContext
 from .batch import ConditionBatch
-from .encoder import Encoder
-from .padding import check_lengths, dropped, first_place_scale, placed, unless_all, with_null
+from .encoder import Encoder, encode_sequence
+from .padding import check_lengths, drop_rows, initial_position_scale
 
 
 class CodesConditionConfig(Config):
@@ -46,18 +46,20 @@ class CodesCondition(nn.Module):
 
     described = "a prompt of codes"
 
-    def __init__(self, config: CodesConditionConfig, host: ConditionContext):
+    def __init__(self, config: CodesConditionConfig, context: ConditionContext):
         super().__init__()
-        self.cardinalities, self.max_frames, self.dropout = host.cardinalities, config.max_frames, config.dropout
-        self.host = host
+        self.cardinalities, self.max_frames, self.dropout = context.cardinalities, config.max_frames, config.dropout
+        self.context = context
         self.input = None
         if config.input is not None:
-            frames = CodebookPattern(ParallelConfig(), host.cardinalities)
-            self.input = INPUTS[config.input.kind](config.input, frames, host.width, host.code_vectors)
-        self.marker = nn.Parameter(torch.zeros(1, host.width))
-        self.null = nn.Parameter(torch.zeros(1, host.width))
-        self.place_scale = nn.Parameter(first_place_scale(host.width)) if config.join == "cross" else None
-        self.encoder = Encoder(host.width, host.heads, config.layers, host.rope_base) if config.layers else None
+            frames = CodebookPattern(ParallelConfig(), context.cardinalities)
+            self.input = INPUTS[config.input.kind](config.input, frames, context.width, context.code_vectors)
+        self.marker = nn.Parameter(torch.zeros(1, context.width))
+        self.null = nn.Parameter(torch.zeros(1, context.width))
+        self.place_scale = nn.Parameter(initial_position_scale(context.width)) if config.join == "cross" else None
+        self.encoder = (
+            Encoder(context.width, context.heads, config.layers, context.rope_base) if config.layers else None
+        )
 
     def check(self, batch: ConditionBatch) -> None:
         """ValueError: wrong shape or dtype of codes or lengths, too many frames, or codes out of range."""
@@ -99,14 +101,9 @@ class CodesCondition(nn.Module):
         if codes.shape[2] == 0:
             codes = codes.new_zeros(*codes.shape[:2], 1)
         if self.training and self.dropout:
-            lengths = dropped(lengths, self.dropout)
-        place = torch.arange(codes.shape[2], device=codes.device)
-        read = self.host.input if self.input is None else self.input
+            lengths = drop_rows(lengths, self.dropout)
+        index = torch.arange(codes.shape[2], device=codes.device)
+        read = self.context.input if self.input is None else self.input
         assert read is not None
-        tokens = read(codes.masked_fill((place >= lengths[:, None]).unsqueeze(1), 0)) + self.marker
-        tokens, mask = with_null(tokens, lengths, self.null)
-        if self.place_scale is not None:
-            tokens = placed(tokens, self.place_scale)
-        if self.encoder is not None:
-            tokens = self.encoder.read(tokens, mask)
-        return tokens, unless_all(mask)
+        tokens = read(codes.masked_fill((index >= lengths[:, None]).unsqueeze(1), 0)) + self.marker
+        return encode_sequence(tokens, lengths, self.null, self.place_scale, self.encoder)

@@ -12,7 +12,7 @@ from ...configs.schema import Config, ConfigError
 from ..ops.linear import Linear
 from .base import ConditionContext
 from .batch import ConditionBatch
-from .padding import check_lengths, dropped, unless_all, with_null
+from .padding import check_lengths, drop_rows, mask_or_none, with_null
 
 
 class EmbeddingConditionConfig(Config):
@@ -41,18 +41,18 @@ class EmbeddingCondition(nn.Module):
 
     described = "an embedding"
 
-    def __init__(self, config: EmbeddingConditionConfig, host: ConditionContext):
+    def __init__(self, config: EmbeddingConditionConfig, context: ConditionContext):
         super().__init__()
-        if config.projection == "none" and config.width != host.width:
+        if config.projection == "none" and config.width != context.width:
             raise ConfigError(
-                f"conditions: embedding.width is {config.width} and the model's width {host.width}; "
+                f"conditions: embedding.width is {config.width} and the model's width {context.width}; "
                 "they must be the same with projection none"
             )
         self.width, self.dropout, self.pad = config.width, config.dropout, config.mask == "padding"
-        self.projection = Linear(config.width, host.width) if config.projection == "linear" else nn.Identity()
+        self.projection = Linear(config.width, context.width) if config.projection == "linear" else nn.Identity()
         if isinstance(self.projection, nn.Linear):
             nn.init.zeros_(self.projection.bias)
-        self.null = nn.Parameter(torch.zeros(1, host.width)) if config.null == "learned" else None
+        self.null = nn.Parameter(torch.zeros(1, context.width)) if config.null == "learned" else None
 
     def check(self, batch: ConditionBatch) -> None:
         """ValueError: wrong shape or dtype of vectors or lengths, or lengths beyond the vectors."""
@@ -77,10 +77,10 @@ class EmbeddingCondition(nn.Module):
         if vectors.shape[1] == 0:
             vectors = vectors.new_zeros(vectors.shape[0], 1, self.width)
         if self.training and self.dropout:
-            lengths = dropped(lengths, self.dropout)
+            lengths = drop_rows(lengths, self.dropout)
         if isinstance(self.projection, nn.Linear):
             vectors = self.projection(vectors.to(self.projection.weight.dtype))
-        place = torch.arange(vectors.shape[1], device=vectors.device)
-        tokens = vectors.masked_fill((place >= lengths[:, None]).unsqueeze(-1), 0.0)
+        index = torch.arange(vectors.shape[1], device=vectors.device)
+        tokens = vectors.masked_fill((index >= lengths[:, None]).unsqueeze(-1), 0.0)
         tokens, mask = with_null(tokens, lengths, self.null)
-        return tokens, unless_all(mask) if self.pad else None
+        return tokens, mask_or_none(mask) if self.pad else None

@@ -1,4 +1,4 @@
-"""A small bidirectional transformer over the tokens of a condition."""
+"""A small bidirectional transformer over the tokens of a condition, and the steps that all token sequences share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ...configs.schema import ConfigError
 from ..layers.config import TransformerConfig
 from ..layers.transformer import Transformer
 from ..ops.rotary import rotary_table
+from .padding import add_positions, mask_or_none, with_null
 
 
 class Encoder(Transformer):
@@ -31,6 +32,24 @@ class Encoder(Transformer):
 
     def read(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]; mask [B, L], True on real tokens."""
-        place = torch.arange(tokens.shape[1], device=tokens.device)
-        table = rotary_table(place.unsqueeze(-1), self.head_width, self.rope_base)
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        table = rotary_table(index.unsqueeze(-1), self.head_width, self.rope_base)
         return self(tokens, table, mask=mask[:, None, None, :])
+
+
+def encode_sequence(
+    tokens: Tensor, lengths: Tensor, null: Tensor, position_scale: Tensor | None, encoder: Encoder | None
+) -> tuple[Tensor, Tensor | None]:
+    """The tokens [B, L, D] of a condition whose rows have lengths [B], and their mask [B, L] (None: all are real).
+
+    Args:
+        null: [1, D], the only token of a row of length 0.
+        position_scale: [1], scale of the position embeddings that are added; None: none are.
+        encoder: applied last; None: none.
+    """
+    tokens, mask = with_null(tokens, lengths, null)
+    if position_scale is not None:
+        tokens = add_positions(tokens, position_scale)
+    if encoder is not None:
+        tokens = encoder.read(tokens, mask)
+    return tokens, mask_or_none(mask)

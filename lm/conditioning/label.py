@@ -32,13 +32,13 @@ class LabelCondition(nn.Module):
 
     described = "a label"
 
-    def __init__(self, config: LabelConfig, host: ConditionContext):
+    def __init__(self, config: LabelConfig, context: ConditionContext):
         super().__init__()
         if config.classes is None:
             raise ConfigError("conditions: label.classes is not set; it is the number of labels in the data")
         self.classes = config.classes
         self.dropout = config.dropout
-        self.table = Table(config.classes + 1, host.width)
+        self.table = Table(config.classes + 1, context.width)
 
     def check(self, batch: ConditionBatch) -> None:
         """ValueError: wrong shape or dtype of ids, or ids out of range."""

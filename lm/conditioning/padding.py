@@ -19,7 +19,7 @@ def check_lengths(name: str, lengths: Tensor | None, num_rows: int, longest: int
             raise ValueError(f"{name} must be 0 to the {longest} {things} given, found {first} to {last}")
 
 
-def dropped(lengths: Tensor, share: float) -> Tensor:
+def drop_rows(lengths: Tensor, share: float) -> Tensor:
     """Lengths [B] with a random share of the rows, from torch's generator, set to 0."""
     return torch.where(rand(lengths.shape, lengths.device) < share, 0, lengths)
 
@@ -27,18 +27,18 @@ def dropped(lengths: Tensor, share: float) -> Tensor:
 def with_null(tokens: Tensor, lengths: Tensor, null: Tensor | None) -> tuple[Tensor, Tensor]:
     """Tokens [B, L, D] with the null [1, D] at index 0 of rows of length 0, and a mask [B, L], True on real tokens
     including the null. None leaves index 0 unchanged."""
-    place = torch.arange(tokens.shape[1], device=tokens.device)
+    index = torch.arange(tokens.shape[1], device=tokens.device)
     if null is not None:
-        tokens = torch.where(((lengths == 0)[:, None] & (place == 0)).unsqueeze(-1), null, tokens)
-    return tokens, place < lengths.clamp(min=1)[:, None]
+        tokens = torch.where(((lengths == 0)[:, None] & (index == 0)).unsqueeze(-1), null, tokens)
+    return tokens, index < lengths.clamp(min=1)[:, None]
 
 
-def unless_all(mask: Tensor) -> Tensor | None:
+def mask_or_none(mask: Tensor) -> Tensor | None:
     """The mask, or None if it is all True and checking is free."""
     return None if mask.device.type == "cpu" and bool(mask.all()) else mask
 
 
-def placed(tokens: Tensor, scale: Tensor) -> Tensor:
+def add_positions(tokens: Tensor, scale: Tensor) -> Tensor:
     """Tokens [B, L, D] plus `sinusoids` times the scale [1]; the sum is float32, the result in the tokens' dtype, which
     is the compute dtype of the following layers.
 
@@ -48,6 +48,6 @@ def placed(tokens: Tensor, scale: Tensor) -> Tensor:
     return (tokens + scale * sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)).to(tokens.dtype)
 
 
-def first_place_scale(width: int) -> Tensor:
+def initial_position_scale(width: int) -> Tensor:
     """Initial scale of `sinusoids`, [1]: makes them as large as an embedding."""
     return torch.full((1,), (4 / (5 * width)) ** 0.5)

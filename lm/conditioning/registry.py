@@ -36,7 +36,7 @@ CONDITIONS: dict[str, Any] = {
     "codes": CodesCondition,
     "aligned": AlignedCondition,
 }
-"""Built as CONDITIONS[kind](config, host). `check(batch)` raises ValueError, calling it returns tokens [B, L, D] and
+"""Built as CONDITIONS[kind](config, context). `check(batch)` raises ValueError, calling it returns tokens [B, L, D] and
 their mask [B, L] (None: all are real; `aligned` returns AlignedUnits instead), `none(B)` the fields of rows without it;
 `described` is its name in messages."""
 
@@ -62,7 +62,7 @@ class FusedConditions:
 class Conditioner(nn.Module):
     """All conditions of a model, in the order of the config."""
 
-    def __init__(self, configs: Sequence[ConditionConfig], host: ConditionContext):
+    def __init__(self, configs: Sequence[ConditionConfig], context: ConditionContext):
         super().__init__()
         kinds = [config.kind for config in configs]
         for kind in kinds:
@@ -71,8 +71,8 @@ class Conditioner(nn.Module):
         if {"text", "aligned"} <= set(kinds):
             raise ConfigError("conditions: 'text' and 'aligned' both read the text; keep one of them")
         self.configs = tuple(configs)
-        self.parts = nn.ModuleDict({config.kind: CONDITIONS[config.kind](config, host) for config in configs})
-        self.memory_norm = RMSNorm(host.width) if any(map(_reads_normed, configs)) else None
+        self.parts = nn.ModuleDict({config.kind: CONDITIONS[config.kind](config, context) for config in configs})
+        self.memory_norm = RMSNorm(context.width) if any(map(_reads_normed, configs)) else None
 
     def check(self, batch: ConditionBatch, num_rows: int | None) -> None:
         """Raise ValueError unless the batch has exactly the model's conditions, in range, for num_rows rows (None: any
@@ -125,8 +125,8 @@ class Conditioner(nn.Module):
                 memory.append((tokens, mask))
             else:
                 summed = tokens
-        joined_prefix, prefix_mask = _side_by_side(prefix)
-        joined_memory, memory_mask = _side_by_side(memory)
+        joined_prefix, prefix_mask = _concatenate(prefix)
+        joined_memory, memory_mask = _concatenate(memory)
         return FusedConditions(joined_prefix, prefix_mask, joined_memory, memory_mask, summed, units)
 
 
@@ -165,7 +165,7 @@ def _reads_normed(config: ConditionConfig) -> bool:
     return config.join == "cross" and getattr(config, "norm", "rms") == "rms"
 
 
-def _side_by_side(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor | None, Tensor | None]:
+def _concatenate(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor | None, Tensor | None]:
     if not parts:
         return None, None
     tokens = torch.cat([part for part, _ in parts], dim=1) if len(parts) > 1 else parts[0][0]

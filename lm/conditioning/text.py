@@ -13,8 +13,8 @@ from ...tokenize.text.registry import TextConfig
 from ..layers.embedding import Table
 from .base import ConditionContext
 from .batch import ConditionBatch
-from .encoder import Encoder
-from .padding import check_lengths, dropped, first_place_scale, placed, unless_all, with_null
+from .encoder import Encoder, encode_sequence
+from .padding import check_lengths, drop_rows, initial_position_scale
 
 
 class TextConditionConfig(Config):
@@ -38,16 +38,18 @@ class TextCondition(nn.Module):
 
     described = "a text"
 
-    def __init__(self, config: TextConditionConfig, host: ConditionContext):
+    def __init__(self, config: TextConditionConfig, context: ConditionContext):
         super().__init__()
         if config.vocab_size is None:
             raise ConfigError("conditions: text.vocab_size is not set; it is the size of the text tokenizer")
         self.vocab_size = config.vocab_size
         self.dropout = config.dropout
-        self.table = Table(config.vocab_size, host.width)
-        self.null = nn.Parameter(torch.zeros(1, host.width))
-        self.place_scale = nn.Parameter(first_place_scale(host.width)) if config.join == "cross" else None
-        self.encoder = Encoder(host.width, host.heads, config.layers, host.rope_base) if config.layers else None
+        self.table = Table(config.vocab_size, context.width)
+        self.null = nn.Parameter(torch.zeros(1, context.width))
+        self.place_scale = nn.Parameter(initial_position_scale(context.width)) if config.join == "cross" else None
+        self.encoder = (
+            Encoder(context.width, context.heads, config.layers, context.rope_base) if config.layers else None
+        )
 
     def check(self, batch: ConditionBatch) -> None:
         """ValueError: wrong shape or dtype of ids or lengths, or values out of range."""
@@ -80,12 +82,7 @@ class TextCondition(nn.Module):
         if text.shape[1] == 0:
             text = text.new_zeros(text.shape[0], 1)
         if self.training and self.dropout:
-            lengths = dropped(lengths, self.dropout)
-        place = torch.arange(text.shape[1], device=text.device)
-        tokens = self.table(torch.where(place < lengths[:, None], text, 0))
-        tokens, mask = with_null(tokens, lengths, self.null)
-        if self.place_scale is not None:
-            tokens = placed(tokens, self.place_scale)
-        if self.encoder is not None:
-            tokens = self.encoder.read(tokens, mask)
-        return tokens, unless_all(mask)
+            lengths = drop_rows(lengths, self.dropout)
+        index = torch.arange(text.shape[1], device=text.device)
+        tokens = self.table(torch.where(index < lengths[:, None], text, 0))
+        return encode_sequence(tokens, lengths, self.null, self.place_scale, self.encoder)

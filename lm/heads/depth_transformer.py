@@ -26,7 +26,7 @@ from ..kv_cache.base import CacheShape, KVCache
 from ..layers.config import TransformerConfig
 from ..layers.embedding import Table
 from ..layers.input_embedding import check_code_vectors
-from ..layers.transformer import Transformer, initialise_
+from ..layers.transformer import Transformer, initialize_
 from ..ops.linear import Linear
 from ..ops.loss import cross_entropy
 from ..ops.row_rng import Dropout
@@ -88,30 +88,30 @@ class DepthHead(nn.Module):
         code_vectors: Tensor | None = None,
     ):
         super().__init__()
-        symbols = self.symbols = SubTokens(arrangement, _digits(config, arrangement))
-        J, own = len(symbols), config.width or width
+        sub_tokens = self.sub_tokens = SubTokens(arrangement, _digits(config, arrangement))
+        J, own = len(sub_tokens), config.width or width
         kv_heads = config.kv_heads or config.heads
         self.backbone_first, self.trained_share = config.first == "backbone", config.trained_share
         _check(config, own, kv_heads, J)
         self.stages = tuple((j,) for j in range(J))
         self.cache_shape = (config.layers, kv_heads, J, own // config.heads)
-        self.first = Linear(width, symbols.output_sizes[0], bias=False) if self.backbone_first else None
+        self.first = Linear(width, sub_tokens.output_sizes[0], bias=False) if self.backbone_first else None
         self.project = Linear(width, own, bias=False)
         self.positions = Table(J, own)
-        self.reader = None if J == 1 else _make_reader(config, symbols, arrangement, own, code_vectors)
+        self.reader = None if J == 1 else _make_reader(config, sub_tokens, arrangement, own, code_vectors)
         self.dropout = Dropout(config.dropout)
         ffn = config.ffn or -(-8 * own // 3 // 32) * 32
         self.transformer = Transformer(
             TransformerConfig(own, config.layers, config.heads, kv_heads, ffn, dropout=config.dropout)
         )
-        sizes = symbols.output_sizes[self.backbone_first :]
+        sizes = sub_tokens.output_sizes[self.backbone_first :]
         self.outputs = nn.ModuleList(
             Linear(own, size, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
         )
 
-    def initialise_(self) -> None:
+    def initialize_(self) -> None:
         """Initialize the depth transformer with its own width and number of layers."""
-        initialise_(self, self.positions.weight.shape[1], self.cache_shape[0])
+        initialize_(self, self.positions.weight.shape[1], self.cache_shape[0])
 
     # Whole sequences
 
@@ -119,34 +119,34 @@ class DepthHead(nn.Module):
         B, S, D = hidden.shape
         assert ids is not None
         flat = hidden.reshape(B * S, D)
-        states = self._states(flat, self._cells(self.symbols.split(ids)))
-        V = max(self.symbols.output_sizes)
-        logits = [self._logits(j, flat, states[:, j]) for j in range(len(self.symbols))]
+        states = self._states(flat, self._cells(self.sub_tokens.split(ids)))
+        V = max(self.sub_tokens.output_sizes)
+        logits = [self._logits(j, flat, states[:, j]) for j in range(len(self.sub_tokens))]
         padded = [nn.functional.pad(x, (0, V - x.shape[-1]), value=float("-inf")) for x in logits]
         return torch.stack(padded, dim=1).view(B, S, len(logits), V)
 
-    def terms(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def losses(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
         B, S, D = hidden.shape
-        flat, wanted = hidden.reshape(B * S, D), self._cells(self.symbols.targets(ids, mask))
-        symbols = self._cells(self.symbols.split(ids))
+        flat, targets = hidden.reshape(B * S, D), self._cells(self.sub_tokens.targets(ids, mask))
+        sub_tokens = self._cells(self.sub_tokens.split(ids))
         first = None
         if self.first is not None:
-            first = cross_entropy(self.first(flat), wanted[:, 0], label_smoothing)
+            first = cross_entropy(self.first(flat), targets[:, 0], label_smoothing)
         chosen = self._choose(B * S, hidden.device)
         if chosen is not None:
-            flat, wanted, symbols = flat[chosen], wanted[chosen], symbols[chosen]
-        states = self._states(flat, symbols)
+            flat, targets, sub_tokens = flat[chosen], targets[chosen], sub_tokens[chosen]
+        states = self._states(flat, sub_tokens)
         # Sub-token by sub-token: their logits are never padded to the widest and concatenated.
         terms = [
-            cross_entropy(self._logits(j, flat, states[:, j]), wanted[:, j], label_smoothing)
-            for j in range(self.backbone_first, len(self.symbols))
+            cross_entropy(self._logits(j, flat, states[:, j]), targets[:, j], label_smoothing)
+            for j in range(self.backbone_first, len(self.sub_tokens))
         ]
         found = torch.stack(terms, dim=1)
         if chosen is not None:
             found = found.new_zeros(B * S, found.shape[1]).index_copy(0, chosen, found * (B * S / len(chosen)))
         if first is not None:
             found = torch.cat([first.unsqueeze(1), found], dim=1)
-        return self.symbols.sum(found.view(B, S, -1).transpose(1, 2))
+        return self.sub_tokens.sum(found.view(B, S, -1).transpose(1, 2))
 
     def _choose(self, cells: int, device: torch.device) -> Tensor | None:
         """The steps of all rows used for training, None for all."""
@@ -154,15 +154,15 @@ class DepthHead(nn.Module):
             return None
         return torch.randperm(cells, device=device)[: max(1, round(cells * self.trained_share))]
 
-    def _states(self, hidden: Tensor, symbols: Tensor) -> Tensor:
+    def _states(self, hidden: Tensor, sub_tokens: Tensor) -> Tensor:
         """Hidden states [N, J, D'] from N steps' backbone states [N, D] and sub-tokens [N, J]."""
-        return self.transformer(self._inputs(hidden, symbols, 0, len(self.symbols)), None, causal=True)
+        return self.transformer(self._inputs(hidden, sub_tokens, 0, len(self.sub_tokens)), None, causal=True)
 
-    def _inputs(self, hidden: Tensor, symbols: Tensor, first: int, last: int) -> Tensor:
+    def _inputs(self, hidden: Tensor, sub_tokens: Tensor, first: int, last: int) -> Tensor:
         """Inputs of positions first .. last - 1, [N, last - first, D']."""
         inputs = [self.project(hidden).unsqueeze(1)] if first == 0 else []
         if last > 1 and self.reader is not None:
-            inputs.append(self.reader(symbols[:, : last - 1], max(first - 1, 0)))
+            inputs.append(self.reader(sub_tokens[:, : last - 1], max(first - 1, 0)))
         x = torch.cat(inputs, dim=1)
         return self.dropout(x + self.positions(torch.arange(first, last, device=x.device)))
 
@@ -171,7 +171,7 @@ class DepthHead(nn.Module):
         if self.first is not None and j == 0:
             return self.first(hidden)
         output = self.outputs[0] if len(self.outputs) == 1 else self.outputs[j - self.backbone_first]
-        return output(state)[:, : self.symbols.output_sizes[j]]
+        return output(state)[:, : self.sub_tokens.output_sizes[j]]
 
     @staticmethod
     def _cells(x: Tensor) -> Tensor:
@@ -192,11 +192,11 @@ class DepthHead(nn.Module):
         memory.rewind(0)
         return _Begun(memory, hidden)
 
-    def predict(self, begun: _Begun, stage: int, symbols: Tensor) -> Tensor:
+    def predict(self, begun: _Begun, stage: int, sub_tokens: Tensor) -> Tensor:
         state = begun.hidden  # not used if the backbone predicts it
         if stage >= self.backbone_first:
             cache = begun.cache
-            x = self._inputs(begun.hidden, symbols, cache.length, stage + 1)
+            x = self._inputs(begun.hidden, sub_tokens, cache.length, stage + 1)
             state = self.transformer(x, None, cache=cache)[:, -1]
         return self._logits(stage, begun.hidden, state).unsqueeze(1)
 
@@ -209,24 +209,24 @@ class _Begun:
     """[B, D]."""
 
 
-class SymbolReader(nn.Module):
+class SubTokenEmbedding(nn.Module):
     """A learned embedding for every value of every sub-token except the last."""
 
     starts: Tensor
 
-    def __init__(self, symbols: SubTokens, width: int):
+    def __init__(self, sub_tokens: SubTokens, width: int):
         super().__init__()
-        sizes = symbols.input_sizes[:-1]
+        sizes = sub_tokens.input_sizes[:-1]
         self.table = Table(sum(sizes), width)
         starts = [sum(sizes[:j]) for j in range(len(sizes))]
         self.register_buffer("starts", torch.tensor(starts, device="cpu"), persistent=False)
 
-    def forward(self, symbols: Tensor, first: int) -> Tensor:
+    def forward(self, sub_tokens: Tensor, first: int) -> Tensor:
         """[N, n - first, D'] for sub-tokens first .. n - 1, given all of them up to there [N, n]."""
-        return self.table(symbols[:, first:] + self.starts[first : symbols.shape[1]])
+        return self.table(sub_tokens[:, first:] + self.starts[first : sub_tokens.shape[1]])
 
 
-class CodeReader(nn.Module):
+class CodeSumEmbedding(nn.Module):
     """The sum of the tokenizer's code vectors of the codes so far, through a linear layer; special ids have learned
     embeddings and add nothing to the sum."""
 
@@ -245,24 +245,24 @@ class CodeReader(nn.Module):
         self.linear = Linear(vectors.shape[-1], width, bias=False)
         self.specials = Table((K - 1) * self.num_specials, width)
 
-    def forward(self, symbols: Tensor, first: int) -> Tensor:
-        """Like `SymbolReader.forward`."""
-        n = symbols.shape[1]
-        beyond = symbols - self.cardinalities[:n]
+    def forward(self, sub_tokens: Tensor, first: int) -> Tensor:
+        """Like `SubTokenEmbedding.forward`."""
+        n = sub_tokens.shape[1]
+        beyond = sub_tokens - self.cardinalities[:n]
         special = (beyond >= 0).unsqueeze(-1)
-        rows = torch.where(beyond >= 0, 0, symbols) + self.starts[:n]
+        rows = torch.where(beyond >= 0, 0, sub_tokens) + self.starts[:n]
         so_far = nn.functional.embedding(rows, self.vectors).masked_fill(special, 0.0).cumsum(dim=1)
-        rows = beyond.clamp(min=0) + self.num_specials * torch.arange(n, device=symbols.device)
+        rows = beyond.clamp(min=0) + self.num_specials * torch.arange(n, device=sub_tokens.device)
         learned = self.specials(rows[:, first:]).masked_fill(~special[:, first:], 0.0)
         return self.linear(so_far[:, first:].to(learned.dtype)) + learned
 
 
 def _make_reader(
-    config: DepthSettings, symbols: SubTokens, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None
+    config: DepthSettings, sub_tokens: SubTokens, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None
 ) -> nn.Module:
     if isinstance(config, DepthHeadConfig) and config.input == "codes":
-        return CodeReader(arrangement, width, code_vectors)
-    return SymbolReader(symbols, width)
+        return CodeSumEmbedding(arrangement, width, code_vectors)
+    return SubTokenEmbedding(sub_tokens, width)
 
 
 def _digits(config: DepthSettings, arrangement: CodebookPattern) -> list[tuple[int, ...]] | None:

@@ -41,24 +41,24 @@ class FlatHead(nn.Module):
                 f"lm.head kind 'flat' needs arrangement flat or partial_flat, found '{kind}', which puts the codes "
                 "of all codebooks into one step; use head kind parallel or depth"
             )
-        self.symbols = SubTokens(arrangement)
-        self.period = arrangement.lines.strides[0]
-        self.phases = [offset % self.period for offset in arrangement.lines.offsets]
+        self.sub_tokens = SubTokens(arrangement)
+        self.period = arrangement.layout.strides[0]
+        self.phases = [offset % self.period for offset in arrangement.layout.offsets]
         """[K]: codebook k is present in steps phases[k], phases[k] + period, ..."""
         self.stages = [
             tuple(k for k, found in enumerate(self.phases) if found == phase) for phase in range(self.period)
         ]
-        sizes = self.symbols.output_sizes
+        sizes = self.sub_tokens.output_sizes
         self.outputs = nn.ModuleList(
             Linear(width, size, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
         )
 
-    def initialise_(self) -> None:
+    def initialize_(self) -> None:
         pass
 
     def forward(self, hidden: Tensor, ids: Tensor | None = None, first_step: int = 0) -> Tensor:
         """The logits of absent codebooks are 0."""
-        sizes = self.symbols.output_sizes
+        sizes = self.sub_tokens.output_sizes
         found = [self._logits(k, hidden[:, self._steps(k, first_step)]) for k in range(len(sizes))]
         logits = found[0].new_zeros(*hidden.shape[:2], len(sizes), max(sizes))
         for k, size in enumerate(sizes):
@@ -66,12 +66,12 @@ class FlatHead(nn.Module):
             logits[:, :, k, size:] = float("-inf")
         return logits
 
-    def terms(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        wanted = self.symbols.targets(ids, mask)
-        terms = torch.zeros(wanted.shape, device=hidden.device)
-        for k in range(wanted.shape[1]):
+    def losses(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        targets = self.sub_tokens.targets(ids, mask)
+        terms = torch.zeros(targets.shape, device=hidden.device)
+        for k in range(targets.shape[1]):
             steps = self._steps(k, 0)
-            terms[:, k, steps] = cross_entropy(self._logits(k, hidden[:, steps]), wanted[:, k, steps], label_smoothing)
+            terms[:, k, steps] = cross_entropy(self._logits(k, hidden[:, steps]), targets[:, k, steps], label_smoothing)
         return terms
 
     def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
@@ -83,7 +83,7 @@ class FlatHead(nn.Module):
     def begin(self, memory: None, hidden: Tensor, step: int) -> tuple[Tensor, tuple[int, ...]]:
         return hidden, self.stages[step % self.period]
 
-    def predict(self, begun: tuple[Tensor, tuple[int, ...]], stage: int, symbols: Tensor) -> Tensor:
+    def predict(self, begun: tuple[Tensor, tuple[int, ...]], stage: int, sub_tokens: Tensor) -> Tensor:
         hidden, books = begun
         found = [self._logits(k, hidden) for k in books]
         V = max(logits.shape[1] for logits in found)
@@ -95,4 +95,4 @@ class FlatHead(nn.Module):
 
     def _logits(self, k: int, hidden: Tensor) -> Tensor:
         output = self.outputs[0] if len(self.outputs) == 1 else self.outputs[k]
-        return output(hidden)[..., : self.symbols.output_sizes[k]]
+        return output(hidden)[..., : self.sub_tokens.output_sizes[k]]

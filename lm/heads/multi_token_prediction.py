@@ -46,26 +46,26 @@ class Ahead(nn.Module):
         """hidden [*, D] of a step -> hidden [*, D] to predict the ids 1 to `steps` steps later."""
         return hidden + F.silu(self.layers[steps - 1](hidden))
 
-    def terms(
+    def losses(
         self,
         head: Head,
         hidden: Tensor,
         ids: Tensor,
         mask: Tensor,
         label_smoothing: float = 0.0,
-        places: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
         """Weighted losses [B, K, S] of the predictions of each step, summed over the distances.
 
         Args:
             hidden: [B, S, D] of the steps. ids, mask: [B, K, S] of the same steps.
-            places: [S] long, index of each step in its sequence, for packed sequences; None: 0 to S - 1.
+            index: [S] long, index of each step in its sequence, for packed sequences; None: 0 to S - 1.
         """
-        places = torch.arange(mask.shape[2], device=mask.device) if places is None else places
+        index = torch.arange(mask.shape[2], device=mask.device) if index is None else index
         total = torch.zeros_like(mask, dtype=torch.float32)
         for steps in range(1, min(self.steps, ids.shape[2] - 1) + 1):
             # The prediction of step s comes from the hidden state of step s - steps; the first steps are not predicted.
             guessing = F.pad(self(hidden[:, :-steps], steps), (0, 0, steps, 0))
-            guessed = mask & (places >= steps)
-            total = total + head.terms(guessing, ids, guessed, label_smoothing)
+            guessed = mask & (index >= steps)
+            total = total + head.losses(guessing, ids, guessed, label_smoothing)
         return self.weight * total

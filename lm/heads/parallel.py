@@ -41,8 +41,8 @@ class ParallelHead(nn.Module):
     ):
         """`digits`: as for `SubTokens`; None: the sub-tokens are the ids of the codebooks."""
         super().__init__()
-        self.symbols = SubTokens(arrangement, digits)
-        sizes = self.symbols.output_sizes
+        self.sub_tokens = SubTokens(arrangement, digits)
+        sizes = self.sub_tokens.output_sizes
         J, V = len(sizes), max(sizes)
         self.stages = (tuple(range(J)),)
         self.shape = (J, V)
@@ -55,7 +55,7 @@ class ParallelHead(nn.Module):
             absent[j, size:] = float("-inf")
         self.register_buffer("absent", absent.flatten() if bool(absent.any()) else None, persistent=False)
 
-    def initialise_(self) -> None:
+    def initialize_(self) -> None:
         pass
 
     def forward(self, hidden: Tensor, ids: Tensor | None = None, first_step: int = 0) -> Tensor:
@@ -65,9 +65,9 @@ class ParallelHead(nn.Module):
         absent = None if self.absent is None else self.absent.to(self.weight.dtype)
         return linear(hidden, self.weight, absent).unflatten(-1, self.shape)
 
-    def terms(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        wanted = self.symbols.targets(ids, mask).transpose(1, 2)
-        return self.symbols.sum(cross_entropy(self(hidden), wanted, label_smoothing).transpose(1, 2))
+    def losses(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        targets = self.sub_tokens.targets(ids, mask).transpose(1, 2)
+        return self.sub_tokens.sum(cross_entropy(self(hidden), targets, label_smoothing).transpose(1, 2))
 
     def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
         return self.stages
@@ -78,5 +78,5 @@ class ParallelHead(nn.Module):
     def begin(self, memory: None, hidden: Tensor, step: int) -> Tensor:
         return hidden
 
-    def predict(self, begun: Tensor, stage: int, symbols: Tensor) -> Tensor:
+    def predict(self, begun: Tensor, stage: int, sub_tokens: Tensor) -> Tensor:
         return self(begun)

@@ -24,11 +24,11 @@ from .parallel import ParallelHead, ParallelHeadConfig
 class Head(Protocol):
     """Protocol of a head with J sub-tokens; J is the number of codebooks unless the head splits codes."""
 
-    symbols: SubTokens
+    sub_tokens: SubTokens
     period: int
     """Period of its stages in steps: step s is sampled like step s % period."""
 
-    def initialise_(self) -> None:
+    def initialize_(self) -> None:
         """Initialize weights whose scale differs from the backbone's; the model has initialized all of them before."""
         ...
 
@@ -40,7 +40,7 @@ class Head(Protocol):
         """
         ...
 
-    def terms(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def losses(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Losses [B, K, S] float32, nats, of whole sequences from step 0 on; 0 where mask [B, K, S] is False."""
         ...
 
@@ -57,8 +57,8 @@ class Head(Protocol):
         """Prepare `predict` for one step, from the state of `start` and hidden [B, D]."""
         ...
 
-    def predict(self, begun: Any, stage: int, symbols: Tensor) -> Tensor:
-        """Logits [B, n, *] of the n sub-tokens of a stage, in order; symbols [B, J] holds earlier choices."""
+    def predict(self, begun: Any, stage: int, sub_tokens: Tensor) -> Tensor:
+        """Logits [B, n, *] of the n sub-tokens of a stage, in order; sub_tokens [B, J] holds earlier choices."""
         ...
 
 

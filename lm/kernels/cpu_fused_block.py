@@ -1,7 +1,7 @@
 """A generation step in one call of cpu_gemv.c for all blocks, or two calls per block with the KV cache in between.
 
 Op by op, a block takes about thirty calls per step, each a few microseconds: with 4-bit weights that is longer than
-reading them. If the cache only copies keys and values to a known slot (`Cache.place`), one call computes all blocks and
+reading them. If the cache only copies keys and values to a known slot (`Cache.slot`), one call computes all blocks and
 the final norm. Otherwise a first call computes a block's queries, keys and values, the cache of any kind stores them
 and returns what to attend to, and a second call does the rest. Both paths give the same result, up to the rounding of
 the final norm: residuals and norms stay float32 within a block; between blocks and before a product they are rounded to
@@ -26,7 +26,7 @@ from ..layers.norm import RMSNorm
 from ..layers.transformer import Block, Transformer
 from . import cpu_gemv
 from .cpu_gemv import NORMS, Layer, Matrix, Norm, Past
-from .triton_fused_block import TritonStack, takes_device
+from .triton_fused_block import TritonStack, supports_device
 from .weight_versions import hash_of, is_altered
 
 NUMBERS = (torch.float32, torch.bfloat16)
@@ -89,7 +89,7 @@ class FusedBlock:
         layer.heads, layer.groups, layer.head_width = attention.heads, attention.kv_heads, attention.head_width
         return layer
 
-    def takes(self, x: Tensor, table: Tensor | None, memory: Memory | None) -> bool:
+    def supports(self, x: Tensor, table: Tensor | None, memory: Memory | None) -> bool:
         """Whether this step can use the fast path."""
         return (
             x.shape[1] == 1
@@ -114,7 +114,7 @@ class FusedBlock:
         stride = 0 if angles is None or angles.shape[0] == 1 else E
         status = library.project(
             description, x.data_ptr(), queries.data_ptr(), keys.data_ptr(), values.data_ptr(),
-            None if angles is None else angles.data_ptr(), stride, cache.turned, B, half, threads,
+            None if angles is None else angles.data_ptr(), stride, cache.rotated_keys, B, half, threads,
         )  # fmt: skip
         cpu_gemv.check_memory(status)
         seen = cache.write(layer, keys, values)
@@ -156,7 +156,7 @@ class FusedStack:
     def __init__(self, blocks: Sequence[FusedBlock], last: nn.Module):
         self.blocks, self.last = blocks, last
         self._made_for = self._key()
-        # As in a block.
+        # Replaced as a whole, as in FusedBlock.
         self._described: tuple[Any, Norm, list[Tensor]] | None = None
         self._memory: tuple[Memory, Any, list[Tensor | None]] | None = None
 
@@ -185,20 +185,20 @@ class FusedStack:
         if self._made_for is None:
             return None
         first = self.blocks[0]
-        place = cache.place() if cache.turned and first.takes(x, table, memory) else None
-        if place is None or isinstance(place.index, Tensor) or place.keys.dtype != x.dtype:
+        slot = cache.slot() if cache.rotated_keys and first.supports(x, table, memory) else None
+        if slot is None or isinstance(slot.index, Tensor) or slot.keys.dtype != x.dtype:
             return None
-        keys, values = place.keys[0, :, :, : place.num_seen], place.values[0, :, :, : place.num_seen]
-        if not cpu_gemv.can_attend(keys[:, :, :1], keys, values, place.mask):
+        keys, values = slot.keys[0, :, :, : slot.num_seen], slot.values[0, :, :, : slot.num_seen]
+        if not cpu_gemv.can_attend(keys[:, :, :1], keys, values, slot.mask):
             return None
         layers, norm, _kept = self._describe()
-        past, _seen = cpu_gemv.past_of(keys, values, place.mask)
+        past, _seen = cpu_gemv.past_of(keys, values, slot.mask)
         memories, _read = (None, None) if memory is None or first.block.cross is None else self._pasts_of(memory)
         x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         angles = None if table is None else table.contiguous()
         stride = 0 if angles is None or angles.shape[0] == 1 else first.layer.head_width
         status = cpu_gemv.library().stack(
-            layers, len(self.blocks), past, place.keys.stride(0), place.index, memories, norm,
+            layers, len(self.blocks), past, slot.keys.stride(0), slot.index, memories, norm,
             x.data_ptr(), y.data_ptr(), None if angles is None else angles.data_ptr(), stride,
             len(x), x.dtype == torch.bfloat16, torch.get_num_threads(),
         )  # fmt: skip
@@ -226,7 +226,7 @@ def fuse_all(transformer: Transformer) -> FusedStack | TritonStack | None:
     """A transformer's fused steps: on CUDA by Triton, on the CPU if all blocks are fused; None: not supported."""
     weight = next(transformer.norm.parameters())
     if weight.is_cuda:
-        return TritonStack(transformer) if takes_device(weight) else None
+        return TritonStack(transformer) if supports_device(weight) else None
     blocks: list[Any] = [block.fused for block in transformer.blocks]
     return FusedStack(blocks, transformer.norm) if type(transformer.norm) in KNOWN_NORMS and all(blocks) else None
 

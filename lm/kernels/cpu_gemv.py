@@ -265,7 +265,7 @@ class Library:
 def library() -> Library:
     """Compile and load on first use, and register the operators."""
     try:
-        loaded = _functions(_loaded())
+        loaded = _functions(_load_library())
     except (OSError, RuntimeError) as error:
         return Library(why_not=" ".join(str(error).split()))
     register_operators()
@@ -303,19 +303,21 @@ def _functions(loaded: ctypes.CDLL) -> Library:
     return Library(**functions)
 
 
-def _loaded() -> ctypes.CDLL:
+def _load_library() -> ctypes.CDLL:
     """The shared library for this CPU and source: from the cache if trusted and intact, else compiled."""
-    compiler = next((found for name in (os.environ.get("CC"), "gcc", "clang", "cc") if (found := _found(name))), None)
+    compiler = next(
+        (found for name in (os.environ.get("CC"), "gcc", "clang", "cc") if (found := _find_compiler(name))), None
+    )
     if compiler is None or os.name == "nt":
         raise RuntimeError("no C compiler was found (gcc or clang); install one, or set CC")
-    described = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, _processor()])
+    described = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, _cpu_features()])
     name = f"gemv-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
     folder = cache_folder()
     with contextlib.suppress(OSError):  # missing, untrusted, or not a library: compile again
         content = None if folder is None else read_cached(folder, name)
         if content is not None:
             return _with_all_functions(load_code(content, name))
-    content = _compiled(compiler)
+    content = _compile(compiler)
     loaded = _with_all_functions(load_code(content, name))
     if folder is not None:
         with contextlib.suppress(OSError):  # if the disk is full or read-only, it is compiled each time
@@ -323,7 +325,7 @@ def _loaded() -> ctypes.CDLL:
     return loaded
 
 
-def _compiled(compiler: str) -> bytes:
+def _compile(compiler: str) -> bytes:
     with private_folder() as folder:
         made, failures = folder / "gemv.so", []
         for flags in (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], []):
@@ -345,13 +347,13 @@ def _with_all_functions(loaded: ctypes.CDLL) -> ctypes.CDLL:
     return loaded
 
 
-def _found(name: str | None) -> str | None:
+def _find_compiler(name: str | None) -> str | None:
     """Absolute path of a compiler; paths relative to the current directory are ignored, because nobody chose them."""
     path = shutil.which(name) if name else None
     return path if path is not None and os.path.isabs(path) else None
 
 
-def _processor() -> str:
+def _cpu_features() -> str:
     """The CPU features that determine which instructions are used: a library compiled for another CPU would crash."""
     wanted = ("model name", "flags", "Features", "CPU part")
     try:

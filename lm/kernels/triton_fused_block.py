@@ -33,13 +33,13 @@ KINDS = {torch.int8: 1, torch.uint8: 2}
 """Codes that tell kernels how weights are packed, by dtype; 0: floating point."""
 PROGRAMS = 512
 """Minimum number of programs of a kernel, if there are enough outputs: about four per multiprocessor of a large GPU."""
-MOST_OUTPUTS, MOST_NUMBERS = 4, 8192
+MAX_OUTPUTS, MAX_NUMBERS = 4, 8192
 """Largest number of outputs and weights per program: they fit in registers, and all programs can run at once."""
 PLACES = 256
 """Keys that an attention program processes together."""
 
 
-def takes_device(x: Tensor) -> bool:
+def supports_device(x: Tensor) -> bool:
     """Whether the kernels support the device of this tensor."""
     return x.is_cuda and not why_not(x.device)
 
@@ -138,7 +138,7 @@ def project(
     R, D, N = len(x), matrix.inputs, matrix.outputs
     width = _power(D // 2 if matrix.kind == 2 else D)
     outputs = N // 2 if act == 2 else N
-    block = max(1, min(MOST_OUTPUTS, MOST_NUMBERS // width, _power(outputs // PROGRAMS)))
+    block = max(1, min(MAX_OUTPUTS, MAX_NUMBERS // width, _power(outputs // PROGRAMS)))
     y = x.new_empty(R, outputs)
     early = starts_early(x.device)
     kernel: Any = project_kernel
@@ -188,18 +188,18 @@ def attend(
     keys: Tensor,
     values: Tensor,
     mask: Tensor | None,
-    place: tuple[Tensor, Tensor] | None = None,
-    turns: Tensor | None = None,
+    slot: tuple[Tensor, Tensor] | None = None,
+    angles: Tensor | None = None,
 ) -> Tensor:
     """Attention of one query per row.
 
     Args:
-        queries: [B, H E], or with a place [B, (H + 2 G) E] of queries, keys and values.
+        queries: [B, H E], or with a slot [B, (H + 2 G) E] of queries, keys and values.
         keys, values: [B, G, M, E]; contiguous in the last dimension.
         mask: bool [B or 1, 1, 1, M]; None: all slots.
-        place: (index, length), long [1] both: the slot of the new key and value, and the number of positions before
+        slot: (index, length), long [1] both: the slot of the new key and value, and the number of positions before
             them; slots from length + 1 on are masked.
-        turns: float32 [B or 1, E] cosines and sines of the pairs; None: no rotation.
+        angles: float32 [B or 1, E] cosines and sines of the pairs; None: no rotation.
     Returns:
         [B, H E].
     """
@@ -208,23 +208,23 @@ def attend(
     B, H, G, E = len(queries), heads.heads, heads.groups, heads.width
     y = queries.new_empty(B, H * E)
     early = starts_early(queries.device)
-    index, length = (queries, queries) if place is None else place
+    index, length = (queries, queries) if slot is None else slot
     flags = None if mask is None else mask.view(torch.uint8)
     kernel: Any = attend_kernel
     kernel[(B, H)](
-        queries, y, keys, values, index, length, _or(flags, queries), _or(turns, queries),
+        queries, y, keys, values, index, length, _or(flags, queries), _or(angles, queries),
         _or(heads.query_norm.weight, queries), _or(heads.key_norm.weight, queries),
         *keys.stride()[:3], *values.stride()[:3], 0 if flags is None or len(flags) == 1 else flags.stride(0),
-        0 if turns is None or len(turns) == 1 else E, heads.query_norm.eps, heads.key_norm.eps, keys.shape[2],
-        H=H, G=G, E=E, SELF=place is not None, HAS_MASK=mask is not None, NORMED=bool(heads.query_norm.kind),
-        TURNED=turns is not None, PLACES=min(PLACES, max(16, _power(keys.shape[2]))), EARLY=early,
+        0 if angles is None or len(angles) == 1 else E, heads.query_norm.eps, heads.key_norm.eps, keys.shape[2],
+        H=H, G=G, E=E, SELF=slot is not None, HAS_MASK=mask is not None, NORMED=bool(heads.query_norm.kind),
+        ROTATED=angles is not None, PLACES=min(PLACES, max(16, _power(keys.shape[2]))), EARLY=early,
         num_warps=8 if keys.shape[2] > 64 else 4, **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
     return y
 
 
 @dataclass(frozen=True)
-class Steps:
+class TritonBlock:
     """A block as the kernels read it."""
 
     attention_norm: Norm
@@ -249,15 +249,15 @@ class Steps:
     def __call__(
         self,
         x: Tensor,
-        turns: Tensor | None,
-        place: CacheSlot,
+        angles: Tensor | None,
+        slot: CacheSlot,
         at: tuple[Tensor, Tensor],
         layer: int,
         memory: Memory | None,
     ) -> Tensor:
         """One step: x [B, D] -> [B, D]."""
         heads = project(x, self.qkv, self.attention_norm)
-        mixed = attend(heads, self.heads, place.keys[layer], place.values[layer], place.mask, at, turns)
+        mixed = attend(heads, self.heads, slot.keys[layer], slot.values[layer], slot.mask, at, angles)
         x = project(mixed, self.out, residual=x)
         if memory is not None and self.cross_query is not None and self.cross_heads is not None:
             assert self.cross_out is not None and not isinstance(memory.mask, PackedSequences)
@@ -277,61 +277,62 @@ class TritonStack:
 
     def __init__(self, transformer: Transformer):
         self.transformer = transformer
-        self._steps: list[Steps] | None = None
+        self._blocks: list[TritonBlock] | None = None
         self._made_for: tuple[int, ...] = ()
         self._structure: tuple = ()
 
     def __getstate__(self) -> dict:
         """Omit the tensors: a copy has its own."""
-        return {"transformer": self.transformer, "_steps": None, "_made_for": (), "_structure": ()}
+        return {"transformer": self.transformer, "_blocks": None, "_made_for": (), "_structure": ()}
 
     def refresh(self, transformer: Transformer) -> None:
-        """Inspect the blocks again if modules, settings or hooks have changed; `steps` detects moved weights, and
+        """Inspect the blocks again if modules, settings or hooks have changed; `blocks` detects moved weights, and
         weights changed in place need no update."""
         structure = structure_of(transformer)
         if structure != self._structure:
             self._structure, self._made_for = structure, ()
 
     @property
-    def steps(self) -> list[Steps] | None:
-        """The steps of the blocks; None if one has parts that the kernels do not support. Rebuilt when weights move."""
+    def blocks(self) -> list[TritonBlock] | None:
+        """The blocks as the kernels read them; None if one has parts that they do not support. Rebuilt when weights
+        move."""
         blocks: Any = self.transformer.blocks
         where = tuple(tensor.data_ptr() for block in blocks for tensor in (*block.parameters(), *block.buffers()))
         if self._made_for != where:
-            found = [steps_of(block) for block in blocks]
-            self._steps, self._made_for = (None if None in found else found), where  # type: ignore[assignment]
-        return self._steps
+            found = [triton_block(block) for block in blocks]
+            self._blocks, self._made_for = (None if None in found else found), where  # type: ignore[assignment]
+        return self._blocks
 
-    def takes(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> bool:
+    def supports(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> bool:
         """Whether this step can use the fast path."""
         return (
             x.shape[1] == 1
             and x.dtype in NUMBERS
-            and takes_device(x)
-            and cache.turned
+            and supports_device(x)
+            and cache.rotated_keys
             and (table is None or table.dtype == torch.complex64)
             and (memory is None or (memory.keys[0].dtype == x.dtype and not isinstance(memory.mask, PackedSequences)))
             and not torch.compiler.is_compiling()
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x.device.type)
-            and self.steps is not None
-            and (x.shape[0] <= MAX_ROWS or not any(steps.packed for steps in self.steps))
+            and self.blocks is not None
+            and (x.shape[0] <= MAX_ROWS or not any(block.packed for block in self.blocks))
         )
 
     def __call__(self, x: Tensor, table: Tensor | None, cache: Cache, memory: Memory | None) -> Tensor | None:
         """Like `cpu_fused_block.FusedStack`."""
-        place = cache.place() if self.takes(x, table, cache, memory) else None
-        if place is None or place.keys.dtype != x.dtype:
+        slot = cache.slot() if self.supports(x, table, cache, memory) else None
+        if slot is None or slot.keys.dtype != x.dtype:
             return None
         y = x[:, 0].contiguous()
-        index, length = (at if isinstance(at, Tensor) else _number(at, x.device) for at in (place.index, place.length))
-        turns = None if table is None else torch.view_as_real(table).flatten(1).contiguous()
-        for layer, steps in enumerate(self.steps or []):
-            y = steps(y, turns, place, (index.reshape(1), length.reshape(1)), layer, memory)
+        index, length = (at if isinstance(at, Tensor) else _number(at, x.device) for at in (slot.index, slot.length))
+        angles = None if table is None else torch.view_as_real(table).flatten(1).contiguous()
+        for layer, block in enumerate(self.blocks or []):
+            y = block(y, angles, slot, (index.reshape(1), length.reshape(1)), layer, memory)
         return self.transformer.norm(y).unsqueeze(1)
 
 
-def steps_of(block: Block) -> Steps | None:
+def triton_block(block: Block) -> TritonBlock | None:
     """A block as the kernels read it; None if not supported."""
     attention, cross, ffn = block.attention, block.cross, block.ffn
     if type(ffn) not in (SwiGLU, GELU) or attention.head_width & (attention.head_width - 1):
@@ -358,7 +359,7 @@ def steps_of(block: Block) -> Steps | None:
         parts |= crossing
     if any(part is None for part in parts.values()):
         return None
-    return Steps(**{**crossing, **parts}, act=act)  # type: ignore[arg-type]
+    return TritonBlock(**{**crossing, **parts}, act=act)  # type: ignore[arg-type]
 
 
 def _heads(attention: Any) -> Heads | None:

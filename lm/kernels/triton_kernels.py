@@ -134,7 +134,7 @@ def project_kernel(
 
 
 @triton.jit
-def _turned(source, norm_weight, angles, eps, E: tl.constexpr, NORMED: tl.constexpr, TURNED: tl.constexpr):
+def _rotated(source, norm_weight, angles, eps, E: tl.constexpr, NORMED: tl.constexpr, ROTATED: tl.constexpr):
     """Normalize and rotate a query or key [E], float32."""
     each = tl.arange(0, E)
     vector = tl.load(source + each).to(tl.float32)
@@ -144,7 +144,7 @@ def _turned(source, norm_weight, angles, eps, E: tl.constexpr, NORMED: tl.conste
         scale = tl.rsqrt(tl.sum(vector * vector, axis=0) / E + eps)
         vector = vector * scale * tl.load(norm_weight + each).to(tl.float32)
         other = other * scale * tl.load(norm_weight + partner).to(tl.float32)
-    if TURNED:
+    if ROTATED:
         cos = tl.load(angles + each // 2 * 2)
         sin = tl.load(angles + each // 2 * 2 + 1)
         vector = vector * cos + other * tl.where(each % 2 == 0, -sin, sin)
@@ -179,7 +179,7 @@ def attend_kernel(
     row_stride, group_stride, place_stride, value_row_stride, value_group_stride, value_place_stride,
     mask_stride, angle_stride, query_eps, key_eps, M,
     H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, SELF: tl.constexpr, HAS_MASK: tl.constexpr,
-    NORMED: tl.constexpr, TURNED: tl.constexpr, PLACES: tl.constexpr, EARLY: tl.constexpr,
+    NORMED: tl.constexpr, ROTATED: tl.constexpr, PLACES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Attention of one query per row and head; program (row, head).
 
@@ -204,17 +204,19 @@ def attend_kernel(
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
-    turns = angles + row * angle_stride
+    row_angles = angles + row * angle_stride
     if SELF:
         queries += row * ((H + 2 * G) * E)
     else:
         queries += row * (H * E)
-    query = _turned(queries + head * E, query_norm, turns, query_eps, E, NORMED, TURNED) * (E**-0.5)
+    query = _rotated(queries + head * E, query_norm, row_angles, query_eps, E, NORMED, ROTATED) * (E**-0.5)
     best = tl.full((1,), float("-inf"), tl.float32)
     total = tl.zeros((1,), tl.float32)
     mixed = tl.zeros((E,), tl.float32)
     if SELF:
-        key = _turned(queries + (H + group) * E, key_norm, turns, key_eps, E, NORMED, TURNED).to(keys.dtype.element_ty)
+        key = _rotated(queries + (H + group) * E, key_norm, row_angles, key_eps, E, NORMED, ROTATED).to(
+            keys.dtype.element_ty
+        )
         value = tl.load(queries + (H + G + group) * E + each).to(values.dtype.element_ty)
         if head % (H // G) == 0:
             tl.store(keys + place * place_stride + each, key)

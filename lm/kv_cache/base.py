@@ -55,7 +55,7 @@ class Cache(Protocol):
 
     kind: str
     """Name in the table of kinds."""
-    turned: bool
+    rotated_keys: bool
     """True: `write` takes rotated keys. False: it takes keys before rotation and rotates those it returns; the table of
     `begin` then covers all positions."""
     position: Any
@@ -87,9 +87,8 @@ class Cache(Protocol):
 
         Args:
             num_positions: n.
-            table: their rotations (`rotary_table`), [B or 1, n, 1, E / 2]; if the cache is not `turned`, of all length
-                + n positions (if `position` is set: of the whole capacity, followed by the next one); None: no
-                rotation.
+            table: their rotations (`rotary_table`), [B or 1, n, 1, E / 2]; if `rotated_keys` is False, of all length +
+                n positions (if `position` is set: of the whole capacity, followed by the next one); None: no rotation.
         """
         ...
 
@@ -97,7 +96,7 @@ class Cache(Protocol):
         """Store keys and values [B, G, n, E] of the next n positions; returns what their queries attend to."""
         ...
 
-    def place(self) -> CacheSlot | None:
+    def slot(self) -> CacheSlot | None:
         """After `begin` of one position: its slot in every layer, for kernels that write it themselves instead of
         calling `write`; None if only `write` can store it."""
         ...
@@ -133,13 +132,7 @@ class CacheShape:
     window: int | None = None
     """Attention window of the model in steps; None: unlimited."""
     counted: bool = False
-    """Whether the attention backend prefers a key count to a dense mask (registry.TAKE_COUNTS)."""
-
-    @property
-    def static_bytes(self) -> int:
-        """Memory of keys and values of all positions in full precision."""
-        numbers = 2 * self.layers * self.num_rows * self.kv_heads * self.head_width
-        return numbers * (self.prefix_length + self.num_steps) * self.dtype.itemsize
+    """Whether the attention backend prefers a key count to a dense mask (attention/registry.py)."""
 
     def empty(self, positions: int, *width: int, dtype: torch.dtype | None = None) -> Tensor:
         """Zeros [layers, B, G, positions, *width] on the device, in the shape's dtype unless another is given."""
@@ -157,7 +150,7 @@ class InPlace:
     it (synchronizes the device).
     """
 
-    turned = True
+    rotated_keys = True
 
     def __init__(self, keys: Tensor, prefix_mask: Tensor | None):
         self.keys, self.values = keys, torch.zeros_like(keys)
@@ -207,7 +200,7 @@ class InPlace:
         else:
             self.length += num_positions
 
-    def place(self) -> CacheSlot | None:
+    def slot(self) -> CacheSlot | None:
         """The slot of the single announced position; None if the mask is a `CacheLength`."""
         if isinstance(self._mask, CacheLength):
             return None

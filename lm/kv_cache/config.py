@@ -77,7 +77,7 @@ class EvictCacheConfig(Config):
 def plain_choice(choice: Any) -> Any:
     """A choice as the plain mapping of config files; ConfigError if a string is not valid YAML."""
     if isinstance(choice, str):
-        choice = parse_yaml(choice, "cache")
+        choice = parse_yaml(choice)
     if isinstance(choice, str):
         return {"kind": choice}
     return choice.model_dump(mode="json") if isinstance(choice, Config) else choice

@@ -45,7 +45,7 @@ class EvictingCache:
     """
 
     kind = "evict"
-    turned = True
+    rotated_keys = True
 
     def __init__(self, config: EvictCacheConfig, shape: CacheShape):
         if shape.window is not None:
@@ -57,8 +57,8 @@ class EvictingCache:
         self.policy = POLICIES[config.policy]
         self.keys = shape.empty(shape.prefix_length + self.budget, shape.head_width)
         self.values = torch.zeros_like(self.keys)
-        self.worth = shape.empty(self.budget, dtype=torch.float32)
-        """Score of the step in each slot."""
+        self.scores = shape.empty(self.budget, dtype=torch.float32)
+        """[layers, B, G, budget]: the score of the step in each slot."""
         self.steps = shape.empty(self.budget, dtype=torch.int32)
         """[layers, B, G, budget]: the step in each slot."""
         self.length = 0
@@ -70,7 +70,7 @@ class EvictingCache:
 
     def parts(self) -> tuple[Tensor | None, ...]:
         """All tensors it holds."""
-        return self.keys, self.values, self.worth, self.steps, self.position
+        return self.keys, self.values, self.scores, self.steps, self.position
 
     @property
     def num_rows(self) -> int:
@@ -80,7 +80,7 @@ class EvictingCache:
     @property
     def bytes(self) -> int:
         """Memory of keys, values and their metadata."""
-        return self.keys.nbytes + self.values.nbytes + self.worth.nbytes + self.steps.nbytes
+        return self.keys.nbytes + self.values.nbytes + self.scores.nbytes + self.steps.nbytes
 
     def begin(self, num_positions: int, table: Tensor | None = None) -> None:
         """Build the mask of the next positions: they attend to the prefix, the kept steps, and each other causally."""
@@ -111,32 +111,32 @@ class EvictingCache:
             end = self.length + n
             return AttentionInputs(own_keys[:, :, :end], own_values[:, :, :end], self._mask, self._causal)
         used = min(self.length - P, self.budget)
-        worth = self.policy(keys, values).float()
+        scores = self.policy(keys, values).float()
         steps = torch.arange(self.length - P, self.length - P + n, device=keys.device, dtype=torch.int32)
         if n == 1 and used == self.budget:
-            self._replace(layer, keys, values, worth, steps)
+            self._replace(layer, keys, values, scores, steps)
             return AttentionInputs(own_keys, own_values, self._mask, self._causal)
         if used + n <= self.budget:
             place = slice(P + used, P + used + n)
             own_keys[:, :, place], own_values[:, :, place] = keys, values
-            self.worth[layer, :, :, used : used + n], self.steps[layer, :, :, used : used + n] = worth, steps
+            self.scores[layer, :, :, used : used + n], self.steps[layer, :, :, used : used + n] = scores, steps
             end = P + used + n
             return AttentionInputs(own_keys[:, :, :end], own_values[:, :, :end], self._mask, self._causal)
         seen_keys = torch.cat([own_keys[:, :, : P + used], keys], dim=2)
         seen_values = torch.cat([own_values[:, :, : P + used], values], dim=2)
-        all_worth = torch.cat([self.worth[layer, :, :, :used], worth], dim=2)
-        all_steps = torch.cat([self.steps[layer, :, :, :used], steps.expand(*worth.shape)], dim=2)
-        protected, close = self._protected(all_worth, all_steps, steps[-1]), self._as_worthy(all_worth)
+        all_scores = torch.cat([self.scores[layer, :, :, :used], scores], dim=2)
+        all_steps = torch.cat([self.steps[layer, :, :, :used], steps.expand(*scores.shape)], dim=2)
+        protected, close = self._protected(all_scores, all_steps, steps[-1]), self._tie_width(all_scores)
         flat = [x.flatten(0, 1) for x in (protected, all_steps.double(), close)]
         kept = largest(flat[0], self.budget, flat[1], flat[2])
         order = kept.byte().argsort(dim=1, descending=True, stable=True)[:, : self.budget]
-        chosen = order.view(*worth.shape[:2], self.budget)
+        chosen = order.view(*scores.shape[:2], self.budget)
         own_keys[:, :, P:] = _take(seen_keys[:, :, P:], chosen)
         own_values[:, :, P:] = _take(seen_values[:, :, P:], chosen)
-        self.worth[layer], self.steps[layer] = all_worth.gather(2, chosen), all_steps.gather(2, chosen)
+        self.scores[layer], self.steps[layer] = all_scores.gather(2, chosen), all_steps.gather(2, chosen)
         return AttentionInputs(seen_keys, seen_values, self._mask, self._causal)
 
-    def place(self) -> None:
+    def slot(self) -> None:
         """None: storing a position is more than a copy."""
 
     def advance(self, num_positions: int) -> None:
@@ -151,28 +151,28 @@ class EvictingCache:
         if length != self.length:
             raise cannot_rewind(self.kind)
 
-    def _replace(self, layer: int, keys: Tensor, values: Tensor, worth: Tensor, steps: Tensor) -> None:
+    def _replace(self, layer: int, keys: Tensor, values: Tensor, scores: Tensor, steps: Tensor) -> None:
         """Put one step [B, G, 1, E] in the next free slot, or in that of the lowest score."""
         P, E = self._shape.prefix_length, keys.shape[3]
-        protected = self._protected(self.worth[layer], self.steps[layer], steps)
+        protected = self._protected(self.scores[layer], self.steps[layer], steps)
         above = protected - protected.amin(dim=2, keepdim=True)
-        equal = is_small(above, self._as_worthy(self.worth[layer]))
+        equal = is_small(above, self._tie_width(self.scores[layer]))
         least = torch.where(equal, self.steps[layer], NEVER).argmin(dim=2, keepdim=True)
         least = torch.where(steps < self.budget, steps, least)
         where = (P + least)[..., None].expand(-1, -1, 1, E)
         self.keys[layer].scatter_(2, where, keys)
         self.values[layer].scatter_(2, where, values)
-        self.worth[layer].scatter_(2, least, worth)
+        self.scores[layer].scatter_(2, least, scores)
         self.steps[layer].scatter_(2, least, steps.expand(*least.shape))
 
-    def _as_worthy(self, worth: Tensor) -> Tensor:
+    def _tie_width(self, scores: Tensor) -> Tensor:
         """[B, G, 1]: largest difference at which the scores of steps [B, G, n] count as ties."""
         rounding = 1e-4 if self.keys.dtype in (torch.float32, torch.float64) else 0.02
-        return rounding * worth.abs().amax(dim=2, keepdim=True)
+        return rounding * scores.abs().amax(dim=2, keepdim=True)
 
-    def _protected(self, worth: Tensor, steps: Tensor, newest: Tensor) -> Tensor:
+    def _protected(self, scores: Tensor, steps: Tensor, newest: Tensor) -> Tensor:
         """Scores of the steps, infinite for recent ones."""
-        return worth.masked_fill(steps > newest - self.recent, torch.inf)
+        return scores.masked_fill(steps > newest - self.recent, torch.inf)
 
 
 def _take(x: Tensor, chosen: Tensor) -> Tensor:

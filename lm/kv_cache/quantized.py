@@ -122,22 +122,22 @@ class QuantizedCache:
     quantized at every step but stored only when due, so that nothing depends on the step.
     """
 
-    turned = False
+    rotated_keys = False
 
     def __init__(self, config: Int8CacheConfig | Int4CacheConfig, shape: CacheShape):
         self.kind, bits = config.kind, {"int8": 8, "int4": 4}[config.kind]
         self.group, self.recent = config.group, config.recent
         self.length = 0
         """Positions read so far."""
-        E, most = shape.head_width, self._num_quantized(shape.num_steps)
+        E, max_quantized = shape.head_width, self._num_quantized(shape.num_steps)
         self.ring = self.recent + self.group
         """R, slots of the ring buffer."""
-        self._most = most
-        self.keys = QuantizedStore(shape, most // self.group, (E, self.group), bits, config.outliers)
-        self.values = QuantizedStore(shape, most, (E,), bits, config.outliers)
-        waiting = min(shape.num_steps, self.recent + self.group - 1)
-        self.exact_keys = shape.empty(shape.prefix_length + waiting, E)
-        """The prefix, then the steps that are not quantized, before rotation."""
+        self._max_quantized = max_quantized
+        self.keys = QuantizedStore(shape, max_quantized // self.group, (E, self.group), bits, config.outliers)
+        self.values = QuantizedStore(shape, max_quantized, (E,), bits, config.outliers)
+        pending = min(shape.num_steps, self.recent + self.group - 1)
+        self.exact_keys = shape.empty(shape.prefix_length + pending, E)
+        """[layers, B, G, slots, E]: the prefix, then the steps that are not quantized, before rotation."""
         self.exact_values = torch.zeros_like(self.exact_keys)
         self._shape, self._table = shape, None
         self._position: Tensor | None = None
@@ -156,12 +156,12 @@ class QuantizedCache:
     @position.setter
     def position(self, position: Tensor) -> None:
         shape, P, steps = self._shape, self._shape.prefix_length, self.length - self._shape.prefix_length
-        waiting = torch.arange(self._num_quantized(steps), steps, device=shape.device)
+        pending = torch.arange(self._num_quantized(steps), steps, device=shape.device)
         for name in ("exact_keys", "exact_values"):
             old = getattr(self, name)
             ring = shape.empty(P + self.ring, shape.head_width)
             ring[:, :, :, :P] = old[:, :, :, :P]
-            ring[:, :, :, P + waiting % self.ring] = old[:, :, :, P : P + len(waiting)]
+            ring[:, :, :, P + pending % self.ring] = old[:, :, :, P : P + len(pending)]
             setattr(self, name, ring)
         self._position = position
 
@@ -208,7 +208,7 @@ class QuantizedCache:
             seen_keys.append(self.keys.get(layer, before // group).transpose(3, 4).flatten(2, 3))
             seen_values.append(self.values.get(layer, before))
         seen = AttentionInputs(
-            self._turn(torch.cat([*seen_keys, new_keys], dim=2)),
+            self._rotate(torch.cat([*seen_keys, new_keys], dim=2)),
             torch.cat([*seen_values, new_values], dim=2),
             self._mask,
             self._causal,
@@ -222,7 +222,7 @@ class QuantizedCache:
         self.exact_values[layer, :, :, first : first + new_values.shape[2]] = new_values
         return seen
 
-    def place(self) -> None:
+    def slot(self) -> None:
         """None: storing a position is more than a copy."""
 
     def advance(self, num_positions: int) -> None:
@@ -241,9 +241,9 @@ class QuantizedCache:
         P, device = self._shape.prefix_length, self._shape.device
         step = position - P
         before = (step - self.recent).clamp(min=0) // self.group * self.group
-        shelved, places = torch.arange(self._most, device=device), torch.arange(self.ring, device=device)
-        held = step - (step - places) % self.ring  # the step in each slot of the ring buffer
-        steps = torch.cat([torch.where(shelved < before, shelved, -1), torch.where(held >= before, held, -1)])
+        quantized, slots = torch.arange(self._max_quantized, device=device), torch.arange(self.ring, device=device)
+        held = step - (step - slots) % self.ring  # the step in each slot of the ring buffer
+        steps = torch.cat([torch.where(quantized < before, quantized, -1), torch.where(held >= before, held, -1)])
         prefix = torch.arange(P, device=device)
         where = torch.cat([prefix, torch.where(steps >= 0, P + steps, -1)])
         self._mask = causal_mask(position.reshape(1), where, P, self._shape.prefix_mask, self._shape.window)
@@ -256,13 +256,13 @@ class QuantizedCache:
         own_values.index_copy_(2, (P + step % self.ring).reshape(1), values)
         seen_keys = [own_keys[:, :, :P], own_keys[:, :, P:]]
         seen_values = [own_values[:, :, :P], own_values[:, :, P:]]
-        if self._most:
-            seen_keys.insert(1, self.keys.get(layer, self._most // group).transpose(3, 4).flatten(2, 3))
-            seen_values.insert(1, self.values.get(layer, self._most))
+        if self._max_quantized:
+            seen_keys.insert(1, self.keys.get(layer, self._max_quantized // group).transpose(3, 4).flatten(2, 3))
+            seen_values.insert(1, self.values.get(layer, self._max_quantized))
         seen = AttentionInputs(
-            self._turn(torch.cat(seen_keys, dim=2)), torch.cat(seen_values, dim=2), self._mask, False
+            self._rotate(torch.cat(seen_keys, dim=2)), torch.cat(seen_values, dim=2), self._mask, False
         )
-        if self._most:
+        if self._max_quantized:
             enough = step + 1 - self.recent
             is_due, last = (enough >= group) & (enough % group == 0), (enough // group - 1).clamp(min=0)
             places = P + (last * group + torch.arange(group, device=position.device)) % self.ring
@@ -274,5 +274,5 @@ class QuantizedCache:
     def _num_quantized(self, num_steps: int) -> int:
         return max(0, num_steps - self.recent) // self.group * self.group
 
-    def _turn(self, keys: Tensor) -> Tensor:
+    def _rotate(self, keys: Tensor) -> Tensor:
         return keys if self._table is None else rotate(keys.transpose(1, 2), self._table).transpose(1, 2)

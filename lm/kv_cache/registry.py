@@ -11,13 +11,7 @@ from typing import Any
 
 from ...configs.schema import Config, check_config
 from .base import Cache, CacheShape, KVCache
-from .config import (
-    CacheChoice,
-    CacheConfig,
-    RingCacheConfig,
-    StaticCacheConfig,
-    plain_choice,
-)
+from .config import CacheChoice, CacheConfig, RingCacheConfig, StaticCacheConfig
 from .evicting import EvictingCache
 from .quantized import QuantizedCache
 from .sliding_window import RingCache
@@ -44,7 +38,8 @@ def read_cache(choice: CacheChoice | None, window: int | None = None) -> CacheCo
     """
     if choice is None:
         return StaticCacheConfig() if window is None else RingCacheConfig()
-    return check_config({"cache": plain_choice(choice)}, _Chosen, "generate").cache
+    plain = choice.model_dump(mode="json") if isinstance(choice, Config) else choice
+    return check_config({"cache": plain}, _Chosen, "generate").cache
 
 
 def make_cache(choice: CacheChoice | None, shape: CacheShape) -> Cache:

@@ -107,8 +107,8 @@ class RingCache(InPlace):
         """[min(length, M)] long: the position whose key is in each slot."""
         held = torch.arange(min(self.length, self.capacity), device=self.keys.device)
         oldest = max(self.length - self.window, self.anchors)  # of the steps in the ring buffer
-        turned = oldest + (held - self.anchors - (oldest - self.anchors)) % self.window
-        return torch.where(held < self.anchors, held, turned)
+        steps = oldest + (held - self.anchors - (oldest - self.anchors)) % self.window
+        return torch.where(held < self.anchors, held, steps)
 
     def _visible(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Treat anchors like conditions in the mask."""

@@ -54,16 +54,16 @@ class SelfAttention(nn.Module):
         H, G = self.heads, self.kv_heads
         heads_BSHE = self.qkv(x).view(B, S, H + 2 * G, self.head_width)
         # split instead of slices: its backward concatenates gradients, while each slice allocates a tensor of zeros
-        turned, values = heads_BSHE.split([H + G, G], dim=2)
+        rotated, values = heads_BSHE.split([H + G, G], dim=2)
         values = values.transpose(1, 2)
         if self.query_norm is not None and self.key_norm is not None:
-            turned = torch.cat([self.query_norm(turned[:, :, :H]), self.key_norm(turned[:, :, H:])], dim=2)
+            rotated = torch.cat([self.query_norm(rotated[:, :, :H]), self.key_norm(rotated[:, :, H:])], dim=2)
         if table is not None:
-            if cache is None or cache.turned:
-                turned = rotate(turned, table)
+            if cache is None or cache.rotated_keys:
+                rotated = rotate(rotated, table)
             else:
-                turned = torch.cat([rotate(turned[:, :, :H], table), turned[:, :, H:]], dim=2)
-        queries, keys = (x.transpose(1, 2) for x in turned.split([H, G], dim=2))
+                rotated = torch.cat([rotate(rotated[:, :, :H], table), rotated[:, :, H:]], dim=2)
+        queries, keys = (x.transpose(1, 2) for x in rotated.split([H, G], dim=2))
         if cache is not None:
             keys, values, mask, causal = cache.write(layer, keys, values)
         mixed = self.attend(queries, keys, values, mask, causal)
@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Cross-attention to the conditions; `remember` computes keys and values once per generation."""
+    """Cross-attention to the conditions; `project_memory` computes keys and values once per generation."""
 
     def __init__(self, config: TransformerConfig, attend: Attend):
         super().__init__()
@@ -84,7 +84,7 @@ class CrossAttention(nn.Module):
         self.key_norm = RMSNorm(self.head_width) if qk_norm else None
         self.out = Linear(heads * self.head_width, width, bias=False)
 
-    def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, L, E] of memory [B, L, D]."""
         B, L, _ = memory.shape
         keys, values = self.key_value(memory).view(B, L, 2 * self.kv_heads, self.head_width).chunk(2, dim=2)

@@ -76,27 +76,27 @@ class FactorInput(nn.Module):
         self, config: FactorInputConfig, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None = None
     ):
         super().__init__()
-        self.symbols = SubTokens(arrangement, equal_digits(config.sizes, arrangement, "lm.input.sizes"))
-        self.table = Table(sum(self.symbols.input_sizes), width)
-        _register_starts(self, self.symbols.input_sizes)
+        self.sub_tokens = SubTokens(arrangement, equal_digits(config.sizes, arrangement, "lm.input.sizes"))
+        self.table = Table(sum(self.sub_tokens.input_sizes), width)
+        _register_starts(self, self.sub_tokens.input_sizes)
 
     starts: Tensor
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.table((self.symbols.split(ids) + self.starts).transpose(1, 2)).sum(dim=2)
+        return self.table((self.sub_tokens.split(ids) + self.starts).transpose(1, 2)).sum(dim=2)
 
 
 class BitsInput(nn.Module):
     """ids [B, K, S] -> [B, S, D].
 
-    With hidden [B, J, S], True where one of the J / K groups of bits is masked, masked bits contribute neither +1 nor
+    With masked [B, J, S], True where one of the J / K groups of bits is masked, masked bits contribute neither +1 nor
     -1.
     """
 
     cardinalities: Tensor
     books: Tensor
     shifts: Tensor
-    places: Tensor
+    code_bits: Tensor
     """[n]: the number of bits of each bit's codebook."""
 
     def __init__(
@@ -108,17 +108,17 @@ class BitsInput(nn.Module):
         books, shifts = torch.tensor(places, device="cpu").unbind(1)
         self.register_buffer("books", books, persistent=False)
         self.register_buffer("shifts", shifts[:, None], persistent=False)
-        self.register_buffer("places", torch.tensor(bits, device="cpu")[books], persistent=False)
+        self.register_buffer("code_bits", torch.tensor(bits, device="cpu")[books], persistent=False)
         self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu")[:, None], False)
         self.linear = Linear(len(places), width, bias=False)
         self.specials = SpecialVectors(arrangement.cardinalities, arrangement.num_specials, width)
 
-    def forward(self, ids: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, masked: Tensor | None = None) -> Tensor:
         known = (ids < self.cardinalities)[:, self.books]
-        if hidden is not None:
-            groups = hidden.shape[1] // ids.shape[1]
-            group = groups - 1 - self.shifts[:, 0] // (self.places // groups)  # the first group has the largest bits
-            known = known & ~hidden[:, self.books * groups + group]
+        if masked is not None:
+            groups = masked.shape[1] // ids.shape[1]
+            group = groups - 1 - self.shifts[:, 0] // (self.code_bits // groups)  # the first group has the largest bits
+            known = known & ~masked[:, self.books * groups + group]
         signs = torch.where(known, 2 * (ids[:, self.books] >> self.shifts & 1) - 1, 0)
         learned = self.specials(ids)
         return self.linear(signs.transpose(1, 2).to(learned.dtype)) + learned

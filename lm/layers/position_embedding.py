@@ -16,9 +16,9 @@ from ..ops.rotary import (
     SinusoidalConfig,
     grid_columns,
     grid_coordinates,
-    places_of_scales,
     rotary_table,
-    sinusoidal_places,
+    scale_coordinates,
+    sinusoidal_embedding,
 )
 from ..patterns.pattern import CodebookPattern
 
@@ -36,7 +36,7 @@ class Positions(nn.Module):
         ConfigError: a grid that the tokenizer does not have.
     """
 
-    places: Tensor | None
+    cells: Tensor | None
     """[T, 2] positions of the cells of scales; None: there are no scales."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Positions(nn.Module):
         self.config, self.arrangement = config, arrangement
         self.width, self.head_width, self.first = width, head_width, first
         self.columns = grid_columns(config, geometry) if isinstance(config, GridRopeConfig) else None
-        self.register_buffer("places", places_of_scales(geometry), persistent=False)
+        self.register_buffer("cells", scale_coordinates(geometry), persistent=False)
 
     def of(self, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
         """[B or 1, P + S] long: positions of P prefix tokens (prefix_mask [B, P]: the real ones) and the steps [S]."""
@@ -82,7 +82,7 @@ class Positions(nn.Module):
             coordinates = positions.unsqueeze(-1)
         else:
             frames = self.arrangement.current_frames(positions.clamp(min=0), num_frames)
-            coordinates = grid_coordinates(positions, frames, self.columns // side, self.places)
+            coordinates = grid_coordinates(positions, frames, self.columns // side, self.cells)
         table = rotary_table(coordinates, self.head_width, self.config.base)
         if isinstance(self.config, GridRopeConfig) and self.config.before == "zero":
             table = table * (positions >= 0)[..., None, None]
@@ -92,7 +92,7 @@ class Positions(nn.Module):
         """x [B, P + S, D] plus sinusoidal position embeddings, if the model uses them."""
         if not isinstance(self.config, SinusoidalConfig):
             return x
-        return x + sinusoidal_places(self.of(steps, P, prefix_mask), self.width, self.config.base).to(x.dtype)
+        return x + sinusoidal_embedding(self.of(steps, P, prefix_mask), self.width, self.config.base).to(x.dtype)
 
 
 def count_back(mask: Tensor) -> Tensor:

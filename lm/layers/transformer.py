@@ -45,7 +45,7 @@ class Block(nn.Module):
         cache: Cache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        if self.fused is not None and cache is not None and self.fused.takes(x, table, memory):
+        if self.fused is not None and cache is not None and self.fused.supports(x, table, memory):
             return self.fused(x, table, cache, layer, memory)
         x = x + self.dropout(self.attention(self.attention_norm(x), table, mask, causal, cache, layer))
         return self.after_attention(x, memory, layer)
@@ -83,9 +83,9 @@ class Transformer(nn.Module):
             mask: bool, broadcasts to [B, H, S, M], True where a query attends to a key; or `PackedSequences` if x is
                 packed (B is 1); without cache.
             causal: step s attends to steps 0..s of x; without cache and mask.
-            memory: for cross-attention, from `remember`.
+            memory: for cross-attention, from `project_memory`.
             cache: x follows its positions; the new keys and values are written to it, and it provides the attention
-                mask. If it is not `turned`, the table covers its positions as well.
+                mask. If its `rotated_keys` is False, the table covers its positions as well.
         """
         if cache is not None:
             cache.begin(x.shape[1], table)
@@ -112,14 +112,14 @@ class Transformer(nn.Module):
             self.fused = None
         return super().train(mode)
 
-    def remember(self, memory: Tensor, mask: Tensor | PackedSequences | None) -> Memory:
+    def project_memory(self, memory: Tensor, mask: Tensor | PackedSequences | None) -> Memory:
         """Keys and values of the conditions' tokens [B, L, D] for every layer; mask [B, L] is True on real tokens."""
-        pairs = [block.cross.remember(memory) for block in self.blocks]  # type: ignore[union-attr]
+        pairs = [block.cross.project_memory(memory) for block in self.blocks]  # type: ignore[union-attr]
         seen = mask[:, None, None, :] if isinstance(mask, Tensor) else mask
         return Memory([k for k, _ in pairs], [v for _, v in pairs], seen)
 
 
-def initialise_(module: nn.Module, width: int, layers: int) -> None:
+def initialize_(module: nn.Module, width: int, layers: int) -> None:
     """Normal weights of std sqrt(2 / (5 width)), divided by sqrt(2 layers) for projections into the residual stream.
 
     Source: small init, arXiv:1910.05895; the residual scale is GPT-2's.

@@ -79,12 +79,12 @@ class TokenLM(TransformerLM):
             side: above 1, squares of side x side frames are predicted at once (next_patch.py).
         """
         arranged, hidden, advances = self.hidden_states(codes, lengths, conditions, side)
-        terms = self.head.terms(hidden, arranged.ids, arranged.mask, label_smoothing)
+        terms = self.head.losses(hidden, arranged.ids, arranged.mask, label_smoothing)
         report = self.report(terms, arranged.mask, advances)
         if self.ahead is None or not self.training:
             return report
-        guesses = self.ahead.terms(self.head, hidden, arranged.ids, arranged.mask, label_smoothing)
-        return replace(report, guesses=guesses.sum(dim=(0, 2)) / report.count.clamp(min=1))
+        ahead = self.ahead.losses(self.head, hidden, arranged.ids, arranged.mask, label_smoothing)
+        return replace(report, ahead=ahead.sum(dim=(0, 2)) / report.count.clamp(min=1))
 
     def hidden_states(
         self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None, side: int = 1
@@ -110,7 +110,7 @@ class TokenLM(TransformerLM):
         return (
             arranged,
             hidden if patches is None else patches.spread(hidden),
-            self.advance_terms(hidden, joined, places),
+            self.advance_losses(hidden, joined, places),
         )
 
     def place_steps(self, joined: FusedConditions, codes: Tensor, lengths: Tensor | None) -> StepPointers | None:
@@ -126,7 +126,7 @@ class TokenLM(TransformerLM):
         steps = torch.arange(self.arrangement.num_steps(T + 1), device=codes.device)
         return step_pointers(self.arrangement, joined.units, steps, T if lengths is None else lengths, T)
 
-    def advance_terms(
+    def advance_losses(
         self, hidden: Tensor, joined: FusedConditions, places: StepPointers | None, inside: Tensor | None = None
     ) -> tuple[Tensor, Tensor] | None:
         """Losses of the advances from the hidden states [B, S, D] of the steps, and their mask, [B, S] both.
@@ -140,7 +140,7 @@ class TokenLM(TransformerLM):
         reach, wanted = places.reach(joined.units), places.wanted
         if inside is not None:
             reach, wanted = reach[inside].unsqueeze(0), wanted[inside].unsqueeze(0)
-        return aligned.advance_terms(hidden, reach, wanted), wanted != IGNORED
+        return aligned.advance_losses(hidden, reach, wanted), wanted != IGNORED
 
     # Decoding, one step at a time
 
@@ -152,7 +152,7 @@ class TokenLM(TransformerLM):
         num_rows: int | None = None,
         num_frames: int | Tensor | None = None,
         cache: CacheChoice | None = None,
-        steady: bool = False,
+        bucketed: bool = False,
     ) -> DecodingState:
         """Begin a generation: allocate the KV cache and prefill the conditions.
 
@@ -163,13 +163,13 @@ class TokenLM(TransformerLM):
             num_frames: frames of the sequence if known; required by coarse_first and by grouped with grid positions
                 (taken from an image tokenizer).
             cache: the KV cache: the name of a kind or its config (`lm/kv_cache/registry.py`); None: lossless.
-            steady: pad the conditions to bucketed lengths (shape_buckets.py), so that the steps of many generations
+            bucketed: pad the conditions to bucketed lengths (shape_buckets.py), so that the steps of many generations
                 share shapes.
         Raises:
             ValueError: the conditions do not fit the model, the number of rows is unknown, capacity is below 1, the
                 model is in training mode with dropout, or the cache is unknown or does not fit.
         """
-        return prefill(self, make_cache, conditions, capacity, num_rows, num_frames, cache, steady)
+        return prefill(self, make_cache, conditions, capacity, num_rows, num_frames, cache, bucketed)
 
     @torch.no_grad()
     def read(self, state: DecodingState, ids: Tensor, pointers: Pointers | None = None) -> Tensor:
@@ -199,7 +199,7 @@ class TokenLM(TransformerLM):
         steps = torch.arange(state.step, state.step + n, device=read.device)
         x = self.add_conditions(self.input(read), state.summed, None if state.step else state.first)
         x = self.positions.add(self._add_units(x, state, pointers), steps, 0, None)
-        if state.cache.turned:
+        if state.cache.rotated_keys:
             table = self.positions.table(steps, state.num_frames, 0, None)
         else:
             steps = torch.arange(state.step + n, device=read.device)
@@ -224,7 +224,7 @@ class TokenLM(TransformerLM):
         steps = step.reshape(1)
         x = self.add_conditions(self.input(ids.unsqueeze(-1)), state.summed, None)
         x = self.positions.add(self._add_units(x, state, pointers), steps, 0, None)
-        if state.cache.turned:
+        if state.cache.rotated_keys:
             table = self.positions.table(steps, state.num_frames, 0, None)
         else:
             steps = torch.cat([torch.arange(state.capacity, device=ids.device), steps])

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..conditioning.aligned import AlignedUnits
-from ..kv_cache.base import Cache, CacheShape
+from ..kv_cache.base import Cache
 from ..layers.attention_layers import Memory
 
 
@@ -17,7 +17,6 @@ class DecodingState:
     """A generation in progress: B rows, all at the same step. `TokenLM.step` changes it in place."""
 
     cache: Cache
-    cache_shape: CacheShape
     memory: Memory | None
     """Cross-attention keys and values."""
     summed: Tensor | None
@@ -49,8 +48,3 @@ class DecodingState:
     def num_rows(self) -> int:
         """B."""
         return self.cache.num_rows
-
-    @property
-    def cache_share(self) -> float:
-        """Memory of the cache relative to a static cache in the same precision."""
-        return self.cache.bytes / self.cache_shape.static_bytes

@@ -35,7 +35,7 @@ class MaskingConfig(Config):
 
 
 @dataclass(frozen=True)
-class Hidden:
+class SampledMask:
     """The masked positions of a batch."""
 
     mask: Tensor
@@ -44,7 +44,7 @@ class Hidden:
     """[B] float32, L / n of each row."""
 
 
-def hide(config: MaskingConfig, lengths: Tensor, numbers: Tensor, cells: Tensor) -> Hidden:
+def sample_mask(config: MaskingConfig, lengths: Tensor, numbers: Tensor, cells: Tensor) -> SampledMask:
     """Choose the masked cells.
 
     Args:
@@ -64,17 +64,17 @@ def hide(config: MaskingConfig, lengths: Tensor, numbers: Tensor, cells: Tensor)
         count = (torch.acos(numbers[:, 1].double()) * 2 / math.pi * units).ceil().clamp(min=1)
     count = torch.where(numbers[:, 0] < config.everything, units, count.long()).minimum(units)
     mask = (rank < count[:, None]).unflatten(1, ranked.shape[1:])
-    return Hidden(mask.expand(-1, K, -1) if config.unit == "frame" else mask, (units / count).float())
+    return SampledMask(mask.expand(-1, K, -1) if config.unit == "frame" else mask, (units / count).float())
 
 
 def random_numbers(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Random numbers for `hide` from torch's global generator: [B, 2] and [B, K, T]."""
+    """Random numbers for `sample_mask` from torch's global generator: [B, 2] and [B, K, T]."""
     B = codes.shape[0]
     return rand((B, 2), codes.device), rand(codes.shape, codes.device)
 
 
 def fixed_numbers(codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Random numbers for `hide` seeded by each row's codes, so that a loss is reproducible."""
+    """Random numbers for `sample_mask` seeded by each row's codes, so that a loss is reproducible."""
     numbers, cells = torch.zeros(codes.shape[0], 2), torch.zeros(codes.shape)
     for row, (item, length) in enumerate(zip(codes.cpu(), lengths.tolist(), strict=True)):
         seed = zlib.crc32(item[:, :length].contiguous().numpy().tobytes())

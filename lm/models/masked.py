@@ -31,11 +31,11 @@ from ..clustering.clustering import Clustering
 from ..conditioning.registry import ConditionBatch
 from ..config import LMConfig
 from ..layers.input_embedding import INPUTS, BitsInput
-from ..layers.transformer import initialise_
+from ..layers.transformer import initialize_
 from ..ops.loss import IGNORED, LossReport, cross_entropy, report_loss
 from ..patterns.pattern import CodebookPattern, ParallelConfig, SpecialsConfig
 from .base import DecodePlan
-from .mask_schedule import Hidden, MaskingConfig, fixed_numbers, hide, random_numbers
+from .mask_schedule import MaskingConfig, SampledMask, fixed_numbers, random_numbers, sample_mask
 from .transformer_lm import TransformerLM
 
 
@@ -109,10 +109,10 @@ class MaskedLM(TransformerLM):
                 )
             clustering.check(spec)
             arrangement = CodebookPattern(ParallelConfig(), clustering.clusters)
-            centres = None if code_vectors is None else clustering.centres(code_vectors.detach().cpu())
-            self.coarse_input = INPUTS[config.input.kind](config.input, arrangement, config.width, centres)
+            centers = None if code_vectors is None else clustering.centers(code_vectors.detach().cpu())
+            self.coarse_input = INPUTS[config.input.kind](config.input, arrangement, config.width, centers)
             self.register_buffer("clusters", clustering.labels, persistent=False)
-            initialise_(self.coarse_input, config.width, config.layers)
+            initialize_(self.coarse_input, config.width, config.layers)
 
     @property
     def decode_plan(self) -> DecodePlan:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -190,20 +190,20 @@ class MaskedLM(TransformerLM):
         """
         assert side == 1, "a masked model reads single frames (TrainConfig checks it)"
         known = self.arrangement.check(codes, lengths)
-        hidden = self.hide(codes, known)
+        masked = self.sample_mask(codes, known)
         coarse = None if self.clustering is None else self.clustering.coarse(codes)
-        logits = self(codes, hidden.mask, lengths, conditions, coarse)
-        symbols = self.head.symbols
-        wanted = torch.where(hidden.mask, symbols.split(codes), IGNORED).transpose(1, 2)
-        terms = symbols.sum(cross_entropy(logits.transpose(1, 2), wanted, label_smoothing).transpose(1, 2))
+        logits = self(codes, masked.mask, lengths, conditions, coarse)
+        sub_tokens = self.head.sub_tokens
+        targets = torch.where(masked.mask, sub_tokens.split(codes), IGNORED).transpose(1, 2)
+        terms = sub_tokens.sum(cross_entropy(logits.transpose(1, 2), targets, label_smoothing).transpose(1, 2))
         inside = torch.arange(codes.shape[2], device=codes.device) < known[:, None, None]
-        return report_loss(terms * hidden.weight[:, None, None], inside.expand_as(codes), self.loss_weights)
+        return report_loss(terms * masked.weight[:, None, None], inside.expand_as(codes), self.loss_weights)
 
-    def hide(self, codes: Tensor, lengths: Tensor) -> Hidden:
+    def sample_mask(self, codes: Tensor, lengths: Tensor) -> SampledMask:
         """The mask that `loss` uses for codes [B, K, T] with lengths [B]: over their sub-tokens [B, J, T]."""
-        symbols = self.head.symbols.split(codes)
-        numbers = random_numbers(symbols) if self.training else fixed_numbers(symbols, lengths)
-        return hide(self.config.masking, lengths, *numbers)
+        sub_tokens = self.head.sub_tokens.split(codes)
+        numbers = random_numbers(sub_tokens) if self.training else fixed_numbers(sub_tokens, lengths)
+        return sample_mask(self.config.masking, lengths, *numbers)
 
     # Private
 

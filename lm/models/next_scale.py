@@ -36,7 +36,7 @@ from ..kv_cache.config import CacheChoice
 from ..kv_cache.registry import read_cache
 from ..layers.embedding import Table
 from ..layers.input_embedding import EmbeddingInputConfig
-from ..layers.transformer import initialise_
+from ..layers.transformer import initialize_
 from ..ops.linear import Linear
 from ..ops.loss import LossParts, LossReport
 from ..ops.rotary import GridRopeConfig, RopeConfig
@@ -119,7 +119,7 @@ class NextScaleLM(TransformerLM):
         super().__init__(config, spec)
         self.positions.first = 0  # a cell is at the position where it is predicted, whatever the start token
         self.input = ScaleInput(quantizer, config.width, has_start=config.start == "token")
-        initialise_(self.input, config.width, config.layers)
+        initialize_(self.input, config.width, config.layers)
         self.counts = self.input.sums.counts
         """Cells of each scale."""
 
@@ -162,7 +162,7 @@ class NextScaleLM(TransformerLM):
         """Cross-entropy of each scale and its mean over all cells; arguments and errors as for `TokenLM.loss`."""
         assert side == 1, "scales have no patches (TrainConfig checks it)"
         arranged, hidden = self.hidden_states(codes, lengths, conditions)
-        return self.report(self.head.terms(hidden, arranged.ids, arranged.mask, label_smoothing), arranged.mask)
+        return self.report(self.head.losses(hidden, arranged.ids, arranged.mask, label_smoothing), arranged.mask)
 
     def hidden_states(
         self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None

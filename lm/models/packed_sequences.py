@@ -22,7 +22,7 @@ from ..conditioning.registry import ConditionBatch, FusedConditions
 from ..config import LMConfig
 from ..layers.attention_layers import Memory
 from ..ops.loss import LossReport
-from ..ops.rotary import SinusoidalConfig, sinusoidal_places
+from ..ops.rotary import SinusoidalConfig, sinusoidal_embedding
 from .base import LanguageModel
 from .causal import TokenLM
 
@@ -45,54 +45,49 @@ def packed_loss(
     B, _, S = arranged.ids.shape
     frames = [codes.shape[2]] * B if lengths is None else lengths.tolist()
     counts = [lm.arrangement.num_steps(length + lm.arrangement.variable_length) for length in frames]
-    places = torch.arange(S, device=codes.device)
-    inside = places < torch.tensor(counts, device=codes.device)[:, None]
-    row, place = inside.nonzero(as_tuple=True)  # of every step, [N]
+    steps = torch.arange(S, device=codes.device)
+    inside = steps < torch.tensor(counts, device=codes.device)[:, None]
+    row, step = inside.nonzero(as_tuple=True)  # of every packed step, [N]
 
     joined, first = lm.split_first(lm.conditions(batch))
     start = lm.start_ids(B, codes.device).unsqueeze(-1)
     read = torch.cat([start, arranged.ids[:, :, :-1]], dim=2)
     x = lm.input(_cells(read, inside))
     if first is not None:
-        x = torch.where((place == 0)[:, None], first[row, 0].to(x.dtype), x)
+        x = torch.where((step == 0)[:, None], first[row, 0].to(x.dtype), x)
     if joined.summed is not None:
         x = x + joined.summed.index_select(0, row).transpose(0, 1)
     pointers = lm.place_steps(joined, codes, lengths)
     if joined.units is not None and pointers is not None:
         x = x + joined.units.at(pointers.read)[inside].unsqueeze(0).to(x.dtype)
 
-    P, present, prefixes, is_step = 0, inside, [0] * B, None
+    P, present, prefixes = 0, inside, [0] * B
     if joined.prefix is not None:
-        prefix, real = joined.prefix, joined.prefix_mask
-        P = prefix.shape[1]
-        real = inside.new_ones(B, P) if real is None else real
-        prefixes = real.sum(1).tolist()
-        present = torch.cat([real, inside], dim=1)
-        x = torch.cat([prefix[real].to(x.dtype).unsqueeze(0), x], dim=1).index_select(1, _order(real, inside))
-        is_step = present.nonzero(as_tuple=True)[1] >= P
-    lengths_of_rows = [prefix + count for prefix, count in zip(prefixes, counts, strict=True)]
+        P = joined.prefix.shape[1]
+        x, present, prefixes = _insert_prefixes(x, joined.prefix, joined.prefix_mask, inside)
+    packed_lengths = [prefix + count for prefix, count in zip(prefixes, counts, strict=True)]
 
     # Positions and rotations are computed for the padded batch, which is cheap, and then selected.
     if isinstance(lm.config.rope, SinusoidalConfig):
-        positions = lm.positions.of(places, P, joined.prefix_mask).expand(B, -1)[present].unsqueeze(0)
-        x = x + sinusoidal_places(positions, lm.config.width, lm.config.rope.base).to(x.dtype)
+        positions = lm.positions.of(steps, P, joined.prefix_mask).expand(B, -1)[present].unsqueeze(0)
+        x = x + sinusoidal_embedding(positions, lm.config.width, lm.config.rope.base).to(x.dtype)
     total_frames = codes.shape[2] if lengths is None else lengths[:, None]
-    table = lm.positions.table(places, total_frames, P, joined.prefix_mask)
+    table = lm.positions.table(steps, total_frames, P, joined.prefix_mask)
     if table is not None:
         table = table.expand(B, -1, -1, -1)[present].unsqueeze(0)
-    rows = PackedSequences(lengths_of_rows, codes.device, prefixes=prefixes, window=lm.config.window)
-    memory = _remember(lm, joined, lengths_of_rows)
-    hidden = lm.transformer(lm.dropout(x), table, mask=rows, memory=memory)
-    if is_step is not None:
-        hidden = hidden[:, is_step]
+    mask = PackedSequences(packed_lengths, codes.device, prefixes=prefixes, window=lm.config.window)
+    memory = _packed_memory(lm, joined, packed_lengths)
+    hidden = lm.transformer(lm.dropout(x), table, mask=mask, memory=memory)
+    if P:
+        hidden = hidden[:, present.nonzero(as_tuple=True)[1] >= P]
 
-    ids, mask = _cells(arranged.ids, inside), _cells(arranged.mask, inside)
-    advances = lm.advance_terms(hidden, joined, pointers, inside)
-    report = lm.report(lm.head.terms(hidden, ids, mask, label_smoothing), mask, advances)
+    ids, counted = _cells(arranged.ids, inside), _cells(arranged.mask, inside)
+    advances = lm.advance_losses(hidden, joined, pointers, inside)
+    report = lm.report(lm.head.losses(hidden, ids, counted, label_smoothing), counted, advances)
     if lm.ahead is None or not lm.training:
         return report
-    guesses = lm.ahead.terms(lm.head, hidden, ids, mask, label_smoothing, place)
-    return replace(report, guesses=guesses.sum(dim=(0, 2)) / report.count.clamp(min=1))
+    ahead = lm.ahead.losses(lm.head, hidden, ids, counted, label_smoothing, step)
+    return replace(report, ahead=ahead.sum(dim=(0, 2)) / report.count.clamp(min=1))
 
 
 def check_packable(config: LMConfig) -> None:
@@ -109,6 +104,24 @@ def _cells(x: Tensor, inside: Tensor) -> Tensor:
     return x.transpose(1, 2)[inside].t().unsqueeze(0)
 
 
+def _insert_prefixes(
+    x: Tensor, prefix: Tensor, prefix_mask: Tensor | None, inside: Tensor
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Put the real prefix tokens of each row before its steps.
+
+    Args:
+        x: [1, N, D], the steps of all rows, packed.
+        prefix: [B, P, D]; prefix_mask: [B, P] bool, True on real tokens; None: all are.
+        inside: [B, S] bool, True on the steps of each row.
+    Returns:
+        The packed tokens [1, N', D], the mask of all that are packed [B, P + S], and the number of prefix tokens of
+        each row.
+    """
+    real = inside.new_ones(prefix.shape[:2]) if prefix_mask is None else prefix_mask
+    x = torch.cat([prefix[real].to(x.dtype).unsqueeze(0), x], dim=1).index_select(1, _order(real, inside))
+    return x, torch.cat([real, inside], dim=1), real.sum(1).tolist()
+
+
 def _order(real: Tensor, inside: Tensor) -> Tensor:
     """The packing order of all prefix tokens (real [B, P]) followed by all steps (inside [B, S]): row by row, each
     row's prefix before its steps."""
@@ -120,7 +133,7 @@ def _order(real: Tensor, inside: Tensor) -> Tensor:
     return number[present]
 
 
-def _remember(lm: TokenLM, joined: FusedConditions, lengths: list[int]) -> Memory | None:
+def _packed_memory(lm: TokenLM, joined: FusedConditions, lengths: list[int]) -> Memory | None:
     """Keys and values for cross-attention, packed as well."""
     if joined.memory is None:
         return None
@@ -128,4 +141,4 @@ def _remember(lm: TokenLM, joined: FusedConditions, lengths: list[int]) -> Memor
     B, L, _ = memory.shape
     counts = [L] * B if real is None else real.sum(1).tolist()
     tokens = memory.flatten(0, 1) if real is None else memory[real]
-    return lm.transformer.remember(tokens.unsqueeze(0), PackedSequences(lengths, memory.device, counts))
+    return lm.transformer.project_memory(tokens.unsqueeze(0), PackedSequences(lengths, memory.device, counts))

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ...tokenize.spec import ImageGeometry
-from ..attention.registry import TAKE_COUNTS
+from ..attention.registry import WITH_CACHE_LENGTH
 from ..conditioning.registry import ConditionBatch, FusedConditions
 from ..kv_cache.base import Cache, CacheShape
 from ..kv_cache.config import CacheChoice
 from .decoding_state import DecodingState
-from .shape_buckets import padded
+from .shape_buckets import pad_to_buckets
 from .transformer_lm import TransformerLM
 
 MakeCache = Callable[["CacheChoice | None", CacheShape], Cache]
@@ -28,7 +28,7 @@ def prefill(
     num_rows: int | None,
     num_frames: int | Tensor | None = None,
     cache: CacheChoice | None = None,
-    steady: bool = False,
+    bucketed: bool = False,
 ) -> DecodingState:
     """The state before the first step; arguments and errors as for `TokenLM.start`.
 
@@ -50,16 +50,15 @@ def prefill(
         num_frames = lm.spec.geometry.num_frames
     lm.transformer.refresh()
     fused, first = lm.split_first(_conditions_as_in_eval(lm, batch))
-    if steady and num_frames is not None:
+    if bucketed and num_frames is not None:
         num_frames = torch.tensor(num_frames, device=lm.device)
-    if steady:
-        fused = padded(fused, all(c.kind == "label" for c in lm.config.conditions if c.join == "prefix"))
+    if bucketed:
+        fused = pad_to_buckets(fused, all(c.kind == "label" for c in lm.config.conditions if c.join == "prefix"))
     memory = lm.cross_attention_memory(fused)
     shape = _cache_shape(lm, B, capacity, fused)
     head = lm.head.start(B, shape.dtype, lm.device)
     state = DecodingState(
         cache=make_cache(cache, shape),
-        cache_shape=shape,
         memory=memory,
         summed=fused.summed,
         first=first,
@@ -98,7 +97,7 @@ def _cache_shape(lm: TransformerLM, num_rows: int, capacity: int, fused: FusedCo
         prefix_length=0 if fused.prefix is None else fused.prefix.shape[1],
         prefix_mask=fused.prefix_mask,
         window=config.window,
-        counted=config.attention in TAKE_COUNTS,
+        counted=config.attention in WITH_CACHE_LENGTH,
     )
 
 

@@ -22,7 +22,7 @@ def bucket(length: int) -> int:
     return max(1, -(-length // unit)) * unit
 
 
-def padded(joined: FusedConditions, fixed_prefix: bool) -> FusedConditions:
+def pad_to_buckets(joined: FusedConditions, fixed_prefix: bool) -> FusedConditions:
     """Pad the prefix [B, P, D], the memory [B, L, D] and the units of conditions to bucketed lengths, and mask the
     padding.
 

@@ -27,7 +27,7 @@ from ..heads.registry import HEADS
 from ..layers.attention_layers import Memory
 from ..layers.input_embedding import INPUTS
 from ..layers.position_embedding import Positions
-from ..layers.transformer import Transformer, initialise_
+from ..layers.transformer import Transformer, initialize_
 from ..ops.loss import LossReport, report_loss, with_part
 from ..ops.row_rng import Dropout
 from ..patterns.pattern import CodebookPattern
@@ -83,17 +83,17 @@ class TransformerLM(LanguageModel):
         first = 0 if config.start == "token" else -1
         self.positions = Positions(config.rope, self.arrangement, spec.geometry, config.width, config.head_width, first)
         self.input = INPUTS[config.input.kind](config.input, self.arrangement, config.width, code_vectors)
-        host = ConditionContext(
+        context = ConditionContext(
             config.width, config.heads, config.rope.base, spec.cardinalities, self.input, code_vectors
         )
-        self.conditions = Conditioner(config.conditions, host)
+        self.conditions = Conditioner(config.conditions, context)
         self.dropout = Dropout(config.dropout)
         self.transformer = Transformer(config.transformer, choose_backend(config.attention))
         self.head = HEADS[config.head.kind](config.head, config.width, self.arrangement, code_vectors)
         self.loss_weights = _check_weights(config.loss_weights, spec.num_codebooks)
         self.ahead = Ahead(config.ahead, config.width) if config.ahead is not None else None
-        initialise_(self, config.width, config.layers)
-        self.head.initialise_()
+        initialize_(self, config.width, config.layers)
+        self.head.initialize_()
 
     def start_ids(self, num_rows: int, device: torch.device | str | None = None) -> Tensor:
         """[B, K] long: the input of the first `step`."""
@@ -157,7 +157,7 @@ class TransformerLM(LanguageModel):
         """Keys and values for cross-attention, in the dtype of the weights: precomputed vectors may have another."""
         if joined.memory is None:
             return None
-        return self.transformer.remember(joined.memory.to(self.dtype), joined.memory_mask)
+        return self.transformer.project_memory(joined.memory.to(self.dtype), joined.memory_mask)
 
     def attention_mask(self, P: int, S: int, prefix_mask: Tensor | None, device: torch.device) -> Tensor | None:
         """Attention mask of P prefix tokens and S steps, bool [B or 1, 1, P + S, P + S]; None: causal."""

@@ -28,7 +28,7 @@ class LossReport:
     """[K] long, number of these cells: weighting per_codebook by it combines batches exactly."""
     weights: Tensor
     """[K] float32: weight of each codebook in the loss; they sum to 1. Those of further parts are added to this sum."""
-    guesses: Tensor | None = None
+    ahead: Tensor | None = None
     """[K] float32, weighted multi-token prediction loss, per term of per_codebook; training adds it."""
 
 
@@ -88,28 +88,13 @@ def with_part(report: LossReport, terms: Tensor, mask: Tensor, weight: float) ->
     )
 
 
-def codebook_loss(logits: Tensor, targets: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> LossReport:
-    """Cross-entropy per codebook and its mean over codebooks.
-
-    Args:
-        logits: [B, K, S, V]; -inf for ids outside a codebook. Cast to float32.
-        targets: [B, K, S] long.
-        mask: [B, K, S] bool, True where a target counts; elsewhere logits and targets are ignored.
-        label_smoothing: share of the target's weight spread evenly over the codebook's ids.
-    """
-    # [B, S, K, V] is the order in which the head writes: avoids a copy of the largest tensor of the model
-    wanted = torch.where(mask, targets, IGNORED).transpose(1, 2)
-    terms = cross_entropy(logits.transpose(1, 2), wanted, label_smoothing)
-    return report_loss(terms.transpose(1, 2), mask)
-
-
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Losses [*] float32, nats, of logits [*, V] (-inf for invalid ids) and targets [*]; 0 where IGNORED."""
-    flat, wanted = logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1)
-    terms = F.cross_entropy(flat, wanted, ignore_index=IGNORED, reduction="none")
+    flat, flat_targets = logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1)
+    terms = F.cross_entropy(flat, flat_targets, ignore_index=IGNORED, reduction="none")
     if label_smoothing:
         # By hand: torch's label_smoothing would include -inf logits in the mean.
         absent = flat.detach() == float("-inf")
         spread = torch.logsumexp(flat, dim=-1) - flat.masked_fill(absent, 0.0).sum(dim=-1) / (~absent).sum(dim=-1)
-        terms = (1 - label_smoothing) * terms + label_smoothing * torch.where(wanted == IGNORED, 0.0, spread)
+        terms = (1 - label_smoothing) * terms + label_smoothing * torch.where(flat_targets == IGNORED, 0.0, spread)
     return terms.view(targets.shape)

@@ -67,7 +67,7 @@ def grid_columns(config: GridRopeConfig, geometry: Geometry) -> int:
     )
 
 
-def places_of_scales(geometry: Geometry) -> Tensor | None:
+def scale_coordinates(geometry: Geometry) -> Tensor | None:
     """[T, 2] float32: row and column of each frame of a multi-scale image, in cells of its last grid; a coarse cell is
     at its center, between grid cells. None: there are no scales."""
     if not isinstance(geometry, ImageGeometry) or not geometry.scales:
@@ -111,7 +111,7 @@ def rotary_table(coordinates: Tensor, head_width: int, base: float) -> Tensor:
     return torch.complex(angles.cos(), angles.sin())
 
 
-def sinusoidal_places(positions: Tensor, width: int, base: float) -> Tensor:
+def sinusoidal_embedding(positions: Tensor, width: int, base: float) -> Tensor:
     """Sinusoidal position embeddings: [*] -> [*, width] float32, cosines, then sines.
 
     Frequencies range from 1 to 1 / base inclusive; an odd width ends in a 0.

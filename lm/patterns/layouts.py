@@ -98,7 +98,7 @@ class AffineLayout:
     """Initial steps: for each the frame of each codebook, or -1. Frames listed here appear nowhere else."""
 
 
-def spread(config: ArrangementConfig, K: int) -> AffineLayout:
+def layout_of(config: ArrangementConfig, K: int) -> AffineLayout:
     """The layout of a config for K codebooks. ConfigError: a list does not fit K codebooks."""
     if isinstance(config, CoarseFirstConfig):
         return _grouped([1, K - 1] if K > 1 else [1], "parallel", [0] * K)
@@ -153,16 +153,16 @@ def _unrolled(flattening: list[int], delays: list[int]) -> AffineLayout:
 
 
 def _grouped(sizes: list[int], inside: str, delays: list[int]) -> AffineLayout:
-    lines = AffineLayout([], [], [])
+    layout = AffineLayout([], [], [])
     span = start = 0  # a group begins at step span * T + start
     for size, end in zip(sizes, accumulate(sizes), strict=True):
         stride = size if inside == "flat" else 1
         places = [delay * stride + place % stride for place, delay in enumerate(delays[end - size : end])]
-        lines.spans.extend([span] * size)
-        lines.strides.extend([stride] * size)
-        lines.offsets.extend(start + place for place in places)
+        layout.spans.extend([span] * size)
+        layout.strides.extend([stride] * size)
+        layout.offsets.extend(start + place for place in places)
         span, start = span + stride, start + max(places) + 1 - stride
-    return lines
+    return layout
 
 
 def _entries(name: str, found: tuple[int, ...] | None, K: int, default: list[int]) -> list[int]:

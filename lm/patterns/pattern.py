@@ -68,7 +68,7 @@ from .layouts import GroupedConfig as GroupedConfig
 from .layouts import ParallelConfig as ParallelConfig
 from .layouts import PartialFlatConfig as PartialFlatConfig
 from .layouts import UnrolledConfig as UnrolledConfig
-from .layouts import spread
+from .layouts import layout_of
 
 UNKNOWN_LENGTH = 1 << 40
 """Placeholder length of a row that has not ended yet."""
@@ -124,8 +124,8 @@ class CodebookPattern:
         self.num_codebooks = K
         self.variable_length = variable_length
         self.flatten_first = config.flatten_first if isinstance(config, DelayConfig) else 0
-        self.lines = spread(config, K)
-        self.needs_length = any(self.lines.spans)
+        self.layout = layout_of(config, K)
+        self.needs_length = any(self.layout.spans)
         """Whether the steps depend on the number of frames (coarse_first, grouped)."""
         if self.needs_length and variable_length:
             raise ConfigError(f"arrangement {config.kind} needs a known number of frames; set variable_length: false")
@@ -139,14 +139,14 @@ class CodebookPattern:
         self.start_ids = tuple(V + specials.start for V in cardinalities)
         self.pad_ids = tuple(V + specials.pad for V in cardinalities)
         fills = {"start": self.start_ids, "pad": self.pad_ids, "end": self.end_ids}
-        placing = [list(range(K)), self.lines.spans, self.lines.strides, self.lines.offsets]
+        placing = [list(range(K)), self.layout.spans, self.layout.strides, self.layout.offsets]
         self._constants = torch.tensor(
             [*placing, fills[specials.before], fills[specials.after], self.end_ids],
             dtype=torch.long,
             device="cpu",
         ).unsqueeze(-1)
         self._on_device: dict[torch.device, Tensor] = {}
-        self._beginning = torch.tensor(self.lines.beginning, dtype=torch.long, device="cpu").view(-1, K).T
+        self._beginning = torch.tensor(self.layout.beginning, dtype=torch.long, device="cpu").view(-1, K).T
         self._beginning_on_device: dict[torch.device, Tensor] = {}
 
     @property
@@ -165,7 +165,7 @@ class CodebookPattern:
         """Steps from the first cell of a frame to its last; ValueError if that depends on the number of frames."""
         if self.needs_length:
             raise ValueError(f"arrangement {self.config.kind}: max_delay depends on the number of frames")
-        body = max(self.lines.offsets) - min(self.lines.offsets)
+        body = max(self.layout.offsets) - min(self.layout.offsets)
         return max(body, self.num_codebooks - 1) if self.flatten_first else body
 
     # The table
@@ -179,12 +179,12 @@ class CodebookPattern:
         """S for T frames (an end frame counts as a frame)."""
         if num_frames < 1:
             return 0
-        if self.lines.beginning:
+        if self.layout.beginning:
             return int(self.steps_of(torch.tensor([num_frames - 1])).max()) + 1
-        lines, last = self.lines, num_frames - 1 - self.flatten_first
+        layout, last = self.layout, num_frames - 1 - self.flatten_first
         if last < 0:
             return num_frames * self.num_codebooks
-        ends = zip(lines.spans, lines.strides, lines.offsets, strict=True)
+        ends = zip(layout.spans, layout.strides, layout.offsets, strict=True)
         body = max(span * num_frames + stride * last + offset for span, stride, offset in ends) + 1
         return self.flatten_first * self.num_codebooks + body
 
@@ -202,7 +202,7 @@ class CodebookPattern:
         frames = frames.unsqueeze(-2)
         if self.needs_length:
             return span * self._known_total(num_frames, frames) + stride * frames + offset
-        if self.lines.beginning:
+        if self.layout.beginning:
             begun = self._beginning_of(frames.device)  # [K, R]
             found = frames.unsqueeze(-1) == begun.unsqueeze(-2)  # [*, K, T, R]
             return torch.where(found.any(-1), found.to(torch.uint8).argmax(-1), stride * frames + offset)
@@ -247,12 +247,12 @@ class CodebookPattern:
             frames = (steps.unsqueeze(-2) - span * total - offset) // stride
             begun = (frames >= 0) & (frames < total)
             return torch.where(begun, frames + span * total, 0).amax(-2) % total[..., 0]  # of the last group begun
-        if self.lines.beginning:
+        if self.layout.beginning:
             first = self._beginning_of(steps.device).amax(0).cummax(0).values
-            later = (steps - min(self.lines.offsets)) // self.lines.strides[0]
+            later = (steps - min(self.layout.offsets)) // self.layout.strides[0]
             return torch.where(steps < len(first), first[steps.clamp(0, len(first) - 1)], later)
         head = self.flatten_first * self.num_codebooks
-        begun = (steps - head - min(self.lines.offsets)).clamp(min=0) // self.lines.strides[0]
+        begun = (steps - head - min(self.layout.offsets)).clamp(min=0) // self.layout.strides[0]
         return torch.where(steps < head, steps // self.num_codebooks, self.flatten_first + begun)
 
     # Codes to steps and back
@@ -367,7 +367,7 @@ class CodebookPattern:
             ahead = ahead - span * total
             return torch.where((ahead >= 0) & (ahead % stride == 0) & (ahead < stride * total), ahead // stride, -1)
         body = torch.where((ahead >= 0) & (ahead % stride == 0), F + ahead // stride, -1)
-        if self.lines.beginning:
+        if self.layout.beginning:
             begun = self._beginning_of(steps.device)
             return torch.where(steps < begun.shape[1], begun[:, steps.clamp(0, begun.shape[1] - 1)], body)
         if not F:

@@ -81,13 +81,13 @@ class SubTokens:
         special = torch.where(first > 0, sizes + ids - book_sizes, sizes)
         return torch.where(ids >= book_sizes, special, ids // places % sizes)
 
-    def join(self, symbols: Tensor) -> Tensor:
+    def join(self, sub_tokens: Tensor) -> Tensor:
         """Ids [B, K, *] of sub-tokens [B, J, *]: the inverse of `split`."""
         if self.parts == 1:
-            return symbols
-        sizes, _, places, book_sizes, _ = self._like(symbols)
-        codes = self.sum(symbols * places)
-        beyond = (symbols - sizes)[:, :: self.parts]
+            return sub_tokens
+        sizes, _, places, book_sizes, _ = self._like(sub_tokens)
+        codes = self.sum(sub_tokens * places)
+        beyond = (sub_tokens - sizes)[:, :: self.parts]
         return torch.where(beyond >= 0, book_sizes[:: self.parts] + beyond, codes)
 
     def targets(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -95,9 +95,9 @@ class SubTokens:
         and where an id has no such sub-token."""
         if self.parts == 1:
             return torch.where(mask, ids, IGNORED)
-        symbols = self.split(ids)
-        drawn = mask.repeat_interleave(self.parts, dim=1) & (symbols < self._like(ids)[1])
-        return torch.where(drawn, symbols, IGNORED)
+        sub_tokens = self.split(ids)
+        drawn = mask.repeat_interleave(self.parts, dim=1) & (sub_tokens < self._like(ids)[1])
+        return torch.where(drawn, sub_tokens, IGNORED)
 
     def sum(self, terms: Tensor) -> Tensor:
         """Sum values, for instance losses, over the sub-tokens [B, J, *] of each codebook: [B, K, *]."""

@@ -22,7 +22,7 @@ from ..patterns.layouts import DelayConfig
 def read_lm(
     folder: Path,
     where: dict[str, Path],
-    plan: TensorMap,
+    tensor_map: TensorMap,
     config: LMConfig,
     spec: TokenSpec,
     ignored: Sequence[str] = (),
@@ -38,23 +38,26 @@ def read_lm(
         WeightsError: tensors are missing, left over, or of another shape than the config requires.
     """
     ours = parameter_shapes(config, spec)
-    assert ours.keys() == plan.keys(), ours.keys() ^ plan.keys()
+    assert ours.keys() == tensor_map.keys(), ours.keys() ^ tensor_map.keys()
     shapes = {name: shape for file in set(where.values()) for name, shape in header_shapes(file).items()}
     found = {name: shape for name, shape in shapes.items() if not name.startswith(tuple(ignored))}
-    wanted = {
-        piece.name: (piece.rows, *ours[name][1:]) for name, pieces in plan.items() for piece in pieces if piece.name
+    expected = {
+        source.name: (source.rows, *ours[name][1:])
+        for name, sources in tensor_map.items()
+        for source in sources
+        if source.name
     }
-    check_tensors(found, wanted, folder)
+    check_tensors(found, expected, folder)
     theirs: dict[str, Tensor] = {}
     for file in sorted(set(where.values())):
-        theirs |= read_safetensors(file, wanted=wanted.__contains__)[0]
+        theirs |= read_safetensors(file, wanted=expected.__contains__)[0]
     tensors = {}
-    for name, pieces in plan.items():
-        read = [theirs.pop(piece.name) if piece.name else None for piece in pieces]  # each occurs once, then freed
+    for name, sources in tensor_map.items():
+        read = [theirs.pop(source.name) if source.name else None for source in sources]  # each occurs once, then freed
         like = next(tensor for tensor in read if tensor is not None)
         filled = [
-            like.new_zeros(piece.rows, *like.shape[1:]) if tensor is None else tensor
-            for piece, tensor in zip(pieces, read, strict=True)
+            like.new_zeros(source.rows, *like.shape[1:]) if tensor is None else tensor
+            for source, tensor in zip(sources, read, strict=True)
         ]
         tensors[name] = torch.cat(filled) if len(filled) > 1 else like
     lm = lm_of_tensors(config, spec, tensors, device, dtype, folder)
@@ -62,10 +65,10 @@ def read_lm(
     return lm
 
 
-def check_layout(layout: str, found: LMConfig, wanted: LMConfig, num_codebooks: int) -> None:
+def check_layout(layout: str, found: LMConfig, expected: LMConfig, num_codebooks: int) -> None:
     """Raise ValueError unless a model equals the one that the layout would be read back as; names the first setting
     that differs. Machine-dependent settings are ignored, and unset ones are resolved first."""
-    ours, theirs = _spelled_out(found, num_codebooks), _spelled_out(wanted, num_codebooks)
+    ours, theirs = _resolved(found, num_codebooks), _resolved(expected, num_codebooks)
     for name in LMConfig.model_fields:
         if name != "attention" and getattr(ours, name) != getattr(theirs, name):
             raise ValueError(
@@ -74,17 +77,19 @@ def check_layout(layout: str, found: LMConfig, wanted: LMConfig, num_codebooks: 
             )
 
 
-def _spelled_out(config: LMConfig, num_codebooks: int) -> LMConfig:
+def _resolved(config: LMConfig, num_codebooks: int) -> LMConfig:
     fields: dict = {"ffn": config.num_ffn, "kv_heads": config.num_kv_heads}
     if isinstance(config.arrangement, DelayConfig) and config.arrangement.delays is None:
         fields["arrangement"] = config.arrangement.model_copy(update={"delays": tuple(range(num_codebooks))})
     return config.model_copy(update=fields)
 
 
-def their_tensors(lm: TokenLM, plan: TensorMap) -> dict[str, Tensor]:
+def public_tensors(lm: TokenLM, tensor_map: TensorMap) -> dict[str, Tensor]:
     """The model's tensors under the names of the public checkpoint, on the CPU."""
     tensors = {}
     for name, tensor in lm.state_dict().items():
-        parts = tensor.detach().cpu().split([piece.rows for piece in plan[name]])
-        tensors.update({piece.name: part.clone() for piece, part in zip(plan[name], parts, strict=True) if piece.name})
+        parts = tensor.detach().cpu().split([source.rows for source in tensor_map[name]])
+        tensors.update(
+            {source.name: part.clone() for source, part in zip(tensor_map[name], parts, strict=True) if source.name}
+        )
     return tensors

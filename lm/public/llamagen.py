@@ -41,7 +41,7 @@ from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
 from ..ops.rotary import GridRopeConfig
 from ..patterns.pattern import SpecialsConfig
-from .conversion import check_layout, read_lm, their_tensors
+from .conversion import check_layout, public_tensors, read_lm
 
 UNKNOWN_TOKENIZER = "0" * 64
 """Fingerprint if the tokenizer was not loaded."""
@@ -99,7 +99,7 @@ def load_llamagen(
     config = llamagen_config(
         width, layers, heads, key_heads, ffn, classes, class_dropout=class_dropout, where=str(folder / "config.json")
     )
-    return read_lm(folder, where, llamagen_plan(config, spec), config, spec, IGNORED, device, dtype)
+    return read_lm(folder, where, llamagen_tensor_map(config, spec), config, spec, IGNORED, device, dtype)
 
 
 def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
@@ -115,11 +115,11 @@ def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
             f"LlamaGen's layout has one codebook of square images, found {lm.num_codebooks} of {geometry.kind}"
         )
     classes = label.classes if label is not None and label.classes is not None else 1
-    wanted = llamagen_config(
+    expected = llamagen_config(
         config.width, config.layers, config.heads, config.num_kv_heads, config.num_ffn, classes, config.dropout,
         label.dropout if label is not None else 0.0,
     )  # fmt: skip
-    check_layout("LlamaGen", config, wanted, 1)
+    check_layout("LlamaGen", config, expected, 1)
     described = {
         "model_type": "llamagen",
         "image_size": geometry.height,
@@ -128,7 +128,7 @@ def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
         "num_classes": classes,
         "class_dropout_prob": label.dropout if label is not None else 0.0,
     }
-    tensors = their_tensors(lm, llamagen_plan(config, lm.spec))
+    tensors = public_tensors(lm, llamagen_tensor_map(config, lm.spec))
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", {n: t.to(DTYPES[dtype]) for n, t in tensors.items()})
     write_json(folder / "config.json", described)
@@ -177,7 +177,7 @@ def llamagen_spec(codes: int, image_size: int, downsample_size: int, where: str 
     )
 
 
-def llamagen_plan(config: LMConfig, spec: TokenSpec) -> TensorMap:
+def llamagen_tensor_map(config: LMConfig, spec: TokenSpec) -> TensorMap:
     """The mapping from their tensors to ours."""
     names = {
         "head.weight": ["output.weight"],
@@ -198,12 +198,14 @@ def llamagen_plan(config: LMConfig, spec: TokenSpec) -> TensorMap:
     shapes = parameter_shapes(config, spec)
     codes = spec.cardinalities[0]
     rows = shapes.pop("input.table.weight")[0]  # special ids are never read, but have rows too
-    plan = {name: equal(names[name], shape) for name, shape in shapes.items()}
+    tensor_map = {name: equal(names[name], shape) for name, shape in shapes.items()}
     label = config.conditions[0]
     if label.dropout == 0:  # and a class table trained without dropout has no row for no class
         name = "conditions.parts.label.table.weight"
-        plan[name] = (SourceRows(names[name][0], shapes[name][0] - 1), SourceRows(None, 1))
-    return plan | {"input.table.weight": (SourceRows("tok_embeddings.weight", codes), SourceRows(None, rows - codes))}
+        tensor_map[name] = (SourceRows(names[name][0], shapes[name][0] - 1), SourceRows(None, 1))
+    return tensor_map | {
+        "input.table.weight": (SourceRows("tok_embeddings.weight", codes), SourceRows(None, rows - codes))
+    }
 
 
 def _classes(described: dict[str, Any], rows: int, where: Path) -> tuple[int, float]:

@@ -34,7 +34,7 @@ from ..models.causal import TokenLM
 from ..ops.rotary import SinusoidalConfig
 from ..patterns.layouts import DelayConfig
 from ..patterns.pattern import SpecialsConfig
-from .conversion import check_layout, read_lm, their_tensors
+from .conversion import check_layout, public_tensors, read_lm
 
 UNKNOWN_CODEC = "0" * 64
 """Fingerprint if the codec was not loaded."""
@@ -93,7 +93,7 @@ def load_musicgen(
             f"{folder}: the model has {books[0]} codebooks of {books[1]} codes, the tokenizer '{spec.name}' "
             f"{list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
         )
-    return read_lm(folder, where, musicgen_plan(config, spec, prefix), config, spec, IGNORED, device, dtype)
+    return read_lm(folder, where, musicgen_tensor_map(config, spec, prefix), config, spec, IGNORED, device, dtype)
 
 
 def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
@@ -104,8 +104,8 @@ def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
     """
     folder = Path(folder)
     described = _describe(lm)
-    plan = musicgen_plan(lm.config, lm.spec)
-    tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in their_tensors(lm, plan).items()}
+    tensor_map = musicgen_tensor_map(lm.config, lm.spec)
+    tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in public_tensors(lm, tensor_map).items()}
     projection = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PROJECTION)}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -192,7 +192,7 @@ def musicgen_spec(described: dict[str, Any], where: str = "config.json") -> Toke
     )
 
 
-def musicgen_plan(config: LMConfig, spec: TokenSpec, prefix: str = "") -> TensorMap:
+def musicgen_tensor_map(config: LMConfig, spec: TokenSpec, prefix: str = "") -> TensorMap:
     """The mapping from their tensors to ours; prefix precedes the decoder's tensor names."""
     books, base = range(spec.num_codebooks), f"{prefix}model.decoder."
     names: dict[str, list[str]] = {
@@ -252,11 +252,11 @@ def _describe(lm: TokenLM) -> dict[str, Any]:
             f"in {channels}"
         )
     width = given.width if given is not None and given.projection == "linear" else None
-    wanted = musicgen_config(described, width)
+    expected = musicgen_config(described, width)
     if given is not None and len(config.conditions) == 1:  # the layout does not store training settings
-        condition = wanted.conditions[0].model_copy(update={"dropout": given.dropout, "mask": given.mask})
-        wanted = wanted.model_copy(update={"conditions": (condition,)})
-    check_layout("MusicGen", config, wanted, spec.num_codebooks)
+        condition = expected.conditions[0].model_copy(update={"dropout": given.dropout, "mask": given.mask})
+        expected = expected.model_copy(update={"conditions": (condition,)})
+    check_layout("MusicGen", config, expected, spec.num_codebooks)
     return described
 
 

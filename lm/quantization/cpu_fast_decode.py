@@ -23,12 +23,12 @@ from ..models.base import LanguageModel
 from ..models.causal import TokenLM
 from .packed_linear import WeightsName, pack_transformer_, transformers_of
 
-MOST_BYTES = 1 << 28
+MAX_BYTES = 1 << 28
 """Largest transformer that is copied: the backbone, or that of a depth head."""
 NAMES: dict[torch.dtype, WeightsName] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
-class QuickStack:
+class FastStack:
     """Fast path for single steps of a few rows, on copies of the matrices that `refresh` keeps up to date."""
 
     def __init__(self, transformer: Transformer):
@@ -70,10 +70,10 @@ def enable_fast_cpu_decode_(lm: LanguageModel) -> LanguageModel:
         if isinstance(stage, TokenLM) and stage.device.type == "cpu" and not cpu_gemv.why_not():
             for part in (stage.transformer, *transformers_of(stage.head)):
                 if _is_small(part):
-                    part.fused = QuickStack(part)
+                    part.fused = FastStack(part)
     return lm
 
 
 def _is_small(transformer: Transformer) -> bool:
     weights = list(transformer.parameters())
-    return weights[0].dtype in NAMES and sum(weight.nbytes for weight in weights) <= MOST_BYTES
+    return weights[0].dtype in NAMES and sum(weight.nbytes for weight in weights) <= MAX_BYTES

@@ -40,9 +40,9 @@ GROUP = 64
 """Inputs of an output that share scale and offset in int4."""
 CLIPPINGS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Fractions of a group's range covered by its 16 numbers; weights outside are clipped."""
-ROWS_OF_SEARCH = 1 << 16
+SEARCH_BLOCK = 1 << 16
 """Number of weights searched together."""
-SOME_ROWS = 256
+MAX_GEMV_ROWS = 256
 """Up to this many rows cpu_gemv.c is faster than dequantizing the weights."""
 
 
@@ -87,7 +87,7 @@ def quantize_int4(weight: Tensor, group: int = GROUP) -> QuantizedWeight:
     if group not in (32, 64, 128):
         raise ValueError(f"group must be 32, 64 or 128, found {group}")
     # Some outputs at a time: the data of the search stays in the CPU cache, which is five times as fast.
-    parts = [_quantize_rows(rows, group) for rows in weight.split(max(1, ROWS_OF_SEARCH // weight.shape[1]))]
+    parts = [_quantize_rows(rows, group) for rows in weight.split(max(1, SEARCH_BLOCK // weight.shape[1]))]
     numbers, scales, offsets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return QuantizedWeight(numbers, scales, offsets, group)
 
@@ -169,7 +169,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[*, D] -> [*, N] in x's dtype."""
         rows = x.numel() // self.in_features
-        if self.tiles and rows <= SOME_ROWS and x.dtype in (torch.float32, torch.bfloat16):
+        if self.tiles and rows <= MAX_GEMV_ROWS and x.dtype in (torch.float32, torch.bfloat16):
             if torch.compiler.is_compiling():
                 return gemv_linear(x, self.numbers, self.scales, self.bias, self.kind, self.out_features, self.group)
             return cpu_gemv.multiply(x, self.described)
@@ -183,7 +183,7 @@ class PackedLinear(nn.Module):
 
     def _on_gpu(self, x: Tensor) -> bool:
         """Whether a product with few rows can use lm/kernels/triton_kernels.py."""
-        here = triton_fused_block.takes_device(x)
+        here = triton_fused_block.supports_device(x)
         plain = not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
         return here and plain and x.dtype in triton_fused_block.NUMBERS
 
@@ -235,11 +235,6 @@ class PackedLinear(nn.Module):
     def num_packed(self) -> int:
         """Number of parameters that are now packed."""
         return self.out_features * self.in_features
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of weights, scales and bias."""
-        return sum(buffer.nbytes for buffer in self.buffers())
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.kind}"
@@ -300,19 +295,3 @@ def check_weights(name: str) -> None:
     """Raise ValueError unless it is a known kind of packed weights."""
     if name not in cpu_gemv.KINDS:
         raise ValueError(f"weights '{name}' are unknown; choose {', '.join(cpu_gemv.KINDS)}")
-
-
-def step_bytes(lm: TransformerLM) -> int:
-    """Bytes of the matrices read by one generation step: backbone and head, without the projections of the conditions
-    to keys and values, which run once per generation."""
-    once = {id(module.key_value) for module in lm.transformer.modules() if isinstance(module, CrossAttention)}
-    total = 0
-    for part in (lm.transformer, lm.head):
-        for module in part.modules():
-            if isinstance(module, PackedLinear) and id(module) not in once:
-                total += module.num_bytes
-            elif isinstance(module, nn.Linear) and id(module) not in once:
-                total += module.weight.nbytes
-    if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
-        total += lm.head.weight.nbytes
-    return total

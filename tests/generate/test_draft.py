@@ -98,8 +98,8 @@ def test_a_trained_model_guesses_right(arrangement, head):
     optimizer = torch.optim.Adam(lm.parameters(), lr=0.02)
     for _ in range(100):
         report = lm.loss(codes)
-        assert report.guesses is not None
-        (report.loss + 5 * report.guesses.mean()).backward()
+        assert report.ahead is not None
+        (report.loss + 5 * report.ahead.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
     arguments = (lm.eval(), ConditionBatch(), [0], Length(6, fixed=True), GenerationConfig(temperature=0.0))
@@ -122,8 +122,8 @@ def test_the_loss_of_guesses_is_that_of_a_loop():
                     if arranged.mask[b, k, s]:
                         expected[k] -= torch.log_softmax(logits[k], -1)[arranged.ids[b, k, s]]
     counts = arranged.mask.sum(dim=(0, 2))
-    torch.testing.assert_close(lm.loss(codes, lengths).guesses.double(), AHEAD.weight * expected / counts)
-    assert lm.eval().loss(codes, lengths).guesses is None
+    torch.testing.assert_close(lm.loss(codes, lengths).ahead.double(), AHEAD.weight * expected / counts)
+    assert lm.eval().loss(codes, lengths).ahead is None
 
 
 def test_a_model_that_does_not_look_ahead_is_refused():

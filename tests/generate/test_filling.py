@@ -49,13 +49,13 @@ def frames_of(*lengths):
 @torch.no_grad()
 def fill_one_by_one(lm, length, coarse, conditions=None, guidance=1.0, unit="cell"):
     """The slow one: the likeliest code of the surest cell (or the likeliest codes of the surest frame), then again."""
-    symbols = lm.head.symbols
-    codes = torch.zeros(1, len(symbols), length, dtype=torch.long)
+    sub_tokens = lm.head.sub_tokens
+    codes = torch.zeros(1, len(sub_tokens), length, dtype=torch.long)
     hidden = torch.ones_like(codes, dtype=torch.bool)
     while hidden.any():
-        logits = lm(symbols.join(codes), hidden, None, conditions, coarse)
+        logits = lm(sub_tokens.join(codes), hidden, None, conditions, coarse)
         if guidance != 1:
-            null = lm(symbols.join(codes), hidden, None, conditions.null(), coarse)
+            null = lm(sub_tokens.join(codes), hidden, None, conditions.null(), coarse)
             logits = torch.where(logits.isneginf(), logits, null + guidance * (logits - null))
         best, likeliest = logits.log_softmax(-1).max(-1)
         best = best.masked_fill(~hidden, 0.0)
@@ -66,7 +66,7 @@ def fill_one_by_one(lm, length, coarse, conditions=None, guidance=1.0, unit="cel
             cell = int(best.masked_fill(~hidden, -torch.inf).argmax())
             k, t = divmod(cell, length)
             codes[0, k, t], hidden[0, k, t] = likeliest[0, k, t], False
-    return symbols.join(codes)
+    return sub_tokens.join(codes)
 
 
 @pytest.mark.sample(3)
@@ -234,7 +234,10 @@ def test_rounding_does_not_choose_among_cells_that_are_as_sure(parts, unit):
     but for rounding, which differs alone and in a batch of other lengths."""
     lm, _ = make(unit=unit, **parts)
     lengths, seeds = frames_of(40, 31, 9, 25, 38, 16), list(range(6))
-    codes, hidden = torch.zeros(1, 3, 40, dtype=torch.long), torch.ones(1, len(lm.head.symbols), 40, dtype=torch.bool)
+    codes, hidden = (
+        torch.zeros(1, 3, 40, dtype=torch.long),
+        torch.ones(1, len(lm.head.sub_tokens), 40, dtype=torch.bool),
+    )
     for dtype in (torch.float64, torch.float32):
         lm = lm.to(dtype)
         logits = lm(codes, hidden)

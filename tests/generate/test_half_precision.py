@@ -152,7 +152,7 @@ def logits_of(lm, batch):
         return torch.cat([first, numbers(second)])
     codes = some_codes(lm)
     if isinstance(lm, MaskedLM):
-        J = len(lm.head.symbols)
+        J = len(lm.head.sub_tokens)
         hidden = torch.arange(J * codes.shape[2]).reshape(1, J, -1).expand(ROWS, -1, -1) % 3 > 0
         return numbers(lm(codes, hidden, torch.tensor([T, 2, 4]), batch))
     return numbers(lm(codes, None, batch).logits)

@@ -33,10 +33,10 @@ def slow_generate(lm, conditions, seed, length, temperature=1.0, guidance=1.0, p
             logits = torch.where(logits.isneginf(), logits, null + guidance * (logits - null))
         return logits
 
-    symbols = lm.head.symbols
+    sub_tokens = lm.head.sub_tokens
     for step in range(len(table[0])):
-        u = uniform(torch.tensor([seed]), step, len(symbols))[0]
-        chosen = torch.zeros(1, len(symbols), dtype=torch.long)
+        u = uniform(torch.tensor([seed]), step, len(sub_tokens))[0]
+        chosen = torch.zeros(1, len(sub_tokens), dtype=torch.long)
         for places in lm.head.stages_at(step):
             if all(not 0 <= table[k][step] < end for k in range(K)):
                 break  # nothing is left to choose in this step
@@ -45,14 +45,14 @@ def slow_generate(lm, conditions, seed, length, temperature=1.0, guidance=1.0, p
                 row = logits[j].clone()
                 if j == 0 and lm.arrangement.variable_length:
                     if length.fixed or table[0][step] < max(length.min_frames, given):
-                        row[symbols.end] = -torch.inf
+                        row[sub_tokens.end] = -torch.inf
                 cumulative = torch.softmax(row.double() / temperature, 0).cumsum(0)
                 chosen[0, j] = int((cumulative <= u[j] * cumulative[-1]).sum())
             if 0 in places and lm.arrangement.variable_length and 0 <= table[0][step] < end:
-                if chosen[0, 0] == symbols.end:
+                if chosen[0, 0] == sub_tokens.end:
                     end, ended = table[0][step], True
-            ids = symbols.join(chosen)[0]
-            for k in {symbols.codebooks[j] for j in places}:
+            ids = sub_tokens.join(chosen)[0]
+            for k in {sub_tokens.codebooks[j] for j in places}:
                 if given <= table[k][step] < end:
                     codes[0, k, table[k][step]] = ids[k]
     return codes[0, :, :end], ended or length.fixed

@@ -37,7 +37,7 @@ RULES = {
     "repetition": GenerationConfig(repetition_penalty=1.4, ras=4, ras_tau=0.3),
     "ends": GenerationConfig(end_bias=0.5, end_rule="likeliest", max_silence=2 * FRAME, silence_codes=[1]),
 }
-WHOLE_CODES = ("repetition", "ends")  # rules that heads of several symbols refuse
+WHOLE_CODES = ("repetition", "ends")  # rules that heads of several sub-tokens refuse
 
 
 def plain(step):

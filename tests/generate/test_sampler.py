@@ -215,7 +215,7 @@ def test_the_rule_of_the_end_touches_no_other_symbol():
     logits = torch.randn(50, 6, 3, generator=torch.Generator().manual_seed(0)).double()
     ids = []
     for rule in ("drawn", "likeliest"):
-        sampler = Sampler(GenerationConfig(end_rule=rule), lm.arrangement, lm.head.symbols, 6, 0, "cpu")
+        sampler = Sampler(GenerationConfig(end_rule=rule), lm.arrangement, lm.head.sub_tokens, 6, 0, "cpu")
         ids.append(sampler.draw(sampler.begin(seeds, 3, columns), sampler.stage(tuple(range(6))), logits))
     assert torch.equal(ids[0][:, 1:], ids[1][:, 1:])
     ends = ids[1][:, 0] == 2

@@ -46,7 +46,7 @@ def slow_scales(lm, conditions, seeds, guidance=(1, 1, 1), sampling=None):
     """One cell after another from whole forward passes, without a cache."""
     filters, made = make_filters(sampling or GenerationConfig(), 1), []
     null = None if conditions is None else conditions.null()
-    J = len(lm.head.symbols)
+    J = len(lm.head.sub_tokens)
     for row, seed in enumerate(seeds):
         codes, first = torch.zeros(1, 1, sum(lm.counts), dtype=torch.long), 0
         one = None if conditions is None else conditions.rows(slice(row, row + 1))
@@ -59,8 +59,10 @@ def slow_scales(lm, conditions, seeds, guidance=(1, 1, 1), sampling=None):
             drawn = []
             for cell in range(n):
                 of_cell = [logits[0, j, first + cell] for j in range(J)]
-                symbols = [sample(x[None, None], numbers[cell, j].view(1, 1), filters) for j, x in enumerate(of_cell)]
-                drawn.append(int(lm.head.symbols.join(torch.cat(symbols, dim=1))[0, 0]))
+                sub_tokens = [
+                    sample(x[None, None], numbers[cell, j].view(1, 1), filters) for j, x in enumerate(of_cell)
+                ]
+                drawn.append(int(lm.head.sub_tokens.join(torch.cat(sub_tokens, dim=1))[0, 0]))
             codes[0, 0, first : first + n] = torch.tensor(drawn)
             first += n
         made.append(codes)

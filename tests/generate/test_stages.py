@@ -131,8 +131,8 @@ def test_the_model_of_the_labels_alone_makes_sketches(folder):
     model, fine = load(folder / "labels"), load(folder / "fine")
     assert isinstance(model.tokenizer, ClusteredTokenizer) and model.spec == fine.lm.clustering.spec
     result = model.generate(label="star", n=3)
-    middles = fine.lm.clustering.middles(fine.tokenizer.vectors())
-    codes = torch.stack([middles[k][result.codes[:, k]] for k in range(3)], dim=1)
+    medoids = fine.lm.clustering.medoids(fine.tokenizer.vectors())
+    codes = torch.stack([medoids[k][result.codes[:, k]] for k in range(3)], dim=1)
     assert torch.equal(torch.stack(result.media), fine.tokenizer.decode(codes))
     pictures = torch.stack(result.media)
     labels = fine.lm.clustering.coarse(fine.tokenizer.encode(pictures).codes)

@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     if DEVICE == "cpu":  # with Triton's interpreter
-        monkeypatch.setattr(triton_sampling, "takes_device", lambda x: True)
+        monkeypatch.setattr(triton_sampling, "supports_device", lambda x: True)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def op_by_op(monkeypatch):
 
     def run(function, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(triton_sampling, "takes", lambda x: False)
+            patch.setattr(triton_sampling, "supports", lambda x: False)
             return function(*arguments)
 
     return run
@@ -37,7 +37,7 @@ def test_the_same_numbers_to_the_last_bit(num_codebooks, op_by_op):
     seeds = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 123456789], device=DEVICE)
     for step, draw in ((0, 0), (1, 1), (100_000, 2**30)):
         arguments = seeds, torch.tensor(step, device=DEVICE), num_codebooks, draw
-        assert triton_sampling.takes(seeds)
+        assert triton_sampling.supports(seeds)
         assert counter_rng.uniform(*arguments).equal(op_by_op(counter_rng.uniform, *arguments))
 
 

@@ -203,3 +203,17 @@ def make_conditions(config: LMConfig, num_rows, seed=2) -> ConditionBatch:
         vectors if "embedding" in kinds else None,
         prompts if "codes" in kinds else None,
     )
+
+
+def count_stack_calls(lm, stack):
+    """Use `stack` for the steps of a model; a list with an entry for each: whether it made the step, or left it to the
+    blocks."""
+    calls = []
+
+    def counted(*arguments):
+        found = stack(*arguments)
+        calls.append(found is not None)
+        return found
+
+    lm.transformer.fused = counted
+    return calls

@@ -42,7 +42,7 @@ WINDOW_BEHIND_PREFIX = PackedSequences([30, 20], "cpu", prefixes=[2, 2], window=
 )
 def test_the_rule(case, name, because):
     chosen = choose_kernel(*case)
-    assert chosen.name == name and because in chosen.because
+    assert chosen.name == name and because in chosen.reason
 
 
 def test_what_is_chosen_computes_it_itself():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tessera.configs.files import read_safetensors, write_json, write_safetensors
-from tessera.lm.clustering.algorithms import METHODS, group_centres, group_vectors, scatter_of_random, scatter_within
+from tessera.lm.clustering.algorithms import METHODS, group_centers, group_vectors, scatter_of_random, scatter_within
 from tessera.lm.clustering.clustering import Clustering, cluster_codes, load_clustering, measure_clusters
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
@@ -84,7 +84,7 @@ def test_scatter_of_random_is_the_mean_over_permutations():
     slow = [scatter_within(x, labels[torch.randperm(12, generator=generator)]) for _ in range(4000)]
     assert scatter_of_random(x, labels) == pytest.approx(sum(slow) / len(slow), rel=0.02)  # 4000 draws
     centres = torch.stack([x[labels == group].mean(0) for group in range(4)])
-    torch.testing.assert_close(group_centres(x, labels, 4), centres)
+    torch.testing.assert_close(group_centers(x, labels, 4), centres)
     assert scatter_within(x, labels) == pytest.approx(float((x - centres[labels]).square().sum(1).mean()))
 
 
@@ -104,13 +104,13 @@ def test_coarse_labels_of_codes():
 
 def test_centres_and_middles():
     clustering, x = Clustering(SPEC, LABELS), torch.stack([vectors(7), vectors(7, seed=1)])
-    centres, middles = clustering.centres(x), clustering.middles(x)
-    assert centres.shape == (2, 3, 3) and not centres[1, 2].any() and int(middles[1, 2]) == 0
+    centres, medoids = clustering.centers(x), clustering.medoids(x)
+    assert centres.shape == (2, 3, 3) and not centres[1, 2].any() and int(medoids[1, 2]) == 0
     for k, m in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1)):
         members = (LABELS[k] == m).nonzero()[:, 0]
         torch.testing.assert_close(centres[k, m], x[k, members].mean(0))
         distances = (x[k, members] - centres[k, m]).norm(dim=1)
-        chosen = (members == middles[k, m]).nonzero()[0, 0]  # not argmin: two are equally far from their mean
+        chosen = (members == medoids[k, m]).nonzero()[0, 0]  # not argmin: two are equally far from their mean
         assert float(distances[chosen]) <= float(distances.min()) + 1e-6
 
 

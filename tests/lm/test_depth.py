@@ -128,11 +128,11 @@ def test_packed_weights_are_those_of_the_head(head):
 @depths
 def test_a_step_of_a_small_model_on_a_cpu_is_quick(head, how, rows):
     lm = make_lm(make_config(width=64, head=head.model_copy(update={"width": 32, "heads": 2})))
-    hidden, symbols = torch.randn(rows, 64), make_codes(rows, 1)[:, :, 0]
-    wanted = positions(lm, hidden, symbols)
+    hidden, sub_tokens = torch.randn(rows, 64), make_codes(rows, 1)[:, :, 0]
+    wanted = positions(lm, hidden, sub_tokens)
     stack, calls = how(lm).head.transformer.fused, []
     lm.head.transformer.fused = lambda *arguments: calls.append(stack(*arguments)) or calls[-1]
-    found = positions(lm, hidden, symbols)
+    found = positions(lm, hidden, sub_tokens)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)
     quick = [call is not None for call in calls]
@@ -143,10 +143,10 @@ def test_a_step_of_a_small_model_on_a_cpu_is_quick(head, how, rows):
 
 
 @torch.no_grad()
-def positions(lm, hidden, symbols):
-    """Logits of a step's symbols, one after the other."""
+def positions(lm, hidden, sub_tokens):
+    """Logits of a step's sub-tokens, one after the other."""
     begun = lm.head.begin(lm.head.start(len(hidden), hidden.dtype, hidden.device), hidden, 0)
-    return [lm.head.predict(begun, stage, symbols) for stage in range(3)]
+    return [lm.head.predict(begun, stage, sub_tokens) for stage in range(3)]
 
 
 def test_a_head_reads_special_ids_too():

@@ -55,7 +55,7 @@ def count_calls(lm):
             calls.append(1)
             return fused(*arguments)
 
-        block.fused = type("Counted", (), {"takes": block.fused.takes, "__call__": staticmethod(counted)})()
+        block.fused = type("Counted", (), {"supports": block.fused.supports, "__call__": staticmethod(counted)})()
     return calls
 
 
@@ -133,7 +133,7 @@ def test_all_blocks_in_one_call_are_the_blocks_one_by_one(cache, block, dtype):
 class Unturned:
     """A cache that takes keys before rotation and gives float64 back."""
 
-    turned = False
+    rotated_keys = False
 
     def __init__(self):
         self.keys, self.values = [], []
@@ -151,8 +151,8 @@ class Unturned:
         seen = torch.cat([step[layer] for step in self.values], dim=2)
         return AttentionInputs(rotate(past, self.table).transpose(1, 2).double(), seen.double(), None, False)
 
-    def place(self):
-        raise AssertionError("only turned caches are asked")
+    def slot(self):
+        raise AssertionError("only caches of rotated keys are asked")
 
     def advance(self, num_positions):
         pass

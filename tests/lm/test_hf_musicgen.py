@@ -57,7 +57,7 @@ def test_a_decoder_gives_the_logits_of_transformers(bare):
     check_logits(lm, model, ConditionBatch(embedding=states, embedding_lengths=lengths), states, mask)
     assert lm.spec.fingerprint == UNKNOWN_CODEC
     assert (lm.spec.geometry.sample_rate, lm.spec.geometry.samples_per_frame) == (32000, 640)
-    assert lm.arrangement.lines.offsets == [0, 1, 2, 3]
+    assert lm.arrangement.layout.offsets == [0, 1, 2, 3]
     # the delays' columns as transformers draws them: max_length = T + K
     _, pattern = model.build_delay_pattern_mask(torch.full((4, 1), V), pad_token_id=V, max_length=13)
     arranged = lm.arrangement.arrange(torch.zeros(1, 4, 9, dtype=torch.long))
@@ -70,7 +70,7 @@ def test_stereo_delays_pairs_of_codebooks(tmp_path):
     model.save_pretrained(tmp_path)
     states, lengths, mask = make_states(2, D)
     lm = load_musicgen(tmp_path)
-    assert lm.arrangement.lines.offsets == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert lm.arrangement.layout.offsets == [0, 0, 1, 1, 2, 2, 3, 3]
     check_logits(lm, model, ConditionBatch(embedding=states, embedding_lengths=lengths), states, mask, books=8)
 
 

@@ -14,14 +14,14 @@ from tessera.lm.kernels.kernel_cache import cache_folder, load_code, private_fol
 needs_compiler = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not() or "-")
 
 OTHER_USER = 12345
-COMPILER = next((path for name in ("gcc", "clang", "cc") if (path := cpu_gemv._found(name))), "")
+COMPILER = next((path for name in ("gcc", "clang", "cc") if (path := cpu_gemv._find_compiler(name))), "")
 
 
 @pytest.fixture(scope="module")
 def compiled():
     if cpu_gemv.why_not():
         pytest.skip(cpu_gemv.why_not())
-    return cpu_gemv._compiled(COMPILER)
+    return cpu_gemv._compile(COMPILER)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def count_compilations(monkeypatch, content):
         made.append(compiler)
         return content
 
-    monkeypatch.setattr(cpu_gemv, "_compiled", compile_)
+    monkeypatch.setattr(cpu_gemv, "_compile", compile_)
     return made
 
 
@@ -120,40 +120,40 @@ def test_relative_paths_are_ignored(tmp_path, monkeypatch):
     assert cache_folder() is None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "which", lambda name: f"./{name}")
-    assert cpu_gemv._found("gcc") is None
+    assert cpu_gemv._find_compiler("gcc") is None
 
 
 @pytest.mark.slow
 @needs_compiler
 def test_planted_damaged_and_foreign_libraries_are_compiled_again(cache, monkeypatch, compiled):
     made = count_compilations(monkeypatch, compiled)
-    cpu_gemv._loaded()
-    cpu_gemv._loaded()
+    cpu_gemv._load_library()
+    cpu_gemv._load_library()
     assert len(made) == 1
     (path,) = cache.iterdir()
     whole = path.read_bytes()
     for content in (b"", whole[: len(whole) // 2], whole[:4096] + bytes([whole[4096] ^ 1]) + whole[4097:]):
         path.write_bytes(content)
-        cpu_gemv._loaded()
+        cpu_gemv._load_library()
         assert path.read_bytes() == whole
     assert len(made) == 4
     write_cached(cache, path.name, b"no library")
-    cpu_gemv._loaded()
+    cpu_gemv._load_library()
     assert len(made) == 5 and path.read_bytes() == whole
     path.chmod(0o666)
-    cpu_gemv._loaded()
+    cpu_gemv._load_library()
     assert len(made) == 6 and stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 @needs_compiler
 def test_a_library_without_a_function_is_compiled_again(cache, monkeypatch, compiled, tmp_path):
     made = count_compilations(monkeypatch, compiled)
-    cpu_gemv._loaded()
+    cpu_gemv._load_library()
     (tmp_path / "x.c").write_text("int gemv_linear(void) { return 0; }\n")
     subprocess.run([COMPILER, "-shared", "-fPIC", str(tmp_path / "x.c"), "-o", str(tmp_path / "x.so")], check=True)
     (path,) = cache.iterdir()
     write_cached(cache, path.name, (tmp_path / "x.so").read_bytes())
-    assert hasattr(cpu_gemv._loaded(), "gemv_stack") and len(made) == 2
+    assert hasattr(cpu_gemv._load_library(), "gemv_stack") and len(made) == 2
 
 
 @needs_compiler
@@ -172,7 +172,7 @@ def test_without_a_place_for_it(cache, monkeypatch, compiled, where):
         monkeypatch.setattr(cpu_gemv, "cache_folder", lambda: None)
     else:
         monkeypatch.setattr(kernel_cache.tempfile, "gettempdir", fail)
-    assert hasattr(cpu_gemv._loaded(), "gemv_stack") and hasattr(cpu_gemv._loaded(), "gemv_stack")
+    assert hasattr(cpu_gemv._load_library(), "gemv_stack") and hasattr(cpu_gemv._load_library(), "gemv_stack")
     assert len(made) == (1 if where == "no temporary folder" else 2)
     assert not list(cache.glob("*")) or where == "no temporary folder"
 

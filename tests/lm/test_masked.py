@@ -12,7 +12,7 @@ from tessera.lm.clustering.clustering import Clustering
 from tessera.lm.config import LMConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputConfig
-from tessera.lm.models.mask_schedule import Hidden, MaskingConfig, fixed_numbers, hide
+from tessera.lm.models.mask_schedule import MaskingConfig, SampledMask, fixed_numbers, sample_mask
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.models.registry import make_lm
 from tessera.lm.ops.rotary import GridRopeConfig, TimeRopeConfig
@@ -54,43 +54,49 @@ def test_as_many_are_hidden_as_the_share_says(unit, share):
     lengths = torch.randint(1, T + 1, (B,), generator=generator)
     numbers, cells = torch.rand(B, 2, generator=generator), torch.rand(B, K, T, generator=generator)
     numbers[0, 1], numbers[1, 1] = 0.0, 1 - 2**-24
-    hidden = hide(MaskingConfig(unit=unit, share=share), lengths, numbers, cells)
+    masked = sample_mask(MaskingConfig(unit=unit, share=share), lengths, numbers, cells)
     for b in range(B):
         length, u = int(lengths[b]), float(numbers[b, 1])
         units = length * (K if unit == "cell" else 1)
         shares = {"cosine": math.cos(math.pi / 2 * u), "arccos": math.acos(u) * 2 / math.pi}
         count = math.floor(u * units) + 1 if share == "uniform" else max(1, math.ceil(shares[share] * units))
-        assert not hidden.mask[b, :, length:].any()
-        row = hidden.mask[b, :, :length]
+        assert not masked.mask[b, :, length:].any()
+        row = masked.mask[b, :, :length]
         if unit == "frame":
             assert torch.equal(row, row[:1].expand(K, -1))
             row, of = row[0], cells[b, 0, :length]
         else:
             of = cells[b, :, :length]
-        assert int(row.sum()) == count and float(hidden.weight[b]) == pytest.approx(units / count)
+        assert int(row.sum()) == count and float(masked.weight[b]) == pytest.approx(units / count)
         assert row.all() or float(of[row].max()) < float(of[~row].min()), "the lowest are hidden"
 
 
 def test_everything_is_hidden_in_its_share_of_the_rows():
     lengths, cells = torch.tensor([4, 2, 4]), torch.rand(3, 2, 4)
     numbers = torch.tensor([[0.2, 0.1], [0.2, 0.1], [0.4, 0.1]])
-    hidden = hide(MaskingConfig(share="uniform", everything=0.3), lengths, numbers, cells)
-    assert hidden.mask.sum((1, 2)).tolist() == [8, 4, 1] and hidden.weight.tolist() == [1, 1, 8]
+    masked = sample_mask(MaskingConfig(share="uniform", everything=0.3), lengths, numbers, cells)
+    assert masked.mask.sum((1, 2)).tolist() == [8, 4, 1] and masked.weight.tolist() == [1, 1, 8]
 
 
 def test_in_eval_mode_the_codes_say_what_is_hidden():
     lm, codes = make(), make_codes(4, 6)
     lengths = torch.tensor([6, 3, 5, 1])
-    first = lm.hide(codes, lengths)
+    first = lm.sample_mask(codes, lengths)
     torch.manual_seed(99)
     changed = codes.clone()
     changed[1, :, 3:] = 0
-    again = lm.hide(changed, lengths)
+    again = lm.sample_mask(changed, lengths)
     assert torch.equal(first.mask, again.mask), "neither a generator nor what is beyond a row's length"
-    alone = lm.hide(codes[1:2, :, :3], lengths[1:2])
+    alone = lm.sample_mask(codes[1:2, :, :3], lengths[1:2])
     assert torch.equal(alone.mask[0], first.mask[1, :, :3]) and float(alone.weight) == float(first.weight[1])
     assert (
-        len({tuple(lm.hide(make_codes(1, 6, seed=s), torch.tensor([6])).mask.flatten().tolist()) for s in range(9)}) > 5
+        len(
+            {
+                tuple(lm.sample_mask(make_codes(1, 6, seed=s), torch.tensor([6])).mask.flatten().tolist())
+                for s in range(9)
+            }
+        )
+        > 5
     )
     assert torch.equal(fixed_numbers(codes, lengths)[1][1, :, 3:], torch.zeros(3, 3))
 
@@ -163,15 +169,18 @@ def test_only_codes_of_the_cluster_are_candidates():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_equals_a_slow_one(refines, smoothing):
     lm, codes, lengths = make(refines, "label prefix"), make_codes(4, 5), torch.tensor([5, 2, 4, 1])
-    conditions, hidden = make_conditions(lm.config, 4), make(refines, "label prefix").hide(make_codes(4, 5), lengths)
+    conditions, masked = (
+        make_conditions(lm.config, 4),
+        make(refines, "label prefix").sample_mask(make_codes(4, 5), lengths),
+    )
     report = lm.loss(codes, lengths, conditions, smoothing)
-    logits = lm(codes, hidden.mask, lengths, conditions, labels_of(lm, codes)).log_softmax(-1)
+    logits = lm(codes, masked.mask, lengths, conditions, labels_of(lm, codes)).log_softmax(-1)
     sums = [0.0, 0.0, 0.0]
-    for b, k, t in hidden.mask.nonzero().tolist():
+    for b, k, t in masked.mask.nonzero().tolist():
         row = logits[b, k, t]
         spread = -row[row.isfinite()].mean()
         term = (1 - smoothing) * -row[codes[b, k, t]] + smoothing * spread
-        sums[k] += float(term.detach() * hidden.weight[b])
+        sums[k] += float(term.detach() * masked.weight[b])
     assert report.count.tolist() == [12, 12, 12]
     assert report.per_codebook.tolist() == pytest.approx([value / 12 for value in sums], rel=1e-5)  # float32 terms
     assert report.loss.item() == pytest.approx(sum(sums) / 36, rel=1e-5)
@@ -199,8 +208,8 @@ def test_the_uniform_loss_is_the_mean_over_orders_of_the_likelihood(monkeypatch)
             mask = torch.zeros(1, 3, 1, dtype=torch.bool)
             for cell in chosen:
                 mask[0, cell[0], cell[1]] = True
-            found = Hidden(mask, torch.tensor([3 / count]))
-            monkeypatch.setattr(lm, "hide", lambda *_, found=found: found)
+            found = SampledMask(mask, torch.tensor([3 / count]))
+            monkeypatch.setattr(lm, "sample_mask", lambda *_, found=found: found)
             fast += 3 * lm.loss(codes).loss.item() / (3 * len(choices))
     assert fast == pytest.approx(slow, rel=1e-5)  # float32 terms
 

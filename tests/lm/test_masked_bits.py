@@ -25,7 +25,7 @@ def make(groups=2, condition="nothing", **settings) -> MaskedLM:
 
 
 def make_mask(lm, B, T):
-    return torch.rand(B, len(lm.head.symbols), T, generator=torch.Generator().manual_seed(3)) < 0.5
+    return torch.rand(B, len(lm.head.sub_tokens), T, generator=torch.Generator().manual_seed(3)) < 0.5
 
 
 def test_hidden_bits_are_read_as_zero():
@@ -48,14 +48,14 @@ def test_hidden_bits_are_read_as_zero():
 @pytest.mark.parametrize("groups", [1, 2])
 def test_known_parts_matter_and_hidden_parts_do_not(groups):
     lm = make(groups)
-    symbols, mask = lm.head.symbols, make_mask(lm, 1, 3)
-    codes = symbols.split(make_codes(1, 3, SIZES))
-    before = lm(symbols.join(codes), mask)
-    for j in range(len(symbols)):
+    sub_tokens, mask = lm.head.sub_tokens, make_mask(lm, 1, 3)
+    codes = sub_tokens.split(make_codes(1, 3, SIZES))
+    before = lm(sub_tokens.join(codes), mask)
+    for j in range(len(sub_tokens)):
         for t in range(3):
             other = codes.clone()
-            other[0, j, t] = (codes[0, j, t] + 1) % symbols.output_sizes[j]
-            after = lm(symbols.join(other), mask)
+            other[0, j, t] = (codes[0, j, t] + 1) % sub_tokens.output_sizes[j]
+            after = lm(sub_tokens.join(other), mask)
             assert torch.equal(before, after) if mask[0, j, t] else not torch.allclose(before, after)
 
 
@@ -75,14 +75,14 @@ def test_a_row_alone_equals_a_row_of_a_batch():
 def test_loss_equals_a_slow_one(groups, unit):
     lm = make(groups, masking=MaskingConfig(unit=unit))
     codes, lengths = make_codes(4, 5, SIZES), torch.tensor([5, 2, 4, 1])
-    hidden, report = lm.hide(codes, lengths), lm.loss(codes, lengths)
-    logits, parts = lm(codes, hidden.mask, lengths).log_softmax(-1), lm.head.symbols.split(codes)
+    masked, report = lm.sample_mask(codes, lengths), lm.loss(codes, lengths)
+    logits, parts = lm(codes, masked.mask, lengths).log_softmax(-1), lm.head.sub_tokens.split(codes)
     sums = [0.0, 0.0, 0.0]
-    for b, j, t in hidden.mask.nonzero().tolist():
-        sums[j // groups] -= float(logits[b, j, t, parts[b, j, t]].detach() * hidden.weight[b])
+    for b, j, t in masked.mask.nonzero().tolist():
+        sums[j // groups] -= float(logits[b, j, t, parts[b, j, t]].detach() * masked.weight[b])
     assert report.per_codebook.tolist() == pytest.approx([value / 12 for value in sums], rel=1e-5)  # float32 terms
     if unit == "cell" and groups == 2:
-        assert (hidden.mask[:, ::2] != hidden.mask[:, 1::2]).any(), "one part of a code without the other"
+        assert (masked.mask[:, ::2] != masked.mask[:, 1::2]).any(), "one part of a code without the other"
 
 
 def test_the_gradient_reaches_everything():

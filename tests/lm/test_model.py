@@ -44,17 +44,17 @@ def stage_through(lm, ids, conditions):
     B, _, S = ids.shape
     read = torch.cat([lm.start_ids(B)[..., None], ids[:, :, :-1]], dim=2)
     state = lm.start(conditions, capacity=S, num_rows=B)
-    symbols, sizes = lm.head.symbols.split(ids), lm.head.symbols.output_sizes
+    sub_tokens, sizes = lm.head.sub_tokens.split(ids), lm.head.sub_tokens.output_sizes
     logits = torch.full((B, len(sizes), S, max(sizes)), float("nan"))
     for s in range(S):
         begun = lm.head.begin(state.head, lm.read(state, read[:, :, s]), s)
-        known = torch.zeros_like(symbols[:, :, s])
+        known = torch.zeros_like(sub_tokens[:, :, s])
         for stage, places in enumerate(lm.head.stages_at(s)):
             found = lm.head.predict(begun, stage, known)
             for place, j in enumerate(places):
                 logits[:, j, s, : sizes[j]] = found[:, place, : sizes[j]]
                 logits[:, j, s, sizes[j] :] = float("-inf")
-                known[:, j] = symbols[:, j, s]
+                known[:, j] = sub_tokens[:, j, s]
     return logits
 
 
@@ -78,9 +78,9 @@ def test_steps_equal_the_full_forward(case):
     close(step_through(lm, output.targets, conditions, [2, 1, S - 3]), output.logits)
     with torch.no_grad():
         staged = stage_through(lm, output.targets, conditions)
-    asked = output.mask.repeat_interleave(lm.head.symbols.parts, dim=1)
+    asked = output.mask.repeat_interleave(lm.head.sub_tokens.parts, dim=1)
     close(staged[asked], output.logits[asked])
-    sizes = lm.head.symbols.output_sizes
+    sizes = lm.head.sub_tokens.output_sizes
     assert output.undo().shape == (4, len(sizes), 6, max(sizes))
 
 
@@ -102,8 +102,8 @@ def test_a_later_code_never_changes_an_earlier_logit(case):
 
 
 def check_step(lm, step, k, after, before):
-    """Logits [B, J, V'] of the step in which a code of codebook k was changed: only symbols drawn after it differ."""
-    books = lm.head.symbols.codebooks
+    """Logits [B, J, V'] of the step in which a code of codebook k was changed: only those drawn after it differ."""
+    books = lm.head.sub_tokens.codebooks
     stages = lm.head.stages_at(step)
     known = next(stage for stage, places in enumerate(stages) if k in [books[j] for j in places])
     for stage, places in enumerate(stages):
@@ -205,13 +205,13 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(case):
     lm, codes, conditions = make_all(config, 3)
     lengths = torch.tensor([6, 2, 3]) if config.variable_length else None
     output, report = lm(codes, lengths, conditions), lm.loss(codes, lengths, conditions)
-    logs, symbols = output.logits.log_softmax(-1), lm.head.symbols.split(output.targets)
-    books, sizes = lm.head.symbols.codebooks, lm.head.symbols.output_sizes
+    logs, sub_tokens = output.logits.log_softmax(-1), lm.head.sub_tokens.split(output.targets)
+    books, sizes = lm.head.sub_tokens.codebooks, lm.head.sub_tokens.output_sizes
     for k in range(3):
         sums = torch.zeros(3, output.targets.shape[2])
         for j in [j for j, book in enumerate(books) if book == k]:
-            drawn = symbols[:, j] < sizes[j]  # an end is said by the first symbol alone
-            found = logs[:, j].gather(-1, torch.where(drawn, symbols[:, j], 0).unsqueeze(-1)).squeeze(-1)
+            drawn = sub_tokens[:, j] < sizes[j]  # an end is said by the first symbol alone
+            found = logs[:, j].gather(-1, torch.where(drawn, sub_tokens[:, j], 0).unsqueeze(-1)).squeeze(-1)
             sums = sums - torch.where(drawn, found, 0.0)
         close(report.per_codebook[k], sums[output.mask[:, k]].mean())
 

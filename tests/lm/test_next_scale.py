@@ -17,7 +17,7 @@ from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig
 from tessera.lm.models.next_scale import NextScaleConfig, NextScaleLM
 from tessera.lm.models.registry import make_lm
-from tessera.lm.ops.rotary import GridRopeConfig, SinusoidalConfig, TimeRopeConfig, places_of_scales
+from tessera.lm.ops.rotary import GridRopeConfig, SinusoidalConfig, TimeRopeConfig, scale_coordinates
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
 from tessera.tokenize.spec import ImageGeometry
@@ -133,8 +133,8 @@ def test_loss_per_scale_equals_a_slow_one(case):
     codes, conditions = make_codes(lm), make_conditions(lm.config, 4)
     report = lm.loss(codes, None, conditions)
     logits = lm(codes, None, conditions).logits.log_softmax(-1)
-    symbols = lm.head.symbols.split(codes)
-    terms = -logits.gather(-1, symbols.unsqueeze(-1))[..., 0].sum(dim=1)
+    sub_tokens = lm.head.sub_tokens.split(codes)
+    terms = -logits.gather(-1, sub_tokens.unsqueeze(-1))[..., 0].sum(dim=1)
     parts = [part.mean().item() for part in terms.split(lm.counts, dim=1)]
     assert report.per_codebook.tolist() == pytest.approx(parts, rel=1e-5)
     assert report.loss.item() == pytest.approx(terms.mean().item(), rel=1e-5)
@@ -173,11 +173,11 @@ def test_training_lowers_the_loss():
 
 def test_cells_stand_in_the_middle_of_what_they_cover():
     geometry = ImageGeometry(height=4, width=6, rows=4, columns=6, scales=SIZES["wide first"])
-    places = places_of_scales(geometry)
+    places = scale_coordinates(geometry)
     assert places[:2].tolist() == [[1.5, 1.0], [1.5, 4.0]] and places[2].tolist() == [0.5, 0.5]
     fine = [[r, c] for r in range(4) for c in range(6)]
     assert places[8:].tolist() == fine
-    assert places_of_scales(geometry.model_copy(update={"scales": ()})) is None
+    assert scale_coordinates(geometry.model_copy(update={"scales": ()})) is None
 
 
 def test_other_models_of_scales_have_these_places_too():

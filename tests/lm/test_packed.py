@@ -24,7 +24,7 @@ def of_each(case, **settings):
         report = (
             packed_loss(lm, codes, lengths, conditions, 0.1) if packed else lm.loss(codes, lengths, conditions, 0.1)
         )
-        total = report.loss if report.guesses is None else report.loss + report.guesses.sum()
+        total = report.loss if report.ahead is None else report.loss + report.ahead.sum()
         total.backward()
         found.append((report, {name: weight.grad for name, weight in lm.named_parameters()}))
     return found
@@ -36,9 +36,9 @@ def check_same(case, **settings):
     close = {"rtol": 1e-4, "atol": 1e-5}  # float32, sums in another order
     torch.testing.assert_close(packed.per_codebook, padded.per_codebook, **close)
     torch.testing.assert_close(packed.loss, padded.loss, **close)
-    assert (packed.guesses is None) == (padded.guesses is None)
-    if padded.guesses is not None:
-        torch.testing.assert_close(packed.guesses, padded.guesses, **close)
+    assert (packed.ahead is None) == (padded.ahead is None)
+    if padded.ahead is not None:
+        torch.testing.assert_close(packed.ahead, padded.ahead, **close)
     for name, gradient in expected.items():
         torch.testing.assert_close(gradients[name], gradient, msg=lambda said, name=name: f"{name}: {said}", **close)
 

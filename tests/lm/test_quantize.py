@@ -17,7 +17,6 @@ from tessera.lm.quantization.packed_linear import (
     quantize_int4,
     quantize_int8,
     sdpa_or_gemv,
-    step_bytes,
 )
 
 TEXT_CASE = ("delay", "text cross", TimeRopeConfig(), EmbeddingInputConfig(), 2, True)
@@ -135,16 +134,20 @@ def test_int4_is_as_good_as_a_search_by_hand(group):
         quantize_int4(weight, 48)
 
 
+def bytes_of(*modules):
+    return sum(tensor.nbytes for part in modules for tensor in (*part.parameters(), *part.buffers()))
+
+
 @pytest.mark.parametrize("kind", cpu_gemv.KINDS)
 def test_packed_model_is_the_model_of_its_weights(way, kind):
     """Whole sequences and single steps of a packed model equal those of an ordinary model given the same weights."""
     config = make_config(TEXT_CASE)
     lm, plain = make_lm(config), make_lm(config)
-    parameters, size = lm.num_parameters, step_bytes(lm)
+    parameters, size = lm.num_parameters, bytes_of(lm.transformer, lm.head)
     pack_(lm, kind)
     assert lm.num_parameters == parameters
     if kind in ("int8", "int4"):
-        assert step_bytes(lm) < size * 0.5  # tiny layers: scales and padding weigh
+        assert bytes_of(lm.transformer, lm.head) < size * 0.5  # tiny layers: scales and padding weigh
     layers = {name: module for name, module in lm.named_modules() if isinstance(module, PackedLinear)}
     assert len(layers) == 2 * 7 + 1
     with torch.no_grad():
@@ -170,7 +173,7 @@ def test_every_kind_of_model_can_be_packed(kind):
         conditions = make_conditions(config, 2) if config.conditions else ConditionBatch()
         with torch.no_grad():
             output = lm(make_codes(2, 6, lm.arrangement.cardinalities), conditions=conditions)
-        asked = output.mask.repeat_interleave(lm.head.symbols.parts, dim=1)
+        asked = output.mask.repeat_interleave(lm.head.sub_tokens.parts, dim=1)
         assert output.logits[asked].isfinite().any(dim=-1).all()
 
 
@@ -190,12 +193,12 @@ def test_load_with_weights(tmp_path):
 def test_without_a_compiler(monkeypatch, tmp_path):
     """The reason is kept, and so is a compiler's complaint."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu_gemv, "_found", lambda name: None)
+    monkeypatch.setattr(cpu_gemv, "_find_compiler", lambda name: None)
     with pytest.raises(RuntimeError, match="no C compiler was found"):
-        cpu_gemv._loaded()
-    monkeypatch.setattr(cpu_gemv, "_found", lambda name: "/bin/false" if name == "gcc" else None)
+        cpu_gemv._load_library()
+    monkeypatch.setattr(cpu_gemv, "_find_compiler", lambda name: "/bin/false" if name == "gcc" else None)
     with pytest.raises(RuntimeError, match="false could not compile cpu_gemv.c"):
-        cpu_gemv._loaded()
+        cpu_gemv._load_library()
     assert not (tmp_path / "tessera").exists()
 
 

@@ -140,7 +140,7 @@ def try_out(config, spec, tokenizer):
     lm.train().loss(codes, lengths, batch).loss.backward()
     lm.eval()
     if isinstance(lm, MaskedLM):
-        hidden = torch.ones(2, len(lm.head.symbols), T, dtype=torch.bool)
+        hidden = torch.ones(2, len(lm.head.sub_tokens), T, dtype=torch.bool)
         assert not lm(codes, hidden, lengths, batch).isnan().any()
         made = fill_codes(lm, batch, [0, 1], torch.full((2,), T))
     elif isinstance(lm, NextScaleLM):

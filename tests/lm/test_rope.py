@@ -14,7 +14,7 @@ from tessera.lm.ops.rotary import (
     grid_coordinates,
     rotary_table,
     rotate,
-    sinusoidal_places,
+    sinusoidal_embedding,
     sinusoids,
 )
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry
@@ -93,7 +93,7 @@ def test_sinusoids(width):
 @pytest.mark.parametrize("width", [8, 9])
 def test_sinusoids_are_cosines_then_sines(width):
     positions = torch.tensor([[-3, 0, 1, 700]])
-    found = sinusoidal_places(positions, width, 100.0)
+    found = sinusoidal_embedding(positions, width, 100.0)
     for position, row in zip(positions[0].tolist(), found[0].tolist(), strict=True):
         angles = [position * 100.0 ** (-i / 3) for i in range(4)]  # the last of the four speeds is 1 / base
         expected = [*map(math.cos, angles), *map(math.sin, angles), *([0.0] if width == 9 else [])]

@@ -210,7 +210,7 @@ CHANGES = [
 
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_quick_model_generates_from_the_weights_as_they_are(change):
+def test_a_fast_model_generates_from_the_weights_as_they_are(change):
     for kind in list(KINDS)[:1] if change in (hook, own_forward, parametrized) else KINDS:
         lm = enable_fast_cpu_decode_(make(kind))
         before = logits(lm)
@@ -233,7 +233,7 @@ def test_any_one_number_of_any_parameter():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_a_quick_model_that_is_cast(dtype):
+def test_a_fast_model_that_is_cast(dtype):
     lm = enable_fast_cpu_decode_(make())
     logits(lm)
     lm.to(dtype)
@@ -323,22 +323,22 @@ def test_programs_are_of_the_weights_as_they_are(monkeypatch):
 
 
 def test_triton_steps_are_described_anew(monkeypatch):
-    monkeypatch.setattr(triton_fused_block, "takes_device", lambda x: True)
+    monkeypatch.setattr(triton_fused_block, "supports_device", lambda x: True)
     stack = triton_fused_block.TritonStack(make().transformer)
     stack.refresh(stack.transformer)
-    first = stack.steps
+    first = stack.blocks
     stack.refresh(stack.transformer)
-    assert first is not None and stack.steps is first
+    assert first is not None and stack.blocks is first
     stack.transformer.blocks[0].ffn_norm.eps = 0.5
     stack.refresh(stack.transformer)
-    assert stack.steps is not None and stack.steps[0].ffn_norm.eps == 0.5
+    assert stack.blocks is not None and stack.blocks[0].ffn_norm.eps == 0.5
     for change in (low_rank, low_rank_class, hook, own_forward):
         lm = make()
         stack = triton_fused_block.TritonStack(lm.transformer)
-        assert stack.steps is not None
+        assert stack.blocks is not None
         change(lm)
         stack.refresh(stack.transformer)
-        assert stack.steps is None
+        assert stack.blocks is None
 
 
 def test_a_hash_is_of_every_byte():

@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from short_calls import generate_codes
-from small_models import BLOCKS, CASES, EmbeddingInputConfig, TimeRopeConfig, make_codes, make_conditions
+from small_models import (
+    BLOCKS,
+    CASES,
+    EmbeddingInputConfig,
+    TimeRopeConfig,
+    count_stack_calls,
+    make_codes,
+    make_conditions,
+)
 from test_fused import CROSS, make_lm, steps
 
 from tessera.generate.requests.settings import Length
@@ -32,9 +40,9 @@ def no_tiles(monkeypatch):
     """Weights lie in memory as on a GPU, also on the CPU."""
     monkeypatch.setattr(cpu_gemv, "why_not", lambda: "not here")
     if DEVICE == "cpu":  # Triton's interpreter makes numbers of arrays with one element, which numpy no longer does
-        monkeypatch.setattr(triton_fused_block, "takes_device", lambda x: True)
+        monkeypatch.setattr(triton_fused_block, "supports_device", lambda x: True)
         monkeypatch.setattr(triton_fused_block, "PROGRAMS", 2)  # which run one after another
-        monkeypatch.setattr(triton_fused_block, "MOST_OUTPUTS", 64)
+        monkeypatch.setattr(triton_fused_block, "MAX_OUTPUTS", 64)
         from triton.runtime import interpreter
 
         patch = interpreter._patch_lang_tensor
@@ -72,19 +80,6 @@ def test_project_is_the_layer(kind, norm, rows, outputs, inputs):
             torch.testing.assert_close(found, wanted + residual, rtol=2e-5, atol=1e-4)
 
 
-def stack_calls(lm):
-    """A list with an entry for each step that the stack made, or left to the blocks."""
-    stack, calls = TritonStack(lm.transformer), []
-
-    def counted(*arguments):
-        found = stack(*arguments)
-        calls.append(found is not None)
-        return found
-
-    lm.transformer.fused = counted
-    return calls
-
-
 def make_pair(case, rows, dtype=torch.float32, **settings):
     config, lm = make_lm(case, **settings)
     codes, conditions = make_codes(rows, 6, lm.arrangement.cardinalities), make_conditions(config, rows)
@@ -96,7 +91,7 @@ def make_pair(case, rows, dtype=torch.float32, **settings):
 def test_every_kind_of_model(case):
     _, lm, codes, conditions = make_pair(CASES[case], 3)
     wanted = steps(lm, codes, conditions, STEPS)
-    calls = stack_calls(lm)
+    calls = count_stack_calls(lm, TritonStack(lm.transformer))
     torch.testing.assert_close(steps(lm, codes, conditions, STEPS), wanted, rtol=2e-5, atol=2e-5)
     assert sum(calls) >= STEPS
 
@@ -108,7 +103,7 @@ def test_every_kind_of_model(case):
 def test_rows(block, rows, dtype):
     _, lm, codes, conditions = make_pair((*CROSS, block), rows, dtype)
     wanted = steps(lm, codes, conditions, STEPS)
-    calls = stack_calls(lm)
+    calls = count_stack_calls(lm, TritonStack(lm.transformer))
     found = steps(lm, codes, conditions, STEPS)
     torch.testing.assert_close(found, wanted, rtol=CLOSE[dtype], atol=CLOSE[dtype])
     assert all(calls)
@@ -136,7 +131,7 @@ def test_caches(cache, counted):
         return torch.stack(found)
 
     wanted = run()
-    calls = stack_calls(lm)
+    calls = count_stack_calls(lm, TritonStack(lm.transformer))
     torch.testing.assert_close(run(), wanted, rtol=2e-5, atol=2e-5)
     assert any(calls) == (cache != "int8")
 
@@ -148,7 +143,7 @@ def test_packed_models(weights, monkeypatch):
     pack_(lm, weights)
     lm.transformer.fused = None
     wanted = steps(lm, codes, conditions, STEPS)
-    calls = stack_calls(lm)
+    calls = count_stack_calls(lm, TritonStack(lm.transformer))
     torch.testing.assert_close(steps(lm, codes, conditions, STEPS), wanted, rtol=2e-5, atol=2e-5)
     assert all(calls)
     monkeypatch.setattr(triton_fused_block, "MAX_ROWS", 1)
@@ -159,7 +154,7 @@ def test_packed_models(weights, monkeypatch):
 @pytest.mark.slow
 def test_weights_that_move_are_found_again():
     _, lm, codes, conditions = make_pair((*CROSS, BLOCKS[0]), 2)
-    calls = stack_calls(lm)
+    calls = count_stack_calls(lm, TritonStack(lm.transformer))
     before = steps(lm, codes, conditions, STEPS)
     with torch.no_grad():
         for parameter in lm.parameters():

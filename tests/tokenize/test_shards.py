@@ -4,13 +4,13 @@ import json
 import os
 import pickle
 import shutil
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from kill_process import kill_at
 
 from tessera.configs.files import read_safetensors, write_sealed_json
 from tessera.configs.folder_lock import lock_folder
@@ -130,31 +130,6 @@ def test_interrupted_build_goes_on(recordings, tmp_path, fail_at):
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
     tokenizer = FakeTokenizer()
     assert len(build_shards(config, tokenizer)) == 11 and tokenizer.calls == 0
-
-
-def kill_at(count: int, action) -> bool:
-    """Run `action` in a child that is killed at its count-th call that changes the disk; True if it got through."""
-    child = os.fork()
-    if child == 0:
-        calls = 0
-
-        def counting(function):
-            def call(*arguments, **options):
-                nonlocal calls
-                calls += 1
-                if calls == count:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments, **options)
-
-            return call
-
-        for name in ("fsync", "replace", "unlink", "rmdir", "mkdir", "chmod", "open", "pwrite"):
-            setattr(os, name, counting(getattr(os, name)))
-        try:
-            action()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])

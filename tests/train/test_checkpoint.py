@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kill_process import kill_at
 
 from tessera.train.common import checkpoint
 from tessera.train.common.checkpoint import Checkpoints, check_pickles, why_unusable
@@ -45,34 +46,6 @@ def test_newest_is_found_and_old_ones_go(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
     made = checkpoints.save(3, lambda folder: pytest.fail("a good checkpoint is not written again"))
     assert step_of(made) == 3
-
-
-def kill_at(count: int, action) -> bool:
-    """Run `action` in a child that is ended at its count-th call that changes the disk; True if it got through."""
-    child = os.fork()
-    if child == 0:
-        calls = 0
-
-        def counting(function):
-            def call(*arguments, **options):
-                nonlocal calls
-                calls += 1
-                if calls == count:
-                    os._exit(9)
-                return function(*arguments, **options)
-
-            return call
-
-        for name in ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "chmod", "open", "write"):
-            setattr(os, name, counting(getattr(os, name)))
-        try:
-            action()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 0
 
 
 @pytest.mark.slow

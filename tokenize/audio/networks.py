@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt, Tag, model_validator
 from torch import Tensor, nn
 
 from ...configs.names import ShownName
-from ...configs.schema import GrowingConfig, kind_or
+from ...configs.schema import FingerprintedConfig, kind_or
 from ..quantizers.registry import Quantized, QuantizerConfig, make_quantizer
 from ..spec import AudioGeometry
 from .dac import DACConfig, DACDecoder
@@ -42,7 +42,7 @@ AUDIO_ENCODERS = {**PLAIN_ENCODERS, "fused": FusedEncoder}
 AUDIO_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder, "mel2d": Mel2DDecoder}
 
 
-class AudioTokenizerConfig(GrowingConfig):
+class AudioTokenizerConfig(FingerprintedConfig):
     """Config of an audio tokenizer: audio to codes and back.
 
     Several channels share one set of codes: the encoder and decoder process them jointly (as EnCodec at 48 kHz,

@@ -14,14 +14,14 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from ...configs.schema import GrowingConfig, LayerCount
+from ...configs.schema import FingerprintedConfig, LayerCount
 from ..layers.convnext import ConvNeXtStack
 from .base import AudioShape
 from .stft import frame_signal, inverse_spectrum
 from .streaming import StreamingLayer, window_stage
 
 
-class AudioStackConfig(GrowingConfig):
+class AudioStackConfig(FingerprintedConfig):
     """One ConvNeXt stack of the audio tokenizer; an STFT with the tokenizer's `window` precedes or follows it."""
 
     added: ClassVar[frozenset[str]] = frozenset({"kind"})

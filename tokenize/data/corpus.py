@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...configs.files import read_safetensors
 from ...configs.json_limits import read_json_lines
-from ...configs.schema import Config, ConfigError, GrowingConfig, check_config
+from ...configs.schema import Config, ConfigError, FingerprintedConfig, check_config
 from ..spec import AudioGeometry, ImageGeometry
 from .corpus_items import MAX_TEXT_BYTES, Corpus, FileItems, Item, find_media, spell, unique_ids
 from .manifest import ManifestCorpus, ManifestItems, manifest_in
@@ -33,7 +33,7 @@ __all__ = [
 METADATA_FILE = "metadata.jsonl"
 
 
-class FolderCorpus(GrowingConfig):
+class FolderCorpus(FingerprintedConfig):
     """A folder of media files.
 
     If it contains metadata.jsonl, the items are its lines: {"file": "a/b.wav", "text": "...", "label": "..."}, text and

@@ -18,7 +18,7 @@ from .media import MEDIA_EXTENSIONS, Fit, MediaError, MediaLimits, Notes, open_r
 MAX_TEXT_BYTES = 64 << 10
 SIDECARS = (".txt", ".label")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
-LEAVES = "a link that leads out of the corpus folder; to read it, set follow_links: true in the corpus"
+OUTSIDE_LINK = "a link that leads out of the corpus folder; to read it, set follow_links: true in the corpus"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class FileItems(Corpus):
     def check_link(self, path: Path) -> None:
         """Raise MediaError if a path leads out of the folder and links are not followed."""
         if not self.files_config.follow_links and not is_inside(self.root, path):
-            raise MediaError(f"{path}: {LEAVES}")
+            raise MediaError(f"{path}: {OUTSIDE_LINK}")
 
     def read_text(self, path: Path) -> str | None:
         """Content of a sidecar file, stripped; None if there is no such file."""

@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ...configs.names import ShownName
-from ...configs.schema import GrowingConfig, LayerCount
+from ...configs.schema import FingerprintedConfig, LayerCount
 from ..quantizers.registry import Quantized, QuantizerConfig, make_quantizer
 from ..spec import ImageGeometry
 from .convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
@@ -54,7 +54,7 @@ IMAGE_DECODERS = {
 }
 
 
-class ImageTokenizerConfig(GrowingConfig):
+class ImageTokenizerConfig(FingerprintedConfig):
     """Config of an image tokenizer: images of one size to codes and back."""
 
     added: ClassVar[frozenset[str]] = frozenset({"encoder", "decoder"})

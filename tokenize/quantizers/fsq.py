@@ -30,7 +30,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
-from ...configs.schema import GrowingConfig
+from ...configs.schema import FingerprintedConfig
 from .base import MAX_PACKED, Quantizer, QuantizerOutput
 from .codebooks.nearest import exact_dtype
 from .projection import project, straight_through
@@ -46,7 +46,7 @@ MAX_SHIFTED = 1000
 """Number of values per dimension above which EPSILON exceeds half a step."""
 
 
-class FSQConfig(GrowingConfig):
+class FSQConfig(FingerprintedConfig):
     """One implicit codebook, the product of a few scalar grids."""
 
     added = frozenset({"rounding"})

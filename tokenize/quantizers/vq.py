@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ...configs.schema import GrowingConfig
+from ...configs.schema import FingerprintedConfig
 from .base import Quantizer, QuantizerOutput
 from .codebooks.codebook import Codebook
 from .codebooks.nearest import exact_dtype, nearest_code
@@ -23,7 +23,7 @@ from .projection import project, straight_through
 from .regularization import PROBABILITIES, EntropyConfig, code_entropies, moment_distance
 
 
-class VQConfig(GrowingConfig):
+class VQConfig(FingerprintedConfig):
     """One codebook of learned vectors."""
 
     added = frozenset(

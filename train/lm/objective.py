@@ -66,7 +66,7 @@ class Objective(Trainable):
             else:
                 report = self.lm.loss(codes, lengths, conditions, self.label_smoothing, side)
         counts = report.count.float()
-        means = report.per_codebook.float() if report.guesses is None else report.per_codebook + report.guesses
+        means = report.per_codebook.float() if report.ahead is None else report.per_codebook + report.ahead
         shares = means * (counts / (counts if totals is None else totals.to(counts)).clamp(min=1))
         sums = report.per_codebook.detach().double() * report.count
         return (shares * report.weights).sum(), sums, report.count

@@ -219,7 +219,7 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
             f"{config.engine.kind} engine{because}, {self.world.size} x {self.world.device.type}, "
             f"{config.train.dtype}, to {self.out}"
         )
-        self.progress.note(f"attention: {self.attention.name} ({self.attention.because})")
+        self.progress.note(f"attention: {self.attention.name} ({self.attention.reason})")
         self.throughput.restart()
 
     def train_step(self, stop: StopRequest) -> LMStepReport:

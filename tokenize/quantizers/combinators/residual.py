@@ -22,14 +22,14 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from ....configs.schema import ConfigError, GrowingConfig, LayerCount
+from ....configs.schema import ConfigError, FingerprintedConfig, LayerCount
 from ..base import MakeQuantizer, Quantizer, QuantizerOutput, add_losses, join_tables, rates_of
 
 if TYPE_CHECKING:
     from ..base import PartConfig as QuantizerConfig  # when it runs: the union of registry.py
 
 
-class LevelDropout(GrowingConfig):
+class LevelDropout(FingerprintedConfig):
     """Base config of combinators that can drop their last levels in training (quantizer dropout)."""
 
     added = frozenset({"level_choices"})

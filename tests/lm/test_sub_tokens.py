@@ -1,4 +1,4 @@
-"""Ids as symbols: there and back, and heads whose symbols are parts of codes."""
+"""Ids as sub-tokens: there and back, and heads whose sub-tokens are parts of codes."""
 
 import itertools
 import math
@@ -43,29 +43,29 @@ split_heads = pytest.mark.parametrize(("head", "sizes"), SPLIT_HEADS.values(), i
 @pytest.mark.parametrize(("sizes", "digits"), DIGITS)
 def test_ids_are_split_and_joined(sizes, digits, variable, end):
     arrangement = CodebookPattern(ParallelConfig(), sizes, variable, SpecialsConfig(start=4, pad=2, end=end))
-    symbols = SubTokens(arrangement, digits)
+    sub_tokens = SubTokens(arrangement, digits)
     highest = min(arrangement.input_sizes)
     ids = torch.stack([torch.arange(max(0, size - highest), size) for size in arrangement.input_sizes])
     ids = torch.cat([ids, torch.zeros(len(sizes), 1, dtype=torch.long)], dim=1)[None]
-    split = symbols.split(ids)
-    assert symbols.join(split).equal(ids)
-    assert symbols.join(split[..., 0]).equal(ids[..., 0]) and symbols.split(ids[..., 0]).equal(split[..., 0])
-    assert split.shape == (1, len(symbols), ids.shape[2])
-    for j, size in enumerate(symbols.input_sizes):
+    split = sub_tokens.split(ids)
+    assert sub_tokens.join(split).equal(ids)
+    assert sub_tokens.join(split[..., 0]).equal(ids[..., 0]) and sub_tokens.split(ids[..., 0]).equal(split[..., 0])
+    assert split.shape == (1, len(sub_tokens), ids.shape[2])
+    for j, size in enumerate(sub_tokens.input_sizes):
         assert 0 <= int(split[:, j].min()) and int(split[:, j].max()) < size
     if digits is None:
-        assert symbols.input_sizes == arrangement.input_sizes and symbols.output_sizes == arrangement.output_sizes
+        assert sub_tokens.input_sizes == arrangement.input_sizes and sub_tokens.output_sizes == arrangement.output_sizes
 
 
 def test_the_drawing():
-    symbols = SubTokens(CodebookPattern(ParallelConfig(), (6,), True), [(2, 3)])
-    assert symbols.split(torch.arange(9)[None, None])[0].tolist() == [
+    sub_tokens = SubTokens(CodebookPattern(ParallelConfig(), (6,), True), [(2, 3)])
+    assert sub_tokens.split(torch.arange(9)[None, None])[0].tolist() == [
         [0, 0, 0, 1, 1, 1, 2, 3, 4],
         [0, 1, 2, 0, 1, 2, 3, 3, 3],
     ]
-    assert symbols.output_sizes == (3, 3) and symbols.end == 2
+    assert sub_tokens.output_sizes == (3, 3) and sub_tokens.end == 2
     mask = torch.tensor([True] * 7 + [False] * 2)[None, None]
-    assert symbols.targets(torch.arange(9)[None, None], mask)[0].tolist() == [
+    assert sub_tokens.targets(torch.arange(9)[None, None], mask)[0].tolist() == [
         [0, 0, 0, 1, 1, 1, 2, IGNORED, IGNORED],
         [0, 1, 2, 0, 1, 2, IGNORED, IGNORED, IGNORED],
     ]
@@ -81,7 +81,7 @@ def test_probabilities_of_all_ids_sum_to_one(head, sizes, variable):
     for k, size in enumerate(lm.arrangement.output_sizes):
         ids = torch.zeros(size, 2, 1, dtype=torch.long)
         ids[:, k, 0] = torch.arange(size)
-        terms = lm.head.terms(hidden.expand(size, -1, -1), ids, mask.expand(size, -1, -1))
+        terms = lm.head.losses(hidden.expand(size, -1, -1), ids, mask.expand(size, -1, -1))
         torch.testing.assert_close((-terms[:, k]).exp().sum(), torch.tensor(1.0))
 
 
@@ -89,9 +89,9 @@ def test_probabilities_of_all_ids_sum_to_one(head, sizes, variable):
 def test_logits_by_frame(head, sizes):
     lm = make_lm(make_config(head=head, arrangement=DelayConfig()), spec=make_spec(sizes))
     output = lm(make_codes(2, 4, sizes))
-    frames, symbols = output.undo(), lm.head.symbols
-    for j, t in itertools.product(range(len(symbols)), range(4)):
-        assert frames[:, j, t].equal(output.logits[:, j, t + symbols.codebooks[j]])
+    frames, sub_tokens = output.undo(), lm.head.sub_tokens
+    for j, t in itertools.product(range(len(sub_tokens)), range(4)):
+        assert frames[:, j, t].equal(output.logits[:, j, t + sub_tokens.codebooks[j]])
 
 
 def test_factors_depend_on_each_other_and_bits_do_not():
@@ -155,14 +155,14 @@ def test_the_flat_head_is_the_parallel_head_where_codebooks_stand(arrangement):
 
 
 def arrangement_stride(lm):
-    return lm.arrangement.lines.strides[0]
+    return lm.arrangement.layout.strides[0]
 
 
 def test_parts_of_codes_are_read_by_their_tables():
     lm = make_lm(make_config(input=FactorInputConfig(sizes=(2, 4))), spec=make_spec((8, 8)))
     codes = make_codes(2, 5, (8, 8))
     codes[0, 1, 2] = 8 + 1  # start
-    rows = lm.input.table.weight.split(lm.input.symbols.input_sizes)
+    rows = lm.input.table.weight.split(lm.input.sub_tokens.input_sizes)
     found = lm.input(codes)
     for b, t in itertools.product(range(2), range(5)):
         expected = torch.zeros(32)

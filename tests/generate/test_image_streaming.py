@@ -93,7 +93,7 @@ def test_coarse_to_fine_shows_a_sketch_first(tokenizer):
     labels[:, 1:] = -1
     kept = whole.codes.clone()
     kept[:, 1:] = -1
-    kept[:, 0] = sketch.middles[0][labels[:, 0]]
+    kept[:, 0] = sketch.medoids[0][labels[:, 0]]
     assert torch.equal(sketch.decode(labels), tokenizer.decode(kept))
 
 

@@ -1,10 +1,10 @@
-"""Quick steps of a model as it is loaded equal its plain ones, and its plain layers stay what they are."""
+"""Fast steps of a model as it is loaded equal its plain ones, and its plain layers stay what they are."""
 
 import copy
 
 import pytest
 import torch
-from small_models import BLOCKS, CARDINALITIES, CASES, make_codes, make_conditions, make_spec
+from small_models import BLOCKS, CARDINALITIES, CASES, count_stack_calls, make_codes, make_conditions, make_spec
 from test_fused import CROSS, make_lm, steps
 
 import tessera
@@ -19,19 +19,6 @@ from tessera.tokenize.bundled import bundled_models
 pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 
 
-def count_calls(lm):
-    """A list with an entry for each step, whether it was made by the copies."""
-    calls, stack = [], lm.transformer.fused
-
-    def counted(*arguments):
-        found = stack(*arguments)
-        calls.append(found is not None)
-        return found
-
-    lm.transformer.fused = counted
-    return calls
-
-
 @pytest.mark.sample(8)
 @pytest.mark.parametrize("case", list(CASES)[1::5])
 @pytest.mark.parametrize("rows", [1, MAX_ROWS, MAX_ROWS + 1])
@@ -39,7 +26,7 @@ def test_steps(case, rows):
     config, lm = make_lm(CASES[case])
     codes, conditions = make_codes(rows, 6, lm.arrangement.cardinalities), make_conditions(config, rows)
     wanted = steps(lm, codes, conditions)
-    calls = count_calls(enable_fast_cpu_decode_(lm))
+    calls = count_stack_calls(lm, enable_fast_cpu_decode_(lm).transformer.fused)
     torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
     assert all(calls[-5:]) if rows <= MAX_ROWS else not any(calls)
 
@@ -51,7 +38,7 @@ def test_bfloat16_is_as_near(block):
     exact = steps(lm, codes, conditions)
     lm.bfloat16()
     plain = steps(lm, codes, conditions)
-    calls = count_calls(enable_fast_cpu_decode_(lm))
+    calls = count_stack_calls(lm, enable_fast_cpu_decode_(lm).transformer.fused)
     found = steps(lm, codes, conditions)
     assert all(calls[-5:]) and found.dtype == torch.bfloat16
     assert (found.float() - exact).square().mean() < 1.5 * (plain.float() - exact).square().mean()
@@ -86,14 +73,14 @@ def test_large_models_and_models_of_many_rows_are_left_alone(monkeypatch):
         is None
     )
     _, lm = make_lm(CROSS)
-    monkeypatch.setattr(cpu_fast_decode, "MOST_BYTES", sum(weight.nbytes for weight in lm.transformer.parameters()) - 1)
+    monkeypatch.setattr(cpu_fast_decode, "MAX_BYTES", sum(weight.nbytes for weight in lm.transformer.parameters()) - 1)
     assert enable_fast_cpu_decode_(lm).transformer.fused is None
-    monkeypatch.setattr(cpu_fast_decode, "MOST_BYTES", cpu_fast_decode.MOST_BYTES + 1)
+    monkeypatch.setattr(cpu_fast_decode, "MAX_BYTES", cpu_fast_decode.MAX_BYTES + 1)
     assert enable_fast_cpu_decode_(lm).transformer.fused is not None
 
 
-def test_what_is_loaded_is_quick():
+def test_a_loaded_model_is_fast():
     for name in bundled_models():
         lm = tessera.load(name).lm
         first = lm.coarse if isinstance(lm, CoarseToFine) else lm
-        assert isinstance(first.transformer.fused, cpu_fast_decode.QuickStack) != isinstance(first, MaskedLM)
+        assert isinstance(first.transformer.fused, cpu_fast_decode.FastStack) != isinstance(first, MaskedLM)
