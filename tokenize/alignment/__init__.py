@@ -1,0 +1,1 @@
+"""Alignments: which unit of a transcript sounds when, in seconds (files) or in frames (shards)."""
