@@ -38,8 +38,8 @@ NAMED = JsonLimits(64 << 20, 50_000, 4_000_000)
 """Model configs, which list all label names."""
 HEADER = JsonLimits(8 << 20, 400_000, 1_000_000)
 """Safetensors headers: four lists and mappings for each of 100,000 tensors."""
-LINE = JsonLimits(1 << 20, 1000, 10_000)
-"""One line of a JSONL file."""
+LINE = JsonLimits(1 << 20, 50_000, 200_000)
+"""One line of a JSONL file, which may hold an alignment: a list for each of its units."""
 INDEX = JsonLimits(256 << 20, 400_000, 8_000_000)
 """Shard indexes: four values for each of two million items, and a mapping for each skipped item."""
 

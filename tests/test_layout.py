@@ -48,9 +48,10 @@ lm/ops                             -
 lm/patterns                        ops
 lm/public                          . checkpoints conditioning models ops patterns
 lm/quantization                    attention heads kernels kv_cache layers models ops
+tokenize/alignment                 text
 tokenize/audio                     . layers quantizers quantizers/combinators
 tokenize/compression               . data layers
-tokenize/data                      . audio
+tokenize/data                      . alignment audio
 tokenize/image                     . layers quantizers quantizers/combinators
 tokenize/layers                    -
 tokenize/public                    -

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tessera.configs.files import write_safetensors
+from tessera.tokenize.alignment.alignment import TimedUnits
 from tessera.tokenize.data.corpus import MAX_TEXT_BYTES, ArraysCorpus, FolderCorpus, Item, open_corpus
 from tessera.tokenize.data.media import MediaError, bytes_to_image, write_audio, write_image
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry
@@ -77,7 +78,10 @@ def test_metadata(tmp_path):
     "line, message",
     [
         ("{", "line 2: not valid JSON"),
-        ("[" * 10_000, "line 2: more than 1000 lists"),
+        ("[" * 10_000, "line 2: not valid JSON .nested too deep"),
+        ("[" * 60_000, "line 2: more than 50000 lists"),
+        ('{"file": "y.wav", "alignment": [[0, 1]]}', "line 2: alignment.0.2: Field required"),
+        ('{"file": "y.wav", "alignment": [[0, "1", "a"]]}', "line 2: alignment.0.1: .*number"),
         ("[]", "line 2: expected a mapping"),
         ('{"text": "x"}', "line 2: file: Field required"),
         ('{"file": "y.wav", "lable": "x"}', "line 2: lable: unknown key; did you mean 'label'"),
@@ -92,6 +96,33 @@ def test_wrong_metadata(tmp_path, line, message):
     (tmp_path / "metadata.jsonl").write_text('{"file": "x.wav"}\n' + line)
     with pytest.raises(ValueError, match=message):
         open_corpus(FolderCorpus(path=str(tmp_path)))
+
+
+def test_alignments(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        write_audio(tmp_path / f"{name}.wav", tone(), 8000)
+    (tmp_path / "a.align").write_text("0\t0.03\t|\n0.03\t0.05\ta\n")
+    (tmp_path / "b.TextGrid").write_text(
+        '"ooTextFile"\n"TextGrid"\n0 1 <exists> 1 "IntervalTier" "phones" 0 1 1 0 1 "b"'
+    )
+    (tmp_path / "c.align").write_text("0\t1\n")
+    corpus = open_corpus(FolderCorpus(path=str(tmp_path)))
+    assert corpus.alignment(0) == TimedUnits(("|", "a", "|"), (0.0, 0.03, 0.05, 0.05))
+    assert corpus.alignment(1) == TimedUnits(("|", "b", "|"), (0.0, 0.0, 1.0, 1.0))
+    assert corpus.alignment(3) is None
+    with pytest.raises(MediaError, match=r"c\.align: line 1 is not start<TAB>end<TAB>unit"):
+        corpus.alignment(2)
+    (tmp_path / "a.TextGrid").write_text("")
+    with pytest.raises(MediaError, match=r"a: has \.align and \.TextGrid; keep one of them"):
+        corpus.alignment(0)
+    assert not corpus.notes.lines()
+    lines = [{"file": "a.wav", "alignment": [[0, 0.05, "x"]]}, {"file": "b.wav"}, {"file": "d.wav", "alignment": []}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    corpus = open_corpus(FolderCorpus(path=str(tmp_path)))
+    assert corpus.alignment(0) == TimedUnits(("|", "x", "|"), (0.0, 0.0, 0.05, 0.05))
+    assert corpus.alignment(1) == TimedUnits(("|", "b", "|"), (0.0, 0.0, 1.0, 1.0))
+    with pytest.raises(MediaError, match=r"metadata\.jsonl: alignment of 'd\.wav': 0 intervals"):
+        corpus.alignment(2)
 
 
 @pytest.mark.parametrize(

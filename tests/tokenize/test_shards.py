@@ -15,6 +15,8 @@ from kill_process import kill_at
 from tessera.configs.files import read_safetensors, write_sealed_json
 from tessera.configs.folder_lock import lock_folder
 from tessera.configs.schema import check_config
+from tessera.tokenize.alignment.alignment import Alignment, TimedUnits
+from tessera.tokenize.alignment.alignment_file import write_alignment
 from tessera.tokenize.data.corpus import FolderCorpus, ManifestCorpus
 from tessera.tokenize.data.media import read_audio, write_audio
 from tessera.tokenize.data.shard_reader import Shards
@@ -542,3 +544,107 @@ def test_long_sounds_are_cut_into_windows(recordings, tmp_path):
             assert item.id in [entry.id for entry in cut.skipped]
     with pytest.raises(ValueError, match="shards of another corpus, tokenizer or setting"):
         build_shards(make_config(recordings, tmp_path / "c"), tokenizer)
+
+
+def aligned_copy(recordings: Path, folder: Path, numbers: range) -> Path:
+    """A copy of the recordings in which some have alignments: two units, each half of the recording."""
+    shutil.copytree(recordings, folder)
+    for path in [path for path in sorted(folder.rglob("*.wav")) if int(path.stem) in numbers]:
+        seconds = read_audio(path, RATE).shape[1] / RATE
+        timed = TimedUnits(("|", "a", "ˈO"), (0.0, 0.0, round(seconds / 2, 6), seconds))
+        path.with_suffix(".align").write_bytes(write_alignment(timed))
+    return folder
+
+
+def test_alignments_in_shards(recordings, tmp_path):
+    folder = aligned_copy(recordings, tmp_path / "corpus", range(3, 8))
+    shards = build_shards(make_config(folder, tmp_path / "s"), FakeTokenizer())
+    for number, name in enumerate(shards.index.ids):
+        length, found = int(shards.lengths[number]), shards.alignment(number)
+        if int(Path(name).stem) in range(3, 8):
+            assert found.units == ("|", "a", "ˈO", "|") and found.num_frames == length
+            assert abs(found.frames[1] - found.frames[2]) <= 1 and found.frames[0] == 0 and found.frames[3] <= 1
+        else:
+            assert found is None
+    plain = build_shards(make_config(recordings, tmp_path / "plain"), FakeTokenizer())
+    assert "alignments" not in (tmp_path / "plain" / "index.json").read_text() and plain.alignment(3) is None
+    assert [item.codes.tolist() for item in map(plain.item, range(11))] == [
+        item.codes.tolist() for item in map(shards.item, range(11))
+    ]
+
+
+@pytest.mark.parametrize("fail_at", [4, 9])
+def test_builds_with_alignments_go_on_and_are_repaired(recordings, tmp_path, fail_at):
+    folder = aligned_copy(recordings, tmp_path / "corpus", range(5))
+    build_shards(make_config(folder, tmp_path / "whole"), FakeTokenizer())
+    config = make_config(folder, tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(config, FakeTokenizer(fail_at=fail_at))
+    build_shards(config, FakeTokenizer())
+    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
+    (tmp_path / "killed" / "00001.safetensors").unlink()
+    build_shards(config, FakeTokenizer())
+    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
+
+
+def test_changed_alignments_are_another_build(recordings, tmp_path):
+    folder = aligned_copy(recordings, tmp_path / "corpus", range(5))
+    build_shards(make_config(folder, tmp_path / "s"), FakeTokenizer())
+    build_shards(make_config(shutil.move(folder, tmp_path / "moved"), tmp_path / "s"), FakeTokenizer())
+    path = next((tmp_path / "moved").rglob("*.align"))
+    path.write_text(path.read_text().replace("ˈO", "O"))
+    with pytest.raises(ValueError, match="holds shards of another corpus"):
+        build_shards(make_config(tmp_path / "moved", tmp_path / "s"), FakeTokenizer())
+
+
+def test_folder_of_alignments(recordings, tmp_path):
+    folder = aligned_copy(recordings, tmp_path / "corpus", range(11))
+    beside = build_shards(make_config(folder, tmp_path / "beside"), FakeTokenizer())
+    out = tmp_path / "alignments"
+    for path in folder.rglob("*.align"):
+        (out / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, out / path.parent.name)
+    config = make_config(recordings, tmp_path / "s", alignments=str(out))
+    shards = build_shards(config, FakeTokenizer())
+    assert [shards.alignment(number) for number in range(11)] == [beside.alignment(number) for number in range(11)]
+    (out / "voice1" / "07.align").unlink()
+    (out / "voice0" / "00.align").write_text("0\t9\ta")
+    (out / "voice0" / "03.align").write_text("0\tx")
+    few = build_shards(config.model_copy(update={"out": str(tmp_path / "few")}), FakeTokenizer())
+    assert [entry.id for entry in few.skipped] == ["voice0/00.wav", "voice0/03.wav", "voice1/07.wav"]
+    reasons = [entry.reason for entry in few.skipped]
+    assert "voice0/00.wav: the alignment ends at 9 seconds, the recording at 0.03 (3 frames)" in reasons[0]
+    assert "03.align: line 1 is not start<TAB>end" in reasons[1] and "07.align: no such file; run tessera" in reasons[2]
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder of alignments"):
+        build_shards(config.model_copy(update={"out": str(tmp_path / "x"), "alignments": "nowhere"}), FakeTokenizer())
+    with pytest.raises(ValueError, match="alignments: they belong to whole audio files"):
+        build_shards(config.model_copy(update={"out": str(tmp_path / "x"), "window_seconds": 0.05}), FakeTokenizer())
+
+
+def test_too_few_frames_for_the_units(recordings, tmp_path):
+    folder = aligned_copy(recordings, tmp_path / "corpus", range(2, 3))
+    (folder / "voice0" / "00.align").write_text("0\t0.01\ta\n0.01\t0.015\tb\n0.015\t0.02\tc\n0.02\t0.025\td")
+    shards = build_shards(make_config(folder, tmp_path / "s"), FakeTokenizer())
+    assert shards.skipped[0].reason == "voice0/00.wav: 4 sounding units but only 3 frames"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["a 3"], "1 alignments for 11 ids"),
+        (["a 3"] * 11, "does not have the .* frames of the item"),
+        ([7] * 11, "alignments.0: "),
+    ],
+)
+def test_wrong_alignments_in_the_index(recordings, tmp_path, change, message):
+    build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    (tmp_path / "index.json").write_text(json.dumps(unsealed_index(tmp_path) | {"alignments": change}))
+    with pytest.raises(ValueError, match=message):
+        Shards(tmp_path).alignment(10)
+
+
+def test_index_of_alignments_of_the_right_length(recordings, tmp_path):
+    shards = build_shards(make_config(recordings, tmp_path), FakeTokenizer())
+    given = [f"a {length}" for length in shards.lengths.tolist()]
+    (tmp_path / "index.json").write_text(json.dumps(unsealed_index(tmp_path) | {"alignments": given}))
+    assert Shards(tmp_path).alignment(10) == Alignment(("a",), (int(shards.lengths[10]),))

@@ -1,1 +1,1 @@
-"""Alignments of text units and audio: in files, in shards, and of generated speech."""
+"""Alignments: which unit of a text sounds when, in files, in shards, and of generated speech."""

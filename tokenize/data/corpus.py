@@ -7,16 +7,18 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from ...configs.files import read_safetensors
 from ...configs.json_limits import read_json_lines
 from ...configs.schema import Config, ConfigError, FingerprintedConfig, check_config
+from ..alignment.alignment import TimedUnits
+from ..alignment.alignment_file import read_intervals
 from ..spec import AudioGeometry, ImageGeometry
 from .corpus_items import MAX_TEXT_BYTES, Corpus, FileItems, Item, find_media, spell, unique_ids
 from .manifest import ManifestCorpus, ManifestItems, manifest_in
-from .media import DEFAULT_LIMITS, MEDIA_EXTENSIONS, Fit, MediaLimits, bytes_to_image, open_regular
+from .media import DEFAULT_LIMITS, MEDIA_EXTENSIONS, Fit, MediaError, MediaLimits, bytes_to_image, open_regular
 
 __all__ = [
     "MAX_TEXT_BYTES",
@@ -38,7 +40,8 @@ class FolderCorpus(FingerprintedConfig):
 
     If it contains metadata.jsonl, the items are its lines: {"file": "a/b.wav", "text": "...", "label": "..."}, text and
     label optional. Otherwise all media files in the folder and its subfolders are items, sorted by name; the
-    transcript of x.wav is x.txt in the same folder.
+    transcript of x.wav is x.txt in the same folder. An alignment is the key "alignment", [[start, end, unit], ...] in
+    seconds, or x.align or x.TextGrid beside x.wav.
     """
 
     added: ClassVar[frozenset[str]] = frozenset({"follow_links"})
@@ -84,6 +87,8 @@ class MetadataLine(Config):
     file: str
     label: str | int | None = None
     text: str | None = None
+    alignment: list[tuple[FiniteFloat, FiniteFloat, str]] | None = None
+    """Start and end of each unit in seconds."""
 
 
 class FolderItems(FileItems):
@@ -126,6 +131,17 @@ class FolderItems(FileItems):
             return Item(name, None if line.label is None else str(line.label), line.text)
         path = self.folder / file
         return Item(name, self._label(path), self.read_text(path.with_suffix(".txt")))
+
+    def alignment(self, number: int) -> TimedUnits | None:
+        """See Corpus.alignment; from metadata.jsonl, or the file beside the media."""
+        file = self.files[number]
+        given = None if self.described is None else self.described[file].alignment
+        if given is None:
+            return super().alignment(number)
+        try:
+            return read_intervals(given)
+        except ValueError as error:
+            raise MediaError(f"{self.folder / METADATA_FILE}: alignment of '{file}': {error}") from None
 
     def _label(self, path: Path) -> str | None:
         how = self.config.labels

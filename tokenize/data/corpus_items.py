@@ -12,11 +12,13 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..alignment.alignment import TimedUnits
+from ..alignment.alignment_file import EXTENSIONS, MAX_FILE_BYTES, read_alignment
 from ..spec import AudioGeometry, ImageGeometry
 from .media import MEDIA_EXTENSIONS, Fit, MediaError, MediaLimits, Notes, open_regular, read_audio, read_image
 
 MAX_TEXT_BYTES = 64 << 10
-SIDECARS = (".txt", ".label")
+SIDECARS = (".txt", ".label", *(extension.lower() for extension in EXTENSIONS))
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 OUTSIDE_LINK = "a link that leads out of the corpus folder; to read it, set follow_links: true in the corpus"
 
@@ -55,6 +57,10 @@ class Corpus:
     def item(self, number: int) -> Item:
         """Label and transcript of an item. Raises MediaError if a sidecar file or line is unusable."""
         raise NotImplementedError
+
+    def alignment(self, number: int) -> TimedUnits | None:
+        """The units of an item with their times in seconds, None if none are given. Raises MediaError if unusable."""
+        return None
 
     def media(self, number: int, geometry: AudioGeometry | ImageGeometry) -> Tensor:
         """Samples [C, N] at the geometry's sample rate, or an image [C, height, width].
@@ -100,6 +106,23 @@ class FileItems(Corpus):
         except OSError as error:  # deleted, or no permission
             raise MediaError(f"{path}: {error.strerror or 'no such file'}") from None
 
+    def alignment(self, number: int) -> TimedUnits | None:
+        """See Corpus.alignment; from the file beside the media."""
+        media = self.path(number)
+        found = {}
+        for extension in EXTENSIONS:
+            data = self.read_sidecar(media.with_suffix(extension), MAX_FILE_BYTES)
+            if data is not None:
+                found[extension] = data
+        if len(found) > 1:
+            raise MediaError(f"{media.with_suffix('')}: has {' and '.join(found)}; keep one of them")
+        for extension, data in found.items():
+            try:
+                return read_alignment(data, extension)
+            except ValueError as error:
+                raise MediaError(f"{media.with_suffix(extension)}: {error}") from None
+        return None
+
     def check_link(self, path: Path) -> None:
         """Raise MediaError if a path leads out of the folder and links are not followed."""
         if not self.files_config.follow_links and not is_inside(self.root, path):
@@ -107,18 +130,9 @@ class FileItems(Corpus):
 
     def read_text(self, path: Path) -> str | None:
         """Content of a sidecar file, stripped; None if there is no such file."""
-        try:
-            file = open_regular(path)
-        except FileNotFoundError:
+        data = self.read_sidecar(path, MAX_TEXT_BYTES)
+        if data is None:
             return None
-        with file:
-            self.check_link(path)
-            try:
-                data = file.read(MAX_TEXT_BYTES + 1)
-            except OSError as error:
-                raise MediaError(f"{path}: cannot be read ({error.strerror})") from None
-        if len(data) > MAX_TEXT_BYTES:
-            raise MediaError(f"{path}: more than {MAX_TEXT_BYTES} bytes of text")
         try:
             text = data.decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
@@ -126,6 +140,22 @@ class FileItems(Corpus):
         if not text:
             raise MediaError(f"{path}: is empty; write the text into it or remove it")
         return text
+
+    def read_sidecar(self, path: Path, max_bytes: int) -> bytes | None:
+        """Bytes of a sidecar file; None if there is no such file."""
+        try:
+            file = open_regular(path)
+        except FileNotFoundError:
+            return None
+        with file:
+            self.check_link(path)
+            try:
+                data = file.read(max_bytes + 1)
+            except OSError as error:
+                raise MediaError(f"{path}: cannot be read ({error.strerror})") from None
+        if len(data) > max_bytes:
+            raise MediaError(f"{path}: more than {max_bytes} bytes of text")
+        return data
 
 
 def is_inside(root: str, path: str | Path) -> bool:

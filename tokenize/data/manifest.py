@@ -20,6 +20,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ...configs.schema import Config, ConfigError
+from ..alignment.alignment import TimedUnits
+from ..alignment.alignment_file import read_intervals
 from ..spec import AudioGeometry, ImageGeometry
 from .corpus_items import MAX_TEXT_BYTES, FileItems, Item, find_media, spell, unique_ids
 from .manifest_table import MEDIA_COLUMNS, check_table_name, table_rows
@@ -30,6 +32,8 @@ TEXT_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "class", "speaker", "speaker_id", "speaker_name", "client_id")
 SPLIT_COLUMNS = ("split", "subset")
+ALIGNMENT_FIELD = "alignment"
+"""Of a JSONL table: [[start, end, unit], ...] in seconds."""
 SPLITS = {
     **{name: "train" for name in ("train", "training")},
     **{name: "test" for name in ("test", "testing")},
@@ -74,6 +78,7 @@ class Line:
     text: str | None = None
     label: str | None = None
     split: str | None = None
+    alignment: TimedUnits | None = None
     wrong: str = ""
     """Why the line is unusable."""
 
@@ -115,6 +120,10 @@ class ManifestItems(FileItems):
         if line.wrong:
             raise MediaError(f"{self.folder / line.where}: {line.wrong}")
         return Item(self.names[number], line.label, line.text)
+
+    def alignment(self, number: int) -> TimedUnits | None:
+        line = self.lines[number]
+        return line.alignment if line.alignment is not None or line.wrong else super().alignment(number)
 
     def path(self, number: int) -> Path:
         return self.folder / self.lines[number].file
@@ -187,7 +196,9 @@ class ManifestItems(FileItems):
         text, label = (text or "").strip() or None, "" if label is None else str(label).strip()
         for value in (named, text or "", label, split or ""):
             _check_text(value)
-        return Line(where, self._locate(table.parent, named.strip()), text, label or None, split)
+        given = row.get(ALIGNMENT_FIELD)
+        alignment = read_intervals(given) if isinstance(given, list) else None
+        return Line(where, self._locate(table.parent, named.strip()), text, label or None, split, alignment)
 
     def _locate(self, base: Path, name: str) -> str:
         """Resolve a file named by a table in the folder `base` to a path relative to the corpus folder."""

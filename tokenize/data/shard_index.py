@@ -10,7 +10,7 @@ from pydantic import FailFast, Field
 from ...configs.files import read_sealed_json
 from ...configs.json_limits import INDEX
 from ...configs.names import check_file_name
-from ...configs.schema import Config, check_config
+from ...configs.schema import Config, GrowingConfig, check_config
 from ..spec import TokenSpec
 
 INDEX_FILE = "index.json"
@@ -34,8 +34,10 @@ class Skipped(Config):
     reason: str
 
 
-class Index(Config):
+class Index(GrowingConfig):
     """index.json."""
+
+    added = frozenset({"alignments"})
 
     format: Literal["tessera-shards"] = "tessera-shards"
     version: Literal[1, 2] = LAYOUT
@@ -52,10 +54,14 @@ class Index(Config):
     labels: Annotated[list[int], FailFast()]
     """Index into label_names, -1 for none."""
     texts: Annotated[list[str | None], FailFast()]
+    alignments: Annotated[list[str | None], FailFast()] = []
+    """Units and frames of each item (`format_alignment`); empty if no item has them."""
 
 
-class PartIndex(Config):
+class PartIndex(GrowingConfig):
     """part-NNNNN.json: what the index holds of the items of one file; written after the file."""
+
+    added = frozenset({"alignments"})
 
     version: Literal[1, 2] = 1
     """As in Index; parts of version 1 do not name it."""
@@ -67,6 +73,7 @@ class PartIndex(Config):
     labels: Annotated[list[str | None], FailFast()]
     texts: Annotated[list[str | None], FailFast()]
     skipped: Annotated[list[Skipped], FailFast()]
+    alignments: Annotated[list[str | None], FailFast()] = []
 
 
 def read_index(path: Path) -> Index:
@@ -74,7 +81,9 @@ def read_index(path: Path) -> Index:
     advice = "remove it and run tessera shards again to encode the corpus again"
     index = check_config(read_sealed_json(path, INDEX, advice), Index, str(path))
     count = len(index.ids)
-    for name, column in (("lengths", index.lengths), ("labels", index.labels), ("texts", index.texts)):
+    columns = {"lengths": index.lengths, "labels": index.labels, "texts": index.texts}
+    columns |= {"alignments": index.alignments} if index.alignments else {}
+    for name, column in columns.items():
         if len(column) != count:
             raise ValueError(
                 f"{path}: {len(column)} {name} for {count} ids; the index is damaged, build the shards again"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...configs.files import DamagedFile
 from ...configs.recognize import describe_wrong, folder_kind
+from ..alignment.alignment import Alignment, parse_alignment
 from ..spec import TokenSpec
 from .shard_file import CHANGES, OpenShard, Stamp
 from .shard_index import INDEX_FILE, Skipped, read_index
@@ -73,6 +74,15 @@ class Shards:
     def texts(self) -> list[str | None]:
         """Transcripts of all items."""
         return self.index.texts
+
+    def alignment(self, number: int) -> Alignment | None:
+        """Units of an item with their frames, None if it has none. Raises ValueError if they are not valid."""
+        column = self.index.alignments
+        text = column[number] if column else None
+        if text is None:
+            return None
+        where = f"{self.folder / INDEX_FILE}: item '{self.index.ids[number]}'"
+        return parse_alignment(text, int(self.lengths[number]), where)
 
     def item(self, number: int) -> ShardItem:
         """Read one item. Raises ValueError if the file was changed or codes are out of range."""

@@ -2,7 +2,7 @@
 
     out/00000.safetensors   codes [K, T1 + T2 + ...] and the items' offsets (shard_file.py)
     out/00001.safetensors   ...
-    out/index.json          TokenSpec, label names; SHA-256 per file; id, length, label, text per item; skipped items
+    out/index.json          TokenSpec, label names; SHA-256 per file; id, length, label, text, alignment per item
 
 A shard holds the items of one range of the corpus, so a killed build resumes after its last complete shard and yields
 the same bytes as an uninterrupted one. index.json is written last: a folder without it is not finished. Building
@@ -26,8 +26,10 @@ from ...configs.folder_lock import lock_folder
 from ...configs.json_limits import INDEX
 from ...configs.printable import say
 from ...configs.schema import check_config
-from ..spec import TokenSpec
+from ..alignment.alignment import format_alignment, to_frames
+from ..spec import AudioGeometry, TokenSpec
 from .corpus import Corpus, open_corpus
+from .item_alignments import ItemAlignments
 from .media import MediaError, print_notes
 from .shard_file import write_shard
 from .shard_index import INDEX_FILE, LAYOUT, Index, PartIndex, Skipped
@@ -70,7 +72,9 @@ def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Se
     """`build_shards` in a locked folder."""
     out = Path(config.out)
     window = window_frames(config, tokenizer.spec)
-    build = _build_id(config, tokenizer.spec, window, [corpus.ids()[number] for number in numbers])
+    alignments = _open_alignments(config, tokenizer.spec, corpus)
+    aligned = None if alignments is None else alignments.digest(numbers)
+    build = _build_id(config, tokenizer.spec, window, [corpus.ids()[number] for number in numbers], aligned)
     ranges = [
         numbers[first : first + config.items_per_shard] for first in range(0, len(numbers), config.items_per_shard)
     ]
@@ -91,7 +95,7 @@ def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Se
         for shard, members in enumerate(ranges):
             part = _read_part(out, shard, build)
             if part is None:
-                part = _write_part(out, shard, build, corpus, members, tokenizer, window, bar)
+                part = _write_part(out, shard, build, corpus, alignments, members, tokenizer, window, bar)
             else:
                 bar.update(len(members))
             parts.append(part)
@@ -106,11 +110,23 @@ def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Se
     return Shards(out)
 
 
-def _build_id(config: ShardsConfig, spec: TokenSpec, window: int | None, ids: Sequence[str]) -> str:
+def _open_alignments(config: ShardsConfig, spec: TokenSpec, corpus: Corpus) -> ItemAlignments | None:
+    """Alignments of whole audio files; None for windows of them and for images, which have none."""
+    if isinstance(spec.geometry, AudioGeometry) and config.window_seconds is None:
+        return ItemAlignments(corpus, config.alignments)
+    if config.alignments is not None:
+        raise ValueError("alignments: they belong to whole audio files; remove the key, or window_seconds")
+    return None
+
+
+def _build_id(
+    config: ShardsConfig, spec: TokenSpec, window: int | None, ids: Sequence[str], aligned: str | None
+) -> str:
     """Identifier of a build's inputs; independent of the paths of corpus, tokenizer and output."""
     corpus = config.corpus.model_dump(mode="json", exclude={"path"})
     description = [corpus, spec.model_dump(mode="json"), config.items_per_shard, list(ids)]
     description += [] if window is None else [window]
+    description += [] if aligned is None else [aligned]
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
@@ -157,6 +173,7 @@ def _reopen(shards: Shards, damaged: set[str], ranges: Sequence[Sequence[int]], 
                 lengths=index.lengths[first:last],
                 labels=[None if label < 0 else index.label_names[label] for label in index.labels[first:last]],
                 texts=index.texts[first:last],
+                alignments=_column(index.alignments[first:last]),
                 skipped=[entry for entry in index.skipped if entry.id in known],
             )
             write_sealed_json(_part_file(shards.folder, shard), part.model_dump(mode="json"))
@@ -208,6 +225,7 @@ def _write_part(
     shard: int,
     build: str,
     corpus: Corpus,
+    alignments: ItemAlignments | None,
     members: Sequence[int],
     tokenizer: Encoder,
     window: int | None,
@@ -215,13 +233,14 @@ def _write_part(
 ) -> PartIndex:
     """Encode one range of the corpus; writes the shard, then its index, each atomically."""
     spec = tokenizer.spec
-    ids, labels, texts, skipped = [], [], [], []
+    ids, labels, texts, aligned, skipped = [], [], [], [], []
     codes: list[Tensor] = []
     for number in members:
         try:
             item = corpus.item(number)
             found = tokenizer.encode(corpus.media(number, spec.geometry)[None]).codes[0].cpu()
             parts = {item.id: found} if window is None else _cut(item.id, found, window)
+            alignment = _alignment(alignments, number, spec, found.shape[1])
         except MediaError as error:
             skipped.append(Skipped(id=corpus.ids()[number], reason=str(error)))
         else:
@@ -229,6 +248,7 @@ def _write_part(
             ids += parts
             labels += [item.label] * len(parts)
             texts += [item.text if window is None else None] * len(parts)
+            aligned += [alignment] * len(parts)
         bar.update(1)
         bar.set_postfix(skipped=len(skipped), refresh=False) if skipped else None
     part = PartIndex(
@@ -240,9 +260,27 @@ def _write_part(
         labels=labels,
         texts=texts,
         skipped=skipped,
+        alignments=_column(aligned),
     )
     write_sealed_json(_part_file(out, shard), part.model_dump(mode="json"))
     return part
+
+
+def _alignment(alignments: ItemAlignments | None, number: int, spec: TokenSpec, num_frames: int) -> str | None:
+    """The alignment of an item in frames, as in the index."""
+    timed = None if alignments is None else alignments.read(number)
+    if alignments is None or timed is None:
+        return None
+    assert isinstance(spec.geometry, AudioGeometry)
+    try:
+        return format_alignment(to_frames(timed, spec.geometry.frame_rate, num_frames))
+    except ValueError as error:
+        raise MediaError(f"{alignments.ids[number]}: {error}") from None
+
+
+def _column(values: list[str | None]) -> list[str | None]:
+    """An optional column of the index: empty if no item has a value."""
+    return values if any(value is not None for value in values) else []
 
 
 def _cut(name: str, codes: Tensor, window: int) -> dict[str, Tensor]:
@@ -270,4 +308,5 @@ def _join(parts: Sequence[PartIndex], spec: TokenSpec, build: str) -> Index:
         lengths=[entry for part in parts for entry in part.lengths],
         labels=[-1 if entry is None else place[entry] for part in parts for entry in part.labels],
         texts=[entry for part in parts for entry in part.texts],
+        alignments=_column([entry for part in parts for entry in part.alignments or [None] * len(part.ids)]),
     )

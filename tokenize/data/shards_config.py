@@ -41,6 +41,9 @@ class ShardsConfig(Config):
     have no transcripts, which belong to whole files. null: one item per file."""
     max_items: PositiveInt | None = None
     """Use only this many items, the first ones; null: all."""
+    alignments: str | None = None
+    """Folder of alignments that `tessera align` wrote; an item without one is skipped. null: use those beside the media
+    or in metadata.jsonl, where they exist."""
 
 
 def choose_items(corpus: Corpus, config: ShardsConfig) -> list[int]:
