@@ -10,7 +10,7 @@ from pydantic import FailFast, Field
 from ...configs.files import read_sealed_json
 from ...configs.json_limits import INDEX
 from ...configs.names import check_file_name
-from ...configs.schema import Config, GrowingConfig, check_config
+from ...configs.schema import Config, FingerprintedConfig, check_config
 from ..spec import TokenSpec
 
 INDEX_FILE = "index.json"
@@ -34,7 +34,7 @@ class Skipped(Config):
     reason: str
 
 
-class Index(GrowingConfig):
+class Index(FingerprintedConfig):
     """index.json."""
 
     added = frozenset({"alignments"})
@@ -58,7 +58,7 @@ class Index(GrowingConfig):
     """Units and frames of each item (`format_alignment`); empty if no item has them."""
 
 
-class PartIndex(GrowingConfig):
+class PartIndex(FingerprintedConfig):
     """part-NNNNN.json: what the index holds of the items of one file; written after the file."""
 
     added = frozenset({"alignments"})
