@@ -68,6 +68,7 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
     from ...tokenize.data.shard_reader import Shards
     from ...tokenize.spec import check_same_tokenizer
     from ...train.distributed.process_group import ProcessGroup
+    from ...train.lm.aligned_text import AlignedText
     from ...train.lm.dataset import CodesDataset
     from ...train.lm.evaluate import evaluate_loss
 
@@ -77,7 +78,8 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
     conditions = {condition.kind for condition in model.lm.config.conditions}
     prompts = _prompts(model, shards, prompt, seed)
     labels = model.labels if "label" in conditions else None
-    items = CodesDataset(shards, labels, model.text, clustering=labelled, prompts=prompts)
+    aligned = AlignedText.of(model.lm.config.conditions, model.text)
+    items = CodesDataset(shards, labels, model.text, clustering=labelled, prompts=prompts, aligned=aligned)
     given = "" if prompts is None else f", prompts {prompts.config.kind} of seed {seed}"
     say(f"loss of {len(items)} items of {data}{given}")
     parts = model.lm.loss_parts
@@ -87,7 +89,7 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
         "items": len(items),
         "frames": int(items.lengths.sum()),
         "mean": parts.mean(losses.tolist()),
-        f"per_{parts.name}": losses.tolist(),
+        **parts.named(losses.tolist()),
     }
 
 

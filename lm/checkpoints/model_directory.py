@@ -35,7 +35,7 @@ from ...configs.fingerprint import check_model_files, write_fingerprint
 from ...configs.schema import check_config
 from ...tokenize.spec import TokenSpec, check_same_tokenizer
 from ..clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
-from ..conditioning.registry import LabelConfig, TextConditionConfig
+from ..conditioning.registry import AlignedConditionConfig, LabelConfig, TextConditionConfig
 from ..config import LMConfig
 from ..generation_config import GenerationConfig
 from ..models.base import LanguageModel
@@ -237,7 +237,9 @@ def _load_model(
             "copy the model again"
         )
     config = described.coarse_lm or described.lm
-    text_config = next((c for c in config.conditions if isinstance(c, TextConditionConfig)), None)
+    text_config = next(
+        (c for c in config.conditions if isinstance(c, TextConditionConfig | AlignedConditionConfig)), None
+    )
     text = None if text_config is None else load_text(folder, text_config.text)
     _check_parts(config, text, list(described.labels), f"model {folder}")
     read = partial(read_weights, sha256=sha256, device=device, dtype=dtype, weights=weights)
@@ -310,7 +312,12 @@ def _load_clusters(folder: Path, tokenizer: Tokenizer, fingerprint: str) -> Clus
 def _check_parts(config: LMConfig, text: TextTokenizer | None, labels: list[str], where: str) -> None:
     _check_labels(config, labels, where)
     text_condition = next(
-        (condition for condition in config.conditions if isinstance(condition, TextConditionConfig)), None
+        (
+            condition
+            for condition in config.conditions
+            if isinstance(condition, TextConditionConfig | AlignedConditionConfig)
+        ),
+        None,
     )
     if text is None and text_condition is not None:
         raise ValueError(f"{where}: the model reads text, but no text tokenizer was given")

@@ -38,6 +38,7 @@ def collate(
     labels: Sequence[int] | None,
     texts: Sequence[Sequence[int]] | None,
     prompts: Sequence[Tensor | None] | None,
+    aligned: Sequence[tuple[list[int], list[int]]] | None = None,
 ) -> Batch:
     """Batch of B examples; None for a condition that the model does not have.
 
@@ -46,10 +47,13 @@ def collate(
         labels: label ids.
         texts: token ids, not empty.
         prompts: codes [K, L] long each, None for an example without a prompt.
+        aligned: (ids, frames) of the units of each aligned text.
     """
     lengths = torch.tensor([item.shape[1] for item in codes])
     given = prompts if prompts is not None and any(prompt is not None for prompt in prompts) else None
-    conditions = ConditionBatch.make(labels, texts, codes=given)
+    units = None if aligned is None else [ids for ids, _ in aligned]
+    durations = None if aligned is None else [frames for _, frames in aligned]
+    conditions = ConditionBatch.make(labels, texts, codes=given, aligned=units, frames=durations)
     if prompts is not None and given is None:
         nothing = codes[0].new_zeros(len(codes), len(codes[0]), 1)
         conditions = replace(conditions, codes=nothing, codes_lengths=torch.zeros_like(lengths))

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...lm.clustering.clustering import Clustering
 from ...tokenize.data.shard_reader import Shards
 from ...tokenize.text.base import TextTokenizer
+from .aligned_text import AlignedText
 from .collate import Batch, collate
 from .reference_prompts import Prompts, PromptSource
 
@@ -24,6 +25,7 @@ class CodesDataset:
         shards: opened shards.
         labels: label names of the model in order, None if it has no label condition.
         text: the model's text tokenizer, None if it has no text condition.
+        aligned: reads the units of an item's alignment, None if the text is not aligned.
         max_frames: exclude longer items.
         clustering: return the coarse labels of the codes.
         prompts: source of code prompts, None if the model has no codes condition.
@@ -41,10 +43,11 @@ class CodesDataset:
         clustering: Clustering | None = None,
         prompts: PromptSource | None = None,
         missing: str = "refuse",
+        aligned: AlignedText | None = None,
     ):
         self.shards = shards
         self.clustering = clustering
-        self.text = text
+        self.text, self.aligned = text, aligned
         all_lengths = np.asarray(shards.lengths)
         used = np.arange(len(all_lengths)) if max_frames is None else np.flatnonzero(all_lengths <= max_frames)
         self.left_out = len(all_lengths) - len(used)
@@ -52,9 +55,9 @@ class CodesDataset:
             raise ValueError(
                 f"data.max_frames: no item has at most {max_frames} frames, the shortest has {all_lengths.min()}"
             )
-        lacking = find_missing(shards, used, labels is not None, text)
+        lacking = find_missing(shards, used, labels is not None, text, aligned)
         if lacking and (missing == "refuse" or len(lacking) == len(used)):
-            raise ValueError(describe_missing(shards, lacking, len(used)))
+            raise ValueError(describe_missing(shards, lacking, len(used), aligned is not None))
         used = used[~np.isin(used, list(lacking))]
         self.skipped = len(lacking)
         """Number of excluded items without a required label or text."""
@@ -91,28 +94,38 @@ class CodesDataset:
             draw: selects among their possible prompts (reference_prompts.py).
         """
         items = [self.shards.item(int(self.numbers[row])) for row in rows]
-        labels = texts = prompts = None
+        labels = texts = prompts = aligned = None
         if self._label_ids is not None:
             labels = [self._label_ids[item.label] for item in items if item.label is not None]
-        if self.text is not None:
+        if self.aligned is not None:
+            aligned = [self.aligned(self.shards.alignment(int(self.numbers[row]))) for row in rows]
+        elif self.text is not None:
             texts = [self.text.encode(item.text) for item in items if item.text]
         if self.prompts is not None:
             prompts = [self.prompt(row, draw) for row in rows]
-        batch = collate([item.codes for item in items], labels, texts, prompts)
+        batch = collate([item.codes for item in items], labels, texts, prompts, aligned)
         return batch if self.clustering is None else replace(batch, codes=self.clustering.coarse(batch.codes))
 
 
-def find_missing(shards: Shards, used: np.ndarray, label: bool, text: TextTokenizer | None) -> dict[int, str]:
+def find_missing(
+    shards: Shards, used: np.ndarray, label: bool, text: TextTokenizer | None, aligned: AlignedText | None = None
+) -> dict[int, str]:
     """Items among `used` without a required condition input: number -> reason.
 
     Args:
         label: whether the model has a label condition. text: its text tokenizer, None if it has no text condition.
+        aligned: reads the units of alignments, None if the text is not aligned.
     """
     found: dict[int, str] = {}
     texts = shards.texts()
     for number in used.tolist():
         if label and shards.labels[number] < 0:
             found[number] = "no label"
+        elif aligned is not None:
+            try:
+                aligned(shards.alignment(number))
+            except ValueError as error:
+                found[number] = str(error)
         elif text is not None and not texts[number]:
             found[number] = "no text"
         elif text is not None:
@@ -123,14 +136,15 @@ def find_missing(shards: Shards, used: np.ndarray, label: bool, text: TextTokeni
     return found
 
 
-def describe_missing(shards: Shards, lacking: dict[int, str], used: int) -> str:
+def describe_missing(shards: Shards, lacking: dict[int, str], used: int, aligned: bool = False) -> str:
     """One line that names the first items with missing condition inputs."""
     named = "; ".join(f"'{shards.index.ids[number]}': {why}" for number, why in list(lacking.items())[:3])
     more = f"; and {len(lacking) - 3} more" if len(lacking) > 3 else ""
     advice = "" if len(lacking) == used else ", or skip them with data.missing=skip"
+    add = "align the corpus with tessera align" if aligned else "add it to the corpus"
     return (
-        f"{shards.folder}: {len(lacking)} of {used} items lack a condition input of the model ({named}{more}); add "
-        f"it to the corpus and build the shards again{advice}"
+        f"{shards.folder}: {len(lacking)} of {used} items lack a condition input of the model ({named}{more}); {add} "
+        f"and build the shards again{advice}"
     )
 
 
@@ -145,7 +159,10 @@ def data_fingerprint(items: CodesDataset) -> str:
 def conditions_fingerprint(items: CodesDataset) -> str:
     """Fingerprint of the condition inputs: SHA-256 over labels, texts and the text tokenizer."""
     shards = items.shards
-    digest = hashlib.sha256(json.dumps([shards.label_names, shards.index.labels, shards.index.texts]).encode())
+    columns = [shards.label_names, shards.index.labels, shards.index.texts]
+    if items.aligned is not None:
+        columns.append(shards.index.alignments)
+    digest = hashlib.sha256(json.dumps(columns).encode())
     for content in () if items.text is None else items.text.files().values():
         digest.update(content)
     return digest.hexdigest()

@@ -23,7 +23,7 @@ def evaluate_loss(
         [K] float64 on the CPU, nats per prediction of each part (lm.loss_parts).
     """
     objective = Objective(lm, dtype)
-    sums_and_counts = torch.zeros(2, len(lm.loss_parts.shares), dtype=torch.float64, device=world.device)
+    sums_and_counts = torch.zeros(2, lm.loss_parts.count, dtype=torch.float64, device=world.device)
     for rows in batches_by_length(items.lengths, batch)[world.rank :: world.size]:
         found = items.batch(rows).to(world.device)
         _, sums, counts = objective(found.codes, found.lengths, found.conditions)

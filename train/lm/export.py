@@ -29,6 +29,7 @@ def export_lm(lm: LanguageModel, parts: TrainingSetup, config: TrainConfig, fold
         losses=state.losses,
         parameters=lm.num_parameters,
         part=lm.loss_parts.name,
+        further=lm.loss_parts.further,
     )
     export_model(parts.loaded(lm, config.generation), folder, card, config.export.dtype)
 

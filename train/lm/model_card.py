@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -21,12 +22,14 @@ def model_card(
     losses: dict[str, dict[str, Any]],
     parameters: int,
     part: str = "codebook",
+    further: Sequence[str] = (),
 ) -> str:
     """README.md of the model directory, in Markdown.
 
     Args:
         losses: by split ("train", "test"): {"step", "loss", "loss_per_codebook"}, as last measured.
         part: what the loss is broken down by, "codebook" or "scale".
+        further: losses outside the mean: "advance".
     """
     spec = parts.spec
     steps = f"{step} steps" if step == config.train.steps else f"{step} of {config.train.steps} steps"
@@ -46,10 +49,12 @@ def model_card(
         "Cross-entropy in nats per code. Train: the last batch, with dropout; test: all items"
         + (", with the moving average of the weights." if config.train.ema else "."),
         "",
-        f"| split | mean | each {part} | step |",
-        "|---|---|---|---|",
+        f"| split | mean | each {part} | {''.join(f'{name} | ' for name in further)}step |",
+        "|---|---|---|" + "---|" * (1 + len(further)),
         *(
-            f"| {split} | {found['loss']:.4f} | {_numbers(found[f'loss_per_{part}'])} | {found['step']} |"
+            f"| {split} | {found['loss']:.4f} | {_numbers(found[f'loss_per_{part}'])} | "
+            + "".join(f"{found[f'loss_{name}']:.4f} | " for name in further)
+            + f"{found['step']} |"
             for split, found in losses.items()
         ),
         "",

@@ -10,6 +10,7 @@ import torch
 from ...configs.schema import ConfigError
 from ...lm.checkpoints.model_directory import LoadedModel, load_model
 from ...lm.clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
+from ...lm.conditioning.registry import AlignedConditionConfig, TextConditionConfig
 from ...lm.config import LMConfig
 from ...lm.generation_config import GenerationConfig
 from ...lm.models.base import LanguageModel
@@ -20,9 +21,11 @@ from ...tokenize.data.shard_reader import Shards
 from ...tokenize.spec import AudioGeometry, TokenSpec, check_same_tokenizer
 from ...tokenize.text.base import TextTokenizer
 from ...tokenize.text.registry import FILES, TextConfig, load_text, make_text, text_of_files
+from ...tokenize.text.units import UnitText
 from ...tokenize.tokenizer import Tokenizer, load_tokenizer
 from ..common.batch_sampler import mix
 from ..distributed.process_group import ProcessGroup
+from .aligned_text import AlignedText
 from .config import TrainConfig
 from .dataset import CodesDataset
 from .reference_prompts import PromptSource
@@ -85,7 +88,8 @@ def open_parts(config: TrainConfig, out: Path, world: ProcessGroup) -> TrainingS
         if config.lm.kind == "causal":
             tokenizer, labelled = ClusteredTokenizer(tokenizer, clustering), clustering
     label_config = next((condition for condition in config.lm.conditions if condition.kind == "label"), None)
-    text_config = next((condition for condition in config.lm.conditions if condition.kind == "text"), None)
+    reads = (one for one in config.lm.conditions if isinstance(one, TextConditionConfig | AlignedConditionConfig))
+    text_config = next(reads, None)
     labels = list(shards.label_names)
     text = _open_text(text_config.text, shards, out / "text", world) if text_config is not None else None
     if label_config is not None and not labels:
@@ -94,18 +98,20 @@ def open_parts(config: TrainConfig, out: Path, world: ProcessGroup) -> TrainingS
             "leave the condition out or add labels to the corpus"
         )
     try:
-        lm_config = config.lm.filled(classes=len(labels) or None, vocab_size=text.vocab_size if text else None)
+        silent = tuple(text.silent) if isinstance(text, UnitText) else None
+        lm_config = config.lm.filled(len(labels) or None, text.vocab_size if text else None, silent)
         lm_config = lm_config.explicit(shards.spec.num_codebooks)
     except ConfigError as error:
         raise ConfigError(f"lm.{error} (data.shards {config.data.shards})") from None
     known = labels if label_config is not None else None
-    prompts = _prompts(config)
-    items = CodesDataset(shards, known, text, config.data.max_frames, labelled, prompts, config.data.missing)
+    prompts, missing = _prompts(config), config.data.missing
+    aligned = AlignedText.of(config.lm.conditions, text)
+    items = CodesDataset(shards, known, text, config.data.max_frames, labelled, prompts, missing, aligned)
     test = None
     if config.data.test is not None:
         test_shards = Shards(config.data.test)
         check_same_tokenizer(test_shards.spec, shards.spec, f"data.test {config.data.test}")
-        test = CodesDataset(test_shards, known, text, config.data.max_frames, labelled, prompts, config.data.missing)
+        test = CodesDataset(test_shards, known, text, config.data.max_frames, labelled, prompts, missing, aligned)
     coarse = None
     if config.export.coarse_model is not None:
         coarse = _open_coarse(config.export.coarse_model, clustering, text, known)

@@ -326,7 +326,7 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
 
     def _losses(self, values: list[float]) -> dict[str, Any]:
         """Losses in the format of metrics.jsonl, from one value per codebook (or scale)."""
-        return {"loss": self.loss_parts.mean(values), f"loss_per_{self.loss_parts.name}": values}
+        return {"loss": self.loss_parts.mean(values), **self.loss_parts.named(values, "loss_")}
 
     def _measured(self, report: LMStepReport) -> dict[str, Any]:
         """What a step measured, in the format of metrics.jsonl."""
