@@ -28,4 +28,5 @@ def rehearse(model: Model, **call: Any) -> None:
         return
     if plan.in_order:
         model.stream(**call)  # the call checks the limits of a sample's length
-    model.generate(**call, num_frames=2)
+    own_end = model.lm.conditions.aligned is not None  # the number of frames cannot be given
+    model.generate(**call, **({"max_frames": 2} if own_end else {"num_frames": 2}))
