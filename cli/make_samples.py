@@ -6,12 +6,16 @@ import json
 import math
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ..configs.files import write_atomic
+from ..configs.output_place import prepare_file
 from ..configs.printable import say
+from ..tokenize.alignment.subtitles import to_srt
 from .option_groups import ImageOptions, OutputOptions
 from .output_files import prepare_outputs, say_older, warnings_in_one_line
 from .setting_options import as_list
@@ -27,7 +31,12 @@ LARGEST_SHEET = 4096
 
 
 def make_samples(
-    model: Model, count: int, output: OutputOptions, image: ImageOptions | None = None, **call: Any
+    model: Model,
+    count: int,
+    output: OutputOptions,
+    image: ImageOptions | None = None,
+    srt: Path | None = None,
+    **call: Any,
 ) -> None:
     """Generate samples and save them.
 
@@ -35,6 +44,7 @@ def make_samples(
         count: total number of samples of the call; the output is checked for them before generation.
         output: a media file for one sample or a grid, otherwise a directory.
         image: for a verb that can make images.
+        srt: write the subtitles of the one sample there.
         call: arguments of `Model.generate`; None values are omitted.
     """
     from ..generate.requests.request import check_decode_memory
@@ -50,6 +60,8 @@ def make_samples(
     targets = output_files(path, 1 if image.grid else count, model.spec)
     if image.grid and targets != [path]:
         raise ValueError(f"--grid writes one image; name it with -o, for instance -o {path}.png")
+    if srt is not None:
+        _prepare_subtitles(model, count, srt)
     before = prepare_outputs(targets)
     started = time.monotonic()
     result = _generate_with_progress(model, call)
@@ -58,12 +70,25 @@ def make_samples(
         files = [result.save_grid(path, columns, factor)] * len(result)
     else:
         files = result.save(path, factor)
+    if srt is not None:
+        write_atomic(srt, to_srt(result.alignment.words).encode())
     _say_summary(result, files, path, image.grid, seconds)
     say_scale(model, factor, image.scale)
     say_older(before, targets)
     _say_cut(result)
     if output.as_json:
         _print_json(model, result, files, entries, seconds, call)
+
+
+def _prepare_subtitles(model: Model, count: int, srt: Path) -> None:
+    """Create the folder of a file of subtitles; ValueError if the model or the number of samples has none."""
+    if model.lm.conditions.aligned is None:
+        raise ValueError(
+            f"--srt {srt}: '{model.name}' has no aligned text, so the times of words are unknown; leave it out"
+        )
+    if count != 1:
+        raise ValueError(f"--srt {srt}: subtitles are of one sample, but {count} were asked for; use -n 1 and one text")
+    prepare_file(srt)
 
 
 def _generate_with_progress(model: Model, call: dict[str, Any]) -> Result:
@@ -114,6 +139,7 @@ def _print_json(
                 "seed": result.seeds[i],
                 "frames": int(result.lengths[i]),
                 "ended": result.ended[i],
+                **({"words": [asdict(word) for word in result.alignments[i].words]} if result.alignments else {}),
             }
         )
     summary = {

@@ -60,6 +60,16 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
+class SubtitleOptions:
+    """What is written beside audio."""
+
+    srt: Annotated[
+        Path | None,
+        typer.Option(help="Also write subtitles (.srt) with the time of each word; for models with an aligned text."),
+    ] = None
+
+
+@dataclass(frozen=True)
 class ImageOptions:
     """How images are written."""
 

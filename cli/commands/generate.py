@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..option_groups import ImageOptions, ModelOptions, OutputOptions, SampleOptions, with_groups
+from ..option_groups import ImageOptions, ModelOptions, OutputOptions, SampleOptions, SubtitleOptions, with_groups
 from ..option_limits import MAX_BATCH, MAX_FRAMES
 from ..setting_options import SETTINGS
 
@@ -48,6 +48,7 @@ def generate(
     *,
     loading: ModelOptions,
     image: ImageOptions,
+    subtitles: SubtitleOptions,
     settings: dict[str, Any],
 ) -> None:
     """Generate samples and save them.
@@ -66,6 +67,7 @@ def generate(
         max(len(text or ()), len(label or ()), len(voice or ()), 1) * samples.n,
         output,
         image,
+        subtitles.srt,
         text=_one_or_list(text),
         label=_one_or_list([label_of(loaded, one) for one in label] if label else None),
         voice=_one_or_list(voice),

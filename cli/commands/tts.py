@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..option_groups import ModelOptions, OutputOptions, SampleOptions, with_groups
+from ..option_groups import ModelOptions, OutputOptions, SampleOptions, SubtitleOptions, with_groups
 from ..option_limits import MAX_FRAMES
 
 MAX_STDIN_BYTES = 1 << 20
@@ -15,7 +15,7 @@ MAX_STDIN_BYTES = 1 << 20
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command()(with_groups(settings=("guidance", "temperature", "top_k", "top_p"))(tts))
+    app.command()(with_groups(settings=("speed", "guidance", "temperature", "top_k", "top_p"))(tts))
 
 
 def tts(
@@ -35,6 +35,7 @@ def tts(
         bool, typer.Option("--stream", help="Write the .wav during generation; -o - does so to stdout.")
     ] = False,
     *,
+    subtitles: SubtitleOptions,
     loading: ModelOptions,
     settings: dict[str, Any],
 ) -> None:
@@ -65,7 +66,9 @@ def tts(
         **settings,
     }
     if not stream and str(output.output) != "-":
-        make_samples(loaded, samples.n, output, n=samples.n, **call)
+        make_samples(loaded, samples.n, output, srt=subtitles.srt, n=samples.n, **call)
+    elif subtitles.srt is not None:
+        raise ValueError(f"--srt {subtitles.srt}: subtitles are written after the audio; leave --stream out")
     elif samples.n == 1:
         stream_audio_to(loaded, output, **call)
     else:

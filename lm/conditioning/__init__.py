@@ -1,1 +1,1 @@
-"""Condition inputs: label, text, embedding, codes; joined by prefix, sum or cross-attention."""
+"""Condition inputs: label, text, aligned text, embedding, codes; joined by prefix, sum, cross-attention or step by step."""
