@@ -1,1 +1,1 @@
-"""Condition inputs: label, text, aligned text, embedding, codes; joined by prefix, sum, cross-attention or step by step."""
+"""Condition inputs: label, text, aligned text, embedding, codes; joined by prefix, sum, cross-attention or step."""
