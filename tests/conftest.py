@@ -1,5 +1,7 @@
-"""Settings of every test: Triton's interpreter where there is no GPU, and the marker `sample`."""
+"""Settings of every test: Triton's interpreter where there is no GPU, the marker `sample`, garbage collection."""
 
+import atexit
+import gc
 import os
 import random
 
@@ -24,3 +26,13 @@ def pytest_collection_modifyitems(items):
         for item in found:
             if item not in quick:
                 item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection():
+    """What is imported and collected stays until the end: the garbage collector need not look at it ever again."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)

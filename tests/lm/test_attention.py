@@ -1,6 +1,7 @@
 """Attention backends against the obvious loop, and what a missing one says."""
 
 import importlib.util
+from functools import cache
 
 import fake_kernels
 import pytest
@@ -10,12 +11,13 @@ from tessera.lm.attention.mask_types import CacheLength, PackedSequences, as_mas
 from tessera.lm.attention.registry import BACKENDS, available_backends, choose_backend
 from tessera.lm.kv_cache.base import CacheShape, KVCache
 
+usable = cache(available_backends)
 
-def backend_cases(device="cpu"):
-    """The backends, those that are not available skipped with the reason."""
-    for name, state in available_backends(device).items():
-        marks = () if state == "ok" else pytest.mark.skip(reason=state)
-        yield pytest.param(name, marks=marks)
+
+def skip_unless_available(name, device="cpu"):
+    state = usable(device)[name]
+    if state != "ok":
+        pytest.skip(state)
 
 
 def slow_attention(queries, keys, values, seen):
@@ -95,8 +97,9 @@ SIGHTS = ("all", "causal", "mask", "padding", "cache", "cache counted on the dev
 @pytest.mark.sample(8)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("how", SIGHTS)
-@pytest.mark.parametrize("name", list(backend_cases()))
+@pytest.mark.parametrize("name", list(BACKENDS))
 def test_backends_equal_the_loop(name, how, seed):
+    skip_unless_available(name)
     arguments, seen = make_case(how, seed)
     found = choose_backend(name, "cpu")(*arguments)
     expected = slow_attention(*arguments[:3], seen)
@@ -111,8 +114,7 @@ def test_backends_equal_the_loop(name, how, seed):
 @pytest.mark.parametrize("how", SIGHTS)
 @pytest.mark.parametrize("name", list(BACKENDS))
 def test_backends_equal_the_loop_on_cuda(name, how, dtype):
-    if available_backends("cuda")[name] != "ok":
-        pytest.skip(available_backends("cuda")[name])
+    skip_unless_available(name, "cuda")
     arguments, seen = make_case(how, 0, E=32)
     there = [x.to("cuda", dtype) for x in arguments[:3]]
     mask = arguments[3]

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tessera.train.engines import deepspeed_engine
 from tessera.train.engines.config import DeepSpeedEngineConfig
 from tessera.train.engines.torch_engine import TorchEngine
 
-pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
 def make(tiny, stage: int, micro_steps: int = 1, lm=None, **settings):

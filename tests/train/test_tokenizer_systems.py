@@ -47,24 +47,19 @@ OWN = {
 """Settings of single systems: files that stand elsewhere here, excerpts that hold a whole recording."""
 
 
-def systems() -> list[str]:
-    """Names of the files for patches, the bundled digits and the bundled speech."""
-    found = []
-    for path in sorted(FOLDER.glob("*.yaml")):
-        data = read_yaml(path)
-        small = path.stem.endswith("-small")  # test_network_configs.py
-        if data["data"]["path"] in ("out/patches-16/train.safetensors", DIGITS, "samples/speech/train") and not small:
-            found.append(path.stem)
-    return found
-
-
 def cases() -> list:
-    """The first system of each kind of network, and the others, which are slow."""
+    """Names of the files for patches, the bundled digits and the bundled speech: the first of each kind of network, and
+    the others, which are slow."""
     seen, found = set(), []
-    for system in systems():
-        tokenizer = read_yaml(FOLDER / f"{system}.yaml")["tokenizer"]
+    for path in sorted(FOLDER.glob("*.yaml")):
+        if path.stem.endswith("-small"):  # test_network_configs.py
+            continue
+        data = read_yaml(path)
+        if data["data"]["path"] not in ("out/patches-16/train.safetensors", DIGITS, "samples/speech/train"):
+            continue
+        tokenizer = data["tokenizer"]
         network = (tokenizer["kind"], *(tokenizer.get(side, {}).get("kind") for side in ("encoder", "decoder")))
-        found.append(pytest.param(system, marks=[pytest.mark.slow] if network in seen else []))
+        found.append(pytest.param(path.stem, marks=[pytest.mark.slow] if network in seen else []))
         seen.add(network)
     return found
 
