@@ -32,7 +32,7 @@ def count_calls(lm):
     return calls
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("case", list(CASES)[1::5])
 @pytest.mark.parametrize("rows", [1, MAX_ROWS, MAX_ROWS + 1])
 def test_steps(case, rows):
