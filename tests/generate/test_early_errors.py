@@ -17,7 +17,7 @@ from tessera.lm.models.causal import TokenLM
 LAST = 2**63 - 1
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def models(folder):  # noqa: F811
     return {name: load(folder / name) for name in ("tones", "shapes", "fine", "masked", "long")}
 
