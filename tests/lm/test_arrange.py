@@ -234,7 +234,6 @@ def random_case(seed: int):
     return arrangement, codes, lengths
 
 
-@pytest.mark.sample(8)
 @pytest.mark.parametrize("seed", range(24))
 def test_table_equals_the_slow_one(seed):
     rng = random.Random(seed)
@@ -252,7 +251,6 @@ def test_table_equals_the_slow_one(seed):
         assert arrangement.known(step, T).tolist() == (table[:, step] >= 0).tolist()
 
 
-@pytest.mark.sample(8)
 @pytest.mark.parametrize("seed", range(24))
 def test_undo_of_arrange_is_the_identity(seed):
     arrangement, codes, lengths = random_case(seed)
@@ -265,7 +263,6 @@ def test_undo_of_arrange_is_the_identity(seed):
     assert as_logits[..., 1].equal(codes)
 
 
-@pytest.mark.sample(8)
 @pytest.mark.parametrize("seed", range(24))
 def test_every_code_is_asked_for_once(seed):
     """Mark each code by a number of its own and collect the marks under the mask."""
@@ -285,7 +282,6 @@ def test_every_code_is_asked_for_once(seed):
     assert bool((special | arranged.mask).all())
 
 
-@pytest.mark.sample(8)
 @pytest.mark.parametrize("seed", range(24))
 def test_a_row_alone_is_a_row_of_the_batch(seed):
     arrangement, codes, lengths = random_case(seed)
@@ -300,7 +296,6 @@ def test_a_row_alone_is_a_row_of_the_batch(seed):
         assert not bool(whole.mask[b, :, S:].any())
 
 
-@pytest.mark.sample(8)
 @pytest.mark.parametrize("seed", range(24))
 def test_a_prefix_of_frames_is_a_prefix_of_the_table(seed):
     rng = random.Random(seed)
@@ -317,7 +312,6 @@ def test_a_prefix_of_frames_is_a_prefix_of_the_table(seed):
         assert bool(((unbounded == long[:, step]) | (long[:, step] == -1)).all())
 
 
-@pytest.mark.sample(8)
 @pytest.mark.parametrize("seed", range(24))
 def test_forced_ids_are_what_arrange_writes(seed):
     """The decode loop's view of a step agrees with the training targets."""

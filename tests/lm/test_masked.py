@@ -104,7 +104,6 @@ def test_in_eval_mode_the_codes_say_what_is_hidden():
 # What a prediction depends on
 
 
-@pytest.mark.sample(4)
 @pytest.mark.parametrize("refines", [False, True])
 @pytest.mark.parametrize(
     ("condition", "rope", "input_kind"),

@@ -63,7 +63,7 @@ def make_all(config, num_rows):
     return lm, make_codes(num_rows, 6, lm.arrangement.cardinalities), make_conditions(config, num_rows)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 @cases
 def test_steps_equal_the_full_forward(case):
     config = make_config(case)
@@ -84,7 +84,7 @@ def test_steps_equal_the_full_forward(case):
     assert output.undo().shape == (4, len(sizes), 6, max(sizes))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(10)
 @half_of_the_cases
 def test_a_later_code_never_changes_an_earlier_logit(case):
     config = make_config(case)
@@ -114,7 +114,7 @@ def check_step(lm, step, k, after, before):
                 assert not after[:, j].equal(before[:, j])
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 @half_of_the_cases
 def test_a_row_of_a_batch_equals_the_row_alone(case):
     config = make_config(case)
@@ -131,7 +131,7 @@ def test_a_row_of_a_batch_equals_the_row_alone(case):
         assert whole.targets[b, :, :S].equal(alone.targets[0])
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(10)
 @half_of_the_cases
 def test_the_gradient_reaches_every_codebook(case):
     config = make_config(case)
@@ -198,7 +198,7 @@ def test_order_of_text_matters_to_cross_attention():
     assert float((one - other).detach()[:, 0, :, :7].abs().max()) > 1e-4
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(10)
 @half_of_the_cases
 def test_the_loss_is_the_cross_entropy_of_the_logits(case):
     config = make_config(case)

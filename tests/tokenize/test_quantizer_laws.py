@@ -31,7 +31,7 @@ from tessera.tokenize.quantizers.registry import ResidualConfig, make_quantizer,
 # L1, L2: what training, evaluation and decoding call a value is one thing, to the last bit.
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(15)
 @every_config
 @pytest.mark.parametrize("half", [False, True])
 def test_eval_forward_equals_decode_of_encode(name, half):
@@ -48,7 +48,7 @@ def test_eval_forward_equals_decode_of_encode(name, half):
         assert all(loss.shape == shape[:-1] for loss in result.losses.values())
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(15)
 @every_config
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_training_value_equals_decode_of_codes(name, dtype):
@@ -62,7 +62,7 @@ def test_training_value_equals_decode_of_codes(name, dtype):
         assert torch.equal(result.values, values)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(15)
 @every_config
 def test_decode_is_the_sum_of_code_vectors(name):
     quantizer = trained(name).eval()
@@ -76,7 +76,7 @@ def test_decode_is_the_sum_of_code_vectors(name):
 # L3: the encoder's gradient. Trap 1 is one straight-through gradient per level: it gives 2, 4, 8 here.
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(15)
 @pytest.mark.parametrize("name", STRAIGHT)
 @pytest.mark.parametrize("half", [False, True])
 def test_straight_through_gradient_is_exactly_one(name, half):
@@ -112,7 +112,7 @@ def trained_residual(levels):
     return quantizer
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(15)
 @every_config
 def test_every_parameter_learns(name):
     quantizer = trained(name)
@@ -139,7 +139,7 @@ def test_an_averaged_codebook_has_no_parameters():
 # L4: the content of padding changes nothing.
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 @every_config
 @pytest.mark.parametrize("training", [False, True])
 def test_masked_positions_change_nothing(name, training):
@@ -169,7 +169,7 @@ def test_masked_positions_change_nothing(name, training):
     assert same_state(state_of(first), state_of(second))
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(15)
 @pytest.mark.parametrize("name", PER_PLACE)
 def test_a_mask_equals_leaving_the_rest_out(name):
     quantizer = trained(name).eval()
@@ -178,7 +178,7 @@ def test_a_mask_equals_leaving_the_rest_out(name):
     assert torch.equal(masked.codes[mask], alone.codes) and torch.equal(masked.values[mask], alone.values)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("name", [name for name in NOT_RANDOM if name in PER_PLACE])  # dropout is drawn per sample
 def test_statistics_with_a_mask_equal_those_without_the_rest(name):
     first, second = trained(name, updates=0), trained(name, updates=0)
@@ -194,7 +194,7 @@ def test_statistics_with_a_mask_equal_those_without_the_rest(name):
 # L6: a frozen quantizer never changes; state survives saving.
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(12)
 @every_config
 def test_frozen_never_changes(name):
     quantizer = trained(name)
@@ -209,7 +209,7 @@ def test_frozen_never_changes(name):
     assert not any(parameter.requires_grad for parameter in quantizer.parameters())
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(12)
 @every_config
 def test_eval_changes_nothing(name):
     quantizer = trained(name).eval()
@@ -219,7 +219,7 @@ def test_eval_changes_nothing(name):
     assert same_state(before, state_of(quantizer))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @every_config
 def test_saved_state_goes_on_the_same(name):
     first = trained(name, updates=3)
@@ -262,7 +262,7 @@ def test_pack_says_what_does_not_fit():
         unpack_codes(torch.tensor([3, 16]), [4, 4])
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(12)
 @every_config
 def test_quantizers_pack_their_codes(name):
     quantizer = trained(name).eval()
@@ -274,7 +274,7 @@ def test_quantizers_pack_their_codes(name):
 # L8: precision around the call does not reach the codes.
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(12)
 @every_config
 def test_precision_of_the_caller_changes_no_code(name):
     quantizer = trained(name).eval()
@@ -312,7 +312,7 @@ def test_level_dropout_is_per_sample(name):
     assert (quantizer.eval()(torch.randn(50, 3, DIM)).codes >= 0).all()
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(12)
 @every_config
 def test_encode_with_fewer_levels_is_a_prefix(name):
     quantizer = trained(name).eval()
@@ -328,7 +328,7 @@ def test_encode_with_fewer_levels_is_a_prefix(name):
 # L12: codes do not depend on the rest of the batch.
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(15)
 @every_config
 def test_codes_do_not_depend_on_the_batch(name):
     quantizer = trained(name).eval()

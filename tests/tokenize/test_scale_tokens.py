@@ -36,7 +36,6 @@ def tiny(quantizer, height=8, width=12):
     return make_tokenizer(ImageTokenizerConfig(name="tiny-scales", quantizer=quantizer, **shape))
 
 
-@pytest.mark.sample(3)
 @pytest.mark.parametrize("leaf", LEAVES)
 @pytest.mark.parametrize("shared", [True, False])
 def test_codes_are_the_cells_of_all_scales(leaf, shared, tmp_path):
@@ -127,7 +126,6 @@ def test_later_scales_may_be_missing():
     assert torch.equal(tokenizer.embed(first)[0].T, tokenizer.quantizer.decode(places)[0])
 
 
-@pytest.mark.sample(5)
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("convolutions", [0, 2])
