@@ -41,6 +41,7 @@ def test_there_are_configs():
     assert {path.parent.name for path in CONFIGS} >= {"demo", "digits", "lm", "speech"}
 
 
+@pytest.mark.sample(40)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_config_loads(path):
     assert isinstance(read_config(path, kind_of(path)), Config)
@@ -56,7 +57,7 @@ def test_config_says_how_to_run_it(path):
     assert any("tessera " in line for line in head), "the first lines are comments that give the command"
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_config_refuses_a_typo(path):
     kind = kind_of(path)

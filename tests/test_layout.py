@@ -102,6 +102,24 @@ def parse(path: Path) -> ast.Module:
 
 
 @cache
+def import_statements(path: Path) -> list[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
+    """A file's imports, each with whether it stands inside a function and under `if TYPE_CHECKING:`."""
+    found = []
+
+    def visit(node: ast.AST, inside: bool, types: bool) -> None:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append((node, inside, types))
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        types = types or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):  # no expression holds an import
+                visit(child, inside, types)
+
+    visit(parse(path), False, False)
+    return found
+
+
+@cache
 def imported_modules(path: Path) -> list[tuple[str, int, bool]]:
     """Modules a file imports as (absolute dotted name, line, inside a function).
 
@@ -111,23 +129,18 @@ def imported_modules(path: Path) -> list[tuple[str, int, bool]]:
     """
     package = ("tessera", *path.relative_to(ROOT).parent.parts)
     found: list[tuple[str, int, bool]] = []
-
-    def visit(node: ast.AST, inside: bool) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
+    for node, inside, types in import_statements(path):
+        if types:
+            continue
         if isinstance(node, ast.Import):
             found.extend((name.name, node.lineno, inside) for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(part for part in (base, node.module or "") if part)
-            if node.module is None:  # from .. import x: x may be a module
-                found.extend((f"{module}.{name.name}", node.lineno, inside) for name in node.names)
-            else:
-                found.append((module, node.lineno, inside))
-        for child in ast.iter_child_nodes(node):
-            visit(child, inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
-
-    visit(parse(path), False)
+            continue
+        base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+        module = ".".join(part for part in (base, node.module or "") if part)
+        if node.module is None:  # from .. import x: x may be a module
+            found.extend((f"{module}.{name.name}", node.lineno, inside) for name in node.names)
+        else:
+            found.append((module, node.lineno, inside))
     return found
 
 
@@ -187,7 +200,7 @@ def room_of(path: Path) -> str:
 def imported_files(path: Path) -> set[Path]:
     """Files of the package that a file imports, also inside functions and for types alone."""
     package, found = ("tessera", *path.relative_to(ROOT).parent.parts), set()
-    for node in ast.walk(parse(path)):
+    for node, _, _ in import_statements(path):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")][1:]
             start = ROOT.joinpath(*(part for part in base if part))
@@ -236,7 +249,7 @@ def test_rooms_are_small():
 
 def test_imports_inside_the_package_are_relative():
     for path in package_files():
-        for node in ast.walk(parse(path)):
+        for node, _, _ in import_statements(path):
             names = []
             if isinstance(node, ast.Import):
                 names = [name.name for name in node.names]

@@ -197,7 +197,7 @@ def test_names_in_a_file_stay_in_the_folder(tokenizers, media, name, capsys):
     assert [path.name for path in files if path.parent == media] == ["x.safetensors"]
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "command, message",
     [

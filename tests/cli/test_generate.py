@@ -234,7 +234,7 @@ def test_eval(models, tmp_path, capsys):
     assert "perplexity" in capsys.readouterr().out
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

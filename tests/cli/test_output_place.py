@@ -63,7 +63,7 @@ def refused(capsys, arguments):
     return lines[0]
 
 
-@pytest.mark.sample(14)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_says_what_is_in_the_way(folder, capsys, verb, place):

@@ -85,7 +85,7 @@ CASES = {
 }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", CASES)
 def test_a_sample_depends_on_its_seed_alone(case):
     make, settings = CASES[case]

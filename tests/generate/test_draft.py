@@ -28,7 +28,7 @@ def test_equals_plain_decoding_with_every_head(head):
     assert torch.equal(plain.codes, generate_codes(lm, ConditionBatch(), [1, 2], length, draft=3).codes)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("kind", ["none", "text"])
 @pytest.mark.parametrize("arrangement", [name for name in ARRANGEMENTS if name not in NEED_LENGTH])

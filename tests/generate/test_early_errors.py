@@ -17,7 +17,7 @@ from tessera.lm.models.causal import TokenLM
 LAST = 2**63 - 1
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def models(folder):  # noqa: F811
     return {name: load(folder / name) for name in ("tones", "shapes", "fine", "masked", "long")}
 
@@ -61,7 +61,7 @@ BAD = [
 ]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("more", [{}, WINDOWS, {"text": LONG, "text_characters": 12}], ids=["whole", "windows", "long"])
 @pytest.mark.parametrize(("wrong", "message"), BAD, ids=lambda x: str(x)[:30])
 def test_a_stream_of_sound_is_checked_at_the_call(models, wrong, message, more, no_steps):

@@ -87,6 +87,7 @@ def generate_greedily(lm, batch, guidance):
     ).codes
 
 
+@pytest.mark.sample(3)
 @schedules
 def test_a_schedule_equals_two_forwards(name):
     configs, batch = make_conditions("text", 6)
@@ -152,6 +153,7 @@ def test_a_filter_leaves_something_where_the_end_is_forbidden():
     assert int(found.lengths.min()) >= 4
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("variable", [True, False])
 @pytest.mark.parametrize("name", ["constant", "interval", "linear", "cosine"])
 def test_guidance_1_is_the_condition_alone(name, variable):

@@ -80,7 +80,7 @@ arrangements_and_heads = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["none", "label", "text"])
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_equals_the_full_forward(arrangement, kind):
@@ -109,7 +109,7 @@ def check_against_the_full_forward(arrangement, kind, **settings):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 2.0))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_a_model_with_a_window_equals_the_full_forward(arrangement):
     configs, batch = make_conditions("text", 2)
@@ -157,7 +157,7 @@ def test_guidance_equals_two_forwards(arrangement, guidance, head):
         check_equal(found, i, *slow_generate(lm, batch.rows(slice(i, i + 1)), i, UP_TO, 1.3, guidance))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @arrangements_and_heads
 @pytest.mark.parametrize("t", [1, 5])
 def test_a_prompt_is_kept_and_continued(arrangement, head, t):
@@ -172,7 +172,7 @@ def test_a_prompt_is_kept_and_continued(arrangement, head, t):
         check_equal(found, i, *slow_generate(lm, none, i, length, prompt=prompt[i]))
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @arrangements_and_heads
 def test_continuing_the_beginning_of_a_result_gives_the_result(arrangement, head):
     variable = arrangement not in NEED_LENGTH
@@ -202,7 +202,7 @@ def test_frames_come_as_soon_as_they_are_complete(arrangement):
         assert torch.equal(joined, whole.codes[0])
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_limits(arrangement):
     lm = make_lm(arrangement)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from short_calls import FRAME, decode_loop, filters_only, generate_codes, warm_up
 from tiny_models import ARRANGEMENTS, HEADS, NEED_LENGTH, make_conditions, make_lm
-from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessera.generate.execution import step_runner, torch_compile
@@ -351,6 +350,7 @@ def traced(monkeypatch):
     """torch.compile takes the whole step as one graph, and is not asked a second time; nothing is generated from it."""
     monkeypatch.setattr(torch_compile, "BACKEND", "eager")
     torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
     counters.clear()
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield lambda: counters["stats"]["unique_graphs"]

@@ -21,6 +21,7 @@ def tone(seconds, rate=RATE, channels=1):
     return 0.3 * torch.sin(torch.arange(round(seconds * rate)) * 0.7).expand(channels, -1)
 
 
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("lead", [0.0, 0.05, 0.5, 3.0])
 @pytest.mark.parametrize("tail", [0.0, 0.05, 0.5])

@@ -64,6 +64,7 @@ def slow_draw(distribution: list[float], u: float) -> int:
     return max(i for i, p in enumerate(distribution) if p > 0)
 
 
+@pytest.mark.sample(15)
 @pytest.mark.parametrize("settings", SETTINGS, ids=repr)
 @pytest.mark.parametrize("V", [1, 2, 9])
 def test_equals_the_slow_reference(settings, V):

@@ -69,6 +69,7 @@ def slow_scales(lm, conditions, seeds, guidance=(1, 1, 1), sampling=None):
     return torch.cat(made)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("condition", ["none", "label", "text"])
 def test_equals_a_slow_one(head, condition):

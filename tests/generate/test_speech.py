@@ -209,6 +209,7 @@ def test_warnings_stand_in_the_result(voices):
     assert voices.generate(text="one.", label="star", num_frames=6).warnings == ()
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("carry", ["audio", "nothing"])
 @pytest.mark.parametrize("limit", [5, 28])
 @pytest.mark.parametrize(

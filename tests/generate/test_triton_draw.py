@@ -79,7 +79,7 @@ def test_never_what_is_forbidden():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*encountered")  # of NumPy, in the interpreter
-@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-300, 1.0, 1e9])
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 1.0, 1e9])
 def test_an_id_that_exists_whatever_the_logits_are(temperature, op_by_op):
     """The same rules as op by op: the likeliest id wins at tiny temperatures, and what cannot be drawn from gives an id
     that exists."""

@@ -67,7 +67,7 @@ def test_causal_mask(window):
 # A model with a window
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @some_cases
 @pytest.mark.parametrize("window", [1, 2, 4])
 def test_a_ring_equals_the_full_forward_of_a_model_with_a_window(case, window):
@@ -143,7 +143,7 @@ def test_a_ring_does_not_grow_with_the_steps():
 # Counting in a tensor, as a compiled step does
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @some_cases
 @pytest.mark.parametrize("cache", ["static", {"kind": "ring", "window": 3}])
 def test_a_position_in_a_tensor_equals_a_number(case, cache):
@@ -319,7 +319,7 @@ def test_an_outlier_does_not_cost_the_others_their_precision():
     assert float(without.max()) > 1 and float(kept.max()) < 0.3 and float(kept[5]) == 0
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("sizes", [[1] * 19, [4, 1, 9, 1, 1, 3], [19]])
 @pytest.mark.parametrize(("recent", "outliers", "rotated"), [(0, 0, True), (3, 1, True), (30, 0, True), (2, 2, False)])
@@ -357,7 +357,7 @@ def test_what_is_read_is_what_was_quantized(bits, sizes, recent, outliers, rotat
         cache.rewind(0)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("kind", "tolerance"), [("int8", 0.02), ("int4", 0.3)])
 @some_cases
 def test_quantized_steps_stay_near_the_full_forward(case, kind, tolerance):
@@ -447,7 +447,7 @@ def test_steps_read_together_are_thinned_out_afterwards():
         assert cache.keys[0, b, 0, P:].equal(keys[b, 0, [P + i for i in [*sorted(old), 10, 11]]])
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @some_cases
 def test_a_budget_for_all_steps_changes_nothing(case):
     config = make_config(case)

@@ -37,6 +37,7 @@ def vectors(count, width=3, seed=0):
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("count", "groups"), [(1, 1), (9, 1), (9, 9), (10, 4), (40, 7), (33, 32)])
 def test_every_vector_is_in_one_group_and_no_group_is_empty(method, count, groups):

@@ -208,7 +208,7 @@ def test_neighbours(geometry):
             frame += 1
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["uniform", "unigram", "sound", "grid"])
 @pytest.mark.parametrize("chunk_frames", [1, 5, 1000])
 def test_chunks_come_back(kind, chunk_frames, monkeypatch):

@@ -19,7 +19,7 @@ from tessera.tokenize.bundled import bundled_models
 pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("case", list(CASES)[1::5])
 @pytest.mark.parametrize("rows", [1, MAX_ROWS, MAX_ROWS + 1])
 def test_steps(case, rows):

@@ -39,7 +39,7 @@ def leaks(lm, codes, shift=0) -> bool:
     return False
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(5)
 @depths
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_the_head_gets_the_state_that_has_not_read_its_own_step(arrangement, head):
@@ -122,6 +122,7 @@ def test_packed_weights_are_those_of_the_head(head):
     assert 0 < float((found - expected)[some].abs().max()) < 0.1
 
 
+@pytest.mark.sample(6)
 @pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
 @pytest.mark.parametrize("rows", [1, cpu_gemv.MAX_ROWS, cpu_gemv.MAX_ROWS + 1])
 @pytest.mark.parametrize("how", [enable_fast_cpu_decode_, lambda lm: pack_(lm, "float32")], ids=["quick", "packed"])

@@ -59,7 +59,7 @@ def count_calls(lm):
     return calls
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", list(CASES)[::5])
 def test_every_kind_of_model(case):
     config, lm = make_lm(CASES[case])
@@ -70,6 +70,7 @@ def test_every_kind_of_model(case):
     assert len(calls) >= 5 * config.layers  # a label's prefix is one position, and goes this way as well
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 17])
 def test_rows(block, rows):
@@ -81,6 +82,7 @@ def test_rows(block, rows):
     assert len(calls) == (5 * config.layers if rows <= cpu_gemv.MAX_ROWS else 0)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", cpu_gemv.KINDS)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_packed_kinds_in_bfloat16(kind, block):
@@ -110,7 +112,7 @@ def test_a_ring_of_positions(window):
     assert calls
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("cache", ["static", "ring", "int8"])

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from small_models import make_config, make_lm
-from tiny_musicgen import TEXT_WIDTH, D, MusicgenForCausalLM, V, make_bare, make_composite, make_states
+from tiny_musicgen import TEXT_WIDTH, D, V, make_bare, make_composite, make_states, transformers
 
 from tessera.cli.app import run
 from tessera.configs.files import read_safetensors, write_safetensors
@@ -104,7 +104,7 @@ def test_written_back_nothing_has_changed(source, request, tmp_path):
 def test_transformers_reads_what_was_written(bare, tmp_path):
     model, folder = bare
     save_musicgen(tmp_path / "out", load_musicgen(folder))
-    again, report = MusicgenForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    again, report = transformers.MusicgenForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for name, tensor in again.state_dict().items():
         assert tensor.equal(model.state_dict()[name]), name

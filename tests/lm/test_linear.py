@@ -26,6 +26,7 @@ def gradients(run, *tensors):
     return y, torch.autograd.grad((y.float() * weights).sum(), tensors)
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (0, 24)])
 @pytest.mark.parametrize("way", ["autocast", "weights", "autocast of bfloat16 weights"])

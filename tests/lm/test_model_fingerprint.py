@@ -42,6 +42,7 @@ def test_bundled_models_are_sealed(name, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", [*MODEL_FILES, FINGERPRINT_FILE])
 def test_a_changed_byte_is_refused_by_name(model, name):
     path = model / name

@@ -14,6 +14,7 @@ def slow(values, count, preference):
     return [i in order and values[i] > -torch.inf for i in range(len(values))]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("seed", range(20))
 def test_the_largest_by_value_and_then_by_preference(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -37,6 +37,7 @@ def make_layer(kind, N, D, group=64, bias=True, seed=0) -> PackedLinear:
     return PackedLinear(weight, torch.randn(N, generator=generator) if bias else None, kind, group)
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("kind", cpu_gemv.KINDS)
 @pytest.mark.parametrize(("N", "D"), [(1, 1), (10, 40), (64, 128), (7, 200), (12, 65)])
 def test_layer_is_a_product_with_what_its_weights_stand_for(way, kind, N, D):

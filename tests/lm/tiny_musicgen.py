@@ -1,24 +1,20 @@
-"""Tiny MusicGen models of transformers with random weights, and conditions for them."""
+"""Tiny MusicGen models of transformers with random weights, and conditions for them.
+
+transformers imports a model's file when the class is first asked for, so only the tests that use one pay for it.
+"""
+
+from __future__ import annotations
 
 import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
 
-from transformers import (  # noqa: E402
-    EncodecConfig,
-    MusicgenConfig,
-    MusicgenDecoderConfig,
-    MusicgenForCausalLM,
-    MusicgenForConditionalGeneration,
-    T5Config,
-)
-
 V, D, TEXT_WIDTH = 32, 24, 16
 
 
-def decoder_config(books=4, channels=1) -> MusicgenDecoderConfig:
-    return MusicgenDecoderConfig(
+def decoder_config(books=4, channels=1) -> transformers.MusicgenDecoderConfig:
+    return transformers.MusicgenDecoderConfig(
         vocab_size=V,
         hidden_size=D,
         num_hidden_layers=2,
@@ -43,19 +39,19 @@ def strong(model):
     return model.eval()
 
 
-def make_bare(books=4, channels=1, seed=0) -> MusicgenForCausalLM:
+def make_bare(books=4, channels=1, seed=0) -> transformers.MusicgenForCausalLM:
     torch.manual_seed(seed)
-    return strong(MusicgenForCausalLM(decoder_config(books, channels)))
+    return strong(transformers.MusicgenForCausalLM(decoder_config(books, channels)))
 
 
-def make_composite(seed=0) -> MusicgenForConditionalGeneration:
-    text = T5Config(vocab_size=30, d_model=TEXT_WIDTH, d_kv=4, d_ff=20, num_layers=1, num_heads=2)
-    codec = EncodecConfig(
+def make_composite(seed=0) -> transformers.MusicgenForConditionalGeneration:
+    text = transformers.T5Config(vocab_size=30, d_model=TEXT_WIDTH, d_kv=4, d_ff=20, num_layers=1, num_heads=2)
+    codec = transformers.EncodecConfig(
         sampling_rate=8000, num_filters=2, hidden_size=8, upsampling_ratios=[4, 2], codebook_size=V, num_lstm_layers=1
     )
     torch.manual_seed(seed)
-    config = MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder_config())
-    return strong(MusicgenForConditionalGeneration(config))
+    config = transformers.MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder_config())
+    return strong(transformers.MusicgenForConditionalGeneration(config))
 
 
 def make_states(rows, width, seed=1):

@@ -76,7 +76,7 @@ def test_every_part_is_in_the_list():
     assert kinds == set(AUDIO_ENCODERS) == {*AUDIO_DECODERS, "fused"}
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pairs
 def test_codes_do_not_depend_on_batch_padding_or_autocast(encoder, decoder):
     tokenizer = tokenizer_of(encoder, decoder)
@@ -94,7 +94,7 @@ def test_codes_do_not_depend_on_batch_padding_or_autocast(encoder, decoder):
         assert tokenizer.decode(alone.codes).shape == (1, 1, frames * HOP)
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(5)
 @pairs
 @pytest.mark.parametrize("frames", [1, 4, 23])
 def test_a_stream_equals_the_whole(encoder, decoder, frames):
@@ -118,7 +118,7 @@ def test_a_stream_equals_the_whole(encoder, decoder, frames):
         assert torch.equal(torch.cat([*pieces, stream.finish()], dim=1), whole[row])
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @parts
 @torch.no_grad()
 def test_stages_compute_what_one_pass_over_everything_computes(name):
@@ -132,7 +132,7 @@ def test_stages_compute_what_one_pass_over_everything_computes(name):
     assert torch.allclose(net.decode_latents(latents, mask)[0], streamed, atol=1e-4)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @parts
 @torch.no_grad()
 def test_padding_of_a_batch_in_training_changes_nothing(name):
@@ -155,7 +155,7 @@ def dependence(run, x, at):
     return [t for t in range(x.shape[1]) if bool(x.grad[0, t].any())]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @parts
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_a_stage_reads_as_far_as_it_says(name, side):
@@ -195,7 +195,7 @@ def test_a_causal_network_never_looks_ahead(name):
     assert tokenizer_of(name).stream_decoder().delay == net.config.decoder.chunk
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @parts
 def test_a_sliding_memory_stays_constant_in_length(name):
     net, sizes = tokenizer_of(name).net, []
@@ -208,7 +208,7 @@ def test_a_sliding_memory_stays_constant_in_length(name):
     assert sizes[-1] == sizes[-2]
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @parts
 def test_training_reaches_every_weight(name, dtype):

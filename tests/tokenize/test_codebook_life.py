@@ -10,7 +10,7 @@ from tessera.tokenize.quantizers.registry import VQConfig, make_quantizer
 # L10: dead codes. Trap 3: a stale average pulls the replacement back. Trap 15: a threshold that is not relative.
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["vq", "vq-gradient", "vq-projected-normalised", "vq-normalised", "vq-blend"])
 @pytest.mark.parametrize("batch", [64, 2048])
 def test_planted_dead_codes_come_back_to_life(name, batch):

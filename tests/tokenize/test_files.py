@@ -172,6 +172,7 @@ def hostile(header: object, data: bytes = b"", size: int | None = None) -> bytes
 
 
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+MANY = (b',"t%d":0' % number for number in range(100_000))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (hostile({"../../etc/x": ONE}, b"\0" * 4), "'../../etc/x' is not a tensor name"),
         (hostile({"": ONE}, b"\0" * 4), "'' is not a tensor name"),
         (hostile({"x" * 600: ONE}, b"\0" * 4), "is not a tensor name"),
-        (hostile({f"t{number}": 0 for number in range(100_001)}), "100001 tensors, the limit is 100000"),
+        (hostile(b'{"t":0' + b"".join(MANY) + b"}"), "100001 tensors, the limit is 100000"),
         (hostile({"x": ONE}, b"\0" * 3), "not a usable safetensors file"),
         (hostile({"x": ONE}, b"\0" * 5), "not a usable safetensors file"),
         (hostile({"x": ONE, "y": ONE}, b"\0" * 4), "not a usable safetensors file"),

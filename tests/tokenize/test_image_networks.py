@@ -53,7 +53,7 @@ def test_every_part_is_in_the_list():
     assert kinds == set(IMAGE_ENCODERS) == set(IMAGE_DECODERS)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @every
 @any_decoder
 def test_codes_do_not_depend_on_batch_or_autocast(encoder, decoder):
@@ -70,7 +70,7 @@ def test_codes_do_not_depend_on_batch_or_autocast(encoder, decoder):
         assert torch.equal(tokenizer.decode(encoded.codes[3:4])[0], decoded[3])
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @every
 def test_saved_and_loaded_is_the_same_tokenizer(encoder, tmp_path):
     tokenizer = tokenizer_of(encoder)
@@ -92,7 +92,7 @@ def test_a_config_without_parts_is_the_one_of_before_there_were_any():
     assert "encoder" not in written and written["decoder"]["kind"] == "vit1d"
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @every
 def test_training_reaches_every_weight(encoder, dtype):

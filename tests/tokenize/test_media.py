@@ -297,7 +297,7 @@ def png(width: int, height: int, data: bytes = b"\0" * 10_000, extra: bytes = b"
         (png(30, 20, b""), "damaged or cut short"),
         (png(3000, 2000), "damaged or cut short"),
         (png(30, 20, b"\x07" * 10_000), "damaged or cut short|cannot be read"),
-        (png(30, 20, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 10**8))), "cannot be read|damaged"),
+        (png(30, 20, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 10**8, 1))), "cannot be read|damaged"),
         (png(30, 20)[:8] + b"\0" * 100, "cannot be read|content is not PNG"),
         (b"RIFF\0\0\0\0WAVE", "content is not PNG"),
         (b"<svg/>", "content is not PNG"),

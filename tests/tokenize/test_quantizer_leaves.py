@@ -16,6 +16,7 @@ V8 = {"kind": "vq", "size": 8, "kmeans_init": False}
 # Binary codes.
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("kind", ["lfq", "bsq"])
 @pytest.mark.parametrize("bits", [1, 9, 18, 30, 36, 62])
 def test_signs(kind, bits):

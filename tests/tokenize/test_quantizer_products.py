@@ -149,7 +149,7 @@ def test_decoding_codes_gives_the_values_of_evaluation_in_range_and_in_any_batch
             assert torch.equal(quantizer.unpack(quantizer.pack(codes)), codes), combinator
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @each_leaf
 @pytest.mark.parametrize("half", [False, True])
 def test_the_gradient_is_one_and_training_values_are_those_of_the_codes(leaf, half):

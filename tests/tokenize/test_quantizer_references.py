@@ -250,6 +250,7 @@ def published_fsq_slowly(row, levels, rounding):
     return code, values
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("rounding", ["paper", "vq_pytorch"])
 @pytest.mark.parametrize("levels", [*fsq_golden.LEVELS, (2,), (2, 3, 2), (1000,)])
 def test_published_fsq(levels, rounding):

@@ -117,6 +117,7 @@ def test_smallest_type(recordings, tmp_path, cardinalities, dtype):
     assert torch.equal(shards.item(1).codes, tokenizer.encode(read_audio(paths[1], RATE)[None]).codes[0])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("fail_at", [1, 4, 5, 7, 8, 11])
 def test_interrupted_build_goes_on(recordings, tmp_path, fail_at):
     build_shards(make_config(recordings, tmp_path / "whole"), FakeTokenizer())
@@ -288,6 +289,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "earlier"])
 def test_finished_shards_are_repaired(recordings, tmp_path, damage, sealed, capsys):

@@ -42,7 +42,7 @@ def net_of(name: str, channels: int = 2) -> AudioNet:
     return net
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @parts
 @pytest.mark.parametrize("channels", [2, 3])
 def test_codes_alone_and_in_company_and_sound_whole_and_streamed(name, channels):
@@ -61,6 +61,7 @@ def test_codes_alone_and_in_company_and_sound_whole_and_streamed(name, channels)
     assert not torch.equal(whole[0, 0], whole[0, 1])
 
 
+@pytest.mark.sample(2)
 @parts
 def test_every_channel_is_read_and_made(name):
     net = net_of(name)
@@ -76,6 +77,7 @@ def test_every_channel_is_read_and_made(name):
         assert float(gradient.abs().max()) > 0
 
 
+@pytest.mark.sample(2)
 @parts
 def test_one_channel_has_the_config_and_fingerprint_of_before(name):
     mono = config_of(name, 1)

@@ -228,6 +228,7 @@ def test_first_of_several_pictures(tmp_path, extension):
     assert line.startswith("2 files of several images (animations, pages): the first is read")
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_modes_of_tiff(tmp_path, mode, channels):

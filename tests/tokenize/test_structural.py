@@ -114,7 +114,7 @@ def test_the_change_of_a_merge_is_the_difference_of_entropies(seed):
             assert change >= 0  # so only neighbours are looked at
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("num_nodes", [2, 5, 9])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
 @pytest.mark.parametrize("most", [1, 2, 99])

@@ -77,6 +77,7 @@ def test_codes_that_windows_would_cut_are_refused(quantizer, message):
         make_tokenizer(audio_config(quantizer=quantizer))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("config", AUDIO, ids=["rvq", "causal", "fsq", "strided", "odd-hop"])
 @pytest.mark.parametrize("frames", [1, 4, 5, 23])
 def test_a_stream_equals_the_whole(config, frames):

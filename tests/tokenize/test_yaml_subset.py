@@ -43,7 +43,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_is_refused_in_one_line_and_soon(name):
     text, message = HOSTILE[name]

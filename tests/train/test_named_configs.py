@@ -37,7 +37,7 @@ def test_there_are_named_configs():
     assert {path.stem for path in CONFIGS} >= {"qtts-delay", "qtts-hierarchical", "musicgen", "rq-transformer", "moshi"}
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @configs
 def test_the_size_is_as_stated(path):
     text = path.read_text()

@@ -45,7 +45,7 @@ def check_pieces(lm, codes, lengths, conditions):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", list(small_models.CASES.values())[::4], ids=list(small_models.CASES)[::4])
 def test_pieces_of_causal_models_add_up(case):
     config = small_models.make_config(case, dropout=0.3)
@@ -58,7 +58,7 @@ def test_pieces_of_causal_models_add_up(case):
     check_pieces(lm, codes, lengths, small_models.make_conditions(config, ROWS))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("condition", ["nothing", "label prefix", "text cross", "codes prefix"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_pieces_of_masked_models_add_up(condition, dropout):

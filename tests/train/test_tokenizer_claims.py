@@ -29,7 +29,7 @@ def load():
 claims = load()
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: f"{claim.system}, {claim.measure}")
 def test_both_sides_are_runs_of_as_many_steps(claim):
     sides = []

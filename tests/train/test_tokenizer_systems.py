@@ -1,4 +1,4 @@
-"""Every published system in configs/tokenize whose network is small trains for 20 steps and freezes."""
+"""Every published system in configs/tokenize whose network is small trains for a few steps and freezes."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from tessera.tokenize.data.media import write_audio
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
 
+STEPS = 8
 FOLDER = Path(__file__).resolve().parent.parent.parent / "configs" / "tokenize"
 BUNDLED = FOLDER.parent.parent / "bundled" / "speech" / "tokenizer"
 SMALL = {
@@ -47,24 +48,19 @@ OWN = {
 """Settings of single systems: files that stand elsewhere here, excerpts that hold a whole recording."""
 
 
-def systems() -> list[str]:
-    """Names of the files for patches, the bundled digits and the bundled speech."""
-    found = []
-    for path in sorted(FOLDER.glob("*.yaml")):
-        data = read_yaml(path)
-        small = path.stem.endswith("-small")  # test_network_configs.py
-        if data["data"]["path"] in ("out/patches-16/train.safetensors", DIGITS, "samples/speech/train") and not small:
-            found.append(path.stem)
-    return found
-
-
 def cases() -> list:
-    """The first system of each kind of network, and the others, which are slow."""
+    """Names of the files for patches, the bundled digits and the bundled speech: the first of each kind of network, and
+    the others, which are slow."""
     seen, found = set(), []
-    for system in systems():
-        tokenizer = read_yaml(FOLDER / f"{system}.yaml")["tokenizer"]
+    for path in sorted(FOLDER.glob("*.yaml")):
+        if path.stem.endswith("-small"):  # test_network_configs.py
+            continue
+        data = read_yaml(path)
+        if data["data"]["path"] not in ("out/patches-16/train.safetensors", DIGITS, "samples/speech/train"):
+            continue
+        tokenizer = data["tokenizer"]
         network = (tokenizer["kind"], *(tokenizer.get(side, {}).get("kind") for side in ("encoder", "decoder")))
-        found.append(pytest.param(system, marks=[pytest.mark.slow] if network in seen else []))
+        found.append(pytest.param(path.stem, marks=[pytest.mark.slow] if network in seen else []))
         seen.add(network)
     return found
 
@@ -94,7 +90,8 @@ def test_a_system_trains_and_its_codes_decode(system, media, tmp_path):
     path = media / "pictures.safetensors" if kind == "picture" else media
     path = FOLDER.parent.parent / DIGITS if data["data"]["path"] == DIGITS else path
     stages = [number for number, stage in enumerate(data.get("stages", [])) if stage["kind"] == "train"]
-    steps = [f"stages.{number}.steps={20 if number == stages[-1] else 2}" for number in stages] or ["train.steps=20"]
+    steps = [f"stages.{number}.steps={STEPS if number == stages[-1] else 2}" for number in stages]
+    steps = steps or [f"train.steps={STEPS}"]
     own = data["tokenizer"].get("encoder", {}).get("kind") in ("fused", "mel2d")  # which are small, and their point
     small = SMALL[kind] if not own else [setting for setting in SMALL[kind] if "encoder" not in setting]
     sets = [*small, f"data.path={path}", *steps, "train.warmup_steps=2", *OWN.get(system, [])]
