@@ -59,7 +59,7 @@ class TokenLM(TransformerLM):
         Raises:
             ValueError: codes, lengths or conditions do not fit the model; the message names which.
         """
-        arranged, hidden, _ = self.hidden_states(codes, lengths, conditions)
+        arranged, hidden = self.hidden_states(codes, lengths, conditions)
         logits = self.head(hidden, arranged.ids).transpose(1, 2)
         return LMOutput(logits, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths)
 
@@ -78,7 +78,7 @@ class TokenLM(TransformerLM):
             codes, lengths, conditions: as for `forward`, with the same errors.
             side: above 1, squares of side x side frames are predicted at once (next_patch.py).
         """
-        arranged, hidden, advances = self.hidden_states(codes, lengths, conditions, side)
+        arranged, hidden, advances = self._hidden_and_advances(codes, lengths, conditions, side)
         terms = self.head.losses(hidden, arranged.ids, arranged.mask, label_smoothing)
         report = self.report(terms, arranged.mask, advances)
         if self.ahead is None or not self.training:
@@ -88,9 +88,15 @@ class TokenLM(TransformerLM):
 
     def hidden_states(
         self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None, side: int = 1
+    ) -> tuple[Arranged, Tensor]:
+        """The codes in pattern order, and for each step the hidden state [B, S, D] that has attended to all earlier
+        steps (or squares of frames)."""
+        return self._hidden_and_advances(codes, lengths, conditions, side)[:2]
+
+    def _hidden_and_advances(
+        self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None, side: int
     ) -> tuple[Arranged, Tensor, tuple[Tensor, Tensor] | None]:
-        """The codes in pattern order, for each step the hidden state [B, S, D] that has attended to all earlier steps
-        (or squares of frames), and the losses of the advances with their mask, [B, S] both, if a text is aligned."""
+        """`hidden_states`, and if a text is aligned the losses of its advances with their mask, [B, S] both."""
         arranged = self.arrangement.arrange(codes, lengths)
         batch = conditions or ConditionBatch()
         self.conditions.check(batch, codes.shape[0])

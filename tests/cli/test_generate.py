@@ -274,7 +274,7 @@ def test_misuse_is_one_line(models, tmp_path, monkeypatch, capsys, arguments, me
 
 
 def test_warnings_are_one_line_each_and_stand_in_the_summary(models, tmp_path, capsys, monkeypatch):
-    def warned(text, size, chosen, fixed, notes):
+    def warned(text, size, chosen, fixed, carries, notes):
         notes.append("words\nare lost")
         return [text]
 

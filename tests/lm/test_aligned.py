@@ -162,7 +162,7 @@ def plain_advance_loss(lm, codes, lengths, conditions):
     losses = []
     for b, length in enumerate(lengths.tolist()):
         row = conditions.rows(slice(b, b + 1)).trimmed()
-        _, hidden, _ = lm.hidden_states(codes[b : b + 1, :, :length], None, row)
+        hidden = lm.hidden_states(codes[b : b + 1, :, :length], None, row)[1]
         ids, frames = row.aligned[0].tolist(), row.aligned_frames[0].tolist()
         pointers = [unit for unit, _ in plain_pointers(frames, length + 1)]
         firsts = lm.arrangement.steps_of(torch.arange(length + 1)).amin(dim=0).tolist()
