@@ -122,8 +122,10 @@ class TransformerLM(LanguageModel):
         """Number of loss terms per part in an example of num_frames frames, long."""
         codes = torch.zeros(1, self.num_codebooks, num_frames, dtype=torch.long)
         mask = self.arrangement.arrange(codes).mask
-        advances = torch.zeros(num_frames), torch.ones(num_frames, dtype=torch.bool)
-        return self.report(torch.zeros(mask.shape), mask, advances).count
+        terms = torch.zeros(mask.shape)
+        if self.conditions.aligned is None:
+            return self.report(terms, mask).count
+        return self.report(terms, mask, (torch.zeros(num_frames), torch.ones(num_frames, dtype=torch.bool))).count
 
     def transform(self, x: Tensor, joined: FusedConditions, num_frames: int | Tensor, side: int = 1) -> Tensor:
         """Run the blocks over whole sequences x [B, S, D] after the conditions' prefix."""
