@@ -28,8 +28,9 @@ from pathlib import Path
 import torch
 
 import tessera
-from tessera.generate.model import Model, bundled_models
+from tessera.generate.model import Model
 from tessera.generate.throughput import example_condition, measure_speed
+from tessera.tokenize.bundled import bundled_models
 from tessera.tokenize.spec import AudioGeometry
 
 QUICK_SECONDS = 15.0

@@ -192,7 +192,7 @@ def test_exit_codes_and_one_line_errors(tiny_data, tmp_path):
         (["--set", "train.stepz=1"], "train.stepz: unknown key; did you mean 'steps'?"),
         (
             ["--set", "train.batch=3", "--set", "train.micro_batch=null", "--nproc", "2"],
-            "3 items cannot be shared by 2 processes",
+            "3 items cannot be divided among 2 processes",
         ),
         (["--set", "tokenizer=nowhere"], "nowhere: no tokenizer here"),
     ):

@@ -70,7 +70,7 @@ class RunState(RunCounters):
             sampler={"seed": config.seed, "step": self.step},
             losses=self.losses,
             command=self.command,
-            attention=vars(attention),
+            attention={"name": attention.name, "because": attention.reason},
             tokenizer=parts.spec.fingerprint,
             clusters=None if parts.clustering is None else parts.clustering.spec.fingerprint,
             data=data_fingerprint(parts.items),
