@@ -7,7 +7,7 @@ from importlib import import_module
 
 VERB_FILES = (
     *("doctor", "demo", "train", "export", "generate", "tts", "image", "eval"),
-    *("tokenizer", "encode", "decode", "shards", "cluster", "convert", "seal", "configs"),
+    *("tokenizer", "encode", "decode", "align", "shards", "cluster", "convert", "seal", "configs"),
 )
 
 VERBS = [import_module(f".commands.{name}", __name__).register for name in VERB_FILES]

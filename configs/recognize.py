@@ -14,6 +14,7 @@ from .json_limits import NAMED, parse_measured, read_measured
 CONFIG_KINDS = {
     "lm": ("a language model's config", "tessera train"),
     "tokenizer": ("a tokenizer's config", "tessera tokenizer train"),
+    "align": ("an aligner's config", "tessera align"),
     "shards": ("a config of shards", "tessera shards"),
     "coder": ("a coder's config", "tessera tokenizer coder"),
 }
@@ -27,7 +28,7 @@ def config_kind(data: Any) -> str | None:
     if "lm" in data:
         return "lm"
     if "corpus" in data:
-        return "shards"
+        return "align" if "text" in data else "shards"
     if "network" in data:
         return "coder"
     return "tokenizer" if isinstance(data.get("tokenizer"), dict) else None

@@ -12,14 +12,18 @@ SMALL = ("demo",)
 
 
 def kind_of(path: Path) -> type[Config]:
-    """The config class of a file, told by the first word of its name: tokenizer, shards, coder or lm. All in configs/lm
-    are lm, all in configs/tokenize tokenizer."""
+    """The config class of a file, told by the first word of its name: tokenizer, align, shards, coder or lm. All in
+    configs/lm are lm, all in configs/tokenize tokenizer."""
     folders = {"lm": "lm", "tokenize": "tokenizer"}
     word = folders.get(path.parent.name) or path.stem.split("-")[0].split("_")[0]
     if word == "tokenizer":
         from tessera.train.tokenizer.trainer import TokenizerTrainConfig
 
         return TokenizerTrainConfig
+    if word == "align":
+        from tessera.train.align.config import AlignConfig
+
+        return AlignConfig
     if word == "shards":
         from tessera.tokenize.data.shards_config import ShardsConfig
 
@@ -33,7 +37,7 @@ def kind_of(path: Path) -> type[Config]:
 
         return TrainConfig
     raise AssertionError(
-        f"{path}: name it tokenizer, shards, coder or lm, perhaps with a word after it (lm-large.yaml)"
+        f"{path}: name it tokenizer, align, shards, coder or lm, perhaps with a word after it (lm-large.yaml)"
     )
 
 

@@ -59,6 +59,7 @@ tokenize/quantizers                quantizers/codebooks quantizers/combinators
 tokenize/quantizers/codebooks      quantizers
 tokenize/quantizers/combinators    . quantizers quantizers/codebooks
 tokenize/text                      -
+train/align                        -
 train/common                       distributed
 train/discriminators               distributed engines
 train/distributed                  -

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 ROOTS = {
     "train": ("tessera train", "tessera.train.lm.config.TrainConfig"),
     "tokenizer": ("tessera tokenizer train", "tessera.train.tokenizer.config.TokenizerTrainConfig"),
+    "align": ("tessera align", "tessera.train.align.config.AlignConfig"),
     "shards": ("tessera shards", "tessera.tokenize.data.shards_config.ShardsConfig"),
     "coder": ("tessera tokenizer coder", "tessera.train.entropy_coder.CoderTrainConfig"),
 }

@@ -75,7 +75,7 @@ def test_configs_are_told_apart():
         word = {"lm": "lm", "tokenize": "tokenizer"}.get(path.parent.name) or path.stem.split("-")[0]
         assert config_kind(read_yaml(path)) == word, path
     assert all(config_kind(data) is None for data in ({}, [], None, "lm", {"train": {}}, {"tokenizer": "x"}))
-    assert set(CONFIG_KINDS) == {"lm", "tokenizer", "shards", "coder"}
+    assert set(CONFIG_KINDS) == {"lm", "tokenizer", "align", "shards", "coder"}
 
 
 def test_a_run_leads_to_its_model(folders, tmp_path):
