@@ -48,6 +48,7 @@ lm/ops                             -
 lm/patterns                        ops
 lm/public                          . checkpoints conditioning models ops patterns
 lm/quantization                    attention heads kernels kv_cache layers models ops
+samples/voice                      -
 tokenize/alignment                 text
 tokenize/audio                     . layers quantizers quantizers/combinators
 tokenize/compression               . data layers
@@ -78,7 +79,7 @@ CORE_WITH_ONE_HOME = {"sentencepiece", "soundfile", "PIL"}
 OPTIONAL = {
     *("deepspeed", "flash_attn", "xformers", "transformers", "ray", "fastapi", "tensorboard", "matplotlib"),
     *("sklearn", "skimage", "pystoi", "pesq", "prdc", "pocketsphinx", "scipy"),
-    *("constriction", "torchmetrics", "auraloss", "av"),
+    *("constriction", "torchmetrics", "auraloss", "av", "onnx", "onnxruntime", "hibari"),
 }
 OTHER_PACKAGES = {"torch", "numpy", "safetensors", "pydantic", "yaml", "typer", "tqdm"}
 

@@ -23,6 +23,7 @@ SPECTRUM = {"kind": "spectrum", "width": 8, "layers": 2, "kernel": 3, "chunk": 5
 PARTS = {
     "spectrum": SPECTRUM,
     "spectrum-causal": SPECTRUM | {"causal": True},
+    "spectrum-split": SPECTRUM | {"causal": True, "spectra": 3},
     "seanet": SEANET,
     "seanet-centred": SEANET | {"causal": False, "residual_layers": 2, "shortcut": "convolution"},
     "seanet-reflect": SEANET | {"causal": False, "padding": "reflect"},

@@ -24,7 +24,7 @@ from .streaming import StreamingLayer, window_stage
 class AudioStackConfig(FingerprintedConfig):
     """One ConvNeXt stack of the audio tokenizer; an STFT with the tokenizer's `window` precedes or follows it."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"kind"})
+    added: ClassVar[frozenset[str]] = frozenset({"kind", "spectra"})
 
     kind: Literal["spectrum"] = "spectrum"
     width: PositiveInt = 256
@@ -37,11 +37,18 @@ class AudioStackConfig(FingerprintedConfig):
     """true: no layer looks ahead; only the overlap of the STFT windows does, by (window - hop) / 2 samples."""
     chunk: PositiveInt = 32
     """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
+    spectra: PositiveInt = 1
+    """Spectra per frame: the STFT has a hop of hop / spectra samples. With long frames, more and shorter windows follow
+    fast changes better, at little cost: the blocks still run once a frame."""
 
     def check_shape(self, shape: AudioShape) -> None:
         """Raise ValueError unless this network fits the tokenizer."""
-        if shape.window < shape.hop or shape.window % 2:
-            raise ValueError(f"window {shape.window} must be even and at least hop {shape.hop}")
+        if shape.hop % self.spectra:
+            raise ValueError(f"hop {shape.hop} must be a multiple of spectra {self.spectra}")
+        step = shape.hop // self.spectra
+        if shape.window < step or shape.window % 2:
+            least = f"hop {step}" if self.spectra == 1 else f"hop / spectra {step}"
+            raise ValueError(f"window {shape.window} must be even and at least {least}")
 
 
 class SpectrumEncoder(ConvNeXtStack):
@@ -51,27 +58,29 @@ class SpectrumEncoder(ConvNeXtStack):
 
     def __init__(self, config: AudioStackConfig, shape: AudioShape):
         super().__init__(
-            shape.channels * (shape.window // 2 + 1),
+            shape.channels * config.spectra * (shape.window // 2 + 1),
             config.width,
             shape.latent_dim,
             config.layers,
             config.kernel,
             config.causal,
         )
-        self.hop, self.channels = shape.hop, shape.channels
+        self.hop, self.channels, self.spectra = shape.hop, shape.channels, config.spectra
         self.register_buffer("window", torch.hann_window(shape.window), persistent=False)
 
     def frame(self, samples: Tensor) -> Tensor:
-        """Samples [..., N], N a multiple of hop -> frames [..., T, window]."""
-        return frame_signal(samples, self.window.numel(), self.hop)
+        """Samples [..., N], N a multiple of hop -> frames [..., T, spectra * window]."""
+        windows = frame_signal(samples, self.window.numel(), self.hop // self.spectra)
+        return windows.unflatten(-2, (-1, self.spectra)).flatten(-2)
 
     def stages(self) -> list[StreamingLayer]:
-        """Frames [B, T, C * window] -> latents [B, T, latent_dim]."""
+        """Frames [B, T, C * spectra * window] -> latents [B, T, latent_dim]."""
         return [window_stage(self, self.reach_back, self.reach_ahead)]
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Framed samples [B, T, C * window], mask [B, T] -> latents [B, T, latent_dim]."""
-        magnitude = torch.fft.rfft(x.unflatten(2, (self.channels, -1)) * self.window, dim=-1).abs()
+        """Framed samples [B, T, C * spectra * window], mask [B, T] -> latents [B, T, latent_dim]."""
+        windows = x.unflatten(2, (self.channels * self.spectra, -1))
+        magnitude = torch.fft.rfft(windows * self.window, dim=-1).abs()
         return super().forward(torch.log(magnitude + 1e-3).flatten(2), mask)
 
 
@@ -81,12 +90,12 @@ class SpectrumDecoder(ConvNeXtStack):
     window: Tensor
 
     def __init__(self, config: AudioStackConfig, shape: AudioShape):
-        outputs = shape.channels * (shape.window + 2)
+        outputs = shape.channels * config.spectra * (shape.window + 2)
         super().__init__(shape.latent_dim, config.width, outputs, config.layers, config.kernel, config.causal)
-        self.hop, self.channels = shape.hop, shape.channels
+        self.hop, self.channels, self.spectra = shape.hop, shape.channels, config.spectra
         self.register_buffer("window", torch.hann_window(shape.window), persistent=False)
         # Frames whose windows overlap a frame's hop.
-        overlap = -(-((shape.window - shape.hop) // 2) // shape.hop)
+        overlap = -(-((shape.window - shape.hop // config.spectra) // 2) // shape.hop)
         self.reach_back, self.reach_ahead = self.reach_back + overlap, self.reach_ahead + overlap
 
     def stages(self) -> list[StreamingLayer]:
@@ -95,18 +104,23 @@ class SpectrumDecoder(ConvNeXtStack):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T, C * hop]."""
-        return frames_of_spectra(super().forward(x, mask).float(), mask, self.window, self.hop, self.channels)
+        outputs = super().forward(x, mask).float()
+        return frames_of_spectra(outputs, mask, self.window, self.hop, self.channels, self.spectra)
 
 
-def frames_of_spectra(outputs: Tensor, mask: Tensor, window: Tensor, hop: int, channels: int) -> Tensor:
-    """Decoder outputs per frame [B, T, C * (window + 2)], log magnitudes and phases -> samples [B, T, C * hop].
+def frames_of_spectra(
+    outputs: Tensor, mask: Tensor, window: Tensor, hop: int, channels: int, spectra: int = 1
+) -> Tensor:
+    """Decoder outputs per frame, log magnitudes and phases -> samples [B, T, C * hop].
 
-    mask: [B, T], True for valid frames.
+    outputs: [B, T, C * spectra * (window + 2)]. mask: [B, T], True for valid frames. spectra: per frame, hop / spectra
+    samples apart.
     """
-    # [B, T, C * F] -> [B * C, T, F]: from here on channels are processed independently
-    apart = outputs.unflatten(2, (channels, -1)).transpose(1, 2).flatten(0, 1)
+    # [B, T, C * R * F] -> [B * C, T * R, F]: from here on channels are processed independently
+    apart = outputs.unflatten(2, (channels, -1)).transpose(1, 2).unflatten(3, (spectra, -1)).flatten(2, 3).flatten(0, 1)
     log_magnitude, phase = apart.chunk(2, dim=-1)
     # exp(6) is far above the spectrum of any audio; it keeps bf16 training steps finite
     magnitude = torch.exp(log_magnitude.clamp(max=6.0))
-    samples = inverse_spectrum(torch.polar(magnitude, phase), mask.repeat_interleave(channels, 0), window, hop)
+    valid = mask.repeat_interleave(channels, 0).repeat_interleave(spectra, 1)
+    samples = inverse_spectrum(torch.polar(magnitude, phase), valid, window, hop // spectra)
     return samples.reshape(len(mask), channels, -1, hop).transpose(1, 2).flatten(2)
