@@ -29,4 +29,5 @@ def rehearse(model: Model, **call: Any) -> None:
     if plan.in_order:
         model.stream(**call)  # the call checks the limits of a sample's length
     own_end = model.lm.conditions.aligned is not None  # the number of frames cannot be given
-    model.generate(**call, **({"max_frames": 2} if own_end else {"num_frames": 2}))
+    call["max_frames" if own_end else "num_frames"] = 2
+    model.generate(**call)

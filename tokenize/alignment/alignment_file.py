@@ -72,13 +72,15 @@ def _text_grid(text: str) -> list[tuple[float, float, str]]:
     tokens = _praat_tokens(text)
     if (_string(tokens), _string(tokens)) != ("ooTextFile", "TextGrid"):
         raise ValueError("not a TextGrid in Praat's text format")
-    _number(tokens), _number(tokens)
+    for _ in range(2):  # start and end of the file
+        _number(tokens)
     if next(tokens, None) != "<exists>":
         raise ValueError("a TextGrid without tiers")
     found: dict[str, list[tuple[float, float, str]]] = {}
     for _ in range(_count(tokens)):
         kind, name = _string(tokens), _string(tokens)
-        _number(tokens), _number(tokens)
+        for _ in range(2):  # start and end of the tier
+            _number(tokens)
         if kind not in ("IntervalTier", "TextTier"):
             raise ValueError(f"a tier of class {kind[:40]!r}")
         rows = []

@@ -51,7 +51,7 @@ def measure_scale(utterances: Sequence[Utterance]) -> Scale:
     """The scale of a corpus."""
     count = sum(len(utterance.cepstra) for utterance in utterances)
     total = sum(with_slopes(utterance.cepstra).sum(0, dtype=np.float64) for utterance in utterances)
-    mean = total / count
+    mean = np.asarray(total / count)
     squares = sum(np.square(with_slopes(utterance.cepstra) - mean).sum(0) for utterance in utterances)
     return Scale(mean, np.sqrt(squares / count + 1e-9))
 

@@ -84,7 +84,8 @@ class _Aligner:
 
     def __init__(self, config: AlignConfig, corpus: Corpus, progress: bool):
         self.config, self.corpus, self.progress = config, corpus, progress
-        self.out, self.ids = Path(config.out), corpus.ids()
+        self.out = Path(config.out)
+        self.ids: Sequence[str] = corpus.ids()
         self.skipped: dict[int, str] = {}
         self.units = self._read_units()
         self.table = SoundTable(self.units.values())
