@@ -234,5 +234,5 @@ class _Aligner:
         for number in numbers:
             alignment_path(self.out, self.ids[number]).unlink(missing_ok=True)
 
-    def _bar(self, items: Iterable[int] | None, what: str, **more) -> tqdm:
+    def _bar(self, items: Iterable[int] | None, what: str, **more) -> tqdm[int]:
         return tqdm(items, desc=what, file=sys.stderr, disable=None if self.progress else True, **more)
