@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -234,5 +235,5 @@ class _Aligner:
         for number in numbers:
             alignment_path(self.out, self.ids[number]).unlink(missing_ok=True)
 
-    def _bar(self, items: Iterable[int] | None, what: str, **more) -> tqdm[int]:
+    def _bar(self, items: Iterable[int] | None, what: str, **more) -> Any:
         return tqdm(items, desc=what, file=sys.stderr, disable=None if self.progress else True, **more)
