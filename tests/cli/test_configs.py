@@ -53,8 +53,9 @@ def test_one_is_printed_as_it_is(capsys):
 
 def test_a_folder_is_copied_whole_and_speaks_of_the_copy(tmp_path, capsys):
     assert run(["configs", "own-speech", "--copy", "mine"]) == 0
-    assert capsys.readouterr().out.split() == ["mine/lm.yaml", "mine/shards.yaml", "mine/tokenizer.yaml"]
-    for name in ("lm", "shards", "tokenizer"):
+    names = ("align", "lm", "shards", "tokenizer")
+    assert capsys.readouterr().out.split() == [f"mine/{name}.yaml" for name in names]
+    for name in names:
         text = (tmp_path / "mine" / f"{name}.yaml").read_text()
         assert f" mine/{name}.yaml" in text and "configs/" not in text
         settings = [line for line in text.splitlines() if not line.startswith("#")]
@@ -63,7 +64,7 @@ def test_a_folder_is_copied_whole_and_speaks_of_the_copy(tmp_path, capsys):
     (tmp_path / "mine" / "lm.yaml").write_text("mine")
     (tmp_path / "mine" / "shards.yaml").unlink()
     assert run(["configs", "own-speech", "--copy", "mine"]) == 2
-    assert "mine/lm.yaml, mine/tokenizer.yaml: already present, nothing was copied" in capsys.readouterr().err
+    assert "mine/align.yaml, mine/lm.yaml, mine/tokenizer.yaml: already present, nothing was copied" in capsys.readouterr().err
     assert (tmp_path / "mine" / "lm.yaml").read_text() == "mine" and not (tmp_path / "mine" / "shards.yaml").exists()
     assert run(["configs", "--copy", "all"]) == 0
     assert len(list((tmp_path / "all").rglob("*.yaml"))) == len(all_configs())

@@ -107,7 +107,7 @@ def make_recordings() -> None:
 
     os.mkdir("recordings")
     for number in range(20):
-        tone = 0.3 * torch.sin(torch.arange(8000) * (0.05 + 0.01 * number))[None]
+        tone = 0.3 * torch.sin(torch.arange(32000) * (0.05 + 0.01 * number))[None]
         write_audio(Path("recordings") / f"{number}.wav", tone, 16000)
         Path(f"recordings/{number}.txt").write_text(f"tone number {number} of the recordings\n")
 
