@@ -53,7 +53,7 @@ def test_one_is_printed_as_it_is(capsys):
 
 def test_a_folder_is_copied_whole_and_speaks_of_the_copy(tmp_path, capsys):
     assert run(["configs", "own-speech", "--copy", "mine"]) == 0
-    assert capsys.readouterr().out.split() == ["mine/lm.yaml", "mine/shards.yaml", "mine/tokenizer.yaml"]
+    assert capsys.readouterr().out.split() == [f"mine/{name}.yaml" for name in ("align", "lm", "shards", "tokenizer")]
     for name in ("lm", "shards", "tokenizer"):
         text = (tmp_path / "mine" / f"{name}.yaml").read_text()
         assert f" mine/{name}.yaml" in text and "configs/" not in text
