@@ -50,9 +50,13 @@ def shards(
         "texts": sum(text is not None for text in built.texts()),
         "skipped": len(built.skipped),
     }
+    aligned = sum(entry is not None for entry in built.index.alignments)
+    if aligned:
+        summary["alignments"] = aligned
     if as_json:
         print(json.dumps(summary))
     counts = (
         f"{summary['items']} items, {summary['frames']} frames, {summary['labels']} labels, {summary['texts']} texts"
     )
+    counts += f", {aligned} alignments" if aligned else ""
     say(f"{read.out}: {counts}; tokenizer {built.spec.name}")

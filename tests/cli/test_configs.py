@@ -64,7 +64,8 @@ def test_a_folder_is_copied_whole_and_speaks_of_the_copy(tmp_path, capsys):
     (tmp_path / "mine" / "lm.yaml").write_text("mine")
     (tmp_path / "mine" / "shards.yaml").unlink()
     assert run(["configs", "own-speech", "--copy", "mine"]) == 2
-    assert "mine/align.yaml, mine/lm.yaml, mine/tokenizer.yaml: already present, nothing was copied" in capsys.readouterr().err
+    there = "mine/align.yaml, mine/lm.yaml, mine/tokenizer.yaml"
+    assert f"{there}: already present, nothing was copied" in capsys.readouterr().err
     assert (tmp_path / "mine" / "lm.yaml").read_text() == "mine" and not (tmp_path / "mine" / "shards.yaml").exists()
     assert run(["configs", "--copy", "all"]) == 0
     assert len(list((tmp_path / "all").rglob("*.yaml"))) == len(all_configs())

@@ -72,15 +72,13 @@ def _text_grid(text: str) -> list[tuple[float, float, str]]:
     tokens = _praat_tokens(text)
     if (_string(tokens), _string(tokens)) != ("ooTextFile", "TextGrid"):
         raise ValueError("not a TextGrid in Praat's text format")
-    for _ in range(2):  # start and end of the file
-        _number(tokens)
+    _skip_range(tokens)
     if next(tokens, None) != "<exists>":
         raise ValueError("a TextGrid without tiers")
     found: dict[str, list[tuple[float, float, str]]] = {}
     for _ in range(_count(tokens)):
         kind, name = _string(tokens), _string(tokens)
-        for _ in range(2):  # start and end of the tier
-            _number(tokens)
+        _skip_range(tokens)
         if kind not in ("IntervalTier", "TextTier"):
             raise ValueError(f"a tier of class {kind[:40]!r}")
         rows = []
@@ -124,6 +122,12 @@ def _number(tokens: Iterator[str | float]) -> float:
     if not isinstance(token, float):
         raise ValueError(f"not a complete TextGrid: expected a number, found {token!r:.40}")
     return token
+
+
+def _skip_range(tokens: Iterator[str | float]) -> None:
+    """The times at which the grid or a tier begins and ends."""
+    _number(tokens)
+    _number(tokens)
 
 
 def _count(tokens: Iterator[str | float]) -> int:

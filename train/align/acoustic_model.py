@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .cepstra import with_slopes
+from .cepstra import NUM_FEATURES, with_slopes
 from .gaussians import Gaussians, GaussianSums
 from .paths import best_paths, occupancies, path_batch
 from .unit_graph import SILENCE, UnitGraph
@@ -50,10 +50,13 @@ class Scale:
 def measure_scale(utterances: Sequence[Utterance]) -> Scale:
     """The scale of a corpus."""
     count = sum(len(utterance.cepstra) for utterance in utterances)
-    total = sum(with_slopes(utterance.cepstra).sum(0, dtype=np.float64) for utterance in utterances)
-    mean = np.asarray(total / count)
-    squares = sum(np.square(with_slopes(utterance.cepstra) - mean).sum(0) for utterance in utterances)
-    return Scale(mean, np.sqrt(squares / count + 1e-9))
+    total, squares = np.zeros(NUM_FEATURES), np.zeros(NUM_FEATURES)
+    for utterance in utterances:
+        features = with_slopes(utterance.cepstra).astype(np.float64)
+        total += features.sum(0)
+        squares += np.square(features).sum(0)
+    mean = total / count
+    return Scale(mean, np.sqrt(np.maximum(squares / count - mean**2, 0) + 1e-9))
 
 
 def flat_start(utterances: Sequence[Utterance], scale: Scale, num_sounds: int) -> Gaussians:

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -48,7 +47,7 @@ class AlignedItem:
 
     id: str
     score: float
-    """See `acoustic_model.align`: about -1 is usual; far below the others the transcript is probably wrong."""
+    """See `acoustic_model.align`; where it is far below the others, the transcript is probably wrong."""
     seconds: float
     units: int
 
@@ -85,8 +84,7 @@ class _Aligner:
 
     def __init__(self, config: AlignConfig, corpus: Corpus, progress: bool):
         self.config, self.corpus, self.progress = config, corpus, progress
-        self.out = Path(config.out)
-        self.ids: Sequence[str] = corpus.ids()
+        self.out, self.ids = Path(config.out), corpus.ids()
         self.skipped: dict[int, str] = {}
         self.units = self._read_units()
         self.table = SoundTable(self.units.values())
@@ -113,7 +111,7 @@ class _Aligner:
         """The units of each recording with a usable transcript."""
         texts: dict[int, str] = {}
         names: dict[Path, str] = {}
-        for number in self._bar(range(len(self.corpus)), "reading transcripts"):
+        for number in range(len(self.corpus)):
             path = alignment_path(self.out, self.ids[number])
             try:
                 text = self.corpus.item(number).text
@@ -163,7 +161,7 @@ class _Aligner:
         """Recordings for the training, in an order that depends on names alone, until there are enough minutes."""
         order = sorted(self.units, key=lambda number: hashlib.sha256(self.ids[number].encode()).digest())
         found, left = [], 60 * self.config.train_minutes
-        with self._bar(None, "reading recordings", total=round(left), unit="s") as bar:
+        with self._bar("reading recordings", len(order), "item") as bar:
             for number in order:
                 if left <= 0:
                     break
@@ -171,7 +169,7 @@ class _Aligner:
                 if read is not None:
                     found.append(read[0])
                     left -= read[1]
-                    bar.update(round(read[1]))
+                bar.update()
         return found
 
     def _train(self, training: Sequence[Utterance], scale: Scale) -> Gaussians:
@@ -179,7 +177,7 @@ class _Aligner:
         done, model = self._resume(key)
         if model is None:
             model = flat_start(training, scale, len(self.table))
-        with self._bar(None, "training", total=self.config.iterations * len(training), unit="item") as bar:
+        with self._bar("training", self.config.iterations * len(training), "item") as bar:
             bar.update(done * len(training))
             for iteration in range(done, self.config.iterations):
                 for step in reestimate(model, training, scale):
@@ -217,7 +215,7 @@ class _Aligner:
     def _align_all(self, model: Gaussians, scale: Scale) -> Iterator[AlignedItem]:
         """Align all recordings, a group at a time, and write each alignment."""
         numbers = list(self.units)
-        with self._bar(None, "aligning", total=len(numbers), unit="item") as bar:
+        with self._bar("aligning", len(numbers), "item") as bar:
             for first in range(0, len(numbers), GROUP):
                 group = numbers[first : first + GROUP]
                 read = {number: found for number in group if (found := self._read_utterance(number)) is not None}
@@ -235,5 +233,5 @@ class _Aligner:
         for number in numbers:
             alignment_path(self.out, self.ids[number]).unlink(missing_ok=True)
 
-    def _bar(self, items: Iterable[int] | None, what: str, **more) -> Any:
-        return tqdm(items, desc=what, file=sys.stderr, disable=None if self.progress else True, **more)
+    def _bar(self, what: str, total: int, unit: str) -> tqdm:
+        return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, disable=None if self.progress else True)
