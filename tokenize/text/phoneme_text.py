@@ -13,11 +13,11 @@ from .units import Reading, SpokenWord, UnitText
 
 
 class PhonemeTextConfig(Config):
-    """Phonemes with their stress, by a pronunciation lexicon and rules for numbers, dates, abbreviations and more."""
+    """English phonemes with their stress, written between double square brackets: [[həlˈO wˈɜɹld]]."""
 
     kind: Literal["phonemes"] = "phonemes"
     language: Literal["en"] = "en"
-    """Language of the text; en: American English."""
+    """Language of the phonemes; en: American English."""
     max_characters: PositiveInt = 4096
     """Longer text raises an error."""
 
