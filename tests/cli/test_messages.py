@@ -380,6 +380,14 @@ shards digits/shards --set tokenizer=digits --set split=test
 shards digits/shards --set tokenizer=digits --set split.part=tests
 shards own-speech/shards --set corpus.path=empty --set tokenizer=speech
 shards own-speech/shards --set corpus.path=pictures --set tokenizer=speech --set split=null --set out=x
+shards own-speech/shards --set corpus.path=pictures --set tokenizer=speech --set alignments=null --set out=x
+align own-speech/align
+align own-speech/align --set corpus.path=empty
+align own-speech/align --set corpus.path=pictures --set out=x
+align own-speech/align --set text.kind=sentencepiece
+align own-speech/align --set out=a-file
+align own-speech/lm
+align nowhere.yaml
 """
 
 

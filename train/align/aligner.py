@@ -74,9 +74,9 @@ def align_corpus(config: AlignConfig, progress: bool = True) -> AlignReport:
         ValueError: no recording with a usable transcript, or another process writes in `out`.
         FileNotFoundError: no such corpus.
     """
-    corpus = open_corpus(config.corpus)
+    aligner = _Aligner(config, open_corpus(config.corpus), progress)
     with lock_folder(config.out, "tessera align"):
-        return _Aligner(config, corpus, progress).run()
+        return aligner.run()
 
 
 class _Aligner:
