@@ -30,9 +30,9 @@ class HibariVoice:
 
     def __init__(self):
         try:
-            import onnx
-            import onnxruntime
-            from hibari import Hibari, dsp
+            import onnx  # pyright: ignore[reportMissingImports]
+            import onnxruntime  # pyright: ignore[reportMissingImports]
+            from hibari import Hibari, dsp  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError(f"{INSTALL} ({error})") from None
         self.hibari, self.dsp = Hibari(), dsp
