@@ -1,4 +1,4 @@
-"""Make the corpus of the bundled model `voice`: English sentences read by four synthesized voices, with the exact
+"""Make the corpus of an English voice: English sentences read by four synthesized voices, with the exact
 duration of each phoneme.
 
     apt install wordnet-base flite && pip install hibari-tts onnx

@@ -1,4 +1,4 @@
-"""The corpus of the model `voice`: its texts, and units of whole frames from the durations of two synthesizers."""
+"""The corpus of the English voice: its texts, and units of whole frames from the durations of two synthesizers."""
 
 import itertools
 import random
