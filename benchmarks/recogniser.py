@@ -1,13 +1,18 @@
-"""An outside listener for spoken digit strings: pocketsphinx with a digit grammar, and word counts by edit distance."""
+"""Outside listeners for speech: pocketsphinx with a grammar or free, and word counts by edit distance.
+
+Its acoustic model and its dictionary of English words come inside the pocketsphinx package.
+"""
 
 from __future__ import annotations
 
+import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-GRAMMAR = """#JSGF V1.0;
+DIGITS = """#JSGF V1.0;
 grammar digits;
 public <string> = <digit>+;
 <digit> = zero | one | two | three | four | five | six | seven | eight | nine;
@@ -15,16 +20,30 @@ public <string> = <digit>+;
 SAMPLE_RATE = 16000
 
 
-class DigitRecogniser:
-    """Hears digit words in 16 kHz mono samples. Its acoustic model comes inside the pocketsphinx package."""
+class Recogniser:
+    """Hears words in 16 kHz mono samples."""
 
-    def __init__(self):
+    def __init__(self, grammar: str | None = None, words: Mapping[str, str] | None = None):
+        """
+        Args:
+            grammar: in JSGF; None: any English words, with the trigrams of pocketsphinx.
+            words: further words with their pronunciations, in phones of pocketsphinx ("HH AH L OW").
+        """
         from pocketsphinx import Decoder
 
-        with tempfile.TemporaryDirectory() as folder:
-            grammar = Path(folder) / "digits.jsgf"
-            grammar.write_text(GRAMMAR)
-            self.decoder = Decoder(jsgf=str(grammar), samprate=SAMPLE_RATE, loglevel="FATAL")
+        self.decoder = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
+        for word, phones in (words or {}).items():
+            self.decoder.add_word(word, phones, False)
+        if grammar is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "grammar.jsgf"
+                file.write_text(grammar)
+                self.decoder.add_jsgf_file("grammar", str(file))
+            self.decoder.activate_search("grammar")
+
+    def knows(self, word: str) -> bool:
+        """Whether the dictionary has a word."""
+        return self.decoder.lookup_word(word) is not None
 
     def words(self, samples: np.ndarray) -> list[str]:
         """Words heard in samples [N], float in [-1, 1]; half a second of faint noise is put before and after."""
@@ -38,8 +57,54 @@ class DigitRecogniser:
         return heard.hypstr.split() if heard else []
 
 
+class DigitRecogniser(Recogniser):
+    """Hears digit words only."""
+
+    def __init__(self):
+        super().__init__(DIGITS)
+
+
+class SentenceRecogniser(Recogniser):
+    """Tells which of some sentences is said."""
+
+    def __init__(self, sentences: Sequence[str], words: Mapping[str, str] | None = None):
+        """
+        Args:
+            sentences: different in their words.
+            words: pronunciations of those that pocketsphinx does not know.
+        """
+        self.sentences = [written_words(sentence) for sentence in sentences]
+        rules = " | ".join(" ".join(words) for words in self.sentences)
+        super().__init__(f"#JSGF V1.0;\ngrammar sentences;\npublic <sentence> = {rules};\n", words)
+
+    def sentence(self, samples: np.ndarray) -> int | None:
+        """Number of the sentence heard; None: nothing was heard to its end."""
+        heard = self.words(samples)
+        return self.sentences.index(heard) if heard in self.sentences else None
+
+
+def written_words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation around them: "Wishy-washy." is one."""
+    return re.findall(r"[a-z]+(?:['-][a-z]+)*", text.lower().replace("’", "'"))
+
+
+def plain_words(text: str) -> list[str]:
+    """The words of a text as a recogniser writes them: "Wishy-washy." is two."""
+    return [part for word in written_words(text) for part in word.split("-")]
+
+
 def hits(spoken: list[str], heard: list[str]) -> int:
     """Words of `spoken` that were heard, in order: the hits of the alignment behind the word error rate."""
     import jiwer
 
     return jiwer.process_words(" ".join(spoken), " ".join(heard)).hits if heard else 0
+
+
+def word_errors(spoken: list[str], heard: list[str]) -> int:
+    """Words exchanged, left out and put in."""
+    import jiwer
+
+    if not heard:
+        return len(spoken)
+    found = jiwer.process_words(" ".join(spoken), " ".join(heard))
+    return found.substitutions + found.deletions + found.insertions

@@ -1,28 +1,40 @@
-"""How good is the voice? The tokenizer's reconstructions of unseen sentences, beside the recordings themselves.
+"""How good is a voice? The reconstructions of its tokenizer, and the speech of its language model, on unseen sentences.
 
     pip install -e ".[eval]" && pip install --no-deps speechmos && pip install onnxruntime
-    python benchmarks/voice_quality.py TOKENIZER [--corpus out/voice/corpus/test/sentences] [--count 200] [--json FILE]
-        [--keep DIR]
+    python benchmarks/voice_quality.py TOKENIZER          # reconstructions only
+    python benchmarks/voice_quality.py MODEL [--label heart] [--count 200] [--hard 1000] [--json FILE] [--keep DIR]
+
+The sentences are those of samples/make_voice.py: 200 of 3 to 30 words, in no training text, read by the source voice.
 
 - STOI (0 to 1) and PESQ (wide band at 16 kHz, 1 to 4.6) compare a reconstruction with its recording.
-- DNSMOS (overall, 1 to 5) judges a file alone, so it is given for the recordings, too: a network of Microsoft's that
-  predicts what listeners say of noise and distortion, from the package speechmos; arXiv:2110.01763.
-
-The corpus is made by samples/make_voice.py; its 200 test sentences have 3 to 30 words and are in no training text.
+- DNSMOS (overall, 1 to 5) judges audio alone: a network of Microsoft's that predicts what listeners say of noise and
+  distortion, from the package speechmos; arXiv:2110.01763. Generated speech is compared with reconstructions.
+- word_error: pocketsphinx writes down what it hears, any English words; the same for recordings, reconstructions and
+  generated speech, so the ratio counts. It knows only half of what people would understand.
+- identified: share of the sentences that pocketsphinx picks out of all the sentences.
+- length_ratio: seconds of generated speech by seconds of the recordings. tail_seconds: silence at the end, the longest.
+- hard: words that are missing or doubled in texts on which speech models lose, repeat or invent words
+  (hard_sentences.py), by forced alignment with a model of its own (word_counter.py, which states how often it is
+  wrong); the same share in recordings of the source voice is the floor.
+- speed: on one thread, real time factor of a sentence alone, time to the first audio of a stream, and the memory that a
+  paragraph of 300 words takes beyond that of its first chunk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import time
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import tessera
 from tessera.tokenize.audio.resample import resample
@@ -31,58 +43,236 @@ from tessera.tokenize.data.media import write_audio
 from tessera.tokenize.spec import AudioGeometry
 from tessera.train.evaluation.reconstruction_metrics import pesq, stoi
 
+sys.path.insert(0, str(Path(__file__).parent))
+from hard_sentences import COUNTS, hard_sentences
+from phones import pronunciations
+from recogniser import Recogniser, SentenceRecogniser, plain_words, word_errors, written_words
+from word_counter import CORPUS as TRAINING
+from word_counter import WordCounter, read_recordings
+
 CORPUS = "out/voice/corpus/test/sentences"
-MOS_RATE, MOS_SECONDS = 16000, 9.01
+MOS_RATE, MOS_SECONDS, LISTENER_RATE = 16000, 9.01, 16000
+QUIET = 0.003
+"""Amplitude below which the end of a recording is silence."""
+BATCH = 16
 
 
 def main() -> None:
+    """Parse the command line, measure, and print a report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tokenizer", help="folder of a tokenizer or of a model, or the name of a bundled one")
+    parser.add_argument("target", help="folder of a tokenizer or of a model, or the name of a bundled one")
     parser.add_argument("--corpus", default=CORPUS, help=f"folder of recordings ({CORPUS})")
     parser.add_argument("--count", type=int, default=200, help="recordings, spread over the corpus")
+    parser.add_argument("--label", default="heart", help="voice of the model")
+    parser.add_argument("--training", default=TRAINING, help=f"recordings with alignments, for `hard` ({TRAINING})")
+    parser.add_argument("--hard", type=int, default=sum(COUNTS.values()), help="hard texts; 0: none")
+    parser.add_argument("--seed", type=int, default=0)
+    for name in ("temperature", "advance-temperature", "guidance", "speed"):
+        parser.add_argument(f"--{name}", type=float, help="as of `tessera tts`")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--keep", type=Path, help="write the reconstructions to this folder")
+    parser.add_argument("--keep", type=Path, help="write reconstructions and generated speech to this folder")
     args = parser.parse_args()
+    torch.set_num_threads(1)
 
-    tokenizer = tessera.load_tokenizer(args.tokenizer)
+    model = None if Path(args.target, "tokenizer.safetensors").exists() else tessera.load(args.target)
+    tokenizer = tessera.load_tokenizer(args.target) if model is None else model.tokenizer
     geometry = tokenizer.spec.geometry
     assert isinstance(geometry, AudioGeometry)
-    corpus = open_corpus(FolderCorpus(path=args.corpus))
-    numbers = np.linspace(0, len(corpus) - 1, min(args.count, len(corpus))).round().astype(int).tolist()
-    recordings = [corpus.media(number, geometry)[0] for number in numbers]
-    started = time.perf_counter()
-    made = [tokenizer.decode(tokenizer.encode(sound[None, None]).codes)[0, 0, : len(sound)] for sound in recordings]
-    seconds = time.perf_counter() - started
-    if args.keep:
-        args.keep.mkdir(parents=True, exist_ok=True)
-        for number, sound in zip(numbers, made, strict=True):
-            write_audio(args.keep / f"{number:04d}.flac", sound.clamp(-1, 1)[None], geometry.sample_rate)
-
-    report = measure(made, recordings, geometry.sample_rate)
-    length = sum(len(sound) for sound in recordings) / geometry.sample_rate
-    report |= {"recordings": len(recordings), "seconds": length, "real_time_factor": seconds / length}
+    test = TestSet(args.corpus, args.count, geometry)
+    rebuilt = test.rebuild(tokenizer)
+    report: dict = {"recordings": len(test.sounds), "seconds": test.seconds}
+    report["tokenizer"] = fidelity(rebuilt, test.sounds, geometry.sample_rate)
+    sounds = {"recordings": test.sounds, "reconstructions": rebuilt}
+    if model is not None:
+        settings = {
+            name: value
+            for name in ("temperature", "advance_temperature", "guidance", "speed")
+            if (value := getattr(args, name)) is not None
+        }
+        speaker = Speaker(model, args.label, args.seed, settings)
+        spoken = speaker.say(test.texts)
+        sounds["generated"] = [result.media[0][0] for result in spoken]
+        report["ended"] = sum(result.ended[0] for result in spoken) / len(spoken)
+        report["length_ratio"] = sum(result.seconds for result in spoken) / test.seconds
+    report["dnsmos"] = opinions(sounds, geometry.sample_rate)
+    report |= heard(test, sounds, geometry.sample_rate) if model is not None else {}
+    report["tail_seconds"] = {name: max(tail(sound) for sound in group) / geometry.sample_rate
+                              for name, group in sounds.items()}  # fmt: skip
+    if model is not None:
+        report["speed"] = speed(speaker, test.texts)
+        if args.hard:
+            report["hard"] = count_words(speaker, args.training, args.label, args.hard)
     print(json.dumps(report, indent=2))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
+        for name, group in sounds.items():
+            for number, sound in enumerate(group):
+                write_audio(args.keep / f"{number:03d}-{name}.flac", sound.clamp(-1, 1)[None], geometry.sample_rate)
 
 
-def measure(made: list[torch.Tensor], recordings: list[torch.Tensor], sample_rate: int) -> dict:
-    """Means of the scores over pairs of samples [N]; STOI and PESQ without those they are not defined for."""
+class TestSet:
+    """Recordings of sentences, spread evenly over a corpus that is sorted by length."""
+
+    def __init__(self, path: str, count: int, geometry: AudioGeometry):
+        self.corpus = open_corpus(FolderCorpus(path=path))
+        order = sorted(range(len(self.corpus)), key=lambda number: len(self.text(number)))
+        chosen = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+        self.numbers = [order[place] for place in chosen]
+        self.texts = [self.text(number) for number in self.numbers]
+        self.sounds = [self.corpus.media(number, geometry)[0] for number in self.numbers]
+        self.seconds = sum(len(sound) for sound in self.sounds) / geometry.sample_rate
+
+    def text(self, number: int) -> str:
+        """The sentence of a recording."""
+        text = self.corpus.item(number).text
+        assert text is not None
+        return text
+
+    def rebuild(self, tokenizer) -> list[torch.Tensor]:
+        """The recordings after encode and decode."""
+        return [
+            tokenizer.decode(tokenizer.encode(sound[None, None]).codes)[0, 0, : len(sound)] for sound in self.sounds
+        ]
+
+    def unknown_words(self, known) -> dict[str, str]:
+        """Pronunciations of words that pocketsphinx does not know, from all sentences' alignments."""
+        found: dict[str, str] = {}
+        for number in range(len(self.corpus)):
+            timed = self.corpus.alignment(number)
+            assert timed is not None
+            found |= pronunciations(written_words(self.text(number)), timed.units)
+        return {word: phones for word, phones in found.items() if not known(word)}
+
+
+class Speaker:
+    """A model that speaks with one voice; text i has the seed of the speaker plus i."""
+
+    def __init__(self, model, label: str, seed: int, settings: dict):
+        self.model, self.seed, self.settings = model, seed, settings
+        self.label = {"label": label} if model.labels else {}
+
+    def say(self, texts: list[str], each: int = BATCH) -> list:
+        """A result for each text."""
+        found = []
+        for start in tqdm(range(0, len(texts), each), "speaking", unit="batch", leave=False):
+            part = texts[start : start + each]
+            label = {name: [value] * len(part) for name, value in self.label.items()}
+            result = self.model.generate(text=part, seed=self.seed + start, **label, **self.settings)
+            found += [result[number] for number in range(len(part))]
+        return found
+
+    def stream(self, text: str):
+        """The chunks of a text."""
+        return self.model.stream(text=text, seed=self.seed, **self.label, **self.settings)
+
+
+def fidelity(made: list[torch.Tensor], recordings: list[torch.Tensor], sample_rate: int) -> dict:
+    """Means of STOI and PESQ over pairs of samples [N], without those they are not defined for."""
     report: dict = {}
     for name, score in (("stoi", stoi), ("pesq", pesq)):
         scores = [score(a, b, sample_rate) for a, b in zip(made, recordings, strict=True)]
         known = [value for value in scores if value is not None]
         report[name] = statistics.mean(known)
         report[f"{name}_undefined"] = len(scores) - len(known)
+    return report
+
+
+def opinions(sounds: dict[str, list[torch.Tensor]], sample_rate: int) -> dict | str:
+    """Mean and deviation of DNSMOS by group."""
     judge = MOSJudge.find()
     if judge is None:
-        print("without DNSMOS: pip install --no-deps speechmos && pip install onnxruntime", file=sys.stderr)
-        return report
-    for name, sounds in (("dnsmos", made), ("dnsmos_of_recordings", recordings)):
-        scores = [judge.overall(sound, sample_rate) for sound in sounds]
-        report[name] = statistics.mean(scores)
-        report[f"{name}_deviation"] = statistics.stdev(scores)
+        return "not measured: pip install --no-deps speechmos && pip install onnxruntime"
+    report = {}
+    for name, group in sounds.items():
+        scores = [judge.overall(sound, sample_rate) for sound in group]
+        report[name] = {"mean": statistics.mean(scores), "deviation": statistics.stdev(scores)}
     return report
+
+
+def heard(test: TestSet, sounds: dict[str, list[torch.Tensor]], sample_rate: int) -> dict:
+    """What pocketsphinx hears, by group."""
+    free = Recogniser()
+    texts = [test.text(number) for number in range(len(test.corpus))]
+    picker = SentenceRecogniser(texts, test.unknown_words(free.knows))
+    total = sum(len(plain_words(text)) for text in test.texts)
+    report: dict = {"word_error": {}, "identified": {}}
+    for name, group in sounds.items():
+        errors = right = 0
+        for number, text, sound in zip(
+            test.numbers, test.texts, tqdm(group, f"listening to {name}", leave=False), strict=True
+        ):
+            samples = resample(sound[None].float(), sample_rate, LISTENER_RATE)[0].numpy()
+            errors += word_errors(plain_words(text), free.words(samples))
+            right += picker.sentence(samples) == number
+        report["word_error"][name] = errors / total
+        report["identified"][name] = right / len(group)
+    return report
+
+
+def tail(sound: torch.Tensor) -> int:
+    """Samples of silence at the end."""
+    loud = (sound.abs() > QUIET).nonzero()
+    return len(sound) - (int(loud[-1]) + 1 if len(loud) else 0)
+
+
+def count_words(speaker: Speaker, training: str, label: str, count: int) -> dict:
+    """Missing and doubled words in hard texts, by kind, and in recordings of the source voice."""
+    counter = WordCounter.train(read_recordings(training, label, 200))
+    report: dict = {}
+    tally: Counter[tuple[str, str]] = Counter()
+    for samples, timed in read_recordings(training, label, 100, skip=200):
+        add(tally, "recordings", counter.judge(samples, timed.units))
+    share = count / sum(COUNTS.values())
+    texts = hard_sentences(speaker.seed, {kind: max(1, round(share * each)) for kind, each in COUNTS.items()})
+    rate = speaker.model.tokenizer.spec.geometry.sample_rate
+    for item, result in zip(texts, speaker.say([item.text for item in texts]), strict=True):
+        samples = resample(result.media[0].float(), rate, LISTENER_RATE)[0]
+        add(tally, item.kind, counter.judge(samples, speaker.model.text.units(item.text)))
+        tally[item.kind, "did not end"] += not result.ended[0]
+    for (kind, name), value in tally.items():
+        report.setdefault(kind, {})[name] = value
+    return report
+
+
+def add(tally: Counter[tuple[str, str]], kind: str, found) -> None:
+    """Count the faults of a text."""
+    for name, value in (
+        ("texts", 1),
+        ("words", found.words),
+        ("missing", len(found.missing)),
+        ("doubled", len(found.doubled)),
+    ):
+        tally[kind, name] += value
+
+
+def speed(speaker: Speaker, texts: list[str]) -> dict:
+    """Of single sentences on one thread; medians of five sentences of middle length, and of a paragraph."""
+    middle = texts[len(texts) // 2 - 2 : len(texts) // 2 + 3]
+    speaker.say(middle[:1], 1)
+    factors, firsts = [], []
+    for text in middle:
+        started = time.perf_counter()
+        result = speaker.say([text], 1)[0]
+        factors.append((time.perf_counter() - started) / result.seconds)
+        started = time.perf_counter()
+        next(iter(speaker.stream(text)))
+        firsts.append(time.perf_counter() - started)
+    paragraph = hard_sentences(speaker.seed, {"paragraphs": 1})[0].text
+    peaks, samples, started = [], 0, time.perf_counter()
+    for chunk in speaker.stream(paragraph):
+        samples += chunk.shape[-1]
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    seconds = samples / speaker.model.tokenizer.spec.geometry.sample_rate
+    return {
+        "real_time_factor": statistics.median(factors),
+        "first_audio_seconds": statistics.median(firsts),
+        "paragraph_words": len(paragraph.split()),
+        "paragraph_seconds": seconds,
+        "paragraph_real_time_factor": (time.perf_counter() - started) / seconds,
+        "paragraph_more_megabytes": peaks[-1] - peaks[len(peaks) // 5],
+    }
 
 
 class MOSJudge:
