@@ -218,6 +218,20 @@ def test_frozen_parts_do_not_move_and_others_do(sounds, tmp_path):
         assert {name for name in changed if name.startswith("net." + moves)}, pattern
 
 
+def test_codes_are_final_once_encoder_and_quantizer_are_frozen(sounds, tmp_path):
+    """A language model can be trained on the codes of the first snapshot: later ones differ only in the decoder."""
+    data = everything(sounds, ema=0.9, snapshot_every=1)
+    data["stages"][1] |= {"freeze": ["encoder", "quantizer"], "terms": ["mel"]}
+    run(data, tmp_path / "a")
+    audio = 0.1 * torch.randn(1, 1, 4000, generator=torch.Generator().manual_seed(0))
+    first, *later = [load_tokenizer(tmp_path / "a" / name) for name in ("snapshot-4", "snapshot-6", "")]
+    for one in later:
+        assert torch.equal(first.encode(audio).codes, one.encode(audio).codes)
+        for name, weight in first.net.encoder.named_parameters():
+            assert torch.equal(weight, one.net.encoder.get_parameter(name)), name
+    assert not torch.equal(first.decode(first.encode(audio).codes), later[-1].decode(later[-1].encode(audio).codes))
+
+
 def test_terms_of_a_stage_are_the_ones_that_are_on(sounds, tmp_path):
     _, lines = run(everything(sounds), tmp_path / "a")
     named = [

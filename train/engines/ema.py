@@ -47,6 +47,12 @@ class WeightAverage(Generic[M]):
         for name, average in self.model.named_parameters():
             average.copy_(weights[name])
 
+    @torch.no_grad()
+    def settle(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights that change no more, so that the average does not approach them over many steps."""
+        for name, weight in weights.items():
+            self.model.get_parameter(name).copy_(weight)
+
     @property
     def num_bytes(self) -> int:
         """Size of the file that `save` writes; 0 with decay 0, which is not saved."""

@@ -257,6 +257,7 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
         stage, settings = self.config.stages[number], self.config.train
         assert isinstance(stage, TrainStageConfig)
         begin_stage(self.config, self.objective, number)
+        self.average.settle({name: own for name, own in self.objective.net.named_parameters() if not own.requires_grad})
         warmup = settings.warmup_steps if stage.warmup_steps is None else stage.warmup_steps
         changes = {"steps": stage.steps, "lr": stage.lr or settings.lr, "warmup_steps": warmup}
         own = settings.model_copy(update=changes)
