@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from .units import is_silent
+
 LEXICON_FILE = "lexicon.tsv"
 MAX_LEXICON_BYTES = 16 << 20
 
@@ -47,7 +49,7 @@ def parse_lexicon(content: bytes, where: str, split: Callable[[str], list[str]])
             units = split(phonemes[0])
         except ValueError as error:
             raise ValueError(f"{where}:{number}: {error}") from None
-        if not any(unit[-1].isalpha() for unit in units):
+        if all(is_silent(unit) for unit in units):
             raise ValueError(f"{where}:{number}: {phonemes[0][:60]!r} has no sound")
         words[word.replace("’", "'")] = " ".join(phonemes[0].split())
     return words
