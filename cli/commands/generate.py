@@ -7,7 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from ..option_groups import ImageOptions, LexiconOption, ModelOptions, OutputOptions, SampleOptions, SubtitleOptions, with_groups
+from ..option_groups import (
+    ImageOptions,
+    LexiconOption,
+    ModelOptions,
+    OutputOptions,
+    SampleOptions,
+    SubtitleOptions,
+    with_groups,
+)
 from ..option_limits import MAX_BATCH, MAX_FRAMES
 from ..setting_options import SETTINGS
 

@@ -1,8 +1,8 @@
 """A user's lexicon: how words are spoken that the text front end does not know, or reads in another way.
 
-    # a word, a tab, its phonemes
-    Tessera	tˈɛsəɹə
-    GIF	ʤˈɪf
+# a word, a tab, its phonemes
+Tessera	tˈɛsəɹə
+GIF	ʤˈɪf
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ class Lexicon:
     """Words and their phonemes.
 
     Args:
-        text: UTF-8 lines sorted by their bytes: word, phonemes, and USE=phonemes of a certain use of the word, separated
-            by tabs.
+        text: UTF-8 lines sorted by their bytes: word, phonemes, and USE=phonemes of a certain use of the word,
+            separated by tabs.
     """
 
     def __init__(self, text: bytes):
