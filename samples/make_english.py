@@ -43,7 +43,7 @@ from ..tokenize.text.english.normalization import clean, pieces_of
 from ..tokenize.text.english.stress import remove
 from ..tokenize.text.english.unknown_words import LETTERS, SOUNDS, LettersToSounds, letter_ids
 from ..tokenize.text.english.word_uses import BUCKETS, CLASSES, features
-from ..tokenize.text.phoneme_symbols import phoneme_units
+from ..tokenize.text.phoneme_symbols import CONSONANTS, phoneme_units
 from ..tokenize.text.units import is_silent
 
 LICENSES = """english.zip, the data of Tessera's English front end, made by samples/make_english.py from:
@@ -142,11 +142,12 @@ def make_lexicon() -> bytes:
     entries = read_misaki()
     known = {word.lower() for word in entries}
     names = {letter: remove(entries[letter.upper()][""]) for letter in LETTERS if letter != "'"}
-    added = {
-        word: {"": phonemes}
-        for word, phonemes in read_cmudict().items()
-        if word not in known and remove(phonemes) != "".join(names.get(letter, "") for letter in word)
-    }
+    added = {}
+    for word, phonemes in read_cmudict().items():
+        spelled = remove(phonemes) == "".join(names.get(letter, "") for letter in word)
+        derived = any(_consonants(phonemes) == _consonants(entry[""]) for entry in _derived(word, entries))
+        if word not in known and not spelled and not derived:
+            added[word] = {"": phonemes}
     kept = without_derived({**entries, **added})
     print(f"lexicon: {len(entries)} words of misaki and {len(added)} of cmudict, {len(kept)} not derived by rules")
     lines = []
@@ -173,6 +174,10 @@ def _derived(word: str, kept: dict[str, Entry]) -> Iterator[Entry]:
                 if form in kept:
                     yield {use: ending(phonemes) for use, phonemes in kept[form].items()}
                     return
+
+
+def _consonants(phonemes: str) -> str:
+    return "".join(symbol for symbol in phonemes.replace("T", "t") if symbol in CONSONANTS)
 
 
 def _reduced(entry: Entry) -> Entry:

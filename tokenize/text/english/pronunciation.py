@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from ..phoneme_symbols import CONSONANTS, MARKS, SECONDARY
 from . import stress
 from .lexicon import Lexicon, add_s, by_use
+from .number_words import ONES, SCALES, TENS
 from .tables import GREEK
 
 Uses = Callable[[Sequence[str], int], str]
@@ -28,6 +29,7 @@ _SPELLED = frozenset(
     "SEO TA TV UN UPS US WHO".split()
 )
 """Short words in capitals that are spelled although the lexicon has them as words."""
+NUMBERS = frozenset((*ONES, *TENS, *SCALES, "hundred"))
 _SOUNDS = frozenset(stress.VOWELS + CONSONANTS)
 """What the weak forms before a word depend on; the article ɐ leaves it to what follows."""
 
@@ -93,6 +95,8 @@ class Pronouncer:
                 return "ˌI"
             case "am" if word == "am":
                 return "æm" if before_vowel is None else "ɐm"
+            case "point" if 0 < place < len(words) - 1 and words[place - 1] in NUMBERS and words[place + 1] in ONES:
+                return "pYnt"
             case "used":
                 follows = words[place + 1].lower() if place + 1 < len(words) else ""
                 return "jˈust" if follows == "to" and self.uses(words, place) != "PARTICIPLE" else "jˈuzd"
@@ -123,7 +127,7 @@ class Pronouncer:
         return self._unknown(word) if word.islower() else self._in_parts(word)
 
     def _hyphenated(self, parts: list[str]) -> str | None:
-        said = [phonemes for phonemes in map(self.word, parts) if phonemes]
+        said = [phonemes for phonemes in self(parts) if phonemes]
         if all(len(part) == 1 or (len(part) == 3 and part.endswith("'s")) for part in parts):
             return stress.spelled(said) or None
         return stress.compound(said) or None
