@@ -62,7 +62,7 @@ def test_most_words_are_pronounced_as_written(english):
         said = "".join(found[0]).translate(REDUCED)
         if said not in {form.translate(REDUCED) for form in phonemes}:
             wrong.append((text, said))
-    assert len(wrong) <= 12, wrong
+    assert len(wrong) <= 11, wrong
 
 
 def test_function_words_follow_their_neighbours(english):
@@ -145,7 +145,7 @@ def test_bisection_finds_what_a_dictionary_has(words):
     ("word", "phonemes"),
     [
         *(("cats", "kˈæts"), ("churches'", "ʧˈɜɹʧᵻz"), ("flummoxing", "flˈʌmɑksɪŋ"), ("Freud's", "fɹˈYdz")),
-        *(("texted", "tˈɛkstᵻd"), ("wolves'", "wˈʊlvz"), ("photocopied", "fˈOTOkˌɑpid")),
+        *(("texted", "tˈɛkstᵻd"), ("wolves'", "wˈʊlvz"), ("photocopied", "fˈOTəkˌɑpid")),
     ],
 )
 def test_inflected_forms(word, phonemes, english):
