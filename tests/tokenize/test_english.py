@@ -74,6 +74,7 @@ def test_function_words_follow_their_neighbours(english):
     assert said("a cat, plan A") == "ɐ|kˈæt,|plˈæn|ˈA"
     assert said("U.S. us US") == "jˌuˈɛs|ˌʌs|jˌuˈɛs"
     assert said("STOP THE CAR") == said("stop the car")
+    assert said("an A-bomb at 5:45, on the 21st") == "ɐn|ˈAbˌɑm|æt|fˈIv|fˌɔɹTifˈIv,|ˌɔn|ðə|twˈɛntifˌɜɹst"
 
 
 def test_written_words_keep_their_place(english):
@@ -90,6 +91,7 @@ def test_written_words_keep_their_place(english):
 def test_what_cannot_be_read_is_named(english):
     assert english.unread("Hello ☃ 你好 Ещё ☃, world") == ["☃", "你好", "Ещё"]
     assert english.unread("café – “naïve”, ½ 3² π Ω • ™ (…)") == []
+    assert english.read("Hello, 你-好. Bye") == "Hello , . Bye" and english.num_characters("你好.") == 0
 
 
 def test_number_words():

@@ -133,6 +133,7 @@ def test_characters_are_those_of_the_corpus(characters):
     assert characters.unread("Hello x ☃ y") == ["x", "☃", "y"]
     assert characters.units("Hexllo") == characters.units("Hello")
     assert characters.decode(characters.encode("It's fine.")) == "It's fine."
+    assert characters.num_characters("It's ☃.") == 7 and characters.num_characters("☃.") == 0
 
 
 def test_characters_of_words(lower):
@@ -166,6 +167,12 @@ def test_explicit_phonemes(phonemes):
     assert phoneme_units("“kˈæt” (dˈɔɡ)") == ["|", "k", "ˈæ", "t", "|", "|", "|", "d", "ˈɔ", "ɡ", "|"]
     unknown: list[str] = []
     assert phoneme_units("kʘt", unknown) == ["k", "t"] and unknown == ["ʘ"]
+
+
+def test_phonemes_of_alignments_in_other_ipa(phonemes):
+    assert phonemes.encode_units(["oʊ", "tʃ", "ˈn", "ˌᵊ", "ɾ"]) == phonemes.encode_units(["O", "ʧ", "n", "ˌə", "T"])
+    with pytest.raises(ValueError, match="does not have the unit 'ɚ' and 'sil'"):
+        phonemes.encode_units(["|", "ɚ", "sil"])
 
 
 def test_english_units_are_single_symbols():

@@ -54,6 +54,12 @@ class CharacterText(UnitText):
         """See TextTokenizer."""
         return normalise(text, self.config.normalise)
 
+    def num_characters(self, text: str) -> int:
+        """See TextTokenizer."""
+        units = split_characters(self.read(text))
+        spoken = (form for unit in units for form in _forms(unit) if form in self._ids and not is_silent(form))
+        return super().num_characters(text) if any(spoken) else 0
+
     def spell(self, text: str) -> str:
         """See TextTokenizer."""
         return spell(text, self.config.normalise)

@@ -47,7 +47,7 @@ class Lexicon:
             for stem, ending in inflection(word):
                 found = self._with_case(stem)
                 if found is not None:
-                    return {use: ending(phonemes) for use, phonemes in found.items()}
+                    return inflect(found, ending)
         return None
 
     def _with_case(self, word: str) -> Entry | None:
@@ -105,6 +105,13 @@ def _add_ing(stem: str) -> str:
     return stem[:-1] + "Tɪŋ" if len(stem) > 1 and stem[-1] == "t" and stem[-2] in FLAPPING else stem + "ɪŋ"
 
 
+def inflect(entry: Entry, ending: Callable[[str], str]) -> Entry:
+    """What an ending makes of the entry of a stem; -ed and -ing follow verbs only."""
+    if ending in (_add_d, _add_ing):
+        return {"": ending(by_use(entry, "VERB"))}
+    return {use: ending(phonemes) for use, phonemes in entry.items()}
+
+
 def _genitive(word: str) -> Inflection:
     """owner's, owners', wolves'."""
     if word.endswith("'s"):
@@ -117,7 +124,7 @@ def _with_s(word: str) -> Inflection:
         return []
     stems = [word[:-1]]
     if len(word) > 4 and word.endswith("ies"):
-        stems.append(word[:-3] + "y")
+        stems.insert(0, word[:-3] + "y")
     elif len(word) > 4 and word.endswith("es"):
         stems.append(word[:-2])
     return [(stem, add_s) for stem in stems]
@@ -128,7 +135,7 @@ def _with_d(word: str) -> Inflection:
         return []
     stems = [word[:-1], *_undoubled(word[:-2])]
     if len(word) > 4 and word.endswith("ied"):
-        stems.append(word[:-3] + "y")
+        stems.insert(0, word[:-3] + "y")
     return [(stem, _add_d) for stem in stems]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import number_rules, word_rules
+from .pronunciation import plain_letters
 from .word_rules import WORD
 
 _EXPLICIT = re.compile(r"\[\[([^\[\]\n]{0,1000})\]\]")
@@ -92,7 +93,9 @@ def _piece(text: str, place: int) -> Piece:
         if (found := pattern.match(text, place)) and (spoken := speak(found)) is not None:
             return Piece(place, found.end(), tuple(spoken.split()))
     if first.isalpha() and (found := _WORD.match(text, place)):
-        return Piece(place, found.end(), (found[0].replace("’", "'"),))
+        if plain_letters(found[0]):
+            return Piece(place, found.end(), (found[0].replace("’", "'"),))
+        return Piece(place, found.end(), (), unread=True)
     if found := _APOSTROPHE_WORD.match(text, place):
         return Piece(place, found.end(), (found[0].replace("’", "'"),))
     return Piece(place, place + 1, (), unread=True)

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 
 from . import number_words
-from .number_words import cardinal, digit_words, number, ordinal, plural
+from .number_words import cardinal, digit_words, hyphenated, number, ordinal, plural
 from .tables import AREAS, CURRENCIES, MAGNITUDES, MONTH_OF, MONTHS, ONLY_TOUCHING, UNITS
 
 Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str | None]]
@@ -79,7 +79,7 @@ def _time(match: re.Match[str]) -> str | None:
         return None
     words = cardinal(hour)
     if minute:
-        words += f" {'oh ' if minute < 10 else ''}{cardinal(minute)}"
+        words += f" {'oh ' if minute < 10 else ''}{hyphenated(minute)}"
     elif not half and not second:
         words += " hundred" if hour > 12 or hour == 0 else " o'clock"
     if second:

@@ -39,13 +39,20 @@ def cardinal(number: int) -> str:
 
 
 def ordinal(number: int) -> str:
-    """first, twenty second, one hundred third; limits as `cardinal`."""
+    """first, twenty-second, one hundred third; limits as `cardinal`."""
     *before, last = cardinal(number).split()
     if last in _ORDINALS:
         last = _ORDINALS[last]
     else:
         last = last[:-1] + "ieth" if last.endswith("y") else last + "th"
+    if number % 10 and before and before[-1] in TENS:
+        last = f"{before.pop()}-{last}"
     return " ".join([*before, last])
+
+
+def hyphenated(number: int) -> str:
+    """A number below 100 as one word: forty-five."""
+    return cardinal(number).replace(" ", "-")
 
 
 def year(number: int) -> str:

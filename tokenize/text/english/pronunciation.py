@@ -121,15 +121,17 @@ class Pronouncer:
             return by_use(entry, use)
         if "-" in word:
             return self._hyphenated([part for part in word.split("-") if part])
-        plain = _plain_letters(word)
+        plain = plain_letters(word)
         if plain != word:
             return self.word(plain, use) if plain else None
         return self._unknown(word) if word.islower() else self._in_parts(word)
 
     def _hyphenated(self, parts: list[str]) -> str | None:
-        said = [phonemes for phonemes in self(parts) if phonemes]
+        said = [phonemes for phonemes in self(["[[ˈA]]" if part == "A" else part for part in parts]) if phonemes]
         if all(len(part) == 1 or (len(part) == 3 and part.endswith("'s")) for part in parts):
             return stress.spelled(said) or None
+        if len(said) == 2 and len(parts[0]) == 1:  # A-bomb
+            return said[0] + stress.weaken(said[1])
         return stress.compound(said) or None
 
     def _in_parts(self, word: str) -> str | None:
@@ -170,10 +172,13 @@ class Pronouncer:
         return self.unknown(letters)
 
 
-def _plain_letters(word: str) -> str:
-    """A word in the letters of English: without accents, and with pairs of letters for special ones."""
+def plain_letters(word: str) -> str:
+    """A word in the letters of English: without accents, and with pairs of letters for special ones; "" if it has
+    none."""
+    if word.isascii():
+        return word
     plain = unicodedata.normalize("NFKD", word.translate(_LATIN))
-    return "".join(letter for letter in plain if letter.isascii() and (letter.isalpha() or letter in "'-"))
+    return "".join(letter for letter in plain if letter.isascii() and (letter.isalpha() or letter in "'-")).strip("'-")
 
 
 def _as_if_not_shouted(words: Sequence[str]) -> Sequence[str]:
