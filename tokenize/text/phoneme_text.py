@@ -73,6 +73,16 @@ class PhonemeText(UnitText):
         """See TextTokenizer."""
         return self.front_end.normalize(text)
 
+    def encode_units(self, units: Iterable[str]) -> list[int]:
+        """See UnitText. A phoneme of English in other IPA (oʊ, tʃ, a stressed consonant), as alignments of other
+        sources have it, stands for the one in the table."""
+        return super().encode_units(unit if unit in self._ids else self._in_table(unit) for unit in units)
+
+    def _in_table(self, unit: str) -> str:
+        """The unit of the table that a phoneme in other IPA stands for; itself if there is none."""
+        found = phoneme_units(unit, []) if self.config.language == "en" else []
+        return found[0] if len(found) == 1 and not is_silent(unit) else unit
+
     def files(self) -> dict[str, bytes]:
         """See TextTokenizer."""
         data = {DATA_FILE: self.front_end.data} if isinstance(self.front_end, EnglishFrontEnd) else {}
