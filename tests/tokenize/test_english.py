@@ -148,6 +148,7 @@ def test_bisection_finds_what_a_dictionary_has(words):
     [
         *(("cats", "kˈæts"), ("churches'", "ʧˈɜɹʧᵻz"), ("flummoxing", "flˈʌmɑksɪŋ"), ("Freud's", "fɹˈYdz")),
         *(("texted", "tˈɛkstᵻd"), ("wolves'", "wˈʊlvz"), ("photocopied", "fˈOTəkˌɑpid")),
+        *(("bodies", "bˈɑdiz"), ("wanted", "wˈɑntᵻd"), ("separated", "sˈɛpəɹˌATᵻd"), ("towards", "tˈɔɹdz")),
     ],
 )
 def test_inflected_forms(word, phonemes, english):

@@ -116,6 +116,8 @@ ABBREVIATIONS = {
     **{"Ph.D": "P-H-D", "PhD": "P-H-D", "PhDs": "P-H-D's", "aka": "also known as", "AKA": "also known as"},
 }
 """`c.` and `v.` count only in front of a number and between names."""
+NEVER_LAST = {"e.g.", "i.e.", "vs.", "v.", "cf.", "viz.", "approx.", "est.", "ca.", "c.", "incl.", "excl."}
+"""No sentence ends with these abbreviations."""
 BEFORE_NUMBERS = {
     **{"no": "number", "nos": "numbers", "p": "page", "pp": "pages", "fig": "figure", "figs": "figures"},
     **{"vol": "volume", "vols": "volumes", "ch": "chapter", "chap": "chapter", "sec": "section", "eq": "equation"},

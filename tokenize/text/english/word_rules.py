@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from .number_rules import END, Rule, alternatives, is_ending
-from .number_words import cardinal, code_number, ordinal
+from .number_words import cardinal, code_number, digit_words, ordinal
 from .tables import (
     ABBREVIATIONS,
     ALWAYS_TITLES,
@@ -20,6 +20,7 @@ from .tables import (
     GREEK,
     MARKS_AS,
     MONTH_OF,
+    NEVER_LAST,
     NUMBERED,
     REIGNING,
     STREETS,
@@ -53,7 +54,8 @@ def _title(match: re.Match[str]) -> str | None:
 
 
 def _abbreviation(match: re.Match[str]) -> str:
-    return ABBREVIATIONS[match[0]] + (" ." if match[0].endswith(".") and is_ending(match) else "")
+    ends = match[0].endswith(".") and match[0] not in NEVER_LAST and is_ending(match)
+    return ABBREVIATIONS[match[0]] + (" ." if ends else "")
 
 
 def _before_number(match: re.Match[str]) -> str:
@@ -97,9 +99,11 @@ def _roman_value(numeral: str) -> int:
 
 
 def _code(match: re.Match[str]) -> str:
-    """A380, B-52, MP3, GPT-4, v2."""
+    """A380, B-52, MP3, GPT-4, v2.0."""
     numeral = re.fullmatch("[IVXL]+|v", match[1])
-    return f"{'-'.join(match[1].upper()) if numeral else match[1]} {code_number(match[2])}"
+    whole, *parts = match[2].split(".")
+    number = " point ".join([code_number(whole), *map(digit_words, parts)])
+    return f"{'-'.join(match[1].upper()) if numeral else match[1]} {number}"
 
 
 def _address(match: re.Match[str]) -> str:
@@ -169,7 +173,7 @@ WORD_RULES: list[Rule] = [
     (re.compile(rf"(?:{LETTER}\.){{2,8}}(?:{LETTER}(?![^\W_]))?|[A-Z]\.[A-Z](?![^\W_])"), _initials),
     (re.compile(r"[A-Z]{1,4}&[A-Z]{1,4}(?![^\W_])"), _with_and),
     (re.compile(rf"({LETTER}{{1,30}})\s{_ROMAN}(?!\w|['’-]\w)"), _roman_after_noun),
-    (re.compile(rf"([A-Z]{{1,5}}|v)-?([0-9]{{1,6}}){END}"), _code),
+    (re.compile(rf"([A-Z]{{1,5}}|v)-?([0-9]{{1,6}}(?:\.[0-9]{{1,6}}){{0,3}}){END}"), _code),
     (re.compile(r"[\u0370-\u03ff\u00b5](?![^\W\d_])"), _greek),
 ]
 """Begin with a letter."""
