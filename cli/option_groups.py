@@ -22,6 +22,11 @@ from .setting_options import check_settings, setting_option
 
 WEIGHTS_HELP = "Storage of the weight matrices: float32, bfloat16, int8 or int4; fewer bits are faster."
 
+LexiconOption = Annotated[
+    Path | None,
+    typer.Option(help="Pronunciations for models that speak phonemes: a word, a tab, its phonemes on each line."),
+]
+
 
 @dataclass(frozen=True)
 class SampleOptions:

@@ -22,6 +22,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: StorageName | torch.dtype = "float32",
     weights: WeightsName | None = None,
+    lexicon: str | Path | None = None,
 ) -> Model:
     """Load a model directory or a bundled model.
 
@@ -32,14 +33,21 @@ def load(
         weights: storage of its matrices, "float32", "bfloat16", "int8" or "int4"; fewer bits make generation faster
             (see lm/quantization/packed_linear.py). None: dtype, and small models use a fast path on the CPU
             (lm/quantization/cpu_fast_decode.py).
+        lexicon: a file with a word, a tab and its phonemes on each line, for models that speak phonemes; added to the
+            model's own.
     Raises:
         ValueError: no such directory or bundled model; the message names the bundled ones. FileNotFoundError,
-            ValueError: an incomplete model directory, or an unavailable device.
+            ValueError: an incomplete model directory, an unavailable device, or an unusable lexicon.
     """
     where = choose_device(device)
     loaded = load_model(find_model(model), where, dtype, weights)
     lm = loaded.lm if weights else enable_fast_cpu_decode_(loaded.lm)
-    return Model(lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults, name=str(model))
+    text = loaded.text
+    if lexicon is not None:
+        if text is None:
+            raise ValueError(f"a lexicon was given, but '{model}' reads no text; leave it out")
+        text = text.with_lexicon(lexicon)
+    return Model(lm, loaded.tokenizer, text, loaded.labels, loaded.defaults, name=str(model))
 
 
 def find_model(model: str | Path) -> Path:

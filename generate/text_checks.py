@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..tokenize.spec import AudioGeometry
-from ..tokenize.text.coverage import unseen_in
+from ..tokenize.text.coverage import named, unseen_in
 from .parts import ModelParts
 from .requests.conditions import ConditionInputs
 from .requests.keyword_types import Settings
@@ -23,8 +23,10 @@ def unseen_text(parts: ModelParts, text: str | Sequence[str] | None) -> list[str
     if text is None or parts.text is None:
         return []
     texts = [text] if isinstance(text, str) else list(text)
+    unread = dict.fromkeys(part for one in texts for part in parts.text.unread(one))
+    left_out = f"the text tokenizer cannot read {named(list(unread))}, which is left out" if unread else None
     unseen = unseen_in(texts, parts.text, parts.defaults.text_seen)
-    return [] if unseen is None else [unseen]
+    return [warning for warning in (left_out, unseen) if warning is not None]
 
 
 def start_codes(

@@ -59,7 +59,8 @@ tokenize/public                    -
 tokenize/quantizers                quantizers/codebooks quantizers/combinators
 tokenize/quantizers/codebooks      quantizers
 tokenize/quantizers/combinators    . quantizers quantizers/codebooks
-tokenize/text                      -
+tokenize/text                      text/english
+tokenize/text/english              text
 train/align                        -
 train/common                       distributed
 train/discriminators               distributed engines
@@ -79,7 +80,7 @@ CORE_WITH_ONE_HOME = {"sentencepiece", "soundfile", "PIL"}
 OPTIONAL = {
     *("deepspeed", "flash_attn", "xformers", "transformers", "ray", "fastapi", "tensorboard", "matplotlib"),
     *("sklearn", "skimage", "pystoi", "pesq", "prdc", "pocketsphinx", "scipy"),
-    *("constriction", "torchmetrics", "auraloss", "av", "onnx", "onnxruntime", "hibari"),
+    *("constriction", "torchmetrics", "auraloss", "av", "onnx", "onnxruntime", "hibari", "espeakng_loader"),
 }
 OTHER_PACKAGES = {"torch", "numpy", "safetensors", "pydantic", "yaml", "typer", "tqdm"}
 

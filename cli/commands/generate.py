@@ -7,7 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from ..option_groups import ImageOptions, ModelOptions, OutputOptions, SampleOptions, SubtitleOptions, with_groups
+from ..option_groups import (
+    ImageOptions,
+    LexiconOption,
+    ModelOptions,
+    OutputOptions,
+    SampleOptions,
+    SubtitleOptions,
+    with_groups,
+)
 from ..option_limits import MAX_BATCH, MAX_FRAMES
 from ..setting_options import SETTINGS
 
@@ -36,6 +44,7 @@ def generate(
     prompt_frames: Annotated[
         int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only the first frames of the prompt.")
     ] = None,
+    lexicon: LexiconOption = None,
     unconditional: Annotated[bool, typer.Option("--unconditional", help="Generate without text or label.")] = False,
     max_seconds: Annotated[float | None, typer.Option(help="Maximum length of audio, instead of --max-frames.")] = None,
     frames: Annotated[
@@ -61,7 +70,7 @@ def generate(
     from ...generate.loading import load
     from ..make_samples import label_of, make_samples
 
-    loaded = load(model, loading.device, weights=loading.weights)  # pyright: ignore[reportArgumentType]
+    loaded = load(model, loading.device, weights=loading.weights, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
     make_samples(
         loaded,
         max(len(text or ()), len(label or ()), len(voice or ()), 1) * samples.n,

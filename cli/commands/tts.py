@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..option_groups import ModelOptions, OutputOptions, SampleOptions, SubtitleOptions, with_groups
+from ..option_groups import LexiconOption, ModelOptions, OutputOptions, SampleOptions, SubtitleOptions, with_groups
 from ..option_limits import MAX_FRAMES
 
 MAX_STDIN_BYTES = 1 << 20
@@ -30,6 +30,7 @@ def tts(
     voice_frames: Annotated[
         int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only the first frames of the recording.")
     ] = None,
+    lexicon: LexiconOption = None,
     max_seconds: Annotated[float | None, typer.Option(help="Maximum length.")] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Write the .wav during generation; -o - does so to stdout.")
@@ -54,7 +55,7 @@ def tts(
     from ..streaming_output import stream_audio_to
 
     text = _read_stdin() if text == "-" else text
-    loaded = load(model, loading.device, weights=loading.weights)  # pyright: ignore[reportArgumentType]
+    loaded = load(model, loading.device, weights=loading.weights, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
     if loaded.spec.geometry.kind != "audio" or loaded.text is None:
         raise ValueError(f"model '{model}' does not turn text into audio; for images use: tessera image")
     call = {

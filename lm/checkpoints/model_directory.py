@@ -5,7 +5,8 @@
     clusters/            of coarse labels, if the LM predicts them or is their refiner
     coarse.safetensors   the weights of the LM of the coarse labels, next to those of its refiner
     tokenizer/           the frozen tokenizer
-    text.model           the text tokenizer, if text is used and needs a file; units.json: that of one with units
+    text.model           the text tokenizer, if text is used and needs a file
+    units.json           that of one with units; lexicon.tsv and english.zip beside it for phonemes
     README.md            the model card
     fingerprint.json     size and SHA-256 of everything but the card (fingerprint.py)
 

@@ -76,6 +76,23 @@ def test_a_trained_model_speaks_its_text(spoken, tmp_path):
         model.generate("ab", label="a", num_frames=3)
 
 
+def test_a_model_of_phonemes_reads_english(spoken, tmp_path):
+    """Its units are those of the alignments it was trained on, its model directory has the data of the front end."""
+    units = ("|", "ə", "ˈn", "|")  # a stressed consonant, as some alignments have it
+    for part in ("train", "test"):
+        change(spoken / part, lambda i, length: Alignment(units, frames_for(length)), texts="An a. " * 9)
+    condition = {"kind": "aligned", "layers": 1, "text": {"kind": "phonemes", "language": "en"}}
+    assert run(spoken, tmp_path / "run", lm=LM | {"conditions": [condition]}, steps=2)
+    folder = tmp_path / "run" / "model"
+    assert {"units.json", "lexicon.tsv", "english.zip"} <= {path.name for path in folder.iterdir()}
+    (tmp_path / "words.tsv").write_text("Lee\tkˈæt\n", encoding="utf-8")
+    model = load(folder, lexicon=tmp_path / "words.tsv")
+    found = model.generate("Dr. Lee paid $5, 日.", seed=3)
+    assert "".join(found.alignment.units) == "|dˈɑktəɹ|kˈæt|pˈAd|fˈIv|dˈɑləɹz.|"
+    assert [one.word for one in found.alignment.words] == ["Dr.", "Lee", "paid", "$5,"]
+    assert any("cannot read '日', which is left out" in warning for warning in found.warnings)
+
+
 def test_packed_items_are_trained_on(spoken, tmp_path):
     """That the loss is that of padded items is a law of the model (tests/lm/test_aligned.py)."""
     assert run(spoken, tmp_path / "run", {"packing": {"kind": "best_fit", "steps": 40}}, steps=2)

@@ -60,6 +60,10 @@ class TextTokenizer:
         """The normalized text, of any length; normalization is idempotent."""
         raise NotImplementedError
 
+    def characters(self, text: str) -> str:
+        """The characters of a text by which it is like or unlike the training texts."""
+        return self.read(text)
+
     def spell(self, text: str) -> str:
         """The text with numbers spelled out but punctuation kept, for splitting it into chunks."""
         return text
@@ -71,6 +75,17 @@ class TextTokenizer:
     def unread(self, text: str) -> list[str]:
         """The parts of a text that have no ids and are left out, each once; none for tokenizers that read all text."""
         return []
+
+    def with_lexicon(self, path: str | Path) -> TextTokenizer:
+        """This tokenizer with the words of a user's lexicon file added (user_lexicon.py).
+
+        Raises:
+            FileNotFoundError: there is no such file. ValueError: a line is wrong, or the kind reads no lexicon.
+        """
+        raise ValueError(
+            f"a lexicon was given, but the model's text tokenizer '{self.config.kind}' does not speak phonemes; leave "
+            "it out"
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> normalized text (invalid UTF-8 becomes U+FFFD). Raises ValueError if an id is out of range."""

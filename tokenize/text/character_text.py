@@ -41,11 +41,24 @@ class CharacterText(UnitText):
             units = []
             for unit in split_characters(normalise(written, self.config.normalise)):
                 known = next((form for form in _forms(unit) if form in self._ids), None)
-                if known is None and not unicodedata.category(unit[0]).startswith("P"):
+                if known is not None:
+                    units.append(known)
+                elif unicodedata.category(unit[0]).startswith("P"):
+                    units.append(WORD_BOUNDARY)
+                else:
                     unread[unit] = None
-                units.append(known or WORD_BOUNDARY)
             words.append(SpokenWord(written, units))
         return Reading(words, list(unread))
+
+    def read(self, text: str) -> str:
+        """See TextTokenizer."""
+        return normalise(text, self.config.normalise)
+
+    def num_characters(self, text: str) -> int:
+        """See TextTokenizer."""
+        units = split_characters(self.read(text))
+        spoken = (form for unit in units for form in _forms(unit) if form in self._ids and not is_silent(form))
+        return super().num_characters(text) if any(spoken) else 0
 
     def spell(self, text: str) -> str:
         """See TextTokenizer."""

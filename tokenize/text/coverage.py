@@ -37,7 +37,7 @@ def seen_in(texts: Iterable[str], reader: TextTokenizer) -> TextSeen | None:
     characters: set[str] = set()
     words: set[str] = set()
     for text in texts:
-        characters.update(reader.read(text))
+        characters.update(reader.characters(text))
         if len(words) <= MAX_WORDS:
             words.update(_words(text))
     if not characters:
@@ -60,7 +60,7 @@ def unseen_in(texts: Sequence[str], reader: TextTokenizer, seen: TextSeen | None
         if words:
             new.append(f"the word{'s' * (len(words) > 1)} {named(list(words))}")
     if known is not None:
-        read = (character for text in texts for character in reader.read(text))
+        read = (character for text in texts for character in reader.characters(text))
         characters = dict.fromkeys(character for character in read if character not in known)
         if characters:
             each = [f"{_shown(character)} (U+{ord(character):04X})" for character in characters]

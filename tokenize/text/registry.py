@@ -13,9 +13,11 @@ from ...configs.schema import check_config
 from .base import MAX_FILE_BYTES, TextTokenizer
 from .byte_text import ByteText, ByteTextConfig
 from .character_text import CharacterText, CharacterTextConfig, learn_characters
-from .phoneme_text import PhonemeText, PhonemeTextConfig, make_english
+from .english.front_end import DATA_FILE
+from .phoneme_text import PhonemeTextConfig, learn_phonemes, load_phonemes
 from .sentencepiece_text import MODEL_FILE, SentencePieceConfig, SentencePieceText, train_sentencepiece
 from .units import UNITS_FILE, UnitTable
+from .user_lexicon import LEXICON_FILE
 
 TextConfig = Annotated[
     ByteTextConfig | SentencePieceConfig | CharacterTextConfig | PhonemeTextConfig, Field(discriminator="kind")
@@ -24,13 +26,18 @@ TextConfig = Annotated[
 UnitTextConfig = Annotated[CharacterTextConfig | PhonemeTextConfig, Field(discriminator="kind")]
 """The kinds whose ids are units (units.py)."""
 
-FILES: dict[str, tuple[str, ...]] = {
-    "bytes": (),
-    "sentencepiece": (MODEL_FILE,),
-    "characters": (UNITS_FILE,),
-    "phonemes": (UNITS_FILE,),
-}
-"""The files of each kind in a model directory."""
+
+def file_names(config: TextConfig) -> tuple[str, ...]:
+    """The files that a text tokenizer needs in a model directory."""
+    match config:
+        case ByteTextConfig():
+            return ()
+        case SentencePieceConfig():
+            return (MODEL_FILE,)
+        case CharacterTextConfig():
+            return (UNITS_FILE,)
+        case PhonemeTextConfig():
+            return (UNITS_FILE, LEXICON_FILE, *((DATA_FILE,) if config.language == "en" else ()))
 
 
 def make_text(config: TextConfig, sentences: Iterable[str]) -> TextTokenizer:
@@ -49,13 +56,13 @@ def make_text(config: TextConfig, sentences: Iterable[str]) -> TextTokenizer:
         case CharacterTextConfig():
             return learn_characters(config, sentences)
         case PhonemeTextConfig():
-            return make_english(config)
+            return learn_phonemes(config, sentences)
 
 
 def load_text(folder: str | Path, config: TextConfig) -> TextTokenizer:
     """Load a text tokenizer written by `save`. FileNotFoundError: a file is missing. ValueError: it is unusable."""
     files = {}
-    for name in FILES[config.kind]:
+    for name in file_names(config):
         path = Path(folder) / name
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; the text tokenizer '{config.kind}' needs it")
@@ -76,7 +83,7 @@ def text_of_files(config: TextConfig, files: Mapping[str, bytes], folder: str | 
         case CharacterTextConfig():
             return CharacterText(config, _units(files, folder))
         case PhonemeTextConfig():
-            return PhonemeText(config, _units(files, folder))
+            return load_phonemes(config, _units(files, folder), files, folder)
 
 
 def _units(files: Mapping[str, bytes], folder: Path) -> tuple[str, ...]:

@@ -114,10 +114,9 @@ class UnitText(TextTokenizer):
         self.units(text)
         return self.read(text)
 
-    def read(self, text: str) -> str:
-        """See TextTokenizer: the units as text."""
-        units, words = arrange(self.reading(text).words)
-        return _as_text(units) if words else ""
+    def characters(self, text: str) -> str:
+        """See TextTokenizer: those of the units."""
+        return "".join(unit for word in self.reading(text).words for unit in word.units)
 
     def unread(self, text: str) -> list[str]:
         """See TextTokenizer."""
@@ -137,7 +136,7 @@ class UnitText(TextTokenizer):
         return units, words
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return _as_text([self.symbols[number] for number in ids])
+        return "".join(self.symbols[number] for number in ids).replace(WORD_BOUNDARY, " ").strip()
 
 
 def is_silent(unit: str) -> bool:
@@ -175,7 +174,3 @@ def _pause(silence: Sequence[str]) -> list[str]:
     marks = [unit for unit in silence if unit != WORD_BOUNDARY]
     mark = [max(marks, key=_STRENGTH.find)] if marks else []
     return mark + [WORD_BOUNDARY] * (len(marks) < len(silence))
-
-
-def _as_text(units: Sequence[str]) -> str:
-    return "".join(units).replace(WORD_BOUNDARY, " ").strip()

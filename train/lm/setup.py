@@ -20,7 +20,7 @@ from ...lm.models.transformer_lm import TransformerLM
 from ...tokenize.data.shard_reader import Shards
 from ...tokenize.spec import AudioGeometry, TokenSpec, check_same_tokenizer
 from ...tokenize.text.base import TextTokenizer
-from ...tokenize.text.registry import FILES, TextConfig, load_text, make_text, text_of_files
+from ...tokenize.text.registry import TextConfig, file_names, load_text, make_text, text_of_files
 from ...tokenize.text.units import UnitText
 from ...tokenize.tokenizer import Tokenizer, load_tokenizer
 from ..common.batch_sampler import mix
@@ -151,7 +151,7 @@ def _open_coarse(
 
 def _open_text(config: TextConfig, shards: Shards, folder: Path, world: ProcessGroup) -> TextTokenizer:
     """Load the text tokenizer in `folder`; if there is none, the first process makes one without writing it."""
-    if world.share(all((folder / name).is_file() for name in FILES[config.kind])):
+    if world.share(all((folder / name).is_file() for name in file_names(config))):
         return load_text(folder, config)
 
     def make() -> dict[str, bytes] | None:

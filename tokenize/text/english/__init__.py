@@ -1,0 +1,1 @@
+"""The English front end: text as spoken words, and words as phonemes."""
