@@ -1,6 +1,6 @@
 """How good is the voice? The tokenizer's reconstructions of unseen sentences, beside the recordings themselves.
 
-    pip install -e ".[eval]" && pip install --no-deps speechmos && pip install onnxruntime
+    pip install -e ".[eval,bench]"
     python benchmarks/voice_quality.py TOKENIZER [--corpus out/voice/corpus/test/sentences] [--count 200] [--json FILE]
         [--keep DIR]
 
@@ -76,7 +76,7 @@ def measure(made: list[torch.Tensor], recordings: list[torch.Tensor], sample_rat
         report[f"{name}_undefined"] = len(scores) - len(known)
     judge = MOSJudge.find()
     if judge is None:
-        print("without DNSMOS: pip install --no-deps speechmos && pip install onnxruntime", file=sys.stderr)
+        print("without DNSMOS: pip install 'tessera-lm[bench]'", file=sys.stderr)
         return report
     for name, sounds in (("dnsmos", made), ("dnsmos_of_recordings", recordings)):
         scores = [judge.overall(sound, sample_rate) for sound in sounds]
@@ -89,7 +89,7 @@ class MOSJudge:
     """The network "sig_bak_ovr" of DNSMOS P.835, run as speechmos runs it, without the packages that it imports."""
 
     def __init__(self, model: Path):
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
