@@ -187,7 +187,7 @@ def make_contenders(device: torch.device, layers: int = LAYERS, attention: str =
     for number, layer in enumerate(decoder.layers):  # the place in the cache
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = number
+                module.layer_idx = number  # pyright: ignore[reportArgumentType]
     contenders[0].weight_bytes = sum(parameter.nbytes for parameter in theirs.parameters())
     return contenders
 
