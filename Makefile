@@ -25,6 +25,7 @@ BIN := .venv/bin
 GPU_PYTHON ?= $(BIN)/python
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 INSTALLED := .venv/.installed
+# The extra eval, which tests use. What benchmarks alone use is the extra bench: pip install -e '.[eval,bench]'.
 EVAL_PACKAGES := scikit-learn scikit-image torchmetrics auraloss pystoi prdc pocketsphinx jiwer constriction pesq
 
 # One thread per process: tests start several processes, and their tensors are too small to be worth sharing out. Bytecode

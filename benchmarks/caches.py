@@ -25,6 +25,7 @@ import torch
 import tessera
 from tessera.generate.model import Model
 from tessera.lm.kv_cache.registry import read_cache
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.ops.loss import IGNORED, cross_entropy, report_loss
 from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus
 from tessera.tokenize.data.shard_reader import Shards
@@ -125,6 +126,8 @@ def measure(
 def read_stepwise(model: Model, items: CodesDataset, chosen: list[int], kind: str, batch: int) -> dict:
     """Loss over the chosen items, all of it and that of the last half of each item, and what the cache takes."""
     lm = model.lm
+    if not isinstance(lm, TokenLM):
+        raise ValueError(f"{model.name}: only causal models have a KV cache, and this one is a {type(lm).__name__}")
     sums, counts = torch.zeros(2, lm.num_codebooks).double(), torch.zeros(2, lm.num_codebooks).double()
     steps, seconds, memory = 0, 0.0, (0, 0.0)
     for first in range(0, len(chosen), batch):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from tessera.configs.schema import check_config
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.config import LMConfig
 from tessera.lm.models.causal import TokenLM
@@ -68,7 +69,7 @@ def main() -> None:
 def measure(shape: str, dtype: str, world: ProcessGroup, steps: int, turns: int) -> dict:
     """Codes a second of both engines, and the quartiles of their ratio."""
     width, layers, heads, batch, frames = SHAPES[shape]
-    settings = TrainSettings(steps=100_000, batch=batch, lr=1e-3, dtype=dtype)  # pyright: ignore[reportArgumentType]
+    settings = check_config({"steps": 100_000, "batch": batch, "lr": 1e-3, "dtype": dtype}, TrainSettings)
     engines: dict[str, Engine] = {
         "torch": TorchEngine(objective(width, layers, heads, dtype, world), settings, world, 1),
         "deepspeed": deepspeed_engine(objective(width, layers, heads, dtype, world), settings, world),
@@ -104,7 +105,7 @@ def deepspeed_engine(made: Objective, settings: TrainSettings, world: ProcessGro
     """The other engine; imported here, it prints and takes seconds."""
     from tessera.train.engines.deepspeed_engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(made, DeepSpeedEngineConfig(), settings, world, 1)
+    return DeepSpeedEngine(made, DeepSpeedEngineConfig(zero_stage=1), settings, world, 1)
 
 
 def settled(clock: Callable[[], float], world: ProcessGroup) -> float:

@@ -41,6 +41,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -137,18 +138,17 @@ def choose_attention(device: torch.device) -> str | None:
 
 def make_contenders(device: torch.device, layers: int = LAYERS, attention: str = "sdpa") -> list[Contender]:
     """transformers first, with this attention, then ours with each kind of weights."""
-    from transformers import MusicgenDecoderConfig, MusicgenForCausalLM, logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers = import_module("transformers")  # an import statement would make pyright read thousands of files
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     if device.type == "cuda":  # torch 2.11's attention by cuDNN fails with the shapes that transformers gives it
         torch.backends.cuda.enable_cudnn_sdp(False)
     torch.manual_seed(0)
-    config = MusicgenDecoderConfig(
+    config = transformers.MusicgenDecoderConfig(
         vocab_size=CODES, num_hidden_layers=1, hidden_size=WIDTH, num_attention_heads=16, ffn_dim=4 * WIDTH,
         num_codebooks=BOOKS, pad_token_id=CODES, bos_token_id=CODES, attn_implementation=attention,
     )  # fmt: skip
-    theirs = MusicgenForCausalLM(config).to(device, torch.bfloat16).eval()
+    theirs = transformers.MusicgenForCausalLM(config).to(device, torch.bfloat16).eval()
     for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
         setattr(theirs.generation_config, name, CODES)
     generator = torch.Generator().manual_seed(1)
@@ -187,7 +187,7 @@ def make_contenders(device: torch.device, layers: int = LAYERS, attention: str =
     for number, layer in enumerate(decoder.layers):  # the place in the cache
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = number
+                module.layer_idx = number  # pyright: ignore[reportArgumentType]
     contenders[0].weight_bytes = sum(parameter.nbytes for parameter in theirs.parameters())
     return contenders
 

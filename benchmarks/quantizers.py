@@ -69,7 +69,7 @@ def make_ours(case: str, dim: int) -> nn.Module:
 
 def make_theirs(case: str, dim: int) -> nn.Module:
     """That of vector-quantize-pytorch."""
-    import vector_quantize_pytorch as theirs
+    import vector_quantize_pytorch as theirs  # pyright: ignore[reportMissingImports]
 
     if case == "residual-vq":
         return theirs.ResidualVQ(dim=dim, num_quantizers=8, codebook_size=1024, threshold_ema_dead_code=2)
@@ -172,7 +172,8 @@ def main() -> None:
     parser.add_argument("--peak", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
-        print(peak_of(*args.peak, args.quick, args.device))
+        side, case = args.peak
+        print(peak_of(side, case, args.quick, args.device))
         return
     rows = []
     for case in args.cases:

@@ -197,7 +197,8 @@ def rises(trained: Trained) -> float:
 def error_halted(trained: Trained) -> float:
     """The error when images halt where the halting head decides, at the wanted error at which they take half of all
     tokens on average"""
-    trained.tokenizer.quantizer.wanted_error = _error_of_half(trained.tokenizer)  # pyright: ignore[reportAttributeAccessIssue]
+    wanted = _error_of_half(trained.tokenizer)
+    trained.tokenizer.quantizer.wanted_error = wanted  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return error(trained)
 
 
@@ -208,7 +209,7 @@ def error_fixed(trained: Trained) -> float:
     inner = tokenizer.quantizer.inner  # pyright: ignore[reportAttributeAccessIssue]
     for item in media(tokenizer, "test", 200):
         codes = inner.encode(tokenizer.net.encode_images(item[None]))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
-        codes[:, codes.shape[1] // 2 :] = torch.tensor(inner.cardinalities)
+        codes[:, codes.shape[1] // 2 :] = torch.tensor(inner.cardinalities)  # pyright: ignore[reportAttributeAccessIssue]
         found.append(distance(tokenizer, tokenizer.decode(codes.transpose(1, 2)), item[None]))
     return statistics.mean(found)
 
@@ -219,7 +220,7 @@ def tokens_of_plain(trained: Trained) -> float:
     those of the quarter with the largest, when images take half of all tokens on average"""
     tokenizer, pictures = trained.tokenizer, torch.stack(media(trained.tokenizer, "test", 200))
     counts = _needed(tokenizer, _error_of_half(tokenizer)).double()
-    detail = sum(pictures.diff(dim=axis).abs().flatten(1).mean(1) for axis in (2, 3))
+    detail = torch.stack([pictures.diff(dim=axis).abs().flatten(1).mean(1) for axis in (2, 3)]).sum(0)
     ordered, quarter = counts[detail.argsort()], len(counts) // 4
     return 100 * float(ordered[:quarter].mean() / ordered[-quarter:].mean())
 

@@ -22,6 +22,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -153,11 +155,10 @@ def make_step(
 
 def make_pair(name: str, device: str, attention: str = "sdpa") -> tuple[TokenLM, torch.nn.Module]:
     """A TokenLM and a LlamaForCausalLM of the same weights, in training mode."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    transformers = import_module("transformers")  # an import statement would make pyright read thousands of files
     width, layers, heads, kv_heads, ffn, vocabulary, _, length = SIZES[name]
     torch.manual_seed(0)
-    described = LlamaConfig(
+    described = transformers.LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         num_hidden_layers=layers,
@@ -169,14 +170,14 @@ def make_pair(name: str, device: str, attention: str = "sdpa") -> tuple[TokenLM,
         tie_word_embeddings=False,
         use_cache=False,
     )
-    llama = LlamaForCausalLM(described)
+    llama = transformers.LlamaForCausalLM(described)
     config = LMConfig(
         width=width,
         layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         ffn=ffn,
-        attention=attention,
+        attention=attention,  # pyright: ignore[reportArgumentType]
         arrangement=ParallelConfig(),
         variable_length=True,
     )
@@ -233,12 +234,10 @@ def synchronise(kind: str) -> None:
 
 def describe(device: str) -> dict[str, str]:
     """What a figure depends on."""
-    import transformers
-
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else platform.processor()
     return {
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
         "device": f"{device} {name}".strip(),
         "threads": str(torch.get_num_threads()),
     }

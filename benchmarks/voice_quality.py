@@ -1,6 +1,6 @@
 """How good is a voice? The reconstructions of its tokenizer, and the speech of its language model, on unseen sentences.
 
-    pip install -e ".[eval]" && pip install --no-deps speechmos && pip install onnxruntime
+    pip install -e ".[eval,bench]"
     python benchmarks/voice_quality.py TOKENIZER          # reconstructions only
     python benchmarks/voice_quality.py MODEL [--label heart] [--count 200] [--hard 1000] [--json FILE] [--keep DIR]
 
@@ -183,7 +183,7 @@ def opinions(sounds: dict[str, list[torch.Tensor]], sample_rate: int) -> dict | 
     """Mean and deviation of DNSMOS by group."""
     judge = MOSJudge.find()
     if judge is None:
-        return "not measured: pip install --no-deps speechmos && pip install onnxruntime"
+        return "not measured: pip install 'tessera-lm[bench]'"
     report = {}
     for name, group in sounds.items():
         scores = [judge.overall(sound, sample_rate) for sound in group]
@@ -279,7 +279,7 @@ class MOSJudge:
     """The network "sig_bak_ovr" of DNSMOS P.835, run as speechmos runs it, without the packages that it imports."""
 
     def __init__(self, model: Path):
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

@@ -16,13 +16,13 @@ if not torch.cuda.is_available():
 @pytest.hookimpl(tryfirst=True)  # before pytest looks which are slow
 def pytest_collection_modifyitems(items):
     """Of the cases of a test marked `sample(n)` that are not slow, n drawn once for all by its name stay
-    quick, the others become slow."""
+    quick, the others become slow; `sample(n, family)` draws n of each family of cases."""
     cases = {}
     for item in items:
         marker = item.get_closest_marker("sample")
         if marker is not None and item.get_closest_marker("slow") is None:
             cases.setdefault((item.path, item.originalname, *marker.args), []).append(item)
-    for (_, name, count), found in cases.items():
+    for (_, name, count, *_), found in cases.items():
         quick = random.Random(name).sample(found, min(count, len(found)))
         for item in found:
             if item not in quick:

@@ -55,7 +55,7 @@ def files_of(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", CASES)
 def test_refused(folder, name, capsys):
     arguments = [str(argument) for argument in CASES[name](folder)]

@@ -434,7 +434,7 @@ def words_of(line: str, models: Path) -> list[str]:
     return [word.replace("\0", " ") for word in re.sub(r"\{.*?\}", lambda m: m[0].replace(" ", "\0"), text).split()]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("line", lines(GENERATE) + lines(TTS_AND_IMAGE) + lines(OTHERS) + lines(CONFIGURED))
 def test_a_mistake_is_one_line_in_the_words_of_the_command_line(line, place, models, monkeypatch, capsys):
     monkeypatch.chdir(place)

@@ -1,4 +1,4 @@
-"""Masked decoding: against filling one code after another, every code once, the same in any company."""
+"""Masked decoding: against filling one code after another, every code once."""
 
 import pytest
 import torch
@@ -127,27 +127,10 @@ def test_a_code_once_filled_in_is_never_changed(monkeypatch):
         assert torch.equal(codes[~hidden], before[~hidden])
 
 
-@pytest.mark.sample(3)
-@pytest.mark.parametrize(("refines", "settings"), [(False, {}), (True, {}), (False, BITS)], ids=["", "refines", "bits"])
-@pytest.mark.parametrize("condition", ["none", "text"])
-def test_a_row_comes_out_the_same_in_any_company(refines, settings, condition):
-    lm, conditions = make(refines, condition, **settings)
-    coarse, lengths = (make_labels(4, 6) if refines else None), frames_of(6, 2, 5, 6)
-    given = conditions if condition == "text" else None
-    how = {"passes": 4, "choice_temperature": 1.0}
-    together = fill_codes(lm, given, [7, 8, 9, 7], lengths, how, coarse=coarse)
-    exact = fill_codes(lm, given, [7, 8, 9, 7], lengths, how, coarse=coarse, exact=True)
-    assert torch.equal(together, exact)  # float64: no rounding is large enough to change a draw here
-    for b, seed in enumerate([7, 8, 9, 7]):
-        row = slice(b, b + 1)
-        labels = None if coarse is None else coarse[row]
-        rows = None if given is None else given.rows(row)
-        alone = fill_codes(lm, rows, [seed], lengths[row], how, coarse=labels, exact=True)
-        assert torch.equal(alone[0], together[b, :, : int(lengths[b])])
-    if not refines and condition == "none":
-        assert torch.equal(together[0], together[3]), "the seed is all that is random"
-    others = fill_codes(lm, given, [17, 18, 19, 17], lengths, how, coarse=coarse)
-    assert not torch.equal(others, together)
+def test_the_seed_is_all_that_is_random():
+    lm, _ = make()
+    found = fill_codes(lm, None, [7, 8, 7], frames_of(6, 6, 6), {"passes": 4, "choice_temperature": 1.0})
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
 
 
 def test_one_pass_draws_every_code_from_the_first_logits():

@@ -277,14 +277,6 @@ def test_two_generations_at_once_do_not_share_a_program(monkeypatch):
     assert all(program.idle for program in kept)
 
 
-def test_a_stream_equals_the_whole(monkeypatch):
-    monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
-    lm = make_lm("delay")
-    whole = generate_codes(lm, ConditionBatch(), [3], Length(12, 6), step="compiled").codes[0]
-    stream = decode_loop(lm, ConditionBatch(), [3], Length(12, 6), step="compiled").frames()
-    assert torch.equal(torch.cat(list(stream), dim=1), whole)
-
-
 def test_new_weights_and_copies_have_no_old_programs(monkeypatch):
     monkeypatch.setitem(step_runner.MAKERS, "compiled", plain)
     lm = make_lm("delay", dtype=torch.float32)

@@ -93,19 +93,6 @@ def test_generate_is_the_labels_and_then_the_codes(folder):
     assert result.media[0].shape == (1, 4, 6) and all(result.ended)
 
 
-@pytest.mark.sample(1)
-@pytest.mark.parametrize("name", ["fine", "long", "masked"])
-def test_a_seed_gives_the_same_sample_alone_and_in_a_batch(folder, name):
-    model = load(folder / name)
-    model.lm.double()  # no rounding is then large enough to change a draw
-    settings = {"passes": 3, "choice_temperature": 1.0}
-    together = model.generate(label=NAMES, n=2, seed=5, **settings)
-    assert torch.equal(together.codes, model.generate(label=NAMES, n=2, seed=5, batch=3, exact=True, **settings).codes)
-    for i in range(8):
-        alone = model.generate(label=NAMES[i // 2], seed=5 + i, **settings)
-        assert torch.equal(alone.codes[0], together[i].codes[0]) and torch.equal(alone.media[0], together.media[i])
-
-
 def test_sound_ends_where_its_labels_end(folder):
     model = load(folder / "long")
     result = model.generate(label=NAMES, n=8, seed=0)

@@ -275,7 +275,7 @@ def test_files_come_back(geometry, tmp_path):
     spec, path = spec_of(geometry), tmp_path / "codes.tsc"
     items = items_of(spec, [12] * 4 if geometry is GRID else [5, 1, 40])
     wrote = write_compressed(path, spec, items, chunk_frames=7)
-    assert wrote.size == path.stat().st_size and is_compressed(path)
+    assert wrote.size == path.stat().st_size and is_compressed(path) and not is_compressed(tmp_path)
     read = read_compressed(path, spec, find_none)
     assert read.spec == spec and not read.damage
     for a, b in zip(read.items, items, strict=True):

@@ -1,7 +1,8 @@
-"""Laws of every part of a sound network: exact in any company and as a stream, and honest about what it reads."""
+"""Laws of every part of a sound network: exact in any company and honest about what it reads.
+
+That a stream equals the whole is in tests/generate/test_stream.py."""
 
 import copy
-from itertools import pairwise
 
 import pytest
 import torch
@@ -93,30 +94,6 @@ def test_codes_do_not_depend_on_batch_padding_or_autocast(encoder, decoder):
         frames = int(together.lengths[row])
         assert torch.equal(alone.codes[0], together.codes[row, :, :frames])
         assert tokenizer.decode(alone.codes).shape == (1, 1, frames * HOP)
-
-
-@pytest.mark.sample(5)
-@pairs
-@pytest.mark.parametrize("frames", [1, 4, 23])
-def test_a_stream_equals_the_whole(encoder, decoder, frames):
-    """Sample for sample, however it is cut, and of every row of a batch: so there is no seam to be heard."""
-    tokenizer = tokenizer_of(encoder, decoder)
-    codes = torch.randint(0, 16, (3, 2, frames))
-    whole = tokenizer.decode(codes)
-    assert whole.shape == (3, 1, frames * HOP) and bool(whole.isfinite().all())
-    for rows in (slice(0, 1), slice(1, 3)):
-        assert torch.equal(tokenizer.decode(codes[rows]), whole[rows])
-    for row, cut in enumerate((frames, 1, 3, [2, 5, 1, frames], [0, 7, 0, frames])):
-        row, sizes, stream = row % 3, cut, tokenizer.stream_decoder()
-        if isinstance(cut, list):
-            ends = [min(sum(cut[:i]), frames) for i in range(len(cut) + 1)]
-            sizes = [end - start for start, end in pairwise(ends)]
-        pieces = [stream.push(piece) for piece in codes[row].split(sizes, dim=1)]
-        if cut == 1:  # sound comes when it was promised
-            silent = [piece.shape[1] == 0 for piece in pieces]
-            assert silent[: stream.delay - 1] == [True] * min(frames, stream.delay - 1)
-            assert not any(silent[stream.delay - 1 : stream.delay])
-        assert torch.equal(torch.cat([*pieces, stream.finish()], dim=1), whole[row])
 
 
 @pytest.mark.sample(4)

@@ -45,7 +45,7 @@ def net_of(name: str, channels: int = 2) -> AudioNet:
 @pytest.mark.sample(2)
 @parts
 @pytest.mark.parametrize("channels", [2, 3])
-def test_codes_alone_and_in_company_and_sound_whole_and_streamed(name, channels):
+def test_codes_alone_and_in_company_and_channels_that_differ(name, channels):
     tokenizer = make_tokenizer(config_of(name, channels), net_of(name, channels))
     assert tokenizer.spec.geometry.channels == channels
     media, lengths = torch.randn(3, channels, 200), torch.tensor([200, 50, 133])
@@ -55,9 +55,6 @@ def test_codes_alone_and_in_company_and_sound_whole_and_streamed(name, channels)
         assert torch.equal(alone, together.codes[row, :, : alone.shape[1]])
     whole = tokenizer.decode(together.codes)
     assert whole.shape == (3, channels, 17 * HOP) and bool(whole.isfinite().all())
-    stream = tokenizer.stream_decoder()
-    pieces = [stream.push(piece) for piece in together.codes[0].split(3, dim=1)]
-    assert torch.equal(torch.cat([*pieces, stream.finish()], 1), whole[0])
     assert not torch.equal(whole[0, 0], whole[0, 1])
 
 

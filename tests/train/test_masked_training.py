@@ -1,4 +1,4 @@
-"""Runs of masked models, of coarse labels and of their refiner: finished, resumed bit for bit, refused where they do
+"""Runs of masked models, of coarse labels and of their refiner: finished, and refused where they do
 not fit each other."""
 
 import json

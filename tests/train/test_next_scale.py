@@ -1,19 +1,16 @@
-"""A run of a next-scale model from the command line: losses per scale, evaluation, samples, resuming."""
+"""A run of a next-scale model from the command line: losses per scale, evaluation, samples."""
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
+from scale_data import write_data
 from test_lm_trainer import read_metrics
 
 from tessera.cli.app import run
 from tessera.configs.schema import ConfigError, check_config
 from tessera.generate.loading import load
 from tessera.lm.models.next_scale import NextScaleLM
-from tessera.tokenize.image.networks import ImageTokenizerConfig
-from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
-from tessera.tokenize.tokenizer import make_tokenizer
 from tessera.train.lm.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,16 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """tokenizer/, shards/ of twelve digits, and run/, made by commands."""
+    """The data, and run/, made by commands."""
     folder = tmp_path_factory.mktemp("scales")
-    torch.manual_seed(0)
-    shape = {"height": 8, "width": 8, "channels": 1, "downsamplings": 2, "features": 4, "blocks": 1, "latent_dim": 4}
-    quantizer = ScalesConfig(sizes=((1, 1), (2, 2)), quantizer=VQConfig(size=8))
-    make_tokenizer(ImageTokenizerConfig(name="tiny-scales", quantizer=quantizer, **shape)).save(folder / "tokenizer")
-    sets = {"tokenizer": folder / "tokenizer", "out": folder / "shards", "max_items": 12}
-    sets["corpus.path"] = ROOT / "samples" / "digits" / "train.safetensors"
-    overrides = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
-    assert run(["shards", str(ROOT / "configs" / "digits-var" / "shards.yaml"), *overrides]) == 0
+    write_data(folder)
     assert run(train_command(folder, folder / "run")) == 0
     return folder
 
@@ -76,15 +66,6 @@ def test_eval_and_samples(folder, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "threes").iterdir()) == ["0000.png", "0001.png"]
     loaded = load(model)
     assert isinstance(loaded.lm, NextScaleLM) and loaded.labels == [str(digit) for digit in range(10)]
-
-
-def test_resumed_equals_left_alone(folder, tmp_path):
-    assert run(train_command(folder, tmp_path / "run", "train.steps=2", "train.min_lr_ratio=1.0")) == 0
-    again = train_command(folder, tmp_path / "run", "train.min_lr_ratio=1.0")
-    assert run([*again, "--resume"]) == 0
-    assert run(train_command(folder, tmp_path / "whole", "train.min_lr_ratio=1.0")) == 0
-    parts = [(tmp_path / name / "model" / "lm.safetensors").read_bytes() for name in ("run", "whole")]
-    assert parts[0] == parts[1]
 
 
 def test_refusals(folder):

@@ -15,9 +15,11 @@ import test_tokenizer_processes
 import torch
 from refiner_configs import coarse_config, refiner_config
 from run_files import assert_same_run, before_step, killed_at
+from scale_data import write_data
 from test_lm_trainer import make_config, packed_config
 from test_tokenizer_trainer import everything
 
+from tessera.configs.files import read_json
 from tessera.configs.schema import check_config
 from tessera.lm.clustering.clustering import cluster_codes
 from tessera.tokenize.data.media import write_audio
@@ -61,6 +63,15 @@ def refiner(data: Path, folder: Path) -> Kind:
     cluster_codes(load_tokenizer(data / "tokenizer"), 2).save(folder / "clusters")
     assert train_lm(coarse_config((data, folder)), folder / "coarse")
     return language_model(refiner_config((data, folder), folder / "coarse"))
+
+
+def next_scale(data: Path, folder: Path) -> Kind:
+    write_data(folder)
+    shards = {"shards": str(folder / "shards"), "test": str(folder / "shards")}
+    lm = {"kind": "next_scale", "width": 16, "layers": 1, "heads": 2, "dropout": 0.2, "start": "condition"}
+    lm["conditions"] = [{"kind": "label", "join": "prefix", "dropout": 0.1}]
+    settings = {"tokenizer": str(folder / "tokenizer"), "data": shards, "lm": lm}
+    return language_model(make_config(data, settings, steps=4, eval_every=2, save_every=2))
 
 
 def tokenizer(data: Path, folder: Path, dtype: str = "float32") -> Kind:
@@ -115,6 +126,7 @@ def left_alone(tiny_data, tmp_path_factory):
         (packed, 5),
         (prompts, 2),
         (refiner, 3),
+        (next_scale, 3),
         pytest.param(refiner, 5, marks=pytest.mark.slow),
         (tokenizer, 3),
         *(pytest.param(tokenizer, step, marks=pytest.mark.slow) for step in (2, 5)),  # inside a stage, discriminators
@@ -145,6 +157,16 @@ def test_stopped_by_a_signal(left_alone, tmp_path, make, number):
     assert (out / "snapshot-5" / "tokenizer.safetensors").exists() == (make is tokenizer)
     assert kind.train(out, resume=True)
     assert_same_run(whole, out)
+
+
+def test_ended_early(tiny_data, tmp_path):
+    """A finished run goes on when it is given more steps, as if it had had them from the start."""
+    ends = {"min_lr_ratio": 1.0, "eval_every": 2, "save_every": 2}  # a learning rate that does not depend on the end
+    assert train_lm(make_config(tiny_data, steps=2, **ends), tmp_path / "run")
+    for out, resume in ((tmp_path / "run", True), (tmp_path / "whole", False)):
+        assert train_lm(make_config(tiny_data, steps=4, **ends), out, resume=resume)
+        assert read_json(out / "FINISHED")["step"] == 4
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def lm_command(data: Path, folder: Path, engine: str) -> list:

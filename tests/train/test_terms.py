@@ -423,6 +423,14 @@ def test_cosine_transform_is_orthonormal_and_smooth_first():
     assert bool((matrix[:, 0] == matrix[0, 0]).all())
 
 
+def test_cepstra_hold_the_mel_bands():
+    media = batch_of(False).media
+    mel, cepstra = (
+        teacher_of({**MEL, **kind}, SOUND).layers(media)[0] for kind in ({}, {"kind": "mfcc", "coefficients": 20})
+    )
+    torch.testing.assert_close(cosine_transform(20, 20) @ cepstra, mel, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("times", [7, 12, 25])
 def test_features_are_laid_on_the_tokens(times):
     ramp = torch.linspace(0, 1, times)[None, None].repeat(2, 3, 1)

@@ -1,4 +1,4 @@
-"""Tokenizers trained by several processes: the same run as one, whatever the masks, and killed and resumed."""
+"""Tokenizers trained by several processes: the same run as one, whatever the masks."""
 
 import json
 import os
