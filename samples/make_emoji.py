@@ -20,9 +20,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from .emoji.ideas import read_ideas
+from .emoji.ideas import first_caption, read_ideas
 from .emoji.packages import NAMES, STYLES, Package, write_drawings
 from .emoji.painter import Painter
 from .emoji.plan import SIDE, Drawings, Picture, hold_out, single_pictures, test_pictures
@@ -69,8 +70,9 @@ def plan(drawings: Drawings, scenes: int, seed: int) -> dict[str, list[Picture]]
     tests = list(Scenes(drawings, held, f"test {seed}").pictures("scenes", TEST_SCENES))
     taken = frozenset(key for key, _ in tests)
     trained = Scenes(drawings, held, f"train {seed}", taken).pictures("scenes", scenes)
+    tested = [*test_pictures(drawings, held, seed), *(picture for _, picture in tests)]
     return {
-        "test": [*test_pictures(drawings, held, seed), *(picture for _, picture in tests)],
+        "test": [replace(picture, text=first_caption(picture.text)) for picture in tested],
         "train": [*single_pictures(drawings, held, seed), *(picture for _, picture in trained)],
     }
 

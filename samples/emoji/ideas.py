@@ -110,6 +110,11 @@ def plural(name: str) -> str:
     return " ".join([*words[:-1], made])
 
 
+def first_caption(text: str) -> str:
+    """The first alternative of a caption."""
+    return text.partition("|")[0].strip()
+
+
 def caption(idea: Idea, color: str | None = None) -> str:
     """Alternatives for a picture of an idea.
 
