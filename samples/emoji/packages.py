@@ -109,7 +109,7 @@ def write_drawings(folder: Path, packages: dict[str, Package], codes: Iterable[s
     Args:
         packages: by style. codes: plain code points.
     """
-    from resvg_py import svg_to_bytes
+    from resvg_py import svg_to_bytes  # pyright: ignore[reportMissingImports]
 
     sets = {style: IconSet(package) for style, package in packages.items() if "icons.json" in package.files}
     names: dict[str, list[str]] = {}
