@@ -14,7 +14,7 @@ from .heads.multi_token_prediction import AheadConfig
 from .heads.registry import HeadConfig, ParallelHeadConfig
 from .layers.config import TransformerConfig
 from .layers.feed_forward import FeedForwardName
-from .layers.input_embedding import EmbeddingInputConfig, InputConfig
+from .layers.input_embedding import EmbeddingInputConfig, InputConfig, reads_code_vectors
 from .layers.norm import NormName
 from .ops.rotary import PAIRS, RopeConfig, TimeRopeConfig
 from .patterns.pattern import ParallelConfig, SpecialsConfig
@@ -156,8 +156,8 @@ class LMConfig(Config):
     def needs_code_vectors(self) -> bool:
         """Whether the model reads the tokenizer's code vectors."""
         of_conditions = [condition.input for condition in self.conditions if condition.kind == "codes"]
-        read = [config.kind for config in (self.input, *of_conditions) if config is not None]
-        return "codes" in (*read, getattr(self.head, "input", None))
+        read = [reads_code_vectors(config) for config in (self.input, *of_conditions) if config is not None]
+        return any(read) or getattr(self.head, "input", None) == "codes"
 
     def filled(
         self, classes: int | None = None, vocab_size: int | None = None, silent: Sequence[int] | None = None

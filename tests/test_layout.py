@@ -48,6 +48,7 @@ lm/ops                             -
 lm/patterns                        ops
 lm/public                          . checkpoints conditioning models ops patterns
 lm/quantization                    attention heads kernels kv_cache layers models ops
+samples/emoji                      -
 samples/voice                      -
 tokenize/alignment                 text
 tokenize/audio                     . layers quantizers quantizers/combinators

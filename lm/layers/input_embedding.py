@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
 from ..ops.linear import Linear
+from ..ops.row_rng import rand
 from ..patterns.pattern import CodebookPattern
 from ..patterns.sub_tokens import SubTokens, count_bits, equal_digits
 from .embedding import SpecialVectors, Table
@@ -47,9 +48,26 @@ class BitsInputConfig(Config):
     kind: Literal["bits"] = "bits"
 
 
+class NoisyInputConfig(Config):
+    """Another input embedding that reads some wrong codes in training: a model that cannot rely on what came before
+    reads its conditions instead, and is prepared for its own errors."""
+
+    kind: Literal["noisy"] = "noisy"
+    share: float = Field(default=0.1, gt=0, lt=1)
+    """Probability that a code is replaced by a random one of its codebook. The codes to predict are never replaced."""
+    input: Annotated[EmbeddingInputConfig | CodesInputConfig, Field(discriminator="kind")] = EmbeddingInputConfig()
+    """The embedding of the codes."""
+
+
 InputConfig = Annotated[
-    EmbeddingInputConfig | CodesInputConfig | FactorInputConfig | BitsInputConfig, Field(discriminator="kind")
+    EmbeddingInputConfig | CodesInputConfig | FactorInputConfig | BitsInputConfig | NoisyInputConfig,
+    Field(discriminator="kind"),
 ]
+
+
+def reads_code_vectors(config: InputConfig) -> bool:
+    """Whether an input embedding needs the tokenizer's code vectors."""
+    return (config.input if isinstance(config, NoisyInputConfig) else config).kind == "codes"
 
 
 class EmbeddingInput(nn.Module):
@@ -155,11 +173,33 @@ class CodesInput(nn.Module):
         return self.linear(combined.to(learned.dtype)) + learned
 
 
+class NoisyInput(nn.Module):
+    """ids [B, K, S] -> [B, S, D] by another embedding, of ids with noise in training; special ids stay."""
+
+    cardinalities: Tensor
+
+    def __init__(self, config: NoisyInputConfig, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None):
+        super().__init__()
+        self.share = config.share
+        self.inner = INPUTS[config.input.kind](config.input, arrangement, width, code_vectors)
+        sizes = torch.tensor(arrangement.cardinalities, device="cpu")[:, None]
+        self.register_buffer("cardinalities", sizes, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.inner(self.with_noise(ids) if self.training else ids)
+
+    def with_noise(self, ids: Tensor) -> Tensor:
+        """The ids [B, K, S] with random codes in the place of some."""
+        wrong = (rand(ids.shape, ids.device) < self.share) & (ids < self.cardinalities)
+        return torch.where(wrong, (rand(ids.shape, ids.device) * self.cardinalities).long(), ids)
+
+
 INPUTS: dict[str, type[nn.Module]] = {
     "embedding": EmbeddingInput,
     "codes": CodesInput,
     "factor": FactorInput,
     "bits": BitsInput,
+    "noisy": NoisyInput,
 }
 
 

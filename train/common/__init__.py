@@ -1,1 +1,1 @@
-"""Shared by both trainers: the training loop, optimizer config, checkpoints, metrics, batch sampler, signals."""
+"""Shared by both trainers: training loop, optimizer config, checkpoints, metrics, batch sampler, captions, signals."""

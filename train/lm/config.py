@@ -12,6 +12,7 @@ from ...lm.generation_config import GenerationConfig
 from ...lm.models.next_patch import PatchPhase
 from ...lm.models.packed_sequences import check_packable
 from ...lm.models.registry import ModelConfig
+from ..common.captions import CaptionsConfig, WholeTextConfig
 from ..common.optimizer_config import OptimizerConfig, Ratio
 from ..engines.config import AutoEngineConfig, EngineConfig
 from .reference_prompts import PromptConfig
@@ -35,6 +36,9 @@ class DataConfig(Config):
     only."""
     prompt: PromptConfig | None = None
     """Source of an item's prompt, for an lm with the condition codes."""
+    captions: CaptionsConfig = WholeTextConfig()
+    """What a step reads of an item's text. whole: all of it. alternatives: one of several captions separated by "|"; of
+    one with commas, some of its parts in any order."""
     packing: PackingConfig = PaddedConfig()
     """Batching of items with different lengths. padded: one item per row. best_fit: packed sequences, without
     padding."""
@@ -162,6 +166,11 @@ class TrainConfig(Config):
             raise ValueError(
                 "lm.conditions has codes, but data.prompt does not define where an item's prompt comes from; set it to "
                 "{kind: same_label} or {kind: crop}"
+            )
+        if self.data.captions.kind != "whole" and "text" not in kinds:
+            raise ValueError(
+                f"data.captions {self.data.captions.kind} is for an lm with the condition text; add it to "
+                "lm.conditions, or leave captions out"
             )
         if self.data.prompt is not None and "codes" not in kinds:
             raise ValueError(

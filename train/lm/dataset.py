@@ -13,6 +13,7 @@ from torch import Tensor
 from ...lm.clustering.clustering import Clustering
 from ...tokenize.data.shard_reader import Shards
 from ...tokenize.text.base import TextTokenizer
+from ..common.captions import WHOLE, CaptionReader
 from .aligned_text import AlignedText
 from .collate import Batch, collate
 from .reference_prompts import Prompts, PromptSource
@@ -30,6 +31,7 @@ class CodesDataset:
         clustering: return the coarse labels of the codes.
         prompts: source of code prompts, None if the model has no codes condition.
         missing: for items without the label or text that the model is conditioned on: "refuse" or "skip".
+        captions: chooses among the captions of a text.
     Raises:
         ValueError: a label unknown to the model, no items, or items without a required label or text; names them.
     """
@@ -44,8 +46,9 @@ class CodesDataset:
         prompts: PromptSource | None = None,
         missing: str = "refuse",
         aligned: AlignedText | None = None,
+        captions: CaptionReader = WHOLE,
     ):
-        self.shards = shards
+        self.shards, self.captions = shards, captions
         self.clustering = clustering
         self.text, self.aligned = text, aligned
         all_lengths = np.asarray(shards.lengths)
@@ -91,7 +94,7 @@ class CodesDataset:
         """Batch of the items with these numbers (0 .. len - 1), padded to the longest.
 
         Args:
-            draw: selects among their possible prompts (reference_prompts.py).
+            draw: selects among their possible prompts (reference_prompts.py) and captions (captions.py).
         """
         items = [self.shards.item(int(self.numbers[row])) for row in rows]
         labels = texts = prompts = aligned = None
@@ -100,7 +103,8 @@ class CodesDataset:
         if self.aligned is not None:
             aligned = [self.aligned(self.shards.alignment(int(self.numbers[row]))) for row in rows]
         elif self.text is not None:
-            texts = [self.text.encode(item.text) for item in items if item.text]
+            read = [(item.text, int(row)) for item, row in zip(items, rows, strict=True) if item.text]
+            texts = [self.text.encode(self.captions(text, draw, row)) for text, row in read]
         if self.prompts is not None:
             prompts = [self.prompt(row, draw) for row in rows]
         batch = collate([item.codes for item in items], labels, texts, prompts, aligned)

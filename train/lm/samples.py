@@ -47,4 +47,5 @@ def _prompt(items: CodesDataset, row: int) -> Tensor | None:
 
 
 def _texts(items: CodesDataset, count: int) -> list[str]:
-    return [str(items.shards.texts()[int(items.numbers[row % len(items)])]) for row in range(count)]
+    texts = items.shards.texts()
+    return [items.captions(str(texts[int(items.numbers[row % len(items)])]), 0, row) for row in range(count)]

@@ -24,6 +24,7 @@ from ...tokenize.text.registry import TextConfig, file_names, load_text, make_te
 from ...tokenize.text.units import UnitText
 from ...tokenize.tokenizer import Tokenizer, load_tokenizer
 from ..common.batch_sampler import mix
+from ..common.captions import CaptionReader
 from ..distributed.process_group import ProcessGroup
 from .aligned_text import AlignedText
 from .config import TrainConfig
@@ -106,12 +107,14 @@ def open_parts(config: TrainConfig, out: Path, world: ProcessGroup) -> TrainingS
     known = labels if label_config is not None else None
     prompts, missing = _prompts(config), config.data.missing
     aligned = AlignedText.of(config.lm.conditions, text)
-    items = CodesDataset(shards, known, text, config.data.max_frames, labelled, prompts, missing, aligned)
+    captions = CaptionReader(config.data.captions, config.seed)
+    rest = (config.data.max_frames, labelled, prompts, missing, aligned, captions)
+    items = CodesDataset(shards, known, text, *rest)
     test = None
     if config.data.test is not None:
         test_shards = Shards(config.data.test)
         check_same_tokenizer(test_shards.spec, shards.spec, f"data.test {config.data.test}")
-        test = CodesDataset(test_shards, known, text, config.data.max_frames, labelled, prompts, missing, aligned)
+        test = CodesDataset(test_shards, known, text, *rest)
     coarse = None
     if config.export.coarse_model is not None:
         coarse = _open_coarse(config.export.coarse_model, clustering, text, known)
