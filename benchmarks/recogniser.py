@@ -1,4 +1,4 @@
-"""Outside listeners for speech: pocketsphinx with a grammar or free, and word counts by edit distance.
+"""Speech recognition by pocketsphinx, with a grammar or a general language model, and word errors by edit distance.
 
 Its acoustic model and its dictionary of English words come inside the pocketsphinx package.
 """
@@ -21,7 +21,7 @@ SAMPLE_RATE = 16000
 
 
 class Recogniser:
-    """Hears words in 16 kHz mono samples."""
+    """Recognizes words in 16 kHz mono samples."""
 
     def __init__(self, grammar: str | None = None, words: Mapping[str, str] | None = None):
         """
@@ -58,14 +58,14 @@ class Recogniser:
 
 
 class DigitRecogniser(Recogniser):
-    """Hears digit words only."""
+    """Recognizes digit words only."""
 
     def __init__(self):
         super().__init__(DIGITS)
 
 
 class SentenceRecogniser(Recogniser):
-    """Tells which of some sentences is said."""
+    """Recognizes which of a list of sentences is said."""
 
     def __init__(self, sentences: Sequence[str], words: Mapping[str, str] | None = None):
         """

@@ -9,13 +9,13 @@ The sentences are those of samples/make_voice.py: 200 of 3 to 30 words, in no tr
 - STOI (0 to 1) and PESQ (wide band at 16 kHz, 1 to 4.6) compare a reconstruction with its recording.
 - DNSMOS (overall, 1 to 5) judges audio alone: a network of Microsoft's that predicts what listeners say of noise and
   distortion, from the package speechmos; arXiv:2110.01763. Generated speech is compared with reconstructions.
-- word_error: pocketsphinx writes down what it hears, any English words; the same for recordings, reconstructions and
-  generated speech, so the ratio counts. It knows only half of what people would understand.
-- identified: share of the sentences that pocketsphinx picks out of all the sentences.
+- word_error: word error rate of pocketsphinx with its general English language model. It is high for recordings, too;
+  compare generated speech with recordings and reconstructions.
+- identified: share of the sentences that pocketsphinx recognizes with a grammar of all the sentences.
 - length_ratio: seconds of generated speech by seconds of the recordings. tail_seconds: silence at the end, the longest.
-- hard: words that are missing or doubled in texts on which speech models lose, repeat or invent words
-  (hard_sentences.py), by forced alignment with a model of its own (word_counter.py, which states how often it is
-  wrong); the same share in recordings of the source voice is the floor.
+- hard: missing and doubled words in texts on which speech models skip, repeat or insert words (hard_sentences.py), by
+  forced alignment with a separate acoustic model (word_counter.py prints its error rates); the same counts for
+  recordings of the source voice are the baseline.
 - speed: on one thread, real time factor of a sentence alone, time to the first audio of a stream, and the memory that a
   paragraph of 300 words takes beyond that of its first chunk.
 """
@@ -94,6 +94,11 @@ def main() -> None:
         sounds["generated"] = [result.media[0][0] for result in spoken]
         report["ended"] = sum(result.ended[0] for result in spoken) / len(spoken)
         report["length_ratio"] = sum(result.seconds for result in spoken) / test.seconds
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
+        for name, group in sounds.items():
+            for number, sound in enumerate(group):
+                write_audio(args.keep / f"{number:03d}-{name}.flac", sound.clamp(-1, 1)[None], geometry.sample_rate)
     report["dnsmos"] = opinions(sounds, geometry.sample_rate)
     report |= heard(test, sounds, geometry.sample_rate) if model is not None else {}
     report["tail_seconds"] = {name: max(tail(sound) for sound in group) / geometry.sample_rate
@@ -105,11 +110,6 @@ def main() -> None:
     print(json.dumps(report, indent=2))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
-    if args.keep:
-        args.keep.mkdir(parents=True, exist_ok=True)
-        for name, group in sounds.items():
-            for number, sound in enumerate(group):
-                write_audio(args.keep / f"{number:03d}-{name}.flac", sound.clamp(-1, 1)[None], geometry.sample_rate)
 
 
 class TestSet:

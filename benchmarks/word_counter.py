@@ -1,14 +1,14 @@
-"""Are words of a text missing in a recording, or said twice? Judged by forced alignment with an outside model.
+"""Find words of a text that are missing in a recording, or said twice, by forced alignment.
 
     python benchmarks/word_counter.py [CORPUS]
 
 The acoustic model is one Gaussian per phoneme (train/align), estimated from recordings of the corpus with their known
-alignments; the judged language model has no part in it. After alignment, each word is judged with its neighbors: the
-frames of three words are explained as `before word after`, as `before after` (missing) and as `before word word after`
-(doubled); the likeliest explanation by at least MARGIN counts.
+alignments; it is independent of the language model under test. After alignment, the frames of each word and its
+neighbors are scored with three transcripts: `before word after`, `before after` (missing) and `before word word after`
+(doubled). Another transcript than the first is chosen if its log-likelihood is higher by more than MARGIN.
 
-Run as a script, it states how far this can be trusted: how often it is wrong on held-out recordings, and how many words
-it finds that were cut out of a recording, or put in twice.
+Run as a script, it prints the error rates of this test: false alarms on held-out recordings, and the share of words
+found that were cut out of a recording, or put in twice.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from phones import PHONES
 
 from tessera.tokenize.alignment.alignment import TimedUnits
 from tessera.tokenize.data.corpus import FolderCorpus, open_corpus
@@ -35,11 +36,11 @@ from tessera.train.align.unit_graph import SoundTable, unit_graph
 CORPUS = "out/voice/corpus/train"
 GEOMETRY = AudioGeometry(sample_rate=SAMPLE_RATE, samples_per_frame=HOP)
 ENTER = 1.0
-"""Cost of each phoneme of an explanation: minus the log-probability that a frame is the first of one."""
+"""Penalty for each state that a path enters, in nats."""
 FEWEST = 2
-"""Frames of 10 ms that each phoneme of an explanation lasts at least."""
+"""Minimum duration of a phoneme, in frames of 10 ms."""
 MARGIN = 10.0
-"""Log-likelihood by which another explanation must be better."""
+"""In nats."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,18 @@ class Word:
 
 
 class WordCounter:
-    """Judges recordings at 16 kHz by their units."""
+    """Checks recordings at 16 kHz against their units."""
 
     def __init__(self, model: Gaussians, scale: Scale, table: SoundTable):
         self.model, self.scale, self.table = model, scale, table
 
     @classmethod
     def train(cls, recordings: Sequence[tuple[torch.Tensor, TimedUnits]]) -> WordCounter:
-        """Estimate the model from recordings [N] at 16 kHz with their alignments."""
-        table = SoundTable(timed.units for _, timed in recordings)
+        """Estimate the model from recordings [N] at 16 kHz with their alignments.
+
+        A phoneme that no recording has keeps the prior (gaussians.py).
+        """
+        table = SoundTable([[*PHONES, WORD_BOUNDARY]])
         utterances = [Utterance(cepstra(samples), unit_graph(timed.units, table)) for samples, timed in recordings]
         scale = measure_scale(utterances)
         sums = GaussianSums(len(table))
@@ -147,11 +151,11 @@ def read_recordings(path: str, label: str, count: int, skip: int = 0) -> list[tu
 
 
 def main() -> None:
-    """Print how often the judge is wrong."""
+    """Print the error rates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", nargs="?", default=CORPUS)
     parser.add_argument("--label", default="heart")
-    parser.add_argument("--count", type=int, default=200, help="recordings to learn from, and as many to judge")
+    parser.add_argument("--count", type=int, default=200, help="recordings for training, and as many for testing")
     args = parser.parse_args()
     counter = WordCounter.train(read_recordings(args.corpus, args.label, args.count))
     chance = random.Random(0)
