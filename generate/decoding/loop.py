@@ -67,7 +67,7 @@ class DecodeLoop:
         capacity = programs_of(lm).capacity(rows, self.num_steps) if captured else self.num_steps
         guidance = ClassifierFreeGuidance(config.guidance, lm, self.num_steps, capacity=capacity)
         sampler = make_sampler(lm, request, capacity)
-        self.buffers = make_buffers(lm, request, capacity)
+        self.buffers = make_buffers(lm, request, capacity, sampler.draws_again)
         frames = torch.arange(self.length.max_frames, device=lm.device)
         self.steps_of = lm.arrangement.steps_of(frames, self.length.max_frames)
         """[K, T]: the step of each code."""
@@ -160,7 +160,7 @@ class DecodeLoop:
 
     def frames(self) -> Iterator[Tensor]:
         """Run to the end and yield codes [K, n] as soon as their frames are complete; for a batch of one row."""
-        assert len(self.buffers.seeds) == 1
+        assert self.buffers.num_rows == 1
         sent = 0
         while True:
             longest = self._longest()

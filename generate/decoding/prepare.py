@@ -11,6 +11,7 @@ from ...tokenize.spec import AudioGeometry
 from ..execution.decode_step import DecodeBuffers, DecodeStep
 from ..requests.request import Request
 from ..sampling.advance import AdvanceSampler
+from ..sampling.counter_rng import step_numbers
 from ..sampling.token_sampler import Sampler
 
 
@@ -40,10 +41,12 @@ def make_sampler(lm: TokenLM, request: Request, capacity: int) -> Sampler:
     )
 
 
-def make_buffers(lm: TokenLM, request: Request, capacity: int) -> DecodeBuffers:
-    """Empty decode buffers for `capacity` steps, with `start` in the first column."""
+def make_buffers(lm: TokenLM, request: Request, capacity: int, draws_again: bool) -> DecodeBuffers:
+    """Empty decode buffers for `capacity` steps, with `start` in the first column. `draws_again`: see `Sampler`."""
     pattern, length, device = lm.arrangement, request.length, lm.device
     B, K, S = len(request.seeds), pattern.num_codebooks, pattern.num_steps(length.max_frames)
+    J, aligned = len(lm.head.sub_tokens), lm.conditions.aligned is not None
+    seeds = torch.tensor(request.seeds, dtype=torch.long, device=device)
     end_frames = torch.full((capacity,), -1)
     if not length.fixed:
         end_frames[:S] = pattern.table(length.max_frames + 1)[0, :S]
@@ -57,8 +60,10 @@ def make_buffers(lm: TokenLM, request: Request, capacity: int) -> DecodeBuffers:
         row_lengths=torch.full((B,), length.max_frames, dtype=torch.long, device=device),
         ended=torch.full((B,), length.fixed, dtype=torch.bool, device=device),
         broken=torch.zeros((), dtype=torch.bool, device=device),
-        seeds=torch.tensor(request.seeds, dtype=torch.long, device=device),
-        pointers=None if lm.conditions.aligned is None else Pointers(*columns.new_zeros(2, B, 1 + capacity)),
+        numbers=step_numbers(seeds, capacity, J),
+        second_numbers=step_numbers(seeds, capacity, J, draw=1) if draws_again else None,
+        advance_numbers=step_numbers(seeds, capacity, 1, draw=2) if aligned else None,
+        pointers=Pointers(*columns.new_zeros(2, B, 1 + capacity)) if aligned else None,
     )
 
 

@@ -26,6 +26,7 @@ from ...lm.conditioning.pointers import Pointers
 from ...lm.models.causal import TokenLM
 from ...lm.models.decoding_state import DecodingState
 from ..sampling.advance import AdvanceSampler
+from ..sampling.counter_rng import StepNumbers
 from ..sampling.filters import drawable
 from ..sampling.guidance import ClassifierFreeGuidance
 from ..sampling.token_sampler import Sampler
@@ -49,10 +50,19 @@ class DecodeBuffers:
     """[B] bool: the row sampled its end."""
     broken: Tensor
     """[] bool: some logits could not be sampled from (`filters.drawable`)."""
-    seeds: Tensor
-    """[B] long."""
+    numbers: StepNumbers
+    """Random numbers of the sub-tokens [B, J]."""
+    second_numbers: StepNumbers | None = None
+    """Those of second draws [B, J], if the sampler makes any."""
+    advance_numbers: StepNumbers | None = None
+    """Those of the advances [B, 1], if a text is aligned."""
     pointers: Pointers | None = None
     """[B, 1 + S], of each step, if a text is aligned."""
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.columns)
 
     def pointers_at(self, step: Tensor) -> Pointers | None:
         """The pointers [B, 1] that a step reads."""
@@ -92,6 +102,7 @@ class DecodeStep:
         self.period: int = lm.head.period
         self.stages = [[sampler.stage(places) for places in lm.head.stages_at(phase)] for phase in range(self.period)]
         """Sampling stages for each phase of the head."""
+        self.table = lm.arrangement.step_table(buffers.columns.shape[2] - 1, buffers.columns.device)
 
     def parts(self) -> tuple:
         """All tensors and settings that determine a step, besides the model and the kind of its cache."""
@@ -116,12 +127,12 @@ class DecodeStep:
         model runs; draft ids cannot end a row."""
         lm, buffers, guide, sampler = self.lm, self.buffers, self.guide, self.sampler
         head, sub_tokens, column = lm.head, lm.head.sub_tokens, buffers.column(step)
-        draws = sampler.begin(buffers.seeds, step, buffers.columns)
+        draws = sampler.begin(step, buffers.columns, buffers.numbers, buffers.second_numbers)
         begun = head.begin(self.state.head, hidden, phase)
         for stage, rules in enumerate(self.stages[phase]):
             known = sub_tokens.split(column)
             logits = head.predict(begun, stage, guide.rows(known)).double()
-            logits = sampler.forbid(draws, rules, logits.unflatten(0, (-1, len(buffers.seeds))))
+            logits = sampler.forbid(draws, rules, logits.unflatten(0, (-1, buffers.num_rows)))
             buffers.broken.logical_or_(drawable(logits).logical_not())
             drawn = sampler.draw(draws, rules, guide(logits, step, rules.books))
             if rules.first is not None and not (is_draft or self.fixed):
@@ -130,7 +141,7 @@ class DecodeStep:
             column = self.filled(step, column, ids)
         self.buffers.columns.index_copy_(2, step.reshape(1) + 1, column.unsqueeze(2))
         if self.advances is not None:
-            self._advance_pointers(step, hidden[: len(buffers.seeds)], self.advances)
+            self._advance_pointers(step, hidden[: buffers.num_rows], self.advances)
 
     def for_all_rows(self, pointers: Pointers | None) -> Pointers | None:
         """Pointers of B samples, repeated for all rows the model runs."""
@@ -142,10 +153,11 @@ class DecodeStep:
         buffers, units = self.buffers, self.state.units
         now = buffers.pointers_at(step)
         assert now is not None and units is not None and buffers.pointers is not None
-        moved = advances(hidden, units, now, buffers.seeds, step)
-        later = step.reshape(1) + 1
-        frame = self.lm.arrangement.current_frames(later)
-        moves = frame > self.lm.arrangement.current_frames(step.reshape(1))
+        assert buffers.advance_numbers is not None
+        assert self.table is not None, "an aligned text needs variable_length"
+        moved, later = advances(hidden, units, now, buffers.advance_numbers.at(step)), step.reshape(1) + 1
+        this_frame, frame = self.table.frames_around(step).split(1)
+        moves = frame > this_frame
         unit, since = torch.where(moves, moved.unit, now.unit), torch.where(moves, moved.since, now.since)
         buffers.pointers.unit.index_copy_(1, later, unit)
         buffers.pointers.since.index_copy_(1, later, since)
@@ -156,7 +168,7 @@ class DecodeStep:
     def filled(self, step: Tensor, column: Tensor, drawn: Tensor) -> Tensor:
         """The column [B, K] of a step: ids forced by the codebook pattern, else of the prompt, else sampled."""
         buffers = self.buffers
-        forced = self.lm.arrangement.forced_ids(step, buffers.row_lengths)
+        forced = (self.table or self.lm.arrangement).forced_ids(step, buffers.row_lengths)
         given = buffers.given.index_select(1, step.reshape(1))[:, 0]
         return torch.where(forced >= 0, forced, torch.where(given, column, drawn))
 

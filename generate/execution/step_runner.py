@@ -91,7 +91,7 @@ class Programs:
 
     def take(self, owner: object, step: DecodeStep, kind: str) -> CapturedStep:
         """The captured step for a step, created if necessary; it belongs to the owner for the owner's lifetime."""
-        key = (kind, len(step.buffers.seeds), _weights(step.lm), signature(step.parts()))
+        key = (kind, step.buffers.num_rows, _weights(step.lm), signature(step.parts()))
         self.kept = [program for program in self.kept if program.key[2] == key[2]]  # drop those of other weights
         program = next((program for program in self.kept if program.idle and program.key == key), None)
         if program is None:

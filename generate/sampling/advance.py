@@ -16,10 +16,7 @@ from torch import Tensor
 from ...lm.conditioning.aligned import AlignedCondition, AlignedUnits
 from ...lm.conditioning.pointers import Pointers
 from ...lm.generation_config import GenerationConfig
-from .counter_rng import uniform
 
-DRAW = 2
-"""Index of the random number of the advance within a step; 0 and 1 are those of the codes."""
 GAIN = 1.0
 """Bias per natural logarithm of the speed."""
 
@@ -30,28 +27,32 @@ class AdvanceSampler:
     def __init__(self, config: GenerationConfig, aligned: AlignedCondition):
         self.aligned = aligned
         self.bias, self.temperature = GAIN * math.log(config.speed), config.advance_temperature
+        most = aligned.max_advance
+        advances, reach = torch.arange(most + 1), torch.arange(most + 1)[:, None]
+        within = torch.where(advances > reach, float("-inf"), self.bias * (advances > 0)).double()
+        overdue = within.masked_fill((advances == 0) & (reach > 0), float("-inf"))
+        self.biases = torch.cat([within, overdue]).to(aligned.advance.weight.device)
+        """[2 (max_advance + 1), max_advance + 1]: added to the logits, by reach; then the same for overdue units."""
 
     def parts(self) -> tuple:
         """All settings that determine sampling."""
         return self.bias, self.temperature
 
     def __call__(
-        self, hidden: Tensor, units: AlignedUnits, pointers: Pointers, seeds: Tensor, step: int | Tensor
+        self, hidden: Tensor, units: AlignedUnits, pointers: Pointers, numbers: Tensor
     ) -> Pointers:
         """The pointers [B, 1] of the next frame.
 
         Args:
-            hidden: [B, D] of the step. pointers: [B, 1] that it read. seeds: [B].
+            hidden: [B, D] of the step. pointers: [B, 1] that it read. numbers: [B, 1], random.
             units: of these rows; may hold further rows after them.
         """
-        reach = units.reach[: len(seeds)].gather(1, pointers.unit)[:, 0]
-        logits = self.aligned.advance_logits(hidden, reach).double()
-        moves = torch.arange(logits.shape[-1], device=logits.device) > 0
-        overdue = (pointers.since[:, 0] >= self.aligned.max_unit_frames) & (reach > 0)
-        logits = (logits + self.bias * moves).masked_fill(overdue[:, None] & ~moves, float("-inf"))
+        reach = units.reach[: len(hidden)].gather(1, pointers.unit)
+        overdue = pointers.since >= self.aligned.max_unit_frames
+        rule = self.biases.index_select(0, (reach + len(self.biases) // 2 * overdue)[:, 0])
+        logits = self.aligned.advance(hidden).double() + rule
         cumulative = (logits / self.temperature).softmax(dim=-1).cumsum(dim=-1)
-        drawn = (cumulative <= uniform(seeds, step, 1, DRAW) * cumulative[:, -1:]).sum(dim=-1)
-        advance = torch.minimum(drawn, reach)[:, None]
-        return Pointers(
-            pointers.unit + advance, torch.where((advance > 0) | (reach == 0)[:, None], 0, pointers.since + 1)
-        )
+        drawn = (cumulative <= numbers * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+        advance = torch.minimum(drawn, reach)
+        stays = (advance == 0) & (reach > 0)
+        return Pointers(pointers.unit + advance, torch.where(stays, pointers.since + 1, 0))

@@ -117,6 +117,8 @@ def make_scales(config: GuidanceConfig, num_codebooks: int, num_steps: int, span
             f"guidance has {len(scales)} scales but the model has {num_codebooks} codebooks; "
             f"give one value or {num_codebooks}"
         )
+    if isinstance(config, ConstantGuidance):
+        return torch.tensor(scales, dtype=torch.float64).expand(num_steps, -1)
     rows = [[_scale_at(config, scale, step / (span or num_steps)) for scale in scales] for step in range(num_steps)]
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -128,7 +130,7 @@ def _scale_at(config: GuidanceConfig, scale: float, p: float) -> float:
         return config.first + (scale - config.first) * p
     if isinstance(config, CosineGuidance):
         return 1 + (scale - 1) * (1 - math.cos(math.pi * p**config.power)) / 2
-    return scale
+    raise AssertionError(config)
 
 
 def filtered(conditioned: Tensor, guided: Tensor, k: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...lm.generation_config import MAX_LOOK_BACK, GenerationConfig
 from ...lm.patterns.pattern import CodebookPattern
 from ...lm.patterns.sub_tokens import SubTokens
-from .counter_rng import uniform
+from .counter_rng import StepNumbers
 from .filter_tensors import Filters
 from .filters import make_filters, per_codebook, sample
 from .repetition import LookBack, Repetition, penalize, repeats
@@ -35,7 +35,7 @@ NEVER = 1 << 60
 class StepDraws:
     """Random numbers and recent codes for one step."""
 
-    step: int | Tensor
+    step: Tensor
     numbers: Tensor
     """[B, J] uniform numbers, float64."""
     again: Tensor | None
@@ -127,12 +127,11 @@ class Sampler:
         rules = self.first_end_step, self.end_bias, self.end_rule, self.max_silence, self.silent
         return *rules, self.penalizes, self.draws_again, None if self.look_back is None else self.look_back.parts()
 
-    def begin(self, seeds: Tensor, step: int | Tensor, columns: Tensor) -> StepDraws:
-        """Prepare the draws of a step from seeds [B] and the columns [B, K, 1 + S] written so far."""
-        J = len(self.sub_tokens)
-        again = uniform(seeds, step, J, draw=1) if self.draws_again else None
+    def begin(self, step: Tensor, columns: Tensor, numbers: StepNumbers, again: StepNumbers | None) -> StepDraws:
+        """Prepare the draws of a step from the columns [B, K, 1 + S] written so far, and the random numbers of draws
+        and second draws (None unless `draws_again`)."""
         recent = None if self.look_back is None else self.look_back(columns, step)
-        return StepDraws(step, uniform(seeds, step, J), again, recent)
+        return StepDraws(step, numbers.at(step), None if again is None else again.at(step), recent)
 
     def stage(self, places: tuple[int, ...]) -> Stage:
         """The rules of the sub-tokens at these places, built on first use."""

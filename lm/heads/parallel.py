@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class ParallelHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(J * V, width))
         self.packed: nn.Module | None = None
         """Packed form of the layer, used instead of the weight; see lm/quantization/packed_linear.py."""
+        self.fused: Any = None
+        """Fast path of single steps: a `FastHead` (lm/quantization/cpu_fast_decode.py)."""
         # The bias of the matrix product is 0 or -inf: excluding a value is free.
         absent = torch.zeros(J, V, device="cpu")
         for j, size in enumerate(sizes):
@@ -73,10 +75,18 @@ class ParallelHead(nn.Module):
         return self.stages
 
     def start(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        return None
+        if self.fused is not None:
+            self.fused.refresh(self)
 
     def begin(self, memory: None, hidden: Tensor, step: int) -> Tensor:
         return hidden
 
     def predict(self, begun: Tensor, stage: int, sub_tokens: Tensor) -> Tensor:
-        return self(begun)
+        logits = None if self.fused is None else self.fused(begun)
+        return self(begun) if logits is None else logits.unflatten(-1, self.shape)
+
+    def train(self, mode: bool = True) -> ParallelHead:
+        """Like `nn.Module.train`; switching to training mode drops derived copies of the weights."""
+        if mode:
+            self.fused = None
+        return super().train(mode)

@@ -28,15 +28,18 @@ PLAIN = (
 """Modules that do exactly what their class does."""
 
 
-def stamp_of(part: nn.Module) -> tuple | None:
+def stamp_of(part: nn.Module, known: tuple[type, ...] = PLAIN) -> tuple | None:
     """Everything that determines what a module on the CPU computes; modules with equal stamps compute the same.
 
-    None if that cannot be determined: modules of other kinds (for instance a wrapper that adds to a layer), with hooks
-    or a custom forward, or tensors on another device.
+    Args:
+        known: classes whose modules do exactly what their class does.
+    Returns:
+        None if that cannot be determined: modules of other kinds (for instance a wrapper that adds to a layer),
+        with hooks or a custom forward, or tensors on another device.
     """
     found: list = []
     for module in part.modules():
-        if type(module) not in PLAIN or getattr(module, "attend", None) not in (None, auto, *BACKENDS.values()):
+        if type(module) not in known or getattr(module, "attend", None) not in (None, auto, *BACKENDS.values()):
             return None
         if is_altered(module):
             return None

@@ -69,6 +69,7 @@ from .layouts import ParallelConfig as ParallelConfig
 from .layouts import PartialFlatConfig as PartialFlatConfig
 from .layouts import UnrolledConfig as UnrolledConfig
 from .layouts import layout_of
+from .step_table import StepTable
 
 UNKNOWN_LENGTH = 1 << 40
 """Placeholder length of a row that has not ended yet."""
@@ -234,6 +235,22 @@ class CodebookPattern:
         steps = torch.as_tensor(step, device=lengths.device).reshape(1)
         frames, fill = self._frames_and_fill(steps, lengths[:, None, None])
         return torch.where((frames >= 0) & (frames < lengths[:, None, None]), -1, fill).squeeze(-1)
+
+    def step_table(self, num_steps: int, device: torch.device | str) -> StepTable | None:
+        """`forced_ids` and `current_frames` of steps 0 .. num_steps - 1; None if the pattern `needs_length`."""
+        if self.needs_length:
+            return None
+        steps = torch.arange(num_steps + 1, device=device)
+        unknown = torch.full((1, 1, 1), UNKNOWN_LENGTH, device=device)
+        frames, fills = (x[0] for x in self._frames_and_fill(steps[:num_steps], unknown))
+        after, end = self._tensors(steps.device)[5:]
+        return StepTable(
+            cells=frames,
+            fills=fills.masked_fill(frames >= 0, -1),
+            after=after,
+            end=end if self.variable_length else None,
+            current=self.current_frames(steps),
+        )
 
     def current_frames(self, steps: Tensor, num_frames: int | Tensor | None = None) -> Tensor:
         """long, like steps [*, S]: the frame that a step predicts, that of its most advanced codebook. It determines

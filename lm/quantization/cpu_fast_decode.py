@@ -12,8 +12,9 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..heads.parallel import ParallelHead
 from ..kernels import cpu_gemv
 from ..kernels.weight_versions import stamp_of
 from ..kv_cache.base import Cache
@@ -21,11 +22,11 @@ from ..layers.attention_layers import Memory
 from ..layers.transformer import Transformer
 from ..models.base import LanguageModel
 from ..models.causal import TokenLM
-from .packed_linear import WeightsName, pack_transformer_, transformers_of
+from .packed_linear import PackedLinear, WeightsName, pack_transformer_, transformers_of
 
 MAX_BYTES = 1 << 28
-"""Largest transformer that is copied: the backbone, or that of a depth head."""
-NAMES: dict[torch.dtype, WeightsName] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""Largest part that is copied: the backbone, the parallel head, or the transformer of a depth head."""
+NUMBERS = (torch.float32, torch.bfloat16)
 
 
 class FastStack:
@@ -50,13 +51,46 @@ class FastStack:
         return None if plain or stack is None else stack(x, table, cache, memory)
 
 
+class FastHead:
+    """Fast path of the parallel head for single steps of a few rows, on a copy of its matrix."""
+
+    def __init__(self, head: ParallelHead):
+        self._made: tuple[tuple | None, PackedLinear | None] = (None, None)
+        """As in `FastStack`."""
+        self.refresh(head)
+
+    def refresh(self, head: ParallelHead) -> None:
+        """Copy the matrix again if it has changed; as for `FastStack.refresh`."""
+        stamp = stamp_of(head, (ParallelHead,))
+        if stamp == self._made[0]:
+            return
+        weight, layer = head.weight, None
+        if stamp is not None and weight is not None and weight.dtype in NUMBERS:
+            layer = PackedLinear(weight, head.absent, _smallest([weight]))
+        self._made = stamp, layer
+
+    def __call__(self, hidden: Tensor) -> Tensor | None:
+        """hidden [R, D] -> [R, outputs], or None if it has to take the plain way."""
+        layer = self._made[1]
+        plain = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or hidden.device.type != "cpu"
+        if layer is None or plain or hidden.dtype not in NUMBERS or len(hidden) > cpu_gemv.MAX_ROWS:
+            return None
+        return layer(hidden)
+
+
 def _copied(transformer: Transformer) -> Any:
     """Fused steps of a copy; None if not supported."""
-    name = NAMES.get(next(transformer.parameters()).dtype)
-    if name is None:
+    if next(transformer.parameters()).dtype not in NUMBERS:
         return None
+    matrices = [layer.weight for layer in transformer.modules() if isinstance(layer, nn.Linear)]
     copied = copy.deepcopy(transformer, {id(transformer.fused): None})
-    return pack_transformer_(copied, name).fused
+    return pack_transformer_(copied, _smallest(matrices)).fused
+
+
+def _smallest(matrices: list[Tensor]) -> WeightsName:
+    """The smallest kind of packed weights that holds these matrices exactly."""
+    exact = all(torch.equal(weight.detach(), weight.detach().bfloat16().to(weight.dtype)) for weight in matrices)
+    return "bfloat16" if exact else "float32"
 
 
 def enable_fast_cpu_decode_(lm: LanguageModel) -> LanguageModel:
@@ -71,9 +105,11 @@ def enable_fast_cpu_decode_(lm: LanguageModel) -> LanguageModel:
             for part in (stage.transformer, *transformers_of(stage.head)):
                 if _is_small(part):
                     part.fused = FastStack(part)
+            if type(stage.head) is ParallelHead and stage.head.weight is not None and _is_small(stage.head):
+                stage.head.fused = FastHead(stage.head)
     return lm
 
 
-def _is_small(transformer: Transformer) -> bool:
-    weights = list(transformer.parameters())
-    return weights[0].dtype in NAMES and sum(weight.nbytes for weight in weights) <= MAX_BYTES
+def _is_small(part: nn.Module) -> bool:
+    weights = list(part.parameters())
+    return weights[0].dtype in NUMBERS and sum(weight.nbytes for weight in weights) <= MAX_BYTES

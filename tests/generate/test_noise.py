@@ -1,7 +1,9 @@
 """The hash behind every draw: uniform, independent along each axis, and blind to the batch."""
 
+import pytest
 import torch
 
+from tessera.generate.sampling import counter_rng
 from tessera.generate.sampling.counter_rng import uniform
 
 
@@ -39,6 +41,17 @@ def test_a_row_does_not_depend_on_the_batch():
     assert torch.equal(uniform(seeds[order], 3, 4), whole[order])
     assert torch.equal(uniform(seeds[7:8], 3, 4), whole[7:8])
     assert torch.equal(uniform(seeds, torch.tensor(3), 9)[:, :4], whole)
+
+
+@pytest.mark.parametrize("most", [0, 1 << 20], ids=["each step", "table"])
+def test_the_numbers_of_steps_are_those_of_each(most, monkeypatch):
+    monkeypatch.setattr(counter_rng, "MOST_NUMBERS", most)
+    seeds = torch.tensor([0, 1, -1, 2**63 - 1, 123456789])
+    for draw in (0, 2):
+        numbers = counter_rng.step_numbers(seeds, 70, 5, draw)
+        assert (numbers.table is None) == (most == 0)
+        for step in (69, 0, 33):
+            assert numbers.at(torch.tensor(step)).equal(uniform(seeds, step, 5, draw))
 
 
 def draws(num_seeds=64, num_steps=64, num_codebooks=16, draw=0) -> torch.Tensor:

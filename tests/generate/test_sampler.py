@@ -9,7 +9,7 @@ from test_sampling import at, slow_distribution, slow_draw
 from tiny_models import ARRANGEMENTS, CARDINALITIES, HEADS, NEED_LENGTH, make_conditions, make_lm
 
 from tessera.generate.requests.settings import Length
-from tessera.generate.sampling.counter_rng import uniform
+from tessera.generate.sampling.counter_rng import step_numbers, uniform
 from tessera.generate.sampling.repetition import LookBack
 from tessera.generate.sampling.token_sampler import Sampler
 from tessera.lm.generation_config import GenerationConfig
@@ -73,7 +73,7 @@ def test_equals_the_slow_reference(arrangement, rules):
     sampler = Sampler(rules, arranged, SubTokens(arranged), HISTORY, first_end_step, "cpu", 0, 1 / FRAME)
     draw = random.Random(0)
     for step in draw.sample(range(arranged.num_steps(HISTORY)), 6):
-        begun = sampler.begin(seeds, step, columns)
+        begun = sampler.begin(torch.tensor(step), columns, step_numbers(seeds, 99, K), step_numbers(seeds, 99, K, 1))
         u, again = uniform(seeds, step, K), uniform(seeds, step, K, draw=1)
         for books in ((0,), (2, 1)):
             logits = torch.randn(B, len(books), 7, generator=generator).double() * 2
@@ -211,12 +211,12 @@ def test_rules_on_whole_codes_need_whole_codes(rule):
 def test_the_rule_of_the_end_touches_no_other_symbol():
     """A code of 2 x 3 parts: 2 is the end of its first part and a value of its second."""
     lm = make_lm(head=HEADS["factor"])
-    columns, seeds = torch.zeros(50, 3, 8, dtype=torch.long), torch.arange(50)
+    columns, numbers = torch.zeros(50, 3, 8, dtype=torch.long), step_numbers(torch.arange(50), 8, 6)
     logits = torch.randn(50, 6, 3, generator=torch.Generator().manual_seed(0)).double()
     ids = []
     for rule in ("drawn", "likeliest"):
         sampler = Sampler(GenerationConfig(end_rule=rule), lm.arrangement, lm.head.sub_tokens, 6, 0, "cpu")
-        ids.append(sampler.draw(sampler.begin(seeds, 3, columns), sampler.stage(tuple(range(6))), logits))
+        ids.append(sampler.draw(sampler.begin(torch.tensor(3), columns, numbers, None), sampler.stage(tuple(range(6))), logits))
     assert torch.equal(ids[0][:, 1:], ids[1][:, 1:])
     ends = ids[1][:, 0] == 2
     assert bool(ends.any())

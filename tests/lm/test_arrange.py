@@ -326,6 +326,18 @@ def test_forced_ids_are_what_arrange_writes(seed):
         assert forced[~real].equal(arranged.ids[:, :, step][~real])
 
 
+@pytest.mark.parametrize("seed", range(24))
+def test_the_table_of_steps_says_what_each_step_says(seed):
+    arrangement, _, lengths = random_case(seed)
+    table = arrangement.step_table(40, "cpu")
+    assert (table is None) == arrangement.needs_length
+    lengths = torch.cat([lengths, torch.tensor([UNKNOWN_LENGTH])])
+    for step in range(40) if table is not None else ():
+        now = torch.tensor(step)
+        assert table.forced_ids(now, lengths).equal(arrangement.forced_ids(step, lengths))
+        assert table.frames_around(now).equal(arrangement.current_frames(torch.tensor([step, step + 1])))
+
+
 def test_forced_ids_while_the_end_is_unknown():
     arrangement = CodebookPattern(DelayConfig(delays=(0, 2)), (4, 4), variable_length=True)
     unknown = torch.full((1,), UNKNOWN_LENGTH)

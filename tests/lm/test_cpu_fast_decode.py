@@ -14,9 +14,20 @@ from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.quantization import cpu_fast_decode
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
+from tessera.lm.quantization.packed_linear import PackedLinear
 from tessera.tokenize.bundled import bundled_models
 
 pytestmark = pytest.mark.skipif(bool(cpu_gemv.why_not()), reason=cpu_gemv.why_not())
+
+
+TIGHT = {"rtol": 2e-5, "atol": 2e-5}
+
+
+def copied_kinds(lm):
+    """How the copies of the matrices are stored."""
+    blocks = [fused.block for fused in lm.transformer.fused._made[1].blocks]
+    layers = [lm.head.fused._made[1], *(layer for block in blocks for layer in block.modules())]
+    return {layer.kind for layer in layers if isinstance(layer, PackedLinear)}
 
 
 @pytest.mark.sample(4)
@@ -27,7 +38,7 @@ def test_steps(case, rows):
     codes, conditions = make_codes(rows, 6, lm.arrangement.cardinalities), make_conditions(config, rows)
     wanted = steps(lm, codes, conditions)
     calls = count_stack_calls(lm, enable_fast_cpu_decode_(lm).transformer.fused)
-    torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(steps(lm, codes, conditions), wanted, **TIGHT)
     assert all(calls[-5:]) if rows <= MAX_ROWS else not any(calls)
 
 
@@ -77,6 +88,36 @@ def test_large_models_and_models_of_many_rows_are_left_alone(monkeypatch):
     assert enable_fast_cpu_decode_(lm).transformer.fused is None
     monkeypatch.setattr(cpu_fast_decode, "MAX_BYTES", cpu_fast_decode.MAX_BYTES + 1)
     assert enable_fast_cpu_decode_(lm).transformer.fused is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, MAX_ROWS, MAX_ROWS + 1])
+def test_the_parallel_head(rows, dtype):
+    _, lm = make_lm(CROSS)
+    head, hidden = lm.to(dtype).head, torch.randn(rows, lm.config.width).to(dtype)
+    plain = head.predict(hidden, 0, None)
+    enable_fast_cpu_decode_(lm)
+    assert (head.fused(hidden) is None) == (rows > MAX_ROWS)
+    torch.testing.assert_close(head.predict(hidden, 0, None), plain, **(TIGHT if dtype == torch.float32 else {}))
+    head.weight.data[3] = 9
+    assert head.start(rows, dtype, hidden.device) is None
+    torch.testing.assert_close(head.predict(hidden, 0, None), head(hidden), **(TIGHT if dtype == torch.float32 else {}))
+    lm.train()
+    assert head.fused is None
+
+
+def test_weights_that_are_bfloat16_numbers_are_copied_in_half_the_bytes():
+    config, lm = make_lm(CROSS)
+    assert copied_kinds(enable_fast_cpu_decode_(lm)) == {"float32"}
+    lm.bfloat16().float()
+    codes, conditions = make_codes(2, 6), make_conditions(config, 2)
+    enable_fast_cpu_decode_(lm)
+    found = steps(lm, codes, conditions)
+    assert copied_kinds(lm) == {"bfloat16"} and found.dtype == torch.float32
+    for part in lm.modules():
+        part.fused = None
+    torch.testing.assert_close(found, steps(lm, codes, conditions), **TIGHT)
 
 
 def test_a_loaded_model_is_fast():

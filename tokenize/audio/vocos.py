@@ -8,7 +8,7 @@ spectral metrics.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveInt
@@ -84,6 +84,17 @@ class SpectrumEncoder(ConvNeXtStack):
         return super().forward(torch.log(magnitude + 1e-3).flatten(2), mask)
 
 
+class CausalState(NamedTuple):
+    """What a causal decoder keeps of the frames so far."""
+
+    blocks: list[Tensor]
+    """See `ConvNeXtStack.extend`."""
+    outputs: Tensor
+    """[B, n, ...]: spectra of the last frames, whose windows overlap later frames."""
+    valid: Tensor
+    """[B, n] bool, the mask of these frames."""
+
+
 class SpectrumDecoder(ConvNeXtStack):
     """Spectrum decoder: latents to samples."""
 
@@ -95,12 +106,28 @@ class SpectrumDecoder(ConvNeXtStack):
         self.hop, self.channels, self.spectra = shape.hop, shape.channels, config.spectra
         self.register_buffer("window", torch.hann_window(shape.window), persistent=False)
         # Frames whose windows overlap a frame's hop.
-        overlap = -(-((shape.window - shape.hop // config.spectra) // 2) // shape.hop)
-        self.reach_back, self.reach_ahead = self.reach_back + overlap, self.reach_ahead + overlap
+        self.overlap = -(-((shape.window - shape.hop // config.spectra) // 2) // shape.hop)
+        self.reach_back, self.reach_ahead = self.reach_back + self.overlap, self.reach_ahead + self.overlap
+        self.causal = config.causal
 
     def stages(self) -> list[StreamingLayer]:
-        """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
+        """Latents [B, T, latent_dim] -> samples [B, T, C * hop]. A causal decoder is stateful: in windows it would run
+        all frames it looks back to again for every chunk."""
+        if self.causal:
+            return [StreamingLayer(self.extend_samples, 0, self.overlap, memory=True)]
         return [window_stage(self, self.reach_back, self.reach_ahead)]
+
+    def extend_samples(self, x: Tensor, mask: Tensor, state: CausalState | None) -> tuple[Tensor, CausalState]:
+        """`forward` after earlier frames. The last `overlap` frames of a call come again as the first ones of the next:
+        their spectra are in the state by then."""
+        new = 0 if state is None else self.overlap
+        outputs, blocks = self.extend(x[:, new:], mask[:, new:], None if state is None else state.blocks)
+        outputs, valid = outputs.float(), mask[:, new:]
+        if state is not None:
+            outputs, valid = torch.cat([state.outputs, outputs], dim=1), torch.cat([state.valid, valid], dim=1)
+        samples = frames_of_spectra(outputs, valid, self.window, self.hop, self.channels, self.spectra)
+        kept = max(0, outputs.shape[1] - 2 * self.overlap)
+        return samples[:, samples.shape[1] - x.shape[1] :], CausalState(blocks, outputs[:, kept:], valid[:, kept:])
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Latents [B, T, latent_dim], mask [B, T] -> samples [B, T, C * hop]."""

@@ -33,9 +33,16 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, width]; mask: [B, T], True for valid frames. Returns [B, T, width]."""
-        h = F.pad((x * mask[..., None]).transpose(1, 2), self.padding)
+        return self.extend(x, mask, None)[0]
+
+    def extend(self, x: Tensor, mask: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`forward`, for a causal block after earlier frames: `past` [B, width, kernel - 1] is what its convolution
+        keeps of them, None at the first. Also returns what it keeps for later frames."""
+        h = (x * mask[..., None]).transpose(1, 2)
+        h = F.pad(h, self.padding) if past is None else torch.cat([past, h], dim=2)
+        kept = h[:, :, h.shape[2] - self.padding[0] :]
         h = self.norm(self.depthwise(h).transpose(1, 2))
-        return x + self.scale * self.narrow(F.gelu(self.widen(h)))
+        return x + self.scale * self.narrow(F.gelu(self.widen(h))), kept
 
 
 class ConvNeXtStack(nn.Module):
@@ -60,3 +67,12 @@ class ConvNeXtStack(nn.Module):
         for block in self.blocks:
             h = block(h, mask)
         return self.leave(self.leave_norm(h))
+
+    def extend(self, x: Tensor, mask: Tensor, pasts: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """`forward`, for a causal stack after earlier frames: `pasts` is what each block keeps of them, None at the
+        first. Also returns what they keep for later frames. Masked frames must come last."""
+        h, after = self.enter_norm(self.enter(x)), []
+        for number, block in enumerate(self.blocks):
+            h, kept = block.extend(h, mask, None if pasts is None else pasts[number])  # type: ignore[operator]
+            after.append(kept)
+        return self.leave(self.leave_norm(h)), after
