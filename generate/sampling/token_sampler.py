@@ -27,10 +27,6 @@ from .filters import make_filters, per_codebook, sample
 from .repetition import LookBack, Repetition, penalize, repeats
 from .silence import is_silent
 
-NEVER = 1 << 60
-"""A step that is never reached."""
-
-
 @dataclass(frozen=True)
 class StepDraws:
     """Random numbers and recent codes for one step."""
@@ -58,6 +54,8 @@ class Stage:
     """Index of sub-token 0 among them, the one that can be the end; None if it is in another stage."""
     filters: Filters
     repetition: Repetition
+    never: Tensor | None
+    """[n, V'] True for values that no step samples; None if there are none."""
 
     def of(self, by_symbol: Tensor) -> Tensor:
         """Select the stage's sub-tokens of a tensor [B, J, *]."""
@@ -92,7 +90,7 @@ class Sampler:
         K, V = arrangement.num_codebooks, max(sub_tokens.output_sizes)
         self.sub_tokens, self.device = sub_tokens, device
         self.has_end = arrangement.variable_length
-        self.first_end_step = torch.tensor(NEVER if first_end_step is None else first_end_step, device=device)
+        self.first_end_step = None if first_end_step is None else torch.tensor(first_end_step, device=device)
         self.filters = make_filters(config, K, device)
         repetition = self.repetition = _make_repetition(config, K, device)
         self.penalizes = bool((repetition.penalty != 1).any())
@@ -119,7 +117,8 @@ class Sampler:
         self.unused = torch.zeros(V, dtype=torch.bool, device=device)
         """[V'] True for the values of sub-token 0 between the codes and the end."""
         self.unused[codes : sub_tokens.end] = self.has_end
-        self.has_unused = self.has_end and sub_tokens.end > codes
+        self.never = self.unused | self.end if first_end_step is None else self.unused
+        """[V'] True for the values of sub-token 0 that no step samples."""
         self._stages: dict[tuple[int, ...], Stage] = {}
 
     def parts(self) -> tuple:
@@ -144,6 +143,7 @@ class Sampler:
                 first=places.index(0) if 0 in places else None,
                 filters=self.filters.of(books),
                 repetition=self.repetition.of(books),
+                never=self._never(places),
             )
         return self._stages[places]
 
@@ -151,10 +151,11 @@ class Sampler:
         """Set forbidden values of the stage's sub-tokens to -inf in logits [*, B, n, V']."""
         if rules.first is None:
             return logits
-        V = logits.shape[-1]
-        ids = (self.end[:V] & (begun.step < self.first_end_step))[None] if self.has_end else None
-        if self.has_unused:
-            ids = self.unused[None, :V] if ids is None else ids | self.unused[:V]
+        V, ids = logits.shape[-1], None
+        if rules.never is not None:
+            logits = logits.masked_fill(rules.never[:, :V], float("-inf"))
+        if self.has_end and self.first_end_step is not None:
+            ids = (self.end[:V] & (begun.step < self.first_end_step))[None]
         if self.max_silence:
             assert begun.recent is not None
             silence = is_silent(begun.recent[:, 0], self.silent, self.max_silence)[:, None] & self.silent[:V]
@@ -163,6 +164,13 @@ class Sampler:
             return logits
         is_first = rules.places == 0
         return logits.masked_fill(is_first[:, None] & ids[:, None, :], float("-inf"))
+
+    def _never(self, places: tuple[int, ...]) -> Tensor | None:
+        if 0 not in places or not bool(self.never.any()):
+            return None
+        never = self.never.new_zeros(len(places), len(self.never))
+        never[places.index(0)] = self.never
+        return never
 
     def draw(self, begun: StepDraws, rules: Stage, logits: Tensor) -> Tensor:
         """Sample values [B, n] of the stage's sub-tokens from logits [B, n, V'], float64, -inf for forbidden values."""

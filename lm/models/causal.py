@@ -206,7 +206,10 @@ class TokenLM(TransformerLM):
         x = self.add_conditions(self.input(read), state.summed, None if state.step else state.first)
         x = self.positions.add(self._add_units(x, state, pointers), steps, 0, None)
         if state.cache.rotated_keys:
-            table = self.positions.table(steps, state.num_frames, 0, None)
+            if state.rotary is None:
+                all_steps = torch.arange(state.capacity, device=read.device)
+                state.rotary = self.positions.table(all_steps, state.num_frames, 0, None)
+            table = None if state.rotary is None else state.rotary[:, state.step : state.step + n]
         else:
             steps = torch.arange(state.step + n, device=read.device)
             table = self.positions.table(steps, state.num_frames, state.prefix_length, state.prefix_mask)

@@ -35,6 +35,8 @@ class DecodingState:
     """Units of an aligned text."""
     head: Any = None
     """State of the head."""
+    rotary: Tensor | None = None
+    """[1, S, 1, E / 2]: rotary table of all steps, if the cache keeps rotated keys; computed at the first step."""
     step: int = 0
     """The step to predict next; `TokenLM.read_at` neither reads nor changes it."""
 

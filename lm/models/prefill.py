@@ -48,7 +48,7 @@ def prefill(
         raise ValueError("the model has no conditions, so the number of rows is unknown; pass num_rows")
     if num_frames is None and isinstance(lm.spec.geometry, ImageGeometry):
         num_frames = lm.spec.geometry.num_frames
-    lm.transformer.refresh()
+    lm.refresh()
     fused, first = lm.split_first(_conditions_as_in_eval(lm, batch))
     if bucketed and num_frames is not None:
         num_frames = torch.tensor(num_frames, device=lm.device)

@@ -169,6 +169,13 @@ class TransformerLM(LanguageModel):
         positions = torch.arange(P + S, device=device)
         return causal_mask(positions, positions, P, prefix_mask, window)
 
+    def refresh(self) -> None:
+        """Update everything derived from the weights of backbone and input; called before a generation."""
+        self.transformer.refresh()
+        for part in self.input.modules():
+            if getattr(part, "fused", None) is not None:
+                part.fused.refresh(part)  # type: ignore[union-attr, operator]
+
     def extra_repr(self) -> str:
         return f"{self.num_parameters / 1e6:.2f} M parameters, tokenizer '{self.spec.name}'"
 

@@ -12,6 +12,7 @@ import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..heads.parallel import ParallelHead
@@ -19,13 +20,18 @@ from ..kernels import cpu_gemv
 from ..kernels.weight_versions import stamp_of
 from ..kv_cache.base import Cache
 from ..layers.attention_layers import Memory
+from ..layers.embedding import SpecialVectors
+from ..layers.input_embedding import CodesInput
 from ..layers.transformer import Transformer
 from ..models.base import LanguageModel
 from ..models.causal import TokenLM
+from ..ops.linear import Linear
 from .packed_linear import PackedLinear, WeightsName, pack_transformer_, transformers_of
 
 MAX_BYTES = 1 << 28
 """Largest part that is copied: the backbone, the parallel head, or the transformer of a depth head."""
+MOST_INPUTS = 1 << 22
+"""Largest table of `FastInput`, in numbers."""
 NUMBERS = (torch.float32, torch.bfloat16)
 
 
@@ -78,6 +84,37 @@ class FastHead:
         return layer(hidden)
 
 
+class FastInput:
+    """Fast path of the input embedding `codes` for single steps of a few rows: one table of what each id adds."""
+
+    def __init__(self, embedding: CodesInput):
+        self._made: tuple[tuple | None, tuple[Tensor, Tensor] | None] = (None, None)
+        """As in `FastStack`: first rows of the codebooks [K, 1], and the table [ids, D]."""
+        self.refresh(embedding)
+
+    @torch.no_grad()
+    def refresh(self, embedding: CodesInput) -> None:
+        """Compute the table again if a weight has changed; as for `FastStack.refresh`."""
+        stamp = stamp_of(embedding, (CodesInput, Linear, SpecialVectors))
+        if stamp == self._made[0]:
+            return
+        made = None
+        if stamp is not None and embedding.linear.weight.dtype == torch.float32:
+            parts = [embedding.vectors_of(book) for book in range(len(embedding.starts))]
+            ends = torch.tensor([len(part) for part in parts]).cumsum(0)[:, None]
+            made = F.pad(ends[:-1], (0, 0, 1, 0)), torch.cat(parts)
+        self._made = stamp, made
+
+    def __call__(self, ids: Tensor) -> Tensor | None:
+        """ids [B, K, S] -> [B, S, D], or None if it has to take the plain way."""
+        made = self._made[1]
+        plain = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or ids.device.type != "cpu"
+        if made is None or plain or ids.shape[0] * ids.shape[2] > cpu_gemv.MAX_ROWS:
+            return None
+        starts, table = made
+        return F.embedding((ids + starts).transpose(1, 2), table).sum(dim=2)
+
+
 def _copied(transformer: Transformer) -> Any:
     """Fused steps of a copy; None if not supported."""
     if next(transformer.parameters()).dtype not in NUMBERS:
@@ -107,6 +144,10 @@ def enable_fast_cpu_decode_(lm: LanguageModel) -> LanguageModel:
                     part.fused = FastStack(part)
             if type(stage.head) is ParallelHead and stage.head.weight is not None and _is_small(stage.head):
                 stage.head.fused = FastHead(stage.head)
+            for part in stage.input.modules():
+                few = sum(stage.arrangement.input_sizes) * stage.config.width <= MOST_INPUTS
+                if type(part) is CodesInput and few:
+                    part.fused = FastInput(part)
     return lm
 
 

@@ -8,8 +8,11 @@ from small_models import BLOCKS, CARDINALITIES, CASES, count_stack_calls, make_c
 from test_fused import CROSS, make_lm, steps
 
 import tessera
+from tessera.lm.config import LMConfig
 from tessera.lm.kernels import cpu_gemv
 from tessera.lm.kernels.cpu_gemv import MAX_ROWS
+from tessera.lm.layers.input_embedding import CodesInputConfig
+from tessera.lm.models.causal import TokenLM
 from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.quantization import cpu_fast_decode
@@ -105,6 +108,27 @@ def test_the_parallel_head(rows, dtype):
     torch.testing.assert_close(head.predict(hidden, 0, None), head(hidden), **(TIGHT if dtype == torch.float32 else {}))
     lm.train()
     assert head.fused is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("combine", ["sum", "concat"])
+def test_the_input_of_code_vectors(combine):
+    spec = make_spec()
+    vectors = torch.randn(spec.num_codebooks, max(spec.cardinalities), 5)
+    config = LMConfig(width=32, layers=1, heads=2, input=CodesInputConfig(combine=combine), variable_length=True)
+    lm = enable_fast_cpu_decode_(TokenLM(config, spec, vectors).eval())
+    embedding = lm.input
+    for rows, steps_at_once in ((1, 1), (3, 5), (MAX_ROWS, 1)):
+        ids = torch.stack([torch.randint(V, (rows, steps_at_once)) for V in lm.arrangement.input_sizes], dim=1)
+        found = embedding.fused(ids)
+        made, embedding.fused = embedding.fused, None
+        torch.testing.assert_close(found, embedding(ids), **TIGHT)
+        embedding.fused = made
+    embedding.linear.weight.data[2, 3] += 1
+    embedding.specials.weight.data[1] += 1
+    lm.start(num_rows=1, capacity=4)
+    found, embedding.fused = embedding(ids), None
+    torch.testing.assert_close(found, embedding(ids), **TIGHT)
 
 
 def test_weights_that_are_bfloat16_numbers_are_copied_in_half_the_bytes():

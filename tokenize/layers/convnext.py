@@ -33,16 +33,23 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, width]; mask: [B, T], True for valid frames. Returns [B, T, width]."""
-        return self.extend(x, mask, None)[0]
+        h = F.pad((x * mask[..., None]).transpose(1, 2), self.padding)
+        return self._add_mlp(x, self.depthwise(h).transpose(1, 2))
 
     def extend(self, x: Tensor, mask: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`forward`, for a causal block after earlier frames: `past` [B, width, kernel - 1] is what its convolution
+        """`forward`, for a causal block after earlier frames: `past` [B, kernel - 1, width] is what its convolution
         keeps of them, None at the first. Also returns what it keeps for later frames."""
-        h = (x * mask[..., None]).transpose(1, 2)
-        h = F.pad(h, self.padding) if past is None else torch.cat([past, h], dim=2)
-        kept = h[:, :, h.shape[2] - self.padding[0] :]
-        h = self.norm(self.depthwise(h).transpose(1, 2))
-        return x + self.scale * self.narrow(F.gelu(self.widen(h))), kept
+        new, back = x * mask[..., None], self.padding[0]
+        if past is None:
+            return self.forward(x, mask), F.pad(new, (0, 0, back, 0))[:, new.shape[1] :]
+        h = torch.cat([past, new], dim=1)
+        # For a few frames torch's convolution takes seven times as long as this sum over taps.
+        taps = h.unfold(1, x.shape[1], 1).transpose(2, 3) * self.depthwise.weight[:, 0].T[:, None]
+        mixed = taps.sum(dim=1) + self.depthwise.bias  # type: ignore[operator]
+        return self._add_mlp(x, mixed), h[:, new.shape[1] :]
+
+    def _add_mlp(self, x: Tensor, mixed: Tensor) -> Tensor:
+        return x + self.scale * self.narrow(F.gelu(self.widen(self.norm(mixed))))
 
 
 class ConvNeXtStack(nn.Module):
