@@ -20,6 +20,9 @@ def image(
     output: OutputOptions,
     samples: SampleOptions,
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "digits",
+    style: Annotated[
+        str | None, typer.Option(help="A style: a label of a model that reads captions.", show_default=False)
+    ] = None,
     frames: Annotated[
         Path | None, typer.Option(help="A directory for the partial images: 0000.png, 0001.png, ...")
     ] = None,
@@ -34,7 +37,8 @@ def image(
 
     Example: tessera image 7 -n 16 --grid -o sevens.png
 
-    A text model takes the prompt as a caption, other models as a label. tessera generate has all settings.
+    A text model takes the prompt as a caption and --style as a label, other models take the prompt as a label. tessera
+    generate has all settings.
     """
     from ...generate.loading import load
     from ..make_samples import label_of, make_samples
@@ -45,7 +49,12 @@ def image(
         raise ValueError(f"model '{model}' makes no images; for audio use: tessera tts")
     if loaded.text is None and not loaded.labels:
         raise ValueError(f"model '{model}' takes no prompt; use: tessera generate {model} -o {output.output}")
-    condition = {"label": label_of(loaded, prompt)} if loaded.text is None else {"text": prompt}
+    if loaded.text is None:
+        if style is not None:
+            raise ValueError(f"--style {style}: the prompt of model '{model}' is its label; leave --style out")
+        condition = {"label": label_of(loaded, prompt)}
+    else:
+        condition = {"text": prompt, "label": None if style is None else label_of(loaded, style)}
     call = {"seed": samples.seed, **settings, **condition}
     if frames is None:
         make_samples(loaded, samples.n, output, shown, n=samples.n, **call)

@@ -12,6 +12,8 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+from ...tokenize.text.abbreviations import is_abbreviation
+
 _CLOSING = r"""["'”’»)\]]*"""
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
 """Scripts without spaces between words, in which each character counts as a word."""
@@ -88,6 +90,9 @@ def _cut(text: str, where: re.Pattern[str]) -> list[str]:
     """Split the text at its breaks; closing marks stay with what they close."""
     parts, start = [], 0
     for found in where.finditer(text):
+        before = text[start : found.start()].split()[-1:]
+        if where is _BREAKS[0] and before and "\n" not in found.group() and is_abbreviation(before[0]):
+            continue
         end = found.end() if found.group().strip() else found.start()
         parts.append(text[start:end].strip())
         start = end

@@ -27,6 +27,7 @@ from .filters import make_filters, per_codebook, sample
 from .repetition import LookBack, Repetition, penalize, repeats
 from .silence import is_silent
 
+
 @dataclass(frozen=True)
 class StepDraws:
     """Random numbers and recent codes for one step."""

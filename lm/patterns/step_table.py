@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 
-
 @dataclass(frozen=True)
 class StepTable:
     """The steps of a pattern that does not depend on the number of frames; from `CodebookPattern.step_table`."""

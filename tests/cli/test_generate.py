@@ -172,6 +172,19 @@ def test_image(models, tmp_path):
     assert (tmp_path / "two.png").read_bytes() == (tmp_path / "star.png").read_bytes(), "label 2 is 'star'"
 
 
+def test_image_of_a_caption_in_a_style(models, tmp_path, capsys):
+    draw = ["image", "a red apple", "--model", models / "styles", "--scale", 1, "-o", tmp_path / "made.png"]
+    styles, same = load(models / "styles"), tmp_path / "same.png"
+    for asked, label in (([], None), (["--style", "star"], "star"), (["--style", "1"], 1)):
+        assert tessera(*draw, *asked) == 0
+        styles.generate(text="a red apple", label=label).save(same)
+        assert (tmp_path / "made.png").read_bytes() == same.read_bytes()
+    assert tessera(*draw, "--style", "watercolor") == 2
+    assert "'watercolor'" in capsys.readouterr().err
+    assert tessera("image", "star", "--model", models / "shapes", "--style", "star", "-o", tmp_path / "x.png") == 2
+    assert "the prompt of model" in capsys.readouterr().err
+
+
 def test_tts_as_a_stream(models, tmp_path, capsysbinary):
     say = ["tts", "a word", "--model", models / "voices", "--voice", "star", "--seed", 2]
     assert tessera(*say, "-o", tmp_path / "whole.wav") == 0

@@ -216,7 +216,8 @@ def test_the_rule_of_the_end_touches_no_other_symbol():
     ids = []
     for rule in ("drawn", "likeliest"):
         sampler = Sampler(GenerationConfig(end_rule=rule), lm.arrangement, lm.head.sub_tokens, 6, 0, "cpu")
-        ids.append(sampler.draw(sampler.begin(torch.tensor(3), columns, numbers, None), sampler.stage(tuple(range(6))), logits))
+        begun = sampler.begin(torch.tensor(3), columns, numbers, None)
+        ids.append(sampler.draw(begun, sampler.stage(tuple(range(6))), logits))
     assert torch.equal(ids[0][:, 1:], ids[1][:, 1:])
     ends = ids[1][:, 0] == 2
     assert bool(ends.any())

@@ -93,7 +93,7 @@ def make_conditions(kind: str, count: int):
 
 def save_tiny_models(folder):
     """Model directories "tones" (audio, text), "voices" (audio, text and label), "clones" (audio, text, label and a
-    voice of at most 8 frames) and "shapes" (picture, label)."""
+    voice of at most 8 frames), "shapes" (picture, label) and "styles" (picture, text and label)."""
     quantizer = ResidualConfig(levels=3, quantizer=VQConfig(size=16))
     stack = AudioStackConfig(width=16, layers=2, kernel=3, chunk=4)
     torch.manual_seed(0)
@@ -123,4 +123,6 @@ def save_tiny_models(folder):
     save_model(folder / "voices", strong(TokenLM(imitates, audio.spec)), audio, text, names, limits)
     save_model(folder / "clones", strong(TokenLM(clones, audio.spec)), audio, text, names, limits)
     save_model(folder / "shapes", strong(TokenLM(draws, picture.spec)), picture, None, names, GenerationConfig())
+    illustrates = LMConfig(**common, conditions=(LabelConfig(classes=4), reads))
+    save_model(folder / "styles", strong(TokenLM(illustrates, picture.spec)), picture, text, names, GenerationConfig())
     return folder

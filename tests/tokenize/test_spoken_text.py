@@ -50,6 +50,8 @@ def test_a_file_of_subtitles():
         "3\n01:01:01,000 --> 01:01:01,500\nmore\n"
     )
     assert to_srt([]) == ""
+    words = [TimedWord(word, i, i + 0.9) for i, word in enumerate("We saw Dr. Who. Then".split())]
+    assert [cue.splitlines()[2] for cue in to_srt(words).split("\n\n")] == ["We saw Dr. Who.", "Then"]
 
 
 @pytest.mark.parametrize("seed", range(10))

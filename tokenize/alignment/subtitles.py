@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..text.abbreviations import is_abbreviation
 from .spoken_text import TimedWord
 
 MAX_CHARACTERS = 42
@@ -39,7 +40,8 @@ def to_srt(words: Sequence[TimedWord]) -> str:
 def _joins(cue: Sequence[TimedWord], word: TimedWord) -> bool:
     """Whether a word belongs to the cue before it."""
     length = sum(len(one.word) + 1 for one in cue) + len(word.word)
-    ended = cue[-1].word.rstrip("\"')]”’").endswith(SENTENCE_ENDS)
+    before = cue[-1].word
+    ended = before.rstrip("\"')]”’").endswith(SENTENCE_ENDS) and not is_abbreviation(before)
     pause, seconds = word.start - cue[-1].end, word.end - cue[0].start
     return not ended and length <= MAX_CHARACTERS and pause < PAUSE_SECONDS and seconds <= MAX_SECONDS
 
