@@ -10,9 +10,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,7 +139,16 @@ class CacheShape:
     def empty(self, positions: int, *width: int, dtype: torch.dtype | None = None) -> Tensor:
         """Zeros [layers, B, G, positions, *width] on the device, in the shape's dtype unless another is given."""
         size = (self.layers, self.num_rows, self.kv_heads, positions, *width)
-        return torch.zeros(size, dtype=dtype or self.dtype, device=self.device)
+        return zeros(size, dtype or self.dtype, torch.device(self.device))
+
+
+def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """torch.zeros; on a CPU the operating system zeroes a page when it is first used: a long capacity costs nothing,
+    neither time nor memory, until it is reached."""
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    raw = np.zeros(max(1, math.prod(size) * dtype.itemsize), dtype=np.uint8)
+    return torch.from_numpy(raw)[: math.prod(size) * dtype.itemsize].view(dtype).view(size)
 
 
 class InPlace:

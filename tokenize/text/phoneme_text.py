@@ -51,9 +51,17 @@ class PhonemeText(UnitText):
     def __init__(self, config: PhonemeTextConfig, symbols: Sequence[str], front_end: FrontEnd):
         super().__init__(config, symbols)
         self.front_end = front_end
+        self._last: tuple[str, Reading] | None = None
+        """The last text, which generation reads several times; replaced as a whole, as several threads may read."""
 
     def reading(self, text: str) -> Reading:
         """See UnitText. Raises ValueError for explicit phonemes that are none, or a language that is not installed."""
+        last = self._last
+        if last is None or last[0] != text:
+            self._last = last = text, self._read(text)
+        return last[1]
+
+    def _read(self, text: str) -> Reading:
         found = self.front_end.read(text)
         if all(unit in self._ids for word in found.words for unit in word.units):
             return found
