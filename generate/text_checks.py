@@ -79,9 +79,9 @@ def with_min_frames(
 def note_short(
     parts: ModelParts, text: str | Sequence[str], result: Result, settings: Settings, notes: list[str]
 ) -> None:
-    """Append a warning to `notes` if samples are too short for their text."""
+    """Append a warning to `notes` if samples are too short for their text; those of an aligned text say all of it."""
     rates = settings.get("frames_per_character") or parts.defaults.frames_per_character
-    if parts.text is None or rates is None:
+    if parts.text is None or rates is None or result.alignments:
         return
     texts = [text] if isinstance(text, str) else text
     each, lengths = len(result) // len(texts), result.lengths.tolist()

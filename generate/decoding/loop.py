@@ -28,7 +28,7 @@ from ..execution.step_runner import CapturedStep, choose_step_kind, programs_of
 from ..requests.request import Request, check_request
 from ..sampling.filters import NOT_NUMBERS
 from ..sampling.guidance import ClassifierFreeGuidance
-from .prepare import make_advances, make_buffers, make_sampler, write_prompt
+from .prepare import make_advances, make_buffers, make_sampler, write_durations, write_prompt
 
 Progress = Callable[[int, int], None]
 """on_progress(done, total), in steps times rows; done jumps to total if rows end early."""
@@ -83,7 +83,10 @@ class DecodeLoop:
             captured,
         )
         advances = make_advances(lm, request)
-        self._step = DecodeStep(lm, self.state, self.buffers, guidance, sampler, self.length.fixed, advances)
+        if self.state.units is not None and advances is None:
+            write_durations(lm, self.buffers, self.state.units, self.length.max_frames)
+        no_end = self.length.fixed or self.state.units is not None
+        self._step = DecodeStep(lm, self.state, self.buffers, guidance, sampler, no_end, advances)
         self._program: CapturedStep | None = None
         self._calls: Sequence[Callable[[], object]] | None = None
         """For each phase of the head, runs one step; None: steps read any number of columns."""

@@ -89,7 +89,8 @@ class DecodeStep:
         fixed: bool,
         advances: AdvanceSampler | None = None,
     ):
-        """`fixed`: no end is sampled. `advances`: samples the advances of an aligned text, which determine the end."""
+        """`fixed`: no end is sampled. `advances`: samples the advances of an aligned text, which determine the end;
+        None if there is none, or the pointers of all steps are in the buffers already."""
         self.advances = advances
         self.lm, self.state, self.buffers, self.guide, self.sampler, self.fixed = (
             lm,
@@ -135,7 +136,7 @@ class DecodeStep:
             logits = sampler.forbid(draws, rules, logits.unflatten(0, (-1, buffers.num_rows)))
             buffers.broken.logical_or_(drawable(logits).logical_not())
             drawn = sampler.draw(draws, rules, guide(logits, step, rules.books))
-            if rules.first is not None and self.advances is None and not (is_draft or self.fixed):
+            if rules.first is not None and not (is_draft or self.fixed):
                 self._end_rows(step, drawn[:, rules.first])
             ids = sub_tokens.join(drawn if rules.whole else known.index_copy(1, rules.places, drawn))
             column = self.filled(step, column, ids)

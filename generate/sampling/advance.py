@@ -1,14 +1,11 @@
 """Sampling of the advance of an aligned text's pointer, after each step whose next step is at another frame.
 
-    p(a) ~ exp((logit_a + bias * [a > 0]) / temperature)        for a = 0 .. reach(unit)
+    p(a) ~ exp(logit_a / temperature)        for a = 0 .. reach(unit)
 
-`bias` raises or lowers the odds that the unit ends with this frame, and so the rate of speech. A unit that has lasted
-as long as the model can tell ends in any case.
+A unit that has lasted as long as the model can tell ends in any case.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -17,30 +14,25 @@ from ...lm.conditioning.aligned import AlignedCondition, AlignedUnits
 from ...lm.conditioning.pointers import Pointers
 from ...lm.generation_config import GenerationConfig
 
-GAIN = 1.0
-"""Bias per natural logarithm of the speed."""
-
 
 class AdvanceSampler:
-    """Samples advances by the settings `speed` and `advance_temperature`."""
+    """Samples advances by the setting `advance_temperature`."""
 
     def __init__(self, config: GenerationConfig, aligned: AlignedCondition):
         self.aligned = aligned
-        self.bias, self.temperature = GAIN * math.log(config.speed), config.advance_temperature
+        self.temperature = config.advance_temperature
         most = aligned.max_advance
         advances, reach = torch.arange(most + 1), torch.arange(most + 1)[:, None]
-        within = torch.where(advances > reach, float("-inf"), self.bias * (advances > 0)).double()
+        within = torch.where(advances > reach, float("-inf"), 0.0).double()
         overdue = within.masked_fill((advances == 0) & (reach > 0), float("-inf"))
         self.biases = torch.cat([within, overdue]).to(aligned.advance.weight.device)
         """[2 (max_advance + 1), max_advance + 1]: added to the logits, by reach; then the same for overdue units."""
 
     def parts(self) -> tuple:
         """All settings that determine sampling."""
-        return self.bias, self.temperature
+        return (self.temperature,)
 
-    def __call__(
-        self, hidden: Tensor, units: AlignedUnits, pointers: Pointers, numbers: Tensor
-    ) -> Pointers:
+    def __call__(self, hidden: Tensor, units: AlignedUnits, pointers: Pointers, numbers: Tensor) -> Pointers:
         """The pointers [B, 1] of the next frame.
 
         Args:

@@ -9,6 +9,7 @@ from test_programs import plain
 from tiny_models import ARRANGEMENTS as ALL
 from tiny_models import CARDINALITIES, HEADS, NEED_LENGTH, make_lm
 
+from tessera.generate.decoding.pacing import scaled
 from tessera.generate.execution import step_runner
 from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.aligned import AlignedConditionConfig
@@ -104,16 +105,34 @@ def test_steps_on_tensors_only_make_the_same_codes(arrangement, cache, monkeypat
         found = generate_codes(lm, batch_of(rows, True), [1, 2, 3, 4], Length(60), step="compiled", **rules)
         if rows is ROWS:
             assert found.codes.equal(expected.codes) and found.units.equal(expected.units)
-    assert len(step_runner.programs_of(lm).kept) == 1
+    assert len(step_runner.programs_of(lm).kept) == 2  # of the first pass, and of given durations
 
 
 def test_faster_and_slower_speech():
-    lm = make()
-    frames = {
-        speed: int(generate_codes(lm, batch_of(ROWS * 8), range(32), Length(400), speed=speed).lengths.sum())
-        for speed in (0.5, 1.0, 2.0)
-    }
-    assert frames[0.5] > frames[1.0] > frames[2.0]
+    """The durations are those of the model's own rate, divided by the speed."""
+    lm, batch, length = make(), batch_of(ROWS * 8), Length(400)
+    own = generate_codes(lm, batch, range(32), length)
+    for speed in (0.5, 0.8, 1.25, 2.0):
+        found = generate_codes(lm, batch, range(32), length, speed=speed)
+        for row in range(32):
+            count, L = int(batch.aligned_lengths[row]), batch.aligned.shape[1]
+            natural = lasting(own.units[row], int(own.lengths[row]), count)
+            paced = lasting(found.units[row], int(found.lengths[row]), count)
+            assert paced.equal(scaled(natural[None], speed)[0]) and bool(found.ended[row])
+            assert abs(int(found.lengths[row]) - int(own.lengths[row]) / speed) <= 1 + L
+    assert generate_codes(lm, batch, range(32), Length(3), speed=0.5).lengths.unique().tolist() == [3]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scaled_durations_keep_their_places(seed):
+    chance = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 9, (3, 40), generator=chance)
+    for speed in (0.5, 0.9, 1.0, 1.3, 2.0):
+        found = scaled(frames, speed)
+        assert ((found == 0) == (frames == 0)).all()
+        late = found.cumsum(1) - frames.cumsum(1) / speed
+        assert float(late.amin()) >= -0.51  # late after many short units, never early
+    assert scaled(frames, 1.0).equal(frames)
 
 
 def test_a_unit_ends_when_it_has_lasted_as_long_as_the_model_can_tell():
