@@ -14,7 +14,7 @@ from ..lm.generation_config import GenerationConfig
 
 MAX_NUMBER = 2**40
 """Largest absolute value of a number in a list; most settings have narrower ranges."""
-SETTINGS = tuple(name for name in GenerationConfig.model_fields if name not in GenerationConfig.filled_by_training)
+SETTINGS = tuple(name for name in GenerationConfig.model_fields if name not in GenerationConfig.of_models)
 """The settings that are options."""
 
 

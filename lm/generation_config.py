@@ -61,8 +61,8 @@ class GenerationConfig(Config):
 
     model_config = ConfigDict(use_attribute_docstrings=True)  # the help of the command line's options
 
-    filled_by_training: ClassVar = ("text_characters", "frames_per_character", "text_seen")
-    """Settings that describe the training data: not options of the command line."""
+    of_models: ClassVar = ("text_characters", "frames_per_character", "text_seen", "default_label")
+    """Settings that a model has: not options of the command line."""
 
     temperature: Temperature = 1.0
     """Divides the logits; 0 is greedy decoding. 0, or from 1e-30 to 1e9."""
@@ -137,8 +137,11 @@ class GenerationConfig(Config):
     """For a coarse-to-fine model: the refiner's guidance."""
     cache: Annotated[CacheConfig | None, BeforeValidator(plain_choice)] = None
     """KV cache: static, ring, int8, int4 or evict, or settings such as {kind: ring, window: 500}; null: lossless."""
+    default_label: str | None = None
+    """For a model of texts with labels: the label of a call that gives none; null: none."""
     speed: Annotated[float, Range("from 0.5 to 2", lambda value: 0.5 <= value <= 2)] = 1.0
-    """For a model with an aligned text: rate of speech relative to the training data, from 0.5 to 2."""
+    """For a model with an aligned text: rate of speech relative to the model's own, from 0.5 to 2. Others than 1
+    take two passes."""
     advance_temperature: Annotated[float, Range("from 0.1 to 10", lambda value: 0.1 <= value <= 10)] = 1.0
     """For a model with an aligned text: temperature of the durations, from 0.1 to 10; below 1 they vary less."""
     draft: Annotated[int, Field(ge=0, le=1024)] = 0

@@ -43,6 +43,7 @@ class Settings(TypedDict, total=False):
     fine_temperature: float | Sequence[float]
     fine_guidance: Guidance | Sequence[float] | dict
     cache: CacheChoice | None
+    default_label: str | None
     speed: float
     advance_temperature: float
     draft: int

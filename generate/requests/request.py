@@ -140,6 +140,8 @@ def check_count(n: int) -> None:
 
 def choose(defaults: GenerationConfig | None, settings: Settings) -> GenerationConfig:
     """The defaults updated with a call's settings. ConfigError: names an unknown or invalid setting."""
+    if "default_label" in settings:
+        raise ValueError("default_label belongs to the model; give label instead")
     given = {name: setting(name, value) for name, value in settings.items()}
     chosen = GenerationConfig() if defaults is None else defaults
     return check_config({**chosen.model_dump(mode="json"), **given}, GenerationConfig, "generate")

@@ -102,6 +102,19 @@ def test_labels_by_name_and_id(shapes):
     assert shapes.label_id("7") == 3, "names come before numbers"
 
 
+def test_the_label_of_a_call_that_gives_none(folder):
+    voices = load(folder / "voices")
+    call = {"text": "one two three four", "seed": 3}
+    none, star = voices.generate(**call), voices.generate(**call, label="star")
+    voices.defaults = voices.defaults.model_copy(update={"default_label": "star"})
+    assert voices.generate(**call).codes.equal(star.codes) and not none.codes.equal(star.codes)
+    assert torch.cat(list(voices.stream(**call)), dim=1).equal(star.media[0])
+    long = {"text": "one. two. three.", "text_characters": 6, "seed": 1}
+    assert voices.generate(**long).codes.equal(voices.generate(**long, label="star").codes)
+    with pytest.raises(ValueError, match="default_label belongs to the model; give label instead"):
+        voices.generate(**call, default_label="circle")
+
+
 def test_conditions_matter(shapes, voices):
     assert not torch.equal(shapes.generate(label=0, n=8).codes, shapes.generate(label=1, n=8).codes)
     assert torch.equal(shapes.generate(n=8, unconditional=True).codes, shapes.generate(n=8, unconditional=True).codes)
@@ -304,7 +317,7 @@ def test_load(folder, tmp_path, monkeypatch):
     from tessera.tokenize import bundled as module
 
     monkeypatch.setattr(module, "BUNDLED", folder)
-    assert module.bundled_models() == ["clones", "shapes", "tones", "voices"]
+    assert module.bundled_models() == ["clones", "shapes", "styles", "tones", "voices"]
     assert repr(tessera.load("tones")).startswith("Model('tones': audio, conditioned on text, 0.0 M")
     assert tessera.load("shapes").suffix == ".png" and tessera.load("tones").suffix == ".wav"
     refuse("no model 'shpaes': no such directory, and no bundled model .* mean 'shapes'", lambda: load("shpaes"))
