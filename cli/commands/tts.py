@@ -25,7 +25,11 @@ def tts(
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "speech",
     voice: Annotated[
         str | None,
-        typer.Option(help="The name of a voice of the model, or a recording of a voice (or its codes)."),
+        typer.Option(
+            "--voice",
+            "--voice-name",
+            help="The name of a voice of the model, or a recording of a voice (or its codes).",
+        ),
     ] = None,
     voice_frames: Annotated[
         int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only the first frames of the recording.")

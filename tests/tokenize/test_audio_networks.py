@@ -101,7 +101,7 @@ def test_codes_do_not_depend_on_batch_padding_or_autocast(encoder, decoder):
 @torch.no_grad()
 def test_stages_compute_what_one_pass_over_everything_computes(name):
     """The slow obvious way: no windows, no memories. Equal up to how kernels round by shape."""
-    net, frames = tokenizer_of(name).net, 17
+    net, frames = tokenizer_of(name).net, 53
     mask = torch.ones(1, frames, dtype=torch.bool)
     samples, latents = torch.randn(1, frames * HOP), torch.randn(1, frames, 8)
     streamed = StagesStream(net.encoder.stages(), 4).run(net.encoder.frame(samples[0]))

@@ -12,7 +12,8 @@ only its own context.
     mask             True on frames in 0 .. T-1, zeros outside
 
 Kernels can round differently for different shapes, and a near-tie then changes a code. Here every call has the shape
-[1, back + chunk + ahead, ...], whatever the batch and however the frames arrive. Encoding a whole signal is a stream
+[1, back + chunk + ahead, ...], where the chunk depends on the stage and its start at most, whatever the batch and
+however the frames arrive. Encoding a whole signal is a stream
 whose frames arrive all at once, so it equals any other stream bit for bit.
 """
 
@@ -41,6 +42,8 @@ class StreamingLayer:
     """Frames after t that result t depends on."""
     memory: bool = False
     """Whether the stage is stateful."""
+    grows: bool = False
+    """Whether later chunks are larger, `chunk_at`: less work per frame, once there is audio to play in the meantime."""
 
 
 def window_stage(run: Callable[[Tensor, Tensor], Tensor], back: int, ahead: int) -> StreamingLayer:
@@ -53,6 +56,13 @@ def run_stages(stages: Sequence[StreamingLayer], frames: Tensor, mask: Tensor) -
     for stage in stages:
         frames, _ = stage.run(frames, mask, None)
     return frames
+
+
+def chunk_at(start: int, chunk: int) -> int:
+    """Frames of the chunk that starts at a frame, for a stage that grows: four chunks, then double, then fourfold ones.
+    They arrive in time wherever generation takes at most seven tenths of the time that the audio plays."""
+    done = start // chunk
+    return chunk if done < 4 else 2 * chunk if done < 8 else 4 * chunk
 
 
 @dataclass(frozen=True)
@@ -93,12 +103,17 @@ class StageStream:
 
     def __init__(self, stage: StreamingLayer, chunk: int, fill: float = 0.0):
         """`fill` is the value of frames outside the signal."""
-        self.stage, self.fill = stage, fill
-        self.window = Window(chunk, stage.back, stage.ahead)
+        self.stage, self.chunk, self.fill = stage, chunk, fill
         self.state: Any = None
         self.frames: Tensor | None = None  # [t, ...], frames still needed
         self.first = 0  # index of self.frames[0] in the signal
         self.start = 0  # frames already processed
+
+    @property
+    def window(self) -> Window:
+        """The window of the next chunk."""
+        chunk = chunk_at(self.start, self.chunk) if self.stage.grows else self.chunk
+        return Window(chunk, self.stage.back, self.stage.ahead)
 
     def push(self, blocks: Sequence[Tensor]) -> list[Tensor]:
         """Add blocks of frames [t, ...]; returns the results [chunk, ...] that are ready."""
@@ -121,12 +136,13 @@ class StageStream:
         return ready
 
     def _next(self, frames: Tensor, count: int, total: int | None) -> Tensor:
-        window, mask = self.window.cut(frames, self.start, self.first, total, self.fill)
+        place = self.window
+        window, mask = place.cut(frames, self.start, self.first, total, self.fill)
         results, self.state = self.stage.run(window, mask, self.state)
-        self.start += self.window.chunk
-        unneeded = max(0, self.start - self.window.back - self.first)  # bounds the memory
+        self.start += place.chunk
+        unneeded = max(0, self.start - place.back - self.first)  # bounds the memory
         self.frames, self.first = frames[unneeded:], self.first + unneeded
-        return results[0, self.window.back : self.window.back + count]
+        return results[0, place.back : place.back + count]
 
 
 class StagesStream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class AudioTokenizer(Tokenizer):
         def run(codes: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
             return stage.run(self.quantizer.decode(codes), mask, state)
 
-        return StreamingLayer(run, stage.back, stage.ahead)
+        return replace(stage, run=run)
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
         """Encode audio, each example independently.
@@ -121,7 +122,7 @@ class StreamDecoder:
     """Decode frames as they arrive.
 
     It outputs audio once a chunk and its right context are complete: first after `delay` frames, then every `chunk`
-    frames.
+    frames, or more of a causal decoder.
     """
 
     def __init__(self, tokenizer: AudioTokenizer):

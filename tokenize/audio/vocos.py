@@ -36,7 +36,8 @@ class AudioStackConfig(FingerprintedConfig):
     causal: bool = False
     """true: no layer looks ahead; only the overlap of the STFT windows does, by (window - hop) / 2 samples."""
     chunk: PositiveInt = 32
-    """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
+    """Frames per call when frozen: sets the streaming latency and the fixed input shape. The later calls of a causal
+    decoder take up to four times as many."""
     spectra: PositiveInt = 1
     """Spectra per frame: the STFT has a hop of hop / spectra samples. With long frames, more and shorter windows follow
     fast changes better, at little cost: the blocks still run once a frame."""
@@ -114,7 +115,7 @@ class SpectrumDecoder(ConvNeXtStack):
         """Latents [B, T, latent_dim] -> samples [B, T, C * hop]. A causal decoder is stateful: in windows it would run
         all frames it looks back to again for every chunk."""
         if self.causal:
-            return [StreamingLayer(self.extend_samples, 0, self.overlap, memory=True)]
+            return [StreamingLayer(self.extend_samples, 0, self.overlap, memory=True, grows=True)]
         return [window_stage(self, self.reach_back, self.reach_ahead)]
 
     def extend_samples(self, x: Tensor, mask: Tensor, state: CausalState | None) -> tuple[Tensor, CausalState]:
