@@ -18,7 +18,7 @@ from ..configs.schema import Config, check_config, nearest_name
 from .audio.masked_conv import fold_norms
 from .audio.networks import AudioNet, AudioTokenizerConfig
 from .audio.tokenizer import AudioTokenizer
-from .base import Tokenizer
+from .base import Tokenizer, stored_tensors
 from .bundled import bundled_model, bundled_models, shipped_path
 from .image.networks import ImageNet, ImageTokenizerConfig
 from .image.tokenizer import ImageTokenizer
@@ -81,6 +81,27 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             "one of them was changed or damaged, copy the directory again"
         )
     return tokenizer
+
+
+def check_same_codes(one: Tokenizer, other: Tokenizer) -> None:
+    """Raise ValueError unless two tokenizers give the same codes: they may differ in their decoders alone."""
+    described, tensors = [], []
+    for tokenizer in (one, other):
+        described.append(tokenizer.config.model_dump(mode="json", exclude={"decoder"}))
+        stored = stored_tensors(tokenizer.net)
+        tensors.append({name: tensor for name, tensor in stored.items() if not name.startswith("decoder.")})
+    first, second = tensors
+    different = sorted(name for name in described[0].keys() | described[1].keys()
+                       if described[0].get(name) != described[1].get(name))  # fmt: skip
+    if not different and first.keys() == second.keys():
+        different = [name for name in sorted(first) if not torch.equal(first[name].cpu(), second[name].cpu())]
+    elif not different:
+        different = sorted(first.keys() ^ second.keys())
+    if different:
+        raise ValueError(
+            f"tokenizer '{other.spec.name}' ({other.spec.fingerprint[:12]}) gives other codes than '{one.spec.name}' "
+            f"({one.spec.fingerprint[:12]}): they differ in {different[0]}; only the decoder may be another"
+        )
 
 
 def _check_tensors(path: Path, net: nn.Module, header: TensorHeader) -> None:

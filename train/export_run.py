@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..configs.folder_lock import lock_folder
 from ..configs.output_place import prepare_folder
 from ..configs.recognize import describe_wrong, folder_kind
 from ..configs.schema import check_config, override
-from ..tokenize.tokenizer import NETS, make_tokenizer
+from ..tokenize.tokenizer import NETS, check_same_codes, load_tokenizer, make_tokenizer
 from .common.checkpoint import STATE_FILE, Checkpoints, why_unusable
 from .common.run_state import micro_batch_of
 from .distributed.process_group import ONE_PROCESS, ProcessGroup
@@ -27,7 +27,7 @@ from .engines.ema import WeightAverage
 from .lm.config import TrainConfig
 from .lm.export import export_lm
 from .lm.run_state import RunState, test_loss
-from .lm.setup import open_parts
+from .lm.setup import TrainingSetup, open_parts
 from .tokenizer.config import TokenizerTrainConfig
 
 
@@ -44,7 +44,13 @@ class Exported:
 
 
 def export_run(
-    run: Path, out: Path | None = None, *, step: int | None = None, best: bool = False, sets: Sequence[str] = ()
+    run: Path,
+    out: Path | None = None,
+    *,
+    step: int | None = None,
+    best: bool = False,
+    sets: Sequence[str] = (),
+    tokenizer: Path | None = None,
 ) -> Exported:
     """Export a checkpoint of a run.
 
@@ -55,6 +61,7 @@ def export_run(
         best: the one with the lowest test loss.
         sets: "a.b=c", for settings that may change in a resumed run (locations of data and tokenizer, export,
             generation).
+        tokenizer: of a language model: another tokenizer with the same codes, whose decoder was trained further.
     Raises:
         FileNotFoundError: no run, or no such checkpoint. FileExistsError: `out` is not empty.
         ValueError: the checkpoint is damaged, or the run was not trained on this data.
@@ -66,6 +73,8 @@ def export_run(
     if (run / "train.json").is_file():
         if best:
             raise ValueError(f"{run}: a tokenizer run has no test loss; give --step, or neither for the newest")
+        if tokenizer is not None:
+            raise ValueError(f"{run}: this run is of a tokenizer itself; leave --tokenizer out")
         with _locked(run, out):
             return _export_tokenizer(run, out, step, sets)
     described: Any = read_json(run / "config.json") if (run / "config.json").is_file() else None
@@ -73,7 +82,7 @@ def export_run(
         wrong = describe_wrong(run, "a run") if folder_kind(run) != "run" else None
         raise FileNotFoundError(wrong or f"{run}: no run of tessera train or tessera tokenizer train here")
     with _locked(run, out):
-        return _export_lm(run, described, out, step, best, sets)
+        return _export_lm(run, described, out, step, best, sets, tokenizer)
 
 
 def _locked(run: Path, out: Path | None) -> AbstractContextManager[None]:
@@ -114,7 +123,13 @@ def find_checkpoint(run: Path, step: int | None = None, best: bool = False) -> P
 
 
 def _export_lm(
-    run: Path, described: dict, out: Path | None, step: int | None, best: bool, sets: Sequence[str]
+    run: Path,
+    described: dict,
+    out: Path | None,
+    step: int | None,
+    best: bool,
+    sets: Sequence[str],
+    tokenizer: Path | None,
 ) -> Exported:
     config = check_config(override(described, sets), TrainConfig, str(run / "config.json"))
     found = find_checkpoint(run, step, best)
@@ -141,8 +156,21 @@ def _export_lm(
     prepare_folder(folder.parent)
     with suppress(OSError):
         folder.rmdir()  # if empty
+    if tokenizer is not None:
+        parts = _with_tokenizer(parts, tokenizer)
+        average.model.spec = parts.spec
     export_lm(average.model, parts, config, folder, state)
     return Exported("model", state.step, folder, f"generate samples with: tessera generate {folder} -o out")
+
+
+def _with_tokenizer(parts: TrainingSetup, folder: Path) -> TrainingSetup:
+    """The inputs of a run with another tokenizer of the same codes. ValueError: its codes are others, or the run is
+    part of a coarse-to-fine model, which holds the tokenizer several times."""
+    if parts.clustering is not None or parts.coarse is not None:
+        raise ValueError("--tokenizer was given, but the run is part of a coarse-to-fine model; leave it out")
+    tokenizer = load_tokenizer(folder)
+    check_same_codes(parts.tokenizer, tokenizer)
+    return replace(parts, tokenizer=tokenizer, spec=tokenizer.spec)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -25,6 +25,10 @@ def export(
         Path | None,
         typer.Option("--out", help="Folder to write; default RUN/model, of a finished run RUN/model-STEP."),
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Another tokenizer with the same codes: one whose decoder was trained further."),
+    ] = None,
     set_: Annotated[
         list[str],
         typer.Option("--set", help="A setting of the run's config to change: tokenizer=DIR, export.dtype=float32."),
@@ -39,6 +43,6 @@ def export(
     """
     from ...train.export_run import export_run
 
-    made = export_run(run, out, step=step, best=best, sets=set_)
+    made = export_run(run, out, step=step, best=best, sets=set_, tokenizer=tokenizer)
     say(f"{made.what} of step {made.step} written to {made.folder}")
     say(f"{made.advice}")

@@ -15,7 +15,7 @@ from tessera.cli.app import run as tessera
 from tessera.configs.folder_lock import FolderInUse, lock_folder
 from tessera.configs.schema import check_config
 from tessera.lm.checkpoints.model_directory import load_model
-from tessera.tokenize.tokenizer import load_tokenizer
+from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 from tessera.train.common.metrics import read_metrics
 from tessera.train.engines.lr_schedule import learning_rate
 from tessera.train.export_run import export_run, find_checkpoint
@@ -52,6 +52,22 @@ def test_the_last_step_gives_what_the_finished_run_gave(tiny_config, tmp_path, c
     made = export_run(out, tmp_path / "again")
     assert files(tmp_path / "again") == files(out / "model")
     assert made.what == "model" and made.step == (train.get("steps") or 8)
+
+
+def test_with_a_decoder_that_was_trained_further(tiny_config, tmp_path, capsys):
+    out, config = tmp_path / "run", tiny_config()
+    assert train_lm(config, out, command="tessera train tiny.yaml")
+    for part in ("decoder", "encoder"):
+        changed = load_tokenizer(config.tokenizer)
+        name, tensor = next((n, t) for n, t in changed.net.named_parameters() if n.startswith(f"{part}."))
+        tensor.data.mul_(2)
+        make_tokenizer(changed.config, changed.net).save(tmp_path / part)
+    assert tessera(["export", str(out), "--out", str(tmp_path / "new"), "--tokenizer", str(tmp_path / "decoder")]) == 0
+    old, new = load_model(out / "model"), load_model(tmp_path / "new")
+    assert new.spec == load_tokenizer(tmp_path / "decoder").spec != old.spec
+    assert all(a.equal(b) for a, b in zip(old.lm.state_dict().values(), new.lm.state_dict().values(), strict=True))
+    assert tessera(["export", str(out), "--out", str(tmp_path / "bad"), "--tokenizer", str(tmp_path / "encoder")]) == 2
+    assert f"they differ in {name}; only the decoder may be another" in capsys.readouterr().err
 
 
 def test_also_when_it_was_stopped_there_and_ended_by_fewer_steps(tiny_config, tmp_path):
