@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -162,12 +162,8 @@ class CodesInput(nn.Module):
         depth = vectors.shape[-1]
         self.linear = Linear(depth * (K if config.combine == "concat" else 1), width, bias=False)
         self.specials = SpecialVectors(arrangement.cardinalities, arrangement.num_specials, width)
-        self.fused: Any = None
-        """Fast path of single steps: a `FastInput` (lm/quantization/cpu_fast_decode.py)."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        if self.fused is not None and (found := self.fused(ids)) is not None:
-            return found
         special = ids >= self.cardinalities
         codes = torch.where(special, 0, ids) + self.starts
         vectors_BSKD = F.embedding(codes.transpose(1, 2), self.vectors)
@@ -183,12 +179,6 @@ class CodesInput(nn.Module):
         codes = self.vectors[int(self.starts[book]) :][:V].to(self.linear.weight.dtype)
         specials = self.specials.weight.unflatten(0, (len(self.starts), -1))[book]
         return torch.cat([codes @ self.linear.weight[:, first : first + depth].T, specials])
-
-    def train(self, mode: bool = True) -> CodesInput:
-        """Like `nn.Module.train`; switching to training mode drops derived copies of the weights."""
-        if mode:
-            self.fused = None
-        return super().train(mode)
 
 
 class NoisyInput(nn.Module):

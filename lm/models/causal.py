@@ -203,7 +203,7 @@ class TokenLM(TransformerLM):
                 f"step {state.step + n} is beyond the capacity of {state.capacity} steps; start with a larger capacity"
             )
         steps = torch.arange(state.step, state.step + n, device=read.device)
-        x = self.add_conditions(self.input(read), state.summed, None if state.step else state.first)
+        x = self.add_conditions(self.embed_step(read), state.summed, None if state.step else state.first)
         x = self.positions.add(self._add_units(x, state, pointers), steps, 0, None)
         if state.cache.rotated_keys:
             if state.rotary is None:
@@ -231,7 +231,7 @@ class TokenLM(TransformerLM):
             hidden [B, D].
         """
         steps = step.reshape(1)
-        x = self.add_conditions(self.input(ids.unsqueeze(-1)), state.summed, None)
+        x = self.add_conditions(self.embed_step(ids.unsqueeze(-1)), state.summed, None)
         x = self.positions.add(self._add_units(x, state, pointers), steps, 0, None)
         if state.cache.rotated_keys:
             table = self.positions.table(steps, state.num_frames, 0, None)

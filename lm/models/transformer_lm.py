@@ -11,6 +11,7 @@ how they decode; `base.py` is the interface of all kinds.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,8 @@ class TransformerLM(LanguageModel):
         first = 0 if config.start == "token" else -1
         self.positions = Positions(config.rope, self.arrangement, spec.geometry, config.width, config.head_width, first)
         self.input = INPUTS[config.input.kind](config.input, self.arrangement, config.width, code_vectors)
+        self.fused: Any = None
+        """Fast path of the input embedding in decode steps: a `FastInput` (lm/quantization/cpu_fast_decode.py)."""
         context = ConditionContext(
             config.width, config.heads, config.rope.base, spec.cardinalities, self.input, code_vectors
         )
@@ -169,12 +172,22 @@ class TransformerLM(LanguageModel):
         positions = torch.arange(P + S, device=device)
         return causal_mask(positions, positions, P, prefix_mask, window)
 
+    def embed_step(self, ids: Tensor) -> Tensor:
+        """The input embedding [B, S, D] of the ids [B, K, S] that a decode step reads."""
+        found = None if self.fused is None else self.fused(ids)
+        return self.input(ids) if found is None else found
+
     def refresh(self) -> None:
         """Update everything derived from the weights of backbone and input; called before a generation."""
         self.transformer.refresh()
-        for part in self.input.modules():
-            if getattr(part, "fused", None) is not None:
-                part.fused.refresh(part)  # type: ignore[union-attr, operator]
+        if self.fused is not None:
+            self.fused.refresh(self.input)
+
+    def train(self, mode: bool = True) -> TransformerLM:
+        """Like `nn.Module.train`; switching to training mode drops derived copies of the weights."""
+        if mode:
+            self.fused = None
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         return f"{self.num_parameters / 1e6:.2f} M parameters, tokenizer '{self.spec.name}'"

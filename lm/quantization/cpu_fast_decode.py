@@ -21,7 +21,7 @@ from ..kernels.weight_versions import stamp_of
 from ..kv_cache.base import Cache
 from ..layers.attention_layers import Memory
 from ..layers.embedding import SpecialVectors
-from ..layers.input_embedding import CodesInput
+from ..layers.input_embedding import CodesInput, NoisyInput
 from ..layers.transformer import Transformer
 from ..models.base import LanguageModel
 from ..models.causal import TokenLM
@@ -87,19 +87,20 @@ class FastHead:
 class FastInput:
     """Fast path of the input embedding `codes` for single steps of a few rows: one table of what each id adds."""
 
-    def __init__(self, embedding: CodesInput):
+    def __init__(self, embedding: nn.Module):
         self._made: tuple[tuple | None, tuple[Tensor, Tensor] | None] = (None, None)
         """As in `FastStack`: first rows of the codebooks [K, 1], and the table [ids, D]."""
         self.refresh(embedding)
 
     @torch.no_grad()
-    def refresh(self, embedding: CodesInput) -> None:
+    def refresh(self, embedding: nn.Module) -> None:
         """Compute the table again if a weight has changed; as for `FastStack.refresh`."""
+        embedding = embedding.inner if type(embedding) is NoisyInput else embedding
         stamp = stamp_of(embedding, (CodesInput, Linear, SpecialVectors))
         if stamp == self._made[0]:
             return
         made = None
-        if stamp is not None and embedding.linear.weight.dtype == torch.float32:
+        if stamp is not None and type(embedding) is CodesInput and embedding.linear.weight.dtype == torch.float32:
             parts = [embedding.vectors_of(book) for book in range(len(embedding.starts))]
             ends = torch.tensor([len(part) for part in parts]).cumsum(0)[:, None]
             made = F.pad(ends[:-1], (0, 0, 1, 0)), torch.cat(parts)
@@ -144,10 +145,8 @@ def enable_fast_cpu_decode_(lm: LanguageModel) -> LanguageModel:
                     part.fused = FastStack(part)
             if type(stage.head) is ParallelHead and stage.head.weight is not None and _is_small(stage.head):
                 stage.head.fused = FastHead(stage.head)
-            for part in stage.input.modules():
-                few = sum(stage.arrangement.input_sizes) * stage.config.width <= MOST_INPUTS
-                if type(part) is CodesInput and few:
-                    part.fused = FastInput(part)
+            if sum(stage.arrangement.input_sizes) * stage.config.width <= MOST_INPUTS:
+                stage.fused = FastInput(stage.input)
     return lm
 
 

@@ -120,15 +120,13 @@ def test_the_input_of_code_vectors(combine):
     embedding = lm.input
     for rows, steps_at_once in ((1, 1), (3, 5), (MAX_ROWS, 1)):
         ids = torch.stack([torch.randint(V, (rows, steps_at_once)) for V in lm.arrangement.input_sizes], dim=1)
-        found = embedding.fused(ids)
-        made, embedding.fused = embedding.fused, None
-        torch.testing.assert_close(found, embedding(ids), **TIGHT)
-        embedding.fused = made
+        assert lm.fused(ids) is not None
+        torch.testing.assert_close(lm.embed_step(ids), embedding(ids), **TIGHT)
     embedding.linear.weight.data[2, 3] += 1
     embedding.specials.weight.data[1] += 1
     lm.start(num_rows=1, capacity=4)
-    found, embedding.fused = embedding(ids), None
-    torch.testing.assert_close(found, embedding(ids), **TIGHT)
+    torch.testing.assert_close(lm.embed_step(ids), embedding(ids), **TIGHT)
+    assert lm.train().fused is None
 
 
 def test_weights_that_are_bfloat16_numbers_are_copied_in_half_the_bytes():
