@@ -16,6 +16,7 @@ The sentences are those of samples/make_voice.py: 200 of 3 to 30 words, in no tr
 - hard: missing and doubled words in texts on which speech models skip, repeat or insert words (hard_sentences.py), by
   forced alignment with a separate acoustic model (word_counter.py prints its error rates); the same counts for
   recordings of the source voice are the baseline.
+- paces: of 40 sentences at other speeds, the rate of speech that results, and the word error.
 - speed: on one thread, real time factor of a sentence alone, time to the first audio of a stream, and the memory that a
   paragraph of 300 words takes beyond that of its first chunk.
 """
@@ -29,8 +30,11 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +59,7 @@ MOS_RATE, MOS_SECONDS, LISTENER_RATE = 16000, 9.01, 16000
 QUIET = 0.003
 """Amplitude below which the end of a recording is silence."""
 BATCH = 16
+PACES = (0.5, 0.75, 1.5, 2.0)
 
 
 def main() -> None:
@@ -89,7 +94,7 @@ def main() -> None:
             for name in ("temperature", "advance_temperature", "guidance", "speed")
             if (value := getattr(args, name)) is not None
         }
-        speaker = Speaker(model, args.label, args.seed, settings)
+        speaker = Speaker(model, {"label": args.label} if model.labels else {}, args.seed, settings)
         spoken = speaker.say(test.texts)
         sounds["generated"] = [result.media[0][0] for result in spoken]
         report["ended"] = sum(result.ended[0] for result in spoken) / len(spoken)
@@ -99,17 +104,22 @@ def main() -> None:
         for name, group in sounds.items():
             for number, sound in enumerate(group):
                 write_audio(args.keep / f"{number:03d}-{name}.flac", sound.clamp(-1, 1)[None], geometry.sample_rate)
-    report["dnsmos"] = opinions(sounds, geometry.sample_rate)
-    report |= heard(test, sounds, geometry.sample_rate) if model is not None else {}
     report["tail_seconds"] = {name: max(tail(sound) for sound in group) / geometry.sample_rate
                               for name, group in sounds.items()}  # fmt: skip
+    parts: list[Callable[[], dict]] = [lambda: {"dnsmos": opinions(sounds, geometry.sample_rate)}]
     if model is not None:
-        report["speed"] = speed(speaker, test.texts)
+        parts += [
+            lambda: heard(test, sounds, geometry.sample_rate),
+            lambda: {"speed": speed(speaker, test.texts)},
+            lambda: {"paces": paces(speaker, test.texts[:: max(1, len(test.texts) // 40)])},
+        ]
         if args.hard:
-            report["hard"] = count_words(speaker, args.training, args.label, args.hard)
+            parts.append(lambda: {"hard": count_words(speaker, args.training, args.label, args.hard)})
+    for part in parts:  # what has been measured is kept if a later part is stopped
+        report |= part()
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 class TestSet:
@@ -146,12 +156,14 @@ class TestSet:
         return {word: phones for word, phones in found.items() if not known(word)}
 
 
+@dataclass(frozen=True)
 class Speaker:
     """A model that speaks with one voice; text i has the seed of the speaker plus i."""
 
-    def __init__(self, model, label: str, seed: int, settings: dict):
-        self.model, self.seed, self.settings = model, seed, settings
-        self.label = {"label": label} if model.labels else {}
+    model: Any
+    label: dict[str, str]
+    seed: int
+    settings: dict
 
     def say(self, texts: list[str], each: int = BATCH) -> list:
         """A result for each text."""
@@ -208,6 +220,22 @@ def heard(test: TestSet, sounds: dict[str, list[torch.Tensor]], sample_rate: int
             right += picker.sentence(samples) == number
         report["word_error"][name] = errors / total
         report["identified"][name] = right / len(group)
+    return report
+
+
+def paces(speaker: Speaker, texts: list[str]) -> dict:
+    """Rate of speech relative to the model's own, and word error, at other speeds; empty without an aligned text."""
+    if speaker.model.lm.conditions.aligned is None:
+        return {}
+    own, free, report = sum(result.seconds for result in speaker.say(texts)), Recogniser(), {}
+    total = sum(len(plain_words(text)) for text in texts)
+    rate = speaker.model.tokenizer.spec.geometry.sample_rate
+    for pace in PACES:
+        spoken = replace(speaker, settings={**speaker.settings, "speed": pace}).say(texts)
+        sounds = [resample(result.media[0].float(), rate, LISTENER_RATE)[0].numpy() for result in spoken]
+        heard_words = [free.words(sound) for sound in sounds]
+        errors = sum(word_errors(plain_words(text), words) for text, words in zip(texts, heard_words, strict=True))
+        report[pace] = {"rate": own / sum(result.seconds for result in spoken), "word_error": errors / total}
     return report
 
 
