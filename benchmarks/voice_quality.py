@@ -227,7 +227,8 @@ def paces(speaker: Speaker, texts: list[str]) -> dict:
     """Rate of speech relative to the model's own, and word error, at other speeds; empty without an aligned text."""
     if speaker.model.lm.conditions.aligned is None:
         return {}
-    own, free, report = sum(result.seconds for result in speaker.say(texts)), Recogniser(), {}
+    spoken = replace(speaker, settings={**speaker.settings, "speed": 1.0}).say(texts)
+    own, free, report = sum(result.seconds for result in spoken), Recogniser(), {}
     total = sum(len(plain_words(text)) for text in texts)
     rate = speaker.model.tokenizer.spec.geometry.sample_rate
     for pace in PACES:

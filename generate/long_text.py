@@ -59,7 +59,7 @@ def speak_chunks(parts: ModelParts, entry: Entry, seed: int, prompt: Tensor | No
     carries = carries_audio(parts.lm, config)
     chunks = make_chunks(
         entry.chunks, parts.text.encode, parts.text.num_characters, carries, parts.spec.geometry,
-        config.frames_per_character, fewest, config.text_characters,
+        _frames_per_character(parts, config), fewest, config.text_characters,
     )  # fmt: skip
     # Settings are checked at the call, not on first iteration.
     if most is not None and fewest > most:
@@ -74,6 +74,14 @@ def speak_chunks(parts: ModelParts, entry: Entry, seed: int, prompt: Tensor | No
     make_row(parts.lm, request_for(chunks[0].text_ids, seed, prompt, 0, capacity))
     start = None if prompt is None else prompt.reshape(prompt.shape[-2:])
     return Making(speak(parts.lm, chunks, request_for, seed, config.retries, most, start))
+
+
+def _frames_per_character(parts: ModelParts, config: GenerationConfig) -> tuple[float, float] | None:
+    """The limits of a chunk; an aligned text is never too short, and longer at a lower speed."""
+    rates = config.frames_per_character
+    if rates is None or parts.lm.conditions.aligned is None:
+        return rates
+    return 0.0, rates[1] / min(config.speed, 1.0)
 
 
 def _has_no_voice(parts: ModelParts, conditions: ConditionInputs, config: GenerationConfig) -> bool:

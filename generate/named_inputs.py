@@ -65,7 +65,8 @@ def condition_inputs(
     if voice is None and voice_frames is not None:
         raise ValueError(f"voice_frames is {voice_frames}, but no voice was given; give one, or leave it out")
     ids: dict[str, Any] = {"embedding": embedding}
-    if label is None and text is not None and "label" in parts.condition_kinds:
+    chosen = any(given is not None for given in (label, voice, embedding))
+    if not chosen and text is not None and "label" in parts.condition_kinds:
         label = parts.defaults.default_label
     if label is not None:
         ids["label"] = [parts.label_id(one) for one in label] if is_list(label) else parts.label_id(label)  # type: ignore

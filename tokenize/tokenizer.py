@@ -87,7 +87,7 @@ def check_same_codes(one: Tokenizer, other: Tokenizer) -> None:
     """Raise ValueError unless two tokenizers give the same codes: they may differ in their decoders alone."""
     described, tensors = [], []
     for tokenizer in (one, other):
-        described.append(tokenizer.config.model_dump(mode="json", exclude={"decoder"}))
+        described.append(tokenizer.config.model_dump(mode="json", exclude={"decoder", "name"}))
         stored = stored_tensors(tokenizer.net)
         tensors.append({name: tensor for name, tensor in stored.items() if not name.startswith("decoder.")})
     first, second = tensors

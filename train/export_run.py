@@ -159,6 +159,7 @@ def _export_lm(
     if tokenizer is not None:
         parts = _with_tokenizer(parts, tokenizer)
         average.model.spec = parts.spec
+        state.command = f"{state.command}\ntessera export {run} --tokenizer {tokenizer}"
     export_lm(average.model, parts, config, folder, state)
     return Exported("model", state.step, folder, f"generate samples with: tessera generate {folder} -o out")
 

@@ -12,7 +12,6 @@ from ...tokenize.codes import pad_and_cat
 from ..requests.request import Request
 from ..requests.settings import check_seeds
 from .loop import DecodeLoop, Generated, Progress
-from .pacing import with_pace
 from .speculative import SpeculativeLoop
 
 
@@ -47,7 +46,6 @@ def generate_codes(
 
 def make_loop(lm: TokenLM, request: Request) -> DecodeLoop:
     """The decode loop of a request: speculative if drafts are asked for; errors as in `generate_codes`."""
-    request = with_pace(lm, request)
     return SpeculativeLoop(lm, request) if request.config.draft else DecodeLoop(lm, request)
 
 

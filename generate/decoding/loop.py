@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -28,6 +28,7 @@ from ..execution.step_runner import CapturedStep, choose_step_kind, programs_of
 from ..requests.request import Request, check_request
 from ..sampling.filters import NOT_NUMBERS
 from ..sampling.guidance import ClassifierFreeGuidance
+from .pacing import durations, first_pass
 from .prepare import make_advances, make_buffers, make_sampler, write_durations, write_prompt
 
 Progress = Callable[[int, int], None]
@@ -83,8 +84,12 @@ class DecodeLoop:
             captured,
         )
         advances = make_advances(lm, request)
-        if self.state.units is not None and advances is None:
-            write_durations(lm, self.buffers, self.state.units, self.length.max_frames)
+        units = self.state.units
+        if units is not None and units.frames is not None:
+            write_durations(lm, self.buffers, units.counts[:rows], units.frames[:rows], self.length.max_frames)
+            self.state.units = replace(units, frames=None)  # no step reads them
+        self._paced = request if advances is not None and config.speed != 1 else None
+        """The request, until its durations are known (pacing.py)."""
         no_end = self.length.fixed or self.state.units is not None
         self._step = DecodeStep(lm, self.state, self.buffers, guidance, sampler, no_end, advances)
         self._program: CapturedStep | None = None
@@ -123,6 +128,8 @@ class DecodeLoop:
     def _forward(self, s: int, count: int) -> Tensor:
         """Hidden states [R, count, D] of the last steps up to s, for all rows the model runs. The model reads the
         columns that it has not read: one, or the whole prompt at first."""
+        if self._paced is not None:
+            self._set_pace(self._paced)
         new = slice(self.state.step, s + 1)
         ids, pointers = self._step.guide.rows(self.buffers.columns[:, :, new]), self.buffers.pointers
         if pointers is not None:
@@ -132,6 +139,15 @@ class DecodeLoop:
     def _sample(self, s: int, hidden: Tensor, is_draft: bool = False) -> None:
         """Sample and write the ids of step s from hidden states [R, D]; draft ids cannot end a row."""
         self._step.choose(self.buffers.step.fill_(s), s % self._step.period, hidden, is_draft)
+
+    def _set_pace(self, request: Request) -> None:
+        """Run the first pass and write the durations of this one."""
+        self._paced, self._step.advances = None, None
+        first, units = DecodeLoop(self.lm, first_pass(request)).run(), self.state.units
+        assert first.units is not None and units is not None
+        frames = durations(first.units, first.ended, units.vectors.shape[1] - 1, request.config.speed)
+        counts = units.counts[: self.buffers.num_rows]
+        write_durations(self.lm, self.buffers, counts, frames.to(counts.device), self.length.max_frames)
 
     def _take_program(self) -> None:
         """Switch to a captured step and its tensors for all later steps, which are counted in a tensor from here on."""

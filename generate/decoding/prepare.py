@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...lm.conditioning.aligned import AlignedUnits
-from ...lm.conditioning.pointers import Pointers
+from ...lm.conditioning.pointers import Pointers, pointers_of
 from ...lm.models.causal import TokenLM
-from ...lm.models.pointer_steps import step_pointers
 from ...tokenize.spec import AudioGeometry
 from ..execution.decode_step import DecodeBuffers, DecodeStep
 from ..requests.request import Request
@@ -88,27 +86,33 @@ def check_aligned(request: Request) -> None:
 
 
 def make_advances(lm: TokenLM, request: Request) -> AdvanceSampler | None:
-    """The sampler of the advances of an aligned text; None if its durations are given. ValueError: settings for one,
-    but the model has none."""
-    if lm.conditions.aligned is not None:
-        given = request.conditions.aligned_frames is not None
-        return None if given else AdvanceSampler(request.config, lm.conditions.aligned)
+    """The sampler of the advances of an aligned text; None without one, or if its durations are given. ValueError:
+    settings for it then."""
+    aligned, given = lm.conditions.aligned, request.conditions.aligned_frames is not None
+    if aligned is not None and not given:
+        return AdvanceSampler(request.config, aligned)
+    why = "the model has no aligned text" if aligned is None else "the durations of the units are given"
     for name in ("speed", "advance_temperature"):
         if getattr(request.config, name) != 1:
-            raise ValueError(f"{name} was set, but the model has no aligned text; leave it out")
+            raise ValueError(f"{name} was set, but {why}; leave it out")
     return None
 
 
-def write_durations(lm: TokenLM, buffers: DecodeBuffers, units: AlignedUnits, max_frames: int) -> None:
-    """Write the pointers of all steps and the lengths of the rows into the decode buffers, from the durations of the
-    units; a row that is longer than `max_frames` is cut."""
-    assert buffers.pointers is not None and units.frames is not None
-    B, S = buffers.num_rows, lm.arrangement.num_steps(max_frames)
-    inside = torch.arange(units.frames.shape[1], device=units.frames.device) < units.counts[:, None]
-    totals = (units.frames * inside).sum(dim=1)[:B]
-    steps = torch.arange(S, device=totals.device)
-    read = step_pointers(lm.arrangement, units, steps, max_frames, max_frames).read
-    buffers.pointers.unit[:, :S], buffers.pointers.since[:, :S] = read.unit[:B], read.since[:B]
+def write_durations(lm: TokenLM, buffers: DecodeBuffers, counts: Tensor, frames: Tensor, max_frames: int) -> None:
+    """Write the pointers of all steps and the lengths of the rows into the decode buffers.
+
+    Args:
+        counts: [B] long, units of each row. frames: [B, L] long, how long each unit lasts; values beyond a row's units
+            are ignored.
+        max_frames: a row that is longer is cut.
+    """
+    assert buffers.pointers is not None
+    S = lm.arrangement.num_steps(max_frames)
+    inside = torch.arange(frames.shape[1], device=frames.device) < counts[:, None]
+    totals = (frames * inside).sum(dim=1)
+    of_frames = pointers_of(frames, counts, max_frames + 1)
+    now = lm.arrangement.current_frames(torch.arange(S, device=frames.device)).clamp(max=max_frames)
+    buffers.pointers.unit[:, :S], buffers.pointers.since[:, :S] = of_frames.unit[:, now], of_frames.since[:, now]
     buffers.row_lengths.copy_(totals.clamp(max=max_frames))
     buffers.ended.copy_(totals <= max_frames)
 

@@ -77,7 +77,7 @@ class AlignedUnits:
     since: Tensor
     """[max_unit_frames + 1, D]: embedding of the frames since a unit began."""
     frames: Tensor | None
-    """[B, L] long: how long each unit lasts, in training."""
+    """[B, L] long: how long each unit lasts; None: generation samples it."""
 
     def at(self, pointers: Pointers) -> Tensor:
         """[B, S, D] to be added to the input of the steps with these pointers [B, S]."""

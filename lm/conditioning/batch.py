@@ -36,7 +36,7 @@ class ConditionBatch:
     aligned_lengths: Tensor | None = None
     """[B] long, 0 for no text."""
     aligned_frames: Tensor | None = None
-    """[B, L] long: frames that each unit lasts, for training; None for generation."""
+    """[B, L] long: frames that each unit lasts; None: generation samples them."""
 
     @classmethod
     def make(
@@ -53,7 +53,7 @@ class ConditionBatch:
         Args:
             embeddings: floating point [L, width] each, not all None.
             codes: of a prompt, long [K, L] each, not all None.
-            aligned: ids of the units of aligned texts. frames: how many frames each unit lasts, for training.
+            aligned: ids of the units of aligned texts. frames: how many frames each unit lasts.
         Raises:
             ValueError: an empty text, embedding or prompt, or lists of different lengths.
         """

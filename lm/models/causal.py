@@ -25,6 +25,7 @@ from ..conditioning.registry import ConditionBatch, FusedConditions
 from ..kv_cache.config import CacheChoice
 from ..kv_cache.registry import make_cache
 from ..ops.loss import IGNORED, LossReport
+from ..ops.rotary import SinusoidalConfig
 from ..patterns.pattern import Arranged
 from .base import DecodePlan
 from .decoding_state import DecodingState
@@ -32,6 +33,9 @@ from .next_patch import Patches
 from .pointer_steps import StepPointers, check_durations, step_pointers
 from .prefill import prefill
 from .transformer_lm import LMOutput, TransformerLM
+
+MOST_ROTATED = 1 << 16
+"""Steps whose rotary table is kept for a generation; beyond, each step computes its own."""
 
 
 class TokenLM(TransformerLM):
@@ -206,10 +210,7 @@ class TokenLM(TransformerLM):
         x = self.add_conditions(self.embed_step(read), state.summed, None if state.step else state.first)
         x = self.positions.add(self._add_units(x, state, pointers), steps, 0, None)
         if state.cache.rotated_keys:
-            if state.rotary is None:
-                all_steps = torch.arange(state.capacity, device=read.device)
-                state.rotary = self.positions.table(all_steps, state.num_frames, 0, None)
-            table = None if state.rotary is None else state.rotary[:, state.step : state.step + n]
+            table = self._rotary(state, steps)
         else:
             steps = torch.arange(state.step + n, device=read.device)
             table = self.positions.table(steps, state.num_frames, state.prefix_length, state.prefix_mask)
@@ -239,6 +240,16 @@ class TokenLM(TransformerLM):
             steps = torch.cat([torch.arange(state.capacity, device=ids.device), steps])
             table = self.positions.table(steps, state.num_frames, state.prefix_length, state.prefix_mask)
         return self.transformer(x, table, memory=state.memory, cache=state.cache)[:, 0]
+
+    def _rotary(self, state: DecodingState, steps: Tensor) -> Tensor | None:
+        """The rotary table of the next steps, from that of all steps unless they are very many."""
+        if isinstance(self.config.rope, SinusoidalConfig) or state.capacity > MOST_ROTATED:
+            return self.positions.table(steps, state.num_frames, 0, None)
+        if state.rotary is None:
+            all_steps = torch.arange(state.capacity, device=steps.device)
+            state.rotary = self.positions.table(all_steps, state.num_frames, 0, None)
+        assert state.rotary is not None
+        return state.rotary[:, state.step : state.step + len(steps)]
 
     def _add_units(self, x: Tensor, state: DecodingState, pointers: Pointers | None) -> Tensor:
         """The input x [B, n, D] of steps with the units of an aligned text at these pointers."""

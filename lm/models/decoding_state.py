@@ -36,7 +36,7 @@ class DecodingState:
     head: Any = None
     """State of the head."""
     rotary: Tensor | None = None
-    """[1, S, 1, E / 2]: rotary table of all steps, if the cache keeps rotated keys; computed at the first step."""
+    """[1, S, 1, E / 2]: rotary table of all steps; computed at the first one that needs it."""
     step: int = 0
     """The step to predict next; `TokenLM.read_at` neither reads nor changes it."""
 

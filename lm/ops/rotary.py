@@ -83,9 +83,13 @@ def scale_coordinates(geometry: Geometry) -> Tensor | None:
 def grid_coordinates(positions: Tensor, frames: Tensor, columns: int, places: Tensor | None = None) -> Tensor:
     """[*, 2] row and column: of `frames` where positions >= 0; before that both are the (negative) position itself.
 
-    Frames are in raster order on a grid with the given number of columns, or at `places` [T, 2].
+    Frames are in raster order on a grid with the given number of columns, or at `places` [T, 2]; steps after the last
+    frame, which buffers of a rounded capacity have, are at its place.
     """
-    found = torch.stack([frames // columns, frames % columns], dim=-1) if places is None else places[frames]
+    if places is None:
+        found = torch.stack([frames // columns, frames % columns], dim=-1)
+    else:
+        found = places[frames.clamp(max=len(places) - 1)]
     return torch.where((positions < 0).unsqueeze(-1), positions.unsqueeze(-1).to(found.dtype), found)
 
 

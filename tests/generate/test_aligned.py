@@ -9,11 +9,15 @@ from test_programs import plain
 from tiny_models import ARRANGEMENTS as ALL
 from tiny_models import CARDINALITIES, HEADS, NEED_LENGTH, make_lm
 
-from tessera.generate.decoding.pacing import scaled
+from tessera.generate.decoding.generate_codes import make_loop
+from tessera.generate.decoding.loop import DecodeLoop
+from tessera.generate.decoding.pacing import durations, scaled
 from tessera.generate.execution import step_runner
+from tessera.generate.requests.request import Request
 from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.aligned import AlignedConditionConfig
 from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig
+from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.models.pointer_steps import step_pointers
 from tessera.tokenize.text.character_text import CharacterTextConfig
 from tessera.tokenize.text.registry import make_text
@@ -120,7 +124,33 @@ def test_faster_and_slower_speech():
             paced = lasting(found.units[row], int(found.lengths[row]), count)
             assert paced.equal(scaled(natural[None], speed)[0]) and bool(found.ended[row])
             assert abs(int(found.lengths[row]) - int(own.lengths[row]) / speed) <= 1 + L
-    assert generate_codes(lm, batch, range(32), Length(3), speed=0.5).lengths.unique().tolist() == [3]
+    cut = generate_codes(lm, batch, range(32), Length(3), speed=0.5)
+    assert cut.lengths.unique().tolist() == [3]
+    for speed in (0.7, 2.0):
+        limit = max(2, int(own.lengths.float().mean() / speed))
+        found = generate_codes(lm, batch, range(32), Length(limit), speed=speed)
+        assert not bool((found.ended & (own.lengths > limit * speed + 14)).any()), "a row that was cut did not end"
+
+
+def test_the_first_pass_runs_with_the_first_step(monkeypatch):
+    """Not when a loop is made, which is also how a request is checked."""
+    lm, made = make(), []
+    run = DecodeLoop.run
+    monkeypatch.setattr(DecodeLoop, "run", lambda loop, *a: made.append(loop) or run(loop, *a))
+    request = Request(batch_of(ROWS[:1]), [0], Length(60), GenerationConfig(speed=1.5))
+    loop = make_loop(lm, request)
+    assert not made
+    loop.step()
+    assert len(made) == 1 and loop.state.units.frames is None
+
+
+def test_given_durations_are_kept():
+    frames = [[1 + i % 3 for i in range(len(row))] for row in ROWS]
+    found = generate_codes(make(), batch_of(ROWS, frames=frames), [1, 2, 3, 4], Length(60), guidance=2.0)
+    for row, (units, length) in enumerate(zip(found.units, found.lengths.tolist(), strict=True)):
+        assert lasting(units, length, len(ROWS[row])).tolist() == frames[row]
+    with pytest.raises(ValueError, match="speed was set, but the durations of the units are given"):
+        generate_codes(make(), batch_of(ROWS, frames=frames), [1, 2, 3, 4], Length(60), speed=1.2)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -133,6 +163,14 @@ def test_scaled_durations_keep_their_places(seed):
         late = found.cumsum(1) - frames.cumsum(1) / speed
         assert float(late.amin()) >= -0.51  # late after many short units, never early
     assert scaled(frames, 1.0).equal(frames)
+
+
+def test_a_row_that_was_cut_is_cut_again():
+    units = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 1, 2, -1, -1]])
+    for speed in (0.5, 1.7, 2.0):
+        found = durations(units, torch.tensor([False, True]), 3, speed)
+        assert int(found[0].sum()) > 6 / speed and found[0, 2] >= 1
+        assert found[1].equal(scaled(torch.tensor([[2, 1, 1]]), speed)[0])
 
 
 def test_a_unit_ends_when_it_has_lasted_as_long_as_the_model_can_tell():

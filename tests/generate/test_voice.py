@@ -47,6 +47,9 @@ def test_codes_media_and_files_are_one_voice(clones, sound, tmp_path):
     assert torch.equal(begins, clones.generate(text="a", voice=codes[:, :2], num_frames=9).codes)
     assert not torch.equal(begins, wanted.codes)
     assert not torch.equal(wanted.codes[0, :, :5], codes), "nothing of it is part of the result"
+    before, clones.defaults = clones.defaults, clones.defaults.model_copy(update={"default_label": "star"})
+    assert torch.equal(clones.generate(text="a", voice=codes, num_frames=9).codes, wanted.codes), "it is the voice"
+    clones.defaults = before
 
 
 def test_it_is_the_condition_of_every_row(clones, sound):

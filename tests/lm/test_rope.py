@@ -71,6 +71,9 @@ def test_grid():
     frames = positions.clamp(min=0)
     expected = [[[-2, -2], [-1, -1], [0, 0], [0, 1], [0, 2], [1, 0]]]
     assert grid_coordinates(positions, frames, 3).tolist() == expected
+    places = torch.tensor([[0.5, 0.5], [0, 0], [0, 1]])
+    beyond = grid_coordinates(torch.arange(5), torch.arange(5), 3, places)  # buffers of a rounded capacity
+    assert beyond[:3].equal(places) and beyond[3:].equal(places[[2, 2]])
     assert grid_columns(GridRopeConfig(), ImageGeometry(height=8, width=8, rows=2, columns=3)) == 3
     assert grid_columns(GridRopeConfig(columns=5), ImageGeometry(height=8, width=8, rows=2, columns=3)) == 5
     with pytest.raises(ConfigError, match="rope kind 'grid' needs 'columns'"):

@@ -65,6 +65,8 @@ def refused(tmp_path, capsys):
         (lm({"kind": "label"}), {"repetition_penalty": [1.0, 1.2, 1.0]}, "repetition_penalty has 3 values"),
         (lm({"kind": "label"}), {"draft": 3}, "generation: draft"),
         (lm({"kind": "label"}), {"max_frames": 3}, "max_frames is 3, but an image of 'tiny' has"),
+        (lm({"kind": "label"}), {"default_label": "hearth"}, "generation.default_label: no label 'hearth'; use one of"),
+        (lm(), {"default_label": "a"}, "generation.default_label: no label 'a'; use null: the model has no labels"),
         (lm({"kind": "label"}), {"max_silence": 1.0}, "makes images, which have no silence; use max_silence 0"),
         ({"lm": {**MASKED, "conditions": [{"kind": "label"}]}}, {"draft": 3}, "a masked model does not decode step"),
         ({"lm": {**MASKED, "conditions": []}}, {"guidance": 2.0}, "guidance is 2.0, but the model has no conditions"),

@@ -2,10 +2,10 @@
 
 A stage is either windowed or stateful. A convolution needs a few frames of context on both sides: it runs in windows of
 one fixed shape, whose context makes the middle equal to a pass over everything. An LSTM or sliding-window attention
-needs unbounded or very long left context: it runs chunk by chunk and passes a state on. In a chain, each stage needs
-only its own context.
+needs unbounded or very long left context: it runs chunk by chunk and passes a state on; so does a causal stack of
+convolutions whose left context is long. In a chain, each stage needs only its own context.
 
-    frames ──► stage 0 ──► stage 1 ──► ... ──► results           each split at the same multiples of `chunk`
+    frames ──► stage 0 ──► stage 1 ──► ... ──► results           each split at multiples of `chunk`
 
     frames      0 ......... a ........ a+chunk ......... T
     window           [ back | chunk          | ahead ]

@@ -72,6 +72,10 @@ def check_generation(config: TrainConfig, parts: TrainingSetup, loaded: LoadedMo
     lm = loaded.lm
     if lm.decode_plan.incomplete:
         return  # a refiner alone generates nothing
+    default = config.generation.default_label
+    if default is not None and default not in parts.labels:
+        known = f"one of {', '.join(parts.labels[:10])}" if parts.labels else "null: the model has no labels"
+        raise ConfigError(f"generation.default_label: no label {default!r}; use {known}")
     count = config.train.samples if config.train.sample_every is not None else 1
     request = make_request(loaded, parts, Path(), count, config.seed)
     if config.train.sample_every is None and request.voices is None:
