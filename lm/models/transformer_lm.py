@@ -11,7 +11,7 @@ how they decode; `base.py` is the interface of all kinds.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -57,6 +57,9 @@ class LMOutput:
         of_codebooks = self.logits.unflatten(1, (K, -1)).transpose(2, 3).flatten(3)
         frames = self.arrangement.undo(of_codebooks, self.num_frames, self.lengths)
         return frames.unflatten(3, (-1, V)).transpose(2, 3).flatten(1, 2)
+
+
+AnyLM = TypeVar("AnyLM", bound="TransformerLM")
 
 
 class TransformerLM(LanguageModel):
@@ -183,7 +186,7 @@ class TransformerLM(LanguageModel):
         if self.fused is not None:
             self.fused.refresh(self.input)
 
-    def train(self, mode: bool = True) -> TransformerLM:
+    def train(self: AnyLM, mode: bool = True) -> AnyLM:
         """Like `nn.Module.train`; switching to training mode drops derived copies of the weights."""
         if mode:
             self.fused = None
