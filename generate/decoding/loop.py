@@ -84,13 +84,13 @@ class DecodeLoop:
             captured,
         )
         advances = make_advances(lm, request)
-        units = self.state.units
+        units = None if lm.conditions.aligned is None else self.state.units
         if units is not None and units.frames is not None:
             write_durations(lm, self.buffers, units.counts[:rows], units.frames[:rows], self.length.max_frames)
             self.state.units = replace(units, frames=None)  # no step reads them
         self._paced = request if advances is not None and config.speed != 1 else None
         """The request, until its durations are known (pacing.py)."""
-        no_end = self.length.fixed or self.state.units is not None
+        no_end = self.length.fixed or units is not None
         self._step = DecodeStep(lm, self.state, self.buffers, guidance, sampler, no_end, advances)
         self._program: CapturedStep | None = None
         self._calls: Sequence[Callable[[], object]] | None = None

@@ -147,8 +147,8 @@ def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Te
     neither time nor memory, until it is reached."""
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
-    raw = np.zeros(max(1, math.prod(size) * dtype.itemsize), dtype=np.uint8)
-    return torch.from_numpy(raw)[: math.prod(size) * dtype.itemsize].view(dtype).view(size)
+    memory = torch.from_numpy(np.zeros(max(1, math.prod(size) * dtype.itemsize), dtype=np.uint8)).untyped_storage()
+    return torch.empty(0, dtype=dtype).set_(memory, 0, size)
 
 
 class InPlace:
