@@ -148,7 +148,7 @@ def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Te
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
     memory = torch.from_numpy(np.zeros(max(1, math.prod(size) * dtype.itemsize), dtype=np.uint8)).untyped_storage()
-    return torch.empty(0, dtype=dtype).set_(memory, 0, size)
+    return torch.empty(0, dtype=dtype).set_(memory, 0, size, torch.empty(size, device="meta").stride())
 
 
 class InPlace:
