@@ -117,20 +117,18 @@ def make_scales(config: GuidanceConfig, num_codebooks: int, num_steps: int, span
             f"guidance has {len(scales)} scales but the model has {num_codebooks} codebooks; "
             f"give one value or {num_codebooks}"
         )
-    if isinstance(config, ConstantGuidance):
+    if not isinstance(config, IntervalGuidance | LinearGuidance | CosineGuidance):
         return torch.tensor(scales, dtype=torch.float64).expand(num_steps, -1)
     rows = [[_scale_at(config, scale, step / (span or num_steps)) for scale in scales] for step in range(num_steps)]
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _scale_at(config: GuidanceConfig, scale: float, p: float) -> float:
+def _scale_at(config: IntervalGuidance | LinearGuidance | CosineGuidance, scale: float, p: float) -> float:
     if isinstance(config, IntervalGuidance):
         return scale if config.start <= p < config.stop or p == config.stop == 1 else 1.0
     if isinstance(config, LinearGuidance):
         return config.first + (scale - config.first) * p
-    if isinstance(config, CosineGuidance):
-        return 1 + (scale - 1) * (1 - math.cos(math.pi * p**config.power)) / 2
-    raise AssertionError(config)
+    return 1 + (scale - 1) * (1 - math.cos(math.pi * p**config.power)) / 2
 
 
 def filtered(conditioned: Tensor, guided: Tensor, k: int) -> Tensor:

@@ -12,7 +12,14 @@ from tessera.generate.requests.settings import Length
 from tessera.generate.sampling.guidance import ClassifierFreeGuidance, filtered, guidance_words, make_scales
 from tessera.lm.conditioning.registry import ConditionBatch, LabelConfig, TextConditionConfig
 from tessera.lm.generation_config import GenerationConfig
-from tessera.lm.guidance_config import ConstantGuidance, CosineGuidance, IntervalGuidance, LinearGuidance, TwoConditions
+from tessera.lm.guidance_config import (
+    ConstantGuidance,
+    CosineGuidance,
+    GuidanceConfig,
+    IntervalGuidance,
+    LinearGuidance,
+    TwoConditions,
+)
 from tessera.tokenize.text.byte_text import ByteTextConfig
 
 STEPS, K, FRAMES = 8, 3, 6
@@ -64,6 +71,10 @@ def test_published_numbers_in_our_scale():
         torch.testing.assert_close(u + w * (c - u), (1 + 4.0 * p) * c - 4.0 * p * u)
         w = make_scales(CosineGuidance(scale=1 + 6.0, power=2.0), 1, STEPS)[step]
         torch.testing.assert_close(u + w * (c - u), c + 6.0 * 0.5 * (1 - math.cos(math.pi * p**2)) * (c - u))
+
+
+def test_settings_without_a_schedule_are_constant():
+    assert make_scales(GuidanceConfig(scale=(2.0, 3.0)), 2, 3).tolist() == [[2.0, 3.0]] * 3
 
 
 def greedy_by_hand(lm, batch, combine, num_frames=FRAMES):
