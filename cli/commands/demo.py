@@ -7,9 +7,9 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,12 +21,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...generate.model import Model
-    from ..report.demo_report import ImageGallery, ModelStory, SpeechGallery, TokenizerStory
+    from ..report.demo_report import CaptionSheet, ImageGallery, ModelStory, SpeechGallery, TokenizerStory
     from ..report.digit_classifier import DigitClassifier
 
 CONFIGS = PACKAGE / "configs" / "demo"
-SPEECH = PACKAGE / "samples" / "speech" / "test"
 LABELS = [str(digit) for digit in range(10)]
+SENTENCES = (
+    "Hello world, and welcome to the demo.",
+    "Dr. Smith paid $3.50 for 21 apples on May 3rd.",
+    "The quick brown fox jumps over the lazy dog, doesn't it?",
+)
+"""What the bundled voice says without --say."""
+CAPTIONS = (
+    *("a red apple", "a blue car", "a yellow flower", "a smiling face", "two cats", "a green house"),
+    *("a purple heart", "a dog beside a tree", "a ship", "an orange fish", "a cup of coffee", "a rainbow"),
+)
 MARK = ".tessera-demo"
 """A marker file for folders created by the demo, whose contents the next demo may replace."""
 
@@ -38,22 +47,28 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for all output of the demo.")] = Path("out/demo"),
+    say: Annotated[
+        list[str] | None,
+        typer.Option("--say", help="A sentence for the bundled voice to speak; repeatable.", show_default=False),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Train for a few steps only, to check that it runs.")] = False,
 ) -> None:
     """Train a small model on handwritten digits, generate from it and from the bundled models, and write a report.
 
     Example: tessera demo --out out/demo
 
+    Example: tessera demo --say "Good morning, everyone."
+
     Takes some minutes on two CPU cores. Then open OUT/report.html, which is self-contained and needs no network.
     """
     from ...configs.folder_lock import lock_folder
 
     with lock_folder(out, "tessera demo"):
-        make_demo(out, quick)
+        make_demo(out, quick, say)
 
 
-def make_demo(out: Path, quick: bool) -> None:
-    """Run the demo in a locked folder."""
+def make_demo(out: Path, quick: bool, say: Sequence[str] | None = None) -> None:
+    """Run the demo in a locked folder. `say`: sentences for the bundled voice; None: SENTENCES."""
     prepare(out)
     run = Run(out, quick)
     if quick:
@@ -63,8 +78,9 @@ def make_demo(out: Path, quick: bool) -> None:
     classifier = make_classifier(run)
     fresh = draw_digits(run, model, classifier, f"{run.out}/lm/model", "pictures", "generate with the new model")
     bundled = bundled_digits(run, classifier)
-    speech = bundled_speech(run)
-    path = write(run, tokenizer_story, model_story, fresh, bundled, speech)
+    speech = bundled_voice(run, say or SENTENCES)
+    captions = bundled_captions(run)
+    path = write(run, tokenizer_story, model_story, fresh, bundled, speech, captions)
     run.say(f"\nThe report is in {path.resolve()}; open it in a browser.")
 
 
@@ -281,36 +297,44 @@ def bundled_digits(run: Run, classifier: DigitClassifier | None) -> ImageGallery
     return draw_digits(run, model, classifier, "digits", "bundled-pictures", "generate with the bundled digits model")
 
 
-def bundled_speech(run: Run) -> SpeechGallery | None:
-    """Speech of the bundled model: digit strings it was not trained on."""
-    from ...tokenize.data.corpus import FolderCorpus, open_corpus
+def bundled_voice(run: Run, sentences: Sequence[str]) -> SpeechGallery | None:
+    """Sentences spoken by the bundled voice, one after another by its voices."""
     from ..report.demo_report import SpeechGallery
 
-    model = load_bundled(run, "speech")
+    model = load_bundled(run, "voice")
     if model is None:
         return None
-    corpus = open_corpus(FolderCorpus(path=str(SPEECH)))
-    texts = [str(corpus.item(number).text) for number in range(len(corpus))]
-    chosen = sorted(set(texts), key=lambda text: (len(text.split()), text))[:: max(1, len(set(texts)) // 5)][:5]
-    folder, spoken = run.out / "bundled-speech", []
-    with run.stage("speak with the bundled speech model"):
-        for number, text in enumerate(chosen[:1] if run.quick else chosen):
-            voice = model.labels[number % len(model.labels)] if model.labels else None
+    folder, spoken = run.out / "bundled-voice", []
+    with run.stage("speak with the bundled voice"):
+        for number, text in enumerate(sentences[:1] if run.quick else sentences):
+            voice = model.labels[number % len(model.labels)]
             started = time.monotonic()
             result = model.generate(text=text, label=voice, seed=number)
             seconds = time.monotonic() - started
             (path,) = result.save(folder / f"{number:04}.wav")
-            origin = f"voice {voice}" if voice else ""
-            spoken.append(utterance(text, result.media[0], model, path, seconds, origin))
-    recorded = []
-    samples = corpus.media(0, model.spec.geometry)[None]
-    codes = model.tokenizer.encode(samples)
-    through = model.tokenizer.decode(codes.codes, codes.lengths)
-    for kind, audio in (("the recording", samples), ("through the tokenizer", through)):
-        path = folder / f"{kind.replace(' ', '-')}.wav"
-        recorded.append(utterance(texts[0], audio[0], model, path, None, kind))
-    voice = f" --voice {model.labels[0]}" if model.labels else ""
-    return SpeechGallery(f'tessera tts "{chosen[0]}"{voice} --seed 0 -o out.wav', spoken, recorded)
+            made = utterance(text, result.media[0], model, path, seconds, f"voice {voice}")
+            spoken.append(replace(made, words=result.alignment.words))
+    return SpeechGallery(f'tessera tts "{sentences[0]}" --voice {model.labels[0]} -o out.wav', spoken, [])
+
+
+def bundled_captions(run: Run) -> CaptionSheet | None:
+    """Images of the bundled model of captions, in its styles by turns."""
+    from ..report.charts import image_png
+    from ..report.demo_report import CaptionSheet
+
+    model = load_bundled(run, "emoji")
+    if model is None:
+        return None
+    captions = list(CAPTIONS[:2] if run.quick else CAPTIONS)
+    styles = [model.labels[number % len(model.labels)] for number in range(len(captions))]
+    with run.stage("draw captions with the bundled model"):
+        started = time.monotonic()
+        result = model.generate(text=captions, label=styles, seed=0)
+        seconds = time.monotonic() - started
+    result.save(run.out / "bundled-captions")
+    drawn = [image_png(image) for image in result.media]
+    command = f'tessera image "{captions[0]}" --style {styles[0]} -o out.png'
+    return CaptionSheet(command, list(zip(captions, styles, drawn, strict=True)), seconds)
 
 
 def utterance(text: str, audio: Tensor, model: Model, path: Path, made_in: float | None, origin: str = ""):
@@ -345,6 +369,7 @@ def write(
     fresh: ImageGallery,
     bundled: ImageGallery | None,
     speech: SpeechGallery | None,
+    captions: CaptionSheet | None,
 ) -> Path:
     """Write the report; returns its path."""
     from ... import __version__
@@ -360,6 +385,7 @@ def write(
         fresh=fresh,
         bundled_images=bundled,
         speech=speech,
+        captions=captions,
         notes=run.notes,
     )
     return write_report(results, run.out / "report.html")

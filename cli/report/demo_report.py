@@ -7,9 +7,11 @@ it to a reader who has never trained a model.
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...tokenize.alignment.spoken_text import TimedWord
 from .charts import Curve, data_url, line_chart, mosaic, perplexity, time_bars, usage_chart
 from .page import figure, image_tag, page, section
 
@@ -91,6 +93,8 @@ class Utterance:
     """Generation time in seconds; None for a recording."""
     origin: str = ""
     """The voice, or the source of a recording."""
+    words: Sequence[TimedWord] = ()
+    """Each word and its time, drawn under the spectrogram; none: not known."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,16 @@ class SpeechGallery:
     generated: list[Utterance]
     recorded: list[Utterance]
     """Recordings from the sample data, each in the original and through the tokenizer."""
+
+
+@dataclass(frozen=True)
+class CaptionSheet:
+    """Images generated from captions."""
+
+    command: str
+    pictures: list[tuple[str, str, bytes]]
+    """(caption, style, PNG)."""
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,7 @@ class DemoResults:
     fresh: ImageGallery
     bundled_images: ImageGallery | None = None
     speech: SpeechGallery | None = None
+    captions: CaptionSheet | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -137,6 +152,8 @@ def render(results: DemoResults) -> str:
         sections.append(_images("digits", "Digits from the bundled model", results.bundled_images, _BUNDLED_WORDS))
     if results.speech:
         sections.append(_speech(results.speech))
+    if results.captions:
+        sections.append(_captions(results.captions))
     sections.append(_timings(results))
     subtitle = f"From images to codes to a trained model to new images and speech. {results.when}"
     return page("Tessera demo", subtitle, sections, "tessera demo")
@@ -264,10 +281,12 @@ def _speech(gallery: SpeechGallery) -> str:
         if utterance.origin:
             facts.append(html.escape(utterance.origin))
         text = html.escape(utterance.text)
+        wide, words = (" timed", _word_times(utterance)) if utterance.words else ("", "")
         return (
-            f'<figure class="utterance"><figcaption><b title="{text}">{text}</b>'
+            f'<figure class="utterance{wide}"><figcaption><b title="{text}">{text}</b>'
             f"<span>{', '.join(facts)}</span></figcaption>"
             f'<img src="{data_url(utterance.spectrogram, "image/png")}" alt="spectrogram of {text}">'
+            f"{words}"
             f'<audio controls preload="metadata" src="{data_url(utterance.wav, "audio/wav")}"></audio></figure>'
         )
 
@@ -280,10 +299,35 @@ def _speech(gallery: SpeechGallery) -> str:
         )
     words = (
         "The same method with audio: text goes in, codes come out step by step until the model ends the sample, "
-        "and the audio tokenizer decodes them into 16 kHz speech. Under each text is a spectrogram: time to "
-        "the right, frequency upwards."
+        "and the audio tokenizer decodes them into speech. Under each text is a spectrogram: time to the right, "
+        "frequency upwards"
+        + (", and the words as the model placed them." if any(u.words for u in gallery.generated) else ".")
     )
     return section("speech", "Speech from the bundled model", words, body, gallery.command)
+
+
+def _word_times(utterance: Utterance) -> str:
+    """The words below a spectrogram, each at its time."""
+    spans = []
+    for word in utterance.words:
+        left, width = 100 * word.start / utterance.seconds, 100 * (word.end - word.start) / utterance.seconds
+        text = html.escape(word.word)
+        times = f"{word.start:.2f} to {word.end:.2f} s"
+        spans.append(f'<span style="left:{left:.2f}%;width:{width:.2f}%" title="{text}, {times}">{text}</span>')
+    return f'<div class="words">{"".join(spans)}</div>'
+
+
+def _captions(sheet: CaptionSheet) -> str:
+    figures = [
+        figure(image_tag(png, caption, "large"), html.escape(f"{caption} ({style})" if style else caption))
+        for caption, style, png in sheet.pictures
+    ]
+    words = (
+        "The same transformer again, with a caption read by cross-attention and a style as a label. "
+        f"{len(figures)} images in {sheet.seconds:.1f} s."
+    )
+    body = f'<div class="captions">{"".join(figures)}</div>'
+    return section("captions", "Images from captions", words, body, sheet.command)
 
 
 def _timings(results: DemoResults) -> str:

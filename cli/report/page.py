@@ -90,6 +90,12 @@ table { border-collapse: collapse; }
 .utterance figcaption span { display: block; }
 .utterance figcaption b { color: var(--ink); font-weight: 600; display: block; overflow: hidden;
   text-overflow: ellipsis; white-space: nowrap; }
+.utterance.timed { grid-column: 1 / -1; }
+.words { position: relative; height: 22px; margin-top: 3px; }
+.words span { position: absolute; font-size: 12px; line-height: 20px; overflow: hidden; white-space: nowrap;
+  text-align: center; color: var(--quiet); border-left: 1px solid var(--line); border-right: 1px solid var(--line); }
+.captions { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 18px; }
+.captions figcaption { max-width: 140px; }
 .utterance audio { width: 100%; height: 36px; margin-top: 6px; }
 
 .facts td, .facts th { padding: 3px 18px 3px 0; text-align: left; font-variant-numeric: tabular-nums; }

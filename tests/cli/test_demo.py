@@ -56,8 +56,9 @@ def test_judge_knows_real_digits_and_not_their_names_turned():
 def test_missing_bundled_model_is_noted(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "PACKAGE", tmp_path)
     run = Run(tmp_path, quick=True)
-    assert demo.bundled_speech(run) is None and demo.bundled_digits(run, None) is None
-    assert len(run.notes) == 2 and "'speech' is not in this checkout" in run.notes[0]
+    assert demo.bundled_voice(run, ["a"]) is None and demo.bundled_captions(run) is None
+    assert demo.bundled_digits(run, None) is None
+    assert len(run.notes) == 3 and "'voice' is not in this checkout" in run.notes[0]
 
 
 @pytest.mark.slow

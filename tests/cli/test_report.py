@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tessera.cli.report.charts import (
     usage_chart,
 )
 from tessera.cli.report.demo_report import (
+    CaptionSheet,
     DemoResults,
     ImageGallery,
     ImageRow,
@@ -29,6 +31,7 @@ from tessera.cli.report.demo_report import (
     Utterance,
     write_report,
 )
+from tessera.tokenize.alignment.spoken_text import TimedWord
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -95,6 +98,7 @@ def results() -> DemoResults:
     journey = Journey(png, [[[1, 2], [3, 4]]], png)
     gallery = ImageGallery("tessera generate digits", [ImageRow("7", [png], [png, png])], 0.5, 2, 0.9, 0.98)
     speech = Utterance("three <b>& one", b"RIFF", spectrogram_png(torch.zeros(800), 16000), 1.5, 0.5)
+    timed = replace(speech, words=(TimedWord("<i>three", 0.0, 0.4), TimedWord("one", 0.6, 1.2)))
     return DemoResults(
         version="0",
         machine="a machine",
@@ -104,7 +108,8 @@ def results() -> DemoResults:
         model=ModelStory("tessera train", "torch", 1000, [curve], [1.5], 1234.0),
         fresh=gallery,
         bundled_images=gallery,
-        speech=SpeechGallery('tessera tts "one"', [speech], [speech]),
+        speech=SpeechGallery('tessera tts "one"', [speech, timed], [speech]),
+        captions=CaptionSheet("tessera image", [("a <u>cat", "noto", png), ("a dog", "", png)], 1.0),
         notes=["a note <script>"],
     )
 
@@ -119,11 +124,12 @@ def test_report_asks_for_nothing_outside(tmp_path):
 def test_report_escapes_text(tmp_path):
     page = write_report(results(), tmp_path / "report.html").read_text(encoding="utf-8")
     assert "three &lt;b&gt;&amp; one" in page and "<script>" not in page
-    assert page.count("<section") == page.count("</section>") == 7
+    assert page.count("<section") == page.count("</section>") == 8
+    assert page.count('class="words"') == 1 and "left:40.00%;width:40.00%" in page and "<i>three" not in page
+    assert "a &lt;u&gt;cat (noto)" in page
 
 
 def test_report_leaves_out_what_did_not_run(tmp_path):
-    from dataclasses import replace
-
-    page = write_report(replace(results(), bundled_images=None, speech=None), tmp_path / "report.html").read_text()
+    without = replace(results(), bundled_images=None, speech=None, captions=None)
+    page = write_report(without, tmp_path / "report.html").read_text()
     assert page.count("<section") == 5 and "<audio" not in page
