@@ -52,7 +52,7 @@ def _tessera(
 ) -> None:
     """Autoregressive generation over multi-codebook tokens.
 
-    First steps: tessera image 7 -o seven.png; tessera tts "three one four" -o pi.wav; tessera configs; tessera doctor
+    First steps: tessera image 7 -o seven.png; tessera tts "Hello world." -o hello.wav; tessera configs; tessera doctor
     """
 
 

@@ -22,7 +22,7 @@ def tts(
     text: Annotated[str, typer.Argument(help="Text to speak; - reads it from stdin, as UTF-8.")],
     output: OutputOptions,
     samples: SampleOptions,
-    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "speech",
+    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "voice",
     voice: Annotated[
         str | None,
         typer.Option(
@@ -46,13 +46,15 @@ def tts(
 ) -> None:
     """Speak a text.
 
-    Example: tessera tts "three one four" -o pi.wav
+    Example: tessera tts "Hello world." -o hello.wav
 
-    Play it during generation: tessera tts "three one four" -o - | aplay
+    Play it during generation: tessera tts "Hello world." -o - | aplay
+
+    Another voice of the model, slower, with subtitles: tessera tts "Hello." --voice slt --speed 0.8 --srt a.srt -o a.wav
 
     From a file or another program: tessera tts - -o letter.wav < letter.txt
 
-    The bundled model knows English digits and the phrases of the sample data; tessera generate has all settings.
+    The bundled model reads English; tessera generate has all settings.
     """
     from ...generate.loading import load
     from ..make_samples import make_samples, voice_of
