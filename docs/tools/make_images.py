@@ -1,4 +1,4 @@
-"""Write docs/images/speech.png: the log-mel spectrogram of an utterance of the bundled speech model.
+"""Write docs/images/voice.png: the log-mel spectrogram of a sentence of the bundled voice, with its words below.
 
     python docs/tools/make_images.py
 
@@ -8,21 +8,23 @@ docs/images/digits.png is written by `python benchmarks/digits_quality.py --shee
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 import tessera
-from tessera.tokenize.data.media import write_image
+from tessera.tokenize.alignment.spoken_text import TimedWord
 
-TEXT = "three one four one five"
-BANDS, HOP, WINDOW, TOP = 80, 64, 512, 8000.0
+TEXT = "Dr. Smith paid $3.50 for 21 apples on May 3rd."
+BANDS, HOP, WINDOW, TOP = 80, 96, 768, 10000.0
 FLOOR_DB = -70.0
 """Darkest level, relative to the loudest."""
-SIZE = (200, 800)
-"""Pixels."""
+SIZE, MARGIN = (240, 1000), 30
+"""Pixels of the spectrogram, and of the words below it."""
 SHADES = 20
 """Few colors make a small file."""
 COLOURS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
@@ -31,11 +33,12 @@ COLOURS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "images" / "speech.png")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "images" / "voice.png")
     out = parser.parse_args().out
-    model = tessera.load("speech")
-    media = model.generate(TEXT, seed=0).media[0]
-    write_image(out, coloured(log_mel(media[0].float(), model.spec.geometry.sample_rate)))
+    model = tessera.load("voice")
+    result = model.generate(TEXT, seed=0)
+    spectrogram = coloured(log_mel(result.media[0][0].float(), model.spec.geometry.sample_rate))
+    with_words(spectrogram, result.alignment.words, result.seconds).save(out, optimize=True)
     print(f"{out}: {out.stat().st_size} bytes")
 
 
@@ -63,6 +66,19 @@ def coloured(levels: Tensor) -> Tensor:
     table = F.interpolate(table, size=SHADES, mode="linear", align_corners=True)[0]
     smooth = F.interpolate(levels.flip(0)[None, None], size=SIZE, mode="bilinear", antialias=True)[0, 0]
     return table[:, (smooth.clamp(0, 1) * (SHADES - 1)).round().long()]
+
+
+def with_words(image: Tensor, words: Sequence[TimedWord], seconds: float) -> Image.Image:
+    """An image [3, height, width] in [-1, 1] with words below it, each at its time."""
+    pixels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy()
+    picture = Image.new("RGB", (SIZE[1], SIZE[0] + MARGIN), "white")
+    picture.paste(Image.fromarray(pixels))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(17)
+    for word in words:
+        left, right = (SIZE[1] * time / seconds for time in (word.start, word.end))
+        draw.line([(left, SIZE[0]), (left, SIZE[0] + MARGIN)], fill="silver")
+        draw.text(((left + right) / 2, SIZE[0] + MARGIN // 2), word.word, fill="black", font=font, anchor="mm")
+    return picture
 
 
 if __name__ == "__main__":
