@@ -304,17 +304,18 @@ def bundled_voice(run: Run, sentences: Sequence[str]) -> SpeechGallery | None:
     model = load_bundled(run, "voice")
     if model is None:
         return None
+    voices = sorted(model.labels, key=lambda name: name != model.defaults.default_label)
     folder, spoken = run.out / "bundled-voice", []
     with run.stage("speak with the bundled voice"):
         for number, text in enumerate(sentences[:1] if run.quick else sentences):
-            voice = model.labels[number % len(model.labels)]
+            voice = voices[number % len(voices)]
             started = time.monotonic()
             result = model.generate(text=text, label=voice, seed=number)
             seconds = time.monotonic() - started
             (path,) = result.save(folder / f"{number:04}.wav")
             made = utterance(text, result.media[0], model, path, seconds, f"voice {voice}")
             spoken.append(replace(made, words=result.alignment.words))
-    return SpeechGallery(f'tessera tts "{sentences[0]}" --voice {model.labels[0]} -o out.wav', spoken, [])
+    return SpeechGallery(f'tessera tts "{sentences[0]}" -o out.wav', spoken, [])
 
 
 def bundled_captions(run: Run) -> CaptionSheet | None:
