@@ -6,6 +6,7 @@ weights, data and names. Nothing is unpickled, and the engine is not needed.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -159,7 +160,11 @@ def _export_lm(
     if tokenizer is not None:
         parts = _with_tokenizer(parts, tokenizer)
         average.model.spec = parts.spec
-        state.command = f"{state.command}\ntessera export {run} --tokenizer {tokenizer}"
+    options = [("--tokenizer", tokenizer)] if tokenizer is not None else []
+    options += [("--set", setting) for setting in sets]
+    if options:
+        words = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options)
+        state.command = f"{state.command}\ntessera export {run} {words}"
     export_lm(average.model, parts, config, folder, state)
     return Exported("model", state.step, folder, f"generate samples with: tessera generate {folder} -o out")
 

@@ -62,7 +62,9 @@ def test_with_a_decoder_that_was_trained_further(tiny_config, tmp_path, capsys):
         name, tensor = next((n, t) for n, t in changed.net.named_parameters() if n.startswith(f"{part}."))
         tensor.data.mul_(2)
         make_tokenizer(changed.config, changed.net).save(tmp_path / part)
-    assert tessera(["export", str(out), "--out", str(tmp_path / "new"), "--tokenizer", str(tmp_path / "decoder")]) == 0
+    given = ["--tokenizer", str(tmp_path / "decoder"), "--set", "generation.temperature=0.5"]
+    assert tessera(["export", str(out), "--out", str(tmp_path / "new"), *given]) == 0
+    assert f"tessera export {out} {' '.join(given)}\n" in (tmp_path / "new" / "README.md").read_text()
     old, new = load_model(out / "model"), load_model(tmp_path / "new")
     assert new.spec == load_tokenizer(tmp_path / "decoder").spec != old.spec
     assert all(a.equal(b) for a, b in zip(old.lm.state_dict().values(), new.lm.state_dict().values(), strict=True))
