@@ -37,6 +37,14 @@ def test_evaluation_reads_the_first_caption_and_whole_texts_stay():
     assert [WHOLE(TEXT, draw, 4) for draw in range(3)] == [TEXT] * 3
 
 
+def test_what_the_model_does_not_read_is_no_caption_and_no_part():
+    text = ByteText(ByteTextConfig(normalise="words"))
+    reader = CaptionReader(AlternativesConfig(part_share=0.3), 3)
+    found = {reader("- | minus, -, , heavy | ?!", draw, 0, text.num_characters) for draw in range(300)}
+    assert found == {"minus, -, , heavy", "minus", "heavy", "minus, heavy", "heavy, minus"}
+    assert reader("-", 7, 0, text.num_characters) == "-", "refused when the run starts"
+
+
 def test_a_pure_function_of_seed_step_and_item():
     def read(seed, order=1):
         reader = CaptionReader(AlternativesConfig(), seed)
@@ -47,15 +55,16 @@ def test_a_pure_function_of_seed_step_and_item():
     assert len({reader(TEXT, 5, item) for item in range(50)}) > 4, "items of a step differ"
 
 
-def test_a_batch_holds_them(tiny_data):
-    shards, text = Shards(tiny_data / "train"), ByteText(ByteTextConfig())
+@pytest.mark.parametrize("told", [TEXT, "- | minus, -"])
+def test_a_batch_holds_them(tiny_data, told):
+    shards, text = Shards(tiny_data / "train"), ByteText(ByteTextConfig(normalise="words"))
     reader = CaptionReader(AlternativesConfig(), 3)
-    told = [TEXT] * len(shards.lengths)
-    shards.index = shards.index.model_copy(update={"texts": told})
+    shards.index = shards.index.model_copy(update={"texts": [told] * len(shards.lengths)})
     items = CodesDataset(shards, None, text, captions=reader)
-    batch = items.batch([0, 2, 5], draw=9).conditions
-    read = [text.decode(row[:length].tolist()) for row, length in zip(batch.text, batch.text_lengths, strict=True)]
-    assert read == [reader(TEXT, 9, row) for row in (0, 2, 5)]
+    for draw in range(12):
+        batch = items.batch([0, 2, 5], draw=draw).conditions
+        read = [text.decode(row[:length].tolist()) for row, length in zip(batch.text, batch.text_lengths, strict=True)]
+        assert read == [text.prepare(reader(told, draw, row, text.num_characters)) for row in (0, 2, 5)]
 
 
 def test_they_need_a_text(tmp_path):

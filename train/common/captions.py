@@ -14,6 +14,7 @@ step in training; in evaluation it is 0, and the first caption is read as it sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -49,19 +50,26 @@ class CaptionReader:
     config: CaptionsConfig
     seed: int = 0
 
-    def __call__(self, text: str, draw: int, item: int) -> str:
-        """The caption of an item's text that is read in step `draw`; 0: in evaluation."""
+    def __call__(self, text: str, draw: int, item: int, size: Callable[[str], int] = len) -> str:
+        """The caption of an item's text that is read in step `draw`; 0: in evaluation.
+
+        Args:
+            size: how many characters of a text the model reads; captions and parts without any are left out ("-").
+        """
         if isinstance(self.config, WholeTextConfig):
             return text
-        captions = [caption.strip() for caption in text.split(BETWEEN)]
-        captions = [caption for caption in captions if caption] or [text]
+
+        def readable(texts: list[str]) -> list[str]:
+            return [text.strip() for text in texts if text.strip() and size(text.strip())]
+
+        captions = readable(text.split(BETWEEN)) or [text]
         if draw == 0:
             return captions[0]
         words = (self.seed, 7, draw, item)
         caption = captions[mix(*words, 0) % len(captions)]
         if PARTS not in caption:
             return caption
-        parts = [part.strip() for part in caption.split(PARTS)]
+        parts = readable(caption.split(PARTS)) or [caption]
         order = sorted(range(len(parts)), key=lambda place: mix(*words, 1, place))
         limit = self.config.part_share * (1 << 32)
         kept = [place for place in order if mix(*words, 2, place) % (1 << 32) < limit] or order[:1]

@@ -104,7 +104,7 @@ class CodesDataset:
             aligned = [self.aligned(self.shards.alignment(int(self.numbers[row]))) for row in rows]
         elif self.text is not None:
             read = [(item.text, int(row)) for item, row in zip(items, rows, strict=True) if item.text]
-            texts = [self.text.encode(self.captions(text, draw, row)) for text, row in read]
+            texts = [self.text.encode(self.captions(text, draw, row, self.text.num_characters)) for text, row in read]
         if self.prompts is not None:
             prompts = [self.prompt(row, draw) for row in rows]
         batch = collate([item.codes for item in items], labels, texts, prompts, aligned)
