@@ -4,7 +4,8 @@
 # make test-gpu    what needs a CUDA device, under 9 minutes: tests, generation and training beside transformers, one table
 # make check       ruff, pyright, the layout test
 # make docs        build the documentation's site, out/site/index.html; works offline
-# make bundled     train the two bundled models again from their configs (needs espeak-ng, about two hours on 2 cores)
+# make bundled     train the bundled models again from their configs, about half a day on 2 cores; one of them: make
+#                  bundled-voice, bundled-emoji, bundled-digits, bundled-speech. What each needs is said below
 # make clean       remove what these made, except the virtual environment
 #
 # Every target makes .venv by itself when it is missing. Settings, all optional:
@@ -32,7 +33,8 @@ EVAL_PACKAGES := scikit-learn scikit-image torchmetrics auraloss pystoi prdc poc
 # is kept, whatever the caller sets: most of those processes live for a second.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONDONTWRITEBYTECODE=
 
-.PHONY: install demo test fast-tests test-slow test-gpu check lint types docs bundled clean
+.PHONY: install demo test fast-tests test-slow test-gpu check lint types docs clean
+.PHONY: bundled bundled-digits bundled-speech bundled-voice bundled-emoji
 
 install: $(INSTALLED)
 
@@ -92,14 +94,20 @@ docs: $(INSTALLED)
 	@echo "out/site/index.html"
 
 # OMP_NUM_THREADS=1 because the committed weights were made with it: another number of threads rounds differently.
-bundled: export OMP_NUM_THREADS := 1
-bundled: $(INSTALLED)
+bundled bundled-%: export OMP_NUM_THREADS := 1
+bundled: bundled-digits bundled-speech bundled-voice bundled-emoji
+
+# Ten minutes.
+bundled-digits: $(INSTALLED)
 	$(BIN)/tessera tokenizer train configs/digits/tokenizer.yaml --out out/digits/tokenizer
 	$(BIN)/tessera shards configs/digits/shards.yaml
 	$(BIN)/tessera shards configs/digits/shards.yaml --set corpus.path=samples/digits/test.safetensors --set out=out/digits/shards/test
 	$(BIN)/tessera train configs/digits/lm.yaml --out out/digits/lm
 	$(BIN)/tessera tokenizer coder configs/digits/coder.yaml --out out/digits/coder
 	rm -rf bundled/digits && cp -r out/digits/lm/model bundled/digits && cp -r out/digits/coder bundled/digits/coder
+
+# Needs espeak-ng. An hour and a half.
+bundled-speech: $(INSTALLED)
 	$(BIN)/python -m tessera.samples.make_speech --count 20000 --seed 1 --exclude samples/speech/test/metadata.jsonl --out out/speech/corpus
 	$(BIN)/tessera tokenizer train configs/speech/tokenizer.yaml --out out/speech/tokenizer
 	$(BIN)/tessera shards configs/speech/shards.yaml
@@ -107,6 +115,25 @@ bundled: $(INSTALLED)
 	$(BIN)/tessera train configs/speech/lm.yaml --out out/speech/lm
 	$(BIN)/tessera tokenizer coder configs/speech/coder.yaml --out out/speech/coder
 	rm -rf bundled/speech && cp -r out/speech/lm/model bundled/speech && cp -r out/speech/coder bundled/speech/coder
+
+# Needs flite, wordnet-base, and `pip install hibari-tts onnx`. Seven hours on one core.
+bundled-voice: $(INSTALLED)
+	$(BIN)/python -m tessera.samples.make_voice --out out/voice/corpus
+	$(BIN)/tessera tokenizer train configs/voice/tokenizer.yaml --out out/voice/tokenizer --resume
+	$(BIN)/tessera shards configs/voice/shards.yaml
+	$(BIN)/tessera shards configs/voice/shards.yaml --set corpus.path=out/voice/corpus/test/items --set out=out/voice/shards/test
+	$(BIN)/tessera train configs/voice/lm.yaml --out out/voice/lm --resume
+	rm -rf bundled/voice && cp -r out/voice/lm/model bundled/voice
+
+# Needs the npm packages that samples/make_emoji.py names, in out/emoji/packages. Three hours on one core.
+bundled-emoji: $(INSTALLED)
+	$(BIN)/python -m tessera.samples.make_emoji --packages out/emoji/packages --out out/emoji/corpus
+	$(BIN)/tessera tokenizer train configs/emoji/tokenizer.yaml --out out/emoji/tokenizer --resume
+	$(BIN)/tessera shards configs/emoji/shards.yaml
+	$(BIN)/tessera shards configs/emoji/shards.yaml --set corpus.path=out/emoji/corpus/test --set out=out/emoji/shards/test
+	$(BIN)/tessera train configs/emoji/lm.yaml --out out/emoji/lm --resume
+	$(BIN)/tessera export out/emoji/lm --best --out out/emoji/model
+	rm -rf bundled/emoji && cp -r out/emoji/model bundled/emoji
 
 clean:
 	rm -rf build dist out runs *.egg-info .typecheck .pytest_cache .ruff_cache .hypothesis

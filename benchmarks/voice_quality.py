@@ -14,8 +14,8 @@ The sentences are those of samples/make_voice.py: 200 of 3 to 30 words, in no tr
 - identified: share of the sentences that pocketsphinx recognizes with a grammar of all the sentences.
 - length_ratio: seconds of generated speech by seconds of the recordings. tail_seconds: silence at the end, the longest.
 - hard: missing and doubled words in texts on which speech models skip, repeat or insert words (hard_sentences.py), by
-  forced alignment with a separate acoustic model (word_counter.py prints its error rates); the same counts for
-  recordings of the source voice are the baseline.
+  forced alignment with a separate acoustic model (word_counter.py prints its error rates). The same counts for the
+  source voice are the baseline: for its recordings, and, with hibari-tts and onnx installed, for the same texts.
 - paces: of 40 sentences at other speeds, the rate of speech that results, and the word error.
 - speed: on one thread, real time factor of a sentence alone, time to the first audio of a stream, and the memory that a
   paragraph of 300 words takes beyond that of its first chunk.
@@ -25,12 +25,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,8 @@ import torch
 from tqdm import tqdm
 
 import tessera
+from tessera.samples.voice.hibari_voice import SAMPLE_RATE as SOURCE_RATE
+from tessera.samples.voice.hibari_voice import HibariVoice
 from tessera.tokenize.audio.resample import resample
 from tessera.tokenize.data.corpus import FolderCorpus, open_corpus
 from tessera.tokenize.data.media import write_audio
@@ -48,11 +51,11 @@ from tessera.tokenize.spec import AudioGeometry
 from tessera.train.evaluation.reconstruction_metrics import pesq, stoi
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hard_sentences import COUNTS, hard_sentences
+from hard_sentences import COUNTS, HardSentence, hard_sentences
 from phones import pronunciations
 from recogniser import Recogniser, SentenceRecogniser, plain_words, word_errors, written_words
 from word_counter import CORPUS as TRAINING
-from word_counter import WordCounter, read_recordings
+from word_counter import WordCounter, WordFaults, read_recordings
 
 CORPUS = "out/voice/corpus/test/sentences"
 MOS_RATE, MOS_SECONDS, LISTENER_RATE = 16000, 9.01, 16000
@@ -260,9 +263,26 @@ def count_words(speaker: Speaker, training: str, label: str, count: int) -> dict
         samples = resample(result.media[0].float(), rate, LISTENER_RATE)[0]
         add(tally, item.kind, counter.judge(samples, speaker.model.text.units(item.text)))
         tally[item.kind, "did not end"] += not result.ended[0]
+    for kind, found in source_faults(counter, texts):
+        add(tally, f"{kind}, source voice", found)
     for (kind, name), value in tally.items():
         report.setdefault(kind, {})[name] = value
     return report
+
+
+def source_faults(counter: WordCounter, texts: list[HardSentence]) -> Iterator[tuple[str, WordFaults]]:
+    """What the counter finds in the source voice reading the texts, by sentences; nothing without hibari-tts."""
+    try:
+        voice = HibariVoice()
+    except ImportError:
+        return
+    for item in tqdm(texts, "source voice", unit="text", leave=False):
+        read = [voice.speak(sentence, 0) for sentence in re.split(r"(?<=[.?!]) ", item.text)]
+        parts = [part for part in read if part is not None]
+        if len(parts) == len(read):
+            sound = torch.cat([torch.as_tensor(samples, dtype=torch.float32) for samples, _ in parts])
+            units = [unit for _, timed in parts for unit in timed.units]
+            yield item.kind, counter.judge(resample(sound[None], SOURCE_RATE, LISTENER_RATE)[0], units)
 
 
 def add(tally: Counter[tuple[str, str]], kind: str, found) -> None:

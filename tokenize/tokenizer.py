@@ -55,7 +55,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
     Args:
         folder: directory of a tokenizer, of a model or of a finished run (its tokenizer is loaded), or the name of a
-            bundled model: "digits", "speech".
+            bundled model, for example "voice".
     Raises:
         FileNotFoundError: no tokenizer found. ValueError: damaged or foreign files, or weights that do not match the
         config.

@@ -50,7 +50,7 @@ def tts(
 
     Play it during generation: tessera tts "Hello world." -o - | aplay
 
-    Another voice of the model, slower, with subtitles: tessera tts "Hello." --voice slt --speed 0.8 --srt a.srt -o a.wav
+    Another voice, slower, with subtitles: tessera tts "Hello." --voice slt --speed 0.8 --srt a.srt -o a.wav
 
     From a file or another program: tessera tts - -o letter.wav < letter.txt
 

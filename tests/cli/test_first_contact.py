@@ -56,7 +56,7 @@ def test_help_has_an_example_that_exists(verb, capsys):
         (["tokenizer", "xylophone"], "tessera tokenizer --help lists them"),
         (["image"], "Missing argument 'prompt'; for instance: tessera image 7 -o seven.png"),
         (["image", "7"], "Missing option '-o' / '--out'; for instance: tessera image 7 -o seven.png"),
-        (["tts"], 'for instance: tessera tts "three one four" -o pi.wav'),
+        (["tts"], 'for instance: tessera tts "Hello world." -o hello.wav'),
         (["train"], "for instance: tessera train "),
         (["generate", "digits", "--lable", "7", "-o", "x"], "--label"),
     ],
