@@ -16,7 +16,8 @@ The sentences are those of samples/make_voice.py: 200 of 3 to 30 words, in no tr
 - hard: missing and doubled words in texts on which speech models skip, repeat or insert words (hard_sentences.py), by
   forced alignment with a separate acoustic model (word_counter.py prints its error rates). The same counts for the
   source voice are the baseline: for its recordings, and, with hibari-tts and onnx installed, for the same texts.
-- paces: of 40 sentences at other speeds, the rate of speech that results, and the word error.
+- paces: of 40 sentences at other speeds, the rate of speech that results, and the word error; with ffmpeg installed,
+  that of recordings which its filter atempo stretches to the same speed.
 - speed: on one thread, real time factor of a sentence alone, time to the first audio of a stream, and the memory that a
   paragraph of 300 words takes beyond that of its first chunk.
 """
@@ -27,8 +28,11 @@ import argparse
 import json
 import re
 import resource
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -46,7 +50,7 @@ from tessera.samples.voice.hibari_voice import SAMPLE_RATE as SOURCE_RATE
 from tessera.samples.voice.hibari_voice import HibariVoice
 from tessera.tokenize.audio.resample import resample
 from tessera.tokenize.data.corpus import FolderCorpus, open_corpus
-from tessera.tokenize.data.media import write_audio
+from tessera.tokenize.data.media import read_audio, write_audio
 from tessera.tokenize.spec import AudioGeometry
 from tessera.train.evaluation.reconstruction_metrics import pesq, stoi
 
@@ -62,7 +66,8 @@ MOS_RATE, MOS_SECONDS, LISTENER_RATE = 16000, 9.01, 16000
 QUIET = 0.003
 """Amplitude below which the end of a recording is silence."""
 BATCH = 16
-PACES = (0.5, 0.75, 1.5, 2.0)
+PACES = (0.5, 0.75, 1.25, 1.5, 2.0)
+PACE_TEXTS = 40
 
 
 def main() -> None:
@@ -114,7 +119,7 @@ def main() -> None:
         parts += [
             lambda: heard(test, sounds, geometry.sample_rate),
             lambda: {"speed": speed(speaker, test.texts)},
-            lambda: {"paces": paces(speaker, test.texts[:: max(1, len(test.texts) // 40)])},
+            lambda: {"paces": paces(speaker, test)},
         ]
         if args.hard:
             parts.append(lambda: {"hard": count_words(speaker, args.training, args.label, args.hard)})
@@ -226,21 +231,40 @@ def heard(test: TestSet, sounds: dict[str, list[torch.Tensor]], sample_rate: int
     return report
 
 
-def paces(speaker: Speaker, texts: list[str]) -> dict:
+def paces(speaker: Speaker, test: TestSet) -> dict:
     """Rate of speech relative to the model's own, and word error, at other speeds; empty without an aligned text."""
     if speaker.model.lm.conditions.aligned is None:
         return {}
-    spoken = replace(speaker, settings={**speaker.settings, "speed": 1.0}).say(texts)
-    own, free, report = sum(result.seconds for result in spoken), Recogniser(), {}
-    total = sum(len(plain_words(text)) for text in texts)
+    every = max(1, len(test.texts) // PACE_TEXTS)
+    texts, recordings, free = test.texts[::every], test.sounds[::every], Recogniser()
     rate = speaker.model.tokenizer.spec.geometry.sample_rate
+
+    def word_error(sounds: list[torch.Tensor]) -> float:
+        samples = [resample(sound[None].float(), rate, LISTENER_RATE)[0].numpy() for sound in sounds]
+        errors = [word_errors(plain_words(text), free.words(sound)) for text, sound in zip(texts, samples, strict=True)]
+        return sum(errors) / sum(len(plain_words(text)) for text in texts)
+
+    own = sum(result.seconds for result in replace(speaker, settings={**speaker.settings, "speed": 1.0}).say(texts))
+    report = {}
     for pace in PACES:
         spoken = replace(speaker, settings={**speaker.settings, "speed": pace}).say(texts)
-        sounds = [resample(result.media[0].float(), rate, LISTENER_RATE)[0].numpy() for result in spoken]
-        heard_words = [free.words(sound) for sound in sounds]
-        errors = sum(word_errors(plain_words(text), words) for text, words in zip(texts, heard_words, strict=True))
-        report[pace] = {"rate": own / sum(result.seconds for result in spoken), "word_error": errors / total}
+        report[pace] = {
+            "rate": own / sum(result.seconds for result in spoken),
+            "word_error": word_error([result.media[0][0] for result in spoken]),
+        }
+        if shutil.which("ffmpeg"):
+            report[pace]["recordings_word_error"] = word_error([at_pace(sound, rate, pace) for sound in recordings])
     return report
+
+
+def at_pace(sound: torch.Tensor, sample_rate: int, pace: float) -> torch.Tensor:
+    """Samples [N] at another speed and the same pitch, by ffmpeg's filter atempo."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "before.wav", Path(folder) / "after.wav"
+        write_audio(before, sound.clamp(-1, 1)[None], sample_rate)
+        command = ["ffmpeg", "-loglevel", "error", "-i", str(before), "-filter:a", f"atempo={pace}", str(after)]
+        subprocess.run(command, check=True)
+        return read_audio(after, sample_rate)[0]
 
 
 def tail(sound: torch.Tensor) -> int:
