@@ -125,7 +125,7 @@ bundled-voice: $(INSTALLED)
 	$(BIN)/tessera train configs/voice/lm.yaml --out out/voice/lm --resume
 	rm -rf bundled/voice && cp -r out/voice/lm/model bundled/voice
 
-# Needs the npm packages that samples/make_emoji.py names, in out/emoji/packages. Three hours on one core.
+# Needs the npm packages that samples/make_emoji.py names, in out/emoji/packages. Five hours on one core.
 bundled-emoji: $(INSTALLED)
 	$(BIN)/python -m tessera.samples.make_emoji --packages out/emoji/packages --out out/emoji/corpus
 	$(BIN)/tessera tokenizer train configs/emoji/tokenizer.yaml --out out/emoji/tokenizer --resume

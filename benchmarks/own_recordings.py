@@ -2,8 +2,8 @@
 
     apt install flite wordnet-base
     python benchmarks/own_recordings.py out/own --minutes 30      # out/own/recordings and out/own/unseen
-    (the commands of docs/tutorials/speech.md, "Half an hour of one voice")
-    python benchmarks/voice_quality.py out/own/lm/model --corpus out/own/unseen --hard 0
+    (the commands of README.md, "Train on your own data", with out/own/recordings instead of recordings)
+    python benchmarks/voice_quality.py runs/speech/lm/model --corpus out/own/unseen --hard 0
 
 flite reads sentences of WordNet; what it knows about durations is not written. `unseen`: other sentences, of 3 to 30
 words, all of them known to pocketsphinx. The same seed gives the same files.

@@ -19,7 +19,7 @@ The sentences are those of samples/make_voice.py: 200 of 3 to 30 words, in no tr
 - paces: of 40 sentences at other speeds, the rate of speech that results, and the word error; with ffmpeg installed,
   that of recordings which its filter atempo stretches to the same speed.
 - speed: on one thread, real time factor of a sentence alone, time to the first audio of a stream, and the memory that a
-  paragraph of 300 words takes beyond that of its first chunk.
+  paragraph of 300 words takes beyond that of its first fifth.
 """
 
 from __future__ import annotations

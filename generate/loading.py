@@ -27,7 +27,7 @@ def load(
     """Load a model directory or a bundled model.
 
     Args:
-        model: a directory that `tessera train` exported, or for example "voice".
+        model: a directory that `tessera train` exported, or the name of a bundled model, for example "voice".
         device: "auto": the first CUDA device if there is one, otherwise the CPU.
         dtype: storage and compute type of the language model.
         weights: storage of its matrices, "float32", "bfloat16", "int8" or "int4"; fewer bits make generation faster

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -299,7 +299,8 @@ def bundled_digits(run: Run, classifier: DigitClassifier | None) -> ImageGallery
 
 def bundled_voice(run: Run, sentences: Sequence[str]) -> SpeechGallery | None:
     """Sentences spoken by the bundled voice, one after another by its voices."""
-    from ..report.demo_report import SpeechGallery
+    from ..report.charts import spectrogram_png
+    from ..report.demo_report import SpeechGallery, Utterance
 
     model = load_bundled(run, "voice")
     if model is None:
@@ -313,9 +314,19 @@ def bundled_voice(run: Run, sentences: Sequence[str]) -> SpeechGallery | None:
             result = model.generate(text=text, label=voice, seed=number)
             seconds = time.monotonic() - started
             (path,) = result.save(folder / f"{number:04}.wav")
-            made = utterance(text, result.media[0], model, path, seconds, f"voice {voice}")
-            spoken.append(replace(made, words=result.alignment.words))
-    return SpeechGallery(f'tessera tts "{sentences[0]}" -o out.wav', spoken, [])
+            spectrogram = spectrogram_png(result.media[0][0], model.spec.geometry.sample_rate)
+            spoken.append(
+                Utterance(
+                    text,
+                    path.read_bytes(),
+                    spectrogram,
+                    result.seconds,
+                    seconds,
+                    f"voice {voice}",
+                    result.alignment.words,
+                )
+            )
+    return SpeechGallery(f'tessera tts "{sentences[0]}" -o out.wav', spoken)
 
 
 def bundled_captions(run: Run) -> CaptionSheet | None:
@@ -336,18 +347,6 @@ def bundled_captions(run: Run) -> CaptionSheet | None:
     drawn = [image_png(image) for image in result.media]
     command = f'tessera image "{captions[0]}" --style {styles[0]} -o out.png'
     return CaptionSheet(command, list(zip(captions, styles, drawn, strict=True)), seconds)
-
-
-def utterance(text: str, audio: Tensor, model: Model, path: Path, made_in: float | None, origin: str = ""):
-    """The report entry of samples [C, N]; they are written to `path` if it does not exist yet."""
-    from ...tokenize.data.media import write_audio
-    from ..report.charts import spectrogram_png
-    from ..report.demo_report import Utterance
-
-    rate = model.spec.geometry.sample_rate  # type: ignore[union-attr]
-    if not path.exists():
-        write_audio(path, audio, rate)
-    return Utterance(text, path.read_bytes(), spectrogram_png(audio[0], rate), audio.shape[1] / rate, made_in, origin)
 
 
 def load_bundled(run: Run, name: str) -> Model | None:

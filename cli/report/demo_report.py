@@ -82,29 +82,27 @@ class ImageGallery:
 
 @dataclass(frozen=True)
 class Utterance:
-    """A generated or recorded utterance."""
+    """A generated utterance."""
 
     text: str
     wav: bytes
     spectrogram: bytes
     """PNG."""
     seconds: float
-    made_in: float | None = None
-    """Generation time in seconds; None for a recording."""
+    made_in: float
+    """Generation time in seconds."""
     origin: str = ""
-    """The voice, or the source of a recording."""
+    """The voice."""
     words: Sequence[TimedWord] = ()
     """Each word and its time, drawn under the spectrogram; none: not known."""
 
 
 @dataclass(frozen=True)
 class SpeechGallery:
-    """Utterances of the speech model, and recordings for comparison."""
+    """Utterances of the speech model."""
 
     command: str
     generated: list[Utterance]
-    recorded: list[Utterance]
-    """Recordings from the sample data, each in the original and through the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ def _tiles(results: DemoResults) -> str:
         )
     if results.speech and results.speech.generated:
         speed = sum(u.seconds for u in results.speech.generated) / sum(
-            u.made_in or 1e-9 for u in results.speech.generated
+            max(u.made_in, 1e-9) for u in results.speech.generated
         )
         tiles.append((f"{speed:.1f} x", "real time: seconds of speech generated per second"))
     cells = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for value, what in tiles)
@@ -275,9 +273,7 @@ def _images(anchor: str, title: str, gallery: ImageGallery, words: str) -> str:
 
 def _speech(gallery: SpeechGallery) -> str:
     def card(utterance: Utterance) -> str:
-        facts = [f"{utterance.seconds:.1f} s"]
-        if utterance.made_in is not None:
-            facts.append(f"generated in {utterance.made_in:.1f} s")
+        facts = [f"{utterance.seconds:.1f} s", f"generated in {utterance.made_in:.1f} s"]
         if utterance.origin:
             facts.append(html.escape(utterance.origin))
         text = html.escape(utterance.text)
@@ -291,12 +287,6 @@ def _speech(gallery: SpeechGallery) -> str:
         )
 
     body = f'<div class="utterances">{"".join(card(utterance) for utterance in gallery.generated)}</div>'
-    if gallery.recorded:
-        cards = "".join(card(utterance) for utterance in gallery.recorded)
-        body += (
-            "<h3>For comparison</h3><p>A recording from the test data, and the same recording encoded and decoded by "
-            f'the tokenizer: the upper limit of the model\'s audio quality.</p><div class="utterances">{cards}</div>'
-        )
     words = (
         "The same method with audio: text goes in, codes come out step by step until the model ends the sample, "
         "and the audio tokenizer decodes them into speech. Under each text is a spectrogram: time to the right, "

@@ -108,7 +108,7 @@ def results() -> DemoResults:
         model=ModelStory("tessera train", "torch", 1000, [curve], [1.5], 1234.0),
         fresh=gallery,
         bundled_images=gallery,
-        speech=SpeechGallery('tessera tts "one"', [speech, timed], [speech]),
+        speech=SpeechGallery('tessera tts "one"', [speech, timed]),
         captions=CaptionSheet("tessera image", [("a <u>cat", "noto", png), ("a dog", "", png)], 1.0),
         notes=["a note <script>"],
     )
