@@ -314,7 +314,8 @@ def bundled_voice(run: Run, sentences: Sequence[str]) -> SpeechGallery | None:
             result = model.generate(text=text, label=voice, seed=number)
             seconds = time.monotonic() - started
             (path,) = result.save(folder / f"{number:04}.wav")
-            spectrogram = spectrogram_png(result.media[0][0], model.spec.geometry.sample_rate)
+            rate = model.spec.geometry.sample_rate  # type: ignore[union-attr]
+            spectrogram = spectrogram_png(result.media[0][0], rate)
             spoken.append(
                 Utterance(
                     text,
