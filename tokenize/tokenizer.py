@@ -18,7 +18,7 @@ from ..configs.schema import Config, check_config, nearest_name
 from .audio.masked_conv import fold_norms
 from .audio.networks import AudioNet, AudioTokenizerConfig
 from .audio.tokenizer import AudioTokenizer
-from .base import Tokenizer, stored_tensors
+from .base import STORAGE_DTYPES, Tokenizer, TokenizerStorage, stored_tensors
 from .bundled import bundled_model, bundled_models, shipped_path
 from .image.networks import ImageNet, ImageTokenizerConfig
 from .image.tokenizer import ImageTokenizer
@@ -37,6 +37,7 @@ class TokenizerFile(Config):
     format: Literal[1] = 1
     tokenizer: TokenizerConfig
     fingerprint: str
+    storage: TokenizerStorage = "float16"
 
 
 def make_tokenizer(
@@ -69,11 +70,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     with Budget(header.tensors, path):
         net = NETS[config.kind](config, read_files=False)
         fold_norms(net)
-    _check_tensors(path, net, header)
+    _check_tensors(path, net, header, described.storage)
     tensors, metadata = read_safetensors(path)
     check_format(path, metadata, "tessera-tokenizer")
     net.load_state_dict(tensors)
-    tokenizer = FROZEN[config.kind](config, net)
+    tokenizer = FROZEN[config.kind](config, net, described.storage)
     if tokenizer.spec.fingerprint != described.fingerprint:
         raise ValueError(
             f"{folder}: the files hold tokenizer {tokenizer.spec.fingerprint[:12]}, config.json names "
@@ -88,7 +89,7 @@ def check_same_codes(one: Tokenizer, other: Tokenizer) -> None:
     described, tensors = [], []
     for tokenizer in (one, other):
         described.append(tokenizer.config.model_dump(mode="json", exclude={"decoder", "name"}))
-        stored = stored_tensors(tokenizer.net)
+        stored = stored_tensors(tokenizer.net, tokenizer.storage)
         tensors.append({name: tensor for name, tensor in stored.items() if not name.startswith("decoder.")})
     first, second = tensors
     different = sorted(name for name in described[0].keys() | described[1].keys()
@@ -104,11 +105,11 @@ def check_same_codes(one: Tokenizer, other: Tokenizer) -> None:
         )
 
 
-def _check_tensors(path: Path, net: nn.Module, header: TensorHeader) -> None:
-    """Raise ValueError unless a file holds the tensors of this network, layers as float16."""
+def _check_tensors(path: Path, net: nn.Module, header: TensorHeader, storage: TokenizerStorage) -> None:
+    """Raise ValueError unless a file holds the tensors of this network, layers in their storage dtype."""
     layers = {name for name, _ in net.named_parameters()}
     wanted = {
-        name: (torch.float16 if name in layers else tensor.dtype, tuple(tensor.shape))
+        name: (STORAGE_DTYPES[storage] if name in layers else tensor.dtype, tuple(tensor.shape))
         for name, tensor in net.state_dict().items()
     }
     found = {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}

@@ -30,8 +30,9 @@ import torch
 
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
-from ...configs.tensor_checks import WeightsError, header_shapes
-from ...tokenize.public.tensor_map import SourceRows, TensorMap, equal, find_weights
+from ...configs.tensor_checks import WeightsError
+from ...tokenize.public.checkpoint import open_checkpoint
+from ...tokenize.public.tensor_map import Concat, Constant, Source, TensorMap, Term, equal_parts
 from ...tokenize.spec import ImageGeometry, TokenSpec
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..checkpoints.weights_file import DTYPES, StorageName
@@ -41,7 +42,7 @@ from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
 from ..ops.rotary import GridRopeConfig
 from ..patterns.pattern import SpecialsConfig
-from .conversion import check_layout, public_tensors, read_lm
+from .conversion import check_layout, read_lm
 
 UNKNOWN_TOKENIZER = "0" * 64
 """Fingerprint if the tokenizer was not loaded."""
@@ -77,8 +78,8 @@ def load_llamagen(
     """
     folder = Path(folder)
     described = _read_config(folder)
-    where = find_weights(folder)
-    shapes = {name: shape for file in set(where.values()) for name, shape in header_shapes(file).items()}
+    checkpoint = open_checkpoint(folder)
+    shapes = checkpoint.shapes
     codes, width = _matrix(shapes, "tok_embeddings.weight", folder)
     rows = _matrix(shapes, "cls_embedding.embedding_table.weight", folder)[0]
     classes, class_dropout = _classes(described, rows, folder / "config.json")
@@ -99,7 +100,7 @@ def load_llamagen(
     config = llamagen_config(
         width, layers, heads, key_heads, ffn, classes, class_dropout=class_dropout, where=str(folder / "config.json")
     )
-    return read_lm(folder, where, llamagen_tensor_map(config, spec), config, spec, IGNORED, device, dtype)
+    return read_lm(checkpoint, llamagen_tensor_map(config, spec), config, spec, device, dtype)
 
 
 def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
@@ -128,7 +129,7 @@ def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
         "num_classes": classes,
         "class_dropout_prob": label.dropout if label is not None else 0.0,
     }
-    tensors = public_tensors(lm, llamagen_tensor_map(config, lm.spec))
+    tensors = llamagen_tensor_map(config, lm.spec).write(lm.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", {n: t.to(DTYPES[dtype]) for n, t in tensors.items()})
     write_json(folder / "config.json", described)
@@ -195,17 +196,15 @@ def llamagen_tensor_map(config: LMConfig, spec: TokenSpec) -> TensorMap:
     for n in range(config.layers):
         for ours, theirs in matrices.items():
             names[f"transformer.blocks.{n}.{ours}.weight"] = [f"layers.{n}.{name}.weight" for name in theirs]
-    shapes = parameter_shapes(config, spec)
-    codes = spec.cardinalities[0]
-    rows = shapes.pop("input.table.weight")[0]  # special ids are never read, but have rows too
-    tensor_map = {name: equal(names[name], shape) for name, shape in shapes.items()}
-    label = config.conditions[0]
-    if label.dropout == 0:  # and a class table trained without dropout has no row for no class
-        name = "conditions.parts.label.table.weight"
-        tensor_map[name] = (SourceRows(names[name][0], shapes[name][0] - 1), SourceRows(None, 1))
-    return tensor_map | {
-        "input.table.weight": (SourceRows("tok_embeddings.weight", codes), SourceRows(None, rows - codes))
-    }
+    shapes, codes = parameter_shapes(config, spec), spec.cardinalities[0]
+    rows, table = shapes["input.table.weight"][0], "conditions.parts.label.table.weight"
+    terms: dict[str, Term] = {name: equal_parts(names[name]) for name in shapes if name != "input.table.weight"}
+    special = Constant(0.0, required=False)  # rows of special ids, which are never read
+    terms["input.table.weight"] = Concat((Source("tok_embeddings.weight"), special), (codes, rows - codes))
+    if config.conditions[0].dropout == 0:  # a class table trained without dropout has no row for no class
+        null = Constant(0.0, required=False)
+        terms[table] = Concat((Source(names[table][0]), null), (shapes[table][0] - 1, 1))
+    return TensorMap(terms, ignored=IGNORED)
 
 
 def _classes(described: dict[str, Any], rows: int, where: Path) -> tuple[int, float]:

@@ -22,8 +22,8 @@ import torch
 
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
-from ...configs.tensor_checks import header_shapes
-from ...tokenize.public.tensor_map import TensorMap, equal, find_weights
+from ...tokenize.public.checkpoint import open_checkpoint
+from ...tokenize.public.tensor_map import TensorMap, equal_parts
 from ...tokenize.spec import AudioGeometry, TokenSpec
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..checkpoints.weights_file import DTYPES, StorageName
@@ -34,7 +34,7 @@ from ..models.causal import TokenLM
 from ..ops.rotary import SinusoidalConfig
 from ..patterns.layouts import DelayConfig
 from ..patterns.pattern import SpecialsConfig
-from .conversion import check_layout, public_tensors, read_lm
+from .conversion import check_layout, read_lm
 
 UNKNOWN_CODEC = "0" * 64
 """Fingerprint if the codec was not loaded."""
@@ -74,17 +74,14 @@ def load_musicgen(
     """
     folder = Path(folder)
     described = _read_config(folder)
-    where = find_weights(folder)
     beside = folder / f"{PROJECTION}.safetensors"
-    if _is_composite(described):
-        prefix, width = "decoder.", _text_width(described, folder)
+    composite = _is_composite(described)
+    checkpoint = open_checkpoint(folder, (beside,) if beside.is_file() and not composite else ())
+    prefix = "decoder." if composite else ""
+    if composite:
+        width = _text_width(described, folder)
     else:
-        prefix = ""
-        width = None
-        if beside.is_file():
-            shapes = header_shapes(beside)
-            where.update(dict.fromkeys(shapes, beside))
-            width = shapes.get(f"{PROJECTION}.weight", (0, 0))[-1]
+        width = checkpoint.shapes[f"{PROJECTION}.weight"][-1] if f"{PROJECTION}.weight" in checkpoint.shapes else None
     config = musicgen_config(_decoder(described), width, str(folder / "config.json"))
     spec = spec or musicgen_spec(described, str(folder / "config.json"))
     books = _decoder(described)["num_codebooks"], _decoder(described)["vocab_size"]
@@ -93,7 +90,7 @@ def load_musicgen(
             f"{folder}: the model has {books[0]} codebooks of {books[1]} codes, the tokenizer '{spec.name}' "
             f"{list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
         )
-    return read_lm(folder, where, musicgen_tensor_map(config, spec, prefix), config, spec, IGNORED, device, dtype)
+    return read_lm(checkpoint, musicgen_tensor_map(config, spec, prefix), config, spec, device, dtype)
 
 
 def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
@@ -105,7 +102,7 @@ def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
     folder = Path(folder)
     described = _describe(lm)
     tensor_map = musicgen_tensor_map(lm.config, lm.spec)
-    tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in public_tensors(lm, tensor_map).items()}
+    tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in tensor_map.write(lm.state_dict()).items()}
     projection = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PROJECTION)}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -220,7 +217,8 @@ def musicgen_tensor_map(config: LMConfig, spec: TokenSpec, prefix: str = "") -> 
         }
         for our_matrix, matrix in matrices.items():
             names[f"{ours}{our_matrix}.weight"] = [f"{theirs}{name}.weight" for name in matrix]
-    return {name: equal(names[name], shape) for name, shape in parameter_shapes(config, spec).items()}
+    terms = {name: equal_parts(names[name]) for name in parameter_shapes(config, spec)}
+    return TensorMap(terms, ignored=IGNORED)
 
 
 def _describe(lm: TokenLM) -> dict[str, Any]:
