@@ -102,7 +102,7 @@ def _folder_words(folder: Path) -> tuple[str, str]:
         "coder": ("a coder", f"use it with: tessera encode FILES --compress --model {folder}"),
         "foreign": (
             "a checkpoint of another library",
-            f"convert one of MusicGen or LlamaGen with: tessera convert {folder} DST",
+            f"if docs/public-models.md lists it, convert it with: tessera convert {folder} DST",
         ),
     }
     if kind is not None:

@@ -56,7 +56,7 @@ tokenize/compression               . data layers
 tokenize/data                      . alignment audio
 tokenize/image                     . layers quantizers quantizers/combinators
 tokenize/layers                    -
-tokenize/public                    -
+tokenize/public                    . audio image layers quantizers quantizers/codebooks quantizers/combinators
 tokenize/quantizers                quantizers/codebooks quantizers/combinators
 tokenize/quantizers/codebooks      quantizers
 tokenize/quantizers/combinators    . quantizers quantizers/codebooks

@@ -25,7 +25,6 @@ from .quantizers.combinators.multi_scale import ScalesQuantizer
 from .quantizers.registry import Quantizer
 from .spec import Geometry, TokenSpec
 
-
 TokenizerStorage = Literal["float16", "float32"]
 """Storage of a tokenizer's layers: float16 for those trained here; float32 keeps the weights of a public checkpoint."""
 

@@ -6,10 +6,9 @@ A tokenizer directory holds config.json and tokenizer.safetensors; nothing is pi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from ..configs.files import TensorHeader, check_format, read_header, read_json, read_safetensors
@@ -17,18 +16,13 @@ from ..configs.recognize import describe_wrong, folder_kind, run_model
 from ..configs.schema import Config, check_config, nearest_name
 from .audio.masked_conv import fold_norms
 from .audio.networks import AudioNet, AudioTokenizerConfig
-from .audio.tokenizer import AudioTokenizer
 from .base import STORAGE_DTYPES, Tokenizer, TokenizerStorage, stored_tensors
 from .bundled import bundled_model, bundled_models, shipped_path
 from .image.networks import ImageNet, ImageTokenizerConfig
-from .image.tokenizer import ImageTokenizer
+from .kinds import FROZEN, NETS, TokenizerConfig
 from .layers.parameter_budget import Budget
+from .public.registry import read_public_codec, recognize_codec
 from .quantizers.combinators.multi_scale import restore_phi
-
-TokenizerConfig = Annotated[AudioTokenizerConfig | ImageTokenizerConfig, Field(discriminator="kind")]
-
-NETS = {"audio": AudioNet, "picture": ImageNet}
-FROZEN = {"audio": AudioTokenizer, "picture": ImageTokenizer}
 
 
 class TokenizerFile(Config):
@@ -51,16 +45,22 @@ def make_tokenizer(
     return FROZEN[config.kind](config, net)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | Path, codebooks: int | None = None) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
-        folder: directory of a tokenizer, of a model or of a finished run (its tokenizer is loaded), or the name of a
-            bundled model, for example "voice".
+        folder: directory of a tokenizer, of a model or of a finished run (its tokenizer is loaded), the name of a
+            bundled model, for example "voice", or a public codec (tokenize/public): a directory, or its file of weights.
+        codebooks: of a public codec, the number of codebooks to use, coarse first; None: all.
     Raises:
         FileNotFoundError: no tokenizer found. ValueError: damaged or foreign files, or weights that do not match the
         config.
     """
+    path = shipped_path(folder)
+    if path.exists() and folder_kind(path) in (None, "foreign") and recognize_codec(path) is not None:
+        return read_public_codec(path, codebooks)
+    if codebooks is not None:
+        raise ValueError(f"{folder}: the number of codebooks can be chosen for public codecs only; leave it out")
     folder = find_tokenizer(folder)
     saved = restore_phi(read_json(folder / "config.json"))
     described = check_config(saved, TokenizerFile, str(folder / "config.json"))

@@ -20,7 +20,8 @@ from ..configs.folder_lock import lock_folder
 from ..configs.output_place import prepare_folder
 from ..configs.recognize import describe_wrong, folder_kind
 from ..configs.schema import check_config, override
-from ..tokenize.tokenizer import NETS, check_same_codes, load_tokenizer, make_tokenizer
+from ..tokenize.kinds import NETS
+from ..tokenize.tokenizer import check_same_codes, load_tokenizer, make_tokenizer
 from .common.checkpoint import STATE_FILE, Checkpoints, why_unusable
 from .common.run_state import micro_batch_of
 from .distributed.process_group import ONE_PROCESS, ProcessGroup

@@ -12,6 +12,7 @@ from ...configs.printable import say
 
 if TYPE_CHECKING:
     from ...lm.checkpoints.weights_file import StorageName
+    from ...tokenize.base import Tokenizer
 
 
 class DtypeChoice(str, Enum):
@@ -28,10 +29,16 @@ def register(app: typer.Typer) -> None:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a public checkpoint or a Tessera model.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Public checkpoint (folder or file), Tessera model or tokenizer.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not contain a model.")],
     to: Annotated[
-        str | None, typer.Option(help="Layout to write a Tessera model in: musicgen, llamagen.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Layout to write a Tessera model (musicgen, llamagen) or tokenizer (encodec, ...) in.",
+            show_default=False,
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None,
@@ -39,27 +46,75 @@ def convert(
             help="Tokenizer of the codes: a directory, or a model's. Without it, DST is only a language model."
         ),
     ] = None,
-    dtype: Annotated[DtypeChoice, typer.Option(help="Storage of the weights.")] = DtypeChoice.float32,
+    codebooks: Annotated[
+        int | None,
+        typer.Option(help="Of a public codec, the number of codebooks to keep, coarse first.", show_default="all"),
+    ] = None,
+    dtype: Annotated[DtypeChoice, typer.Option(help="Storage of a language model's weights.")] = DtypeChoice.float32,
 ) -> None:
-    """Convert a public checkpoint to a Tessera model, or a Tessera model to a public format.
+    """Convert a public checkpoint to a Tessera model or tokenizer, or one of Tessera's to a public format.
 
-    Example: tessera convert musicgen-small out/musicgen
+    Example: tessera convert encodec_24khz out/encodec --codebooks 8
+
+    Example: tessera convert musicgen-small out/musicgen --tokenizer out/encodec-32khz
 
     Example: tessera convert out/musicgen out/back --to musicgen
 
-    Supported are MusicGen of transformers (the decoder, alone or in a whole model) and LlamaGen's class-conditional
-    models, both as config.json and model.safetensors; no pickle is read. Codecs and text encoders are not converted:
-    without --tokenizer, DST holds only the language model, which tessera.lm.checkpoints.model_directory.load_lm reads.
+    docs/public-models.md lists what is supported. Pickles are read if they hold only tensors and plain containers; a
+    file that asks for more is refused, and nothing of it runs.
     """
     from ...configs.folder_lock import lock_folder
 
     with lock_folder(target, "tessera convert"):
         if (target / "config.json").exists():
             raise FileExistsError(f"{target}: contains a model already; choose another folder")
-        if _is_ours(source):
+        ours = _our_kind(source)
+        if codebooks is not None and ours is not None:
+            raise ValueError(f"--codebooks {codebooks}: only for public codecs; {source} is a Tessera {ours}")
+        if ours == "model":
             _write_public(source, target, to, tokenizer, dtype.value)
-        else:
+        elif ours == "tokenizer":
+            _write_codec(source, target, to)
+        elif not _read_codec(source, target, to, codebooks):
+            if codebooks is not None:
+                raise ValueError(f"--codebooks {codebooks}: {source} is no public codec; leave it out")
             _read_public(source, target, to, tokenizer, dtype.value)
+
+
+def _read_codec(source: Path, target: Path, to: str | None, codebooks: int | None) -> bool:
+    """Convert a public codec; False if the source is none."""
+    from ...tokenize.public.registry import read_public_codec, recognize_codec
+
+    name = recognize_codec(source)
+    if name is None:
+        return False
+    if to is not None:
+        raise ValueError(f"--to {to}: {source} is {name}, not a Tessera tokenizer; convert it without --to first")
+    opened = read_public_codec(source, codebooks)
+    opened.save(target)
+    spec = opened.spec
+    say(f"{target}: {name}, {spec.num_codebooks} codebooks of {max(spec.cardinalities)} codes, {_rate(opened)}")
+    say(f'load it with: tessera.load_tokenizer("{target}")')
+    return True
+
+
+def _rate(tokenizer: Tokenizer) -> str:
+    from ...tokenize.spec import AudioGeometry
+
+    geometry = tokenizer.spec.geometry
+    if isinstance(geometry, AudioGeometry):
+        return f"{geometry.frame_rate:g} frames a second of {geometry.sample_rate} Hz"
+    return f"{geometry.num_frames} frames an image"
+
+
+def _write_codec(source: Path, target: Path, to: str | None) -> None:
+    from ...tokenize.public.registry import PUBLIC_CODECS, write_public_codec
+    from ...tokenize.tokenizer import load_tokenizer
+
+    if to is None:
+        raise ValueError(f"{source} is a Tessera tokenizer; choose the layout: --to {' or --to '.join(PUBLIC_CODECS)}")
+    write_public_codec(to, target, load_tokenizer(source))
+    say(f"{target}: a tokenizer in the layout of {to}")
 
 
 def _read_public(source: Path, target: Path, to: str | None, tokenizer: str | None, dtype: StorageName) -> None:
@@ -103,12 +158,9 @@ def _write_public(source: Path, target: Path, to: str | None, tokenizer: str | N
     say(f"{target}: a {to} checkpoint")
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder's config.json belongs to a Tessera model."""
-    from ...configs.files import read_json
+def _our_kind(folder: Path) -> str | None:
+    """ "model" or "tokenizer" if a folder is one of Tessera's, else None."""
+    from ...configs.recognize import folder_kind
 
-    path = folder / "config.json"
-    if not path.is_file():
-        return False
-    described = read_json(path)
-    return isinstance(described, dict) and described.get("format") == "tessera-model"
+    kind = folder_kind(folder)
+    return kind if kind in ("model", "tokenizer") else None

@@ -25,7 +25,9 @@ from tessera.tokenize.public.tensor_map import (
 
 def random_term(rng, shape, names, depth=0):
     """A random term of this shape, and a function that computes it from the tensors in plain torch."""
-    kinds = ["source", "constant", "folded"] if depth > 2 else ["view", "concat", "permuted", "turned", "scaled", "source"]
+    kinds = (
+        ["source", "constant", "folded"] if depth > 2 else ["view", "concat", "permuted", "turned", "scaled", "source"]
+    )
     kind = rng.choice(kinds)
     name = f"t{len(names)}"
     names.append(name)

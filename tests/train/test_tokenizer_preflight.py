@@ -6,7 +6,7 @@ import torch
 from tessera.configs.files import write_safetensors
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.data.media import write_audio
-from tessera.tokenize.tokenizer import NETS
+from tessera.tokenize.kinds import NETS
 from tessera.train.common import disk_space
 from tessera.train.distributed.process_group import ONE_PROCESS
 from tessera.train.tokenizer import trainer

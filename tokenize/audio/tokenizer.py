@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...configs.schema import ConfigError
-from ..base import Encoded, Tokenizer, check_finite, exact_float32
+from ..base import Encoded, Tokenizer, TokenizerStorage, check_finite, exact_float32
 from ..codes import pad_and_cat
 from ..quantizers.combinators.region_routing import check_regions
 from ..quantizers.registry import Quantizer
@@ -24,8 +24,8 @@ class AudioTokenizer(Tokenizer):
     config: AudioTokenizerConfig
     net: AudioNet
 
-    def __init__(self, config: AudioTokenizerConfig, net: AudioNet):
-        super().__init__(config, net)
+    def __init__(self, config: AudioTokenizerConfig, net: AudioNet, storage: TokenizerStorage = "float16"):
+        super().__init__(config, net, storage)
         *before, last = net.encoder.stages()
         first, *after = net.decoder.stages()
         self.encode_stages = [*before, self._then_quantize(last)]

@@ -40,9 +40,7 @@ class Checkpoint:
         self.described = described
         """What a pickle holds beside the tensors."""
         self._headers = {file: read_header(file) for file in sorted(set(where.values()))}
-        self.shapes: dict[str, Shape] = {
-            name: self._headers[file].tensors[name].shape for name, file in where.items()
-        }
+        self.shapes: dict[str, Shape] = {name: self._headers[file].tensors[name].shape for name, file in where.items()}
         """Shapes of all tensors by name."""
         self.shapes |= {name: tuple(tensor.shape) for name, tensor in held.items()}
 

@@ -63,7 +63,9 @@ class Written:
         """Add a whole tensor; CannotWrite if it was written with another value."""
         held = self.tensors.setdefault(name, value.contiguous())
         if held is not value and not torch.equal(held, value):
-            raise CannotWrite(f"tensor '{name}' is shared in this layout, but the model has two different tensors for it")
+            raise CannotWrite(
+                f"tensor '{name}' is shared in this layout, but the model has two different tensors for it"
+            )
 
     def fill(self, name: str, shape: Shape, axis: int, start: int, value: Tensor) -> None:
         """Add a piece of a tensor."""
@@ -346,9 +348,7 @@ class TensorMap:
         """Whether a tensor may be in the file although the model does not need it."""
         return name.startswith(self.ignored) or name in self.unused
 
-    def read(
-        self, shapes: Mapping[str, Shape], load: Callable[[set[str]], Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def read(self, shapes: Mapping[str, Shape], load: Callable[[set[str]], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Our tensors. load: returns the checkpoint's tensors with these names; called for one of ours at a time."""
         tensors = {}
         for name, term in self.terms.items():

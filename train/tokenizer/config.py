@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from ...configs.schema import BatchSize, Config, StepCount
 from ...tokenize.data.corpus import CorpusConfig
-from ...tokenize.tokenizer import TokenizerConfig
+from ...tokenize.kinds import TokenizerConfig
 from ..common.optimizer_config import OptimizerConfig, Ratio
 from ..discriminators.multi_scale_stft import STFTDiscriminatorConfig
 from ..discriminators.registry import DISCRIMINATORS, DiscriminatorsConfig

@@ -21,12 +21,13 @@ from ...configs.printable import say
 from ...configs.schema import ConfigError
 from ...tokenize.audio.networks import AudioNet
 from ...tokenize.image.networks import ImageNet
+from ...tokenize.kinds import NETS
 from ...tokenize.quantizers.kmeans_vq import KMeansQuantizer
 from ...tokenize.quantizers.registry import Quantizer
 from ...tokenize.quantizers.scalar import ScalarQuantizer
 from ...tokenize.quantizers.structural_entropy_vq import StructuralQuantizer
 from ...tokenize.spec import AudioGeometry
-from ...tokenize.tokenizer import NETS, make_tokenizer
+from ...tokenize.tokenizer import make_tokenizer
 from ..common.memory_check import check_batch_fits, check_weights_fit, count_numbers
 from ..discriminators.registry import Discriminators
 from ..losses.base import LossContext

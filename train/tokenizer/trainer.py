@@ -24,8 +24,10 @@ from ...configs.files import write_json
 from ...configs.printable import say
 from ...configs.schema import ConfigError
 from ...tokenize.audio.networks import AudioNet
+from ...tokenize.base import Tokenizer
 from ...tokenize.image.networks import ImageNet
-from ...tokenize.tokenizer import FROZEN, NETS, Tokenizer, make_tokenizer
+from ...tokenize.kinds import FROZEN, NETS
+from ...tokenize.tokenizer import make_tokenizer
 from ..common.batch_sampler import check_batch, cut_batch, mix
 from ..common.checkpoint import Checkpoints, check_pickles
 from ..common.disk_space import check_disk_space
