@@ -50,7 +50,7 @@ def load_tokenizer(folder: str | Path, codebooks: int | None = None) -> Tokenize
 
     Args:
         folder: directory of a tokenizer, of a model or of a finished run (its tokenizer is loaded), the name of a
-            bundled model, for example "voice", or a public codec (tokenize/public): a directory, or its file of weights.
+            bundled model, for example "voice", or a public codec (tokenize/public): its directory or file of weights.
         codebooks: of a public codec, the number of codebooks to use, coarse first; None: all.
     Raises:
         FileNotFoundError: no tokenizer found. ValueError: damaged or foreign files, or weights that do not match the

@@ -159,8 +159,8 @@ def read_pickle(path: Path) -> Any:
         if asked is None:
             raise ValueError(f"{path}: not a usable file of tensors (damaged, or written by another program)") from None
         raise ValueError(
-            f"{path}: this pickle asks for {asked[1][:100]}, more than tensors and plain containers, so it is not read and "
-            "nothing of it was run; if you trust the file, convert it to safetensors with the library that wrote it"
+            f"{path}: this pickle asks for {asked[1][:100]}, more than tensors and plain containers, so it is not read "
+            "and nothing of it was run; if you trust the file, convert it to safetensors with the library that wrote it"
         ) from None
     except (EOFError, LookupError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a usable file of tensors ({one_line(error)[:150]})") from None

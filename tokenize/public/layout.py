@@ -16,7 +16,7 @@ TRAINING_ONLY = {
 
 
 def check_tokenizer_layout(layout: str, found: FingerprintedConfig, expected: FingerprintedConfig) -> None:
-    """Raise CannotWrite unless two configs describe the same frozen computation; names the first setting that differs."""
+    """Raise CannotWrite unless two configs describe the same frozen computation; names the first difference."""
     different = _difference(found.model_dump(mode="json"), expected.model_dump(mode="json"), "")
     if different is not None:
         name, ours, theirs = different

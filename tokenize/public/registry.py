@@ -21,7 +21,7 @@ class PublicCodec:
     """The layout of one public codec."""
 
     recognize: Callable[[PublicFolder], bool]
-    """Whether a folder is one, by config.json or the names of its tensors; raises nothing for a folder of something else."""
+    """Whether a folder is one, by config.json or the names of its tensors."""
     read: Callable[[PublicFolder, int | None], Tokenizer]
     """read(folder, codebooks); codebooks None: all."""
     write: Callable[[Path, Tokenizer], None]

@@ -1,8 +1,8 @@
 """Declarative map between the tensors of a public checkpoint and ours, readable in both directions.
 
 A `TensorMap` gives for each of our tensors a term that says how it follows from theirs: `Source` is one of their
-tensors, the other terms change the term inside them. Reading evaluates the terms, writing inverts them; a term without an
-exact inverse for some value refuses to write it and names the tensor.
+tensors, the other terms change the term inside them. Reading evaluates the terms, writing inverts them; a value that
+has no inverse is refused, and its tensor named.
 
     Source("a")                              their tensor, of our shape
     View(Source("a"), (8, 64, 1))            their tensor has this shape, ours the same numbers in another
@@ -63,9 +63,7 @@ class Written:
         """Add a whole tensor; CannotWrite if it was written with another value."""
         held = self.tensors.setdefault(name, value.contiguous())
         if held is not value and not torch.equal(held, value):
-            raise CannotWrite(
-                f"tensor '{name}' is shared in this layout, but the model has two different tensors for it"
-            )
+            raise CannotWrite(f"tensor '{name}' is shared in this layout, but the model has two different ones")
 
     def fill(self, name: str, shape: Shape, axis: int, start: int, value: Tensor) -> None:
         """Add a piece of a tensor."""
