@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -88,6 +89,21 @@ def test_damaged_and_foreign_files(tmp_path):
     torch.save({"a": 1}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="holds no tensors by name"):
         open_checkpoint(tmp_path)
+
+
+def test_files_that_would_unpack_to_any_size(tmp_path):
+    torch.save(STATE, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in plain.infolist():
+            small.writestr(entry.filename, plain.read(entry))
+    with pytest.raises(ValueError, match=r"small.pt: not a usable file of tensors \(it is compressed\)"):
+        open_checkpoint(tmp_path / "small.pt")
+    torch.save({"a": torch.zeros(1).expand(1 << 40)}, tmp_path / "large.pt")
+    with pytest.raises(ValueError, match=r"large.pt: tensor 'a' is no dense tensor"):
+        open_checkpoint(tmp_path / "large.pt")
 
 
 def test_nothing_and_too_much(tmp_path):

@@ -11,6 +11,7 @@ import argparse
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,9 @@ def _of_pickle(path: Path) -> Checkpoint:
     tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if not tensors:
         raise ValueError(f"{path}: holds no tensors by name")
+    for name, tensor in tensors.items():
+        if tensor.is_sparse or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: tensor '{one_line(name)[:80]}' is no dense tensor (sparse, or expanded)")
     described = {key: value for key, value in content.items() if value is not state} if state is not content else None
     return Checkpoint(path, {}, tensors, described)
 
@@ -146,6 +150,10 @@ def read_pickle(path: Path) -> Any:
     Raises:
         ValueError: the file needs code of its own to be read, which is refused, or is damaged.
     """
+    if zipfile.is_zipfile(path):  # torch never compresses; what is compressed could unpack to any size
+        with zipfile.ZipFile(path) as file:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+                raise ValueError(f"{path}: not a usable file of tensors (it is compressed)")
     try:
         # Namespace: the arguments that training scripts store beside the weights; it is a record without behavior.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
