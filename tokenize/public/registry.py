@@ -70,6 +70,7 @@ def read_public_codec(path: str | Path, codebooks: int | None = None, image_size
     """
     name = recognize_codec(path)
     if name is None:
+        assert PublicFolder(path).checkpoint.shapes  # its errors say more: a pickle that is not read, a damaged file
         raise ValueError(f"{path}: no public codec that is known here; known are {', '.join(PUBLIC_CODECS)}")
     given = {"codebooks": codebooks, "image_size": image_size}
     options = {option: value for option, value in given.items() if value is not None}

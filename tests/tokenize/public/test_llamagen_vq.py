@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import pickle
 import random
 from pathlib import Path
 
@@ -12,10 +14,13 @@ from vqgan_reference import Reference, fill, grid, janus_state, nearest
 
 import tessera
 from tessera.cli.app import run
+from tessera.configs.schema import check_config, read_yaml
+from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.public.building import tokenizer_shapes
 from tessera.tokenize.public.images.llamagen_vq import llamagen_vq_config, llamagen_vq_tensor_map
 from tessera.tokenize.public.registry import read_public_codec, recognize_codec, write_public_codec
 from tessera.tokenize.public.tensor_map import CannotWrite
+from tessera.tokenize.tokenizer import make_tokenizer
 
 transformers = pytest.importorskip("transformers")
 PUBLISHED = json.loads((Path(__file__).parent / "published" / "llamagen-vq.json").read_text())
@@ -116,10 +121,6 @@ def test_a_tokenizer_trained_here_is_written_if_the_layout_has_it(tmp_path):
 
 
 def make_one(described):
-    from tessera.configs.schema import check_config
-    from tessera.tokenize.image.networks import ImageTokenizerConfig
-    from tessera.tokenize.tokenizer import make_tokenizer
-
     torch.manual_seed(0)
     return make_tokenizer(check_config(described, ImageTokenizerConfig))
 
@@ -135,24 +136,8 @@ def test_published_tensors(name):
     assert config.geometry.rows == PUBLISHED[name]["rows"]
     if PUBLISHED[name]["parameters"] is not None:
         assert sum(tensor.numel() for tensor in tensors.values()) == PUBLISHED[name]["parameters"]
-
-
-def test_the_shipped_configs_are_these_networks():
-    from tessera.configs.schema import read_yaml
-
-    for name, entry in PUBLISHED.items():
-        with torch.device("meta"):
-            _, tensors = janus_state(transformers.JanusVQVAEConfig(**entry["config"]), "llamagen")
-        config = llamagen_vq_config({key: tuple(tensor.shape) for key, tensor in tensors.items()}, 256, Path(name))
-        shipped = read_yaml(Path(tessera.__file__).parent / "configs" / "tokenize" / entry["shipped"])["tokenizer"]
-        assert make_config(shipped) == config
-
-
-def make_config(described):
-    from tessera.configs.schema import check_config
-    from tessera.tokenize.image.networks import ImageTokenizerConfig
-
-    return check_config(described, ImageTokenizerConfig)
+    shipped = read_yaml(Path(tessera.__file__).parent / "configs" / "tokenize" / PUBLISHED[name]["shipped"])
+    assert check_config(shipped["tokenizer"], ImageTokenizerConfig) == config
 
 
 def test_the_size_of_the_images(tmp_path, capsys):
@@ -195,3 +180,29 @@ def test_wrong_files_are_refused(tmp_path):
         save(changed, tmp_path / "vq.pt")
         with pytest.raises(ValueError, match=message):
             read_public_codec(tmp_path, image_size=side)
+    whole = (tmp_path / "vq.pt").read_bytes()
+    for content, message in (
+        (whole[: len(whole) // 2], "vq.pt: not a usable file of tensors"),
+        (pickle.dumps({"model": tensors, "ran": Payload(tmp_path / "ran")}), "vq.pt: "),
+    ):
+        (tmp_path / "vq.pt").write_bytes(content)
+        for path in (tmp_path, tmp_path / "vq.pt"):
+            with pytest.raises(ValueError, match=message):
+                tessera.load_tokenizer(path)
+    torch.save({"model": tensors, "ran": Payload(tmp_path / "ran")}, tmp_path / "vq.pt")
+    with pytest.raises(ValueError, match="vq.pt: this pickle asks for .*mkdir, .* nothing of it was run"):
+        tessera.load_tokenizer(tmp_path)
+    torch.save({"some.weight": torch.zeros(2)}, tmp_path / "vq.pt")
+    with pytest.raises(ValueError, match="no public codec that is known here; known are encodec, "):
+        tessera.load_tokenizer(tmp_path / "vq.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+class Payload:
+    """Creates a folder when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)

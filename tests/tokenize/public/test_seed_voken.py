@@ -30,10 +30,9 @@ def with_averages(tensors, seed):
 
 
 def save(tensors, path):
-    losses = {
-        "loss.discriminator.main.0.weight": torch.zeros(2),
-        "model_ema.lossdiscriminatormain0weight": torch.zeros(2),
-    }
+    losses = {"loss.discriminator.main.0.weight": torch.zeros(2)}
+    if "model_ema.decay" in tensors:
+        losses["model_ema.lossdiscriminatormain0weight"] = torch.zeros(2)
     torch.save({"epoch": 3, "state_dict": tensors | losses}, path)
 
 
