@@ -143,7 +143,7 @@ def vqgan_sizes(shapes: Mapping[str, Shape], names: VQGANLayout, path: Path) -> 
                 "latent_kernel": names.latent_kernel,
             }
         )
-    return entry[1], latents[0], *sides
+    return entry[1], latents[0], sides[0], sides[1]
 
 
 @dataclass(frozen=True)
