@@ -106,7 +106,7 @@ def test_codes_and_pixels_are_equal(seed, attention, tmp_path):
         decoded = janus.decoder(janus.post_quant_conv(vectors)).clamp(-1, 1)
         torch.testing.assert_close(pixels, decoded, rtol=1e-4, atol=1e-5)
         pixels = decoded
-    torch.testing.assert_close(ours.decode(codes[:, None]), pixels, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(ours.decode(codes[:, None]), pixels, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", [None, [0]])
