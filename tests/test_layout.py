@@ -56,7 +56,8 @@ tokenize/compression               . data layers
 tokenize/data                      . alignment audio
 tokenize/image                     . layers quantizers quantizers/combinators
 tokenize/layers                    -
-tokenize/public                    . audio image layers quantizers quantizers/codebooks quantizers/combinators
+tokenize/public                . audio image layers public/images quantizers quantizers/codebooks quantizers/combinators
+tokenize/public/images             . image public quantizers quantizers/combinators
 tokenize/quantizers                quantizers/codebooks quantizers/combinators
 tokenize/quantizers/codebooks      quantizers
 tokenize/quantizers/combinators    . quantizers quantizers/codebooks

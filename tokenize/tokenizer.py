@@ -21,6 +21,7 @@ from .bundled import bundled_model, bundled_models, shipped_path
 from .image.networks import ImageNet, ImageTokenizerConfig
 from .kinds import FROZEN, NETS, TokenizerConfig
 from .layers.parameter_budget import Budget
+from .public.folder import has_pickles_alone
 from .public.registry import read_public_codec, recognize_codec
 from .quantizers.combinators.multi_scale import restore_phi
 
@@ -45,22 +46,26 @@ def make_tokenizer(
     return FROZEN[config.kind](config, net)
 
 
-def load_tokenizer(folder: str | Path, codebooks: int | None = None) -> Tokenizer:
+def load_tokenizer(folder: str | Path, codebooks: int | None = None, image_size: int | None = None) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
         folder: directory of a tokenizer, of a model or of a finished run (its tokenizer is loaded), the name of a
             bundled model, for example "voice", or a public codec (tokenize/public): its directory or file of weights.
-        codebooks: of a public codec, the number of codebooks to use, coarse first; None: all.
+        codebooks: of a public codec of audio, the number of codebooks to use, coarse first; None: all.
+        image_size: of a public tokenizer of images, their side in pixels; None: as in its files or as published.
     Raises:
         FileNotFoundError: no tokenizer found. ValueError: damaged or foreign files, or weights that do not match the
         config.
     """
     path = shipped_path(folder)
-    if path.exists() and folder_kind(path) in (None, "foreign") and recognize_codec(path) is not None:
-        return read_public_codec(path, codebooks)
+    foreign = path.exists() and folder_kind(path) in (None, "foreign")
+    if foreign and (recognize_codec(path) is not None or has_pickles_alone(path)):
+        return read_public_codec(path, codebooks, image_size)
     if codebooks is not None:
         raise ValueError(f"{folder}: the number of codebooks can be chosen for public codecs only; leave it out")
+    if image_size is not None:
+        raise ValueError(f"{folder}: the image size can be chosen for public tokenizers only; leave it out")
     folder = find_tokenizer(folder)
     saved = restore_phi(read_json(folder / "config.json"))
     described = check_config(saved, TokenizerFile, str(folder / "config.json"))

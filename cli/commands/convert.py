@@ -50,6 +50,12 @@ def convert(
         int | None,
         typer.Option(help="Of a public codec, the number of codebooks to keep, coarse first.", show_default="all"),
     ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of a public image tokenizer, the side of the images in pixels.", show_default="as published"
+        ),
+    ] = None,
     dtype: Annotated[DtypeChoice, typer.Option(help="Storage of a language model's weights.")] = DtypeChoice.float32,
 ) -> None:
     """Convert a public checkpoint to a Tessera model or tokenizer, or one of Tessera's to a public format.
@@ -69,19 +75,22 @@ def convert(
         if (target / "config.json").exists():
             raise FileExistsError(f"{target}: contains a model already; choose another folder")
         ours = _our_kind(source)
-        if codebooks is not None and ours is not None:
-            raise ValueError(f"--codebooks {codebooks}: only for public codecs; {source} is a Tessera {ours}")
+        options = {"codebooks": codebooks, "image-size": image_size}
+        for option, value in options.items():
+            if value is not None and ours is not None:
+                raise ValueError(f"--{option} {value}: only for public codecs; {source} is a Tessera {ours}")
         if ours == "model":
             _write_public(source, target, to, tokenizer, dtype.value)
         elif ours == "tokenizer":
             _write_codec(source, target, to)
-        elif not _read_codec(source, target, to, codebooks):
-            if codebooks is not None:
-                raise ValueError(f"--codebooks {codebooks}: {source} is no public codec; leave it out")
+        elif not _read_codec(source, target, to, codebooks, image_size):
+            for option, value in options.items():
+                if value is not None:
+                    raise ValueError(f"--{option} {value}: {source} is no public codec; leave it out")
             _read_public(source, target, to, tokenizer, dtype.value)
 
 
-def _read_codec(source: Path, target: Path, to: str | None, codebooks: int | None) -> bool:
+def _read_codec(source: Path, target: Path, to: str | None, codebooks: int | None, image_size: int | None) -> bool:
     """Convert a public codec; False if the source is none."""
     from ...tokenize.public.registry import read_public_codec, recognize_codec
 
@@ -90,7 +99,7 @@ def _read_codec(source: Path, target: Path, to: str | None, codebooks: int | Non
         return False
     if to is not None:
         raise ValueError(f"--to {to}: {source} is {name}, not a Tessera tokenizer; convert it without --to first")
-    opened = read_public_codec(source, codebooks)
+    opened = read_public_codec(source, codebooks, image_size)
     opened.save(target)
     spec = opened.spec
     say(f"{target}: {name}, {spec.num_codebooks} codebooks of {max(spec.cardinalities)} codes, {_rate(opened)}")
@@ -104,7 +113,7 @@ def _rate(tokenizer: Tokenizer) -> str:
     geometry = tokenizer.spec.geometry
     if isinstance(geometry, AudioGeometry):
         return f"{geometry.frame_rate:g} frames a second of {geometry.sample_rate} Hz"
-    return f"{geometry.num_frames} frames an image"
+    return f"{geometry.num_frames} frames an image of {geometry.height} x {geometry.width}"
 
 
 def _write_codec(source: Path, target: Path, to: str | None) -> None:

@@ -37,6 +37,8 @@ CONFIGS = {
     "vq": VQ,
     "vq-random-start": VQConfig(size=16, kmeans_init=False),
     "vq-gradient": VQConfig(size=16, decay=0.9, update="gradient"),
+    "vq-product": VQConfig(size=16, decay=0.9, update="gradient", search="product"),
+    "vq-product-index": VQConfig(size=16, code_dim=3, update="index", search="product"),
     "vq-normalised": VQConfig(size=16, decay=0.9, normalise=True),
     "vq-projected": VQConfig(size=16, code_dim=3),
     "vq-projected-normalised": VQConfig(size=16, decay=0.9, code_dim=3, normalise=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,6 +59,12 @@ def learned_codebook_terms(prefix: str, vectors: Term) -> dict[str, Term]:
     return {f"{prefix}.weight": vectors, **_counters(prefix)}
 
 
+def any_codebook_terms(prefix: str, vectors: Term, ours: Container[str]) -> dict[str, Term]:
+    """Terms of a codebook, however it was trained: as its tensors among ours say."""
+    make = learned_codebook_terms if f"{prefix}.weight" in ours else codebook_terms
+    return make(prefix, vectors)
+
+
 def _counters(prefix: str) -> dict[str, Term]:
     """State of the codebook's training, which checkpoints do not have: all codes used equally, started."""
     counters = {"count": 1.0, "updates": 0.0, "started": 1.0}
@@ -96,7 +102,8 @@ def public_tensors(tokenizer: Tokenizer, tensor_map: TensorMap) -> dict[str, Ten
     tensors = dict(tokenizer.net.state_dict())
     for name, module in tokenizer.net.named_modules():
         if isinstance(module, Codebook):  # however they were trained, the vectors are what is written
-            tensors[f"{name}.sum"] = tensors[f"{name}.weight"] = module.entries()
+            plain = module.learned and module.form is None  # before they are normalized, which a reader repeats
+            tensors[f"{name}.sum"] = tensors[f"{name}.weight"] = module.weight if plain else module.entries()
     return tensor_map.write(tensors)
 
 

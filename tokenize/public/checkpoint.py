@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...configs.files import read_entries, read_header, read_json
+from ...configs.files import read_entries, read_header, read_json, write_atomic
 from ...configs.names import check_file_name
 from ...configs.printable import one_line
 from ...configs.tensor_checks import check_tensors
@@ -29,6 +29,16 @@ PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".th")
 STATE_KEYS = ("state_dict", "best_state", "model", "module", "ema")
 """Names under which training scripts store the weights, best first."""
 INDEX = "model.safetensors.index.json"
+CALLBACKS = tuple(
+    f"{package}.callbacks.{name}"
+    for package in ("pytorch_lightning", "lightning.pytorch")
+    for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor")
+)
+"""Classes that Lightning used to store as keys of a dictionary. They are not imported, `Callback` takes their place."""
+
+
+class Callback:
+    """Stands for a class of CALLBACKS in a pickle; it does nothing."""
 
 
 class Checkpoint:
@@ -144,6 +154,11 @@ def _of_pickle(path: Path) -> Checkpoint:
     return Checkpoint(path, {}, tensors, described)
 
 
+def write_pickle(path: Path, content: Any) -> None:
+    """Write a file as `torch.save` does, of tensors and plain containers: the only format that some systems read."""
+    write_atomic(path, lambda part: torch.save(content, part))
+
+
 def read_pickle(path: Path) -> Any:
     """The content of a file written by `torch.save`: tensors, numbers, strings and containers of them.
 
@@ -156,7 +171,8 @@ def read_pickle(path: Path) -> Any:
                 raise ValueError(f"{path}: not a usable file of tensors (it is compressed)")
     try:
         # Namespace: the arguments that training scripts store beside the weights; it is a record without behavior.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        inert = [argparse.Namespace, *((Callback, name) for name in CALLBACKS)]
+        with torch.serialization.safe_globals(inert), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...configs.files import read_json
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import PICKLE_ENDINGS, Checkpoint, open_checkpoint, pickle_files
 
 
 class PublicFolder:
@@ -37,6 +38,30 @@ class PublicFolder:
         """The weights; raises as `open_checkpoint`."""
         return open_checkpoint(self.path)
 
+    def holding(self, tensor: str) -> Checkpoint | None:
+        """The weights with a tensor of this name: the folder's, or of several files beside each other the first; None
+        if there are none, or none that can be read."""
+        return next((found for found in self._each() if tensor in found.shapes), None)
+
+    def _each(self) -> Iterator[Checkpoint]:
+        paths = [self.path]
+        if self.path.is_dir():
+            endings = (*PICKLE_ENDINGS, ".safetensors")
+            paths += sorted(file for file in self.path.iterdir() if file.suffix in endings and file.is_file())
+        for path in paths:
+            if path not in self._opened:
+                try:
+                    self._opened[path] = self.checkpoint if path == self.path else open_checkpoint(path)
+                except (ValueError, OSError):
+                    self._opened[path] = None
+            found = self._opened[path]
+            if found is not None:
+                yield found
+
+    @cached_property
+    def _opened(self) -> dict[Path, Checkpoint | None]:
+        return {}
+
     def values(self, defaults: dict[str, Any], within: str | None = None) -> dict[str, Any]:
         """Settings of config.json with the defaults of the library's own class for absent keys.
 
@@ -52,6 +77,13 @@ class PublicFolder:
         if not isinstance(held, dict):
             raise ValueError(f"{where}: is missing")
         return {key: _typed(held.get(key, default), default, f"{where}: {key}") for key, default in defaults.items()}
+
+
+def has_pickles_alone(path: Path) -> bool:
+    """Whether a path is a pickle of weights, or a folder with such files and without config.json."""
+    if path.is_file():
+        return path.suffix in PICKLE_ENDINGS
+    return path.is_dir() and not (path / "config.json").exists() and bool(pickle_files(path))
 
 
 def _typed(value: Any, default: Any, where: str) -> Any:
