@@ -233,8 +233,10 @@ def main() -> None:
     for name in [*CODECS, "musicgen-small"]:
         if args.only and name not in args.only:
             continue
-        found = compare_codec(name, CODECS[name], turns, args.quick) if name in CODECS else compare_generation(
-            turns, args.quick
+        found = (
+            compare_codec(name, CODECS[name], turns, args.quick)
+            if name in CODECS
+            else compare_generation(turns, args.quick)
         )
         for row in found:
             spread = "-".join(f"{value:.2f}" for value in row.get("spread") or [])
