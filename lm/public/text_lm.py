@@ -12,8 +12,8 @@ output layer are not: a model of codes has its own.
     mlp.down_proj                                 ffn.down
     input_layernorm, post_attention_layernorm     attention_norm, ffn_norm
 
-Source: tensor names, config keys and their defaults of transformers 5 (Apache-2.0); a text LM as the backbone of a codec
-LM: QTTS (arXiv:2507.12197), Orpheus, CSM.
+Source: tensor names, config keys and their defaults of transformers 5 (Apache-2.0); a text LM as the backbone of a
+codec LM: QTTS (arXiv:2507.12197), Orpheus, CSM.
 """
 
 from __future__ import annotations
