@@ -1,0 +1,114 @@
+"""`init`: which tensors of a model start as those of another one, and which never learn. For both trainers.
+
+    init: {from: DIR, modules: [...], leave: [...], names: {...}, freeze: [...]}
+
+Without `modules` every tensor is taken whose name and shape are the same there; what the other model does not have
+starts at random. A tensor of another shape is an error: nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import Field, model_serializer
+from torch import nn
+
+from ...configs.module_names import check_patterns, fits_any
+from ...configs.printable import say
+from ...configs.schema import Config, ConfigError
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class InitConfig(Config):
+    """Weights to start from. Names are those of modules or tensors, and stand for everything below; they may have
+    wildcards: "decoder", "quantizer.levels.*.codebook"."""
+
+    source: str = Field(alias="from")
+    """Folder of the other tokenizer, of a model or of a run that has one, or the name of a bundled model."""
+    modules: tuple[str, ...] | None = None
+    """What is taken; null: everything that the other one has."""
+    leave: tuple[str, ...] = ()
+    """What is not taken and starts at random."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """Beginning of a name here -> beginning of the name there, where they differ, as in {"quantizer.":
+    "quantizer.levels.0."}. The longest that fits applies."""
+    freeze: tuple[str, ...] = ()
+    """What does not learn."""
+
+    @model_serializer(mode="wrap")
+    def _as_in_the_file(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {"from" if name == "source" else name: value for name, value in handler(self).items()}
+
+
+def choose_tensors(
+    own: Shapes, given: Shapes, init: InitConfig, where: str = "init", adapted: Mapping[str, str] = {}
+) -> dict[str, str]:
+    """The tensors to take: name here -> name there.
+
+    Args:
+        own: shapes of all tensors here. given: of those there.
+        adapted: tensors whose shape may differ, which the caller fills -> "" if it does, or how to ask for it.
+    Raises:
+        ConfigError: a name matches nothing, a shape differs, or nothing is taken; the message begins with `where`.
+    """
+    check_patterns(init.modules or (), own, f"{where}.modules")
+    check_patterns(init.leave, own, f"{where}.leave")
+    taken = {}
+    for name, shape in own.items():
+        if (init.modules is not None and not fits_any(name, init.modules)) or fits_any(name, init.leave):
+            continue
+        other = _name_there(name, init.names)
+        if other not in given:
+            continue
+        if tuple(given[other]) != tuple(shape) and adapted.get(name) != "":
+            hint = f" or {adapted[name]}" if name in adapted else ""
+            raise ConfigError(
+                f"{where}: tensor '{name}' is {list(shape)}, in {init.source} it is {list(given[other])}; start it at "
+                f"random with {where}.leave: [{name}]{hint}"
+            )
+        taken[name] = other
+    _check_names(init, taken, given, where)
+    if not taken:
+        raise ConfigError(
+            f"{where}.from: {init.source} has no tensor that is taken; its names are others, see {where}.names"
+        )
+    return taken
+
+
+def say_what_starts(own: Iterable[str], taken: Mapping[str, str], given: Iterable[str], source: str) -> None:
+    """One line on stderr: how many tensors come from there, what starts at random, and what is not used."""
+    own, unused = list(own), _tops(set(given) - set(taken.values()))
+    random = _tops(name for name in own if name not in taken)
+    rest = f"; the rest, in {random}, starts at random" if random else ""
+    rest += f"; not used of it: {unused}" if unused else ""
+    say(f"note: {len(taken)} of {len(own)} tensors come from {source}{rest}")
+
+
+def freeze_modules(net: nn.Module, patterns: Sequence[str], where: str) -> None:
+    """The named parameters do not learn. ConfigError: a name matches nothing, or nothing is left to learn."""
+    check_patterns(patterns, (name for name, _ in net.named_parameters()), where)
+    for name, parameter in net.named_parameters():
+        if fits_any(name, patterns):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise ConfigError(f"{where}: all weights are frozen; freeze fewer")
+
+
+def _check_names(init: InitConfig, taken: Mapping[str, str], given: Shapes, where: str) -> None:
+    for begin, there in init.names.items():
+        if not any(name.startswith(there) for name in given):
+            raise ConfigError(f"{where}.names: {init.source} has no tensor whose name begins with '{there}'")
+        if not any(name.startswith(begin) for name in taken):
+            raise ConfigError(f"{where}.names: no tensor that is taken has a name that begins with '{begin}'")
+
+
+def _name_there(name: str, names: Mapping[str, str]) -> str:
+    found = max((begin for begin in names if name.startswith(begin)), key=len, default=None)
+    return name if found is None else names[found] + name[len(found) :]
+
+
+def _tops(names: Iterable[str]) -> str:
+    """First parts of names, each once; "" for none."""
+    return ", ".join(sorted({name.split(".")[0] for name in names}))

@@ -1,0 +1,33 @@
+"""Start a tokenizer from the weights of another one (train/common/initialization.py).
+
+A student of another kind takes what fits and learns the rest: DistilCodec's single codebook inherits encoder and
+decoder of a grouped residual teacher (UniTTS, arXiv:2505.17426).
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ...configs.schema import ConfigError
+from ...tokenize.audio.masked_conv import plain_state, set_plain
+from ...tokenize.tokenizer import load_tokenizer
+from ..common.initialization import InitConfig, choose_tensors, say_what_starts
+
+
+def initialize(net: nn.Module, init: InitConfig) -> int:
+    """Copy the tensors of another tokenizer into a network; returns their number, and notes the rest on stderr.
+
+    Raises:
+        ConfigError: there is no such tokenizer, or as `choose_tensors`.
+    """
+    try:
+        given = load_tokenizer(init.source).net.state_dict()
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"init.from: {error}") from None
+    own = plain_state(net)
+    shapes = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (own, given))
+    taken = choose_tensors(*shapes, init)
+    for name, other in taken.items():
+        set_plain(net, name, given[other])
+    say_what_starts(own, taken, given, init.source)
+    return len(taken)
