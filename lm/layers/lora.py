@@ -8,6 +8,7 @@ Source: LoRA, arXiv:2106.09685.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -110,6 +111,11 @@ def merge_lora_(net: Net) -> Net:
     for name, layer in list(lora_layers(net)):
         _replace(net, name, layer.merged())
     return net
+
+
+def merged_copy(net: Net) -> Net:
+    """The network if no layer is changed, else a copy with merged weights."""
+    return merge_lora_(copy.deepcopy(net)) if any(lora_layers(net)) else net
 
 
 def is_lora(name: str) -> bool:

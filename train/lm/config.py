@@ -9,10 +9,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from ...configs.names import FolderName
 from ...configs.schema import BatchSize, Config, LayerCount, StepCount
 from ...lm.generation_config import GenerationConfig
+from ...lm.layers.lora import LoRAConfig
 from ...lm.models.next_patch import PatchPhase
 from ...lm.models.packed_sequences import check_packable
 from ...lm.models.registry import ModelConfig
 from ..common.captions import CaptionsConfig, WholeTextConfig
+from ..common.initialization import InitConfig
 from ..common.optimizer_config import OptimizerConfig, Ratio
 from ..engines.config import AutoEngineConfig, EngineConfig
 from .reference_prompts import PromptConfig
@@ -39,6 +41,9 @@ class DataConfig(Config):
     captions: CaptionsConfig = WholeTextConfig()
     """What a step reads of an item's text. whole: all of it. alternatives: one of several captions separated by "|"; of
     one with commas, some of its parts in any order."""
+    embedding: Literal["none"] | None = None
+    """Vectors of the condition embedding, which shards do not hold. none: every item is without, as one whose vectors
+    are dropped."""
     packing: PackingConfig = PaddedConfig()
     """Batching of items with different lengths. padded: one item per row. best_fit: packed sequences, without
     padding."""
@@ -123,6 +128,19 @@ class ExportConfig(Config):
     """For a refiner: the exported model of the coarse labels. The export then holds both and generates on its own."""
 
 
+class LMInitConfig(InitConfig):
+    """Weights to start from. Names are those of modules or tensors, and stand for everything below; they may have
+    wildcards: "transformer.blocks.*.ffn". Keys of lm that are left out are those of the other model."""
+
+    source: str = Field(alias="from")
+    """Folder of a model, of a finished run, or of a public checkpoint; the name of a bundled model; or the folder of a
+    text language model (Llama, Qwen), whose blocks become the backbone."""
+    adapt: tuple[Literal["codebooks", "labels", "text"], ...] = ()
+    """What may differ from the other model: rows of the same name are taken, the others start at random. codebooks: the
+    codebooks of the other model are the first ones of this one, with the same codes. labels: further labels. text:
+    another text tokenizer."""
+
+
 class TrainConfig(Config):
     """A complete training run."""
 
@@ -141,6 +159,10 @@ class TrainConfig(Config):
     conditioned on them and predicts the codes."""
     lm: ModelConfig
     """The language model."""
+    init: LMInitConfig | None = None
+    """Weights to start from; null: random ones."""
+    lora: LoRAConfig | None = None
+    """Learn low-rank changes of the weights of init instead of the weights themselves; null: all weights learn."""
     train: TrainSettings
     """Optimization, and the intervals of logging, evaluation and saving."""
     engine: EngineConfig = AutoEngineConfig()
@@ -182,11 +204,17 @@ class TrainConfig(Config):
                 f"data.prompt.min_frames is {self.data.prompt.min_frames}, but the condition codes of lm.conditions "
                 f"reads at most {longest} (its max_frames); lower min_frames or raise max_frames"
             )
-        if "embedding" in kinds:
+        if ("embedding" in kinds) != (self.data.embedding is not None):
             raise ValueError(
-                "lm.conditions: shards hold no vectors for the condition embedding; train such a model from Python, or "
-                "leave it out"
+                "lm.conditions: shards hold no vectors for the condition embedding; set data.embedding: none to train "
+                "without them, train such a model from Python, or leave it out"
+                if "embedding" in kinds
+                else "data.embedding is for an lm with the condition embedding; leave it out"
             )
+        if self.lora is not None and self.init is None:
+            raise ValueError("lora changes the weights of another model; name it as init.from, or leave lora out")
+        if self.lora is not None and self.init is not None and self.init.freeze:
+            raise ValueError("init.freeze: with lora nothing learns but lora.targets and lora.train; leave it out")
         if self.data.packing.kind != "padded":
             check_packable(self.lm)
             if self.train.patches:
