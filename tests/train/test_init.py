@@ -198,7 +198,7 @@ def test_labels_are_kept_by_name_and_further_ones_are_new(tiny_data, base, tmp_p
     """The data has a, b, c; the other model b, x and a."""
     given = with_labels(base / "model", tmp_path / "given", ["b", "x", "a"])
     with pytest.raises(
-        ConfigError, match=r"the data has the label 'c', .* has b, x, a; keep those .* adapt: \[labels\]"
+        ConfigError, match=r"the data has the label 'c', .* has b, x, a; keep those .* init.adapt: \[labels\]"
     ):
         trainer(config_of(tiny_data, {"init": {"from": str(given)}}), tmp_path / "a")
     config = config_of(tiny_data, {"init": {"from": str(given), "adapt": ["labels"]}}, steps=2, save_every=1)

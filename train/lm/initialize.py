@@ -83,13 +83,14 @@ def freeze_(lm: TransformerLM, init: LMInitConfig, lora: LoRAConfig | None, take
 
 
 def inherit_lm(data: Any, run: Path | None = None) -> Any:
-    """The data of a config file in which the keys of `lm` that are left out are those of the model in `init.from`.
+    """The data of a config file in which the keys of `lm` that are left out are those of the model in `init.from`; all
+    of them if `lm` is left out or null.
 
     Args:
         run: folder of the run that is resumed, which has them in its config.json.
     """
     init = data.get("init") if isinstance(data, dict) else None
-    given = data.get("lm", {}) if isinstance(data, dict) else None
+    given = (data.get("lm") or {}) if isinstance(data, dict) else None
     if not isinstance(init, dict) or not isinstance(init.get("from"), str) or not isinstance(given, dict):
         return data
     if run is not None and (run / "config.json").is_file():
