@@ -68,9 +68,10 @@ train/discriminators               distributed engines
 train/distributed                  -
 train/engines                      common distributed
 train/evaluation                   losses
-train/lm                           common distributed engines
+train/initialization               engines
+train/lm                           common distributed engines initialization
 train/losses                       discriminators
-train/tokenizer                    common discriminators distributed engines losses
+train/tokenizer                    common discriminators distributed engines initialization losses
 """
 MOST_FILES = 17
 """In a room; __init__.py does not count."""

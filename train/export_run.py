@@ -28,7 +28,6 @@ from .distributed.process_group import ONE_PROCESS, ProcessGroup
 from .engines.ema import WeightAverage
 from .lm.config import TrainConfig
 from .lm.export import export_adapter, export_lm
-from .lm.initialize import build_lm
 from .lm.run_state import RunState, test_loss
 from .lm.setup import TrainingSetup, open_parts
 from .tokenizer.config import TokenizerTrainConfig
@@ -153,7 +152,7 @@ def _export_lm(
     state = RunState.load(found, config, parts, ProcessGroup(0, processes, ONE_PROCESS.device), micro_batch_of(found))
     if finished is not None and finished["step"] == state.step:  # evaluated or resumed after it was saved
         state.losses, state.command = finished["losses"], finished.get("command", state.command)
-    average = WeightAverage(build_lm(config, parts, found), config.train.ema)
+    average = WeightAverage(parts.first_lm(config, found), config.train.ema)
     if average.decay:
         average.load(found)
     if average.updates == 0:

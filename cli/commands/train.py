@@ -45,8 +45,8 @@ def train(
 
     opened = open_config(config, "lm", set_)  # before the imports below, which take seconds
     from ...train.distributed.launch import STOPPED, launch, watch_lifeline
+    from ...train.initialization.inherit_lm import inherit_lm
     from ...train.lm.config import TrainConfig
-    from ...train.lm.initialize import inherit_lm
     from ...train.lm.trainer import TrainingFailed, check_out, train_lm
 
     def fill(data: Any) -> Any:

@@ -293,7 +293,7 @@ def test_codes_of_another_tokenizer_are_refused(tiny_data, base, tmp_path):
 
 
 def test_keys_of_lm_that_are_left_out_are_those_of_the_other(tiny_data, base):
-    from tessera.train.lm.initialize import inherit_lm
+    from tessera.train.initialization.inherit_lm import inherit_lm
 
     data = data_of(tiny_data, {"init": {"from": str(base)}})
     given = data.pop("lm")

@@ -120,7 +120,7 @@ def test_an_adapter_with_its_base_is_the_merged_model(tiny_data, base, changed, 
 
 def test_generation_with_an_adapter(base, changed, adapter, tmp_path):  # noqa: F811
     one, two = tessera.load(base, adapter=adapter), tessera.load(changed)
-    arguments = {"label": "a", "text": "one three", "seed": 4, "max_frames": 6}
+    arguments = {"label": "a", "text": "one three", "seed": 4}
     assert torch.equal(one.generate(**arguments).codes[0], two.generate(**arguments).codes[0])
     half = tessera.load(base, adapter=adapter, dtype="bfloat16")
     assert next(half.lm.parameters()).dtype == torch.bfloat16

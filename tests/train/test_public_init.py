@@ -18,8 +18,8 @@ from tessera.tokenize.data.shard_file import write_shard
 from tessera.tokenize.data.shard_index import Index
 from tessera.tokenize.tokenizer import make_tokenizer
 from tessera.train.distributed.process_group import ONE_PROCESS
+from tessera.train.initialization.inherit_lm import inherit_lm
 from tessera.train.lm.config import TrainConfig
-from tessera.train.lm.initialize import inherit_lm
 from tessera.train.lm.trainer import LMTrainer, train_lm
 
 transformers = pytest.importorskip("transformers")

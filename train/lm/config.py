@@ -14,9 +14,9 @@ from ...lm.models.next_patch import PatchPhase
 from ...lm.models.packed_sequences import check_packable
 from ...lm.models.registry import ModelConfig
 from ..common.captions import CaptionsConfig, WholeTextConfig
-from ..common.initialization import InitConfig
 from ..common.optimizer_config import OptimizerConfig, Ratio
 from ..engines.config import AutoEngineConfig, EngineConfig
+from ..initialization.config import LMInitConfig
 from .reference_prompts import PromptConfig
 from .sequence_packing import PackingConfig, PaddedConfig
 
@@ -126,19 +126,6 @@ class ExportConfig(Config):
     """Storage type of the weights."""
     coarse_model: str | None = None
     """For a refiner: the exported model of the coarse labels. The export then holds both and generates on its own."""
-
-
-class LMInitConfig(InitConfig):
-    """Weights to start from. Names are those of modules or tensors, and stand for everything below; they may have
-    wildcards: "transformer.blocks.*.ffn". Keys of lm that are left out are those of the other model."""
-
-    source: str = Field(alias="from")
-    """Folder of a model, of a finished run, or of a public checkpoint; the name of a bundled model; or the folder of a
-    text language model (Llama, Qwen), whose blocks become the backbone."""
-    adapt: tuple[Literal["codebooks", "labels", "text"], ...] = ()
-    """What may differ from the other model: rows of the same name are taken, the others start at random. codebooks: the
-    codebooks of the other model are the first ones of this one, with the same codes. labels: further labels. text:
-    another text tokenizer."""
 
 
 class TrainConfig(Config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,10 +30,11 @@ from ..common.batch_sampler import mix
 from ..common.captions import CaptionReader
 from ..common.checkpoint import STATE_FILE
 from ..distributed.process_group import ProcessGroup
+from ..initialization.origin import Origin, open_origin
+from ..initialization.start_lm import start_lm_
 from .aligned_text import AlignedText
 from .config import TrainConfig
 from .dataset import CodesDataset
-from .origin import Origin, open_origin
 from .reference_prompts import PromptSource
 from .text_statistics import text_limits, text_made_of, with_limits
 
@@ -65,6 +67,20 @@ class TrainingSetup:
         torch.manual_seed(mix(seed, 0))
         vectors = self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
         return make_lm(self.lm_config, self.spec, vectors, self.clustering, self.tokenizer.quantizer)
+
+    def first_lm(self, config: TrainConfig, started: Path | None = None, show: bool = False) -> TransformerLM:
+        """The model of a run before its first step, the same each time; what learns has requires_grad.
+
+        Args:
+            started: checkpoint that will be loaded.
+            show: note on stderr what comes from init.from.
+        """
+        lm = self.make_lm(config.seed)
+        if config.init is not None:
+            given = (self.labels, self.text, self.tokenizer, show)
+            give = None if self.origin is None else partial(self.origin.give_, *given)
+            start_lm_(lm, config.init, config.lora, give, started)
+        return lm
 
     def loaded(self, lm: LanguageModel, defaults: GenerationConfig) -> LoadedModel:
         """The model that generates: lm, its low-rank changes merged, or a refiner combined with the coarse-label

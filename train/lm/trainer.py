@@ -48,7 +48,6 @@ from ..engines.torch_engine import TorchEngine
 from .config import TrainConfig
 from .evaluate import evaluate_loss
 from .export import export_lm
-from .initialize import build_lm
 from .objective import Objective
 from .preflight import (
     EXPORT_BYTES,
@@ -150,7 +149,7 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
         self.parts = open_parts(config, out, world, started)
         self.config = config.model_copy(update={"lm": config.lm.explicit(self.parts.spec.num_codebooks)})
         check_memory(config, self.parts, self.micro, world.device)
-        made = build_lm(self.config, self.parts, started, show=world.is_first)
+        made = self.parts.first_lm(self.config, started, show=world.is_first)
         self.average = WeightAverage(made.to(world.device), settings.ema)
         self._make_engine(started)
         self.throughput = Throughput()
@@ -158,7 +157,7 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
     def _make_engine(self, started: Path | None) -> None:
         """Build the model in training, its engine, and what runs its steps."""
         config, settings, world = self.config, self.config.train, self.world
-        lm = build_lm(config, self.parts, started).to(world.device)
+        lm = self.parts.first_lm(config, started).to(world.device)
         self.num_parameters = lm.num_parameters
         self.num_trained = sum(parameter.numel() for parameter in lm.parameters() if parameter.requires_grad)
         self.loss_parts = lm.loss_parts

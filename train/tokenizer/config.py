@@ -9,10 +9,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from ...configs.schema import BatchSize, Config, ConfigError, StepCount
 from ...tokenize.data.corpus import CorpusConfig
 from ...tokenize.tokenizer import TokenizerConfig
-from ..common.initialization import InitConfig
 from ..common.optimizer_config import OptimizerConfig, Ratio
 from ..discriminators.multi_scale_stft import STFTDiscriminatorConfig
 from ..discriminators.registry import DISCRIMINATORS, DiscriminatorsConfig
+from ..initialization.config import InitConfig
 from ..losses.balancer import BalanceConfig, SumConfig
 from ..losses.base import LossConfig
 from ..losses.reconstruction import MelConfig, PixelsConfig, SpectrumConfig

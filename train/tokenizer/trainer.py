@@ -39,12 +39,12 @@ from ..engines.ema import WeightAverage
 from ..engines.lr_schedule import describe_new_end
 from ..engines.state_files import EngineState
 from ..engines.torch_engine import TorchEngine
+from ..initialization.start_tokenizer import start_tokenizer_
 from ..losses.balancer import make_balance
 from ..losses.base import LossContext
 from ..losses.registry import make_losses
 from .config import TokenizerTrainConfig, TokenizerTraining
 from .dataset import MediaInMemory
-from .initialize import initialize
 from .objective import TokenizerObjective, collect_latents
 from .phases import FitStageConfig, TrainStageConfig
 from .preflight import (
@@ -173,7 +173,7 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
         if started is not None:  # a checkpoint has all tensors; those that a stage fits are checked below
             load_state(net, started / "buffers.safetensors", "net.")
         elif config.init is not None:
-            initialize(net, config.init)
+            start_tokenizer_(net, config.init)
         check_terms(config, net, teachers)
         return net
 

@@ -27,6 +27,7 @@ from ...configs.schema import ConfigError, nearest_name
 from ...lm.checkpoints.config_file import read_model_config
 from ...lm.checkpoints.model_directory import load_lm, load_model
 from ...lm.checkpoints.weights_file import weights_fingerprint
+from ...lm.clustering.clustering import ClusteredTokenizer
 from ...lm.config import LMConfig
 from ...lm.models.named_rows import NamedRows, fill_rows, named_rows
 from ...lm.models.transformer_lm import TransformerLM
@@ -37,7 +38,7 @@ from ...tokenize.spec import TokenSpec
 from ...tokenize.text.base import TextTokenizer
 from ...tokenize.text.registry import TextConfig, text_of_files
 from ...tokenize.tokenizer import Tokenizer, check_same_codes
-from ..common.initialization import choose_tensors, say_what_starts
+from .choose_tensors import choose_tensors, say_what_starts
 from .config import LMInitConfig
 
 UNKNOWN = "0" * 64
@@ -115,11 +116,11 @@ class Origin:
 
     def give_(
         self,
-        lm: TransformerLM,
         labels: Sequence[str],
         text: TextTokenizer | None,
         tokenizer: Tokenizer,
-        show: bool = False,
+        show: bool,
+        lm: TransformerLM,
     ) -> set[str]:
         """Copy the tensors that are taken into a model, in place; returns the names of those that are taken whole.
 
@@ -171,7 +172,8 @@ class Origin:
         found, wanted = self.lm.spec.fingerprint, tokenizer.spec.fingerprint
         if found in (wanted, UNKNOWN):
             return
-        if self.tokenizer is not None:
+        plain = not isinstance(tokenizer, ClusteredTokenizer) and not isinstance(self.tokenizer, ClusteredTokenizer)
+        if self.tokenizer is not None and plain:
             try:
                 check_same_codes(tokenizer, self.tokenizer)
                 return

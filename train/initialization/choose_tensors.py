@@ -1,6 +1,4 @@
-"""`init`: which tensors of a model start as those of another one, and which never learn. For both trainers.
-
-    init: {from: DIR, modules: [...], leave: [...], names: {...}, freeze: [...]}
+"""Which tensors start as those of another model, and which never learn. For both trainers.
 
 Without `modules` every tensor is taken whose name and shape are the same there; what the other model does not have
 starts at random. A tensor of another shape is an error: nothing is left out silently.
@@ -8,38 +6,16 @@ starts at random. A tensor of another shape is an error: nothing is left out sil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-from pydantic import Field, model_serializer
 from torch import nn
 
 from ...configs.module_names import check_patterns, fits_any
 from ...configs.printable import say
-from ...configs.schema import Config, ConfigError
+from ...configs.schema import ConfigError
+from .config import InitConfig
 
 Shapes = Mapping[str, Sequence[int]]
-
-
-class InitConfig(Config):
-    """Weights to start from. Names are those of modules or tensors, and stand for everything below; they may have
-    wildcards: "decoder", "quantizer.levels.*.codebook"."""
-
-    source: str = Field(alias="from")
-    """Folder of the other tokenizer, of a model or of a run that has one, or the name of a bundled model."""
-    modules: tuple[str, ...] | None = None
-    """What is taken; null: everything that the other one has."""
-    leave: tuple[str, ...] = ()
-    """What is not taken and starts at random."""
-    names: dict[str, str] = Field(default_factory=dict)
-    """Beginning of a name here -> beginning of the name there, where they differ, as in {"quantizer.":
-    "quantizer.levels.0."}. The longest that fits applies."""
-    freeze: tuple[str, ...] = ()
-    """What does not learn."""
-
-    @model_serializer(mode="wrap")
-    def _as_in_the_file(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return {"from" if name == "source" else name: value for name, value in handler(self).items()}
 
 
 def choose_tensors(

@@ -1,4 +1,4 @@
-"""Start a tokenizer from the weights of another one (train/common/initialization.py).
+"""Start a tokenizer from the weights of another one (choose_tensors.py).
 
 A student of another kind takes what fits and learns the rest: DistilCodec's single codebook inherits encoder and
 decoder of a grouped residual teacher (UniTTS, arXiv:2505.17426).
@@ -11,10 +11,11 @@ from torch import nn
 from ...configs.schema import ConfigError
 from ...tokenize.audio.masked_conv import plain_state, set_plain
 from ...tokenize.tokenizer import load_tokenizer
-from ..common.initialization import InitConfig, choose_tensors, say_what_starts
+from .choose_tensors import choose_tensors, say_what_starts
+from .config import InitConfig
 
 
-def initialize(net: nn.Module, init: InitConfig) -> int:
+def start_tokenizer_(net: nn.Module, init: InitConfig) -> int:
     """Copy the tensors of another tokenizer into a network; returns their number, and notes the rest on stderr.
 
     Raises:
