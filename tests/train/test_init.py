@@ -10,9 +10,13 @@ import torch
 from run_files import assert_same_run, killed_at
 from safetensors.torch import load_file
 
+from tessera.configs.files import write_json
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.checkpoints.model_directory import load_model, save_model
-from tessera.tokenize.tokenizer import load_tokenizer
+from tessera.tokenize.data.shard_file import write_shard
+from tessera.tokenize.data.shard_index import Index
+from tessera.tokenize.image.networks import ImageTokenizerConfig
+from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 from tessera.train.distributed.process_group import ONE_PROCESS
 from tessera.train.export_run import export_run
 from tessera.train.lm.config import TrainConfig
@@ -319,3 +323,39 @@ def test_the_command_line(tiny_data, base, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("tessera: init.from: no model 'nowhere'") and said.count("\n") == 1
     assert not (tmp_path / "b").exists()
+
+
+def test_more_codebooks_keep_the_old_ones(tiny_data, base, tmp_path):
+    """The codes of a residual tokenizer with a third level."""
+    quantizer = {"kind": "residual", "levels": 3, "quantizer": {"kind": "vq", "size": 4, "kmeans_init": False}}
+    described = {"kind": "picture", "name": "deeper", "height": 4, "width": 4, "channels": 1, "features": 8}
+    described |= {"blocks": 1, "latent_dim": 4, "quantizer": quantizer}
+    tokenizer = make_tokenizer(check_config(described, ImageTokenizerConfig))
+    tokenizer.save(tmp_path / "tokenizer")
+    (tmp_path / "train").mkdir()
+    file = write_shard(tmp_path / "train" / "0.safetensors", tokenizer.spec, [torch.ones(3, 4, dtype=torch.long)] * 5)
+    index = Index(
+        spec=tokenizer.spec, build="2" * 64, label_names=["a", "b", "c"], files=[file], skipped=[],
+        ids=list("01234"), lengths=[4] * 5, labels=[0] * 5, texts=["one"] * 5,
+    )  # fmt: skip
+    write_json(tmp_path / "train" / "index.json", index.model_dump(mode="json"))
+    changes = {
+        "data": {"shards": str(tmp_path / "train"), "pool_batches": 1},
+        "tokenizer": str(tmp_path / "tokenizer"),
+        "init": {"from": str(base)},
+    }
+    with pytest.raises(ConfigError, match=r"is \[\d+, 16\], in .* it is .* or take the rows that both have with"):
+        trainer(config_of(tiny_data, changes), tmp_path / "a")
+    changes["init"]["adapt"] = ["codebooks"]
+    made = trainer(config_of(tiny_data, changes, steps=1), tmp_path / "a")
+    own, given = made.average.model.state_dict(), weights_of(base)
+    different = {name for name in own if own[name].shape != given[name].shape}
+    assert different == {"input.table.weight", "head.weight"}
+    assert same(own, given, own.keys() - different)
+    rows = given["input.table.weight"].shape[0]  # codes and special ids, one codebook after another
+    assert torch.equal(own["input.table.weight"][:rows], given["input.table.weight"])
+    assert own["input.table.weight"].shape[0] == rows * 3 // 2
+    V = given["head.weight"].shape[0] // 2  # 4 codes, and the end of the first codebook
+    assert torch.equal(own["head.weight"][:V], given["head.weight"][:V])
+    assert torch.equal(own["head.weight"][V : V + 4], given["head.weight"][V : V + 4])
+    assert train_lm(config_of(tiny_data, changes, steps=1), tmp_path / "b")

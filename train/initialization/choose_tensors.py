@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...configs.module_names import check_patterns, fits_any
 from ...configs.printable import say
 from ...configs.schema import ConfigError
 from .config import InitConfig
 
-Shapes = Mapping[str, Sequence[int]]
+Tensors = Mapping[str, Tensor]
 
 
 def choose_tensors(
-    own: Shapes, given: Shapes, init: InitConfig, where: str = "init", adapted: Mapping[str, str] = {}
+    own: Tensors, given: Tensors, init: InitConfig, where: str = "init", adapted: Mapping[str, str] = {}
 ) -> dict[str, str]:
     """The tensors to take: name here -> name there.
 
     Args:
-        own: shapes of all tensors here. given: of those there.
+        own: all tensors here. given: those there.
         adapted: tensors whose shape may differ, which the caller fills -> "" if it does, or how to ask for it.
     Raises:
         ConfigError: a name matches nothing, a shape differs, or nothing is taken; the message begins with `where`.
@@ -32,16 +32,17 @@ def choose_tensors(
     check_patterns(init.modules or (), own, f"{where}.modules")
     check_patterns(init.leave, own, f"{where}.leave")
     taken = {}
-    for name, shape in own.items():
+    for name, tensor in own.items():
         if (init.modules is not None and not fits_any(name, init.modules)) or fits_any(name, init.leave):
             continue
         other = _name_there(name, init.names)
         if other not in given:
             continue
-        if tuple(given[other]) != tuple(shape) and adapted.get(name) != "":
+        shape, there = list(tensor.shape), list(given[other].shape)
+        if shape != there and adapted.get(name) != "":
             hint = f" or {adapted[name]}" if name in adapted else ""
             raise ConfigError(
-                f"{where}: tensor '{name}' is {list(shape)}, in {init.source} it is {list(given[other])}; start it at "
+                f"{where}: tensor '{name}' is {shape}, in {init.source} it is {there}; start it at "
                 f"random with {where}.leave: [{name}]{hint}"
             )
         taken[name] = other
@@ -72,7 +73,7 @@ def freeze_modules(net: nn.Module, patterns: Sequence[str], where: str) -> None:
         raise ConfigError(f"{where}: all weights are frozen; freeze fewer")
 
 
-def _check_names(init: InitConfig, taken: Mapping[str, str], given: Shapes, where: str) -> None:
+def _check_names(init: InitConfig, taken: Mapping[str, str], given: Tensors, where: str) -> None:
     for begin, there in init.names.items():
         if not any(name.startswith(there) for name in given):
             raise ConfigError(f"{where}.names: {init.source} has no tensor whose name begins with '{there}'")

@@ -134,8 +134,7 @@ class Origin:
         ours = named_rows(lm, labels, text)
         theirs = {} if self.lm is None else named_rows(self.lm, self.labels, self.text)
         hints = {name: self._hint(rows, theirs[name]) for name, rows in ours.items() if name in theirs}
-        shapes = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (own, self.tensors))
-        taken = choose_tensors(*shapes, self.init, adapted=hints)
+        taken = choose_tensors(own, self.tensors, self.init, adapted=hints)
         self._check_codes([name for name in taken if name in ours and ours[name].kind == "codebooks"], tokenizer)
         self._check_blocks(lm.config, taken)
         whole = set(taken)

@@ -26,8 +26,7 @@ def start_tokenizer_(net: nn.Module, init: InitConfig) -> int:
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"init.from: {error}") from None
     own = plain_state(net)
-    shapes = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (own, given))
-    taken = choose_tensors(*shapes, init)
+    taken = choose_tensors(own, given, init)
     for name, other in taken.items():
         set_plain(net, name, given[other])
     say_what_starts(own, taken, given, init.source)
