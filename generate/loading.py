@@ -8,6 +8,7 @@ import torch
 
 from ..configs.recognize import describe_wrong, folder_kind, run_model
 from ..configs.schema import nearest_name
+from ..lm.checkpoints.adapter_directory import load_with_adapter
 from ..lm.checkpoints.model_directory import load_model
 from ..lm.checkpoints.weights_file import StorageName
 from ..lm.device import choose_device
@@ -23,6 +24,7 @@ def load(
     dtype: StorageName | torch.dtype = "float32",
     weights: WeightsName | None = None,
     lexicon: str | Path | None = None,
+    adapter: str | Path | None = None,
 ) -> Model:
     """Load a model directory or a bundled model.
 
@@ -35,12 +37,17 @@ def load(
             (lm/quantization/cpu_fast_decode.py).
         lexicon: a file with a word, a tab and its phonemes on each line, for models that speak phonemes; added to the
             model's own.
+        adapter: folder that `tessera export RUN --adapter` wrote; its low-rank changes are merged into the weights.
     Raises:
         ValueError: no such directory or bundled model; the message names the bundled ones. FileNotFoundError,
-            ValueError: an incomplete model directory, an unavailable device, or an unusable lexicon.
+            ValueError: an incomplete model directory, an unavailable device, an unusable lexicon, or an adapter of
+            another model.
     """
     where = choose_device(device)
-    loaded = load_model(find_model(model), where, dtype, weights)
+    if adapter is None:
+        loaded = load_model(find_model(model), where, dtype, weights)
+    else:
+        loaded = load_with_adapter(find_model(model), adapter, where, dtype, weights)
     lm = loaded.lm if weights else enable_fast_cpu_decode_(loaded.lm)
     text = loaded.text
     if lexicon is not None:

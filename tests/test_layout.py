@@ -36,7 +36,7 @@ generate/requests                  execution sampling
 generate/sampling                  -
 generate/streaming                 decoding long_form requests
 lm/attention                       ops
-lm/checkpoints                     . clustering conditioning models quantization
+lm/checkpoints                     . clustering conditioning layers models quantization
 lm/clustering                      -
 lm/conditioning                    attention layers ops patterns
 lm/heads                           attention kv_cache layers ops patterns
@@ -46,7 +46,7 @@ lm/layers                          attention kv_cache ops patterns
 lm/models                          . attention clustering conditioning heads kv_cache layers ops patterns
 lm/ops                             -
 lm/patterns                        ops
-lm/public                          . checkpoints conditioning models ops patterns
+lm/public                          . checkpoints conditioning layers models ops patterns
 lm/quantization                    attention heads kernels kv_cache layers models ops
 samples/emoji                      -
 samples/voice                      -
@@ -69,9 +69,10 @@ train/discriminators               distributed engines
 train/distributed                  -
 train/engines                      common distributed
 train/evaluation                   losses
-train/lm                           common distributed engines
+train/initialization               engines
+train/lm                           common distributed engines initialization
 train/losses                       discriminators
-train/tokenizer                    common discriminators distributed engines losses
+train/tokenizer                    common discriminators distributed engines initialization losses
 """
 MOST_FILES = 17
 """In a room; __init__.py does not count."""

@@ -70,7 +70,7 @@ def generate(
     from ...generate.loading import load
     from ..make_samples import label_of, make_samples
 
-    loaded = load(model, loading.device, weights=loading.weights, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
+    loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
     make_samples(
         loaded,
         max(len(text or ()), len(label or ()), len(voice or ()), 1) * samples.n,

@@ -44,7 +44,7 @@ def image(
     from ..make_samples import label_of, make_samples
     from ..streaming_output import stream_image_to
 
-    loaded = load(model, loading.device, weights=loading.weights)  # pyright: ignore[reportArgumentType]
+    loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter)  # pyright: ignore[reportArgumentType]
     if loaded.spec.geometry.kind != "picture":
         raise ValueError(f"model '{model}' makes no images; for audio use: tessera tts")
     if loaded.text is None and not loaded.labels:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,10 +45,14 @@ def train(
 
     opened = open_config(config, "lm", set_)  # before the imports below, which take seconds
     from ...train.distributed.launch import STOPPED, launch, watch_lifeline
+    from ...train.initialization.inherit_lm import inherit_lm
     from ...train.lm.config import TrainConfig
     from ...train.lm.trainer import TrainingFailed, check_out, train_lm
 
-    settings = opened.read_as(TrainConfig)
+    def fill(data: Any) -> Any:
+        return inherit_lm(data, (out or Path("runs") / str(data.get("name"))) if resume else None)
+
+    settings = opened.read_as(TrainConfig, fill)
     folder = out if out is not None else Path("runs") / settings.name
     started_by_launcher = "RANK" in os.environ
     if not started_by_launcher:

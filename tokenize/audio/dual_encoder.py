@@ -3,7 +3,7 @@
     audio ──► acoustic ──┐
           └─► semantic ──┴──► concatenate ──► linear ──► latents            encoder only; works with any decoder
 
-The semantic encoder can come from an already trained tokenizer (`warm_start`) and stay fixed (`freeze`): it then acts
+The semantic encoder can come from an already trained tokenizer (`init`) and stay fixed (`freeze`): it then acts
 as a teacher that is part of the frozen tokenizer. Source: X-Codec, arXiv:2408.17175.
 """
 

@@ -80,8 +80,11 @@ def begin_stage(config: TokenizerTrainConfig, objective: TokenizerObjective, num
     if not objective.output_on and not objective.inner_on:
         raise ConfigError(f"{where}.terms: no active term has a weight above 0; list at least one that has")
     freeze_parts(objective.net, stage.freeze, where)
+    if config.init is not None:
+        freeze_parts(objective.net, (*stage.freeze, *config.init.freeze), "init")
     if not any(parameter.requires_grad for parameter in objective.parameters()):
-        raise ConfigError(f"{where}.freeze: all parts are frozen; freeze fewer")
+        frozen = f"{where}.freeze" if stage.freeze else "init.freeze"
+        raise ConfigError(f"{frozen}: all parts are frozen; freeze fewer")
 
 
 def check_stages(config: TokenizerTrainConfig, objective: TokenizerObjective) -> None:
