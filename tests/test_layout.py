@@ -46,7 +46,7 @@ lm/layers                          attention kv_cache ops patterns
 lm/models                          . attention clustering conditioning heads kv_cache layers ops patterns
 lm/ops                             -
 lm/patterns                        ops
-lm/public                          . checkpoints conditioning models ops patterns
+lm/public                          . checkpoints conditioning models ops patterns quantization
 lm/quantization                    attention heads kernels kv_cache layers models ops
 samples/emoji                      -
 samples/voice                      -
