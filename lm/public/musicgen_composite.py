@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...configs.files import write_json, write_safetensors
+from ...tokenize.public.channels import for_channels, of_one_channel
 from ...tokenize.public.encodec import encodec_part, read_encodec_part
 from ...tokenize.public.folder import PublicFolder
 from ...tokenize.spec import AudioGeometry
@@ -42,6 +43,7 @@ def read_musicgen_parts(folder: PublicFolder) -> PublicParts:
         raise ValueError(f"{folder.config_path}: {CODEC}: model_type is {kind!r}; only 'encodec' is supported")
     channels = decoder["audio_channels"]
     tokenizer = read_encodec_part(folder, decoder["num_codebooks"] // channels, CODEC, f"{CODEC}.")
+    tokenizer = tokenizer if channels == 1 else for_channels(tokenizer, channels)
     return PublicParts(tokenizer, open_text_encoder(folder, TEXT, f"{TEXT}."))
 
 
@@ -60,7 +62,7 @@ def save_musicgen_composite(folder: Path, model: LoadedModel, dtype: StorageName
     if encoder is None:
         return save_musicgen(folder, lm, dtype)
     decoder, tensors = musicgen_tensors(lm, dtype, f"{DECODER}.")
-    codec, of_codec = encodec_part(model.tokenizer, f"{CODEC}.")
+    codec, of_codec = encodec_part(of_one_channel(model.tokenizer), f"{CODEC}.")
     tensors |= of_codec | {f"{TEXT}.{name}": tensor for name, tensor in encoder.tensors().items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})

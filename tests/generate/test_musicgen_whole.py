@@ -1,4 +1,4 @@
-"""MusicGen from one directory: text to sound, with the codes and samples of transformers, converted and written back."""
+"""MusicGen from one directory: codes and samples of transformers from text, converted and written back."""
 
 import json
 import sys
@@ -141,6 +141,26 @@ def test_written_back_it_is_read_by_transformers(whole, converted, tmp_path, mon
         torch.testing.assert_close(tensor, tessera.load(converted, device="cpu").tokenizer.net.state_dict()[name])
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_stereo_is_two_streams_of_one_codec(rows, tmp_path, monkeypatch):
+    theirs_ = make_composite(seed=3, books=8, channels=2)
+    save_whole(tmp_path / "theirs", theirs_)
+    model = tessera.load(tmp_path / "theirs", device="cpu")
+    assert model.spec.geometry.channels == 2
+    result = model.generate(text=TEXTS[:rows], num_frames=FRAMES, temperature=0)
+    check_same(result, theirs(theirs_, TEXTS[:rows], 3.0, monkeypatch))
+    assert run(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    assert run(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "musicgen"]) == 0
+    kind = transformers.MusicgenForConditionalGeneration
+    again, report = kind.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(report.values())
+    assert again.config.audio_encoder.audio_channels == 1
+    found = theirs(again.eval(), TEXTS[:rows], 3.0, monkeypatch)
+    assert torch.equal(found[0], result.codes)
+    first, second = theirs_.audio_encoder.config.num_quantizers, again.audio_encoder.config.num_quantizers
+    assert first == second == 4
+
+
 def test_several_files_and_no_projection(tmp_path, monkeypatch):
     theirs_ = make_composite(seed=2, text_width=D)
     theirs_.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -233,7 +253,8 @@ def test_any_t5_is_a_text_encoder(kind, feed_forward, tmp_path):
 
 def spiece_model(path: Path) -> None:
     """As of T5: pad, end and unknown first."""
+    words = " ".join(piece.strip("\u2581") for piece in PIECES)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(piece.strip("\u2581") for piece in PIECES)] * 4), model_prefix=str(path.with_suffix("")),
-        vocab_size=26, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2, num_threads=1,
+        sentence_iterator=iter([words] * 4), model_prefix=str(path.with_suffix("")), vocab_size=26, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2, num_threads=1,
     )  # fmt: skip
