@@ -28,6 +28,7 @@ MAY_IMPORT = {
 # A room, and the rooms of its folder that it may import (.: the files beside them). A folder may import all its rooms.
 ROOMS = """
 cli/commands                       . report
+cli/commands/directories           .
 cli/report                         -
 generate/decoding                  execution requests sampling
 generate/execution                 sampling

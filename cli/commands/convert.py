@@ -139,15 +139,15 @@ def _read_public(
     opened = None if tokenizer is None else open_tokenizer(tokenizer)
     encoder = None if text_encoder is None else open_text_encoder(text_encoder)
     model = read_public_model(source, opened, encoder)
-    lm, parts, labels = model.lm, model.parts, model.labels
+    lm, labels = model.lm, model.labels
     left_out = " and ".join(model.missing)
     card = f"# {target.name}\n\nConverted from a {name} checkpoint by `tessera convert`."
     card += f" {left_out.capitalize()} {'are' if len(model.missing) > 1 else 'is'} not in it.\n" if left_out else "\n"
-    if parts.tokenizer is None:
+    if model.tokenizer is None:
         save_lm(target, lm, labels, model.defaults, card, dtype)
         read = f'tessera.lm.checkpoints.model_directory.load_lm("{target}")'
     else:
-        save_model(target, lm, parts.tokenizer, None, labels, model.defaults, card, dtype, parts.text_encoder)
+        save_model(target, lm, model.tokenizer, None, labels, model.defaults, card, dtype, model.text_encoder)
         read = f'tessera.load("{target}")'
     size = f"{lm.num_parameters / 1e6:.1f} M parameters"
     say(f"{target}: {name}, {size}{f'; left out: {left_out}' if left_out else ''}")

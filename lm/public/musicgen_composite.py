@@ -12,29 +12,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...configs.files import write_json, write_safetensors
+from ...tokenize.base import Tokenizer
 from ...tokenize.public.channels import for_channels, of_one_channel
 from ...tokenize.public.encodec import encodec_part, read_encodec_part
 from ...tokenize.public.folder import PublicFolder
 from ...tokenize.spec import AudioGeometry
 from ..checkpoints.model_directory import LoadedModel
 from ..checkpoints.weights_file import StorageName
-from ..conditioning.text_encoder import open_text_encoder
+from ..conditioning.text_encoder import TextEncoder, open_text_encoder
 from ..models.causal import TokenLM
 from .musicgen import musicgen_config, musicgen_tensors, read_musicgen_config, save_musicgen
-from .parts import PublicParts
 
 TEXT, CODEC, DECODER = "text_encoder", "audio_encoder", "decoder"
 
 
-def read_musicgen_parts(folder: PublicFolder) -> PublicParts:
-    """The codec and the text encoder of a folder; none if it is a decoder alone.
+def read_musicgen_codec(folder: PublicFolder) -> Tokenizer | None:
+    """The codec of a folder; None if it is a decoder alone.
 
     Raises:
-        ValueError: an unsupported codec or text encoder, by name. WeightsError: tensors missing or misshapen.
+        ValueError: an unsupported codec, by name. WeightsError: tensors missing or misshapen.
     """
     described = read_musicgen_config(folder.path)
     if described["model_type"] != "musicgen":
-        return PublicParts()
+        return None
     decoder = described[DECODER]
     musicgen_config(decoder, None, str(folder.config_path))  # refuses what the language model does not support
     codec = described.get(CODEC)
@@ -43,8 +43,14 @@ def read_musicgen_parts(folder: PublicFolder) -> PublicParts:
         raise ValueError(f"{folder.config_path}: {CODEC}: model_type is {kind!r}; only 'encodec' is supported")
     channels = decoder["audio_channels"]
     tokenizer = read_encodec_part(folder, decoder["num_codebooks"] // channels, CODEC, f"{CODEC}.")
-    tokenizer = tokenizer if channels == 1 else for_channels(tokenizer, channels)
-    return PublicParts(tokenizer, open_text_encoder(folder, TEXT, f"{TEXT}."))
+    return tokenizer if channels == 1 else for_channels(tokenizer, channels)
+
+
+def read_musicgen_text_encoder(folder: PublicFolder) -> TextEncoder | None:
+    """The text encoder of a folder; None if it is a decoder alone. Raises as `open_text_encoder`."""
+    if read_musicgen_config(folder.path)["model_type"] != "musicgen":
+        return None
+    return open_text_encoder(folder, TEXT, f"{TEXT}.")
 
 
 def save_musicgen_composite(folder: Path, model: LoadedModel, dtype: StorageName = "float32") -> None:

@@ -7,7 +7,7 @@ order; the first that recognizes a folder reads it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,8 +24,7 @@ from ..models.causal import TokenLM
 from ..quantization.packed_linear import WeightsName, check_weights, pack_
 from .llamagen import LLAMAGEN_DEFAULTS, load_llamagen, save_llamagen
 from .musicgen import MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
-from .musicgen_composite import read_musicgen_parts, save_musicgen_composite
-from .parts import PublicParts
+from .musicgen_composite import read_musicgen_codec, read_musicgen_text_encoder, save_musicgen_composite
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,10 @@ class PublicLayout:
     """Default sampling settings of its authors."""
     tokenizer: str
     """What the tokenizer of its codes is, for messages."""
-    parts: Callable[[PublicFolder], PublicParts] = lambda folder: PublicParts()
-    """What a folder holds beside the language model."""
+    read_tokenizer: Callable[[PublicFolder], Tokenizer | None] = lambda folder: None
+    """The tokenizer in a folder; None: there is none."""
+    read_text_encoder: Callable[[PublicFolder], TextEncoder | None] = lambda folder: None
+    """The text encoder in a folder, for models with the condition `embedding`; None: there is none."""
     save_whole: Callable[[Path, LoadedModel, StorageName], None] | None = None
     """save_whole(folder, model, dtype) of a model with its tokenizer and text encoder; None: no such layout exists."""
     recognize: Callable[[PublicFolder], bool] = lambda folder: False
@@ -57,7 +58,8 @@ PUBLIC = {
         save_musicgen,
         MUSICGEN_DEFAULTS,
         "the audio codec",
-        read_musicgen_parts,
+        read_musicgen_codec,
+        read_musicgen_text_encoder,
         save_musicgen_composite,
     ),
     "llamagen": PublicLayout(("llamagen",), load_llamagen, save_llamagen, LLAMAGEN_DEFAULTS, "the image tokenizer"),
@@ -71,16 +73,19 @@ class PublicModel:
     layout: str
     """Its name in `PUBLIC`."""
     lm: TokenLM
-    parts: PublicParts
+    tokenizer: Tokenizer | None
+    """None: it is not in the folder."""
+    text_encoder: TextEncoder | None
+    """None: it is not in the folder, or the model needs none."""
     labels: list[str]
     defaults: GenerationConfig
 
     @property
     def missing(self) -> list[str]:
         """What the folder lacks, in words."""
-        codec = [] if self.parts.tokenizer is not None else [PUBLIC[self.layout].tokenizer]
+        codec = [] if self.tokenizer is not None else [PUBLIC[self.layout].tokenizer]
         embedding = any(condition.kind == "embedding" for condition in self.lm.config.conditions)
-        return [*codec, *(["the text encoder"] if embedding and self.parts.text_encoder is None else [])]
+        return [*codec, *(["the text encoder"] if embedding and self.text_encoder is None else [])]
 
 
 def recognize_model(folder: str | Path) -> str | None:
@@ -135,16 +140,18 @@ def read_public_model(
     """
     name = public_layout(folder)
     layout = PUBLIC[name]
-    parts = layout.parts(PublicFolder(folder))
-    parts = replace(parts, tokenizer=tokenizer or parts.tokenizer, text_encoder=text_encoder or parts.text_encoder).to(
-        device
-    )
-    lm = layout.load(folder, None if parts.tokenizer is None else parts.tokenizer.spec, device, dtype)
+    opened = PublicFolder(folder)
+    tokenizer = tokenizer or layout.read_tokenizer(opened)
+    text_encoder = text_encoder or layout.read_text_encoder(opened)
+    for part in (tokenizer, text_encoder):
+        if part is not None:
+            part.to(device)
+    lm = layout.load(folder, None if tokenizer is None else tokenizer.spec, device, dtype)
     labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
     defaults = layout.defaults
     if any(condition.dropout == 0 for condition in lm.config.conditions):  # guidance is impossible
         defaults = defaults.model_copy(update={"guidance": 1.0})
-    return PublicModel(name, lm, parts, labels, defaults)
+    return PublicModel(name, lm, tokenizer, text_encoder, labels, defaults)
 
 
 def load_public_model(
@@ -158,13 +165,13 @@ def load_public_model(
     if weights is not None:
         check_weights(weights)
     found = read_public_model(folder, device=device, dtype=dtype)
-    if found.parts.tokenizer is None:
+    if found.tokenizer is None:
         raise ValueError(
             f"{folder}: {PUBLIC[found.layout].tokenizer} of this {found.layout} checkpoint is not in the folder; "
             f"convert it with: tessera convert {folder} DST --tokenizer DIR"
         )
     lm = found.lm if weights is None else pack_(found.lm, weights)
-    return LoadedModel(lm, found.parts.tokenizer, None, found.labels, found.defaults, found.parts.text_encoder)
+    return LoadedModel(lm, found.tokenizer, None, found.labels, found.defaults, found.text_encoder)
 
 
 def layout_of(name: str) -> PublicLayout:

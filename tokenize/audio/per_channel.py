@@ -68,8 +68,8 @@ class PerChannelEncoder(nn.Module):
 
 
 def for_each_channel(stages: Sequence[StreamingLayer], channels: int) -> list[StreamingLayer]:
-    """Stages of frames [B, T, C * F] from those of one channel [B, T, F], with [B, T, C, ...] between them: the channels
-    are rows of a batch."""
+    """Stages of frames [B, T, C * F] from those of one channel [B, T, F], with [B, T, C, ...] between them; the
+    channels are rows of a batch."""
     last = len(stages) - 1
     return [replace(stage, run=_folded(stage, channels, n == 0, n == last)) for n, stage in enumerate(stages)]
 
