@@ -95,9 +95,9 @@ def summarize(path: str | Path) -> Summary:
 def _public_model(path: Path, name: str) -> Summary:
     layout, opened = PUBLIC[name], PublicFolder(path)
     parts, surveys, lacks = [], [], []
-    for part, read in (("tokenizer", layout.read_tokenizer), ("language model", layout.load)):
-        given = opened if part == "tokenizer" else path
-        found, survey = _surveyed(part, lambda read=read, given=given: read(given))
+    reads = {"tokenizer": lambda: layout.read_tokenizer(opened), "language model": lambda: layout.load(path)}
+    for part, read in reads.items():
+        found, survey = _surveyed(part, read)
         if survey is None:
             lacks.append(layout.tokenizer)
         else:

@@ -54,9 +54,9 @@ def of_one_channel(tokenizer: Tokenizer) -> Tokenizer:
     config = tokenizer.config
     if not isinstance(config, AudioTokenizerConfig) or not isinstance(config.encoder, PerChannelConfig):
         return tokenizer
-    quantizer, decoder = config.quantizer, config.decoder
-    fits = isinstance(quantizer, GroupConfig) and isinstance(decoder, PerChannelConfig)
-    if not fits or (quantizer.groups, quantizer.shared, quantizer.order) != (config.channels, True, "levels"):
+    quantizer = config.quantizer
+    found = (quantizer.groups, quantizer.shared, quantizer.order) if isinstance(quantizer, GroupConfig) else None
+    if found != (config.channels, True, "levels") or not isinstance(config.decoder, PerChannelConfig):
         raise CannotWrite(
             f"the tokenizer '{config.name}' has a network for each channel, which needs a decoder of kind per_channel "
             f"and a quantizer of kind group with groups {config.channels}, shared true and order levels"
