@@ -61,8 +61,8 @@ class Model(ModelParts):
             given: positional text of a text model, otherwise the label: generate("one"), generate(7).
                 A number is a label even if the model has both.
             label: a label name or id, or a list of them.
-            text: the text to speak or to depict, or a list. Speech longer than the training examples is split into
-                chunks (generate/long_form/speech.py).
+            text: the text to speak or to depict, or a description of music, or a list. Speech longer than the training
+                examples is split into chunks (generate/long_form/speech.py).
             voice: a reference recording whose voice to use, or a reference image, or a list: media, codes [K, L] or a
                 file, as `prompt`; it is not part of the result. For models with the condition `codes`.
             voice_frames: use only the first frames of the voice.
@@ -183,8 +183,8 @@ class Model(ModelParts):
             ValueError: as in `generate`.
         """
         if not unconditional:
-            text = "a" if text is None and label is None and self.text is not None else text
-            label = 0 if label is None and self.text is None and self.labels else label
+            text = "a" if text is None and label is None and self.reads_text else text
+            label = 0 if label is None and not self.reads_text and self.labels else label
         inputs = condition_inputs(self, label, text, voice, None, None, unconditional, [])
         request = make_request(self.lm, self.tokenizer, inputs, batch, 0, None, None, self.defaults, settings)
         warm_up(self.lm, request)

@@ -62,6 +62,10 @@ def condition_inputs(
         ValueError: the model lacks a given condition, or needs a missing one.
     """
     check_conditions(parts, {"label": label, "text": text, "codes": voice, "embedding": embedding}, unconditional)
+    if text is not None and parts.text_becomes_embedding:
+        assert parts.text_encoder is not None
+        found = parts.text_encoder.encode(text if is_list(text) else [text])  # type: ignore[list-item]
+        embedding, text = found if is_list(text) else found[0], None
     if voice is None and voice_frames is not None:
         raise ValueError(f"voice_frames is {voice_frames}, but no voice was given; give one, or leave it out")
     ids: dict[str, Any] = {"embedding": embedding}
@@ -94,7 +98,10 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
             raise ValueError(f"'{parts.name}' {LACKS[kind]}; leave {ARGUMENT_NAMES[kind]} out{instead}")
         if is_list(value) and not value:
             raise ValueError(f"the list of {ARGUMENT_NAMES[kind]}s is empty; give at least one")
-    if main is not None and not unconditional and given[main] is None:
+    encoded = parts.text_becomes_embedding and given["embedding"] is not None
+    if encoded and given["text"] is not None:
+        raise ValueError("text and embedding were both given, and the text is turned into an embedding; give one")
+    if main is not None and not unconditional and given[main] is None and not encoded:
         example = f"one of {', '.join(parts.labels[:10])}" if main == "label" else EXAMPLES[main]
         what = f"{'an' if main == 'embedding' else 'a'} {ARGUMENT_NAMES[main]}"
         raise ValueError(f"'{parts.name}' needs {what}; give {example}, or ask for unconditional")

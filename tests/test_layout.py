@@ -28,6 +28,7 @@ MAY_IMPORT = {
 # A room, and the rooms of its folder that it may import (.: the files beside them). A folder may import all its rooms.
 ROOMS = """
 cli/commands                       . report
+cli/commands/directories           .
 cli/report                         -
 generate/decoding                  execution requests sampling
 generate/execution                 sampling
@@ -46,7 +47,7 @@ lm/layers                          attention kv_cache ops patterns
 lm/models                          . attention clustering conditioning heads kv_cache layers ops patterns
 lm/ops                             -
 lm/patterns                        ops
-lm/public                          . checkpoints conditioning layers models ops patterns
+lm/public                          . checkpoints conditioning layers models ops patterns quantization
 lm/quantization                    attention heads kernels kv_cache layers models ops
 samples/emoji                      -
 samples/voice                      -

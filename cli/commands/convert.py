@@ -56,13 +56,17 @@ def convert(
             min=1, help="Of a public image tokenizer, the side of the images in pixels.", show_default="as published"
         ),
     ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(help="Directory of the T5 text encoder of a public model whose own directory has none."),
+    ] = None,
     dtype: Annotated[DtypeChoice, typer.Option(help="Storage of a language model's weights.")] = DtypeChoice.float32,
 ) -> None:
     """Convert a public checkpoint to a Tessera model or tokenizer, or one of Tessera's to a public format.
 
     Example: tessera convert encodec_24khz out/encodec --codebooks 8
 
-    Example: tessera convert musicgen-small out/musicgen --tokenizer out/encodec-32khz
+    Example: tessera convert musicgen-small out/musicgen
 
     Example: tessera convert out/musicgen out/back --to musicgen
 
@@ -70,12 +74,15 @@ def convert(
     file that asks for more is refused, and nothing of it runs.
     """
     from ...configs.folder_lock import lock_folder
+    from ...lm.public.registry import recognize_model
 
     with lock_folder(target, "tessera convert"):
         if (target / "config.json").exists():
             raise FileExistsError(f"{target}: contains a model already; choose another folder")
         ours = _our_kind(source)
         options = {"codebooks": codebooks, "image-size": image_size}
+        if text_encoder is not None and ours is not None:
+            raise ValueError(f"--text-encoder {text_encoder}: only for public models; {source} is a Tessera {ours}")
         for option, value in options.items():
             if value is not None and ours is not None:
                 raise ValueError(f"--{option} {value}: only for public codecs; {source} is a Tessera {ours}")
@@ -83,11 +90,11 @@ def convert(
             _write_public(source, target, to, tokenizer, dtype.value)
         elif ours == "tokenizer":
             _write_codec(source, target, to)
-        elif not _read_codec(source, target, to, codebooks, image_size):
+        elif recognize_model(source) is not None or not _read_codec(source, target, to, codebooks, image_size):
             for option, value in options.items():
                 if value is not None:
                     raise ValueError(f"--{option} {value}: {source} is no public codec; leave it out")
-            _read_public(source, target, to, tokenizer, dtype.value)
+            _read_public(source, target, to, tokenizer, text_encoder, dtype.value)
 
 
 def _read_codec(source: Path, target: Path, to: str | None, codebooks: int | None, image_size: int | None) -> bool:
@@ -126,9 +133,12 @@ def _write_codec(source: Path, target: Path, to: str | None) -> None:
     say(f"{target}: a tokenizer in the layout of {to}")
 
 
-def _read_public(source: Path, target: Path, to: str | None, tokenizer: str | None, dtype: StorageName) -> None:
+def _read_public(
+    source: Path, target: Path, to: str | None, tokenizer: str | None, text_encoder: str | None, dtype: StorageName
+) -> None:
     from ...lm.checkpoints.model_directory import save_lm, save_model
-    from ...lm.public.registry import layout_of, public_layout
+    from ...lm.conditioning.text_encoder import open_text_encoder
+    from ...lm.public.registry import public_layout, read_public_model
     from ..resolve import open_tokenizer
 
     name = public_layout(source)
@@ -136,34 +146,37 @@ def _read_public(source: Path, target: Path, to: str | None, tokenizer: str | No
         raise ValueError(
             f"--to {to}: {source} is a {name} checkpoint, not a Tessera model; convert it without --to first"
         )
-    layout, opened = layout_of(name), None if tokenizer is None else open_tokenizer(tokenizer)
-    lm = layout.load(source, None if opened is None else opened.spec)
-    labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
-    defaults = layout.defaults
-    if any(condition.dropout == 0 for condition in lm.config.conditions):  # guidance is impossible
-        defaults = defaults.model_copy(update={"guidance": 1.0})
-    made = f"Converted from a {name} checkpoint by `tessera convert`."
-    if opened is None:
-        card = f"# {target.name}\n\n{made} {layout.left_out.capitalize()} is not in it.\n"
-        save_lm(target, lm, labels, defaults, card, dtype)
+    opened = None if tokenizer is None else open_tokenizer(tokenizer)
+    encoder = None if text_encoder is None else open_text_encoder(text_encoder)
+    model = read_public_model(source, opened, encoder)
+    lm, labels = model.lm, model.labels
+    left_out = " and ".join(model.missing)
+    card = f"# {target.name}\n\nConverted from a {name} checkpoint by `tessera convert`."
+    card += f" {left_out.capitalize()} {'are' if len(model.missing) > 1 else 'is'} not in it.\n" if left_out else "\n"
+    if model.tokenizer is None:
+        save_lm(target, lm, labels, model.defaults, card, dtype)
         read = f'tessera.lm.checkpoints.model_directory.load_lm("{target}")'
     else:
-        save_model(target, lm, opened, None, labels, defaults, f"# {target.name}\n\n{made}\n", dtype)
+        save_model(target, lm, model.tokenizer, None, labels, model.defaults, card, dtype, model.text_encoder)
         read = f'tessera.load("{target}")'
     size = f"{lm.num_parameters / 1e6:.1f} M parameters"
-    say(f"{target}: {name}, {size}; left out: {layout.left_out}")
+    say(f"{target}: {name}, {size}{f'; left out: {left_out}' if left_out else ''}")
     say(f"load it with: {read}")
 
 
 def _write_public(source: Path, target: Path, to: str | None, tokenizer: str | None, dtype: StorageName) -> None:
-    from ...lm.checkpoints.model_directory import load_lm
+    from ...lm.checkpoints.model_directory import load_lm, load_model
     from ...lm.public.registry import PUBLIC, layout_of
 
     if to is None:
         raise ValueError(f"{source} is a Tessera model; choose the layout to write: --to {' or --to '.join(PUBLIC)}")
     if tokenizer is not None:
         raise ValueError(f"--tokenizer {tokenizer}: a {to} checkpoint cannot contain a Tessera tokenizer; leave it out")
-    layout_of(to).save(target, load_lm(source), dtype)
+    layout = layout_of(to)
+    if layout.save_whole is not None and (source / "tokenizer").is_dir():
+        layout.save_whole(target, load_model(source), dtype)
+    else:
+        layout.save(target, load_lm(source), dtype)
     say(f"{target}: a {to} checkpoint")
 
 

@@ -80,12 +80,11 @@ def train(
 def rehearse_samples(request: SampleRequest) -> None:
     """Check before a training run that its samples can be generated."""
     from ...generate.dry_run import rehearse
-    from ...generate.model import Model
+    from ...generate.loading import model_of
 
-    loaded = request.model
     given = {"label": request.labels, "text": request.texts, "voice": request.voices}
     rehearse(
-        Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults),
+        model_of(request.model),
         **{name: None if values is None else values[0] for name, values in given.items()},
         unconditional=all(values is None for values in given.values()),
     )
@@ -94,10 +93,9 @@ def rehearse_samples(request: SampleRequest) -> None:
 def write_samples(request: SampleRequest) -> None:
     """Generate the samples of a training run in its folder; samples.json records the request."""
     from ...configs.files import write_json
-    from ...generate.model import Model
+    from ...generate.loading import model_of
 
-    loaded = request.model
-    model = Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults)
+    model = model_of(request.model)
     given = any(one is not None for one in (request.labels, request.texts, request.voices))
     result = model.generate(
         label=request.labels,

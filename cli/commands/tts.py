@@ -62,7 +62,7 @@ def tts(
 
     text = _read_stdin() if text == "-" else text
     loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
-    if loaded.spec.geometry.kind != "audio" or loaded.text is None:
+    if loaded.spec.geometry.kind != "audio" or not loaded.reads_text:
         raise ValueError(f"model '{model}' does not turn text into audio; for images use: tessera image")
     call = {
         "text": text,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...tokenize.public.checkpoint import Checkpoint
+from ...tokenize.public.survey import survey_part
 from ...tokenize.public.tensor_map import TensorMap
 from ...tokenize.spec import TokenSpec
 from ..checkpoints.parameter_shapes import parameter_shapes
@@ -27,7 +28,9 @@ def read_lm(
     Raises:
         WeightsError: tensors are missing, left over, or of another shape than the config requires.
     """
-    tensors = checkpoint.read(tensor_map, parameter_shapes(config, spec))
+    shapes = parameter_shapes(config, spec)
+    survey_part(config, tensor_map, shapes, checkpoint, spec)
+    tensors = checkpoint.read(tensor_map, shapes)
     lm = lm_of_tensors(config, spec, tensors, device, dtype, checkpoint.path)
     assert isinstance(lm, TokenLM)
     return lm

@@ -2,13 +2,13 @@
 
 Two kinds of folder, each with config.json and model.safetensors (or several files and their index):
 
-    MusicgenForConditionalGeneration    `decoder.model.decoder.*`, `decoder.lm_heads.*`, `enc_to_dec_proj.*`; the text
-                                        encoder and the audio codec in the folder are not read
+    MusicgenForConditionalGeneration    `decoder.model.decoder.*`, `decoder.lm_heads.*`, `enc_to_dec_proj.*`; for the
+                                        text encoder and the audio codec in the folder see musicgen_composite.py
     MusicgenForCausalLM                 `model.decoder.*`, `lm_heads.*`; the projection from the text encoder's width,
                                         which this class lacks, is written to and read from enc_to_dec_proj.safetensors
 
-The hidden states of the text encoder are the model's condition "embedding". The codec is not loaded: unless you pass a
-TokenSpec, the spec's fingerprint is `UNKNOWN_CODEC`, which matches no tokenizer.
+The hidden states of the text encoder are the model's condition "embedding". The codec is not loaded here: unless you
+pass a TokenSpec, the spec's fingerprint is `UNKNOWN_CODEC`, which matches no tokenizer.
 Source: tensor names and config keys of transformers 5 (Apache-2.0), MusicGen (arXiv:2306.05284).
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
@@ -49,6 +50,22 @@ PUBLISHED_CODEC = {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4]}
 TEXT_DROPOUT = 0.3
 """Probability of dropping the text of a training row (audiocraft's)."""
 
+DECODER_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "ffn_dim": 4096,
+    "vocab_size": 2048,
+    "num_codebooks": 4,
+    "audio_channels": 1,
+    "activation_function": "gelu",
+    "dropout": 0.1,
+    "pad_token_id": 2048,
+    "bos_token_id": 2048,
+}
+"""Class defaults of MusicgenDecoderConfig, for absent keys."""
+SIZES = tuple(key for key, value in DECODER_DEFAULTS.items() if type(value) is int and not key.endswith("_id"))
+
 PROJECTION = "enc_to_dec_proj"
 POSITIONS = "model.decoder.embed_positions."
 IGNORED = ("text_encoder.", "audio_encoder.", f"decoder.{POSITIONS}", POSITIONS)
@@ -73,7 +90,7 @@ def load_musicgen(
             fit.
     """
     folder = Path(folder)
-    described = _read_config(folder)
+    described = read_musicgen_config(folder)
     beside = folder / f"{PROJECTION}.safetensors"
     composite = _is_composite(described)
     checkpoint = open_checkpoint(folder, (beside,) if beside.is_file() and not composite else ())
@@ -100,9 +117,7 @@ def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
         ValueError: MusicGen's layout cannot represent the model; names the first setting that differs.
     """
     folder = Path(folder)
-    described = _describe(lm)
-    tensor_map = musicgen_tensor_map(lm.config, lm.spec)
-    tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in tensor_map.write(lm.state_dict()).items()}
+    described, tensors = musicgen_tensors(lm, dtype)
     projection = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PROJECTION)}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -111,7 +126,16 @@ def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
         write_safetensors(beside, projection, {"format": "pt"})
     else:
         beside.unlink(missing_ok=True)
-    write_json(folder / "config.json", described | {"dtype": dtype})
+    write_json(folder / "config.json", described)
+
+
+def musicgen_tensors(
+    lm: TokenLM, dtype: StorageName = "float32", prefix: str = ""
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config of a `MusicgenForCausalLM` and its tensors, their names with a prefix; raises as `save_musicgen`."""
+    described = _describe(lm)
+    tensors = musicgen_tensor_map(lm.config, lm.spec, prefix).write(lm.state_dict())
+    return described | {"dtype": dtype}, {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items()}
 
 
 def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, where: str = "config.json") -> LMConfig:
@@ -265,7 +289,12 @@ def _positions(spec: TokenSpec) -> int:
     return max(2048, 1 << math.ceil(40 * rate).bit_length())
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_musicgen_config(folder: Path) -> dict[str, Any]:
+    """config.json with the class defaults of absent settings of the decoder.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: another kind of model, or sizes that are not whole numbers.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no checkpoint here (config.json is missing)")
@@ -276,10 +305,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     decoder = described.get("decoder") if kind == "musicgen" else described
     if not isinstance(decoder, dict):
         raise ValueError(f"{path}: has no decoder")
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "vocab_size", "num_codebooks"):
+    decoder = DECODER_DEFAULTS | decoder
+    for key in SIZES:
         if not isinstance(decoder.get(key), int) or isinstance(decoder[key], bool) or decoder[key] < 1:
             raise ValueError(f"{path}: {key} must be a whole number, found {decoder.get(key)!r}")
-    return described
+    return described | {"decoder": decoder} if kind == "musicgen" else decoder
 
 
 def _is_composite(described: dict[str, Any]) -> bool:

@@ -108,6 +108,13 @@ CONFIGS = {
     "residual-scalar-gradient": tree(kind="residual", levels=2, quantizer={"kind": "scalar", "size": 4}),
     "group": tree(kind="group", groups=3, quantizer=V16, disentangle=0.3),
     "group-shared": tree(kind="group", groups=2, shared=True, quantizer=GRADIENT),
+    "group-levels": tree(
+        kind="group",
+        groups=2,
+        shared=True,
+        order="levels",
+        quantizer={"kind": "chain", "stages": [V16, {"kind": "lfq", "bits": 2}]},
+    ),
     "group-dropout": tree(kind="group", groups=3, quantizer=V16, level_dropout=0.5, disentangle=0.1),
     "group-lfq": tree(kind="group", groups=2, quantizer={"kind": "lfq", "bits": 3, "entropy": ENTROPY}),
     "group-residual": tree(kind="group", groups=2, quantizer={"kind": "residual", "levels": 2, "quantizer": V16}),

@@ -39,6 +39,7 @@ PARTS = {
     "mel2d": {"kind": "mel2d", "bands": 8, "rows": 2, "channels": 4, "chunk": 5},
     "fused": {"kind": "fused", "acoustic": DAC, "semantic": SPECTRUM, "semantic_dim": 5, "chunk": 5},
     "fused-seanet": {"kind": "fused", "acoustic": SPECTRUM, "semantic": SEANET, "semantic_dim": 3, "chunk": 7},
+    "per-channel": {"kind": "per_channel", "part": SEANET | {"lstm_layers": 1}},
     "dac-sliding": DAC | {"strides": [2, 3], "bottleneck": SLIDING},
 }
 """One entry for each kind of part, and for each of its choices that changes what it reads."""
@@ -293,7 +294,10 @@ def test_padding_stands_at_the_signal_s_own_ends():
         ),
         ({"encoder": PARTS["mel2d"] | {"rows": 3}}, "encoder: 8 bands cannot be halved to 3 rows"),
         ({"encoder": PARTS["mel2d"] | {"bands": 12, "rows": 3}}, "latent_dim 8 is not a multiple of rows 3"),
-        ({"decoder": PARTS["fused"]}, "decoder: kind 'fused' is unknown; known: dac, mel2d, seanet, spectrum"),
+        (
+            {"decoder": PARTS["fused"]},
+            "decoder: kind 'fused' is unknown; known: dac, mel2d, per_channel, seanet, spectrum",
+        ),
         (
             {"encoder": PARTS["seanet-sliding"] | {"bottleneck": SLIDING | {"heads": 3}}},
             "each of bottleneck.heads 3 an even",

@@ -21,25 +21,51 @@ from ...configs.names import ShownName
 from ...configs.schema import FingerprintedConfig, kind_or
 from ..quantizers.registry import Quantized, QuantizerConfig, make_quantizer
 from ..spec import AudioGeometry
+from .base import AudioShape
 from .dac import DACConfig, DACDecoder
-from .dual_encoder import PLAIN_ENCODERS, FusedConfig, FusedEncoder, PlainPartConfig
+from .dual_encoder import PLAIN_ENCODERS, FusedConfig, FusedEncoder
 from .mel_2d import Mel2DConfig, Mel2DDecoder
+from .per_channel import PerChannelConfig, PerChannelEncoder, for_each_channel, one_channel
 from .seanet import SEANetConfig, SEANetDecoder
-from .streaming import run_stages
+from .streaming import StreamingLayer, run_stages
 from .vocos import AudioStackConfig, SpectrumDecoder
 
-AudioDecoderConfig = PlainPartConfig
+AudioDecoderConfig = Annotated[
+    Annotated[AudioStackConfig, Tag("spectrum")]
+    | Annotated[SEANetConfig, Tag("seanet")]
+    | Annotated[DACConfig, Tag("dac")]
+    | Annotated[Mel2DConfig, Tag("mel2d")]
+    | Annotated[PerChannelConfig, Tag("per_channel")],
+    kind_or("spectrum"),
+]
 AudioEncoderConfig = Annotated[
     Annotated[AudioStackConfig, Tag("spectrum")]
     | Annotated[SEANetConfig, Tag("seanet")]
     | Annotated[DACConfig, Tag("dac")]
     | Annotated[Mel2DConfig, Tag("mel2d")]
-    | Annotated[FusedConfig, Tag("fused")],
+    | Annotated[FusedConfig, Tag("fused")]
+    | Annotated[PerChannelConfig, Tag("per_channel")],
     kind_or("spectrum"),
 ]
 
-AUDIO_ENCODERS = {**PLAIN_ENCODERS, "fused": FusedEncoder}
-AUDIO_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder, "mel2d": Mel2DDecoder}
+AUDIO_ENCODERS = {**PLAIN_ENCODERS, "fused": FusedEncoder, "per_channel": PerChannelEncoder}
+PLAIN_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder, "mel2d": Mel2DDecoder}
+
+
+class PerChannelDecoder(nn.Module):
+    """The decoder of one channel, applied to each: latents to samples (per_channel.py)."""
+
+    def __init__(self, config: PerChannelConfig, shape: AudioShape):
+        super().__init__()
+        self.channels = shape.channels
+        self.part = PLAIN_DECODERS[config.part.kind](config.part, one_channel(shape))  # pyright: ignore
+
+    def stages(self) -> list[StreamingLayer]:
+        """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
+        return for_each_channel(self.part.stages(), self.channels)
+
+
+AUDIO_DECODERS = {**PLAIN_DECODERS, "per_channel": PerChannelDecoder}
 
 
 class AudioTokenizerConfig(FingerprintedConfig):

@@ -12,6 +12,7 @@ from ..audio.masked_conv import fold_norms
 from ..kinds import FROZEN, NETS
 from ..quantizers.codebooks.codebook import Codebook
 from .checkpoint import Checkpoint
+from .survey import survey_part
 from .tensor_map import Constant, Folded, Shape, Source, TensorMap, Term
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def read_tokenizer(config: TokenizerConfig, tensor_map: TensorMap, checkpoint: C
         WeightsError: tensors are missing, left over, or of another shape than the config requires.
     """
     shapes = tokenizer_shapes(config)
+    survey_part(config, tensor_map, shapes, checkpoint)
     checkpoint.check(tensor_map, shapes)  # before anything is allocated
     net = NETS[config.kind](config, read_files=False)
     fold_norms(net)

@@ -13,6 +13,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ class Checkpoint:
         self.shapes: dict[str, Shape] = {name: self._headers[file].tensors[name].shape for name, file in where.items()}
         """Shapes of all tensors by name."""
         self.shapes |= {name: tuple(tensor.shape) for name, tensor in held.items()}
+
+    def within(self, prefix: str) -> Checkpoint:
+        """The part whose tensors have names with a prefix, as one model of several in the same files."""
+        part = copy(self)
+        part.shapes = {name: shape for name, shape in self.shapes.items() if name.startswith(prefix)}
+        return part
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The tensors with these names."""

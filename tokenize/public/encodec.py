@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ...configs.files import write_json, write_safetensors
 from ...configs.schema import check_config
 from ...configs.tensor_checks import WeightsError
@@ -86,15 +88,15 @@ def read_encodec_part(
 ) -> Tokenizer:
     """As `read_encodec`, of a codec inside another model: key of its config, and prefix of its tensors' names."""
     where = str(folder.config_path)
-    shapes = folder.checkpoint.shapes
-    held = count_levels(shapes, f"{prefix}{LEVEL}", FIRST)
+    checkpoint = folder.checkpoint.within(prefix)
+    held = count_levels(checkpoint.shapes, f"{prefix}{LEVEL}", FIRST)
     if not held:
         raise WeightsError(f"{folder.path}: tensor '{prefix}{LEVEL}0{FIRST}' is missing; this is no EnCodec")
     if codebooks is not None and not 1 <= codebooks <= held:
         raise ValueError(f"{folder.path}: {codebooks} codebooks were asked for, the file has {held}")
     config = encodec_config(folder.values(DEFAULTS, within), codebooks or held, where)
-    tensor_map = encodec_tensor_map(config, found_weight_norm(folder.checkpoint), held, prefix)
-    return read_tokenizer(config, tensor_map, folder.checkpoint)
+    tensor_map = encodec_tensor_map(config, found_weight_norm(checkpoint), held, prefix)
+    return read_tokenizer(config, tensor_map, checkpoint)
 
 
 def encodec_config(values: dict[str, Any], levels: int, where: str = "config.json") -> AudioTokenizerConfig:
@@ -168,15 +170,21 @@ def write_encodec(folder: Path, tokenizer: Tokenizer) -> None:
     Raises:
         CannotWrite: the layout cannot represent the tokenizer; names the first setting that differs.
     """
+    described, tensors = encodec_part(tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_json(folder / "config.json", described)
+
+
+def encodec_part(tokenizer: Tokenizer, prefix: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config of an `EncodecModel` and its tensors, their names with a prefix; raises as `write_encodec`."""
     config = tokenizer.config
     values = _describe(config)
     assert isinstance(config, AudioTokenizerConfig) and isinstance(config.quantizer, ResidualConfig)
     expected = encodec_config(values, config.quantizer.levels)
     check_tokenizer_layout("EnCodec", config, expected)
-    tensors = public_tensors(tokenizer, encodec_tensor_map(config))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    write_json(folder / "config.json", {"architectures": ["EncodecModel"], "model_type": "encodec"} | values)
+    described = {"architectures": ["EncodecModel"], "model_type": "encodec"} | values
+    return described, public_tensors(tokenizer, encodec_tensor_map(config, prefix=prefix))
 
 
 def _describe(config: Any) -> dict[str, Any]:

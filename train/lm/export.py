@@ -92,6 +92,7 @@ def export_model(model: LoadedModel, folder: Path, card: str, dtype: str) -> Non
         model.defaults,
         card,
         dtype=dtype,  # type: ignore[arg-type]
+        text_encoder=model.text_encoder,
     )
     shutil.rmtree(folder, ignore_errors=True)
     stage.rename(folder)
