@@ -7,6 +7,7 @@ combined with any decoder: between them are latents [B, T, latent_dim], one per 
     encoder   config, shape -> .frame(samples [..., N]) -> [..., T, F], the samples of each frame
                                .stages()  [B, T, C * F] -> latents [B, T, latent_dim]
     decoder   config, shape -> .stages()  [B, T, latent_dim] -> samples [B, T, C * hop]
+                               .lost      samples at the end of the signal that are not part of it, usually 0
     config    .check_shape(shape) raises ValueError if the network does not fit the tokenizer's hop or window
 """
 
@@ -22,24 +23,39 @@ from ...configs.schema import FingerprintedConfig, kind_or
 from ..quantizers.registry import Quantized, QuantizerConfig, make_quantizer
 from ..spec import AudioGeometry
 from .dac import DACConfig, DACDecoder
-from .dual_encoder import PLAIN_ENCODERS, FusedConfig, FusedEncoder, PlainPartConfig
+from .dual_encoder import PLAIN_ENCODERS, FusedConfig, FusedEncoder
 from .mel_2d import Mel2DConfig, Mel2DDecoder
 from .seanet import SEANetConfig, SEANetDecoder
+from .snac import SNACConfig, SNACDecoder, SNACEncoder
 from .streaming import run_stages
 from .vocos import AudioStackConfig, SpectrumDecoder
 
-AudioDecoderConfig = PlainPartConfig
+AudioDecoderConfig = Annotated[
+    Annotated[AudioStackConfig, Tag("spectrum")]
+    | Annotated[SEANetConfig, Tag("seanet")]
+    | Annotated[DACConfig, Tag("dac")]
+    | Annotated[SNACConfig, Tag("snac")]
+    | Annotated[Mel2DConfig, Tag("mel2d")],
+    kind_or("spectrum"),
+]
 AudioEncoderConfig = Annotated[
     Annotated[AudioStackConfig, Tag("spectrum")]
     | Annotated[SEANetConfig, Tag("seanet")]
     | Annotated[DACConfig, Tag("dac")]
+    | Annotated[SNACConfig, Tag("snac")]
     | Annotated[Mel2DConfig, Tag("mel2d")]
     | Annotated[FusedConfig, Tag("fused")],
     kind_or("spectrum"),
 ]
 
-AUDIO_ENCODERS = {**PLAIN_ENCODERS, "fused": FusedEncoder}
-AUDIO_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder, "mel2d": Mel2DDecoder}
+AUDIO_ENCODERS = {**PLAIN_ENCODERS, "snac": SNACEncoder, "fused": FusedEncoder}
+AUDIO_DECODERS = {
+    "spectrum": SpectrumDecoder,
+    "seanet": SEANetDecoder,
+    "dac": DACDecoder,
+    "snac": SNACDecoder,
+    "mel2d": Mel2DDecoder,
+}
 
 
 class AudioTokenizerConfig(FingerprintedConfig):
@@ -49,7 +65,7 @@ class AudioTokenizerConfig(FingerprintedConfig):
     arXiv:2210.13438).
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"channels"})
+    added: ClassVar[frozenset[str]] = frozenset({"channels", "pad_frames"})
 
     kind: Literal["audio"] = "audio"
     name: ShownName
@@ -60,6 +76,9 @@ class AudioTokenizerConfig(FingerprintedConfig):
     """1: mono; files with more channels are mixed down. 2: stereo; mono files are repeated."""
     hop: PositiveInt = 320
     """Samples per frame."""
+    pad_frames: PositiveInt = 1
+    """Audio is encoded with silence up to a multiple of this many frames; the codes of whole frames of silence are
+    dropped. It makes what a block of frames or a code of several frames sees at the end independent of the length."""
     window: PositiveInt = 1280
     """STFT window of `spectrum` and `mel2d` networks in samples; even, at least hop."""
     latent_dim: PositiveInt = 128
