@@ -23,7 +23,8 @@ from tessera.lm.config import LMConfig
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.patterns.pattern import DelayConfig
-from tessera.tokenize.tokenizer import AudioTokenizer, make_tokenizer
+from tessera.tokenize.audio.tokenizer import AudioTokenizer
+from tessera.tokenize.tokenizer import make_tokenizer
 
 Streams = Iterator[tuple[list[Tensor], Tensor]]
 """Pairs of the chunks of a stream, [C, n] each, and the whole, [C, N]. Each case gets the folder of tiny models."""

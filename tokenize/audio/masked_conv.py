@@ -49,7 +49,9 @@ class PaddedConv(nn.Module):
         self.left, self.right = total - after, after
         self.padding: Padding = padding
         self.up, self.down = 1, stride
-        self.conv = normed(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, groups=groups, bias=bias), norm)
+        self.conv = normed(
+            nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, groups=groups, bias=bias), norm
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, inputs, L]; mask: [B, L], one contiguous run of True."""

@@ -185,7 +185,9 @@ class SNACEncoder(nn.Module):
             layers.append(config.conv(width, 2 * width, 2 * stride, stride))
             width *= 2
         if width != shape.latent_dim:
-            raise ConfigError(f"encoder.channels: the strides make {width} latents, but latent_dim is {shape.latent_dim}")
+            raise ConfigError(
+                f"encoder.channels: the strides make {width} latents, but latent_dim is {shape.latent_dim}"
+            )
         last: list[nn.Module] = [config.wide(width)]
         self.attention = config.attend(width, "encoder.head_width")
         apart = self.attention is not None  # layers after the attention form a separate stage

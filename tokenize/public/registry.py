@@ -12,8 +12,11 @@ from pathlib import Path
 
 from ...configs.schema import nearest_name
 from ..base import Tokenizer
+from .dac import is_dac, read_dac, write_dac
+from .dac_native import is_dac_native, read_dac_native, write_dac_native
 from .encodec import is_encodec, read_encodec, write_encodec
 from .folder import PublicFolder
+from .snac import is_snac, read_snac, write_snac
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class PublicCodec:
 
 PUBLIC_CODECS = {
     "encodec": PublicCodec(is_encodec, read_encodec, write_encodec),
+    "dac": PublicCodec(is_dac, read_dac, write_dac),
+    "dac-native": PublicCodec(is_dac_native, read_dac_native, write_dac_native),
+    "snac": PublicCodec(is_snac, read_snac, write_snac),
 }
 
 
