@@ -58,10 +58,11 @@ def stereo_tokenizer(name: str, channels: int) -> AudioTokenizer:
 
 
 def chunks_of(model: Model, **asked) -> list[Tensor]:
-    """The chunks of a model's stream: none is empty, all have whole frames."""
+    """The chunks of a model's stream: none is empty, all have whole frames, but for what the decoder loses."""
     chunks, frame = list(model.stream(**asked)), model.spec.geometry.samples_per_frame
     assert all(chunk.dtype == torch.float32 and chunk.shape[0] == 1 for chunk in chunks)
-    assert all(chunk.shape[1] and chunk.shape[1] % frame == 0 for chunk in chunks)
+    sizes = [chunk.shape[1] for chunk in chunks[:-1]] + [chunks[-1].shape[1] + model.tokenizer.net.decoder.lost]
+    assert all(chunk.shape[1] for chunk in chunks) and all(size % frame == 0 for size in sizes)
     return chunks
 
 

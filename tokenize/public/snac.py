@@ -253,6 +253,7 @@ def _describe(config: Any) -> dict[str, Any]:
     if not parts or not all(isinstance(part, SNACConfig) for part in parts):
         raise CannotWrite("SNAC's layout holds audio tokenizers with an encoder and decoder of kind snac")
     encoder, decoder, quantizer = config.encoder, config.decoder, config.quantizer
+    assert isinstance(encoder, SNACConfig) and isinstance(decoder, SNACConfig)
     if not isinstance(quantizer, ChainConfig):
         raise CannotWrite(f"SNAC's layout holds a quantizer of kind chain, found '{quantizer.kind}'")
     leaves = [stage.quantizer if isinstance(stage, StrideConfig) else stage for stage in quantizer.stages]
