@@ -7,7 +7,7 @@ then changes nothing, and a window gives the same result as a pass over the whol
               (k - 1) d + 1 - s samples of padding       s surplus samples are trimmed
     causal    all before the signal                      a fraction `trim_right` of them on the right, usually all
     centered  half after it, the odd one before          half on the right, the odd one on the left
-    length    L / s                                      L * s
+    length    L / s                                      L * s; centered and `short`: an odd stride loses the last step
 
 Source: EnCodec, arXiv:2210.13438, `encodec/modules/conv.py` (MIT): the rule above, and the reflection of signals
 shorter than the padding (zeros are appended first).
@@ -41,6 +41,7 @@ class PaddedConv(nn.Module):
         padding: Padding = "zeros",
         norm: Norm = "none",
         bias: bool = True,
+        groups: int = 1,
     ):
         super().__init__()
         total = (kernel - 1) * dilation + 1 - stride
@@ -48,7 +49,9 @@ class PaddedConv(nn.Module):
         self.left, self.right = total - after, after
         self.padding: Padding = padding
         self.up, self.down = 1, stride
-        self.conv = normed(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, bias=bias), norm)
+        self.conv = normed(
+            nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, groups=groups, bias=bias), norm
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, inputs, L]; mask: [B, L], one contiguous run of True."""
@@ -63,7 +66,10 @@ class PaddedConv(nn.Module):
 
 
 class PaddedTranspose(nn.Module):
-    """ConvTranspose1d of kernel 2 * stride, from [B, inputs, L] to [B, outputs, L * stride]."""
+    """ConvTranspose1d of kernel 2 * stride, from [B, inputs, L] to [B, outputs, L * stride].
+
+    With `short` and an odd stride the last step is surplus: it is not part of the signal, whose mask ends before it.
+    """
 
     def __init__(
         self,
@@ -75,11 +81,14 @@ class PaddedTranspose(nn.Module):
         norm: Norm = "none",
         bias: bool = True,
         groups: int = 1,
+        short: bool = False,
     ):
         super().__init__()
         after = math.ceil(trim_right * stride) if causal else stride // 2
         self.left, self.right = stride - after, after
         self.up, self.down = stride, 1
+        self.lost = stride % 2 if short else 0
+        """Steps missing at the signal's end."""
         self.conv = normed(nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride, groups=groups, bias=bias), norm)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -143,6 +152,10 @@ class ConvStack(nn.ModuleList):
         low, high = needs_of(layers, 0, self._places_after() - 1, places)
         self.reach_back, self.reach_ahead = max(0, -(low // places)), max(0, high // places)
         """Number of frames before and after t that output frame t depends on."""
+        self.lost = 0
+        """Steps missing at the signal's end in the output."""
+        for layer in self:
+            self.lost = self._lost_after(layer, self.lost)
 
     def _places_after(self) -> int:
         places = self.places
@@ -150,14 +163,25 @@ class ConvStack(nn.ModuleList):
             places = places * int(layer.up) // int(layer.down)  # pyright: ignore[reportArgumentType]
         return places
 
+    @staticmethod
+    def _lost_after(layer: nn.Module, lost: int) -> int:
+        return lost * int(layer.up) + getattr(layer, "lost", 0)  # pyright: ignore[reportArgumentType]
+
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, r, C]; mask: [B, T], one contiguous run of True. Outputs of masked frames are meaningless."""
         signal = x.flatten(1, 2).transpose(1, 2)
-        places = self.places
+        places, lost = self.places, 0
         for layer in self:
-            signal = layer(signal, mask.repeat_interleave(places, dim=1))
-            places = places * int(layer.up) // int(layer.down)  # pyright: ignore[reportArgumentType]
+            signal = layer(signal, steps_of_frames(mask, places, lost))
+            places, lost = places * int(layer.up) // int(layer.down), self._lost_after(layer, lost)  # pyright: ignore[reportArgumentType]
         return signal.transpose(1, 2).unflatten(1, (-1, places))
+
+
+def steps_of_frames(mask: Tensor, places: int, lost: int = 0) -> Tensor:
+    """Frame mask [B, T] -> mask of steps [B, T * places], without the last `lost` steps of the signal."""
+    steps = mask.repeat_interleave(places, dim=1)
+    # A window's last frame looks like the signal's end. No result reads these steps there: they need later frames.
+    return steps & F.pad(steps[:, lost:], (0, lost)) if lost else steps
 
 
 def needs_of(layers, low: int, high: int, places: int) -> tuple[int, int]:

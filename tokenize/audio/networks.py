@@ -7,6 +7,7 @@ combined with any decoder: between them are latents [B, T, latent_dim], one per 
     encoder   config, shape -> .frame(samples [..., N]) -> [..., T, F], the samples of each frame
                                .stages()  [B, T, C * F] -> latents [B, T, latent_dim]
     decoder   config, shape -> .stages()  [B, T, latent_dim] -> samples [B, T, C * hop]
+                               .lost      samples at the end of the signal that are not part of it, usually 0
     config    .check_shape(shape) raises ValueError if the network does not fit the tokenizer's hop or window
 """
 
@@ -27,6 +28,7 @@ from .dual_encoder import PLAIN_ENCODERS, FusedConfig, FusedEncoder
 from .mel_2d import Mel2DConfig, Mel2DDecoder
 from .per_channel import PerChannelConfig, PerChannelEncoder, for_each_channel, one_channel
 from .seanet import SEANetConfig, SEANetDecoder
+from .snac import SNACConfig, SNACDecoder, SNACEncoder
 from .streaming import StreamingLayer, run_stages
 from .vocos import AudioStackConfig, SpectrumDecoder
 
@@ -34,6 +36,7 @@ AudioDecoderConfig = Annotated[
     Annotated[AudioStackConfig, Tag("spectrum")]
     | Annotated[SEANetConfig, Tag("seanet")]
     | Annotated[DACConfig, Tag("dac")]
+    | Annotated[SNACConfig, Tag("snac")]
     | Annotated[Mel2DConfig, Tag("mel2d")]
     | Annotated[PerChannelConfig, Tag("per_channel")],
     kind_or("spectrum"),
@@ -42,14 +45,21 @@ AudioEncoderConfig = Annotated[
     Annotated[AudioStackConfig, Tag("spectrum")]
     | Annotated[SEANetConfig, Tag("seanet")]
     | Annotated[DACConfig, Tag("dac")]
+    | Annotated[SNACConfig, Tag("snac")]
     | Annotated[Mel2DConfig, Tag("mel2d")]
     | Annotated[FusedConfig, Tag("fused")]
     | Annotated[PerChannelConfig, Tag("per_channel")],
     kind_or("spectrum"),
 ]
 
-AUDIO_ENCODERS = {**PLAIN_ENCODERS, "fused": FusedEncoder, "per_channel": PerChannelEncoder}
-PLAIN_DECODERS = {"spectrum": SpectrumDecoder, "seanet": SEANetDecoder, "dac": DACDecoder, "mel2d": Mel2DDecoder}
+AUDIO_ENCODERS = {**PLAIN_ENCODERS, "snac": SNACEncoder, "fused": FusedEncoder, "per_channel": PerChannelEncoder}
+PLAIN_DECODERS = {
+    "spectrum": SpectrumDecoder,
+    "seanet": SEANetDecoder,
+    "dac": DACDecoder,
+    "snac": SNACDecoder,
+    "mel2d": Mel2DDecoder,
+}
 
 
 class PerChannelDecoder(nn.Module):
@@ -75,7 +85,7 @@ class AudioTokenizerConfig(FingerprintedConfig):
     arXiv:2210.13438).
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"channels"})
+    added: ClassVar[frozenset[str]] = frozenset({"channels", "pad_frames"})
 
     kind: Literal["audio"] = "audio"
     name: ShownName
@@ -86,6 +96,9 @@ class AudioTokenizerConfig(FingerprintedConfig):
     """1: mono; files with more channels are mixed down. 2: stereo; mono files are repeated."""
     hop: PositiveInt = 320
     """Samples per frame."""
+    pad_frames: PositiveInt = 1
+    """Audio is encoded with silence up to a multiple of this many frames; the codes of whole frames of silence are
+    dropped. It makes what a block of frames or a code of several frames sees at the end independent of the length."""
     window: PositiveInt = 1280
     """STFT window of `spectrum` and `mel2d` networks in samples; even, at least hop."""
     latent_dim: PositiveInt = 128

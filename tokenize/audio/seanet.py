@@ -140,6 +140,8 @@ class SEANetEncoder(nn.Module):
 class SEANetDecoder(nn.Module):
     """SEANet decoder: latents to samples."""
 
+    lost = 0
+
     def __init__(self, config: SEANetConfig, shape: AudioShape):
         super().__init__()
         self.hop = shape.hop

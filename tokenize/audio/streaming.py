@@ -44,6 +44,11 @@ class StreamingLayer:
     """Whether the stage is stateful."""
     grows: bool = False
     """Whether later chunks are larger, `chunk_at`: less work per frame, once there is audio to play in the meantime."""
+    block: int = 1
+    """Frames that depend on each other, in blocks from the first frame on: a chunk must be a multiple."""
+    numbered: bool = False
+    """Of a stateless stage: whether the state is the number of the first frame (None: 0), less than 0 before the
+    signal."""
 
 
 def window_stage(run: Callable[[Tensor, Tensor], Tensor], back: int, ahead: int) -> StreamingLayer:
@@ -138,7 +143,8 @@ class StageStream:
     def _next(self, frames: Tensor, count: int, total: int | None) -> Tensor:
         place = self.window
         window, mask = place.cut(frames, self.start, self.first, total, self.fill)
-        results, self.state = self.stage.run(window, mask, self.state)
+        state = self.start - place.back if self.stage.numbered else self.state
+        results, self.state = self.stage.run(window, mask, state)
         self.start += place.chunk
         unneeded = max(0, self.start - place.back - self.first)  # bounds the memory
         self.frames, self.first = frames[unneeded:], self.first + unneeded

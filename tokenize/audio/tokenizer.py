@@ -96,21 +96,28 @@ class AudioTokenizer(Tokenizer):
 
     def _encode_one(self, samples: Tensor) -> Tensor:
         """[C, N] -> [K, T]."""
-        whole = torch.nn.functional.pad(samples, (0, -samples.shape[1] % self.config.hop))
+        hop = self.config.hop
+        whole = torch.nn.functional.pad(samples, (0, -samples.shape[1] % (hop * self.config.pad_frames)))
         with exact_float32():
-            return StagesStream(self.encode_stages, self.config.encoder.chunk).run(self.net.frames(whole[None])[0]).T
+            codes = StagesStream(self.encode_stages, self.config.encoder.chunk).run(self.net.frames(whole[None])[0]).T
+        return codes[:, : -(-samples.shape[1] // hop)]
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Codes [B, K, T] -> samples [B, C, T * hop]; with lengths [B] (frames), zeros follow each example."""
+        """Codes [B, K, T] -> samples [B, C, T * hop]; with lengths [B] (frames), zeros follow each example.
+
+        A decoder whose network loses samples at the end (`dac` with tail short) gives so many less.
+        """
         self.check_codes(codes)
         count, _, total = codes.shape
         lengths = torch.full((count,), total) if lengths is None else lengths
-        samples = torch.zeros(count, self.config.channels, total * self.config.hop, device=self.device)
+        hop, lost = self.config.hop, self.net.decoder.lost
+        samples = torch.zeros(count, self.config.channels, max(0, total * hop - lost), device=self.device)
         for item, length, out in zip(codes.to(self.device), lengths.tolist(), samples, strict=True):
             if length:
                 with exact_float32():
                     stream = StagesStream(self.decode_stages, self.config.decoder.chunk, -1)
-                    out[:, : length * self.config.hop] = self.net.samples(stream.run(item[:, :length].T)[None])[0]
+                    made, end = self.net.samples(stream.run(item[:, :length].T)[None])[0], length * hop - lost
+                    out[:, :end] = made[:, :end]
         return samples
 
     def stream_decoder(self) -> StreamDecoder:
@@ -139,7 +146,8 @@ class StreamDecoder:
     def finish(self) -> Tensor:
         """End the stream; returns the remaining samples [C, n]."""
         with exact_float32():
-            return self._join(self.stream.finish())
+            samples = self._join(self.stream.finish())
+        return samples[:, : max(0, samples.shape[1] - self.tokenizer.net.decoder.lost)]
 
     def _join(self, blocks: list[Tensor]) -> Tensor:
         tokenizer = self.tokenizer

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...configs.printable import one_line
 from ..audio.masked_conv import fold_norms
 from ..kinds import FROZEN, NETS
 from ..quantizers.codebooks.codebook import Codebook
@@ -73,10 +74,19 @@ def _counters(prefix: str) -> dict[str, Term]:
 
 
 def tokenizer_shapes(config: TokenizerConfig) -> dict[str, Shape]:
-    """Names and shapes of a frozen tokenizer's tensors, without allocating them."""
-    with torch.device("meta"):
-        net = NETS[config.kind](config, read_files=False)
-        fold_norms(net)
+    """Names and shapes of a frozen tokenizer's tensors, without allocating them.
+
+    Raises:
+        ValueError: the config asks for tensors of a size that does not exist.
+    """
+    try:
+        with torch.device("meta"):
+            net = NETS[config.kind](config, read_files=False)
+            fold_norms(net)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise ValueError(
+            f"the config of {config.name} asks for an impossible network: {one_line(error)[:150]}"
+        ) from None
     return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
 
 

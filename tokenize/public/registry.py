@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ...configs.schema import nearest_name
 from ..base import Tokenizer
+from .dac import is_dac, read_dac, write_dac
+from .dac_native import is_dac_native, read_dac_native, write_dac_native
 from .encodec import is_encodec, read_encodec, write_encodec
 from .folder import PublicFolder
 from .images.ibq import is_ibq, read_ibq, write_ibq
@@ -19,6 +21,7 @@ from .images.llamagen_vq import is_llamagen_vq, read_llamagen_vq, write_llamagen
 from .images.open_magvit2 import is_open_magvit2, read_open_magvit2, write_open_magvit2
 from .images.taming import is_taming, read_taming, write_taming
 from .images.var_vq import is_var_vq, read_var_vq, write_var_vq
+from .snac import is_snac, read_snac, write_snac
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class PublicCodec:
 
 PUBLIC_CODECS = {
     "encodec": PublicCodec(is_encodec, read_encodec, write_encodec),
+    "dac": PublicCodec(is_dac, read_dac, write_dac),
+    "dac-native": PublicCodec(is_dac_native, read_dac_native, write_dac_native),
+    "snac": PublicCodec(is_snac, read_snac, write_snac),
     "llamagen-vq": PublicCodec(is_llamagen_vq, read_llamagen_vq, write_llamagen_vq, ("image_size",)),
     "ibq": PublicCodec(is_ibq, read_ibq, write_ibq, ("image_size",)),
     "taming": PublicCodec(is_taming, read_taming, write_taming, ("image_size",)),
