@@ -13,7 +13,17 @@ from pathlib import Path
 from ...configs.schema import nearest_name
 from ..base import Tokenizer
 from .encodec import is_encodec, read_encodec, write_encodec
+from .encodec_native import (
+    is_audiocraft,
+    is_encodec_package,
+    read_audiocraft,
+    read_encodec_package,
+    write_audiocraft,
+    write_encodec_package,
+)
 from .folder import PublicFolder
+from .mimi import is_mimi, read_mimi, write_mimi
+from .moshi import is_moshi, read_moshi, write_moshi
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,10 @@ class PublicCodec:
 
 PUBLIC_CODECS = {
     "encodec": PublicCodec(is_encodec, read_encodec, write_encodec),
+    "mimi": PublicCodec(is_mimi, read_mimi, write_mimi),
+    "moshi": PublicCodec(is_moshi, read_moshi, write_moshi),
+    "audiocraft": PublicCodec(is_audiocraft, read_audiocraft, write_audiocraft),
+    "encodec-package": PublicCodec(is_encodec_package, read_encodec_package, write_encodec_package),
 }
 
 
