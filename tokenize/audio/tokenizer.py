@@ -95,15 +95,31 @@ class AudioTokenizer(Tokenizer):
         for item, length in zip(media.to(self.device, torch.float32), lengths.tolist(), strict=True):
             samples = item[:, :length]
             check_finite(samples)
-            encoder = self.stream_encoder()
-            codes.append(torch.cat([encoder.push(samples), encoder.finish()], dim=1))
-            scales.append(encoder.scales)
-        frames = torch.tensor(
-            [self.config.geometry.num_frames(length) for length in lengths.tolist()], dtype=torch.long
-        )
+            found, scale = self._encode_one(samples)
+            codes.append(found)
+            scales.append(scale)
+        geometry = self.config.geometry
+        frames = torch.tensor([geometry.num_frames(length) for length in lengths.tolist()], dtype=torch.long)
         none = torch.zeros(0, self.spec.num_codebooks, 0, dtype=torch.long)
         joined = pad_and_cat([none, *(item[None].cpu() for item in codes)])
         return Encoded(joined, frames, pad_sequence(scales, True, 1.0).cpu() if scales and len(scales[0]) else None)
+
+    def _encode_one(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """[C, N] -> codes [K, T] and scales [segments]."""
+        if self.config.segments is not None:
+            encoder = self.stream_encoder()
+            return torch.cat([encoder.push(samples), encoder.finish()], dim=1), encoder.scales
+        whole, tail = self.whole_frames(samples)
+        with exact_float32():
+            stream = StagesStream(self.encode_stages, self.config.encoder.chunk)
+            return stream.run(self.net.frames(whole[None])[0], tail).T, torch.zeros(0)
+
+    def whole_frames(self, samples: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Samples [C, N] completed with zeros to whole frames, and the mask [hop] of the samples that the last frame
+        has, if the encoder treats an incomplete frame by itself."""
+        hop, rest = self.config.hop, samples.shape[1] % self.config.hop
+        tail = torch.arange(hop, device=samples.device) < rest if rest and self.config.ragged else None
+        return torch.nn.functional.pad(samples, (0, -samples.shape[1] % hop)), tail
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
         """Decode codes.
@@ -172,6 +188,10 @@ class StreamEncoder:
         self.segments = None if segments is None else SegmentEncoder(segments, hop, tokenizer.encode_segment)
         self.stream = StagesStream(tokenizer.encode_stages, config.encoder.chunk)
         self.held = torch.zeros(config.channels, 0, device=tokenizer.device)
+        # A spectrum's window reaches over samples of other frames.
+        alone = tokenizer.net.encoder.frame(torch.zeros(hop, device=tokenizer.device)).shape[-1] == hop
+        self.margin = 0 if alone else -(-config.window // hop)
+        self.before = 0  # frames at the start of `held` that are encoded, and kept for the windows of the next
 
     @property
     def scales(self) -> Tensor:
@@ -185,22 +205,26 @@ class StreamEncoder:
         with exact_float32():
             if self.segments is not None:
                 return self._join(self.segments.push(samples))
+            hop, config = self.tokenizer.config.hop, self.tokenizer.config
             self.held = torch.cat([self.held, samples], dim=1)
             # A last frame that may be incomplete is kept for `finish`.
-            count = max(0, self.held.shape[1] - self.tokenizer.config.ragged) // self.tokenizer.config.hop
-            size = count * self.tokenizer.config.hop
-            frames, self.held = self._frames(self.held[:, :size]), self.held[:, size:]
+            whole = max(0, self.held.shape[1] - config.ragged) // hop
+            ready = max(self.before, whole - self.margin)
+            if ready == self.before:
+                return self._join([])
+            frames = self._frames(self.held[:, : whole * hop])[self.before : ready]
+            past = max(0, ready - self.margin)
+            self.held, self.before = self.held[:, past * hop :], ready - past
             return self._join([codes.T for codes in self.stream.push(frames)])
 
     def finish(self) -> Tensor:
         """End the stream; returns the remaining codes [K, t]."""
-        hop, n = self.tokenizer.config.hop, self.held.shape[1]
-        tail = torch.arange(hop, device=self.held.device) < n if self.tokenizer.config.ragged and n % hop else None
         with exact_float32():
             if self.segments is not None:
                 return self._join(self.segments.finish())
-            whole = torch.nn.functional.pad(self.held, (0, -n % hop))
-            return self._join([codes.T for codes in self.stream.finish(self._frames(whole), tail)])
+            whole, tail = self.tokenizer.whole_frames(self.held)
+            last = self._frames(whole)[self.before :] if whole.shape[1] else None
+            return self._join([codes.T for codes in self.stream.finish(last, tail)])
 
     def _frames(self, samples: Tensor) -> Tensor:
         return self.tokenizer.net.frames(samples[None])[0]

@@ -124,7 +124,7 @@ def _settings(config: Any, where: str) -> dict[str, Any]:
     for key, value in wanted.items():
         found = _value(config, key, value, where)
         if found != value:
-            raise ValueError(f"{where}: {key} is {str(found)[:80]!r}; only {value!r} is supported")
+            raise ValueError(f"{where}: {key} is {repr(found)[:80]}; only {value!r} is supported")
     decoder = _value(config, "seanet.decoder", {}, where)
     other = sorted(decoder.keys() - {"trim_right_ratio", "final_activation", "final_activation_params"})
     if other:

@@ -137,7 +137,11 @@ def read_mimi_part(
     held = held_levels(folder.checkpoint, HUB_NAMES, prefix)
     levels = chosen_levels(held, codebooks, folder.path)
     where = str(folder.config_path) if within is None else f"{folder.config_path}: {within}"
-    config = mimi_config(folder.values(DEFAULTS, within), levels, where, "padded")
+    values = folder.values(DEFAULTS, within)
+    down = folder.checkpoint.shapes.get(prefix + HUB_NAMES.down, ())
+    if values["frame_rate"] is None and len(down) == 3:  # transformers 5 does not save it
+        values["frame_rate"] = 2 * _step_rate(values) / down[2]
+    config = mimi_config(values, levels, where, "padded")
     return read_tokenizer(config, mimi_tensor_map(config, HUB_NAMES, held, prefix), folder.checkpoint)
 
 
@@ -207,7 +211,7 @@ def mimi_config(
         "padding": PADDINGS[values["pad_mode"]],
         "norm": "none",
         "bottleneck": {
-            "stride": _stride(values, ratios, where),
+            "stride": _stride(values, where),
             "layers": values["num_hidden_layers"],
             "heads": heads,
             "feed_forward": values["intermediate_size"],
@@ -240,14 +244,19 @@ def _residual(levels: int, codebook: dict[str, Any]) -> dict[str, Any]:
     return {"kind": "residual", "levels": levels, "quantizer": codebook}
 
 
-def _stride(values: dict[str, Any], ratios: list[int], where: str) -> int:
+def _step_rate(values: dict[str, Any]) -> int:
+    """Steps per second of the networks."""
+    return math.ceil(values["sampling_rate"] / max(1, math.prod(values["upsampling_ratios"])))
+
+
+def _stride(values: dict[str, Any], where: str) -> int:
     """Steps of the networks per frame: 2 unless frame_rate says otherwise."""
     rate = values["frame_rate"]
     if rate is None:
         return 2
-    if type(rate) not in (int, float) or not rate > 0 or math.prod(ratios) <= 0:
-        raise ValueError(f"{where}: frame_rate {str(rate)[:80]!r} or upsampling_ratios is not made of numbers above 0")
-    stride = int(math.ceil(values["sampling_rate"] / math.prod(ratios)) / rate)
+    if type(rate) not in (int, float) or not rate > 0:
+        raise ValueError(f"{where}: frame_rate must be a number above 0, found {str(rate)[:80]!r}")
+    stride = int(_step_rate(values) / rate)
     if stride < 2:
         raise ValueError(f"{where}: frame_rate {rate} is not half the rate of the networks' steps, or less")
     return stride

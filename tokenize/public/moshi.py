@@ -176,8 +176,8 @@ def _settings(values: dict[str, Any], semantic: int, where: str) -> dict[str, An
     for section, wanted in supported.items():
         for key, value in wanted.items():
             if values[section][key] != value:
-                found = str(values[section][key])[:80]
-                raise ValueError(f"{where}: {section}.{key} is {found!r}; only {value!r} is supported here")
+                found = repr(values[section][key])[:80]
+                raise ValueError(f"{where}: {section}.{key} is {found}; only {value!r} is supported here")
     return {
         "sampling_rate": values["sample_rate"],
         "frame_rate": values["frame_rate"],
