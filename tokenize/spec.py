@@ -39,7 +39,7 @@ class AudioGeometry(FingerprintedConfig):
             return self.sample_rate * self.segment.frames / self.segment.samples
         return self.sample_rate / self.samples_per_frame
 
-    def num_frames(self, num_samples: int) -> int:
+    def count_frames(self, num_samples: int) -> int:
         """Frames of audio with this many samples; an incomplete last frame counts."""
         hop, segment = self.samples_per_frame, self.segment
         if segment is None:
@@ -48,7 +48,7 @@ class AudioGeometry(FingerprintedConfig):
         before = max(0, -(-(num_samples - overlap) // segment.samples) - 1)
         return before * segment.frames + -(-(num_samples - before * segment.samples) // hop)
 
-    def num_samples(self, num_frames: int) -> int:
+    def count_samples(self, num_frames: int) -> int:
         """Samples that this many frames are decoded to."""
         hop, segment = self.samples_per_frame, self.segment
         if segment is None or num_frames <= segment.frames:

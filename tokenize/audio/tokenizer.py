@@ -38,11 +38,11 @@ class AudioTokenizer(Tokenizer):
         """See Tokenizer.code_geometry."""
         check_regions(quantizer, config.geometry)
         span = quantizer.span
-        name, chunk = "encoder.chunk", config.encoder.chunk
+        name, what, chunk = "encoder.chunk", "chunk", config.encoder.chunk
         if config.segments is not None:
-            name, chunk = "segments.frames", config.segments.frames
+            name, what, chunk = "segments.frames", "segment", config.segments.frames
         if span == 0 or chunk % span:
-            wanted = "quantize frame by frame" if span == 0 else f"choose a multiple of {span}"
+            wanted = "quantize frame by frame" if span == 0 else f"choose a {what} that is a multiple of {span}"
             raise ConfigError(
                 f"{name}: audio is encoded {chunk} frames at a time, but the quantizer's codes span "
                 f"{span or 'all'} frames; {wanted}"
@@ -77,7 +77,7 @@ class AudioTokenizer(Tokenizer):
             lengths: [B] samples of each example, 1 <= length <= N; None: N. Samples beyond it are ignored.
         Returns:
             codes [B, K, T] with T = ceil(longest / hop), and the frames of each example, ceil(length / hop). If there
-            are segments: the codes of all segments (`AudioGeometry.num_frames`), and the scales.
+            are segments: the codes of all segments (`AudioGeometry.count_frames`), and the scales.
         Raises:
             ValueError: wrong shape, an empty example, or non-finite samples.
         """
@@ -99,7 +99,7 @@ class AudioTokenizer(Tokenizer):
             codes.append(found)
             scales.append(scale)
         geometry = self.config.geometry
-        frames = torch.tensor([geometry.num_frames(length) for length in lengths.tolist()], dtype=torch.long)
+        frames = torch.tensor([geometry.count_frames(length) for length in lengths.tolist()], dtype=torch.long)
         none = torch.zeros(0, self.spec.num_codebooks, 0, dtype=torch.long)
         joined = pad_and_cat([none, *(item[None].cpu() for item in codes)])
         return Encoded(joined, frames, pad_sequence(scales, True, 1.0).cpu() if scales and len(scales[0]) else None)
@@ -129,7 +129,7 @@ class AudioTokenizer(Tokenizer):
             lengths: [B] frames of each example; None: T.
             scales: [B, segments] as `encode` returned them; None: segments that are normalized get a common loudness.
         Returns:
-            samples [B, C, T * hop], fewer with overlapping segments (`AudioGeometry.num_samples`); zeros follow
+            samples [B, C, T * hop], fewer with overlapping segments (`AudioGeometry.count_samples`); zeros follow
             examples that are shorter.
         Raises:
             ValueError: codes out of range, or scales for a tokenizer that does not use them.
@@ -137,7 +137,7 @@ class AudioTokenizer(Tokenizer):
         self.check_codes(codes)
         count, _, total = codes.shape
         lengths = torch.full((count,), total) if lengths is None else lengths
-        size = self.config.geometry.num_samples(total)
+        size = self.config.geometry.count_samples(total)
         samples = torch.zeros(count, self.config.channels, size, device=self.device)
         for row, length in enumerate(lengths.tolist()):
             if length:

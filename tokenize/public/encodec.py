@@ -219,10 +219,7 @@ def write_encodec(folder: Path, tokenizer: Tokenizer) -> None:
 
 def describe_encodec(config: Any) -> dict[str, Any]:
     """Settings of a tokenizer by the keys of EncodecConfig; CannotWrite if the tokenizer is of another kind."""
-    parts = (config.encoder, config.decoder) if isinstance(config, AudioTokenizerConfig) else ()
-    if not parts or not all(isinstance(part, SEANetConfig) for part in parts):
-        raise CannotWrite("EnCodec's layout holds audio tokenizers with an encoder and decoder of kind seanet")
-    encoder, quantizer = config.encoder, config.quantizer
+    encoder, quantizer = seanet_encoder("EnCodec", config), config.quantizer
     if not isinstance(quantizer, ResidualConfig) or not isinstance(quantizer.quantizer, VQConfig):
         raise CannotWrite(f"EnCodec's layout holds a residual quantizer of kind vq, found '{quantizer.kind}'")
     return {
@@ -248,6 +245,15 @@ def describe_encodec(config: Any) -> dict[str, Any]:
         "codebook_dim": config.latent_dim,
         "use_conv_shortcut": encoder.shortcut == "convolution",
     }
+
+
+def seanet_encoder(layout: str, config: Any) -> SEANetConfig:
+    """The encoder's config; CannotWrite if it is not an audio tokenizer with an encoder and decoder of kind seanet."""
+    if isinstance(config, AudioTokenizerConfig):
+        encoder, decoder = config.encoder, config.decoder
+        if isinstance(encoder, SEANetConfig) and isinstance(decoder, SEANetConfig):
+            return encoder
+    raise CannotWrite(f"{layout}'s layout holds audio tokenizers with an encoder and decoder of kind seanet")
 
 
 def _chunks(config: AudioTokenizerConfig) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def _difference(found: Any, expected: Any, name: str) -> tuple[str, Any, Any] | 
                 if different is not None:
                     return different
         return None
-    same = SAME.get(name.rpartition(".")[2], {})
+    same: dict[Any, Any] = SAME.get(name.rpartition(".")[2], {})
     if found == expected or (same and same.get(found, found) == same.get(expected, expected)):
         return None
     return name, found, expected

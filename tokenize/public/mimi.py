@@ -25,7 +25,7 @@ from ..quantizers.combinators.residual import ResidualConfig
 from ..quantizers.vq import VQConfig
 from .building import codebook_terms, count_levels, plain_weight, public_tensors, read_tokenizer, tokenizer_shapes
 from .checkpoint import Checkpoint
-from .encodec import PADDINGS
+from .encodec import PADDINGS, seanet_encoder
 from .folder import PublicFolder
 from .layout import check_tokenizer_layout
 from .seanet_names import TRANSFORMERS, SEANetNames, seanet_terms
@@ -367,10 +367,7 @@ def describe_mimi(layout: str, config: Any) -> tuple[dict[str, Any], list[int]]:
     Raises:
         CannotWrite: they do not describe all of it; names the first setting that differs.
     """
-    parts = (config.encoder, config.decoder) if isinstance(config, AudioTokenizerConfig) else ()
-    if not parts or not all(isinstance(part, SEANetConfig) for part in parts):
-        raise CannotWrite(f"{layout}'s layout holds audio tokenizers with an encoder and decoder of kind seanet")
-    encoder, quantizer = config.encoder, config.quantizer
+    encoder, quantizer = seanet_encoder(layout, config), config.quantizer
     if not isinstance(quantizer, BranchesConfig) or quantizer.branches.keys() != set(BRANCHES):
         raise CannotWrite(f"{layout}'s layout holds a quantizer of two branches, semantic and acoustic")
     semantic, levels = quantizer.branches["semantic"].quantizer, quantizer_levels(config)

@@ -114,6 +114,35 @@ def test_files_of_the_package(settings, tmp_path):
     torch.testing.assert_close(made, decoded, rtol=1e-5, atol=1e-5 * float(decoded.abs().max()))
 
 
+def test_the_command(tmp_path, capsys):
+    import tessera
+    from tessera.cli.app import run
+
+    audiocraft_file(make(**MUSIC), tmp_path)
+    path = tmp_path / "compression_state_dict.bin"
+    assert run(["convert", str(path), str(tmp_path / "ours"), "--codebooks", "2"]) == 0
+    assert "audiocraft, 2 codebooks of 16 codes, 2000 frames a second" in capsys.readouterr().err
+    assert tessera.load_tokenizer(tmp_path / "ours").spec == tessera.load_tokenizer(path, codebooks=2).spec
+
+
+class Payload:
+    """What a pickle with code asks for."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_pickle_with_code_is_refused_and_nothing_runs(tmp_path):
+    path = tmp_path / "compression_state_dict.bin"
+    torch.save({"best_state": Payload(str(tmp_path / "ran")), "xp.cfg": ""}, path)
+    with pytest.raises(ValueError, match="this pickle asks for .*open, more than tensors and plain containers"):
+        read_public_codec(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
 def import_package():
     """The package `encodec` if it is installed; it imports torchaudio, which it does not need here."""
     if importlib.util.find_spec("encodec") is None:

@@ -66,13 +66,13 @@ def test_codes_scales_and_samples_are_equal(seed, tmp_path):
                  5 * stride + hop + 1):  # fmt: skip
         samples = 0.3 * torch.randn(1, 2, size)
         expected, found = encode(theirs, samples), ours.encode(samples)
-        assert found.lengths.tolist() == [found.codes.shape[2]] == [ours.spec.geometry.num_frames(size)]
+        assert found.lengths.tolist() == [found.codes.shape[2]] == [ours.spec.geometry.count_frames(size)]
         assert torch.equal(found.codes, torch.cat([codes for codes, _ in expected], dim=2))
         assert (found.scales is not None) == theirs.config.normalize
         if found.scales is not None:
             torch.testing.assert_close(found.scales[0], torch.cat([scale[0] for _, scale in expected]))
         decoded, made = decode(theirs, expected), ours.decode(found.codes, scales=found.scales)
-        assert made.shape == decoded.shape and made.shape[2] == ours.spec.geometry.num_samples(found.codes.shape[2])
+        assert made.shape == decoded.shape and made.shape[2] == ours.spec.geometry.count_samples(found.codes.shape[2])
         torch.testing.assert_close(made, decoded, rtol=1e-5, atol=1e-5 * float(decoded.abs().max()))
 
 
