@@ -39,6 +39,8 @@ class Encoded:
     """[B, K, T] long; frames beyond an example's length are 0."""
     lengths: Tensor
     """[B] long, number of frames of each example."""
+    scales: Tensor | None = None
+    """[B, segments] float32, the scale of each segment of audio, 1 beyond an example's last; None: none are used."""
 
 
 class Tokenizer:

@@ -31,6 +31,9 @@ PARTS = {
     "seanet-reflect": SEANET | {"causal": False, "padding": "reflect"},
     "seanet-causal-reflect": SEANET | {"padding": "reflect", "norm": "none"},
     "seanet-replicate": SEANET | {"padding": "replicate"},
+    "seanet-padded": SEANET | {"ratios": [3, 2], "bottleneck": SLIDING, "last_frame": "padded"},
+    "seanet-padded-reflect": SEANET | {"causal": False, "padding": "reflect", "last_frame": "padded"},
+    "seanet-padded-replicate": SEANET | {"padding": "replicate", "last_frame": "padded"},
     "seanet-trim": SEANET | {"trim_right": 0.5},
     "seanet-lstm": SEANET | {"lstm_layers": 2},
     "seanet-sliding": SEANET | {"ratios": [3, 2], "bottleneck": SLIDING},
@@ -131,6 +134,36 @@ def test_padding_of_a_batch_in_training_changes_nothing(name):
     assert torch.allclose(net.encode_samples(padded, mask)[1:, :short], alone, atol=1e-5)
     alone = net.decode_latents(latents[1:, :short], mask[1:, :short])
     assert torch.allclose(net.decode_latents(latents, mask)[1:, : short * HOP], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if "padded" in name])
+@torch.no_grad()
+def test_a_signal_may_end_inside_its_last_frame(name):
+    """In a stream, in a batch and alone it has the same latents, whatever stands behind its end."""
+    net = tokenizer_of(name).net
+    for frames in (1, 2, 14):
+        for rest in (1, 4, HOP - 1):
+            length = (frames - 1) * HOP + rest
+            samples = torch.randn(2, frames * HOP)
+            mask = (torch.arange(frames * HOP) < torch.tensor([[length], [frames * HOP]])).unflatten(1, (frames, HOP))
+            together = net.encode_samples(samples, mask)[0]
+            samples[0, length:] = 9.0
+            assert torch.allclose(net.encode_samples(samples[:1], mask[:1])[0], together, atol=1e-5)
+            stream = StagesStream(net.encoder.stages(), 4)
+            pieces = net.encoder.frame(samples[0])
+            found = [*stream.push(pieces[:-1]), *stream.finish(pieces[-1:], mask[0, -1])]
+            assert torch.allclose(torch.cat(found), together, atol=1e-4)
+
+
+@pytest.mark.sample(3)
+@parts
+def test_codes_of_audio_that_arrives_in_pieces(name):
+    tokenizer = tokenizer_of(name)
+    for length in (1, 13 * HOP, 13 * HOP + 5):
+        samples = torch.randn(1, length)
+        stream = tokenizer.stream_encoder()
+        pieces = [stream.push(piece) for piece in samples.split(7, dim=1)]
+        assert torch.equal(torch.cat([*pieces, stream.finish()], dim=1), tokenizer.encode(samples[None]).codes[0])
 
 
 def dependence(run, x, at):
@@ -271,18 +304,20 @@ def test_padding_stands_at_the_signal_s_own_ends():
     modes = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate"}
     for padding, mode in modes.items():
         for start, length in ((0, 9), (2, 4), (3, 1), (0, 2), (5, 3)):
-            for left, right in ((0, 0), (4, 0), (2, 2), (3, 2), (6, 1)):
+            for left, right, stride in ((0, 0, 1), (4, 0, 1), (2, 2, 1), (3, 2, 1), (6, 1, 1), (3, 0, 3), (2, 1, 3)):
                 x, mask = torch.randn(1, 2, 9), torch.zeros(1, 9, dtype=torch.bool)
                 mask[0, start : start + length] = True
                 signal = x[:, :, start : start + length]
-                surplus = max(0, max(left, right) - length + 1) if padding == "reflect" else 0
+                after = right + -length % stride  # completes the last step of the convolution
+                surplus = max(0, max(left, after) - length + 1) if padding == "reflect" else 0
                 wanted = torch.nn.functional.pad(
-                    torch.nn.functional.pad(signal, (0, surplus)), (left, right), mode=mode
-                )[..., : left + length + right]
-                found = pad_signal(x, mask, left, right, padding)
+                    torch.nn.functional.pad(signal, (0, surplus)), (left, after), mode=mode
+                )[..., : left + length + after]
+                found = pad_signal(x, mask, left, right, padding, stride)
                 assert found.shape == (1, 2, left + 9 + right)
-                assert torch.equal(found[..., start : start + left + length + right], wanted)
-                found[..., start : start + left + length + right] = 0
+                wanted = wanted[..., : found.shape[2] - start]
+                assert torch.equal(found[..., start : start + wanted.shape[2]], wanted)
+                found[..., start : start + wanted.shape[2]] = 0
                 assert not found.any()
 
 
@@ -307,6 +342,10 @@ def test_padding_stands_at_the_signal_s_own_ends():
         (
             {"decoder": PARTS["fused"]},
             "decoder: kind 'fused' is unknown; known: dac, mel2d, per_channel, seanet, snac, spectrum",
+        ),
+        (
+            {"encoder": PARTS["fused"] | {"semantic": PARTS["seanet-padded-replicate"]}},
+            "encoder: semantic: last_frame padded is not supported inside fused encoders",
         ),
         (
             {"encoder": PARTS["seanet-sliding"] | {"bottleneck": SLIDING | {"heads": 3}}},

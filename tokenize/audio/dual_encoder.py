@@ -53,6 +53,8 @@ class FusedConfig(Config):
                 part.check_shape(shape)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
+            if isinstance(part, SEANetConfig) and part.last_frame == "padded":
+                raise ValueError(f"{name}: last_frame padded is not supported inside fused encoders; use zeros")
 
 
 class FusedEncoder(nn.Module):

@@ -28,6 +28,7 @@ from .dual_encoder import PLAIN_ENCODERS, FusedConfig, FusedEncoder
 from .mel_2d import Mel2DConfig, Mel2DDecoder
 from .per_channel import PerChannelConfig, PerChannelEncoder, for_each_channel, one_channel
 from .seanet import SEANetConfig, SEANetDecoder
+from .segments import SegmentsConfig
 from .snac import SNACConfig, SNACDecoder, SNACEncoder
 from .streaming import StreamingLayer, run_stages
 from .vocos import AudioStackConfig, SpectrumDecoder
@@ -69,6 +70,7 @@ class PerChannelDecoder(nn.Module):
         super().__init__()
         self.channels = shape.channels
         self.part = PLAIN_DECODERS[config.part.kind](config.part, one_channel(shape))  # pyright: ignore
+        self.lost = self.part.lost
 
     def stages(self) -> list[StreamingLayer]:
         """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
@@ -85,7 +87,7 @@ class AudioTokenizerConfig(FingerprintedConfig):
     arXiv:2210.13438).
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"channels", "pad_frames"})
+    added: ClassVar[frozenset[str]] = frozenset({"channels", "pad_frames", "segments"})
 
     kind: Literal["audio"] = "audio"
     name: ShownName
@@ -109,6 +111,9 @@ class AudioTokenizerConfig(FingerprintedConfig):
     """Network from latents to samples."""
     quantizer: QuantizerConfig
     """Turns each latent into codes."""
+    segments: SegmentsConfig | None = None
+    """Of a frozen tokenizer: encode and decode in segments, each alone; null: all audio as one. In training, a crop is
+    a segment, and its loudness is not changed."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> AudioTokenizerConfig:
@@ -117,12 +122,29 @@ class AudioTokenizerConfig(FingerprintedConfig):
                 part.check_shape(self)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
+            if self.segments is None and isinstance(part, SEANetConfig) and part.norm == "time_group":
+                raise ValueError(f"{name}: norm time_group is over all audio that is encoded at once; set segments")
+        if self.segments is not None and self.segments.stride > self.segments.frames * self.hop:
+            raise ValueError(
+                f"segments.stride {self.segments.stride} is above the {self.segments.frames * self.hop} samples of a "
+                "segment, so samples would be left out"
+            )
         return self
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the encoder treats signals that end inside a frame by itself, see SEANetConfig.last_frame."""
+        return isinstance(self.encoder, SEANetConfig) and self.encoder.last_frame == "padded"
 
     @property
     def geometry(self) -> AudioGeometry:
         """Geometry of the code frames."""
-        return AudioGeometry(sample_rate=self.sample_rate, channels=self.channels, samples_per_frame=self.hop)
+        return AudioGeometry(
+            sample_rate=self.sample_rate,
+            channels=self.channels,
+            samples_per_frame=self.hop,
+            segment=None if self.segments is None else self.segments.geometry,
+        )
 
 
 class AudioNet(nn.Module):
@@ -144,7 +166,9 @@ class AudioNet(nn.Module):
         return frames.unflatten(2, (self.config.channels, -1)).transpose(1, 2).flatten(2)
 
     def encode_samples(self, samples: Tensor, mask: Tensor) -> Tensor:
-        """Samples [B, N], or [B, C, N] for several channels, and frame mask [B, T] -> latents [B, T, latent_dim]."""
+        """Samples [B, N], or [B, C, N] for several channels, and frame mask [B, T] -> latents [B, T, latent_dim].
+
+        If the config is `ragged`, the mask may be of samples, [B, T, hop]."""
         samples = samples if samples.dim() == 3 else samples[:, None]
         return run_stages(self.encoder.stages(), self.frames(samples), mask)
 

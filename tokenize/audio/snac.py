@@ -23,7 +23,7 @@ from ...configs.schema import Config, ConfigError
 from ..layers.transformer_block import rotary_angles, rotate
 from .base import AudioShape
 from .dac import Snake
-from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual, normed, steps_of_frames
+from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual, normed, step_mask
 from .seanet import channels_last
 from .streaming import StreamingLayer, window_stage
 
@@ -158,7 +158,7 @@ class NoisyStack(ConvStack):
         signal, places, stream = x.flatten(1, 2).transpose(1, 2), 1, 0
         for layer in self:
             if not isinstance(layer, Noise):
-                signal = layer(signal, steps_of_frames(mask, places))
+                signal = layer(signal, step_mask(mask, places))
                 places *= int(layer.up)  # pyright: ignore[reportArgumentType]
                 continue
             if self.training:

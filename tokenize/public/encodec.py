@@ -1,7 +1,7 @@
 """EnCodec in the layout of transformers (`EncodecModel`): config.json and model.safetensors, or pytorch_model.bin.
 
-The codecs at 24 kHz and 32 kHz (the one of MusicGen). The reflection at the signal's ends, which files differ in, is
-read from the config. Licences: code MIT; weights of audiocraft CC-BY-NC 4.0.
+The codecs at 24 kHz, 32 kHz (the one of MusicGen) and 48 kHz (stereo, in normalized segments). The reflection at the
+signal's ends, which files differ in, is read from the config. Licences: code MIT; weights of audiocraft CC-BY-NC 4.0.
 Source: EnCodec, arXiv:2210.13438; tensor names, config keys and class defaults of transformers 5 (Apache-2.0).
 """
 
@@ -27,13 +27,14 @@ from .building import (
     count_levels,
     found_weight_norm,
     parametrized,
+    plain_weight,
     public_tensors,
     read_tokenizer,
     tokenizer_shapes,
 )
 from .folder import PublicFolder
 from .layout import check_tokenizer_layout
-from .seanet_names import TRANSFORMERS, seanet_terms
+from .seanet_names import TRANSFORMERS, SEANetNames, seanet_terms
 from .tensor_map import CannotWrite, Source, TensorMap, Unused
 
 DEFAULTS: dict[str, Any] = {
@@ -63,8 +64,9 @@ DEFAULTS: dict[str, Any] = {
 }
 """Class defaults of EncodecConfig."""
 PADDINGS = {"reflect": "reflect", "constant": "zeros", "zero": "zeros", "replicate": "replicate"}
-LEVEL = "quantizer.layers."
-FIRST = ".codebook.embed"
+NORMS = {"weight_norm": "weight", "time_group_norm": "time_group"}
+BOOK = "quantizer.layers.{}.codebook."
+"""Prefix of a level's codebook."""
 
 
 def is_encodec(folder: PublicFolder) -> bool:
@@ -89,9 +91,10 @@ def read_encodec_part(
     """As `read_encodec`, of a codec inside another model: key of its config, and prefix of its tensors' names."""
     where = str(folder.config_path)
     checkpoint = folder.checkpoint.within(prefix)
-    held = count_levels(checkpoint.shapes, f"{prefix}{LEVEL}", FIRST)
+    before, after = f"{prefix}{BOOK}embed".split("{}")
+    held = count_levels(checkpoint.shapes, before, after)
     if not held:
-        raise WeightsError(f"{folder.path}: tensor '{prefix}{LEVEL}0{FIRST}' is missing; this is no EnCodec")
+        raise WeightsError(f"{folder.path}: tensor '{before}0{after}' is missing; this is no EnCodec")
     if codebooks is not None and not 1 <= codebooks <= held:
         raise ValueError(f"{folder.path}: {codebooks} codebooks were asked for, the file has {held}")
     config = encodec_config(folder.values(DEFAULTS, within), codebooks or held, where)
@@ -100,8 +103,8 @@ def read_encodec_part(
 
 
 def encodec_config(values: dict[str, Any], levels: int, where: str = "config.json") -> AudioTokenizerConfig:
-    """Our config of an EnCodec with these settings and number of codebooks."""
-    supported = {"norm_type": ("weight_norm",), "normalize": (False,), "pad_mode": tuple(PADDINGS)}
+    """Our config of an EnCodec with these settings (keys of EncodecConfig) and number of codebooks."""
+    supported = {"norm_type": NORMS, "pad_mode": PADDINGS}
     for key, allowed in supported.items():
         if values[key] not in allowed:
             known = " or ".join(repr(one) for one in allowed)
@@ -121,6 +124,7 @@ def encodec_config(values: dict[str, Any], levels: int, where: str = "config.jso
         "shortcut": "convolution" if values["use_conv_shortcut"] else "identity",
         "lstm_layers": values["num_lstm_layers"],
         "causal": values["use_causal_conv"],
+        "norm": NORMS[values["norm_type"]],
         "padding": PADDINGS[values["pad_mode"]],
         "trim_right": values["trim_right_ratio"],
     }
@@ -132,34 +136,65 @@ def encodec_config(values: dict[str, Any], levels: int, where: str = "config.jso
         "channels": values["audio_channels"],
         "hop": math.prod(values["upsampling_ratios"]),
         "latent_dim": values["hidden_size"],
-        "encoder": part,
+        "encoder": part | {"last_frame": "padded"},
         "decoder": part,
         "quantizer": {"kind": "residual", "levels": levels, "quantizer": codebook},
+        "segments": _segments(values, where),
     }
     return check_config(described, AudioTokenizerConfig, where)
 
 
+def _segments(values: dict[str, Any], where: str) -> dict[str, Any] | None:
+    seconds, overlap, rate = values["chunk_length_s"], values["overlap"], values["sampling_rate"]
+    if seconds is None:
+        for key, plain in (("normalize", False), ("norm_type", "weight_norm")):
+            if values[key] != plain:
+                raise ValueError(f"{where}: {key} {values[key]!r} is supported only with chunk_length_s, which is null")
+        return None
+    for key, value, most in (("chunk_length_s", seconds, 1e6), ("overlap", overlap, 1)):
+        if type(value) not in (int, float) or not 0 <= value < most:
+            raise ValueError(f"{where}: {key} must be a number from 0 to {most:g}, found {str(value)[:80]!r}")
+    samples, hop = int(seconds * rate), math.prod(values["upsampling_ratios"])
+    if not samples or samples % hop:
+        raise ValueError(f"{where}: chunk_length_s {seconds} is {samples} samples, which is no multiple of {hop}")
+    stride = max(1, int((1.0 - overlap) * samples))
+    return {"frames": samples // hop, "stride": stride, "normalize": values["normalize"]}
+
+
 def encodec_tensor_map(
-    config: AudioTokenizerConfig, weight: WeightNorm = parametrized, levels: int | None = None, prefix: str = ""
+    config: AudioTokenizerConfig,
+    weight: WeightNorm = parametrized,
+    levels: int | None = None,
+    prefix: str = "",
+    names: SEANetNames = TRANSFORMERS,
+    book: str = BOOK,
 ) -> TensorMap:
-    """The map of an EnCodec. levels: codebooks in the file, if more than the config's; prefix: of their names."""
+    """The map of an EnCodec.
+
+    Args:
+        weight: how the file spells weight norm.
+        levels: codebooks in the file, if more than the config's.
+        prefix: of all names in the file, for a codec inside another model.
+        names, book: names of the networks' layers, and the prefix of a level's codebook.
+    """
     encoder, decoder, quantizer = config.encoder, config.decoder, config.quantizer
     assert isinstance(encoder, SEANetConfig) and isinstance(decoder, SEANetConfig)
     assert isinstance(quantizer, ResidualConfig) and isinstance(quantizer.quantizer, VQConfig)
 
-    terms = seanet_terms(tokenizer_shapes(config), encoder, decoder, weight, TRANSFORMERS, prefix)
+    weight = weight if encoder.norm == "weight" else plain_weight
+    terms = seanet_terms(tokenizer_shapes(config), encoder, decoder, weight, names, prefix)
     unused: dict[str, Unused] = {}
     size, dim = quantizer.quantizer.size, config.latent_dim
     for k in range(levels or quantizer.levels):
-        book = f"{prefix}{LEVEL}{k}.codebook."
+        theirs = prefix + book.format(k)
         if k < quantizer.levels:
-            terms |= codebook_terms(f"quantizer.levels.{k}.codebook", Source(f"{book}embed"))
+            terms |= codebook_terms(f"quantizer.levels.{k}.codebook", Source(f"{theirs}embed"))
         else:
-            unused[f"{book}embed"] = Unused((size, dim))
+            unused[f"{theirs}embed"] = Unused((size, dim))
         unused |= {
-            f"{book}inited": Unused((1,), 1.0),
-            f"{book}cluster_size": Unused((size,), 1.0),
-            f"{book}embed_avg": Unused((size, dim), f"{book}embed"),
+            f"{theirs}inited": Unused((1,), 1.0),
+            f"{theirs}cluster_size": Unused((size,), 1.0),
+            f"{theirs}embed_avg": Unused((size, dim), f"{theirs}embed"),
         }
     return TensorMap(terms, unused)
 
@@ -179,34 +214,32 @@ def write_encodec(folder: Path, tokenizer: Tokenizer) -> None:
 def encodec_part(tokenizer: Tokenizer, prefix: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config of an `EncodecModel` and its tensors, their names with a prefix; raises as `write_encodec`."""
     config = tokenizer.config
-    values = _describe(config)
+    values = describe_encodec(config)
     assert isinstance(config, AudioTokenizerConfig) and isinstance(config.quantizer, ResidualConfig)
-    expected = encodec_config(values, config.quantizer.levels)
+    try:
+        expected = encodec_config(values, config.quantizer.levels)
+    except ValueError as error:
+        raise CannotWrite(str(error)) from None
     check_tokenizer_layout("EnCodec", config, expected)
     described = {"architectures": ["EncodecModel"], "model_type": "encodec"} | values
     return described, public_tensors(tokenizer, encodec_tensor_map(config, prefix=prefix))
 
 
-def _describe(config: Any) -> dict[str, Any]:
-    """config.json of an EncodecModel; CannotWrite if the tokenizer is of another kind."""
-    parts = (config.encoder, config.decoder) if isinstance(config, AudioTokenizerConfig) else ()
-    if not parts or not all(isinstance(part, SEANetConfig) for part in parts):
-        raise CannotWrite("EnCodec's layout holds audio tokenizers with an encoder and decoder of kind seanet")
-    encoder, quantizer = config.encoder, config.quantizer
+def describe_encodec(config: Any) -> dict[str, Any]:
+    """Settings of a tokenizer by the keys of EncodecConfig; CannotWrite if the tokenizer is of another kind."""
+    encoder, quantizer = seanet_encoder("EnCodec", config), config.quantizer
     if not isinstance(quantizer, ResidualConfig) or not isinstance(quantizer.quantizer, VQConfig):
         raise CannotWrite(f"EnCodec's layout holds a residual quantizer of kind vq, found '{quantizer.kind}'")
     return {
         "target_bandwidths": [_bandwidth(config, quantizer.quantizer.size, 1 + k) for k in range(quantizer.levels)],
         "sampling_rate": config.sample_rate,
         "audio_channels": config.channels,
-        "normalize": False,
-        "chunk_length_s": None,
-        "overlap": None,
+        **_chunks(config),
         "hidden_size": config.latent_dim,
         "num_filters": encoder.channels,
         "num_residual_layers": encoder.residual_layers,
         "upsampling_ratios": list(encoder.ratios),
-        "norm_type": "weight_norm",
+        "norm_type": "time_group_norm" if encoder.norm == "time_group" else "weight_norm",
         "kernel_size": encoder.kernel,
         "last_kernel_size": encoder.last_kernel,
         "residual_kernel_size": encoder.residual_kernel,
@@ -220,6 +253,29 @@ def _describe(config: Any) -> dict[str, Any]:
         "codebook_dim": config.latent_dim,
         "use_conv_shortcut": encoder.shortcut == "convolution",
     }
+
+
+def seanet_encoder(layout: str, config: Any) -> SEANetConfig:
+    """The encoder's config; CannotWrite if it is not an audio tokenizer with an encoder and decoder of kind seanet."""
+    if isinstance(config, AudioTokenizerConfig):
+        encoder, decoder = config.encoder, config.decoder
+        if isinstance(encoder, SEANetConfig) and isinstance(decoder, SEANetConfig):
+            return encoder
+    raise CannotWrite(f"{layout}'s layout holds audio tokenizers with an encoder and decoder of kind seanet")
+
+
+def _chunks(config: AudioTokenizerConfig) -> dict[str, Any]:
+    """Segments by the keys of EncodecConfig, which derives samples from seconds and fractions by truncation."""
+    segments = config.segments
+    if segments is None:
+        return {"normalize": False, "chunk_length_s": None, "overlap": None}
+    samples = segments.frames * config.hop
+    seconds, overlap = samples / config.sample_rate, round(1 - segments.stride / samples, 6)
+    if int((1.0 - overlap) * samples) != segments.stride:
+        overlap = 1 - (segments.stride + 0.5) / samples
+    if int(seconds * config.sample_rate) != samples:
+        seconds = (samples + 0.5) / config.sample_rate
+    return {"normalize": segments.normalize, "chunk_length_s": seconds, "overlap": max(0.0, overlap)}
 
 
 def _bandwidth(config: AudioTokenizerConfig, size: int, levels: int) -> float:

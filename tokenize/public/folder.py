@@ -74,13 +74,13 @@ class PublicFolder:
         """
         held = self.config if within is None else self.config.get(within)
         where = str(self.config_path) if within is None else f"{self.config_path}: {within}"
-        if not isinstance(held, dict):
-            raise ValueError(f"{where}: is missing")
         return typed_values(held, defaults, where)
 
 
-def typed_values(held: dict[str, Any], defaults: dict[str, Any], where: str) -> dict[str, Any]:
-    """The values of `held` for the keys of `defaults`; see `PublicFolder.values`. where: prefix of messages."""
+def typed_values(held: Any, defaults: dict[str, Any], where: str) -> dict[str, Any]:
+    """Settings `held` with defaults for absent keys; arguments and errors as PublicFolder.values."""
+    if not isinstance(held, dict):
+        raise ValueError(f"{where}: is missing")
     return {key: _typed(held.get(key, default), default, f"{where}: {key}") for key, default in defaults.items()}
 
 

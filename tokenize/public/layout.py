@@ -10,9 +10,11 @@ from .tensor_map import CannotWrite
 TRAINING_ONLY = {
     *("name", "chunk", "commitment", "decay", "update", "inner_steps", "inner_rate", "index_temperature"),
     *("codebook_weight", "entropy", "moments", "revive_below", "revive", "kmeans_init"),
-    *("level_dropout", "level_choices", "norm"),
+    *("level_dropout", "level_choices", "last_frame", "level"),
 }
-"""Settings that do not change what a frozen tokenizer computes."""
+"""Settings that do not change what a frozen tokenizer computes of whole frames."""
+SAME = {"norm": {"weight": "none"}}
+"""Values that compute the same once a tokenizer is frozen."""
 
 
 def check_tokenizer_layout(layout: str, found: FingerprintedConfig, expected: FingerprintedConfig) -> None:
@@ -34,4 +36,7 @@ def _difference(found: Any, expected: Any, name: str) -> tuple[str, Any, Any] | 
                 if different is not None:
                     return different
         return None
-    return None if found == expected else (name, found, expected)
+    same: dict[Any, Any] = SAME.get(name.rpartition(".")[2], {})
+    if found == expected or (same and same.get(found, found) == same.get(expected, expected)):
+        return None
+    return name, found, expected

@@ -15,12 +15,22 @@ from ..base import Tokenizer
 from .dac import is_dac, read_dac, write_dac
 from .dac_native import is_dac_native, read_dac_native, write_dac_native
 from .encodec import is_encodec, read_encodec, write_encodec
+from .encodec_native import (
+    is_audiocraft,
+    is_encodec_package,
+    read_audiocraft,
+    read_encodec_package,
+    write_audiocraft,
+    write_encodec_package,
+)
 from .folder import PublicFolder
 from .images.ibq import is_ibq, read_ibq, write_ibq
 from .images.llamagen_vq import is_llamagen_vq, read_llamagen_vq, write_llamagen_vq
 from .images.open_magvit2 import is_open_magvit2, read_open_magvit2, write_open_magvit2
 from .images.taming import is_taming, read_taming, write_taming
 from .images.var_vq import is_var_vq, read_var_vq, write_var_vq
+from .mimi import is_mimi, read_mimi, write_mimi
+from .moshi import is_moshi, read_moshi, write_moshi
 from .snac import is_snac, read_snac, write_snac
 
 
@@ -48,6 +58,10 @@ PUBLIC_CODECS = {
     "taming": PublicCodec(is_taming, read_taming, write_taming, ("image_size",)),
     "open-magvit2": PublicCodec(is_open_magvit2, read_open_magvit2, write_open_magvit2, ("image_size",)),
     "var-vq": PublicCodec(is_var_vq, read_var_vq, write_var_vq, ("image_size",)),
+    "mimi": PublicCodec(is_mimi, read_mimi, write_mimi),
+    "moshi": PublicCodec(is_moshi, read_moshi, write_moshi),
+    "audiocraft": PublicCodec(is_audiocraft, read_audiocraft, write_audiocraft),
+    "encodec-package": PublicCodec(is_encodec_package, read_encodec_package, write_encodec_package),
 }
 
 

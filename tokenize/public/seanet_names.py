@@ -7,6 +7,7 @@ Both sides number the layers alike, activations included; only the recurrence is
     block     encoder.down.1.layers.1.conv    encoder.layers.1.block.1.conv   encoder.model.1.block.1.conv.conv
     LSTM      encoder.recurrence.lstm         encoder.layers.13.lstm          encoder.model.13.lstm
     decoder   decoder.up.1.conv               decoder.layers.3.conv           decoder.model.3.convtr.convtr
+    norm      decoder.up.1.norm               decoder.layers.3.norm           decoder.model.3.convtr.norm
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from ..audio.seanet import SEANetConfig
 from .building import WeightNorm
 from .tensor_map import Source, Term
 
-_LAYER = re.compile(r"(encoder|decoder)\.(down|last|first|up)\.(\d+)\.(layers\.\d+\.|shortcut\.)?conv\.(weight|bias)")
+_LAYER = re.compile(
+    r"(encoder|decoder)\.(down|last|first|up)\.(\d+)\.(layers\.\d+\.|shortcut\.)?(conv|norm)\.(weight|bias)"
+)
 _LSTM = re.compile(r"(encoder|decoder)\.recurrence\.lstm\.(\w+)")
 
 
@@ -53,12 +56,15 @@ def seanet_terms(
     for name in ours:
         layer, lstm = _LAYER.fullmatch(name), _LSTM.fullmatch(name)
         if layer is not None:
-            side, part, place, inside, leaf = layer.groups()
+            side, part, place, inside, kind, leaf = layer.groups()
             number = int(place) + starts[part]
             path = names.transposed if part == "up" and not inside and int(place) in transposed else names.conv
             inner = (inside or "").replace("layers.", "block.")
             theirs = f"{prefix}{side}.{names.layers}.{number}.{inner}{path}"
-            terms[name] = weight(theirs) if leaf == "weight" else Source(f"{theirs}.bias")
+            if kind == "norm":
+                terms[name] = Source(f"{theirs.rpartition('.')[0]}.norm.{leaf}")
+            else:
+                terms[name] = weight(theirs) if leaf == "weight" else Source(f"{theirs}.bias")
         elif lstm is not None:
             side, leaf = lstm.groups()
             terms[name] = Source(f"{prefix}{side}.{names.layers}.{recurrences[side]}.lstm.{leaf}")

@@ -1,4 +1,4 @@
-"""EnCodec of transformers: codes and samples are equal, and what we write is read there."""
+"""EnCodec of transformers: codes and samples are equal at every length, and what we write is read there."""
 
 import json
 import random
@@ -46,12 +46,27 @@ def test_codes_and_samples_are_equal(seed, tmp_path):
     assert recognize_codec(tmp_path / "theirs") == "encodec"
     ours = read_public_codec(tmp_path / "theirs")
     hop = ours.config.hop
-    for frames in (1, 7, 40):
-        samples = torch.randn(2, theirs.config.audio_channels, hop * frames)
+    for length in (1, 2, hop - 1, hop, hop + 1, 7 * hop, 9 * hop + seed + 1, 40 * hop, 41 * hop - 1):
+        samples = torch.randn(2, theirs.config.audio_channels, length)
         codes = their_codes(theirs, samples)
         assert torch.equal(ours.encode(samples).codes, codes)
         decoded = theirs.decode(codes[None], [None]).audio_values
         torch.testing.assert_close(ours.decode(codes), decoded, rtol=1e-5, atol=1e-5 * float(decoded.abs().max()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(6))
+def test_audio_that_arrives_in_pieces_has_the_same_codes(seed, tmp_path):
+    theirs = make(seed)
+    theirs.save_pretrained(tmp_path)
+    ours = read_public_codec(tmp_path)
+    for frames, rest in ((70, 0), (70, 1), (33, 3), (0, 1)):
+        samples = torch.randn(1, theirs.config.audio_channels, frames * ours.config.hop + rest)
+        stream, codes = ours.stream_encoder(), []
+        for piece in samples[0].split(random.Random(seed).choice([1, 5, 37]), dim=1):
+            codes.append(stream.push(piece))
+        codes = torch.cat([*codes, stream.finish()], dim=1)
+        assert torch.equal(codes, their_codes(theirs, samples)[0])
 
 
 @torch.no_grad()
@@ -89,7 +104,11 @@ def test_a_config_that_does_not_fit_the_tensors(tmp_path):
         ("num_filters", 3, "the config asks for"),
         ("num_residual_layers", 3, "the config asks for"),
         ("pad_mode", "circular", "pad_mode is 'circular'"),
-        ("norm_type", "time_group_norm", "norm_type is 'time_group_norm'"),
+        ("norm_type", "time_group_norm", "norm_type 'time_group_norm' is supported only with chunk_length_s"),
+        ("norm_type", "batch_norm", "norm_type is 'batch_norm'; only 'weight_norm' or 'time_group_norm'"),
+        ("normalize", True, "normalize True is supported only with chunk_length_s, which is null"),
+        ("chunk_length_s", 1.001, "overlap must be a number from 0 to 1, found 'None'"),
+        ("chunk_length_s", "1", "chunk_length_s must be a number from 0 to 1e\\+06, found '1'"),
         ("num_filters", "4", "num_filters must be of type int, found '4'"),
         ("upsampling_ratios", [4, "x"], r"upsampling_ratios\[1\] must be of type int"),
     ):
