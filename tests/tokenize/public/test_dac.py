@@ -55,6 +55,7 @@ def streamed(tokenizer, codes, sizes):
     return torch.cat([*chunks, stream.push(codes[:, start:]), stream.finish()], dim=1)
 
 
+@pytest.mark.sample(3)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(6))
 def test_codes_and_samples_are_equal(seed, tmp_path):
@@ -121,6 +122,7 @@ def test_a_short_tail_where_there_is_none():
     assert "tail" not in plain.model_dump(mode="json")["decoder"]  # fingerprints of older tokenizers stay
 
 
+@pytest.mark.sample(1)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(2))
 def test_what_we_write_is_read_there_and_here(seed, tmp_path):
@@ -203,6 +205,7 @@ def test_what_the_layout_cannot_hold(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["dac-16khz", "dac-24khz", "dac-44khz"])
 def test_tensors_of_the_published_models(name):
     described = json.loads((HERE / "published" / f"{name}.json").read_text())
@@ -219,6 +222,7 @@ def test_tensors_of_the_published_models(name):
     assert dac_tensor_map(config).expected(tokenizer_shapes(config)) == wanted
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["16khz", "24khz", "44khz", "44khz-16kbps"])
 def test_tensors_of_the_published_files_of_the_authors(name):
     described = json.loads((HERE / "published" / f"dac-native-{name}.json").read_text())
@@ -255,6 +259,7 @@ def test_what_we_write_for_the_authors_library_has_its_names(tmp_path):
     assert read_public_codec(tmp_path / "other").spec == ours.spec
 
 
+@pytest.mark.sample(2)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(4))
 def test_against_the_authors_library(seed, tmp_path):
@@ -295,3 +300,28 @@ def test_arguments_that_do_not_fit(change, message, tmp_path):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=message):
         read_public_codec(tmp_path)
+
+
+def test_the_command_and_the_loader(tmp_path, capsys):
+    import tessera
+    from tessera.cli.app import run
+
+    for source, name in ((HERE / "native_codecs" / "dac.pth", "dac-native"), (HERE / "native_codecs" / "snac", "snac")):
+        assert run(["convert", str(source), str(tmp_path / name), "--codebooks", "2"]) == 0
+        assert f"{name}, 2 codebooks of 16" in capsys.readouterr().err
+        direct = tessera.load_tokenizer(source, codebooks=2)
+        assert tessera.load_tokenizer(tmp_path / name).spec == direct.spec
+        assert run(["convert", str(tmp_path / name), str(tmp_path / f"{name} back"), "--to", name]) == 0
+        assert tessera.load_tokenizer(tmp_path / f"{name} back").config == direct.config
+
+
+def test_a_cut_file_and_one_with_code_are_no_codec(tmp_path):
+    whole = (HERE / "native_codecs" / "dac.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    torch.save(
+        {"state_dict": {"a": torch.ones(1)}, "metadata": {"kwargs": {"encoder_rates": print}}}, tmp_path / "p.pth"
+    )
+    for name in ("cut.pth", "p.pth"):
+        assert recognize_codec(tmp_path / name) is None
+        with pytest.raises(ValueError, match="no public codec that is known here"):
+            read_public_codec(tmp_path / name)

@@ -81,6 +81,7 @@ def draws(monkeypatch, draw):
     monkeypatch.setattr(torch, "randn", lambda shape, **kind: draw(shape))
 
 
+@pytest.mark.sample(4)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(8))
 def test_codes_and_samples_are_equal(seed, tmp_path, monkeypatch):
@@ -116,6 +117,7 @@ def test_seeded_noise_is_theirs_with_these_draws(seed, tmp_path, monkeypatch):
     assert torch.equal(off.encode(torch.ones(1, 1, 99)).codes, ours.encode(torch.ones(1, 1, 99)).codes)
 
 
+@pytest.mark.sample(2)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(4))
 def test_what_we_write_is_read_there_and_here(seed, tmp_path, monkeypatch):
@@ -209,6 +211,7 @@ def test_noise_in_training_is_random():
     assert torch.equal(net.decode_latents(latents, mask), net.decode_latents(latents, mask))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["snac-24khz", "snac-32khz", "snac-44khz"])
 def test_tensors_of_the_published_models(name):
     described = json.loads((HERE / "published" / f"{name}.json").read_text())
