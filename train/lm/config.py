@@ -182,11 +182,12 @@ class TrainConfig(Config):
                 f"data.prompt.min_frames is {self.data.prompt.min_frames}, but the condition codes of lm.conditions "
                 f"reads at most {longest} (its max_frames); lower min_frames or raise max_frames"
             )
-        if "embedding" in kinds:
-            raise ValueError(
-                "lm.conditions: shards hold no vectors for the condition embedding; train such a model from Python, or "
-                "leave it out"
-            )
+        for kind, lacked in (("embedding", "vectors"), ("melody", "melodies")):
+            if kind in kinds:
+                raise ValueError(
+                    f"lm.conditions: shards hold no {lacked} for the condition {kind}; train such a model from Python, "
+                    "or leave it out"
+                )
         if self.data.packing.kind != "padded":
             check_packable(self.lm)
             if self.train.patches:
