@@ -67,8 +67,8 @@ class LMConfig(Config):
     input: InputConfig = EmbeddingInputConfig()
     """Input embedding of the codes of a step."""
     conditions: tuple[ConditionConfig, ...] = ()
-    """What generation is conditioned on (label, text, aligned, embedding, codes), at most one of each kind; empty:
-    nothing."""
+    """What generation is conditioned on (label, text, aligned, embedding, codes, melody), at most one of each kind;
+    empty: nothing."""
     window: PositiveInt | None = None
     """Attention window in steps, current one included, besides the conditions' prefix; null: full causal attention."""
     ahead: AheadConfig | None = None

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
+from ...tokenize.audio.chroma import ChromaConfig
 from ...tokenize.public.checkpoint import open_checkpoint
 from ...tokenize.public.tensor_map import TensorMap, equal_parts
 from ...tokenize.spec import AudioGeometry, TokenSpec
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..checkpoints.weights_file import DTYPES, StorageName
-from ..conditioning.registry import EmbeddingConditionConfig
+from ..conditioning.registry import ConditionConfig, EmbeddingConditionConfig, MelodyConditionConfig
 from ..config import LMConfig
 from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
@@ -50,6 +51,11 @@ PUBLISHED_CODEC = {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4]}
 TEXT_DROPOUT = 0.3
 """Probability of dropping the text of a training row (audiocraft's)."""
 
+MELODY, MELODY_DECODER = "musicgen_melody", "musicgen_melody_decoder"
+COMPOSITES = ("musicgen", MELODY)
+MODEL_TYPES = ("musicgen", "musicgen_decoder", MELODY)
+"""Values of model_type in config.json."""
+
 DECODER_DEFAULTS: dict[str, Any] = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
@@ -67,6 +73,7 @@ DECODER_DEFAULTS: dict[str, Any] = {
 SIZES = tuple(key for key, value in DECODER_DEFAULTS.items() if type(value) is int and not key.endswith("_id"))
 
 PROJECTION = "enc_to_dec_proj"
+MELODY_PROJECTION = "audio_enc_to_dec_proj"
 POSITIONS = "model.decoder.embed_positions."
 IGNORED = ("text_encoder.", "audio_encoder.", f"decoder.{POSITIONS}", POSITIONS)
 """Other models, and sinusoids that a file may contain."""
@@ -99,7 +106,7 @@ def load_musicgen(
         width = _text_width(described, folder)
     else:
         width = checkpoint.shapes[f"{PROJECTION}.weight"][-1] if f"{PROJECTION}.weight" in checkpoint.shapes else None
-    config = musicgen_config(_decoder(described), width, str(folder / "config.json"))
+    config = musicgen_config(_decoder(described), width, str(folder / "config.json"), melody_sizes(described, folder))
     spec = spec or musicgen_spec(described, str(folder / "config.json"))
     books = _decoder(described)["num_codebooks"], _decoder(described)["vocab_size"]
     if spec.cardinalities != (books[1],) * books[0]:
@@ -118,6 +125,8 @@ def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
     """
     folder = Path(folder)
     described, tensors = musicgen_tensors(lm, dtype)
+    if described["model_type"] == MELODY_DECODER:
+        raise ValueError("MusicGen's layout holds a model that follows melodies together with its text encoder only")
     projection = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PROJECTION)}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -138,9 +147,19 @@ def musicgen_tensors(
     return described | {"dtype": dtype}, {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items()}
 
 
-def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, where: str = "config.json") -> LMConfig:
-    """The config of the model that a decoder's config describes; text_width is the width of the text states before the
-    projection, None without one."""
+def musicgen_config(
+    decoder: dict[str, Any],
+    text_width: int | None = None,
+    where: str = "config.json",
+    melody: tuple[ChromaConfig, int] | None = None,
+) -> LMConfig:
+    """The config of the model that a decoder's config describes.
+
+    Args:
+        text_width: width of the text states before the projection; None: there is no projection.
+        melody: of a model that follows melodies, their analysis and number of tokens; melody and text are then a prefix
+            of the sequence instead of the memory of cross-attention.
+    """
     width, vocab = decoder["hidden_size"], decoder["vocab_size"]
     refused = {
         "activation_function": ("gelu",),
@@ -161,6 +180,22 @@ def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, wher
     rate = decoder.get("dropout", 0.0)
     if isinstance(rate, bool) or not isinstance(rate, int | float):
         raise ValueError(f"{where}: dropout must be a number, found {rate!r}")
+    text = make_config(
+        EmbeddingConditionConfig,
+        where,
+        width=width if text_width is None else text_width,
+        projection="none" if text_width is None else "linear",
+        join="cross" if melody is None else "prefix",
+        mask="padding" if melody is None else "none",
+        norm="none",
+        null="zero",
+        dropout=TEXT_DROPOUT,
+    )
+    conditions: tuple[ConditionConfig, ...] = (text,)
+    if melody is not None:
+        chroma, length = melody
+        tune = make_config(MelodyConditionConfig, where, chroma=chroma, length=length, dropout=TEXT_DROPOUT)
+        conditions = (tune, text)
     return make_config(
         LMConfig,
         where,
@@ -172,20 +207,10 @@ def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, wher
         norm="layer",
         norm_eps=1e-5,
         dropout=float(rate),
-        rope=SinusoidalConfig(),
+        rope=SinusoidalConfig(prefix="before" if melody is None else "counted"),
         arrangement=DelayConfig(delays=tuple(k // channels for k in range(books))),
         specials=SpecialsConfig(start=0, pad=0),
-        conditions=(
-            make_config(
-                EmbeddingConditionConfig,
-                where,
-                width=width if text_width is None else text_width,
-                projection="none" if text_width is None else "linear",
-                norm="none",
-                null="zero",
-                dropout=TEXT_DROPOUT,
-            ),
-        ),
+        conditions=conditions,
     )
 
 
@@ -223,6 +248,8 @@ def musicgen_tensor_map(config: LMConfig, spec: TokenSpec, prefix: str = "") -> 
         "transformer.norm.bias": [f"{base}layer_norm.bias"],
         "conditions.parts.embedding.projection.weight": [f"{PROJECTION}.weight"],
         "conditions.parts.embedding.projection.bias": [f"{PROJECTION}.bias"],
+        "conditions.parts.melody.projection.weight": [f"{MELODY_PROJECTION}.weight"],
+        "conditions.parts.melody.projection.bias": [f"{MELODY_PROJECTION}.bias"],
     }
     for n in range(config.layers):
         ours, theirs = f"transformer.blocks.{n}.", f"{base}layers.{n}."
@@ -274,12 +301,26 @@ def _describe(lm: TokenLM) -> dict[str, Any]:
             f"in {channels}"
         )
     width = given.width if given is not None and given.projection == "linear" else None
-    expected = musicgen_config(described, width)
-    if given is not None and len(config.conditions) == 1:  # the layout does not store training settings
-        condition = expected.conditions[0].model_copy(update={"dropout": given.dropout, "mask": given.mask})
-        expected = expected.model_copy(update={"conditions": (condition,)})
+    tune = next((c for c in config.conditions if isinstance(c, MelodyConditionConfig)), None)
+    if tune is not None:
+        described["model_type"], described["architectures"] = MELODY_DECODER, ["MusicgenMelodyForCausalLM"]
+    expected = musicgen_config(described, width, melody=None if tune is None else (tune.chroma, tune.length))
+    if len(config.conditions) == len(expected.conditions):
+        pairs = zip(expected.conditions, config.conditions, strict=True)
+        expected = expected.model_copy(update={"conditions": tuple(_with_unstored(*pair) for pair in pairs)})
     check_layout("MusicGen", config, expected, spec.num_codebooks)
     return described
+
+
+def _with_unstored(expected: ConditionConfig, found: ConditionConfig) -> ConditionConfig:
+    """An expected condition with the settings of the found one that the layout does not store: those of training, and
+    whether cross-attention masks the padding."""
+    if type(found) is not type(expected):
+        return expected
+    unstored: dict[str, Any] = {"dropout": found.dropout}
+    if isinstance(found, EmbeddingConditionConfig) and found.join == "cross":
+        unstored["mask"] = found.mask
+    return expected.model_copy(update=unstored)
 
 
 def _positions(spec: TokenSpec) -> int:
@@ -300,20 +341,44 @@ def read_musicgen_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder}: no checkpoint here (config.json is missing)")
     described = read_json(path)
     kind = described.get("model_type") if isinstance(described, dict) else None
-    if kind not in ("musicgen", "musicgen_decoder"):
-        raise ValueError(f"{path}: model_type is {kind!r}; supported are 'musicgen' and 'musicgen_decoder'")
-    decoder = described.get("decoder") if kind == "musicgen" else described
+    if kind not in MODEL_TYPES:
+        known = ", ".join(repr(one) for one in MODEL_TYPES)
+        raise ValueError(f"{path}: model_type is {kind!r}; supported are {known}")
+    decoder = described.get("decoder") if kind in COMPOSITES else described
     if not isinstance(decoder, dict):
         raise ValueError(f"{path}: has no decoder")
     decoder = DECODER_DEFAULTS | decoder
     for key in SIZES:
         if not isinstance(decoder.get(key), int) or isinstance(decoder[key], bool) or decoder[key] < 1:
             raise ValueError(f"{path}: {key} must be a whole number, found {decoder.get(key)!r}")
-    return described | {"decoder": decoder} if kind == "musicgen" else decoder
+    return described | {"decoder": decoder} if kind in COMPOSITES else decoder
+
+
+def melody_sizes(described: dict[str, Any], folder: Path) -> tuple[ChromaConfig, int] | None:
+    """The analysis of melodies and their number of tokens; None for a model that does not follow them.
+
+    preprocessor_config.json may hold other sizes than the class defaults of the feature extractor.
+    """
+    if described["model_type"] != MELODY:
+        return None
+    path, bins = folder / "preprocessor_config.json", described.get("num_chroma", 12)
+    found = read_json(path) if path.is_file() else {}
+    found = found if isinstance(found, dict) else {}
+    if found.get("num_chroma", bins) != bins:
+        raise ValueError(f"{path}: num_chroma is {found['num_chroma']!r}, but the model's config says {bins!r}")
+    if bins == described["decoder"]["hidden_size"]:
+        raise ValueError(f"{folder}/config.json: num_chroma is hidden_size, {bins}; such a model is not supported")
+    names = {"sample_rate": "sampling_rate", "window": "n_fft", "hop": "hop_length", "seconds": "chunk_length"}
+    sizes = {ours: found[theirs] for ours, theirs in names.items() if theirs in found}
+    chroma = make_config(ChromaConfig, str(path), bins=bins, **sizes)
+    length = described.get("chroma_length", 235)
+    if type(length) is not int:
+        raise ValueError(f"{folder}/config.json: chroma_length must be a whole number, found {length!r}")
+    return chroma, length
 
 
 def _is_composite(described: dict[str, Any]) -> bool:
-    return described["model_type"] == "musicgen"
+    return described["model_type"] in COMPOSITES
 
 
 def _decoder(described: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""MusicGen whole: the text encoder and the audio codec beside the decoder (`MusicgenForConditionalGeneration`).
+"""MusicGen whole: the text encoder and the audio codec beside the decoder (`MusicgenForConditionalGeneration`, and
+`MusicgenMelodyForConditionalGeneration` for models that follow melodies).
 
     text_encoder.*       a T5 encoder; its tokenizer's files lie beside config.json
     audio_encoder.*      an EnCodec of one channel; stereo models use it for each channel
@@ -10,6 +11,7 @@ Source: tensor names and config keys of transformers 5 (Apache-2.0), MusicGen (a
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ...configs.files import write_json, write_safetensors
 from ...tokenize.base import Tokenizer
@@ -19,9 +21,10 @@ from ...tokenize.public.folder import PublicFolder
 from ...tokenize.spec import AudioGeometry
 from ..checkpoints.model_directory import LoadedModel
 from ..checkpoints.weights_file import StorageName
+from ..conditioning.melody import MelodyConditionConfig
 from ..conditioning.text_encoder import TextEncoder, open_text_encoder
 from ..models.causal import TokenLM
-from .musicgen import musicgen_config, musicgen_tensors, read_musicgen_config, save_musicgen
+from .musicgen import COMPOSITES, MELODY, musicgen_config, musicgen_tensors, read_musicgen_config, save_musicgen
 
 TEXT, CODEC, DECODER = "text_encoder", "audio_encoder", "decoder"
 
@@ -33,7 +36,7 @@ def read_musicgen_codec(folder: PublicFolder) -> Tokenizer | None:
         ValueError: an unsupported codec, by name. WeightsError: tensors missing or misshapen.
     """
     described = read_musicgen_config(folder.path)
-    if described["model_type"] != "musicgen":
+    if described["model_type"] not in COMPOSITES:
         return None
     decoder = described[DECODER]
     musicgen_config(decoder, None, str(folder.config_path))  # refuses what the language model does not support
@@ -48,7 +51,7 @@ def read_musicgen_codec(folder: PublicFolder) -> Tokenizer | None:
 
 def read_musicgen_text_encoder(folder: PublicFolder) -> TextEncoder | None:
     """The text encoder of a folder; None if it is a decoder alone. Raises as `open_text_encoder`."""
-    if read_musicgen_config(folder.path)["model_type"] != "musicgen":
+    if read_musicgen_config(folder.path)["model_type"] not in COMPOSITES:
         return None
     return open_text_encoder(folder, TEXT, f"{TEXT}.")
 
@@ -87,6 +90,10 @@ def save_musicgen_composite(folder: Path, model: LoadedModel, dtype: StorageName
     if isinstance(defaults.top_k, int) and defaults.top_k:
         generation["top_k"] = defaults.top_k
     write_json(folder / "generation_config.json", generation)
+    melody = next((c for c in lm.config.conditions if isinstance(c, MelodyConditionConfig)), None)
+    described = {TEXT: encoder.described, CODEC: codec, DECODER: decoder}
+    described |= {"architectures": ["MusicgenForConditionalGeneration"], "model_type": "musicgen"}
+    described["is_encoder_decoder"] = melody is None
     extractor = {
         "feature_extractor_type": "EncodecFeatureExtractor",
         "processor_class": "MusicgenProcessor",
@@ -98,14 +105,29 @@ def save_musicgen_composite(folder: Path, model: LoadedModel, dtype: StorageName
         "chunk_length_s": None,
         "overlap": None,
     }
+    if melody is not None:
+        described |= {"architectures": ["MusicgenMelodyForConditionalGeneration"], "model_type": MELODY}
+        described |= {"num_chroma": melody.chroma.bins, "chroma_length": melody.length}
+        extractor = melody_extractor(melody)
     write_json(folder / "preprocessor_config.json", extractor)
-    described = {
-        "architectures": ["MusicgenForConditionalGeneration"],
-        "model_type": "musicgen",
-        "is_encoder_decoder": True,
-        TEXT: encoder.described,
-        CODEC: codec,
-        DECODER: decoder,
-    }
     write_json(folder / "config.json", described)
     return None
+
+
+def melody_extractor(melody: MelodyConditionConfig) -> dict[str, Any]:
+    """preprocessor_config.json of a `MusicgenMelodyFeatureExtractor`."""
+    chroma = melody.chroma
+    return {
+        "feature_extractor_type": "MusicgenMelodyFeatureExtractor",
+        "processor_class": "MusicgenMelodyProcessor",
+        "feature_size": chroma.bins,
+        "num_chroma": chroma.bins,
+        "sampling_rate": chroma.sample_rate,
+        "n_fft": chroma.window,
+        "hop_length": chroma.hop,
+        "chunk_length": chroma.seconds,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+        "stem_indices": [3, 2],
+    }

@@ -23,7 +23,7 @@ from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
 from ..quantization.packed_linear import WeightsName, check_weights, pack_
 from .llamagen import LLAMAGEN_DEFAULTS, is_llamagen, load_llamagen, read_llamagen_tokenizer, save_llamagen
-from .musicgen import MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
+from .musicgen import MODEL_TYPES, MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
 from .musicgen_composite import read_musicgen_codec, read_musicgen_text_encoder, save_musicgen_composite
 
 
@@ -53,7 +53,7 @@ class PublicLayout:
 
 PUBLIC = {
     "musicgen": PublicLayout(
-        ("musicgen", "musicgen_decoder"),
+        MODEL_TYPES,
         load_musicgen,
         save_musicgen,
         MUSICGEN_DEFAULTS,

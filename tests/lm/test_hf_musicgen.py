@@ -165,7 +165,8 @@ def test_a_pickle_of_tensors_is_read_and_what_is_missing_is_said(copied):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"model_type": "musicgen_melody"}, "model_type is 'musicgen_melody'; supported are"),
+        ({"model_type": "musicgen_style"}, "model_type is 'musicgen_style'; supported are"),
+        ({"model_type": "musicgen_melody"}, "config.json: has no decoder"),
         ({"activation_function": "relu"}, "activation_function is 'relu'; only 'gelu' is supported"),
         ({"pad_token_id": 0}, "pad_token_id is 0; only 32 is supported"),
         ({"hidden_size": None}, "hidden_size must be a whole number, found None"),

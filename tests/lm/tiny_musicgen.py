@@ -62,6 +62,28 @@ def make_composite(seed=0, books=4, channels=1, text_width=TEXT_WIDTH) -> transf
     return model
 
 
+BINS, CHROMA_LENGTH = 12, 9
+
+
+def make_melody(seed=0) -> transformers.MusicgenMelodyForConditionalGeneration:
+    """A model that follows melodies; see `make_composite`."""
+    like = make_composite(seed)
+    decoder = transformers.MusicgenMelodyDecoderConfig(
+        **{key: value for key, value in decoder_config().to_dict().items() if key in SHARED}
+    )
+    config = transformers.MusicgenMelodyConfig(
+        text_encoder=like.config.text_encoder, audio_encoder=like.config.audio_encoder, decoder=decoder,
+        num_chroma=BINS, chroma_length=CHROMA_LENGTH,
+    )  # fmt: skip
+    model = strong(transformers.MusicgenMelodyForConditionalGeneration(config))
+    model.audio_encoder.load_state_dict(like.audio_encoder.state_dict())
+    return model
+
+
+SHARED = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "num_codebooks"),
+    *("audio_channels", "pad_token_id", "bos_token_id"),
+)
 PIECES = ["\u2581calm", "\u2581piano", "\u2581a", "\u2581drums", "\u2581and", *"acdilmnoprsu"]
 
 

@@ -191,6 +191,11 @@ class TrainConfig(Config):
                 f"data.prompt.min_frames is {self.data.prompt.min_frames}, but the condition codes of lm.conditions "
                 f"reads at most {longest} (its max_frames); lower min_frames or raise max_frames"
             )
+        if "melody" in kinds:
+            raise ValueError(
+                "lm.conditions: shards hold no melodies for the condition melody; train such a model from Python, or "
+                "leave it out"
+            )
         if ("embedding" in kinds) != (self.data.embedding is not None):
             raise ValueError(
                 "lm.conditions: shards hold no vectors for the condition embedding; set data.embedding: none to train "
