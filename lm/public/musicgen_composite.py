@@ -78,7 +78,7 @@ def save_musicgen_composite(folder: Path, model: LoadedModel, dtype: StorageName
     encoder.save_tokenizer(folder)
     pad, defaults, geometry = decoder["pad_token_id"], model.defaults, model.spec.geometry
     assert isinstance(geometry, AudioGeometry)
-    generation = {
+    generation: dict[str, Any] = {
         "bos_token_id": pad,
         "pad_token_id": pad,
         "decoder_start_token_id": pad,
@@ -91,10 +91,10 @@ def save_musicgen_composite(folder: Path, model: LoadedModel, dtype: StorageName
         generation["top_k"] = defaults.top_k
     write_json(folder / "generation_config.json", generation)
     melody = next((c for c in lm.config.conditions if isinstance(c, MelodyConditionConfig)), None)
-    described = {TEXT: encoder.described, CODEC: codec, DECODER: decoder}
+    described: dict[str, Any] = {TEXT: encoder.described, CODEC: codec, DECODER: decoder}
     described |= {"architectures": ["MusicgenForConditionalGeneration"], "model_type": "musicgen"}
     described["is_encoder_decoder"] = melody is None
-    extractor = {
+    extractor: dict[str, Any] = {
         "feature_extractor_type": "EncodecFeatureExtractor",
         "processor_class": "MusicgenProcessor",
         "feature_size": geometry.channels,
