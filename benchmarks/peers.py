@@ -53,7 +53,7 @@ class Codec:
     """Number of codebooks used; None: all."""
     encode: Callable[[Any, Tensor, int | None], Tensor]
     """encode(model, media [1, C, N], codebooks) -> codes [1, K, T]."""
-    decode: Callable[[Any, Tensor], Tensor]
+    decode: Callable[[Any, Tensor], Any]
     """decode(model, codes) -> samples."""
 
 
@@ -164,11 +164,11 @@ def compare_codec(name: str, codec: Codec, turns: int, quick: bool) -> list[dict
         same = (codec.encode(theirs, media, count) == codes).float().mean().item()
         if same < 0.999:
             raise SystemExit(f"{name}: only {same:.2%} of the codes are equal, so there is nothing to compare")
-        works = {
+        works: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
             "encode": (lambda: ours.encode(media), lambda: codec.encode(theirs, media, count)),
             "decode": (lambda: ours.decode(codes), lambda: codec.decode(theirs, codes)),
         }
-        rows = [{"system": name, "work": work, **turns_of(*pair, turns)} for work, pair in works.items()]
+        rows = [{"system": name, "work": work, **turns_of(own, other, turns)} for work, (own, other) in works.items()]
         fresh = {side: in_a_process(name, side, folder, quick) for side in ("ours", "theirs")}
     for work, key, digits in (("load", "load_s", 3), ("memory", "peak_mb", 0)):
         own, other = fresh["ours"][key], fresh["theirs"][key]

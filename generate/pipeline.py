@@ -59,7 +59,7 @@ def generate(
         text_ids: ids of the text, or a list of lists; None: none.
         embedding: vectors [L, width], or a list; None: none.
         voice: reference codes [K, L] that condition the samples but are not part of them, or a list; None: none.
-        melody: pitch classes [L, bins] (tokenize/audio/chroma.py), or a list; None: none.
+        melody: pitch classes [L, bins] (lm/conditioning/chroma.py), or a list; None: none.
         n: samples for each entry of the lists.
         seed: sample i has the seed `seed + i` and no other randomness: it is the same alone as in a batch.
         prompt: codes [K, t] or [B, K, t] that the samples begin with; they are part of the result.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...lm.conditioning.chroma import chroma
 from ...lm.conditioning.melody import MelodyConditionConfig
-from ...tokenize.audio.chroma import chroma
 from ...tokenize.spec import AudioGeometry, Geometry
 from .arguments import tensor
 from .prompt import Prompt

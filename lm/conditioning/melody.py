@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...configs.schema import Config
-from ...tokenize.audio.chroma import ChromaConfig
 from ..ops.linear import Linear
 from .base import ConditionContext
 from .batch import ConditionBatch
+from .chroma import ChromaConfig
 from .padding import check_lengths, drop_rows
 
 

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
-from ...tokenize.audio.chroma import ChromaConfig
 from ...tokenize.public.checkpoint import open_checkpoint
 from ...tokenize.public.tensor_map import TensorMap, equal_parts
 from ...tokenize.spec import AudioGeometry, TokenSpec
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..checkpoints.weights_file import DTYPES, StorageName
+from ..conditioning.chroma import ChromaConfig
 from ..conditioning.registry import ConditionConfig, EmbeddingConditionConfig, MelodyConditionConfig
 from ..config import LMConfig
 from ..generation_config import GenerationConfig

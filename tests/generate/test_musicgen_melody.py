@@ -12,7 +12,7 @@ from tiny_musicgen import BINS, CHROMA_LENGTH, make_melody, save_whole, transfor
 import tessera
 from tessera.cli.app import run
 from tessera.configs.files import read_safetensors
-from tessera.tokenize.audio.chroma import ChromaConfig, chroma, chroma_filters
+from tessera.lm.conditioning.chroma import ChromaConfig, chroma, chroma_filters
 
 SIZES = {"sampling_rate": 8000, "n_fft": 256, "hop_length": 64, "num_chroma": BINS, "chunk_length": 1}
 

@@ -4,6 +4,7 @@ import itertools
 
 import torch
 
+from tessera.lm.conditioning.chroma import ChromaConfig
 from tessera.lm.conditioning.registry import (
     CodesConditionConfig,
     ConditionBatch,
@@ -29,7 +30,6 @@ from tessera.lm.patterns.pattern import (
     PartialFlatConfig,
     UnrolledConfig,
 )
-from tessera.tokenize.audio.chroma import ChromaConfig
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
 from tessera.tokenize.text.byte_text import ByteTextConfig
 

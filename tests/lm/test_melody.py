@@ -5,10 +5,10 @@ import torch
 from small_models import make_codes, make_conditions, make_config, make_lm
 
 from tessera.lm.conditioning.base import ConditionContext
+from tessera.lm.conditioning.chroma import ChromaConfig
 from tessera.lm.conditioning.melody import MelodyCondition
 from tessera.lm.conditioning.registry import ConditionBatch, EmbeddingConditionConfig, MelodyConditionConfig
 from tessera.lm.ops.rotary import SinusoidalConfig
-from tessera.tokenize.audio.chroma import ChromaConfig
 
 MELODY = MelodyConditionConfig(chroma=ChromaConfig(bins=5), length=4)
 TEXT = EmbeddingConditionConfig(width=6, join="prefix")

@@ -11,6 +11,7 @@ from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import BitsInputConfig, EmbeddingInputConfig
 from tessera.lm.models.named_rows import NULL, NamedRows, fill_rows, named_rows
+from tessera.lm.ops.rotary import TimeRopeConfig
 from tessera.tokenize.text.byte_text import ByteText, ByteTextConfig
 
 LABELS = ["a", "b", "c", "d"]
@@ -68,7 +69,7 @@ HEADS = [
 @pytest.mark.parametrize(("settings", "arrangement"), HEADS)
 def test_more_codebooks_leave_what_the_old_ones_predict(settings, arrangement):
     """With the new codebooks' inputs silenced, the logits of the old codebooks are those of the old model."""
-    case = (arrangement, "nothing", *CASES["delay, nothing"][2:6])
+    case = (arrangement, "nothing", TimeRopeConfig(), None, *CASES["delay, nothing"][4:6])
     config = make_config((*case[:3], settings.get("input", EmbeddingInputConfig()), *case[4:]), **settings)
     old = make_lm(config, spec=make_spec((8, 8)))
     new = make_lm(config, seed=7, spec=make_spec((8, 8, 8, 16)))
