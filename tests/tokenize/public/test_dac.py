@@ -323,5 +323,5 @@ def test_a_cut_file_and_one_with_code_are_no_codec(tmp_path):
     )
     for name in ("cut.pth", "p.pth"):
         assert recognize_codec(tmp_path / name) is None
-        with pytest.raises(ValueError, match="no public codec that is known here|not a usable file of tensors"):
+        with pytest.raises(ValueError, match="not a usable file of tensors|this pickle asks for"):
             read_public_codec(tmp_path / name)
