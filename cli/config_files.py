@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,12 +28,17 @@ class OpenConfig:
     """Parsed contents of the file."""
     sets: Sequence[str]
 
-    def read_as(self, model: type[C]) -> C:
-        """The config as an object, with the overrides; raises ConfigError like `read_config`."""
+    def read_as(self, model: type[C], fill: Callable[[Any], Any] | None = None) -> C:
+        """The config as an object, with the overrides; raises ConfigError like `read_config`.
+
+        Args:
+            fill: completes the data before it is checked.
+        """
         from ..configs.schema import build_config
 
         where = str(self.path) if self.name is None else self.name
-        read = build_config(copy.deepcopy(self.data), model, self.sets, where, _with_shipped)
+        resolve = _with_shipped if fill is None else lambda data: fill(_with_shipped(data))
+        read = build_config(copy.deepcopy(self.data), model, self.sets, where, resolve)
         if self.name is not None:
             say(f"config {self.name}; a copy to change: tessera configs {self.name} --copy DIR")
         return read

@@ -47,6 +47,9 @@ class ModelOptions:
 
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto"
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of low-rank changes of the model (tessera export RUN --adapter).")
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -282,6 +282,13 @@ def read_header(path: str | Path, max_header: int = MAX_HEADER_BYTES, max_tensor
         raise FileNotFoundError(f"{path}: no such file")
     with open(path, "rb") as file:
         return _read_header(path, file, max_header, max_tensors, None)
+
+
+def read_entries(path: Path, header: TensorHeader, names: Iterable[str]) -> dict[str, Tensor]:
+    """Read some tensors of a safetensors file whose header was read before; DamagedFile if the file has become
+    shorter since."""
+    with open(path, "rb") as file:
+        return {name: _read_tensor(path, file, header.tensors[name], None) for name in names}
 
 
 def check_sha256(path: Path, found: str, wanted: str | None, advice: str = COPY_AGAIN) -> None:

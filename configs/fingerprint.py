@@ -19,12 +19,14 @@ from .files import DamagedFile, read_sealed_json, sha256_file, write_sealed_json
 from .schema import Config, check_config
 
 FINGERPRINT_FILE = "fingerprint.json"
-WEIGHT_FILES = ("lm.safetensors", "coarse.safetensors")
+WEIGHT_FILES = ("lm.safetensors", "coarse.safetensors", "text_encoder/model.safetensors")
 MODEL_FILES = (
     *("config.json", *WEIGHT_FILES, "text.model", "units.json", "english.zip", "lexicon.tsv"),
     *("tokenizer/config.json", "tokenizer/tokenizer.safetensors"),
     *("clusters/config.json", "clusters/clusters.safetensors"),
     *("coder/coder.json", "coder/coder.safetensors"),
+    *("text_encoder/config.json", "text_encoder/tokenizer.json", "text_encoder/spiece.model"),
+    *("text_encoder/tokenizer_config.json", "text_encoder/special_tokens_map.json", "text_encoder/added_tokens.json"),
 )
 """All files that are read from a model directory."""
 

@@ -25,7 +25,7 @@ def config_kind(data: Any) -> str | None:
     """The kind of a YAML file by its top-level keys; None if unknown."""
     if not isinstance(data, dict):
         return None
-    if "lm" in data:
+    if "lm" in data or ("init" in data and isinstance(data.get("tokenizer"), str)):
         return "lm"
     if "corpus" in data:
         return "align" if "text" in data else "shards"
@@ -35,8 +35,8 @@ def config_kind(data: Any) -> str | None:
 
 
 def folder_kind(folder: str | Path) -> str | None:
-    """The content of a folder: "model", "tokenizer", "run", "tokenizer run", "shards", "clusters", "coder" or "foreign"
-    (a checkpoint of another library); None if unknown."""
+    """The content of a folder: "model", "adapter", "tokenizer", "run", "tokenizer run", "shards", "clusters", "coder"
+    or "foreign" (a checkpoint of another library); None if unknown."""
     folder = Path(folder)
     if not folder.is_dir():
         return None
@@ -54,6 +54,8 @@ def folder_kind(folder: str | Path) -> str | None:
             return "tokenizer"
         if "lm" in described and "train" in described:
             return "run"
+    if (folder / "adapter.json").is_file():
+        return "adapter"
     if (folder / "coder.json").is_file():
         return "coder"
     return "tokenizer run" if (folder / "train.json").is_file() else None
@@ -96,13 +98,14 @@ def _folder_words(folder: Path) -> tuple[str, str]:
         return "an unfinished tokenizer run", f"its last frozen snapshot: {frozen[-1]}" if frozen else onward
     words = {
         "model": ("a model", f"use it with: tessera generate {folder}"),
+        "adapter": ("an adapter", f"use it with the model it changes: tessera generate MODEL --adapter {folder}"),
         "tokenizer": ("a tokenizer", f"use it with: tessera encode FILES --tokenizer {folder}"),
         "shards": ("a folder of shards", "name it as data.shards in the config of: tessera train"),
         "clusters": ("a folder of clusters", "name it as clusters in the config of: tessera train"),
         "coder": ("a coder", f"use it with: tessera encode FILES --compress --model {folder}"),
         "foreign": (
             "a checkpoint of another library",
-            f"convert one of MusicGen or LlamaGen with: tessera convert {folder} DST",
+            f"if docs/public-models.md lists it, convert it with: tessera convert {folder} DST",
         ),
     }
     if kind is not None:

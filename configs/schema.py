@@ -34,6 +34,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    @classmethod
+    def of_earlier_files(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a file, as this version names them. ConfigError: an earlier name beside its successor."""
+        return data
+
 
 class FingerprintedConfig(Config):
     """Config that is part of fingerprints: fields added later are not serialized at their default value.
@@ -112,6 +117,10 @@ def check_config(data: Any, kind: type[C], where: str = "config") -> C:
     """Validate plain data (as read from YAML or JSON) as a `kind`; ConfigError names the first bad field."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected a mapping of settings, found {_kind_of(data)}")
+    try:
+        data = kind.of_earlier_files(data)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     try:
         # Through JSON: strict mode then accepts lists for tuples and strings for enums, which files cannot express.
         return kind.model_validate_json(json.dumps(data))
@@ -217,7 +226,7 @@ def _kinds_at(annotation: Any, location: Sequence[str | int]) -> list[str]:
 def _fields_at(annotation: Any, location: Sequence[str | int]) -> set[str]:
     """Names of the fields allowed where pydantic reports an error; follows its location through unions and lists."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        fields = annotation.model_fields
+        fields = {field.alias or name: field for name, field in annotation.model_fields.items()}
         if not location:
             return set(fields)
         if location[0] in fields:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .files import read_header
-
 
 class WeightsError(ValueError):
     """The weights do not match the config: tensors are missing, unexpected, or have another shape."""
@@ -23,8 +21,3 @@ def check_tensors(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int
             raise WeightsError(
                 f"{path}: tensor '{name}' is {list(found[name])}, the config asks for {list(wanted[name])}"
             )
-
-
-def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes from the validated header, without reading the tensors."""
-    return {name: entry.shape for name, entry in read_header(path).tensors.items()}

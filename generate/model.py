@@ -43,6 +43,7 @@ class Model(ModelParts):
         voice: Prompt | Sequence[Prompt] | None = None,
         voice_frames: int | None = None,
         embedding: Tensor | Sequence[Tensor] | None = None,
+        melody: Prompt | Sequence[Prompt] | None = None,
         n: int = 1,
         seed: int = 0,
         prompt: Prompt | None = None,
@@ -61,12 +62,14 @@ class Model(ModelParts):
             given: positional text of a text model, otherwise the label: generate("one"), generate(7).
                 A number is a label even if the model has both.
             label: a label name or id, or a list of them.
-            text: the text to speak or to depict, or a list. Speech longer than the training examples is split into
-                chunks (generate/long_form/speech.py).
+            text: the text to speak or to depict, or a description of music, or a list. Speech longer than the training
+                examples is split into chunks (generate/long_form/speech.py).
             voice: a reference recording whose voice to use, or a reference image, or a list: media, codes [K, L] or a
                 file, as `prompt`; it is not part of the result. For models with the condition `codes`.
             voice_frames: use only the first frames of the voice.
             embedding: vectors [L, width] of another model, or a list. For models with the condition `embedding`.
+            melody: a recording whose melody to follow, or a list: an audio file, or samples [C, N] at the model's
+                sample rate. For models with the condition `melody`.
             n: samples for each entry of the lists.
             seed: sample i has the seed `seed + i`; the same seed and condition give the same sample whatever else is in
                 the batch (with `exact=True` even where kernel rounding depends on the batch size).
@@ -99,7 +102,7 @@ class Model(ModelParts):
             check_count(n)
             result = generate_long(self, entries, n, seed, start, exact, batch, on_progress, settings)
             return replace(result, warnings=issue_warnings(notes))
-        inputs = condition_inputs(self, label, text, voice, voice_frames, embedding, unconditional, notes)
+        inputs = condition_inputs(self, label, text, voice, voice_frames, embedding, unconditional, notes, melody)
         start = start_codes(self, prompt, prompt_frames, text if isinstance(text, str) else None, notes)
         own = with_min_frames(self, text, num_frames, settings)
         request = make_request(self.lm, self.tokenizer, inputs, n, seed, start, num_frames, self.defaults, own)
@@ -120,6 +123,7 @@ class Model(ModelParts):
         voice: Prompt | None = None,
         voice_frames: int | None = None,
         embedding: Tensor | None = None,
+        melody: Prompt | None = None,
         seed: int = 0,
         prompt: Prompt | None = None,
         prompt_frames: int | None = None,
@@ -142,7 +146,7 @@ class Model(ModelParts):
         chunks = self._chunks(text, num_frames, settings, notes) if isinstance(text, str) else []
         split = chunks[0] if chunks and len(chunks[0]) > 1 else None
         first = text if split is None else split[0]
-        inputs = condition_inputs(self, label, first, voice, voice_frames, embedding, unconditional, notes)
+        inputs = condition_inputs(self, label, first, voice, voice_frames, embedding, unconditional, notes, melody)
         start = start_codes(self, prompt, prompt_frames, first, notes)
         issue_warnings(notes)
         if split is not None and isinstance(self.tokenizer, AudioTokenizer):
@@ -183,8 +187,8 @@ class Model(ModelParts):
             ValueError: as in `generate`.
         """
         if not unconditional:
-            text = "a" if text is None and label is None and self.text is not None else text
-            label = 0 if label is None and self.text is None and self.labels else label
+            text = "a" if text is None and label is None and self.reads_text else text
+            label = 0 if label is None and not self.reads_text and self.labels else label
         inputs = condition_inputs(self, label, text, voice, None, None, unconditional, [])
         request = make_request(self.lm, self.tokenizer, inputs, batch, 0, None, None, self.defaults, settings)
         warm_up(self.lm, request)

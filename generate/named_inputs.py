@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..lm.conditioning.registry import CodesConditionConfig
+from ..lm.conditioning.registry import CodesConditionConfig, MelodyConditionConfig
 from .parts import Label, ModelParts
 from .requests.arguments import plain, shown
 from .requests.conditions import ARGUMENT_NAMES, ConditionInputs
+from .requests.melody import melody_classes
 from .requests.prompt import Prompt, prompt_codes
 
 LACKS = {
@@ -18,9 +19,13 @@ LACKS = {
     "text": "reads no text",
     "codes": "takes no voice, it has no condition 'codes' (to continue a recording, give it as prompt)",
     "embedding": "takes no embedding",
+    "melody": "takes no melody, it has no such condition",
 }
 """Error text for a model without the condition."""
-EXAMPLES = {"text": "a text to speak or depict", "codes": "a file or codes", "embedding": "vectors [L, width]"}
+EXAMPLES = {
+    **{"text": "a text to speak or depict", "codes": "a file or codes", "embedding": "vectors [L, width]"},
+    "melody": "a recording",
+}
 
 
 def label_and_text(parts: ModelParts, given: Any, label: Any, text: Any) -> tuple[Any, Any]:
@@ -55,13 +60,19 @@ def condition_inputs(
     embedding: Tensor | Sequence[Tensor] | None,
     unconditional: bool,
     notes: list[str],
+    melody: Prompt | Sequence[Prompt] | None = None,
 ) -> ConditionInputs:
     """The conditions as ids and codes. Warnings are appended to `notes`.
 
     Raises:
         ValueError: the model lacks a given condition, or needs a missing one.
     """
-    check_conditions(parts, {"label": label, "text": text, "codes": voice, "embedding": embedding}, unconditional)
+    given = {"label": label, "text": text, "codes": voice, "embedding": embedding, "melody": melody}
+    check_conditions(parts, given, unconditional)
+    if text is not None and parts.text_becomes_embedding:
+        assert parts.text_encoder is not None
+        found = parts.text_encoder.encode(text if is_list(text) else [text])  # type: ignore[list-item]
+        embedding, text = found if is_list(text) else found[0], None
     if voice is None and voice_frames is not None:
         raise ValueError(f"voice_frames is {voice_frames}, but no voice was given; give one, or leave it out")
     ids: dict[str, Any] = {"embedding": embedding}
@@ -72,6 +83,13 @@ def condition_inputs(
         ids["label"] = [parts.label_id(one) for one in label] if is_list(label) else parts.label_id(label)  # type: ignore
     if text is not None and parts.text is not None:
         ids["text_ids"] = [parts.text.encode(one) for one in text] if is_list(text) else parts.text.encode(text)  # type: ignore
+    if melody is not None:
+        config = next(c for c in parts.lm.config.conditions if isinstance(c, MelodyConditionConfig))
+        all_of_them = [
+            melody_classes(one, parts.spec.geometry, config)  # type: ignore[arg-type]
+            for one in (melody if is_list(melody) else [melody])  # type: ignore[union-attr]
+        ]
+        ids["melody"] = all_of_them if is_list(melody) else all_of_them[0]
     if voice is not None:
         voices = [_voice_codes(parts, one, voice_frames, notes) for one in (voice if is_list(voice) else [voice])]  # type: ignore
         ids["voice"] = voices if is_list(voice) else voices[0]
@@ -85,7 +103,7 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
         given: a value or None for each kind of condition.
     """
     kinds = parts.condition_kinds
-    main = next((kind for kind in ("text", "label", "codes", "embedding") if kind in kinds), None)
+    main = next((kind for kind in ("text", "label", "codes", "embedding", "melody") if kind in kinds), None)
     for kind, value in given.items():
         if value is not None and kind not in kinds:
             instead = (
@@ -94,7 +112,10 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
             raise ValueError(f"'{parts.name}' {LACKS[kind]}; leave {ARGUMENT_NAMES[kind]} out{instead}")
         if is_list(value) and not value:
             raise ValueError(f"the list of {ARGUMENT_NAMES[kind]}s is empty; give at least one")
-    if main is not None and not unconditional and given[main] is None:
+    encoded = parts.text_becomes_embedding and given["embedding"] is not None
+    if encoded and given["text"] is not None:
+        raise ValueError("text and embedding were both given, and the text is turned into an embedding; give one")
+    if main is not None and not unconditional and given[main] is None and not encoded:
         example = f"one of {', '.join(parts.labels[:10])}" if main == "label" else EXAMPLES[main]
         what = f"{'an' if main == 'embedding' else 'a'} {ARGUMENT_NAMES[main]}"
         raise ValueError(f"'{parts.name}' needs {what}; give {example}, or ask for unconditional")

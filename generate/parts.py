@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..configs.schema import nearest_name
+from ..lm.conditioning.text_encoder import TextEncoder
 from ..lm.generation_config import GenerationConfig
 from ..lm.models.base import LanguageModel
 from ..tokenize.spec import TokenSpec
@@ -27,6 +28,7 @@ class ModelParts:
         labels: Sequence[str],
         defaults: GenerationConfig,
         name: str | None = None,
+        text_encoder: TextEncoder | None = None,
     ):
         self.lm = lm
         self.tokenizer = tokenizer
@@ -34,6 +36,7 @@ class ModelParts:
         self.labels = list(labels)
         self.defaults = defaults
         self.name = name or tokenizer.spec.name
+        self.text_encoder = text_encoder
 
     @property
     def spec(self) -> TokenSpec:
@@ -47,8 +50,20 @@ class ModelParts:
 
     @property
     def condition_kinds(self) -> list[str]:
-        """The kinds of its conditions: "label", "text" (aligned or not), "embedding", "codes"."""
-        return ["text" if condition.kind == "aligned" else condition.kind for condition in self.lm.config.conditions]
+        """The kinds of its conditions: "label", "text" (aligned or not), "embedding", "codes". With a text encoder an
+        embedding can be given as text as well."""
+        kinds = ["text" if condition.kind == "aligned" else condition.kind for condition in self.lm.config.conditions]
+        return ["text", *kinds] if self.text_becomes_embedding else kinds
+
+    @property
+    def text_becomes_embedding(self) -> bool:
+        """Whether text is given to the text encoder, as the model reads no text itself."""
+        return self.text_encoder is not None and self.text is None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it takes text, by a text tokenizer or a text encoder."""
+        return self.text is not None or self.text_becomes_embedding
 
     def __repr__(self) -> str:
         conditions = ", ".join(self.condition_kinds) or "nothing"

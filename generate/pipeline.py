@@ -39,6 +39,7 @@ def generate(
     text_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     embedding: Tensor | Sequence[Tensor] | None = None,
     voice: Tensor | Sequence[Tensor] | None = None,
+    melody: Tensor | Sequence[Tensor] | None = None,
     n: int = 1,
     seed: int = 0,
     prompt: Tensor | None = None,
@@ -58,6 +59,7 @@ def generate(
         text_ids: ids of the text, or a list of lists; None: none.
         embedding: vectors [L, width], or a list; None: none.
         voice: reference codes [K, L] that condition the samples but are not part of them, or a list; None: none.
+        melody: pitch classes [L, bins] (lm/conditioning/chroma.py), or a list; None: none.
         n: samples for each entry of the lists.
         seed: sample i has the seed `seed + i` and no other randomness: it is the same alone as in a batch.
         prompt: codes [K, t] or [B, K, t] that the samples begin with; they are part of the result.
@@ -74,7 +76,7 @@ def generate(
     """
     lm = check_pair(lm, tokenizer, "generate")
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
-    inputs = ConditionInputs(label, text_ids, embedding, voice)
+    inputs = ConditionInputs(label, text_ids, embedding, voice, melody)
     request = make_request(lm, tokenizer, inputs, n, seed, prompt, num_frames, defaults, settings)
     batch, exact = whole("batch", batch, 1), flag("exact", exact)
     function("on_progress", on_progress)

@@ -64,6 +64,6 @@ def measure_speed(
 
 def example_condition(model: Model) -> dict:
     """A condition that suits every model of the same kind."""
-    if model.text is not None:
+    if model.reads_text:
         return {"text": PLAIN_TEXT}
     return {"label": 0} if model.labels else {}

@@ -30,9 +30,11 @@ class LMConfig(Config):
     layers: int = Field(default=6, ge=1, le=1024)
     """Number of transformer layers."""
     heads: int = Field(default=4, ge=1, le=1024)
-    """Number of query heads, a divisor of width."""
+    """Number of query heads, a divisor of width unless head_dim is set."""
     kv_heads: PositiveInt | None = None
     """Number of key/value heads, a divisor of heads; null: equal to heads."""
+    head_dim: int | None = Field(default=None, ge=2, le=4096)
+    """Width of a head, E; null: width / heads."""
     ffn: int | None = Field(default=None, ge=8, le=1 << 20)
     """Width of the feed-forward layer; null: 8/3 of width, rounded up to a multiple of 32 (gelu: 4 times width)."""
     feed_forward: FeedForwardName = "swiglu"
@@ -43,6 +45,8 @@ class LMConfig(Config):
     """Epsilon added to the mean square (or the variance)."""
     qk_norm: bool = False
     """Normalize queries and keys of each head: more stable at high learning rates."""
+    qkv_bias: bool = False
+    """Queries, keys and values of the self-attention have a bias, as in Qwen2."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout after each attention, each feed-forward and the input."""
     rope: RopeConfig = TimeRopeConfig()
@@ -63,8 +67,8 @@ class LMConfig(Config):
     input: InputConfig = EmbeddingInputConfig()
     """Input embedding of the codes of a step."""
     conditions: tuple[ConditionConfig, ...] = ()
-    """What generation is conditioned on (label, text, aligned, embedding, codes), at most one of each kind; empty:
-    nothing."""
+    """What generation is conditioned on (label, text, aligned, embedding, codes, melody), at most one of each kind;
+    empty: nothing."""
     window: PositiveInt | None = None
     """Attention window in steps, current one included, besides the conditions' prefix; null: full causal attention."""
     ahead: AheadConfig | None = None
@@ -89,7 +93,7 @@ class LMConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> LMConfig:
-        if self.width % self.heads:
+        if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.heads % self.num_kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.num_kv_heads}")
@@ -121,7 +125,7 @@ class LMConfig(Config):
     @property
     def head_width(self) -> int:
         """E."""
-        return self.width // self.heads
+        return self.width // self.heads if self.head_dim is None else self.head_dim
 
     @property
     def num_kv_heads(self) -> int:
@@ -150,6 +154,8 @@ class LMConfig(Config):
             norm=self.norm,
             norm_eps=self.norm_eps,
             feed_forward=self.feed_forward,
+            head_dim=self.head_dim,
+            qkv_bias=self.qkv_bias,
         )
 
     @property

@@ -3,6 +3,7 @@
 | format | written by | read by | what covers each byte |
 |---|---|---|---|
 | model directory | `save_model`, `save_lm` | `load_model`, `load_lm` | `fingerprint.json`, which covers itself |
+| adapter directory | `save_adapter` | `load_with_adapter` | `adapter.json` covers itself and the tensors |
 | tokenizer directory | `Tokenizer.save` | `load_tokenizer` | the fingerprint over config and tensors; header checks |
 | coder directory | `CoderNet.save` | `load_coder` | `coder.json` covers itself and the weights |
 | clusters | `Clustering.save` | `load_clustering` | `config.json` covers itself and the labels |
@@ -26,8 +27,12 @@ import pytest
 import torch
 from test_shards import FakeTokenizer, make_config, recordings  # noqa: F401 - a fixture
 
+from tessera.lm.checkpoints.adapter_directory import load_with_adapter, save_adapter
 from tessera.lm.checkpoints.model_directory import load_model
+from tessera.lm.checkpoints.weights_file import weights_fingerprint
 from tessera.lm.clustering.clustering import cluster_codes, load_clustering
+from tessera.lm.layers.lora import LoRAConfig, add_lora_
+from tessera.lm.models.transformer_lm import TransformerLM
 from tessera.tokenize.bundled import BUNDLED
 from tessera.tokenize.compression.file_format import read_compressed, write_compressed
 from tessera.tokenize.compression.integer_network import load_coder
@@ -60,6 +65,16 @@ def make_model(folder: Path) -> Format:
         return loaded.lm.config, loaded.spec, loaded.labels, loaded.defaults, state(loaded.lm)
 
     return Format(folder / "m", read)
+
+
+def make_adapter(folder: Path) -> Format:
+    base = BUNDLED / "digits"
+    lm, lora = load_model(base).lm, LoRAConfig(rank=2, targets=("attention.qkv",))
+    assert isinstance(lm, TransformerLM)
+    weights = weights_fingerprint(lm.state_dict())
+    save_adapter(folder / "a", add_lora_(lm, lora), lora, weights, "digits")
+    (folder / "a" / "README.md").unlink()
+    return Format(folder / "a", lambda path: state(load_with_adapter(base, path).lm), names_folder=True)
 
 
 def make_tokenizer_folder(folder: Path) -> Format:
@@ -161,6 +176,7 @@ def make_checkpoint(folder: Path) -> Format:
 
 FORMATS = {
     "model": make_model,
+    "adapter": make_adapter,
     "tokenizer": make_tokenizer_folder,
     "coder": make_coder,
     "clusters": make_clusters,

@@ -28,6 +28,7 @@ MAY_IMPORT = {
 # A room, and the rooms of its folder that it may import (.: the files beside them). A folder may import all its rooms.
 ROOMS = """
 cli/commands                       . report
+cli/commands/directories           .
 cli/report                         -
 generate/decoding                  execution requests sampling
 generate/execution                 sampling
@@ -36,7 +37,7 @@ generate/requests                  execution sampling
 generate/sampling                  -
 generate/streaming                 decoding long_form requests
 lm/attention                       ops
-lm/checkpoints                     . clustering conditioning models quantization
+lm/checkpoints                     . clustering conditioning layers models quantization
 lm/clustering                      -
 lm/conditioning                    attention layers ops patterns
 lm/heads                           attention kv_cache layers ops patterns
@@ -46,7 +47,7 @@ lm/layers                          attention kv_cache ops patterns
 lm/models                          . attention clustering conditioning heads kv_cache layers ops patterns
 lm/ops                             -
 lm/patterns                        ops
-lm/public                          . checkpoints conditioning models ops patterns
+lm/public                          . checkpoints conditioning layers models ops patterns quantization
 lm/quantization                    attention heads kernels kv_cache layers models ops
 samples/emoji                      -
 samples/voice                      -
@@ -56,7 +57,8 @@ tokenize/compression               . data layers
 tokenize/data                      . alignment audio
 tokenize/image                     . layers quantizers quantizers/combinators
 tokenize/layers                    -
-tokenize/public                    -
+tokenize/public                . audio image layers public/images quantizers quantizers/codebooks quantizers/combinators
+tokenize/public/images             . image public quantizers quantizers/combinators
 tokenize/quantizers                quantizers/codebooks quantizers/combinators
 tokenize/quantizers/codebooks      quantizers
 tokenize/quantizers/combinators    . quantizers quantizers/codebooks
@@ -68,9 +70,10 @@ train/discriminators               distributed engines
 train/distributed                  -
 train/engines                      common distributed
 train/evaluation                   losses
-train/lm                           common distributed engines
+train/initialization               engines
+train/lm                           common distributed engines initialization
 train/losses                       discriminators
-train/tokenizer                    common discriminators distributed engines losses
+train/tokenizer                    common discriminators distributed engines initialization losses
 """
 MOST_FILES = 17
 """In a room; __init__.py does not count."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ from .quantizers.combinators.multi_scale import ScalesQuantizer
 from .quantizers.registry import Quantizer
 from .spec import Geometry, TokenSpec
 
+TokenizerStorage = Literal["float16", "float32"]
+"""Storage of a tokenizer's layers: float16 for those trained here; float32 keeps the weights of a public checkpoint."""
+
+STORAGE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -34,6 +39,8 @@ class Encoded:
     """[B, K, T] long; frames beyond an example's length are 0."""
     lengths: Tensor
     """[B] long, number of frames of each example."""
+    scales: Tensor | None = None
+    """[B, segments] float32, the scale of each segment of audio, 1 beyond an example's last; None: none are used."""
 
 
 class Tokenizer:
@@ -42,8 +49,14 @@ class Tokenizer:
     config: AudioTokenizerConfig | ImageTokenizerConfig
     net: AudioNet | ImageNet
 
-    def __init__(self, config: AudioTokenizerConfig | ImageTokenizerConfig, net: AudioNet | ImageNet):
+    def __init__(
+        self,
+        config: AudioTokenizerConfig | ImageTokenizerConfig,
+        net: AudioNet | ImageNet,
+        storage: TokenizerStorage = "float16",
+    ):
         self.config = config
+        self.storage: TokenizerStorage = storage
         self.net = net.float().eval().requires_grad_(False)
         self.quantizer = net.quantizer
         self.quantizer.freeze()
@@ -53,7 +66,7 @@ class Tokenizer:
             name=config.name,
             cardinalities=tuple(self.quantizer.cardinalities[: 1 if self.scales else None]),
             geometry=self.code_geometry(config, self.quantizer),
-            fingerprint=fingerprint(config, stored_tensors(net)),
+            fingerprint=fingerprint(config, stored_tensors(net, storage)),
         )
 
     @staticmethod
@@ -142,12 +155,15 @@ class Tokenizer:
         """Write config.json and tokenizer.safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(folder / "tokenizer.safetensors", stored_tensors(self.net), {"format": "tessera-tokenizer"})
+        tensors = stored_tensors(self.net, self.storage)
+        write_safetensors(folder / "tokenizer.safetensors", tensors, {"format": "tessera-tokenizer"})
         described = {
             "format": 1,
             "tokenizer": self.config.model_dump(mode="json"),
             "fingerprint": self.spec.fingerprint,
         }
+        if self.storage != "float16":
+            described["storage"] = self.storage
         write_json(folder / "config.json", described)
 
 
@@ -168,10 +184,10 @@ def exact_float32() -> Iterator[None]:
         yield
 
 
-def stored_tensors(net: nn.Module) -> dict[str, Tensor]:
-    """Tensors to store: layers as float16 (already rounded to it), codebooks and counters in their own dtype."""
-    layers = dict(net.named_parameters())
-    return {name: (tensor.detach().half() if name in layers else tensor) for name, tensor in net.state_dict().items()}
+def stored_tensors(net: nn.Module, storage: TokenizerStorage = "float16") -> dict[str, Tensor]:
+    """Tensors to store: layers in `storage` (already rounded to it), codebooks and counters in their own dtype."""
+    layers, dtype = dict(net.named_parameters()), STORAGE_DTYPES[storage]
+    return {name: tensor.detach().to(dtype) if name in layers else tensor for name, tensor in net.state_dict().items()}
 
 
 def check_finite(media: Tensor) -> None:

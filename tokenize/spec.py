@@ -10,19 +10,52 @@ from ..configs.names import ShownName
 from ..configs.schema import Config, FingerprintedConfig
 
 
-class AudioGeometry(Config):
+class SegmentGeometry(Config):
+    """Segments that are encoded alone, and overlap (tokenize/audio/segments.py)."""
+
+    frames: PositiveInt
+    """Frames of each segment."""
+    samples: PositiveInt
+    """Samples between the starts of two segments."""
+
+
+class AudioGeometry(FingerprintedConfig):
     """Frames are time steps of equal length."""
+
+    added = frozenset({"segment"})
 
     kind: Literal["audio"] = "audio"
     sample_rate: PositiveInt
     """Samples per second, Hz."""
     channels: PositiveInt = 1
     samples_per_frame: PositiveInt
+    segment: SegmentGeometry | None = None
+    """Segments, where the codes of one follow those of another; null: the frames are contiguous."""
 
     @property
     def frame_rate(self) -> float:
-        """Frames per second."""
+        """Frames per second; of long audio, if there are segments."""
+        if self.segment is not None:
+            return self.sample_rate * self.segment.frames / self.segment.samples
         return self.sample_rate / self.samples_per_frame
+
+    def count_frames(self, num_samples: int) -> int:
+        """Frames of audio with this many samples; an incomplete last frame counts."""
+        hop, segment = self.samples_per_frame, self.segment
+        if segment is None:
+            return -(-num_samples // hop)
+        overlap = segment.frames * hop - segment.samples
+        before = max(0, -(-(num_samples - overlap) // segment.samples) - 1)
+        return before * segment.frames + -(-(num_samples - before * segment.samples) // hop)
+
+    def count_samples(self, num_frames: int) -> int:
+        """Samples that this many frames are decoded to."""
+        hop, segment = self.samples_per_frame, self.segment
+        if segment is None or num_frames <= segment.frames:
+            return num_frames * hop
+        before = -(-num_frames // segment.frames) - 1
+        overlap = segment.frames * hop - segment.samples
+        return before * segment.samples + max(overlap, (num_frames - before * segment.frames) * hop)
 
 
 class ImageGeometry(FingerprintedConfig):

@@ -6,10 +6,9 @@ A tokenizer directory holds config.json and tokenizer.safetensors; nothing is pi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from ..configs.files import TensorHeader, check_format, read_header, read_json, read_safetensors
@@ -17,18 +16,14 @@ from ..configs.recognize import describe_wrong, folder_kind, run_model
 from ..configs.schema import Config, check_config, nearest_name
 from .audio.masked_conv import fold_norms
 from .audio.networks import AudioNet, AudioTokenizerConfig
-from .audio.tokenizer import AudioTokenizer
-from .base import Tokenizer, stored_tensors
+from .base import STORAGE_DTYPES, Tokenizer, TokenizerStorage, stored_tensors
 from .bundled import bundled_model, bundled_models, shipped_path
 from .image.networks import ImageNet, ImageTokenizerConfig
-from .image.tokenizer import ImageTokenizer
+from .kinds import FROZEN, NETS, TokenizerConfig
 from .layers.parameter_budget import Budget
+from .public.folder import has_pickles_alone
+from .public.registry import read_public_codec, recognize_codec
 from .quantizers.combinators.multi_scale import restore_phi
-
-TokenizerConfig = Annotated[AudioTokenizerConfig | ImageTokenizerConfig, Field(discriminator="kind")]
-
-NETS = {"audio": AudioNet, "picture": ImageNet}
-FROZEN = {"audio": AudioTokenizer, "picture": ImageTokenizer}
 
 
 class TokenizerFile(Config):
@@ -37,6 +32,7 @@ class TokenizerFile(Config):
     format: Literal[1] = 1
     tokenizer: TokenizerConfig
     fingerprint: str
+    storage: TokenizerStorage = "float16"
 
 
 def make_tokenizer(
@@ -50,16 +46,26 @@ def make_tokenizer(
     return FROZEN[config.kind](config, net)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | Path, codebooks: int | None = None, image_size: int | None = None) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
-        folder: directory of a tokenizer, of a model or of a finished run (its tokenizer is loaded), or the name of a
-            bundled model, for example "voice".
+        folder: directory of a tokenizer, of a model or of a finished run (its tokenizer is loaded), the name of a
+            bundled model, for example "voice", or a public codec (tokenize/public): its directory or file of weights.
+        codebooks: of a public codec of audio, the number of codebooks to use, coarse first; None: all.
+        image_size: of a public tokenizer of images, their side in pixels; None: as in its files or as published.
     Raises:
         FileNotFoundError: no tokenizer found. ValueError: damaged or foreign files, or weights that do not match the
         config.
     """
+    path = shipped_path(folder)
+    foreign = path.exists() and folder_kind(path) in (None, "foreign")
+    if foreign and (recognize_codec(path) is not None or has_pickles_alone(path)):
+        return read_public_codec(path, codebooks, image_size)
+    if codebooks is not None:
+        raise ValueError(f"{folder}: the number of codebooks can be chosen for public codecs only; leave it out")
+    if image_size is not None:
+        raise ValueError(f"{folder}: the image size can be chosen for public tokenizers only; leave it out")
     folder = find_tokenizer(folder)
     saved = restore_phi(read_json(folder / "config.json"))
     described = check_config(saved, TokenizerFile, str(folder / "config.json"))
@@ -69,11 +75,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     with Budget(header.tensors, path):
         net = NETS[config.kind](config, read_files=False)
         fold_norms(net)
-    _check_tensors(path, net, header)
+    _check_tensors(path, net, header, described.storage)
     tensors, metadata = read_safetensors(path)
     check_format(path, metadata, "tessera-tokenizer")
     net.load_state_dict(tensors)
-    tokenizer = FROZEN[config.kind](config, net)
+    tokenizer = FROZEN[config.kind](config, net, described.storage)
     if tokenizer.spec.fingerprint != described.fingerprint:
         raise ValueError(
             f"{folder}: the files hold tokenizer {tokenizer.spec.fingerprint[:12]}, config.json names "
@@ -88,7 +94,7 @@ def check_same_codes(one: Tokenizer, other: Tokenizer) -> None:
     described, tensors = [], []
     for tokenizer in (one, other):
         described.append(tokenizer.config.model_dump(mode="json", exclude={"decoder", "name"}))
-        stored = stored_tensors(tokenizer.net)
+        stored = stored_tensors(tokenizer.net, tokenizer.storage)
         tensors.append({name: tensor for name, tensor in stored.items() if not name.startswith("decoder.")})
     first, second = tensors
     different = sorted(name for name in described[0].keys() | described[1].keys()
@@ -104,11 +110,11 @@ def check_same_codes(one: Tokenizer, other: Tokenizer) -> None:
         )
 
 
-def _check_tensors(path: Path, net: nn.Module, header: TensorHeader) -> None:
-    """Raise ValueError unless a file holds the tensors of this network, layers as float16."""
+def _check_tensors(path: Path, net: nn.Module, header: TensorHeader, storage: TokenizerStorage) -> None:
+    """Raise ValueError unless a file holds the tensors of this network, layers in their storage dtype."""
     layers = {name for name, _ in net.named_parameters()}
     wanted = {
-        name: (torch.float16 if name in layers else tensor.dtype, tuple(tensor.shape))
+        name: (STORAGE_DTYPES[storage] if name in layers else tensor.dtype, tuple(tensor.shape))
         for name, tensor in net.state_dict().items()
     }
     found = {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}

@@ -20,13 +20,15 @@ from ..configs.folder_lock import lock_folder
 from ..configs.output_place import prepare_folder
 from ..configs.recognize import describe_wrong, folder_kind
 from ..configs.schema import check_config, override
-from ..tokenize.tokenizer import NETS, check_same_codes, load_tokenizer, make_tokenizer
+from ..lm.models.transformer_lm import TransformerLM
+from ..tokenize.kinds import NETS
+from ..tokenize.tokenizer import check_same_codes, load_tokenizer, make_tokenizer
 from .common.checkpoint import STATE_FILE, Checkpoints, why_unusable
 from .common.run_state import micro_batch_of
 from .distributed.process_group import ONE_PROCESS, ProcessGroup
 from .engines.ema import WeightAverage
 from .lm.config import TrainConfig
-from .lm.export import export_lm
+from .lm.export import export_adapter, export_lm
 from .lm.run_state import RunState, test_loss
 from .lm.setup import TrainingSetup, open_parts
 from .tokenizer.config import TokenizerTrainConfig
@@ -37,7 +39,7 @@ class Exported:
     """Result of an export."""
 
     what: str
-    """ "model" or "tokenizer"."""
+    """ "model", "adapter" or "tokenizer"."""
     step: int
     folder: Path
     advice: str
@@ -52,6 +54,7 @@ def export_run(
     best: bool = False,
     sets: Sequence[str] = (),
     tokenizer: Path | None = None,
+    adapter: bool = False,
 ) -> Exported:
     """Export a checkpoint of a run.
 
@@ -63,6 +66,7 @@ def export_run(
         sets: "a.b=c", for settings that may change in a resumed run (locations of data and tokenizer, export,
             generation).
         tokenizer: of a language model: another tokenizer with the same codes, whose decoder was trained further.
+        adapter: of a language model trained with lora: the low-rank changes alone.
     Raises:
         FileNotFoundError: no run, or no such checkpoint. FileExistsError: `out` is not empty.
         ValueError: the checkpoint is damaged, or the run was not trained on this data.
@@ -76,6 +80,8 @@ def export_run(
             raise ValueError(f"{run}: a tokenizer run has no test loss; give --step, or neither for the newest")
         if tokenizer is not None:
             raise ValueError(f"{run}: this run is of a tokenizer itself; leave --tokenizer out")
+        if adapter:
+            raise ValueError(f"{run}: this run is of a tokenizer, which has no adapter; leave --adapter out")
         with _locked(run, out):
             return _export_tokenizer(run, out, step, sets)
     described: Any = read_json(run / "config.json") if (run / "config.json").is_file() else None
@@ -83,7 +89,7 @@ def export_run(
         wrong = describe_wrong(run, "a run") if folder_kind(run) != "run" else None
         raise FileNotFoundError(wrong or f"{run}: no run of tessera train or tessera tokenizer train here")
     with _locked(run, out):
-        return _export_lm(run, described, out, step, best, sets, tokenizer)
+        return _export_lm(run, described, out, step, best, sets, tokenizer, adapter)
 
 
 def _locked(run: Path, out: Path | None) -> AbstractContextManager[None]:
@@ -131,12 +137,13 @@ def _export_lm(
     best: bool,
     sets: Sequence[str],
     tokenizer: Path | None,
+    adapter: bool,
 ) -> Exported:
     config = check_config(override(described, sets), TrainConfig, str(run / "config.json"))
     found = find_checkpoint(run, step, best)
     finished = read_json(run / "FINISHED") if (run / "FINISHED").is_file() else None
     try:
-        parts = open_parts(config, run, ONE_PROCESS)
+        parts = open_parts(config, run, ONE_PROCESS, found)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error} (named in {run / 'config.json'}, from the folder where the run was started; to change "
@@ -146,11 +153,13 @@ def _export_lm(
     state = RunState.load(found, config, parts, ProcessGroup(0, processes, ONE_PROCESS.device), micro_batch_of(found))
     if finished is not None and finished["step"] == state.step:  # evaluated or resumed after it was saved
         state.losses, state.command = finished["losses"], finished.get("command", state.command)
-    average = WeightAverage(parts.make_lm(config.seed), config.train.ema)
+    average = WeightAverage(parts.first_lm(config, found), config.train.ema)
     if average.decay:
         average.load(found)
     if average.updates == 0:
         average.refresh(_weights(found))
+    if adapter:
+        return _export_adapter(average.model, parts, config, state, out or run / "adapter", tokenizer)
     folder = out if out is not None else run / ("model" if finished is None else f"model-{state.step}")
     if out is None and finished is not None and folder.exists():
         raise FileExistsError(f"{folder} exists already; choose another folder with --out")
@@ -167,6 +176,25 @@ def _export_lm(
         state.command = f"{state.command}\ntessera export {run} {words}"
     export_lm(average.model, parts, config, folder, state)
     return Exported("model", state.step, folder, f"generate samples with: tessera generate {folder} -o out")
+
+
+def _export_adapter(
+    lm: TransformerLM,
+    parts: TrainingSetup,
+    config: TrainConfig,
+    state: RunState,
+    folder: Path,
+    tokenizer: Path | None,
+) -> Exported:
+    if tokenizer is not None:
+        raise ValueError("--adapter and --tokenizer were both given: an adapter has no tokenizer; give one of them")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty; choose another folder with --out")
+    prepare_folder(folder.parent)
+    export_adapter(lm, parts, config, folder, state)
+    assert config.init is not None
+    advice = f"generate samples with: tessera generate {config.init.source} --adapter {folder} -o out"
+    return Exported("adapter", state.step, folder, advice)
 
 
 def _with_tokenizer(parts: TrainingSetup, folder: Path) -> TrainingSetup:

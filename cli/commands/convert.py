@@ -12,6 +12,7 @@ from ...configs.printable import say
 
 if TYPE_CHECKING:
     from ...lm.checkpoints.weights_file import StorageName
+    from ...tokenize.base import Tokenizer
 
 
 class DtypeChoice(str, Enum):
@@ -28,10 +29,16 @@ def register(app: typer.Typer) -> None:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a public checkpoint or a Tessera model.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Public checkpoint (folder or file), Tessera model or tokenizer.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not contain a model.")],
     to: Annotated[
-        str | None, typer.Option(help="Layout to write a Tessera model in: musicgen, llamagen.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Layout to write a Tessera model (musicgen, llamagen) or tokenizer (encodec, ...) in.",
+            show_default=False,
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None,
@@ -39,32 +46,99 @@ def convert(
             help="Tokenizer of the codes: a directory, or a model's. Without it, DST is only a language model."
         ),
     ] = None,
-    dtype: Annotated[DtypeChoice, typer.Option(help="Storage of the weights.")] = DtypeChoice.float32,
+    codebooks: Annotated[
+        int | None,
+        typer.Option(help="Of a public codec, the number of codebooks to keep, coarse first.", show_default="all"),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of a public image tokenizer, the side of the images in pixels.", show_default="as published"
+        ),
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(help="Directory of the T5 text encoder of a public model whose own directory has none."),
+    ] = None,
+    dtype: Annotated[DtypeChoice, typer.Option(help="Storage of a language model's weights.")] = DtypeChoice.float32,
 ) -> None:
-    """Convert a public checkpoint to a Tessera model, or a Tessera model to a public format.
+    """Convert a public checkpoint to a Tessera model or tokenizer, or one of Tessera's to a public format.
+
+    Example: tessera convert encodec_24khz out/encodec --codebooks 8
 
     Example: tessera convert musicgen-small out/musicgen
 
     Example: tessera convert out/musicgen out/back --to musicgen
 
-    Supported are MusicGen of transformers (the decoder, alone or in a whole model) and LlamaGen's class-conditional
-    models, both as config.json and model.safetensors; no pickle is read. Codecs and text encoders are not converted:
-    without --tokenizer, DST holds only the language model, which tessera.lm.checkpoints.model_directory.load_lm reads.
+    docs/public-models.md lists what is supported. Pickles are read if they hold only tensors and plain containers; a
+    file that asks for more is refused, and nothing of it runs.
     """
     from ...configs.folder_lock import lock_folder
+    from ...lm.public.registry import recognize_model
 
     with lock_folder(target, "tessera convert"):
         if (target / "config.json").exists():
             raise FileExistsError(f"{target}: contains a model already; choose another folder")
-        if _is_ours(source):
+        ours = _our_kind(source)
+        options = {"codebooks": codebooks, "image-size": image_size}
+        if text_encoder is not None and ours is not None:
+            raise ValueError(f"--text-encoder {text_encoder}: only for public models; {source} is a Tessera {ours}")
+        for option, value in options.items():
+            if value is not None and ours is not None:
+                raise ValueError(f"--{option} {value}: only for public codecs; {source} is a Tessera {ours}")
+        if ours == "model":
             _write_public(source, target, to, tokenizer, dtype.value)
-        else:
-            _read_public(source, target, to, tokenizer, dtype.value)
+        elif ours == "tokenizer":
+            _write_codec(source, target, to)
+        elif recognize_model(source) is not None or not _read_codec(source, target, to, codebooks, image_size):
+            for option, value in options.items():
+                if value is not None:
+                    raise ValueError(f"--{option} {value}: {source} is no public codec; leave it out")
+            _read_public(source, target, to, tokenizer, text_encoder, dtype.value)
 
 
-def _read_public(source: Path, target: Path, to: str | None, tokenizer: str | None, dtype: StorageName) -> None:
+def _read_codec(source: Path, target: Path, to: str | None, codebooks: int | None, image_size: int | None) -> bool:
+    """Convert a public codec; False if the source is none."""
+    from ...tokenize.public.registry import read_public_codec, recognize_codec
+
+    name = recognize_codec(source)
+    if name is None:
+        return False
+    if to is not None:
+        raise ValueError(f"--to {to}: {source} is {name}, not a Tessera tokenizer; convert it without --to first")
+    opened = read_public_codec(source, codebooks, image_size)
+    opened.save(target)
+    spec = opened.spec
+    say(f"{target}: {name}, {spec.num_codebooks} codebooks of {max(spec.cardinalities)} codes, {_rate(opened)}")
+    say(f'load it with: tessera.load_tokenizer("{target}")')
+    return True
+
+
+def _rate(tokenizer: Tokenizer) -> str:
+    from ...tokenize.spec import AudioGeometry
+
+    geometry = tokenizer.spec.geometry
+    if isinstance(geometry, AudioGeometry):
+        return f"{geometry.frame_rate:g} frames a second of {geometry.sample_rate} Hz"
+    return f"{geometry.num_frames} frames an image of {geometry.height} x {geometry.width}"
+
+
+def _write_codec(source: Path, target: Path, to: str | None) -> None:
+    from ...tokenize.public.registry import PUBLIC_CODECS, write_public_codec
+    from ...tokenize.tokenizer import load_tokenizer
+
+    if to is None:
+        raise ValueError(f"{source} is a Tessera tokenizer; choose the layout: --to {' or --to '.join(PUBLIC_CODECS)}")
+    write_public_codec(to, target, load_tokenizer(source))
+    say(f"{target}: a tokenizer in the layout of {to}")
+
+
+def _read_public(
+    source: Path, target: Path, to: str | None, tokenizer: str | None, text_encoder: str | None, dtype: StorageName
+) -> None:
     from ...lm.checkpoints.model_directory import save_lm, save_model
-    from ...lm.public.registry import layout_of, public_layout
+    from ...lm.conditioning.text_encoder import open_text_encoder
+    from ...lm.public.registry import public_layout, read_public_model
     from ..resolve import open_tokenizer
 
     name = public_layout(source)
@@ -72,43 +146,43 @@ def _read_public(source: Path, target: Path, to: str | None, tokenizer: str | No
         raise ValueError(
             f"--to {to}: {source} is a {name} checkpoint, not a Tessera model; convert it without --to first"
         )
-    layout, opened = layout_of(name), None if tokenizer is None else open_tokenizer(tokenizer)
-    lm = layout.load(source, None if opened is None else opened.spec)
-    labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
-    defaults = layout.defaults
-    if any(condition.dropout == 0 for condition in lm.config.conditions):  # guidance is impossible
-        defaults = defaults.model_copy(update={"guidance": 1.0})
-    made = f"Converted from a {name} checkpoint by `tessera convert`."
-    if opened is None:
-        card = f"# {target.name}\n\n{made} {layout.left_out.capitalize()} is not in it.\n"
-        save_lm(target, lm, labels, defaults, card, dtype)
+    opened = None if tokenizer is None else open_tokenizer(tokenizer)
+    encoder = None if text_encoder is None else open_text_encoder(text_encoder)
+    model = read_public_model(source, opened, encoder)
+    lm, labels = model.lm, model.labels
+    left_out = " and ".join(model.missing)
+    card = f"# {target.name}\n\nConverted from a {name} checkpoint by `tessera convert`."
+    card += f" {left_out.capitalize()} {'are' if len(model.missing) > 1 else 'is'} not in it.\n" if left_out else "\n"
+    if model.tokenizer is None:
+        save_lm(target, lm, labels, model.defaults, card, dtype)
         read = f'tessera.lm.checkpoints.model_directory.load_lm("{target}")'
     else:
-        save_model(target, lm, opened, None, labels, defaults, f"# {target.name}\n\n{made}\n", dtype)
+        save_model(target, lm, model.tokenizer, None, labels, model.defaults, card, dtype, model.text_encoder)
         read = f'tessera.load("{target}")'
     size = f"{lm.num_parameters / 1e6:.1f} M parameters"
-    say(f"{target}: {name}, {size}; left out: {layout.left_out}")
+    say(f"{target}: {name}, {size}{f'; left out: {left_out}' if left_out else ''}")
     say(f"load it with: {read}")
 
 
 def _write_public(source: Path, target: Path, to: str | None, tokenizer: str | None, dtype: StorageName) -> None:
-    from ...lm.checkpoints.model_directory import load_lm
+    from ...lm.checkpoints.model_directory import load_lm, load_model
     from ...lm.public.registry import PUBLIC, layout_of
 
     if to is None:
         raise ValueError(f"{source} is a Tessera model; choose the layout to write: --to {' or --to '.join(PUBLIC)}")
     if tokenizer is not None:
         raise ValueError(f"--tokenizer {tokenizer}: a {to} checkpoint cannot contain a Tessera tokenizer; leave it out")
-    layout_of(to).save(target, load_lm(source), dtype)
+    layout = layout_of(to)
+    if layout.save_whole is not None and (source / "tokenizer").is_dir():
+        layout.save_whole(target, load_model(source), dtype)
+    else:
+        layout.save(target, load_lm(source), dtype)
     say(f"{target}: a {to} checkpoint")
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder's config.json belongs to a Tessera model."""
-    from ...configs.files import read_json
+def _our_kind(folder: Path) -> str | None:
+    """ "model" or "tokenizer" if a folder is one of Tessera's, else None."""
+    from ...configs.recognize import folder_kind
 
-    path = folder / "config.json"
-    if not path.is_file():
-        return False
-    described = read_json(path)
-    return isinstance(described, dict) and described.get("format") == "tessera-model"
+    kind = folder_kind(folder)
+    return kind if kind in ("model", "tokenizer") else None

@@ -29,6 +29,10 @@ def export(
         Path | None,
         typer.Option(help="Another tokenizer with the same codes: one whose decoder was trained further."),
     ] = None,
+    adapter: Annotated[
+        bool,
+        typer.Option("--adapter", help="Of a run with lora: only the low-rank changes; default folder RUN/adapter."),
+    ] = False,
     set_: Annotated[
         list[str],
         typer.Option("--set", help="A setting of the run's config to change: tokenizer=DIR, export.dtype=float32."),
@@ -39,10 +43,11 @@ def export(
     Example: tessera export runs/digits --best --out out/digits
 
     The result equals what the run would have exported at that step, with the moving average of the weights if the run
-    has one. For a tokenizer run, the tokenizer is frozen at that step, by default in RUN/snapshot-STEP.
+    has one. For a tokenizer run, the tokenizer is frozen at that step, by default in RUN/snapshot-STEP. The low-rank
+    changes of a run with lora are merged into the weights; --adapter writes them alone, for the model it started from.
     """
     from ...train.export_run import export_run
 
-    made = export_run(run, out, step=step, best=best, sets=set_, tokenizer=tokenizer)
+    made = export_run(run, out, step=step, best=best, sets=set_, tokenizer=tokenizer, adapter=adapter)
     say(f"{made.what} of step {made.step} written to {made.folder}")
     say(f"{made.advice}")

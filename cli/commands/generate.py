@@ -38,6 +38,10 @@ def generate(
     voice_frames: Annotated[
         int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only the first frames of the voice.")
     ] = None,
+    melody: Annotated[
+        list[str] | None,
+        typer.Option(help="Audio whose melody to follow, for models with such a condition; may be repeated."),
+    ] = None,
     prompt: Annotated[
         Path | None, typer.Option(help="Audio, image or codes (.safetensors) that the samples begin with.")
     ] = None,
@@ -70,10 +74,10 @@ def generate(
     from ...generate.loading import load
     from ..make_samples import label_of, make_samples
 
-    loaded = load(model, loading.device, weights=loading.weights, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
+    loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
     make_samples(
         loaded,
-        max(len(text or ()), len(label or ()), len(voice or ()), 1) * samples.n,
+        max(len(text or ()), len(label or ()), len(voice or ()), len(melody or ()), 1) * samples.n,
         output,
         image,
         subtitles.srt,
@@ -81,6 +85,7 @@ def generate(
         label=_one_or_list([label_of(loaded, one) for one in label] if label else None),
         voice=_one_or_list(voice),
         voice_frames=voice_frames,
+        melody=_one_or_list(melody),
         n=samples.n,
         seed=samples.seed,
         max_seconds=max_seconds,

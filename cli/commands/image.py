@@ -44,12 +44,12 @@ def image(
     from ..make_samples import label_of, make_samples
     from ..streaming_output import stream_image_to
 
-    loaded = load(model, loading.device, weights=loading.weights)  # pyright: ignore[reportArgumentType]
+    loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter)  # pyright: ignore[reportArgumentType]
     if loaded.spec.geometry.kind != "picture":
         raise ValueError(f"model '{model}' makes no images; for audio use: tessera tts")
-    if loaded.text is None and not loaded.labels:
+    if not loaded.reads_text and not loaded.labels:
         raise ValueError(f"model '{model}' takes no prompt; use: tessera generate {model} -o {output.output}")
-    if loaded.text is None:
+    if not loaded.reads_text:
         if style is not None:
             raise ValueError(f"--style {style}: the prompt of model '{model}' is its label; leave --style out")
         condition = {"label": label_of(loaded, prompt)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,10 +45,14 @@ def train(
 
     opened = open_config(config, "lm", set_)  # before the imports below, which take seconds
     from ...train.distributed.launch import STOPPED, launch, watch_lifeline
+    from ...train.initialization.inherit_lm import inherit_lm
     from ...train.lm.config import TrainConfig
     from ...train.lm.trainer import TrainingFailed, check_out, train_lm
 
-    settings = opened.read_as(TrainConfig)
+    def fill(data: Any) -> Any:
+        return inherit_lm(data, (out or Path("runs") / str(data.get("name"))) if resume else None)
+
+    settings = opened.read_as(TrainConfig, fill)
     folder = out if out is not None else Path("runs") / settings.name
     started_by_launcher = "RANK" in os.environ
     if not started_by_launcher:
@@ -76,12 +80,11 @@ def train(
 def rehearse_samples(request: SampleRequest) -> None:
     """Check before a training run that its samples can be generated."""
     from ...generate.dry_run import rehearse
-    from ...generate.model import Model
+    from ...generate.loading import model_of
 
-    loaded = request.model
     given = {"label": request.labels, "text": request.texts, "voice": request.voices}
     rehearse(
-        Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults),
+        model_of(request.model),
         **{name: None if values is None else values[0] for name, values in given.items()},
         unconditional=all(values is None for values in given.values()),
     )
@@ -90,10 +93,9 @@ def rehearse_samples(request: SampleRequest) -> None:
 def write_samples(request: SampleRequest) -> None:
     """Generate the samples of a training run in its folder; samples.json records the request."""
     from ...configs.files import write_json
-    from ...generate.model import Model
+    from ...generate.loading import model_of
 
-    loaded = request.model
-    model = Model(loaded.lm, loaded.tokenizer, loaded.text, loaded.labels, loaded.defaults)
+    model = model_of(request.model)
     given = any(one is not None for one in (request.labels, request.texts, request.voices))
     result = model.generate(
         label=request.labels,

@@ -61,8 +61,8 @@ def tts(
     from ..streaming_output import stream_audio_to
 
     text = _read_stdin() if text == "-" else text
-    loaded = load(model, loading.device, weights=loading.weights, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
-    if loaded.spec.geometry.kind != "audio" or loaded.text is None:
+    loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
+    if loaded.spec.geometry.kind != "audio" or not loaded.reads_text:
         raise ValueError(f"model '{model}' does not turn text into audio; for images use: tessera image")
     call = {
         "text": text,

@@ -107,13 +107,13 @@ def table(config: type[BaseModel], path: str, queue: deque, known: dict) -> list
         configs = configs_in(field.annotation)
         link = ""
         if configs:
-            at = f"{path}.{key}" if path else key
+            at = f"{path}.{field.alias or key}" if path else key
             if configs not in known:
                 known[configs] = at
                 queue.append((at, configs))
             link = f" See [`{known[configs]}`](#{anchor(known[configs])})."
         text = " ".join(_help_of(config, key).split())
-        cells = (f"`{key}`", type_of(field), default_of(field), unit_of(key, text), escape(text) + link)
+        cells = (f"`{field.alias or key}`", type_of(field), default_of(field), unit_of(key, text), escape(text) + link)
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 

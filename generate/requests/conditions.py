@@ -11,7 +11,10 @@ from torch import Tensor
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.models.base import LanguageModel
 
-ARGUMENT_NAMES = {"label": "label", "text": "text", "embedding": "embedding", "codes": "voice", "aligned": "text"}
+ARGUMENT_NAMES = {
+    **{"label": "label", "text": "text", "embedding": "embedding", "codes": "voice", "aligned": "text"},
+    "melody": "melody",
+}
 """Kinds of conditions and the argument names used for them."""
 
 
@@ -28,6 +31,9 @@ class ConditionInputs:
     voice: Tensor | Sequence[Tensor] | None = None
     """Reference codes, long [K, L] each, or one tensor [B, K, L]."""
 
+    melody: Tensor | Sequence[Tensor] | None = None
+    """Pitch classes, floating point [L, bins] each, or one tensor [B, L, bins]."""
+
     def rows(self, lm: LanguageModel, n: int) -> tuple[ConditionBatch, int]:
         """Conditions of n consecutive rows per entry, and the number of rows.
 
@@ -41,6 +47,7 @@ class ConditionInputs:
             "embedding": _as_list(self.embedding, not _is_matrix(self.embedding)),
             "codes": _as_list(self.voice, not _is_matrix(self.voice)),
             "aligned": None,
+            "melody": _as_list(self.melody, not _is_matrix(self.melody)),
         }
         if lm.conditions.aligned is not None:
             lists |= {"text": None, "aligned": lists["text"]}
@@ -55,7 +62,8 @@ class ConditionInputs:
                     f"the model was never trained without a {ARGUMENT_NAMES[condition.kind]} (dropout 0), but none "
                     "was given; give one"
                 )
-        made = ConditionBatch.make(*repeated.values())
+        melodies = repeated.pop("melody")
+        made = ConditionBatch.make(*repeated.values(), melodies=melodies)
         batch = lm.conditions.with_nulls(made, count * n)
         lm.check_conditions(batch, count * n)  # all tensors are still on the CPU
         return batch, count * n

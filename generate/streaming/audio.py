@@ -30,6 +30,7 @@ def stream_audio(
     text_ids: Sequence[int] | None = None,
     embedding: Tensor | None = None,
     voice: Tensor | None = None,
+    melody: Tensor | None = None,
     seed: int = 0,
     prompt: Tensor | None = None,
     num_frames: int | None = None,
@@ -57,7 +58,7 @@ def stream_audio(
         raise ValueError(
             f"the model of '{tokenizer.spec.name}' generates all frames together and cannot stream; use generate"
         )
-    inputs = ConditionInputs(label, text_ids, embedding, voice)
+    inputs = ConditionInputs(label, text_ids, embedding, voice, melody)
     request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, but {len(request.seeds)} were requested; create one stream for each")

@@ -34,6 +34,7 @@ def stream_images(
     text_ids: Sequence[int] | None = None,
     embedding: Tensor | None = None,
     voice: Tensor | None = None,
+    melody: Tensor | None = None,
     seed: int = 0,
     prompt: Tensor | None = None,
     num_frames: int | None = None,
@@ -60,7 +61,7 @@ def stream_images(
         raise ValueError(f"'{tokenizer.spec.name}' makes audio; use stream_audio")
     every = geometry.columns if every is None else every
     every = whole("every", every, 1)
-    inputs = ConditionInputs(label, text_ids, embedding, voice)
+    inputs = ConditionInputs(label, text_ids, embedding, voice, melody)
     request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, but {len(request.seeds)} were requested; create one stream for each")

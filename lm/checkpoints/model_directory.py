@@ -7,6 +7,7 @@
     tokenizer/           the frozen tokenizer
     text.model           the text tokenizer, if text is used and needs a file
     units.json           that of one with units; lexicon.tsv and english.zip beside it for phonemes
+    text_encoder/        the frozen text encoder whose states the LM reads, in the layout of transformers
     README.md            the model card
     fingerprint.json     size and SHA-256 of everything but the card (fingerprint.py)
 
@@ -36,7 +37,13 @@ from ...configs.fingerprint import check_model_files, write_fingerprint
 from ...configs.schema import check_config
 from ...tokenize.spec import TokenSpec, check_same_tokenizer
 from ..clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
-from ..conditioning.registry import AlignedConditionConfig, LabelConfig, TextConditionConfig
+from ..conditioning.registry import (
+    AlignedConditionConfig,
+    EmbeddingConditionConfig,
+    LabelConfig,
+    TextConditionConfig,
+)
+from ..conditioning.text_encoder import TextEncoder, open_text_encoder
 from ..config import LMConfig
 from ..generation_config import GenerationConfig
 from ..models.base import LanguageModel
@@ -64,6 +71,8 @@ class LoadedModel:
     labels: list[str]
     """Names of the labels in the order of their ids; empty without labels."""
     defaults: GenerationConfig
+    text_encoder: TextEncoder | None = None
+    """Makes the vectors of the condition `embedding` from text; None: they are given as they are."""
 
     @property
     def config(self) -> LMConfig:
@@ -85,6 +94,7 @@ def save_model(
     defaults: GenerationConfig | None = None,
     card: str = "",
     dtype: StorageName = "float32",
+    text_encoder: TextEncoder | None = None,
 ) -> None:
     """Write a model directory. Each file is written atomically; config.json comes last, so a directory with one is
     complete.
@@ -94,12 +104,14 @@ def save_model(
         labels: names in the order of ids, as many as the label condition has classes.
         card: text of README.md.
         dtype: storage of the weights.
+        text_encoder: makes the vectors of the condition `embedding`; its weights are stored as they are.
     Raises:
         ValueError: parts that do not belong together, or a weight that `dtype` cannot represent.
     """
     folder = Path(folder)
     check_same_tokenizer(tokenizer.spec, lm.spec, f"model {folder}: tokenizer to be saved")
     _check_parts(lm.config, text, labels, f"model {folder}")
+    _check_text_encoder(lm.config, text_encoder, f"model {folder}")
     *before, last = lm.stages
     first = before[0] if before else None
     tensors = tensors_of(last, dtype)
@@ -110,6 +122,8 @@ def save_model(
     tokenizer.save(folder / "tokenizer")
     if text is not None:
         text.save(folder)
+    if text_encoder is not None:
+        text_encoder.save(folder / "text_encoder")
     if clustering is not None:
         clustering.save(folder / "clusters")
     if first_tensors is not None:
@@ -243,6 +257,8 @@ def _load_model(
     )
     text = None if text_config is None else load_text(folder, text_config.text)
     _check_parts(config, text, list(described.labels), f"model {folder}")
+    encoder = _open_text_encoder(folder, sha256)
+    _check_text_encoder(config, encoder, f"model {folder}")
     read = partial(read_weights, sha256=sha256, device=device, dtype=dtype, weights=weights)
     vectors = tokenizer.vectors().cpu() if config.needs_code_vectors or described.lm.needs_code_vectors else None
     make = partial(make_lm, clustering=clustering if refines else None, quantizer=tokenizer.quantizer)
@@ -253,7 +269,14 @@ def _load_model(
         centers = None if vectors is None else clustering.centers(vectors)
         coarse = read(folder / "coarse.safetensors", described.coarse_lm, clustering.spec, vectors=centers)
         lm = CoarseToFine(coarse, lm).eval()
-    return LoadedModel(lm, tokenizer, text, list(described.labels), described.generation)
+    encoder = None if encoder is None else encoder.to(device)
+    return LoadedModel(lm, tokenizer, text, list(described.labels), described.generation, encoder)
+
+
+def _open_text_encoder(folder: Path, sha256: Mapping[str, str]) -> TextEncoder | None:
+    if not (folder / "text_encoder").is_dir():
+        return None
+    return open_text_encoder(folder / "text_encoder", sha256=sha256.get("text_encoder/model.safetensors"))
 
 
 def clustering_of(lm: LanguageModel, tokenizer: Tokenizer) -> Clustering | None:
@@ -287,6 +310,16 @@ def _load_lm(
         raise ValueError(f"{folder}: the model predicts or refines coarse labels; use load_model(...).lm")
     path = folder / "lm.safetensors"
     return read_weights(path, described.lm, described.spec, sha256=sha256, device=device, dtype=dtype, make=make_lm)
+
+
+def _check_text_encoder(config: LMConfig, encoder: TextEncoder | None, where: str) -> None:
+    if encoder is None:
+        return
+    condition = next((c for c in config.conditions if isinstance(c, EmbeddingConditionConfig)), None)
+    width = None if condition is None else condition.width
+    if width != encoder.width:
+        reads = "no vectors" if width is None else f"vectors of {width}"
+        raise ValueError(f"{where}: the text encoder makes vectors of {encoder.width}, but the model reads {reads}")
 
 
 def _check_labels(config: LMConfig, labels: list[str], where: str) -> None:

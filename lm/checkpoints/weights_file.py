@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -74,6 +75,17 @@ def lm_of_tensors(
     )
     lm.requires_grad_(True)
     return lm.to(device).eval()
+
+
+def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, shapes and values of weights, in float32: the same however they are stored, but for the
+    rounding of their storage."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()
 
 
 def _stored(name: str, tensor: Tensor, dtype: StorageName) -> Tensor:

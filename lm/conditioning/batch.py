@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-LENGTH_AXES = {"text": 1, "embedding": 1, "codes": 2, "aligned": 1}
+LENGTH_AXES = {"text": 1, "embedding": 1, "codes": 2, "aligned": 1, "melody": 1}
 """Kinds whose rows differ in length, and the length axis. They are right-padded, with lengths in `KIND_lengths`."""
 KINDS = ("label", *LENGTH_AXES)
 
@@ -31,6 +31,10 @@ class ConditionBatch:
     """[B, K, L] long codes of a prompt, right-padded; the values in the padding are ignored."""
     codes_lengths: Tensor | None = None
     """[B] long frames, 0 for no prompt."""
+    melody: Tensor | None = None
+    """[B, L, bins] float, one-hot pitch classes of frames, right-padded; the values in the padding are ignored."""
+    melody_lengths: Tensor | None = None
+    """[B] long, 0 for no melody."""
     aligned: Tensor | None = None
     """[B, L] long ids of the units of an aligned text, right-padded; the values in the padding are ignored."""
     aligned_lengths: Tensor | None = None
@@ -47,6 +51,7 @@ class ConditionBatch:
         codes: Sequence[Tensor | None] | None = None,
         aligned: Sequence[Sequence[int] | None] | None = None,
         frames: Sequence[Sequence[int]] | None = None,
+        melodies: Sequence[Tensor | None] | None = None,
     ) -> ConditionBatch:
         """Build a batch from lists; None in a list is a row without that condition.
 
@@ -54,6 +59,7 @@ class ConditionBatch:
             embeddings: floating point [L, width] each, not all None.
             codes: of a prompt, long [K, L] each, not all None.
             aligned: ids of the units of aligned texts. frames: how many frames each unit lasts.
+            melodies: floating point [L, bins] each, not all None.
         Raises:
             ValueError: an empty text, embedding or prompt, or lists of different lengths.
         """
@@ -63,6 +69,7 @@ class ConditionBatch:
             "embeddings": embeddings,
             "prompts of codes": codes,
             "aligned texts": aligned,
+            "melodies": melodies,
         }
         counts = {name: len(entries) for name, entries in given.items() if entries is not None}
         if len(set(counts.values())) > 1:
@@ -82,6 +89,9 @@ class ConditionBatch:
         if embeddings is not None:
             one = _check_rows(embeddings, 0, "embeddings must be [L, width], all of the same width")
             made |= _padded("embedding", embeddings, one[:1])
+        if melodies is not None:
+            one = _check_rows(melodies, 0, "melodies must be [L, bins], all of the same bins")
+            made |= _padded("melody", melodies, one[:1])
         if codes is not None:
             one = _check_rows(codes, 1, "prompts of codes must be [K, L], all with the same K")
             made |= _padded("codes", codes, one[:, :1])

@@ -22,10 +22,16 @@ from .batch import KINDS, ConditionBatch
 from .codes import CodesCondition, CodesConditionConfig
 from .embedding import EmbeddingCondition, EmbeddingConditionConfig
 from .label import LabelCondition, LabelConfig
+from .melody import MelodyCondition, MelodyConditionConfig
 from .text import TextCondition, TextConditionConfig
 
 ConditionConfig = Annotated[
-    LabelConfig | TextConditionConfig | EmbeddingConditionConfig | CodesConditionConfig | AlignedConditionConfig,
+    LabelConfig
+    | TextConditionConfig
+    | EmbeddingConditionConfig
+    | CodesConditionConfig
+    | AlignedConditionConfig
+    | MelodyConditionConfig,
     Field(discriminator="kind"),
 ]
 
@@ -35,6 +41,7 @@ CONDITIONS: dict[str, Any] = {
     "embedding": EmbeddingCondition,
     "codes": CodesCondition,
     "aligned": AlignedCondition,
+    "melody": MelodyCondition,
 }
 """Built as CONDITIONS[kind](config, context). `check(batch)` raises ValueError, calling it returns tokens [B, L, D] and
 their mask [B, L] (None: all are real; `aligned` returns AlignedUnits instead), `none(B)` the fields of rows without it;

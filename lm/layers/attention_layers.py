@@ -36,7 +36,9 @@ class SelfAttention(nn.Module):
         width, heads, kv_heads, qk_norm = config.width, config.heads, config.kv_heads, config.qk_norm
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, config.head_width
         self.attend = attend
-        self.qkv = Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=False)
+        self.qkv = Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=config.qkv_bias)
+        if self.qkv.bias is not None and not self.qkv.bias.is_meta:
+            nn.init.zeros_(self.qkv.bias)
         self.query_norm = RMSNorm(self.head_width) if qk_norm else None
         self.key_norm = RMSNorm(self.head_width) if qk_norm else None
         self.out = Linear(heads * self.head_width, width, bias=False)

@@ -31,11 +31,15 @@ class TransformerConfig:
     norm: NormName = "rms"
     norm_eps: float = 1e-6
     feed_forward: FeedForwardName = "swiglu"
+    head_dim: int | None = None
+    """E if it is not width / heads."""
+    qkv_bias: bool = False
+    """Queries, keys and values of the self-attention have a bias."""
 
     @property
     def head_width(self) -> int:
         """E."""
-        return self.width // self.heads
+        return self.width // self.heads if self.head_dim is None else self.head_dim
 
     def make_norm(self) -> nn.Module:
         """A normalization of the hidden state."""

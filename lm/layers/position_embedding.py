@@ -2,6 +2,8 @@
 
 conditions' prefix    -P .. -1     counted back from the first step (from the second, if the last prefix token
 steps                  0 .. S-1    replaces the start token)
+
+With sinusoids whose `prefix` is counted all positions are P higher; P is a row's number of real prefix tokens.
 """
 
 from __future__ import annotations
@@ -62,8 +64,14 @@ class Positions(nn.Module):
                 back = torch.arange(-P, 0, device=steps.device).unsqueeze(0)
             else:
                 back = count_back(prefix_mask)
-            positions = torch.cat([back, steps.expand(back.shape[0], -1)], dim=1)
+            positions = torch.cat([back, steps.expand(back.shape[0], -1)], dim=1) + self.shift(P, prefix_mask)
         return positions + self.first if self.first else positions
+
+    def shift(self, P: int, prefix_mask: Tensor | None) -> int | Tensor:
+        """What P prefix tokens add to the positions of the steps: an int, or [B, 1] long."""
+        if not isinstance(self.config, SinusoidalConfig) or self.config.prefix == "before":
+            return 0
+        return P if prefix_mask is None else prefix_mask.sum(dim=1, keepdim=True)
 
     def table(
         self,
@@ -90,9 +98,16 @@ class Positions(nn.Module):
 
     def add(self, x: Tensor, steps: Tensor, P: int = 0, prefix_mask: Tensor | None = None) -> Tensor:
         """x [B, P + S, D] plus sinusoidal position embeddings, if the model uses them."""
+        return self._add(x, self.of(steps, P, prefix_mask))
+
+    def add_after(self, x: Tensor, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
+        """As `add`, for x [B, S, D] of the steps alone, after a prefix that was read before."""
+        return self._add(x, self.of(steps, 0, None) + self.shift(P, prefix_mask))
+
+    def _add(self, x: Tensor, positions: Tensor) -> Tensor:
         if not isinstance(self.config, SinusoidalConfig):
             return x
-        return x + sinusoidal_embedding(self.of(steps, P, prefix_mask), self.width, self.config.base).to(x.dtype)
+        return x + sinusoidal_embedding(positions, self.width, self.config.base).to(x.dtype)
 
 
 def count_back(mask: Tensor) -> Tensor:

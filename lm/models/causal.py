@@ -208,7 +208,8 @@ class TokenLM(TransformerLM):
             )
         steps = torch.arange(state.step, state.step + n, device=read.device)
         x = self.add_conditions(self.embed_step(read), state.summed, None if state.step else state.first)
-        x = self.positions.add(self._add_units(x, state, pointers), steps, 0, None)
+        x = self._add_units(x, state, pointers)
+        x = self.positions.add_after(x, steps, state.prefix_length, state.prefix_mask)
         if state.cache.rotated_keys:
             table = self._rotary(state, steps)
         else:
@@ -233,7 +234,8 @@ class TokenLM(TransformerLM):
         """
         steps = step.reshape(1)
         x = self.add_conditions(self.embed_step(ids.unsqueeze(-1)), state.summed, None)
-        x = self.positions.add(self._add_units(x, state, pointers), steps, 0, None)
+        x = self._add_units(x, state, pointers)
+        x = self.positions.add_after(x, steps, state.prefix_length, state.prefix_mask)
         if state.cache.rotated_keys:
             table = self.positions.table(steps, state.num_frames, 0, None)
         else:

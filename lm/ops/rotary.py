@@ -48,6 +48,9 @@ class SinusoidalConfig(Config):
     kind: Literal["sinusoidal"] = "sinusoidal"
     base: PositiveFloat = 10000.0
     """Base of the frequencies: the longest wavelength is about 6 times this number of steps."""
+    prefix: Literal["before", "counted"] = "before"
+    """Positions of the conditions' prefix. before: -P .. -1, the steps begin at 0. counted: 0 .. P - 1, the steps begin
+    at P."""
 
 
 RopeConfig = Annotated[TimeRopeConfig | GridRopeConfig | SinusoidalConfig, Field(discriminator="kind")]

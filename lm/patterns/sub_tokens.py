@@ -51,6 +51,8 @@ class SubTokens:
         self.codebooks = tuple(k for k in range(len(V)) for _ in range(self.parts))
         """[J]: the codebook of each sub-token."""
         values = [size for sizes in digits for size in sizes]
+        self.values = tuple(values)
+        """[J]: number of values of codes."""
         first = [j % self.parts == 0 for j in range(len(values))]
         end = arrangement.output_sizes[0] - V[0]
         self.output_sizes = (values[0] + end, *values[1:])

@@ -1,37 +1,38 @@
 """Read and write LlamaGen's class-conditional model (GPT c2i) in its own layout.
 
-A folder with
+A folder with the files as they are downloaded
 
-    model.safetensors    the tensors by LlamaGen's names: `tok_embeddings.weight`, `layers.0.attention.wqkv.weight`, ...
-    config.json          {"model_type": "llamagen", "image_size": 256}, and where they differ from a released model's
-                         `downsample_size` (16), `n_head` and `num_classes` (1000) or `class_dropout_prob` (0.1; 0: the
-                         class table has no row for "no class", so there is no guidance)
+    c2i_B_256.pt         the language model (FSDP checkpoints and safetensors of the same names, too): tensors
+                         `tok_embeddings.weight`, `layers.0.attention.wqkv.weight`, ...
+    vq_ds16_c2i.pt       the image tokenizer (tokenize/public/images/llamagen_vq.py); optional
+    config.json          optional: {"model_type": "llamagen", "image_size": 256}, and where they differ from a released
+                         model's `downsample_size` (16), `n_head` and `num_classes` (1000) or `class_dropout_prob` (0.1;
+                         0: the class table has no row for "no class", so there is no guidance)
 
-The released files are pickles, which are not loaded here. Convert one with torch, which then runs no code of the file:
-
-    with torch.serialization.safe_globals([argparse.Namespace]):    # the arguments of the training script
-        held = torch.load("c2i_B_256.pt", map_location="cpu", weights_only=True)
-    state = next(held[key] for key in ("model", "module", "state_dict") if key in held)    # FSDP: state = held
-    safetensors.torch.save_file({name: t for name, t in state.items() if name != "freqs_cis"}, "DIR/model.safetensors")
+The sizes follow from the tensors, the size of the images from config.json or the name of the file (`_256`, `_384`).
 
 The class token takes the place of the start token; its queries and keys are multiplied by zero, not rotated by an angle
-of zero, so they vanish. The image tokenizer is not loaded: unless you pass a TokenSpec, the fingerprint is
-`UNKNOWN_TOKENIZER`, which matches no tokenizer.
+of zero, so they vanish. Without a tokenizer's TokenSpec, the fingerprint is `UNKNOWN_TOKENIZER`, which matches none.
 Source: tensor names and mathematics of LlamaGen (arXiv:2406.06525), FoundationVision/LlamaGen (MIT).
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...configs.files import read_json, write_json, write_safetensors
+from ...configs.files import write_json, write_safetensors
 from ...configs.schema import make_config
-from ...configs.tensor_checks import WeightsError, header_shapes
-from ...tokenize.public.tensor_map import SourceRows, TensorMap, equal, find_weights
+from ...configs.tensor_checks import WeightsError
+from ...tokenize.base import Tokenizer
+from ...tokenize.public.checkpoint import Checkpoint
+from ...tokenize.public.folder import PublicFolder
+from ...tokenize.public.images.llamagen_vq import is_llamagen_vq, read_llamagen_vq
+from ...tokenize.public.tensor_map import Concat, Constant, Source, TensorMap, Term, equal_parts
 from ...tokenize.spec import ImageGeometry, TokenSpec
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..checkpoints.weights_file import DTYPES, StorageName
@@ -41,7 +42,7 @@ from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
 from ..ops.rotary import GridRopeConfig
 from ..patterns.pattern import SpecialsConfig
-from .conversion import check_layout, public_tensors, read_lm
+from .conversion import check_layout, read_lm
 
 UNKNOWN_TOKENIZER = "0" * 64
 """Fingerprint if the tokenizer was not loaded."""
@@ -55,8 +56,24 @@ HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 40
 RELEASED_CLASSES = 1000
 """Number of ImageNet classes; the class tables have one more row, for no class."""
 
+FIRST = "tok_embeddings.weight"
 IGNORED = ("freqs_cis",)
 """Rotary tables in older files."""
+
+
+def is_llamagen(folder: PublicFolder) -> bool:
+    """Whether there are weights with the names of LlamaGen's language model."""
+    return folder.holding(FIRST) is not None
+
+
+def read_llamagen_tokenizer(folder: PublicFolder) -> Tokenizer | None:
+    """The image tokenizer beside the language model, for the size of its images; None if there is none.
+
+    Raises as `load_llamagen` and `read_llamagen_vq`.
+    """
+    if not is_llamagen_vq(folder):
+        return None
+    return read_llamagen_vq(folder, _image_size(_read_config(folder), _held(folder)))
 
 
 def load_llamagen(
@@ -68,27 +85,26 @@ def load_llamagen(
     """Read a LlamaGen c2i model, in eval mode.
 
     Args:
-        folder: as described above.
-        spec: of the image tokenizer; None: a spec from config.json, whose tokenizer is not loaded.
+        folder: as described above, or the file of the language model.
+        spec: of the image tokenizer; None: a spec for the size of the images, whose tokenizer is not loaded.
         dtype: of the weights in memory.
     Raises:
-        FileNotFoundError: config.json or weights are missing. WeightsError: tensors missing, left over or misshapen.
-            ValueError: pickled weights, a size that cannot be inferred, or a spec that does not fit.
+        FileNotFoundError: no weights. WeightsError: tensors missing, left over or misshapen. ValueError: unusable
+            files, a size that cannot be inferred, or a spec that does not fit.
     """
-    folder = Path(folder)
-    described = _read_config(folder)
-    where = find_weights(folder)
-    shapes = {name: shape for file in set(where.values()) for name, shape in header_shapes(file).items()}
-    codes, width = _matrix(shapes, "tok_embeddings.weight", folder)
+    opened = PublicFolder(folder)
+    folder, described, checkpoint = opened.path, _read_config(opened), _held(opened)
+    shapes, where = checkpoint.shapes, str(opened.config_path)
+    codes, width = _matrix(shapes, FIRST, folder)
     rows = _matrix(shapes, "cls_embedding.embedding_table.weight", folder)[0]
-    classes, class_dropout = _classes(described, rows, folder / "config.json")
+    classes, class_dropout = _classes(described, rows, opened.config_path)
     ffn = _matrix(shapes, "layers.0.feed_forward.w1.weight", folder)[0]
     projected = _matrix(shapes, "layers.0.attention.wqkv.weight", folder)[0]
     heads = described.get("n_head", HEADS.get(width))
     if heads is None:
         raise ValueError(f"{folder}: no released model has width {width}; set n_head in config.json")
-    sizes = described["image_size"], described.get("downsample_size", 16)
-    spec = spec or llamagen_spec(codes, *sizes, str(folder / "config.json"))
+    if spec is None:
+        spec = llamagen_spec(codes, _image_size(described, checkpoint), described.get("downsample_size", 16), where)
     if spec.cardinalities != (codes,) or not isinstance(spec.geometry, ImageGeometry):
         raise ValueError(
             f"{folder}: the model has one codebook of {codes} image codes, the tokenizer '{spec.name}' "
@@ -96,10 +112,8 @@ def load_llamagen(
         )
     layers = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
     key_heads = (projected - width) // 2 * heads // width
-    config = llamagen_config(
-        width, layers, heads, key_heads, ffn, classes, class_dropout=class_dropout, where=str(folder / "config.json")
-    )
-    return read_lm(folder, where, llamagen_tensor_map(config, spec), config, spec, IGNORED, device, dtype)
+    config = llamagen_config(width, layers, heads, key_heads, ffn, classes, class_dropout=class_dropout, where=where)
+    return read_lm(checkpoint, llamagen_tensor_map(config, spec), config, spec, device, dtype)
 
 
 def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
@@ -128,7 +142,7 @@ def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
         "num_classes": classes,
         "class_dropout_prob": label.dropout if label is not None else 0.0,
     }
-    tensors = public_tensors(lm, llamagen_tensor_map(config, lm.spec))
+    tensors = llamagen_tensor_map(config, lm.spec).write(lm.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", {n: t.to(DTYPES[dtype]) for n, t in tensors.items()})
     write_json(folder / "config.json", described)
@@ -195,17 +209,15 @@ def llamagen_tensor_map(config: LMConfig, spec: TokenSpec) -> TensorMap:
     for n in range(config.layers):
         for ours, theirs in matrices.items():
             names[f"transformer.blocks.{n}.{ours}.weight"] = [f"layers.{n}.{name}.weight" for name in theirs]
-    shapes = parameter_shapes(config, spec)
-    codes = spec.cardinalities[0]
-    rows = shapes.pop("input.table.weight")[0]  # special ids are never read, but have rows too
-    tensor_map = {name: equal(names[name], shape) for name, shape in shapes.items()}
-    label = config.conditions[0]
-    if label.dropout == 0:  # and a class table trained without dropout has no row for no class
-        name = "conditions.parts.label.table.weight"
-        tensor_map[name] = (SourceRows(names[name][0], shapes[name][0] - 1), SourceRows(None, 1))
-    return tensor_map | {
-        "input.table.weight": (SourceRows("tok_embeddings.weight", codes), SourceRows(None, rows - codes))
-    }
+    shapes, codes = parameter_shapes(config, spec), spec.cardinalities[0]
+    rows, table = shapes["input.table.weight"][0], "conditions.parts.label.table.weight"
+    terms: dict[str, Term] = {name: equal_parts(names[name]) for name in shapes if name != "input.table.weight"}
+    special = Constant(0.0, required=False)  # rows of special ids, which are never read
+    terms["input.table.weight"] = Concat((Source("tok_embeddings.weight"), special), (codes, rows - codes))
+    if config.conditions[0].dropout == 0:  # a class table trained without dropout has no row for no class
+        null = Constant(0.0, required=False)
+        terms[table] = Concat((Source(names[table][0]), null), (shapes[table][0] - 1, 1))
+    return TensorMap(terms, ignored=IGNORED)
 
 
 def _classes(described: dict[str, Any], rows: int, where: Path) -> tuple[int, float]:
@@ -230,21 +242,36 @@ def _classes(described: dict[str, Any], rows: int, where: Path) -> tuple[int, fl
     return classes, float(dropout)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such file; write {{"model_type": "llamagen", "image_size": 256}} in it')
-    described = read_json(path)
-    if not isinstance(described, dict) or described.get("model_type") != "llamagen":
+def _held(folder: PublicFolder) -> Checkpoint:
+    """The file with the language model; without one, what else is there, or the error of opening it."""
+    return folder.holding(FIRST) or folder.checkpoint
+
+
+def _image_size(described: dict[str, Any], checkpoint: Checkpoint) -> int:
+    """Side of the images in pixels, from config.json or the name of a released file."""
+    named = re.search(r"c2i_\w+_(\d{3})\b", checkpoint.path.name)
+    size = described.get("image_size", None if named is None else int(named[1]))
+    if size is None:
+        raise ValueError(
+            f"{checkpoint.path}: the size of the images is not in this name (as in c2i_B_256.pt); write "
+            f'{{"model_type": "llamagen", "image_size": 256}} in a config.json beside it'
+        )
+    return size
+
+
+def _read_config(folder: PublicFolder) -> dict[str, Any]:
+    """config.json; empty if there is none."""
+    described, path = folder.config, folder.config_path
+    if not described:
+        return {}
+    if described.get("model_type") != "llamagen":
         raise ValueError(f"{path}: its model_type is not 'llamagen'")
     dropout = described.get("class_dropout_prob")
     if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, int | float)):
         raise ValueError(f"{path}: class_dropout_prob must be a number, found {dropout!r}")
     for key in ("image_size", "downsample_size", "n_head", "num_classes"):
         value = described.get(key)
-        if value is None and key != "image_size":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if key in described and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{path}: {key} must be a whole number, found {value!r}")
     return described
 

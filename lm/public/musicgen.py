@@ -2,13 +2,13 @@
 
 Two kinds of folder, each with config.json and model.safetensors (or several files and their index):
 
-    MusicgenForConditionalGeneration    `decoder.model.decoder.*`, `decoder.lm_heads.*`, `enc_to_dec_proj.*`; the text
-                                        encoder and the audio codec in the folder are not read
+    MusicgenForConditionalGeneration    `decoder.model.decoder.*`, `decoder.lm_heads.*`, `enc_to_dec_proj.*`; for the
+                                        text encoder and the audio codec in the folder see musicgen_composite.py
     MusicgenForCausalLM                 `model.decoder.*`, `lm_heads.*`; the projection from the text encoder's width,
                                         which this class lacks, is written to and read from enc_to_dec_proj.safetensors
 
-The hidden states of the text encoder are the model's condition "embedding". The codec is not loaded: unless you pass a
-TokenSpec, the spec's fingerprint is `UNKNOWN_CODEC`, which matches no tokenizer.
+The hidden states of the text encoder are the model's condition "embedding". The codec is not loaded here: unless you
+pass a TokenSpec, the spec's fingerprint is `UNKNOWN_CODEC`, which matches no tokenizer.
 Source: tensor names and config keys of transformers 5 (Apache-2.0), MusicGen (arXiv:2306.05284).
 """
 
@@ -19,22 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
-from ...configs.tensor_checks import header_shapes
-from ...tokenize.public.tensor_map import TensorMap, equal, find_weights
+from ...tokenize.public.checkpoint import open_checkpoint
+from ...tokenize.public.tensor_map import TensorMap, equal_parts
 from ...tokenize.spec import AudioGeometry, TokenSpec
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..checkpoints.weights_file import DTYPES, StorageName
-from ..conditioning.registry import EmbeddingConditionConfig
+from ..conditioning.chroma import ChromaConfig
+from ..conditioning.registry import ConditionConfig, EmbeddingConditionConfig, MelodyConditionConfig
 from ..config import LMConfig
 from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
 from ..ops.rotary import SinusoidalConfig
 from ..patterns.layouts import DelayConfig
 from ..patterns.pattern import SpecialsConfig
-from .conversion import check_layout, public_tensors, read_lm
+from .conversion import check_layout, read_lm
 
 UNKNOWN_CODEC = "0" * 64
 """Fingerprint if the codec was not loaded."""
@@ -49,7 +51,29 @@ PUBLISHED_CODEC = {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4]}
 TEXT_DROPOUT = 0.3
 """Probability of dropping the text of a training row (audiocraft's)."""
 
+MELODY, MELODY_DECODER = "musicgen_melody", "musicgen_melody_decoder"
+COMPOSITES = ("musicgen", MELODY)
+MODEL_TYPES = ("musicgen", "musicgen_decoder", MELODY)
+"""Values of model_type in config.json."""
+
+DECODER_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "ffn_dim": 4096,
+    "vocab_size": 2048,
+    "num_codebooks": 4,
+    "audio_channels": 1,
+    "activation_function": "gelu",
+    "dropout": 0.1,
+    "pad_token_id": 2048,
+    "bos_token_id": 2048,
+}
+"""Class defaults of MusicgenDecoderConfig, for absent keys."""
+SIZES = tuple(key for key, value in DECODER_DEFAULTS.items() if type(value) is int and not key.endswith("_id"))
+
 PROJECTION = "enc_to_dec_proj"
+MELODY_PROJECTION = "audio_enc_to_dec_proj"
 POSITIONS = "model.decoder.embed_positions."
 IGNORED = ("text_encoder.", "audio_encoder.", f"decoder.{POSITIONS}", POSITIONS)
 """Other models, and sinusoids that a file may contain."""
@@ -73,19 +97,16 @@ def load_musicgen(
             fit.
     """
     folder = Path(folder)
-    described = _read_config(folder)
-    where = find_weights(folder)
+    described = read_musicgen_config(folder)
     beside = folder / f"{PROJECTION}.safetensors"
-    if _is_composite(described):
-        prefix, width = "decoder.", _text_width(described, folder)
+    composite = _is_composite(described)
+    checkpoint = open_checkpoint(folder, (beside,) if beside.is_file() and not composite else ())
+    prefix = "decoder." if composite else ""
+    if composite:
+        width = _text_width(described, folder)
     else:
-        prefix = ""
-        width = None
-        if beside.is_file():
-            shapes = header_shapes(beside)
-            where.update(dict.fromkeys(shapes, beside))
-            width = shapes.get(f"{PROJECTION}.weight", (0, 0))[-1]
-    config = musicgen_config(_decoder(described), width, str(folder / "config.json"))
+        width = checkpoint.shapes[f"{PROJECTION}.weight"][-1] if f"{PROJECTION}.weight" in checkpoint.shapes else None
+    config = musicgen_config(_decoder(described), width, str(folder / "config.json"), melody_sizes(described, folder))
     spec = spec or musicgen_spec(described, str(folder / "config.json"))
     books = _decoder(described)["num_codebooks"], _decoder(described)["vocab_size"]
     if spec.cardinalities != (books[1],) * books[0]:
@@ -93,7 +114,7 @@ def load_musicgen(
             f"{folder}: the model has {books[0]} codebooks of {books[1]} codes, the tokenizer '{spec.name}' "
             f"{list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
         )
-    return read_lm(folder, where, musicgen_tensor_map(config, spec, prefix), config, spec, IGNORED, device, dtype)
+    return read_lm(checkpoint, musicgen_tensor_map(config, spec, prefix), config, spec, device, dtype)
 
 
 def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
@@ -103,9 +124,9 @@ def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
         ValueError: MusicGen's layout cannot represent the model; names the first setting that differs.
     """
     folder = Path(folder)
-    described = _describe(lm)
-    tensor_map = musicgen_tensor_map(lm.config, lm.spec)
-    tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in public_tensors(lm, tensor_map).items()}
+    described, tensors = musicgen_tensors(lm, dtype)
+    if described["model_type"] == MELODY_DECODER:
+        raise ValueError("MusicGen's layout holds a model that follows melodies together with its text encoder only")
     projection = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PROJECTION)}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -114,12 +135,31 @@ def save_musicgen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32
         write_safetensors(beside, projection, {"format": "pt"})
     else:
         beside.unlink(missing_ok=True)
-    write_json(folder / "config.json", described | {"dtype": dtype})
+    write_json(folder / "config.json", described)
 
 
-def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, where: str = "config.json") -> LMConfig:
-    """The config of the model that a decoder's config describes; text_width is the width of the text states before the
-    projection, None without one."""
+def musicgen_tensors(
+    lm: TokenLM, dtype: StorageName = "float32", prefix: str = ""
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config of a `MusicgenForCausalLM` and its tensors, their names with a prefix; raises as `save_musicgen`."""
+    described = _describe(lm)
+    tensors = musicgen_tensor_map(lm.config, lm.spec, prefix).write(lm.state_dict())
+    return described | {"dtype": dtype}, {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items()}
+
+
+def musicgen_config(
+    decoder: dict[str, Any],
+    text_width: int | None = None,
+    where: str = "config.json",
+    melody: tuple[ChromaConfig, int] | None = None,
+) -> LMConfig:
+    """The config of the model that a decoder's config describes.
+
+    Args:
+        text_width: width of the text states before the projection; None: there is no projection.
+        melody: of a model that follows melodies, their analysis and number of tokens; melody and text are then a prefix
+            of the sequence instead of the memory of cross-attention.
+    """
     width, vocab = decoder["hidden_size"], decoder["vocab_size"]
     refused = {
         "activation_function": ("gelu",),
@@ -140,6 +180,22 @@ def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, wher
     rate = decoder.get("dropout", 0.0)
     if isinstance(rate, bool) or not isinstance(rate, int | float):
         raise ValueError(f"{where}: dropout must be a number, found {rate!r}")
+    text = make_config(
+        EmbeddingConditionConfig,
+        where,
+        width=width if text_width is None else text_width,
+        projection="none" if text_width is None else "linear",
+        join="cross" if melody is None else "prefix",
+        mask="padding" if melody is None else "none",
+        norm="none",
+        null="zero",
+        dropout=TEXT_DROPOUT,
+    )
+    conditions: tuple[ConditionConfig, ...] = (text,)
+    if melody is not None:
+        chroma, length = melody
+        tune = make_config(MelodyConditionConfig, where, chroma=chroma, length=length, dropout=TEXT_DROPOUT)
+        conditions = (tune, text)
     return make_config(
         LMConfig,
         where,
@@ -151,20 +207,10 @@ def musicgen_config(decoder: dict[str, Any], text_width: int | None = None, wher
         norm="layer",
         norm_eps=1e-5,
         dropout=float(rate),
-        rope=SinusoidalConfig(),
+        rope=SinusoidalConfig(prefix="before" if melody is None else "counted"),
         arrangement=DelayConfig(delays=tuple(k // channels for k in range(books))),
         specials=SpecialsConfig(start=0, pad=0),
-        conditions=(
-            make_config(
-                EmbeddingConditionConfig,
-                where,
-                width=width if text_width is None else text_width,
-                projection="none" if text_width is None else "linear",
-                norm="none",
-                null="zero",
-                dropout=TEXT_DROPOUT,
-            ),
-        ),
+        conditions=conditions,
     )
 
 
@@ -202,6 +248,8 @@ def musicgen_tensor_map(config: LMConfig, spec: TokenSpec, prefix: str = "") -> 
         "transformer.norm.bias": [f"{base}layer_norm.bias"],
         "conditions.parts.embedding.projection.weight": [f"{PROJECTION}.weight"],
         "conditions.parts.embedding.projection.bias": [f"{PROJECTION}.bias"],
+        "conditions.parts.melody.projection.weight": [f"{MELODY_PROJECTION}.weight"],
+        "conditions.parts.melody.projection.bias": [f"{MELODY_PROJECTION}.bias"],
     }
     for n in range(config.layers):
         ours, theirs = f"transformer.blocks.{n}.", f"{base}layers.{n}."
@@ -220,7 +268,8 @@ def musicgen_tensor_map(config: LMConfig, spec: TokenSpec, prefix: str = "") -> 
         }
         for our_matrix, matrix in matrices.items():
             names[f"{ours}{our_matrix}.weight"] = [f"{theirs}{name}.weight" for name in matrix]
-    return {name: equal(names[name], shape) for name, shape in parameter_shapes(config, spec).items()}
+    terms = {name: equal_parts(names[name]) for name in parameter_shapes(config, spec)}
+    return TensorMap(terms, ignored=IGNORED)
 
 
 def _describe(lm: TokenLM) -> dict[str, Any]:
@@ -252,12 +301,26 @@ def _describe(lm: TokenLM) -> dict[str, Any]:
             f"in {channels}"
         )
     width = given.width if given is not None and given.projection == "linear" else None
-    expected = musicgen_config(described, width)
-    if given is not None and len(config.conditions) == 1:  # the layout does not store training settings
-        condition = expected.conditions[0].model_copy(update={"dropout": given.dropout, "mask": given.mask})
-        expected = expected.model_copy(update={"conditions": (condition,)})
+    tune = next((c for c in config.conditions if isinstance(c, MelodyConditionConfig)), None)
+    if tune is not None:
+        described["model_type"], described["architectures"] = MELODY_DECODER, ["MusicgenMelodyForCausalLM"]
+    expected = musicgen_config(described, width, melody=None if tune is None else (tune.chroma, tune.length))
+    if len(config.conditions) == len(expected.conditions):
+        pairs = zip(expected.conditions, config.conditions, strict=True)
+        expected = expected.model_copy(update={"conditions": tuple(_with_unstored(*pair) for pair in pairs)})
     check_layout("MusicGen", config, expected, spec.num_codebooks)
     return described
+
+
+def _with_unstored(expected: ConditionConfig, found: ConditionConfig) -> ConditionConfig:
+    """An expected condition with the settings of the found one that the layout does not store: those of training, and
+    whether cross-attention masks the padding."""
+    if type(found) is not type(expected):
+        return expected
+    unstored: dict[str, Any] = {"dropout": found.dropout}
+    if isinstance(found, EmbeddingConditionConfig) and found.join == "cross":
+        unstored["mask"] = found.mask
+    return expected.model_copy(update=unstored)
 
 
 def _positions(spec: TokenSpec) -> int:
@@ -267,25 +330,55 @@ def _positions(spec: TokenSpec) -> int:
     return max(2048, 1 << math.ceil(40 * rate).bit_length())
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_musicgen_config(folder: Path) -> dict[str, Any]:
+    """config.json with the class defaults of absent settings of the decoder.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: another kind of model, or sizes that are not whole numbers.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no checkpoint here (config.json is missing)")
     described = read_json(path)
     kind = described.get("model_type") if isinstance(described, dict) else None
-    if kind not in ("musicgen", "musicgen_decoder"):
-        raise ValueError(f"{path}: model_type is {kind!r}; supported are 'musicgen' and 'musicgen_decoder'")
-    decoder = described.get("decoder") if kind == "musicgen" else described
+    if kind not in MODEL_TYPES:
+        known = ", ".join(repr(one) for one in MODEL_TYPES)
+        raise ValueError(f"{path}: model_type is {kind!r}; supported are {known}")
+    decoder = described.get("decoder") if kind in COMPOSITES else described
     if not isinstance(decoder, dict):
         raise ValueError(f"{path}: has no decoder")
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "vocab_size", "num_codebooks"):
+    decoder = DECODER_DEFAULTS | decoder
+    for key in SIZES:
         if not isinstance(decoder.get(key), int) or isinstance(decoder[key], bool) or decoder[key] < 1:
             raise ValueError(f"{path}: {key} must be a whole number, found {decoder.get(key)!r}")
-    return described
+    return described | {"decoder": decoder} if kind in COMPOSITES else decoder
+
+
+def melody_sizes(described: dict[str, Any], folder: Path) -> tuple[ChromaConfig, int] | None:
+    """The analysis of melodies and their number of tokens; None for a model that does not follow them.
+
+    preprocessor_config.json may hold other sizes than the class defaults of the feature extractor.
+    """
+    if described["model_type"] != MELODY:
+        return None
+    path, bins = folder / "preprocessor_config.json", described.get("num_chroma", 12)
+    found = read_json(path) if path.is_file() else {}
+    found = found if isinstance(found, dict) else {}
+    if found.get("num_chroma", bins) != bins:
+        raise ValueError(f"{path}: num_chroma is {found['num_chroma']!r}, but the model's config says {bins!r}")
+    if bins == described["decoder"]["hidden_size"]:
+        raise ValueError(f"{folder}/config.json: num_chroma is hidden_size, {bins}; such a model is not supported")
+    names = {"sample_rate": "sampling_rate", "window": "n_fft", "hop": "hop_length", "seconds": "chunk_length"}
+    sizes = {ours: found[theirs] for ours, theirs in names.items() if theirs in found}
+    chroma = make_config(ChromaConfig, str(path), bins=bins, **sizes)
+    length = described.get("chroma_length", 235)
+    if type(length) is not int:
+        raise ValueError(f"{folder}/config.json: chroma_length must be a whole number, found {length!r}")
+    return chroma, length
 
 
 def _is_composite(described: dict[str, Any]) -> bool:
-    return described["model_type"] == "musicgen"
+    return described["model_type"] in COMPOSITES
 
 
 def _decoder(described: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Public checkpoints: detect the layout of a folder, and the functions that read and write it."""
+"""Public language models: how a folder is recognized, and the functions that read and write it.
+
+To add one, write a file with the functions of `PublicLayout` and add a line to `PUBLIC`. Layouts are asked in this
+order; the first that recognizes a folder reads it.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +10,103 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...configs.files import read_json
+import torch
+
 from ...configs.recognize import describe_wrong
 from ...configs.schema import nearest_name
+from ...tokenize.base import Tokenizer
+from ...tokenize.public.folder import PublicFolder
+from ..checkpoints.model_directory import LoadedModel
+from ..checkpoints.weights_file import StorageName
+from ..conditioning.text_encoder import TextEncoder
 from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
-from .llamagen import LLAMAGEN_DEFAULTS, load_llamagen, save_llamagen
-from .musicgen import MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
+from ..quantization.packed_linear import WeightsName, check_weights, pack_
+from .llamagen import LLAMAGEN_DEFAULTS, is_llamagen, load_llamagen, read_llamagen_tokenizer, save_llamagen
+from .musicgen import MODEL_TYPES, MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
+from .musicgen_composite import read_musicgen_codec, read_musicgen_text_encoder, save_musicgen_composite
 
 
 @dataclass(frozen=True)
 class PublicLayout:
-    """The layout of one public system: a folder with config.json and safetensors."""
+    """The layout of one public system."""
 
     model_types: tuple[str, ...]
     """Values of model_type in config.json."""
     load: Callable[..., TokenLM]
     """load(folder, spec, device, dtype); spec None: the tokenizer is unknown."""
     save: Callable[..., None]
-    """save(folder, lm, dtype); ValueError if the layout cannot represent the model."""
+    """save(folder, lm, dtype) of the language model alone; ValueError if the layout cannot represent the model."""
     defaults: GenerationConfig
     """Default sampling settings of its authors."""
-    left_out: str
-    """The parts of a folder that are not read."""
+    tokenizer: str
+    """What the tokenizer of its codes is, for messages."""
+    read_tokenizer: Callable[[PublicFolder], Tokenizer | None] = lambda folder: None
+    """The tokenizer in a folder; None: there is none."""
+    read_text_encoder: Callable[[PublicFolder], TextEncoder | None] = lambda folder: None
+    """The text encoder in a folder, for models with the condition `embedding`; None: there is none."""
+    save_whole: Callable[[Path, LoadedModel, StorageName], None] | None = None
+    """save_whole(folder, model, dtype) of a model with its tokenizer and text encoder; None: no such layout exists."""
+    recognize: Callable[[PublicFolder], bool] = lambda folder: False
+    """Whether a folder without such a model_type is one, by its other files."""
 
 
 PUBLIC = {
     "musicgen": PublicLayout(
-        ("musicgen", "musicgen_decoder"),
+        MODEL_TYPES,
         load_musicgen,
         save_musicgen,
         MUSICGEN_DEFAULTS,
-        "the text encoder and the audio codec",
+        "the audio codec",
+        read_musicgen_codec,
+        read_musicgen_text_encoder,
+        save_musicgen_composite,
     ),
-    "llamagen": PublicLayout(("llamagen",), load_llamagen, save_llamagen, LLAMAGEN_DEFAULTS, "the image tokenizer"),
+    "llamagen": PublicLayout(
+        ("llamagen",),
+        load_llamagen,
+        save_llamagen,
+        LLAMAGEN_DEFAULTS,
+        "the image tokenizer",
+        read_llamagen_tokenizer,
+        recognize=is_llamagen,
+    ),
 }
+
+
+@dataclass(frozen=True)
+class PublicModel:
+    """A model that was read from a public folder."""
+
+    layout: str
+    """Its name in `PUBLIC`."""
+    lm: TokenLM
+    tokenizer: Tokenizer | None
+    """None: it is not in the folder."""
+    text_encoder: TextEncoder | None
+    """None: it is not in the folder, or the model needs none."""
+    labels: list[str]
+    defaults: GenerationConfig
+
+    @property
+    def missing(self) -> list[str]:
+        """What the folder lacks, in words."""
+        codec = [] if self.tokenizer is not None else [PUBLIC[self.layout].tokenizer]
+        embedding = any(condition.kind == "embedding" for condition in self.lm.config.conditions)
+        return [*codec, *(["the text encoder"] if embedding and self.text_encoder is None else [])]
+
+
+def recognize_model(folder: str | Path) -> str | None:
+    """Name of the layout of a folder; None if it is none that is known."""
+    opened = PublicFolder(folder)
+    for name, layout in PUBLIC.items():
+        try:
+            named = opened.config.get("model_type")
+            if named in layout.model_types if named is not None else layout.recognize(opened):
+                return name
+        except (ValueError, OSError):
+            continue
+    return None
 
 
 def public_layout(folder: str | Path) -> str:
@@ -49,19 +115,72 @@ def public_layout(folder: str | Path) -> str:
     Raises:
         FileNotFoundError: it has no config.json. ValueError: the layout is unknown.
     """
-    path = Path(folder) / "config.json"
+    name = recognize_model(folder)
+    if name is not None:
+        return name
+    opened = PublicFolder(folder)
+    path = opened.config_path
     if not path.is_file():
         raise FileNotFoundError(
             describe_wrong(folder, "a checkpoint")
             or f"{path}: no such file; a checkpoint is a folder of config.json and model.safetensors"
         )
-    described = read_json(path)
-    kind = described.get("model_type") if isinstance(described, dict) else None
-    for name, layout in PUBLIC.items():
-        if kind in layout.model_types:
-            return name
+    kind = opened.config.get("model_type")
     known = ", ".join(kind for layout in PUBLIC.values() for kind in layout.model_types)
     raise ValueError(f"{path}: model_type is {kind!r}; supported are {known}")
+
+
+def read_public_model(
+    folder: str | Path,
+    tokenizer: Tokenizer | None = None,
+    text_encoder: TextEncoder | None = None,
+    device: torch.device | str = "cpu",
+    dtype: StorageName | torch.dtype = "float32",
+) -> PublicModel:
+    """Read a public folder: the language model, and what else is in it.
+
+    Args:
+        tokenizer, text_encoder: used instead of those in the folder.
+        device: of the language model, the tokenizer and the text encoder.
+        dtype: of the language model's weights in memory.
+    Raises:
+        FileNotFoundError: a file is missing. WeightsError: tensors are missing, left over, or of another shape than the
+            config requires. ValueError: an unknown layout, or a setting that is not supported, by name.
+    """
+    name = public_layout(folder)
+    layout = PUBLIC[name]
+    opened = PublicFolder(folder)
+    tokenizer = tokenizer or layout.read_tokenizer(opened)
+    text_encoder = text_encoder or layout.read_text_encoder(opened)
+    for part in (tokenizer, text_encoder):
+        if part is not None:
+            part.to(device)
+    lm = layout.load(folder, None if tokenizer is None else tokenizer.spec, device, dtype)
+    labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
+    defaults = layout.defaults
+    if any(condition.dropout == 0 for condition in lm.config.conditions):  # guidance is impossible
+        defaults = defaults.model_copy(update={"guidance": 1.0})
+    return PublicModel(name, lm, tokenizer, text_encoder, labels, defaults)
+
+
+def load_public_model(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: StorageName | torch.dtype = "float32",
+    weights: WeightsName | None = None,
+) -> LoadedModel:
+    """Read a public folder as a model that generates media. Args and errors as for `load_model` and
+    `read_public_model`; ValueError if the folder has no tokenizer of the model's codes."""
+    if weights is not None:
+        check_weights(weights)
+    found = read_public_model(folder, device=device, dtype=dtype)
+    if found.tokenizer is None:
+        raise ValueError(
+            f"{folder}: {PUBLIC[found.layout].tokenizer} of this {found.layout} checkpoint is not in the folder; "
+            f"convert it with: tessera convert {folder} DST --tokenizer DIR"
+        )
+    lm = found.lm if weights is None else pack_(found.lm, weights)
+    return LoadedModel(lm, found.tokenizer, None, found.labels, found.defaults, found.text_encoder)
 
 
 def layout_of(name: str) -> PublicLayout:

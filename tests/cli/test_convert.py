@@ -83,7 +83,7 @@ def test_misuse_is_one_line(checkpoint, tmp_path, capsys):
     assert "cannot contain a Tessera tokenizer" in refused(capsys, lm, out, "--to", "llamagen", "--tokenizer", "digits")
     assert "the tokenizer 'digits-4x4'" in refused(capsys, checkpoint, out, "--tokenizer", "digits")
     (checkpoint / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert "model_type is 'gpt2'; supported are musicgen, musicgen_decoder, llamagen" in refused(
+    assert "model_type is 'gpt2'; supported are musicgen, musicgen_decoder, musicgen_melody, llamagen" in refused(
         capsys, checkpoint, out
     )
     assert not out.exists()

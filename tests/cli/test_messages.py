@@ -356,6 +356,10 @@ tokenizer train digits/tokenizer --out x --set tokenizer.height=seven
 tokenizer train digits/tokenizer --out x --set losses={{kind: audio}}
 tokenizer train digits/tokenizer --out x --set terms=[mel]
 tokenizer train digits/tokenizer --out x --set warm_start.tokenizer=nowhere
+tokenizer train digits/tokenizer --out x --set init.from=nowhere
+tokenizer train digits/tokenizer --out x --set init=speech
+tokenizer train digits/tokenizer --out x --set init.from=speech
+tokenizer train digits/tokenizer --out x --set init.from=digits --set init.modules=[nothing]
 tokenizer train tokenize/distilcodec --out x --set data.path=nowhere
 tokenizer coder digits/coder
 tokenizer coder digits/coder --out x

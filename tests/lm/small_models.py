@@ -4,11 +4,13 @@ import itertools
 
 import torch
 
+from tessera.lm.conditioning.chroma import ChromaConfig
 from tessera.lm.conditioning.registry import (
     CodesConditionConfig,
     ConditionBatch,
     EmbeddingConditionConfig,
     LabelConfig,
+    MelodyConditionConfig,
     TextConditionConfig,
 )
 from tessera.lm.config import LMConfig
@@ -63,6 +65,10 @@ def codes(join="prefix", **settings):
     return CodesConditionConfig(max_frames=4, join=join, **settings)
 
 
+def melody(**settings):
+    return MelodyConditionConfig(chroma=ChromaConfig(bins=5), length=4, **settings)
+
+
 # An odd number: half of the cases, every other one, still have each of them.
 CONDITIONS = {
     "nothing": (),
@@ -81,10 +87,12 @@ CONDITIONS = {
     "codes prefix": (codes(),),
     "codes encoder": (codes("cross", layers=1),),
     "text, codes of its own input": (text(), codes(input=CodesInputConfig())),
+    "melody": (melody(),),
+    "melody and embedding": (melody(), embedding()),
     "label, codes and text": (label(), codes("cross", input=EmbeddingInputConfig()), text("cross")),
 }
 
-ROPES = (TimeRopeConfig(), GridRopeConfig(), SinusoidalConfig())
+ROPES = (TimeRopeConfig(), GridRopeConfig(), SinusoidalConfig(), SinusoidalConfig(prefix="counted"))
 INPUTS = (EmbeddingInputConfig(), CodesInputConfig(combine="sum"), CodesInputConfig(combine="concat"))
 KV_HEADS = (None, 2, 1)
 BLOCKS = ({}, {"norm": "layer", "norm_eps": 1e-5, "feed_forward": "gelu"})
@@ -127,7 +135,7 @@ CASES = {
     f"{arrangement}, {condition}": (
         arrangement,
         condition,
-        ROPES[i // 2 % 3],
+        ROPES[i // 2 % len(ROPES)],
         input_for(HEADS[i % 7], INPUTS[i % 3]),
         KV_HEADS[i // 3 % 3],
         i % 5 == 0,
@@ -197,11 +205,13 @@ def make_conditions(config: LMConfig, num_rows, seed=2) -> ConditionBatch:
     vectors = [None if b == 3 else torch.randn(1 + (3 * b) % 4, 6, generator=generator) for b in range(num_rows)]
     frames = make_codes(num_rows, 4, cardinalities_for(config), seed + 1)
     prompts = [None if b == 1 else row[:, : 1 + (3 * b + 2) % 4] for b, row in enumerate(frames)]
+    tunes = [None if b == 2 else torch.rand(1 + (5 * b) % 6, 5, generator=generator) for b in range(num_rows)]
     return ConditionBatch.make(
         labels if "label" in kinds else None,
         texts if "text" in kinds else None,
         vectors if "embedding" in kinds else None,
         prompts if "codes" in kinds else None,
+        melodies=tunes if "melody" in kinds else None,
     )
 
 

@@ -1,5 +1,6 @@
 """LlamaGen's class-conditional models: logits of its published mathematics, its quirk of rotation included."""
 
+import argparse
 import json
 import math
 
@@ -154,10 +155,15 @@ def test_wrong_files_are_refused(tmp_path):
         load_llamagen(tmp_path)
     write(tmp_path, tensors)
     (tmp_path / "model.safetensors").rename(tmp_path / "c2i_B_256.pt")
-    with pytest.raises(ValueError, match="c2i_B_256.pt is a pickle"):
+    with pytest.raises(ValueError, match="c2i_B_256.pt: not a usable file of tensors"):
         load_llamagen(tmp_path)
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r'write \{"model_type": "llamagen", "image_size": 256\} in it'):
+    torch.save({"model": tensors, "args": argparse.Namespace(gpt_model="GPT-B")}, tmp_path / "c2i_B_256.pt")
+    assert load_llamagen(tmp_path).config.width == 24
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llamagen", "n_head": HEADS}))
+    (tmp_path / "c2i_B_256.pt").rename(tmp_path / "model.pt")
+    with pytest.raises(
+        ValueError, match=r'model.pt: the size .* write \{"model_type": "llamagen", "image_size": 256\}'
+    ):
         load_llamagen(tmp_path)
 
 

@@ -126,6 +126,7 @@ def batch_for(config, spec):
         [[1, 2], None] if "text" in kinds else None,
         [torch.ones(2, given.width), None] if given else None,
         [None, prompt] if "codes" in kinds else None,
+        melodies=[None, torch.ones(2, kinds["melody"].chroma.bins)] if "melody" in kinds else None,
     )
 
 

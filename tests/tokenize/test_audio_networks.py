@@ -20,6 +20,7 @@ SEANET = {"kind": "seanet", "channels": 4, "ratios": [3, 2, 2], "kernel": 5, "la
 SEANET |= {"lstm_layers": 0}
 SLIDING = {"stride": 2, "layers": 2, "heads": 2, "feed_forward": 8, "window": 5, "layer_scale": 1.0}
 DAC = {"kind": "dac", "channels": 8, "strides": [2, 3, 2], "dilations": [1, 3], "chunk": 5}
+SNAC = {"kind": "snac", "channels": 4, "strides": [12], "chunk": 6}
 SPECTRUM = {"kind": "spectrum", "width": 8, "layers": 2, "kernel": 3, "chunk": 5}
 PARTS = {
     "spectrum": SPECTRUM,
@@ -30,15 +31,25 @@ PARTS = {
     "seanet-reflect": SEANET | {"causal": False, "padding": "reflect"},
     "seanet-causal-reflect": SEANET | {"padding": "reflect", "norm": "none"},
     "seanet-replicate": SEANET | {"padding": "replicate"},
+    "seanet-padded": SEANET | {"ratios": [3, 2], "bottleneck": SLIDING, "last_frame": "padded"},
+    "seanet-padded-reflect": SEANET | {"causal": False, "padding": "reflect", "last_frame": "padded"},
+    "seanet-padded-replicate": SEANET | {"padding": "replicate", "last_frame": "padded"},
     "seanet-trim": SEANET | {"trim_right": 0.5},
     "seanet-lstm": SEANET | {"lstm_layers": 2},
     "seanet-sliding": SEANET | {"ratios": [3, 2], "bottleneck": SLIDING},
     "seanet-all": SEANET | {"ratios": [3, 2], "causal": False, "lstm_layers": 1, "bottleneck": SLIDING},
     "dac": DAC,
     "dac-causal": DAC | {"causal": True},
+    "dac-short": DAC | {"tail": "short"},
+    "snac": SNAC,
+    "snac-dense": SNAC | {"depthwise": False},
+    "snac-attention": SNAC | {"attention": 2, "head_width": 4},
+    "snac-noise-off": SNAC | {"noise": "off"},
+    "snac-noise-seeded": SNAC | {"noise": "seeded", "noise_seed": 3},
     "mel2d": {"kind": "mel2d", "bands": 8, "rows": 2, "channels": 4, "chunk": 5},
     "fused": {"kind": "fused", "acoustic": DAC, "semantic": SPECTRUM, "semantic_dim": 5, "chunk": 5},
     "fused-seanet": {"kind": "fused", "acoustic": SPECTRUM, "semantic": SEANET, "semantic_dim": 3, "chunk": 7},
+    "per-channel": {"kind": "per_channel", "part": SEANET | {"lstm_layers": 1}},
     "dac-sliding": DAC | {"strides": [2, 3], "bottleneck": SLIDING},
 }
 """One entry for each kind of part, and for each of its choices that changes what it reads."""
@@ -52,6 +63,7 @@ parts = pytest.mark.parametrize("name", PARTS)
 def sound(encoder, decoder=None, **other):
     data = {"kind": "audio", "name": "x", "sample_rate": 800, "hop": HOP, "window": 32, "latent_dim": 8}
     own = SPECTRUM if encoder["kind"] == "fused" else encoder  # which is an encoder alone
+    encoder = {key: value for key, value in encoder.items() if key not in ("tail", "noise", "noise_seed")}
     data |= {"encoder": encoder, "decoder": decoder or own, "quantizer": RVQ}
     return check_config(data | other, AudioTokenizerConfig)
 
@@ -93,7 +105,7 @@ def test_codes_do_not_depend_on_batch_padding_or_autocast(encoder, decoder):
             alone = tokenizer.encode(media[row : row + 1, :, :length])
         frames = int(together.lengths[row])
         assert torch.equal(alone.codes[0], together.codes[row, :, :frames])
-        assert tokenizer.decode(alone.codes).shape == (1, 1, frames * HOP)
+        assert tokenizer.decode(alone.codes).shape == (1, 1, frames * HOP - tokenizer.net.decoder.lost)
 
 
 @pytest.mark.sample(4)
@@ -124,6 +136,36 @@ def test_padding_of_a_batch_in_training_changes_nothing(name):
     assert torch.allclose(net.decode_latents(latents, mask)[1:, : short * HOP], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in PARTS if "padded" in name])
+@torch.no_grad()
+def test_a_signal_may_end_inside_its_last_frame(name):
+    """In a stream, in a batch and alone it has the same latents, whatever stands behind its end."""
+    net = tokenizer_of(name).net
+    for frames in (1, 2, 14):
+        for rest in (1, 4, HOP - 1):
+            length = (frames - 1) * HOP + rest
+            samples = torch.randn(2, frames * HOP)
+            mask = (torch.arange(frames * HOP) < torch.tensor([[length], [frames * HOP]])).unflatten(1, (frames, HOP))
+            together = net.encode_samples(samples, mask)[0]
+            samples[0, length:] = 9.0
+            assert torch.allclose(net.encode_samples(samples[:1], mask[:1])[0], together, atol=1e-5)
+            stream = StagesStream(net.encoder.stages(), 4)
+            pieces = net.encoder.frame(samples[0])
+            found = [*stream.push(pieces[:-1]), *stream.finish(pieces[-1:], mask[0, -1])]
+            assert torch.allclose(torch.cat(found), together, atol=1e-4)
+
+
+@pytest.mark.sample(3)
+@parts
+def test_codes_of_audio_that_arrives_in_pieces(name):
+    tokenizer = tokenizer_of(name)
+    for length in (1, 13 * HOP, 13 * HOP + 5):
+        samples = torch.randn(1, length)
+        stream = tokenizer.stream_encoder()
+        pieces = [stream.push(piece) for piece in samples.split(7, dim=1)]
+        assert torch.equal(torch.cat([*pieces, stream.finish()], dim=1), tokenizer.encode(samples[None]).codes[0])
+
+
 def dependence(run, x, at):
     """Frames of x that result frame `at` depends on: those with a gradient."""
     x = x.clone().requires_grad_()
@@ -146,7 +188,9 @@ def test_a_stage_reads_as_far_as_it_says(name, side):
         for at in (0, 1, frames // 2, frames - 2, frames - 1):
             _, state = stage.run(x[:, :1], mask[:, :1], None)
             seen = dependence(lambda x, run=stage.run: run(x, mask, None)[0], x, at)
-            first, last = (0 if state is not None else max(0, at - stage.back)), min(frames - 1, at + stage.ahead)
+            block = at // stage.block * stage.block
+            first = 0 if state is not None else max(0, block - stage.back)
+            last = min(frames - 1, block + stage.block - 1 + stage.ahead)
             assert first <= seen[0] and seen[-1] <= last
             if at == frames // 2 and state is None and "reflect" not in name:
                 assert (seen[0], seen[-1]) == (first, last)  # and no further than needed
@@ -260,18 +304,20 @@ def test_padding_stands_at_the_signal_s_own_ends():
     modes = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate"}
     for padding, mode in modes.items():
         for start, length in ((0, 9), (2, 4), (3, 1), (0, 2), (5, 3)):
-            for left, right in ((0, 0), (4, 0), (2, 2), (3, 2), (6, 1)):
+            for left, right, stride in ((0, 0, 1), (4, 0, 1), (2, 2, 1), (3, 2, 1), (6, 1, 1), (3, 0, 3), (2, 1, 3)):
                 x, mask = torch.randn(1, 2, 9), torch.zeros(1, 9, dtype=torch.bool)
                 mask[0, start : start + length] = True
                 signal = x[:, :, start : start + length]
-                surplus = max(0, max(left, right) - length + 1) if padding == "reflect" else 0
+                after = right + -length % stride  # completes the last step of the convolution
+                surplus = max(0, max(left, after) - length + 1) if padding == "reflect" else 0
                 wanted = torch.nn.functional.pad(
-                    torch.nn.functional.pad(signal, (0, surplus)), (left, right), mode=mode
-                )[..., : left + length + right]
-                found = pad_signal(x, mask, left, right, padding)
+                    torch.nn.functional.pad(signal, (0, surplus)), (left, after), mode=mode
+                )[..., : left + length + after]
+                found = pad_signal(x, mask, left, right, padding, stride)
                 assert found.shape == (1, 2, left + 9 + right)
-                assert torch.equal(found[..., start : start + left + length + right], wanted)
-                found[..., start : start + left + length + right] = 0
+                wanted = wanted[..., : found.shape[2] - start]
+                assert torch.equal(found[..., start : start + wanted.shape[2]], wanted)
+                found[..., start : start + wanted.shape[2]] = 0
                 assert not found.any()
 
 
@@ -293,7 +339,14 @@ def test_padding_stands_at_the_signal_s_own_ends():
         ),
         ({"encoder": PARTS["mel2d"] | {"rows": 3}}, "encoder: 8 bands cannot be halved to 3 rows"),
         ({"encoder": PARTS["mel2d"] | {"bands": 12, "rows": 3}}, "latent_dim 8 is not a multiple of rows 3"),
-        ({"decoder": PARTS["fused"]}, "decoder: kind 'fused' is unknown; known: dac, mel2d, seanet, spectrum"),
+        (
+            {"decoder": PARTS["fused"]},
+            "decoder: kind 'fused' is unknown; known: dac, mel2d, per_channel, seanet, snac, spectrum",
+        ),
+        (
+            {"encoder": PARTS["fused"] | {"semantic": PARTS["seanet-padded-replicate"]}},
+            "encoder: semantic: last_frame padded is not supported inside fused encoders",
+        ),
         (
             {"encoder": PARTS["seanet-sliding"] | {"bottleneck": SLIDING | {"heads": 3}}},
             "each of bottleneck.heads 3 an even",

@@ -11,6 +11,7 @@ from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
 RVQ = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vq", "size": 16}}
 VQGAN = {"kind": "vqgan", "channels": 4, "multipliers": [1, 2], "blocks": 1, "inner_dim": 6, "norm_groups": 2}
+MAGVIT2 = {"kind": "magvit2", "channels": 4, "multipliers": [1, 2], "blocks": 1, "norm_groups": 2}
 VIT = {"kind": "vit1d", "tokens": 24, "patch": 2, "width": 16, "layers": 2, "heads": 2, "expansion": 2}
 PLAIN = {"kind": "vit", "patch": 2, "width": 16, "layers": 2, "heads": 2, "expansion": 2}
 PARTS = {
@@ -22,6 +23,8 @@ PARTS = {
     "transposed-row": {"kind": "transposed", "tokens": 24},
     "transposed-vqgan-row": {"kind": "transposed", "tokens": 24, "part": VQGAN},
     "vqgan": VQGAN,
+    "vqgan-wide": VQGAN | {"attention": [0], "latent_kernel": 3},
+    "magvit2": MAGVIT2,
     "vit1d": VIT,
     "vit1d-causal": VIT | {"order": "causal"},
     "vit1d-wide": VIT | {"patch": 4},
@@ -30,7 +33,7 @@ PARTS = {
 
 every = pytest.mark.parametrize("encoder", PARTS)
 any_decoder = pytest.mark.parametrize(
-    "decoder", ["convolutional", "conditioned", "vqgan", "vit", "vit1d", "merged-row"]
+    "decoder", ["convolutional", "conditioned", "vqgan", "magvit2", "vit", "vit1d", "merged-row"]
 )
 
 

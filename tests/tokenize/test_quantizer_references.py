@@ -295,3 +295,25 @@ def test_fsq_files_of_before_the_choice_of_rounding_mean_the_same():
     assert FSQConfig(levels=(4,), rounding="paper").model_dump()["rounding"] == "paper"
     with pytest.raises(ConfigError, match="rounding 'paper' supports at most 1000 values per dimension"):
         check_config({"kind": "fsq", "levels": [1001], "rounding": "paper"}, FSQConfig)
+
+
+def test_product_search_and_its_soft_choice():
+    """IBQ (arXiv:2412.02692): the largest dot product, and a gradient for every code through softmax(x e / T)."""
+    torch.manual_seed(0)
+    config = VQConfig(size=7, update="index", search="product", index_temperature=0.5, kmeans_init=False)
+    quantizer = make_quantizer(config, 3)
+    x, weights = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
+    with torch.no_grad():
+        quantizer.codebook.weight[:2] *= 3  # now the nearest code is often another one
+    table = quantizer.codebook.weight.detach()
+    slow = [[max(range(7), key=lambda code: float(row @ table[code])) for row in sample] for sample in x]
+    assert quantizer.train()(x).codes[..., 0].tolist() == slow == quantizer.eval().encode(x)[..., 0].tolist()
+    assert slow != nearest_code(x.flatten(0, 1), table).view(2, 5).tolist()
+    quantizer.train()
+    vectors = quantizer.quantize(x, None).vectors
+    (gradient,) = torch.autograd.grad((vectors * weights).sum(), quantizer.codebook.weight)
+    own = table.clone().requires_grad_()
+    soft = torch.softmax(x @ own.T / 0.5, dim=-1) @ own.detach()
+    ((own[torch.tensor(slow)] + soft) * weights).sum().backward()
+    torch.testing.assert_close(gradient, own.grad)
+    assert bool((gradient != 0).any(dim=1).all())

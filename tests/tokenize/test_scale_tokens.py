@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.models.scale_sums import ScaleSums
 from tessera.tokenize.image.networks import ImageTokenizerConfig
+from tessera.tokenize.kinds import NETS
 from tessera.tokenize.quantizers.combinators.multi_scale import phi_numbers
 from tessera.tokenize.quantizers.registry import (
     FSQConfig,
@@ -20,7 +21,7 @@ from tessera.tokenize.quantizers.registry import (
     make_quantizer,
 )
 from tessera.tokenize.spec import ImageGeometry, TokenSpec
-from tessera.tokenize.tokenizer import NETS, load_tokenizer, make_tokenizer
+from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
 SIZES = {"square": ((1, 1), (2, 2), (4, 4)), "odd": ((1, 2), (2, 3), (4, 6)), "line": ((1, 1), (1, 3), (1, 7))}
 LEAVES = {"vq": VQConfig(size=16), "fsq": FSQConfig(levels=(3, 3, 3, 3, 3)), "lfq": LFQConfig(bits=5)}

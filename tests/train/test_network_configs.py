@@ -8,7 +8,8 @@ import torch
 
 from tessera.configs.schema import check_config, override, read_yaml
 from tessera.tokenize.audio.masked_conv import fold_norms
-from tessera.tokenize.tokenizer import NETS, load_tokenizer
+from tessera.tokenize.kinds import NETS
+from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent

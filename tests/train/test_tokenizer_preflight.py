@@ -6,7 +6,7 @@ import torch
 from tessera.configs.files import write_safetensors
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.data.media import write_audio
-from tessera.tokenize.tokenizer import NETS
+from tessera.tokenize.kinds import NETS
 from tessera.train.common import disk_space
 from tessera.train.distributed.process_group import ONE_PROCESS
 from tessera.train.tokenizer import trainer
@@ -142,7 +142,8 @@ def test_discriminators_that_never_come_in_are_noted(pictures, tmp_path, capsys)
         ({"terms": [*TERMS, {"kind": "codes", "tokenizer": "nowhere"}]}, "nowhere"),
         ({"terms": [*TERMS, {"kind": "perceptual", "teacher": {"kind": "module", "name": "x"}}]}, "terms.2.teacher"),
         ({"stages": [{**FIRST, "freeze": ["decodr"]}]}, "stages.0.freeze"),
-        ({"warm_start": {"tokenizer": "nowhere"}}, "warm_start.tokenizer"),
+        ({"warm_start": {"tokenizer": "nowhere"}}, "init.from"),
+        ({"init": {"from": "nowhere"}}, "init.from"),
     ],
 )
 def test_what_needs_no_media_is_said_before_they_are_read(pictures, refuse, monkeypatch, changes, said):

@@ -31,17 +31,17 @@ OWN = {
     "titok-stages": ["terms.2.tokenizer=MEDIA/vq-vae"],
     "vqgan-compression": [
         "tokenizer.quantizer.codebook.file.path=MEDIA/vq-vae/tokenizer.safetensors",
-        "warm_start.tokenizer=MEDIA/vq-vae",
+        "init.from=MEDIA/vq-vae",
     ],
     "x-codec": [
         "tokenizer.encoder.acoustic={width: 16, layers: 1, kernel: 3}",
-        f"warm_start.tokenizer={BUNDLED}",
+        f"init.from={BUNDLED}",
         f"terms.3.teacher.path={BUNDLED}",
     ],
     "distilcodec": [
         "tokenizer.encoder={width: 160, layers: 4, kernel: 7}",
         "tokenizer.quantizer.size=64",
-        f"warm_start.tokenizer={BUNDLED}",
+        f"init.from={BUNDLED}",
     ],
     **dict.fromkeys(("qdac", "cosyvoice", "glm-4-voice", "xy-tokenizer-stages"), WHOLE),
 }

@@ -1,13 +1,16 @@
 """Training a tokenizer: it learns, the same seed gives the same tokenizer, the cut of a batch does not matter, and
 errors are one line. That a resumed run equals the run left alone is in test_resume.py."""
 
+import shutil
+
 import pytest
 import torch
+from run_files import assert_same_run, killed_at
 
 from tessera.configs.files import write_safetensors
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.data.media import write_audio
-from tessera.tokenize.tokenizer import load_tokenizer
+from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 from tessera.train.common.metrics import read_metrics
 from tessera.train.common.signals import StopRequest
 from tessera.train.distributed.process_group import ProcessGroup
@@ -300,25 +303,72 @@ def test_a_student_inherits_encoder_and_decoder(pictures, tmp_path):
     """DistilCodec: a single codebook takes over the network of a residual one."""
     pictures["train"]["steps"] = 3
     teacher, _ = run(pictures, tmp_path / "teacher")
-    student = pictures | {"warm_start": {"tokenizer": str(tmp_path / "teacher")}}
+    student = pictures | {"init": {"from": str(tmp_path / "teacher")}}
     student["tokenizer"] = pictures["tokenizer"] | {"quantizer": {"kind": "vq", "size": 32}}
     made = trainer(student, tmp_path / "a")
     own, given = made.objective.net.state_dict(), teacher.net.state_dict()
     same = {name for name in own if name in given and torch.equal(own[name], given[name])}
     assert {name for name in own if name.split(".")[0] != "quantizer"} <= same
-    student["warm_start"] |= {"leave": ["decoder."], "names": {"quantizer.codebook.": "quantizer.levels.1.codebook."}}
+    student["init"] |= {"leave": ["decoder"], "names": {"quantizer.codebook.": "quantizer.levels.1.codebook."}}
     student["tokenizer"] = pictures["tokenizer"] | {"quantizer": {"kind": "vq", "size": 8}}
     levels = [name for name in given if ".1.codebook." in name]
-    student["warm_start"]["names"] = {"quantizer.codebook.": levels[0].rsplit("codebook.", 1)[0] + "codebook."}
+    student["init"]["names"] = {"quantizer.codebook.": levels[0].rsplit("codebook.", 1)[0] + "codebook."}
     made = trainer(student, tmp_path / "b")
     own = made.objective.net.state_dict()
     for name in levels:
         assert torch.equal(own["quantizer.codebook." + name.rsplit(".", 1)[1]], given[name])
     last = [name for name in own if name.startswith("decoder.") and own[name].dim() > 1][-1]
     assert not torch.equal(own[last], given[last])
-    student["warm_start"]["names"] = {"quantizer.": "nowhere."}
-    with pytest.raises(ConfigError, match="warm_start.names: .* has no tensor whose name begins with 'nowhere.'"):
+    earlier = student | {"warm_start": {"tokenizer": student["init"]["from"], **student["init"]}}
+    del earlier["init"], earlier["warm_start"]["from"]
+    assert check_config(earlier, TokenizerTrainConfig) == check_config(student, TokenizerTrainConfig)
+    student["init"]["names"] = {"quantizer.": "nowhere."}
+    with pytest.raises(ConfigError, match="init.names: .* has no tensor whose name begins with 'nowhere.'"):
         trainer(student, tmp_path / "c")
+
+
+def test_what_init_freezes_stays_as_it_was_given(pictures, tmp_path):
+    pictures["train"] |= {"steps": 3, "save_every": 1, "ema": 0.9}
+    teacher, _ = run(pictures, tmp_path / "teacher")
+    student = pictures | {"seed": 1, "init": {"from": str(tmp_path / "teacher"), "freeze": ["encoder", "quantizer"]}}
+    made, _ = run(student, tmp_path / "whole")
+    own, given = made.net.state_dict(), teacher.net.state_dict()
+    frozen = [name for name in own if name.split(".")[0] in ("encoder", "quantizer")]
+    assert frozen and all(torch.equal(own[name], given[name]) for name in frozen)
+    assert any(not torch.equal(own[name], given[name]) for name in own if name not in frozen)
+    with killed_at(TokenizerTrainer, 2):
+        run(student, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "teacher")  # a resumed run does not read it again
+    train_tokenizer(check_config(student, TokenizerTrainConfig), tmp_path / "cut", progress=False, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+WRONG_INIT = [
+    ({"from": "nowhere"}, "init.from: .*nowhere"),
+    ({"from": "TEACHER"}, r"init: tensor '.*' is \[.*\], in .* it is \[.*\]; start it at random with init.leave: \["),
+    ({"from": "TEACHER", "modules": ["decodr"]}, "init.modules: no module is called 'decodr'; there are encoder"),
+    ({"from": "TEACHER", "leave": ["encoder", "decoder", "quantizer"]}, "init.from: .* has no tensor that is taken"),
+    (
+        {"from": "TEACHER", "modules": ["quantizer"], "freeze": ["encoders"]},
+        "init.freeze: no part is called 'encoders'",
+    ),
+    (
+        {"from": "TEACHER", "modules": ["quantizer"], "freeze": ["encoder", "decoder", "quantizer"]},
+        "init.freeze: all parts are frozen",
+    ),
+    ({"from": "TEACHER", "module": ["quantizer"]}, "init.module: unknown key; did you mean 'modules'"),
+    ({"form": "TEACHER"}, "init.from: Field required"),
+]
+
+
+@pytest.mark.parametrize(("init", "said"), WRONG_INIT)
+def test_a_wrong_init_says_so(pictures, tmp_path, init, said):
+    teacher = check_config(pictures, TokenizerTrainConfig).tokenizer
+    make_tokenizer(teacher).save(tmp_path / "teacher")
+    given = {name: str(tmp_path / "teacher") if value == "TEACHER" else value for name, value in init.items()}
+    student = pictures | {"init": given, "tokenizer": pictures["tokenizer"] | {"features": 16}}
+    with pytest.raises(ConfigError, match=said):
+        trainer(student, tmp_path / "a")
 
 
 def test_a_module_given_in_python_teaches(pictures, tmp_path):

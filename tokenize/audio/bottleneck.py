@@ -75,11 +75,14 @@ class SlidingTransformer(nn.Module):
 class EncoderBottleneck(nn.Module):
     """Steps of the network [B, T, r, D] to frames [B, T, D], r = stride."""
 
-    def __init__(self, config: BottleneckConfig, width: int):
+    def __init__(self, config: BottleneckConfig, width: int, ragged: bool = False):
+        """ragged: the mask may end the signal inside a frame."""
         super().__init__()
         self.transformer = SlidingTransformer(config, width)
         stride = config.stride
-        down = PaddedConv(width, width, 2 * stride, stride, causal=True, padding=config.padding, bias=False)
+        down = PaddedConv(
+            width, width, 2 * stride, stride, causal=True, padding=config.padding, bias=False, ragged=ragged
+        )
         self.down = ConvStack([down] if stride > 1 else [], stride)
 
     def stages(self) -> list[StreamingLayer]:

@@ -3,19 +3,19 @@
     encoder   conv7; per stride: units of dilation 1, 3, 9, Snake, strided conv that doubles the channels; Snake, conv3
     decoder   conv7; per stride: Snake, transposed conv that halves them, units of dilation 1, 3, 9; Snake, conv7, tanh
 
-The published network loses a sample at each odd stride; here the surplus is trimmed so that T frames give T * hop
-samples (the first ones are identical to the original). Source: DAC, arXiv:2306.06546.
+The published decoder loses a step at the signal's end at each odd stride; `tail` chooses between that and T * hop
+samples, of which only the last few dozens differ. Source: DAC, arXiv:2306.06546.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from ...configs.schema import Config, ConfigError
+from ...configs.schema import ConfigError, FingerprintedConfig
 from .base import AudioShape
 from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck
 from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual
@@ -23,8 +23,10 @@ from .seanet import channels_last, check_hop
 from .streaming import StreamingLayer, window_stage
 
 
-class DACConfig(Config):
+class DACConfig(FingerprintedConfig):
     """One side of the codec."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"tail"})
 
     kind: Literal["dac"] = "dac"
     channels: PositiveInt = 64
@@ -42,9 +44,14 @@ class DACConfig(Config):
     """Transformer and change of frame rate between this network and the quantizer."""
     chunk: PositiveInt = 32
     """Frames per call when frozen: sets the streaming latency and the fixed input shape."""
+    tail: Literal["full", "short"] = "full"
+    """Of a decoder. full: T frames give T * hop samples. short: as published, a transposed convolution of an odd stride
+    gives a step less at the signal's end: strides 8, 5, 4, 2 give T * 320 - 8 samples."""
 
     def check_shape(self, shape: AudioShape) -> None:
         """Raise ValueError unless this network fits the tokenizer."""
+        if self.tail == "short" and self.causal:
+            raise ValueError("tail 'short' is that of centered convolutions; set causal: false")
         check_hop(self.strides, "strides", self.bottleneck, shape)
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> PaddedConv:
@@ -83,6 +90,8 @@ class DACEncoder(nn.Module):
 
     def __init__(self, config: DACConfig, shape: AudioShape):
         super().__init__()
+        if config.tail != "full":
+            raise ConfigError("encoder.tail: only a decoder has a short tail; leave it out")
         self.hop, self.channels = shape.hop, shape.channels
         width = config.channels
         layers: list[nn.Module] = [config.conv(shape.channels, width, 7)]
@@ -119,12 +128,14 @@ class DACDecoder(nn.Module):
         layers: list[nn.Module] = [config.conv(shape.latent_dim, width, 7)]
         for stride in config.strides:
             layers.append(Pointwise(Snake(width)))
-            layers.append(PaddedTranspose(width, width // 2, stride, config.causal, norm=config.norm))
+            short = config.tail == "short"
+            layers.append(PaddedTranspose(width, width // 2, stride, config.causal, norm=config.norm, short=short))
             width //= 2
             layers += config.units(width)
         layers += [Pointwise(Snake(width)), config.conv(width, shape.channels, 7), Pointwise(nn.Tanh())]
         self.bottleneck = DecoderBottleneck(config.bottleneck, shape.latent_dim)
         self.up = ConvStack(layers, config.bottleneck.stride)
+        self.lost = self.up.lost
 
     def stages(self) -> list[StreamingLayer]:
         """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""

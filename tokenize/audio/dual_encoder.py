@@ -3,7 +3,7 @@
     audio ──► acoustic ──┐
           └─► semantic ──┴──► concatenate ──► linear ──► latents            encoder only; works with any decoder
 
-The semantic encoder can come from an already trained tokenizer (`warm_start`) and stay fixed (`freeze`): it then acts
+The semantic encoder can come from an already trained tokenizer (`init`) and stay fixed (`freeze`): it then acts
 as a teacher that is part of the frozen tokenizer. Source: X-Codec, arXiv:2408.17175.
 """
 
@@ -53,6 +53,8 @@ class FusedConfig(Config):
                 part.check_shape(shape)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
+            if isinstance(part, SEANetConfig) and part.last_frame == "padded":
+                raise ValueError(f"{name}: last_frame padded is not supported inside fused encoders; use zeros")
 
 
 class FusedEncoder(nn.Module):

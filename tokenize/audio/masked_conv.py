@@ -7,9 +7,13 @@ then changes nothing, and a window gives the same result as a pass over the whol
               (k - 1) d + 1 - s samples of padding       s surplus samples are trimmed
     causal    all before the signal                      a fraction `trim_right` of them on the right, usually all
     centered  half after it, the odd one before          half on the right, the odd one on the left
-    length    L / s                                      L * s
+    length    L / s                                      L * s; centered and `short`: an odd stride loses the last step
 
-Source: EnCodec, arXiv:2210.13438, `encodec/modules/conv.py` (MIT): the rule above, and the reflection of signals
+A mask of frames [B, T] ends the signal at a frame's end. A mask of samples [B, T, hop] ends it inside a frame: a layer
+whose input ends between two strides then pads what completes the last one, and a step at a lower rate holds signal if
+its first sample does.
+
+Source: EnCodec, arXiv:2210.13438, `encodec/modules/conv.py` (MIT): the rules above, and the reflection of signals
 shorter than the padding (zeros are appended first).
 """
 
@@ -24,7 +28,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 Padding = Literal["zeros", "reflect", "replicate"]
-Norm = Literal["weight", "none"]
+Norm = Literal["weight", "time_group", "none"]
 
 
 class PaddedConv(nn.Module):
@@ -41,29 +45,40 @@ class PaddedConv(nn.Module):
         padding: Padding = "zeros",
         norm: Norm = "none",
         bias: bool = True,
+        groups: int = 1,
+        ragged: bool = False,
     ):
+        """ragged: the mask may end the signal inside a frame."""
         super().__init__()
         total = (kernel - 1) * dilation + 1 - stride
         after = 0 if causal else total // 2
         self.left, self.right = total - after, after
         self.padding: Padding = padding
         self.up, self.down = 1, stride
-        self.conv = normed(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, bias=bias), norm)
+        self.ragged = ragged
+        self.conv = normed(
+            nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, groups=groups, bias=bias), norm
+        )
+        self.norm = SignalNorm(outputs) if norm == "time_group" else None
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, inputs, L]; mask: [B, L], one contiguous run of True."""
-        return self.conv(pad_signal(x, mask, self.left, self.right, self.padding))
+        y = self.conv(pad_signal(x, mask, self.left, self.right, self.padding, self.down if self.ragged else 1))
+        return y if self.norm is None else self.norm(y, mask[:, :: self.down])
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """First and last input step that output steps low..high depend on; a frame is input steps 0..per_frame-1."""
         low, high = low * self.down - self.left, high * self.down + self.down - 1 + self.right
         if self.padding == "reflect":  # reflection at the frame's end depends on steps on its other side
-            low, high = min(low, 2 * (per_frame - 1) - high), max(high, -low)
+            low, high = min(low, 2 * (per_frame - 1) - high, *([-high] if self.ragged else [])), max(high, -low)
         return low, high
 
 
 class PaddedTranspose(nn.Module):
-    """ConvTranspose1d of kernel 2 * stride, from [B, inputs, L] to [B, outputs, L * stride]."""
+    """ConvTranspose1d of kernel 2 * stride, from [B, inputs, L] to [B, outputs, L * stride].
+
+    With `short` and an odd stride the last step is surplus: it is not part of the signal, whose mask ends before it.
+    """
 
     def __init__(
         self,
@@ -75,21 +90,46 @@ class PaddedTranspose(nn.Module):
         norm: Norm = "none",
         bias: bool = True,
         groups: int = 1,
+        short: bool = False,
     ):
         super().__init__()
         after = math.ceil(trim_right * stride) if causal else stride // 2
         self.left, self.right = stride - after, after
         self.up, self.down = stride, 1
+        self.lost = stride % 2 if short else 0
+        """Steps missing at the signal's end."""
         self.conv = normed(nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride, groups=groups, bias=bias), norm)
+        self.norm = SignalNorm(outputs) if norm == "time_group" else None
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, inputs, L]; mask: [B, L]."""
         y = self.conv(x * mask[:, None])
+        if self.norm is not None:  # its statistics include the surplus, one stride after the signal's end
+            reached = F.pad(mask, (0, 1)) | F.pad(mask, (1, 0))
+            y = self.norm(y, reached.repeat_interleave(self.up, dim=1))
         return y[..., self.left : y.shape[-1] - self.right]
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
         return (low + self.left) // self.up - 1, (high + self.left) // self.up
+
+
+class SignalNorm(nn.GroupNorm):
+    """Group norm with one group over all channels and steps of the signal (`time_group_norm` of EnCodec at 48 kHz).
+
+    A result depends on the whole signal, so a tokenizer with it needs `segments`.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(1, channels)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """x: [B, C, L]; mask: [B, L] bool, True on the signal."""
+        inside = mask[:, None]
+        count = (inside.sum(dim=(1, 2), keepdim=True) * x.shape[1]).clamp_min(1)
+        centered = x - torch.where(inside, x, 0.0).sum(dim=(1, 2), keepdim=True) / count
+        variance = torch.where(inside, centered, 0.0).square().sum(dim=(1, 2), keepdim=True) / count
+        return centered * (variance + self.eps).rsqrt() * self.weight[:, None] + self.bias[:, None]
 
 
 class Pointwise(nn.Module):
@@ -143,6 +183,10 @@ class ConvStack(nn.ModuleList):
         low, high = needs_of(layers, 0, self._places_after() - 1, places)
         self.reach_back, self.reach_ahead = max(0, -(low // places)), max(0, high // places)
         """Number of frames before and after t that output frame t depends on."""
+        self.lost = 0
+        """Steps missing at the signal's end in the output."""
+        for layer in self:
+            self.lost = self._lost_after(layer, self.lost)
 
     def _places_after(self) -> int:
         places = self.places
@@ -150,14 +194,29 @@ class ConvStack(nn.ModuleList):
             places = places * int(layer.up) // int(layer.down)  # pyright: ignore[reportArgumentType]
         return places
 
+    @staticmethod
+    def _lost_after(layer: nn.Module, lost: int) -> int:
+        return lost * int(layer.up) + getattr(layer, "lost", 0)  # pyright: ignore[reportArgumentType]
+
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, T, r, C]; mask: [B, T], one contiguous run of True. Outputs of masked frames are meaningless."""
+        """x: [B, T, r, C]; mask: [B, T] or [B, T, hop], one contiguous run of True. Other outputs are meaningless."""
         signal = x.flatten(1, 2).transpose(1, 2)
-        places = self.places
+        places, lost = self.places, 0
         for layer in self:
-            signal = layer(signal, mask.repeat_interleave(places, dim=1))
-            places = places * int(layer.up) // int(layer.down)  # pyright: ignore[reportArgumentType]
+            signal = layer(signal, step_mask(mask, places, lost))
+            places, lost = places * int(layer.up) // int(layer.down), self._lost_after(layer, lost)  # pyright: ignore[reportArgumentType]
         return signal.transpose(1, 2).unflatten(1, (-1, places))
+
+
+def step_mask(mask: Tensor, places: int, lost: int = 0) -> Tensor:
+    """Mask of frames [B, T] or of their samples [B, T, hop] -> mask of steps [B, T * places], without the last `lost`
+    steps of the signal."""
+    if mask.dim() == 2:
+        steps = mask.repeat_interleave(places, dim=1)
+    else:
+        steps = mask[..., :: mask.shape[2] // places].flatten(1)
+    # A window's last frame looks like the signal's end. No result reads these steps there: they need later frames.
+    return steps & F.pad(steps[:, lost:], (0, lost)) if lost else steps
 
 
 def needs_of(layers, low: int, high: int, places: int) -> tuple[int, int]:
@@ -171,29 +230,35 @@ def needs_of(layers, low: int, high: int, places: int) -> tuple[int, int]:
     return low, high
 
 
-def pad_signal(x: Tensor, mask: Tensor, left: int, right: int, padding: Padding) -> Tensor:
+def pad_signal(x: Tensor, mask: Tensor, left: int, right: int, padding: Padding, stride: int = 1) -> Tensor:
     """Pad the signal of each row at its ends.
 
     Args:
         x: [B, C, L]. mask: [B, L], one contiguous run of True (or none).
+        stride: of the convolution that follows; a signal whose length is no multiple of it is padded further on the
+            right, until it is one.
     Returns:
-        [B, C, left + L + right]: zero outside the signal, except the `left` samples before and `right` after it.
+        [B, C, left + L + right]: zero outside the signal, except the `left` samples before it and after it the `right`
+        samples and those that complete the stride.
     """
-    x = F.pad(x * mask[:, None], (left, right))
     if padding == "zeros" or not left + right:
-        return x
+        return F.pad(x * mask[:, None], (left, right))
+    x = F.pad(x * mask[:, None], (left, right + stride - 1))
     start, length = mask.int().argmax(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)  # [B, 1]
+    after = right + -length % stride
     before = torch.arange(-left, 0, device=x.device).expand(len(x), -1)
-    place = torch.cat([before, length + torch.arange(right, device=x.device)], dim=1)  # relative to the signal's start
+    behind = length + torch.arange(right + stride - 1, device=x.device)
+    place = torch.cat([before, behind], dim=1)  # relative to the signal's start
     if padding == "replicate":
         source = place.clamp_min(0).minimum((length - 1).clamp_min(0))
     else:
-        last = length.clamp_min(max(left, right) + 1) - 1
+        last = length.maximum(after.clamp_min(left) + 1) - 1
         source = last - (last - place.abs()).abs()
-    exists = (source < length)[:, None]
+    exists = ((source < length) & (place < length + after))[:, None]
     first = (start + left)[:, None]
-    values = x.gather(2, (first + source[:, None]).clamp_max(x.shape[2] - 1).expand(-1, x.shape[1], -1))
-    return x.scatter(2, (first + place[:, None]).expand_as(values), values * exists)
+    values = x.gather(2, (first + source[:, None]).clamp(0, x.shape[2] - 1).expand(-1, x.shape[1], -1))
+    x = x.scatter(2, (first + place[:, None]).expand_as(values), values * exists)
+    return x[..., : x.shape[2] - (stride - 1)]
 
 
 def normed(layer: nn.Module, norm: Norm) -> nn.Module:

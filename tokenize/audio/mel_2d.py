@@ -148,6 +148,7 @@ class Mel2DDecoder(_Stack):
     """Mel decoder: latents to samples."""
 
     window: Tensor
+    lost = 0
 
     def __init__(self, config: Mel2DConfig, shape: AudioShape):
         width = config.channels

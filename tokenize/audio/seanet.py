@@ -10,20 +10,22 @@ Sources: SoundStream, arXiv:2107.03312; EnCodec, arXiv:2210.13438; Mimi (Moshi),
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from ...configs.schema import Config, LayerCount, LayerCountOrNone
+from ...configs.schema import FingerprintedConfig, LayerCount, LayerCountOrNone
 from .base import AudioShape
 from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck, Recurrence
 from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Padding, Pointwise, Residual
 from .streaming import StreamingLayer, window_stage
 
 
-class SEANetConfig(Config):
+class SEANetConfig(FingerprintedConfig):
     """One side of a convolutional codec."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"last_frame"})
 
     kind: Literal["seanet"] = "seanet"
     channels: PositiveInt = 32
@@ -52,8 +54,12 @@ class SEANetConfig(Config):
     """Padding at the signal's ends. With `reflect`, even causal convolutions look ahead at the first samples."""
     trim_right: float = Field(default=1.0, ge=0, le=1)
     """Fraction of a causal transposed convolution's surplus trimmed on the right; below 1 it looks ahead."""
+    last_frame: Literal["zeros", "padded"] = "zeros"
+    """Of an encoder, for signals whose length is no multiple of hop. zeros: zeros complete the last frame. padded:
+    every strided convolution pads the end of its own input by `padding`, as EnCodec's networks do."""
     norm: Norm = "weight"
-    """weight: weight normalization of the convolutions. none: no normalization."""
+    """weight: weight normalization of the convolutions. time_group: the result of each convolution is normalized over
+    all its channels and steps, which needs `segments`. none: no normalization."""
     bottleneck: BottleneckConfig = Field(default_factory=BottleneckConfig)
     """Transformer and change of frame rate between this network and the quantizer."""
     chunk: PositiveInt = 32
@@ -65,7 +71,10 @@ class SEANetConfig(Config):
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> PaddedConv:
         """A convolution with the padding and norm of this network."""
-        return PaddedConv(inputs, outputs, kernel, stride, dilation, self.causal, self.padding, self.norm)
+        ragged = self.last_frame == "padded"
+        return PaddedConv(
+            inputs, outputs, kernel, stride, dilation, self.causal, self.padding, self.norm, ragged=ragged
+        )
 
     def residual(self, channels: int) -> list[nn.Module]:
         """The residual blocks of one rate."""
@@ -121,7 +130,7 @@ class SEANetEncoder(nn.Module):
         self.down = ConvStack(layers if apart else layers + last, shape.hop)
         self.recurrence = Recurrence(width, config.lstm_layers) if apart else None
         self.last = ConvStack(last if apart else [], stride)
-        self.bottleneck = EncoderBottleneck(config.bottleneck, shape.latent_dim)
+        self.bottleneck = EncoderBottleneck(config.bottleneck, shape.latent_dim, config.last_frame == "padded")
 
     def frame(self, samples: Tensor) -> Tensor:
         """Samples [..., N], N a multiple of hop -> frames [..., T, hop]."""
@@ -139,6 +148,8 @@ class SEANetEncoder(nn.Module):
 
 class SEANetDecoder(nn.Module):
     """SEANet decoder: latents to samples."""
+
+    lost = 0
 
     def __init__(self, config: SEANetConfig, shape: AudioShape):
         super().__init__()

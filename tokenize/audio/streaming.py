@@ -11,6 +11,9 @@ convolutions whose left context is long. In a chain, each stage needs only its o
     window           [ back | chunk          | ahead ]
     mask             True on frames in 0 .. T-1, zeros outside
 
+A signal may end inside its last frame: `tail` marks the samples of that frame that it has, and masks are then of
+samples, [B, T, hop].
+
 Kernels can round differently for different shapes, and a near-tie then changes a code. Here every call has the shape
 [1, back + chunk + ahead, ...], where the chunk depends on the stage and its start at most, whatever the batch and
 however the frames arrive. Encoding a whole signal is a stream
@@ -34,8 +37,8 @@ class StreamingLayer:
     """One stage of a network over frames."""
 
     run: StageRun
-    """(frames [B, T, ...], mask [B, T], state) -> (results [B, T, ...], state). The state is None at the first frame,
-    and always for stateless stages. Values at masked frames do not affect other frames."""
+    """(frames [B, T, ...], mask [B, T] or [B, T, hop], state) -> (results [B, T, ...], state). The state is None at the
+    first frame, and always for stateless stages. Values at masked frames do not affect other frames."""
     back: int = 0
     """Frames before t that result t depends on, beyond the state."""
     ahead: int = 0
@@ -44,6 +47,11 @@ class StreamingLayer:
     """Whether the stage is stateful."""
     grows: bool = False
     """Whether later chunks are larger, `chunk_at`: less work per frame, once there is audio to play in the meantime."""
+    block: int = 1
+    """Frames that depend on each other, in blocks from the first frame on: a chunk must be a multiple."""
+    numbered: bool = False
+    """Of a stateless stage: whether the state is the number of the first frame (None: 0), less than 0 before the
+    signal."""
 
 
 def window_stage(run: Callable[[Tensor, Tensor], Tensor], back: int, ahead: int) -> StreamingLayer:
@@ -52,7 +60,7 @@ def window_stage(run: Callable[[Tensor, Tensor], Tensor], back: int, ahead: int)
 
 
 def run_stages(stages: Sequence[StreamingLayer], frames: Tensor, mask: Tensor) -> Tensor:
-    """Process all frames [B, T, ...] at once, for training; mask [B, T]. Equal to `StagesStream` up to rounding."""
+    """Process all frames [B, T, ...] at once; mask [B, T] or [B, T, hop]. Equal to `StagesStream` up to rounding."""
     for stage in stages:
         frames, _ = stage.run(frames, mask, None)
     return frames
@@ -78,15 +86,23 @@ class Window:
         """Input frames per call."""
         return self.back + self.chunk + self.ahead
 
-    def cut(self, frames: Tensor, start: int, first: int, total: int | None, fill: float) -> tuple[Tensor, Tensor]:
+    @property
+    def needed(self) -> int:
+        """Input frames from the chunk's start on that a call needs."""
+        return self.chunk + self.ahead
+
+    def cut(
+        self, frames: Tensor, start: int, first: int, total: int | None, fill: float, tail: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Cut the window whose chunk starts at frame `start`.
 
         Args:
             frames: [t, ...], frames first .. first + t - 1.
             total: number of frames of the whole signal, None while unknown (then all given frames are valid).
             fill: value of frames outside the signal.
+            tail: [hop] bool, the samples of frame total - 1 that the signal has; None: all.
         Returns:
-            [1, size, ...] and its mask [1, size].
+            [1, size, ...] and its mask [1, size], or [1, size, hop] with a tail.
         """
         end = first + frames.shape[0] if total is None else total
         low, high = start - self.back, start + self.chunk + self.ahead
@@ -95,6 +111,10 @@ class Window:
         mask = torch.zeros(1, self.size, dtype=torch.bool, device=frames.device)
         window[0, inside_low - low : inside_high - low] = frames[inside_low - first : inside_high - first]
         mask[0, inside_low - low : inside_high - low] = True
+        if tail is not None:
+            mask = mask[:, :, None].repeat(1, 1, len(tail))
+            if low < end <= high:
+                mask[0, end - 1 - low] = tail
         return window, mask
 
 
@@ -117,28 +137,33 @@ class StageStream:
 
     def push(self, blocks: Sequence[Tensor]) -> list[Tensor]:
         """Add blocks of frames [t, ...]; returns the results [chunk, ...] that are ready."""
-        known = [] if self.frames is None else [self.frames]
-        if not known and not blocks:
-            return []
-        self.frames = torch.cat([*known, *blocks])
+        self._add(blocks)
         ready = []
-        while self.first + self.frames.shape[0] >= self.start + self.window.chunk + self.window.ahead:
+        while self.frames is not None and self.first + len(self.frames) >= self.start + self.window.needed:
             ready.append(self._next(self.frames, self.window.chunk, None))
         return ready
 
-    def finish(self) -> list[Tensor]:
-        """End the stream; returns the remaining results, of which the last can be shorter."""
+    def finish(self, blocks: Sequence[Tensor] = (), tail: Tensor | None = None) -> list[Tensor]:
+        """Add the last blocks and end the stream; returns the remaining results, of which the last can be shorter.
+        tail: [hop] bool, the samples of the last frame that the signal has; None: all."""
+        self._add(blocks)
         ready = []
         if self.frames is not None:
-            total = self.first + self.frames.shape[0]
+            total = self.first + len(self.frames)
             while self.start < total:
-                ready.append(self._next(self.frames, min(self.window.chunk, total - self.start), total))
+                ready.append(self._next(self.frames, min(self.window.chunk, total - self.start), total, tail))
         return ready
 
-    def _next(self, frames: Tensor, count: int, total: int | None) -> Tensor:
+    def _add(self, blocks: Sequence[Tensor]) -> None:
+        known = [] if self.frames is None else [self.frames]
+        if known or blocks:
+            self.frames = torch.cat([*known, *blocks])
+
+    def _next(self, frames: Tensor, count: int, total: int | None, tail: Tensor | None = None) -> Tensor:
         place = self.window
-        window, mask = place.cut(frames, self.start, self.first, total, self.fill)
-        results, self.state = self.stage.run(window, mask, self.state)
+        window, mask = place.cut(frames, self.start, self.first, total, self.fill, tail)
+        state = self.start - place.back if self.stage.numbered else self.state
+        results, self.state = self.stage.run(window, mask, state)
         self.start += place.chunk
         unneeded = max(0, self.start - place.back - self.first)  # bounds the memory
         self.frames, self.first = frames[unneeded:], self.first + unneeded
@@ -168,13 +193,13 @@ class StagesStream:
             blocks = stream.push(blocks)
         return blocks
 
-    def finish(self) -> list[Tensor]:
-        """End the stream; returns the remaining results."""
-        blocks: list[Tensor] = []
+    def finish(self, last: Tensor | None = None, tail: Tensor | None = None) -> list[Tensor]:
+        """Add the last frames and end the stream; returns the remaining results. tail: see StageStream.finish."""
+        blocks = [] if last is None else [last]
         for stream in self.streams:
-            blocks = stream.push(blocks) + stream.finish()
+            blocks = stream.finish(blocks, tail)
         return blocks
 
-    def run(self, frames: Tensor) -> Tensor:
-        """Process a whole signal: frames [T, ...], at least one -> results [T, ...]."""
-        return torch.cat(self.push(frames) + self.finish())
+    def run(self, frames: Tensor, tail: Tensor | None = None) -> Tensor:
+        """Process a whole signal: frames [T, ...], at least one -> results [T, ...]. tail: see StageStream.finish."""
+        return torch.cat(self.finish(frames, tail))

@@ -100,6 +100,7 @@ class SpectrumDecoder(ConvNeXtStack):
     """Spectrum decoder: latents to samples."""
 
     window: Tensor
+    lost = 0
 
     def __init__(self, config: AudioStackConfig, shape: AudioShape):
         outputs = shape.channels * config.spectra * (shape.window + 2)

@@ -115,5 +115,5 @@ def check_length(
     if isinstance(geometry, ImageGeometry):
         if frames != geometry.num_frames or num_samples is not None:
             raise ValueError(f"{path}: '{name}' has {frames} frames, an image has {geometry.num_frames}")
-    elif num_samples is not None and -(-num_samples // geometry.samples_per_frame) != frames:
+    elif num_samples is not None and geometry.count_frames(num_samples) != frames:
         raise ValueError(f"{path}: '{name}' has {num_samples} samples in {frames} frames")

@@ -23,6 +23,7 @@ from ..quantizers.registry import Quantized, QuantizerConfig, make_quantizer
 from ..spec import ImageGeometry
 from .convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
 from .global_tokens import TransposedConfig, TransposedDecoder, TransposedEncoder
+from .magvit2 import Magvit2Config, Magvit2Decoder, Magvit2Encoder
 from .movq import ConditionedConfig, ConditionedDecoder, ConditionedEncoder
 from .token_merging import MergedConfig, MergedDecoder, MergedEncoder
 from .vit import ViTConfig, ViTDecoder, ViTEncoder
@@ -30,7 +31,14 @@ from .vit_1d import ViT1DConfig, ViT1DDecoder, ViT1DEncoder
 from .vqgan import VQGANConfig, VQGANDecoder, VQGANEncoder
 
 ImagePartConfig = Annotated[
-    ConvolutionalConfig | ConditionedConfig | VQGANConfig | ViTConfig | ViT1DConfig | MergedConfig | TransposedConfig,
+    ConvolutionalConfig
+    | ConditionedConfig
+    | VQGANConfig
+    | Magvit2Config
+    | ViTConfig
+    | ViT1DConfig
+    | MergedConfig
+    | TransposedConfig,
     Field(discriminator="kind"),
 ]
 
@@ -38,6 +46,7 @@ IMAGE_ENCODERS = {
     "convolutional": ConvolutionalEncoder,
     "conditioned": ConditionedEncoder,
     "vqgan": VQGANEncoder,
+    "magvit2": Magvit2Encoder,
     "vit": ViTEncoder,
     "vit1d": ViT1DEncoder,
     "merged": MergedEncoder,
@@ -47,6 +56,7 @@ IMAGE_DECODERS = {
     "convolutional": ConvolutionalDecoder,
     "conditioned": ConditionedDecoder,
     "vqgan": VQGANDecoder,
+    "magvit2": Magvit2Decoder,
     "vit": ViTDecoder,
     "vit1d": ViT1DDecoder,
     "merged": MergedDecoder,

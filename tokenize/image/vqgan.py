@@ -1,8 +1,8 @@
 """Image encoder and decoder `vqgan`: residual blocks at every resolution, attention at the lowest.
 
     encoder   conv3; per resolution: blocks (with attention at the lowest), downsample;
-              block, attention, block; norm, conv3, conv1
-    decoder   conv1, conv3; block, attention, block;
+              block, attention, block; norm, conv3, conv1 (or conv3)
+    decoder   conv1 (or conv3), conv3; block, attention, block;
               per resolution: blocks + 1 (with attention at the lowest), upsample; norm, conv3
 
 Source: VQGAN, arXiv:2012.09841 (taming-transformers, MIT), with the sizes of LlamaGen, arXiv:2406.06525.
@@ -10,19 +10,21 @@ Source: VQGAN, arXiv:2012.09841 (taming-transformers, MIT), with the sizes of Ll
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...configs.schema import Config, LayerCount
+from ...configs.schema import FingerprintedConfig, LayerCount
 from .base import ImageShape
 from .convolutional import halved_grid
 
 
-class VQGANConfig(Config):
+class VQGANConfig(FingerprintedConfig):
     """One side of the network; the tokenizer's `downsamplings` must be the number of multipliers minus one."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"attention", "latent_kernel"})
 
     kind: Literal["vqgan"] = "vqgan"
     channels: PositiveInt = 128
@@ -35,6 +37,11 @@ class VQGANConfig(Config):
     """Channels before the encoder's last layer and after the decoder's first layer."""
     norm_groups: PositiveInt = 32
     """Groups of the group normalization; must divide the channels at each resolution."""
+    attention: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Resolutions with attention after each block, by number, 0 at full resolution; null: the lowest only. The middle
+    always has attention."""
+    latent_kernel: Literal[1, 3] = 1
+    """Kernel of the encoder's last and the decoder's first layer; 3 in VAR, arXiv:2404.02905."""
 
     def grid(self, shape: ImageShape) -> tuple[int, int]:
         """Rows and columns of the codes; ValueError if the network does not fit the tokenizer."""
@@ -48,11 +55,24 @@ class VQGANConfig(Config):
             raise ValueError(
                 f"{odd[0]} channels are not a multiple of norm_groups {self.norm_groups}; change one of them"
             )
+        if self.attention and max(self.attention) > shape.downsamplings:
+            raise ValueError(
+                f"attention at resolution {max(self.attention)}, but the last one is {shape.downsamplings}; choose a "
+                f"lower number"
+            )
         return halved_grid(shape)
+
+    def has_attention(self, level: int) -> bool:
+        """Whether attention follows the blocks of a resolution; 0 is full resolution."""
+        return level in self.attention if self.attention is not None else level == len(self.multipliers) - 1
 
     def norm(self, channels: int) -> nn.GroupNorm:
         """The group norm of this network."""
         return nn.GroupNorm(self.norm_groups, channels, eps=1e-6)
+
+    def latent_layer(self, inputs: int, outputs: int) -> nn.Conv2d:
+        """The convolution beside the latents."""
+        return nn.Conv2d(inputs, outputs, self.latent_kernel, padding=self.latent_kernel // 2)
 
     def middle(self, width: int) -> list[nn.Module]:
         """Block, attention, block at the lowest resolution."""
@@ -114,12 +134,13 @@ class VQGANEncoder(nn.Sequential):
             for _ in range(config.blocks):
                 layers.append(Block(config, width, wanted))
                 width = wanted
-                if level == len(widths) - 1:
+                if config.has_attention(level):
                     layers.append(GridAttention(config, width))
             if level < len(widths) - 1:
                 layers.append(Halve(width))
         layers += [*config.middle(width), config.norm(width), nn.SiLU()]
-        layers += [nn.Conv2d(width, config.inner_dim, 3, padding=1), nn.Conv2d(config.inner_dim, shape.latent_dim, 1)]
+        layers.append(nn.Conv2d(width, config.inner_dim, 3, padding=1))
+        layers.append(config.latent_layer(config.inner_dim, shape.latent_dim))
         super().__init__(*layers)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -134,13 +155,13 @@ class VQGANDecoder(nn.Sequential):
         self.grid = config.grid(shape)
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         width = widths[-1]
-        layers: list[nn.Module] = [nn.Conv2d(shape.latent_dim, config.inner_dim, 1)]
+        layers: list[nn.Module] = [config.latent_layer(shape.latent_dim, config.inner_dim)]
         layers += [nn.Conv2d(config.inner_dim, width, 3, padding=1), *config.middle(width)]
         for level in reversed(range(len(widths))):
             for _ in range(config.blocks + 1):
                 layers.append(Block(config, width, widths[level]))
                 width = widths[level]
-                if level == len(widths) - 1:
+                if config.has_attention(level):
                     layers.append(GridAttention(config, width))
             if level:
                 layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(width, width, 3, padding=1)]

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ...configs.schema import FingerprintedConfig
 from .base import Quantizer, QuantizerOutput
 from .codebooks.codebook import Codebook
-from .codebooks.nearest import exact_dtype, nearest_code
+from .codebooks.nearest import exact_dtype, largest_product, nearest_code
 from .codebooks.parametrization import FORMS, CodebookFormConfig
 from .projection import project, straight_through
 from .regularization import PROBABILITIES, EntropyConfig, code_entropies, moment_distance
@@ -28,7 +28,7 @@ class VQConfig(FingerprintedConfig):
 
     added = frozenset(
         {
-            *("codebook", "keep_length", "inner_steps", "inner_rate", "index_temperature"),
+            *("codebook", "keep_length", "search", "inner_steps", "inner_rate", "index_temperature"),
             *("codebook_weight", "entropy", "moments", "revive"),
         }
     )
@@ -42,6 +42,9 @@ class VQConfig(FingerprintedConfig):
     """Project latents and codes onto the unit sphere before the search (cosine similarity)."""
     keep_length: bool = False
     """With `normalise`: only the search is on the sphere; code vectors keep their norm (DAC, arXiv:2306.06546)."""
+    search: Literal["nearest", "product"] = "nearest"
+    """Which code a latent gets. nearest: the one at the smallest distance. product: the one with the largest dot
+    product (IBQ, arXiv:2412.02692), with update "gradient" or "index"."""
     codebook: CodebookFormConfig | None = None
     """Parametrization of the code vectors; null: V free vectors. The others require update "gradient" or "index";
     only "affine" supports the k-means start and revival."""
@@ -83,6 +86,13 @@ class VQConfig(FingerprintedConfig):
             )
         if self.keep_length and not self.normalise:
             raise ValueError("keep_length needs normalise: true")
+        if self.search == "product":
+            if self.update not in ("gradient", "index") or self.normalise:
+                raise ValueError("search: product needs update: gradient (or index) and normalise: false")
+            if self.entropy is not None or self.moments:
+                raise ValueError(
+                    "search: product has no entropy or moments loss; those are of distances, leave them out"
+                )
         return self
 
 
@@ -126,7 +136,7 @@ class VectorQuantizer(Quantizer):
         flat, valid = x.detach().flatten(0, 1), None if mask is None else mask.flatten()
         keys, entries = self._keys(flat), self.codebook.entries()
         places = self._places(entries)
-        codes = nearest_code(keys, places.detach(), exact=not self.training)
+        codes = self._find(keys, places.detach(), exact=not self.training)
         if self.training:
             self.codebook.collect(self._inner(flat) if self.config.keep_length else keys, codes, valid)
         table = self._project_out(entries)
@@ -135,7 +145,8 @@ class VectorQuantizer(Quantizer):
             keys = self._keys(flat, torch.float32)
             vectors = vectors + straight_through(keys, self.project_out)
         if self.config.update == "index" and self.training:
-            soft = soft_choice(keys.float(), places, table.detach(), self.config.index_temperature)
+            product = self.config.search == "product"
+            soft = soft_choice(keys.float(), places, table.detach(), self.config.index_temperature, product)
             vectors = vectors + (soft - soft.detach())  # again 0: adds the gradient of the soft assignment
         if valid is not None:
             codes = codes.masked_fill(~valid, -1)
@@ -166,7 +177,7 @@ class VectorQuantizer(Quantizer):
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, 1]."""
         places = self._places(self.codebook.entries())
-        return nearest_code(self._keys(x.flatten(0, 1)), places).view(*x.shape[:2], 1)
+        return self._find(self._keys(x.flatten(0, 1)), places).view(*x.shape[:2], 1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """[B, M, 1] -> [B, M, D]."""
@@ -176,6 +187,12 @@ class VectorQuantizer(Quantizer):
     def vectors(self) -> Tensor:
         """[1, V, D]."""
         return self._project_out(self.codebook.entries())[None]
+
+    def _find(self, keys: Tensor, places: Tensor, exact: bool = True) -> Tensor:
+        """Keys [N, code_dim] and positions of the codes [V, code_dim] -> codes [N]."""
+        if self.config.search == "product":
+            return largest_product(keys, places)
+        return nearest_code(keys, places, exact)
 
     def _project_out(self, entries: Tensor) -> Tensor:
         """Code vectors [V, code_dim] -> [V, D]. It always maps the whole table: one shape gives the same bits."""
@@ -197,14 +214,17 @@ class VectorQuantizer(Quantizer):
         return F.normalize(x.to(dtype or exact_dtype(x)), dim=-1) if self.config.normalise else x
 
 
-def soft_choice(x: Tensor, places: Tensor, table: Tensor, temperature: float) -> Tensor:
+def soft_choice(x: Tensor, places: Tensor, table: Tensor, temperature: float, product: bool = False) -> Tensor:
     """Average of the code vectors weighted by softmax(-|x - place|^2 / temperature), computed in chunks of latents.
+
+    product: weighted by softmax(x place / temperature) instead.
 
     x [N, d], places [V, d], table [V, D] -> [N, D]; the full [N, V] matrix is never held, nor in the backward pass.
     """
 
     def chunk(rows: Tensor, codes: Tensor, vectors: Tensor) -> Tensor:
-        return torch.softmax((2 * rows @ codes.T - codes.square().sum(dim=-1)) / temperature, dim=-1) @ vectors
+        scores = rows @ codes.T if product else 2 * rows @ codes.T - codes.square().sum(dim=-1)
+        return torch.softmax(scores / temperature, dim=-1) @ vectors
 
     found = [x.new_zeros(0, table.shape[1])]
     for rows in x.split(max(1, PROBABILITIES // len(places))):

@@ -72,6 +72,10 @@ class TextTokenizer:
         """The normalized characters in the training data; None if unknown (bytes treat all characters alike)."""
         return None
 
+    def names_of_ids(self) -> tuple[str, ...]:
+        """What each id stands for, each another name."""
+        raise NotImplementedError
+
     def unread(self, text: str) -> list[str]:
         """The parts of a text that have no ids and are left out, each once; none for tokenizers that read all text."""
         return []

@@ -37,6 +37,10 @@ class ByteText(TextTokenizer):
         """See TextTokenizer."""
         return spell(text, self.config.normalise)
 
+    def names_of_ids(self) -> tuple[str, ...]:
+        """See TextTokenizer."""
+        return tuple(f"<0x{byte:02X}>" for byte in range(NUM_BYTES))
+
     def _encode(self, text: str) -> list[int]:
         return list(text.encode())
 

@@ -71,6 +71,10 @@ class SentencePieceText(TextTokenizer):
         learned = [i for i in each if not (self.processor.is_byte(i) or self.processor.is_unknown(i))]
         return frozenset("".join(self.processor.id_to_piece(i) for i in learned).replace(WORD_START, " "))
 
+    def names_of_ids(self) -> tuple[str, ...]:
+        """See TextTokenizer."""
+        return tuple(self.processor.id_to_piece(i) for i in range(self.vocab_size))
+
     def _encode(self, text: str) -> list[int]:
         return list(self.processor.encode(text))
 

@@ -118,6 +118,10 @@ class UnitText(TextTokenizer):
         """See TextTokenizer: those of the units."""
         return "".join(unit for word in self.reading(text).words for unit in word.units)
 
+    def names_of_ids(self) -> tuple[str, ...]:
+        """See TextTokenizer."""
+        return self.symbols
+
     def unread(self, text: str) -> list[str]:
         """See TextTokenizer."""
         return list(self.reading(text).unread)

@@ -32,10 +32,14 @@ def count_numbers(make: Callable[[], nn.Module], what: str) -> int:
     return sum(STATES * one.numel() for one in net.parameters()) + sum(one.numel() for one in net.buffers())
 
 
-def check_weights_fit(numbers: int, what: str, device: torch.device) -> None:
-    """Raise ValueError, which begins with `what`, if this many values (see `count_numbers`) do not fit."""
+def check_weights_fit(numbers: int, what: str, device: torch.device, all_learn: bool = True) -> None:
+    """Raise ValueError, which begins with `what`, if this many values (see `count_numbers`) do not fit; if not all
+    weights learn, the weights alone."""
     check_memory(
-        4 * numbers, f"{what}: training {numbers / STATES / 1e6:.0f} M weights", "choose smaller sizes", device
+        4 * numbers // (1 if all_learn else STATES),
+        f"{what}: training {numbers / STATES / 1e6:.0f} M weights",
+        "choose smaller sizes",
+        device,
     )
 
 

@@ -71,13 +71,16 @@ class Engine(Protocol):
         ...
 
     def collect(self) -> EngineState | None:
-        """State to save, valid until the next step; all processes call this, and all but the first get None."""
+        """State to save, at least of the weights that learn, valid until the next step; all processes call this, and
+        all but the first get None."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Load a state saved by any engine with any number of processes; all processes call this."""
+        """Load a state saved by any engine with any number of processes; all processes call this. Weights that do not
+        learn may be missing in it, and keep their values."""
         ...
 
     def weights(self, exact: bool = False) -> AbstractContextManager[Mapping[str, Tensor]]:
-        """The body's full weights by name, in every process while open; exact: the optimizer's float32 copies."""
+        """The body's full weights by name, at least those that learn, in every process while open; exact: the
+        optimizer's float32 copies."""
         ...

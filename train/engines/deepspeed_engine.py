@@ -24,7 +24,7 @@ from ..common.checkpoint import check_pickles, restricted_loads
 from ..distributed.process_group import ProcessGroup
 from .base import OptimizerSettings, StepInfo, Trainable
 from .config import DeepSpeedEngineConfig
-from .deepspeed_state import collect_state, master_weights, put_state
+from .deepspeed_state import collect_state, learning, master_weights, put_state
 from .lr_schedule import planned_rate
 from .state_files import EngineState
 from .torch_engine import parameter_groups, poison_bad
@@ -116,7 +116,7 @@ class DeepSpeedEngine:
     @contextmanager
     def weights(self, exact: bool = False) -> Iterator[Mapping[str, Tensor]]:
         """See Engine."""
-        named = dict(self.objective.body.named_parameters())
+        named = dict(learning(self.objective.body))
         if exact and self.settings.dtype != "float32":
             yield master_weights(self.engine, self.objective.body, self.config.zero_stage)
             return

@@ -20,6 +20,11 @@ from torch import Tensor, nn
 from .state_files import MOMENTS, EngineState, stored
 
 
+def learning(body: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that DeepSpeed's optimizer has; the others never change."""
+    return ((name, parameter) for name, parameter in body.named_parameters() if parameter.requires_grad)
+
+
 def collect_state(engine: Any, body: nn.Module, stage: int, steps: int, keep: bool) -> EngineState | None:
     """Gather the state; all processes call this.
 
@@ -30,7 +35,7 @@ def collect_state(engine: Any, body: nn.Module, stage: int, steps: int, keep: bo
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
     slots = [slot for _, slot in _flat_slots(engine.optimizer)] if stage else []
-    for name, parameter in body.named_parameters():
+    for name, parameter in learning(body):
         if stage == 0:
             master, state = _stage_0(engine.optimizer, parameter)
             found = {"": master, **({key: state[key] for key in (*MOMENTS, "step")} if state else {})}
@@ -54,7 +59,7 @@ def put_state(engine: Any, body: nn.Module, stage: int, state: EngineState) -> N
         for master, slot in _flat_slots(optimizer):
             slot["step"] = torch.tensor(max(counts))
             slot |= {key: torch.zeros_like(master, requires_grad=False) for key in MOMENTS}
-    for name, parameter in body.named_parameters():
+    for name, parameter in learning(body):
         weight = state.weights[name].to(device)
         found = {key: state.moments.get(f"{name}.{key}") for key in MOMENTS}
         if stage == 0:
@@ -82,8 +87,8 @@ def put_state(engine: Any, body: nn.Module, stage: int, state: EngineState) -> N
 def master_weights(engine: Any, body: nn.Module, stage: int) -> dict[str, Tensor]:
     """The full float32 weights that the optimizer updates, by name; all processes call this."""
     if stage == 0:
-        return {name: _stage_0(engine.optimizer, parameter)[0] for name, parameter in body.named_parameters()}
-    return {name: _read(engine.optimizer, parameter, None) for name, parameter in body.named_parameters()}
+        return {name: _stage_0(engine.optimizer, parameter)[0] for name, parameter in learning(body)}
+    return {name: _read(engine.optimizer, parameter, None) for name, parameter in learning(body)}
 
 
 def _read(optimizer: Any, parameter: Any, key: str | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -20,12 +20,16 @@ class WeightAverage(Generic[M]):
     ema <- d ema + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is soon
     forgotten. With decay 0 the copy holds the weights themselves, copied by `refresh`.
 
+    Weights that do not learn are those that the model has when it is given.
+
     Args:
         model: a separate model instance (not the one in training), changed in place.
         decay: 0 <= decay < 1.
     """
 
     def __init__(self, model: M, decay: float):
+        self.learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        """Names of the weights that learn."""
         self.model: M = model.eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
@@ -36,7 +40,7 @@ class WeightAverage(Generic[M]):
         if self.decay == 0:
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, average in self.model.named_parameters():
+        for name, average in self._averages():
             average.lerp_(weights[name].to(average.dtype), 1 - decay)
         self.updates += 1
 
@@ -44,7 +48,7 @@ class WeightAverage(Generic[M]):
     def refresh(self, weights: Mapping[str, Tensor]) -> None:
         """Copy the weights; for decay 0, or before the first update."""
         assert self.updates == 0, "the average would be lost"
-        for name, average in self.model.named_parameters():
+        for name, average in self._averages():
             average.copy_(weights[name])
 
     @torch.no_grad()
@@ -56,11 +60,11 @@ class WeightAverage(Generic[M]):
     @property
     def num_bytes(self) -> int:
         """Size of the file that `save` writes; 0 with decay 0, which is not saved."""
-        return 4 * sum(parameter.numel() for parameter in self.model.parameters()) if self.decay else 0
+        return 4 * sum(average.numel() for _, average in self._averages()) if self.decay else 0
 
     def save(self, folder: Path) -> None:
         """Write ema.safetensors."""
-        tensors = {name: tensor.detach().cpu() for name, tensor in self.model.named_parameters()}
+        tensors = {name: tensor.detach().cpu() for name, tensor in self._averages()}
         write_safetensors(folder / "ema.safetensors", tensors, {"updates": str(self.updates)})
 
     @torch.no_grad()
@@ -68,5 +72,10 @@ class WeightAverage(Generic[M]):
         """Load ema.safetensors."""
         tensors, metadata = read_safetensors(folder / "ema.safetensors")
         self.updates = int(metadata["updates"])
-        for name, average in self.model.named_parameters():
+        for name, average in self._averages():
             average.copy_(tensors[name])
+
+    def _averages(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights that learn."""
+        own = dict(self.model.named_parameters())
+        return ((name, own[name]) for name in self.learning)

@@ -133,7 +133,8 @@ class TorchEngine:
         device = self.world.device
         with torch.no_grad():
             for name, parameter in self.objective.body.named_parameters():
-                parameter.copy_(state.weights[name])
+                if parameter.requires_grad or name in state.weights:
+                    parameter.copy_(state.weights[name])
                 if not parameter.requires_grad or f"{name}.step" not in state.moments:
                     continue
                 self.optimizer.state[parameter] = {

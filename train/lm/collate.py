@@ -39,6 +39,7 @@ def collate(
     texts: Sequence[Sequence[int]] | None,
     prompts: Sequence[Tensor | None] | None,
     aligned: Sequence[tuple[list[int], list[int]]] | None = None,
+    embedding_width: int | None = None,
 ) -> Batch:
     """Batch of B examples; None for a condition that the model does not have.
 
@@ -48,6 +49,7 @@ def collate(
         texts: token ids, not empty.
         prompts: codes [K, L] long each, None for an example without a prompt.
         aligned: (ids, frames) of the units of each aligned text.
+        embedding_width: of the condition embedding, of which no example has vectors.
     """
     lengths = torch.tensor([item.shape[1] for item in codes])
     given = prompts if prompts is not None and any(prompt is not None for prompt in prompts) else None
@@ -57,5 +59,8 @@ def collate(
     if prompts is not None and given is None:
         nothing = codes[0].new_zeros(len(codes), len(codes[0]), 1)
         conditions = replace(conditions, codes=nothing, codes_lengths=torch.zeros_like(lengths))
+    if embedding_width is not None:
+        nothing = torch.zeros(len(codes), 1, embedding_width)
+        conditions = replace(conditions, embedding=nothing, embedding_lengths=torch.zeros_like(lengths))
     equal = bool((lengths == lengths[0]).all())
     return Batch(pad_and_cat([item[None] for item in codes]), None if equal else lengths, conditions)

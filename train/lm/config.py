@@ -9,12 +9,14 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from ...configs.names import FolderName
 from ...configs.schema import BatchSize, Config, LayerCount, StepCount
 from ...lm.generation_config import GenerationConfig
+from ...lm.layers.lora import LoRAConfig
 from ...lm.models.next_patch import PatchPhase
 from ...lm.models.packed_sequences import check_packable
 from ...lm.models.registry import ModelConfig
 from ..common.captions import CaptionsConfig, WholeTextConfig
 from ..common.optimizer_config import OptimizerConfig, Ratio
 from ..engines.config import AutoEngineConfig, EngineConfig
+from ..initialization.config import LMInitConfig
 from .reference_prompts import PromptConfig
 from .sequence_packing import PackingConfig, PaddedConfig
 
@@ -39,6 +41,9 @@ class DataConfig(Config):
     captions: CaptionsConfig = WholeTextConfig()
     """What a step reads of an item's text. whole: all of it. alternatives: one of several captions separated by "|"; of
     one with commas, some of its parts in any order."""
+    embedding: Literal["none"] | None = None
+    """Vectors of the condition embedding, which shards do not hold. none: every item is without, as one whose vectors
+    are dropped."""
     packing: PackingConfig = PaddedConfig()
     """Batching of items with different lengths. padded: one item per row. best_fit: packed sequences, without
     padding."""
@@ -141,6 +146,10 @@ class TrainConfig(Config):
     conditioned on them and predicts the codes."""
     lm: ModelConfig
     """The language model."""
+    init: LMInitConfig | None = None
+    """Weights to start from; null: random ones."""
+    lora: LoRAConfig | None = None
+    """Learn low-rank changes of the weights of init instead of the weights themselves; null: all weights learn."""
     train: TrainSettings
     """Optimization, and the intervals of logging, evaluation and saving."""
     engine: EngineConfig = AutoEngineConfig()
@@ -182,11 +191,22 @@ class TrainConfig(Config):
                 f"data.prompt.min_frames is {self.data.prompt.min_frames}, but the condition codes of lm.conditions "
                 f"reads at most {longest} (its max_frames); lower min_frames or raise max_frames"
             )
-        if "embedding" in kinds:
+        if "melody" in kinds:
             raise ValueError(
-                "lm.conditions: shards hold no vectors for the condition embedding; train such a model from Python, or "
+                "lm.conditions: shards hold no melodies for the condition melody; train such a model from Python, or "
                 "leave it out"
             )
+        if ("embedding" in kinds) != (self.data.embedding is not None):
+            raise ValueError(
+                "lm.conditions: shards hold no vectors for the condition embedding; set data.embedding: none to train "
+                "without them, train such a model from Python, or leave it out"
+                if "embedding" in kinds
+                else "data.embedding is for an lm with the condition embedding; leave it out"
+            )
+        if self.lora is not None and self.init is None:
+            raise ValueError("lora changes the weights of another model; name it as init.from, or leave lora out")
+        if self.lora is not None and self.init is not None and self.init.freeze:
+            raise ValueError("init.freeze: with lora nothing learns but lora.targets and lora.train; leave it out")
         if self.data.packing.kind != "padded":
             check_packable(self.lm)
             if self.train.patches:

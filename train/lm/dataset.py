@@ -32,6 +32,8 @@ class CodesDataset:
         prompts: source of code prompts, None if the model has no codes condition.
         missing: for items without the label or text that the model is conditioned on: "refuse" or "skip".
         captions: chooses among the captions of a text.
+        embedding_width: width of the vectors of the condition embedding, of which every item has none; None: there is
+            no such condition.
     Raises:
         ValueError: a label unknown to the model, no items, or items without a required label or text; names them.
     """
@@ -47,8 +49,9 @@ class CodesDataset:
         missing: str = "refuse",
         aligned: AlignedText | None = None,
         captions: CaptionReader = WHOLE,
+        embedding_width: int | None = None,
     ):
-        self.shards, self.captions = shards, captions
+        self.shards, self.captions, self.embedding_width = shards, captions, embedding_width
         self.clustering = clustering
         self.text, self.aligned = text, aligned
         all_lengths = np.asarray(shards.lengths)
@@ -107,7 +110,7 @@ class CodesDataset:
             texts = [self.text.encode(self.captions(text, draw, row, self.text.num_characters)) for text, row in read]
         if self.prompts is not None:
             prompts = [self.prompt(row, draw) for row in rows]
-        batch = collate([item.codes for item in items], labels, texts, prompts, aligned)
+        batch = collate([item.codes for item in items], labels, texts, prompts, aligned, self.embedding_width)
         return batch if self.clustering is None else replace(batch, codes=self.clustering.coarse(batch.codes))
 
 

@@ -43,7 +43,8 @@ def check_memory(config: TrainConfig, parts: TrainingSetup, micro: int, device: 
         return count_numbers(lambda: shallow.make_lm(0), "lm")
 
     one, two = numbers_with(1), numbers_with(2)  # building a thousand layers takes seconds
-    check_weights_fit(one + (lm.layers - 1) * (two - one), "lm", device)
+    partly = config.lora is not None or (config.init is not None and bool(config.init.freeze))
+    check_weights_fit(one + (lm.layers - 1) * (two - one), "lm", device, all_learn=not partly)
     packing = config.data.packing
     frames = float(parts.items.lengths.mean()) if packing.kind == "padded" else packing.steps
     half = config.train.dtype == "bfloat16"
@@ -89,8 +90,10 @@ def check_generation(config: TrainConfig, parts: TrainingSetup, loaded: LoadedMo
 
 
 def checkpoint_bytes(config: TrainConfig, parameters: int, trained: int) -> int:
-    """Approximate size of a checkpoint: float32 weights, two moments per trained weight, and the moving average."""
-    return 4 * parameters + 8 * trained + (4 * parameters if config.train.ema else 0)
+    """Approximate size of a checkpoint: float32 weights (with lora those that learn alone), two moments per trained
+    weight, and the moving average."""
+    weights = parameters if config.lora is None else trained
+    return 4 * weights + 8 * trained + (4 * trained if config.train.ema else 0)
 
 
 def evaluates(config: TrainConfig) -> bool:

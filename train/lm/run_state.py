@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "tokenizer",
     "clusters",
     "train.max_consecutive_bad",
+    "init.from",  # read at the start alone; with lora its weights are compared below
 )
 """Settings of a resumed run that may differ from those it was started with (train/engines/lr_schedule.py describes the
 effect of train.steps on the learning rate)."""
@@ -75,6 +76,8 @@ class RunState(RunCounters):
             clusters=None if parts.clustering is None else parts.clustering.spec.fingerprint,
             data=data_fingerprint(parts.items),
             told=conditions_fingerprint(parts.items),
+            labels=list(parts.labels),
+            base=None if config.lora is None or parts.origin is None else parts.origin.fingerprint,
         )
 
     @classmethod
@@ -107,6 +110,11 @@ class RunState(RunCounters):
             raise ConfigError(
                 f"clusters: {config.clusters} are not those {folder} was trained with; put them back, or start another "
                 "run with another --out"
+            )
+        if config.lora is not None and parts.origin is not None and found.get("base") != parts.origin.fingerprint:
+            raise ConfigError(
+                f"init.from: the weights of {config.init and config.init.source} are not those {folder} changes "
+                "(lora); put them back, or start another run with another --out"
             )
         if found["processes"] != world.size and micro_batch == micro_batch_of(folder) and world.is_first:
             print(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from ...configs.files import read_json
 from ...configs.schema import ConfigError
 from ...lm.checkpoints.model_directory import LoadedModel, load_model
 from ...lm.clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
 from ...lm.conditioning.registry import AlignedConditionConfig, TextConditionConfig
 from ...lm.config import LMConfig
 from ...lm.generation_config import GenerationConfig
+from ...lm.layers.lora import merged_copy
 from ...lm.models.base import LanguageModel
 from ...lm.models.coarse_to_fine import CoarseToFine
 from ...lm.models.registry import make_lm
@@ -20,12 +23,15 @@ from ...lm.models.transformer_lm import TransformerLM
 from ...tokenize.data.shard_reader import Shards
 from ...tokenize.spec import AudioGeometry, TokenSpec, check_same_tokenizer
 from ...tokenize.text.base import TextTokenizer
-from ...tokenize.text.registry import TextConfig, file_names, load_text, make_text, text_of_files
+from ...tokenize.text.registry import file_names, load_text, make_text, text_of_files
 from ...tokenize.text.units import UnitText
 from ...tokenize.tokenizer import Tokenizer, load_tokenizer
 from ..common.batch_sampler import mix
 from ..common.captions import CaptionReader
+from ..common.checkpoint import STATE_FILE
 from ..distributed.process_group import ProcessGroup
+from ..initialization.origin import Origin, open_origin
+from ..initialization.start_lm import start_lm_
 from .aligned_text import AlignedText
 from .config import TrainConfig
 from .dataset import CodesDataset
@@ -53,6 +59,8 @@ class TrainingSetup:
     limits: GenerationConfig
     """Text limits learned from the data: text lengths, frames per character for speech models that predict the end, and
     the characters seen."""
+    origin: Origin | None = None
+    """The model to start from; None: the weights are random, or all in a checkpoint."""
 
     def make_lm(self, seed: int) -> TransformerLM:
         """Build a model with random weights, the same in every process."""
@@ -60,8 +68,24 @@ class TrainingSetup:
         vectors = self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
         return make_lm(self.lm_config, self.spec, vectors, self.clustering, self.tokenizer.quantizer)
 
+    def first_lm(self, config: TrainConfig, started: Path | None = None, show: bool = False) -> TransformerLM:
+        """The model of a run before its first step, the same each time; what learns has requires_grad.
+
+        Args:
+            started: checkpoint that will be loaded.
+            show: note on stderr what comes from init.from.
+        """
+        lm = self.make_lm(config.seed)
+        if config.init is not None:
+            given = (self.labels, self.text, self.tokenizer, show)
+            give = None if self.origin is None else partial(self.origin.give_, *given)
+            start_lm_(lm, config.init, config.lora, give, started)
+        return lm
+
     def loaded(self, lm: LanguageModel, defaults: GenerationConfig) -> LoadedModel:
-        """The model that generates: lm, or a refiner combined with the coarse-label model."""
+        """The model that generates: lm, its low-rank changes merged, or a refiner combined with the coarse-label
+        model."""
+        lm = merged_copy(lm)
         defaults = with_limits(defaults, self.limits)
         if self.coarse is None or lm.clustering is None:
             return LoadedModel(lm, self.tokenizer, self.text, self.labels, defaults)
@@ -70,15 +94,21 @@ class TrainingSetup:
         return LoadedModel(both, self.tokenizer, first.text, first.labels, defaults)
 
 
-def open_parts(config: TrainConfig, out: Path, world: ProcessGroup) -> TrainingSetup:
-    """Open the inputs in a config; the text tokenizer is loaded from out/text, or trained on the texts of the shards.
+def open_parts(config: TrainConfig, out: Path, world: ProcessGroup, started: Path | None = None) -> TrainingSetup:
+    """Open the inputs in a config; the text tokenizer is loaded from out/text, taken from the model to start from, or
+    trained on the texts of the shards.
 
     Nothing is written.
 
+    Args:
+        started: checkpoint that will be loaded; it has the labels, and without lora all weights.
     Raises:
         FileNotFoundError: the shards or the tokenizer do not exist.
         ValueError: shards of another tokenizer, or labels or texts that the conditions need and the data lack.
     """
+    origin = None
+    if config.init is not None and (started is None or config.lora is not None):
+        origin = open_origin(config.init, config.lm)
     tokenizer = load_tokenizer(config.tokenizer)
     clustering = None if config.clusters is None else load_clustering(config.clusters)
     shards = Shards(config.data.shards)
@@ -91,8 +121,8 @@ def open_parts(config: TrainConfig, out: Path, world: ProcessGroup) -> TrainingS
     label_config = next((condition for condition in config.lm.conditions if condition.kind == "label"), None)
     reads = (one for one in config.lm.conditions if isinstance(one, TextConditionConfig | AlignedConditionConfig))
     text_config = next(reads, None)
-    labels = list(shards.label_names)
-    text = _open_text(text_config.text, shards, out / "text", world) if text_config is not None else None
+    labels = _label_names(shards, origin, started) if label_config is not None else []
+    text = _open_text(text_config, origin, shards, out / "text", world) if text_config is not None else None
     if label_config is not None and not labels:
         raise ConfigError(
             f"lm.conditions: label: the shards {config.data.shards} have no labels; "
@@ -105,10 +135,11 @@ def open_parts(config: TrainConfig, out: Path, world: ProcessGroup) -> TrainingS
     except ConfigError as error:
         raise ConfigError(f"lm.{error} (data.shards {config.data.shards})") from None
     known = labels if label_config is not None else None
+    widths = (condition.width for condition in config.lm.conditions if condition.kind == "embedding")
     prompts, missing = _prompts(config), config.data.missing
     aligned = AlignedText.of(config.lm.conditions, text)
     captions = CaptionReader(config.data.captions, config.seed)
-    rest = (config.data.max_frames, labelled, prompts, missing, aligned, captions)
+    rest = (config.data.max_frames, labelled, prompts, missing, aligned, captions, next(widths, None))
     items = CodesDataset(shards, known, text, *rest)
     test = None
     if config.data.test is not None:
@@ -123,8 +154,8 @@ def open_parts(config: TrainConfig, out: Path, world: ProcessGroup) -> TrainingS
     limits = limits if text is None else with_limits(limits, text_made_of(items, text))
     if coarse is not None:
         limits = coarse.defaults
-    labels = labels if known else []
-    return TrainingSetup(lm_config, tokenizer.spec, tokenizer, text, labels, items, test, clustering, coarse, limits)
+    given = (lm_config, tokenizer.spec, tokenizer, text, labels, items, test, clustering, coarse, limits)
+    return TrainingSetup(*given, origin)
 
 
 def _prompts(config: TrainConfig) -> PromptSource | None:
@@ -152,10 +183,30 @@ def _open_coarse(
     return loaded
 
 
-def _open_text(config: TextConfig, shards: Shards, folder: Path, world: ProcessGroup) -> TextTokenizer:
-    """Load the text tokenizer in `folder`; if there is none, the first process makes one without writing it."""
+def _label_names(shards: Shards, origin: Origin | None, started: Path | None) -> list[str]:
+    """The labels of the model in the order of ids: of a checkpoint, or of the data and the model it starts from."""
+    saved = None if started is None else read_json(started / STATE_FILE).get("labels")
+    if saved is not None:
+        return list(saved)
+    return list(shards.label_names) if origin is None else origin.label_names(shards.label_names)
+
+
+def _open_text(
+    condition: TextConditionConfig | AlignedConditionConfig,
+    origin: Origin | None,
+    shards: Shards,
+    folder: Path,
+    world: ProcessGroup,
+) -> TextTokenizer:
+    """Load the text tokenizer in `folder`; if there is none, that of the model to start from, or the first process
+    makes one without writing it."""
+    config = condition.text
     if world.share(all((folder / name).is_file() for name in file_names(config))):
         return load_text(folder, config)
+
+    kept = None if origin is None else origin.kept_text(condition.kind, config)
+    if kept is not None:
+        return kept
 
     def make() -> dict[str, bytes] | None:
         return dict(make_text(config, (text for text in shards.texts() if text)).files()) if world.is_first else None

@@ -15,12 +15,14 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...configs.files import write_json
 from ...configs.folder_lock import is_empty
@@ -144,17 +146,18 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
         else:
             self.cut = cut_like(started, config, world)
         self.micro = self.cut.micro
-        self.parts = open_parts(config, out, world)
+        self.parts = open_parts(config, out, world, started)
         self.config = config.model_copy(update={"lm": config.lm.explicit(self.parts.spec.num_codebooks)})
         check_memory(config, self.parts, self.micro, world.device)
-        self.average = WeightAverage(self.parts.make_lm(config.seed).to(world.device), settings.ema)
-        self._make_engine()
+        made = self.parts.first_lm(self.config, started, show=world.is_first)
+        self.average = WeightAverage(made.to(world.device), settings.ema)
+        self._make_engine(started)
         self.throughput = Throughput()
 
-    def _make_engine(self) -> None:
+    def _make_engine(self, started: Path | None) -> None:
         """Build the model in training, its engine, and what runs its steps."""
         config, settings, world = self.config, self.config.train, self.world
-        lm = self.parts.make_lm(config.seed).to(world.device)
+        lm = self.parts.first_lm(config, started).to(world.device)
         self.num_parameters = lm.num_parameters
         self.num_trained = sum(parameter.numel() for parameter in lm.parameters() if parameter.requires_grad)
         self.loss_parts = lm.loss_parts
@@ -214,8 +217,9 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
         because = f" ({config.engine.because})" if config.engine.because else ""
         left_out = f" ({items.left_out} longer ones left out)" if items.left_out else ""
         left_out += f" ({items.skipped} without label or text left out)" if items.skipped else ""
+        learn = "" if self.num_trained == self.num_parameters else f" ({self.num_trained:,} of them learn)"
         self.progress.note(
-            f"{config.name}: {self.num_parameters:,} parameters, {len(items)} items{left_out}, "
+            f"{config.name}: {self.num_parameters:,} parameters{learn}, {len(items)} items{left_out}, "
             f"{config.engine.kind} engine{because}, {self.world.size} x {self.world.device.type}, "
             f"{config.train.dtype}, to {self.out}"
         )
@@ -294,6 +298,8 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
     def collect(self) -> tuple[Callable[[Path], None], int]:
         """See Trainer."""
         state = self.engine.collect()
+        if state is not None:
+            state = replace(state, weights=self._saved_weights(state.weights))
         num_bytes = 0 if state is None else state.num_bytes + self.average.num_bytes
         return partial(self._write, state), num_bytes
 
@@ -337,6 +343,13 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
         if self.average.updates == 0:  # gathering the weights of all processes takes time
             with self.engine.weights(exact=True) as weights:
                 self.average.refresh(weights)
+
+    def _saved_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a checkpoint: those that learn, and the others unless they are those of init.from."""
+        learning = {name: weights[name] for name in self.average.learning}
+        if self.config.lora is not None:
+            return learning
+        return {name: learning.get(name, own) for name, own in self.average.model.named_parameters()}
 
     def _loaded_model(self) -> LoadedModel:
         return self.parts.loaded(self.average.model, self.config.generation)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from ...configs.schema import BatchSize, Config, StepCount
+from ...configs.schema import BatchSize, Config, ConfigError, StepCount
 from ...tokenize.data.corpus import CorpusConfig
-from ...tokenize.tokenizer import TokenizerConfig
+from ...tokenize.kinds import TokenizerConfig
 from ..common.optimizer_config import OptimizerConfig, Ratio
 from ..discriminators.multi_scale_stft import STFTDiscriminatorConfig
 from ..discriminators.registry import DISCRIMINATORS, DiscriminatorsConfig
+from ..initialization.config import InitConfig
 from ..losses.balancer import BalanceConfig, SumConfig
 from ..losses.base import LossConfig
 from ..losses.reconstruction import MelConfig, PixelsConfig, SpectrumConfig
 from ..losses.registry import TERMS, AdversarialConfig, AnyLossConfig, FeaturesConfig, QuantizerLossConfig
 from .phases import FitStageConfig, StageConfig, TrainStageConfig
-from .warm_start import WarmStartConfig
 
 
 class TokenizerTraining(OptimizerConfig):
@@ -134,8 +134,8 @@ class TokenizerTrainConfig(Config):
     """Discriminators for the losses `adversarial` and `features`."""
     stages: tuple[StageConfig, ...] = ()
     """Stages in order; empty: train everything for train.steps steps."""
-    warm_start: WarmStartConfig | None = None
-    """Initial weights from another tokenizer; null: random."""
+    init: InitConfig | None = None
+    """Weights to start from; null: random ones. `freeze` holds in all stages."""
     losses: AudioLossConfig | ImageLossConfig | None = Field(default=None, discriminator="kind")
     """Shorthand for the usual losses, instead of `terms`; omitted: default weights."""
     discriminator: STFTDiscriminatorConfig | None = None
@@ -158,6 +158,20 @@ class TokenizerTrainConfig(Config):
             changes["stages"] = (TrainStageConfig(name="train", steps=self.train.steps),)
             changes["train"] = self.train.model_copy(update={"steps": None})
         return self.model_copy(update=changes)
+
+    @classmethod
+    def of_earlier_files(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Earlier versions wrote warm_start: {tokenizer, names, leave}."""
+        if "warm_start" not in data:
+            return data
+        old, rest = data["warm_start"], {name: value for name, value in data.items() if name != "warm_start"}
+        if old is None:
+            return rest
+        if rest.get("init") is not None:
+            raise ConfigError("warm_start is the earlier name of init, and both were given; give init alone")
+        renamed = {"tokenizer": "from"}
+        given = {renamed.get(name, name): value for name, value in old.items()} if isinstance(old, dict) else old
+        return rest | {"init": given}
 
     @model_validator(mode="after")
     def _check(self) -> TokenizerTrainConfig:

@@ -6,12 +6,12 @@ Each stage starts with a fresh optimizer and its own schedule, since the trained
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
+from ...configs.module_names import fits
 from ...configs.schema import Config, ConfigError, StepCount
 
 
@@ -73,9 +73,3 @@ def freeze_parts(net: nn.Module, patterns: Sequence[str], where: str) -> None:
     for name, parameter in net.named_parameters():
         if any(fits(name, pattern) for pattern in patterns):
             parameter.requires_grad_(False)
-
-
-def fits(name: str, pattern: str) -> bool:
-    """Whether a pattern matches a part or a parent of it."""
-    parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:count]), pattern) for count in range(1, len(parts) + 1))

@@ -21,12 +21,13 @@ from ...configs.printable import say
 from ...configs.schema import ConfigError
 from ...tokenize.audio.networks import AudioNet
 from ...tokenize.image.networks import ImageNet
+from ...tokenize.kinds import NETS
 from ...tokenize.quantizers.kmeans_vq import KMeansQuantizer
 from ...tokenize.quantizers.registry import Quantizer
 from ...tokenize.quantizers.scalar import ScalarQuantizer
 from ...tokenize.quantizers.structural_entropy_vq import StructuralQuantizer
 from ...tokenize.spec import AudioGeometry
-from ...tokenize.tokenizer import NETS, make_tokenizer
+from ...tokenize.tokenizer import make_tokenizer
 from ..common.memory_check import check_batch_fits, check_weights_fit, count_numbers
 from ..discriminators.registry import Discriminators
 from ..losses.base import LossContext
@@ -79,8 +80,11 @@ def begin_stage(config: TokenizerTrainConfig, objective: TokenizerObjective, num
     if not objective.output_on and not objective.inner_on:
         raise ConfigError(f"{where}.terms: no active term has a weight above 0; list at least one that has")
     freeze_parts(objective.net, stage.freeze, where)
+    if config.init is not None:
+        freeze_parts(objective.net, (*stage.freeze, *config.init.freeze), "init")
     if not any(parameter.requires_grad for parameter in objective.parameters()):
-        raise ConfigError(f"{where}.freeze: all parts are frozen; freeze fewer")
+        frozen = f"{where}.freeze" if stage.freeze else "init.freeze"
+        raise ConfigError(f"{frozen}: all parts are frozen; freeze fewer")
 
 
 def check_stages(config: TokenizerTrainConfig, objective: TokenizerObjective) -> None:

@@ -17,7 +17,7 @@ from .config import TokenizerTrainConfig
 MAY_CHANGE = (
     "device",
     "data",  # its fingerprint checks the content
-    "warm_start",
+    "init.from",  # read at the start alone
     "train.keep_last",
     "train.save_every",
     "train.snapshot_every",
@@ -97,9 +97,10 @@ def save_state(module: nn.Module, path: Path, with_weights: bool) -> None:
 
 
 @torch.no_grad()
-def load_state(module: nn.Module, path: Path) -> None:
-    """Load the file that `save_state` wrote."""
+def load_state(module: nn.Module, path: Path, prefix: str = "") -> None:
+    """Load the file that `save_state` wrote; of it the tensors of a module whose names begin with `prefix`."""
     if path.is_file():
         own = module.state_dict()
         for name, tensor in read_safetensors(path)[0].items():
-            own[name].copy_(tensor)
+            if name.startswith(prefix):
+                own[name.removeprefix(prefix)].copy_(tensor)

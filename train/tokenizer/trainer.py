@@ -24,8 +24,10 @@ from ...configs.files import write_json
 from ...configs.printable import say
 from ...configs.schema import ConfigError
 from ...tokenize.audio.networks import AudioNet
+from ...tokenize.base import Tokenizer
 from ...tokenize.image.networks import ImageNet
-from ...tokenize.tokenizer import FROZEN, NETS, Tokenizer, make_tokenizer
+from ...tokenize.kinds import FROZEN, NETS
+from ...tokenize.tokenizer import make_tokenizer
 from ..common.batch_sampler import check_batch, cut_batch, mix
 from ..common.checkpoint import Checkpoints, check_pickles
 from ..common.disk_space import check_disk_space
@@ -39,6 +41,7 @@ from ..engines.ema import WeightAverage
 from ..engines.lr_schedule import describe_new_end
 from ..engines.state_files import EngineState
 from ..engines.torch_engine import TorchEngine
+from ..initialization.start_tokenizer import start_tokenizer_
 from ..losses.balancer import make_balance
 from ..losses.base import LossContext
 from ..losses.registry import make_losses
@@ -57,7 +60,6 @@ from .preflight import (
 )
 from .run_state import TokenizerRunState, load_state, save_state
 from .train_step import TokenizerStepper, TokenizerStepReport
-from .warm_start import warm_start
 
 __all__ = ["TokenizerTrainConfig", "TokenizerTrainer", "TokenizerTraining", "TrainingFailed", "train_tokenizer"]
 
@@ -144,7 +146,7 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
         else:
             self.micro = micro_like(started, settings, world, show)
         check_memory(config, self.micro, world.device)
-        net = self._make_net(teachers)
+        net = self._make_net(teachers, started)
         self.media = MediaInMemory(config, show)
         context = LossContext(
             geometry=config.tokenizer.geometry,
@@ -164,14 +166,16 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
         """Stage that the engines belong to."""
         self.tokenizer: Tokenizer | None = None
 
-    def _make_net(self, teachers: Mapping[str, nn.Module]) -> AudioNet | ImageNet:
+    def _make_net(self, teachers: Mapping[str, nn.Module], started: Path | None) -> AudioNet | ImageNet:
         """Build the network; checks what needs no media, which may take an hour to read."""
         config = self.config
         torch.manual_seed(mix(config.seed, 0))
         net = NETS[config.tokenizer.kind](config.tokenizer)
         FROZEN[config.tokenizer.kind].code_geometry(config.tokenizer, net.quantizer)
-        if config.warm_start is not None:
-            warm_start(net, config.warm_start)
+        if started is not None:  # a checkpoint has all tensors; those that a stage fits are checked below
+            load_state(net, started / "buffers.safetensors", "net.")
+        elif config.init is not None:
+            start_tokenizer_(net, config.init)
         check_terms(config, net, teachers)
         return net
 

@@ -41,6 +41,19 @@ def nearest_code(x: Tensor, entries: Tensor, exact: bool = True) -> Tensor:
     return torch.cat(codes) if codes else x.new_zeros(0, dtype=torch.long)
 
 
+@torch.no_grad()
+def largest_product(x: Tensor, entries: Tensor) -> Tensor:
+    """Code of `entries` [V, D] with the largest dot product with each row of x [N, D] -> [N] long.
+
+    In float64, where products as near as its rounding do not occur; the lower number wins a tie.
+    """
+    dtype = exact_dtype(x)
+    codes, vectors = [x.new_zeros(0, dtype=torch.long)], entries.to(dtype).T
+    for rows in x.split(max(1, SEARCH_ELEMENTS // len(entries))):
+        codes.append((rows.to(dtype) @ vectors).argmax(dim=-1))
+    return torch.cat(codes)
+
+
 def _nearest_exactly(x: Tensor, entries: Tensor, scores: Tensor) -> Tensor:
     """The exactly nearest code to each row of x [n, D] among those with the lowest scores [n, V]."""
     dtype = exact_dtype(x)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class GroupConfig(LevelDropout):
     """Channel groups; level dropout keeps the first few groups."""
 
+    added = LevelDropout.added | {"order"}
+
     kind: Literal["group"] = "group"
     groups: LayerCount
     """Number of groups; must divide the number of channels."""
@@ -35,6 +37,9 @@ class GroupConfig(LevelDropout):
     """Quantizer of each group."""
     shared: bool = False
     """Use one quantizer, with one codebook, for all groups."""
+    order: Literal["groups", "levels"] = "groups"
+    """Order of the codes. groups: all of group 0, then all of group 1, ... levels: the first of each group, then the
+    second of each, ... (groups of channels with residual levels: coarse first)."""
     disentangle: NonNegativeFloat = 0.0
     """Weight of the squared cosine between the code vectors of two groups, averaged over pairs."""
 
@@ -55,6 +60,27 @@ class GroupQuantizer(Quantizer):
         self.config = config
         self.groups = nn.ModuleList(groups)  # pyright: ignore[reportAttributeAccessIssue]
         self.span = common_span(groups)
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """See Quantizer."""
+        sizes, groups = super().cardinalities, self.config.groups
+        if self.config.order == "groups":
+            return sizes
+        levels = len(sizes) // groups
+        return tuple(sizes[group * levels + level] for level in range(levels) for group in range(groups))
+
+    def in_order(self, codes: Tensor) -> Tensor:
+        """Codes [*, Q] of the groups one after another, in the config's order."""
+        if self.config.order == "groups":
+            return codes
+        return codes.unflatten(-1, (self.config.groups, -1)).transpose(-1, -2).flatten(-2)
+
+    def by_group(self, codes: Tensor) -> Tensor:
+        """Undo `in_order`."""
+        if self.config.order == "groups":
+            return codes
+        return codes.unflatten(-1, (-1, self.config.groups)).transpose(-1, -2).flatten(-2)
 
     def each(self) -> list[Quantizer]:
         """The quantizer of every group, repeated if shared."""
@@ -77,7 +103,7 @@ class GroupQuantizer(Quantizer):
             add_losses(losses, found.losses, 1 / self.config.groups)
         if self.config.disentangle:
             losses["disentangle"] = self.config.disentangle * disentangle(parts, vectors)
-        return QuantizerOutput(torch.cat(vectors, dim=-1), torch.cat(codes, dim=-1), losses)
+        return QuantizerOutput(torch.cat(vectors, dim=-1), self.in_order(torch.cat(codes, dim=-1)), losses)
 
     def draw_levels(self, num_samples: int) -> Tensor:
         """Sample how many groups each sample uses, [B] long, from torch's global generator."""
@@ -86,11 +112,11 @@ class GroupQuantizer(Quantizer):
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, Q]."""
         parts = zip(self.each(), x.chunk(self.config.groups, dim=-1), strict=True)
-        return torch.cat([group.search(part, mask) for group, part in parts], dim=-1)
+        return self.in_order(torch.cat([group.search(part, mask) for group, part in parts], dim=-1))
 
     def lookup(self, codes: Tensor) -> Tensor:
         """[B, M, Q] -> [B, M, D]."""
-        parts = zip(self.each(), codes.chunk(self.config.groups, dim=-1), strict=True)
+        parts = zip(self.each(), self.by_group(codes).chunk(self.config.groups, dim=-1), strict=True)
         return torch.cat([group.lookup(part) for group, part in parts], dim=-1)
 
     def vectors(self) -> Tensor:
@@ -99,11 +125,11 @@ class GroupQuantizer(Quantizer):
         for number, group in enumerate(self.each()):
             before = number * width
             tables.append(nn.functional.pad(group.vectors(), (before, self.dim - before - width)))
-        return join_tables(tables)
+        return self.in_order(join_tables(tables).movedim(0, -1)).movedim(-1, 0)
 
     def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """See Quantizer.rate."""
-        return rates_of(self.each(), codes)
+        return rates_of(self.each(), self.by_group(codes))
 
     def fit_parts(self, x: Tensor) -> bool:
         """Fit every group on its own channels."""

@@ -106,14 +106,10 @@ class ScalesQuantizer(Quantizer):
         for layer in self.phi:
             nn.init.dirac_(layer.weight)  # pyright: ignore[reportArgumentType]
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
-        whole = torch.eye(self.places, dtype=torch.float64).view(self.places, 1, rows, columns)
         for number, size in enumerate(config.sizes):
-            # Resize with matrices: the result does not depend on the batch.
-            down = F.adaptive_avg_pool2d(whole, size).flatten(1).T
-            small = torch.eye(size[0] * size[1], dtype=torch.float64).view(-1, 1, *size)
-            up = F.interpolate(small, (rows, columns), mode="bicubic").flatten(1).T
-            self.register_buffer(f"down_{number}", down.contiguous(), persistent=False)
-            self.register_buffer(f"up_{number}", up.contiguous(), persistent=False)
+            down, up = resize_matrices(size, (rows, columns))
+            self.register_buffer(f"down_{number}", down, persistent=False)
+            self.register_buffer(f"up_{number}", up, persistent=False)
 
     def quantize(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         """See Quantizer.quantize. The mask must be uniform within a sample. Loss "commitment" is that of the sums."""
@@ -199,6 +195,21 @@ class ScalesQuantizer(Quantizer):
             weight, bias = layer.weight.to(up.dtype), layer.bias.to(up.dtype)  # pyright: ignore
             large = blend(large, weight, bias, self.config.sizes[-1])
         return large.float()
+
+
+def resize_matrices(small: tuple[int, int], large: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Matrices that average a map [M, D] to a smaller one [m, D], and enlarge that by bicubic interpolation, float64.
+
+    A product with them does not depend on the batch, as the functions that resize maps may.
+    """
+    cells, places = small[0] * small[1], large[0] * large[1]
+    if torch.get_default_device().type == "meta":  # those functions take seconds there
+        return torch.empty(cells, places, dtype=torch.float64), torch.empty(places, cells, dtype=torch.float64)
+    whole = torch.eye(places, dtype=torch.float64).view(places, 1, *large)
+    part = torch.eye(cells, dtype=torch.float64).view(cells, 1, *small)
+    down = F.adaptive_avg_pool2d(whole, small).flatten(1).T
+    up = F.interpolate(part, large, mode="bicubic").flatten(1).T
+    return down.contiguous(), up.contiguous()
 
 
 def blend(large: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:

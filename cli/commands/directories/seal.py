@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ...configs.printable import say
+from ....configs.printable import say
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +24,7 @@ def seal(model: Annotated[Path, typer.Argument(help="Directory of a model.")]) -
     config.json, for instance its generation defaults, then run this command. The model is loaded first: an unusable
     model is not sealed.
     """
-    from ...lm.checkpoints.model_directory import seal_model
+    from ....lm.checkpoints.model_directory import seal_model
 
     names = seal_model(model)
     say(f"{model}: sealed {', '.join(names)}")

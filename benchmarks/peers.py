@@ -1,0 +1,251 @@
+"""Public models: ours beside the library that they come from, with the same weights, turn by turn in one run.
+
+    python benchmarks/peers.py [--threads 2] [--turns 5] [--json FILE] [--only SYSTEM ...]
+    python benchmarks/peers.py --quick                    tiny shapes: whether it runs, under a minute
+
+Random weights of the published shapes, saved by the other library's own class and read by `tessera.load_tokenizer` or
+`tessera.load`; before anything is timed, both sides must give the same codes. A row of the table (and of `--json`):
+
+    system   work   ratio = their time over ours, the median over turns in which both run once, beside each other
+             spread = the smallest and largest of these ratios
+             load   the time to open the saved folder, each side in a process of its own, files in the page cache
+             memory the peak resident memory of that process after loading, encoding and decoding once
+
+Settings are the best of the other side that were found: transformers in float32 (codecs have no faster dtype on a CPU:
+bfloat16 convolutions are slower), inference mode, attention sdpa; generation in bfloat16 (benchmarks/musicgen.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tessera
+
+SECONDS, QUICK_SECONDS = 10.0, 1.0
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A tokenizer of the other library, with random weights."""
+
+    kind: str
+    """Class of transformers, without "Model" and "Config"."""
+    config: dict[str, Any]
+    """Where the published config differs from the class default."""
+    quick: dict[str, Any]
+    """Changes that make it tiny."""
+    codebooks: int | None
+    """Number of codebooks used; None: all."""
+    encode: Callable[[Any, Tensor, int | None], Tensor]
+    """encode(model, media [1, C, N], codebooks) -> codes [1, K, T]."""
+    decode: Callable[[Any, Tensor], Any]
+    """decode(model, codes) -> samples."""
+
+
+def encodec_codes(model: Any, media: Tensor, codebooks: int | None) -> Tensor:
+    """Codes of an EncodecModel at the bandwidth of this number of codebooks."""
+    bandwidths = model.config.target_bandwidths
+    bits = model.config.frame_rate * model.config.codebook_nbits
+    wanted = bandwidths[-1] if codebooks is None else min(bandwidths, key=lambda kb: abs(1000 * kb - bits * codebooks))
+    return model.encode(media, bandwidth=wanted).audio_codes[0]
+
+
+SMALL_SEANET = {"num_filters": 4, "hidden_size": 16, "codebook_dim": 16, "codebook_size": 32}
+CODECS = {
+    "encodec-24khz": Codec(
+        "Encodec", {}, SMALL_SEANET, 8, encodec_codes, lambda model, codes: model.decode(codes[None], [None])[0]
+    ),
+    "encodec-32khz": Codec(
+        "Encodec",
+        {
+            "sampling_rate": 32000, "num_filters": 64, "upsampling_ratios": [8, 5, 4, 4], "codebook_size": 2048,
+            "use_causal_conv": False, "use_conv_shortcut": False, "target_bandwidths": [2.2],
+        },
+        SMALL_SEANET | {"target_bandwidths": [1.0]}, None,
+        encodec_codes, lambda model, codes: model.decode(codes[None], [None])[0],
+    ),
+    "dac-24khz": Codec(
+        "Dac",
+        {
+            "sampling_rate": 24000, "encoder_hidden_size": 64, "downsampling_ratios": [2, 4, 5, 8],
+            "upsampling_ratios": [8, 5, 4, 2], "decoder_hidden_size": 1536, "n_codebooks": 32, "hop_length": 320,
+        },
+        {"encoder_hidden_size": 4, "decoder_hidden_size": 32, "n_codebooks": 3},
+        8, lambda model, media, k: model.encode(media, n_quantizers=k).audio_codes,
+        lambda model, codes: model.decode(audio_codes=codes).audio_values,
+    ),
+    "mimi": Codec(
+        "Mimi", {}, {
+            "num_filters": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
+            "num_key_value_heads": 2, "intermediate_size": 32, "codebook_size": 32, "codebook_dim": 8,
+            "vector_quantization_hidden_dimension": 8, "upsample_groups": 16,
+        },
+        8, lambda model, media, k: model.encode(media, num_quantizers=k).audio_codes,
+        lambda model, codes: model.decode(codes).audio_values,
+    ),
+}  # fmt: skip
+
+
+def make_theirs(codec: Codec, folder: Path, quick: bool) -> None:
+    """Save a model with random weights; codebooks get the spread of latents, so that all codes occur."""
+    transformers = import_module("transformers")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{codec.kind}Config")(**codec.config | (codec.quick if quick else {}))
+    model = getattr(transformers, f"{codec.kind}Model")(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("codebook.embed", "embed_sum")):
+                tensor.normal_()
+            elif name.endswith("cluster_usage"):
+                tensor.fill_(1.0)
+    model.save_pretrained(folder)
+
+
+def open_theirs(codec: Codec, folder: Path) -> Any:
+    """Their model, as its library reads it."""
+    transformers = import_module("transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return getattr(transformers, f"{codec.kind}Model").from_pretrained(folder).eval()
+
+
+def media_of(rate: int, channels: int, quick: bool) -> Tensor:
+    """Noise with a slow envelope, [1, C, N]."""
+    count = int(rate * (QUICK_SECONDS if quick else SECONDS)) // 1920 * 1920
+    generator = torch.Generator().manual_seed(1)
+    envelope = torch.linspace(0, 20, count).sin().square()
+    return 0.3 * envelope * torch.randn(1, channels, count, generator=generator)
+
+
+def turns_of(ours: Callable[[], object], theirs: Callable[[], object], turns: int) -> dict[str, Any]:
+    """Time both, one beside the other; the first turn warms up and is not counted."""
+    taken: list[tuple[float, float]] = []
+    for turn in range(turns + 1):
+        pair = []
+        for call in (ours, theirs) if turn % 2 else (theirs, ours):
+            start = time.perf_counter()
+            call()
+            pair.append(time.perf_counter() - start)
+        taken.append((pair[0], pair[1]) if turn % 2 else (pair[1], pair[0]))
+    ratios = [other / own for own, other in taken[1:]]
+    return {
+        "ours_s": statistics.median(own for own, _ in taken[1:]),
+        "theirs_s": statistics.median(other for _, other in taken[1:]),
+        "ratio": statistics.median(ratios),
+        "spread": [min(ratios), max(ratios)],
+    }
+
+
+def compare_codec(name: str, codec: Codec, turns: int, quick: bool) -> list[dict[str, Any]]:
+    """Rows of one codec."""
+    with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
+        folder = Path(temporary)
+        make_theirs(codec, folder, quick)
+        theirs, ours = open_theirs(codec, folder), tessera.load_tokenizer(folder, codec.codebooks)
+        count = None if codec.codebooks is None else min(codec.codebooks, ours.spec.num_codebooks)
+        geometry: Any = ours.spec.geometry
+        media = media_of(geometry.sample_rate, geometry.channels, quick)
+        codes = ours.encode(media).codes
+        same = (codec.encode(theirs, media, count) == codes).float().mean().item()
+        if same < 0.999:
+            raise SystemExit(f"{name}: only {same:.2%} of the codes are equal, so there is nothing to compare")
+        works: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "encode": (lambda: ours.encode(media), lambda: codec.encode(theirs, media, count)),
+            "decode": (lambda: ours.decode(codes), lambda: codec.decode(theirs, codes)),
+        }
+        rows = [{"system": name, "work": work, **turns_of(own, other, turns)} for work, (own, other) in works.items()]
+        fresh = {side: in_a_process(name, side, folder, quick) for side in ("ours", "theirs")}
+    for work, key, digits in (("load", "load_s", 3), ("memory", "peak_mb", 0)):
+        own, other = fresh["ours"][key], fresh["theirs"][key]
+        rows.append({"system": name, "work": work, "ratio": other / own, "ours": round(own, digits), "theirs": other})
+    return rows
+
+
+def in_a_process(name: str, side: str, folder: Path, quick: bool) -> dict[str, float]:
+    """Load time and peak memory of one side in a process of its own."""
+    command = [sys.executable, __file__, "--one", name, side, str(folder), *(["--quick"] if quick else [])]
+    command += ["--threads", str(torch.get_num_threads())]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def one(name: str, side: str, folder: Path, quick: bool) -> None:
+    """Load, encode and decode once in this process, and print the figures."""
+    codec = CODECS[name]
+    if side == "theirs":
+        getattr(import_module("transformers"), f"{codec.kind}Model")  # importing is not loading
+    start = time.perf_counter()
+    model: Any = open_theirs(codec, folder) if side == "theirs" else tessera.load_tokenizer(folder, codec.codebooks)
+    loaded = time.perf_counter() - start
+    with torch.inference_mode():
+        if side == "theirs":
+            config = model.config
+            media = media_of(config.sampling_rate, getattr(config, "audio_channels", 1), quick)
+            codec.decode(model, codec.encode(model, media, codec.codebooks))
+        else:
+            media = media_of(model.config.sample_rate, model.config.channels, quick)
+            model.decode(model.encode(media).codes)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"load_s": loaded, "peak_mb": peak}))
+
+
+def compare_generation(turns: int, quick: bool) -> list[dict[str, Any]]:
+    """Rows of MusicGen-small's shape, from benchmarks/musicgen.py: frames a second over those of transformers."""
+    musicgen = import_module("musicgen")
+    sizes = {"frames": 10, "layers": 1} if quick else {}
+    found = musicgen.compare(torch.device("cpu"), batches=(1, 4), turns=turns, budget=120.0, **sizes)
+    return [
+        {"system": "musicgen-small", "work": f"generate {row['name'].split()[-1]} batch {row['batch']}", **row}
+        for row in found["rows"]
+        if row.get("ratio") is not None
+    ]
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, two turns")
+    parser.add_argument("--only", nargs="*", help="systems to measure")
+    parser.add_argument("--json", type=Path, help="write the rows")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.one:
+        return one(args.one[0], args.one[1], Path(args.one[2]), args.quick)
+    turns, rows = 2 if args.quick else args.turns, []
+    print(f"{'system':16} {'work':26} {'ratio':>6}  {'spread':>13}")
+    for name in [*CODECS, "musicgen-small"]:
+        if args.only and name not in args.only:
+            continue
+        found = (
+            compare_codec(name, CODECS[name], turns, args.quick)
+            if name in CODECS
+            else compare_generation(turns, args.quick)
+        )
+        for row in found:
+            spread = "-".join(f"{value:.2f}" for value in row.get("spread") or [])
+            print(f"{row['system']:16} {row['work']:26} {row['ratio']:6.2f}  {spread:>13}", flush=True)
+        rows += found
+    if args.json:
+        described = {"torch": torch.__version__, "threads": args.threads, "turns": turns, "quick": args.quick}
+        args.json.write_text(json.dumps({**described, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Public tokenizers of images: LlamaGen, VAR, taming-transformers."""

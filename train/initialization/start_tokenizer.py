@@ -1,0 +1,33 @@
+"""Start a tokenizer from the weights of another one (choose_tensors.py).
+
+A student of another kind takes what fits and learns the rest: DistilCodec's single codebook inherits encoder and
+decoder of a grouped residual teacher (UniTTS, arXiv:2505.17426).
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ...configs.schema import ConfigError
+from ...tokenize.audio.masked_conv import plain_state, set_plain
+from ...tokenize.tokenizer import load_tokenizer
+from .choose_tensors import choose_tensors, say_what_starts
+from .config import InitConfig
+
+
+def start_tokenizer_(net: nn.Module, init: InitConfig) -> int:
+    """Copy the tensors of another tokenizer into a network; returns their number, and notes the rest on stderr.
+
+    Raises:
+        ConfigError: there is no such tokenizer, or as `choose_tensors`.
+    """
+    try:
+        given = load_tokenizer(init.source).net.state_dict()
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"init.from: {error}") from None
+    own = plain_state(net)
+    taken = choose_tensors(own, given, init)
+    for name, other in taken.items():
+        set_plain(net, name, given[other])
+    say_what_starts(own, taken, given, init.source)
+    return len(taken)
