@@ -222,12 +222,12 @@ def test_a_causal_network_never_looks_ahead(name):
 def test_a_sliding_memory_stays_constant_in_length(name):
     net, sizes = tokenizer_of(name).net, []
     stream = StagesStream(net.decoder.stages(), 5)
-    for _ in range(16):
+    for _ in range(40):
         stream.push(torch.randn(5, 8))
         held = [tensor for one in stream.streams for past in (one.state or []) for tensor in past]
         kept = [one.frames for one in stream.streams if one.frames is not None]
         sizes.append(sum(tensor.numel() for tensor in (*held, *kept)))
-    assert sizes[-1] == sizes[-2]
+    assert max(sizes[20:30]) == max(sizes[30:])  # a causal spectrum holds up to four chunks before it runs
 
 
 @pytest.mark.sample(6)
