@@ -156,8 +156,8 @@ def compare_codec(name: str, codec: Codec, turns: int, quick: bool) -> list[dict
     with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
         folder = Path(temporary)
         make_theirs(codec, folder, quick)
-        theirs, ours = open_theirs(codec, folder), tessera.load_tokenizer(folder, codec.codebooks)
-        count = None if codec.codebooks is None else min(codec.codebooks, ours.spec.num_codebooks)
+        count = None if quick else codec.codebooks
+        theirs, ours = open_theirs(codec, folder), tessera.load_tokenizer(folder, count)
         geometry: Any = ours.spec.geometry
         media = media_of(geometry.sample_rate, geometry.channels, quick)
         codes = ours.encode(media).codes
@@ -186,16 +186,17 @@ def in_a_process(name: str, side: str, folder: Path, quick: bool) -> dict[str, f
 def one(name: str, side: str, folder: Path, quick: bool) -> None:
     """Load, encode and decode once in this process, and print the figures."""
     codec = CODECS[name]
+    count = None if quick else codec.codebooks
     if side == "theirs":
         getattr(import_module("transformers"), f"{codec.kind}Model")  # importing is not loading
     start = time.perf_counter()
-    model: Any = open_theirs(codec, folder) if side == "theirs" else tessera.load_tokenizer(folder, codec.codebooks)
+    model: Any = open_theirs(codec, folder) if side == "theirs" else tessera.load_tokenizer(folder, count)
     loaded = time.perf_counter() - start
     with torch.inference_mode():
         if side == "theirs":
             config = model.config
             media = media_of(config.sampling_rate, getattr(config, "audio_channels", 1), quick)
-            codec.decode(model, codec.encode(model, media, codec.codebooks))
+            codec.decode(model, codec.encode(model, media, count))
         else:
             media = media_of(model.config.sample_rate, model.config.channels, quick)
             model.decode(model.encode(media).codes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +33,7 @@ def convert(
     source: Annotated[
         Path, typer.Argument(metavar="SRC", help="Public checkpoint (folder or file), Tessera model or tokenizer.")
     ],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not contain a model.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write, new or empty.")],
     to: Annotated[
         str | None,
         typer.Option(
@@ -76,9 +77,8 @@ def convert(
     from ...configs.folder_lock import lock_folder
     from ...lm.public.registry import recognize_model
 
+    _check_target(source, target)
     with lock_folder(target, "tessera convert"):
-        if (target / "config.json").exists():
-            raise FileExistsError(f"{target}: contains a model already; choose another folder")
         ours = _our_kind(source)
         options = {"codebooks": codebooks, "image-size": image_size}
         if text_encoder is not None and ours is not None:
@@ -95,6 +95,15 @@ def convert(
                 if value is not None:
                     raise ValueError(f"--{option} {value}: {source} is no public codec; leave it out")
             _read_public(source, target, to, tokenizer, text_encoder, dtype.value)
+
+
+def _check_target(source: Path, target: Path) -> None:
+    """Raise unless the target is a new or empty folder apart from the source: nothing of the user's is overwritten."""
+    if target.is_dir() and any(target.iterdir()):
+        raise FileExistsError(f"{target}: is not empty; choose another folder")
+    here, there = Path(os.path.realpath(source)), Path(os.path.realpath(target))
+    if here in there.parents or there in here.parents:
+        raise ValueError(f"{target}: lies inside {source}, or the other way round; choose another folder")
 
 
 def _read_codec(source: Path, target: Path, to: str | None, codebooks: int | None, image_size: int | None) -> bool:

@@ -72,7 +72,7 @@ def test_with_a_tokenizer_the_model_is_whole(checkpoint, tmp_path):
 def test_misuse_is_one_line(checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
     assert "is a llamagen checkpoint, not a Tessera model" in refused(capsys, checkpoint, out, "--to", "musicgen")
-    assert "contains a model already; choose another folder" in refused(capsys, checkpoint, checkpoint)
+    assert "is not empty; choose another folder" in refused(capsys, checkpoint, checkpoint)
     assert "no such file; a checkpoint is a folder of config.json" in refused(capsys, tmp_path / "none", out)
     run(["convert", str(checkpoint), str(tmp_path / "lm")])
     capsys.readouterr()
@@ -92,3 +92,13 @@ def test_misuse_is_one_line(checkpoint, tmp_path, capsys):
 def test_help_shows_an_example(capsys):
     assert run(["convert", "--help"]) == 0
     assert "Example: tessera convert musicgen-small out/musicgen" in capsys.readouterr().out
+
+
+def test_nothing_is_overwritten_and_nothing_goes_into_the_source(checkpoint, tmp_path, capsys):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "weights.pth").write_text("precious")
+    assert "is not empty; choose another folder" in refused(capsys, checkpoint, full)
+    assert [path.name for path in full.iterdir()] == ["weights.pth"]
+    assert "lies inside" in refused(capsys, checkpoint, checkpoint / "inside")
+    assert not (checkpoint / "inside").exists()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...configs.printable import one_line
+from ...configs.tensor_checks import WeightsError
 from ..audio.masked_conv import fold_norms
 from ..kinds import FROZEN, NETS
 from ..quantizers.codebooks.codebook import Codebook
@@ -101,7 +102,12 @@ def read_tokenizer(config: TokenizerConfig, tensor_map: TensorMap, checkpoint: C
     checkpoint.check(tensor_map, shapes)  # before anything is allocated
     net = NETS[config.kind](config, read_files=False)
     fold_norms(net)
-    net.load_state_dict(tensor_map.read(shapes, checkpoint.tensors))
+    tensors = tensor_map.read(shapes, checkpoint.tensors)
+    for name, parameter in net.named_parameters():
+        if not tensors[name].is_floating_point() or not bool(tensors[name].isfinite().all()):
+            sources = ", ".join(tensor_map.terms[name].sources(tuple(parameter.shape)))
+            raise WeightsError(f"{checkpoint.path}: {sources}: weights must be finite floating point numbers")
+    net.load_state_dict(tensors)
     return FROZEN[config.kind](config, net, "float32")
 
 

@@ -130,3 +130,15 @@ def test_the_command_and_the_loader(tmp_path, capsys):
     assert torch.equal(saved.encode(samples).codes, direct.encode(samples).codes)
     assert run(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "encodec"]) == 0
     assert tessera.load_tokenizer(tmp_path / "back").config == direct.config
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    make(2).save_pretrained(tmp_path)
+    path, name = tmp_path / "model.safetensors", "decoder.layers.0.conv.bias"
+    tensors = load_file(path)
+    for bad in (torch.full_like(tensors[name], float("nan")), torch.ones_like(tensors[name], dtype=torch.long)):
+        save_file(tensors | {name: bad}, path)
+        with pytest.raises(ValueError, match=f"{name}: weights must be finite floating point numbers"):
+            read_public_codec(tmp_path)

@@ -151,12 +151,13 @@ def test_the_size_of_the_images(tmp_path, capsys):
         tessera.load_tokenizer(tmp_path, image_size=7)
     with pytest.raises(ValueError, match="codebooks 2 was asked for, but llamagen-vq has no such choice"):
         tessera.load_tokenizer(tmp_path, codebooks=2)
-    assert run(["convert", str(tmp_path), str(tmp_path / "ours"), "--image-size", "8"]) == 0
+    ours = tmp_path.parent / f"{tmp_path.name}-ours"
+    assert run(["convert", str(tmp_path), str(ours), "--image-size", "8"]) == 0
     assert "llamagen-vq, 1 codebooks of" in capsys.readouterr().err
-    assert tessera.load_tokenizer(tmp_path / "ours").spec.geometry.height == 8
-    assert run(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "llamagen-vq"]) == 0
-    assert tessera.load_tokenizer(tmp_path / "back").spec == tessera.load_tokenizer(tmp_path / "ours").spec
-    assert run(["convert", str(tmp_path / "ours"), str(tmp_path / "x"), "--image-size", "8"]) == 2
+    assert tessera.load_tokenizer(ours).spec.geometry.height == 8
+    assert run(["convert", str(ours), str(tmp_path / "back"), "--to", "llamagen-vq"]) == 0
+    assert tessera.load_tokenizer(tmp_path / "back").spec == tessera.load_tokenizer(ours).spec
+    assert run(["convert", str(ours), str(tmp_path / "x"), "--image-size", "8"]) == 2
     (tmp_path / "config.json").write_text('{"image_size": "256"}')
     with pytest.raises(ValueError, match="image_size must be a whole number, found '256'"):
         tessera.load_tokenizer(tmp_path)
