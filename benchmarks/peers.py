@@ -8,7 +8,7 @@ Random weights of the published shapes, saved by the other library's own class a
 
     system   work   ratio = their time over ours, the median over turns in which both run once, beside each other
              spread = the smallest and largest of these ratios
-             load   the time to open the saved folder, each side in a process of its own, files in the page cache
+             load   the time to open the saved folder, each side in its own process, files in the page cache
              memory the peak resident memory of that process after loading, encoding and decoding once
 
 Settings are the best of the other side that were found: transformers in float32 (codecs have no faster dtype on a CPU:
@@ -177,7 +177,7 @@ def compare_codec(name: str, codec: Codec, turns: int, quick: bool) -> list[dict
 
 
 def in_a_process(name: str, side: str, folder: Path, quick: bool) -> dict[str, float]:
-    """Load time and peak memory of one side in a process of its own."""
+    """Load time and peak memory of one side in a new process."""
     command = [sys.executable, __file__, "--one", name, side, str(folder), *(["--quick"] if quick else [])]
     command += ["--threads", str(torch.get_num_threads())]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])

@@ -170,7 +170,7 @@ def read_pickle(path: Path) -> Any:
     """The content of a file written by `torch.save`: tensors, numbers, strings and containers of them.
 
     Raises:
-        ValueError: the file needs code of its own to be read, which is refused, or is damaged.
+        ValueError: reading the file would run code, which is refused, or it is damaged.
     """
     if zipfile.is_zipfile(path):  # torch never compresses; what is compressed could unpack to any size
         with zipfile.ZipFile(path) as file:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...configs.schema import nearest_name
 from ..base import Tokenizer
+from .checkpoint import open_checkpoint
 from .dac import is_dac, read_dac, write_dac
 from .dac_native import is_dac_native, read_dac_native, write_dac_native
 from .encodec import is_encodec, read_encodec, write_encodec
@@ -90,7 +91,7 @@ def read_public_codec(path: str | Path, codebooks: int | None = None, image_size
     """
     name = recognize_codec(path)
     if name is None:
-        assert PublicFolder(path).checkpoint.shapes  # its errors say more: a pickle that is not read, a damaged file
+        open_checkpoint(Path(path))  # its errors say more: a pickle that is not read, a damaged file
         raise ValueError(f"{path}: no public codec that is known here; known are {', '.join(PUBLIC_CODECS)}")
     given = {"codebooks": codebooks, "image_size": image_size}
     options = {option: value for option, value in given.items() if value is not None}

@@ -1,6 +1,6 @@
 """Names of SEANet layers in public checkpoints, from the names of our tensors.
 
-Both sides number the layers alike, activations included; only the recurrence is a part of its own here.
+Both sides number the layers alike, activations included; only the recurrence is a separate part here.
 
               ours                            transformers                    audiocraft, encodec, moshi
     encoder   encoder.down.3.conv.weight      encoder.layers.3.conv           encoder.model.3.conv.conv
