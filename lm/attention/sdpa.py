@@ -31,7 +31,8 @@ def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, cau
 
 
 def _sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    if queries.dtype == torch.bfloat16 and queries.device.type == "cpu" and lacks_bfloat16():
+    if queries.dtype == torch.bfloat16 and queries.device.type == "cpu" and (queries.requires_grad or lacks_bfloat16()):
+        # torch's backward pass in bfloat16 takes up to five times as long as that in float32, on CPUs with AMX too
         with torch.autocast("cpu", enabled=False):
             return _sdpa(queries.float(), keys.float(), values.float(), mask, causal).bfloat16()
     B, H, S, E = queries.shape
