@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EPOCHS, BATCH, RATE = 12, 64, 4e-3
+EPOCHS, BATCH, RATE = 20, 64, 4e-3
 STRETCH, SHIFT = 0.15, 0.12
 """Largest change of the size, and of the place in units of a half side."""
 

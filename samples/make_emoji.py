@@ -39,13 +39,13 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, required=True, help="folder where npm pack was run")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or to continue")
     parser.add_argument("--size", type=int, default=32, help="pixels of a side, a multiple of 32, at most 96")
-    parser.add_argument("--scenes", type=int, default=8000, help="training scenes")
+    parser.add_argument("--scenes", type=int, default=3000, help="training scenes")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     make_corpus(arguments.packages, arguments.out, arguments.size, arguments.scenes, arguments.seed)
 
 
-def make_corpus(packages: Path, out: Path, size: int = 32, scenes: int = 8000, seed: int = 0) -> None:
+def make_corpus(packages: Path, out: Path, size: int = 32, scenes: int = 3000, seed: int = 0) -> None:
     """Write the corpus, see the module docstring. Raises ValueError and FileNotFoundError."""
     if size % SIDE or not SIDE <= size <= DRAWING_SIDE:
         raise ValueError(f"--size: {size} is not a multiple of {SIDE} of at most {DRAWING_SIDE}")

@@ -1,7 +1,7 @@
 """The pictures of the corpus as lists of placed drawings, and what of them is held out for testing.
 
     pictures   one drawing, filling the picture
-    moved      the same drawing smaller, elsewhere, and mirrored where nothing is written on it
+    moved      of one in four the same drawing smaller, elsewhere, and mirrored where nothing is written on it
     colors     one drawing in another color, with the color word in its caption
     scenes     two to four drawings (scenes.py)
 
@@ -26,8 +26,10 @@ FULL = 30
 COLOR_NAMES = re.compile(rf"\b({'|'.join(PROTOTYPES)}|black|white|gr[ae]y|gold(en)?|silver|rainbow|colou?r\w*)\b")
 MIRRORED = {"animals-nature", "food-drink"}
 """Groups whose drawings show the same when mirrored."""
-COLORS_EACH = 2
+COLORS_EACH = 1
 """Pictures in another color of each drawing."""
+MOVED = 0.25
+"""Share of the drawings that are also there moved: more of them, and a caption says less of where things are."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def single_pictures(drawings: Drawings, held: HeldOut, seed: int) -> Iterator[Pi
                 continue
             text = caption(idea, drawings.color(idea, style))
             yield Picture(f"{style}/{idea.code}.png", text, style, (Placed(idea),))
-            yield Picture(f"{style}/{idea.code}.moved.png", text, style, (moved(idea, draw),))
+            if draw.random() < MOVED:
+                yield Picture(f"{style}/{idea.code}.moved.png", text, style, (moved(idea, draw),))
             if drawings.is_recolored(idea):
                 words = [word for word in drawings.changes(idea) if (idea.code, word) not in held.colors]
                 for word in draw.sample(words, min(COLORS_EACH, len(words))):

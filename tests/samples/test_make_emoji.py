@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tessera.samples import make_emoji
-from tessera.samples.emoji import colors, ideas, packages, scenes
+from tessera.samples.emoji import colors, ideas, packages, plan, scenes
 from tessera.samples.emoji.ideas import Idea, clean, countable, plural
 from tessera.samples.emoji.plan import COLORS_EACH, Drawings, HeldOut, hold_out, single_pictures
 
@@ -129,7 +129,7 @@ def test_nothing_held_out_is_in_training(folder, tmp_path):
     assert not {key for key, _ in again} & set(keys)
     tests = {picture.file for picture in planned["test"]}
     assert len([file for file in tests if file.startswith("colors/")]) == len(held.colors)
-    size = Image.open(tmp_path / "out" / "train" / "noto" / "1f400.moved.png").size
+    size = Image.open(tmp_path / "out" / "train" / "noto" / "1f400.png").size
     assert size == (64, 64)
 
 
@@ -207,7 +207,8 @@ def test_scenes_say_what_they_show():
     assert all(kinds) and {"two cats", "four boxes"} <= set(texts)
 
 
-def test_every_drawing_is_shown_alone_moved_and_in_other_colors():
+def test_every_drawing_is_shown_alone_moved_and_in_other_colors(monkeypatch):
+    monkeypatch.setattr(plan, "MOVED", 1.0)
     listed = [Idea("1f400", "cat", (), "animals-nature", "mammal"), Idea("1f401", "red hat", (), "objects", "clothing")]
     drawings = Drawings(listed, ["noto"], {("1f400", "noto"): "orange", ("1f401", "noto"): "red"})
     made = list(single_pictures(drawings, HeldOut(frozenset(), frozenset()), 0))
@@ -222,3 +223,7 @@ def test_every_drawing_is_shown_alone_moved_and_in_other_colors():
     moved = [picture.things[0] for picture in made if ".moved." in picture.file]
     assert all(thing.side <= 30 and thing.left + thing.side <= 32 for thing in moved)
     assert not moved[1].mirrored
+    monkeypatch.setattr(plan, "MOVED", 0.0)
+    assert not any(
+        ".moved." in picture.file for picture in single_pictures(drawings, HeldOut(frozenset(), frozenset()), 0)
+    )
