@@ -16,6 +16,7 @@ from ..ops.rotary import (
     GridRopeConfig,
     RopeConfig,
     SinusoidalConfig,
+    TimeRopeConfig,
     grid_columns,
     grid_coordinates,
     rotary_table,
@@ -91,7 +92,8 @@ class Positions(nn.Module):
         else:
             frames = self.arrangement.current_frames(positions.clamp(min=0), num_frames)
             coordinates = grid_coordinates(positions, frames, self.columns // side, self.cells)
-        table = rotary_table(coordinates, self.head_width, self.config.base)
+        scaling = self.config.scaling if isinstance(self.config, TimeRopeConfig) else None
+        table = rotary_table(coordinates, self.head_width, self.config.base, scaling)
         if isinstance(self.config, GridRopeConfig) and self.config.before == "zero":
             table = table * (positions >= 0)[..., None, None]
         return table

@@ -13,12 +13,31 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ...configs.schema import Config, ConfigError
 from ...tokenize.spec import Geometry, ImageGeometry
+
+
+class Llama3ScalingConfig(Config):
+    """Rotary frequencies for sequences longer than those of the first training, as in Llama 3.1 (arXiv:2407.21783;
+    formula of llama-models): wavelengths above steps / low_factor become `factor` times as long, those below steps /
+    high_factor stay, and between them frequencies are interpolated."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: float = Field(ge=1)
+    low_factor: PositiveFloat = 1.0
+    high_factor: PositiveFloat = 4.0
+    steps: PositiveInt = 8192
+    """Longest sequence of the first training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Llama3ScalingConfig:
+        if self.low_factor >= self.high_factor:
+            raise ValueError(f"low_factor {self.low_factor} must be below high_factor {self.high_factor}")
+        return self
 
 
 class TimeRopeConfig(Config):
@@ -27,6 +46,8 @@ class TimeRopeConfig(Config):
     kind: Literal["time"] = "time"
     base: PositiveFloat = 10000.0
     """Base of the rotary frequencies: the longest wavelength is about 6 times this number of steps."""
+    scaling: Llama3ScalingConfig | None = None
+    """Change of the frequencies; null: none."""
 
 
 class GridRopeConfig(Config):
@@ -96,25 +117,34 @@ def grid_coordinates(positions: Tensor, frames: Tensor, columns: int, places: Te
     return torch.where((positions < 0).unsqueeze(-1), positions.unsqueeze(-1).to(found.dtype), found)
 
 
-def rotary_angles(coordinates: Tensor, head_width: int, base: float) -> Tensor:
+def rotary_angles(
+    coordinates: Tensor, head_width: int, base: float, scaling: Llama3ScalingConfig | None = None
+) -> Tensor:
     """Rotation angles of the channel pairs of a head.
 
     Args:
         coordinates: [*, A] numbers, A = 1 (time) or 2 (row and column).
         head_width: E, a multiple of 2 A.
         base: the slowest pair rotates by about 1 / base per step.
+        scaling: change of these frequencies.
     Returns:
         [*, E / 2] float32; coordinate a takes the a-th share of the pairs.
     """
     pairs = head_width // 2 // coordinates.shape[-1]
     # float32 even under autocast: bfloat16 cannot distinguish step 257 from 256
     speeds = base ** (-torch.arange(pairs, device=coordinates.device, dtype=torch.float32) / pairs)
+    if scaling is not None:
+        turns = scaling.steps * speeds / (2 * math.pi)  # of the longest sequence of the first training
+        kept = ((turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)).clamp(0, 1)
+        speeds = kept * speeds + (1 - kept) * speeds / scaling.factor
     return (coordinates.to(torch.float32).unsqueeze(-1) * speeds).flatten(-2)
 
 
-def rotary_table(coordinates: Tensor, head_width: int, base: float) -> Tensor:
-    """Rotations for `rotate`: complex64 [*, S, 1, E / 2] from coordinates [*, S, A]."""
-    angles = rotary_angles(coordinates, head_width, base).unsqueeze(-2)
+def rotary_table(
+    coordinates: Tensor, head_width: int, base: float, scaling: Llama3ScalingConfig | None = None
+) -> Tensor:
+    """Rotations for `rotate`: complex64 [*, S, 1, E / 2] from coordinates [*, S, A]; see `rotary_angles`."""
+    angles = rotary_angles(coordinates, head_width, base, scaling).unsqueeze(-2)
     return torch.complex(angles.cos(), angles.sin())
 
 

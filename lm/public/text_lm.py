@@ -105,7 +105,7 @@ def backbone_settings(folder: str | Path) -> dict[str, Any]:
         "norm_eps": float(described.get("rms_norm_eps", 1e-6)),
         "qk_norm": layout.qk_norm,
         "qkv_bias": layout.bias,
-        "rope": {"kind": "time", "base": _rope_base(described, path)},
+        "rope": _rope(described, path),
     }
 
 
@@ -114,7 +114,7 @@ def check_backbone(folder: str | Path, config: LMConfig) -> None:
     for name, value in backbone_settings(folder).items():
         found: Any = getattr(config, {"kv_heads": "num_kv_heads", "ffn": "num_ffn"}.get(name, name))
         if name == "rope":
-            found = {"kind": found.kind, "base": found.base}
+            found = found.model_dump()
         if name == "head_dim":
             found, value = config.head_width, value or config.width // config.heads
         if found != value:
@@ -213,19 +213,37 @@ def _check_supported(described: Mapping[str, Any], layout: TextLMLayout, path: P
         raise ValueError(f"{path}: rms_norm_eps is {eps!r}; norms of queries and keys have {QK_NORM_EPS:g} here")
 
 
-def _rope_base(described: Mapping[str, Any], path: Path) -> float:
-    """Base of the rotary frequencies; ValueError for scaled ones."""
+def _rope(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Settings of our rotary embedding; ValueError for scalings that it does not have."""
     given = described.get("rope_parameters") or {}
-    scaling = described.get("rope_scaling") or {}
-    if not isinstance(given, dict) or not isinstance(scaling, dict):
+    old = described.get("rope_scaling") or {}
+    if not isinstance(given, dict) or not isinstance(old, dict):
         raise ValueError(f"{path}: rope_parameters and rope_scaling must be mappings")
-    kind = given.get("rope_type", scaling.get("rope_type", scaling.get("type", "default")))
-    if kind != "default":
-        raise ValueError(f"{path}: rope_type is {kind!r}; only 'default' is supported (frequencies are not scaled)")
-    base = given.get("rope_theta", described.get("rope_theta", 10000.0))
-    if isinstance(base, bool) or not isinstance(base, int | float) or base <= 0:
-        raise ValueError(f"{path}: rope_theta must be a number above 0, found {base!r}")
-    return float(base)
+    given = old | given
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"{path}: rope_type is {kind!r}; default and llama3 are supported")
+    base = _positive(
+        given | {"rope_theta": given.get("rope_theta", described.get("rope_theta", 10000.0))}, "rope_theta", path
+    )
+    if kind == "default":
+        return {"kind": "time", "base": base, "scaling": None}
+    low, high, factor = (_positive(given, key, path) for key in ("low_freq_factor", "high_freq_factor", "factor"))
+    if low >= high or factor < 1:
+        raise ValueError(
+            f"{path}: llama3 needs low_freq_factor below high_freq_factor, and factor of at least 1, "
+            f"found {low}, {high} and {factor}"
+        )
+    steps = _count(given, "original_max_position_embeddings", path)
+    scaling = {"kind": "llama3", "factor": factor, "low_factor": low, "high_factor": high, "steps": steps}
+    return {"kind": "time", "base": base, "scaling": scaling}
+
+
+def _positive(described: Mapping[str, Any], key: str, path: Path) -> float:
+    value = described.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"{path}: {key} must be a number above 0, found {value!r}")
+    return float(value)
 
 
 def _count(described: Mapping[str, Any], key: str, path: Path) -> int:

@@ -5,19 +5,46 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tessera.configs.schema import ConfigError
 from tessera.lm.layers.position_embedding import count_back
 from tessera.lm.ops.rotary import (
     GridRopeConfig,
+    Llama3ScalingConfig,
     grid_columns,
     grid_coordinates,
+    rotary_angles,
     rotary_table,
     rotate,
     sinusoidal_embedding,
     sinusoids,
 )
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry
+
+
+def slow_scaled(speed, scaling):
+    """The rule of Llama 3.1, case by case, by the wavelength."""
+    wavelength = 2 * math.pi / speed
+    if wavelength < scaling.steps / scaling.high_factor:
+        return speed
+    if wavelength > scaling.steps / scaling.low_factor:
+        return speed / scaling.factor
+    share = (scaling.steps / wavelength - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)
+    return (1 - share) * speed / scaling.factor + share * speed
+
+
+@pytest.mark.parametrize("steps", [3, 40, 1000, 10**6])
+def test_scaled_frequencies_equal_the_rule_case_by_case(steps):
+    scaling = Llama3ScalingConfig(factor=8, low_factor=1.5, high_factor=6, steps=steps)
+    found = rotary_angles(torch.tensor([[1]]), 32, 1000.0, scaling)[0]
+    expected = [slow_scaled(1000.0 ** (-i / 16), scaling) for i in range(16)]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_scaling_factors_are_checked():
+    with pytest.raises(ValidationError, match="low_factor 4.0 must be below high_factor 4.0"):
+        Llama3ScalingConfig(factor=8, low_factor=4)
 
 
 def slow_rotate(x, coordinates, base):

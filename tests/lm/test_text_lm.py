@@ -52,8 +52,7 @@ def write(folder, kind: str, causal: bool = False, **settings):
 
 def lm_config(folder, **settings) -> LMConfig:
     given = backbone_settings(folder)
-    rope = LMConfig.model_fields["rope"].default.model_copy(update={"base": given.pop("rope")["base"]})
-    return LMConfig(**given, rope=rope, **settings)
+    return LMConfig(**given, **settings)
 
 
 def backbone(folder) -> tuple[LMConfig, Transformer]:
@@ -70,7 +69,7 @@ def check_hidden_states(model, config: LMConfig, net: Transformer, first: int = 
     places = torch.arange(first, first + 11)
     with torch.no_grad():
         expected = model(inputs_embeds=x, position_ids=places.expand(3, -1)).last_hidden_state
-        table = rotary_table(places.unsqueeze(-1), config.head_width, config.rope.base)
+        table = rotary_table(places.unsqueeze(-1), config.head_width, config.rope.base, config.rope.scaling)
         found = net(x, table, causal=True)
     # float32 on both sides; matrices are multiplied in another order of their rows
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-5)
@@ -104,6 +103,33 @@ def test_hidden_states_of_random_shapes(seed, tmp_path):
         settings["head_dim"] = E
     model = write(tmp_path, kind, **settings)
     check_hidden_states(model, *backbone(tmp_path))
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scaled_frequencies_are_those_of_llama3(seed, tmp_path):
+    """With few original positions, so that heads of 16 have frequencies that stay, change, and lie between."""
+    draw = random.Random(seed)
+    steps = draw.choice([64, 256, 1024])
+    rope = LLAMA3 | {"rope_theta": draw.choice([100.0, 5e5]), "original_max_position_embeddings": steps}
+    rope["factor"] = draw.choice([2.0, 32.0])
+    model = write(tmp_path, "llama", head_dim=16, rope_parameters=rope)
+    config, net = backbone(tmp_path)
+    assert config.rope.scaling.steps == steps
+    for first in (0, 300):
+        check_hidden_states(model, config, net, first)
+    lm = TokenLM(config, make_spec()).eval()
+    lm.load_state_dict(read_backbone(tmp_path, config), strict=False)
+    codes = make_codes(2, 6)
+    with torch.no_grad():
+        expected = lm(codes).logits
+        plain = TokenLM(
+            config.model_copy(update={"rope": config.rope.model_copy(update={"scaling": None})}), make_spec()
+        )
+        plain.load_state_dict(lm.state_dict())
+        assert not torch.allclose(plain.eval()(codes).logits, expected, atol=1e-4), "the scaling is used"
 
 
 def test_weights_in_several_files(tmp_path):
@@ -148,7 +174,13 @@ BAD = [
     ({"mlp_bias": True}, "mlp_bias is True"),
     ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number above 0, found 0"),
     ({"num_key_value_heads": "two"}, "num_key_value_heads must be a whole number above 0, found 'two'"),
-    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_type is 'llama3'"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5}}, "rope_type is 'yarn'; default and llama3 are"),
+    (
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
+        "low_freq_factor must be a number above 0, found N",
+    ),
+    ({"rope_parameters": LLAMA3}, "original_max_position_embeddings must be a whole number above 0, found None"),
+    ({"rope_parameters": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor below high_freq_factor"),
     ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "rope_type is 'linear'"),
     ({"rope_parameters": {"rope_theta": "far"}}, "rope_theta must be a number"),
     ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
