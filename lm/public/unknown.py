@@ -32,6 +32,10 @@ def refuse_unknown(path: str | Path, wanted: str, models: Iterable[str]) -> Exce
     known = describe_known(path, wanted)
     if known is not None:
         return ValueError(known)
+    if path.is_file() and (path.parent / "config.json").is_file():
+        return ValueError(
+            f"{path}: this is a file of its folder, {wanted} is needed here; name the folder: {path.parent}"
+        )
     opened = PublicFolder(path)
     try:
         kind = opened.config.get("model_type")

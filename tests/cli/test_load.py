@@ -105,7 +105,10 @@ def test_nothing_that_is_known(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "llama" / "model.safetensors").write_bytes(b"")
     wanted = {
+        "llama/config.json": r"this is a file of its folder, a model or tokenizer is needed here; name the folder: ",
+        "llama/model.safetensors": r"this is a file of its folder, .* name the folder: \S+llama$",
         "none": r"none: no such file or folder; name a public checkpoint, or a Tessera model or tokenizer$",
         "empty": r"empty: no model, tokenizer or checkpoint here \(config.json is missing\); name a folder with",
         "llama": r"this is a text language model .* init: {from: \S+llama} in the config of tessera train$",

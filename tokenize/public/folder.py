@@ -88,7 +88,7 @@ class PublicFolder:
 
         Args:
             defaults: key -> default; each value read must have the type of its default (int for float is accepted,
-                null only where the default is None).
+                null only where the default is None), and each float must be finite, each whole number in its range.
             within: key of a nested config, such as audio_encoder.
         Raises:
             ValueError: a value of another type; the message names key, value and type.
@@ -139,7 +139,7 @@ def has_pickles_alone(path: Path) -> bool:
 
 
 def _typed(value: Any, default: Any, key: str, where: str) -> Any:
-    if not isinstance(value, list):
+    if isinstance(value, float) or type(default) is int:
         check_number(value, key, where)
     if default is None or (isinstance(default, float) and type(value) is int):
         return value

@@ -68,6 +68,8 @@ DEFAULTS: dict[str, Any] = {
 }
 """Class defaults of MimiConfig."""
 BRANCHES = ("semantic", "acoustic")
+MOST_STEPS = 4096
+"""Largest number of steps of the networks in a frame."""
 
 
 @dataclass(frozen=True)
@@ -256,10 +258,13 @@ def _stride(values: dict[str, Any], where: str) -> int:
         return 2
     if type(rate) not in (int, float) or not rate > 0:
         raise ValueError(f"{where}: frame_rate must be a number above 0, found {str(rate)[:80]!r}")
-    stride = int(_step_rate(values) / rate)
-    if stride < 2:
-        raise ValueError(f"{where}: frame_rate {rate} is not half the rate of the networks' steps, or less")
-    return stride
+    steps = _step_rate(values) / rate
+    if not 2 <= steps <= MOST_STEPS:
+        raise ValueError(
+            f"{where}: frame_rate {rate} makes frames of {steps:g} steps of the networks; only 2 to {MOST_STEPS} steps "
+            "are supported"
+        )
+    return int(steps)
 
 
 def _theta(values: dict[str, Any], where: str) -> float:
