@@ -24,6 +24,7 @@ from torch import Tensor
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
 from ...tokenize.public.checkpoint import open_checkpoint
+from ...tokenize.public.folder import check_whole, typed_values
 from ...tokenize.public.tensor_map import TensorMap, equal_parts
 from ...tokenize.spec import AudioGeometry, TokenSpec
 from ..checkpoints.parameter_shapes import parameter_shapes
@@ -220,8 +221,9 @@ def musicgen_spec(described: dict[str, Any], where: str = "config.json") -> Toke
     codec = described.get("audio_encoder") or PUBLISHED_CODEC
     codec = codec if isinstance(codec, dict) else {}
     rate, ratios = codec.get("sampling_rate"), codec.get("upsampling_ratios")
-    if not isinstance(rate, int) or not isinstance(ratios, list) or not all(isinstance(r, int) for r in ratios):
+    if rate is None or ratios is None:
         raise ValueError(f"{where}: audio_encoder has no sampling_rate or upsampling_ratios; pass spec=")
+    typed_values(codec, PUBLISHED_CODEC, f"{where}: audio_encoder")
     return make_config(
         TokenSpec,
         where,
@@ -349,8 +351,7 @@ def read_musicgen_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: has no decoder")
     decoder = DECODER_DEFAULTS | decoder
     for key in SIZES:
-        if not isinstance(decoder.get(key), int) or isinstance(decoder[key], bool) or decoder[key] < 1:
-            raise ValueError(f"{path}: {key} must be a whole number, found {decoder.get(key)!r}")
+        check_whole(decoder[key], key, f"{path}: {key}")
     return described | {"decoder": decoder} if kind in COMPOSITES else decoder
 
 
@@ -372,9 +373,7 @@ def melody_sizes(described: dict[str, Any], folder: Path) -> tuple[ChromaConfig,
     sizes = {ours: found[theirs] for ours, theirs in names.items() if theirs in found}
     chroma = make_config(ChromaConfig, str(path), bins=bins, **sizes)
     length = described.get("chroma_length", 235)
-    if type(length) is not int:
-        raise ValueError(f"{folder}/config.json: chroma_length must be a whole number, found {length!r}")
-    return chroma, length
+    return chroma, check_whole(length, "chroma_length", f"{folder}/config.json: chroma_length")
 
 
 def _is_composite(described: dict[str, Any]) -> bool:

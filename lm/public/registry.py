@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from ...configs.recognize import describe_wrong
 from ...configs.schema import nearest_name
 from ...tokenize.base import Tokenizer
 from ...tokenize.public.folder import PublicFolder
@@ -25,6 +24,7 @@ from ..quantization.packed_linear import WeightsName, check_weights, pack_
 from .llamagen import LLAMAGEN_DEFAULTS, is_llamagen, load_llamagen, read_llamagen_tokenizer, save_llamagen
 from .musicgen import MODEL_TYPES, MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
 from .musicgen_composite import read_musicgen_codec, read_musicgen_text_encoder, save_musicgen_composite
+from .unknown import refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -109,25 +109,21 @@ def recognize_model(folder: str | Path) -> str | None:
     return None
 
 
+def model_types() -> list[str]:
+    """Values of model_type of the models that are known."""
+    return [kind for layout in PUBLIC.values() for kind in layout.model_types]
+
+
 def public_layout(folder: str | Path) -> str:
     """Name of a folder's layout.
 
     Raises:
-        FileNotFoundError: it has no config.json. ValueError: the layout is unknown.
+        FileNotFoundError, ValueError: it is none that is known; the message says what it is (`refuse_unknown`).
     """
     name = recognize_model(folder)
-    if name is not None:
-        return name
-    opened = PublicFolder(folder)
-    path = opened.config_path
-    if not path.is_file():
-        raise FileNotFoundError(
-            describe_wrong(folder, "a checkpoint")
-            or f"{path}: no such file; a checkpoint is a folder of config.json and model.safetensors"
-        )
-    kind = opened.config.get("model_type")
-    known = ", ".join(kind for layout in PUBLIC.values() for kind in layout.model_types)
-    raise ValueError(f"{path}: model_type is {kind!r}; supported are {known}")
+    if name is None:
+        raise refuse_unknown(folder, "a public model", model_types())
+    return name
 
 
 def read_public_model(
@@ -156,6 +152,8 @@ def read_public_model(
         if part is not None:
             part.to(device)
     lm = layout.load(folder, None if tokenizer is None else tokenizer.spec, device, dtype)
+    if text_encoder is not None and not any(c.kind == "embedding" for c in lm.config.conditions):
+        raise ValueError(f"{folder}: a text encoder was given, but this {name} model reads no text; leave it out")
     labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
     defaults = layout.defaults
     if any(condition.dropout == 0 for condition in lm.config.conditions):  # guidance is impossible

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from ...configs.names import GivenPath
 from ...configs.schema import Config
 from ..spec import AudioGeometry, TokenSpec
 from .corpus import Corpus, CorpusConfig
@@ -28,9 +29,9 @@ class ShardsConfig(Config):
 
     corpus: CorpusConfig
     """The media to encode."""
-    tokenizer: str
+    tokenizer: GivenPath
     """Directory of the frozen tokenizer."""
-    out: str
+    out: GivenPath
     """Output folder."""
     items_per_shard: PositiveInt = 1000
     """Corpus items encoded into one shard; the last shard may have fewer."""
@@ -41,7 +42,7 @@ class ShardsConfig(Config):
     have no transcripts, which belong to whole files. null: one item per file."""
     max_items: PositiveInt | None = None
     """Use only this many items, the first ones; null: all."""
-    alignments: str | None = None
+    alignments: GivenPath | None = None
     """Folder of alignments that `tessera align` wrote; an item without one is skipped. null: use those beside the media
     or in metadata.jsonl, where they exist."""
 

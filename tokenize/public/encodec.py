@@ -151,7 +151,7 @@ def _segments(values: dict[str, Any], where: str) -> dict[str, Any] | None:
             if values[key] != plain:
                 raise ValueError(f"{where}: {key} {values[key]!r} is supported only with chunk_length_s, which is null")
         return None
-    for key, value, most in (("chunk_length_s", seconds, 1e6), ("overlap", overlap, 1)):
+    for key, value, most in (("chunk_length_s", seconds, 600), ("overlap", overlap, 1)):
         if type(value) not in (int, float) or not 0 <= value < most:
             raise ValueError(f"{where}: {key} must be a number from 0 to {most:g}, found {str(value)[:80]!r}")
     samples, hop = int(seconds * rate), math.prod(values["upsampling_ratios"])

@@ -25,7 +25,7 @@ from ..quantizers.combinators.residual import ResidualConfig
 from .building import count_levels, found_weight_norm, public_tensors, read_tokenizer, tokenizer_shapes, weight_g
 from .checkpoint import PICKLE_ENDINGS, Checkpoint, read_pickle
 from .encodec import describe_encodec, encodec_config, encodec_tensor_map
-from .folder import PublicFolder
+from .folder import PublicFolder, typed_values
 from .layout import check_tokenizer_layout
 from .seanet_names import NATIVE
 from .tensor_map import CannotWrite, Shape, TensorMap
@@ -163,7 +163,8 @@ def _value(config: Any, key: str, default: Any, where: str) -> Any:
         value = float(value)
     if default is not None and type(value) is not type(default):
         raise ValueError(f"{where}: {asked} must be of type {type(default).__name__}, found {str(value)[:80]!r}")
-    return value
+    last = asked.rpartition(".")[2]
+    return typed_values({last: value}, {last: default}, f"{where}: {asked.removesuffix(f'.{last}')}")[last]
 
 
 def write_audiocraft(folder: Path, tokenizer: Tokenizer) -> None:

@@ -68,6 +68,8 @@ DEFAULTS: dict[str, Any] = {
 }
 """Class defaults of MimiConfig."""
 BRANCHES = ("semantic", "acoustic")
+MOST_STEPS = 4096
+"""Largest number of steps of the networks in a frame."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ def chosen_levels(held: list[int], codebooks: int | None, path: Path) -> list[in
     total = semantic + acoustic if codebooks is None else codebooks
     if not semantic <= total <= semantic + acoustic:
         raise ValueError(
-            f"{path}: {codebooks} codebooks were asked for, the file has {semantic + acoustic}, of which the first "
-            f"{semantic} is needed"
+            f"{path}: {codebooks} codebooks were asked for, the file has {semantic + acoustic}; choose from {semantic} "
+            f"(all semantic ones) to {semantic + acoustic}"
         )
     return [semantic, total - semantic]
 
@@ -256,10 +258,13 @@ def _stride(values: dict[str, Any], where: str) -> int:
         return 2
     if type(rate) not in (int, float) or not rate > 0:
         raise ValueError(f"{where}: frame_rate must be a number above 0, found {str(rate)[:80]!r}")
-    stride = int(_step_rate(values) / rate)
-    if stride < 2:
-        raise ValueError(f"{where}: frame_rate {rate} is not half the rate of the networks' steps, or less")
-    return stride
+    steps = _step_rate(values) / rate
+    if not 2 <= steps <= MOST_STEPS:
+        raise ValueError(
+            f"{where}: frame_rate {rate} makes frames of {steps:g} steps of the networks; only 2 to {MOST_STEPS} steps "
+            "are supported"
+        )
+    return int(steps)
 
 
 def _theta(values: dict[str, Any], where: str) -> float:
@@ -268,9 +273,11 @@ def _theta(values: dict[str, Any], where: str) -> float:
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
         raise ValueError(f"{where}: rope_parameters is {str(rope)[:80]!r}; only rope_type 'default' is supported")
     theta = rope.get("rope_theta", values["rope_theta"])
-    if type(theta) not in (int, float, type(None)):
-        raise ValueError(f"{where}: rope_theta must be a number, found {str(theta)[:80]!r}")
-    return 10000.0 if theta is None else float(theta)
+    if theta is None:
+        return 10000.0
+    if type(theta) not in (int, float) or not 0 < theta <= 1e12:
+        raise ValueError(f"{where}: rope_theta must be a number above 0, at most 1e12, found {str(theta)[:80]!r}")
+    return float(theta)
 
 
 def mimi_tensor_map(

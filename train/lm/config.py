@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from ...configs.names import FolderName
+from ...configs.names import FolderName, GivenPath
 from ...configs.schema import BatchSize, Config, LayerCount, StepCount
 from ...lm.generation_config import GenerationConfig
 from ...lm.layers.lora import LoRAConfig
@@ -16,7 +16,7 @@ from ...lm.models.registry import ModelConfig
 from ..common.captions import CaptionsConfig, WholeTextConfig
 from ..common.optimizer_config import OptimizerConfig, Ratio
 from ..engines.config import AutoEngineConfig, EngineConfig
-from ..initialization.config import LMInitConfig
+from ..initialization.config import LORA_ALONE, LMInitConfig
 from .reference_prompts import PromptConfig
 from .sequence_packing import PackingConfig, PaddedConfig
 
@@ -24,9 +24,9 @@ from .sequence_packing import PackingConfig, PaddedConfig
 class DataConfig(Config):
     """Shards of codes (folders written by `tessera shards`)."""
 
-    shards: str
+    shards: GivenPath
     """Folder of the training shards."""
-    test: str | None = None
+    test: GivenPath | None = None
     """Folder of held-out shards, for evaluation."""
     max_frames: PositiveInt | None = None
     """Exclude longer items; their number is reported."""
@@ -124,7 +124,7 @@ class ExportConfig(Config):
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Storage type of the weights."""
-    coarse_model: str | None = None
+    coarse_model: GivenPath | None = None
     """For a refiner: the exported model of the coarse labels. The export then holds both and generates on its own."""
 
 
@@ -139,9 +139,9 @@ class TrainConfig(Config):
     """Device to train on; auto: CUDA if available, else CPU."""
     data: DataConfig
     """Training and test data."""
-    tokenizer: str
+    tokenizer: GivenPath
     """Folder of the frozen tokenizer that made the codes."""
-    clusters: str | None = None
+    clusters: GivenPath | None = None
     """Folder written by `tessera coarse`: a causal lm predicts the coarse labels of the codes; a masked one is
     conditioned on them and predicts the codes."""
     lm: ModelConfig
@@ -204,7 +204,7 @@ class TrainConfig(Config):
                 else "data.embedding is for an lm with the condition embedding; leave it out"
             )
         if self.lora is not None and self.init is None:
-            raise ValueError("lora changes the weights of another model; name it as init.from, or leave lora out")
+            raise ValueError(f"lora: {LORA_ALONE}")
         if self.lora is not None and self.init is not None and self.init.freeze:
             raise ValueError("init.freeze: with lora nothing learns but lora.targets and lora.train; leave it out")
         if self.data.packing.kind != "padded":

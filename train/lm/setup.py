@@ -68,16 +68,18 @@ class TrainingSetup:
         vectors = self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
         return make_lm(self.lm_config, self.spec, vectors, self.clustering, self.tokenizer.quantizer)
 
-    def first_lm(self, config: TrainConfig, started: Path | None = None, show: bool = False) -> TransformerLM:
+    def first_lm(
+        self, config: TrainConfig, started: Path | None = None, notes: list[str] | None = None
+    ) -> TransformerLM:
         """The model of a run before its first step, the same each time; what learns has requires_grad.
 
         Args:
             started: checkpoint that will be loaded.
-            show: note on stderr what comes from init.from.
+            notes: what comes from init.from is added.
         """
         lm = self.make_lm(config.seed)
         if config.init is not None:
-            given = (self.labels, self.text, self.tokenizer, show)
+            given = (self.labels, self.text, self.tokenizer, [] if notes is None else notes)
             give = None if self.origin is None else partial(self.origin.give_, *given)
             start_lm_(lm, config.init, config.lora, give, started)
         return lm

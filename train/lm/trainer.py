@@ -149,7 +149,9 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
         self.parts = open_parts(config, out, world, started)
         self.config = config.model_copy(update={"lm": config.lm.explicit(self.parts.spec.num_codebooks)})
         check_memory(config, self.parts, self.micro, world.device)
-        made = self.parts.first_lm(self.config, started, show=world.is_first)
+        self.start_notes: list[str] = []
+        """What comes from init.from; shown once nothing is wrong."""
+        made = self.parts.first_lm(self.config, started, self.start_notes)
         self.average = WeightAverage(made.to(world.device), settings.ema)
         self._make_engine(started)
         self.throughput = Throughput()
@@ -196,6 +198,8 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
                     say(f"note: {note}")
                 if rehearse is not None:
                     check_generation(config, parts, loaded, rehearse)
+                for note in self.start_notes:
+                    say(f"note: {note}")
 
         self.world.together(check_all)
 

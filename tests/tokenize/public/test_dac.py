@@ -175,7 +175,7 @@ def test_a_config_that_does_not_fit_the_tensors(tmp_path):
         ("downsampling_ratios", [3, 2, 2], "strides .* make 6 samples a frame, but hop is 12"),
         ("encoder_hidden_size", "4", "encoder_hidden_size must be of type int, found '4'"),
         ("hidden_size", None, "hidden_size must be of type int, found 'None'"),
-        ("downsampling_ratios", [2] * 99, "more than 16 strides are no DAC"),
+        ("downsampling_ratios", [2] * 99, "downsampling_ratios must be at most 16 strides"),
         ("encoder_hidden_size", 10**15, "asks for an impossible network|the config asks for"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(described | {key: value}))

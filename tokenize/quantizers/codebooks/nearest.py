@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CANDIDATES = 8
-"""Number of codes whose distance is recomputed when the matrix product is ambiguous."""
+"""Number of codes whose distance is recomputed when the matrix product is ambiguous, in the usual case."""
 SEARCH_ELEMENTS = 1 << 22
 """Number of distances held at once; for large N the full [N, V] matrix is never held."""
 
@@ -34,10 +34,11 @@ def nearest_code(x: Tensor, entries: Tensor, exact: bool = True) -> Tensor:
         if not exact:
             continue
         doubt = rounding * (near.square().sum(dim=-1) + largest)
-        tied = (scores <= (best + doubt)[:, None]).sum(dim=-1) > 1
-        which = tied.nonzero()[:, 0]
+        # Counted so that nan (a vector whose square overflows) leaves all codes possible.
+        possible = len(entries) - (scores > (best + doubt)[:, None]).sum(dim=-1)
+        which = (possible > 1).nonzero()[:, 0]
         if len(which):
-            code[which] = _nearest_exactly(rows[which], entries, scores[which])
+            code[which] = _nearest_exactly(rows[which], entries, scores[which], possible[which])
     return torch.cat(codes) if codes else x.new_zeros(0, dtype=torch.long)
 
 
@@ -54,12 +55,24 @@ def largest_product(x: Tensor, entries: Tensor) -> Tensor:
     return torch.cat(codes)
 
 
-def _nearest_exactly(x: Tensor, entries: Tensor, scores: Tensor) -> Tensor:
-    """The exactly nearest code to each row of x [n, D] among those with the lowest scores [n, V]."""
+def _nearest_exactly(x: Tensor, entries: Tensor, scores: Tensor, possible: Tensor) -> Tensor:
+    """The exactly nearest code to each row of x [n, D] among the `possible` [n] ones with the lowest scores [n, V].
+
+    More than CANDIDATES are possible where vectors repeat, or where one of them is so long that the rounding errors
+    exceed the distances between the others.
+    """
     dtype = exact_dtype(x)
-    close = scores.topk(min(CANDIDATES, len(entries)), largest=False, sorted=False).indices.sort(dim=-1).values
-    distances = (x.to(dtype)[:, None] - entries.to(dtype)[close]).square().sum(dim=-1)
-    return close.gather(1, distances.argmin(dim=-1, keepdim=True))[:, 0]
+    code = torch.empty_like(possible)
+    few = possible <= CANDIDATES
+    for group in (few.nonzero()[:, 0], (~few).nonzero()[:, 0]):
+        if not len(group):
+            continue
+        count = min(max(CANDIDATES, int(possible[group].max())), len(entries))
+        for place in group.split(max(1, SEARCH_ELEMENTS // (count * x.shape[1]))):
+            close = scores[place].topk(count, largest=False, sorted=False).indices.sort(dim=-1).values
+            distances = (x[place].to(dtype)[:, None] - entries.to(dtype)[close]).square().sum(dim=-1)
+            code[place] = close.gather(1, distances.argmin(dim=-1, keepdim=True))[:, 0]
+    return code
 
 
 @torch.no_grad()
@@ -86,7 +99,8 @@ def nearest_few(x: Tensor, entries: Tensor, count: int) -> tuple[Tensor, Tensor]
         number, distance = _few_exactly(rows, entries, close, count)
         if wide < len(entries):
             doubt = rounding * (near.square().sum(dim=-1) + largest)
-            which = (best[:, -1] <= best[:, count - 1] + doubt).nonzero()[:, 0]  # more may be as near
+            sure = best[:, -1] > best[:, count - 1] + doubt  # else more may be as near; nan: all may
+            which = (~sure).nonzero()[:, 0]
             everything = torch.arange(len(entries), device=x.device)[None]
             for row in which.tolist():
                 number[row], distance[row] = (
