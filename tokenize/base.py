@@ -187,7 +187,8 @@ def exact_float32() -> Iterator[None]:
 def stored_tensors(net: nn.Module, storage: TokenizerStorage = "float16") -> dict[str, Tensor]:
     """Tensors to store: layers in `storage` (already rounded to it), codebooks and counters in their own dtype."""
     layers, dtype = dict(net.named_parameters()), STORAGE_DTYPES[storage]
-    return {name: tensor.detach().to(dtype) if name in layers else tensor for name, tensor in net.state_dict().items()}
+    found = {name: tensor.detach().to(dtype) if name in layers else tensor for name, tensor in net.state_dict().items()}
+    return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
 def check_finite(media: Tensor) -> None:
