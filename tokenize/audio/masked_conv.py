@@ -20,7 +20,9 @@ shorter than the padding (zeros are appended first).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -359,9 +361,22 @@ def freeze_stacks(net: nn.Module) -> None:
             module.freeze()
 
 
+_folded: ContextVar[bool] = ContextVar("folded", default=False)
+
+
 def normed(layer: nn.Module, norm: Norm) -> nn.Module:
-    """Apply weight normalization (arXiv:1602.07868) to a layer if `norm` is "weight"."""
-    return parametrizations.weight_norm(layer) if norm == "weight" else layer
+    """Apply weight normalization (arXiv:1602.07868) to a layer if `norm` is "weight"; not within `folded_norms`."""
+    return parametrizations.weight_norm(layer) if norm == "weight" and not _folded.get() else layer
+
+
+@contextmanager
+def folded_norms() -> Iterator[None]:
+    """Networks built within it have plain weights, as after `fold_norms`."""
+    token = _folded.set(True)
+    try:
+        yield
+    finally:
+        _folded.reset(token)
 
 
 def fold_norms(net: nn.Module) -> None:

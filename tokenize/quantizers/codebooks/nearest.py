@@ -42,9 +42,9 @@ class SearchTable:
 def nearest_code(x: Tensor, table: Tensor | SearchTable, exact: bool = True) -> Tensor:
     """Nearest entry of the table [V, D] for each row of x [N, D] -> [N] long; the lower number wins a tie.
 
-    A matrix product gives all distances. Distances that differ
-    by less than its rounding error are recomputed in float64, row by row, so the result depends neither on rounding nor
-    on the other rows. `exact=False` skips this step: accurate enough for training, and twice as fast.
+    A matrix product gives all distances. Distances that differ by less than its rounding error are recomputed in
+    float64, row by row, so the result depends neither on rounding nor on the other rows. `exact=False` skips this step:
+    accurate enough for training, and twice as fast.
     """
     table = table if isinstance(table, SearchTable) else SearchTable.of(table)
     entries, centre, centred, half_norms = table.entries, table.centre, table.centred, table.half_norms
@@ -58,9 +58,10 @@ def nearest_code(x: Tensor, table: Tensor | SearchTable, exact: bool = True) -> 
         if not exact:
             continue
         doubt = rounding * (near.square().sum(dim=-1) + table.largest)
-        tied = (scores <= (best + doubt)[:, None]).sum(dim=-1) > 1
-        which = tied.nonzero()[:, 0]
+        second = scores.scatter_(1, code[:, None], torch.inf).amin(dim=-1)
+        which = (second <= best + doubt).nonzero()[:, 0]
         if len(which):
+            scores.scatter_(1, code[:, None], best[:, None])
             code[which] = _nearest_exactly(rows[which], entries, scores[which])
     return torch.cat(codes) if codes else x.new_zeros(0, dtype=torch.long)
 
