@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...configs.printable import one_line
 from ...configs.tensor_checks import WeightsError
-from ..audio.masked_conv import fold_norms
+from ..audio.masked_conv import folded_norms
 from ..kinds import FROZEN, NETS
+from ..layers.unfilled import Unfilled
 from ..quantizers.codebooks.codebook import Codebook
 from .checkpoint import Checkpoint
 from .survey import survey_part
@@ -80,15 +81,22 @@ def tokenizer_shapes(config: TokenizerConfig) -> dict[str, Shape]:
     Raises:
         ValueError: the config asks for tensors of a size that does not exist.
     """
+    if _last and _last[0][0] == config:
+        return dict(_last[0][1])
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled(), folded_norms():
             net = NETS[config.kind](config, read_files=False)
-            fold_norms(net)
     except (RuntimeError, OverflowError, TypeError) as error:
         raise ValueError(
             f"the config of {config.name} asks for an impossible network: {one_line(error)[:150]}"
         ) from None
-    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    _last[:] = [(config, shapes)]
+    return dict(shapes)
+
+
+_last: list[tuple[TokenizerConfig, dict[str, Shape]]] = []
+"""The result for the last config: the tensor map and the reader of a checkpoint ask for the same."""
 
 
 def read_tokenizer(config: TokenizerConfig, tensor_map: TensorMap, checkpoint: Checkpoint) -> Tokenizer:
@@ -100,15 +108,20 @@ def read_tokenizer(config: TokenizerConfig, tensor_map: TensorMap, checkpoint: C
     shapes = tokenizer_shapes(config)
     survey_part(config, tensor_map, shapes, checkpoint)
     checkpoint.check(tensor_map, shapes)  # before anything is allocated
-    net = NETS[config.kind](config, read_files=False)
-    fold_norms(net)
+    with Unfilled(), folded_norms():
+        net = NETS[config.kind](config, read_files=False)
     tensors = tensor_map.read(shapes, checkpoint.tensors)
     for name, parameter in net.named_parameters():
-        if not tensors[name].is_floating_point() or not bool(tensors[name].isfinite().all()):
+        if not is_finite(tensors[name]):
             sources = ", ".join(tensor_map.terms[name].sources(tuple(parameter.shape)))
             raise WeightsError(f"{checkpoint.path}: {sources}: weights must be finite floating point numbers")
     net.load_state_dict(tensors)
     return FROZEN[config.kind](config, net, "float32")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds finite floating point numbers alone; in one pass, without a mask of its size."""
+    return tensor.is_floating_point() and (tensor.numel() == 0 or all(one.isfinite() for one in tensor.aminmax()))
 
 
 def public_tensors(tokenizer: Tokenizer, tensor_map: TensorMap) -> dict[str, Tensor]:
