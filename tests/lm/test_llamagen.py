@@ -226,7 +226,7 @@ def test_a_class_table_that_nothing_is_said_of(tmp_path):
         ({"num_classes": CLASSES, "class_dropout_prob": 0}, "makes a class table of 5 rows, but it has 6"),
         ({"num_classes": "5"}, "num_classes must be a whole number, found '5'"),
         ({"class_dropout_prob": "x"}, "class_dropout_prob must be from 0 to below 1, found 'x'"),
-        ({"class_dropout_prob": 1.5}, "config.json: dropout: Input should be less than 1"),
+        ({"class_dropout_prob": 1.5}, "class_dropout_prob must be from 0 to below 1, found '1.5'"),
         ({"n_head": 5}, "config.json: .*width 24 is not a multiple of heads 5"),
         ({"image_size": 3}, "config.json: rows: Input should be greater than 0"),
     ],

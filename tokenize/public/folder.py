@@ -117,7 +117,7 @@ def check_number(value: Any, key: str, where: str) -> None:
 def check_whole(value: Any, key: str, where: str) -> int:
     """A whole number in the range of its key; ValueError, which begins with `where`: it is none."""
     if type(value) is not int:
-        raise ValueError(f"{where} must be a whole number, found {str(value)[:80]!r}")
+        raise ValueError(f"{where} must be a whole number, found {repr(value)[:80]}")
     check_number(value, key, where)
     return value
 
