@@ -64,8 +64,8 @@ def test_a_number_is_refused_by_name_or_harmless(kind, tmp_path):
                 refused.add(key)
                 continue
             assert opened.decode(opened.encode(samples).codes).shape[-1] < 10**6, (key, hostile)
-    rates = {"sampling_rate", "upsampling_ratios", "downsampling_ratios", "encoder_rates"} & described.keys()
-    assert rates <= refused
+    rates = {"sampling_rate", "upsampling_ratios", "downsampling_ratios", "encoder_rates"}
+    assert rates & described.keys() & defaults.keys() <= refused
 
 
 @pytest.mark.parametrize("value", [0, -1, 10**9, 2**63, True, "24000", 24000.5, float("nan"), None], ids=repr)
@@ -73,7 +73,8 @@ def test_a_sampling_rate_that_no_codec_has(value, tmp_path):
     described = save_codec("dac", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(described | {"sampling_rate": value}))
     with pytest.raises(
-        ValueError, match=r"config.json: sampling_rate must be (from 1 to 1000000|of type int|a finite)"
+        ValueError,
+        match=r"config.json: (sampling_rate must be (from 1 to 1000000|of type int|a finite)|not valid JSON)",
     ):
         tessera.load_tokenizer(tmp_path)
 
@@ -94,7 +95,7 @@ def test_ranges():
 
 def test_every_stride_is_checked(tmp_path):
     described = save_codec("snac", tmp_path / "codec")
-    write_json(tmp_path / "codec" / "config.json", described | {"vq_strides": [4096] * len(described["vq_strides"])})
+    write_json(tmp_path / "codec" / "config.json", described | {"vq_strides": [1 << 20] * len(described["vq_strides"])})
     with pytest.raises(ValueError, match="config.json"):
         tessera.load_tokenizer(tmp_path / "codec")
 
