@@ -37,7 +37,7 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            help="Layout to write a Tessera model (musicgen, llamagen) or tokenizer (encodec, ...) in.",
+            help="Layout to write a Tessera model (musicgen, llamagen, musicgen-audiocraft) or tokenizer (encodec, ...) in.",
             show_default=False,
         ),
     ] = None,

@@ -43,6 +43,12 @@ def test_the_codes_are_those_of_audiocraft_itself(name, guidance, tmp_path):
             lm, conditions, batch, Length(FRAMES, fixed=True), GenerationConfig(temperature=0), guidance
         )
         assert torch.equal(found.codes, expected[batch])
+    lm.conditions.parts["embedding"].pad = False  # mask: none
+    conditions = ConditionBatch(embedding=rows, embedding_lengths=lengths)
+    found = generate_codes(
+        lm, conditions, [0, 1, 2, 3], Length(FRAMES, fixed=True), GenerationConfig(temperature=0), 3.0
+    )
+    assert torch.equal(found.codes, torch.tensor(MADE[name]["together"]))
     assert expected.shape == (4, 8 if "stereo" in name else 4, FRAMES) and len(expected.unique()) > 16
 
 

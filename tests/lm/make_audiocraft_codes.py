@@ -89,7 +89,8 @@ def import_audiocraft():
 
 
 def make(name):
-    """(names and shapes, codes by guidance and text) of audiocraft's model with the settings of a published one."""
+    """Names and shapes, codes by guidance and text, and codes of all texts in one batch, with guidance 3: of
+    audiocraft's model with the settings of a published one."""
     lm, patterns, conditioners = import_audiocraft()
     config = json.loads((HERE / "published" / "audiocraft-lm.json").read_text())[name]
     given = states()
@@ -122,7 +123,9 @@ def make(name):
             asked = [conditioners.ConditioningAttributes(text={"description": str(number)})]
             row = made.generate(conditions=asked, max_gen_len=FRAMES, use_sampling=False, cfg_coef=guidance)
             codes[guidance].append(row[0].tolist())
-    return {"shapes": shapes, "codes": codes}
+    asked = [conditioners.ConditioningAttributes(text={"description": str(n)}) for n in range(len(LENGTHS))]
+    together = made.generate(conditions=asked, max_gen_len=FRAMES, use_sampling=False, cfg_coef=3.0).tolist()
+    return {"shapes": shapes, "codes": codes, "together": together}
 
 
 if __name__ == "__main__":

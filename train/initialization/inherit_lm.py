@@ -33,7 +33,7 @@ def inherit_lm(data: Any, run: Path | None = None) -> Any:
     try:
         if is_text_lm(folder):
             base = backbone_settings(folder)
-        elif folder_kind(folder) == "foreign":
+        elif folder_kind(folder) != "model":
             base = _plain(layout_of(public_layout(folder)).load(folder).config)
         else:
             described = read_model_config(folder)
