@@ -143,7 +143,7 @@ def musicgen_tensors(
     lm: TokenLM, dtype: StorageName = "float32", prefix: str = ""
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config of a `MusicgenForCausalLM` and its tensors, their names with a prefix; raises as `save_musicgen`."""
-    described = _describe(lm)
+    described = describe_musicgen(lm)
     tensors = musicgen_tensor_map(lm.config, lm.spec, prefix).write(lm.state_dict())
     return described | {"dtype": dtype}, {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items()}
 
@@ -274,7 +274,7 @@ def musicgen_tensor_map(config: LMConfig, spec: TokenSpec, prefix: str = "") -> 
     return TensorMap(terms, ignored=IGNORED)
 
 
-def _describe(lm: TokenLM) -> dict[str, Any]:
+def describe_musicgen(lm: TokenLM) -> dict[str, Any]:
     """config.json of a MusicgenForCausalLM; ValueError if it cannot represent the model."""
     config, spec = lm.config, lm.spec
     given = next((c for c in config.conditions if isinstance(c, EmbeddingConditionConfig)), None)

@@ -15,6 +15,7 @@ import torch
 from ...configs.schema import nearest_name
 from ...tokenize.base import Tokenizer
 from ...tokenize.public.folder import PublicFolder
+from ...tokenize.spec import TokenSpec
 from ..checkpoints.model_directory import LoadedModel
 from ..checkpoints.weights_file import StorageName
 from ..conditioning.text_encoder import TextEncoder
@@ -24,6 +25,15 @@ from ..quantization.packed_linear import WeightsName, check_weights, pack_
 from .llamagen import LLAMAGEN_DEFAULTS, is_llamagen, load_llamagen, read_llamagen_tokenizer, save_llamagen
 from .musicgen import MODEL_TYPES, MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
 from .musicgen_composite import read_musicgen_codec, read_musicgen_text_encoder, save_musicgen_composite
+from .musicgen_native import (
+    is_musicgen_native,
+    load_musicgen_native,
+    native_defaults,
+    read_native_codec,
+    read_native_text_encoder,
+    save_musicgen_native,
+    save_native_whole,
+)
 from .unknown import refuse_unknown
 
 
@@ -37,10 +47,12 @@ class PublicLayout:
     """load(folder, spec, device, dtype); spec None: the tokenizer is unknown."""
     save: Callable[..., None]
     """save(folder, lm, dtype) of the language model alone; ValueError if the layout cannot represent the model."""
-    defaults: GenerationConfig
-    """Default sampling settings of its authors."""
+    defaults: Callable[[PublicFolder, TokenSpec], GenerationConfig]
+    """Default sampling settings of its authors, for codes of this spec."""
     tokenizer: str
     """What the tokenizer of its codes is, for messages."""
+    text_encoder: str = "the text encoder"
+    """What the text encoder is, for messages."""
     read_tokenizer: Callable[[PublicFolder], Tokenizer | None] = lambda folder: None
     """The tokenizer in a folder; None: there is none."""
     read_text_encoder: Callable[[PublicFolder], TextEncoder | None] = lambda folder: None
@@ -56,20 +68,32 @@ PUBLIC = {
         MODEL_TYPES,
         load_musicgen,
         save_musicgen,
-        MUSICGEN_DEFAULTS,
+        lambda folder, spec: MUSICGEN_DEFAULTS,
         "the audio codec",
-        read_musicgen_codec,
-        read_musicgen_text_encoder,
-        save_musicgen_composite,
+        read_tokenizer=read_musicgen_codec,
+        read_text_encoder=read_musicgen_text_encoder,
+        save_whole=save_musicgen_composite,
     ),
     "llamagen": PublicLayout(
         ("llamagen",),
         load_llamagen,
         save_llamagen,
-        LLAMAGEN_DEFAULTS,
+        lambda folder, spec: LLAMAGEN_DEFAULTS,
         "the image tokenizer",
-        read_llamagen_tokenizer,
+        read_tokenizer=read_llamagen_tokenizer,
         recognize=is_llamagen,
+    ),
+    "musicgen-audiocraft": PublicLayout(
+        (),
+        load_musicgen_native,
+        save_musicgen_native,
+        native_defaults,
+        "the audio codec",
+        "the text encoder in t5/",
+        read_native_codec,
+        read_native_text_encoder,
+        save_native_whole,
+        is_musicgen_native,
     ),
 }
 
@@ -93,7 +117,7 @@ class PublicModel:
         """What the folder lacks, in words."""
         codec = [] if self.tokenizer is not None else [PUBLIC[self.layout].tokenizer]
         embedding = any(condition.kind == "embedding" for condition in self.lm.config.conditions)
-        return [*codec, *(["the text encoder"] if embedding and self.text_encoder is None else [])]
+        return [*codec, *([PUBLIC[self.layout].text_encoder] if embedding and self.text_encoder is None else [])]
 
 
 def recognize_model(folder: str | Path) -> str | None:
@@ -155,7 +179,7 @@ def read_public_model(
     if text_encoder is not None and not any(c.kind == "embedding" for c in lm.config.conditions):
         raise ValueError(f"{folder}: a text encoder was given, but this {name} model reads no text; leave it out")
     labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
-    defaults = layout.defaults
+    defaults = layout.defaults(opened, lm.spec)
     if any(condition.dropout == 0 for condition in lm.config.conditions):  # guidance is impossible
         defaults = defaults.model_copy(update={"guidance": 1.0})
     return PublicModel(name, lm, tokenizer, text_encoder, labels, defaults)

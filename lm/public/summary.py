@@ -114,7 +114,7 @@ def _public_model(path: Path, name: str) -> Summary:
         parts.append(_text_encoder(encoder))
         lacks += [] if encoder.has_tokenizer else ["the files of the text encoder's tokenizer"]
     elif any(condition.kind == "embedding" for condition in surveys[-1].config.conditions):
-        lacks.append("the text encoder")
+        lacks.append(layout.text_encoder)
     return Summary(name, tuple(parts), tuple(lacks), _left_out(opened, surveys, encoder))
 
 
@@ -142,7 +142,7 @@ def _left_out(folder: PublicFolder, surveys: list[Survey], encoder: TextEncoder 
     used = {name for survey in surveys for name in (*survey.read, *survey.unexpected)}
     if encoder is not None:
         used |= {encoder.prefix + name for name in encoder.shapes}
-    return tuple(sorted(folder.checkpoint.shapes.keys() - used))
+    return tuple(sorted(folder.names - used))
 
 
 def _text_encoder(encoder: TextEncoder) -> PartSummary:

@@ -102,7 +102,7 @@ def test_a_musicgen_decoder_is_trained_and_written_back(music, tmp_path, capsys)
 def test_musicgen_without_saying_how_it_is_conditioned(music):
     data = data_of(music, music / "musicgen")
     del data["data"]["embedding"]
-    with pytest.raises(ConfigError, match="set data.embedding: none"):
+    with pytest.raises(ConfigError, match="data.embedding: none to train without"):
         config_of(data)
 
 

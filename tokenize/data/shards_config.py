@@ -38,8 +38,11 @@ class ShardsConfig(Config):
     split: SplitConfig | None = None
     """Use only one part of the corpus; run once per part, each with its own `out`."""
     window_seconds: PositiveFloat | None = None
-    """Split audio into items of this length, rounded to frames. The remainder and shorter files are dropped; the items
-    have no transcripts, which belong to whole files. null: one item per file."""
+    """Split audio into items of this length, rounded to frames. The remainder and shorter files are dropped. null: one
+    item per file."""
+    window_text: Literal["none", "whole"] = "none"
+    """Text of these items. none: they have none, as a transcript belongs to the whole file. whole: each has the text of
+    its file, a caption of it."""
     max_items: PositiveInt | None = None
     """Use only this many items, the first ones; null: all."""
     alignments: GivenPath | None = None
@@ -76,6 +79,8 @@ def _place(item_id: str) -> float:
 def window_frames(config: ShardsConfig, spec: TokenSpec) -> int | None:
     """Frames per window when splitting audio; None: no splitting."""
     if config.window_seconds is None:
+        if config.window_text != "none":
+            raise ValueError("window_text is for items of window_seconds; set that as well, or leave it out")
         return None
     if not isinstance(spec.geometry, AudioGeometry):
         raise ValueError(f"window_seconds: tokenizer '{spec.name}' is for images, which have no duration; remove it")

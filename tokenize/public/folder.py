@@ -64,6 +64,13 @@ class PublicFolder:
         if there are none, or none that can be read."""
         return next((found for found in self._each() if tensor in found.shapes), None)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors: of the weights, or of several files beside each other those of all."""
+        held = list(self._each())
+        whole = self._opened.get(self.path)
+        return frozenset().union(*(one.shapes for one in ([whole] if whole is not None else held)))
+
     def _each(self) -> Iterator[Checkpoint]:
         paths = [self.path]
         if self.path.is_dir():

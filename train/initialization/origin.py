@@ -27,6 +27,7 @@ from ...lm.checkpoints.config_file import read_model_config
 from ...lm.checkpoints.model_directory import load_lm, load_model
 from ...lm.checkpoints.weights_file import weights_fingerprint
 from ...lm.clustering.clustering import ClusteredTokenizer
+from ...lm.conditioning.text_encoder import TextEncoder
 from ...lm.config import LMConfig
 from ...lm.models.named_rows import NamedRows, fill_rows, named_rows
 from ...lm.models.transformer_lm import TransformerLM
@@ -34,6 +35,7 @@ from ...lm.public.registry import layout_of, public_layout, recognize_model
 from ...lm.public.text_lm import is_text_lm, read_backbone
 from ...lm.public.unknown import describe_known
 from ...tokenize.bundled import bundled_model, bundled_models, shipped_path
+from ...tokenize.public.folder import PublicFolder
 from ...tokenize.spec import TokenSpec
 from ...tokenize.text.base import TextTokenizer
 from ...tokenize.text.registry import TextConfig, text_of_files
@@ -62,6 +64,8 @@ class Origin:
     labels: Sequence[str] = ()
     text: TextTokenizer | None = None
     tokenizer: Tokenizer | None = None
+    """None: it is not in the folder."""
+    text_encoder: TextEncoder | None = None
     """None: it is not in the folder."""
 
     @cached_property
@@ -241,9 +245,11 @@ def open_origin(init: LMInitConfig, config: LMConfig) -> Origin:
         if is_text_lm(folder):
             return Origin(init, read_backbone(folder, config))
         if folder_kind(folder) != "model":
-            lm: Any = layout_of(public_layout(folder)).load(folder)
+            layout = layout_of(public_layout(folder))
+            lm: Any = layout.load(folder)
             labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
-            return Origin(init, lm.state_dict(), lm, labels)
+            encoder = layout.read_text_encoder(PublicFolder(folder))
+            return Origin(init, lm.state_dict(), lm, labels, text_encoder=encoder)
         if not (folder / "tokenizer").is_dir():
             lm = load_lm(folder)
             return Origin(init, lm.state_dict(), lm, read_model_config(folder).labels)
@@ -251,7 +257,7 @@ def open_origin(init: LMInitConfig, config: LMConfig) -> Origin:
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"init.from: {error}") from None
     lm = next((stage for stage in loaded.lm.stages if stage.config.kind == config.kind), loaded.lm.stages[-1])
-    return Origin(init, lm.state_dict(), lm, loaded.labels, loaded.text, loaded.tokenizer)
+    return Origin(init, lm.state_dict(), lm, loaded.labels, loaded.text, loaded.tokenizer, loaded.text_encoder)
 
 
 def find_origin(source: str) -> Path:

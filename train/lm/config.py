@@ -41,9 +41,9 @@ class DataConfig(Config):
     captions: CaptionsConfig = WholeTextConfig()
     """What a step reads of an item's text. whole: all of it. alternatives: one of several captions separated by "|"; of
     one with commas, some of its parts in any order."""
-    embedding: Literal["none"] | None = None
-    """Vectors of the condition embedding, which shards do not hold. none: every item is without, as one whose vectors
-    are dropped."""
+    embedding: Literal["none", "text"] | None = None
+    """Vectors of the condition embedding, which shards do not hold. text: the states of the item's text, of the text
+    encoder of init.from or text_encoder. none: every item is without, as one whose vectors are dropped."""
     packing: PackingConfig = PaddedConfig()
     """Batching of items with different lengths. padded: one item per row. best_fit: packed sequences, without
     padding."""
@@ -141,6 +141,9 @@ class TrainConfig(Config):
     """Training and test data."""
     tokenizer: GivenPath
     """Folder of the frozen tokenizer that made the codes."""
+    text_encoder: GivenPath | None = None
+    """Folder of the frozen T5 whose states the condition embedding reads, as in a model directory; null: that of
+    init.from."""
     clusters: GivenPath | None = None
     """Folder written by `tessera coarse`: a causal lm predicts the coarse labels of the codes; a masked one is
     conditioned on them and predicts the codes."""
@@ -176,11 +179,13 @@ class TrainConfig(Config):
                 "lm.conditions has codes, but data.prompt does not define where an item's prompt comes from; set it to "
                 "{kind: same_label} or {kind: crop}"
             )
-        if self.data.captions.kind != "whole" and "text" not in kinds:
+        if self.data.captions.kind != "whole" and "text" not in kinds and self.data.embedding != "text":
             raise ValueError(
                 f"data.captions {self.data.captions.kind} is for an lm with the condition text; add it to "
                 "lm.conditions, or leave captions out"
             )
+        if self.text_encoder is not None and "embedding" not in kinds:
+            raise ValueError("text_encoder is for an lm with the condition embedding; leave it out")
         if self.data.prompt is not None and "codes" not in kinds:
             raise ValueError(
                 "data.prompt is for an lm with the condition codes; add it to lm.conditions, or leave it out"
@@ -198,8 +203,8 @@ class TrainConfig(Config):
             )
         if ("embedding" in kinds) != (self.data.embedding is not None):
             raise ValueError(
-                "lm.conditions: shards hold no vectors for the condition embedding; set data.embedding: none to train "
-                "without them, train such a model from Python, or leave it out"
+                "lm.conditions: shards hold no vectors for the condition embedding; set data.embedding: text for the "
+                "states of the items' texts, or data.embedding: none to train without"
                 if "embedding" in kinds
                 else "data.embedding is for an lm with the condition embedding; leave it out"
             )
