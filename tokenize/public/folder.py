@@ -19,7 +19,8 @@ _HERTZ, _LAYERS, _STRIDE, _FRAMES = (1, 1_000_000), (1, 256), (1, 4096), (1, 655
 RANGES = {
     **dict.fromkeys(("sampling_rate", "sample_rate"), _HERTZ),
     **dict.fromkeys(("num_residual_layers", "n_residual_layers", "num_hidden_layers", "num_layers"), _LAYERS),
-    **dict.fromkeys(("num_lstm_layers", "lstm"), (0, 64)),
+    **dict.fromkeys(("num_lstm_layers", "lstm", "flatten_first", "empty_initial", "delays"), (0, 64)),
+    "num_heads": (0, 4096),
     **dict.fromkeys((*STRIDES, "vq_strides", "attn_window_size"), _STRIDE),
     **dict.fromkeys(("dilation_growth_rate", "dilation_base"), (1, 64)),
     **dict.fromkeys(("sliding_window", "context", "chroma_length"), _FRAMES),
