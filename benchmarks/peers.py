@@ -265,7 +265,8 @@ def main() -> None:
             print(f"{row['system']:16} {row['work']:26} {row['ratio']:6.2f}  {spread:>13}  {cpu:>5}", flush=True)
         rows += found
     if args.json:
-        described = {"torch": torch.__version__, "threads": args.threads, "turns": turns, "seconds": seconds, "quick": args.quick}
+        described = {"torch": torch.__version__, "threads": args.threads, "turns": turns, "quick": args.quick}
+        described["seconds"] = seconds
         args.json.write_text(json.dumps({**described, "rows": rows}, indent=1) + "\n")
 
 
