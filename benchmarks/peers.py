@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -218,8 +217,13 @@ def one(name: str, side: str, folder: Path, seconds: float, quick: bool) -> None
         else:
             media = media_of(model.config.sample_rate, model.config.channels, seconds)
             model.decode(model.encode(media).codes)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"load_s": loaded, "load_cpu_s": used, "peak_mb": peak}))
+    print(json.dumps({"load_s": loaded, "load_cpu_s": used, "peak_mb": peak_memory()}))
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process in MiB. Linux's ru_maxrss would include the parent's, from before exec."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
 
 def compare_generation(turns: int, quick: bool) -> list[dict[str, Any]]:
@@ -265,13 +269,8 @@ def main() -> None:
             print(f"{row['system']:16} {row['work']:26} {row['ratio']:6.2f}  {spread:>13}  {cpu:>5}", flush=True)
         rows += found
     if args.json:
-        described = {
-            "torch": torch.__version__,
-            "threads": args.threads,
-            "turns": turns,
-            "seconds": seconds,
-            "quick": args.quick,
-        }
+        described = {"torch": torch.__version__, "threads": args.threads, "turns": turns, "quick": args.quick}
+        described["seconds"] = seconds
         args.json.write_text(json.dumps({**described, "rows": rows}, indent=1) + "\n")
 
 

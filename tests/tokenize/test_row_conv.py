@@ -24,9 +24,8 @@ def random_stack(rng):
 
     def conv(inputs, outputs, kernel, stride=1, dilation=1, groups=1):
         norm = rng.choice(["none", "time_group"]) if stride == 1 and groups == 1 and rng.random() < 0.2 else "none"
-        return PaddedConv(
-            inputs, outputs, kernel, stride, dilation, causal, padding, norm, groups=groups, ragged=ragged
-        )
+        sizes = (inputs, outputs, kernel, stride, dilation)
+        return PaddedConv(*sizes, causal, padding, norm, groups=groups, ragged=ragged)
 
     def activation(width):
         return Pointwise(rng.choice([nn.ELU(), nn.Tanh(), Snake(width)]))
