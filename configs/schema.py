@@ -158,7 +158,7 @@ def _refusal(error: ValidationError, kind: type[Config], data: Any, where: str) 
         shown = f"'{tag}'" if isinstance(given, str) else one_line(json.dumps(given, default=str), 80)
         return ConfigError(f"{where}: {field}: kind {shown} is unknown; {nearest_name(tag, known)}")
     message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("too_short", "string_too_short") and first["ctx"]["min_length"] == 1:
+    if first["type"] in ("too_short", "string_too_short") and first["ctx"]["min_length"] == 1:  # pyright: ignore
         message = "is empty; give at least one"
     return ConfigError(f"{where}: {field}: {message}{_found(first)}")
 

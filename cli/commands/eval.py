@@ -90,7 +90,7 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
         prompts=prompts,
         aligned=aligned,
         embedding_width=width,
-        states=TextStates(model.text_encoder) if reads else None,
+        states=TextStates(model.text_encoder) if reads and model.text_encoder else None,
     )
     given = "" if prompts is None else f", prompts {prompts.config.kind} of seed {seed}"
     say(f"loss of {len(items)} items of {data}{given}")

@@ -243,7 +243,7 @@ def _rope(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _positive(described: Mapping[str, Any], key: str, path: Path) -> float:
-    value = described.get(key)
+    value: Any = described.get(key)
     if type(value) not in (int, float) or not 0 < value <= MOST_BASE:
         found = repr(str(value)[:80])
         raise ValueError(f"{path}: {key} must be a number above 0, at most {MOST_BASE:g}, found {found}")

