@@ -154,7 +154,8 @@ def _typed(value: Any, default: Any, key: str, where: str) -> Any:
     if type(value) is not type(default):
         raise ValueError(f"{where} must be of type {type(default).__name__}, found {str(value)[:80]!r}")
     if isinstance(default, list) and default:
-        value = [_typed(one, default[0], key, f"{where}[{place}]") for place, one in enumerate(list(value))]
+        entries: list[Any] = value  # pyright: ignore
+        value = [_typed(one, default[0], key, f"{where}[{place}]") for place, one in enumerate(entries)]
         if key in STRIDES:
             check_strides(value, where)
     return value
