@@ -49,7 +49,7 @@ from ..config import LMConfig
 from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
 from .conversion import read_lm
-from .musicgen import MUSICGEN_DEFAULTS, TEXT_DROPOUT, describe_musicgen, musicgen_config, musicgen_spec
+from .musicgen import MUSICGEN_DEFAULTS, TEXT_DROPOUT, check_codes, describe_musicgen, musicgen_config, musicgen_spec
 
 FILE = "state_dict.bin"
 CODEC_FOLDER, TEXT_FOLDER = "codec", "t5"
@@ -201,12 +201,7 @@ def load_musicgen_native(
         raise ValueError(f"{opened.where}: classifier_free_guidance.training_dropout must be below 1, found {dropped}")
     config = config.model_copy(update={"conditions": conditions})
     spec = spec or musicgen_spec(described, opened.where)
-    books, codes = described["num_codebooks"], described["vocab_size"]
-    if spec.cardinalities != (codes,) * books:
-        raise ValueError(
-            f"{folder}: the model has {books} codebooks of {codes} codes, the tokenizer '{spec.name}' "
-            f"{list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
-        )
+    check_codes(spec, described, folder)
     return read_lm(opened.checkpoint, musicgen_native_tensor_map(config, spec), config, spec, device, dtype)
 
 
@@ -222,10 +217,8 @@ def _decoder(opened: NativeModel) -> dict[str, Any]:
             f"{opened.where}: transformer_lm.num_heads is missing, and no published model has width {width}, so the "
             "number of heads is not known"
         )
-    scale, ffn = (
-        float(opened.value("transformer_lm.hidden_scale", 0.0)),
-        opened.matrix("transformer.layers.0.linear1.weight")[0],
-    )
+    scale = float(opened.value("transformer_lm.hidden_scale", 0.0))
+    ffn = opened.matrix("transformer.layers.0.linear1.weight")[0]
     delays = opened.value("codebooks_pattern.delay.delays", [k // channels for k in range(books)])
     if delays != [k // channels for k in range(books)]:
         raise ValueError(

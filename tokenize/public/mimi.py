@@ -25,7 +25,7 @@ from ..quantizers.combinators.residual import ResidualConfig
 from ..quantizers.vq import VQConfig
 from .building import codebook_terms, count_levels, plain_weight, public_tensors, read_tokenizer, tokenizer_shapes
 from .checkpoint import Checkpoint
-from .encodec import PADDINGS, seanet_encoder
+from .encodec import PADDINGS, seanet_encoder, seanet_settings
 from .folder import PublicFolder
 from .layout import check_tokenizer_layout
 from .seanet_names import TRANSFORMERS, SEANetNames, seanet_terms
@@ -198,19 +198,8 @@ def mimi_config(
         raise ValueError(f"{where}: pad_mode is {values['pad_mode']!r}; only {' or '.join(PADDINGS)} is supported")
     if not heads or values["head_dim"] not in (None, dim // heads):
         raise ValueError(f"{where}: head_dim is {values['head_dim']}; only {dim} / {heads} heads is supported here")
-    part: dict[str, Any] = {
-        "kind": "seanet",
-        "channels": values["num_filters"],
-        "ratios": ratios,
-        "kernel": values["kernel_size"],
-        "last_kernel": values["last_kernel_size"],
-        "residual_kernel": values["residual_kernel_size"],
-        "residual_layers": values["num_residual_layers"],
-        "dilation_growth": values["dilation_growth_rate"],
-        "compress": values["compress"],
-        "shortcut": "convolution" if values["use_conv_shortcut"] else "identity",
+    part = seanet_settings(values, ratios) | {
         "lstm_layers": 0,
-        "padding": PADDINGS[values["pad_mode"]],
         "norm": "none",
         "bottleneck": {
             "stride": _stride(values, where),
@@ -268,7 +257,7 @@ def _stride(values: dict[str, Any], where: str) -> int:
 
 
 def _theta(values: dict[str, Any], where: str) -> float:
-    """Base of the rotary embedding: a key of its own in older files, in `rope_parameters` since transformers 5."""
+    """Base of the rotary embedding: `rope_parameters.rope_theta` since transformers 5, `rope_theta` before."""
     rope = values["rope_parameters"] or {}
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
         raise ValueError(f"{where}: rope_parameters is {str(rope)[:80]!r}; only rope_type 'default' is supported")
