@@ -49,7 +49,7 @@ OPTIONAL_PACKAGES = {
     "prdc": "extra 'eval': precision, recall, density, coverage",
     "pocketsphinx": "extra 'eval': the speech recogniser for generated speech",
 }
-BUNDLED_MODELS = ("voice", "digits", "speech")
+BUNDLED_MODELS = ("voice", "emoji", "digits", "speech")
 SAMPLE_DATA = ("digits", "speech")
 
 

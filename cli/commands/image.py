@@ -19,7 +19,7 @@ def image(
     prompt: Annotated[str, typer.Argument(help="A caption, or a label of the model.")],
     output: OutputOptions,
     samples: SampleOptions,
-    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "digits",
+    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "emoji",
     style: Annotated[
         str | None, typer.Option(help="A style: a label of a model that reads captions.", show_default=False)
     ] = None,
@@ -33,9 +33,9 @@ def image(
 ) -> None:
     """Generate an image.
 
-    Example: tessera image 7 -o seven.png
+    Example: tessera image "a red apple" --style noto -o apple.png
 
-    Example: tessera image 7 -n 16 --grid -o sevens.png
+    Example: tessera image 7 --model digits -n 16 --grid -o sevens.png
 
     A text model takes the prompt as a caption and --style as a label, other models take the prompt as a label. tessera
     generate has all settings.

@@ -31,15 +31,49 @@ COLOURS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 1
 """From silent to loud, as in matplotlib's `inferno`."""
 
 
+CAPTIONS = (
+    *("a red apple", "a blue car", "a yellow flower", "a smiling face", "two cats", "a green house"),
+    *("a purple heart", "a dog beside a tree", "a ship", "an orange fish", "a cup of coffee", "a rainbow"),
+)
+CELL, SCALE, COLUMNS = (160, 158), 4, 6
+"""Width and height of a picture with its caption, pixels of a pixel, pictures of a row."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "images" / "voice.png")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "images")
     out = parser.parse_args().out
+    for name, made in {"voice.png": spoken(TEXT), "emoji.png": drawn(CAPTIONS)}.items():
+        made.save(out / name, optimize=True)
+        print(f"{out / name}: {(out / name).stat().st_size} bytes")
+
+
+def spoken(text: str) -> Image.Image:
+    """A sentence of the bundled voice."""
     model = tessera.load("voice")
-    result = model.generate(TEXT, seed=0)
+    result = model.generate(text, seed=0)
     spectrogram = coloured(log_mel(result.media[0][0].float(), model.spec.geometry.sample_rate))
-    with_words(spectrogram, result.alignment.words, result.seconds).save(out, optimize=True)
-    print(f"{out}: {out.stat().st_size} bytes")
+    return with_words(spectrogram, result.alignment.words, result.seconds)
+
+
+def drawn(captions: Sequence[str]) -> Image.Image:
+    """A sheet of pictures of the bundled model, in its styles by turns: the first sample of each caption."""
+    model = tessera.load("emoji")
+    styles = [model.labels[number % len(model.labels)] for number in range(len(captions))]
+    result = model.generate(text=list(captions), label=styles, seed=0)
+    width, height = CELL
+    sheet = Image.new("RGB", (COLUMNS * width, -(-len(captions) // COLUMNS) * height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for number, (caption, media) in enumerate(zip(captions, result.media, strict=True)):
+        pixels = ((media.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy()
+        picture = Image.fromarray(pixels).resize(
+            [SCALE * side for side in pixels.shape[1::-1]], Image.Resampling.NEAREST
+        )
+        left, top = number % COLUMNS * width, number // COLUMNS * height
+        sheet.paste(picture, (left + (width - picture.width) // 2, top))
+        middle = (left + width / 2, top + (picture.height + height) / 2)
+        draw.text(middle, caption, fill="black", font=font, anchor="mm")
+    return sheet
 
 
 def log_mel(samples: Tensor, sample_rate: int) -> Tensor:

@@ -29,7 +29,7 @@ def test_no_arguments_show_the_verbs_and_first_steps(capsys):
     run([])
     printed = capsys.readouterr()
     shown = printed.out + printed.err
-    assert shown.startswith("Usage: tessera ") and "tessera image 7 -o seven.png" in shown
+    assert shown.startswith("Usage: tessera ") and 'tessera image "a red apple" -o apple.png' in " ".join(shown.split())
     assert all(verb[0] in shown for verb in verbs())
 
 
@@ -54,8 +54,8 @@ def test_help_has_an_example_that_exists(verb, capsys):
         (["tokenizer", "trian"], "Did you mean 'train'?"),
         (["xylophone"], "No such command 'xylophone'; tessera --help lists them"),
         (["tokenizer", "xylophone"], "tessera tokenizer --help lists them"),
-        (["image"], "Missing argument 'prompt'; for instance: tessera image 7 -o seven.png"),
-        (["image", "7"], "Missing option '-o' / '--out'; for instance: tessera image 7 -o seven.png"),
+        (["image"], "Missing argument 'prompt'; for instance: tessera image \"a red apple\" --style noto -o apple.png"),
+        (["image", "7"], "Missing option '-o' / '--out'; for instance: tessera image \"a red apple\" --style noto -o"),
         (["tts"], 'for instance: tessera tts "Hello world." -o hello.wav'),
         (["train"], "for instance: tessera train "),
         (["generate", "digits", "--lable", "7", "-o", "x"], "--label"),
