@@ -1,0 +1,56 @@
+"""What weights of fewer bits cost in loss, read step by step as in generation.
+
+    python benchmarks/weights.py                        the bundled model `speech` on its held-out recordings
+    python benchmarks/weights.py --model runs/mine/lm/model --shards runs/mine/shards/test
+
+Every kind of weights reads the same codes one step at a time (teacher forcing), with the kernels that generate with
+them; the loss is over all codes, in nats, and its change is against float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import tessera
+from tessera.tokenize.data.shard_reader import Shards
+from tessera.train.lm.dataset import CodesDataset
+
+sys.path.insert(0, str(Path(__file__).parent))
+from caches import HELD_OUT, encode, read_stepwise
+
+KINDS = (None, "bfloat16", "int8", "int4")
+ROWS = 4
+"""Recordings at once: few, as the kernels are for few rows."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="speech", help="a model directory, with --shards")
+    parser.add_argument("--shards", type=Path, help="held-out shards of the model's tokenizer")
+    parser.add_argument("--items", type=int, help="number of items")
+    args = parser.parse_args()
+    if args.shards is None and args.model not in HELD_OUT:
+        parser.error(f"--shards is needed, except for {' and '.join(HELD_OUT)}")
+    print(f"{'weights':<10} {'loss':>8} {'change':>9} {'ms/step':>8}")
+    plain = None
+    with tempfile.TemporaryDirectory() as scratch:
+        for kind in KINDS:
+            model = tessera.load(args.model, weights=kind)
+            shards = (
+                Shards(args.shards) if args.shards else encode(model, HELD_OUT[args.model], Path(scratch, str(kind)))
+            )
+            items = CodesDataset(shards, model.labels or None, model.text)
+            found = read_stepwise(model, items, list(range(len(items)))[: args.items], "static", ROWS)
+            plain = plain or found["loss"]
+            print(
+                f"{kind or 'float32':<10} {found['loss']:8.4f} {found['loss'] / plain - 1:+9.3%} "
+                f"{1000 * found['seconds_per_step']:8.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
