@@ -43,7 +43,7 @@ from ..conditioning.text_encoder import TextEncoder, open_text_encoder
 from ..config import LMConfig
 from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
-from ..ops.rotary import SinusoidalConfig
+from ..ops.rotary import SinusoidalConfig, sinusoidal_embedding
 from ..patterns.layouts import DelayConfig
 from ..patterns.pattern import SpecialsConfig
 from .conversion import check_layout, read_lm
@@ -53,6 +53,7 @@ MODEL_TYPES = ("parler_tts",)
 """Values of model_type in config.json."""
 TEXT, CODEC, DECODER, PROMPTS = "text_encoder", "audio_encoder", "decoder", "embed_prompts.weight"
 CODEC_TYPES = ("dac", "dac_on_the_hub")
+SINUSOIDS = f"{DECODER}.model.decoder.embed_positions.weights"
 IN_WRAPPER = f"{CODEC}.model."
 """Prefix of the tensors of a codec of the original library."""
 CODEC_SIZES = {key: value for key, value in NATIVE_DEFAULTS.items() if value is not None} | {"codebook_dim": 8}
@@ -60,6 +61,8 @@ CODEC_SIZES = {key: value for key, value in NATIVE_DEFAULTS.items() if value is 
 PIECES, TOKENIZER_CONFIG = "spiece.model", "tokenizer_config.json"
 WRITTEN_BY = "4.46.1"
 """The version of transformers that the package is written for; from 4.45 on `dac` is transformers' own class."""
+POSITIONS = 4096
+"""Sinusoids in a written file, as in the published models."""
 LONGEST = 2580
 """`max_length` of the published models, 30 seconds."""
 
@@ -322,7 +325,7 @@ def parler_tensor_map(config: LMConfig, spec: TokenSpec, vocab_size: int, fused:
         matrices |= {"cross.query": "encoder_attn.q_proj", "ffn.up": "fc1", "ffn.down": "fc2"}
         for our_matrix, matrix in matrices.items():
             terms[f"{ours}{our_matrix}.weight"] = Source(f"{theirs}{matrix}.weight")
-    ignored = (f"{TEXT}.", f"{CODEC}.", f"{base}embed_positions.")
+    ignored = (f"{TEXT}.", f"{CODEC}.", SINUSOIDS)
     return TensorMap({name: terms[name] for name in parameter_shapes(config, spec)}, ignored=ignored)
 
 
@@ -352,6 +355,7 @@ def save_parler_whole(folder: Path, model: LoadedModel, dtype: StorageName = "fl
     tensors |= {f"{TEXT}.{name}": tensor for name, tensor in encoder.tensors().items()}
     vocab_size = described[DECODER]["vocab_size"]
     of_lm = parler_tensor_map(lm.config, lm.spec, vocab_size).write(lm.state_dict())
+    of_lm[SINUSOIDS] = sinusoidal_embedding(torch.arange(POSITIONS), lm.config.width, lm.config.rope.base)
     tensors |= {name: tensor.to(DTYPES[dtype]) for name, tensor in of_lm.items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -382,7 +386,7 @@ def describe_parler(lm: TokenLM, text_width: int) -> dict[str, Any]:
         "ffn_dim": config.num_ffn,
         "activation_function": "gelu",
         "dropout": config.dropout,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": POSITIONS,
         "num_codebooks": spec.num_codebooks,
         "scale_embedding": False,
         "rope_embeddings": False,
