@@ -349,7 +349,9 @@ def save_parler_whole(folder: Path, model: LoadedModel, dtype: StorageName = "fl
     if not isinstance(lm, TokenLM):
         raise ValueError(f"Parler's layout holds a causal language model, found {type(lm).__name__}")
     if encoder is None or not isinstance(text, T5Text):
-        raise ValueError("Parler's layout holds a T5 text encoder and transcripts in T5's pieces; this model lacks them")
+        raise ValueError(
+            "Parler's layout holds a T5 text encoder and transcripts in T5's pieces; this model lacks them"
+        )
     described = describe_parler(lm, encoder.width)
     codec, tensors = dac_part(model.tokenizer, f"{CODEC}.")
     tensors |= {f"{TEXT}.{name}": tensor for name, tensor in encoder.tensors().items()}
@@ -372,7 +374,10 @@ def save_parler_whole(folder: Path, model: LoadedModel, dtype: StorageName = "fl
 def describe_parler(lm: TokenLM, text_width: int) -> dict[str, Any]:
     """config.json of a model, without the codec and the text encoder; ValueError if it cannot represent the model."""
     config, spec = lm.config, lm.spec
-    codes, text = spec.cardinalities[0], next((c for c in config.conditions if isinstance(c, TextConditionConfig)), None)
+    codes, text = (
+        spec.cardinalities[0],
+        next((c for c in config.conditions if isinstance(c, TextConditionConfig)), None),
+    )
     if len(set(spec.cardinalities)) > 1 or getattr(spec.geometry, "channels", 0) != 1:
         raise ValueError(f"Parler's layout has codebooks of one size in one channel, found {list(spec.cardinalities)}")
     decoder = {

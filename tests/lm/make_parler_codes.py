@@ -3,7 +3,7 @@
     git clone https://github.com/huggingface/parler-tts DIR/parler    # d108732 made the files beside this script
     pip install --no-deps --target DIR transformers==4.46.1 tokenizers==0.20.3 'huggingface-hub<0.30'
     PYTHONPATH=DIR:DIR/parler python tests/lm/make_parler_codes.py
-    PYTHONPATH=DIR:DIR/parler python tests/lm/make_parler_codes.py shapes      # published/parler-*.tensors.json
+    PYTHONPATH=DIR:DIR/parler python tests/lm/make_parler_codes.py shapes      # adds tensors to published/parler-*.json
     PYTHONPATH=DIR:DIR/parler python tests/lm/make_parler_codes.py check BACK  # codes of a folder that was written back
 
 Each folder has the files of a published one. `projected` has a projection of the text encoder's states and separate heads,
@@ -12,6 +12,7 @@ codec of these folders is transformers' own DacModel.
 """
 
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 HERE = Path(__file__).parent
 TINY, PUBLISHED = HERE / "tiny_parler", HERE / "published"
 K, D = 9, 16
+NUMBER = re.compile(r"(?<=block\.)\d+|(?<=layers\.)\d+|(?<=lm_heads\.)\d+|(?<=embed_tokens\.)\d+")
 FRAMES, LONGEST = 9, 31
 """Frames of the sequence whose logits are compared, and the limit of a clip."""
 DESCRIPTIONS = ["a calm voice", "a loud and fast voice in a large room"]
@@ -192,7 +194,8 @@ def main():
 
 
 def shapes():
-    """Names and shapes of the tensors of the published configs, without the codec, whose class is not here."""
+    """Names and shapes of the tensors of the published configs, without the codec, whose class is not here: those that
+    differ in the number of a layer or a codebook once, with {} for it, and how many they are."""
     parler, transformers = import_parler()
     for path in sorted(PUBLISHED.glob("parler-*.json")):
         described = json.loads(path.read_text())["config"]
@@ -205,11 +208,12 @@ def shapes():
                 transformers.DacModel(config.audio_encoder),
                 parler.ParlerTTSForCausalLM(config.decoder),
             )
-        found = {
-            name: list(tensor.shape)
-            for name, tensor in model.state_dict().items()
-            if not name.startswith("audio_encoder.")
-        }
+        found = {}
+        for name, tensor in model.state_dict().items():
+            if not name.startswith("audio_encoder."):
+                shape, count = found.get(NUMBER.sub("{}", name, count=1), (list(tensor.shape), 0))
+                assert shape == list(tensor.shape)
+                found[NUMBER.sub("{}", name, count=1)] = (shape, count + 1)
         whole = json.loads(path.read_text()) | {"tensors": found}
         path.write_text(json.dumps(whole) + "\n")
 
@@ -227,7 +231,9 @@ def check(folder):
         ids = [[expected[f"{name}.{part}.{i}"].tolist()] for part in ("description", "prompt")]
         found, samples = clips(model.eval(), *ids)
         same = torch.equal(found[0].to(torch.uint8), expected[f"{name}.codes.{i}"])
-        print(name, i, "codes equal:", same, "samples:", float((samples[0] - expected[f"{name}.samples.{i}"]).abs().max()))
+        print(
+            name, i, "codes equal:", same, "samples:", float((samples[0] - expected[f"{name}.samples.{i}"]).abs().max())
+        )
 
 
 if __name__ == "__main__":
