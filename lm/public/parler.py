@@ -7,9 +7,9 @@
     decoder.lm_heads.k.weight     an output layer per codebook, or decoder.lm_heads.weight of all
     audio_encoder.model.*         a DAC of its authors' library, or audio_encoder.*: transformers' DacModel
 
-Description and transcript are read by one tokenizer, T5's: the conditions `embedding` and `text`. Rows of the tables that
-no id uses (1026 to 1088 of the published models) are not read. What is written has tables without them (`vocab_size` 1025),
-separate output layers and transformers' DacModel.
+Description and transcript are read by one tokenizer, T5's: the conditions `embedding` and `text`. Rows of the tables
+that no id uses (1026 to 1088 of the published models) are not read. What is written has tables without them
+(`vocab_size` 1025), separate output layers and transformers' DacModel.
 Source: huggingface/parler-tts d108732 (Apache-2.0): tensor names, config keys and class defaults.
 """
 
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...configs.files import read_json, write_atomic, write_json, write_safetensors
 from ...configs.schema import make_config
@@ -56,7 +55,8 @@ CODEC_TYPES = ("dac", "dac_on_the_hub")
 SINUSOIDS = f"{DECODER}.model.decoder.embed_positions.weights"
 IN_WRAPPER = f"{CODEC}.model."
 """Prefix of the tensors of a codec of the original library."""
-CODEC_SIZES = {key: value for key, value in NATIVE_DEFAULTS.items() if value is not None} | {"codebook_dim": 8}
+CODEC_SIZES: dict[str, Any] = {key: value for key, value in NATIVE_DEFAULTS.items() if value is not None}
+CODEC_SIZES |= {"codebook_dim": 8}
 """Of a codec of the original library: those that the package's wrapper does not set."""
 PIECES, TOKENIZER_CONFIG = "spiece.model", "tokenizer_config.json"
 WRITTEN_BY = "4.46.1"
@@ -128,7 +128,7 @@ def read_parler_codec(folder: PublicFolder) -> Tokenizer:
     """
     decoder = read_parler_config(folder)[1]
     books = decoder["num_codebooks"]
-    if not any(name.startswith(IN_WRAPPER) for name in folder.checkpoint.shapes):
+    if not _in_wrapper(folder):
         return read_dac_part(folder, books, CODEC, f"{CODEC}.")
     found = folder.values({"latent_dim": 1024, "codebook_size": 1024, "sampling_rate": 44100}, CODEC)
     settings = CODEC_SIZES | found | {"sample_rate": found.pop("sampling_rate")}
@@ -166,7 +166,8 @@ def read_parler_text(folder: PublicFolder) -> TextTokenizer:
 
 
 def parler_defaults(folder: PublicFolder, spec: TokenSpec) -> GenerationConfig:
-    """The package's sampling: temperature 1, top_k 50 (transformers' default), as long as generation_config.json says."""
+    """The package's sampling: temperature 1, top_k 50 (transformers' default), and the longest clip of
+    generation_config.json."""
     path = folder.path / "generation_config.json"
     held = read_json(path) if path.is_file() else {}
     longest = held.get("max_length") if isinstance(held, dict) else None
@@ -267,11 +268,11 @@ def parler_config(
 
 def parler_spec(folder: PublicFolder, decoder: dict[str, Any]) -> TokenSpec:
     """The TokenSpec as far as the config defines it; the codec itself is not loaded."""
-    native = any(name.startswith(IN_WRAPPER) for name in folder.checkpoint.shapes)
-    rates = CODEC_SIZES["encoder_rates"] if native else DAC_DEFAULTS["downsampling_ratios"]
-    held = folder.values({"downsampling_ratios": rates, "sampling_rate": 44100 if native else 16000}, CODEC)
-    strides = rates if native else held["downsampling_ratios"]
-    where = str(folder.config_path)
+    strides, where = CODEC_SIZES["encoder_rates"], str(folder.config_path)
+    held = folder.values({"sampling_rate": 44100}, CODEC)
+    if not _in_wrapper(folder):
+        held = folder.values(DAC_DEFAULTS, CODEC)
+        strides = held["downsampling_ratios"]
     geometry = make_config(
         AudioGeometry, where, sample_rate=held["sampling_rate"], channels=1, samples_per_frame=math.prod(strides)
     )
@@ -374,10 +375,8 @@ def save_parler_whole(folder: Path, model: LoadedModel, dtype: StorageName = "fl
 def describe_parler(lm: TokenLM, text_width: int) -> dict[str, Any]:
     """config.json of a model, without the codec and the text encoder; ValueError if it cannot represent the model."""
     config, spec = lm.config, lm.spec
-    codes, text = (
-        spec.cardinalities[0],
-        next((c for c in config.conditions if isinstance(c, TextConditionConfig)), None),
-    )
+    text = next((c for c in config.conditions if isinstance(c, TextConditionConfig)), None)
+    codes = spec.cardinalities[0]
     if len(set(spec.cardinalities)) > 1 or getattr(spec.geometry, "channels", 0) != 1:
         raise ValueError(f"Parler's layout has codebooks of one size in one channel, found {list(spec.cardinalities)}")
     decoder = {
@@ -418,6 +417,11 @@ def describe_parler(lm: TokenLM, text_width: int) -> dict[str, Any]:
         "transformers_version": WRITTEN_BY,
         DECODER: decoder,
     }
+
+
+def _in_wrapper(folder: PublicFolder) -> bool:
+    """Whether the codec is one of the original library."""
+    return any(name.startswith(IN_WRAPPER) for name in folder.checkpoint.shapes)
 
 
 def _text_config(described: dict[str, Any], where: str) -> T5TextConfig:

@@ -6,9 +6,9 @@
     PYTHONPATH=DIR:DIR/parler python tests/lm/make_parler_codes.py shapes      # adds tensors to published/parler-*.json
     PYTHONPATH=DIR:DIR/parler python tests/lm/make_parler_codes.py check BACK  # codes of a folder that was written back
 
-Each folder has the files of a published one. `projected` has a projection of the text encoder's states and separate heads,
-`grouped` neither, but fewer key/value heads and one matrix of heads. descript-audio-codec is replaced by an empty module: the
-codec of these folders is transformers' own DacModel.
+Each folder has the files of a published one. `projected` has a projection of the text encoder's states and separate
+heads, `grouped` neither, but fewer key/value heads and one matrix of heads. descript-audio-codec is replaced by an
+empty module: the codec of these folders is transformers' own DacModel.
 """
 
 import json
@@ -55,8 +55,9 @@ def config_of(codes, text_width, layers, **more):
         n_codebooks=K, codebook_size=codes, codebook_dim=2, sampling_rate=8000,
     )  # fmt: skip
     decoder = parler.ParlerTTSDecoderConfig(
-        vocab_size=codes + 4, hidden_size=D, num_hidden_layers=layers, num_attention_heads=4, ffn_dim=24, num_codebooks=K,
-        max_position_embeddings=64, pad_token_id=codes, eos_token_id=codes, bos_token_id=codes + 1, **more,
+        vocab_size=codes + 4, hidden_size=D, num_hidden_layers=layers, num_attention_heads=4, ffn_dim=24,
+        num_codebooks=K, max_position_embeddings=64, pad_token_id=codes, eos_token_id=codes, bos_token_id=codes + 1,
+        **more,
     )  # fmt: skip
     return parler.ParlerTTSConfig.from_sub_models_config(
         text, codec, decoder, vocab_size=48, pad_token_id=codes, decoder_start_token_id=codes + 1
@@ -64,8 +65,8 @@ def config_of(codes, text_width, layers, **more):
 
 
 def make(codes, seed, **more):
-    """A model whose codes differ clearly. As a trained one, it never chooses an id that stands for nothing, and codebook
-    k ends as soon as codebook k - 1 has."""
+    """A model whose codes differ clearly. As a trained one, it never chooses an id that stands for nothing, and
+    codebook k ends as soon as codebook k - 1 has."""
     parler, transformers = import_parler()
     torch.manual_seed(seed)
     config = config_of(codes, **more)
@@ -124,9 +125,9 @@ def clips(model, descriptions, prompts):
     """The greedy codes [K, T] that reach the codec, for each row."""
     decode, found = model.audio_encoder.decode, []
 
-    def spy(audio_codes, *rest, **named):
+    def spy(audio_codes, **named):
         found.extend(audio_codes)
-        return decode(audio_codes=audio_codes, *rest, **named)
+        return decode(audio_codes=audio_codes, **named)
 
     model.audio_encoder.decode = spy
     description, mask = padded(descriptions, False)
@@ -231,9 +232,8 @@ def check(folder):
         ids = [[expected[f"{name}.{part}.{i}"].tolist()] for part in ("description", "prompt")]
         found, samples = clips(model.eval(), *ids)
         same = torch.equal(found[0].to(torch.uint8), expected[f"{name}.codes.{i}"])
-        print(
-            name, i, "codes equal:", same, "samples:", float((samples[0] - expected[f"{name}.samples.{i}"]).abs().max())
-        )
+        difference = (samples[0] - expected[f"{name}.samples.{i}"]).abs().max()
+        print(f"{name} {i}: codes equal: {same}, samples differ by at most {difference:g}")
 
 
 if __name__ == "__main__":

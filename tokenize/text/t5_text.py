@@ -2,10 +2,10 @@
 
     "hello world" ──► ▁hello ▁world </s>
 
-It is never trained here: it comes with a public model whose table of embeddings has a row for each piece and rows without
-one (sentinels, padding to a round number). A character that no piece has becomes the unknown piece.
-Source: T5, arXiv:1910.10683; the ids are those of transformers' T5Tokenizer (Apache-2.0), but special pieces written out in
-a text, such as "</s>", are text.
+It is never trained here: it comes with a public model whose table of embeddings has a row for each piece and rows
+without one (sentinels, padding to a round number). A character that no piece has becomes the unknown piece.
+Source: T5, arXiv:1910.10683; the ids are those of transformers' T5Tokenizer (Apache-2.0), but special pieces written
+out in a text, such as "</s>", are text.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class T5Text(TextTokenizer):
             raise ValueError(f"{where}: has no end of a text or no unknown piece, so it is not the tokenizer of a T5")
         if self.num_pieces > self.vocab_size:
             raise ValueError(
-                f"{where}: has {self.num_pieces} pieces, but the model's table of texts has {self.vocab_size} rows; they "
-                "do not belong together"
+                f"{where}: has {self.num_pieces} pieces, but the model's table of texts has {self.vocab_size} rows; "
+                "they do not belong together"
             )
 
     def read(self, text: str) -> str:
