@@ -125,10 +125,11 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
     encoded = parts.text_becomes_embedding and given["embedding"] is not None
     if encoded and given["text"] is not None:
         raise ValueError("text and embedding were both given, and the text is turned into an embedding; give one")
-    for one in given["description"] if is_list(given["description"]) else [given["description"]]:
-        if one is not None and not isinstance(one, str):
+    described = given["description"]
+    for one in [] if described is None else described if is_list(described) else [described]:
+        if not isinstance(one, str):
             raise ValueError(f"description must be a string, found {shown(one)}")
-    if given["description"] is not None and given["embedding"] is not None:
+    if described is not None and given["embedding"] is not None:
         raise ValueError("description and embedding were both given; give one")
     if unconditional:
         return
@@ -136,10 +137,9 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
         example = f"one of {', '.join(parts.labels[:10])}" if main == "label" else EXAMPLES[main]
         what = f"{'an' if main == 'embedding' else 'a'} {ARGUMENT_NAMES[main]}"
         raise ValueError(f"'{parts.name}' needs {what}; give {example}, or ask for unconditional")
-    if parts.reads_description and given["description"] is None and given["embedding"] is None:
-        raise ValueError(
-            f"'{parts.name}' needs a description; give {EXAMPLES['description']}, or ask for unconditional"
-        )
+    always = any(condition.kind == "embedding" and not condition.dropout for condition in parts.lm.config.conditions)
+    if parts.reads_description and always and described is None and given["embedding"] is None:
+        raise ValueError(f"'{parts.name}' needs a description; give {EXAMPLES['description']}")
 
 
 def _states(parts: ModelParts, text: str | Sequence[str]) -> Tensor | list[Tensor]:

@@ -11,7 +11,7 @@ No preset reproduces the following, because it does not concern where ids are pl
 - audiocraft and Moshi train on the first T steps (and the leading column) only, so the last delay_k frames of codebook
   k have no loss. Here every code has one.
 - Higgs, Parler, Zonos and Dia also predict the ends of codebooks 1, 2, ... Here those follow from codebook 0's, as they
-  do in the generation of Higgs, Zonos and Dia, so their heads have no output for it. Parler's generation only keeps their
+  do in the generation of Higgs, Zonos and Dia, so their heads have no output for it. Parler's only keeps their
   order; as it drops frames that are not whole, the number of frames is the same.
 - Ids that a project's tables contain but never use (Parler's rows up to 1087, Dia's 1027) have no row here.
 

@@ -126,6 +126,7 @@ def test_what_is_refused():
     assert model.reads_description and model.condition_kinds == ["text", "embedding"]
     for call, message in (
         ({"text": "hello", "description": 3}, "description must be a string, found 3"),
+        ({"text": "hello", "description": ["a", None]}, "description must be a string, found None"),
         ({"text": "hello", "description": " "}, "the text ' ' is empty"),
         ({"text": "hello", "description": "a", "embedding": torch.zeros(2, 12)}, "description and embedding were both"),
         ({"text": PROMPTS, "description": ["a"] * 3}, "2 texts but 3 embeddings"),
