@@ -3,7 +3,8 @@
     text_encoder.*                the encoder of a flan-T5, which reads the description of a voice
     enc_to_dec_proj.*             from its width to the decoder's; absent if they are equal
     embed_prompts.weight          the table of the transcript's pieces, a prefix of the sequence
-    decoder.model.decoder.*       MusicGen's decoder, with positions counted from the first piece of the transcript
+    decoder.model.decoder.*       MusicGen's decoder, with positions counted from the first piece of the transcript:
+                                  sinusoids, or rotations of queries and keys, of cross-attention its queries alone
     decoder.lm_heads.k.weight     an output layer per codebook, or decoder.lm_heads.weight of all
     audio_encoder.model.*         a DAC of its authors' library, or audio_encoder.*: transformers' DacModel
 
@@ -30,7 +31,7 @@ from ...tokenize.public.dac import dac_part, read_dac_part, read_dac_tensors
 from ...tokenize.public.dac_native import DEFAULTS as NATIVE_DEFAULTS
 from ...tokenize.public.dac_native import NATIVE
 from ...tokenize.public.folder import PublicFolder
-from ...tokenize.public.tensor_map import Concat, Constant, Part, Source, TensorMap, Term, equal_parts
+from ...tokenize.public.tensor_map import Concat, Constant, Part, Permuted, Source, TensorMap, Term
 from ...tokenize.spec import AudioGeometry, TokenSpec
 from ...tokenize.text.base import MAX_FILE_BYTES, TextTokenizer
 from ...tokenize.text.t5_text import T5Text, T5TextConfig
@@ -42,11 +43,12 @@ from ..conditioning.text_encoder import TextEncoder, open_text_encoder
 from ..config import LMConfig
 from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
-from ..ops.rotary import SinusoidalConfig, sinusoidal_embedding
+from ..ops.rotary import SinusoidalConfig, TimeRopeConfig, sinusoidal_embedding
 from ..patterns.layouts import DelayConfig
 from ..patterns.pattern import SpecialsConfig
 from .conversion import check_layout, read_lm
 from .musicgen import PROJECTION, UNKNOWN_CODEC
+from .rotary_order import interleaved_rows
 
 MODEL_TYPES = ("parler_tts",)
 """Values of model_type in config.json."""
@@ -85,6 +87,7 @@ DECODER_DEFAULTS: dict[str, Any] = {
     "eos_token_id": 2048,
     "tie_word_embeddings": False,
     "rope_embeddings": False,
+    "rope_theta": 10000.0,
     "use_fused_lm_heads": False,
     "cross_attention_hidden_size": None,
 }
@@ -200,7 +203,6 @@ def read_parler_config(folder: PublicFolder) -> tuple[dict[str, Any], dict[str, 
                 "activation_function": ("gelu",),
                 "scale_embedding": (False,),
                 "tie_word_embeddings": (False,),
-                "rope_embeddings": (False,),
                 "cross_attention_hidden_size": (None,),
                 "num_key_value_heads": (None, *range(1, heads + 1)),
                 "num_cross_attention_key_value_heads": (None, kv_heads),
@@ -246,6 +248,9 @@ def parler_config(
         null="zero",
         dropout=0.0,
     )
+    rope = SinusoidalConfig(prefix="counted")
+    if decoder["rope_embeddings"]:
+        rope = make_config(TimeRopeConfig, where, base=float(decoder["rope_theta"]), cross="queries")
     return make_config(
         LMConfig,
         where,
@@ -258,7 +263,7 @@ def parler_config(
         norm="layer",
         norm_eps=1e-5,
         dropout=float(decoder["dropout"]),
-        rope=SinusoidalConfig(prefix="counted"),
+        rope=rope,
         arrangement=DelayConfig(delays=tuple(range(decoder["num_codebooks"]))),
         specials=SpecialsConfig(end=0, start=1, pad=0, after="end"),
         variable_length=True,
@@ -310,23 +315,30 @@ def parler_tensor_map(config: LMConfig, spec: TokenSpec, vocab_size: int, fused:
         "conditions.parts.embedding.projection.weight": Source(f"{PROJECTION}.weight"),
         "conditions.parts.embedding.projection.bias": Source(f"{PROJECTION}.bias"),
     }
-    E = config.head_width
-    sizes = (config.heads * E, config.num_kv_heads * E, config.num_kv_heads * E)
+    H, G, E = config.heads, config.num_kv_heads, config.head_width
+    sizes, rotary = (H * E, G * E, G * E), isinstance(config.rope, TimeRopeConfig)
+
+    def matrix(name: str, heads: int = 0) -> Term:
+        """A matrix; if given heads, in the order of rotary pairs."""
+        source = Source(f"{name}.weight")
+        return Permuted(source, interleaved_rows(heads, E)) if heads and rotary else source
+
     for n in range(config.layers):
         ours, theirs = f"transformer.blocks.{n}.", f"{base}layers.{n}."
         norms = {"attention_norm": "self_attn_layer_norm", "cross_norm": "encoder_attn_layer_norm"}
         for our_norm, norm in (norms | {"ffn_norm": "final_layer_norm"}).items():
             for part in ("weight", "bias"):
                 terms[f"{ours}{our_norm}.{part}"] = Source(f"{theirs}{norm}.{part}")
-        qkv = tuple(Source(f"{theirs}self_attn.{name}_proj.weight") for name in "qkv")
+        own, cross = f"{theirs}self_attn.", f"{theirs}encoder_attn."
+        qkv = matrix(f"{own}q_proj", H), matrix(f"{own}k_proj", G), matrix(f"{own}v_proj")
         terms[f"{ours}attention.qkv.weight"] = Concat(qkv, sizes)
-        memory = [f"{theirs}encoder_attn.{name}_proj.weight" for name in "kv"]
-        terms[f"{ours}cross.key_value.weight"] = equal_parts(memory)
-        matrices = {"attention.out": "self_attn.out_proj", "cross.out": "encoder_attn.out_proj"}
-        matrices |= {"cross.query": "encoder_attn.q_proj", "ffn.up": "fc1", "ffn.down": "fc2"}
-        for our_matrix, matrix in matrices.items():
-            terms[f"{ours}{our_matrix}.weight"] = Source(f"{theirs}{matrix}.weight")
-    ignored = (f"{TEXT}.", f"{CODEC}.", SINUSOIDS)
+        terms[f"{ours}attention.out.weight"] = matrix(f"{own}out_proj")
+        terms[f"{ours}cross.query.weight"] = matrix(f"{cross}q_proj", H)
+        terms[f"{ours}cross.key_value.weight"] = Concat((matrix(f"{cross}k_proj", G), matrix(f"{cross}v_proj")))
+        terms[f"{ours}cross.out.weight"] = matrix(f"{cross}out_proj")
+        terms[f"{ours}ffn.up.weight"] = matrix(f"{theirs}fc1")
+        terms[f"{ours}ffn.down.weight"] = matrix(f"{theirs}fc2")
+    ignored = (f"{TEXT}.", f"{CODEC}.", *(() if rotary else (SINUSOIDS,)))
     return TensorMap({name: terms[name] for name in parameter_shapes(config, spec)}, ignored=ignored)
 
 
@@ -358,7 +370,8 @@ def save_parler_whole(folder: Path, model: LoadedModel, dtype: StorageName = "fl
     tensors |= {f"{TEXT}.{name}": tensor for name, tensor in encoder.tensors().items()}
     vocab_size = described[DECODER]["vocab_size"]
     of_lm = parler_tensor_map(lm.config, lm.spec, vocab_size).write(lm.state_dict())
-    of_lm[SINUSOIDS] = sinusoidal_embedding(torch.arange(POSITIONS), lm.config.width, lm.config.rope.base)
+    if not described[DECODER]["rope_embeddings"]:
+        of_lm[SINUSOIDS] = sinusoidal_embedding(torch.arange(POSITIONS), lm.config.width, lm.config.rope.base)
     tensors |= {name: tensor.to(DTYPES[dtype]) for name, tensor in of_lm.items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -393,7 +406,8 @@ def describe_parler(lm: TokenLM, text_width: int) -> dict[str, Any]:
         "max_position_embeddings": POSITIONS,
         "num_codebooks": spec.num_codebooks,
         "scale_embedding": False,
-        "rope_embeddings": False,
+        "rope_embeddings": isinstance(config.rope, TimeRopeConfig),
+        "rope_theta": config.rope.base,
         "use_fused_lm_heads": False,
         "tie_word_embeddings": False,
         "is_decoder": True,

@@ -20,16 +20,18 @@ EXPECTED = read_safetensors(TINY / "expected.safetensors")[0]
 GREEDY = {"temperature": 0, "max_frames": LONGEST}
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("converted") / "model"
-    assert run(["convert", str(TINY / "projected"), str(folder), "--dtype", "float16"]) == 0
+@pytest.fixture(scope="module", params=["projected", "grouped"])
+def converted(request, tmp_path_factory):
+    """A model directory, named like the checkpoint it is of."""
+    folder = tmp_path_factory.mktemp("converted") / request.param
+    assert run(["convert", str(TINY / request.param), str(folder), "--dtype", "float16"]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def back(converted, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("back") / "parler"
+    """The same written back."""
+    folder = tmp_path_factory.mktemp("back") / converted.name
     assert run(["convert", str(converted), str(folder), "--to", "parler", "--dtype", "float16"]) == 0
     return folder
 
@@ -50,8 +52,8 @@ def test_texts_give_the_codes_and_samples_of_the_package(name):
 
 def test_converted_and_written_back(converted, back):
     for folder in (converted, back):
-        check_clips(tessera.load(folder, device="cpu"), "projected")
-    there, here = (tessera.load(folder, device="cpu") for folder in (TINY / "projected", back))
+        check_clips(tessera.load(folder, device="cpu"), back.name)
+    there, here = (tessera.load(folder, device="cpu") for folder in (TINY / back.name, back))
     for part in ("lm", "tokenizer"):
         first, second = (getattr(one, part) for one in (there, here))
         first, second = (one.state_dict() if part == "lm" else one.net.state_dict() for one in (first, second))
@@ -68,8 +70,11 @@ def test_converted_and_written_back(converted, back):
 
 def test_what_is_written(back):
     """Names and shapes of the original, without the rows of its tables that no id uses."""
-    first, second = (read_safetensors(folder / "model.safetensors")[0] for folder in (TINY / "projected", back))
+    first, second = (read_safetensors(folder / "model.safetensors")[0] for folder in (TINY / back.name, back))
     first.pop("text_encoder.encoder.embed_tokens.weight")  # tied, once in what is written
+    fused = first.pop("decoder.lm_heads.weight", None)
+    if fused is not None:
+        first |= {f"decoder.lm_heads.{k}.weight": head for k, head in enumerate(fused.chunk(make_parler_codes.K))}
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         written = second[name]
@@ -81,7 +86,8 @@ def test_what_is_written(back):
             short = name.startswith(("decoder.lm_heads.", "decoder.model.decoder.embed_tokens."))
             assert short == (written.shape != tensor.shape)
     described = json.loads((back / "config.json").read_text())
-    assert described["decoder"]["vocab_size"] == 33 and described["transformers_version"] == "4.46.1"
+    codes = first["audio_encoder.quantizer.quantizers.0.codebook.weight"].shape[0]
+    assert described["decoder"]["vocab_size"] == codes + 1 and described["transformers_version"] == "4.46.1"
 
 
 def test_a_stream_is_the_whole_clip():

@@ -7,8 +7,8 @@
     PYTHONPATH=DIR:DIR/parler python tests/lm/make_parler_codes.py check BACK  # codes of a folder that was written back
 
 Each folder has the files of a published one. `projected` has a projection of the text encoder's states and separate
-heads, `grouped` neither, but fewer key/value heads and one matrix of heads. descript-audio-codec is replaced by an
-empty module: the codec of these folders is transformers' own DacModel.
+heads, `grouped` neither, but fewer key/value heads, one matrix of heads and rotary positions. descript-audio-codec is
+replaced by an empty module: the codec of these folders is transformers' own DacModel.
 """
 
 import json
@@ -27,6 +27,7 @@ K, D = 9, 16
 NUMBER = re.compile(r"(?<=block\.)\d+|(?<=layers\.)\d+|(?<=lm_heads\.)\d+|(?<=embed_tokens\.)\d+")
 FRAMES, LONGEST = 9, 31
 """Frames of the sequence whose logits are compared, and the limit of a clip."""
+FUSED = {"use_fused_lm_heads": True, "rope_embeddings": True, "rope_theta": 100.0}
 DESCRIPTIONS = ["a calm voice", "a loud and fast voice in a large room"]
 PROMPTS = ["hello", "hello world and all who hear it"]
 
@@ -160,7 +161,7 @@ def main():
     expected = {}
     for name, codes, seed, more in (
         ("projected", 32, 0, {"text_width": 12, "layers": 2}),
-        ("grouped", 16, 0, {"text_width": D, "layers": 1, "num_key_value_heads": 2, "use_fused_lm_heads": True}),
+        ("grouped", 16, 0, {"text_width": D, "layers": 1, "num_key_value_heads": 2, **FUSED}),
     ):
         folder = TINY / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -200,7 +200,9 @@ def change_config(folder: Path, section, change) -> None:
 
 
 LIES = [
-    ("decoder", {"rope_embeddings": True}, "decoder.rope_embeddings is 'True'; only False is supported"),
+    ("decoder", {"rope_embeddings": 1}, "rope_embeddings must be of type bool, found '1'"),
+    ("decoder", {"rope_embeddings": True}, "'decoder.model.decoder.embed_positions.weights'"),
+    ("decoder", {"rope_embeddings": True, "rope_theta": 0.0}, "base: Input should be greater than 0"),
     ("decoder", {"activation_function": "relu"}, "decoder.activation_function is 'relu'; only 'gelu' is supported"),
     ("decoder", {"scale_embedding": True}, "decoder.scale_embedding is 'True'"),
     ("decoder", {"eos_token_id": 31}, "decoder.eos_token_id is '31'; only 32 is supported"),
