@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from ...configs.files import read_json, write_atomic, write_json, write_safetensors
+from ...configs.json_limits import NAMED
 from ...configs.schema import make_config
 from ...tokenize.base import Tokenizer
 from ...tokenize.public.checkpoint import open_checkpoint
@@ -34,6 +35,7 @@ from ...tokenize.public.folder import PublicFolder
 from ...tokenize.public.tensor_map import Concat, Constant, Part, Permuted, Source, TensorMap, Term
 from ...tokenize.spec import AudioGeometry, TokenSpec
 from ...tokenize.text.base import MAX_FILE_BYTES, TextTokenizer
+from ...tokenize.text.sentencepiece_json import sentencepiece_of_json
 from ...tokenize.text.t5_text import T5Text, T5TextConfig
 from ..checkpoints.model_directory import LoadedModel
 from ..checkpoints.parameter_shapes import parameter_shapes
@@ -60,7 +62,7 @@ IN_WRAPPER = f"{CODEC}.model."
 CODEC_SIZES: dict[str, Any] = {key: value for key, value in NATIVE_DEFAULTS.items() if value is not None}
 CODEC_SIZES |= {"codebook_dim": 8}
 """Of a codec of the original library: those that the package's wrapper does not set."""
-PIECES, TOKENIZER_CONFIG = "spiece.model", "tokenizer_config.json"
+PIECES, PIECES_AS_JSON, TOKENIZER_CONFIG = "spiece.model", "tokenizer.json", "tokenizer_config.json"
 WRITTEN_BY = "4.46.1"
 """The version of transformers that the package is written for; from 4.45 on `dac` is transformers' own class."""
 POSITIONS = 4096
@@ -150,7 +152,7 @@ def read_parler_text(folder: PublicFolder) -> TextTokenizer:
     Raises:
         FileNotFoundError: there is none. ValueError: it is not T5's, or does not fit the table.
     """
-    path, described = folder.path / PIECES, folder.path / TOKENIZER_CONFIG
+    described = folder.path / TOKENIZER_CONFIG
     held = read_json(described) if described.is_file() else {}
     name = held.get("tokenizer_class", "T5Tokenizer") if isinstance(held, dict) else None
     if name not in ("T5Tokenizer", "T5TokenizerFast"):
@@ -158,14 +160,18 @@ def read_parler_text(folder: PublicFolder) -> TextTokenizer:
             f"{described}: tokenizer_class is {str(name)[:80]!r}; only transcripts in the pieces of T5 are supported "
             "(those of the first English models, mini and large)"
         )
+    config = _text_config(read_parler_config(folder)[0], str(folder.config_path))
+    path, as_json = folder.path / PIECES, folder.path / PIECES_AS_JSON
+    if not path.is_file() and as_json.is_file():
+        return T5Text(config, sentencepiece_of_json(read_json(as_json, NAMED), str(as_json)), str(as_json))
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; transcripts are read by the SentencePiece model of T5, copy it from the public "
-            "model, or from flan-T5, whose tokenizer it is"
+            f"{path}: no such file; transcripts are read by the tokenizer of T5 ({PIECES} or {PIECES_AS_JSON}), copy it "
+            "from the public model, or from flan-T5, whose tokenizer it is"
         )
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size} bytes, the limit is {MAX_FILE_BYTES}")
-    return T5Text(_text_config(read_parler_config(folder)[0], str(folder.config_path)), path.read_bytes(), str(path))
+    return T5Text(config, path.read_bytes(), str(path))
 
 
 def parler_defaults(folder: PublicFolder, spec: TokenSpec) -> GenerationConfig:

@@ -269,6 +269,21 @@ def test_missing_and_unknown_tensors_are_named(change, message, tmp_path):
         load_public_model(tmp_path / "folder")
 
 
+def test_transcripts_by_tokenizer_json(tmp_path):
+    """As transformers writes it, which leaves out spiece.model."""
+    folder = tmp_path / "folder"
+    shutil.copytree(TINY / "projected", folder)
+    given = read_public_model(folder)
+    assert given.text_encoder is not None and given.text is not None
+    given.text_encoder.tokenizer.save_pretrained(folder)
+    (folder / "spiece.model").unlink()
+    found = read_public_model(folder)
+    assert found.text is not None
+    for text in (*make_parler_codes.DESCRIPTIONS, *make_parler_codes.PROMPTS, "xyz  a"):
+        assert found.text.encode(text) == given.text.encode(text)
+    assert summarize(folder).lacks == ()
+
+
 def test_other_tokenizers_of_transcripts_are_refused(tmp_path):
     folder = tmp_path / "folder"
     shutil.copytree(TINY / "projected", folder)
@@ -281,5 +296,5 @@ def test_other_tokenizers_of_transcripts_are_refused(tmp_path):
         read_public_model(folder)
     (folder / "spiece.model").unlink()
     assert "the text tokenizer" in summarize(folder).lacks
-    with pytest.raises(FileNotFoundError, match="transcripts are read by the SentencePiece model of T5, copy it"):
+    with pytest.raises(FileNotFoundError, match="transcripts are read by the tokenizer of T5"):
         read_public_model(folder)

@@ -5,7 +5,9 @@ import random
 import pytest
 import sentencepiece
 
+from tessera.configs.files import read_json
 from tessera.tokenize.text.registry import load_text, make_text
+from tessera.tokenize.text.sentencepiece_json import sentencepiece_of_json
 from tessera.tokenize.text.t5_text import T5Text, T5TextConfig
 
 WORDS = "the quick brown fox jumps over a lazy dog while café naïve １２ ﬁne it's 3.5 % (of) them".split()
@@ -24,10 +26,15 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_ids_are_those_of_transformers(folder):
+@pytest.mark.parametrize("made_of", ["spiece.model", "tokenizer.json"])
+def test_ids_are_those_of_transformers(folder, made_of, tmp_path):
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.T5Tokenizer.from_pretrained(folder, extra_ids=0)
-    ours = T5Text(T5TextConfig(vocab_size=100), (folder / "spiece.model").read_bytes(), "here")
+    theirs = transformers.T5Tokenizer.from_pretrained(folder, extra_ids=5)
+    model = (folder / "spiece.model").read_bytes()
+    if made_of == "tokenizer.json":
+        theirs.save_pretrained(tmp_path)
+        model = sentencepiece_of_json(read_json(tmp_path / made_of), "here")
+    ours = T5Text(T5TextConfig(vocab_size=100), model, "here")
     rng = random.Random(1)
     texts = [" ".join(rng.choices([*WORDS, "unknown", "Ω~", "x", "\t", " "], k=rng.randint(1, 12))) for _ in range(300)]
     texts = [text for text in texts if text.strip()]
@@ -53,5 +60,10 @@ def test_what_is_refused(folder):
         T5Text(T5TextConfig(), b"x", "here")
     with pytest.raises(ValueError, match="kind 't5' comes with a public model and is not learned from a corpus"):
         make_text(T5TextConfig(), ["one"])
+    for wrong in ([], {"model": {"type": "BPE", "vocab": {}}}, {"model": {"vocab": [["a"]]}}):
+        with pytest.raises(ValueError, match="here: holds no pieces of a Unigram model"):
+            sentencepiece_of_json(wrong, "here")
+    with pytest.raises(ValueError, match="here: its table of normalization is damaged"):
+        sentencepiece_of_json({"model": {"vocab": []}, "normalizer": {"precompiled_charsmap": "a"}}, "here")
     with pytest.raises(ValueError, match="the text ' ' is empty"):
         T5Text(T5TextConfig(), model, "here").encode(" ")
