@@ -17,6 +17,7 @@ Source: huggingface/parler-tts d108732 (Apache-2.0): tensor names, config keys a
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +154,12 @@ def read_parler_text(folder: PublicFolder) -> TextTokenizer:
         FileNotFoundError: there is none. ValueError: it is not T5's, or does not fit the table.
     """
     described = folder.path / TOKENIZER_CONFIG
-    held = read_json(described) if described.is_file() else {}
-    name = held.get("tokenizer_class", "T5Tokenizer") if isinstance(held, dict) else None
-    if name not in ("T5Tokenizer", "T5TokenizerFast"):
+    # Not parsed: transformers writes whole numbers beyond 64 bits into it.
+    held = described.read_bytes()[: 1 << 20].decode(errors="replace") if described.is_file() else ""
+    named = re.search(r'"tokenizer_class"\s*:\s*"([^"]*)"', held)
+    if named is not None and named[1] not in ("T5Tokenizer", "T5TokenizerFast"):
         raise ValueError(
-            f"{described}: tokenizer_class is {str(name)[:80]!r}; only transcripts in the pieces of T5 are supported "
+            f"{described}: tokenizer_class is {named[1][:80]!r}; only transcripts in the pieces of T5 are supported "
             "(those of the first English models, mini and large)"
         )
     config = _text_config(read_parler_config(folder)[0], str(folder.config_path))
@@ -166,8 +168,8 @@ def read_parler_text(folder: PublicFolder) -> TextTokenizer:
         return T5Text(config, sentencepiece_of_json(read_json(as_json, NAMED), str(as_json)), str(as_json))
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; transcripts are read by the tokenizer of T5 ({PIECES} or {PIECES_AS_JSON}), copy it "
-            "from the public model, or from flan-T5, whose tokenizer it is"
+            f"{path}: no such file; transcripts are read by the tokenizer of T5 ({PIECES} or {PIECES_AS_JSON}), copy "
+            "it from the public model, or from flan-T5, whose tokenizer it is"
         )
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size} bytes, the limit is {MAX_FILE_BYTES}")

@@ -1,9 +1,9 @@
 """A SentencePiece model from the tokenizer.json of the same pieces.
 
-Packages that only write tokenizer.json leave out spiece.model, of which it was made: the same pieces, scores and table of
-normalization. Here the other way: the message `ModelProto` is written field by field.
-Source: sentencepiece_model.proto of google/sentencepiece (Apache-2.0): numbers of fields and of types of pieces; the keys
-are those of Hugging Face tokenizers.
+Packages that only write tokenizer.json leave out spiece.model, of which it was made: the same pieces, scores and table
+of normalization. Here the other way: the message `ModelProto` is written field by field.
+Source: sentencepiece_model.proto of google/sentencepiece (Apache-2.0): numbers of fields and of types of pieces; the
+keys are those of Hugging Face tokenizers.
 """
 
 from __future__ import annotations
