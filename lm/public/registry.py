@@ -87,6 +87,17 @@ PUBLIC = {
         read_text_encoder=read_musicgen_text_encoder,
         save_whole=save_musicgen_composite,
     ),
+    "parler": PublicLayout(
+        PARLER_TYPES,
+        load_parler,
+        save_parler,
+        parler_defaults,
+        "the audio codec",
+        read_tokenizer=read_parler_codec,
+        read_text_encoder=read_parler_text_encoder,
+        read_text=read_parler_text,
+        save_whole=save_parler_whole,
+    ),
     "llamagen": PublicLayout(
         ("llamagen",),
         load_llamagen,
@@ -107,17 +118,6 @@ PUBLIC = {
         read_native_text_encoder,
         save_whole=save_native_whole,
         recognize=is_musicgen_native,
-    ),
-    "parler": PublicLayout(
-        PARLER_TYPES,
-        load_parler,
-        save_parler,
-        parler_defaults,
-        "the audio codec",
-        read_tokenizer=read_parler_codec,
-        read_text_encoder=read_parler_text_encoder,
-        read_text=read_parler_text,
-        save_whole=save_parler_whole,
     ),
 }
 
