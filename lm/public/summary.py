@@ -109,6 +109,10 @@ def _public_model(path: Path, name: str) -> Summary:
         else:
             parts.append(found)
             surveys.append(survey)
+    try:
+        layout.read_text(opened)
+    except FileNotFoundError:
+        lacks.append("the text tokenizer")
     encoder = layout.read_text_encoder(opened)
     if encoder is not None:
         parts.append(_text_encoder(encoder))
