@@ -19,7 +19,7 @@ from .audio.networks import AudioNet, AudioTokenizerConfig
 from .base import STORAGE_DTYPES, Tokenizer, TokenizerStorage, stored_tensors
 from .bundled import bundled_model, bundled_models, shipped_path
 from .image.networks import ImageNet, ImageTokenizerConfig
-from .kinds import FROZEN, NETS, TokenizerConfig
+from .kinds import FROZEN, NETS, FrozenConfig, empty_net
 from .layers.parameter_budget import Budget
 from .public.folder import has_pickles_alone
 from .public.registry import read_public_codec, recognize_codec
@@ -30,7 +30,7 @@ class TokenizerFile(Config):
     """config.json of a tokenizer directory."""
 
     format: Literal[1] = 1
-    tokenizer: TokenizerConfig
+    tokenizer: FrozenConfig
     fingerprint: str
     storage: TokenizerStorage = "float16"
 
@@ -73,8 +73,7 @@ def load_tokenizer(folder: str | Path, codebooks: int | None = None, image_size:
     path = folder / "tokenizer.safetensors"
     header = read_header(path)
     with Budget(header.tensors, path):
-        net = NETS[config.kind](config, read_files=False)
-        fold_norms(net)
+        net = empty_net(config)
     _check_tensors(path, net, header, described.storage)
     tensors, metadata = read_safetensors(path)
     check_format(path, metadata, "tessera-tokenizer")
