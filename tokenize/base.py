@@ -48,8 +48,8 @@ class Tokenizer:
 
     config: AudioTokenizerConfig | ImageTokenizerConfig
     net: AudioNet | ImageNet
-    quantizer: Quantizer | None
-    """None: the codes are computed by another package, as those of `TransformersTokenizer`."""
+    quantizer: Any
+    """Quantizer; None where another package computes the codes (`TransformersTokenizer`)."""
 
     def __init__(
         self,

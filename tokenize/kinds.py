@@ -22,8 +22,8 @@ FrozenConfig = Annotated[
 ]
 """Kinds of frozen tokenizers."""
 
-NETS = {"audio": AudioNet, "picture": ImageNet, "transformers": HubNet}
-FROZEN = {"audio": AudioTokenizer, "picture": ImageTokenizer, "transformers": TransformersTokenizer}
+NETS: dict[str, Any] = {"audio": AudioNet, "picture": ImageNet, "transformers": HubNet}
+FROZEN: dict[str, Any] = {"audio": AudioTokenizer, "picture": ImageTokenizer, "transformers": TransformersTokenizer}
 
 
 def empty_net(config: FrozenConfig) -> Any:

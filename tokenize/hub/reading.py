@@ -115,7 +115,12 @@ def _read_model(folder: PublicFolder, model_class: Any, hub_config: Any) -> Any:
     try:
         with Budget(entries, folder.path):
             model, info = model_class.from_pretrained(
-                None, config=hub_config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
+                None,
+                config=hub_config,
+                state_dict=tensors,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # they are named below
+                output_loading_info=True,
             )
     except (BudgetError, ImportError):
         raise

@@ -47,9 +47,9 @@ class TransformersTokenizer(AudioTokenizer):
         if config.encoder_rate != config.sample_rate:
             samples = resample(samples.cpu(), config.sample_rate, config.encoder_rate).to(self.device)
         hop = config.hop * config.encoder_rate // config.sample_rate
-        least = hop * max(config.shortest, frames if config.whole_frames else 1)
-        least = least if config.whole_frames or frames < config.shortest else 0
-        samples = torch.nn.functional.pad(samples, (0, max(0, least - samples.shape[1])))
+        wanted = max(frames, config.shortest)
+        if config.whole_frames or wanted > frames:
+            samples = torch.nn.functional.pad(samples, (0, max(0, wanted * hop - samples.shape[1])))
         codes = self.net.encode(samples[0])[: config.codebooks, :frames]
         if codes.shape[1] < frames:
             raise ValueError(

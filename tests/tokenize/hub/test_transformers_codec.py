@@ -344,6 +344,9 @@ def test_from_the_command_line(folders, tmp_path, capsys):
         write_audio(tmp_path / "media" / f"{number}.wav", 0.3 * torch.randn(1, 320 * 9 - number), 16000)
     assert say("load", "--check", folder) == 0
     assert "transformers\n" in capsys.readouterr().out
+    tessera.load_tokenizer(folder).save(tmp_path / "saved")
+    assert say("load", "--check", tmp_path / "saved") == 0
+    assert "xcodec-16khz: 4 codebooks of 32 codes, 50 frames a second" in capsys.readouterr().out
     assert say("tokenizer", "eval", folder, "--data", tmp_path / "media") == 0
     file = tmp_path / "codes.safetensors"
     assert say("encode", tmp_path / "media", "--tokenizer", folder, "-o", file) == 0
