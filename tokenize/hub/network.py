@@ -14,7 +14,6 @@ import math
 from copy import deepcopy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...configs.printable import one_line

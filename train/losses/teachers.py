@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError
-from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.hub.tokenizer import TransformersTokenizer
+from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer, load_tokenizer
 from .codec_forward import encode_latents
 from .stft import magnitudes, mel_filters
@@ -113,8 +113,8 @@ class TokenizerTeacher(nn.Module):
         tokenizer = load_teacher(config.path, geometry, f"{where}.path")
         if isinstance(tokenizer, TransformersTokenizer):
             raise ConfigError(
-                f"{where}.path: {config.path} is computed by transformers, whose layers are not named here; choose another "
-                "teacher"
+                f"{where}.path: {config.path} is computed by transformers, whose layers are not named here; choose "
+                "another teacher"
             )
         self.config, self.geometry = config, tokenizer.spec.geometry
         self.net = tokenizer.net

@@ -24,6 +24,7 @@ HUBERT = {
     **{"model_type": "hubert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
     **{"intermediate_size": 20, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
 }
+FACTORS = [8, 5, 4, 2]
 DAC = {"model_type": "dac", "encoder_hidden_size": 4, "decoder_hidden_size": 64, "hidden_size": 12}
 BERT = {
     **{"model_type": "wav2vec2-bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -38,7 +39,7 @@ CODECS = {  # class, arguments of its config, class of its preprocessor
     "xcodec": (
         "Xcodec",
         {"target_bandwidths": [0.5, 1], "codebook_size": 32, "sample_rate": 16000, "semantic_model_config": HUBERT}
-        | {"acoustic_model_config": DAC | {"downsampling_ratios": [8, 5, 4, 2], "upsampling_ratios": [8, 5, 4, 2]}},
+        | {"acoustic_model_config": DAC | {"downsampling_ratios": FACTORS, "upsampling_ratios": FACTORS}},
         None,
     ),
     "wavtokenizer": (
@@ -51,7 +52,7 @@ CODECS = {  # class, arguments of its config, class of its preprocessor
     "higgs": (
         "HiggsAudioV2Tokenizer",
         {"target_bandwidths": [0.25, 0.5], "codebook_size": 32, "codebook_dim": 6, "semantic_model_config": HUBERT}
-        | {"acoustic_model_config": DAC | {"downsampling_ratios": [8, 5, 4, 2, 3], "upsampling_ratios": [8, 5, 4, 2, 3]}},
+        | {"acoustic_model_config": DAC | {"downsampling_ratios": [*FACTORS, 3], "upsampling_ratios": [*FACTORS, 3]}},
         None,
     ),
     "neucodec": ("NeuCodec", FSQ, "NeuCodecFeatureExtractor"),
