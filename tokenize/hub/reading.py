@@ -6,10 +6,12 @@ gets them with `state_dict=`, which renames those of earlier versions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...configs.files import read_header, read_json
 from ...configs.printable import one_line
@@ -131,6 +133,7 @@ def _read_model(folder: PublicFolder, model_class: Any, hub_config: Any) -> Any:
         if bar:
             logging.enable_progress_bar()
     _check_loaded(folder.path, info)
+    _check_left_over(folder.path, tensors, model.state_dict())
     return model
 
 
@@ -145,3 +148,21 @@ def _check_loaded(path: Path, info: Any) -> None:
         raise WeightsError(f"{path}: tensor '{name}' has another shape than the config requires: {shapes}")
     if info.get("error_msgs"):
         raise WeightsError(f"{path}: {one_line(ValueError(str(info['error_msgs'])))[:200]}")
+
+
+def _check_left_over(path: Path, tensors: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError if a file has more tensors than its model: some classes leave out names without a word."""
+    if len(tensors) > len(used):
+        left = sorted(name for name in tensors if _present_name(name) not in used)
+        raise WeightsError(
+            f"{path}: has {len(tensors)} tensors, the config asks for {len(used)}; '{(left or ['one'])[0]}' does not "
+            "belong there"
+        )
+
+
+def _present_name(name: str) -> str:
+    """A tensor's name with the weight norm of torch since 2.0."""
+    for earlier, present in (("weight_g", "original0"), ("weight_v", "original1")):
+        if name.endswith(f".{earlier}"):
+            return f"{name.removesuffix(earlier)}parametrizations.weight.{present}"
+    return name
