@@ -1,6 +1,6 @@
 """Public models: ours beside the library that they come from, with the same weights, turn by turn in one run.
 
-    python benchmarks/peers.py [--threads 2] [--turns 5] [--json FILE] [--only SYSTEM ...]
+    python benchmarks/peers.py [--threads 2] [--turns 5] [--seconds 10] [--json FILE] [--only SYSTEM ...]
     python benchmarks/peers.py --quick                    tiny shapes: whether it runs, under a minute
 
 Random weights of the published shapes, saved by the other library's own class and read by `tessera.load_tokenizer` or
@@ -8,7 +8,10 @@ Random weights of the published shapes, saved by the other library's own class a
 
     system   work   ratio = their time over ours, the median over turns in which both run once, beside each other
              spread = the smallest and largest of these ratios
-             load   the time to open the saved folder, each side in its own process, files in the page cache
+             cpu    the same ratio of processor time: other programs take turns on a busy machine, and their turns are
+                    in the other ratio
+             load   the time to open the saved folder, each side in its own process, after its imports, files in the
+                    page cache
              memory the peak resident memory of that process after loading, encoding and decoding once
 
 Settings are the best of the other side that were found: transformers in float32 (codecs have no faster dtype on a CPU:
@@ -19,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -36,7 +38,7 @@ from torch import Tensor
 
 import tessera
 
-SECONDS, QUICK_SECONDS = 10.0, 1.0
+QUICK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,16 @@ CODECS = {
         8, lambda model, media, k: model.encode(media, n_quantizers=k).audio_codes,
         lambda model, codes: model.decode(audio_codes=codes).audio_values,
     ),
+    "dac-44khz": Codec(
+        "Dac",
+        {
+            "sampling_rate": 44100, "encoder_hidden_size": 64, "downsampling_ratios": [2, 4, 8, 8],
+            "upsampling_ratios": [8, 8, 4, 2], "decoder_hidden_size": 1536, "n_codebooks": 9, "hop_length": 512,
+        },
+        {"encoder_hidden_size": 4, "decoder_hidden_size": 32, "n_codebooks": 3},
+        9, lambda model, media, k: model.encode(media, n_quantizers=k).audio_codes,
+        lambda model, codes: model.decode(audio_codes=codes).audio_values,
+    ),
     "mimi": Codec(
         "Mimi", {}, {
             "num_filters": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
@@ -124,9 +136,9 @@ def open_theirs(codec: Codec, folder: Path) -> Any:
     return getattr(transformers, f"{codec.kind}Model").from_pretrained(folder).eval()
 
 
-def media_of(rate: int, channels: int, quick: bool) -> Tensor:
-    """Noise with a slow envelope, [1, C, N]."""
-    count = int(rate * (QUICK_SECONDS if quick else SECONDS)) // 1920 * 1920
+def media_of(rate: int, channels: int, seconds: float) -> Tensor:
+    """Noise with a slow envelope, [1, C, N], N a multiple of all frame lengths here."""
+    count = int(rate * seconds) // 15360 * 15360
     generator = torch.Generator().manual_seed(1)
     envelope = torch.linspace(0, 20, count).sin().square()
     return 0.3 * envelope * torch.randn(1, channels, count, generator=generator)
@@ -134,24 +146,26 @@ def media_of(rate: int, channels: int, quick: bool) -> Tensor:
 
 def turns_of(ours: Callable[[], object], theirs: Callable[[], object], turns: int) -> dict[str, Any]:
     """Time both, one beside the other; the first turn warms up and is not counted."""
-    taken: list[tuple[float, float]] = []
+    taken: list[list[tuple[float, float]]] = []
     for turn in range(turns + 1):
         pair = []
         for call in (ours, theirs) if turn % 2 else (theirs, ours):
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             call()
-            pair.append(time.perf_counter() - start)
-        taken.append((pair[0], pair[1]) if turn % 2 else (pair[1], pair[0]))
-    ratios = [other / own for own, other in taken[1:]]
+            pair.append((time.perf_counter() - start, time.process_time() - used))
+        taken.append(pair if turn % 2 else pair[::-1])
+    ratios = [other[0] / own[0] for own, other in taken[1:]]
     return {
-        "ours_s": statistics.median(own for own, _ in taken[1:]),
-        "theirs_s": statistics.median(other for _, other in taken[1:]),
+        "ours_s": statistics.median(own[0] for own, _ in taken[1:]),
+        "theirs_s": statistics.median(other[0] for _, other in taken[1:]),
         "ratio": statistics.median(ratios),
         "spread": [min(ratios), max(ratios)],
+        "ours_cpu_s": statistics.median(own[1] for own, _ in taken[1:]),
+        "cpu": statistics.median(other[1] / own[1] for own, other in taken[1:]),
     }
 
 
-def compare_codec(name: str, codec: Codec, turns: int, quick: bool) -> list[dict[str, Any]]:
+def compare_codec(name: str, codec: Codec, turns: int, seconds: float, quick: bool) -> list[dict[str, Any]]:
     """Rows of one codec."""
     with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
         folder = Path(temporary)
@@ -159,7 +173,7 @@ def compare_codec(name: str, codec: Codec, turns: int, quick: bool) -> list[dict
         count = None if quick else codec.codebooks
         theirs, ours = open_theirs(codec, folder), tessera.load_tokenizer(folder, count)
         geometry: Any = ours.spec.geometry
-        media = media_of(geometry.sample_rate, geometry.channels, quick)
+        media = media_of(geometry.sample_rate, geometry.channels, seconds)
         codes = ours.encode(media).codes
         same = (codec.encode(theirs, media, count) == codes).float().mean().item()
         if same < 0.999:
@@ -169,39 +183,47 @@ def compare_codec(name: str, codec: Codec, turns: int, quick: bool) -> list[dict
             "decode": (lambda: ours.decode(codes), lambda: codec.decode(theirs, codes)),
         }
         rows = [{"system": name, "work": work, **turns_of(own, other, turns)} for work, (own, other) in works.items()]
-        fresh = {side: in_a_process(name, side, folder, quick) for side in ("ours", "theirs")}
+        fresh = {side: in_a_process(name, side, folder, seconds, quick) for side in ("ours", "theirs")}
     for work, key, digits in (("load", "load_s", 3), ("memory", "peak_mb", 0)):
         own, other = fresh["ours"][key], fresh["theirs"][key]
         rows.append({"system": name, "work": work, "ratio": other / own, "ours": round(own, digits), "theirs": other})
+    rows[-2]["cpu"] = fresh["theirs"]["load_cpu_s"] / fresh["ours"]["load_cpu_s"]
     return rows
 
 
-def in_a_process(name: str, side: str, folder: Path, quick: bool) -> dict[str, float]:
+def in_a_process(name: str, side: str, folder: Path, seconds: float, quick: bool) -> dict[str, float]:
     """Load time and peak memory of one side in a new process."""
     command = [sys.executable, __file__, "--one", name, side, str(folder), *(["--quick"] if quick else [])]
-    command += ["--threads", str(torch.get_num_threads())]
+    command += ["--threads", str(torch.get_num_threads()), "--seconds", str(seconds)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def one(name: str, side: str, folder: Path, quick: bool) -> None:
+def one(name: str, side: str, folder: Path, seconds: float, quick: bool) -> None:
     """Load, encode and decode once in this process, and print the figures."""
     codec = CODECS[name]
     count = None if quick else codec.codebooks
-    if side == "theirs":
-        getattr(import_module("transformers"), f"{codec.kind}Model")  # importing is not loading
-    start = time.perf_counter()
+    if side == "theirs":  # importing is not loading
+        getattr(import_module("transformers"), f"{codec.kind}Model")
+    else:
+        import_module("tessera.tokenize.tokenizer")
+    start, used = time.perf_counter(), time.process_time()
     model: Any = open_theirs(codec, folder) if side == "theirs" else tessera.load_tokenizer(folder, count)
-    loaded = time.perf_counter() - start
+    loaded, used = time.perf_counter() - start, time.process_time() - used
     with torch.inference_mode():
         if side == "theirs":
             config = model.config
-            media = media_of(config.sampling_rate, getattr(config, "audio_channels", 1), quick)
+            media = media_of(config.sampling_rate, getattr(config, "audio_channels", 1), seconds)
             codec.decode(model, codec.encode(model, media, count))
         else:
-            media = media_of(model.config.sample_rate, model.config.channels, quick)
+            media = media_of(model.config.sample_rate, model.config.channels, seconds)
             model.decode(model.encode(media).codes)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"load_s": loaded, "peak_mb": peak}))
+    print(json.dumps({"load_s": loaded, "load_cpu_s": used, "peak_mb": peak_memory()}))
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process in MiB. Linux's ru_maxrss would include the parent's, from before exec."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
 
 def compare_generation(turns: int, quick: bool) -> list[dict[str, Any]]:
@@ -221,6 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="audio of the codecs")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, two turns")
     parser.add_argument("--only", nargs="*", help="systems to measure")
     parser.add_argument("--json", type=Path, help="write the rows")
@@ -228,23 +251,26 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.one:
-        return one(args.one[0], args.one[1], Path(args.one[2]), args.quick)
+        return one(args.one[0], args.one[1], Path(args.one[2]), args.seconds, args.quick)
     turns, rows = 2 if args.quick else args.turns, []
-    print(f"{'system':16} {'work':26} {'ratio':>6}  {'spread':>13}")
+    seconds = QUICK_SECONDS if args.quick else args.seconds
+    print(f"{'system':16} {'work':26} {'ratio':>6}  {'spread':>13}  {'cpu':>5}")
     for name in [*CODECS, "musicgen-small"]:
         if args.only and name not in args.only:
             continue
         found = (
-            compare_codec(name, CODECS[name], turns, args.quick)
+            compare_codec(name, CODECS[name], turns, seconds, args.quick)
             if name in CODECS
             else compare_generation(turns, args.quick)
         )
         for row in found:
             spread = "-".join(f"{value:.2f}" for value in row.get("spread") or [])
-            print(f"{row['system']:16} {row['work']:26} {row['ratio']:6.2f}  {spread:>13}", flush=True)
+            cpu = f"{row['cpu']:.2f}" if "cpu" in row else ""
+            print(f"{row['system']:16} {row['work']:26} {row['ratio']:6.2f}  {spread:>13}  {cpu:>5}", flush=True)
         rows += found
     if args.json:
         described = {"torch": torch.__version__, "threads": args.threads, "turns": turns, "quick": args.quick}
+        described["seconds"] = seconds
         args.json.write_text(json.dumps({**described, "rows": rows}, indent=1) + "\n")
 
 

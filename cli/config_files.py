@@ -28,16 +28,16 @@ class OpenConfig:
     """Parsed contents of the file."""
     sets: Sequence[str]
 
-    def read_as(self, model: type[C], fill: Callable[[Any], Any] | None = None) -> C:
+    def read_as(self, model: type[C], fill: Callable[[Any, str], Any] | None = None) -> C:
         """The config as an object, with the overrides; raises ConfigError like `read_config`.
 
         Args:
-            fill: completes the data before it is checked.
+            fill: fill(data, where) completes the data before it is checked; `where` begins its messages.
         """
         from ..configs.schema import build_config
 
         where = str(self.path) if self.name is None else self.name
-        resolve = _with_shipped if fill is None else lambda data: fill(_with_shipped(data))
+        resolve = _with_shipped if fill is None else lambda data: fill(_with_shipped(data), where)
         read = build_config(copy.deepcopy(self.data), model, self.sets, where, resolve)
         if self.name is not None:
             say(f"config {self.name}; a copy to change: tessera configs {self.name} --copy DIR")

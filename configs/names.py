@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -11,6 +13,7 @@ from .printable import printable
 
 MAX_BYTES = 200
 """Maximum length of a name; file systems allow 255, and temporary names are longer than the final ones."""
+_EMPTY = "is empty, which names nothing; give a path or a name"
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
@@ -48,6 +51,25 @@ def _is_shown(name: str) -> str:
 
 ShownName = Annotated[str, AfterValidator(_is_shown)]
 """Name that messages show verbatim, for example a tokenizer's."""
+
+
+def _is_given(path: str) -> str:
+    if not path:
+        raise ValueError(_EMPTY)
+    return path
+
+
+GivenPath = Annotated[str, AfterValidator(_is_given)]
+"""Path or name in a config; "" is refused, because it would stand for the current folder."""
+
+
+def check_path(path: object, what: str) -> Path:
+    """A path that was given in Python. ValueError, which begins with `what`: it is none, or empty."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{what} must be a path or a name, found {printable(repr(path), 80)}")
+    if not os.fspath(path):
+        raise ValueError(f"{what} {_EMPTY}")
+    return Path(path)
 
 
 def output_stems(names: Iterable[str]) -> list[str]:

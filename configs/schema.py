@@ -143,7 +143,11 @@ def _kind_of(data: Any) -> str:
 
 def _refusal(error: ValidationError, kind: type[Config], data: Any, where: str) -> ConfigError:
     """Convert pydantic's errors to one line about the first."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = errors[0]
+    if first["type"] == "missing":  # an unknown key beside it is more likely its name, spelled wrong
+        beside = (one for one in errors if one["type"] == "extra_forbidden" and one["loc"][:-1] == first["loc"][:-1])
+        first = next(beside, first)
     field = ".".join(_named(first["loc"], data)) or "(top)"
     if first["type"] == "extra_forbidden":
         return ConfigError(f"{where}: {field}: unknown key; {_nearest_field(kind, first['loc'])}")
@@ -154,6 +158,8 @@ def _refusal(error: ValidationError, kind: type[Config], data: Any, where: str) 
         shown = f"'{tag}'" if isinstance(given, str) else one_line(json.dumps(given, default=str), 80)
         return ConfigError(f"{where}: {field}: kind {shown} is unknown; {nearest_name(tag, known)}")
     message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("too_short", "string_too_short") and first["ctx"]["min_length"] == 1:  # pyright: ignore
+        message = "is empty; give at least one"
     return ConfigError(f"{where}: {field}: {message}{_found(first)}")
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 
+from ..configs.names import check_path
 from ..configs.recognize import describe_wrong, folder_kind, run_model
 from ..configs.schema import nearest_name
 from ..lm.checkpoints.adapter_directory import load_with_adapter
 from ..lm.checkpoints.model_directory import LoadedModel, load_model
-from ..lm.checkpoints.weights_file import StorageName
+from ..lm.checkpoints.weights_file import StorageName, check_dtype
 from ..lm.device import choose_device
 from ..lm.public.registry import load_public_model, recognize_model
+from ..lm.public.unknown import describe_known
 from ..lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from ..lm.quantization.packed_linear import WeightsName
 from ..tokenize.bundled import bundled_model, bundled_models, shipped_path
@@ -47,8 +49,10 @@ def load(
             another model.
     """
     where = choose_device(device)
+    check_dtype(dtype)
     folder = find_model(model)
     if adapter is not None:
+        check_path(adapter, "adapter")
         loaded = load_with_adapter(folder, adapter, where, dtype, weights)
     elif _is_public(folder):
         loaded = load_public_model(folder, where, dtype, weights)
@@ -57,6 +61,7 @@ def load(
     lm = loaded.lm if weights else enable_fast_cpu_decode_(loaded.lm)
     text = loaded.text
     if lexicon is not None:
+        check_path(lexicon, "lexicon")
         if text is None:
             raise ValueError(f"a lexicon was given, but '{model}' reads no text; leave it out")
         text = text.with_lexicon(lexicon)
@@ -72,9 +77,14 @@ def model_of(loaded: LoadedModel, name: str | None = None) -> Model:
 def find_model(model: str | Path) -> Path:
     """The directory of a model given as a directory, a finished run or a bundled name; a directory takes precedence.
     It may be a public checkpoint."""
-    folder, names = shipped_path(model), bundled_models()
+    folder, names = shipped_path(check_path(model, "model")), bundled_models()
     kind = folder_kind(folder)
-    if kind == "model" or _is_public(folder) or (kind is None and (folder / "config.json").is_file()):
+    if kind == "model" or _is_public(folder):
+        return folder
+    known = describe_known(folder, "a model") if kind in (None, "foreign") and folder.exists() else None
+    if known is not None:
+        raise ValueError(known)
+    if kind is None and (folder / "config.json").is_file():
         return folder
     found = run_model(folder)
     if found is not None:

@@ -105,6 +105,11 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
     kinds = parts.condition_kinds
     main = next((kind for kind in ("text", "label", "codes", "embedding", "melody") if kind in kinds), None)
     for kind, value in given.items():
+        if kind == "text" and value is not None and kind not in kinds and "embedding" in kinds:
+            raise ValueError(
+                f"'{parts.name}' has no text encoder, whose states it reads in place of a text; add one "
+                "(docs/public-models.md says where: t5/, or tessera convert --text-encoder DIR), or give embedding"
+            )
         if value is not None and kind not in kinds:
             instead = (
                 f", give a {ARGUMENT_NAMES[main]}" if main is not None and {main, kind} == {"text", "label"} else ""

@@ -175,7 +175,7 @@ def fingerprint(config: Config, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # pyright: ignore
     return digest.hexdigest()
 
 
@@ -189,7 +189,8 @@ def exact_float32() -> Iterator[None]:
 def stored_tensors(net: nn.Module, storage: TokenizerStorage = "float16") -> dict[str, Tensor]:
     """Tensors to store: layers in `storage` (already rounded to it), codebooks and counters in their own dtype."""
     layers, dtype = dict(net.named_parameters()), STORAGE_DTYPES[storage]
-    return {name: tensor.detach().to(dtype) if name in layers else tensor for name, tensor in net.state_dict().items()}
+    found = {name: tensor.detach().to(dtype) if name in layers else tensor for name, tensor in net.state_dict().items()}
+    return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
 def check_finite(media: Tensor) -> None:

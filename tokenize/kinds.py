@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .audio.masked_conv import fold_norms
+from .audio.masked_conv import folded_norms
 from .audio.networks import AudioNet, AudioTokenizerConfig
 from .audio.tokenizer import AudioTokenizer
 from .hub.config import TransformersCodecConfig
@@ -14,6 +14,7 @@ from .hub.network import HubNet
 from .hub.tokenizer import TransformersTokenizer
 from .image.networks import ImageNet, ImageTokenizerConfig
 from .image.tokenizer import ImageTokenizer
+from .layers.unfilled import Unfilled
 
 TokenizerConfig = Annotated[AudioTokenizerConfig | ImageTokenizerConfig, Field(discriminator="kind")]
 """Kinds that are trained here."""
@@ -28,7 +29,7 @@ FROZEN: dict[str, Any] = {"audio": AudioTokenizer, "picture": ImageTokenizer, "t
 
 def empty_net(config: FrozenConfig) -> Any:
     """The network of a frozen tokenizer, whose weights are still to be set; nothing is read from files."""
-    net = NETS[config.kind](config, read_files=False)
-    if config.kind != "transformers":
-        fold_norms(net)
-    return net
+    if config.kind == "transformers":  # its class computes tables from what it draws
+        return HubNet(config)
+    with Unfilled(), folded_norms():
+        return NETS[config.kind](config, read_files=False)

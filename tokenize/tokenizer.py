@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..configs.files import TensorHeader, check_format, read_header, read_json, read_safetensors
+from ..configs.names import check_path
 from ..configs.recognize import describe_wrong, folder_kind, run_model
 from ..configs.schema import Config, check_config, nearest_name
 from .audio.masked_conv import fold_norms
@@ -21,8 +22,8 @@ from .bundled import bundled_model, bundled_models, shipped_path
 from .image.networks import ImageNet, ImageTokenizerConfig
 from .kinds import FROZEN, NETS, FrozenConfig, empty_net
 from .layers.parameter_budget import Budget
-from .public.folder import has_pickles_alone
-from .public.registry import read_public_codec, recognize_codec
+from .public.folder import PublicFolder, has_pickles_alone
+from .public.registry import PUBLIC_CODECS, read_public_codec, recognize_codec
 from .quantizers.combinators.multi_scale import restore_phi
 
 
@@ -58,15 +59,15 @@ def load_tokenizer(folder: str | Path, codebooks: int | None = None, image_size:
         FileNotFoundError: no tokenizer found. ValueError: damaged or foreign files, or weights that do not match the
         config.
     """
-    path = shipped_path(folder)
+    path = shipped_path(check_path(folder, "tokenizer"))
     foreign = path.exists() and folder_kind(path) in (None, "foreign")
     if foreign and (recognize_codec(path) is not None or has_pickles_alone(path)):
         return read_public_codec(path, codebooks, image_size)
+    folder = find_tokenizer(folder)
     if codebooks is not None:
         raise ValueError(f"{folder}: the number of codebooks can be chosen for public codecs only; leave it out")
     if image_size is not None:
         raise ValueError(f"{folder}: the image size can be chosen for public tokenizers only; leave it out")
-    folder = find_tokenizer(folder)
     saved = restore_phi(read_json(folder / "config.json"))
     described = check_config(saved, TokenizerFile, str(folder / "config.json"))
     config = described.tokenizer
@@ -147,6 +148,8 @@ def find_tokenizer(tokenizer: str | Path) -> Path:
         raise FileNotFoundError(
             f"{folder}: this model was saved without its tokenizer; name the tokenizer's own folder"
         )
+    if kind == "foreign":
+        raise FileNotFoundError(_describe_foreign(folder))
     wrong = describe_wrong(folder, "a tokenizer")
     if wrong is not None:
         raise FileNotFoundError(wrong)
@@ -158,6 +161,18 @@ def find_tokenizer(tokenizer: str | Path) -> Path:
     raise FileNotFoundError(
         f"{tokenizer}: no tokenizer here; there is no such folder, and no bundled model of that name; "
         f"{nearest_name(str(tokenizer), bundled_models())}"
+    )
+
+
+def _describe_foreign(folder: Path) -> str:
+    """One line about a checkpoint of another library that is no codec known here."""
+    described = PublicFolder(folder).config
+    advice = f"the public tokenizers known here are {', '.join(PUBLIC_CODECS)}"
+    if "audio_encoder" in described:
+        advice = f"the codec inside it is loaded from what this writes: tessera convert {folder} DST"
+    return (
+        f"{folder}: this is a checkpoint of another library (model_type {str(described.get('model_type'))[:80]!r}), "
+        f"a tokenizer is needed here; {advice}"
     )
 
 

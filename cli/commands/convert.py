@@ -24,6 +24,15 @@ class DtypeChoice(str, Enum):
     float16 = "float16"
 
 
+TAKES = {
+    "Tessera model": ("to", "dtype"),
+    "Tessera tokenizer": ("to",),
+    "public language model": ("tokenizer", "text-encoder", "dtype"),
+    "public tokenizer": ("codebooks", "image-size"),
+}
+"""What a source may be -> the options that it takes."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command()(convert)
@@ -37,14 +46,16 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            help="Layout to write a Tessera model (musicgen, llamagen) or tokenizer (encodec, ...) in.",
+            help="Layout to write SRC in, if it is a Tessera model (musicgen, musicgen-audiocraft, llamagen) or "
+            "tokenizer (encodec, ...).",
             show_default=False,
         ),
     ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="Tokenizer of the codes: a directory, or a model's. Without it, DST is only a language model."
+            help="Of a public language model without its tokenizer: a directory, or a model's. Without it, DST is only "
+            "a language model."
         ),
     ] = None,
     codebooks: Annotated[
@@ -61,7 +72,9 @@ def convert(
         str | None,
         typer.Option(help="Directory of the T5 text encoder of a public model whose own directory has none."),
     ] = None,
-    dtype: Annotated[DtypeChoice, typer.Option(help="Storage of a language model's weights.")] = DtypeChoice.float32,
+    dtype: Annotated[
+        DtypeChoice | None, typer.Option(help="Storage of a language model's weights.", show_default="float32")
+    ] = None,
 ) -> None:
     """Convert a public checkpoint to a Tessera model or tokenizer, or one of Tessera's to a public format.
 
@@ -75,26 +88,46 @@ def convert(
     file that asks for more is refused, and nothing of it runs.
     """
     from ...configs.folder_lock import lock_folder
-    from ...lm.public.registry import recognize_model
 
     _check_target(source, target)
+    given = {
+        "to": to,
+        "tokenizer": tokenizer,
+        "codebooks": codebooks,
+        "image-size": image_size,
+        "text-encoder": text_encoder,
+        "dtype": None if dtype is None else dtype.value,
+    }
+    storage = "float32" if dtype is None else dtype.value
     with lock_folder(target, "tessera convert"):
-        ours = _our_kind(source)
-        options = {"codebooks": codebooks, "image-size": image_size}
-        if text_encoder is not None and ours is not None:
-            raise ValueError(f"--text-encoder {text_encoder}: only for public models; {source} is a Tessera {ours}")
-        for option, value in options.items():
-            if value is not None and ours is not None:
-                raise ValueError(f"--{option} {value}: only for public codecs; {source} is a Tessera {ours}")
-        if ours == "model":
-            _write_public(source, target, to, tokenizer, dtype.value)
-        elif ours == "tokenizer":
+        kind = _kind(source)
+        for option, value in given.items():
+            if value is not None and option not in TAKES[kind]:
+                hint = "convert it without --to first, and its result with it" if option == "to" else "leave it out"
+                raise ValueError(f"--{option} {value}: {source} is a {kind}, which this option is not for; {hint}")
+        if kind == "Tessera model":
+            _write_public(source, target, to, storage)
+        elif kind == "Tessera tokenizer":
             _write_codec(source, target, to)
-        elif recognize_model(source) is not None or not _read_codec(source, target, to, codebooks, image_size):
-            for option, value in options.items():
-                if value is not None:
-                    raise ValueError(f"--{option} {value}: {source} is no public codec; leave it out")
-            _read_public(source, target, to, tokenizer, text_encoder, dtype.value)
+        elif kind == "public tokenizer":
+            _read_codec(source, target, codebooks, image_size)
+        else:
+            _read_public(source, target, tokenizer, text_encoder, storage)
+
+
+def _kind(source: Path) -> str:
+    """What the source is, a key of TAKES; raises as `public_layout` if it is nothing that is known."""
+    from ...configs.recognize import folder_kind
+    from ...lm.public.registry import public_layout, recognize_model
+    from ...tokenize.public.registry import recognize_codec
+
+    own = folder_kind(source)
+    if own in ("model", "tokenizer"):
+        return f"Tessera {own}"
+    if recognize_model(source) is None and recognize_codec(source) is not None:
+        return "public tokenizer"
+    public_layout(source)
+    return "public language model"
 
 
 def _check_target(source: Path, target: Path) -> None:
@@ -106,21 +139,15 @@ def _check_target(source: Path, target: Path) -> None:
         raise ValueError(f"{target}: lies inside {source}, or the other way round; choose another folder")
 
 
-def _read_codec(source: Path, target: Path, to: str | None, codebooks: int | None, image_size: int | None) -> bool:
-    """Convert a public codec; False if the source is none."""
+def _read_codec(source: Path, target: Path, codebooks: int | None, image_size: int | None) -> None:
     from ...tokenize.public.registry import read_public_codec, recognize_codec
 
-    name = recognize_codec(source)
-    if name is None:
-        return False
-    if to is not None:
-        raise ValueError(f"--to {to}: {source} is {name}, not a Tessera tokenizer; convert it without --to first")
     opened = read_public_codec(source, codebooks, image_size)
     opened.save(target)
     spec = opened.spec
-    say(f"{target}: {name}, {spec.num_codebooks} codebooks of {max(spec.cardinalities)} codes, {_rate(opened)}")
+    shown = f"{spec.num_codebooks} codebooks of {max(spec.cardinalities)} codes, {_rate(opened)}"
+    say(f"{target}: {recognize_codec(source)}, {shown}")
     say(f'load it with: tessera.load_tokenizer("{target}")')
-    return True
 
 
 def _rate(tokenizer: Tokenizer) -> str:
@@ -143,7 +170,7 @@ def _write_codec(source: Path, target: Path, to: str | None) -> None:
 
 
 def _read_public(
-    source: Path, target: Path, to: str | None, tokenizer: str | None, text_encoder: str | None, dtype: StorageName
+    source: Path, target: Path, tokenizer: str | None, text_encoder: str | None, dtype: StorageName
 ) -> None:
     from ...lm.checkpoints.model_directory import save_lm, save_model
     from ...lm.conditioning.text_encoder import open_text_encoder
@@ -151,10 +178,6 @@ def _read_public(
     from ..resolve import open_tokenizer
 
     name = public_layout(source)
-    if to is not None:
-        raise ValueError(
-            f"--to {to}: {source} is a {name} checkpoint, not a Tessera model; convert it without --to first"
-        )
     opened = None if tokenizer is None else open_tokenizer(tokenizer)
     encoder = None if text_encoder is None else open_text_encoder(text_encoder)
     model = read_public_model(source, opened, encoder)
@@ -173,25 +196,15 @@ def _read_public(
     say(f"load it with: {read}")
 
 
-def _write_public(source: Path, target: Path, to: str | None, tokenizer: str | None, dtype: StorageName) -> None:
+def _write_public(source: Path, target: Path, to: str | None, dtype: StorageName) -> None:
     from ...lm.checkpoints.model_directory import load_lm, load_model
     from ...lm.public.registry import PUBLIC, layout_of
 
     if to is None:
         raise ValueError(f"{source} is a Tessera model; choose the layout to write: --to {' or --to '.join(PUBLIC)}")
-    if tokenizer is not None:
-        raise ValueError(f"--tokenizer {tokenizer}: a {to} checkpoint cannot contain a Tessera tokenizer; leave it out")
     layout = layout_of(to)
     if layout.save_whole is not None and (source / "tokenizer").is_dir():
         layout.save_whole(target, load_model(source), dtype)
     else:
         layout.save(target, load_lm(source), dtype)
     say(f"{target}: a {to} checkpoint")
-
-
-def _our_kind(folder: Path) -> str | None:
-    """ "model" or "tokenizer" if a folder is one of Tessera's, else None."""
-    from ...configs.recognize import folder_kind
-
-    kind = folder_kind(folder)
-    return kind if kind in ("model", "tokenizer") else None

@@ -67,6 +67,7 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
     from ...lm.clustering.clustering import ClusteredTokenizer
     from ...tokenize.data.shard_reader import Shards
     from ...tokenize.spec import check_same_tokenizer
+    from ...train.common.text_states import TextStates
     from ...train.distributed.process_group import ProcessGroup
     from ...train.lm.aligned_text import AlignedText
     from ...train.lm.dataset import CodesDataset
@@ -79,7 +80,18 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
     prompts = _prompts(model, shards, prompt, seed)
     labels = model.labels if "label" in conditions else None
     aligned = AlignedText.of(model.lm.config.conditions, model.text)
-    items = CodesDataset(shards, labels, model.text, clustering=labelled, prompts=prompts, aligned=aligned)
+    width = next((one.width for one in model.lm.config.conditions if one.kind == "embedding"), None)
+    reads = width is not None and model.text_encoder is not None and any(shards.texts())
+    items = CodesDataset(
+        shards,
+        labels,
+        model.text,
+        clustering=labelled,
+        prompts=prompts,
+        aligned=aligned,
+        embedding_width=width,
+        states=TextStates(model.text_encoder) if reads and model.text_encoder else None,
+    )
     given = "" if prompts is None else f", prompts {prompts.config.kind} of seed {seed}"
     say(f"loss of {len(items)} items of {data}{given}")
     parts = model.lm.loss_parts

@@ -49,8 +49,8 @@ def train(
     from ...train.lm.config import TrainConfig
     from ...train.lm.trainer import TrainingFailed, check_out, train_lm
 
-    def fill(data: Any) -> Any:
-        return inherit_lm(data, (out or Path("runs") / str(data.get("name"))) if resume else None)
+    def fill(data: Any, where: str) -> Any:
+        return inherit_lm(data, (out or Path("runs") / str(data.get("name"))) if resume else None, where)
 
     settings = opened.read_as(TrainConfig, fill)
     folder = out if out is not None else Path("runs") / settings.name

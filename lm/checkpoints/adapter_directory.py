@@ -38,7 +38,7 @@ from ..layers.lora import LoRAConfig, add_lora_, is_lora, merge_lora_
 from ..models.transformer_lm import TransformerLM
 from ..quantization.packed_linear import WeightsName, check_weights, pack_
 from .model_directory import LoadedModel, load_model
-from .weights_file import DTYPES, StorageName, weights_fingerprint
+from .weights_file import StorageName, check_dtype, weights_fingerprint
 
 ADAPTER_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
@@ -166,8 +166,7 @@ def load_with_adapter(
     if not isinstance(loaded.lm, TransformerLM):
         raise ValueError(f"{adapter}: an adapter changes a model of one stage, {folder} has several")
     lm = apply_adapter_(loaded.lm, adapter, str(folder))
-    target = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
-    lm = lm.to(device, target).eval()
+    lm = lm.to(device, check_dtype(dtype)).eval()
     lm = lm if weights is None else pack_(lm, weights)
     return replace(loaded, lm=lm, tokenizer=loaded.tokenizer.to(device))
 

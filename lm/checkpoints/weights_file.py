@@ -26,6 +26,14 @@ StorageName = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def check_dtype(dtype: StorageName | torch.dtype) -> torch.dtype:
+    """The dtype of a name, or the dtype itself; ValueError: it is none in which weights are stored."""
+    found = DTYPES.get(dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype must be {', '.join(DTYPES)} or a floating point type of torch, found {dtype!r}")
+    return found
+
+
 def tensors_of(lm: LanguageModel, dtype: StorageName) -> dict[str, Tensor]:
     """The tensors to be stored; ValueError for a weight that `dtype` cannot represent."""
     return {name: _stored(name, tensor, dtype) for name, tensor in lm.state_dict().items()}
@@ -66,7 +74,7 @@ def lm_of_tensors(
     make: Callable[..., TransformerLM] = TokenLM,
 ) -> TransformerLM:
     """Build a model in eval mode from tensors whose names and shapes were checked; errors name the file at `path`."""
-    target = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
+    target = check_dtype(dtype)
     # Built on the meta device, then given the file's tensors: nothing is initialized in vain.
     with torch.device("meta"):
         lm = make(config, spec, vectors)

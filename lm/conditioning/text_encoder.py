@@ -108,12 +108,16 @@ class TextEncoder:
         """
         return [self._encode_one(text) for text in texts]
 
-    def _encode_one(self, text: str) -> Tensor:
+    def check(self, text: str) -> None:
+        """ValueError: a text that is empty, too long, or no Unicode."""
         check_unicode(text)
         if not text.strip():
             raise ValueError(f"the text {text!r} is empty")
         if len(text) > MAX_CHARACTERS:
             raise ValueError(f"the text has {len(text)} characters, the limit is {MAX_CHARACTERS}; shorten it")
+
+    def _encode_one(self, text: str) -> Tensor:
+        self.check(text)
         ids = torch.tensor([self.tokenizer(text, verbose=False)["input_ids"]])
         rows = self.shapes.get(SHARED, self.shapes.get(TIED, (0,)))[0]
         if not 0 <= int(ids.min()) <= int(ids.max()) < rows:
@@ -164,20 +168,26 @@ class TextEncoder:
         found = self.folder.checkpoint.tensors(self.prefix + name for name in self.shapes)
         return {name.removeprefix(self.prefix): tensor for name, tensor in found.items()}
 
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Its tensors, the embedding table once."""
+        return {name: tensor for name, tensor in self.tensors().items() if not self._is_copy(name)}
+
     def save(self, folder: Path) -> None:
         """Write config.json, model.safetensors and the tokenizer's files into a folder, which is created."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor for name, tensor in self.tensors().items() if not self._is_copy(name)}
-        write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+        write_safetensors(folder / "model.safetensors", self.own_tensors(), {"format": "pt"})
         self.save_tokenizer(folder)
         write_json(folder / "config.json", self.described)
 
+    def tokenizer_files(self) -> list[Path]:
+        """The files of its tokenizer."""
+        return [path for name in TOKENIZER_FILES if (path := self.folder.path / name).is_file()]
+
     def save_tokenizer(self, folder: Path) -> None:
         """Copy the tokenizer's files into a folder."""
-        for name in TOKENIZER_FILES:
-            source = self.folder.path / name
-            if source.is_file() and source.resolve() != (folder / name).resolve():
-                shutil.copyfile(source, folder / name)
+        for source in self.tokenizer_files():
+            if source.resolve() != (folder / source.name).resolve():
+                shutil.copyfile(source, folder / source.name)
 
     def _is_copy(self, name: str) -> bool:
         return name == TIED and SHARED in self.shapes
@@ -210,11 +220,6 @@ def encoder_shapes(values: dict[str, Any], where: str = "config.json") -> dict[s
     """
     if values["model_type"] != "t5":
         raise ValueError(f"{where}: model_type is {values['model_type']!r}; only 't5' is supported")
-    for key, value in values.items():
-        if isinstance(value, int) and not 1 <= value <= 1 << 20:
-            raise ValueError(f"{where}: {key} must be from 1 to {1 << 20}, found {value}")
-    if values["num_layers"] > 1024:
-        raise ValueError(f"{where}: num_layers must be at most 1024, found {values['num_layers']}")
     D, ffn, inner = values["d_model"], values["d_ff"], values["num_heads"] * values["d_kv"]
     gated = values["feed_forward_proj"].startswith("gated-")
     shapes: dict[str, Shape] = {SHARED: (values["vocab_size"], D), "encoder.final_layer_norm.weight": (D,)}

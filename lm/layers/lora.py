@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor, nn
 
 from ...configs.module_names import fits
@@ -31,13 +31,23 @@ class LoRAConfig(Config):
     """Rank of the change of a matrix."""
     alpha: PositiveFloat | None = None
     """The change is multiplied by alpha / rank; null: equal to rank."""
-    targets: tuple[str, ...] = Field(default=("transformer.blocks",), min_length=1)
+    targets: tuple[str, ...] = ("transformer.blocks",)
     """Linear layers to change, as names of modules with wildcards, complete ("transformer.blocks.0.attention") or their
     last parts ("attention.qkv", "ffn.*"). The default is all layers of all blocks."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of what the change reads."""
     train: tuple[str, ...] = ()
     """Modules that learn as a whole: ["head"]. Those that are not taken from init.from must be listed."""
+
+    @field_validator("targets")
+    @classmethod
+    def _name_layers(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if not targets or not all(target.strip(".") for target in targets):
+            raise ValueError(
+                f"{'an empty name' if targets else 'an empty list'} names no layer; list linear layers, such as "
+                "attention.qkv, attention.out or ffn, or leave targets out for all layers of all blocks"
+            )
+        return targets
 
     @property
     def scale(self) -> float:

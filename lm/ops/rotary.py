@@ -28,8 +28,11 @@ class Llama3ScalingConfig(Config):
 
     kind: Literal["llama3"] = "llama3"
     factor: float = Field(ge=1)
+    """How much longer the longest wavelengths become."""
     low_factor: PositiveFloat = 1.0
+    """Turns in `steps` up to which a frequency is divided by the whole factor."""
     high_factor: PositiveFloat = 4.0
+    """Turns in `steps` from which a frequency stays as it is."""
     steps: PositiveInt = 8192
     """Longest sequence of the first training."""
 

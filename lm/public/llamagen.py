@@ -30,7 +30,7 @@ from ...configs.schema import make_config
 from ...configs.tensor_checks import WeightsError
 from ...tokenize.base import Tokenizer
 from ...tokenize.public.checkpoint import Checkpoint
-from ...tokenize.public.folder import PublicFolder
+from ...tokenize.public.folder import PublicFolder, check_whole
 from ...tokenize.public.images.llamagen_vq import is_llamagen_vq, read_llamagen_vq
 from ...tokenize.public.tensor_map import Concat, Constant, Source, TensorMap, Term, equal_parts
 from ...tokenize.spec import ImageGeometry, TokenSpec
@@ -267,12 +267,11 @@ def _read_config(folder: PublicFolder) -> dict[str, Any]:
     if described.get("model_type") != "llamagen":
         raise ValueError(f"{path}: its model_type is not 'llamagen'")
     dropout = described.get("class_dropout_prob")
-    if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, int | float)):
-        raise ValueError(f"{path}: class_dropout_prob must be a number, found {dropout!r}")
+    if dropout is not None and (type(dropout) not in (int, float) or not 0 <= dropout < 1):
+        raise ValueError(f"{path}: class_dropout_prob must be from 0 to below 1, found {str(dropout)[:80]!r}")
     for key in ("image_size", "downsample_size", "n_head", "num_classes"):
-        value = described.get(key)
-        if key in described and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{path}: {key} must be a whole number, found {value!r}")
+        if key in described:
+            check_whole(described[key], key, f"{path}: {key}")
     return described
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
 from ...tokenize.public.checkpoint import open_checkpoint
+from ...tokenize.public.folder import check_whole, typed_values
 from ...tokenize.public.tensor_map import TensorMap, equal_parts
 from ...tokenize.spec import AudioGeometry, TokenSpec
 from ..checkpoints.parameter_shapes import parameter_shapes
@@ -108,12 +109,7 @@ def load_musicgen(
         width = checkpoint.shapes[f"{PROJECTION}.weight"][-1] if f"{PROJECTION}.weight" in checkpoint.shapes else None
     config = musicgen_config(_decoder(described), width, str(folder / "config.json"), melody_sizes(described, folder))
     spec = spec or musicgen_spec(described, str(folder / "config.json"))
-    books = _decoder(described)["num_codebooks"], _decoder(described)["vocab_size"]
-    if spec.cardinalities != (books[1],) * books[0]:
-        raise ValueError(
-            f"{folder}: the model has {books[0]} codebooks of {books[1]} codes, the tokenizer '{spec.name}' "
-            f"{list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
-        )
+    check_codes(spec, _decoder(described), folder)
     return read_lm(checkpoint, musicgen_tensor_map(config, spec, prefix), config, spec, device, dtype)
 
 
@@ -142,7 +138,7 @@ def musicgen_tensors(
     lm: TokenLM, dtype: StorageName = "float32", prefix: str = ""
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config of a `MusicgenForCausalLM` and its tensors, their names with a prefix; raises as `save_musicgen`."""
-    described = _describe(lm)
+    described = describe_musicgen(lm)
     tensors = musicgen_tensor_map(lm.config, lm.spec, prefix).write(lm.state_dict())
     return described | {"dtype": dtype}, {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items()}
 
@@ -214,14 +210,25 @@ def musicgen_config(
     )
 
 
+def check_codes(spec: TokenSpec, decoder: dict[str, Any], folder: str | Path) -> None:
+    """Raise ValueError unless a tokenizer has the codebooks of a decoder with this config."""
+    books, codes = decoder["num_codebooks"], decoder["vocab_size"]
+    if spec.cardinalities != (codes,) * books:
+        raise ValueError(
+            f"{folder}: the model has {books} codebooks of {codes} codes, the tokenizer '{spec.name}' "
+            f"{list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
+        )
+
+
 def musicgen_spec(described: dict[str, Any], where: str = "config.json") -> TokenSpec:
     """The TokenSpec as far as the config defines it; the codec itself is not loaded."""
     decoder = _decoder(described)
     codec = described.get("audio_encoder") or PUBLISHED_CODEC
     codec = codec if isinstance(codec, dict) else {}
     rate, ratios = codec.get("sampling_rate"), codec.get("upsampling_ratios")
-    if not isinstance(rate, int) or not isinstance(ratios, list) or not all(isinstance(r, int) for r in ratios):
+    if rate is None or ratios is None:
         raise ValueError(f"{where}: audio_encoder has no sampling_rate or upsampling_ratios; pass spec=")
+    typed_values(codec, PUBLISHED_CODEC, f"{where}: audio_encoder")
     return make_config(
         TokenSpec,
         where,
@@ -272,7 +279,7 @@ def musicgen_tensor_map(config: LMConfig, spec: TokenSpec, prefix: str = "") -> 
     return TensorMap(terms, ignored=IGNORED)
 
 
-def _describe(lm: TokenLM) -> dict[str, Any]:
+def describe_musicgen(lm: TokenLM) -> dict[str, Any]:
     """config.json of a MusicgenForCausalLM; ValueError if it cannot represent the model."""
     config, spec = lm.config, lm.spec
     given = next((c for c in config.conditions if isinstance(c, EmbeddingConditionConfig)), None)
@@ -349,8 +356,7 @@ def read_musicgen_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: has no decoder")
     decoder = DECODER_DEFAULTS | decoder
     for key in SIZES:
-        if not isinstance(decoder.get(key), int) or isinstance(decoder[key], bool) or decoder[key] < 1:
-            raise ValueError(f"{path}: {key} must be a whole number, found {decoder.get(key)!r}")
+        check_whole(decoder[key], key, f"{path}: {key}")
     return described | {"decoder": decoder} if kind in COMPOSITES else decoder
 
 
@@ -372,9 +378,7 @@ def melody_sizes(described: dict[str, Any], folder: Path) -> tuple[ChromaConfig,
     sizes = {ours: found[theirs] for ours, theirs in names.items() if theirs in found}
     chroma = make_config(ChromaConfig, str(path), bins=bins, **sizes)
     length = described.get("chroma_length", 235)
-    if type(length) is not int:
-        raise ValueError(f"{folder}/config.json: chroma_length must be a whole number, found {length!r}")
-    return chroma, length
+    return chroma, check_whole(length, "chroma_length", f"{folder}/config.json: chroma_length")
 
 
 def _is_composite(described: dict[str, Any]) -> bool:

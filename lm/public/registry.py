@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from ...configs.recognize import describe_wrong
 from ...configs.schema import nearest_name
 from ...tokenize.base import Tokenizer
 from ...tokenize.public.folder import PublicFolder
+from ...tokenize.spec import TokenSpec
 from ..checkpoints.model_directory import LoadedModel
 from ..checkpoints.weights_file import StorageName
 from ..conditioning.text_encoder import TextEncoder
@@ -25,6 +25,16 @@ from ..quantization.packed_linear import WeightsName, check_weights, pack_
 from .llamagen import LLAMAGEN_DEFAULTS, is_llamagen, load_llamagen, read_llamagen_tokenizer, save_llamagen
 from .musicgen import MODEL_TYPES, MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
 from .musicgen_composite import read_musicgen_codec, read_musicgen_text_encoder, save_musicgen_composite
+from .musicgen_native import (
+    is_musicgen_native,
+    load_musicgen_native,
+    native_defaults,
+    read_native_codec,
+    read_native_text_encoder,
+    save_musicgen_native,
+    save_native_whole,
+)
+from .unknown import refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -37,10 +47,12 @@ class PublicLayout:
     """load(folder, spec, device, dtype); spec None: the tokenizer is unknown."""
     save: Callable[..., None]
     """save(folder, lm, dtype) of the language model alone; ValueError if the layout cannot represent the model."""
-    defaults: GenerationConfig
-    """Default sampling settings of its authors."""
+    defaults: Callable[[PublicFolder, TokenSpec], GenerationConfig]
+    """Default sampling settings of its authors, for codes of this spec."""
     tokenizer: str
     """What the tokenizer of its codes is, for messages."""
+    text_encoder: str = "the text encoder"
+    """What the text encoder is, for messages."""
     read_tokenizer: Callable[[PublicFolder], Tokenizer | None] = lambda folder: None
     """The tokenizer in a folder; None: there is none."""
     read_text_encoder: Callable[[PublicFolder], TextEncoder | None] = lambda folder: None
@@ -56,20 +68,32 @@ PUBLIC = {
         MODEL_TYPES,
         load_musicgen,
         save_musicgen,
-        MUSICGEN_DEFAULTS,
+        lambda folder, spec: MUSICGEN_DEFAULTS,
         "the audio codec",
-        read_musicgen_codec,
-        read_musicgen_text_encoder,
-        save_musicgen_composite,
+        read_tokenizer=read_musicgen_codec,
+        read_text_encoder=read_musicgen_text_encoder,
+        save_whole=save_musicgen_composite,
     ),
     "llamagen": PublicLayout(
         ("llamagen",),
         load_llamagen,
         save_llamagen,
-        LLAMAGEN_DEFAULTS,
+        lambda folder, spec: LLAMAGEN_DEFAULTS,
         "the image tokenizer",
-        read_llamagen_tokenizer,
+        read_tokenizer=read_llamagen_tokenizer,
         recognize=is_llamagen,
+    ),
+    "musicgen-audiocraft": PublicLayout(
+        (),
+        load_musicgen_native,
+        save_musicgen_native,
+        native_defaults,
+        "the audio codec",
+        "the text encoder in t5/",
+        read_native_codec,
+        read_native_text_encoder,
+        save_native_whole,
+        is_musicgen_native,
     ),
 }
 
@@ -93,7 +117,7 @@ class PublicModel:
         """What the folder lacks, in words."""
         codec = [] if self.tokenizer is not None else [PUBLIC[self.layout].tokenizer]
         embedding = any(condition.kind == "embedding" for condition in self.lm.config.conditions)
-        return [*codec, *(["the text encoder"] if embedding and self.text_encoder is None else [])]
+        return [*codec, *([PUBLIC[self.layout].text_encoder] if embedding and self.text_encoder is None else [])]
 
 
 def recognize_model(folder: str | Path) -> str | None:
@@ -109,25 +133,21 @@ def recognize_model(folder: str | Path) -> str | None:
     return None
 
 
+def model_types() -> list[str]:
+    """Values of model_type of the models that are known."""
+    return [kind for layout in PUBLIC.values() for kind in layout.model_types]
+
+
 def public_layout(folder: str | Path) -> str:
     """Name of a folder's layout.
 
     Raises:
-        FileNotFoundError: it has no config.json. ValueError: the layout is unknown.
+        FileNotFoundError, ValueError: it is none that is known; the message says what it is (`refuse_unknown`).
     """
     name = recognize_model(folder)
-    if name is not None:
-        return name
-    opened = PublicFolder(folder)
-    path = opened.config_path
-    if not path.is_file():
-        raise FileNotFoundError(
-            describe_wrong(folder, "a checkpoint")
-            or f"{path}: no such file; a checkpoint is a folder of config.json and model.safetensors"
-        )
-    kind = opened.config.get("model_type")
-    known = ", ".join(kind for layout in PUBLIC.values() for kind in layout.model_types)
-    raise ValueError(f"{path}: model_type is {kind!r}; supported are {known}")
+    if name is None:
+        raise refuse_unknown(folder, "a public model", model_types())
+    return name
 
 
 def read_public_model(
@@ -156,8 +176,10 @@ def read_public_model(
         if part is not None:
             part.to(device)
     lm = layout.load(folder, None if tokenizer is None else tokenizer.spec, device, dtype)
+    if text_encoder is not None and not any(c.kind == "embedding" for c in lm.config.conditions):
+        raise ValueError(f"{folder}: a text encoder was given, but this {name} model reads no text; leave it out")
     labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
-    defaults = layout.defaults
+    defaults = layout.defaults(opened, lm.spec)
     if any(condition.dropout == 0 for condition in lm.config.conditions):  # guidance is impossible
         defaults = defaults.model_copy(update={"guidance": 1.0})
     return PublicModel(name, lm, tokenizer, text_encoder, labels, defaults)

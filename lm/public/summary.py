@@ -17,7 +17,7 @@ import torch
 
 from ...configs.files import read_header, read_json
 from ...configs.fingerprint import check_model_files
-from ...configs.recognize import folder_kind
+from ...configs.recognize import describe_wrong, folder_kind, run_model
 from ...configs.schema import check_config
 from ...tokenize.hub.config import TransformersCodecConfig
 from ...tokenize.kinds import NETS, FrozenConfig
@@ -33,7 +33,8 @@ from ..checkpoints.parameter_shapes import parameter_shapes
 from ..conditioning.text_encoder import TextEncoder, open_text_encoder
 from ..config import LMConfig
 from ..models.registry import make_lm
-from .registry import PUBLIC, recognize_model
+from .registry import PUBLIC, model_types, recognize_model
+from .unknown import refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,11 @@ def summarize(path: str | Path) -> Summary:
     """
     path = Path(path)
     own = folder_kind(path)
-    if own == "model":
-        return _own_model(path)
+    model = path if own == "model" else run_model(path)
+    if model is not None:
+        return _own_model(model)
+    if own not in (None, "foreign", "tokenizer"):
+        raise ValueError(describe_wrong(path, "a model or tokenizer"))
     if own in (None, "foreign"):
         name = recognize_model(path)
         if name is not None:
@@ -92,6 +96,8 @@ def summarize(path: str | Path) -> Summary:
                 return Summary(name, (_hub_codec(opened),))
             part, survey = _surveyed("tokenizer", lambda: PUBLIC_CODECS[name].read(opened, None))
             return Summary(name, (part,), left_out=_left_out(opened, [survey], None))
+        if "tokenizer" not in PublicFolder(path).config:  # else a damaged one of ours, of which more is said below
+            raise refuse_unknown(path, "a model or tokenizer", model_types())
     return Summary("tokenizer", (_own_tokenizer(find_tokenizer(path)),))
 
 
@@ -117,7 +123,7 @@ def _public_model(path: Path, name: str) -> Summary:
         parts.append(_text_encoder(encoder))
         lacks += [] if encoder.has_tokenizer else ["the files of the text encoder's tokenizer"]
     elif any(condition.kind == "embedding" for condition in surveys[-1].config.conditions):
-        lacks.append("the text encoder")
+        lacks.append(layout.text_encoder)
     return Summary(name, tuple(parts), tuple(lacks), _left_out(opened, surveys, encoder))
 
 
@@ -145,7 +151,7 @@ def _left_out(folder: PublicFolder, surveys: list[Survey], encoder: TextEncoder 
     used = {name for survey in surveys for name in (*survey.read, *survey.unexpected)}
     if encoder is not None:
         used |= {encoder.prefix + name for name in encoder.shapes}
-    return tuple(sorted(folder.checkpoint.shapes.keys() - used))
+    return tuple(sorted(folder.names - used))
 
 
 def _text_encoder(encoder: TextEncoder) -> PartSummary:

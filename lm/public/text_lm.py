@@ -29,6 +29,7 @@ from torch import Tensor
 from ...configs.files import read_json
 from ...configs.schema import nearest_name
 from ...tokenize.public.checkpoint import open_checkpoint
+from ...tokenize.public.folder import check_whole
 from ...tokenize.public.tensor_map import Concat, Permuted, Shape, Source, TensorMap, Term, Unused
 from ..config import LMConfig
 from ..layers.transformer import Transformer
@@ -36,6 +37,8 @@ from .rotary_order import interleaved_rows
 
 IGNORED = ("embed_tokens.", "lm_head.")
 """Tensors that a model of codes has its own of."""
+MOST_BASE = 1e12
+"""Largest base of the rotary frequencies."""
 QK_NORM_EPS = 1e-6
 """Epsilon of our norms of queries and keys."""
 
@@ -207,8 +210,8 @@ def _check_supported(described: Mapping[str, Any], layout: TextLMLayout, path: P
         if described.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {key} is {described[key]!r}; only {allowed[0]!r} is supported")
     eps = described.get("rms_norm_eps", 1e-6)
-    if isinstance(eps, bool) or not isinstance(eps, int | float):
-        raise ValueError(f"{path}: rms_norm_eps must be a number, found {eps!r}")
+    if type(eps) not in (int, float) or not 0 < eps < 1:
+        raise ValueError(f"{path}: rms_norm_eps must be a number above 0 and below 1, found {str(eps)[:80]!r}")
     if layout.qk_norm and eps != QK_NORM_EPS:
         raise ValueError(f"{path}: rms_norm_eps is {eps!r}; norms of queries and keys have {QK_NORM_EPS:g} here")
 
@@ -240,14 +243,12 @@ def _rope(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _positive(described: Mapping[str, Any], key: str, path: Path) -> float:
-    value = described.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{path}: {key} must be a number above 0, found {value!r}")
+    value: Any = described.get(key)
+    if type(value) not in (int, float) or not 0 < value <= MOST_BASE:
+        found = repr(str(value)[:80])
+        raise ValueError(f"{path}: {key} must be a number above 0, at most {MOST_BASE:g}, found {found}")
     return float(value)
 
 
 def _count(described: Mapping[str, Any], key: str, path: Path) -> int:
-    value = described.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{path}: {key} must be a whole number above 0, found {value!r}")
-    return value
+    return check_whole(described.get(key), key, f"{path}: {key}")

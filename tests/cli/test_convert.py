@@ -1,6 +1,7 @@
 """`tessera convert` as it is typed: in, out, and one line where it cannot."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from tessera.lm.checkpoints.config_file import read_model_config
 from tessera.lm.checkpoints.model_directory import load_lm, load_model
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.public.llamagen import load_llamagen
+from tessera.tokenize.bundled import BUNDLED
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import VQConfig
 from tessera.tokenize.tokenizer import make_tokenizer
+
+native_codecs = Path(__file__).parents[1] / "tokenize" / "public" / "native_codecs"
 
 
 @pytest.fixture
@@ -71,22 +75,66 @@ def test_with_a_tokenizer_the_model_is_whole(checkpoint, tmp_path):
 
 def test_misuse_is_one_line(checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
-    assert "is a llamagen checkpoint, not a Tessera model" in refused(capsys, checkpoint, out, "--to", "musicgen")
+    assert "is a public language model, which this option is not for; convert it without --to" in refused(
+        capsys, checkpoint, out, "--to", "musicgen"
+    )
     assert "is not empty; choose another folder" in refused(capsys, checkpoint, checkpoint)
-    assert "no such file; a checkpoint is a folder of config.json" in refused(capsys, tmp_path / "none", out)
+    assert "none: no such file or folder; name a public checkpoint" in refused(capsys, tmp_path / "none", out)
     run(["convert", str(checkpoint), str(tmp_path / "lm")])
     capsys.readouterr()
     lm = tmp_path / "lm"
     assert "choose the layout to write: --to musicgen or --to llamagen" in refused(capsys, lm, out)
     assert "no layout 'lamagen'; did you mean 'llamagen'?" in refused(capsys, lm, out, "--to", "lamagen")
     assert "MusicGen's layout has codebooks" in refused(capsys, lm, out, "--to", "musicgen")
-    assert "cannot contain a Tessera tokenizer" in refused(capsys, lm, out, "--to", "llamagen", "--tokenizer", "digits")
+    assert "is a Tessera model, which this option is not for" in refused(
+        capsys, lm, out, "--to", "llamagen", "--tokenizer", "digits"
+    )
     assert "the tokenizer 'digits-4x4'" in refused(capsys, checkpoint, out, "--tokenizer", "digits")
     (checkpoint / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert "model_type is 'gpt2'; supported are musicgen, musicgen_decoder, musicgen_melody, llamagen" in refused(
-        capsys, checkpoint, out
-    )
+    said = refused(capsys, checkpoint, out)
+    assert "model_type is 'gpt2'; known are the language models musicgen, musicgen_decoder, musicgen_melody, " in said
+    assert "the tokenizers encodec, dac, dac-native, snac, " in said and "the text models llama, qwen2, qwen3" in said
     assert not out.exists()
+
+
+OPTIONS = {
+    "--to": "llamagen",
+    "--tokenizer": "digits",
+    "--codebooks": "1",
+    "--image-size": "16",
+    "--text-encoder": "t5",
+    "--dtype": "float16",
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "taken"),
+    [
+        ("Tessera model", {"--to", "--dtype"}),
+        ("Tessera tokenizer", {"--to"}),
+        ("public language model", {"--tokenizer", "--text-encoder", "--dtype"}),
+        ("public tokenizer", {"--codebooks", "--image-size"}),
+    ],
+)
+def test_an_option_that_does_not_apply_is_refused(source, taken, checkpoint, tmp_path, capsys):
+    """Never dropped in silence, whatever the source."""
+    places = {"Tessera model": BUNDLED / "digits", "public language model": checkpoint}
+    places["Tessera tokenizer"] = BUNDLED / "digits" / "tokenizer"
+    places["public tokenizer"] = native_codecs / "snac"
+    for option in OPTIONS.keys() - taken:
+        said = refused(capsys, places[source], tmp_path / "out", option, OPTIONS[option])
+        assert f"{option} {OPTIONS[option]}: " in said
+        assert f"is a {source}, which this option is not for; " in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_encoder_of_a_model_without_text_is_refused(checkpoint, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=20)
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path / "t5")
+    capsys.readouterr()
+    said = refused(capsys, checkpoint, tmp_path / "out", "--text-encoder", tmp_path / "t5")
+    assert "a text encoder was given, but this llamagen model reads no text; leave it out" in said
 
 
 def test_help_shows_an_example(capsys):

@@ -1,6 +1,8 @@
 """`tessera load`: what a folder is, without reading its weights."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tessera.configs import files
 from tessera.configs.files import read_safetensors, write_safetensors
 from tessera.lm.public.musicgen import save_musicgen
 from tessera.lm.public.registry import load_public_model
+from tessera.tokenize.bundled import BUNDLED
 
 transformers = pytest.importorskip("transformers")
 
@@ -96,6 +99,30 @@ def test_tesseras_own_and_codecs(whole, tmp_path, capsys):
 def test_nothing_that_is_known(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert run(["load", str(tmp_path), "--check"]) == 2
-    assert "this is a checkpoint of another library" in capsys.readouterr().err
-    assert run(["load", str(tmp_path / "none"), "--check"]) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    said = capsys.readouterr().err
+    assert "model_type is 'bert'; known are the language models musicgen, " in said and ", llamagen, the tok" in said
+    assert "the tokenizers encodec, dac, " in said and "the text models llama, qwen2, qwen3" in said
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "llama" / "model.safetensors").write_bytes(b"")
+    wanted = {
+        "llama/config.json": r"this is a file of its folder, a model or tokenizer is needed here; name the folder: ",
+        "llama/model.safetensors": r"this is a file of its folder, .* name the folder: \S+llama$",
+        "none": r"none: no such file or folder; name a public checkpoint, or a Tessera model or tokenizer$",
+        "empty": r"empty: no model, tokenizer or checkpoint here \(config.json is missing\); name a folder with",
+        "llama": r"this is a text language model .* init: {from: \S+llama} in the config of tessera train$",
+    }
+    for name, pattern in wanted.items():
+        assert run(["load", str(tmp_path / name), "--check"]) == 2
+        said = capsys.readouterr().err.strip()
+        assert re.search(pattern, said) and "\n" not in said, said
+
+
+def test_a_run_is_its_model(tmp_path, capsys):
+    shutil.copytree(BUNDLED / "digits", tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.json").write_text('{"lm": {}, "train": {}}')
+    assert summary(capsys, tmp_path / "run")["kind"] == "model"
+    shutil.rmtree(tmp_path / "run" / "model")
+    assert run(["load", str(tmp_path / "run"), "--check"]) == 2
+    assert "a run of tessera train, a model or tokenizer is needed here; it has no model" in capsys.readouterr().err

@@ -50,7 +50,7 @@ def test_tessera_commands_and_options_exist(line):
         verb = rest.pop(0)
         assert verb in command.commands, f"{line}: no command '{verb}'"
         command = command.commands[verb]
-    known = {name for parameter in command.params for name in parameter.opts}
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     options = [word for word in rest if re.fullmatch(r"-[a-z]|--[a-z-]+", word)]
     assert set(options) <= known, f"{line}: known options are {sorted(known)}"
     for word in rest:

@@ -1,14 +1,17 @@
 """A path given in place of another kind of path: what it is, and what to do with it, in one line."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 import tessera
 from tessera.configs.files import write_json
 from tessera.configs.recognize import CONFIG_KINDS, config_kind, folder_kind
+from tessera.configs.schema import ConfigError
 from tessera.generate.loading import find_model
 from tessera.lm.clustering.clustering import load_clustering
+from tessera.lm.config import LMConfig
 from tessera.tokenize.bundled import BUNDLED, CONFIGS, shipped_path
 from tessera.tokenize.compression.integer_network import load_coder
 from tessera.tokenize.data.corpus import ArraysCorpus
@@ -16,6 +19,8 @@ from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.data.shard_writer import build_shards
 from tessera.tokenize.data.shards_config import ShardsConfig
 from tessera.tokenize.tokenizer import find_tokenizer
+from tessera.train.initialization.config import LMInitConfig
+from tessera.train.initialization.origin import open_origin
 
 OPENED = {
     "model": lambda path: tessera.load(path, "cpu"),
@@ -66,6 +71,49 @@ def test_a_file_is_no_folder(folders, wanted, tmp_path):
     for path in (folders["model"] / "lm.safetensors", CONFIGS / "digits" / "lm.yaml", folders["model"] / "config.json"):
         with pytest.raises((ValueError, FileNotFoundError), match=r"this is a .*needed here"):
             OPENED[wanted](path)
+
+
+def test_public_checkpoints_of_another_use(tmp_path):
+    """A codec where a model is needed, a language model where a tokenizer is: what it is, and where it is of use."""
+    codec = Path(__file__).parent / "public" / "native_codecs" / "snac"
+    with pytest.raises(ValueError, match=r"a public tokenizer \(snac\), a model is needed .*: tessera encode FILES"):
+        tessera.load(codec)
+    with pytest.raises(ConfigError, match=r"init.from: .* a public tokenizer \(snac\), a model is needed here"):
+        open_origin(LMInitConfig.model_validate({"from": str(codec)}), LMConfig())
+    write_json(tmp_path / "llama" / "config.json", {"model_type": "llama"})
+    with pytest.raises(ValueError, match=r"a text language model without codes, a model is needed here; its blocks"):
+        tessera.load(tmp_path / "llama")
+    with pytest.raises(FileNotFoundError, match=r"model_type 'llama'\), a tokenizer is needed here; .* encodec, dac,"):
+        tessera.load_tokenizer(tmp_path / "llama")
+    write_json(tmp_path / "musicgen" / "config.json", {"model_type": "musicgen", "audio_encoder": {}})
+    with pytest.raises(FileNotFoundError, match=r"the codec inside it is loaded from what this writes: tessera conv"):
+        tessera.load_tokenizer(tmp_path / "musicgen")
+
+
+@pytest.mark.parametrize("value", [3, None, b"digits", ["digits"], ""], ids=repr)
+def test_what_is_no_path_is_named(value):
+    said = r"is empty, which names nothing" if value == "" else r"must be a path or a name, found"
+    for name, call in {
+        "model": tessera.load,
+        "tokenizer": tessera.load_tokenizer,
+        "adapter": lambda value: tessera.load("digits", adapter=value),
+        "lexicon": lambda value: tessera.load("voice", lexicon=value),
+    }.items():
+        if value is not None or name in ("model", "tokenizer"):
+            with pytest.raises(ValueError, match=f"{name} {said}"):
+                call(value)
+
+
+@pytest.mark.parametrize("value", ["4", 2.0, True, [1]], ids=repr)
+def test_what_is_no_number_is_named(value):
+    codec = Path(__file__).parent / "public" / "native_codecs" / "snac"
+    for option in ("codebooks", "image_size"):
+        with pytest.raises(ValueError, match=f"{option} must be a whole number, found "):
+            tessera.load_tokenizer(codec, **{option: value})
+    with pytest.raises(ValueError, match="dtype must be float32, bfloat16, float16 or a floating point type of torch"):
+        tessera.load("digits", dtype=str(value))
+    with pytest.raises(FileNotFoundError, match="nowhere: no tokenizer here"):
+        tessera.load_tokenizer("nowhere", codebooks=4)
 
 
 def test_configs_are_told_apart():

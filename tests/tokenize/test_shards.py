@@ -532,6 +532,13 @@ def test_long_sounds_are_cut_into_windows(recordings, tmp_path):
     seconds = 5 * HOP / RATE
     cut = build_shards(make_config(recordings, tmp_path / "c", window_seconds=seconds), tokenizer)
     assert set(cut.lengths.tolist()) == {5} and set(cut.texts()) == {None}
+    captioned = make_config(recordings, tmp_path / "d", window_seconds=seconds, window_text="whole")
+    captions = build_shards(captioned, tokenizer)
+    told = {whole.item(number).id: whole.item(number).text for number in range(len(whole))}
+    assert captions.texts() == [told[captions.item(number).id.split("@")[0]] for number in range(len(captions))]
+    assert len(captions) == len(cut) and captions.index.build != cut.index.build
+    with pytest.raises(ValueError, match="window_text is for items of window_seconds"):
+        build_shards(make_config(recordings, tmp_path / "e", window_text="whole"), tokenizer)
     assert cut.label_names == whole.label_names
     pieces = [cut.item(number) for number in range(len(cut))]
     for number in range(len(whole)):

@@ -81,6 +81,8 @@ def test_a_run_starts_with_the_weights_of_the_other(tiny_data, base, tmp_path, s
     if source == "moved":
         shutil.copytree(base / "model", folder)
     made = trainer(config_of(tiny_data, {"init": {"from": str(folder)}}), tmp_path / "a")
+    assert not capsys.readouterr().err, "not before the config was found to be right"
+    made.check()
     given = load_model(base / "model")
     for lm in (made.engine.objective.lm, made.average.model):
         assert same(lm.state_dict(), given.lm.state_dict())
@@ -148,7 +150,9 @@ def test_deepspeed_resumes_what_torch_froze(tiny_data, base, tmp_path, stage):
 def test_modules_and_leave_choose_what_is_taken(tiny_data, base, tmp_path, capsys):
     given = weights_of(base)
     init = {"from": str(base), "modules": ["transformer", "conditions"], "leave": ["transformer.blocks.1"]}
-    own = trainer(config_of(tiny_data, {"init": init}), tmp_path / "a").average.model.state_dict()
+    made = trainer(config_of(tiny_data, {"init": init}), tmp_path / "a")
+    made.check()
+    own = made.average.model.state_dict()
     taken = {name for name in own if torch.equal(own[name], given[name])}
     norms = {name for name in own if own[name].dim() == 1}  # ones at the start, too
     wanted = {name for name in own if name.split(".")[0] in ("transformer", "conditions") and ".1." not in name}
@@ -260,7 +264,7 @@ WRONG = [
         {"lora": {}, "init.leave": ["head"]},
         r"lora.train: 'head.weight' does not come from .* let it learn with lora.train: \[head\]",
     ),
-    ({"init": None, "lora": {}}, "lora changes the weights of another model; name it as init.from"),
+    ({"init": None, "lora": {}}, "lora: it changes the weights of another model; name that as init.from"),
     ({"data.embedding": "none"}, "data.embedding is for an lm with the condition embedding"),
     (
         {"lm.conditions": [{"kind": "label"}, {"kind": "text", "text": {"kind": "characters"}}]},
@@ -323,6 +327,60 @@ def test_the_command_line(tiny_data, base, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("tessera: init.from: no model 'nowhere'") and said.count("\n") == 1
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"init": "speech"}, "init: Input should be a mapping"),
+        ({"init": ["speech"]}, "init: Input should be a mapping"),
+        ({"init": {}}, "init.from: Field required"),
+        ({"init": {"from": None}}, "init.from: Input should be a valid string (found null)"),
+        ({"init": {"from": ["speech"]}}, "init.from: Input should be a valid string"),
+        ({"init": {"from": ""}}, "init.from: is empty, which names nothing; give a path or a name"),
+        ({"init": {"form": "speech"}}, "init.form: unknown key; did you mean 'from'?"),
+        ({"init": {"from": "speech", "freeze": "head"}}, "init.freeze: Input should be a list"),
+        ({"init": {"from": "speech"}, "lora": {"rank": 0}}, "lora.rank: Input should be greater than or equal to 1"),
+        ({"lora": {}}, "lora: it changes the weights of another model; name that as init.from, or leave lora out"),
+        ({"init": {"from": "speech"}, "lora": {"targets": []}}, "lora.targets: an empty list names no layer; list "),
+        ({"init": {"from": "speech"}, "lora": {"targets": [""]}}, "lora.targets: an empty name names no layer; list "),
+        ({"init": {"from": "speech"}, "lora": {"targets": ["."]}}, "lora.targets: an empty name names no layer; list "),
+        ({"data.shards": "", "lm.width": 16}, "data.shards: is empty, which names nothing"),
+        ({"tokenizer": "", "lm.width": 16}, "tokenizer: is empty, which names nothing"),
+    ],
+)
+def test_what_is_wrong_is_blamed(tiny_data, tmp_path, capsys, changes, said):
+    """The key that is wrong, also where `lm` is left to the other model."""
+    from tessera.cli.app import run
+
+    data = data_of(tiny_data, changes)
+    for lm in [data["lm"]] if "lm.width" in changes else [data["lm"], None, {}]:
+        (tmp_path / "c.yaml").write_text(json.dumps(data | {"lm": lm}))
+        assert run(["train", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "a")]) == 2
+        found = capsys.readouterr().err
+        assert found.startswith(f"tessera: {tmp_path / 'c.yaml'}: {said}") and found.count("\n") == 1, found
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"init.freeze": ["nowhere"]},
+        {"init.freeze": ["*"]},
+        {"lora": {"targets": ["nowhere"]}},
+        {"lora": {"train": ["nowhere"]}},
+        {"train.patches": [{"patch": 2, "steps": 1}]},
+        {"train.samples": 3, "train.sample_every": 1, "generation": {"stop_below": 0.5}},
+    ],
+)
+def test_nothing_is_said_of_the_start_before_an_error(tiny_data, base, tmp_path, capsys, changes):
+    from tessera.cli.app import run
+
+    data = data_of(tiny_data, {"init": {"from": str(base)}} | changes)
+    (tmp_path / "c.yaml").write_text(json.dumps(data))
+    assert run(["train", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "a")]) == 2
+    found = capsys.readouterr().err
+    assert "tensors come from" not in found and found.count("\n") == 1, found
 
 
 def test_more_codebooks_keep_the_old_ones(tiny_data, base, tmp_path):

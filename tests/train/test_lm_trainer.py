@@ -191,7 +191,9 @@ def test_refusals(tiny_data, whole, tmp_path):
     index = read_sealed_json(tmp_path / "relabelled" / "index.json")
     index["labels"] = index["labels"][::-1]  # the same codes, told otherwise
     write_sealed_json(tmp_path / "relabelled" / "index.json", index)
-    with pytest.raises(ConfigError, match=r"the labels or texts of .*relabelled, or the text tokenizer beside"):
+    with pytest.raises(
+        ConfigError, match=r"the labels or texts of .*relabelled, or the text tokenizer or encoder beside"
+    ):
         data = {"shards": str(tmp_path / "relabelled"), "test": str(tiny_data / "test"), "pool_batches": 2}
         train_lm(make_config(tiny_data, {"data": data}), whole, resume=True)
     with pytest.raises(ValueError, match="codes of tokenizer 'tiny' .* but 'other'"):

@@ -357,7 +357,7 @@ WRONG_INIT = [
         "init.freeze: all parts are frozen",
     ),
     ({"from": "TEACHER", "module": ["quantizer"]}, "init.module: unknown key; did you mean 'modules'"),
-    ({"form": "TEACHER"}, "init.from: Field required"),
+    ({"form": "TEACHER"}, "init.form: unknown key; did you mean 'from'"),
 ]
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ...configs.schema import Config, LayerCount, LayerCountOrNone
+from ..layers.lstm_steps import run_lstm
 from ..layers.transformer_block import AttentionBlock, Past, rotary_angles, sliding_window
 from ..quantizers.base import float32_only
 from .masked_conv import ConvStack, PaddedConv, PaddedTranspose, Padding
@@ -121,6 +123,9 @@ class Recurrence(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
         """x: [B, T, r, D]; state: LSTM state. Masked frames must come last."""
         flat = x.flatten(1, 2)
+        if len(x) == 1 and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
+            found, state = run_lstm(self.lstm, flat[0], state)
+            return (flat + found).unflatten(1, x.shape[1:3]), state
         with float32_only():
             found, state = self.lstm(flat.float(), state)
         return (flat + found).unflatten(1, x.shape[1:3]), state

@@ -84,6 +84,12 @@ class Snake(nn.Module):
         """[B, channels, L] -> the same shape."""
         return x + (self.alpha + 1e-9).reciprocal() * torch.sin(self.alpha * x).square()
 
+    def rows(self, x: Tensor, out: Tensor) -> Tensor:
+        """[L, channels], written to `out`."""
+        alpha = self.alpha[:, 0]
+        wave = (alpha * x).sin_().square_()
+        return torch.addcmul(x, wave, (alpha + 1e-9).reciprocal(), out=out)
+
 
 class DACEncoder(nn.Module):
     """DAC encoder: samples to latents."""

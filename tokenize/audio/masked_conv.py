@@ -20,12 +20,17 @@ shorter than the padding (zeros are appended first).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
+
+from ..layers.row_conv import Activation, Span, convolve, convolve_transposed, fits_rows, lay_out, pad_rows
 
 Padding = Literal["zeros", "reflect", "replicate"]
 Norm = Literal["weight", "time_group", "none"]
@@ -65,6 +70,15 @@ class PaddedConv(nn.Module):
         """x: [B, inputs, L]; mask: [B, L], one contiguous run of True."""
         y = self.conv(pad_signal(x, mask, self.left, self.right, self.padding, self.down if self.ragged else 1))
         return y if self.norm is None else self.norm(y, mask[:, :: self.down])
+
+    def rows(self, x: Tensor, span: Span, before: Activation | None = None) -> Tensor:
+        """As `forward` of one frozen signal with channels last, x: [L, inputs]; `before` is applied to x first."""
+        if self.norm is not None or not fits_rows(self.conv):  # pyright: ignore
+            return _rows_by_forward(self, activate(x, before), span)
+        if self.conv.kernel_size[0] == 1:  # pyright: ignore
+            return convolve(activate(x, before), self.conv)  # pyright: ignore
+        stride = self.down if self.ragged else 1
+        return convolve(pad_rows(x, span, self.left, self.right, self.padding, stride, before), self.conv)  # pyright: ignore
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """First and last input step that output steps low..high depend on; a frame is input steps 0..per_frame-1."""
@@ -109,6 +123,13 @@ class PaddedTranspose(nn.Module):
             y = self.norm(y, reached.repeat_interleave(self.up, dim=1))
         return y[..., self.left : y.shape[-1] - self.right]
 
+    def rows(self, x: Tensor, span: Span, before: Activation | None = None) -> Tensor:
+        """See PaddedConv.rows."""
+        if self.norm is not None or not fits_rows(self.conv):  # pyright: ignore
+            return _rows_by_forward(self, activate(x, before), span)
+        y = convolve_transposed(pad_rows(x, span, 0, 0, "zeros", before=before), self.conv)  # pyright: ignore
+        return y[self.left : len(y) - self.right]
+
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
         return (low + self.left) // self.up - 1, (high + self.left) // self.up
@@ -145,6 +166,15 @@ class Pointwise(nn.Module):
         """x: [B, channels, L]."""
         return self.inner(x)
 
+    def activation(self) -> Activation:
+        """As `forward`, of frozen rows [L, channels]."""
+        if isinstance(self.inner, nn.ELU):
+            alpha = self.inner.alpha
+            return lambda x, out: torch.ops.aten.elu.out(x, alpha, out=out)
+        if isinstance(self.inner, nn.Tanh):
+            return lambda x, out: torch.tanh(x, out=out)
+        return self.inner.rows  # pyright: ignore[reportReturnType]
+
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
         return low, high
@@ -167,6 +197,12 @@ class Residual(nn.Module):
             h = layer(h, mask)
         return h + (x if self.shortcut is None else self.shortcut(x, mask))
 
+    def rows(self, x: Tensor, span: Span, before: Activation | None = None) -> Tensor:
+        """See PaddedConv.rows."""
+        x = activate(x, before)
+        h = run_rows(self.layers, x, [span] * len(self.layers))
+        return h.add_(x if self.shortcut is None else self.shortcut.rows(x, span))  # pyright: ignore[reportCallIssue]
+
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
         inner = needs_of(self.layers, low, high, per_frame)
@@ -185,6 +221,7 @@ class ConvStack(nn.ModuleList):
         """Number of frames before and after t that output frame t depends on."""
         self.lost = 0
         """Steps missing at the signal's end in the output."""
+        self.frozen = False
         for layer in self:
             self.lost = self._lost_after(layer, self.lost)
 
@@ -200,12 +237,68 @@ class ConvStack(nn.ModuleList):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, r, C]; mask: [B, T] or [B, T, hop], one contiguous run of True. Other outputs are meaningless."""
+        if self.uses_rows(x):
+            signal = run_rows(self, x[0].flatten(0, 1), self.spans(mask))
+            return signal[None].unflatten(1, (x.shape[1], -1))
         signal = x.flatten(1, 2).transpose(1, 2)
         places, lost = self.places, 0
         for layer in self:
             signal = layer(signal, step_mask(mask, places, lost))
             places, lost = places * int(layer.up) // int(layer.down), self._lost_after(layer, lost)  # pyright: ignore[reportArgumentType]
         return signal.transpose(1, 2).unflatten(1, (-1, places))
+
+    def freeze(self) -> None:
+        """Prepare for `rows` on a CPU; the weights must not be trained afterwards."""
+        self.frozen = True
+        for module in self.modules():
+            if isinstance(module, PaddedConv | PaddedTranspose) and module.norm is None and fits_rows(module.conv):  # pyright: ignore
+                lay_out(module.conv)
+
+    def uses_rows(self, x: Tensor) -> bool:
+        """Whether the layers run by `rows`: frozen, on a CPU, and x [B, ...] is one signal without a gradient."""
+        one = len(x) == 1 and x.device.type == "cpu" and x.dtype == torch.float32
+        return self.frozen and one and not torch.is_grad_enabled()
+
+    def spans(self, mask: Tensor) -> list[Span]:
+        """Where the signal is in the input of each layer, by the mask [1, T] or [1, T, hop]; see `step_mask`."""
+        flat, per_frame = mask.flatten(), mask.shape[2] if mask.dim() == 3 else 1
+        start = int(flat.int().argmax())
+        end = start + int(flat.sum())
+        places, lost, found = self.places, 0, []
+        for layer in self:
+            first = start * places // per_frame
+            found.append(Span(first, max(first, -(-end * places // per_frame) - lost)))
+            places, lost = places * int(layer.up) // int(layer.down), self._lost_after(layer, lost)  # pyright: ignore[reportArgumentType]
+        return found
+
+
+def run_rows(layers: Iterable[nn.Module], x: Tensor, spans: Sequence[Span]) -> Tensor:
+    """Apply layers to one frozen signal with channels last, [L, C], which is not changed; spans: one for each layer.
+
+    Activations work in place on the result of the layer before, or write the padded copy that the next layer makes.
+    """
+    owned, before = False, None
+    for layer, span in zip(layers, spans, strict=True):
+        if isinstance(layer, Pointwise):
+            assert before is None, "two activations in a row"
+            before = layer.activation()
+            if owned:
+                x, before = before(x, x), None
+        else:
+            x, owned, before = layer.rows(x, span, before), True, None  # pyright: ignore[reportCallIssue]
+    return activate(x, before)
+
+
+def activate(x: Tensor, activation: Activation | None) -> Tensor:
+    """The activation of x, which is not changed; None: x itself."""
+    return x if activation is None else activation(x, torch.empty_like(x))
+
+
+def _rows_by_forward(layer: nn.Module, x: Tensor, span: Span) -> Tensor:
+    """`layer.rows` of a layer that has no such form."""
+    mask = torch.zeros(1, len(x), dtype=torch.bool, device=x.device)
+    mask[:, span.start : span.end] = True
+    return layer(x.T[None], mask)[0].T.contiguous()
 
 
 def step_mask(mask: Tensor, places: int, lost: int = 0) -> Tensor:
@@ -261,9 +354,29 @@ def pad_signal(x: Tensor, mask: Tensor, left: int, right: int, padding: Padding,
     return x[..., : x.shape[2] - (stride - 1)]
 
 
+def freeze_stacks(net: nn.Module) -> None:
+    """Prepare all stacks of a frozen network for a CPU."""
+    for module in net.modules():
+        if isinstance(module, ConvStack):
+            module.freeze()
+
+
+_folded: ContextVar[bool] = ContextVar("folded", default=False)
+
+
 def normed(layer: nn.Module, norm: Norm) -> nn.Module:
-    """Apply weight normalization (arXiv:1602.07868) to a layer if `norm` is "weight"."""
-    return parametrizations.weight_norm(layer) if norm == "weight" else layer
+    """Apply weight normalization (arXiv:1602.07868) to a layer if `norm` is "weight"; not within `folded_norms`."""
+    return parametrizations.weight_norm(layer) if norm == "weight" and not _folded.get() else layer
+
+
+@contextmanager
+def folded_norms() -> Iterator[None]:
+    """Networks built within it have plain weights, as after `fold_norms`."""
+    token = _folded.set(True)
+    try:
+        yield
+    finally:
+        _folded.reset(token)
 
 
 def fold_norms(net: nn.Module) -> None:

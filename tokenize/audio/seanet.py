@@ -56,7 +56,7 @@ class SEANetConfig(FingerprintedConfig):
     """Fraction of a causal transposed convolution's surplus trimmed on the right; below 1 it looks ahead."""
     last_frame: Literal["zeros", "padded"] = "zeros"
     """Of an encoder, for signals whose length is no multiple of hop. zeros: zeros complete the last frame. padded:
-    every strided convolution pads the end of its own input by `padding`, as EnCodec's networks do."""
+    each strided convolution pads its input to a multiple of its stride by the mode `padding`, as in EnCodec."""
     norm: Norm = "weight"
     """weight: weight normalization of the convolutions. time_group: the result of each convolution is normalized over
     all its channels and steps, which needs `segments`. none: no normalization."""

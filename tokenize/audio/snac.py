@@ -23,7 +23,7 @@ from ...configs.schema import Config, ConfigError
 from ..layers.transformer_block import rotary_angles, rotate
 from .base import AudioShape
 from .dac import Snake
-from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual, normed, step_mask
+from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual, normed, run_rows, step_mask
 from .seanet import channels_last
 from .streaming import StreamingLayer, window_stage
 
@@ -141,6 +141,10 @@ class Noise(nn.Module):
         """x: [B, channels, L]; noise: [B, L]."""
         return x + noise[:, None] * self.conv(x)
 
+    def rows(self, x: Tensor, noise: Tensor) -> Tensor:
+        """As `forward` of one frozen signal with channels last: x [L, channels], noise [L]."""
+        return torch.addcmul(x, noise[:, None], x @ self.conv.weight[:, :, 0].T)  # pyright: ignore
+
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
         return low, high
@@ -155,6 +159,8 @@ class NoisyStack(ConvStack):
 
     def decode(self, x: Tensor, mask: Tensor, first: int) -> Tensor:
         """x: [B, T, 1, C]; mask: [B, T]; first: number of the first frame -> [B, T, R, outputs]."""
+        if self.uses_rows(x):
+            return self._decode_rows(x, mask, first)
         signal, places, stream = x.flatten(1, 2).transpose(1, 2), 1, 0
         for layer in self:
             if not isinstance(layer, Noise):
@@ -164,10 +170,26 @@ class NoisyStack(ConvStack):
             if self.training:
                 signal = layer(signal, torch.randn_like(signal[:, 0]))
             elif self.seed is not None:
-                where = torch.arange(first * places, first * places + signal.shape[2], device=x.device)
-                signal = layer(signal, seeded_normal(self.seed, stream, where).to(signal.dtype)[None])
+                noise = self._noise(stream, first * places, signal.shape[2], x.device)
+                signal = layer(signal, noise.to(signal.dtype)[None])
             stream += 1
         return signal.transpose(1, 2).unflatten(1, (-1, places))
+
+    def _decode_rows(self, x: Tensor, mask: Tensor, first: int) -> Tensor:
+        signal, layers, spans = x[0].flatten(0, 1), list(self), self.spans(mask)
+        done = 0
+        for stream, number in enumerate(number for number, layer in enumerate(layers) if isinstance(layer, Noise)):
+            signal = run_rows(layers[done:number], signal, spans[done:number])
+            if self.seed is not None:
+                noise = self._noise(stream, first * (len(signal) // x.shape[1]), len(signal), x.device)
+                signal = layers[number].rows(signal, noise)  # pyright: ignore[reportCallIssue]
+            done = number + 1
+        return run_rows(layers[done:], signal, spans[done:])[None].unflatten(1, (x.shape[1], -1))
+
+    def _noise(self, stream: int, first: int, count: int, device: torch.device) -> Tensor:
+        """Noise of the steps first .. first + count - 1."""
+        assert self.seed is not None
+        return seeded_normal(self.seed, stream, torch.arange(first, first + count, device=device))
 
 
 class SNACEncoder(nn.Module):

@@ -15,6 +15,7 @@ from ..codes import pad_and_cat
 from ..quantizers.combinators.region_routing import check_regions
 from ..quantizers.registry import Quantizer
 from ..spec import AudioGeometry
+from .masked_conv import freeze_stacks
 from .networks import AudioNet, AudioTokenizerConfig
 from .segments import SegmentDecoder, SegmentEncoder
 from .streaming import StagesStream, StreamingLayer, run_stages
@@ -28,6 +29,7 @@ class AudioTokenizer(Tokenizer):
 
     def __init__(self, config: AudioTokenizerConfig, net: AudioNet, storage: TokenizerStorage = "float16"):
         super().__init__(config, net, storage)
+        freeze_stacks(net)
         *before, last = net.encoder.stages()
         first, *after = net.decoder.stages()
         self.lost = net.decoder.lost

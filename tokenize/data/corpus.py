@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...configs.files import read_safetensors
 from ...configs.json_limits import read_json_lines
+from ...configs.names import GivenPath
 from ...configs.schema import Config, ConfigError, FingerprintedConfig, check_config
 from ..alignment.alignment import TimedUnits
 from ..alignment.alignment_file import read_intervals
@@ -47,7 +48,7 @@ class FolderCorpus(FingerprintedConfig):
     added: ClassVar[frozenset[str]] = frozenset({"follow_links"})
 
     kind: Literal["folder"] = "folder"
-    path: str
+    path: GivenPath
     """The folder."""
     labels: Literal["auto", "sidecar", "folder", "none"] = "auto"
     """Source of labels without metadata.jsonl. sidecar: x.label next to x.png. folder: the name of the file's folder,
@@ -65,7 +66,7 @@ class ArraysCorpus(Config):
     integers [N]."""
 
     kind: Literal["arrays"] = "arrays"
-    path: str
+    path: GivenPath
     """The safetensors file."""
 
 

@@ -95,7 +95,8 @@ def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Se
         for shard, members in enumerate(ranges):
             part = _read_part(out, shard, build)
             if part is None:
-                part = _write_part(out, shard, build, corpus, alignments, members, tokenizer, window, bar)
+                captioned = window is None or config.window_text == "whole"
+                part = _write_part(out, shard, build, corpus, alignments, members, tokenizer, window, captioned, bar)
             else:
                 bar.update(len(members))
             parts.append(part)
@@ -126,6 +127,7 @@ def _build_id(
     corpus = config.corpus.model_dump(mode="json", exclude={"path"})
     description = [corpus, spec.model_dump(mode="json"), config.items_per_shard, list(ids)]
     description += [] if window is None else [window]
+    description += [] if config.window_text == "none" else [config.window_text]
     description += [] if aligned is None else [aligned]
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
@@ -229,6 +231,7 @@ def _write_part(
     members: Sequence[int],
     tokenizer: Encoder,
     window: int | None,
+    captioned: bool,
     bar: tqdm,
 ) -> PartIndex:
     """Encode one range of the corpus; writes the shard, then its index, each atomically."""
@@ -247,7 +250,7 @@ def _write_part(
             codes += parts.values()
             ids += parts
             labels += [item.label] * len(parts)
-            texts += [item.text if window is None else None] * len(parts)
+            texts += [item.text if captioned else None] * len(parts)
             aligned += [alignment] * len(parts)
         bar.update(1)
         bar.set_postfix(skipped=len(skipped), refresh=False) if skipped else None

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from ...configs.names import GivenPath
 from ...configs.schema import Config
 from ..spec import AudioGeometry, TokenSpec
 from .corpus import Corpus, CorpusConfig
@@ -28,20 +29,23 @@ class ShardsConfig(Config):
 
     corpus: CorpusConfig
     """The media to encode."""
-    tokenizer: str
+    tokenizer: GivenPath
     """Directory of the frozen tokenizer."""
-    out: str
+    out: GivenPath
     """Output folder."""
     items_per_shard: PositiveInt = 1000
     """Corpus items encoded into one shard; the last shard may have fewer."""
     split: SplitConfig | None = None
     """Use only one part of the corpus; run once per part, each with its own `out`."""
     window_seconds: PositiveFloat | None = None
-    """Split audio into items of this length, rounded to frames. The remainder and shorter files are dropped; the items
-    have no transcripts, which belong to whole files. null: one item per file."""
+    """Split audio into items of this length, rounded to frames. The remainder and shorter files are dropped. null: one
+    item per file."""
+    window_text: Literal["none", "whole"] = "none"
+    """Text of these items. none: they have none, as a transcript belongs to the whole file. whole: each has the text of
+    its file, a caption of it."""
     max_items: PositiveInt | None = None
     """Use only this many items, the first ones; null: all."""
-    alignments: str | None = None
+    alignments: GivenPath | None = None
     """Folder of alignments that `tessera align` wrote; an item without one is skipped. null: use those beside the media
     or in metadata.jsonl, where they exist."""
 
@@ -75,6 +79,8 @@ def _place(item_id: str) -> float:
 def window_frames(config: ShardsConfig, spec: TokenSpec) -> int | None:
     """Frames per window when splitting audio; None: no splitting."""
     if config.window_seconds is None:
+        if config.window_text != "none":
+            raise ValueError("window_text is for items of window_seconds; set that as well, or leave it out")
         return None
     if not isinstance(spec.geometry, AudioGeometry):
         raise ValueError(f"window_seconds: tokenizer '{spec.name}' is for images, which have no duration; remove it")

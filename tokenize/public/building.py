@@ -79,6 +79,8 @@ def tokenizer_shapes(config: FrozenConfig) -> dict[str, Shape]:
     Raises:
         ValueError: the config asks for tensors of a size that does not exist.
     """
+    if _last and _last[0][0] == config:
+        return dict(_last[0][1])
     try:
         with torch.device("meta"):
             net = empty_net(config)
@@ -86,7 +88,13 @@ def tokenizer_shapes(config: FrozenConfig) -> dict[str, Shape]:
         raise ValueError(
             f"the config of {config.name} asks for an impossible network: {one_line(error)[:150]}"
         ) from None
-    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    _last[:] = [(config, shapes)]
+    return dict(shapes)
+
+
+_last: list[tuple[FrozenConfig, dict[str, Shape]]] = []
+"""The result for the last config: the tensor map and the reader of a checkpoint ask for the same."""
 
 
 def read_tokenizer(config: TokenizerConfig, tensor_map: TensorMap, checkpoint: Checkpoint) -> Tokenizer:
@@ -101,11 +109,16 @@ def read_tokenizer(config: TokenizerConfig, tensor_map: TensorMap, checkpoint: C
     net = empty_net(config)
     tensors = tensor_map.read(shapes, checkpoint.tensors)
     for name, parameter in net.named_parameters():
-        if not tensors[name].is_floating_point() or not bool(tensors[name].isfinite().all()):
+        if not is_finite(tensors[name]):
             sources = ", ".join(tensor_map.terms[name].sources(tuple(parameter.shape)))
             raise WeightsError(f"{checkpoint.path}: {sources}: weights must be finite floating point numbers")
     net.load_state_dict(tensors)
     return FROZEN[config.kind](config, net, "float32")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds finite floating point numbers alone; in one pass, without a mask of its size."""
+    return tensor.is_floating_point() and (tensor.numel() == 0 or all(one.isfinite() for one in tensor.aminmax()))
 
 
 def public_tensors(tokenizer: Tokenizer, tensor_map: TensorMap) -> dict[str, Tensor]:

@@ -48,7 +48,6 @@ DEFAULTS: dict[str, Any] = {
 DILATIONS = (1, 3, 9)
 LEVELS = "quantizer.quantizers."
 FIRST = ".codebook.weight"
-MOST_STRIDES = 16
 
 LayerNames = Mapping[str, str]
 """Names of a library for the places of the network; in braces: stage (from 0), after (stage + 1), unit (from 0), number
@@ -123,8 +122,6 @@ def read_dac_tensors(
 
 def dac_config(settings: dict[str, Any], levels: int, where: str = "config.json") -> AudioTokenizerConfig:
     """Our config of a DAC with these settings, in the words of the original library, and number of codebooks."""
-    if max(len(settings["encoder_rates"]), len(settings["decoder_rates"])) > MOST_STRIDES:
-        raise ValueError(f"{where}: more than {MOST_STRIDES} strides are no DAC")
     odd = any(stride % 2 for stride in settings["decoder_rates"])
     codebook = {"kind": "vq", "size": settings["codebook_size"], "code_dim": settings["codebook_dim"]}
     codebook |= {"normalise": True, "keep_length": True, "update": "gradient"}

@@ -102,6 +102,23 @@ def read_encodec_part(
     return read_tokenizer(config, tensor_map, checkpoint)
 
 
+def seanet_settings(values: dict[str, Any], ratios: list[int]) -> dict[str, Any]:
+    """What EnCodec and Mimi set alike in their SEANet: our config's keys from theirs."""
+    return {
+        "kind": "seanet",
+        "channels": values["num_filters"],
+        "ratios": ratios,
+        "kernel": values["kernel_size"],
+        "last_kernel": values["last_kernel_size"],
+        "residual_kernel": values["residual_kernel_size"],
+        "residual_layers": values["num_residual_layers"],
+        "dilation_growth": values["dilation_growth_rate"],
+        "compress": values["compress"],
+        "shortcut": "convolution" if values["use_conv_shortcut"] else "identity",
+        "padding": PADDINGS[values["pad_mode"]],
+    }
+
+
 def encodec_config(values: dict[str, Any], levels: int, where: str = "config.json") -> AudioTokenizerConfig:
     """Our config of an EnCodec with these settings (keys of EncodecConfig) and number of codebooks."""
     supported = {"norm_type": NORMS, "pad_mode": PADDINGS}
@@ -111,21 +128,10 @@ def encodec_config(values: dict[str, Any], levels: int, where: str = "config.jso
             raise ValueError(f"{where}: {key} is {values[key]!r}; only {known} is supported")
     if values["codebook_dim"] not in (None, values["hidden_size"]):
         raise ValueError(f"{where}: codebook_dim is {values['codebook_dim']}, but hidden_size {values['hidden_size']}")
-    part: dict[str, Any] = {
-        "kind": "seanet",
-        "channels": values["num_filters"],
-        "ratios": values["upsampling_ratios"],
-        "kernel": values["kernel_size"],
-        "last_kernel": values["last_kernel_size"],
-        "residual_kernel": values["residual_kernel_size"],
-        "residual_layers": values["num_residual_layers"],
-        "dilation_growth": values["dilation_growth_rate"],
-        "compress": values["compress"],
-        "shortcut": "convolution" if values["use_conv_shortcut"] else "identity",
+    part = seanet_settings(values, values["upsampling_ratios"]) | {
         "lstm_layers": values["num_lstm_layers"],
         "causal": values["use_causal_conv"],
         "norm": NORMS[values["norm_type"]],
-        "padding": PADDINGS[values["pad_mode"]],
         "trim_right": values["trim_right_ratio"],
     }
     codebook = {"kind": "vq", "size": values["codebook_size"], "commitment": 1.0}
@@ -151,7 +157,7 @@ def _segments(values: dict[str, Any], where: str) -> dict[str, Any] | None:
             if values[key] != plain:
                 raise ValueError(f"{where}: {key} {values[key]!r} is supported only with chunk_length_s, which is null")
         return None
-    for key, value, most in (("chunk_length_s", seconds, 1e6), ("overlap", overlap, 1)):
+    for key, value, most in (("chunk_length_s", seconds, 600), ("overlap", overlap, 1)):
         if type(value) not in (int, float) or not 0 <= value < most:
             raise ValueError(f"{where}: {key} must be a number from 0 to {most:g}, found {str(value)[:80]!r}")
     samples, hop = int(seconds * rate), math.prod(values["upsampling_ratios"])

@@ -25,7 +25,7 @@ from ..quantizers.combinators.residual import ResidualConfig
 from .building import count_levels, found_weight_norm, public_tensors, read_tokenizer, tokenizer_shapes, weight_g
 from .checkpoint import PICKLE_ENDINGS, Checkpoint, read_pickle
 from .encodec import describe_encodec, encodec_config, encodec_tensor_map
-from .folder import PublicFolder
+from .folder import PublicFolder, typed_values
 from .layout import check_tokenizer_layout
 from .seanet_names import NATIVE
 from .tensor_map import CannotWrite, Shape, TensorMap
@@ -95,11 +95,21 @@ def read_audiocraft(folder: PublicFolder, codebooks: int | None = None) -> Token
         )
     if not _has_codec(folder):
         raise WeightsError(f"{folder.path}: tensor '{BOOK.format(0)}embed' is missing; this is no EnCodec")
-    where = f"{folder.path}: {CONFIG}"
-    text = (folder.checkpoint.described or {}).get(CONFIG)
+    config, where = read_xp_config(folder.checkpoint)
+    return _read(folder.checkpoint, _settings(config, where), codebooks, where)
+
+
+def read_xp_config(checkpoint: Checkpoint) -> tuple[Any, str]:
+    """The config in one of audiocraft's files, and its place for messages.
+
+    Raises:
+        ValueError: it is not text, or no YAML.
+    """
+    where = f"{checkpoint.path}: {CONFIG}"
+    text = (checkpoint.described or {}).get(CONFIG)
     if not isinstance(text, str):
         raise ValueError(f"{where} must be text, found {type(text).__name__}")
-    return _read(folder.checkpoint, _settings(parse_yaml(text, where), where), codebooks, where)
+    return parse_yaml(text, where), where
 
 
 def _read(checkpoint: Checkpoint, values: dict[str, Any], codebooks: int | None, where: str) -> Tokenizer:
@@ -122,33 +132,33 @@ def _settings(config: Any, where: str) -> dict[str, Any]:
     wanted |= {"encodec.renormalize": False, "seanet.activation": "ELU", "seanet.activation_params.alpha": 1.0}
     wanted |= {"seanet.encoder": {}, "seanet.decoder.final_activation": None}
     for key, value in wanted.items():
-        found = _value(config, key, value, where)
+        found = config_value(config, key, value, where)
         if found != value:
             raise ValueError(f"{where}: {key} is {repr(found)[:80]}; only {value!r} is supported")
-    decoder = _value(config, "seanet.decoder", {}, where)
+    decoder = config_value(config, "seanet.decoder", {}, where)
     other = sorted(decoder.keys() - {"trim_right_ratio", "final_activation", "final_activation_params"})
     if other:
         raise ValueError(f"{where}: seanet.decoder.{other[0]} is set; a decoder unlike the encoder is not supported")
-    held = {key: _value(config, f"seanet.{key}", default, where) for key, default in SEANET.items()}
+    held = {key: config_value(config, f"seanet.{key}", default, where) for key, default in SEANET.items()}
     norms = {"none": "weight_norm", "weight_norm": "weight_norm", "time_group_norm": "time_group_norm"}
     if held["norm"] not in norms:
         raise ValueError(f"{where}: seanet.norm is {held['norm']!r}; only {' or '.join(norms)} is supported")
     values = {ours: held[theirs] for ours, theirs in THEIR_KEYS.items()}
     return values | {
-        "sampling_rate": _value(config, "encodec.sample_rate", 0, where),
+        "sampling_rate": config_value(config, "encodec.sample_rate", 0, where),
         "audio_channels": held["channels"],
         "normalize": False,
         "chunk_length_s": None,
         "overlap": None,
         "norm_type": norms[held["norm"]],
-        "trim_right_ratio": _value(config, "seanet.decoder.trim_right_ratio", 1.0, where),
-        "codebook_size": _value(config, "rvq.bins", 1024, where),
+        "trim_right_ratio": config_value(config, "seanet.decoder.trim_right_ratio", 1.0, where),
+        "codebook_size": config_value(config, "rvq.bins", 1024, where),
         "codebook_dim": None,
         "use_conv_shortcut": not held["true_skip"],
     }
 
 
-def _value(config: Any, key: str, default: Any, where: str) -> Any:
+def config_value(config: Any, key: str, default: Any, where: str) -> Any:
     """The value at a.b.c of the config; `${d.e}` stands for the value at d.e. It must be of the default's type."""
     asked = key
     for _ in range(8):
@@ -163,7 +173,8 @@ def _value(config: Any, key: str, default: Any, where: str) -> Any:
         value = float(value)
     if default is not None and type(value) is not type(default):
         raise ValueError(f"{where}: {asked} must be of type {type(default).__name__}, found {str(value)[:80]!r}")
-    return value
+    last = asked.rpartition(".")[2]
+    return typed_values({last: value}, {last: default}, f"{where}: {asked.removesuffix(f'.{last}')}")[last]
 
 
 def write_audiocraft(folder: Path, tokenizer: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,27 @@ from typing import Any
 
 from ...configs.files import read_json
 from .checkpoint import PICKLE_ENDINGS, Checkpoint, open_checkpoint, pickle_files
+
+STRIDES = ("upsampling_ratios", "downsampling_ratios", "encoder_rates", "decoder_rates", "ratios")
+"""Keys of the strides of a network."""
+LIMIT = 1 << 20
+"""Largest whole number of a config for which RANGES has no range."""
+_HERTZ, _LAYERS, _STRIDE, _FRAMES = (1, 1_000_000), (1, 256), (1, 4096), (1, 65536)
+RANGES = {
+    **dict.fromkeys(("sampling_rate", "sample_rate"), _HERTZ),
+    **dict.fromkeys(("num_residual_layers", "n_residual_layers", "num_hidden_layers", "num_layers"), _LAYERS),
+    **dict.fromkeys(("num_lstm_layers", "lstm", "flatten_first", "empty_initial", "delays"), (0, 64)),
+    "num_heads": (0, 4096),
+    **dict.fromkeys((*STRIDES, "vq_strides", "attn_window_size"), _STRIDE),
+    **dict.fromkeys(("dilation_growth_rate", "dilation_base"), (1, 64)),
+    **dict.fromkeys(("sliding_window", "context", "chroma_length"), _FRAMES),
+    **dict.fromkeys(("image_size", "downsample_size"), (1, 16384)),
+}
+"""Key of a public config -> smallest and largest whole number. What no tensor's shape confirms would else be believed,
+and memory be taken for it."""
+MOST_STRIDES = 16
+MOST_SAMPLES = 1 << 20
+"""Samples of a frame."""
 
 
 class PublicFolder:
@@ -43,6 +65,13 @@ class PublicFolder:
         if there are none, or none that can be read."""
         return next((found for found in self._each() if tensor in found.shapes), None)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors: of the weights, or of several files beside each other those of all."""
+        held = list(self._each())
+        whole = self._opened.get(self.path)
+        return frozenset().union(*(one.shapes for one in ([whole] if whole is not None else held)))
+
     def _each(self) -> Iterator[Checkpoint]:
         paths = [self.path]
         if self.path.is_dir():
@@ -67,7 +96,7 @@ class PublicFolder:
 
         Args:
             defaults: key -> default; each value read must have the type of its default (int for float is accepted,
-                null only where the default is None).
+                null only where the default is None), and each float must be finite, each whole number in its range.
             within: key of a nested config, such as audio_encoder.
         Raises:
             ValueError: a value of another type; the message names key, value and type.
@@ -81,7 +110,33 @@ def typed_values(held: Any, defaults: dict[str, Any], where: str) -> dict[str, A
     """Settings `held` with defaults for absent keys; arguments and errors as PublicFolder.values."""
     if not isinstance(held, dict):
         raise ValueError(f"{where}: is missing")
-    return {key: _typed(held.get(key, default), default, f"{where}: {key}") for key, default in defaults.items()}
+    return {key: _typed(held.get(key, default), default, key, f"{where}: {key}") for key, default in defaults.items()}
+
+
+def check_number(value: Any, key: str, where: str) -> None:
+    """Raise ValueError, which begins with `where`, for a number that no model has: see RANGES; floats are finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} must be a finite number, found {value}")
+    least, most = RANGES.get(key, (1, LIMIT))
+    if type(value) is int and not least <= value <= most:
+        raise ValueError(f"{where} must be from {least} to {most}, found {str(value)[:40]}")
+
+
+def check_whole(value: Any, key: str, where: str) -> int:
+    """A whole number in the range of its key; ValueError, which begins with `where`: it is none."""
+    if type(value) is not int:
+        raise ValueError(f"{where} must be a whole number, found {repr(value)[:80]}")
+    check_number(value, key, where)
+    return value
+
+
+def check_strides(strides: list[int], where: str) -> None:
+    """Raise ValueError, which begins with `where`, for strides that make frames of a length that no codec has."""
+    if len(strides) > MOST_STRIDES or math.prod(strides) > MOST_SAMPLES:
+        raise ValueError(
+            f"{where} must be at most {MOST_STRIDES} strides with a product of at most {MOST_SAMPLES}, found "
+            f"{str(strides)[:80]}"
+        )
 
 
 def has_pickles_alone(path: Path) -> bool:
@@ -91,11 +146,16 @@ def has_pickles_alone(path: Path) -> bool:
     return path.is_dir() and not (path / "config.json").exists() and bool(pickle_files(path))
 
 
-def _typed(value: Any, default: Any, where: str) -> Any:
+def _typed(value: Any, default: Any, key: str, where: str) -> Any:
+    if isinstance(value, float) or type(default) is int:
+        check_number(value, key, where)
     if default is None or (isinstance(default, float) and type(value) is int):
         return value
     if type(value) is not type(default):
         raise ValueError(f"{where} must be of type {type(default).__name__}, found {str(value)[:80]!r}")
     if isinstance(default, list) and default:
-        return [_typed(one, default[0], f"{where}[{place}]") for place, one in enumerate(value)]
+        entries: list[Any] = value  # pyright: ignore
+        value = [_typed(one, default[0], key, f"{where}[{place}]") for place, one in enumerate(entries)]
+        if key in STRIDES:
+            check_strides(value, where)
     return value

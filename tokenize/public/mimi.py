@@ -25,7 +25,7 @@ from ..quantizers.combinators.residual import ResidualConfig
 from ..quantizers.vq import VQConfig
 from .building import codebook_terms, count_levels, plain_weight, public_tensors, read_tokenizer, tokenizer_shapes
 from .checkpoint import Checkpoint
-from .encodec import PADDINGS, seanet_encoder
+from .encodec import PADDINGS, seanet_encoder, seanet_settings
 from .folder import PublicFolder
 from .layout import check_tokenizer_layout
 from .seanet_names import TRANSFORMERS, SEANetNames, seanet_terms
@@ -68,6 +68,8 @@ DEFAULTS: dict[str, Any] = {
 }
 """Class defaults of MimiConfig."""
 BRANCHES = ("semantic", "acoustic")
+MOST_STEPS = 4096
+"""Largest number of steps of the networks in a frame."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ def chosen_levels(held: list[int], codebooks: int | None, path: Path) -> list[in
     total = semantic + acoustic if codebooks is None else codebooks
     if not semantic <= total <= semantic + acoustic:
         raise ValueError(
-            f"{path}: {codebooks} codebooks were asked for, the file has {semantic + acoustic}, of which the first "
-            f"{semantic} is needed"
+            f"{path}: {codebooks} codebooks were asked for, the file has {semantic + acoustic}; choose from {semantic} "
+            f"(all semantic ones) to {semantic + acoustic}"
         )
     return [semantic, total - semantic]
 
@@ -196,19 +198,8 @@ def mimi_config(
         raise ValueError(f"{where}: pad_mode is {values['pad_mode']!r}; only {' or '.join(PADDINGS)} is supported")
     if not heads or values["head_dim"] not in (None, dim // heads):
         raise ValueError(f"{where}: head_dim is {values['head_dim']}; only {dim} / {heads} heads is supported here")
-    part: dict[str, Any] = {
-        "kind": "seanet",
-        "channels": values["num_filters"],
-        "ratios": ratios,
-        "kernel": values["kernel_size"],
-        "last_kernel": values["last_kernel_size"],
-        "residual_kernel": values["residual_kernel_size"],
-        "residual_layers": values["num_residual_layers"],
-        "dilation_growth": values["dilation_growth_rate"],
-        "compress": values["compress"],
-        "shortcut": "convolution" if values["use_conv_shortcut"] else "identity",
+    part = seanet_settings(values, ratios) | {
         "lstm_layers": 0,
-        "padding": PADDINGS[values["pad_mode"]],
         "norm": "none",
         "bottleneck": {
             "stride": _stride(values, where),
@@ -256,21 +247,26 @@ def _stride(values: dict[str, Any], where: str) -> int:
         return 2
     if type(rate) not in (int, float) or not rate > 0:
         raise ValueError(f"{where}: frame_rate must be a number above 0, found {str(rate)[:80]!r}")
-    stride = int(_step_rate(values) / rate)
-    if stride < 2:
-        raise ValueError(f"{where}: frame_rate {rate} is not half the rate of the networks' steps, or less")
-    return stride
+    steps = _step_rate(values) / rate
+    if not 2 <= steps <= MOST_STEPS:
+        raise ValueError(
+            f"{where}: frame_rate {rate} makes frames of {steps:g} steps of the networks; only 2 to {MOST_STEPS} steps "
+            "are supported"
+        )
+    return int(steps)
 
 
 def _theta(values: dict[str, Any], where: str) -> float:
-    """Base of the rotary embedding: a key of its own in older files, in `rope_parameters` since transformers 5."""
+    """Base of the rotary embedding: `rope_parameters.rope_theta` since transformers 5, `rope_theta` before."""
     rope = values["rope_parameters"] or {}
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
         raise ValueError(f"{where}: rope_parameters is {str(rope)[:80]!r}; only rope_type 'default' is supported")
     theta = rope.get("rope_theta", values["rope_theta"])
-    if type(theta) not in (int, float, type(None)):
-        raise ValueError(f"{where}: rope_theta must be a number, found {str(theta)[:80]!r}")
-    return 10000.0 if theta is None else float(theta)
+    if theta is None:
+        return 10000.0
+    if type(theta) not in (int, float) or not 0 < theta <= 1e12:
+        raise ValueError(f"{where}: rope_theta must be a number above 0, at most 1e12, found {str(theta)[:80]!r}")
+    return float(theta)
 
 
 def mimi_tensor_map(

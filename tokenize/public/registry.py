@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...configs.printable import printable
 from ...configs.schema import nearest_name
 from ..base import Tokenizer
 from ..hub.reading import is_transformers_codec, read_transformers_codec, write_transformers_codec
@@ -101,6 +102,8 @@ def read_public_codec(path: str | Path, codebooks: int | None = None, image_size
     given = {"codebooks": codebooks, "image_size": image_size}
     options = {option: value for option, value in given.items() if value is not None}
     for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{option} must be a whole number, found {printable(repr(value), 80)}")
         if option not in PUBLIC_CODECS[name].options:
             raise ValueError(f"{path}: {option} {value} was asked for, but {name} has no such choice; leave it out")
     return PUBLIC_CODECS[name].read(PublicFolder(path), **options)

@@ -36,8 +36,8 @@ from .building import (
     read_tokenizer,
     tokenizer_shapes,
 )
-from .dac import FIRST, LEVELS, MOST_STRIDES, layer_terms, level_terms, unit_layers, unused_level
-from .folder import PublicFolder
+from .dac import FIRST, LEVELS, layer_terms, level_terms, unit_layers, unused_level
+from .folder import MOST_SAMPLES, PublicFolder, check_whole
 from .layout import check_tokenizer_layout
 from .tensor_map import CannotWrite, Source, TensorMap, Term, Unused
 
@@ -97,10 +97,8 @@ def snac_config(
 ) -> AudioTokenizerConfig:
     """Our config of a SNAC with these arguments, and with its first codebooks or all."""
     strides, rates, window = values["vq_strides"], values["encoder_rates"], values["attn_window_size"]
-    if window is not None and (type(window) is not int or window < 1):
-        raise ValueError(f"{where}: attn_window_size must be null or a number of frames, found {str(window)[:80]}")
-    if max(len(rates), len(values["decoder_rates"])) > MOST_STRIDES:
-        raise ValueError(f"{where}: more than {MOST_STRIDES} strides are no SNAC")
+    if window is not None:
+        check_whole(window, "attn_window_size", f"{where}: attn_window_size")
     if not strides or min(strides) < 1 or any(strides[0] % stride for stride in strides):
         raise ValueError(f"{where}: vq_strides {str(strides)[:80]} must all divide the first")
     latents = values["encoder_dim"] << len(rates)
@@ -110,6 +108,11 @@ def snac_config(
     codebook |= {"normalise": True, "keep_length": True, "update": "gradient"}
     part: dict[str, Any] = {"kind": "snac", "depthwise": values["depthwise"]}
     block = math.lcm(strides[0], window or 1)
+    if block * math.prod(rates) > MOST_SAMPLES:
+        raise ValueError(
+            f"{where}: vq_strides and attn_window_size make blocks of {block} frames, {block * math.prod(rates)} "
+            f"samples; the limit is {MOST_SAMPLES}"
+        )
     part["chunk"] = -(-32 // block) * block
     if window is not None:
         part |= {"attention": window, "head_width": HEAD_WIDTH}

@@ -278,8 +278,9 @@ class Folded:
 
     def read(self, tensors: Mapping[str, Tensor], shape: Shape) -> Tensor:
         """See Term."""
-        direction = tensors[self.direction].double()
-        return (tensors[self.gain].double() * direction / self._norm(direction)).to(tensors[self.direction].dtype)
+        direction = tensors[self.direction].to(torch.float64, copy=True)
+        norm = self._norm(direction)
+        return direction.mul_(tensors[self.gain]).div_(norm).to(tensors[self.direction].dtype)
 
     def write(self, value: Tensor, written: Written) -> None:
         """See Term."""

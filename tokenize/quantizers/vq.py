@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ...configs.schema import FingerprintedConfig
 from .base import Quantizer, QuantizerOutput
 from .codebooks.codebook import Codebook
-from .codebooks.nearest import exact_dtype, largest_product, nearest_code
+from .codebooks.nearest import SearchTable, exact_dtype, largest_product, nearest_code
 from .codebooks.parametrization import FORMS, CodebookFormConfig
 from .projection import project, straight_through
 from .regularization import PROBABILITIES, EntropyConfig, code_entropies, moment_distance
@@ -109,6 +109,7 @@ class VectorQuantizer(Quantizer):
     ):
         super().__init__(dim, [config.size])
         self.config = config
+        self._kept: tuple[list[tuple[int, int]], tuple[Tensor | SearchTable, Tensor]] | None = None
         code_dim = config.code_dim or dim
         self.project_in = nn.Linear(dim, code_dim) if config.code_dim else None
         self.project_out = nn.Linear(code_dim, dim) if config.code_dim else None
@@ -176,21 +177,35 @@ class VectorQuantizer(Quantizer):
 
     def search(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, M, D] -> [B, M, 1]."""
-        places = self._places(self.codebook.entries())
-        return self._find(self._keys(x.flatten(0, 1)), places).view(*x.shape[:2], 1)
+        return self._find(self._keys(x.flatten(0, 1)), self._tables()[0]).view(*x.shape[:2], 1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """[B, M, 1] -> [B, M, D]."""
-        table = self._project_out(self.codebook.entries())
-        return torch.where(codes >= 0, F.embedding(codes[..., 0].clamp_min(0), table), 0.0)
+        return torch.where(codes >= 0, F.embedding(codes[..., 0].clamp_min(0), self._tables()[1]), 0.0)
 
     def vectors(self) -> Tensor:
         """[1, V, D]."""
         return self._project_out(self.codebook.entries())[None]
 
-    def _find(self, keys: Tensor, places: Tensor, exact: bool = True) -> Tensor:
+    def _tables(self) -> tuple[Tensor | SearchTable, Tensor]:
+        """Positions of the codes in the search space [V, code_dim], and their vectors [V, D]. Of a frozen quantizer
+        both are kept until one of its tensors is another or was changed."""
+        if not self.frozen or torch.is_grad_enabled():
+            entries = self.codebook.entries()
+            return self._places(entries), self._project_out(entries)
+        tensors = [*self.parameters(), *self.buffers()]
+        state = [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors]
+        if self._kept is None or self._kept[0] != state:
+            entries = self.codebook.entries()
+            places = self._places(entries)
+            searched = places if self.config.search == "product" else SearchTable.of(places)
+            self._kept = state, (searched, self._project_out(entries))
+        return self._kept[1]
+
+    def _find(self, keys: Tensor, places: Tensor | SearchTable, exact: bool = True) -> Tensor:
         """Keys [N, code_dim] and positions of the codes [V, code_dim] -> codes [N]."""
         if self.config.search == "product":
+            assert isinstance(places, Tensor)
             return largest_product(keys, places)
         return nearest_code(keys, places, exact)
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from ...configs.module_names import check_patterns, fits_any
-from ...configs.printable import say
 from ...configs.schema import ConfigError
 from .config import InitConfig
 
@@ -54,13 +53,13 @@ def choose_tensors(
     return taken
 
 
-def say_what_starts(own: Iterable[str], taken: Mapping[str, str], given: Iterable[str], source: str) -> None:
-    """One line on stderr: how many tensors come from there, what starts at random, and what is not used."""
+def describe_start(own: Iterable[str], taken: Mapping[str, str], given: Iterable[str], source: str) -> str:
+    """One line: how many tensors come from there, what starts at random, and what is not used."""
     own, unused = list(own), _tops(set(given) - set(taken.values()))
     random = _tops(name for name in own if name not in taken)
     rest = f"; the rest, in {random}, starts at random" if random else ""
     rest += f"; not used of it: {unused}" if unused else ""
-    say(f"note: {len(taken)} of {len(own)} tensors come from {source}{rest}")
+    return f"{len(taken)} of {len(own)} tensors come from {source}{rest}"
 
 
 def freeze_modules(net: nn.Module, patterns: Sequence[str], where: str) -> None:

@@ -12,14 +12,17 @@ from typing import Any, Literal
 
 from pydantic import Field, model_serializer
 
+from ...configs.names import GivenPath
 from ...configs.schema import Config
+
+LORA_ALONE = "it changes the weights of another model; name that as init.from, or leave lora out"
 
 
 class InitConfig(Config):
     """Weights to start from. Names are those of modules or tensors, and stand for everything below; they may have
     wildcards: "decoder", "quantizer.levels.*.codebook"."""
 
-    source: str = Field(alias="from")
+    source: GivenPath = Field(alias="from")
     """Folder of the other tokenizer, of a model or of a run that has one, or the name of a bundled model."""
     modules: tuple[str, ...] | None = None
     """What is taken; null: everything that the other one has."""
@@ -40,7 +43,7 @@ class LMInitConfig(InitConfig):
     """Weights to start from. Names are those of modules or tensors, and stand for everything below; they may have
     wildcards: "transformer.blocks.*.ffn". Keys of lm that are left out are those of the other model."""
 
-    source: str = Field(alias="from")
+    source: GivenPath = Field(alias="from")
     """Folder of a model, of a finished run, or of a public checkpoint; the name of a bundled model; or the folder of a
     text language model (Llama, Qwen), whose blocks become the backbone."""
     adapt: tuple[Literal["codebooks", "labels", "text"], ...] = ()

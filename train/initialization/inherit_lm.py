@@ -7,33 +7,49 @@ from typing import Any
 
 from ...configs.files import read_json
 from ...configs.recognize import folder_kind
-from ...configs.schema import ConfigError
+from ...configs.schema import Config, ConfigError, check_config
 from ...lm.checkpoints.config_file import read_model_config
 from ...lm.config import LMConfig
+from ...lm.layers.lora import LoRAConfig
 from ...lm.public.registry import layout_of, public_layout
 from ...lm.public.text_lm import backbone_settings, is_text_lm
+from .config import LORA_ALONE, LMInitConfig
 from .origin import find_origin
 
 
-def inherit_lm(data: Any, run: Path | None = None) -> Any:
+class _Start(Config):
+    """What a file says about the weights to start from, checked before `lm`, which may depend on it."""
+
+    init: LMInitConfig | None = None
+    lora: LoRAConfig | None = None
+
+
+def inherit_lm(data: Any, run: Path | None = None, where: str = "config") -> Any:
     """The data of a config file in which the keys of `lm` that are left out are those of the model in `init.from`; all
     of them if `lm` is left out or null.
 
     Args:
         run: folder of the run that is resumed, which has them in its config.json.
+        where: prefix of the message of a malformed init or lora.
+    Raises:
+        ConfigError: init or lora is malformed, or there is no such model.
     """
-    init = data.get("init") if isinstance(data, dict) else None
-    given = (data.get("lm") or {}) if isinstance(data, dict) else None
-    if not isinstance(init, dict) or not isinstance(init.get("from"), str) or not isinstance(given, dict):
+    if not isinstance(data, dict):
+        return data
+    start = check_config({name: data[name] for name in ("init", "lora") if name in data}, _Start, where)
+    init, given = start.init, data.get("lm") or {}
+    if init is None and start.lora is not None:
+        raise ConfigError(f"{where}: lora: {LORA_ALONE}")
+    if init is None or not isinstance(given, dict):
         return data
     if run is not None and (run / "config.json").is_file():
         saved = read_json(run / "config.json")
         return data | {"lm": saved["lm"] | given} if isinstance(saved, dict) and "lm" in saved else data
-    folder = find_origin(init["from"])
+    folder = find_origin(init.source)
     try:
         if is_text_lm(folder):
             base = backbone_settings(folder)
-        elif folder_kind(folder) == "foreign":
+        elif folder_kind(folder) != "model":
             base = _plain(layout_of(public_layout(folder)).load(folder).config)
         else:
             described = read_model_config(folder)

@@ -21,24 +21,26 @@ import torch
 from torch import Tensor
 
 from ...configs.module_names import fits_any
-from ...configs.printable import say
 from ...configs.recognize import describe_wrong, folder_kind, run_model
 from ...configs.schema import ConfigError, nearest_name
 from ...lm.checkpoints.config_file import read_model_config
 from ...lm.checkpoints.model_directory import load_lm, load_model
 from ...lm.checkpoints.weights_file import weights_fingerprint
 from ...lm.clustering.clustering import ClusteredTokenizer
+from ...lm.conditioning.text_encoder import TextEncoder
 from ...lm.config import LMConfig
 from ...lm.models.named_rows import NamedRows, fill_rows, named_rows
 from ...lm.models.transformer_lm import TransformerLM
-from ...lm.public.registry import layout_of, public_layout
+from ...lm.public.registry import layout_of, public_layout, recognize_model
 from ...lm.public.text_lm import is_text_lm, read_backbone
+from ...lm.public.unknown import describe_known
 from ...tokenize.bundled import bundled_model, bundled_models, shipped_path
+from ...tokenize.public.folder import PublicFolder
 from ...tokenize.spec import TokenSpec
 from ...tokenize.text.base import TextTokenizer
 from ...tokenize.text.registry import TextConfig, text_of_files
 from ...tokenize.tokenizer import Tokenizer, check_same_codes
-from .choose_tensors import choose_tensors, say_what_starts
+from .choose_tensors import choose_tensors, describe_start
 from .config import LMInitConfig
 
 UNKNOWN = "0" * 64
@@ -62,6 +64,8 @@ class Origin:
     labels: Sequence[str] = ()
     text: TextTokenizer | None = None
     tokenizer: Tokenizer | None = None
+    """None: it is not in the folder."""
+    text_encoder: TextEncoder | None = None
     """None: it is not in the folder."""
 
     @cached_property
@@ -119,14 +123,14 @@ class Origin:
         labels: Sequence[str],
         text: TextTokenizer | None,
         tokenizer: Tokenizer,
-        show: bool,
+        notes: list[str],
         lm: TransformerLM,
     ) -> set[str]:
         """Copy the tensors that are taken into a model, in place; returns the names of those that are taken whole.
 
         Args:
             labels, text, tokenizer: of the model to be trained.
-            show: note on stderr what is taken, and which settings differ.
+            notes: what is taken, and which settings differ, is added.
         Raises:
             ConfigError: a tensor has another shape, or its rows or blocks mean something else; names it.
         """
@@ -154,9 +158,11 @@ class Origin:
                 except ValueError as error:
                     raise ConfigError(f"init: tensor '{name}': {error}; leave it with init.leave: [{name}]") from None
                 whole -= {name} if set(rows.names) - set(theirs[other].names) - {None} else set()
-        if show:
-            say_what_starts(own, taken, self.tensors, self.init.source)
-            self._note_settings(lm.config)
+        notes.append(describe_start(own, taken, self.tensors, self.init.source))
+        different = [] if self.lm is None else different_settings(lm.config, self.lm.config)
+        if different:
+            named = ", ".join(f"lm.{one}" for one in different)
+            notes.append(f"settings that differ from {self.init.source}: {named}")
         return whole
 
     def _hint(self, rows: NamedRows, given: NamedRows) -> str:
@@ -217,12 +223,6 @@ class Origin:
         different = (name for name in sorted(own.keys() | given.keys()) if own.get(name) != given.get(name))
         return next((f"tensor '{name}' differs" for name in different), None)
 
-    def _note_settings(self, config: LMConfig) -> None:
-        """Note the settings of the model that differ."""
-        different = [] if self.lm is None else different_settings(config, self.lm.config)
-        if different:
-            say(f"note: settings that differ from {self.init.source}: {', '.join('lm.' + one for one in different)}")
-
 
 def different_settings(one: LMConfig, other: LMConfig) -> list[str]:
     """Names of the settings in which two models differ, but for those that matter only in training."""
@@ -244,10 +244,12 @@ def open_origin(init: LMInitConfig, config: LMConfig) -> Origin:
     try:
         if is_text_lm(folder):
             return Origin(init, read_backbone(folder, config))
-        if folder_kind(folder) == "foreign":
-            lm: Any = layout_of(public_layout(folder)).load(folder)
+        if folder_kind(folder) != "model":
+            layout = layout_of(public_layout(folder))
+            lm: Any = layout.load(folder)
             labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
-            return Origin(init, lm.state_dict(), lm, labels)
+            encoder = layout.read_text_encoder(PublicFolder(folder))
+            return Origin(init, lm.state_dict(), lm, labels, text_encoder=encoder)
         if not (folder / "tokenizer").is_dir():
             lm = load_lm(folder)
             return Origin(init, lm.state_dict(), lm, read_model_config(folder).labels)
@@ -255,18 +257,19 @@ def open_origin(init: LMInitConfig, config: LMConfig) -> Origin:
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"init.from: {error}") from None
     lm = next((stage for stage in loaded.lm.stages if stage.config.kind == config.kind), loaded.lm.stages[-1])
-    return Origin(init, lm.state_dict(), lm, loaded.labels, loaded.text, loaded.tokenizer)
+    return Origin(init, lm.state_dict(), lm, loaded.labels, loaded.text, loaded.tokenizer, loaded.text_encoder)
 
 
 def find_origin(source: str) -> Path:
     """The folder of `init.from`. ConfigError: there is none, or it holds something else."""
     folder = shipped_path(source)
-    if folder_kind(folder) in ("model", "foreign"):
+    kind = folder_kind(folder)
+    if kind in ("model", "foreign") or (kind is None and recognize_model(folder) is not None):
         return folder
     found = run_model(folder) or (None if folder.exists() else bundled_model(source))
     if found is not None:
         return found
-    wrong = describe_wrong(folder, "a model") if folder.exists() else None
+    wrong = (describe_known(folder, "a model") or describe_wrong(folder, "a model")) if folder.exists() else None
     if wrong is None and folder.exists():
         wrong = f"{folder}: no model here (config.json is missing)"
     known = nearest_name(source, bundled_models()) if bundled_models() else "this installation has none"

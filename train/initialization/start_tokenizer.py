@@ -12,12 +12,12 @@ from ...configs.schema import ConfigError
 from ...tokenize.audio.masked_conv import plain_state, set_plain
 from ...tokenize.hub.tokenizer import TransformersTokenizer
 from ...tokenize.tokenizer import load_tokenizer
-from .choose_tensors import choose_tensors, say_what_starts
+from .choose_tensors import choose_tensors, describe_start
 from .config import InitConfig
 
 
-def start_tokenizer_(net: nn.Module, init: InitConfig) -> int:
-    """Copy the tensors of another tokenizer into a network; returns their number, and notes the rest on stderr.
+def start_tokenizer_(net: nn.Module, init: InitConfig) -> str:
+    """Copy the tensors of another tokenizer into a network; returns one line on what is taken and what is not.
 
     Raises:
         ConfigError: there is no such tokenizer, or as `choose_tensors`.
@@ -36,5 +36,4 @@ def start_tokenizer_(net: nn.Module, init: InitConfig) -> int:
     taken = choose_tensors(own, given, init)
     for name, other in taken.items():
         set_plain(net, name, given[other])
-    say_what_starts(own, taken, given, init.source)
-    return len(taken)
+    return describe_start(own, taken, given, init.source)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from ...configs.names import FolderName
+from ...configs.names import FolderName, GivenPath
 from ...configs.schema import BatchSize, Config, LayerCount, StepCount
 from ...lm.generation_config import GenerationConfig
 from ...lm.layers.lora import LoRAConfig
@@ -16,7 +16,7 @@ from ...lm.models.registry import ModelConfig
 from ..common.captions import CaptionsConfig, WholeTextConfig
 from ..common.optimizer_config import OptimizerConfig, Ratio
 from ..engines.config import AutoEngineConfig, EngineConfig
-from ..initialization.config import LMInitConfig
+from ..initialization.config import LORA_ALONE, LMInitConfig
 from .reference_prompts import PromptConfig
 from .sequence_packing import PackingConfig, PaddedConfig
 
@@ -24,9 +24,9 @@ from .sequence_packing import PackingConfig, PaddedConfig
 class DataConfig(Config):
     """Shards of codes (folders written by `tessera shards`)."""
 
-    shards: str
+    shards: GivenPath
     """Folder of the training shards."""
-    test: str | None = None
+    test: GivenPath | None = None
     """Folder of held-out shards, for evaluation."""
     max_frames: PositiveInt | None = None
     """Exclude longer items; their number is reported."""
@@ -41,9 +41,9 @@ class DataConfig(Config):
     captions: CaptionsConfig = WholeTextConfig()
     """What a step reads of an item's text. whole: all of it. alternatives: one of several captions separated by "|"; of
     one with commas, some of its parts in any order."""
-    embedding: Literal["none"] | None = None
-    """Vectors of the condition embedding, which shards do not hold. none: every item is without, as one whose vectors
-    are dropped."""
+    embedding: Literal["none", "text"] | None = None
+    """Vectors of the condition embedding, which shards do not hold. text: the states of the item's text, of the text
+    encoder of init.from or text_encoder. none: every item is without, as one whose vectors are dropped."""
     packing: PackingConfig = PaddedConfig()
     """Batching of items with different lengths. padded: one item per row. best_fit: packed sequences, without
     padding."""
@@ -124,7 +124,7 @@ class ExportConfig(Config):
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Storage type of the weights."""
-    coarse_model: str | None = None
+    coarse_model: GivenPath | None = None
     """For a refiner: the exported model of the coarse labels. The export then holds both and generates on its own."""
 
 
@@ -139,9 +139,12 @@ class TrainConfig(Config):
     """Device to train on; auto: CUDA if available, else CPU."""
     data: DataConfig
     """Training and test data."""
-    tokenizer: str
+    tokenizer: GivenPath
     """Folder of the frozen tokenizer that made the codes."""
-    clusters: str | None = None
+    text_encoder: GivenPath | None = None
+    """Folder of the frozen T5 whose states the condition embedding reads, as in a model directory; null: that of
+    init.from."""
+    clusters: GivenPath | None = None
     """Folder written by `tessera coarse`: a causal lm predicts the coarse labels of the codes; a masked one is
     conditioned on them and predicts the codes."""
     lm: ModelConfig
@@ -176,11 +179,13 @@ class TrainConfig(Config):
                 "lm.conditions has codes, but data.prompt does not define where an item's prompt comes from; set it to "
                 "{kind: same_label} or {kind: crop}"
             )
-        if self.data.captions.kind != "whole" and "text" not in kinds:
+        if self.data.captions.kind != "whole" and "text" not in kinds and self.data.embedding != "text":
             raise ValueError(
                 f"data.captions {self.data.captions.kind} is for an lm with the condition text; add it to "
                 "lm.conditions, or leave captions out"
             )
+        if self.text_encoder is not None and "embedding" not in kinds:
+            raise ValueError("text_encoder is for an lm with the condition embedding; leave it out")
         if self.data.prompt is not None and "codes" not in kinds:
             raise ValueError(
                 "data.prompt is for an lm with the condition codes; add it to lm.conditions, or leave it out"
@@ -198,13 +203,13 @@ class TrainConfig(Config):
             )
         if ("embedding" in kinds) != (self.data.embedding is not None):
             raise ValueError(
-                "lm.conditions: shards hold no vectors for the condition embedding; set data.embedding: none to train "
-                "without them, train such a model from Python, or leave it out"
+                "lm.conditions: shards hold no vectors for the condition embedding; set data.embedding: text for the "
+                "states of the items' texts, or data.embedding: none to train without"
                 if "embedding" in kinds
                 else "data.embedding is for an lm with the condition embedding; leave it out"
             )
         if self.lora is not None and self.init is None:
-            raise ValueError("lora changes the weights of another model; name it as init.from, or leave lora out")
+            raise ValueError(f"lora: {LORA_ALONE}")
         if self.lora is not None and self.init is not None and self.init.freeze:
             raise ValueError("init.freeze: with lora nothing learns but lora.targets and lora.train; leave it out")
         if self.data.packing.kind != "padded":

@@ -14,6 +14,7 @@ from ...lm.clustering.clustering import Clustering
 from ...tokenize.data.shard_reader import Shards
 from ...tokenize.text.base import TextTokenizer
 from ..common.captions import WHOLE, CaptionReader
+from ..common.text_states import TextStates
 from .aligned_text import AlignedText
 from .collate import Batch, collate
 from .reference_prompts import Prompts, PromptSource
@@ -32,8 +33,8 @@ class CodesDataset:
         prompts: source of code prompts, None if the model has no codes condition.
         missing: for items without the label or text that the model is conditioned on: "refuse" or "skip".
         captions: chooses among the captions of a text.
-        embedding_width: width of the vectors of the condition embedding, of which every item has none; None: there is
-            no such condition.
+        embedding_width: width of the vectors of the condition embedding; None: there is no such condition.
+        states: makes these vectors of the items' texts; None: every item has none.
     Raises:
         ValueError: a label unknown to the model, no items, or items without a required label or text; names them.
     """
@@ -50,8 +51,9 @@ class CodesDataset:
         aligned: AlignedText | None = None,
         captions: CaptionReader = WHOLE,
         embedding_width: int | None = None,
+        states: TextStates | None = None,
     ):
-        self.shards, self.captions, self.embedding_width = shards, captions, embedding_width
+        self.shards, self.captions, self.embedding_width, self.states = shards, captions, embedding_width, states
         self.clustering = clustering
         self.text, self.aligned = text, aligned
         all_lengths = np.asarray(shards.lengths)
@@ -61,7 +63,7 @@ class CodesDataset:
             raise ValueError(
                 f"data.max_frames: no item has at most {max_frames} frames, the shortest has {all_lengths.min()}"
             )
-        lacking = find_missing(shards, used, labels is not None, text, aligned)
+        lacking = find_missing(shards, used, labels is not None, text, aligned, states)
         if lacking and (missing == "refuse" or len(lacking) == len(used)):
             raise ValueError(describe_missing(shards, lacking, len(used), aligned is not None))
         used = used[~np.isin(used, list(lacking))]
@@ -100,7 +102,7 @@ class CodesDataset:
             draw: selects among their possible prompts (reference_prompts.py) and captions (captions.py).
         """
         items = [self.shards.item(int(self.numbers[row])) for row in rows]
-        labels = texts = prompts = aligned = None
+        labels = texts = prompts = aligned = states = None
         if self._label_ids is not None:
             labels = [self._label_ids[item.label] for item in items if item.label is not None]
         if self.aligned is not None:
@@ -108,20 +110,29 @@ class CodesDataset:
         elif self.text is not None:
             read = [(item.text, int(row)) for item, row in zip(items, rows, strict=True) if item.text]
             texts = [self.text.encode(self.captions(text, draw, row, self.text.num_characters)) for text, row in read]
+        if self.states is not None:
+            read = [(item.text or "", int(row)) for item, row in zip(items, rows, strict=True)]
+            states = [self.states(self.captions(text, draw, row)) for text, row in read]
         if self.prompts is not None:
             prompts = [self.prompt(row, draw) for row in rows]
-        batch = collate([item.codes for item in items], labels, texts, prompts, aligned, self.embedding_width)
+        batch = collate([item.codes for item in items], labels, texts, prompts, aligned, self.embedding_width, states)
         return batch if self.clustering is None else replace(batch, codes=self.clustering.coarse(batch.codes))
 
 
 def find_missing(
-    shards: Shards, used: np.ndarray, label: bool, text: TextTokenizer | None, aligned: AlignedText | None = None
+    shards: Shards,
+    used: np.ndarray,
+    label: bool,
+    text: TextTokenizer | None,
+    aligned: AlignedText | None = None,
+    states: TextStates | None = None,
 ) -> dict[int, str]:
     """Items among `used` without a required condition input: number -> reason.
 
     Args:
         label: whether the model has a label condition. text: its text tokenizer, None if it has no text condition.
         aligned: reads the units of alignments, None if the text is not aligned.
+        states: encodes texts, None if the model reads no states of texts.
     """
     found: dict[int, str] = {}
     texts = shards.texts()
@@ -140,6 +151,11 @@ def find_missing(
                 text.prepare(texts[number] or "")
             except ValueError as error:
                 found[number] = str(error)
+        if states is not None and number not in found:
+            try:
+                states.encoder.check(texts[number] or "")
+            except ValueError as error:
+                found[number] = str(error) if texts[number] else "no text"
     return found
 
 
@@ -164,7 +180,7 @@ def data_fingerprint(items: CodesDataset) -> str:
 
 
 def conditions_fingerprint(items: CodesDataset) -> str:
-    """Fingerprint of the condition inputs: SHA-256 over labels, texts and the text tokenizer."""
+    """Fingerprint of the condition inputs: SHA-256 over labels, texts, and the text tokenizer or encoder."""
     shards = items.shards
     columns = [shards.label_names, shards.index.labels, shards.index.texts]
     if items.aligned is not None:
@@ -172,6 +188,8 @@ def conditions_fingerprint(items: CodesDataset) -> str:
     digest = hashlib.sha256(json.dumps(columns).encode())
     for content in () if items.text is None else items.text.files().values():
         digest.update(content)
+    if items.states is not None:
+        digest.update(items.states.fingerprint.encode())
     return digest.hexdigest()
 
 

@@ -61,6 +61,8 @@ def check_exportable(config: TrainConfig, parts: TrainingSetup, lm: LanguageMode
 @torch.no_grad()
 def check_evaluation(config: TrainConfig, parts: TrainingSetup, lm: LanguageModel, micro: int) -> None:
     """Evaluate the longest test items, so that unreadable items or lack of memory end the run here."""
+    if parts.items.states is not None:
+        parts.items.batch([0])  # the text encoder works
     if parts.test is None:
         return
     rows = np.argsort(parts.test.lengths, kind="stable")[-micro:]

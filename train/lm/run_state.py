@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "data.test",
     "data.shards",  # the folder; its content is compared below
     "tokenizer",
+    "text_encoder",  # its content is compared below
     "clusters",
     "train.max_consecutive_bad",
     "init.from",  # read at the start alone; with lora its weights are compared below
@@ -102,8 +103,9 @@ class RunState(RunCounters):
             )
         if found.get("told") not in (None, conditions_fingerprint(parts.items)):  # earlier versions did not store it
             raise ConfigError(
-                f"the labels or texts of {config.data.shards}, or the text tokenizer beside the checkpoints, are not "
-                f"those {folder} was trained with; put them back, or start another run with another --out"
+                f"the labels or texts of {config.data.shards}, or the text tokenizer or encoder beside the "
+                f"checkpoints, are not those that {folder} was trained with; put them back, or start another run with "
+                "another --out"
             )
         clusters = None if parts.clustering is None else parts.clustering.spec.fingerprint
         if found.get("clusters") != clusters:

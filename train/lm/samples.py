@@ -36,7 +36,8 @@ Sample = Callable[[SampleRequest], None]
 def make_request(model: LoadedModel, parts: TrainingSetup, folder: Path, count: int, seed: int) -> SampleRequest:
     """Request all labels in turn, and the texts of the first test items (or training items)."""
     labels = [model.labels[number % len(model.labels)] for number in range(count)] if model.labels else None
-    texts = _texts(parts.test or parts.items, count) if model.text is not None else None
+    reads = model.text is not None or parts.items.states is not None
+    texts = _texts(parts.test or parts.items, count) if reads else None
     voices = [found for row in range(count) if (found := _prompt(parts.test or parts.items, row)) is not None]
     return SampleRequest(model, folder, labels, texts, voices if len(voices) == count else None, count, seed)
 

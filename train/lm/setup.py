@@ -13,6 +13,7 @@ from ...configs.schema import ConfigError
 from ...lm.checkpoints.model_directory import LoadedModel, load_model
 from ...lm.clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
 from ...lm.conditioning.registry import AlignedConditionConfig, TextConditionConfig
+from ...lm.conditioning.text_encoder import TextEncoder, open_text_encoder
 from ...lm.config import LMConfig
 from ...lm.generation_config import GenerationConfig
 from ...lm.layers.lora import merged_copy
@@ -29,6 +30,7 @@ from ...tokenize.tokenizer import Tokenizer, load_tokenizer
 from ..common.batch_sampler import mix
 from ..common.captions import CaptionReader
 from ..common.checkpoint import STATE_FILE
+from ..common.text_states import TextStates
 from ..distributed.process_group import ProcessGroup
 from ..initialization.origin import Origin, open_origin
 from ..initialization.start_lm import start_lm_
@@ -37,6 +39,9 @@ from .config import TrainConfig
 from .dataset import CodesDataset
 from .reference_prompts import PromptSource
 from .text_statistics import text_limits, text_made_of, with_limits
+
+ENCODER_FOLDER = "text_encoder"
+"""Folder of the text encoder in that of the run."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class TrainingSetup:
     the characters seen."""
     origin: Origin | None = None
     """The model to start from; None: the weights are random, or all in a checkpoint."""
+    text_encoder: TextEncoder | None = None
+    """Makes the vectors of the condition embedding from texts; None: there is no such condition, or no encoder."""
 
     def make_lm(self, seed: int) -> TransformerLM:
         """Build a model with random weights, the same in every process."""
@@ -68,16 +75,18 @@ class TrainingSetup:
         vectors = self.tokenizer.vectors().cpu() if self.lm_config.needs_code_vectors else None
         return make_lm(self.lm_config, self.spec, vectors, self.clustering, self.tokenizer.quantizer)
 
-    def first_lm(self, config: TrainConfig, started: Path | None = None, show: bool = False) -> TransformerLM:
+    def first_lm(
+        self, config: TrainConfig, started: Path | None = None, notes: list[str] | None = None
+    ) -> TransformerLM:
         """The model of a run before its first step, the same each time; what learns has requires_grad.
 
         Args:
             started: checkpoint that will be loaded.
-            show: note on stderr what comes from init.from.
+            notes: what comes from init.from is added.
         """
         lm = self.make_lm(config.seed)
         if config.init is not None:
-            given = (self.labels, self.text, self.tokenizer, show)
+            given = (self.labels, self.text, self.tokenizer, [] if notes is None else notes)
             give = None if self.origin is None else partial(self.origin.give_, *given)
             start_lm_(lm, config.init, config.lora, give, started)
         return lm
@@ -88,7 +97,7 @@ class TrainingSetup:
         lm = merged_copy(lm)
         defaults = with_limits(defaults, self.limits)
         if self.coarse is None or lm.clustering is None:
-            return LoadedModel(lm, self.tokenizer, self.text, self.labels, defaults)
+            return LoadedModel(lm, self.tokenizer, self.text, self.labels, defaults, self.text_encoder)
         first = self.coarse
         both = CoarseToFine(first.lm.to(lm.device), lm).eval()
         return LoadedModel(both, self.tokenizer, first.text, first.labels, defaults)
@@ -135,11 +144,13 @@ def open_parts(config: TrainConfig, out: Path, world: ProcessGroup, started: Pat
     except ConfigError as error:
         raise ConfigError(f"lm.{error} (data.shards {config.data.shards})") from None
     known = labels if label_config is not None else None
-    widths = (condition.width for condition in config.lm.conditions if condition.kind == "embedding")
+    widths = [condition.width for condition in config.lm.conditions if condition.kind == "embedding"]
+    encoder = _open_text_encoder(config, widths, origin, out / ENCODER_FOLDER)
+    states = None if encoder is None or config.data.embedding != "text" else TextStates(encoder.to(world.device))
     prompts, missing = _prompts(config), config.data.missing
     aligned = AlignedText.of(config.lm.conditions, text)
     captions = CaptionReader(config.data.captions, config.seed)
-    rest = (config.data.max_frames, labelled, prompts, missing, aligned, captions, next(widths, None))
+    rest = (config.data.max_frames, labelled, prompts, missing, aligned, captions, next(iter(widths), None), states)
     items = CodesDataset(shards, known, text, *rest)
     test = None
     if config.data.test is not None:
@@ -155,7 +166,38 @@ def open_parts(config: TrainConfig, out: Path, world: ProcessGroup, started: Pat
     if coarse is not None:
         limits = coarse.defaults
     given = (lm_config, tokenizer.spec, tokenizer, text, labels, items, test, clustering, coarse, limits)
-    return TrainingSetup(*given, origin)
+    return TrainingSetup(*given, origin, encoder)
+
+
+def _open_text_encoder(
+    config: TrainConfig, widths: list[int], origin: Origin | None, folder: Path
+) -> TextEncoder | None:
+    """The text encoder of the run: in `folder` that of its beginning, else the one of the config or of the model to
+    start from. None: the lm has no condition embedding, or reads no texts and there is no encoder that fits.
+
+    Args:
+        widths: of the condition embedding, if there is one.
+    """
+    if not widths:
+        return None
+    if (folder / "config.json").is_file():
+        return open_text_encoder(folder)
+    given = None if config.text_encoder is None else open_text_encoder(config.text_encoder)
+    encoder = given or (None if origin is None else origin.text_encoder)
+    reads = config.data.embedding == "text"
+    if encoder is None and reads:
+        named = "there is no init.from" if config.init is None else f"{config.init.source} has none"
+        raise ConfigError(
+            f"data.embedding: text needs the text encoder, and {named}; name its folder with text_encoder: DIR"
+        )
+    if encoder is not None and encoder.width != widths[0]:
+        if given is None and not reads:
+            return None
+        raise ConfigError(
+            f"text_encoder: its states are {encoder.width} wide, the condition embedding of lm.conditions reads "
+            f"{widths[0]}; use the one that the model was trained with"
+        )
+    return encoder
 
 
 def _prompts(config: TrainConfig) -> PromptSource | None:

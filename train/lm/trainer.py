@@ -3,6 +3,7 @@
     OUT/config.json      the resolved config                 OUT/steps/      checkpoints (train/common/checkpoint.py)
     OUT/metrics.jsonl    losses (train/common/metrics.py)    OUT/samples/    generated during training
     OUT/text/            text tokenizer                      OUT/model/      the finished model, then OUT/FINISHED
+    OUT/text_encoder/    text encoder, if the lm has one
 
 The loop is train/common/trainer.py. Every random choice of a step depends only on (seed, step, micro-batch), so a
 checkpoint needs only the step number, the weights and the optimizer state for a resumed run to equal an uninterrupted
@@ -62,7 +63,7 @@ from .preflight import (
 )
 from .run_state import RunState, test_loss
 from .samples import Sample, make_request
-from .setup import open_parts
+from .setup import ENCODER_FOLDER, open_parts
 from .train_step import LMStepper, LMStepReport
 
 __all__ = ["LMTrainer", "TrainingFailed", "check_out", "cut_like", "train_lm"]
@@ -100,7 +101,7 @@ def train_lm(
         shutil.rmtree(out / ".model.tmp", ignore_errors=True)  # left by a killed export (export.py)
 
     named = command or "tessera train"
-    below = ("text", "samples/*")
+    below = ("text", ENCODER_FOLDER, "samples/*")
     with open_run(out, config.device, resume=resume, command=named, below=below, prepare=prepare) as (world, found):
         trainer = LMTrainer(config, out, world, sample, command, started=found)
         if found is not None:
@@ -149,7 +150,9 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
         self.parts = open_parts(config, out, world, started)
         self.config = config.model_copy(update={"lm": config.lm.explicit(self.parts.spec.num_codebooks)})
         check_memory(config, self.parts, self.micro, world.device)
-        made = self.parts.first_lm(self.config, started, show=world.is_first)
+        self.start_notes: list[str] = []
+        """What comes from init.from; shown once nothing is wrong."""
+        made = self.parts.first_lm(self.config, started, self.start_notes)
         self.average = WeightAverage(made.to(world.device), settings.ema)
         self._make_engine(started)
         self.throughput = Throughput()
@@ -191,11 +194,14 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
             if self.world.is_first:
                 kept, size = config.train.kept, checkpoint_bytes(config, self.num_parameters, self.num_trained)
                 model = EXPORT_BYTES[config.export.dtype] * self.num_parameters
+                model += 0 if parts.text_encoder is None else 8 * parts.text_encoder.num_parameters  # here and there
                 check_disk_space(self.out, size, model, kept.last + (kept.best if evaluates(config) else 0))
                 for note in notes(config):
                     say(f"note: {note}")
                 if rehearse is not None:
                     check_generation(config, parts, loaded, rehearse)
+                for note in self.start_notes:
+                    say(f"note: {note}")
 
         self.world.together(check_all)
 
@@ -209,6 +215,9 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
         if self.parts.text is not None:
             (self.out / "text").mkdir(exist_ok=True)
             self.parts.text.save(self.out / "text")
+        encoder, folder = self.parts.text_encoder, self.out / ENCODER_FOLDER
+        if encoder is not None and not (folder / "config.json").is_file():
+            encoder.save(folder)
 
     def introduce(self) -> None:
         """See Trainer."""

@@ -146,6 +146,8 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
         else:
             self.micro = micro_like(started, settings, world, show)
         check_memory(config, self.micro, world.device)
+        self.start_note: str | None = None
+        """What comes from init.from; shown once nothing is wrong."""
         net = self._make_net(teachers, started)
         self.media = MediaInMemory(config, show)
         context = LossContext(
@@ -175,7 +177,7 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
         if started is not None:  # a checkpoint has all tensors; those that a stage fits are checked below
             load_state(net, started / "buffers.safetensors", "net.")
         elif config.init is not None:
-            start_tokenizer_(net, config.init)
+            self.start_note = start_tokenizer_(net, config.init)
         check_terms(config, net, teachers)
         return net
 
@@ -201,6 +203,8 @@ class TokenizerTrainer(Trainer[TokenizerStepReport, TokenizerRunState]):
                 check_disk_space(self.out, 12 * trained + (4 * own if settings.ema else 0), 4 * own, settings.keep_last)
             if self.show:
                 say_notes(config)
+                if self.start_note is not None:
+                    say(f"note: {self.start_note}")
 
         self.world.together(check_all)
 

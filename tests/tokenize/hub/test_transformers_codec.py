@@ -317,7 +317,7 @@ def test_continuous_latents_are_no_codes(tmp_path):
 
 def test_a_model_of_transformers_that_is_no_codec(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(FileNotFoundError, match="a checkpoint of another library, a tokenizer is needed here"):
+    with pytest.raises(FileNotFoundError, match="another library.*a tokenizer is needed here"):
         tessera.load_tokenizer(tmp_path)
 
 

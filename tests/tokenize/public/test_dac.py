@@ -175,8 +175,8 @@ def test_a_config_that_does_not_fit_the_tensors(tmp_path):
         ("downsampling_ratios", [3, 2, 2], "strides .* make 6 samples a frame, but hop is 12"),
         ("encoder_hidden_size", "4", "encoder_hidden_size must be of type int, found '4'"),
         ("hidden_size", None, "hidden_size must be of type int, found 'None'"),
-        ("downsampling_ratios", [2] * 99, "more than 16 strides are no DAC"),
-        ("encoder_hidden_size", 10**15, "asks for an impossible network|the config asks for"),
+        ("downsampling_ratios", [2] * 99, "downsampling_ratios must be at most 16 strides"),
+        ("encoder_hidden_size", 10**15, "encoder_hidden_size must be from 1 to 1048576, found 1000000000000000"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(described | {key: value}))
         with pytest.raises(ValueError, match=message):
@@ -291,7 +291,7 @@ def test_against_the_authors_library(seed, tmp_path):
         ({"codebook_dim": [3, 4, 3]}, r"codebook_dim is \[3, 4, 3\]; only one size"),
         ({"encoder_dim": "x"}, "metadata.kwargs: encoder_dim must be of type int, found 'x'"),
         ({"encoder_dim": 5}, "the config asks for"),
-        ({"encoder_rates": [2, 0]}, "metadata.kwargs: hop: Input should be greater than 0"),
+        ({"encoder_rates": [2, 0]}, r"metadata.kwargs: encoder_rates\[1\] must be from 1 to 4096, found 0"),
     ],
 )
 def test_arguments_that_do_not_fit(change, message, tmp_path):

@@ -253,7 +253,7 @@ def test_settings_that_are_not_supported(tmp_path):
         ("upsample_groups", 4, "upsample_groups is 4; only 16"),
         ("hidden_act", "relu", "hidden_act is 'relu'; only 'gelu'"),
         ("attention_bias", True, "attention_bias is True"),
-        ("frame_rate", 20.0, "frame_rate 20.0 is not half the rate"),
+        ("frame_rate", 20.0, "frame_rate 20.0 makes frames of "),
         ("rope_parameters", {"rope_type": "yarn"}, "only rope_type 'default' is supported"),
         ("codebook_dim", 5, "codebook_dim is 5; only 6"),
         ("sliding_window", "9", "sliding_window must be of type int"),

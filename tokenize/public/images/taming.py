@@ -22,7 +22,7 @@ from ...image.vqgan import VQGANConfig
 from ...quantizers.vq import VQConfig
 from ..building import any_codebook_terms, public_tensors, read_tokenizer, tokenizer_shapes
 from ..checkpoint import Checkpoint, write_pickle
-from ..folder import PublicFolder
+from ..folder import PublicFolder, check_whole
 from ..layout import check_tokenizer_layout
 from ..tensor_map import CannotWrite, Shape, Source, TensorMap, Term
 from .averages import AVERAGES
@@ -113,9 +113,7 @@ def vqgan_params(folder: PublicFolder) -> tuple[str, dict[str, Any] | None]:
 def resolution(params: dict[str, Any] | None, where: str) -> int:
     """Side of the images in training, of a yaml; 256 without one."""
     side = 256 if params is None else params["ddconfig"].get("resolution", 256)
-    if not isinstance(side, int) or side < 1:
-        raise ValueError(f"{where}: resolution must be a whole number, found {str(side)[:80]!r}")
-    return side
+    return check_whole(side, "image_size", f"{where}: resolution")
 
 
 def check_params(params: dict[str, Any], config: ImageTokenizerConfig, where: str) -> None:

@@ -11,7 +11,7 @@ from ....configs.tensor_checks import WeightsError
 from ...image.networks import ImageTokenizerConfig
 from ...image.vqgan import VQGANConfig
 from ...quantizers.registry import QuantizerConfig
-from ..folder import PublicFolder
+from ..folder import PublicFolder, check_whole
 from ..layout import check_tokenizer_layout
 from ..tensor_map import CannotWrite, Shape, Term
 from .vqgan_names import VQGANLayout, vqgan_sizes, vqgan_terms
@@ -23,9 +23,8 @@ PUBLISHED_SIZE = 256
 def image_side(folder: PublicFolder, asked: int | None, default: int = PUBLISHED_SIZE) -> int:
     """Side of the images in pixels: asked for, or `image_size` of config.json, or the default."""
     side = folder.config.get("image_size", default) if asked is None else asked
-    if not isinstance(side, int) or isinstance(side, bool) or side < 1:
-        raise ValueError(f"{folder.config_path}: image_size must be a whole number, found {str(side)[:80]!r}")
-    return side
+    where = f"{folder.config_path}: image_size" if asked is None else "image_size"
+    return check_whole(side, "image_size", where)
 
 
 def vqgan_config(

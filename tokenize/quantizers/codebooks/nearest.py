@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 CANDIDATES = 8
-"""Number of codes whose distance is recomputed when the matrix product is ambiguous."""
+"""Number of codes whose distance is recomputed when the matrix product is ambiguous, in the usual case."""
 SEARCH_ELEMENTS = 1 << 22
 """Number of distances held at once; for large N the full [N, V] matrix is never held."""
 
 
-@torch.no_grad()
-def nearest_code(x: Tensor, entries: Tensor, exact: bool = True) -> Tensor:
-    """Nearest of `entries` [V, D] for each row of x [N, D] -> [N] long; the lower number wins a tie.
+@dataclass(frozen=True)
+class SearchTable:
+    """Vectors to search, and what a search needs of them whatever it looks for."""
 
-    A matrix product gives all distances (centered, because a common offset would cost precision). Distances that differ
-    by less than its rounding error are recomputed in float64, row by row, so the result depends neither on rounding nor
-    on the other rows. `exact=False` skips this step: accurate enough for training, and twice as fast.
+    entries: Tensor
+    """[V, D]."""
+    centre: Tensor
+    """[D] float32, their mean: a common offset would cost precision."""
+    centred: Tensor
+    """[V, D] float32, entries - centre."""
+    half_norms: Tensor
+    """[V] float32, half the squared lengths of `centred`."""
+    largest: Tensor
+    """Scalar, the largest squared length."""
+
+    @classmethod
+    def of(cls, entries: Tensor) -> SearchTable:
+        """The table of `entries` [V, D]."""
+        centre = entries.mean(dim=0)
+        centred = entries - centre
+        norms = centred.square().sum(dim=-1)
+        return cls(entries, centre, centred, 0.5 * norms, norms.max())
+
+
+@torch.no_grad()
+def nearest_code(x: Tensor, table: Tensor | SearchTable, exact: bool = True) -> Tensor:
+    """Nearest entry of the table [V, D] for each row of x [N, D] -> [N] long; the lower number wins a tie.
+
+    A matrix product gives all distances. Distances that differ by less than its rounding error are recomputed in
+    float64, row by row, so the result depends neither on rounding nor on the other rows. `exact=False` skips this step:
+    accurate enough for training, and twice as fast.
     """
-    centre = entries.mean(dim=0)
-    centred = entries - centre
-    norms = centred.square().sum(dim=-1)
-    half_norms, largest = 0.5 * norms, norms.max()
+    table = table if isinstance(table, SearchTable) else SearchTable.of(table)
+    entries, centre, centred, half_norms = table.entries, table.centre, table.centred, table.half_norms
     rounding = 2 * (x.shape[1] + 8) * 2.0**-24  # bound on the error of the difference of two float32 dot products
     codes = []
     for rows in x.split(max(1, SEARCH_ELEMENTS // len(entries))):
@@ -33,11 +57,13 @@ def nearest_code(x: Tensor, entries: Tensor, exact: bool = True) -> Tensor:
         codes.append(code)
         if not exact:
             continue
-        doubt = rounding * (near.square().sum(dim=-1) + largest)
-        tied = (scores <= (best + doubt)[:, None]).sum(dim=-1) > 1
-        which = tied.nonzero()[:, 0]
+        doubt = rounding * (near.square().sum(dim=-1) + table.largest)
+        second = scores.scatter_(1, code[:, None], torch.inf).amin(dim=-1)
+        which = (~(second > best + doubt)).nonzero()[:, 0]  # nan (a square that overflows): all codes are possible
         if len(which):
-            code[which] = _nearest_exactly(rows[which], entries, scores[which])
+            close = scores.scatter_(1, code[:, None], best[:, None])[which]
+            possible = len(entries) - (close > (best + doubt)[which, None]).sum(dim=-1)
+            code[which] = _nearest_exactly(rows[which], entries, close, possible)
     return torch.cat(codes) if codes else x.new_zeros(0, dtype=torch.long)
 
 
@@ -54,12 +80,24 @@ def largest_product(x: Tensor, entries: Tensor) -> Tensor:
     return torch.cat(codes)
 
 
-def _nearest_exactly(x: Tensor, entries: Tensor, scores: Tensor) -> Tensor:
-    """The exactly nearest code to each row of x [n, D] among those with the lowest scores [n, V]."""
+def _nearest_exactly(x: Tensor, entries: Tensor, scores: Tensor, possible: Tensor) -> Tensor:
+    """The exactly nearest code to each row of x [n, D] among the `possible` [n] ones with the lowest scores [n, V].
+
+    More than CANDIDATES are possible where vectors repeat, or where one of them is so long that the rounding errors
+    exceed the distances between the others.
+    """
     dtype = exact_dtype(x)
-    close = scores.topk(min(CANDIDATES, len(entries)), largest=False, sorted=False).indices.sort(dim=-1).values
-    distances = (x.to(dtype)[:, None] - entries.to(dtype)[close]).square().sum(dim=-1)
-    return close.gather(1, distances.argmin(dim=-1, keepdim=True))[:, 0]
+    code = torch.empty_like(possible)
+    few = possible <= CANDIDATES
+    for group in (few.nonzero()[:, 0], (~few).nonzero()[:, 0]):
+        if not len(group):
+            continue
+        count = min(max(CANDIDATES, int(possible[group].max())), len(entries))
+        for place in group.split(max(1, SEARCH_ELEMENTS // (count * x.shape[1]))):
+            close = scores[place].topk(count, largest=False, sorted=False).indices.sort(dim=-1).values
+            distances = (x[place].to(dtype)[:, None] - entries.to(dtype)[close]).square().sum(dim=-1)
+            code[place] = close.gather(1, distances.argmin(dim=-1, keepdim=True))[:, 0]
+    return code
 
 
 @torch.no_grad()
@@ -71,22 +109,20 @@ def nearest_few(x: Tensor, entries: Tensor, count: int) -> tuple[Tensor, Tensor]
     Returns:
         indices [N, count] long, and squared distances [N, count] float64.
     """
-    centre = entries.mean(dim=0)
-    centred = entries - centre
-    norms = centred.square().sum(dim=-1)
-    half_norms, largest = 0.5 * norms, norms.max()
+    table = SearchTable.of(entries)
     rounding = 2 * (x.shape[1] + 8) * 2.0**-24  # as in nearest_code
     wide = min(count + CANDIDATES, len(entries))
     numbers = [x.new_zeros(0, count, dtype=torch.long)]
     distances = [x.new_zeros(0, count, dtype=exact_dtype(x))]
     for rows in x.split(max(1, SEARCH_ELEMENTS // max(len(entries), wide * x.shape[1]))):
-        near = rows.float() - centre
-        scores = torch.addmm(half_norms, near, centred.T, alpha=-1)
+        near = rows.float() - table.centre
+        scores = torch.addmm(table.half_norms, near, table.centred.T, alpha=-1)
         best, close = scores.topk(wide, largest=False)
         number, distance = _few_exactly(rows, entries, close, count)
         if wide < len(entries):
-            doubt = rounding * (near.square().sum(dim=-1) + largest)
-            which = (best[:, -1] <= best[:, count - 1] + doubt).nonzero()[:, 0]  # more may be as near
+            doubt = rounding * (near.square().sum(dim=-1) + table.largest)
+            sure = best[:, -1] > best[:, count - 1] + doubt  # else more may be as near; nan: all may
+            which = (~sure).nonzero()[:, 0]
             everything = torch.arange(len(entries), device=x.device)[None]
             for row in which.tolist():
                 number[row], distance[row] = (
