@@ -17,13 +17,15 @@ import tempfile
 from pathlib import Path
 
 import tessera
+from tessera.lm.checkpoints.weights_file import StorageName
+from tessera.lm.quantization.packed_linear import WeightsName
 from tessera.tokenize.data.shard_reader import Shards
 from tessera.train.lm.dataset import CodesDataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from caches import HELD_OUT, encode, read_stepwise
 
-KINDS = (
+KINDS: tuple[tuple[StorageName, WeightsName | None], ...] = (
     ("float32", None),
     ("float32", "int8"),
     ("float32", "int4"),

@@ -41,10 +41,10 @@ def make_tokenizer(
 ) -> Tokenizer:
     """Freeze a trained network, rounding its layers to float16, their storage dtype; without `net`, use random weights
     (for tests)."""
-    net = NETS[config.kind](config) if net is None else net
-    fold_norms(net)
-    _round_to_storage(net)
-    return FROZEN[config.kind](config, net)
+    made = NETS[config.kind](config) if net is None else net
+    fold_norms(made)
+    _round_to_storage(made)
+    return FROZEN[config.kind](config, made)
 
 
 def load_tokenizer(folder: str | Path, codebooks: int | None = None, image_size: int | None = None) -> Tokenizer:

@@ -144,7 +144,8 @@ def _check_loaded(path: Path, info: Any) -> None:
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise WeightsError(f"{path}: tensor '{names[0]}' {what}{more}; the config and the weights do not match")
-    for name, *shapes in sorted(info.get("mismatched_keys") or ()):
+    for found in sorted(info.get("mismatched_keys") or ()):
+        name, shapes = found[0], list(found[1:])
         raise WeightsError(f"{path}: tensor '{name}' has another shape than the config requires: {shapes}")
     if info.get("error_msgs"):
         raise WeightsError(f"{path}: {one_line(ValueError(str(info['error_msgs'])))[:200]}")
