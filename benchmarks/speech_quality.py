@@ -1,12 +1,13 @@
 """How well is generated speech understood? An outside recogniser hears it and espeak-ng's own recordings of the same
 strings.
 
-    python benchmarks/speech_quality.py [MODEL] [--codec] [--guidance 1.5] [--temperature 0.8] [--json FILE] [--keep
-    DIR]
+    python benchmarks/speech_quality.py [MODEL] [--corpus DIR] [--codec] [--guidance 1.5] [--temperature 0.8]
+        [--json FILE] [--keep DIR]
 
 - heard: words of 100 digit strings (samples/speech/test; none of them in the training data) that pocketsphinx with a
   digit grammar hears in order, in the recordings and in the generated speech; their ratio is what counts.
 - ended: share of samples where the model found the end by itself; seconds: their lengths beside the recordings'.
+- --corpus: other recordings, as samples/make_speech.py makes them: of a voice that a fine-tuned model has learned.
 - --codec: the recordings after encode and decode instead of generated speech, which is the ceiling the tokenizer
   sets.
 """
@@ -34,6 +35,7 @@ TEST = Path(__file__).parent.parent / "samples" / "speech" / "test"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="speech")
+    parser.add_argument("--corpus", type=Path, default=TEST, help="folder of recordings with metadata.jsonl")
     parser.add_argument("--codec", action="store_true")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -48,8 +50,8 @@ def main() -> None:
         if (value := getattr(args, name)) is not None
     }
 
-    rows = [json.loads(line) for line in (TEST / "metadata.jsonl").read_text().splitlines()][: args.count]
-    recordings = [soundfile.read(TEST / row["file"], dtype="float32")[0] for row in rows]
+    rows = [json.loads(line) for line in (args.corpus / "metadata.jsonl").read_text().splitlines()][: args.count]
+    recordings = [soundfile.read(args.corpus / row["file"], dtype="float32")[0] for row in rows]
     texts = [row["text"] for row in rows]
     started = time.perf_counter()
     if args.codec:

@@ -54,7 +54,7 @@ def make_samples(
     check_decode_memory(model.lm, count, call.get("num_frames"))
     if image.scale is not None or image.grid:
         check_images(model.spec, "--grid was given" if image.grid else f"--scale is {image.scale}")
-    entries = max(len(as_list(call.get(name))) for name in ("text", "label", "voice", "melody"))
+    entries = max(len(as_list(call.get(name))) for name in ("text", "label", "voice", "melody", "description"))
     columns = count // entries if entries > 1 and count > entries else None
     factor = image_scale(model, image.scale, count if image.grid else 1, columns)
     targets = output_files(path, 1 if image.grid else count, model.spec)

@@ -44,6 +44,7 @@ class Model(ModelParts):
         voice_frames: int | None = None,
         embedding: Tensor | Sequence[Tensor] | None = None,
         melody: Prompt | Sequence[Prompt] | None = None,
+        description: str | Sequence[str] | None = None,
         n: int = 1,
         seed: int = 0,
         prompt: Prompt | None = None,
@@ -70,6 +71,7 @@ class Model(ModelParts):
             embedding: vectors [L, width] of another model, or a list. For models with the condition `embedding`.
             melody: a recording whose melody to follow, or a list: an audio file, or samples [C, N] at the model's
                 sample rate. For models with the condition `melody`.
+            description: how it sounds, or a list, for models that read it beside the text (Parler-TTS).
             n: samples for each entry of the lists.
             seed: sample i has the seed `seed + i`; the same seed and condition give the same sample whatever else is in
                 the batch (with `exact=True` even where kernel rounding depends on the batch size).
@@ -96,13 +98,15 @@ class Model(ModelParts):
         notes = unseen_text(self, text)
         chunks = self._chunks(text, num_frames, settings, notes)
         if any(len(found) > 1 for found in chunks):
-            lists = {"label": label, "voice": voice, "embedding": embedding}
+            lists = {"label": label, "voice": voice, "embedding": embedding, "description": description}
             start = start_codes(self, prompt, prompt_frames, chunks[0][0], notes)
             entries = self._entries(chunks, lists, voice_frames, unconditional, notes)
             check_count(n)
             result = generate_long(self, entries, n, seed, start, exact, batch, on_progress, settings)
             return replace(result, warnings=issue_warnings(notes))
-        inputs = condition_inputs(self, label, text, voice, voice_frames, embedding, unconditional, notes, melody)
+        inputs = condition_inputs(
+            self, label, text, voice, voice_frames, embedding, unconditional, notes, melody, description
+        )
         start = start_codes(self, prompt, prompt_frames, text if isinstance(text, str) else None, notes)
         own = with_min_frames(self, text, num_frames, settings)
         request = make_request(self.lm, self.tokenizer, inputs, n, seed, start, num_frames, self.defaults, own)
@@ -124,6 +128,7 @@ class Model(ModelParts):
         voice_frames: int | None = None,
         embedding: Tensor | None = None,
         melody: Prompt | None = None,
+        description: str | None = None,
         seed: int = 0,
         prompt: Prompt | None = None,
         prompt_frames: int | None = None,
@@ -146,7 +151,9 @@ class Model(ModelParts):
         chunks = self._chunks(text, num_frames, settings, notes) if isinstance(text, str) else []
         split = chunks[0] if chunks and len(chunks[0]) > 1 else None
         first = text if split is None else split[0]
-        inputs = condition_inputs(self, label, first, voice, voice_frames, embedding, unconditional, notes, melody)
+        inputs = condition_inputs(
+            self, label, first, voice, voice_frames, embedding, unconditional, notes, melody, description
+        )
         start = start_codes(self, prompt, prompt_frames, first, notes)
         issue_warnings(notes)
         if split is not None and isinstance(self.tokenizer, AudioTokenizer):
@@ -171,6 +178,7 @@ class Model(ModelParts):
         label: Label | None = None,
         text: str | None = None,
         voice: Prompt | None = None,
+        description: str | None = None,
         unconditional: bool = False,
         **settings: Unpack[Settings],
     ) -> None:
@@ -179,8 +187,8 @@ class Model(ModelParts):
 
         Args:
             batch: samples generated at a time. Each batch size compiles its own step.
-            label, text, voice: an example; None: an arbitrary label or text, and no voice. A text also covers all
-                lengths up to the next multiple of 64 tokens.
+            label, text, voice, description: an example; None: an arbitrary label, text or description, and no voice. A
+                text also covers all lengths up to the next multiple of 64 tokens.
             settings: as in `generate`. Settings that select operations (guidance or none, top_k, cache, ...) must be
                 the same there; other values may differ.
         Raises:
@@ -189,7 +197,8 @@ class Model(ModelParts):
         if not unconditional:
             text = "a" if text is None and label is None and self.reads_text else text
             label = 0 if label is None and not self.reads_text and self.labels else label
-        inputs = condition_inputs(self, label, text, voice, None, None, unconditional, [])
+            description = "a" if description is None and self.reads_description else description
+        inputs = condition_inputs(self, label, text, voice, None, None, unconditional, [], None, description)
         request = make_request(self.lm, self.tokenizer, inputs, batch, 0, None, None, self.defaults, settings)
         warm_up(self.lm, request)
 
@@ -216,7 +225,7 @@ class Model(ModelParts):
         """One entry per text, or per entry of the other conditions; all are checked before the first is generated.
 
         Args:
-            given: label, voice and embedding: one for all texts, a list, or None.
+            given: label, voice, embedding and description: one for all texts, a list, or None.
         """
         lists = {"text": list(chunks)}
         lists |= {name: list(value) if _is_batch(value) else [value] for name, value in given.items()}
@@ -229,8 +238,9 @@ class Model(ModelParts):
         for i in range(rows):
             own: Any = {name: value[i % len(value)] for name, value in lists.items()}
             inputs = condition_inputs(
-                self, own["label"], own["text"][0], own["voice"], voice_frames, own["embedding"], unconditional, notes
-            )
+                self, own["label"], own["text"][0], own["voice"], voice_frames, own["embedding"], unconditional, notes,
+                description=own["description"],
+            )  # fmt: skip
             entries.append(Entry(own["text"], inputs))
         return entries
 

@@ -20,11 +20,12 @@ LACKS = {
     "codes": "takes no voice, it has no condition 'codes' (to continue a recording, give it as prompt)",
     "embedding": "takes no embedding",
     "melody": "takes no melody, it has no such condition",
+    "description": "takes no description beside the text",
 }
 """Error text for a model without the condition."""
 EXAMPLES = {
     **{"text": "a text to speak or depict", "codes": "a file or codes", "embedding": "vectors [L, width]"},
-    "melody": "a recording",
+    **{"melody": "a recording", "description": "a text that says how it sounds"},
 }
 
 
@@ -61,18 +62,20 @@ def condition_inputs(
     unconditional: bool,
     notes: list[str],
     melody: Prompt | Sequence[Prompt] | None = None,
+    description: str | Sequence[str] | None = None,
 ) -> ConditionInputs:
     """The conditions as ids and codes. Warnings are appended to `notes`.
 
     Raises:
         ValueError: the model lacks a given condition, or needs a missing one.
     """
+    description = plain(description)
     given = {"label": label, "text": text, "codes": voice, "embedding": embedding, "melody": melody}
-    check_conditions(parts, given, unconditional)
+    check_conditions(parts, given | {"description": description}, unconditional)
     if text is not None and parts.text_becomes_embedding:
-        assert parts.text_encoder is not None
-        found = parts.text_encoder.encode(text if is_list(text) else [text])  # type: ignore[list-item]
-        embedding, text = found if is_list(text) else found[0], None
+        embedding, text = _states(parts, text), None
+    if description is not None:
+        embedding = _states(parts, description)
     if voice is None and voice_frames is not None:
         raise ValueError(f"voice_frames is {voice_frames}, but no voice was given; give one, or leave it out")
     ids: dict[str, Any] = {"embedding": embedding}
@@ -103,6 +106,8 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
         given: a value or None for each kind of condition.
     """
     kinds = parts.condition_kinds
+    if parts.reads_description:
+        kinds = [*kinds, "description"]
     main = next((kind for kind in ("text", "label", "codes", "embedding", "melody") if kind in kinds), None)
     for kind, value in given.items():
         if kind == "text" and value is not None and kind not in kinds and "embedding" in kinds:
@@ -120,10 +125,28 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
     encoded = parts.text_becomes_embedding and given["embedding"] is not None
     if encoded and given["text"] is not None:
         raise ValueError("text and embedding were both given, and the text is turned into an embedding; give one")
-    if main is not None and not unconditional and given[main] is None and not encoded:
+    described = given["description"]
+    for one in [] if described is None else described if is_list(described) else [described]:
+        if not isinstance(one, str):
+            raise ValueError(f"description must be a string, found {shown(one)}")
+    if described is not None and given["embedding"] is not None:
+        raise ValueError("description and embedding were both given; give one")
+    if unconditional:
+        return
+    if main is not None and given[main] is None and not encoded:
         example = f"one of {', '.join(parts.labels[:10])}" if main == "label" else EXAMPLES[main]
         what = f"{'an' if main == 'embedding' else 'a'} {ARGUMENT_NAMES[main]}"
         raise ValueError(f"'{parts.name}' needs {what}; give {example}, or ask for unconditional")
+    always = any(condition.kind == "embedding" and not condition.dropout for condition in parts.lm.config.conditions)
+    if parts.reads_description and always and described is None and given["embedding"] is None:
+        raise ValueError(f"'{parts.name}' needs a description; give {EXAMPLES['description']}")
+
+
+def _states(parts: ModelParts, text: str | Sequence[str]) -> Tensor | list[Tensor]:
+    """The states of a text, or of each of a list."""
+    assert parts.text_encoder is not None
+    found = parts.text_encoder.encode([text] if isinstance(text, str) else text)
+    return found[0] if isinstance(text, str) else found
 
 
 def _voice_codes(parts: ModelParts, voice: Prompt, num_frames: int | None, notes: list[str]) -> Tensor:

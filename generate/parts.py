@@ -61,6 +61,11 @@ class ModelParts:
         return self.text_encoder is not None and self.text is None
 
     @property
+    def reads_description(self) -> bool:
+        """Whether it takes a description beside the text: the text encoder reads it, the text tokenizer the text."""
+        return self.text_encoder is not None and self.text is not None
+
+    @property
     def reads_text(self) -> bool:
         """Whether it takes text, by a text tokenizer or a text encoder."""
         return self.text is not None or self.text_becomes_embedding

@@ -151,6 +151,7 @@ class LMConfig(Config):
             qk_norm=self.qk_norm,
             dropout=self.dropout,
             cross=any(condition.join == "cross" for condition in self.conditions),
+            cross_rotary=isinstance(self.rope, TimeRopeConfig) and self.rope.cross == "queries",
             norm=self.norm,
             norm_eps=self.norm_eps,
             feed_forward=self.feed_forward,

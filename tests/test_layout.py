@@ -55,9 +55,10 @@ tokenize/alignment                 text
 tokenize/audio                     . layers quantizers quantizers/combinators
 tokenize/compression               . data layers
 tokenize/data                      . alignment audio
+tokenize/hub                       . audio layers public
 tokenize/image                     . layers quantizers quantizers/combinators
 tokenize/layers                    -
-tokenize/public                . audio image layers public/images quantizers quantizers/codebooks quantizers/combinators
+tokenize/public            . audio hub image layers public/images quantizers quantizers/codebooks quantizers/combinators
 tokenize/public/images             . image public quantizers quantizers/combinators
 tokenize/quantizers                quantizers/codebooks quantizers/combinators
 tokenize/quantizers/codebooks      quantizers

@@ -48,6 +48,8 @@ class Tokenizer:
 
     config: AudioTokenizerConfig | ImageTokenizerConfig
     net: AudioNet | ImageNet
+    quantizer: Any
+    """Quantizer; None where another package computes the codes (`TransformersTokenizer`)."""
 
     def __init__(
         self,

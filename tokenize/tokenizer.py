@@ -15,14 +15,13 @@ from ..configs.files import TensorHeader, check_format, read_header, read_json, 
 from ..configs.names import check_path
 from ..configs.recognize import describe_wrong, folder_kind, run_model
 from ..configs.schema import Config, check_config, nearest_name
-from .audio.masked_conv import fold_norms, folded_norms
+from .audio.masked_conv import fold_norms
 from .audio.networks import AudioNet, AudioTokenizerConfig
 from .base import STORAGE_DTYPES, Tokenizer, TokenizerStorage, stored_tensors
 from .bundled import bundled_model, bundled_models, shipped_path
 from .image.networks import ImageNet, ImageTokenizerConfig
-from .kinds import FROZEN, NETS, TokenizerConfig
+from .kinds import FROZEN, NETS, FrozenConfig, empty_net
 from .layers.parameter_budget import Budget
-from .layers.unfilled import Unfilled
 from .public.folder import PublicFolder, has_pickles_alone
 from .public.registry import PUBLIC_CODECS, read_public_codec, recognize_codec
 from .quantizers.combinators.multi_scale import restore_phi
@@ -32,7 +31,7 @@ class TokenizerFile(Config):
     """config.json of a tokenizer directory."""
 
     format: Literal[1] = 1
-    tokenizer: TokenizerConfig
+    tokenizer: FrozenConfig
     fingerprint: str
     storage: TokenizerStorage = "float16"
 
@@ -42,10 +41,10 @@ def make_tokenizer(
 ) -> Tokenizer:
     """Freeze a trained network, rounding its layers to float16, their storage dtype; without `net`, use random weights
     (for tests)."""
-    net = NETS[config.kind](config) if net is None else net
-    fold_norms(net)
-    _round_to_storage(net)
-    return FROZEN[config.kind](config, net)
+    made = NETS[config.kind](config) if net is None else net
+    fold_norms(made)
+    _round_to_storage(made)
+    return FROZEN[config.kind](config, made)
 
 
 def load_tokenizer(folder: str | Path, codebooks: int | None = None, image_size: int | None = None) -> Tokenizer:
@@ -74,8 +73,8 @@ def load_tokenizer(folder: str | Path, codebooks: int | None = None, image_size:
     config = described.tokenizer
     path = folder / "tokenizer.safetensors"
     header = read_header(path)
-    with Unfilled(), Budget(header.tensors, path), folded_norms():
-        net = NETS[config.kind](config, read_files=False)
+    with Budget(header.tensors, path):
+        net = empty_net(config)
     _check_tensors(path, net, header, described.storage)
     tensors, metadata = read_safetensors(path)
     check_format(path, metadata, "tessera-tokenizer")

@@ -46,8 +46,8 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            help="Layout to write SRC in, if it is a Tessera model (musicgen, musicgen-audiocraft, llamagen) or "
-            "tokenizer (encodec, ...).",
+            help="Layout to write SRC in, if it is a Tessera model (musicgen, musicgen-audiocraft, parler, llamagen) "
+            "or tokenizer (encodec, ...).",
             show_default=False,
         ),
     ] = None,
@@ -189,7 +189,7 @@ def _read_public(
         save_lm(target, lm, labels, model.defaults, card, dtype)
         read = f'tessera.lm.checkpoints.model_directory.load_lm("{target}")'
     else:
-        save_model(target, lm, model.tokenizer, None, labels, model.defaults, card, dtype, model.text_encoder)
+        save_model(target, lm, model.tokenizer, model.text, labels, model.defaults, card, dtype, model.text_encoder)
         read = f'tessera.load("{target}")'
     size = f"{lm.num_parameters / 1e6:.1f} M parameters"
     say(f"{target}: {name}, {size}{f'; left out: {left_out}' if left_out else ''}")

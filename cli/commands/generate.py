@@ -42,6 +42,10 @@ def generate(
         list[str] | None,
         typer.Option(help="Audio whose melody to follow, for models with such a condition; may be repeated."),
     ] = None,
+    description: Annotated[
+        list[str] | None,
+        typer.Option(help="How it sounds, for models that read this beside the text; may be repeated."),
+    ] = None,
     prompt: Annotated[
         Path | None, typer.Option(help="Audio, image or codes (.safetensors) that the samples begin with.")
     ] = None,
@@ -77,7 +81,7 @@ def generate(
     loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
     make_samples(
         loaded,
-        max(len(text or ()), len(label or ()), len(voice or ()), len(melody or ()), 1) * samples.n,
+        max(1, *(len(given or ()) for given in (text, label, voice, melody, description))) * samples.n,
         output,
         image,
         subtitles.srt,
@@ -86,6 +90,7 @@ def generate(
         voice=_one_or_list(voice),
         voice_frames=voice_frames,
         melody=_one_or_list(melody),
+        description=_one_or_list(description),
         n=samples.n,
         seed=samples.seed,
         max_seconds=max_seconds,

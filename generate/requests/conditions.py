@@ -13,9 +13,9 @@ from ...lm.models.base import LanguageModel
 
 ARGUMENT_NAMES = {
     **{"label": "label", "text": "text", "embedding": "embedding", "codes": "voice", "aligned": "text"},
-    "melody": "melody",
+    **{"melody": "melody", "description": "description"},
 }
-"""Kinds of conditions and the argument names used for them."""
+"""Kinds of conditions (and what is turned into one) and the argument names used for them."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
     "a calm piano" ──► tokenizer ──► ids [L] ──► T5 encoder ──► hidden states [L, width] ──► the condition `embedding`
 
-The encoder is one of transformers, an optional package (`pip install 'tessera-lm[hub]'`); this is the only file that
-imports it. A folder has config.json (`T5Config`), the weights of a `T5EncoderModel` (those of a whole T5 do as well)
-and the files of its tokenizer. Inside another model's checkpoint its config is a section and its tensors have a prefix.
+The encoder is one of transformers, an optional package (`pip install 'tessera-lm[hub]'`). A folder has config.json
+(`T5Config`), the weights of a `T5EncoderModel` (those of a whole T5 do as well) and the files of its tokenizer. Inside
+another model's checkpoint its config is a section and its tensors have a prefix.
 Names and shapes of the tensors are compared with the config when it is opened; weights are read at the first text.
 Source: T5, arXiv:1910.10683; tensor names, config keys and class defaults of transformers 5 (Apache-2.0).
 """
@@ -24,6 +24,7 @@ from ...configs.files import read_safetensors, write_json, write_safetensors
 from ...configs.printable import one_line
 from ...configs.tensor_checks import check_tensors
 from ...tokenize.base import exact_float32
+from ...tokenize.hub.package import import_transformers
 from ...tokenize.public.folder import PublicFolder
 from ...tokenize.public.tensor_map import Shape
 from ...tokenize.text.base import check_unicode
@@ -135,7 +136,7 @@ class TextEncoder:
                 f"{self.folder.path}: the text encoder's tokenizer is missing ({' or '.join(TOKENIZER_FILES[:2])}); "
                 "copy it from the public model"
             )
-        transformers = _transformers()
+        transformers = import_transformers("the text encoder of this model")
         try:
             return transformers.T5Tokenizer.from_pretrained(str(self.folder.path), local_files_only=True)
         except ImportError:
@@ -148,7 +149,7 @@ class TextEncoder:
     @cached_property
     def net(self) -> Any:
         """transformers' T5EncoderModel, float32, in eval mode."""
-        transformers = _transformers()
+        transformers = import_transformers("the text encoder of this model")
         try:
             config = transformers.T5Config.from_dict(dict(self.described))
         except Exception as error:  # StrictDataclassError and others
@@ -234,13 +235,3 @@ def encoder_shapes(values: dict[str, Any], where: str = "config.json") -> dict[s
             shapes[f"{block}{number}.layer_norm.weight"] = (D,)
     buckets = values["relative_attention_num_buckets"], values["num_heads"]
     return shapes | {"encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": buckets}
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise ImportError(
-            "the text encoder of this model needs the package transformers: pip install 'tessera-lm[hub]'"
-        ) from None
-    return transformers

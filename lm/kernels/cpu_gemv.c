@@ -5,14 +5,16 @@
    parallel is two to three times slower: the CPU prefetches one long stream better than four short ones.
 
    float32 and bfloat16 weights are not scaled; int8 has one scale per output; int4 has a scale and an offset per group
-   of inputs (weight = scale * number + offset) and tiles of [4 outputs, 128 inputs]: each output is 32 words of 16
-   bits, and word i holds the inputs i, 32 + i, 64 + i, 96 + i, starting at its lowest 4 bits.
+   of inputs (weight = scale * number + offset) and tiles of [4 outputs, 128 inputs]: each output is 64 bytes, and byte
+   i of their first half holds the inputs i and 32 + i, of the second half 64 + i and 96 + i, the first of two in the
+   lower 4 bits.
 
    Sums are float32. Widths are zero-padded to whole tiles. The code is plain C with the vector extensions of GCC and
-   Clang; only the loads are specific to a CPU. If x is bfloat16 and the CPU has bfloat16 products, they are used. With
-   AVX2 alone, int8 and int4 would be bound by their conversion to floats, not by memory: there x is quantized to 16-bit
-   integers with a scale per group of inputs (finer than bfloat16 for numbers within 2^7 of the group's largest), and
-   products and sums within a group are integers. */
+   Clang; only the loads are specific to a CPU. If x is bfloat16 and the CPU has bfloat16 products, they are used. int8
+   and int4 would be bound by their conversion to floats, not by memory: with AVX2 or AVX-512 and x in bfloat16, x is
+   quantized, and products and sums within a group of inputs are integers. For int8 x has 16 bits and a scale per 128
+   inputs (finer than bfloat16 for numbers within 2^7 of the group's largest), for int4 8 bits and a scale per 32 or 64
+   inputs (its rounding error is a tenth of that of the weights; llama.cpp does the same with blocks of 32). */
 
 #include <math.h>
 #include <stdint.h>
@@ -26,6 +28,7 @@
 #define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
 #if defined(__AVX512F__) && defined(__AVX512BW__) /* LANES: floats per register */
 #define AVX512
+#define WHOLE 1
 enum { LANES = 16, ROWS_AT_ONCE = 4 };
 #define KEEP(value) __asm__("" : "+v"(value)) /* in a register: GCC would reload x for every product */
 #elif defined(__AVX2__)
@@ -46,7 +49,7 @@ enum { LANES = 4, ROWS_AT_ONCE = 2 };
 #endif
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
 enum { OUTPUTS = 4, INPUTS = 32, PARTS = INPUTS / LANES };
-enum { INT4_INPUTS = 128 };
+enum { INT4_INPUTS = 128, HALVES = 16 / LANES }; /* HALVES: registers for 128 numbers of 4 bits */
 enum { WHOLE_GROUP = 128 }; /* inputs of x that share a scale if weights have no groups */
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -54,6 +57,7 @@ typedef float float4 __attribute__((vector_size(16), aligned(4)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1)));
 typedef int8_t numbers8 __attribute__((vector_size(LANES), aligned(1)));
 
 INLINE float from_bfloat16(uint16_t bits) {
@@ -72,7 +76,7 @@ INLINE uint16_t to_bfloat16(float value) { /* round to nearest, ties to even; pr
 
 INLINE floats load_float32(const void *from) { return *(const floats *)from; }
 
-/* load_int4: the numbers of LANES words, from bit `place` on */
+/* load_int4: the numbers of LANES bytes, from bit `place` on */
 #if defined(AVX512)
 INLINE floats load_bfloat16(const void *from) {
     return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from)), 16);
@@ -82,8 +86,8 @@ INLINE floats load_int8(const void *from) {
 }
 INLINE floats load_int4(const void *from, int place) {
     const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512i four = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from));
-    return (floats)_mm512_permutexvar_ps(_mm512_srli_epi32(four, place), numbers); /* uses the lowest 4 bits only */
+    __m512i two = _mm512_cvtepu8_epi32(_mm_loadu_si128(from));
+    return (floats)_mm512_permutexvar_ps(_mm512_srli_epi32(two, place), numbers); /* uses the lowest 4 bits only */
 }
 INLINE float sum(floats values) { return _mm512_reduce_add_ps((__m512)values); }
 #else
@@ -95,8 +99,8 @@ INLINE floats load_int8(const void *from) {
     return (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from)));
 }
 INLINE floats load_int4(const void *from, int place) {
-    __m256i four = _mm256_cvtepu16_epi32(_mm_loadu_si128(from));
-    return (floats)_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(four, place), _mm256_set1_epi32(15)));
+    __m256i two = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from));
+    return (floats)_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(two, place), _mm256_set1_epi32(15)));
 }
 #else
 INLINE floats load_bfloat16(const void *from) {
@@ -106,8 +110,8 @@ INLINE floats load_int8(const void *from) {
     return __builtin_convertvector(__builtin_convertvector(*(const numbers8 *)from, ints), floats);
 }
 INLINE floats load_int4(const void *from, int place) {
-    words four = __builtin_convertvector(*(const halves *)from, words);
-    return __builtin_convertvector((ints)(four >> place & 15), floats);
+    words two = __builtin_convertvector(*(const bytes *)from, words);
+    return __builtin_convertvector((ints)(two >> place & 15), floats);
 }
 #endif
 INLINE float sum(floats values) {
@@ -145,8 +149,9 @@ typedef struct {
 
 typedef struct {
     char *x;           /* per batch of rows_together rows: [inputs / 32, rows, 32], float32; bfloat16 for DOTS,
-                          int16 for WHOLE */
-    float *scales;     /* WHOLE: [rows, groups], of x */
+                          int16 for WHOLE and int8; int8 [inputs / 128, rows, 128] for WHOLE and int4 */
+    float *scales;     /* WHOLE and int8: [rows, groups], of x; WHOLE and int4: [rows, groups of x, 8], four times the
+                          scale of x and four times its sum */
     float *group_sums; /* int4: [rows, groups], sums of x */
     float *sums;       /* [rows, padded outputs] */
 } Operand;
@@ -157,10 +162,10 @@ static int64_t padded_inputs(const Matrix *m) {
 }
 static int64_t padded_outputs(const Matrix *m) { return (m->outputs + OUTPUTS - 1) / OUTPUTS * OUTPUTS; }
 static int multiplies_halves(const Matrix *m, int half) {
-    return DOTS && half && (m->kind == BFLOAT16 || m->kind == INT4);
+    return DOTS && half && m->kind == BFLOAT16;
 }
 static int multiplies_whole(const Matrix *m, int half) { return WHOLE && half && (m->kind == INT8 || m->kind == INT4); }
-static int64_t whole_group(const Matrix *m) { return m->kind == INT4 ? m->group : WHOLE_GROUP; }
+static int64_t whole_group(const Matrix *m) { return m->kind != INT4 ? WHOLE_GROUP : m->group < 64 ? m->group : 64; }
 
 /* Store the sums of a row plus `added`. */
 INLINE void put_sums(float *to, floats sums[OUTPUTS][ROWS_AT_ONCE], int row, float4 added) {
@@ -225,49 +230,32 @@ INLINE void block_of_bfloat16(const Matrix *m, const Operand *operand, int64_t b
     EACH(b, rows) put_sums(operand->sums + (first + b) * outputs + block * OUTPUTS, sums, b, (float4){0});
 }
 
-INLINE void block_of_int4(int dots, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
+INLINE void block_of_int4(const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
     const int64_t inputs = padded_inputs(m), outputs = padded_outputs(m), groups = inputs / m->group;
     const int64_t line = INT4_INPUTS / 2;
     const char *weight = m->weight + block * OUTPUTS * inputs / 2;
     const uint16_t *scales = (const uint16_t *)m->scales + block * groups * 2 * OUTPUTS;
-    const char *x = operand->x + first * inputs * (dots ? 2 : 4);
+    const float *x = (const float *)operand->x + first * inputs;
     const float *group_sums = operand->group_sums + first * groups;
     floats sums[OUTPUTS][ROWS_AT_ONCE], inner[OUTPUTS][ROWS_AT_ONCE];
     float4 shifts[ROWS_AT_ONCE];
-#if DOTS
-    const __m512i numbers = _mm512_set_epi16(/* 15 to 0 in bfloat16, twice: the fifth bit of an index is ignored */
-        0x4170, 0x4160, 0x4150, 0x4140, 0x4130, 0x4120, 0x4110, 0x4100, 0x40E0, 0x40C0, 0x40A0, 0x4080, 0x4040, 0x4000,
-        0x3F80, 0x0000, 0x4170, 0x4160, 0x4150, 0x4140, 0x4130, 0x4120, 0x4110, 0x4100, 0x40E0, 0x40C0, 0x40A0, 0x4080,
-        0x4040, 0x4000, 0x3F80, 0x0000);
-#endif
     EACH(b, rows) shifts[b] = (float4){0};
     EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = inner[o][b] = (floats){0};
     int64_t in_group = 0, g = 0;
     for (int64_t i = 0; i < inputs; i += INT4_INPUTS, weight += OUTPUTS * line)
         EACH(t, INT4_INPUTS / INPUTS) {
-            if (dots) {
-#if DOTS
-                __m512bh xs[ROWS_AT_ONCE];
-                EACH(b, rows) xs[b] = (__m512bh)_mm512_loadu_si512(x + b * INPUTS * 2);
+            EACH(part, PARTS) {
+                floats xs[ROWS_AT_ONCE];
+                EACH(b, rows) {
+                    xs[b] = load_float32(x + b * INPUTS + part * LANES);
+                    KEEP(xs[b]);
+                }
                 EACH(o, OUTPUTS) {
-                    __m512i four = _mm512_srli_epi16(_mm512_loadu_si512(weight + o * line), 4 * t);
-                    __m512bh w = (__m512bh)_mm512_permutexvar_epi16(four, numbers);
-                    EACH(b, rows) inner[o][b] = (floats)_mm512_dpbf16_ps((__m512)inner[o][b], w, xs[b]);
+                    floats w = load_int4(weight + o * line + t / 2 * INPUTS + part * LANES, 4 * (t % 2));
+                    EACH(b, rows) inner[o][b] += w * xs[b];
                 }
-#endif
-            } else
-                EACH(part, PARTS) {
-                    floats xs[ROWS_AT_ONCE];
-                    EACH(b, rows) {
-                        xs[b] = load_float32(x + (b * INPUTS + part * LANES) * 4);
-                        KEEP(xs[b]);
-                    }
-                    EACH(o, OUTPUTS) {
-                        floats w = load_int4(weight + o * line + part * LANES * 2, 4 * t);
-                        EACH(b, rows) inner[o][b] += w * xs[b];
-                    }
-                }
-            x += rows * INPUTS * (dots ? 2 : 4);
+            }
+            x += rows * INPUTS;
             in_group += INPUTS;
             if (in_group == m->group) {
                 float4 offsets;
@@ -291,6 +279,7 @@ INLINE void block_of_dots(const Matrix *m, const Operand *operand, int64_t block
     __m512 sums[OUTPUTS][ROWS_AT_ONCE];
     EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = _mm512_setzero_ps();
     for (; x < end; x += rows * line, weight += OUTPUTS * line) {
+        fetch(weight, OUTPUTS * line);
         __m512bh xs[ROWS_AT_ONCE];
         EACH(b, rows) xs[b] = (__m512bh)_mm512_loadu_si512(x + b * line);
         EACH(o, OUTPUTS) {
@@ -303,14 +292,70 @@ INLINE void block_of_dots(const Matrix *m, const Operand *operand, int64_t block
 #endif
 
 #if WHOLE
-/* inner[o][b] += w[o] . x[b] for 16 inputs; `w` evaluates to the integers of output o */
-#define WHOLE_PRODUCTS(x, w) do { \
-    __m256i xs[ROWS_AT_ONCE]; \
-    EACH(b, rows) { xs[b] = _mm256_loadu_si256((const __m256i *)((x) + b * INPUTS)); KEEP(xs[b]); } \
-    EACH(o, OUTPUTS) { \
-        const __m256i numbers = w; \
-        EACH(b, rows) inner[o][b] = _mm256_add_epi32(inner[o][b], _mm256_madd_epi16(numbers, xs[b])); \
-    } } while (0)
+/* Registers of integers. add_pairs: sum + a . b of pairs of 16 bits; add_bytes: of unsigned by signed 8 bits, products of
+   at most 15 * 127; both to 32 bits. split_scales: the scales and offsets of the groups `one` and `other` (AVX2: `one`
+   alone) as floats. */
+#if defined(AVX512)
+typedef __m512i integers;
+INLINE integers load_integers(const void *from) { return _mm512_loadu_si512(from); }
+INLINE integers widened(const void *from) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(from)); }
+INLINE integers low_numbers(integers x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+INLINE integers high_numbers(integers x) { return low_numbers(_mm512_srli_epi16(x, 4)); }
+INLINE floats to_floats(integers x) { return (floats)_mm512_cvtepi32_ps(x); }
+#if defined(__AVX512VNNI__)
+INLINE integers add_pairs(integers sum, integers a, integers b) { return _mm512_dpwssd_epi32(sum, a, b); }
+INLINE integers add_bytes(integers sum, integers a, integers b) { return _mm512_dpbusd_epi32(sum, a, b); }
+#else
+INLINE integers add_pairs(integers sum, integers a, integers b) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+}
+INLINE integers add_bytes(integers sum, integers a, integers b) {
+    return add_pairs(sum, _mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1));
+}
+#endif
+INLINE floats two_groups(__m256 one, __m256 other) {
+    return (floats)_mm512_castpd_ps(
+        _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_castps_pd(one)), _mm256_castps_pd(other), 1));
+}
+INLINE floats of_groups(const float *x, int64_t one, int64_t other) {
+    return two_groups(_mm256_loadu_ps(x + 8 * one), _mm256_loadu_ps(x + 8 * other));
+}
+INLINE floats split_scales(const uint16_t *scales, int64_t one, int64_t other) {
+    const __m128i first = _mm_loadu_si128((const __m128i *)(scales + 8 * one));
+    const __m128i second = _mm_loadu_si128((const __m128i *)(scales + 8 * other));
+    return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_set_m128i(second, first)), 16);
+}
+INLINE floats scale_of(floats both, int o) { /* element o of each half, in the whole half */
+    const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8);
+    return (floats)_mm512_permutexvar_ps(_mm512_add_epi32(halves, _mm512_set1_epi32(o)), (__m512)both);
+}
+INLINE float4 shift_of(floats both) {
+    return (float4)_mm_add_ps(_mm512_extractf32x4_ps((__m512)both, 1), _mm512_extractf32x4_ps((__m512)both, 3));
+}
+#else
+typedef __m256i integers;
+INLINE integers load_integers(const void *from) { return _mm256_loadu_si256(from); }
+INLINE integers widened(const void *from) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(from)); }
+INLINE integers low_numbers(integers x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+INLINE integers high_numbers(integers x) { return low_numbers(_mm256_srli_epi16(x, 4)); }
+INLINE floats to_floats(integers x) { return (floats)_mm256_cvtepi32_ps(x); }
+INLINE integers add_pairs(integers sum, integers a, integers b) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+}
+INLINE integers add_bytes(integers sum, integers a, integers b) {
+    return add_pairs(sum, _mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));
+}
+INLINE floats of_groups(const float *x, int64_t one, int64_t other) { (void)other; return load_float32(x + 8 * one); }
+INLINE floats split_scales(const uint16_t *scales, int64_t one, int64_t other) {
+    (void)other;
+    return load_bfloat16(scales + 8 * one);
+}
+INLINE floats scale_of(floats both, int o) {
+    return (floats)_mm256_permutevar8x32_ps((__m256)both, _mm256_set1_epi32(o));
+}
+INLINE float4 shift_of(floats both) { return (float4)_mm256_extractf128_ps((__m256)both, 1); }
+#endif
+enum { WHOLE_PARTS = INPUTS / (2 * LANES) }; /* registers for 32 integers of 16 bits */
 
 INLINE void block_of_whole8(const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
     const int64_t inputs = padded_inputs(m), outputs = padded_outputs(m);
@@ -320,55 +365,62 @@ INLINE void block_of_whole8(const Matrix *m, const Operand *operand, int64_t blo
     floats sums[OUTPUTS][ROWS_AT_ONCE];
     EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = (floats){0};
     for (int64_t g = 0, tile = 0; g < groups; g++) {
-        __m256i inner[OUTPUTS][ROWS_AT_ONCE];
-        EACH(o, OUTPUTS) EACH(b, rows) inner[o][b] = _mm256_setzero_si256();
+        integers inner[OUTPUTS][ROWS_AT_ONCE];
+        EACH(o, OUTPUTS) EACH(b, rows) inner[o][b] = (integers){0};
         for (; tile < (g + 1) * (WHOLE_GROUP / INPUTS) && tile < inputs / INPUTS; tile++) {
             fetch(weight, OUTPUTS * INPUTS);
-            EACH(part, 2) WHOLE_PRODUCTS(x + part * 16,
-                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(weight + o * INPUTS + part * 16))));
+            EACH(part, WHOLE_PARTS) {
+                integers xs[ROWS_AT_ONCE];
+                EACH(b, rows) { xs[b] = load_integers(x + b * INPUTS + part * 2 * LANES); KEEP(xs[b]); }
+                EACH(o, OUTPUTS) {
+                    const integers numbers = widened(weight + o * INPUTS + part * 2 * LANES);
+                    EACH(b, rows) inner[o][b] = add_pairs(inner[o][b], numbers, xs[b]);
+                }
+            }
             x += rows * INPUTS, weight += OUTPUTS * INPUTS;
         }
         EACH(b, rows) EACH(o, OUTPUTS)
-            sums[o][b] += (floats)_mm256_cvtepi32_ps(inner[o][b]) * operand->scales[(first + b) * groups + g];
+            sums[o][b] += to_floats(inner[o][b]) * operand->scales[(first + b) * groups + g];
     }
     EACH(b, rows) put_sums(operand->sums + (first + b) * outputs + block * OUTPUTS, sums, b, (float4){0});
 }
 
-INLINE void block_of_whole4(const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
+/* A register holds the numbers of one tile of 32 inputs in its lower 4 bits, of the next in its higher; AVX-512 has two
+   such halves in a register. `fine`: each tile has its own scale (constant after inlining). */
+INLINE void block_of_whole4(
+    int fine, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
     const int64_t inputs = padded_inputs(m), outputs = padded_outputs(m), groups = inputs / m->group;
-    const int64_t line = INT4_INPUTS / 2;
-    const char *weight = m->weight + block * OUTPUTS * inputs / 2;
+    const int64_t line = INT4_INPUTS / 2, size = whole_group(m), own = inputs / size; /* groups of x */
+    const char *weight = m->weight + block * OUTPUTS * inputs / 2, *x = operand->x + first * inputs;
     const uint16_t *scales = (const uint16_t *)m->scales + block * groups * 2 * OUTPUTS;
-    const int16_t *x = (const int16_t *)operand->x + first * inputs;
-    const __m256i mask = _mm256_set1_epi16(15);
-    floats sums[OUTPUTS][ROWS_AT_ONCE];
-    __m256i inner[OUTPUTS][ROWS_AT_ONCE];
-    float4 shifts[ROWS_AT_ONCE];
-    EACH(b, rows) shifts[b] = (float4){0};
-    EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = (floats){0}, inner[o][b] = _mm256_setzero_si256();
-    int64_t in_group = 0, g = first * groups; /* of the first row */
-    for (int64_t i = 0; i < inputs; i += INT4_INPUTS, weight += OUTPUTS * line)
-        EACH(t, INT4_INPUTS / INPUTS) {
-            EACH(part, 2) WHOLE_PRODUCTS(x + part * 16, _mm256_and_si256(mask,
-                _mm256_srli_epi16(_mm256_loadu_si256((const __m256i *)(weight + o * line + part * 32)), 4 * t)));
-            x += rows * INPUTS;
-            in_group += INPUTS;
-            if (in_group == m->group) {
-                float4 offsets, of_weights;
-                EACH(o, OUTPUTS) of_weights[o] = from_bfloat16(scales[o]);
-                EACH(o, OUTPUTS) offsets[o] = from_bfloat16(scales[OUTPUTS + o]);
+    floats sums[OUTPUTS][ROWS_AT_ONCE], shifts[ROWS_AT_ONCE];
+    EACH(b, rows) shifts[b] = (floats){0};
+    EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = (floats){0};
+    for (int64_t i = 0; i < inputs; i += INT4_INPUTS, weight += OUTPUTS * line, x += rows * INT4_INPUTS) {
+        fetch(weight, OUTPUTS * line);
+        EACH(h, HALVES) EACH(plane, 1 + fine) {
+            const int64_t one = i + h * 64 + plane * INPUTS, other = one + 64;
+            const floats of_weights = split_scales(scales, one / m->group, other / m->group);
+            floats both[ROWS_AT_ONCE];
+            EACH(b, rows) {
+                both[b] = of_weights * of_groups(operand->scales + (first + b) * own * 8, one / size, other / size);
+                shifts[b] += both[b];
+            }
+            EACH(o, OUTPUTS) {
+                const integers two = load_integers(weight + o * line + h * INPUTS);
+                const integers low = low_numbers(two), high = high_numbers(two);
                 EACH(b, rows) {
-                    const float4 both = of_weights * operand->scales[b * groups + g];
-                    shifts[b] += offsets * operand->group_sums[b * groups + g];
-                    EACH(o, OUTPUTS) {
-                        sums[o][b] += (floats)_mm256_cvtepi32_ps(inner[o][b]) * both[o];
-                        inner[o][b] = _mm256_setzero_si256();
-                    }
+                    const char *xs = x + b * INT4_INPUTS + h * 64;
+                    integers inner = (integers){0};
+                    if (!plane) inner = add_bytes(inner, low, load_integers(xs));
+                    if (plane || !fine) inner = add_bytes(inner, high, load_integers(xs + 4 * LANES));
+                    sums[o][b] += to_floats(inner) * scale_of(both[b], o);
                 }
-                in_group = 0, g++, scales += 2 * OUTPUTS;
             }
         }
-    EACH(b, rows) put_sums(operand->sums + (first + b) * outputs + block * OUTPUTS, sums, b, shifts[b]);
+    }
+    EACH(b, rows)
+        put_sums(operand->sums + (first + b) * outputs + block * OUTPUTS, sums, b, shift_of(shifts[b]));
 }
 #endif
 
@@ -377,11 +429,13 @@ INLINE void block_of_kind(
     int kind, int dots, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
 #if WHOLE
     if (dots == 2) {
-        if (kind == INT4) return block_of_whole4(m, operand, block, first, rows);
+        if (kind == INT4 && m->group < 64) return block_of_whole4(1, m, operand, block, first, rows);
+        if (kind == INT4) return block_of_whole4(0, m, operand, block, first, rows);
         return block_of_whole8(m, operand, block, first, rows);
     }
 #endif
-    if (kind == INT4) block_of_int4(dots, m, operand, block, first, rows);
+    (void)dots;
+    if (kind == INT4) block_of_int4(m, operand, block, first, rows);
 #if DOTS
     else if (dots) block_of_dots(m, operand, block, first, rows);
 #endif
@@ -411,7 +465,6 @@ static void run_blocks(const Matrix *m, int dots, const Operand *operand, int64_
     if (m->kind == INT8 && !dots) blocks_of_kind(INT8, 0, m, operand, from, to, rows);
 #if DOTS
     if (m->kind == BFLOAT16 && dots == 1) blocks_of_kind(BFLOAT16, 1, m, operand, from, to, rows);
-    if (m->kind == INT4 && dots == 1) blocks_of_kind(INT4, 1, m, operand, from, to, rows);
 #endif
     if (m->kind == BFLOAT16 && !dots) blocks_of_kind(BFLOAT16, 0, m, operand, from, to, rows);
     if (m->kind == INT4 && !dots) blocks_of_kind(INT4, 0, m, operand, from, to, rows);
@@ -422,32 +475,47 @@ static int64_t room_for(const Matrix *m, int64_t rows) {
     return rows * (padded_inputs(m) + padded_inputs(m) / INPUTS + padded_outputs(m)) + 3 * 16;
 }
 
-/* Offset of tile `tile` of row `b` in an operand's x, in elements. */
-INLINE int64_t place_of(const Matrix *m, int64_t b, int64_t tile, int64_t rows) {
+/* Offset of tile `tile` of `size` inputs of row `b` in an operand's x, in elements. */
+INLINE int64_t place_of(const Matrix *m, int64_t b, int64_t tile, int64_t rows, int64_t size) {
     const int64_t most = rows_together(m->kind), first = b / most * most, left = rows - first;
-    return first * padded_inputs(m) + (tile * (left < most ? left : most) + b - first) * INPUTS;
+    return first * padded_inputs(m) + (tile * (left < most ? left : most) + b - first) * size;
 }
+
+/* Place of tile t of 128 inputs of x: those that one register of weights is multiplied by are adjacent. */
+INLINE int64_t place_in_whole4(int64_t t) { return HALVES == 1 ? (t % 2 * 2 + t / 2) * INPUTS : t * INPUTS; }
 
 /* x [rows, inputs] rounded to bfloat16, then quantized to integers. */
 static void lay_out_whole(const Matrix *m, const float *x, int64_t rows, const Operand *operand) {
     const int64_t inputs = padded_inputs(m), group = whole_group(m), groups = (inputs + group - 1) / group;
+    const float most = m->kind == INT4 ? 127 : 32767;
     for (int64_t b = 0; b < rows; b++)
         for (int64_t g = 0; g < groups; g++) {
             float numbers[WHOLE_GROUP] = {0}, largest = 0, total = 0;
+            int32_t whole = 0;
             const int64_t left = m->inputs - g * group, count = left < group ? left : group;
             for (int64_t i = 0; i < count; i++) numbers[i] = from_bfloat16(to_bfloat16(x[b * m->inputs + g * group + i]));
             for (int i = 0; i < WHOLE_GROUP; i++) largest = fabsf(numbers[i]) > largest ? fabsf(numbers[i]) : largest;
             for (int i = 0; i < WHOLE_GROUP; i++) total += numbers[i];
-            operand->scales[b * groups + g] = largest / 32767 + (total - total); /* preserves NaN */
-            if (m->kind == INT4) operand->group_sums[b * groups + g] = total;
-            const float scale = largest > 0 ? 32767 / largest : 0;
+            const float scale = largest / most + (total - total), inverse = largest > 0 ? most / largest : 0; /* preserves NaN */
             for (int64_t t = 0; t * INPUTS < group && g * group + t * INPUTS < inputs; t++) {
-                int16_t *to = (int16_t *)operand->x + place_of(m, b, (g * group + t * INPUTS) / INPUTS, rows);
+                const int64_t tile = (g * group + t * INPUTS) / INPUTS;
+                int32_t rounded[INPUTS];
                 for (int i = 0; i < INPUTS; i++) {
-                    const float number = numbers[t * INPUTS + i] * scale;
-                    to[i] = (int16_t)(int32_t)(number + (number < 0 ? -0.5f : 0.5f));
+                    const float number = numbers[t * INPUTS + i] * inverse;
+                    rounded[i] = (int32_t)(number + (number < 0 ? -0.5f : 0.5f));
+                    whole += rounded[i];
+                }
+                if (m->kind == INT4) {
+                    int8_t *to = (int8_t *)operand->x + place_of(m, b, tile / 4, rows, INT4_INPUTS);
+                    for (int i = 0; i < INPUTS; i++) to[place_in_whole4(tile % 4) + i] = (int8_t)rounded[i];
+                } else {
+                    int16_t *to = (int16_t *)operand->x + place_of(m, b, tile, rows, INPUTS);
+                    for (int i = 0; i < INPUTS; i++) to[i] = (int16_t)rounded[i];
                 }
             }
+            float *scales = operand->scales + (b * groups + g) * (m->kind == INT4 ? 8 : 1);
+            if (m->kind == INT4) EACH(o, OUTPUTS) scales[o] = scale, scales[OUTPUTS + o] = scale * whole;
+            else *scales = scale;
         }
 }
 
@@ -464,7 +532,7 @@ static Operand lay_out(const Matrix *m, const float *x, int64_t rows, int half, 
     }
     for (int64_t b = 0; b < rows; b++) {
         for (int64_t tile = 0; tile * INPUTS < m->inputs; tile++) {
-            const int64_t to = place_of(m, b, tile, rows);
+            const int64_t to = place_of(m, b, tile, rows, INPUTS);
             const int64_t left = m->inputs - tile * INPUTS;
             const float *from = x + b * m->inputs + tile * INPUTS;
             float padded[INPUTS] = {0}, total = 0;

@@ -99,12 +99,12 @@ def untiled(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
 def tiled_int4(numbers: Tensor) -> Tensor:
     """Numbers 0..15 [N, D], uint8, in the kernels' order: bytes [N / 4, D / 128, 4, 64]."""
     a, b, c, d = tiled(numbers, INT4_INPUTS).chunk(4, dim=-1)
-    return torch.stack([a | (b << 4), c | (d << 4)], dim=-1).flatten(-2)
+    return torch.cat([a | (b << 4), c | (d << 4)], dim=-1)
 
 
 def untiled_int4(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
     """The inverse of `tiled_int4`: numbers [N, D]."""
-    low, high = tiles.unflatten(-1, (-1, 2)).unbind(-1)
+    low, high = tiles.chunk(2, dim=-1)
     return untiled(torch.cat([low & 15, low >> 4, high & 15, high >> 4], dim=-1), outputs, inputs)
 
 

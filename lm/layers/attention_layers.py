@@ -94,10 +94,25 @@ class CrossAttention(nn.Module):
             keys = self.key_norm(keys)
         return keys.transpose(1, 2), values.transpose(1, 2)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask) -> Tensor:
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, table: Tensor | None = None
+    ) -> Tensor:
         B, S, _ = x.shape
         queries = self.query(x).view(B, S, self.heads, self.head_width)
         if self.query_norm is not None:
             queries = self.query_norm(queries)
+        queries = self.turn(queries, table)
         mixed = self.attend(queries.transpose(1, 2), keys, values, mask, False)
         return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
+
+    def turn(self, queries: Tensor, table: Tensor | None) -> Tensor:
+        """Queries [B, S, H, E] as they meet the keys. table: rotary table of their positions."""
+        return queries
+
+
+class RotatedCrossAttention(CrossAttention):
+    """Cross-attention whose queries are rotated by their positions, while its keys have none (Parler-TTS). A class of
+    its own: the fused steps know `CrossAttention` only."""
+
+    def turn(self, queries: Tensor, table: Tensor | None) -> Tensor:
+        return queries if table is None else rotate(queries, table)

@@ -28,6 +28,8 @@ class TransformerConfig:
     dropout: float = 0.0
     cross: bool = False
     """Cross-attention in every block."""
+    cross_rotary: bool = False
+    """Rotate the queries of cross-attention."""
     norm: NormName = "rms"
     norm_eps: float = 1e-6
     feed_forward: FeedForwardName = "swiglu"

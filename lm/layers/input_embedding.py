@@ -55,6 +55,8 @@ class NoisyInputConfig(Config):
     kind: Literal["noisy"] = "noisy"
     share: float = Field(default=0.1, gt=0, lt=1)
     """Probability that a code is replaced by a random one of its codebook. The codes to predict are never replaced."""
+    varied: bool = False
+    """Each example draws its own share, uniform between 0 and `share`: from clean codes to next to none."""
     input: Annotated[EmbeddingInputConfig | CodesInputConfig, Field(discriminator="kind")] = EmbeddingInputConfig()
     """The embedding of the codes."""
 
@@ -188,7 +190,7 @@ class NoisyInput(nn.Module):
 
     def __init__(self, config: NoisyInputConfig, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None):
         super().__init__()
-        self.share = config.share
+        self.share, self.varied = config.share, config.varied
         self.inner = INPUTS[config.input.kind](config.input, arrangement, width, code_vectors)
         sizes = torch.tensor(arrangement.cardinalities, device="cpu")[:, None]
         self.register_buffer("cardinalities", sizes, persistent=False)
@@ -198,7 +200,8 @@ class NoisyInput(nn.Module):
 
     def with_noise(self, ids: Tensor) -> Tensor:
         """The ids [B, K, S] with random codes in the place of some."""
-        wrong = (rand(ids.shape, ids.device) < self.share) & (ids < self.cardinalities)
+        share = self.share * rand((len(ids), 1, 1), ids.device) if self.varied else self.share
+        wrong = (rand(ids.shape, ids.device) < share) & (ids < self.cardinalities)
         return torch.where(wrong, (rand(ids.shape, ids.device) * self.cardinalities).long(), ids)
 
 

@@ -3,7 +3,8 @@
 conditions' prefix    -P .. -1     counted back from the first step (from the second, if the last prefix token
 steps                  0 .. S-1    replaces the start token)
 
-With sinusoids whose `prefix` is counted all positions are P higher; P is a row's number of real prefix tokens.
+With sinusoids whose `prefix` is counted, and if queries of cross-attention are rotated, all positions are P higher; P
+is a row's number of real prefix tokens.
 """
 
 from __future__ import annotations
@@ -70,7 +71,11 @@ class Positions(nn.Module):
 
     def shift(self, P: int, prefix_mask: Tensor | None) -> int | Tensor:
         """What P prefix tokens add to the positions of the steps: an int, or [B, 1] long."""
-        if not isinstance(self.config, SinusoidalConfig) or self.config.prefix == "before":
+        if isinstance(self.config, SinusoidalConfig):
+            counted = self.config.prefix == "counted"
+        else:
+            counted = isinstance(self.config, TimeRopeConfig) and self.config.cross == "queries"
+        if not counted:
             return 0
         return P if prefix_mask is None else prefix_mask.sum(dim=1, keepdim=True)
 
@@ -84,9 +89,17 @@ class Positions(nn.Module):
     ) -> Tensor | None:
         """Rotary table (lm/ops/rotary.py) of P prefix tokens, then the steps [S], which are squares of frames if side >
         1; None without rotary embedding."""
+        return self._table(self.of(steps, P, prefix_mask), num_frames, side)
+
+    def table_after(
+        self, steps: Tensor, num_frames: int | Tensor | None, P: int, prefix_mask: Tensor | None
+    ) -> Tensor | None:
+        """As `table`, of the steps alone, after a prefix that was read before."""
+        return self._table(self.of(steps, 0, None) + self.shift(P, prefix_mask), num_frames)
+
+    def _table(self, positions: Tensor, num_frames: int | Tensor | None, side: int = 1) -> Tensor | None:
         if isinstance(self.config, SinusoidalConfig):
             return None
-        positions = self.of(steps, P, prefix_mask)
         if self.columns is None:
             coordinates = positions.unsqueeze(-1)
         else:

@@ -15,7 +15,7 @@ from ..attention.mask_types import AttentionMask, PackedSequences
 from ..attention.registry import Attend, sdpa
 from ..kv_cache.base import Cache
 from ..ops.row_rng import Dropout
-from .attention_layers import CrossAttention, Memory, SelfAttention
+from .attention_layers import CrossAttention, Memory, RotatedCrossAttention, SelfAttention
 from .config import TransformerConfig
 from .feed_forward import FEED_FORWARDS
 
@@ -28,7 +28,8 @@ class Block(nn.Module):
         self.attention_norm = config.make_norm()
         self.attention = SelfAttention(config, attend)
         self.cross_norm = config.make_norm() if config.cross else None
-        self.cross = CrossAttention(config, attend) if config.cross else None
+        cross = RotatedCrossAttention if config.cross_rotary else CrossAttention
+        self.cross = cross(config, attend) if config.cross else None
         self.ffn_norm = config.make_norm()
         self.ffn = FEED_FORWARDS[config.feed_forward](config.width, config.ffn)
         self.dropout = Dropout(config.dropout)
@@ -48,12 +49,15 @@ class Block(nn.Module):
         if self.fused is not None and cache is not None and self.fused.supports(x, table, memory):
             return self.fused(x, table, cache, layer, memory)
         x = x + self.dropout(self.attention(self.attention_norm(x), table, mask, causal, cache, layer))
-        return self.after_attention(x, memory, layer)
+        return self.after_attention(x, memory, layer, table)
 
-    def after_attention(self, x: Tensor, memory: Memory | None, layer: int) -> Tensor:
+    def after_attention(self, x: Tensor, memory: Memory | None, layer: int, table: Tensor | None = None) -> Tensor:
         """Cross-attention and the feed-forward."""
         if self.cross is not None and self.cross_norm is not None and memory is not None:
-            x = x + self.dropout(self.cross(self.cross_norm(x), memory.keys[layer], memory.values[layer], memory.mask))
+            keys, values = memory.keys[layer], memory.values[layer]
+            if table is not None and table.shape[1] != x.shape[1]:  # it covers the positions of the cache as well
+                table = table[:, -x.shape[1] :]
+            x = x + self.dropout(self.cross(self.cross_norm(x), keys, values, memory.mask, table))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 

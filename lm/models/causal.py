@@ -237,7 +237,7 @@ class TokenLM(TransformerLM):
         x = self._add_units(x, state, pointers)
         x = self.positions.add_after(x, steps, state.prefix_length, state.prefix_mask)
         if state.cache.rotated_keys:
-            table = self.positions.table(steps, state.num_frames, 0, None)
+            table = self.positions.table_after(steps, state.num_frames, state.prefix_length, state.prefix_mask)
         else:
             steps = torch.cat([torch.arange(state.capacity, device=ids.device), steps])
             table = self.positions.table(steps, state.num_frames, state.prefix_length, state.prefix_mask)
@@ -245,11 +245,12 @@ class TokenLM(TransformerLM):
 
     def _rotary(self, state: DecodingState, steps: Tensor) -> Tensor | None:
         """The rotary table of the next steps, from that of all steps unless they are very many."""
+        prefix = state.prefix_length, state.prefix_mask
         if isinstance(self.config.rope, SinusoidalConfig) or state.capacity > MOST_ROTATED:
-            return self.positions.table(steps, state.num_frames, 0, None)
+            return self.positions.table_after(steps, state.num_frames, *prefix)
         if state.rotary is None:
             all_steps = torch.arange(state.capacity, device=steps.device)
-            state.rotary = self.positions.table(all_steps, state.num_frames, 0, None)
+            state.rotary = self.positions.table_after(all_steps, state.num_frames, *prefix)
         assert state.rotary is not None
         return state.rotary[:, state.step : state.step + len(steps)]
 

@@ -2,7 +2,7 @@
 for whole sequences and single steps.
 
 Positions count steps of the pattern: 0 is the first audio or image step, and the conditions before it count backwards
-from -1, the nearest. Padding before a row's conditions therefore changes nothing.
+from -1, the nearest; or they count from the first of a row's conditions. Padding before these changes nothing.
 Source: RoFormer, arXiv:2104.09864; two coordinates as in LlamaGen (arXiv:2406.06525): the first half of the angles
 encodes the row, the second the column. Sinusoids as added by MusicGen (arXiv:2306.05284).
 """
@@ -51,6 +51,9 @@ class TimeRopeConfig(Config):
     """Base of the rotary frequencies: the longest wavelength is about 6 times this number of steps."""
     scaling: Llama3ScalingConfig | None = None
     """Change of the frequencies; null: none."""
+    cross: Literal["none", "queries"] = "none"
+    """Rotation in cross-attention. queries: its queries are rotated, its keys are not, so it depends on the position
+    itself; positions then count from the first token of the conditions' prefix (Parler-TTS)."""
 
 
 class GridRopeConfig(Config):

@@ -11,7 +11,8 @@ No preset reproduces the following, because it does not concern where ids are pl
 - audiocraft and Moshi train on the first T steps (and the leading column) only, so the last delay_k frames of codebook
   k have no loss. Here every code has one.
 - Higgs, Parler, Zonos and Dia also predict the ends of codebooks 1, 2, ... Here those follow from codebook 0's, as they
-  do in the generation of all four, so their heads have no output for it.
+  do in the generation of Higgs, Zonos and Dia, so their heads have no output for it. Parler's only keeps their
+  order; as it drops frames that are not whole, the number of frames is the same.
 - Ids that a project's tables contain but never use (Parler's rows up to 1087, Dia's 1027) have no row here.
 
 Sources: audiocraft 896ec7c (codebooks_patterns.py), transformers 5.x (modeling_musicgen.py), higgs-audio f04f5df,

@@ -16,6 +16,7 @@ from ...configs.schema import nearest_name
 from ...tokenize.base import Tokenizer
 from ...tokenize.public.folder import PublicFolder
 from ...tokenize.spec import TokenSpec
+from ...tokenize.text.base import TextTokenizer
 from ..checkpoints.model_directory import LoadedModel
 from ..checkpoints.weights_file import StorageName
 from ..conditioning.text_encoder import TextEncoder
@@ -33,6 +34,16 @@ from .musicgen_native import (
     read_native_text_encoder,
     save_musicgen_native,
     save_native_whole,
+)
+from .parler import MODEL_TYPES as PARLER_TYPES
+from .parler import (
+    load_parler,
+    parler_defaults,
+    read_parler_codec,
+    read_parler_text,
+    read_parler_text_encoder,
+    save_parler,
+    save_parler_whole,
 )
 from .unknown import refuse_unknown
 
@@ -57,6 +68,8 @@ class PublicLayout:
     """The tokenizer in a folder; None: there is none."""
     read_text_encoder: Callable[[PublicFolder], TextEncoder | None] = lambda folder: None
     """The text encoder in a folder, for models with the condition `embedding`; None: there is none."""
+    read_text: Callable[[PublicFolder], TextTokenizer | None] = lambda folder: None
+    """The text tokenizer in a folder, for models with the condition `text`."""
     save_whole: Callable[[Path, LoadedModel, StorageName], None] | None = None
     """save_whole(folder, model, dtype) of a model with its tokenizer and text encoder; None: no such layout exists."""
     recognize: Callable[[PublicFolder], bool] = lambda folder: False
@@ -73,6 +86,17 @@ PUBLIC = {
         read_tokenizer=read_musicgen_codec,
         read_text_encoder=read_musicgen_text_encoder,
         save_whole=save_musicgen_composite,
+    ),
+    "parler": PublicLayout(
+        PARLER_TYPES,
+        load_parler,
+        save_parler,
+        parler_defaults,
+        "the audio codec",
+        read_tokenizer=read_parler_codec,
+        read_text_encoder=read_parler_text_encoder,
+        read_text=read_parler_text,
+        save_whole=save_parler_whole,
     ),
     "llamagen": PublicLayout(
         ("llamagen",),
@@ -92,8 +116,8 @@ PUBLIC = {
         "the text encoder in t5/",
         read_native_codec,
         read_native_text_encoder,
-        save_native_whole,
-        is_musicgen_native,
+        save_whole=save_native_whole,
+        recognize=is_musicgen_native,
     ),
 }
 
@@ -111,6 +135,8 @@ class PublicModel:
     """None: it is not in the folder, or the model needs none."""
     labels: list[str]
     defaults: GenerationConfig
+    text: TextTokenizer | None = None
+    """None: the model has no condition `text`."""
 
     @property
     def missing(self) -> list[str]:
@@ -182,7 +208,7 @@ def read_public_model(
     defaults = layout.defaults(opened, lm.spec)
     if any(condition.dropout == 0 for condition in lm.config.conditions):  # guidance is impossible
         defaults = defaults.model_copy(update={"guidance": 1.0})
-    return PublicModel(name, lm, tokenizer, text_encoder, labels, defaults)
+    return PublicModel(name, lm, tokenizer, text_encoder, labels, defaults, layout.read_text(opened))
 
 
 def load_public_model(
@@ -202,7 +228,7 @@ def load_public_model(
             f"convert it with: tessera convert {folder} DST --tokenizer DIR"
         )
     lm = found.lm if weights is None else pack_(found.lm, weights)
-    return LoadedModel(lm, found.tokenizer, None, found.labels, found.defaults, found.text_encoder)
+    return LoadedModel(lm, found.tokenizer, found.text, found.labels, found.defaults, found.text_encoder)
 
 
 def layout_of(name: str) -> PublicLayout:

@@ -19,7 +19,8 @@ from ...configs.files import read_header, read_json
 from ...configs.fingerprint import check_model_files
 from ...configs.recognize import describe_wrong, folder_kind, run_model
 from ...configs.schema import check_config
-from ...tokenize.kinds import NETS, TokenizerConfig
+from ...tokenize.hub.config import TransformersCodecConfig
+from ...tokenize.kinds import NETS, FrozenConfig
 from ...tokenize.public.building import tokenizer_shapes
 from ...tokenize.public.folder import PublicFolder
 from ...tokenize.public.registry import PUBLIC_CODECS, recognize_codec
@@ -91,11 +92,19 @@ def summarize(path: str | Path) -> Summary:
         name = recognize_codec(path)
         if name is not None:
             opened = PublicFolder(path)
+            if name == "transformers":  # only its class tells which tensors it needs: it is loaded
+                return Summary(name, (_hub_codec(opened),))
             part, survey = _surveyed("tokenizer", lambda: PUBLIC_CODECS[name].read(opened, None))
             return Summary(name, (part,), left_out=_left_out(opened, [survey], None))
         if "tokenizer" not in PublicFolder(path).config:  # else a damaged one of ours, of which more is said below
             raise refuse_unknown(path, "a model or tokenizer", model_types())
     return Summary("tokenizer", (_own_tokenizer(find_tokenizer(path)),))
+
+
+def _hub_codec(opened: PublicFolder) -> PartSummary:
+    tokenizer = PUBLIC_CODECS["transformers"].read(opened)
+    shapes = [tensor.shape for tensor in tokenizer.net.state_dict().values()]
+    return PartSummary("tokenizer", _tokenizer_words(tokenizer.config), len(shapes), sum(map(prod, shapes)))
 
 
 def _public_model(path: Path, name: str) -> Summary:
@@ -109,6 +118,10 @@ def _public_model(path: Path, name: str) -> Summary:
         else:
             parts.append(found)
             surveys.append(survey)
+    try:
+        layout.read_text(opened)
+    except FileNotFoundError:
+        lacks.append("the text tokenizer")
     encoder = layout.read_text_encoder(opened)
     if encoder is not None:
         parts.append(_text_encoder(encoder))
@@ -204,16 +217,19 @@ def _lm_words(config: LMConfig, spec: TokenSpec) -> str:
     )
 
 
-def _tokenizer_words(config: TokenizerConfig) -> str:
-    with torch.device("meta"):
-        net = NETS[config.kind](config, read_files=False)
+def _tokenizer_words(config: FrozenConfig) -> str:
+    if isinstance(config, TransformersCodecConfig):
+        cardinalities = (config.codebook_size,) * config.codebooks
+    else:
+        with torch.device("meta"):
+            cardinalities = NETS[config.kind](config, read_files=False).quantizer.cardinalities
     geometry = config.geometry
     if isinstance(geometry, AudioGeometry):
         channels = "" if geometry.channels == 1 else f" in {geometry.channels} channels"
         rate = f"{geometry.frame_rate:g} frames a second of {geometry.sample_rate} Hz{channels}"
     else:
         rate = f"{geometry.num_frames} frames of {geometry.height} x {geometry.width} pixels"
-    return f"{config.name}: {_codes(net.quantizer.cardinalities)}, {rate}"
+    return f"{config.name}: {_codes(cardinalities)}, {rate}"
 
 
 def _codes(cardinalities: tuple[int, ...]) -> str:

@@ -34,8 +34,8 @@ WRONG = {
     "meta": torch.ones(3, 2, dtype=torch.long, device="meta"),
 }
 ARGUMENTS = [
-    "label", "text", "n", "seed", "num_frames", "max_seconds", "unconditional", "exact", "batch", "prompt",
-    "prompt_frames", "voice", "voice_frames", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+    "label", "text", "description", "n", "seed", "num_frames", "max_seconds", "unconditional", "exact", "batch",
+    "prompt", "prompt_frames", "voice", "voice_frames", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
     "repetition_window", "ras", "ras_tau", "end_bias", "end_rule", "max_silence", "silence_codes", "guidance",
     "max_frames", "min_frames", "split", "carry", "retries", "text_characters", "frames_per_character",
     "window_frames", "stride_frames", "passes", "pass_schedule", "choice_temperature", "fine_temperature",

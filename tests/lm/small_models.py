@@ -154,6 +154,14 @@ CASES |= {
         {"start": "condition"},
     ),
 }
+# Queries of cross-attention are rotated, so the number of prefix tokens of a row matters.
+CONDITIONS["text and embedding cross"] = (text(), embedding("cross"))
+CASES |= {
+    f"rotated queries, {arrangement}": (
+        *(arrangement, "text and embedding cross", TimeRopeConfig(cross="queries"), EmbeddingInputConfig(), 2, qk_norm),
+    )
+    for arrangement, qk_norm in (("delay", False), ("flat", True), ("coarse first", False))
+}
 
 
 def make_spec(cardinalities=CARDINALITIES, picture=False) -> TokenSpec:

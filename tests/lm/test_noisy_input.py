@@ -10,9 +10,9 @@ from tessera.lm.layers.input_embedding import CodesInputConfig, NoisyInputConfig
 from tessera.lm.ops.row_rng import part_of_rows
 
 
-def noisy(share=0.3):
+def noisy(share=0.3, varied=False):
     """A model that reads noise, and one without noise that has its weights."""
-    lm, made = make_lm(make_config()), make_lm(make_config(input=NoisyInputConfig(share=share)))
+    lm, made = make_lm(make_config()), make_lm(make_config(input=NoisyInputConfig(share=share, varied=varied)))
     made.load_state_dict(
         {name.replace("input.table", "input.inner.table"): value for name, value in lm.state_dict().items()}
     )
@@ -41,6 +41,21 @@ def test_in_training_a_share_of_the_codes_is_random_and_special_ids_stay():
     assert torch.equal(made.eval().input(ids), made.input.inner(ids))
 
 
+def test_each_example_has_its_own_share_of_noise():
+    made, _ = noisy(share=0.8, varied=True)
+    ids = made.arrangement.arrange(make_codes(200, 40), None).ids
+    torch.manual_seed(1)
+    read = made.train().input.with_noise(ids)
+    sizes = torch.tensor(CARDINALITIES)[:, None]
+    real = ids < sizes
+    chance = 1 - (1 / sizes * real).sum((1, 2)) / real.sum((1, 2))  # that a random code is another one
+    shares = ((read != ids) & real).sum((1, 2)) / real.sum((1, 2)) / chance
+    assert abs(float(shares.mean()) - 0.4) < 0.05
+    for low in (0, 0.2, 0.4, 0.6):  # uniform
+        assert 0.15 < float(((shares >= low) & (shares < low + 0.2)).float().mean()) < 0.35
+    assert torch.equal(read[~real], ids[~real])
+
+
 def test_targets_have_no_noise():
     made, _ = noisy(share=0.9)
     given = make_codes(2, 6)
@@ -49,8 +64,9 @@ def test_targets_have_no_noise():
     assert torch.equal(found.targets, made.arrangement.arrange(given, None).ids)
 
 
-def test_noise_does_not_depend_on_the_processes_that_share_a_batch():
-    made, _ = noisy()
+@pytest.mark.parametrize("varied", [False, True])
+def test_noise_does_not_depend_on_the_processes_that_share_a_batch(varied):
+    made, _ = noisy(varied=varied)
     ids = made.arrangement.arrange(make_codes(4, 9), None).ids
     torch.manual_seed(1)
     whole = made.train().input.with_noise(ids)

@@ -59,6 +59,38 @@ def test_layer_is_a_product_with_what_its_weights_stand_for(way, kind, N, D):
             torch.testing.assert_close(found.double() / scale, wanted / scale, rtol=0, atol=tolerance)
 
 
+def rounded_groups(x, size, most):
+    """x [rows, D] as integers up to `most` with a scale per group of inputs, and back: what integer products read. Also
+    the steps of the inputs that lie half way between two integers, where either is right."""
+    groups = F.pad(x.float(), (0, -x.shape[1] % size)).unflatten(1, (-1, size))
+    largest = groups.abs().amax(dim=2, keepdim=True)
+    numbers = groups * (most / largest).nan_to_num(posinf=0)
+    step = (largest / most).double()
+    unsure = (numbers.abs() % 1 - 0.5).abs() < 0.01
+    return [(part * step).flatten(1)[:, : x.shape[1]] for part in (numbers.round().double(), unsure.double())]
+
+
+@needs_compiler
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_integer_products_are_those_of_rounded_inputs(kind, group):
+    """x in bfloat16 is either used as it is, or rounded per group of inputs; wide and narrow, one row and many."""
+    for N, D, rows in ((9, 33, 1), (8, 400, 2), (20, 640, 5), (5, 129, 16)):
+        layer = make_layer(kind, N, D, group, bias=False, seed=D)
+        spread = torch.logspace(-3, 3, D)[torch.randperm(D, generator=torch.Generator().manual_seed(D))]
+        x = (torch.randn(rows, D, generator=torch.Generator().manual_seed(D)) * spread).bfloat16()
+        size, most = (128, 32767) if kind == "int8" else (min(group, 64), 127)
+        weight = layer.dequantized(torch.float64)
+        found = layer(x).double()
+        errors = []
+        for read, unsure in ((x.double(), torch.zeros_like(x).double()), rounded_groups(x, size, most)):
+            wanted = F.linear(read, weight)
+            # rounding of the output to bfloat16, and of sums to float32
+            allowed = wanted.abs() * 2**-8 + 1e-6 * F.linear(read.abs(), weight.abs()) + F.linear(unsure, weight.abs())
+            errors.append(((found - wanted).abs() / allowed).max())
+        assert min(errors) <= 1, errors
+
+
 @needs_compiler
 @pytest.mark.parametrize("kind", cpu_gemv.KINDS)
 def test_threads_and_company_change_nothing(kind):

@@ -32,6 +32,8 @@ class AudioTokenizer(Tokenizer):
         freeze_stacks(net)
         *before, last = net.encoder.stages()
         first, *after = net.decoder.stages()
+        self.lost = net.decoder.lost
+        """Samples by which decoded audio is shorter than its frames."""
         self.encode_stages = [*before, self._then_quantize(last)]
         self.decode_stages = [self._after_lookup(first), *after]
 
@@ -141,7 +143,7 @@ class AudioTokenizer(Tokenizer):
         self.check_codes(codes)
         count, _, total = codes.shape
         lengths = torch.full((count,), total) if lengths is None else lengths
-        size = max(0, self.config.geometry.count_samples(total) - self.net.decoder.lost)
+        size = max(0, self.config.geometry.count_samples(total) - self.lost)
         samples = torch.zeros(count, self.config.channels, size, device=self.device)
         for row, length in enumerate(lengths.tolist()):
             if length:
@@ -282,7 +284,7 @@ class StreamDecoder:
             if self.segments is not None:
                 return self._join(self.segments.finish())
             samples = self._join(self._samples(self.stream.finish()))
-        return samples[:, : max(0, samples.shape[1] - self.tokenizer.net.decoder.lost)]
+        return samples[:, : max(0, samples.shape[1] - self.tokenizer.lost)]
 
     def _samples(self, blocks: list[Tensor]) -> list[Tensor]:
         return [self.tokenizer.net.samples(torch.cat(blocks)[None])[0]] if blocks else []

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from ...configs.printable import one_line
 from ...configs.tensor_checks import WeightsError
-from ..audio.masked_conv import folded_norms
-from ..kinds import FROZEN, NETS
-from ..layers.unfilled import Unfilled
+from ..kinds import FROZEN, empty_net
 from ..quantizers.codebooks.codebook import Codebook
 from .checkpoint import Checkpoint
 from .survey import survey_part
@@ -20,7 +18,7 @@ from .tensor_map import Constant, Folded, Shape, Source, TensorMap, Term
 
 if TYPE_CHECKING:
     from ..base import Tokenizer
-    from ..kinds import TokenizerConfig
+    from ..kinds import FrozenConfig, TokenizerConfig
 
 WeightNorm = Callable[[str], Term]
 """Term of the weight of a layer, from the layer's name in the checkpoint."""
@@ -75,7 +73,7 @@ def _counters(prefix: str) -> dict[str, Term]:
     return {f"{prefix}.{name}": Constant(value, required=False) for name, value in counters.items()}
 
 
-def tokenizer_shapes(config: TokenizerConfig) -> dict[str, Shape]:
+def tokenizer_shapes(config: FrozenConfig) -> dict[str, Shape]:
     """Names and shapes of a frozen tokenizer's tensors, without allocating them.
 
     Raises:
@@ -84,8 +82,8 @@ def tokenizer_shapes(config: TokenizerConfig) -> dict[str, Shape]:
     if _last and _last[0][0] == config:
         return dict(_last[0][1])
     try:
-        with torch.device("meta"), Unfilled(), folded_norms():
-            net = NETS[config.kind](config, read_files=False)
+        with torch.device("meta"):
+            net = empty_net(config)
     except (RuntimeError, OverflowError, TypeError) as error:
         raise ValueError(
             f"the config of {config.name} asks for an impossible network: {one_line(error)[:150]}"
@@ -95,7 +93,7 @@ def tokenizer_shapes(config: TokenizerConfig) -> dict[str, Shape]:
     return dict(shapes)
 
 
-_last: list[tuple[TokenizerConfig, dict[str, Shape]]] = []
+_last: list[tuple[FrozenConfig, dict[str, Shape]]] = []
 """The result for the last config: the tensor map and the reader of a checkpoint ask for the same."""
 
 
@@ -108,8 +106,7 @@ def read_tokenizer(config: TokenizerConfig, tensor_map: TensorMap, checkpoint: C
     shapes = tokenizer_shapes(config)
     survey_part(config, tensor_map, shapes, checkpoint)
     checkpoint.check(tensor_map, shapes)  # before anything is allocated
-    with Unfilled(), folded_norms():
-        net = NETS[config.kind](config, read_files=False)
+    net = empty_net(config)
     tensors = tensor_map.read(shapes, checkpoint.tensors)
     for name, parameter in net.named_parameters():
         if not is_finite(tensors[name]):

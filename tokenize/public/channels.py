@@ -7,11 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from ...configs.schema import check_config
-from ..audio.masked_conv import fold_norms
 from ..audio.networks import AudioTokenizerConfig
 from ..audio.per_channel import PerChannelConfig
 from ..base import Tokenizer
-from ..kinds import FROZEN, NETS
+from ..kinds import FROZEN, empty_net
 from ..quantizers.combinators.grouped import GroupConfig
 from .tensor_map import CannotWrite
 
@@ -76,8 +75,7 @@ def of_one_channel(tokenizer: Tokenizer) -> Tokenizer:
 def _rebuilt(tokenizer: Tokenizer, described: dict[str, Any], names: dict[str, str]) -> Tokenizer:
     """A tokenizer with another config and the same tensors under other names."""
     config = check_config(described, AudioTokenizerConfig, "tokenizer")
-    net = NETS[config.kind](config, read_files=False)
-    fold_norms(net)
+    net = empty_net(config)
     tensors: dict[str, Tensor] = {}
     for name, tensor in tokenizer.net.state_dict().items():
         before = next(prefix for prefix in names if name.startswith(prefix))

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ...configs.files import write_json, write_safetensors
 from ...configs.schema import check_config
 from ...configs.tensor_checks import WeightsError
@@ -102,7 +104,8 @@ def read_dac_part(
         "codebook_dim": values["codebook_dim"],
         "sample_rate": values["sampling_rate"],
     }
-    return read_dac_tensors(folder.checkpoint, settings, codebooks, TRANSFORMERS, str(folder.config_path), prefix)
+    checkpoint = folder.checkpoint.within(prefix)
+    return read_dac_tensors(checkpoint, settings, codebooks, TRANSFORMERS, str(folder.config_path), prefix)
 
 
 def read_dac_tensors(
@@ -235,15 +238,23 @@ def write_dac(folder: Path, tokenizer: Tokenizer) -> None:
     Raises:
         CannotWrite: the layout cannot represent the tokenizer; names the first setting that differs.
     """
+    described, tensors = dac_part(tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_json(folder / "config.json", described)
+    processor = {"feature_extractor_type": "DacFeatureExtractor", "feature_size": 1, "padding_value": 0.0}
+    processor |= {"hop_length": described["hop_length"], "sampling_rate": described["sampling_rate"]}
+    write_json(folder / "preprocessor_config.json", processor)
+
+
+def dac_part(tokenizer: Tokenizer, prefix: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config of a `DacModel` and its tensors, their names with a prefix; raises as `write_dac`."""
     settings = describe_dac(tokenizer, "DAC")
     size = settings["codebook_size"]
     if size & (size - 1):
         raise CannotWrite(f"transformers' DAC needs a number of codes that is a power of 2, found {size}")
     config = tokenizer.config
     assert isinstance(config, AudioTokenizerConfig)
-    tensors = public_tensors(tokenizer, dac_tensor_map(config))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     described = {
         "architectures": ["DacModel"],
         "model_type": "dac",
@@ -258,10 +269,7 @@ def write_dac(folder: Path, tokenizer: Tokenizer) -> None:
         "hop_length": config.hop,
         "sampling_rate": config.sample_rate,
     }
-    write_json(folder / "config.json", described)
-    processor = {"feature_extractor_type": "DacFeatureExtractor", "feature_size": 1, "padding_value": 0.0}
-    processor |= {"hop_length": config.hop, "sampling_rate": config.sample_rate}
-    write_json(folder / "preprocessor_config.json", processor)
+    return described, public_tensors(tokenizer, dac_tensor_map(config, prefix=prefix))
 
 
 def describe_dac(tokenizer: Tokenizer, layout: str) -> dict[str, Any]:

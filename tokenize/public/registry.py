@@ -13,6 +13,8 @@ from pathlib import Path
 from ...configs.printable import printable
 from ...configs.schema import nearest_name
 from ..base import Tokenizer
+from ..hub.reading import is_transformers_codec, read_transformers_codec, write_transformers_codec
+from ..hub.tokenizer import TransformersTokenizer
 from .checkpoint import open_checkpoint
 from .dac import is_dac, read_dac, write_dac
 from .dac_native import is_dac_native, read_dac_native, write_dac_native
@@ -34,6 +36,7 @@ from .images.var_vq import is_var_vq, read_var_vq, write_var_vq
 from .mimi import is_mimi, read_mimi, write_mimi
 from .moshi import is_moshi, read_moshi, write_moshi
 from .snac import is_snac, read_snac, write_snac
+from .tensor_map import CannotWrite
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ PUBLIC_CODECS = {
     "moshi": PublicCodec(is_moshi, read_moshi, write_moshi),
     "audiocraft": PublicCodec(is_audiocraft, read_audiocraft, write_audiocraft),
     "encodec-package": PublicCodec(is_encodec_package, read_encodec_package, write_encodec_package),
+    "transformers": PublicCodec(is_transformers_codec, read_transformers_codec, write_transformers_codec),
 }
+"""The last one is for what is left: codecs that transformers computes."""
 
 
 def recognize_codec(path: str | Path) -> str | None:
@@ -108,4 +113,9 @@ def write_public_codec(name: str, folder: str | Path, tokenizer: Tokenizer) -> N
     """Write a tokenizer in the layout of a public codec; CannotWrite if that cannot represent it."""
     if name not in PUBLIC_CODECS:
         raise ValueError(f"no public codec '{name}'; {nearest_name(name, PUBLIC_CODECS)}")
+    if isinstance(tokenizer, TransformersTokenizer):
+        raise CannotWrite(
+            f"{name}'s layout does not support tokenizer '{tokenizer.spec.name}', which transformers computes; keep "
+            "the public folder that it was read from"
+        )
     PUBLIC_CODECS[name].write(Path(folder), tokenizer)

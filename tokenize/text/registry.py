@@ -16,11 +16,13 @@ from .character_text import CharacterText, CharacterTextConfig, learn_characters
 from .english.front_end import DATA_FILE
 from .phoneme_text import PhonemeTextConfig, learn_phonemes, load_phonemes
 from .sentencepiece_text import MODEL_FILE, SentencePieceConfig, SentencePieceText, train_sentencepiece
+from .t5_text import T5Text, T5TextConfig
 from .units import UNITS_FILE, UnitTable
 from .user_lexicon import LEXICON_FILE
 
 TextConfig = Annotated[
-    ByteTextConfig | SentencePieceConfig | CharacterTextConfig | PhonemeTextConfig, Field(discriminator="kind")
+    ByteTextConfig | SentencePieceConfig | CharacterTextConfig | PhonemeTextConfig | T5TextConfig,
+    Field(discriminator="kind"),
 ]
 
 UnitTextConfig = Annotated[CharacterTextConfig | PhonemeTextConfig, Field(discriminator="kind")]
@@ -32,7 +34,7 @@ def file_names(config: TextConfig) -> tuple[str, ...]:
     match config:
         case ByteTextConfig():
             return ()
-        case SentencePieceConfig():
+        case SentencePieceConfig() | T5TextConfig():
             return (MODEL_FILE,)
         case CharacterTextConfig():
             return (UNITS_FILE,)
@@ -46,7 +48,8 @@ def make_text(config: TextConfig, sentences: Iterable[str]) -> TextTokenizer:
     Args:
         sentences: the corpus; used only by kinds that are trained. Texts that normalize to nothing are ignored.
     Raises:
-        ValueError: no text to train on, or vocab_size is below the number of characters in the corpus.
+        ValueError: no text to train on, vocab_size is below the number of characters in the corpus, or the kind is not
+            learned from a corpus.
     """
     match config:
         case ByteTextConfig():
@@ -57,6 +60,11 @@ def make_text(config: TextConfig, sentences: Iterable[str]) -> TextTokenizer:
             return learn_characters(config, sentences)
         case PhonemeTextConfig():
             return learn_phonemes(config, sentences)
+        case T5TextConfig():
+            raise ValueError(
+                "text kind 't5' comes with a public model and is not learned from a corpus; choose another kind, for "
+                "instance sentencepiece, or start from that model with init.from"
+            )
 
 
 def load_text(folder: str | Path, config: TextConfig) -> TextTokenizer:
@@ -80,6 +88,8 @@ def text_of_files(config: TextConfig, files: Mapping[str, bytes], folder: str | 
             return ByteText(config)
         case SentencePieceConfig():
             return SentencePieceText(config, files[MODEL_FILE], str(folder / MODEL_FILE))
+        case T5TextConfig():
+            return T5Text(config, files[MODEL_FILE], str(folder / MODEL_FILE))
         case CharacterTextConfig():
             return CharacterText(config, _units(files, folder))
         case PhonemeTextConfig():

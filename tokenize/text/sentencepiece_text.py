@@ -43,11 +43,8 @@ class SentencePieceText(TextTokenizer):
     def __init__(self, config: SentencePieceConfig, model: bytes, where: str):
         super().__init__(config)
         self.model = model
-        try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.vocab_size = int(self.processor.get_piece_size())
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}: not a SentencePiece model ({' '.join(str(error).split())[:200]})") from None
+        self.processor = open_pieces(model, where)
+        self.vocab_size = int(self.processor.get_piece_size())
         if not any(self.processor.is_byte(piece) for piece in range(self.vocab_size)):
             raise ValueError(
                 f"{where}: has no byte tokens, so some text would have no ids; train it with byte_fallback"
@@ -80,6 +77,16 @@ class SentencePieceText(TextTokenizer):
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.processor.decode(list(ids))
+
+
+def open_pieces(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
+    """The pieces of a SentencePiece model; ValueError, which begins with `where`: it is none."""
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        processor.get_piece_size()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: not a SentencePiece model ({' '.join(str(error).split())[:200]})") from None
+    return processor
 
 
 def train_sentencepiece(config: SentencePieceConfig, sentences: Iterable[str]) -> SentencePieceText:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ...configs.schema import ConfigError
 from ...tokenize.audio.masked_conv import plain_state, set_plain
+from ...tokenize.hub.tokenizer import TransformersTokenizer
 from ...tokenize.tokenizer import load_tokenizer
 from .choose_tensors import choose_tensors, describe_start
 from .config import InitConfig
@@ -22,9 +23,15 @@ def start_tokenizer_(net: nn.Module, init: InitConfig) -> str:
         ConfigError: there is no such tokenizer, or as `choose_tensors`.
     """
     try:
-        given = load_tokenizer(init.source).net.state_dict()
+        tokenizer = load_tokenizer(init.source)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"init.from: {error}") from None
+    if isinstance(tokenizer, TransformersTokenizer):
+        raise ConfigError(
+            f"init.from: {init.source} is computed by transformers, so nothing here can be trained from it; name a "
+            "tokenizer that was trained here, or a public codec that docs/public-models.md lists as implemented"
+        )
+    given = tokenizer.net.state_dict()
     own = plain_state(net)
     taken = choose_tensors(own, given, init)
     for name, other in taken.items():

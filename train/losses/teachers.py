@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError
+from ...tokenize.hub.tokenizer import TransformersTokenizer
 from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer, load_tokenizer
 from .codec_forward import encode_latents
@@ -110,6 +111,11 @@ class TokenizerTeacher(nn.Module):
     def __init__(self, config: TokenizerTeacherConfig, geometry: Geometry, given: Mapping[str, nn.Module], where: str):
         super().__init__()
         tokenizer = load_teacher(config.path, geometry, f"{where}.path")
+        if isinstance(tokenizer, TransformersTokenizer):
+            raise ConfigError(
+                f"{where}.path: {config.path} is computed by transformers, whose layers are not named here; choose "
+                "another teacher"
+            )
         self.config, self.geometry = config, tokenizer.spec.geometry
         self.net = tokenizer.net
         named = dict(self.net.encoder.named_modules())

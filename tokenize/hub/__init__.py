@@ -1,0 +1,1 @@
+"""Codecs that the package transformers computes, as frozen tokenizers (extra `hub`)."""
