@@ -132,7 +132,7 @@ def _kind(source: Path) -> str:
 
 def _check_target(source: Path, target: Path) -> None:
     """Raise unless the target is a new or empty folder apart from the source: nothing of the user's is overwritten."""
-    if target.is_dir() and any(target.iterdir()):
+    if os.path.isdir(target) and any(target.iterdir()):  # a name that is too long is for lock_folder to say
         raise FileExistsError(f"{target}: is not empty; choose another folder")
     here, there = Path(os.path.realpath(source)), Path(os.path.realpath(target))
     if here in there.parents or there in here.parents:
