@@ -125,15 +125,15 @@ bundled-voice: $(INSTALLED)
 	$(BIN)/tessera train configs/voice/lm.yaml --out out/voice/lm --resume
 	rm -rf bundled/voice && cp -r out/voice/lm/model bundled/voice
 
-# Needs the npm packages that samples/make_emoji.py names, in out/emoji/packages. Five hours on one core.
+# Needs the npm packages that samples/make_emoji.py names, in out/emoji/packages. Three hours on one core.
 bundled-emoji: $(INSTALLED)
 	$(BIN)/python -m tessera.samples.make_emoji --packages out/emoji/packages --out out/emoji/corpus
 	$(BIN)/tessera tokenizer train configs/emoji/tokenizer.yaml --out out/emoji/tokenizer --resume
 	$(BIN)/tessera shards configs/emoji/shards.yaml
 	$(BIN)/tessera shards configs/emoji/shards.yaml --set corpus.path=out/emoji/corpus/test --set out=out/emoji/shards/test
-	$(BIN)/tessera train configs/emoji/lm.yaml --out out/emoji/lm --resume
-	$(BIN)/tessera export out/emoji/lm --best --out out/emoji/model
-	rm -rf bundled/emoji && cp -r out/emoji/model bundled/emoji
+	$(BIN)/tessera train configs/emoji/lm.yaml --out out/emoji/first --resume
+	$(BIN)/tessera train configs/emoji/lm-noise.yaml --out out/emoji/lm --resume
+	rm -rf bundled/emoji && cp -r out/emoji/lm/model bundled/emoji
 
 clean:
 	rm -rf build dist out runs *.egg-info .typecheck .pytest_cache .ruff_cache .hypothesis

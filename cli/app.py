@@ -52,7 +52,8 @@ def _tessera(
 ) -> None:
     """Autoregressive generation over multi-codebook tokens.
 
-    First steps: tessera image "a red apple" -o apple.png; tessera tts "Hello world." -o hello.wav; tessera configs; tessera doctor
+    First steps: tessera image "a red apple" -o apple.png; tessera tts "Hello world." -o hello.wav; tessera configs;
+    tessera doctor
     """
 
 

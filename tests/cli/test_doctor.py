@@ -25,7 +25,7 @@ def test_json_is_one_object(capsys):
     for rows in ("packed rows", "other rows"):
         chosen = found["attention backends", f"auto, {rows}"]
         assert chosen["value"].startswith("sdpa on ") and chosen["note"]
-    assert {"voice", "digits", "speech"} == {name for section, name in found if section == "bundled models"}
+    assert {"voice", "emoji", "digits", "speech"} == {name for section, name in found if section == "bundled models"}
 
 
 def test_missing_core_package_fails(monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pytest
 from pages import ROOT, blocks, read
 
 README = read(ROOT / "README.md")
-BUNDLED = all((ROOT / "bundled" / name / "config.json").is_file() for name in ("voice", "digits"))
+BUNDLED = all((ROOT / "bundled" / name / "config.json").is_file() for name in ("voice", "emoji", "digits"))
 
 
 def section(title: str) -> str:

@@ -65,7 +65,12 @@ def test_every_kind_of_model(case):
     config, lm = make_lm(CASES[case])
     codes, conditions = make_codes(3, 6, lm.arrangement.cardinalities), make_conditions(config, 3)
     wanted = steps(lm, codes, conditions)
-    calls = count_calls(pack_(lm, "float32"))
+    pack_(lm, "float32")
+    if "rotated queries" in case:  # not supported: as before, with packed layers
+        assert lm.transformer.fused is None and all(block.fused is None for block in lm.transformer.blocks)
+        torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
+        return
+    calls = count_calls(lm)
     torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
     assert len(calls) >= 5 * config.layers  # a label's prefix is one position, and goes this way as well
 
