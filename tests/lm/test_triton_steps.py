@@ -87,7 +87,11 @@ def make_pair(case, rows, dtype=torch.float32, **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case if number == 3 else seldom(case) for number, case in enumerate([*CASES][::5])])
+@pytest.mark.parametrize(
+    "case",
+    # rotated queries of cross-attention are not supported
+    [case if number == 3 else seldom(case) for number, case in enumerate([*CASES][::5]) if "rotated" not in case],
+)
 def test_every_kind_of_model(case):
     _, lm, codes, conditions = make_pair(CASES[case], 3)
     wanted = steps(lm, codes, conditions, STEPS)
