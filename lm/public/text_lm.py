@@ -33,6 +33,7 @@ from ...tokenize.public.folder import check_whole
 from ...tokenize.public.tensor_map import Concat, Permuted, Shape, Source, TensorMap, Term, Unused
 from ..config import LMConfig
 from ..layers.transformer import Transformer
+from ..ops.rotary import TimeRopeConfig
 from .rotary_order import interleaved_rows
 
 IGNORED = ("embed_tokens.", "lm_head.")
@@ -117,7 +118,7 @@ def check_backbone(folder: str | Path, config: LMConfig) -> None:
     for name, value in backbone_settings(folder).items():
         found: Any = getattr(config, {"kv_heads": "num_kv_heads", "ffn": "num_ffn"}.get(name, name))
         if name == "rope":
-            found = found.model_dump()
+            found, value = found.model_dump(), TimeRopeConfig.model_validate(value).model_dump()
         if name == "head_dim":
             found, value = config.head_width, value or config.width // config.heads
         if found != value:
