@@ -93,6 +93,15 @@ def test_ranges():
     assert typed_values(write, {"ratios": [2]}, "c") == write
 
 
+def test_a_block_of_frames_has_a_limit(tmp_path):
+    """SNAC encodes whole blocks: frames that both the strides of its codebooks and its attention divide."""
+    described = save_codec("snac", tmp_path / "codec")
+    strides = [4096] * len(described["vq_strides"])
+    write_json(tmp_path / "codec" / "config.json", described | {"vq_strides": strides, "attn_window_size": 4095})
+    with pytest.raises(ValueError, match=r"make blocks of 16773120 frames, \d+ samples; the limit is 1048576"):
+        tessera.load_tokenizer(tmp_path / "codec")
+
+
 def test_every_stride_is_checked(tmp_path):
     described = save_codec("snac", tmp_path / "codec")
     write_json(tmp_path / "codec" / "config.json", described | {"vq_strides": [1 << 20] * len(described["vq_strides"])})
