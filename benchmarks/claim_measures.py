@@ -1,7 +1,7 @@
-"""What tokenizer_claims.py measures of a frozen tokenizer: one function each, in the table at the end.
+"""What claims.py measures of a frozen tokenizer: one function each, in the table at the end.
 
-Pictures and recordings that were not trained on, except for the use of codes, which is counted over 2000 training
-pictures of as many as 128,000 tokens in all, or all training recordings.
+Images and recordings that were not trained on, except for the use of codes, which is counted over 2000 training images
+of as many as 128,000 tokens in all, or all training recordings. The same tokenizer gives the same figure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from tessera.tokenize.data.corpus import ArraysCorpus, FolderCorpus, open_corpus
 from tessera.tokenize.data.shard_writer import build_shards
 from tessera.tokenize.data.shards_config import ShardsConfig
 from tessera.tokenize.image.tokenizer import ImageTokenizer
-from tessera.tokenize.quantizers.codebooks.nearest import kmeans, nearest_code
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry
 from tessera.tokenize.tokenizer import Tokenizer
 from tessera.train.entropy_coder import CoderTrainConfig, CoderTraining, train_coder
@@ -37,6 +36,10 @@ from tessera.train.tokenizer.trainer import TokenizerTrainConfig
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES = Path("out/patches-16")
 """Where the configs look for them."""
+RECORDINGS = {"train": 240, "test": 100}
+"""All there are."""
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+"""Words that occur in many recordings of both parts."""
 MEMORY: dict[tuple, list[Tensor]] = {}
 """Media, read once."""
 
@@ -75,19 +78,19 @@ def corpus_of(geometry: AudioGeometry | ImageGeometry, part: str) -> ArraysCorpu
 
 
 @torch.no_grad()
-def codes_of(tokenizer: Tokenizer, part: str, count: int | None = None) -> Tensor:
-    """Codes [tokens, Q] of a part, or of `count` pictures of it."""
+def codes_of(tokenizer: Tokenizer, part: str) -> Tensor:
+    """Codes [tokens, Q] of a part."""
     if not isinstance(tokenizer, ImageTokenizer):
-        chosen = media(tokenizer, part, 240 if part == "train" else 40)
-        return torch.cat([tokenizer.encode(item[None]).codes[0].T for item in chosen])
-    latents = latents_of(tokenizer, part, count or (2000 if part == "train" else 200))
+        return torch.cat(recorded_codes(tokenizer, part))
+    pictures = torch.stack(media(tokenizer, part, 2000 if part == "train" else 200))
+    # In batches: near-ties may fall otherwise than alone, it is no matter.
+    latents = [tokenizer.net.encode_images(batch) for batch in pictures.split(50)]
     return torch.cat([tokenizer.quantizer.encode(batch).flatten(0, 1) for batch in latents])
 
 
-@torch.no_grad()
-def latents_of(tokenizer: ImageTokenizer, part: str, count: int) -> list[Tensor]:
-    """Latents [50, T, D] of pictures. They go through in batches: near-ties may fall otherwise, it is no matter."""
-    return [tokenizer.net.encode_images(batch) for batch in torch.stack(media(tokenizer, part, count)).split(50)]
+def recorded_codes(tokenizer: Tokenizer, part: str) -> list[Tensor]:
+    """Codes [T, Q] of each recording of a part."""
+    return [tokenizer.encode(item[None]).codes[0].T for item in media(tokenizer, part, RECORDINGS[part])]
 
 
 def first_levels(codes: Tensor, levels: int | None) -> Tensor:
@@ -95,6 +98,16 @@ def first_levels(codes: Tensor, levels: int | None) -> Tensor:
     if levels is None:
         return codes
     return torch.cat([codes[:, :levels], torch.full_like(codes[:, levels:], -1)], dim=1)
+
+
+def bits_of_tests(tokenizer: Tokenizer) -> float:
+    """Bits of the codes of a test image, or of a second of a test recording, at fixed length; the mean."""
+    picture = isinstance(tokenizer, ImageTokenizer)
+    chosen = media(tokenizer, "test", 200 if picture else RECORDINGS["test"])
+    total = sum(float(tokenizer.rate(tokenizer.encode(item[None]).codes)[1]) for item in chosen)
+    if picture:
+        return total / len(chosen)
+    return total * tokenizer.config.sample_rate / sum(item.shape[1] for item in chosen)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # The use of codes
@@ -105,29 +118,12 @@ def even_use(size: float, tokens: int) -> float:
     return size * -math.expm1(tokens * math.log1p(-1 / size))
 
 
-def used(trained: Trained, count: int | None = None) -> float:
+def used(trained: Trained) -> float:
     """Different codes among the training tokens (combinations, if there are several codebooks), in percent of the
     number expected if all codes were equally likely"""
     tokenizer = trained.tokenizer
-    packed = tokenizer.quantizer.pack(codes_of(tokenizer, "train", count).clamp_min(0))
+    packed = tokenizer.quantizer.pack(codes_of(tokenizer, "train").clamp_min(0))
     return 100 * len(packed.unique()) / even_use(math.prod(tokenizer.spec.cardinalities), len(packed))
-
-
-def used_of_all(trained: Trained) -> float:
-    """The same for the tokens of all training images, three times as many"""
-    return used(trained, len(open_corpus(corpus_of(trained.tokenizer.spec.geometry, "train"))))
-
-
-def used_by_centres(trained: Trained) -> float:
-    """The same with k-means centers of the latents instead of the codes: the same number, after three rounds over four
-    tokens per center"""
-    tokenizer = trained.tokenizer
-    assert isinstance(tokenizer, ImageTokenizer)
-    latents = torch.cat(latents_of(tokenizer, "train", 2000)).flatten(0, 1)
-    (size,) = tokenizer.spec.cardinalities
-    order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))
-    centres = kmeans(latents[order[: 4 * size]], size, 3)[0]
-    return 100 * len(nearest_code(latents, centres, exact=False).unique()) / even_use(size, len(latents))
 
 
 def used_each(trained: Trained) -> float:
@@ -214,22 +210,6 @@ def error_fixed(trained: Trained) -> float:
     return statistics.mean(found)
 
 
-@torch.no_grad()
-def tokens_of_plain(trained: Trained) -> float:
-    """Tokens of the quarter of the test images with the smallest differences between neighboring pixels, in percent of
-    those of the quarter with the largest, when images take half of all tokens on average"""
-    tokenizer, pictures = trained.tokenizer, torch.stack(media(trained.tokenizer, "test", 200))
-    counts = _needed(tokenizer, _error_of_half(tokenizer)).double()
-    detail = torch.stack([pictures.diff(dim=axis).abs().flatten(1).mean(1) for axis in (2, 3)]).sum(0)
-    ordered, quarter = counts[detail.argsort()], len(counts) // 4
-    return 100 * float(ordered[:quarter].mean() / ordered[-quarter:].mean())
-
-
-def fixed_tokens(trained: Trained) -> float:
-    """A fixed number of tokens, in percent of itself"""
-    return 100.0
-
-
 def _error_of_half(tokenizer: Tokenizer) -> float:
     """The smallest wanted error at which the test pictures take at most half of all tokens on average."""
     low, high = math.log(1e-3), math.log(2.0)
@@ -260,22 +240,45 @@ def error_unquantized(trained: Trained) -> float:
     return statistics.mean(found)
 
 
-# What levels hold
+# What codes tell
 
 
-def first_level(trained: Trained) -> float:
-    """Percentage of the variance of the quantized latents of test media that the first codebook explains"""
-    codes, quantizer = codes_of(trained.tokenizer, "test")[None], trained.tokenizer.quantizer
-    whole = quantizer.decode(codes)[0]
-    rest = whole - quantizer.decode(first_levels(codes.transpose(1, 2), 1).transpose(1, 2))[0]
-    return 100 * (1 - float(rest.var(dim=0).sum() / whole.var(dim=0).sum()))
+def words(trained: Trained, levels: int | None = 1) -> float:
+    """How well the codes of the first codebook tell which of the words zero to nine a recording contains: ridge
+    regression on the share of its frames with each code, fitted on training recordings; percent of the pairs of a test
+    recording with the word and one without that are in the right order (50: chance), the mean over words"""
+    tokenizer, sides = trained.tokenizer, []
+    for part in ("train", "test"):
+        rows = torch.stack([shares_of_codes(tokenizer, codes[:, :levels]) for codes in recorded_codes(tokenizer, part)])
+        corpus = open_corpus(corpus_of(tokenizer.spec.geometry, part))
+        texts = [(corpus.item(number).text or "").split() for number in range(len(rows))]
+        sides.append((rows, torch.tensor([[word in text for word in DIGITS] for text in texts])))
+    (x, there), (x_test, wanted) = sides
+    middle = x.mean(dim=0)
+    x, x_test, y = x - middle, x_test - middle, there.double() - there.double().mean(dim=0)
+    # The dual form: there are more codes than recordings. The ridge is a tenth of the mean squared norm of a row.
+    alike = x @ x.T
+    found = x_test @ x.T @ torch.linalg.solve(alike + 0.1 * alike.diagonal().mean() * torch.eye(len(x)).double(), y)
+    return 100 * statistics.mean(right_order(found[:, word], wanted[:, word]) for word in range(len(DIGITS)))
 
 
-def alike(trained: Trained) -> float:
-    """Mean squared cosine between the code vectors that the first two codebooks assign to a token"""
-    codes, vectors = codes_of(trained.tokenizer, "test"), trained.tokenizer.vectors()
-    first, second = vectors[0][codes[:, 0]], vectors[1][codes[:, 1]]
-    return float(torch.nn.functional.cosine_similarity(first, second, dim=-1).square().mean())
+def words_by_all(trained: Trained) -> float:
+    """The same for the codes of all codebooks together"""
+    return words(trained, None)
+
+
+def shares_of_codes(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+    """Codes [T, Q] of a recording -> the share of its frames with each code, of all Q codebooks in a row, float64."""
+    sizes = tokenizer.spec.cardinalities
+    columns = zip(codes.T, sizes, strict=False)
+    return torch.cat([torch.bincount(column, minlength=size).double() / len(column) for column, size in columns])
+
+
+def right_order(found: Tensor, wanted: Tensor) -> float:
+    """Share of the pairs of a row that is `wanted` [N] and one that is not of which the first is `found` [N] larger; a
+    tie counts half. This is the area under the receiver operating characteristic."""
+    pairs = found[wanted][:, None] - found[~wanted]
+    return float((pairs > 0).double().mean() + (pairs == 0).double().mean() / 2)
 
 
 def teacher_information(trained: Trained, levels: int | None = 1) -> float:
@@ -292,11 +295,6 @@ def teacher_information(trained: Trained, levels: int | None = 1) -> float:
     ridge = x.T @ x + 1e-3 * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
     wrong = (y_test - x_test @ torch.linalg.solve(ridge, x.T @ y)).square().sum(dim=0)
     return 100 * (1 - float((wrong / (y_test - y_test.mean(dim=0)).square().sum(dim=0)).mean()))
-
-
-def teacher_information_all(trained: Trained) -> float:
-    """The same for the vectors of all codebooks together"""
-    return teacher_information(trained, None)
 
 
 @torch.no_grad()
@@ -392,15 +390,19 @@ def lm_bits(trained: Trained) -> float:
     return 100 * sum(bits) / sum(math.log2(size) for size in tokenizer.spec.cardinalities)
 
 
-def fixed_bits(trained: Trained) -> float:
-    """Bits of fixed-length codes, in percent of themselves"""
-    return 100.0
+def frequency_bits(trained: Trained) -> float:
+    """Bits of the test codes if each has the length that fits its frequency among the training codes of its codebook
+    (counted from one), in percent of fixed-length codes"""
+    tokenizer, total = trained.tokenizer, 0.0
+    train, test = codes_of(tokenizer, "train"), codes_of(tokenizer, "test")
+    for column, own, size in zip(train.T, test.T, tokenizer.spec.cardinalities, strict=True):
+        counts = torch.bincount(column, minlength=size).double() + 1
+        total += float(-(counts / counts.sum()).log2()[own].mean())
+    return 100 * total / sum(math.log2(size) for size in tokenizer.spec.cardinalities)
 
 
 MEASURES: dict[str, Callable[[Trained], float]] = {
     "used": used,
-    "used of all": used_of_all,
-    "used by centres": used_by_centres,
     "used each": used_each,
     "perplexity": perplexity,
     "error": error,
@@ -409,16 +411,13 @@ MEASURES: dict[str, Callable[[Trained], float]] = {
     "error of a quarter": error_of_quarter,
     "error halted": error_halted,
     "error fixed": error_fixed,
-    "tokens of plain pictures": tokens_of_plain,
-    "fixed tokens": fixed_tokens,
     "error unquantized": error_unquantized,
     "rises": rises,
-    "first level": first_level,
-    "alike": alike,
+    "words": words,
+    "words by all": words_by_all,
     "told": teacher_information,
-    "told by all": teacher_information_all,
     "classes": classes,
     "shares off": shares_off,
     "bits": lm_bits,
-    "fixed bits": fixed_bits,
+    "bits by frequency": frequency_bits,
 }
