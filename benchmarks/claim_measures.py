@@ -36,6 +36,7 @@ from tessera.train.tokenizer.trainer import TokenizerTrainConfig
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES = Path("out/patches-16")
 """Where the configs look for them."""
+IMAGES = {"train": 2000, "test": 200}
 RECORDINGS = {"train": 240, "test": 100}
 """All there are."""
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -82,10 +83,26 @@ def codes_of(tokenizer: Tokenizer, part: str) -> Tensor:
     """Codes [tokens, Q] of a part."""
     if not isinstance(tokenizer, ImageTokenizer):
         return torch.cat(recorded_codes(tokenizer, part))
-    pictures = torch.stack(media(tokenizer, part, 2000 if part == "train" else 200))
-    # In batches: near-ties may fall otherwise than alone, it is no matter.
-    latents = [tokenizer.net.encode_images(batch) for batch in pictures.split(50)]
-    return torch.cat([tokenizer.quantizer.encode(batch).flatten(0, 1) for batch in latents])
+    return torch.cat([codes.transpose(1, 2).flatten(0, 1) for _, codes in coded_images(tokenizer, part)])
+
+
+@torch.no_grad()
+def coded_images(tokenizer: ImageTokenizer, part: str, count: int | None = None) -> list[tuple[Tensor, Tensor]]:
+    """Batches of images of a part [B, C, height, width], and their codes [B, K, T]. In a batch near-ties may fall
+    otherwise than alone; it is no matter here."""
+    batches = torch.stack(media(tokenizer, part, count or IMAGES[part])).split(50)
+    return [(batch, tokenizer._quantize(tokenizer.net.encode_images(batch)).transpose(1, 2)) for batch in batches]
+
+
+@torch.no_grad()
+def decoded_images(tokenizer: ImageTokenizer, codes: Tensor) -> Tensor:
+    """Codes [B, K, T] -> images."""
+    return tokenizer.net.decode_latents(tokenizer._lookup(codes.transpose(1, 2)))
+
+
+def test_batches(tokenizer: Tokenizer) -> tuple[Tensor, ...]:
+    """The test images in batches."""
+    return torch.stack(media(tokenizer, "test", IMAGES["test"])).split(50)
 
 
 def recorded_codes(tokenizer: Tokenizer, part: str) -> list[Tensor]:
@@ -100,13 +117,21 @@ def first_levels(codes: Tensor, levels: int | None) -> Tensor:
     return torch.cat([codes[:, :levels], torch.full_like(codes[:, levels:], -1)], dim=1)
 
 
+def first_tokens(codes: Tensor, tokens: int | None) -> Tensor:
+    """Codes [B, K, T] with later tokens dropped."""
+    if tokens is None:
+        return codes
+    return torch.cat([codes[..., :tokens], torch.full_like(codes[..., tokens:], -1)], dim=2)
+
+
 def bits_of_tests(tokenizer: Tokenizer) -> float:
     """Bits of the codes of a test image, or of a second of a test recording, at fixed length; the mean."""
-    picture = isinstance(tokenizer, ImageTokenizer)
-    chosen = media(tokenizer, "test", 200 if picture else RECORDINGS["test"])
+    if isinstance(tokenizer, ImageTokenizer):
+        return statistics.mean(
+            b for _, codes in coded_images(tokenizer, "test") for b in tokenizer.rate(codes)[1].tolist()
+        )
+    chosen = media(tokenizer, "test", RECORDINGS["test"])
     total = sum(float(tokenizer.rate(tokenizer.encode(item[None]).codes)[1]) for item in chosen)
-    if picture:
-        return total / len(chosen)
     return total * tokenizer.config.sample_rate / sum(item.shape[1] for item in chosen)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -151,20 +176,21 @@ def perplexity(trained: Trained) -> float:
 def error(trained: Trained, levels: int | None = None, tokens: int | None = None) -> float:
     """Mean squared error of test images (x 1000), or log-mel distance of test recordings"""
     tokenizer, found = trained.tokenizer, []
-    for item in media(tokenizer, "test", 200 if isinstance(tokenizer, ImageTokenizer) else 40):
-        codes = first_levels(tokenizer.encode(item[None]).codes, levels)
-        if tokens is not None:
-            codes = torch.cat([codes[..., :tokens], torch.full_like(codes[..., tokens:], -1)], dim=2)
-        found.append(distance(tokenizer, tokenizer.decode(codes), item[None]))
+    if isinstance(tokenizer, ImageTokenizer):
+        for pictures, codes in coded_images(tokenizer, "test"):
+            codes = first_tokens(first_levels(codes, levels), tokens)
+            found += squared_errors(decoded_images(tokenizer, codes), pictures)
+        return statistics.mean(found)
+    rate = tokenizer.config.sample_rate  # pyright: ignore[reportAttributeAccessIssue]
+    for item in media(tokenizer, "test", 40):
+        made = tokenizer.decode(first_levels(tokenizer.encode(item[None]).codes, levels))
+        found.append(float(mel_distance(made[0, :, : item.shape[1]], item, rate).mean()))
     return statistics.mean(found)
 
 
-def distance(tokenizer: Tokenizer, made: Tensor, wanted: Tensor) -> float:
-    """Between media [1, ...]; see `error`."""
-    if isinstance(tokenizer, ImageTokenizer):
-        return 1000 * float((made.clamp(-1, 1) - wanted).square().mean())
-    rate = tokenizer.config.sample_rate  # pyright: ignore[reportAttributeAccessIssue]
-    return float(mel_distance(made[0, :, : wanted.shape[2]], wanted[0], rate).mean())
+def squared_errors(made: Tensor, wanted: Tensor) -> list[float]:
+    """Of each image of a batch, x 1000."""
+    return (1000 * (made.clamp(-1, 1) - wanted).square().flatten(1).mean(dim=1)).tolist()
 
 
 def error_of_half(trained: Trained) -> float:
@@ -201,12 +227,12 @@ def error_halted(trained: Trained) -> float:
 @torch.no_grad()
 def error_fixed(trained: Trained) -> float:
     """The error when every image halts after half of all tokens"""
-    tokenizer, found = trained.tokenizer, []
+    tokenizer, found = _pictures(trained), []
     inner = tokenizer.quantizer.inner  # pyright: ignore[reportAttributeAccessIssue]
-    for item in media(tokenizer, "test", 200):
-        codes = inner.encode(tokenizer.net.encode_images(item[None]))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    for pictures in test_batches(tokenizer):
+        codes = inner.encode(tokenizer.net.encode_images(pictures))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         codes[:, codes.shape[1] // 2 :] = torch.tensor(inner.cardinalities)  # pyright: ignore[reportAttributeAccessIssue]
-        found.append(distance(tokenizer, tokenizer.decode(codes.transpose(1, 2)), item[None]))
+        found += squared_errors(decoded_images(tokenizer, codes.transpose(1, 2)), pictures)
     return statistics.mean(found)
 
 
@@ -224,20 +250,23 @@ def _error_of_half(tokenizer: Tokenizer) -> float:
 @torch.no_grad()
 def _needed(tokenizer: Tokenizer, wanted: float) -> Tensor:
     """Tokens that the test pictures take at a wanted error, [pictures]."""
-    batches = torch.stack(media(tokenizer, "test", 200)).split(50)
-    latents = [tokenizer.net.encode_images(batch) for batch in batches]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    latents = [tokenizer.net.encode_images(batch) for batch in test_batches(tokenizer)]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     return torch.cat([tokenizer.quantizer.needed(batch, wanted) for batch in latents]).sum(dim=1)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
 
 
 @torch.no_grad()
 def error_unquantized(trained: Trained) -> float:
     """The error of images whose latents are not quantized"""
-    tokenizer, found = trained.tokenizer, []
-    for item in media(tokenizer, "test", 200):
-        latents = tokenizer.net.encode_images(item[None])  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
-        made = tokenizer.net.decode_latents(latents)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
-        found.append(distance(tokenizer, made, item[None]))
+    tokenizer, found = _pictures(trained), []
+    for pictures in test_batches(tokenizer):
+        found += squared_errors(tokenizer.net.decode_latents(tokenizer.net.encode_images(pictures)), pictures)
     return statistics.mean(found)
+
+
+def _pictures(trained: Trained) -> ImageTokenizer:
+    """The tokenizer, where a measure is of images alone."""
+    assert isinstance(trained.tokenizer, ImageTokenizer)
+    return trained.tokenizer
 
 
 # What codes tell
@@ -317,13 +346,12 @@ def _teacher_pairs(trained: Trained, teacher, part: str, levels: int | None) -> 
 def classes(trained: Trained) -> float:
     """Percentage of the test digits that a linear map of all code vectors of an image classifies correctly, fitted on
     1000 training digits"""
-    tokenizer, sides = trained.tokenizer, []
+    tokenizer, sides = _pictures(trained), []
     for part, count in (("train", 1000), ("test", 500)):
-        chosen = media(tokenizer, part, count)
         corpus = open_corpus(corpus_of(tokenizer.spec.geometry, part))
         every = max(1, len(corpus) // count)
         labels = [corpus.item(number).label for number in range(0, len(corpus), every)[:count]]
-        codes = torch.cat([tokenizer.encode(item[None]).codes for item in chosen])
+        codes = torch.cat([codes for _, codes in coded_images(tokenizer, part, count)])
         vectors = tokenizer.quantizer.decode(codes.transpose(1, 2)).flatten(1).double()
         sides.append((torch.cat([vectors, torch.ones_like(vectors[:, :1])], dim=1), labels))
     (x, labels), (x_test, wanted) = sides
