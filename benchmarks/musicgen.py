@@ -48,6 +48,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from openvino_musicgen import Decoder
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.request import Request
@@ -209,7 +210,7 @@ def make_contenders(
 
 def in_openvino(theirs: Any, kind: str, states: Callable[[int], torch.Tensor]) -> Contender:
     """Generation by OpenVINO with weights of this kind, from a copy of transformers' model."""
-    decoder = import_module("openvino_musicgen").Decoder(theirs, kind, torch.get_num_threads())
+    decoder = Decoder(theirs, kind, torch.get_num_threads())
     count, bits = sum(parameter.numel() for parameter in theirs.parameters()), {"bfloat16": 16, "int8": 8, "int4": 4}
     return Contender(
         f"openvino {kind}",
