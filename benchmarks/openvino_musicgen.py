@@ -25,6 +25,8 @@ class Step(nn.Module):
     """One step: ids [R, K], place [1], rows [R] int32 of the states, keys and values of the cross-attention
     [L, 2, R, H, S, E], then those so far [R, H, T, E], two per layer -> logits [R, K, V] and the longer ones."""
 
+    places: Tensor
+
     def __init__(self, lm: Any):
         super().__init__()
         decoder = lm.model.decoder
@@ -46,7 +48,7 @@ class Step(nn.Module):
         return layer.out_proj(found.transpose(1, 2).flatten(2))
 
     def forward(self, ids: Tensor, place: Tensor, rows: Tensor, cross: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        x = sum(table(ids[:, k]) for k, table in enumerate(self.tables)).unsqueeze(1)
+        x = torch.stack([table(ids[:, k]) for k, table in enumerate(self.tables)], dim=1).sum(dim=1, keepdim=True)
         x = x + self.places.index_select(0, place)
         longer = []
         for number, layer in enumerate(self.layers):
