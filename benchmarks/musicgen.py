@@ -1,7 +1,6 @@
 """MusicGen-small's shape with random weights: our generation beside that of transformers, turn by turn in one run.
 
     python benchmarks/musicgen.py --threads 2 --json out.json        (benchmarks/generate.py runs it as well)
-    python benchmarks/musicgen.py --threads 2 --batches 1 --also compile openvino     (pip install openvino nncf)
 
 What all do: 24 layers of width 1024, 4 codebooks of 2048 codes with delays, cross-attention to 16 states, guidance 3
 (two rows a sample), top-k 250, keys and values cached, for 250 frames. transformers makes the weights of one layer and
@@ -42,13 +41,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
-from openvino_musicgen import Decoder
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.request import Request
@@ -91,18 +87,15 @@ def compare(
     turns: int = 5,
     layers: int = LAYERS,
     budget: float | None = None,
-    also: Sequence[str] = (),
 ) -> dict:
     """Measure and print; returns the figures under their names. ImportError where transformers is missing.
 
     Args:
-        also: further contenders on a CPU: "compile", transformers under torch.compile; "openvino"
-            (openvino_musicgen.py).
         budget: seconds that the turns of a batch may take: transformers makes so few frames that three turns fit, and
             there is at least one turn. None: as long as it takes.
     """
     attention = choose_attention(device)
-    contenders = make_contenders(device, layers, attention or "sdpa", also)
+    contenders = make_contenders(device, layers, attention or "sdpa")
     theirs = contenders[0] if attention else None
     if theirs is None:
         contenders = contenders[1:]
@@ -118,7 +111,7 @@ def compare(
             row = figures(contender, theirs, batch, bandwidths, layers)
             found["rows"].append(row)
             print_row(row)
-            if contender.name.startswith("tessera"):
+            if contender is not theirs:
                 found[f"ratio_{short(contender.name)}_b{batch}"] = row["ratio"]
                 if row["bandwidth_share"] is not None:
                     found[f"bandwidth_share_{short(contender.name)}_b{batch}"] = row["bandwidth_share"]
@@ -143,10 +136,8 @@ def choose_attention(device: torch.device) -> str | None:
     return None
 
 
-def make_contenders(
-    device: torch.device, layers: int = LAYERS, attention: str = "sdpa", also: Sequence[str] = ()
-) -> list[Contender]:
-    """transformers first, with this attention, then ours with each kind of weights, then `also`."""
+def make_contenders(device: torch.device, layers: int = LAYERS, attention: str = "sdpa") -> list[Contender]:
+    """transformers first, with this attention, then ours with each kind of weights."""
     transformers = import_module("transformers")  # an import statement would make pyright read thousands of files
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -165,10 +156,10 @@ def make_contenders(
     def states(batch: int) -> torch.Tensor:
         return torch.randn(batch, STATES, WIDTH, generator=generator).to(device, torch.bfloat16)
 
-    def run_theirs(batch: int, frames: int, model=theirs):
+    def run_theirs(batch: int, frames: int):
         given = states(batch)
         with torch.inference_mode():
-            return model.generate(
+            return theirs.generate(
                 inputs=torch.full((batch * BOOKS, 1), CODES, device=device),
                 attention_mask=torch.ones(batch, 1, dtype=torch.long, device=device),
                 encoder_hidden_states=torch.cat([given, torch.zeros_like(given)]),
@@ -198,25 +189,7 @@ def make_contenders(
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number  # pyright: ignore[reportArgumentType]
     contenders[0].weight_bytes = sum(parameter.nbytes for parameter in theirs.parameters())
-    if "compile" in also:
-        compiled = copy.deepcopy(theirs)
-        compiled.forward = torch.compile(compiled.forward, dynamic=True)
-        run_compiled = partial(run_theirs, model=compiled)
-        contenders.append(Contender("transformers compiled", run_compiled, contenders[0].weight_bytes))
-    for kind in KINDS if "openvino" in also else ():
-        contenders.append(in_openvino(copy.deepcopy(theirs), kind, states))
     return contenders
-
-
-def in_openvino(theirs: Any, kind: str, states: Callable[[int], torch.Tensor]) -> Contender:
-    """Generation by OpenVINO with weights of this kind, from a copy of transformers' model."""
-    decoder = Decoder(theirs, kind, torch.get_num_threads())
-    count, bits = sum(parameter.numel() for parameter in theirs.parameters()), {"bfloat16": 16, "int8": 8, "int4": 4}
-    return Contender(
-        f"openvino {kind}",
-        lambda batch, frames: decoder.generate(states(batch).float(), frames, GUIDANCE, CODES),
-        count * bits[kind] // 8,
-    )
 
 
 def bytes_of(packed: PackedLinear) -> int:
@@ -351,7 +324,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=250)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the results to this file")
-    parser.add_argument("--also", nargs="+", choices=("compile", "openvino"), default=(), help="further contenders")
     parser.add_argument("--try-attention", choices=("sdpa", "eager"), help="only generate 4 frames with transformers")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -362,8 +334,7 @@ def main() -> None:
         timed(device, lambda: contender.run(8, 4))
         return
     batches = [int(batch) for batch in arguments.batches.split(",")]
-    device, also = torch.device(arguments.device), arguments.also
-    found = compare(device, batches, arguments.frames, arguments.turns, also=also)
+    found = compare(torch.device(arguments.device), batches, arguments.frames, arguments.turns)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
