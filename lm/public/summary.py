@@ -94,7 +94,7 @@ def summarize(path: str | Path) -> Summary:
             opened = PublicFolder(path)
             if name == "transformers":  # only its class tells which tensors it needs: it is loaded
                 return Summary(name, (_hub_codec(opened),))
-            part, survey = _surveyed("tokenizer", lambda: PUBLIC_CODECS[name].read(opened, None))
+            part, survey = _surveyed("tokenizer", lambda: PUBLIC_CODECS[name].read(opened))
             return Summary(name, (part,), left_out=_left_out(opened, [survey], None))
         if "tokenizer" not in PublicFolder(path).config:  # else a damaged one of ours, of which more is said below
             raise refuse_unknown(path, "a model or tokenizer", model_types())

@@ -58,6 +58,14 @@ def test_tessera_commands_and_options_exist(line):
             assert (ROOT / word).exists(), f"{line}: no {word}"
 
 
+def test_every_public_layout_is_shown_and_exists():
+    from tessera.lm.public.registry import PUBLIC
+    from tessera.tokenize.public.registry import PUBLIC_CODECS
+
+    shown = set(re.findall(r"--to ([a-z0-9-]+)", TEXTS["public-models.md"]))
+    assert shown == (PUBLIC.keys() | PUBLIC_CODECS.keys()) - {"transformers"}  # which is never written
+
+
 def test_make_targets_exist():
     makefile = read(ROOT / "Makefile")
     for name, text in TEXTS.items():

@@ -14,6 +14,8 @@ VQGAN = {"kind": "vqgan", "channels": 4, "multipliers": [1, 2], "blocks": 1, "in
 MAGVIT2 = {"kind": "magvit2", "channels": 4, "multipliers": [1, 2], "blocks": 1, "norm_groups": 2}
 VIT = {"kind": "vit1d", "tokens": 24, "patch": 2, "width": 16, "layers": 2, "heads": 2, "expansion": 2}
 PLAIN = {"kind": "vit", "patch": 2, "width": 16, "layers": 2, "heads": 2, "expansion": 2}
+TITOK = {"kind": "titok", "tokens": 24, "patch": 2, "width": 16, "layers": 2, "heads": 2}
+MASKGIT = {"codes": 12, "code_dim": 6, "channels": 4, "multipliers": [1, 2], "blocks": 1, "norm_groups": 2}
 PARTS = {
     "convolutional": {"kind": "convolutional"},
     "conditioned": {"kind": "conditioned"},
@@ -28,12 +30,14 @@ PARTS = {
     "vit1d": VIT,
     "vit1d-causal": VIT | {"order": "causal"},
     "vit1d-wide": VIT | {"patch": 4},
+    "titok-row": TITOK,
+    "titok-codes-row": TITOK | {"latents": "reshaped", "pixels": MASKGIT},
 }
 """One entry for each kind of part, and for each of its choices that changes what it reads. All make 24 codes."""
 
 every = pytest.mark.parametrize("encoder", PARTS)
 any_decoder = pytest.mark.parametrize(
-    "decoder", ["convolutional", "conditioned", "vqgan", "magvit2", "vit", "vit1d", "merged-row"]
+    "decoder", ["convolutional", "conditioned", "vqgan", "magvit2", "vit", "vit1d", "merged-row", "titok-codes-row"]
 )
 
 
@@ -208,6 +212,14 @@ def test_the_first_tokens_alone_decode_where_the_tail_was_dropped():
         ({"encoder": VQGAN | {"norm_groups": 3}}, "4 channels are not a multiple of norm_groups 3"),
         ({"encoder": VIT | {"patch": 5}}, "8 x 12 cannot be split into patches of 5"),
         ({"encoder": VIT | {"heads": 3}}, "width 16 is not a multiple of heads 3"),
+        (
+            {"decoder": TITOK | {"pixels": MASKGIT | {"multipliers": [1, 1, 2]}}},
+            "make 4 x 4 pixels of a cell, but patch is 2",
+        ),
+        (
+            {"decoder": TITOK | {"pixels": MASKGIT | {"norm_groups": 3}}},
+            "4 channels are not a multiple of norm_groups 3",
+        ),
         ({"encoder": PLAIN | {"patch": 5}}, "8 x 12 cannot be split into patches of 5"),
         ({"encoder": PLAIN | {"taps": [1, 3]}}, "taps has block 3, but there are only 2 layers"),
         ({"encoder": PLAIN | {"taps": [1, 2, 2]}}, "latent_dim 8 cannot be divided among 3 taps"),

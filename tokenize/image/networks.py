@@ -25,6 +25,7 @@ from .convolutional import ConvolutionalConfig, ConvolutionalDecoder, Convolutio
 from .global_tokens import TransposedConfig, TransposedDecoder, TransposedEncoder
 from .magvit2 import Magvit2Config, Magvit2Decoder, Magvit2Encoder
 from .movq import ConditionedConfig, ConditionedDecoder, ConditionedEncoder
+from .titok import TiTokConfig, TiTokDecoder, TiTokEncoder
 from .token_merging import MergedConfig, MergedDecoder, MergedEncoder
 from .vit import ViTConfig, ViTDecoder, ViTEncoder
 from .vit_1d import ViT1DConfig, ViT1DDecoder, ViT1DEncoder
@@ -37,6 +38,7 @@ ImagePartConfig = Annotated[
     | Magvit2Config
     | ViTConfig
     | ViT1DConfig
+    | TiTokConfig
     | MergedConfig
     | TransposedConfig,
     Field(discriminator="kind"),
@@ -49,6 +51,7 @@ IMAGE_ENCODERS = {
     "magvit2": Magvit2Encoder,
     "vit": ViTEncoder,
     "vit1d": ViT1DEncoder,
+    "titok": TiTokEncoder,
     "merged": MergedEncoder,
     "transposed": TransposedEncoder,
 }
@@ -59,6 +62,7 @@ IMAGE_DECODERS = {
     "magvit2": Magvit2Decoder,
     "vit": ViTDecoder,
     "vit1d": ViT1DDecoder,
+    "titok": TiTokDecoder,
     "merged": MergedDecoder,
     "transposed": TransposedDecoder,
 }

@@ -32,6 +32,7 @@ from .images.ibq import is_ibq, read_ibq, write_ibq
 from .images.llamagen_vq import is_llamagen_vq, read_llamagen_vq, write_llamagen_vq
 from .images.open_magvit2 import is_open_magvit2, read_open_magvit2, write_open_magvit2
 from .images.taming import is_taming, read_taming, write_taming
+from .images.titok import is_titok, read_titok, write_titok
 from .images.var_vq import is_var_vq, read_var_vq, write_var_vq
 from .mimi import is_mimi, read_mimi, write_mimi
 from .moshi import is_moshi, read_moshi, write_moshi
@@ -63,6 +64,7 @@ PUBLIC_CODECS = {
     "taming": PublicCodec(is_taming, read_taming, write_taming, ("image_size",)),
     "open-magvit2": PublicCodec(is_open_magvit2, read_open_magvit2, write_open_magvit2, ("image_size",)),
     "var-vq": PublicCodec(is_var_vq, read_var_vq, write_var_vq, ("image_size",)),
+    "titok": PublicCodec(is_titok, read_titok, write_titok, ()),
     "mimi": PublicCodec(is_mimi, read_mimi, write_mimi),
     "moshi": PublicCodec(is_moshi, read_moshi, write_moshi),
     "audiocraft": PublicCodec(is_audiocraft, read_audiocraft, write_audiocraft),
