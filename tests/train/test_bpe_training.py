@@ -1,6 +1,7 @@
 """A language model that reads BPE: trained, killed and resumed, exported, loaded, started from."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 import tessera
+from tessera.cli.app import run as cli
 from tessera.configs.files import write_json
 from tessera.configs.schema import ConfigError
 from tessera.lm.checkpoints.model_directory import load_model
@@ -40,6 +42,7 @@ def given(tmp_path) -> Path:
     return tmp_path / "tokenizer.json"
 
 
+@pytest.mark.filterwarnings("ignore:the model was not trained on")
 @pytest.mark.parametrize("source", ["learned", "file"])
 @pytest.mark.parametrize("join", ["prefix", "cross"])
 def test_a_killed_and_resumed_run_is_the_run_left_alone(tiny_config, given, tmp_path, source, join):
@@ -67,6 +70,22 @@ def test_a_killed_and_resumed_run_is_the_run_left_alone(tiny_config, given, tmp_
     assert len(made) == 2 and made.codes.equal(loaded.generate(text=texts, seed=1, max_frames=4).codes)
 
 
+@pytest.mark.parametrize("why", ["package", "file", "kind"])
+def test_the_command_line_refuses_in_one_line(tiny_config, given, tmp_path, monkeypatch, capsys, why):
+    text, said = {
+        "package": (LEARNED, "'bpe' needs the package tokenizers: pip install 'tessera-lm[bpe]'"),
+        "file": ({"kind": "bpe", "file": str(given)}, f"{given}: not valid JSON"),
+        "kind": ({"kind": "bpe"}, "needs a vocab_size, to be learned from the corpus, or the file of one"),
+    }[why]
+    write_json(tmp_path / "lm.yaml", tiny_config(steps=1).model_dump(mode="json") | model(text))
+    if why == "package":
+        monkeypatch.setitem(sys.modules, "tokenizers", None)
+    given.write_bytes(given.read_bytes()[:-9])
+    assert cli(["train", str(tmp_path / "lm.yaml"), "--out", str(tmp_path / "run")]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if said in line]
+    assert len(lines) == 1 and not (tmp_path / "run" / "text" / BPE_FILE).exists()
+
+
 def test_a_changed_byte_of_the_text_tokenizer_is_refused(tiny_config, tmp_path):
     assert train_lm(tiny_config(model(LEARNED), steps=1), tmp_path / "run")
     path = tmp_path / "run" / "model" / BPE_FILE
@@ -89,7 +108,7 @@ def test_the_file_of_a_model_to_start_from_may_lie_elsewhere(tiny_config, given,
     described["added_tokens"][0]["content"] = "two"
     write_json(tmp_path / "other.json", described)
     other = {"kind": "bpe", "file": str(tmp_path / "other.json")}
-    with pytest.raises(ConfigError, match=r"init: lm.conditions has the text tokenizer .*other.json.* adapt: \[text\]"):
+    with pytest.raises(ConfigError, match=r"init: lm.conditions has the text .*other.json.*init.adapt: \[text\]"):
         start(other, "b")
     made = start(other, "c", adapt=["text"])
     name = "conditions.parts.text.table.weight"
