@@ -21,7 +21,7 @@ from .schema import Config, check_config
 FINGERPRINT_FILE = "fingerprint.json"
 WEIGHT_FILES = ("lm.safetensors", "coarse.safetensors", "text_encoder/model.safetensors")
 MODEL_FILES = (
-    *("config.json", *WEIGHT_FILES, "text.model", "units.json", "english.zip", "lexicon.tsv"),
+    *("config.json", *WEIGHT_FILES, "text.model", "text.json", "units.json", "english.zip", "lexicon.tsv"),
     *("tokenizer/config.json", "tokenizer/tokenizer.safetensors"),
     *("clusters/config.json", "clusters/clusters.safetensors"),
     *("coder/coder.json", "coder/coder.safetensors"),

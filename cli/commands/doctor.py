@@ -39,6 +39,7 @@ OPTIONAL_PACKAGES = {
     "flash-attn": "extra 'gpu': attention backend 'flash'",
     "xformers": "extra 'gpu': attention backend 'xformers'",
     "av": "extra 'media': m4a, AAC, WMA, audio tracks of videos; the length of MP3 files",
+    "tokenizers": "extra 'bpe': the text tokenizer 'bpe'",
     "scikit-learn": "extras 'eval' and 'demo': the classifier of generated digits",
     "scikit-image": "extra 'eval': SSIM",
     "constriction": "extra 'compress': tessera encode --compress",

@@ -6,6 +6,7 @@
     coarse.safetensors   the weights of the LM of the coarse labels, next to those of its refiner
     tokenizer/           the frozen tokenizer
     text.model           the text tokenizer, if text is used and needs a file
+    text.json            that of one of byte-pair encoding, a tokenizer.json
     units.json           that of one with units; lexicon.tsv and english.zip beside it for phonemes
     text_encoder/        the frozen text encoder whose states the LM reads, in the layout of transformers
     README.md            the model card

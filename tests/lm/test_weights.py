@@ -19,6 +19,7 @@ from tessera.lm.layers.input_embedding import CodesInputConfig, EmbeddingInputCo
 from tessera.lm.models.causal import TokenLM
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ResidualConfig, VQConfig
+from tessera.tokenize.text.bpe_text import BPETextConfig
 from tessera.tokenize.text.byte_text import ByteTextConfig
 from tessera.tokenize.text.registry import make_text
 from tessera.tokenize.text.sentencepiece_text import SentencePieceConfig
@@ -61,7 +62,10 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("input_config", [None, CodesInputConfig()], ids=["embedding", "codes"])
-@pytest.mark.parametrize("text_config", [ByteTextConfig(), SentencePieceConfig(vocab_size=20)], ids=["bytes", "pieces"])
+@pytest.mark.parametrize(
+    "text_config", [ByteTextConfig(), SentencePieceConfig(vocab_size=20), BPETextConfig(vocab_size=260)],
+    ids=["bytes", "pieces", "bpe"],
+)  # fmt: skip
 def test_what_was_saved_is_loaded(tmp_path, input_config, text_config):
     lm, tokenizer, text = make_parts(0, text_config, input_config)
     defaults = GenerationConfig(temperature=(0.5, 1.0), guidance=2.0)

@@ -6,6 +6,7 @@ from tessera.configs.files import read_json
 from tessera.configs.schema import ConfigError, check_config
 from tessera.samples.make_speech import DIGITS, PHRASES
 from tessera.tokenize.bundled import BUNDLED
+from tessera.tokenize.text.bpe_text import BPETextConfig
 from tessera.tokenize.text.byte_text import ByteTextConfig
 from tessera.tokenize.text.coverage import MAX_WORDS, TextSeen, named, seen_in, unseen_in
 from tessera.tokenize.text.registry import load_text, make_text
@@ -15,6 +16,7 @@ READERS = {
     "bytes": make_text(ByteTextConfig(), []),
     "words": make_text(ByteTextConfig(normalise="words"), []),
     "pieces": make_text(SentencePieceConfig(vocab_size=30), ["one two three", "it's one"]),
+    "bpe": make_text(BPETextConfig(vocab_size=260, normalise="words"), ["one two three", "it's one"]),
 }
 
 

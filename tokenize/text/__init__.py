@@ -1,1 +1,1 @@
-"""Text tokenizers: text to ids, by kind (bytes, sentencepiece, characters, phonemes), and what prepares the text."""
+"""Text tokenizers: text to ids, by kind (bytes, characters, sentencepiece, BPE, phonemes), and what prepares text."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ...configs.files import write_atomic
+from ...configs.schema import nearest_name
 from .normalization import spell_digits, spell_words
 
 MAX_FILE_BYTES = 64 << 20
@@ -76,6 +77,18 @@ class TextTokenizer:
         """What each id stands for, each another name."""
         raise NotImplementedError
 
+    def special_ids(self) -> Mapping[str, int]:
+        """Ids of the special tokens by name, each of which stands for itself in a text; empty for kinds without."""
+        return {}
+
+    def special_id(self, name: str) -> int:
+        """Id of a special token. Raises ValueError if there is none of that name."""
+        found = self.special_ids()
+        if name not in found:
+            known = nearest_name(name, found) if found else "it has none"
+            raise ValueError(f"the text tokenizer '{self.config.kind}' has no special token {name!r}; {known}")
+        return found[name]
+
     def unread(self, text: str) -> list[str]:
         """The parts of a text that have no ids and are left out, each once; none for tokenizers that read all text."""
         return []
@@ -92,7 +105,8 @@ class TextTokenizer:
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> normalized text (invalid UTF-8 becomes U+FFFD). Raises ValueError if an id is out of range."""
+        """Ids -> normalized text (invalid UTF-8 becomes U+FFFD). Raises ValueError if an id is out of range, or the ids
+        of the kind do not tell the text (phonemes)."""
         for token_id in ids:
             if not 0 <= token_id < self.vocab_size:
                 raise ValueError(f"text id {token_id} is out of range, this text tokenizer has {self.vocab_size} ids")

@@ -96,6 +96,12 @@ class PhonemeText(UnitText):
         data = {DATA_FILE: self.front_end.data} if isinstance(self.front_end, EnglishFrontEnd) else {}
         return {**super().files(), LEXICON_FILE: lexicon_bytes(self.front_end.lexicon), **data}
 
+    def _decode(self, ids: Sequence[int]) -> str:
+        raise ValueError(
+            "the text tokenizer 'phonemes' has no decode: its ids are sounds, which several texts share; names_of_ids "
+            "has the phoneme of each"
+        )
+
     def with_lexicon(self, path: str | Path) -> PhonemeText:
         """See TextTokenizer."""
         words = {**self.front_end.lexicon, **read_lexicon(path, splitter(self.config.language))}

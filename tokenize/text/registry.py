@@ -11,6 +11,7 @@ from pydantic import Field
 from ...configs.json_limits import NAMED, parse_json
 from ...configs.schema import check_config
 from .base import MAX_FILE_BYTES, TextTokenizer
+from .bpe_text import BPE_FILE, BPEText, BPETextConfig, train_bpe
 from .byte_text import ByteText, ByteTextConfig
 from .character_text import CharacterText, CharacterTextConfig, learn_characters
 from .english.front_end import DATA_FILE
@@ -21,7 +22,7 @@ from .units import UNITS_FILE, UnitTable
 from .user_lexicon import LEXICON_FILE
 
 TextConfig = Annotated[
-    ByteTextConfig | SentencePieceConfig | CharacterTextConfig | PhonemeTextConfig | T5TextConfig,
+    ByteTextConfig | SentencePieceConfig | BPETextConfig | CharacterTextConfig | PhonemeTextConfig | T5TextConfig,
     Field(discriminator="kind"),
 ]
 
@@ -36,6 +37,8 @@ def file_names(config: TextConfig) -> tuple[str, ...]:
             return ()
         case SentencePieceConfig() | T5TextConfig():
             return (MODEL_FILE,)
+        case BPETextConfig():
+            return (BPE_FILE,)
         case CharacterTextConfig():
             return (UNITS_FILE,)
         case PhonemeTextConfig():
@@ -48,14 +51,17 @@ def make_text(config: TextConfig, sentences: Iterable[str]) -> TextTokenizer:
     Args:
         sentences: the corpus; used only by kinds that are trained. Texts that normalize to nothing are ignored.
     Raises:
-        ValueError: no text to train on, vocab_size is below the number of characters in the corpus, or the kind is not
-            learned from a corpus.
+        ValueError: no text to train on, vocab_size is below the number of characters in the corpus, the kind is not
+            learned from a corpus, or an unusable file that the config names. FileNotFoundError: no such file.
+            ImportError: an optional package that the kind needs is not installed.
     """
     match config:
         case ByteTextConfig():
             return ByteText(config)
         case SentencePieceConfig():
             return train_sentencepiece(config, sentences)
+        case BPETextConfig():
+            return train_bpe(config, sentences)
         case CharacterTextConfig():
             return learn_characters(config, sentences)
         case PhonemeTextConfig():
@@ -90,6 +96,8 @@ def text_of_files(config: TextConfig, files: Mapping[str, bytes], folder: str | 
             return SentencePieceText(config, files[MODEL_FILE], str(folder / MODEL_FILE))
         case T5TextConfig():
             return T5Text(config, files[MODEL_FILE], str(folder / MODEL_FILE))
+        case BPETextConfig():
+            return BPEText(config, files[BPE_FILE], str(folder / BPE_FILE))
         case CharacterTextConfig():
             return CharacterText(config, _units(files, folder))
         case PhonemeTextConfig():

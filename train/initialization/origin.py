@@ -38,7 +38,7 @@ from ...tokenize.bundled import bundled_model, bundled_models, shipped_path
 from ...tokenize.public.folder import PublicFolder
 from ...tokenize.spec import TokenSpec
 from ...tokenize.text.base import TextTokenizer
-from ...tokenize.text.registry import TextConfig, text_of_files
+from ...tokenize.text.registry import TextConfig, make_text, text_of_files
 from ...tokenize.tokenizer import Tokenizer, check_same_codes
 from .choose_tensors import choose_tensors, describe_start
 from .config import LMInitConfig
@@ -110,7 +110,8 @@ class Origin:
             return None
         limit = {"max_characters"}
         own, wanted = (one.model_dump(mode="json", exclude=limit) for one in (self.text.config, config))  # type: ignore
-        if own != wanted:
+        given = make_text(config, ()) if wanted.get("file") else None
+        if _without_path(own) != _without_path(wanted) or (given and given.files() != self.text.files()):
             raise ConfigError(
                 f"init: lm.conditions has the text tokenizer {wanted}, {self.init.source} has {own}; use that one, "
                 "take the rows of the pieces that both have with init.adapt: [text], or start with a new text table "
@@ -230,8 +231,14 @@ def different_settings(one: LMConfig, other: LMConfig) -> list[str]:
     for described in (ours, theirs):
         for condition in described["conditions"]:
             condition.pop("dropout", None)
-            condition.get("text", {}).pop("max_characters", None)
+            condition["text"] = _without_path(condition.get("text", {}))
+            condition["text"].pop("max_characters", None)
     return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
+def _without_path(text: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a text tokenizer, of its file only whether there is one: where it lies changes nothing."""
+    return {name: bool(value) if name == "file" else value for name, value in text.items()}
 
 
 def open_origin(init: LMInitConfig, config: LMConfig) -> Origin:
