@@ -32,6 +32,7 @@ from ..ops.loss import cross_entropy
 from ..ops.row_rng import Dropout
 from ..patterns.pattern import CodebookPattern
 from ..patterns.sub_tokens import SubTokens, equal_digits
+from .base import HeadContext
 
 
 class DepthSettings(Config):
@@ -76,18 +77,17 @@ class FactorHeadConfig(DepthSettings):
 
 
 class DepthHead(nn.Module):
-    """The depth head, as drawn above; the methods implement `registry.Head`."""
+    """The depth head, as drawn above; the methods implement `base.Head`."""
 
     period = 1
 
     def __init__(
         self,
         config: DepthHeadConfig | FactorHeadConfig,
-        width: int,
-        arrangement: CodebookPattern,
-        code_vectors: Tensor | None = None,
+        context: HeadContext,
     ):
         super().__init__()
+        width, arrangement, code_vectors = context.width, context.arrangement, context.code_vectors
         sub_tokens = self.sub_tokens = SubTokens(arrangement, _digits(config, arrangement))
         J, own = len(sub_tokens), config.width or width
         kv_heads = config.kv_heads or config.heads
