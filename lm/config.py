@@ -14,7 +14,7 @@ from .heads.multi_token_prediction import AheadConfig
 from .heads.registry import HeadConfig, ParallelHeadConfig
 from .layers.config import TransformerConfig
 from .layers.feed_forward import FeedForwardName
-from .layers.input_embedding import EmbeddingInputConfig, InputConfig, reads_code_vectors
+from .layers.input_embedding import EmbeddingInputConfig, InputConfig, embedding_kind
 from .layers.norm import NormName
 from .ops.rotary import PAIRS, RopeConfig, TimeRopeConfig
 from .patterns.pattern import ParallelConfig, SpecialsConfig
@@ -105,6 +105,11 @@ class LMConfig(Config):
         if any(condition.kind == "aligned" for condition in self.conditions):
             self._check_aligned()
         prefix = [condition.kind for condition in self.conditions if condition.join == "prefix"]
+        if getattr(self.head, "input", None) == "backbone" and embedding_kind(self.input) != "embedding":
+            raise ValueError(
+                "head input 'backbone' reads the table of input kind 'embedding', found "
+                f"'{embedding_kind(self.input)}'; use head input 'projected', which has a table of its own"
+            )
         if self.start == "condition" and prefix[-1:] != ["label"]:
             raise ValueError(
                 f"start 'condition' needs a label as the last condition with join prefix, found {prefix or 'none'}"
@@ -163,7 +168,7 @@ class LMConfig(Config):
     def needs_code_vectors(self) -> bool:
         """Whether the model reads the tokenizer's code vectors."""
         of_conditions = [condition.input for condition in self.conditions if condition.kind == "codes"]
-        read = [reads_code_vectors(config) for config in (self.input, *of_conditions) if config is not None]
+        read = [embedding_kind(config) == "codes" for config in (self.input, *of_conditions) if config is not None]
         return any(read) or getattr(self.head, "input", None) == "codes"
 
     def filled(

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
 from ...configs.schema import Config, ConfigError, LayerCount
-from ..patterns.pattern import CodebookPattern
 from ..patterns.sub_tokens import count_bits
+from .base import HeadContext
 from .parallel import ParallelHead
 
 
@@ -34,10 +32,8 @@ class BitsHeadConfig(Config):
 class BitsHead(ParallelHead):
     """A parallel head whose sub-tokens are bits or groups of bits."""
 
-    def __init__(
-        self, config: BitsHeadConfig, width: int, arrangement: CodebookPattern, code_vectors: Tensor | None = None
-    ):
-        bits = count_bits(arrangement.cardinalities, "lm.head kind 'bits'")
+    def __init__(self, config: BitsHeadConfig, context: HeadContext):
+        bits = count_bits(context.arrangement.cardinalities, "lm.head kind 'bits'")
         groups = config.groups or bits[0]
         for count in bits:
             if count % groups:
@@ -46,4 +42,4 @@ class BitsHead(ParallelHead):
                     f"{', '.join(str(one) for one in sorted(set(bits)))}"
                 )
         digits = [(1 << count // groups,) * groups for count in bits]
-        super().__init__(config, width, arrangement, digits=digits)
+        super().__init__(config, context, digits)

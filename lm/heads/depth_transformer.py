@@ -4,12 +4,15 @@
     input        h         c0        c1            h is the backbone's hidden state before this step,
     predicts     c0        c1        c2            c0 c1 c2 the ids of the step, special ids included
 
+If the backbone predicts c0, position 0 still reads h, but predicts nothing. depth_reader.py embeds the ids.
+
 Every step starts fresh: only h carries information between steps. In training all steps of all rows run in parallel as
 one batch of short sequences; in generation the positions run sequentially, with a KV cache that is allocated once and
 overwritten at every step.
 
 Source: RQ-Transformer (arXiv:2203.01941). The same idea is the depth decoder of Moshi (arXiv:2410.00037) and CSM, the
-dual AR of Fish-Speech (arXiv:2411.01156), and the hierarchical parallel of QTTS (arXiv:2507.12197).
+dual AR of Fish-Speech (arXiv:2411.01156), the hierarchical parallel of QTTS (arXiv:2507.12197) and the code predictor
+of Qwen3-TTS.
 """
 
 from __future__ import annotations
@@ -18,20 +21,44 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ...configs.schema import Config, ConfigError
 from ..kv_cache.base import CacheShape, KVCache
 from ..layers.config import TransformerConfig
 from ..layers.embedding import Table
-from ..layers.input_embedding import check_code_vectors
 from ..layers.transformer import Transformer, initialize_
 from ..ops.linear import Linear
 from ..ops.loss import cross_entropy
+from ..ops.rotary import PAIRS, Llama3ScalingConfig, rotary_table
 from ..ops.row_rng import Dropout
 from ..patterns.pattern import CodebookPattern
 from ..patterns.sub_tokens import SubTokens, equal_digits
+from .base import HeadContext
+from .depth_reader import DepthInput, make_reader
+
+
+class TablePositionsConfig(Config):
+    """A learned vector for each position, added to its input."""
+
+    kind: Literal["table"] = "table"
+
+
+class RopePositionsConfig(Config):
+    """Rotary embedding: position 0 reads the hidden state, position 1 the first sub-token."""
+
+    kind: Literal["rope"] = "rope"
+    base: PositiveFloat = 10000.0
+    """Base of the rotary frequencies: the longest wavelength is about 6 times this number of positions."""
+    scaling: Llama3ScalingConfig | None = None
+    """Change of the frequencies; null: none."""
+
+
+class NoPositionsConfig(Config):
+    """Nothing but the causal order distinguishes the positions."""
+
+    kind: Literal["none"] = "none"
 
 
 class DepthSettings(Config):
@@ -42,11 +69,24 @@ class DepthSettings(Config):
     layers: int = Field(default=4, ge=1, le=1024)
     """Number of transformer layers."""
     heads: int = Field(default=4, ge=1, le=1024)
-    """Number of query heads, a divisor of width."""
+    """Number of query heads, a divisor of width unless head_dim is set."""
     kv_heads: PositiveInt | None = None
     """Number of key/value heads, a divisor of heads; null: equal to heads."""
+    head_dim: int | None = Field(default=None, ge=2, le=4096)
+    """Width of a head; null: width / heads."""
     ffn: int | None = Field(default=None, ge=8, le=1 << 20)
     """Width of the feed-forward layer; null: 8/3 of width, rounded up to a multiple of 32."""
+    norm_eps: float = Field(default=1e-6, gt=0, lt=1)
+    """Epsilon added to the mean square."""
+    qk_norm: bool = False
+    """Normalize queries and keys of each head."""
+    positions: Annotated[
+        TablePositionsConfig | RopePositionsConfig | NoPositionsConfig, Field(discriminator="kind")
+    ] = TablePositionsConfig()
+    """Position encoding of the sub-tokens of a step."""
+    projection: Literal["linear", "affine", "none"] = "linear"
+    """Layer that maps the backbone's hidden state to this width. linear: without a bias. affine: with one. none: the
+    widths are equal."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout after each attention, each feed-forward and the input."""
     first: Literal["depth", "backbone"] = "depth"
@@ -62,9 +102,10 @@ class DepthHeadConfig(DepthSettings):
     """Predicts the codes of a step sequentially, each conditioned on the previous ones."""
 
     kind: Literal["depth"] = "depth"
-    input: Literal["embedding", "codes"] = "embedding"
-    """Input for each code: a learned embedding, or the sum of the tokenizer's code vectors up to this codebook through
-    a learned linear layer (for residual codes)."""
+    input: DepthInput = "embedding"
+    """Input for each code. embedding: a learned embedding. projected: one of the backbone's width, through the layer
+    that maps the hidden state. backbone: the backbone's own input embedding, through that layer. codes: the sum of the
+    tokenizer's code vectors up to this codebook through a learned linear layer (for residual codes)."""
 
 
 class FactorHeadConfig(DepthSettings):
@@ -76,33 +117,42 @@ class FactorHeadConfig(DepthSettings):
 
 
 class DepthHead(nn.Module):
-    """The depth head, as drawn above; the methods implement `registry.Head`."""
+    """The depth head, as drawn above; the methods implement `base.Head`."""
 
     period = 1
 
-    def __init__(
-        self,
-        config: DepthHeadConfig | FactorHeadConfig,
-        width: int,
-        arrangement: CodebookPattern,
-        code_vectors: Tensor | None = None,
-    ):
+    def __init__(self, config: DepthHeadConfig | FactorHeadConfig, context: HeadContext):
         super().__init__()
-        sub_tokens = self.sub_tokens = SubTokens(arrangement, _digits(config, arrangement))
-        J, own = len(sub_tokens), config.width or width
+        sub_tokens = self.sub_tokens = SubTokens(context.arrangement, _digits(config, context.arrangement))
+        J, width = len(sub_tokens), context.width
+        own = self.width = config.width or width
         kv_heads = config.kv_heads or config.heads
         self.backbone_first, self.trained_share = config.first == "backbone", config.trained_share
-        _check(config, own, kv_heads, J)
+        head_width = config.head_dim or own // config.heads
+        _check(config, width, own, kv_heads, head_width, J)
         self.stages = tuple((j,) for j in range(J))
-        self.cache_shape = (config.layers, kv_heads, J, own // config.heads)
+        self.cache_shape = (config.layers, kv_heads, J, head_width)
+        self.rope = config.positions if isinstance(config.positions, RopePositionsConfig) else None
         self.first = Linear(width, sub_tokens.output_sizes[0], bias=False) if self.backbone_first else None
-        self.project = Linear(width, own, bias=False)
-        self.positions = Table(J, own)
-        self.reader = None if J == 1 else _make_reader(config, sub_tokens, arrangement, own, code_vectors)
+        self.project = _make_projection(config.projection, width, own)
+        self.positions = Table(J, own) if isinstance(config.positions, TablePositionsConfig) else None
+        read = config.input if isinstance(config, DepthHeadConfig) else "embedding"
+        self.reader = None if J == 1 else make_reader(read, sub_tokens, context, own)
+        self.projects_codes = read in ("projected", "backbone")
         self.dropout = Dropout(config.dropout)
         ffn = config.ffn or -(-8 * own // 3 // 32) * 32
         self.transformer = Transformer(
-            TransformerConfig(own, config.layers, config.heads, kv_heads, ffn, dropout=config.dropout)
+            TransformerConfig(
+                width=own,
+                layers=config.layers,
+                heads=config.heads,
+                kv_heads=kv_heads,
+                ffn=ffn,
+                qk_norm=config.qk_norm,
+                dropout=config.dropout,
+                norm_eps=config.norm_eps,
+                head_dim=config.head_dim,
+            )
         )
         sizes = sub_tokens.output_sizes[self.backbone_first :]
         self.outputs = nn.ModuleList(
@@ -111,7 +161,7 @@ class DepthHead(nn.Module):
 
     def initialize_(self) -> None:
         """Initialize the depth transformer with its own width and number of layers."""
-        initialize_(self, self.positions.weight.shape[1], self.cache_shape[0])
+        initialize_(self, self.width, self.cache_shape[0])
 
     # Whole sequences
 
@@ -156,15 +206,26 @@ class DepthHead(nn.Module):
 
     def _states(self, hidden: Tensor, sub_tokens: Tensor) -> Tensor:
         """Hidden states [N, J, D'] from N steps' backbone states [N, D] and sub-tokens [N, J]."""
-        return self.transformer(self._inputs(hidden, sub_tokens, 0, len(self.sub_tokens)), None, causal=True)
+        x = self._inputs(hidden, sub_tokens, 0, len(self.sub_tokens))
+        return self.transformer(x, self._rotary(x.device), causal=True)
 
     def _inputs(self, hidden: Tensor, sub_tokens: Tensor, first: int, last: int) -> Tensor:
         """Inputs of positions first .. last - 1, [N, last - first, D']."""
         inputs = [self.project(hidden).unsqueeze(1)] if first == 0 else []
         if last > 1 and self.reader is not None:
-            inputs.append(self.reader(sub_tokens[:, : last - 1], max(first - 1, 0)))
+            read = self.reader(sub_tokens[:, : last - 1], max(first - 1, 0))
+            inputs.append(self.project(read) if self.projects_codes else read)
         x = torch.cat(inputs, dim=1)
-        return self.dropout(x + self.positions(torch.arange(first, last, device=x.device)))
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(first, last, device=x.device))
+        return self.dropout(x.to(hidden.dtype))  # under autocast a projection alone would be half precision
+
+    def _rotary(self, device: torch.device) -> Tensor | None:
+        """Rotary table of all positions, [1, J, 1, E / 2]; None without rotary embedding."""
+        if self.rope is None:
+            return None
+        positions = torch.arange(len(self.sub_tokens), device=device).view(1, -1, 1)
+        return rotary_table(positions, self.cache_shape[3], self.rope.base, self.rope.scaling)
 
     def _logits(self, j: int, hidden: Tensor, state: Tensor) -> Tensor:
         """[N, values of sub-token j] from the backbone state [N, D] and the depth state at its position [N, D']."""
@@ -183,86 +244,45 @@ class DepthHead(nn.Module):
     def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
         return self.stages
 
-    def start(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+    def start(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> DepthMemory:
         self.transformer.refresh()
         layers, kv_heads, J, head_width = self.cache_shape
-        return KVCache(CacheShape(layers, num_rows, kv_heads, head_width, J, dtype, device))
+        cache = KVCache(CacheShape(layers, num_rows, kv_heads, head_width, J, dtype, device))
+        return DepthMemory(cache, self._rotary(device))
 
-    def begin(self, memory: KVCache, hidden: Tensor, step: int) -> _Begun:
-        memory.rewind(0)
+    def begin(self, memory: DepthMemory, hidden: Tensor, step: int) -> _Begun:
+        memory.cache.rewind(0)
         return _Begun(memory, hidden)
 
     def predict(self, begun: _Begun, stage: int, sub_tokens: Tensor) -> Tensor:
         state = begun.hidden  # not used if the backbone predicts it
         if stage >= self.backbone_first:
-            cache = begun.cache
-            x = self._inputs(begun.hidden, sub_tokens, cache.length, stage + 1)
-            state = self.transformer(x, None, cache=cache)[:, -1]
+            cache, table = begun.memory.cache, begun.memory.rotary
+            first, last = cache.length, stage + 1
+            x = self._inputs(begun.hidden, sub_tokens, first, last)
+            state = self.transformer(x, None if table is None else table[:, first:last], cache=cache)[:, -1]
         return self._logits(stage, begun.hidden, state).unsqueeze(1)
 
 
 @dataclass(frozen=True)
-class _Begun:
+class DepthMemory:
+    """What the steps of a generation share."""
+
     cache: KVCache
-    """Positions of this step so far."""
+    """Positions of the current step so far."""
+    rotary: Tensor | None
+    """[1, J, 1, E / 2], of all positions."""
+
+    def parts(self) -> tuple:
+        """All tensors."""
+        return self.cache.parts(), self.rotary
+
+
+@dataclass(frozen=True)
+class _Begun:
+    memory: DepthMemory
     hidden: Tensor
     """[B, D]."""
-
-
-class SubTokenEmbedding(nn.Module):
-    """A learned embedding for every value of every sub-token except the last."""
-
-    starts: Tensor
-
-    def __init__(self, sub_tokens: SubTokens, width: int):
-        super().__init__()
-        sizes = sub_tokens.input_sizes[:-1]
-        self.table = Table(sum(sizes), width)
-        starts = [sum(sizes[:j]) for j in range(len(sizes))]
-        self.register_buffer("starts", torch.tensor(starts, device="cpu"), persistent=False)
-
-    def forward(self, sub_tokens: Tensor, first: int) -> Tensor:
-        """[N, n - first, D'] for sub-tokens first .. n - 1, given all of them up to there [N, n]."""
-        return self.table(sub_tokens[:, first:] + self.starts[first : sub_tokens.shape[1]])
-
-
-class CodeSumEmbedding(nn.Module):
-    """The sum of the tokenizer's code vectors of the codes so far, through a linear layer; special ids have learned
-    embeddings and add nothing to the sum."""
-
-    vectors: Tensor
-    starts: Tensor
-    cardinalities: Tensor
-
-    def __init__(self, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None):
-        super().__init__()
-        vectors = check_code_vectors(code_vectors, arrangement, "lm.head input 'codes'")
-        K, V = vectors.shape[:2]
-        self.register_buffer("vectors", vectors.flatten(0, 1), persistent=False)  # saved in the tokenizer's file
-        self.register_buffer("starts", torch.arange(0, K * V, V, device="cpu"), persistent=False)
-        self.register_buffer("cardinalities", torch.tensor(arrangement.cardinalities, device="cpu"), persistent=False)
-        self.num_specials = arrangement.num_specials
-        self.linear = Linear(vectors.shape[-1], width, bias=False)
-        self.specials = Table((K - 1) * self.num_specials, width)
-
-    def forward(self, sub_tokens: Tensor, first: int) -> Tensor:
-        """Like `SubTokenEmbedding.forward`."""
-        n = sub_tokens.shape[1]
-        beyond = sub_tokens - self.cardinalities[:n]
-        special = (beyond >= 0).unsqueeze(-1)
-        rows = torch.where(beyond >= 0, 0, sub_tokens) + self.starts[:n]
-        so_far = nn.functional.embedding(rows, self.vectors).masked_fill(special, 0.0).cumsum(dim=1)
-        rows = beyond.clamp(min=0) + self.num_specials * torch.arange(n, device=sub_tokens.device)
-        learned = self.specials(rows[:, first:]).masked_fill(~special[:, first:], 0.0)
-        return self.linear(so_far[:, first:].to(learned.dtype)) + learned
-
-
-def _make_reader(
-    config: DepthSettings, sub_tokens: SubTokens, arrangement: CodebookPattern, width: int, code_vectors: Tensor | None
-) -> nn.Module:
-    if isinstance(config, DepthHeadConfig) and config.input == "codes":
-        return CodeSumEmbedding(arrangement, width, code_vectors)
-    return SubTokenEmbedding(sub_tokens, width)
 
 
 def _digits(config: DepthSettings, arrangement: CodebookPattern) -> list[tuple[int, ...]] | None:
@@ -272,9 +292,30 @@ def _digits(config: DepthSettings, arrangement: CodebookPattern) -> list[tuple[i
     return equal_digits(config.sizes, arrangement, "lm.head.sizes")
 
 
-def _check(config: DepthSettings, width: int, kv_heads: int, J: int) -> None:
-    if width % config.heads:
+def _make_projection(kind: str, width: int, own: int) -> nn.Module:
+    """From the backbone's width to the depth transformer's."""
+    if kind == "none":
+        return nn.Identity()
+    layer = Linear(width, own, bias=kind == "affine")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _check(config: DepthSettings, backbone: int, width: int, kv_heads: int, head_width: int, J: int) -> None:
+    """Raise ConfigError unless a depth transformer of J sub-tokens and these widths can be made."""
+    if config.head_dim is None and width % config.heads:
         raise ConfigError(f"lm.head: width {width} is not a multiple of heads {config.heads}")
+    if config.positions.kind == "rope" and head_width % PAIRS["time"]:
+        raise ConfigError(
+            f"lm.head: head width is {head_width}, but positions kind 'rope' needs a multiple of {PAIRS['time']}; set "
+            "head_dim"
+        )
+    if config.projection == "none" and width != backbone:
+        raise ConfigError(
+            f"lm.head: projection 'none' needs width {backbone}, the backbone's, found {width}; leave width or "
+            "projection out"
+        )
     if config.heads % kv_heads:
         raise ConfigError(f"lm.head: heads {config.heads} is not a multiple of kv_heads {kv_heads}")
     if J == 1 and config.first == "backbone":

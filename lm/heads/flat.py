@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ...configs.schema import Config, ConfigError
 from ..ops.linear import Linear
 from ..ops.loss import cross_entropy
-from ..patterns.pattern import CodebookPattern
 from ..patterns.sub_tokens import SubTokens
+from .base import HeadContext
 
 
 class FlatHeadConfig(Config):
@@ -29,12 +29,11 @@ class FlatHeadConfig(Config):
 
 
 class FlatHead(nn.Module):
-    """The flat head; the methods implement `registry.Head`."""
+    """The flat head; the methods implement `base.Head`."""
 
-    def __init__(
-        self, config: FlatHeadConfig, width: int, arrangement: CodebookPattern, code_vectors: Tensor | None = None
-    ):
+    def __init__(self, config: FlatHeadConfig, context: HeadContext):
         super().__init__()
+        arrangement = context.arrangement
         kind = arrangement.config.kind
         if kind not in ("flat", "partial_flat"):
             raise ConfigError(
@@ -50,7 +49,7 @@ class FlatHead(nn.Module):
         ]
         sizes = self.sub_tokens.output_sizes
         self.outputs = nn.ModuleList(
-            Linear(width, size, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
+            Linear(context.width, size, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
         )
 
     def initialize_(self) -> None:

@@ -22,7 +22,7 @@ from ...configs.schema import Config
 from ..ops.linear import Linear
 
 if TYPE_CHECKING:
-    from .registry import Head
+    from .base import Head
 
 
 class AheadConfig(Config):

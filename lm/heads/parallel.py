@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ...configs.schema import Config
 from ..ops.linear import linear
 from ..ops.loss import cross_entropy
-from ..patterns.pattern import CodebookPattern
 from ..patterns.sub_tokens import SubTokens
+from .base import HeadContext
 
 
 class ParallelHeadConfig(Config):
@@ -24,7 +24,7 @@ class ParallelHeadConfig(Config):
 class ParallelHead(nn.Module):
     """hidden [*, D] -> logits [*, J, V'], V' the largest vocabulary; values outside a sub-token's vocabulary get -inf.
 
-    The methods implement `registry.Head`.
+    The methods implement `base.Head`.
     """
 
     weight: Tensor | None
@@ -34,19 +34,17 @@ class ParallelHead(nn.Module):
     def __init__(
         self,
         config: Config,
-        width: int,
-        arrangement: CodebookPattern,
-        code_vectors: Tensor | None = None,
+        context: HeadContext,
         digits: Sequence[Sequence[int]] | None = None,
     ):
         """`digits`: as for `SubTokens`; None: the sub-tokens are the ids of the codebooks."""
         super().__init__()
-        self.sub_tokens = SubTokens(arrangement, digits)
+        self.sub_tokens = SubTokens(context.arrangement, digits)
         sizes = self.sub_tokens.output_sizes
         J, V = len(sizes), max(sizes)
         self.stages = (tuple(range(J)),)
         self.shape = (J, V)
-        self.weight = nn.Parameter(torch.empty(J * V, width))
+        self.weight = nn.Parameter(torch.empty(J * V, context.width))
         self.packed: nn.Module | None = None
         """Packed form of the layer, used instead of the weight; see lm/quantization/packed_linear.py."""
         self.fused: Any = None

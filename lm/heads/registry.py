@@ -1,66 +1,16 @@
-"""Heads: map the backbone's hidden state of a step to the ids of that step.
-
-A head predicts sub-tokens (lm/patterns/sub_tokens.py), which are usually the ids themselves, in sequential stages:
-later stages can be conditioned on the choices of earlier ones. The parallel head has one stage with all codebooks, the
-depth head one stage per sub-token.
-"""
+"""The table of heads: maps from the backbone's hidden state of a step to the ids of that step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from ..patterns.sub_tokens import SubTokens
 from .bits import BitsHead, BitsHeadConfig
 from .depth_transformer import DepthHead, DepthHeadConfig, FactorHeadConfig
 from .flat import FlatHead, FlatHeadConfig
 from .parallel import ParallelHead, ParallelHeadConfig
-
-
-class Head(Protocol):
-    """Protocol of a head with J sub-tokens; J is the number of codebooks unless the head splits codes."""
-
-    sub_tokens: SubTokens
-    period: int
-    """Period of its stages in steps: step s is sampled like step s % period."""
-
-    def initialize_(self) -> None:
-        """Initialize weights whose scale differs from the backbone's; the model has initialized all of them before."""
-        ...
-
-    def __call__(self, hidden: Tensor, ids: Tensor | None, first_step: int = 0) -> Tensor:
-        """Logits of whole sequences: hidden [B, S, D] of the steps from first_step on and their ids [B, K, S] ->
-        [B, S, J, V'], -inf for values outside a sub-token's vocabulary.
-
-        The logits depend only on sub-tokens of earlier stages of the same step; a head with one stage accepts None.
-        """
-        ...
-
-    def losses(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Losses [B, K, S] float32, nats, of whole sequences from step 0 on; 0 where mask [B, K, S] is False."""
-        ...
-
-    def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """The sub-tokens sampled together in a step, in order of prediction; sub-tokens of codebooks without a code in
-        that step may be omitted."""
-        ...
-
-    def start(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Any:
-        """Allocate the head's generation state."""
-        ...
-
-    def begin(self, memory: Any, hidden: Tensor, step: int) -> Any:
-        """Prepare `predict` for one step, from the state of `start` and hidden [B, D]."""
-        ...
-
-    def predict(self, begun: Any, stage: int, sub_tokens: Tensor) -> Tensor:
-        """Logits [B, n, *] of the n sub-tokens of a stage, in order; sub_tokens [B, J] holds earlier choices."""
-        ...
-
 
 HeadConfig = Annotated[
     ParallelHeadConfig | FlatHeadConfig | DepthHeadConfig | FactorHeadConfig | BitsHeadConfig,
@@ -74,4 +24,4 @@ HEADS: dict[str, Callable[..., Any]] = {
     "factor": DepthHead,
     "bits": BitsHead,
 }
-"""Built as HEADS[kind](config, width, arrangement, code_vectors); each returns a module that implements `Head`."""
+"""Built as HEADS[kind](config, context), with a `HeadContext`; each returns a module that implements `base.Head`."""

@@ -67,9 +67,9 @@ InputConfig = Annotated[
 ]
 
 
-def reads_code_vectors(config: InputConfig) -> bool:
-    """Whether an input embedding needs the tokenizer's code vectors."""
-    return (config.input if isinstance(config, NoisyInputConfig) else config).kind == "codes"
+def embedding_kind(config: InputConfig) -> str:
+    """The kind of the embedding of the codes, behind noise or not; `codes` needs the tokenizer's code vectors."""
+    return (config.input if isinstance(config, NoisyInputConfig) else config).kind
 
 
 class EmbeddingInput(nn.Module):

@@ -23,7 +23,8 @@ from ..conditioning.aligned import AlignedCondition
 from ..conditioning.codes import CodesCondition
 from ..conditioning.label import LabelCondition
 from ..conditioning.text import TextCondition
-from ..heads.depth_transformer import CodeSumEmbedding, DepthHead, SubTokenEmbedding
+from ..heads.depth_reader import CodeSumEmbedding, SubTokenEmbedding
+from ..heads.depth_transformer import DepthHead
 from ..heads.flat import FlatHead
 from ..heads.parallel import ParallelHead
 from ..layers.embedding import SpecialVectors
@@ -149,8 +150,9 @@ def _head_rows(head: nn.Module, arrangement: CodebookPattern) -> dict[str, Named
                 found[f"head.outputs.{number}.weight"] = NamedRows("codebooks", tuple(names))
     if isinstance(head, DepthHead):
         sub_tokens, specials = head.sub_tokens, _special_names(arrangement)
-        places = [(sub_tokens.codebooks[j], j % sub_tokens.parts) for j in range(len(sub_tokens))]
-        found["head.positions.weight"] = NamedRows("codebooks", tuple(places))
+        if head.positions is not None:
+            places = [(sub_tokens.codebooks[j], j % sub_tokens.parts) for j in range(len(sub_tokens))]
+            found["head.positions.weight"] = NamedRows("codebooks", tuple(places))
         if head.first is not None:
             names = _values_predicted(sub_tokens, 0, head.first.out_features)
             found["head.first.weight"] = NamedRows("codebooks", tuple(names))

@@ -23,6 +23,7 @@ from ..attention.registry import choose_backend
 from ..conditioning.base import ConditionContext
 from ..conditioning.registry import Conditioner, FusedConditions
 from ..config import LMConfig
+from ..heads.base import HeadContext
 from ..heads.multi_token_prediction import Ahead
 from ..heads.registry import HEADS
 from ..layers.attention_layers import Memory
@@ -95,7 +96,9 @@ class TransformerLM(LanguageModel):
         self.conditions = Conditioner(config.conditions, context)
         self.dropout = Dropout(config.dropout)
         self.transformer = Transformer(config.transformer, choose_backend(config.attention))
-        self.head = HEADS[config.head.kind](config.head, config.width, self.arrangement, code_vectors)
+        self.head = HEADS[config.head.kind](
+            config.head, HeadContext(config.width, self.arrangement, code_vectors, self.input)
+        )
         self.loss_weights = _check_weights(config.loss_weights, spec.num_codebooks)
         self.ahead = Ahead(config.ahead, config.width) if config.ahead is not None else None
         initialize_(self, config.width, config.layers)

@@ -19,7 +19,7 @@ from tessera.lm.conditioning.registry import (
 )
 from tessera.lm.config import LMConfig
 from tessera.lm.heads.bits import BitsHeadConfig
-from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig
+from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig, RopePositionsConfig
 from tessera.lm.heads.flat import FlatHeadConfig
 from tessera.lm.heads.multi_token_prediction import AheadConfig
 from tessera.lm.layers.input_embedding import BitsInputConfig, CodesInputConfig, EmbeddingInputConfig, FactorInputConfig
@@ -235,6 +235,11 @@ PARTS = {
     "factor": {"input": FactorInputConfig(sizes=(2, 4)), "head": FactorHeadConfig(sizes=(2, 4), layers=1, heads=2)},
     "depth": {"head": DepthHeadConfig(layers=2, heads=2)},
     "depth of vectors": {"head": DepthHeadConfig(width=16, layers=1, heads=1, first="backbone", input="codes")},
+    "depth with rope": {
+        "head": DepthHeadConfig(
+            layers=1, heads=1, input="backbone", projection="affine", positions=RopePositionsConfig(), qk_norm=True
+        )
+    },
     "depth shared": {"head": DepthHeadConfig(layers=1, heads=1, output="shared")},
     "flat": {"head": FlatHeadConfig(), "arrangement": FlatConfig()},
     "layer norms": {"norm": "layer", "feed_forward": "gelu", "qk_norm": True},

@@ -356,6 +356,7 @@ TRACED = [
     pytest.param("late delay", HEADS["factor"], "text", "filters", "int4", 1.5, marks=pytest.mark.slow),
     ("parallel", HEADS["bits"], "none", "plain", "ring", 1.0),
     pytest.param("delay", HEADS["depth"], "codes", "plain", "static", 2.0, marks=pytest.mark.slow),
+    pytest.param("parallel", HEADS["depth with rope"], "label", "plain", "static", 2.0, marks=pytest.mark.slow),
 ]
 
 

@@ -7,7 +7,7 @@ from tessera.lm.conditioning.registry import CodesConditionConfig, ConditionBatc
 from tessera.lm.config import LMConfig
 from tessera.lm.generation_config import GenerationConfig
 from tessera.lm.heads.bits import BitsHeadConfig
-from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig
+from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig, RopePositionsConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.patterns.pattern import (
@@ -43,6 +43,9 @@ HEADS = {
     "parallel": ParallelHeadConfig(),
     "depth": DepthHeadConfig(layers=1, heads=2),
     "depth behind backbone": DepthHeadConfig(width=8, layers=2, heads=1, first="backbone", input="codes"),
+    "depth with rope": DepthHeadConfig(
+        width=8, layers=1, heads=2, qk_norm=True, first="backbone", input="backbone", positions=RopePositionsConfig()
+    ),
     "factor": FactorHeadConfig(sizes=(2, 3), layers=1, heads=2),
     "bits": BitsHeadConfig(),
 }

@@ -15,12 +15,17 @@ from tessera.lm.conditioning.registry import (
 )
 from tessera.lm.config import LMConfig
 from tessera.lm.heads.bits import BitsHeadConfig
-from tessera.lm.heads.depth_transformer import DepthHeadConfig, FactorHeadConfig
+from tessera.lm.heads.depth_transformer import (
+    DepthHeadConfig,
+    FactorHeadConfig,
+    NoPositionsConfig,
+    RopePositionsConfig,
+)
 from tessera.lm.heads.flat import FlatHeadConfig
 from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import BitsInputConfig, CodesInputConfig, EmbeddingInputConfig, FactorInputConfig
 from tessera.lm.models.causal import TokenLM
-from tessera.lm.ops.rotary import GridRopeConfig, SinusoidalConfig, TimeRopeConfig
+from tessera.lm.ops.rotary import GridRopeConfig, Llama3ScalingConfig, SinusoidalConfig, TimeRopeConfig
 from tessera.lm.patterns.pattern import (
     CoarseFirstConfig,
     DelayConfig,
@@ -107,6 +112,21 @@ HEADS = (
     BitsHeadConfig(groups=2),
 )
 
+# Depth transformers like those of public systems; their settings meet the arrangements in CASES below.
+PUBLIC_DEPTHS = {
+    "csm": DepthHeadConfig(
+        width=16, layers=1, heads=2, kv_heads=1, first="backbone", input="backbone", norm_eps=1e-5,
+        positions=RopePositionsConfig(base=9.0, scaling=Llama3ScalingConfig(factor=4, steps=16)),
+    ),
+    "qwen": DepthHeadConfig(
+        layers=1, heads=2, kv_heads=1, head_dim=6, qk_norm=True, first="backbone", input="backbone", projection="none",
+        positions=RopePositionsConfig(base=1e6),
+    ),
+    "moshi": DepthHeadConfig(
+        width=16, layers=1, heads=2, input="projected", projection="affine", positions=NoPositionsConfig()
+    ),
+}  # fmt: skip
+
 
 def head_for(head, arrangement):
     """The flat head fits two arrangements; elsewhere another one takes its place, and it has its two kinds."""
@@ -153,6 +173,14 @@ CASES |= {
         *("delay", "text and label", SinusoidalConfig(), EmbeddingInputConfig(), 2, False),
         {"start": "condition"},
     ),
+}
+CASES |= {
+    f"{name} depth, {arrangement}": (
+        *(arrangement, "text and label", TimeRopeConfig(), EmbeddingInputConfig(), 2, False),
+        {"head": head},
+    )
+    for name, head in PUBLIC_DEPTHS.items()
+    for arrangement in ("parallel", "delay", "flat")
 }
 # Queries of cross-attention are rotated, so the number of prefix tokens of a row matters.
 CONDITIONS["text and embedding cross"] = (text(), embedding("cross"))

@@ -4,7 +4,16 @@ import copy
 
 import pytest
 import torch
-from small_models import CASES, cardinalities_for, make_codes, make_conditions, make_config, make_lm, make_spec
+from small_models import (
+    CASES,
+    PUBLIC_DEPTHS,
+    cardinalities_for,
+    make_codes,
+    make_conditions,
+    make_config,
+    make_lm,
+    make_spec,
+)
 
 from tessera.lm.conditioning.registry import LabelConfig
 from tessera.lm.heads.depth_transformer import DepthHeadConfig
@@ -62,6 +71,8 @@ HEADS = [
     ({"head": ParallelHeadConfig(), "input": BitsInputConfig()}, "parallel"),
     ({"head": DepthHeadConfig(layers=1, heads=2), "input": EmbeddingInputConfig()}, "parallel"),
     ({"head": DepthHeadConfig(layers=1, heads=2, first="backbone")}, "parallel"),
+    ({"head": PUBLIC_DEPTHS["csm"]}, "parallel"),
+    ({"head": PUBLIC_DEPTHS["moshi"]}, "parallel"),
     ({"head": ParallelHeadConfig(), "variable_length": True}, "delay"),
 ]
 

@@ -31,12 +31,14 @@ def random_head(draw):
     depth = some(
         draw, width=[8, 9, 12, 15, 30], layers=[1, 2], heads=[1, 2, 3, 5], kv_heads=[1, 2, 3], ffn=[8, 9, 33],
         first=["depth", "backbone"], output=["own", "shared"], dropout=[0.3], trained_share=[0.01, 0.5],
+        head_dim=[2, 5, 16], qk_norm=[True], norm_eps=[0.5], projection=["affine", "none"],
+        positions=[{"kind": "none"}, {"kind": "rope", "base": 5.0, "scaling": {"kind": "llama3", "factor": 2}}],
     )  # fmt: skip
     return draw.choice(
         [
             {"kind": "parallel"},
             {"kind": "flat", **some(draw, output=["own", "shared"])},
-            {"kind": "depth", **depth, **some(draw, input=["embedding", "codes"])},
+            {"kind": "depth", **depth, **some(draw, input=["embedding", "codes", "projected", "backbone"])},
             {"kind": "factor", "sizes": draw.choice([[2, 4], [4, 2], [3, 3], [2, 2, 2]]), **depth},
             {"kind": "bits", **some(draw, groups=[1, 2, 3, 5])},
         ]

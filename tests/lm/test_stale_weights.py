@@ -13,7 +13,7 @@ from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.registry import LabelConfig, TextConditionConfig
 from tessera.lm.config import LMConfig
 from tessera.lm.generation_config import GenerationConfig
-from tessera.lm.heads.depth_transformer import DepthHeadConfig
+from tessera.lm.heads.depth_transformer import DepthHeadConfig, RopePositionsConfig
 from tessera.lm.kernels import cpu_gemv, triton_fused_block
 from tessera.lm.kernels.weight_versions import hash_of, stamp_of
 from tessera.lm.layers.norm import RMSNorm
@@ -30,6 +30,9 @@ KINDS = {
     "rms, swiglu": {},
     "layer, gelu, qk norm": {"norm": "layer", "feed_forward": "gelu", "qk_norm": True, "rope": SinusoidalConfig()},
     "depth head": {"head": DepthHeadConfig(layers=1, heads=2)},
+    "depth head, shared table": {
+        "head": DepthHeadConfig(layers=1, heads=2, qk_norm=True, input="backbone", positions=RopePositionsConfig())
+    },
 }
 CONDITIONS = (LabelConfig(classes=4), TextConditionConfig(text=ByteTextConfig(), vocab_size=11, join="cross", layers=1))
 T, ROWS = 5, 2

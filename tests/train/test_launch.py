@@ -20,6 +20,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
 DEPTH = {"kind": "depth", "width": 8, "layers": 2, "heads": 2, "first": "backbone"}
+SHARED = {**DEPTH, "input": "backbone", "projection": "affine", "qk_norm": True, "positions": {"kind": "rope"}}
 
 
 def write_config(folder: Path, data: Path, head: dict | None = None, **train) -> Path:
@@ -80,7 +81,9 @@ def test_two_processes_equal_one(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "head"), [(0, None), (1, None), (2, None), (3, None), (3, DEPTH)])
+@pytest.mark.parametrize(
+    ("stage", "head"), [(0, None), (1, None), (2, None), (3, None), (3, DEPTH), (1, SHARED), (3, SHARED)]
+)
 def test_two_deepspeed_processes_equal_one_of_torch(tiny_data, tmp_path, stage, head):
     config = write_config(tmp_path, tiny_data, head, save_every=3)
     tessera("train", config, "--out", tmp_path / "one")
