@@ -175,8 +175,8 @@ tts one --seed x -o x.wav
 tts one --device tpu -o x.wav
 image
 image 7
-image cat -o x.png
-image 77 -o x.png
+image cat --model digits -o x.png
+image 77 --model digits -o x.png
 image 7 -o x.wav
 image 7 -o x.bmp
 image 7 -n 2 -o x.png

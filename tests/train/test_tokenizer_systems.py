@@ -40,6 +40,7 @@ OWN = {
     ],
     "distilcodec": [
         "tokenizer.encoder={width: 160, layers: 4, kernel: 7}",
+        "tokenizer.decoder={width: 192, layers: 6, kernel: 7, causal: true}",
         "tokenizer.quantizer.size=64",
         f"init.from={BUNDLED}",
     ],
