@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .audio.masked_conv import folded_norms
 from .audio.networks import AudioNet, AudioTokenizerConfig
 from .audio.tokenizer import AudioTokenizer
 from .hub.config import TransformersCodecConfig
@@ -14,6 +13,7 @@ from .hub.network import HubNet
 from .hub.tokenizer import TransformersTokenizer
 from .image.networks import ImageNet, ImageTokenizerConfig
 from .image.tokenizer import ImageTokenizer
+from .layers.masked_conv import folded_norms
 from .layers.unfilled import Unfilled
 
 TokenizerConfig = Annotated[AudioTokenizerConfig | ImageTokenizerConfig, Field(discriminator="kind")]

@@ -15,12 +15,12 @@ from ..configs.files import TensorHeader, check_format, read_header, read_json, 
 from ..configs.names import check_path
 from ..configs.recognize import describe_wrong, folder_kind, run_model
 from ..configs.schema import Config, check_config, nearest_name
-from .audio.masked_conv import fold_norms
 from .audio.networks import AudioNet, AudioTokenizerConfig
 from .base import STORAGE_DTYPES, Tokenizer, TokenizerStorage, stored_tensors
 from .bundled import bundled_model, bundled_models, shipped_path
 from .image.networks import ImageNet, ImageTokenizerConfig
 from .kinds import FROZEN, NETS, FrozenConfig, empty_net
+from .layers.masked_conv import fold_norms
 from .layers.parameter_budget import Budget
 from .public.folder import PublicFolder, has_pickles_alone
 from .public.registry import PUBLIC_CODECS, read_public_codec, recognize_codec

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from tessera.configs.schema import check_config
-from tessera.tokenize.audio.masked_conv import fold_norms
 from tessera.tokenize.audio.networks import AudioNet, AudioTokenizerConfig
+from tessera.tokenize.layers.masked_conv import fold_norms
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,9 +8,16 @@ import torch
 from torch import nn
 
 from tessera.tokenize.audio.dac import Snake
-from tessera.tokenize.audio.masked_conv import ConvStack, PaddedConv, PaddedTranspose, Pointwise, Residual, folded_norms
 from tessera.tokenize.layers.lstm_steps import run_lstm
-from tessera.tokenize.layers.row_conv import Span, lay_out, pad_rows
+from tessera.tokenize.layers.masked_conv import (
+    ConvStack,
+    PaddedConv,
+    PaddedTranspose,
+    Pointwise,
+    Residual,
+    folded_norms,
+)
+from tessera.tokenize.layers.row_conv import Span, convolve, elu, lay_out, pad_rows
 from tessera.tokenize.layers.unfilled import Unfilled
 from tessera.tokenize.quantizers.vq import VectorQuantizer, VQConfig
 
@@ -98,8 +105,26 @@ def test_reflection_of_a_signal_shorter_than_its_padding():
     assert pad_rows(x, Span(1, 2), 1, 1, "zeros")[:, 0].tolist() == [0, 0, 2, 0]
 
 
+def test_elu_is_that_of_torch():
+    """Up to rounding at 1: what is added to the result is not smaller."""
+    x = torch.cat([torch.randn(1000), 10 ** torch.linspace(-9, 2, 1000), -(10 ** torch.linspace(-9, 2, 1001))])
+    x = torch.cat([x, torch.tensor([0.0, torch.inf, -torch.inf])])
+    found = elu(x, torch.empty_like(x))
+    torch.testing.assert_close(found, nn.functional.elu(x), rtol=0, atol=1.2e-7)
+    assert elu(x, x) is x and torch.equal(x, found)
+
+
+@torch.no_grad()
+def test_few_channels_are_gathered():
+    for channels, kernel, stride, dilation in ((1, 7, 1, 1), (2, 3, 1, 4), (3, 6, 2, 1), (20, 3, 1, 2)):
+        layer = nn.Conv1d(channels, 5, kernel, stride, dilation=dilation)
+        x = torch.randn(channels, 24)
+        torch.testing.assert_close(convolve(x.T.contiguous(), layer), layer(x[None])[0].T, **CLOSE)
+
+
 def test_weights_laid_out_keep_their_values():
-    for layer in (nn.Conv1d(3, 4, 5), nn.ConvTranspose1d(3, 4, 6, 3)):
+    depthwise = nn.ConvTranspose1d(4, 4, 6, 3, groups=4)
+    for layer in (nn.Conv1d(3, 4, 5), nn.ConvTranspose1d(3, 4, 6, 3), depthwise, nn.Linear(3, 4)):
         before = layer.weight.detach().clone()
         lay_out(layer)
         assert torch.equal(layer.weight, before) and not layer.weight.is_contiguous()

@@ -3,13 +3,15 @@
     encoder   steps at the network's rate ──► transformer ──► convolution: `stride` steps become one frame
     decoder   frames ──► transposed convolution: `stride` steps each ──► transformer ──► network
 
-The transformer has causal sliding-window attention, so it runs chunk by chunk with a KV cache of constant size.
+The transformer has causal sliding-window attention, so it runs block by block with a KV cache of constant size.
 Source: Mimi (Moshi, arXiv:2410.00037, section 3.3).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from math import gcd
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -17,10 +19,12 @@ from torch import Tensor, nn
 
 from ...configs.schema import Config, LayerCount, LayerCountOrNone
 from ..layers.lstm_steps import run_lstm
-from ..layers.transformer_block import AttentionBlock, Past, rotary_angles, sliding_window
+from ..layers.masked_conv import ConvStack, PaddedConv, PaddedTranspose, Padding
+from ..layers.row_conv import lay_out
+from ..layers.transformer_block import AttentionBlock, rotary_embedding, sliding_window
 from ..quantizers.base import float32_only
-from .masked_conv import ConvStack, PaddedConv, PaddedTranspose, Padding
-from .streaming import StreamingLayer, window_stage
+from .conv_stages import conv_stages
+from .streaming import StreamingLayer, blocks_per_call, frames_per_call
 
 
 class BottleneckConfig(Config):
@@ -49,29 +53,75 @@ class SlidingTransformer(nn.Module):
 
     def __init__(self, config: BottleneckConfig, width: int):
         super().__init__()
-        self.config = config
+        self.config, self.width = config, width
         self.blocks = nn.ModuleList(
             AttentionBlock(width, config.heads, config.feed_forward, bias=False, layer_scale=config.layer_scale)
             for _ in range(config.layers)
         )
 
-    def stages(self) -> list[StreamingLayer]:
-        """[B, T, r, D] -> the same shape."""
-        return [StreamingLayer(self.forward, memory=True)] if len(self.blocks) else []
+    def freeze(self) -> None:
+        """Lay out the weights for blocks of few steps; they must not be trained afterwards."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                lay_out(module)
 
-    def forward(self, x: Tensor, mask: Tensor, state: list[Past] | None) -> tuple[Tensor, list[Past]]:
-        """x: [B, T, r, D]; state: KV cache of each layer. Masked frames must come last."""
-        window, heads = self.config.window, self.config.heads
+    def stages(self, chunk: int) -> list[StreamingLayer]:
+        """[B, T, r, D] -> the same shape."""
+        if not len(self.blocks):
+            return []
+        frames, eager = frames_per_call(chunk, self.config.stride)
+        extend = partial(self.extend, frames)
+        blocks = blocks_per_call(frames, self.config.stride * gcd(self.width, self.config.feed_forward))
+        return [StreamingLayer(self.forward, memory=True, extend=extend, frames=frames, eager=eager, blocks=blocks)]
+
+    def forward(self, x: Tensor, mask: Tensor, state: None = None) -> tuple[Tensor, None]:
+        """x: [B, T, r, D], all frames; masked ones must come last."""
         h = x.flatten(1, 2)
-        keys = h.shape[1] + (state[0][0].shape[2] if state else 0)
-        visible = sliding_window(h.shape[1], keys, window, h.device)
-        rotary = rotary_angles(keys, h.shape[2] // heads, self.config.theta, h.device)
-        after = []
-        for number, block in enumerate(self.blocks):
-            h, (key, value) = block(h, visible, state[number] if state else None, rotary)
-            kept = max(0, keys - window + 1)
-            after.append((key[:, :, kept:], value[:, :, kept:]))
-        return h.unflatten(1, x.shape[1:3]), after
+        steps = h.shape[1]
+        visible = sliding_window(steps, steps, self.config.window, h.device)
+        rotary = rotary_embedding(0, steps, h.shape[2] // self.config.heads, self.config.theta, h.device)
+        for block in self.blocks:
+            h = block(h, visible, rotary)
+        return h.unflatten(1, x.shape[1:3]), None
+
+    def extend(self, frames: int, x: Tensor, mask: Tensor, state: SlidingCache | None) -> tuple[Tensor, SlidingCache]:
+        """See `StreamingLayer.extend`. frames: of a block; x: blocks of frames, [1, T, r, D]."""
+        h = x.reshape(-1, frames * x.shape[2], x.shape[3])
+        blocks, steps, width = h.shape
+        heads, window = self.config.heads, self.config.window
+        size = -(-(window - 1) // steps) + 1  # blocks in the cache: those that a window reaches
+        if state is None:
+            state = SlidingCache(0, h.new_zeros(len(self.blocks), 2, heads, size * steps, width // heads))
+        numbers = range(state.block, state.block + blocks)
+        places = [slice(number % size * steps, (number % size + 1) * steps) for number in numbers]
+        bias = torch.stack([_bias(number, size, steps, window) for number in numbers]).to(h.device)
+        rotary = [rotary_embedding(n * steps, steps, width // heads, self.config.theta, h.device) for n in numbers]
+        cos, sin = (torch.stack(parts)[:, None] for parts in zip(*rotary, strict=True))
+        of_frames = (mask if mask.dim() == 2 else mask[:, :, 0])[0]
+        first, count = int(of_frames.int().argmax()), int(of_frames.sum())
+        new = slice(first * x.shape[2], (first + count) * x.shape[2]) if blocks == 1 else slice(0, steps)
+        for block, kept in zip(self.blocks, state.kept, strict=True):
+            h = block.extend(h, kept, places, new, bias, (cos, sin))  # pyright: ignore[reportCallIssue]
+        complete = first + count == x.shape[1]
+        return h.view(x.shape), SlidingCache(state.block + blocks if complete else state.block, state.kept)
+
+
+class SlidingCache(NamedTuple):
+    """KV caches of a stream between two calls; written in place."""
+
+    block: int
+    """Number of the next block, or of the one that is not complete."""
+    kept: Tensor
+    """[layers, 2, H, M, E]: keys and values of the last blocks. Block n is in place n modulo the number of blocks."""
+
+
+def _bias(number: int, size: int, steps: int, window: int) -> Tensor:
+    """What is added in attention from a block to a cache of `size` blocks: 0 where a step sees another, -inf elsewhere.
+    [steps, size * steps] float32."""
+    blocks = number - (number - torch.arange(size)) % size  # the last one up to this that has the place
+    places = (blocks[:, None] * steps + torch.arange(steps)).flatten()
+    ages = number * steps + torch.arange(steps)[:, None] - places
+    return torch.zeros(ages.shape).masked_fill_((ages < 0) | (ages >= window) | (places < 0), -torch.inf)
 
 
 class EncoderBottleneck(nn.Module):
@@ -87,10 +137,9 @@ class EncoderBottleneck(nn.Module):
         )
         self.down = ConvStack([down] if stride > 1 else [], stride)
 
-    def stages(self) -> list[StreamingLayer]:
-        """[B, T, r, D] -> [B, T, D]."""
-        last = window_stage(lambda x, mask: self.down(x, mask)[:, :, 0], self.down.reach_back, self.down.reach_ahead)
-        return [*self.transformer.stages(), last]
+    def stages(self, chunk: int) -> list[StreamingLayer]:
+        """[B, T, r, D] -> [B, T, D], in a network with chunks of `chunk` frames."""
+        return [*self.transformer.stages(chunk), *conv_stages(self.down, chunk, after=lambda x: x[:, :, 0])]
 
 
 class DecoderBottleneck(nn.Module):
@@ -103,10 +152,9 @@ class DecoderBottleneck(nn.Module):
         self.up = ConvStack([up] if stride > 1 else [], 1)
         self.transformer = SlidingTransformer(config, width)
 
-    def stages(self) -> list[StreamingLayer]:
-        """[B, T, D] -> [B, T, r, D]."""
-        first = window_stage(lambda x, mask: self.up(x[:, :, None], mask), self.up.reach_back, self.up.reach_ahead)
-        return [first, *self.transformer.stages()]
+    def stages(self, chunk: int) -> list[StreamingLayer]:
+        """[B, T, D] -> [B, T, r, D], in a network with chunks of `chunk` frames."""
+        return [*conv_stages(self.up, chunk, before=lambda x: x[:, :, None]), *self.transformer.stages(chunk)]
 
 
 class Recurrence(nn.Module):

@@ -16,11 +16,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ...configs.schema import ConfigError, FingerprintedConfig
+from ..layers.masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual
 from .base import AudioShape
 from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck
-from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual
-from .seanet import channels_last, check_hop
-from .streaming import StreamingLayer, window_stage
+from .conv_stages import conv_stages
+from .seanet import channels_first, channels_last, check_hop
+from .streaming import StreamingLayer
 
 
 class DACConfig(FingerprintedConfig):
@@ -98,7 +99,7 @@ class DACEncoder(nn.Module):
         super().__init__()
         if config.tail != "full":
             raise ConfigError("encoder.tail: only a decoder has a short tail; leave it out")
-        self.hop, self.channels = shape.hop, shape.channels
+        self.hop, self.channels, self.chunk = shape.hop, shape.channels, config.chunk
         width = config.channels
         layers: list[nn.Module] = [config.conv(shape.channels, width, 7)]
         for stride in config.strides:
@@ -115,9 +116,9 @@ class DACEncoder(nn.Module):
 
     def stages(self) -> list[StreamingLayer]:
         """Frames [B, T, C * hop] -> latents [B, T, latent_dim]."""
-        down, channels = self.down, self.channels
-        first = window_stage(lambda x, mask: down(channels_last(x, channels), mask), down.reach_back, down.reach_ahead)
-        return [first, *self.bottleneck.stages()]
+        channels = self.channels
+        first = conv_stages(self.down, self.chunk, lambda x: channels_last(x, channels))
+        return [*first, *self.bottleneck.stages(self.chunk)]
 
 
 class DACDecoder(nn.Module):
@@ -125,7 +126,7 @@ class DACDecoder(nn.Module):
 
     def __init__(self, config: DACConfig, shape: AudioShape):
         super().__init__()
-        width = config.channels
+        self.chunk, width = config.chunk, config.channels
         if width % 2 ** len(config.strides):
             raise ConfigError(
                 f"decoder.channels: {width} cannot be halved {len(config.strides)} times, once for each stride; "
@@ -145,8 +146,4 @@ class DACDecoder(nn.Module):
 
     def stages(self) -> list[StreamingLayer]:
         """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
-        up = self.up
-        last = window_stage(
-            lambda x, mask: up(x, mask).transpose(2, 3).flatten(2).float(), up.reach_back, up.reach_ahead
-        )
-        return [*self.bottleneck.stages(), last]
+        return [*self.bottleneck.stages(self.chunk), *conv_stages(self.up, self.chunk, after=channels_first)]

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ...configs.schema import Config
 from .base import AudioShape
 from .dual_encoder import PLAIN_ENCODERS, PlainPartConfig
-from .streaming import StageRun, StreamingLayer
+from .streaming import StreamingLayer
 
 
 class PerChannelConfig(Config):
@@ -71,14 +72,25 @@ def for_each_channel(stages: Sequence[StreamingLayer], channels: int) -> list[St
     """Stages of frames [B, T, C * F] from those of one channel [B, T, F], with [B, T, C, ...] between them; the
     channels are rows of a batch."""
     last = len(stages) - 1
-    return [replace(stage, run=_folded(stage, channels, n == 0, n == last)) for n, stage in enumerate(stages)]
+    return [_folded(stage, channels, n == 0, n == last) for n, stage in enumerate(stages)]
 
 
-def _folded(stage: StreamingLayer, channels: int, first: bool, last: bool) -> StageRun:
-    def run(frames: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
-        apart = frames.unflatten(2, (channels, -1)) if first else frames
-        found, state = stage.run(apart.movedim(2, 1).flatten(0, 1), mask.repeat_interleave(channels, dim=0), state)
+def _folded(stage: StreamingLayer, channels: int, first: bool, last: bool) -> StreamingLayer:
+    def split(frames: Tensor) -> Tensor:
+        return (frames.unflatten(2, (channels, -1)) if first else frames).movedim(2, 1).flatten(0, 1)
+
+    def join(found: Tensor) -> Tensor:
         found = found.unflatten(0, (-1, channels)).movedim(1, 2)
-        return found.flatten(2) if last else found, state
+        return found.flatten(2) if last else found
 
-    return run
+    def run(frames: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
+        found, state = stage.run(split(frames), mask.repeat_interleave(channels, dim=0), state)
+        return join(found), state
+
+    def extend(frames: Tensor, mask: Tensor, state: list[Any] | None) -> tuple[Tensor, list[Any]]:
+        assert stage.extend is not None
+        pairs = zip(split(frames).split(1), state or [None] * channels, strict=True)  # each channel has its state
+        found, after = zip(*(stage.extend(part, mask, past) for part, past in pairs), strict=True)
+        return join(torch.cat(found)), list(after)
+
+    return replace(stage, run=run, extend=None if stage.extend is None else extend)

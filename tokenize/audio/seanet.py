@@ -16,10 +16,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ...configs.schema import FingerprintedConfig, LayerCount, LayerCountOrNone
+from ..layers.masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Padding, Pointwise, Residual
 from .base import AudioShape
 from .bottleneck import BottleneckConfig, DecoderBottleneck, EncoderBottleneck, Recurrence
-from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Padding, Pointwise, Residual
-from .streaming import StreamingLayer, window_stage
+from .conv_stages import conv_stages
+from .streaming import StreamingLayer
 
 
 class SEANetConfig(FingerprintedConfig):
@@ -112,12 +113,17 @@ def channels_last(frames: Tensor, channels: int) -> Tensor:
     return frames.unflatten(2, (channels, -1)).transpose(2, 3)
 
 
+def channels_first(frames: Tensor) -> Tensor:
+    """Frames [B, T, hop, C] of a `ConvStack` -> [B, T, C * hop] float32, channels concatenated."""
+    return frames.transpose(2, 3).flatten(2).float()
+
+
 class SEANetEncoder(nn.Module):
     """SEANet encoder: samples to latents."""
 
     def __init__(self, config: SEANetConfig, shape: AudioShape):
         super().__init__()
-        self.hop, self.channels = shape.hop, shape.channels
+        self.hop, self.channels, self.chunk = shape.hop, shape.channels, config.chunk
         width = config.channels
         layers: list[nn.Module] = [config.conv(shape.channels, width, config.kernel)]
         for ratio in reversed(config.ratios):
@@ -138,12 +144,11 @@ class SEANetEncoder(nn.Module):
 
     def stages(self) -> list[StreamingLayer]:
         """Frames [B, T, C * hop] -> latents [B, T, latent_dim]."""
-        down, last, channels = self.down, self.last, self.channels
-        first = window_stage(lambda x, mask: down(channels_last(x, channels), mask), down.reach_back, down.reach_ahead)
-        if self.recurrence is None:
-            return [first, *self.bottleneck.stages()]
-        after = window_stage(last, last.reach_back, last.reach_ahead)
-        return [first, *self.recurrence.stages(), after, *self.bottleneck.stages()]
+        channels, chunk = self.channels, self.chunk
+        stages = conv_stages(self.down, chunk, lambda x: channels_last(x, channels))
+        if self.recurrence is not None:
+            stages += [*self.recurrence.stages(), *conv_stages(self.last, chunk)]
+        return [*stages, *self.bottleneck.stages(chunk)]
 
 
 class SEANetDecoder(nn.Module):
@@ -153,7 +158,7 @@ class SEANetDecoder(nn.Module):
 
     def __init__(self, config: SEANetConfig, shape: AudioShape):
         super().__init__()
-        self.hop = shape.hop
+        self.hop, self.chunk = shape.hop, config.chunk
         width = config.channels * 2 ** len(config.ratios)
         first: list[nn.Module] = [config.conv(shape.latent_dim, width, config.kernel)]
         layers: list[nn.Module] = []
@@ -173,11 +178,7 @@ class SEANetDecoder(nn.Module):
 
     def stages(self) -> list[StreamingLayer]:
         """Latents [B, T, latent_dim] -> samples [B, T, C * hop]."""
-        up, first = self.up, self.first
-        last = window_stage(
-            lambda x, mask: up(x, mask).transpose(2, 3).flatten(2).float(), up.reach_back, up.reach_ahead
-        )
-        if self.recurrence is None:
-            return [*self.bottleneck.stages(), last]
-        before = window_stage(first, first.reach_back, first.reach_ahead)
-        return [*self.bottleneck.stages(), before, *self.recurrence.stages(), last]
+        stages = self.bottleneck.stages(self.chunk)
+        if self.recurrence is not None:
+            stages += [*conv_stages(self.first, self.chunk), *self.recurrence.stages()]
+        return [*stages, *conv_stages(self.up, self.chunk, after=channels_first)]

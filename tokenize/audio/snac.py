@@ -20,10 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import Config, ConfigError
-from ..layers.transformer_block import rotary_angles, rotate
+from ..layers.masked_conv import (
+    ConvStack,
+    Norm,
+    PaddedConv,
+    PaddedTranspose,
+    Pointwise,
+    Residual,
+    normed,
+    run_rows,
+    step_mask,
+)
+from ..layers.transformer_block import rotary_embedding, rotate
 from .base import AudioShape
 from .dac import Snake
-from .masked_conv import ConvStack, Norm, PaddedConv, PaddedTranspose, Pointwise, Residual, normed, run_rows, step_mask
 from .seanet import channels_last
 from .streaming import StreamingLayer, window_stage
 
@@ -120,9 +130,9 @@ class BlockAttention(nn.Module):
         valid = F.pad(mask, (0, short)).unflatten(1, (-1, self.block)).flatten(0, 1)
         projected = self.query_key_value(blocks).unflatten(2, (3, self.heads, -1))
         query, key, value = (part.transpose(1, 2) for part in projected.unbind(2))
-        angles = rotary_angles(self.block, width // self.heads, 10000.0, x.device)
+        rotary = rotary_embedding(0, self.block, width // self.heads, 10000.0, x.device)
         seen = valid | ~valid.any(dim=1, keepdim=True)  # a block without a frame sees its padding instead of nothing
-        query, key = rotate(query, angles), rotate(key, angles)
+        query, key = rotate(query, rotary), rotate(key, rotary)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None])
         attended = self.out(attended.transpose(1, 2).flatten(2)).unflatten(0, (count, -1)).flatten(1, 2)
         return x + attended[:, :frames, None]

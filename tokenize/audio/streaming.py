@@ -1,9 +1,9 @@
 """Networks over time as chains of stages that can run at once, in windows or as a stream with the same result.
 
 A stage is either windowed or stateful. A convolution needs a few frames of context on both sides: it runs in windows of
-one fixed shape, whose context makes the middle equal to a pass over everything. An LSTM or sliding-window attention
-needs unbounded or very long left context: it runs chunk by chunk and passes a state on; so does a causal stack of
-convolutions whose left context is long. In a chain, each stage needs only its own context.
+one fixed shape, whose context makes the middle equal to a pass over everything. What needs no later frames runs chunk
+by chunk and passes a state on: causal convolutions, an LSTM, sliding-window attention. In a chain, each stage needs
+only its own context.
 
     frames ──► stage 0 ──► stage 1 ──► ... ──► results           each split at multiples of `chunk`
 
@@ -14,20 +14,30 @@ convolutions whose left context is long. In a chain, each stage needs only its o
 A signal may end inside its last frame: `tail` marks the samples of that frame that it has, and masks are then of
 samples, [B, T, hop].
 
-Kernels can round differently for different shapes, and a near-tie then changes a code. Here every call has the shape
-[1, back + chunk + ahead, ...], where the chunk depends on the stage and its start at most, whatever the batch and
-however the frames arrive. Encoding a whole signal is a stream
-whose frames arrive all at once, so it equals any other stream bit for bit.
+Kernels can round differently for different shapes, and a near-tie then changes a code. So every call has one shape:
+that of a window, [1, back + chunk + ahead, ...], whose chunk depends on the stage and its start at most, or that of a
+block, whatever the batch and however the frames arrive. Encoding a whole signal is a stream whose frames arrive all at
+once, so it equals any other stream bit for bit. Several blocks share a call only where each keeps its bits
+(layers/row_products.py).
+
+A layer whose products have few rows takes almost as long for one frame as for several, because its weights are read
+each time. An eager stage gains from frames that are there without waiting for others: each frame has a place in a block
+of fixed shape, and a call computes the whole block, of which only the new frames count.
+
+    block of 4 frames      [ 0 1 2 3 ]                     all at once
+                           [ 0 . . . ]  [ . 1 2 . ]  ...   as they arrive: a row's result depends on no other row
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..layers.row_products import ALIGNMENT
 
 StageRun = Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]
 
@@ -52,11 +62,50 @@ class StreamingLayer:
     numbered: bool = False
     """Of a stateless stage: whether the state is the number of the first frame (None: 0), less than 0 before the
     signal."""
+    extend: StageRun | None = None
+    """How a stream runs the stage, where it is not `run`: with a state and without `back` and `ahead`, on one signal.
+    A call has one block of frames or several. The mask [1, t] or [1, t, hop], on the CPU, marks those that are new;
+    they follow those of the call before. The state given must not be used again."""
+    frames: int = 1
+    """Frames of a block of `extend`."""
+    eager: bool = False
+    """Whether `extend` runs as soon as one frame is there. Otherwise all frames of a block are new, except at the
+    signal's end."""
+    blocks: int = 1
+    """Most blocks of a call of `extend`; several are new as a whole, but for the last one at the signal's end. Results
+    do not depend on their number."""
+
+    def map_runs(self, change: Callable[[StageRun], StageRun]) -> StreamingLayer:
+        """The stage with `run` and `extend` changed alike."""
+        extend = None if self.extend is None else change(self.extend)
+        return replace(self, run=change(self.run), extend=extend)
 
 
 def window_stage(run: Callable[[Tensor, Tensor], Tensor], back: int, ahead: int) -> StreamingLayer:
     """A stateless stage from a function (frames, mask) -> results."""
     return StreamingLayer(lambda frames, mask, state: (run(frames, mask), None), back, ahead)
+
+
+ROWS = 8
+"""Least number of rows of a matrix product with weights in memory; fewer take almost as long."""
+TOGETHER = 64
+"""Frames of a call at most, where several blocks share one reading of the weights."""
+PIECE = 256
+"""Frames that run through all stages together, which bounds the memory between stages."""
+
+
+def frames_per_call(chunk: int, rows: int) -> tuple[int, bool]:
+    """Frames of a block of a layer with a state whose products have `rows` rows a frame, and whether it is eager."""
+    return (chunk, False) if chunk * rows >= ROWS else (-(-ROWS // rows), True)
+
+
+def blocks_per_call(frames: int, numbers: int) -> int:
+    """Most blocks of `frames` frames of a call of layers whose weights take longer than their frames.
+
+    numbers: divides the float32 numbers a frame of each of their tensors. Every block has to be as aligned in memory as
+    one by itself.
+    """
+    return max(1, TOGETHER // frames) if frames * numbers * 4 % ALIGNMENT == 0 else 1
 
 
 def run_stages(stages: Sequence[StreamingLayer], frames: Tensor, mask: Tensor) -> Tensor:
@@ -170,12 +219,78 @@ class StageStream:
         return results[0, place.back : place.back + count]
 
 
+class BlockStream:
+    """As StageStream, of a stage with `extend`."""
+
+    def __init__(self, stage: StreamingLayer, fill: float = 0.0):
+        """`fill` is the value of frames that are not there."""
+        assert stage.extend is not None
+        self.run, self.stage, self.fill = stage.extend, stage, fill
+        self.state: Any = None
+        self.frames: Tensor | None = None  # [t, ...], frames not processed yet
+        self.start = 0  # frames already processed
+
+    @property
+    def window(self) -> Window:
+        """The frames that the next call waits for."""
+        return Window(1 if self.stage.eager else self.stage.frames, 0, 0)
+
+    def push(self, blocks: Sequence[Tensor]) -> list[Tensor]:
+        """See StageStream.push."""
+        return self._process(blocks, last=False)
+
+    def finish(self, blocks: Sequence[Tensor] = (), tail: Tensor | None = None) -> list[Tensor]:
+        """See StageStream.finish."""
+        return self._process(blocks, last=True, tail=tail)
+
+    def _process(self, given: Sequence[Tensor], last: bool, tail: Tensor | None = None) -> list[Tensor]:
+        known = [*([] if self.frames is None else [self.frames]), *given]
+        if not known:
+            return []
+        frames = known[0] if len(known) == 1 else torch.cat(known)
+        size, ready, done = self.stage.frames, [], 0
+        while done < len(frames):
+            place, left = self.start % size, len(frames) - done
+            if place + left < size and not last and not self.stage.eager:
+                break
+            there = -(-left // size) if last else left // size
+            blocks = max(1, min(self.stage.blocks, there)) if place == 0 else 1
+            new = frames[done : done + blocks * size - place]
+            done += len(new)
+            ready.append(self._call(new, place, blocks * size, tail, last and done == len(frames)))
+            self.start += len(new)
+        self.frames = frames[done:].clone()  # a view would keep all frames
+        return ready
+
+    def _call(self, new: Tensor, place: int, count: int, tail: Tensor | None, at_end: bool) -> Tensor:
+        """Run blocks of `count` frames, with the new ones from `place` on."""
+        inside = slice(place, place + len(new))
+        if len(new) == count:
+            same = new.is_contiguous() and new.data_ptr() % ALIGNMENT == 0
+            block = (new if same else new.clone(memory_format=torch.contiguous_format))[None]
+        else:
+            block = new.new_full((1, count, *new.shape[1:]), self.fill)
+            block[0, inside] = new
+        mask = torch.zeros(1, count, dtype=torch.bool)  # on a GPU, reading it would wait for the results
+        mask[0, inside] = True
+        if tail is not None:
+            mask = mask[:, :, None].repeat(1, 1, len(tail))
+            if at_end:
+                mask[0, inside.stop - 1] = tail.cpu()
+        results, self.state = self.run(block, mask, self.state)
+        return results[0, inside]
+
+
 class StagesStream:
     """Runs chained stages on frames that arrive in blocks of any size."""
 
     def __init__(self, stages: Sequence[StreamingLayer], chunk: int, fill: float = 0.0):
         """`fill` is the value of frames outside the signal for the first stage; later stages use zeros."""
-        self.streams = [StageStream(stage, chunk, 0.0 if number else fill) for number, stage in enumerate(stages)]
+        fills = [fill, *[0.0] * (len(stages) - 1)]
+        self.streams = [
+            StageStream(stage, chunk, outside) if stage.extend is None else BlockStream(stage, outside)
+            for stage, outside in zip(stages, fills, strict=True)
+        ]
 
     @property
     def delay(self) -> int:
@@ -188,10 +303,13 @@ class StagesStream:
 
     def push(self, frames: Tensor) -> list[Tensor]:
         """Add frames [t, ...]; returns the results that are ready, in order."""
-        blocks = [frames]
-        for stream in self.streams:
-            blocks = stream.push(blocks)
-        return blocks
+        results = []
+        for piece in frames.split(PIECE):
+            blocks = [piece]
+            for stream in self.streams:
+                blocks = stream.push(blocks)
+            results += blocks
+        return results
 
     def finish(self, last: Tensor | None = None, tail: Tensor | None = None) -> list[Tensor]:
         """Add the last frames and end the stream; returns the remaining results. tail: see StageStream.finish."""
@@ -202,4 +320,5 @@ class StagesStream:
 
     def run(self, frames: Tensor, tail: Tensor | None = None) -> Tensor:
         """Process a whole signal: frames [T, ...], at least one -> results [T, ...]. tail: see StageStream.finish."""
-        return torch.cat(self.finish(frames, tail))
+        before = (len(frames) - 1) // PIECE * PIECE  # the last piece has at least one frame
+        return torch.cat([*self.push(frames[:before]), *self.finish(frames[before:], tail)])

@@ -12,13 +12,14 @@ from torch.nn.utils.rnn import pad_sequence
 from ...configs.schema import ConfigError
 from ..base import Encoded, Tokenizer, TokenizerStorage, check_finite, exact_float32
 from ..codes import pad_and_cat
+from ..layers.masked_conv import ConvStack
 from ..quantizers.combinators.region_routing import check_regions
 from ..quantizers.registry import Quantizer
 from ..spec import AudioGeometry
-from .masked_conv import freeze_stacks
+from .bottleneck import SlidingTransformer
 from .networks import AudioNet, AudioTokenizerConfig
 from .segments import SegmentDecoder, SegmentEncoder
-from .streaming import StagesStream, StreamingLayer, run_stages
+from .streaming import StageRun, StagesStream, StreamingLayer, run_stages, window_stage
 
 
 class AudioTokenizer(Tokenizer):
@@ -29,12 +30,14 @@ class AudioTokenizer(Tokenizer):
 
     def __init__(self, config: AudioTokenizerConfig, net: AudioNet, storage: TokenizerStorage = "float16"):
         super().__init__(config, net, storage)
-        freeze_stacks(net)
+        for module in net.modules():
+            if isinstance(module, ConvStack | SlidingTransformer):
+                module.freeze()
         *before, last = net.encoder.stages()
         first, *after = net.decoder.stages()
         self.lost = net.decoder.lost
         """Samples by which decoded audio is shorter than its frames."""
-        self.encode_stages = [*before, self._then_quantize(last)]
+        self.encode_stages = [*before, *self._then_quantize(last)]
         self.decode_stages = [self._after_lookup(first), *after]
 
     @staticmethod
@@ -53,25 +56,33 @@ class AudioTokenizer(Tokenizer):
             )
         return config.geometry
 
-    def _then_quantize(self, stage: StreamingLayer) -> StreamingLayer:
+    def _then_quantize(self, stage: StreamingLayer) -> list[StreamingLayer]:
         """The last encoder stage followed by quantization, with output codes [1, T, K]."""
         span = self.quantizer.span
 
-        def run(frames: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
-            latents, state = stage.run(frames, mask, state)
+        def quantize(latents: Tensor, mask: Tensor) -> Tensor:
             of_frames = mask if mask.dim() == 2 else mask[:, :, 0]
-            return self.quantizer.encode(latents, mask=of_frames if span > 1 else None), state
+            return self.quantizer.encode(latents, mask=of_frames.to(latents.device) if span > 1 else None)
 
+        def change(run: StageRun) -> StageRun:
+            def changed(frames: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
+                latents, state = run(frames, mask, state)
+                return quantize(latents, mask), state
+
+            return changed
+
+        if span > 1 and stage.eager:  # frames that share a code have to wait for each other
+            return [stage, window_stage(quantize, 0, 0)]
         # Groups of positions that share a code start at the same frames in every window.
-        return StreamingLayer(run, -(-stage.back // span) * span, stage.ahead)
+        return [replace(stage.map_runs(change), back=-(-stage.back // span) * span)]
 
     def _after_lookup(self, stage: StreamingLayer) -> StreamingLayer:
         """The first decoder stage, with input codes [1, T, K] that are -1 outside the frames."""
 
-        def run(codes: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
-            return stage.run(self.quantizer.decode(codes), mask, state)
+        def change(run: StageRun) -> StageRun:
+            return lambda codes, mask, state: run(self.quantizer.decode(codes), mask, state)
 
-        return replace(stage, run=run)
+        return stage.map_runs(change)
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:
         """Encode audio, each example independently.

@@ -77,7 +77,7 @@ class _Body(nn.Module):
         x = torch.cat([torch.cat([first, patches], dim=1) + self.patch_places, tokens + self.token_places], dim=1)
         x = self.enter_norm(x)
         for block in self.blocks:
-            x, _ = block(x)
+            x = block(x)
         x = self.leave_norm(x)
         return x[:, 1 : 1 + patches.shape[1]], x[:, 1 + patches.shape[1] :]
 

@@ -84,7 +84,7 @@ class MergedEncoder(nn.Module):
         x = self.enter(images).flatten(2).transpose(1, 2) + self.places
         sizes = torch.ones_like(x[..., :1])
         for block, count in zip(self.blocks, self.counts, strict=True):
-            x, _ = block(x)
+            x = block(x)
             x, sizes = merge(x, sizes, x.shape[1] - count)
         return self.leave(self.leave_norm(x))
 

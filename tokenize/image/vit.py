@@ -82,7 +82,7 @@ class ViTEncoder(_Body):
         """Images [B, C, height, width] in [-1, 1] -> latents [B, T, latent_dim], raster order."""
         x, depths = self.enter(images).flatten(2).transpose(1, 2) + self.places, []
         for block in self.blocks:
-            x, _ = block(x)
+            x = block(x)
             depths.append(x)
         return torch.cat([leave(depths[tap - 1]) for tap, leave in zip(self.taps, self.leave, strict=True)], dim=-1)
 
@@ -100,5 +100,5 @@ class ViTDecoder(_Body):
         """Latents [B, T, latent_dim] -> images [B, C, height, width], float32, unbounded."""
         x = self.enter(latents) + self.places
         for block in self.blocks:
-            x, _ = block(x)
+            x = block(x)
         return join_patches(self.leave(self.leave_norm(x)).float(), self.grid, self.config.patch)

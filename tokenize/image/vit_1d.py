@@ -98,7 +98,7 @@ class _Body(nn.Module):
         x = torch.cat([patches + self.patch_places, tokens + self.token_places], dim=1)
         x = self.enter_norm(x)
         for block in self.blocks:
-            x, _ = block(x, visible)
+            x = block(x, visible)
         return self.leave_norm(x)
 
 

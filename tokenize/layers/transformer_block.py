@@ -1,4 +1,4 @@
-"""Transformer block for tokenizers: pre-norm attention and MLP, with a KV cache for sliding-window attention."""
+"""Transformer block for tokenizers: pre-norm attention and MLP, at once or block by block with a KV cache."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Past = tuple[Tensor, Tensor]
-"""KV cache: keys and values [B, H, n, E] of previous positions, before the rotary embedding."""
+from .row_products import add_product
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines [..., T, E / 2] of the rotary embedding."""
 
 
 class AttentionBlock(nn.Module):
@@ -28,44 +30,80 @@ class AttentionBlock(nn.Module):
         scales = [None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale)) for _ in range(2)]
         self.attention_scale, self.mlp_scale = scales
 
-    def forward(
-        self, x: Tensor, visible: Tensor | None = None, past: Past | None = None, rotary: Tensor | None = None
-    ) -> tuple[Tensor, Past]:
+    def forward(self, x: Tensor, visible: Tensor | None = None, rotary: Rotary | None = None) -> Tensor:
         """Apply the block.
 
         Args:
             x: [B, T, width].
-            visible: attention mask [T, n + T] bool, True where attention is allowed; None: everywhere.
-            past: KV cache of the n positions before x.
-            rotary: angles [n + T, E / 2] of all positions; None: no rotary embedding.
+            visible: attention mask [T, T], True where attention is allowed; None: everywhere.
+            rotary: of the T positions; None: no rotary embedding.
         Returns:
-            [B, T, width], and the KV cache of all n + T positions.
+            [B, T, width].
         """
-        query, key, value = self.query_key_value(self.attention_norm(x)).unflatten(2, (3, self.heads, -1)).unbind(2)
-        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        if past is not None:
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        seen = (key, value)
-        if rotary is not None:
-            query, key = rotate(query, rotary[-query.shape[2] :]), rotate(key, rotary)
+        query, key, value = self._heads(self.query_key_value(self.attention_norm(x)), rotary)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-        attended = self.out(attended.transpose(1, 2).flatten(2))
-        x = x + (attended if self.attention_scale is None else self.attention_scale * attended)
-        changed = self.narrow(F.gelu(self.widen(self.mlp_norm(x))))
-        return x + (changed if self.mlp_scale is None else self.mlp_scale * changed), seen
+        x = self._add(x, self.out(attended.transpose(1, 2).flatten(2)), self.attention_scale)
+        return self._add(x, self.narrow(F.gelu(self.widen(self.mlp_norm(x)))), self.mlp_scale)
+
+    def extend(self, x: Tensor, cache: Tensor, places: list[slice], new: slice, bias: Tensor, rotary: Rotary) -> Tensor:
+        """`forward` of blocks of positions after earlier ones, without gradients. The bits of a block do not depend on
+        the number of blocks.
+
+        Args:
+            x: [N, T, width], N blocks.
+            cache: keys and values [2, H, M, E], keys after the rotary embedding. Those of the blocks are written.
+            places: where each block is among the M positions, T of them.
+            new: positions of the block that are new, in 0 .. T - 1; all of several blocks.
+            bias: [N, T, M], 0 where attention is allowed and -inf elsewhere.
+            rotary: [N, 1, T, E / 2].
+        Returns:
+            [N, T, width]; only those of the new positions have a meaning.
+        """
+        query, key, value = self._heads(_rows(self.query_key_value, self.attention_norm(x)), rotary)
+        attended = torch.empty_like(query)
+        for number, place in enumerate(places):
+            cache[0, :, place][:, new] = key[number][:, new]
+            cache[1, :, place][:, new] = value[number][:, new]
+            one = query[number][None]
+            attended[number] = F.scaled_dot_product_attention(one, cache[:1], cache[1:], attn_mask=bias[number])[0]
+        x = self._add(x, _rows(self.out, attended.transpose(1, 2).flatten(2)), self.attention_scale)
+        inner = _rows(self.widen, self.mlp_norm(x))
+        for block in inner:
+            torch.ops.aten.gelu.out(block, out=block)
+        return self._add(x, _rows(self.narrow, inner), self.mlp_scale)
+
+    def _heads(self, projected: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, 3 * width] -> queries, keys and values [B, H, T, E]."""
+        query, key, value = projected.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return (query, key, value) if rotary is None else (rotate(query, rotary), rotate(key, rotary), value)
+
+    @staticmethod
+    def _add(x: Tensor, change: Tensor, scale: Tensor | None) -> Tensor:
+        return x + (change if scale is None else scale * change)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate the channel pairs (e, e + E/2) of [B, H, T, E] by angles [T, E/2]. Source: RoPE, arXiv:2104.09864."""
+def _rows(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer of N blocks of rows, [N, T, inputs] -> [N, T, outputs]."""
+    y = x.new_zeros(x.shape[0] * x.shape[1], layer.out_features)
+    if layer.bias is not None:
+        y.copy_(layer.bias)
+    add_product(y, x.flatten(0, 1), layer.weight.T, len(x))
+    return y.view(*x.shape[:2], -1)
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate the channel pairs (e, e + E/2) of [B, H, T, E]. Source: RoPE, arXiv:2104.09864."""
     first, second = x.chunk(2, dim=-1)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    cos, sin = (part.to(x.dtype) for part in rotary)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def rotary_angles(places: int, head: int, theta: float, device: torch.device) -> Tensor:
-    """Angles [places, head / 2], float32; attention depends only on position differences."""
-    rates = theta ** (-torch.arange(0, head, 2, device=device) / head)
-    return torch.arange(places, device=device)[:, None] * rates
+def rotary_embedding(first: int, places: int, head: int, theta: float, device: torch.device) -> Rotary:
+    """Of the positions first .. first + places - 1, for heads of width `head`. Attention depends on differences of
+    positions only, so the angles are float64: a stream has no longest length."""
+    rates = theta ** (-torch.arange(0, head, 2, dtype=torch.float64) / head)
+    angles = torch.arange(first, first + places, dtype=torch.float64)[:, None] * rates
+    return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
 def sliding_window(queries: int, keys: int, window: int, device: torch.device) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import nn
 
 from ...configs.schema import ConfigError
-from ...tokenize.audio.masked_conv import plain_state, set_plain
 from ...tokenize.hub.tokenizer import TransformersTokenizer
+from ...tokenize.layers.masked_conv import plain_state, set_plain
 from ...tokenize.tokenizer import load_tokenizer
 from .choose_tensors import choose_tensors, describe_start
 from .config import InitConfig

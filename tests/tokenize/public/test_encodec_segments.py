@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tessera.configs.schema import ConfigError, check_config
-from tessera.tokenize.audio.masked_conv import PaddedConv, PaddedTranspose, SignalNorm
 from tessera.tokenize.audio.networks import AudioTokenizerConfig
+from tessera.tokenize.layers.masked_conv import PaddedConv, PaddedTranspose, SignalNorm
 from tessera.tokenize.public.registry import read_public_codec, write_public_codec
 from tessera.tokenize.tokenizer import load_tokenizer
 

@@ -30,7 +30,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
-from ..layers.row_conv import Activation, Span, convolve, convolve_transposed, fits_rows, lay_out, pad_rows
+from .row_conv import (
+    Activation,
+    Carried,
+    Span,
+    convolve,
+    convolve_transposed,
+    elu,
+    fits_rows,
+    lay_out,
+    pad_rows,
+)
 
 Padding = Literal["zeros", "reflect", "replicate"]
 Norm = Literal["weight", "time_group", "none"]
@@ -55,6 +65,7 @@ class PaddedConv(nn.Module):
     ):
         """ragged: the mask may end the signal inside a frame."""
         super().__init__()
+        self.inputs, self.outputs = inputs, outputs
         total = (kernel - 1) * dilation + 1 - stride
         after = 0 if causal else total // 2
         self.left, self.right = total - after, after
@@ -71,14 +82,36 @@ class PaddedConv(nn.Module):
         y = self.conv(pad_signal(x, mask, self.left, self.right, self.padding, self.down if self.ragged else 1))
         return y if self.norm is None else self.norm(y, mask[:, :: self.down])
 
-    def rows(self, x: Tensor, span: Span, before: Activation | None = None) -> Tensor:
-        """As `forward` of one frozen signal with channels last, x: [L, inputs]; `before` is applied to x first."""
+    def rows(
+        self,
+        x: Tensor,
+        span: Span,
+        before: Activation | None = None,
+        carried: Carried | None = None,
+        onto: Tensor | None = None,
+    ) -> Tensor:
+        """As `forward` of one frozen signal with channels last, x: [L, inputs]; `before` is applied to x first.
+        carried: x is a block of steps of a longer signal; needs `carries`. onto: is added to the result."""
         if self.norm is not None or not fits_rows(self.conv):  # pyright: ignore
-            return _rows_by_forward(self, activate(x, before), span)
+            assert carried is None
+            found = _rows_by_forward(self, activate(x, before), span)
+            return found if onto is None else found + onto
+        blocks = 1 if carried is None else carried.blocks
         if self.conv.kernel_size[0] == 1:  # pyright: ignore
-            return convolve(activate(x, before), self.conv)  # pyright: ignore
+            return convolve(activate(x, before), self.conv, blocks, onto)  # pyright: ignore
         stride = self.down if self.ragged else 1
-        return convolve(pad_rows(x, span, self.left, self.right, self.padding, stride, before), self.conv)  # pyright: ignore
+        if carried is not None:
+            padded = carried.pad(x, span, self.left, self.padding, stride, before)
+        else:
+            padded = pad_rows(x, span, self.left, self.right, self.padding, stride, before)
+        return convolve(padded, self.conv, blocks, onto)  # pyright: ignore
+
+    def carries(self, steps: int) -> bool:
+        """Whether the layer can continue after earlier steps, the first call having at least `steps` of them."""
+        fits = self.norm is None and fits_rows(self.conv) and self.right == 0  # pyright: ignore
+        if self.padding == "reflect" and self.conv.kernel_size[0] > 1:  # pyright: ignore
+            return fits and steps > self.left and (not self.ragged or self.left >= self.down - 1)
+        return fits
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """First and last input step that output steps low..high depend on; a frame is input steps 0..per_frame-1."""
@@ -107,6 +140,7 @@ class PaddedTranspose(nn.Module):
         short: bool = False,
     ):
         super().__init__()
+        self.inputs, self.outputs = inputs, outputs
         after = math.ceil(trim_right * stride) if causal else stride // 2
         self.left, self.right = stride - after, after
         self.up, self.down = stride, 1
@@ -123,12 +157,19 @@ class PaddedTranspose(nn.Module):
             y = self.norm(y, reached.repeat_interleave(self.up, dim=1))
         return y[..., self.left : y.shape[-1] - self.right]
 
-    def rows(self, x: Tensor, span: Span, before: Activation | None = None) -> Tensor:
+    def rows(self, x: Tensor, span: Span, before: Activation | None = None, carried: Carried | None = None) -> Tensor:
         """See PaddedConv.rows."""
         if self.norm is not None or not fits_rows(self.conv):  # pyright: ignore
+            assert carried is None
             return _rows_by_forward(self, activate(x, before), span)
-        y = convolve_transposed(pad_rows(x, span, 0, 0, "zeros", before=before), self.conv)  # pyright: ignore
+        if carried is not None:
+            return convolve_transposed(carried.pad(x, span, 1, "zeros", 1, before), self.conv, carried.blocks)  # pyright: ignore
+        y = convolve_transposed(pad_rows(x, span, 1, 1, "zeros", before=before), self.conv)  # pyright: ignore
         return y[self.left : len(y) - self.right]
+
+    def carries(self, steps: int) -> bool:
+        """See PaddedConv.carries."""
+        return self.norm is None and fits_rows(self.conv) and self.left == self.lost == 0  # pyright: ignore
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
@@ -166,11 +207,15 @@ class Pointwise(nn.Module):
         """x: [B, channels, L]."""
         return self.inner(x)
 
+    def carries(self, steps: int) -> bool:
+        """See PaddedConv.carries."""
+        return True
+
     def activation(self) -> Activation:
         """As `forward`, of frozen rows [L, channels]."""
         if isinstance(self.inner, nn.ELU):
             alpha = self.inner.alpha
-            return lambda x, out: torch.ops.aten.elu.out(x, alpha, out=out)
+            return elu if alpha == 1 else lambda x, out: torch.ops.aten.elu.out(x, alpha, out=out)
         if isinstance(self.inner, nn.Tanh):
             return lambda x, out: torch.tanh(x, out=out)
         return self.inner.rows  # pyright: ignore[reportReturnType]
@@ -189,6 +234,7 @@ class Residual(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.shortcut = shortcut
+        self.inputs = self.outputs = next(int(layer.inputs) for layer in layers if hasattr(layer, "inputs"))  # pyright: ignore
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, channels, L]; mask: [B, L]."""
@@ -197,11 +243,20 @@ class Residual(nn.Module):
             h = layer(h, mask)
         return h + (x if self.shortcut is None else self.shortcut(x, mask))
 
-    def rows(self, x: Tensor, span: Span, before: Activation | None = None) -> Tensor:
+    def rows(self, x: Tensor, span: Span, before: Activation | None = None, carried: Carried | None = None) -> Tensor:
         """See PaddedConv.rows."""
         x = activate(x, before)
-        h = run_rows(self.layers, x, [span] * len(self.layers))
-        return h.add_(x if self.shortcut is None else self.shortcut.rows(x, span))  # pyright: ignore[reportCallIssue]
+        onto = x if self.shortcut is None else self.shortcut.rows(x, span, None, carried)  # pyright: ignore[reportCallIssue]
+        *inner, last = self.layers
+        h = run_rows(inner, x, [span] * len(inner), carried)
+        if isinstance(last, PaddedConv):
+            return last.rows(h, span, None, carried, onto)
+        return onto + run_rows([last], h, [span], carried)
+
+    def carries(self, steps: int) -> bool:
+        """See PaddedConv.carries."""
+        inside = self.layers if self.shortcut is None else [*self.layers, self.shortcut]
+        return all(layer.carries(steps) for layer in inside)  # pyright: ignore[reportCallIssue]
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
@@ -247,12 +302,39 @@ class ConvStack(nn.ModuleList):
             places, lost = places * int(layer.up) // int(layer.down), self._lost_after(layer, lost)  # pyright: ignore[reportArgumentType]
         return signal.transpose(1, 2).unflatten(1, (-1, places))
 
+    def extend_signal(
+        self, x: Tensor, mask: Tensor, state: list[Tensor] | None, blocks: int = 1
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `forward` of one frozen signal [1, T, r, C], after earlier frames; needs `carries`.
+
+        x: blocks of frames, all of equal size in all calls; the mask marks the new frames. If it ends before a block
+        does, the next call has the same block with the frames that follow, or the signal ends. state: of the call
+        before; None: the signal starts.
+        """
+        carried = Carried(state, blocks)
+        signal = run_rows(self, x[0].flatten(0, 1).contiguous(), self.spans(mask), carried)
+        return signal[None].unflatten(1, (x.shape[1], -1)), carried.after
+
+    def carries(self, frames: int) -> bool:
+        """Whether `extend_signal` works, if the first call has at least `frames` new frames or is the last."""
+        places, fits = self.places, True
+        for layer in self:
+            fits = fits and layer.carries(frames * places)  # pyright: ignore[reportCallIssue]
+            places = places * int(layer.up) // int(layer.down)  # pyright: ignore[reportArgumentType]
+        return fits
+
+    def part(self, first: int, end: int, places: int) -> ConvStack:
+        """The layers first .. end - 1 as a stack of their own, which shares them; `places` are its steps per frame."""
+        part = ConvStack(list(self)[first:end], places)
+        part.frozen = self.frozen
+        return part
+
     def freeze(self) -> None:
         """Prepare for `rows` on a CPU; the weights must not be trained afterwards."""
         self.frozen = True
         for module in self.modules():
             if isinstance(module, PaddedConv | PaddedTranspose) and module.norm is None and fits_rows(module.conv):  # pyright: ignore
-                lay_out(module.conv)
+                lay_out(module.conv)  # pyright: ignore[reportArgumentType]
 
     def uses_rows(self, x: Tensor) -> bool:
         """Whether the layers run by `rows`: frozen, on a CPU, and x [B, ...] is one signal without a gradient."""
@@ -272,8 +354,9 @@ class ConvStack(nn.ModuleList):
         return found
 
 
-def run_rows(layers: Iterable[nn.Module], x: Tensor, spans: Sequence[Span]) -> Tensor:
+def run_rows(layers: Iterable[nn.Module], x: Tensor, spans: Sequence[Span], carried: Carried | None = None) -> Tensor:
     """Apply layers to one frozen signal with channels last, [L, C], which is not changed; spans: one for each layer.
+    carried: x is a block of steps of a longer signal.
 
     Activations work in place on the result of the layer before, or write the padded copy that the next layer makes.
     """
@@ -281,11 +364,11 @@ def run_rows(layers: Iterable[nn.Module], x: Tensor, spans: Sequence[Span]) -> T
     for layer, span in zip(layers, spans, strict=True):
         if isinstance(layer, Pointwise):
             assert before is None, "two activations in a row"
-            before = layer.activation()
+            before = layer.activation() if carried is None else carried.each_block(layer.activation())
             if owned:
                 x, before = before(x, x), None
         else:
-            x, owned, before = layer.rows(x, span, before), True, None  # pyright: ignore[reportCallIssue]
+            x, owned, before = layer.rows(x, span, before, carried), True, None  # pyright: ignore[reportCallIssue]
     return activate(x, before)
 
 
@@ -352,13 +435,6 @@ def pad_signal(x: Tensor, mask: Tensor, left: int, right: int, padding: Padding,
     values = x.gather(2, (first + source[:, None]).clamp(0, x.shape[2] - 1).expand(-1, x.shape[1], -1))
     x = x.scatter(2, (first + place[:, None]).expand_as(values), values * exists)
     return x[..., : x.shape[2] - (stride - 1)]
-
-
-def freeze_stacks(net: nn.Module) -> None:
-    """Prepare all stacks of a frozen network for a CPU."""
-    for module in net.modules():
-        if isinstance(module, ConvStack):
-            module.freeze()
 
 
 _folded: ContextVar[bool] = ContextVar("folded", default=False)
