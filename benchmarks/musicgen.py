@@ -1,6 +1,7 @@
 """MusicGen-small's shape with random weights: our generation beside that of transformers, turn by turn in one run.
 
     python benchmarks/musicgen.py --threads 2 --json out.json        (benchmarks/generate.py runs it as well)
+    python benchmarks/musicgen.py --threads 2 --also drafts compile openvino     (pip install openvino nncf)
 
 What all do: 24 layers of width 1024, 4 codebooks of 2048 codes with delays, cross-attention to 16 states, guidance 3
 (two rows a sample), top-k 250, keys and values cached, for 250 frames. transformers makes the weights of one layer and
@@ -41,16 +42,20 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
+from openvino_musicgen import Decoder
 
 from tessera.generate.decoding.generate_codes import generate_codes
 from tessera.generate.requests.request import Request
 from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.generation_config import GenerationConfig
+from tessera.lm.heads.multi_token_prediction import Ahead, AheadConfig
 from tessera.lm.kernels.cpu_fused_block import fuse_all
 from tessera.lm.layers.attention_layers import CrossAttention
 from tessera.lm.models.causal import TokenLM
@@ -59,6 +64,7 @@ from tessera.lm.quantization.packed_linear import PackedLinear, pack_
 
 STATES, WIDTH, LAYERS, BOOKS, CODES, GUIDANCE, TOP_K = 16, 1024, 24, 4, 2048, 3.0, 250
 KINDS = ("bfloat16", "int8", "int4")
+DRAFTS = 3
 
 
 @dataclass
@@ -72,6 +78,8 @@ class Contender:
     """Memory of all weights."""
     bytes_per_step: int = 0
     """Weights that a step reads; 0: not counted."""
+    warm_up: Callable[[int, int], object] | None = None
+    """warm_up(batch, frames), once before each batch; None: two frames."""
     seconds: dict[int, list[float]] = field(default_factory=dict)
     """By batch, one for each turn."""
     peak_bytes: dict[int, int] = field(default_factory=dict)
@@ -87,15 +95,18 @@ def compare(
     turns: int = 5,
     layers: int = LAYERS,
     budget: float | None = None,
+    also: Sequence[str] = (),
 ) -> dict:
     """Measure and print; returns the figures under their names. ImportError where transformers is missing.
 
     Args:
+        also: further contenders on a CPU: "compile", transformers under torch.compile; "openvino"
+            (openvino_musicgen.py); "drafts", ours in bfloat16 with three drafts a step, never right and always.
         budget: seconds that the turns of a batch may take: transformers makes so few frames that three turns fit, and
             there is at least one turn. None: as long as it takes.
     """
     attention = choose_attention(device)
-    contenders = make_contenders(device, layers, attention or "sdpa")
+    contenders = make_contenders(device, layers, attention or "sdpa", also)
     theirs = contenders[0] if attention else None
     if theirs is None:
         contenders = contenders[1:]
@@ -111,7 +122,7 @@ def compare(
             row = figures(contender, theirs, batch, bandwidths, layers)
             found["rows"].append(row)
             print_row(row)
-            if contender is not theirs:
+            if contender.name.startswith("tessera"):
                 found[f"ratio_{short(contender.name)}_b{batch}"] = row["ratio"]
                 if row["bandwidth_share"] is not None:
                     found[f"bandwidth_share_{short(contender.name)}_b{batch}"] = row["bandwidth_share"]
@@ -136,8 +147,10 @@ def choose_attention(device: torch.device) -> str | None:
     return None
 
 
-def make_contenders(device: torch.device, layers: int = LAYERS, attention: str = "sdpa") -> list[Contender]:
-    """transformers first, with this attention, then ours with each kind of weights."""
+def make_contenders(
+    device: torch.device, layers: int = LAYERS, attention: str = "sdpa", also: Sequence[str] = ()
+) -> list[Contender]:
+    """transformers first, with this attention, then ours with each kind of weights, then `also`."""
     transformers = import_module("transformers")  # an import statement would make pyright read thousands of files
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -156,10 +169,10 @@ def make_contenders(device: torch.device, layers: int = LAYERS, attention: str =
     def states(batch: int) -> torch.Tensor:
         return torch.randn(batch, STATES, WIDTH, generator=generator).to(device, torch.bfloat16)
 
-    def run_theirs(batch: int, frames: int):
+    def run_theirs(batch: int, frames: int, model=theirs):
         given = states(batch)
         with torch.inference_mode():
-            return theirs.generate(
+            return model.generate(
                 inputs=torch.full((batch * BOOKS, 1), CODES, device=device),
                 attention_mask=torch.ones(batch, 1, dtype=torch.long, device=device),
                 encoder_hidden_states=torch.cat([given, torch.zeros_like(given)]),
@@ -167,7 +180,7 @@ def make_contenders(device: torch.device, layers: int = LAYERS, attention: str =
                 min_length=frames + BOOKS, max_length=frames + BOOKS,
             )  # fmt: skip
 
-    contenders = [Contender("transformers bfloat16", run_theirs, 0)]
+    contenders, drafted = [Contender("transformers bfloat16", run_theirs, 0)], []
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         for kind in KINDS:
@@ -177,10 +190,12 @@ def make_contenders(device: torch.device, layers: int = LAYERS, attention: str =
             lm.transformer.blocks = repeated(lm.transformer.blocks[0], layers)
             lm.config = lm.config.model_copy(update={"layers": layers})
             lm.transformer.fused = fuse_all(lm.transformer)
-            tensors = [*lm.parameters(), *lm.buffers()]
-            contenders.append(
-                Contender(f"tessera {kind}", ours(lm, states), sum(x.nbytes for x in tensors), step_bytes(lm))
-            )
+            size, read = sum(x.nbytes for x in (*lm.parameters(), *lm.buffers())), step_bytes(lm)
+            contenders.append(Contender(f"tessera {kind}", ours(lm, states), size, read))
+            if kind == "bfloat16" and "drafts" in also:
+                for name, model in (("wrong", lm), ("right", without_preference(lm))):
+                    model.ahead = Ahead(AheadConfig(steps=DRAFTS), WIDTH).to(device, torch.bfloat16)
+                    drafted.append(Contender(f"tessera drafts-{name}", ours(model, states, DRAFTS), size))
     decoder = theirs.model.decoder
     decoder.layers = repeated(decoder.layers[0], layers)
     config.num_hidden_layers = layers
@@ -189,7 +204,36 @@ def make_contenders(device: torch.device, layers: int = LAYERS, attention: str =
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number  # pyright: ignore[reportArgumentType]
     contenders[0].weight_bytes = sum(parameter.nbytes for parameter in theirs.parameters())
-    return contenders
+    if "compile" in also:
+        compiled = copy.deepcopy(theirs)
+        compiled.forward = torch.compile(compiled.forward, dynamic=True)
+        run_compiled = partial(run_theirs, model=compiled)
+        contenders.append(Contender("transformers compiled", run_compiled, contenders[0].weight_bytes))
+    for kind in KINDS if "openvino" in also else ():
+        contenders.append(in_openvino(copy.deepcopy(theirs), kind, states))
+    return contenders + drafted
+
+
+def without_preference(lm: TokenLM) -> TokenLM:
+    """The model with a head that gives all codes the same logit, so that drafts are drawn as the model itself draws."""
+    changed = copy.copy(lm)
+    changed._modules = dict(lm._modules)
+    changed.head = copy.deepcopy(lm.head)
+    for tensor in (*changed.head.parameters(), *changed.head.buffers()):
+        if tensor.is_floating_point():
+            tensor.detach().zero_()
+    return changed
+
+
+def in_openvino(theirs: Any, kind: str, states: Callable[[int], torch.Tensor]) -> Contender:
+    """Generation by OpenVINO with weights of this kind, from a copy of transformers' model."""
+    decoder = Decoder(theirs, kind, torch.get_num_threads())
+    count, bits = sum(parameter.numel() for parameter in theirs.parameters()), {"bfloat16": 16, "int8": 8, "int4": 4}
+
+    def run(batch: int, frames: int, warm_up: bool = False) -> object:
+        return decoder.generate(states(batch).float(), frames, GUIDANCE, CODES, warm_up)
+
+    return Contender(f"openvino {kind}", run, count * bits[kind] // 8, warm_up=partial(run, warm_up=True))
 
 
 def bytes_of(packed: PackedLinear) -> int:
@@ -217,12 +261,12 @@ def repeated(layer: torch.nn.Module, count: int) -> torch.nn.ModuleList:
     return torch.nn.ModuleList([layer, *[copy.deepcopy(layer) for _ in range(count - 1)]])
 
 
-def ours(lm: TokenLM, states: Callable[[int], torch.Tensor]) -> Callable[[int, int], object]:
-    """Generation with a model of ours."""
+def ours(lm: TokenLM, states: Callable[[int], torch.Tensor], draft: int = 0) -> Callable[[int, int], object]:
+    """Generation with a model of ours and so many drafts a step."""
 
     def run(batch: int, frames: int):
         conditions = ConditionBatch(embedding=states(batch), embedding_lengths=torch.full((batch,), STATES))
-        config = GenerationConfig(top_k=TOP_K, guidance=GUIDANCE)
+        config = GenerationConfig(top_k=TOP_K, guidance=GUIDANCE, draft=draft)
         return generate_codes(lm, Request(conditions, list(range(batch)), Length(frames, fixed=True), config))
 
     return run
@@ -236,7 +280,8 @@ def take_turns(
     packed = PackedLinear(matrix, None, "bfloat16")
     started = time.perf_counter()
     for contender in contenders:
-        took = timed(device, lambda run=contender.run: run(batch, 2))
+        first = contender.warm_up or (lambda batch, _, run=contender.run: run(batch, 2))
+        took = timed(device, lambda first=first: first(batch, frames))
         contender.seconds[batch], contender.frames = [], frames
         if budget is not None and contender.bytes_per_step == 0:  # transformers
             steps = budget / 4 / (took / (2 + BOOKS - 1))  # a quarter for the warm-up and for ours
@@ -324,6 +369,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=250)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument(
+        "--also", nargs="+", choices=("drafts", "compile", "openvino"), default=(), help="further contenders"
+    )
     parser.add_argument("--try-attention", choices=("sdpa", "eager"), help="only generate 4 frames with transformers")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -334,7 +382,8 @@ def main() -> None:
         timed(device, lambda: contender.run(8, 4))
         return
     batches = [int(batch) for batch in arguments.batches.split(",")]
-    found = compare(torch.device(arguments.device), batches, arguments.frames, arguments.turns)
+    device, also = torch.device(arguments.device), arguments.also
+    found = compare(device, batches, arguments.frames, arguments.turns, also=also)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
