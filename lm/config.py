@@ -57,7 +57,7 @@ class LMConfig(Config):
     """Ids of the start, pad and end of a codebook."""
     start: Literal["token", "condition"] = "token"
     """What the first step is predicted from. token: a special start id. condition: the last prefix token, which must be
-    a label's; each step is then at the position of its frame, one earlier."""
+    of a label or an embedding; each step is then at the position of its frame, one earlier."""
     variable_length: bool = False
     """true: sequences end with an end token (speech); false: the number of frames is known (images)."""
     head: HeadConfig = ParallelHeadConfig()
@@ -104,15 +104,17 @@ class LMConfig(Config):
             )
         if any(condition.kind == "aligned" for condition in self.conditions):
             self._check_aligned()
-        prefix = [condition.kind for condition in self.conditions if condition.join == "prefix"]
+        prefix = [condition for condition in self.conditions if condition.join == "prefix"]
         if getattr(self.head, "input", None) == "backbone" and embedding_kind(self.input) != "embedding":
             raise ValueError(
                 "head input 'backbone' reads the table of input kind 'embedding', found "
                 f"'{embedding_kind(self.input)}'; use head input 'projected', which has a table of its own"
             )
-        if self.start == "condition" and prefix[-1:] != ["label"]:
+        if self.start == "condition" and not (prefix and _can_start(prefix[-1])):
+            found = [condition.kind for condition in prefix] or "none"
             raise ValueError(
-                f"start 'condition' needs a label as the last condition with join prefix, found {prefix or 'none'}"
+                "start 'condition' needs a label, or an embedding with mask padding, as the last condition with join "
+                f"prefix, found {found}"
             )
         return self
 
@@ -192,6 +194,11 @@ class LMConfig(Config):
         return self.model_copy(
             update={"arrangement": arrangement, "specials": specials, "variable_length": variable_length}
         )
+
+
+def _can_start(condition: ConditionConfig) -> bool:
+    """Whether the last token of each row is one of the condition, and no padding."""
+    return condition.kind == "label" or (condition.kind == "embedding" and condition.mask == "padding")
 
 
 def _in_yaml(value: Config | bool) -> str:

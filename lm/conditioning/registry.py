@@ -114,6 +114,14 @@ class Conditioner(nn.Module):
                 missing |= part.none(num_rows)  # type: ignore[operator]
         return replace(batch, **missing)
 
+    def null(self, batch: ConditionBatch, keep: Sequence[str] = ()) -> ConditionBatch:
+        """The rows of a batch with only the kinds in `keep`, for guidance beside those of the batch."""
+        nulls = batch.null(keep)
+        part = self.parts["embedding"] if "embedding" in self.parts else None
+        if isinstance(part, EmbeddingCondition) and "embedding" not in keep:
+            nulls = replace(nulls, **part.in_place_of(batch))
+        return nulls
+
     def forward(self, batch: ConditionBatch) -> FusedConditions:
         """Embed the conditions of a checked batch; in training mode rows are randomly replaced by the null."""
         prefix: list[tuple[Tensor, Tensor | None]] = []

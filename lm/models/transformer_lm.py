@@ -21,6 +21,7 @@ from ...tokenize.spec import TokenSpec
 from ..attention.masks import causal_mask
 from ..attention.registry import choose_backend
 from ..conditioning.base import ConditionContext
+from ..conditioning.padding import align_right
 from ..conditioning.registry import Conditioner, FusedConditions
 from ..config import LMConfig
 from ..heads.base import HeadContext
@@ -156,10 +157,13 @@ class TransformerLM(LanguageModel):
         return x if summed is None else x + summed
 
     def split_first(self, joined: FusedConditions) -> tuple[FusedConditions, Tensor | None]:
-        """The conditions without the prefix token that replaces the start token, and that token [B, 1, D]."""
+        """The conditions without the prefix token that replaces the start token, a row's last, and that token
+        [B, 1, D]."""
         if self.config.start == "token" or joined.prefix is None:
             return joined, None
         prefix, mask, P = joined.prefix, joined.prefix_mask, joined.prefix.shape[1] - 1
+        if mask is not None:
+            prefix, mask = align_right(prefix, mask)
         if not P:
             return replace(joined, prefix=None, prefix_mask=None), prefix
         return replace(joined, prefix=prefix[:, :P], prefix_mask=None if mask is None else mask[:, :P]), prefix[:, P:]

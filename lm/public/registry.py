@@ -23,7 +23,15 @@ from ..conditioning.text_encoder import TextEncoder
 from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
 from ..quantization.packed_linear import WeightsName, check_weights, pack_
-from .llamagen import LLAMAGEN_DEFAULTS, is_llamagen, load_llamagen, read_llamagen_tokenizer, save_llamagen
+from .llamagen import (
+    is_llamagen,
+    llamagen_defaults,
+    load_llamagen,
+    read_llamagen_text_encoder,
+    read_llamagen_tokenizer,
+    save_llamagen,
+    save_llamagen_whole,
+)
 from .musicgen import MODEL_TYPES, MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
 from .musicgen_composite import read_musicgen_codec, read_musicgen_text_encoder, save_musicgen_composite
 from .musicgen_native import (
@@ -102,9 +110,12 @@ PUBLIC = {
         ("llamagen",),
         load_llamagen,
         save_llamagen,
-        lambda folder, spec: LLAMAGEN_DEFAULTS,
+        lambda folder, spec: llamagen_defaults(folder),
         "the image tokenizer",
-        read_tokenizer=read_llamagen_tokenizer,
+        "the text encoder in t5/",
+        read_llamagen_tokenizer,
+        read_llamagen_text_encoder,
+        save_whole=save_llamagen_whole,
         recognize=is_llamagen,
     ),
     "musicgen-audiocraft": PublicLayout(

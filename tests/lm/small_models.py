@@ -182,6 +182,19 @@ CASES |= {
     for name, head in PUBLIC_DEPTHS.items()
     for arrangement in ("parallel", "delay", "flat")
 }
+# The last vector of a row stands there, and rows differ in length (LlamaGen t2i).
+CONDITIONS["text, vectors"] = (text(), embedding(projection="mlp", null="vectors", length=4))
+CASES |= {
+    f"start condition, {rope.kind} vectors": (
+        *(arrangement, "text, vectors", rope, EmbeddingInputConfig(), 2, False),
+        {"start": "condition"},
+    )
+    for arrangement, rope in (
+        ("parallel", GridRopeConfig(before="zero")),
+        ("delay", TimeRopeConfig()),
+        ("flat", SinusoidalConfig(prefix="counted")),
+    )
+}
 # Queries of cross-attention are rotated, so the number of prefix tokens of a row matters.
 CONDITIONS["text and embedding cross"] = (text(), embedding("cross"))
 CASES |= {
