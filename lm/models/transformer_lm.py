@@ -92,7 +92,12 @@ class TransformerLM(LanguageModel):
         self.fused: Any = None
         """Fast path of the input embedding in decode steps: a `FastInput` (lm/quantization/cpu_fast_decode.py)."""
         context = ConditionContext(
-            config.width, config.heads, config.rope.base, spec.cardinalities, self.input, code_vectors
+            config.width,
+            config.heads,
+            getattr(config.rope, "base", 10000.0),
+            spec.cardinalities,
+            self.input,
+            code_vectors,
         )
         self.conditions = Conditioner(config.conditions, context)
         self.dropout = Dropout(config.dropout)
@@ -148,7 +153,8 @@ class TransformerLM(LanguageModel):
         table = self.positions.table(steps, num_frames, P, joined.prefix_mask, side)
         memory = self.cross_attention_memory(joined)
         mask = self.attention_mask(P, len(steps), joined.prefix_mask, x.device)
-        return self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)[:, P:]
+        x = self.dropout(x)
+        return self.transformer(x, table, mask, mask is None, memory, condition=joined.adaptive)[:, P:]
 
     def add_conditions(self, x: Tensor, summed: Tensor | None, first: Tensor | None) -> Tensor:
         """x [B, S, D] with its first step replaced and the summed conditions added."""

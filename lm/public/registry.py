@@ -21,7 +21,7 @@ from ..checkpoints.model_directory import LoadedModel
 from ..checkpoints.weights_file import StorageName
 from ..conditioning.text_encoder import TextEncoder
 from ..generation_config import GenerationConfig
-from ..models.causal import TokenLM
+from ..models.transformer_lm import TransformerLM
 from ..quantization.packed_linear import WeightsName, check_weights, pack_
 from .llamagen import (
     is_llamagen,
@@ -54,6 +54,8 @@ from .parler import (
     save_parler_whole,
 )
 from .unknown import refuse_unknown
+from .var import TOKENIZER as VAR_TOKENIZER
+from .var import VAR_DEFAULTS, is_var, load_var, read_var_tokenizer, save_var, save_var_whole
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class PublicLayout:
 
     model_types: tuple[str, ...]
     """Values of model_type in config.json."""
-    load: Callable[..., TokenLM]
+    load: Callable[..., TransformerLM]
     """load(folder, spec, device, dtype); spec None: the tokenizer is unknown."""
     save: Callable[..., None]
     """save(folder, lm, dtype) of the language model alone; ValueError if the layout cannot represent the model."""
@@ -80,6 +82,8 @@ class PublicLayout:
     """The text tokenizer in a folder, for models with the condition `text`."""
     save_whole: Callable[[Path, LoadedModel, StorageName], None] | None = None
     """save_whole(folder, model, dtype) of a model with its tokenizer and text encoder; None: no such layout exists."""
+    reads_tokenizer: bool = False
+    """The model reads more of its tokenizer than the codes: `load` takes it as `tokenizer`, None is its folder's."""
     recognize: Callable[[PublicFolder], bool] = lambda folder: False
     """Whether a folder without such a model_type is one, by its other files."""
 
@@ -118,6 +122,17 @@ PUBLIC = {
         save_whole=save_llamagen_whole,
         recognize=is_llamagen,
     ),
+    "var": PublicLayout(
+        ("var",),
+        load_var,
+        save_var,
+        lambda folder, spec: VAR_DEFAULTS,
+        VAR_TOKENIZER,
+        read_tokenizer=read_var_tokenizer,
+        save_whole=save_var_whole,
+        reads_tokenizer=True,
+        recognize=is_var,
+    ),
     "musicgen-audiocraft": PublicLayout(
         (),
         load_musicgen_native,
@@ -139,7 +154,7 @@ class PublicModel:
 
     layout: str
     """Its name in `PUBLIC`."""
-    lm: TokenLM
+    lm: TransformerLM
     tokenizer: Tokenizer | None
     """None: it is not in the folder."""
     text_encoder: TextEncoder | None
@@ -212,7 +227,8 @@ def read_public_model(
     for part in (tokenizer, text_encoder):
         if part is not None:
             part.to(device)
-    lm = layout.load(folder, None if tokenizer is None else tokenizer.spec, device, dtype)
+    more = {"tokenizer": tokenizer} if layout.reads_tokenizer else {}
+    lm = layout.load(folder, None if tokenizer is None else tokenizer.spec, device, dtype, **more)
     if text_encoder is not None and not any(c.kind == "embedding" for c in lm.config.conditions):
         raise ValueError(f"{folder}: a text encoder was given, but this {name} model reads no text; leave it out")
     labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]

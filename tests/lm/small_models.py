@@ -182,6 +182,14 @@ CASES |= {
     for name, head in PUBLIC_DEPTHS.items()
     for arrangement in ("parallel", "delay", "flat")
 }
+# Queries of cross-attention are rotated, so the number of prefix tokens of a row matters.
+CONDITIONS["text and embedding cross"] = (text(), embedding("cross"))
+CASES |= {
+    f"rotated queries, {arrangement}": (
+        *(arrangement, "text and embedding cross", TimeRopeConfig(cross="queries"), EmbeddingInputConfig(), 2, qk_norm),
+    )
+    for arrangement, qk_norm in (("delay", False), ("flat", True), ("coarse first", False))
+}
 # The last vector of a row stands there, and rows differ in length (LlamaGen t2i).
 CONDITIONS["text, vectors"] = (text(), embedding(projection="mlp", null="vectors", length=4))
 CASES |= {
@@ -195,14 +203,24 @@ CASES |= {
         ("flat", SinusoidalConfig(prefix="counted")),
     )
 }
-# Queries of cross-attention are rotated, so the number of prefix tokens of a row matters.
-CONDITIONS["text and embedding cross"] = (text(), embedding("cross"))
+# Blocks and heads with biases, and the attention of VAR.
+BIASED = {"bias": True, "qkv_bias": True, "head": ParallelHeadConfig(bias=True)}
 CASES |= {
-    f"rotated queries, {arrangement}": (
-        *(arrangement, "text and embedding cross", TimeRopeConfig(cross="queries"), EmbeddingInputConfig(), 2, qk_norm),
-    )
-    for arrangement, qk_norm in (("delay", False), ("flat", True), ("coarse first", False))
+    "biases, swiglu": ("delay", "text and label", TimeRopeConfig(), EmbeddingInputConfig(), 2, False, BIASED),
+    "biases, gelu": (
+        *("parallel", "label and text", TimeRopeConfig(), EmbeddingInputConfig(), None, True),
+        BIASED | BLOCKS[1],
+    ),
+    "unit queries": (
+        *("flat", "text cross", TimeRopeConfig(), EmbeddingInputConfig(), 2, "l2"),
+        BIASED | {"norm": "layer", "feed_forward": "gelu_tanh"},
+    ),
 }
+
+
+NOT_FUSED = ("rotated queries", "unit queries")
+"""Beginnings of the names of cases whose blocks the fused steps leave to torch."""
+BIASES = ("biases, swiglu", "biases, gelu")
 
 
 def make_spec(cardinalities=CARDINALITIES, picture=False) -> TokenSpec:
