@@ -133,6 +133,7 @@ class EmbeddingCondition(nn.Module):
 
     def _null_places(self, lengths: Tensor, count: int) -> Tensor:
         """[B, count] long: which null vectors stand for the first `count` vectors of rows with these lengths [B]."""
+        assert self.length is not None
         return (torch.arange(count, device=lengths.device) - lengths[:, None]) % self.length
 
 
