@@ -12,7 +12,7 @@ from .attention.registry import AttentionName
 from .conditioning.registry import ConditionConfig, fill_sizes
 from .heads.multi_token_prediction import AheadConfig
 from .heads.registry import HeadConfig, ParallelHeadConfig
-from .layers.config import TransformerConfig
+from .layers.config import QKNorm, TransformerConfig
 from .layers.feed_forward import FeedForwardName
 from .layers.input_embedding import EmbeddingInputConfig, InputConfig, embedding_kind
 from .layers.norm import NormName
@@ -38,26 +38,31 @@ class LMConfig(Config):
     ffn: int | None = Field(default=None, ge=8, le=1 << 20)
     """Width of the feed-forward layer; null: 8/3 of width, rounded up to a multiple of 32 (gelu: 4 times width)."""
     feed_forward: FeedForwardName = "swiglu"
-    """Feed-forward layer. swiglu: down(silu(gate x) * up x). gelu: down(gelu(up x))."""
+    """Feed-forward layer. swiglu: down(silu(gate x) * up x). gelu: down(gelu(up x)). gelu_tanh: with the tanh
+    approximation of GELU."""
     norm: NormName = "rms"
     """Normalization layers. rms: RMSNorm. layer: LayerNorm with a bias."""
     norm_eps: float = Field(default=1e-6, gt=0, lt=1)
     """Epsilon added to the mean square (or the variance)."""
-    qk_norm: bool = False
-    """Normalize queries and keys of each head: more stable at high learning rates."""
+    qk_norm: QKNorm = False
+    """Normalize queries and keys of each head: more stable at high learning rates. true: RMSNorm. l2: to length 1, and
+    their products are multiplied by a learned factor for each head, at most 100 (VAR)."""
     qkv_bias: bool = False
     """Queries, keys and values of the self-attention have a bias, as in Qwen2."""
+    bias: bool = False
+    """The output of the self-attention and the layers of the feed-forward have a bias, and the input layer of a
+    next-scale model."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout after each attention, each feed-forward and the input."""
     rope: RopeConfig = TimeRopeConfig()
-    """Position encoding: rotary by time or on a grid, or sinusoidal."""
+    """Position encoding: rotary by time or on a grid, sinusoidal, or learned (next-scale models)."""
     arrangement: AnyArrangementConfig = ParallelConfig()
     """Codebook pattern; kind preset also sets specials and variable_length."""
     specials: SpecialsConfig = SpecialsConfig()
     """Ids of the start, pad and end of a codebook."""
     start: Literal["token", "condition"] = "token"
     """What the first step is predicted from. token: a special start id. condition: the last prefix token, which must be
-    a label's; each step is then at the position of its frame, one earlier."""
+    of a label or an embedding; each step is then at the position of its frame, one earlier."""
     variable_length: bool = False
     """true: sequences end with an end token (speech); false: the number of frames is known (images)."""
     head: HeadConfig = ParallelHeadConfig()
@@ -104,17 +109,28 @@ class LMConfig(Config):
             )
         if any(condition.kind == "aligned" for condition in self.conditions):
             self._check_aligned()
-        prefix = [condition.kind for condition in self.conditions if condition.join == "prefix"]
+        if self.kind != "next_scale":
+            self._check_next_scale_only()
+        prefix = [condition for condition in self.conditions if condition.join == "prefix"]
         if getattr(self.head, "input", None) == "backbone" and embedding_kind(self.input) != "embedding":
             raise ValueError(
                 "head input 'backbone' reads the table of input kind 'embedding', found "
                 f"'{embedding_kind(self.input)}'; use head input 'projected', which has a table of its own"
             )
-        if self.start == "condition" and prefix[-1:] != ["label"]:
+        if self.start == "condition" and not (prefix and _can_start(prefix[-1])):
+            found = [condition.kind for condition in prefix] or "none"
             raise ValueError(
-                f"start 'condition' needs a label as the last condition with join prefix, found {prefix or 'none'}"
+                "start 'condition' needs a label, or an embedding with mask padding, as the last condition with join "
+                f"prefix, found {found}"
             )
         return self
+
+    def _check_next_scale_only(self) -> None:
+        """ValueError for what only next-scale models have."""
+        if self.rope.kind == "learned":
+            raise ValueError("rope kind 'learned' is for an lm of kind 'next_scale'; use sinusoidal, time or grid")
+        if any(condition.join == "adaptive" for condition in self.conditions):
+            raise ValueError("condition join 'adaptive' is for an lm of kind 'next_scale'; use prefix, cross or sum")
 
     def _check_aligned(self) -> None:
         """ValueError unless a pointer through a text can end the sequence."""
@@ -142,7 +158,7 @@ class LMConfig(Config):
         """Width of the feed-forward layer."""
         if self.ffn is not None:
             return self.ffn
-        return 4 * self.width if self.feed_forward == "gelu" else -(-8 * self.width // 3 // 32) * 32
+        return 4 * self.width if self.feed_forward != "swiglu" else -(-8 * self.width // 3 // 32) * 32
 
     @property
     def transformer(self) -> TransformerConfig:
@@ -162,6 +178,7 @@ class LMConfig(Config):
             feed_forward=self.feed_forward,
             head_dim=self.head_dim,
             qkv_bias=self.qkv_bias,
+            bias=self.bias,
         )
 
     @property
@@ -192,6 +209,11 @@ class LMConfig(Config):
         return self.model_copy(
             update={"arrangement": arrangement, "specials": specials, "variable_length": variable_length}
         )
+
+
+def _can_start(condition: ConditionConfig) -> bool:
+    """Whether the last token of each row is one of the condition, and no padding."""
+    return condition.kind == "label" or (condition.kind == "embedding" and condition.mask == "padding")
 
 
 def _in_yaml(value: Config | bool) -> str:

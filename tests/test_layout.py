@@ -47,7 +47,7 @@ lm/layers                          attention kv_cache ops patterns
 lm/models                          . attention clustering conditioning heads kv_cache layers ops patterns
 lm/ops                             -
 lm/patterns                        ops
-lm/public                          . checkpoints conditioning layers models ops patterns quantization
+lm/public                          . checkpoints conditioning heads layers models ops patterns quantization
 lm/quantization                    attention heads kernels kv_cache layers models ops
 samples/emoji                      -
 samples/voice                      -

@@ -55,6 +55,7 @@ class ClassifierFreeGuidance:
         self.beta = config.two.beta if config.two else 1.0
         self.filter_top_k = config.filter_top_k
         self.keep = config.two.keep if config.two else ()
+        self.of_model = lm.conditions
         if plain and self.beta == 1:
             self.branches = 1
         else:
@@ -69,8 +70,9 @@ class ClassifierFreeGuidance:
         """Expand the conditions of B samples to all rows that the model runs."""
         if self.branches == 1:
             return batch
-        both = batch if self.branches == 2 else batch.followed_by(batch.null(self.keep))
-        return both.followed_by(batch.null())
+        null = self.of_model.null
+        both = batch if self.branches == 2 else batch.followed_by(null(batch, self.keep))
+        return both.followed_by(null(batch))
 
     def rows(self, ids: Tensor) -> Tensor:
         """Repeat the ids of B samples for all rows that the model runs."""

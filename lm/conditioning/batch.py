@@ -140,8 +140,7 @@ class ConditionBatch:
         return replace(self, **nulls)
 
     def followed_by(self, other: ConditionBatch) -> ConditionBatch:
-        """The rows of both (texts padded to the same length), for instance `batch.followed_by(batch.null())` for
-        guidance."""
+        """The rows of both (texts padded to the same length), for guidance those of a batch and its nulls."""
         joined = {}
         for name in (field.name for field in fields(self)):
             first, second = getattr(self, name), getattr(other, name)

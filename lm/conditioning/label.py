@@ -21,8 +21,9 @@ class LabelConfig(Config):
     kind: Literal["label"] = "label"
     classes: PositiveInt | None = None
     """Number of labels; null: filled in from the data."""
-    join: Literal["prefix", "cross", "sum"] = "prefix"
-    """prefix: a token before the first step. cross: a token for cross-attention. sum: added to every step."""
+    join: Literal["prefix", "cross", "sum", "adaptive"] = "prefix"
+    """prefix: a token before the first step. cross: a token for cross-attention. sum: added to every step. adaptive: it
+    modulates the norms of every block, and is added to the start token (VAR; next-scale models only)."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Probability of dropping the label of a training row; 0: no guidance later."""
 

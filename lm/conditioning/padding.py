@@ -33,6 +33,12 @@ def with_null(tokens: Tensor, lengths: Tensor, null: Tensor | None) -> tuple[Ten
     return tokens, index < lengths.clamp(min=1)[:, None]
 
 
+def align_right(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [B, L, D] and mask [B, L] with the real tokens of each row, in their order, at its end."""
+    order = mask.long().argsort(dim=1, stable=True)
+    return tokens.gather(1, order.unsqueeze(-1).expand_as(tokens)), mask.gather(1, order)
+
+
 def mask_or_none(mask: Tensor) -> Tensor | None:
     """The mask, or None if it is all True and checking is free."""
     return None if mask.device.type == "cpu" and bool(mask.all()) else mask

@@ -1,4 +1,4 @@
-"""Conditions: embedded as tokens and joined as a prefix, by cross-attention, or as a sum.
+"""Conditions: embedded as tokens and joined as a prefix, by cross-attention, as a sum, or by adaptive norms.
 
 Each kind is a file and a line in `CONDITIONS`. Each has a null token for rows without it. In training a row's condition
 is replaced by the null with probability `dropout`, as classifier-free guidance requires (arXiv:2207.12598).
@@ -64,6 +64,8 @@ class FusedConditions:
     """[B, 1, D] added to every step."""
     units: AlignedUnits | None = None
     """Added to each step as a pointer moves through them."""
+    adaptive: Tensor | None = None
+    """[B, D], read by adaptive norms."""
 
 
 class Conditioner(nn.Module):
@@ -114,11 +116,19 @@ class Conditioner(nn.Module):
                 missing |= part.none(num_rows)  # type: ignore[operator]
         return replace(batch, **missing)
 
+    def null(self, batch: ConditionBatch, keep: Sequence[str] = ()) -> ConditionBatch:
+        """The rows of a batch with only the kinds in `keep`, for guidance beside those of the batch."""
+        nulls = batch.null(keep)
+        part = self.parts["embedding"] if "embedding" in self.parts else None
+        if isinstance(part, EmbeddingCondition) and "embedding" not in keep:
+            nulls = replace(nulls, **part.in_place_of(batch))
+        return nulls
+
     def forward(self, batch: ConditionBatch) -> FusedConditions:
         """Embed the conditions of a checked batch; in training mode rows are randomly replaced by the null."""
         prefix: list[tuple[Tensor, Tensor | None]] = []
         memory: list[tuple[Tensor, Tensor | None]] = []
-        summed = units = None
+        summed = units = adaptive = None
         for config in self.configs:
             if config.join == "step":
                 units = self.parts[config.kind](batch)
@@ -130,11 +140,13 @@ class Conditioner(nn.Module):
                 if self.memory_norm is not None and _reads_normed(config):
                     tokens = self.memory_norm(tokens)
                 memory.append((tokens, mask))
+            elif config.join == "adaptive":
+                adaptive = tokens[:, 0]
             else:
                 summed = tokens
         joined_prefix, prefix_mask = _concatenate(prefix)
         joined_memory, memory_mask = _concatenate(memory)
-        return FusedConditions(joined_prefix, prefix_mask, joined_memory, memory_mask, summed, units)
+        return FusedConditions(joined_prefix, prefix_mask, joined_memory, memory_mask, summed, units, adaptive)
 
 
 def fill_sizes(

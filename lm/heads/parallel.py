@@ -19,6 +19,8 @@ class ParallelHeadConfig(Config):
     """One linear layer per codebook; the codes of a step are predicted independently."""
 
     kind: Literal["parallel"] = "parallel"
+    bias: bool = False
+    """The layers have a bias."""
 
 
 class ParallelHead(nn.Module):
@@ -45,15 +47,23 @@ class ParallelHead(nn.Module):
         self.stages = (tuple(range(J)),)
         self.shape = (J, V)
         self.weight = nn.Parameter(torch.empty(J * V, context.width))
+        self.bias = nn.Parameter(torch.zeros(J * V)) if getattr(config, "bias", False) else None
         self.packed: nn.Module | None = None
         """Packed form of the layer, used instead of the weight; see lm/quantization/packed_linear.py."""
         self.fused: Any = None
         """Fast path of single steps: a `FastHead` (lm/quantization/cpu_fast_decode.py)."""
-        # The bias of the matrix product is 0 or -inf: excluding a value is free.
+        # Added to the matrix product with the bias, 0 or -inf: excluding a value is free.
         absent = torch.zeros(J, V, device="cpu")
         for j, size in enumerate(sizes):
             absent[j, size:] = float("-inf")
         self.register_buffer("absent", absent.flatten() if bool(absent.any()) else None, persistent=False)
+
+    @property
+    def offset(self) -> Tensor | None:
+        """[J V']: the bias, and -inf for values outside a sub-token's vocabulary; None: neither."""
+        if self.bias is None or self.absent is None:
+            return self.absent if self.bias is None else self.bias
+        return self.bias + self.absent
 
     def initialize_(self) -> None:
         pass
@@ -62,8 +72,8 @@ class ParallelHead(nn.Module):
         if self.weight is None:
             assert self.packed is not None
             return self.packed(hidden).unflatten(-1, self.shape)
-        absent = None if self.absent is None else self.absent.to(self.weight.dtype)
-        return linear(hidden, self.weight, absent).unflatten(-1, self.shape)
+        offset = None if self.offset is None else self.offset.to(self.weight.dtype)
+        return linear(hidden, self.weight, offset).unflatten(-1, self.shape)
 
     def losses(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
         targets = self.sub_tokens.targets(ids, mask).transpose(1, 2)

@@ -224,7 +224,9 @@ class FusedStack:
 
 def fuse_all(transformer: Transformer) -> FusedStack | TritonStack | None:
     """A transformer's fused steps: on CUDA by Triton, on the CPU if all blocks are fused; None: not supported."""
-    weight = next(transformer.norm.parameters())
+    weight = next(transformer.norm.parameters(), None)
+    if weight is None:  # packed adaptive norms
+        return None
     if weight.is_cuda:
         return TritonStack(transformer) if supports_device(weight) else None
     blocks: list[Any] = [block.fused for block in transformer.blocks]
@@ -251,7 +253,11 @@ def fuse(block: Block) -> Callable[..., Tensor] | None:
 def _parts_of(block: Block) -> tuple[list[Any], list[nn.Module | None]] | None:
     """The linear layers and norms of a block; None if it has parts that cpu_gemv.c does not support."""
     attention, cross, ffn = block.attention, block.cross, block.ffn
-    if type(attention) is not SelfAttention or type(cross) not in (CrossAttention, NoneType):
+    if (
+        type(block) is not Block
+        or type(attention) is not SelfAttention
+        or type(cross) not in (CrossAttention, NoneType)
+    ):
         return None
     if type(ffn) not in (SwiGLU, GELU) or attention.head_width % 16 or any(map(is_altered, block.modules())):
         return None

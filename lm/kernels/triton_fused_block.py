@@ -337,7 +337,11 @@ def triton_block(block: Block) -> TritonBlock | None:
     attention, cross, ffn = block.attention, block.cross, block.ffn
     if type(ffn) not in (SwiGLU, GELU) or attention.head_width & (attention.head_width - 1):
         return None
-    if type(attention) is not SelfAttention or type(cross) not in (CrossAttention, NoneType):
+    if (
+        type(block) is not Block
+        or type(attention) is not SelfAttention
+        or type(cross) not in (CrossAttention, NoneType)
+    ):
         return None
     if any(map(is_altered, block.modules())):
         return None

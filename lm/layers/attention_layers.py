@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention.mask_types import AttentionMask, PackedSequences
 from ..attention.registry import Attend
 from ..kv_cache.base import Cache
-from ..ops.linear import Linear
-from ..ops.rotary import rotate
+from ..ops.linear import Linear, with_zero_bias
+from ..ops.rotary import at_least_float32, rotate
 from .config import TransformerConfig
 from .norm import RMSNorm
 
@@ -36,12 +38,10 @@ class SelfAttention(nn.Module):
         width, heads, kv_heads, qk_norm = config.width, config.heads, config.kv_heads, config.qk_norm
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, config.head_width
         self.attend = attend
-        self.qkv = Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=config.qkv_bias)
-        if self.qkv.bias is not None and not self.qkv.bias.is_meta:
-            nn.init.zeros_(self.qkv.bias)
-        self.query_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.key_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.out = Linear(heads * self.head_width, width, bias=False)
+        self.qkv = with_zero_bias(Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=config.qkv_bias))
+        self.query_norm = RMSNorm(self.head_width) if qk_norm is True else None
+        self.key_norm = RMSNorm(self.head_width) if qk_norm is True else None
+        self.out = with_zero_bias(Linear(heads * self.head_width, width, bias=config.bias))
 
     def forward(
         self,
@@ -58,8 +58,7 @@ class SelfAttention(nn.Module):
         # split instead of slices: its backward concatenates gradients, while each slice allocates a tensor of zeros
         rotated, values = heads_BSHE.split([H + G, G], dim=2)
         values = values.transpose(1, 2)
-        if self.query_norm is not None and self.key_norm is not None:
-            rotated = torch.cat([self.query_norm(rotated[:, :, :H]), self.key_norm(rotated[:, :, H:])], dim=2)
+        rotated = self.normalize(rotated)
         if table is not None:
             if cache is None or cache.rotated_keys:
                 rotated = rotate(rotated, table)
@@ -70,6 +69,33 @@ class SelfAttention(nn.Module):
             keys, values, mask, causal = cache.write(layer, keys, values)
         mixed = self.attend(queries, keys, values, mask, causal)
         return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
+
+    def normalize(self, heads: Tensor) -> Tensor:
+        """Queries, then keys [B, S, H + G, E], normalized if the model does."""
+        if self.query_norm is None or self.key_norm is None:
+            return heads
+        H = self.heads
+        return torch.cat([self.query_norm(heads[:, :, :H]), self.key_norm(heads[:, :, H:])], dim=2)
+
+
+class L2SelfAttention(SelfAttention):
+    """Self-attention over queries and keys of length 1: products are multiplied by a learned factor of the head, at
+    most 100, and not by 1 / sqrt(E). A class of its own: the fused steps know `SelfAttention` only.
+
+    Source: VAR, arXiv:2404.02905 (FoundationVision/VAR, MIT: models/basic_var.py); Swin v2, arXiv:2111.09883.
+    """
+
+    def __init__(self, config: TransformerConfig, attend: Attend):
+        super().__init__(config, attend)
+        self.log_factor = nn.Parameter(torch.full((self.heads,), math.log(4.0)))
+        """[H]."""
+
+    def normalize(self, heads: Tensor) -> Tensor:
+        """See SelfAttention."""
+        H, E = self.heads, self.head_width
+        factor = self.log_factor.clamp(max=math.log(100.0)).exp() * math.sqrt(E)  # `attend` divides by sqrt(E)
+        unit = F.normalize(at_least_float32(heads), dim=-1)
+        return torch.cat([unit[:, :, :H] * factor[:, None], unit[:, :, H:]], dim=2).to(heads.dtype)
 
 
 class CrossAttention(nn.Module):
@@ -82,8 +108,8 @@ class CrossAttention(nn.Module):
         self.attend = attend
         self.query = Linear(width, heads * self.head_width, bias=False)
         self.key_value = Linear(width, 2 * kv_heads * self.head_width, bias=False)
-        self.query_norm = RMSNorm(self.head_width) if qk_norm else None
-        self.key_norm = RMSNorm(self.head_width) if qk_norm else None
+        self.query_norm = RMSNorm(self.head_width) if qk_norm is True else None
+        self.key_norm = RMSNorm(self.head_width) if qk_norm is True else None
         self.out = Linear(heads * self.head_width, width, bias=False)
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Feed-forward layers by name: SwiGLU and GELU."""
+"""Feed-forward layers by name: SwiGLU, GELU and the tanh approximation of GELU."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.fused_autograd import gated
-from ..ops.linear import Linear
+from ..ops.linear import Linear, with_zero_bias
 
-FeedForwardName = Literal["swiglu", "gelu"]
+FeedForwardName = Literal["swiglu", "gelu", "gelu_tanh"]
 
 
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)); gate and up are one matrix."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, bias: bool = False):
         super().__init__()
-        self.gate_up = Linear(width, 2 * hidden, bias=False)
-        self.down = Linear(hidden, width, bias=False)
+        self.gate_up = with_zero_bias(Linear(width, 2 * hidden, bias=bias))
+        self.down = with_zero_bias(Linear(hidden, width, bias=bias))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(gated(self.gate_up(x)))
@@ -29,14 +29,25 @@ class SwiGLU(nn.Module):
 class GELU(nn.Module):
     """down(gelu(up(x))), the exact GELU."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, bias: bool = False):
         super().__init__()
-        self.up = Linear(width, hidden, bias=False)
-        self.down = Linear(hidden, width, bias=False)
+        self.up = with_zero_bias(Linear(width, hidden, bias=bias))
+        self.down = with_zero_bias(Linear(hidden, width, bias=bias))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x)))
 
 
-FEED_FORWARDS: dict[str, Callable[[int, int], nn.Module]] = {"swiglu": SwiGLU, "gelu": GELU}
-"""Built as FEED_FORWARDS[name](width, hidden)."""
+class TanhGELU(GELU):
+    """`GELU` by its approximation with tanh. A class of its own: the fused steps know `GELU` only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+FEED_FORWARDS: dict[str, Callable[[int, int, bool], nn.Module]] = {
+    "swiglu": SwiGLU,
+    "gelu": GELU,
+    "gelu_tanh": TanhGELU,
+}
+"""Built as FEED_FORWARDS[name](width, hidden, bias)."""

@@ -28,3 +28,8 @@ class RMSNorm(nn.Module):
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "layer": nn.LayerNorm}
 """Built as NORMS[name](width, eps). "layer" subtracts the mean first, and has a bias."""
+
+
+def make_plain_layer_norm(width: int, eps: float) -> nn.LayerNorm:
+    """LayerNorm without weights of its own."""
+    return nn.LayerNorm(width, eps, elementwise_affine=False)

@@ -1,4 +1,5 @@
-"""Positions of the tokens in a row, applied by rotary embedding of queries and keys or by sinusoids added to the input.
+"""Positions of the tokens in a row, applied by rotary embedding of queries and keys, or by sinusoids or learned vectors
+added to the input.
 
 conditions' prefix    -P .. -1     counted back from the first step (from the second, if the last prefix token
 steps                  0 .. S-1    replaces the start token)
@@ -12,9 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...tokenize.spec import Geometry
+from ...tokenize.spec import Geometry, ImageGeometry
 from ..ops.rotary import (
     GridRopeConfig,
+    LearnedConfig,
     RopeConfig,
     SinusoidalConfig,
     TimeRopeConfig,
@@ -57,6 +59,12 @@ class Positions(nn.Module):
         self.width, self.head_width, self.first = width, head_width, first
         self.columns = grid_columns(config, geometry) if isinstance(config, GridRopeConfig) else None
         self.register_buffer("cells", scale_coordinates(geometry), persistent=False)
+        self.vectors = (
+            nn.Parameter(torch.empty(geometry.num_frames, width))
+            if isinstance(config, LearnedConfig) and isinstance(geometry, ImageGeometry)
+            else None
+        )
+        """[T, D]: learned, of the frames of an image."""
 
     def of(self, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
         """[B or 1, P + S] long: positions of P prefix tokens (prefix_mask [B, P]: the real ones) and the steps [S]."""
@@ -98,7 +106,7 @@ class Positions(nn.Module):
         return self._table(self.of(steps, 0, None) + self.shift(P, prefix_mask), num_frames)
 
     def _table(self, positions: Tensor, num_frames: int | Tensor | None, side: int = 1) -> Tensor | None:
-        if isinstance(self.config, SinusoidalConfig):
+        if isinstance(self.config, SinusoidalConfig | LearnedConfig):
             return None
         if self.columns is None:
             coordinates = positions.unsqueeze(-1)
@@ -112,7 +120,7 @@ class Positions(nn.Module):
         return table
 
     def add(self, x: Tensor, steps: Tensor, P: int = 0, prefix_mask: Tensor | None = None) -> Tensor:
-        """x [B, P + S, D] plus sinusoidal position embeddings, if the model uses them."""
+        """x [B, P + S, D] plus sinusoidal or learned position embeddings, if the model uses them."""
         return self._add(x, self.of(steps, P, prefix_mask))
 
     def add_after(self, x: Tensor, steps: Tensor, P: int, prefix_mask: Tensor | None) -> Tensor:
@@ -120,6 +128,9 @@ class Positions(nn.Module):
         return self._add(x, self.of(steps, 0, None) + self.shift(P, prefix_mask))
 
     def _add(self, x: Tensor, positions: Tensor) -> Tensor:
+        if self.vectors is not None:  # the conditions' prefix has none
+            added = self.vectors[positions.clamp(min=0)]
+            return x + added.masked_fill((positions < 0).unsqueeze(-1), 0.0).to(x.dtype)
         if not isinstance(self.config, SinusoidalConfig):
             return x
         return x + sinusoidal_embedding(positions, self.width, self.config.base).to(x.dtype)

@@ -2,7 +2,8 @@
 
 The same code runs training (whole sequences, no cache), generation (new steps after a KV cache) and the bidirectional
 text encoder.
-Sources: LLaMA (arXiv:2302.13971) for the block, GQA (arXiv:2305.13245), QK norm (arXiv:2302.05442).
+Sources: LLaMA (arXiv:2302.13971) for the block, GQA (arXiv:2305.13245), QK norm (arXiv:2302.05442), adaptive norms of
+DiT (arXiv:2212.09748).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from ..attention.mask_types import AttentionMask, PackedSequences
 from ..attention.registry import Attend, sdpa
 from ..kv_cache.base import Cache
 from ..ops.row_rng import Dropout
-from .attention_layers import CrossAttention, Memory, RotatedCrossAttention, SelfAttention
+from .adaptive_norm import BLOCK_VECTORS, AdaptiveNorm, Modulation, ModulationOffset, modulate
+from .attention_layers import CrossAttention, L2SelfAttention, Memory, RotatedCrossAttention, SelfAttention
 from .config import TransformerConfig
 from .feed_forward import FEED_FORWARDS
 
@@ -26,12 +28,12 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, attend: Attend):
         super().__init__()
         self.attention_norm = config.make_norm()
-        self.attention = SelfAttention(config, attend)
+        self.attention = (L2SelfAttention if config.qk_norm == "l2" else SelfAttention)(config, attend)
         self.cross_norm = config.make_norm() if config.cross else None
         cross = RotatedCrossAttention if config.cross_rotary else CrossAttention
         self.cross = cross(config, attend) if config.cross else None
         self.ffn_norm = config.make_norm()
-        self.ffn = FEED_FORWARDS[config.feed_forward](config.width, config.ffn)
+        self.ffn = FEED_FORWARDS[config.feed_forward](config.width, config.ffn, config.bias)
         self.dropout = Dropout(config.dropout)
         self.fused: Any = None
         """Fast path of single steps with packed weights: a `FusedBlock` (lm/kernels/cpu_fused_block.py)."""
@@ -53,12 +55,44 @@ class Block(nn.Module):
 
     def after_attention(self, x: Tensor, memory: Memory | None, layer: int, table: Tensor | None = None) -> Tensor:
         """Cross-attention and the feed-forward."""
+        x = self.after_cross_attention(x, memory, layer, table)
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+    def after_cross_attention(self, x: Tensor, memory: Memory | None, layer: int, table: Tensor | None) -> Tensor:
+        """x with what cross-attention adds, if there is a memory."""
         if self.cross is not None and self.cross_norm is not None and memory is not None:
             keys, values = memory.keys[layer], memory.values[layer]
             if table is not None and table.shape[1] != x.shape[1]:  # it covers the positions of the cache as well
                 table = table[:, -x.shape[1] :]
             x = x + self.dropout(self.cross(self.cross_norm(x), keys, values, memory.mask, table))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return x
+
+
+class AdaptiveBlock(Block):
+    """A block whose self-attention and feed-forward are modulated by a condition (adaptive_norm.py)."""
+
+    def __init__(self, config: TransformerConfig, attend: Attend):
+        super().__init__(config, attend)
+        own = config.adaptive == "own"
+        self.modulation = Modulation(config.width, BLOCK_VECTORS, 2) if own else ModulationOffset(config.width)
+
+    def modulated(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        table: Tensor | None,
+        mask: AttentionMask,
+        causal: bool,
+        memory: Memory | None,
+        cache: Cache | None,
+        layer: int,
+    ) -> Tensor:
+        """`forward` with a condition [B, D], or the vectors [B, 1, 6, D] of a shared layer."""
+        gate, ffn_gate, scale, ffn_scale, shift, ffn_shift = self.modulation(condition).unbind(2)
+        y = modulate(self.attention_norm(x), scale, shift)
+        x = x + self.dropout(self.attention(y, table, mask, causal, cache, layer) * gate)
+        x = self.after_cross_attention(x, memory, layer, table)
+        return x + self.dropout(self.ffn(modulate(self.ffn_norm(x), ffn_scale, ffn_shift)) * ffn_gate)
 
 
 class Transformer(nn.Module):
@@ -66,8 +100,11 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, attend: Attend = sdpa):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.layers))
-        self.norm = config.make_norm()
+        block, norm = AdaptiveBlock if config.adaptive else Block, config.make_norm()
+        self.blocks = nn.ModuleList(block(config, attend) for _ in range(config.layers))
+        self.norm = AdaptiveNorm(config.width, norm) if config.adaptive else norm
+        self.modulation = Modulation(config.width, BLOCK_VECTORS, 2) if config.adaptive == "shared" else None
+        """Layer of the condition that all blocks share."""
         self.fused: Any = None
         """Fast path of single steps: a `FusedStack` (lm/kernels/cpu_fused_block.py) or a compatible callable."""
 
@@ -79,6 +116,7 @@ class Transformer(nn.Module):
         causal: bool = False,
         memory: Memory | None = None,
         cache: Cache | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Transform x [B, S, D].
 
@@ -90,6 +128,7 @@ class Transformer(nn.Module):
             memory: for cross-attention, from `project_memory`.
             cache: x follows its positions; the new keys and values are written to it, and it provides the attention
                 mask. If its `rotated_keys` is False, the table covers its positions as well.
+            condition: [B, D], read by adaptive norms; needed if the model has them.
         """
         if cache is not None:
             cache.begin(x.shape[1], table)
@@ -97,11 +136,15 @@ class Transformer(nn.Module):
             if self.fused is not None and (y := self.fused(x, table, cache, memory)) is not None:
                 cache.advance(1)
                 return y
+        read = condition if self.modulation is None or condition is None else self.modulation(condition)
         for layer, block in enumerate(self.blocks):
-            x = block(x, table, mask, causal, memory, cache, layer)
+            if read is None:
+                x = block(x, table, mask, causal, memory, cache, layer)
+            else:
+                x = block.modulated(x, read, table, mask, causal, memory, cache, layer)  # pyright: ignore
         if cache is not None:
             cache.advance(x.shape[1])
-        return self.norm(x)
+        return self.norm(x) if condition is None else self.norm(x, condition)
 
     def refresh(self) -> None:
         """Update everything derived from the weights; called before a generation."""
@@ -134,3 +177,6 @@ def initialize_(module: nn.Module, width: int, layers: int) -> None:
             continue
         into_stream = name.endswith(("out.weight", "down.weight"))
         nn.init.normal_(parameter, std=std / (2 * layers) ** 0.5 if into_stream else std)
+    for part in module.modules():
+        if isinstance(part, Modulation | ModulationOffset):
+            part.initialize_()

@@ -33,6 +33,8 @@ class DecodingState:
     """Frames of the sequence if known (required by coarse_first and by grouped on a grid)."""
     units: AlignedUnits | None = None
     """Units of an aligned text."""
+    adaptive: Tensor | None = None
+    """[B, D], read by adaptive norms."""
     head: Any = None
     """State of the head."""
     rotary: Tensor | None = None

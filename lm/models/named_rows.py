@@ -141,6 +141,8 @@ def _head_rows(head: nn.Module, arrangement: CodebookPattern) -> dict[str, Named
         J, V = head.shape
         names = [name for j in range(J) for name in _values_predicted(head.sub_tokens, j, V)]
         found["head.weight"] = NamedRows("codebooks", tuple(names))
+        if head.bias is not None:
+            found["head.bias"] = found["head.weight"]
     elif isinstance(head, FlatHead | DepthHead):
         sub_tokens = head.sub_tokens
         first = int(isinstance(head, DepthHead) and head.backbone_first)

@@ -16,7 +16,7 @@ Source: VAR, arXiv:2404.02905; positions shared by the scales as in Infinity, ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -34,10 +34,12 @@ from ..kv_cache.base import Cache, CacheShape
 from ..kv_cache.block import BlockCache
 from ..kv_cache.config import CacheChoice
 from ..kv_cache.registry import read_cache
+from ..layers.adaptive_norm import AdaptiveName
+from ..layers.config import TransformerConfig
 from ..layers.embedding import Table
 from ..layers.input_embedding import EmbeddingInputConfig
 from ..layers.transformer import initialize_
-from ..ops.linear import Linear
+from ..ops.linear import Linear, with_zero_bias
 from ..ops.loss import LossParts, LossReport
 from ..ops.rotary import GridRopeConfig, RopeConfig
 from ..patterns.pattern import Arranged, ParallelConfig, SpecialsConfig
@@ -54,6 +56,12 @@ class NextScaleConfig(LMConfig):
     kind: Literal["next_scale"] = "next_scale"  # pyright: ignore[reportIncompatibleVariableOverride]
     rope: RopeConfig = GridRopeConfig()
     """Position encoding; kind grid counts in cells of the last scale."""
+    sums: Literal["normalized", "plain"] = "normalized"
+    """How the sum of the earlier scales is read. normalized: divided by the RMS of the code vectors. plain: as it is
+    (VAR)."""
+    adaptive: AdaptiveName = "own"
+    """Adaptive norms, for conditions with join adaptive. own: a layer of each block computes its scales, shifts and
+    gates. shared: one layer for all blocks, to which each adds vectors of its own (VAR at 512 pixels)."""
 
     @model_validator(mode="after")
     def _check_next_scale(self) -> NextScaleConfig:
@@ -73,12 +81,22 @@ class NextScaleConfig(LMConfig):
                 "a next-scale model has no code embedding to share with a condition; give the "
                 "condition 'codes' its own input, for instance input: {kind: embedding}"
             )
+        if self.transformer.adaptive is not None and self.norm != "layer":
+            raise ValueError(
+                f"condition join 'adaptive' modulates norm 'layer', found norm '{self.norm}'; set norm: layer"
+            )
         if self.head.kind not in ("parallel", "bits"):
             raise ValueError(
                 f"a next-scale model predicts all cells of a scale at once, head '{self.head.kind}' does not; use "
                 "parallel or bits"
             )
         return self
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        """Config of the backbone."""
+        adaptive = any(condition.join == "adaptive" for condition in self.conditions)
+        return replace(super().transformer, adaptive=self.adaptive if adaptive else None)
 
 
 @dataclass
@@ -118,7 +136,9 @@ class NextScaleLM(TransformerLM):
             )
         super().__init__(config, spec)
         self.positions.first = 0  # a cell is at the position where it is predicted, whatever the start token
-        self.input = ScaleInput(quantizer, config.width, has_start=config.start == "token")
+        self.input = ScaleInput(
+            quantizer, config.width, config.start == "token", normalized=config.sums == "normalized", bias=config.bias
+        )
         initialize_(self.input, config.width, config.layers)
         self.counts = self.input.sums.counts
         """Cells of each scale."""
@@ -178,7 +198,7 @@ class NextScaleLM(TransformerLM):
         self.conditions.check(batch, codes.shape[0])
         joined, first = self.split_first(self.conditions(batch))
         total = self.input.sums.start(codes.shape[0])
-        inputs = [self.input.first(first, total)]
+        inputs = [self.input.first(first, joined.adaptive, total)]
         for number, own in enumerate(codes[:, 0].split(self.counts, dim=1)[:-1]):
             total = self.input.sums.add(total, number, own)
             inputs.append(self.input.at(total, number + 1))
@@ -216,10 +236,13 @@ class NextScaleLM(TransformerLM):
             state.total = self.input.sums.add(state.total, number - 1, codes)
         first = sum(self.counts[:number])
         cells = torch.arange(first, first + self.counts[number], device=self.device)
-        x = self.input.first(steps.first, state.total) if not number else self.input.at(state.total, number)
+        if number:
+            x = self.input.at(state.total, number)
+        else:
+            x = self.input.first(steps.first, steps.adaptive, state.total)
         x = self.positions.add(self.add_conditions(x, steps.summed, None), cells, 0, None)
         table = self.positions.table(cells, steps.num_frames, 0, None)
-        hidden = self.transformer(x, table, memory=steps.memory, cache=steps.cache)
+        hidden = self.transformer(x, table, memory=steps.memory, cache=steps.cache, condition=steps.adaptive)
         steps.step += len(cells)
         state.scale += 1
         return self.head(hidden, None).transpose(1, 2)
@@ -243,21 +266,26 @@ class ScaleInput(nn.Module):
     """Input of a next-scale model: the sum of the earlier scales through a linear layer, plus a scale embedding."""
 
     scale: Tensor
-    """1 / RMS of the code vectors."""
+    """1 / RMS of the code vectors, or 1."""
 
-    def __init__(self, quantizer: ScalesQuantizer, width: int, has_start: bool):
+    def __init__(
+        self, quantizer: ScalesQuantizer, width: int, has_start: bool, normalized: bool = True, bias: bool = False
+    ):
         super().__init__()
         self.sums = ScaleSums(quantizer)
-        self.register_buffer("scale", 1 / self.sums.vectors.square().mean().sqrt().clamp(min=1e-8), persistent=False)
-        self.linear = Linear(self.sums.dim, width, bias=False)
+        scale = 1 / self.sums.vectors.square().mean().sqrt().clamp(min=1e-8)
+        self.register_buffer("scale", scale if normalized else torch.ones_like(scale), persistent=False)
+        self.linear = with_zero_bias(Linear(self.sums.dim, width, bias=bias))
         self.levels = Table(len(self.sums.counts), width)
         self.start = nn.Parameter(torch.empty(1, width)) if has_start else None
         """Learned start token of the first scale; None if a condition takes its place."""
 
-    def first(self, first: Tensor | None, total: Tensor) -> Tensor:
-        """Input of the first scale [B, n, D], the same for all cells: the given token [B, 1, D], or the learned one."""
+    def first(self, first: Tensor | None, added: Tensor | None, total: Tensor) -> Tensor:
+        """Input of the first scale [B, n, D], the same for all cells: the given token [B, 1, D], or the learned one,
+        plus what a condition adds [B, D]."""
         token = self.start if first is None else first
         assert token is not None
+        token = token if added is None else token + added.unsqueeze(1)
         vector = token + self.levels.weight[0]
         return vector.expand(total.shape[0], self.sums.counts[0], -1)
 

@@ -67,6 +67,7 @@ def prefill(
         capacity=capacity,
         num_frames=num_frames,
         units=fused.units,
+        adaptive=fused.adaptive,
         head=head,
     )
     if fused.prefix is not None:
@@ -113,4 +114,4 @@ def _read_prefix(lm: TransformerLM, state: DecodingState, prefix: Tensor) -> Non
     x = prefix.to(lm.dtype)  # precomputed vectors may have another dtype
     x = lm.positions.add(x, none, state.prefix_length, state.prefix_mask)
     table = lm.positions.table(none, state.num_frames, state.prefix_length, state.prefix_mask)
-    lm.transformer(x, table, memory=state.memory, cache=state.cache)
+    lm.transformer(x, table, memory=state.memory, cache=state.cache, condition=state.adaptive)

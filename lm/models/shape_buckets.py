@@ -42,7 +42,7 @@ def pad_to_buckets(joined: FusedConditions, fixed_prefix: bool) -> FusedConditio
     units = joined.units
     if units is not None:
         units = units.padded(bucket(units.vectors.shape[1] - 1))
-    return FusedConditions(prefix, prefix_mask, memory, memory_mask, joined.summed, units)
+    return FusedConditions(prefix, prefix_mask, memory, memory_mask, joined.summed, units, joined.adaptive)
 
 
 def _mask(tokens: Tensor, mask: Tensor | None) -> Tensor:

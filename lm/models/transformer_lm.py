@@ -21,6 +21,7 @@ from ...tokenize.spec import TokenSpec
 from ..attention.masks import causal_mask
 from ..attention.registry import choose_backend
 from ..conditioning.base import ConditionContext
+from ..conditioning.padding import align_right
 from ..conditioning.registry import Conditioner, FusedConditions
 from ..config import LMConfig
 from ..heads.base import HeadContext
@@ -91,7 +92,12 @@ class TransformerLM(LanguageModel):
         self.fused: Any = None
         """Fast path of the input embedding in decode steps: a `FastInput` (lm/quantization/cpu_fast_decode.py)."""
         context = ConditionContext(
-            config.width, config.heads, config.rope.base, spec.cardinalities, self.input, code_vectors
+            config.width,
+            config.heads,
+            getattr(config.rope, "base", 10000.0),
+            spec.cardinalities,
+            self.input,
+            code_vectors,
         )
         self.conditions = Conditioner(config.conditions, context)
         self.dropout = Dropout(config.dropout)
@@ -147,7 +153,8 @@ class TransformerLM(LanguageModel):
         table = self.positions.table(steps, num_frames, P, joined.prefix_mask, side)
         memory = self.cross_attention_memory(joined)
         mask = self.attention_mask(P, len(steps), joined.prefix_mask, x.device)
-        return self.transformer(self.dropout(x), table, mask=mask, causal=mask is None, memory=memory)[:, P:]
+        x = self.dropout(x)
+        return self.transformer(x, table, mask, mask is None, memory, condition=joined.adaptive)[:, P:]
 
     def add_conditions(self, x: Tensor, summed: Tensor | None, first: Tensor | None) -> Tensor:
         """x [B, S, D] with its first step replaced and the summed conditions added."""
@@ -156,10 +163,13 @@ class TransformerLM(LanguageModel):
         return x if summed is None else x + summed
 
     def split_first(self, joined: FusedConditions) -> tuple[FusedConditions, Tensor | None]:
-        """The conditions without the prefix token that replaces the start token, and that token [B, 1, D]."""
+        """The conditions without the prefix token that replaces the start token, a row's last, and that token
+        [B, 1, D]."""
         if self.config.start == "token" or joined.prefix is None:
             return joined, None
         prefix, mask, P = joined.prefix, joined.prefix_mask, joined.prefix.shape[1] - 1
+        if mask is not None:
+            prefix, mask = align_right(prefix, mask)
         if not P:
             return replace(joined, prefix=None, prefix_mask=None), prefix
         return replace(joined, prefix=prefix[:, :P], prefix_mask=None if mask is None else mask[:, :P]), prefix[:, P:]

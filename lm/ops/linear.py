@@ -21,6 +21,13 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+def with_zero_bias(layer: Linear) -> Linear:
+    """The layer with its bias, if it has one, set to 0."""
+    if layer.bias is not None and not layer.bias.is_meta:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """torch.nn.functional.linear of x [*, N] and weight [M, N] -> [*, M], with torch's dtype and autocast rules."""
     if not (x.device.type == "cpu" and _in_bfloat16(x, weight) and lacks_bfloat16()):

@@ -1,5 +1,5 @@
-"""Positions: rotary embedding by time (one coordinate) or on a grid (row and column), or sinusoids added to the input;
-for whole sequences and single steps.
+"""Positions: rotary embedding by time (one coordinate) or on a grid (row and column), or sinusoids or learned vectors
+added to the input; for whole sequences and single steps.
 
 Positions count steps of the pattern: 0 is the first audio or image step, and the conditions before it count backwards
 from -1, the nearest; or they count from the first of a row's conditions. Padding before these changes nothing.
@@ -80,9 +80,15 @@ class SinusoidalConfig(Config):
     at P."""
 
 
-RopeConfig = Annotated[TimeRopeConfig | GridRopeConfig | SinusoidalConfig, Field(discriminator="kind")]
+class LearnedConfig(Config):
+    """No rotation: a learned vector of each frame is added to the input (VAR)."""
 
-PAIRS = {"time": 2, "grid": 4, "sinusoidal": 1}
+    kind: Literal["learned"] = "learned"
+
+
+RopeConfig = Annotated[TimeRopeConfig | GridRopeConfig | SinusoidalConfig | LearnedConfig, Field(discriminator="kind")]
+
+PAIRS = {"time": 2, "grid": 4, "sinusoidal": 1, "learned": 1}
 """Divisor required of the head width."""
 
 

@@ -40,11 +40,11 @@ def check_layout(layout: str, found: LMConfig, expected: LMConfig, num_codebooks
     """Raise ValueError unless a model equals the one that the layout would be read back as; names the first setting
     that differs. Machine-dependent settings are ignored, and unset ones are resolved first."""
     ours, theirs = _resolved(found, num_codebooks), _resolved(expected, num_codebooks)
-    for name in LMConfig.model_fields:
-        if name != "attention" and getattr(ours, name) != getattr(theirs, name):
+    for name in type(theirs).model_fields:
+        held = getattr(ours, name, None)
+        if name != "attention" and held != getattr(theirs, name):
             raise ValueError(
-                f"{layout}'s layout does not support this lm.{name}: found {getattr(ours, name)!r}, it needs "
-                f"{getattr(theirs, name)!r}"
+                f"{layout}'s layout does not support this lm.{name}: found {held!r}, it needs {getattr(theirs, name)!r}"
             )
 
 

@@ -1,18 +1,20 @@
-"""Read and write LlamaGen's class-conditional model (GPT c2i) in its own layout.
+"""Read and write LlamaGen's language models, of classes (c2i) and of captions (t2i), in their own layout.
 
 A folder with the files as they are downloaded
 
-    c2i_B_256.pt         the language model (FSDP checkpoints and safetensors of the same names, too): tensors
-                         `tok_embeddings.weight`, `layers.0.attention.wqkv.weight`, ...
+    c2i_B_256.pt         the language model (FSDP checkpoints and safetensors of the same names, too), or
+    t2i_XL_stage1_256.pt `tok_embeddings.weight`, `layers.0.attention.wqkv.weight`, ...
     vq_ds16_c2i.pt       the image tokenizer (tokenize/public/images/llamagen_vq.py); optional
+    t5/ or flan-t5-xl/   t2i: the text encoder, in transformers' layout; optional
     config.json          optional: {"model_type": "llamagen", "image_size": 256}, and where they differ from a released
                          model's `downsample_size` (16), `n_head` and `num_classes` (1000) or `class_dropout_prob` (0.1;
-                         0: the class table has no row for "no class", so there is no guidance)
+                         0: no guidance, and the class table has no row for "no class")
 
-The sizes follow from the tensors, the size of the images from config.json or the name of the file (`_256`, `_384`).
+The sizes follow from the tensors, the size of the images from config.json or the name of the file (`_256`, `_512`).
 
-The class token takes the place of the start token; its queries and keys are multiplied by zero, not rotated by an angle
-of zero, so they vanish. Without a tokenizer's TokenSpec, the fingerprint is `UNKNOWN_TOKENIZER`, which matches none.
+The class, or the last state of the caption, takes the place of the start token. Queries and keys of the class or the
+caption are multiplied by zero, not rotated by an angle of zero, so they vanish. Without a tokenizer's TokenSpec, the
+fingerprint is `UNKNOWN_TOKENIZER`, which matches none.
 Source: tensor names and mathematics of LlamaGen (arXiv:2406.06525), FoundationVision/LlamaGen (MIT).
 """
 
@@ -27,34 +29,45 @@ import torch
 
 from ...configs.files import write_json, write_safetensors
 from ...configs.schema import make_config
-from ...configs.tensor_checks import WeightsError
 from ...tokenize.base import Tokenizer
 from ...tokenize.public.checkpoint import Checkpoint
 from ...tokenize.public.folder import PublicFolder, check_whole
-from ...tokenize.public.images.llamagen_vq import is_llamagen_vq, read_llamagen_vq
-from ...tokenize.public.tensor_map import Concat, Constant, Source, TensorMap, Term, equal_parts
+from ...tokenize.public.images.llamagen_vq import is_llamagen_vq, read_llamagen_vq, write_llamagen_vq
+from ...tokenize.public.tensor_map import CannotWrite, Concat, Constant, Source, TensorMap, Term, equal_parts
 from ...tokenize.spec import ImageGeometry, TokenSpec
+from ..checkpoints.model_directory import LoadedModel
 from ..checkpoints.parameter_shapes import parameter_shapes
 from ..checkpoints.weights_file import DTYPES, StorageName
-from ..conditioning.registry import LabelConfig
+from ..conditioning.registry import ConditionConfig
+from ..conditioning.text_encoder import TextEncoder, open_text_encoder
 from ..config import LMConfig
 from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
 from ..ops.rotary import GridRopeConfig
 from ..patterns.pattern import SpecialsConfig
 from .conversion import check_layout, read_lm
+from .llamagen_condition import (
+    CAPTION,
+    condition_terms,
+    describe_condition,
+    expected_condition,
+    matrix,
+    read_condition,
+)
 
 UNKNOWN_TOKENIZER = "0" * 64
 """Fingerprint if the tokenizer was not loaded."""
 
 LLAMAGEN_DEFAULTS = GenerationConfig(guidance=4.0, top_k=2000)
 """For visual quality; the scores in the paper use less guidance and all codes."""
+CAPTION_DEFAULTS = GenerationConfig(guidance=7.5, top_k=1000)
+"""Of the script that samples from captions."""
 
 HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
 """Number of heads of LlamaGen's models by width."""
 
-RELEASED_CLASSES = 1000
-"""Number of ImageNet classes; the class tables have one more row, for no class."""
+TEXT_FOLDERS = ("t5", "flan-t5-xl")
+"""Where the text encoder may be."""
 
 FIRST = "tok_embeddings.weight"
 IGNORED = ("freqs_cis",)
@@ -76,13 +89,34 @@ def read_llamagen_tokenizer(folder: PublicFolder) -> Tokenizer | None:
     return read_llamagen_vq(folder, _image_size(_read_config(folder), _held(folder)))
 
 
+def read_llamagen_text_encoder(folder: PublicFolder) -> TextEncoder | None:
+    """The text encoder beside a model of captions; None if there is none, or the model is one of classes.
+
+    Raises as `open_text_encoder`; ValueError if its states have another width than the model reads.
+    """
+    shapes, place = _held(folder).shapes, None
+    if folder.path.is_dir() and CAPTION in shapes:
+        place = next((folder.path / name for name in TEXT_FOLDERS if (folder.path / name).is_dir()), None)
+    if place is None:
+        return None
+    encoder, width = open_text_encoder(place), matrix(shapes, CAPTION, folder.path)[1]
+    if encoder.width != width:
+        raise ValueError(f"{place}: its states are {encoder.width} wide, the model reads those of {width}")
+    return encoder
+
+
+def llamagen_defaults(folder: PublicFolder) -> GenerationConfig:
+    """Sampling settings of the authors' scripts, for classes or captions."""
+    return CAPTION_DEFAULTS if CAPTION in _held(folder).shapes else LLAMAGEN_DEFAULTS
+
+
 def load_llamagen(
     folder: str | Path,
     spec: TokenSpec | None = None,
     device: torch.device | str = "cpu",
     dtype: StorageName | torch.dtype = "float32",
 ) -> TokenLM:
-    """Read a LlamaGen c2i model, in eval mode.
+    """Read a LlamaGen model, in eval mode.
 
     Args:
         folder: as described above, or the file of the language model.
@@ -95,11 +129,10 @@ def load_llamagen(
     opened = PublicFolder(folder)
     folder, described, checkpoint = opened.path, _read_config(opened), _held(opened)
     shapes, where = checkpoint.shapes, str(opened.config_path)
-    codes, width = _matrix(shapes, FIRST, folder)
-    rows = _matrix(shapes, "cls_embedding.embedding_table.weight", folder)[0]
-    classes, class_dropout = _classes(described, rows, opened.config_path)
-    ffn = _matrix(shapes, "layers.0.feed_forward.w1.weight", folder)[0]
-    projected = _matrix(shapes, "layers.0.attention.wqkv.weight", folder)[0]
+    codes, width = matrix(shapes, FIRST, folder)
+    condition = read_condition(described, shapes, opened.config_path)
+    ffn = matrix(shapes, "layers.0.feed_forward.w1.weight", folder)[0]
+    projected = matrix(shapes, "layers.0.attention.wqkv.weight", folder)[0]
     heads = described.get("n_head", HEADS.get(width))
     if heads is None:
         raise ValueError(f"{folder}: no released model has width {width}; set n_head in config.json")
@@ -112,40 +145,61 @@ def load_llamagen(
         )
     layers = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
     key_heads = (projected - width) // 2 * heads // width
-    config = llamagen_config(width, layers, heads, key_heads, ffn, classes, class_dropout=class_dropout, where=where)
+    config = llamagen_config(width, layers, heads, key_heads, ffn, condition, where=where)
     return read_lm(checkpoint, llamagen_tensor_map(config, spec), config, spec, device, dtype)
 
 
 def save_llamagen(folder: str | Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
-    """Write a model in LlamaGen's layout.
+    """Write a model in LlamaGen's layout; raises as `describe_llamagen`."""
+    folder, described = Path(folder), describe_llamagen(lm)
+    tensors = llamagen_tensor_map(lm.config, lm.spec).write(lm.state_dict())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", {n: t.to(DTYPES[dtype]) for n, t in tensors.items()})
+    write_json(folder / "config.json", described)
 
+
+def save_llamagen_whole(folder: Path, model: LoadedModel, dtype: StorageName = "float32") -> None:
+    """Write a model with its image tokenizer as `vq_ds16.pt` (or `vq_ds8.pt`), and its text encoder in t5/. A tokenizer
+    that is none of LlamaGen's is left out with a warning.
+
+    Args:
+        dtype: of the language model's weights; the tokenizer and the text encoder stay as they are.
     Raises:
-        ValueError: LlamaGen's layout cannot represent the model; names the first setting that differs.
+        ValueError: the layout cannot represent the model; names the first setting that differs.
     """
-    folder, config, geometry = Path(folder), lm.config, lm.spec.geometry
-    label = next((c for c in config.conditions if isinstance(c, LabelConfig)), None)
+    if not isinstance(model.lm, TokenLM):
+        raise ValueError(f"LlamaGen's layout holds a causal language model, found {type(model.lm).__name__}")
+    describe_llamagen(model.lm)
+    try:
+        write_llamagen_vq(folder, model.tokenizer)
+    except CannotWrite as error:
+        warnings.warn(f"{folder}: the image tokenizer is left out: {error}", stacklevel=2)
+    save_llamagen(folder, model.lm, dtype)  # with the config.json of both
+    if model.text_encoder is not None:
+        model.text_encoder.save(folder / TEXT_FOLDERS[0])
+
+
+def describe_llamagen(lm: TokenLM) -> dict[str, Any]:
+    """config.json of a model; ValueError if the layout cannot represent it, which names the first setting that
+    differs."""
+    config, geometry = lm.config, lm.spec.geometry
+    condition = next((one for one in config.conditions if one.kind in ("label", "embedding")), None)
     if lm.num_codebooks != 1 or not isinstance(geometry, ImageGeometry) or geometry.rows != geometry.columns:
         raise ValueError(
             f"LlamaGen's layout has one codebook of square images, found {lm.num_codebooks} of {geometry.kind}"
         )
-    classes = label.classes if label is not None and label.classes is not None else 1
     expected = llamagen_config(
-        config.width, config.layers, config.heads, config.num_kv_heads, config.num_ffn, classes, config.dropout,
-        label.dropout if label is not None else 0.0,
+        config.width, config.layers, config.heads, config.num_kv_heads, config.num_ffn, expected_condition(condition),
+        config.dropout,
     )  # fmt: skip
     check_layout("LlamaGen", config, expected, 1)
-    described = {
+    return {
         "model_type": "llamagen",
         "image_size": geometry.height,
         "downsample_size": geometry.height // geometry.rows,
         "n_head": config.heads,
-        "num_classes": classes,
-        "class_dropout_prob": label.dropout if label is not None else 0.0,
+        **describe_condition(condition),
     }
-    tensors = llamagen_tensor_map(config, lm.spec).write(lm.state_dict())
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / "model.safetensors", {n: t.to(DTYPES[dtype]) for n, t in tensors.items()})
-    write_json(folder / "config.json", described)
 
 
 def llamagen_config(
@@ -154,9 +208,8 @@ def llamagen_config(
     heads: int,
     kv_heads: int,
     ffn: int,
-    classes: int,
+    condition: ConditionConfig,
     dropout: float = 0.1,
-    class_dropout: float = 0.1,
     where: str = "llamagen",
 ) -> LMConfig:
     """The config of a LlamaGen model; ConfigError messages begin with `where`."""
@@ -173,7 +226,7 @@ def llamagen_config(
         rope=GridRopeConfig(before="zero"),
         specials=SpecialsConfig(start=0, pad=0),
         start="condition",
-        conditions=(make_config(LabelConfig, where, classes=classes, dropout=class_dropout),),
+        conditions=(condition,),
     )
 
 
@@ -193,11 +246,7 @@ def llamagen_spec(codes: int, image_size: int, downsample_size: int, where: str 
 
 def llamagen_tensor_map(config: LMConfig, spec: TokenSpec) -> TensorMap:
     """The mapping from their tensors to ours."""
-    names = {
-        "head.weight": ["output.weight"],
-        "transformer.norm.weight": ["norm.weight"],
-        "conditions.parts.label.table.weight": ["cls_embedding.embedding_table.weight"],
-    }
+    names = {"head.weight": ["output.weight"], "transformer.norm.weight": ["norm.weight"]}
     matrices = {
         "attention_norm": ("attention_norm",),
         "attention.qkv": ("attention.wqkv",),
@@ -210,36 +259,12 @@ def llamagen_tensor_map(config: LMConfig, spec: TokenSpec) -> TensorMap:
         for ours, theirs in matrices.items():
             names[f"transformer.blocks.{n}.{ours}.weight"] = [f"layers.{n}.{name}.weight" for name in theirs]
     shapes, codes = parameter_shapes(config, spec), spec.cardinalities[0]
-    rows, table = shapes["input.table.weight"][0], "conditions.parts.label.table.weight"
-    terms: dict[str, Term] = {name: equal_parts(names[name]) for name in shapes if name != "input.table.weight"}
+    rows = shapes["input.table.weight"][0]
+    terms: dict[str, Term] = {name: equal_parts(theirs) for name, theirs in names.items()}
+    terms |= condition_terms(config.conditions[0], shapes)
     special = Constant(0.0, required=False)  # rows of special ids, which are never read
     terms["input.table.weight"] = Concat((Source("tok_embeddings.weight"), special), (codes, rows - codes))
-    if config.conditions[0].dropout == 0:  # a class table trained without dropout has no row for no class
-        null = Constant(0.0, required=False)
-        terms[table] = Concat((Source(names[table][0]), null), (shapes[table][0] - 1, 1))
     return TensorMap(terms, ignored=IGNORED)
-
-
-def _classes(described: dict[str, Any], rows: int, where: Path) -> tuple[int, float]:
-    """Classes and dropout of a class table with this many rows: with dropout, the last row is for no class."""
-    classes, dropout = described.get("num_classes"), described.get("class_dropout_prob")
-    if classes is None and dropout is None and rows != RELEASED_CLASSES + 1:
-        warnings.warn(
-            f"{where}: the class table has {rows} rows; it is read as {rows} classes and no null class, so "
-            f"without guidance; if the last row is the null class, set num_classes {rows - 1} in the file",
-            stacklevel=3,
-        )
-        dropout = 0.0
-    if classes is None:
-        classes = rows if dropout == 0 else rows - 1
-    if dropout is None:
-        dropout = 0.0 if classes == rows else 0.1
-    if rows != classes + (dropout > 0):
-        raise ValueError(
-            f"{where}: num_classes {classes} with class_dropout_prob {dropout} makes a class table of "
-            f"{classes + (dropout > 0)} rows, but it has {rows}"
-        )
-    return classes, float(dropout)
 
 
 def _held(folder: PublicFolder) -> Checkpoint:
@@ -249,7 +274,7 @@ def _held(folder: PublicFolder) -> Checkpoint:
 
 def _image_size(described: dict[str, Any], checkpoint: Checkpoint) -> int:
     """Side of the images in pixels, from config.json or the name of a released file."""
-    named = re.search(r"c2i_\w+_(\d{3})\b", checkpoint.path.name)
+    named = re.search(r"[ct]2i_\w+_(\d{3})\b", checkpoint.path.name)
     size = described.get("image_size", None if named is None else int(named[1]))
     if size is None:
         raise ValueError(
@@ -269,18 +294,7 @@ def _read_config(folder: PublicFolder) -> dict[str, Any]:
     dropout = described.get("class_dropout_prob")
     if dropout is not None and (type(dropout) not in (int, float) or not 0 <= dropout < 1):
         raise ValueError(f"{path}: class_dropout_prob must be from 0 to below 1, found {str(dropout)[:80]!r}")
-    for key in ("image_size", "downsample_size", "n_head", "num_classes"):
+    for key in ("image_size", "downsample_size", "n_head", "num_classes", "caption_dim", "cls_token_num"):
         if key in described:
             check_whole(described[key], key, f"{path}: {key}")
     return described
-
-
-def _matrix(shapes: dict[str, tuple[int, ...]], name: str, folder: Path) -> tuple[int, int]:
-    """Shape of a tensor that determines the model's size."""
-    shape = shapes.get(name)
-    if shape is None or len(shape) != 2:
-        found = "missing" if shape is None else f"{list(shape)}, no matrix"
-        raise WeightsError(
-            f"{folder}: tensor '{name}' is {found}; only LlamaGen's class-conditional models (c2i) are supported"
-        )
-    return shape[0], shape[1]

@@ -379,7 +379,8 @@ def save_parler_whole(folder: Path, model: LoadedModel, dtype: StorageName = "fl
     vocab_size = described[DECODER]["vocab_size"]
     of_lm = parler_tensor_map(lm.config, lm.spec, vocab_size).write(lm.state_dict())
     if not described[DECODER]["rope_embeddings"]:
-        of_lm[SINUSOIDS] = sinusoidal_embedding(torch.arange(POSITIONS), lm.config.width, lm.config.rope.base)
+        base = described[DECODER]["rope_theta"]
+        of_lm[SINUSOIDS] = sinusoidal_embedding(torch.arange(POSITIONS), lm.config.width, base)
     tensors |= {name: tensor.to(DTYPES[dtype]) for name, tensor in of_lm.items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -415,7 +416,7 @@ def describe_parler(lm: TokenLM, text_width: int) -> dict[str, Any]:
         "num_codebooks": spec.num_codebooks,
         "scale_embedding": False,
         "rope_embeddings": isinstance(config.rope, TimeRopeConfig),
-        "rope_theta": config.rope.base,
+        "rope_theta": getattr(config.rope, "base", 10000.0),
         "use_fused_lm_heads": False,
         "tie_word_embeddings": False,
         "is_decoder": True,

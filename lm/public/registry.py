@@ -21,9 +21,17 @@ from ..checkpoints.model_directory import LoadedModel
 from ..checkpoints.weights_file import StorageName
 from ..conditioning.text_encoder import TextEncoder
 from ..generation_config import GenerationConfig
-from ..models.causal import TokenLM
+from ..models.transformer_lm import TransformerLM
 from ..quantization.packed_linear import WeightsName, check_weights, pack_
-from .llamagen import LLAMAGEN_DEFAULTS, is_llamagen, load_llamagen, read_llamagen_tokenizer, save_llamagen
+from .llamagen import (
+    is_llamagen,
+    llamagen_defaults,
+    load_llamagen,
+    read_llamagen_text_encoder,
+    read_llamagen_tokenizer,
+    save_llamagen,
+    save_llamagen_whole,
+)
 from .musicgen import MODEL_TYPES, MUSICGEN_DEFAULTS, load_musicgen, save_musicgen
 from .musicgen_composite import read_musicgen_codec, read_musicgen_text_encoder, save_musicgen_composite
 from .musicgen_native import (
@@ -46,6 +54,8 @@ from .parler import (
     save_parler_whole,
 )
 from .unknown import refuse_unknown
+from .var import TOKENIZER as VAR_TOKENIZER
+from .var import VAR_DEFAULTS, is_var, load_var, read_var_tokenizer, save_var, save_var_whole
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class PublicLayout:
 
     model_types: tuple[str, ...]
     """Values of model_type in config.json."""
-    load: Callable[..., TokenLM]
+    load: Callable[..., TransformerLM]
     """load(folder, spec, device, dtype); spec None: the tokenizer is unknown."""
     save: Callable[..., None]
     """save(folder, lm, dtype) of the language model alone; ValueError if the layout cannot represent the model."""
@@ -72,6 +82,8 @@ class PublicLayout:
     """The text tokenizer in a folder, for models with the condition `text`."""
     save_whole: Callable[[Path, LoadedModel, StorageName], None] | None = None
     """save_whole(folder, model, dtype) of a model with its tokenizer and text encoder; None: no such layout exists."""
+    reads_tokenizer: bool = False
+    """The model reads more of its tokenizer than the codes: `load` takes it as `tokenizer`, None is its folder's."""
     recognize: Callable[[PublicFolder], bool] = lambda folder: False
     """Whether a folder without such a model_type is one, by its other files."""
 
@@ -102,10 +114,24 @@ PUBLIC = {
         ("llamagen",),
         load_llamagen,
         save_llamagen,
-        lambda folder, spec: LLAMAGEN_DEFAULTS,
+        lambda folder, spec: llamagen_defaults(folder),
         "the image tokenizer",
-        read_tokenizer=read_llamagen_tokenizer,
+        "the text encoder in t5/",
+        read_llamagen_tokenizer,
+        read_llamagen_text_encoder,
+        save_whole=save_llamagen_whole,
         recognize=is_llamagen,
+    ),
+    "var": PublicLayout(
+        ("var",),
+        load_var,
+        save_var,
+        lambda folder, spec: VAR_DEFAULTS,
+        VAR_TOKENIZER,
+        read_tokenizer=read_var_tokenizer,
+        save_whole=save_var_whole,
+        reads_tokenizer=True,
+        recognize=is_var,
     ),
     "musicgen-audiocraft": PublicLayout(
         (),
@@ -128,7 +154,7 @@ class PublicModel:
 
     layout: str
     """Its name in `PUBLIC`."""
-    lm: TokenLM
+    lm: TransformerLM
     tokenizer: Tokenizer | None
     """None: it is not in the folder."""
     text_encoder: TextEncoder | None
@@ -201,7 +227,8 @@ def read_public_model(
     for part in (tokenizer, text_encoder):
         if part is not None:
             part.to(device)
-    lm = layout.load(folder, None if tokenizer is None else tokenizer.spec, device, dtype)
+    more = {"tokenizer": tokenizer} if layout.reads_tokenizer else {}
+    lm = layout.load(folder, None if tokenizer is None else tokenizer.spec, device, dtype, **more)
     if text_encoder is not None and not any(c.kind == "embedding" for c in lm.config.conditions):
         raise ValueError(f"{folder}: a text encoder was given, but this {name} model reads no text; leave it out")
     labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]

@@ -72,7 +72,7 @@ class FastHead:
             return
         weight, layer = head.weight, None
         if stamp is not None and weight is not None and weight.dtype in NUMBERS:
-            layer = PackedLinear(weight, head.absent, _smallest([weight]))
+            layer = PackedLinear(weight, head.offset, _smallest([weight]))
         self._made = stamp, layer
 
     def __call__(self, hidden: Tensor) -> Tensor | None:

@@ -255,7 +255,7 @@ def pack_(lm: TransformerLM, weights: WeightsName) -> TransformerLM:
         for part in transformers_of(lm.head):
             pack_transformer_(part, weights)
     if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
-        lm.head.packed = PackedLinear(lm.head.weight, lm.head.absent, weights)
+        lm.head.packed = PackedLinear(lm.head.weight, lm.head.offset, weights)
         lm.head.weight = None
     return lm.eval().requires_grad_(False)
 

@@ -100,7 +100,7 @@ def test_nothing_that_is_known(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert run(["load", str(tmp_path), "--check"]) == 2
     said = capsys.readouterr().err
-    assert "model_type is 'bert'; known are the language models musicgen, " in said and ", llamagen, the tok" in said
+    assert "model_type is 'bert'; known are the language models musicgen, " in said and ", var, the tok" in said
     assert "the tokenizers encodec, dac, " in said and "the text models llama, qwen2, qwen3" in said
     (tmp_path / "empty").mkdir()
     (tmp_path / "llama").mkdir()

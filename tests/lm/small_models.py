@@ -190,6 +190,37 @@ CASES |= {
     )
     for arrangement, qk_norm in (("delay", False), ("flat", True), ("coarse first", False))
 }
+# The last vector of a row stands there, and rows differ in length (LlamaGen t2i).
+CONDITIONS["text, vectors"] = (text(), embedding(projection="mlp", null="vectors", length=4))
+CASES |= {
+    f"start condition, {rope.kind} vectors": (
+        *(arrangement, "text, vectors", rope, EmbeddingInputConfig(), 2, False),
+        {"start": "condition"},
+    )
+    for arrangement, rope in (
+        ("parallel", GridRopeConfig(before="zero")),
+        ("delay", TimeRopeConfig()),
+        ("flat", SinusoidalConfig(prefix="counted")),
+    )
+}
+# Blocks and heads with biases, and the attention of VAR.
+BIASED = {"bias": True, "qkv_bias": True, "head": ParallelHeadConfig(bias=True)}
+CASES |= {
+    "biases, swiglu": ("delay", "text and label", TimeRopeConfig(), EmbeddingInputConfig(), 2, False, BIASED),
+    "biases, gelu": (
+        *("parallel", "label and text", TimeRopeConfig(), EmbeddingInputConfig(), None, True),
+        BIASED | BLOCKS[1],
+    ),
+    "unit queries": (
+        *("flat", "text cross", TimeRopeConfig(), EmbeddingInputConfig(), 2, "l2"),
+        BIASED | {"norm": "layer", "feed_forward": "gelu_tanh"},
+    ),
+}
+
+
+NOT_FUSED = ("rotated queries", "unit queries")
+"""Beginnings of the names of cases whose blocks the fused steps leave to torch."""
+BIASES = ("biases, swiglu", "biases, gelu")
 
 
 def make_spec(cardinalities=CARDINALITIES, picture=False) -> TokenSpec:

@@ -4,7 +4,17 @@ import copy
 
 import pytest
 import torch
-from small_models import BLOCKS, CASES, EmbeddingInputConfig, TimeRopeConfig, make_codes, make_conditions, make_config
+from small_models import (
+    BIASES,
+    BLOCKS,
+    CASES,
+    NOT_FUSED,
+    EmbeddingInputConfig,
+    TimeRopeConfig,
+    make_codes,
+    make_conditions,
+    make_config,
+)
 from small_models import make_lm as make_small
 
 from tessera.lm.kernels import cpu_gemv
@@ -60,13 +70,13 @@ def count_calls(lm):
 
 
 @pytest.mark.sample(2)
-@pytest.mark.parametrize("case", list(CASES)[::5])
+@pytest.mark.parametrize("case", dict.fromkeys([*[*CASES][::5], *BIASES]))
 def test_every_kind_of_model(case):
     config, lm = make_lm(CASES[case])
     codes, conditions = make_codes(3, 6, lm.arrangement.cardinalities), make_conditions(config, 3)
     wanted = steps(lm, codes, conditions)
     pack_(lm, "float32")
-    if "rotated queries" in case:  # not supported: as before, with packed layers
+    if case.startswith(NOT_FUSED):  # not supported: as before, with packed layers
         assert lm.transformer.fused is None and all(block.fused is None for block in lm.transformer.blocks)
         torch.testing.assert_close(steps(lm, codes, conditions), wanted, rtol=2e-5, atol=2e-5)
         return

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import CONDITIONS, make_conditions, make_spec
+from small_models import CONDITIONS, label, make_conditions, make_spec, text
 
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.attention.masks import block_mask
@@ -17,7 +17,7 @@ from tessera.lm.heads.parallel import ParallelHeadConfig
 from tessera.lm.layers.input_embedding import CodesInputConfig
 from tessera.lm.models.next_scale import NextScaleConfig, NextScaleLM
 from tessera.lm.models.registry import make_lm
-from tessera.lm.ops.rotary import GridRopeConfig, SinusoidalConfig, TimeRopeConfig, scale_coordinates
+from tessera.lm.ops.rotary import GridRopeConfig, LearnedConfig, SinusoidalConfig, TimeRopeConfig, scale_coordinates
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig
 from tessera.tokenize.spec import ImageGeometry
@@ -37,6 +37,14 @@ def make_scales_tokenizer(sizes=SIZES["square"], size=8, shared=True):
     return make_tokenizer(config)
 
 
+VAR = {
+    **{"norm": "layer", "feed_forward": "gelu_tanh", "qk_norm": "l2", "qkv_bias": True, "bias": True, "sums": "plain"},
+    **{"rope": LearnedConfig(), "head": ParallelHeadConfig(bias=True)},
+}
+CONDITIONS = CONDITIONS | {
+    "label adaptive": (label("adaptive"),),
+    "adaptive, text prefix": (label("adaptive"), text()),
+}
 CASES = {
     "plain": ("square", "nothing", {}),
     "label starts": ("wide first", "label prefix", {"start": "condition"}),
@@ -46,6 +54,10 @@ CASES = {
     "text and label, label starts": ("square", "text and label", {"start": "condition", "rope": SinusoidalConfig()}),
     "text cross, bits": ("square", "text cross", {"head": BitsHeadConfig(), "norm": "layer", "feed_forward": "gelu"}),
     "grouped bits": ("line", "label cross", {"head": BitsHeadConfig(groups=1)}),
+    "var": ("square", "label adaptive", VAR),
+    "var, shared": ("wide first", "label adaptive", VAR | {"adaptive": "shared", "dropout": 0.1}),
+    "adaptive, text and label": ("square", "adaptive, text prefix", {"norm": "layer", "kv_heads": 2, "qk_norm": "l2"}),
+    "learned positions": ("line", "text and label", {"rope": LearnedConfig(), "start": "condition"}),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -240,9 +252,14 @@ def test_refusals():
         ({"window": 4}, "leave window, ahead, loss_weights out"),
         ({"input": CodesInputConfig()}, "reads the sum of the previous scales; leave input out"),
         ({"head": DepthHeadConfig()}, "predicts all cells of a scale at once, head 'depth' does not"),
+        ({"conditions": (label("adaptive"),)}, "modulates norm 'layer', found norm 'rms'; set norm: layer"),
     ):
         with pytest.raises(ValueError, match=message):
             NextScaleConfig(**settings)
+    with pytest.raises(ValueError, match="join 'adaptive' is for an lm of kind 'next_scale'"):
+        LMConfig(norm="layer", conditions=(label("adaptive"),))
+    with pytest.raises(ValueError, match="rope kind 'learned' is for an lm of kind 'next_scale'"):
+        LMConfig(rope=LearnedConfig())
     assert NextScaleConfig(head=ParallelHeadConfig()).rope == GridRopeConfig()
     with pytest.raises(ValueError, match="cache kind 'int8' needs sequential steps"):
         lm.begin(None, 1, cache="int8")

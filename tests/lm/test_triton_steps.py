@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from short_calls import generate_codes
 from small_models import (
+    BIASES,
     BLOCKS,
     CASES,
+    NOT_FUSED,
     EmbeddingInputConfig,
     TimeRopeConfig,
     count_stack_calls,
@@ -89,8 +91,11 @@ def make_pair(case, rows, dtype=torch.float32, **settings):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    # rotated queries of cross-attention are not supported
-    [case if number == 3 else seldom(case) for number, case in enumerate([*CASES][::5]) if "rotated" not in case],
+    [
+        case if number == 3 else seldom(case)
+        for number, case in enumerate(dict.fromkeys([*[*CASES][::5], *BIASES]))
+        if not case.startswith(NOT_FUSED)
+    ],
 )
 def test_every_kind_of_model(case):
     _, lm, codes, conditions = make_pair(CASES[case], 3)

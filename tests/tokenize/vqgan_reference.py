@@ -144,3 +144,19 @@ def fuse(tensors):
             before, leaf = name.rsplit(".q.", 1)
             fused[f"{before}.qkv.{leaf}"] = torch.cat([tensors[f"{before}.{part}.{leaf}"] for part in "qkv"])
     return fused
+
+
+def var_tensors(dim, book, scales=10, phis=4, **sizes):
+    """The tensors of a VAR tokenizer: JanusVQVAE's networks with qkv fused, latent layers of kernel 3, and phi."""
+    import transformers
+
+    config = transformers.JanusVQVAEConfig(embed_dim=dim, num_embeddings=book, latent_channels=dim, **sizes)
+    _, tensors = janus_state(config, "taming")
+    tensors = fuse(tensors)
+    shapes = {f"{name}.weight": (dim, dim, 3, 3) for name in ("quant_conv", "post_quant_conv")}
+    for number in range(phis):
+        name = f"quantize.quant_resi.qresi_ls.{number}"
+        shapes |= {f"{name}.weight": (dim, dim, 3, 3), f"{name}.bias": (dim,)}
+    like = next(iter(tensors.values()))
+    tensors |= {name: like.new_zeros(shape) for name, shape in shapes.items()}
+    return tensors | {"quantize.ema_vocab_hit_SV": like.new_zeros(scales, book)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from vqgan_reference import Reference, fill, fuse, janus_state, nearest
+from vqgan_reference import Reference, fill, nearest, var_tensors
 
 import tessera
 from tessera.tokenize.public.building import tokenizer_shapes
@@ -16,22 +16,8 @@ from tessera.tokenize.public.images.var_vq import PUBLISHED_SCALES, var_vq_confi
 from tessera.tokenize.public.registry import read_public_codec, recognize_codec, write_public_codec
 from tessera.tokenize.public.tensor_map import CannotWrite
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 PUBLISHED = json.loads((Path(__file__).parent / "published" / "var-vq.json").read_text())
-
-
-def var_tensors(dim, book, scales=10, phis=4, **sizes):
-    """The tensors of a VAR tokenizer: JanusVQVAE's networks with qkv fused, latent layers of kernel 3, and phi."""
-    config = transformers.JanusVQVAEConfig(embed_dim=dim, num_embeddings=book, latent_channels=dim, **sizes)
-    _, tensors = janus_state(config, "taming")
-    tensors = fuse(tensors)
-    shapes = {f"{name}.weight": (dim, dim, 3, 3) for name in ("quant_conv", "post_quant_conv")}
-    for number in range(phis):
-        name = f"quantize.quant_resi.qresi_ls.{number}"
-        shapes |= {f"{name}.weight": (dim, dim, 3, 3), f"{name}.bias": (dim,)}
-    like = next(iter(tensors.values()))
-    tensors |= {name: like.new_zeros(shape) for name, shape in shapes.items()}
-    return tensors | {"quantize.ema_vocab_hit_SV": like.new_zeros(scales, book)}
 
 
 def make(seed):
