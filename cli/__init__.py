@@ -6,7 +6,8 @@ No command imports torch at import time.
 from importlib import import_module
 
 VERB_FILES = (
-    *("doctor", "demo", "train", "export", "generate", "tts", "image", "eval", "tokenizer", "encode", "decode"),
+    *("doctor", "demo", "train", "export", "generate", "tts", "transcribe", "image", "eval", "tokenizer"),
+    *("encode", "decode"),
     *("align", "shards", "cluster", "convert", "directories.load", "directories.seal", "configs"),
 )
 

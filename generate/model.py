@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..lm.generation_config import GenerationConfig
 from ..tokenize.audio.tokenizer import AudioTokenizer
 from ..tokenize.spec import ImageGeometry
 from .decoding.dispatch import warm_up
@@ -19,12 +20,14 @@ from .parts import Label, ModelParts
 from .pipeline import DEFAULT_BATCH, run_request
 from .requests.arguments import flag, function, setting, whole
 from .requests.keyword_types import Settings
-from .requests.prompt import Prompt
+from .requests.prompt import Prompt, prompt_codes
 from .requests.request import check_count, choose, make_request
 from .result import Result, issue_warnings
 from .streaming.audio import decode_stream, stream_audio
 from .streaming.image import stream_images
 from .text_checks import note_short, start_codes, unseen_text, with_max_seconds, with_min_frames
+from .transcription import DEFAULT_BATCH as TEXTS_AT_A_TIME
+from .transcription import write_texts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -171,6 +174,57 @@ class Model(ModelParts):
             **with_min_frames(self, text, num_frames, settings),
         )
 
+    def transcribe(
+        self,
+        audio: Prompt | Sequence[Prompt],
+        /,
+        *,
+        label: Label | Sequence[Label] | None = None,
+        max_ids: int | None = None,
+        seed: int = 0,
+        exact: bool = False,
+        batch: int = TEXTS_AT_A_TIME,
+        on_progress: Progress | None = None,
+        **settings: Unpack[Settings],
+    ) -> list[str]:
+        """Write down the text of speech, with a model that has a text stream.
+
+        Args:
+            audio: a recording or a list: an audio file, a file of codes, samples (float, [C, N] at the model's sample
+                rate) or codes [K, T]. An incomplete last frame of audio is dropped.
+            label: the label of the recordings, or a list of them, for models that have labels as well.
+            max_ids: maximum number of ids of a text; None: 32 for each second of its audio, and 16.
+            seed: recording i has the seed `seed + i`; it matters at a temperature above 0 only.
+            exact, batch, on_progress: as in `generate`.
+            settings: sampling settings, as in `generate`; greedy decoding by default, whatever the model's defaults.
+        Returns:
+            The text of each recording, as the model's text tokenizer normalizes it.
+        Raises:
+            ValueError: an invalid argument, the model writes no text, or its text tokenizer has no decode; the message
+                is one line.
+        """
+        if self.text is None or self.lm.text_stream is None or self.lm.text_stream.unpredicted:
+            raise ValueError(f"'{self.name}' writes no text; that needs a model whose lm has a text_stream")
+        self.text.decode(())  # an error now, not after the work, if its ids do not tell a text
+        several = audio if is_list(audio) or (isinstance(audio, Tensor) and audio.dim() == 3) else [audio]
+        codes = [_recording(self, one) for one in several]  # type: ignore[union-attr]
+        if not codes:
+            raise ValueError("the list of recordings is empty; give at least one")
+        labels = [self.label_id(one) for one in label] if is_list(label) else None  # type: ignore[union-attr]
+        ids = write_texts(
+            self.lm,
+            codes,
+            label=labels if labels is not None or label is None else self.label_id(label),  # type: ignore[arg-type]
+            max_ids=max_ids,
+            seed=seed,
+            exact=exact,
+            batch=batch,
+            defaults=GenerationConfig(temperature=0.0, cache=self.defaults.cache, step=self.defaults.step),
+            on_progress=on_progress,
+            **_plain(settings),
+        )
+        return [self.text.decode(text) for text in ids]
+
     def warmup(
         self,
         batch: int = 1,
@@ -252,6 +306,15 @@ def _frames(num_frames: Any) -> int | None:
 def _plain(given: Settings) -> Settings:
     """Settings with numpy and torch numbers converted to Python numbers."""
     return {name: setting(name, value) for name, value in given.items()}  # type: ignore[return-value]
+
+
+def _recording(parts: ModelParts, audio: Prompt) -> Tensor:
+    """Codes [K, T] of a recording; ValueError: it has no whole frame, or another shape."""
+    codes = prompt_codes(audio, parts.tokenizer, name="recording")
+    if codes is None or codes.dim() != 2 or not codes.shape[1]:
+        found = "nothing" if codes is None else list(codes.shape)
+        raise ValueError(f"a recording is a file, samples [C, N] or codes [K, T], found {found}")
+    return codes
 
 
 def _is_batch(value: object) -> bool:

@@ -50,9 +50,11 @@ class ModelParts:
 
     @property
     def condition_kinds(self) -> list[str]:
-        """The kinds of its conditions: "label", "text" (aligned or not), "embedding", "codes". With a text encoder an
-        embedding can be given as text as well."""
+        """The kinds of its conditions: "label", "text" (aligned or not, also that of a text stream), "embedding",
+        "codes". With a text encoder an embedding can be given as text as well."""
         kinds = ["text" if condition.kind == "aligned" else condition.kind for condition in self.lm.config.conditions]
+        if self.lm.text_stream is not None:
+            kinds = ["text", *kinds]
         return ["text", *kinds] if self.text_becomes_embedding else kinds
 
     @property

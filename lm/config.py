@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..configs.schema import Config, ConfigError
 from .attention.registry import AttentionName
-from .conditioning.registry import ConditionConfig, fill_sizes
+from .conditioning.registry import AlignedConditionConfig, ConditionConfig, TextConditionConfig, fill_sizes
 from .heads.multi_token_prediction import AheadConfig
 from .heads.registry import HeadConfig, ParallelHeadConfig
 from .layers.config import QKNorm, TransformerConfig
@@ -19,6 +19,7 @@ from .layers.norm import NormName
 from .ops.rotary import PAIRS, RopeConfig, TimeRopeConfig
 from .patterns.pattern import ParallelConfig, SpecialsConfig
 from .patterns.presets import PRESETS, AnyArrangementConfig, PresetConfig
+from .patterns.text_stream import TextStreamConfig, check_stream_pattern
 
 
 class LMConfig(Config):
@@ -68,12 +69,15 @@ class LMConfig(Config):
     head: HeadConfig = ParallelHeadConfig()
     """Output layers that predict the codes of a step from the hidden state."""
     loss_weights: tuple[PositiveFloat, ...] | None = None
-    """Relative weight of each codebook in the loss; null: equal."""
+    """Relative weight of each codebook in the loss, with text_stream first that of the text; null: equal."""
     input: InputConfig = EmbeddingInputConfig()
     """Input embedding of the codes of a step."""
     conditions: tuple[ConditionConfig, ...] = ()
     """What generation is conditioned on (label, text, aligned, embedding, codes, melody), at most one of each kind;
     empty: nothing."""
+    text_stream: TextStreamConfig | None = None
+    """A text channel beside the codebooks: text and audio are one sequence, and the model speaks and writes. Delays and
+    loss_weights have one more entry, the first. null: the sequence holds codes alone."""
     window: PositiveInt | None = None
     """Attention window in steps, current one included, besides the conditions' prefix; null: full causal attention."""
     ahead: AheadConfig | None = None
@@ -94,6 +98,15 @@ class LMConfig(Config):
                         f"{_in_yaml(found)}; leave {name} out, or write the arrangement in full"
                     )
                 object.__setattr__(self, name, required)  # the config is frozen for everyone else
+        return self
+
+    @model_validator(mode="after")
+    def _read_text_stream(self) -> LMConfig:
+        if self.text_stream is not None:
+            self._check_text_stream()
+            object.__setattr__(self, "specials", self.specials.with_absent)
+        elif self.specials.absent is not None:
+            raise ValueError("specials.absent is for an lm with text_stream; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -143,6 +156,30 @@ class LMConfig(Config):
         if self.ahead is not None:
             raise ValueError("condition 'aligned' has no multi-token prediction; leave `ahead` out")
 
+    def _check_text_stream(self) -> None:
+        """ValueError unless text and audio can be one sequence."""
+        assert self.text_stream is not None
+        if self.kind != "causal":
+            raise ValueError(f"text_stream needs an lm that generates step by step, kind 'causal'; found '{self.kind}'")
+        if isinstance(self.arrangement, PresetConfig):
+            raise ValueError("text_stream: a preset has no place for the text; write the arrangement in full")
+        check_stream_pattern(self.arrangement)
+        if not self.variable_length:
+            raise ValueError(
+                "text_stream: the end of a sequence is that of its text channel; set variable_length: true"
+            )
+        for condition in self.conditions:
+            if condition.kind in ("text", "aligned"):
+                raise ValueError(
+                    f"text_stream and the condition '{condition.kind}' both read the text; keep one of them"
+                )
+        if self.ahead is not None:
+            raise ValueError("text_stream has no multi-token prediction; leave `ahead` out")
+        if self.rope.kind == "grid":
+            raise ValueError("text_stream is for audio, whose positions are in time; rope kind 'grid' is for images")
+        if self.text_stream.loss == "all" and self.text_stream.predict == "end":
+            raise ValueError("text_stream.loss is all, but predict 'end' predicts no text; use predict: text")
+
     @property
     def head_width(self) -> int:
         """E."""
@@ -182,6 +219,12 @@ class LMConfig(Config):
         )
 
     @property
+    def text_part(self) -> TextConditionConfig | AlignedConditionConfig | TextStreamConfig | None:
+        """The part with a text tokenizer: a condition, or the text stream; None: the model has no text."""
+        of_conditions = (c for c in self.conditions if isinstance(c, TextConditionConfig | AlignedConditionConfig))
+        return self.text_stream or next(of_conditions, None)
+
+    @property
     def needs_code_vectors(self) -> bool:
         """Whether the model reads the tokenizer's code vectors."""
         of_conditions = [condition.input for condition in self.conditions if condition.kind == "codes"]
@@ -196,7 +239,16 @@ class LMConfig(Config):
         Args:
             classes: number of labels. vocab_size: of the text tokenizer. silent: its ids of units without sound.
         """
-        return self.model_copy(update={"conditions": fill_sizes(self.conditions, classes, vocab_size, silent)})
+        filled: dict[str, object] = {"conditions": fill_sizes(self.conditions, classes, vocab_size, silent)}
+        stream = self.text_stream
+        if stream is not None and vocab_size is not None:
+            if stream.vocab_size not in (None, vocab_size):
+                raise ConfigError(
+                    f"text_stream.vocab_size is {stream.vocab_size}, but the data has {vocab_size}; leave it out or "
+                    f"set it to {vocab_size}"
+                )
+            filled["text_stream"] = stream.model_copy(update={"vocab_size": vocab_size})
+        return self.model_copy(update=filled)
 
     def explicit(self, num_codebooks: int) -> LMConfig:
         """The config with a preset codebook pattern expanded; ConfigError if the preset does not fit."""

@@ -67,11 +67,12 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
     from ...lm.clustering.clustering import ClusteredTokenizer
     from ...tokenize.data.shard_reader import Shards
     from ...tokenize.spec import check_same_tokenizer
+    from ...train.common.tasks import task_reader
     from ...train.common.text_states import TextStates
     from ...train.distributed.process_group import ProcessGroup
     from ...train.lm.aligned_text import AlignedText
     from ...train.lm.dataset import CodesDataset
-    from ...train.lm.evaluate import evaluate_loss
+    from ...train.lm.evaluate import evaluate_tasks
 
     shards = Shards(data)
     labelled = model.tokenizer.clustering if isinstance(model.tokenizer, ClusteredTokenizer) else None
@@ -91,17 +92,20 @@ def measure_loss(model: Model, data: Path, batch: int, prompt: str | None = None
         aligned=aligned,
         embedding_width=width,
         states=TextStates(model.text_encoder) if reads and model.text_encoder else None,
+        stream=model.lm.text_stream,
+        tasks=None if model.lm.text_stream is None else task_reader(None, model.lm.text_stream.config, seed),
     )
     given = "" if prompts is None else f", prompts {prompts.config.kind} of seed {seed}"
     say(f"loss of {len(items)} items of {data}{given}")
     parts = model.lm.loss_parts
-    losses = evaluate_loss(model.lm, items, batch, ProcessGroup(0, 1, model.lm.device))
+    losses, tasks = evaluate_tasks(model.lm, items, batch, ProcessGroup(0, 1, model.lm.device))
     return {
         "data": str(data),
         "items": len(items),
-        "frames": int(items.lengths.sum()),
+        "frames": int(items.frames.sum()),
         "mean": parts.mean(losses.tolist()),
         **parts.named(losses.tolist()),
+        **tasks,
     }
 
 
@@ -153,7 +157,8 @@ def format_findings(found: dict) -> str:
         lines.append(f"\nloss on {loss['data']} ({loss['items']} items, {loss['frames']} frames)")
         part = "scale" if "per_scale" in loss else "codebook"
         lines.append(f"  {part:>8}  {'nats':>7}  {'perplexity':>10}")
-        for name, nats in [*enumerate(loss[f"per_{part}"]), ("mean", loss["mean"])]:
+        named = [(name, loss[name]) for name in ("text", "mean", "speak", "write") if name in loss]
+        for name, nats in [*enumerate(loss[f"per_{part}"]), *named]:
             lines.append(f"  {name:>8}  {nats:7.4f}  {math.exp(min(nats, 700)):10.2f}")
     if "speed" in found:
         lines.append(f"\ngeneration\n  {'at a time':>9}  {'guidance':>8}  {'frames/s':>9}  {'s of audio per s':>16}")

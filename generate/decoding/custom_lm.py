@@ -119,6 +119,7 @@ class Wrapped:
     ahead = None
     decode_plan = DecodePlan("autoregressive", in_order=True)
     programs: Any = None
+    text_stream = None
     aligned = None
     """As part of `conditions`: there is no aligned text."""
 

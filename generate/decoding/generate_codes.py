@@ -60,4 +60,6 @@ def stack(rows: list[Generated]) -> Generated:
     """One batch of several."""
     codes = pad_and_cat([row.codes for row in rows])
     units = join_units([row.units for row in rows])
-    return Generated(codes, torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows]), units)
+    texts = None if rows[0].texts is None else tuple(text for row in rows for text in row.texts or ())
+    lengths, ended = torch.cat([row.lengths for row in rows]), torch.cat([row.ended for row in rows])
+    return Generated(codes, lengths, ended, units, texts)

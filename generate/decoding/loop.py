@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...lm.conditioning.pointers import Pointers
 from ...lm.models.causal import TokenLM
+from ...tokenize.codes import pad_and_cat
 from ..execution.decode_step import DecodeStep
 from ..execution.step_runner import CapturedStep, choose_step_kind, programs_of
 from ..requests.request import Request, check_request
@@ -49,6 +50,8 @@ class Generated:
     """[B] bool: the row sampled its end; all True if the length is fixed."""
     units: Tensor | None = None
     """[B, T] long: the unit of an aligned text that each frame speaks, -1 beyond a row's length; None: no such text."""
+    texts: tuple[Tensor, ...] | None = None
+    """[L] long of each row: the text ids of its sequence, given and written; None: there is no text stream."""
 
 
 class DecodeLoop:
@@ -66,7 +69,8 @@ class DecodeLoop:
         """How steps were requested to run, and how they run."""
         rows, captured = len(request.seeds), self.step_kind != "eager"
         capacity = programs_of(lm).capacity(rows, self.num_steps) if captured else self.num_steps
-        guidance = ClassifierFreeGuidance(config.guidance, lm, self.num_steps, capacity=capacity)
+        task = None if request.stream is None else request.stream.task
+        guidance = ClassifierFreeGuidance(config.guidance, lm, self.num_steps, capacity=capacity, task=task)
         sampler = make_sampler(lm, request, capacity)
         self.buffers = make_buffers(lm, request, capacity, sampler.draws_again)
         frames = torch.arange(self.length.max_frames, device=lm.device)
@@ -91,14 +95,17 @@ class DecodeLoop:
         self._paced = request if advances is not None and config.speed != 1 else None
         """The request, until its durations are known (pacing.py)."""
         no_end = self.length.fixed or units is not None
-        self._step = DecodeStep(lm, self.state, self.buffers, guidance, sampler, no_end, advances)
+        only_text = task == "write"
+        self._step = DecodeStep(lm, self.state, self.buffers, guidance, sampler, no_end, advances, only_text)
         self._program: CapturedStep | None = None
         self._calls: Sequence[Callable[[], object]] | None = None
         """For each phase of the head, runs one step; None: steps read any number of columns."""
         self.position = 0
         """The next step."""
-        if request.prompt is not None and request.prompt.shape[2]:
-            self.position = write_prompt(self._step, request.prompt.to(lm.device), self.steps_of)
+        begun = request.prompt if request.stream is None else request.stream.codes
+        if begun is not None and begun.shape[2]:
+            lengths = None if request.stream is None else request.stream.lengths.to(lm.device)
+            self.position = write_prompt(self._step, begun.to(lm.device), self.steps_of, lengths)
 
     def run(self, on_step: Callable[[int], None] | None = None) -> Generated:
         """Decode to the end. `on_step` is called with the number of steps done."""
@@ -131,7 +138,7 @@ class DecodeLoop:
         if self._paced is not None:
             self._set_pace(self._paced)
         new = slice(self.state.step, s + 1)
-        ids, pointers = self._step.guide.rows(self.buffers.columns[:, :, new]), self.buffers.pointers
+        ids, pointers = self._step.guide.read(self.buffers.columns[:, :, new]), self.buffers.pointers
         if pointers is not None:
             pointers = self._step.for_all_rows(Pointers(pointers.unit[:, new], pointers.since[:, new]))
         return self.lm.read(self.state, ids, pointers)[:, -count:]
@@ -178,14 +185,19 @@ class DecodeLoop:
         return bisect_right(self.complete_after, self.position - 1)
 
     def frames(self) -> Iterator[Tensor]:
-        """Run to the end and yield codes [K, n] as soon as their frames are complete; for a batch of one row."""
+        """Run to the end and yield codes [K, n] as soon as their frames are complete; for a batch of one row. Of a
+        sequence with text they are those of the tokenizer, n > 0."""
         assert self.buffers.num_rows == 1
         sent = 0
         while True:
             longest = self._longest()
             ready = min(self.num_complete, longest)
             if ready > sent:
-                yield self._codes(sent, ready)[0]
+                codes = self._codes(sent, ready)[0]
+                if self.lm.text_stream is not None:
+                    codes = self.lm.text_stream.split(codes)[1]
+                if codes.shape[1]:
+                    yield codes
                 sent = ready
             if self.num_complete >= longest:
                 return
@@ -199,11 +211,22 @@ class DecodeLoop:
         """The generated codes, on the CPU. ValueError: some logits could not be sampled from."""
         longest, lengths = self._longest(), self.buffers.row_lengths
         codes = self._codes(0, longest)
+        if self.lm.text_stream is not None:
+            return self._split(codes.cpu(), lengths.tolist())
         beyond = torch.arange(longest, device=codes.device) >= lengths[:, None, None]
         units = self._units(longest)
         if units is not None:
             units = units.masked_fill(beyond[:, 0], -1).cpu()
         return Generated(codes.masked_fill(beyond, 0).cpu(), lengths.cpu(), self.buffers.ended.cpu(), units)
+
+    def _split(self, sequences: Tensor, lengths: list[int]) -> Generated:
+        """The text and the frames of sequences [B, K + 1, P] of these lengths."""
+        stream = self.lm.text_stream
+        assert stream is not None
+        parts = [stream.split(row[:, :length]) for row, length in zip(sequences, lengths, strict=True)]
+        frames = torch.tensor([codes.shape[1] for _, codes in parts])
+        codes, texts = pad_and_cat([codes[None] for _, codes in parts]), tuple(text for text, _ in parts)
+        return Generated(codes, frames, self.buffers.ended.cpu(), texts=texts)
 
     def _units(self, num_frames: int) -> Tensor | None:
         """The unit [B, T] that each frame speaks, if a text is aligned."""

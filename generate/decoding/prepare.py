@@ -22,22 +22,24 @@ def make_sampler(lm: TokenLM, request: Request, capacity: int) -> Sampler:
         ValueError: a setting does not fit the model; names it.
     """
     pattern, length, geometry = lm.arrangement, request.length, lm.spec.geometry
-    first_end_step = None
+    first_end_steps, stream = None, request.stream
     if lm.conditions.aligned is not None:
         check_aligned(request)
     elif not length.fixed:
         given = 0 if request.prompt is None else request.prompt.shape[2]
-        first_end_frame = torch.tensor([max(length.min_frames, given)])
-        first_end_step = int(pattern.steps_of(first_end_frame)[0, 0])
+        first_end_frames = torch.tensor([max(length.min_frames, given)]) if stream is None else stream.shortest
+        first_end_steps = pattern.steps_of(first_end_frames)[0]
     return Sampler(
         request.config,
         pattern,
         lm.head.sub_tokens,
         length.max_frames,
-        first_end_step,
+        first_end_steps,
         lm.device,
         capacity,
         geometry.frame_rate if isinstance(geometry, AudioGeometry) else 0.0,
+        lm.text_stream,
+        None if stream is None else stream.task,
     )
 
 
@@ -52,12 +54,13 @@ def make_buffers(lm: TokenLM, request: Request, capacity: int, draws_again: bool
         end_frames[:S] = pattern.table(length.max_frames + 1)[0, :S]
     columns = torch.zeros(B, K, 1 + capacity, dtype=torch.long, device=device)
     columns[:, :, 0] = lm.start_ids(B)
+    longest = torch.tensor(length.max_frames) if request.stream is None else request.stream.longest
     return DecodeBuffers(
         step=torch.zeros((), dtype=torch.long, device=device),
         columns=columns,
-        given=torch.zeros(K, capacity, dtype=torch.bool, device=device),
+        given=torch.zeros(B, K, capacity, dtype=torch.bool, device=device),
         end_frames=end_frames.to(device),
-        row_lengths=torch.full((B,), length.max_frames, dtype=torch.long, device=device),
+        row_lengths=longest.expand(B).to(device, copy=True),
         ended=torch.full((B,), length.fixed, dtype=torch.bool, device=device),
         broken=torch.zeros((), dtype=torch.bool, device=device),
         numbers=step_numbers(seeds, capacity, J),
@@ -117,18 +120,24 @@ def write_durations(lm: TokenLM, buffers: DecodeBuffers, counts: Tensor, frames:
     buffers.ended.copy_(totals <= max_frames)
 
 
-def write_prompt(step: DecodeStep, prompt: Tensor, steps_of: Tensor) -> int:
+def write_prompt(step: DecodeStep, prompt: Tensor, steps_of: Tensor, lengths: Tensor | None = None) -> int:
     """Write the prompt [B, K, t] into the decode buffers; returns the first step with an id to be sampled.
 
     Args:
         steps_of: [K, T], the step of each code.
+        lengths: [B] long, frames of each row's prompt; None: all t. The rows stay at the same step: the ids of a longer
+            prompt are in their cells, in steps in which others are sampled.
     """
-    buffers, pattern, where = step.buffers, step.lm.arrangement, steps_of[:, : prompt.shape[2]]
-    buffers.given.scatter_(1, where, True)
-    buffers.columns.scatter_(2, where.expand(len(prompt), -1, -1) + 1, prompt)
+    buffers, pattern = step.buffers, step.lm.arrangement
+    where = steps_of[:, : prompt.shape[2]].expand(len(prompt), -1, -1)
+    inside = torch.ones_like(prompt, dtype=torch.bool)
+    if lengths is not None:
+        inside &= torch.arange(prompt.shape[2], device=prompt.device) < lengths[:, None, None]
+    buffers.given.scatter_(2, where, inside)
+    buffers.columns.scatter_(2, where + 1, prompt * inside)
     for s in range(pattern.num_steps(steps_of.shape[1])):
-        forced = pattern.forced_ids(s, buffers.row_lengths[:1])[0] >= 0
-        if not bool((forced | buffers.given[:, s]).all()):
+        forced = pattern.forced_ids(s, buffers.row_lengths) >= 0
+        if not bool((forced | buffers.given[:, :, s]).all()):
             return s
         column = buffers.columns[:, :, s + 1]
         buffers.columns[:, :, s + 1] = step.filled(torch.tensor(s, device=column.device), column, column)

@@ -65,5 +65,5 @@ class SpeculativeLoop(DecodeLoop):
 
     def _sample(self, s: int, hidden: Tensor, is_draft: bool = False) -> None:
         columns, given = self.buffers.columns, self.buffers.given
-        columns[:, :, s + 1] *= given[:, s]  # a head with several stages must not read an old draft
+        columns[:, :, s + 1] *= given[:, :, s]  # a head with several stages must not read an old draft
         super()._sample(s, hidden, is_draft)

@@ -41,7 +41,7 @@ class DecodeBuffers:
     columns: Tensor
     """[B, K, 1 + S] long, the model's input: `start`, then the ids of each step."""
     given: Tensor
-    """[K, S] bool: cells that hold prompt codes; never overwritten."""
+    """[B, K, S] bool: cells that hold prompt codes; never overwritten."""
     end_frames: Tensor
     """[S] long: the row's length if codebook 0 samples its end in this step, -1 where it cannot."""
     row_lengths: Tensor
@@ -88,9 +88,11 @@ class DecodeStep:
         sampler: Sampler,
         fixed: bool,
         advances: AdvanceSampler | None = None,
+        only_text: bool = False,
     ):
         """`fixed`: no end is sampled. `advances`: samples the advances of an aligned text, which determine the end;
-        None if there is none, or the pointers of all steps are in the buffers already."""
+        None if there is none, or the pointers of all steps are in the buffers already. `only_text`: nothing but the
+        text channel of a text stream is sampled."""
         self.advances = advances
         self.lm, self.state, self.buffers, self.guide, self.sampler, self.fixed = (
             lm,
@@ -103,6 +105,9 @@ class DecodeStep:
         self.period: int = lm.head.period
         self.stages = [[sampler.stage(places) for places in lm.head.stages_at(phase)] for phase in range(self.period)]
         """Sampling stages for each phase of the head."""
+        if only_text:
+            self.stages = [stages[:1] for stages in self.stages]
+        self.apart = Apart.of(lm, buffers.columns.device, only_text)
         self.table = lm.arrangement.step_table(buffers.columns.shape[2] - 1, buffers.columns.device)
 
     def parts(self) -> tuple:
@@ -118,7 +123,7 @@ class DecodeStep:
             phase: phase of the head's stages, step % period.
         """
         buffers = self.buffers
-        ids = self.guide.rows(buffers.column(buffers.step - 1))
+        ids = self.guide.read(buffers.column(buffers.step - 1))
         pointers = self.for_all_rows(buffers.pointers_at(buffers.step))
         self.choose(buffers.step, phase, self.lm.read_at(self.state, ids, buffers.step, pointers))
         buffers.step.add_(1)
@@ -167,10 +172,13 @@ class DecodeStep:
         buffers.ended.logical_or_(ends)
 
     def filled(self, step: Tensor, column: Tensor, drawn: Tensor) -> Tensor:
-        """The column [B, K] of a step: ids forced by the codebook pattern, else of the prompt, else sampled."""
+        """The column [B, K] of a step: ids forced by the codebook pattern, else of the prompt, else absent codes beside
+        text, else sampled."""
         buffers = self.buffers
         forced = (self.table or self.lm.arrangement).forced_ids(step, buffers.row_lengths)
-        given = buffers.given.index_select(1, step.reshape(1))[:, 0]
+        given = buffers.given.index_select(2, step.reshape(1))[:, :, 0]
+        if self.apart is not None:
+            drawn = self.apart.without_frames(step, torch.where(given, column, drawn), buffers.columns)
         return torch.where(forced >= 0, forced, torch.where(given, column, drawn))
 
     def _end_rows(self, step: Tensor, drawn: Tensor) -> None:
@@ -180,3 +188,35 @@ class DecodeStep:
         ends = (drawn == self.lm.head.sub_tokens.end) & (frame >= 0) & (frame < buffers.row_lengths)
         buffers.row_lengths.copy_(torch.where(ends, frame, buffers.row_lengths))
         buffers.ended.logical_or_(ends)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The rule that a position of a text stream holds text or a frame: no codes in positions of text."""
+
+    lags: Tensor
+    """[K] long: how many steps after the text of a position each channel's code of it comes."""
+    absent: Tensor
+    """[K] long: the absent id of each channel."""
+    num_ids: int
+    """Ids below this one are text."""
+
+    @classmethod
+    def of(cls, lm: TokenLM, device: torch.device, only_text: bool) -> Apart | None:
+        """The rule of a model, or of one that writes; None if there is none."""
+        stream = lm.text_stream
+        if stream is None or not (only_text or stream.config.positions == "apart"):
+            return None
+        offsets = torch.tensor(lm.arrangement.layout.offsets, device=device)
+        return cls(offsets - offsets[0], torch.tensor(stream.absent_ids, device=device), stream.num_ids)
+
+    def without_frames(self, step: Tensor, column: Tensor, columns: Tensor) -> Tensor:
+        """The column [B, K] of a step with `absent` for each code of a position that holds text.
+
+        Args:
+            column: its first channel is final.
+            columns: [B, K, 1 + S], of `DecodeBuffers`; those of earlier steps are final.
+        """
+        before = columns[:, 0].index_select(1, (step + 1 - self.lags).clamp(min=0))
+        text = torch.where(self.lags == 0, column[:, :1], before) < self.num_ids
+        return torch.cat([column[:, :1], torch.where(text, self.absent, column)[:, 1:]], dim=1)

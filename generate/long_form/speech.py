@@ -178,7 +178,7 @@ def speak(
                     made.append(fresh.cpu())
                     if not retries:
                         yield fresh
-            codes = torch.cat(made, dim=1) if made else torch.zeros(lm.num_codebooks, 0, dtype=torch.long)
+            codes = torch.cat(made, dim=1) if made else torch.zeros(lm.spec.num_codebooks, 0, dtype=torch.long)
             well = making.ended and codes.shape[1] >= chunk.least
             found.append((codes, well, making.end.units))
             if well:

@@ -52,6 +52,8 @@ class ConditionInputs:
         if lm.conditions.aligned is not None:
             lists |= {"text": None, "aligned": lists["text"]}
         count = _common_length(lists)
+        if lm.text_stream is not None:
+            lists["text"] = None  # it is part of the sequences: see `texts`
         repeated = {
             kind: None if given is None else [one for one in given * (count // len(given)) for _ in range(n)]
             for kind, given in lists.items()
@@ -67,6 +69,13 @@ class ConditionInputs:
         batch = lm.conditions.with_nulls(made, count * n)
         lm.check_conditions(batch, count * n)  # all tensors are still on the CPU
         return batch, count * n
+
+    def texts(self, num_rows: int) -> list[Sequence[int]]:
+        """The text of each row; ValueError if there is none."""
+        texts = _as_list(self.text_ids, _is_nested(self.text_ids))
+        if not texts:
+            raise ValueError("the model speaks a text, but none was given; give one")
+        return [text for text in texts for _ in range(num_rows // len(texts))]
 
 
 def _as_list(given: Any, is_list: bool) -> list | None:

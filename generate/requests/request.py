@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from ...configs.memory import check_memory
@@ -12,6 +14,8 @@ from ...configs.schema import check_config
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.generation_config import GenerationConfig
 from ...lm.models.base import LanguageModel
+from ...lm.patterns.text_stream import Task, TextStream
+from ...tokenize.codes import pad_and_cat
 from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer
 from ..sampling.silence import silence_codes
@@ -22,6 +26,38 @@ from .settings import Length, check_length, check_prompt, check_seeds, seeds_fro
 
 DEFAULT_MAX_SECONDS = 30.0
 """Maximum audio length if neither the call nor the model sets one."""
+
+
+@dataclass(frozen=True)
+class StreamPrompt:
+    """The beginning of each of B sequences of text and audio (lm/patterns/text_stream.py), and how it goes on."""
+
+    task: Task | None
+    """speak: the given text is followed by frames. write: the given frames are followed by text. None: by either."""
+    codes: Tensor
+    """[B, K + 1, S] long, what is given, right-padded."""
+    lengths: Tensor
+    """[B] long, given positions of each row."""
+    shortest: Tensor
+    """[B] long: no end before this many positions."""
+    longest: Tensor
+    """[B] long, maximum number of positions, the given ones included; the exact number if the length is fixed."""
+
+    @classmethod
+    def make(
+        cls, task: Task | None, given: Sequence[Tensor], fewest: Sequence[int] | int, most: Sequence[int] | int
+    ) -> StreamPrompt:
+        """The prompt of rows that begin with the sequences [K + 1, S] and go on for `fewest` to `most` positions (one
+        number for all rows, or one for each)."""
+        lengths = torch.tensor([row.shape[1] for row in given])
+        shortest, longest = (lengths + torch.as_tensor(number) for number in (fewest, most))
+        return cls(task, pad_and_cat([row[None] for row in given]), lengths, shortest, longest)
+
+    def rows(self, rows: slice) -> StreamPrompt:
+        """The selected rows."""
+        lengths = self.lengths[rows]
+        codes = self.codes[rows, :, : int(lengths.max())]
+        return StreamPrompt(self.task, codes, lengths, self.shortest[rows], self.longest[rows])
 
 
 @dataclass(frozen=True)
@@ -41,14 +77,21 @@ class Request:
     """Frames generated per window; None: all at once."""
     stride: int = 1
     """New frames per window."""
+    stream: StreamPrompt | None = None
+    """What the sequences of a model with a text stream begin with. `length` then counts positions, and there is no
+    `prompt`."""
 
     def rows(self, first: int, last: int) -> Request:
         """The rows first ... last - 1."""
+        stream = None if self.stream is None else self.stream.rows(slice(first, last))
+        longest = self.length.max_frames if stream is None else int(stream.longest.max())
         return replace(
             self,
+            length=replace(self.length, max_frames=longest),
             conditions=self.conditions.rows(slice(first, last)),
             seeds=self.seeds[first:last],
             prompt=None if self.prompt is None else self.prompt[first:last],
+            stream=stream,
         )
 
 
@@ -56,8 +99,33 @@ def check_request(lm: LanguageModel, request: Request) -> None:
     """Raise ValueError if length, seeds or prompt contradict each other or the model."""
     check_length(request.length, lm.arrangement.variable_length)
     check_seeds(request.seeds)
+    check_stream(lm, request)
     if request.prompt is not None:
         check_prompt(request.prompt, len(request.seeds), lm.spec.cardinalities, request.length)
+
+
+def check_stream(lm: LanguageModel, request: Request) -> None:
+    """Raise ValueError unless a model with a text stream, and no other, is given what its sequences begin with."""
+    prompt = request.stream
+    if (lm.text_stream is None) != (prompt is None):
+        has = "has a text stream, but the request does not say" if prompt is None else "has no text stream to say"
+        raise ValueError(f"the model {has} what its sequences begin with; use Model.generate or Model.transcribe")
+    if prompt is None or lm.text_stream is None:
+        return
+    if request.prompt is not None:
+        raise ValueError("a prompt of a model with a text stream belongs to `stream`; leave `prompt` out")
+    if len(prompt.lengths) != len(request.seeds):
+        raise ValueError(f"{len(prompt.lengths)} sequences are begun for {len(request.seeds)} seeds; give as many")
+    if prompt.codes.shape[2]:
+        filled = prompt.lengths.clamp(min=1)
+        lm.arrangement.check(prompt.codes, filled)
+        lm.text_stream.check(prompt.codes, prompt.lengths)
+    if bool((prompt.longest <= prompt.lengths).any()) or bool((prompt.shortest > prompt.longest).any()):
+        raise ValueError("a sequence has no room beyond its beginning, or ends before its minimum; raise `longest`")
+    if request.length.max_frames != int(prompt.longest.max()):
+        raise ValueError(f"length is {request.length.max_frames} positions, the longest {int(prompt.longest.max())}")
+    if prompt.task == "write" and lm.text_stream.unpredicted:
+        raise ValueError("the model predicts no text (text_stream.predict is 'end'), so it cannot write; let it speak")
 
 
 def make_request(
@@ -82,6 +150,8 @@ def make_request(
         defaults: values of the settings that are not given.
     Raises:
         ValueError: names the argument, what was found and what to do.
+
+    A model with a text stream speaks the texts, and the prompt follows them.
     """
     chosen = choose(defaults, settings)
     n, seed = whole("n", n, 1), whole("seed", seed)
@@ -97,6 +167,11 @@ def make_request(
             f"window_frames is {chosen.window_frames}, but a window would begin within the model's aligned text; leave "
             "it out"
         )
+    if chosen.window_frames is not None and lm.text_stream is not None:
+        raise ValueError(
+            f"window_frames is {chosen.window_frames}, but a window would begin without the text of the model's text "
+            "stream; leave it out"
+        )
     conditions, count = inputs.rows(lm, n)
     seeds = seeds_from(seed, count)
     if prompt is not None:
@@ -106,6 +181,10 @@ def make_request(
             rows = f"the prompt has {prompt.shape[0]} rows for {count} samples"
             raise ValueError(f"{rows}; give one [K, t] for all, or as many rows")
         check_prompt(prompt, count, lm.spec.cardinalities, length)
+    stream = None
+    if lm.text_stream is not None:
+        stream = _spoken(lm.text_stream, inputs.texts(count), prompt, length)
+        length, prompt = Length(int(stream.longest.max()), 0, length.fixed), None
     return Request(
         conditions=conditions,
         seeds=seeds,
@@ -114,7 +193,17 @@ def make_request(
         prompt=prompt,
         window=chosen.window_frames if isinstance(lm.spec.geometry, AudioGeometry) else None,
         stride=_stride(chosen),
+        stream=stream,
     )
+
+
+def _spoken(stream: TextStream, texts: Sequence[Sequence[int]], prompt: Tensor | None, length: Length) -> StreamPrompt:
+    """Sequences that begin with a text, and with the prompt [B, K, t] after it; `length` counts the frames of both."""
+    none = torch.zeros(len(stream.cardinalities) - 1, 0, dtype=torch.long)
+    prompts = [none] * len(texts) if prompt is None else list(prompt.cpu())
+    given = [stream.speak(text, codes) for text, codes in zip(texts, prompts, strict=True)]
+    before = prompts[0].shape[1]
+    return StreamPrompt.make("speak", given, max(length.min_frames - before, 0), length.max_frames - before)
 
 
 def check_decode_memory(lm: LanguageModel, count: int, num_frames: int | None = None) -> None:

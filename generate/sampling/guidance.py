@@ -30,23 +30,32 @@ from ...lm.guidance_config import (
     LinearGuidance,
 )
 from ...lm.models.base import LanguageModel
+from ...lm.patterns.text_stream import Task, TextStream
 
 
 class ClassifierFreeGuidance:
     """The guidance of one generation, on a device. `branches` is the number of rows the model runs for each sample."""
 
     def __init__(
-        self, guidance: Guidance, lm: LanguageModel, num_steps: int, span: int | None = None, capacity: int = 0
+        self,
+        guidance: Guidance,
+        lm: LanguageModel,
+        num_steps: int,
+        span: int | None = None,
+        capacity: int = 0,
+        task: Task | None = None,
     ):
         """Check the guidance against the model.
 
         Args:
             span: divisor of the step that gives the progress; None: num_steps.
             capacity: minimum number of steps in the table of scales.
+            task: of a model with a text stream; what it speaks is dropped in the null branch.
         Raises:
             ValueError: names the setting, what was found and what to do.
         """
         config = as_config(guidance)
+        self.stream = lm.text_stream if task == "speak" else None
         scales = make_scales(config, lm.num_codebooks, num_steps, span)
         plain, self.has_ones = bool((scales == 1).all()), bool((scales == 1).any())
         missing = scales[-1:].expand(max(0, capacity - num_steps), -1)
@@ -60,11 +69,12 @@ class ClassifierFreeGuidance:
             self.branches = 1
         else:
             self.branches = 3 if config.two else 2
-            _check_conditions(config, lm)
+            _check_conditions(config, lm, self.stream)
 
     def parts(self) -> tuple:
         """All tensors and settings that determine the guidance."""
-        return self.scales, self.branches, float(self.beta), self.filter_top_k, self.has_ones
+        speaks = self.stream is not None, "text" in self.keep
+        return self.scales, self.branches, float(self.beta), self.filter_top_k, self.has_ones, speaks
 
     def conditions(self, batch: ConditionBatch) -> ConditionBatch:
         """Expand the conditions of B samples to all rows that the model runs."""
@@ -77,6 +87,14 @@ class ClassifierFreeGuidance:
     def rows(self, ids: Tensor) -> Tensor:
         """Repeat the ids of B samples for all rows that the model runs."""
         return ids if self.branches == 1 else torch.cat([ids] * self.branches)
+
+    def read(self, ids: Tensor) -> Tensor:
+        """`rows` of ids [B, K, *] that the model reads: without the text of a text stream where it is dropped."""
+        if self.branches == 1 or self.stream is None:
+            return self.rows(ids)
+        bare = self.stream.without_text(ids)
+        kept = ids if "text" in self.keep else bare
+        return torch.cat([ids, bare] if self.branches == 2 else [ids, kept, bare])
 
     def __call__(self, logits: Tensor, step: int | Tensor, books: Tensor) -> Tensor:
         """The combined logits, [B, n, V'].
@@ -140,16 +158,25 @@ def filtered(conditioned: Tensor, guided: Tensor, k: int) -> Tensor:
     return conditioned.masked_fill(guided < least, float("-inf"))
 
 
-def _check_conditions(config: GuidanceConfig, lm: LanguageModel) -> None:
+def _check_conditions(config: GuidanceConfig, lm: LanguageModel, spoken: TextStream | None) -> None:
+    """`spoken`: the text stream, if the model speaks a given text."""
     name = "guidance" if config.two is None else "guidance with two conditions"
     what = f"{name} is {guidance_words(config)}"
-    kinds = [condition.kind for condition in lm.config.conditions]
+    dropouts = {condition.kind: condition.dropout for condition in lm.config.conditions}
+    if spoken is not None:
+        dropouts["text"] = spoken.config.dropout
+    kinds = list(dropouts)
     if not kinds:
-        raise ValueError(f"{what}, but the model has no conditions; use guidance 1")
-    for condition in lm.config.conditions:
-        if condition.dropout == 0:
+        lacks = "has no conditions" if lm.text_stream is None else "writes, and has no conditions that it can drop"
+        raise ValueError(f"{what}, but the model {lacks}; use guidance 1")
+    if lm.text_stream is not None and isinstance(config, IntervalGuidance | LinearGuidance | CosineGuidance):
+        raise ValueError(
+            f"{what}, but the progress of a sequence with a text stream depends on its text; use a constant guidance"
+        )
+    for kind, dropout in dropouts.items():
+        if dropout == 0:
             raise ValueError(
-                f"{what}, but the model was trained without dropping its {condition.kind} "
+                f"{what}, but the model was trained without dropping its {kind} "
                 "(dropout 0), so it cannot generate without it; use guidance 1"
             )
     if config.two is None:

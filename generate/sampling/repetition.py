@@ -6,6 +6,7 @@ decode buffers, prompt included: continuing the beginning of a sample reproduces
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -43,17 +44,23 @@ class LookBack:
     """
 
     def __init__(
-        self, arrangement: CodebookPattern, num_frames: int, window: int, device: torch.device | str, capacity: int = 0
+        self,
+        arrangement: CodebookPattern,
+        num_frames: int,
+        window: int,
+        device: torch.device | str,
+        capacity: int = 0,
+        sizes: Sequence[int] | None = None,
     ):
         """For sequences of num_frames; the window is in frames, at least 1. `capacity`: minimum number of steps in the
-        tables."""
+        tables. `sizes`: ids of each codebook that count, the first ones; None: all of its codes."""
         frames = arrangement.table(num_frames).to(device)
         steps_of = arrangement.steps_of(torch.arange(num_frames, device=device), num_frames)
         self.frames = F.pad(frames, (0, max(0, capacity - frames.shape[1])), value=-1)
         self.steps_of = F.pad(steps_of, (0, max(0, capacity - num_frames)))
         self.ages = torch.arange(window, 0, -1, device=device)
         """[W]: age of each code in frames; 1 is the previous frame."""
-        self.cardinalities = torch.tensor(arrangement.cardinalities, device=device)[:, None]
+        self.sizes = torch.tensor(sizes or arrangement.cardinalities, device=device)[:, None]
 
     def parts(self) -> tuple[Tensor, ...]:
         """Its tables."""
@@ -69,7 +76,7 @@ class LookBack:
         past = self.frames.index_select(1, step) - self.ages
         where = self.steps_of.gather(1, past.clamp(min=0)) + 1
         codes = columns.gather(2, where.expand(len(columns), -1, -1))
-        return codes.masked_fill((past < 0) | (codes >= self.cardinalities), -1)
+        return codes.masked_fill((past < 0) | (codes >= self.sizes), -1)
 
 
 def penalize(logits: Tensor, recent: Tensor, ages: Tensor, rules: Repetition) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ...lm.generation_config import MAX_LOOK_BACK, GenerationConfig
 from ...lm.patterns.pattern import CodebookPattern
 from ...lm.patterns.sub_tokens import SubTokens
+from ...lm.patterns.text_stream import Task, TextStream
 from .counter_rng import StepNumbers
 from .filter_tensors import Filters
 from .filters import make_filters, per_codebook, sample
@@ -55,6 +56,8 @@ class Stage:
     """Index of sub-token 0 among them, the one that can be the end; None if it is in another stage."""
     filters: Filters
     repetition: Repetition
+    voiced: bool
+    """Whether the sub-token that can be silent is among them."""
     never: Tensor | None
     """[n, V'] True for values that no step samples; None if there are none."""
 
@@ -72,26 +75,30 @@ class Sampler:
         arrangement: CodebookPattern,
         sub_tokens: SubTokens,
         num_frames: int,
-        first_end_step: int | None,
+        first_end_steps: Tensor | None,
         device: torch.device | str,
         capacity: int = 0,
         frame_rate: float = 0.0,
+        stream: TextStream | None = None,
+        task: Task | None = None,
     ):
         """Check the settings against the model.
 
         Args:
             sub_tokens: the sub-tokens of the head.
             num_frames: maximum number of frames.
-            first_end_step: no end before this step; None: no end at all.
+            first_end_steps: [B] or [1] long, no end of a row before this step; None: no end at all.
             capacity: minimum capacity in steps.
             frame_rate: frames per second of audio, for `max_silence`.
+            stream, task: the model's text stream, and whether it speaks a text or writes one; None: either.
         Raises:
             ValueError: names the setting, what was found and what to do.
         """
         K, V = arrangement.num_codebooks, max(sub_tokens.output_sizes)
         self.sub_tokens, self.device = sub_tokens, device
         self.has_end = arrangement.variable_length
-        self.first_end_step = None if first_end_step is None else torch.tensor(first_end_step, device=device)
+        self.first_end_steps = None if first_end_steps is None else first_end_steps.to(device)[:, None]
+        """[B or 1, 1]."""
         self.filters = make_filters(config, K, device)
         repetition = self.repetition = _make_repetition(config, K, device)
         self.penalizes = bool((repetition.penalty != 1).any())
@@ -102,14 +109,20 @@ class Sampler:
                 f"end_bias is {config.end_bias}, but the model has no end code: its number of frames is fixed; use 0"
             )
         self.end_bias, self.end_rule = config.end_bias, config.end_rule
-        self.max_silence, self.silent = _check_silence(config, frame_rate, arrangement.cardinalities[0], V, device)
+        self.voice = 0 if stream is None else 1
+        """The channel whose codes can be silence: codebook 0."""
+        num_codes = arrangement.cardinalities[self.voice]
+        self.max_silence, self.silent = _check_silence(config, frame_rate, num_codes, V, device)
         """Maximum number of frames of silence, 0 for no limit; and a bool [V'], True for the silent ids."""
         window = max(
             self.max_silence,
             int(repetition.penalty_window[repetition.penalty != 1].max()) if self.penalizes else 0,
             int(repetition.ras_window.max()),
         )
-        self.look_back = LookBack(arrangement, num_frames, window, device, capacity) if window else None
+        sizes = list(arrangement.cardinalities)
+        if stream is not None:  # a slot is no repetition; text that is not predicted has no logits to penalize
+            sizes[0] = 0 if stream.unpredicted else stream.num_ids
+        self.look_back = LookBack(arrangement, num_frames, window, device, capacity, sizes) if window else None
         self.end = torch.zeros(V, dtype=torch.bool, device=device)
         """[V'] True for the end of codebook 0."""
         if self.has_end:
@@ -118,13 +131,16 @@ class Sampler:
         self.unused = torch.zeros(V, dtype=torch.bool, device=device)
         """[V'] True for the values of sub-token 0 between the codes and the end."""
         self.unused[codes : sub_tokens.end] = self.has_end
-        self.never = self.unused | self.end if first_end_step is None else self.unused
+        self.never = self.unused | self.end if first_end_steps is None else self.unused
         """[V'] True for the values of sub-token 0 that no step samples."""
+        if stream is not None and task is not None:
+            value = torch.arange(V, device=device) + stream.unpredicted
+            self.never = self.never | (value < stream.slot if task == "speak" else value == stream.slot)
         self._stages: dict[tuple[int, ...], Stage] = {}
 
     def parts(self) -> tuple:
         """All tensors and settings that determine sampling, besides the rules of the stages."""
-        rules = self.first_end_step, self.end_bias, self.end_rule, self.max_silence, self.silent
+        rules = self.first_end_steps, self.end_bias, self.end_rule, self.max_silence, self.silent
         return *rules, self.penalizes, self.draws_again, None if self.look_back is None else self.look_back.parts()
 
     def begin(self, step: Tensor, columns: Tensor, numbers: StepNumbers, again: StepNumbers | None) -> StepDraws:
@@ -142,6 +158,7 @@ class Sampler:
                 books=torch.tensor(books, device=self.device),
                 whole=places == tuple(range(len(self.sub_tokens))),
                 first=places.index(0) if 0 in places else None,
+                voiced=self.voice in places,
                 filters=self.filters.of(books),
                 repetition=self.repetition.of(books),
                 never=self._never(places),
@@ -150,21 +167,17 @@ class Sampler:
 
     def forbid(self, begun: StepDraws, rules: Stage, logits: Tensor) -> Tensor:
         """Set forbidden values of the stage's sub-tokens to -inf in logits [*, B, n, V']."""
-        if rules.first is None:
-            return logits
-        V, ids = logits.shape[-1], None
+        V = logits.shape[-1]
         if rules.never is not None:
             logits = logits.masked_fill(rules.never[:, :V], float("-inf"))
-        if self.has_end and self.first_end_step is not None:
-            ids = (self.end[:V] & (begun.step < self.first_end_step))[None]
-        if self.max_silence:
+        if rules.first is not None and self.has_end and self.first_end_steps is not None:
+            early = self.end[:V] & (begun.step < self.first_end_steps)
+            logits = logits.masked_fill((rules.places == 0)[:, None] & early[:, None, :], float("-inf"))
+        if rules.voiced and self.max_silence:
             assert begun.recent is not None
-            silence = is_silent(begun.recent[:, 0], self.silent, self.max_silence)[:, None] & self.silent[:V]
-            ids = silence if ids is None else ids | silence
-        if ids is None:
-            return logits
-        is_first = rules.places == 0
-        return logits.masked_fill(is_first[:, None] & ids[:, None, :], float("-inf"))
+            silence = is_silent(begun.recent[:, self.voice], self.silent, self.max_silence)[:, None] & self.silent[:V]
+            logits = logits.masked_fill((rules.places == self.voice)[:, None] & silence[:, None, :], float("-inf"))
+        return logits
 
     def _never(self, places: tuple[int, ...]) -> Tensor | None:
         if 0 not in places or not bool(self.never.any()):

@@ -38,12 +38,7 @@ from ...configs.fingerprint import check_model_files, write_fingerprint
 from ...configs.schema import check_config
 from ...tokenize.spec import TokenSpec, check_same_tokenizer
 from ..clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
-from ..conditioning.registry import (
-    AlignedConditionConfig,
-    EmbeddingConditionConfig,
-    LabelConfig,
-    TextConditionConfig,
-)
+from ..conditioning.registry import EmbeddingConditionConfig, LabelConfig
 from ..conditioning.text_encoder import TextEncoder, open_text_encoder
 from ..config import LMConfig
 from ..generation_config import GenerationConfig
@@ -253,10 +248,7 @@ def _load_model(
             "copy the model again"
         )
     config = described.coarse_lm or described.lm
-    text_config = next(
-        (c for c in config.conditions if isinstance(c, TextConditionConfig | AlignedConditionConfig)), None
-    )
-    text = None if text_config is None else load_text(folder, text_config.text)
+    text = None if config.text_part is None else load_text(folder, config.text_part.text)
     _check_parts(config, text, list(described.labels), f"model {folder}")
     encoder = _open_text_encoder(folder, sha256)
     _check_text_encoder(config, encoder, f"model {folder}")
@@ -346,20 +338,13 @@ def _load_clusters(folder: Path, tokenizer: Tokenizer, fingerprint: str) -> Clus
 
 def _check_parts(config: LMConfig, text: TextTokenizer | None, labels: list[str], where: str) -> None:
     _check_labels(config, labels, where)
-    text_condition = next(
-        (
-            condition
-            for condition in config.conditions
-            if isinstance(condition, TextConditionConfig | AlignedConditionConfig)
-        ),
-        None,
-    )
-    if text is None and text_condition is not None:
+    part = config.text_part
+    if text is None and part is not None:
         raise ValueError(f"{where}: the model reads text, but no text tokenizer was given")
-    if text is not None and text_condition is None:
+    if text is not None and part is None:
         raise ValueError(f"{where}: a text tokenizer was given, but the model reads no text")
-    if text is not None and text_condition is not None and text.vocab_size != text_condition.vocab_size:
+    if text is not None and part is not None and text.vocab_size != part.vocab_size:
         raise ValueError(
-            f"{where}: the text tokenizer has {text.vocab_size} ids but the model has {text_condition.vocab_size}; "
-            "use the text tokenizer of the model"
+            f"{where}: the text tokenizer has {text.vocab_size} ids but the model has {part.vocab_size}; use the text "
+            "tokenizer of the model"
         )

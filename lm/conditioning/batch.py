@@ -41,6 +41,8 @@ class ConditionBatch:
     """[B] long, 0 for no text."""
     aligned_frames: Tensor | None = None
     """[B, L] long: frames that each unit lasts; None: generation samples them."""
+    given: Tensor | None = None
+    """[B] long: leading positions of each sequence of text and audio that are given, and not predicted."""
 
     @classmethod
     def make(

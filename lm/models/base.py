@@ -23,6 +23,7 @@ from ..conditioning.registry import ConditionBatch, Conditioner
 from ..config import LMConfig
 from ..ops.loss import LossParts, LossReport
 from ..patterns.pattern import CodebookPattern
+from ..patterns.text_stream import TextStream
 
 DecoderName = Literal["autoregressive", "masked", "next_scale", "coarse_to_fine"]
 
@@ -55,6 +56,8 @@ class LanguageModel(nn.Module):
     """The codebook pattern, which determines the sequence length."""
     conditions: Conditioner
     """The condition inputs."""
+    text_stream: TextStream | None = None
+    """The text channel beside the codebooks, which is channel 0 of its codes; None: there is none."""
     clustering: Clustering | None = None
     """The mapping from codes to the coarse labels that the model is conditioned on; None: there are none."""
     decode_plan: DecodePlan
@@ -67,7 +70,7 @@ class LanguageModel(nn.Module):
 
     @property
     def num_codebooks(self) -> int:
-        """K."""
+        """K of the codes that it reads and predicts; with a text stream that of `spec` and one."""
         return self.arrangement.num_codebooks
 
     @property
@@ -90,7 +93,8 @@ class LanguageModel(nn.Module):
     def loss_parts(self) -> LossParts:
         """The parts for which the loss is reported."""
         further = () if self.conditions.aligned is None else ("advance",)
-        return LossParts("codebook", (1 / self.num_codebooks,) * self.num_codebooks, further)
+        leading = () if self.text_stream is None else ("text",)
+        return LossParts("codebook", (1 / self.num_codebooks,) * self.num_codebooks, further, leading)
 
     def loss(
         self,

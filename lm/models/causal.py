@@ -56,7 +56,7 @@ class TokenLM(TransformerLM):
         """Compute the logits of every id given the ids of earlier steps.
 
         Args:
-            codes: [B, K, T] long.
+            codes: [B, K, T] long; with a text stream [B, K + 1, P], the text first (lm/patterns/text_stream.py).
             lengths: [B] long, frames of each row; None: all T. A row's logits depend neither on codes beyond its length
                 nor on other rows.
             conditions: for B rows; None only if the model has no conditions.
@@ -65,7 +65,8 @@ class TokenLM(TransformerLM):
         """
         arranged, hidden = self.hidden_states(codes, lengths, conditions)
         logits = self.head(hidden, arranged.ids).transpose(1, 2)
-        return LMOutput(logits, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths)
+        codebooks = self.head.sub_tokens.codebooks
+        return LMOutput(logits, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths, codebooks)
 
     def loss(
         self,
@@ -101,15 +102,15 @@ class TokenLM(TransformerLM):
         self, codes: Tensor, lengths: Tensor | None, conditions: ConditionBatch | None, side: int
     ) -> tuple[Arranged, Tensor, tuple[Tensor, Tensor] | None]:
         """`hidden_states`, and if a text is aligned the losses of its advances with their mask, [B, S] both."""
-        arranged = self.arrangement.arrange(codes, lengths)
         batch = conditions or ConditionBatch()
+        arranged = self.arranged(codes, lengths, batch)
         self.conditions.check(batch, codes.shape[0])
         joined, first = self.split_first(self.conditions(batch))
-        start = self.start_ids(len(codes), codes.device).unsqueeze(-1)
         patches = Patches(self.spec.geometry, side) if side > 1 else None
         if patches is None:
-            x = self.input(torch.cat([start, arranged.ids[:, :, :-1]], dim=2))
+            x = self.input(self.read_ids(arranged.ids, batch.given))
         else:
+            start = self.start_ids(len(codes), codes.device).unsqueeze(-1)
             x = torch.cat([self.input(start), patches.mean(self.input(arranged.ids))[:, :-1]], dim=1)
         x = self.add_conditions(x, joined.summed, first)
         places = self.place_steps(joined, codes, lengths)

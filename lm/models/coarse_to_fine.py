@@ -36,6 +36,8 @@ class CoarseToFine(LanguageModel):
         super().__init__()
         if not isinstance(coarse, TokenLM):
             raise ConfigError("the model of the coarse labels must be causal; give one whose lm has kind causal")
+        if coarse.text_stream is not None:
+            raise ConfigError("the model of the coarse labels has a text_stream; a refiner reads codes alone")
         if not isinstance(refiner, MaskedLM) or refiner.clustering is None:
             raise ConfigError("the refiner reads no coarse labels: it was trained without clusters")
         check_same_tokenizer(coarse.spec, refiner.clustering.spec, "the language model of the coarse labels")

@@ -4,6 +4,7 @@
     head.weight                          the same, as predicted
     conditions.parts.label.table.weight  labels, and the null
     conditions.parts.text.table.weight   pieces of the text tokenizer
+    input.text.weight, head.text.weight  the same of a text stream, slot and special ids
 
 Two models with other codebooks, labels or text tokenizers have such tensors in other sizes or orders. `fill_rows`
 copies the rows that both have.
@@ -27,8 +28,10 @@ from ..heads.depth_reader import CodeSumEmbedding, SubTokenEmbedding
 from ..heads.depth_transformer import DepthHead
 from ..heads.flat import FlatHead
 from ..heads.parallel import ParallelHead
+from ..heads.text_stream import StreamHead
 from ..layers.embedding import SpecialVectors
 from ..layers.input_embedding import BitsInput, CodesInput, EmbeddingInput, FactorInput, NoisyInput
+from ..layers.stream_input import StreamInput
 from ..patterns.pattern import CodebookPattern, ParallelConfig
 from ..patterns.sub_tokens import SubTokens
 from .transformer_lm import TransformerLM
@@ -55,8 +58,10 @@ def named_rows(lm: TransformerLM, labels: Sequence[str], text: TextTokenizer | N
     Args:
         labels: label names in the order of ids. text: the model's text tokenizer, if it reads text.
     """
-    found = dict(_input_rows("input", lm.input, lm.arrangement))
-    found |= _head_rows(lm.head, lm.arrangement)
+    if isinstance(lm.input, StreamInput) and isinstance(lm.head, StreamHead):
+        found = _stream_rows(lm, text)
+    else:
+        found = dict(_input_rows("input", lm.input, lm.arrangement)) | _head_rows("head", lm.head, lm.arrangement)
     for kind, part in lm.conditions.parts.items():
         name = f"conditions.parts.{kind}"
         if isinstance(part, LabelCondition):
@@ -87,10 +92,26 @@ def fill_rows(own: Tensor, rows: NamedRows, given: Tensor, given_rows: NamedRows
     return filled
 
 
+def _stream_rows(lm: TransformerLM, text: TextTokenizer | None) -> dict[str, NamedRows]:
+    """The rows of the input and the head of a model with a text stream."""
+    stream = lm.text_stream
+    assert stream is not None
+    found = dict(_input_rows("input.audio", lm.input.audio, stream.audio))  # type: ignore[union-attr]
+    found |= _head_rows("head.audio", lm.head.audio, stream.audio)
+    if text is not None:
+        names = (*text.names_of_ids(), ("slot",))
+        found["input.text.weight"] = NamedRows("text", (*names, *_special_names(lm.arrangement)))
+        unused = [None] * (lm.arrangement.end_ids[0] - len(names))
+        found["head.text.weight"] = NamedRows("text", (*names[stream.unpredicted :], *unused, ("end",)))
+    return found
+
+
 def _special_names(arrangement: CodebookPattern) -> list[frozenset[str]]:
     """The roles of each special id of a codebook, in order."""
     V = arrangement.cardinalities[0]
     roles = {"start": arrangement.start_ids[0], "pad": arrangement.pad_ids[0], "end": arrangement.end_ids[0]}
+    if arrangement.absent_ids is not None:
+        roles["absent"] = arrangement.absent_ids[0]
     return [
         frozenset(role for role, at in roles.items() if at == V + number) for number in range(arrangement.num_specials)
     ]
@@ -135,33 +156,33 @@ def _values_predicted(sub_tokens: SubTokens, j: int, rows: int) -> Iterator[Hash
             yield (k, part, "end") if j == 0 and row == sub_tokens.end < sub_tokens.output_sizes[0] else None
 
 
-def _head_rows(head: nn.Module, arrangement: CodebookPattern) -> dict[str, NamedRows]:
+def _head_rows(name: str, head: nn.Module, arrangement: CodebookPattern) -> dict[str, NamedRows]:
     found: dict[str, NamedRows] = {}
     if isinstance(head, ParallelHead):
         J, V = head.shape
-        names = [name for j in range(J) for name in _values_predicted(head.sub_tokens, j, V)]
-        found["head.weight"] = NamedRows("codebooks", tuple(names))
+        names = [value for j in range(J) for value in _values_predicted(head.sub_tokens, j, V)]
+        found[f"{name}.weight"] = NamedRows("codebooks", tuple(names))
         if head.bias is not None:
-            found["head.bias"] = found["head.weight"]
+            found[f"{name}.bias"] = found[f"{name}.weight"]
     elif isinstance(head, FlatHead | DepthHead):
         sub_tokens = head.sub_tokens
         first = int(isinstance(head, DepthHead) and head.backbone_first)
         if len(head.outputs) == len(sub_tokens) - first and len(head.outputs) > 1:  # one layer for each
             for number, layer in enumerate(head.outputs):
                 names = _values_predicted(sub_tokens, number + first, int(layer.out_features))  # type: ignore[arg-type]
-                found[f"head.outputs.{number}.weight"] = NamedRows("codebooks", tuple(names))
+                found[f"{name}.outputs.{number}.weight"] = NamedRows("codebooks", tuple(names))
     if isinstance(head, DepthHead):
         sub_tokens, specials = head.sub_tokens, _special_names(arrangement)
         if head.positions is not None:
             places = [(sub_tokens.codebooks[j], j % sub_tokens.parts) for j in range(len(sub_tokens))]
-            found["head.positions.weight"] = NamedRows("codebooks", tuple(places))
+            found[f"{name}.positions.weight"] = NamedRows("codebooks", tuple(places))
         if head.first is not None:
             names = _values_predicted(sub_tokens, 0, head.first.out_features)
-            found["head.first.weight"] = NamedRows("codebooks", tuple(names))
+            found[f"{name}.first.weight"] = NamedRows("codebooks", tuple(names))
         if isinstance(head.reader, SubTokenEmbedding):
             read = tuple(_values_read(sub_tokens, specials))[: sum(sub_tokens.input_sizes[:-1])]
-            found["head.reader.table.weight"] = NamedRows("codebooks", read)
+            found[f"{name}.reader.table.weight"] = NamedRows("codebooks", read)
         elif isinstance(head.reader, CodeSumEmbedding):
             names = [(k, special) for k in range(arrangement.num_codebooks - 1) for special in specials]
-            found["head.reader.specials.weight"] = NamedRows("codebooks", tuple(names))
+            found[f"{name}.reader.specials.weight"] = NamedRows("codebooks", tuple(names))
     return found

@@ -169,7 +169,8 @@ class NextScaleLM(TransformerLM):
         `TokenLM.forward`."""
         arranged, hidden = self.hidden_states(codes, lengths, conditions)
         logits = self.head(hidden, arranged.ids).transpose(1, 2)
-        return LMOutput(logits, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths)
+        codebooks = self.head.sub_tokens.codebooks
+        return LMOutput(logits, arranged.ids, arranged.mask, self.arrangement, codes.shape[2], lengths, codebooks)
 
     def loss(
         self,

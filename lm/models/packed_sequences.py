@@ -39,8 +39,8 @@ def packed_loss(
     Lengths of rows and of their prefixes become Python numbers, which synchronizes a GPU once.
     """
     assert isinstance(lm, TokenLM), "check_packable refuses other kinds"
-    arranged = lm.arrangement.arrange(codes, lengths)
     batch = conditions or ConditionBatch()
+    arranged = lm.arranged(codes, lengths, batch)
     lm.conditions.check(batch, codes.shape[0])
     B, _, S = arranged.ids.shape
     frames = [codes.shape[2]] * B if lengths is None else lengths.tolist()
@@ -50,9 +50,7 @@ def packed_loss(
     row, step = inside.nonzero(as_tuple=True)  # of every packed step, [N]
 
     joined, first = lm.split_first(lm.conditions(batch))
-    start = lm.start_ids(B, codes.device).unsqueeze(-1)
-    read = torch.cat([start, arranged.ids[:, :, :-1]], dim=2)
-    x = lm.input(_cells(read, inside))
+    x = lm.input(_cells(lm.read_ids(arranged.ids, batch.given), inside))
     if first is not None:
         x = torch.where((step == 0)[:, None], first[row, 0].to(x.dtype), x)
     if joined.summed is not None:

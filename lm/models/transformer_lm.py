@@ -14,27 +14,30 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...configs.schema import ConfigError
-from ...tokenize.spec import TokenSpec
+from ...tokenize.spec import ImageGeometry, TokenSpec
 from ..attention.masks import causal_mask
 from ..attention.registry import choose_backend
 from ..conditioning.base import ConditionContext
-from ..conditioning.padding import align_right
-from ..conditioning.registry import Conditioner, FusedConditions
+from ..conditioning.padding import align_right, drop_rows
+from ..conditioning.registry import ConditionBatch, Conditioner, FusedConditions
 from ..config import LMConfig
 from ..heads.base import HeadContext
 from ..heads.multi_token_prediction import Ahead
 from ..heads.registry import HEADS
+from ..heads.text_stream import StreamHead
 from ..layers.attention_layers import Memory
 from ..layers.input_embedding import INPUTS
 from ..layers.position_embedding import Positions
+from ..layers.stream_input import StreamInput
 from ..layers.transformer import Transformer, initialize_
 from ..ops.loss import LossReport, report_loss, with_part
 from ..ops.row_rng import Dropout
-from ..patterns.pattern import CodebookPattern
+from ..patterns.pattern import Arranged, CodebookPattern
 from ..patterns.presets import PresetConfig
+from ..patterns.text_stream import ExampleShape, TextStream
 from .base import LanguageModel
 
 
@@ -52,13 +55,12 @@ class LMOutput:
     arrangement: CodebookPattern
     num_frames: int
     lengths: Tensor | None
+    codebooks: tuple[int, ...]
+    """[J]: the codebook of each sub-token."""
 
     def undo(self) -> Tensor:
         """Logits by frame, [B, J, T, V']."""
-        K, V = self.targets.shape[1], self.logits.shape[3]
-        of_codebooks = self.logits.unflatten(1, (K, -1)).transpose(2, 3).flatten(3)
-        frames = self.arrangement.undo(of_codebooks, self.num_frames, self.lengths)
-        return frames.unflatten(3, (-1, V)).transpose(2, 3).flatten(1, 2)
+        return self.arrangement.undo(self.logits, self.num_frames, self.lengths, self.codebooks)
 
 
 AnyLM = TypeVar("AnyLM", bound="TransformerLM")
@@ -83,32 +85,44 @@ class TransformerLM(LanguageModel):
         """The config with a preset codebook pattern expanded."""
         self.spec = spec
         assert not isinstance(config.arrangement, PresetConfig)
-        self.arrangement = CodebookPattern(
-            config.arrangement, spec.cardinalities, config.variable_length, config.specials
-        )
+        self.text_stream = _make_stream(config, spec)
+        sizes = spec.cardinalities if self.text_stream is None else self.text_stream.cardinalities
+        self.arrangement = CodebookPattern(config.arrangement, sizes, config.variable_length, config.specials)
         first = 0 if config.start == "token" else -1
         self.positions = Positions(config.rope, self.arrangement, spec.geometry, config.width, config.head_width, first)
-        self.input = INPUTS[config.input.kind](config.input, self.arrangement, config.width, code_vectors)
+        self.input = self._make_input(code_vectors)
         self.fused: Any = None
         """Fast path of the input embedding in decode steps: a `FastInput` (lm/quantization/cpu_fast_decode.py)."""
+        of_codes = self.input.audio if isinstance(self.input, StreamInput) else self.input
         context = ConditionContext(
             config.width,
             config.heads,
             getattr(config.rope, "base", 10000.0),
             spec.cardinalities,
-            self.input,
+            of_codes,
             code_vectors,
         )
         self.conditions = Conditioner(config.conditions, context)
         self.dropout = Dropout(config.dropout)
         self.transformer = Transformer(config.transformer, choose_backend(config.attention))
-        self.head = HEADS[config.head.kind](
-            config.head, HeadContext(config.width, self.arrangement, code_vectors, self.input)
-        )
-        self.loss_weights = _check_weights(config.loss_weights, spec.num_codebooks)
+        self.head = self._make_head(code_vectors, of_codes)
+        self.loss_weights = _check_weights(config.loss_weights, self.num_codebooks)
         self.ahead = Ahead(config.ahead, config.width) if config.ahead is not None else None
         initialize_(self, config.width, config.layers)
         self.head.initialize_()
+
+    def _make_input(self, code_vectors: Tensor | None) -> nn.Module:
+        config, stream = self.config, self.text_stream
+        if stream is None:
+            return INPUTS[config.input.kind](config.input, self.arrangement, config.width, code_vectors)
+        return StreamInput(config.input, stream, self.arrangement.input_sizes[0], config.width, code_vectors)
+
+    def _make_head(self, code_vectors: Tensor | None, of_codes: nn.Module) -> Any:
+        """`of_codes` is the input embedding of the codes."""
+        config, stream = self.config, self.text_stream
+        codes = self.arrangement if stream is None else stream.audio
+        head = HEADS[config.head.kind](config.head, HeadContext(config.width, codes, code_vectors, of_codes))
+        return head if stream is None else StreamHead(stream, self.arrangement, config.width, head)
 
     def start_ids(self, num_rows: int, device: torch.device | str | None = None) -> Tensor:
         """[B, K] long: the input of the first `step`."""
@@ -133,14 +147,47 @@ class TransformerLM(LanguageModel):
         assert advances is not None
         return with_part(report, *advances, aligned.loss_weight)
 
-    def count_terms(self, num_frames: int) -> Tensor:
-        """Number of loss terms per part in an example of num_frames frames, long."""
+    def count_terms(self, shape: int | ExampleShape) -> Tensor:
+        """Number of loss terms per part in an example, long. `shape`: its number of frames, or with a text stream what
+        it consists of."""
+        if isinstance(shape, ExampleShape):
+            assert self.text_stream is not None
+            return self.text_stream.count_terms(shape)
+        num_frames = shape
         codes = torch.zeros(1, self.num_codebooks, num_frames, dtype=torch.long)
         mask = self.arrangement.arrange(codes).mask
         terms = torch.zeros(mask.shape)
         if self.conditions.aligned is None:
             return self.report(terms, mask).count
         return self.report(terms, mask, (torch.zeros(num_frames), torch.ones(num_frames, dtype=torch.bool))).count
+
+    def arranged(self, codes: Tensor, lengths: Tensor | None, batch: ConditionBatch) -> Arranged:
+        """The codes [B, K, T] in pattern order, with the mask of the loss; errors as in `CodebookPattern.arrange`."""
+        stream, given = self.text_stream, batch.given
+        if stream is None:
+            if given is not None:
+                raise ValueError("given frames are for a model with a text_stream; leave `given` out")
+            return self.arrangement.arrange(codes, lengths)
+        arranged = self.arrangement.arrange(codes, lengths, given if stream.config.loss == "answer" else None)
+        stream.check(codes, lengths)
+        return arranged
+
+    def read_ids(self, ids: Tensor, given: Tensor | None) -> Tensor:
+        """The ids [B, K, S] that whole sequences read: `start`, then those of the steps but the last; in training mode
+        without the given text of random rows.
+
+        Args:
+            ids: [B, K, S] of the steps.
+            given: [B] given positions, of a model with a text stream.
+        """
+        start = self.start_ids(len(ids), ids.device).unsqueeze(-1)
+        read = torch.cat([start, ids[:, :, :-1]], dim=2)
+        stream = self.text_stream
+        if stream is None or given is None or not self.training or not stream.config.dropout:
+            return read
+        dropped = given - drop_rows(given, stream.config.dropout)
+        frames = torch.arange(-1, read.shape[2] - 1, device=ids.device) - self.arrangement.layout.offsets[0]
+        return torch.where((frames < dropped[:, None])[:, None], stream.without_text(read), read)
 
     def transform(self, x: Tensor, joined: FusedConditions, num_frames: int | Tensor, side: int = 1) -> Tensor:
         """Run the blocks over whole sequences x [B, S, D] after the conditions' prefix."""
@@ -207,6 +254,14 @@ class TransformerLM(LanguageModel):
 
     def extra_repr(self) -> str:
         return f"{self.num_parameters / 1e6:.2f} M parameters, tokenizer '{self.spec.name}'"
+
+
+def _make_stream(config: LMConfig, spec: TokenSpec) -> TextStream | None:
+    if config.text_stream is None:
+        return None
+    if isinstance(spec.geometry, ImageGeometry):
+        raise ConfigError(f"lm.text_stream is for audio, but '{spec.name}' makes images; use the condition text")
+    return TextStream(config.text_stream, config.specials, spec.cardinalities)
 
 
 def _check_weights(weights: tuple[float, ...] | None, K: int) -> Tensor | None:

@@ -42,6 +42,13 @@ class LossParts:
     """Weight of each part in the reported mean; they sum to 1."""
     further: tuple[str, ...] = ()
     """Parts after these that are not in the mean: "advance"."""
+    leading: tuple[str, ...] = ()
+    """Names of the first of these parts, which are no codebooks: "text"."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parts that have a name."""
+        return *self.leading, *self.further
 
     @property
     def count(self) -> int:
@@ -55,10 +62,10 @@ class LossParts:
     def named(self, values: Sequence[float], prefix: str = "") -> dict[str, Any]:
         """{"per_codebook": [...], "advance": ...} of one number per part, each name after the prefix."""
         assert len(values) == self.count
-        found: dict[str, Any] = {f"{prefix}per_{self.name}": list(values[: len(self.shares)])}
-        return found | {
-            f"{prefix}{name}": value for name, value in zip(self.further, values[len(self.shares) :], strict=True)
-        }
+        first, last = len(self.leading), len(self.shares)
+        found: dict[str, Any] = {f"{prefix}per_{self.name}": list(values[first:last])}
+        named = zip(self.names, (*values[:first], *values[last:]), strict=True)
+        return found | {f"{prefix}{name}": value for name, value in named}
 
 
 def report_loss(terms: Tensor, mask: Tensor, weights: Tensor | None = None) -> LossReport:

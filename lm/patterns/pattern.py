@@ -45,6 +45,9 @@ column of `start` as its first input; it is not part of the table. For sequences
 appended, whose cells hold `end`: for codebook 0 it is predicted (and counts in the loss), and the other codebooks
 follow it.
 
+If the specials have an `absent` id, a codebook may hold nothing in a frame: text_stream.py puts text and audio into one
+sequence, and a frame of text has no audio codes. `absent` is in the place of a code; it is read and never predicted.
+
 In all patterns but coarse_first and grouped, a prefix of the frames is within a prefix of the steps.
 Source: the drawings are those of audiocraft's patterns (MusicGen, arXiv:2306.05284), without their leading column.
 """
@@ -92,6 +95,16 @@ class SpecialsConfig(Config):
     """Special id of the cells before a codebook's first code."""
     after: Literal["pad", "start", "end"] = "pad"
     """Special id of all other cells without a code."""
+    absent: int | None = Field(default=None, ge=0, le=7)
+    """For an lm with a text_stream: the absent id is V plus this number, which may be that of start or pad; null: the
+    first number that is free."""
+
+    @property
+    def with_absent(self) -> SpecialsConfig:
+        """The same with an absent id."""
+        if self.absent is not None:
+            return self
+        return self.model_copy(update={"absent": max(self.start, self.pad, self.end) + 1})
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,8 @@ class Arranged:
     ids: Tensor
     """[B, K, S] long: codes and special ids."""
     mask: Tensor
-    """[B, K, S] bool, True where the model predicts the id (every code once, and the end of codebook 0)."""
+    """[B, K, S] bool, True where the model predicts the id: every code once, but none of a given frame, and the end of
+    codebook 0."""
 
 
 class CodebookPattern:
@@ -134,15 +148,21 @@ class CodebookPattern:
             raise ConfigError(
                 f"specials: start and end are both {specials.end}; they must differ when variable_length is true"
             )
-        has_end = variable_length or specials.after == "end"
-        self.num_specials = max(specials.start, specials.pad, specials.end if has_end else 0) + 1
+        if specials.absent is not None and specials.absent == specials.end:
+            raise ConfigError(f"specials: absent and end are both {specials.end}; they must differ")
+        # With absent ids the end is counted, so that the audio channels alone have the same ids (text_stream.py).
+        has_end = variable_length or specials.after == "end" or specials.absent is not None
+        self.num_specials = max(specials.start, specials.pad, specials.end if has_end else 0, specials.absent or 0) + 1
         self.end_ids = tuple(V + specials.end for V in cardinalities)
         self.start_ids = tuple(V + specials.start for V in cardinalities)
         self.pad_ids = tuple(V + specials.pad for V in cardinalities)
+        self.absent_ids = None if specials.absent is None else tuple(V + specials.absent for V in cardinalities)
+        """The id of each codebook that stands for no code; None: every frame has a code of every codebook."""
         fills = {"start": self.start_ids, "pad": self.pad_ids, "end": self.end_ids}
         placing = [list(range(K)), self.layout.spans, self.layout.strides, self.layout.offsets]
+        absent = [] if self.absent_ids is None else [self.absent_ids]
         self._constants = torch.tensor(
-            [*placing, fills[specials.before], fills[specials.after], self.end_ids],
+            [*placing, fills[specials.before], fills[specials.after], self.end_ids, *absent],
             dtype=torch.long,
             device="cpu",
         ).unsqueeze(-1)
@@ -243,7 +263,7 @@ class CodebookPattern:
         steps = torch.arange(num_steps + 1, device=device)
         unknown = torch.full((1, 1, 1), UNKNOWN_LENGTH, device=device)
         frames, fills = (x[0] for x in self._frames_and_fill(steps[:num_steps], unknown))
-        after, end = self._tensors(steps.device)[5:]
+        after, end = self._tensors(steps.device)[5:7]
         return StepTable(
             cells=frames,
             fills=fills.masked_fill(frames >= 0, -1),
@@ -274,17 +294,19 @@ class CodebookPattern:
 
     # Codes to steps and back
 
-    def arrange(self, codes: Tensor, lengths: Tensor | None = None) -> Arranged:
+    def arrange(self, codes: Tensor, lengths: Tensor | None = None, given: Tensor | None = None) -> Arranged:
         """Arrange codes in pattern order.
 
         Args:
-            codes: [B, K, T] long; codes beyond a row's length are ignored.
+            codes: [B, K, T] long, `absent_ids` included; codes beyond a row's length are ignored.
             lengths: [B] long, frames of each row, at least 1; None: all T.
+            given: [B] long, leading frames of each row that are not predicted; None: 0.
         Returns:
             Arranged with S = num_steps(T), or num_steps(T + 1) if variable_length. A row's ids and mask do not depend
             on T: a row padded to a larger T only gets more pad.
         Raises:
-            ValueError: wrong number of codebooks, a code out of range, a length below 1 or above T.
+            ValueError: wrong number of codebooks, a code out of range, a length below 1 or above T, more given frames
+                than there are.
         """
         lengths = self.check(codes, lengths)
         T = codes.shape[2]
@@ -297,9 +319,20 @@ class CodebookPattern:
         if self.variable_length:
             book = self._tensors(codes.device)[0]
             mask = real | ((frames == ends) & (book == 0))
-        return Arranged(ids=torch.where(real, codes.gather(2, index), fill), mask=mask)
+        ids = torch.where(real, codes.gather(2, index), fill)
+        if self.absent_ids is not None:
+            mask = mask & ~(real & (ids == self._tensors(codes.device)[7]))
+        if given is not None:
+            mask = mask & (frames >= check_given(given, lengths)[:, None, None])
+        return Arranged(ids=ids, mask=mask)
 
-    def undo(self, arranged: Tensor, num_frames: int, lengths: Tensor | None = None) -> Tensor:
+    def undo(
+        self,
+        arranged: Tensor,
+        num_frames: int,
+        lengths: Tensor | None = None,
+        codebooks: Sequence[int] | None = None,
+    ) -> Tensor:
         """Map ids or logits in pattern order back to frames.
 
         Args:
@@ -307,13 +340,14 @@ class CodebookPattern:
             num_frames: T.
             lengths: [B] long, for a pattern that `needs_length` if rows differ in length; the output beyond a row's
                 length is undefined.
+            codebooks: the codebook of each of J rows [B, J, S] or [B, J, S, V] in the place of K; None: one row each.
         Returns:
             [B, K, T] or [B, K, T, V].
         Raises:
             ValueError: wrong number of codebooks, or fewer steps than T frames take.
         """
-        B, K, S = arranged.shape[:3]
-        self._check_codebooks(K)
+        B, J, S = arranged.shape[:3]
+        self._check_codebooks(J if codebooks is None else self.num_codebooks)
         if self.num_steps(num_frames) > S:
             raise ValueError(f"{num_frames} frames take {self.num_steps(num_frames)} steps, but {S} were given")
         frames = torch.arange(num_frames, device=arranged.device)
@@ -321,9 +355,11 @@ class CodebookPattern:
             frames = torch.minimum(frames, lengths[:, None] - 1)
             steps = self.steps_of(frames, lengths[:, None, None])
         else:
-            steps = self.steps_of(frames, num_frames).expand(B, K, num_frames)
+            steps = self.steps_of(frames, num_frames).expand(B, self.num_codebooks, num_frames)
+        if codebooks is not None:
+            steps = steps[:, list(codebooks)]
         if arranged.dim() == 4:
-            return arranged.gather(2, steps[..., None].expand(B, K, num_frames, arranged.shape[3]))
+            return arranged.gather(2, steps[..., None].expand(B, J, num_frames, arranged.shape[3]))
         return arranged.gather(2, steps)
 
     def check(self, codes: Tensor, lengths: Tensor | None) -> Tensor:
@@ -350,7 +386,10 @@ class CodebookPattern:
             if shortest < 1 or longest > T:
                 raise ValueError(f"lengths must be 1 to the {T} frames given, found {shortest} to {longest}")
             for k, V in enumerate(self.cardinalities):
-                low, high = (int(value) for value in valid[:, k].aminmax())
+                codes_k = valid[:, k]
+                if self.absent_ids is not None:
+                    codes_k = codes_k.masked_fill(codes_k == self.absent_ids[k], 0)
+                low, high = (int(value) for value in codes_k.aminmax())
                 if low < 0 or high >= V:
                     raise ValueError(f"codebook {k} holds codes 0 to {V - 1}, found {low if low < 0 else high}")
         return lengths
@@ -359,7 +398,7 @@ class CodebookPattern:
 
     def _frames_and_fill(self, steps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (beyond the last one too) and the special id of each cell without a code, both [B or 1, K, S]."""
-        before, after, end = self._tensors(steps.device)[4:]
+        before, after, end = self._tensors(steps.device)[4:7]
         frames = self._frames_at(steps, lengths)
         if frames.dim() == 2:
             frames = frames.unsqueeze(0)
@@ -403,7 +442,8 @@ class CodebookPattern:
         return torch.as_tensor(num_frames, device=like.device)
 
     def _tensors(self, device: torch.device) -> Tensor:
-        """[7, K, 1]: codebook index, span, stride, offset (see `AffineLayout`), id before, id after, end id."""
+        """[7 or 8, K, 1]: codebook index, span, stride, offset (see `AffineLayout`), id before, id after, end id, and
+        the absent id if there is one."""
         if device not in self._on_device:
             self._on_device[device] = self._constants.to(device)
         return self._on_device[device]
@@ -413,3 +453,14 @@ class CodebookPattern:
             raise ValueError(
                 f"codes have {K} codebooks but the model has {self.num_codebooks}; encode with the model's tokenizer"
             )
+
+
+def check_given(given: Tensor, lengths: Tensor) -> Tensor:
+    """The numbers of given frames; ValueError unless they are long [B], from 0 to lengths [B] (on the CPU only)."""
+    if given.shape != lengths.shape or given.dtype != torch.long:
+        raise ValueError(
+            f"given must be long [{len(lengths)}], one for each row, found {given.dtype} {list(given.shape)}"
+        )
+    if given.device.type == "cpu" and not bool(((given >= 0) & (given <= lengths)).all()):
+        raise ValueError(f"given must be 0 to the frames of a row, found {given.tolist()} of {lengths.tolist()}")
+    return given

@@ -26,7 +26,7 @@ from ..layers.transformer import Transformer
 from ..models.base import LanguageModel
 from ..models.causal import TokenLM
 from ..ops.linear import Linear
-from .packed_linear import PackedLinear, WeightsName, pack_transformer_, transformers_of
+from .packed_linear import PackedLinear, WeightsName, codes_head, pack_transformer_, transformers_of
 
 MAX_BYTES = 1 << 28
 """Largest part that is copied: the backbone, the parallel head, or the transformer of a depth head."""
@@ -143,8 +143,9 @@ def enable_fast_cpu_decode_(lm: LanguageModel) -> LanguageModel:
             for part in (stage.transformer, *transformers_of(stage.head)):
                 if _is_small(part):
                     part.fused = FastStack(part)
-            if type(stage.head) is ParallelHead and stage.head.weight is not None and _is_small(stage.head):
-                stage.head.fused = FastHead(stage.head)
+            head = codes_head(stage.head)
+            if type(head) is ParallelHead and head.weight is not None and _is_small(head):
+                head.fused = FastHead(head)
             if sum(stage.arrangement.input_sizes) * stage.config.width <= MOST_INPUTS:
                 stage.fused = FastInput(stage.input)
     return lm

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..attention.mask_types import AttentionMask
 from ..attention.registry import auto, sdpa
 from ..heads.parallel import ParallelHead
+from ..heads.text_stream import StreamHead
 from ..kernels import cpu_gemv, triton_fused_block
 from ..kernels.cpu_fused_block import fuse, fuse_all
 from ..kernels.cpu_gemv import gemv_linear
@@ -254,9 +255,10 @@ def pack_(lm: TransformerLM, weights: WeightsName) -> TransformerLM:
     if lm.device.type == "cpu":  # Triton has not been tried with a head's transformer
         for part in transformers_of(lm.head):
             pack_transformer_(part, weights)
-    if isinstance(lm.head, ParallelHead) and lm.head.weight is not None:
-        lm.head.packed = PackedLinear(lm.head.weight, lm.head.offset, weights)
-        lm.head.weight = None
+    head = codes_head(lm.head)
+    if isinstance(head, ParallelHead) and head.weight is not None:
+        head.packed = PackedLinear(head.weight, head.offset, weights)
+        head.weight = None
     return lm.eval().requires_grad_(False)
 
 
@@ -270,6 +272,11 @@ def pack_transformer_(transformer: Transformer, weights: WeightsName) -> Transfo
         block.fused = fuse(block)  # type: ignore[arg-type, assignment]
     transformer.fused = fuse_all(transformer)
     return transformer.eval().requires_grad_(False)
+
+
+def codes_head(head: nn.Module) -> nn.Module:
+    """The head that predicts the codes: of a text stream, that of the codebooks."""
+    return head.audio if isinstance(head, StreamHead) else head
 
 
 def transformers_of(part: nn.Module) -> list[Transformer]:

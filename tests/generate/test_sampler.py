@@ -70,7 +70,9 @@ def test_equals_the_slow_reference(arrangement, rules):
     table = arranged.table(HISTORY).tolist()
     seeds = torch.arange(B)
     first_end_step = arranged.num_steps(HISTORY) // 2
-    sampler = Sampler(rules, arranged, SubTokens(arranged), HISTORY, first_end_step, "cpu", 0, 1 / FRAME)
+    sampler = Sampler(
+        rules, arranged, SubTokens(arranged), HISTORY, torch.tensor([first_end_step]), "cpu", 0, 1 / FRAME
+    )
     draw = random.Random(0)
     for step in draw.sample(range(arranged.num_steps(HISTORY)), 6):
         begun = sampler.begin(torch.tensor(step), columns, step_numbers(seeds, 99, K), step_numbers(seeds, 99, K, 1))
@@ -215,7 +217,9 @@ def test_the_rule_of_the_end_touches_no_other_symbol():
     logits = torch.randn(50, 6, 3, generator=torch.Generator().manual_seed(0)).double()
     ids = []
     for rule in ("drawn", "likeliest"):
-        sampler = Sampler(GenerationConfig(end_rule=rule), lm.arrangement, lm.head.sub_tokens, 6, 0, "cpu")
+        sampler = Sampler(
+            GenerationConfig(end_rule=rule), lm.arrangement, lm.head.sub_tokens, 6, torch.tensor([0]), "cpu"
+        )
         begun = sampler.begin(torch.tensor(3), columns, numbers, None)
         ids.append(sampler.draw(begun, sampler.stage(tuple(range(6))), logits))
     assert torch.equal(ids[0][:, 1:], ids[1][:, 1:])

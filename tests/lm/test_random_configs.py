@@ -2,12 +2,15 @@
 generates."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from short_calls import fill_codes, generate_codes, generate_scales
 
 from tessera.configs.schema import ConfigError, check_config
+from tessera.generate.decoding import generate_codes as entry
+from tessera.generate.requests.request import Request, StreamPrompt
 from tessera.generate.requests.settings import Length
 from tessera.lm.conditioning.batch import ConditionBatch
 from tessera.lm.config import LMConfig
@@ -85,10 +88,13 @@ def random_config(draw, kind):
         {"kind": "time", **some(draw, base=[1.5, 1e6])}, *[{"kind": "sinusoidal"}] * 3,
         {"kind": "grid", **some(draw, columns=[1, 3], before=["zero", "count_back"])},
     ]  # fmt: skip
+    stream = {"text": {"kind": "bytes"}, "vocab_size": 11, **some(draw, predict=["text", "end"], loss=["all"])}
     causal = some(
         draw, arrangement=arrangements, variable_length=[True], window=[1, 2, 7],
         ahead=[{"steps": 1}, {"steps": 4}],
     )  # fmt: skip
+    if draw.random() < 0.2:
+        causal |= {"text_stream": stream, "variable_length": True}
     masked = some(draw, masking=[{"unit": "frame"}, {"share": "uniform"}, {"everything": 1.0}])
     return {
         "kind": kind,
@@ -140,6 +146,9 @@ def try_out(config, spec, tokenizer):
     T = spec.geometry.num_frames if isinstance(spec.geometry, ImageGeometry) else 5
     codes = torch.zeros(2, spec.num_codebooks, T, dtype=torch.long)
     lengths = torch.tensor([T, max(1, T - 2)]) if isinstance(spec.geometry, AudioGeometry) else None
+    if lm.text_stream is not None:
+        try_out_stream(lm, codes, batch)
+        return
     lm.train().loss(codes, lengths, batch).loss.backward()
     lm.eval()
     if isinstance(lm, MaskedLM):
@@ -154,6 +163,22 @@ def try_out(config, spec, tokenizer):
         made = generate_codes(lm, batch, [0, 1], Length(T, fixed=True)).codes
     assert made.shape == codes.shape
     assert all(0 <= int(made[:, k].min()) and int(made[:, k].max()) < V for k, V in enumerate(spec.cardinalities))
+
+
+def try_out_stream(lm, codes, batch):
+    """The same for a model of text and audio, which speaks and, if it can, writes."""
+    stream = lm.text_stream
+    tasks = {"speak": stream.speak([1, 2], codes[0]), "write": stream.write(codes[0], [1, 2])}
+    for task in ("speak",) if stream.unpredicted else tasks:
+        given = replace(batch, given=torch.full((2,), 2 if task == "speak" else codes.shape[2]))
+        sequences = tasks[task].expand(2, -1, -1)
+        lm.train().loss(sequences, None, given).loss.backward()
+        assert not lm.eval()(sequences, None, given).logits.isnan().any()
+        begun = stream.speak([1, 2], codes[0, :, :0]) if task == "speak" else stream.write(codes[0], [])
+        prompt = StreamPrompt.make(task, [begun] * 2, 0, 4)
+        made = entry.generate_codes(lm, Request(batch, [0, 1], Length(int(prompt.longest[0]), 0), stream=prompt))
+        frames = 4 if task == "speak" else codes.shape[2]
+        assert made.codes.shape[1] == codes.shape[1] and int(made.lengths.max()) <= frames
 
 
 def make_scales(draw):

@@ -21,6 +21,7 @@ from tessera.lm.models.registry import make_lm
 from tessera.tokenize.data.shard_reader import Shards
 from tessera.tokenize.quantizers.registry import ScalesConfig, VQConfig, make_quantizer
 from tessera.tokenize.spec import AudioGeometry, ImageGeometry, TokenSpec
+from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.lm.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,10 +58,13 @@ def test_the_size_is_as_stated(path):
     else:
         geometry = AudioGeometry(sample_rate=24000, samples_per_frame=480)
     spec = TokenSpec(name="x", cardinalities=(V,) * K, geometry=geometry, fingerprint="0" * 64)
-    lm = read_config(path, TrainConfig).lm
-    pieces = next((c.text.vocab_size + 257 for c in lm.conditions if c.kind == "text"), None)
-    lm = lm.filled(1000 if any(c.kind == "label" for c in lm.conditions) else None, pieces)
-    size = sum(math.prod(shape) for shape in parameter_shapes(lm, spec, 256, make).values())
+    config = read_config(path, TrainConfig)
+    lm, bundled, voices = config.lm, ROOT / config.tokenizer, re.search(r"(\d+) voices", text)
+    pieces = getattr(lm.text_part.text, "vocab_size", 0) + 257 if lm.text_part is not None else None
+    labels = int(voices[1]) if voices else 1000
+    lm = lm.filled(labels if any(c.kind == "label" for c in lm.conditions) else None, pieces)
+    width = load_tokenizer(bundled).vectors().shape[-1] if bundled.is_dir() else 256
+    size = sum(math.prod(shape) for shape in parameter_shapes(lm, spec, width, make).values())
     assert abs(size / (float(found[3]) * {"M": 1e6, "B": 1e9}[found[4]]) - 1) < 0.01
 
 

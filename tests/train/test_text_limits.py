@@ -63,7 +63,7 @@ def test_against_counting(spoken, normalise):
 def test_one_wrong_transcript_in_many_items_counts_for_nothing(spoken):
     shards = retold(spoken / "train", ["one two"] * 22 + ["one two " * 100])
     items = CodesDataset(shards, None, None)
-    items.numbers, items.lengths = items.numbers.repeat(20)[:-19], items.lengths.repeat(20)[:-19]
+    items.numbers, items.frames = items.numbers.repeat(20)[:-19], items.frames.repeat(20)[:-19]
     assert text_limits(items, make_text(ByteTextConfig(), [])).text_characters == 7
 
 

@@ -80,8 +80,8 @@ class Origin:
         return wanted and not fits_any(name, init.leave) and (name in self.tensors)
 
     def keeps(self, kind: str) -> bool:
-        """Whether the embedding table of a condition is taken."""
-        return self.takes(f"conditions.parts.{kind}.table.weight")
+        """Whether the embedding table of a condition is taken, or for kind "stream" that of the text stream."""
+        return self.takes(f"{_table(kind)}.weight")
 
     def label_names(self, of_data: Sequence[str]) -> list[str]:
         """The labels of the model to be trained: those of this one, then further ones of the data.
@@ -113,9 +113,10 @@ class Origin:
         given = make_text(config, ()) if wanted.get("file") else None
         if _without_path(own) != _without_path(wanted) or (given and given.files() != self.text.files()):
             raise ConfigError(
-                f"init: lm.conditions has the text tokenizer {wanted}, {self.init.source} has {own}; use that one, "
+                f"init: lm.{'text_stream' if kind == 'stream' else 'conditions'} has the text tokenizer {wanted}, "
+                f"{self.init.source} has {own}; use that one, "
                 "take the rows of the pieces that both have with init.adapt: [text], or start with a new text table "
-                f"with init.leave: [conditions.parts.{kind}.table]"
+                f"with init.leave: [{_table(kind)}]"
             )
         return text_of_files(config, self.text.files(), self.init.source)
 
@@ -233,6 +234,12 @@ def different_settings(one: LMConfig, other: LMConfig) -> list[str]:
             condition.pop("dropout", None)
             condition["text"] = _without_path(condition.get("text", {}))
             condition["text"].pop("max_characters", None)
+        stream = described["text_stream"]
+        if stream is not None:
+            described["text_stream"] = {name: stream[name] for name in ("vocab_size", "positions", "predict")} | {
+                "text": _without_path(stream["text"])
+            }
+            described["text_stream"]["text"].pop("max_characters", None)
     return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
 
@@ -285,6 +292,11 @@ def find_origin(source: str) -> Path:
         if wrong
         else f"init.from: no model '{source}': no such directory, and no bundled model of that name; {known}"
     )
+
+
+def _table(kind: str) -> str:
+    """The module that embeds the ids of a condition, or of the text stream."""
+    return "input.text" if kind == "stream" else f"conditions.parts.{kind}.table"
 
 
 def _some(labels: Sequence[str]) -> str:

@@ -41,28 +41,32 @@ def collate(
     aligned: Sequence[tuple[list[int], list[int]]] | None = None,
     embedding_width: int | None = None,
     states: Sequence[Tensor] | None = None,
+    given: Sequence[int] | None = None,
 ) -> Batch:
     """Batch of B examples; None for a condition that the model does not have.
 
     Args:
-        codes: [K, T] long each.
+        codes: [K, T] long each; of sequences of text and audio [K + 1, P].
         labels: label ids.
         texts: token ids, not empty.
         prompts: codes [K, L] long each, None for an example without a prompt.
         aligned: (ids, frames) of the units of each aligned text.
         embedding_width: of the condition embedding.
         states: its vectors, [L, width] float32 each; None: no example has any.
+        given: leading positions of sequences of text and audio that are not predicted.
     """
     lengths = torch.tensor([item.shape[1] for item in codes])
-    given = prompts if prompts is not None and any(prompt is not None for prompt in prompts) else None
+    found = prompts if prompts is not None and any(prompt is not None for prompt in prompts) else None
     units = None if aligned is None else [ids for ids, _ in aligned]
     durations = None if aligned is None else [frames for _, frames in aligned]
-    conditions = ConditionBatch.make(labels, texts, states, codes=given, aligned=units, frames=durations)
-    if prompts is not None and given is None:
-        nothing = codes[0].new_zeros(len(codes), len(codes[0]), 1)
+    conditions = ConditionBatch.make(labels, texts, states, codes=found, aligned=units, frames=durations)
+    if prompts is not None and found is None:
+        nothing = codes[0].new_zeros(len(codes), len(codes[0]) - (given is not None), 1)
         conditions = replace(conditions, codes=nothing, codes_lengths=torch.zeros_like(lengths))
     if embedding_width is not None and states is None:
         nothing = torch.zeros(len(codes), 1, embedding_width)
         conditions = replace(conditions, embedding=nothing, embedding_lengths=torch.zeros_like(lengths))
+    if given is not None:
+        conditions = replace(conditions, given=torch.tensor(given))
     equal = bool((lengths == lengths[0]).all())
     return Batch(pad_and_cat([item[None] for item in codes]), None if equal else lengths, conditions)

@@ -15,6 +15,7 @@ from ...lm.models.packed_sequences import check_packable
 from ...lm.models.registry import ModelConfig
 from ..common.captions import CaptionsConfig, WholeTextConfig
 from ..common.optimizer_config import OptimizerConfig, Ratio
+from ..common.tasks import TasksConfig
 from ..engines.config import AutoEngineConfig, EngineConfig
 from ..initialization.config import LORA_ALONE, LMInitConfig
 from .reference_prompts import PromptConfig
@@ -41,6 +42,9 @@ class DataConfig(Config):
     captions: CaptionsConfig = WholeTextConfig()
     """What a step reads of an item's text. whole: all of it. alternatives: one of several captions separated by "|"; of
     one with commas, some of its parts in any order."""
+    tasks: TasksConfig | None = None
+    """For an lm with text_stream: how often a step reads an item as text to speak and as frames to write down, relative
+    to each other; null: as often."""
     embedding: Literal["none", "text"] | None = None
     """Vectors of the condition embedding, which shards do not hold. text: the states of the item's text, of the text
     encoder of init.from or text_encoder. none: every item is without, as one whose vectors are dropped."""
@@ -179,6 +183,7 @@ class TrainConfig(Config):
                 "lm.conditions has codes, but data.prompt does not define where an item's prompt comes from; set it to "
                 "{kind: same_label} or {kind: crop}"
             )
+        self._check_text_stream()
         if self.data.captions.kind != "whole" and "text" not in kinds and self.data.embedding != "text":
             raise ValueError(
                 f"data.captions {self.data.captions.kind} is for an lm with the condition text; add it to "
@@ -225,3 +230,18 @@ class TrainConfig(Config):
                 "export.coarse_model, or leave it out"
             )
         return self
+
+    def _check_text_stream(self) -> None:
+        if self.lm.text_stream is None:
+            if self.data.tasks is not None:
+                raise ValueError("data.tasks is for an lm with text_stream; leave it out")
+            return
+        if self.clusters is not None:
+            raise ValueError("clusters: a model with text_stream predicts the codes themselves; leave clusters out")
+        if self.data.captions.kind != "whole":
+            raise ValueError("data.captions: an lm with text_stream reads and writes whole texts; leave captions out")
+        if self.lm.text_stream.positions == "shared":
+            raise ValueError(
+                "lm.text_stream.positions: in training text and frames are apart (data.tasks), found 'shared'; train "
+                "such a model from Python, or leave it out"
+            )

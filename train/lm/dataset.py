@@ -11,9 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from ...lm.clustering.clustering import Clustering
+from ...lm.patterns.text_stream import ExampleShape, Task, TextStream
 from ...tokenize.data.shard_reader import Shards
 from ...tokenize.text.base import TextTokenizer
 from ..common.captions import WHOLE, CaptionReader
+from ..common.tasks import TaskReader
 from ..common.text_states import TextStates
 from .aligned_text import AlignedText
 from .collate import Batch, collate
@@ -35,6 +37,8 @@ class CodesDataset:
         captions: chooses among the captions of a text.
         embedding_width: width of the vectors of the condition embedding; None: there is no such condition.
         states: makes these vectors of the items' texts; None: every item has none.
+        stream: the text stream of the model: an item is a sequence of its text and its codes; None: of its codes alone.
+        tasks: draws whether a sequence begins with the text or with the codes, for a text stream.
     Raises:
         ValueError: a label unknown to the model, no items, or items without a required label or text; names them.
     """
@@ -52,7 +56,10 @@ class CodesDataset:
         captions: CaptionReader = WHOLE,
         embedding_width: int | None = None,
         states: TextStates | None = None,
+        stream: TextStream | None = None,
+        tasks: TaskReader | None = None,
     ):
+        self.stream, self.tasks = stream, tasks
         self.shards, self.captions, self.embedding_width, self.states = shards, captions, embedding_width, states
         self.clustering = clustering
         self.text, self.aligned = text, aligned
@@ -70,10 +77,19 @@ class CodesDataset:
         self.skipped = len(lacking)
         """Number of excluded items without a required label or text."""
         self.numbers = used
-        self.lengths = all_lengths[used]
+        self.frames = all_lengths[used]
+        """Frames of each item."""
+        self.text_ids = np.zeros_like(self.frames)
+        """Text ids in the sequence of each item."""
+        if stream is not None:
+            assert text is not None and tasks is not None
+            texts = shards.texts()
+            self.text_ids = np.array([len(text.encode(texts[number] or "")) for number in used.tolist()])
+        self.lengths = self.frames + self.text_ids
+        """Length of the sequence of each item."""
         self.prompts = None
         if prompts is not None:
-            self.prompts = Prompts(prompts, self.lengths, shards.labels[used], str(shards.folder))
+            self.prompts = Prompts(prompts, self.frames, shards.labels[used], str(shards.folder))
         self._label_ids: list[int] | None = None
         if labels is not None:
             unknown = sorted(set(shards.label_names) - set(labels))
@@ -95,11 +111,22 @@ class CodesDataset:
         codes = self.shards.item(int(self.numbers[found.item])).codes[:, found.start : found.stop]
         return codes if self.clustering is None else self.clustering.coarse(codes[None])[0]
 
-    def batch(self, rows: Sequence[int] | np.ndarray, draw: int = 0) -> Batch:
+    def shapes(self, rows: Sequence[int] | np.ndarray, draw: int = 0) -> list[int | ExampleShape]:
+        """What determines the loss terms of these items in step `draw`: the length, or the shape of a sequence with
+        text."""
+        if self.tasks is None:
+            return [int(self.lengths[row]) for row in rows]
+        return [
+            ExampleShape(int(self.text_ids[row]), int(self.frames[row]), self.tasks(draw, int(row))) for row in rows
+        ]
+
+    def batch(self, rows: Sequence[int] | np.ndarray, draw: int = 0, task: Task | None = None) -> Batch:
         """Batch of the items with these numbers (0 .. len - 1), padded to the longest.
 
         Args:
-            draw: selects among their possible prompts (reference_prompts.py) and captions (captions.py).
+            draw: selects among their possible prompts (reference_prompts.py), captions (captions.py) and tasks
+                (tasks.py).
+            task: of all items, instead of one drawn for each.
         """
         items = [self.shards.item(int(self.numbers[row])) for row in rows]
         labels = texts = prompts = aligned = states = None
@@ -115,7 +142,14 @@ class CodesDataset:
             states = [self.states(self.captions(text, draw, row)) for text, row in read]
         if self.prompts is not None:
             prompts = [self.prompt(row, draw) for row in rows]
-        batch = collate([item.codes for item in items], labels, texts, prompts, aligned, self.embedding_width, states)
+        codes, given = [item.codes for item in items], None
+        if self.stream is not None and self.tasks is not None:
+            assert texts is not None
+            drawn: list[Task] = [task or self.tasks(draw, int(row)) for row in rows]
+            made = [self.stream.example(*parts) for parts in zip(texts, codes, drawn, strict=True)]
+            codes, given = [codes for codes, _ in made], [given for _, given in made]
+            texts = None
+        batch = collate(codes, labels, texts, prompts, aligned, self.embedding_width, states, given)
         return batch if self.clustering is None else replace(batch, codes=self.clustering.coarse(batch.codes))
 
 

@@ -33,7 +33,7 @@ def export_lm(lm: LanguageModel, parts: TrainingSetup, config: TrainConfig, fold
         losses=state.losses,
         parameters=merged_copy(lm).num_parameters,
         part=lm.loss_parts.name,
-        further=lm.loss_parts.further,
+        further=lm.loss_parts.names,
     )
     export_model(parts.loaded(lm, config.generation), folder, card, config.export.dtype)
 
@@ -63,7 +63,7 @@ def export_adapter(lm: TransformerLM, parts: TrainingSetup, config: TrainConfig,
         losses=state.losses,
         parameters=sum(own.numel() for name, own in lm.named_parameters() if is_adapted(name, config.lora)),
         part=lm.loss_parts.name,
-        further=lm.loss_parts.further,
+        further=lm.loss_parts.names,
     )
     stage = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(stage, ignore_errors=True)

@@ -29,7 +29,7 @@ def model_card(
     Args:
         losses: by split ("train", "test"): {"step", "loss", "loss_per_codebook"}, as last measured.
         part: what the loss is broken down by, "codebook" or "scale".
-        further: losses outside the mean: "advance".
+        further: losses with a name of their own: "text", "advance".
     """
     spec = parts.spec
     steps = f"{step} steps" if step == config.train.steps else f"{step} of {config.train.steps} steps"
@@ -57,6 +57,7 @@ def model_card(
             + f"{found['step']} |"
             for split, found in losses.items()
         ),
+        *_tasks(losses.get("test", {})),
         "",
         "## How it was made",
         "",
@@ -77,15 +78,21 @@ def _data(config: TrainConfig, parts: TrainingSetup) -> list[str]:
     items, test = parts.items, parts.test
     longer = f" ({items.left_out} items longer than {config.data.max_frames} frames were left out)"
     lines = [
-        f"- Training shards `{config.data.shards}`: {len(items)} items, {int(items.lengths.sum())} frames"
+        f"- Training shards `{config.data.shards}`: {len(items)} items, {int(items.frames.sum())} frames"
         + (f"{longer}." if items.left_out else ".")
     ]
     if test:
-        lines.append(f"- Test shards `{config.data.test}`: {len(test)} items, {int(test.lengths.sum())} frames.")
+        lines.append(f"- Test shards `{config.data.test}`: {len(test)} items, {int(test.frames.sum())} frames.")
     if parts.labels:
         lines.append(f"- Labels: {', '.join(parts.labels)}.")
     lines.append(f"- Tokenizer `{parts.spec.name}`, fingerprint {parts.spec.fingerprint}.")
     return lines
+
+
+def _tasks(found: dict[str, Any]) -> list[str]:
+    """The losses of the tasks of a text stream, if there are any."""
+    tasks = [f"{task} {found[f'loss_{task}']:.4f}" for task in ("speak", "write") if f"loss_{task}" in found]
+    return ["", f"By task, on the test shards: {', '.join(tasks)}."] if tasks else []
 
 
 def _numbers(values: list[float]) -> str:

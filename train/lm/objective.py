@@ -1,7 +1,8 @@
 """LM loss of a share of a batch, scaled so that the shares of all micro-batches and processes sum to the batch loss.
 
 Examples differ in length, so the mean over micro-batch means is not the mean over the batch. Each micro-batch therefore
-divides its sums by the number of predictions in the whole batch, which every process knows from the lengths:
+divides its sums by the number of predictions in the whole batch, which every process knows from the lengths (of
+sequences with text, from the shapes):
 
     loss = mean_k( sum over all predictions of codebook k / their number )      weighted by lm.loss_weights
 """
@@ -17,6 +18,7 @@ from ...lm.conditioning.registry import ConditionBatch
 from ...lm.models.base import LanguageModel
 from ...lm.models.packed_sequences import packed_loss
 from ...lm.models.transformer_lm import TransformerLM
+from ...lm.patterns.text_stream import ExampleShape
 from ..engines.base import Trainable
 
 
@@ -73,17 +75,20 @@ class Objective(Trainable):
 
 
 class TermCounter:
-    """Number of predictions for examples of given lengths; queries the model once per length."""
+    """Number of predictions for examples of given shapes (`CodesDataset.shapes`); queries the model once per
+    length."""
 
     def __init__(self, lm: TransformerLM):
         self._count_terms = lm.count_terms
         self._known: dict[int, Tensor] = {}
 
-    def __call__(self, lengths: Iterable[int]) -> Tensor:
-        """Predictions per codebook (or scale) [K], float64, over all examples; lengths in frames."""
-        return torch.stack([self._of(int(length)) for length in lengths]).sum(0)
+    def __call__(self, shapes: Iterable[int | ExampleShape]) -> Tensor:
+        """Predictions per codebook (or scale) [K], float64, over all examples."""
+        return torch.stack([self._of(shape) for shape in shapes]).sum(0)
 
-    def _of(self, length: int) -> Tensor:
-        if length not in self._known:
-            self._known[length] = self._count_terms(length).double()
-        return self._known[length]
+    def _of(self, shape: int | ExampleShape) -> Tensor:
+        if isinstance(shape, ExampleShape):  # too many to remember, and quickly counted
+            return self._count_terms(shape).double()
+        if int(shape) not in self._known:
+            self._known[int(shape)] = self._count_terms(int(shape)).double()
+        return self._known[int(shape)]

@@ -12,7 +12,6 @@ from ...configs.files import read_json
 from ...configs.schema import ConfigError
 from ...lm.checkpoints.model_directory import LoadedModel, load_model
 from ...lm.clustering.clustering import ClusteredTokenizer, Clustering, load_clustering
-from ...lm.conditioning.registry import AlignedConditionConfig, TextConditionConfig
 from ...lm.conditioning.text_encoder import TextEncoder, open_text_encoder
 from ...lm.config import LMConfig
 from ...lm.generation_config import GenerationConfig
@@ -21,15 +20,17 @@ from ...lm.models.base import LanguageModel
 from ...lm.models.coarse_to_fine import CoarseToFine
 from ...lm.models.registry import make_lm
 from ...lm.models.transformer_lm import TransformerLM
+from ...lm.patterns.text_stream import TextStream
 from ...tokenize.data.shard_reader import Shards
 from ...tokenize.spec import AudioGeometry, TokenSpec, check_same_tokenizer
 from ...tokenize.text.base import TextTokenizer
-from ...tokenize.text.registry import file_names, load_text, make_text, text_of_files
+from ...tokenize.text.registry import TextConfig, file_names, load_text, make_text, text_of_files
 from ...tokenize.text.units import UnitText
 from ...tokenize.tokenizer import Tokenizer, load_tokenizer
 from ..common.batch_sampler import mix
 from ..common.captions import CaptionReader
 from ..common.checkpoint import STATE_FILE
+from ..common.tasks import task_reader
 from ..common.text_states import TextStates
 from ..distributed.process_group import ProcessGroup
 from ..initialization.origin import Origin, open_origin
@@ -128,10 +129,8 @@ def open_parts(config: TrainConfig, out: Path, world: ProcessGroup, started: Pat
         if config.lm.kind == "causal":
             tokenizer, labelled = ClusteredTokenizer(tokenizer, clustering), clustering
     label_config = next((condition for condition in config.lm.conditions if condition.kind == "label"), None)
-    reads = (one for one in config.lm.conditions if isinstance(one, TextConditionConfig | AlignedConditionConfig))
-    text_config = next(reads, None)
     labels = _label_names(shards, origin, started) if label_config is not None else []
-    text = _open_text(text_config, origin, shards, out / "text", world) if text_config is not None else None
+    text = _open_text(config.lm, origin, shards, out / "text", world)
     if label_config is not None and not labels:
         raise ConfigError(
             f"lm.conditions: label: the shards {config.data.shards} have no labels; "
@@ -150,7 +149,12 @@ def open_parts(config: TrainConfig, out: Path, world: ProcessGroup, started: Pat
     prompts, missing = _prompts(config), config.data.missing
     aligned = AlignedText.of(config.lm.conditions, text)
     captions = CaptionReader(config.data.captions, config.seed)
+    stream = tasks = None
+    if lm_config.text_stream is not None:
+        stream = TextStream(lm_config.text_stream, lm_config.specials, shards.spec.cardinalities)
+        tasks = task_reader(config.data.tasks, lm_config.text_stream, config.seed)
     rest = (config.data.max_frames, labelled, prompts, missing, aligned, captions, next(iter(widths), None), states)
+    rest = (*rest, stream, tasks)
     items = CodesDataset(shards, known, text, *rest)
     test = None
     if config.data.test is not None:
@@ -234,19 +238,18 @@ def _label_names(shards: Shards, origin: Origin | None, started: Path | None) ->
 
 
 def _open_text(
-    condition: TextConditionConfig | AlignedConditionConfig,
-    origin: Origin | None,
-    shards: Shards,
-    folder: Path,
-    world: ProcessGroup,
-) -> TextTokenizer:
+    lm: LMConfig, origin: Origin | None, shards: Shards, folder: Path, world: ProcessGroup
+) -> TextTokenizer | None:
     """Load the text tokenizer in `folder`; if there is none, that of the model to start from, or the first process
-    makes one without writing it."""
-    config = condition.text
+    makes one without writing it. None: the lm has no text."""
+    part = lm.text_part
+    if part is None:
+        return None
+    config: TextConfig = part.text
     if world.share(all((folder / name).is_file() for name in file_names(config))):
         return load_text(folder, config)
 
-    kept = None if origin is None else origin.kept_text(condition.kind, config)
+    kept = None if origin is None else origin.kept_text(getattr(part, "kind", "stream"), config)
     if kept is not None:
         return kept
 

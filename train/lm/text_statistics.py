@@ -29,7 +29,7 @@ def text_limits(items: CodesDataset, text: TextTokenizer) -> GenerationConfig:
     spoken = sizes > 0
     if not spoken.any():
         return GenerationConfig()
-    rates = items.lengths[spoken] / sizes[spoken]
+    rates = items.frames[spoken] / sizes[spoken]
     return GenerationConfig(
         text_characters=int(np.quantile(sizes[spoken], 1 - TAIL, method="higher")),
         frames_per_character=(

@@ -28,7 +28,7 @@ class LMStepReport:
 
     info: StepInfo
     losses: list[float]
-    """Mean loss of each codebook (or scale) over the batch, in nats."""
+    """Mean loss of each codebook (or scale) over the batch, in nats; 0 where the batch has nothing to predict."""
     rows: list[int]
     """Items of the batch, as numbers in the dataset."""
     num_tokens: float
@@ -63,7 +63,7 @@ class LMStepper:
         rows_or_bins: Any = self.sampler.batch(step)
         rows = np.hstack(rows_or_bins)
         device = self.world.device
-        totals = self.count_terms(self.items.lengths[rows])
+        totals = self.count_terms(self.items.shapes(rows, step))
         side = side_at(self.config.train.patches, step, self.config.train.steps)
         K = len(totals)
         gathered = torch.zeros(K + 1, dtype=torch.float64, device=device)
@@ -81,7 +81,7 @@ class LMStepper:
         gathered[K] = float(stop.asked)
         *sums, stopping = self.world.add(gathered).tolist()
         info = self.engine.step()
-        losses = [value / float(total) for value, total in zip(sums, totals, strict=True)]
+        losses = [value / max(float(total), 1.0) for value, total in zip(sums, totals, strict=True)]
         return LMStepReport(info, losses, rows.tolist(), float(totals.sum()), stopping > 0)
 
 

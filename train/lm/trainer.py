@@ -47,7 +47,7 @@ from ..engines.lr_schedule import describe_new_end
 from ..engines.state_files import EngineState
 from ..engines.torch_engine import TorchEngine
 from .config import TrainConfig
-from .evaluate import evaluate_loss
+from .evaluate import evaluate_tasks
 from .export import export_lm
 from .objective import Objective
 from .preflight import (
@@ -280,10 +280,13 @@ class LMTrainer(Trainer[LMStepReport, RunState]):
         if self.parts.test is None:
             return
         self._refresh_average()
-        found = evaluate_loss(self.average.model, self.parts.test, self.micro, self.world, self.config.train.dtype)
-        losses = self._losses(found.tolist())
+        found, tasks = evaluate_tasks(
+            self.average.model, self.parts.test, self.micro, self.world, self.config.train.dtype
+        )
+        losses = {**self._losses(found.tolist()), **{f"loss_{task}": loss for task, loss in tasks.items()}}
         self.write_metrics("test", losses)
         each = " ".join(f"{value:.3f}" for value in found.tolist())
+        each += "".join(f", {task} {loss:.3f}" for task, loss in tasks.items())
         finite = math.isfinite(losses["loss"])
         self.is_best = finite and self.checkpoints.is_best(losses["loss"])
         best = ", among the best so far" if self.is_best else ""
@@ -392,12 +395,15 @@ def cut_like(found: Path, config: TrainConfig, world: ProcessGroup) -> Cut:
     """Split of the batch that keeps the micro-batches of a checkpoint.
 
     If the processes cannot share them and their noise cannot be divided (packed rows, or a depth head trained on a
-    share of the steps), they become smaller, with a note: the noise then differs.
+    share of the steps, or on those of a text stream that have frames), they become smaller, with a note: the noise then
+    differs.
     """
     settings = config.train
     micro = micro_batch_of(found)
     cut = cut_batch(settings.batch, micro, world.size)
-    whole_noise = config.data.packing.kind == "padded" and getattr(config.lm.head, "trained_share", 1) == 1
+    head = config.lm.head
+    some_steps = getattr(head, "trained_share", 1) != 1 or (config.lm.text_stream and getattr(head, "dropout", 0))
+    whole_noise = config.data.packing.kind == "padded" and not some_steps
     if cut.parts == 1 or whole_noise:
         return cut
     if world.is_first:
