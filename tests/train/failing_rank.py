@@ -28,7 +28,7 @@ def main(how: str) -> None:
         def fails(*given):
             raise MemoryError("no memory for an evaluation")
 
-        trainer.evaluate_loss = fails
+        trainer.evaluate_tasks = fails
     else:
         raise AssertionError(how)
 
