@@ -142,7 +142,7 @@ def missing(claims: Sequence[Claim]) -> Iterator[Training]:
             continue
         for seed in range(claim.seeds):
             for side in claim.sides:
-                # One that needs what another found has settings of its own.
+                # A side that needs the result of another is never shared between rows.
                 name = f"{claim.name} {seed}" if needs_found(claim, side) else run_name(claim, side, seed)
                 found.setdefault(name, Training(claim, side, seed)).measures.add(claim.measure_of(side))
     yield from found.values()
@@ -336,8 +336,9 @@ def estimate(config: TokenizerTrainConfig, measure: str, out: Path) -> float:
         shutil.rmtree(folder, ignore_errors=True)
         began = time.process_time()
         tokenizer = train_tokenizer(shortened(config, steps), folder, progress=False)
+        if tokenizer is None:
+            raise SystemExit("stopped; run the same command again")
         took.append(time.process_time() - began)
-    assert tokenizer is not None
     began = time.process_time()
     MEASURES[measure](Trained(tokenizer, config, folder))
     measured = time.process_time() - began

@@ -128,7 +128,7 @@ class LMConfig(Config):
         if getattr(self.head, "input", None) == "backbone" and embedding_kind(self.input) != "embedding":
             raise ValueError(
                 "head input 'backbone' reads the table of input kind 'embedding', found "
-                f"'{embedding_kind(self.input)}'; use head input 'projected', which has a table of its own"
+                f"'{embedding_kind(self.input)}'; use head input 'projected', which has its own table"
             )
         if self.start == "condition" and not (prefix and _can_start(prefix[-1])):
             found = [condition.kind for condition in prefix] or "none"

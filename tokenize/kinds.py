@@ -13,8 +13,8 @@ from .hub.network import HubNet
 from .hub.tokenizer import TransformersTokenizer
 from .image.networks import ImageNet, ImageTokenizerConfig
 from .image.tokenizer import ImageTokenizer
-from .layers.masked_conv import folded_norms
 from .layers.unfilled import Unfilled
+from .layers.weight_norm import folded_norms
 
 TokenizerConfig = Annotated[AudioTokenizerConfig | ImageTokenizerConfig, Field(discriminator="kind")]
 """Kinds that are trained here."""

@@ -20,8 +20,8 @@ from .base import STORAGE_DTYPES, Tokenizer, TokenizerStorage, stored_tensors
 from .bundled import bundled_model, bundled_models, shipped_path
 from .image.networks import ImageNet, ImageTokenizerConfig
 from .kinds import FROZEN, NETS, FrozenConfig, empty_net
-from .layers.masked_conv import fold_norms
 from .layers.parameter_budget import Budget
+from .layers.weight_norm import fold_norms
 from .public.folder import PublicFolder, has_pickles_alone
 from .public.registry import PUBLIC_CODECS, read_public_codec, recognize_codec
 from .quantizers.combinators.multi_scale import restore_phi

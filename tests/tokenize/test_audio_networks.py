@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 from tessera.configs.schema import ConfigError, check_config
 from tessera.tokenize.audio.networks import AUDIO_DECODERS, AUDIO_ENCODERS, AudioNet, AudioTokenizerConfig
 from tessera.tokenize.audio.streaming import StagesStream, run_stages
-from tessera.tokenize.layers.masked_conv import fold_norms, normed, pad_signal, plain_state, set_plain
+from tessera.tokenize.layers.masked_conv import pad_signal
+from tessera.tokenize.layers.weight_norm import fold_norms, normed, plain_state, set_plain
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer
 
 RVQ = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vq", "size": 16}}

@@ -6,7 +6,7 @@ from torch import nn
 
 from tessera.configs.schema import check_config
 from tessera.tokenize.audio.networks import AudioNet, AudioTokenizerConfig
-from tessera.tokenize.layers.masked_conv import fold_norms
+from tessera.tokenize.layers.weight_norm import fold_norms
 
 transformers = pytest.importorskip("transformers")
 

@@ -15,10 +15,10 @@ from tessera.tokenize.layers.masked_conv import (
     PaddedTranspose,
     Pointwise,
     Residual,
-    folded_norms,
 )
 from tessera.tokenize.layers.row_conv import Span, convolve, elu, lay_out, pad_rows
 from tessera.tokenize.layers.unfilled import Unfilled
+from tessera.tokenize.layers.weight_norm import folded_norms
 from tessera.tokenize.quantizers.vq import VectorQuantizer, VQConfig
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32; products add up in another order

@@ -8,7 +8,7 @@ import torch
 
 from tessera.configs.schema import check_config, override, read_yaml
 from tessera.tokenize.kinds import NETS
-from tessera.tokenize.layers.masked_conv import fold_norms
+from tessera.tokenize.layers.weight_norm import fold_norms
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
 

@@ -27,11 +27,11 @@ from ..layers.masked_conv import (
     PaddedTranspose,
     Pointwise,
     Residual,
-    normed,
     run_rows,
     step_mask,
 )
 from ..layers.transformer_block import rotary_embedding, rotate
+from ..layers.weight_norm import normed
 from .base import AudioShape
 from .dac import Snake
 from .seanet import channels_last

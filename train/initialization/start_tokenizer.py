@@ -10,7 +10,7 @@ from torch import nn
 
 from ...configs.schema import ConfigError
 from ...tokenize.hub.tokenizer import TransformersTokenizer
-from ...tokenize.layers.masked_conv import plain_state, set_plain
+from ...tokenize.layers.weight_norm import plain_state, set_plain
 from ...tokenize.tokenizer import load_tokenizer
 from .choose_tensors import choose_tensors, describe_start
 from .config import InitConfig
