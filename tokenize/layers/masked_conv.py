@@ -274,7 +274,7 @@ class ConvStack(nn.ModuleList):
         """Number of frames before and after t that output frame t depends on."""
         self.lost = 0
         """Steps missing at the signal's end in the output."""
-        self.frozen = False
+        self.frozen = self.laid_out = False
         for layer in self:
             self.lost = self._lost_after(layer, self.lost)
 
@@ -290,6 +290,7 @@ class ConvStack(nn.ModuleList):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, r, C]; mask: [B, T] or [B, T, hop], one contiguous run of True. Other outputs are meaningless."""
+        self.lay_out()
         if self.uses_rows(x):
             signal = run_rows(self, x[0].flatten(0, 1), self.spans(mask))
             return signal[None].unflatten(1, (x.shape[1], -1))
@@ -309,6 +310,7 @@ class ConvStack(nn.ModuleList):
         does, the next call has the same block with the frames that follow, or the signal ends. state: of the call
         before; None: the signal starts.
         """
+        self.lay_out()
         carried = Carried(state, blocks)
         signal = run_rows(self, x[0].flatten(0, 1).contiguous(), self.spans(mask), carried)
         return signal[None].unflatten(1, (x.shape[1], -1)), carried.after
@@ -328,11 +330,17 @@ class ConvStack(nn.ModuleList):
         return part
 
     def freeze(self) -> None:
-        """Prepare for `rows` on a CPU; the weights must not be trained afterwards."""
+        """Use `rows` on a CPU from now on; the weights must not be trained afterwards."""
         self.frozen = True
+
+    def lay_out(self) -> None:
+        """Reorder the weights for `rows`, at the first use: who decodes alone does not wait for the encoder's."""
+        if self.laid_out or not self.frozen:
+            return
         for module in self.modules():
             if isinstance(module, PaddedConv | PaddedTranspose) and module.norm is None and fits_rows(module.conv):  # pyright: ignore
                 lay_out(module.conv)  # pyright: ignore[reportArgumentType]
+        self.laid_out = True
 
     def uses_rows(self, x: Tensor) -> bool:
         """Whether the layers run by `rows`: frozen, on a CPU, and x [B, ...] is one signal without a gradient."""
