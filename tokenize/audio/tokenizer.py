@@ -71,7 +71,7 @@ class AudioTokenizer(Tokenizer):
 
             return changed
 
-        if span > 1 and stage.eager:  # frames that share a code have to wait for each other
+        if span > 1 and (stage.eager or stage.late):  # frames that share a code have to wait for each other
             return [stage, window_stage(quantize, 0, 0)]
         # Groups of positions that share a code start at the same frames in every window.
         return [replace(stage.map_runs(change), back=-(-stage.back // span) * span)]
