@@ -1,7 +1,7 @@
 """Stages of a stack of convolutions: in windows or, wherever that is possible, with a state.
 
-A window computes its context again: as much as 10 frames on each side of a chunk of 32, or several frames for each frame
-of a short chunk. With a state each convolution keeps the last steps of its padded input (`Carried`, layers/row_conv.py),
+A window computes its context again: up to 10 frames on each side of a chunk of 32, or several frames for each frame of
+a short chunk. With a state each convolution keeps the last steps of its padded input (`Carried`, layers/row_conv.py),
 and every step of every layer is computed once. If convolutions look ahead, the results of a block are those of some
 frames before, `late`; that needs zeros as padding, and blocks that are not eager.
 

@@ -135,7 +135,9 @@ def lay_out(layer: nn.Linear | nn.Conv1d | nn.ConvTranspose1d) -> None:
     if isinstance(layer, nn.Linear):  # [outputs, inputs], in memory [inputs, outputs]
         layer.weight.data = layer.weight.T.contiguous().T
     elif isinstance(layer, nn.Conv1d) or layer.groups > 1:  # [outputs, inputs, k], in memory [k, inputs, outputs]
-        layer.weight.data = layer.weight.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+        outputs, inputs, taps = layer.weight.shape
+        turned = layer.weight.reshape(outputs, -1).T.contiguous()  # one permutation takes three times as long as two
+        layer.weight.data = turned.view(inputs, taps, outputs).transpose(0, 1).contiguous().permute(2, 1, 0)
     else:  # ConvTranspose1d: [inputs, outputs, k], in memory [inputs, k, outputs]
         layer.weight.data = layer.weight.permute(0, 2, 1).contiguous().permute(0, 2, 1)
 
