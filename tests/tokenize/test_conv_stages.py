@@ -278,6 +278,7 @@ TINY = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("at_once", ["as tried", "never"])
 @pytest.mark.parametrize("name", TINY)
 def test_any_cut_of_a_stream_gives_the_same_bits(name, at_once, monkeypatch):

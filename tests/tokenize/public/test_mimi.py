@@ -56,6 +56,7 @@ def check_close(found, wanted):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
 
 
+@pytest.mark.sample(4)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(6))
 def test_codes_and_samples_are_equal(seed, tmp_path):
